@@ -1,0 +1,15 @@
+"""The cache: typed values with a TTL, stale-while-revalidate and tags."""
+
+from stillroom.cache.body import CacheBody, CachedValue
+from stillroom.cache.cache import AsyncCache, AsyncCachedFunction, Cache, CachedFunction
+from stillroom.cache.entry import Freshness
+
+__all__ = [
+    "AsyncCache",
+    "AsyncCachedFunction",
+    "Cache",
+    "CacheBody",
+    "CachedFunction",
+    "CachedValue",
+    "Freshness",
+]

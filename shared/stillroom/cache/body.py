@@ -1,0 +1,645 @@
+"""The cache's operations: what it says to Redis, and when. cache.py gives them their two faces.
+
+The invariant everything here serves: **a read that began after an invalidation returned never yields
+a value loaded before it.** An entry carries the clock as it was before its load began; marks.py decides.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, overload
+
+from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
+from stillroom.cache.judge import Judge
+from stillroom.cache.loaders import (
+    BadArguments,
+    Loader,
+    LoaderOptions,
+    Loaders,
+    Recipe,
+    TagSpec,
+    recipe_of,
+)
+from stillroom.cache.marks import read_clock
+from stillroom.codec import MISS, Codec, Undecodable, Unencodable
+from stillroom.dispatch import Dispatch, RefreshOrder
+from stillroom.errors import RedisUnavailable, UnknownLoader, ValueTooLarge
+from stillroom.keys import Keys, sanitized
+from stillroom.operation import Call, Operation, Pause
+from stillroom.scripts import (
+    back_off,
+    claim_refresh,
+    commit,
+    lease_load,
+    lease_refresh,
+    mark,
+    put,
+    release,
+    trim_marks,
+)
+from stillroom.settings import Settings
+from stillroom.stats import Stats
+from stillroom.wire import Command, Server
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
+ASKED_LIMIT = 10_000
+FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
+WORST_LOAD_S = 3_600.0  # no load is longer: bounds how old a stamp can be when it is stored
+WON, LATE = 1, -1  # what lua/lease_load.lua answers; 0: another load holds the lease
+TRIM_BITE = 5_000  # marks dropped by one script call
+
+
+@dataclass(frozen=True, slots=True)
+class CachedValue(Generic[T]):
+    """A value with what the cache knows of it. `fresh_until` is the server's clock, seconds since 1970."""
+
+    value: T
+    freshness: Freshness
+    fresh_until: float
+    tags: tuple[str, ...]
+    loader: str | None
+
+
+class CacheBody:
+    """The operations. A driver runs them."""
+
+    def __init__(
+        self, settings: Settings, server: Server, keys: Keys, dispatch: Dispatch, stats: Stats
+    ) -> None:
+        self.loaders = Loaders()
+        self.settings = settings
+        self.dispatch = dispatch
+        self.stats = stats
+        self.now_ms = server.now_ms
+        self._server = server
+        # Runs an operation where none is running: in the dispatcher's thread. The room sets it.
+        self.run_aside: Callable[[Operation[Any]], Any] | None = None
+        self._keys = keys
+        self._codec = Codec(settings)
+        self._judges = Judge(keys, server.now_ms, settings.marks_limit)
+        # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
+        self._asked: dict[bytes, tuple[int, float]] = {}
+
+    # Reading
+
+    @overload
+    def get(self, key: str, type: type[T], default: None = None) -> Operation[T | None]: ...
+    @overload
+    def get(self, key: str, type: type[T], default: D) -> Operation[T | D]: ...
+    @overload
+    def get(self, key: str, type: Any = ..., default: Any = None) -> Operation[Any]: ...
+    def get(self, key: str, type: Any = Any, default: Any = None) -> Operation[Any]:
+        """The value under `key`, or `default` on a miss. A stale one is served, and refreshed if a loader made it.
+
+        Source: the entry and the clock in one MGET. A value that does not fit `type` is a miss.
+        Redis away: `default`, within the call's deadline; counted and logged, never raised.
+        """
+        name = sanitized(key)
+        try:
+            entry, freshness = yield from self._look(name)
+        except RedisUnavailable as error:
+            self._fall_back("get", error)
+            return default
+        value = self._counted(entry, freshness, type)
+        if value is MISS or entry is None:
+            return default
+        if freshness is Freshness.STALE and entry.source:
+            yield from self._ask_for_refresh(name, entry, entry.source)
+        return value
+
+    @overload
+    def get_entry(self, key: str, type: type[T]) -> Operation[CachedValue[T] | None]: ...
+    @overload
+    def get_entry(self, key: str, type: Any = ...) -> Operation[CachedValue[Any] | None]: ...
+    def get_entry(self, key: str, type: Any = Any) -> Operation[CachedValue[Any] | None]:
+        """The value with its freshness, tags and loader, or None on a miss. Asks for no refresh.
+
+        Redis away: None.
+        """
+        name = sanitized(key)
+        try:
+            entry, freshness = yield from self._look(name)
+        except RedisUnavailable as error:
+            self._fall_back("get_entry", error)
+            return None
+        if entry is None or (value := self._decode(entry, type)) is MISS:
+            return None
+        return CachedValue(
+            value,
+            freshness,
+            entry.fresh_until / 1000,
+            tuple(tag.decode() for tag in entry.tags),
+            entry.source.partition(b" ")[0].decode() or None,
+        )
+
+    def get_or_set(
+        self,
+        key: str,
+        load: Callable[[], T] | Callable[[], Awaitable[T]],
+        *,
+        type: Any = Any,
+        ttl: float | None = None,
+        swr: float | None = None,
+        tags: Sequence[TagSpec] = (),
+    ) -> Operation[T]:
+        """The value under `key`, or what `load()` returns, which is then stored.
+
+        One caller loads while all others, in every process, wait for it. A stale value is served at once; one
+        caller per stale period loads the next (a function that is not registered can't be run by a worker: use
+        `cached` for that). `tags` are texts, or functions of the value. An error of `load` reaches its caller.
+        Redis away: loads and returns.
+        """
+        recipe = Recipe(
+            call=Call(load),
+            type=type,
+            ttl=self._ms("ttl", ttl, self.settings.ttl),
+            swr=self._ms("swr", swr, self.settings.swr),
+            lease=int(self.settings.lease * 1000),
+            tags=lambda value: [
+                t for tag in tags for t in (tag(value) if callable(tag) else [tag])
+            ],
+        )
+        self._check_life(recipe.ttl + recipe.swr)
+        value: T = yield from self.obtain(sanitized(key), recipe)
+        return value
+
+    def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
+        """The value under a sanitized key, loaded by its recipe if it has to be."""
+        try:
+            entry, freshness = yield from self._look(name)
+        except RedisUnavailable as error:
+            self._fall_back("get_or_set", error)
+            return (yield from self._load_for_myself(recipe))
+        value = self._counted(entry, freshness, recipe.type)
+        if value is MISS or entry is None:
+            return (yield from self._load(name, recipe))
+        if freshness is Freshness.FRESH:
+            return value
+        if recipe.loader is None:
+            return (yield from self._refresh_here(name, entry, value, recipe))
+        yield from self._ask_for_refresh(name, entry, recipe.loader.source(recipe.values))
+        return value
+
+    def loader(self, function: Callable[..., Any], key: str, options: LoaderOptions) -> Loader:
+        """Register a function of the app."""
+        ttl = self._ms("ttl", options.get("ttl"), self.settings.ttl)
+        swr = self._ms("swr", options.get("swr"), self.settings.swr)
+        lease = self._ms("lease", options.get("lease"), self.settings.lease)
+        self._check_life(ttl + swr)
+        loader = Loader(function, key, options, ttl, swr, lease)
+        self.loaders.register(loader)
+        return loader
+
+    def call(
+        self, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Operation[Any]:
+        """What calling a registered loader is answered with."""
+        values = loader.values(args, kwargs)
+        return self.obtain(sanitized(loader.key(values)), loader.recipe(values))
+
+    # Writing
+
+    def set(
+        self,
+        key: str,
+        value: Any,
+        *,
+        type: Any = Any,
+        ttl: float | None = None,
+        swr: float | None = None,
+        tags: Sequence[str] = (),
+    ) -> Operation[bool]:
+        """Store a value; True when it is stored. `ttl` and `swr` are seconds; ttl + swr ≤ life_limit.
+
+        A load of the same key that is under way loses to it. Raises ValueTooLarge, Unencodable, InvalidKey.
+        Redis away, full or read-only: False; a write that arrives after this returned is refused by the script.
+        """
+        name = sanitized(key)
+        ttl_ms = self._ms("ttl", ttl, self.settings.ttl)
+        life_ms = self._check_life(ttl_ms + self._ms("swr", swr, self.settings.swr))
+        rest = self._body(name, value, type, tags, b"")
+        keys = [self._keys.entry(name), self._keys.lease(name), self._keys.clock, self._keys.marks]
+        try:
+            (stored,) = yield [put(keys, _epoch(), self._not_after(), rest, ttl_ms, life_ms)]
+            if (
+                not stored
+            ):  # and yet its answer is here in time: the server's clock is not where we thought
+                yield from self._read_server_clock()
+                (stored,) = yield [put(keys, _epoch(), self._not_after(), rest, ttl_ms, life_ms)]
+        except RedisUnavailable as error:
+            self._fall_back("set", error)
+            return False
+        return bool(stored)
+
+    def invalidate(self, *keys: str) -> Operation[int]:
+        """Forget these keys, and any load of them that is under way. Returns how many held a value.
+
+        Source: UNLINK of entries, DEL of leases. Redis away: RedisUnavailable; nothing is promised then.
+        """
+        names = [sanitized(key) for key in keys]
+        if not names:
+            return 0
+        entries = [self._keys.entry(name) for name in names]
+        leases = [self._keys.lease(name) for name in names]
+        # The lease first: between the two a load could still store its value, and lose it again.
+        _, count = yield [(b"DEL", *leases), (b"UNLINK", *entries)]
+        return int(count)
+
+    def invalidate_by_tag(self, *tags: str, soft: bool = False) -> Operation[None]:
+        """Kill every entry that carries one of these tags, also those whose load is under way. O(number of tags).
+
+        True for every reader when it returns. `soft=True`: they are served stale and refreshed instead.
+        Redis away: RedisUnavailable; nothing is promised then.
+        """
+        if not tags:
+            return
+        kind = b"s:" if soft else b"t:"
+        members = [kind + sanitized(tag) for tag in tags]
+        yield [mark([self._keys.clock, self._keys.marks], _epoch(), *members)]
+
+    # Background work
+
+    def refresh(self, order: RefreshOrder) -> Operation[dict[str, Any]]:
+        """Load a stale value again, in a worker. Returns a report: `outcome` and `key`.
+
+        Safe twice, late, and out of order: the lease names the order that may do it.
+        Raises UnknownLoader, BadArguments, RedisUnavailable, and what the loader raises.
+        """
+        name = order.key.encode()
+        lease = self._keys.lease(name)
+        claim = [lease, self._keys.entry(name), self._keys.clock, self._keys.marks]
+        try:
+            recipe = recipe_of(order, self.loaders)
+        except (UnknownLoader, BadArguments):
+            # Another worker may know it: the lease runs out, and the next stale read asks again.
+            self.stats.counts["refresh_errors"] += 1
+            raise
+        known = self._judges.synced
+        (claimed,) = yield [claim_refresh(claim, order.token, recipe.lease, _epoch())]
+        if claimed is None:
+            return self._report(order, "superseded")
+        held, clock, raw = claimed
+        _, freshness = yield from self._judge(raw, name, clock, known)
+        if freshness is not Freshness.STALE:  # fresh again, or gone: its next reader loads it
+            yield [release([lease], held)]
+            return self._report(order, "not needed")
+        _, stored = yield from self._load_under(name, held, clock, recipe, self._back_off)
+        self.stats.counts["refreshes_done"] += stored
+        return self._report(order, "refreshed" if stored else "lease lost")
+
+    def trim_marks(self) -> Operation[dict[str, int]]:
+        """Drop marks that are older than any entry can be. Returns {"dropped", "left"}."""
+        longest = self.settings.life_limit + WORST_LOAD_S
+        dropped = 0
+        while True:
+            keys = [self._keys.clock, self._keys.marks]
+            ((bite, left),) = yield [trim_marks(keys, int(longest * 1_000_000), TRIM_BITE)]
+            dropped += bite
+            if bite < TRIM_BITE - 2:
+                return {"dropped": dropped, "left": left}
+
+    def undelivered(self, name: bytes, lease_value: bytes) -> Operation[None]:
+        """A refresh could not be sent: free its lease, and let the next stale read ask again."""
+        self.stats.counts["refreshes_undelivered"] += 1
+        self._asked.pop(name, None)
+        yield from self._release(name, lease_value)
+
+    def flush_stats(self) -> Operation[None]:
+        """Write the counts of this process down now."""
+        if counts := self.stats.flush(self.now_ms()):
+            yield counts
+
+    # Looking
+
+    def _look(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
+        """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands."""
+        now = self.now_ms()
+        known = self._judges.synced
+        batch: list[Command] = [(b"MGET", self._keys.entry(name), self._keys.clock)]
+        if riding := self._judges.is_moving(now):
+            batch.append(self._judges.marks_since(known))
+        if housekeeping := now > self.stats.due:
+            batch += [*self.stats.flush(now), (b"TIME",)]
+            asked = time.time_ns()
+        replies = yield batch
+        raw, clock = replies[0]
+        if housekeeping:
+            self._server.learn_clock(replies[-1], asked)
+        if riding:
+            self._judges.learn(known, replies[1], clock)
+        if raw is None:
+            return None, Freshness.DEAD
+        return (yield from self._judge(raw, name, clock, known))
+
+    def _judge(
+        self, raw: bytes | None, name: bytes, clock: bytes | None, known: int
+    ) -> Operation[tuple[Entry | None, Freshness]]:
+        """The living entry in these bytes and its freshness, or (None, DEAD). See Judge.freshness."""
+        entry = self._parsed(raw, name) if raw is not None else None
+        if entry is None:
+            return None, Freshness.DEAD
+        freshness = yield from self._judges.freshness(entry, clock, known)
+        return (None if freshness is Freshness.DEAD else entry), freshness
+
+    def _parsed(self, raw: bytes, name: bytes) -> Entry | None:
+        try:
+            return parse(raw, name)
+        except Corrupt as error:
+            self._count_unreadable("entry", name, error)
+            return None
+
+    def _decode(self, entry: Entry, type: Any) -> Any:
+        try:
+            return self._codec.decode(entry.codec, entry.payload, type)
+        except Undecodable as error:
+            self._count_unreadable("value", entry.key, error)
+            return MISS
+
+    def _count_unreadable(self, what: str, name: bytes, error: ValueError) -> None:
+        self.stats.counts["decode_errors"] += 1
+        self.stats.say(f"unreadable {what}, a miss", what, f"{name[:100]!r}: {error}")
+
+    def _counted(self, entry: Entry | None, freshness: Freshness, type: Any) -> Any:
+        """The value of what a reader found, or MISS; and one more of its kind."""
+        value = MISS if entry is None else self._decode(entry, type)
+        if value is MISS:
+            self.stats.counts["misses"] += 1
+        else:
+            self.stats.counts["hits" if freshness is Freshness.FRESH else "stale"] += 1
+        return value
+
+    # Loading
+
+    def _load(self, name: bytes, recipe: Recipe) -> Operation[Any]:
+        """Load, or be served by the one who does."""
+        lease = b"load.%b" % _token()
+        try:
+            clock, value = yield from self._await_turn(name, lease, recipe)
+        except RedisUnavailable as error:
+            self._fall_back("get_or_set", error)
+            return (yield from self._load_for_myself(recipe))
+        if value is not MISS:
+            return value
+        if clock is None:
+            self.stats.say("waited in vain for another's load", "wait", f"{name[:100]!r}")
+            return (yield from self._load_for_myself(recipe))
+        value, _ = yield from self._load_under(name, lease, clock, recipe, self._release)
+        return value
+
+    def _await_turn(
+        self, name: bytes, lease: bytes, recipe: Recipe
+    ) -> Operation[tuple[bytes | None, Any]]:
+        """→ (the clock before our load, MISS), or (None, another's value), or (None, MISS): waited in vain.
+
+        Whoever waits reads again and decides again: a value whose load began before an invalidation is as dead
+        for those who were waiting for it as for everybody else.
+        """
+        patience = time.monotonic() + self.settings.wait
+        pause = 0.002
+        while True:
+            clock, value = yield from self._try_lease(name, lease, recipe)
+            if clock is not None or value is not MISS or time.monotonic() > patience:
+                return clock, value
+            yield Pause(pause * random.uniform(0.5, 1.5))
+            pause = min(pause * 1.5, 0.05)
+            entry, _ = yield from self._look(name)
+            if entry is not None and (value := self._decode(entry, recipe.type)) is not MISS:
+                return None, value
+
+    def _try_lease(
+        self, name: bytes, lease: bytes, recipe: Recipe
+    ) -> Operation[tuple[bytes | None, Any]]:
+        keys = [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
+        known = self._judges.synced
+        try:
+            (reply,) = yield [lease_load(keys, lease, recipe.lease, _epoch(), self._not_after())]
+        except RedisUnavailable:
+            raise
+        except Exception:  # cancelled in the middle: whether the lease was taken, nobody knows
+            yield from self._release(name, lease)
+            raise
+        if reply[0] == LATE:
+            yield from self._read_server_clock()
+        if reply[0] != WON:
+            return None, MISS
+        _, clock, raw, foreign = reply
+        if foreign:
+            self._count_unreadable("key", name, ValueError("not a string"))
+        entry, _ = yield from self._judge(raw, name, clock, known)
+        if entry is None or (value := self._decode(entry, recipe.type)) is MISS:
+            return clock, MISS
+        yield from self._release(
+            name, lease
+        )  # another load was done between our look and our lease
+        return None, value
+
+    def _load_for_myself(self, recipe: Recipe) -> Operation[Any]:
+        """Load without storing: there is no lease to say that the value may still be stored."""
+        value = yield recipe.call
+        self.stats.counts["loads"] += 1
+        return value
+
+    def _load_under(
+        self,
+        name: bytes,
+        held: bytes,
+        clock: bytes,
+        recipe: Recipe,
+        on_failure: Callable[[bytes, bytes], Operation[None]],
+    ) -> Operation[tuple[Any, bool]]:
+        """Load under a lease and store. → (value, whether it was stored)."""
+        try:
+            value = yield recipe.call
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.stats.counts["load_errors"] += 1
+            yield from on_failure(name, held)
+            raise
+        self.stats.counts["loads"] += 1
+        return value, (yield from self._store(name, held, clock, recipe, value))
+
+    def _store(
+        self, name: bytes, held: bytes, clock: bytes, recipe: Recipe, value: Any
+    ) -> Operation[bool]:
+        """Commit, if the lease is still ours. The caller has its value either way."""
+        try:
+            source = recipe.loader.source(recipe.values) if recipe.loader else b""
+            rest = self._body(name, value, recipe.type, recipe.tags(value), source)
+        except (ValueTooLarge, Unencodable) as error:
+            self.stats.counts["not_stored"] += 1
+            self.stats.say(
+                "a loaded value can't be stored", str(type(error)), f"{name[:100]!r}: {error}"
+            )
+            yield from self._release(name, held)
+            return False
+        epoch, seq = read_clock(clock)
+        keys = [self._keys.entry(name), self._keys.lease(name)]
+        life = recipe.ttl + recipe.swr
+        try:
+            (stored,) = yield [commit(keys, held, epoch, seq, rest, recipe.ttl, life)]
+        except RedisUnavailable as error:
+            self._fall_back("store", error)
+            return False
+        if not stored:
+            self.stats.counts["leases_lost"] += 1
+            slow = "invalidated meanwhile, or the load took longer than its lease"
+            self.stats.say(
+                "a load was not stored", "lease", f"{name[:100]!r}: {slow}", logging.INFO
+            )
+        return bool(stored)
+
+    # Refreshing
+
+    def _ask_for_refresh(self, name: bytes, entry: Entry, source: bytes) -> Operation[None]:
+        """Have a worker load it again: one task per stale period, however many readers there are."""
+        if not self.dispatch.ready or not self._may_ask(name, entry):
+            return
+        token = _token()
+        held = yield from self._lease_refresh(name, entry, token)
+        order = self._order(name, source, token) if held else None
+        if held is None or order is None:
+            return
+        self.stats.counts["refreshes_asked"] += 1
+        if self.dispatch.inline:
+            yield from self._refresh_inline(order)
+        else:
+            self.dispatch.send(order, functools.partial(self._undelivered, name, held))
+
+    def _refresh_inline(self, order: RefreshOrder) -> Operation[None]:
+        try:
+            yield from self.refresh(order)
+        except Exception as error:
+            self.stats.say("a refresh failed", order.loader, f"{order.key[:100]!r}: {error!r}")
+
+    def _refresh_here(
+        self, name: bytes, entry: Entry, stale: Any, recipe: Recipe
+    ) -> Operation[Any]:
+        """No worker can run this load: the reader with the lease does it itself; all others are served stale."""
+        if not self._may_ask(name, entry):
+            return stale
+        held = yield from self._lease_refresh(name, entry, _token())
+        if held is None:
+            return stale
+        clock = self._judges.clock
+        try:
+            value, _ = yield from self._load_under(name, held, clock, recipe, self._back_off)
+        except Exception as error:
+            self.stats.say("a refresh failed", "here", f"{name[:100]!r}: {error!r}")
+            return stale
+        return value
+
+    def _lease_refresh(self, name: bytes, entry: Entry, token: bytes) -> Operation[bytes | None]:
+        keys = [self._keys.lease(name), self._keys.entry(name)]
+        seen = b"1\t%b\t%d\t%d\t" % (entry.epoch, entry.stamp, entry.fresh_until)
+        lease_ms = int(self.settings.refresh_lease * 1000)
+        try:
+            (held,) = yield [lease_refresh(keys, token, lease_ms, seen, self._not_after())]
+        except RedisUnavailable as error:
+            self._fall_back("refresh", error)
+            return None
+        return bytes(held) if held else None
+
+    def _may_ask(self, name: bytes, entry: Entry) -> bool:
+        """Whether to try for the refresh lease: once a second per process and stale entry."""
+        now = time.monotonic()
+        fresh_until, asked_until = self._asked.get(name, (0, 0.0))
+        if fresh_until == entry.fresh_until and now < asked_until:
+            return False
+        if len(self._asked) >= ASKED_LIMIT:
+            self._asked.clear()
+        self._asked[name] = entry.fresh_until, now + ASK_AGAIN_S
+        return True
+
+    def _order(self, name: bytes, source: bytes, token: bytes) -> RefreshOrder | None:
+        loader, _, args = source.partition(b" ")
+        try:
+            return RefreshOrder(
+                loader=loader.decode(),
+                args=json.loads(args),
+                key=name.decode(),
+                token=token.decode(),
+            )
+        except ValueError as error:
+            self._count_unreadable("source", name, error)
+            return None
+
+    def _report(self, order: RefreshOrder, outcome: str) -> dict[str, Any]:
+        return {"outcome": outcome, "loader": order.loader, "key": order.key}
+
+    def _undelivered(self, name: bytes, held: bytes) -> None:
+        if self.run_aside is not None:
+            self.run_aside(self.undelivered(name, held))
+
+    # Leases
+
+    def _release(self, name: bytes, held: bytes) -> Operation[None]:
+        try:
+            yield [release([self._keys.lease(name)], held)]
+        except RedisUnavailable as error:
+            self._fall_back("release", error)  # it runs out by itself
+
+    def _back_off(self, name: bytes, held: bytes) -> Operation[None]:
+        self.stats.counts["refresh_errors"] += 1
+        first, longest = int(self.settings.backoff * 1000), int(self.settings.backoff_limit * 1000)
+        jitter = random.randint(500, 1000)
+        keys = [self._keys.lease(name)]
+        try:
+            yield [back_off(keys, held, first, longest, jitter, FAILURES_KEPT_MS)]
+        except RedisUnavailable as error:
+            self._fall_back("back_off", error)
+
+    # Small things
+
+    def _body(
+        self, name: bytes, value: Any, type: Any, tags: Sequence[str], source: bytes
+    ) -> bytes:
+        codec, payload = self._codec.encode(value, type)
+        return body(codec, source, name, [sanitized(tag) for tag in tags], payload)
+
+    def _ms(self, what: str, seconds: float | None, default: float) -> int:
+        if seconds is None:
+            seconds = default
+        if not 0 <= seconds < float("inf") or (what == "ttl" and seconds < 0.001):
+            raise ValueError(
+                f"{what}={seconds!r}: a number of seconds, {'from 0.001' if what == 'ttl' else '0 or more'}"
+            )
+        return int(seconds * 1000)
+
+    def _check_life(self, life_ms: int) -> int:
+        if life_ms > self.settings.life_limit * 1000:
+            limit = f"life_limit allows {self.settings.life_limit:g} s"
+            raise ValueError(f"ttl + swr is {life_ms / 1000:g} s; {limit}")
+        return life_ms
+
+    def _not_after(self) -> int:
+        """Server time in µs at which the caller of a batch sent now gives up."""
+        return self._server.now_us() + int(self.settings.command_timeout * 1_000_000)
+
+    def _read_server_clock(self) -> Operation[None]:
+        asked = time.time_ns()
+        (reply,) = yield [(b"TIME",)]
+        self._server.learn_clock(reply, asked, anew=True)
+
+    def _fall_back(self, operation: str, error: RedisUnavailable) -> None:
+        self.stats.counts["fallbacks"] += 1
+        self.stats.say(f"cache.{operation} went without Redis", error.reason, error)
+
+
+def _token() -> bytes:
+    return secrets.token_hex(8).encode()
+
+
+def _epoch() -> str:
+    """The name of an epoch, should one have to begin."""
+    return secrets.token_hex(4)

@@ -1,0 +1,144 @@
+"""The cache's two faces: blocking and awaiting. The logic of both is body.py."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
+
+from stillroom.cache.body import CacheBody
+from stillroom.cache.loaders import Loader, LoaderOptions, Loaders
+from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+P = ParamSpec("P")
+
+
+class _Cached(Generic[P, T_co]):
+    """A loader that answers from the cache."""
+
+    def __init__(self, loader: Loader, body: CacheBody, driver: Any) -> None:
+        self.loader = loader
+        self._body = body
+        self._driver = driver
+        functools.update_wrapper(self, loader.function)  # type: ignore[arg-type]  # an instance is fine
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The key of this call, as `get` and `invalidate` of the cache take it."""
+        return self.loader.key(self.loader.values(args, kwargs))
+
+
+class CachedFunction(_Cached[P, T_co]):
+    """Called like the function it stands for."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
+        """The cached value, loaded if it has to be. See Cache.get_or_set."""
+        value: T_co = self._driver.run(self._body.call(self.loader, args, kwargs))
+        return value
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
+        """Forget the value of this call. See Cache.invalidate."""
+        count: int = self._driver.run(self._body.invalidate(self.key(*args, **kwargs)))
+        return count
+
+
+class AsyncCachedFunction(_Cached[P, T_co]):
+    """The same, awaited. A plain function runs in a thread, so that it may block."""
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
+        """The cached value, loaded if it has to be. See Cache.get_or_set."""
+        value: T_co = await self._driver.run(self._body.call(self.loader, args, kwargs))
+        return value
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
+        """Forget the value of this call. See Cache.invalidate."""
+        count: int = await self._driver.run(self._body.invalidate(self.key(*args, **kwargs)))
+        return count
+
+
+class AsyncRegister(Protocol):
+    """What `AsyncCache.cached(…)` returns: takes a coroutine function, or a plain one."""
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> AsyncCachedFunction[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> AsyncCachedFunction[P, T]: ...
+
+
+class Cache:
+    """The cache for threads and greenlets: `room.cache`."""
+
+    def __init__(self, body: CacheBody, driver: Driver) -> None:
+        self._body = body
+        self._driver = driver
+
+    get = blocking(CacheBody.get)
+    get_entry = blocking(CacheBody.get_entry)
+    get_or_set = blocking(CacheBody.get_or_set)
+    set = blocking(CacheBody.set)
+    invalidate = blocking(CacheBody.invalidate)
+    invalidate_by_tag = blocking(CacheBody.invalidate_by_tag)
+    refresh = blocking(CacheBody.refresh)
+    trim_marks = blocking(CacheBody.trim_marks)
+    flush_stats = blocking(CacheBody.flush_stats)
+
+    @property
+    def loaders(self) -> Loaders:
+        """The registered loaders, by name."""
+        return self._body.loaders
+
+    def cached(
+        self, key: str, **options: Unpack[LoaderOptions]
+    ) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
+        """Register a function as a loader, and answer its calls from the cache.
+
+        `key` is a template of its parameters, `product:{id}`. The options are those of LoaderOptions.
+        """
+
+        def register(function: Callable[P, T]) -> CachedFunction[P, T]:
+            if inspect.iscoroutinefunction(function):
+                raise TypeError(f"{function.__name__} is a coroutine function: use AsyncStillroom")
+            return CachedFunction(
+                self._body.loader(function, key, options), self._body, self._driver
+            )
+
+        return register
+
+
+class AsyncCache:
+    """The cache for asyncio: `room.cache`. The same names, awaited."""
+
+    def __init__(self, body: CacheBody, driver: AsyncDriver) -> None:
+        self._body = body
+        self._driver = driver
+
+    get = awaiting(CacheBody.get)
+    get_entry = awaiting(CacheBody.get_entry)
+    get_or_set = awaiting(CacheBody.get_or_set)
+    set = awaiting(CacheBody.set)
+    invalidate = awaiting(CacheBody.invalidate)
+    invalidate_by_tag = awaiting(CacheBody.invalidate_by_tag)
+    refresh = awaiting(CacheBody.refresh)
+    trim_marks = awaiting(CacheBody.trim_marks)
+    flush_stats = awaiting(CacheBody.flush_stats)
+
+    @property
+    def loaders(self) -> Loaders:
+        """The registered loaders, by name."""
+        return self._body.loaders
+
+    def cached(self, key: str, **options: Unpack[LoaderOptions]) -> AsyncRegister:
+        """Register a coroutine function, or a plain one, as a loader, and answer its calls from the cache.
+
+        `key` is a template of its parameters, `product:{id}`. The options are those of LoaderOptions.
+        """
+
+        def register(function: Any) -> Any:
+            loader = self._body.loader(function, key, options)
+            return AsyncCachedFunction(loader, self._body, self._driver)
+
+        return register

@@ -1,0 +1,62 @@
+"""What one cached value looks like in Redis, and how fresh it is. Pure: the time is an argument.
+
+    1⇥<epoch>⇥<stamp>⇥<fresh until, ms>⇥<crc32 of the rest>⇥<codec>⇥<source>⇥<key>⇥<tag>⇥<tag>…⏎<payload>
+
+A line of text, then the JSON, so that `redis-cli GET` shows all of it. Scripts write the first four
+fields (the server's clocks decide them) in front of the rest, which is made here and is covered by
+the checksum: cut short, altered, or another key's bytes are a miss, never a value.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+from zlib import crc32
+
+VERSION = b"1"
+
+
+class Freshness(Enum):
+    """What a reader may do with an entry."""
+
+    FRESH = "fresh"  # serve it
+    STALE = "stale"  # serve it, and see that it is refreshed
+    DEAD = "dead"  # never serve it
+
+
+class Entry(NamedTuple):
+    """One entry as it was read. Times are the server's, in ms since 1970; `stamp` is the logical clock."""
+
+    epoch: bytes
+    stamp: int
+    fresh_until: int
+    codec: bytes
+    source: bytes
+    key: bytes
+    tags: list[bytes]
+    payload: bytes
+
+
+class Corrupt(ValueError):
+    """These bytes are not an entry for this key."""
+
+
+def parse(raw: bytes, key: bytes) -> Entry:
+    """Bytes from Redis → Entry. Raises Corrupt for anything not written by us for this key."""
+    try:
+        version, epoch, stamp, fresh_until, checksum, rest = raw.split(b"\t", 5)
+        if version != VERSION or crc32(rest) != int(checksum):
+            raise Corrupt("checksum or version")
+        header, _, payload = rest.partition(b"\n")
+        codec, source, name, *tags = header.split(b"\t")
+        if name != key:
+            raise Corrupt("another key's entry")
+        return Entry(epoch, int(stamp), int(fresh_until), codec, source, name, tags, payload)
+    except ValueError as error:
+        raise Corrupt(str(error)) from None
+
+
+def body(codec: bytes, source: bytes, key: bytes, tags: list[bytes], payload: bytes) -> bytes:
+    """The part of an entry that the caller knows; a script puts epoch, stamp and time in front."""
+    rest = b"\t".join([codec, source, key, *tags]) + b"\n" + payload
+    return b"%d\t%b" % (crc32(rest), rest)

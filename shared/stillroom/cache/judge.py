@@ -1,0 +1,95 @@
+"""Decides over entries, and keeps what it takes to decide: this process' marks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from stillroom.cache.entry import Entry, Freshness
+from stillroom.cache.marks import Marks, Verdict, extended, question, read_clock
+from stillroom.keys import Keys
+from stillroom.operation import Operation
+from stillroom.wire import Command
+
+MOVING_MS = 1_000  # after the clock moved, the marks ride along with each read for this long
+
+
+class Judge:
+    """Freshness of entries, by the rule in marks.py. One per room, shared by its threads."""
+
+    def __init__(self, keys: Keys, now_ms: Callable[[], int], limit: int) -> None:
+        self._keys = keys
+        self._now_ms = now_ms
+        self._limit = limit
+        self._marks = Marks()
+        self._lock = threading.Lock()
+        self._moving_until = 0  # server ms
+
+    @property
+    def synced(self) -> int:
+        """How far the marks of this process go. To be read before the clock is asked for."""
+        return self._marks.synced
+
+    @property
+    def clock(self) -> bytes:
+        """The clock up to which the marks are complete."""
+        return self._marks.clock
+
+    def is_moving(self, now_ms: int) -> bool:
+        """Whether invalidations are so frequent that the marks had better ride along with the read."""
+        return now_ms < self._moving_until
+
+    def marks_since(self, synced: int) -> Command:
+        """The command that brings the newer marks, the newest first."""
+        newest_first = (b"BYSCORE", b"REV", b"LIMIT", 0, self._limit, b"WITHSCORES")
+        return (b"ZRANGE", self._keys.marks, b"+inf", b"(%d" % synced, *newest_first)
+
+    def freshness(self, entry: Entry, clock: bytes | None, known: int) -> Operation[Freshness]:
+        """What a reader may do with an entry that was read together with `clock`.
+
+        `known` is `synced` as it was before they were read. One round trip more if the clock has moved.
+        """
+        marks = self._marks
+        if marks.clock != clock:
+            marks = yield from self._catch_up(clock, known)
+        verdict = marks.verdict(entry)
+        if verdict is Verdict.ASK:
+            (scores,) = yield [(b"ZMSCORE", self._keys.marks, *question(entry.tags))]
+            with self._lock:
+                marks.answer(entry.tags, scores)
+            verdict = marks.verdict(entry)
+        if verdict is Verdict.DEAD:
+            return Freshness.DEAD
+        if verdict is Verdict.SOFT or self._now_ms() >= entry.fresh_until:
+            return Freshness.STALE
+        return Freshness.FRESH
+
+    def _catch_up(self, clock: bytes | None, known: int) -> Operation[Marks]:
+        try:
+            clock = clock or b""
+            epoch, seq = read_clock(clock)
+        except ValueError:  # no clock, or not one of ours: nothing that was stored can be trusted
+            return Marks()
+        marks = self._marks
+        if marks.epoch == epoch and known <= seq <= marks.synced:
+            return marks  # another thread has caught up, or further, in the meantime
+        self._moving_until = self._now_ms() + MOVING_MS
+        # From the beginning, in another epoch and where the clock went back: a failover that lost some.
+        since = marks.synced if marks.epoch == epoch and seq >= known else 0
+        (rows,) = yield [self.marks_since(since)]
+        return self.learn(since, rows, clock) or Marks()
+
+    def learn(self, since: int, rows: Sequence[bytes], clock: bytes | None) -> Marks | None:
+        """Take in the marks after `since`, all of them if that is 0.
+
+        None if they do not continue what this process knows by now.
+        """
+        if clock is None:
+            return None
+        epoch, _ = read_clock(clock)
+        with self._lock:
+            marks = self._marks if since else Marks(epoch)
+            if marks.epoch != epoch or marks.synced < since:
+                return None
+            self._marks = extended(marks, rows, clock, self._limit)
+            return self._marks

@@ -1,0 +1,136 @@
+"""What this process knows of invalidations, and the one rule they are for. Pure.
+
+The rule: an entry remembers the clock as it was before its load began; **it is dead if a later mark
+names it**. An invalidation adds one to the clock and leaves a mark (`t:<tag>` hard, `s:<tag>` soft).
+
+A process keeps the marks it has seen, complete from `floor` up to `synced`. So a read decides alone
+while the clock it gets with its entry equals `clock`; behind it, one ZRANGE brings the marks since.
+Loss is always a miss: another epoch, a stamp ahead of the clock, marks that do not reach the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from stillroom.cache.entry import Entry
+
+NEWEST = b"~"  # its score is the clock's seq: marks without it are not the whole story
+TRIMMED = (
+    b"!"  # its score: what is stamped before it has outlived every entry, and its marks are gone
+)
+
+
+class Verdict(Enum):
+    """What the marks say of an entry."""
+
+    ALIVE = "alive"
+    SOFT = "soft"  # softly invalidated: serve it stale
+    DEAD = "dead"
+    ASK = "ask"  # older than what this process remembers: ask Redis for its tags (ZMSCORE)
+
+
+class Marks:
+    """The marks of one epoch, as far as one process knows them.
+
+    Readers take no lock: `learn` only ever adds, and moves `clock` last. What would take something
+    away (a new epoch, a prune) makes a new Marks, so that a reader decides by one consistent table.
+    """
+
+    __slots__ = ("asked", "clock", "dead_below", "epoch", "floor", "hard", "soft", "synced")
+
+    def __init__(self, epoch: bytes = b"", *, dead_below: int = 0, floor: int = 0) -> None:
+        self.epoch = epoch
+        self.clock = b""  # the clock up to which the marks are complete, as Redis spells it
+        self.synced = 0  # the same, as a number
+        self.dead_below = dead_below  # stamps before it are dead: their marks were lost or trimmed
+        self.floor = floor  # stamps before it: not all their marks are here
+        self.hard: dict[bytes, int] = {}
+        self.soft: dict[bytes, int] = {}
+        self.asked: set[bytes] = set()  # tags whose marks from before the floor are known too
+
+    def verdict(self, entry: Entry) -> Verdict:
+        """The rule. Valid for an entry read together with a clock equal to `self.clock`."""
+        stamp = entry.stamp
+        if entry.epoch != self.epoch or stamp < self.dead_below or stamp > self.synced:
+            return Verdict.DEAD
+        if stamp == self.synced:  # nothing was invalidated since it was loaded
+            return Verdict.ALIVE
+        if stamp < self.floor and not self.asked.issuperset(entry.tags):
+            return Verdict.ASK
+        soft = False
+        for tag in entry.tags:
+            if self.hard.get(tag, 0) > stamp:
+                return Verdict.DEAD
+            soft = soft or self.soft.get(tag, 0) > stamp
+        return Verdict.SOFT if soft else Verdict.ALIVE
+
+    def learn(self, rows: Sequence[bytes], epoch: bytes) -> None:
+        """Take in marks newer than `synced`: a flat list of member, score, newest first."""
+        newest = self.synced
+        for member, score in zip(rows[::2], rows[1::2], strict=True):
+            seq = int(score)
+            kind, _, tag = member.partition(b":")
+            if kind == b"t":
+                self.hard[tag] = max(seq, self.hard.get(tag, 0))
+            elif kind == b"s":
+                self.soft[tag] = max(seq, self.soft.get(tag, 0))
+            elif member == NEWEST:
+                newest = seq
+            elif member == TRIMMED:
+                self.dead_below = max(seq, self.dead_below)
+        self.synced = newest
+        self.clock = b"%b.%d" % (epoch, newest)
+
+    def answer(self, tags: Sequence[bytes], scores: Sequence[bytes | None]) -> None:
+        """Take in what `question(tags)` asked for: the marks from before the floor."""
+        trimmed, *pairs = (int(score) if score else 0 for score in scores)
+        for tag, hard, soft in zip(tags, pairs[::2], pairs[1::2], strict=True):
+            self.hard[tag] = max(hard, self.hard.get(tag, 0))
+            self.soft[tag] = max(soft, self.soft.get(tag, 0))
+        self.dead_below = max(trimmed, self.dead_below)
+        self.asked.update(tags)
+
+    def pruned(self, limit: int) -> Marks:
+        """Itself, or a younger copy that remembers half as much and asks for the rest."""
+        if len(self.hard) + len(self.soft) <= limit:
+            return self
+        seqs = sorted([*self.hard.values(), *self.soft.values()])
+        floor = seqs[len(seqs) // 2]
+        young = Marks(self.epoch, dead_below=self.dead_below, floor=max(floor, self.floor))
+        young.hard = {tag: seq for tag, seq in self.hard.items() if seq > floor}
+        young.soft = {tag: seq for tag, seq in self.soft.items() if seq > floor}
+        young.synced, young.clock = self.synced, self.clock
+        return young
+
+
+def extended(marks: Marks, rows: Sequence[bytes], clock: bytes, limit: int) -> Marks:
+    """`marks` with the rows since `marks.synced`, complete up to `clock` and beyond.
+
+    Where the rows do not reach the clock, marks were lost (evicted, flushed, a failover): then everything
+    loaded before this clock is dead. Where there are `limit` rows, older ones were left behind.
+    """
+    epoch, seq = read_clock(clock)
+    reached = next(
+        (int(rows[i + 1]) for i in range(0, len(rows), 2) if rows[i] == NEWEST), marks.synced
+    )
+    if reached < seq:
+        lost = Marks(epoch, dead_below=seq)
+        lost.synced, lost.clock = seq, clock
+        return lost
+    if len(rows) >= 2 * limit:
+        marks = Marks(epoch, dead_below=marks.dead_below, floor=int(rows[-1]))
+    if rows:
+        marks.learn(rows, epoch)
+    return marks.pruned(limit)
+
+
+def question(tags: Sequence[bytes]) -> list[bytes]:
+    """The members whose scores decide over entries with these tags that are older than the floor."""
+    return [TRIMMED, *(prefix + tag for tag in tags for prefix in (b"t:", b"s:"))]
+
+
+def read_clock(raw: bytes) -> tuple[bytes, int]:
+    """`<epoch>.<seq>` → (epoch, seq). Raises ValueError for anything else."""
+    epoch, _, seq = raw.partition(b".")
+    return epoch, int(seq)

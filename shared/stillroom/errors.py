@@ -1,0 +1,74 @@
+"""One family of errors: each is a sentence plus the data a caller may act on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class StillroomError(Exception):
+    """Everything Stillroom raises on purpose."""
+
+
+class SettingsError(StillroomError, ValueError):
+    """A setting is unknown, missing or out of its range; the message names each one."""
+
+
+class InvalidKey(StillroomError, ValueError):
+    """A key, tag or key template can't be used; `given` is what came in, `reason` why not."""
+
+    def __init__(self, given: object, reason: str) -> None:
+        super().__init__(f"{_shortened(given)}: {reason}")
+        self.given = given
+        self.reason = reason
+
+
+class ValueTooLarge(StillroomError, ValueError):
+    """An encoded value is over the limit (`size` and `limit` in bytes)."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"the encoded value has {size:,} bytes, the limit is {limit:,}")
+        self.size = size
+        self.limit = limit
+
+
+class UnknownLoader(StillroomError, LookupError):
+    """No loader is registered under this name in this process."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"no loader named {name!r}; registered: {', '.join(known) or 'none'}")
+        self.name = name
+        self.known = tuple(known)
+
+
+class RedisUnavailable(StillroomError):
+    """Redis did not answer in time, or at all.
+
+    `reason` is one word: refused, timeout, closed, breaker, pool, budget, auth,
+    or, in `RedisRefused`, the server's own error code in lower case.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"Redis is unavailable ({reason})" + (f": {detail}" if detail else ""))
+        self.reason = reason
+        self.detail = detail
+
+
+class RedisRefused(RedisUnavailable):
+    """The server answered with an error: OOM, READONLY, NOPERM, LOADING, WRONGTYPE …
+
+    `replies` holds the whole batch's replies, errors in their places: a batch is not a transaction.
+    """
+
+    def __init__(self, code: str, detail: str, replies: Sequence[Any] = ()) -> None:
+        super().__init__(code.lower(), detail)
+        self.replies = list(replies)
+
+
+class DispatchFailed(StillroomError):
+    """Background work could not be handed to the broker."""
+
+
+def _shortened(given: object, limit: int = 120) -> str:
+    text = ascii(given)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"

@@ -1,0 +1,76 @@
+"""Every Redis key, and what may be in one. This is the data dictionary.
+
+`ns` is the namespace setting (default `stillroom`); `{0}` is the cache's hash tag: all keys of the
+cache live in one Redis Cluster slot, so that one script may touch them together.
+
+| key               | type   | meaning                                         | lifetime     | written by      |
+|-------------------|--------|-------------------------------------------------|--------------|-----------------|
+| ns:{0}:clock      | string | `<epoch>.<seq>`, the clock of invalidations     | none, 1 key  | lib/clock.lua   |
+| ns:{0}:marks      | zset   | `t:<tag>` hard, `s:<tag>` soft, `~` the newest, | trimmed past | mark, trim_marks|
+|                   |        | `!` how far it was trimmed → seq                | life_limit   | lib/clock.lua   |
+| ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit     |
+| ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
+|                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
+| ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
+
+Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
+"""
+
+from __future__ import annotations
+
+import re
+
+from stillroom.errors import InvalidKey
+
+KEY_LIMIT = 1024  # bytes of a key or tag, escaped
+
+# Control characters would break the entry's header line and every log they are printed in;
+# `%` is escaped so that no two keys are ever written the same.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
+
+
+class Keys:
+    """The keys of one namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        cache = f"{namespace}:{{0}}:"
+        self.clock = f"{cache}clock".encode()
+        self.marks = f"{cache}marks".encode()
+        self._entry = f"{cache}e:".encode()
+        self._lease = f"{cache}l:".encode()
+
+    def entry(self, name: bytes) -> bytes:
+        return self._entry + name
+
+    def lease(self, name: bytes) -> bytes:
+        return self._lease + name
+
+    def stats(self, minute: int) -> bytes:
+        """`minute` counts from 1970."""
+        return f"{self._namespace}:stats:{minute}".encode()
+
+    def queue(self, kind: str) -> str:
+        """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
+        return f"{self._namespace}.{kind}"
+
+
+def sanitized(text: str) -> bytes:
+    """A user's key or tag as it stands in Redis: UTF-8, control characters and `%` as `%XX`.
+
+    Raises InvalidKey for what is not text, is empty, has a lone surrogate or passes 1,024 bytes.
+    """
+    try:
+        safe = text if _UNSAFE.search(text) is None else _UNSAFE.sub(_percent, text)
+        name = safe.encode()
+    except TypeError:
+        raise InvalidKey(text, f"a key is a str, not {type(text).__name__}") from None
+    except UnicodeEncodeError:
+        raise InvalidKey(text, "a key can't hold a lone surrogate: it has no UTF-8 form") from None
+    if not 0 < len(name) <= KEY_LIMIT:
+        raise InvalidKey(text, f"a key has 1 to {KEY_LIMIT:,} bytes; this one has {len(name):,}")
+    return name
+
+
+def _percent(match: re.Match[str]) -> str:
+    return f"%{ord(match[0]):02X}"

@@ -1,0 +1,25 @@
+-- Takes the lease for a load: one loader per key. Overrides refresh, working and backoff leases, since the
+-- reader has nothing to serve.
+-- KEYS  1 lease  2 entry  3 clock  4 marks
+-- ARGV  1 load.<token>  2 lease ms  3 epoch to begin  4 not after (server time, µs)
+-- returns {1, clock, entry or nil, foreign} when won: the clock is the load's stamp; the entry is what another
+--         loader may have stored since the caller looked; foreign = 1 if the key holds no string
+--         {0} when another load holds it
+--         {-1} when the caller has given up before this arrived: a lease without an owner would make
+--         everybody wait for nothing
+-- include: clock
+
+if now_us() > tonumber(ARGV[4]) then
+  return {-1}
+end
+local holder = redis.call('GET', KEYS[1])
+if holder and string.sub(holder, 1, 5) == 'load.' and holder ~= ARGV[1] then
+  return {0}
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local _, _, clock = read_clock(KEYS[3], KEYS[4], ARGV[3])
+local kind = redis.call('TYPE', KEYS[2]).ok
+if kind == 'string' then
+  return {1, clock, redis.call('GET', KEYS[2]), 0}
+end
+return {1, clock, false, kind == 'none' and 0 or 1}

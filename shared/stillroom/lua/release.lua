@@ -1,0 +1,9 @@
+-- Frees a lease, only while it is still the caller's.
+-- KEYS  1 lease
+-- ARGV  1 the lease's value
+-- returns 1 freed, 0 it was not ours
+
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return 0
+end
+return redis.call('DEL', KEYS[1])

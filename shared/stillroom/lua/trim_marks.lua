@@ -1,0 +1,24 @@
+-- Drops the marks that are older than any entry can be, and remembers up to where (`!`): what is stamped
+-- before that is dead without a mark.
+-- KEYS  1 clock  2 marks
+-- ARGV  1 age µs: the longest life of an entry and of the load before it  2 most marks to drop in one call
+-- returns {marks dropped, marks left}
+-- include: clock
+
+local value = redis.call('GET', KEYS[1])
+local newest = redis.call('ZSCORE', KEYS[2], '~')
+if not value or not newest then
+  return {0, redis.call('ZCARD', KEYS[2])}
+end
+local bound = plain(math.min(now_us() - tonumber(ARGV[1]), tonumber(newest)))
+local old = redis.call('ZRANGE', KEYS[2], '-inf', '(' .. bound, 'BYSCORE', 'LIMIT', 0, ARGV[2])
+local dropped = 0
+for _, member in ipairs(old) do
+  if member ~= '!' and member ~= '~' then
+    dropped = dropped + redis.call('ZREM', KEYS[2], member)
+  end
+end
+if dropped > 0 then
+  redis.call('ZADD', KEYS[2], 'GT', bound, '!')
+end
+return {dropped, redis.call('ZCARD', KEYS[2])}

@@ -1,0 +1,249 @@
+"""What an operation is, and the two drivers that run one.
+
+An operation is a generator. It yields steps and is sent their results:
+
+* a list of commands: one batch to Redis, answered by the list of replies;
+* `Call`: a function of the app, a loader; answered by what it returns;
+* `Pause`: some seconds of waiting.
+
+A step that fails raises at its yield. What the generator returns is the operation's result. So each
+protocol on Redis is written once, and knows nothing of threads or event loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+
+from stillroom.errors import RedisRefused
+from stillroom.scripts import BY_SHA
+from stillroom.wire import AsyncWire, Command, Wire, time_left
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Operation: TypeAlias = Generator[Any, Any, T]
+
+
+class Once(list[Command]):
+    """A batch that must not be sent a second time: doing it twice is not doing it once."""
+
+
+class Call:
+    """Call a function of the app, or await a coroutine function."""
+
+    __slots__ = ("args", "function", "kwargs")
+
+    def __init__(
+        self, function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+
+
+class Pause:
+    """Wait this many seconds."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+class Driver:
+    """Runs operations in the calling thread."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self._call_timeout = wire.server.settings.call_timeout
+
+    def run(self, operation: Operation[T]) -> T:
+        """The operation's result. All its batches together get `call_timeout` seconds."""
+        left = self._call_timeout
+        send = operation.send
+        try:
+            step = send(None)
+            while True:
+                try:
+                    if type(step) is list:
+                        started = time.monotonic()
+                        answer = self._exchange(step, left)
+                        left -= time.monotonic() - started
+                    else:
+                        answer = self._take(step, left)
+                except BaseException as error:
+                    step = operation.throw(error)
+                else:
+                    step = send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _exchange(
+        self, batch: Sequence[Command], left: float, idempotent: bool = True
+    ) -> list[Any]:
+        budget = time_left()
+        started = 0.0
+        if budget is not None:
+            left = min(left, budget.left)
+            started = time.monotonic()
+        try:
+            return self.wire.execute(batch, left, idempotent=idempotent)
+        except RedisRefused as refused:
+            if refused.reason != "noscript":
+                raise
+            again = _missing_scripts(batch, refused.replies)
+            return _mended(refused.replies, self.wire.execute(again, left, idempotent=idempotent))
+        finally:
+            if budget is not None:
+                budget.left -= time.monotonic() - started
+
+    def _take(self, step: Any, left: float) -> Any:
+        if isinstance(step, Call):
+            if inspect.iscoroutinefunction(step.function):
+                return _in_background_loop(step.function(*step.args, **step.kwargs))
+            return step.function(*step.args, **step.kwargs)
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        return self._exchange(step, left, idempotent=False)
+
+
+class AsyncDriver:
+    """Runs operations in the calling task."""
+
+    def __init__(self, wire: AsyncWire) -> None:
+        self.wire = wire
+        self._call_timeout = wire.server.settings.call_timeout
+
+    async def run(self, operation: Operation[T]) -> T:
+        """See Driver.run."""
+        left = self._call_timeout
+        send = operation.send
+        try:
+            step = send(None)
+            while True:
+                try:
+                    if type(step) is list:
+                        started = time.monotonic()
+                        answer = await self._exchange(step, left)
+                        left -= time.monotonic() - started
+                    else:
+                        answer = await self._take(step, left)
+                except BaseException as error:
+                    step = operation.throw(error)
+                else:
+                    step = send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def _exchange(
+        self, batch: Sequence[Command], left: float, idempotent: bool = True
+    ) -> list[Any]:
+        budget = time_left()
+        started = 0.0
+        if budget is not None:
+            left = min(left, budget.left)
+            started = time.monotonic()
+        try:
+            return await self.wire.execute(batch, left, idempotent=idempotent)
+        except RedisRefused as refused:
+            if refused.reason != "noscript":
+                raise
+            again = _missing_scripts(batch, refused.replies)
+            return _mended(
+                refused.replies, await self.wire.execute(again, left, idempotent=idempotent)
+            )
+        finally:
+            if budget is not None:
+                budget.left -= time.monotonic() - started
+
+    async def _take(self, step: Any, left: float) -> Any:
+        if isinstance(step, Call):
+            if inspect.iscoroutinefunction(step.function):
+                return await step.function(*step.args, **step.kwargs)
+            # A plain function may block for as long as a database takes: not in the event loop.
+            return await asyncio.to_thread(step.function, *step.args, **step.kwargs)
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        return await self._exchange(step, left, idempotent=False)
+
+
+def blocking(
+    operation: Callable[Concatenate[Any, P], Operation[T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """A method of a sync face: runs this operation of its body."""
+
+    @functools.wraps(operation)
+    def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = self._driver.run(operation(self._body, *args, **kwargs))
+        return result
+
+    return method
+
+
+def awaiting(
+    operation: Callable[Concatenate[Any, P], Operation[T]],
+) -> Callable[Concatenate[Any, P], Awaitable[T]]:
+    """A method of an async face: runs this operation of its body."""
+
+    @functools.wraps(operation)
+    def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        result: Awaitable[T] = self._driver.run(operation(self._body, *args, **kwargs))
+        return result
+
+    return method
+
+
+def _missing_scripts(batch: Sequence[Command], replies: Sequence[Any]) -> list[Command]:
+    """The commands whose script the server lost (a restart, SCRIPT FLUSH), each behind its text."""
+    again: list[Command] = []
+    for index in _unscripted(replies):
+        again += [(b"SCRIPT", b"LOAD", BY_SHA[batch[index][1]].source), batch[index]]
+    return again
+
+
+def _mended(replies: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+    """The first replies, with those of the second try in the places that had failed."""
+    whole = list(replies)
+    for index, reply in zip(_unscripted(replies), second[1::2], strict=True):
+        whole[index] = reply
+    return whole
+
+
+def _unscripted(replies: Sequence[Any]) -> list[int]:
+    return [index for index, reply in enumerate(replies) if _is_noscript(reply)]
+
+
+def _is_noscript(reply: Any) -> bool:
+    return isinstance(reply, Exception) and str(reply).startswith("NOSCRIPT")
+
+
+_background: asyncio.AbstractEventLoop | None = None
+_background_lock = threading.Lock()
+
+
+def _in_background_loop(coroutine: Any) -> Any:
+    """Run a coroutine from a thread: all of a process' in one loop, so that they may share a database pool."""
+    global _background
+    with _background_lock:
+        if _background is None or _background.is_closed():
+            _background = asyncio.new_event_loop()
+            threading.Thread(
+                target=_background.run_forever, name="stillroom async loaders", daemon=True
+            ).start()
+    return asyncio.run_coroutine_threadsafe(coroutine, _background).result()
+
+
+def _forget_background_loop() -> None:
+    global _background, _background_lock
+    _background, _background_lock = None, threading.Lock()  # its thread stayed in the parent
+
+
+os.register_at_fork(after_in_child=_forget_background_loop)

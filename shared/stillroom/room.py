@@ -1,0 +1,135 @@
+"""The room: settings → wire → services. `Stillroom` for threads, `AsyncStillroom` for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self
+
+from stillroom.cache import AsyncCache, Cache, CacheBody
+from stillroom.dispatch import CeleryDispatch, Dispatch
+from stillroom.errors import RedisUnavailable
+from stillroom.keys import Keys
+from stillroom.operation import AsyncDriver, Driver
+from stillroom.settings import Settings
+from stillroom.stats import Stats
+from stillroom.wire import AsyncWire, Server, Wire, request_budget
+
+log = logging.getLogger("stillroom")
+
+# What another attempt will not mend: these end `connect()` at once.
+FINAL = {"auth", "noauth", "wrongpass", "noperm", "protocol"}
+
+
+class _Room:
+    """What both rooms share. Nothing connects before the first call."""
+
+    def __init__(self, settings: Settings | None, dispatch: Dispatch | None) -> None:
+        self.settings = settings or Settings()
+        self.keys = Keys(self.settings.namespace)
+        self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys.queue("refresh"))
+        self._server = Server(self.settings, self.settings.cache_server, "the cache's Redis")
+        self.stats = Stats(self.keys)
+        self._cache_body = CacheBody(
+            self.settings, self._server, self.keys, self.dispatch, self.stats
+        )
+
+    def request(self) -> AbstractContextManager[Any]:
+        """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
+        return request_budget(self.settings.request_timeout)
+
+    def _connect(self, ping: Any) -> None:
+        attempts = self.settings.connect_attempts
+        for attempt in range(1, attempts + 1):
+            try:
+                ping()
+            except RedisUnavailable as error:
+                log.warning("%s, attempt %d of %d: %s", self._server.url, attempt, attempts, error)
+                if attempt == attempts or error.reason in FINAL:
+                    raise
+                time.sleep(self.settings.connect_delay)
+            else:
+                log.info("%s answers (attempt %d)", self._server.url, attempt)
+                return
+
+
+class Stillroom(_Room):
+    """The services of one app, for threads and greenlets.
+
+    Settings come from the environment unless given. `dispatch` (default: Celery) is how background work
+    is asked for; `InlineDispatch()` does it on the spot.
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, dispatch: Dispatch | None = None
+    ) -> None:
+        super().__init__(settings, dispatch)
+        self.wire = Wire(self._server)
+        driver = Driver(self.wire)
+        self.cache = Cache(self._cache_body, driver)
+        self._cache_body.run_aside = driver.run
+
+    def connect(self) -> None:
+        """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
+
+        A wrong password or missing right is raised at once. Not needed in an app: each call connects by itself.
+        """
+        self._connect(self.wire.ping)
+
+    def close(self) -> None:
+        """Deliver what waits, write the counts down, close the connections. The room can be used again."""
+        self.dispatch.close()
+        if not self.wire.breaker.is_open:
+            self.cache.flush_stats()
+        self.wire.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncStillroom(_Room):
+    """The services of one app, for asyncio: the same names, awaited. See Stillroom."""
+
+    def __init__(
+        self, settings: Settings | None = None, *, dispatch: Dispatch | None = None
+    ) -> None:
+        super().__init__(settings, dispatch)
+        self.wire = AsyncWire(self._server)
+        driver = AsyncDriver(self.wire)
+        self.cache = AsyncCache(self._cache_body, driver)
+        # The dispatcher's thread has no event loop: it frees a lease through a wire of its own.
+        threads = Driver(self.wire.for_threads)
+        self._cache_body.run_aside = threads.run
+
+    async def connect(self) -> None:
+        """See Stillroom.connect."""
+        await asyncio.to_thread(self._connect, self.wire.ping)
+
+    async def close(self) -> None:
+        """See Stillroom.close."""
+        await asyncio.to_thread(self.dispatch.close)
+        if not self.wire.breaker.is_open:
+            await self.cache.flush_stats()
+        await self.wire.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,228 @@
+"""Every setting, its default and its unit, in one frozen model.
+
+A setting is read from the environment under the name in its alias, or under `STILLROOM_` and its own
+name in capitals. A secret may come from a file: `REDIS_PASSWORD_FILE` names it (both set is an error).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from stillroom.errors import SettingsError
+
+PREFIX = "STILLROOM_"
+SCHEMES = ("redis", "rediss", "unix")
+# The wire owns patience: an option of these kinds in a URL would silently overrule it.
+URL_OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
+
+
+def _redis_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise ValueError(f"a Redis URL starts with one of {', '.join(s + '://' for s in SCHEMES)}")
+    for option in parse_qs(parts.query):
+        if any(word in option for word in URL_OPTIONS_REFUSED):
+            raise ValueError(f"the option {option!r} does not belong in a URL: it has its setting")
+    return url
+
+
+def _words(value: object) -> object:
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+
+
+class Settings(BaseSettings):
+    """All settings of one room. Times are seconds, sizes are bytes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+    # Where Redis is. Three roles, one server until you say otherwise.
+    redis_url: RedisUrl = Field("redis://redis:6379", alias="REDIS_URL")
+    redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")
+    cache_url: RedisUrl | None = None  # default: redis_url
+    broker_url: str | None = None  # default: redis_url; any broker kombu speaks
+    namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+
+    # Starting up: patient, and says so.
+    connect_attempts: int = Field(5, ge=1, le=1_000)
+    connect_delay: Seconds = 5.0  # between two attempts
+
+    # Inside a request: never sleeps.
+    connect_timeout: Seconds = 0.1
+    command_timeout: Seconds = 0.1  # one batch, from send to last reply
+    call_timeout: Seconds = (
+        0.15  # all batches of one call together; a loader's own time is not counted
+    )
+    request_timeout: Seconds = 0.25  # all calls inside `with room.request()` together
+    pool_size: int = Field(64, ge=1, le=10_000)  # connections per process and server
+    pool_timeout: Seconds = 0.02  # the wait for a free connection
+
+    # The circuit breaker.
+    breaker_failures: int = Field(5, ge=1)  # in a row
+    breaker_ratio: float = Field(0.5, gt=0, le=1)  # or this share …
+    breaker_calls: int = Field(20, ge=1)  # … of at least this many calls …
+    breaker_window: Seconds = 10.0  # … in this time
+    probe_delay: Seconds = 0.25  # the first probe; each next waits twice as long …
+    probe_limit: Seconds = 1.0  # … up to this
+
+    # The cache.
+    ttl: Seconds = 300.0  # how long an entry is fresh
+    swr: float = Field(
+        0.0, ge=0, le=366 * 86_400
+    )  # how long after that it may be served while refreshed
+    life_limit: Seconds = (
+        7 * 86_400.0
+    )  # ttl + swr may not pass this: it bounds how long marks are kept
+    lease: Seconds = 10.0  # a loader that takes longer does not get to store its value
+    wait: Seconds = 10.0  # how long a caller waits for another's load before it loads for itself
+    refresh_lease: Seconds = 30.0  # from asking for a refresh to asking again
+    backoff: Seconds = 1.0  # after a failed refresh; doubles with each failure …
+    backoff_limit: Seconds = 300.0  # … up to this
+    value_limit: int = Field(1024 * 1024, ge=64)  # bytes stored
+    decoded_limit: int = Field(8 * 1024 * 1024, ge=64)  # bytes after decompression
+    compress_above: int = Field(4096, ge=0)  # bytes of JSON
+    marks_limit: int = Field(20_000, ge=100)  # invalidations a process remembers
+
+    # The workers.
+    loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"
+    worker_threads: int = Field(8, ge=1, le=1_000)
+    heartbeat_file: Path | None = None  # touched while the worker is connected
+
+    def __init__(self, **values: Any) -> None:
+        _refuse_unknown(os.environ)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        path = os.environ.get("REDIS_PASSWORD_FILE")
+        if not path or "redis_password" in values:
+            return values
+        if "REDIS_PASSWORD" in values:
+            raise ValueError("REDIS_PASSWORD and REDIS_PASSWORD_FILE are both set; keep one")
+        try:
+            secret = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"REDIS_PASSWORD_FILE: {path}: {error.strerror}") from None
+        return values | {"REDIS_PASSWORD": secret.removesuffix("\n")}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        if self.ttl + self.swr > self.life_limit:
+            raise ValueError(
+                f"ttl + swr is {self.ttl + self.swr:g} s; life_limit allows {self.life_limit:g} s"
+            )
+        return self
+
+    @property
+    def password(self) -> str | None:
+        return self.redis_password.get_secret_value() if self.redis_password else None
+
+    @property
+    def cache_server(self) -> str:
+        """The URL of the server that holds the cache (without the password setting)."""
+        return self.cache_url or self.redis_url
+
+    @property
+    def broker(self) -> str:
+        """The broker's URL for Celery, the password filled in where the URL has none."""
+        return _with_password(self.broker_url or self.redis_url, self.password)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, redact(value) if name and name.endswith("_url") and value else value
+
+
+def redact(url: str) -> str:
+    """The URL without its password, for logs and errors.
+
+    >>> redact("redis://app:secret@cache:6379/0")
+    'redis://app:***@cache:6379/0'
+    """
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user, host = parts.username or "", parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
+
+
+def _with_password(url: str, password: str | None) -> str:
+    parts = urlsplit(url)
+    if not password or parts.password or parts.scheme not in SCHEMES:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(
+        parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}")
+    )
+
+
+def _environment_names() -> dict[str, str]:
+    """What each setting is called in the environment."""
+    fields = Settings.model_fields
+    return {name: field.alias or f"{PREFIX}{name.upper()}" for name, field in fields.items()}
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    known = set(_environment_names().values())
+    unknown = sorted(
+        n for n in environment if n.upper().startswith(PREFIX) and n.upper() not in known
+    )
+    if unknown:
+        raise SettingsError("\n".join(_unknown(name, known) for name in unknown))
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    written = name.upper() if name.upper().startswith(PREFIX) else name
+    near = difflib.get_close_matches(written, list(known), n=1, cutoff=0.5)
+    return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _explain(error: ValidationError) -> str:
+    names = _environment_names()
+    fields = {alias: field for field, alias in names.items()} | {field: field for field in names}
+    return "\n".join(_explain_one(detail, fields, names) for detail in error.errors())
+
+
+def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str]) -> str:
+    where = str(detail["loc"][0]) if detail["loc"] else ""
+    if detail["type"] == "extra_forbidden":
+        return _unknown(where, names)
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not where:
+        return message
+    name = fields.get(where, where)
+    return f"{names.get(name, where)}={_given(name, detail['input'])}: {message}"
+
+
+def _given(name: str, value: object) -> str:
+    if "password" in name:
+        return "***"
+    return repr(redact(value)) if name.endswith("_url") and isinstance(value, str) else repr(value)

@@ -1,0 +1,49 @@
+"""Counts of what happened, added up over all processes; and log lines that do not flood."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+
+from stillroom.keys import Keys
+from stillroom.wire import Command
+
+FLUSH_EVERY_MS = 5_000
+KEPT_SECONDS = 2 * 3600
+QUIET_SECONDS = 30.0  # between two lines that say the same
+
+log = logging.getLogger("stillroom")
+
+
+class Stats:
+    """Counts in memory; every few seconds they ride along with a read, so they cost no round trip.
+
+    They are kept for people and graphs: a batch that fails on its way takes its few counts with it.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._said: dict[tuple[str, str], float] = {}
+        self.counts: defaultdict[str, int] = defaultdict(int)
+        self.due = 0  # server time in ms: flush at the next read after it
+
+    def flush(self, now_ms: int) -> list[Command]:
+        """The commands that add the counts since the last flush to this minute."""
+        self.due = now_ms + FLUSH_EVERY_MS
+        counts, self.counts = self.counts, defaultdict(int)
+        if not counts:
+            return []
+        key = self._keys.stats(now_ms // 60_000)
+        added: list[Command] = [(b"HINCRBY", key, name, n) for name, n in counts.items()]
+        return [*added, (b"EXPIRE", key, KEPT_SECONDS)]
+
+    def say(self, what: str, reason: str, detail: object, level: int = logging.WARNING) -> None:
+        """Log once per 30 s for the same thing and reason."""
+        now = time.monotonic()
+        if self._said.get((what, reason), 0.0) > now:
+            return
+        if len(self._said) > 1_000:
+            self._said.clear()
+        self._said[what, reason] = now + QUIET_SECONDS
+        log.log(level, "%s: %s", what, detail)

@@ -1,0 +1,13 @@
+"""Commands in, replies out: leased connections, deadlines, one retry, a circuit breaker.
+
+redis-py makes each connection (URL, TLS, ACL user, password); the wire then owns the socket: it packs a batch
+once, writes it in one send and reads the replies with hiredis. Nothing here sleeps inside a request.
+"""
+
+from stillroom.wire.aio import AsyncWire
+from stillroom.wire.breaker import Breaker
+from stillroom.wire.budget import request_budget, time_left
+from stillroom.wire.server import Command, Server
+from stillroom.wire.sync import Wire
+
+__all__ = ["AsyncWire", "Breaker", "Command", "Server", "Wire", "request_budget", "time_left"]

@@ -1,0 +1,105 @@
+"""The circuit breaker: after some failures calls fall back in microseconds, and a probe waits for Redis.
+
+A request never pays for finding out whether Redis is back. A thread does, one per server while it is
+away: after 0.25, 0.5, then every second (jittered), so that recovery is noticed within 1.5 s.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from stillroom.errors import RedisUnavailable
+from stillroom.settings import Settings
+
+log = logging.getLogger("stillroom.wire")
+
+
+class Breaker:
+    """Open while Redis is away. `probe` raises RedisUnavailable until it answers again."""
+
+    def __init__(self, settings: Settings, name: str, probe: Callable[[], object]) -> None:
+        self._settings = settings
+        self._name = name
+        self._probe = probe
+        self.is_open = False
+        self.down_since: float | None = None  # time.time()
+        self.reason = ""
+        self.recovered: list[Callable[[], object]] = []  # called once after each outage
+        self.calls = 0  # the wire adds one for each batch that was answered
+        self.streak = 0  # failures in a row
+        self.reset()
+
+    def reset(self) -> None:
+        """Closed, with no memory and no prober: a new process starts like this after a fork."""
+        self._lock = threading.Lock()
+        self._closed_for_good = threading.Event()
+        self._failures: deque[tuple[float, int]] = (
+            deque()
+        )  # when, and after how many answered calls
+        self._prober: threading.Thread | None = None
+        self.is_open = False
+        self.streak = 0
+
+    def failed(self, error: RedisUnavailable) -> None:
+        """Count a failure; open after too many."""
+        now = time.monotonic()
+        with self._lock:
+            self.streak += 1
+            self._failures.append((now, self.calls))
+            while self._failures[0][0] < now - self._settings.breaker_window:
+                self._failures.popleft()
+            if not self.is_open and self._too_many():
+                self._open(error)
+
+    def _too_many(self) -> bool:
+        failures = len(self._failures)
+        calls = failures + self.calls - self._failures[0][1]
+        return self.streak >= self._settings.breaker_failures or (
+            calls >= self._settings.breaker_calls
+            and failures >= calls * self._settings.breaker_ratio
+        )
+
+    def _open(self, error: RedisUnavailable) -> None:
+        self.is_open = True
+        self.down_since = time.time()
+        self.reason = error.reason
+        log.error("%s is away: %s; calls fall back until it answers", self._name, error)
+        self._prober = threading.Thread(
+            target=self._watch,
+            args=(self._closed_for_good,),
+            name=f"probe {self._name}",
+            daemon=True,
+        )
+        self._prober.start()
+
+    def _watch(self, stop: threading.Event) -> None:
+        began = time.monotonic()
+        delay = self._settings.probe_delay
+        while not stop.wait(delay * random.uniform(0.8, 1.0)):
+            try:
+                self._probe()
+            except RedisUnavailable as error:
+                self.reason = error.reason
+                delay = min(delay * 2, self._settings.probe_limit)
+            else:
+                return self._close(time.monotonic() - began)
+        return None
+
+    def _close(self, downtime: float) -> None:
+        with self._lock:
+            self.streak = 0
+            self._failures.clear()
+            self.down_since = None
+            self.is_open = False
+        log.warning("%s is back after %.1f s", self._name, downtime)
+        for action in self.recovered:
+            action()
+
+    def stop(self) -> None:
+        """End the prober."""
+        self._closed_for_good.set()

@@ -1,0 +1,67 @@
+"""How a batch ended: replies, an error of the server, or no answer; and what the breaker hears of it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import hiredis
+
+import redis
+from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.wire.breaker import Breaker
+from stillroom.wire.server import ReplyError
+
+# Error replies that mean the server can't serve anybody right now; they count toward the breaker.
+AWAY = {"loading", "masterdown", "busy", "clusterdown", "tryagain"}
+
+
+def checked(replies: list[Any], breaker: Breaker) -> list[Any]:
+    """The replies, unless one is an error."""
+    breaker.calls += 1
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            refused = refusal(replies)
+            if refused.reason in AWAY:
+                breaker.failed(refused)
+            raise refused
+    if breaker.streak:
+        breaker.streak = 0
+    return replies
+
+
+def judged(error: BaseException, breaker: Breaker) -> BaseException:
+    """The error to raise. Waiting in vain for a connection of ours says nothing about the server."""
+    failure = unavailable(error)
+    if failure is None:
+        return error
+    if failure.reason not in ("pool", "budget"):
+        breaker.failed(failure)
+    return failure
+
+
+def refusal(replies: Sequence[Any]) -> RedisRefused:
+    """The first error among the replies, as ours."""
+    text = str(next(reply for reply in replies if isinstance(reply, ReplyError)))
+    code, _, detail = text.partition(" ")
+    return RedisRefused(code, detail, replies)
+
+
+def unavailable(error: BaseException) -> RedisUnavailable | None:
+    """What an error of the socket or of redis-py means, or None if it is not Redis' fault."""
+    if isinstance(error, RedisUnavailable):
+        return error
+    if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
+        return RedisUnavailable("auth", str(error))
+    if isinstance(error, redis.TimeoutError | TimeoutError):
+        return RedisUnavailable("timeout")
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        return RedisUnavailable("loading")
+    if isinstance(error, ConnectionRefusedError | socket.gaierror | redis.ConnectionError):
+        return RedisUnavailable("refused", str(error))
+    if isinstance(error, redis.RedisError | hiredis.HiredisError):
+        return RedisUnavailable("protocol", str(error))
+    if isinstance(error, OSError | EOFError):
+        return RedisUnavailable("closed", str(error))
+    return None

@@ -1,0 +1,90 @@
+"""One Redis server as both wires see it: how to reach it, and its clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import hiredis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+import redis
+from stillroom.settings import Settings, redact
+
+Command = Sequence[Any]  # of bytes, str, int, float
+
+CLOCK_GOOD_FOR_NS = 60_000_000_000
+
+pack_command = hiredis.pack_command
+ReplyError = hiredis.ReplyError
+
+
+class Server:
+    """The address and manners of one server, and how far its clock is from ours."""
+
+    def __init__(self, settings: Settings, url: str, name: str) -> None:
+        self.settings = settings
+        self.name = name
+        self.url = redact(url)
+        pool = redis.ConnectionPool.from_url(url)
+        # redis-py as a connection factory, without its patience: the wire keeps the deadlines. RESP2, because
+        # pushes on RESP3 switch off redis-py's check for unread replies, and two handshake replies are enough.
+        self._options: dict[str, Any] = {
+            "password": settings.password,
+            **pool.connection_kwargs,
+            "protocol": 2,
+            "socket_timeout": settings.command_timeout,
+            "socket_connect_timeout": settings.connect_timeout,
+            "driver_info": None,
+            "health_check_interval": 0,
+        }
+        if self._options.get("credential_provider"):
+            self._options.pop("password")
+        self._connection_class = pool.connection_class
+        self._clock_offset_ns = 0
+        self._clock_error_ns = 0
+        self._clock_read_ns = 0
+
+    def connection(self) -> Any:
+        """A new redis-py connection, not yet connected."""
+        return self._connection_class(retry=Retry(NoBackoff(), 0), **self._options)
+
+    def async_connection(self) -> Any:
+        """The same for asyncio."""
+        kinds = {
+            redis.SSLConnection: redis.asyncio.SSLConnection,
+            redis.UnixDomainSocketConnection: redis.asyncio.UnixDomainSocketConnection,
+        }
+        kind = kinds.get(self._connection_class, redis.asyncio.Connection)
+        return kind(retry=redis.asyncio.retry.Retry(NoBackoff(), 0), **self._options)
+
+    def now_ms(self) -> int:
+        """The server's clock, in ms since 1970, as well as this process knows it."""
+        return (time.time_ns() + self._clock_offset_ns) // 1_000_000
+
+    def now_us(self) -> int:
+        return (time.time_ns() + self._clock_offset_ns) // 1_000
+
+    def learn_clock(self, reply: Sequence[bytes], asked_ns: int, *, anew: bool = False) -> None:
+        """Take in a reply to TIME: exact to half its round trip, so slow ones are used only for want of better.
+
+        `anew`: what was known is wrong, the server's clock has stepped.
+        """
+        answered_ns = time.time_ns()
+        round_trip = answered_ns - asked_ns
+        outdated = anew or answered_ns - self._clock_read_ns > CLOCK_GOOD_FOR_NS
+        if outdated or round_trip <= 2 * self._clock_error_ns:
+            server_ns = int(reply[0]) * 1_000_000_000 + int(reply[1]) * 1_000
+            self._clock_offset_ns = server_ns - (asked_ns + answered_ns) // 2
+            self._clock_error_ns = max(round_trip, 50_000)
+            self._clock_read_ns = answered_ns
+
+
+def pack(commands: Sequence[Command]) -> bytes:
+    if len(commands) == 1:
+        packed: bytes = pack_command(tuple(commands[0]))
+        return packed
+    return b"".join([pack_command(tuple(command)) for command in commands])

@@ -1,0 +1,242 @@
+"""The wire for threads and greenlets: one batch, one send, one connection of one's own while it lasts."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import hiredis
+
+from stillroom.errors import RedisUnavailable
+from stillroom.wire.breaker import Breaker
+from stillroom.wire.outcome import checked, judged, refusal, unavailable
+from stillroom.wire.server import Command, ReplyError, Server, pack
+
+_READ_SIZE = 16 * 1024
+_LARGE_SEND = 32 * 1024  # more than a socket buffer is sure to take at once
+
+
+class Link:
+    """One connection and its reader."""
+
+    __slots__ = ("_buffer", "_connection", "_patience", "_reader", "_socket", "used")
+
+    def __init__(self, server: Server) -> None:
+        self._connection = server.connection()
+        self._connection.connect()
+        self._socket = self._connection._get_socket()
+        self._reader: Any = hiredis.Reader()  # its stubs do not know that it reads buffers
+        self._buffer = bytearray(_READ_SIZE)
+        self._patience = server.settings.command_timeout
+        self._socket.settimeout(self._patience)
+        self.used = False
+        asked = time.time_ns()
+        (reply,) = self.exchange(pack([(b"TIME",)]), 1, time.monotonic() + self._patience)
+        if isinstance(reply, ReplyError):
+            raise refusal([reply])
+        server.learn_clock(reply, asked)
+
+    def exchange(self, packed: bytes, count: int, deadline: float) -> list[Any]:
+        """Send, then read `count` replies before `deadline` (time.monotonic()).
+
+        The socket's own timeout covers the usual case, one receive, for nothing. It starts again with each
+        receive, so a link that drips would hold the call for ever: from the second one on it is what is left.
+        """
+        sock, reader = self._socket, self._reader
+        sock.sendall(packed)
+        replies: list[Any] = []
+        shortened = len(packed) > _LARGE_SEND and self._shorten(deadline)
+        while True:
+            size = sock.recv_into(self._buffer)
+            if not size:
+                raise EOFError("the server closed the connection")
+            reader.feed(self._buffer, 0, size)
+            while len(replies) < count:
+                reply = reader.gets()
+                if reply is False:  # RESP2 has no booleans: hiredis' word for "not yet"
+                    break
+                replies.append(reply)
+            else:
+                break
+            shortened = self._shorten(deadline)
+        if shortened:
+            sock.settimeout(self._patience)
+        return replies
+
+    def _shorten(self, deadline: float) -> bool:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+        return True
+
+    def limit(self, seconds: float) -> None:
+        """Be less patient than usual, for this exchange."""
+        self._socket.settimeout(seconds)
+
+    def unlimit(self) -> None:
+        self._socket.settimeout(self._patience)
+
+    def is_alive(self) -> bool:
+        """Whether the idle connection is open and silent. Costs a system call."""
+        self._socket.settimeout(0)
+        try:
+            self._socket.recv(1)  # a byte or an end, either way not a clean connection
+        except (BlockingIOError, InterruptedError):
+            self._socket.settimeout(self._patience)
+            return True
+        except OSError:
+            pass
+        return False
+
+    def close(self) -> None:
+        self._connection.disconnect()
+
+
+class Wire:
+    """Batches to one server. Thread-safe, fork-safe; under gevent greenlets are its threads."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._settings = server.settings
+        self.breaker = Breaker(self._settings, server.name, self.ping)
+        self.reset()
+        _every_wire.add(self)
+
+    def reset(self) -> None:
+        """No connections: they belong to the parent of a forked process."""
+        self._idle: queue.SimpleQueue[Link] = queue.SimpleQueue()
+        self._open = 0
+        self._lock = threading.Lock()
+        self.breaker.reset()
+
+    @property
+    def connections(self) -> int:
+        """How many are open now."""
+        return self._open
+
+    def execute(
+        self, commands: Sequence[Command], left: float, *, idempotent: bool = True
+    ) -> list[Any]:
+        """The replies to one batch, in order. `left`: seconds the call may still take.
+
+        Raises RedisUnavailable, or RedisRefused if a reply is an error. The batch is sent a second time only if
+        an idle connection turned out dead and doing it twice does no harm.
+        """
+        if self.breaker.is_open:
+            raise RedisUnavailable("breaker", self.breaker.reason)
+        if left <= 0:
+            raise RedisUnavailable("budget")
+        packed = pack(commands)
+        started = time.monotonic()
+        try:
+            link = self._lease(left, check=not idempotent)
+            try:
+                replies = self._exchange(link, packed, len(commands), started, left)
+            except (OSError, EOFError) as error:
+                if isinstance(error, TimeoutError) or not (link.used and idempotent):
+                    raise
+                self._discard_idle()
+                link = self._open_link()
+                replies = self._exchange(link, packed, len(commands), started, left)
+        except BaseException as error:
+            raise judged(error, self.breaker) from None
+        self._idle.put(link)
+        return checked(replies, self.breaker)
+
+    def _exchange(
+        self, link: Link, packed: bytes, count: int, started: float, left: float
+    ) -> list[Any]:
+        patience = self._settings.command_timeout
+        hurried = left < patience
+        try:
+            if hurried:
+                link.limit(left)
+            replies = link.exchange(packed, count, started + (left if hurried else patience))
+        except BaseException:
+            # Whatever it was, unread replies may follow on this connection: nobody may use it again.
+            self._drop(link)
+            raise
+        if hurried:
+            link.unlimit()
+        link.used = True
+        return replies
+
+    def _lease(self, left: float, *, check: bool) -> Link:
+        while True:
+            try:
+                link = self._idle.get_nowait()
+            except queue.Empty:
+                return (
+                    self._open_link()
+                    if self._open < self._settings.pool_size
+                    else self._await_idle(left)
+                )
+            if not check or link.is_alive():
+                return link
+            self._drop(link)
+
+    def _open_link(self) -> Link:
+        with self._lock:
+            self._open += 1
+        try:
+            return Link(self.server)
+        except BaseException:
+            with self._lock:
+                self._open -= 1
+            raise
+
+    def _await_idle(self, left: float) -> Link:
+        try:
+            return self._idle.get(timeout=min(left, self._settings.pool_timeout))
+        except queue.Empty:
+            busy = f"{self._settings.pool_size} connections are in use"
+            raise RedisUnavailable("pool", busy) from None
+
+    def _drop(self, link: Link) -> None:
+        with self._lock:
+            self._open -= 1
+        link.close()
+
+    def _discard_idle(self) -> None:
+        """One idle connection was dead: its server went away, so all of them are."""
+        while True:
+            try:
+                self._drop(self._idle.get_nowait())
+            except queue.Empty:
+                return
+
+    def ping(self) -> None:
+        """One PING on a connection of its own, whatever the breaker says. Raises RedisUnavailable."""
+        try:
+            link = Link(self.server)
+            try:
+                patience = self._settings.command_timeout
+                (reply,) = link.exchange(pack([(b"PING",)]), 1, time.monotonic() + patience)
+            finally:
+                link.close()
+        except Exception as error:
+            raise unavailable(error) or error from None
+        if isinstance(reply, ReplyError):
+            raise refusal([reply])
+
+    def close(self) -> None:
+        """Close every idle connection and end the prober. The wire can be used again."""
+        self.breaker.stop()
+        self._discard_idle()
+
+
+_every_wire: weakref.WeakSet[Wire] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for wire in list(_every_wire):
+        wire.reset()
+
+
+os.register_at_fork(after_in_child=_after_fork)

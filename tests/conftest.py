@@ -1,0 +1,105 @@
+"""Real servers, rooms on them, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import AsyncStillroom, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.entries import Recording
+from tests.support.faces import BlockingRoom
+
+SERVERS = ["valkey", "redis"]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of whoever runs the tests are not the tests' settings."""
+    for name in list(os.environ):
+        if name.startswith(("STILLROOM_", "REDIS_")):
+            monkeypatch.delenv(name)
+
+
+def binary_of(kind: str) -> str | None:
+    """The embedded server is always there; redis-server runs the same tests where it is installed."""
+    if kind == "valkey":
+        return None
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("redis-server is not installed; the embedded server runs this test too")
+    return binary
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def shared_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """One server of each kind for all tests that leave it as they found it."""
+    with EmbeddedServer(binary=binary_of(request.param)) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: EmbeddedServer) -> EmbeddedServer:
+    """A server without data."""
+    with redis.Redis.from_url(shared_server.url) as client:
+        client.flushall()
+        client.script_flush()
+    return shared_server
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedServer]:
+    """A server of the test's own, to be frozen, killed and restarted."""
+    with EmbeddedServer(appendonly=True) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: EmbeddedServer) -> Iterator[Any]:
+    """A plain client, to look behind the scenes."""
+    with redis.Redis.from_url(server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def settings(server: EmbeddedServer) -> Settings:
+    return Settings(redis_url=server.url)
+
+
+@pytest.fixture
+def dispatch() -> Recording:
+    return Recording()
+
+
+@pytest.fixture
+def make_room(settings: Settings, dispatch: Recording) -> Iterator[Callable[..., Stillroom]]:
+    """Rooms on the server, closed at the end. Each stands for a process: they share nothing but Redis."""
+    rooms: list[Stillroom] = []
+
+    def make(**changes: Any) -> Stillroom:
+        changed = Settings(**{"redis_url": settings.redis_url} | changes) if changes else settings
+        rooms.append(Stillroom(changed, dispatch=dispatch))
+        return rooms[-1]
+
+    yield make
+    for room in rooms:
+        room.close()
+
+
+@pytest.fixture(params=["sync", "async"])
+def room(request: pytest.FixtureRequest, settings: Settings, dispatch: Recording) -> Iterator[Any]:
+    """A room, once with each face."""
+    if request.param == "sync":
+        with Stillroom(settings, dispatch=dispatch) as room:
+            yield room
+        return
+    with asyncio.Runner() as runner:
+        face = BlockingRoom(AsyncStillroom(settings, dispatch=dispatch), runner.get_loop())
+        yield face
+        face.close()

@@ -1,0 +1,724 @@
+"""The cache on a real server, with both faces."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from pydantic import BaseModel, Field
+
+from stillroom import Freshness, InvalidKey, ValueTooLarge
+from stillroom.codec import Unencodable
+from tests.support.entries import age
+
+HANDSHAKE = {"HELLO", "CLIENT", "MONITOR"}  # of the client that looks on
+
+
+class Product(BaseModel):
+    id: int
+    name: str
+    price: int = Field(alias="priceCents", default=0)
+
+    model_config = {"populate_by_name": True}
+
+
+@dataclass
+class Thing:
+    id: UUID
+    size: int
+
+
+def counts(room: Any) -> dict[str, int]:
+    return dict(room.stats.counts)
+
+
+# Get and set
+
+
+def test_a_value_comes_back_as_the_type_asked_for(room: Any) -> None:
+    """A pydantic model that was set is a pydantic model when it is read."""
+    product = Product(id=7, name="Jam", priceCents=350)
+    assert room.cache.set("product:7", product, ttl=60)
+    assert room.cache.get("product:7", Product) == product
+    assert room.cache.get("product:7") == {"id": 7, "name": "Jam", "priceCents": 350}
+
+
+@pytest.mark.parametrize("value", [None, 0, "", [], {}, False, 1.5, "ünï\ncode", [1, {"a": None}]])
+def test_any_json_value_comes_back(room: Any, value: Any) -> None:
+    """Every JSON value survives, also those that are false."""
+    missing = object()
+    assert room.cache.set("k", value)
+    assert room.cache.get("k", default=missing) == value
+
+
+def test_a_miss_is_the_default(room: Any) -> None:
+    """A key that was never set gives the default."""
+    assert room.cache.get("nothing") is None
+    assert room.cache.get("nothing", int, 5) == 5
+    assert room.cache.get_entry("nothing") is None
+
+
+def test_a_value_of_another_type_is_a_miss_and_counted(room: Any) -> None:
+    """What does not fit the type asked for is never returned."""
+    room.cache.set("k", "not a number")
+    assert room.cache.get("k", int, -1) == -1
+    assert counts(room)["decode_errors"] == 1
+    assert room.cache.get("k", str) == "not a number"
+
+
+def test_an_entry_tells_its_freshness_and_tags(room: Any) -> None:
+    """get_entry gives the value with everything the cache knows of it."""
+    room.cache.set("k", [1], ttl=60, swr=60, tags=["a", "b c"])
+    entry = room.cache.get_entry("k", list[int])
+    assert (entry.value, entry.freshness, entry.tags) == ([1], Freshness.FRESH, ("a", "b c"))
+    assert entry.loader is None
+
+
+def test_the_value_is_readable_in_redis(room: Any, client: Any) -> None:
+    """GET shows one header line and the JSON."""
+    room.cache.set("k", {"a": 1}, tags=["t"])
+    header, payload = client.get(room.keys.entry(b"k")).split(b"\n")
+    assert header.split(b"\t")[-3:] == [b"", b"k", b"t"]
+    assert json.loads(payload) == {"a": 1}
+
+
+def test_redis_forgets_an_entry_after_ttl_and_swr(room: Any, client: Any) -> None:
+    """The entry's own TTL is ttl + swr."""
+    room.cache.set("k", 1, ttl=10, swr=20)
+    assert 29_000 < client.pttl(room.keys.entry(b"k")) <= 30_000
+
+
+def test_a_large_value_is_compressed(room: Any, client: Any) -> None:
+    """Above the threshold the payload is compressed, and reads the same."""
+    room.cache.set("k", "jam " * 10_000)
+    assert client.strlen(room.keys.entry(b"k")) < 4_000
+    assert room.cache.get("k", str) == "jam " * 10_000
+
+
+def test_a_value_over_the_limit_is_refused_and_the_old_one_stays(room: Any) -> None:
+    """set says what was given and what is allowed."""
+    room.cache.set("k", "old")
+    with pytest.raises(ValueTooLarge, match=r"9,000,002 bytes, the limit is 1,048,576"):
+        room.cache.set("k", "x" * 9_000_000)
+    assert room.cache.get("k") == "old"
+
+
+def test_a_value_without_json_is_refused(room: Any) -> None:
+    """An object that JSON can't hold raises, and nothing is stored."""
+    with pytest.raises(Unencodable, match="object"):
+        room.cache.set("k", object())
+    with pytest.raises(Unencodable):
+        room.cache.set("k", "text", type=int)
+    assert room.cache.get("k") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("", "1 to 1,024 bytes"),
+        ("k" * 10_000, "has 10,000"),
+        ("\ud800", "surrogate"),
+        (7, "not int"),
+    ],
+)
+def test_a_key_that_cannot_be_used_says_why(room: Any, key: Any, why: str) -> None:
+    """A bad key raises before anything is sent."""
+    for operation in (room.cache.get, room.cache.invalidate, room.cache.invalidate_by_tag):
+        with pytest.raises(InvalidKey, match=why):
+            operation(key)
+    with pytest.raises(InvalidKey, match=why):
+        room.cache.set(key, 1)
+
+
+@pytest.mark.parametrize(
+    "key", ["a b", "a\nb", "a\tb", "a%0Ab", "{x}", "*?[a]", "🍓", "a\x00b", "é" * 500]
+)
+def test_any_other_text_is_a_key_and_a_tag(room: Any, key: str) -> None:
+    """Braces, globs, control characters and emoji neither break an entry nor meet another key."""
+    others = [key + "x", key.replace("\n", "%0A") + "y"]
+    for name in [key, *others]:
+        room.cache.set(name, name, tags=[name])
+    assert [room.cache.get(name) for name in [key, *others]] == [key, *others]
+    room.cache.invalidate_by_tag(key)
+    assert [room.cache.get(name) for name in [key, *others]] == [None, *others]
+
+
+@pytest.mark.parametrize(
+    "times", [{"ttl": 0}, {"ttl": -1}, {"swr": -1}, {"ttl": float("nan")}, {"ttl": 1e9}]
+)
+def test_times_out_of_range_are_refused(room: Any, times: Any) -> None:
+    """A TTL of nothing, a negative one, or one past life_limit raises."""
+    with pytest.raises(ValueError, match=r"ttl|swr"):
+        room.cache.set("k", 1, **times)
+
+
+# Invalidation
+
+
+def test_invalidate_forgets_keys(room: Any) -> None:
+    """The keys are gone, and the count says how many there were."""
+    room.cache.set("a", 1)
+    room.cache.set("b", 2)
+    assert room.cache.invalidate("a", "b", "c") == 2
+    assert room.cache.get("a") is None
+    assert room.cache.invalidate() == 0
+
+
+def test_a_tag_kills_every_entry_that_carries_it(room: Any, make_room: Any) -> None:
+    """One call, true for every process, and for that tag only."""
+    other = make_room()
+    for n in range(20):
+        room.cache.set(f"p:{n}", n, tags=["products", f"brand:{n % 2}"])
+    assert other.cache.get("p:3") == 3
+    room.cache.invalidate_by_tag("brand:1")
+    for reader in (room, other):
+        assert [n for n in range(20) if reader.cache.get(f"p:{n}") is not None] == list(
+            range(0, 20, 2)
+        )
+    room.cache.set("p:3", "new", tags=["products", "brand:1"])
+    assert other.cache.get("p:3") == "new"
+
+
+def test_a_soft_tag_leaves_the_value_stale(room: Any) -> None:
+    """Softly invalidated entries are served, and say that they are stale."""
+    room.cache.set("k", 1, ttl=60, tags=["t"])
+    room.cache.invalidate_by_tag("t", soft=True)
+    assert room.cache.get("k") == 1
+    assert room.cache.get_entry("k").freshness is Freshness.STALE
+    room.cache.set("k", 2, ttl=60, tags=["t"])
+    assert room.cache.get_entry("k").freshness is Freshness.FRESH
+
+
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_hard_wins_over_soft_in_any_order(room: Any, order: tuple[bool, bool]) -> None:
+    """A hard invalidation is not undone by a soft one, before or after it."""
+    room.cache.set("k", 1, tags=["t"])
+    for soft in order:
+        room.cache.invalidate_by_tag("t", soft=soft)
+    assert room.cache.get("k") is None
+
+
+# Loaders
+
+
+def test_a_loader_is_called_once(room: Any) -> None:
+    """A miss loads; after that the cache answers."""
+    calls = []
+
+    @room.cache.cached("product:{id}", ttl=60, tags=["products", "brand:{brand}"])
+    def load(id: int, brand: str = "acme") -> Product:
+        calls.append((id, brand))
+        return Product(id=id, name=brand)
+
+    assert load(7) == load(id=7) == load(7, "acme") == Product(id=7, name="acme")
+    assert calls == [(7, "acme")]
+    assert room.cache.get("product:7", Product) == Product(id=7, name="acme")
+    assert load.key(7) == "product:7"
+    room.cache.invalidate_by_tag("brand:acme")
+    load(7)
+    assert len(calls) == 2
+    assert load.invalidate(7) == 1
+    load(7)
+    assert len(calls) == 3
+
+
+def test_a_loaded_none_is_a_value(room: Any) -> None:
+    """A loader that finds nothing is not asked again."""
+    calls = []
+
+    @room.cache.cached("k:{n}", ttl=60)
+    def find(n: int) -> str | None:
+        calls.append(n)
+        return None
+
+    assert find(1) is None
+    assert find(1) is None
+    assert calls == [1]
+
+
+def test_tags_may_come_from_the_value(room: Any) -> None:
+    """A tag that only the loaded value knows invalidates it like any other."""
+
+    @room.cache.cached(
+        "p:{id}", ttl=60, tags=[lambda p: [f"shelf:{shelf}" for shelf in p["shelves"]]]
+    )
+    def load(id: int) -> dict[str, Any]:
+        return {"shelves": [1, 2]}
+
+    load(7)
+    assert room.cache.get_entry("p:7").tags == ("shelf:1", "shelf:2")
+    room.cache.invalidate_by_tag("shelf:2")
+    assert room.cache.get("p:7") is None
+
+
+def test_arguments_and_values_keep_their_types(room: Any, dispatch: Any, client: Any) -> None:
+    """A UUID argument is a UUID again in the worker, and a dataclass comes back as one."""
+
+    seen: list[Any] = []
+
+    @room.cache.cached("thing:{id}", ttl=60, swr=60)
+    def load(id: UUID, size: int = 3) -> Thing:
+        seen.append(id)
+        return Thing(id, size)
+
+    thing = uuid4()
+    assert load(thing) == Thing(thing, 3)
+    assert load(thing) == Thing(thing, 3)
+    age(client, room.keys.entry(b"thing:%b" % str(thing).encode()), 61)
+    load(thing)
+    assert dispatch.run_all(room) == ["refreshed"]
+    assert seen == [thing, thing]
+
+
+def test_the_loaders_error_reaches_its_caller_and_leaves_no_lease(room: Any, client: Any) -> None:
+    """The next caller tries again at once."""
+    failing = [True]
+
+    @room.cache.cached("k", ttl=60)
+    def load() -> int:
+        if failing:
+            raise LookupError("no such thing")
+        return 1
+
+    with pytest.raises(LookupError, match="no such thing"):
+        load()
+    assert client.get(room.keys.lease(b"k")) is None
+    failing.clear()
+    assert load() == 1
+
+
+def test_a_value_that_cannot_be_stored_is_returned_all_the_same(room: Any, client: Any) -> None:
+    """The caller has its value; nothing is stored, and the lease is free."""
+    assert len(room.cache.get_or_set("k", lambda: "x" * 9_000_000)) == 9_000_000
+    assert client.keys("*:l:*") == []
+    assert counts(room)["not_stored"] == 1
+
+
+def test_a_loader_of_another_type_than_it_says_is_not_stored(room: Any) -> None:
+    """What would not come back as it went in does not go in."""
+
+    @room.cache.cached("k", ttl=60)
+    def load() -> int:
+        return "seven"  # type: ignore[return-value]
+
+    assert load() == "seven"
+    assert room.cache.get("k") is None
+
+
+def test_get_or_set_loads_what_is_missing(room: Any) -> None:
+    """A function without a name of its own is loaded by whoever needs it."""
+    assert room.cache.get_or_set("k", lambda: 5, ttl=60, tags=["t", lambda v: [f"v:{v}"]]) == 5
+    assert room.cache.get_or_set("k", lambda: 6, ttl=60) == 5
+    assert room.cache.get_entry("k").tags == ("t", "v:5")
+
+
+# Stale while revalidate
+
+
+def test_a_stale_value_is_served_and_one_order_is_sent(
+    room: Any, dispatch: Any, client: Any
+) -> None:
+    """However often it is read: one task per stale period, and the entry's bytes are not touched."""
+    versions = iter(range(100))
+
+    @room.cache.cached("k", ttl=60, swr=600)
+    def load() -> int:
+        return next(versions)
+
+    key = room.keys.entry(b"k")
+    assert load() == 0
+    age(client, key, 61)
+    before = client.get(key), client.pttl(key) // 1000
+    assert [load() for _ in range(10)] == [0] * 10
+    assert room.cache.get("k", int) == 0
+    assert (client.get(key), client.pttl(key) // 1000) == before
+    assert len(dispatch.orders) == 1
+    assert dispatch.run_all(room) == ["refreshed"]
+    assert load() == 1
+    assert dispatch.orders == []
+    age(client, key, 61)
+    load()
+    assert dispatch.run_all(room) == ["refreshed"]
+    assert load() == 2
+
+
+def test_a_plain_get_of_a_stale_value_asks_too(room: Any, dispatch: Any, client: Any) -> None:
+    """The entry says what made it, so get needs no loader at hand."""
+
+    @room.cache.cached("k:{n}", ttl=60, swr=600)
+    def load(n: int) -> int:
+        return n
+
+    load(3)
+    age(client, room.keys.entry(b"k:3"), 61)
+    assert room.cache.get("k:3") == 3
+    assert [(o.loader, o.args, o.key) for o in dispatch.orders] == [("load", {"n": 3}, "k:3")]
+
+
+def test_a_soft_invalidation_asks_for_a_refresh(room: Any, dispatch: Any) -> None:
+    """The next reader is served the old value, the one after the refresh the new one."""
+    versions = iter(range(100))
+
+    @room.cache.cached("k", ttl=60, swr=600, tags=["t"])
+    def load() -> int:
+        return next(versions)
+
+    load()
+    room.cache.invalidate_by_tag("t", soft=True)
+    assert load() == 0
+    assert dispatch.run_all(room) == ["refreshed"]
+    assert load() == 1
+    assert dispatch.orders == []
+
+
+def test_without_a_name_one_reader_refreshes_itself(room: Any, client: Any) -> None:
+    """get_or_set with a bare function: the reader with the lease loads; an error serves the stale value."""
+    room.cache.get_or_set("k", lambda: 1, ttl=60, swr=600)
+    age(client, room.keys.entry(b"k"), 61)
+    assert room.cache.get_or_set("k", lambda: 1 / 0, ttl=60, swr=600) == 1
+    assert client.get(room.keys.lease(b"k")).startswith(b"backoff.")
+    client.delete(room.keys.lease(b"k"))
+    age(client, room.keys.entry(b"k"), 1)
+    assert room.cache.get_or_set("k", lambda: 2, ttl=60, swr=600) == 2
+
+
+def test_a_failed_refresh_backs_off_twice_as_long_each_time(
+    room: Any, dispatch: Any, client: Any
+) -> None:
+    """The stale value is served all the while; success forgets the failures."""
+    failing = [True]
+
+    @room.cache.cached("k", ttl=60, swr=600)
+    def load() -> int:
+        if failing:
+            raise LookupError
+        return 1
+
+    key, lease = room.keys.entry(b"k"), room.keys.lease(b"k")
+    failing.clear()
+    load()
+    failing.append(True)
+    delays = []
+    for attempt in range(4):
+        age(client, key, 61 if attempt == 0 else 1)
+        assert load() == 1
+        assert isinstance(dispatch.run_all(room)[0], LookupError)
+        _, due, failures = client.get(lease).split(b".")
+        seconds, _ = client.time()
+        delays.append(int(due) / 1000 - seconds)
+        assert int(failures) == attempt + 1
+        age(client, key, 1)
+        load()
+        assert dispatch.orders == []  # backing off: nobody asks
+        client.set(lease, b"backoff.0.%b" % failures, keepttl=True)  # the delay has passed
+    assert 0 < delays[0] <= 2
+    assert delays[3] > delays[0]
+    failing.clear()
+    age(client, key, 1)
+    load()
+    assert dispatch.run_all(room) == ["refreshed"]
+    assert client.exists(lease) == 0
+
+
+def test_a_refresh_done_twice_late_or_for_nothing_changes_nothing(
+    room: Any, dispatch: Any, client: Any
+) -> None:
+    """The lease names the order that may do it; any other finds nothing to do."""
+    versions = iter(range(100))
+
+    @room.cache.cached("k", ttl=60, swr=600)
+    def load() -> int:
+        return next(versions)
+
+    load()
+    age(client, room.keys.entry(b"k"), 61)
+    load()
+    (order,) = dispatch.orders
+    assert room.cache.refresh(order)["outcome"] == "refreshed"
+    assert room.cache.refresh(order)["outcome"] == "superseded"  # twice
+    age(client, room.keys.entry(b"k"), 61)
+    load()
+    assert (
+        room.cache.refresh(order)["outcome"] == "superseded"
+    )  # late: another order holds the lease
+    late = dispatch.orders[-1]
+    room.cache.invalidate("k")
+    assert room.cache.refresh(late)["outcome"] == "superseded"
+    assert load() == 2
+
+
+def test_an_order_for_what_is_fresh_again_frees_the_lease(
+    room: Any, dispatch: Any, client: Any
+) -> None:
+    """A worker that comes after the fact does not load."""
+    calls = []
+
+    @room.cache.cached("k", ttl=60, swr=600)
+    def load() -> int:
+        calls.append(1)
+        return 1
+
+    load()
+    age(client, room.keys.entry(b"k"), 61)
+    load()
+    age(client, room.keys.entry(b"k"), -61)
+    assert dispatch.run_all(room) == ["not needed"]
+    assert client.exists(room.keys.lease(b"k")) == 0
+    assert len(calls) == 1
+
+
+def test_an_order_that_cannot_be_delivered_frees_its_lease(
+    room: Any, dispatch: Any, client: Any
+) -> None:
+    """With the broker away the stale value is served, and the next reader asks again."""
+
+    @room.cache.cached("k", ttl=60, swr=600)
+    def load() -> int:
+        return 1
+
+    load()
+    age(client, room.keys.entry(b"k"), 61)
+    dispatch.broken = True
+    assert load() == 1
+    assert client.exists(room.keys.lease(b"k")) == 0
+    dispatch.broken = False
+    assert load() == 1
+    assert len(dispatch.orders) == 1
+    dispatch.orders.clear()
+    dispatch.ready = False
+    age(client, room.keys.entry(b"k"), 1)
+    client.delete(room.keys.lease(b"k"))
+    assert load() == 1
+    assert (
+        client.exists(room.keys.lease(b"k")) == 0
+    )  # known to be away: no lease is taken for nothing
+
+
+# What is in Redis may be anything
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw[:-1],
+        lambda raw: raw[:20],
+        lambda raw: b"",
+        lambda raw: b"\x00" * 100,
+        lambda raw: b'{"foreign": 1}',
+        lambda raw: raw.replace(b"k1", b"k2"),
+        lambda raw: raw.replace(b"[12]", b"[13]"),
+        lambda raw: b"2" + raw[1:],
+        lambda raw: raw + b" ",
+    ],
+)
+def test_damaged_bytes_are_a_miss_and_counted(room: Any, client: Any, damage: Any) -> None:
+    """Cut, altered, foreign or of another version: never a value, and the next load repairs it."""
+    room.cache.set("k1", [12])
+    key = room.keys.entry(b"k1")
+    client.set(key, damage(client.get(key)))
+    assert room.cache.get("k1") is None
+    assert counts(room)["decode_errors"] == 1
+    assert room.cache.get_or_set("k1", lambda: [14]) == [14]
+    assert room.cache.get("k1") == [14]
+
+
+def test_another_keys_entry_is_a_miss(room: Any, client: Any) -> None:
+    """An entry carries its key: a mix-up can't show one key's value for another."""
+    room.cache.set("a", "secret of a")
+    client.copy(room.keys.entry(b"a"), room.keys.entry(b"b"))
+    assert room.cache.get("b") is None
+
+
+def test_a_decompression_bomb_is_a_miss(room: Any, client: Any) -> None:
+    """What would unpack to more than the limit is not unpacked."""
+    import zlib
+
+    from stillroom.cache.entry import body
+
+    room.cache.set("k", 1)
+    key = room.keys.entry(b"k")
+    front = client.get(key).split(b"\t")[:4]
+    bomb = zlib.compress(b'"' + b"x" * 50_000_000 + b'"')
+    client.set(key, b"\t".join([*front, body(b"z", b"", b"k", [], bomb)]))
+    assert room.cache.get("k") is None
+    client.set(key, b"\t".join([*front, body(b"?", b"", b"k", [], b"1")]))
+    assert room.cache.get("k") is None
+    assert counts(room)["decode_errors"] == 2
+
+
+def test_another_type_under_the_key_is_a_miss_and_counted(room: Any, client: Any) -> None:
+    """A list where the entry should be: a miss; the next load replaces it and counts it."""
+    client.rpush(room.keys.entry(b"k"), "x")
+    assert room.cache.get("k") is None
+    assert room.cache.get_or_set("k", lambda: 1) == 1
+    assert counts(room)["decode_errors"] == 1
+    assert room.cache.get("k") == 1
+
+
+def test_a_foreign_clock_degrades_and_never_lies(room: Any, client: Any) -> None:
+    """A clock of another type: values are loaded and served, nothing is stored or believed."""
+    room.cache.set("k", "old")
+    client.delete(room.keys.clock)
+    client.rpush(room.keys.clock, "x")
+    assert room.cache.get("k") is None
+    assert room.cache.get_or_set("k", lambda: "new") == "new"
+    assert room.cache.set("k", "new") is False
+
+
+@pytest.mark.parametrize("lost", ["clock", "marks", "both", "all"])
+def test_lost_clocks_and_marks_are_a_miss(
+    room: Any, client: Any, make_room: Any, lost: str
+) -> None:
+    """Evicted or flushed: everything stored before is dead for everyone, whatever comes after."""
+    other = make_room()
+    room.cache.set("k", 1, tags=["t"])
+    room.cache.invalidate_by_tag("unrelated")
+    assert other.cache.get("k") == 1
+    room.cache.invalidate_by_tag("t")
+    doomed = {"clock": ["clock"], "marks": ["marks"], "both": ["clock", "marks"], "all": []}[lost]
+    client.delete(*[getattr(room.keys, name) for name in doomed]) if doomed else client.flushall()
+    room.cache.invalidate_by_tag("another")
+    fresh = make_room()
+    assert [reader.cache.get("k") for reader in (room, other, fresh)] == [None] * 3
+    room.cache.set("k", 2, tags=["t"])
+    assert [reader.cache.get("k") for reader in (room, other, fresh)] == [2] * 3
+
+
+def test_scripts_are_loaded_again_after_a_flush(room: Any, client: Any) -> None:
+    """SCRIPT FLUSH in the middle costs one more round trip and nothing else."""
+    room.cache.set("k", 1)
+    client.script_flush()
+    assert room.cache.get_or_set("new", lambda: 2) == 2
+    client.script_flush()
+    room.cache.invalidate_by_tag("t")
+    assert room.cache.get("k") == 1
+
+
+def test_flushdb_in_the_middle_of_a_load_stores_nothing(room: Any, client: Any) -> None:
+    """The lease is gone, so the commit is refused; the caller has its value."""
+
+    def load() -> int:
+        client.flushall()
+        return 1
+
+    assert room.cache.get_or_set("k", load) == 1
+    assert client.keys("*:e:*") == []
+    assert room.cache.get_or_set("k", lambda: 2) == 2
+
+
+# Marks
+
+
+def test_marks_are_trimmed_only_past_the_longest_life(room: Any, client: Any) -> None:
+    """Young marks stay; old ones go, and what is stamped before them is dead without a mark."""
+    room.cache.set("k", 1, tags=["t"])
+    for n in range(10):
+        room.cache.invalidate_by_tag(f"other:{n}")
+    assert room.cache.trim_marks()["dropped"] == 0
+    ancient = {f"t:old:{n}": n + 1 for n in range(12_000)}
+    client.zadd(room.keys.marks, ancient)
+    assert room.cache.trim_marks() == {"dropped": 12_000, "left": 12}
+    assert room.cache.get("k") == 1
+    assert client.zscore(room.keys.marks, "!") is not None
+
+
+def test_an_entry_older_than_the_trimmed_marks_is_dead(
+    room: Any, client: Any, make_room: Any
+) -> None:
+    """Nothing says that its tags were not invalidated, so it is a miss."""
+    room.cache.set("k", 1, tags=["t"])
+    room.cache.invalidate_by_tag("other")
+    newest = client.zscore(room.keys.marks, "~")
+    client.zadd(room.keys.marks, {"!": newest})
+    assert make_room().cache.get("k") is None
+
+
+def test_a_process_that_remembers_little_asks_for_the_rest(room: Any, make_room: Any) -> None:
+    """With more marks than it keeps, a process decides the same, by asking for the tags of old entries."""
+    room.cache.set("dead", 1, tags=["t:0"])
+    room.cache.set("alive", 2, tags=["never"])
+    room.cache.set("soft", 3, ttl=60, tags=["s"])
+    for n in range(250):
+        room.cache.invalidate_by_tag(f"t:{n}")
+    room.cache.invalidate_by_tag("s", soft=True)
+    for n in range(150):
+        room.cache.invalidate_by_tag(f"u:{n}")
+    forgetful = make_room(marks_limit=100)
+    for _ in range(2):
+        assert forgetful.cache.get("dead") is None
+        assert forgetful.cache.get("alive") == 2
+        assert forgetful.cache.get_entry("soft").freshness is Freshness.STALE
+    room.cache.invalidate_by_tag("never")
+    assert forgetful.cache.get("alive") is None
+
+
+# Bounds
+
+
+def test_every_key_has_a_ttl_or_a_bound(room: Any, dispatch: Any, client: Any) -> None:
+    """After every operation, each key but the clock and the marks ends by itself."""
+
+    @room.cache.cached("k:{n}", ttl=60, swr=60, tags=["t"])
+    def load(n: int) -> int:
+        return n
+
+    room.cache.set("a", 1, tags=["t"])
+    room.cache.get_or_set("b", lambda: 1)
+    load(1)
+    age(client, room.keys.entry(b"k:1"), 61)
+    load(1)
+    room.cache.invalidate_by_tag("t", soft=True)
+    dispatch.run_all(room)
+    room.cache.invalidate_by_tag("t")
+    room.cache.invalidate("a")
+    room.cache.flush_stats()
+    endless = {key for key in client.scan_iter() if client.pttl(key) < 0}
+    assert endless == {room.keys.clock, room.keys.marks}
+
+
+def test_counts_of_all_processes_add_up(room: Any, make_room: Any, client: Any) -> None:
+    """Hits, misses and loads of every process are in the minute's hash, with its TTL."""
+    other = make_room()
+    room.cache.get_or_set("k", lambda: 1)
+    other.cache.get("k")
+    other.cache.get("gone")
+    room.cache.flush_stats()
+    other.cache.flush_stats()
+    total: dict[bytes, int] = {}
+    for key in client.keys("stillroom:stats:*"):
+        assert 0 < client.ttl(key) <= 7200
+        for field, n in client.hgetall(key).items():
+            total[field] = total.get(field, 0) + int(n)
+    assert total[b"hits"] == 1
+    assert total[b"misses"] == 2
+    assert total[b"loads"] == 1
+
+
+def test_a_hit_is_one_round_trip(room: Any, client: Any) -> None:
+    """While invalidations go on, a read stays one round trip: the marks ride along."""
+    room.cache.set("k", 1, tags=["t"])
+    room.cache.invalidate_by_tag("x")
+    room.cache.get("k")  # catches up
+    room.stats.due = 1 << 62  # no counts ride along
+    with client.monitor() as monitor:
+        for n in range(3):
+            room.cache.invalidate_by_tag(f"x:{n}")
+            assert room.cache.get("k") == 1
+        client.echo("done")
+        seen = list(takewhile(lambda c: c["command"] != "ECHO done", monitor.listen()))
+    names = [c["command"].split()[0] for c in seen if c["client_type"] != "lua"]
+    assert [name for name in names if name not in HANDSHAKE] == ["EVALSHA", "MGET", "ZRANGE"] * 3
+
+
+def test_nothing_of_a_value_or_password_is_logged(room: Any, client: Any, caplog: Any) -> None:
+    """A bad entry is named by its key, never by its content."""
+    room.cache.set("k", "canary-value")
+    with caplog.at_level(logging.DEBUG):
+        room.cache.get("k", int)
+    assert caplog.records
+    assert "canary" not in caplog.text

@@ -1,0 +1,79 @@
+"""The async room seen through blocking calls, so that one test body runs on both faces."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from stillroom import AsyncStillroom
+
+
+class Blocking:
+    """Calls of an object's coroutine methods block; everything else is passed through."""
+
+    def __init__(self, inner: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._inner = inner
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return self._blocking(getattr(self._inner, name))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._blocking(self._inner)(*args, **kwargs)
+
+    def _blocking(self, value: Any) -> Any:
+        if not callable(value):
+            return value
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = value(*args, **kwargs)
+            return (
+                self._loop.run_until_complete(_finish(result))
+                if inspect.isawaitable(result)
+                else result
+            )
+
+        return call
+
+
+async def _finish(awaitable: Any) -> Any:
+    return await awaitable
+
+
+class BlockingRoom:
+    """An AsyncStillroom with the calls of a Stillroom. One thread, one event loop."""
+
+    def __init__(self, room: AsyncStillroom, loop: asyncio.AbstractEventLoop) -> None:
+        self.inner = room
+        self.settings = room.settings
+        self.keys = room.keys
+        self.dispatch = room.dispatch
+        self._loop = loop
+        self.cache = BlockingCache(room.cache, loop)
+
+    @property
+    def stats(self) -> Any:
+        return self.inner.stats
+
+    @property
+    def wire(self) -> Any:
+        return self.inner.wire
+
+    def request(self) -> Any:
+        return self.inner.request()
+
+    def connect(self) -> None:
+        self._loop.run_until_complete(self.inner.connect())
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self.inner.close())
+
+
+class BlockingCache(Blocking):
+    """The async cache; `cached` gives functions that block."""
+
+    def cached(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        register = self._inner.cached(*args, **kwargs)
+        return lambda function: Blocking(register(function), self._loop)

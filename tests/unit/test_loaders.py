@@ -1,0 +1,125 @@
+"""Templates and registrations: mistakes are answered where they are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom import InvalidKey, NoDispatch, Settings, Stillroom, UnknownLoader
+from stillroom.cache.loaders import BadArguments, Template
+
+
+@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
+def test_different_arguments_never_share_a_key(one: tuple[str, str], two: tuple[str, str]) -> None:
+    """Whatever is in them, separators and percent signs too."""
+    template = Template("k:{a}:{b}", ["a", "b"])
+    keys = [template.fill(dict(zip("ab", pair, strict=True))) for pair in (one, two)]
+    assert (keys[0] == keys[1]) == (one == two)
+
+
+def test_a_single_value_stands_as_it_is() -> None:
+    """`get("user:a:b")` finds what `load("a:b")` stored."""
+    assert Template("user:{name}", ["name"]).fill({"name": "a:b%"}) == "user:a:b%"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("k:{idd}", r"\{idd\} is not a parameter of the loader; did you mean \{id\}\?"),
+        ("k:{nothing}", r"it has id, brand"),
+        ("k:{id!r}", "only the name of a parameter"),
+        ("k:{id:>3}", "only the name of a parameter"),
+        ("k:{id.x}", "only the name of a parameter"),
+        ("k:{}", "only the name of a parameter"),
+        ("k:{id", "not a template"),
+        ("k:{id}{brand}", "something must stand before {brand}"),
+    ],
+)
+def test_a_template_that_cannot_work_says_why(text: str, why: str) -> None:
+    """When the loader is registered, not when the first request comes."""
+    with pytest.raises(InvalidKey, match=why):
+        Template(text, ["id", "brand"])
+
+
+@pytest.fixture
+def room() -> Stillroom:
+    return Stillroom(Settings(), dispatch=NoDispatch())
+
+
+def test_a_name_is_registered_once(room: Stillroom) -> None:
+    """Two loaders of one name could not be told apart in a message."""
+
+    def load(id: int) -> int:
+        return id
+
+    room.cache.cached("a:{id}")(load)
+    with pytest.raises(ValueError, match="a loader named 'load' exists already"):
+        room.cache.cached("b:{id}")(load)
+    room.cache.cached("b:{id}", name="load-b")(load)
+    assert room.cache.loaders.names() == ["load", "load-b"]
+
+
+def test_a_coroutine_function_belongs_to_the_other_room(room: Stillroom) -> None:
+    """The sync room says where to go."""
+
+    async def load() -> int:
+        return 1
+
+    with pytest.raises(TypeError, match="use AsyncStillroom"):
+        room.cache.cached("k")(load)
+
+
+def test_only_plain_parameters(room: Stillroom) -> None:
+    """A message carries arguments by name."""
+
+    def load(*ids: int) -> int:
+        return len(ids)
+
+    with pytest.raises(TypeError, match="plain named parameters only"):
+        room.cache.cached("k")(load)
+
+
+def test_a_type_that_cannot_be_found_is_named(room: Stillroom) -> None:
+    """A class inside a function is out of reach of annotations that are text."""
+
+    class Local:
+        pass
+
+    def load() -> Local:
+        return Local()
+
+    with pytest.raises(TypeError, match="load: name 'Local' is not defined"):
+        room.cache.cached("k")(load)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [((), {}), ((1, 2, 3), {}), ((1,), {"id": 2}), ((1,), {"x": 2})]
+)
+def test_a_wrong_call_is_the_same_type_error(room: Stillroom, args: Any, kwargs: Any) -> None:
+    """As if the function itself had been called."""
+
+    @room.cache.cached("k:{id}")
+    def load(id: int, brand: str = "acme") -> int:
+        return id
+
+    with pytest.raises(TypeError):
+        load(*args, **kwargs)
+
+
+def test_arguments_from_a_message_are_checked(room: Stillroom) -> None:
+    """By the types of the signature, unknown ones refused."""
+
+    @room.cache.cached("k:{id}")
+    def load(id: int, brand: str = "acme") -> int:
+        return id
+
+    loader = room.cache.loaders["load"]
+    assert loader.validated({"id": "7", "brand": "b"}) == {"id": 7, "brand": "b"}
+    for bad in ({"id": "x", "brand": "b"}, {"id": 1}, {"id": 1, "brand": "b", "extra": 1}):
+        with pytest.raises(BadArguments):
+            loader.validated(bad)
+    with pytest.raises(UnknownLoader, match="no loader named 'lod'; registered: load"):
+        room.cache.loaders["lod"]

@@ -1,0 +1,97 @@
+"""The rule: an entry is dead if a later mark names it. Pure, so every case is a table."""
+
+from __future__ import annotations
+
+import pytest
+
+from stillroom.cache.entry import Entry
+from stillroom.cache.marks import Marks, Verdict, extended, read_clock
+
+EPOCH = b"e1"
+
+
+def entry(stamp: int, *tags: bytes, epoch: bytes = EPOCH) -> Entry:
+    return Entry(epoch, stamp, 0, b"j", b"", b"k", list(tags), b"1")
+
+
+def rows(*pairs: tuple[bytes, int]) -> list[bytes]:
+    """As Redis sends them, newest first."""
+    return [
+        x
+        for member, seq in sorted(pairs, key=lambda p: (-p[1], p[0] != b"~"))
+        for x in (member, b"%d" % seq)
+    ]
+
+
+@pytest.fixture
+def marks() -> Marks:
+    """Hard mark on `a` at 10, soft on `b` at 20, the clock at 30."""
+    known = rows((b"t:a", 10), (b"s:b", 20), (b"t:z", 30), (b"~", 30))
+    return extended(Marks(EPOCH), known, b"e1.30", 100)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        (entry(9, b"a"), Verdict.DEAD),
+        (entry(10, b"a"), Verdict.ALIVE),
+        (entry(11, b"a"), Verdict.ALIVE),
+        (entry(19, b"b"), Verdict.SOFT),
+        (entry(20, b"b"), Verdict.ALIVE),
+        (entry(5, b"a", b"b"), Verdict.DEAD),
+        (entry(15, b"a", b"b"), Verdict.SOFT),
+        (entry(5), Verdict.ALIVE),
+        (entry(30, b"a", b"b", b"z"), Verdict.ALIVE),
+        (entry(31), Verdict.DEAD),
+        (entry(30, epoch=b"e2"), Verdict.DEAD),
+    ],
+)
+def test_the_rule(marks: Marks, given: Entry, verdict: Verdict) -> None:
+    """Later marks kill; another epoch and a stamp ahead of the clock are loss, and loss is death."""
+    assert marks.verdict(given) is verdict
+
+
+def test_marks_that_do_not_reach_the_clock_were_lost(marks: Marks) -> None:
+    """Everything older than the clock is dead, everything at it lives."""
+    lost = extended(marks, [], b"e1.40", 100)
+    assert lost.verdict(entry(30)) is Verdict.DEAD
+    assert lost.verdict(entry(40)) is Verdict.ALIVE
+    assert lost.clock == b"e1.40"
+
+
+def test_a_cut_list_asks_for_what_was_left_out() -> None:
+    """With as many rows as were asked for, entries older than the oldest row are not decided here."""
+    marks = extended(Marks(EPOCH), rows((b"t:x", 28), (b"t:y", 29), (b"~", 30)), b"e1.30", 3)
+    assert marks.verdict(entry(28, b"a")) is Verdict.ALIVE
+    assert marks.verdict(entry(27, b"a")) is Verdict.ASK
+    marks.answer([b"a"], [None, b"10", None])
+    assert marks.verdict(entry(27, b"a")) is Verdict.ALIVE
+    assert marks.verdict(entry(9, b"a")) is Verdict.DEAD
+    assert marks.verdict(entry(9, b"a", b"b")) is Verdict.ASK
+
+
+def test_what_was_answered_stays_true_when_marks_follow() -> None:
+    """A later mark on a tag that was asked for still kills."""
+    marks = extended(Marks(EPOCH), rows((b"t:x", 29), (b"~", 30)), b"e1.30", 2)
+    marks.answer([b"a"], [None, None, None])
+    marks = extended(marks, rows((b"t:a", 31), (b"~", 31)), b"e1.31", 2)
+    assert marks.verdict(entry(20, b"a")) in (Verdict.DEAD, Verdict.ASK)
+
+
+def test_a_pruned_table_decides_the_same_or_asks() -> None:
+    """Forgetting never turns dead into alive."""
+    pairs = [(b"t:%d" % n, n + 1) for n in range(1000)]
+    full = extended(Marks(EPOCH), rows(*pairs, (b"~", 1000)), b"e1.1000", 10_000)
+    young = full.pruned(100)
+    assert len(young.hard) <= 500
+    for stamp in range(0, 1000, 7):
+        for tag in (b"0", b"499", b"500", b"999", b"none"):
+            by_young = young.verdict(entry(stamp, tag))
+            assert by_young is full.verdict(entry(stamp, tag)) or by_young is Verdict.ASK
+
+
+@pytest.mark.parametrize("raw", [b"", b"x", b"e1.", b"e1.x", b"1.2.3"])
+def test_only_a_clock_is_a_clock(raw: bytes) -> None:
+    """Anything else raises ValueError."""
+    with pytest.raises(ValueError, match="invalid literal"):
+        read_clock(raw)

@@ -1,0 +1,83 @@
+"""The room of a worker process: made before the first task, closed after the last, seen to be alive."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from celery import signals
+
+from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
+from stillroom.cache.loaders import Loaders
+
+log = logging.getLogger("stillroom.workers")
+
+
+def open_room(settings: Settings) -> Stillroom:
+    """A room with every loader of the modules that STILLROOM_LOADERS names. It asks nobody for work."""
+    room = Stillroom(settings, dispatch=NoDispatch())
+    for spec in settings.loaders:
+        for loaders in find_loaders(spec):
+            room.cache.loaders.adopt(loaders)
+    return room
+
+
+def find_loaders(spec: str) -> list[Loaders]:
+    """The loaders of the rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one)."""
+    path, _, attribute = spec.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `celery -A` does: the app's own folder
+    try:
+        module = importlib.import_module(path)
+    except ImportError as error:
+        raise SettingsError(f"STILLROOM_LOADERS={spec!r}: can't import {path}: {error}") from error
+    rooms = _rooms_in(module, attribute)
+    if not rooms:
+        what = f"{attribute} in {path} is not" if attribute else f"nothing in {path} is"
+        raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {what} a Stillroom or AsyncStillroom")
+    return [room.cache.loaders for room in rooms]
+
+
+def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStillroom]:
+    names = vars(module)
+    candidates = [names.get(attribute)] if attribute else list(names.values())
+    rooms = [room for room in candidates if isinstance(room, Stillroom | AsyncStillroom)]
+    return list({id(room): room for room in rooms}.values())
+
+
+def attend(app: Any, settings: Settings) -> None:
+    """Tie the room to the worker's life. Receivers are kept by the app, as long as it lives."""
+
+    def start(**_: Any) -> None:
+        try:
+            app.room.connect()
+        except StillroomError as error:
+            log.critical("the worker can't start: %s", error)
+            raise SystemExit(1) from None
+        log.info("loaders: %s", ", ".join(app.room.cache.loaders.names()) or "none")
+
+    def stop(**_: Any) -> None:
+        app.room.close()
+        if settings.heartbeat_file:
+            settings.heartbeat_file.unlink(missing_ok=True)
+
+    def beat(**_: Any) -> None:
+        if settings.heartbeat_file:
+            touch(settings.heartbeat_file)
+
+    app.receivers = [start, stop, beat]
+    signals.worker_init.connect(start, weak=False)
+    signals.worker_shutdown.connect(stop, weak=False)
+    signals.worker_ready.connect(beat, weak=False)
+    signals.heartbeat_sent.connect(beat, weak=False)
+
+
+def touch(path: Path) -> None:
+    """Say that the worker is connected. A disk that is full must not end a worker that works."""
+    with contextlib.suppress(OSError):
+        path.touch()

@@ -1,0 +1,36 @@
+"""What beat does, as data. Every task here may run twice, late, or in two beats at once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Tick(NamedTuple):
+    """One line of the schedule."""
+
+    name: str
+    task: str
+    every: float  # seconds
+    why: str
+
+
+SCHEDULE = [
+    Tick(
+        "trim-marks",
+        "stillroom.trim_marks",
+        60.0,
+        "marks of invalidations are kept only as long as an entry they could name can live",
+    ),
+]
+
+
+def beat_schedule(queue: str) -> dict[str, dict[str, Any]]:
+    """The same as Celery wants it. A tick that could not be delivered in its time is not worth delivering."""
+    return {
+        tick.name: {
+            "task": tick.task,
+            "schedule": tick.every,
+            "options": {"queue": queue, "expires": tick.every, "ignore_result": True},
+        }
+        for tick in SCHEDULE
+    }

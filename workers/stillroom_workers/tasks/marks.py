@@ -1,0 +1,14 @@
+"""Keep the record of invalidations short."""
+
+from __future__ import annotations
+
+from stillroom_workers.tasks.room import WorkerApp
+
+
+def register(app: WorkerApp) -> None:
+    """`stillroom.trim_marks`: no arguments. Returns how many marks were dropped, and how many are left."""
+
+    def trim_marks() -> dict[str, int]:
+        return app.room.cache.trim_marks()
+
+    app.task(trim_marks, name="stillroom.trim_marks")
