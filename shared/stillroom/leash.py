@@ -3,11 +3,13 @@
 Why not the usual ways:
 
 - `atexit` and signal handlers don't run on SIGKILL.
-- PR_SET_PDEATHSIG is Linux only, needs `preexec_fn`, which can deadlock once there are threads, and fires
-  when the *thread* that started the child ends: a server started in a pool's thread dies with the pool.
+- PR_SET_PDEATHSIG is Linux only, needs `preexec_fn`, which can deadlock once there are threads, and
+  fires when the *thread* that started the child ends: a server started in a pool's thread dies with
+  the pool.
 
-So a watcher leads a process group of its own, and the child joins it. The watcher reads a pipe that only
-we hold open. When we are gone, the kernel closes our end, and the watcher kills its group with itself.
+So a watcher leads a process group of its own, and the child joins it. The watcher reads a pipe that
+only we hold open. When we are gone, the kernel closes our end, and the watcher kills its group with
+itself.
 """
 
 from __future__ import annotations
@@ -18,30 +20,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-GONE_WITHIN = 1.0  # seconds for the kernel to bury a killed group
+GONE_WITHIN = 0.2  # seconds for a killed group to disappear
 POLL = 0.005  # seconds
 
-# SIGHUP: when we die while the child is frozen, the kernel sends it to the whole orphaned group.
-# getppid: after a fork without exec (multiprocessing, a prefork pool) our forks hold the pipe open too.
+# getppid: after a fork without exec (multiprocessing, a prefork pool) our forks hold the pipe open
+# too.
 _WATCHER = """
 import os, select, signal, sys
-for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
 while os.getppid() == int(sys.argv[1]) and not select.select([0], [], [], 1.0)[0]:
     pass
 os.kill(0, signal.SIGKILL)
 """
 
+_DEAF_TO = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
 
 class Leashed:
     """One running command in a process group that is killed when this process is gone.
 
-    A terminal's Ctrl-C does not reach the group. A process that leaves the group (`setsid`, a daemon) is
-    off the leash. `stdout` takes both streams; stdin is empty. Raises `OSError` if there is no such command.
+    A terminal's Ctrl-C does not reach the group. A process that leaves the group (`setsid`, a
+    daemon) is off the leash. `stdout` takes both streams; stdin is empty. Raises `OSError` if there
+    is no such command.
     """
 
     def __init__(
@@ -54,8 +57,9 @@ class Leashed:
     ) -> None:
         self._watcher = _start_watcher()
         try:
-            # No gap to die in: until it execs, the fork holds a copy of our end of the pipe, and it joins
-            # the group before that. The watcher can't read the end of the pipe and miss this child.
+            # No gap to die in: until it execs, the fork holds a copy of our end of the pipe, and it
+            # joins the group before that. The watcher can't read the end of the pipe and miss this
+            # child.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -90,11 +94,11 @@ class Leashed:
         self._process.send_signal(number)
 
     def wait_stopped(self, seconds: float) -> bool:
-        """True once a SIGSTOP has arrived: until then it may still answer. Each stop is told once."""
+        """True once a SIGSTOP has arrived: before that it may still answer. Told once per stop."""
         return until(self._has_stopped, seconds)
 
     def kill(self) -> None:
-        """Kill what is left of the whole group, children's children too; returns when all are gone."""
+        """Kill what is left of the group, children's children too; returns when all are gone."""
         if self._watcher.returncode is None:
             self._kill_group()
             self._process.wait()
@@ -105,9 +109,8 @@ class Leashed:
             return True
         pid, status = os.waitpid(self.pid, os.WUNTRACED | os.WNOHANG)
         if pid and not os.WIFSTOPPED(status):
-            self._process.returncode = os.waitstatus_to_exitcode(
-                status
-            )  # it ended, and we reaped it
+            # It has ended instead, and we have reaped it.
+            self._process.returncode = os.waitstatus_to_exitcode(status)
         return pid != 0
 
     def _kill_group(self) -> None:
@@ -120,7 +123,9 @@ class Leashed:
         self._watcher.wait()
 
     def _group_is_gone(self) -> bool:
-        # A killed grandchild keeps its port and its files until the kernel has buried it.
+        # A killed grandchild keeps its port and its files for some ms. Its zombie keeps nothing but
+        # counts here until init reaps it, and in a container without an init nobody does: hence the
+        # short limit.
         try:
             os.killpg(self._watcher.pid, 0)
         except (ProcessLookupError, PermissionError):
@@ -141,10 +146,23 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
 def _start_watcher() -> subprocess.Popen[bytes]:
     # -I -S: starts in 15 ms with 4 MB, and a `select.py` in the working directory is not imported.
     # Nobody waits for these 15 ms: it leads its group from its first moment, and the pipe can wait.
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _WATCHER, str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        cwd="/",
-        process_group=0,
-    )
+    with _blocked(_DEAF_TO):
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _WATCHER, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            process_group=0,
+        )
+
+
+@contextlib.contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    # When we die while the child is frozen, the kernel sends SIGHUP to its orphaned group. Ignoring
+    # it in the watcher comes too late: on a busy machine the watcher died while Python started, and
+    # the server, which ignores SIGHUP, stayed. What is blocked stays so across fork and exec.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any
 
 _FOLDER = files("stillroom") / "lua"
 _INCLUDE = "-- include: "
@@ -21,12 +20,13 @@ class Script:
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest().encode()
         BY_SHA[self.sha] = self
 
-    def __call__(self, keys: Sequence[bytes], *args: Any) -> tuple[Any, ...]:
+    def __call__(self, keys: Sequence[bytes], *args: bytes | str | int) -> tuple[bytes | str, ...]:
         """The command that runs this script."""
-        return (b"EVALSHA", self.sha, len(keys), *keys, *args)
+        texts = [b"%d" % arg if isinstance(arg, int) else arg for arg in args]
+        return (b"EVALSHA", self.sha, b"%d" % len(keys), *keys, *texts)
 
 
-BY_SHA: dict[bytes, Script] = {}
+BY_SHA: dict[bytes | str, Script] = {}
 
 
 def _with_includes(text: str) -> str:

@@ -35,8 +35,8 @@ class Stats:
         if not counts:
             return []
         key = self._keys.stats(now_ms // 60_000)
-        added: list[Command] = [(b"HINCRBY", key, name, n) for name, n in counts.items()]
-        return [*added, (b"EXPIRE", key, KEPT_SECONDS)]
+        added: list[Command] = [(b"HINCRBY", key, name, str(n)) for name, n in counts.items()]
+        return [*added, (b"EXPIRE", key, str(KEPT_SECONDS))]
 
     def say(self, what: str, reason: str, detail: object, level: int = logging.WARNING) -> None:
         """Log once per 30 s for the same thing and reason."""

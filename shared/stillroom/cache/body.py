@@ -32,7 +32,7 @@ from stillroom.codec import MISS, Codec, Undecodable, Unencodable
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.errors import RedisUnavailable, UnknownLoader, ValueTooLarge
 from stillroom.keys import Keys, sanitized
-from stillroom.operation import Call, Operation, Pause
+from stillroom.operation import Call, Once, Operation, Pause
 from stillroom.scripts import (
     back_off,
     claim_refresh,
@@ -315,9 +315,12 @@ class CacheBody:
         yield from self._release(name, lease_value)
 
     def flush_stats(self) -> Operation[None]:
-        """Write the counts of this process down now."""
+        """Write the counts of this process down now. Redis away: they are lost."""
         if counts := self.stats.flush(self.now_ms()):
-            yield counts
+            try:
+                yield Once(counts)
+            except RedisUnavailable as error:
+                self._fall_back("flush_stats", error)
 
     # Looking
 

@@ -41,7 +41,7 @@ class Judge:
 
     def marks_since(self, synced: int) -> Command:
         """The command that brings the newer marks, the newest first."""
-        newest_first = (b"BYSCORE", b"REV", b"LIMIT", 0, self._limit, b"WITHSCORES")
+        newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", b"%d" % self._limit, b"WITHSCORES")
         return (b"ZRANGE", self._keys.marks, b"+inf", b"(%d" % synced, *newest_first)
 
     def freshness(self, entry: Entry, clock: bytes | None, known: int) -> Operation[Freshness]:

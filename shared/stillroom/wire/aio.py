@@ -35,16 +35,21 @@ class AsyncLink:
 
     @classmethod
     async def open(cls, server: Server) -> AsyncLink:
+        """Connect, and learn the server's clock."""
         connection = server.async_connection()
-        patience = server.settings.connect_timeout + server.settings.command_timeout
-        async with asyncio.timeout(patience):
+        settings = server.settings
+        async with asyncio.timeout(settings.connect_timeout + settings.command_timeout):
             await connection.connect()
         link = cls(connection)
-        asked = time.time_ns()
-        (reply,) = await link.exchange(pack([(b"TIME",)]), 1, server.settings.command_timeout)
-        if isinstance(reply, ReplyError):
-            raise refusal([reply])
-        server.learn_clock(reply, asked)
+        try:
+            asked = time.time_ns()
+            (reply,) = await link.exchange(pack([(b"TIME",)]), 1, settings.command_timeout)
+            if isinstance(reply, ReplyError):
+                raise refusal([reply])
+            server.learn_clock(reply, asked)
+        except BaseException:
+            link.close()
+            raise
         return link
 
     async def exchange(self, packed: bytes, count: int, seconds: float) -> list[Any]:
@@ -202,3 +207,4 @@ class AsyncWire:
         """Close every idle connection and end the prober. The wire can be used again."""
         self.for_threads.close()
         self._discard_idle()
+        await asyncio.sleep(0)  # the event loop closes an aborted socket in its next round

@@ -14,11 +14,13 @@ from redis.retry import Retry
 import redis
 from stillroom.settings import Settings, redact
 
-Command = Sequence[Any]  # of bytes, str, int, float
+# Never a number: hiredis packs one through repr(), which may run a signal handler, and does not look at the
+# result. A handler that raises just then ends the process (hiredis 3.5, src/pack.c).
+Command = Sequence[bytes | str]
 
 CLOCK_GOOD_FOR_NS = 60_000_000_000
 
-pack_command = hiredis.pack_command
+pack_command: Any = hiredis.pack_command  # its stubs want a tuple of one
 ReplyError = hiredis.ReplyError
 
 

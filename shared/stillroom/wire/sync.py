@@ -24,22 +24,39 @@ _LARGE_SEND = 32 * 1024  # more than a socket buffer is sure to take at once
 class Link:
     """One connection and its reader."""
 
-    __slots__ = ("_buffer", "_connection", "_patience", "_reader", "_socket", "used")
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_connection",
+        "_patience",
+        "_reader",
+        "_server",
+        "_socket",
+        "used",
+    )
 
     def __init__(self, server: Server) -> None:
+        self._server = server
         self._connection = server.connection()
-        self._connection.connect()
-        self._socket = self._connection._get_socket()
         self._reader: Any = hiredis.Reader()  # its stubs do not know that it reads buffers
         self._buffer = bytearray(_READ_SIZE)
         self._patience = server.settings.command_timeout
-        self._socket.settimeout(self._patience)
         self.used = False
+
+    def open(self) -> None:
+        """Connect, and learn the server's clock."""
+        self._connection.connect()
+        self._socket = self._connection._get_socket()
+        self._socket.settimeout(self._patience)
         asked = time.time_ns()
-        (reply,) = self.exchange(pack([(b"TIME",)]), 1, time.monotonic() + self._patience)
+        self._server.learn_clock(self.ask((b"TIME",)), asked)
+
+    def ask(self, command: Command) -> Any:
+        """The reply to one command. Raises RedisRefused."""
+        (reply,) = self.exchange(pack([command]), 1, time.monotonic() + self._patience)
         if isinstance(reply, ReplyError):
             raise refusal([reply])
-        server.learn_clock(reply, asked)
+        return reply
 
     def exchange(self, packed: bytes, count: int, deadline: float) -> list[Any]:
         """Send, then read `count` replies before `deadline` (time.monotonic()).
@@ -111,14 +128,16 @@ class Wire:
     def reset(self) -> None:
         """No connections: they belong to the parent of a forked process."""
         self._idle: queue.SimpleQueue[Link] = queue.SimpleQueue()
-        self._open = 0
+        # Not a counter: an exception out of a signal handler can strike between any two steps, and a link that
+        # is lost that way leaves this set, and closes, when it is collected.
+        self._links: weakref.WeakSet[Link] = weakref.WeakSet()
         self._lock = threading.Lock()
         self.breaker.reset()
 
     @property
     def connections(self) -> int:
         """How many are open now."""
-        return self._open
+        return len(self._links)
 
     def execute(
         self, commands: Sequence[Command], left: float, *, idempotent: bool = True
@@ -142,7 +161,7 @@ class Wire:
                 if isinstance(error, TimeoutError) or not (link.used and idempotent):
                     raise
                 self._discard_idle()
-                link = self._open_link()
+                link = self._open_link() or self._await_idle(left)
                 replies = self._exchange(link, packed, len(commands), started, left)
         except BaseException as error:
             raise judged(error, self.breaker) from None
@@ -172,24 +191,24 @@ class Wire:
             try:
                 link = self._idle.get_nowait()
             except queue.Empty:
-                return (
-                    self._open_link()
-                    if self._open < self._settings.pool_size
-                    else self._await_idle(left)
-                )
+                return self._open_link() or self._await_idle(left)
             if not check or link.is_alive():
                 return link
             self._drop(link)
 
-    def _open_link(self) -> Link:
+    def _open_link(self) -> Link | None:
+        """A new connection, or None if there are as many as there may be."""
+        link = Link(self.server)
         with self._lock:
-            self._open += 1
+            if len(self._links) >= self._settings.pool_size:
+                return None
+            self._links.add(link)
         try:
-            return Link(self.server)
+            link.open()
         except BaseException:
-            with self._lock:
-                self._open -= 1
+            self._drop(link)
             raise
+        return link
 
     def _await_idle(self, left: float) -> Link:
         try:
@@ -200,7 +219,7 @@ class Wire:
 
     def _drop(self, link: Link) -> None:
         with self._lock:
-            self._open -= 1
+            self._links.discard(link)
         link.close()
 
     def _discard_idle(self) -> None:
@@ -213,17 +232,14 @@ class Wire:
 
     def ping(self) -> None:
         """One PING on a connection of its own, whatever the breaker says. Raises RedisUnavailable."""
+        link = Link(self.server)
         try:
-            link = Link(self.server)
-            try:
-                patience = self._settings.command_timeout
-                (reply,) = link.exchange(pack([(b"PING",)]), 1, time.monotonic() + patience)
-            finally:
-                link.close()
+            link.open()
+            link.ask((b"PING",))
         except Exception as error:
             raise unavailable(error) or error from None
-        if isinstance(reply, ReplyError):
-            raise refusal([reply])
+        finally:
+            link.close()
 
     def close(self) -> None:
         """Close every idle connection and end the prober. The wire can be used again."""

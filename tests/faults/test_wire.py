@@ -1,0 +1,487 @@
+"""The wire when things go wrong: deadlines, the breaker, recovery, interrupted calls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import redis
+from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.faces import BlockingRoom
+from tests.support.proxy import Proxy
+
+CALL = 0.25  # the most one call may take, seconds
+
+
+def timed(call: Any) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = call()
+    return time.perf_counter() - started, result
+
+
+def await_recovery(room: Any) -> float:
+    """Seconds until the room reads from Redis again."""
+    recovered = threading.Event()
+    room.wire.breaker.recovered.append(recovered.set)
+    started = time.perf_counter()
+    assert recovered.wait(5)
+    return time.perf_counter() - started
+
+
+@pytest.fixture(params=["sync", "async"])
+def make(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Makes rooms with this face for a URL."""
+    closing: list[Any] = []
+    with asyncio.Runner() as runner:
+
+        def make(url: str, **changes: Any) -> Any:
+            settings = Settings(redis_url=url, **changes)
+            if request.param == "sync":
+                room: Any = Stillroom(settings, dispatch=NoDispatch())
+            else:
+                inner = AsyncStillroom(settings, dispatch=NoDispatch())
+                room = BlockingRoom(inner, runner.get_loop())
+            closing.append(room)
+            return room
+
+        yield make
+        for room in closing:
+            room.close()
+
+
+def refused_url() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"redis://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_refused_falls_back_at_once(make: Any) -> None:
+    """No server: every kind of call does what it promises, inside its deadline."""
+    room = make(refused_url())
+    for call, expected in [
+        (lambda: room.cache.get("k", default="d"), "d"),
+        (lambda: room.cache.get_entry("k"), None),
+        (lambda: room.cache.set("k", 1), False),
+        (lambda: room.cache.get_or_set("k", lambda: "loaded"), "loaded"),
+    ]:
+        seconds, result = timed(call)
+        assert result == expected
+        assert seconds < CALL
+    for invalidate in (room.cache.invalidate, room.cache.invalidate_by_tag):
+        with pytest.raises(RedisUnavailable, match=r"unavailable \((refused|breaker)\)"):
+            invalidate("k")
+
+
+def test_the_breaker_opens_and_calls_cost_microseconds(make: Any) -> None:
+    """After five failures in a row nothing is tried any more."""
+    room = make(refused_url())
+    for _ in range(5):
+        room.cache.get("k")
+    assert room.wire.breaker.is_open
+    assert room.wire.breaker.down_since is not None
+    seconds, _ = timed(lambda: [room.cache.get("k") for _ in range(100)])
+    assert seconds < CALL  # a hundred of them
+
+
+def test_a_frozen_server_costs_one_deadline(make: Any, own_server: EmbeddedServer) -> None:
+    """SIGSTOP: each call ends in time, loads are served, and after SIGCONT all is well within 1.5 s."""
+    room = make(own_server.url)
+    room.cache.set("k", "stored")
+    before = room.wire.connections
+    own_server.freeze()
+    while not room.wire.breaker.is_open:
+        seconds, value = timed(lambda: room.cache.get_or_set("k", lambda: "loaded"))
+        assert (seconds < CALL, value) == (True, "loaded")
+    own_server.thaw()
+    assert await_recovery(room) < 1.5
+    assert room.cache.get("k") == "stored"
+    assert room.wire.connections <= before
+
+
+def test_a_killed_server_is_found_again(make: Any, own_server: EmbeddedServer) -> None:
+    """kill -9 and restart: recovery within 1.5 s, with as many connections as before."""
+    room = make(own_server.url)
+    room.cache.set("k", "stored", ttl=60)
+    before = room.wire.connections
+    for _ in range(3):
+        own_server.kill()
+        while not room.wire.breaker.is_open:
+            seconds, _ = timed(lambda: room.cache.get("k"))
+            assert seconds < CALL
+        own_server.restart()
+        assert await_recovery(room) < 1.5
+        assert room.cache.set("k", "again")
+        assert room.cache.get("k") == "again"
+        assert room.wire.connections == before
+
+
+def test_a_restart_between_two_calls_is_not_seen(make: Any, own_server: EmbeddedServer) -> None:
+    """Idle connections are dead: the call notices before anything was answered, and uses a new one."""
+    room = make(own_server.url)
+    room.cache.set("k", 1, ttl=60)
+    room.cache.get("k")
+    own_server.restart()
+    assert room.cache.get("k") == 1
+    own_server.restart()
+    room.cache.invalidate_by_tag("t")
+    assert room.wire.breaker.streak == 0
+
+
+def test_a_dripping_link_is_cut_off(make: Any, own_server: EmbeddedServer) -> None:
+    """A byte every 30 ms is not progress: the deadline is the call's, not each receive's."""
+    with Proxy(own_server.port) as proxy:
+        room = make(proxy.url)
+        room.cache.set("k", "x" * 50)
+        assert room.cache.get("k") == "x" * 50
+        proxy.drip = 0.03
+        seconds, value = timed(lambda: room.cache.get("k"))
+        assert value is None
+        assert seconds < CALL
+        proxy.drip = None
+        assert room.cache.get("k") == "x" * 50
+
+
+def test_a_late_write_is_refused(make: Any, own_server: EmbeddedServer) -> None:
+    """A set that timed out, then an invalidation, then the set arrives: it does not come back from the dead."""
+    with Proxy(own_server.port) as proxy:
+        slow, quick = make(proxy.url), make(own_server.url)
+        slow.cache.set("warm", 1)
+        for n in range(20):
+            key = f"k:{n}"
+            proxy.hold_requests()
+            assert slow.cache.set(key, "old") is False
+            assert proxy.held.is_set()
+            slow.wire.breaker.streak = 0
+            quick.cache.invalidate(key)
+            proxy.let_go()
+            with redis.Redis.from_url(proxy.url) as after:  # behind the held bytes
+                after.ping()
+            assert quick.cache.get(key) is None
+
+
+def test_a_late_lease_makes_nobody_wait(make: Any, own_server: EmbeddedServer) -> None:
+    """A load whose lease request timed out leaves no lease behind when it arrives after all."""
+    with Proxy(own_server.port) as proxy, redis.Redis.from_url(own_server.url) as client:
+        slow = make(proxy.url)
+        slow.cache.set("warm", 1)
+        keys = []
+        for n in range(10):
+            proxy.hold_requests()
+            assert slow.cache.get_or_set(f"k:{n}", lambda: 1) == 1
+            slow.wire.breaker.streak = 0
+            keys.append(slow.keys.lease(b"k:%d" % n))
+        proxy.let_go()
+        assert client.exists(*keys) == 0
+
+
+def test_a_request_shares_one_budget(make: Any, own_server: EmbeddedServer) -> None:
+    """Fifty calls to a frozen server inside one request take 250 ms together."""
+    room = make(own_server.url, breaker_failures=1_000, breaker_calls=1_000)
+    room.cache.set("k", 1)
+    own_server.freeze()
+
+    def page() -> None:
+        with room.request():
+            for _ in range(50):
+                room.cache.get("k")
+
+    seconds, _ = timed(page)
+    own_server.thaw()
+    assert 0.2 < seconds < 0.35
+
+
+def test_the_pool_is_bounded(own_server: EmbeddedServer) -> None:
+    """More threads than connections: whoever gets none falls back, and the server is not to blame."""
+    settings = Settings(redis_url=own_server.url, pool_size=2)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.cache.set("k", 1)
+        own_server.freeze()
+        results: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+        def read() -> None:
+            try:
+                room.cache.invalidate("k")
+            except RedisUnavailable as error:
+                results.put(error.reason)
+
+        threads = [threading.Thread(target=read) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        own_server.thaw()
+        assert sorted(results.get() for _ in threads) == ["pool"] * 4 + ["timeout"] * 2
+        assert room.wire.connections == 0
+        assert room.cache.get("k") in (1, None)
+
+
+def test_a_cancelled_task_leaves_no_pool_waiter_behind(own_server: EmbeddedServer) -> None:
+    """With one connection, a hundred tasks take turns."""
+
+    async def scenario() -> None:
+        settings = Settings(redis_url=own_server.url, pool_size=1, pool_timeout=1)
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            await room.cache.set("k", 1)
+            waiting = [asyncio.create_task(room.cache.get("k")) for _ in range(100)]
+            await asyncio.sleep(0)
+            for task in waiting[1::3]:
+                task.cancel()
+            done = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [d for d in done if not isinstance(d, asyncio.CancelledError)] == [1] * 67
+            assert room.wire.connections <= 1
+
+    asyncio.run(scenario())
+
+
+def test_connect_tries_five_times_and_says_so(make: Any, caplog: Any) -> None:
+    """A log line per attempt, then a clear error."""
+    room = make(refused_url(), connect_delay=0.001)
+    with caplog.at_level("WARNING"), pytest.raises(RedisUnavailable, match="refused"):
+        room.connect()
+    attempts = [record.message for record in caplog.records if "attempt" in record.message]
+    assert [a.split(", ")[1].split(":")[0] for a in attempts] == [
+        f"attempt {n} of 5" for n in range(1, 6)
+    ]
+
+
+def test_connect_waits_for_a_server_that_comes_up(make: Any, own_server: EmbeddedServer) -> None:
+    """Started before Redis: the first attempts fail, a later one succeeds."""
+    own_server.kill()
+    room = make(own_server.url, connect_delay=0.05, connect_attempts=100)
+    starting = threading.Thread(target=own_server.restart)
+    starting.start()
+    room.connect()
+    starting.join()
+    assert room.cache.set("k", 1)
+
+
+def test_a_wrong_password_is_told_at_once(make: Any) -> None:
+    """No second attempt, no password in the error."""
+    with EmbeddedServer(options={"requirepass": "right"}) as server:
+        room = make(server.url, redis_password="wrong-canary", connect_delay=60)
+        started = time.perf_counter()
+        with pytest.raises(RedisUnavailable, match="auth") as caught:
+            room.connect()
+        assert time.perf_counter() - started < 1
+        assert "canary" not in str(caught.value)
+        missing = make(server.url, connect_delay=60)
+        with pytest.raises(RedisUnavailable, match="noauth"):
+            missing.connect()
+        right = make(server.url, redis_password="right")
+        right.connect()
+        assert right.cache.set("k", 1)
+
+
+def test_an_acl_user_and_a_database_in_the_url(make: Any) -> None:
+    """redis-py makes the connection, so a URL means what it always meant."""
+    with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
+        client.acl_setuser(
+            "app", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"]
+        )
+        room = make(server.url.replace("redis://", "redis://app:secret@") + "/3")
+        assert room.cache.set("k", 1)
+        with redis.Redis.from_url(server.url, db=3) as third:
+            assert third.exists(room.keys.entry(b"k"))
+
+
+def test_a_refusing_server_degrades_reads_and_fails_invalidations(make: Any) -> None:
+    """Out of memory or read-only: reads go on, set says False, invalidate raises with the server's word."""
+    with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
+        room = make(server.url)
+        room.cache.set("k", 1)
+        client.config_set("maxmemory", 1)
+        assert room.cache.get("k") == 1
+        assert room.cache.set("k", 2) is False
+        assert room.cache.get_or_set("new", lambda: 3) == 3
+        with pytest.raises(RedisUnavailable, match="oom"):
+            room.cache.invalidate_by_tag("t")
+        assert room.cache.invalidate("k") == 1  # deleting needs no memory
+        client.config_set("maxmemory", 0)
+        client.replicaof("127.0.0.1", 1)
+        assert room.cache.set("k", 2) is False
+        assert not room.wire.breaker.is_open
+        client.replicaof("NO", "ONE")
+        assert room.cache.set("k", 2)
+
+
+def test_the_servers_clock_may_step(make: Any, own_server: EmbeddedServer) -> None:
+    """A clock that turns out to be elsewhere is read again: writes and loads are not refused for it."""
+    room = make(own_server.url)
+    room.cache.set("warm", 1)
+    for step in (-3_600, 3_600):
+        server = room.wire.server
+        server._clock_offset_ns += step * 1_000_000_000
+        assert room.cache.set("k", step)
+        server._clock_offset_ns += step * 1_000_000_000
+        assert room.cache.get_or_set(f"l:{step}", lambda: 1) == 1
+        room.cache.invalidate(f"l:{step}")
+
+
+# Interrupted calls
+
+
+def test_a_signal_in_the_middle_never_mixes_up_replies(own_server: EmbeddedServer) -> None:
+    """100,000 reads interrupted at random instants: 0 wrong values, no connection lost."""
+    program = Path(__file__).with_name("interrupted.py")
+    done = subprocess.run(
+        [sys.executable, program, own_server.url, "100000"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    wrong, right, connections = map(int, done.stdout.split())
+    assert wrong == 0
+    assert right > 10_000
+    assert connections <= 3
+
+
+def test_a_cancellation_in_the_middle_never_mixes_up_replies(own_server: EmbeddedServer) -> None:
+    """20,000 reads cancelled at random instants, among others that go on: 0 wrong values."""
+
+    async def scenario() -> tuple[int, int, int]:
+        async with AsyncStillroom(
+            Settings(redis_url=own_server.url), dispatch=NoDispatch()
+        ) as room:
+            for n in range(10):
+                await room.cache.set(f"k:{n}", n, ttl=3600)
+            wrong = cancelled = right = 0
+            for round_ in range(2_000):
+                tasks = [asyncio.create_task(room.cache.get(f"k:{n}")) for n in range(10)]
+                for _ in range(round_ % 7):
+                    await asyncio.sleep(0)
+                for task in tasks[:: 1 + round_ % 3]:
+                    cancelled += task.cancel()
+                for n, value in enumerate(await asyncio.gather(*tasks, return_exceptions=True)):
+                    if not isinstance(value, asyncio.CancelledError):
+                        right += value == n
+                        wrong += value != n
+            assert room.wire.connections <= 10
+            return wrong, cancelled, right
+
+    wrong, cancelled, right = asyncio.run(scenario())
+    assert wrong == 0
+    assert cancelled > 5_000
+    assert right > 5_000
+
+
+def test_an_unread_reply_is_never_the_next_ones(own_server: EmbeddedServer) -> None:
+    """A call interrupted between send and receive closes its connection."""
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+        room.cache.set("a", "A")
+        room.cache.set("b", "B")
+        link = room.wire._idle.get_nowait()
+
+        class Broken:
+            def feed(self, *_: Any) -> None:
+                raise KeyboardInterrupt
+
+        link._reader = Broken()
+        room.wire._idle.put(link)
+        with pytest.raises(KeyboardInterrupt):
+            room.cache.get("a")
+        assert room.wire.connections == 0
+        assert room.cache.get("b") == "B"
+
+
+# Processes, threads, greenlets
+
+
+def test_a_forked_child_has_connections_of_its_own(own_server: EmbeddedServer) -> None:
+    """Parent and children talk at the same time, on different sockets, also when a call was under way."""
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+        for n in range(5):
+            room.cache.set(f"k:{n}", n)
+        children = []
+        for n in range(4):
+            pid = os.fork()
+            if pid == 0:
+                ok = all(room.cache.get(f"k:{n}") == n for _ in range(500))
+                os._exit(0 if ok else 1)
+            children.append(pid)
+        assert all(room.cache.get("k:4") == 4 for _ in range(500))
+        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 4
+
+
+def test_many_threads_share_the_wire(own_server: EmbeddedServer) -> None:
+    """Sixteen threads read their own values; connections are no more than threads."""
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+        wrong: list[Any] = []
+
+        def work(n: int) -> None:
+            room.cache.set(f"k:{n}", n)
+            wrong.extend(v for _ in range(300) if (v := room.cache.get(f"k:{n}")) != n)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert room.wire.connections <= 16
+
+
+def test_fifty_outages_leave_no_file_descriptors(own_server: EmbeddedServer) -> None:
+    """After each fault the process has as many open files as before."""
+    with Stillroom(
+        Settings(redis_url=own_server.url, breaker_failures=1_000, breaker_calls=10_000),
+        dispatch=NoDispatch(),
+    ) as room:
+        room.cache.set("k", 1)
+        before = psutil.Process().num_fds()
+        with redis.Redis.from_url(own_server.url) as client:
+            for _ in range(50):
+                client.client_kill_filter(_type="normal", skipme=True)
+                room.cache.get("k")
+                own_server.freeze()
+                room.cache.get("k")
+                own_server.thaw()
+        assert room.cache.get("k") == 1
+        assert psutil.Process().num_fds() <= before + 1
+
+
+GEVENT = """
+from gevent import monkey; monkey.patch_all()
+import sys, time, gevent
+from stillroom import NoDispatch, Settings, Stillroom
+room = Stillroom(Settings(redis_url=sys.argv[1]), dispatch=NoDispatch())
+def work(n):
+    room.cache.set(f"k:{n}", n)
+    return all(room.cache.get(f"k:{n}") == n for _ in range(100))
+jobs = [gevent.spawn(work, n) for n in range(50)]
+ticks = gevent.spawn(lambda: [time.sleep(0.001) for _ in range(10)])
+gevent.joinall([*jobs, ticks], raise_error=True)
+assert all(job.value for job in jobs), "wrong value"
+slow = [gevent.spawn(room.cache.get_or_set, "one", lambda: time.sleep(0.05) or "v") for _ in range(20)]
+gevent.joinall(slow, raise_error=True)
+assert {job.value for job in slow} == {"v"}
+assert room.stats.counts["loads"] <= 1, room.stats.counts
+print("connections", room.wire.connections)
+"""
+
+
+def test_greenlets_share_the_wire(own_server: EmbeddedServer) -> None:
+    """Under gevent each greenlet has a connection while its batch lasts, and nobody blocks the hub."""
+    done = subprocess.run(
+        [sys.executable, "-c", GEVENT, own_server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 1 <= int(done.stdout.split()[1]) <= 64

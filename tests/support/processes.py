@@ -1,0 +1,95 @@
+"""What process tests need: programs of our own to kill, and a look at who is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from stillroom.leash import until
+
+WITHIN = 10.0  # seconds a test waits for anything before it fails
+
+
+class Program:
+    """A Python program in a process group of its own; it is killed if it outlives its deadline."""
+
+    def __init__(self, source: str) -> None:
+        path = os.pathsep.join(filter(None, sys.path))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(source)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            process_group=0,
+        )
+        assert self.process.stdout is not None
+        self.stdout = self.process.stdout
+        self._deadline = threading.Timer(WITHIN, self.process.kill)
+        self._deadline.start()
+
+    def read_until(self, text: str) -> list[str]:
+        """The lines up to and with the first that contains `text`."""
+        lines: list[str] = []
+        while line := self.stdout.readline().decode():
+            lines.append(line.rstrip("\n"))
+            if text in line:
+                return lines
+        raise AssertionError(f"no {text!r} in {lines}")
+
+    def read_word(self, after: str) -> str:
+        """What stands behind `after` in the next line that has it."""
+        return self.read_until(after)[-1].partition(after)[2].strip()
+
+    def read_rest(self) -> list[str]:
+        return self.stdout.read().decode().splitlines()
+
+    def exit_code(self) -> int:
+        return self.process.wait(WITHIN)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def ctrl_c(self) -> None:
+        """SIGINT to its whole group, as a terminal sends it."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._deadline.cancel()
+        self._deadline.join()
+        self.kill()
+        self.stdout.close()
+
+
+def is_gone(pid: int) -> bool:
+    """True if nothing runs under this id; an orphan's zombie is init's affair, not ours."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def all_gone(*pids: int) -> bool:
+    """True once all have ended; waits for it."""
+    return until(lambda: all(map(is_gone, pids)), WITHIN)
+
+
+def our_children() -> set[int]:
+    """The process ids of all our descendants, zombies included."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
