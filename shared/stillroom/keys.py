@@ -11,6 +11,7 @@ cache live in one Redis Cluster slot, so that one script may touch them together
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit     |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
 |                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
+| ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 
 Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
@@ -37,6 +38,7 @@ class Keys:
         cache = f"{namespace}:{{0}}:"
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
+        self.aside = f"{namespace}:aside"
         self._entry = f"{cache}e:".encode()
         self._lease = f"{cache}l:".encode()
 

@@ -29,7 +29,11 @@ class StillroomCelery(Celery):
 def make_app(settings: Settings | None = None) -> StillroomCelery:
     """The app for worker, beat and Flower. Settings come from the environment unless given."""
     settings = settings or Settings()
-    app = StillroomCelery("stillroom", broker=settings.broker, set_as_current=False)
+    guards = "stillroom_workers.guards"
+    app = StillroomCelery(
+        "stillroom", broker=settings.broker, amqp=f"{guards}:AMQP", set_as_current=False
+    )
+    app.conf.worker_consumer = f"{guards}:Consumer"
     app.settings = settings
     app.conf.update(configuration(settings))
     for module in (refresh, marks):
@@ -87,10 +91,15 @@ def configuration(settings: Settings) -> dict[str, Any]:
 def transport_options(settings: Settings) -> dict[str, Any]:
     """kombu's Redis transport: it has no deadlines of its own."""
     return {
-        "visibility_timeout": 3_600,  # longer than any task; what a killed worker held comes back after it
-        "socket_timeout": 10,  # without it a half-open connection is never noticed; more than BRPOP's second
+        # Longer than any task: what a killed worker held comes back after it, within seconds.
+        "visibility_timeout": 3_600,
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+        # Both together: a link cut off without a word is noticed in 10 to 12 s, with either alone in 30 or more.
+        "socket_timeout": 5,
+        "health_check_interval": 5,
         "socket_connect_timeout": 2,
         "socket_keepalive": True,
-        "health_check_interval": 25,
         "client_name": f"{settings.namespace}-worker",
+        "set_aside_key": Keys(settings.namespace).aside,
     }

@@ -51,6 +51,7 @@ from stillroom.wire import Command, Server
 T = TypeVar("T")
 D = TypeVar("D")
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one waits for
 ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
 ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
@@ -408,16 +409,24 @@ class CacheBody:
         for those who were waiting for it as for everybody else.
         """
         patience = time.monotonic() + self.settings.wait
-        pause = 0.002
-        while True:
-            clock, value = yield from self._try_lease(name, lease, recipe)
-            if clock is not None or value is not MISS or time.monotonic() > patience:
-                return clock, value
+        pause = FIRST_PAUSE_S
+        clock, value = yield from self._try_lease(name, lease, recipe)
+        while clock is None and value is MISS and time.monotonic() < patience:
             yield Pause(pause * random.uniform(0.5, 1.5))
-            pause = min(pause * 1.5, 0.05)
-            entry, _ = yield from self._look(name)
-            if entry is not None and (value := self._decode(entry, recipe.type)) is not MISS:
-                return None, value
+            pause = min(pause * 1.5, LONGEST_PAUSE_S)
+            value, is_held = yield from self._look_again(name, recipe)
+            if value is MISS and not is_held:
+                clock, value = yield from self._try_lease(name, lease, recipe)
+        return clock, value
+
+    def _look_again(self, name: bytes, recipe: Recipe) -> Operation[tuple[Any, bool]]:
+        """→ (the value or MISS, whether somebody is loading it)."""
+        known = self._judges.synced
+        keys = (self._keys.entry(name), self._keys.clock, self._keys.lease(name))
+        ((raw, clock, holder),) = yield [(b"MGET", *keys)]
+        entry, _ = yield from self._judge(raw, name, clock, known)
+        value = MISS if entry is None else self._decode(entry, recipe.type)
+        return value, holder is not None and holder.startswith(b"load.")
 
     def _try_lease(
         self, name: bytes, lease: bytes, recipe: Recipe

@@ -73,9 +73,10 @@ class Judge:
         marks = self._marks
         if marks.epoch == epoch and known <= seq <= marks.synced:
             return marks  # another thread has caught up, or further, in the meantime
-        self._moving_until = self._now_ms() + MOVING_MS
         # From the beginning, in another epoch and where the clock went back: a failover that lost some.
         since = marks.synced if marks.epoch == epoch and seq >= known else 0
+        if since:
+            self._moving_until = self._now_ms() + MOVING_MS
         (rows,) = yield [self.marks_since(since)]
         return self.learn(since, rows, clock) or Marks()
 

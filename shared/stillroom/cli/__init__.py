@@ -1,0 +1,32 @@
+"""The `stillroom` command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+from rich.console import Console
+
+from stillroom.cli.demo import demo
+from stillroom.cli.up import up
+from stillroom.errors import StillroomError
+
+app = typer.Typer(
+    help="The Redis services a web app shares, and the workers that keep them fresh.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(up)
+app.command()(demo)
+
+
+def main() -> None:
+    """Run the command. A mistake is a sentence on stderr and exit code 2, not a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except StillroomError as error:
+        Console(stderr=True, highlight=False).print(f"[red]{type(error).__name__}[/red]: {error}")
+        sys.exit(2)

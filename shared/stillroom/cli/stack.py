@@ -1,0 +1,42 @@
+"""What runs together on one machine: a server if none is named, worker, beat, and Flower if it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from stillroom.cli.supervisor import Service
+from stillroom.embedded import EmbeddedServer
+
+WORKERS = "stillroom_workers"  # named here, imported only by the processes it runs in
+
+
+@contextmanager
+def redis_url() -> Iterator[tuple[str, bool]]:
+    """(the URL to use, whether it is an embedded server that lives as long as this block)."""
+    if url := os.environ.get("REDIS_URL"):
+        yield url, False
+        return
+    with EmbeddedServer() as server:
+        yield server.url, True
+
+
+def services(environment: Mapping[str, str], folder: Path, *, flower_port: int | None) -> list[Service]:
+    """Worker, beat and Flower, in the order they start. `folder` takes beat's memory of its last ticks."""
+    found = [
+        _celery("worker", environment, "worker", "--without-gossip", "--without-mingle", "-l", "INFO"),
+        _celery("beat", environment, "beat", "-s", str(folder / "beat"), "--pidfile=", "-l", "INFO"),
+    ]
+    if flower_port is not None and importlib.util.find_spec("flower"):
+        # Only this machine: Flower can start tasks, and has no password here.
+        flower = ("flower", "--address=127.0.0.1", f"--port={flower_port}")
+        found.append(_celery("flower", environment, *flower))
+    return found
+
+
+def _celery(name: str, environment: Mapping[str, str], *arguments: str) -> Service:
+    return Service(name, [sys.executable, "-m", "celery", "-A", WORKERS, *arguments], environment)

@@ -1,0 +1,622 @@
+"""The guards, each after the stock worker's failure: real workers, a real server, restarts, junk.
+
+Nothing here sleeps for luck: `until` asks for a key, a log line or an exit until a deadline.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from kombu import Connection as StockConnection
+
+from stillroom.embedded import EmbeddedServer
+from stillroom_workers import guards
+
+APP = f"""
+import os, time
+from pathlib import Path
+import redis
+from celery import Celery
+
+guarded, url, here = os.environ["GUARDED"] == "yes", os.environ["BROKER"], Path(__file__).parent
+app = Celery("probe", broker=url, amqp="{guards.__name__}:AMQP" if guarded else None)
+if guarded:
+    app.conf.worker_consumer = "{guards.__name__}:Consumer"
+app.conf.update(
+    broker_transport_options=__import__("json").loads(os.environ["OPTIONS"]),
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    accept_content=["json"],
+    task_ignore_result=True,
+    task_acks_late=True,
+    worker_prefetch_multiplier=1,
+    beat_schedule={{"tick": {{"task": "mark", "schedule": 0.2, "args": ["beat"]}}}},
+    beat_schedule_filename=str(here / "beat.db"),
+)
+note = redis.Redis.from_url(os.environ["DIRECT"])
+
+@app.task(name="mark")
+def mark(key):
+    note.incr(f"ran:{{key}}")
+
+@app.task(name="hold")
+def hold(key, gate):
+    note.incr(f"began:{{key}}")
+    while not Path(gate).exists():
+        time.sleep(0.02)
+
+if os.environ.get("BREAK_POOL"):
+    from celery.concurrency.thread import TaskPool
+    def on_apply(self, *_, **__):
+        raise ValueError("the pool is broken")
+    TaskPool.on_apply = on_apply
+"""
+
+OPTIONS = {
+    "visibility_timeout": 3,
+    "unacked_restore_interval": 1,
+    "unacked_restore_throttle": 1,
+    "socket_timeout": 5,
+    "socket_connect_timeout": 2,
+    "socket_keepalive": True,
+    "health_check_interval": 5,
+}
+ASIDE = guards.Channel.set_aside_key
+PRIVATE = "x" * 5_000  # stands for what people put into arguments
+
+
+def until(condition: Callable[[], Any], what: str, within: float = 10.0) -> None:
+    """Ask until it is true; fail with `what` at the deadline (seconds)."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.02)
+
+
+class Broker(EmbeddedServer):
+    """A server that keeps its data and its port when it is restarted, and a client on it."""
+
+    def __init__(self) -> None:
+        super().__init__(appendonly=True)
+        self.start()
+        self.redis = redis.Redis(port=self.port)
+
+    def push(self, *elements: str | bytes) -> None:
+        """As a producer would, oldest first."""
+        self.redis.lpush("celery", *elements)
+
+    def aside(self) -> list[tuple[dict[str, Any], bytes]]:
+        """What was set aside, newest first: (about, raw)."""
+        elements: Any = self.redis.lrange(ASIDE, 0, -1)
+        pairs = [element.partition(b"\n") for element in elements]
+        return [(json.loads(about), raw) for about, _, raw in pairs]
+
+
+class Process:
+    """A `celery` process of its own session, its log, and its end."""
+
+    def __init__(
+        self, folder: Path, broker: Broker, *arguments: str, guarded: bool, **env: str
+    ) -> None:
+        (folder / "probe.py").write_text(APP)
+        self.log_file = folder / f"{uuid.uuid4().hex}.log"
+        direct = f"redis://127.0.0.1:{broker.port}/0"
+        settings = {
+            "BROKER": direct,
+            "DIRECT": direct,
+            "OPTIONS": json.dumps(OPTIONS),
+            "GUARDED": "yes" if guarded else "no",
+            "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]),
+        }
+        with self.log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "probe", *arguments],
+                env={**os.environ, **settings, **env},
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def stop(self) -> int:
+        """SIGTERM, as an orchestrator would; the exit code."""
+        self._process.terminate()
+        return self._process.wait(8)
+
+    def kill(self) -> None:
+        """Whatever is left of its own process group."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+StartWorker = Callable[..., Process]
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    broker = Broker()
+    try:
+        yield broker
+    finally:
+        broker.redis.close()
+        broker.stop()
+
+
+@pytest.fixture
+def worker(tmp_path: Path, broker: Broker) -> Iterator[StartWorker]:
+    """Start a worker and wait until it is ready; every one of them is ended with the test."""
+    with ExitStack() as started:
+
+        def start(*, guarded: bool, pool: str = "threads", **env: str) -> Process:
+            process = Process(
+                tmp_path,
+                broker,
+                *("worker", "-P", pool, "-c", "2" if pool == "prefork" else "4", "-l", "INFO"),
+                *("--without-gossip", "--without-mingle", "-n", f"{uuid.uuid4().hex}@test"),
+                guarded=guarded,
+                **env,
+            )
+            started.callback(process.kill)
+            until(lambda: " ready." in process.log, "the worker is ready", 20)
+            return process
+
+        yield start
+
+
+# What a producer sends ────────────────────────────────────────────────────────────────────────────
+
+
+def envelope(body: Any = None, *, without: str = "", **changes: Any) -> str:
+    """A protocol 2 message; `headers__id=5` changes a part, `without="headers.id"` drops one."""
+    raw = body if isinstance(body, bytes) else json.dumps(body or [[PRIVATE], {}, {}]).encode()
+    parts: dict[str, Any] = {
+        "body": base64.b64encode(raw).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": "mark", "id": str(uuid.uuid4()), "argsrepr": PRIVATE},
+        "properties": {
+            "correlation_id": str(uuid.uuid4()),
+            "delivery_info": {"exchange": "", "routing_key": "celery"},
+            "delivery_tag": str(uuid.uuid4()),
+            "body_encoding": "base64",
+            "priority": 0,
+        },
+    }
+    for path, value in changes.items():
+        *way, last = path.split("__")
+        _follow(parts, way)[last.replace("content_", "content-")] = value
+    if without:
+        *way, last = without.split(".")
+        del _follow(parts, way)[last]
+    return json.dumps(parts)
+
+
+def _follow(parts: dict[str, Any], way: list[str]) -> dict[str, Any]:
+    for step in way:
+        parts = parts[step]
+    return parts
+
+
+def mark(key: str, **changes: Any) -> str:
+    return envelope([[key], {}, {}], **changes)
+
+
+# Elements no worker can run. The comment of a group is what a stock worker with threads does.
+BAD: dict[str, str | bytes] = {
+    # exits, the element is gone
+    "bytes": b"\xff\xfe\x00\x01",
+    "text": "hello",
+    "a list": "[1,2]",
+    "null": "null",
+    "a number": "5",
+    "nested deep": "[" * 100_000,
+    "a typed value of another type": '{"__type__":"uuid","__value__":5}',
+    "headers are a list": envelope(headers=[1]),
+    "properties are a list": envelope(properties=[1]),
+    "delivery tag is null": envelope(properties__delivery_tag=None),
+    "delivery info is a list": envelope(properties__delivery_info=[1]),
+    "body encoding nobody knows": envelope(properties__body_encoding="rot13"),
+    "body is not base64": envelope(body="a"),
+    # exits, the element is back in the queue for the next worker
+    "body {a: 1}": envelope(b'{"a":1}'),
+    "body null": envelope(b"null"),
+    "body [1]": envelope(b"[1]"),
+    "body [[], {}]": envelope(b"[[],{}]"),
+    "body 5": envelope(b"5"),
+    "body empty": envelope(b""),
+    "no body": envelope(without="body"),
+    "task is a list": envelope(headers__task=[1]),
+    "id is a list": envelope(headers__id=[1]),
+    "timelimit 5": envelope(headers__timelimit=5),
+    "timelimit [1]": envelope(headers__timelimit=[1]),
+    "stamped headers 5": envelope(headers__stamped_headers=5),
+    "stamped headers [[1]]": envelope(headers__stamped_headers=[[1]]),
+    "content encoding 5": envelope(content_encoding=5),
+    # reconnects, the element is gone
+    "no properties": envelope(without="properties"),
+    "no delivery tag": envelope(without="properties.delivery_tag"),
+    "no delivery info": envelope(without="properties.delivery_info"),
+    # reconnects, the element is back: for ever
+    "no id": envelope(without="headers.id"),
+    # never acknowledges it, never says so, and has one slot less
+    "body [1, 2, 3]": envelope(b"[1,2,3]"),
+    "body of three letters": envelope(b'"abc"'),
+    "embed 5": envelope(b'[["x"],{},5]'),
+    "errbacks 5": envelope(b'[[],{},{"errbacks":5}]'),
+    "errbacks [{}]": envelope(b'[[],{},{"errbacks":[{}]}]'),
+    "shadow is a dict": envelope(headers__shadow={"a": 1}),
+    # deletes it, printing what it holds
+    "unknown task": envelope(headers__task="mark.typo"),
+    "no headers": envelope(without="headers"),
+    "no task": envelope(without="headers.task"),
+    "no task, secret id": envelope(without="headers.task", headers__id=PRIVATE),
+    "eta is no date": envelope(headers__eta=PRIVATE),
+    "body is not JSON": envelope(b"\xff{" + PRIVATE.encode()),
+    "content type not accepted": envelope(content_type="application/x-python-serialize"),
+    "compressed with nothing": envelope(headers__compression="gzip"),
+}
+
+
+# 1. Redis restarts ────────────────────────────────────────────────────────────────────────────────
+
+
+def hold(broker: Broker, gate: Path) -> None:
+    """A running task that acks late, and one that waits for its time: two unacked messages."""
+    broker.push(
+        envelope([["slow", str(gate)], {}, {}], headers__task="hold"),
+        mark("later", headers__eta="2099-01-01T00:00:00+00:00"),
+    )
+    until(lambda: broker.redis.exists("began:slow"), "the slow task runs")
+    until(lambda: broker.redis.hlen("unacked") == 2, "both messages are unacked")
+
+
+def test_stock_worker_exits_when_redis_restarts(
+    broker: Broker, worker: StartWorker, tmp_path: Path
+) -> None:
+    """A stock worker with an unacked message takes no other task once Redis restarts, and exits."""
+    stock, gate = worker(guarded=False), tmp_path / "gate"
+    hold(broker, gate)
+    broker.restart()
+    until(lambda: "Unrecoverable error: AttributeError" in stock.log, "it gives up")
+    broker.push(mark("after"))
+    gate.touch()
+    until(lambda: stock.exit_code is not None, "it exits")
+    assert stock.exit_code == 1
+    assert not broker.redis.exists("ran:after")
+
+
+def test_guarded_worker_outlives_a_restart(
+    broker: Broker, worker: StartWorker, tmp_path: Path
+) -> None:
+    """A guarded worker goes on within seconds, and gets its unacked message again in time."""
+    guarded, gate = worker(guarded=True), tmp_path / "gate"
+    hold(broker, gate)
+    broker.restart()
+    broker.push(mark("after"))
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work", 6)
+    assert broker.redis.get("began:slow") == b"1"
+    gate.touch()  # the first run ends, and acks on the channel that is gone
+    until(lambda: "Couldn't ack" in guarded.log, "the late ack is refused and logged")
+    until(lambda: broker.redis.get("began:slow") == b"2", "the message is delivered again")
+    until(
+        lambda: broker.redis.hlen("unacked") == 1, "and acknowledged, but for the one with an ETA"
+    )
+    assert guarded.stop() == 0
+
+
+def _reads(broker: Broker, key: str, count: int) -> bool:
+    return broker.redis.get(key) == b"%d" % count
+
+
+def test_guarded_worker_outlives_a_killed_connection(
+    broker: Broker, worker: StartWorker, tmp_path: Path
+) -> None:
+    """A guarded worker also goes on when it loses its connections while Redis stays up."""
+    guarded, gate = worker(guarded=True), tmp_path / "gate"
+    hold(broker, gate)
+    gate.touch()
+    for turn in range(1, 4):
+        broker.redis.client_kill_filter(_type="normal", skipme=True)
+        broker.push(mark("after"))
+        until(partial(_reads, broker, "ran:after", turn), "it takes new work", 6)
+    assert guarded.exit_code is None
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+def test_other_pools_outlive_a_restart_too(broker: Broker, worker: StartWorker, pool: str) -> None:
+    """The guard is in the channel, so the pool makes no difference."""
+    guarded = worker(guarded=True, pool=pool)
+    broker.push(mark("later", headers__eta="2099-01-01T00:00:00+00:00"))
+    until(lambda: broker.redis.hlen("unacked") == 1, "the message is unacked")
+    broker.restart()
+    broker.push(mark("after"))
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work", 6)
+    assert guarded.stop() == 0
+
+
+# 2. Bad elements ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "comes_back"),
+    [("bytes", False), ("a list", False), ("body null", True), ("body [[], {}]", True)],
+)
+def test_stock_worker_exits_on_a_bad_element(
+    broker: Broker, worker: StartWorker, name: str, comes_back: bool
+) -> None:
+    """A stock worker exits on a bad element, and leaves one with a bad body to the next worker."""
+    stock = worker(guarded=False)
+    broker.push(BAD[name])
+    until(lambda: stock.exit_code is not None, "it exits")
+    assert stock.exit_code == 1
+    assert broker.redis.llen("celery") == comes_back
+
+
+def test_stock_worker_reads_a_message_without_id_for_ever(
+    broker: Broker, worker: StartWorker
+) -> None:
+    """A stock worker takes a missing id for a lost connection, reconnects and reads it again."""
+    stock = worker(guarded=False)
+    broker.push(BAD["no id"], mark("good"))
+    until(lambda: stock.log.count("Connection to broker lost") > 3, "it goes round in circles")
+    assert not broker.redis.exists("ran:good")
+
+
+def test_stock_worker_goes_deaf_on_a_body_of_three(broker: Broker, worker: StartWorker) -> None:
+    """Four bodies that merely look like three parts make a stock worker with four threads deaf."""
+    stock = worker(guarded=False)
+    broker.push(*[envelope(b"[1,2,3]") for _ in range(4)])
+    until(lambda: broker.redis.hlen("unacked") == 4, "they are unacked")
+    until(lambda: stock.log.count("received") == 4, "they are with the pool")
+    broker.push(mark("good"))
+    with pytest.raises(AssertionError, match="a good one runs"):
+        until(lambda: broker.redis.exists("ran:good"), "a good one runs", 1.5)
+    assert stock.exit_code is None
+    assert "ERROR" not in stock.log
+
+
+def test_one_published_element_ends_every_stock_worker(broker: Broker, worker: StartWorker) -> None:
+    """One PUBLISH on the control channel ends all stock workers at once."""
+    stock = [worker(guarded=False) for _ in range(2)]
+    assert broker.redis.publish("/0.celery.pidbox", "[1]") == 2
+    until(lambda: all(one.exit_code == 1 for one in stock), "they exit")
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo", "prefork"])
+def test_bad_elements_are_set_aside(broker: Broker, worker: StartWorker, pool: str) -> None:
+    """Each bad element is kept, logged once without its data, acknowledged; the next one runs."""
+    guarded = worker(guarded=True, pool=pool)
+    broker.redis.publish("/0.celery.pidbox", "[1]")
+    until(lambda: len(broker.aside()) == 1, "what was published is set aside")
+    for element in BAD.values():
+        broker.push(element)
+    broker.push(mark("good"))
+    until(lambda: broker.redis.exists("ran:good"), "the next good one runs")
+    until(lambda: not broker.redis.exists("unacked"), "all are acknowledged")
+
+    kept = [raw for _, raw in reversed(broker.aside())][1:]
+    assert len(kept) == len(BAD)
+    for name, was, is_now in zip(BAD, BAD.values(), kept, strict=True):
+        assert is_now == _same(was, is_now), name
+    assert broker.redis.llen("celery") == 0
+    assert guarded.log.count("ERROR") == guarded.log.count("Set aside") == len(BAD) + 1
+    assert "CRITICAL" not in guarded.log
+    assert "x" * (guards.REASON_LENGTH + 1) not in guarded.log
+    assert guarded.stop() == 0
+
+
+def _same(was: str | bytes, is_now: bytes) -> bytes:
+    """The bytes themselves, cut; or, where kombu had decoded them, other bytes of the same JSON."""
+    raw = was.encode() if isinstance(was, str) else was
+    with suppress(ValueError, RecursionError):
+        if json.loads(raw) == json.loads(is_now):
+            return is_now
+    return raw[: guards.SET_ASIDE_BYTES]
+
+
+def test_set_aside_element_runs_when_it_is_put_back(broker: Broker, worker: StartWorker) -> None:
+    """What was set aside by a worker without the task runs once it is pushed to one that has it."""
+    worker(guarded=True)
+    early = mark("early", headers__task="mark.later")
+    broker.push(early)
+    until(lambda: broker.redis.exists(ASIDE), "it is set aside")
+    ((about, raw),) = broker.aside()
+    assert about["queue"] == "celery"
+    assert about["bytes"] == len(raw)
+    assert "no such task here" in about["reason"]
+    broker.push(raw.replace(b"mark.later", b"mark"))  # as if the task had been deployed
+    until(lambda: broker.redis.exists("ran:early"), "it runs")
+
+
+def test_broken_pool_costs_no_message(broker: Broker, worker: StartWorker) -> None:
+    """When the worker itself is at fault, a good message goes back to the queue."""
+    guarded = worker(guarded=True, BREAK_POOL="yes")
+    broker.push(mark("good"))
+    until(lambda: guarded.exit_code is not None, "it exits, as stock does")
+    assert broker.redis.llen("celery") == 1
+    assert not broker.redis.exists(ASIDE)
+
+
+@pytest.fixture
+def channel(broker: Broker) -> Iterator[Any]:
+    options = {"global_keyprefix": "prefix:"}
+    url = f"redis://127.0.0.1:{broker.port}/0"
+    with guards.Connection(url, transport_options=options) as connection:
+        yield connection.channel()
+
+
+def test_the_list_is_bounded(broker: Broker, channel: Any) -> None:
+    """The list keeps the newest 1,000, 64 KiB of each, 7 days, under its own name."""
+    for number in range(guards.SET_ASIDE_LENGTH + 3):
+        channel.set_aside(b"%d" % number, queue="q", reason="a test")
+    channel.set_aside(b"\x00\n" * 50_000, queue="q", reason="r" * 1_000)
+    (about, raw), (_, before), *_, (_, oldest) = broker.aside()
+    assert raw == (b"\x00\n" * 50_000)[: guards.SET_ASIDE_BYTES]
+    assert about["bytes"] == 100_000
+    assert len(about["reason"]) == guards.REASON_LENGTH
+    assert (before, oldest) == (b"1002", b"4")
+    assert broker.redis.llen(ASIDE) == guards.SET_ASIDE_LENGTH
+    assert 0 < broker.redis.ttl(ASIDE) <= guards.SET_ASIDE_TTL
+
+
+def test_a_full_server_does_not_end_the_worker(
+    broker: Broker, channel: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that refuses to keep the element is logged, not raised."""
+    broker.redis.config_set("maxmemory", 1)
+    with caplog.at_level(logging.ERROR):
+        channel.set_aside(b"raw", queue="q", reason="a test")
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert "refused that element" in caplog.text
+
+
+# 3. A half-open connection ────────────────────────────────────────────────────────────────────────
+
+
+class Proxy:
+    """Forwards to the broker until it is cut; then it swallows all that its connections send."""
+
+    def __init__(self, port: int) -> None:
+        self._broker = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._holes: list[threading.Event] = []
+        self._sockets: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                inside, _ = self._listener.accept()
+                outside = socket.create_connection(self._broker)
+                hole = threading.Event()
+                self._sockets += [inside, outside]
+                self._holes.append(hole)
+                for pair in ((inside, outside), (outside, inside)):
+                    threading.Thread(target=self._pump, args=(*pair, hole), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket, hole: threading.Event) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                if not hole.is_set():
+                    sink.sendall(data)
+            if not hole.is_set():
+                sink.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        for hole in self._holes:
+            hole.set()
+
+    def close(self) -> None:
+        for one in self._sockets:
+            one.close()
+
+
+@pytest.fixture
+def proxy(broker: Broker) -> Iterator[Proxy]:
+    proxy = Proxy(broker.port)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def test_options_find_a_half_open_connection(
+    broker: Broker, proxy: Proxy, worker: StartWorker
+) -> None:
+    """A half-open connection is found by both timeouts together, not by the health check alone."""
+    both = {"socket_timeout": 1, "socket_connect_timeout": 2, "health_check_interval": 1}
+    check = {"health_check_interval": 1}
+    for database, options in enumerate([both, check]):
+        worker(
+            guarded=True,
+            BROKER=f"redis://127.0.0.1:{proxy.port}/{database}",
+            OPTIONS=json.dumps(options),
+        )
+    proxy.cut()
+    other = redis.Redis(port=broker.port, db=1)
+    for number in range(8):
+        broker.push(mark(f"with both {number}"))
+        other.lpush("celery", mark(f"with one {number}"))
+    until(lambda: broker.redis.exists("ran:with both 7"), "it is found and work goes on", 8)
+    assert not broker.redis.keys("ran:with one *")
+
+
+# Wiring ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def wired(url: str) -> Celery:
+    return Celery("wiring", broker=url, amqp=f"{guards.__name__}:AMQP", set_as_current=False)
+
+
+@pytest.mark.parametrize("url", ["redis://:pw@h:1/2", "rediss://:pw@h:1/2?ssl_cert_reqs=required"])
+def test_every_connection_of_the_app_is_guarded(url: str) -> None:
+    """To read, to write, cloned, failed over: each connection is guarded, with its URL and TLS."""
+    app = wired(url)
+    read, write = app.connection_for_read(), app.connection_for_write()
+    failed_over = app.connection_for_read(url=f"{url};{url.replace('h:1', 'h:3')}")
+    failed_over.maybe_switch_next()
+    for connection in (read, write, app.connection(), read.clone(), failed_over):
+        assert type(connection.transport) is guards.Transport
+        assert connection.transport.Channel is guards.Channel
+        assert connection.transport.driver_type == "redis"
+        assert connection.as_uri().startswith(url.partition("://")[0] + "://")
+        assert bool(connection.ssl) == url.startswith("rediss")
+
+
+def test_broker_transport_would_drop_tls() -> None:
+    """Naming the transport in the configuration instead would turn `rediss://` into plain text."""
+    stock = StockConnection("rediss://h:1/0", transport="kombu.transport.redis:Transport")
+    assert not stock.ssl
+    assert stock.as_uri().startswith("kombu.transport.redis:Transport://")
+    assert guards.Connection("rediss://h:1/0").ssl
+
+
+def test_other_brokers_are_left_alone() -> None:
+    """Another scheme gets kombu's own transport."""
+    with wired("memory://").connection_for_read() as connection:
+        assert type(connection.transport).__module__ == "kombu.transport.memory"
+
+
+def test_beat_and_producers_share_the_wiring(
+    broker: Broker, worker: StartWorker, tmp_path: Path
+) -> None:
+    """Beat and a producer with the same wiring send what the guarded worker runs."""
+    worker(guarded=True)
+    beat = Process(tmp_path, broker, "beat", "-l", "INFO", guarded=True)
+    try:
+        with wired(f"redis://127.0.0.1:{broker.port}/0") as producer:
+            producer.send_task("mark", ["sent"], ignore_result=True)
+        until(lambda: broker.redis.exists("ran:sent"), "what the producer sent is run")
+        until(lambda: broker.redis.exists("ran:beat"), "what beat sent is run")
+        assert beat.stop() == 0
+    finally:
+        beat.kill()
