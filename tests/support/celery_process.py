@@ -1,0 +1,61 @@
+"""Real `celery` processes for tests: started, watched, ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def until(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
+    """Ask until it is true; fail with `what` at the deadline (seconds)."""
+    deadline = time.monotonic() + within
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.01)
+    return answer
+
+
+class CeleryProcess:
+    """`celery -A <app> …` with settings from `environment`, in a process group of its own."""
+
+    def __init__(
+        self,
+        log: Path,
+        environment: dict[str, str],
+        *arguments: str,
+        app: str = "stillroom_workers",
+    ) -> None:
+        self._log = log
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", app, *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+                process_group=0,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def await_line(self, text: str, within: float = 15.0) -> None:
+        until(lambda: text in self.log or self.process.poll() is not None, f"{text!r} in the log", within)
+        assert text in self.log, self.log
+
+    def terminate(self, within: float = 10.0) -> int:
+        """SIGTERM, as a container is stopped. Returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(within)
+
+    def kill(self) -> None:
+        """SIGKILL to all of it."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()

@@ -1,0 +1,374 @@
+"""The whole path: a request's stale read, a task, a real worker, the next request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from stillroom import NoDispatch, Settings, Stillroom
+from stillroom.dispatch import REFRESH_TASK, CeleryDispatch
+from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.entries import age
+
+QUEUE = "stillroom.refresh"
+KEY = b"stillroom:{0}:e:product:7"
+LEASE = b"stillroom:{0}:l:product:7"
+StartWorker = Callable[..., CeleryProcess]
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def db(own_server: EmbeddedServer) -> Iterator[Any]:
+    """A plain client on an empty server."""
+    with redis.Redis.from_url(own_server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def environment(own_server: EmbeddedServer, tmp_path: Path) -> dict[str, str]:
+    return {
+        "REDIS_URL": own_server.url,
+        "STILLROOM_LOADERS": "tests.support.shop_app",
+        "STILLROOM_HEARTBEAT_FILE": str(tmp_path / "heartbeat"),
+        "STILLROOM_WORKER_THREADS": "2",
+    }
+
+
+@pytest.fixture
+def start_worker(environment: dict[str, str], tmp_path: Path, db: Any) -> Iterator[StartWorker]:
+    with ExitStack() as started:
+
+        def start(*arguments: str, **changes: str) -> CeleryProcess:
+            log = tmp_path / f"worker-{time.monotonic_ns()}.log"
+            options = ("--without-gossip", "--without-mingle", "-l", "INFO", *arguments)
+            worker = CeleryProcess(log, environment | changes, "worker", *options)
+            started.callback(worker.kill)
+            worker.await_line(" ready.", 30)
+            return worker
+
+        yield start
+
+
+@pytest.fixture
+def app_room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
+    """The app's process: it shares nothing with the worker but Redis and the loader's name."""
+    with Stillroom(Settings(redis_url=own_server.url, swr=600)) as room:
+        yield room
+
+
+@pytest.fixture
+def product(app_room: Stillroom, db: Any) -> Callable[[int], dict[str, Any]]:
+    @app_room.cache.cached("product:{id}", ttl=60, name="product")
+    def product(id: int) -> dict[str, Any]:
+        return {"id": id, "version": -1}
+
+    return product
+
+
+def make_stale(db: Any) -> None:
+    age(db, KEY, 61)
+
+
+def version(room: Stillroom) -> Any:
+    return room.cache.get("product:7")["version"]
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
+def test_a_worker_refreshes_what_a_request_found_stale(
+    start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any, pool: str
+) -> None:
+    """Served at once, refreshed by a worker of any pool, found fresh by the next request."""
+    start_worker("-P", pool)
+    db.set("db:version", 5)
+    assert product(7) == {"id": 7, "version": -1}
+    make_stale(db)
+    assert product(7) == {"id": 7, "version": -1}
+    until(lambda: version(app_room) == 5, "the refresh")
+    assert db.get("db:loads") == b"1"
+    assert not db.exists(LEASE)
+    make_stale(db)
+    db.set("db:version", 6)
+    app_room.cache.get("product:7")
+    until(lambda: version(app_room) == 6, "the second refresh")
+    app_room.cache.invalidate_by_tag("products")
+    assert app_room.cache.get("product:7") is None
+
+
+def test_any_celery_client_may_ask_by_name(start_worker: StartWorker, app_room: Stillroom, db: Any) -> None:
+    """A client that knows only Celery and the message's form."""
+    worker = start_worker()
+    with Celery(broker=app_room.settings.redis_url, set_as_current=False) as stranger:
+        good = {"loader": "product", "args": {"id": 7}, "key": "product:7", "token": "0" * 16}
+        for message in [
+            good | {"loader": "nobody"},
+            good | {"args": {"id": "seven"}},
+            good | {"extra": "canary"},
+            good | {"token": "nonsense"},
+            {},
+        ]:
+            stranger.send_task(REFRESH_TASK, kwargs=message, queue=QUEUE)
+        stranger.send_task(REFRESH_TASK, args=["canary"], queue=QUEUE)
+        stranger.send_task(REFRESH_TASK, kwargs=good, queue=QUEUE)
+    worker.await_line("'outcome': 'superseded'")
+    for reason in [
+        "no loader named 'nobody'; registered: product, weather",
+        "product: id: Input should be a valid integer",
+        "extra: Extra inputs are not permitted",
+        "token: String should match pattern",
+        "loader: Field required",
+        "1 positional arguments; this task takes named ones only",
+    ]:
+        worker.await_line(f"RefreshOrder refused: {reason}")
+    assert "canary" not in "".join(line for line in worker.log.splitlines() if "refused" in line)
+    assert db.get("db:loads") is None
+    assert db.keys("*:l:*") == []
+
+
+def test_an_async_loader_is_awaited(start_worker: StartWorker, own_server: EmbeddedServer, db: Any) -> None:
+    """Coroutine functions of an AsyncStillroom's module run in the worker, all in one event loop."""
+    worker = start_worker()
+    loops = set()
+    with Stillroom(Settings(redis_url=own_server.url, swr=600)) as room:
+
+        @room.cache.cached("weather:{city}", name="weather", ttl=60)
+        def weather(city: str) -> dict[str, Any]:
+            return {}
+
+        for city in ("Jena", "Gera"):
+            weather(city)
+            age(db, f"stillroom:{{0}}:e:weather:{city}".encode(), 61)
+            weather(city)
+            value = until(lambda c=city: room.cache.get(f"weather:{c}"), "the refresh")
+            assert value["pid"] == worker.process.pid
+            loops.add(value["loop"])
+    assert len(loops) == 1
+
+
+def test_a_failing_loader_backs_off_while_the_stale_value_is_served(
+    start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any
+) -> None:
+    """The task fails where people look for failed tasks; nobody's request does."""
+    worker = start_worker(STILLROOM_BACKOFF="0.2")
+    product(7)
+    make_stale(db)
+    db.set("db:broken", 1)
+    product(7)
+    worker.await_line("LookupError('the database is broken')")
+    until(lambda: (db.get(LEASE) or b"").startswith(b"backoff."), "the backoff")
+    assert product(7)["version"] == -1
+    db.delete("db:broken")
+    until(lambda: product(7)["version"] == 0 or make_stale_again(db), "the refresh after the backoff")
+
+
+def make_stale_again(db: Any) -> None:
+    age(db, KEY, 1)  # another stale entry, as far as this process' memory of having asked goes
+
+
+def test_a_lost_task_is_asked_for_again(own_server: EmbeddedServer, db: Any) -> None:
+    """The lease runs out, and the next stale read sends another task."""
+    settings = Settings(redis_url=own_server.url, swr=600, refresh_lease=0.2)
+    with Stillroom(settings) as room:
+        product = room.cache.cached("product:{id}", ttl=60, name="product")(lambda id: {"version": -1})
+        product(7)
+        make_stale(db)
+        product(7)
+        assert until(lambda: db.lpop(QUEUE), "the first task") is not None  # and it is lost
+        until(lambda: not db.exists(LEASE), "the lease to run out")
+        make_stale_again(db)
+        product(7)
+        assert until(lambda: db.lpop(QUEUE), "the second task") is not None
+
+
+def test_a_late_task_is_dropped_or_finds_nothing_to_do(
+    start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any
+) -> None:
+    """A message from before an invalidation does not bring anything back."""
+    product(7)
+    make_stale(db)
+    product(7)
+    until(lambda: db.llen(QUEUE), "the task")
+    app_room.cache.invalidate("product:7")
+    worker = start_worker()
+    worker.await_line("'outcome': 'superseded'")
+    assert app_room.cache.get("product:7") is None
+    assert db.get("db:loads") is None
+
+
+class TestBrokerTrouble:
+    """The broker on a server of its own, which goes away."""
+
+    @pytest.fixture
+    def broker(self) -> Iterator[EmbeddedServer]:
+        with EmbeddedServer() as server:
+            yield server
+
+    @pytest.fixture
+    def room(self, own_server: EmbeddedServer, broker: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
+        settings = Settings(redis_url=own_server.url, broker_url=broker.url, swr=600)
+        with Stillroom(settings) as room:
+            yield room
+
+    @pytest.mark.parametrize("trouble", ["kill", "freeze"])
+    def test_the_stale_value_is_served_and_nobody_waits(
+        self, room: Stillroom, broker: EmbeddedServer, db: Any, trouble: str, caplog: Any
+    ) -> None:
+        """Down or hung: no request waits for it, the lease is freed, one log line; later it works again."""
+
+        @room.cache.cached("product:{id}", ttl=60)
+        def product(id: int) -> dict[str, int]:
+            return {"version": -1}
+
+        product(7)
+        make_stale(db)
+        product(7)
+        with redis.Redis.from_url(broker.url) as queue:
+            until(lambda: queue.llen(QUEUE) == 1, "the first task")
+        db.delete(LEASE)
+        getattr(broker, trouble)()
+        make_stale_again(db)
+        started = time.perf_counter()
+        assert product(7) == {"version": -1}
+        assert time.perf_counter() - started < 0.25
+        until(lambda: "the broker is away" in caplog.text, "the log line")
+        until(lambda: not db.exists(LEASE), "the lease to be freed")
+        assert room.dispatch.ready is False
+        broker.thaw() if trouble == "freeze" else broker.restart()
+        until(lambda: room.dispatch.ready, "another try")
+        make_stale_again(db)
+        product(7)
+        with redis.Redis.from_url(broker.url) as queue:
+            until(lambda: queue.llen(QUEUE) >= 1, "a task again")
+        assert caplog.text.count("the broker is away") == 1
+
+    def test_more_orders_than_it_holds_are_given_back(
+        self, broker: EmbeddedServer, own_server: EmbeddedServer
+    ) -> None:
+        """The queue to the dispatcher's thread is bounded; what does not fit frees its lease."""
+        dispatch = CeleryDispatch(Settings(redis_url=own_server.url, broker_url=broker.url), QUEUE)
+        dispatch.waiting_limit = 1
+        dispatch._orders.maxsize = 1
+        broker.freeze()
+        from stillroom.dispatch import RefreshOrder
+
+        order = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
+        given_back: list[int] = []
+        for n in range(5):
+            dispatch.send(order, lambda n=n: given_back.append(n))
+        assert given_back  # at once, in the caller's thread
+        broker.thaw()
+        dispatch.close()
+
+
+class TestLife:
+    """A worker's start and stop."""
+
+    def test_sigterm_lets_the_running_task_finish(
+        self, start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any, tmp_path: Path
+    ) -> None:
+        """Warm shutdown: the refresh under way is stored, the exit code is 0, the heartbeat file is gone."""
+        worker = start_worker()
+        heartbeat = tmp_path / "heartbeat"
+        until(heartbeat.exists, "the heartbeat file")
+        db.set("db:version", 9)
+        product(7)
+        make_stale(db)
+        db.set("db:gate", 1)
+        product(7)
+        until(lambda: db.get("db:waiting"), "the loader to run")
+        worker.process.terminate()
+        worker.await_line("Warm shutdown")
+        db.delete("db:gate")
+        db.rpush("db:opened", 1)
+        assert worker.process.wait(10) == 0
+        assert version(app_room) == 9
+        assert not heartbeat.exists()
+
+    def test_a_killed_workers_refresh_is_asked_for_again(
+        self, start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any
+    ) -> None:
+        """kill -9 in the middle of a load: the lease runs out, a second worker does it."""
+        first = start_worker()
+        product(7)
+        make_stale(db)
+        db.set("db:gate", 1)
+        product(7)
+        until(lambda: db.get("db:waiting"), "the loader to run")
+        first.kill()
+        assert db.get(LEASE).startswith(b"working.")
+        db.delete("db:gate")
+        db.pexpire(LEASE, 1)  # time moved by hand
+        start_worker()
+        until(lambda: not db.exists(LEASE), "the lease to run out")
+        make_stale_again(db)
+        product(7)
+        until(lambda: version(app_room) == 0, "the refresh")
+
+    def test_without_redis_a_worker_says_so_and_ends(
+        self, environment: dict[str, str], tmp_path: Path, own_server: EmbeddedServer
+    ) -> None:
+        """Five attempts, each told; then exit code 1."""
+        with EmbeddedServer() as gone:
+            url = gone.url
+        changes = {"STILLROOM_CACHE_URL": url, "STILLROOM_CONNECT_DELAY": "0.01"}
+        worker = CeleryProcess(tmp_path / "log", environment | changes, "worker", "-l", "INFO")
+        try:
+            assert worker.process.wait(30) == 1
+        finally:
+            worker.kill()
+        assert "attempt 5 of 5" in worker.log
+        assert "the worker can't start: Redis is unavailable (refused)" in worker.log
+
+    @pytest.mark.parametrize(
+        ("loaders", "message"),
+        [
+            ("tests.support.nowhere", "can't import tests.support.nowhere"),
+            ("tests.support.entries", "nothing in tests.support.entries is a Stillroom"),
+            ("tests.support.shop_app:product", "product in tests.support.shop_app is not a Stillroom"),
+        ],
+    )
+    def test_a_mistake_in_loaders_is_named(
+        self, environment: dict[str, str], tmp_path: Path, loaders: str, message: str
+    ) -> None:
+        """A module that is missing or holds no room ends the worker with a sentence."""
+        changes = {"STILLROOM_LOADERS": loaders}
+        worker = CeleryProcess(tmp_path / "log", environment | changes, "worker", "-l", "INFO")
+        try:
+            assert worker.process.wait(30) == 1
+        finally:
+            worker.kill()
+        assert message in worker.log
+
+    def test_beat_keeps_the_marks_short(
+        self, start_worker: StartWorker, environment: dict[str, str], tmp_path: Path, db: Any
+    ) -> None:
+        """A real beat sends the tick, a real worker trims, young marks stay."""
+        with Stillroom(Settings(redis_url=environment["REDIS_URL"]), dispatch=NoDispatch()) as room:
+            room.cache.invalidate_by_tag("young")
+            db.zadd(room.keys.marks, {"t:old": 1, "t:older": 2})
+            worker = start_worker()
+            beat = CeleryProcess(
+                tmp_path / "beat.log",
+                environment,
+                *("beat", "-s", str(tmp_path / "beat"), "--pidfile=", "-l", "INFO"),
+                app="tests.support.quick_beat",
+            )
+            try:
+                worker.await_line("{'dropped': 2, 'left': 3}", 30)
+                assert beat.terminate() == 0
+            finally:
+                beat.kill()
+            assert db.zscore(room.keys.marks, "t:young")
