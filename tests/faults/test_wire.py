@@ -333,6 +333,8 @@ def test_the_servers_clock_may_step(make: Any, own_server: EmbeddedServer) -> No
 # Interrupted calls
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_a_signal_in_the_middle_never_mixes_up_replies(own_server: EmbeddedServer) -> None:
     """100,000 reads interrupted at random instants: 0 wrong values, no connection lost."""
     program = Path(__file__).with_name("interrupted.py")

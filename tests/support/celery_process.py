@@ -37,7 +37,11 @@ class CeleryProcess:
                 [sys.executable, "-m", "celery", "-A", app, *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    **environment,
+                },
                 process_group=0,
             )
 
@@ -46,7 +50,11 @@ class CeleryProcess:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def await_line(self, text: str, within: float = 15.0) -> None:
-        until(lambda: text in self.log or self.process.poll() is not None, f"{text!r} in the log", within)
+        until(
+            lambda: text in self.log or self.process.poll() is not None,
+            f"{text!r} in the log",
+            within,
+        )
         assert text in self.log, self.log
 
     def terminate(self, within: float = 10.0) -> int:

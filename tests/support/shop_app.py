@@ -6,9 +6,9 @@ import asyncio
 import os
 from typing import Any
 
-import redis
 from pydantic import BaseModel
 
+import redis
 from stillroom import AsyncStillroom, Settings, Stillroom
 
 room = Stillroom()

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from celery import Celery
 from kombu import Connection as StockConnection
 
+import redis
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers import guards
 

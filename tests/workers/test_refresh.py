@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from celery import Celery
 
+import redis
 from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.dispatch import REFRESH_TASK, CeleryDispatch
 from stillroom.embedded import EmbeddedServer
@@ -108,7 +108,9 @@ def test_a_worker_refreshes_what_a_request_found_stale(
     assert app_room.cache.get("product:7") is None
 
 
-def test_any_celery_client_may_ask_by_name(start_worker: StartWorker, app_room: Stillroom, db: Any) -> None:
+def test_any_celery_client_may_ask_by_name(
+    start_worker: StartWorker, app_room: Stillroom, db: Any
+) -> None:
     """A client that knows only Celery and the message's form."""
     worker = start_worker()
     with Celery(broker=app_room.settings.redis_url, set_as_current=False) as stranger:
@@ -138,7 +140,9 @@ def test_any_celery_client_may_ask_by_name(start_worker: StartWorker, app_room: 
     assert db.keys("*:l:*") == []
 
 
-def test_an_async_loader_is_awaited(start_worker: StartWorker, own_server: EmbeddedServer, db: Any) -> None:
+def test_an_async_loader_is_awaited(
+    start_worker: StartWorker, own_server: EmbeddedServer, db: Any
+) -> None:
     """Coroutine functions of an AsyncStillroom's module run in the worker, all in one event loop."""
     worker = start_worker()
     loops = set()
@@ -171,7 +175,9 @@ def test_a_failing_loader_backs_off_while_the_stale_value_is_served(
     until(lambda: (db.get(LEASE) or b"").startswith(b"backoff."), "the backoff")
     assert product(7)["version"] == -1
     db.delete("db:broken")
-    until(lambda: product(7)["version"] == 0 or make_stale_again(db), "the refresh after the backoff")
+    until(
+        lambda: product(7)["version"] == 0 or make_stale_again(db), "the refresh after the backoff"
+    )
 
 
 def make_stale_again(db: Any) -> None:
@@ -182,7 +188,9 @@ def test_a_lost_task_is_asked_for_again(own_server: EmbeddedServer, db: Any) -> 
     """The lease runs out, and the next stale read sends another task."""
     settings = Settings(redis_url=own_server.url, swr=600, refresh_lease=0.2)
     with Stillroom(settings) as room:
-        product = room.cache.cached("product:{id}", ttl=60, name="product")(lambda id: {"version": -1})
+        product = room.cache.cached("product:{id}", ttl=60, name="product")(
+            lambda id: {"version": -1}
+        )
         product(7)
         make_stale(db)
         product(7)
@@ -217,7 +225,9 @@ class TestBrokerTrouble:
             yield server
 
     @pytest.fixture
-    def room(self, own_server: EmbeddedServer, broker: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
+    def room(
+        self, own_server: EmbeddedServer, broker: EmbeddedServer, db: Any
+    ) -> Iterator[Stillroom]:
         settings = Settings(redis_url=own_server.url, broker_url=broker.url, swr=600)
         with Stillroom(settings) as room:
             yield room
@@ -337,7 +347,10 @@ class TestLife:
         [
             ("tests.support.nowhere", "can't import tests.support.nowhere"),
             ("tests.support.entries", "nothing in tests.support.entries is a Stillroom"),
-            ("tests.support.shop_app:product", "product in tests.support.shop_app is not a Stillroom"),
+            (
+                "tests.support.shop_app:product",
+                "product in tests.support.shop_app is not a Stillroom",
+            ),
         ],
     )
     def test_a_mistake_in_loaders_is_named(

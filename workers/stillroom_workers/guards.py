@@ -33,7 +33,6 @@ from functools import cached_property, partial
 from time import time
 from typing import Any
 
-import redis
 from celery import signals
 from celery.app import amqp
 from celery.worker import consumer, state
@@ -42,6 +41,8 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import redis as transport
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
+
+import redis
 
 __all__ = ["AMQP", "Channel", "Connection", "Consumer", "Transport"]
 

@@ -67,7 +67,9 @@ def _stage(url: str, folder: Path) -> Iterator[Story]:
 @contextmanager
 def _other_process() -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "stillroom.cli.shop"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield process
         finally:
@@ -125,7 +127,9 @@ class Story:
             product = self._shop.room.cache.get("product:7", self._shop.Product)
             times.append(time.perf_counter() - began)
             expect(product is not None, "a hit was a miss")
-        return f"{HITS:,} hits, median {statistics.median(times) * 1e6:.0f} µs, the last: {product!r}"
+        return (
+            f"{HITS:,} hits, median {statistics.median(times) * 1e6:.0f} µs, the last: {product!r}"
+        )
 
     def stale(self) -> str:
         """A stale hit: the old value at once, and a worker brings the new one."""
@@ -136,7 +140,9 @@ class Story:
         old = self._price()
         answered = _ms(started)
         expect(old == 350, f"the stale price was {old}")
-        self._await(lambda: self._shop.room.cache.get("product:7")["price_cents"] == 399, "the refresh")
+        self._await(
+            lambda: self._shop.room.cache.get("product:7")["price_cents"] == 399, "the refresh"
+        )
         refreshed = _ms(started)
         mine = self._shop.queries().count(os.getpid())
         expect(mine == 1, f"this process asked the database {mine} times, not the worker")

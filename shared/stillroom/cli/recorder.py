@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import redis
-
 from stillroom.scripts import BY_SHA
 
 # A connection's first words, what counts and clocks are kept by, and what Celery says to its broker.
@@ -32,7 +31,10 @@ class Recorder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.commands()
         self._client.close()
@@ -45,7 +47,10 @@ class Recorder:
         self._client.echo(mark)
         passed.wait(5)
         seen, self._seen = self._seen, []
-        return [f"{count} x {command}" if count > 1 else command for command, count in Counter(seen).items()]
+        return [
+            f"{count} x {command}" if count > 1 else command
+            for command, count in Counter(seen).items()
+        ]
 
     def _listen(self) -> None:
         try:

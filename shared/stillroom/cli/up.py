@@ -21,7 +21,9 @@ def up(
         settings = Settings(redis_url=url)  # a mistake is told before anything is started
         where = "an embedded server: its data ends with it" if embedded else "REDIS_URL"
         typer.echo(f"Redis is {redact(url)} ({where})")
-        typer.echo(f"loaders: {', '.join(settings.loaders) or 'none; name modules in STILLROOM_LOADERS'}")
+        typer.echo(
+            f"loaders: {', '.join(settings.loaders) or 'none; name modules in STILLROOM_LOADERS'}"
+        )
         wanted = services({"REDIS_URL": url}, Path(folder), flower_port=flower_port or None)
         if any(service.name == "flower" for service in wanted):
             typer.echo(f"Flower is http://127.0.0.1:{flower_port}")

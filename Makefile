@@ -1,0 +1,47 @@
+# Each target makes what it needs, from a bare Python with pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: help demo test check bench up clean
+
+help:  ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+demo: $(VENV)/.run  ## The main job on an embedded server, told with timings; ends by itself
+	$(BIN)/stillroom demo
+
+up: $(VENV)/.run  ## Worker, beat and Flower on this machine; Ctrl-C ends them
+	$(BIN)/stillroom up
+
+test: $(VENV)/.dev  ## All tests; ARGS="-k name" for some of them
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## Lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
+	$(BIN)/python tests/bench/hit.py $(ARGS)
+	$(BIN)/python tests/bench/stale.py
+
+clean:  ## Remove what the targets made
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The virtual environment grows with what is asked of it: .run, .dev, .bench
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,flower]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/.run
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch $@

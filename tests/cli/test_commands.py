@@ -1,0 +1,141 @@
+"""The `stillroom` command as a person runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stillroom.embedded import EmbeddedServer
+
+STILLROOM = str(Path(sys.executable).with_name("stillroom"))
+
+
+def children_of_nobody(before: set[int]) -> list[str]:
+    """Processes that appeared since and still live: what was left behind."""
+    mine = psutil.Process().children(recursive=True)
+    return [
+        " ".join(p.cmdline())
+        for p in mine
+        if p.pid not in before and p.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """After the test, no process of it is alive."""
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    yield
+    assert children_of_nobody(before) == []
+
+
+@pytest.mark.parametrize("where", ["embedded", "REDIS_URL"])
+def test_the_demo_tells_its_four_steps_and_ends(nothing_left: None, where: str) -> None:
+    """Exit code 0, each step with its timing and the commands it sent."""
+    with EmbeddedServer() as server:
+        environment = os.environ | ({"REDIS_URL": server.url} if where == "REDIS_URL" else {})
+        done = subprocess.run(
+            [STILLROOM, "demo"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 4 steps happened as told." in done.stdout
+    assert re.search(r"20 answers in [\d.]+ ms, 1 query", done.stdout)
+    assert re.search(r"2,000 hits, median \d+ µs", done.stdout)
+    assert re.search(r"3.50 in [\d.]+ ms, and 3.99 after [\d.]+ ms", done.stdout)
+    assert re.search(r"invalidate_by_tag took [\d.]+ ms; the other process reads 2.75", done.stdout)
+    for command in (
+        "EVALSHA lease_load",
+        "EVALSHA commit",
+        "EVALSHA claim_refresh",
+        "EVALSHA mark",
+        "2000 x MGET",
+    ):
+        assert command in done.stdout
+    assert where == "REDIS_URL" or "an embedded server" in done.stdout
+
+
+def test_the_demo_fails_where_a_step_does_not_happen(nothing_left: None) -> None:
+    """With a server that takes no writes the story can't be told, and the exit code says so."""
+    with EmbeddedServer(options={"maxmemory": "1"}) as server:
+        done = subprocess.run(
+            [STILLROOM, "demo"],
+            env=os.environ | {"REDIS_URL": server.url},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert done.returncode != 0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_up_runs_everything_until_ctrl_c(nothing_left: None) -> None:
+    """One readable log of worker, beat and Flower; Ctrl-C ends all of them with exit code 0."""
+    port = free_port()
+    with subprocess.Popen(
+        [STILLROOM, "up", "--flower-port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        assert process.stdout is not None
+        seen: list[str] = []
+        wanted = [
+            r"worker +\| .* ready\.",
+            r"beat +\| .*beat: Starting",
+            r"flower +\| .*Visit me at",
+        ]
+        for line in process.stdout:
+            seen.append(line)
+            if all(any(re.match(want, one) for one in seen) for want in wanted):
+                break
+        else:
+            pytest.fail("".join(seen))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=5) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        code = process.wait()
+        guard.cancel()
+    assert code == 0, rest
+    assert "an embedded server" in seen[0]
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_a_mistake_is_a_sentence_and_exit_code_2(nothing_left: None, command: str) -> None:
+    """A setting that is not one: what was given, what was probably meant, no traceback."""
+    done = subprocess.run(
+        [STILLROOM, command],
+        env=os.environ | {"STILLROOM_TLL": "5"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "STILLROOM_TLL is not a setting; did you mean STILLROOM_TTL?" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,57 @@
+"""What an app gets when it installs us."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files in a freshly built wheel."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(out),
+        str(ROOT),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = out.glob("stillroom-*.whl")
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_it_brings_two_packages_and_nothing_else(names: set[str]) -> None:
+    """No top-level `shared`, `workers` or `tests` meets an app's own."""
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "stillroom",
+        "stillroom_workers",
+    }
+
+
+def test_it_holds_the_scripts_and_the_types(names: set[str]) -> None:
+    """Every Lua file and the marker for type checkers."""
+    here = {
+        path.relative_to(ROOT / "shared").as_posix() for path in (ROOT / "shared").rglob("*.lua")
+    }
+    assert here
+    assert here <= names
+    assert {"stillroom/py.typed", "stillroom_workers/py.typed"} <= names
+
+
+def test_the_source_roots_are_no_packages() -> None:
+    """`shared/` and `workers/` hold packages and are none."""
+    assert not (ROOT / "shared/__init__.py").exists()
+    assert not (ROOT / "workers/__init__.py").exists()
