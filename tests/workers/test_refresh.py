@@ -188,9 +188,11 @@ def test_a_lost_task_is_asked_for_again(own_server: EmbeddedServer, db: Any) -> 
     """The lease runs out, and the next stale read sends another task."""
     settings = Settings(redis_url=own_server.url, swr=600, refresh_lease=0.2)
     with Stillroom(settings) as room:
-        product = room.cache.cached("product:{id}", ttl=60, name="product")(
-            lambda id: {"version": -1}
-        )
+
+        @room.cache.cached("product:{id}", ttl=60)
+        def product(id: int) -> dict[str, int]:
+            return {"version": -1}
+
         product(7)
         make_stale(db)
         product(7)

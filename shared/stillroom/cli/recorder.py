@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import redis
 from stillroom.scripts import BY_SHA
@@ -20,7 +20,7 @@ class Recorder:
 
     def __init__(self, url: str) -> None:
         self._client = redis.Redis.from_url(url)
-        self._monitor: Any = self._client.monitor()
+        self._monitor = self._client.monitor()  # type: ignore[no-untyped-call]
         self._seen: list[str] = []
         self._step = 0
         self._passed: dict[str, threading.Event] = {}

@@ -1,0 +1,104 @@
+"""An operation run by hand: a test decides what happens between any two of its steps.
+
+A batch is sent one command at a time, since that is how a server may interleave it with other clients'
+commands, and its replies are handed over in a step of their own, since they may travel for a while.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stillroom import Stillroom
+from stillroom.errors import RedisUnavailable
+from stillroom.operation import Call, Driver, Operation, Pause
+
+PATIENCE = 10.0  # seconds for one command
+
+
+class Stepper:
+    """One operation of one room, and how far it has come."""
+
+    def __init__(self, room: Stillroom, operation: Operation[Any]) -> None:
+        self._driver = Driver(room.wire)
+        self._operation = operation
+        self._answers: list[Any] = []  # to the step it stands at
+        self._failure: BaseException | None = None
+        self.at: Any = None
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._resume(None)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it stands at a pause: it waits for another's load."""
+        return isinstance(self.at, Pause)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it is about to call the loader."""
+        return isinstance(self.at, Call) and not self._is_answered()
+
+    def step(self) -> None:
+        """Send one command, call the loader, or hand over what was answered."""
+        if self._is_answered():
+            self._deliver()
+            return
+        try:
+            self._answers.append(self._perform())
+        except BaseException as error:
+            self._failure = error
+
+    def run(self) -> Stepper:
+        """On, until it has ended or waits."""
+        while not self.done and not self.is_waiting:
+            self.step()
+        return self
+
+    def run_to_the_load(self) -> Stepper:
+        """On, until the loader is about to be called."""
+        while not self.is_loading:
+            assert not self.done, "it ended without a load"
+            self.step()
+        return self
+
+    def value(self) -> Any:
+        """Run it to its end; what it returned."""
+        self.run()
+        if self.error is not None:
+            raise self.error
+        assert self.done, "it waits for another's load"
+        return self.result
+
+    def _is_answered(self) -> bool:
+        wanted = len(self.at) if isinstance(self.at, list) else 1
+        return self._failure is not None or len(self._answers) == wanted or self.is_waiting
+
+    def _perform(self) -> Any:
+        if isinstance(self.at, Call):
+            return self.at.function(*self.at.args, **self.at.kwargs)
+        (reply,) = self._driver._exchange([self.at[len(self._answers)]], PATIENCE)
+        return reply
+
+    def _deliver(self) -> None:
+        answers, self._answers = self._answers, []
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._resume(failure)
+        elif isinstance(self.at, list):
+            self._resume(answers)
+        else:
+            self._resume(answers[0] if answers else None)
+
+    def _resume(self, answer: Any) -> None:
+        try:
+            if isinstance(answer, BaseException):
+                self.at = self._operation.throw(answer)
+            else:
+                self.at = self._operation.send(answer)
+        except StopIteration as stop:
+            self.at, self.done, self.result = None, True, stop.value
+        except RedisUnavailable:
+            raise  # the server of a test is always there
+        except BaseException as error:
+            self.at, self.done, self.error = None, True, error
