@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from stillroom.errors import StillroomError, ValueTooLarge
@@ -16,6 +16,13 @@ from stillroom.settings import Settings
 
 JSON, ZLIB = b"j", b"z"
 MISS: Any = object()  # no value: None is one
+
+
+def _adapter(type: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(type, config=ConfigDict(ser_json_inf_nan="constants"))
+    except PydanticUserError:  # a model, a dataclass: it has a configuration of its own
+        return TypeAdapter(type)
 
 
 class Undecodable(ValueError):
@@ -40,9 +47,9 @@ class Codec:
         try:
             return self._adapters[type]
         except KeyError:
-            return self._adapters.setdefault(type, TypeAdapter(type))
+            return self._adapters.setdefault(type, _adapter(type))
         except TypeError:  # an unhashable type, such as Annotated with a list
-            return TypeAdapter(type)
+            return _adapter(type)
 
     def encode(self, value: object, type: Any = Any) -> tuple[bytes, bytes]:
         """→ (codec, payload). Raises ValueTooLarge or Unencodable."""

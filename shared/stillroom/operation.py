@@ -64,7 +64,7 @@ class Driver:
         self._call_timeout = wire.server.settings.call_timeout
 
     def run(self, operation: Operation[T]) -> T:
-        """The operation's result. All its batches together get `call_timeout` seconds."""
+        """The operation's result. All its batches in a row get `call_timeout` seconds together."""
         left = self._call_timeout
         send = operation.send
         try:
@@ -77,6 +77,7 @@ class Driver:
                         left -= time.monotonic() - started
                     else:
                         answer = self._take(step, left)
+                        left = self._call_timeout  # a wait, or a load: what follows is another call
                 except BaseException as error:
                     step = operation.throw(error)
                 else:
@@ -106,9 +107,8 @@ class Driver:
 
     def _take(self, step: Any, left: float) -> Any:
         if isinstance(step, Call):
-            if inspect.iscoroutinefunction(step.function):
-                return _in_background_loop(step.function(*step.args, **step.kwargs))
-            return step.function(*step.args, **step.kwargs)
+            result = step.function(*step.args, **step.kwargs)
+            return _in_background_loop(result) if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
         return self._exchange(step, left, idempotent=False)
@@ -135,6 +135,7 @@ class AsyncDriver:
                         left -= time.monotonic() - started
                     else:
                         answer = await self._take(step, left)
+                        left = self._call_timeout
                 except BaseException as error:
                     step = operation.throw(error)
                 else:
@@ -169,7 +170,8 @@ class AsyncDriver:
             if inspect.iscoroutinefunction(step.function):
                 return await step.function(*step.args, **step.kwargs)
             # A plain function may block for as long as a database takes: not in the event loop.
-            return await asyncio.to_thread(step.function, *step.args, **step.kwargs)
+            result = await asyncio.to_thread(step.function, *step.args, **step.kwargs)
+            return await result if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         return await self._exchange(step, left, idempotent=False)
@@ -229,8 +231,8 @@ _background: asyncio.AbstractEventLoop | None = None
 _background_lock = threading.Lock()
 
 
-def _in_background_loop(coroutine: Any) -> Any:
-    """Run a coroutine from a thread: all of a process' in one loop, so that they may share a database pool."""
+def _in_background_loop(awaitable: Awaitable[Any]) -> Any:
+    """Await from a thread: all of a process' in one loop, so that they may share a database pool."""
     global _background
     with _background_lock:
         if _background is None or _background.is_closed():
@@ -238,7 +240,11 @@ def _in_background_loop(coroutine: Any) -> Any:
             threading.Thread(
                 target=_background.run_forever, name="stillroom async loaders", daemon=True
             ).start()
-    return asyncio.run_coroutine_threadsafe(coroutine, _background).result()
+    return asyncio.run_coroutine_threadsafe(_finish(awaitable), _background).result()
+
+
+async def _finish(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
 
 
 def _forget_background_loop() -> None:

@@ -722,3 +722,60 @@ def test_nothing_of_a_value_or_password_is_logged(room: Any, client: Any, caplog
         room.cache.get("k", int)
     assert caplog.records
     assert "canary" not in caplog.text
+
+
+def test_a_full_server_refuses_to_count_and_still_answers(room: Any, client: Any) -> None:
+    """The counts that ride along with a read may be refused; the read is not."""
+    room.cache.set("k", 1)
+    room.cache.get("k")
+    client.config_set("maxmemory", 1)
+    try:
+        for _ in range(3):
+            room.stats.due = 0
+            assert room.cache.get("k") == 1
+    finally:
+        client.config_set("maxmemory", 0)
+    assert counts(room).get("fallbacks", 0) == 0
+
+
+def test_a_function_that_returns_an_awaitable_is_awaited(room: Any) -> None:
+    """A lambda around a coroutine is what one writes in an async app."""
+
+    async def fetch() -> int:
+        return 5
+
+    assert room.cache.get_or_set("k", lambda: fetch()) == 5  # noqa: PLW0108 (as one writes it)
+    assert room.cache.get("k") == 5
+
+
+def test_numbers_json_has_no_word_for_survive(room: Any) -> None:
+    """Infinity stays infinity."""
+    room.cache.set("k", [float("inf"), -1.5])
+    assert room.cache.get("k", list[float]) == [float("inf"), -1.5]
+
+
+def test_waiting_does_not_use_up_the_call(make_room: Any) -> None:
+    """Whoever waits for a long load looks again many times, and each look has its own deadline."""
+    import threading
+
+    loading, waited = make_room(), make_room(call_timeout=0.02)
+    began, finish = threading.Event(), threading.Event()
+
+    def load() -> str:
+        began.set()
+        finish.wait(10)
+        return "loaded once"
+
+    results: list[Any] = []
+    first = threading.Thread(target=lambda: results.append(loading.cache.get_or_set("k", load)))
+    first.start()
+    began.wait(10)
+    second = threading.Thread(
+        target=lambda: results.append(waited.cache.get_or_set("k", lambda: "loaded twice"))
+    )
+    second.start()
+    second.join(0.6)  # many looks of half a millisecond each
+    finish.set()
+    first.join()
+    second.join()
+    assert results == ["loaded once"] * 2

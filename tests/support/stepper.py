@@ -83,17 +83,15 @@ class Stepper:
     def _deliver(self) -> None:
         answers, self._answers = self._answers, []
         failure, self._failure = self._failure, None
-        if failure is not None:
-            self._resume(failure)
-        elif isinstance(self.at, list):
-            self._resume(answers)
+        if isinstance(self.at, list):
+            self._resume(answers, failure)
         else:
-            self._resume(answers[0] if answers else None)
+            self._resume(answers[0] if answers else None, failure)
 
-    def _resume(self, answer: Any) -> None:
+    def _resume(self, answer: Any, failure: BaseException | None = None) -> None:
         try:
-            if isinstance(answer, BaseException):
-                self.at = self._operation.throw(answer)
+            if failure is not None:
+                self.at = self._operation.throw(failure)
             else:
                 self.at = self._operation.send(answer)
         except StopIteration as stop:

@@ -30,7 +30,7 @@ from stillroom.cache.loaders import (
 from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS, Codec, Undecodable, Unencodable
 from stillroom.dispatch import Dispatch, RefreshOrder
-from stillroom.errors import RedisUnavailable, UnknownLoader, ValueTooLarge
+from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader, ValueTooLarge
 from stillroom.keys import Keys, sanitized
 from stillroom.operation import Call, Once, Operation, Pause
 from stillroom.scripts import (
@@ -232,9 +232,8 @@ class CacheBody:
         keys = [self._keys.entry(name), self._keys.lease(name), self._keys.clock, self._keys.marks]
         try:
             (stored,) = yield [put(keys, _epoch(), self._not_after(), rest, ttl_ms, life_ms)]
-            if (
-                not stored
-            ):  # and yet its answer is here in time: the server's clock is not where we thought
+            if not stored:
+                # Too late, and yet its answer is here in time: the server's clock is not where we thought.
                 yield from self._read_server_clock()
                 (stored,) = yield [put(keys, _epoch(), self._not_after(), rest, ttl_ms, life_ms)]
         except RedisUnavailable as error:
@@ -252,7 +251,7 @@ class CacheBody:
             return 0
         entries = [self._keys.entry(name) for name in names]
         leases = [self._keys.lease(name) for name in names]
-        # The lease first: between the two a load could still store its value, and lose it again.
+        # The lease first: without it no load can store its value behind the UNLINK.
         _, count = yield [(b"DEL", *leases), (b"UNLINK", *entries)]
         return int(count)
 
@@ -335,9 +334,15 @@ class CacheBody:
         if housekeeping := now > self.stats.due:
             batch += [*self.stats.flush(now), (b"TIME",)]
             asked = time.time_ns()
-        replies = yield batch
+        try:
+            replies = yield batch
+        except RedisRefused as refused:
+            # A server that is full refuses to count, not to read.
+            if not housekeeping or isinstance(refused.replies[0], Exception):
+                raise
+            replies = refused.replies
         raw, clock = replies[0]
-        if housekeeping:
+        if housekeeping and not isinstance(replies[-1], Exception):
             self._server.learn_clock(replies[-1], asked)
         if riding:
             self._judges.learn(known, replies[1], clock)

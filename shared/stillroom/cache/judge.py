@@ -9,7 +9,7 @@ from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.marks import Marks, Verdict, extended, question, read_clock
 from stillroom.keys import Keys
 from stillroom.operation import Operation
-from stillroom.wire import Command
+from stillroom.wire import Command, reset_after_fork
 
 MOVING_MS = 1_000  # after the clock moved, the marks ride along with each read for this long
 
@@ -22,8 +22,13 @@ class Judge:
         self._now_ms = now_ms
         self._limit = limit
         self._marks = Marks()
-        self._lock = threading.Lock()
         self._moving_until = 0  # server ms
+        self.reset()
+        reset_after_fork(self)
+
+    def reset(self) -> None:
+        """A lock that no other thread holds. The marks stay: what they lack was not yet counted as known."""
+        self._lock = threading.Lock()
 
     @property
     def synced(self) -> int:
@@ -57,6 +62,8 @@ class Judge:
             (scores,) = yield [(b"ZMSCORE", self._keys.marks, *question(entry.tags))]
             with self._lock:
                 marks.answer(entry.tags, scores)
+                if marks is self._marks:
+                    self._marks = marks.pruned(self._limit)
             verdict = marks.verdict(entry)
         if verdict is Verdict.DEAD:
             return Freshness.DEAD

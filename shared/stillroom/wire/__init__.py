@@ -7,7 +7,17 @@ once, writes it in one send and reads the replies with hiredis. Nothing here sle
 from stillroom.wire.aio import AsyncWire
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.budget import request_budget, time_left
+from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.server import Command, Server
 from stillroom.wire.sync import Wire
 
-__all__ = ["AsyncWire", "Breaker", "Command", "Server", "Wire", "request_budget", "time_left"]
+__all__ = [
+    "AsyncWire",
+    "Breaker",
+    "Command",
+    "Server",
+    "Wire",
+    "request_budget",
+    "reset_after_fork",
+    "time_left",
+]

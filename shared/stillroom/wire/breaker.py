@@ -37,11 +37,10 @@ class Breaker:
     def reset(self) -> None:
         """Closed, with no memory and no prober: a new process starts like this after a fork."""
         self._lock = threading.Lock()
-        self._closed_for_good = threading.Event()
+        self._stop = threading.Event()
         self._failures: deque[tuple[float, int]] = (
             deque()
         )  # when, and after how many answered calls
-        self._prober: threading.Thread | None = None
         self.is_open = False
         self.streak = 0
 
@@ -69,13 +68,11 @@ class Breaker:
         self.down_since = time.time()
         self.reason = error.reason
         log.error("%s is away: %s; calls fall back until it answers", self._name, error)
-        self._prober = threading.Thread(
-            target=self._watch,
-            args=(self._closed_for_good,),
-            name=f"probe {self._name}",
-            daemon=True,
+        self._stop = threading.Event()
+        watch = threading.Thread(
+            target=self._watch, args=(self._stop,), name=f"probe {self._name}", daemon=True
         )
-        self._prober.start()
+        watch.start()
 
     def _watch(self, stop: threading.Event) -> None:
         began = time.monotonic()
@@ -101,5 +98,7 @@ class Breaker:
             action()
 
     def stop(self) -> None:
-        """End the prober."""
-        self._closed_for_good.set()
+        """End the prober, and let the next call find out for itself."""
+        self._stop.set()
+        self.is_open = False
+        self.streak = 0

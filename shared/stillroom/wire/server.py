@@ -31,20 +31,17 @@ class Server:
         self.settings = settings
         self.name = name
         self.url = redact(url)
-        pool = redis.ConnectionPool.from_url(url)
         # redis-py as a connection factory, without its patience: the wire keeps the deadlines. RESP2, because
         # pushes on RESP3 switch off redis-py's check for unread replies, and two handshake replies are enough.
-        self._options: dict[str, Any] = {
-            "password": settings.password,
-            **pool.connection_kwargs,
-            "protocol": 2,
-            "socket_timeout": settings.command_timeout,
-            "socket_connect_timeout": settings.connect_timeout,
-            "driver_info": None,
-            "health_check_interval": 0,
-        }
-        if self._options.get("credential_provider"):
-            self._options.pop("password")
+        pool = redis.ConnectionPool.from_url(
+            url,
+            protocol=2,
+            socket_timeout=settings.command_timeout,
+            socket_connect_timeout=settings.connect_timeout,
+            driver_info=None,
+            health_check_interval=0,
+        )
+        self._options: dict[str, Any] = {"password": settings.password, **pool.connection_kwargs}
         self._connection_class = pool.connection_class
         self._clock_offset_ns = 0
         self._clock_error_ns = 0

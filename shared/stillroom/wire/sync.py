@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import queue
+import ssl
 import threading
 import time
 import weakref
@@ -14,6 +14,7 @@ import hiredis
 
 from stillroom.errors import RedisUnavailable
 from stillroom.wire.breaker import Breaker
+from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import checked, judged, refusal, unavailable
 from stillroom.wire.server import Command, ReplyError, Server, pack
 
@@ -104,7 +105,7 @@ class Link:
         self._socket.settimeout(0)
         try:
             self._socket.recv(1)  # a byte or an end, either way not a clean connection
-        except (BlockingIOError, InterruptedError):
+        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
             self._socket.settimeout(self._patience)
             return True
         except OSError:
@@ -123,7 +124,7 @@ class Wire:
         self._settings = server.settings
         self.breaker = Breaker(self._settings, server.name, self.ping)
         self.reset()
-        _every_wire.add(self)
+        reset_after_fork(self)
 
     def reset(self) -> None:
         """No connections: they belong to the parent of a forked process."""
@@ -245,14 +246,3 @@ class Wire:
         """Close every idle connection and end the prober. The wire can be used again."""
         self.breaker.stop()
         self._discard_idle()
-
-
-_every_wire: weakref.WeakSet[Wire] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for wire in list(_every_wire):
-        wire.reset()
-
-
-os.register_at_fork(after_in_child=_after_fork)
