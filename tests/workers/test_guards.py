@@ -30,6 +30,8 @@ import redis
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers import guards
 
+pytestmark = pytest.mark.long
+
 APP = f"""
 import os, time
 from pathlib import Path

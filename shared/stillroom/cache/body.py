@@ -346,19 +346,31 @@ class CacheBody:
             self._server.learn_clock(replies[-1], asked)
         if riding:
             self._judges.learn(known, replies[1], clock)
-        if raw is None:
-            return None, Freshness.DEAD
+        entry, freshness = self._judge_at_once(raw, name, clock)
+        if freshness is not None:
+            return entry, freshness
         return (yield from self._judge(raw, name, clock, known))
+
+    def _judge_at_once(
+        self, raw: bytes | None, name: bytes, clock: bytes | None
+    ) -> tuple[Entry | None, Freshness | None]:
+        """(the living entry, its freshness), (None, DEAD), or (entry, None) where more has to be asked."""
+        entry = self._parsed(raw, name) if raw is not None else None
+        if entry is None:
+            return None, Freshness.DEAD
+        freshness = self._judges.at_once(entry, clock)
+        return (None if freshness is Freshness.DEAD else entry), freshness
 
     def _judge(
         self, raw: bytes | None, name: bytes, clock: bytes | None, known: int
     ) -> Operation[tuple[Entry | None, Freshness]]:
-        """The living entry in these bytes and its freshness, or (None, DEAD). See Judge.freshness."""
-        entry = self._parsed(raw, name) if raw is not None else None
-        if entry is None:
+        """The same, having asked. `known` is how far this process knew before it read them."""
+        entry, freshness = self._judge_at_once(raw, name, clock)
+        if entry is not None and freshness is None:
+            freshness = yield from self._judges.freshness(entry, clock, known)
+        if entry is None or freshness is None or freshness is Freshness.DEAD:
             return None, Freshness.DEAD
-        freshness = yield from self._judges.freshness(entry, clock, known)
-        return (None if freshness is Freshness.DEAD else entry), freshness
+        return entry, freshness
 
     def _parsed(self, raw: bytes, name: bytes) -> Entry | None:
         try:

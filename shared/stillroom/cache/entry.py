@@ -37,6 +37,9 @@ class Entry(NamedTuple):
     payload: bytes
 
 
+_entry = tuple.__new__
+
+
 class Corrupt(ValueError):
     """These bytes are not an entry for this key."""
 
@@ -51,7 +54,10 @@ def parse(raw: bytes, key: bytes) -> Entry:
         codec, source, name, *tags = header.split(b"\t")
         if name != key:
             raise Corrupt("another key's entry")
-        return Entry(epoch, int(stamp), int(fresh_until), codec, source, name, tags, payload)
+        # Past NamedTuple's own constructor, which is Python: this is read on every hit.
+        return _entry(
+            Entry, (epoch, int(stamp), int(fresh_until), codec, source, name, tags, payload)
+        )
     except ValueError as error:
         raise Corrupt(str(error)) from None
 

@@ -13,6 +13,8 @@ from stillroom.wire import Command, reset_after_fork
 
 MOVING_MS = 1_000  # after the clock moved, the marks ride along with each read for this long
 
+_GRADES = {Verdict.SOFT: Freshness.STALE, Verdict.DEAD: Freshness.DEAD, Verdict.ASK: None}
+
 
 class Judge:
     """Freshness of entries, by the rule in marks.py. One per room, shared by its threads."""
@@ -49,11 +51,16 @@ class Judge:
         newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", b"%d" % self._limit, b"WITHSCORES")
         return (b"ZRANGE", self._keys.marks, b"+inf", b"(%d" % synced, *newest_first)
 
-    def freshness(self, entry: Entry, clock: bytes | None, known: int) -> Operation[Freshness]:
+    def at_once(self, entry: Entry, clock: bytes | None) -> Freshness | None:
         """What a reader may do with an entry that was read together with `clock`.
 
-        `known` is `synced` as it was before they were read. One round trip more if the clock has moved.
+        None if that takes another question to Redis: the clock has moved, or the entry is very old.
         """
+        marks = self._marks
+        return self._graded(entry, marks.verdict(entry)) if marks.clock == clock else None
+
+    def freshness(self, entry: Entry, clock: bytes | None, known: int) -> Operation[Freshness]:
+        """The same, with the question. `known` is `synced` as it was before entry and clock were read."""
         marks = self._marks
         if marks.clock != clock:
             marks = yield from self._catch_up(clock, known)
@@ -65,11 +72,12 @@ class Judge:
                 if marks is self._marks:
                     self._marks = marks.pruned(self._limit)
             verdict = marks.verdict(entry)
-        if verdict is Verdict.DEAD:
-            return Freshness.DEAD
-        if verdict is Verdict.SOFT or self._now_ms() >= entry.fresh_until:
-            return Freshness.STALE
-        return Freshness.FRESH
+        return self._graded(entry, verdict) or Freshness.DEAD
+
+    def _graded(self, entry: Entry, verdict: Verdict) -> Freshness | None:
+        if verdict is Verdict.ALIVE:
+            return Freshness.FRESH if self._now_ms() < entry.fresh_until else Freshness.STALE
+        return _GRADES[verdict]
 
     def _catch_up(self, clock: bytes | None, known: int) -> Operation[Marks]:
         try:
@@ -92,9 +100,11 @@ class Judge:
 
         None if they do not continue what this process knows by now.
         """
-        if clock is None:
+        try:
+            clock = clock or b""
+            epoch, _ = read_clock(clock)
+        except ValueError:
             return None
-        epoch, _ = read_clock(clock)
         with self._lock:
             marks = self._marks if since else Marks(epoch)
             if marks.epoch != epoch or marks.synced < since:

@@ -16,7 +16,7 @@ from stillroom.settings import Settings, redact
 
 # Never a number: hiredis packs one through repr(), which may run a signal handler, and does not look at the
 # result. A handler that raises just then ends the process (hiredis 3.5, src/pack.c).
-Command = Sequence[bytes | str]
+Command = tuple[bytes | str, ...]
 
 CLOCK_GOOD_FOR_NS = 60_000_000_000
 
@@ -83,7 +83,8 @@ class Server:
 
 
 def pack(commands: Sequence[Command]) -> bytes:
+    """The bytes of a batch."""
     if len(commands) == 1:
-        packed: bytes = pack_command(tuple(commands[0]))
+        packed: bytes = pack_command(commands[0])
         return packed
-    return b"".join([pack_command(tuple(command)) for command in commands])
+    return b"".join([pack_command(command) for command in commands])
