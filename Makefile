@@ -21,6 +21,7 @@ check: $(VENV)/.dev  ## Lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing/public.py
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run

@@ -12,19 +12,21 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, Unpack, overload
 
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.judge import Judge
 from stillroom.cache.loaders import (
     BadArguments,
+    KeepOptions,
     Loader,
     LoaderOptions,
     Loaders,
     Recipe,
-    TagSpec,
+    SetOptions,
+    TimeOptions,
     recipe_of,
 )
 from stillroom.cache.marks import read_clock
@@ -143,36 +145,26 @@ class CacheBody:
             entry.source.partition(b" ")[0].decode() or None,
         )
 
+    @overload
     def get_or_set(
-        self,
-        key: str,
-        load: Callable[[], T] | Callable[[], Awaitable[T]],
-        *,
-        type: Any = Any,
-        ttl: float | None = None,
-        swr: float | None = None,
-        tags: Sequence[TagSpec] = (),
-    ) -> Operation[T]:
+        self, key: str, load: Callable[[], Coroutine[Any, Any, T]], **options: Unpack[KeepOptions]
+    ) -> Operation[T]: ...
+    @overload
+    def get_or_set(
+        self, key: str, load: Callable[[], T], **options: Unpack[KeepOptions]
+    ) -> Operation[T]: ...
+    def get_or_set(
+        self, key: str, load: Callable[[], Any], **options: Unpack[KeepOptions]
+    ) -> Operation[Any]:
         """The value under `key`, or what `load()` returns, which is then stored.
 
         One caller loads while all others, in every process, wait for it. A stale value is served at once; one
         caller per stale period loads the next (a function that is not registered can't be run by a worker: use
-        `cached` for that). `tags` are texts, or functions of the value. An error of `load` reaches its caller.
+        `cached` for that). The options are those of KeepOptions. An error of `load` reaches its caller.
         Redis away: loads and returns.
         """
-        recipe = Recipe(
-            call=Call(load),
-            type=type,
-            ttl=self._ms("ttl", ttl, self.settings.ttl),
-            swr=self._ms("swr", swr, self.settings.swr),
-            lease=int(self.settings.lease * 1000),
-            tags=lambda value: [
-                t for tag in tags for t in (tag(value) if callable(tag) else [tag])
-            ],
-        )
-        self._check_life(recipe.ttl + recipe.swr)
-        value: T = yield from self.obtain(sanitized(key), recipe)
-        return value
+        name = sanitized(key)
+        return (yield from self.obtain(name, self._recipe(load, options)))
 
     def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """The value under a sanitized key, loaded by its recipe if it has to be."""
@@ -193,10 +185,8 @@ class CacheBody:
 
     def loader(self, function: Callable[..., Any], key: str, options: LoaderOptions) -> Loader:
         """Register a function of the app."""
-        ttl = self._ms("ttl", options.get("ttl"), self.settings.ttl)
-        swr = self._ms("swr", options.get("swr"), self.settings.swr)
+        ttl, swr = self._times(options)
         lease = self._ms("lease", options.get("lease"), self.settings.lease)
-        self._check_life(ttl + swr)
         loader = Loader(function, key, options, ttl, swr, lease)
         self.loaders.register(loader)
         return loader
@@ -210,32 +200,22 @@ class CacheBody:
 
     # Writing
 
-    def set(
-        self,
-        key: str,
-        value: Any,
-        *,
-        type: Any = Any,
-        ttl: float | None = None,
-        swr: float | None = None,
-        tags: Sequence[str] = (),
-    ) -> Operation[bool]:
-        """Store a value; True when it is stored. `ttl` and `swr` are seconds; ttl + swr ≤ life_limit.
+    def set(self, key: str, value: Any, **options: Unpack[SetOptions]) -> Operation[bool]:
+        """Store a value; True when it is stored. The options are those of SetOptions.
 
         A load of the same key that is under way loses to it. Raises ValueTooLarge, Unencodable, InvalidKey.
         Redis away, full or read-only: False; a write that arrives after this returned is refused by the script.
         """
         name = sanitized(key)
-        ttl_ms = self._ms("ttl", ttl, self.settings.ttl)
-        life_ms = self._check_life(ttl_ms + self._ms("swr", swr, self.settings.swr))
-        rest = self._body(name, value, type, tags, b"")
+        ttl, swr = self._times(options)
+        rest = self._body(name, value, options.get("type", Any), options.get("tags", ()), b"")
         keys = [self._keys.entry(name), self._keys.lease(name), self._keys.clock, self._keys.marks]
         try:
-            (stored,) = yield [put(keys, _epoch(), self._not_after(), rest, ttl_ms, life_ms)]
+            (stored,) = yield [put(keys, _epoch(), self._not_after(), rest, ttl, ttl + swr)]
             if not stored:
                 # Too late, and yet its answer is here in time: the server's clock is not where we thought.
                 yield from self._read_server_clock()
-                (stored,) = yield [put(keys, _epoch(), self._not_after(), rest, ttl_ms, life_ms)]
+                (stored,) = yield [put(keys, _epoch(), self._not_after(), rest, ttl, ttl + swr)]
         except RedisUnavailable as error:
             self._fall_back("set", error)
             return False
@@ -630,6 +610,24 @@ class CacheBody:
 
     # Small things
 
+    def _recipe(self, load: Callable[[], Any], options: KeepOptions) -> Recipe:
+        def tags(value: Any) -> list[str]:
+            given = options.get("tags", ())
+            return [t for tag in given for t in (tag(value) if callable(tag) else [tag])]
+
+        ttl, swr = self._times(options)
+        lease = int(self.settings.lease * 1000)
+        return Recipe(Call(load), options.get("type", Any), ttl, swr, lease, tags)
+
+    def _times(self, options: TimeOptions) -> tuple[int, int]:
+        """(ttl, swr) in ms. Raises ValueError."""
+        ttl = self._ms("ttl", options.get("ttl"), self.settings.ttl)
+        swr = self._ms("swr", options.get("swr"), self.settings.swr)
+        if ttl + swr > self.settings.life_limit * 1000:
+            limit = f"life_limit allows {self.settings.life_limit:g} s"
+            raise ValueError(f"ttl + swr is {(ttl + swr) / 1000:g} s; {limit}")
+        return ttl, swr
+
     def _body(
         self, name: bytes, value: Any, type: Any, tags: Sequence[str], source: bytes
     ) -> bytes:
@@ -644,12 +642,6 @@ class CacheBody:
                 f"{what}={seconds!r}: a number of seconds, {'from 0.001' if what == 'ttl' else '0 or more'}"
             )
         return int(seconds * 1000)
-
-    def _check_life(self, life_ms: int) -> int:
-        if life_ms > self.settings.life_limit * 1000:
-            limit = f"life_limit allows {self.settings.life_limit:g} s"
-            raise ValueError(f"ttl + swr is {life_ms / 1000:g} s; {limit}")
-        return life_ms
 
     def _not_after(self) -> int:
         """Server time in µs at which the caller of a batch sent now gives up."""

@@ -18,16 +18,31 @@ from stillroom.operation import Call
 TagSpec: TypeAlias = "str | Callable[[Any], Iterable[str]]"
 
 
-class LoaderOptions(TypedDict, total=False):
-    """How a loader's values are kept."""
+class TimeOptions(TypedDict, total=False):
+    """For how long a value is good."""
 
     ttl: float  # seconds fresh; default: the setting
     swr: float  # seconds after that in which it is served stale while refreshed; default: the setting
-    tags: Sequence[
-        TagSpec
-    ]  # texts, templates of the parameters as the key is, or functions of the value
+
+
+class SetOptions(TimeOptions, total=False):
+    """How a value is kept."""
+
+    tags: Sequence[str]
+    type: Any  # what it is encoded as; default: whatever it is
+
+
+class KeepOptions(TimeOptions, total=False):
+    """How a loaded value is kept."""
+
+    tags: Sequence[TagSpec]  # texts, or functions of the value that give texts
+    type: Any  # what a cached value is checked against; default: anything
+
+
+class LoaderOptions(KeepOptions, total=False):
+    """How a loader's values are kept: tags may be templates, as the key is; its type is what it returns."""
+
     name: str  # what messages to workers carry: keep it stable; default: the function's name
-    type: Any  # what a cached value is checked against; default: the return annotation
     lease: float  # seconds; a load that takes longer is not stored; default: the setting
 
 

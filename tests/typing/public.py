@@ -1,0 +1,57 @@
+"""What a type checker makes of the public API. Checked by mypy in `make check`, never run."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from pydantic import BaseModel
+
+from stillroom import AsyncStillroom, CachedValue, Stillroom
+
+
+class Product(BaseModel):
+    id: int
+
+
+def blocking(room: Stillroom) -> None:
+    assert_type(room.cache.get("k", Product), Product | None)
+    assert_type(room.cache.get("k", int, 0), int)
+    assert_type(room.cache.get("k", list[Product]), list[Product] | None)
+    assert_type(room.cache.get("k"), Any)
+    assert_type(room.cache.get_entry("k", Product), CachedValue[Product] | None)
+    assert_type(room.cache.get_or_set("k", lambda: Product(id=1)), Product)
+    assert_type(room.cache.set("k", 1, ttl=3, tags=["t"]), bool)
+    assert_type(room.cache.invalidate("a", "b"), int)
+
+    @room.cache.cached("product:{id}", ttl=60, tags=["products", lambda p: [f"p:{p.id}"]])
+    def load(id: int, brand: str = "acme") -> Product:
+        return Product(id=id)
+
+    assert_type(load(7, brand="b"), Product)
+    assert_type(load.key(7), str)
+    load("seven")  # type: ignore[arg-type]
+    room.cache.get(7)  # type: ignore[call-overload]
+    room.cache.set("k", 1, tll=3)  # type: ignore[call-arg]
+    room.cache.cached("k", tll=3)  # type: ignore[call-arg]
+
+
+async def awaiting(room: AsyncStillroom) -> None:
+    assert_type(await room.cache.get("k", Product), Product | None)
+    assert_type(await room.cache.get_or_set("k", lambda: Product(id=1)), Product)
+    assert_type(await room.cache.invalidate("a"), int)
+
+    async def fetch() -> Product:
+        return Product(id=1)
+
+    assert_type(await room.cache.get_or_set("k", fetch), Product)
+
+    @room.cache.cached("product:{id}")
+    async def load(id: int) -> Product:
+        return Product(id=id)
+
+    @room.cache.cached("price:{id}")
+    def price(id: int) -> int:
+        return id
+
+    assert_type(await load(7), Product)
+    assert_type(await price(7), int)
