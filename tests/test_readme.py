@@ -70,6 +70,7 @@ def test_the_python_examples_run_and_send_what_they_say(monkeypatch: pytest.Monk
             "product": Product(id=7, name="Plum jam"),
             "db": Database(),
             "fetch_rates": lambda: {"EUR": 1.0},
+            "load_many": lambda keys: dict.fromkeys(keys, 1),
             "url": server.url,
         }
         checked = 0

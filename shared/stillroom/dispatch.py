@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +20,8 @@ from stillroom.settings import Settings
 log = logging.getLogger("stillroom.dispatch")
 
 REFRESH_TASK = "stillroom.refresh"
+REFRESH_MANY_TASK = "stillroom.refresh_many"
+ORDERS_LIMIT = 100  # in one message
 
 
 class RefreshOrder(BaseModel):
@@ -33,6 +35,14 @@ class RefreshOrder(BaseModel):
     token: str = Field(pattern=r"^[0-9a-f]{16}$")  # of the refresh lease
 
 
+class RefreshOrders(BaseModel):
+    """Several of them: the whole message of a `stillroom.refresh_many` task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    orders: list[RefreshOrder] = Field(min_length=1, max_length=ORDERS_LIMIT)
+
+
 class Dispatch(Protocol):
     """Hands orders to whoever does the work. `send` neither blocks nor raises."""
 
@@ -44,8 +54,8 @@ class Dispatch(Protocol):
     def inline(self) -> bool:
         """True if the caller is to run the order itself, now."""
 
-    def send(self, order: RefreshOrder, undelivered: Callable[[], object]) -> None:
-        """Hand over an order; `undelivered` is called, in any thread, if that turns out impossible."""
+    def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
+        """Hand over orders; `undelivered` is called, in any thread, if that turns out impossible."""
 
     def close(self) -> None:
         """Deliver what waits, for half a second at most."""
@@ -57,7 +67,7 @@ class InlineDispatch:
     ready = True
     inline = True
 
-    def send(self, order: RefreshOrder, undelivered: Callable[[], object]) -> None:
+    def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
         raise AssertionError("an inline order is run by the operation that asks for it")
 
     def close(self) -> None:
@@ -70,7 +80,7 @@ class NoDispatch:
     ready = False
     inline = False
 
-    def send(self, order: RefreshOrder, undelivered: Callable[[], object]) -> None:
+    def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
         undelivered()
 
     def close(self) -> None:
@@ -92,8 +102,8 @@ class CeleryDispatch:
     def __init__(self, settings: Settings, queue_name: str) -> None:
         self._settings = settings
         self._queue_name = queue_name
-        self._orders: queue.Queue[tuple[RefreshOrder, Callable[[], object]]] = queue.Queue(
-            self.waiting_limit
+        self._orders: queue.Queue[tuple[Sequence[RefreshOrder], Callable[[], object]]] = (
+            queue.Queue(self.waiting_limit)
         )
         self._thread: threading.Thread | None = None
         self._down_until = 0.0
@@ -104,9 +114,9 @@ class CeleryDispatch:
     def ready(self) -> bool:
         return time.monotonic() >= self._down_until
 
-    def send(self, order: RefreshOrder, undelivered: Callable[[], object]) -> None:
+    def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
         try:
-            self._orders.put_nowait((order, undelivered))
+            self._orders.put_nowait((orders, undelivered))
         except queue.Full:
             undelivered()
         if (
@@ -125,30 +135,32 @@ class CeleryDispatch:
 
     def _work(self) -> None:
         while True:
-            order, undelivered = self._orders.get()
+            orders, undelivered = self._orders.get()
             try:
-                self._deliver(order)
+                for start in range(0, len(orders), ORDERS_LIMIT):
+                    self._deliver(orders[start : start + ORDERS_LIMIT])
             except Exception as error:
                 self._failed(error)
                 undelivered()
             finally:
                 self._orders.task_done()
 
-    def _deliver(self, order: RefreshOrder) -> None:
+    def _deliver(self, orders: Sequence[RefreshOrder]) -> None:
         if not self.ready:
             raise ConnectionError("the broker was away a moment ago")
         if self._producer is None:
             self._connect()
+        message: BaseModel = orders[0] if len(orders) == 1 else RefreshOrders(orders=list(orders))
         self._app.send_task(
-            REFRESH_TASK,
-            kwargs=order.model_dump(),
+            REFRESH_TASK if len(orders) == 1 else REFRESH_MANY_TASK,
+            kwargs=message.model_dump(),
             queue=self._queue_name,
             producer=self._producer,
             expires=self._settings.refresh_lease,  # later than that the lease is gone, and with it the work
             retry=False,
             ignore_result=True,
             argsrepr="",  # nothing to format, and arguments stay out of Flower
-            kwargsrepr=json.dumps({"loader": order.loader}),
+            kwargsrepr=json.dumps({"loader": orders[0].loader, "orders": len(orders)}),
         )
 
     def _connect(self) -> None:

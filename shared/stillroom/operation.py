@@ -23,7 +23,7 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from stillroom.errors import RedisRefused
 from stillroom.scripts import BY_SHA
-from stillroom.wire import AsyncWire, Command, Wire, time_left
+from stillroom.wire import AsyncWire, Command, Wire, refusal, time_left
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -73,8 +73,10 @@ class Driver:
                 try:
                     if type(step) is list:
                         started = time.monotonic()
-                        answer = self._exchange(step, left)
-                        left -= time.monotonic() - started
+                        try:
+                            answer = self._exchange(step, left)
+                        finally:
+                            left -= time.monotonic() - started
                     else:
                         answer = self._take(step, left)
                         left = self._call_timeout  # a wait, or a load: what follows is another call
@@ -97,10 +99,12 @@ class Driver:
         try:
             return self.wire.execute(batch, left, idempotent=idempotent)
         except RedisRefused as refused:
-            if refused.reason != "noscript":
-                raise
-            again = _missing_scripts(batch, refused.replies)
-            return _mended(refused.replies, self.wire.execute(again, left, idempotent=idempotent))
+            repair = Repair(batch, refused)
+            try:
+                second = self.wire.execute(repair.commands, left, idempotent=idempotent)
+            except RedisRefused as again:
+                second = again.replies
+            return repair.mended(second)
         finally:
             if budget is not None:
                 budget.left -= time.monotonic() - started
@@ -131,8 +135,10 @@ class AsyncDriver:
                 try:
                     if type(step) is list:
                         started = time.monotonic()
-                        answer = await self._exchange(step, left)
-                        left -= time.monotonic() - started
+                        try:
+                            answer = await self._exchange(step, left)
+                        finally:
+                            left -= time.monotonic() - started
                     else:
                         answer = await self._take(step, left)
                         left = self._call_timeout
@@ -155,12 +161,12 @@ class AsyncDriver:
         try:
             return await self.wire.execute(batch, left, idempotent=idempotent)
         except RedisRefused as refused:
-            if refused.reason != "noscript":
-                raise
-            again = _missing_scripts(batch, refused.replies)
-            return _mended(
-                refused.replies, await self.wire.execute(again, left, idempotent=idempotent)
-            )
+            repair = Repair(batch, refused)
+            try:
+                second = await self.wire.execute(repair.commands, left, idempotent=idempotent)
+            except RedisRefused as again:
+                second = again.replies
+            return repair.mended(second)
         finally:
             if budget is not None:
                 budget.left -= time.monotonic() - started
@@ -203,24 +209,28 @@ def awaiting(
     return method
 
 
-def _missing_scripts(batch: Sequence[Command], replies: Sequence[Any]) -> list[Command]:
-    """The commands whose script the server lost (a restart, SCRIPT FLUSH), each behind its text."""
-    again: list[Command] = []
-    for index in _unscripted(replies):
-        again += [(b"SCRIPT", b"LOAD", BY_SHA[batch[index][1]].source), batch[index]]
-    return again
+class Repair:
+    """What to send again after a batch met scripts that the server has lost (a restart, SCRIPT FLUSH)."""
 
+    def __init__(self, batch: Sequence[Command], refused: RedisRefused) -> None:
+        self._replies = refused.replies
+        self._places = [n for n, reply in enumerate(self._replies) if _is_noscript(reply)]
+        if not self._places:
+            raise refused
+        sources = {BY_SHA[batch[place][1]].source for place in self._places}
+        self._loads: list[Command] = [(b"SCRIPT", b"LOAD", source) for source in sources]
+        self.commands = [*self._loads, *(batch[place] for place in self._places)]
 
-def _mended(replies: Sequence[Any], second: Sequence[Any]) -> list[Any]:
-    """The first replies, with those of the second try in the places that had failed."""
-    whole = list(replies)
-    for index, reply in zip(_unscripted(replies), second[1::2], strict=True):
-        whole[index] = reply
-    return whole
+    def mended(self, second: Sequence[Any]) -> list[Any]:
+        """The first replies, with those of the second try in the places that had failed.
 
-
-def _unscripted(replies: Sequence[Any]) -> list[int]:
-    return [index for index, reply in enumerate(replies) if _is_noscript(reply)]
+        Raises RedisRefused if one is still an error.
+        """
+        for place, reply in zip(self._places, second[len(self._loads) :], strict=True):
+            self._replies[place] = reply
+        if any(isinstance(reply, Exception) for reply in self._replies):
+            raise refusal(self._replies)
+        return self._replies
 
 
 def _is_noscript(reply: Any) -> bool:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
-from stillroom.cache import AsyncCache, Cache, CacheBody
+from stillroom.cache import AsyncCache, BulkBody, Cache
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import Keys
@@ -33,7 +33,7 @@ class _Room:
         self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys.queue("refresh"))
         self._server = Server(self.settings, self.settings.cache_server, "the cache's Redis")
         self.stats = Stats(self.keys)
-        self._cache_body = CacheBody(
+        self._cache_body = BulkBody(
             self.settings, self._server, self.keys, self.dispatch, self.stats
         )
 

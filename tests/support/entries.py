@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from stillroom import RedisUnavailable
@@ -22,14 +23,16 @@ class Recording:
 
     def __init__(self) -> None:
         self.orders: list[RefreshOrder] = []
+        self.messages = 0
         self.ready = True
         self.broken = False
 
-    def send(self, order: RefreshOrder, undelivered: Any) -> None:
+    def send(self, orders: Sequence[RefreshOrder], undelivered: Any) -> None:
         if self.broken:
             undelivered()
         else:
-            self.orders.append(order)
+            self.messages += 1
+            self.orders.extend(orders)
 
     def run_all(self, room: Any) -> list[Any]:
         """What a worker would do, in order; a failure is returned in its place."""

@@ -279,7 +279,7 @@ class TestBrokerTrouble:
         order = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
         given_back: list[int] = []
         for n in range(5):
-            dispatch.send(order, lambda n=n: given_back.append(n))
+            dispatch.send([order], lambda n=n: given_back.append(n))
         assert given_back  # at once, in the caller's thread
         broker.thaw()
         dispatch.close()

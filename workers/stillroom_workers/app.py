@@ -50,7 +50,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # Two queues: a refresh is short and someone waits for it; maintenance is bulk, in bites.
         "task_queues": [Queue(refresh_queue), Queue(maintenance_queue)],
         "task_default_queue": maintenance_queue,
-        "task_routes": {"stillroom.refresh": {"queue": refresh_queue}},
+        "task_routes": {"stillroom.refresh*": {"queue": refresh_queue}},
         "beat_schedule": beat_schedule(maintenance_queue),
         # JSON and nothing else: whoever can write to the broker must not be able to run code here.
         "task_serializer": "json",

@@ -6,7 +6,6 @@ a value loaded before it.** An entry carries the clock as it was before its load
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import random
@@ -14,7 +13,8 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, Unpack, overload
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
 
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.judge import Judge
@@ -73,6 +73,14 @@ class CachedValue(Generic[T]):
     loader: str | None
 
 
+class Stale(NamedTuple):
+    """An entry that should be loaded again, and what made it: `<loader> <arguments as JSON>`."""
+
+    name: bytes
+    entry: Entry
+    source: bytes
+
+
 class CacheBody:
     """The operations. A driver runs them."""
 
@@ -117,7 +125,7 @@ class CacheBody:
         if value is MISS or entry is None:
             return default
         if freshness is Freshness.STALE and entry.source:
-            yield from self._ask_for_refresh(name, entry, entry.source)
+            yield from self._ask_for_refreshes([Stale(name, entry, entry.source)])
         return value
 
     @overload
@@ -180,7 +188,8 @@ class CacheBody:
             return value
         if recipe.loader is None:
             return (yield from self._refresh_here(name, entry, value, recipe))
-        yield from self._ask_for_refresh(name, entry, recipe.loader.source(recipe.values))
+        source = recipe.loader.source(recipe.values)
+        yield from self._ask_for_refreshes([Stale(name, entry, source)])
         return value
 
     def loader(self, function: Callable[..., Any], key: str, options: LoaderOptions) -> Loader:
@@ -211,11 +220,11 @@ class CacheBody:
         rest = self._body(name, value, options.get("type", Any), options.get("tags", ()), b"")
         keys = [self._keys.entry(name), self._keys.lease(name), self._keys.clock, self._keys.marks]
         try:
-            (stored,) = yield [put(keys, _epoch(), self._not_after(), rest, ttl, ttl + swr)]
+            (stored,) = yield [put(keys, new_epoch(), self._not_after(), rest, ttl, ttl + swr)]
             if not stored:
                 # Too late, and yet its answer is here in time: the server's clock is not where we thought.
                 yield from self._read_server_clock()
-                (stored,) = yield [put(keys, _epoch(), self._not_after(), rest, ttl, ttl + swr)]
+                (stored,) = yield [put(keys, new_epoch(), self._not_after(), rest, ttl, ttl + swr)]
         except RedisUnavailable as error:
             self._fall_back("set", error)
             return False
@@ -245,7 +254,7 @@ class CacheBody:
             return
         kind = b"s:" if soft else b"t:"
         members = [kind + sanitized(tag) for tag in tags]
-        yield [mark([self._keys.clock, self._keys.marks], _epoch(), *members)]
+        yield [mark([self._keys.clock, self._keys.marks], new_epoch(), *members)]
 
     # Background work
 
@@ -265,7 +274,7 @@ class CacheBody:
             self.stats.counts["refresh_errors"] += 1
             raise
         known = self._judges.synced
-        (claimed,) = yield [claim_refresh(claim, order.token, recipe.lease, _epoch())]
+        (claimed,) = yield [claim_refresh(claim, order.token, recipe.lease, new_epoch())]
         if claimed is None:
             return self._report(order, "superseded")
         held, clock, raw = claimed
@@ -288,11 +297,12 @@ class CacheBody:
             if bite < TRIM_BITE - 2:
                 return {"dropped": dropped, "left": left}
 
-    def undelivered(self, name: bytes, lease_value: bytes) -> Operation[None]:
-        """A refresh could not be sent: free its lease, and let the next stale read ask again."""
-        self.stats.counts["refreshes_undelivered"] += 1
-        self._asked.pop(name, None)
-        yield from self._release(name, lease_value)
+    def undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> Operation[None]:
+        """Refreshes could not be sent: free their leases, and let the next stale read ask again."""
+        self.stats.counts["refreshes_undelivered"] += len(leases)
+        for name, held in leases:
+            self._asked.pop(name, None)
+            yield from self._release(name, held)
 
     def flush_stats(self) -> Operation[None]:
         """Write the counts of this process down now. Redis away: they are lost."""
@@ -306,9 +316,17 @@ class CacheBody:
 
     def _look(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
         """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands."""
-        now = self.now_ms()
         known = self._judges.synced
-        batch: list[Command] = [(b"MGET", self._keys.entry(name), self._keys.clock)]
+        raw, clock = yield from self._read((self._keys.entry(name),), known)
+        entry, freshness = self._judge_at_once(raw, name, clock)
+        if freshness is not None:
+            return entry, freshness
+        return (yield from self._judge(raw, name, clock, known))
+
+    def _read(self, keys: Sequence[bytes], known: int) -> Operation[Any]:
+        """What is under these keys, and last the clock: one MGET, and whatever rides along with it."""
+        now = self.now_ms()
+        batch: list[Command] = [(b"MGET", *keys, self._keys.clock)]
         if riding := self._judges.is_moving(now):
             batch.append(self._judges.marks_since(known))
         if housekeeping := now > self.stats.due:
@@ -321,15 +339,12 @@ class CacheBody:
             if not housekeeping or isinstance(refused.replies[0], Exception):
                 raise
             replies = refused.replies
-        raw, clock = replies[0]
+        found = replies[0]
         if housekeeping and not isinstance(replies[-1], Exception):
             self._server.learn_clock(replies[-1], asked)
         if riding:
-            self._judges.learn(known, replies[1], clock)
-        entry, freshness = self._judge_at_once(raw, name, clock)
-        if freshness is not None:
-            return entry, freshness
-        return (yield from self._judge(raw, name, clock, known))
+            self._judges.learn(known, replies[1], found[-1])
+        return found
 
     def _judge_at_once(
         self, raw: bytes | None, name: bytes, clock: bytes | None
@@ -347,7 +362,7 @@ class CacheBody:
         """The same, having asked. `known` is how far this process knew before it read them."""
         entry, freshness = self._judge_at_once(raw, name, clock)
         if entry is not None and freshness is None:
-            freshness = yield from self._judges.freshness(entry, clock, known)
+            (freshness,) = yield from self._judges.settle([entry], clock, known)
         if entry is None or freshness is None or freshness is Freshness.DEAD:
             return None, Freshness.DEAD
         return entry, freshness
@@ -383,7 +398,7 @@ class CacheBody:
 
     def _load(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """Load, or be served by the one who does."""
-        lease = b"load.%b" % _token()
+        lease = b"load.%b" % new_token()
         try:
             clock, value = yield from self._await_turn(name, lease, recipe)
         except RedisUnavailable as error:
@@ -431,7 +446,7 @@ class CacheBody:
         keys = [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
         known = self._judges.synced
         try:
-            (reply,) = yield [lease_load(keys, lease, recipe.lease, _epoch(), self._not_after())]
+            (reply,) = yield [lease_load(keys, lease, recipe.lease, new_epoch(), self._not_after())]
         except RedisUnavailable:
             raise
         except Exception:  # cancelled in the middle: whether the lease was taken, nobody knows
@@ -510,20 +525,22 @@ class CacheBody:
 
     # Refreshing
 
-    def _ask_for_refresh(self, name: bytes, entry: Entry, source: bytes) -> Operation[None]:
-        """Have a worker load it again: one task per stale period, however many readers there are."""
-        if not self.dispatch.ready or not self._may_ask(name, entry):
+    def _ask_for_refreshes(self, stale: Sequence[Stale]) -> Operation[None]:
+        """Have a worker load them again: one task for all, once per stale period, for however many readers."""
+        if not self.dispatch.ready:
             return
-        token = _token()
-        held = yield from self._lease_refresh(name, entry, token)
-        order = self._order(name, source, token) if held else None
-        if held is None or order is None:
-            return
-        self.stats.counts["refreshes_asked"] += 1
+        wanted = [one for one in stale if self._may_ask(one.name, one.entry)]
+        held = yield from self._lease_refreshes(wanted)
+        leased = [(one, lease) for one, lease in zip(wanted, held, strict=True) if lease]
+        orders = [(self._order(one, lease), one.name, lease) for one, lease in leased]
+        good = [(order, name, lease) for order, name, lease in orders if order is not None]
+        self.stats.counts["refreshes_asked"] += len(good)
         if self.dispatch.inline:
-            yield from self._refresh_inline(order)
-        else:
-            self.dispatch.send(order, functools.partial(self._undelivered, name, held))
+            for order, _, _ in good:
+                yield from self._refresh_inline(order)
+        elif good:
+            leases = [(name, lease) for _, name, lease in good]
+            self.dispatch.send([order for order, _, _ in good], partial(self._undelivered, leases))
 
     def _refresh_inline(self, order: RefreshOrder) -> Operation[None]:
         try:
@@ -532,32 +549,40 @@ class CacheBody:
             self.stats.say("a refresh failed", order.loader, f"{order.key[:100]!r}: {error!r}")
 
     def _refresh_here(
-        self, name: bytes, entry: Entry, stale: Any, recipe: Recipe
+        self, name: bytes, entry: Entry, value: Any, recipe: Recipe
     ) -> Operation[Any]:
-        """No worker can run this load: the reader with the lease does it itself; all others are served stale."""
+        """No worker can run this load: the reader with the lease does it; all others are served stale."""
+        stale = Stale(name, entry, b"")
         if not self._may_ask(name, entry):
-            return stale
-        held = yield from self._lease_refresh(name, entry, _token())
+            return value
+        (held,) = yield from self._lease_refreshes([stale])
         if held is None:
-            return stale
+            return value
         clock = self._judges.clock
         try:
-            value, _ = yield from self._load_under(name, held, clock, recipe, self._back_off)
+            fresh, _ = yield from self._load_under(name, held, clock, recipe, self._back_off)
         except Exception as error:
             self.stats.say("a refresh failed", "here", f"{name[:100]!r}: {error!r}")
-            return stale
-        return value
+            return value
+        return fresh
 
-    def _lease_refresh(self, name: bytes, entry: Entry, token: bytes) -> Operation[bytes | None]:
-        keys = [self._keys.lease(name), self._keys.entry(name)]
-        seen = b"1\t%b\t%d\t%d\t" % (entry.epoch, entry.stamp, entry.fresh_until)
+    def _lease_refreshes(self, stale: Sequence[Stale]) -> Operation[list[bytes | None]]:
+        """The refresh leases of these entries, where they could be had. One round trip."""
+        if not stale:
+            return []
         lease_ms = int(self.settings.refresh_lease * 1000)
+        not_after = self._not_after()
+        batch = []
+        for one in stale:
+            keys = [self._keys.lease(one.name), self._keys.entry(one.name)]
+            seen = b"1\t%b\t%d\t%d\t" % (one.entry.epoch, one.entry.stamp, one.entry.fresh_until)
+            batch.append(lease_refresh(keys, new_token(), lease_ms, seen, not_after))
         try:
-            (held,) = yield [lease_refresh(keys, token, lease_ms, seen, self._not_after())]
+            replies = yield batch
         except RedisUnavailable as error:
             self._fall_back("refresh", error)
-            return None
-        return bytes(held) if held else None
+            return [None] * len(stale)
+        return [bytes(held) if held else None for held in replies]
 
     def _may_ask(self, name: bytes, entry: Entry) -> bool:
         """Whether to try for the refresh lease: once a second per process and stale entry."""
@@ -570,25 +595,26 @@ class CacheBody:
         self._asked[name] = entry.fresh_until, now + ASK_AGAIN_S
         return True
 
-    def _order(self, name: bytes, source: bytes, token: bytes) -> RefreshOrder | None:
-        loader, _, args = source.partition(b" ")
+    def _order(self, stale: Stale, lease: bytes) -> RefreshOrder | None:
+        loader, _, args = stale.source.partition(b" ")
+        token = lease.split(b".")[1]
         try:
             return RefreshOrder(
                 loader=loader.decode(),
                 args=json.loads(args),
-                key=name.decode(),
+                key=stale.name.decode(),
                 token=token.decode(),
             )
         except ValueError as error:
-            self._count_unreadable("source", name, error)
+            self._count_unreadable("source", stale.name, error)
             return None
 
     def _report(self, order: RefreshOrder, outcome: str) -> dict[str, Any]:
         return {"outcome": outcome, "loader": order.loader, "key": order.key}
 
-    def _undelivered(self, name: bytes, held: bytes) -> None:
+    def _undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> None:
         if self.run_aside is not None:
-            self.run_aside(self.undelivered(name, held))
+            self.run_aside(self.undelivered(leases))
 
     # Leases
 
@@ -657,10 +683,10 @@ class CacheBody:
         self.stats.say(f"cache.{operation} went without Redis", error.reason, error)
 
 
-def _token() -> bytes:
+def new_token() -> bytes:
     return secrets.token_hex(8).encode()
 
 
-def _epoch() -> str:
+def new_epoch() -> str:
     """The name of an epoch, should one have to begin."""
     return secrets.token_hex(4)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from stillroom.cache.body import CacheBody
+from stillroom.cache.bulk import BulkBody
 from stillroom.cache.loaders import Loader, LoaderOptions, Loaders
 from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
 
@@ -72,15 +73,19 @@ class AsyncRegister(Protocol):
 class Cache:
     """The cache for threads and greenlets: `room.cache`."""
 
-    def __init__(self, body: CacheBody, driver: Driver) -> None:
+    def __init__(self, body: BulkBody, driver: Driver) -> None:
         self._body = body
         self._driver = driver
 
     get = blocking(CacheBody.get)
     get_entry = blocking(CacheBody.get_entry)
     get_or_set = blocking(CacheBody.get_or_set)
+    get_many = blocking(BulkBody.get_many)
+    get_or_set_many = blocking(BulkBody.get_or_set_many)
     set = blocking(CacheBody.set)
+    set_many = blocking(BulkBody.set_many)
     invalidate = blocking(CacheBody.invalidate)
+    invalidate_many = blocking(BulkBody.invalidate_many)
     invalidate_by_tag = blocking(CacheBody.invalidate_by_tag)
     refresh = blocking(CacheBody.refresh)
     trim_marks = blocking(CacheBody.trim_marks)
@@ -112,15 +117,19 @@ class Cache:
 class AsyncCache:
     """The cache for asyncio: `room.cache`. The same names, awaited."""
 
-    def __init__(self, body: CacheBody, driver: AsyncDriver) -> None:
+    def __init__(self, body: BulkBody, driver: AsyncDriver) -> None:
         self._body = body
         self._driver = driver
 
     get = awaiting(CacheBody.get)
     get_entry = awaiting(CacheBody.get_entry)
     get_or_set = awaiting(CacheBody.get_or_set)
+    get_many = awaiting(BulkBody.get_many)
+    get_or_set_many = awaiting(BulkBody.get_or_set_many)
     set = awaiting(CacheBody.set)
+    set_many = awaiting(BulkBody.set_many)
     invalidate = awaiting(CacheBody.invalidate)
+    invalidate_many = awaiting(BulkBody.invalidate_many)
     invalidate_by_tag = awaiting(CacheBody.invalidate_by_tag)
     refresh = awaiting(CacheBody.refresh)
     trim_marks = awaiting(CacheBody.trim_marks)

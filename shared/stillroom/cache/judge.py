@@ -59,20 +59,30 @@ class Judge:
         marks = self._marks
         return self._graded(entry, marks.verdict(entry)) if marks.clock == clock else None
 
-    def freshness(self, entry: Entry, clock: bytes | None, known: int) -> Operation[Freshness]:
-        """The same, with the question. `known` is `synced` as it was before entry and clock were read."""
+    def settle(
+        self, entries: Sequence[Entry], clock: bytes | None, known: int
+    ) -> Operation[list[Freshness]]:
+        """The same with the questions, for entries that were read together: two round trips at the most.
+
+        `known` is `synced` as it was before entries and clock were read.
+        """
         marks = self._marks
         if marks.clock != clock:
             marks = yield from self._catch_up(clock, known)
-        verdict = marks.verdict(entry)
-        if verdict is Verdict.ASK:
-            (scores,) = yield [(b"ZMSCORE", self._keys.marks, *question(entry.tags))]
+        verdicts = [marks.verdict(entry) for entry in entries]
+        if Verdict.ASK in verdicts:
+            asked = zip(entries, verdicts, strict=True)
+            tags = list(
+                {tag for entry, verdict in asked if verdict is Verdict.ASK for tag in entry.tags}
+            )
+            (scores,) = yield [(b"ZMSCORE", self._keys.marks, *question(tags))]
             with self._lock:
-                marks.answer(entry.tags, scores)
+                marks.answer(tags, scores)
                 if marks is self._marks:
                     self._marks = marks.pruned(self._limit)
-            verdict = marks.verdict(entry)
-        return self._graded(entry, verdict) or Freshness.DEAD
+            verdicts = [marks.verdict(entry) for entry in entries]
+        graded = zip(entries, verdicts, strict=True)
+        return [self._graded(entry, verdict) or Freshness.DEAD for entry, verdict in graded]
 
     def _graded(self, entry: Entry, verdict: Verdict) -> Freshness | None:
         if verdict is Verdict.ALIVE:

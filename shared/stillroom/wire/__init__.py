@@ -8,6 +8,7 @@ from stillroom.wire.aio import AsyncWire
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.budget import request_budget, time_left
 from stillroom.wire.forks import reset_after_fork
+from stillroom.wire.outcome import refusal
 from stillroom.wire.server import Command, Server
 from stillroom.wire.sync import Wire
 
@@ -17,6 +18,7 @@ __all__ = [
     "Command",
     "Server",
     "Wire",
+    "refusal",
     "request_budget",
     "reset_after_fork",
     "time_left",

@@ -1,0 +1,330 @@
+"""The cache's operations on many keys: one round trip where one key takes one, and each key fails for itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, Unpack, overload
+
+from stillroom.cache.body import WON, CacheBody, Stale, new_epoch, new_token
+from stillroom.cache.entry import Entry, Freshness
+from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions
+from stillroom.cache.marks import read_clock
+from stillroom.codec import MISS
+from stillroom.errors import RedisUnavailable, StillroomError
+from stillroom.keys import sanitized
+from stillroom.operation import Call, Operation, Pause
+from stillroom.scripts import commit, lease_load, put
+
+T = TypeVar("T")
+
+
+class Turn(NamedTuple):
+    """A key whose load is ours: under which lease, and with which clock it began."""
+
+    lease: bytes
+    clock: bytes
+
+
+class BulkBody(CacheBody):
+    """CacheBody, and the same for many keys."""
+
+    @overload
+    def get_many(self, keys: Iterable[str], type: type[T]) -> Operation[dict[str, T]]: ...
+    @overload
+    def get_many(self, keys: Iterable[str], type: Any = ...) -> Operation[dict[str, Any]]: ...
+    def get_many(self, keys: Iterable[str], type: Any = Any) -> Operation[dict[str, Any]]:
+        """The values of those keys that have one, by key. Stale ones are served, and refreshed by one task.
+
+        Source: one MGET. A value that does not fit `type` is absent. Redis away: {}.
+        """
+        names = {key: sanitized(key) for key in keys}
+        try:
+            found = yield from self._look_many(list(names.values()))
+        except RedisUnavailable as error:
+            self._fall_back("get_many", error)
+            return {}
+        values, stale = self._sorted_out(names, found, type)
+        yield from self._ask_for_refreshes([one for one in stale.values() if one.source])
+        return values
+
+    def set_many(
+        self, values: Mapping[str, Any], **options: Unpack[SetOptions]
+    ) -> Operation[dict[str, bool]]:
+        """Store values by key; which of them were stored, by key. See `set`. Source: one batch of scripts.
+
+        A value or key that can't be stored raises before anything is sent. Redis away: False for all.
+        """
+        ttl, swr = self._times(options)
+        tags, kind = options.get("tags", ()), options.get("type", Any)
+        names = {key: sanitized(key) for key in values}
+        rests = [self._body(names[key], value, kind, tags, b"") for key, value in values.items()]
+        epoch, not_after = new_epoch(), self._not_after()
+        batch = [
+            put(self._entry_keys(name), epoch, not_after, rest, ttl, ttl + swr)
+            for name, rest in zip(names.values(), rests, strict=True)
+        ]
+        stored = yield from self._each("set_many", batch)
+        return {key: reply == 1 for key, reply in zip(names, stored, strict=True)}
+
+    def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
+        """Forget these keys and their loads; which of them held a value, by key. See `invalidate`.
+
+        Redis away: RedisUnavailable; nothing is promised then.
+        """
+        names = {key: sanitized(key) for key in keys}
+        if not names:
+            return {}
+        leases = [self._keys.lease(name) for name in names.values()]
+        batch = [(b"DEL", *leases), *((b"UNLINK", self._keys.entry(n)) for n in names.values())]
+        _, *counts = yield batch
+        return {key: bool(count) for key, count in zip(names, counts, strict=True)}
+
+    @overload
+    def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        load_many: Callable[[list[str]], Coroutine[Any, Any, Mapping[str, T]]],
+        **options: Unpack[KeepOptions],
+    ) -> Operation[dict[str, T]]: ...
+    @overload
+    def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        load_many: Callable[[list[str]], Mapping[str, T]],
+        **options: Unpack[KeepOptions],
+    ) -> Operation[dict[str, T]]: ...
+    def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        load_many: Callable[[list[str]], Any],
+        **options: Unpack[KeepOptions],
+    ) -> Operation[dict[str, Any]]:
+        """The values of all keys: `load_many` is called once, with those this caller has to load.
+
+        It gives a mapping; a key that it lacks has no value, and is absent. Keys that another caller is loading are
+        waited for. What can't be stored is returned all the same. Stale values are served; this caller loads those
+        whose turn it is to be refreshed along with the missing ones. An error of `load_many` reaches its caller if
+        anything was missing. Redis away: loads all and returns them.
+        """
+        names = {key: sanitized(key) for key in keys}
+        recipe = self._recipe(lambda: None, options)
+        try:
+            found = yield from self._look_many(list(names.values()))
+        except RedisUnavailable as error:
+            self._fall_back("get_or_set_many", error)
+            return (yield from self._load_all(list(names), load_many))
+        values, stale = self._sorted_out(names, found, recipe.type)
+        missing = {key: name for key, name in names.items() if key not in values}
+        refreshed = yield from self._turns_to_refresh(stale)
+        loaded = yield from self._load_missing(missing, refreshed, names, load_many, recipe)
+        return {
+            key: value
+            for key in names
+            if (value := {**values, **loaded}.get(key, MISS)) is not MISS
+        }
+
+    # Steps
+
+    def _look_many(self, names: Sequence[bytes]) -> Operation[dict[bytes, tuple[Entry, Freshness]]]:
+        """The living entries among these, with their freshness."""
+        if not names:
+            return {}
+        known = self._judges.synced
+        *raws, clock = yield from self._read([self._keys.entry(name) for name in names], known)
+        parsed = [
+            entry
+            for raw, name in zip(raws, names, strict=True)
+            if raw is not None and (entry := self._parsed(raw, name)) is not None
+        ]
+        grades = (yield from self._judges.settle(parsed, clock, known)) if parsed else []
+        return {
+            entry.key: (entry, grade)
+            for entry, grade in zip(parsed, grades, strict=True)
+            if grade is not Freshness.DEAD
+        }
+
+    def _sorted_out(
+        self, names: Mapping[str, bytes], found: Mapping[bytes, tuple[Entry, Freshness]], type: Any
+    ) -> tuple[dict[str, Any], dict[str, Stale]]:
+        """(values by key, the stale ones among them by key); and all of them counted."""
+        values: dict[str, Any] = {}
+        stale: dict[str, Stale] = {}
+        for key, name in names.items():
+            entry, freshness = found.get(name, (None, Freshness.DEAD))
+            value = self._counted(entry, freshness, type)
+            if entry is not None and value is not MISS:
+                values[key] = value
+                if freshness is Freshness.STALE:
+                    stale[key] = Stale(name, entry, entry.source)
+        return values, stale
+
+    def _turns_to_refresh(self, stale: Mapping[str, Stale]) -> Operation[dict[str, Turn]]:
+        """The stale keys this caller may refresh: nobody else does, and no worker can."""
+        mine = {key: one for key, one in stale.items() if self._may_ask(one.name, one.entry)}
+        leases = yield from self._lease_refreshes(list(mine.values()))
+        clock = self._judges.clock
+        return {key: Turn(lease, clock) for key, lease in zip(mine, leases, strict=True) if lease}
+
+    def _load_missing(
+        self,
+        missing: Mapping[str, bytes],
+        refreshed: Mapping[str, Turn],
+        names: Mapping[str, bytes],
+        load_many: Callable[[list[str]], Any],
+        recipe: Recipe,
+    ) -> Operation[dict[str, Any]]:
+        """One load for what is ours, then the others' loads as they come in."""
+        turns: dict[str, Turn] = {}
+        values: dict[str, Any] = {}
+        try:
+            turns, values = yield from self._take_turns(missing, recipe)
+        except RedisUnavailable as error:
+            self._fall_back("get_or_set_many", error)
+            alone = yield from self._load_all([*missing, *refreshed], load_many)
+            return dict(alone)
+        waiting = {
+            key: name for key, name in missing.items() if key not in turns and key not in values
+        }
+        ours = {**refreshed, **turns}
+        if ours:
+            try:
+                values |= yield from self._load_turns(ours, names, load_many, recipe)
+            except Exception as error:
+                if turns:
+                    raise
+                self.stats.say("a refresh failed", "here", repr(error))
+        if waiting:
+            values |= yield from self._await_others(waiting, load_many, recipe)
+        return values
+
+    def _take_turns(
+        self, missing: Mapping[str, bytes], recipe: Recipe
+    ) -> Operation[tuple[dict[str, Turn], dict[str, Any]]]:
+        """(the keys whose load is ours, the values that others have stored since we looked)."""
+        if not missing:
+            return {}, {}
+        known, not_after, epoch = self._judges.synced, self._not_after(), new_epoch()
+        leases = [b"load.%b" % new_token() for _ in missing]
+        replies = yield [
+            lease_load(self._lease_keys(name), lease, recipe.lease, epoch, not_after)
+            for name, lease in zip(missing.values(), leases, strict=True)
+        ]
+        turns: dict[str, Turn] = {}
+        values: dict[str, Any] = {}
+        for (key, name), lease, reply in zip(missing.items(), leases, replies, strict=True):
+            if reply[0] != WON:
+                continue
+            entry, _ = yield from self._judge(reply[2], name, reply[1], known)
+            if entry is None or (value := self._decode(entry, recipe.type)) is MISS:
+                turns[key] = Turn(lease, reply[1])
+            else:
+                values[key] = value
+                yield from self._release(name, lease)
+        return turns, values
+
+    def _load_turns(
+        self,
+        turns: Mapping[str, Turn],
+        names: Mapping[str, bytes],
+        load_many: Callable[[list[str]], Any],
+        recipe: Recipe,
+    ) -> Operation[dict[str, Any]]:
+        """Call the loader for these keys and store what it gives, each under its own lease."""
+        try:
+            loaded: Mapping[str, Any] = yield Call(load_many, [list(turns)])
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.stats.counts["load_errors"] += 1
+            yield from self._free(turns, names)
+            raise
+        self.stats.counts["loads"] += 1
+        yield from self._free(
+            {key: turn for key, turn in turns.items() if key not in loaded}, names
+        )
+        wanted = {key: loaded[key] for key in turns if key in loaded}
+        batch = []
+        for key, value in wanted.items():
+            try:
+                rest = self._body(names[key], value, recipe.type, recipe.tags(value), b"")
+            except StillroomError as error:
+                self.stats.counts["not_stored"] += 1
+                self.stats.say(
+                    "a loaded value can't be stored", str(type(error)), f"{key[:100]!r}: {error}"
+                )
+                yield from self._release(names[key], turns[key].lease)
+                continue
+            epoch, seq = read_clock(turns[key].clock)
+            keys = [self._keys.entry(names[key]), self._keys.lease(names[key])]
+            life = recipe.ttl + recipe.swr
+            batch.append(commit(keys, turns[key].lease, epoch, seq, rest, recipe.ttl, life))
+        stored = yield from self._each("store", batch)
+        self.stats.counts["leases_lost"] += sum(reply == 0 for reply in stored)
+        return wanted
+
+    def _await_others(
+        self, waiting: Mapping[str, bytes], load_many: Callable[[list[str]], Any], recipe: Recipe
+    ) -> Operation[dict[str, Any]]:
+        """The values others are loading; after `wait`, or where they gave up, loaded here and not stored."""
+        values: dict[str, Any] = {}
+        patience = time.monotonic() + self.settings.wait
+        held = dict(waiting)
+        while held and time.monotonic() < patience:
+            yield Pause(0.01)
+            try:
+                looks = yield from self._look_again_many(held, recipe)
+            except RedisUnavailable as error:
+                self._fall_back("get_or_set_many", error)
+                break
+            values |= {key: value for key, (value, _) in looks.items() if value is not MISS}
+            held = {
+                key: held[key] for key, (value, busy) in looks.items() if value is MISS and busy
+            }
+        left = {key: name for key, name in waiting.items() if key not in values}
+        if left and time.monotonic() < patience:  # whoever was loading them has given up
+            values |= yield from self._load_missing(left, {}, left, load_many, recipe)
+        elif left:
+            values |= yield from self._load_all(list(left), load_many)
+        return values
+
+    def _look_again_many(
+        self, held: Mapping[str, bytes], recipe: Recipe
+    ) -> Operation[dict[str, tuple[Any, bool]]]:
+        """By key: (the value or MISS, whether somebody is loading it)."""
+        found = yield from self._look_many(list(held.values()))
+        (holders,) = yield [(b"MGET", *(self._keys.lease(name) for name in held.values()))]
+        looks = {}
+        for (key, name), holder in zip(held.items(), holders, strict=True):
+            value = self._decode(found[name][0], recipe.type) if name in found else MISS
+            looks[key] = value, holder is not None and holder.startswith(b"load.")
+        return looks
+
+    def _load_all(
+        self, keys: list[str], load_many: Callable[[list[str]], Any]
+    ) -> Operation[dict[str, Any]]:
+        """Load without storing."""
+        loaded: Mapping[str, Any] = (yield Call(load_many, [keys])) if keys else {}
+        self.stats.counts["loads"] += 1
+        return {key: loaded[key] for key in keys if key in loaded}
+
+    def _free(self, turns: Mapping[str, Turn], names: Mapping[str, bytes]) -> Operation[None]:
+        for key, turn in turns.items():
+            yield from self._release(names[key], turn.lease)
+
+    def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
+        """The replies to a batch, in which each command fails for itself: None is a failure."""
+        if not batch:
+            return []
+        try:
+            replies: list[Any] = yield batch
+        except RedisUnavailable as error:
+            self._fall_back(what, error)
+            replies = getattr(error, "replies", None) or [None] * len(batch)
+        return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+    def _entry_keys(self, name: bytes) -> list[bytes]:
+        return [self._keys.entry(name), self._keys.lease(name), self._keys.clock, self._keys.marks]
+
+    def _lease_keys(self, name: bytes) -> list[bytes]:
+        return [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]

@@ -1,0 +1,235 @@
+"""Many keys at once: one round trip, one load, and each key fails for itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import pytest
+
+from stillroom import ValueTooLarge
+from tests.support.entries import age
+
+
+def squares(keys: list[str]) -> dict[str, int]:
+    return {key: int(key.partition(":")[2]) ** 2 for key in keys}
+
+
+def commands(client: Any, act: Any) -> list[str]:
+    """The names of the commands that clients sent while `act` ran."""
+    with client.monitor() as monitor:
+        act()
+        client.echo("done")
+        seen = list(takewhile(lambda c: c["command"] != "ECHO done", monitor.listen()))
+    names = [c["command"].split()[0] for c in seen if c["client_type"] != "lua"]
+    return [name for name in names if name not in {"HELLO", "CLIENT", "MONITOR"}]
+
+
+def test_many_are_set_and_read_in_one_round_trip(room: Any, client: Any) -> None:
+    """What was set comes back by key; what was not is absent."""
+    assert room.cache.set_many({"a": 1, "b": 2}, ttl=60, tags=["t"]) == {"a": True, "b": True}
+    room.stats.due = 1 << 62
+    assert room.cache.get_many(["a", "gone", "b"], int) == {"a": 1, "b": 2}
+    assert commands(client, lambda: room.cache.get_many(["a", "gone", "b"])) == ["MGET"]
+    assert list(room.cache.get_many(["b", "a"])) == ["b", "a"]
+    assert (
+        room.cache.get_many([]) == room.cache.set_many({}) == room.cache.invalidate_many([]) == {}
+    )
+
+
+def test_what_does_not_fit_the_type_is_absent(room: Any) -> None:
+    """One wrong value does not take the others with it."""
+    room.cache.set_many({"a": 1, "b": "x"})
+    assert room.cache.get_many(["a", "b"], int) == {"a": 1}
+    assert room.stats.counts["decode_errors"] == 1
+
+
+def test_one_bad_value_refuses_all_before_anything_is_written(room: Any) -> None:
+    """Nothing is half-written."""
+    with pytest.raises(ValueTooLarge):
+        room.cache.set_many({"a": 1, "b": "x" * 9_000_000})
+    assert room.cache.get_many(["a", "b"]) == {}
+
+
+def test_each_key_fails_for_itself(room: Any, client: Any) -> None:
+    """A lease under which no lease can be: that key is not stored, the others are."""
+    client.hset(room.keys.lease(b"b"), "x", "y")
+    client.set(room.keys.clock, "e1.5")
+    client.zadd(room.keys.marks, {"~": 5})
+    client.config_set("maxmemory", 1)
+    try:
+        assert room.cache.set_many({"a": 1, "b": 2}) == {"a": False, "b": False}
+    finally:
+        client.config_set("maxmemory", 0)
+    assert room.cache.set_many({"a": 1, "b": 2}) == {"a": True, "b": True}
+
+
+def test_invalidate_many_says_which_were_there(room: Any, client: Any) -> None:
+    """By key, and loads under way are forgotten too."""
+    room.cache.set_many({"a": 1, "b": 2})
+    client.set(room.keys.lease(b"c"), "load.someone")
+    assert room.cache.invalidate_many(["a", "c", "b"]) == {"a": True, "c": False, "b": True}
+    assert client.exists(room.keys.lease(b"c")) == 0
+    assert room.cache.get_many(["a", "b"]) == {}
+
+
+def test_tags_kill_among_many(room: Any, make_room: Any) -> None:
+    """A reader of a hundred keys, some of them dead, also one that remembers little."""
+    for n in range(100):
+        room.cache.set(f"n:{n}", n, tags=[f"mod:{n % 3}"])
+    for n in range(300):
+        room.cache.invalidate_by_tag(f"other:{n}")
+    room.cache.invalidate_by_tag("mod:1")
+    expected = {f"n:{n}": n for n in range(100) if n % 3 != 1}
+    for reader in (room, make_room(), make_room(marks_limit=100)):
+        assert reader.cache.get_many([f"n:{n}" for n in range(100)], int) == expected
+
+
+def test_the_missing_are_loaded_in_one_call(room: Any) -> None:
+    """The loader sees only what is missing, once."""
+    calls: list[list[str]] = []
+
+    def load(keys: list[str]) -> dict[str, int]:
+        calls.append(keys)
+        return squares(keys)
+
+    room.cache.set("n:2", 4)
+    keys = ["n:1", "n:2", "n:3"]
+    assert room.cache.get_or_set_many(keys, load, ttl=60) == {"n:1": 1, "n:2": 4, "n:3": 9}
+    assert room.cache.get_or_set_many(keys, load, ttl=60) == {"n:1": 1, "n:2": 4, "n:3": 9}
+    assert calls == [["n:1", "n:3"]]
+    assert room.cache.get_or_set_many([], load) == {}
+
+
+def test_an_async_loader_of_many_is_awaited(room: Any) -> None:
+    """A coroutine function works with either face."""
+
+    async def load(keys: list[str]) -> dict[str, int]:
+        return squares(keys)
+
+    assert room.cache.get_or_set_many(["n:5"], load) == {"n:5": 25}
+
+
+def test_a_key_the_loader_lacks_is_absent_and_its_lease_free(room: Any, client: Any) -> None:
+    """No value, no entry, and the next caller asks for it again."""
+    assert room.cache.get_or_set_many(["n:1", "n:2"], lambda keys: squares(["n:1"])) == {"n:1": 1}
+    assert client.keys("*:l:*") == []
+    assert room.cache.get_or_set_many(["n:2"], squares) == {"n:2": 4}
+
+
+def test_a_value_that_cannot_be_stored_does_not_stop_the_others(room: Any, client: Any) -> None:
+    """It is returned; the others are returned and stored."""
+    values = {"a": "x" * 9_000_000, "b": "small"}
+    assert room.cache.get_or_set_many(["a", "b"], lambda keys: values) == values
+    assert room.cache.get_many(["a", "b"]) == {"b": "small"}
+    assert client.keys("*:l:*") == []
+
+
+def test_the_loaders_error_frees_every_lease(room: Any, client: Any) -> None:
+    """It reaches the caller, and nobody waits for a load that failed."""
+
+    def fail(keys: list[str]) -> dict[str, int]:
+        raise LookupError("no")
+
+    with pytest.raises(LookupError):
+        room.cache.get_or_set_many(["n:1", "n:2"], fail)
+    assert client.keys("*:l:*") == []
+
+
+def test_stale_ones_are_served_and_refreshed_with_the_missing(room: Any, client: Any) -> None:
+    """One call loads what is missing and what is stale; an error serves the stale values."""
+    calls: list[list[str]] = []
+
+    def load(keys: list[str]) -> dict[str, int]:
+        calls.append(keys)
+        return {key: value + 1000 for key, value in squares(keys).items()}
+
+    room.cache.get_or_set_many(["n:1", "n:2"], squares, ttl=60, swr=600)
+    age(client, room.keys.entry(b"n:1"), 61)
+    found = room.cache.get_or_set_many(["n:1", "n:2", "n:3"], load, ttl=60, swr=600)
+    assert found == {"n:1": 1001, "n:2": 4, "n:3": 1009}
+    assert sorted(calls[0]) == ["n:1", "n:3"]
+    age(client, room.keys.entry(b"n:1"), 61)
+
+    def fail(keys: list[str]) -> dict[str, int]:
+        raise LookupError("no")
+
+    assert room.cache.get_or_set_many(["n:1"], fail, ttl=60, swr=600) == {"n:1": 1001}
+
+
+def test_the_refreshes_of_a_batch_are_one_task(room: Any, dispatch: Any, client: Any) -> None:
+    """Stale values of registered loaders, read together, are asked for together."""
+
+    @room.cache.cached("n:{n}", ttl=60, swr=600)
+    def load(n: int) -> int:
+        return n
+
+    for n in range(30):
+        load(n)
+        age(client, room.keys.entry(b"n:%d" % n), 61)
+    keys = [f"n:{n}" for n in range(30)]
+    assert len(room.cache.get_many(keys, int)) == 30
+    assert (dispatch.messages, len(dispatch.orders)) == (1, 30)
+    assert room.cache.get_many(keys, int)
+    assert len(dispatch.orders) == 30
+    assert dispatch.run_all(room) == ["refreshed"] * 30
+
+
+def test_overlapping_batches_load_each_key_once(make_room: Any) -> None:
+    """Eight callers with overlapping keys: every key is loaded by one of them, the others wait for it."""
+    loaded: list[str] = []
+    barrier = threading.Barrier(8)
+    results: list[dict[str, int]] = []
+    rooms = [make_room() for _ in range(8)]
+
+    def load(keys: list[str]) -> dict[str, int]:
+        loaded.extend(keys)
+        return squares(keys)
+
+    def work(n: int) -> None:
+        barrier.wait()
+        keys = [f"n:{k}" for k in range(n, n + 10)]
+        results.append(rooms[n].cache.get_or_set_many(keys, load, ttl=60))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(loaded) == sorted(set(loaded))
+    assert all(result == squares(list(result)) and len(result) == 10 for result in results)
+
+
+def test_whoever_waits_for_a_failed_load_loads_and_stores(make_room: Any, client: Any) -> None:
+    """The other caller's loader raises: ours is called for the keys it had, and the values are stored."""
+    one, two = make_room(), make_room()
+    began, finish = threading.Event(), threading.Event()
+
+    def fail(keys: Sequence[str]) -> dict[str, int]:
+        began.set()
+        finish.wait(10)
+        raise LookupError("no")
+
+    def first() -> None:
+        with pytest.raises(LookupError):
+            one.cache.get_or_set_many(["n:1", "n:2"], fail)
+
+    results: list[Any] = []
+    threads = [
+        threading.Thread(target=first),
+        threading.Thread(
+            target=lambda: results.append(two.cache.get_or_set_many(["n:2", "n:3"], squares))
+        ),
+    ]
+    threads[0].start()
+    began.wait(10)
+    threads[1].start()
+    while not client.exists(two.keys.entry(b"n:3")):  # it has loaded its own, and waits
+        threads[1].join(0.005)
+    finish.set()
+    for thread in threads:
+        thread.join()
+    assert results == [{"n:2": 4, "n:3": 9}]
+    assert two.cache.get_many(["n:2", "n:3"]) == {"n:2": 4, "n:3": 9}
