@@ -43,6 +43,7 @@ def _with_includes(text: str) -> str:
 
 back_off = Script("back_off")
 claim_refresh = Script("claim_refresh")
+clear = Script("clear")
 commit = Script("commit")
 lease_load = Script("lease_load")
 lease_refresh = Script("lease_refresh")

@@ -203,6 +203,95 @@ def test_hard_wins_over_soft_in_any_order(room: Any, order: tuple[bool, bool]) -
     assert room.cache.get("k") is None
 
 
+@pytest.mark.parametrize(
+    ("glob", "dead"),
+    [
+        ("product:*", ["product:1", "product:2"]),
+        ("product:?", ["product:1", "product:2"]),
+        ("*:1", ["product:1", "user:1"]),
+        ("[pu]*:[^1]", ["product:2", "user:2"]),
+        ("user:1", ["user:1"]),
+        ("\\*", ["*"]),
+        ("*", ["*", "product:1", "product:2", "user:1", "user:2"]),
+        ("nothing*", []),
+    ],
+)
+def test_a_pattern_kills_every_key_it_matches(
+    room: Any, make_room: Any, glob: str, dead: list[str]
+) -> None:
+    """For every process, one that remembers little too; what is stored after it lives."""
+    keys = ["*", "product:1", "product:2", "user:1", "user:2"]
+    readers = [room, make_room(), make_room(marks_limit=100)]
+    room.cache.set_many(dict.fromkeys(keys, 1))
+    readers[1].cache.get("user:1")
+    for n in range(150):
+        room.cache.invalidate_by_tag(f"other:{n}")
+    room.cache.invalidate_by_pattern(glob)
+    for n in range(150):
+        room.cache.invalidate_by_tag(f"more:{n}")
+    for reader in readers:
+        assert [key for key in keys if reader.cache.get(key) is None] == dead
+        assert list(reader.cache.get_many(keys)) == [key for key in keys if key not in dead]
+    room.cache.set_many(dict.fromkeys(keys, 2))
+    assert all(reader.cache.get(key) == 2 for reader in readers for key in keys)
+
+
+def test_more_patterns_than_there_may_be_begin_a_new_epoch(
+    room: Any, make_room: Any, client: Any
+) -> None:
+    """A thousand are kept; the one after that costs a cold cache, and nothing that was named comes back."""
+    other = make_room()
+    room.cache.set("k:5", 1)
+    room.cache.set("bystander", 1)
+    for n in range(1_000):
+        room.cache.invalidate_by_pattern(f"k:{n}")
+    assert (other.cache.get("k:5"), other.cache.get("bystander")) == (None, 1)
+    room.cache.invalidate_by_pattern("one more")
+    assert client.exists(room.keys.globs) == 0
+    assert [reader.cache.get("bystander") for reader in (room, other)] == [None, None]
+    room.cache.set("k:5", 2)
+    assert other.cache.get("k:5") == 2
+
+
+def test_old_patterns_are_trimmed_with_the_marks(room: Any, client: Any) -> None:
+    """Past the longest life of an entry there is nothing left that they could name."""
+    room.cache.invalidate_by_pattern("young*")
+    client.zadd(room.keys.marks, {"p:old*": 1})
+    client.zadd(room.keys.globs, {"old*": 1})
+    assert room.cache.trim_marks()["dropped"] == 1
+    assert client.zrange(room.keys.globs, 0, -1) == [b"young*"]
+
+
+def test_clear_kills_everything(room: Any, make_room: Any, client: Any) -> None:
+    """Also what is being loaded; and the marks, which nobody needs any more."""
+    other = make_room()
+    room.cache.set("k", 1, tags=["t"])
+    room.cache.invalidate_by_tag("u")
+    assert other.cache.get("k") == 1
+
+    def load() -> str:
+        other.cache.clear()
+        return "loaded before"
+
+    assert room.cache.get_or_set("loading", load) == "loaded before"
+    assert [r.cache.get(k) for r in (room, other) for k in ("k", "loading")] == [None] * 4
+    assert client.zcard(room.keys.marks) == 1
+    room.cache.set("k", 2)
+    assert other.cache.get("k") == 2
+
+
+def test_a_pattern_kills_what_is_being_loaded(room: Any, make_room: Any) -> None:
+    """The load began before the invalidation returned, so its value is dead on arrival."""
+    other = make_room()
+
+    def load() -> str:
+        other.cache.invalidate_by_pattern("load*")
+        return "old"
+
+    assert room.cache.get_or_set("loading", load) == "old"
+    assert [room.cache.get("loading"), other.cache.get("loading")] == [None, None]
+
+
 # Loaders
 
 
@@ -333,10 +422,10 @@ def test_a_stale_value_is_served_and_one_order_is_sent(
     key = room.keys.entry(b"k")
     assert load() == 0
     age(client, key, 61)
-    before = client.get(key), client.pttl(key) // 1000
+    before = client.get(key), client.pexpiretime(key)
     assert [load() for _ in range(10)] == [0] * 10
     assert room.cache.get("k", int) == 0
-    assert (client.get(key), client.pttl(key) // 1000) == before
+    assert (client.get(key), client.pexpiretime(key)) == before
     assert len(dispatch.orders) == 1
     assert dispatch.run_all(room) == ["refreshed"]
     assert load() == 1
@@ -675,10 +764,12 @@ def test_every_key_has_a_ttl_or_a_bound(room: Any, dispatch: Any, client: Any) -
     room.cache.invalidate_by_tag("t", soft=True)
     dispatch.run_all(room)
     room.cache.invalidate_by_tag("t")
+    room.cache.invalidate_by_pattern("b*")
     room.cache.invalidate("a")
+    room.cache.get_or_set_many(["c", "d"], lambda keys: dict.fromkeys(keys, 1))
     room.cache.flush_stats()
     endless = {key for key in client.scan_iter() if client.pttl(key) < 0}
-    assert endless == {room.keys.clock, room.keys.marks}
+    assert endless == {room.keys.clock, room.keys.marks, room.keys.globs}
 
 
 def test_counts_of_all_processes_add_up(room: Any, make_room: Any, client: Any) -> None:

@@ -38,6 +38,7 @@ from stillroom.operation import Call, Once, Operation, Pause
 from stillroom.scripts import (
     back_off,
     claim_refresh,
+    clear,
     commit,
     lease_load,
     lease_refresh,
@@ -254,7 +255,24 @@ class CacheBody:
             return
         kind = b"s:" if soft else b"t:"
         members = [kind + sanitized(tag) for tag in tags]
-        yield [mark([self._keys.clock, self._keys.marks], new_epoch(), *members)]
+        yield [mark(self._clock_keys(), new_epoch(), *members)]
+
+    def invalidate_by_pattern(self, glob: str) -> Operation[None]:
+        """Kill every entry whose key the glob matches, also those whose load is under way. O(1).
+
+        Globs mean exactly what Redis' MATCH means: `*`, `?`, `[a-z]`, `[^a]`, `\\x`. True for every reader when it
+        returns. Each read pays for each pattern of the last `life_limit`: a tag is cheaper where one will do.
+        Redis away: RedisUnavailable; nothing is promised then.
+        """
+        member = b"p:" + sanitized(glob)
+        yield [mark(self._clock_keys(), new_epoch(), member)]
+
+    def clear(self) -> Operation[None]:
+        """Kill every entry of the namespace: a new epoch begins. O(number of marks).
+
+        True for every reader when it returns. Redis away: RedisUnavailable; nothing is promised then.
+        """
+        yield [clear(self._clock_keys(), new_epoch())]
 
     # Background work
 
@@ -291,8 +309,9 @@ class CacheBody:
         longest = self.settings.life_limit + WORST_LOAD_S
         dropped = 0
         while True:
-            keys = [self._keys.clock, self._keys.marks]
-            ((bite, left),) = yield [trim_marks(keys, int(longest * 1_000_000), TRIM_BITE)]
+            ((bite, left),) = yield [
+                trim_marks(self._clock_keys(), int(longest * 1_000_000), TRIM_BITE)
+            ]
             dropped += bite
             if bite < TRIM_BITE - 2:
                 return {"dropped": dropped, "left": left}
@@ -327,7 +346,7 @@ class CacheBody:
         """What is under these keys, and last the clock: one MGET, and whatever rides along with it."""
         now = self.now_ms()
         batch: list[Command] = [(b"MGET", *keys, self._keys.clock)]
-        if riding := self._judges.is_moving(now):
+        if riding := known and self._judges.is_moving(now):
             batch.append(self._judges.marks_since(known))
         if housekeeping := now > self.stats.due:
             batch += [*self.stats.flush(now), (b"TIME",)]
@@ -343,7 +362,7 @@ class CacheBody:
         if housekeeping and not isinstance(replies[-1], Exception):
             self._server.learn_clock(replies[-1], asked)
         if riding:
-            self._judges.learn(known, replies[1], found[-1])
+            self._judges.learn(known, replies[1], (), found[-1])
         return found
 
     def _judge_at_once(
@@ -635,6 +654,9 @@ class CacheBody:
             self._fall_back("back_off", error)
 
     # Small things
+
+    def _clock_keys(self) -> list[bytes]:
+        return [self._keys.clock, self._keys.marks, self._keys.globs]
 
     def _recipe(self, load: Callable[[], Any], options: KeepOptions) -> Recipe:
         def tags(value: Any) -> list[str]:

@@ -102,10 +102,16 @@ class Judge:
         since = marks.synced if marks.epoch == epoch and seq >= known else 0
         if since:
             self._moving_until = self._now_ms() + MOVING_MS
-        (rows,) = yield [self.marks_since(since)]
-        return self.learn(since, rows, clock) or Marks()
+        if since:
+            (rows,) = yield [self.marks_since(since)]
+            return self.learn(since, rows, (), clock) or Marks()
+        all_globs = (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES")
+        rows, globs = yield [self.marks_since(0), all_globs]
+        return self.learn(0, rows, globs, clock) or Marks()
 
-    def learn(self, since: int, rows: Sequence[bytes], clock: bytes | None) -> Marks | None:
+    def learn(
+        self, since: int, rows: Sequence[bytes], globs: Sequence[bytes], clock: bytes | None
+    ) -> Marks | None:
         """Take in the marks after `since`, all of them if that is 0.
 
         None if they do not continue what this process knows by now.
@@ -119,5 +125,5 @@ class Judge:
             marks = self._marks if since else Marks(epoch)
             if marks.epoch != epoch or marks.synced < since:
                 return None
-            self._marks = extended(marks, rows, clock, self._limit)
+            self._marks = extended(marks, rows, globs, clock, self._limit)
             return self._marks

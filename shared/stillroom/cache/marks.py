@@ -1,7 +1,8 @@
 """What this process knows of invalidations, and the one rule they are for. Pure.
 
 The rule: an entry remembers the clock as it was before its load began; **it is dead if a later mark
-names it**. An invalidation adds one to the clock and leaves a mark (`t:<tag>` hard, `s:<tag>` soft).
+names it**. An invalidation adds one to the clock and leaves a mark: `t:<tag>` hard, `s:<tag>` soft, or
+`p:<glob>`, which names every key the glob matches.
 
 A process keeps the marks it has seen, complete from `floor` up to `synced`. So a read decides alone
 while the clock it gets with its entry equals `clock`; behind it, one ZRANGE brings the marks since.
@@ -10,11 +11,13 @@ Loss is always a miss: another epoch, a stamp ahead of the clock, marks that do 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 from stillroom.cache.entry import Entry
+from stillroom.cache.glob import compile_glob
 
+GLOBS_LIMIT = 2_000  # more than are ever kept in Redis (lua/mark.lua)
 NEWEST = b"~"  # its score is the clock's seq: marks without it are not the whole story
 TRIMMED = (
     b"!"  # its score: what is stamped before it has outlived every entry, and its marks are gone
@@ -37,7 +40,18 @@ class Marks:
     away (a new epoch, a prune) makes a new Marks, so that a reader decides by one consistent table.
     """
 
-    __slots__ = ("asked", "clock", "dead_below", "epoch", "floor", "hard", "soft", "synced")
+    __slots__ = (
+        "asked",
+        "clock",
+        "dead_below",
+        "epoch",
+        "floor",
+        "globs",
+        "hard",
+        "newest_glob",
+        "soft",
+        "synced",
+    )
 
     def __init__(self, epoch: bytes = b"", *, dead_below: int = 0, floor: int = 0) -> None:
         self.epoch = epoch
@@ -47,6 +61,8 @@ class Marks:
         self.floor = floor  # stamps before it: not all their marks are here
         self.hard: dict[bytes, int] = {}
         self.soft: dict[bytes, int] = {}
+        self.globs: dict[bytes, tuple[int, Callable[[bytes], object]]] = {}
+        self.newest_glob = 0
         self.asked: set[bytes] = set()  # tags whose marks from before the floor are known too
 
     def verdict(self, entry: Entry) -> Verdict:
@@ -56,6 +72,8 @@ class Marks:
             return Verdict.DEAD
         if stamp == self.synced:  # nothing was invalidated since it was loaded
             return Verdict.ALIVE
+        if self.newest_glob > stamp and self._is_named_by_glob(entry.key, stamp):
+            return Verdict.DEAD
         if stamp < self.floor and not self.asked.issuperset(entry.tags):
             return Verdict.ASK
         soft = False
@@ -64,6 +82,13 @@ class Marks:
                 return Verdict.DEAD
             soft = soft or self.soft.get(tag, 0) > stamp
         return Verdict.SOFT if soft else Verdict.ALIVE
+
+    def _is_named_by_glob(self, key: bytes, stamp: int) -> bool:
+        return any(seq > stamp and matches(key) for seq, matches in list(self.globs.values()))
+
+    def learn_glob(self, glob: bytes, seq: int) -> None:
+        self.globs[glob] = seq, compile_glob(glob)
+        self.newest_glob = max(seq, self.newest_glob)
 
     def learn(self, rows: Sequence[bytes], epoch: bytes) -> None:
         """Take in marks newer than `synced`: a flat list of member, score, newest first."""
@@ -75,6 +100,8 @@ class Marks:
                 self.hard[tag] = max(seq, self.hard.get(tag, 0))
             elif kind == b"s":
                 self.soft[tag] = max(seq, self.soft.get(tag, 0))
+            elif kind == b"p":
+                self.learn_glob(tag, seq)
             elif member == NEWEST:
                 newest = seq
             elif member == TRIMMED:
@@ -93,6 +120,8 @@ class Marks:
 
     def pruned(self, limit: int) -> Marks:
         """Itself, or a younger copy that remembers half as much and asks for the rest."""
+        if len(self.globs) > GLOBS_LIMIT:
+            return Marks()  # most of them are long gone in Redis: begin anew
         if len(self.hard) + len(self.soft) <= limit:
             return self
         seqs = sorted([*self.hard.values(), *self.soft.values()])
@@ -100,15 +129,19 @@ class Marks:
         young = Marks(self.epoch, dead_below=self.dead_below, floor=max(floor, self.floor))
         young.hard = {tag: seq for tag, seq in self.hard.items() if seq > floor}
         young.soft = {tag: seq for tag, seq in self.soft.items() if seq > floor}
+        young.globs, young.newest_glob = self.globs, self.newest_glob
         young.synced, young.clock = self.synced, self.clock
         return young
 
 
-def extended(marks: Marks, rows: Sequence[bytes], clock: bytes, limit: int) -> Marks:
+def extended(
+    marks: Marks, rows: Sequence[bytes], globs: Sequence[bytes], clock: bytes, limit: int
+) -> Marks:
     """`marks` with the rows since `marks.synced`, complete up to `clock` and beyond.
 
     Where the rows do not reach the clock, marks were lost (evicted, flushed, a failover): then everything
-    loaded before this clock is dead. Where there are `limit` rows, older ones were left behind.
+    loaded before this clock is dead. Where there are `limit` rows, older ones were left behind: a tag can be asked
+    for later, a glob can't, so `globs` (a flat list of glob, score) brings all of them with the first rows.
     """
     epoch, seq = read_clock(clock)
     reached = next(
@@ -119,7 +152,11 @@ def extended(marks: Marks, rows: Sequence[bytes], clock: bytes, limit: int) -> M
         lost.synced, lost.clock = seq, clock
         return lost
     if len(rows) >= 2 * limit:
-        marks = Marks(epoch, dead_below=marks.dead_below, floor=int(rows[-1]))
+        if marks.synced:
+            return Marks()  # too far behind: begin anew
+        marks = Marks(epoch, floor=int(rows[-1]))
+    for glob, score in zip(globs[::2], globs[1::2], strict=True):
+        marks.learn_glob(glob, int(score))
     if rows:
         marks.learn(rows, epoch)
     return marks.pruned(limit)

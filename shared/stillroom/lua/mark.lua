@@ -1,11 +1,22 @@
 -- Invalidates: moves the clock on and leaves a mark for each member.
--- KEYS  1 clock  2 marks
--- ARGV  1 epoch to begin if the clock or the marks are lost  2… members: t:<tag> hard, s:<tag> soft
+-- Every read has to try the globs, so there is a limit to them: at the limit a new epoch begins instead, in
+-- which nothing older lives, named or not.
+-- KEYS  1 clock  2 marks  3 globs
+-- ARGV  1 epoch to begin if the clock or the marks are lost, or the globs are too many
+--       2… members: t:<tag> hard, s:<tag> soft, p:<glob>
 -- returns the new clock, `<epoch>.<seq>`
 -- include: clock
 
+local GLOBS_LIMIT = 1000
 local epoch, seq = next_moment(KEYS[1], KEYS[2], ARGV[1])
 for i = 2, #ARGV do
   redis.call('ZADD', KEYS[2], plain(seq), ARGV[i])
+  if string.sub(ARGV[i], 1, 2) == 'p:' then
+    redis.call('ZADD', KEYS[3], plain(seq), string.sub(ARGV[i], 3))
+  end
+end
+if redis.call('ZCARD', KEYS[3]) > GLOBS_LIMIT then
+  epoch = ARGV[1]
+  redis.call('UNLINK', KEYS[2], KEYS[3])
 end
 return write_clock(KEYS[1], KEYS[2], epoch, seq)

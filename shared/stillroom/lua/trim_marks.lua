@@ -1,6 +1,6 @@
 -- Drops the marks that are older than any entry can be, and remembers up to where (`!`): what is stamped
 -- before that is dead without a mark.
--- KEYS  1 clock  2 marks
+-- KEYS  1 clock  2 marks  3 globs
 -- ARGV  1 age µs: the longest life of an entry and of the load before it  2 most marks to drop in one call
 -- returns {marks dropped, marks left}
 -- include: clock
@@ -19,6 +19,7 @@ for _, member in ipairs(old) do
   end
 end
 if dropped > 0 then
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. bound)
   redis.call('ZADD', KEYS[2], 'GT', bound, '!')
 end
 return {dropped, redis.call('ZCARD', KEYS[2])}
