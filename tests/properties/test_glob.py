@@ -10,9 +10,14 @@ from hypothesis import strategies as st
 
 from stillroom.cache.glob import compile_glob
 
-SIGNS = st.sampled_from([b"*", b"?", b"[", b"]", b"^", b"-", b"\\", b"a", b"b", b"z", b"\x80", b"\xff", b"\n"])
+SIGNS = st.sampled_from(
+    [b"*", b"?", b"[", b"]", b"^", b"-", b"\\", b"a", b"b", b"z", b"\x80", b"\xff", b"\n"]
+)
 PATTERNS = st.lists(SIGNS, max_size=9).map(b"".join)
-KEYS = st.lists(st.sampled_from([b"a", b"b", b"z", b"]", b"-", b"\\", b"\x80", b"\xff", b"\n", b"^"]), max_size=6)
+KEYS = st.lists(
+    st.sampled_from([b"a", b"b", b"z", b"]", b"-", b"\\", b"\x80", b"\xff", b"\n", b"^"]),
+    max_size=6,
+)
 
 
 @settings(
