@@ -100,6 +100,15 @@ def test_a_glob_names_every_key_it_matches() -> None:
     assert told.pruned(0).verdict(entries[0]) is Verdict.DEAD
 
 
+def test_what_is_known_is_never_unlearned() -> None:
+    """A slower thread brings older rows: what a reader was about to decide by stays as it is."""
+    marks = extended(Marks(EPOCH), rows((b"~", 10)), [], b"e1.10", 100)
+    marks = extended(marks, rows((b"t:a", 20), (b"~", 20)), [], b"e1.20", 100)
+    marks = extended(marks, rows((b"t:z", 15), (b"~", 15)), [], b"e1.15", 100)
+    assert (marks.synced, marks.clock) == (20, b"e1.20")
+    assert marks.verdict(entry(15, b"a")) is Verdict.DEAD
+
+
 def test_whoever_falls_far_behind_begins_anew() -> None:
     """More marks than fit, on top of what is known: a glob may be among those left out."""
     known = extended(Marks(EPOCH), rows((b"~", 10)), [], b"e1.10", 2)

@@ -87,11 +87,17 @@ class Marks:
         return any(seq > stamp and matches(key) for seq, matches in list(self.globs.values()))
 
     def learn_glob(self, glob: bytes, seq: int) -> None:
-        self.globs[glob] = seq, compile_glob(glob)
-        self.newest_glob = max(seq, self.newest_glob)
+        known, _ = self.globs.get(glob, (0, None))
+        if seq > known:
+            self.globs[glob] = seq, compile_glob(glob)
+            self.newest_glob = max(seq, self.newest_glob)
 
     def learn(self, rows: Sequence[bytes], epoch: bytes) -> None:
-        """Take in marks newer than `synced`: a flat list of member, score, newest first."""
+        """Take in marks: a flat list of member, score, newest first.
+
+        Another thread may have learned newer ones meanwhile: `synced` never goes back. It did once, and a reader
+        between its two looks at it took an entry for untouched that the newer marks had killed.
+        """
         newest = self.synced
         for member, score in zip(rows[::2], rows[1::2], strict=True):
             seq = int(score)
@@ -103,11 +109,12 @@ class Marks:
             elif kind == b"p":
                 self.learn_glob(tag, seq)
             elif member == NEWEST:
-                newest = seq
+                newest = max(seq, newest)
             elif member == TRIMMED:
                 self.dead_below = max(seq, self.dead_below)
-        self.synced = newest
-        self.clock = b"%b.%d" % (epoch, newest)
+        if newest > self.synced:
+            self.synced = newest
+            self.clock = b"%b.%d" % (epoch, newest)
 
     def answer(self, tags: Sequence[bytes], scores: Sequence[bytes | None]) -> None:
         """Take in what `question(tags)` asked for: the marks from before the floor."""
