@@ -28,6 +28,7 @@ KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 
 # Control characters would break the entry's header line and every log they are printed in;
 # `%` is escaped so that no two keys are ever written the same.
+_ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 
 
@@ -74,6 +75,17 @@ def sanitized(text: str) -> bytes:
     if not 0 < len(name) <= KEY_LIMIT:
         raise InvalidKey(text, f"a key has 1 to {KEY_LIMIT:,} bytes; this one has {len(name):,}")
     return name
+
+
+def original(name: bytes) -> bytes:
+    """A sanitized key as its user wrote it (UTF-8)."""
+    return name if b"%" not in name else _ESCAPED.sub(lambda m: bytes([int(m[1], 16)]), name)
+
+
+def pattern(glob: str) -> bytes:
+    """A glob over keys as their users write them. Raises InvalidKey."""
+    sanitized(glob)  # the same limits
+    return glob.encode()
 
 
 def _percent(match: re.Match[str]) -> str:

@@ -2,7 +2,7 @@
 
 An operation is a generator. It yields steps and is sent their results:
 
-* a list of commands: one batch to Redis, answered by the list of replies;
+* a list of commands: one batch to Redis, answered by the list of replies (see Once, Freeing and Timed);
 * `Call`: a function of the app, a loader; answered by what it returns;
 * `Pause`: some seconds of waiting.
 
@@ -34,6 +34,18 @@ class Once(list[Command]):
     """A batch that must not be sent a second time: doing it twice is not doing it once."""
 
 
+class Freeing(list[Command]):
+    """A batch that others are waiting for: it is sent even when the time of its request is up."""
+
+
+class Timed(list[Command]):
+    """A batch of scripts that refuse to act once the caller has given up: NOT_AFTER among their arguments
+    becomes the server time, in µs, at which the driver gives up on this batch."""
+
+
+NOT_AFTER = b"<not after>"
+
+
 class Call:
     """Call a function of the app, or await a coroutine function."""
 
@@ -62,6 +74,7 @@ class Driver:
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self._call_timeout = wire.server.settings.call_timeout
+        self._command_timeout = wire.server.settings.command_timeout
 
     def run(self, operation: Operation[T]) -> T:
         """The operation's result. All its batches in a row get `call_timeout` seconds together."""
@@ -79,7 +92,8 @@ class Driver:
                             left -= time.monotonic() - started
                     else:
                         answer = self._take(step, left)
-                        left = self._call_timeout  # a wait, or a load: what follows is another call
+                        if isinstance(step, Call | Pause):
+                            left = self._call_timeout  # what follows is another call
                 except BaseException as error:
                     step = operation.throw(error)
                 else:
@@ -89,9 +103,14 @@ class Driver:
             return result
 
     def _exchange(
-        self, batch: Sequence[Command], left: float, idempotent: bool = True
+        self,
+        batch: Sequence[Command],
+        left: float,
+        *,
+        idempotent: bool = True,
+        budgeted: bool = True,
     ) -> list[Any]:
-        budget = time_left()
+        budget = time_left() if budgeted else None
         started = 0.0
         if budget is not None:
             left = min(left, budget.left)
@@ -111,10 +130,15 @@ class Driver:
 
     def _take(self, step: Any, left: float) -> Any:
         if isinstance(step, Call):
-            result = step.function(*step.args, **step.kwargs)
+            result = _called(step)
             return _in_background_loop(result) if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
+        if isinstance(step, Freeing):
+            return self._exchange(step, self._call_timeout, budgeted=False)
+        if isinstance(step, Timed):
+            limit = _limit(left, self._command_timeout)
+            return self._exchange(_timed(step, self.wire.server.now_us(), limit), limit)
         return self._exchange(step, left, idempotent=False)
 
 
@@ -124,6 +148,7 @@ class AsyncDriver:
     def __init__(self, wire: AsyncWire) -> None:
         self.wire = wire
         self._call_timeout = wire.server.settings.call_timeout
+        self._command_timeout = wire.server.settings.command_timeout
 
     async def run(self, operation: Operation[T]) -> T:
         """See Driver.run."""
@@ -141,7 +166,8 @@ class AsyncDriver:
                             left -= time.monotonic() - started
                     else:
                         answer = await self._take(step, left)
-                        left = self._call_timeout
+                        if isinstance(step, Call | Pause):
+                            left = self._call_timeout
                 except BaseException as error:
                     step = operation.throw(error)
                 else:
@@ -151,9 +177,14 @@ class AsyncDriver:
             return result
 
     async def _exchange(
-        self, batch: Sequence[Command], left: float, idempotent: bool = True
+        self,
+        batch: Sequence[Command],
+        left: float,
+        *,
+        idempotent: bool = True,
+        budgeted: bool = True,
     ) -> list[Any]:
-        budget = time_left()
+        budget = time_left() if budgeted else None
         started = 0.0
         if budget is not None:
             left = min(left, budget.left)
@@ -176,10 +207,15 @@ class AsyncDriver:
             if inspect.iscoroutinefunction(step.function):
                 return await step.function(*step.args, **step.kwargs)
             # A plain function may block for as long as a database takes: not in the event loop.
-            result = await asyncio.to_thread(step.function, *step.args, **step.kwargs)
+            result = await asyncio.to_thread(_called, step)
             return await result if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
+        if isinstance(step, Freeing):
+            return await self._exchange(step, self._call_timeout, budgeted=False)
+        if isinstance(step, Timed):
+            limit = _limit(left, self._command_timeout)
+            return await self._exchange(_timed(step, self.wire.server.now_us(), limit), limit)
         return await self._exchange(step, left, idempotent=False)
 
 
@@ -226,6 +262,10 @@ class Repair:
 
         Raises RedisRefused if one is still an error.
         """
+        if any(isinstance(reply, Exception) for reply in second[: len(self._loads)]):
+            raise refusal(
+                second
+            )  # this user may not load scripts: say that, not that one is missing
         for place, reply in zip(self._places, second[len(self._loads) :], strict=True):
             self._replies[place] = reply
         if any(isinstance(reply, Exception) for reply in self._replies):
@@ -244,6 +284,12 @@ _background_lock = threading.Lock()
 def _in_background_loop(awaitable: Awaitable[Any]) -> Any:
     """Await from a thread: all of a process' in one loop, so that they may share a database pool."""
     global _background
+    if _background is not None and asyncio._get_running_loop() is _background:
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+        raise RuntimeError(
+            "an async loader called a blocking room that has async loaders: use AsyncStillroom in it"
+        )
     with _background_lock:
         if _background is None or _background.is_closed():
             _background = asyncio.new_event_loop()
@@ -255,6 +301,27 @@ def _in_background_loop(awaitable: Awaitable[Any]) -> Any:
 
 async def _finish(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
+
+
+def _called(call: Call) -> Any:
+    """What the function returns. The two exceptions that mean something to generators do not get near one."""
+    try:
+        return call.function(*call.args, **call.kwargs)
+    except (StopIteration, GeneratorExit) as error:
+        raise RuntimeError(f"the loader raised {type(error).__name__}") from error
+
+
+def _limit(left: float, command_timeout: float) -> float:
+    """Seconds until a batch that is sent now is given up."""
+    budget = time_left()
+    return min(left, command_timeout, left if budget is None else budget.left)
+
+
+def _timed(batch: Sequence[Command], now_us: int, limit: float) -> list[Command]:
+    not_after = b"%d" % (now_us + int(limit * 1_000_000))
+    return [
+        tuple(not_after if word is NOT_AFTER else word for word in command) for command in batch
+    ]
 
 
 def _forget_background_loop() -> None:

@@ -7,9 +7,9 @@ import time
 from collections import defaultdict
 
 from stillroom.keys import Keys
-from stillroom.wire import Command
+from stillroom.wire import Command, reset_after_fork
 
-FLUSH_EVERY_MS = 5_000
+FLUSH_EVERY_S = 5.0
 KEPT_SECONDS = 2 * 3600
 QUIET_SECONDS = 30.0  # between two lines that say the same
 
@@ -26,11 +26,16 @@ class Stats:
         self._keys = keys
         self._said: dict[tuple[str, str], float] = {}
         self.counts: defaultdict[str, int] = defaultdict(int)
-        self.due = 0  # server time in ms: flush at the next read after it
+        self.due = 0.0  # time.monotonic(): flush at the next read after it
+        reset_after_fork(self)
+
+    def reset(self) -> None:
+        """Nothing counted: the parent will write down what it counted."""
+        self.counts = defaultdict(int)
 
     def flush(self, now_ms: int) -> list[Command]:
         """The commands that add the counts since the last flush to this minute."""
-        self.due = now_ms + FLUSH_EVERY_MS
+        self.due = time.monotonic() + FLUSH_EVERY_S
         counts, self.counts = self.counts, defaultdict(int)
         if not counts:
             return []

@@ -11,7 +11,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
@@ -28,13 +28,14 @@ from stillroom.cache.loaders import (
     SetOptions,
     TimeOptions,
     recipe_of,
+    several,
 )
 from stillroom.cache.marks import read_clock
-from stillroom.codec import MISS, Codec, Undecodable, Unencodable
+from stillroom.codec import MISS, Codec, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
-from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader, ValueTooLarge
-from stillroom.keys import Keys, sanitized
-from stillroom.operation import Call, Once, Operation, Pause
+from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader
+from stillroom.keys import Keys, pattern, sanitized
+from stillroom.operation import NOT_AFTER, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
     claim_refresh,
@@ -189,8 +190,8 @@ class CacheBody:
             return value
         if recipe.loader is None:
             return (yield from self._refresh_here(name, entry, value, recipe))
-        source = recipe.loader.source(recipe.values)
-        yield from self._ask_for_refreshes([Stale(name, entry, source)])
+        if source := self._source(recipe):
+            yield from self._ask_for_refreshes([Stale(name, entry, source)])
         return value
 
     def loader(self, function: Callable[..., Any], key: str, options: LoaderOptions) -> Loader:
@@ -198,6 +199,7 @@ class CacheBody:
         ttl, swr = self._times(options)
         lease = self._ms("lease", options.get("lease"), self.settings.lease)
         loader = Loader(function, key, options, ttl, swr, lease)
+        self._codec.adapter(loader.type)
         self.loaders.register(loader)
         return loader
 
@@ -218,14 +220,17 @@ class CacheBody:
         """
         name = sanitized(key)
         ttl, swr = self._times(options)
-        rest = self._body(name, value, options.get("type", Any), options.get("tags", ()), b"")
+        rest = self._body(
+            name, value, options.get("type", Any), several(options.get("tags", ())), b""
+        )
         keys = [self._keys.entry(name), self._keys.lease(name), self._keys.clock, self._keys.marks]
         try:
-            (stored,) = yield [put(keys, new_epoch(), self._not_after(), rest, ttl, ttl + swr)]
+            stores = Timed([put(keys, new_epoch(), NOT_AFTER, rest, ttl, ttl + swr)])
+            (stored,) = yield stores
             if not stored:
                 # Too late, and yet its answer is here in time: the server's clock is not where we thought.
                 yield from self._read_server_clock()
-                (stored,) = yield [put(keys, new_epoch(), self._not_after(), rest, ttl, ttl + swr)]
+                (stored,) = yield stores
         except RedisUnavailable as error:
             self._fall_back("set", error)
             return False
@@ -264,8 +269,7 @@ class CacheBody:
         returns. Each read pays for each pattern of the last `life_limit`: a tag is cheaper where one will do.
         Redis away: RedisUnavailable; nothing is promised then.
         """
-        member = b"p:" + sanitized(glob)
-        yield [mark(self._clock_keys(), new_epoch(), member)]
+        yield [mark(self._clock_keys(), new_epoch(), b"p:" + pattern(glob))]
 
     def clear(self) -> Operation[None]:
         """Kill every entry of the namespace: a new epoch begins. O(number of marks).
@@ -298,7 +302,7 @@ class CacheBody:
         held, clock, raw = claimed
         _, freshness = yield from self._judge(raw, name, clock, known)
         if freshness is not Freshness.STALE:  # fresh again, or gone: its next reader loads it
-            yield [release([lease], held)]
+            yield from self._release([(name, held)])
             return self._report(order, "not needed")
         _, stored = yield from self._load_under(name, held, clock, recipe, self._back_off)
         self.stats.counts["refreshes_done"] += stored
@@ -315,13 +319,14 @@ class CacheBody:
             dropped += bite
             if bite < TRIM_BITE - 2:
                 return {"dropped": dropped, "left": left}
+            yield Pause(0)  # others first; and each bite has its own deadline
 
     def undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> Operation[None]:
         """Refreshes could not be sent: free their leases, and let the next stale read ask again."""
         self.stats.counts["refreshes_undelivered"] += len(leases)
-        for name, held in leases:
+        for name, _ in leases:
             self._asked.pop(name, None)
-            yield from self._release(name, held)
+        yield from self._release(leases)
 
     def flush_stats(self) -> Operation[None]:
         """Write the counts of this process down now. Redis away: they are lost."""
@@ -344,13 +349,13 @@ class CacheBody:
 
     def _read(self, keys: Sequence[bytes], known: int) -> Operation[Any]:
         """What is under these keys, and last the clock: one MGET, and whatever rides along with it."""
-        now = self.now_ms()
+        now = time.monotonic()
         batch: list[Command] = [(b"MGET", *keys, self._keys.clock)]
         if riding := known and self._judges.is_moving(now):
             batch.append(self._judges.marks_since(known))
         if housekeeping := now > self.stats.due:
-            batch += [*self.stats.flush(now), (b"TIME",)]
-            asked = time.time_ns()
+            batch += [*self.stats.flush(self.now_ms()), (b"TIME",)]
+            asked = time.monotonic_ns()
         try:
             replies = yield batch
         except RedisRefused as refused:
@@ -361,7 +366,7 @@ class CacheBody:
         found = replies[0]
         if housekeeping and not isinstance(replies[-1], Exception):
             self._server.learn_clock(replies[-1], asked)
-        if riding:
+        if riding and not isinstance(replies[1], Exception):
             self._judges.learn(known, replies[1], (), found[-1])
         return found
 
@@ -428,7 +433,7 @@ class CacheBody:
         if clock is None:
             self.stats.say("waited in vain for another's load", "wait", f"{name[:100]!r}")
             return (yield from self._load_for_myself(recipe))
-        value, _ = yield from self._load_under(name, lease, clock, recipe, self._release)
+        value, _ = yield from self._load_under(name, lease, clock, recipe, self._release_one)
         return value
 
     def _await_turn(
@@ -462,27 +467,30 @@ class CacheBody:
     def _try_lease(
         self, name: bytes, lease: bytes, recipe: Recipe
     ) -> Operation[tuple[bytes | None, Any]]:
+        """→ (the clock before our load, MISS) when won, (None, MISS) when not, (None, value) when it is there."""
         keys = [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
         known = self._judges.synced
         try:
-            (reply,) = yield [lease_load(keys, lease, recipe.lease, new_epoch(), self._not_after())]
-        except RedisUnavailable:
+            (reply,) = yield Timed([lease_load(keys, lease, recipe.lease, new_epoch(), NOT_AFTER)])
+            if reply[0] == LATE:
+                yield from self._read_server_clock()
+            if reply[0] != WON:
+                return None, MISS
+            _, clock, raw, foreign = reply
+            if foreign:
+                self._count_unreadable("key", name, ValueError("not a string"))
+            entry, _ = yield from self._judge(raw, name, clock, known)
+        except GeneratorExit:
             raise
-        except Exception:  # cancelled in the middle: whether the lease was taken, nobody knows
-            yield from self._release(name, lease)
+        except (
+            BaseException
+        ):  # timed out or cancelled in the middle: the lease may be ours all the same
+            yield from self._release([(name, lease)])
             raise
-        if reply[0] == LATE:
-            yield from self._read_server_clock()
-        if reply[0] != WON:
-            return None, MISS
-        _, clock, raw, foreign = reply
-        if foreign:
-            self._count_unreadable("key", name, ValueError("not a string"))
-        entry, _ = yield from self._judge(raw, name, clock, known)
         if entry is None or (value := self._decode(entry, recipe.type)) is MISS:
             return clock, MISS
         yield from self._release(
-            name, lease
+            [(name, lease)]
         )  # another load was done between our look and our lease
         return None, value
 
@@ -516,21 +524,15 @@ class CacheBody:
         self, name: bytes, held: bytes, clock: bytes, recipe: Recipe, value: Any
     ) -> Operation[bool]:
         """Commit, if the lease is still ours. The caller has its value either way."""
-        try:
-            source = recipe.loader.source(recipe.values) if recipe.loader else b""
-            rest = self._body(name, value, recipe.type, recipe.tags(value), source)
-        except (ValueTooLarge, Unencodable) as error:
-            self.stats.counts["not_stored"] += 1
-            self.stats.say(
-                "a loaded value can't be stored", str(type(error)), f"{name[:100]!r}: {error}"
-            )
-            yield from self._release(name, held)
+        rest = self._body_or_none(name, value, recipe)
+        if rest is None:
+            yield from self._release([(name, held)])
             return False
         epoch, seq = read_clock(clock)
         keys = [self._keys.entry(name), self._keys.lease(name)]
         life = recipe.ttl + recipe.swr
         try:
-            (stored,) = yield [commit(keys, held, epoch, seq, rest, recipe.ttl, life)]
+            (stored,) = yield Freeing([commit(keys, held, epoch, seq, rest, recipe.ttl, life)])
         except RedisUnavailable as error:
             self._fall_back("store", error)
             return False
@@ -541,6 +543,31 @@ class CacheBody:
                 "a load was not stored", "lease", f"{name[:100]!r}: {slow}", logging.INFO
             )
         return bool(stored)
+
+    def _body_or_none(self, name: bytes, value: Any, recipe: Recipe) -> bytes | None:
+        """The body of a loaded value, or None if it can't be stored: its caller has it all the same."""
+        try:
+            tags = recipe.tags(value)
+            return self._body(name, value, recipe.type, tags, self._source(recipe))
+        except (
+            Exception
+        ) as error:  # too large, no JSON, a tag that is none, a tag function that failed
+            self.stats.counts["not_stored"] += 1
+            self.stats.say(
+                "a loaded value can't be stored", repr(type(error)), f"{name[:100]!r}: {error}"
+            )
+            return None
+
+    def _source(self, recipe: Recipe) -> bytes:
+        """What a worker needs to load this again; nothing where the arguments have no JSON, such as a session."""
+        if recipe.loader is None:
+            return b""
+        try:
+            return recipe.loader.source(recipe.values)
+        except ValueError as error:
+            why = f"its arguments have no JSON: {error}"
+            self.stats.say(f"no worker can run {recipe.loader.name}", recipe.loader.name, why)
+            return b""
 
     # Refreshing
 
@@ -578,6 +605,9 @@ class CacheBody:
         if held is None:
             return value
         clock = self._judges.clock
+        if not clock:  # this process begins anew: the next reader's turn
+            yield from self._release([(name, held)])
+            return value
         try:
             fresh, _ = yield from self._load_under(name, held, clock, recipe, self._back_off)
         except Exception as error:
@@ -590,12 +620,11 @@ class CacheBody:
         if not stale:
             return []
         lease_ms = int(self.settings.refresh_lease * 1000)
-        not_after = self._not_after()
-        batch = []
+        batch = Timed()
         for one in stale:
             keys = [self._keys.lease(one.name), self._keys.entry(one.name)]
             seen = b"1\t%b\t%d\t%d\t" % (one.entry.epoch, one.entry.stamp, one.entry.fresh_until)
-            batch.append(lease_refresh(keys, new_token(), lease_ms, seen, not_after))
+            batch.append(lease_refresh(keys, new_token(), lease_ms, seen, NOT_AFTER))
         try:
             replies = yield batch
         except RedisUnavailable as error:
@@ -637,11 +666,17 @@ class CacheBody:
 
     # Leases
 
-    def _release(self, name: bytes, held: bytes) -> Operation[None]:
+    def _release(self, leases: Iterable[tuple[bytes, bytes]]) -> Operation[None]:
+        """Free those of these leases (key, value) that are still ours."""
+        batch = Freeing([release([self._keys.lease(name)], held) for name, held in leases])
         try:
-            yield [release([self._keys.lease(name)], held)]
+            if batch:
+                yield batch
         except RedisUnavailable as error:
-            self._fall_back("release", error)  # it runs out by itself
+            self._fall_back("release", error)  # they run out by themselves
+
+    def _release_one(self, name: bytes, held: bytes) -> Operation[None]:
+        yield from self._release([(name, held)])
 
     def _back_off(self, name: bytes, held: bytes) -> Operation[None]:
         self.stats.counts["refresh_errors"] += 1
@@ -649,7 +684,7 @@ class CacheBody:
         jitter = random.randint(500, 1000)
         keys = [self._keys.lease(name)]
         try:
-            yield [back_off(keys, held, first, longest, jitter, FAILURES_KEPT_MS)]
+            yield Freeing([back_off(keys, held, first, longest, jitter, FAILURES_KEPT_MS)])
         except RedisUnavailable as error:
             self._fall_back("back_off", error)
 
@@ -659,9 +694,13 @@ class CacheBody:
         return [self._keys.clock, self._keys.marks, self._keys.globs]
 
     def _recipe(self, load: Callable[[], Any], options: KeepOptions) -> Recipe:
+        given = several(options.get("tags", ()))
+        self._codec.adapter(
+            options.get("type", Any)
+        )  # a type that is none is told before anything is loaded
+
         def tags(value: Any) -> list[str]:
-            given = options.get("tags", ())
-            return [t for tag in given for t in (tag(value) if callable(tag) else [tag])]
+            return [t for tag in given for t in (several(tag(value)) if callable(tag) else [tag])]
 
         ttl, swr = self._times(options)
         lease = int(self.settings.lease * 1000)
@@ -685,18 +724,14 @@ class CacheBody:
     def _ms(self, what: str, seconds: float | None, default: float) -> int:
         if seconds is None:
             seconds = default
-        if not 0 <= seconds < float("inf") or (what == "ttl" and seconds < 0.001):
+        if not 0 <= seconds < float("inf") or (what != "swr" and seconds < 0.001):
             raise ValueError(
-                f"{what}={seconds!r}: a number of seconds, {'from 0.001' if what == 'ttl' else '0 or more'}"
+                f"{what}={seconds!r}: a number of seconds, {'0 or more' if what == 'swr' else 'from 0.001'}"
             )
         return int(seconds * 1000)
 
-    def _not_after(self) -> int:
-        """Server time in µs at which the caller of a batch sent now gives up."""
-        return self._server.now_us() + int(self.settings.command_timeout * 1_000_000)
-
     def _read_server_clock(self) -> Operation[None]:
-        asked = time.time_ns()
+        asked = time.monotonic_ns()
         (reply,) = yield [(b"TIME",)]
         self._server.learn_clock(reply, asked, anew=True)
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
 from stillroom.cache.body import WON, CacheBody, Stale, new_epoch, new_token
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions
+from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions, several
 from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
-from stillroom.errors import RedisUnavailable, StillroomError
+from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
-from stillroom.operation import Call, Operation, Pause
+from stillroom.operation import NOT_AFTER, Call, Freeing, Operation, Pause, Timed
 from stillroom.scripts import commit, lease_load, put
 
 T = TypeVar("T")
@@ -56,14 +56,14 @@ class BulkBody(CacheBody):
         A value or key that can't be stored raises before anything is sent. Redis away: False for all.
         """
         ttl, swr = self._times(options)
-        tags, kind = options.get("tags", ()), options.get("type", Any)
+        tags, kind = several(options.get("tags", ())), options.get("type", Any)
         names = {key: sanitized(key) for key in values}
         rests = [self._body(names[key], value, kind, tags, b"") for key, value in values.items()]
-        epoch, not_after = new_epoch(), self._not_after()
-        batch = [
-            put(self._entry_keys(name), epoch, not_after, rest, ttl, ttl + swr)
+        epoch = new_epoch()
+        batch = Timed(
+            put(self._entry_keys(name), epoch, NOT_AFTER, rest, ttl, ttl + swr)
             for name, rest in zip(names.values(), rests, strict=True)
-        ]
+        )
         stored = yield from self._each("set_many", batch)
         return {key: reply == 1 for key, reply in zip(names, stored, strict=True)}
 
@@ -164,7 +164,11 @@ class BulkBody(CacheBody):
         mine = {key: one for key, one in stale.items() if self._may_ask(one.name, one.entry)}
         leases = yield from self._lease_refreshes(list(mine.values()))
         clock = self._judges.clock
-        return {key: Turn(lease, clock) for key, lease in zip(mine, leases, strict=True) if lease}
+        turns = {key: Turn(lease, clock) for key, lease in zip(mine, leases, strict=True) if lease}
+        if clock:
+            return turns
+        yield from self._release((stale[key].name, turn.lease) for key, turn in turns.items())
+        return {}  # this process begins anew: the next reader's turn
 
     def _load_missing(
         self,
@@ -204,24 +208,35 @@ class BulkBody(CacheBody):
         """(the keys whose load is ours, the values that others have stored since we looked)."""
         if not missing:
             return {}, {}
-        known, not_after, epoch = self._judges.synced, self._not_after(), new_epoch()
-        leases = [b"load.%b" % new_token() for _ in missing]
-        replies = yield [
-            lease_load(self._lease_keys(name), lease, recipe.lease, epoch, not_after)
-            for name, lease in zip(missing.values(), leases, strict=True)
-        ]
-        turns: dict[str, Turn] = {}
+        known, epoch = self._judges.synced, new_epoch()
+        leases = {key: b"load.%b" % new_token() for key in missing}
+        try:
+            replies = yield Timed(
+                lease_load(self._lease_keys(name), leases[key], recipe.lease, epoch, NOT_AFTER)
+                for key, name in missing.items()
+            )
+            won = {
+                key: reply for key, reply in zip(missing, replies, strict=True) if reply[0] == WON
+            }
+            values = yield from self._already_there(won, missing, recipe, known)
+        except GeneratorExit:
+            raise
+        except BaseException:  # timed out or cancelled in the middle: some may be ours all the same
+            yield from self._release((missing[key], lease) for key, lease in leases.items())
+            raise
+        yield from self._release((missing[key], leases[key]) for key in values)
+        return {key: Turn(leases[key], won[key][1]) for key in won if key not in values}, values
+
+    def _already_there(
+        self, won: Mapping[str, Any], missing: Mapping[str, bytes], recipe: Recipe, known: int
+    ) -> Operation[dict[str, Any]]:
+        """The values that others have stored between our look and our leases."""
         values: dict[str, Any] = {}
-        for (key, name), lease, reply in zip(missing.items(), leases, replies, strict=True):
-            if reply[0] != WON:
-                continue
-            entry, _ = yield from self._judge(reply[2], name, reply[1], known)
-            if entry is None or (value := self._decode(entry, recipe.type)) is MISS:
-                turns[key] = Turn(lease, reply[1])
-            else:
+        for key, (_, clock, raw, _) in won.items():
+            entry, _ = yield from self._judge(raw, missing[key], clock, known)
+            if entry is not None and (value := self._decode(entry, recipe.type)) is not MISS:
                 values[key] = value
-                yield from self._release(name, lease)
-        return turns, values
+        return values
 
     def _load_turns(
         self,
@@ -231,34 +246,27 @@ class BulkBody(CacheBody):
         recipe: Recipe,
     ) -> Operation[dict[str, Any]]:
         """Call the loader for these keys and store what it gives, each under its own lease."""
+        leases = {key: (names[key], turn.lease) for key, turn in turns.items()}
         try:
-            loaded: Mapping[str, Any] = yield Call(load_many, [list(turns)])
+            loaded = _mapping((yield Call(load_many, [list(turns)])))
         except GeneratorExit:
             raise
         except BaseException:
             self.stats.counts["load_errors"] += 1
-            yield from self._free(turns, names)
+            yield from self._release(leases.values())
             raise
         self.stats.counts["loads"] += 1
-        yield from self._free(
-            {key: turn for key, turn in turns.items() if key not in loaded}, names
-        )
         wanted = {key: loaded[key] for key in turns if key in loaded}
-        batch = []
-        for key, value in wanted.items():
-            try:
-                rest = self._body(names[key], value, recipe.type, recipe.tags(value), b"")
-            except StillroomError as error:
-                self.stats.counts["not_stored"] += 1
-                self.stats.say(
-                    "a loaded value can't be stored", str(type(error)), f"{key[:100]!r}: {error}"
-                )
-                yield from self._release(names[key], turns[key].lease)
-                continue
-            epoch, seq = read_clock(turns[key].clock)
-            keys = [self._keys.entry(names[key]), self._keys.lease(names[key])]
-            life = recipe.ttl + recipe.swr
-            batch.append(commit(keys, turns[key].lease, epoch, seq, rest, recipe.ttl, life))
+        rests = {
+            key: self._body_or_none(names[key], value, recipe) for key, value in wanted.items()
+        }
+        batch, life = Freeing(), recipe.ttl + recipe.swr
+        for key, rest in rests.items():
+            if rest is not None:
+                epoch, seq = read_clock(turns[key].clock)
+                keys = [self._keys.entry(names[key]), self._keys.lease(names[key])]
+                batch.append(commit(keys, turns[key].lease, epoch, seq, rest, recipe.ttl, life))
+        yield from self._release(lease for key, lease in leases.items() if rests.get(key) is None)
         stored = yield from self._each("store", batch)
         self.stats.counts["leases_lost"] += sum(reply == 0 for reply in stored)
         return wanted
@@ -304,13 +312,9 @@ class BulkBody(CacheBody):
         self, keys: list[str], load_many: Callable[[list[str]], Any]
     ) -> Operation[dict[str, Any]]:
         """Load without storing."""
-        loaded: Mapping[str, Any] = (yield Call(load_many, [keys])) if keys else {}
+        loaded = _mapping((yield Call(load_many, [keys])) if keys else {})
         self.stats.counts["loads"] += 1
         return {key: loaded[key] for key in keys if key in loaded}
-
-    def _free(self, turns: Mapping[str, Turn], names: Mapping[str, bytes]) -> Operation[None]:
-        for key, turn in turns.items():
-            yield from self._release(names[key], turn.lease)
 
     def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
         """The replies to a batch, in which each command fails for itself: None is a failure."""
@@ -328,3 +332,9 @@ class BulkBody(CacheBody):
 
     def _lease_keys(self, name: bytes) -> list[bytes]:
         return [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
+
+
+def _mapping(loaded: Any) -> Mapping[str, Any]:
+    if not isinstance(loaded, Mapping):
+        raise TypeError(f"load_many gives a mapping of keys to values, not {type(loaded).__name__}")
+    return loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from stillroom.cache.entry import Entry, Freshness
@@ -11,7 +12,7 @@ from stillroom.keys import Keys
 from stillroom.operation import Operation
 from stillroom.wire import Command, reset_after_fork
 
-MOVING_MS = 1_000  # after the clock moved, the marks ride along with each read for this long
+MOVING_S = 1.0  # after the clock moved, the marks ride along with each read for this long
 
 _GRADES = {Verdict.SOFT: Freshness.STALE, Verdict.DEAD: Freshness.DEAD, Verdict.ASK: None}
 
@@ -24,7 +25,7 @@ class Judge:
         self._now_ms = now_ms
         self._limit = limit
         self._marks = Marks()
-        self._moving_until = 0  # server ms
+        self._moving_until = 0.0  # time.monotonic()
         self.reset()
         reset_after_fork(self)
 
@@ -42,9 +43,9 @@ class Judge:
         """The clock up to which the marks are complete."""
         return self._marks.clock
 
-    def is_moving(self, now_ms: int) -> bool:
+    def is_moving(self, now: float) -> bool:
         """Whether invalidations are so frequent that the marks had better ride along with the read."""
-        return now_ms < self._moving_until
+        return now < self._moving_until
 
     def marks_since(self, synced: int) -> Command:
         """The command that brings the newer marks, the newest first."""
@@ -101,7 +102,7 @@ class Judge:
         # From the beginning, in another epoch and where the clock went back: a failover that lost some.
         since = marks.synced if marks.epoch == epoch and seq >= known else 0
         if since:
-            self._moving_until = self._now_ms() + MOVING_MS
+            self._moving_until = time.monotonic() + MOVING_S
         if since:
             (rows,) = yield [self.marks_since(since)]
             return self.learn(since, rows, (), clock) or Marks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Any, NamedTuple, TypeAlias, get_type_hints
@@ -59,11 +60,14 @@ class Recipe(NamedTuple):
     values: Mapping[str, Any] = {}
 
 
+_NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
+
+
 class Template:
     """`product:{id}`: text with the names of parameters in braces.
 
-    Two different sets of arguments never make the same text: in each value but the last, the character
-    that ends it in the template is written as %XX.
+    Arguments whose texts differ never make the same key: in each value but the last, the character that ends it
+    in the template is written as %XX. (7 and "7" have the same text.)
     """
 
     def __init__(self, text: str, parameters: Sequence[str]) -> None:
@@ -137,18 +141,27 @@ class Loader:
         self.function = function
         self.name = options.get("name") or function.__name__
         self._signature = inspect.signature(function)
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"{self.name!r}: a loader's name has 1 to 200 letters, digits or any of _ . : -"
+            )
         self._names = _plain_parameters(self._signature, self.name)
         hints = _hints(function, self.name)
         self.type = options.get("type", hints.get("return", Any))
         self._template = Template(key, self._names)
         self._tags = [
-            t if callable(t) else Template(t, self._names) for t in options.get("tags", ())
+            t if callable(t) else Template(t, self._names) for t in several(options.get("tags", ()))
         ]
         self._defaults = {
             n: p.default for n, p in self._signature.parameters.items() if p.default is not p.empty
         }
         self._arguments = _arguments_type(self._signature, hints, self.name)
         self._times = ttl_ms, swr_ms, lease_ms
+
+    @property
+    def template(self) -> str:
+        """The template of its key."""
+        return self._template.text
 
     def values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by name, defaults filled in. Raises TypeError as the call itself would."""
@@ -176,7 +189,7 @@ class Loader:
                 if isinstance(tag, Template):
                     found.append(tag.fill(values))
                 else:
-                    found.extend(tag(value))
+                    found.extend(several(tag(value)))
             return found
 
         return tags
@@ -206,6 +219,11 @@ class Loaders:
     def register(self, loader: Loader) -> None:
         if loader.name in self._by_name:
             raise ValueError(f"a loader named {loader.name!r} exists already; give this one name=…")
+        for other in self._by_name.values():
+            if other.template == loader.template:
+                raise ValueError(
+                    f"{loader.name}: the loader {other.name!r} has the key {loader.template!r}"
+                )
         self._by_name[loader.name] = loader
 
     def adopt(self, others: Loaders) -> None:
@@ -234,6 +252,11 @@ def recipe_of(order: RefreshOrder, loaders: Loaders) -> Recipe:
     """What an order asks for. Raises UnknownLoader or BadArguments."""
     loader = loaders[order.loader]
     return loader.recipe(loader.validated(order.args))
+
+
+def several(tags: Any) -> Sequence[Any]:
+    """Tags as they were meant: one text is one tag, not as many as it has letters."""
+    return [tags] if isinstance(tags, str) or callable(tags) else list(tags)
 
 
 def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:

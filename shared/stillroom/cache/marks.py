@@ -16,6 +16,7 @@ from enum import Enum
 
 from stillroom.cache.entry import Entry
 from stillroom.cache.glob import compile_glob
+from stillroom.keys import original
 
 GLOBS_LIMIT = 2_000  # more than are ever kept in Redis (lua/mark.lua)
 NEWEST = b"~"  # its score is the clock's seq: marks without it are not the whole story
@@ -84,7 +85,8 @@ class Marks:
         return Verdict.SOFT if soft else Verdict.ALIVE
 
     def _is_named_by_glob(self, key: bytes, stamp: int) -> bool:
-        return any(seq > stamp and matches(key) for seq, matches in list(self.globs.values()))
+        written = original(key)
+        return any(seq > stamp and matches(written) for seq, matches in list(self.globs.values()))
 
     def learn_glob(self, glob: bytes, seq: int) -> None:
         known, _ = self.globs.get(glob, (0, None))

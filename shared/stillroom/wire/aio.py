@@ -7,13 +7,14 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import hiredis
 
 from stillroom.errors import RedisUnavailable
 from stillroom.wire.breaker import Breaker
-from stillroom.wire.outcome import checked, judged, refusal
-from stillroom.wire.server import Command, ReplyError, Server, pack
+from stillroom.wire.outcome import checked, greeted, judged
+from stillroom.wire.server import Command, Server, pack
 from stillroom.wire.sync import Wire
 
 _READ_SIZE = 64 * 1024
@@ -34,19 +35,18 @@ class AsyncLink:
         self.used = False
 
     @classmethod
-    async def open(cls, server: Server) -> AsyncLink:
-        """Connect, and learn the server's clock."""
+    async def open(cls, server: Server, left: float) -> AsyncLink:
+        """Connect, say who we are, and learn the server's clock, all in `left` seconds."""
+        deadline = time.monotonic() + left
         connection = server.async_connection()
-        settings = server.settings
-        async with asyncio.timeout(settings.connect_timeout + settings.command_timeout):
+        async with asyncio.timeout(min(left, server.settings.connect_timeout)):
             await connection.connect()
         link = cls(connection)
         try:
-            asked = time.time_ns()
-            (reply,) = await link.exchange(pack([(b"TIME",)]), 1, settings.command_timeout)
-            if isinstance(reply, ReplyError):
-                raise refusal([reply])
-            server.learn_clock(reply, asked)
+            asked = time.monotonic_ns()
+            packed = pack(server.handshake)
+            rest = deadline - time.monotonic()
+            greeted(await link.exchange(packed, len(server.handshake), rest), server, asked)
         except BaseException:
             link.close()
             raise
@@ -91,80 +91,49 @@ class AsyncLink:
         self._transport.abort()
 
 
-class AsyncWire:
-    """Batches to one server, from one event loop at a time. Cancelling a call closes its connection."""
+class _Pool:
+    """The connections of one event loop."""
 
     def __init__(self, server: Server) -> None:
-        self.server = server
+        self._server = server
         self._settings = server.settings
-        self.for_threads = Wire(server)  # the prober's, and whoever has no event loop
-        self.breaker: Breaker = self.for_threads.breaker
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: list[AsyncLink] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._open = 0
+        self.open = 0
 
-    @property
-    def connections(self) -> int:
-        """How many are open now."""
-        return self._open
-
-    async def execute(
-        self, commands: Sequence[Command], left: float, *, idempotent: bool = True
-    ) -> list[Any]:
-        """See Wire.execute."""
-        if self.breaker.is_open:
-            raise RedisUnavailable("breaker", self.breaker.reason)
-        if left <= 0:
-            raise RedisUnavailable("budget")
-        if self._loop is not asyncio.get_running_loop():
-            self._move()
-        packed = pack(commands)
-        try:
-            link = await self._lease(left, check=not idempotent)
-            try:
-                replies = await self._exchange(link, packed, len(commands), left)
-            except (OSError, EOFError) as error:
-                if isinstance(error, TimeoutError) or not (link.used and idempotent):
-                    raise
-                self._discard_idle()
-                link = await self._open_link()
-                replies = await self._exchange(link, packed, len(commands), left)
-        except BaseException as error:
-            raise judged(error, self.breaker) from None
-        self._idle.append(link)
-        self._wake_one()
-        return checked(replies, self.breaker)
-
-    async def _exchange(self, link: AsyncLink, packed: bytes, count: int, left: float) -> list[Any]:
-        try:
-            replies = await link.exchange(packed, count, min(left, self._settings.command_timeout))
-        except BaseException:
-            self._drop(link)
-            raise
-        link.used = True
-        return replies
-
-    async def _lease(self, left: float, *, check: bool) -> AsyncLink:
+    async def lease(self, left: float, *, check: bool) -> AsyncLink:
         while True:
             if not self._idle:
-                if self._open < self._settings.pool_size:
-                    return await self._open_link()
+                if self.open < self._settings.pool_size:
+                    return await self.open_link(left)
                 await self._await_idle(left)
                 continue
             link = self._idle.pop()
             if not check or link.is_alive():
                 return link
-            self._drop(link)
+            self.drop(link)
 
-    async def _open_link(self) -> AsyncLink:
-        self._open += 1
+    async def open_link(self, left: float) -> AsyncLink:
+        self.open += 1
         try:
-            return await AsyncLink.open(self.server)
+            return await AsyncLink.open(self._server, left)
         except BaseException:
-            self._open -= 1
+            self.open -= 1
             self._wake_one()
             raise
+
+    def give_back(self, link: AsyncLink) -> None:
+        self._idle.append(link)
+        self._wake_one()
+
+    def drop(self, link: AsyncLink) -> None:
+        self.open -= 1
+        link.close()
+        self._wake_one()
+
+    def discard_idle(self) -> None:
+        while self._idle:
+            self.drop(self._idle.pop())
 
     async def _await_idle(self, left: float) -> None:
         freed = asyncio.get_running_loop().create_future()
@@ -183,28 +152,81 @@ class AsyncWire:
                 freed.set_result(None)
                 return
 
-    def _drop(self, link: AsyncLink) -> None:
-        self._open -= 1
-        link.close()
-        self._wake_one()
 
-    def _discard_idle(self) -> None:
-        while self._idle:
-            self._drop(self._idle.pop())
+class AsyncWire:
+    """Batches to one server, from any event loop: each has connections of its own.
 
-    def _move(self) -> None:
-        """Another event loop runs now: the connections belong to the one before, which has ended."""
-        self._loop = asyncio.get_running_loop()
-        self._idle.clear()
-        self._waiting.clear()
-        self._open = 0
+    Cancelling a call closes its connection.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._settings = server.settings
+        self.for_threads = Wire(server)  # the prober's, and whoever has no event loop
+        self.breaker: Breaker = self.for_threads.breaker
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        # The last loop and its pool, as one value: two loops may run in two threads.
+        self._current: tuple[asyncio.AbstractEventLoop | None, _Pool] = None, _Pool(server)
+
+    @property
+    def connections(self) -> int:
+        """How many are open now, in all event loops."""
+        return sum(pool.open for pool in self._pools.values())
+
+    async def execute(
+        self, commands: Sequence[Command], left: float, *, idempotent: bool = True
+    ) -> list[Any]:
+        """See Wire.execute."""
+        if self.breaker.is_open:
+            raise RedisUnavailable("breaker", self.breaker.reason)
+        if left <= 0:
+            raise RedisUnavailable("budget")
+        packed = pack(commands)
+        pool = self._pool()
+        started = time.monotonic()
+        try:
+            link = await pool.lease(left, check=not idempotent)
+            try:
+                if not link.used:
+                    left -= time.monotonic() - started
+                replies = await self._exchange(pool, link, packed, len(commands), left)
+            except (OSError, EOFError) as error:
+                if isinstance(error, TimeoutError) or not (link.used and idempotent):
+                    raise
+                pool.discard_idle()
+                left -= time.monotonic() - started
+                link = await pool.open_link(left)
+                replies = await self._exchange(pool, link, packed, len(commands), left)
+        except BaseException as error:
+            raise judged(error, self.breaker) from None
+        pool.give_back(link)
+        return checked(replies, self.breaker)
+
+    async def _exchange(
+        self, pool: _Pool, link: AsyncLink, packed: bytes, count: int, left: float
+    ) -> list[Any]:
+        try:
+            replies = await link.exchange(packed, count, min(left, self._settings.command_timeout))
+        except BaseException:
+            pool.drop(link)
+            raise
+        link.used = True
+        return replies
+
+    def _pool(self) -> _Pool:
+        loop = asyncio.get_running_loop()
+        last, pool = self._current
+        if last is not loop:
+            pool = self._pools.setdefault(loop, _Pool(self.server))
+            self._current = loop, pool
+        return pool
 
     def ping(self) -> None:
         """See Wire.ping; blocks, so it is for start-up."""
         self.for_threads.ping()
 
     async def close(self) -> None:
-        """Close every idle connection and end the prober. The wire can be used again."""
+        """Close this loop's idle connections and end the prober. The wire can be used again."""
         self.for_threads.close()
-        self._discard_idle()
+        self._pool().discard_idle()
         await asyncio.sleep(0)  # the event loop closes an aborted socket in its next round

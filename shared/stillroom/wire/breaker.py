@@ -64,15 +64,19 @@ class Breaker:
         )
 
     def _open(self, error: RedisUnavailable) -> None:
+        stop = threading.Event()
+        watch = threading.Thread(
+            target=self._watch, args=(stop,), name=f"probe {self._name}", daemon=True
+        )
+        try:
+            watch.start()
+        except RuntimeError:  # no more threads: nobody would close it again, so it stays closed
+            return
+        self._stop = stop
         self.is_open = True
         self.down_since = time.time()
         self.reason = error.reason
         log.error("%s is away: %s; calls fall back until it answers", self._name, error)
-        self._stop = threading.Event()
-        watch = threading.Thread(
-            target=self._watch, args=(self._stop,), name=f"probe {self._name}", daemon=True
-        )
-        watch.start()
 
     def _watch(self, stop: threading.Event) -> None:
         began = time.monotonic()

@@ -11,7 +11,7 @@ import hiredis
 import redis
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.breaker import Breaker
-from stillroom.wire.server import ReplyError
+from stillroom.wire.server import ReplyError, Server
 
 # Error replies that mean the server can't serve anybody right now; they count toward the breaker.
 AWAY = {"loading", "masterdown", "busy", "clusterdown", "tryagain"}
@@ -46,6 +46,16 @@ def refusal(replies: Sequence[Any]) -> RedisRefused:
     text = str(next(reply for reply in replies if isinstance(reply, ReplyError)))
     code, _, detail = text.partition(" ")
     return RedisRefused(code, detail, replies)
+
+
+def greeted(replies: Sequence[Any], server: Server, asked_ns: int) -> None:
+    """Take in the replies to a handshake. Raises RedisUnavailable."""
+    if any(isinstance(reply, ReplyError) for reply in replies):
+        refused = refusal(replies)
+        if refused.reason in ("wrongpass", "noauth") or "AUTH" in refused.detail:
+            raise RedisUnavailable("auth", refused.detail)
+        raise refused
+    server.learn_clock(replies[-1], asked_ns)
 
 
 def unavailable(error: BaseException) -> RedisUnavailable | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import hiredis
@@ -36,20 +36,24 @@ class Server:
         pool = redis.ConnectionPool.from_url(
             url,
             protocol=2,
-            socket_timeout=settings.command_timeout,
+            socket_timeout=settings.connect_timeout,
             socket_connect_timeout=settings.connect_timeout,
             driver_info=None,
             health_check_interval=0,
         )
-        self._options: dict[str, Any] = {"password": settings.password, **pool.connection_kwargs}
+        self._options: dict[str, Any] = dict(pool.connection_kwargs)
+        self.handshake = _handshake({"password": settings.password, **self._options})
         self._connection_class = pool.connection_class
-        self._clock_offset_ns = 0
+        self._clock_offset_ns = time.time_ns() - time.monotonic_ns()  # until the first connection
         self._clock_error_ns = 0
-        self._clock_read_ns = 0
+        self._clock_read_ns = -CLOCK_GOOD_FOR_NS
 
-    def connection(self) -> Any:
-        """A new redis-py connection, not yet connected."""
-        return self._connection_class(retry=Retry(NoBackoff(), 0), **self._options)
+    def connection(self, seconds: float) -> Any:
+        """A new redis-py connection that will connect (TCP, TLS, socket) and no more, each in so many seconds."""
+        options = self._options | {"socket_connect_timeout": seconds, "socket_timeout": seconds}
+        return self._connection_class(
+            retry=Retry(NoBackoff(), 0), redis_connect_func=_connected, **options
+        )
 
     def async_connection(self) -> Any:
         """The same for asyncio."""
@@ -58,21 +62,23 @@ class Server:
             redis.UnixDomainSocketConnection: redis.asyncio.UnixDomainSocketConnection,
         }
         kind = kinds.get(self._connection_class, redis.asyncio.Connection)
-        return kind(retry=redis.asyncio.retry.Retry(NoBackoff(), 0), **self._options)
+        retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+        return kind(retry=retry, redis_connect_func=_connected, **self._options)
 
     def now_ms(self) -> int:
         """The server's clock, in ms since 1970, as well as this process knows it."""
-        return (time.time_ns() + self._clock_offset_ns) // 1_000_000
+        return (time.monotonic_ns() + self._clock_offset_ns) // 1_000_000
 
     def now_us(self) -> int:
-        return (time.time_ns() + self._clock_offset_ns) // 1_000
+        return (time.monotonic_ns() + self._clock_offset_ns) // 1_000
 
     def learn_clock(self, reply: Sequence[bytes], asked_ns: int, *, anew: bool = False) -> None:
-        """Take in a reply to TIME: exact to half its round trip, so slow ones are used only for want of better.
+        """Take in a reply to TIME that was asked for at `asked_ns` (time.monotonic_ns()).
 
-        `anew`: what was known is wrong, the server's clock has stepped.
+        It is exact to half its round trip, so slow ones are used only for want of better. `anew`: what was known is
+        wrong, the server's clock has stepped. This machine's wall clock may step as it likes: it is not looked at.
         """
-        answered_ns = time.time_ns()
+        answered_ns = time.monotonic_ns()
         round_trip = answered_ns - asked_ns
         outdated = anew or answered_ns - self._clock_read_ns > CLOCK_GOOD_FOR_NS
         if outdated or round_trip <= 2 * self._clock_error_ns:
@@ -80,6 +86,21 @@ class Server:
             self._clock_offset_ns = server_ns - (asked_ns + answered_ns) // 2
             self._clock_error_ns = max(round_trip, 50_000)
             self._clock_read_ns = answered_ns
+
+
+def _connected(_: Any) -> None:
+    """Instead of redis-py's handshake, which is a round trip for each of its commands."""
+
+
+def _handshake(options: Mapping[str, Any]) -> list[Command]:
+    """What a new connection says first, in one batch: who it is, which database, and what time it is there."""
+    commands: list[Command] = []
+    if password := options.get("password"):
+        username = options.get("username")
+        commands.append(("AUTH", username, password) if username else ("AUTH", password))
+    if database := options.get("db"):
+        commands.append(("SELECT", str(database)))
+    return [*commands, ("TIME",)]
 
 
 def pack(commands: Sequence[Command]) -> bytes:

@@ -15,7 +15,7 @@ import hiredis
 from stillroom.errors import RedisUnavailable
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.forks import reset_after_fork
-from stillroom.wire.outcome import checked, judged, refusal, unavailable
+from stillroom.wire.outcome import checked, greeted, judged, refusal, unavailable
 from stillroom.wire.server import Command, ReplyError, Server, pack
 
 _READ_SIZE = 16 * 1024
@@ -38,19 +38,23 @@ class Link:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._connection = server.connection()
         self._reader: Any = hiredis.Reader()  # its stubs do not know that it reads buffers
         self._buffer = bytearray(_READ_SIZE)
         self._patience = server.settings.command_timeout
+        self._connection: Any = None
         self.used = False
 
-    def open(self) -> None:
-        """Connect, and learn the server's clock."""
+    def open(self, left: float) -> None:
+        """Connect, say who we are, and learn the server's clock, all in `left` seconds (but for a slow DNS)."""
+        deadline = time.monotonic() + left
+        self._connection = self._server.connection(min(left, self._server.settings.connect_timeout))
         self._connection.connect()
         self._socket = self._connection._get_socket()
+        self._shorten(deadline)
+        asked = time.monotonic_ns()
+        handshake = self._server.handshake
+        greeted(self.exchange(pack(handshake), len(handshake), deadline), self._server, asked)
         self._socket.settimeout(self._patience)
-        asked = time.time_ns()
-        self._server.learn_clock(self.ask((b"TIME",)), asked)
 
     def ask(self, command: Command) -> Any:
         """The reply to one command. Raises RedisRefused."""
@@ -95,6 +99,8 @@ class Link:
 
     def limit(self, seconds: float) -> None:
         """Be less patient than usual, for this exchange."""
+        if seconds <= 0:
+            raise TimeoutError
         self._socket.settimeout(seconds)
 
     def unlimit(self) -> None:
@@ -113,7 +119,8 @@ class Link:
         return False
 
     def close(self) -> None:
-        self._connection.disconnect()
+        if self._connection is not None:
+            self._connection.disconnect()
 
 
 class Wire:
@@ -157,27 +164,29 @@ class Wire:
         try:
             link = self._lease(left, check=not idempotent)
             try:
-                replies = self._exchange(link, packed, len(commands), started, left)
+                if not link.used:
+                    left -= time.monotonic() - started
+                replies = self._exchange(link, packed, len(commands), left)
             except (OSError, EOFError) as error:
                 if isinstance(error, TimeoutError) or not (link.used and idempotent):
                     raise
                 self._discard_idle()
-                link = self._open_link() or self._await_idle(left)
-                replies = self._exchange(link, packed, len(commands), started, left)
+                left -= time.monotonic() - started
+                link = self._open_link(left) or self._await_idle(left)
+                replies = self._exchange(link, packed, len(commands), left)
         except BaseException as error:
             raise judged(error, self.breaker) from None
         self._idle.put(link)
         return checked(replies, self.breaker)
 
-    def _exchange(
-        self, link: Link, packed: bytes, count: int, started: float, left: float
-    ) -> list[Any]:
+    def _exchange(self, link: Link, packed: bytes, count: int, left: float) -> list[Any]:
         patience = self._settings.command_timeout
         hurried = left < patience
         try:
             if hurried:
                 link.limit(left)
-            replies = link.exchange(packed, count, started + (left if hurried else patience))
+            deadline = time.monotonic() + (left if hurried else patience)
+            replies = link.exchange(packed, count, deadline)
         except BaseException:
             # Whatever it was, unread replies may follow on this connection: nobody may use it again.
             self._drop(link)
@@ -192,12 +201,12 @@ class Wire:
             try:
                 link = self._idle.get_nowait()
             except queue.Empty:
-                return self._open_link() or self._await_idle(left)
+                return self._open_link(left) or self._await_idle(left)
             if not check or link.is_alive():
                 return link
             self._drop(link)
 
-    def _open_link(self) -> Link | None:
+    def _open_link(self, left: float) -> Link | None:
         """A new connection, or None if there are as many as there may be."""
         link = Link(self.server)
         with self._lock:
@@ -205,7 +214,7 @@ class Wire:
                 return None
             self._links.add(link)
         try:
-            link.open()
+            link.open(left)
         except BaseException:
             self._drop(link)
             raise
@@ -235,7 +244,7 @@ class Wire:
         """One PING on a connection of its own, whatever the breaker says. Raises RedisUnavailable."""
         link = Link(self.server)
         try:
-            link.open()
+            link.open(self._settings.connect_timeout + self._settings.command_timeout)
             link.ask((b"PING",))
         except Exception as error:
             raise unavailable(error) or error from None
