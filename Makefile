@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 .PHONY: help demo test check bench up clean
 
 help:  ## This list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run  ## The main job on an embedded server, told with timings; ends by itself
 	$(BIN)/stillroom demo

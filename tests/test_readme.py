@@ -84,7 +84,14 @@ def test_the_python_examples_run_and_send_what_they_say(monkeypatch: pytest.Monk
                     assert all(map(matches, sent, claimed)), (source, sent)
                     checked += len(claimed)
         assert checked >= 9
-        assert asyncio.run(names["page"](8)).name == "Plum jam"
+
+        async def page() -> Any:
+            try:
+                return await names["page"](8)
+            finally:
+                await names["async_room"].close()
+
+        assert asyncio.run(page()).name == "Plum jam"
         names["room"].close()
 
 

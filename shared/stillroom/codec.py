@@ -65,8 +65,10 @@ class Codec:
             packed = zlib.compress(text, 1)
             if len(packed) < len(text):
                 codec, payload = ZLIB, packed
-        if len(payload) > self._value_limit or len(text) > self._decoded_limit:
-            raise ValueTooLarge(max(len(payload), len(text)), self._value_limit)
+        if len(text) > self._decoded_limit:
+            raise ValueTooLarge(len(text), self._decoded_limit)
+        if len(payload) > self._value_limit:
+            raise ValueTooLarge(len(payload), self._value_limit)
         return codec, payload
 
     def decode(self, codec: bytes, payload: bytes, type: Any = Any) -> Any:

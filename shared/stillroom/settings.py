@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,20 +33,38 @@ URL_OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses"
 
 
 def _redis_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES or "://" not in url:
         raise ValueError(f"a Redis URL starts with one of {', '.join(s + '://' for s in SCHEMES)}")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port, parts.hostname
+    except ValueError:
+        raise ValueError(
+            "it can't be read; # ? / [ ] in a password are written as %23 %3F %2F %5B %5D"
+        ) from None
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("its password holds a # ? or /, which are written as %23 %3F %2F in a URL")
     for option in parse_qs(parts.query):
         if any(word in option for word in URL_OPTIONS_REFUSED):
             raise ValueError(f"the option {option!r} does not belong in a URL: it has its setting")
     return url
 
 
+def _broker_url(url: str) -> str:
+    """A Redis URL is checked like one; other brokers' are kombu's to read."""
+    return _redis_url(url) if url.partition("://")[0] in SCHEMES and ";" not in url else url
+
+
 def _words(value: object) -> object:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
+# What Kubernetes puts into every pod for a Service that is called stillroom.
+_INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
+
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 
@@ -65,7 +84,7 @@ class Settings(BaseSettings):
     redis_url: RedisUrl = Field("redis://redis:6379", alias="REDIS_URL")
     redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")
     cache_url: RedisUrl | None = None  # default: redis_url
-    broker_url: str | None = None  # default: redis_url; any broker kombu speaks
+    broker_url: BrokerUrl | None = None  # default: redis_url; any broker kombu speaks
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
 
     # Starting up: patient, and says so.
@@ -123,6 +142,8 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("REDIS_PASSWORD") == "":  # set to nothing is not set
+            values = {name: value for name, value in values.items() if name != "REDIS_PASSWORD"}
         path = os.environ.get("REDIS_PASSWORD_FILE")
         if not path or "redis_password" in values:
             return values
@@ -154,7 +175,7 @@ class Settings(BaseSettings):
     @property
     def broker(self) -> str:
         """The broker's URL for Celery, the password filled in where the URL has none."""
-        return _with_password(self.broker_url or self.redis_url, self.password)
+        return _for_broker(self.broker_url or self.redis_url, self.password)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -162,26 +183,38 @@ class Settings(BaseSettings):
 
 
 def redact(url: str) -> str:
-    """The URL without its password, for logs and errors.
+    """The URL, or a broker's several, without passwords, for logs and errors.
 
     >>> redact("redis://app:secret@cache:6379/0")
     'redis://app:***@cache:6379/0'
+    >>> redact("unix:///run/redis.sock?password=secret;redis://:other@b")
+    'unix:///run/redis.sock?password=***;redis://:***@b'
     """
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user, host = parts.username or "", parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
+    return ";".join(_redact_one(one) for one in url.split(";"))
 
 
-def _with_password(url: str, password: str | None) -> str:
+def _redact_one(url: str) -> str:
+    scheme, mark, rest = url.rpartition("://")
+    before, at, after = rest.rpartition("@")
+    user = before.partition(":")[0] + ":***" if ":" in before or not mark else before
+    return re.sub(r"(password=)[^&#]*", r"\1***", f"{scheme}{mark}{user if at else ''}{at}{after}")
+
+
+def _for_broker(url: str, password: str | None) -> str:
+    """A Redis URL as kombu reads it, the password filled in where it has none."""
     parts = urlsplit(url)
-    if not password or parts.password or parts.scheme not in SCHEMES:
+    if parts.scheme not in SCHEMES:
         return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(
-        parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}")
-    )
+    query = parse_qs(parts.query)
+    password = query.pop("password", [password])[0] if not parts.password else None
+    location = parts.netloc
+    if password:
+        host = location.rpartition("@")[2]
+        location = f"{parts.username or ''}:{quote(password, safe='')}@{host}"
+    if parts.scheme == "unix":  # kombu has another name for it, and for the database
+        database = query.get("db", ["0"])[0]
+        return f"redis+socket://{location}{parts.path}?virtual_host={database}"
+    return urlunsplit(parts._replace(netloc=location))
 
 
 def _environment_names() -> dict[str, str]:
@@ -192,9 +225,8 @@ def _environment_names() -> dict[str, str]:
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
     known = set(_environment_names().values())
-    unknown = sorted(
-        n for n in environment if n.upper().startswith(PREFIX) and n.upper() not in known
-    )
+    given = [n for n in environment if n.upper().startswith(PREFIX) and not _INJECTED.match(n)]
+    unknown = sorted(name for name in given if name.upper() not in known)
     if unknown:
         raise SettingsError("\n".join(_unknown(name, known) for name in unknown))
 

@@ -125,6 +125,20 @@ def test_up_runs_everything_until_ctrl_c(nothing_left: None) -> None:
     assert "an embedded server" in seen[0]
 
 
+def test_a_mistake_may_look_like_markup() -> None:
+    """What was given is printed as it was given."""
+    done = subprocess.run(
+        [STILLROOM, "up"],
+        env=os.environ | {"STILLROOM_TTL": "[/red]"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "STILLROOM_TTL='[/red]'" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["up", "demo"])
 def test_a_mistake_is_a_sentence_and_exit_code_2(nothing_left: None, command: str) -> None:
     """A setting that is not one: what was given, what was probably meant, no traceback."""

@@ -103,7 +103,7 @@ def test_a_large_value_is_compressed(room: Any, client: Any) -> None:
 def test_a_value_over_the_limit_is_refused_and_the_old_one_stays(room: Any) -> None:
     """set says what was given and what is allowed."""
     room.cache.set("k", "old")
-    with pytest.raises(ValueTooLarge, match=r"9,000,002 bytes, the limit is 1,048,576"):
+    with pytest.raises(ValueTooLarge, match=r"9,000,002 bytes, the limit is 8,388,608"):
         room.cache.set("k", "x" * 9_000_000)
     assert room.cache.get("k") == "old"
 
@@ -201,6 +201,31 @@ def test_hard_wins_over_soft_in_any_order(room: Any, order: tuple[bool, bool]) -
     for soft in order:
         room.cache.invalidate_by_tag("t", soft=soft)
     assert room.cache.get("k") is None
+
+
+@pytest.mark.parametrize(
+    "tags", ["products", lambda v: "products", [lambda v: "products"], {"products"}]
+)
+def test_one_text_is_one_tag(room: Any, tags: Any) -> None:
+    """Not as many tags as it has letters, wherever tags are given."""
+    if not callable(tags) and not (isinstance(tags, list) and callable(tags[0])):
+        room.cache.set("set", 1, tags=tags)
+        room.cache.set_many({"many": 1}, tags=tags)
+    room.cache.get_or_set("got", lambda: 1, tags=tags)
+    room.cache.cached("loaded", ttl=60, tags=tags, name="one")(lambda: 1)()
+    assert room.cache.get_entry("loaded").tags == ("products",)
+    room.cache.invalidate_by_tag("products")
+    assert room.cache.get_many(["set", "many", "got", "loaded"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("glob", "key"), [("50?", "50%"), ("50[%]", "50%"), ("a?b", "a\tb"), ("a\nb", "a\nb")]
+)
+def test_a_pattern_matches_keys_as_they_were_written(room: Any, glob: str, key: str) -> None:
+    """How a percent sign or a tab stands in Redis is our business."""
+    room.cache.set(key, 1)
+    room.cache.invalidate_by_pattern(glob)
+    assert room.cache.get(key) is None
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,26 @@ def test_a_name_is_registered_once(room: Stillroom) -> None:
     assert room.cache.loaders.names() == ["load", "load-b"]
 
 
+def test_a_key_belongs_to_one_loader(room: Stillroom) -> None:
+    """Two loaders under one key would serve each other's values."""
+    room.cache.cached("a:{id}", name="one")(lambda id: id)  # noqa: A006
+    with pytest.raises(ValueError, match=r"two: the loader 'one' has the key 'a:\{id\}'"):
+        room.cache.cached("a:{id}", name="two")(lambda id: id)  # noqa: A006
+
+
+@pytest.mark.parametrize("name", ["with space", "tab\t", "x" * 201, "ü"])
+def test_a_loaders_name_is_checked_when_it_is_given(room: Stillroom, name: str) -> None:
+    """It travels in entries and messages: what could not is refused at once."""
+    with pytest.raises(ValueError, match="1 to 200 letters, digits"):
+        room.cache.cached("k", name=name)(lambda: 1)
+
+
+def test_a_lease_is_some_time(room: Stillroom) -> None:
+    """With none nothing would ever be stored."""
+    with pytest.raises(ValueError, match=r"lease=0: a number of seconds, from 0\.001"):
+        room.cache.cached("k", lease=0)(lambda: 1)
+
+
 def test_a_coroutine_function_belongs_to_the_other_room(room: Stillroom) -> None:
     """The sync room says where to go."""
 

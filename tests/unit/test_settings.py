@@ -49,6 +49,20 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
             "redis://x?socket_timeout=9",
             "the option 'socket_timeout' does not belong in a URL",
         ),
+        (
+            "REDIS_URL",
+            "redis://:hun#canary@x",
+            "REDIS_URL='redis://:***@x': it can't be read; # ? / [ ] in a password",
+        ),
+        ("REDIS_URL", "redis://:hun/canary@x", "REDIS_URL='redis://:***@x': it can't be read"),
+        (
+            "REDIS_URL",
+            "redis://:1/canary@x",
+            "REDIS_URL='redis://:***@x': its password holds a # ? or /",
+        ),
+        ("REDIS_URL", "redis://:[canary@x", "it can't be read; # ? / [ ] in a password"),
+        ("REDIS_URL", "redis://:canary@x:port", "it can't be read"),
+        ("REDIS_URL", ":canary@redis", "REDIS_URL=':***@redis': a Redis URL starts with"),
         ("STILLROOM_LIFE_LIMIT", "10", "ttl + swr is 300 s; life_limit allows 10 s"),
     ],
 )
@@ -60,6 +74,15 @@ def test_a_mistake_is_answered_with_what_is_allowed(
     with pytest.raises(SettingsError) as caught:
         Settings()
     assert message in str(caught.value)
+    assert "canary" not in str(caught.value)
+
+
+def test_what_kubernetes_injects_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service called stillroom puts its address into every pod under our prefix."""
+    monkeypatch.setenv("STILLROOM_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("STILLROOM_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("STILLROOM_PORT_80_TCP_ADDR", "10.0.0.1")
+    assert Settings().namespace == "stillroom"
 
 
 def test_an_unknown_argument_is_a_mistake_too() -> None:
@@ -127,3 +150,49 @@ class TestSecrets:
         settings = Settings(redis_url="redis://redis:6379/1", redis_password="a/b@c:d")
         assert settings.broker == "redis://:a%2Fb%40c%3Ad@redis:6379/1"
         assert redact(settings.broker) == "redis://:***@redis:6379/1"
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            ("redis://host/0", "redis://host/0"),
+            ("redis://user@host", "redis://user@host"),
+            (
+                "unix:///run/redis.sock?db=1&password=canary",
+                "unix:///run/redis.sock?db=1&password=***",
+            ),
+            ("redis://:canary@a;redis://:canary@b", "redis://:***@a;redis://:***@b"),
+            ("amqp://guest:canary@mq//", "amqp://guest:***@mq//"),
+        ],
+    )
+    def test_any_url_can_be_shown(self, url: str, shown: str) -> None:
+        """Whatever is behind the colon, in whichever of several URLs, is not."""
+        assert redact(url) == shown
+        assert "canary" not in repr(Settings(broker_url=url))
+        assert redact("redis://:can#ary@a") == "redis://:***@a"
+
+    def test_a_socket_is_spelled_as_kombu_wants_it(self) -> None:
+        """The broker's URL has another scheme, its database another name."""
+        settings = Settings(redis_url="unix:///run/redis.sock?db=3", redis_password="p/w")
+        assert settings.broker == "redis+socket://:p%2Fw@/run/redis.sock?virtual_host=3"
+
+    def test_set_to_nothing_is_not_set(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    ) -> None:
+        """An empty REDIS_PASSWORD beside a file is what a compose file with a default leaves behind."""
+        path = f"{tmp_path}/secret"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("right")
+        monkeypatch.setenv("REDIS_PASSWORD", "")
+        assert not Settings().password
+        monkeypatch.setenv("REDIS_PASSWORD_FILE", path)
+        assert Settings().password == "right"
+
+    def test_the_broker_checks_certificates(self) -> None:
+        """kombu's own rediss:// takes any; ours needs a valid one unless the URL says otherwise."""
+        import ssl
+
+        from stillroom.dispatch import broker_tls
+
+        assert broker_tls(Settings(redis_url="redis://x")) is None
+        assert broker_tls(Settings(redis_url="rediss://x")) == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        assert broker_tls(Settings(redis_url="rediss://x?ssl_cert_reqs=none")) is None

@@ -9,6 +9,7 @@ from celery import Celery
 from kombu import Queue
 
 from stillroom import Settings, Stillroom
+from stillroom.dispatch import broker_tls
 from stillroom.keys import Keys
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.schedule import beat_schedule
@@ -78,6 +79,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_transport_options": transport_options(settings),
+        "broker_use_ssl": broker_tls(settings),
         # Logs are ours: the CLI, Docker and pytest each want them their way.
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,

@@ -7,6 +7,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from stillroom.cli.demo import demo
 from stillroom.cli.up import up
@@ -28,5 +29,6 @@ def main() -> None:
     try:
         app()
     except StillroomError as error:
-        Console(stderr=True, highlight=False).print(f"[red]{type(error).__name__}[/red]: {error}")
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}")
         sys.exit(2)

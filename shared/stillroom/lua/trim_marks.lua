@@ -11,15 +11,18 @@ if not value or not newest then
   return {0, redis.call('ZCARD', KEYS[2])}
 end
 local bound = plain(math.min(now_us() - tonumber(ARGV[1]), tonumber(newest)))
-local old = redis.call('ZRANGE', KEYS[2], '-inf', '(' .. bound, 'BYSCORE', 'LIMIT', 0, ARGV[2])
-local dropped = 0
-for _, member in ipairs(old) do
-  if member ~= '!' and member ~= '~' then
-    dropped = dropped + redis.call('ZREM', KEYS[2], member)
+local old = redis.call('ZRANGE', KEYS[2], '-inf', '(' .. bound, 'BYSCORE', 'LIMIT', 0, ARGV[2], 'WITHSCORES')
+local dropped, youngest = 0, nil
+for i = 1, #old, 2 do
+  if old[i] ~= '!' and old[i] ~= '~' then
+    dropped = dropped + redis.call('ZREM', KEYS[2], old[i])
+    youngest = old[i + 1]
   end
 end
-if dropped > 0 then
-  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. bound)
-  redis.call('ZADD', KEYS[2], 'GT', bound, '!')
+if youngest then
+  -- Not the bound: after a quiet time the youngest entries are stamped before it, and no mark that is gone
+  -- could have named them.
+  redis.call('ZADD', KEYS[2], 'GT', youngest, '!')
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', youngest)
 end
 return {dropped, redis.call('ZCARD', KEYS[2])}

@@ -1,0 +1,234 @@
+"""Whatever interrupts a load, nobody waits for a lease that has no owner."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.keys import sanitized
+from tests.support.entries import age
+from tests.support.proxy import Proxy
+
+
+def leases(client: Any) -> list[bytes]:
+    found: list[bytes] = client.keys("*:l:*")
+    return found
+
+
+def fail(_: Any) -> list[str]:
+    raise LookupError("a tag function that fails")
+
+
+@pytest.mark.parametrize("tags", [[fail], [""], ["x" * 2_000], [lambda v: [""]], [lambda v: 5]])
+def test_a_tag_that_is_none_costs_the_entry_and_not_the_answer(
+    room: Any, client: Any, tags: Any
+) -> None:
+    """The value is returned, nothing is stored, the lease is free; for one key and for many."""
+    assert room.cache.get_or_set("k", lambda: 1, tags=tags) == 1
+    assert room.cache.get_or_set_many(
+        ["a", "b"], lambda keys: dict.fromkeys(keys, 1), tags=tags
+    ) == {"a": 1, "b": 1}
+    assert leases(client) == []
+    assert room.cache.get_many(["k", "a", "b"]) == {}
+
+
+def test_arguments_without_json_are_no_obstacle(room: Any, client: Any, dispatch: Any) -> None:
+    """A database session as an argument: cached like any other value; only no worker can refresh it."""
+
+    @room.cache.cached("k:{id}", ttl=60, swr=60)
+    def load(session: Any, id: int) -> int:
+        return id
+
+    assert load(object(), 7) == 7
+    assert load(object(), 7) == 7
+    age(client, room.keys.entry(b"k:7"), 61)
+    assert load(object(), 7) == 7
+    assert (leases(client), dispatch.orders) == ([], [])
+
+
+def test_a_type_that_is_none_is_told_before_anything_is_loaded(room: Any, client: Any) -> None:
+    """pydantic says why, and the loader is not called."""
+    calls: list[int] = []
+    with pytest.raises(Exception, match="schema"):
+        room.cache.get_or_set("k", lambda: calls.append(1), type=threading.Thread)
+    assert (calls, leases(client)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "error", [StopIteration, GeneratorExit, KeyboardInterrupt, SystemExit, LookupError]
+)
+def test_any_exception_of_a_loader_reaches_its_caller(
+    room: Any, client: Any, error: type[BaseException]
+) -> None:
+    """Those that mean something to generators as a RuntimeError that names them."""
+
+    def load() -> int:
+        raise error("from the loader")
+
+    expected = RuntimeError if error in (StopIteration, GeneratorExit) else error
+    with pytest.raises(expected, match=r"the loader"):
+        room.cache.get_or_set("k", load)
+    assert leases(client) == []
+
+
+def test_load_many_has_to_give_a_mapping(room: Any, client: Any) -> None:
+    """None instead of one is a TypeError, and every lease is free."""
+    with pytest.raises(TypeError, match="a mapping of keys to values, not NoneType"):
+        room.cache.get_or_set_many(["a", "b"], lambda keys: None)
+    assert leases(client) == []
+
+
+def test_a_request_whose_time_is_up_still_stores_and_frees(
+    room: Any, client: Any, monkeypatch: Any
+) -> None:
+    """The load took the request's whole budget: others are waiting for its value."""
+    with room.request() as budget:
+
+        def load() -> int:
+            budget.left = 0.0
+            return 1
+
+        assert room.cache.get_or_set("k", load) == 1
+        budget.left = 0.25
+
+        def fail() -> int:
+            budget.left = 0.0
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            room.cache.get_or_set("f", fail)
+    assert leases(client) == []
+    assert room.cache.get("k") == 1
+
+
+def test_cancelled_calls_leave_no_lease(server: EmbeddedServer, client: Any) -> None:
+    """600 loads, of which many are cancelled, at every instant of their way, alone and in batches."""
+
+    async def scenario() -> int:
+        cancelled = 0
+        async with AsyncStillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
+            await room.cache.get_or_set("warm", lambda: 1)
+
+            async def load() -> int:
+                await asyncio.sleep(0)
+                return 1
+
+            async def load_many(keys: list[str]) -> dict[str, int]:
+                await asyncio.sleep(0)
+                return dict.fromkeys(keys, 1)
+
+            for n in range(300):
+                calls = [
+                    asyncio.ensure_future(room.cache.get_or_set(f"k:{n}", load)),
+                    asyncio.ensure_future(
+                        room.cache.get_or_set_many([f"a:{n}", f"b:{n}"], load_many)
+                    ),
+                ]
+                for _ in range(n % 30):
+                    await asyncio.sleep(0)
+                cancelled += sum(call.cancel() for call in calls)
+                await asyncio.gather(*calls, return_exceptions=True)
+        return cancelled
+
+    assert asyncio.run(scenario()) > 100
+    assert leases(client) == []
+
+
+def test_thousands_of_absent_keys_leave_no_lease(room: Any, client: Any) -> None:
+    """What the loader has no value for is freed in one batch."""
+    keys = [f"n:{n}" for n in range(3_000)]
+    assert room.cache.get_or_set_many(keys, lambda _: {}) == {}
+    assert leases(client) == []
+
+
+def test_a_write_is_too_late_when_its_caller_has_given_up(own_server: EmbeddedServer) -> None:
+    """Not when the longest patience is over: a request with 20 ms left gives up after 20 ms."""
+    with Proxy(own_server.port) as proxy:
+        slow = Stillroom(Settings(redis_url=proxy.url), dispatch=NoDispatch())
+        quick = Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch())
+        with slow, quick, redis.Redis.from_url(proxy.url) as behind:
+            slow.cache.set("warm", 1)
+            behind.ping()
+            proxy.hold_requests()
+            with slow.request() as budget:
+                budget.left = 0.02
+                assert slow.cache.set("k", "late") is False
+                budget.left = 0.02
+                assert slow.cache.get_or_set("l", lambda: 1) == 1
+            quick.cache.invalidate("k", "l")
+            assert proxy.held.is_set()
+            proxy.let_go()
+            behind.ping()
+            assert quick.cache.get("k") is None
+            assert leases(behind) == []
+
+
+@pytest.mark.parametrize("step", [-3_600, 3_600])
+def test_this_machines_clock_may_step(room: Any, client: Any, monkeypatch: Any, step: int) -> None:
+    """The wall clock of an app's machine decides nothing: not freshness, not what is too late."""
+    room.cache.set("k", 1, ttl=60, swr=60)
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + step * 1_000_000_000)
+    seconds, _ = client.time()
+    assert abs(room.wire.server.now_ms() / 1000 - seconds) < 2
+    assert room.cache.get_entry("k").freshness.value == "fresh"
+    age(client, room.keys.entry(b"k"), 61)
+    assert room.cache.get_entry("k").freshness.value == "stale"
+    assert room.cache.set("k", 2)
+
+
+def test_marks_that_cannot_be_read_are_a_miss(room: Any, client: Any) -> None:
+    """While they ride along and the counts do too: no exception out of get."""
+    room.cache.set("k", 1)
+    room.cache.get("k")
+    room.cache.invalidate_by_tag("x")
+    room.cache.get("k")
+    room.stats.due = 0.0
+    client.delete(room.keys.marks)
+    client.set(room.keys.marks, "not a zset")
+    assert room.cache.get("k", default="miss") in (1, "miss")
+    assert sanitized("k") == b"k"
+
+
+def test_a_foreign_clock_while_marks_ride_along_is_a_miss(room: Any, client: Any) -> None:
+    """Text that is no clock: a miss, not an exception."""
+    room.cache.set("k", 1)
+    room.cache.get("k")
+    room.cache.invalidate_by_tag("x")
+    room.cache.get("k")
+    client.set(room.keys.clock, "nonsense")
+    assert room.cache.get("k") is None
+
+
+def test_a_quiet_time_is_no_reason_to_forget(room: Any, client: Any) -> None:
+    """Entries stamped long ago, because nothing was invalidated since, outlive a trim of older marks."""
+    room.cache.invalidate_by_tag("first")
+    epoch, _, seq = client.get(room.keys.clock).partition(b".")
+    long_ago = int(seq) - 30 * 86_400 * 1_000_000
+    client.set(room.keys.clock, b"%b.%d" % (epoch, long_ago))
+    client.delete(room.keys.marks)
+    client.zadd(room.keys.marks, {"t:older": long_ago - 5, "t:first": long_ago, "~": long_ago})
+    room.cache.set("k", 1, tags=["t"])
+    assert room.cache.trim_marks()["dropped"] >= 1
+    assert room.cache.get("k") == 1
+
+
+def test_an_async_loader_that_calls_back_is_told_so(server: EmbeddedServer) -> None:
+    """A blocking room inside an async loader of a blocking room would wait for itself for ever."""
+    with Stillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
+
+        async def inner() -> int:
+            return 1
+
+        async def outer() -> int:
+            return room.cache.get_or_set("inner", inner)
+
+        with pytest.raises(RuntimeError, match="use AsyncStillroom in it"):
+            room.cache.get_or_set("outer", outer)

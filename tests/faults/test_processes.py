@@ -1,0 +1,202 @@
+"""Forks, threads that can't start, event loops that come and go, rooms that are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+import redis
+from stillroom import AsyncStillroom, InlineDispatch, NoDispatch, Settings, Stillroom
+from stillroom.dispatch import CeleryDispatch, RefreshOrder
+from stillroom.embedded import EmbeddedServer
+
+ORDER = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
+QUEUE = "stillroom.refresh"
+
+
+def in_child(act: Callable[[], bool]) -> bool:
+    """Whether it is true in a forked child, which may take ten seconds."""
+    pid = os.fork()
+    if pid == 0:
+        threading.Timer(10, lambda: os._exit(2)).start()
+        os._exit(0 if act() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_child_counts_only_what_it_did(own_server: EmbeddedServer) -> None:
+    """The parent writes down what the parent counted."""
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+        room.stats.due = float("inf")
+        room.cache.set("k", 1)
+        for _ in range(5):
+            room.cache.get("k")
+        assert in_child(lambda: room.cache.get("k") == 1 and room.stats.counts["hits"] == 1)
+        assert room.stats.counts["hits"] == 5
+
+
+def test_a_fork_while_marks_are_learned_does_not_lock_the_child(own_server: EmbeddedServer) -> None:
+    """Another thread held the lock: the child has one of its own."""
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+        room.cache.set("k", 1)
+        with room._cache_body._judges._lock:
+            assert in_child(lambda: room.cache.get("k") == 1)
+
+
+def test_a_fork_while_orders_are_queued_does_not_lock_the_child(own_server: EmbeddedServer) -> None:
+    """The child has a queue, a thread and a connection of its own, and does not repeat the parent's orders."""
+    dispatch = CeleryDispatch(Settings(redis_url=own_server.url), QUEUE)
+
+    def child() -> bool:
+        dispatch.send([ORDER], lambda: None)
+        dispatch.close()
+        return True
+
+    with dispatch._orders.mutex, dispatch._lock:
+        assert in_child(child)
+    with redis.Redis.from_url(own_server.url) as client:
+        assert client.llen(QUEUE) == 1
+
+
+def test_closed_rooms_leave_nothing_behind(own_server: EmbeddedServer) -> None:
+    """Ten rooms that each sent an order: no thread, no connection, no open file more than before."""
+    with redis.Redis.from_url(own_server.url) as client:
+        client.ping()
+
+        def use_one() -> None:
+            room = Stillroom(Settings(redis_url=own_server.url))
+            room.cache.set("k", 1)
+            room.dispatch.send([ORDER], lambda: None)
+            room.close()
+
+        use_one()
+        before = threading.active_count(), psutil.Process().num_fds()
+        for _ in range(10):
+            use_one()
+        assert (threading.active_count(), psutil.Process().num_fds()) <= before
+        assert client.llen(QUEUE) == 11
+
+
+def test_twenty_first_orders_start_one_thread(own_server: EmbeddedServer) -> None:
+    """However many requests are the first to find something stale."""
+    dispatch = CeleryDispatch(Settings(redis_url=own_server.url), QUEUE)
+    barrier = threading.Barrier(20)
+
+    def send() -> None:
+        barrier.wait()
+        dispatch.send([ORDER], lambda: None)
+
+    threads = [threading.Thread(target=send) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [t.name for t in threading.enumerate()].count("stillroom dispatch") == 1
+    dispatch.close()
+
+
+def test_a_queue_nobody_takes_from_is_not_filled_further(
+    own_server: EmbeddedServer, caplog: Any
+) -> None:
+    """Without workers refreshes would pile up for ever; the orders are given back instead."""
+    dispatch = CeleryDispatch(Settings(redis_url=own_server.url), QUEUE)
+    dispatch.queue_limit = 3
+    given_back = threading.Event()
+    for _ in range(5):
+        dispatch.send([ORDER], given_back.set)
+    assert given_back.wait(10)
+    dispatch.close()
+    with redis.Redis.from_url(own_server.url) as client:
+        assert client.llen(QUEUE) == 3
+    assert "3 refreshes wait and no worker takes them" in caplog.text
+
+
+def test_a_breaker_whose_thread_cannot_start_stays_closed(
+    own_server: EmbeddedServer, monkeypatch: Any
+) -> None:
+    """Open with nobody to close it would be for ever."""
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+        room.cache.set("k", 1)
+        own_server.kill()
+        with monkeypatch.context() as patched:
+
+            def refuse(_: Any) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patched.setattr(threading.Thread, "start", refuse)
+            for _ in range(10):
+                assert room.cache.get("k") is None
+        assert not room.wire.breaker.is_open
+        own_server.restart()
+        assert room.cache.set("k", 2)
+
+
+def test_a_closed_room_can_be_used_again(own_server: EmbeddedServer) -> None:
+    """Also one that was closed during an outage, and it recovers from the next one."""
+    room = Stillroom(Settings(redis_url=own_server.url), dispatch=InlineDispatch())
+    room.cache.set("k", 1)
+    for _ in range(2):
+        own_server.kill()
+        while not room.wire.breaker.is_open:
+            room.cache.get("k")
+        room.close()
+        own_server.restart()
+        recovered = threading.Event()
+        room.wire.breaker.recovered.append(recovered.set)
+        assert room.cache.set("k", 2) or recovered.wait(5)
+        assert room.cache.get("k") == 2
+    room.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_one_async_room_serves_several_event_loops(own_server: EmbeddedServer) -> None:
+    """Two at once in two threads, and one after the other: each has its own connections."""
+    room = AsyncStillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch())
+    wrong: list[Any] = []
+
+    async def work(n: int) -> None:
+        await room.cache.set(f"k:{n}", n)
+        values = [await room.cache.get(f"k:{n}") for _ in range(300)]
+        wrong.extend(value for value in values if value != n)
+        await room.close()
+
+    threads = [threading.Thread(target=lambda n=n: asyncio.run(work(n))) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    asyncio.run(work(9))
+    assert wrong == []
+    assert room.wire.connections == 0
+
+
+def test_a_unix_socket_serves_cache_and_broker(tmp_path: Any) -> None:
+    """kombu spells it differently; the setting is one."""
+    path = f"{tmp_path}/redis.sock"
+    options = {"unixsocket": path, "requirepass": "p#/ss"}
+    with EmbeddedServer(options=options):
+        settings = Settings(redis_url=f"unix://{path}?db=1", redis_password="p#/ss")
+        dispatch = CeleryDispatch(settings, QUEUE)
+        with Stillroom(settings, dispatch=dispatch) as room:
+            assert room.cache.set("k", 1)
+            dispatch.send([ORDER], lambda: None)
+        with redis.Redis(unix_socket_path=path, db=1, password="p#/ss") as client:
+            assert client.llen(QUEUE) == 1
+
+
+def test_a_user_who_may_not_load_scripts_is_told_so() -> None:
+    """noperm, which is the operator's to mend; not noscript, which is nobody's."""
+    from stillroom import RedisUnavailable
+
+    with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
+        rules = ["+@all", "-script|load"]
+        client.acl_setuser("app", enabled=True, nopass=True, keys=["*"], commands=rules)
+        url = server.url.replace("redis://", "redis://app:x@")
+        with Stillroom(Settings(redis_url=url), dispatch=NoDispatch()) as room:
+            with pytest.raises(RedisUnavailable, match="noperm"):
+                room.cache.invalidate_by_tag("t")
