@@ -60,6 +60,8 @@ class Codec:
             )
         except PydanticSerializationError as error:
             raise Unencodable(f"{value.__class__.__name__}: {error}") from None
+        if type is not Any:
+            self._check_the_way_back(text, value, type)
         codec, payload = JSON, text
         if len(text) > self._compress_above:
             packed = zlib.compress(text, 1)
@@ -70,6 +72,13 @@ class Codec:
         if len(payload) > self._value_limit:
             raise ValueTooLarge(len(payload), self._value_limit)
         return codec, payload
+
+    def _check_the_way_back(self, text: bytes, value: object, type: Any) -> None:
+        """What could not be read again is refused now: None for an int, an alias that is only written."""
+        try:
+            self.adapter(type).validate_json(text)
+        except ValidationError as error:
+            raise Unencodable(f"{value.__class__.__name__} is no {error.title}") from None
 
     def decode(self, codec: bytes, payload: bytes, type: Any = Any) -> Any:
         """→ value. Raises Undecodable."""

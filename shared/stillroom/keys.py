@@ -6,8 +6,8 @@ cache live in one Redis Cluster slot, so that one script may touch them together
 | key               | type   | meaning                                         | lifetime     | written by      |
 |-------------------|--------|-------------------------------------------------|--------------|-----------------|
 | ns:{0}:clock      | string | `<epoch>.<seq>`, the clock of invalidations     | none, 1 key  | lib/clock.lua   |
-| ns:{0}:marks      | zset   | `t:<tag>` `s:<tag>` `p:<glob>`, `~` the newest, | trimmed past | mark, trim_marks|
-|                   |        | `!` how far it was trimmed → seq                | life_limit   | lib/clock.lua   |
+| ns:{0}:marks      | zset   | `t:<tag>` `s:<tag>` `p:<glob>` → seq;           | trimmed past | mark, trim_marks|
+|                   |        | `~<epoch>` the newest, `!` how far it is trimmed| life_limit   | lib/clock.lua   |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit     |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |

@@ -214,7 +214,9 @@ def test_a_quiet_time_is_no_reason_to_forget(room: Any, client: Any) -> None:
     long_ago = int(seq) - 30 * 86_400 * 1_000_000
     client.set(room.keys.clock, b"%b.%d" % (epoch, long_ago))
     client.delete(room.keys.marks)
-    client.zadd(room.keys.marks, {"t:older": long_ago - 5, "t:first": long_ago, "~": long_ago})
+    client.zadd(
+        room.keys.marks, {"t:older": long_ago - 5, "t:first": long_ago, b"~" + epoch: long_ago}
+    )
     room.cache.set("k", 1, tags=["t"])
     assert room.cache.trim_marks()["dropped"] >= 1
     assert room.cache.get("k") == 1

@@ -18,7 +18,7 @@ def rows(*pairs: tuple[bytes, int]) -> list[bytes]:
     """As Redis sends them, newest first."""
     return [
         x
-        for member, seq in sorted(pairs, key=lambda p: (-p[1], p[0] != b"~"))
+        for member, seq in sorted(pairs, key=lambda p: (-p[1], p[0] != b"~e1"))
         for x in (member, b"%d" % seq)
     ]
 
@@ -26,7 +26,7 @@ def rows(*pairs: tuple[bytes, int]) -> list[bytes]:
 @pytest.fixture
 def marks() -> Marks:
     """Hard mark on `a` at 10, soft on `b` at 20, the clock at 30."""
-    known = rows((b"t:a", 10), (b"s:b", 20), (b"t:z", 30), (b"~", 30))
+    known = rows((b"t:a", 10), (b"s:b", 20), (b"t:z", 30), (b"~e1", 30))
     return extended(Marks(EPOCH), known, [], b"e1.30", 100)
 
 
@@ -61,10 +61,10 @@ def test_marks_that_do_not_reach_the_clock_were_lost(marks: Marks) -> None:
 
 def test_a_cut_list_asks_for_what_was_left_out() -> None:
     """With as many rows as were asked for, entries older than the oldest row are not decided here."""
-    marks = extended(Marks(EPOCH), rows((b"t:x", 28), (b"t:y", 29), (b"~", 30)), [], b"e1.30", 3)
+    marks = extended(Marks(EPOCH), rows((b"t:x", 28), (b"t:y", 29), (b"~e1", 30)), [], b"e1.30", 3)
     assert marks.verdict(entry(28, b"a")) is Verdict.ALIVE
     assert marks.verdict(entry(27, b"a")) is Verdict.ASK
-    marks.answer([b"a"], [None, b"10", None])
+    assert marks.answer([b"a"], [None, b"30", b"10", None], 30)
     assert marks.verdict(entry(27, b"a")) is Verdict.ALIVE
     assert marks.verdict(entry(9, b"a")) is Verdict.DEAD
     assert marks.verdict(entry(9, b"a", b"b")) is Verdict.ASK
@@ -72,16 +72,16 @@ def test_a_cut_list_asks_for_what_was_left_out() -> None:
 
 def test_what_was_answered_stays_true_when_marks_follow() -> None:
     """A later mark on a tag that was asked for still kills."""
-    marks = extended(Marks(EPOCH), rows((b"t:x", 29), (b"~", 30)), [], b"e1.30", 2)
-    marks.answer([b"a"], [None, None, None])
-    marks = extended(marks, rows((b"t:a", 31), (b"~", 31)), [], b"e1.31", 2)
+    marks = extended(Marks(EPOCH), rows((b"t:x", 29), (b"~e1", 30)), [], b"e1.30", 2)
+    assert marks.answer([b"a"], [None, b"30", None, None], 30)
+    marks = extended(marks, rows((b"t:a", 31), (b"~e1", 31)), [], b"e1.31", 2)
     assert marks.verdict(entry(20, b"a")) in (Verdict.DEAD, Verdict.ASK)
 
 
 def test_a_pruned_table_decides_the_same_or_asks() -> None:
     """Forgetting never turns dead into alive."""
     pairs = [(b"t:%d" % n, n + 1) for n in range(1000)]
-    full = extended(Marks(EPOCH), rows(*pairs, (b"~", 1000)), [], b"e1.1000", 10_000)
+    full = extended(Marks(EPOCH), rows(*pairs, (b"~e1", 1000)), [], b"e1.1000", 10_000)
     young = full.pruned(100)
     assert len(young.hard) <= 500
     for stamp in range(0, 1000, 7):
@@ -93,26 +93,36 @@ def test_a_pruned_table_decides_the_same_or_asks() -> None:
 def test_a_glob_names_every_key_it_matches() -> None:
     """Also for a process that was told of the globs apart, because its marks did not reach that far."""
     entries = [entry(5), entry(15)]
-    told = extended(Marks(EPOCH), rows((b"p:k*", 10), (b"~", 30)), [], b"e1.30", 100)
-    cut = extended(Marks(EPOCH), rows((b"t:x", 29), (b"~", 30)), [b"k*", b"10"], b"e1.30", 2)
+    told = extended(Marks(EPOCH), rows((b"p:k*", 10), (b"~e1", 30)), [], b"e1.30", 100)
+    cut = extended(Marks(EPOCH), rows((b"t:x", 29), (b"~e1", 30)), [b"k*", b"10"], b"e1.30", 2)
     assert [told.verdict(e) for e in entries] == [Verdict.DEAD, Verdict.ALIVE]
     assert [cut.verdict(e) for e in entries] == [Verdict.DEAD, Verdict.ALIVE]
     assert told.pruned(0).verdict(entries[0]) is Verdict.DEAD
 
 
+def test_marks_of_another_epoch_prove_nothing() -> None:
+    """A new epoch began between the look at the clock and the look at the marks: what was killed stays dead."""
+    marks = extended(Marks(EPOCH), rows((b"~e1", 10)), [], b"e1.10", 100)
+    after = extended(marks, rows((b"~e2", 40)), [], b"e1.30", 100)
+    assert after.verdict(entry(5, b"a")) is Verdict.DEAD
+    forgetful = extended(Marks(EPOCH), rows((b"t:x", 29), (b"~e1", 30)), [], b"e1.30", 2)
+    assert not forgetful.answer([b"a"], [None, None, None, None], 30)
+    assert forgetful.verdict(entry(5, b"a")) is Verdict.ASK
+
+
 def test_what_is_known_is_never_unlearned() -> None:
     """A slower thread brings older rows: what a reader was about to decide by stays as it is."""
-    marks = extended(Marks(EPOCH), rows((b"~", 10)), [], b"e1.10", 100)
-    marks = extended(marks, rows((b"t:a", 20), (b"~", 20)), [], b"e1.20", 100)
-    marks = extended(marks, rows((b"t:z", 15), (b"~", 15)), [], b"e1.15", 100)
+    marks = extended(Marks(EPOCH), rows((b"~e1", 10)), [], b"e1.10", 100)
+    marks = extended(marks, rows((b"t:a", 20), (b"~e1", 20)), [], b"e1.20", 100)
+    marks = extended(marks, rows((b"t:z", 15), (b"~e1", 15)), [], b"e1.15", 100)
     assert (marks.synced, marks.clock) == (20, b"e1.20")
     assert marks.verdict(entry(15, b"a")) is Verdict.DEAD
 
 
 def test_whoever_falls_far_behind_begins_anew() -> None:
     """More marks than fit, on top of what is known: a glob may be among those left out."""
-    known = extended(Marks(EPOCH), rows((b"~", 10)), [], b"e1.10", 2)
-    behind = extended(known, rows((b"t:x", 29), (b"~", 30)), [], b"e1.30", 2)
+    known = extended(Marks(EPOCH), rows((b"~e1", 10)), [], b"e1.10", 2)
+    behind = extended(known, rows((b"t:x", 29), (b"~e1", 30)), [], b"e1.30", 2)
     assert behind.verdict(entry(20)) is Verdict.DEAD
     assert behind.synced == 0
 

@@ -151,8 +151,8 @@ class CacheBody:
             value,
             freshness,
             entry.fresh_until / 1000,
-            tuple(tag.decode() for tag in entry.tags),
-            entry.source.partition(b" ")[0].decode() or None,
+            tuple(tag.decode(errors="replace") for tag in entry.tags),
+            entry.source.partition(b" ")[0].decode(errors="replace") or None,
         )
 
     @overload

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
-from stillroom.cache.body import WON, CacheBody, Stale, new_epoch, new_token
+from stillroom.cache.body import LATE, WON, CacheBody, Stale, new_epoch, new_token
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions, several
 from stillroom.cache.marks import read_clock
@@ -179,28 +179,46 @@ class BulkBody(CacheBody):
         recipe: Recipe,
     ) -> Operation[dict[str, Any]]:
         """One load for what is ours, then the others' loads as they come in."""
-        turns: dict[str, Turn] = {}
         values: dict[str, Any] = {}
-        try:
-            turns, values = yield from self._take_turns(missing, recipe)
-        except RedisUnavailable as error:
-            self._fall_back("get_or_set_many", error)
-            alone = yield from self._load_all([*missing, *refreshed], load_many)
-            return dict(alone)
-        waiting = {
-            key: name for key, name in missing.items() if key not in turns and key not in values
-        }
-        ours = {**refreshed, **turns}
-        if ours:
+        pending, turns_of_stale = dict(missing), dict(refreshed)
+        patience = time.monotonic() + self.settings.wait
+        while pending or turns_of_stale:
             try:
-                values |= yield from self._load_turns(ours, names, load_many, recipe)
-            except Exception as error:
-                if turns:
-                    raise
-                self.stats.say("a refresh failed", "here", repr(error))
-        if waiting:
-            values |= yield from self._await_others(waiting, load_many, recipe)
+                turns, there = yield from self._take_turns(pending, recipe)
+            except RedisUnavailable as error:
+                self._fall_back("get_or_set_many", error)
+                return values | (yield from self._load_all([*pending, *turns_of_stale], load_many))
+            values |= there
+            values |= yield from self._load_ours(turns, turns_of_stale, names, load_many, recipe)
+            turns_of_stale = {}
+            pending = {k: n for k, n in pending.items() if k not in turns and k not in there}
+            if pending and time.monotonic() > patience:
+                return values | (yield from self._load_all(list(pending), load_many))
+            if pending:
+                found = yield from self._await_others(pending, recipe, patience)
+                values |= found
+                pending = {key: name for key, name in pending.items() if key not in found}
         return values
+
+    def _load_ours(
+        self,
+        turns: Mapping[str, Turn],
+        turns_of_stale: Mapping[str, Turn],
+        names: Mapping[str, bytes],
+        load_many: Callable[[list[str]], Any],
+        recipe: Recipe,
+    ) -> Operation[dict[str, Any]]:
+        """One load for both. Where nothing was missing, an error leaves the stale values to be served."""
+        ours = {**turns_of_stale, **turns}
+        if not ours:
+            return {}
+        try:
+            return (yield from self._load_turns(ours, names, load_many, recipe))
+        except Exception as error:
+            if turns:
+                raise
+            self.stats.say("a refresh failed", "here", repr(error))
+            return {}
 
     def _take_turns(
         self, missing: Mapping[str, bytes], recipe: Recipe
@@ -215,6 +233,8 @@ class BulkBody(CacheBody):
                 lease_load(self._lease_keys(name), leases[key], recipe.lease, epoch, NOT_AFTER)
                 for key, name in missing.items()
             )
+            if any(reply[0] == LATE for reply in replies):
+                yield from self._read_server_clock()
             won = {
                 key: reply for key, reply in zip(missing, replies, strict=True) if reply[0] == WON
             }
@@ -272,11 +292,10 @@ class BulkBody(CacheBody):
         return wanted
 
     def _await_others(
-        self, waiting: Mapping[str, bytes], load_many: Callable[[list[str]], Any], recipe: Recipe
+        self, waiting: Mapping[str, bytes], recipe: Recipe, patience: float
     ) -> Operation[dict[str, Any]]:
-        """The values others are loading; after `wait`, or where they gave up, loaded here and not stored."""
+        """The values others have loaded; returns when nobody is loading the rest any more, or patience is over."""
         values: dict[str, Any] = {}
-        patience = time.monotonic() + self.settings.wait
         held = dict(waiting)
         while held and time.monotonic() < patience:
             yield Pause(0.01)
@@ -284,16 +303,11 @@ class BulkBody(CacheBody):
                 looks = yield from self._look_again_many(held, recipe)
             except RedisUnavailable as error:
                 self._fall_back("get_or_set_many", error)
-                break
+                return values
             values |= {key: value for key, (value, _) in looks.items() if value is not MISS}
             held = {
                 key: held[key] for key, (value, busy) in looks.items() if value is MISS and busy
             }
-        left = {key: name for key, name in waiting.items() if key not in values}
-        if left and time.monotonic() < patience:  # whoever was loading them has given up
-            values |= yield from self._load_missing(left, {}, left, load_many, recipe)
-        elif left:
-            values |= yield from self._load_all(list(left), load_many)
         return values
 
     def _look_again_many(

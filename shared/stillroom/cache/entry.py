@@ -14,6 +14,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 VERSION = b"1"
+NUMBER_DIGITS = 17  # µs since 1970 have 16
 
 
 class Freshness(Enum):
@@ -54,6 +55,8 @@ def parse(raw: bytes, key: bytes) -> Entry:
         codec, source, name, *tags = header.split(b"\t")
         if name != key:
             raise Corrupt("another key's entry")
+        if len(stamp) > NUMBER_DIGITS or len(fresh_until) > NUMBER_DIGITS:
+            raise Corrupt("a time that no clock shows")
         # Past NamedTuple's own constructor, which is Python: this is read on every hit.
         return _entry(
             Entry, (epoch, int(stamp), int(fresh_until), codec, source, name, tags, payload)

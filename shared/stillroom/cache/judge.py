@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.marks import Marks, Verdict, extended, question, read_clock
+from stillroom.cache.marks import NEWEST_GLOB, Marks, Verdict, extended, question, read_clock
 from stillroom.keys import Keys
 from stillroom.operation import Operation
 from stillroom.wire import Command, reset_after_fork
@@ -76,10 +76,12 @@ class Judge:
             tags = list(
                 {tag for entry, verdict in asked if verdict is Verdict.ASK for tag in entry.tags}
             )
-            (scores,) = yield [(b"ZMSCORE", self._keys.marks, *question(tags))]
+            synced = marks.synced
+            (scores,) = yield [(b"ZMSCORE", self._keys.marks, *question(tags, marks.epoch))]
             with self._lock:
-                marks.answer(tags, scores)
-                if marks is self._marks:
+                if not marks.answer(tags, scores, synced):
+                    marks = Marks()
+                elif marks is self._marks:
                     self._marks = marks.pruned(self._limit)
             verdicts = [marks.verdict(entry) for entry in entries]
         graded = zip(entries, verdicts, strict=True)
@@ -106,12 +108,21 @@ class Judge:
         if since:
             (rows,) = yield [self.marks_since(since)]
             return self.learn(since, rows, (), clock) or Marks()
-        all_globs = (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES")
-        rows, globs = yield [self.marks_since(0), all_globs]
-        return self.learn(0, rows, globs, clock) or Marks()
+        # In this order: where a new epoch or a pattern comes in between, the marks show it.
+        globs, rows, newest_glob = yield [
+            (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
+            self.marks_since(0),
+            (b"ZSCORE", self._keys.marks, NEWEST_GLOB),
+        ]
+        return self.learn(0, rows, globs, clock, int(newest_glob or 0)) or Marks()
 
     def learn(
-        self, since: int, rows: Sequence[bytes], globs: Sequence[bytes], clock: bytes | None
+        self,
+        since: int,
+        rows: Sequence[bytes],
+        globs: Sequence[bytes],
+        clock: bytes | None,
+        newest_glob: int = 0,
     ) -> Marks | None:
         """Take in the marks after `since`, all of them if that is 0.
 
@@ -126,5 +137,5 @@ class Judge:
             marks = self._marks if since else Marks(epoch)
             if marks.epoch != epoch or marks.synced < since:
                 return None
-            self._marks = extended(marks, rows, globs, clock, self._limit)
+            self._marks = extended(marks, rows, globs, clock, self._limit, newest_glob)
             return self._marks

@@ -19,7 +19,10 @@ from stillroom.cache.glob import compile_glob
 from stillroom.keys import original
 
 GLOBS_LIMIT = 2_000  # more than are ever kept in Redis (lua/mark.lua)
-NEWEST = b"~"  # its score is the clock's seq: marks without it are not the whole story
+NEWEST = (
+    b"~"  # and the epoch: its score is the clock's seq; marks without it are not the whole story
+)
+NEWEST_GLOB = b"?"  # its score: the globs' own key without one as new has lost some
 TRIMMED = (
     b"!"  # its score: what is stamped before it has outlived every entry, and its marks are gone
 )
@@ -110,7 +113,7 @@ class Marks:
                 self.soft[tag] = max(seq, self.soft.get(tag, 0))
             elif kind == b"p":
                 self.learn_glob(tag, seq)
-            elif member == NEWEST:
+            elif member == NEWEST + epoch:
                 newest = max(seq, newest)
             elif member == TRIMMED:
                 self.dead_below = max(seq, self.dead_below)
@@ -118,14 +121,20 @@ class Marks:
             self.synced = newest
             self.clock = b"%b.%d" % (epoch, newest)
 
-    def answer(self, tags: Sequence[bytes], scores: Sequence[bytes | None]) -> None:
-        """Take in what `question(tags)` asked for: the marks from before the floor."""
-        trimmed, *pairs = (int(score) if score else 0 for score in scores)
+    def answer(self, tags: Sequence[bytes], scores: Sequence[bytes | None], synced: int) -> bool:
+        """Take in what `question(tags)` asked for, when `synced` was this: the marks from before the floor.
+
+        False if these marks are not those the clock was read with: they were lost, or another epoch began.
+        """
+        trimmed, newest, *pairs = (int(score) if score else 0 for score in scores)
+        if newest < synced:
+            return False
         for tag, hard, soft in zip(tags, pairs[::2], pairs[1::2], strict=True):
             self.hard[tag] = max(hard, self.hard.get(tag, 0))
             self.soft[tag] = max(soft, self.soft.get(tag, 0))
         self.dead_below = max(trimmed, self.dead_below)
         self.asked.update(tags)
+        return True
 
     def pruned(self, limit: int) -> Marks:
         """Itself, or a younger copy that remembers half as much and asks for the rest."""
@@ -144,7 +153,12 @@ class Marks:
 
 
 def extended(
-    marks: Marks, rows: Sequence[bytes], globs: Sequence[bytes], clock: bytes, limit: int
+    marks: Marks,
+    rows: Sequence[bytes],
+    globs: Sequence[bytes],
+    clock: bytes,
+    limit: int,
+    newest_glob: int = 0,
 ) -> Marks:
     """`marks` with the rows since `marks.synced`, complete up to `clock` and beyond.
 
@@ -154,7 +168,8 @@ def extended(
     """
     epoch, seq = read_clock(clock)
     reached = next(
-        (int(rows[i + 1]) for i in range(0, len(rows), 2) if rows[i] == NEWEST), marks.synced
+        (int(rows[i + 1]) for i in range(0, len(rows), 2) if rows[i] == NEWEST + epoch),
+        marks.synced,
     )
     if reached < seq:
         lost = Marks(epoch, dead_below=seq)
@@ -166,14 +181,16 @@ def extended(
         marks = Marks(epoch, floor=int(rows[-1]))
     for glob, score in zip(globs[::2], globs[1::2], strict=True):
         marks.learn_glob(glob, int(score))
+    if newest_glob > marks.newest_glob:  # some were lost: whatever they may have named is dead
+        marks.dead_below = max(newest_glob, marks.dead_below)
     if rows:
         marks.learn(rows, epoch)
     return marks.pruned(limit)
 
 
-def question(tags: Sequence[bytes]) -> list[bytes]:
+def question(tags: Sequence[bytes], epoch: bytes) -> list[bytes]:
     """The members whose scores decide over entries with these tags that are older than the floor."""
-    return [TRIMMED, *(prefix + tag for tag in tags for prefix in (b"t:", b"s:"))]
+    return [TRIMMED, NEWEST + epoch, *(prefix + tag for tag in tags for prefix in (b"t:", b"s:"))]
 
 
 def read_clock(raw: bytes) -> tuple[bytes, int]:

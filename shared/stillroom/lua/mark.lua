@@ -13,6 +13,7 @@ for i = 2, #ARGV do
   redis.call('ZADD', KEYS[2], plain(seq), ARGV[i])
   if string.sub(ARGV[i], 1, 2) == 'p:' then
     redis.call('ZADD', KEYS[3], plain(seq), string.sub(ARGV[i], 3))
+    redis.call('ZADD', KEYS[2], plain(seq), '?') -- how new the newest glob is: should their key be lost
   end
 end
 if redis.call('ZCARD', KEYS[3]) > GLOBS_LIMIT then

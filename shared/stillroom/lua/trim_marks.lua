@@ -6,15 +6,16 @@
 -- include: clock
 
 local value = redis.call('GET', KEYS[1])
-local newest = redis.call('ZSCORE', KEYS[2], '~')
-if not value or not newest then
+local epoch = value and string.match(value, '^(.*)%.')
+local newest = epoch and redis.call('ZSCORE', KEYS[2], '~' .. epoch)
+if not newest then
   return {0, redis.call('ZCARD', KEYS[2])}
 end
 local bound = plain(math.min(now_us() - tonumber(ARGV[1]), tonumber(newest)))
 local old = redis.call('ZRANGE', KEYS[2], '-inf', '(' .. bound, 'BYSCORE', 'LIMIT', 0, ARGV[2], 'WITHSCORES')
 local dropped, youngest = 0, nil
 for i = 1, #old, 2 do
-  if old[i] ~= '!' and old[i] ~= '~' then
+  if old[i] ~= '!' and old[i] ~= '~' .. epoch then
     dropped = dropped + redis.call('ZREM', KEYS[2], old[i])
     youngest = old[i + 1]
   end

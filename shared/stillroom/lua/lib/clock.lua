@@ -1,7 +1,9 @@
--- The clock of invalidations: `<epoch>.<seq>` under one key, and in `marks` the member `~` with the
+-- The clock of invalidations: `<epoch>.<seq>` under one key, and in `marks` the member `~<epoch>` with the
 -- same seq. seq = max(TIME in µs, seq + 1): made here only, so an app's clock never orders anything.
--- A clock that is lost starts a new epoch; so do marks that were lost, because `~` no longer equals
+-- A clock that is lost starts a new epoch; so do marks that were lost, because `~<epoch>` no longer equals
 -- the clock. Everything stamped in another epoch is dead, so loss is a miss and never a stale read.
+-- The epoch is in the member so that a reader who has the clock of one epoch and, a moment later, the marks of
+-- the next can tell.
 
 local function now_us()
   local time = redis.call('TIME')
@@ -15,7 +17,7 @@ end
 local function write_clock(clock, marks, epoch, seq)
   local value = epoch .. '.' .. plain(seq)
   redis.call('SET', clock, value)
-  redis.call('ZADD', marks, plain(seq), '~')
+  redis.call('ZADD', marks, plain(seq), '~' .. epoch)
   return value
 end
 
@@ -23,21 +25,21 @@ end
 local function read_clock(clock, marks, new_epoch)
   local value = redis.call('GET', clock)
   if value then
-    local dot = string.find(value, '.', 1, true)
-    local seq = dot and tonumber(string.sub(value, dot + 1))
-    if seq then
-      return string.sub(value, 1, dot - 1), seq, value
+    local epoch, seq = string.match(value, '^(%w+)%.(%d+)$') -- anything else is no clock of ours
+    if epoch and #seq <= 16 then
+      return epoch, tonumber(seq), value
     end
   end
-  local newest = tonumber(redis.call('ZSCORE', marks, '~') or '0')
-  local seq = math.max(now_us(), newest + 1)
+  local newest = redis.call('ZRANGE', marks, '+inf', '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
+  local seq = math.max(now_us(), tonumber(newest[2] or '0') + 1)
   return new_epoch, seq, write_clock(clock, marks, new_epoch, seq)
 end
 
 -- → epoch, seq of a new moment, not yet written.
 local function next_moment(clock, marks, new_epoch)
   local epoch, seq = read_clock(clock, marks, new_epoch)
-  if tonumber(redis.call('ZSCORE', marks, '~') or '0') ~= seq then
+  if tonumber(redis.call('ZSCORE', marks, '~' .. epoch) or '0') ~= seq then
+    redis.call('ZREM', marks, '~' .. epoch)
     epoch = new_epoch
   end
   return epoch, math.max(now_us(), seq + 1)
