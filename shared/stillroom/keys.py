@@ -7,7 +7,8 @@ cache live in one Redis Cluster slot, so that one script may touch them together
 |-------------------|--------|-------------------------------------------------|--------------|-----------------|
 | ns:{0}:clock      | string | `<epoch>.<seq>`, the clock of invalidations     | none, 1 key  | lib/clock.lua   |
 | ns:{0}:marks      | zset   | `t:<tag>` `s:<tag>` `p:<glob>` → seq;           | trimmed past | mark, trim_marks|
-|                   |        | `~<epoch>` the newest, `!` how far it is trimmed| life_limit   | lib/clock.lua   |
+|                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua   |
+|                   |        | `!` how far they are trimmed                    |              |                 |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit     |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
@@ -28,8 +29,8 @@ KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 
 # Control characters would break the entry's header line and every log they are printed in;
 # `%` is escaped so that no two keys are ever written the same.
-_ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
+_ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
 class Keys:
