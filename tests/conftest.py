@@ -13,6 +13,7 @@ import pytest
 import redis
 from stillroom import AsyncStillroom, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import BlockingRoom
 
@@ -69,7 +70,8 @@ def client(server: EmbeddedServer) -> Iterator[Any]:
 
 @pytest.fixture
 def settings(server: EmbeddedServer) -> Settings:
-    return Settings(redis_url=server.url)
+    """Deadlines are what tests/faults is about; elsewhere a busy machine is no reason to give up."""
+    return Settings(**{"redis_url": server.url} | PATIENT)
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def make_room(settings: Settings, dispatch: Recording) -> Iterator[Callable[...,
     rooms: list[Stillroom] = []
 
     def make(**changes: Any) -> Stillroom:
-        changed = Settings(**{"redis_url": settings.redis_url} | changes) if changes else settings
+        changed = Settings(**{"redis_url": settings.redis_url} | PATIENT | changes)
         rooms.append(Stillroom(changed, dispatch=dispatch))
         return rooms[-1]
 

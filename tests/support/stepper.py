@@ -10,7 +10,7 @@ from typing import Any
 
 from stillroom import Stillroom
 from stillroom.errors import RedisUnavailable
-from stillroom.operation import Call, Driver, Operation, Pause
+from stillroom.operation import Call, Driver, Once, Operation, Pause
 
 PATIENCE = 10.0  # seconds for one command
 
@@ -20,6 +20,9 @@ class Stepper:
 
     def __init__(self, room: Stillroom, operation: Operation[Any]) -> None:
         self._driver = Driver(room.wire)
+        self.twice = (
+            False  # send each command twice, as the wire does when a connection was found dead
+        )
         self._operation = operation
         self._answers: list[Any] = []  # to the step it stands at
         self._failure: BaseException | None = None
@@ -76,8 +79,12 @@ class Stepper:
 
     def _perform(self) -> Any:
         if isinstance(self.at, Call):
-            return self.at.function(*self.at.args, **self.at.kwargs)
-        (reply,) = self._driver._exchange([self.at[len(self._answers)]], PATIENCE)
+            return self._driver._take(self.at, PATIENCE)
+        batch = type(self.at)([self.at[len(self._answers)]])  # its kind says how it is sent
+        send = self._driver._exchange if type(batch) is list else self._driver._take
+        if self.twice and not isinstance(batch, Once):
+            send(batch, PATIENCE)
+        (reply,) = send(batch, PATIENCE)
         return reply
 
     def _deliver(self) -> None:

@@ -1,23 +1,31 @@
 -- Invalidates: moves the clock on and leaves a mark for each member.
--- Every read has to try the globs, so there is a limit to them: at the limit a new epoch begins instead, in
--- which nothing older lives, named or not.
+-- Every read has to try the globs, so there is a limit to them: at the limit a new epoch begins instead, in which
+-- nothing older lives, named or not. It begins, too, where globs were lost: `?` says how new the newest must be.
 -- KEYS  1 clock  2 marks  3 globs
--- ARGV  1 epoch to begin if the clock or the marks are lost, or the globs are too many
+-- ARGV  1 epoch to begin if the clock, the marks or globs are lost, or the globs are too many
 --       2… members: t:<tag> hard, s:<tag> soft, p:<glob>
 -- returns the new clock, `<epoch>.<seq>`
 -- include: clock
 
 local GLOBS_LIMIT = 1000
 local epoch, seq = next_moment(KEYS[1], KEYS[2], ARGV[1])
+local patterns = {}
 for i = 2, #ARGV do
   redis.call('ZADD', KEYS[2], plain(seq), ARGV[i])
   if string.sub(ARGV[i], 1, 2) == 'p:' then
-    redis.call('ZADD', KEYS[3], plain(seq), string.sub(ARGV[i], 3))
-    redis.call('ZADD', KEYS[2], plain(seq), '?') -- how new the newest glob is: should their key be lost
+    patterns[#patterns + 1] = string.sub(ARGV[i], 3)
   end
 end
-if redis.call('ZCARD', KEYS[3]) > GLOBS_LIMIT then
-  epoch = ARGV[1]
-  redis.call('UNLINK', KEYS[2], KEYS[3])
+if #patterns > 0 then
+  local newest = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2] or '0'
+  local lost = tonumber(newest) ~= tonumber(redis.call('ZSCORE', KEYS[2], '?') or '0')
+  for _, glob in ipairs(patterns) do
+    redis.call('ZADD', KEYS[3], plain(seq), glob)
+  end
+  redis.call('ZADD', KEYS[2], plain(seq), '?')
+  if lost or redis.call('ZCARD', KEYS[3]) > GLOBS_LIMIT then
+    epoch = ARGV[1]
+    redis.call('UNLINK', KEYS[2], KEYS[3])
+  end
 end
 return write_clock(KEYS[1], KEYS[2], epoch, seq)

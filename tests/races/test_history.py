@@ -1,0 +1,71 @@
+"""Four processes read, load, refresh and set while one of them writes and invalidates: no stale read."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import Crowd
+from tests.support.history import KINDS, Floor, Read, records_of, stale_reads
+from tests.support.processes import Program
+
+PROCESSES = 4
+SECONDS = 4.0
+SECONDS_OF_MUTANTS = 1.5
+READS, VERSIONS_SEEN = 1_000, 100  # fewer would say little; a slow machine has ten times as many
+
+
+def play(
+    server: EmbeddedServer, seconds: float, mutant: str = ""
+) -> tuple[list[Read], list[Floor]]:
+    """A history of that many seconds, in as many processes."""
+    crowd = Crowd(server.url)
+    source = (
+        f"from tests.support.history import *; take_part({server.url!r}, {seconds}, {mutant!r})"
+    )
+    reads: list[Read] = []
+    floors: list[Floor] = []
+    with ExitStack() as stack:
+        programs = [stack.enter_context(Program(source)) for _ in range(PROCESSES)]
+        crowd.await_ready(PROCESSES)
+        crowd.give("go", PROCESSES)
+        for program in programs:
+            more_reads, more_floors = records_of(program.read_word("records "))
+            reads += more_reads
+            floors += more_floors
+    crowd.close()
+    return reads, floors
+
+
+def test_no_read_sees_what_was_invalidated_before_it_began(server: EmbeddedServer) -> None:
+    """By key, tag, tag found in the value, pattern, set, softly, all at once: 0 stale reads of thousands."""
+    reads, floors = play(server, SECONDS)
+    assert stale_reads(reads, floors) == []
+    # It was no idle run: every kind was written and read, and readers met many versions.
+    assert len(reads) > READS
+    assert {floor.key.partition(":")[0] for floor in floors} == set(KINDS)
+    assert {read.key.partition(":")[0] for read in reads} == set(KINDS)
+    assert len({(read.key, read.version) for read in reads}) > VERSIONS_SEEN
+
+
+@pytest.mark.parametrize("mutant", ["stamped at commit", "lease left alone"])
+def test_the_check_finds_a_cache_that_is_wrong(mutant: str) -> None:
+    """The same history with a rule left out holds stale reads, and the check sees them."""
+    with EmbeddedServer() as server:
+        found = stale_reads(*play(server, SECONDS_OF_MUTANTS, mutant))
+    assert found
+    if mutant == "lease left alone":
+        assert {read.key.partition(":")[0] for read, _ in found} == {"key"}
+
+
+def test_the_check_compares_times_and_versions() -> None:
+    """Stale is: begun after the return, and older. Nothing else."""
+    floors = [Floor("k", 20, 2), Floor("k", 10, 1), Floor("other", 5, 9)]
+    fine = [Read("k", 9, 0), Read("k", 19, 1), Read("k", 20, 2), Read("k", 30, 3)]
+    wrong = [Read("k", 10, 0), Read("k", 25, 1)]
+    assert stale_reads([*fine, *wrong, Read("unwritten", 99, 0)], floors) == [
+        (wrong[0], floors[1]),
+        (wrong[1], floors[0]),
+    ]

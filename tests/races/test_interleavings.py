@@ -1,0 +1,369 @@
+"""Single steps of two operations in one exact order: the orders that need luck, or a bad day, to happen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stillroom import Freshness, Stillroom
+from stillroom.cache.judge import Judge
+from tests.support.entries import age
+from tests.support.stepper import Stepper
+
+NEVER = 1 << 62  # seconds
+LITTLE = 3  # marks a forgetful process remembers: the setting has no use for so few, a test has
+
+
+@pytest.fixture
+def writer(make_room: Any) -> Stillroom:
+    """The process that invalidates."""
+    return quiet(make_room())
+
+
+@pytest.fixture
+def reader(make_room: Any) -> Stillroom:
+    """Another process, whose reads are taken apart."""
+    return quiet(make_room())
+
+
+@pytest.fixture
+def forgetful(make_room: Any) -> Stillroom:
+    """A process that remembers few marks, and has to ask for the others."""
+    room = quiet(make_room())
+    body = room._cache_body
+    body._judges = Judge(room.keys, body.now_ms, LITTLE)
+    return room
+
+
+def quiet(room: Stillroom) -> Stillroom:
+    """No counts ride along with its reads."""
+    room.stats.due = NEVER
+    return room
+
+
+def ride(room: Stillroom, riding: bool) -> None:
+    """Whether marks ride along with its reads, as they do while the clock moves."""
+    room._cache_body._judges._moving_until = NEVER if riding else 0
+
+
+def begin_get(room: Stillroom, key: str) -> Stepper:
+    return Stepper(room, room._cache_body.get(key))
+
+
+def run_to(stepper: Stepper, command: bytes) -> Stepper:
+    """On, until this command has been answered and its reply has not arrived."""
+    while not (isinstance(stepper.at, list) and stepper.at[0][0] == command):
+        assert not stepper.done, f"it ended without {command!r}"
+        stepper.step()
+    stepper.step()
+    return stepper
+
+
+def flood(room: Stillroom) -> None:
+    """More invalidations than a forgetful process remembers."""
+    for n in range(2 * LITTLE):
+        room.cache.invalidate_by_tag(f"flood:{n}")
+
+
+def make_it_forget(forgetful: Stillroom, writer: Stillroom) -> None:
+    """Let it catch up past everything so far, with room for the newest marks only."""
+    flood(writer)
+    writer.cache.set("new", 1)
+    for _ in range(
+        2
+    ):  # one that is far behind begins anew, and knows the newest after the next look
+        forgetful.cache.get("new")
+    assert forgetful._cache_body._judges._marks.floor > 0
+
+
+# Marks that arrive late
+
+
+def test_marks_that_arrive_late_take_back_no_newer_ones(
+    reader: Stillroom, writer: Stillroom
+) -> None:
+    """Two reads of one process fetch the marks; the older answer comes in last, and the newer marks stand."""
+    writer.cache.set("k", "old", tags=["t"])
+    writer.cache.invalidate_by_tag("first")
+    assert reader.cache.get("k") == "old"
+    writer.cache.set("k", "old", tags=["t"])  # stamped with the clock the late answer knows
+    writer.cache.set("other", 1)
+    writer.cache.invalidate_by_tag("second")
+    ride(reader, False)
+    late = run_to(begin_get(reader, "other"), b"ZRANGE")
+    writer.cache.invalidate_by_tag("t")
+    assert reader.cache.get("k") is None
+    assert late.value() == 1
+    assert reader.cache.get("k") is None
+
+
+@pytest.mark.parametrize("how", ["tag", "pattern"])
+def test_a_read_under_way_is_not_misled_by_marks_that_arrive_late(
+    forgetful: Stillroom, writer: Stillroom, how: str
+) -> None:
+    """It has caught up and asks for an old tag; an older answer comes in meanwhile."""
+
+    def invalidate() -> None:
+        if how == "tag":
+            writer.cache.invalidate_by_tag("t")
+        else:
+            writer.cache.invalidate_by_pattern("k*")
+
+    writer.cache.set("other", 1)
+    if how == "pattern":
+        invalidate()
+    writer.cache.invalidate_by_tag("first")
+    assert forgetful.cache.get("other") == 1
+    invalidate()
+    writer.cache.set("k", "old", tags=["t"])
+    ride(forgetful, False)
+    late = run_to(begin_get(forgetful, "other"), b"ZRANGE")
+    invalidate()
+    make_it_forget(forgetful, writer)
+    ride(forgetful, False)
+    read = begin_get(forgetful, "k")
+    while not (read.done or read.at[0][0] == b"ZMSCORE"):
+        read.step()
+    late.value()
+    assert read.value() is None
+    assert forgetful.cache.get("k") is None
+
+
+def test_a_pattern_that_arrives_late_takes_back_no_newer_one(
+    reader: Stillroom, writer: Stillroom
+) -> None:
+    """The same pattern twice, the older answer last: what lies between the two is dead."""
+    writer.cache.set("other", 1)
+    writer.cache.invalidate_by_tag("first")
+    assert reader.cache.get("other") == 1
+    writer.cache.invalidate_by_pattern("k*")
+    ride(reader, False)
+    late = run_to(begin_get(reader, "other"), b"ZRANGE")
+    writer.cache.set("k", "old")
+    writer.cache.invalidate_by_tag("between")  # so that its stamp is not the newest clock
+    writer.cache.invalidate_by_pattern("k*")
+    assert reader.cache.get("k") is None
+    assert late.value() == 1
+    for _ in range(2):
+        assert reader.cache.get("k") is None
+        writer.cache.invalidate_by_tag("after")
+
+
+# A new epoch between the look at an entry and the look at the marks
+
+
+@pytest.mark.parametrize("how", ["clear", "FLUSHALL", "eviction"])
+@pytest.mark.parametrize("riding", [False, True])
+def test_the_marks_of_a_new_epoch_say_nothing_of_an_older_entry(
+    reader: Stillroom, writer: Stillroom, client: Any, how: str, riding: bool
+) -> None:
+    """The clock was read, then its marks were lost and others began: that these go far enough proves nothing."""
+    writer.cache.set("k", "old", tags=["t"])
+    writer.cache.invalidate_by_tag("first")
+    assert reader.cache.get("k") == "old"
+    writer.cache.invalidate_by_tag("t")
+    ride(reader, riding)
+    read = run_to(begin_get(reader, "k"), b"MGET")
+    if how == "clear":
+        writer.cache.clear()
+    else:
+        client.flushall() if how == "FLUSHALL" else client.delete(writer.keys.marks)
+        writer.cache.invalidate_by_tag("another")
+    assert read.value() is None
+
+
+def test_a_new_process_does_not_mix_two_epochs(
+    reader: Stillroom, writer: Stillroom, client: Any
+) -> None:
+    """The same for one that knows nothing yet, between any two of its commands."""
+    for steps in range(1, 5):
+        body = reader._cache_body
+        body._judges = Judge(reader.keys, body.now_ms, 20_000)
+        writer.cache.set("k", "old", tags=["t"])
+        writer.cache.invalidate_by_pattern("k*")
+        read = begin_get(reader, "k")
+        for _ in range(steps):
+            read.step()
+        client.delete(writer.keys.marks, writer.keys.globs)
+        writer.cache.invalidate_by_tag("another")
+        assert read.value() is None
+
+
+# Loss
+
+
+def test_silence_about_an_old_tag_is_not_consent(
+    forgetful: Stillroom, writer: Stillroom, client: Any
+) -> None:
+    """The marks are gone, and with them the tag's: an entry that a process has to ask about is dead."""
+    writer.cache.set("k", "old", tags=["t"])
+    writer.cache.invalidate_by_tag("t")
+    make_it_forget(forgetful, writer)
+    client.delete(writer.keys.marks)
+    assert forgetful.cache.get("k") is None
+
+
+def test_silence_about_an_old_tag_is_not_consent_with_the_limit_of_the_settings(
+    make_room: Any, client: Any
+) -> None:
+    """The same with nothing but settings: a hundred marks, and a hundred and fifty invalidations."""
+    writer, forgetful = make_room(), make_room(marks_limit=100)
+    writer.cache.set("k", "old", tags=["t"])
+    writer.cache.invalidate_by_tag("t")
+    writer.cache.invalidate_by_tag(*[f"other:{n}" for n in range(150)])
+    writer.cache.set("new", 1)
+    assert forgetful.cache.get("new") == 1
+    client.delete(writer.keys.marks)
+    assert forgetful.cache.get("k") is None
+
+
+def test_marks_lost_between_the_question_and_its_answer(
+    forgetful: Stillroom, writer: Stillroom, client: Any
+) -> None:
+    """A new epoch begins while a read is about to ask for an old tag."""
+    writer.cache.set("k", "old", tags=["t"])
+    writer.cache.invalidate_by_tag("t")
+    make_it_forget(forgetful, writer)
+    read = run_to(begin_get(forgetful, "k"), b"MGET")
+    writer.cache.clear()
+    writer.cache.invalidate_by_tag("another")
+    assert read.value() is None
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_lost_patterns_are_a_miss(
+    forgetful: Stillroom, writer: Stillroom, client: Any, another: bool
+) -> None:
+    """The patterns' own key is evicted, and maybe begun anew: what the lost ones may have named is dead."""
+    writer.cache.set("k", "old")
+    writer.cache.invalidate_by_pattern("k*")
+    flood(writer)
+    client.delete(writer.keys.globs)
+    if another:
+        writer.cache.invalidate_by_pattern("another*")
+        flood(writer)
+    writer.cache.set("new", 1)
+    for _ in range(2):
+        assert forgetful.cache.get("k") is None
+
+
+def test_a_reader_that_refreshes_survives_a_process_that_begins_anew(
+    reader: Stillroom, writer: Stillroom, client: Any
+) -> None:
+    """Its marks are thrown away between its lease and its load: all is served, and no lease is left."""
+    reader.cache.get_or_set("k", lambda: "old", ttl=60, swr=600)
+    age(client, reader.keys.entry(b"k"), 61)
+    body = reader._cache_body
+    operation = body.get_or_set_many(
+        ["k", "missing"], lambda keys: dict.fromkeys(keys, "new"), ttl=60, swr=600
+    )
+    read = Stepper(reader, operation)
+    while not (isinstance(read.at, list) and read.at[0][0] == b"EVALSHA"):
+        read.step()
+    body._judges = Judge(reader.keys, body.now_ms, 20_000)
+    values = read.value()
+    assert values["missing"] == "new"
+    assert values["k"] in ("old", "new")
+    assert client.keys("*:l:*") == []
+
+
+# Many keys
+
+
+def test_many_keys_are_loaded_though_the_servers_clock_has_stepped(
+    make_room: Any, client: Any
+) -> None:
+    """A lease that was asked for too late, by the server's new clock, is asked for again by that clock."""
+    room = make_room()
+    room.cache.get("warm")
+    room.wire.server._clock_offset_ns -= 3_600 * 1_000_000_000
+    assert room.cache.get_or_set_many(["a", "b"], lambda keys: dict.fromkeys(keys, 1)) == {
+        "a": 1,
+        "b": 1,
+    }
+    assert client.keys("*:l:*") == []
+
+
+@pytest.mark.parametrize("tags", [lambda value: [value["no such field"]], lambda value: None])
+def test_a_load_of_many_that_cannot_be_stored_leaves_no_lease(
+    room: Any, client: Any, tags: Any
+) -> None:
+    """Its caller has the values, and nobody waits for it."""
+    values = room.cache.get_or_set_many(
+        ["a", "b"], lambda keys: {key: {} for key in keys}, tags=[tags]
+    )
+    assert values == {"a": {}, "b": {}}
+    assert client.keys("*:l:*") == client.keys("*:e:*") == []
+
+
+def test_a_load_of_many_that_is_no_mapping_leaves_no_lease(room: Any, client: Any) -> None:
+    """It fails like any other load."""
+    with pytest.raises(TypeError):
+        room.cache.get_or_set_many(["a", "b"], lambda keys: None)
+    assert client.keys("*:l:*") == []
+
+
+def test_a_load_of_many_overtaken_is_not_seen_afterwards(
+    reader: Stillroom, writer: Stillroom
+) -> None:
+    """Each key for itself: by key, by tag, by pattern; the one that nobody touched is stored."""
+    operation = reader._cache_body.get_or_set_many(
+        ["a", "b", "c", "d"],
+        lambda keys: {key: f"old {key}" for key in keys},
+        tags=[lambda value: [value]],
+    )
+    load = Stepper(reader, operation).run_to_the_load()
+    writer.cache.invalidate_many(["a"])
+    writer.cache.invalidate_by_tag("old b")
+    writer.cache.invalidate_by_pattern("[xc]")
+    assert load.value() == {key: f"old {key}" for key in "abcd"}
+    for room in (reader, writer):
+        assert room.cache.get_many(["a", "b", "c", "d"]) == {"d": "old d"}
+
+
+def test_whoever_waits_for_many_is_not_served_an_older_load(
+    reader: Stillroom, writer: Stillroom, make_room: Any
+) -> None:
+    """One that came after the invalidation waits, and then loads what died; the rest it takes over."""
+    load = Stepper(
+        reader,
+        reader._cache_body.get_or_set_many(
+            ["a", "b"], lambda keys: dict.fromkeys(keys, "old"), tags=[lambda value: [value]]
+        ),
+    ).run_to_the_load()
+    writer.cache.invalidate_by_pattern("a")
+    body = writer._cache_body
+    waiter = Stepper(
+        writer, body.get_or_set_many(["a", "b", "c"], lambda keys: dict.fromkeys(keys, "new"))
+    ).run()
+    assert waiter.is_waiting
+    load.value()
+    waiter.step()
+    assert waiter.value() == {"a": "new", "b": "old", "c": "new"}
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(("key", "glob"), [("a%b", "a?b"), ("a\nb", "a[^x]b"), ("a%b", "a*b")])
+def test_a_pattern_sees_the_key_as_it_was_given(reader: Stillroom, key: str, glob: str) -> None:
+    """A character that is written as %XX in Redis is still one character."""
+    reader.cache.set(key, 1)
+    reader.cache.invalidate_by_pattern(glob)
+    assert reader.cache.get(key) is None
+
+
+def test_a_soft_mark_after_a_pattern_does_not_revive(reader: Stillroom, writer: Stillroom) -> None:
+    """Hard wins over soft, whatever the kinds and the order."""
+    for order in (0, 1):
+        writer.cache.set("k", "old", tags=["t"])
+        for step in (order, 1 - order):
+            if step:
+                writer.cache.invalidate_by_pattern("k")
+            else:
+                writer.cache.invalidate_by_tag("t", soft=True)
+        assert reader.cache.get("k") is None
+        assert reader.cache.get_entry("k") is None
+    writer.cache.set("k", "new", tags=["t"])
+    assert reader.cache.get_entry("k").freshness is Freshness.FRESH  # type: ignore[union-attr]
