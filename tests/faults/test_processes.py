@@ -17,6 +17,7 @@ from stillroom import AsyncStillroom, InlineDispatch, NoDispatch, Settings, Stil
 from stillroom.dispatch import CeleryDispatch, RefreshOrder
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import until
+from tests.support.crowd import PATIENT
 
 ORDER = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
 QUEUE = "stillroom.refresh"
@@ -33,7 +34,7 @@ def in_child(act: Callable[[], bool]) -> bool:
 
 def test_a_child_counts_only_what_it_did(own_server: EmbeddedServer) -> None:
     """The parent writes down what the parent counted."""
-    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+    with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
         room.stats.due = float("inf")
         room.cache.set("k", 1)
         for _ in range(5):
@@ -44,7 +45,7 @@ def test_a_child_counts_only_what_it_did(own_server: EmbeddedServer) -> None:
 
 def test_a_fork_while_marks_are_learned_does_not_lock_the_child(own_server: EmbeddedServer) -> None:
     """Another thread held the lock: the child has one of its own."""
-    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+    with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
         room.cache.set("k", 1)
         with room._cache_body._judges._lock:
             assert in_child(lambda: room.cache.get("k") == 1)
@@ -52,7 +53,7 @@ def test_a_fork_while_marks_are_learned_does_not_lock_the_child(own_server: Embe
 
 def test_a_fork_while_orders_are_queued_does_not_lock_the_child(own_server: EmbeddedServer) -> None:
     """The child has a queue, a thread and a connection of its own, and does not repeat the parent's orders."""
-    dispatch = CeleryDispatch(Settings(redis_url=own_server.url), QUEUE)
+    dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), QUEUE)
 
     def child() -> bool:
         dispatch.send([ORDER], lambda: None)
@@ -71,7 +72,7 @@ def test_closed_rooms_leave_nothing_behind(own_server: EmbeddedServer) -> None:
         client.ping()
 
         def use_one() -> None:
-            room = Stillroom(Settings(redis_url=own_server.url))
+            room = Stillroom(Settings(**PATIENT, redis_url=own_server.url))
             room.cache.set("k", 1)
             room.dispatch.send([ORDER], lambda: None)
             room.close()
@@ -88,7 +89,7 @@ def test_closed_rooms_leave_nothing_behind(own_server: EmbeddedServer) -> None:
 
 def test_twenty_first_orders_start_one_thread(own_server: EmbeddedServer) -> None:
     """However many requests are the first to find something stale."""
-    dispatch = CeleryDispatch(Settings(redis_url=own_server.url), QUEUE)
+    dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), QUEUE)
     barrier = threading.Barrier(20)
 
     def send() -> None:
@@ -108,7 +109,7 @@ def test_a_queue_nobody_takes_from_is_not_filled_further(
     own_server: EmbeddedServer, caplog: Any
 ) -> None:
     """Without workers refreshes would pile up for ever; the orders are given back instead."""
-    dispatch = CeleryDispatch(Settings(redis_url=own_server.url), QUEUE)
+    dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), QUEUE)
     dispatch.queue_limit = 3
     given_back = threading.Event()
     for _ in range(5):
@@ -160,7 +161,7 @@ def test_a_closed_room_can_be_used_again(own_server: EmbeddedServer) -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_one_async_room_serves_several_event_loops(own_server: EmbeddedServer) -> None:
     """Two at once in two threads, and one after the other: each has its own connections."""
-    room = AsyncStillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch())
+    room = AsyncStillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch())
     wrong: list[Any] = []
 
     async def work(n: int) -> None:

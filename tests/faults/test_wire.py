@@ -19,6 +19,7 @@ import pytest
 import redis
 from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom
 from tests.support.lag import Stopwatch
 from tests.support.proxy import Proxy
@@ -232,7 +233,7 @@ def test_a_cancelled_task_leaves_no_pool_waiter_behind(own_server: EmbeddedServe
     """With one connection, a hundred tasks take turns."""
 
     async def scenario() -> None:
-        settings = Settings(redis_url=own_server.url, pool_size=1, pool_timeout=1)
+        settings = Settings(**PATIENT | {"redis_url": own_server.url, "pool_size": 1})
         async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
             await room.cache.set("k", 1)
             waiting = [asyncio.create_task(room.cache.get("k")) for _ in range(100)]
@@ -260,7 +261,9 @@ def test_connect_tries_five_times_and_says_so(make: Any, caplog: Any) -> None:
 def test_connect_waits_for_a_server_that_comes_up(make: Any, own_server: EmbeddedServer) -> None:
     """Started before Redis: the first attempts fail, a later one succeeds."""
     own_server.kill()
-    room = make(own_server.url, connect_delay=0.05, connect_attempts=100)
+    room = make(
+        own_server.url, connect_delay=0.05, connect_attempts=100, command_timeout=5, call_timeout=5
+    )
     starting = threading.Thread(target=own_server.restart)
     starting.start()
     room.connect()
@@ -355,7 +358,7 @@ def test_a_cancellation_in_the_middle_never_mixes_up_replies(own_server: Embedde
 
     async def scenario() -> tuple[int, int, int]:
         async with AsyncStillroom(
-            Settings(redis_url=own_server.url), dispatch=NoDispatch()
+            Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()
         ) as room:
             for n in range(10):
                 await room.cache.set(f"k:{n}", n, ttl=3600)
@@ -381,7 +384,7 @@ def test_a_cancellation_in_the_middle_never_mixes_up_replies(own_server: Embedde
 
 def test_an_unread_reply_is_never_the_next_ones(own_server: EmbeddedServer) -> None:
     """A call interrupted between send and receive closes its connection."""
-    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+    with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
         room.cache.set("a", "A")
         room.cache.set("b", "B")
         link = room.wire._idle.get_nowait()
@@ -403,7 +406,7 @@ def test_an_unread_reply_is_never_the_next_ones(own_server: EmbeddedServer) -> N
 
 def test_a_forked_child_has_connections_of_its_own(own_server: EmbeddedServer) -> None:
     """Parent and children talk at the same time, on different sockets, also when a call was under way."""
-    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+    with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
         for n in range(5):
             room.cache.set(f"k:{n}", n)
         children = []
@@ -419,7 +422,7 @@ def test_a_forked_child_has_connections_of_its_own(own_server: EmbeddedServer) -
 
 def test_many_threads_share_the_wire(own_server: EmbeddedServer) -> None:
     """Sixteen threads read their own values; connections are no more than threads."""
-    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+    with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
         wrong: list[Any] = []
 
         def work(n: int) -> None:
@@ -458,7 +461,7 @@ GEVENT = """
 from gevent import monkey; monkey.patch_all()
 import sys, time, gevent
 from stillroom import NoDispatch, Settings, Stillroom
-room = Stillroom(Settings(redis_url=sys.argv[1]), dispatch=NoDispatch())
+room = Stillroom(Settings(redis_url=sys.argv[1], command_timeout=5, call_timeout=5), dispatch=NoDispatch())
 def work(n):
     room.cache.set(f"k:{n}", n)
     return all(room.cache.get(f"k:{n}") == n for _ in range(100))
