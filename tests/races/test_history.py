@@ -22,13 +22,15 @@ def play(
 ) -> tuple[list[Read], list[Floor]]:
     """A history of that many seconds, in as many processes."""
     crowd = Crowd(server.url)
-    source = (
-        f"from tests.support.history import *; take_part({server.url!r}, {seconds}, {mutant!r})"
-    )
+    sources = [
+        "from tests.support.history import take_part\n"
+        f"take_part({server.url!r}, {seconds}, {mutant!r}, writes={number == 0})"
+        for number in range(PROCESSES)
+    ]
     reads: list[Read] = []
     floors: list[Floor] = []
     with ExitStack() as stack:
-        programs = [stack.enter_context(Program(source)) for _ in range(PROCESSES)]
+        programs = [stack.enter_context(Program(source)) for source in sources]
         crowd.await_ready(PROCESSES)
         crowd.give("go", PROCESSES)
         for program in programs:

@@ -190,6 +190,23 @@ def test_a_new_process_does_not_mix_two_epochs(
         assert read.value() is None
 
 
+def test_a_pattern_that_comes_in_while_a_process_learns_kills_only_what_it_matches(
+    reader: Stillroom, writer: Stillroom
+) -> None:
+    """A new process fetches all marks in one batch; wherever in it a pattern comes in, the others' values live."""
+    for steps in range(1, 6):
+        body = reader._cache_body
+        body._judges = Judge(reader.keys, body.now_ms, 20_000)
+        writer.cache.set("k", "fine")
+        writer.cache.invalidate_by_tag("another")
+        read = begin_get(reader, "k")
+        for _ in range(steps):
+            read.step()
+        writer.cache.invalidate_by_pattern("x*")
+        assert read.value() == "fine"
+        assert reader.cache.get("k") == "fine"
+
+
 # Loss
 
 

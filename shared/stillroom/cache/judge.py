@@ -108,11 +108,12 @@ class Judge:
         if since:
             (rows,) = yield [self.marks_since(since)]
             return self.learn(since, rows, (), clock) or Marks()
-        # In this order: where a new epoch or a pattern comes in between, the marks show it.
-        globs, rows, newest_glob = yield [
+        # In this order: a new epoch or a pattern that comes in between is among the marks, and no glob is taken
+        # for lost that came in after the question how new the newest is.
+        newest_glob, globs, rows = yield [
+            (b"ZSCORE", self._keys.marks, NEWEST_GLOB),
             (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
             self.marks_since(0),
-            (b"ZSCORE", self._keys.marks, NEWEST_GLOB),
         ]
         return self.learn(0, rows, globs, clock, int(newest_glob or 0)) or Marks()
 
