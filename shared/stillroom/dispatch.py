@@ -11,11 +11,12 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stillroom.keys import KEY_LIMIT
+from stillroom.keys import KEY_LIMIT, Keys
 from stillroom.settings import Settings
 from stillroom.wire import reset_after_fork
 
@@ -24,6 +25,10 @@ log = logging.getLogger("stillroom.dispatch")
 REFRESH_TASK = "stillroom.refresh"
 REFRESH_MANY_TASK = "stillroom.refresh_many"
 ORDERS_LIMIT = 100  # in one message
+WAKE_AGAIN_S = (
+    1.0  # a process that has just woken a task's workers does not wake them again for this long
+)
+WAKE_EXPIRES_S = 60.0  # beat has run it by then
 
 
 class RefreshOrder(BaseModel):
@@ -59,6 +64,12 @@ class Dispatch(Protocol):
     def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
         """Hand over orders; `undelivered` is called, in any thread, if that turns out impossible."""
 
+    def wake(self, task: str) -> None:
+        """Have a worker run this maintenance task, which finds its work in Redis, soon. Beat runs it anyway.
+
+        Never waits, does not raise; once a second per process is enough.
+        """
+
     def close(self) -> None:
         """Deliver what waits, for half a second at most."""
 
@@ -71,6 +82,9 @@ class InlineDispatch:
 
     def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
         raise AssertionError("an inline order is run by the operation that asks for it")
+
+    def wake(self, task: str) -> None:
+        raise AssertionError("inline maintenance is run by the operation that asks for it")
 
     def close(self) -> None:
         pass
@@ -85,11 +99,18 @@ class NoDispatch:
     def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
         undelivered()
 
+    def wake(self, task: str) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
 
-_Orders: TypeAlias = tuple[Sequence[RefreshOrder], Callable[[], object]]
+class _Errand(NamedTuple):
+    """Something to publish, and what to do if that turns out impossible."""
+
+    deliver: Callable[[], object]
+    undelivered: Callable[[], object]
 
 
 class CeleryDispatch:
@@ -106,16 +127,19 @@ class CeleryDispatch:
 
     queue_limit = 10_000  # tasks nobody takes: a queue without workers must not grow for ever
 
-    def __init__(self, settings: Settings, queue_name: str) -> None:
+    def __init__(self, settings: Settings, keys: Keys) -> None:
         self._settings = settings
-        self._queue_name = queue_name
+        self._keys = keys
         self._down_until = 0.0
+        self._woken: dict[
+            str, float
+        ] = {}  # task → when (time.monotonic()) to wake its workers again
         self.reset()
         reset_after_fork(self)
 
     def reset(self) -> None:
         """Nothing to send and nobody who sends: a forked child begins anew; its parent delivers what it holds."""
-        self._orders: queue.Queue[_Orders | None] = queue.Queue(self.waiting_limit)
+        self._errands: queue.Queue[_Errand | None] = queue.Queue(self.waiting_limit)
         self._lock = threading.Lock()  # so that two first orders start one thread
         self._thread: threading.Thread | None = None
         self._producer: Any = None
@@ -126,17 +150,26 @@ class CeleryDispatch:
         return time.monotonic() >= self._down_until
 
     def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
+        self._enqueue(_Errand(partial(self._deliver, orders), undelivered))
+
+    def wake(self, task: str) -> None:
+        now = time.monotonic()
+        if self.ready and now >= self._woken.get(task, 0.0):
+            self._woken[task] = now + WAKE_AGAIN_S
+            self._enqueue(_Errand(partial(self._deliver_wake, task), _nothing))
+
+    def _enqueue(self, errand: _Errand) -> None:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._start()
         try:
-            self._orders.put_nowait((orders, undelivered))
+            self._errands.put_nowait(errand)
         except queue.Full:
-            undelivered()
+            errand.undelivered()
 
     def _start(self) -> None:
         self._thread = threading.Thread(
-            target=self._work, args=(self._orders,), name="stillroom dispatch", daemon=True
+            target=self._work, args=(self._errands,), name="stillroom dispatch", daemon=True
         )
         self._thread.start()
         atexit.register(self.close)
@@ -144,42 +177,57 @@ class CeleryDispatch:
     def close(self) -> None:
         """Deliver what waits, for half a second at most, and end the thread. It can be used again."""
         atexit.unregister(self.close)
-        thread, orders = self._thread, self._orders
+        thread, errands = self._thread, self._errands
         if thread is None:
             return
         with contextlib.suppress(queue.Full):
-            orders.put_nowait(None)
+            errands.put_nowait(None)
             thread.join(0.5)
         self.reset()
 
-    def _work(self, orders: queue.Queue[_Orders | None]) -> None:
-        while (waiting := orders.get()) is not None:
-            several, undelivered = waiting
+    def _work(self, errands: queue.Queue[_Errand | None]) -> None:
+        while (errand := errands.get()) is not None:
             try:
-                for start in range(0, len(several), ORDERS_LIMIT):
-                    self._deliver(several[start : start + ORDERS_LIMIT])
+                errand.deliver()
             except Exception as error:
                 self._failed(error)
-                undelivered()
+                errand.undelivered()
         self._hang_up()
 
     def _deliver(self, orders: Sequence[RefreshOrder]) -> None:
+        for start in range(0, len(orders), ORDERS_LIMIT):
+            some = list(orders[start : start + ORDERS_LIMIT])
+            message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
+            self._publish(
+                REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
+                message.model_dump(),
+                kind="refresh",
+                expires=self._settings.refresh_lease,  # later than that the lease is gone, and with it the work
+                shown={"loader": some[0].loader, "orders": len(some)},
+            )
+
+    def _deliver_wake(self, task: str) -> None:
+        self._publish(task, {}, kind="maintenance", expires=WAKE_EXPIRES_S, shown={})
+
+    def _publish(
+        self, task: str, fields: Mapping[str, Any], *, kind: str, expires: float, shown: Any
+    ) -> None:
         if not self.ready:
             raise ConnectionError("the broker was away a moment ago")
         if self._producer is None:
             self._connect()
-        self._refuse_to_pile_up()
-        message: BaseModel = orders[0] if len(orders) == 1 else RefreshOrders(orders=list(orders))
+        queue_name = self._keys.queue(kind)
+        self._refuse_to_pile_up(queue_name)
         self._app.send_task(
-            REFRESH_TASK if len(orders) == 1 else REFRESH_MANY_TASK,
-            kwargs=message.model_dump(),
-            queue=self._queue_name,
+            task,
+            kwargs=fields,
+            queue=queue_name,
             producer=self._producer,
-            expires=self._settings.refresh_lease,  # later than that the lease is gone, and with it the work
+            expires=expires,
             retry=False,
             ignore_result=True,
             argsrepr="",  # nothing to format, and arguments stay out of Flower
-            kwargsrepr=json.dumps({"loader": orders[0].loader, "orders": len(orders)}),
+            kwargsrepr=json.dumps(shown),
         )
 
     def _connect(self) -> None:
@@ -189,19 +237,17 @@ class CeleryDispatch:
         self._app.conf.update(producer_settings(self._settings))
         self._producer = self._app.amqp.Producer(self._app.connection_for_write())
 
-    def _refuse_to_pile_up(self) -> None:
+    def _refuse_to_pile_up(self, queue_name: str) -> None:
         length = getattr(
             self._producer.channel, "_size", None
         )  # kombu's own queues; other brokers have limits
-        if length is not None and length(self._queue_name) >= self.queue_limit:
-            raise OverflowError(f"{self.queue_limit:,} refreshes wait and no worker takes them")
+        if length is not None and length(queue_name) >= self.queue_limit:
+            raise OverflowError(f"{self.queue_limit:,} tasks wait and no worker takes them")
 
     def _failed(self, error: Exception) -> None:
         if self.ready:
             why = error if isinstance(error, OverflowError) else type(error).__name__
-            log.warning(
-                "the broker takes no refreshes (%s); stale values are served meanwhile", why
-            )
+            log.warning("the broker takes no tasks (%s); stale values are served meanwhile", why)
         self._down_until = time.monotonic() + self.retry_after
         self._hang_up()
 
@@ -210,6 +256,10 @@ class CeleryDispatch:
         if producer is not None:
             with contextlib.suppress(Exception):
                 producer.connection.collect(socket_timeout=0.1)
+
+
+def _nothing() -> None:
+    """Nobody holds anything for an errand that only wakes."""
 
 
 def producer_settings(settings: Settings) -> Mapping[str, Any]:

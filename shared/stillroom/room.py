@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
@@ -30,9 +31,16 @@ class _Room:
     def __init__(self, settings: Settings | None, dispatch: Dispatch | None) -> None:
         self.settings = settings or Settings()
         self.keys = Keys(self.settings.namespace)
-        self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys.queue("refresh"))
+        self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys)
+        # Two roles: what may be evicted, and what may not. One server plays both unless settings say otherwise.
         self._server = Server(self.settings, self.settings.cache_server, "the cache's Redis")
         self.stats = Stats(self.keys)
+        self._is_one_server = self.settings.cache_server == self.settings.redis_url
+        if self._is_one_server:
+            self._state_server, self.state_stats = self._server, self.stats
+        else:
+            self._state_server = Server(self.settings, self.settings.redis_url, "Redis")
+            self.state_stats = Stats(self.keys)
         self._cache_body = BulkBody(
             self.settings, self._server, self.keys, self.dispatch, self.stats
         )
@@ -41,18 +49,22 @@ class _Room:
         """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
         return request_budget(self.settings.request_timeout)
 
-    def _connect(self, ping: Any) -> None:
+    def _connect(self, *wires: Wire | AsyncWire) -> None:
+        for wire in {id(wire): wire for wire in wires}.values():
+            self._await_answer(wire.server.url, wire.ping)
+
+    def _await_answer(self, url: str, ping: Callable[[], None]) -> None:
         attempts = self.settings.connect_attempts
         for attempt in range(1, attempts + 1):
             try:
                 ping()
             except RedisUnavailable as error:
-                log.warning("%s, attempt %d of %d: %s", self._server.url, attempt, attempts, error)
+                log.warning("%s, attempt %d of %d: %s", url, attempt, attempts, error)
                 if attempt == attempts or error.reason in FINAL:
                     raise
                 time.sleep(self.settings.connect_delay)
             else:
-                log.info("%s answers (attempt %d)", self._server.url, attempt)
+                log.info("%s answers (attempt %d)", url, attempt)
                 return
 
 
@@ -68,6 +80,7 @@ class Stillroom(_Room):
     ) -> None:
         super().__init__(settings, dispatch)
         self.wire = Wire(self._server)
+        self.state_wire = self.wire if self._is_one_server else Wire(self._state_server)
         driver = Driver(self.wire)
         self.cache = Cache(self._cache_body, driver)
         self._cache_body.run_aside = driver.run
@@ -77,7 +90,7 @@ class Stillroom(_Room):
 
         A wrong password or missing right is raised at once. Not needed in an app: each call connects by itself.
         """
-        self._connect(self.wire.ping)
+        self._connect(self.wire, self.state_wire)
 
     def close(self) -> None:
         """Deliver what waits, write the counts down, close the connections. The room can be used again."""
@@ -85,6 +98,7 @@ class Stillroom(_Room):
         if not self.wire.breaker.is_open:
             self.cache.flush_stats()
         self.wire.close()
+        self.state_wire.close()
 
     def __enter__(self) -> Self:
         return self
@@ -106,6 +120,7 @@ class AsyncStillroom(_Room):
     ) -> None:
         super().__init__(settings, dispatch)
         self.wire = AsyncWire(self._server)
+        self.state_wire = self.wire if self._is_one_server else AsyncWire(self._state_server)
         driver = AsyncDriver(self.wire)
         self.cache = AsyncCache(self._cache_body, driver)
         # The dispatcher's thread has no event loop: it frees a lease through a wire of its own.
@@ -114,7 +129,7 @@ class AsyncStillroom(_Room):
 
     async def connect(self) -> None:
         """See Stillroom.connect."""
-        await asyncio.to_thread(self._connect, self.wire.ping)
+        await asyncio.to_thread(self._connect, self.wire, self.state_wire)
 
     async def close(self) -> None:
         """See Stillroom.close."""
@@ -122,6 +137,7 @@ class AsyncStillroom(_Room):
         if not self.wire.breaker.is_open:
             await self.cache.flush_stats()
         await self.wire.close()
+        await self.state_wire.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ import redis
 from stillroom import AsyncStillroom, InlineDispatch, NoDispatch, Settings, Stillroom
 from stillroom.dispatch import CeleryDispatch, RefreshOrder
 from stillroom.embedded import EmbeddedServer
+from stillroom.keys import Keys
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT
 
@@ -53,14 +54,14 @@ def test_a_fork_while_marks_are_learned_does_not_lock_the_child(own_server: Embe
 
 def test_a_fork_while_orders_are_queued_does_not_lock_the_child(own_server: EmbeddedServer) -> None:
     """The child has a queue, a thread and a connection of its own, and does not repeat the parent's orders."""
-    dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), QUEUE)
+    dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), Keys("stillroom"))
 
     def child() -> bool:
         dispatch.send([ORDER], lambda: None)
         dispatch.close()
         return True
 
-    with dispatch._orders.mutex, dispatch._lock:
+    with dispatch._errands.mutex, dispatch._lock:
         assert in_child(child)
     with redis.Redis.from_url(own_server.url) as client:
         assert client.llen(QUEUE) == 1
@@ -89,7 +90,7 @@ def test_closed_rooms_leave_nothing_behind(own_server: EmbeddedServer) -> None:
 
 def test_twenty_first_orders_start_one_thread(own_server: EmbeddedServer) -> None:
     """However many requests are the first to find something stale."""
-    dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), QUEUE)
+    dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), Keys("stillroom"))
     barrier = threading.Barrier(20)
 
     def send() -> None:
@@ -109,7 +110,7 @@ def test_a_queue_nobody_takes_from_is_not_filled_further(
     own_server: EmbeddedServer, caplog: Any
 ) -> None:
     """Without workers refreshes would pile up for ever; the orders are given back instead."""
-    dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), QUEUE)
+    dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), Keys("stillroom"))
     dispatch.queue_limit = 3
     given_back = threading.Event()
     for _ in range(5):
@@ -118,7 +119,7 @@ def test_a_queue_nobody_takes_from_is_not_filled_further(
     dispatch.close()
     with redis.Redis.from_url(own_server.url) as client:
         assert client.llen(QUEUE) == 3
-    assert "3 refreshes wait and no worker takes them" in caplog.text
+    assert "3 tasks wait and no worker takes them" in caplog.text
 
 
 def test_a_breaker_whose_thread_cannot_start_stays_closed(
@@ -186,7 +187,7 @@ def test_a_unix_socket_serves_cache_and_broker(tmp_path: Any) -> None:
     options = {"unixsocket": path, "requirepass": "p#/ss"}
     with EmbeddedServer(options=options):
         settings = Settings(redis_url=f"unix://{path}?db=1", redis_password="p#/ss")
-        dispatch = CeleryDispatch(settings, QUEUE)
+        dispatch = CeleryDispatch(settings, Keys("stillroom"))
         with Stillroom(settings, dispatch=dispatch) as room:
             assert room.cache.set("k", 1)
             dispatch.send([ORDER], lambda: None)

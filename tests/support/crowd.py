@@ -90,6 +90,9 @@ class ToRedis:
     def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
         self._client.rpush(self.key, *[order.model_dump_json() for order in orders])
 
+    def wake(self, task: str) -> None:
+        """Nobody has to: what waits in Redis is not what is counted here."""
+
     def take(self) -> list[RefreshOrder]:
         raw = self._client.lpop(self.key, 1_000) or []
         return [RefreshOrder.model_validate_json(one) for one in raw]

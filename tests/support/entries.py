@@ -26,6 +26,7 @@ class Recording:
         self.messages = 0
         self.ready = True
         self.broken = False
+        self.woken: list[str] = []
 
     def send(self, orders: Sequence[RefreshOrder], undelivered: Any) -> None:
         if self.broken:
@@ -33,6 +34,9 @@ class Recording:
         else:
             self.messages += 1
             self.orders.extend(orders)
+
+    def wake(self, task: str) -> None:
+        self.woken.append(task)
 
     def run_all(self, room: Any) -> list[Any]:
         """What a worker would do, in order; a failure is returned in its place."""

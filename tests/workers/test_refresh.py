@@ -15,6 +15,7 @@ import redis
 from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.dispatch import REFRESH_TASK, CeleryDispatch
 from stillroom.embedded import EmbeddedServer
+from stillroom.keys import Keys
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.entries import age
 from tests.support.lag import Stopwatch
@@ -256,7 +257,7 @@ class TestBrokerTrouble:
         with Stopwatch() as watch:
             assert product(7) == {"version": -1}
         assert watch.seconds < 0.25
-        until(lambda: "the broker takes no refreshes" in caplog.text, "the log line")
+        until(lambda: "the broker takes no tasks" in caplog.text, "the log line")
         until(lambda: not db.exists(LEASE), "the lease to be freed")
         assert room.dispatch.ready is False
         broker.thaw() if trouble == "freeze" else broker.restart()
@@ -265,15 +266,17 @@ class TestBrokerTrouble:
         product(7)
         with redis.Redis.from_url(broker.url) as queue:
             until(lambda: queue.llen(QUEUE) >= 1, "a task again")
-        assert caplog.text.count("the broker takes no refreshes") == 1
+        assert caplog.text.count("the broker takes no tasks") == 1
 
     def test_more_orders_than_it_holds_are_given_back(
         self, broker: EmbeddedServer, own_server: EmbeddedServer
     ) -> None:
         """The queue to the dispatcher's thread is bounded; what does not fit frees its lease."""
-        dispatch = CeleryDispatch(Settings(redis_url=own_server.url, broker_url=broker.url), QUEUE)
+        dispatch = CeleryDispatch(
+            Settings(redis_url=own_server.url, broker_url=broker.url), Keys("stillroom")
+        )
         dispatch.waiting_limit = 1
-        dispatch._orders.maxsize = 1
+        dispatch._errands.maxsize = 1
         broker.freeze()
         from stillroom.dispatch import RefreshOrder
 
