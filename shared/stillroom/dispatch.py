@@ -24,6 +24,7 @@ log = logging.getLogger("stillroom.dispatch")
 
 REFRESH_TASK = "stillroom.refresh"
 REFRESH_MANY_TASK = "stillroom.refresh_many"
+RECLAIM_TASK = "stillroom.reclaim"
 ORDERS_LIMIT = 100  # in one message
 WAKE_AGAIN_S = (
     1.0  # a process that has just woken a task's workers does not wake them again for this long

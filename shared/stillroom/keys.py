@@ -13,6 +13,12 @@ cache live in one Redis Cluster slot, so that one script may touch them together
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit     |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
 |                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
+| ns:{0}:i:<tag>    | zset   | index: key → when its entry runs out, ms. Finds | longest      | put, commit     |
+|                   |        | memory to reclaim; decides nothing              | member       |                 |
+| ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
+|                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
+| ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
+| ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 
@@ -30,6 +36,7 @@ KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 # Control characters would break the entry's header line and every log they are printed in;
 # `%` is escaped so that no two keys are ever written the same.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
+_GLOB_SIGNS = re.compile(rb"[*?\[\]\\]")
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -43,14 +50,24 @@ class Keys:
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
         self.globs = f"{cache}globs".encode()
-        self._entry = f"{cache}e:".encode()
+        self.todo = f"{cache}todo".encode()
+        self.trimmed = f"{cache}trimmed".encode()
+        self.entry_prefix = f"{cache}e:".encode()
+        self.index_prefix = f"{cache}i:".encode()
         self._lease = f"{cache}l:".encode()
+        self._at = f"{cache}at:".encode()
 
     def entry(self, name: bytes) -> bytes:
-        return self._entry + name
+        return self.entry_prefix + name
 
     def lease(self, name: bytes) -> bytes:
         return self._lease + name
+
+    def index(self, tag: bytes) -> bytes:
+        return self.index_prefix + tag
+
+    def at(self, work: bytes) -> bytes:
+        return self._at + work
 
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""
@@ -87,6 +104,11 @@ def pattern(glob: str) -> bytes:
     """A glob over keys as their users write them. Raises InvalidKey."""
     sanitized(glob)  # the same limits
     return glob.encode()
+
+
+def glob_literal(text: bytes) -> bytes:
+    """A glob that matches this text and nothing else."""
+    return _GLOB_SIGNS.sub(rb"\\\g<0>", text)
 
 
 def _percent(match: re.Match[str]) -> str:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
-from stillroom.cache import AsyncCache, BulkBody, Cache
+from stillroom.cache import AsyncCache, AsyncTasks, Cache, ReclaimBody, Tasks, TasksBody
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import Keys
@@ -41,7 +41,7 @@ class _Room:
         else:
             self._state_server = Server(self.settings, self.settings.redis_url, "Redis")
             self.state_stats = Stats(self.keys)
-        self._cache_body = BulkBody(
+        self._cache_body = ReclaimBody(
             self.settings, self._server, self.keys, self.dispatch, self.stats
         )
 
@@ -83,6 +83,7 @@ class Stillroom(_Room):
         self.state_wire = self.wire if self._is_one_server else Wire(self._state_server)
         driver = Driver(self.wire)
         self.cache = Cache(self._cache_body, driver)
+        self.tasks = Tasks(TasksBody(self._cache_body), driver)
         self._cache_body.run_aside = driver.run
 
     def connect(self) -> None:
@@ -123,6 +124,7 @@ class AsyncStillroom(_Room):
         self.state_wire = self.wire if self._is_one_server else AsyncWire(self._state_server)
         driver = AsyncDriver(self.wire)
         self.cache = AsyncCache(self._cache_body, driver)
+        self.tasks = AsyncTasks(TasksBody(self._cache_body), driver)
         # The dispatcher's thread has no event loop: it frees a lease through a wire of its own.
         threads = Driver(self.wire.for_threads)
         self._cache_body.run_aside = threads.run

@@ -117,11 +117,13 @@ class Settings(BaseSettings):
     life_limit: Seconds = (
         7 * 86_400.0
     )  # ttl + swr may not pass this: it bounds how long marks are kept
+    lease_limit: Seconds = 300.0  # no lease may be longer: it bounds how late a load can be stored
     lease: Seconds = 10.0  # a loader that takes longer does not get to store its value
     wait: Seconds = 10.0  # how long a caller waits for another's load before it loads for itself
     refresh_lease: Seconds = 30.0  # from asking for a refresh to asking again
     backoff: Seconds = 1.0  # after a failed refresh; doubles with each failure …
     backoff_limit: Seconds = 300.0  # … up to this
+    refresh_rate: float = Field(20.0, gt=0, le=10_000)  # loads a second after a soft invalidation
     value_limit: int = Field(1024 * 1024, ge=64)  # bytes stored
     decoded_limit: int = Field(8 * 1024 * 1024, ge=64)  # bytes after decompression
     compress_above: int = Field(4096, ge=0)  # bytes of JSON
@@ -160,6 +162,10 @@ class Settings(BaseSettings):
         if self.ttl + self.swr > self.life_limit:
             raise ValueError(
                 f"ttl + swr is {self.ttl + self.swr:g} s; life_limit allows {self.life_limit:g} s"
+            )
+        if (longest := max(self.lease, self.refresh_lease)) > self.lease_limit:
+            raise ValueError(
+                f"lease or refresh_lease is {longest:g} s; lease_limit allows {self.lease_limit:g} s"
             )
         return self
 

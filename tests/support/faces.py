@@ -52,6 +52,7 @@ class BlockingRoom:
         self.dispatch = room.dispatch
         self._loop = loop
         self.cache = BlockingCache(room.cache, loop)
+        self.tasks = Blocking(room.tasks, loop)
 
     @property
     def stats(self) -> Any:

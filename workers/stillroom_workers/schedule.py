@@ -16,6 +16,18 @@ class Tick(NamedTuple):
 
 SCHEDULE = [
     Tick(
+        "reclaim",
+        "stillroom.reclaim",
+        15.0,
+        "what invalidations left to do is done even if the task that was to begin it got lost",
+    ),
+    Tick(
+        "trim-indexes",
+        "stillroom.trim_indexes",
+        60.0,
+        "an index whose tag is never written again keeps the names of entries that ran out",
+    ),
+    Tick(
         "trim-marks",
         "stillroom.trim_marks",
         60.0,

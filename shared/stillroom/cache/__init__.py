@@ -1,16 +1,21 @@
 """The cache: typed values with a TTL, stale-while-revalidate and tags."""
 
 from stillroom.cache.body import CachedValue
-from stillroom.cache.bulk import BulkBody
 from stillroom.cache.cache import AsyncCache, AsyncCachedFunction, Cache, CachedFunction
 from stillroom.cache.entry import Freshness
+from stillroom.cache.reclaim import Progress, ReclaimBody
+from stillroom.cache.tasks import AsyncTasks, Tasks, TasksBody
 
 __all__ = [
     "AsyncCache",
     "AsyncCachedFunction",
-    "BulkBody",
+    "AsyncTasks",
     "Cache",
     "CachedFunction",
     "CachedValue",
     "Freshness",
+    "Progress",
+    "ReclaimBody",
+    "Tasks",
+    "TasksBody",
 ]

@@ -19,6 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.judge import Judge
 from stillroom.cache.loaders import (
+    Asked,
     BadArguments,
     KeepOptions,
     Loader,
@@ -32,7 +33,7 @@ from stillroom.cache.loaders import (
 )
 from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS, Codec, Undecodable
-from stillroom.dispatch import Dispatch, RefreshOrder
+from stillroom.dispatch import RECLAIM_TASK, Dispatch, RefreshOrder
 from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader
 from stillroom.keys import Keys, pattern, sanitized
 from stillroom.operation import NOT_AFTER, Call, Freeing, Once, Operation, Pause, Timed
@@ -59,8 +60,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one 
 ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
 ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
-WORST_LOAD_S = 3_600.0  # no load is longer: bounds how old a stamp can be when it is stored
 WON, LATE = 1, -1  # what lua/lease_load.lua answers; 0: another load holds the lease
+STORED = 1  # what put and commit answer
 TRIM_BITE = 5_000  # marks dropped by one script call
 
 
@@ -83,6 +84,13 @@ class Stale(NamedTuple):
     source: bytes
 
 
+class Packed(NamedTuple):
+    """A value ready to be stored: what entry.body makes of it, and its tags."""
+
+    rest: bytes
+    tags: list[bytes]
+
+
 class CacheBody:
     """The operations. A driver runs them."""
 
@@ -98,6 +106,7 @@ class CacheBody:
         # Runs an operation where none is running: in the dispatcher's thread. The room sets it.
         self.run_aside: Callable[[Operation[Any]], Any] | None = None
         self._keys = keys
+        self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
         self._codec = Codec(settings)
         self._judges = Judge(keys, server.now_ms, settings.marks_limit)
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
@@ -198,6 +207,9 @@ class CacheBody:
         """Register a function of the app."""
         ttl, swr = self._times(options)
         lease = self._ms("lease", options.get("lease"), self.settings.lease)
+        if lease > self.settings.lease_limit * 1000:
+            limit = f"lease_limit allows {self.settings.lease_limit:g} s"
+            raise ValueError(f"lease={lease / 1000:g} s; {limit}")
         loader = Loader(function, key, options, ttl, swr, lease)
         self._codec.adapter(loader.type)
         self.loaders.register(loader)
@@ -220,12 +232,10 @@ class CacheBody:
         """
         name = sanitized(key)
         ttl, swr = self._times(options)
-        rest = self._body(
-            name, value, options.get("type", Any), several(options.get("tags", ())), b""
-        )
-        keys = [self._keys.entry(name), self._keys.lease(name), self._keys.clock, self._keys.marks]
+        kind, tags = options.get("type", Any), several(options.get("tags", ()))
+        packed = self._pack(name, value, kind, tags, b"")
         try:
-            stores = Timed([put(keys, new_epoch(), NOT_AFTER, rest, ttl, ttl + swr)])
+            stores = Timed([self._put(name, packed, ttl, swr, new_epoch())])
             (stored,) = yield stores
             if not stored:
                 # Too late, and yet its answer is here in time: the server's clock is not where we thought.
@@ -260,7 +270,8 @@ class CacheBody:
             return
         kind = b"s:" if soft else b"t:"
         members = [kind + sanitized(tag) for tag in tags]
-        yield [mark(self._clock_keys(), new_epoch(), *members)]
+        yield [self._mark(*members)]
+        self._wake()
 
     def invalidate_by_pattern(self, glob: str) -> Operation[None]:
         """Kill every entry whose key the glob matches, also those whose load is under way. O(1).
@@ -269,14 +280,17 @@ class CacheBody:
         returns. Each read pays for each pattern of the last `life_limit`: a tag is cheaper where one will do.
         Redis away: RedisUnavailable; nothing is promised then.
         """
-        yield [mark(self._clock_keys(), new_epoch(), b"p:" + pattern(glob))]
+        yield [self._mark(b"p:" + pattern(glob))]
+        self._wake()
 
     def clear(self) -> Operation[None]:
         """Kill every entry of the namespace: a new epoch begins. O(number of marks).
 
         True for every reader when it returns. Redis away: RedisUnavailable; nothing is promised then.
         """
-        yield [clear(self._clock_keys(), new_epoch())]
+        keys = [self._keys.clock, self._keys.marks, self._keys.globs, self._keys.todo]
+        yield [clear(keys, new_epoch(), self._keep_ms)]
+        self._wake()
 
     # Background work
 
@@ -287,8 +301,7 @@ class CacheBody:
         Raises UnknownLoader, BadArguments, RedisUnavailable, and what the loader raises.
         """
         name = order.key.encode()
-        lease = self._keys.lease(name)
-        claim = [lease, self._keys.entry(name), self._keys.clock, self._keys.marks]
+        claim = self._lease_keys(name)
         try:
             recipe = recipe_of(order, self.loaders)
         except (UnknownLoader, BadArguments):
@@ -308,14 +321,30 @@ class CacheBody:
         self.stats.counts["refreshes_done"] += stored
         return self._report(order, "refreshed" if stored else "lease lost")
 
+    def load(self, order: Asked) -> Operation[dict[str, Any]]:
+        """Load a value because an app ordered it, whatever is there. Returns a report: `outcome` and `key`.
+
+        Raises UnknownLoader, BadArguments, RedisUnavailable, and what the loader raises.
+        """
+        recipe = recipe_of(order, self.loaders)
+        key = self.loaders[order.loader].key(recipe.values)
+        name = sanitized(key)
+        lease = b"load.%b" % new_token()
+        claim = self._lease_keys(name)
+        (reply,) = yield Timed([lease_load(claim, lease, recipe.lease, new_epoch(), NOT_AFTER)])
+        if reply[0] != WON:
+            return {"outcome": "being loaded", "loader": order.loader, "key": key}
+        _, stored = yield from self._load_under(name, lease, reply[1], recipe, self._release_one)
+        outcome = "loaded" if stored else "lease lost"
+        return {"outcome": outcome, "loader": order.loader, "key": key}
+
     def trim_marks(self) -> Operation[dict[str, int]]:
         """Drop marks that are older than any entry can be. Returns {"dropped", "left"}."""
-        longest = self.settings.life_limit + WORST_LOAD_S
+        longest = self.settings.life_limit + self.settings.lease_limit
+        keys = [self._keys.clock, self._keys.marks, self._keys.globs]
         dropped = 0
         while True:
-            ((bite, left),) = yield [
-                trim_marks(self._clock_keys(), int(longest * 1_000_000), TRIM_BITE)
-            ]
+            ((bite, left),) = yield [trim_marks(keys, int(longest * 1_000_000), TRIM_BITE)]
             dropped += bite
             if bite < TRIM_BITE - 2:
                 return {"dropped": dropped, "left": left}
@@ -468,7 +497,7 @@ class CacheBody:
         self, name: bytes, lease: bytes, recipe: Recipe
     ) -> Operation[tuple[bytes | None, Any]]:
         """→ (the clock before our load, MISS) when won, (None, MISS) when not, (None, value) when it is there."""
-        keys = [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
+        keys = self._lease_keys(name)
         known = self._judges.synced
         try:
             (reply,) = yield Timed([lease_load(keys, lease, recipe.lease, new_epoch(), NOT_AFTER)])
@@ -524,31 +553,28 @@ class CacheBody:
         self, name: bytes, held: bytes, clock: bytes, recipe: Recipe, value: Any
     ) -> Operation[bool]:
         """Commit, if the lease is still ours. The caller has its value either way."""
-        rest = self._body_or_none(name, value, recipe)
-        if rest is None:
+        packed = self._pack_or_none(name, value, recipe)
+        if packed is None:
             yield from self._release([(name, held)])
             return False
-        epoch, seq = read_clock(clock)
-        keys = [self._keys.entry(name), self._keys.lease(name)]
-        life = recipe.ttl + recipe.swr
         try:
-            (stored,) = yield Freeing([commit(keys, held, epoch, seq, rest, recipe.ttl, life)])
+            (stored,) = yield Freeing([self._commit(name, held, clock, packed, recipe)])
         except RedisUnavailable as error:
             self._fall_back("store", error)
             return False
-        if not stored:
+        if stored != STORED:
             self.stats.counts["leases_lost"] += 1
             slow = "invalidated meanwhile, or the load took longer than its lease"
             self.stats.say(
                 "a load was not stored", "lease", f"{name[:100]!r}: {slow}", logging.INFO
             )
-        return bool(stored)
+        return bool(stored == STORED)
 
-    def _body_or_none(self, name: bytes, value: Any, recipe: Recipe) -> bytes | None:
-        """The body of a loaded value, or None if it can't be stored: its caller has it all the same."""
+    def _pack_or_none(self, name: bytes, value: Any, recipe: Recipe) -> Packed | None:
+        """A loaded value ready to be stored, or None if it can't be: its caller has it all the same."""
         try:
             tags = recipe.tags(value)
-            return self._body(name, value, recipe.type, tags, self._source(recipe))
+            return self._pack(name, value, recipe.type, tags, self._source(recipe))
         except (
             Exception
         ) as error:  # too large, no JSON, a tag that is none, a tag function that failed
@@ -690,8 +716,35 @@ class CacheBody:
 
     # Small things
 
-    def _clock_keys(self) -> list[bytes]:
-        return [self._keys.clock, self._keys.marks, self._keys.globs]
+    def _wake(self) -> None:
+        """What an invalidation killed is written down; a worker had better begin soon."""
+        if not self.dispatch.inline:
+            self.dispatch.wake(RECLAIM_TASK)
+
+    def _mark(self, *members: bytes) -> Command:
+        keys = [self._keys.clock, self._keys.marks, self._keys.globs, self._keys.todo]
+        return mark(keys, new_epoch(), self._keep_ms, *members)
+
+    def _put(self, name: bytes, packed: Packed, ttl: int, swr: int, epoch: str) -> Command:
+        keys = self._writing_keys(name, packed)
+        return put(keys, epoch, NOT_AFTER, name, packed.rest, ttl, ttl + swr)
+
+    def _commit(
+        self, name: bytes, held: bytes, clock: bytes, packed: Packed, recipe: Recipe
+    ) -> Command:
+        epoch, seq = read_clock(clock)
+        life = recipe.ttl + recipe.swr
+        marks = [b"t:" + tag for tag in packed.tags]
+        keys = self._writing_keys(name, packed)
+        return commit(keys, held, epoch, seq, name, packed.rest, recipe.ttl, life, *marks)
+
+    def _writing_keys(self, name: bytes, packed: Packed) -> list[bytes]:
+        written = [self._keys.entry(name), self._keys.lease(name)]
+        decided_by = [self._keys.clock, self._keys.marks]
+        return [*written, *decided_by, *map(self._keys.index, packed.tags)]
+
+    def _lease_keys(self, name: bytes) -> list[bytes]:
+        return [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
 
     def _recipe(self, load: Callable[[], Any], options: KeepOptions) -> Recipe:
         given = several(options.get("tags", ()))
@@ -715,11 +768,12 @@ class CacheBody:
             raise ValueError(f"ttl + swr is {(ttl + swr) / 1000:g} s; {limit}")
         return ttl, swr
 
-    def _body(
+    def _pack(
         self, name: bytes, value: Any, type: Any, tags: Sequence[str], source: bytes
-    ) -> bytes:
+    ) -> Packed:
         codec, payload = self._codec.encode(value, type)
-        return body(codec, source, name, [sanitized(tag) for tag in tags], payload)
+        names = [sanitized(tag) for tag in tags]
+        return Packed(body(codec, source, name, names, payload), names)
 
     def _ms(self, what: str, seconds: float | None, default: float) -> int:
         if seconds is None:

@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
-from stillroom.cache.body import LATE, WON, CacheBody, Stale, new_epoch, new_token
+from stillroom.cache.body import LATE, STORED, WON, CacheBody, Stale, new_epoch, new_token
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions, several
-from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import NOT_AFTER, Call, Freeing, Operation, Pause, Timed
-from stillroom.scripts import commit, lease_load, put
+from stillroom.scripts import lease_load
 
 T = TypeVar("T")
 
@@ -58,14 +57,14 @@ class BulkBody(CacheBody):
         ttl, swr = self._times(options)
         tags, kind = several(options.get("tags", ())), options.get("type", Any)
         names = {key: sanitized(key) for key in values}
-        rests = [self._body(names[key], value, kind, tags, b"") for key, value in values.items()]
+        packed = [self._pack(names[key], value, kind, tags, b"") for key, value in values.items()]
         epoch = new_epoch()
         batch = Timed(
-            put(self._entry_keys(name), epoch, NOT_AFTER, rest, ttl, ttl + swr)
-            for name, rest in zip(names.values(), rests, strict=True)
+            self._put(name, one, ttl, swr, epoch)
+            for name, one in zip(names.values(), packed, strict=True)
         )
         stored = yield from self._each("set_many", batch)
-        return {key: reply == 1 for key, reply in zip(names, stored, strict=True)}
+        return {key: reply == STORED for key, reply in zip(names, stored, strict=True)}
 
     def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
         """Forget these keys and their loads; which of them held a value, by key. See `invalidate`.
@@ -277,18 +276,17 @@ class BulkBody(CacheBody):
             raise
         self.stats.counts["loads"] += 1
         wanted = {key: loaded[key] for key in turns if key in loaded}
-        rests = {
-            key: self._body_or_none(names[key], value, recipe) for key, value in wanted.items()
+        packed = {
+            key: self._pack_or_none(names[key], value, recipe) for key, value in wanted.items()
         }
-        batch, life = Freeing(), recipe.ttl + recipe.swr
-        for key, rest in rests.items():
-            if rest is not None:
-                epoch, seq = read_clock(turns[key].clock)
-                keys = [self._keys.entry(names[key]), self._keys.lease(names[key])]
-                batch.append(commit(keys, turns[key].lease, epoch, seq, rest, recipe.ttl, life))
-        yield from self._release(lease for key, lease in leases.items() if rests.get(key) is None)
+        batch = Freeing(
+            self._commit(names[key], turns[key].lease, turns[key].clock, one, recipe)
+            for key, one in packed.items()
+            if one is not None
+        )
+        yield from self._release(lease for key, lease in leases.items() if packed.get(key) is None)
         stored = yield from self._each("store", batch)
-        self.stats.counts["leases_lost"] += sum(reply == 0 for reply in stored)
+        self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
         return wanted
 
     def _await_others(
@@ -340,12 +338,6 @@ class BulkBody(CacheBody):
             self._fall_back(what, error)
             replies = getattr(error, "replies", None) or [None] * len(batch)
         return [None if isinstance(reply, Exception) else reply for reply in replies]
-
-    def _entry_keys(self, name: bytes) -> list[bytes]:
-        return [self._keys.entry(name), self._keys.lease(name), self._keys.clock, self._keys.marks]
-
-    def _lease_keys(self, name: bytes) -> list[bytes]:
-        return [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
 
 
 def _mapping(loaded: Any) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import BulkBody
 from stillroom.cache.loaders import Loader, LoaderOptions, Loaders
+from stillroom.cache.reclaim import ReclaimBody
 from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
 
 T = TypeVar("T")
@@ -73,7 +74,7 @@ class AsyncRegister(Protocol):
 class Cache:
     """The cache for threads and greenlets: `room.cache`."""
 
-    def __init__(self, body: BulkBody, driver: Driver) -> None:
+    def __init__(self, body: ReclaimBody, driver: Driver) -> None:
         self._body = body
         self._driver = driver
 
@@ -90,7 +91,11 @@ class Cache:
     invalidate_by_pattern = blocking(CacheBody.invalidate_by_pattern)
     clear = blocking(CacheBody.clear)
     refresh = blocking(CacheBody.refresh)
+    load = blocking(CacheBody.load)
+    reclaim = blocking(ReclaimBody.reclaim)
+    pending = blocking(ReclaimBody.pending)
     trim_marks = blocking(CacheBody.trim_marks)
+    trim_indexes = blocking(ReclaimBody.trim_indexes)
     flush_stats = blocking(CacheBody.flush_stats)
 
     @property
@@ -119,7 +124,7 @@ class Cache:
 class AsyncCache:
     """The cache for asyncio: `room.cache`. The same names, awaited."""
 
-    def __init__(self, body: BulkBody, driver: AsyncDriver) -> None:
+    def __init__(self, body: ReclaimBody, driver: AsyncDriver) -> None:
         self._body = body
         self._driver = driver
 
@@ -136,7 +141,11 @@ class AsyncCache:
     invalidate_by_pattern = awaiting(CacheBody.invalidate_by_pattern)
     clear = awaiting(CacheBody.clear)
     refresh = awaiting(CacheBody.refresh)
+    load = awaiting(CacheBody.load)
+    reclaim = awaiting(ReclaimBody.reclaim)
+    pending = awaiting(ReclaimBody.pending)
     trim_marks = awaiting(CacheBody.trim_marks)
+    trim_indexes = awaiting(ReclaimBody.trim_indexes)
     flush_stats = awaiting(CacheBody.flush_stats)
 
     @property

@@ -65,6 +65,23 @@ def parse(raw: bytes, key: bytes) -> Entry:
         raise Corrupt(str(error)) from None
 
 
+def parse_head(raw: bytes, key: bytes) -> tuple[bytes, Entry] | None:
+    """The first bytes of an entry → how it begins (no other does: there is its checksum), and its header.
+
+    None where this is no entry for this key, or its header is longer than what was read.
+    """
+    head, line_end, _ = raw.partition(b"\n")
+    fields = head.split(b"\t")
+    if not line_end or len(fields) < 8 or fields[0] != VERSION or fields[7] != key:
+        return None
+    _, epoch, stamp, fresh_until, _, codec, source, name, *tags = fields
+    try:
+        entry = Entry(epoch, int(stamp), int(fresh_until), codec, source, name, tags, b"")
+    except ValueError:
+        return None
+    return b"\t".join(fields[:5]) + b"\t", entry
+
+
 def body(codec: bytes, source: bytes, key: bytes, tags: list[bytes], payload: bytes) -> bytes:
     """The part of an entry that the caller knows; a script puts epoch, stamp and time in front."""
     rest = b"\t".join([codec, source, key, *tags]) + b"\n" + payload

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import Formatter
-from typing import Any, NamedTuple, TypeAlias, get_type_hints
+from typing import Any, NamedTuple, Protocol, TypeAlias, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from stillroom.dispatch import RefreshOrder
 from stillroom.errors import InvalidKey, StillroomError, UnknownLoader
 from stillroom.operation import Call
 
@@ -198,6 +198,11 @@ class Loader:
         """`<name> <arguments as JSON>`: how an entry says what made it."""
         return self.name.encode() + b" " + self._arguments.dump_json(dict(values), warnings=False)
 
+    def json_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments as a message carries them. Raises ValueError for what has no JSON."""
+        fields: dict[str, Any] = json.loads(self._arguments.dump_json(dict(values), warnings=False))
+        return fields
+
     def validated(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments from a message, by the types of the signature. Raises BadArguments."""
         try:
@@ -248,7 +253,16 @@ class Loaders:
         return len(self._by_name)
 
 
-def recipe_of(order: RefreshOrder, loaders: Loaders) -> Recipe:
+class Asked(Protocol):
+    """Whoever names a loader and its arguments."""
+
+    @property
+    def loader(self) -> str: ...
+    @property
+    def args(self) -> dict[str, Any]: ...
+
+
+def recipe_of(order: Asked, loaders: Loaders) -> Recipe:
     """What an order asks for. Raises UnknownLoader or BadArguments."""
     loader = loaders[order.loader]
     return loader.recipe(loader.validated(order.args))

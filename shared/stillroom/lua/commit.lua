@@ -1,13 +1,25 @@
 -- Stores what a load brought, only while the lease is still the loader's: an invalidation of the key,
--- a set, or another loader after the lease ran out has taken it away.
--- KEYS  1 entry  2 lease
--- ARGV  1 the lease's value  2 epoch  3 stamp: the clock before the load began  4 body  5 ttl ms  6 life ms
--- returns 1 stored, 0 the lease is lost
+-- a set, or another loader after the lease ran out has taken it away. What is dead already (another epoch, a tag
+-- invalidated since the load began) is not stored: no reader would have it, and reclaim may have passed.
+-- KEYS  1 entry  2 lease  3 clock  4 marks  5… indexes of its tags
+-- ARGV  1 the lease's value  2 epoch  3 stamp: the clock before the load began  4 name  5 body  6 ttl ms
+--       7 life ms  8… the marks `t:<tag>` of its tags
+-- returns 1 stored, 0 the lease is lost, -1 dead already
 -- include: clock entry
 
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
   return 0
 end
-write_entry(KEYS[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6])
 redis.call('DEL', KEYS[2])
+local clock = redis.call('GET', KEYS[3]) or ''
+if string.sub(clock, 1, #ARGV[2] + 1) ~= ARGV[2] .. '.' then
+  return -1
+end
+local stamp = tonumber(ARGV[3])
+for i = 8, #ARGV do
+  if tonumber(redis.call('ZSCORE', KEYS[4], ARGV[i]) or '0') > stamp then
+    return -1
+  end
+end
+write_entry(KEYS[1], ARGV[2], ARGV[3], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[4], 5)
 return 1

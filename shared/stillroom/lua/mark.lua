@@ -1,19 +1,22 @@
--- Invalidates: moves the clock on and leaves a mark for each member.
+-- Invalidates: moves the clock on, leaves a mark for each member, and writes down the work that follows from it.
 -- Every read has to try the globs, so there is a limit to them: at the limit a new epoch begins instead, in which
 -- nothing older lives, named or not. It begins, too, where globs were lost: `?` says how new the newest must be.
--- KEYS  1 clock  2 marks  3 globs
+-- KEYS  1 clock  2 marks  3 globs  4 todo
 -- ARGV  1 epoch to begin if the clock, the marks or globs are lost, or the globs are too many
---       2… members: t:<tag> hard, s:<tag> soft, p:<glob>
+--       2 how long what is to be done is kept, ms  3… members: t:<tag> hard, s:<tag> soft, p:<glob>
 -- returns the new clock, `<epoch>.<seq>`
--- include: clock
+-- include: clock todo
 
 local GLOBS_LIMIT = 1000
 local epoch, seq = next_moment(KEYS[1], KEYS[2], ARGV[1])
-local patterns = {}
-for i = 2, #ARGV do
+local patterns, work = {}, {}
+for i = 3, #ARGV do
   redis.call('ZADD', KEYS[2], plain(seq), ARGV[i])
   if string.sub(ARGV[i], 1, 2) == 'p:' then
     patterns[#patterns + 1] = string.sub(ARGV[i], 3)
+    work[#work + 1] = 'sweep'
+  else
+    work[#work + 1] = ARGV[i]
   end
 end
 if #patterns > 0 then
@@ -28,4 +31,8 @@ if #patterns > 0 then
     redis.call('UNLINK', KEYS[2], KEYS[3])
   end
 end
+if epoch == ARGV[1] then
+  work[#work + 1] = 'sweep'
+end
+promise(KEYS[4], work, ARGV[2])
 return write_clock(KEYS[1], KEYS[2], epoch, seq)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stillroom import UnknownLoader
 from stillroom.cache.loaders import BadArguments
@@ -15,6 +15,12 @@ log = logging.getLogger("stillroom.workers")
 
 Order = TypeVar("Order", bound=BaseModel)
 Report = dict[str, Any]
+
+
+class NoArguments(BaseModel):
+    """The message of a task that finds its work in Redis."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def checked(model: type[Order], work: Callable[[Order], Report]) -> Callable[..., Report]:

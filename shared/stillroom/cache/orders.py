@@ -1,0 +1,84 @@
+"""What apps order from workers: checked by pydantic, unknown fields refused, kept in Redis until it is done."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stillroom.keys import KEY_LIMIT
+from stillroom.operation import Operation
+
+Name = Annotated[str, Field(min_length=1, max_length=KEY_LIMIT)]
+
+
+class Order(BaseModel):
+    """One thing to do; `kind` is also the last part of its task's name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: ClassVar[str]
+
+    def carried_out_by(self, cache: Any) -> Operation[Any]:
+        """The operation of the cache's body that does it."""
+        raise NotImplementedError
+
+
+class InvalidateKeys(Order):
+    """`stillroom.invalidate_keys`"""
+
+    kind = "invalidate_keys"
+    keys: list[Name] = Field(min_length=1, max_length=1_000)
+
+    def carried_out_by(self, cache: Any) -> Operation[Any]:
+        return (yield from cache.invalidate(*self.keys))
+
+
+class InvalidateTags(Order):
+    """`stillroom.invalidate_tags`"""
+
+    kind = "invalidate_tags"
+    tags: list[Name] = Field(min_length=1, max_length=100)
+    soft: bool = False
+
+    def carried_out_by(self, cache: Any) -> Operation[Any]:
+        return (yield from cache.invalidate_by_tag(*self.tags, soft=self.soft))
+
+
+class InvalidatePattern(Order):
+    """`stillroom.invalidate_pattern`"""
+
+    kind = "invalidate_pattern"
+    pattern: Name
+
+    def carried_out_by(self, cache: Any) -> Operation[Any]:
+        return (yield from cache.invalidate_by_pattern(self.pattern))
+
+
+class Load(Order):
+    """Load a value, whether the one that is there is stale or not."""
+
+    kind = "load"
+    loader: str = Field(min_length=1, max_length=200)
+    args: dict[str, Any]
+
+    def carried_out_by(self, cache: Any) -> Operation[Any]:
+        return (yield from cache.load(self))
+
+
+KINDS: dict[str, type[Order]] = {
+    order.kind: order for order in (InvalidateKeys, InvalidateTags, InvalidatePattern, Load)
+}
+
+
+def to_member(order: Order) -> bytes:
+    """The order as a line of `todo`."""
+    return f"o:{order.kind} {order.model_dump_json(exclude_defaults=True)}".encode()
+
+
+def from_member(member: bytes) -> Order:
+    """The order in a line of `todo`. Raises ValueError (pydantic's are)."""
+    kind, _, fields = member.decode().removeprefix("o:").partition(" ")
+    if kind not in KINDS:
+        raise ValueError(f"no order is called {kind[:50]!r}; there are {', '.join(KINDS)}")
+    return KINDS[kind].model_validate_json(fields)

@@ -1,0 +1,512 @@
+"""What happens behind an invalidation: memory is freed, what went stale softly is loaded again.
+
+An invalidation is true when it returns; what it killed still takes up memory. It left a line in `todo`
+(lua/lib/todo.lua). Here that is worked off: in bites, under a time budget, resumable, by any number of workers.
+Nothing here decides what a reader sees, and nothing alive is deleted: scripts look at each entry as it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+from pydantic import BaseModel, ValidationError
+
+from stillroom.cache.body import Stale
+from stillroom.cache.bulk import BulkBody
+from stillroom.cache.entry import Entry, parse_head
+from stillroom.cache.marks import Marks, Verdict, question, read_clock
+from stillroom.cache.orders import Order, from_member, to_member
+from stillroom.errors import DispatchFailed, RedisRefused, RedisUnavailable, StillroomError
+from stillroom.keys import glob_literal
+from stillroom.operation import Operation, Pause
+from stillroom.scripts import (
+    drop_globs,
+    finish_todo,
+    forget,
+    reclaim_tag,
+    take_todo,
+    trim_index,
+    write_orders,
+)
+from stillroom.wire import Command
+
+BUDGET_S = 20.0  # of one run; what it leaves is due at once
+HELD_MS = 60_000  # three budgets: then the work of a worker that died is due again
+SAVE_EVERY_S = 0.5
+KEPT_S = b"600"  # for how long one can see how far a piece of work has got
+HEAD_BYTES = 1_024  # fetched of an entry to read its header; more where that was not all of it
+HEAD_LIMIT = 64 * 1_024
+ON = b"+"  # in front of work that has begun: go on with it
+SWEEP, TAG, SOFT = b"sweep", b"t:", b"s:"
+HOTTEST = 200  # refreshed in one pass over an index; the next pass finds the next ones
+ORDERS_LIMIT = 10_000
+SCRIPT_KEYS = 1_000  # Lua's stack takes no more at once
+
+
+class Progress(BaseModel):
+    """How far a piece of work has got."""
+
+    seen: int = 0  # entries looked at
+    deleted: int = 0
+    refreshed: int = 0
+    total: int | None = None  # entries to look at, where that is known
+    done: bool = False
+    again: bool = False  # asked for anew while it was under way
+    cursor: str = "0"
+    run: str = ""  # of the server: its cursors mean nothing in its next run
+    began_us: int = 0  # server time
+    epoch: str = ""  # of the cache
+
+
+Report: TypeAlias = Callable[[Progress], object]
+
+
+class Work(NamedTuple):
+    """A line of `todo` that is ours until `due`."""
+
+    member: bytes
+    due: bytes
+    name: bytes
+    progress: Progress
+
+
+class Run:
+    """One run's limits: until when, and how many entries it takes at once, fewer when Redis gets slow.
+
+    Bites are what other clients wait behind. So they are measured by the clock, and for as long as one took Redis
+    is left to the others.
+    """
+
+    SMALLEST, FIRST, LARGEST = 20, 200, 1_000
+    GOOD_S, SLOW_S = 0.003, 0.008
+
+    def __init__(self, budget: float, report: Report | None) -> None:
+        self.deadline = time.monotonic() + budget
+        self.report = report
+        self.bite = self.FIRST
+        self.saved = 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+    def took(self, seconds: float) -> float:
+        """Learn what the last bite took. → the pause after it, in seconds."""
+        if seconds > self.SLOW_S:
+            self.bite = max(self.SMALLEST, self.bite // 2)
+        elif seconds < self.GOOD_S:
+            self.bite = min(self.LARGEST, self.bite + self.bite // 4)
+        return min(seconds, 0.05)
+
+    def failed(self, error: RedisUnavailable) -> float:
+        """The same for a bite that was not answered in time. Raises what a smaller bite will not mend."""
+        if error.reason != "timeout" or self.bite == self.SMALLEST:
+            raise error
+        self.bite = max(self.SMALLEST, self.bite // 4)
+        return 0.5
+
+
+class Hottest:
+    """Of the entries that went stale by a tag, those that are read the most, as the server sees it.
+
+    A server that evicts by use counts it (OBJECT FREQ); any other knows how long ago it was (OBJECT IDLETIME).
+    """
+
+    def __init__(self, counted: bool, tag: bytes, seq: int, loaders: set[str]) -> None:
+        self.measure = b"FREQ" if counted else b"IDLETIME"
+        self._tag, self._seq, self._loaders = tag, seq, loaders
+        self._heap: list[tuple[int, bytes, Stale]] = []
+
+    def offer(self, entry: Entry, degree: int) -> None:
+        loader = entry.source.partition(b" ")[0].decode(errors="replace")
+        if entry.stamp < self._seq and self._tag in entry.tags and loader in self._loaders:
+            heat = degree if self.measure == b"FREQ" else -degree
+            push = heapq.heappush if len(self._heap) < HOTTEST else heapq.heappushpop
+            push(self._heap, (heat, entry.key, Stale(entry.key, entry, entry.source)))
+
+    def first(self) -> list[Stale]:
+        """The hottest first."""
+        return [stale for _, _, stale in sorted(self._heap, key=lambda hot: -hot[0])]
+
+
+class ReclaimBody(BulkBody):
+    """BulkBody, and the work behind invalidations."""
+
+    def reclaim(
+        self, *, budget: float = BUDGET_S, progress: Report | None = None
+    ) -> Operation[dict[str, int]]:
+        """Do what is written down in `todo`, what is due the longest first, for `budget` seconds.
+
+        `progress` is called with a Progress twice a second. Returns counts: work done, entries seen, deleted and
+        refreshed, patterns dropped, how much work is left, and how much of that is due.
+        Redis away: RedisUnavailable; the work stays written down.
+        """
+        run = Run(budget, progress)
+        counts = dict.fromkeys(("done", "seen", "deleted", "refreshed", "patterns_dropped"), 0)
+        while run.left > 0 and (work := (yield from self._take())) is not None:
+            before = work.progress.model_copy()
+            yield from self._do(work, run)
+            counts["patterns_dropped"] += yield from self._hand_back(work)
+            for count in ("done", "seen", "deleted", "refreshed"):
+                counts[count] += getattr(work.progress, count) - getattr(before, count)
+        left, (now_s, _) = yield [(b"ZCARD", self._keys.todo), (b"TIME",)]
+        now_ms = now_s + b"999"
+        (due,) = yield [(b"ZCOUNT", self._keys.todo, b"-inf", now_ms)]
+        return {**counts, "left": left, "due": due}
+
+    def pending(self, *members: bytes) -> Operation[dict[bytes, Progress | None]]:
+        """Those of these works that are not done, with how far they have got, None if nobody has begun."""
+        names = [name for member in members for name in (member, ON + member)]
+        scores, states = yield [
+            (b"ZMSCORE", self._keys.todo, *names),
+            (b"MGET", *(self._keys.at(member) for member in members)),
+        ]
+        waiting = {
+            name.removeprefix(ON) for name, score in zip(names, scores, strict=True) if score
+        }
+        return {
+            member: Progress.model_validate_json(state) if state else None
+            for member, state in zip(members, states, strict=True)
+            if member in waiting
+        }
+
+    def order(self, *orders: Order) -> Operation[None]:
+        """Write down what a worker is to do: it will be done, whatever becomes of workers and broker.
+
+        The same order twice, not yet done, is one. Raises DispatchFailed if 10,000 wait already.
+        Redis away: RedisUnavailable.
+        """
+        members = [to_member(one) for one in orders]
+        (written,) = yield [write_orders([self._keys.todo], ORDERS_LIMIT, self._keep_ms, *members)]
+        if not written:
+            raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
+        self._wake()
+
+    def trim_indexes(self, *, budget: float = 5.0) -> Operation[dict[str, int]]:
+        """Take out of the tag indexes what has run out by itself, for `budget` seconds, and go on there next time.
+
+        Returns {"indexes": looked at, "members": taken out}.
+        """
+        run, counts = Run(budget, None), {"indexes": 0, "members": 0}
+        run_id, _ = yield from self._about_server()
+        (at,) = yield [(b"GET", self._keys.trimmed)]
+        known, _, cursor = (at or b"").partition(b" ")
+        cursor = cursor if run_id and known == run_id.encode() else b"0"
+        while run.left > 0:
+            cursor, keys = yield from self._scan(cursor, self._keys.index_prefix, run.bite)
+            yield from self._trim_some(keys, run, counts)
+            yield [(b"SET", self._keys.trimmed, run_id.encode() + b" " + cursor, b"EX", KEPT_S)]
+            if cursor == b"0":
+                break
+        return counts
+
+    # Taking work and handing it back
+
+    def _take(self) -> Operation[Work | None]:
+        (taken,) = yield [take_todo([self._keys.todo], HELD_MS)]
+        if taken is None:
+            return None
+        member, due, now_us = taken
+        name = member.removeprefix(ON)
+        run_id, _ = yield from self._about_server()
+        ((state, clock),) = yield [(b"MGET", self._keys.at(name), self._keys.clock)]
+        epoch = (clock or b"").partition(b".")[0].decode()
+        known = _progress(state)
+        if known is None or known.done or known.run != run_id:
+            known = Progress(run=run_id, began_us=int(now_us), epoch=epoch)
+        elif member == name:  # not handed back but asked for anew, or its worker died
+            known.again = True
+        return Work(member, due, name, known)
+
+    def _do(self, work: Work, run: Run) -> Operation[None]:
+        if work.name == SWEEP:
+            yield from self._sweep(work, run)
+        elif work.name.startswith(TAG):
+            yield from self._reclaim_tag(work, run)
+        elif work.name.startswith(SOFT):
+            yield from self._refresh_tag(work, run)
+        else:
+            yield from self._obey(work)
+
+    def _hand_back(self, work: Work) -> Operation[int]:
+        """Cross it off, or write down what is left of it. → how many patterns need no mark any more."""
+        state, dropped, due_ms = work.progress, 0, 0
+        left = b"" if state.done else ON + work.name
+        if state.done and work.name == SWEEP:
+            dropped, newest = yield from self._drop_globs(state)
+            if newest:  # once more, when the longest lease has passed for the rest
+                left, due_ms = SWEEP, newest // 1000 + int(self.settings.lease_limit * 1000) + 1
+        if state.done and state.again:
+            left, due_ms = work.name, 0
+        yield [
+            self._saved(work),
+            finish_todo([self._keys.todo], work.member, work.due, left, due_ms),
+        ]
+        return dropped
+
+    def _drop_globs(self, state: Progress) -> Operation[tuple[int, int]]:
+        """→ (patterns dropped, seq of the newest that is left or 0)."""
+        longest_us = int(self.settings.lease_limit * 1_000_000)
+        keys = [self._keys.marks, self._keys.globs]
+        ((dropped, newest),) = yield [drop_globs(keys, state.began_us, longest_us)]
+        return dropped, int(newest or 0)
+
+    def _saved(self, work: Work) -> Command:
+        return (
+            b"SET",
+            self._keys.at(work.name),
+            work.progress.model_dump_json(exclude_defaults=True).encode(),
+            b"EX",
+            KEPT_S,
+        )
+
+    # Walking
+
+    def _walk(
+        self,
+        work: Work,
+        run: Run,
+        scan: Callable[[bytes, int], Operation[tuple[bytes, list[bytes]]]],
+        eat: Callable[[list[bytes]], Operation[None]],
+    ) -> Operation[None]:
+        """Scan to the end, or until the time is up, and eat what was found, bite by bite.
+
+        A scan gives everything that was there from its beginning to its end, whatever is written meanwhile.
+        """
+        state = work.progress
+        while not state.done and run.left > 0:
+            began = time.monotonic()
+            try:
+                cursor, found = yield from scan(state.cursor.encode(), run.bite)
+                yield from eat(found)
+            except RedisUnavailable as error:
+                pause = run.failed(error)
+            else:
+                pause = run.took(time.monotonic() - began)
+                state.cursor, state.seen = cursor.decode(), state.seen + len(found)
+                state.done = cursor == b"0"
+            yield from self._tell(work, run)
+            yield Pause(pause)
+
+    def _tell(self, work: Work, run: Run) -> Operation[None]:
+        now = time.monotonic()
+        if now - run.saved >= SAVE_EVERY_S:
+            run.saved = now
+            yield [self._saved(work)]
+            if run.report:
+                run.report(work.progress)
+
+    def _scan_index(
+        self, tag: bytes, cursor: bytes, size: int
+    ) -> Operation[tuple[bytes, list[bytes]]]:
+        """The names in the index of a tag. One that is no sorted set is as good as none."""
+        try:
+            ((cursor, rows),) = yield [
+                (b"ZSCAN", self._keys.index(tag), cursor, b"COUNT", b"%d" % size)
+            ]
+        except RedisRefused as refused:
+            if refused.reason != "wrongtype":
+                raise
+            return b"0", []
+        return cursor, rows[::2]
+
+    def _scan(
+        self, cursor: bytes, prefix: bytes, size: int
+    ) -> Operation[tuple[bytes, list[bytes]]]:
+        """The keys with this prefix."""
+        pattern = glob_literal(prefix) + b"*"
+        ((cursor, keys),) = yield [(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % size)]
+        return cursor, keys
+
+    def _count_index(self, tag: bytes) -> Operation[int | None]:
+        try:
+            (count,) = yield [(b"ZCARD", self._keys.index(tag))]
+        except RedisRefused:
+            return None
+        return int(count)
+
+    # A tag
+
+    def _reclaim_tag(self, work: Work, run: Run) -> Operation[None]:
+        tag = work.name.removeprefix(TAG)
+        state = work.progress
+        if state.total is None:
+            state.total = yield from self._count_index(tag)
+        yield from self._walk(
+            work, run, partial(self._scan_index, tag), partial(self._eat_tagged, tag, state)
+        )
+
+    def _eat_tagged(self, tag: bytes, state: Progress, names: list[bytes]) -> Operation[None]:
+        fixed = [self._keys.index(tag), self._keys.clock, self._keys.marks]
+        for start in range(0, len(names), SCRIPT_KEYS):
+            entries = [self._keys.entry(name) for name in names[start : start + SCRIPT_KEYS]]
+            (deleted,) = yield [reclaim_tag([*fixed, *entries], tag, len(self._keys.entry_prefix))]
+            state.deleted += deleted
+
+    # Everything
+
+    def _sweep(self, work: Work, run: Run) -> Operation[None]:
+        marks = [Marks()]  # what this sweep knows; replaced when a new epoch begins
+        yield from self._walk(
+            work,
+            run,
+            lambda cursor, size: self._scan(cursor, self._keys.entry_prefix, size),
+            partial(self._eat_dead, marks, work.progress),
+        )
+        if work.progress.done and marks[0].epoch.decode() != work.progress.epoch:
+            work.progress.again = True  # what was passed by before it began is dead now
+
+    def _eat_dead(self, marks: list[Marks], state: Progress, keys: list[bytes]) -> Operation[None]:
+        """Delete those that the marks say are dead: of another epoch, named by a pattern or a tag."""
+        heads, clock, globs = yield from self._heads(keys)
+        try:
+            epoch, seq = read_clock(clock or b"")
+        except ValueError:
+            return  # the clock is lost: whoever writes next begins an epoch, and asks for a sweep
+        known = marks[0] if marks[0].epoch == epoch else Marks(epoch)
+        marks[0] = known
+        known.synced = max(seq, known.synced)
+        for glob, score in zip(globs[::2], globs[1::2], strict=True):
+            known.learn_glob(glob, int(score))
+        tags = list({tag for _, entry in heads.values() for tag in entry.tags})
+        (scores,) = yield [(b"ZMSCORE", self._keys.marks, *question(tags, epoch))]
+        if not known.answer(tags, scores, 0):
+            return
+        dead = {k: begins for k, (begins, e) in heads.items() if known.verdict(e) is Verdict.DEAD}
+        for start in range(0, len(dead), SCRIPT_KEYS):
+            some = list(dead.items())[start : start + SCRIPT_KEYS]
+            (deleted,) = yield [forget([key for key, _ in some], *(begins for _, begins in some))]
+            state.deleted += deleted
+
+    def _heads(
+        self, keys: Sequence[bytes]
+    ) -> Operation[tuple[dict[bytes, tuple[bytes, Entry]], bytes | None, list[bytes]]]:
+        """→ (by key: how the entry begins, its header), the clock after that, the globs."""
+        last: list[Command] = [
+            (b"GET", self._keys.clock),
+            (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
+        ]
+        *raws, clock, globs = yield from self._tolerant([*map(_head, keys), *last])
+        raws = yield from self._completed(keys, raws)
+        heads = {}
+        for key, raw in zip(keys, raws, strict=True):
+            if head := parse_head(raw, key.removeprefix(self._keys.entry_prefix)):
+                heads[key] = head
+        return heads, clock, globs or []
+
+    def _completed(
+        self, keys: Sequence[bytes], raws: Sequence[bytes | None]
+    ) -> Operation[list[bytes]]:
+        """The same, with more of those whose header goes on."""
+        texts = [raw or b"" for raw in raws]
+        cut = [n for n, t in enumerate(texts) if len(t) == HEAD_BYTES and b"\n" not in t]
+        if cut:
+            longer = yield from self._tolerant([_head(keys[n], HEAD_LIMIT) for n in cut])
+            for n, text in zip(cut, longer, strict=True):
+                texts[n] = text or b""
+        return texts
+
+    def _tolerant(self, batch: list[Command]) -> Operation[list[Any]]:
+        """The replies; None for what is not of the type we write."""
+        try:
+            replies: list[Any] = yield batch
+        except RedisRefused as refused:
+            if not refused.replies:
+                raise
+            replies = refused.replies
+        return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+    # Soft invalidation
+
+    def _refresh_tag(self, work: Work, run: Run) -> Operation[None]:
+        """Load what went stale by this tag, what is read the most first, until a pass finds nothing it can load."""
+        tag, state = work.name.removeprefix(SOFT), work.progress
+        _, policy = yield from self._about_server()
+        (score,) = yield [(b"ZSCORE", self._keys.marks, work.name)]
+        hottest = Hottest("lfu" in policy, tag, int(score or 0), set(self.loaders.names()))
+        state.total = yield from self._count_index(tag)
+        finding = Run(run.left / 2, run.report)
+        scan, eat = partial(self._scan_index, tag), partial(self._collect_stale, hottest)
+        yield from self._walk(work, finding, scan, eat)
+        found_all, progressed = state.done, False
+        state.done = False
+        for stale in hottest.first():
+            if run.left <= 0:
+                return
+            progressed = (yield from self._refresh_one(stale, state)) or progressed
+            yield from self._tell(work, run)
+        state.done = found_all and not progressed
+
+    def _collect_stale(self, hottest: Hottest, names: list[bytes]) -> Operation[None]:
+        keys = [self._keys.entry(name) for name in names]
+        heads, _, _ = yield from self._heads(keys)
+        degrees = yield from self._tolerant([(b"OBJECT", hottest.measure, key) for key in heads])
+        for (_, entry), degree in zip(heads.values(), degrees, strict=True):
+            hottest.offer(entry, degree or 0)
+
+    def _refresh_one(self, stale: Stale, state: Progress) -> Operation[bool]:
+        """Load it, unless somebody does; at `refresh_rate` a second at the most. → whether it is fresh now."""
+        began = time.monotonic()
+        (lease,) = yield from self._lease_refreshes([stale])
+        task = self._order(stale, lease) if lease else None
+        if task is None:
+            return False
+        try:
+            refreshed = bool((yield from self.refresh(task))["outcome"] == "refreshed")
+        except RedisUnavailable:
+            raise
+        except Exception as error:
+            self.stats.say("a refresh failed", task.loader, f"{stale.name[:100]!r}: {error!r}")
+            refreshed = False
+        state.refreshed += refreshed
+        yield Pause(max(0.0, 1 / self.settings.refresh_rate - (time.monotonic() - began)))
+        return refreshed
+
+    # Orders
+
+    def _obey(self, work: Work) -> Operation[None]:
+        """Do what an app ordered. What can't be done now can't be done later either: it is said and crossed off."""
+        try:
+            yield from from_member(work.name).carried_out_by(self)
+        except RedisUnavailable:
+            raise
+        except (ValidationError, StillroomError, ValueError) as error:
+            self.stats.say("an order was refused", type(error).__name__, error)
+        except Exception as error:
+            self.stats.say("an order failed", type(error).__name__, repr(error))
+        work.progress.done = True
+
+    # Small things
+
+    def _trim_some(
+        self, keys: Sequence[bytes], run: Run, counts: dict[str, int]
+    ) -> Operation[None]:
+        began = time.monotonic()
+        trims = [trim_index([key], SCRIPT_KEYS) for key in keys]
+        replies = (yield from self._tolerant(trims)) if trims else []
+        counts["indexes"] += len(keys)
+        counts["members"] += sum(reply or 0 for reply in replies)
+        yield Pause(run.took(time.monotonic() - began))
+
+    def _about_server(self) -> Operation[tuple[str, str]]:
+        """→ (its run id, its eviction policy); empty where this user may not ask."""
+        replies = yield from self._tolerant([(b"INFO", b"server"), (b"INFO", b"memory")])
+        lines = b"\n".join(reply or b"" for reply in replies).decode().splitlines()
+        facts = dict(line.split(":", 1) for line in lines if ":" in line)
+        return facts.get("run_id", ""), facts.get("maxmemory_policy", "")
+
+
+def _head(key: bytes, size: int = HEAD_BYTES) -> Command:
+    return (b"GETRANGE", key, b"0", b"%d" % (size - 1))
+
+
+def _progress(state: bytes | None) -> Progress | None:
+    try:
+        return Progress.model_validate_json(state) if state else None
+    except ValidationError:
+        return None

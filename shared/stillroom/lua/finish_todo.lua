@@ -1,0 +1,15 @@
+-- Crosses off work that was taken. What was asked for again meanwhile has another due time, and stays.
+-- KEYS  1 todo
+-- ARGV  1 member  2 its due time when it was taken  3 what is left to do, or nothing  4 when that is due, ms; 0 now
+-- returns 1 crossed off, 0 it was asked for again
+-- include: clock
+
+local ours = redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2]
+if ours then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+end
+if ARGV[3] ~= '' then
+  local due = ARGV[4] == '0' and plain(math.floor(now_us() / 1000)) or ARGV[4]
+  redis.call('ZADD', KEYS[1], 'NX', due, ARGV[3])
+end
+return ours and 1 or 0

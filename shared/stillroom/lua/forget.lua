@@ -1,0 +1,12 @@
+-- Deletes entries that were found dead, those that are still the same.
+-- KEYS  entries
+-- ARGV  how each begins
+-- returns how many were deleted
+
+local dead = {}
+for i = 1, #KEYS do
+  if redis.pcall('GETRANGE', KEYS[i], 0, #ARGV[i] - 1) == ARGV[i] then
+    dead[#dead + 1] = KEYS[i]
+  end
+end
+return #dead > 0 and redis.call('UNLINK', unpack(dead)) or 0

@@ -1,0 +1,9 @@
+-- Takes out of an index what has run out by itself.
+-- KEYS  1 index
+-- ARGV  1 most members to take out
+-- returns how many were taken out
+-- include: clock
+
+local now_ms = plain(math.floor(now_us() / 1000))
+local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms, 'LIMIT', 0, ARGV[1])
+return #gone > 0 and redis.call('ZREM', KEYS[1], unpack(gone)) or 0

@@ -1,0 +1,571 @@
+"""What happens behind an invalidation: memory is freed, and nothing alive is touched."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stillroom import InvalidKey, Settings, Stillroom
+from stillroom.cache import Progress, reclaim
+from stillroom.cache.reclaim import Run
+from stillroom.errors import DispatchFailed
+
+
+def fill(room: Any, count: int, tag: str = "t", prefix: str = "k") -> None:
+    room.cache.set_many({f"{prefix}:{n}": n for n in range(count)}, tags=[tag])
+
+
+def entries(client: Any, room: Any) -> int:
+    return len(client.keys(room.keys.entry_prefix + b"*"))
+
+
+def let_pass(client: Any, room: Any, seconds: float) -> None:
+    """Work that is due in so many seconds is due now."""
+    for member, due in client.zrange(room.keys.todo, 0, -1, withscores=True):
+        client.zadd(room.keys.todo, {member: due - seconds * 1000})
+
+
+def age_globs(client: Any, room: Any, seconds: float) -> None:
+    """Patterns were invalidated so many seconds earlier."""
+    for key, member in [(room.keys.globs, g) for g in client.zrange(room.keys.globs, 0, -1)]:
+        client.zincrby(key, -seconds * 1e6, member)
+        client.zincrby(room.keys.marks, -seconds * 1e6, b"p:" + member)
+    if client.zscore(room.keys.marks, "?"):
+        client.zincrby(room.keys.marks, -seconds * 1e6, "?")
+
+
+class TestTags:
+    def test_what_a_tag_killed_is_deleted_and_the_work_crossed_off(
+        self, room: Any, client: Any
+    ) -> None:
+        """Entries, index and the line in todo are gone; other tags' entries are not."""
+        fill(room, 300)
+        fill(room, 20, tag="other", prefix="o")
+        room.cache.invalidate_by_tag("t")
+        assert entries(client, room) == 320
+        report = room.cache.reclaim()
+        assert report["deleted"] == 300
+        assert report["done"] == 1
+        assert report["left"] == 0
+        assert entries(client, room) == 20
+        assert client.exists(room.keys.index(b"t"), room.keys.todo) == 0
+        assert room.cache.get("o:3") == 3
+
+    def test_an_entry_written_after_the_invalidation_lives(self, room: Any, client: Any) -> None:
+        """Its stamp is younger than the mark; it stays in the index for the next time."""
+        fill(room, 10)
+        room.cache.invalidate_by_tag("t")
+        room.cache.set("k:3", "new", tags=["t"])
+        assert room.cache.reclaim()["deleted"] == 9
+        assert room.cache.get("k:3") == "new"
+        assert client.zrange(room.keys.index(b"t"), 0, -1) == [b"k:3"]
+
+    def test_an_entry_that_lost_the_tag_lives(self, room: Any, client: Any) -> None:
+        """It was written again without it: the index is wrong, and only the index is mended."""
+        fill(room, 2)
+        room.cache.set("k:0", "untagged", tags=["tt", "at"])
+        room.cache.invalidate_by_tag("t")
+        assert room.cache.reclaim()["deleted"] == 1
+        assert room.cache.get("k:0") == "untagged"
+        assert client.exists(room.keys.index(b"t")) == 0
+
+    @pytest.mark.parametrize("place", ["key", "source"])
+    def test_a_tag_that_looks_like_another_part_of_the_header_is_none(
+        self, room: Any, client: Any, place: str
+    ) -> None:
+        """The script looks for tags where tags are."""
+        if place == "key":
+            room.cache.set("t", 1, tags=["x"])
+            key = "t"
+        else:
+
+            @room.cache.cached("named:{t}", name="t", tags=["x"])
+            def load(t: str) -> int:
+                return 1
+
+            load("a")
+            key = "named:a"
+        room.cache.set("dead", 1, tags=["t"])
+        client.zadd(room.keys.index(b"t"), {key: 9e15})
+        room.cache.invalidate_by_tag("t")
+        room.cache.reclaim()
+        assert room.cache.get(key) == 1
+
+    def test_an_index_that_is_missing_or_wrong_changes_nothing_but_memory(
+        self, room: Any, client: Any
+    ) -> None:
+        """Gone, of another type, or full of names that are nobody's."""
+        for damage in (
+            lambda key: client.delete(key),
+            lambda key: (client.delete(key), client.set(key, "text")),
+            lambda key: client.zadd(key, {"nobody": 9e15, "\x00\xff": 1.0, "k:1": 5.0}),
+        ):
+            client.flushall()
+            fill(room, 3)
+            damage(room.keys.index(b"t"))
+            room.cache.set("k:9", 9, tags=["t"])
+            assert room.cache.get("k:9") == 9
+            room.cache.invalidate_by_tag("t")
+            assert [room.cache.get(f"k:{n}") for n in (0, 1, 2, 9)] == [None] * 4
+            assert room.cache.reclaim()["left"] == 0
+
+    def test_a_header_of_any_length_is_read_whole(self, room: Any, client: Any) -> None:
+        """The longest key, and more tags than fit the first piece of it."""
+        tags = [f"tag-{n}-{'x' * 40}" for n in range(60)]
+        room.cache.set("k" * 1024, 1, tags=[*tags, "last"])
+        room.cache.set("alive", 1, tags=tags)
+        room.cache.invalidate_by_tag("last")
+        assert room.cache.reclaim()["deleted"] == 1
+        assert room.cache.get("alive") == 1
+
+    def test_keys_and_tags_of_any_text_are_reclaimed(self, room: Any, client: Any) -> None:
+        """Globs, braces, newlines, percent signs and emoji."""
+        texts = ["*", "{0}", "a\nb", "%0A", "[a-z]", "\\", "🍯", "a b", "t:", "+sweep", "x" * 1000]
+        for text in texts:
+            room.cache.set(text, 1, tags=[text])
+        for text in texts:
+            room.cache.invalidate_by_tag(text)
+        assert room.cache.reclaim()["deleted"] == len(texts)
+        assert entries(client, room) == 0
+
+    def test_writes_trim_an_index_and_its_life_is_its_longest_entrys(
+        self, room: Any, client: Any
+    ) -> None:
+        """Two that ran out go with each write."""
+        index = room.keys.index(b"t")
+        client.zadd(index, {f"old:{n}": n + 1 for n in range(5)})
+        room.cache.set("a", 1, ttl=50, tags=["t"])
+        assert client.zcard(index) == 4
+        room.cache.set("b", 1, ttl=500, tags=["t"])
+        room.cache.set("c", 1, ttl=5, tags=["t"])
+        assert {b"a", b"b", b"c"} == set(client.zrange(index, 0, -1))
+        assert 490_000 < client.pttl(index) <= 500_000
+
+    def test_indexes_nobody_writes_are_trimmed_by_beat(self, room: Any, client: Any) -> None:
+        """All of them, in one pass or several; a foreign key among them is left alone."""
+        for n in range(30):
+            client.zadd(room.keys.index(b"t%d" % n), {"old": 1, "young": 9e15})
+        client.set(room.keys.index(b"foreign"), "text")
+        assert room.cache.trim_indexes(budget=30) == {"indexes": 31, "members": 30}
+        assert client.zrange(room.keys.index(b"t3"), 0, -1) == [b"young"]
+        assert client.get(room.keys.trimmed).endswith(b" 0")
+
+    def test_a_load_that_ends_after_its_tag_was_invalidated_stores_nothing(
+        self, room: Any, client: Any
+    ) -> None:
+        """It would be dead on arrival, and reclaim may have passed by."""
+
+        def load() -> int:
+            other = Stillroom(room.settings)
+            other.cache.invalidate_by_tag("t")
+            other.close()
+            return 1
+
+        assert room.cache.get_or_set("k", load, tags=["t"]) == 1
+        assert entries(client, room) == 0
+        assert client.exists(room.keys.lease(b"k")) == 0
+
+
+class TestSweeps:
+    def test_a_pattern_and_a_clear_leave_one_sweep(self, room: Any, client: Any) -> None:
+        """However many there are."""
+        fill(room, 10)
+        fill(room, 10, prefix="o")
+        for _ in range(3):
+            room.cache.invalidate_by_pattern("k:*")
+        assert client.zrange(room.keys.todo, 0, -1) == [b"sweep"]
+        assert room.cache.reclaim()["deleted"] == 10
+        room.cache.clear()
+        assert room.cache.reclaim()["deleted"] == 10
+        assert entries(client, room) == 0
+
+    def test_a_sweep_takes_what_tags_killed_too(self, room: Any, client: Any) -> None:
+        """So that it can stand for all tags when too much work waits."""
+        fill(room, 5)
+        room.cache.set("alive", 1, tags=["u"])
+        room.cache.invalidate_by_tag("t")
+        client.delete(room.keys.todo)
+        room.cache.invalidate_by_pattern("nothing")
+        assert room.cache.reclaim()["deleted"] == 5
+        assert room.cache.get("alive") == 1
+
+    def test_too_much_work_becomes_one_sweep(self, room: Any, client: Any) -> None:
+        """Without workers todo does not grow for ever."""
+        fill(room, 3)
+        room.cache.invalidate_by_tag("t")
+        client.zadd(room.keys.todo, {f"t:{n}": 9e15 for n in range(10_000)})
+        room.cache.invalidate_by_tag("u")
+        assert client.zrange(room.keys.todo, 0, -1) == [b"sweep"]
+        assert room.cache.reclaim()["deleted"] == 3
+
+    def test_foreign_keys_under_our_prefix_are_left_alone(self, room: Any, client: Any) -> None:
+        """A list, a text that is no entry, another key's entry."""
+        fill(room, 2)
+        client.rpush(room.keys.entry(b"list"), "x")
+        client.set(room.keys.entry(b"text"), "x")
+        client.copy(room.keys.entry(b"k:0"), room.keys.entry(b"copy"))
+        room.cache.clear()
+        assert room.cache.reclaim()["deleted"] == 2
+        assert entries(client, room) == 3
+
+    def test_a_pattern_is_dropped_when_swept_and_no_load_can_be_as_old(
+        self, room: Any, client: Any
+    ) -> None:
+        """Not by the sweep that follows at once, but by one after the longest lease."""
+        fill(room, 3)
+        room.cache.invalidate_by_pattern("k:*")
+        assert room.cache.reclaim()["patterns_dropped"] == 0
+        assert client.zrange(room.keys.globs, 0, -1) == [b"k:*"]
+        ((member, due),) = client.zrange(room.keys.todo, 0, -1, withscores=True)
+        seq = client.zscore(room.keys.globs, "k:*")
+        assert member == b"sweep"
+        assert due == seq // 1000 + room.settings.lease_limit * 1000 + 1
+        age_globs(client, room, room.settings.lease_limit + 1)
+        let_pass(client, room, room.settings.lease_limit)
+        assert room.cache.reclaim()["patterns_dropped"] == 1
+        assert client.exists(room.keys.globs, room.keys.todo) == 0
+        assert client.zscore(room.keys.marks, "?") is None
+        assert client.zscore(room.keys.marks, "p:k:*") is None
+        room.cache.set("k:1", "new")
+        assert room.cache.get("k:1") == "new"
+        assert Stillroom(room.settings).cache.get("k:1") == "new"
+
+    def test_a_younger_pattern_keeps_its_mark(self, room: Any, client: Any) -> None:
+        """And with it the memory of how new the newest is."""
+        room.cache.invalidate_by_pattern("old*")
+        age_globs(client, room, room.settings.lease_limit + 1)
+        room.cache.set("young", 1)
+        room.cache.invalidate_by_pattern("young*")
+        report = room.cache.reclaim()
+        assert report["patterns_dropped"] == 1
+        assert report["left"] == 1
+        assert client.zrange(room.keys.globs, 0, -1) == [b"young*"]
+        assert client.zscore(room.keys.marks, "?") == client.zscore(room.keys.globs, "young*")
+        clock = client.get(room.keys.clock)
+        room.cache.invalidate_by_pattern("third")
+        assert client.get(room.keys.clock).split(b".")[0] == clock.split(b".")[0]
+
+    def test_a_hundred_patterns_are_one_sweep(self, room: Any, client: Any) -> None:
+        """And a star takes everything."""
+        fill(room, 200)
+        for n in range(100):
+            room.cache.invalidate_by_pattern(f"k:{n}")
+        report = room.cache.reclaim()
+        assert (report["done"], report["seen"], report["deleted"]) == (1, 200, 100)
+        room.cache.invalidate_by_pattern("*")
+        assert room.cache.reclaim()["deleted"] == 100
+
+    def test_a_lost_clock_deletes_nothing(self, room: Any, client: Any) -> None:
+        """Nobody can say what is dead; whoever writes next begins an epoch, and asks for a sweep."""
+        fill(room, 3)
+        room.cache.invalidate_by_pattern("k:*")
+        client.delete(room.keys.clock)
+        assert room.cache.reclaim()["deleted"] == 0
+
+
+class TestRuns:
+    """One run's budget, its bites, and going on where the last one stopped."""
+
+    def test_a_run_goes_on_where_the_last_one_stopped(
+        self, make_room: Callable[..., Stillroom], client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The cursor and the counts are kept; two runs look at no more than one would."""
+        room = make_room()
+        fill(room, 2_000)
+        monkeypatch.setattr(Run, "FIRST", 100)
+        monkeypatch.setattr(Run, "LARGEST", 100)
+        monkeypatch.setattr(reclaim, "SAVE_EVERY_S", 0.0)
+        room.cache.invalidate_by_pattern("k:1*")
+        seen: list[int] = []
+
+        def tell(progress: Progress) -> None:
+            seen.append(progress.seen)
+            if progress.seen > 700:
+                monkeypatch.setattr(Run, "left", property(lambda run: 0.0))
+
+        first = room.cache.reclaim(progress=tell)
+        monkeypatch.undo()
+        assert 700 < first["seen"] < 1_900
+        assert client.zrange(room.keys.todo, 0, -1) == [b"+sweep"]
+        second = room.cache.reclaim()
+        assert first["seen"] + second["seen"] == 2_000
+        assert first["deleted"] + second["deleted"] == 1_111
+
+    def test_after_a_restart_of_the_server_it_begins_anew(self, room: Any, client: Any) -> None:
+        """A cursor of another run of the server would pass by entries."""
+        fill(room, 50)
+        room.cache.invalidate_by_pattern("*")
+        state = Progress(cursor="12345", run="another run", seen=7, deleted=7)
+        client.set(room.keys.at(b"sweep"), state.model_dump_json())
+        report = room.cache.reclaim()
+        assert (report["seen"], report["deleted"]) == (50, 50)
+
+    def test_work_whose_worker_died_is_due_again(self, room: Any, client: Any) -> None:
+        """It was never crossed off, only put off."""
+        fill(room, 5)
+        room.cache.invalidate_by_tag("t")
+        now = room.cache.reclaim  # a worker takes it …
+        client.zadd(room.keys.todo, {"t:t": client.zscore(room.keys.todo, "t:t") + 60_000})
+        assert now()["done"] == 0  # … and while it is held nobody else does it
+        let_pass(client, room, 60)  # the worker died
+        assert now()["deleted"] == 5
+
+    def test_a_tag_invalidated_again_while_it_is_reclaimed_is_reclaimed_again(
+        self, make_room: Callable[..., Stillroom], client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was passed by as alive is dead now."""
+        room, other = make_room(), make_room()
+        fill(room, 50)
+        room.cache.invalidate_by_tag("t")
+        other.cache.set("late", 1, tags=["t"])
+        monkeypatch.setattr(reclaim, "SAVE_EVERY_S", 0.0)
+        again = iter([True])
+
+        def tell(_: Progress) -> None:
+            if next(again, False):
+                other.cache.invalidate_by_tag("t")
+
+        report = room.cache.reclaim(progress=tell)
+        assert report["deleted"] == 51
+        assert report["left"] == 0
+        assert entries(client, room) == 0
+
+    def test_a_clear_while_a_sweep_is_under_way_is_swept(
+        self, make_room: Callable[..., Stillroom], client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The sweep has passed by what the clear kills."""
+        room, other = make_room(), make_room()
+        fill(room, 500)
+        room.cache.invalidate_by_pattern("k:1*")
+        monkeypatch.setattr(Run, "FIRST", 20)
+        monkeypatch.setattr(Run, "LARGEST", 20)
+        monkeypatch.setattr(reclaim, "SAVE_EVERY_S", 0.0)
+
+        def tell(progress: Progress) -> None:
+            if progress.seen > 200 and not client.exists("cleared"):
+                client.set("cleared", 1)
+                other.cache.clear()
+
+        room.cache.reclaim(progress=tell)
+        room.cache.reclaim()
+        assert entries(client, room) == 0
+
+    def test_two_workers_at_once_do_no_harm(
+        self, make_room: Callable[..., Stillroom], client: Any
+    ) -> None:
+        """Everything dead is deleted once, everything alive lives, all work is crossed off."""
+        rooms = [make_room() for _ in range(3)]
+        for n in range(20):
+            fill(rooms[0], 30, tag=f"t{n}", prefix=f"k{n}")
+        for n in range(0, 20, 2):
+            rooms[0].cache.invalidate_by_tag(f"t{n}")
+        rooms[0].cache.invalidate_by_pattern("k1:*")
+        reports: list[dict[str, int]] = []
+        start = threading.Barrier(3)
+
+        def work(room: Stillroom) -> None:
+            start.wait()
+            reports.append(room.cache.reclaim())
+
+        threads = [threading.Thread(target=work, args=(room,)) for room in rooms]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(report["deleted"] for report in reports) == 330
+        assert entries(client, rooms[0]) == 270
+        assert client.zrange(rooms[0].keys.todo, 0, -1) == [b"sweep"]  # the pattern's last one
+
+    def test_bites_shrink_when_redis_is_slow_and_grow_when_it_is_not(self) -> None:
+        """Measured by the clock; what a smaller bite would not mend is raised."""
+        run = Run(20, None)
+        assert run.took(0.001) == 0.001
+        assert run.bite == 250
+        run.took(0.5)
+        assert run.bite == 125
+        for _ in range(9):
+            run.took(0.5)
+        assert run.bite == Run.SMALLEST
+
+    def test_progress_can_be_seen_by_others(self, room: Any, client: Any) -> None:
+        """While it waits, while it is done, and no more when it is done."""
+        fill(room, 30)
+        room.cache.invalidate_by_tag("t")
+        assert room.cache.pending(b"t:t", b"t:u") == {b"t:t": None}
+        told: list[Progress] = []
+        room.cache.reclaim(progress=told.append)
+        assert told[-1].total == 30
+        assert room.cache.pending(b"t:t") == {}
+        done = Progress.model_validate_json(client.get(room.keys.at(b"t:t")))
+        assert (done.seen, done.deleted, done.done) == (30, 30, True)
+
+
+class TestSoft:
+    def test_entries_with_a_loader_are_loaded_again_the_hottest_first(
+        self, room: Any, client: Any
+    ) -> None:
+        """The next reader finds a fresh value, and nobody waited for it."""
+        loaded: list[int] = []
+
+        @room.cache.cached("n:{n}", swr=100, tags=["t"])
+        def load(n: int) -> int:
+            loaded.append(n)
+            return n * (1 + loaded.count(n))
+
+        for n in range(5):
+            load(n)
+        room.cache.set("plain", "kept", swr=100, tags=["t"])
+        client.config_set("maxmemory-policy", "allkeys-lfu")
+        try:
+            for n in (2, 4):
+                for _ in range(60 * n):
+                    client.get(room.keys.entry(b"n:%d" % n))
+            room.cache.invalidate_by_tag("t", soft=True)
+            loaded.clear()
+            loaded += range(5)
+            report = room.cache.reclaim()
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+        assert report["refreshed"] == 5
+        assert sorted(loaded[5:7]) == [2, 4]
+        assert room.cache.get_entry("n:3").freshness.value == "fresh"
+        assert room.cache.get("n:3") == 9
+        assert room.cache.get_entry("plain").freshness.value == "stale"
+        assert report["left"] == 0
+
+    def test_more_than_fit_one_pass_are_loaded_in_several(
+        self, room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Until a pass finds nothing it can load; one whose loader fails does not hold up the rest."""
+        monkeypatch.setattr(reclaim, "HOTTEST", 3)
+        failing: set[int] = set()
+
+        @room.cache.cached("n:{n}", swr=100, tags=["t"])
+        def load(n: int) -> int:
+            if n in failing:
+                raise OSError("no database")
+            return n
+
+        for n in range(8):
+            load(n)
+        failing.add(5)
+        room.cache.invalidate_by_tag("t", soft=True)
+        assert room.cache.reclaim()["refreshed"] == 7
+        assert room.cache.get_entry("n:5").freshness.value == "stale"
+        assert client.exists(room.keys.todo) == 0
+
+
+class TestOrders:
+    def test_an_order_is_written_down_before_a_task_is_sent_and_carried_out(
+        self, room: Any, client: Any, dispatch: Any
+    ) -> None:
+        """By keys, tags and pattern; the same order twice is one."""
+        fill(room, 4)
+        fill(room, 4, tag="u", prefix="o")
+        room.cache.set("p:1", 1)
+        room.tasks.invalidate_keys("k:0", "k:1")
+        room.tasks.invalidate_keys("k:0", "k:1")
+        room.tasks.invalidate_tags("u")
+        room.tasks.invalidate_pattern("p:*")
+        assert client.zcard(room.keys.todo) == 3
+        assert room.cache.get("k:0") == 0
+        assert "stillroom.reclaim" in dispatch.woken
+        room.cache.reclaim()
+        assert room.cache.get_many(["k:0", "k:1", "k:2", "o:1", "p:1"]) == {"k:2": 2}
+        assert client.zrange(room.keys.todo, 0, -1) == [b"sweep"]
+
+    def test_a_load_is_ordered_by_the_call_it_is_for(self, room: Any) -> None:
+        """Also over a value that is fresh."""
+        values = iter([1, 2])
+
+        @room.cache.cached("n:{n}", tags=["t"])
+        def load(n: int) -> int:
+            return next(values)
+
+        assert load(7) == 1
+        function = getattr(load, "_inner", load)
+        room.tasks.load(function, 7)
+        assert load(7) == 1
+        room.cache.reclaim()
+        assert load(7) == 2
+
+    def test_orders_of_any_number_are_split(self, room: Any, client: Any) -> None:
+        """A thousand keys, a hundred tags in one."""
+        room.tasks.invalidate_keys(*(f"k:{n}" for n in range(2_500)))
+        room.tasks.invalidate_tags(*(f"t:{n}" for n in range(101)))
+        room.tasks.invalidate_keys()
+        assert client.zcard(room.keys.todo) == 5
+        assert (
+            room.cache.reclaim()["done"] == 5 + 101 + 1
+        )  # the tags' own work follows, and a first epoch sweeps
+
+    def test_bad_orders_are_refused_at_the_call(self, room: Any, client: Any) -> None:
+        """Nothing is written down."""
+        with pytest.raises(InvalidKey):
+            room.tasks.invalidate_keys("good", "")
+        with pytest.raises(InvalidKey):
+            room.tasks.invalidate_tags("x" * 1025)
+        with pytest.raises(TypeError, match=r"room\.cache\.cached"):
+            room.tasks.load(print, 7)
+        assert client.exists(room.keys.todo) == 0
+
+    @pytest.mark.parametrize(
+        "member",
+        [
+            b"o:no_such {}",
+            b"o:invalidate_keys not json",
+            b"o:invalidate_keys " + json.dumps({"keys": ["a"], "more": 1}).encode(),
+            b"o:load " + json.dumps({"loader": "nobody", "args": {}}).encode(),
+            b"o:\xff\xfe",
+            b"nonsense",
+        ],
+    )
+    def test_an_order_that_cannot_be_carried_out_is_said_and_crossed_off(
+        self, room: Any, client: Any, member: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It would not be possible next time either; work behind it is done."""
+        client.zadd(room.keys.todo, {member: 1})
+        fill(room, 2)
+        room.cache.invalidate_by_tag("t")
+        report = room.cache.reclaim()
+        assert (report["deleted"], report["left"]) == (2, 0)
+        assert "order" in caplog.text
+
+    def test_too_many_orders_are_refused(self, room: Any, client: Any) -> None:
+        """The app hears of it; nothing is dropped."""
+        client.zadd(room.keys.todo, {f"o:{n}": 9e15 for n in range(10_000)})
+        with pytest.raises(DispatchFailed, match="10,000"):
+            room.tasks.invalidate_keys("k")
+        assert client.zcard(room.keys.todo) == 10_000
+
+
+def test_every_key_has_an_end(room: Any, client: Any) -> None:
+    """The whole keyspace is walked: what has no TTL is the clock, the marks and the globs."""
+    random.seed(7)
+    fill(room, 20)
+    room.cache.get_or_set("x", lambda: 1, tags=["u"])
+    room.tasks.invalidate_tags("later")
+    room.cache.invalidate_by_tag("t", "v")
+    room.cache.invalidate_by_pattern("x*")
+    room.cache.trim_indexes()
+    room.cache.reclaim()
+    room.cache.invalidate_by_tag("u", soft=True)
+    endless = {key for key in client.keys() if client.ttl(key) == -1}
+    assert endless <= {room.keys.clock, room.keys.marks, room.keys.globs}
+    assert client.exists(room.keys.todo) == 1
+
+
+def test_a_lease_may_not_outlive_what_patterns_wait_for(
+    make_room: Callable[..., Stillroom],
+) -> None:
+    """Their marks are dropped after the longest lease: a longer one is refused where it is given."""
+    room = make_room()
+    with pytest.raises(ValueError, match="lease_limit allows 300 s"):
+        room.cache.cached("k:{n}", lease=301)(lambda n: n)
+    with pytest.raises(ValueError, match="lease_limit"):
+        Settings(lease=400)
