@@ -65,6 +65,10 @@ class RedisRefused(RedisUnavailable):
         self.replies = list(replies)
 
 
+# Reasons that another attempt, later, will not mend.
+FINAL = frozenset({"auth", "noauth", "wrongpass", "noperm", "protocol"})
+
+
 class DispatchFailed(StillroomError):
     """Background work could not be handed to the broker."""
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from stillroom.cache import AsyncCache, AsyncTasks, Cache, ReclaimBody, Tasks, TasksBody
 from stillroom.dispatch import CeleryDispatch, Dispatch
-from stillroom.errors import RedisUnavailable
+from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys
 from stillroom.operation import AsyncDriver, Driver
 from stillroom.settings import Settings
@@ -20,9 +20,6 @@ from stillroom.stats import Stats
 from stillroom.wire import AsyncWire, Server, Wire, request_budget
 
 log = logging.getLogger("stillroom")
-
-# What another attempt will not mend: these end `connect()` at once.
-FINAL = {"auth", "noauth", "wrongpass", "noperm", "protocol"}
 
 
 class _Room:
@@ -85,6 +82,7 @@ class Stillroom(_Room):
         self.cache = Cache(self._cache_body, driver)
         self.tasks = Tasks(TasksBody(self._cache_body), driver)
         self._cache_body.run_aside = driver.run
+        self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -98,6 +96,7 @@ class Stillroom(_Room):
         self.dispatch.close()
         if not self.wire.breaker.is_open:
             self.cache.flush_stats()
+        self._cache_body.deliver_last()
         self.wire.close()
         self.state_wire.close()
 
@@ -128,6 +127,7 @@ class AsyncStillroom(_Room):
         # The dispatcher's thread has no event loop: it frees a lease through a wire of its own.
         threads = Driver(self.wire.for_threads)
         self._cache_body.run_aside = threads.run
+        self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
 
     async def connect(self) -> None:
         """See Stillroom.connect."""
@@ -138,6 +138,7 @@ class AsyncStillroom(_Room):
         await asyncio.to_thread(self.dispatch.close)
         if not self.wire.breaker.is_open:
             await self.cache.flush_stats()
+        await asyncio.to_thread(self._cache_body.deliver_last)
         await self.wire.close()
         await self.state_wire.close()
 

@@ -127,6 +127,7 @@ class Settings(BaseSettings):
     value_limit: int = Field(1024 * 1024, ge=64)  # bytes stored
     decoded_limit: int = Field(8 * 1024 * 1024, ge=64)  # bytes after decompression
     compress_above: int = Field(4096, ge=0)  # bytes of JSON
+    outbox_limit: int = Field(10_000, ge=1)  # deferred invalidations; one more becomes a clear()
     marks_limit: int = Field(20_000, ge=100)  # invalidations a process remembers
 
     # The workers.

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
 
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
+from stillroom.cache.invalidation import InvalidationBody, new_epoch
 from stillroom.cache.judge import Judge
 from stillroom.cache.loaders import (
     Asked,
@@ -33,18 +34,16 @@ from stillroom.cache.loaders import (
 )
 from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS, Codec, Undecodable
-from stillroom.dispatch import RECLAIM_TASK, Dispatch, RefreshOrder
+from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader
-from stillroom.keys import Keys, pattern, sanitized
+from stillroom.keys import Keys, sanitized
 from stillroom.operation import NOT_AFTER, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
     claim_refresh,
-    clear,
     commit,
     lease_load,
     lease_refresh,
-    mark,
     put,
     release,
     trim_marks,
@@ -52,6 +51,8 @@ from stillroom.scripts import (
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import Command, Server
+
+log = logging.getLogger("stillroom")
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -62,6 +63,7 @@ ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
 WON, LATE = 1, -1  # what lua/lease_load.lua answers; 0: another load holds the lease
 STORED = 1  # what put and commit answer
+DELIVERED_AT_ONCE = 500  # deferred invalidations in one batch
 TRIM_BITE = 5_000  # marks dropped by one script call
 
 
@@ -91,22 +93,16 @@ class Packed(NamedTuple):
     tags: list[bytes]
 
 
-class CacheBody:
+class CacheBody(InvalidationBody):
     """The operations. A driver runs them."""
 
     def __init__(
         self, settings: Settings, server: Server, keys: Keys, dispatch: Dispatch, stats: Stats
     ) -> None:
+        super().__init__(settings, keys, dispatch, stats)
         self.loaders = Loaders()
-        self.settings = settings
-        self.dispatch = dispatch
-        self.stats = stats
         self.now_ms = server.now_ms
         self._server = server
-        # Runs an operation where none is running: in the dispatcher's thread. The room sets it.
-        self.run_aside: Callable[[Operation[Any]], Any] | None = None
-        self._keys = keys
-        self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
         self._codec = Codec(settings)
         self._judges = Judge(keys, server.now_ms, settings.marks_limit)
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
@@ -235,6 +231,8 @@ class CacheBody:
         kind, tags = options.get("type", Any), several(options.get("tags", ()))
         packed = self._pack(name, value, kind, tags, b"")
         try:
+            if self._outbox.waiting:
+                yield from self.deliver()
             stores = Timed([self._put(name, packed, ttl, swr, new_epoch())])
             (stored,) = yield stores
             if not stored:
@@ -245,52 +243,6 @@ class CacheBody:
             self._fall_back("set", error)
             return False
         return bool(stored)
-
-    def invalidate(self, *keys: str) -> Operation[int]:
-        """Forget these keys, and any load of them that is under way. Returns how many held a value.
-
-        Source: UNLINK of entries, DEL of leases. Redis away: RedisUnavailable; nothing is promised then.
-        """
-        names = [sanitized(key) for key in keys]
-        if not names:
-            return 0
-        entries = [self._keys.entry(name) for name in names]
-        leases = [self._keys.lease(name) for name in names]
-        # The lease first: without it no load can store its value behind the UNLINK.
-        _, count = yield [(b"DEL", *leases), (b"UNLINK", *entries)]
-        return int(count)
-
-    def invalidate_by_tag(self, *tags: str, soft: bool = False) -> Operation[None]:
-        """Kill every entry that carries one of these tags, also those whose load is under way. O(number of tags).
-
-        True for every reader when it returns. `soft=True`: they are served stale and refreshed instead.
-        Redis away: RedisUnavailable; nothing is promised then.
-        """
-        if not tags:
-            return
-        kind = b"s:" if soft else b"t:"
-        members = [kind + sanitized(tag) for tag in tags]
-        yield [self._mark(*members)]
-        self._wake()
-
-    def invalidate_by_pattern(self, glob: str) -> Operation[None]:
-        """Kill every entry whose key the glob matches, also those whose load is under way. O(1).
-
-        Globs mean exactly what Redis' MATCH means: `*`, `?`, `[a-z]`, `[^a]`, `\\x`. True for every reader when it
-        returns. Each read pays for each pattern of the last `life_limit`: a tag is cheaper where one will do.
-        Redis away: RedisUnavailable; nothing is promised then.
-        """
-        yield [self._mark(b"p:" + pattern(glob))]
-        self._wake()
-
-    def clear(self) -> Operation[None]:
-        """Kill every entry of the namespace: a new epoch begins. O(number of marks).
-
-        True for every reader when it returns. Redis away: RedisUnavailable; nothing is promised then.
-        """
-        keys = [self._keys.clock, self._keys.marks, self._keys.globs, self._keys.todo]
-        yield [clear(keys, new_epoch(), self._keep_ms)]
-        self._wake()
 
     # Background work
 
@@ -378,6 +330,8 @@ class CacheBody:
 
     def _read(self, keys: Sequence[bytes], known: int) -> Operation[Any]:
         """What is under these keys, and last the clock: one MGET, and whatever rides along with it."""
+        if self._outbox.waiting:  # no read is trusted before Redis knows what this process knows
+            yield from self.deliver()
         now = time.monotonic()
         batch: list[Command] = [(b"MGET", *keys, self._keys.clock)]
         if riding := known and self._judges.is_moving(now):
@@ -716,15 +670,6 @@ class CacheBody:
 
     # Small things
 
-    def _wake(self) -> None:
-        """What an invalidation killed is written down; a worker had better begin soon."""
-        if not self.dispatch.inline:
-            self.dispatch.wake(RECLAIM_TASK)
-
-    def _mark(self, *members: bytes) -> Command:
-        keys = [self._keys.clock, self._keys.marks, self._keys.globs, self._keys.todo]
-        return mark(keys, new_epoch(), self._keep_ms, *members)
-
     def _put(self, name: bytes, packed: Packed, ttl: int, swr: int, epoch: str) -> Command:
         keys = self._writing_keys(name, packed)
         return put(keys, epoch, NOT_AFTER, name, packed.rest, ttl, ttl + swr)
@@ -796,8 +741,3 @@ class CacheBody:
 
 def new_token() -> bytes:
     return secrets.token_hex(8).encode()
-
-
-def new_epoch() -> str:
-    """The name of an epoch, should one have to begin."""
-    return secrets.token_hex(4)

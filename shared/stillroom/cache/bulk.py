@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
-from stillroom.cache.body import LATE, STORED, WON, CacheBody, Stale, new_epoch, new_token
+from stillroom.cache.body import LATE, STORED, WON, CacheBody, Stale, new_token
 from stillroom.cache.entry import Entry, Freshness
+from stillroom.cache.invalidation import new_epoch
 from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions, several
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable

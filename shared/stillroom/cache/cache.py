@@ -99,6 +99,11 @@ class Cache:
     flush_stats = blocking(CacheBody.flush_stats)
 
     @property
+    def deferred(self) -> int:
+        """How many deferred invalidations wait in this process. See `invalidate`."""
+        return self._body.deferred
+
+    @property
     def loaders(self) -> Loaders:
         """The registered loaders, by name."""
         return self._body.loaders
@@ -147,6 +152,11 @@ class AsyncCache:
     trim_marks = awaiting(CacheBody.trim_marks)
     trim_indexes = awaiting(ReclaimBody.trim_indexes)
     flush_stats = awaiting(CacheBody.flush_stats)
+
+    @property
+    def deferred(self) -> int:
+        """How many deferred invalidations wait in this process. See `invalidate`."""
+        return self._body.deferred
 
     @property
     def loaders(self) -> Loaders:

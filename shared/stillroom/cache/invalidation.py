@@ -1,0 +1,168 @@
+"""Saying that values are no longer true: to Redis, or, where it is away and that may wait, to an outbox."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from stillroom.cache.outbox import EVERYTHING, Outbox
+from stillroom.dispatch import RECLAIM_TASK, Dispatch
+from stillroom.errors import FINAL, RedisUnavailable
+from stillroom.keys import Keys, pattern, sanitized
+from stillroom.operation import Operation
+from stillroom.scripts import clear, mark
+from stillroom.settings import Settings
+from stillroom.stats import Stats
+from stillroom.wire import Command
+
+log = logging.getLogger("stillroom")
+
+DELIVERED_AT_ONCE = 500  # deferred invalidations in one batch
+
+
+class InvalidationBody:
+    """The operations. A driver runs them."""
+
+    def __init__(self, settings: Settings, keys: Keys, dispatch: Dispatch, stats: Stats) -> None:
+        self.settings = settings
+        self.dispatch = dispatch
+        self.stats = stats
+        # Runs an operation where none is running: a dispatcher's thread, a prober's, at exit. The room sets it.
+        self.run_aside: Callable[[Operation[Any]], Any] | None = None
+        self._keys = keys
+        self._outbox = Outbox(settings.outbox_limit)
+        self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
+
+    def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
+        """Forget these keys, and any load of them that is under way. Returns how many held a value.
+
+        Source: UNLINK of entries, DEL of leases. Redis away: RedisUnavailable; nothing is promised then.
+
+        With `defer=True` it is kept in this process instead (0 is returned) and delivered before it trusts another
+        read: as soon as Redis answers, with the next call, or when the room is closed or the process ends.
+        Until then other processes may serve the old value; if Redis is still away when this one ends, an error is
+        logged and they will until it dies. The last `outbox_limit` names are kept; one more is a `clear()`.
+        """
+        names = [sanitized(key) for key in keys]
+        if not names:
+            return 0
+        replies = yield from self._invalidating([b"k:" + name for name in names], defer)
+        return int(replies[-1]) if replies else 0
+
+    def invalidate_by_tag(
+        self, *tags: str, soft: bool = False, defer: bool = False
+    ) -> Operation[None]:
+        """Kill every entry that carries one of these tags, also those whose load is under way. O(number of tags).
+
+        True for every reader when it returns. `soft=True`: they are served stale and refreshed instead.
+        Redis away: RedisUnavailable; nothing is promised then. `defer`: see `invalidate`.
+        """
+        if not tags:
+            return
+        kind = b"s:" if soft else b"t:"
+        yield from self._invalidating([kind + sanitized(tag) for tag in tags], defer)
+        self._wake()
+
+    def invalidate_by_pattern(self, glob: str, *, defer: bool = False) -> Operation[None]:
+        """Kill every entry whose key the glob matches, also those whose load is under way. O(1).
+
+        Globs mean exactly what Redis' MATCH means: `*`, `?`, `[a-z]`, `[^a]`, `\\x`. True for every reader when it
+        returns. Until a worker has swept, each read of an older entry tries each pattern: a tag is cheaper.
+        Redis away: RedisUnavailable; nothing is promised then. `defer`: see `invalidate`.
+        """
+        yield from self._invalidating([b"p:" + pattern(glob)], defer)
+        self._wake()
+
+    def clear(self, *, defer: bool = False) -> Operation[None]:
+        """Kill every entry of the namespace: a new epoch begins. O(number of marks).
+
+        True for every reader when it returns. Redis away: RedisUnavailable; nothing is promised then.
+        `defer`: see `invalidate`.
+        """
+        yield from self._invalidating([EVERYTHING], defer)
+        self._wake()
+
+    # Delivering what was deferred
+
+    def deliver(self) -> Operation[int]:
+        """Tell Redis what was deferred. → how many names. Redis away: RedisUnavailable; what is left waits on."""
+        count = 0
+        while names := self._outbox.first(DELIVERED_AT_ONCE):
+            yield list(self._invalidations(names))
+            self._outbox.delivered(names)
+            count += len(names)
+        if count:
+            log.warning("%d deferred invalidations are delivered", count)
+            self._wake()
+        return count
+
+    def deliver_aside(self) -> None:
+        """The same where no operation is running: in the prober's thread, when Redis is back."""
+        if self._outbox.waiting and self.run_aside is not None:
+            with contextlib.suppress(RedisUnavailable):  # the next read tries again
+                self.run_aside(self.deliver())
+
+    def deliver_last(self) -> None:
+        """The same at the end of the room or the process: what can't be delivered now never will be."""
+        atexit.unregister(self.deliver_last)
+        self.deliver_aside()
+        if left := self._outbox.waiting:
+            log.error("%d deferred invalidations are lost: Redis was away to the end", left)
+
+    @property
+    def deferred(self) -> int:
+        """How many deferred invalidations wait in this process."""
+        return self._outbox.waiting
+
+    # Steps
+
+    def _invalidating(self, names: list[bytes], defer: bool) -> Operation[list[Any]]:
+        """Tell Redis; or, if that is impossible and may be done later, the outbox. → the replies, if any."""
+        try:
+            replies: list[Any] = yield list(self._invalidations(names))
+        except RedisUnavailable as error:
+            if not defer or error.reason in FINAL:
+                raise
+            self._defer(names, error)
+            return []
+        return replies
+
+    def _invalidations(self, names: Iterable[bytes]) -> Iterable[Command]:
+        """The commands that invalidate these (the outbox' names), in this order."""
+        for kind, group in itertools.groupby(names, lambda name: name[:2]):
+            some = list(group)
+            if kind == b"k:":
+                keys = [name[2:] for name in some]
+                # The lease first: without it no load can store its value behind the UNLINK.
+                yield (b"DEL", *map(self._keys.lease, keys))
+                yield (b"UNLINK", *map(self._keys.entry, keys))
+            elif kind == EVERYTHING:
+                yield clear(self._marking_keys(), new_epoch(), self._keep_ms)
+            else:
+                yield mark(self._marking_keys(), new_epoch(), self._keep_ms, *some)
+
+    def _defer(self, names: list[bytes], error: RedisUnavailable) -> None:
+        if not self._outbox.waiting:
+            atexit.unregister(self.deliver_last)
+            atexit.register(self.deliver_last)
+        self._outbox.put(names)
+        self.stats.counts["deferred"] += len(names)
+        self.stats.say("invalidations are deferred", error.reason, error)
+
+    def _wake(self) -> None:
+        """What an invalidation killed is written down; a worker had better begin soon."""
+        if not self.dispatch.inline:
+            self.dispatch.wake(RECLAIM_TASK)
+
+    def _marking_keys(self) -> list[bytes]:
+        return [self._keys.clock, self._keys.marks, self._keys.globs, self._keys.todo]
+
+
+def new_epoch() -> str:
+    """The name of an epoch, should one have to begin."""
+    return secrets.token_hex(4)

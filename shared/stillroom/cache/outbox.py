@@ -1,0 +1,46 @@
+"""Invalidations that Redis could not be told of, in order, the newest per name. Pure.
+
+Names: `k:<key>`, `t:<tag>`, `s:<tag>`, `p:<glob>`, and `*` for everything, which makes all earlier ones needless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+EVERYTHING = b"*"
+
+
+class Outbox:
+    """Bounded: past `limit` names all of them become one: everything. That is more, and never less, than was asked.
+
+    Threads may put at any time: what is put while a delivery is under way is not taken for delivered.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._numbers: dict[bytes, int] = {}  # name → which put was its last
+        self._last = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many names wait."""
+        return len(self._numbers)
+
+    def put(self, names: Iterable[bytes]) -> None:
+        for name in names:
+            self._last += 1
+            if name == EVERYTHING or len(self._numbers) >= self._limit:
+                self._numbers = {EVERYTHING: self._last}
+            else:
+                self._numbers.pop(name, None)  # to the end of the line
+                self._numbers[name] = self._last
+
+    def first(self, count: int) -> dict[bytes, int]:
+        """Up to `count` names that wait the longest."""
+        return dict(list(self._numbers.items())[:count])
+
+    def delivered(self, names: dict[bytes, int]) -> None:
+        """Cross off those that were not put again since."""
+        for name, number in names.items():
+            if self._numbers.get(name) == number:
+                del self._numbers[name]

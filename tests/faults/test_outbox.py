@@ -1,0 +1,239 @@
+"""Invalidations while Redis is away: raised, or deferred and delivered before this process trusts another read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+
+# A frozen server is noticed soon; a busy machine is not taken for one.
+HURRIED: dict[str, Any] = {"command_timeout": 0.7, "call_timeout": 1.0, "probe_delay": 0.05}
+
+
+@pytest.fixture
+def pair(own_server: EmbeddedServer) -> Iterator[tuple[Stillroom, Stillroom]]:
+    """Two processes' rooms on a server that comes back with its data."""
+    settings = Settings(**HURRIED, redis_url=own_server.url)
+    with (
+        Stillroom(settings, dispatch=NoDispatch()) as mine,
+        Stillroom(settings, dispatch=NoDispatch()) as other,
+    ):
+        yield mine, other
+
+
+INVALIDATIONS: list[Callable[[Stillroom], Any]] = [
+    lambda room: room.cache.invalidate("k", defer=True),
+    lambda room: room.cache.invalidate_by_tag("t", defer=True),
+    lambda room: room.cache.invalidate_by_pattern("k*", defer=True),
+    lambda room: room.cache.clear(defer=True),
+]
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("invalidation", INVALIDATIONS, ids=["key", "tag", "pattern", "clear"])
+def test_a_deferred_invalidation_is_true_for_its_process_at_once_and_for_all_when_redis_is_back(
+    own_server: EmbeddedServer,
+    pair: tuple[Stillroom, Stillroom],
+    invalidation: Callable[[Stillroom], Any],
+) -> None:
+    """No read in between serves the old value here; the first one that reaches Redis tells it first."""
+    mine, other = pair
+    mine.cache.set("k", "old", tags=["t"])
+    assert other.cache.get("k") == "old"
+    own_server.kill()
+    with pytest.raises(RedisUnavailable):
+        mine.cache.invalidate_by_tag("t")
+    invalidation(mine)
+    assert mine.cache.deferred == 1
+    assert mine.cache.get("k") is None
+    own_server.restart()
+    mine.wire.breaker.stop()  # nobody probes: it is the read that delivers
+    assert mine.cache.get("k") is None
+    assert mine.cache.deferred == 0
+    assert other.cache.get("k") is None
+
+
+def test_recovery_delivers_without_a_read(
+    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
+) -> None:
+    """The prober that finds Redis back delivers, whether or not anybody reads."""
+    mine, other = pair
+    other.cache.set("k", "old", tags=["t"])
+    own_server.kill()
+    while not mine.wire.breaker.is_open:
+        mine.cache.invalidate_by_tag("t", defer=True)
+    mine.cache.invalidate_by_tag("t", defer=True)
+    assert mine.cache.deferred == 1
+    own_server.restart()
+    until(lambda: not mine.cache.deferred, "the delivery")
+    until(lambda: not other.wire.breaker.is_open, "the other's recovery")
+    assert other.cache.get("k") is None
+
+
+def test_a_read_that_cannot_deliver_is_not_trusted(
+    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
+) -> None:
+    """Redis answers reads and refuses scripts: better to load than to serve what is known to be dead."""
+    mine, other = pair
+    mine.cache.set("k", "old", tags=["t"])
+    own_server.freeze()
+    mine.cache.invalidate_by_tag("t", defer=True)
+    own_server.thaw()
+    other.wire.execute([(b"CONFIG", b"SET", b"min-replicas-to-write", b"1")], 1.0)
+    assert mine.cache.get("k") is None
+    assert mine.cache.get_or_set("k", lambda: "new") == "new"
+    assert mine.cache.deferred == 1
+    other.wire.execute([(b"CONFIG", b"SET", b"min-replicas-to-write", b"0")], 1.0)
+    assert mine.cache.get("k") is None
+    assert mine.cache.deferred == 0
+
+
+def test_what_will_not_be_mended_is_raised(own_server: EmbeddedServer) -> None:
+    """A user who may not write scripts never will: deferring would end in a process without a cache."""
+    settings = Settings(**HURRIED, redis_url=own_server.url)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.cache.set("k", "old")
+        rules = [b"ACL", b"SETUSER", b"default", b"-evalsha"]
+        room.wire.execute([tuple(rules)], 1.0)
+        with pytest.raises(RedisUnavailable, match="noperm"):
+            room.cache.invalidate_by_tag("t", defer=True)
+        assert room.cache.deferred == 0
+
+
+def test_a_deferred_invalidation_and_a_later_set_of_the_same_key_go_in_order(
+    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
+) -> None:
+    """The value that was set after it lives."""
+    mine, other = pair
+    mine.cache.set("k", "old", tags=["t"])
+    own_server.freeze()
+    mine.cache.invalidate_by_tag("t", defer=True)
+    own_server.thaw()
+    assert mine.cache.set("k", "new", tags=["t"])
+    assert mine.cache.get("k") == other.cache.get("k") == "new"
+
+
+def test_the_end_of_the_room_delivers(
+    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
+) -> None:
+    """`close` is the last moment that is sure to come."""
+    mine, other = pair
+    other.cache.set("k", "old", tags=["t"])
+    own_server.freeze()
+    mine.cache.invalidate_by_tag("t", defer=True)
+    own_server.thaw()
+    mine.close()
+    assert other.cache.get("k") is None
+
+
+def test_what_is_lost_at_the_end_is_said(
+    own_server: EmbeddedServer,
+    pair: tuple[Stillroom, Stillroom],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Redis was away to the end: an error, with how many."""
+    mine, _ = pair
+    own_server.kill()
+    mine.cache.invalidate("a", "b", defer=True)
+    mine.close()
+    assert "2 deferred invalidations are lost" in caplog.text
+
+
+@pytest.mark.parametrize("redis_is_back", [True, False], ids=["back", "away"])
+def test_a_process_that_ends_delivers_or_says_what_is_lost(
+    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom], redis_is_back: bool
+) -> None:
+    """Without a `close`, at the exit of the interpreter."""
+    _, other = pair
+    other.cache.set("k", "old", tags=["t"])
+    program = textwrap.dedent("""
+        import sys
+        from stillroom import Stillroom, NoDispatch
+        room = Stillroom(dispatch=NoDispatch())
+        print("ready", flush=True)
+        sys.stdin.readline()
+        room.cache.invalidate_by_tag("t", defer=True)
+        print(room.cache.deferred, flush=True)
+        sys.stdin.readline()
+    """)
+    environment = {**os.environ, "REDIS_URL": own_server.url}
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, text=True, **pipes
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        own_server.freeze()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "1\n"
+        if redis_is_back:
+            own_server.thaw()
+        _, errors = process.communicate("\n", timeout=30)
+    assert process.returncode == 0
+    if redis_is_back:
+        assert other.cache.get("k") is None
+    else:
+        own_server.thaw()
+        assert "1 deferred invalidations are lost" in errors
+
+
+def test_a_forked_child_trusts_no_read_before_it_has_delivered_too(
+    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
+) -> None:
+    """The parent may be the slower one."""
+    mine, _ = pair
+    mine.cache.set("k", "old", tags=["t"])
+    own_server.freeze()
+    mine.cache.invalidate_by_tag("t", defer=True)
+    own_server.thaw()
+    child = os.fork()
+    if not child:
+        os._exit(0 if mine.cache.get("k") is None and not mine.cache.deferred else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert mine.cache.deferred == 1
+    assert mine.cache.get("k") is None
+
+
+def test_many_threads_defer_and_read_and_none_sees_the_old_value(
+    own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
+) -> None:
+    """Each begins its read after its own deferral returned."""
+    mine, other = pair
+    keys = [f"k:{n}" for n in range(16)]
+    mine.cache.set_many(dict.fromkeys(keys, "old"))
+    own_server.freeze()
+    start, seen = threading.Barrier(16), []
+
+    def act(key: str) -> None:
+        start.wait()
+        mine.cache.invalidate(key, defer=True)
+        seen.append(mine.cache.get(key))
+
+    threads = [threading.Thread(target=act, args=(key,)) for key in keys]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    own_server.thaw()
+    for thread in threads:
+        thread.join()
+    assert seen == [None] * 16
+    until(lambda: not mine.wire.breaker.is_open, "recovery")
+    mine.cache.get("any")
+    assert other.cache.get_many(keys) == {}
