@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from stillroom.cli.demo import demo
+from stillroom.cli.invalidate import invalidate
 from stillroom.cli.up import up
 from stillroom.errors import StillroomError
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(up)
 app.command()(demo)
+app.command()(invalidate)
 
 
 def main() -> None:

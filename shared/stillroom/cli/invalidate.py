@@ -1,0 +1,100 @@
+"""`stillroom invalidate`: what an operator does when the data was changed behind the app's back."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from stillroom.cache import Progress as Done
+from stillroom.cache.reclaim import SOFT, SWEEP, TAG
+from stillroom.keys import sanitized
+from stillroom.room import Stillroom
+
+LOOK_EVERY_S = 0.2
+WORKER_WITHIN_S = 5.0  # after that the work is done here
+
+Keys = Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", show_default=False)]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="Entries with this tag.")]
+Patterns = Annotated[list[str] | None, typer.Option("--pattern", help="Keys this glob matches.")]
+Everything = Annotated[bool, typer.Option("--all", help="Every entry of the namespace.")]
+Soft = Annotated[bool, typer.Option(help="Tags: serve them stale, and refresh them.")]
+Wait = Annotated[bool, typer.Option(help="Wait until the memory is freed, with a progress bar.")]
+
+
+def invalidate(
+    keys: Keys = None,
+    tags: Tags = None,
+    patterns: Patterns = None,
+    everything: Everything = False,
+    soft: Soft = False,
+    wait: Wait = False,
+) -> None:
+    """Forget keys, tags, patterns or all there is. True for every reader when it ends; workers free the memory."""
+    if not (keys or tags or patterns or everything):
+        raise typer.BadParameter("say what: KEY, --tag, --pattern or --all")
+    if soft and not tags:
+        raise typer.BadParameter("--soft goes with --tag")
+    console = Console(highlight=False)
+    with Stillroom() as room:
+        room.connect()
+        if keys:
+            console.print(f"{room.cache.invalidate(*keys):,} of {len(keys):,} keys held a value")
+        room.cache.invalidate_by_tag(*tags or [], soft=soft)
+        for pattern in patterns or []:
+            room.cache.invalidate_by_pattern(pattern)
+        if everything:
+            room.cache.clear()
+        works = [(SOFT if soft else TAG) + sanitized(tag) for tag in tags or []]
+        if patterns or everything:
+            works.append(SWEEP)
+        if works:
+            console.print("invalidated: no reader sees the old values any more")
+        if works and wait:
+            _await(room, works, console)
+
+
+def _await(room: Stillroom, works: list[bytes], console: Console) -> None:
+    """Watch workers do it. Where none has begun after five seconds, it is done here."""
+    text, bar_column = TextColumn("{task.description}"), BarColumn()
+    columns = (text, bar_column, TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task("reclaiming", total=None)
+        patience = time.monotonic() + WORKER_WITHIN_S
+        while pending := _under_way(room, works):
+            _show(bars, bar, list(pending.values()))
+            if any(pending.values()):
+                patience = time.monotonic() + WORKER_WITHIN_S
+            if time.monotonic() > patience:
+                bars.console.print("no worker takes it: reclaiming here")
+                room.cache.reclaim(progress=lambda done: _show(bars, bar, [done]))
+            time.sleep(LOOK_EVERY_S)
+        bars.update(bar, total=1, completed=1, description="reclaimed")
+
+
+def _under_way(room: Stillroom, works: list[bytes]) -> dict[bytes, Done | None]:
+    """What of it is not done. A sweep that only waits to drop its patterns is."""
+    pending = room.cache.pending(*works)
+    return {work: done for work, done in pending.items() if not (done and done.done)}
+
+
+def _show(bars: Progress, bar: TaskID, states: list[Done | None]) -> None:
+    begun = [state for state in states if state]
+    totals = [state.total for state in begun]
+    known = [total for total in totals if total is not None]
+    bars.update(
+        bar,
+        total=sum(known) if begun and len(known) == len(totals) else None,
+        completed=sum(state.seen for state in begun),
+        description=f"{sum(state.deleted for state in begun):,} deleted",
+    )

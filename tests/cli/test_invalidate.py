@@ -1,0 +1,95 @@
+"""`stillroom invalidate` as an operator runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stillroom import NoDispatch, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import PATIENT
+
+STILLROOM = str(Path(sys.executable).with_name("stillroom"))
+
+
+@pytest.fixture
+def room(own_server: EmbeddedServer) -> Iterator[Stillroom]:
+    settings = Settings(**{"redis_url": own_server.url} | PATIENT)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.cache.set_many({f"k:{n}": n for n in range(500)}, tags=["t"])
+        room.cache.set("other", 1, tags=["u"])
+        yield room
+
+
+def run(room: Stillroom, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [STILLROOM, "invalidate", *arguments],
+        env=os.environ | {"REDIS_URL": room.settings.redis_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_tag_is_invalidated_and_with_wait_its_memory_is_freed(room: Stillroom) -> None:
+    """Without a worker the command does the work itself, and says so."""
+    done = run(room, "--tag", "t", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "no reader sees the old values" in done.stdout
+    assert "no worker takes it: reclaiming here" in done.stdout
+    assert "reclaimed" in done.stdout
+    ((_, keys),) = room.wire.execute(
+        [(b"SCAN", b"0", b"COUNT", b"5000", b"MATCH", room.keys.entry_prefix + b"*")], 5.0
+    )
+    assert keys == [room.keys.entry(b"other")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (["k:1", "k:2", "nobody"], 499),
+        (["--pattern", "k:1*"], 390),
+        (["--tag", "t", "--tag", "u"], 0),
+        (["--all"], 0),
+        (["--tag", "t", "--soft"], 501),
+    ],
+)
+def test_keys_patterns_tags_and_all_of_it(room: Stillroom, arguments: list[str], left: int) -> None:
+    """True for every reader when the command ends."""
+    done = run(room, *arguments)
+    assert done.returncode == 0, done.stderr
+    names = [*(f"k:{n}" for n in range(500)), "other"]
+    assert len(room.cache.get_many(names)) == left
+    if "nobody" in arguments:
+        assert "2 of 3 keys held a value" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["--soft", "k"], ["--tag", ""], ["x" * 2000]])
+def test_a_mistake_is_a_sentence(room: Stillroom, arguments: list[str]) -> None:
+    """Exit code 2, nothing invalidated."""
+    done = run(room, *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert room.cache.get("k:1") == 1
+
+
+def test_redis_away_is_a_sentence(room: Stillroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the setting that says for how long to try."""
+    monkeypatch.setenv("STILLROOM_CONNECT_ATTEMPTS", "1")
+    done = subprocess.run(
+        [STILLROOM, "invalidate", "k"],
+        env=os.environ | {"REDIS_URL": "redis://127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Redis is unavailable (refused)" in done.stderr
+    assert "Traceback" not in done.stderr
