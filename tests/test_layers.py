@@ -65,7 +65,7 @@ def test_every_lua_file_is_loaded_and_opens_with_its_contract() -> None:
     from stillroom.scripts import BY_SHA
 
     files = {path.stem: path.read_text() for path in (ROOT / "shared/stillroom/lua").glob("*.lua")}
-    assert {script.name for script in BY_SHA.values()} == set(files)
+    assert {text.script.name for text in BY_SHA.values()} == set(files)
     for name, text in files.items():
         header = [line for line in text.splitlines() if line.startswith("--")]
         assert all(

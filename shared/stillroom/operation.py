@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from stillroom.errors import RedisRefused
-from stillroom.scripts import BY_SHA
+from stillroom.scripts import BY_SHA, Script
 from stillroom.wire import AsyncWire, Command, Wire, refusal, time_left
 
 T = TypeVar("T")
@@ -119,10 +119,12 @@ class Driver:
             return self.wire.execute(batch, left, idempotent=idempotent)
         except RedisRefused as refused:
             repair = Repair(batch, refused)
-            try:
-                second = self.wire.execute(repair.commands, left, idempotent=idempotent)
-            except RedisRefused as again:
-                second = again.replies
+            second: Sequence[Any] = []
+            while repair.goes_on(second):
+                try:
+                    second = self.wire.execute(repair.commands, left, idempotent=idempotent)
+                except RedisRefused as again:
+                    second = again.replies
             return repair.mended(second)
         finally:
             if budget is not None:
@@ -193,10 +195,12 @@ class AsyncDriver:
             return await self.wire.execute(batch, left, idempotent=idempotent)
         except RedisRefused as refused:
             repair = Repair(batch, refused)
-            try:
-                second = await self.wire.execute(repair.commands, left, idempotent=idempotent)
-            except RedisRefused as again:
-                second = again.replies
+            second: Sequence[Any] = []
+            while repair.goes_on(second):
+                try:
+                    second = await self.wire.execute(repair.commands, left, idempotent=idempotent)
+                except RedisRefused as again:
+                    second = again.replies
             return repair.mended(second)
         finally:
             if budget is not None:
@@ -253,9 +257,26 @@ class Repair:
         self._places = [n for n, reply in enumerate(self._replies) if _is_noscript(reply)]
         if not self._places:
             raise refused
-        sources = {BY_SHA[batch[place][1]].source for place in self._places}
+        self._batch = batch
+        self._prepare()
+
+    def _prepare(self) -> None:
+        scripts = {place: BY_SHA[self._batch[place][1]].script for place in self._places}
+        sources = {script.text.source for script in scripts.values()}
         self._loads: list[Command] = [(b"SCRIPT", b"LOAD", source) for source in sources]
-        self.commands = [*self._loads, *(batch[place] for place in self._places)]
+        again = [(b"EVALSHA", s.text.sha, *self._batch[place][2:]) for place, s in scripts.items()]
+        self.commands = [*self._loads, *again]
+
+    def goes_on(self, second: Sequence[Any]) -> bool:
+        """Whether to send `commands`: at first, and again without flags if this server knows none."""
+        if not second:
+            return True
+        loaded = second[: len(self._loads)]
+        flags_refused = Script.flags_are_known and any(map(_is_compile_error, loaded))
+        if flags_refused:
+            Script.flags_are_known = False
+            self._prepare()
+        return flags_refused
 
     def mended(self, second: Sequence[Any]) -> list[Any]:
         """The first replies, with those of the second try in the places that had failed.
@@ -271,6 +292,11 @@ class Repair:
         if any(isinstance(reply, Exception) for reply in self._replies):
             raise refusal(self._replies)
         return self._replies
+
+
+def _is_compile_error(reply: Any) -> bool:
+    """Redis 6.2: `Error compiling script`; newer ones, of a flag they do not know: `Unexpected flag`."""
+    return isinstance(reply, Exception) and str(reply).startswith("ERR ")
 
 
 def _is_noscript(reply: Any) -> bool:

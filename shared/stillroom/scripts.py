@@ -8,25 +8,48 @@ from importlib.resources import files
 
 _FOLDER = files("stillroom") / "lua"
 _INCLUDE = "-- include: "
+_FLAGS = "-- flags: "
 
 
 class Script:
-    """One lua/*.lua file: one act on Redis."""
+    """One lua/*.lua file: one act on Redis.
+
+    One that says `-- flags: …` has two texts: Redis 7 and newer read the flags, an older server refuses a text that
+    has any. So the flags are left away, from then on, where a server is met that does not know them.
+    """
+
+    flags_are_known = True  # by every server this process has met
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.source = _with_includes((_FOLDER / f"{name}.lua").read_text(encoding="utf-8"))
-        # The digest names the script to EVALSHA; it protects nothing.
-        self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest().encode()
-        BY_SHA[self.sha] = self
+        text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+        flags = [line.removeprefix(_FLAGS) for line in text.splitlines() if line.startswith(_FLAGS)]
+        self.plain = Text(self, _with_includes(text))
+        self.flagged = Text(self, f"#!lua flags={flags[0]}\n{self.plain.source}") if flags else None
+
+    @property
+    def text(self) -> Text:
+        """The text to send."""
+        return self.flagged if self.flagged and Script.flags_are_known else self.plain
 
     def __call__(self, keys: Sequence[bytes], *args: bytes | str | int) -> tuple[bytes | str, ...]:
         """The command that runs this script."""
         texts = [b"%d" % arg if isinstance(arg, int) else arg for arg in args]
-        return (b"EVALSHA", self.sha, b"%d" % len(keys), *keys, *texts)
+        return (b"EVALSHA", self.text.sha, b"%d" % len(keys), *keys, *texts)
 
 
-BY_SHA: dict[bytes | str, Script] = {}
+class Text:
+    """What is sent of a script, and its digest, by which it is run."""
+
+    def __init__(self, script: Script, source: str) -> None:
+        self.script = script
+        self.source = source
+        # The digest names the script to EVALSHA; it protects nothing.
+        self.sha = sha1(source.encode(), usedforsecurity=False).hexdigest().encode()
+        BY_SHA[self.sha] = self
+
+
+BY_SHA: dict[bytes | str, Text] = {}
 
 
 def _with_includes(text: str) -> str:

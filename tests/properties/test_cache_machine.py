@@ -366,7 +366,7 @@ class CacheMachine(RuleBasedStateMachine):
             self._lose_everything(what)
         elif what == "trim":  # as if all entries had outlived their longest life
             clock_keys = [self.keys.clock, self.keys.marks, self.keys.globs]
-            self.client.eval(trim_marks.source, *trim_marks(clock_keys, 0, 10_000)[2:])
+            self.client.eval(trim_marks.plain.source, *trim_marks(clock_keys, 0, 10_000)[2:])
         elif what == "scripts":
             self.client.script_flush()
         else:

@@ -45,4 +45,4 @@ class Held:
 
 def is_lease_request(command: Any) -> bool:
     """Whether this command asks for the lease of a load."""
-    return bool(command[0] == b"EVALSHA" and command[1] == lease_load.sha)
+    return bool(command[0] == b"EVALSHA" and command[1] == lease_load.text.sha)

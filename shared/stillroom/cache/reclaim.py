@@ -243,10 +243,8 @@ class ReclaimBody(BulkBody):
                 left, due_ms = SWEEP, newest // 1000 + int(self.settings.lease_limit * 1000) + 1
         if state.done and state.again:
             left, due_ms = work.name, 0
-        yield [
-            self._saved(work),
-            finish_todo([self._keys.todo], work.member, work.due, left, due_ms),
-        ]
+        yield from self._save(work)
+        yield [finish_todo([self._keys.todo], work.member, work.due, left, due_ms)]
         return dropped
 
     def _drop_globs(self, state: Progress) -> Operation[tuple[int, int]]:
@@ -256,14 +254,10 @@ class ReclaimBody(BulkBody):
         ((dropped, newest),) = yield [drop_globs(keys, state.began_us, longest_us)]
         return dropped, int(newest or 0)
 
-    def _saved(self, work: Work) -> Command:
-        return (
-            b"SET",
-            self._keys.at(work.name),
-            work.progress.model_dump_json(exclude_defaults=True).encode(),
-            b"EX",
-            KEPT_S,
-        )
+    def _save(self, work: Work) -> Operation[None]:
+        """A server whose memory is full refuses this, and is to get rid of its dead all the same."""
+        state = work.progress.model_dump_json(exclude_defaults=True).encode()
+        yield from self._tolerant([(b"SET", self._keys.at(work.name), state, b"EX", KEPT_S)])
 
     # Walking
 
@@ -297,7 +291,7 @@ class ReclaimBody(BulkBody):
         now = time.monotonic()
         if now - run.saved >= SAVE_EVERY_S:
             run.saved = now
-            yield [self._saved(work)]
+            yield from self._save(work)
             if run.report:
                 run.report(work.progress)
 

@@ -68,8 +68,8 @@ class Recorder:
 
 def _readable(words: list[str]) -> str:
     """A script by its name and its keys, other commands as they are; both without what differs each time."""
-    script = BY_SHA.get(words[1].encode()) if words[0] == "EVALSHA" else None
-    if script is None:
+    text = BY_SHA.get(words[1].encode()) if words[0] == "EVALSHA" else None
+    if text is None:
         return " ".join(words)
     keys = words[3 : 3 + int(words[2])]
-    return f"EVALSHA {script.name} {' '.join(keys)}"
+    return f"EVALSHA {text.script.name} {' '.join(keys)}"

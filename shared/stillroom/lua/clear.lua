@@ -2,6 +2,7 @@
 -- KEYS  1 clock  2 marks  3 globs  4 todo
 -- ARGV  1 epoch to begin  2 how long what is to be done is kept, ms
 -- returns the new clock, `<epoch>.<seq>`
+-- flags: allow-oom
 -- include: clock todo
 
 local _, seq = next_moment(KEYS[1], KEYS[2], ARGV[1])

@@ -3,6 +3,7 @@
 -- KEYS  1 marks  2 globs
 -- ARGV  1 when the sweep began (server time, µs)  2 the longest lease, µs
 -- returns {patterns dropped, seq of the newest that is left or nil}
+-- flags: allow-oom
 -- include: clock
 
 local bound = plain(tonumber(ARGV[1]) - tonumber(ARGV[2]))

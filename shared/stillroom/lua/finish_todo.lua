@@ -2,6 +2,7 @@
 -- KEYS  1 todo
 -- ARGV  1 member  2 its due time when it was taken  3 what is left to do, or nothing  4 when that is due, ms; 0 now
 -- returns 1 crossed off, 0 it was asked for again
+-- flags: allow-oom
 -- include: clock
 
 local ours = redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2]

@@ -2,6 +2,7 @@
 -- KEYS  entries
 -- ARGV  how each begins
 -- returns how many were deleted
+-- flags: allow-oom
 
 local dead = {}
 for i = 1, #KEYS do

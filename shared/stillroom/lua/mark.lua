@@ -5,6 +5,7 @@
 -- ARGV  1 epoch to begin if the clock, the marks or globs are lost, or the globs are too many
 --       2 how long what is to be done is kept, ms  3… members: t:<tag> hard, s:<tag> soft, p:<glob>
 -- returns the new clock, `<epoch>.<seq>`
+-- flags: allow-oom
 -- include: clock todo
 
 local GLOBS_LIMIT = 1000

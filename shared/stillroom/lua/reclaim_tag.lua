@@ -4,6 +4,7 @@
 -- KEYS  1 index  2 clock  3 marks  4… entries
 -- ARGV  1 tag  2 the length of the prefix of an entry's key
 -- returns how many were deleted
+-- flags: allow-oom
 -- include: clock header
 
 local clock = redis.call('GET', KEYS[2]) or ''

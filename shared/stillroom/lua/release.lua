@@ -2,6 +2,7 @@
 -- KEYS  1 lease
 -- ARGV  1 the lease's value
 -- returns 1 freed, 0 it was not ours
+-- flags: allow-oom
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0

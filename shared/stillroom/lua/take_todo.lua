@@ -2,6 +2,7 @@
 -- KEYS  1 todo
 -- ARGV  1 ms until it is due again
 -- returns {member, the due time that says it is ours, server time in µs}, or nil if nothing is due
+-- flags: allow-oom
 -- include: clock
 
 local now = now_us()

@@ -2,6 +2,7 @@
 -- KEYS  1 index
 -- ARGV  1 most members to take out
 -- returns how many were taken out
+-- flags: allow-oom
 -- include: clock
 
 local now_ms = plain(math.floor(now_us() / 1000))

@@ -3,6 +3,7 @@
 -- KEYS  1 clock  2 marks  3 globs
 -- ARGV  1 age µs: the longest life of an entry and of the load before it  2 most marks to drop in one call
 -- returns {marks dropped, marks left}
+-- flags: allow-oom
 -- include: clock
 
 local value = redis.call('GET', KEYS[1])

@@ -1,0 +1,68 @@
+"""A server whose memory is full still forgets: that is how it gets memory back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.scripts import Script, Text, clear, mark
+from tests.support.crowd import PATIENT
+
+
+@pytest.fixture
+def room(own_server: EmbeddedServer) -> Iterator[Stillroom]:
+    settings = Settings(**{**PATIENT, "redis_url": own_server.url})
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        yield room
+
+
+def fill_up(room: Stillroom) -> None:
+    """Entries, then no memory for more."""
+    room.cache.set_many({f"k:{n}": "x" * 1000 for n in range(200)}, tags=["t"])
+    room.wire.execute([(b"CONFIG", b"SET", b"maxmemory", b"1")], 5.0)
+    with pytest.raises(RedisUnavailable, match="oom"):
+        room.wire.execute([(b"SET", b"one", b"more")], 5.0)
+
+
+def test_invalidations_and_reclaim_work_when_memory_is_full(room: Stillroom) -> None:
+    """By tag, pattern, key and all of it; nothing can be stored, and everything can be forgotten."""
+    fill_up(room)
+    assert not room.cache.set("new", 1)
+    assert room.cache.get("k:1") == "x" * 1000
+    assert room.cache.invalidate("k:0") == 1
+    room.cache.invalidate_by_pattern("k:1*")
+    assert room.cache.get("k:1") is None
+    room.cache.invalidate_by_tag("t")
+    assert room.cache.get("k:2") is None
+    room.cache.clear()
+    assert room.cache.trim_marks()["left"] >= 1
+
+
+def test_memory_that_is_full_is_freed_by_reclaim(room: Stillroom) -> None:
+    """All of what the tag killed."""
+    fill_up(room)
+    room.cache.invalidate_by_tag("t")
+    report = room.cache.reclaim()  # it can't write down how far it has got
+    assert (report["deleted"], report["left"]) == (200, 0)
+
+
+@pytest.mark.parametrize("flags", ["no-such-flag"])
+def test_a_server_that_knows_no_flags_gets_the_scripts_without_them(
+    room: Stillroom, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
+    """Redis 6.2 refuses a text that has any; after the first such answer none is sent."""
+    monkeypatch.setattr(Script, "flags_are_known", True)
+    for script in (mark, clear):
+        text: Any = Text(script, f"#!lua flags={flags}\n{script.plain.source}")
+        monkeypatch.setattr(script, "flagged", text)
+    room.cache.set("k", 1, tags=["t"])
+    room.cache.invalidate_by_tag("t")
+    assert room.cache.get("k") is None
+    assert not Script.flags_are_known
+    room.cache.set("k", 1)
+    room.cache.clear()
+    assert room.cache.get("k") is None
