@@ -7,9 +7,12 @@ from stillroom.cache import (
     CachedFunction,
     CachedValue,
     Freshness,
+    ImageInfo,
 )
 from stillroom.dispatch import CeleryDispatch, InlineDispatch, NoDispatch
 from stillroom.errors import (
+    ImageRefused,
+    ImagesUnavailable,
     InvalidKey,
     RedisRefused,
     RedisUnavailable,
@@ -30,6 +33,9 @@ __all__ = [
     "CachedValue",
     "CeleryDispatch",
     "Freshness",
+    "ImageInfo",
+    "ImageRefused",
+    "ImagesUnavailable",
     "InlineDispatch",
     "InvalidKey",
     "NoDispatch",

@@ -32,6 +32,23 @@ class ValueTooLarge(StillroomError, ValueError):
         self.limit = limit
 
 
+class ImageRefused(StillroomError, ValueError):
+    """This file is not an image to be looked at; `reason` is one word, `sentence` says why.
+
+    Reasons: name, link, special (no plain file), bytes, pixels, content, changing, denied.
+    """
+
+    def __init__(self, filename: str, reason: str, sentence: str) -> None:
+        super().__init__(f"{_shortened(filename)}: {sentence}")
+        self.filename = filename
+        self.reason = reason
+        self.sentence = sentence
+
+
+class ImagesUnavailable(StillroomError):
+    """Images can't be looked at here: no root is set, or Pillow is not installed."""
+
+
 class UnknownLoader(StillroomError, LookupError):
     """No loader is registered under this name in this process."""
 

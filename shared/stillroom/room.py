@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
-from stillroom.cache import AsyncCache, AsyncTasks, Cache, ReclaimBody, Tasks, TasksBody
+from stillroom.cache import AsyncCache, AsyncTasks, Cache, ImageBody, Tasks, TasksBody
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys
@@ -38,7 +38,7 @@ class _Room:
         else:
             self._state_server = Server(self.settings, self.settings.redis_url, "Redis")
             self.state_stats = Stats(self.keys)
-        self._cache_body = ReclaimBody(
+        self._cache_body = ImageBody(
             self.settings, self._server, self.keys, self.dispatch, self.stats
         )
 

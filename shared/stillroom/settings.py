@@ -130,6 +130,11 @@ class Settings(BaseSettings):
     outbox_limit: int = Field(10_000, ge=1)  # deferred invalidations; one more becomes a clear()
     marks_limit: int = Field(20_000, ge=100)  # invalidations a process remembers
 
+    # Images.
+    image_root: Path | None = None  # the folder that `get_image_info` looks in
+    image_byte_limit: int = Field(50 * 1024 * 1024, ge=1)  # of a file
+    image_pixel_limit: int = Field(100_000_000, ge=1)  # width times height
+
     # The workers.
     loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"
     worker_threads: int = Field(8, ge=1, le=1_000)

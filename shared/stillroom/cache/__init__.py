@@ -3,7 +3,8 @@
 from stillroom.cache.body import CachedValue
 from stillroom.cache.cache import AsyncCache, AsyncCachedFunction, Cache, CachedFunction
 from stillroom.cache.entry import Freshness
-from stillroom.cache.reclaim import Progress, ReclaimBody
+from stillroom.cache.images import ImageBody, ImageInfo
+from stillroom.cache.reclaim import Progress
 from stillroom.cache.tasks import AsyncTasks, Tasks, TasksBody
 
 __all__ = [
@@ -14,8 +15,9 @@ __all__ = [
     "CachedFunction",
     "CachedValue",
     "Freshness",
+    "ImageBody",
+    "ImageInfo",
     "Progress",
-    "ReclaimBody",
     "Tasks",
     "TasksBody",
 ]

@@ -9,6 +9,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import BulkBody
+from stillroom.cache.images import ImageBody
 from stillroom.cache.loaders import Loader, LoaderOptions, Loaders
 from stillroom.cache.reclaim import ReclaimBody
 from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
@@ -74,7 +75,7 @@ class AsyncRegister(Protocol):
 class Cache:
     """The cache for threads and greenlets: `room.cache`."""
 
-    def __init__(self, body: ReclaimBody, driver: Driver) -> None:
+    def __init__(self, body: ImageBody, driver: Driver) -> None:
         self._body = body
         self._driver = driver
 
@@ -90,6 +91,8 @@ class Cache:
     invalidate_by_tag = blocking(CacheBody.invalidate_by_tag)
     invalidate_by_pattern = blocking(CacheBody.invalidate_by_pattern)
     clear = blocking(CacheBody.clear)
+    get_image_info = blocking(ImageBody.get_image_info)
+    invalidate_image = blocking(ImageBody.invalidate_image)
     refresh = blocking(CacheBody.refresh)
     load = blocking(CacheBody.load)
     reclaim = blocking(ReclaimBody.reclaim)
@@ -129,7 +132,7 @@ class Cache:
 class AsyncCache:
     """The cache for asyncio: `room.cache`. The same names, awaited."""
 
-    def __init__(self, body: ReclaimBody, driver: AsyncDriver) -> None:
+    def __init__(self, body: ImageBody, driver: AsyncDriver) -> None:
         self._body = body
         self._driver = driver
 
@@ -145,6 +148,8 @@ class AsyncCache:
     invalidate_by_tag = awaiting(CacheBody.invalidate_by_tag)
     invalidate_by_pattern = awaiting(CacheBody.invalidate_by_pattern)
     clear = awaiting(CacheBody.clear)
+    get_image_info = awaiting(ImageBody.get_image_info)
+    invalidate_image = awaiting(ImageBody.invalidate_image)
     refresh = awaiting(CacheBody.refresh)
     load = awaiting(CacheBody.load)
     reclaim = awaiting(ReclaimBody.reclaim)

@@ -1,0 +1,241 @@
+"""What an image file is: size, type, hash, time, width and height; read once per version of the file, then cached.
+
+The key is `image:<name>@<size>-<mtime in ns>`, so one stat tells whether the cached answer is about the file as it
+is: a file that changed has another key. Files are found under one configured root only, and no link is followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from stillroom.cache.reclaim import ReclaimBody
+from stillroom.errors import ImageRefused, ImagesUnavailable
+from stillroom.keys import sanitized
+from stillroom.operation import Call, Operation
+
+# Formats whose header can be read without decoding the picture, the most frequent first.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+NAME_LIMIT = 512  # bytes of a file's name with its folders
+TRIES = 3  # to read a file that is being written
+CHUNK = 256 * 1024
+# No link is followed; a FIFO does not wait for a writer.
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+OPEN_FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class ImageInfo(BaseModel):
+    """One version of an image file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    filename: str
+    size: int  # bytes
+    type: str  # from its content: "image/png"
+    sha256: str  # of its bytes, hexadecimal
+    timestamp: float  # its modification time, seconds since 1970
+    width: int  # pixels
+    height: int
+
+
+class Answer(BaseModel):
+    """What is cached: what the file is, or why it is refused."""
+
+    info: ImageInfo | None = None
+    reason: str = ""
+    sentence: str = ""
+
+
+class ImageBody(ReclaimBody):
+    """ReclaimBody, and images."""
+
+    def get_image_info(self, filename: str) -> Operation[ImageInfo | None]:
+        """What an image under `image_root` is, or None if there is no such file.
+
+        Source: one stat, and one MGET; where the file is new or has changed, one caller in all processes reads it.
+        A missing file costs the stat alone. Raises ImageRefused for what is no image, too large, or no plain file
+        under the root (answered from the cache too, while the file does not change), ImagesUnavailable without
+        `image_root` or Pillow. Redis away: the file is read.
+        """
+        name, root = normalised(filename), self._image_root()
+        version = yield Call(fingerprint, (root, name))
+        if version is None:
+            return None
+        limits = self.settings.image_byte_limit, self.settings.image_pixel_limit
+        options: Any = {"type": Answer | None, "tags": [_tag(name)]}
+        recipe = self._recipe(lambda: _answer(root, name, *limits), options)
+        answer = yield from self.obtain(sanitized(f"{_tag(name)}@{version}"), recipe)
+        if answer is not None and answer.info is None:
+            raise ImageRefused(name, answer.reason, answer.sentence)
+        return None if answer is None else answer.info
+
+    def invalidate_image(self, filename: str, *, defer: bool = False) -> Operation[None]:
+        """Forget what is known of an image: needed only where the file's size and time stayed the same.
+
+        Redis away: RedisUnavailable. `defer`: see `invalidate`.
+        """
+        yield from self.invalidate_by_tag(_tag(normalised(filename)), defer=defer)
+
+    def _image_root(self) -> Path:
+        if self.settings.image_root is None:
+            raise ImagesUnavailable(
+                "STILLROOM_IMAGE_ROOT is not set: it names the folder of the images"
+            )
+        return self.settings.image_root
+
+
+def normalised(filename: str) -> str:
+    """`logos/acme.png` for any spelling of it. Raises ImageRefused for what does not name a file under a root."""
+    if not isinstance(filename, str):
+        raise ImageRefused(repr(filename), "name", "a file's name is a str")
+    if any(ord(letter) < 32 or letter in "\\\x7f" for letter in filename):
+        raise ImageRefused(
+            filename, "name", "no control characters or backslashes in a file's name"
+        )
+    parts = [part for part in filename.split("/") if part not in ("", ".")]
+    if filename.startswith("/") or ".." in parts or not parts:
+        raise ImageRefused(
+            filename, "name", "a file's name is relative to the root and stays under it"
+        )
+    name = "/".join(parts)
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise ImageRefused(filename, "name", "a file's name has a UTF-8 form") from None
+    if length > NAME_LIMIT:
+        raise ImageRefused(
+            filename, "name", f"a file's name has up to {NAME_LIMIT} bytes, not {length:,}"
+        )
+    return name
+
+
+def fingerprint(root: Path, name: str) -> str | None:
+    """`<size>-<mtime in ns>`, or None if there is no such file. One stat."""
+    try:
+        found = os.stat(root / name, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ImageRefused(name, "denied", error.strerror or "it can't be looked at") from None
+    return _version(found)
+
+
+def read_image(root: Path, name: str, byte_limit: int, pixel_limit: int) -> ImageInfo | None:
+    """What the file is, or None if there is none. Raises ImageRefused, ImagesUnavailable."""
+    for _ in range(TRIES):
+        with _opened(root, name) as file:
+            if file is None:
+                return None
+            before = os.fstat(file.fileno())
+            if before.st_size > byte_limit:
+                sentence = f"it has {before.st_size:,} bytes; the limit is {byte_limit:,}"
+                raise ImageRefused(name, "bytes", sentence)
+            digest = _hashed(file, byte_limit)
+            kind, (width, height) = _header(file, name)
+            after = os.fstat(file.fileno())
+        if digest is None or _version(before) != _version(after):
+            continue  # somebody writes it just now
+        if width * height > pixel_limit or min(width, height) < 1:
+            sentence = f"it has {width:,} × {height:,} pixels; the limit is {pixel_limit:,}"
+            raise ImageRefused(name, "pixels", sentence)
+        return ImageInfo(
+            filename=name,
+            size=before.st_size,
+            type=kind,
+            sha256=digest,
+            timestamp=before.st_mtime_ns / 1e9,
+            width=width,
+            height=height,
+        )
+    raise ImageRefused(name, "changing", f"it changed while it was read, {TRIES} times")
+
+
+def _answer(root: Path, name: str, byte_limit: int, pixel_limit: int) -> Answer | None:
+    """The same as a value. What may be mended without a change of the file is no answer to keep."""
+    try:
+        info = read_image(root, name, byte_limit, pixel_limit)
+    except ImageRefused as refused:
+        if refused.reason in ("changing", "denied"):
+            raise
+        return Answer(reason=refused.reason, sentence=refused.sentence)
+    return None if info is None else Answer(info=info)
+
+
+@contextmanager
+def _opened(root: Path, name: str) -> Iterator[IO[bytes] | None]:
+    """The file, each folder on the way to it opened in the one before, so that nothing can be put in between."""
+    *folders, last = name.split("/")
+    descriptors = [os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    try:
+        for folder in folders:
+            descriptors.append(os.open(folder, OPEN_FOLDER, dir_fd=descriptors[-1]))
+        descriptor = os.open(last, OPEN_FILE, dir_fd=descriptors[-1])
+    except (FileNotFoundError, NotADirectoryError):
+        yield None  # a folder that is a link is none
+        return
+    except OSError as error:
+        reasons = {errno.ELOOP: "link", errno.ENXIO: "special"}
+        sentence = error.strerror or "it can't be opened"
+        raise ImageRefused(name, reasons.get(error.errno or 0, "denied"), sentence) from None
+    finally:
+        for one in descriptors:
+            os.close(one)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ImageRefused(name, "special", "it is no plain file")
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
+def _hashed(file: IO[bytes], byte_limit: int) -> str | None:
+    """The SHA-256 of all of it, or None if it has grown past the limit meanwhile."""
+    digest, size = sha256(), 0
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+        if size > byte_limit:
+            return None
+    return digest.hexdigest()
+
+
+def _header(file: IO[bytes], name: str) -> tuple[str, tuple[int, int]]:
+    """→ (type, (width, height)). By Pillow's readers, without Image.open: that warns of bombs after the fact."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ImagesUnavailable('images need Pillow: pip install "stillroom[images]"') from None
+    Image.preinit()
+    if "WEBP" not in Image.OPEN or "TIFF" not in Image.OPEN:
+        Image.init()
+    file.seek(0)
+    start = file.read(16)
+    for kind in FORMATS:
+        factory, accepts = Image.OPEN.get(kind, (None, None))
+        if factory is None or accepts is None or accepts(start) is not True:
+            continue
+        file.seek(0)
+        try:
+            with factory(file, "") as image:
+                return str(image.get_format_mimetype()), image.size
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a reader makes of bytes that are no image
+            sentence = f"its header is no {kind}'s ({type(error).__name__})"
+            raise ImageRefused(name, "content", sentence) from None
+    raise ImageRefused(name, "content", f"it is none of {', '.join(FORMATS)}")
+
+
+def _version(found: os.stat_result) -> str:
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _tag(name: str) -> str:
+    return f"image:{name}"

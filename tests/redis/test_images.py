@@ -1,0 +1,141 @@
+"""get_image_info: one stat and one MGET, and the file as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from stillroom import AsyncStillroom, ImageRefused, ImagesUnavailable, Settings, Stillroom
+from stillroom.cache import images
+from stillroom.cli.recorder import Recorder
+from tests.support.faces import BlockingRoom
+
+
+@pytest.fixture(params=["sync", "async"])
+def room(
+    request: pytest.FixtureRequest, settings: Settings, dispatch: Any, tmp_path: Path
+) -> Iterator[Any]:
+    """A room whose images are in tmp_path."""
+    settings = Settings(**{**settings.model_dump(exclude_unset=True), "image_root": tmp_path})
+    if request.param == "sync":
+        with Stillroom(settings, dispatch=dispatch) as room:
+            yield room
+        return
+    with asyncio.Runner() as runner:
+        face = BlockingRoom(AsyncStillroom(settings, dispatch=dispatch), runner.get_loop())
+        yield face
+        face.close()
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were read."""
+    names: list[str] = []
+    real = images.read_image
+
+    def read(root: Path, name: str, *limits: int) -> Any:
+        names.append(name)
+        return real(root, name, *limits)
+
+    monkeypatch.setattr(images, "read_image", read)
+    return names
+
+
+def save(path: Path, size: tuple[int, int] = (30, 20)) -> None:
+    Image.new("RGB", size).save(path, "png")
+
+
+def test_a_file_is_read_once_per_version(room: Any, tmp_path: Path, reads: list[str]) -> None:
+    """A hit costs one MGET; a file that changed is seen at once, without any invalidation."""
+    save(tmp_path / "a.png")
+    info = room.cache.get_image_info("a.png")
+    assert (info.width, info.type) == (30, "image/png")
+    assert room.cache.get_image_info("a.png") == info
+    with Recorder(room.settings.redis_url) as recorder:
+        assert room.cache.get_image_info("./a.png") == info
+        commands = recorder.commands()
+    assert [c.split()[0] for c in commands] == ["MGET"]
+    assert reads == ["a.png"]
+    save(tmp_path / "a.png", (60, 20))
+    assert room.cache.get_image_info("a.png").width == 60
+    assert reads == ["a.png", "a.png"]
+
+
+def test_an_image_whose_size_and_time_stayed_is_invalidated_by_name(
+    room: Any, tmp_path: Path, reads: list[str]
+) -> None:
+    """All versions of it."""
+    save(tmp_path / "a.png", (10, 20))
+    before = (tmp_path / "a.png").stat()
+    assert room.cache.get_image_info("a.png").width == 10
+    save(tmp_path / "a.png", (20, 10))
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[: before.st_size].ljust(before.st_size, b"\0"))
+    os.utime(tmp_path / "a.png", ns=(before.st_mtime_ns, before.st_mtime_ns))
+    assert room.cache.get_image_info("a.png").width == 10
+    room.cache.invalidate_image("a.png")
+    assert room.cache.get_image_info("a.png").width == 20
+
+
+def test_a_missing_file_costs_no_redis_and_no_file_is_made_up(
+    room: Any, tmp_path: Path, reads: list[str]
+) -> None:
+    """None, at the price of one stat; seen as soon as it is there."""
+    with Recorder(room.settings.redis_url) as recorder:
+        assert room.cache.get_image_info("a.png") is None
+        assert recorder.commands() == []
+    save(tmp_path / "a.png")
+    assert room.cache.get_image_info("a.png").width == 30
+
+
+def test_a_refusal_is_cached_until_the_file_changes(
+    room: Any, tmp_path: Path, reads: list[str]
+) -> None:
+    """The same error, without reading it again."""
+    (tmp_path / "a.png").write_bytes(b"text")
+    for _ in range(3):
+        with pytest.raises(ImageRefused, match="none of JPEG") as refused:
+            room.cache.get_image_info("a.png")
+        assert refused.value.reason == "content"
+    assert reads == ["a.png"]
+    save(tmp_path / "a.png")
+    assert room.cache.get_image_info("a.png").width == 30
+
+
+def test_bad_names_never_reach_redis(room: Any) -> None:
+    """Nor the file system."""
+    with Recorder(room.settings.redis_url) as recorder:
+        for name in ("../a", "/etc/passwd", "a\0", ""):
+            with pytest.raises(ImageRefused):
+                room.cache.get_image_info(name)
+            with pytest.raises(ImageRefused):
+                room.cache.invalidate_image(name)
+        assert recorder.commands() == []
+
+
+def test_without_a_root_or_pillow_it_says_what_to_do(
+    make_room: Any, room: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each by the name of what is missing."""
+    with pytest.raises(ImagesUnavailable, match="STILLROOM_IMAGE_ROOT"):
+        make_room().cache.get_image_info("a.png")
+    save(tmp_path / "a.png")
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    with pytest.raises(ImagesUnavailable, match=r"stillroom\[images\]"):
+        room.cache.get_image_info("a.png")
+
+
+def test_redis_away_reads_the_file(tmp_path: Path, dispatch: Any) -> None:
+    """As any loader is called then."""
+    save(tmp_path / "a.png")
+    settings = Settings(redis_url="redis://127.0.0.1:1", image_root=tmp_path)
+    with Stillroom(settings, dispatch=dispatch) as room:
+        info = room.cache.get_image_info("a.png")
+        assert info is not None
+        assert info.width == 30

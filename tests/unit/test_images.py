@@ -1,0 +1,261 @@
+"""Image files: found under one root only, read without decoding, refused with a reason."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import zlib
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from stillroom import ImageRefused
+from stillroom.cache import images
+from stillroom.cache.images import fingerprint, normalised, read_image
+
+LIMITS = (10_000_000, 1_000_000)
+KINDS = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "bmp": "image/bmp",
+    "tiff": "image/tiff",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+def save(path: Path, kind: str = "png", size: tuple[int, int] = (30, 20)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (9, 90, 200)).save(path, kind)
+    return path
+
+
+def reason(root: Path, name: str, limits: tuple[int, int] = LIMITS) -> str:
+    with pytest.raises(ImageRefused) as refused:
+        read_image(root, name, *limits)
+    return refused.value.reason
+
+
+def outcome(root: Path, name: str) -> str:
+    try:
+        return "answered" if read_image(root, name, *LIMITS) else "missing"
+    except ImageRefused as refused:
+        return refused.reason
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that declares a size and has nothing in it."""
+    fields = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = b"IHDR" + fields
+    chunk = struct.pack(">I", len(fields)) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + b"\0" * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_type_is_what_the_content_says(root: Path, kind: str) -> None:
+    """Whatever the file is called."""
+    path = save(root / "a" / "picture.exe", kind)
+    info = read_image(root, "a/picture.exe", *LIMITS)
+    assert info is not None
+    assert (info.type, info.width, info.height) == (KINDS[kind], 30, 20)
+    assert info.size == path.stat().st_size
+    assert info.sha256 == sha256(path.read_bytes()).hexdigest()
+    assert info.timestamp == pytest.approx(path.stat().st_mtime)
+    assert info.filename == "a/picture.exe"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "/", "/etc/passwd", "..", "a/../../b", "a\\b", "a\0b", "a\nb", "\x7f", "\ud800"],
+)
+def test_a_name_that_is_no_path_under_a_root_is_refused(name: str) -> None:
+    """Before anything is looked at."""
+    with pytest.raises(ImageRefused) as refused:
+        normalised(name)
+    assert refused.value.reason == "name"
+
+
+def test_names_have_one_spelling_and_a_length() -> None:
+    """So that an image has one tag."""
+    assert normalised("./a//b/./c.png") == "a/b/c.png"
+    with pytest.raises(ImageRefused, match="512 bytes, not 600"):
+        normalised("ä" * 300)
+    with pytest.raises(ImageRefused, match="is a str"):
+        normalised(b"a.png")  # type: ignore[arg-type]
+
+
+def test_links_are_not_followed_wherever_they_stand(root: Path, tmp_path: Path) -> None:
+    """As the file, as a folder on the way, to the outside or not."""
+    save(tmp_path / "outside" / "secret.png")
+    save(root / "inside.png")
+    (root / "file").symlink_to(tmp_path / "outside" / "secret.png")
+    (root / "near").symlink_to("inside.png")
+    (root / "folder").symlink_to(tmp_path / "outside")
+    assert reason(root, "file") == reason(root, "near") == "link"
+    assert read_image(root, "folder/secret.png", *LIMITS) is None
+
+
+def test_what_is_no_plain_file_is_refused_at_once(root: Path) -> None:
+    """A FIFO without a writer, a device, a folder, a socket."""
+    os.mkfifo(root / "fifo")
+    (root / "folder").mkdir()
+    assert reason(root, "fifo") == "special"
+    assert reason(root, "folder") == "special"
+    assert reason(Path("/dev"), "zero") == "special"
+
+
+def test_a_missing_file_is_none(root: Path) -> None:
+    """Also one under a folder that is a file."""
+    save(root / "a.png")
+    assert read_image(root, "b.png", *LIMITS) is None
+    assert read_image(root, "a.png/b.png", *LIMITS) is None
+    assert fingerprint(root, "b.png") is None
+    assert fingerprint(root, "a.png/b.png") is None
+
+
+def test_limits_are_told_with_what_was_found(root: Path) -> None:
+    """Bytes of the file; pixels it declares, none of which are decoded."""
+    save(root / "large.png", size=(400, 400))
+    with pytest.raises(ImageRefused, match="bytes; the limit is 100") as refused:
+        read_image(root, "large.png", 100, 1_000_000)
+    assert refused.value.reason == "bytes"
+    with pytest.raises(ImageRefused, match="400 × 400 pixels; the limit is 9,999"):
+        read_image(root, "large.png", 1_000_000, 9_999)
+    (root / "bomb.png").write_bytes(png(2**31 - 1, 2**31 - 1))
+    assert reason(root, "bomb.png") == "pixels"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x", b"<svg/>", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff", b"RIFF"],
+)
+def test_what_is_no_image_is_refused(root: Path, content: bytes) -> None:
+    """Nothing, text, other formats, headers that end too early."""
+    (root / "file").write_bytes(content)
+    assert reason(root, "file") == "content"
+
+
+def test_a_file_that_may_not_be_read_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the system's own word for it."""
+    save(root / "a.png")
+    monkeypatch.setattr(images, "OPEN_FILE", os.O_WRONLY | os.O_EXCL | os.O_CREAT)
+    with pytest.raises(ImageRefused, match="File exists") as refused:
+        read_image(root, "a.png", *LIMITS)
+    assert refused.value.reason == "denied"
+
+
+def test_a_file_that_is_written_while_it_is_read_is_read_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is noticed and read anew; one that never rests is refused."""
+    path = save(root / "a.png")
+    real, changes = images._hashed, iter([1])
+
+    def hashed(file: Any, limit: int) -> Any:
+        digest = real(file, limit)
+        if next(changes, None):
+            save(path.with_suffix(".new"), size=(50, 50))
+            path.write_bytes(path.with_suffix(".new").read_bytes())
+        return digest
+
+    monkeypatch.setattr(images, "_hashed", hashed)
+    info = read_image(root, "a.png", *LIMITS)
+    assert info is not None
+    assert info.width == 50
+    assert info.sha256 == sha256(path.read_bytes()).hexdigest()
+    changes = iter([1] * 99)
+    numbers = iter(range(1, 99))
+    monkeypatch.setattr(
+        images, "_hashed", lambda f, n: (os.utime(path, ns=(next(numbers), next(numbers))), "x")[1]
+    )
+    assert reason(root, "a.png") == "changing"
+
+
+def test_swapping_a_file_for_a_link_never_reads_the_link(root: Path, tmp_path: Path) -> None:
+    """However the two alternate while it is read."""
+    save(tmp_path / "secret.png", size=(77, 77))
+    plain = save(root / "a.png")
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            (root / "link").symlink_to(tmp_path / "secret.png")
+            os.replace(root / "link", plain)
+            save(root / "plain")
+            os.replace(root / "plain", plain)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    seen: set[int | str] = set()
+    try:
+        for _ in range(1_500):
+            try:
+                info = read_image(root, "a.png", *LIMITS)
+                seen.add(info.width if info else 0)
+            except ImageRefused as refused:
+                seen.add(refused.reason)
+    finally:
+        stop.set()
+        swapper.join()
+    assert 77 not in seen
+    assert {30, "link"} <= seen
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    kind=st.sampled_from(list(KINDS)),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=8),
+    cut=st.integers(0, 2_000),
+)
+def test_damaged_files_are_answered_or_refused(
+    root: Path, kind: str, changes: list[tuple[int, int]], cut: int
+) -> None:
+    """Never another error: bytes changed anywhere in the header, and the end cut off."""
+    content = bytearray(save(root / "x", kind, (8, 8)).read_bytes()[: cut or None])
+    for place, value in changes:
+        if place < len(content):
+            content[place] = value
+    (root / "x").write_bytes(content)
+    assert outcome(root, "x") in ("answered", "content", "pixels")
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    magic=st.sampled_from(
+        [
+            b"\xff\xd8\xff",
+            b"\x89PNG\r\n\x1a\n",
+            b"RIFF\x10\0\0\0WEBP",
+            b"GIF89a",
+            b"BM",
+            b"II*\0",
+            b"MM\0*",
+        ]
+    ),
+    rest=st.binary(max_size=600),
+)
+def test_random_bytes_behind_any_magic_are_answered_or_refused(
+    root: Path, magic: bytes, rest: bytes
+) -> None:
+    """The readers' own errors do not get out."""
+    (root / "x").write_bytes(magic + rest)
+    assert outcome(root, "x") in ("answered", "content", "pixels")
