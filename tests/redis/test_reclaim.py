@@ -384,13 +384,16 @@ class TestRuns:
     def test_bites_shrink_when_redis_is_slow_and_grow_when_it_is_not(self) -> None:
         """Measured by the clock; what a smaller bite would not mend is raised."""
         run = Run(20, None)
-        assert run.took(0.001) == 0.001
-        assert run.bite == 250
+        assert run.took(0.0002) == 0.0001
+        assert run.bite == 25
         run.took(0.5)
-        assert run.bite == 125
+        assert run.bite == 12
         for _ in range(9):
             run.took(0.5)
         assert run.bite == Run.SMALLEST
+        for _ in range(99):
+            run.took(0.0001)
+        assert run.bite == Run.LARGEST
 
     def test_progress_can_be_seen_by_others(self, room: Any, client: Any) -> None:
         """While it waits, while it is done, and no more when it is done."""

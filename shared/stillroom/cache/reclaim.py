@@ -77,12 +77,13 @@ class Work(NamedTuple):
 class Run:
     """One run's limits: until when, and how many entries it takes at once, fewer when Redis gets slow.
 
-    Bites are what other clients wait behind. So they are measured by the clock, and for as long as one took Redis
-    is left to the others.
+    Bites are what other clients wait behind. So they are measured by the clock, and after each one Redis is left to
+    the others.
     """
 
-    SMALLEST, FIRST, LARGEST = 20, 200, 1_000
-    GOOD_S, SLOW_S = 0.003, 0.008
+    SMALLEST, FIRST, LARGEST = 10, 20, 100
+    GOOD_S, SLOW_S = 0.0002, 0.0004
+    PAUSED = 0.5  # times what a bite took
 
     def __init__(self, budget: float, report: Report | None) -> None:
         self.deadline = time.monotonic() + budget
@@ -101,7 +102,7 @@ class Run:
             self.bite = max(self.SMALLEST, self.bite // 2)
         elif seconds < self.GOOD_S:
             self.bite = min(self.LARGEST, self.bite + self.bite // 4)
-        return min(seconds, 0.05)
+        return min(seconds * self.PAUSED, 0.05)
 
     def failed(self, error: RedisUnavailable) -> float:
         """The same for a bite that was not answered in time. Raises what a smaller bite will not mend."""
@@ -265,10 +266,9 @@ class ReclaimBody(BulkBody):
         self,
         work: Work,
         run: Run,
-        scan: Callable[[bytes, int], Operation[tuple[bytes, list[bytes]]]],
-        eat: Callable[[list[bytes]], Operation[None]],
+        bite: Callable[[bytes, int], Operation[tuple[bytes, int]]],
     ) -> Operation[None]:
-        """Scan to the end, or until the time is up, and eat what was found, bite by bite.
+        """Bite from the cursor on, about so many; → (next cursor, how many): to the end, or until the time is up.
 
         A scan gives everything that was there from its beginning to its end, whatever is written meanwhile.
         """
@@ -276,13 +276,12 @@ class ReclaimBody(BulkBody):
         while not state.done and run.left > 0:
             began = time.monotonic()
             try:
-                cursor, found = yield from scan(state.cursor.encode(), run.bite)
-                yield from eat(found)
+                cursor, seen = yield from bite(state.cursor.encode(), run.bite)
             except RedisUnavailable as error:
                 pause = run.failed(error)
             else:
                 pause = run.took(time.monotonic() - began)
-                state.cursor, state.seen = cursor.decode(), state.seen + len(found)
+                state.cursor, state.seen = cursor.decode(), state.seen + seen
                 state.done = cursor == b"0"
             yield from self._tell(work, run)
             yield Pause(pause)
@@ -331,31 +330,36 @@ class ReclaimBody(BulkBody):
         state = work.progress
         if state.total is None:
             state.total = yield from self._count_index(tag)
-        yield from self._walk(
-            work, run, partial(self._scan_index, tag), partial(self._eat_tagged, tag, state)
-        )
+        yield from self._walk(work, run, partial(self._bite_tagged, tag, state))
 
-    def _eat_tagged(self, tag: bytes, state: Progress, names: list[bytes]) -> Operation[None]:
-        fixed = [self._keys.index(tag), self._keys.clock, self._keys.marks]
-        for start in range(0, len(names), SCRIPT_KEYS):
-            entries = [self._keys.entry(name) for name in names[start : start + SCRIPT_KEYS]]
-            (deleted,) = yield [reclaim_tag([*fixed, *entries], tag, len(self._keys.entry_prefix))]
-            state.deleted += deleted
+    def _bite_tagged(
+        self, tag: bytes, state: Progress, cursor: bytes, size: int
+    ) -> Operation[tuple[bytes, int]]:
+        keys = [self._keys.index(tag), self._keys.clock, self._keys.marks]
+        ((cursor, seen, deleted),) = yield [
+            reclaim_tag(keys, tag, self._keys.entry_prefix, cursor, size)
+        ]
+        state.deleted += deleted
+        return cursor, seen
 
     # Everything
 
     def _sweep(self, work: Work, run: Run) -> Operation[None]:
         marks = [Marks()]  # what this sweep knows; replaced when a new epoch begins
-        yield from self._walk(
-            work,
-            run,
-            lambda cursor, size: self._scan(cursor, self._keys.entry_prefix, size),
-            partial(self._eat_dead, marks, work.progress),
-        )
+        yield from self._walk(work, run, partial(self._bite_dead, marks, work.progress))
         if work.progress.done and marks[0].epoch.decode() != work.progress.epoch:
             work.progress.again = True  # what was passed by before it began is dead now
 
-    def _eat_dead(self, marks: list[Marks], state: Progress, keys: list[bytes]) -> Operation[None]:
+    def _bite_dead(
+        self, marks: list[Marks], state: Progress, cursor: bytes, size: int
+    ) -> Operation[tuple[bytes, int]]:
+        cursor, keys = yield from self._scan(cursor, self._keys.entry_prefix, size)
+        yield from self._delete_dead(marks, state, keys)
+        return cursor, len(keys)
+
+    def _delete_dead(
+        self, marks: list[Marks], state: Progress, keys: list[bytes]
+    ) -> Operation[None]:
         """Delete those that the marks say are dead: of another epoch, named by a pattern or a tag."""
         heads, clock, globs = yield from self._heads(keys)
         try:
@@ -425,8 +429,7 @@ class ReclaimBody(BulkBody):
         hottest = Hottest("lfu" in policy, tag, int(score or 0), set(self.loaders.names()))
         state.total = yield from self._count_index(tag)
         finding = Run(run.left / 2, run.report)
-        scan, eat = partial(self._scan_index, tag), partial(self._collect_stale, hottest)
-        yield from self._walk(work, finding, scan, eat)
+        yield from self._walk(work, finding, partial(self._bite_stale, hottest, tag))
         found_all, progressed = state.done, False
         state.done = False
         for stale in hottest.first():
@@ -436,12 +439,16 @@ class ReclaimBody(BulkBody):
             yield from self._tell(work, run)
         state.done = found_all and not progressed
 
-    def _collect_stale(self, hottest: Hottest, names: list[bytes]) -> Operation[None]:
+    def _bite_stale(
+        self, hottest: Hottest, tag: bytes, cursor: bytes, size: int
+    ) -> Operation[tuple[bytes, int]]:
+        cursor, names = yield from self._scan_index(tag, cursor, size)
         keys = [self._keys.entry(name) for name in names]
         heads, _, _ = yield from self._heads(keys)
         degrees = yield from self._tolerant([(b"OBJECT", hottest.measure, key) for key in heads])
         for (_, entry), degree in zip(heads.values(), degrees, strict=True):
             hottest.offer(entry, degree or 0)
+        return cursor, len(names)
 
     def _refresh_one(self, stale: Stale, state: Progress) -> Operation[bool]:
         """Load it, unless somebody does; at `refresh_rate` a second at the most. → whether it is fresh now."""

@@ -1,9 +1,9 @@
--- Deletes, of these entries, those that carry the tag and are older than its mark. The entry as it is now decides:
--- one that was written again since the index was read lives. What is no longer there, or no longer carries the tag, leaves
--- the index.
--- KEYS  1 index  2 clock  3 marks  4… entries
--- ARGV  1 tag  2 the length of the prefix of an entry's key
--- returns how many were deleted
+-- Goes on through the index of a tag, and deletes the entries that carry it and are older than its mark. The entry as it
+-- is now decides: one that was written again lives. What is no longer there, or no longer carries the tag, leaves the
+-- index. The entries are found in the index, so they are not among KEYS; they are in the slot of those that are.
+-- KEYS  1 index  2 clock  3 marks
+-- ARGV  1 tag  2 prefix of an entry's key  3 cursor  4 how many to look at, about
+-- returns {next cursor, 0 at the end; entries looked at; entries deleted}
 -- flags: allow-oom
 -- include: clock header
 
@@ -11,22 +11,27 @@ local clock = redis.call('GET', KEYS[2]) or ''
 local epoch = string.match(clock, '^(%w+)%.') or ''
 local seq = tonumber(redis.call('ZSCORE', KEYS[3], 't:' .. ARGV[1]) or '0')
 seq = math.max(seq, tonumber(redis.call('ZSCORE', KEYS[3], '!') or '0'))
-local deleted, leaving = {}, {}
-for i = 4, #KEYS do
-  local header = read_header(KEYS[i])
+local found = redis.pcall('ZSCAN', KEYS[1], ARGV[3], 'COUNT', ARGV[4])
+if found.err then
+  return {'0', 0, 0} -- no sorted set: as good as none
+end
+local names, dead, leaving = found[2], {}, {}
+for i = 1, #names, 2 do
+  local key = ARGV[2] .. names[i]
+  local header = read_header(key)
   local carries = header and carries_tag(header, ARGV[1])
-  local dead = carries and (header.epoch ~= epoch or header.stamp < seq)
-  if dead then
-    deleted[#deleted + 1] = KEYS[i]
+  if carries and (header.epoch ~= epoch or header.stamp < seq) then
+    dead[#dead + 1] = key
+    leaving[#leaving + 1] = names[i]
+  elseif not carries then
+    leaving[#leaving + 1] = names[i]
   end
-  if dead or not carries then
-    leaving[#leaving + 1] = string.sub(KEYS[i], tonumber(ARGV[2]) + 1)
-  end
 end
-if #deleted > 0 then
-  redis.call('UNLINK', unpack(deleted))
+local AT_ONCE = 1000 -- Lua's stack takes no more
+for i = 1, #dead, AT_ONCE do
+  redis.call('UNLINK', unpack(dead, i, math.min(i + AT_ONCE - 1, #dead)))
 end
-if #leaving > 0 then
-  redis.call('ZREM', KEYS[1], unpack(leaving))
+for i = 1, #leaving, AT_ONCE do
+  redis.call('ZREM', KEYS[1], unpack(leaving, i, math.min(i + AT_ONCE - 1, #leaving)))
 end
-return #deleted
+return {found[1], #names / 2, #dead}
