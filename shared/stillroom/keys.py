@@ -13,6 +13,14 @@ cache live in one Redis Cluster slot, so that one script may touch them together
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit     |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
 |                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
+| ns:{s<shard>}:…   | of one shard of the sessions, 00 to ff: lib/session.lua |              | session_*       |
+|       …s:<h>      | hash   | a session, by the HMAC of its token; or where it| its deadline |                 |
+|                   |        | went when it was rotated                        | + 60 s; idle |                 |
+|       …u:<user>   | zset   | the user's sessions → stamp                     | longest of   |                 |
+|       …g:<tag>    | zset   | the tag's sessions → stamp                      | their        |                 |
+|       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
+|       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
+|       …clock      | string | the newest stamp                                | deadlines    |                 |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 
@@ -51,6 +59,25 @@ class Keys:
 
     def lease(self, name: bytes) -> bytes:
         return self._lease + name
+
+    def shard(self, number: int) -> bytes:
+        """What all keys of one shard of the sessions begin with."""
+        return b"%s:{s%02x}:" % (self._namespace.encode(), number)
+
+    def session(self, shard: int, name: bytes) -> bytes:
+        return self.shard(shard) + b"s:" + name
+
+    def user_sessions(self, shard: int, user: bytes) -> bytes:
+        return self.shard(shard) + b"u:" + user
+
+    def tag_sessions(self, shard: int, tag: bytes) -> bytes:
+        return self.shard(shard) + b"g:" + tag
+
+    def due_sessions(self, shard: int) -> bytes:
+        return self.shard(shard) + b"x"
+
+    def revocations(self, shard: int) -> bytes:
+        return self.shard(shard) + b"rev"
 
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""

@@ -52,10 +52,15 @@ class BlockingRoom:
         self.dispatch = room.dispatch
         self._loop = loop
         self.cache = BlockingCache(room.cache, loop)
+        self.sessions = Blocking(room.sessions, loop)
 
     @property
     def stats(self) -> Any:
         return self.inner.stats
+
+    @property
+    def state_stats(self) -> Any:
+        return self.inner.state_stats
 
     @property
     def wire(self) -> Any:

@@ -13,7 +13,7 @@ from stillroom.dispatch import broker_tls
 from stillroom.keys import Keys
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.schedule import beat_schedule
-from stillroom_workers.tasks import marks, refresh
+from stillroom_workers.tasks import marks, refresh, sessions
 
 
 class StillroomCelery(Celery):
@@ -37,7 +37,7 @@ def make_app(settings: Settings | None = None) -> StillroomCelery:
     app.conf.worker_consumer = f"{guards}:Consumer"
     app.settings = settings
     app.conf.update(configuration(settings))
-    for module in (refresh, marks):
+    for module in (refresh, marks, sessions):
         module.register(app)
     attend(app, settings)
     return app
