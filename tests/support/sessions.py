@@ -47,3 +47,16 @@ def assert_bounded(client: Any) -> None:
 def sessions_keys(client: Any) -> list[bytes]:
     """What the sessions left in Redis, but for the clocks."""
     return [key for key in client.keys("*:{s*") if not key.endswith(b":clock")]
+
+
+def age_all(client: Any, room: Any, seconds: float) -> None:
+    """Let all sessions, and all rotated names, be this much older."""
+    us = round(seconds * 1e6)
+    for key in client.keys("*:{s*}:s:*"):
+        for field in (*TIMES, "_until"):
+            if client.hexists(key, field):
+                client.hincrby(key, field, -us)
+    for shard in range(room.settings.session_shards):
+        due = room.keys.due_sessions(shard)
+        for member in client.zrange(due, 0, -1):
+            client.zincrby(due, -us, member)
