@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -90,7 +91,7 @@ def test_a_session_that_was_destroyed_stays_so(
         rotate,
         lambda: four.touch(made[0]),
         lambda: five.get(made[0]),
-        lambda: six.sweep(),
+        six.sweep,
     ]
     with ThreadPoolExecutor(6) as threads:
         futures = [threads.submit(lead), *[threads.submit(act, work) for work in works]]
@@ -118,7 +119,7 @@ def test_a_rotation_loses_no_update(make_room: Callable[..., Stillroom]) -> None
     for n in range(100):
         session = one.create("u1", {"n": -1})
         fresh, version = together(
-            lambda: one.rotate(session), lambda: two.update(session, {"n": n})
+            partial(one.rotate, session), partial(two.update, session, {"n": n})
         )
         assert not isinstance(fresh, Exception)
         assert version == 2

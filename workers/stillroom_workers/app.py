@@ -26,6 +26,10 @@ class StillroomCelery(Celery):
         """The room of this process, with the apps' loaders. Beat and Flower never ask for it."""
         return open_room(self.settings)
 
+    def task(self, *args: Any, **options: Any) -> Any:
+        """Not shared with other apps of this process: each has tasks that work on its own room."""
+        return super().task(*args, **{"shared": False} | options)
+
 
 def make_app(settings: Settings | None = None) -> StillroomCelery:
     """The app for worker, beat and Flower. Settings come from the environment unless given."""

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from stillroom.cli import sessions
 from stillroom.cli.demo import demo
 from stillroom.cli.up import up
 from stillroom.errors import StillroomError
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(up)
 app.command()(demo)
+app.add_typer(sessions.app, name="sessions")
 
 
 def main() -> None:
