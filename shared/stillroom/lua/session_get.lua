@@ -1,7 +1,7 @@
 -- Reads a session, and remembers that it was seen unless that was written down a moment ago. Writes no index.
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 µs between two touches, '' to leave it untouched
--- returns {'ok', h, {field, value …}}, or {'missing' | 'expired' | 'revoked'}, or {'replayed', h, user}
+-- returns {'ok', h, what the record says of itself, its data}, or {'missing' | 'expired' | 'revoked'}, or {'replayed', h, user}
 -- include: clock session
 
 local now = now_us()
@@ -12,4 +12,4 @@ end
 if ARGV[2] ~= '' then
   touch(session, now, tonumber(ARGV[2]))
 end
-return {'ok', session.h, redis.call('HGETALL', session.key)}
+return answer(session.h, session.key)

@@ -1,7 +1,7 @@
 -- The living sessions of a user in this shard, without their data; forgets those whose record is gone.
 -- KEYS  1 user index
 -- ARGV  1 prefix
--- returns {h, {user, created, last seen, absolute deadline, idle, version, tags, meta}, h …}
+-- returns {h, what the record says of itself, h …}
 -- include: clock session
 
 local prefix, now, found = ARGV[1], now_us(), {}
@@ -11,7 +11,7 @@ for _, h in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
     redis.call('ZREM', KEYS[1], h)
   elseif now < session.deadline and not is_revoked(prefix, session) then
     found[#found + 1] = h
-    found[#found + 1] = redis.call('HMGET', session.key, '_u', '_c', '_l', '_x', '_i', '_v', '_t', '_m')
+    found[#found + 1] = table.concat(redis.call('HMGET', session.key, unpack(OWN)), '\t')
   end
 end
 return found

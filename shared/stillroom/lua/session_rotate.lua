@@ -2,14 +2,14 @@
 -- that its use is a replay.
 -- KEYS  1… record, under each pepper; the last: the new name's
 -- ARGV  1 prefix  2 grace µs
--- returns {'ok', h, {field, value …}}, {'conflict'} somebody else has rotated it, or why not: see session_get
+-- returns {'ok', h, what the record says of itself, its data}, {'conflict'} somebody else has rotated it, or why not: see session_get
 -- include: clock session
 
 local prefix, now = ARGV[1], now_us()
 local fresh = table.remove(KEYS)
 local h = string.sub(fresh, #prefix + 3)
 if redis.call('EXISTS', fresh) == 1 then
-  return {'ok', h, redis.call('HGETALL', fresh)} -- names are never chosen twice: it is this call, sent again
+  return answer(h, fresh) -- names are never chosen twice: it is this call, sent again
 end
 local session, refusal = find(prefix, now)
 if not session then
@@ -46,4 +46,4 @@ local watched = math.max(grace, math.min(session.idle, session.limit - now))
 redis.call('PEXPIRE', session.key, plain(math.ceil(watched / 1000)))
 session.key = fresh
 see(session, now)
-return {'ok', h, redis.call('HGETALL', fresh)}
+return answer(h, fresh)

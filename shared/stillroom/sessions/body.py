@@ -51,7 +51,8 @@ from stillroom.sessions.session import (
     encoded,
     encoded_meta,
     encoded_tags,
-    pairs,
+    head,
+    joined,
     size_of,
 )
 from stillroom.sessions.token import (
@@ -160,9 +161,9 @@ class SessionsBody:
         labels = b"\n".join(encoded_tags(tags))
         token, place = self._new_place(shard_of(user, self._shards) if user else None)
         makes_room = int(on_cap == "evict_oldest")
-        head = (user, labels, *times, max_per_user or 0, makes_room, note, size_of(fields))
+        options = (user, labels, *times, max_per_user or 0, makes_room, note, size_of(fields))
         creates = session_create(
-            self._names(place), self._keys.shard(place.shard), *head, *_flat(fields)
+            self._names(place), self._keys.shard(place.shard), *options, *_flat(fields)
         )
         *_, reply = yield from self._ask([*self._ending(replaces), creates])
         if reply[0] == b"full":
@@ -170,10 +171,10 @@ class SessionsBody:
         self.stats.counts["sessions_created"] += 1
         self._tell_all("expired", place.shard, reply[2])
         self._tell_all("evicted", place.shard, [part for name in reply[3] for part in (name, user)])
-        record = _record(user, int(reply[1]), times, labels, note)
+        began = head(user, int(reply[1]), *times, labels, note)
         return Session(
-            **device_fields(place.shard, place.names[0], record),
-            data=decoded(fields, None) if isinstance(given, Mapping) else given,
+            **device_fields(place.shard, place.names[0], began),
+            data=decoded(joined(fields), None) if isinstance(given, Mapping) else given,
             id=token,
         )
 
@@ -355,9 +356,9 @@ class SessionsBody:
             ]
         )
         found = [
-            Device(**device_fields(shard, name, dict(zip(LISTED, values, strict=True))))
+            Device(**device_fields(shard, name, about))
             for shard, reply in enumerate(replies)
-            for name, values in zip(reply[::2], reply[1::2], strict=True)
+            for name, about in zip(reply[::2], reply[1::2], strict=True)
         ]
         return sorted(found, key=lambda device: device.last_seen, reverse=True)
 
@@ -583,9 +584,8 @@ class SessionsBody:
     # Answers
 
     def _read(self, shard: int, reply: Any, id: SecretStr, type: Any) -> Session[Any]:
-        record = pairs(reply[2])
-        fields = device_fields(shard, reply[1], record)
-        data = decoded(record, None if type is None else self._codec.adapter(type))
+        fields = device_fields(shard, reply[1], reply[2])
+        data = decoded(reply[3], None if type is None else self._codec.adapter(type))
         return Session(**fields, data=data, id=id)
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
@@ -615,9 +615,6 @@ class SessionsBody:
                 log.exception("a listener of session events failed")
 
 
-LISTED = (b"_u", b"_c", b"_l", b"_x", b"_i", b"_v", b"_t", b"_m")
-
-
 def _text(session: Session[Any] | SecretStr | str) -> SecretStr:
     if isinstance(session, Session):
         return session.id
@@ -630,16 +627,6 @@ def _us(seconds: float) -> int:
 
 def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
     return [part for item in fields.items() for part in item]
-
-
-def _record(
-    user: bytes, now: int, times: tuple[int, int], tags: bytes, meta: bytes
-) -> dict[bytes, bytes]:
-    """A record's own fields as they are when it begins."""
-    began, (idle, absolute) = b"%d" % now, times
-    ends = b"%d" % (now + absolute)
-    values = (user, began, began, ends, b"%d" % idle, b"1", tags, meta)
-    return dict(zip(LISTED, values, strict=True))
 
 
 def _idle_and_absolute(

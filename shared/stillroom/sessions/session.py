@@ -96,48 +96,48 @@ def encoded_tags(tags: Sequence[str]) -> list[bytes]:
     return names
 
 
-def decoded(fields: Mapping[bytes, bytes], adapter: TypeAdapter[Any] | None) -> Any:
-    """The data of a record, as it is or checked by a type. Raises SessionUnreadable."""
-    text = b"{%s}" % b",".join(
-        [b'"%b":%b' % item for item in fields.items() if not item[0].startswith(b"_")]
-    )
+def decoded(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
+    """The data, as it is or checked by a type. Raises SessionUnreadable."""
     try:
         return from_json(text) if adapter is None else adapter.validate_json(text)
     except ValidationError as error:
-        wrong = {
-            ".".join(map(str, detail["loc"])): detail["type"]
+        wrong = [
+            f"{'.'.join(map(str, detail['loc']))} ({detail['type']})"
             for detail in error.errors(include_input=False)
-        }
-        raise SessionUnreadable(
-            f"{error.title}: {', '.join(f'{k} ({v})' for k, v in wrong.items())}"
-        ) from None
+        ]
+        raise SessionUnreadable(f"{error.title}: {', '.join(wrong)}") from None
     except ValueError:
         raise SessionUnreadable("a value is not JSON") from None
 
 
-def device_fields(shard: int, name: bytes, record: Mapping[bytes, bytes]) -> dict[str, Any]:
+def joined(fields: Mapping[bytes, bytes]) -> bytes:
+    """The data as one JSON object, as lua/lib/session.lua puts it together."""
+    return b"{%b}" % b",".join([b'"%b":%b' % item for item in fields.items()])
+
+
+def head(user: bytes, now: int, idle: int, absolute: int, tags: bytes, meta: bytes) -> bytes:
+    """What a record says of itself when it begins: see device_fields."""
+    times = b"%d\t%d\t%d\t%d" % (now, now, now + absolute, idle)
+    return b"\t".join((user, times, b"1", tags, meta))
+
+
+def device_fields(shard: int, name: bytes, head: bytes) -> dict[str, Any]:
     """What a record says besides its data. Raises SessionUnreadable."""
     try:
-        seen, limit, idle = int(record[b"_l"]), int(record[b"_x"]), int(record[b"_i"])
+        user, created, last_seen, limit, idle, version, tags, meta = head.split(b"\t")
+        seen = int(last_seen)
         return {
             "handle": make_handle(shard, name),
-            "user_id": original(record[b"_u"]).decode() or None,
-            "created": int(record[b"_c"]) / 1e6,
+            "user_id": original(user).decode() or None,
+            "created": int(created) / 1e6,
             "last_seen": seen / 1e6,
-            "expires_at": min(seen + idle, limit) / 1e6,
-            "version": int(record[b"_v"]),
-            "tags": tuple([original(tag).decode() for tag in record[b"_t"].split(b"\n") if tag]),
-            "meta": from_json(record[b"_m"]),
+            "expires_at": min(seen + int(idle), int(limit)) / 1e6,
+            "version": int(version),
+            "tags": tuple([original(tag).decode() for tag in tags.split(b"\n")]) if tags else (),
+            "meta": from_json(meta) if meta != b"{}" else {},
         }
-    except (KeyError, ValueError) as error:
-        raise SessionUnreadable(
-            f"a record without its own fields: {error.__class__.__name__}"
-        ) from None
-
-
-def pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    """What HGETALL replied."""
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    except ValueError:
+        raise SessionUnreadable("the record lacks fields of its own") from None
 
 
 def _items(data: object) -> Iterable[tuple[Any, Any]]:

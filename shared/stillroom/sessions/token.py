@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from typing import NamedTuple
 from zlib import crc32
 
 SECRET_BYTES = 32
 _TOKEN = re.compile(r"([0-9a-f]{2})\.[A-Za-z0-9_-]{43}", re.ASCII)
 _HANDLE = re.compile(r"([0-9a-f]{2})-([A-Za-z0-9_-]{43})", re.ASCII)
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
 
 
 class Place(NamedTuple):
@@ -59,4 +60,4 @@ def shard_of(user: bytes, shards: int) -> int:
 
 
 def _text(digest: bytes) -> bytes:
-    return urlsafe_b64encode(digest)[:-1]
+    return b2a_base64(digest, newline=False).translate(_URLSAFE)[:-1]

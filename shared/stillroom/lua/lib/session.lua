@@ -126,6 +126,26 @@ local function drop(prefix, session)
   end
 end
 
+-- What a record says of itself, tab between tab, and its data put together to one JSON object. Nothing is decoded:
+-- the parts hold no tab, and each value is JSON already. Two strings are read faster than thirty.
+local OWN = {'_u', '_c', '_l', '_x', '_i', '_v', '_t', '_m'}
+
+local function answer(h, key)
+  local all, own, data = redis.call('HGETALL', key), {}, {}
+  for i = 1, #all, 2 do
+    if string.byte(all[i]) == 95 then -- _
+      own[all[i]] = all[i + 1]
+    else
+      data[#data + 1] = '"' .. all[i] .. '":' .. all[i + 1]
+    end
+  end
+  local head = {}
+  for i, field in ipairs(OWN) do
+    head[i] = own[field] or ''
+  end
+  return {'ok', h, table.concat(head, '\t'), '{' .. table.concat(data, ',') .. '}'}
+end
+
 -- Looks at the sessions that are due, oldest first: drops the dead, puts off the living.
 -- returns {h, user, h, user …} of the dead, how many were due, how long the oldest had been, µs
 local function sweep(prefix, now, most)
