@@ -49,10 +49,10 @@ def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
 def start(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[StartCelery]:
     with ExitStack() as started:
 
-        def start(*arguments: str, app: str = "stillroom_workers") -> CeleryProcess:
+        def start(*arguments: str, app: str = "stillroom_workers", **changes: str) -> CeleryProcess:
             log = tmp_path / f"{time.monotonic_ns()}.log"
             process = CeleryProcess(
-                log, {"REDIS_URL": own_server.url}, *arguments, "-l", "INFO", app=app
+                log, {"REDIS_URL": own_server.url} | changes, *arguments, "-l", "INFO", app=app
             )
             started.callback(process.kill)
             return process
@@ -60,8 +60,8 @@ def start(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[Start
         yield start
 
 
-def worker(start: StartCelery) -> CeleryProcess:
-    process = start("worker", "--without-gossip", "--without-mingle")
+def worker(start: StartCelery, **changes: str) -> CeleryProcess:
+    process = start("worker", "--without-gossip", "--without-mingle", **changes)
     process.await_line(" ready.", 30)
     return process
 
@@ -86,9 +86,21 @@ def test_beat_has_the_expired_swept(start: StartCelery, room: Stillroom, db: Any
         room.sessions.create(f"u{n}", {"n": n}, tags=["t"])
     age_all(db, room, 2 * 86_400)
     worker(start)
-    worker(start)
+    worker(start, STILLROOM_LOADERS="tests.support.shop_app")
     start("beat", "-s", "/dev/null", "--pidfile=", app="tests.support.quick_beat")
     until(lambda: sessions_keys(db) == [], "an empty server", 30)
+
+
+def test_an_apps_listeners_hear_of_it_in_the_worker(
+    start: StartCelery, room: Stillroom, db: Any
+) -> None:
+    """The module that STILLROOM_LOADERS names has a room with a listener: it is told of what expired."""
+    worker(start, STILLROOM_LOADERS="tests.support.shop_app")
+    for _ in range(3):
+        room.sessions.create("u1")
+    age_all(db, room, 2 * 86_400)
+    room.dispatch.wake("stillroom.sweep_sessions")
+    until(lambda: db.lrange("db:events", 0, -1) == [b"expired"] * 3, "three events")
 
 
 def test_the_schedule_has_the_sweep() -> None:
