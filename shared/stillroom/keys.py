@@ -52,6 +52,7 @@ class Keys:
         self.aside = f"{namespace}:aside"
         self.globs = f"{cache}globs".encode()
         self._entry = f"{cache}e:".encode()
+        self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
         self._lease = f"{cache}l:".encode()
 
     def entry(self, name: bytes) -> bytes:
@@ -62,7 +63,7 @@ class Keys:
 
     def shard(self, number: int) -> bytes:
         """What all keys of one shard of the sessions begin with."""
-        return b"%s:{s%02x}:" % (self._namespace.encode(), number)
+        return self._shards[number]
 
     def session(self, shard: int, name: bytes) -> bytes:
         return self.shard(shard) + b"s:" + name

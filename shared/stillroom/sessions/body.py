@@ -46,6 +46,7 @@ from stillroom.sessions.session import (
     Device,
     Session,
     SessionEvent,
+    checked_key,
     decoded,
     device_fields,
     encoded,
@@ -100,7 +101,7 @@ class SessionsBody:
         self._codec = Codec(settings)
         self._shards = settings.session_shards
         self._peppers = tuple(p.get_secret_value().encode() for p in settings.session_peppers)
-        self._touch = _us(settings.session_touch)
+        self._touch = b"%d" % _us(settings.session_touch)
         self._deferred: dict[Place, Command] = {}
 
     # One session
@@ -230,8 +231,7 @@ class SessionsBody:
             self.settings.session_data_limit,
             self.settings.session_keys_limit,
         )
-        gone = [key.encode() for key in remove if key.encode() not in fields]
-        _check_removed(gone)
+        gone = [name for name in _names_of(remove) if name not in fields]
         version = b"" if if_version is None else b"%d" % if_version
         reply = yield from self._write(session, version, fields, gone)
         return int(reply[1])
@@ -444,7 +444,7 @@ class SessionsBody:
         self, batch: Sequence[Command], kind: type[list[Command]] = list
     ) -> Operation[list[Any]]:
         """The replies. What has to be told first goes in front, the counts that are due behind."""
-        told = list(self._deferred.items())[:DEFERRED_BITE]
+        told = list(self._deferred.items())[:DEFERRED_BITE] if self._deferred else []
         commands = kind([*(command for _, command in told), *batch])
         due = time.monotonic() > self.stats.due
         if due:
@@ -534,7 +534,7 @@ class SessionsBody:
         """Where the session is; None for what is no token, or has ended here already."""
         token = session if isinstance(session, str) else _text(session).get_secret_value()
         place = place_of(token, self._ring(), self._shards)
-        return None if place in self._deferred and not denied else place
+        return None if self._deferred and place in self._deferred and not denied else place
 
     def _ring(self) -> tuple[bytes, ...]:
         if not self._peppers:
@@ -652,7 +652,6 @@ def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
         raise SettingsError("max_per_user needs a user_id: the anonymous are not counted")
 
 
-def _check_removed(keys: Sequence[bytes]) -> None:
-    for key in keys:
-        if key.startswith(b"_") or not key:
-            raise SessionDataRefused(f"{key!r} is no key of a session")
+def _names_of(keys: Iterable[str]) -> list[bytes]:
+    """One key, or several. Raises SessionDataRefused: the record's own fields are not among them."""
+    return [checked_key(key) for key in ((keys,) if isinstance(keys, str) else keys)]

@@ -64,16 +64,21 @@ def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     """Each top-level key and its JSON. Raises SessionDataRefused or ValueTooLarge."""
     fields: dict[bytes, bytes] = {}
     for key, value in _items(data):
-        if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise SessionDataRefused(
-                f"{ascii(key)[:80]} is no key of a session: a letter, then up to 63 of A-Z a-z 0-9 _ . -"
-            )
-        fields[key.encode()] = _json(key, value)
+        fields[checked_key(key)] = _json(key, value)
     if len(fields) > keys_limit:
         raise SessionDataRefused(f"{len(fields)} keys, the limit is {keys_limit}")
     if (size := size_of(fields)) > limit:
         raise ValueTooLarge(size, limit)
     return fields
+
+
+def checked_key(key: object) -> bytes:
+    """Raises SessionDataRefused for what is no key of a session."""
+    if isinstance(key, str) and _KEY.fullmatch(key):
+        return key.encode()
+    raise SessionDataRefused(
+        f"{ascii(key)[:80]} is no key of a session: a letter, then up to 63 of A-Z a-z 0-9 _ . -"
+    )
 
 
 def size_of(fields: Mapping[bytes, bytes]) -> int:
