@@ -27,6 +27,7 @@ check: $(VENV)/.dev  ## Lint, format, types, layers
 bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
 	$(BIN)/python tests/bench/hit.py $(ARGS)
 	$(BIN)/python tests/bench/stale.py
+	$(BIN)/python tests/bench/sessions.py
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

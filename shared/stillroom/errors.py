@@ -86,6 +86,47 @@ class RedisRefused(RedisUnavailable):
 FINAL = frozenset({"auth", "noauth", "wrongpass", "noperm", "protocol"})
 
 
+class SessionStoreUnavailable(RedisUnavailable):
+    """Redis is away, so nobody can say whether the session lives. Not a logout: answer 503, leave the cookie."""
+
+
+class SessionEnded(StillroomError, LookupError):
+    """There is no such session to write to; `reason` is missing, expired, revoked or replayed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"this session does not live ({reason})")
+        self.reason = reason
+
+
+class SessionConflict(StillroomError):
+    """Somebody else was first: the session has another version now (`current`), or was rotated (None)."""
+
+    def __init__(self, current: int | None) -> None:
+        super().__init__(
+            "somebody else has rotated this session"
+            if current is None
+            else f"the session has version {current} now"
+        )
+        self.current = current
+
+
+class TooManySessions(StillroomError):
+    """The user has as many sessions as one may have (`count` and `limit`)."""
+
+    def __init__(self, count: int, limit: int) -> None:
+        super().__init__(f"the user has {count} sessions, the limit is {limit}")
+        self.count = count
+        self.limit = limit
+
+
+class SessionUnreadable(StillroomError, ValueError):
+    """What the session holds is not the type asked for; the message names fields, never their contents."""
+
+
+class SessionDataRefused(StillroomError, ValueError):
+    """The data can't be kept in a session: too many keys, a key out of its grammar, no JSON for a value."""
+
+
 class DispatchFailed(StillroomError):
     """Background work could not be handed to the broker."""
 

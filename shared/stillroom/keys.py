@@ -19,6 +19,14 @@ cache live in one Redis Cluster slot, so that one script may touch them together
 |                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
+| ns:{s<shard>}:…   | of one shard of the sessions, 00 to ff: lib/session.lua |              | session_*       |
+|       …s:<h>      | hash   | a session, by the HMAC of its token; or where it| its deadline |                 |
+|                   |        | went when it was rotated                        | + 60 s; idle |                 |
+|       …u:<user>   | zset   | the user's sessions → stamp                     | longest of   |                 |
+|       …g:<tag>    | zset   | the tag's sessions → stamp                      | their        |                 |
+|       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
+|       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
+|       …clock      | string | the newest stamp                                | deadlines    |                 |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 
@@ -54,6 +62,7 @@ class Keys:
         self.trimmed = f"{cache}trimmed".encode()
         self.entry_prefix = f"{cache}e:".encode()
         self.index_prefix = f"{cache}i:".encode()
+        self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
 
@@ -68,6 +77,25 @@ class Keys:
 
     def at(self, work: bytes) -> bytes:
         return self._at + work
+
+    def shard(self, number: int) -> bytes:
+        """What all keys of one shard of the sessions begin with."""
+        return self._shards[number]
+
+    def session(self, shard: int, name: bytes) -> bytes:
+        return self.shard(shard) + b"s:" + name
+
+    def user_sessions(self, shard: int, user: bytes) -> bytes:
+        return self.shard(shard) + b"u:" + user
+
+    def tag_sessions(self, shard: int, tag: bytes) -> bytes:
+        return self.shard(shard) + b"g:" + tag
+
+    def due_sessions(self, shard: int) -> bytes:
+        return self.shard(shard) + b"x"
+
+    def revocations(self, shard: int) -> bytes:
+        return self.shard(shard) + b"rev"
 
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""

@@ -15,6 +15,7 @@ from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys
 from stillroom.operation import AsyncDriver, Driver
+from stillroom.sessions import AsyncSessions, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import AsyncWire, Server, Wire, request_budget
@@ -40,6 +41,9 @@ class _Room:
             self.state_stats = Stats(self.keys)
         self._cache_body = ImageBody(
             self.settings, self._server, self.keys, self.dispatch, self.stats
+        )
+        self._sessions_body = SessionsBody(
+            self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
 
     def request(self) -> AbstractContextManager[Any]:
@@ -83,6 +87,8 @@ class Stillroom(_Room):
         self.tasks = Tasks(TasksBody(self._cache_body), driver)
         self._cache_body.run_aside = driver.run
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
+        self.sessions = Sessions(self._sessions_body, Driver(self.state_wire))
+        self.state_wire.breaker.recovered.append(self.sessions.deliver)
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -97,6 +103,7 @@ class Stillroom(_Room):
         if not self.wire.breaker.is_open:
             self.cache.flush_stats()
         self._cache_body.deliver_last()
+        _complain(self.sessions.deliver())
         self.wire.close()
         self.state_wire.close()
 
@@ -128,6 +135,10 @@ class AsyncStillroom(_Room):
         threads = Driver(self.wire.for_threads)
         self._cache_body.run_aside = threads.run
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
+        self.sessions = AsyncSessions(self._sessions_body, AsyncDriver(self.state_wire))
+        # Nor has the prober, which tells of Redis' return.
+        aside = Sessions(self._sessions_body, Driver(self.state_wire.for_threads))
+        self.state_wire.breaker.recovered.append(aside.deliver)
 
     async def connect(self) -> None:
         """See Stillroom.connect."""
@@ -139,6 +150,7 @@ class AsyncStillroom(_Room):
         if not self.wire.breaker.is_open:
             await self.cache.flush_stats()
         await asyncio.to_thread(self._cache_body.deliver_last)
+        _complain(await self.sessions.deliver())
         await self.wire.close()
         await self.state_wire.close()
 
@@ -152,3 +164,8 @@ class AsyncStillroom(_Room):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _complain(left: int) -> None:
+    if left:
+        log.error("%d sessions were ended while Redis was away, and it could not be told", left)

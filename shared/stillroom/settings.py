@@ -29,6 +29,7 @@ from stillroom.errors import SettingsError
 PREFIX = "STILLROOM_"
 SCHEMES = ("redis", "rediss", "unix")
 # The wire owns patience: an option of these kinds in a URL would silently overrule it.
+PEPPER_LEAST = 32  # characters
 URL_OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
 
 
@@ -60,12 +61,24 @@ def _words(value: object) -> object:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
+def _peppers(value: object) -> object:
+    given = value.get_secret_value() if isinstance(value, SecretStr) else value
+    peppers = given.replace(",", " ").split() if isinstance(given, str) else given
+    if isinstance(peppers, list | tuple):
+        texts = [p.get_secret_value() if isinstance(p, SecretStr) else str(p) for p in peppers]
+        if any(len(text) < PEPPER_LEAST for text in texts):
+            raise ValueError(f"a pepper has at least {PEPPER_LEAST} characters")
+        return tuple(SecretStr(text) for text in texts)
+    return peppers
+
+
 # What Kubernetes puts into every pod for a Service that is called stillroom.
 _INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
 
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 
 
@@ -134,6 +147,19 @@ class Settings(BaseSettings):
     image_root: Path | None = None  # the folder that `get_image_info` looks in
     image_byte_limit: int = Field(50 * 1024 * 1024, ge=1)  # of a file
     image_pixel_limit: int = Field(100_000_000, ge=1)  # width times height
+    # Sessions.
+    production: bool = False  # then what is only fit for a developer's machine is an error
+    # What tokens are hashed with: the first for new ones, all of them for those that are out there.
+    session_peppers: Secrets = Field((), alias="STILLROOM_SESSION_PEPPERS")
+    session_idle: Seconds = 86_400.0  # without a request for this long a session ends …
+    session_absolute: Seconds = 7 * 86_400.0  # … and after this in any case
+    session_touch: Seconds = (
+        60.0  # being seen is written down this often, or 20 times per idle time
+    )
+    session_grace: float = Field(10.0, ge=0, le=3_600)  # the old token works on after a rotation
+    session_shards: int = Field(16, ge=1, le=256)  # may grow, never shrink while sessions live
+    session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
+    session_keys_limit: int = Field(64, ge=1, le=1_000)
 
     # The workers.
     loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"
@@ -150,18 +176,9 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if values.get("REDIS_PASSWORD") == "":  # set to nothing is not set
-            values = {name: value for name, value in values.items() if name != "REDIS_PASSWORD"}
-        path = os.environ.get("REDIS_PASSWORD_FILE")
-        if not path or "redis_password" in values:
-            return values
-        if "REDIS_PASSWORD" in values:
-            raise ValueError("REDIS_PASSWORD and REDIS_PASSWORD_FILE are both set; keep one")
-        try:
-            secret = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"REDIS_PASSWORD_FILE: {path}: {error.strerror}") from None
-        return values | {"REDIS_PASSWORD": secret.removesuffix("\n")}
+        for field, name in SECRETS.items():
+            values = _with_secret_file(values, field, name)
+        return values
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
@@ -192,6 +209,25 @@ class Settings(BaseSettings):
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
             yield name, redact(value) if name and name.endswith("_url") and value else value
+
+
+# What may come from a file: setting → its name in the environment, which `_FILE` is added to.
+SECRETS = {"redis_password": "REDIS_PASSWORD", "session_peppers": "STILLROOM_SESSION_PEPPERS"}
+
+
+def _with_secret_file(values: dict[str, Any], field: str, name: str) -> dict[str, Any]:
+    if values.get(name) == "":  # set to nothing is not set
+        values = {given: value for given, value in values.items() if given != name}
+    path = os.environ.get(f"{name}_FILE")
+    if not path or field in values:
+        return values
+    if name in values:
+        raise ValueError(f"{name} and {name}_FILE are both set; keep one")
+    try:
+        secret = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{name}_FILE: {path}: {error.strerror}") from None
+    return values | {name: secret.removesuffix("\n")}
 
 
 def redact(url: str) -> str:
@@ -236,7 +272,7 @@ def _environment_names() -> dict[str, str]:
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = set(_environment_names().values())
+    known = {*_environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
     given = [n for n in environment if n.upper().startswith(PREFIX) and not _INJECTED.match(n)]
     unknown = sorted(name for name in given if name.upper() not in known)
     if unknown:
@@ -267,6 +303,6 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
 
 
 def _given(name: str, value: object) -> str:
-    if "password" in name:
+    if "password" in name or "pepper" in name:
         return "***"
     return repr(redact(value)) if name.endswith("_url") and isinstance(value, str) else repr(value)

@@ -209,7 +209,7 @@ def interleave(ground: Field, *, rounds: int, hits: int, warm_up: int) -> Result
     samples: dict[str, list[Sample]] = {c.name: [] for c in ground.entered}
     for order in _orders(ground.entered, warm_up):
         _round(ground, order, hits)
-    with _quiet_gc():
+    with quiet_gc():
         for order in _orders(ground.entered, rounds):
             for name, sample in _round(ground, order, hits):
                 samples[name].append(sample)
@@ -227,7 +227,7 @@ def _round(ground: Field, order: list[Contestant], hits: int) -> list[tuple[str,
 
 
 @contextmanager
-def _quiet_gc() -> Iterator[None]:
+def quiet_gc() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     gc.disable()

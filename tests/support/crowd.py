@@ -25,6 +25,7 @@ PATIENT: dict[str, Any] = {
     "pool_size": 256,
     "lease": 30.0,
     "wait": 30.0,
+    "session_peppers": "a-pepper-for-tests-long-enough-to-be-one",
 }
 WITHIN = 30  # seconds
 

@@ -53,10 +53,15 @@ class BlockingRoom:
         self._loop = loop
         self.cache = BlockingCache(room.cache, loop)
         self.tasks = Blocking(room.tasks, loop)
+        self.sessions = Blocking(room.sessions, loop)
 
     @property
     def stats(self) -> Any:
         return self.inner.stats
+
+    @property
+    def state_stats(self) -> Any:
+        return self.inner.state_stats
 
     @property
     def wire(self) -> Any:

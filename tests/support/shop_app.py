@@ -13,6 +13,7 @@ from stillroom import AsyncStillroom, Settings, Stillroom
 
 room = Stillroom()
 async_room = AsyncStillroom()
+room.sessions.on_event.append(lambda event: database.rpush("db:events", event.kind))
 database = redis.Redis.from_url(Settings().redis_url)
 
 

@@ -6,7 +6,7 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from stillroom import AsyncStillroom, CachedValue, Stillroom
+from stillroom import AsyncStillroom, CachedValue, Device, Session, Stillroom
 
 
 class Product(BaseModel):
@@ -55,3 +55,13 @@ async def awaiting(room: AsyncStillroom) -> None:
 
     assert_type(await load(7), Product)
     assert_type(await price(7), int)
+
+
+def sessions(room: Stillroom) -> None:
+    assert_type(room.sessions.create("u1", Product(id=1)), Session[Product])
+    assert_type(room.sessions.get("token"), Session[dict[str, Any]] | None)
+    assert_type(room.sessions.get("token", Product), Session[Product] | None)
+    assert_type(room.sessions.update("token", {"a": 1}), int)
+    assert_type(room.sessions.rotate("token", Product), Session[Product])
+    assert_type(room.sessions.destroy("token", defer=True), bool)
+    assert_type(room.sessions.list_for_user("u1"), list[Device])

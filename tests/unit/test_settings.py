@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stillroom import Settings, SettingsError
@@ -196,3 +198,25 @@ class TestSecrets:
         assert broker_tls(Settings(redis_url="redis://x")) is None
         assert broker_tls(Settings(redis_url="rediss://x")) == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         assert broker_tls(Settings(redis_url="rediss://x?ssl_cert_reqs=none")) is None
+
+
+def test_peppers_come_from_a_variable_or_a_file_and_are_never_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Several, with commas or on lines of their own; both at once, or one that is short, is an error."""
+    one, two = "a" * 32, "b" * 40
+    path = tmp_path / "peppers"
+    path.write_text(f"{one}\n{two}\n")
+    monkeypatch.setenv("STILLROOM_SESSION_PEPPERS_FILE", str(path))
+    settings = Settings()
+    assert [pepper.get_secret_value() for pepper in settings.session_peppers] == [one, two]
+    assert one not in repr(settings)
+    monkeypatch.setenv("STILLROOM_SESSION_PEPPERS", f"{one},{two}")
+    with pytest.raises(SettingsError, match="PEPPERS and STILLROOM_SESSION_PEPPERS_FILE are both"):
+        Settings()
+    monkeypatch.delenv("STILLROOM_SESSION_PEPPERS_FILE")
+    assert Settings().session_peppers == settings.session_peppers
+    monkeypatch.setenv("STILLROOM_SESSION_PEPPERS", "canary")
+    with pytest.raises(SettingsError, match="at least 32 characters") as caught:
+        Settings()
+    assert "canary" not in str(caught.value)

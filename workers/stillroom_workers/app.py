@@ -13,7 +13,7 @@ from stillroom.dispatch import broker_tls
 from stillroom.keys import Keys
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.schedule import beat_schedule
-from stillroom_workers.tasks import invalidation, marks, refresh
+from stillroom_workers.tasks import invalidation, marks, refresh, sessions
 
 
 class StillroomCelery(Celery):
@@ -26,6 +26,10 @@ class StillroomCelery(Celery):
         """The room of this process, with the apps' loaders. Beat and Flower never ask for it."""
         return open_room(self.settings)
 
+    def task(self, *args: Any, **options: Any) -> Any:
+        """Not shared with other apps of this process: each has tasks that work on its own room."""
+        return super().task(*args, **{"shared": False} | options)
+
 
 def make_app(settings: Settings | None = None) -> StillroomCelery:
     """The app for worker, beat and Flower. Settings come from the environment unless given."""
@@ -37,7 +41,7 @@ def make_app(settings: Settings | None = None) -> StillroomCelery:
     app.conf.worker_consumer = f"{guards}:Consumer"
     app.settings = settings
     app.conf.update(configuration(settings))
-    for module in (refresh, invalidation, marks):
+    for module in (refresh, invalidation, marks, sessions):
         module.register(app)
     attend(app, settings)
     return app

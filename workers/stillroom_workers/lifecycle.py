@@ -13,22 +13,25 @@ from typing import Any
 from celery import signals
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
-from stillroom.cache.loaders import Loaders
 
 log = logging.getLogger("stillroom.workers")
 
 
 def open_room(settings: Settings) -> Stillroom:
-    """A room with every loader of the modules that STILLROOM_LOADERS names. It asks nobody for work."""
+    """A room with the loaders, and the listeners to sessions, of the modules that STILLROOM_LOADERS names.
+
+    It asks nobody for work.
+    """
     room = Stillroom(settings, dispatch=NoDispatch())
     for spec in settings.loaders:
-        for loaders in find_loaders(spec):
-            room.cache.loaders.adopt(loaders)
+        for found in find_rooms(spec):
+            room.cache.loaders.adopt(found.cache.loaders)
+            room.sessions.on_event.extend(found.sessions.on_event)
     return room
 
 
-def find_loaders(spec: str) -> list[Loaders]:
-    """The loaders of the rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one)."""
+def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
+    """The rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one)."""
     path, _, attribute = spec.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `celery -A` does: the app's own folder
@@ -40,7 +43,7 @@ def find_loaders(spec: str) -> list[Loaders]:
     if not rooms:
         what = f"{attribute} in {path} is not" if attribute else f"nothing in {path} is"
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {what} a Stillroom or AsyncStillroom")
-    return [room.cache.loaders for room in rooms]
+    return rooms
 
 
 def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStillroom]:

@@ -33,6 +33,12 @@ SCHEDULE = [
         60.0,
         "marks of invalidations are kept only as long as an entry they could name can live",
     ),
+    Tick(
+        "sweep-sessions",
+        "stillroom.sweep_sessions",
+        60.0,
+        "what expired or was revoked leaves Redis within a minute or two, and its user hears of it",
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from stillroom.cli import sessions
 from stillroom.cli.demo import demo
 from stillroom.cli.invalidate import invalidate
 from stillroom.cli.up import up
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(demo)
 app.command()(invalidate)
+app.add_typer(sessions.app, name="sessions")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from types import TracebackType
@@ -12,7 +13,7 @@ from stillroom.scripts import BY_SHA
 
 # A connection's first words, what counts and clocks are kept by, and what Celery says to its broker.
 QUIET = {"HELLO", "CLIENT", "AUTH", "SELECT", "PING", "TIME", "ECHO", "HINCRBY", "EXPIRE", "SCRIPT"}
-OURS = ":{0}:"
+OURS = re.compile(r":\{(0|s[0-9a-f]{2})\}:")
 
 
 class Recorder:
@@ -62,7 +63,7 @@ class Recorder:
     def _take(self, words: list[str], client: str) -> None:
         if words[0] == "ECHO" and words[1] in self._passed:
             self._passed[words[1]].set()
-        elif client != "lua" and words[0] not in QUIET and any(OURS in word for word in words):
+        elif client != "lua" and words[0] not in QUIET and any(map(OURS.search, words)):
             self._seen.append(_readable(words))
 
 

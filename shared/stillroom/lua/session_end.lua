@@ -1,0 +1,13 @@
+-- Ends one session of a user by its name in Redis, which is no secret; another user's is left alone.
+-- KEYS  1 record
+-- ARGV  1 prefix  2 user
+-- returns 1 ended, 0 there was none that lived
+-- include: clock session
+
+local session, _, dead = find(ARGV[1], now_us())
+local found = session or dead
+if not found or found.user ~= ARGV[2] then
+  return 0
+end
+drop(ARGV[1], found)
+return session and 1 or 0

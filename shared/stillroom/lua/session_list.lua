@@ -1,0 +1,17 @@
+-- The living sessions of a user in this shard, without their data; forgets those whose record is gone.
+-- KEYS  1 user index
+-- ARGV  1 prefix
+-- returns {h, what the record says of itself, h …}
+-- include: clock session
+
+local prefix, now, found = ARGV[1], now_us(), {}
+for _, h in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  local session = read(prefix, h)
+  if not session then
+    redis.call('ZREM', KEYS[1], h)
+  elseif now < session.deadline and not is_revoked(prefix, session) then
+    found[#found + 1] = h
+    found[#found + 1] = table.concat(redis.call('HMGET', session.key, unpack(OWN)), '\t')
+  end
+end
+return found

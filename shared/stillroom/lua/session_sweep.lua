@@ -1,0 +1,8 @@
+-- Looks at sessions that are due, oldest first: deletes the expired, puts off those that were seen since.
+-- KEYS  1 x
+-- ARGV  1 prefix  2 most to look at
+-- returns {{h, user … of the expired}, how many were due, how long the oldest had been, µs}
+-- include: clock session
+
+local ended, due, lag = sweep(ARGV[1], now_us(), tonumber(ARGV[2]))
+return {ended, due, lag}

@@ -1,0 +1,46 @@
+-- Sets and removes keys of a session that lives; never begins one, so a logout is not undone by a slower request.
+-- KEYS  1… record, under each pepper
+-- ARGV  1 prefix  2 the version it must have, '' for any  3 most bytes  4 most keys  5 number of keys to set
+--       6… key, JSON, key, JSON … then the keys to remove
+-- returns {'ok', version, h}, {'conflict', version}, {'large', bytes}, {'many', keys}, or why not: see session_get
+-- include: clock session
+
+local now = now_us()
+local session, refusal = find(ARGV[1], now)
+if not session then
+  return refusal
+end
+local held = redis.call('HMGET', session.key, '_v', '_b')
+local version, bytes = tonumber(held[1]), tonumber(held[2])
+if ARGV[2] ~= '' and ARGV[2] ~= held[1] then
+  return {'conflict', version}
+end
+
+local removed_from = 6 + 2 * tonumber(ARGV[5])
+local keys, final = 0, {}
+for i = 6, removed_from - 1, 2 do
+  final[ARGV[i]] = #ARGV[i] + #ARGV[i + 1]
+end
+for i = removed_from, #ARGV do
+  final[ARGV[i]] = 0
+end
+for key, size in pairs(final) do
+  local had = redis.call('HEXISTS', session.key, key)
+  bytes = bytes + size - (had == 1 and #key + redis.call('HSTRLEN', session.key, key) or 0)
+  keys = keys + (size > 0 and 1 or 0) - had
+end
+local RESERVED = 10
+local count = redis.call('HLEN', session.key) - RESERVED + keys
+if bytes > tonumber(ARGV[3]) then
+  return {'large', bytes}
+end
+if count > tonumber(ARGV[4]) then
+  return {'many', count}
+end
+
+redis.call('HSET', session.key, '_v', plain(version + 1), '_b', plain(bytes), unpack(ARGV, 6, removed_from - 1))
+if removed_from <= #ARGV then
+  redis.call('HDEL', session.key, unpack(ARGV, removed_from))
+end
+see(session, now)
+return {'ok', version + 1, session.h}

@@ -1,0 +1,15 @@
+"""Sessions: who is logged in, from where, and for how long."""
+
+from stillroom.sessions.body import SWEEP_TASK, SessionsBody
+from stillroom.sessions.session import Device, Session, SessionEvent
+from stillroom.sessions.sessions import AsyncSessions, Sessions
+
+__all__ = [
+    "SWEEP_TASK",
+    "AsyncSessions",
+    "Device",
+    "Session",
+    "SessionEvent",
+    "Sessions",
+    "SessionsBody",
+]

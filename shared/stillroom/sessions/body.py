@@ -1,0 +1,657 @@
+"""The sessions' operations: what they say to Redis, and when. sessions.py gives them their two faces.
+
+Each act is one script in one slot (lua/session_*.lua), and the server's clock decides. What they serve: **a session
+that has ended stays ended**; no update, touch or rotation that was under way brings it back.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+from pydantic import SecretStr
+
+from stillroom.codec import Codec
+from stillroom.dispatch import Dispatch
+from stillroom.errors import (
+    RedisRefused,
+    RedisUnavailable,
+    SessionConflict,
+    SessionDataRefused,
+    SessionEnded,
+    SessionStoreUnavailable,
+    SettingsError,
+    TooManySessions,
+    ValueTooLarge,
+)
+from stillroom.keys import Keys, original, sanitized
+from stillroom.operation import Call, Once, Operation, Pause
+from stillroom.scripts import (
+    session_create,
+    session_destroy,
+    session_end,
+    session_get,
+    session_list,
+    session_reclaim,
+    session_revoke,
+    session_rotate,
+    session_sweep,
+    session_touch,
+    session_update,
+)
+from stillroom.sessions.session import (
+    Device,
+    Session,
+    SessionEvent,
+    checked_key,
+    decoded,
+    device_fields,
+    encoded,
+    encoded_meta,
+    encoded_tags,
+    head,
+    joined,
+    size_of,
+)
+from stillroom.sessions.token import (
+    SECRET_BYTES,
+    Place,
+    make_handle,
+    make_token,
+    place_of,
+    read_handle,
+    shard_of,
+)
+from stillroom.settings import Settings
+from stillroom.stats import Stats
+from stillroom.wire import Command, Server
+
+log = logging.getLogger("stillroom.sessions")
+
+T = TypeVar("T")
+
+SWEEP_TASK = "stillroom.sweep_sessions"
+BITE = 200  # sessions one script looks at
+SWEEP_S = 50.0  # one run of the sweep ends after this; the next goes on
+TRIES = 100  # of mutate: each lost one means that somebody else's was won
+DEFERRED_LIMIT = 10_000
+DEFERRED_BITE = 100
+LONGEST_S = 366 * 86_400
+
+Known = Session[Any] | SecretStr | str  # a session, its id, or the text of its cookie
+
+_random_pepper = secrets.token_bytes(32)  # of this process, for want of a setting
+
+
+class SessionsBody:
+    """The operations. A driver runs them."""
+
+    def __init__(
+        self, settings: Settings, server: Server, keys: Keys, dispatch: Dispatch, stats: Stats
+    ) -> None:
+        self.settings = settings
+        self.dispatch = dispatch
+        self.stats = stats
+        self.on_event: list[Callable[[SessionEvent], object]] = []
+        self._server = server
+        self._keys = keys
+        self._codec = Codec(settings)
+        self._shards = settings.session_shards
+        self._peppers = tuple(p.get_secret_value().encode() for p in settings.session_peppers)
+        self._touch = b"%d" % _us(settings.session_touch)
+        self._deferred: dict[Place, Command] = {}
+
+    # One session
+
+    @overload
+    def create(
+        self,
+        user_id: str | None,
+        data: Mapping[str, Any] | None = None,
+        *,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        idle: float | None = None,
+        absolute: float | None = None,
+        replaces: Known | None = None,
+        max_per_user: int | None = None,
+        on_cap: str = "evict_oldest",
+    ) -> Operation[Session[dict[str, Any]]]: ...
+    @overload
+    def create(
+        self,
+        user_id: str | None,
+        data: T,
+        *,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        idle: float | None = None,
+        absolute: float | None = None,
+        replaces: Known | None = None,
+        max_per_user: int | None = None,
+        on_cap: str = "evict_oldest",
+    ) -> Operation[Session[T]]: ...
+    def create(
+        self,
+        user_id: str | None,
+        data: Any = None,
+        *,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        idle: float | None = None,
+        absolute: float | None = None,
+        replaces: Known | None = None,
+        max_per_user: int | None = None,
+        on_cap: str = "evict_oldest",
+    ) -> Operation[Session[Any]]:
+        """Begin a session; its `token` goes into the cookie. `user_id` None: nobody's yet.
+
+        `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds.
+        `replaces`: the session before the login, which ends first (a token planted there opens
+        nothing afterwards). `max_per_user` with `on_cap` "evict_oldest" or "reject", which raises TooManySessions.
+        Raises SessionDataRefused, ValueTooLarge, InvalidKey. Redis away or full: SessionStoreUnavailable.
+        """
+        user = b"" if user_id is None else sanitized(user_id)
+        _check_cap(user_id, max_per_user, on_cap)
+        times = _idle_and_absolute(self.settings, idle, absolute)
+        given = {} if data is None else data
+        fields, note = encoded(given, *self._limits()), encoded_meta(meta)
+        labels = b"\n".join(encoded_tags(tags))
+        token, place = self._new_place(shard_of(user, self._shards) if user else None)
+        makes_room = int(on_cap == "evict_oldest")
+        options = (user, labels, *times, max_per_user or 0, makes_room, note, size_of(fields))
+        creates = session_create(
+            self._names(place), self._keys.shard(place.shard), *options, *_flat(fields)
+        )
+        *_, reply = yield from self._ask([*self._ending(replaces), creates])
+        if reply[0] == b"full":
+            raise TooManySessions(reply[1], max_per_user or 0)
+        self.stats.counts["sessions_created"] += 1
+        self._tell_all("expired", place.shard, reply[2])
+        self._tell_all("evicted", place.shard, [part for name in reply[3] for part in (name, user)])
+        began = head(user, int(reply[1]), *times, labels, note)
+        return Session(
+            **device_fields(place.shard, place.names[0], began),
+            data=decoded(joined(fields), None) if isinstance(given, Mapping) else given,
+            id=token,
+        )
+
+    @overload
+    def get(
+        self, session: Known, type: None = None, *, touch: bool = True
+    ) -> Operation[Session[dict[str, Any]] | None]: ...
+    @overload
+    def get(
+        self, session: Known, type: type[T], *, touch: bool = True
+    ) -> Operation[Session[T] | None]: ...
+    def get(
+        self, session: Known, type: Any = None, *, touch: bool = True
+    ) -> Operation[Session[Any] | None]:
+        """The session of this token or id; None if it never was, has ended, has expired, or was rotated away.
+
+        `type`: a pydantic model or any other type of its data. `touch=False`: reading it does not keep it alive.
+        What no token of ours looks like costs no round trip. Raises SessionUnreadable.
+        Redis away: SessionStoreUnavailable, which is not a logout.
+        """
+        place = self._place(session)
+        if place is None:
+            return None
+        (reply,) = yield from self._ask(
+            [
+                session_get(
+                    self._names(place), self._keys.shard(place.shard), self._touch if touch else b""
+                )
+            ]
+        )
+        if reply[0] != b"ok":
+            self._refused(place, reply)
+            return None
+        return self._read(place.shard, reply, _text(session), type)
+
+    def update(
+        self,
+        session: Known,
+        data: Any = None,
+        *,
+        remove: Iterable[str] = (),
+        if_version: int | None = None,
+    ) -> Operation[int]:
+        """Set these top-level keys and remove those; the others are left alone. Returns the new version.
+
+        Two updates of different keys never undo one another; of the same key the last one wins, unless `if_version`
+        says which version it must still have: SessionConflict. Also keeps the session alive.
+        Raises SessionEnded (nothing is ever brought back), SessionDataRefused, ValueTooLarge.
+        Redis away or full: SessionStoreUnavailable; whether it was written is unknown then.
+        """
+        fields = encoded(
+            {} if data is None else data,
+            self.settings.session_data_limit,
+            self.settings.session_keys_limit,
+        )
+        gone = [name for name in _names_of(remove) if name not in fields]
+        version = b"" if if_version is None else b"%d" % if_version
+        reply = yield from self._write(session, version, fields, gone)
+        return int(reply[1])
+
+    @overload
+    def mutate(
+        self,
+        session: Known,
+        change: Callable[[dict[str, Any]], Any],
+        type: None = None,
+    ) -> Operation[Session[dict[str, Any]]]: ...
+    @overload
+    def mutate(
+        self, session: Known, change: Callable[[T], Any], type: type[T]
+    ) -> Operation[Session[T]]: ...
+    def mutate(
+        self, session: Known, change: Callable[[Any], Any], type: Any = None
+    ) -> Operation[Session[Any]]:
+        """Read the data, call `change(data)`, and store what it returns, only if nobody else wrote in between.
+
+        If somebody did, again with theirs. `change` may return None: the data it was given, changed in place.
+        Returns the session then. Raises SessionEnded, what `change` raises, and SessionConflict after 100 tries.
+        Redis away: SessionStoreUnavailable.
+        """
+        current = 0
+        for _ in range(TRIES):
+            found = yield from self._must_get(session, type)
+            before = encoded(found.data, *self._limits())
+            changed = yield Call(change, (found.data,))
+            after = encoded(found.data if changed is None else changed, *self._limits())
+            gone = [key for key in before if key not in after]
+            try:
+                yield from self._write(session, b"%d" % found.version, after, gone)
+            except SessionConflict as conflict:
+                current = conflict.current or 0
+            else:
+                return (yield from self._must_get(session, type))
+        raise SessionConflict(current)
+
+    def touch(self, session: Known) -> Operation[bool]:
+        """Keep the session alive for another idle time, never past its absolute end. False if there is none.
+
+        Written down once in `session_touch` seconds. Redis away: SessionStoreUnavailable.
+        """
+        place = self._place(session)
+        if place is None:
+            return False
+        prefix = self._keys.shard(place.shard)
+        (reply,) = yield from self._ask([session_touch(self._names(place), prefix, self._touch)])
+        if reply[0] != b"ok":
+            self._refused(place, reply)
+        return bool(reply[0] == b"ok")
+
+    def destroy(self, session: Known, *, defer: bool = False) -> Operation[bool]:
+        """End a session; True if it lived. It works on a server that is full.
+
+        Redis away: SessionStoreUnavailable, unless `defer`: then the session has ended for this process at once
+        (True), and Redis is told when it is back, before this process reads any session again. Other processes
+        know it from then on. What could not be told when the room is closed is lost, with a line in the log.
+        """
+        place = self._place(session, denied=True)
+        if place is None:
+            return False
+        command = self._destroying(place)
+        try:
+            (ended,) = yield from self._ask([command])
+        except SessionStoreUnavailable:
+            if not defer or len(self._deferred) >= DEFERRED_LIMIT:
+                raise
+            self._deferred[place] = command
+            self.stats.counts["sessions_deferred"] += 1
+            return True
+        self.stats.counts["sessions_destroyed"] += ended
+        return bool(ended)
+
+    @overload
+    def rotate(
+        self, session: Known, type: None = None, *, grace: float | None = None
+    ) -> Operation[Session[dict[str, Any]]]: ...
+    @overload
+    def rotate(
+        self, session: Known, type: type[T], *, grace: float | None = None
+    ) -> Operation[Session[T]]: ...
+    def rotate(
+        self, session: Known, type: Any = None, *, grace: float | None = None
+    ) -> Operation[Session[Any]]:
+        """The same session under a new token. The old one works for `grace` seconds more (default: the settings').
+
+        After that its use is told to `on_event` as a replay. Where rights change, rotate with `grace=0`.
+        Raises SessionEnded, or SessionConflict if somebody else has just rotated it.
+        Redis away: SessionStoreUnavailable.
+        """
+        place = self._place(session)
+        if place is None:
+            raise SessionEnded("missing")
+        seconds = self.settings.session_grace if grace is None else grace
+        if not 0 <= seconds <= 3_600:
+            raise SettingsError(f"grace={seconds!r}: 0 to 3,600 seconds")
+        token, fresh = self._new_place(place.shard)
+        keys = [*self._names(place), *self._names(fresh)]
+        prefix = self._keys.shard(place.shard)
+        (reply,) = yield from self._ask([session_rotate(keys, prefix, _us(seconds))])
+        if reply[0] == b"conflict":
+            raise SessionConflict(None)
+        if reply[0] != b"ok":
+            raise self._refused(place, reply)
+        self.stats.counts["sessions_rotated"] += 1
+        return self._read(place.shard, reply, token, type)
+
+    # Many sessions
+
+    def list_for_user(self, user_id: str) -> Operation[list[Device]]:
+        """The user's living sessions, the one seen last first: no data, no tokens.
+
+        Redis away: SessionStoreUnavailable.
+        """
+        user = sanitized(user_id)
+        replies = yield from self._ask(
+            [
+                session_list([self._keys.user_sessions(shard, user)], self._keys.shard(shard))
+                for shard in range(self._shards)
+            ]
+        )
+        found = [
+            Device(**device_fields(shard, name, about))
+            for shard, reply in enumerate(replies)
+            for name, about in zip(reply[::2], reply[1::2], strict=True)
+        ]
+        return sorted(found, key=lambda device: device.last_seen, reverse=True)
+
+    def end(self, user_id: str, handle: str) -> Operation[bool]:
+        """End one session by the handle that a list shows; True if it lived and was this user's.
+
+        Redis away: SessionStoreUnavailable.
+        """
+        user, place = sanitized(user_id), read_handle(handle, self._shards)
+        if place is None:
+            return False
+        prefix = self._keys.shard(place.shard)
+        (ended,) = yield from self._ask([session_end(self._names(place), prefix, user)])
+        self.stats.counts["sessions_destroyed"] += ended
+        return bool(ended)
+
+    def destroy_for_user(self, user_id: str, keep: Known | None = None) -> Operation[int]:
+        """End all sessions of a user, but for one (a session, its token, or its handle). Returns how many.
+
+        True for every reader when it returns, also for logins that began before; of many the memory is reclaimed by
+        workers. Redis away: SessionStoreUnavailable; some shards may have been done then.
+        """
+        user = sanitized(user_id)
+        kept = self._kept(keep)
+        return (yield from self._revoke(b"u:" + user, kept))
+
+    def destroy_by_tag(self, *tags: str) -> Operation[int]:
+        """End all sessions that carry one of these tags. Returns how many. See destroy_for_user."""
+        ended = 0
+        for tag in encoded_tags(tags):
+            ended += yield from self._revoke(b"g:" + tag, None)
+        return ended
+
+    def count(self, user_id: str | None = None) -> Operation[int]:
+        """How many sessions there are: of a user, exactly; of all, with those not swept since they ended.
+
+        Redis away: SessionStoreUnavailable.
+        """
+        if user_id is not None:
+            return len((yield from self.list_for_user(user_id)))
+        replies = yield from self._ask(
+            [(b"ZCARD", self._keys.due_sessions(shard)) for shard in range(self._shards)]
+        )
+        return sum(replies)
+
+    # Background work
+
+    def sweep(self, limit: int = BITE, seconds: float = SWEEP_S) -> Operation[dict[str, Any]]:
+        """Delete what has expired, oldest first, and what was revoked, in bites of `limit`. For a worker.
+
+        Returns {"expired", "deleted", "lag_s", "done"}: `lag_s` is how long the oldest had been due, and
+        `done` is False if `seconds` were up first. Two at once share the work. Redis away: SessionStoreUnavailable.
+        """
+        deadline = time.monotonic() + seconds
+        expired = deleted = lag = 0
+        left = set(range(self._shards))
+        while left and time.monotonic() < deadline:
+            for shard in sorted(left):
+                ended, due, waited = yield from self._sweep_shard(shard, limit)
+                gone, unfinished = yield from self._reclaim(shard, limit)
+                expired, deleted, lag = expired + ended, deleted + gone, max(lag, waited)
+                if due < limit and not unfinished:
+                    left.discard(shard)
+                yield Pause(0)  # others first; and each bite has its own deadline
+        return {"expired": expired, "deleted": deleted, "lag_s": lag / 1e6, "done": not left}
+
+    def deliver(self) -> Operation[int]:
+        """Tell Redis of the sessions that ended while it was away. Returns how many are left to tell.
+
+        Happens by itself when Redis is back, and before this process reads a session. Does not raise.
+        """
+        while self._deferred:
+            try:
+                yield from self._ask([])
+            except SessionStoreUnavailable:
+                break
+            yield Pause(0)
+        return len(self._deferred)
+
+    # Asking
+
+    def _ask(
+        self, batch: Sequence[Command], kind: type[list[Command]] = list
+    ) -> Operation[list[Any]]:
+        """The replies. What has to be told first goes in front, the counts that are due behind."""
+        told = list(self._deferred.items())[:DEFERRED_BITE] if self._deferred else []
+        commands = kind([*(command for _, command in told), *batch])
+        due = time.monotonic() > self.stats.due
+        if due:
+            commands += self.stats.flush(self._server.now_ms())
+        if not commands:
+            return []
+        last = len(told) + len(batch)
+        try:
+            replies = yield commands
+        except RedisRefused as refused:
+            # A server that is full refuses to count, not to do what it was asked.
+            if not due or any(isinstance(reply, Exception) for reply in refused.replies[:last]):
+                raise SessionStoreUnavailable(refused.reason, refused.detail) from refused
+            replies = refused.replies
+        except RedisUnavailable as error:
+            raise SessionStoreUnavailable(error.reason, error.detail) from error
+        for place, _ in told:
+            self._deferred.pop(place, None)
+        return list(replies[len(told) : last])
+
+    def _write(
+        self, session: Known, version: bytes, fields: Mapping[bytes, bytes], gone: Sequence[bytes]
+    ) -> Operation[Any]:
+        """What lua/session_update.lua replied. Once: a second time would count a version too many."""
+        place = self._place(session)
+        if place is None:
+            raise SessionEnded("missing")
+        limits = self._limits()
+        updates = session_update(
+            self._names(place),
+            *(self._keys.shard(place.shard), version, *limits, len(fields)),
+            *(*_flat(fields), *gone),
+        )
+        (reply,) = yield from self._ask([updates], Once)
+        match reply[0]:
+            case b"ok":
+                return reply
+            case b"conflict":
+                raise SessionConflict(reply[1])
+            case b"large":
+                raise ValueTooLarge(reply[1], limits[0])
+            case b"many":
+                raise SessionDataRefused(f"{reply[1]} keys, the limit is {limits[1]}")
+        raise self._refused(place, reply)
+
+    def _must_get(self, session: Known, type: Any) -> Operation[Session[Any]]:
+        found = yield from self.get(session, type)
+        if found is None:
+            raise SessionEnded("missing")
+        return found  # type: ignore[no-any-return]  # which overload it was is not known here
+
+    def _revoke(self, name: bytes, keep: Place | None) -> Operation[int]:
+        """`name`: u:<user> or g:<tag>."""
+        kept = [() if keep is None or keep.shard != n else keep.names for n in range(self._shards)]
+        replies = yield from self._ask(
+            [
+                session_revoke([prefix + name], prefix, name, BITE, *kept[shard])
+                for shard in range(self._shards)
+                if (prefix := self._keys.shard(shard))
+            ]
+        )
+        ended = sum(int(count) for count, _ in replies)
+        self.stats.counts["sessions_revoked"] += ended
+        if any(unfinished for _, unfinished in replies):
+            if self.dispatch.inline:
+                yield from self.sweep()
+            else:
+                self.dispatch.wake(SWEEP_TASK)
+        return ended
+
+    def _sweep_shard(self, shard: int, limit: int) -> Operation[tuple[int, int, int]]:
+        """(expired, how many were due, how long the oldest had been, µs)."""
+        command = session_sweep([self._keys.due_sessions(shard)], self._keys.shard(shard), limit)
+        ((ended, due, waited),) = yield from self._ask([command])
+        self._tell_all("expired", shard, ended)
+        return len(ended) // 2, due, waited
+
+    def _reclaim(self, shard: int, limit: int) -> Operation[tuple[int, int]]:
+        """(deleted, revocations left)."""
+        command = session_reclaim([self._keys.revocations(shard)], self._keys.shard(shard), limit)
+        ((deleted, left, _),) = yield from self._ask([command])
+        return deleted, left
+
+    # Names
+
+    def _place(self, session: Known, *, denied: bool = False) -> Place | None:
+        """Where the session is; None for what is no token, or has ended here already."""
+        token = session if isinstance(session, str) else _text(session).get_secret_value()
+        place = place_of(token, self._ring(), self._shards)
+        return None if self._deferred and place in self._deferred and not denied else place
+
+    def _ring(self) -> tuple[bytes, ...]:
+        if not self._peppers:
+            self._peppers = self._stand_in()
+        return self._peppers
+
+    def _stand_in(self) -> tuple[bytes, ...]:
+        if self.settings.production:
+            raise SettingsError(
+                "STILLROOM_SESSION_PEPPERS is missing: sessions need a secret (32 characters or more) in production"
+            )
+        log.warning(
+            "STILLROOM_SESSION_PEPPERS is not set: sessions end with this process, and no other knows them"
+        )
+        return (_random_pepper,)
+
+    def _names(self, place: Place) -> list[bytes]:
+        return [self._keys.session(place.shard, name) for name in place.names]
+
+    def _new_place(self, shard: int | None) -> tuple[SecretStr, Place]:
+        """A token and its place: under the first pepper only."""
+        number = secrets.randbelow(self._shards) if shard is None else shard
+        token = make_token(number, secrets.token_bytes(SECRET_BYTES))
+        place = place_of(token, self._ring()[:1], self._shards)
+        assert place is not None
+        return SecretStr(token), place
+
+    def _destroying(self, place: Place) -> Command:
+        return session_destroy(self._names(place), self._keys.shard(place.shard))
+
+    def _ending(self, session: Known | None) -> list[Command]:
+        place = None if session is None else self._place(session)
+        return [] if place is None else [self._destroying(place)]
+
+    def _kept(self, keep: Known | None) -> Place | None:
+        if keep is None:
+            return None
+        handle = keep if isinstance(keep, str) else None
+        place = self._place(keep) or read_handle(handle, self._shards)
+        if place is None:
+            raise SessionEnded("missing")  # better none is ended than all by mistake
+        return place
+
+    def _limits(self) -> tuple[int, int]:
+        return self.settings.session_data_limit, self.settings.session_keys_limit
+
+    # Answers
+
+    def _read(self, shard: int, reply: Any, id: SecretStr, type: Any) -> Session[Any]:
+        fields = device_fields(shard, reply[1], reply[2])
+        data = decoded(reply[3], None if type is None else self._codec.adapter(type))
+        return Session(**fields, data=data, id=id)
+
+    def _refused(self, place: Place, reply: Any) -> SessionEnded:
+        """Count and tell why there is no session."""
+        reason = reply[0].decode()
+        self.stats.counts[f"sessions_{reason}"] += 1
+        if reason == "replayed":
+            self._tell_all(reason, place.shard, reply[1:])
+        return SessionEnded(reason)
+
+    def _tell_all(self, kind: str, shard: int, ended: Sequence[bytes]) -> None:
+        """`ended`: name, user, name, user …"""
+        if not ended:
+            return
+        if kind != "replayed":
+            self.stats.counts[f"sessions_{kind}"] += len(ended) // 2
+        for name, user in zip(ended[::2], ended[1::2], strict=True):
+            user_id = original(user).decode(errors="replace") or None
+            self._tell(SessionEvent(kind, make_handle(shard, name), user_id))
+
+    def _tell(self, event: SessionEvent) -> None:
+        log.info("session %s: handle=%s user=%a", event.kind, event.handle, event.user_id)
+        for listener in self.on_event:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener of session events failed")
+
+
+def _text(session: Session[Any] | SecretStr | str) -> SecretStr:
+    if isinstance(session, Session):
+        return session.id
+    return session if isinstance(session, SecretStr) else SecretStr(str(session))
+
+
+def _us(seconds: float) -> int:
+    return int(seconds * 1_000_000)
+
+
+def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
+    return [part for item in fields.items() for part in item]
+
+
+def _idle_and_absolute(
+    settings: Settings, idle: float | None, absolute: float | None
+) -> tuple[int, int]:
+    """In µs. Raises SettingsError."""
+    times = (
+        settings.session_idle if idle is None else idle,
+        settings.session_absolute if absolute is None else absolute,
+    )
+    for name, seconds in zip(("idle", "absolute"), times, strict=True):
+        if not 0.001 <= seconds <= LONGEST_S:
+            raise SettingsError(f"{name}={seconds!r}: 0.001 to {LONGEST_S:,} seconds")
+    return _us(times[0]), _us(times[1])
+
+
+def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
+    if on_cap not in ("evict_oldest", "reject"):
+        raise SettingsError(f"on_cap={on_cap!r}: evict_oldest or reject")
+    if most is not None and most < 1:
+        raise SettingsError(f"max_per_user={most!r}: 1 or more")
+    if most is not None and user_id is None:
+        raise SettingsError("max_per_user needs a user_id: the anonymous are not counted")
+
+
+def _names_of(keys: Iterable[str]) -> list[bytes]:
+    """One key, or several. Raises SessionDataRefused: the record's own fields are not among them."""
+    return [checked_key(key) for key in ((keys,) if isinstance(keys, str) else keys)]

@@ -1,0 +1,65 @@
+"""The sessions' two faces: `Sessions` for threads, `AsyncSessions` for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.sessions.body import SessionsBody
+from stillroom.sessions.session import SessionEvent
+
+
+class Sessions:
+    """The sessions for threads and greenlets: `room.sessions`."""
+
+    def __init__(self, body: SessionsBody, driver: Driver) -> None:
+        self._body = body
+        self._driver = driver
+
+    create = blocking(SessionsBody.create)
+    get = blocking(SessionsBody.get)
+    update = blocking(SessionsBody.update)
+    mutate = blocking(SessionsBody.mutate)
+    touch = blocking(SessionsBody.touch)
+    destroy = blocking(SessionsBody.destroy)
+    rotate = blocking(SessionsBody.rotate)
+    list_for_user = blocking(SessionsBody.list_for_user)
+    end = blocking(SessionsBody.end)
+    destroy_for_user = blocking(SessionsBody.destroy_for_user)
+    destroy_by_tag = blocking(SessionsBody.destroy_by_tag)
+    count = blocking(SessionsBody.count)
+    sweep = blocking(SessionsBody.sweep)
+    deliver = blocking(SessionsBody.deliver)
+
+    @property
+    def on_event(self) -> list[Callable[[SessionEvent], object]]:
+        """Called in the process that noticed: a session expired, was evicted, or its old token was used."""
+        return self._body.on_event
+
+
+class AsyncSessions:
+    """The sessions for asyncio: `room.sessions`. The same names, awaited."""
+
+    def __init__(self, body: SessionsBody, driver: AsyncDriver) -> None:
+        self._body = body
+        self._driver = driver
+
+    create = awaiting(SessionsBody.create)
+    get = awaiting(SessionsBody.get)
+    update = awaiting(SessionsBody.update)
+    mutate = awaiting(SessionsBody.mutate)
+    touch = awaiting(SessionsBody.touch)
+    destroy = awaiting(SessionsBody.destroy)
+    rotate = awaiting(SessionsBody.rotate)
+    list_for_user = awaiting(SessionsBody.list_for_user)
+    end = awaiting(SessionsBody.end)
+    destroy_for_user = awaiting(SessionsBody.destroy_for_user)
+    destroy_by_tag = awaiting(SessionsBody.destroy_by_tag)
+    count = awaiting(SessionsBody.count)
+    sweep = awaiting(SessionsBody.sweep)
+    deliver = awaiting(SessionsBody.deliver)
+
+    @property
+    def on_event(self) -> list[Callable[[SessionEvent], object]]:
+        """Called in the process that noticed: a session expired, was evicted, or its old token was used."""
+        return self._body.on_event

@@ -1,0 +1,63 @@
+"""The token a browser holds, and the names Redis knows it by. Pure.
+
+A token is `<shard>.<secret>`: two hex digits and 256 bits as base64url. Redis sees its HMAC only, so what leaks
+from there opens no session. A handle is that HMAC with its shard: it names a session and opens nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from binascii import b2a_base64
+from typing import NamedTuple
+from zlib import crc32
+
+SECRET_BYTES = 32
+_TOKEN = re.compile(r"([0-9a-f]{2})\.[A-Za-z0-9_-]{43}", re.ASCII)
+_HANDLE = re.compile(r"([0-9a-f]{2})-([A-Za-z0-9_-]{43})", re.ASCII)
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
+
+
+class Place(NamedTuple):
+    """Where a session is: its shard, and what it may be called there, one name for each pepper."""
+
+    shard: int
+    names: tuple[bytes, ...]
+
+
+def make_token(shard: int, secret: bytes) -> str:
+    """`secret`: 32 random bytes."""
+    return f"{shard:02x}.{_text(secret).decode()}"
+
+
+def place_of(token: object, peppers: tuple[bytes, ...], shards: int) -> Place | None:
+    """Where the session of this token would be, or None for what no token of ours looks like."""
+    match = _TOKEN.fullmatch(token) if isinstance(token, str) else None
+    if match is None or (shard := int(match[1], 16)) >= shards:
+        return None
+    text = match[0].encode()
+    return Place(
+        shard, tuple([_text(hmac.digest(pepper, text, hashlib.sha256)) for pepper in peppers])
+    )
+
+
+def make_handle(shard: int, name: bytes) -> str:
+    return f"{shard:02x}-{name.decode()}"
+
+
+def read_handle(handle: object, shards: int) -> Place | None:
+    """Where the session of this handle is, or None for what no handle looks like."""
+    match = _HANDLE.fullmatch(handle) if isinstance(handle, str) else None
+    if match is None or (shard := int(match[1], 16)) >= shards:
+        return None
+    return Place(shard, (match[2].encode(),))
+
+
+def shard_of(user: bytes, shards: int) -> int:
+    """A user's sessions live together, so that one script can count them."""
+    return crc32(user) % shards
+
+
+def _text(digest: bytes) -> bytes:
+    return b2a_base64(digest, newline=False).translate(_URLSAFE)[:-1]

@@ -1,0 +1,53 @@
+"""`stillroom sessions`, as a person types it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stillroom.cli import app
+
+
+@pytest.fixture
+def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a command prints."""
+    monkeypatch.setenv("REDIS_URL", server.url)
+
+    def run(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, ["sessions", *arguments])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return run
+
+
+def test_list_shows_handles_and_no_tokens(run: Any, make_room: Any) -> None:
+    """Each session with what a person knows it by; nothing in a user's text is taken for markup."""
+    sessions = make_room().sessions
+    made = [
+        sessions.create("u1", tags=["mobile"], meta={"agent": "[red]Firefox"}) for _ in range(2)
+    ]
+    sessions.create("u2")
+    shown = run("list", "u1")
+    assert all(one.handle in shown and one.token not in shown for one in made)
+    assert all(one.token[3:] not in shown for one in made)
+    assert "mobile" in shown
+    assert "[red]Firefox" in shown
+    assert "2 sessions" in shown
+    assert "0 sessions" in run("list", "nobody")
+    assert "3 sessions" in run("count")
+
+
+def test_end_ends_one_all_but_one_or_all(run: Any, make_room: Any) -> None:
+    """As it says, and without the app's pepper."""
+    sessions = make_room().sessions
+    made = [sessions.create("u1") for _ in range(4)]
+    assert "1 sessions ended" in run("end", "u1", "--handle", made[0].handle)
+    assert "0 sessions ended" in run("end", "u2", "--handle", made[1].handle)
+    assert "2 sessions ended" in run("end", "u1", "--keep", made[1].handle)
+    assert [sessions.get(one) is not None for one in made] == [False, True, False, False]
+    assert "give one" in run("end", "u1", "--handle", "a", "--keep", "b", code=2)
+    assert "1 sessions ended" in run("end", "u1")
+    assert sessions.count() == 0

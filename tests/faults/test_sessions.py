@@ -1,0 +1,216 @@
+"""Sessions while Redis is away: never "you are logged out", and an end that is deferred is not forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import AsyncStillroom, NoDispatch, SessionStoreUnavailable, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.sessions import body
+from tests.support.celery_process import until
+from tests.support.faces import BlockingRoom
+from tests.support.processes import Program
+
+PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
+
+
+@pytest.fixture(params=["sync", "async"])
+def own_room(request: pytest.FixtureRequest, own_server: EmbeddedServer) -> Iterator[Any]:
+    settings = Settings(
+        redis_url=own_server.url, session_peppers=PEPPER, command_timeout=1, call_timeout=1.5
+    )
+    if request.param == "sync":
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            yield room
+        return
+    with asyncio.Runner() as runner:
+        face = BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
+        yield face
+        face.close()
+
+
+def other(server: EmbeddedServer) -> Stillroom:
+    return Stillroom(Settings(redis_url=server.url, session_peppers=PEPPER), dispatch=NoDispatch())
+
+
+def test_nobody_is_logged_out_because_redis_is_away(
+    own_room: Any, own_server: EmbeddedServer
+) -> None:
+    """Every operation says that it can't know, quickly; the session is there when Redis is."""
+    session = own_room.sessions.create("u1", {"a": 1})
+    own_server.kill()
+    sessions = own_room.sessions
+    for _ in range(3):
+        for act in (
+            lambda: sessions.create("u1"),
+            lambda: sessions.get(session),
+            lambda: sessions.update(session, {"a": 2}),
+            lambda: sessions.mutate(session, lambda data: data),
+            lambda: sessions.touch(session),
+            lambda: sessions.rotate(session),
+            lambda: sessions.destroy(session),
+            lambda: sessions.list_for_user("u1"),
+            lambda: sessions.destroy_for_user("u1"),
+            lambda: sessions.destroy_by_tag("t"),
+            lambda: sessions.end("u1", session.handle),
+            sessions.count,
+            sessions.sweep,
+        ):
+            with pytest.raises(SessionStoreUnavailable) as caught:
+                act()
+            assert session.token not in repr(caught.value)
+    assert sessions.get("no token") is None
+    own_server.restart()
+    until(lambda: not own_room.wire.breaker.is_open, "recovery")
+    assert sessions.get(session).data == {"a": 1}
+
+
+def test_a_deferred_end_is_delivered_on_recovery(own_room: Any, own_server: EmbeddedServer) -> None:
+    """Ended here at once, in Redis as soon as it is back, without another call of this process."""
+    session, stays = own_room.sessions.create("u1"), own_room.sessions.create("u1")
+    own_server.kill()
+    with pytest.raises(SessionStoreUnavailable):
+        own_room.sessions.destroy(session)
+    assert own_room.sessions.destroy(session, defer=True) is True
+    assert own_room.sessions.destroy(session.token, defer=True) is True
+    assert own_room.sessions.get(session) is None
+    assert own_room.sessions.touch(session) is False
+    with pytest.raises(SessionStoreUnavailable):
+        own_room.sessions.get(stays)
+    until(lambda: _fails(own_room, stays) and own_room.wire.breaker.is_open, "an open breaker")
+    own_server.restart()
+    with other(own_server) as elsewhere:
+        until(lambda: _get(elsewhere, session) is None, "the delivery")
+        assert elsewhere.sessions.get(stays.token) is not None
+
+
+def _fails(room: Any, session: Any) -> bool:
+    try:
+        room.sessions.get(session)
+    except SessionStoreUnavailable:
+        return True
+    return False
+
+
+def _get(room: Stillroom, session: Any) -> Any:
+    try:
+        return room.sessions.get(session.token)
+    except SessionStoreUnavailable:
+        return "unknown"
+
+
+def test_a_deferred_end_goes_in_front_of_the_next_read(
+    own_room: Any, own_server: EmbeddedServer
+) -> None:
+    """Redis is back before the breaker noticed anything: the first read of this process tells it."""
+    session, stays = own_room.sessions.create("u1"), own_room.sessions.create("u1")
+    own_server.freeze()
+    try:
+        assert own_room.sessions.destroy(session, defer=True) is True
+    finally:
+        own_server.thaw()
+    assert not own_room.wire.breaker.is_open
+    assert own_room.sessions.get(stays) is not None
+    with other(own_server) as elsewhere:
+        assert elsewhere.sessions.get(session.token) is None
+    assert own_room.sessions.deliver() == 0
+
+
+def test_the_outbox_has_a_bound(
+    own_room: Any, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past it nothing is promised any more."""
+    monkeypatch.setattr(body, "DEFERRED_LIMIT", 2)
+    sessions = [own_room.sessions.create("u1") for _ in range(3)]
+    own_server.kill()
+    assert [own_room.sessions.destroy(one, defer=True) for one in sessions[:2]] == [True, True]
+    with pytest.raises(SessionStoreUnavailable):
+        own_room.sessions.destroy(sessions[2], defer=True)
+    assert own_room.sessions.deliver() == 2
+    own_server.restart()
+
+
+def test_what_could_not_be_told_at_the_end_is_said(
+    own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A room that closes while Redis is away logs how many ends are lost; one that closes after tells them."""
+    for back in (False, True):
+        room = other(own_server)
+        session = room.sessions.create("u1")
+        own_server.kill()
+        assert room.sessions.destroy(session, defer=True)
+        if back:
+            own_server.restart()
+            room.wire.breaker.stop()
+        room.close()
+        if not back:
+            assert "1 sessions were ended" in caplog.text
+            caplog.clear()
+            own_server.restart()
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR and "ended" in r.message]
+    with other(own_server) as elsewhere:
+        assert elsewhere.sessions.get(session.token) is None
+
+
+def test_a_process_that_exits_takes_its_promise_with_it(own_server: EmbeddedServer) -> None:
+    """Documented: without `close()` what waits is lost; the session lives, and its user can end it again."""
+    with other(own_server) as room:
+        session = room.sessions.create("u1")
+        own_server.freeze()
+        program = Program(
+            f"""
+            import os
+            from stillroom import NoDispatch, Settings, Stillroom
+            settings = Settings(redis_url={own_server.url!r}, session_peppers={PEPPER!r})
+            room = Stillroom(settings, dispatch=NoDispatch())
+            print("ended", room.sessions.destroy({session.token!r}, defer=True), flush=True)
+            os._exit(0)
+            """
+        )
+        with program:
+            assert program.read_word("ended ") == "True"
+            program.exit_code()
+        own_server.thaw()
+        until(lambda: _get(room, session) != "unknown", "an answer")
+        assert room.sessions.destroy(session) in (True, False)
+        assert room.sessions.get(session) is None
+
+
+def test_a_dead_connection_does_not_count_an_update_twice(
+    own_room: Any, own_server: EmbeddedServer
+) -> None:
+    """A restart between two calls: the update is made once, or not at all."""
+    session = own_room.sessions.create("u1")
+    assert own_room.sessions.update(session, {"a": 1}) == 2
+    own_server.restart()
+    with contextlib.suppress(SessionStoreUnavailable):  # an event loop that stood still saw no end
+        assert own_room.sessions.update(session, {"a": 2}) == 3
+        assert own_room.sessions.get(session).version == 3
+    assert own_room.sessions.update(
+        session, {"a": 3}, if_version=own_room.sessions.get(session).version
+    ) in (3, 4)
+
+
+def test_counts_ride_along_with_the_operations(own_room: Any, own_server: EmbeddedServer) -> None:
+    """When they are due, and without a round trip of their own."""
+    stats = own_room.state_stats
+    stats.due = time.monotonic() + 1_000
+    session = own_room.sessions.create("u1")
+    own_room.sessions.destroy(session)
+    stats.due = 0.0
+    assert own_room.sessions.get(session) is None
+    with redis.Redis.from_url(own_server.url) as client:
+        counted = [client.hgetall(key) for key in client.keys("*:stats:*")]
+    total = {
+        name: sum(int(c.get(name, 0)) for c in counted)
+        for name in (b"sessions_created", b"sessions_destroyed")
+    }
+    assert total == {b"sessions_created": 1, b"sessions_destroyed": 1}

@@ -1,0 +1,775 @@
+"""Sessions: what each operation does, on real servers, with both faces."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from stillroom import (
+    InvalidKey,
+    SessionConflict,
+    SessionDataRefused,
+    SessionEnded,
+    SessionStoreUnavailable,
+    SessionUnreadable,
+    SettingsError,
+    TooManySessions,
+    ValueTooLarge,
+)
+from tests.support.sessions import (
+    age,
+    assert_bounded,
+    end_grace,
+    name_of,
+    record_of,
+    sessions_keys,
+)
+
+DAY = 86_400.0
+
+
+class Cart(BaseModel):
+    items: list[int] = []
+    note: str = ""
+
+
+@dataclass
+class Plain:
+    n: int
+
+
+def sent(client: Any, act: Any) -> list[str]:
+    """The commands that clients sent while `act` ran."""
+    with client.monitor() as monitor:
+        act()
+        client.echo("done")
+        seen = list(takewhile(lambda c: c["command"] != "ECHO done", monitor.listen()))
+    names = [c["command"].split()[0] for c in seen if c["client_type"] != "lua"]
+    return [name for name in names if name not in {"HELLO", "CLIENT", "MONITOR"}]
+
+
+@pytest.fixture(autouse=True)
+def bounded(client: Any) -> Any:
+    """After every test here each key that is left has an end."""
+    yield
+    assert_bounded(client)
+
+
+# One session
+
+
+def test_a_session_is_created_and_read(room: Any) -> None:
+    """Everything that was given comes back, with the server's times."""
+    made = room.sessions.create(
+        "u1",
+        {"cart": [1], "big": 2**60, "none": None, "empty": {}},
+        tags=["mobile"],
+        meta={"ip": "::1"},
+    )
+    read = room.sessions.get(made.token)
+    assert read == made
+    assert read.data == {"cart": [1], "big": 2**60, "none": None, "empty": {}}
+    assert (read.user_id, read.tags, read.meta, read.version) == (
+        "u1",
+        ("mobile",),
+        {"ip": "::1"},
+        1,
+    )
+    assert read.created == read.last_seen
+    assert read.expires_at - read.created == pytest.approx(DAY)
+    assert room.sessions.get(made) == room.sessions.get(made.id) == read
+
+
+def test_nobody_has_a_session_before_the_login(room: Any) -> None:
+    """An anonymous session belongs to no user, and is in no user's list."""
+    made = room.sessions.create(None, {"a": 1})
+    assert made.user_id is None
+    assert room.sessions.get(made).data == {"a": 1}
+    assert room.sessions.count() == 1
+
+
+def test_every_operation_is_one_round_trip(room: Any, client: Any) -> None:
+    """One script each; a user's or a tag's take one script for each shard, in one batch."""
+    made = room.sessions.create("u1", {"a": 1}, tags=["t"])
+    room.sessions.rotate(room.sessions.create("u1"))
+    room.sessions.update(made, {"a": 2})
+    room.sessions.touch(room.sessions.get(made))
+    room.sessions.destroy(room.sessions.create("u1"))
+    room.state_stats.due = 1 << 62
+    for act in (
+        lambda: room.sessions.create("u1"),
+        lambda: room.sessions.get(made),
+        lambda: room.sessions.update(made, {"a": 2}),
+        lambda: room.sessions.touch(made),
+        lambda: room.sessions.rotate(made, grace=0),
+        lambda: room.sessions.destroy(made),
+    ):
+        assert sent(client, act) == ["EVALSHA"]
+
+
+def test_what_is_no_token_costs_no_round_trip(room: Any, client: Any) -> None:
+    """Wrong in form: answered here."""
+    wrong = [
+        "",
+        "x",
+        "07." + "a" * 42,
+        "ff." + "a" * 43,
+        "07." + "a" * 43 + "\n",
+        "07." + "\0" * 43,
+    ]
+
+    def act() -> None:
+        for token in wrong:
+            assert room.sessions.get(token) is None
+            assert room.sessions.touch(token) is False
+            assert room.sessions.destroy(token) is False
+            with pytest.raises(SessionEnded):
+                room.sessions.update(token, {"a": 1})
+            with pytest.raises(SessionEnded):
+                room.sessions.rotate(token)
+
+    assert sent(client, act) == []
+
+
+def test_a_token_that_a_client_chose_opens_nothing(room: Any, client: Any) -> None:
+    """Right in form, never given out: nothing is found, and nothing comes to be."""
+    token = "07." + "a" * 43
+    assert room.sessions.get(token) is None
+    with pytest.raises(SessionEnded, match="missing"):
+        room.sessions.update(token, {"admin": True})
+    assert room.sessions.touch(token) is False
+    assert client.keys("*:{s*") == []
+
+
+def test_update_sets_and_removes_keys(room: Any) -> None:
+    """The others are left alone, and the version counts."""
+    made = room.sessions.create("u1", {"a": 1, "b": 2})
+    assert room.sessions.update(made, {"b": 3, "c": 4}, remove=["a", "gone"]) == 2
+    read = room.sessions.get(made)
+    assert (read.data, read.version) == ({"b": 3, "c": 4}, 2)
+    assert room.sessions.update(made, remove=["b", "c"]) == 3
+    assert room.sessions.get(made).data == {}
+    room.sessions.update(made, {"cart": 1, "c": 2})
+    room.sessions.update(made, remove="cart")
+    assert room.sessions.get(made).data == {"c": 2}
+
+
+def test_update_with_a_version(room: Any) -> None:
+    """Only if nobody wrote since; the conflict says which version there is."""
+    made = room.sessions.create("u1", {"a": 1})
+    assert room.sessions.update(made, {"a": 2}, if_version=1) == 2
+    with pytest.raises(SessionConflict) as caught:
+        room.sessions.update(made, {"a": 3}, if_version=1)
+    assert caught.value.current == 2
+    assert room.sessions.get(made).data == {"a": 2}
+
+
+def test_mutate_changes_what_is_there(room: Any) -> None:
+    """In place or anew; keys that are no longer there are removed."""
+    made = room.sessions.create("u1", {"a": 1, "b": 2})
+    assert room.sessions.mutate(made, lambda data: data.update(a=5)).data == {"a": 5, "b": 2}
+    changed = room.sessions.mutate(made, lambda data: {"c": data["a"]})
+    assert (changed.data, changed.version) == ({"c": 5}, 3)
+
+
+def test_mutate_tries_again_with_what_somebody_else_wrote(room: Any, client: Any) -> None:
+    """A write between reading and storing is not lost, and the change is made again."""
+    made = room.sessions.create("u1", {"n": 0})
+    seen: list[int] = []
+
+    def change(data: dict[str, Any]) -> dict[str, Any]:
+        seen.append(data["n"])
+        if len(seen) == 1:
+            client.hset(record_of(room, made.handle), mapping={"n": "10", "_v": "2"})
+        return {"n": data["n"] + 1}
+
+    assert room.sessions.mutate(made, change).data == {"n": 11}
+    assert seen == [0, 10]
+
+
+def test_data_may_have_a_type(room: Any, client: Any) -> None:
+    """A model in, a model out; what does not fit is an error that names the field and no more."""
+    made = room.sessions.create("u1", Cart(items=[1, 2]))
+    assert made.data == Cart(items=[1, 2])
+    assert room.sessions.get(made, Cart).data == Cart(items=[1, 2])
+    room.sessions.update(made, {"note": "hi"})
+    assert room.sessions.mutate(made, lambda cart: cart.items.append(3), Cart).data == Cart(
+        items=[1, 2, 3], note="hi"
+    )
+    room.sessions.update(made, {"items": "canary"})
+    with pytest.raises(SessionUnreadable, match="items") as caught:
+        room.sessions.get(made, Cart)
+    assert "canary" not in str(caught.value)
+    plain = room.sessions.create("u1", Plain(3))
+    assert room.sessions.get(plain, Plain).data == Plain(3)
+    client.hset(record_of(room, made.handle), "items", b"\x80\x04K\x01.")  # a pickle
+    with pytest.raises(SessionUnreadable):
+        room.sessions.get(made)
+
+
+def test_no_session_and_no_error_shows_its_token(room: Any, client: Any, caplog: Any) -> None:
+    """Not in a repr, a log, an exception, a key, a value; MONITOR does not see it."""
+    caplog.set_level(logging.DEBUG)
+    shown: list[str] = []
+    tokens: list[str] = []
+    with client.monitor() as monitor:
+        made = room.sessions.create("u1", {"a": 1}, tags=["t"])
+        fresh = room.sessions.rotate(made)
+        end_grace(client, room, made.handle)
+        tokens += [made.token, fresh.token]
+        shown += [repr(made), str(made), repr(fresh), f"{fresh.id}", repr(room.sessions.get(fresh))]
+        shown += [repr(room.sessions.list_for_user("u1"))]
+        assert room.sessions.get(made) is None
+        for fail in (
+            lambda: room.sessions.update(made, {"b": 1}),
+            lambda: room.sessions.update(fresh, {"b": 1}, if_version=9),
+            lambda: room.sessions.rotate(made),
+        ):
+            with pytest.raises((SessionEnded, SessionConflict)) as caught:
+                fail()
+            shown += [repr(caught.value)]
+        client.echo("done")
+        shown += [
+            c["command"] for c in takewhile(lambda c: c["command"] != "ECHO done", monitor.listen())
+        ]
+    for key in client.keys("*"):
+        shown += [repr(key), repr(client.dump(key))]
+        if client.type(key) == b"hash":
+            shown += [repr(client.hgetall(key))]
+    shown += [record.getMessage() for record in caplog.records]
+    for token in tokens:
+        assert not [text for text in shown if token in text or token[3:] in text]
+
+
+@pytest.mark.parametrize("key", ["_u", "_x", "", "1a", "a b", "a\n", "é", "a" * 65, 'a"', 7])
+def test_keys_have_a_grammar(room: Any, key: Any) -> None:
+    """The reserved names among them can't be set, nor removed."""
+    made = room.sessions.create("u1", {"a": 1})
+    with pytest.raises(SessionDataRefused):
+        room.sessions.create("u1", {key: 1})
+    with pytest.raises(SessionDataRefused):
+        room.sessions.update(made, {key: 1})
+    with pytest.raises(SessionDataRefused):
+        room.sessions.update(made, remove=[key])
+    assert room.sessions.get(made).version == 1
+
+
+def test_there_is_a_limit_to_what_a_session_holds(room: Any) -> None:
+    """64 KiB and 64 keys, all together, however they came; what is too much changes nothing."""
+    with pytest.raises(ValueTooLarge):
+        room.sessions.create("u1", {"a": "x" * 65_536})
+    with pytest.raises(SessionDataRefused, match="65 keys"):
+        room.sessions.create("u1", {f"k{n}": n for n in range(65)})
+    made = room.sessions.create("u1", {"a": "x" * 40_000})
+    with pytest.raises(ValueTooLarge) as caught:
+        room.sessions.update(made, {"b": "x" * 30_000})
+    assert (caught.value.size, caught.value.limit) == (70_006, 65_536)
+    assert room.sessions.update(made, {"a": "", "b": "x" * 30_000}) == 2
+    assert room.sessions.update(made, {"a": "x" * 35_000}) == 3
+    assert room.sessions.update(made, remove=["b"]) == 4
+    assert room.sessions.update(made, {f"k{n}": n for n in range(63)}) == 5
+    with pytest.raises(SessionDataRefused, match="65 keys"):
+        room.sessions.update(made, {"more": 1})
+    assert room.sessions.update(made, {"more": 1}, remove=["k0"]) == 6
+
+
+def test_what_has_no_json_is_refused(room: Any) -> None:
+    """An error at the call, not a session that can't be read."""
+    for data in ({"a": object()}, [1], "text", 7):
+        with pytest.raises(SessionDataRefused):
+            room.sessions.create("u1", data)
+    with pytest.raises(SessionDataRefused, match="17 tags"):
+        room.sessions.create("u1", tags=[str(n) for n in range(17)])
+    with pytest.raises(ValueTooLarge):
+        room.sessions.create("u1", meta={"a": "x" * 5_000})
+    with pytest.raises(InvalidKey):
+        room.sessions.create("")
+    with pytest.raises(InvalidKey):
+        room.sessions.create(7)
+
+
+def test_settings_out_of_range_say_what_is_allowed(room: Any) -> None:
+    """What was given, and what may be."""
+    for options in ({"idle": 0}, {"absolute": -1}, {"max_per_user": 0}, {"on_cap": "x"}):
+        with pytest.raises(SettingsError, match=next(iter(options))):
+            room.sessions.create("u1", **options)
+    with pytest.raises(SettingsError, match="max_per_user needs a user_id"):
+        room.sessions.create(None, max_per_user=1)
+    with pytest.raises(SettingsError, match="grace"):
+        room.sessions.rotate(room.sessions.create("u1"), grace=-1)
+
+
+NASTY = [
+    "{}", "{s00}", "}{", ":", "a:b", "a\nb", "a\r\nb", "\0", "%0A", "%", "*", "é", "日本", "🍯",
+    "s:x", "u:", "x", "rev", "-", "a-b", "%w", " ",
+]  # fmt: skip
+
+
+def test_users_and_tags_are_any_text(room: Any, client: Any) -> None:
+    """None leaves its slot, or meets another; each is listed and ended by itself."""
+    made = {user: room.sessions.create(user, tags=[f"t{user}"]) for user in NASTY}
+    prefixes = {room.keys.shard(n) for n in range(16)}
+    assert all(key[: len(b"stillroom:{s00}:")] in prefixes for key in client.keys("*:{s*"))
+    for user, session in made.items():
+        read = room.sessions.get(session)
+        assert (read.user_id, read.tags) == (user, (f"t{user}",))
+        assert [device.handle for device in room.sessions.list_for_user(user)] == [session.handle]
+    for user in NASTY[::2]:
+        assert room.sessions.destroy_for_user(user) == 1
+    for user in NASTY[1::2]:
+        assert room.sessions.destroy_by_tag(f"t{user}") == 1
+    assert sessions_keys(client) == []
+
+
+# Time
+
+
+def test_a_session_ends_when_it_is_idle(room: Any, client: Any) -> None:
+    """A day without a request; what is left answers nothing and takes nothing."""
+    made = room.sessions.create("u1", {"a": 1})
+    age(client, room, made.handle, DAY - 1)
+    assert room.sessions.get(made, touch=False) is not None
+    age(client, room, made.handle, 1)
+    assert room.sessions.get(made) is None
+    assert room.sessions.touch(made) is False
+    for write in (lambda: room.sessions.update(made, {"a": 2}), lambda: room.sessions.rotate(made)):
+        with pytest.raises(SessionEnded, match="expired"):
+            write()
+    assert room.sessions.list_for_user("u1") == []
+    assert room.sessions.destroy(made) is False
+    assert sessions_keys(client) == []
+
+
+def test_a_session_that_is_used_lives_on_to_its_absolute_end(room: Any, client: Any) -> None:
+    """Each request gives it another day, and none passes the seventh."""
+    made = room.sessions.create("u1")
+    for day in range(8):
+        read = room.sessions.get(made)
+        assert read is not None
+        assert read.expires_at - read.last_seen == pytest.approx(
+            DAY if day < 7 else 7 * DAY - 8 * 79_200 + 79_200, abs=1
+        )
+        assert read.expires_at <= read.created + 7 * DAY
+        age(client, room, made.handle, 79_200)
+    assert room.sessions.get(made) is None
+
+
+@pytest.mark.parametrize("by", ["idle", "absolute"])
+def test_the_end_is_exact(room: Any, client: Any, by: str) -> None:
+    """At the microsecond of its deadline it has ended; with time to go it has not."""
+    made = room.sessions.create("u1", idle=1_000, absolute=1_000)
+    key = record_of(room, made.handle)
+    seconds, us = client.time()
+    now = seconds * 1_000_000 + us
+    field, length = ("_l", 1_000_000_000) if by == "idle" else ("_x", 0)
+    client.hset(key, field, now - length + 60_000_000)
+    assert room.sessions.get(made, touch=False).expires_at == (now + 60_000_000) / 1e6
+    client.hset(key, field, now - length)
+    assert room.sessions.get(made, touch=False) is None
+
+
+def test_touch_is_written_down_once_a_minute(room: Any, client: Any) -> None:
+    """And by each of touch, get and update; touch=False leaves it."""
+    made = room.sessions.create("u1")
+    age(client, room, made.handle, 59)
+    assert room.sessions.touch(made)
+    assert room.sessions.get(made).last_seen == pytest.approx(made.created - 59, abs=0.5)
+    age(client, room, made.handle, 1.5)
+    assert room.sessions.get(made, touch=False).last_seen == pytest.approx(
+        made.created - 60.5, abs=0.5
+    )
+    assert room.sessions.touch(made)
+    assert room.sessions.get(made).last_seen == pytest.approx(made.created, abs=5)
+    short = room.sessions.create("u1", idle=20)
+    age(client, room, short.handle, 1.5)
+    assert room.sessions.get(short).last_seen == pytest.approx(short.created, abs=1)
+
+
+def test_a_touch_writes_no_index(room: Any, client: Any) -> None:
+    """What is indexed stays as it is."""
+    made = room.sessions.create("u1", tags=["t"])
+    age(client, room, made.handle, 100)
+    shard = int(made.handle[:2], 16)
+    indexes = [
+        room.keys.due_sessions(shard),
+        room.keys.user_sessions(shard, b"u1"),
+        room.keys.tag_sessions(shard, b"t"),
+    ]
+    before = [client.zrange(key, 0, -1, withscores=True) for key in indexes]
+    assert room.sessions.touch(made)
+    assert before == [client.zrange(key, 0, -1, withscores=True) for key in indexes]
+
+
+@pytest.mark.parametrize("step", [5, -5])
+def test_a_step_of_the_servers_clock_ends_nothing(room: Any, client: Any, step: int) -> None:
+    """Five seconds forth or back: it lives, its order is kept, and what was revoked stays so."""
+    made = room.sessions.create("u1", tags=["t"])
+    shard = int(made.handle[:2], 16)
+    us = step * 1_000_000
+    for field in ("_l", "_x", "_c", "_s"):
+        client.hincrby(record_of(room, made.handle), field, -us)
+    client.incrby(room.keys.shard(shard) + b"clock", -us)
+    assert room.sessions.get(made) is not None
+    assert room.sessions.touch(made)
+    client.zadd(
+        room.keys.shard(shard) + b"rev",
+        {"u:u1": int(client.get(room.keys.shard(shard) + b"clock"))},
+    )
+    client.expire(room.keys.shard(shard) + b"rev", 100)
+    assert room.sessions.get(made) is None
+    assert room.sessions.get(room.sessions.create("u1")) is not None
+
+
+# Rotation
+
+
+def test_the_old_token_works_for_a_moment(room: Any, client: Any) -> None:
+    """Requests under way with it reach the same session, also through two rotations, and can end it."""
+    first = room.sessions.create("u1", {"a": 1}, tags=["t"])
+    second = room.sessions.rotate(first)
+    third = room.sessions.rotate(second)
+    assert len({first.token, second.token, third.token}) == 3
+    assert room.sessions.get(first).handle == third.handle
+    assert room.sessions.update(first, {"b": 2}) == 2
+    assert room.sessions.get(third).data == {"a": 1, "b": 2}
+    assert [device.handle for device in room.sessions.list_for_user("u1")] == [third.handle]
+    assert room.sessions.destroy(first) is True
+    assert [room.sessions.get(one) for one in (first, second, third)] == [None] * 3
+
+
+def test_a_token_used_after_its_grace_is_a_replay(room: Any, client: Any) -> None:
+    """It opens nothing, and who listens is told whose it was; the session itself lives."""
+    events: list[Any] = []
+    room.sessions.on_event.append(events.append)
+    first = room.sessions.create("u1")
+    second = room.sessions.rotate(first)
+    end_grace(client, room, first.handle)
+    assert room.sessions.get(first) is None
+    assert room.sessions.destroy(first) is False
+    with pytest.raises(SessionEnded, match="replayed"):
+        room.sessions.update(first, {"a": 1})
+    assert [(event.kind, event.handle, event.user_id) for event in events] == [
+        ("replayed", second.handle, "u1")
+    ] * 2
+    assert room.sessions.get(second) is not None
+    assert room.state_stats.counts["sessions_replayed"] == 2
+
+
+def test_a_rotation_without_grace(room: Any) -> None:
+    """Where rights change, the old token opens nothing from then on."""
+    first = room.sessions.create("u1", {"a": 1})
+    second = room.sessions.rotate(first, grace=0)
+    assert room.sessions.get(first) is None
+    assert room.sessions.get(second).data == {"a": 1}
+
+
+def test_a_rotated_token_rotates_no_more(room: Any) -> None:
+    """The first wins; who comes with the old token is told so."""
+    first = room.sessions.create("u1")
+    room.sessions.rotate(first)
+    with pytest.raises(SessionConflict) as caught:
+        room.sessions.rotate(first)
+    assert caught.value.current is None
+
+
+def test_a_rotated_session_is_revoked_like_any(room: Any, client: Any) -> None:
+    """By user, by tag, and by time."""
+    for end in (
+        lambda: room.sessions.destroy_for_user("u1"),
+        lambda: room.sessions.destroy_by_tag("t"),
+    ):
+        second = room.sessions.rotate(room.sessions.create("u1", tags=["t"]))
+        assert end() == 1
+        assert room.sessions.get(second) is None
+    third = room.sessions.rotate(room.sessions.create("u1", tags=["t"]))
+    age(client, room, third.handle, DAY + 1)
+    assert room.sessions.get(third) is None
+    assert room.sessions.sweep()["expired"] == 1
+
+
+# The login
+
+
+def test_a_login_ends_the_session_before_it(room: Any) -> None:
+    """A token planted before the login opens nothing after it, and its data is not copied."""
+    planted = room.sessions.create(None, {"admin": False})
+    session = room.sessions.create("u1", {"a": 1}, replaces=planted.token)
+    assert room.sessions.get(planted) is None
+    assert room.sessions.get(session).data == {"a": 1}
+    assert room.sessions.create("u1", replaces="whatever a cookie holds") is not None
+
+
+def test_a_user_may_have_so_many(room: Any, client: Any) -> None:
+    """One more ends the oldest, or is refused; the dead do not count."""
+    made = [room.sessions.create("u1", max_per_user=3) for _ in range(3)]
+    more = room.sessions.create("u1", max_per_user=3)
+    assert [room.sessions.get(one) is None for one in [*made, more]] == [True, False, False, False]
+    with pytest.raises(TooManySessions) as caught:
+        room.sessions.create("u1", max_per_user=3, on_cap="reject")
+    assert (caught.value.count, caught.value.limit) == (3, 3)
+    age(client, room, made[1].handle, DAY + 1)
+    last = room.sessions.create("u1", max_per_user=3, on_cap="reject")
+    assert {d.handle for d in room.sessions.list_for_user("u1")} == {
+        made[2].handle,
+        more.handle,
+        last.handle,
+    }
+    assert (
+        room.sessions.create("u1", max_per_user=1).handle
+        == room.sessions.list_for_user("u1")[0].handle
+    )
+    assert room.sessions.count("u1") == 1
+
+
+# Many
+
+
+def test_a_users_sessions_are_listed(room: Any) -> None:
+    """The one seen last first, each with what a person knows it by."""
+    one = room.sessions.create("u1", {"secret": 1}, meta={"agent": "Firefox"})
+    two = room.sessions.create("u1", meta={"agent": "Safari"})
+    room.sessions.create("u2")
+    room.sessions.update(one, {"a": 1})
+    devices = room.sessions.list_for_user("u1")
+    assert [device.meta["agent"] for device in devices] == ["Firefox", "Safari"]
+    assert [device.handle for device in devices] == [one.handle, two.handle]
+    assert not hasattr(devices[0], "data")
+    assert (room.sessions.count("u1"), room.sessions.count("nobody"), room.sessions.count()) == (
+        2,
+        0,
+        3,
+    )
+
+
+def test_a_user_ends_one_of_their_own(room: Any) -> None:
+    """By the handle of the list; another user's handle does nothing."""
+    mine, other = room.sessions.create("u1"), room.sessions.create("u2")
+    assert room.sessions.end("u1", other.handle) is False
+    assert room.sessions.end("u1", "nonsense") is False
+    assert room.sessions.end("u1", mine.handle) is True
+    assert room.sessions.end("u1", mine.handle) is False
+    assert room.sessions.get(mine) is None
+    assert room.sessions.get(other) is not None
+
+
+@pytest.mark.parametrize("by", ["session", "token", "handle"])
+def test_all_but_this_one(room: Any, by: str) -> None:
+    """After a change of the password: everywhere else is logged out."""
+    made = [room.sessions.create("u1") for _ in range(5)]
+    keep = {"session": made[2], "token": made[2].token, "handle": made[2].handle}[by]
+    assert room.sessions.destroy_for_user("u1", keep=keep) == 4
+    assert [room.sessions.get(one) is not None for one in made] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(SessionEnded):
+        room.sessions.destroy_for_user("u1", keep="a mistake")
+    assert room.sessions.get(made[2]) is not None
+
+
+def test_a_tag_ends_across_users(room: Any) -> None:
+    """All that carry one of the tags, whoever's they are."""
+    made = {n: room.sessions.create(f"u{n}", tags=["mobile", f"v{n % 3}"]) for n in range(30)}
+    web = room.sessions.create("u1", tags=["web"])
+    assert room.sessions.destroy_by_tag("v0", "v1") == 20
+    assert [n for n in made if room.sessions.get(made[n])] == [n for n in made if n % 3 == 2]
+    assert room.sessions.destroy_by_tag("mobile") == 10
+    assert room.sessions.get(web) is not None
+    assert room.sessions.destroy_by_tag() == 0
+
+
+def test_many_are_dead_at_once_and_deleted_by_a_worker(
+    room: Any, dispatch: Any, client: Any
+) -> None:
+    """Nobody waits for the deletion of a thousand, and nobody reads one; the one to keep lives, and new ones."""
+    made = [room.sessions.create("u1", tags=["t"]) for _ in range(1_000)]
+    kept = made[0]
+    assert room.sessions.destroy_for_user("u1", keep=kept) == 999
+    assert dispatch.woken == ["stillroom.sweep_sessions"]
+    new = room.sessions.create("u1", tags=["t"])
+    left = [one for one in made if client.exists(record_of(room, one.handle))]
+    assert len(left) > 700
+    assert [one.handle for one in made if room.sessions.get(one)] == [kept.handle]
+    assert {d.handle for d in room.sessions.list_for_user("u1")} == {kept.handle, new.handle}
+    with pytest.raises(SessionEnded, match="revoked"):
+        room.sessions.update(left[-1], {"a": 1})
+    report = room.sessions.sweep()
+    assert (report["deleted"], report["done"]) == (len(left) - 1, True)
+    assert room.sessions.sweep()["deleted"] == 0
+    assert client.keys("*:rev") == []
+    assert room.sessions.destroy_by_tag("t") == 2
+    assert sessions_keys(client) == []
+
+
+# The sweep
+
+
+def test_the_sweep_deletes_the_expired_and_tells(room: Any, client: Any) -> None:
+    """Oldest first, in bites; those seen since are put off; a second sweep finds nothing."""
+    events: list[Any] = []
+    room.sessions.on_event.append(events.append)
+    made = [room.sessions.create(f"u{n}", tags=["t"]) for n in range(50)]
+    for n, one in enumerate(made):
+        age(client, room, one.handle, DAY + 100 + n if n % 2 else DAY - 10)
+    alive = [one for n, one in enumerate(made) if n % 2 == 0]
+    assert all(room.sessions.touch(one) for one in alive)
+    for one in alive:
+        client.zadd(
+            room.keys.due_sessions(int(one.handle[:2], 16)),
+            {
+                next(
+                    m
+                    for m in client.zrange(room.keys.due_sessions(int(one.handle[:2], 16)), 0, -1)
+                    if m.startswith(name_of(one.handle))
+                ): 1
+            },
+        )
+    report = room.sessions.sweep(limit=2)
+    assert (report["expired"], report["deleted"], report["done"]) == (25, 0, True)
+    assert report["lag_s"] > 149
+    assert sorted(event.user_id for event in events) == sorted(f"u{n}" for n in range(1, 50, 2))
+    assert {event.kind for event in events} == {"expired"}
+    assert all(room.sessions.get(one) for one in alive)
+    assert room.sessions.sweep()["expired"] == 0
+    assert room.sessions.destroy_by_tag("t") == 25
+    assert sessions_keys(client) == []
+
+
+def test_a_worker_that_was_off_for_a_day_catches_up(room: Any, client: Any) -> None:
+    """Also where the records themselves are gone: nothing is left in any index."""
+    made = [room.sessions.create(f"u{n}", tags=["t"]) for n in range(300)]
+    for one in made:
+        age(client, room, one.handle, 2 * DAY)
+        client.delete(record_of(room, one.handle))
+    assert room.sessions.list_for_user("u1") == []
+    report = room.sessions.sweep()
+    assert report["expired"] == 300
+    assert report["lag_s"] == pytest.approx(DAY, abs=60)
+    assert sessions_keys(client) == []
+
+
+def test_sessions_do_not_pile_up_without_a_worker(room: Any, client: Any) -> None:
+    """Each new one ends two that are overdue, and leaves no trace of them."""
+    for _ in range(200):
+        made = room.sessions.create("u1", tags=["t"])
+        age(client, room, made.handle, DAY + 1)
+    assert room.sessions.count() <= 2
+
+
+def test_a_sweep_stops_when_its_time_is_up(room: Any, client: Any) -> None:
+    """The next one goes on."""
+    for _ in range(100):
+        age(client, room, room.sessions.create("u1", tags=["t"]).handle, DAY + 1)
+    assert room.sessions.sweep(seconds=0)["done"] is False
+
+
+def test_nothing_is_left_of_ten_thousand(make_room: Any, client: Any) -> None:
+    """Created, some of them rotated, and destroyed: no index is left, and only rotated names wait for their end."""
+    sessions = make_room().sessions
+    for n in range(10_000):
+        session = sessions.create(f"u{n % 50}", {"n": n}, tags=["a", f"b{n % 7}"])
+        if n % 100 == 0:
+            session = sessions.rotate(session)
+        assert sessions.destroy(session)
+    left = sessions_keys(client)
+    assert len(left) == 100
+    assert all(client.hexists(key, "_to") for key in left)
+
+
+# Secrets
+
+
+def test_a_pepper_is_changed_without_logging_anybody_out(make_room: Any) -> None:
+    """The new one first, the old one behind it; without the old one its sessions are not found."""
+    old, new = "o" * 32, "n" * 32
+    before = make_room(session_peppers=old)
+    during = make_room(session_peppers=f"{new},{old}")
+    after = make_room(session_peppers=new)
+    session = before.sessions.create("u1", {"a": 1})
+    other = before.sessions.create("u1")
+    assert during.sessions.get(session.token).data == {"a": 1}
+    assert during.sessions.update(session.token, {"b": 2}) == 2
+    assert during.sessions.destroy_for_user("u1", keep=session.token) == 1
+    assert during.sessions.get(other.token) is None
+    assert after.sessions.get(session.token) is None
+    rotated = during.sessions.rotate(session.token)
+    assert after.sessions.get(rotated.token).data == {"a": 1, "b": 2}
+    assert during.sessions.get(session.token).handle == rotated.handle
+    assert during.sessions.destroy(rotated.token) is True
+
+
+def test_production_needs_a_pepper(make_room: Any, caplog: Any) -> None:
+    """Without one it is an error; on a developer's machine a random one will do, and is said once."""
+    with pytest.raises(SettingsError, match="STILLROOM_SESSION_PEPPERS"):
+        make_room(session_peppers=(), production=True).sessions.create("u1")
+    room = make_room(session_peppers=())
+    session = room.sessions.create("u1")
+    assert room.sessions.get(session) == session
+    assert [r.levelname for r in caplog.records if "PEPPERS" in r.getMessage()] == ["WARNING"]
+    assert make_room(session_peppers=(), production=True).sessions.sweep()["done"] is True
+
+
+# Redis away, and full
+
+
+def test_a_full_server_ends_sessions_and_begins_none(room: Any, client: Any) -> None:
+    """Create and update say so and leave nothing behind; get, touch, destroy and revoke work."""
+    made = [room.sessions.create("u1", {"a": 1}) for _ in range(300)]
+    other = room.sessions.create("u2", {"a": 1})
+    age(client, room, other.handle, 100)
+    keys = set(client.keys("*:{s*"))
+    client.config_set("maxmemory", 1)
+    client.config_set("maxmemory-policy", "noeviction")
+    try:
+        with pytest.raises(SessionStoreUnavailable, match="oom"):
+            room.sessions.create("u3", tags=["t"])
+        with pytest.raises(SessionStoreUnavailable, match="oom"):
+            room.sessions.update(other, {"b": 1})
+        assert set(client.keys("*:{s*")) == keys
+        assert room.sessions.get(other).data == {"a": 1}
+        assert room.sessions.get(other).last_seen > made[0].created
+        assert room.sessions.destroy(other) is True
+        assert room.sessions.destroy_for_user("u1") == 300
+        assert room.sessions.get(made[-1]) is None
+        assert room.sessions.sweep()["deleted"] == 100
+    finally:
+        client.config_set("maxmemory", 0)
+    assert sessions_keys(client) == []
+
+
+def test_scripts_that_the_server_lost_are_sent_again(room: Any, client: Any) -> None:
+    """SCRIPT FLUSH, a failover: nobody notices."""
+    made = room.sessions.create("u1", {"a": 1})
+    client.script_flush()
+    assert room.sessions.get(made) == made
+    client.script_flush()
+    assert room.sessions.destroy_for_user("u1") == 1
+
+
+def test_a_create_that_was_sent_twice_is_one_session(room: Any, client: Any) -> None:
+    """A connection that was found dead: the second sending is the same call."""
+    body = getattr(room, "inner", room)._sessions_body
+    operation = body.create("u1", {"a": 1}, max_per_user=1)
+    command = next(operation)[-1]
+    first, second = (
+        client.execute_command(*_loaded(client, command)),
+        client.execute_command(*command),
+    )
+    assert first[:2] == second[:2]
+    assert room.sessions.count("u1") == 1
+    operation.close()
+
+
+def _loaded(client: Any, command: Any) -> Any:
+    from stillroom.scripts import BY_SHA
+
+    client.script_load(BY_SHA[command[1]].source)
+    return command

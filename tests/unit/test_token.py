@@ -1,0 +1,95 @@
+"""Tokens, handles and shards, without a server."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom.sessions.token import make_handle, make_token, place_of, read_handle, shard_of
+
+PEPPERS = (b"new", b"old")
+SECRET = bytes(range(32))
+
+
+def test_a_token_is_its_shard_and_256_bits() -> None:
+    """Two hex digits, a dot, 43 characters that need no escaping in a cookie."""
+    assert make_token(7, SECRET) == "07.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+
+
+def test_redis_knows_it_by_one_name_for_each_pepper() -> None:
+    """The names differ, say nothing of the token, and are the same every time."""
+    token = make_token(7, SECRET)
+    place = place_of(token, PEPPERS, 16)
+    assert place is not None
+    assert place == place_of(token, PEPPERS, 16)
+    assert place.shard == 7
+    assert len(set(place.names)) == 2
+    assert all(len(name) == 43 and name.decode() not in token for name in place.names)
+
+
+def test_another_shard_is_another_name() -> None:
+    """A token whose shard was changed is not found there either."""
+    token = make_token(7, SECRET)
+    moved = place_of("08" + token[2:], PEPPERS, 16)
+    here = place_of(token, PEPPERS, 16)
+    assert moved is not None
+    assert here is not None
+    assert not set(moved.names) & set(here.names)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        "07.",
+        "07." + "a" * 42,
+        "07." + "a" * 44,
+        "7." + "a" * 43,
+        "10." + "a" * 43,  # only 16 shards
+        "0G." + "a" * 43,
+        "0A." + "a" * 43,
+        "07-" + "a" * 43,
+        "07." + "a" * 42 + "=",
+        "07." + "a" * 42 + "\0",
+        "07." + "a" * 43 + "\n",
+        "07." + "a" * 43 + "\r\nSet-Cookie: x",
+        "\n07." + "a" * 43,
+        "07." + "é" * 43,
+        "०७." + "a" * 43,  # digits of another script
+        "07." + "a" * 10_000,
+        "07." + "{}*?[" + "a" * 38,
+        None,
+        7,
+        b"07." + b"a" * 43,
+    ],
+)
+def test_what_looks_like_no_token_has_no_place(token: object) -> None:
+    """A wrong length, shard, alphabet or type."""
+    assert place_of(token, PEPPERS, 16) is None
+
+
+@given(st.text(max_size=60))
+def test_no_text_is_an_error(text: str) -> None:
+    """Whatever a cookie holds, it is a place or none."""
+    assert place_of(text, PEPPERS, 16) is None or len(text) == 46
+    assert read_handle(text, 16) is None or len(text) == 46
+
+
+def test_a_handle_is_no_token_and_a_token_no_handle() -> None:
+    """What a list shows can't be put into a cookie."""
+    token = make_token(7, SECRET)
+    place = place_of(token, PEPPERS, 16)
+    assert place is not None
+    handle = make_handle(7, place.names[0])
+    assert read_handle(handle, 16) == (7, place.names[:1])
+    assert place_of(handle, PEPPERS, 16) is None
+    assert read_handle(token, 16) is None
+    assert read_handle(handle, 7) is None
+
+
+def test_users_are_spread_over_the_shards() -> None:
+    """No shard has more than its share and a half."""
+    shards = [shard_of(b"user:%d" % n, 16) for n in range(16_000)]
+    assert set(shards) == set(range(16))
+    assert max(map(shards.count, range(16))) < 1_500

@@ -1,0 +1,129 @@
+"""Sessions and a real worker: what was revoked or has expired is deleted behind the request."""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom_workers.schedule import SCHEDULE
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.processes import Program
+from tests.support.sessions import age_all, sessions_keys
+
+StartCelery = Callable[..., CeleryProcess]
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def db(own_server: EmbeddedServer) -> Iterator[Any]:
+    with redis.Redis.from_url(own_server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
+    """The app's process. Its pepper is none of the worker's business."""
+    settings = Settings(
+        redis_url=own_server.url, session_peppers="p" * 32, call_timeout=5, command_timeout=5
+    )
+    with Stillroom(settings) as room:
+        yield room
+
+
+@pytest.fixture
+def start(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[StartCelery]:
+    with ExitStack() as started:
+
+        def start(*arguments: str, app: str = "stillroom_workers", **changes: str) -> CeleryProcess:
+            log = tmp_path / f"{time.monotonic_ns()}.log"
+            process = CeleryProcess(
+                log, {"REDIS_URL": own_server.url} | changes, *arguments, "-l", "INFO", app=app
+            )
+            started.callback(process.kill)
+            return process
+
+        yield start
+
+
+def worker(start: StartCelery, **changes: str) -> CeleryProcess:
+    process = start("worker", "--without-gossip", "--without-mingle", **changes)
+    process.await_line(" ready.", 30)
+    return process
+
+
+def test_a_worker_deletes_what_was_revoked(start: StartCelery, room: Stillroom, db: Any) -> None:
+    """A thousand of one user are dead at once; the revocation wakes a worker, and their memory is free."""
+    process = worker(start)
+    made = [room.sessions.create("u1", tags=["t"]) for _ in range(1_000)]
+    other = room.sessions.create("u2")
+    assert room.sessions.destroy_for_user("u1") == 1_000
+    assert room.sessions.get(made[-1]) is None
+    until(lambda: room.sessions.count() == 1, "the deletion")
+    assert room.sessions.get(other) is not None
+    process.await_line("sweep_sessions")
+    assert room.sessions.destroy(other)
+    until(lambda: sessions_keys(db) == [], "an empty server")
+
+
+def test_beat_has_the_expired_swept(start: StartCelery, room: Stillroom, db: Any) -> None:
+    """Nobody wakes anybody: two workers off for a day are started, and what expired since is deleted."""
+    for n in range(500):
+        room.sessions.create(f"u{n}", {"n": n}, tags=["t"])
+    age_all(db, room, 2 * 86_400)
+    worker(start)
+    worker(start, STILLROOM_LOADERS="tests.support.shop_app")
+    start("beat", "-s", "/dev/null", "--pidfile=", app="tests.support.quick_beat")
+    until(lambda: sessions_keys(db) == [], "an empty server", 30)
+
+
+def test_an_apps_listeners_hear_of_it_in_the_worker(
+    start: StartCelery, room: Stillroom, db: Any
+) -> None:
+    """The module that STILLROOM_LOADERS names has a room with a listener: it is told of what expired."""
+    worker(start, STILLROOM_LOADERS="tests.support.shop_app")
+    for _ in range(3):
+        room.sessions.create("u1")
+    age_all(db, room, 2 * 86_400)
+    room.dispatch.wake("stillroom.sweep_sessions")
+    until(lambda: db.lrange("db:events", 0, -1) == [b"expired"] * 3, "three events")
+
+
+def test_the_schedule_has_the_sweep() -> None:
+    """Every minute."""
+    assert [tick.every for tick in SCHEDULE if tick.task == "stillroom.sweep_sessions"] == [60]
+
+
+def test_the_task_reports_on_its_own_apps_room(
+    own_server: EmbeddedServer, room: Stillroom, db: Any
+) -> None:
+    """What a person reads in Flower; another app in the process, with another server, changes nothing."""
+    room.sessions.create("u1")
+    age_all(db, room, 86_400 + 100)
+    program = Program(
+        f"""
+        from stillroom import Settings
+        from stillroom_workers import make_app
+        make_app(Settings(redis_url="redis://127.0.0.1:1")).finalize()
+        app = make_app(Settings(redis_url={own_server.url!r}))
+        print("report", app.tasks["stillroom.sweep_sessions"].run())
+        """
+    )
+    with program:
+        report = ast.literal_eval(program.read_word("report "))
+    assert (report["expired"], report["deleted"], report["done"]) == (1, 0, True)
+    assert report["lag_s"] == pytest.approx(100, abs=30)
