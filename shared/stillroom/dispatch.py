@@ -142,6 +142,7 @@ class CeleryDispatch:
         """Nothing to send and nobody who sends: a forked child begins anew; its parent delivers what it holds."""
         self._errands: queue.Queue[_Errand | None] = queue.Queue(self.waiting_limit)
         self._lock = threading.Lock()  # so that two first orders start one thread
+        self._owed: dict[str, float] = {}  # wakes that were put off → until when
         self._thread: threading.Thread | None = None
         self._producer: Any = None
         self._app: Any = None
@@ -154,10 +155,15 @@ class CeleryDispatch:
         self._enqueue(_Errand(partial(self._deliver, orders), undelivered))
 
     def wake(self, task: str) -> None:
-        now = time.monotonic()
-        if self.ready and now >= self._woken.get(task, 0.0):
+        now, due = time.monotonic(), self._woken.get(task, 0.0)
+        if not self.ready or task in self._owed:
+            return
+        if now >= due:
             self._woken[task] = now + WAKE_AGAIN_S
             self._enqueue(_Errand(partial(self._deliver_wake, task), _nothing))
+        else:  # whoever was woken may be done before this: once more, when it may be
+            self._owed[task] = due
+            self._enqueue(_Errand(_nothing, _nothing))  # so that the thread looks at its watch
 
     def _enqueue(self, errand: _Errand) -> None:
         with self._lock:
@@ -187,13 +193,27 @@ class CeleryDispatch:
         self.reset()
 
     def _work(self, errands: queue.Queue[_Errand | None]) -> None:
-        while (errand := errands.get()) is not None:
+        while (errand := self._next(errands)) is not None:
             try:
                 errand.deliver()
             except Exception as error:
                 self._failed(error)
                 errand.undelivered()
         self._hang_up()
+
+    def _next(self, errands: queue.Queue[_Errand | None]) -> _Errand | None:
+        """The next errand. A wake that was put off is one when its time has come."""
+        while True:
+            task, due = min(self._owed.items(), key=lambda owed: owed[1], default=("", None))
+            left = None if due is None else due - time.monotonic()
+            if left is not None and left <= 0:
+                del self._owed[task]
+                self._woken[task] = time.monotonic() + WAKE_AGAIN_S
+                return _Errand(partial(self._deliver_wake, task), _nothing)
+            try:
+                return errands.get(timeout=left)
+            except queue.Empty:
+                continue
 
     def _deliver(self, orders: Sequence[RefreshOrder]) -> None:
         for start in range(0, len(orders), ORDERS_LIMIT):

@@ -153,7 +153,9 @@ class CacheMachine(RuleBasedStateMachine):
         self.loaders = [self._register(room) for room in self.rooms]
 
     def _make_room(self, server: EmbeddedServer) -> Stillroom:
-        room = patient_room(server.url, self.dispatch, lease=LONG, wait=LONG, refresh_lease=LONG)
+        room = patient_room(
+            server.url, self.dispatch, lease=LONG, wait=LONG, refresh_lease=LONG, lease_limit=LONG
+        )
         room.stats.due = NEVER
         return room
 

@@ -462,6 +462,15 @@ class TestSoft:
         assert room.cache.get_entry("n:5").freshness.value == "stale"
         assert client.exists(room.keys.todo) == 0
 
+    def test_an_index_of_names_whose_entries_are_gone_is_no_hindrance(
+        self, room: Any, client: Any
+    ) -> None:
+        """There is nothing to ask of the server then."""
+        room.cache.set("k", 1, tags=["t"])
+        room.cache.invalidate("k")
+        room.cache.invalidate_by_tag("t", soft=True)
+        assert room.cache.reclaim()["left"] == 0
+
 
 class TestOrders:
     def test_an_order_is_written_down_before_a_task_is_sent_and_carried_out(

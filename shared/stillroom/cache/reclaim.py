@@ -412,7 +412,7 @@ class ReclaimBody(BulkBody):
     def _tolerant(self, batch: list[Command]) -> Operation[list[Any]]:
         """The replies; None for what is not of the type we write."""
         try:
-            replies: list[Any] = yield batch
+            replies: list[Any] = (yield batch) if batch else []
         except RedisRefused as refused:
             if not refused.replies:
                 raise
@@ -489,7 +489,7 @@ class ReclaimBody(BulkBody):
     ) -> Operation[None]:
         began = time.monotonic()
         trims = [trim_index([key], SCRIPT_KEYS) for key in keys]
-        replies = (yield from self._tolerant(trims)) if trims else []
+        replies = yield from self._tolerant(trims)
         counts["indexes"] += len(keys)
         counts["members"] += sum(reply or 0 for reply in replies)
         yield Pause(run.took(time.monotonic() - began))

@@ -1,0 +1,184 @@
+"""Invalidation behind the request: tasks sent by name, in a real worker; and workers that are killed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+import redis
+from stillroom import Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.crowd import PATIENT
+
+QUEUE = "stillroom.maintenance"
+StartWorker = Callable[..., CeleryProcess]
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def db(own_server: EmbeddedServer) -> Iterator[Any]:
+    with redis.Redis.from_url(own_server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def start_worker(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[StartWorker]:
+    with ExitStack() as started:
+
+        def start(**changes: str) -> CeleryProcess:
+            log = tmp_path / f"worker-{time.monotonic_ns()}.log"
+            environment = {
+                "REDIS_URL": own_server.url,
+                "STILLROOM_LOADERS": "tests.support.shop_app",
+                "STILLROOM_WORKER_THREADS": "2",
+                **changes,
+            }
+            options = ("--without-gossip", "--without-mingle", "-l", "INFO")
+            worker = CeleryProcess(log, environment, "worker", *options)
+            started.callback(worker.kill)
+            worker.await_line(" ready.", 30)
+            return worker
+
+        yield start
+
+
+@pytest.fixture
+def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
+    """The app's process."""
+    with Stillroom(Settings(**PATIENT, redis_url=own_server.url)) as room:
+        room.cache.invalidate_by_tag("begin")
+        room.cache.reclaim()
+        yield room
+
+
+@pytest.fixture
+def stranger(own_server: EmbeddedServer) -> Iterator[Celery]:
+    """A Celery client that knows names and fields, and nothing else; it keeps results."""
+    app = Celery(broker=own_server.url, backend=own_server.url, set_as_current=False)
+    yield app
+    app.close()
+
+
+def entries(db: Any, room: Stillroom) -> int:
+    return len(db.keys(room.keys.entry_prefix + b"*"))
+
+
+def test_each_task_is_called_by_name_and_returns_counts(
+    start_worker: StartWorker,
+    room: Stillroom,
+    stranger: Celery,
+    own_server: EmbeddedServer,
+    db: Any,
+) -> None:
+    """Keys, tags, a pattern; what does not fit the fields is refused, and nothing is done."""
+    start_worker(CELERY_RESULT_BACKEND=own_server.url)
+    room.cache.set_many({f"k:{n}": n for n in range(50)}, tags=["t"])
+    room.cache.set_many({f"p:{n}": n for n in range(50)}, tags=["u"])
+
+    def ask(task: str, **fields: Any) -> Any:
+        return stranger.send_task(f"stillroom.{task}", kwargs=fields, queue=QUEUE).get(timeout=30)
+
+    assert ask("invalidate_keys", keys=["k:1", "nobody"]) == {"deleted": 1}
+    assert ask("invalidate_tags", tags=["t"], more=1)["outcome"] == "refused"
+    assert ask("invalidate_tags", tags=[])["outcome"] == "refused"
+    assert ask("reclaim", budget=1)["outcome"] == "refused"
+    assert entries(db, room) == 99
+    assert ask("invalidate_tags", tags=["t"])["deleted"] == 49
+    assert ask("invalidate_pattern", pattern="p:1*")["deleted"] == 11
+    assert ask("trim_indexes")["indexes"] >= 1
+    assert ask("reclaim")["deleted"] == 0
+    assert entries(db, room) == 39
+    assert room.cache.get("p:1") is None
+
+
+def test_progress_is_a_state_of_the_task(
+    start_worker: StartWorker,
+    room: Stillroom,
+    stranger: Celery,
+    own_server: EmbeddedServer,
+    db: Any,
+) -> None:
+    """Where a result backend is: how many were seen and deleted, of how many."""
+    start_worker(CELERY_RESULT_BACKEND=own_server.url)
+    for start in range(0, 60_000, 5_000):
+        room.cache.set_many({f"k:{n}": n for n in range(start, start + 5_000)}, tags=["t"])
+    states: list[Any] = []
+    result = stranger.send_task("stillroom.invalidate_tags", kwargs={"tags": ["t"]}, queue=QUEUE)
+
+    def finished() -> bool:
+        raw = db.get(f"celery-task-meta-{result.id}")
+        state = json.loads(raw) if raw else {"status": "PENDING"}
+        if state["status"] == "PROGRESS":
+            states.append(state["result"])
+        return bool(state["status"] == "SUCCESS")
+
+    until(finished, "the task's end", 60)
+    assert states
+    assert states[-1]["total"] == 60_000
+    assert 0 < states[0]["seen"] <= 60_000
+    assert entries(db, room) == 0
+
+
+def test_what_an_app_does_and_orders_is_done_by_the_worker_it_wakes(
+    start_worker: StartWorker, room: Stillroom, db: Any
+) -> None:
+    """An invalidation's memory; an order written down; a load, soft invalidations' too."""
+    start_worker()
+    db.set("db:version", 1)
+
+    @room.cache.cached("product:{id}", ttl=60, swr=600, name="product", tags=["products"])
+    def product(id: int) -> Any:
+        return {"id": id, "version": -1}
+
+    room.cache.set_many({f"k:{n}": n for n in range(500)}, tags=["t"])
+    room.cache.invalidate_by_tag("t")
+    until(lambda: entries(db, room) == 0, "the memory to be freed")
+    assert product(1)["version"] == -1
+    room.tasks.load(product, 1)
+    until(lambda: product(1)["version"] == 1, "the ordered load")
+    db.set("db:version", 2)
+    room.cache.invalidate_by_tag("products", soft=True)
+    until(lambda: room.cache.get_entry("product:1").value["version"] == 2, "the soft refresh")
+    room.tasks.invalidate_keys("product:1")
+    until(lambda: entries(db, room) == 0, "the ordered invalidation")
+    until(lambda: not db.exists(room.keys.todo), "nothing to be left")
+
+
+@pytest.mark.long
+def test_killed_workers_lose_nothing_and_delete_nothing_alive(
+    start_worker: StartWorker, room: Stillroom, db: Any
+) -> None:
+    """Twenty times kill -9 in the middle of a reclaim; what lives is rewritten all the while."""
+    alive = [f"k:{n}" for n in range(0, 20_000, 10)]
+    for round_ in range(20):
+        for start in range(0, 20_000, 5_000):
+            room.cache.set_many({f"k:{n}": n for n in range(start, start + 5_000)}, tags=["t"])
+        worker = start_worker()
+        room.cache.invalidate_by_tag("t")
+        room.cache.set_many(dict.fromkeys(alive, round_), tags=["t"])
+        if round_ % 2:
+            room.cache.invalidate_by_pattern("k:*9")
+        until(lambda: entries(db, room) < 15_000, "the reclaim to begin", 30)
+        worker.kill()
+        assert room.cache.get_many(alive) == dict.fromkeys(alive, round_)
+        for member, _ in db.zrange(room.keys.todo, 0, -1, withscores=True):
+            db.zadd(
+                room.keys.todo, {member: 0}
+            )  # the minute has passed after which it is due again
+    room.cache.reclaim(budget=60)
+    assert room.cache.get_many(alive) == dict.fromkeys(alive, 19)
+    assert entries(db, room) == len(alive)
