@@ -1,0 +1,73 @@
+"""kill -9 of Redis (with its append-only file) in the middle of invalidations: what was acknowledged is true."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+
+from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import PATIENT
+
+ROUNDS, KEYS = 20, 500
+
+
+@pytest.mark.long
+def test_no_acknowledged_invalidation_is_lost(own_server: EmbeddedServer) -> None:
+    """Twenty kills over 10,000, by key, tag and pattern: not in the reads after, nor in the work left to do.
+
+    An append-only file is written before the reply is sent, so it has what a process that is killed has said; what
+    a machine loses that loses its power is Redis' `appendfsync` to say.
+    """
+    dice = random.Random(11)
+    settings = Settings(**{**PATIENT, "redis_url": own_server.url})
+    lived = 0
+    for _ in range(ROUNDS):
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            names = [f"k:{n}" for n in range(KEYS)]
+            for name in names:
+                room.cache.set(name, "old", tags=[name], ttl=3_600)
+            acknowledged: list[str] = []
+            enough, fatal = threading.Event(), dice.randrange(100, KEYS)
+            invalidating = threading.Thread(
+                target=invalidate, args=(room, names, acknowledged, fatal, enough)
+            )
+            invalidating.start()
+            assert enough.wait(30)
+            own_server.kill()
+            invalidating.join()
+            assert len(acknowledged) >= fatal
+            own_server.restart()
+        with Stillroom(settings, dispatch=NoDispatch()) as anew:
+            assert anew.cache.get_many(acknowledged) == {}
+            lived += len(anew.cache.get_many(names))
+            anew.cache.reclaim(budget=30)
+            left = anew.wire.execute([(b"KEYS", anew.keys.entry_prefix + b"*")], 10.0)[0]
+            prefix = len(anew.keys.entry_prefix)
+            assert not {key[prefix:].decode() for key in left} & set(acknowledged)
+            anew.cache.clear()
+            anew.cache.reclaim(budget=30)
+    assert (
+        lived
+    )  # what was not invalidated came through the kills: nothing was lost for want of a file
+
+
+def invalidate(
+    room: Stillroom, names: list[str], acknowledged: list[str], fatal: int, enough: threading.Event
+) -> None:
+    """One after the other, until Redis is away; a tag mostly, a key often, a pattern now and then."""
+    for number, name in enumerate(names):
+        try:
+            if number % 50 == 0:
+                room.cache.invalidate_by_pattern(name)
+            elif number % 3 == 0:
+                room.cache.invalidate(name)
+            else:
+                room.cache.invalidate_by_tag(name)
+        except RedisUnavailable:
+            return
+        acknowledged.append(name)
+        if len(acknowledged) == fatal:
+            enough.set()
