@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
+import redis
 from stillroom.embedded import EmbeddedServer
 from tests.support.crowd import Crowd
 from tests.support.history import KINDS, Floor, Read, records_of, stale_reads
@@ -18,21 +19,21 @@ READS, VERSIONS_SEEN = 1_000, 100  # fewer would say little; a slow machine has 
 
 
 def play(
-    server: EmbeddedServer, seconds: float, mutant: str = ""
+    server: EmbeddedServer, seconds: float, mutant: str = "", processes: int = PROCESSES
 ) -> tuple[list[Read], list[Floor]]:
     """A history of that many seconds, in as many processes."""
     crowd = Crowd(server.url)
     sources = [
         "from tests.support.history import take_part\n"
         f"take_part({server.url!r}, {seconds}, {mutant!r}, writes={number == 0})"
-        for number in range(PROCESSES)
+        for number in range(processes)
     ]
     reads: list[Read] = []
     floors: list[Floor] = []
     with ExitStack() as stack:
-        programs = [stack.enter_context(Program(source)) for source in sources]
-        crowd.await_ready(PROCESSES)
-        crowd.give("go", PROCESSES)
+        programs = [stack.enter_context(Program(source, seconds + 30)) for source in sources]
+        crowd.await_ready(processes)
+        crowd.give("go", processes)
         for program in programs:
             more_reads, more_floors = records_of(program.read_word("records "))
             reads += more_reads
@@ -55,6 +56,17 @@ def test_no_read_sees_what_was_invalidated_before_it_began(server: EmbeddedServe
         if written == seen == set(KINDS) and len(reads) > READS and versions > VERSIONS_SEEN:
             return
     pytest.fail(f"{len(reads)} reads of {versions} versions, {written} written, {seen} read")
+
+
+@pytest.mark.long
+def test_no_read_is_stale_in_half_a_minute_of_reclaims_and_dropped_patterns() -> None:
+    """Workers sweep all the while, and patterns are dropped as soon as they may be."""
+    with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
+        reads, floors = play(server, 30.0, processes=8)
+        assert stale_reads(reads, floors) == []
+        assert len(reads) > READS
+        dropped = client.hgetall("dropped")
+    assert int(dropped[b"patterns"]) > 1
 
 
 @pytest.mark.parametrize("mutant", ["stamped at commit", "lease left alone"])

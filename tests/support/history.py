@@ -40,6 +40,7 @@ KINDS = (
 )  # how the cache is told of a new version
 EACH = 2  # keys of each kind
 TTL, SWR = 0.05, 60.0  # seconds: many reads meet a stale entry, and refreshes go on all the time
+LEASE = 1.0  # seconds; as long after it was invalidated, a pattern that was swept is dropped
 BEFORE, AFTER = (
     0.002,
     0.004,
@@ -84,7 +85,9 @@ class Library:
     def __init__(self, url: str) -> None:
         self.keys = [f"{kind}:{n}" for kind in KINDS for n in range(EACH)]
         self.orders = ToRedis(url)
-        self.room = patient_room(url, self.orders, ttl=TTL, swr=SWR)
+        self.room = patient_room(
+            url, self.orders, ttl=TTL, swr=SWR, lease=LEASE, refresh_lease=LEASE, lease_limit=LEASE
+        )
         self._database: Any = redis.Redis.from_url(url, socket_timeout=None)
         self._tags: list[Any] = ["all:{key}", lambda value: [f"shelf:{value['shelf']}"]]
         self._load = self.room.cache.cached("{key}", tags=self._tags)(self.fetch)
@@ -113,7 +116,8 @@ class Library:
                 tags = [f"all:{key}", f"shelf:{key}"]
                 assert cache.set(key, {"version": version, "shelf": key}, tags=tags)
             case "pattern":
-                cache.invalidate_by_pattern(f"{key[:-1]}[{key[-1]}]")
+                others = "".join(random.choices("abcdefgh", k=4))  # many patterns, each seldom
+                cache.invalidate_by_pattern(f"{key[:-1]}[{key[-1]}{others}]")
             case "clear":
                 cache.clear()
             case "value":
@@ -162,6 +166,9 @@ class Library:
     def _many_tags(self) -> list[Any]:
         return [lambda value: [f"all:{value['shelf']}", f"shelf:{value['shelf']}"]]
 
+    def note_dropped(self, patterns: int) -> None:
+        self._database.hincrby("dropped", "patterns", patterns)
+
     def close(self) -> None:
         self.room.close()
         self.orders.close()
@@ -178,6 +185,7 @@ def take_part(url: str, seconds: float, mutant: str, writes: bool) -> None:
     acts: list[Callable[[], None]] = [
         *[lambda: records.extend(_reads(library, stop))] * READERS,
         lambda: _work(library, stop),
+        *[lambda: _reclaim(library, stop)] * writes,
         *[lambda: records.extend(_writes(library, stop))] * writes,
     ]
     threads = [threading.Thread(target=act) for act in acts]
@@ -210,6 +218,13 @@ def _work(library: Library, stop: threading.Event) -> None:
     while not stop.wait(0.001):
         for order in library.orders.take():
             library.room.cache.refresh(order)
+
+
+def _reclaim(library: Library, stop: threading.Event) -> None:
+    """Free what was invalidated, and drop patterns, as a worker does."""
+    while not stop.wait(0.01):
+        report = library.room.cache.reclaim(budget=0.5)
+        library.note_dropped(report["patterns_dropped"])
 
 
 def _writes(library: Library, stop: threading.Event) -> Iterator[Floor]:

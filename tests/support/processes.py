@@ -21,7 +21,7 @@ WITHIN = 10.0  # seconds a test waits for anything before it fails
 class Program:
     """A Python program in a process group of its own; it is killed if it outlives its deadline."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, within: float = WITHIN) -> None:
         path = os.pathsep.join(filter(None, sys.path))
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(source)],
@@ -32,7 +32,7 @@ class Program:
         )
         assert self.process.stdout is not None
         self.stdout = self.process.stdout
-        self._deadline = threading.Timer(WITHIN, self.process.kill)
+        self._deadline = threading.Timer(within, self.process.kill)
         self._deadline.start()
 
     def read_until(self, text: str) -> list[str]:
