@@ -108,6 +108,7 @@ class Supervisor:
             raise ServiceError(f"can't start {what}: {error.strerror}") from error
         self._running.append(child)
         self._say(f"{service.name} started, pid {child.leashed.pid}")
+        child.follow()  # behind that line, so that what it says comes after it
 
     def _wait_for_an_end(self) -> int | None:
         # A loop that looks, not a thread per child: then one thread signals and reaps, and no
@@ -165,12 +166,16 @@ class _Child:
         self._reader = threading.Thread(
             target=self._copy_output, args=(log,), name=f"log of {service.name}", daemon=True
         )
+
+    def follow(self) -> None:
+        """Copy its output from now on; nothing it has said before is lost."""
         self._reader.start()
 
     def close(self) -> None:
         """Kill what is left of it, and wait for its last lines."""
         self.leashed.kill()
-        self._reader.join(LAST_LINES_WITHIN)
+        if self._reader.ident is not None:  # it was started
+            self._reader.join(LAST_LINES_WITHIN)
         # A daemon it left behind may hold the pipe open for ever; then the reader stays with it,
         # and closing the file under a reading thread would block us too.
         if not self._reader.is_alive():
