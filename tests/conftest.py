@@ -56,8 +56,9 @@ def server(shared_server: EmbeddedServer) -> EmbeddedServer:
 
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedServer]:
-    """A server of the test's own, to be frozen, killed and restarted."""
-    with EmbeddedServer(appendonly=True) as server:
+    """A server of the test's own, to be frozen, killed and restarted. What it has acknowledged is in its file:
+    with `everysec` a write waits in memory while an fsync is under way, and a kill takes it along."""
+    with EmbeddedServer(appendonly=True, options={"appendfsync": "always"}) as server:
         yield server
 
 

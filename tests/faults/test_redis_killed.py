@@ -18,8 +18,8 @@ ROUNDS, KEYS = 20, 500
 def test_no_acknowledged_invalidation_is_lost(own_server: EmbeddedServer) -> None:
     """Twenty kills over 10,000, by key, tag and pattern: not in the reads after, nor in the work left to do.
 
-    An append-only file is written before the reply is sent, so it has what a process that is killed has said; what
-    a machine loses that loses its power is Redis' `appendfsync` to say.
+    With `appendfsync always`, as the server of this test has it; `everysec` may lose what it acknowledged in the
+    last two seconds, and with it the invalidation and whatever was stored then.
     """
     dice = random.Random(11)
     settings = Settings(**{**PATIENT, "redis_url": own_server.url})
