@@ -1,7 +1,8 @@
 """Every Redis key, and what may be in one. This is the data dictionary.
 
-`ns` is the namespace setting (default `stillroom`); `{0}` is the cache's hash tag: all keys of the
-cache live in one Redis Cluster slot, so that one script may touch them together.
+`ns` is the namespace setting (default `stillroom`); `{0}` is the hash tag of the cache's first shard: all keys of
+a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…` has a
+shard's tag too, for it rides along with the shard's batches.
 
 | key               | type   | meaning                                         | lifetime     | written by      |
 |-------------------|--------|-------------------------------------------------|--------------|-----------------|
@@ -49,11 +50,12 @@ _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
 class Keys:
-    """The keys of one namespace."""
+    """The keys of one namespace, and of one shard of its cache."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, shard: int = 0, *, in_cluster: bool = False) -> None:
         self._namespace = namespace
-        cache = f"{namespace}:{{0}}:"
+        cache = f"{namespace}:{{{shard}}}:"
+        self._stats = f"{cache if in_cluster else namespace + ':'}stats:"
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
@@ -99,7 +101,7 @@ class Keys:
 
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""
-        return f"{self._namespace}:stats:{minute}".encode()
+        return f"{self._stats}{minute}".encode()
 
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""

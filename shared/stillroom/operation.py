@@ -4,7 +4,8 @@ An operation is a generator. It yields steps and is sent their results:
 
 * a list of commands: one batch to Redis, answered by the list of replies (see Once, Freeing and Timed);
 * `Call`: a function of the app, a loader; answered by what it returns;
-* `Pause`: some seconds of waiting.
+* `Pause`: some seconds of waiting;
+* `On`: other operations, on the servers of the cache's shards.
 
 A step that fails raises at its yield. What the generator returns is the operation's result. So each
 protocol on Redis is written once, and knows nothing of threads or event loops.
@@ -19,11 +20,19 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from stillroom.errors import RedisRefused
 from stillroom.scripts import BY_SHA, Script
-from stillroom.wire import AsyncWire, Command, Wire, refusal, time_left
+from stillroom.wire import (
+    AsyncShardWire,
+    AsyncWire,
+    Command,
+    ShardWire,
+    Wire,
+    refusal,
+    time_left,
+)
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -68,10 +77,22 @@ class Pause:
         self.seconds = seconds
 
 
+class On:
+    """Run these operations, each on the server of its shard; answered by their results in order.
+
+    All are run; then the first error among them is raised.
+    """
+
+    __slots__ = ("operations",)
+
+    def __init__(self, operations: Sequence[tuple[int, Operation[Any]]]) -> None:
+        self.operations = operations
+
+
 class Driver:
     """Runs operations in the calling thread."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire | ShardWire[Any]) -> None:
         self.wire = wire
         self._call_timeout = wire.server.settings.call_timeout
         self._command_timeout = wire.server.settings.command_timeout
@@ -147,7 +168,7 @@ class Driver:
 class AsyncDriver:
     """Runs operations in the calling task."""
 
-    def __init__(self, wire: AsyncWire) -> None:
+    def __init__(self, wire: AsyncWire | AsyncShardWire) -> None:
         self.wire = wire
         self._call_timeout = wire.server.settings.call_timeout
         self._command_timeout = wire.server.settings.command_timeout
@@ -223,14 +244,86 @@ class AsyncDriver:
         return await self._exchange(step, left, idempotent=False)
 
 
+class ShardDriver(Driver):
+    """A Driver that knows those of all shards, and so can do a step On them. Each has its own `call_timeout`."""
+
+    def __init__(self, wire: Wire | ShardWire[Any], drivers: Sequence[Driver]) -> None:
+        super().__init__(wire)
+        self._drivers = drivers
+
+    def _take(self, step: Any, left: float) -> Any:
+        if not isinstance(step, On):
+            return super()._take(step, left)
+        return _all_good([self._outcome(*one) for one in step.operations])
+
+    def _outcome(self, shard: int, operation: Operation[Any]) -> Any:
+        try:
+            return self._drivers[shard].run(operation)
+        except Exception as error:
+            return Failed(error)
+
+
+class AsyncShardDriver(AsyncDriver):
+    """The same for asyncio: the shards at the same time."""
+
+    def __init__(self, wire: AsyncWire | AsyncShardWire, drivers: Sequence[AsyncDriver]) -> None:
+        super().__init__(wire)
+        self._drivers = drivers
+
+    async def _take(self, step: Any, left: float) -> Any:
+        if not isinstance(step, On):
+            return await super()._take(step, left)
+        if len(step.operations) == 1:
+            return _all_good([await self._outcome(*step.operations[0])])
+        return _all_good(await asyncio.gather(*(self._outcome(*one) for one in step.operations)))
+
+    async def _outcome(self, shard: int, operation: Operation[Any]) -> Any:
+        try:
+            return await self._drivers[shard].run(operation)
+        except Exception as error:
+            return Failed(error)
+
+
+def drivers_of(wires: Sequence[Wire | ShardWire[Any]]) -> list[Driver]:
+    """A driver for each shard's wire."""
+    if len(wires) == 1:
+        return [Driver(wires[0])]
+    drivers: list[Driver] = []
+    drivers += [ShardDriver(wire, drivers) for wire in wires]
+    return drivers
+
+
+def async_drivers_of(wires: Sequence[AsyncWire | AsyncShardWire]) -> list[AsyncDriver]:
+    """The same for asyncio."""
+    if len(wires) == 1:
+        return [AsyncDriver(wires[0])]
+    drivers: list[AsyncDriver] = []
+    drivers += [AsyncShardDriver(wire, drivers) for wire in wires]
+    return drivers
+
+
+class Failed(NamedTuple):
+    """How an operation ended that has no result."""
+
+    error: Exception
+
+
+def _all_good(outcomes: list[Any]) -> list[Any]:
+    for outcome in outcomes:
+        if isinstance(outcome, Failed):
+            raise outcome.error
+    return outcomes
+
+
 def blocking(
     operation: Callable[Concatenate[Any, P], Operation[T]],
 ) -> Callable[Concatenate[Any, P], T]:
-    """A method of a sync face: runs this operation of its body."""
+    """A method of a sync face: runs the operation of this name of its body."""
+    name = operation.__name__
 
     @functools.wraps(operation)
     def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        result: T = self._driver.run(operation(self._body, *args, **kwargs))
+        result: T = self._driver.run(getattr(self._body, name)(*args, **kwargs))
         return result
 
     return method
@@ -239,11 +332,12 @@ def blocking(
 def awaiting(
     operation: Callable[Concatenate[Any, P], Operation[T]],
 ) -> Callable[Concatenate[Any, P], Awaitable[T]]:
-    """A method of an async face: runs this operation of its body."""
+    """A method of an async face: runs the operation of this name of its body."""
+    name = operation.__name__
 
     @functools.wraps(operation)
     def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
-        result: Awaitable[T] = self._driver.run(operation(self._body, *args, **kwargs))
+        result: Awaitable[T] = self._driver.run(getattr(self._body, name)(*args, **kwargs))
         return result
 
     return method

@@ -5,20 +5,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
-from stillroom.cache import AsyncCache, AsyncTasks, Cache, ImageBody, Tasks, TasksBody
+from stillroom.cache import (
+    AsyncCache,
+    AsyncTasks,
+    Cache,
+    ImageBody,
+    ShardedBody,
+    Tasks,
+    TasksBody,
+    cache_on,
+    shard_keys,
+)
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys
-from stillroom.operation import AsyncDriver, Driver
+from stillroom.operation import AsyncDriver, Driver, async_drivers_of, drivers_of
 from stillroom.sessions import AsyncSessions, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import AsyncWire, Server, Wire, request_budget
+from stillroom.wire import (
+    AsyncClusterWire,
+    AsyncShardWire,
+    AsyncWire,
+    ClusterWire,
+    Server,
+    ShardWire,
+    Wire,
+    request_budget,
+    slot_of,
+)
 
 log = logging.getLogger("stillroom")
 
@@ -28,7 +48,7 @@ class _Room:
 
     def __init__(self, settings: Settings | None, dispatch: Dispatch | None) -> None:
         self.settings = settings or Settings()
-        self.keys = Keys(self.settings.namespace)
+        self.keys = shard_keys(self.settings)[0]
         self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys)
         # Two roles: what may be evicted, and what may not. One server plays both unless settings say otherwise.
         self._server = Server(self.settings, self.settings.cache_server, "the cache's Redis")
@@ -38,19 +58,27 @@ class _Room:
             self._state_server, self.state_stats = self._server, self.stats
         else:
             self._state_server = Server(self.settings, self.settings.redis_url, "Redis")
-            self.state_stats = Stats(self.keys)
-        self._cache_body = ImageBody(
-            self.settings, self._server, self.keys, self.dispatch, self.stats
-        )
+            self.state_stats = Stats(Keys(self.settings.namespace))
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
+
+    def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
+        """The cache's operations, on these wires: one for each shard."""
+        clocks = [wire if self.settings.cluster else wire.server for wire in wires]
+        runs = [driver.run for driver in aside]
+        return cache_on(self.settings, clocks, self.dispatch, self.stats, runs)
+
+    def _cluster(self) -> tuple[Settings, str, str, list[int]]:
+        """What the wire to a cluster is made of."""
+        slots = [slot_of(keys.clock) for keys in shard_keys(self.settings)]
+        return self.settings, self.settings.cache_server, "the cache's Redis", slots
 
     def request(self) -> AbstractContextManager[Any]:
         """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
         return request_budget(self.settings.request_timeout)
 
-    def _connect(self, *wires: Wire | AsyncWire) -> None:
+    def _connect(self, *wires: Wire | ClusterWire | AsyncWire | AsyncClusterWire) -> None:
         for wire in {id(wire): wire for wire in wires}.values():
             self._await_answer(wire.server.url, wire.ping)
 
@@ -80,12 +108,19 @@ class Stillroom(_Room):
         self, settings: Settings | None = None, *, dispatch: Dispatch | None = None
     ) -> None:
         super().__init__(settings, dispatch)
-        self.wire = Wire(self._server)
-        self.state_wire = self.wire if self._is_one_server else Wire(self._state_server)
-        driver = Driver(self.wire)
-        self.cache = Cache(self._cache_body, driver)
-        self.tasks = Tasks(TasksBody(self._cache_body), driver)
-        self._cache_body.run_aside = driver.run
+        self.wire: Wire | ClusterWire
+        wires: Sequence[Wire | ShardWire[Wire]]
+        if self.settings.cluster:
+            self.wire = ClusterWire(*self._cluster())
+            self.state_wire, wires = Wire(self._state_server), self.wire.shards
+        else:
+            self.wire = one = Wire(self._server)
+            self.state_wire = one if self._is_one_server else Wire(self._state_server)
+            wires = [one] * self.settings.shards
+        drivers = drivers_of(wires)
+        self._cache_body = self._cache(wires, drivers)
+        self.cache = Cache(self._cache_body, drivers[0])
+        self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.sessions = Sessions(self._sessions_body, Driver(self.state_wire))
         self.state_wire.breaker.recovered.append(self.sessions.deliver)
@@ -126,14 +161,25 @@ class AsyncStillroom(_Room):
         self, settings: Settings | None = None, *, dispatch: Dispatch | None = None
     ) -> None:
         super().__init__(settings, dispatch)
-        self.wire = AsyncWire(self._server)
-        self.state_wire = self.wire if self._is_one_server else AsyncWire(self._state_server)
-        driver = AsyncDriver(self.wire)
-        self.cache = AsyncCache(self._cache_body, driver)
-        self.tasks = AsyncTasks(TasksBody(self._cache_body), driver)
+        self.wire: AsyncWire | AsyncClusterWire
+        wires: Sequence[AsyncWire | AsyncShardWire]
         # The dispatcher's thread has no event loop: it frees a lease through a wire of its own.
-        threads = Driver(self.wire.for_threads)
-        self._cache_body.run_aside = threads.run
+        for_threads: Sequence[Wire | ShardWire[AsyncWire]]
+        if self.settings.cluster:
+            self.wire = AsyncClusterWire(*self._cluster())
+            self.state_wire, wires = AsyncWire(self._state_server), self.wire.shards
+            for_threads = self.wire.shards_for_threads
+        else:
+            self.wire = one = AsyncWire(self._server)
+            self.state_wire = one if self._is_one_server else AsyncWire(self._state_server)
+            wires, for_threads = (
+                [one] * self.settings.shards,
+                [one.for_threads] * self.settings.shards,
+            )
+        self._cache_body = self._cache(wires, drivers_of(for_threads))
+        drivers = async_drivers_of(wires)
+        self.cache = AsyncCache(self._cache_body, drivers[0])
+        self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.sessions = AsyncSessions(self._sessions_body, AsyncDriver(self.state_wire))
         # Nor has the prober, which tells of Redis' return.

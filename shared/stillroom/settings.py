@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     redis_url: RedisUrl = Field("redis://redis:6379", alias="REDIS_URL")
     redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")
     cache_url: RedisUrl | None = None  # default: redis_url
+    cluster: bool = False  # cache_url is any node of a Redis Cluster
+    # All processes of a namespace have the same number; another one is another cache, empty at first.
+    shards: int = Field(1, ge=1, le=64)  # of the cache; in a cluster each is on one node
     broker_url: BrokerUrl | None = None  # default: redis_url; any broker kombu speaks
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
 
@@ -190,6 +193,20 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"lease or refresh_lease is {longest:g} s; lease_limit allows {self.lease_limit:g} s"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_cluster(self) -> Settings:
+        if not self.cluster:
+            return self
+        if self.cache_url is None or self.cache_url == self.redis_url:
+            raise ValueError(
+                "cluster is for the cache alone: give its cache_url, and a redis_url that is no cluster"
+            )
+        parts = urlsplit(self.cache_url)
+        database = parts.path.strip("/") or parse_qs(parts.query).get("db", ["0"])[0]
+        if parts.scheme == "unix" or database != "0":
+            raise ValueError("a cluster is reached by host and port, and has no database but 0")
         return self
 
     @property

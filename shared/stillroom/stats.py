@@ -33,13 +33,13 @@ class Stats:
         """Nothing counted: the parent will write down what it counted."""
         self.counts = defaultdict(int)
 
-    def flush(self, now_ms: int) -> list[Command]:
-        """The commands that add the counts since the last flush to this minute."""
+    def flush(self, now_ms: int, keys: Keys | None = None) -> list[Command]:
+        """The commands that add the counts since the last flush to this minute; `keys`: another shard's."""
         self.due = time.monotonic() + FLUSH_EVERY_S
         counts, self.counts = self.counts, defaultdict(int)
         if not counts:
             return []
-        key = self._keys.stats(now_ms // 60_000)
+        key = (keys or self._keys).stats(now_ms // 60_000)
         added: list[Command] = [(b"HINCRBY", key, name, str(n)) for name, n in counts.items()]
         return [*added, (b"EXPIRE", key, str(KEPT_SECONDS))]
 

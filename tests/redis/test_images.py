@@ -14,6 +14,7 @@ from PIL import Image
 from stillroom import AsyncStillroom, ImageRefused, ImagesUnavailable, Settings, Stillroom
 from stillroom.cache import images
 from stillroom.cli.recorder import Recorder
+from stillroom.embedded import EmbeddedServer
 from tests.support.faces import BlockingRoom
 
 
@@ -51,13 +52,15 @@ def save(path: Path, size: tuple[int, int] = (30, 20)) -> None:
     Image.new("RGB", size).save(path, "png")
 
 
-def test_a_file_is_read_once_per_version(room: Any, tmp_path: Path, reads: list[str]) -> None:
+def test_a_file_is_read_once_per_version(
+    room: Any, server: EmbeddedServer, tmp_path: Path, reads: list[str]
+) -> None:
     """A hit costs one MGET; a file that changed is seen at once, without any invalidation."""
     save(tmp_path / "a.png")
     info = room.cache.get_image_info("a.png")
     assert (info.width, info.type) == (30, "image/png")
     assert room.cache.get_image_info("a.png") == info
-    with Recorder(room.settings.redis_url) as recorder:
+    with Recorder(server.url) as recorder:
         assert room.cache.get_image_info("./a.png") == info
         commands = recorder.commands()
     assert [c.split()[0] for c in commands] == ["MGET"]
@@ -84,10 +87,10 @@ def test_an_image_whose_size_and_time_stayed_is_invalidated_by_name(
 
 
 def test_a_missing_file_costs_no_redis_and_no_file_is_made_up(
-    room: Any, tmp_path: Path, reads: list[str]
+    room: Any, server: EmbeddedServer, tmp_path: Path
 ) -> None:
     """None, at the price of one stat; seen as soon as it is there."""
-    with Recorder(room.settings.redis_url) as recorder:
+    with Recorder(server.url) as recorder:
         assert room.cache.get_image_info("a.png") is None
         assert recorder.commands() == []
     save(tmp_path / "a.png")
@@ -108,9 +111,9 @@ def test_a_refusal_is_cached_until_the_file_changes(
     assert room.cache.get_image_info("a.png").width == 30
 
 
-def test_bad_names_never_reach_redis(room: Any) -> None:
+def test_bad_names_never_reach_redis(room: Any, server: EmbeddedServer) -> None:
     """Nor the file system."""
-    with Recorder(room.settings.redis_url) as recorder:
+    with Recorder(server.url) as recorder:
         for name in ("../a", "/etc/passwd", "a\0", ""):
             with pytest.raises(ImageRefused):
                 room.cache.get_image_info(name)

@@ -5,6 +5,7 @@ from stillroom.cache.cache import AsyncCache, AsyncCachedFunction, Cache, Cached
 from stillroom.cache.entry import Freshness
 from stillroom.cache.images import ImageBody, ImageInfo
 from stillroom.cache.reclaim import Progress
+from stillroom.cache.sharded import ShardedBody, cache_on, shard_keys
 from stillroom.cache.tasks import AsyncTasks, Tasks, TasksBody
 
 __all__ = [
@@ -18,6 +19,9 @@ __all__ = [
     "ImageBody",
     "ImageInfo",
     "Progress",
+    "ShardedBody",
     "Tasks",
     "TasksBody",
+    "cache_on",
+    "shard_keys",
 ]

@@ -50,7 +50,7 @@ from stillroom.scripts import (
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, Server
+from stillroom.wire import Clock, Command
 
 log = logging.getLogger("stillroom")
 
@@ -97,14 +97,14 @@ class CacheBody(InvalidationBody):
     """The operations. A driver runs them."""
 
     def __init__(
-        self, settings: Settings, server: Server, keys: Keys, dispatch: Dispatch, stats: Stats
+        self, settings: Settings, clock: Clock, keys: Keys, dispatch: Dispatch, stats: Stats
     ) -> None:
         super().__init__(settings, keys, dispatch, stats)
         self.loaders = Loaders()
-        self.now_ms = server.now_ms
-        self._server = server
+        self.now_ms = clock.now_ms
+        self._clock = clock
         self._codec = Codec(settings)
-        self._judges = Judge(keys, server.now_ms, settings.marks_limit)
+        self._judges = Judge(keys, clock.now_ms, settings.marks_limit)
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
 
@@ -311,7 +311,7 @@ class CacheBody(InvalidationBody):
 
     def flush_stats(self) -> Operation[None]:
         """Write the counts of this process down now. Redis away: they are lost."""
-        if counts := self.stats.flush(self.now_ms()):
+        if counts := self.stats.flush(self.now_ms(), self._keys):
             try:
                 yield Once(counts)
             except RedisUnavailable as error:
@@ -337,7 +337,7 @@ class CacheBody(InvalidationBody):
         if riding := known and self._judges.is_moving(now):
             batch.append(self._judges.marks_since(known))
         if housekeeping := now > self.stats.due:
-            batch += [*self.stats.flush(self.now_ms()), (b"TIME",)]
+            batch += [*self.stats.flush(self.now_ms(), self._keys), (b"TIME",)]
             asked = time.monotonic_ns()
         try:
             replies = yield batch
@@ -348,7 +348,7 @@ class CacheBody(InvalidationBody):
             replies = refused.replies
         found = replies[0]
         if housekeeping and not isinstance(replies[-1], Exception):
-            self._server.learn_clock(replies[-1], asked)
+            self._clock.learn_clock(replies[-1], asked)
         if riding and not isinstance(replies[1], Exception):
             self._judges.learn(known, replies[1], (), found[-1])
         return found
@@ -732,7 +732,7 @@ class CacheBody(InvalidationBody):
     def _read_server_clock(self) -> Operation[None]:
         asked = time.monotonic_ns()
         (reply,) = yield [(b"TIME",)]
-        self._server.learn_clock(reply, asked, anew=True)
+        self._clock.learn_clock(reply, asked, anew=True)
 
     def _fall_back(self, operation: str, error: RedisUnavailable) -> None:
         self.stats.counts["fallbacks"] += 1

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
-from stillroom.cache.body import LATE, STORED, WON, CacheBody, Stale, new_token
+from stillroom.cache.body import LATE, STORED, WON, CacheBody, Packed, Stale, new_token
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.invalidation import new_epoch
 from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions, several
@@ -24,6 +24,15 @@ class Turn(NamedTuple):
 
     lease: bytes
     clock: bytes
+
+
+class Ready(NamedTuple):
+    """A value ready to be stored; times in ms."""
+
+    name: bytes
+    packed: Packed
+    ttl: int
+    swr: int
 
 
 class BulkBody(CacheBody):
@@ -55,17 +64,24 @@ class BulkBody(CacheBody):
 
         A value or key that can't be stored raises before anything is sent. Redis away: False for all.
         """
+        return (yield from self.store_many(self.pack_many(values, options)))
+
+    def pack_many(self, values: Mapping[str, Any], options: SetOptions) -> dict[str, Ready]:
+        """Ready to be stored, by key. Raises ValueTooLarge, Unencodable, InvalidKey."""
         ttl, swr = self._times(options)
         tags, kind = several(options.get("tags", ())), options.get("type", Any)
         names = {key: sanitized(key) for key in values}
-        packed = [self._pack(names[key], value, kind, tags, b"") for key, value in values.items()]
+        return {
+            key: Ready(names[key], self._pack(names[key], value, kind, tags, b""), ttl, swr)
+            for key, value in values.items()
+        }
+
+    def store_many(self, values: Mapping[str, Ready]) -> Operation[dict[str, bool]]:
+        """Store what pack_many gave; which of them were stored, by key."""
         epoch = new_epoch()
-        batch = Timed(
-            self._put(name, one, ttl, swr, epoch)
-            for name, one in zip(names.values(), packed, strict=True)
-        )
+        batch = Timed(self._put(*ready, epoch) for ready in values.values())
         stored = yield from self._each("set_many", batch)
-        return {key: reply == STORED for key, reply in zip(names, stored, strict=True)}
+        return {key: reply == STORED for key, reply in zip(values, stored, strict=True)}
 
     def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
         """Forget these keys and their loads; which of them held a value, by key. See `invalidate`.

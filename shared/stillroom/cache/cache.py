@@ -12,6 +12,7 @@ from stillroom.cache.bulk import BulkBody
 from stillroom.cache.images import ImageBody
 from stillroom.cache.loaders import Loader, LoaderOptions, Loaders
 from stillroom.cache.reclaim import ReclaimBody
+from stillroom.cache.sharded import ShardedBody
 from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ P = ParamSpec("P")
 class _Cached(Generic[P, T_co]):
     """A loader that answers from the cache."""
 
-    def __init__(self, loader: Loader, body: CacheBody, driver: Any) -> None:
+    def __init__(self, loader: Loader, body: ImageBody | ShardedBody, driver: Any) -> None:
         self.loader = loader
         self._body = body
         self._driver = driver
@@ -75,7 +76,7 @@ class AsyncRegister(Protocol):
 class Cache:
     """The cache for threads and greenlets: `room.cache`."""
 
-    def __init__(self, body: ImageBody, driver: Driver) -> None:
+    def __init__(self, body: ImageBody | ShardedBody, driver: Driver) -> None:
         self._body = body
         self._driver = driver
 
@@ -132,7 +133,7 @@ class Cache:
 class AsyncCache:
     """The cache for asyncio: `room.cache`. The same names, awaited."""
 
-    def __init__(self, body: ImageBody, driver: AsyncDriver) -> None:
+    def __init__(self, body: ImageBody | ShardedBody, driver: AsyncDriver) -> None:
         self._body = body
         self._driver = driver
 

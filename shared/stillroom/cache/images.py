@@ -70,9 +70,9 @@ class ImageBody(ReclaimBody):
         if version is None:
             return None
         limits = self.settings.image_byte_limit, self.settings.image_pixel_limit
-        options: Any = {"type": Answer | None, "tags": [_tag(name)]}
+        options: Any = {"type": Answer | None, "tags": [tag_of(name)]}
         recipe = self._recipe(lambda: _answer(root, name, *limits), options)
-        answer = yield from self.obtain(sanitized(f"{_tag(name)}@{version}"), recipe)
+        answer = yield from self.obtain(sanitized(f"{tag_of(name)}@{version}"), recipe)
         if answer is not None and answer.info is None:
             raise ImageRefused(name, answer.reason, answer.sentence)
         return None if answer is None else answer.info
@@ -82,7 +82,7 @@ class ImageBody(ReclaimBody):
 
         Redis away: RedisUnavailable. `defer`: see `invalidate`.
         """
-        yield from self.invalidate_by_tag(_tag(normalised(filename)), defer=defer)
+        yield from self.invalidate_by_tag(tag_of(normalised(filename)), defer=defer)
 
     def _image_root(self) -> Path:
         if self.settings.image_root is None:
@@ -237,5 +237,5 @@ def _version(found: os.stat_result) -> str:
     return f"{found.st_size}-{found.st_mtime_ns}"
 
 
-def _tag(name: str) -> str:
+def tag_of(name: str) -> str:
     return f"image:{name}"

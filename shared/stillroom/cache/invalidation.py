@@ -32,8 +32,9 @@ class InvalidationBody:
         self.settings = settings
         self.dispatch = dispatch
         self.stats = stats
-        # Runs an operation where none is running: a dispatcher's thread, a prober's, at exit. The room sets it.
+        # Runs an operation where none is running: a dispatcher's thread, a prober's, at exit.
         self.run_aside: Callable[[Operation[Any]], Any] | None = None
+        self.whole: Any = self  # the cache, of which this may be one shard
         self._keys = keys
         self._outbox = Outbox(settings.outbox_limit)
         self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)

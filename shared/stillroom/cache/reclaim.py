@@ -473,7 +473,7 @@ class ReclaimBody(BulkBody):
     def _obey(self, work: Work) -> Operation[None]:
         """Do what an app ordered. What can't be done now can't be done later either: it is said and crossed off."""
         try:
-            yield from from_member(work.name).carried_out_by(self)
+            yield from from_member(work.name).carried_out_by(self.whole)
         except RedisUnavailable:
             raise
         except (ValidationError, StillroomError, ValueError) as error:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from stillroom.cache.cache import AsyncCachedFunction, CachedFunction
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Load
 from stillroom.cache.reclaim import ReclaimBody
+from stillroom.cache.sharded import ShardedBody
 from stillroom.keys import pattern, sanitized
 from stillroom.operation import AsyncDriver, Driver, Operation, awaiting, blocking
 
@@ -22,7 +23,7 @@ KEYS_IN_ONE, TAGS_IN_ONE = 1_000, 100
 class TasksBody:
     """The operations. Each raises RedisUnavailable when Redis is away, DispatchFailed if 10,000 orders wait."""
 
-    def __init__(self, cache: ReclaimBody) -> None:
+    def __init__(self, cache: ReclaimBody | ShardedBody) -> None:
         self._cache = cache
 
     def invalidate_keys(self, *keys: str) -> Operation[None]:

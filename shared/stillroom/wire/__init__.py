@@ -7,19 +7,32 @@ once, writes it in one send and reads the replies with hiredis. Nothing here sle
 from stillroom.wire.aio import AsyncWire
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.budget import request_budget, time_left
+from stillroom.wire.cluster import (
+    AsyncClusterWire,
+    AsyncShardWire,
+    ClusterWire,
+    ShardWire,
+    slot_of,
+)
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import refusal
-from stillroom.wire.server import Command, Server
+from stillroom.wire.server import Clock, Command, Server
 from stillroom.wire.sync import Wire
 
 __all__ = [
+    "AsyncClusterWire",
+    "AsyncShardWire",
     "AsyncWire",
     "Breaker",
+    "Clock",
+    "ClusterWire",
     "Command",
     "Server",
+    "ShardWire",
     "Wire",
     "refusal",
     "request_budget",
     "reset_after_fork",
+    "slot_of",
     "time_left",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 import redis.asyncio
@@ -22,6 +22,16 @@ CLOCK_GOOD_FOR_NS = 60_000_000_000
 
 pack_command: Any = hiredis.pack_command  # its stubs want a tuple of one
 ReplyError = hiredis.ReplyError
+
+
+class Clock(Protocol):
+    """A server's clock, as far as this process knows it."""
+
+    def now_ms(self) -> int:
+        """ms since 1970."""
+
+    def learn_clock(self, reply: Sequence[bytes], asked_ns: int, *, anew: bool = False) -> None:
+        """See Server.learn_clock."""
 
 
 class Server:

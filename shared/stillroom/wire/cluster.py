@@ -1,0 +1,406 @@
+"""A Redis Cluster: which of its nodes has a slot, and wires that follow their slot from node to node.
+
+What a node says of the slots is asked for once, and again when a node says MOVED or does not answer, once a second
+at the most. A batch belongs to one slot. Commands that were answered with MOVED were not carried out: they go to
+the node that was named, once. A slot on its way (ASK, TRYAGAIN) or without a node (CLUSTERDOWN): Redis is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from binascii import crc_hqx
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.settings import Settings
+from stillroom.wire.aio import AsyncWire
+from stillroom.wire.breaker import Breaker
+from stillroom.wire.forks import reset_after_fork
+from stillroom.wire.outcome import AWAY, refusal
+from stillroom.wire.server import Command, ReplyError, Server
+from stillroom.wire.sync import Wire
+
+SLOTS = 16_384
+ASK_EVERY_S = 1.0
+OF_SLOTS: list[Command] = [(b"CLUSTER", b"SLOTS")]
+OURS = ("pool", "budget")  # reasons that say nothing about a node
+
+Address = tuple[str, int]
+
+
+class _AnyWire(Protocol):
+    """What Wire and AsyncWire have in common."""
+
+    server: Server
+    breaker: Breaker
+
+    @property
+    def connections(self) -> int: ...
+    def ping(self) -> None: ...
+
+
+W = TypeVar("W", bound=_AnyWire)
+
+
+def slot_of(key: bytes) -> int:
+    """The slot of a key: CRC16 of what stands between its first braces, or of all of it.
+
+    >>> slot_of(b"{shard}.clock") == slot_of(b"a.{shard}.key") == slot_of(b"shard")
+    True
+    """
+    begin = key.find(b"{") + 1
+    end = key.find(b"}", begin)
+    return crc_hqx(key[begin:end] if begin and end > begin else key, 0) % SLOTS
+
+
+class Topology:
+    """Which node has which of these slots. Threads may use it together: a change is one assignment."""
+
+    def __init__(self, seed: Address, slots: Iterable[int]) -> None:
+        self._seed = seed
+        self._slots = tuple(slots)
+        self._nodes: tuple[Address, ...] = ()
+        self._owners: dict[int, Address] = {}
+        self._suspect: Address | None = None
+        self._is_doubted = True
+        self._ask_at = 0.0  # time.monotonic(): not before
+
+    def owner(self, slot: int) -> Address:
+        """Raises RedisUnavailable if no node has it."""
+        try:
+            return self._owners[slot]
+        except KeyError:
+            raise RedisUnavailable("clusterdown", f"no node has slot {slot}") from None
+
+    @property
+    def owners(self) -> set[Address]:
+        return set(self._owners.values())
+
+    def is_to_be_asked_for(self) -> bool:
+        return self._is_doubted and time.monotonic() >= self._ask_at
+
+    def whom_to_ask(self) -> list[Address]:
+        """All nodes, the one in doubt last."""
+        if self._owners:
+            self._ask_at = time.monotonic() + ASK_EVERY_S
+        nodes = dict.fromkeys([*self._nodes, self._seed])
+        return sorted(nodes, key=lambda node: node == self._suspect)
+
+    def learn(self, ranges: Sequence[Any], asked: Address) -> None:
+        """Take in a reply to CLUSTER SLOTS: (first, last slot, master, replicas …), nodes as (host, port …)."""
+        known = [(first, last, _address(master, asked)) for first, last, master, *_ in ranges]
+        self._nodes = tuple(dict.fromkeys(_address(n, asked) for r in ranges for n in r[2:]))
+        self._owners = {
+            slot: node
+            for slot in self._slots
+            for first, last, node in known
+            if first <= slot <= last
+        }
+        self._is_doubted = False
+
+    def moved(self, slot: int, named: Address) -> Address:
+        """The owner said that another node has the slot (no host: its own). → that node.
+
+        Where the other slots are by now has to be asked for.
+        """
+        node = named[0] or self.owner(slot)[0], named[1]
+        self._owners = {**self._owners, slot: node}
+        self._is_doubted = True
+        return node
+
+    def doubt(self, slot: int, error: RedisUnavailable) -> None:
+        """The owner of the slot did not answer, or can't: perhaps another has it by now."""
+        is_its_fault = not isinstance(error, RedisRefused) or error.reason in AWAY
+        if is_its_fault and error.reason not in OURS:
+            self._suspect = self._owners.get(slot)
+            self._is_doubted = True
+
+
+class Moved:
+    """The part of a batch that was answered with MOVED. Raises `refused` if there is none."""
+
+    def __init__(self, batch: Sequence[Command], refused: RedisRefused) -> None:
+        self._replies = refused.replies
+        self._places = [n for n, reply in enumerate(self._replies) if _is_moved(reply)]
+        if not self._places:
+            raise refused
+        self.commands = [batch[place] for place in self._places]
+        host, _, port = str(self._replies[self._places[0]]).split()[-1].rpartition(":")
+        self.named = host, int(port)
+
+    def merged(self, replies: Sequence[Any]) -> list[Any]:
+        """All replies, these in the places of those that were none. Raises RedisRefused if one is an error."""
+        for place, reply in zip(self._places, replies, strict=True):
+            self._replies[place] = reply
+        if any(isinstance(reply, ReplyError) for reply in self._replies):
+            raise refusal(self._replies)
+        return self._replies
+
+
+class _Cluster(Generic[W]):
+    """The nodes as one server: a room's `wire`. Batches go through the wires of `shards`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        name: str,
+        slots: Sequence[int],
+        make: Callable[[Server], W],
+    ) -> None:
+        self._settings = settings
+        self._url = url
+        self._name = name
+        self._make = make
+        self._wires: dict[Address, W] = {}
+        parts = urlsplit(url)
+        self._seed = parts.hostname or "localhost", parts.port or 6379
+        self.topology = Topology(self._seed, slots)
+        self.breaker = Breakers(self._wires)
+        self.reset()
+        reset_after_fork(self)
+
+    def reset(self) -> None:
+        self._lock = threading.Lock()
+
+    @property
+    def server(self) -> Server:
+        """The node that the settings name."""
+        return self.at(self._seed).server
+
+    @property
+    def connections(self) -> int:
+        """How many are open now, to all nodes."""
+        return sum(wire.connections for wire in self.wires)
+
+    @property
+    def wires(self) -> list[W]:
+        """The nodes that were spoken to."""
+        return list(self._wires.values())
+
+    def at(self, address: Address) -> W:
+        """The wire to this node."""
+        wire = self._wires.get(address)
+        if wire is None:
+            with self._lock:
+                wire = self._wires.get(address) or self._new(address)
+                self._wires[address] = wire
+        return wire
+
+    def _new(self, address: Address) -> W:
+        host, port = address
+        url = at_address(self._url, host, port)
+        wire = self._make(Server(self._settings, url, f"{self._name} at {host}:{port}"))
+        wire.breaker.recovered = self.breaker.recovered
+        return wire
+
+
+class ClusterWire(_Cluster[Wire]):
+    """A cluster for threads and greenlets."""
+
+    def __init__(self, settings: Settings, url: str, name: str, slots: Sequence[int]) -> None:
+        super().__init__(settings, url, name, slots, Wire)
+        self.shards = [ShardWire(self, slot, lambda wire: wire) for slot in slots]
+
+    def ping(self) -> None:
+        """Ask where the slots are, and PING each node that has one. Raises RedisUnavailable."""
+        _ping(self, self.shards[0])
+
+    def close(self) -> None:
+        """See Wire.close."""
+        for wire in self.wires:
+            wire.close()
+
+
+class AsyncClusterWire(_Cluster[AsyncWire]):
+    """A cluster for asyncio."""
+
+    def __init__(self, settings: Settings, url: str, name: str, slots: Sequence[int]) -> None:
+        super().__init__(settings, url, name, slots, AsyncWire)
+        self.shards = [AsyncShardWire(self, slot) for slot in slots]
+        # The prober's, and whoever has no event loop.
+        self.shards_for_threads = [ShardWire(self, slot, _for_threads) for slot in slots]
+
+    def ping(self) -> None:
+        """See ClusterWire.ping; blocks, so it is for start-up."""
+        _ping(self, self.shards_for_threads[0])
+
+    async def close(self) -> None:
+        """See AsyncWire.close."""
+        await asyncio.gather(*(wire.close() for wire in self.wires))
+
+
+class _Follower(Generic[W]):
+    """What follows one slot; to a body it is the server, to a driver the wire."""
+
+    def __init__(self, cluster: _Cluster[W], slot: int) -> None:
+        self._cluster = cluster
+        self._topology = cluster.topology
+        self.slot = slot
+
+    @property
+    def server(self) -> Server:
+        """The node that has the slot, as far as is known."""
+        try:
+            return self._cluster.at(self._topology.owner(self.slot)).server
+        except RedisUnavailable:
+            return self._cluster.server
+
+    def now_ms(self) -> int:
+        return self.server.now_ms()
+
+    def learn_clock(self, reply: Sequence[bytes], asked_ns: int, *, anew: bool = False) -> None:
+        self.server.learn_clock(reply, asked_ns, anew=anew)
+
+
+class ShardWire(_Follower[W]):
+    """Batches to whichever node has the slot. `pick` gives the blocking wire to a node."""
+
+    def __init__(self, cluster: _Cluster[W], slot: int, pick: Callable[[W], Wire]) -> None:
+        super().__init__(cluster, slot)
+        self._pick = pick
+
+    def execute(
+        self, commands: Sequence[Command], left: float, *, idempotent: bool = True
+    ) -> list[Any]:
+        """See Wire.execute."""
+        deadline = time.monotonic() + left
+        try:
+            if self._topology.is_to_be_asked_for():
+                self.ask(deadline)
+            wire = self._at(self._topology.owner(self.slot))
+            return wire.execute(commands, deadline - time.monotonic(), idempotent=idempotent)
+        except RedisRefused as refused:
+            self._topology.doubt(self.slot, refused)
+            moved = Moved(commands, refused)
+        except RedisUnavailable as error:
+            self._topology.doubt(self.slot, error)
+            raise
+        wire = self._at(self._topology.moved(self.slot, moved.named))
+        left = deadline - time.monotonic()
+        try:
+            replies = wire.execute(moved.commands, left, idempotent=idempotent)
+        except RedisRefused as again:
+            replies = again.replies
+        return moved.merged(replies)
+
+    def ask(self, deadline: float) -> None:
+        """Learn where the slots are from the first node that answers. Raises RedisUnavailable if none is known."""
+        failure = RedisUnavailable("refused", "no node answers")
+        for address in self._topology.whom_to_ask():
+            try:
+                (ranges,) = self._at(address).execute(OF_SLOTS, deadline - time.monotonic())
+            except RedisUnavailable as error:
+                failure = error
+            else:
+                return self._topology.learn(ranges, address)
+        if not self._topology.owners:
+            raise failure
+        return None
+
+    def _at(self, address: Address) -> Wire:
+        return self._pick(self._cluster.at(address))
+
+
+class AsyncShardWire(_Follower[AsyncWire]):
+    """The same for asyncio."""
+
+    async def execute(
+        self, commands: Sequence[Command], left: float, *, idempotent: bool = True
+    ) -> list[Any]:
+        """See Wire.execute."""
+        deadline = time.monotonic() + left
+        try:
+            if self._topology.is_to_be_asked_for():
+                await self.ask(deadline)
+            wire = self._cluster.at(self._topology.owner(self.slot))
+            return await wire.execute(commands, deadline - time.monotonic(), idempotent=idempotent)
+        except RedisRefused as refused:
+            self._topology.doubt(self.slot, refused)
+            moved = Moved(commands, refused)
+        except RedisUnavailable as error:
+            self._topology.doubt(self.slot, error)
+            raise
+        wire = self._cluster.at(self._topology.moved(self.slot, moved.named))
+        left = deadline - time.monotonic()
+        try:
+            replies = await wire.execute(moved.commands, left, idempotent=idempotent)
+        except RedisRefused as again:
+            replies = again.replies
+        return moved.merged(replies)
+
+    async def ask(self, deadline: float) -> None:
+        """See ShardWire.ask."""
+        failure = RedisUnavailable("refused", "no node answers")
+        for address in self._topology.whom_to_ask():
+            try:
+                wire = self._cluster.at(address)
+                (ranges,) = await wire.execute(OF_SLOTS, deadline - time.monotonic())
+            except RedisUnavailable as error:
+                failure = error
+            else:
+                return self._topology.learn(ranges, address)
+        if not self._topology.owners:
+            raise failure
+        return None
+
+
+class Breakers:
+    """The nodes' breakers as one: open when one of them is."""
+
+    def __init__(self, wires: dict[Address, Any]) -> None:
+        self._wires = wires
+        self.recovered: list[Callable[[], object]] = []  # called once after each outage of a node
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._open())
+
+    @property
+    def reason(self) -> str:
+        return next((breaker.reason for breaker in self._open()), "")
+
+    @property
+    def down_since(self) -> float | None:
+        return min((b.down_since for b in self._open() if b.down_since is not None), default=None)
+
+    def _open(self) -> list[Breaker]:
+        breakers = [wire.breaker for wire in list(self._wires.values())]
+        return [breaker for breaker in breakers if breaker.is_open]
+
+
+def at_address(url: str, host: str, port: int) -> str:
+    """The same URL with another host.
+
+    >>> at_address("rediss://app:secret@seed:6379/0?x=1", "fd00::7", 7001)
+    'rediss://app:secret@[fd00::7]:7001/0?x=1'
+    """
+    parts = urlsplit(url)
+    who, at, _ = parts.netloc.rpartition("@")
+    name = f"[{host}]" if ":" in host else host
+    return urlunsplit(parts._replace(netloc=f"{who}{at}{name}:{port}"))
+
+
+def _ping(cluster: _Cluster[Any], shard: ShardWire[Any]) -> None:
+    settings = cluster.server.settings
+    shard.ask(time.monotonic() + settings.connect_timeout + settings.command_timeout)
+    for address in cluster.topology.owners:
+        cluster.at(address).ping()
+
+
+def _for_threads(wire: AsyncWire) -> Wire:
+    return wire.for_threads
+
+
+def _address(node: Sequence[Any], asked: Address) -> Address:
+    """A node that does not know its own name is the one that was asked, or has its."""
+    host = node[0].decode() if node[0] else asked[0]
+    return host, int(node[1])
+
+
+def _is_moved(reply: Any) -> bool:
+    return isinstance(reply, ReplyError) and str(reply).startswith("MOVED ")

@@ -1,0 +1,119 @@
+"""A real Redis Cluster of embedded servers: three nodes, as many replicas as asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+from stillroom.embedded import EmbeddedServer
+from stillroom.wire.cluster import SLOTS, slot_of
+
+NODES = 3
+AGREED_WITHIN_S = 30.0
+NODE_TIMEOUT_MS = (
+    1_000  # without an answer for this long a node is down, and its replica takes over
+)
+
+
+class RedisCluster:
+    """Started with the `with` block; all slots served when that begins."""
+
+    def __init__(self, binary: str | None = None, replicas: int = 0) -> None:
+        options = {"cluster-enabled": "yes", "cluster-node-timeout": str(NODE_TIMEOUT_MS)}
+        count = NODES + replicas
+        self.nodes = [EmbeddedServer(binary=binary, options=options) for _ in range(count)]
+        self._stack = ExitStack()
+        self._clients: dict[EmbeddedServer, Any] = {}
+
+    @property
+    def url(self) -> str:
+        """Of the first node."""
+        return self.nodes[0].url
+
+    def client(self, node: EmbeddedServer) -> Any:
+        """A plain client of one node, with replies as the server gives them."""
+        if node not in self._clients:
+            client = self._stack.enter_context(redis.Redis.from_url(node.url, protocol=2))
+            client.response_callbacks.clear()
+            self._clients[node] = client
+        return self._clients[node]
+
+    def owner(self, key: bytes) -> EmbeddedServer:
+        """The node that serves this key's slot."""
+        return next(node for node in self.nodes if self._serves(node, slot_of(key)))
+
+    def move(self, slot: int, target: EmbeddedServer) -> None:
+        """Give a slot without keys to another node, as an operator's tool does at the end of a move."""
+        for node in (target, *self.nodes):
+            self.client(node).execute_command("CLUSTER SETSLOT", slot, "NODE", self.id_of(target))
+
+    def id_of(self, node: EmbeddedServer) -> str:
+        return str(self.client(node).execute_command("CLUSTER MYID").decode())
+
+    def flush(self) -> None:
+        for node in self.nodes[:NODES]:
+            self.client(node).flushall()
+            self.client(node).script_flush()
+
+    def await_that(self, what: str, holds: Callable[[], bool]) -> None:
+        """Until the nodes have told one another."""
+        until = time.monotonic() + AGREED_WITHIN_S
+        while not holds():
+            assert time.monotonic() < until, f"the cluster did not come to this: {what}"
+            time.sleep(0.02)
+
+    def __enter__(self) -> Self:
+        try:
+            self._form()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def _form(self) -> None:
+        for node in self.nodes:
+            self._stack.enter_context(node)
+        first, *others = [self.client(node) for node in self.nodes]
+        bounds = [SLOTS * n // NODES for n in range(NODES + 1)]
+        for client, begin, end in zip([first, *others], bounds, bounds[1:], strict=False):
+            client.execute_command("CLUSTER ADDSLOTSRANGE", begin, end - 1)
+        for node in self.nodes[1:]:
+            first.execute_command("CLUSTER MEET", "127.0.0.1", node.port)
+        self.await_that("all nodes meet", lambda: all(map(self._knows_all, self.nodes)))
+        for number, node in enumerate(self.nodes[NODES:]):
+            master = self.id_of(self.nodes[number])
+            self.client(node).execute_command("CLUSTER REPLICATE", master)
+        self.await_that("all slots are served", lambda: all(map(self._is_ready, self.nodes)))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def _knows_all(self, node: EmbeddedServer) -> bool:
+        return len(self._lines(node)) == len(self.nodes)
+
+    def _is_ready(self, node: EmbeddedServer) -> bool:
+        info = self.client(node).execute_command("CLUSTER INFO").decode()
+        replicas = len(self.nodes) - NODES
+        lines = self._lines(node)
+        return "cluster_state:ok" in info and sum(" slave " in line for line in lines) == replicas
+
+    def _lines(self, node: EmbeddedServer) -> list[str]:
+        text: str = self.client(node).execute_command("CLUSTER NODES").decode()
+        return [
+            line.replace("myself,", "") for line in text.splitlines() if "handshake" not in line
+        ]
+
+    def _serves(self, node: EmbeddedServer, slot: int) -> bool:
+        for first, last, master, *_ in self.client(node).execute_command("CLUSTER SLOTS"):
+            if first <= slot <= last:
+                return bool(master[1] == node.port)
+        return False
