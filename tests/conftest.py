@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, Settings, Stillroom
+from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
-from tests.support.faces import BlockingRoom
+from tests.support.faces import FACES, open_room
 
 SERVERS = ["valkey", "redis"]
 
@@ -95,14 +94,8 @@ def make_room(settings: Settings, dispatch: Recording) -> Iterator[Callable[...,
         room.close()
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=FACES)
 def room(request: pytest.FixtureRequest, settings: Settings, dispatch: Recording) -> Iterator[Any]:
     """A room, once with each face."""
-    if request.param == "sync":
-        with Stillroom(settings, dispatch=dispatch) as room:
-            yield room
-        return
-    with asyncio.Runner() as runner:
-        face = BlockingRoom(AsyncStillroom(settings, dispatch=dispatch), runner.get_loop())
-        yield face
-        face.close()
+    with open_room(request.param, settings, dispatch) as room:
+        yield room
