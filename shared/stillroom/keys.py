@@ -114,9 +114,10 @@ def sanitized(text: str) -> bytes:
     Raises InvalidKey for what is not text, is empty, has a lone surrogate or passes 1,024 bytes.
     """
     try:
-        safe = text if _UNSAFE.search(text) is None else _UNSAFE.sub(_percent, text)
-        name = safe.encode()
-    except TypeError:
+        # Most keys are plain, and that is cheaper to see than where one is not.
+        is_plain = text.isprintable() and "%" not in text
+        name = (text if is_plain else _UNSAFE.sub(_percent, text)).encode()
+    except (AttributeError, TypeError):
         raise InvalidKey(text, f"a key is a str, not {type(text).__name__}") from None
     except UnicodeEncodeError:
         raise InvalidKey(text, "a key can't hold a lone surrogate: it has no UTF-8 form") from None
