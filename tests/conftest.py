@@ -19,6 +19,12 @@ from tests.support.faces import FACES, open_room
 SERVERS = ["valkey", "redis"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--server", choices=SERVERS, help="only this kind; the tests of the other one are skipped"
+    )
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings of whoever runs the tests are not the tests' settings."""
@@ -27,8 +33,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def binary_of(kind: str) -> str | None:
+def binary_of(request: pytest.FixtureRequest) -> str | None:
     """The embedded server is always there; redis-server runs the same tests where it is installed."""
+    kind, only = request.param, request.config.getoption("--server")
+    if only not in (kind, None):
+        pytest.skip(f"--server {only}")
     if kind == "valkey":
         return None
     binary = shutil.which("redis-server")
@@ -40,7 +49,7 @@ def binary_of(kind: str) -> str | None:
 @pytest.fixture(scope="session", params=SERVERS)
 def shared_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """One server of each kind for all tests that leave it as they found it."""
-    with EmbeddedServer(binary=binary_of(request.param)) as server:
+    with EmbeddedServer(binary=binary_of(request)) as server:
         yield server
 
 

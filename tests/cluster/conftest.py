@@ -19,7 +19,7 @@ from tests.support.entries import Recording
 @pytest.fixture(scope="session", params=SERVERS)
 def shared_cluster(request: pytest.FixtureRequest) -> Iterator[RedisCluster]:
     """One cluster of each kind of server."""
-    with RedisCluster(binary=binary_of(request.param)) as cluster:
+    with RedisCluster(binary=binary_of(request)) as cluster:
         yield cluster
 
 

@@ -269,7 +269,7 @@ class ReclaimBody(BulkBody):
         run: Run,
         bite: Callable[[bytes, int], Operation[tuple[bytes, int]]],
     ) -> Operation[None]:
-        """Bite from the cursor on, about so many; → (next cursor, how many): to the end, or until the time is up."""
+        """Bite from the cursor on; → (next cursor, how many), to the end or until the time is up."""
         state = work.progress
         while not state.done and run.left > 0:
             began = time.monotonic()
