@@ -11,7 +11,7 @@ local h = string.sub(fresh, #prefix + 3)
 if redis.call('EXISTS', fresh) == 1 then
   return answer(h, fresh) -- names are never chosen twice: it is this call, sent again
 end
-local session, refusal = find(prefix, now)
+local session, refusal = find(prefix, now, KEYS)
 if not session then
   return refusal
 end

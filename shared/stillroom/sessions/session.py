@@ -53,7 +53,10 @@ class Session(Device, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """`kind`: expired, replayed (an old token was used after its grace), evicted (it made room for another)."""
+    """`kind`: expired, replayed (an old token was used after its grace), evicted (it made room for another).
+
+    `handle`: of the session; of a replay, the one that the old token led to, to `end` it.
+    """
 
     kind: str
     handle: str

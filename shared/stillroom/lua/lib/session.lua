@@ -17,10 +17,12 @@ local function keep_for(key, ms)
   end
 end
 
-local function next_stamp(prefix, now)
+-- `life`: what it orders is gone after so many ms.
+local function next_stamp(prefix, now, life)
   local newest = tonumber(redis.call('GET', prefix .. 'clock') or '0')
-  local stamp = math.max(now, newest + 1)
-  redis.call('SET', prefix .. 'clock', plain(stamp), 'KEEPTTL')
+  local stamp = plain(math.max(now, newest + 1))
+  redis.call('SET', prefix .. 'clock', stamp, 'KEEPTTL')
+  keep_for(prefix .. 'clock', life)
   return stamp
 end
 
@@ -75,20 +77,32 @@ local function is_revoked(prefix, session)
   return false
 end
 
--- The living session under one of the names in KEYS, or nil and why not.
-local function find(prefix, now)
-  for _, key in ipairs(KEYS) do
-    local session = read(prefix, string.sub(key, #prefix + 3))
-    for _ = 1, HOPS do
-      if not (session and session.to) then
-        break
-      end
-      if now >= session.grace_until then
-        return nil, {'replayed', session.to, session.user}
-      end
-      session = read(prefix, session.to)
+local function lives(prefix, session, now)
+  return now < session.deadline and not is_revoked(prefix, session)
+end
+
+-- Where an old name leads, as far as its graces go that were not over when it was asked for.
+local function follow(prefix, session, asked)
+  for _ = 1, HOPS do
+    if not (session and session.to) or asked >= session.grace_until then
+      break
     end
-    if session and not session.to then
+    session = read(prefix, session.to)
+  end
+  return session
+end
+
+-- The living session under one of these keys, or nil and why not. `asked`: when, if it was not now.
+local function find(prefix, now, keys, asked)
+  asked = asked or now
+  for _, key in ipairs(keys) do
+    local session = follow(prefix, read(prefix, string.sub(key, #prefix + 3)), asked)
+    if session and session.to then
+      if asked >= session.grace_until then
+        local heir = follow(prefix, session, 0)
+        return nil, {'replayed', heir and heir.h or session.to, session.user}
+      end
+    elseif session then
       if now >= session.deadline then
         return nil, {'expired'}, session
       end
@@ -146,10 +160,15 @@ local function answer(h, key)
   return {'ok', h, table.concat(head, '\t'), '{' .. table.concat(data, ',') .. '}'}
 end
 
+local function tell(ended, session)
+  ended[#ended + 1] = session.h
+  ended[#ended + 1] = session.user
+end
+
 -- Looks at the sessions that are due, oldest first: drops the dead, puts off the living.
--- returns {h, user, h, user …} of the dead, how many were due, how long the oldest had been, µs
-local function sweep(prefix, now, most)
-  local ended, due = {}, redis.call('ZRANGEBYSCORE', prefix .. 'x', '-inf', plain(now), 'WITHSCORES', 'LIMIT', 0, most)
+-- Adds h, user of the dead to `ended`; returns how many were due, how long the oldest had been, µs
+local function sweep(prefix, now, most, ended)
+  local due = redis.call('ZRANGEBYSCORE', prefix .. 'x', '-inf', plain(now), 'WITHSCORES', 'LIMIT', 0, most)
   for i = 1, #due, 2 do
     local session = read_member(due[i])
     local record = read(prefix, session.h)
@@ -157,9 +176,8 @@ local function sweep(prefix, now, most)
       redis.call('ZADD', prefix .. 'x', plain(record.deadline), due[i])
     else
       drop(prefix, session)
-      ended[#ended + 1] = session.h
-      ended[#ended + 1] = session.user
+      tell(ended, session)
     end
   end
-  return ended, #due / 2, due[2] and now - tonumber(due[2]) or 0
+  return #due / 2, due[2] and now - tonumber(due[2]) or 0
 end
