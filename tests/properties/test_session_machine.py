@@ -112,7 +112,7 @@ class SessionMachine(RuleBasedStateMachine):
             token = token.after
         return None
 
-    def named(self, token: Token) -> Modelled | None:
+    def leads_to(self, token: Token) -> Modelled | None:
         """The living session that a handle names: old ones count on."""
         for _ in range(HOPS):
             token = token.after or token
@@ -238,7 +238,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(number=picks, user=named)
     def end(self, number: int, user: str) -> None:
         token = self.pick(number)
-        session = self.named(token)
+        session = self.leads_to(token)
         mine = session is not None and session.user == user
         assert self.sessions.end(user, token.handle) == mine
         if mine and session is not None:

@@ -59,6 +59,7 @@ from stillroom.sessions.session import (
 )
 from stillroom.sessions.token import (
     SECRET_BYTES,
+    Pepper,
     Place,
     make_handle,
     make_token,
@@ -100,7 +101,7 @@ class SessionsBody:
         self._keys = keys
         self._codec = Codec(settings)
         self._shards = settings.session_shards
-        self._peppers: tuple[bytes, ...] = ()
+        self._peppers: tuple[Pepper, ...] = ()
         self._touch = b"%d" % _us(settings.session_touch)
         self._deferred: dict[Place, Command] = {}
 
@@ -557,18 +558,20 @@ class SessionsBody:
         place = place_of(token, self._ring(), self._shards)
         return None if self._deferred and place in self._deferred and not denied else place
 
-    def _ring(self) -> tuple[bytes, ...]:
+    def _ring(self) -> tuple[Pepper, ...]:
         if not self._peppers:
-            self._peppers = pepper.ring(
+            secret = pepper.ring(
                 self.settings,
                 self.settings.session_peppers,
                 "STILLROOM_SESSION_PEPPERS",
                 without="sessions end with this process, and no other knows them",
             )
+            self._peppers = tuple(map(Pepper, secret))
         return self._peppers
 
     def _names(self, place: Place) -> list[bytes]:
-        return [self._keys.session(place.shard, name) for name in place.names]
+        session, shard = self._keys.session, place.shard
+        return [session(shard, name) for name in place.names]
 
     def _new_place(self, shard: int | None) -> tuple[SecretStr, Place]:
         """A token and its place: under the first pepper only."""
