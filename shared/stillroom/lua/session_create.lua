@@ -41,13 +41,9 @@ redis.call('HSET', KEYS[1], '_s', stamp)
 
 redis.call('ZADD', prefix .. 'x', plain(deadline), member_of(h, user, tags))
 keep_for(prefix .. 'x', life)
-if user ~= '' then
-  redis.call('ZADD', prefix .. 'u:' .. user, stamp, h)
-  keep_for(prefix .. 'u:' .. user, life)
-end
-for tag in each_line(tags) do
-  redis.call('ZADD', prefix .. 'g:' .. tag, stamp, h)
-  keep_for(prefix .. 'g:' .. tag, life)
+for _, index in ipairs(indexes_of({user = user, tags = tags})) do
+  redis.call('ZADD', prefix .. index, stamp, h)
+  keep_for(prefix .. index, life)
 end
 
 local ended = {}

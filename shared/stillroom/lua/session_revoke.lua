@@ -12,16 +12,17 @@ local kept = find(prefix, now, KEYS)
 if kept and not redis.call('ZSCORE', index, kept.h) then
   kept = nil
 end
-local ended = 0
+local ended, found = 0, {}
 for _, h in ipairs(redis.call('ZRANGE', index, 0, most - 1)) do
   local session = read(prefix, h)
   if not session then
     redis.call('ZREM', index, h) -- its record is gone; the sweep cleans up after it elsewhere
   elseif not (kept and kept.h == h) then
     ended = ended + (lives(prefix, session, now) and 1 or 0)
-    drop(prefix, session)
+    found[#found + 1] = session
   end
 end
+drop_all(prefix, found)
 local spared = kept and 1 or 0
 if redis.call('ZCARD', index) == spared then
   return {ended, 0}
@@ -35,9 +36,8 @@ keep_for(prefix .. 'rev', life)
 if kept then
   local stamp = next_stamp(prefix, now, life)
   redis.call('HSET', kept.key, '_s', stamp)
-  redis.call('ZADD', prefix .. 'u:' .. kept.user, 'XX', stamp, kept.h)
-  for tag in each_line(kept.tags) do
-    redis.call('ZADD', prefix .. 'g:' .. tag, 'XX', stamp, kept.h)
+  for _, name in ipairs(indexes_of(kept)) do
+    redis.call('ZADD', prefix .. name, 'XX', stamp, kept.h)
   end
 end
 return {ended, 1}

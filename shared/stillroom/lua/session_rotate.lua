@@ -28,14 +28,7 @@ local old = member_of(session.h, session.user, session.tags)
 local due = redis.call('ZSCORE', prefix .. 'x', old)
 redis.call('ZADD', prefix .. 'x', due or plain(session.deadline), member_of(h, session.user, session.tags))
 redis.call('ZREM', prefix .. 'x', old) -- second: a set that is empty for a moment loses its TTL
-local indexes = {}
-if session.user ~= '' then
-  indexes[1] = 'u:' .. session.user
-end
-for tag in each_line(session.tags) do
-  indexes[#indexes + 1] = 'g:' .. tag
-end
-for _, index in ipairs(indexes) do
+for _, index in ipairs(indexes_of(session)) do
   redis.call('ZADD', prefix .. index, plain(session.stamp), h)
   redis.call('ZREM', prefix .. index, session.h)
 end

@@ -76,8 +76,8 @@ log = logging.getLogger("stillroom.sessions")
 T = TypeVar("T")
 
 SWEEP_TASK = "stillroom.sweep_sessions"
-BITE = 200  # sessions one script looks at …
-BITE_LIMIT = 10_000  # … and may be told to
+BITE = 100  # sessions one script looks at …
+BITE_LIMIT = 1_000  # … and may be told to
 SWEEP_S = 50.0  # one run of the sweep ends after this; the next goes on
 TRIES = 100  # of mutate: each lost one means that somebody else's was won
 DEFERRED_LIMIT = 10_000

@@ -61,15 +61,24 @@ local function read(prefix, h)
   return session
 end
 
+-- Beside x: nobody lists, or revokes, the sessions of the anonymous, whose user is ''.
+local function indexes_of(session)
+  local names = {}
+  if session.user ~= '' then
+    names[1] = 'u:' .. session.user
+  end
+  for tag in each_line(session.tags) do
+    names[#names + 1] = 'g:' .. tag
+  end
+  return names
+end
+
 local function is_revoked(prefix, session)
   if redis.call('EXISTS', prefix .. 'rev') == 0 then
     return false
   end
-  local names = {'u:' .. session.user} -- nobody revokes '', the user of the anonymous
-  for tag in each_line(session.tags) do
-    names[#names + 1] = 'g:' .. tag
-  end
-  for _, stamp in ipairs(redis.call('ZMSCORE', prefix .. 'rev', unpack(names))) do
+  local names = indexes_of(session)
+  for _, stamp in ipairs(names[1] and redis.call('ZMSCORE', prefix .. 'rev', unpack(names)) or {}) do
     if stamp and tonumber(stamp) >= session.stamp then
       return true
     end
@@ -129,15 +138,27 @@ local function touch(session, now, interval)
   end
 end
 
+-- Each call costs more than what it does, so many sessions go with few: at most 1,000, or Lua's stack is full.
+local function drop_all(prefix, sessions)
+  local records, listed = {}, {x = {}}
+  for _, session in ipairs(sessions) do
+    records[#records + 1] = prefix .. 's:' .. session.h
+    table.insert(listed.x, member_of(session.h, session.user, session.tags))
+    for _, index in ipairs(indexes_of(session)) do
+      listed[index] = listed[index] or {}
+      table.insert(listed[index], session.h)
+    end
+  end
+  if #records > 0 then
+    redis.call('UNLINK', unpack(records))
+    for index, members in pairs(listed) do
+      redis.call('ZREM', prefix .. index, unpack(members))
+    end
+  end
+end
+
 local function drop(prefix, session)
-  redis.call('UNLINK', prefix .. 's:' .. session.h)
-  redis.call('ZREM', prefix .. 'x', member_of(session.h, session.user, session.tags))
-  if session.user ~= '' then
-    redis.call('ZREM', prefix .. 'u:' .. session.user, session.h)
-  end
-  for tag in each_line(session.tags) do
-    redis.call('ZREM', prefix .. 'g:' .. tag, session.h)
-  end
+  drop_all(prefix, {session})
 end
 
 -- What a record says of itself, tab between tab, and its data put together to one JSON object. Nothing is decoded:
@@ -169,15 +190,17 @@ end
 -- Adds h, user of the dead to `ended`; returns how many were due, how long the oldest had been, µs
 local function sweep(prefix, now, most, ended)
   local due = redis.call('ZRANGEBYSCORE', prefix .. 'x', '-inf', plain(now), 'WITHSCORES', 'LIMIT', 0, most)
+  local dead = {}
   for i = 1, #due, 2 do
     local session = read_member(due[i])
     local record = read(prefix, session.h)
     if record and not record.to and now < record.deadline then
       redis.call('ZADD', prefix .. 'x', plain(record.deadline), due[i])
     else
-      drop(prefix, session)
+      dead[#dead + 1] = session
       tell(ended, session)
     end
   end
+  drop_all(prefix, dead)
   return #due / 2, due[2] and now - tonumber(due[2]) or 0
 end
