@@ -554,12 +554,15 @@ def test_a_login_that_is_refused_ends_nothing(room: Any) -> None:
 
 
 def test_who_replaces_its_own_session_evicts_nobody(room: Any) -> None:
-    """The one it replaces goes first, also under its old token; the oldest stays."""
+    """The one it replaces goes first, also under its old token; the oldest stays, and nothing is told."""
+    events: list[Any] = []
+    room.sessions.on_event.append(events.append)
     made = [room.sessions.create("u1", max_per_user=3) for _ in range(3)]
     rotated = room.sessions.rotate(made[1])
     again = room.sessions.create("u1", replaces=made[1], max_per_user=3)
     left = [room.sessions.get(one) is not None for one in (made[0], rotated, made[2], again)]
     assert left == [True, False, True, True]
+    assert events == []
 
 
 def test_what_a_login_finds_expired_is_told(room: Any, client: Any) -> None:
