@@ -418,8 +418,10 @@ def test_a_step_of_the_servers_clock_ends_nothing(room: Any, client: Any, step: 
     for field in ("_l", "_x", "_c", "_s"):
         client.hincrby(record_of(room, made.handle), field, -us)
     client.incrby(room.keys.shard(shard) + b"clock", -us)
-    assert room.sessions.get(made) is not None
+    seen = room.sessions.get(made, touch=False).last_seen
     assert room.sessions.touch(made)
+    assert room.sessions.update(made, {"a": 1}) == 2
+    assert room.sessions.get(made).last_seen >= seen
     client.zadd(
         room.keys.shard(shard) + b"rev",
         {"u:u1": int(client.get(room.keys.shard(shard) + b"clock"))},

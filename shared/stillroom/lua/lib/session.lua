@@ -113,10 +113,10 @@ local function find(prefix, now, keys, asked)
       end
     elseif session then
       if now >= session.deadline then
-        return nil, {'expired'}, session
+        return nil, {'expired'}, session -- to be dropped: the clock may step back
       end
       if is_revoked(prefix, session) then
-        return nil, {'revoked'}, session
+        return nil, {'revoked'}
       end
       return session
     end
