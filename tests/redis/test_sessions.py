@@ -453,6 +453,7 @@ def test_the_old_token_works_for_a_moment(room: Any, client: Any) -> None:
     second = room.sessions.rotate(first)
     third = room.sessions.rotate(second)
     assert len({first.token, second.token, third.token}) == 3
+    assert first.last_seen < second.last_seen < third.last_seen
     assert room.sessions.get(first).handle == third.handle
     assert room.sessions.update(first, {"b": 2}) == 2
     assert room.sessions.get(third).data == {"a": 1, "b": 2}

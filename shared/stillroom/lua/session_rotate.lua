@@ -25,8 +25,7 @@ end
 
 redis.call('RENAME', session.key, fresh)
 local old = member_of(session.h, session.user, session.tags)
-local due = redis.call('ZSCORE', prefix .. 'x', old)
-redis.call('ZADD', prefix .. 'x', due or plain(session.deadline), member_of(h, session.user, session.tags))
+redis.call('ZADD', prefix .. 'x', plain(session.deadline), member_of(h, session.user, session.tags))
 redis.call('ZREM', prefix .. 'x', old) -- second: a set that is empty for a moment loses its TTL
 for _, index in ipairs(indexes_of(session)) do
   redis.call('ZADD', prefix .. index, plain(session.stamp), h)

@@ -570,8 +570,7 @@ class SessionsBody:
         return self._peppers
 
     def _names(self, place: Place) -> list[bytes]:
-        session, shard = self._keys.session, place.shard
-        return [session(shard, name) for name in place.names]
+        return [self._keys.session(place.shard, name) for name in place.names]
 
     def _new_place(self, shard: int | None) -> tuple[SecretStr, Place]:
         """A token and its place: under the first pepper only."""
