@@ -769,6 +769,7 @@ def test_a_worker_that_was_off_for_a_day_catches_up(room: Any, client: Any) -> N
         age(client, room, one.handle, 2 * DAY)
         client.delete(record_of(room, one.handle))
     assert room.sessions.list_for_user("u1") == []
+    assert not client.exists(room.keys.user_sessions(int(made[1].handle[:2], 16), b"u1"))
     report = room.sessions.sweep()
     assert report["expired"] == 300
     assert report["lag_s"] == pytest.approx(DAY, abs=60)
