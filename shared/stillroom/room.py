@@ -139,6 +139,8 @@ class Stillroom(_Room):
             self.cache.flush_stats()
         self._cache_body.deliver_last()
         _complain(self.sessions.deliver())
+        if not self.state_wire.breaker.is_open:
+            self.sessions.flush_stats()
         self.wire.close()
         self.state_wire.close()
 
@@ -197,6 +199,8 @@ class AsyncStillroom(_Room):
             await self.cache.flush_stats()
         await asyncio.to_thread(self._cache_body.deliver_last)
         _complain(await self.sessions.deliver())
+        if not self.state_wire.breaker.is_open:
+            await self.sessions.flush_stats()
         await self.wire.close()
         await self.state_wire.close()
 

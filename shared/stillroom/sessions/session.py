@@ -53,7 +53,10 @@ class Session(Device, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """`kind`: expired, replayed (an old token was used after its grace), evicted (it made room for another)."""
+    """`kind`: expired, replayed (an old token was used after its grace), evicted (it made room for another).
+
+    `handle`: of the session; of a replay, the one that the old token led to, to `end` it.
+    """
 
     kind: str
     handle: str
@@ -129,20 +132,24 @@ def head(user: bytes, now: int, idle: int, absolute: int, tags: bytes, meta: byt
 def device_fields(shard: int, name: bytes, head: bytes) -> dict[str, Any]:
     """What a record says besides its data. Raises SessionUnreadable."""
     try:
-        user, created, last_seen, limit, idle, version, tags, meta = head.split(b"\t")
+        user, created, last_seen, limit, idle, version, tags, meta = head.decode().split("\t")
         seen = int(last_seen)
         return {
             "handle": make_handle(shard, name),
-            "user_id": original(user).decode() or None,
+            "user_id": _as_given(user) or None,
             "created": int(created) / 1e6,
             "last_seen": seen / 1e6,
             "expires_at": min(seen + int(idle), int(limit)) / 1e6,
             "version": int(version),
-            "tags": tuple([original(tag).decode() for tag in tags.split(b"\n")]) if tags else (),
-            "meta": from_json(meta) if meta != b"{}" else {},
+            "tags": tuple([_as_given(tag) for tag in tags.split("\n")]) if tags else (),
+            "meta": from_json(meta) if meta != "{}" else {},
         }
     except ValueError:
         raise SessionUnreadable("the record lacks fields of its own") from None
+
+
+def _as_given(name: str) -> str:
+    return name if "%" not in name else original(name.encode()).decode()
 
 
 def _items(data: object) -> Iterable[tuple[Any, Any]]:
