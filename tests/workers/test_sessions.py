@@ -80,16 +80,14 @@ def test_a_worker_deletes_what_was_revoked(start: StartCelery, room: Stillroom, 
     until(lambda: sessions_keys(db) == [], "an empty server")
 
 
-def test_beat_has_the_expired_swept(
-    start: StartCelery, room: Stillroom, db: Any, tmp_path: Path
-) -> None:
+def test_beat_has_the_expired_swept(start: StartCelery, room: Stillroom, db: Any) -> None:
     """Nobody wakes anybody: two workers off for a day are started, and what expired since is deleted."""
     for n in range(500):
         room.sessions.create(f"u{n}", {"n": n}, tags=["t"])
     age_all(db, room, 2 * 86_400)
     worker(start)
     worker(start, STILLROOM_LOADERS="tests.support.shop_app")
-    start("beat", "-s", str(tmp_path / "beat"), "--pidfile=", app="tests.support.quick_beat")
+    start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app="tests.support.quick_beat")
     until(lambda: sessions_keys(db) == [], "an empty server", 30)
 
 

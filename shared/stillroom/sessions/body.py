@@ -49,12 +49,12 @@ from stillroom.sessions.session import (
     SessionEvent,
     checked_key,
     decoded,
-    device_fields,
     encoded,
     encoded_meta,
     encoded_tags,
     head,
     joined,
+    read_device,
     size_of,
 )
 from stillroom.sessions.token import (
@@ -180,11 +180,7 @@ class SessionsBody:
         self._tell_all("expired", place.shard, reply[2])
         self._tell_all("evicted", place.shard, [part for name in reply[3] for part in (name, user)])
         began = head(user, int(reply[1]), *times, labels, note)
-        return Session(
-            **device_fields(place.shard, place.names[0], began),
-            data=shown,
-            id=token,
-        )
+        return Session(place.shard, place.names[0], began, shown, token)
 
     @overload
     def get(
@@ -363,7 +359,7 @@ class SessionsBody:
             ]
         )
         found = [
-            Device(**device_fields(shard, name, about))
+            read_device(shard, name, about)
             for shard, reply in enumerate(replies)
             for name, about in zip(reply[::2], reply[1::2], strict=True)
         ]
@@ -599,9 +595,8 @@ class SessionsBody:
     # Answers
 
     def _read(self, shard: int, reply: Any, id: SecretStr, type: Any) -> Session[Any]:
-        fields = device_fields(shard, reply[1], reply[2])
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
-        return Session(**fields, data=data, id=id)
+        return Session(shard, reply[1], reply[2], data, id)
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and tell why there is no session."""
