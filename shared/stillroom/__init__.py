@@ -1,5 +1,6 @@
 """Stillroom: the Redis services a web app shares, and the workers that keep them fresh."""
 
+from stillroom.abuse import Abuse, AsyncAbuse, Ban, Rule
 from stillroom.cache import (
     AsyncCache,
     AsyncCachedFunction,
@@ -11,6 +12,8 @@ from stillroom.cache import (
 )
 from stillroom.dispatch import CeleryDispatch, InlineDispatch, NoDispatch
 from stillroom.errors import (
+    BanRefused,
+    EventRefused,
     ImageRefused,
     ImagesUnavailable,
     InvalidKey,
@@ -32,15 +35,20 @@ from stillroom.sessions import AsyncSessions, Device, Session, SessionEvent, Ses
 from stillroom.settings import Settings
 
 __all__ = [
+    "Abuse",
+    "AsyncAbuse",
     "AsyncCache",
     "AsyncCachedFunction",
     "AsyncSessions",
     "AsyncStillroom",
+    "Ban",
+    "BanRefused",
     "Cache",
     "CachedFunction",
     "CachedValue",
     "CeleryDispatch",
     "Device",
+    "EventRefused",
     "Freshness",
     "ImageInfo",
     "ImageRefused",
@@ -50,6 +58,7 @@ __all__ = [
     "NoDispatch",
     "RedisRefused",
     "RedisUnavailable",
+    "Rule",
     "Session",
     "SessionConflict",
     "SessionDataRefused",

@@ -6,10 +6,10 @@ name in capitals. A secret may come from a file: `REDIS_PASSWORD_FILE` names it 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from stillroom.errors import SettingsError
+from stillroom.errors import SettingsError, did_you_mean
 
 PREFIX = "STILLROOM_"
 SCHEMES = ("redis", "rediss", "unix")
@@ -61,6 +61,17 @@ def _words(value: object) -> object:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for text in values:
+        try:
+            ip_network(text)
+        except ValueError as error:
+            raise ValueError(
+                f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}"
+            ) from None
+    return values
+
+
 def _peppers(value: object) -> object:
     given = value.get_secret_value() if isinstance(value, SecretStr) else value
     peppers = given.replace(",", " ").split() if isinstance(given, str) else given
@@ -80,6 +91,7 @@ BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
 
 
 class Settings(BaseSettings):
@@ -163,6 +175,14 @@ class Settings(BaseSettings):
     session_shards: int = Field(16, ge=1, le=256)  # may grow, never shrink while sessions live
     session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
     session_keys_limit: int = Field(64, ge=1, le=1_000)
+
+    trusted_proxies: Networks = ()  # "10.0.0.0/8, 2001:db8::/32": only they are believed …
+    limit_v6_prefix: int = Field(64, ge=56, le=64)  # bits: one household has a whole network
+
+    # Abuse: what it looks like, and whom to ban for it.
+    abuse_rules: Path | None = None  # a TOML file that changes the built-in rules and adds others
+    abuse_allow: Networks = ()  # never banned, as the trusted proxies and private ranges
+    ban_cap: int = Field(60, ge=0, le=10_000)  # bans a minute; past it patterns are only logged
 
     # The workers.
     loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"
@@ -298,8 +318,7 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     written = name.upper() if name.upper().startswith(PREFIX) else name
-    near = difflib.get_close_matches(written, list(known), n=1, cutoff=0.5)
-    return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{name} is not a setting{did_you_mean(written, known)}"
 
 
 def _explain(error: ValidationError) -> str:
