@@ -58,9 +58,10 @@ def read(client: Any, room: Any, count: int = 100) -> list[bytes]:
 
 
 def abandon(client: Any, room: Any, names: list[bytes], deliveries: int = 1) -> list[bytes]:
-    for name in names:
-        about = ("IDLE", 120_000, "RETRYCOUNT", deliveries, "FORCE", "JUSTID")
-        client.execute_command("XCLAIM", room.keys.abuse, "workers", "worker", 0, name, *about)
+    """These were read, so often, by a worker of whom nothing was heard for two minutes."""
+    if names:
+        about = {"idle": 120_000, "retrycount": deliveries, "force": True, "justid": True}
+        client.xclaim(room.keys.abuse, "workers", "worker", 0, names, **about)
     return names
 
 
@@ -75,3 +76,46 @@ def assert_bounded(client: Any) -> None:
     for key in client.keys("*"):
         if not key.endswith(streams):
             assert client.ttl(key) > 0, key
+
+
+def counts(client: Any) -> dict[str, int]:
+    """What is counted, by rule and group → how many members."""
+    return {key.decode(): client.zcard(key) for key in client.keys(COUNTS)}
+
+
+def aside(client: Any, room: Any) -> list[dict[str, str]]:
+    """The events that were set aside."""
+    return [
+        {name.decode(): value.decode() for name, value in fields.items()}
+        for _, fields in client.xrange(room.keys.abuse_aside)
+    ]
+
+
+def end_ban(client: Any, room: Any, subject: str = CLIENT) -> None:
+    """The ban has run out."""
+    client.delete(room.keys.ban(subject))
+
+
+def forget_what_was_said(client: Any) -> None:
+    """The windows of all patterns that were said are over."""
+    for key in client.keys("*:abuse:seen:*"):
+        client.delete(key)
+
+
+ARMED = """
+[rules.hammer]
+shadow = false
+[rules.credential_stuffing]
+shadow = false
+[rules.scanner]
+shadow = false
+[rules.session_guessing]
+shadow = false
+[rules.ipv6_rotation]
+shadow = false
+[rules.card_testing]
+kinds = ["card_declined"]
+group_by = "ip"
+threshold = 5
+window = 600
+"""

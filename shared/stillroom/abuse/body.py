@@ -96,7 +96,8 @@ class AbuseBody:
     def riding(self) -> list[Command]:
         """The commands that write down what is held. Sent with another's batch, they may get lost with it."""
         events = self._take_held()
-        self._stats.counts["abuse_events"] += len(events)
+        if events:
+            self._stats.counts["abuse_events"] += len(events)
         return list(map(self._adding, events))
 
     def deliver(self) -> Operation[int]:

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stillroom.abuse.event import BadEvent, Entry, cleaned, read_event
@@ -219,8 +219,10 @@ class Scan:
             return
         patterns = [pattern_of(finding, self._action(finding)) for finding in found]
         verdicts = yield [self._judging(*pair) for pair in zip(found, patterns, strict=True)]
-        for pattern in _said(patterns, verdicts):
-            self._tell(pattern)
+        for pattern, (verdict, *outcome) in zip(patterns, verdicts, strict=True):
+            if verdict != b"known":
+                action, level, ban_ms = outcome
+                self._tell(pattern.judged(action.decode(), level, ban_ms), verdict == b"new")
 
     def _counting(self, sample: Sample) -> Command:
         rule, keys = sample.rule, self._keys
@@ -254,19 +256,12 @@ class Scan:
         how = (subject, rule.name, *times, LEVEL_KEPT_MS, PEACE_MS)
         return [*own, keys.bans, keys.ban_times], how
 
-    def _tell(self, pattern: Pattern) -> None:
-        """One line, which nothing that a client sent can break."""
-        banned = pattern.action == "ban" and not pattern.shadow
-        for name, many in (("patterns", 1), ("bans", int(banned))):
-            self._done[name] += many
-        self._stats.counts["abuse_patterns"] += 1
-        self._stats.counts["bans"] += banned
+    def _tell(self, pattern: Pattern, is_new: bool) -> None:
+        """One line, which nothing that a client sent can break. A worker that died may have said it before."""
         log.warning("abuse.pattern %s", pattern.line())
-
-
-def _said(patterns: Sequence[Pattern], verdicts: Sequence[Any]) -> Iterator[Pattern]:
-    """Those that were not said in this window before, with what was done."""
-    for pattern, (verdict, *outcome) in zip(patterns, verdicts, strict=True):
-        if verdict != b"known":
-            action, level, ban_ms = outcome
-            yield pattern.judged(action.decode(), level, ban_ms)
+        if is_new:
+            self._done["patterns"] += 1
+            self._stats.counts["abuse_patterns"] += 1
+        if is_new and pattern.action == "ban" and not pattern.shadow:
+            self._done["bans"] += 1
+            self._stats.counts["bans"] += 1
