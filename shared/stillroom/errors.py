@@ -141,6 +141,15 @@ class BanRefused(StillroomError, ValueError):
         self.reason = reason
 
 
+class InvalidLimit(StillroomError, ValueError):
+    """A limit, a route or what is asked of them makes no sense; `given` is what came in, `reason` why not."""
+
+    def __init__(self, given: object, reason: str) -> None:
+        super().__init__(f"{_shortened(given)}: {reason}")
+        self.given = given
+        self.reason = reason
+
+
 class DispatchFailed(StillroomError):
     """Background work could not be handed to the broker."""
 

@@ -28,11 +28,17 @@ shard's tag too, for it rides along with the shard's batches.
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
 |       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
 |       …clock      | string | the newest stamp                                | deadlines    |                 |
-| ns:{rl:<kind>:<value>}:… | of one subject of the limits                                                     |
+| ns:{rl:<kind>:<value>}:… | of one subject of the limits. kind: `ip`, `user`, `ip&user` …; value: an address |
+|                   |        | or network, any other text as its HMAC, so it holds no brace |                |
+|       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
+|                   |        | (lib/hits.lua)                                  |              | _charge, _refund|
+|       …<limit>!near        | string | a `near` event was written             | the window   | limit_check     |
+|       …!denied    | string | denials                                         | 10 min       | limit_check     |
 |       …!ban       | string | why, as JSON; as long as it is there, a ban (ip)| the ban      | lib/ban.lua     |
 |       …!level     | string | how many bans it has had                        | 7 d          | abuse_judge     |
 |       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
 |                   |        | for ten minutes                                 |              |                 |
+| ns:{rl:!held}:<id>| string | a reservation that may still be refunded        | the window   | limit_check     |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
 |                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
@@ -125,6 +131,9 @@ class Keys:
     def limits(self, kind: str, value: str) -> bytes:
         """What all keys of one subject of the limits begin with."""
         return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())
+
+    def reservation(self, id: str) -> bytes:
+        return b"%b!held}:%b" % (self._limits, id.encode())
 
     def ban(self, subject: str) -> bytes:
         """`subject`: an address, or a network of IPv6: see subject.py."""

@@ -25,6 +25,7 @@ from stillroom.cache import (
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys
+from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.operation import AsyncDriver, Driver, async_drivers_of, drivers_of
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
@@ -62,6 +63,9 @@ class _Room:
             self.state_stats = Stats(Keys(self.settings.namespace))
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
+        )
+        self._limits_body = LimitsBody(
+            self.settings, self._state_server, self.keys, self.state_stats
         )
         self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
         self.state_stats.riders.append(self._abuse_body.riding)
@@ -132,7 +136,8 @@ class Stillroom(_Room):
         self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.sessions = Sessions(self._sessions_body, Driver(self.state_wire))
-        self.state_wire.breaker.recovered.append(self.sessions.deliver)
+        self.limits = Limits(self._limits_body, Driver(self.state_wire))
+        self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
         self.abuse = Abuse(self._abuse_body, Driver(self.state_wire))
 
     def connect(self) -> None:
@@ -148,6 +153,7 @@ class Stillroom(_Room):
         if not self.wire.breaker.is_open:
             self.cache.flush_stats()
         self._cache_body.deliver_last()
+        self.limits.deliver()
         _complain(self.sessions.deliver())
         self.abuse.deliver()
         self.wire.close()
@@ -193,10 +199,12 @@ class AsyncStillroom(_Room):
         self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.sessions = AsyncSessions(self._sessions_body, AsyncDriver(self.state_wire))
+        self.limits = AsyncLimits(self._limits_body, AsyncDriver(self.state_wire))
         self.abuse = AsyncAbuse(self._abuse_body, AsyncDriver(self.state_wire))
         # Nor has the prober, which tells of Redis' return.
-        aside = Sessions(self._sessions_body, Driver(self.state_wire.for_threads))
-        self.state_wire.breaker.recovered.append(aside.deliver)
+        driver = Driver(self.state_wire.for_threads)
+        sessions, limits = Sessions(self._sessions_body, driver), Limits(self._limits_body, driver)
+        self.state_wire.breaker.recovered += [sessions.deliver, limits.deliver]
 
     async def connect(self) -> None:
         """See Stillroom.connect."""
@@ -208,6 +216,7 @@ class AsyncStillroom(_Room):
         if not self.wire.breaker.is_open:
             await self.cache.flush_stats()
         await asyncio.to_thread(self._cache_body.deliver_last)
+        await self.limits.deliver()
         _complain(await self.sessions.deliver())
         await self.abuse.deliver()
         await self.wire.close()

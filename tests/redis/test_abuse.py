@@ -48,7 +48,7 @@ def armed(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(server: Any, armed: Path) -> Settings:
-    given = {"abuse_rules": armed, "abuse_allow": ALLOWED, "trusted_proxies": PROXY}
+    given = {"abuse_rules": armed, "abuse_allow": ALLOWED, "trusted_proxies": f"{PROXY}, unix"}
     return Settings(**{"redis_url": server.url} | PATIENT | given)
 
 
@@ -101,9 +101,9 @@ def test_a_report_is_one_round_trip(room: Any, client: Any) -> None:
 
 def test_a_report_of_nothing_is_refused(room: Any, client: Any) -> None:
     """A kind no rule could know, or an event of nobody, is a mistake of the app's."""
-    with pytest.raises(EventRefused, match="did you mean auth_fail?"):
+    with pytest.raises(EventRefused, match="did you mean auth_fail"):
         room.abuse.report("auth_fial", ip=CLIENT)
-    with pytest.raises(EventRefused, match="of whom?"):
+    with pytest.raises(EventRefused, match="of whom"):
         room.abuse.report("auth_fail", route="/login")
     assert not client.exists(room.keys.abuse)
 
@@ -506,7 +506,7 @@ def test_an_operator_is_told_what_can_not_be_banned(
 
 
 def test_a_ban_that_was_lifted_does_not_come_back(room: Any, client: Any) -> None:
-    """Events of before wait in the stream, others follow: for ten minutes they are only said. Then it may be banned."""
+    """Events of before wait in the stream, others follow: for ten minutes they are only said."""
     hammer(client, room)
     for n in range(19):
         put(client, room, "not_found", ip=CLIENT, route=f"/{n}")
@@ -557,7 +557,7 @@ def killed_before_its_ack(room: Stillroom) -> None:
 def test_an_event_that_is_read_again_bans_once(
     make_room: Any, client: Any, caplog: Any, armed: Path
 ) -> None:
-    """The worker was killed between the ban and the acknowledgement: the line is said again, and nothing is done."""
+    """The worker was killed between the ban and the acknowledgement: it is said again, and nothing is done."""
     room = make_room(abuse_rules=armed)
     for n in range(25):
         put(client, room, "not_found", ip=CLIENT, route=f"/{n}")

@@ -37,7 +37,7 @@ NASTY = [
 
 @pytest.mark.parametrize("text", NASTY)
 def test_nothing_that_a_client_sends_breaks_a_line(text: str) -> None:
-    """Newlines, escapes, quotes, 10 kB, lone surrogates: the line is printable ASCII, and JSON that says the same."""
+    """Newlines, escapes, quotes, 10 kB, lone surrogates: a line is printable ASCII, and JSON that says the same."""
     event = Event("not_found", ip="203.0.113.9", user=cleaned(text), route=cleaned_route(text))
     (sample,) = [
         s
@@ -109,7 +109,7 @@ def test_kinds_are_known() -> None:
     """A slip of the pen is answered with what was meant; the limiter's own words are not the app's."""
     for kind in ("auth_fail", "csrf_fail", "card_declined"):
         assert checked_kind(kind, [*KINDS, "card_declined"]) == kind
-    with pytest.raises(EventRefused, match="'auth_fial' is no kind .*; did you mean auth_fail?"):
+    with pytest.raises(EventRefused, match=r"'auth_fial' is no kind .*; did you mean auth_fail\?"):
         checked_kind("auth_fial", KINDS)
     for kind in ("denied", "near", "a\nb", ""):
         with pytest.raises(EventRefused):
