@@ -138,6 +138,7 @@ class AbuseBody:
     def lift(self, subject: str) -> Operation[bool]:
         """End a ban, and forget what led to it; True if there was one. For ten minutes no rule bans it again.
 
+        A process that has just denied the subject may do so, from memory, for 5 s more.
         Redis away: RedisUnavailable.
         """
         name = self._named(subject)

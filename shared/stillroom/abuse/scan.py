@@ -91,7 +91,7 @@ class Scan:
             if time.monotonic() > deadline:
                 break
             entries = yield from self._read(limit)
-        yield self._housekeeping()
+        yield from self._tidy()
         return {name: self._done[name] for name in COUNTS} | {"done": not entries}
 
     # Reading
@@ -203,11 +203,15 @@ class Scan:
     def _acknowledging(self, names: Iterable[bytes]) -> Command:
         return (b"XACK", self._keys.abuse, GROUP, *names)
 
-    def _housekeeping(self) -> list[Command]:
+    def _tidy(self) -> Operation[None]:
         """Bans that have run out leave the index; counts are written down."""
         now = self._server.now_ms()
         drops = (b"ZREMRANGEBYSCORE", self._keys.bans, b"-inf", b"%d" % now)
-        return [drops, *self._stats.flush(now)]
+        try:
+            yield [drops, *self._stats.flush(now)]
+        except RedisRefused as refused:
+            if refused.reason != "oom":  # a server that is full refuses to count
+                raise
 
     # Judging
 
