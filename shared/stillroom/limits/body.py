@@ -105,6 +105,7 @@ class LimitsBody:
         self._keys = keys
         self._pepper = b""
         self._crowd = Crowd()
+        self._suspected: set[str] = set()
         self._client = lru_cache(CLIENTS)(self._make_client)
         self._plans: dict[tuple[Limit, ...], Plan] = {}
         self._denials = Denials(settings.limits_memory)
@@ -364,8 +365,8 @@ class LimitsBody:
             fields: tuple[bytes, ...] = ()
         else:
             bans, fields = client.bans, client.fields
-            if self._crowd.saw(client.subject, private=client.private):
-                self._warn_of_proxy(client.subject)
+            if proxy := self._crowd.saw(client.subject, private=client.private):
+                self._warn_of_proxy(proxy)
         if plan.only_ip and client is not None:
             keys = tuple([client.prefix + name for name in plan.names])
         else:
@@ -445,6 +446,9 @@ class LimitsBody:
         return self._pepper
 
     def _warn_of_proxy(self, client: str) -> None:
+        if client in self._suspected:
+            return
+        self._suspected.add(client)
         log.warning(
             "nearly all of the last %d requests came from %s. Is it a proxy? Then name its network in "
             "STILLROOM_TRUSTED_PROXIES, or its clients share one quota. A Swarm that publishes through its mesh "
