@@ -37,7 +37,8 @@ Subject = str | Mapping[str, str | None]
 CLIENTS = 8_192  # addresses whose keys are remembered
 PLANS = 1_024  # sets of limits
 ROUTE_LIMIT = 200  # characters, in an event
-BITE = 100  # charges in one batch
+BITE = 100  # charges in one batch …
+RIDING = 20  # … and in front of a request
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
 _ADMITTED, _BANNED = 1, -1  # what limit_check replies first
@@ -190,7 +191,7 @@ class LimitsBody:
 
         Happens by itself when Redis is back, and before this process asks about a subject again. Does not raise.
         """
-        while charges := self._local.owed(_now_us(), most=BITE):
+        while charges := self._local.owed(_now_us(), (), BITE):
             try:
                 yield from self._charge([], charges)
             except RedisUnavailable:
@@ -218,11 +219,12 @@ class LimitsBody:
         try:
             (reply,) = yield from self._ask([self._command(request, _TAKE, name)], request.keys)
         except RedisUnavailable as error:
+            at = _now_us()
             decision = self._stand_in(request, error, take=True)
             if not decision:
                 return Reservation(decision, request.keys)
             self._local.hold(name)
-            return Reservation(decision, request.keys, name, _now_us(), local=True)
+            return Reservation(decision, request.keys, name, at, local=True)
         decision = self._learned(request, reply)
         return Reservation(decision, request.keys, name if decision else "", decision.now_us)
 
@@ -297,8 +299,8 @@ class LimitsBody:
     # Asking
 
     def _ask(self, commands: list[Command], keys: Sequence[bytes]) -> Operation[list[Any]]:
-        """The replies. In front goes what Redis has to know of these logs first, behind the counts that are due."""
-        charges = self._local.owed(_now_us(), keys) if len(self._local) else []
+        """The replies. In front goes what is owed, by these logs and some others; behind, the counts that are due."""
+        charges = self._local.owed(_now_us(), keys, RIDING) if self._local else []
         if charges:
             return (yield from self._charge(commands, charges))
         if time.monotonic() < self.stats.due:
