@@ -37,7 +37,8 @@ Subject = str | Mapping[str, str | None]
 CLIENTS = 8_192  # addresses whose keys are remembered
 PLANS = 1_024  # sets of limits
 ROUTE_LIMIT = 200  # characters, in an event
-BITE = 100  # charges in one batch
+BITE = 100  # charges in one batch …
+RIDING = 20  # … and in front of a request
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
 _ADMITTED, _BANNED = 1, -1  # what limit_check replies first
@@ -105,6 +106,7 @@ class LimitsBody:
         self._keys = keys
         self._pepper = b""
         self._crowd = Crowd()
+        self._suspected: set[str] = set()
         self._client = lru_cache(CLIENTS)(self._make_client)
         self._plans: dict[tuple[Limit, ...], Plan] = {}
         self._denials = Denials(settings.limits_memory)
@@ -189,7 +191,7 @@ class LimitsBody:
 
         Happens by itself when Redis is back, and before this process asks about a subject again. Does not raise.
         """
-        while charges := self._local.owed(_now_us(), most=BITE):
+        while charges := self._local.owed(_now_us(), (), BITE):
             try:
                 yield from self._charge([], charges)
             except RedisUnavailable:
@@ -217,11 +219,12 @@ class LimitsBody:
         try:
             (reply,) = yield from self._ask([self._command(request, _TAKE, name)], request.keys)
         except RedisUnavailable as error:
+            at = _now_us()
             decision = self._stand_in(request, error, take=True)
             if not decision:
                 return Reservation(decision, request.keys)
             self._local.hold(name)
-            return Reservation(decision, request.keys, name, _now_us(), local=True)
+            return Reservation(decision, request.keys, name, at, local=True)
         decision = self._learned(request, reply)
         return Reservation(decision, request.keys, name if decision else "", decision.now_us)
 
@@ -296,8 +299,8 @@ class LimitsBody:
     # Asking
 
     def _ask(self, commands: list[Command], keys: Sequence[bytes]) -> Operation[list[Any]]:
-        """The replies. In front goes what Redis has to know of these logs first, behind the counts that are due."""
-        charges = self._local.owed(_now_us(), keys) if len(self._local) else []
+        """The replies. In front goes what is owed, by these logs and some others; behind, the counts that are due."""
+        charges = self._local.owed(_now_us(), keys, RIDING) if self._local else []
         if charges:
             return (yield from self._charge(commands, charges))
         if time.monotonic() < self.stats.due:
@@ -364,8 +367,8 @@ class LimitsBody:
             fields: tuple[bytes, ...] = ()
         else:
             bans, fields = client.bans, client.fields
-            if self._crowd.saw(client.subject, private=client.private):
-                self._warn_of_proxy(client.subject)
+            if proxy := self._crowd.saw(client.subject, private=client.private):
+                self._warn_of_proxy(proxy)
         if plan.only_ip and client is not None:
             keys = tuple([client.prefix + name for name in plan.names])
         else:
@@ -445,6 +448,9 @@ class LimitsBody:
         return self._pepper
 
     def _warn_of_proxy(self, client: str) -> None:
+        if client in self._suspected:
+            return
+        self._suspected.add(client)
         log.warning(
             "nearly all of the last %d requests came from %s. Is it a proxy? Then name its network in "
             "STILLROOM_TRUSTED_PROXIES, or its clients share one quota. A Swarm that publishes through its mesh "

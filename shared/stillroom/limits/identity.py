@@ -77,18 +77,17 @@ class Crowd:
         self._suspect = ""
         self._seen = self._its = 0
 
-    def saw(self, client: str, *, private: bool) -> bool:
-        """True when `client` sent nearly all of the last thousand requests."""
+    def saw(self, client: str, *, private: bool) -> str:
+        """The private address that nearly all of the last thousand requests came from, or empty."""
         self._seen += 1
         if private:
-            if not self._suspect:
-                self._suspect = client
+            self._suspect = self._suspect or client
             self._its += client == self._suspect
         if self._seen < CROWD:
-            return False
-        nearly_all = self._its > NEARLY_ALL * CROWD and client == self._suspect
+            return ""
+        found = self._suspect if self._its > NEARLY_ALL * CROWD else ""
         self._suspect, self._seen, self._its = "", 0, 0
-        return nearly_all
+        return found
 
 
 def _for_of(element: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD
@@ -166,13 +167,11 @@ class LocalLimits:
                 log.add(cost, now)
             return OK, _flat([self._said(log, 0, now) for log in logs])
 
-    def owed(self, now: int, keys: Iterable[bytes] | None = None, most: int = 100) -> list[Charge]:
-        """What Redis has to be told of these logs, or of any. Tell it, then say how that went: see settle."""
+    def owed(self, now: int, keys: Iterable[bytes] = (), most: int = 100) -> list[Charge]:
+        """What Redis has to be told: of these logs, and of so many others. Tell it, then say how it went: settle."""
         charges: list[Charge] = []
         with self._lock:
-            for key in list(self._logs if keys is None else keys):
-                if len(charges) == most:
-                    break
+            for key in dict.fromkeys([*keys, *islice(self._logs, most)]):
                 log = self._logs.get(key)
                 if log is None or log.charging:
                     continue
