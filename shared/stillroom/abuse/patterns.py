@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """How far one rule has counted for one group."""
+    """How far one rule has counted for one group; below its threshold nothing more is known."""
 
     total: int
     first_ms: int
@@ -41,7 +41,7 @@ class Tally(NamedTuple):
     @classmethod
     def read(cls, reply: Sequence[Any]) -> Tally:
         """What lua/abuse_count.lua replied."""
-        total, first, last, *newest = reply
+        total, first, last, *newest = reply if len(reply) > 1 else (*reply, 0, 0)
         return cls(int(total), int(first), int(last), tuple(one.decode() for one in newest))
 
 

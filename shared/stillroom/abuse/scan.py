@@ -53,6 +53,7 @@ LONGEST_BAN_MS = 86_400_000
 JITTER = 0.1  # so that those banned together do not come back together
 LEVEL_KEPT_MS = 7 * 86_400_000  # a week without a ban, and the next is a first one
 PEACE_MS = 600_000  # after a ban was lifted
+PART = 100  # scripts in one batch: it has to be done within `command_timeout`, by a busy server too
 COUNTS = ("events", "patterns", "bans", "aside", "late")
 
 Raw = tuple[
@@ -217,12 +218,13 @@ class Scan:
 
     def _judge(self, entries: Sequence[Entry]) -> Operation[None]:
         samples = [sample for entry in entries for sample in samples_of(self._rules, entry)]
-        replies = (yield list(map(self._counting, samples))) if samples else []
+        replies = yield from _in_parts(list(map(self._counting, samples)))
         found = findings(samples, list(map(Tally.read, replies)))
         if not found:
             return
         patterns = [pattern_of(finding, self._action(finding)) for finding in found]
-        verdicts = yield [self._judging(*pair) for pair in zip(found, patterns, strict=True)]
+        commands = [self._judging(*pair) for pair in zip(found, patterns, strict=True)]
+        verdicts = yield from _in_parts(commands)
         for pattern, (verdict, *outcome) in zip(patterns, verdicts, strict=True):
             if verdict != b"known":
                 action, level, ban_ms = outcome
@@ -234,7 +236,7 @@ class Scan:
         return abuse_count(
             [keys.abuse_count(rule.name, sample.group), keys.abuse_groups],
             *(sample.member, sample.entry.ms, window * 1000, rule.kept * 1000),
-            *(rule.most, GROUPS_LIMIT, int(rule.consecutive)),
+            *(rule.most, GROUPS_LIMIT, int(rule.consecutive), rule.threshold),
         )
 
     def _action(self, finding: Finding) -> str:
@@ -269,3 +271,12 @@ class Scan:
         if is_new and pattern.action == "ban" and not pattern.shadow:
             self._done["bans"] += 1
             self._stats.counts["bans"] += 1
+
+
+def _in_parts(commands: Sequence[Command]) -> Operation[list[Any]]:
+    """The replies to all of them."""
+    replies: list[Any] = []
+    for start in range(0, len(commands), PART):
+        replies += yield list(commands[start : start + PART])
+        yield Pause(0)
+    return replies
