@@ -34,7 +34,10 @@ class Script:
 
     def __call__(self, keys: Sequence[bytes], *args: bytes | str | int) -> tuple[bytes | str, ...]:
         """The command that runs this script."""
-        texts = [b"%d" % arg if isinstance(arg, int) else arg for arg in args]
+        return self.run(keys, [b"%d" % arg if isinstance(arg, int) else arg for arg in args])
+
+    def run(self, keys: Sequence[bytes], texts: Sequence[bytes | str]) -> tuple[bytes | str, ...]:
+        """The same, where no argument is a number."""
         return (b"EVALSHA", self.text.sha, b"%d" % len(keys), *keys, *texts)
 
 

@@ -41,7 +41,7 @@ BITE = 100  # charges in one batch …
 RIDING = 20  # … and in front of a request
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
-_ADMITTED, _BANNED = 1, -1  # what limit_check replies first
+_BANNED = -1  # what limit_check replies first; else 1 admitted, 0 denied
 _TAKE, _LOOK = b"take", b"look"
 _US = 1_000_000
 
@@ -233,19 +233,16 @@ class LimitsBody:
         decision = self._read(request, reply)
         if request.plan.counted_away and decision.said:
             self._local.remember(request.keys, decision.said, _now_us())
-        if not decision:
+        if decision.status != OK:
             self.stats.counts["limit_denials"] += 1
             self._remember(request, decision)
         return decision
 
     def _read(self, request: Request, reply: list[int]) -> Decision:
-        verdict, now_us, *said = reply
-        limits = request.plan.limits
-        if verdict == _BANNED:
-            wait_us = max(0, said[0]) * 1_000
-            return Decision(limits, TOO_MANY, request.cost, now_us, wait_us=wait_us)
-        status = OK if verdict == _ADMITTED else TOO_MANY
-        return Decision(limits, status, request.cost, now_us, said)
+        limits, cost = request.plan.limits, request.cost
+        if reply[0] == _BANNED:
+            return Decision(limits, TOO_MANY, cost, reply[1], wait_us=max(0, reply[2]) * 1_000)
+        return Decision(limits, OK if reply[0] else TOO_MANY, cost, reply[1], reply[2:])
 
     def _stand_in(self, request: Request, error: RedisUnavailable, *, take: bool) -> Decision:
         """What this process decides by itself."""
@@ -299,7 +296,7 @@ class LimitsBody:
     # Asking
 
     def _ask(self, commands: list[Command], keys: Sequence[bytes]) -> Operation[list[Any]]:
-        """The replies. In front goes what is owed, by these logs and some others; behind, the counts that are due."""
+        """The replies. In front goes what is owed, by these logs and some others; behind, counts that are due."""
         charges = self._local.owed(_now_us(), keys, RIDING) if self._local else []
         if charges:
             return (yield from self._charge(commands, charges))
@@ -335,13 +332,14 @@ class LimitsBody:
 
     def _command(self, request: Request, mode: bytes, hold: str = "") -> Command:
         plan, bans, keys, cost, fields = request
-        unseen = self._denials.take_unseen(keys) if self._denials and mode is _TAKE else 0
-        all_keys = [self._keys.abuse, *bans, *keys]
+        unseen = self._denials.take_unseen(keys) if mode is _TAKE and self._denials else 0
+        all_keys = (self._keys.abuse, *bans, *keys)
+        life = b""
         if hold:
-            all_keys.append(self._keys.reservation(hold))
-        life = str(1_000 * max((limit.window for limit in plan.limits), default=1)) if hold else ""
-        counts = (b"%d" % len(bans), plan.how_many, b"%d" % unseen, life)
-        return limit_check(all_keys, mode, b"%d" % cost, *counts, *plan.numbers, *fields)
+            all_keys += (self._keys.reservation(hold),)
+            life = b"%d" % (1_000 * max([limit.window for limit in plan.limits], default=1))
+        counts = (b"%d" % cost, b"%d" % len(bans), plan.how_many, b"%d" % unseen, life)
+        return limit_check.run(all_keys, (mode, *counts, *plan.numbers, *fields))
 
     def _refund_here(self, reservation: Reservation) -> bool:
         if not self._local.let_go(reservation.id):

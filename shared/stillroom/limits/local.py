@@ -168,7 +168,7 @@ class LocalLimits:
             return OK, _flat([self._said(log, 0, now) for log in logs])
 
     def owed(self, now: int, keys: Iterable[bytes] = (), most: int = 100) -> list[Charge]:
-        """What Redis has to be told: of these logs, and of so many others. Tell it, then say how it went: settle."""
+        """What Redis has to be told: of these logs, and of so many others. Then `settle` it."""
         charges: list[Charge] = []
         with self._lock:
             for key in dict.fromkeys([*keys, *islice(self._logs, most)]):
