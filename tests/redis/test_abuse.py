@@ -289,7 +289,7 @@ def test_spraying_does_not_lock_its_victim_out(room: Any, client: Any) -> None:
     assert (pattern["rule"], pattern["action"], pattern["shadow"]) == (
         "password_spraying",
         "log",
-        "true",
+        "false",
     )
     assert client.keys("*{rl:*") == []
 

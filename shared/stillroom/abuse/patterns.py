@@ -132,7 +132,7 @@ def pattern_of(finding: Finding, action: str) -> Pattern:
         route=entry.event.route,
         examples=tally.newest if rule.distinct != "none" else (),
         action=action,
-        shadow=rule.shadow,
+        shadow=rule.shadow and rule.action == "ban",
         level=0,
         ban_seconds=0.0,
         event=entry.id.decode(),
