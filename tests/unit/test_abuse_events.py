@@ -13,9 +13,10 @@ from stillroom.abuse.event import (
     BadEvent,
     Entry,
     Event,
-    checked_kind,
+    check_kind,
     cleaned,
     cleaned_route,
+    kinds_of_apps,
     read_event,
 )
 from stillroom.abuse.patterns import Tally, findings, pattern_of, samples_of
@@ -107,13 +108,14 @@ def test_fields_nobody_knows_are_passed_over() -> None:
 
 def test_kinds_are_known() -> None:
     """A slip of the pen is answered with what was meant; the limiter's own words are not the app's."""
+    allowed = kinds_of_apps([*KINDS, "card_declined"])
     for kind in ("auth_fail", "csrf_fail", "card_declined"):
-        assert checked_kind(kind, [*KINDS, "card_declined"]) == kind
+        check_kind(kind, allowed)
     with pytest.raises(EventRefused, match=r"'auth_fial' is no kind .*; did you mean auth_fail\?"):
-        checked_kind("auth_fial", KINDS)
+        check_kind("auth_fial", allowed)
     for kind in ("denied", "near", "a\nb", ""):
         with pytest.raises(EventRefused):
-            checked_kind(kind, KINDS)
+            check_kind(kind, allowed)
 
 
 def test_an_allowance_is_per_kind_and_comes_back() -> None:

@@ -89,7 +89,7 @@ def test_a_hammering_client_is_banned_within_seconds(
 ) -> None:
     """The whole way: a limit denies, its script tells, beat wakes a worker, the worker bans, the limit says so."""
     process = worker(start)
-    start("beat", "-s", "/dev/null", "--pidfile=", app=QUICK)
+    start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app=QUICK)
     for n in range(70):  # another window each time, or the denials would be answered from memory
         room.limits.check(CLIENT, [Limit("login", 5, 3_600 + n)], route="/login")
     until(lambda: ban_of(db, room), "a ban", 30)

@@ -15,7 +15,7 @@ from typing import Any
 from stillroom import pepper
 from stillroom.abuse.allowance import Allowance
 from stillroom.abuse.ban import Ban, read_ban
-from stillroom.abuse.event import Event, checked_kind, cleaned, cleaned_route
+from stillroom.abuse.event import Event, check_kind, cleaned, cleaned_route, kinds_of_apps
 from stillroom.abuse.rules import Rule, kinds_of, read_rules
 from stillroom.abuse.scan import EVENT_LIFE_MS, PEACE_MS, Scan
 from stillroom.abuse.spared import Spared
@@ -49,7 +49,7 @@ class AbuseBody:
         self._keys = keys
         self._stats = stats
         self._peppers: tuple[bytes, ...] = ()
-        self._kinds = kinds_of(self.rules)
+        self._kinds = kinds_of_apps(kinds_of(self.rules))
         allowed, proxies = map(_networks, (settings.abuse_allow, settings.trusted_proxies))
         self._spared = Spared(allowed, proxies, settings.limit_v6_prefix)
         self.reset()
@@ -163,7 +163,7 @@ class AbuseBody:
     # Writing events
 
     def _event(self, kind: str, ip: str | None, user: str | None, route: str | None) -> Event:
-        checked_kind(kind, self._kinds)
+        check_kind(kind, self._kinds)
         if ip is None and user is None:
             raise EventRefused(f"{kind}: of whom? Give ip=, user= or both")
         return Event(

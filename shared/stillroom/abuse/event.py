@@ -90,15 +90,19 @@ def read_event(fields: Sequence[bytes]) -> Event:
     )
 
 
-def checked_kind(kind: str, known: Iterable[str]) -> str:
+def kinds_of_apps(named: Iterable[str]) -> frozenset[str]:
+    """What an app may report: the kinds there are, and those that rules name; but not the limiter's own."""
+    return frozenset({*APP_KINDS, *named}.difference(LIMITER_KINDS))
+
+
+def check_kind(kind: str, allowed: frozenset[str]) -> None:
     """Raises EventRefused for a kind that no rule could know."""
-    allowed = sorted({*APP_KINDS, *known}.difference(LIMITER_KINDS))
     if kind not in allowed:
+        known = sorted(allowed)
         raise EventRefused(
-            f"{ascii(kind)[:80]} is no kind of event (known: {', '.join(allowed)}; "
-            f"rules in STILLROOM_ABUSE_RULES may name others){did_you_mean(kind, allowed)}"
+            f"{ascii(kind)[:80]} is no kind of event (known: {', '.join(known)}; "
+            f"rules in STILLROOM_ABUSE_RULES may name others){did_you_mean(kind, known)}"
         )
-    return kind
 
 
 def cleaned(text: str, limit: int = TEXT_LIMIT) -> str:
