@@ -34,11 +34,12 @@ class Script:
 
     def __call__(self, keys: Sequence[bytes], *args: bytes | str | int) -> tuple[bytes | str, ...]:
         """The command that runs this script."""
-        return self.run(keys, [b"%d" % arg if isinstance(arg, int) else arg for arg in args])
+        texts = [b"%d" % arg if isinstance(arg, int) else arg for arg in args]
+        return self.run((b"%d" % len(keys), *keys, *texts))
 
-    def run(self, keys: Sequence[bytes], texts: Sequence[bytes | str]) -> tuple[bytes | str, ...]:
-        """The same, where no argument is a number."""
-        return (b"EVALSHA", self.text.sha, b"%d" % len(keys), *keys, *texts)
+    def run(self, words: tuple[bytes | str, ...]) -> tuple[bytes | str, ...]:
+        """The same, from the words that EVALSHA takes after the digest."""
+        return (b"EVALSHA", self.text.sha, *words)
 
 
 class Text:

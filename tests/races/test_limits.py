@@ -134,14 +134,14 @@ def test_a_million_denials_are_a_handful_of_events(
     for turn in range(1_000_000):
         room.limits.check(IP, [AUTH])
         if turn % 1_000 == 0:  # as if what is remembered were a thousand seconds old
-            for denial in room._limits_body._denials._found.values():
+            for denial in room._limits_body._denials.found.values():
                 denial.until = 0.0
     forget_denials(room)
     assert 900_000 < int(client.get(client.keys("*!denied")[0])) < 1_000_020
     assert len(events(client, room)) <= 20
     assert client.dbsize() <= keys + 1  # the counts of one more minute
     assert client.info("memory")["used_memory_dataset"] - before < 50_000
-    assert len(room._limits_body._denials) <= 1
+    assert len(room._limits_body._denials.found) <= 1
     assert_bounded(client)
 
 
@@ -151,6 +151,6 @@ def test_a_flood_of_addresses_keeps_bounded_memory(make_room: Callable[..., Stil
     for number in range(1_000):
         for _ in range(2):
             room.limits.check(f"10.0.{number // 250}.{number % 250}", [Limit("one", 1, 60)])
-    assert len(room._limits_body._denials) <= 100
+    assert len(room._limits_body._denials.found) <= 100
     assert len(room._limits_body._local._known) <= 100
-    assert len(room._limits_body._local) == 0
+    assert len(room._limits_body._local.logs) == 0

@@ -87,10 +87,21 @@ class Decision(NamedTuple):
 
     def headers(self) -> dict[str, str]:
         """For the response, whatever its status. Of what nobody could look at, nothing is said."""
-        headers = {"RateLimit-Policy": _policies(self.limits)} if self.limits else {}
+        limits = self.limits
+        headers = {"RateLimit-Policy": _policies(limits)} if limits else {}
         if rows := self._rows():
-            headers["RateLimit"] = ", ".join([self._state(*row) for row in rows])
-            headers |= self._legacy(*rows[0])
+            _, left, some, number = rows[0]
+            headers["RateLimit"] = ", ".join(
+                [
+                    f'"{limits[n].name}";r={r};t={-(t // _US)}'
+                    if t
+                    else f'"{limits[n].name}";r={r}'
+                    for _, r, t, n in rows
+                ]
+            )
+            headers["X-RateLimit-Limit"] = str(limits[number].quota)
+            headers["X-RateLimit-Remaining"] = str(left)
+            headers["X-RateLimit-Reset"] = str(-((some - self.now_us - self.age_us) // _US))
         return headers if self.status == OK else headers | self._refusal()
 
     def problem(self) -> dict[str, Any]:
@@ -114,7 +125,8 @@ class Decision(NamedTuple):
             used, some, fits, _ = said[PARTS * number : PARTS * (number + 1)]
             if used >= 0:
                 wait = fits and (_FOREVER if fits == NEVER else max(1, fits - age))
-                rows.append((-wait, max(0, limit.quota - used), min(0, age - some), number))
+                left, back = limit.quota - used, age - some
+                rows.append((-wait, left if left > 0 else 0, back if back < 0 else 0, number))
         rows.sort()
         return rows
 
@@ -122,17 +134,6 @@ class Decision(NamedTuple):
         full = max(0, self.said[PARTS * number + PARTS - 1] - self.age_us)
         retry_after = None if wait == -_FOREVER else -wait / _US
         return Standing(self.limits[number], left, -some / _US, full / _US, retry_after)
-
-    def _state(self, _: int, left: int, some: int, number: int) -> str:
-        state = f'"{self.limits[number].name}";r={left}'
-        return f"{state};t={-(some // _US)}" if some else state
-
-    def _legacy(self, _: int, left: int, some: int, number: int) -> dict[str, str]:
-        return {
-            "X-RateLimit-Limit": str(self.limits[number].quota),
-            "X-RateLimit-Remaining": str(left),
-            "X-RateLimit-Reset": str(-((some - self.now_us - self.age_us) // _US)),
-        }
 
     def _refusal(self) -> dict[str, str]:
         wait = self.retry_after
