@@ -12,6 +12,7 @@ import pytest
 
 from stillroom import BanRefused, EventRefused, Settings, Stillroom
 from stillroom.abuse import body, scan
+from stillroom.operation import Once
 from tests.support.abuse import (
     ARMED,
     CLIENT,
@@ -97,6 +98,19 @@ def test_a_report_is_one_round_trip(room: Any, client: Any) -> None:
     assert [text for text in seen if "abuse" in text] == [
         f"XADD stillroom:abuse MAXLEN ~ 100000 * kind auth_fail n 1 ip {CLIENT}"
     ]
+
+
+def test_an_event_is_never_sent_twice(make_room: Any) -> None:
+    """Not on a connection that broke under it, either: what was written twice would count twice."""
+    room = make_room()
+    room._abuse_body.hold("auth_ok", user="ann")
+    for operation in (
+        room._abuse_body.report("auth_fail", ip=CLIENT),
+        room._abuse_body.deliver(),
+    ):
+        room._abuse_body.hold("auth_ok", user="ann")
+        assert type(next(operation)) is Once
+        operation.close()
 
 
 def test_a_report_of_nothing_is_refused(room: Any, client: Any) -> None:
@@ -588,9 +602,11 @@ def test_an_event_that_is_read_again_bans_once(
 def test_an_event_that_is_read_again_after_its_ban_ran_out_bans_once(
     room: Any, client: Any
 ) -> None:
-    """Its worker was away for longer than the ban: no second one, no step up."""
+    """Its worker was away for longer than the ban: no second one, no step up, for as long as it may be judged."""
     name = hammer(client, room, ago=900)
     room.abuse.scan()
+    (said,) = client.keys("*:abuse:seen:*")
+    assert client.pttl(said) > scan.EVENT_LIFE_MS
     end_ban(client, room)
     abandon(client, room, [name])
     assert room.abuse.scan()["events"] == 1
