@@ -97,6 +97,26 @@ def test_a_reservation_is_refunded_by_one(make_room: Callable[..., Stillroom]) -
         room.limits.reset(IP, [AUTH])
 
 
+@pytest.mark.parametrize("how", ["refund", "reset"])
+def test_a_denial_that_was_on_its_way_is_not_remembered(
+    make_room: Callable[..., Stillroom], how: str
+) -> None:
+    """Denied by Redis, then a refund, then its reply arrives: the next request asks again, and is admitted."""
+    room = make_room()
+    held = [room.limits.reserve(IP, [AUTH]) for _ in range(5)]
+    room.state_stats.due = 1 << 62
+    check: Any = room._limits_body.check(IP, [AUTH])
+    replies = room.state_wire.execute(check.send(None), 10.0)
+    if how == "refund":
+        room.limits.refund(held[0])
+    else:
+        room.limits.reset(IP, [AUTH])
+    with pytest.raises(StopIteration) as ended:
+        check.send(replies)
+    assert not ended.value.value
+    assert room.limits.check(IP, [AUTH])
+
+
 def test_a_denied_request_burns_nothing_under_load(make_room: Callable[..., Stillroom]) -> None:
     """Thirty-two threads, three limits, subjects that overlap: each limit counts exactly what was admitted."""
     rooms = [make_room(), make_room()]

@@ -108,14 +108,12 @@ class LimitsBody:
         """
         if not reservation.id:
             return False
-        self._denials.forget(reservation.keys)
         if reservation.local:
-            return self._refund_here(reservation)
-        decision = reservation.decision
-        windows = [_us(limit.window) for limit in decision.limits]
-        keys = (self._reservation(reservation.id), *reservation.keys)
-        command = limit_refund(keys, reservation.at_us, decision.cost, *windows)
-        return (yield from self._told("refund", command))
+            refunded = self._refund_here(reservation)
+        else:
+            refunded = yield from self._told("refund", self._refunding(reservation))
+        self._denials.forget(reservation.keys)
+        return refunded
 
     def commit(self, reservation: Reservation) -> Operation[bool]:
         """It counts: from now on it can't be refunded. True if that was still possible. Redis away: False."""
@@ -155,6 +153,7 @@ class LimitsBody:
         self.stats.counts["limit_checks"] += 1
         if self._denials.found and (denied := self._remembered(request)) is not None:
             return denied
+        asked_at = self._denials.forgotten
         try:
             if self._local.logs or time.monotonic() > self.stats.due:
                 reply = yield from self._ask(self._taking(request), request.keys)
@@ -162,35 +161,38 @@ class LimitsBody:
                 (reply,) = yield Once([self._taking(request)])
         except RedisUnavailable as error:
             return self._stand_in(request, error, take=True)
-        return self._learned(request, reply)
+        return self._learned(request, reply, asked_at)
 
     def _reserved(self, request: Request) -> Operation[Reservation]:
         self.stats.counts["limit_checks"] += 1
         if self._denials.found and (denied := self._remembered(request)) is not None:
             return Reservation(denied, request.keys)
-        name = secrets.token_urlsafe(12)
+        name, asked_at = secrets.token_urlsafe(12), self._denials.forgotten
+        command = self._taking(request, self._reservation(name))
         try:
-            reply = yield from self._ask(
-                self._taking(request, self._reservation(name)), request.keys
-            )
+            reply = yield from self._ask(command, request.keys)
         except RedisUnavailable as error:
-            at = _now_us()
-            decision = self._stand_in(request, error, take=True)
-            if not decision:
-                return Reservation(decision, request.keys)
-            self._local.hold(name)
-            return Reservation(decision, request.keys, name, at, local=True)
-        decision = self._learned(request, reply)
+            return self._reserved_here(request, error, name)
+        decision = self._learned(request, reply, asked_at)
         return Reservation(decision, request.keys, name if decision else "", decision.now_us)
 
-    def _learned(self, request: Request, reply: list[int]) -> Decision:
+    def _reserved_here(self, request: Request, error: RedisUnavailable, name: str) -> Reservation:
+        at = _now_us()
+        decision = self._stand_in(request, error, take=True)
+        if not decision:
+            return Reservation(decision, request.keys)
+        self._local.hold(name)
+        return Reservation(decision, request.keys, name, at, local=True)
+
+    def _learned(self, request: Request, reply: list[int], asked_at: int) -> Decision:
         """The decision in this reply, and what there is to remember of it."""
         decision = self._read(request, reply)
         if request.plan.counted_away and decision.said:
             self._local.remember(request.keys, decision.said, _now_us())
         if decision.status != OK:
             self.stats.counts["limit_denials"] += 1
-            self._remember(request, decision)
+            if asked_at == self._denials.forgotten:
+                self._remember(request, decision)
         return decision
 
     def _read(self, request: Request, reply: list[int]) -> Decision:
@@ -290,6 +292,12 @@ class LimitsBody:
         if request.taking and not unseen and not reservation:
             return limit_check.run(request.taking)
         return limit_check.run(request.words(b"take", unseen, reservation))
+
+    def _refunding(self, reservation: Reservation) -> Command:
+        decision = reservation.decision
+        windows = [_us(limit.window) for limit in decision.limits]
+        keys = (self._reservation(reservation.id), *reservation.keys)
+        return limit_refund(keys, reservation.at_us, decision.cost, *windows)
 
     def _refund_here(self, reservation: Reservation) -> bool:
         if not self._local.let_go(reservation.id):

@@ -46,6 +46,9 @@ class Denials:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self.forgotten = (
+            0  # how often some were: a denial that was made before must not be remembered after
+        )
         self.found: OrderedDict[bytes, Denial] = OrderedDict()
 
     def add(self, key: bytes, denial: Denial) -> None:
@@ -76,6 +79,7 @@ class Denials:
         return sum(denial.unseen for key in keys if (denial := self.found.pop(key, None)))
 
     def forget(self, keys: Iterable[bytes]) -> None:
+        self.forgotten += 1
         for key in keys:
             self.found.pop(key, None)
 
