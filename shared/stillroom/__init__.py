@@ -1,5 +1,6 @@
 """Stillroom: the Redis services a web app shares, and the workers that keep them fresh."""
 
+from stillroom.abuse import Abuse, AsyncAbuse, Ban, Rule
 from stillroom.cache import (
     AsyncCache,
     AsyncCachedFunction,
@@ -11,9 +12,12 @@ from stillroom.cache import (
 )
 from stillroom.dispatch import CeleryDispatch, InlineDispatch, NoDispatch
 from stillroom.errors import (
+    BanRefused,
+    EventRefused,
     ImageRefused,
     ImagesUnavailable,
     InvalidKey,
+    InvalidLimit,
     RedisRefused,
     RedisUnavailable,
     SessionConflict,
@@ -27,29 +31,61 @@ from stillroom.errors import (
     UnknownLoader,
     ValueTooLarge,
 )
+from stillroom.limits import (
+    API,
+    AUTH,
+    DEFAULT,
+    STATIC,
+    AsyncLimits,
+    Decision,
+    Limit,
+    Limits,
+    Reservation,
+    Route,
+    Routes,
+    Standing,
+)
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.sessions import AsyncSessions, Device, Session, SessionEvent, Sessions
 from stillroom.settings import Settings
 
 __all__ = [
+    "API",
+    "AUTH",
+    "DEFAULT",
+    "STATIC",
+    "Abuse",
+    "AsyncAbuse",
     "AsyncCache",
     "AsyncCachedFunction",
+    "AsyncLimits",
     "AsyncSessions",
     "AsyncStillroom",
+    "Ban",
+    "BanRefused",
     "Cache",
     "CachedFunction",
     "CachedValue",
     "CeleryDispatch",
+    "Decision",
     "Device",
+    "EventRefused",
     "Freshness",
     "ImageInfo",
     "ImageRefused",
     "ImagesUnavailable",
     "InlineDispatch",
     "InvalidKey",
+    "InvalidLimit",
+    "Limit",
+    "Limits",
     "NoDispatch",
     "RedisRefused",
     "RedisUnavailable",
+    "Reservation",
+    "Route",
+    "Routes",
+    "Rule",
     "Session",
     "SessionConflict",
     "SessionDataRefused",
@@ -60,6 +96,7 @@ __all__ = [
     "Sessions",
     "Settings",
     "SettingsError",
+    "Standing",
     "Stillroom",
     "StillroomError",
     "TooManySessions",

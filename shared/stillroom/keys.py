@@ -28,6 +28,28 @@ shard's tag too, for it rides along with the shard's batches.
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
 |       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
 |       …clock      | string | the newest stamp                                | deadlines    |                 |
+| ns:{rl:<kind>:<value>}:… | of one subject of the limits. kind: `ip`, `user`, `ip&user` …; value: an address |
+|                   |        | or network, any other text as its HMAC, so it holds no brace |                |
+|       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
+|                   |        | (lib/hits.lua)                                  |              | _charge, _refund|
+|       …<limit>!near        | string | a `near` event was written             | the window   | limit_check     |
+|       …!denied    | string | denials                                         | 10 min       | limit_check     |
+|       …!ban       | string | why, as JSON; as long as it is there, a ban (ip)| the ban      | lib/ban.lua     |
+|       …!level     | string | how many bans it has had                        | 7 d          | abuse_judge     |
+|       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
+|                   |        | for ten minutes                                 |              |                 |
+| ns:{rl:!held}:<id>| string | a reservation that may still be refunded        | the window   | limit_check     |
+| ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
+|                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
+| ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
+| ns:abuse:aside    | stream | events that could not be read: `id`, `reason`,  | 1,000        | abuse           |
+|                   |        | `event`                                         |              |                 |
+| ns:abuse:c:<rule>:<group> | zset: what a rule counts → when it was seen, ms | its window | abuse_count     |
+| ns:abuse:groups   | zset   | the counts there are → when each grew, ms       | 50,000; 1 d  | abuse_count     |
+| ns:abuse:seen:<rule>:<group> | string: the event that completed the pattern, | the window   | abuse_judge     |
+|                   |        | and what was done                               | + 1 h        |                 |
+| ns:bans           | zset   | subject → until when, ms                        | 31 d         | lib/ban.lua     |
+| ns:bans:times     | list   | when rules banned, ms, newest first             | 1 min        | abuse_judge     |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 
@@ -59,6 +81,12 @@ class Keys:
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
+        self.abuse = f"{namespace}:abuse".encode()
+        self.abuse_log = self.abuse + b":log"
+        self.abuse_aside = self.abuse + b":aside"
+        self.abuse_groups = self.abuse + b":groups"
+        self.bans = f"{namespace}:bans".encode()
+        self.ban_times = self.bans + b":times"
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()
         self.trimmed = f"{cache}trimmed".encode()
@@ -67,6 +95,7 @@ class Keys:
         self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
+        self._limits = f"{namespace}:{{rl:".encode()
 
     def entry(self, name: bytes) -> bytes:
         return self.entry_prefix + name
@@ -98,6 +127,29 @@ class Keys:
 
     def revocations(self, shard: int) -> bytes:
         return self.shard(shard) + b"rev"
+
+    def limits(self, kind: str, value: str) -> bytes:
+        """What all keys of one subject of the limits begin with."""
+        return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())
+
+    def reservation(self, id: str) -> bytes:
+        return b"%b!held}:%b" % (self._limits, id.encode())
+
+    def ban(self, subject: str) -> bytes:
+        """`subject`: an address, or a network of IPv6: see subject.py."""
+        return self.limits("ip", subject) + b"!ban"
+
+    def ban_level(self, subject: str) -> bytes:
+        return self.limits("ip", subject) + b"!level"
+
+    def ban_lifted(self, subject: str) -> bytes:
+        return self.limits("ip", subject) + b"!lifted"
+
+    def abuse_count(self, rule: str, group: str) -> bytes:
+        return b"%b:c:%b:%b" % (self.abuse, rule.encode(), group.encode())
+
+    def abuse_seen(self, rule: str, claim: str) -> bytes:
+        return b"%b:seen:%b:%b" % (self.abuse, rule.encode(), claim.encode())
 
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""

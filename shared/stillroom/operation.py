@@ -152,6 +152,8 @@ class Driver:
                 budget.left -= time.monotonic() - started
 
     def _take(self, step: Any, left: float) -> Any:
+        if type(step) is Once:
+            return self._exchange(step, left, idempotent=False)
         if isinstance(step, Call):
             result = _called(step)
             return _in_background_loop(result) if inspect.isawaitable(result) else result
@@ -162,7 +164,7 @@ class Driver:
         if isinstance(step, Timed):
             limit = _limit(left, self._command_timeout)
             return self._exchange(_timed(step, self.wire.server.now_us(), limit), limit)
-        return self._exchange(step, left, idempotent=False)
+        raise TypeError(f"{type(step).__name__} is no step of an operation")
 
 
 class AsyncDriver:
@@ -228,6 +230,8 @@ class AsyncDriver:
                 budget.left -= time.monotonic() - started
 
     async def _take(self, step: Any, left: float) -> Any:
+        if type(step) is Once:
+            return await self._exchange(step, left, idempotent=False)
         if isinstance(step, Call):
             if inspect.iscoroutinefunction(step.function):
                 return await step.function(*step.args, **step.kwargs)
@@ -241,7 +245,7 @@ class AsyncDriver:
         if isinstance(step, Timed):
             limit = _limit(left, self._command_timeout)
             return await self._exchange(_timed(step, self.wire.server.now_us(), limit), limit)
-        return await self._exchange(step, left, idempotent=False)
+        raise TypeError(f"{type(step).__name__} is no step of an operation")
 
 
 class ShardDriver(Driver):

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
+from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
 from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
@@ -24,8 +25,9 @@ from stillroom.cache import (
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys
+from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.operation import AsyncDriver, Driver, async_drivers_of, drivers_of
-from stillroom.sessions import AsyncSessions, Sessions, SessionsBody
+from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import (
@@ -62,6 +64,12 @@ class _Room:
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
+        self._limits_body = LimitsBody(
+            self.settings, self._state_server, self.keys, self.state_stats
+        )
+        self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
+        self.state_stats.riders.append(self._abuse_body.riding)
+        self._sessions_body.on_event.append(self._tell_abuse)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
         """The cache's operations, on these wires: one for each shard."""
@@ -73,6 +81,11 @@ class _Room:
         """What the wire to a cluster is made of."""
         slots = [slot_of(keys.clock) for keys in shard_keys(self.settings)]
         return self.settings, self.settings.cache_server, "the cache's Redis", slots
+
+    def _tell_abuse(self, event: SessionEvent) -> None:
+        """A token used after it was replaced: stolen? Never waits: an event loop may be calling."""
+        if event.kind == "replayed":
+            self._abuse_body.hold("session_replay", user=event.user_id)
 
     def request(self) -> AbstractContextManager[Any]:
         """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
@@ -123,7 +136,9 @@ class Stillroom(_Room):
         self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.sessions = Sessions(self._sessions_body, Driver(self.state_wire))
-        self.state_wire.breaker.recovered.append(self.sessions.deliver)
+        self.limits = Limits(self._limits_body, Driver(self.state_wire))
+        self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
+        self.abuse = Abuse(self._abuse_body, Driver(self.state_wire))
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -138,9 +153,11 @@ class Stillroom(_Room):
         if not self.wire.breaker.is_open:
             self.cache.flush_stats()
         self._cache_body.deliver_last()
+        self.limits.deliver()
         _complain(self.sessions.deliver())
         if not self.state_wire.breaker.is_open:
             self.sessions.flush_stats()
+        self.abuse.deliver()
         self.wire.close()
         self.state_wire.close()
 
@@ -184,9 +201,12 @@ class AsyncStillroom(_Room):
         self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.sessions = AsyncSessions(self._sessions_body, AsyncDriver(self.state_wire))
+        self.limits = AsyncLimits(self._limits_body, AsyncDriver(self.state_wire))
+        self.abuse = AsyncAbuse(self._abuse_body, AsyncDriver(self.state_wire))
         # Nor has the prober, which tells of Redis' return.
-        aside = Sessions(self._sessions_body, Driver(self.state_wire.for_threads))
-        self.state_wire.breaker.recovered.append(aside.deliver)
+        driver = Driver(self.state_wire.for_threads)
+        sessions, limits = Sessions(self._sessions_body, driver), Limits(self._limits_body, driver)
+        self.state_wire.breaker.recovered += [sessions.deliver, limits.deliver]
 
     async def connect(self) -> None:
         """See Stillroom.connect."""
@@ -198,9 +218,11 @@ class AsyncStillroom(_Room):
         if not self.wire.breaker.is_open:
             await self.cache.flush_stats()
         await asyncio.to_thread(self._cache_body.deliver_last)
+        await self.limits.deliver()
         _complain(await self.sessions.deliver())
         if not self.state_wire.breaker.is_open:
             await self.sessions.flush_stats()
+        await self.abuse.deliver()
         await self.wire.close()
         await self.state_wire.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 from stillroom.keys import Keys
 from stillroom.wire import Command, reset_after_fork
@@ -27,6 +28,7 @@ class Stats:
         self._said: dict[tuple[str, str], float] = {}
         self.counts: defaultdict[str, int] = defaultdict(int)
         self.due = 0.0  # time.monotonic(): flush at the next read after it
+        self.riders: list[Callable[[], list[Command]]] = []  # what else rides along with a flush
         reset_after_fork(self)
 
     def reset(self) -> None:
@@ -36,12 +38,13 @@ class Stats:
     def flush(self, now_ms: int, keys: Keys | None = None) -> list[Command]:
         """The commands that add the counts since the last flush to this minute; `keys`: another shard's."""
         self.due = time.monotonic() + FLUSH_EVERY_S
+        ridden = [command for rider in self.riders for command in rider()]
         counts, self.counts = self.counts, defaultdict(int)
         if not counts:
-            return []
+            return ridden
         key = (keys or self._keys).stats(now_ms // 60_000)
         added: list[Command] = [(b"HINCRBY", key, name, str(n)) for name, n in counts.items()]
-        return [*added, (b"EXPIRE", key, str(KEPT_SECONDS))]
+        return [*ridden, *added, (b"EXPIRE", key, str(KEPT_SECONDS))]
 
     def say(self, what: str, reason: str, detail: object, level: int = logging.WARNING) -> None:
         """Log once per 30 s for the same thing and reason."""

@@ -70,6 +70,8 @@ class BlockingRoom:
         self.cache = BlockingCache(room.cache, loop)
         self.tasks = Blocking(room.tasks, loop)
         self.sessions = Blocking(room.sessions, loop)
+        self.limits = Blocking(room.limits, loop)
+        self.abuse = Blocking(room.abuse, loop)
 
     @property
     def stats(self) -> Any:

@@ -6,7 +6,21 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from stillroom import AsyncStillroom, CachedValue, Device, Session, Stillroom
+from stillroom import (
+    AUTH,
+    AsyncStillroom,
+    Ban,
+    CachedValue,
+    Decision,
+    Device,
+    Limit,
+    Reservation,
+    Route,
+    Routes,
+    Rule,
+    Session,
+    Stillroom,
+)
 
 
 class Product(BaseModel):
@@ -65,3 +79,35 @@ def sessions(room: Stillroom) -> None:
     assert_type(room.sessions.rotate("token", Product), Session[Product])
     assert_type(room.sessions.destroy("token", defer=True), bool)
     assert_type(room.sessions.list_for_user("u1"), list[Device])
+
+
+def limits(room: Stillroom) -> None:
+    decision = room.limits.check(
+        {"ip": "203.0.113.7", "user": None}, [AUTH], cost=2, route="/login"
+    )
+    assert_type(decision, Decision)
+    assert_type(decision.allowed, bool)
+    assert_type(decision.retry_after, float | None)
+    assert_type(decision.headers(), dict[str, str])
+    assert_type(room.limits.peek("203.0.113.7", (AUTH,)), Decision)
+    assert_type(room.limits.reserve("203.0.113.7", [AUTH]), Reservation)
+    assert_type(room.limits.refund(room.limits.reserve("203.0.113.7", [AUTH])), bool)
+    assert_type(room.limits.client("10.0.0.1", [("X-Forwarded-For", "203.0.113.7")]), str)
+    assert_type(Routes([Route("/login", [AUTH], ["POST"])]).find("POST", "/login"), Route)
+    Limit("mine", 5, 60, away="closed")  # type: ignore[arg-type]
+    room.limits.check("203.0.113.7", AUTH)  # type: ignore[arg-type]
+
+
+async def limits_awaited(room: AsyncStillroom) -> None:
+    assert_type(await room.limits.check("203.0.113.7", [AUTH]), Decision)
+    assert_type(room.limits.client(None), str)
+
+
+def abuse(room: Stillroom) -> None:
+    assert_type(room.abuse.report("auth_fail", ip="203.0.113.9", user="ann"), bool)
+    assert_type(room.abuse.scan(), dict[str, Any])
+    assert_type(room.abuse.ban("203.0.113.9", 600, reason="loud"), Ban)
+    assert_type(room.abuse.lift("203.0.113.9"), bool)
+    assert_type(room.abuse.bans(), list[Ban])
+    assert_type(room.abuse.rules, tuple[Rule, ...])
+    room.abuse.report("auth_fail", "203.0.113.9")  # type: ignore[call-arg]

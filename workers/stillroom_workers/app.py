@@ -13,7 +13,7 @@ from stillroom.dispatch import broker_tls
 from stillroom.keys import Keys
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.schedule import beat_schedule
-from stillroom_workers.tasks import invalidation, marks, refresh, sessions
+from stillroom_workers.tasks import abuse, invalidation, marks, refresh, sessions
 
 
 class StillroomCelery(Celery):
@@ -41,7 +41,7 @@ def make_app(settings: Settings | None = None) -> StillroomCelery:
     app.conf.worker_consumer = f"{guards}:Consumer"
     app.settings = settings
     app.conf.update(configuration(settings))
-    for module in (refresh, invalidation, marks, sessions):
+    for module in (refresh, invalidation, marks, sessions, abuse):
         module.register(app)
     attend(app, settings)
     return app

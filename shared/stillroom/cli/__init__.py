@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from stillroom.cli import sessions
+from stillroom.cli.abuse import abuse, bans
 from stillroom.cli.demo import demo
 from stillroom.cli.invalidate import invalidate
 from stillroom.cli.up import up
@@ -25,6 +26,8 @@ app.command()(up)
 app.command()(demo)
 app.command()(invalidate)
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(bans, name="bans")
+app.add_typer(abuse, name="abuse")
 
 
 def main() -> None:
