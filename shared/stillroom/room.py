@@ -23,8 +23,17 @@ from stillroom.cache import (
 )
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
+from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
-from stillroom.operation import AsyncDriver, Driver, async_drivers_of, drivers_of
+from stillroom.operation import (
+    AsyncDriver,
+    AsyncShardDriver,
+    Driver,
+    ShardDriver,
+    async_drivers_of,
+    drivers_of,
+)
+from stillroom.probes import health_on, wires_of_cache
 from stillroom.sessions import AsyncSessions, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -45,6 +54,8 @@ log = logging.getLogger("stillroom")
 
 class _Room:
     """What both rooms share. Nothing connects before the first call."""
+
+    wire: Any
 
     def __init__(self, settings: Settings | None, dispatch: Dispatch | None) -> None:
         self.settings = settings or Settings()
@@ -68,6 +79,11 @@ class _Room:
         clocks = [wire if self.settings.cluster else wire.server for wire in wires]
         runs = [driver.run for driver in aside]
         return cache_on(self.settings, clocks, self.dispatch, self.stats, runs)
+
+    def _health(self, state_wire: Any, wires: Sequence[Any]) -> HealthBody:
+        """Health's operations, for the state's driver and those of `wires_of_cache`."""
+        cache = wires_of_cache(self.settings, wires), self.wire.breaker, self.stats
+        return health_on(self.settings, state_wire, self.state_stats, *cache)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """What the wire to a cluster is made of."""
@@ -124,6 +140,11 @@ class Stillroom(_Room):
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.sessions = Sessions(self._sessions_body, Driver(self.state_wire))
         self.state_wire.breaker.recovered.append(self.sessions.deliver)
+        asked: list[Driver] = [Driver(self.state_wire)]
+        asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
+        self.health = Health(
+            self._health(self.state_wire, wires), ShardDriver(self.state_wire, asked)
+        )
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -185,6 +206,10 @@ class AsyncStillroom(_Room):
         # Nor has the prober, which tells of Redis' return.
         aside = Sessions(self._sessions_body, Driver(self.state_wire.for_threads))
         self.state_wire.breaker.recovered.append(aside.deliver)
+        asked = [AsyncDriver(self.state_wire)]
+        asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
+        driver = AsyncShardDriver(self.state_wire, asked)
+        self.health = AsyncHealth(self._health(self.state_wire, wires), driver)
 
     async def connect(self) -> None:
         """See Stillroom.connect."""

@@ -7,6 +7,7 @@ name in capitals. A secret may come from a file: `REDIS_PASSWORD_FILE` names it 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -72,6 +73,12 @@ def _peppers(value: object) -> object:
     return peppers
 
 
+def _networks(given: tuple[str, ...]) -> tuple[str, ...]:
+    for network in given:
+        ipaddress.ip_network(network)
+    return given
+
+
 # What Kubernetes puts into every pod for a Service that is called stillroom.
 _INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
 
@@ -79,6 +86,7 @@ RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 
 
@@ -164,6 +172,18 @@ class Settings(BaseSettings):
     session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
     session_keys_limit: int = Field(64, ge=1, le=1_000)
 
+    # Health.
+    health_timeout: Seconds = 0.2  # one check, whatever Redis does
+    # Opens the details, /metrics and /status; 16 characters or more. `Authorization: Bearer …`
+    health_token: SecretStr | None = Field(None, min_length=16)
+    health_networks: Networks = ("127.0.0.0/8", "::1/128")  # so do these, for who comes directly
+    metrics_open: bool = False  # /metrics for everybody who can reach it
+    # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
+    # service, because all of them would leave at once, and the app is made to live through it.
+    ready_requires: Words = ()
+    release: str | None = None  # the app's version, as releaseId
+    flower_url: str | None = None  # for the link on /status
+
     # The workers.
     loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"
     worker_threads: int = Field(8, ge=1, le=1_000)
@@ -193,6 +213,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"lease or refresh_lease is {longest:g} s; lease_limit allows {self.lease_limit:g} s"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_roles(self) -> Settings:
+        if unknown := set(self.ready_requires) - {"state", "cache"}:
+            raise ValueError(f"ready_requires has {sorted(unknown)}: the roles are state and cache")
         return self
 
     @model_validator(mode="after")
@@ -229,7 +255,11 @@ class Settings(BaseSettings):
 
 
 # What may come from a file: setting → its name in the environment, which `_FILE` is added to.
-SECRETS = {"redis_password": "REDIS_PASSWORD", "session_peppers": "STILLROOM_SESSION_PEPPERS"}
+SECRETS = {
+    "redis_password": "REDIS_PASSWORD",
+    "session_peppers": "STILLROOM_SESSION_PEPPERS",
+    "health_token": "STILLROOM_HEALTH_TOKEN",
+}
 
 
 def _with_secret_file(values: dict[str, Any], field: str, name: str) -> dict[str, Any]:
@@ -320,6 +350,6 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
 
 
 def _given(name: str, value: object) -> str:
-    if "password" in name or "pepper" in name:
+    if any(secret in name for secret in ("password", "pepper", "token")):
         return "***"
     return repr(redact(value)) if name.endswith("_url") and isinstance(value, str) else repr(value)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 
 from stillroom.keys import Keys
 from stillroom.wire import Command, reset_after_fork
 
 FLUSH_EVERY_S = 5.0
 KEPT_SECONDS = 2 * 3600
+TOTALS_KEPT_SECONDS = 30 * 86_400
 QUIET_SECONDS = 30.0  # between two lines that say the same
 
 log = logging.getLogger("stillroom")
@@ -34,14 +36,17 @@ class Stats:
         self.counts = defaultdict(int)
 
     def flush(self, now_ms: int, keys: Keys | None = None) -> list[Command]:
-        """The commands that add the counts since the last flush to this minute; `keys`: another shard's."""
+        """The commands that add the counts since the last flush to this minute, and to all there ever were.
+
+        `keys`: another shard's.
+        """
         self.due = time.monotonic() + FLUSH_EVERY_S
         counts, self.counts = self.counts, defaultdict(int)
         if not counts:
             return []
-        key = (keys or self._keys).stats(now_ms // 60_000)
-        added: list[Command] = [(b"HINCRBY", key, name, str(n)) for name, n in counts.items()]
-        return [*added, (b"EXPIRE", key, str(KEPT_SECONDS))]
+        names = keys or self._keys
+        minute = _adding(names.stats(now_ms // 60_000), counts, KEPT_SECONDS)
+        return [*minute, *_adding(names.counts, counts, TOTALS_KEPT_SECONDS)]
 
     def say(self, what: str, reason: str, detail: object, level: int = logging.WARNING) -> None:
         """Log once per 30 s for the same thing and reason."""
@@ -52,3 +57,8 @@ class Stats:
             self._said.clear()
         self._said[what, reason] = now + QUIET_SECONDS
         log.log(level, "%s: %s", what, detail)
+
+
+def _adding(key: bytes, counts: Mapping[str, int], kept: int) -> list[Command]:
+    added: list[Command] = [(b"HINCRBY", key, name, str(n)) for name, n in counts.items()]
+    return [*added, (b"EXPIRE", key, str(kept))]
