@@ -1,0 +1,1 @@
+"""In the request path, for WSGI and ASGI apps. Nothing here is imported by the rest."""

@@ -1,0 +1,9 @@
+"""The page at /status: how everything is, what to do, and the last 24 hours. Plain HTML: no script, no download.
+
+`render` is a pure function of what others have read; whoever serves the page sends HEADERS along, and guards it.
+"""
+
+from stillroom.web.status.page import HEADERS, reload_seconds, render
+from stillroom.web.status.patterns import Pattern
+
+__all__ = ["HEADERS", "Pattern", "reload_seconds", "render"]
