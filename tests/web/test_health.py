@@ -76,7 +76,10 @@ def test_operators_see_the_details(asking: Ask) -> None:
         checks = body["checks"]
         assert {"redis:connection", "redis:memory", "cache:stats", "sessions:stats"} <= set(checks)
         for name, entries in checks.items():
-            assert [entry["status"] for entry in entries] == ["pass"], name
+            # No beat has ever ticked here: that is not known to be good.
+            assert [entry["status"] for entry in entries] == [
+                None if name == "tasks:beat" else "pass"
+            ], name
         assert checks["redis:connection"][0]["observedUnit"] == "ms"
         assert checks["redis:memory"][0]["used"] > 0
         assert checks["redis:memory"][0]["limit"] is None

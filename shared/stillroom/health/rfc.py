@@ -88,12 +88,13 @@ def _observed(kind: str, value: float | None, unit: str) -> dict[str, Any]:
 
 
 def _with_status(checks: Checks, report: Report) -> Checks:
-    """Each with the worst of the advice on it."""
+    """Each with the worst of the advice on it; null where nothing is known."""
     found: Mapping[str, list[Any]] = {name: [] for name in checks}
     for advice in report.advice:
         found.get(advice.component, []).append(advice)
     for name, (check,) in checks.items():
-        check["status"] = status_of(found[name])
+        known = check.get("observedValue", ...) is not None
+        check["status"] = status_of(found[name]) if known or found[name] else None
         if found[name]:
             check["output"] = " ".join(advice.what for advice in found[name])
     return checks
