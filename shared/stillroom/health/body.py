@@ -24,6 +24,7 @@ from stillroom.health.report import (
     Role,
     SessionStats,
     Snapshot,
+    System,
     TaskStats,
 )
 from stillroom.health.snapshot import (
@@ -39,7 +40,7 @@ from stillroom.health.snapshot import (
 from stillroom.health.source import Answers, Source, ask, attempt, counts_in, due_counts
 from stillroom.health.system import SystemWatch
 from stillroom.keys import Keys
-from stillroom.operation import On, Once, Operation, Pause
+from stillroom.operation import Call, On, Once, Operation, Pause
 from stillroom.scripts import health_snapshot
 from stillroom.settings import Settings
 from stillroom.wire import Command, request_budget
@@ -88,17 +89,9 @@ class HealthBody:
                 [(n, ask(source, () if n else kept)) for n, source in enumerate(self._sources)]
             )
         newest, open_findings = answers[0].rest
-        measures = with_rates(self._measured(answers), next(iter(unpacked(newest or ())), None))
+        system = yield Call(self._system.look)  # a disk that hangs must not hold up an event loop
+        measures = with_rates(_measured(answers, system), next(iter(unpacked(newest or ())), None))
         return self._report(measures, answers, counts_in(open_findings) or {}, started)
-
-    def _measured(self, answers: Sequence[Answers]) -> Measures:
-        servers = {answer.server.name: answer.server for answer in reversed(answers)}
-        return Measures(
-            time=time.time(),
-            servers=tuple(sorted(servers.values(), key=lambda server: server.name)),
-            system=self._system.look(),
-            **{part: _part(part, model, answers) for part, model in PARTS.items()},
-        )
 
     def _report(
         self, measures: Measures, answers: Sequence[Answers], since_ms: Counts, started: float
@@ -193,6 +186,16 @@ class HealthBody:
         now_ms = b"%d" % self._sources[0].clock.now_ms()
         expire = (b"EXPIRE", self._keys.ticks, b"%d" % TICKS_KEPT_S)
         yield from attempt([(b"HSET", self._keys.ticks, task, now_ms), expire])
+
+
+def _measured(answers: Sequence[Answers], system: System | None) -> Measures:
+    servers = {answer.server.name: answer.server for answer in reversed(answers)}
+    return Measures(
+        time=time.time(),
+        servers=tuple(sorted(servers.values(), key=lambda server: server.name)),
+        system=system,
+        **{part: _part(part, model, answers) for part, model in PARTS.items()},
+    )
 
 
 def _part(name: str, model: type[Part], answers: Sequence[Answers]) -> Part | None:
