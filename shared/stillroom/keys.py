@@ -35,6 +35,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
 | ns:bans           | zset   | banned subject → until when, ms                 | longest ban  | limits          |
+| ns:abuse:log      | stream | patterns of abuse: rule, subject, count, last … | 10,000       | abuse           |
 | ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | health/body.py  |
 | ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | health/body.py  |
 
@@ -72,6 +73,7 @@ class Keys:
         self.health = f"{namespace}:health".encode()
         self.health_week = f"{namespace}:health:week".encode()
         self.health_open = f"{namespace}:health:open".encode()
+        self.abuse_log = f"{namespace}:abuse:log".encode()
         self.bans = f"{namespace}:bans".encode()
         self.workers = f"{namespace}:workers".encode()
         self.ticks = f"{namespace}:ticks".encode()

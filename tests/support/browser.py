@@ -8,11 +8,12 @@ https://chromedevtools.github.io/devtools-protocol/
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
-import subprocess
+import signal
 import time
 from pathlib import Path
 from types import TracebackType
@@ -41,29 +42,20 @@ class Browser:
     """One tab. `events` is everything the browser has told since it started."""
 
     def __init__(self, folder: Path) -> None:
-        assert CHROMIUM is not None
         self.events: list[dict[str, Any]] = []
         self._answers: dict[int, dict[str, Any]] = {}
         self._sent = 0
         self._rest = b""
-        theirs_in, self._to = os.pipe()
-        self._from, theirs_out = os.pipe()
-        # Chromium reads from its descriptor 3 and writes to 4.
-        command = ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", CHROMIUM]
-        with (folder / "chromium.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command, *FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"],
-                pass_fds=(theirs_in, theirs_out),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        os.close(theirs_in)
-        os.close(theirs_out)
         self._session: str | None = None
-        self._attach()
+        self._folder = folder
 
     def __enter__(self) -> Self:
+        self._start()
+        try:
+            self._attach()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -72,8 +64,31 @@ class Browser:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._end()
+
+    def _start(self) -> None:
+        """Chromium reads from its descriptor 3 and writes to 4."""
+        assert CHROMIUM is not None
+        theirs_in, self._to = os.pipe()
+        self._from, theirs_out = os.pipe()
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs_in, theirs_out)]
+        log = os.open(self._folder / "chromium.log", os.O_WRONLY | os.O_CREAT)
+        moved = ((ends[0], 3), (ends[1], 4), (log, 1), (log, 2))
+        profile = f"--user-data-dir={self._folder / 'profile'}"
+        self._pid = os.posix_spawn(
+            CHROMIUM,
+            [CHROMIUM, *FLAGS, profile, "about:blank"],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, end, place) for end, place in moved],
+            setpgroup=0,
+        )
+        for end in (theirs_in, theirs_out, log, *ends):
+            os.close(end)
+
+    def _end(self) -> None:
+        """With all of its own processes, which are in its group."""
+        os.killpg(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
         os.close(self._to)
         os.close(self._from)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from typing import Any, NamedTuple
+from typing import Any
 
+from stillroom.health.past import Pattern
 from stillroom.health.report import (
     Advice,
     CacheStats,
@@ -64,27 +66,36 @@ def advice(severity: str = "warn", **changes: Any) -> Advice:
     return Advice(**{**given, **changes})
 
 
-class Found(NamedTuple):
-    """A pattern of abuse."""
-
-    rule: str
-    subject: str
-    count: int
-    last: float
-    action: str
-    shadow: bool = False
-    ban_seconds: float = 0.0
-
-
-def patterns(now: float) -> list[Found]:
+def patterns(now: float) -> list[Pattern]:
     """What the attack left, the newest first."""
-    return [
-        Found("credential-stuffing", "203.0.113.77", 412, now - 97 * 60, "ban", False, 1260.0),
-        Found("hammer", "198.51.100.0", 2_048, now - 104 * 60, "ban", False, 300.0),
-        Found("scanner", "2001:db8:7::/48", 96, now - 118 * 60, "ban", True, 300.0),
-        Found("password-spraying", "u:5f2c9b1e77a04d13", 31, now - 121 * 60, "log"),
-        Found("hammer", "198.51.100.24", 16_384, now - 20 * 3600, "capped"),
+    found: list[tuple[str, str, int, int, str, bool, float]] = [
+        ("credential-stuffing", "203.0.113.77", 412, 97 * 60, "ban", False, 1260.0),
+        ("hammer", "198.51.100.7", 2_048, 104 * 60, "ban", False, 300.0),
+        ("scanner", "2001:db8:7::/48", 96, 118 * 60, "ban", True, 300.0),
+        ("password-spraying", "u:5f2c9b1e77a04d13", 31, 121 * 60, "log", False, 0.0),
+        ("hammer", "198.51.100.24", 16_384, 20 * 3600, "capped", False, 0.0),
     ]
+    return [
+        Pattern(
+            rule=rule,
+            subject=subject,
+            count=count,
+            last=now - ago,
+            action=action,
+            shadow=shadow,
+            ban_seconds=seconds,
+        )
+        for rule, subject, count, ago, action, shadow, seconds in found
+    ]
+
+
+def seed_patterns(client: Any, stream: bytes, found: list[Pattern]) -> None:
+    """As the worker that found them writes them down: the oldest first, all fields as text."""
+    for n, pattern in enumerate(reversed(found), 1):
+        fields = {
+            name: json.dumps(value).strip('"') for name, value in pattern.model_dump().items()
+        }
+        client.xadd(stream, fields, id=f"{n}-0")
 
 
 def seed(client: Any, stream: bytes, snapshots: list[Snapshot]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from stillroom.errors import RedisUnavailable
 from stillroom.health.advice import advise, status_of
+from stillroom.health.past import NOT_TOLD, Past, patterns_in
 from stillroom.health.probe import Counts, Probe
 from stillroom.health.report import (
     CacheStats,
@@ -48,6 +49,7 @@ from stillroom.wire import Command, request_budget
 log = logging.getLogger("stillroom.health")
 
 SNAPSHOT_TASK = "stillroom.snapshot_health"
+PATTERNS = 50
 BITE = 120  # snapshots in one reply: some 300 KB
 WORKER_GONE_MS = 600_000
 TICKS_KEPT_S = 86_400
@@ -166,6 +168,20 @@ class HealthBody:
                 return found
             start = b"(" + entries[-1][0]
             yield Pause(0)  # others first; and each bite has its own deadline
+
+    def past(self) -> Operation[Past]:
+        """A day of snapshots, and the newest 50 patterns of abuse: what /status shows besides a check.
+
+        Does not raise. Redis away: neither is known.
+        """
+        try:
+            history = yield from self.history()
+            newest = self._keys.abuse_log, b"+", b"-", b"COUNT", b"%d" % PATTERNS
+            (entries,) = yield [(b"XREVRANGE", *newest)]
+        except RedisUnavailable as refused:
+            log.debug("the past is not known: %s", refused.reason)
+            return NOT_TOLD
+        return Past(history, patterns_in(entries))
 
     # Signs of life
 

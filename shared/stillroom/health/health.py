@@ -18,6 +18,7 @@ class Health:
     check = blocking(HealthBody.check)
     snapshot = blocking(HealthBody.snapshot)
     history = blocking(HealthBody.history)
+    past = blocking(HealthBody.past)
     seen = blocking(HealthBody.seen)
     ticked = blocking(HealthBody.ticked)
 
@@ -36,6 +37,7 @@ class AsyncHealth:
     check = awaiting(HealthBody.check)
     snapshot = awaiting(HealthBody.snapshot)
     history = awaiting(HealthBody.history)
+    past = awaiting(HealthBody.past)
     seen = awaiting(HealthBody.seen)
     ticked = awaiting(HealthBody.ticked)
 

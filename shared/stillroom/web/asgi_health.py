@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from stillroom.health import Report
+from stillroom.health.past import NOT_TOLD
 from stillroom.room import AsyncStillroom
 from stillroom.web.health import (
     STALE_S,
@@ -16,6 +17,7 @@ from stillroom.web.health import (
     Held,
     Request,
     Response,
+    has_past,
     sized,
 )
 
@@ -31,6 +33,7 @@ class HealthASGI:
     def __init__(self, room: AsyncStillroom, app: Application | None = None) -> None:
         self._app = app
         self._endpoints = Endpoints(room.settings)
+        self._health = room.health
         self._reports = Reports(room.health.check)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -44,8 +47,14 @@ class HealthASGI:
             return None  # a WebSocket: closed by the server, for it was not accepted
         response = self._endpoints.at_once(request)
         if response is None:
-            response = self._endpoints.answer(request, await self._reports.newest())
+            response = await self._answer(request, await self._reports.newest())
         return await _send(request, response, send)
+
+    async def _answer(self, request: Request, held: Held | None) -> Response:
+        if not self._endpoints.is_page(request):
+            return self._endpoints.answer(request, held)
+        past = await self._health.past() if has_past(held) else NOT_TOLD
+        return await asyncio.to_thread(self._endpoints.page, request, held, past)
 
 
 class Reports:
@@ -83,7 +92,8 @@ def _request(scope: Message) -> Request:
     if root and path.startswith(root):  # servers differ in whether the path includes it
         path = path[len(root) :]
     client = scope.get("client")
-    return Request(scope["method"], path, root, client[0] if client else None, headers)
+    query = scope.get("query_string", b"").decode("latin-1")
+    return Request(scope["method"], path, root, client[0] if client else None, headers, query)
 
 
 async def _send(request: Request, response: Response, send: Send) -> None:

@@ -6,6 +6,7 @@
 | `/health/live`  | never      | 200: this process answers                                                   |
 | `/health/ready` | 1 in 2 s   | 200, or 503 before Redis has answered once, or while a required role is away|
 | `/metrics`      | 1 in 2 s   | Prometheus text; guarded like the details unless `metrics_open`             |
+| `/status`       | each time  | a page for operators, guarded like the details: see status/                 |
 
 Everybody sees the status. The details are for who has the token, or comes from an operator's network directly: a
 request that a proxy passed on has the proxy's address, which says nothing about who sent it.
@@ -22,8 +23,11 @@ from typing import NamedTuple
 from stillroom.health import rfc
 from stillroom.health.metrics import MEDIA_TYPE as METRICS_TYPE
 from stillroom.health.metrics import exposition
+from stillroom.health.past import Past
 from stillroom.health.report import Report
 from stillroom.settings import Settings
+from stillroom.web.status import HEADERS as STATUS_HEADERS
+from stillroom.web.status import reload_seconds, render
 
 HELD_S = 2.0  # one check serves everybody for this long
 WAIT_S = 0.25  # for a check under way; longer than one takes, unless a name can't be resolved
@@ -32,12 +36,14 @@ STALE_S = 30.0  # so old may a report be that is served because a new one does n
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 METHODS = ("GET", "HEAD")
 
-LIVE, READY, HEALTH, METRICS = "live", "ready", "health", "metrics"
+LIVE, READY, HEALTH, METRICS, STATUS = "live", "ready", "health", "metrics", "status"
+GUARDED = (METRICS, STATUS)
 ROUTES: Mapping[str, str] = {
     "/health": HEALTH,
     "/health/live": LIVE,
     "/health/ready": READY,
     "/metrics": METRICS,
+    "/status": STATUS,
 }
 
 
@@ -49,6 +55,7 @@ class Request(NamedTuple):
     mount: str  # … which is here
     peer: str | None  # the address it came from
     headers: Mapping[str, str]
+    query: str = ""
 
 
 class Response(NamedTuple):
@@ -99,7 +106,8 @@ class Endpoints:
             return _text(405, "GET or HEAD", ("Allow", ", ".join(METHODS)))
         if route == LIVE:
             return _health(200, rfc.public_json("pass"))
-        if route == METRICS and not (self._settings.metrics_open or self.is_operator(request)):
+        is_open = route not in GUARDED or (route == METRICS and self._settings.metrics_open)
+        if not is_open and not self.is_operator(request):
             return _text(401, "for operators", ("WWW-Authenticate", 'Bearer realm="stillroom"'))
         return None
 
@@ -124,6 +132,23 @@ class Endpoints:
         if self.is_operator(request):
             return _health(status, rfc.details_json(*held_with_age(held)))
         return _health(status, rfc.public_json(held.report.status))
+
+    def is_page(self, request: Request) -> bool:
+        """Whether `page` answers this, with health.past(), instead of `answer`."""
+        return self.route(request) == STATUS
+
+    def page(self, request: Request, held: Held | None, past: Past) -> Response:
+        """The page at /status. Takes a tenth of a second of CPU: not for an event loop's thread."""
+        if held is None:
+            return _text(503, "no report in time")
+        text = render(
+            held.report,
+            *past,
+            flower_url=self._settings.flower_url,
+            now=time.time(),
+            reload_s=reload_seconds(request.query),
+        )
+        return Response(200, STATUS_HEADERS, text.encode())
 
     def is_operator(self, request: Request) -> bool:
         """Whether this one may see the details."""
@@ -156,6 +181,12 @@ class Endpoints:
         missing = away & set(self._settings.ready_requires)
         is_ready = self._was_ready and not missing and not unknown
         return _health(200 if is_ready else 503, rfc.public_json("pass" if is_ready else "fail"))
+
+
+def has_past(held: Held | None) -> bool:
+    """Whether to ask for it: who has just been found away would only be waited for again."""
+    servers = held.report.servers if held else ()
+    return any(server.connection.is_up and "state" in server.roles for server in servers)
 
 
 NEVER_STORED = [("Cache-Control", "no-store")]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from stillroom.health.past import NOT_TOLD
 from stillroom.room import Stillroom
 from stillroom.web.health import (
     STALE_S,
@@ -16,6 +17,7 @@ from stillroom.web.health import (
     Held,
     Request,
     Response,
+    has_past,
     sized,
 )
 from stillroom.wire import reset_after_fork
@@ -24,15 +26,16 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class HealthWSGI:
-    """`/health`, `/health/live`, `/health/ready` and `/metrics`.
+    """`/health`, `/health/live`, `/health/ready`, `/metrics` and the page `/status`.
 
     Mount it anywhere, or let it wrap your app: `application = HealthWSGI(room, application)`.
-    Whatever Redis or the resolver does, an answer takes 250 ms at the most.
+    Whatever Redis or the resolver does, an answer takes 250 ms at the most; the page, which reads a day, some more.
     """
 
     def __init__(self, room: Stillroom, app: Application | None = None) -> None:
         self._app = app
         self._endpoints = Endpoints(room.settings)
+        self._health = room.health
         self._reports = Reports(room.health.check)
 
     def __call__(
@@ -43,8 +46,14 @@ class HealthWSGI:
             return self._app(environ, start_response)
         response = self._endpoints.at_once(request)
         if response is None:
-            response = self._endpoints.answer(request, self._reports.newest())
+            response = self._answer(request, self._reports.newest())
         return _send(request, response, start_response)
+
+    def _answer(self, request: Request, held: Held | None) -> Response:
+        if not self._endpoints.is_page(request):
+            return self._endpoints.answer(request, held)
+        past = self._health.past() if has_past(held) else NOT_TOLD
+        return self._endpoints.page(request, held, past)
 
 
 class Reports:
@@ -92,8 +101,8 @@ def _request(environ: dict[str, Any]) -> Request:
         if name.startswith("HTTP_")
     }
     method, path = environ.get("REQUEST_METHOD", "GET"), environ.get("PATH_INFO", "")
-    mount = environ.get("SCRIPT_NAME", "")
-    return Request(method, path, mount, environ.get("REMOTE_ADDR"), headers)
+    mount, query = environ.get("SCRIPT_NAME", ""), environ.get("QUERY_STRING", "")
+    return Request(method, path, mount, environ.get("REMOTE_ADDR"), headers, query)
 
 
 def _send(

@@ -4,6 +4,5 @@
 """
 
 from stillroom.web.status.page import HEADERS, reload_seconds, render
-from stillroom.web.status.patterns import Pattern
 
-__all__ = ["HEADERS", "Pattern", "reload_seconds", "render"]
+__all__ = ["HEADERS", "reload_seconds", "render"]

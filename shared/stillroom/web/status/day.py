@@ -8,7 +8,7 @@ from stillroom.health.report import Report, Snapshot
 from stillroom.web.status.charts import Plot, chart
 from stillroom.web.status.figures import Figure, figures
 from stillroom.web.status.html import Html, el
-from stillroom.web.status.numbers import UNKNOWN, Unit, clock, said, span
+from stillroom.web.status.numbers import UNKNOWN, Unit, dated, said, span
 from stillroom.web.status.series import Day, Row, by_hour, low_and_high, thinned, with_gaps
 
 # A limit that is far away would press the line flat: it is drawn where what it limits comes near.
@@ -128,7 +128,7 @@ def _hours(figure: Figure, rows: Sequence[Row]) -> Html:
     hours = [
         el(
             "tr",
-            el("th", clock(hour), scope="row"),
+            el("th", dated(hour, rows[-1].time), scope="row"),
             *(el("td", _between(run, n, figure.unit)) for n in range(len(figure.names))),
         )
         for hour, run in by_hour(rows)

@@ -123,6 +123,11 @@ def date(time: float) -> str:
     return f"{_utc(time).day} {_utc(time):%b}"
 
 
+def dated(time: float, now: float) -> str:
+    """The time of day, with the date if that was another day."""
+    return clock(time) if date(time) == date(now) else f"{date(time)} {clock(time)}"
+
+
 def plural(many: int, one: str, more: str | None = None) -> str:
     """
     >>> plural(1, "failure"), plural(2, "failure")

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from importlib.resources import files
 from urllib.parse import parse_qs, quote
 
+from stillroom.health.past import Pattern
 from stillroom.health.report import Advice, Report, Snapshot
 from stillroom.web.status.charts import sparkline
 from stillroom.web.status.day import charts
 from stillroom.web.status.html import Html, el, joined
 from stillroom.web.status.numbers import ago, amount, clock_with_seconds, iso, plural
-from stillroom.web.status.patterns import Pattern, abuse
+from stillroom.web.status.patterns import abuse
 from stillroom.web.status.series import Day, Row, day_of, low_and_high, thinned, with_gaps
 from stillroom.web.status.state import SHAPES, icon, labelled, moment
 from stillroom.web.status.tiles import Tile, tiles

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
+from stillroom.health.past import Pattern
 from stillroom.web.status.html import Html, el
 from stillroom.web.status.numbers import amount, span
 from stillroom.web.status.state import moment
 
-SHOWN = 50
 ACTIONS = {
     "log": "logged",
     "already": "banned already",
@@ -17,25 +16,6 @@ ACTIONS = {
     "lifted": "not banned: its ban had been lifted",
     "spared": "not banned: it never is",
 }
-
-
-class Pattern(Protocol):
-    """A pattern of abuse, as the table shows it. Times: seconds since 1970."""
-
-    @property
-    def rule(self) -> str: ...
-    @property
-    def subject(self) -> str: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def last(self) -> float: ...
-    @property
-    def action(self) -> str: ...
-    @property
-    def shadow(self) -> bool: ...
-    @property
-    def ban_seconds(self) -> float: ...
 
 
 def abuse(patterns: Sequence[Pattern] | None, now: float) -> Html:
@@ -52,7 +32,7 @@ def _told(patterns: Sequence[Pattern] | None, now: float) -> Html:
         el("th", head, scope="col", class_="number" if head == "Events" else None)
         for head in ("When", "Rule", "Who", "Events", "Done")
     ]
-    rows = [_row(pattern, now) for pattern in patterns[:SHOWN]]
+    rows = [_row(pattern, now) for pattern in patterns]
     table = el("table", el("thead", el("tr", *heads)), el("tbody", *rows))
     # What scrolls by itself must be reachable by keyboard.
     return el("div", table, class_="scrolls", role="region", tabindex="0", aria_labelledby="abuse")

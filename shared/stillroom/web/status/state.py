@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stillroom.web.status.html import Html, el, joined
-from stillroom.web.status.numbers import ago, clock, date, iso
+from stillroom.web.status.numbers import ago, dated, iso
 
 State = Literal["pass", "warn", "fail", "unknown"]
 
@@ -37,9 +37,6 @@ def labelled(state: State) -> Html:
 
 
 def moment(time: float, now: float) -> Html:
-    """The time of day in UTC, the date if that was another day, and how long ago."""
-    other_day = "" if date(time) == date(now) else f"{date(time)} "
-    return joined(
-        el("time", f"{other_day}{clock(time)}", datetime=iso(time)),
-        f" ({ago(max(0.0, now - time))})",
-    )
+    """When, in UTC, and how long ago."""
+    when = el("time", dated(time, now), datetime=iso(time))
+    return joined(when, f" ({ago(max(0.0, now - time))})")
