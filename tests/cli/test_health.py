@@ -143,6 +143,19 @@ def test_what_is_wrong_is_said_with_what_to_do(make_room: Any, client: Any) -> N
     assert "STILLROOM_CACHE_URL" in policy.sentence
 
 
+def test_without_psutil_the_machine_is_unknown(
+    make_room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Null in the report, no finding, and the doctor says what would tell."""
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    room = make_room()
+    report = room.health.check()
+    assert report.system is None
+    assert not [found for found in report.advice if found.component == "system"]
+    (line,) = lines_about(room, "system")
+    assert "stillroom[health]" in line.sentence
+
+
 @pytest.fixture
 def limited(server: EmbeddedServer) -> Iterator[Any]:
     """A user that lacks rights; → how to say which."""

@@ -23,6 +23,7 @@ from stillroom.health import rfc
 from stillroom.health.metrics import MEDIA_TYPE as METRICS_TYPE
 from stillroom.health.metrics import exposition
 from stillroom.health.report import Report
+from stillroom.health.system import find_psutil
 from stillroom.settings import Settings
 
 HELD_S = 2.0  # one check serves everybody for this long
@@ -82,6 +83,7 @@ class Endpoints:
         self._token = token.get_secret_value().encode() if token else None
         self._networks = [ipaddress.ip_network(network) for network in settings.health_networks]
         self._was_ready = False
+        find_psutil()  # now, and not while the first request waits
 
     def route(self, request: Request) -> str | None:
         """Which endpoint this is, or None: it is none of ours."""
