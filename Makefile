@@ -28,6 +28,7 @@ bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
 	$(BIN)/python tests/bench/hit.py $(ARGS)
 	$(BIN)/python tests/bench/stale.py
 	$(BIN)/python tests/bench/sessions.py
+	$(BIN)/python tests/bench/health.py
 	$(BIN)/python tests/bench/invalidation.py --entries 300000
 
 clean:  ## Remove what the targets made
@@ -38,7 +39,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,flower]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,flower,health]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

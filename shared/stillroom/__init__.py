@@ -27,6 +27,7 @@ from stillroom.errors import (
     UnknownLoader,
     ValueTooLarge,
 )
+from stillroom.health import AsyncHealth, Health
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.sessions import AsyncSessions, Device, Session, SessionEvent, Sessions
 from stillroom.settings import Settings
@@ -34,6 +35,7 @@ from stillroom.settings import Settings
 __all__ = [
     "AsyncCache",
     "AsyncCachedFunction",
+    "AsyncHealth",
     "AsyncSessions",
     "AsyncStillroom",
     "Cache",
@@ -42,6 +44,7 @@ __all__ = [
     "CeleryDispatch",
     "Device",
     "Freshness",
+    "Health",
     "ImageInfo",
     "ImageRefused",
     "ImagesUnavailable",

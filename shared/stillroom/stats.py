@@ -6,6 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 from stillroom.keys import Keys
 from stillroom.wire import Command, reset_after_fork
@@ -21,13 +22,15 @@ log = logging.getLogger("stillroom")
 class Stats:
     """Counts in memory; every few seconds they ride along with a read, so they cost no round trip.
 
-    They are kept for people and graphs: a batch that fails on its way takes its few counts with it.
+    They are kept for people and graphs: a batch that fails on its way takes its few counts with it. While the
+    breaker is open they stay here, for what happened meanwhile is what one wants to know afterwards.
     """
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
         self._said: dict[tuple[str, str], float] = {}
         self.counts: defaultdict[str, int] = defaultdict(int)
+        self.breaker: Any = None  # of the server they are written to; the room knows it
         self.due = 0.0  # time.monotonic(): flush at the next read after it
         reset_after_fork(self)
 
@@ -41,9 +44,9 @@ class Stats:
         `keys`: another shard's.
         """
         self.due = time.monotonic() + FLUSH_EVERY_S
-        counts, self.counts = self.counts, defaultdict(int)
-        if not counts:
+        if not self.counts or (self.breaker is not None and self.breaker.is_open):
             return []
+        counts, self.counts = self.counts, defaultdict(int)
         names = keys or self._keys
         minute = _adding(names.stats(now_ms // 60_000), counts, KEPT_SECONDS)
         return [*minute, *_adding(names.counts, counts, TOTALS_KEPT_SECONDS)]

@@ -18,6 +18,7 @@ from stillroom.web import HealthASGI, HealthWSGI
 from stillroom.web import health as web_health
 from tests.support.celery_process import until
 from tests.support.lag import Stopwatch
+from tests.support.processes import Program
 from tests.support.serving import Answer, ask, serve_asgi, serve_wsgi
 
 IN_TIME = 0.3
@@ -236,6 +237,64 @@ def test_ready_may_require_a_role(
         (cache,) = body["checks"]["redis.cache:connection"]
         assert (cache["status"], cache["is_up"]) == ("pass", True)
         assert body["checks"]["sessions:stats"][0]["observedValue"] is None
+
+
+def test_two_frozen_servers_are_told_of_in_time(
+    serve: Callable[[Settings], Ask], own_server: EmbeddedServer
+) -> None:
+    """One after the other for threads, both at once for asyncio; either way within the same time."""
+    with EmbeddedServer() as second:
+        asking = serve(Settings(redis_url=own_server.url, cache_url=second.url, health_token=TOKEN))
+        assert asking("/health").status == 200
+        both = {"redis.cache:connection away", "redis.state:connection away"}
+        with frozen(own_server), frozen(second):
+            until(lambda: named(timed(asking, "/health", IN_TIME)) >= both, "both away")
+            assert timed(asking, "/health", IN_TIME).status == 503
+
+
+def test_a_forked_child_asks_for_itself(own_server: EmbeddedServer) -> None:
+    """A server that forks its workers has answered before: the child knows no report, and makes one."""
+    program = Program(
+        f"""
+        import os
+        from stillroom import NoDispatch, Settings, Stillroom
+        from stillroom.web import HealthWSGI
+        app = HealthWSGI(Stillroom(Settings(redis_url={own_server.url!r}), dispatch=NoDispatch()))
+        def ask():
+            environ = {{"REQUEST_METHOD": "GET", "PATH_INFO": "/health", "REMOTE_ADDR": "127.0.0.1"}}
+            said = []
+            app(environ, lambda status, _: said.append(status))
+            return said[0]
+        print("parent", ask())
+        if os.fork() == 0:
+            print("child", ask())
+            os._exit(0)
+        os.wait()
+        """
+    )
+    with program:
+        assert program.read_word("parent ") == "200 OK"
+        assert program.read_word("child ") == "200 OK"
+
+
+def test_what_is_counted_during_an_outage_is_told_after_it(own_server: EmbeddedServer) -> None:
+    """Fallbacks happen while nobody can write them down: they wait in the process until Redis is back."""
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+        room.cache.get("k")
+        with killed(own_server):
+            until(
+                lambda: room.cache.get("k") is None and room.wire.breaker.is_open, "an open breaker"
+            )
+            for _ in range(50):
+                room.stats.due = 0.0
+                room.cache.get("k")
+                room.health.check()
+        until(lambda: not room.wire.breaker.is_open, "recovery")
+        room.stats.due = 0.0
+        room.health.check()
+        totals = room.health.check().totals
+    assert totals is not None
+    assert totals["fallbacks"] >= 50
 
 
 def test_secrets_are_nowhere(

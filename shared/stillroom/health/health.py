@@ -16,6 +16,7 @@ class Health:
         self._driver = driver
 
     check = blocking(HealthBody.check)
+    examine = blocking(HealthBody.examine)
     snapshot = blocking(HealthBody.snapshot)
     history = blocking(HealthBody.history)
     past = blocking(HealthBody.past)
@@ -35,6 +36,7 @@ class AsyncHealth:
         self._driver = driver
 
     check = awaiting(HealthBody.check)
+    examine = awaiting(HealthBody.examine)
     snapshot = awaiting(HealthBody.snapshot)
     history = awaiting(HealthBody.history)
     past = awaiting(HealthBody.past)

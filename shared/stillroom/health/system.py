@@ -19,7 +19,7 @@ class SystemWatch:
 
     def look(self) -> System | None:
         """Takes under a millisecond. None without psutil (the extra `stillroom[health]`)."""
-        psutil = _psutil()
+        psutil = find_psutil()
         if psutil is None:
             return None
         process = psutil.Process()
@@ -46,7 +46,8 @@ class SystemWatch:
         return max(0.0, float(spent - idle - before[0]) / float(spent - before[1]))
 
 
-def _psutil() -> Any:
+def find_psutil() -> Any:
+    """The module, or None. The first time takes as long as a check may: whoever has a deadline calls it before."""
     try:
         import psutil
     except ImportError:

@@ -25,6 +25,7 @@ from stillroom.health.metrics import MEDIA_TYPE as METRICS_TYPE
 from stillroom.health.metrics import exposition
 from stillroom.health.past import Past
 from stillroom.health.report import Report
+from stillroom.health.system import find_psutil
 from stillroom.settings import Settings
 from stillroom.web.status import HEADERS as STATUS_HEADERS
 from stillroom.web.status import reload_seconds, render
@@ -89,6 +90,7 @@ class Endpoints:
         self._token = token.get_secret_value().encode() if token else None
         self._networks = [ipaddress.ip_network(network) for network in settings.health_networks]
         self._was_ready = False
+        find_psutil()  # now, and not while the first request waits
 
     def route(self, request: Request) -> str | None:
         """Which endpoint this is, or None: it is none of ours."""
