@@ -17,6 +17,7 @@ from stillroom.health.report import Measures, Snapshot
 from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom
 from tests.support.health import age_stream, count_in_last_minute
+from tests.support.status import a_day, patterns, seed, seed_patterns
 
 PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
 
@@ -188,6 +189,25 @@ def test_a_day_is_read_in_bites(room: Any, client: Any) -> None:
     found = room.health.history()
     assert [round((now_ms / 1000 - one.time) / 60) for one in found] == list(range(500, 0, -1))
     assert len(room.health.history(hours=1)) in (59, 60)
+
+
+def test_the_past_is_a_day_and_the_newest_patterns(room: Any, client: Any) -> None:
+    """Snapshots oldest first, patterns newest first; what somebody else wrote there is passed over."""
+    now = time.time()
+    assert room.health.past() == ([], [])
+    seed(client, room.keys.health, a_day(now, minutes=30))
+    client.xadd(room.keys.abuse_log, {"rule": "hammer", "count": "many"}, id="1-0")
+    seed_patterns(client, room.keys.abuse_log, [*patterns(now)] * 20)
+    history, found = room.health.past()
+    assert [one.time for one in history] == [one.time for one in a_day(now, minutes=30)]
+    assert found == (patterns(now) * 20)[:50]
+
+
+def test_the_past_of_a_server_that_is_away_is_not_known(own_server: EmbeddedServer) -> None:
+    """Neither is empty, which would be a claim."""
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+        own_server.kill()
+        assert room.health.past() == (None, None)
 
 
 def test_rates_are_differences_of_one_server_run(room: Any, client: Any) -> None:

@@ -91,11 +91,11 @@ def patterns(now: float) -> list[Pattern]:
 
 def seed_patterns(client: Any, stream: bytes, found: list[Pattern]) -> None:
     """As the worker that found them writes them down: the oldest first, all fields as text."""
-    for n, pattern in enumerate(reversed(found), 1):
+    for pattern in reversed(found):
         fields = {
             name: json.dumps(value).strip('"') for name, value in pattern.model_dump().items()
         }
-        client.xadd(stream, fields, id=f"{n}-0")
+        client.xadd(stream, fields)
 
 
 def seed(client: Any, stream: bytes, snapshots: list[Snapshot]) -> None:
