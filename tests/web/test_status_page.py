@@ -113,6 +113,7 @@ def test_unknown_is_a_dash_and_never_0() -> None:
     assert "which does not answer" in main
     assert "unknown" in main
     assert not outline.all("figure")
+    assert {a["href"] for a in outline.all("a")} == {"#findings", "?every=30"}, "no dead link"
 
 
 def test_the_first_minute_has_a_page_too() -> None:
@@ -256,14 +257,27 @@ def settings_for(server: EmbeddedServer, **changes: Any) -> Settings:
     return Settings(**given | PATIENT | changes)
 
 
+def basic(password: str) -> dict[str, str]:
+    """What a browser sends when its user has typed a password."""
+    return {"Authorization": f"Basic {base64.b64encode(f'me:{password}'.encode()).decode()}"}
+
+
 def check_who_may_see(port: int) -> None:
-    for headers, status in (({}, 200), (BEARER | STRANGER, 200), (STRANGER, 401)):
+    for headers, status in (
+        ({}, 200),
+        (BEARER | STRANGER, 200),
+        (basic(TOKEN) | STRANGER, 200),
+        (basic("wrong") | STRANGER, 401),
+        ({"Authorization": "Basic ~"} | STRANGER, 401),
+        (STRANGER, 401),
+    ):
         answer = ask(port, "/status?every=30", headers=headers)
         assert answer.status == status
         assert answer.headers["cache-control"] == "no-store"
         assert (b"203.0.113.77" in answer.body) == (status == 200)
         assert (b"Reloads every 30" in answer.body) == (status == 200)
         assert TOKEN.encode() not in answer.body
+    assert answer.headers["www-authenticate"].startswith("Basic "), "a browser asks for a password"
     assert ask(port, "/status", method="HEAD").body == b""
     assert ask(port, "/status", method="POST").status == 405
 

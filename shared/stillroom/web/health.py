@@ -14,6 +14,7 @@ request that a proxy passed on has the proxy's address, which says nothing about
 
 from __future__ import annotations
 
+import base64
 import hmac
 import ipaddress
 import time
@@ -38,7 +39,11 @@ FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 METHODS = ("GET", "HEAD")
 
 LIVE, READY, HEALTH, METRICS, STATUS = "live", "ready", "health", "metrics", "status"
-GUARDED = (METRICS, STATUS)
+# What opens them. A browser can't be told a bearer token, but asks its user for a password.
+GUARDED: Mapping[str, str] = {
+    METRICS: 'Bearer realm="stillroom"',
+    STATUS: 'Basic realm="stillroom", charset="UTF-8"',
+}
 ROUTES: Mapping[str, str] = {
     "/health": HEALTH,
     "/health/live": LIVE,
@@ -110,7 +115,7 @@ class Endpoints:
             return _health(200, rfc.public_json("pass"))
         is_open = route not in GUARDED or (route == METRICS and self._settings.metrics_open)
         if not is_open and not self.is_operator(request):
-            return _text(401, "for operators", ("WWW-Authenticate", 'Bearer realm="stillroom"'))
+            return _text(401, "for operators", ("WWW-Authenticate", GUARDED[route]))
         return None
 
     def answer(self, request: Request, held: Held | None) -> Response:
@@ -157,6 +162,8 @@ class Endpoints:
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         if self._token and kind.lower() == "bearer":
             return hmac.compare_digest(given.strip().encode(), self._token)
+        if self._token and hmac.compare_digest(_password(kind, given), self._token):
+            return True
         if any(name in request.headers for name in FORWARDED):
             return False
         return self._is_near(request.peer)
@@ -183,6 +190,14 @@ class Endpoints:
         missing = away & set(self._settings.ready_requires)
         is_ready = self._was_ready and not missing and not unknown
         return _health(200 if is_ready else 503, rfc.public_json("pass" if is_ready else "fail"))
+
+
+def _password(kind: str, given: str) -> bytes:
+    """Of HTTP's Basic authentication, whatever the user's name is (RFC 7617)."""
+    try:
+        return base64.b64decode(given if kind.lower() == "basic" else "").partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def has_past(held: Held | None) -> bool:

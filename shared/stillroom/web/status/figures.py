@@ -17,7 +17,7 @@ from stillroom.health.report import (
     TaskStats,
 )
 from stillroom.web.status.numbers import Unit, amount, size, span
-from stillroom.web.status.series import Getter
+from stillroom.web.status.series import Getter, whole
 
 BYTES = Unit(size, base=1024, least=1024.0**2)
 COUNT = Unit(amount, least=2)
@@ -47,10 +47,7 @@ class Figure(NamedTuple):
 
     def lead(self, values: Sequence[float | None]) -> float | None:
         """The one number of a row: the whole of what is stacked, else the first series."""
-        if not self.is_stacked:
-            return values[0]
-        known = [value for value in values if value is not None]
-        return sum(known) if len(known) == len(values) else None
+        return whole(values) if self.is_stacked else values[0]
 
 
 def figures(report: Report) -> list[Figure]:
@@ -96,11 +93,9 @@ def of_tasks(get: Callable[[TaskStats], float | None]) -> Getter:
     return lambda measures: None if measures.tasks is None else get(measures.tasks)
 
 
-def waiting(tasks: TaskStats) -> int | None:
+def waiting(tasks: TaskStats) -> float | None:
     """In all queues; None if any is unknown."""
-    depths = [queue.depth for queue in tasks.queues or ()]
-    known = [depth for depth in depths if depth is not None]
-    return sum(known) if depths and len(known) == len(depths) else None
+    return whole(queue.depth for queue in tasks.queues) if tasks.queues else None
 
 
 # Stacked from the last up. The rarest is at the bottom: there a few percent are still a shape that can be read.

@@ -68,7 +68,7 @@ def render(
         el(
             "main",
             _findings(report, now),
-            _now(report, day),
+            _now(report, day, has_charts=history is not None),
             charts(report, history, day),
             abuse(patterns, now),
         ),
@@ -187,8 +187,10 @@ def _prose(text: str) -> list[str]:
 # Now
 
 
-def _now(report: Report, day: Day) -> Html:
-    shown = [_tile(tile, day) for tile in tiles(report)]
+def _now(report: Report, day: Day, *, has_charts: bool) -> Html:
+    shown = [
+        _tile(tile if has_charts else tile._replace(chart=None), day) for tile in tiles(report)
+    ]
     return el("section", el("h2", "Now"), el("ul", *shown, class_="tiles"))
 
 
@@ -230,7 +232,7 @@ def _footer(
 def _flower(url: str | None) -> list[str]:
     """Settings are an operator's, but a link runs in another's browser: no javascript:."""
     if url is None or not url.startswith(("http://", "https://")):
-        return ["Tasks one by one: Flower (STILLROOM_FLOWER_URL is not set)"]
+        return ["Tasks one by one: Flower (STILLROOM_FLOWER_URL names no web address)"]
     return ["Tasks one by one: ", el("a", "Flower", href=url, rel="noreferrer")]
 
 

@@ -107,6 +107,13 @@ def low_and_high(rows: Iterable[Row], n: int) -> tuple[float, float] | None:
     return (min(known), max(known)) if known else None
 
 
+def whole(values: Iterable[float | None]) -> float | None:
+    """Their sum; None if any of them is unknown."""
+    given = list(values)
+    known = [value for value in given if value is not None]
+    return sum(known) if len(known) == len(given) else None
+
+
 def by_hour(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
     """(the hour's start, its rows), the newest first."""
     hours = [(hour, list(run)) for hour, run in groupby(rows, lambda row: row.time // HOUR_S)]

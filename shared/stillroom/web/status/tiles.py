@@ -27,7 +27,7 @@ from stillroom.web.status.figures import (
     waiting,
 )
 from stillroom.web.status.numbers import amount, number, plural, said, share, size, span
-from stillroom.web.status.series import Getter
+from stillroom.web.status.series import Getter, whole
 from stillroom.web.status.state import State
 
 
@@ -115,7 +115,7 @@ def _per_s(server: Server) -> float | None:
 
 def _cache(report: Report) -> Tile:
     cache = report.cache or CacheStats()
-    lookups = _sum(cache.hits, cache.stale, cache.misses)
+    lookups = whole([cache.hits, cache.stale, cache.misses])
     lag = cache.refresh_lag_s
     return Tile(
         "Cache",
@@ -206,8 +206,3 @@ def _machine(report: Report) -> Tile:
         lambda measures: measures.system.cpu if measures.system else None,
         share,
     )
-
-
-def _sum(*numbers: int | None) -> int | None:
-    known = [number for number in numbers if number is not None]
-    return sum(known) if len(known) == len(numbers) else None
