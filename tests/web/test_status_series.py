@@ -69,11 +69,11 @@ def test_numbers_are_short_and_have_units(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("highest", "top"), [(0, 2), (3, 3), (11, 12), (23_000, 30_000), (1_001, 1_200), (801, 1_000)]
+    ("highest", "top"), [(0, 2), (3, 4), (11, 12), (23_000, 30_000), (1_001, 1_200), (801, 1_000)]
 )
 def test_an_axis_ends_at_a_round_number(highest: float, top: float) -> None:
-    """So that half of it, the other label, is round too."""
-    assert Unit(amount, least=2).top(highest) == pytest.approx(top)
+    """So that half of it, the other label, is round too; half of three tasks is no label."""
+    assert Unit(amount, least=2, is_whole=True).top(highest) == pytest.approx(top)
 
 
 def test_an_axis_of_bytes_is_round_in_bytes() -> None:

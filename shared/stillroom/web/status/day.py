@@ -28,7 +28,7 @@ def charts(report: Report, history: Sequence[Snapshot] | None, day: Day) -> Html
 
 def _about(history: Sequence[Snapshot] | None) -> Iterator[str]:
     if history is None:
-        yield "The snapshots are in Redis, which does not answer: only this moment is known."
+        yield "The snapshots are in Redis, which does not answer."
     elif not history:
         yield "No snapshot yet: beat has one made each minute."
     else:
@@ -144,4 +144,4 @@ def _between(rows: Sequence[Row], n: int, unit: Unit) -> str:
     if ends is None:
         return UNKNOWN
     low, high = map(unit.text, ends)
-    return low if low == high else f"{low} – {high}"
+    return low if low == high else f"{low}–{high}"

@@ -20,9 +20,9 @@ from stillroom.web.status.numbers import Unit, amount, size, span
 from stillroom.web.status.series import Getter, whole
 
 BYTES = Unit(size, base=1024, least=1024.0**2)
-COUNT = Unit(amount, least=2)
+COUNT = Unit(amount, least=2, is_whole=True)
 PER_S = Unit(amount, "/s", least=2)
-PER_MIN = Unit(amount, "/min", least=2)
+PER_MIN = Unit(amount, "/min", least=2, is_whole=True)
 SECONDS = Unit(span, least=1)
 
 

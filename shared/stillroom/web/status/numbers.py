@@ -22,13 +22,18 @@ class Unit(NamedTuple):
     suffix: str = ""
     base: int = 1000  # of its thousands
     least: float = 0.0  # an axis reaches this far at least
+    is_whole: bool = False  # there is no half of one
 
     def said(self, value: float | None) -> str:
         return said(value, lambda known: self.text(known) + self.suffix)
 
     def top(self, highest: float) -> float:
         """A round number for the top of an axis, so that half of it is round too."""
-        return next(top for top in self._tops() if top >= max(highest, self.least))
+        least = max(highest, self.least)
+        return next(top for top in self._tops() if top >= least and self._halves(top))
+
+    def _halves(self, top: float) -> bool:
+        return not self.is_whole or top % 2 == 0
 
     def _tops(self) -> Iterator[float]:
         """1, 1.2 … 8, 10, 12 … 800, then the next unit; from thousandths on."""

@@ -202,7 +202,7 @@ def _tile(tile: Tile, day: Day) -> Html:
         el("div", el("h3", name), labelled(tile.state), class_="top"),
         el("p", el("strong", tile.number), " ", tile.of, class_="big"),
         sparkline(rows, day.window, _trend(tile, rows)),
-        el("ul", *(el("li", fact) for fact in tile.facts), class_="facts"),
+        el("ul", *(el("li", fact) for fact in tile.shown_facts), class_="facts"),
         class_=f"tile {tile.state}",
     )
 

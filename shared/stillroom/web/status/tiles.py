@@ -26,7 +26,7 @@ from stillroom.web.status.figures import (
     of_tasks,
     waiting,
 )
-from stillroom.web.status.numbers import amount, number, plural, said, share, size, span
+from stillroom.web.status.numbers import amount, number, said, share, size, span
 from stillroom.web.status.series import Getter, whole
 from stillroom.web.status.state import State
 
@@ -42,6 +42,11 @@ class Tile(NamedTuple):
     get: Getter  # its line through the day …
     say: Callable[[float], str]  # … and how its values are said
     chart: str | None = None
+
+    @property
+    def shown_facts(self) -> tuple[str, ...]:
+        """None of what nothing is known of: three more dashes say no more than one."""
+        return self.facts if self.state != "unknown" else ()
 
 
 def tiles(report: Report) -> list[Tile]:
@@ -177,7 +182,7 @@ def _tasks(report: Report) -> Tile:
         "waiting",
         (
             f"oldest {said(_oldest(tasks), span)}",
-            said(tasks.workers, lambda workers: plural(int(workers), "worker")),
+            f"{said(tasks.workers, amount)} {'worker' if tasks.workers == 1 else 'workers'}",
             f"beat {span(round(beat))} ago" if beat is not None else "beat not seen",
         ),
         of_tasks(waiting),
