@@ -140,6 +140,49 @@ def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) ->
     assert client.hget(room.keys.counts, "refreshes_done") == b"5"
 
 
+class Broken:
+    """A probe with a mistake in it."""
+
+    part = "limits"
+
+    def commands(self, now_ms: int) -> Any:
+        return [(b"GET", b"somebody's")]
+
+    def read(self, replies: Any, now_ms: int) -> Any:
+        raise ZeroDivisionError
+
+    def count(self, counts: Any) -> Any:
+        return {}
+
+
+def test_a_probes_mistake_costs_its_part(room: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The rest of the report is there, and the log says what happened."""
+    room.health.register("state", Broken())
+    report = room.health.check()
+    assert report.limits is None
+    assert report.cache is not None
+    assert report.sessions is not None
+    assert "'limits' of the report" in caplog.text
+
+
+def test_junk_among_our_keys_is_passed_over(room: Any, client: Any) -> None:
+    """Other types, and texts where numbers stand: the check does not raise, the rest is known."""
+    client.hset(room.keys.counts, mapping={"hits": 3, "odd": "many"})
+    client.hset(room.keys.ticks, "task", "yesterday")
+    client.set(room.keys.workers, "a string")
+    client.xadd(room.keys.health, {"snapshot": "{"})
+    client.set(room.keys.health_open, "a string")
+    client.lpush(room.keys.queue("refresh"), json.dumps(["no", "message"]))
+    report = room.health.check()
+    assert report.totals == {"hits": 3}
+    assert report.tasks.workers is None
+    assert report.tasks.ticks == {}
+    assert report.tasks.queues[0].depth == 1
+    assert report.servers[0].connection.error == "wrongtype"
+    (refused,) = [found for found in report.advice if found.code == "refused"]
+    assert "STILLROOM_NAMESPACE" in refused.todo
+
+
 # Snapshots
 
 
@@ -241,7 +284,8 @@ def test_a_snapshot_has_the_measures_of_a_report(room: Any) -> None:
     assert kept == snapshot
     assert snapshot.error is None
     assert "Sam" in snapshot.servers[0].redis.memory.doctor
-    assert room.health.check().servers[0].redis.memory.doctor is None
+    words = snapshot.servers[0].redis.memory.doctor
+    assert room.health.check().servers[0].redis.memory.doctor == words, "a check has the last words"
 
 
 def test_a_snapshot_is_kept_when_memory_is_full(room: Any, client: Any) -> None:

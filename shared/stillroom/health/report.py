@@ -63,9 +63,7 @@ class Memory(Part):
     limit: int | None = None  # maxmemory; null: none is set, or it is not known
     fragmentation: float | None = None  # rss / used
     policy: str | None = None
-    doctor: str | None = (
-        None  # MEMORY DOCTOR's own words; asked for by snapshots and `stillroom doctor`
-    )
+    doctor: str | None = None  # MEMORY DOCTOR's own words; as of the last snapshot
 
 
 class Clients(Part):
