@@ -140,6 +140,24 @@ def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) ->
     assert client.hget(room.keys.counts, "refreshes_done") == b"5"
 
 
+RIGHTS = "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xrevrange"
+RIGHTS_OF_SNAPSHOTS = "+memory|doctor +evalsha +script|load +hincrby +expire +hsetnx +hdel +xadd"
+
+
+def test_these_rights_are_all_it_takes(server: EmbeddedServer, client: Any) -> None:
+    """For a check, and with a few more for snapshots: nothing of it that shows keys or configuration."""
+    rights = ["-@all", *RIGHTS.split(), *RIGHTS_OF_SNAPSHOTS.split()]
+    client.execute_command("ACL", "SETUSER", "health", "on", ">h", "resetkeys", "~*", *rights)
+    url = f"redis://health:h@127.0.0.1:{server.port}"
+    try:
+        with Stillroom(Settings(**{"redis_url": url} | PATIENT), dispatch=NoDispatch()) as room:
+            assert room.health.check().advice == ()
+            assert room.health.snapshot().error is None
+            assert client.xlen(room.keys.health) == 1
+    finally:
+        client.execute_command("ACL", "DELUSER", "health")
+
+
 class Broken:
     """A probe with a mistake in it."""
 
