@@ -141,6 +141,67 @@ def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) ->
     assert client.hget(room.keys.counts, "refreshes_done") == b"5"
 
 
+RIGHTS = "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xrevrange"
+RIGHTS_OF_SNAPSHOTS = "+memory|doctor +evalsha +script|load +hincrby +expire +hsetnx +hdel +xadd"
+
+
+def test_these_rights_are_all_it_takes(server: EmbeddedServer, client: Any) -> None:
+    """For a check, and with a few more for snapshots: nothing of it that shows keys or configuration."""
+    rights = ["-@all", *RIGHTS.split(), *RIGHTS_OF_SNAPSHOTS.split()]
+    client.execute_command("ACL", "SETUSER", "health", "on", ">h", "resetkeys", "~*", *rights)
+    url = f"redis://health:h@127.0.0.1:{server.port}"
+    try:
+        with Stillroom(Settings(**{"redis_url": url} | PATIENT), dispatch=NoDispatch()) as room:
+            assert room.health.check().advice == ()
+            assert room.health.snapshot().error is None
+            assert client.xlen(room.keys.health) == 1
+    finally:
+        client.execute_command("ACL", "DELUSER", "health")
+
+
+class Broken:
+    """A probe with a mistake in it."""
+
+    part = "limits"
+
+    def commands(self, now_ms: int) -> Any:
+        return [(b"GET", b"somebody's")]
+
+    def read(self, replies: Any, now_ms: int) -> Any:
+        raise ZeroDivisionError
+
+    def count(self, counts: Any) -> Any:
+        return {}
+
+
+def test_a_probes_mistake_costs_its_part(room: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The rest of the report is there, and the log says what happened."""
+    room.health.register("state", Broken())
+    report = room.health.check()
+    assert report.limits is None
+    assert report.cache is not None
+    assert report.sessions is not None
+    assert "'limits' of the report" in caplog.text
+
+
+def test_junk_among_our_keys_is_passed_over(room: Any, client: Any) -> None:
+    """Other types, and texts where numbers stand: the check does not raise, the rest is known."""
+    client.hset(room.keys.counts, mapping={"hits": 3, "odd": "many"})
+    client.hset(room.keys.ticks, "task", "yesterday")
+    client.set(room.keys.workers, "a string")
+    client.xadd(room.keys.health, {"snapshot": "{"})
+    client.set(room.keys.health_open, "a string")
+    client.lpush(room.keys.queue("refresh"), json.dumps(["no", "message"]))
+    report = room.health.check()
+    assert report.totals == {"hits": 3}
+    assert report.tasks.workers is None
+    assert report.tasks.ticks == {}
+    assert report.tasks.queues[0].depth == 1
+    assert report.servers[0].connection.error == "wrongtype"
+    (refused,) = [found for found in report.advice if found.code == "refused"]
+    assert "STILLROOM_NAMESPACE" in refused.todo
+
+
 # Snapshots
 
 
@@ -261,7 +322,8 @@ def test_a_snapshot_has_the_measures_of_a_report(room: Any) -> None:
     assert kept == snapshot
     assert snapshot.error is None
     assert "Sam" in snapshot.servers[0].redis.memory.doctor
-    assert room.health.check().servers[0].redis.memory.doctor is None
+    words = snapshot.servers[0].redis.memory.doctor
+    assert room.health.check().servers[0].redis.memory.doctor == words, "a check has the last words"
 
 
 def test_a_snapshot_is_kept_when_memory_is_full(room: Any, client: Any) -> None:

@@ -72,7 +72,7 @@ def test_two_beats_and_two_workers_keep_one_snapshot_a_minute(
     began = int(time.time()) // 60
     for name in ("one", "two"):
         start_worker(start, name)
-        start("beat", "-s", "/dev/null", "--pidfile=", app="tests.support.quick_beat")
+        start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app="tests.support.quick_beat")
     until(lambda: db.xlen(room.keys.health) > 0, "a snapshot", 30)
     until(lambda: room.health.check().tasks.workers == 2, "two workers seen")
     scheduled = {tick.task for tick in SCHEDULE}

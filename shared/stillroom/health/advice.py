@@ -99,18 +99,16 @@ def _connections(measures: Measures) -> Iterator[Advice]:
 def _said_no(measures: Measures) -> Iterator[Advice]:
     """It is there, and would not tell everything."""
     for server in measures.servers:
-        connection = server.connection
-        if connection.is_up and connection.error is not None:
-            blind = (
-                "" if server.redis else " Without INFO nothing is known of its memory and its load."
-            )
+        error = server.connection.error
+        if server.connection.is_up and error is not None:
+            blind = "" if server.redis else " Without INFO its memory and load are unknown."
             yield Advice(
-                code="rights",
+                code="rights" if error == "noperm" else "refused",
                 severity="warn",
                 component=f"{server.name}:connection",
-                what=f"{_called(server)} refused a part of this check ({connection.error}).{blind}",
+                what=f"{_called(server)} refused a part of this check ({error}).{blind}",
                 good="This user may INFO, SLOWLOG LEN, MEMORY DOCTOR and TIME, and read what Stillroom keeps.",
-                todo="Give it these rights (`ACL SETUSER … +info +slowlog|len +memory|doctor +time`).",
+                todo=NO.get(error, "Look at the server's log."),
             )
 
 
@@ -149,6 +147,11 @@ def _called(server: Server) -> str:
         server.name, "The state's Redis"
     )
 
+
+NO = {
+    "noperm": "Give it these rights (`ACL SETUSER … +info +slowlog|len +memory|doctor +time`).",
+    "wrongtype": "Another program writes into this namespace: give Stillroom one of its own (STILLROOM_NAMESPACE).",
+}
 
 # What is measured
 

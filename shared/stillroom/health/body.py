@@ -221,19 +221,25 @@ def _measured(answers: Sequence[Answers], system: System | None) -> Measures:
 
 
 def _part(name: str, model: type[Part], answers: Sequence[Answers]) -> Part | None:
-    """One part of the report, from all who know something of it; None if nobody does."""
+    """One part of the report; None if nobody knows anything of it."""
+    try:
+        fields = _fields(name, answers)
+        return model(**fields) if any(value is not None for value in fields.values()) else None
+    except Exception:  # a probe's mistake costs its part, not the report
+        log.exception("the part %r of the report can't be read", name)
+        return None
+
+
+def _fields(name: str, answers: Sequence[Answers]) -> Mapping[str, Any]:
+    """What all probes of this part say."""
     fields: dict[str, Any] = {}
-    for answer in answers:
-        for part, read in answer.probed:
-            if part == name:
-                fields = _sum(fields, read)
-    known = [a for a in answers if any(probe.part == name for probe in a.source.probes)]
-    minute = _added([answer.minute for answer in known])
-    for answer in known:
-        for probe in answer.source.probes:
-            if probe.part == name:
-                fields |= probe.count(minute)
-    return model(**fields) if any(value is not None for value in fields.values()) else None
+    knowing = {n: a for n, a in enumerate(answers) if any(p.part == name for p, _ in a.probed)}
+    minute = _added([answer.minute for answer in knowing.values()])
+    probed = [(a, probe, replies) for a in knowing.values() for probe, replies in a.probed]
+    for answer, probe, replies in probed:
+        if probe.part == name:
+            fields = _sum(fields, probe.read(replies, answer.now_ms)) | dict(probe.count(minute))
+    return fields
 
 
 def _sum(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,9 +63,7 @@ class Memory(Part):
     limit: int | None = None  # maxmemory; null: none is set, or it is not known
     fragmentation: float | None = None  # rss / used
     policy: str | None = None
-    doctor: str | None = (
-        None  # MEMORY DOCTOR's own words; asked for by snapshots and `stillroom doctor`
-    )
+    doctor: str | None = None  # MEMORY DOCTOR's own words; as of the last snapshot
 
 
 class Clients(Part):
@@ -200,17 +198,13 @@ class QueueStats(Part):
 
     name: str
     depth: int | None = None
-    oldest_s: float | None = (
-        None  # how long the next message has waited; null: none, or it does not say
-    )
+    oldest_s: float | None = None  # how long the next message has waited; null: it does not say
 
 
 class TaskStats(Part):
     """Background work."""
 
-    queues: tuple[QueueStats, ...] | None = (
-        None  # null: the broker is not this Redis, or did not answer
-    )
+    queues: tuple[QueueStats, ...] | None = None  # null: the broker is another, or not known
     unacked: int | None = None  # taken by a worker and not done
     todo: int | None = None  # promised work written down by invalidations
     aside: int | None = None  # messages no worker could read

@@ -21,55 +21,48 @@ def public_json(status: Status) -> bytes:
 
 def details_json(report: Report, age_s: float) -> bytes:
     """All of it, for operators. `age_s`: how old the report is by now."""
-    advice = [found.model_dump() for found in report.advice]
     body = {
         "status": report.status,
         "version": "1",
-        "releaseId": report.release,
+        **({} if report.release is None else {"releaseId": report.release}),
         "time": _moment(report.time),
         "age_ms": round(age_s * 1000),
         "took_ms": report.took_ms,
         "checks": _with_status(_checks(report), report),
-        "advice": advice,
+        "advice": [found.model_dump() for found in report.advice],
     }
-    return json.dumps(
-        {name: value for name, value in body.items() if name != "releaseId" or value}
-    ).encode()
+    return json.dumps(body).encode()
 
 
 def _checks(report: Report) -> Checks:
     checks: Checks = {}
     for server in report.servers:
         checks |= _of_server(server)
-    for name, part in (
-        ("limits:stats", report.limits),
-        ("cache:stats", report.cache),
-        ("sessions:stats", report.sessions),
-        ("system", report.system),
-    ):
-        checks[name] = [_check("system" if name == "system" else "component", part)]
-    tasks = report.tasks or TaskStats()
-    checks["tasks:queues"] = [
-        _check("component", report.tasks, without=("workers", "beat_s", "ticks")),
-    ]
-    checks["tasks:workers"] = [_observed("component", tasks.workers, "workers")]
-    checks["tasks:beat"] = [_observed("component", tasks.beat_s, "s") | {"ticks": tasks.ticks}]
-    return checks
+    return checks | {
+        "limits:stats": [_check("component", report.limits)],
+        "cache:stats": [_check("component", report.cache)],
+        "sessions:stats": [_check("component", report.sessions)],
+        **_of_tasks(report.tasks),
+        "system": [_check("system", report.system)],
+    }
+
+
+def _of_tasks(known: TaskStats | None) -> Checks:
+    tasks = known or TaskStats()
+    return {
+        "tasks:queues": [_check("component", known, without=("workers", "beat_s", "ticks"))],
+        "tasks:workers": [_observed("component", tasks.workers, "workers")],
+        "tasks:beat": [_observed("component", tasks.beat_s, "s") | {"ticks": tasks.ticks}],
+    }
 
 
 def _of_server(server: Server) -> Checks:
-    info = server.redis
-    connection = server.connection
+    info, connection = server.redis, server.connection
     about = {"roles": server.roles, **connection.model_dump()}
-    about |= (
-        info.model_dump(include={"product", "version", "role", "link_up", "uptime_s"})
-        if info
-        else {}
-    )
+    if info is not None:
+        about |= info.model_dump(include={"product", "version", "role", "link_up", "uptime_s"})
     return {
-        f"{server.name}:connection": [
-            _observed("datastore", connection.latency_ms, "ms") | about,
-        ],
+        f"{server.name}:connection": [_observed("datastore", connection.latency_ms, "ms") | about],
         f"{server.name}:memory": [_check("datastore", info and info.memory)],
         f"{server.name}:clients": [_check("datastore", info and info.clients)],
         f"{server.name}:operations": [_check("datastore", info and info.operations)],
@@ -78,9 +71,9 @@ def _of_server(server: Server) -> Checks:
 
 
 def _check(kind: str, part: Part | None, without: Iterable[str] = ()) -> dict[str, Any]:
-    """A part that is not known is null where its figures would be."""
-    figures = None if part is None else part.model_dump(exclude=set(without))
-    return {"componentType": kind, **(figures if figures is not None else {"observedValue": None})}
+    """A part that is not known is one null where its figures would be."""
+    figures = {"observedValue": None} if part is None else part.model_dump(exclude=set(without))
+    return {"componentType": kind, **figures}
 
 
 def _observed(kind: str, value: float | None, unit: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _unpacked(fields: Sequence[bytes]) -> Snapshot | None:
 
 
 def with_rates(measures: Measures, before: Measures | None) -> Measures:
-    """The same, with what grew since a measurement before it, and the usual hit ratio.
+    """The same, with what grew since a snapshot before it, the usual hit ratio, and the doctor's last words.
 
     A server that was restarted in between counts from 0 again: its rates are unknown, not negative.
     """
@@ -80,8 +80,11 @@ def _server_with_rates(server: Server, before: RedisInfo | None) -> Server:
     if now is None or before is None or now.run_id is None or now.run_id != before.run_id:
         return server
     rates = rates_between(before.counters, now.counters)
-    operations = now.operations.model_copy(update=rates)
-    return server.model_copy(update={"redis": now.model_copy(update={"operations": operations})})
+    known = {
+        "operations": now.operations.model_copy(update=rates),
+        "memory": now.memory.model_copy(update={"doctor": before.memory.doctor}),
+    }
+    return server.model_copy(update={"redis": now.model_copy(update=known)})
 
 
 def rates_between(before: Counters, now: Counters) -> Mapping[str, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from stillroom.errors import RedisRefused, RedisUnavailable
@@ -48,7 +48,8 @@ class Answers(NamedTuple):
     server: Server
     minute: Counts | None
     totals: Counts | None
-    probed: Sequence[tuple[str, Mapping[str, Any]]]  # part, fields
+    now_ms: int  # by the server's clock
+    probed: Sequence[tuple[Probe, Sequence[Any]]]  # and the replies to what it asked
     rest: Sequence[Any]  # the replies to what was asked besides
 
 
@@ -82,7 +83,8 @@ def ask(source: Source, besides: Sequence[Command]) -> Operation[Answers]:
         counts_in(minute),
         counts_in(totals),
         rest=[next(place) for _ in besides],
-        probed=[(p.part, p.read([next(place) for _ in cs], now_ms)) for p, cs in asked],
+        probed=[(probe, [next(place) for _ in commands]) for probe, commands in asked],
+        now_ms=now_ms,
     )
 
 
@@ -110,11 +112,11 @@ def due_counts(source: Source) -> list[Command]:
 
 
 def counts_in(pairs: Sequence[bytes] | None) -> dict[str, int] | None:
-    """The reply to HGETALL of a hash of numbers."""
+    """The reply to HGETALL of a hash of numbers. What somebody else put among them is left out."""
     if pairs is None:
         return None
     named = zip(pairs[::2], pairs[1::2], strict=True)
-    return {name.decode(errors="replace"): int(value) for name, value in named}
+    return {name.decode(errors="replace"): int(value) for name, value in named if value.isdigit()}
 
 
 def _own_commands(source: Source, now_ms: int) -> list[Command]:

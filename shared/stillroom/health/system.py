@@ -36,9 +36,8 @@ class SystemWatch:
     def _cpu(self, psutil: Any) -> float | None:
         """Not psutil.cpu_percent(), whose first answer in each thread is a 0 that means nothing."""
         times = psutil.cpu_times()
-        spent = (
-            sum(times[:-2]) if hasattr(times, "guest") else sum(times)
-        )  # user has the guests' in it
+        counted = times[:-2] if hasattr(times, "guest") else times  # user's has the guests' in it
+        spent = sum(counted)
         idle = times.idle + getattr(times, "iowait", 0.0)
         before, self._last = self._last, (spent - idle, spent)
         if before is None or spent <= before[1]:
