@@ -32,7 +32,7 @@ bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
 	$(BIN)/python tests/bench/invalidation.py --entries 300000
 
 clean:  ## Remove what the targets made
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist artefacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The virtual environment grows with what is asked of it: .run, .dev, .bench
 $(VENV)/bin/python:

@@ -174,7 +174,8 @@ class Settings(BaseSettings):
 
     # Health.
     health_timeout: Seconds = 0.2  # one check, whatever Redis does
-    # Opens the details, /metrics and /status; 16 characters or more. `Authorization: Bearer …`
+    # Opens the details, /metrics and /status; 16 characters or more. `Authorization: Bearer …`, or the
+    # password of `Basic …`, which is what a browser asks its user for.
     health_token: SecretStr | None = Field(None, alias="STILLROOM_HEALTH_TOKEN", min_length=16)
     health_networks: Networks = ("127.0.0.0/8", "::1/128")  # so do these, for who comes directly
     metrics_open: bool = False  # /metrics for everybody who can reach it

@@ -40,13 +40,20 @@ class Health(BaseModel):
 
 
 paths = st.one_of(
-    st.sampled_from(["/health", "/health/live", "/health/ready", "/metrics", "/health/"]),
+    st.sampled_from(
+        ["/health", "/health/live", "/health/ready", "/metrics", "/status", "/health/"]
+    ),
     st.text(alphabet=st.characters(max_codepoint=255), max_size=30).map("/".__add__),
 )
 values = st.text(alphabet=st.characters(max_codepoint=255), max_size=40)
 headers = st.dictionaries(
     st.sampled_from(["authorization", "x-forwarded-for", "forwarded", "via", "host", "accept"]),
-    st.one_of(values, st.just(f"Bearer {TOKEN}"), values.map("Bearer ".__add__)),
+    st.one_of(
+        values,
+        st.just(f"Bearer {TOKEN}"),
+        values.map("Bearer ".__add__),
+        values.map("Basic ".__add__),
+    ),
     max_size=4,
 )
 peers = st.one_of(
@@ -128,6 +135,8 @@ def test_every_answer_has_its_shape(ask: Requester) -> None:
             assert body == b""
         elif status in (200, 503) and path.startswith("/metrics"):
             assert status == 503 or list(text_string_to_metric_families(body.decode()))
+        elif status in (200, 503) and path.rstrip("/") == "/status":
+            assert body.startswith(b"<!doctype html>" if status == 200 else b"no report")
         elif status in (200, 503):
             health = Health.model_validate_json(body)
             is_public = set(json.loads(body)) == {"status"}
