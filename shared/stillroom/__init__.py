@@ -31,6 +31,7 @@ from stillroom.errors import (
     UnknownLoader,
     ValueTooLarge,
 )
+from stillroom.health import AsyncHealth, Health
 from stillroom.limits import (
     API,
     AUTH,
@@ -58,6 +59,7 @@ __all__ = [
     "AsyncAbuse",
     "AsyncCache",
     "AsyncCachedFunction",
+    "AsyncHealth",
     "AsyncLimits",
     "AsyncSessions",
     "AsyncStillroom",
@@ -71,6 +73,7 @@ __all__ = [
     "Device",
     "EventRefused",
     "Freshness",
+    "Health",
     "ImageInfo",
     "ImageRefused",
     "ImagesUnavailable",

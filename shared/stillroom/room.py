@@ -24,9 +24,18 @@ from stillroom.cache import (
 )
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
+from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
-from stillroom.operation import AsyncDriver, Driver, async_drivers_of, drivers_of
+from stillroom.operation import (
+    AsyncDriver,
+    AsyncShardDriver,
+    Driver,
+    ShardDriver,
+    async_drivers_of,
+    drivers_of,
+)
+from stillroom.probes import health_on, wires_of_cache
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -47,6 +56,8 @@ log = logging.getLogger("stillroom")
 
 class _Room:
     """What both rooms share. Nothing connects before the first call."""
+
+    wire: Any
 
     def __init__(self, settings: Settings | None, dispatch: Dispatch | None) -> None:
         self.settings = settings or Settings()
@@ -76,6 +87,11 @@ class _Room:
         clocks = [wire if self.settings.cluster else wire.server for wire in wires]
         runs = [driver.run for driver in aside]
         return cache_on(self.settings, clocks, self.dispatch, self.stats, runs)
+
+    def _health(self, state_wire: Any, wires: Sequence[Any]) -> HealthBody:
+        """Health's operations, for the state's driver and those of `wires_of_cache`."""
+        cache = wires_of_cache(self.settings, wires), self.wire.breaker, self.stats
+        return health_on(self.settings, state_wire, self.state_stats, *cache)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """What the wire to a cluster is made of."""
@@ -139,6 +155,11 @@ class Stillroom(_Room):
         self.limits = Limits(self._limits_body, Driver(self.state_wire))
         self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
         self.abuse = Abuse(self._abuse_body, Driver(self.state_wire))
+        asked: list[Driver] = [Driver(self.state_wire)]
+        asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
+        self.health = Health(
+            self._health(self.state_wire, wires), ShardDriver(self.state_wire, asked)
+        )
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -204,9 +225,16 @@ class AsyncStillroom(_Room):
         self.limits = AsyncLimits(self._limits_body, AsyncDriver(self.state_wire))
         self.abuse = AsyncAbuse(self._abuse_body, AsyncDriver(self.state_wire))
         # Nor has the prober, which tells of Redis' return.
-        driver = Driver(self.state_wire.for_threads)
-        sessions, limits = Sessions(self._sessions_body, driver), Limits(self._limits_body, driver)
+        for_prober = Driver(self.state_wire.for_threads)
+        sessions, limits = (
+            Sessions(self._sessions_body, for_prober),
+            Limits(self._limits_body, for_prober),
+        )
         self.state_wire.breaker.recovered += [sessions.deliver, limits.deliver]
+        asked = [AsyncDriver(self.state_wire)]
+        asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
+        driver = AsyncShardDriver(self.state_wire, asked)
+        self.health = AsyncHealth(self._health(self.state_wire, wires), driver)
 
     async def connect(self) -> None:
         """See Stillroom.connect."""

@@ -72,6 +72,7 @@ class BlockingRoom:
         self.sessions = Blocking(room.sessions, loop)
         self.limits = Blocking(room.limits, loop)
         self.abuse = Blocking(room.abuse, loop)
+        self.health = Blocking(room.health, loop)
 
     @property
     def stats(self) -> Any:
