@@ -196,10 +196,10 @@ class LimitsBody:
         return decision
 
     def _read(self, request: Request, reply: list[int]) -> Decision:
-        limits, cost = request.limits, request.cost
-        if reply[0] == _BANNED:
-            return Decision(limits, TOO_MANY, cost, reply[1], wait_us=max(0, reply[2]) * 1_000)
-        return Decision(limits, OK if reply[0] else TOO_MANY, cost, reply[1], reply[2:])
+        limits, cost, verdict, now_us = request.limits, request.cost, reply[0], reply[1]
+        if verdict == _BANNED:
+            return Decision(limits, TOO_MANY, cost, now_us, wait_us=max(0, reply[2]) * 1_000)
+        return Decision(limits, OK if verdict else TOO_MANY, cost, now_us, reply[2:])
 
     def _stand_in(self, request: Request, error: RedisUnavailable, *, take: bool) -> Decision:
         """What this process decides by itself."""
@@ -225,8 +225,8 @@ class LimitsBody:
 
     def _remembered(self, request: Request) -> Decision | None:
         now = time.monotonic()
-        plan, keys = request.plan, request.keys
-        denial = self._denials.find(request.bans, keys, plan.limits, request.cost, now)
+        limits, keys, cost = request.limits, request.keys, request.cost
+        denial = self._denials.find(request.bans, keys, limits, cost, now)
         if denial is None:
             return None
         denial.unseen += 1
@@ -234,10 +234,9 @@ class LimitsBody:
         self.stats.counts["limit_cached"] += 1
         before, age_us = denial.decision, int((now - denial.at) * _US)
         said = before.said
-        if said and (denial.keys != keys or before.limits is not plan.limits):
+        if said and (denial.keys != keys or before.limits != limits):
             said = _said_of(denial, request)
-        cost, wait_us = request.cost, before.wait_us
-        return Decision(plan.limits, TOO_MANY, cost, before.now_us, said, age_us, wait_us)
+        return Decision(limits, TOO_MANY, cost, before.now_us, said, age_us, before.wait_us)
 
     def _remember(self, request: Request, decision: Decision) -> None:
         now = time.monotonic()
