@@ -24,7 +24,7 @@ from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import limit_charge, limit_check, limit_refund
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, Server, reset_after_fork
+from stillroom.wire import Breaker, Command, Server, reset_after_fork
 
 BITE = 100  # charges in one batch …
 RIDING = 20  # … and in front of a request
@@ -55,10 +55,13 @@ class Reservation:
 class LimitsBody:
     """The operations. A driver runs them."""
 
-    def __init__(self, settings: Settings, server: Server, keys: Keys, stats: Stats) -> None:
+    def __init__(
+        self, settings: Settings, server: Server, breaker: Breaker, keys: Keys, stats: Stats
+    ) -> None:
         self.settings = settings
         self.stats = stats
         self._server = server
+        self._breaker = breaker
         self._reservation = keys.reservation
         self._requests = Requests(settings, keys)
         self._denials = Denials(settings.limits_memory)
@@ -253,6 +256,8 @@ class LimitsBody:
 
     def _ask(self, command: Command, keys: Sequence[bytes]) -> Operation[Any]:
         """The reply. In front goes what is owed, by these logs and some others; behind, counts that are due."""
+        if self._breaker.is_open:  # what is owed need not be put together to find that out
+            raise RedisUnavailable("breaker", self._breaker.reason)
         charges = self._local.owed(_now_us(), keys, RIDING) if self._local.logs else []
         flush: list[Command] = []
         if time.monotonic() > self.stats.due:
