@@ -43,6 +43,7 @@ from stillroom.wire import (
     AsyncClusterWire,
     AsyncShardWire,
     AsyncWire,
+    Breaker,
     ClusterWire,
     Server,
     ShardWire,
@@ -75,12 +76,14 @@ class _Room:
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
-        self._limits_body = LimitsBody(
-            self.settings, self._state_server, self.keys, self.state_stats
-        )
         self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
         self.state_stats.riders.append(self._abuse_body.riding)
         self._sessions_body.on_event.append(self._tell_abuse)
+
+    def _limits(self, breaker: Breaker) -> LimitsBody:
+        """The limits' operations, which look whether the state's Redis is away."""
+        server, stats = self._state_server, self.state_stats
+        return LimitsBody(self.settings, server, breaker, self.keys, stats)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
         """The cache's operations, on these wires: one for each shard."""
@@ -152,6 +155,7 @@ class Stillroom(_Room):
         self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.sessions = Sessions(self._sessions_body, Driver(self.state_wire))
+        self._limits_body = self._limits(self.state_wire.breaker)
         self.limits = Limits(self._limits_body, Driver(self.state_wire))
         self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
         self.abuse = Abuse(self._abuse_body, Driver(self.state_wire))
@@ -222,6 +226,7 @@ class AsyncStillroom(_Room):
         self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.sessions = AsyncSessions(self._sessions_body, AsyncDriver(self.state_wire))
+        self._limits_body = self._limits(self.state_wire.breaker)
         self.limits = AsyncLimits(self._limits_body, AsyncDriver(self.state_wire))
         self.abuse = AsyncAbuse(self._abuse_body, AsyncDriver(self.state_wire))
         # Nor has the prober, which tells of Redis' return.
