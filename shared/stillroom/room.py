@@ -32,6 +32,7 @@ from stillroom.wire import (
     AsyncClusterWire,
     AsyncShardWire,
     AsyncWire,
+    Budget,
     ClusterWire,
     Server,
     ShardWire,
@@ -59,7 +60,7 @@ class _Room:
         else:
             self._state_server = Server(self.settings, self.settings.redis_url, "Redis")
             self.state_stats = Stats(Keys(self.settings.namespace))
-        self._sessions_body = SessionsBody(
+        self.sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
 
@@ -74,7 +75,7 @@ class _Room:
         slots = [slot_of(keys.clock) for keys in shard_keys(self.settings)]
         return self.settings, self.settings.cache_server, "the cache's Redis", slots
 
-    def request(self) -> AbstractContextManager[Any]:
+    def request(self) -> AbstractContextManager[Budget]:
         """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
         return request_budget(self.settings.request_timeout)
 
@@ -122,7 +123,8 @@ class Stillroom(_Room):
         self.cache = Cache(self._cache_body, drivers[0])
         self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
-        self.sessions = Sessions(self._sessions_body, Driver(self.state_wire))
+        self.state = Driver(self.state_wire)  # runs what web/ makes of several services
+        self.sessions = Sessions(self.sessions_body, self.state)
         self.state_wire.breaker.recovered.append(self.sessions.deliver)
 
     def connect(self) -> None:
@@ -181,9 +183,10 @@ class AsyncStillroom(_Room):
         self.cache = AsyncCache(self._cache_body, drivers[0])
         self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
-        self.sessions = AsyncSessions(self._sessions_body, AsyncDriver(self.state_wire))
+        self.state = AsyncDriver(self.state_wire)
+        self.sessions = AsyncSessions(self.sessions_body, self.state)
         # Nor has the prober, which tells of Redis' return.
-        aside = Sessions(self._sessions_body, Driver(self.state_wire.for_threads))
+        aside = Sessions(self.sessions_body, Driver(self.state_wire.for_threads))
         self.state_wire.breaker.recovered.append(aside.deliver)
 
     async def connect(self) -> None:

@@ -44,6 +44,7 @@ class Session(Device, Generic[T]):
 
     data: T = field(repr=False)
     id: SecretStr
+    was_touched: bool = field(default=False, compare=False)  # reading it has put off its end
 
     @property
     def token(self) -> str:

@@ -109,10 +109,13 @@ local function see(session, now)
   redis.call('HSET', session.key, '_l', plain(session.seen))
 end
 
+-- → whether it was written down
 local function touch(session, now, interval)
-  if now - session.seen >= math.min(interval, session.idle / 20) then
+  local is_due = now - session.seen >= math.min(interval, session.idle / 20)
+  if is_due then
     see(session, now)
   end
+  return is_due
 end
 
 local function drop(prefix, session)

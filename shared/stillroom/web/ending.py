@@ -1,0 +1,67 @@
+"""How a request ends: its session is written, or another response goes out in place of the app's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from typing import NamedTuple
+
+from stillroom.errors import SessionEnded, SessionStoreUnavailable
+from stillroom.operation import Operation
+from stillroom.web.problem import Answer, failed
+from stillroom.web.request_session import RequestSession
+
+log = logging.getLogger("stillroom.web")
+
+Header = tuple[str, str]
+
+
+class Ending(NamedTuple):
+    """What is added to the app's headers, or what is answered instead."""
+
+    headers: list[Header]
+    instead: Answer | None = None
+
+
+def ending(
+    session: RequestSession, status: int, names: Collection[str], method: str
+) -> Operation[Ending]:
+    """Write the session, for a response with this status and headers of these names (in lower case).
+
+    A response of 5xx keeps nothing of what the request did to its session: it failed, as a transaction does.
+    One of 500 after the session could not be read is answered with 503.
+    """
+    if status >= 500:
+        if session.drop():
+            log.warning(
+                "a response of %d: its request's changes to the session are dropped", status
+            )
+        if status == 500 and isinstance(session.failure, SessionStoreUnavailable):
+            return Ending([], failed(session.failure, method))
+        return Ending(_vary(session))
+    try:
+        cookie = yield from session.writing()
+    except (SessionStoreUnavailable, SessionEnded) as error:
+        log.warning("the session of a request was not written: %s", error)
+        return Ending([], failed(error, method))
+    return Ending([*_vary(session), *_set_cookie(cookie, names)])
+
+
+def report_loss(session: RequestSession) -> None:
+    """To be called when the response is over."""
+    if session.is_lost:
+        log.error(
+            "a list or dict in a session was changed after the response had begun: it is lost"
+        )
+
+
+def _vary(session: RequestSession) -> list[Header]:
+    return [("Vary", "Cookie")] if session.is_looked_at else []
+
+
+def _set_cookie(cookie: str | None, names: Collection[str]) -> list[Header]:
+    """A shared cache must not give one visitor's cookie to the next."""
+    if cookie is None:
+        return []
+    private = [] if "cache-control" in names else [("Cache-Control", "private")]
+    return [("Set-Cookie", cookie), *private]
