@@ -11,11 +11,12 @@ shard's tag too, for it rides along with the shard's batches.
 |                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua   |
 |                   |        | `!` how far they are trimmed                    |              |                 |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
-| ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit     |
+| ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
+|                   |        |                                                 |              | add, replace    |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
 |                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
 | ns:{0}:i:<tag>    | zset   | index: key → when its entry runs out, ms. Finds | longest      | put, commit     |
-|                   |        | memory to reclaim; decides nothing              | member       |                 |
+|                   |        | memory to reclaim; decides nothing              | member       | add, replace    |
 | ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
 |                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |

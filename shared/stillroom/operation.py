@@ -53,6 +53,10 @@ class Timed(list[Command]):
     becomes the server time, in µs, at which the driver gives up on this batch."""
 
 
+class TimedOnce(Timed, Once):
+    """Both of them."""
+
+
 NOT_AFTER = b"<not after>"
 
 
@@ -162,7 +166,8 @@ class Driver:
             return self._exchange(step, self._call_timeout, budgeted=False)
         if isinstance(step, Timed):
             limit = _limit(left, self._command_timeout)
-            return self._exchange(_timed(step, self.wire.server.now_us(), limit), limit)
+            batch, again = _timed(step, self.wire.server.now_us(), limit), type(step) is Timed
+            return self._exchange(batch, limit, idempotent=again)
         return self._exchange(step, left, idempotent=False)
 
 
@@ -241,7 +246,8 @@ class AsyncDriver:
             return await self._exchange(step, self._call_timeout, budgeted=False)
         if isinstance(step, Timed):
             limit = _limit(left, self._command_timeout)
-            return await self._exchange(_timed(step, self.wire.server.now_us(), limit), limit)
+            batch, again = _timed(step, self.wire.server.now_us(), limit), type(step) is Timed
+            return await self._exchange(batch, limit, idempotent=again)
         return await self._exchange(step, left, idempotent=False)
 
 

@@ -64,6 +64,7 @@ def _with_includes(text: str) -> str:
     return "\n".join([*libraries, text])
 
 
+add = Script("add")
 back_off = Script("back_off")
 claim_refresh = Script("claim_refresh")
 clear = Script("clear")
@@ -77,6 +78,7 @@ mark = Script("mark")
 put = Script("put")
 reclaim_tag = Script("reclaim_tag")
 release = Script("release")
+replace = Script("replace")
 session_create = Script("session_create")
 session_destroy = Script("session_destroy")
 session_end = Script("session_end")
