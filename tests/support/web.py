@@ -43,7 +43,7 @@ class Reply(NamedTuple):
         """What the response made of the session's cookie: a token, '' if it is to be forgotten, None if nothing."""
         found = [line for line in self.all("set-cookie") if line.startswith(f"{COOKIE}=")]
         assert len(found) <= 1, found
-        return found[0].partition("=")[2].partition(";")[0] if found else None
+        return found[0].partition("=")[2].partition(";")[0].strip('"') if found else None
 
 
 class Browser:
