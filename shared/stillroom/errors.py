@@ -135,6 +135,15 @@ class SessionDataRefused(StillroomError, ValueError):
     """The data can't be kept in a session: too many keys, a key out of its grammar, no JSON for a value."""
 
 
+class InvalidLimit(StillroomError, ValueError):
+    """A limit, a route or what is asked of them makes no sense; `given` is what came in, `reason` why not."""
+
+    def __init__(self, given: object, reason: str) -> None:
+        super().__init__(f"{_shortened(given)}: {reason}")
+        self.given = given
+        self.reason = reason
+
+
 class DispatchFailed(StillroomError):
     """Background work could not be handed to the broker."""
 

@@ -29,6 +29,16 @@ shard's tag too, for it rides along with the shard's batches.
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
 |       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
 |       …clock      | string | the newest stamp                                | deadlines    |                 |
+| ns:{rl:<kind>:<value>}:… | of one subject of the limits. kind: `ip`, `user`, `ip&user` …; value: an address |
+|                   |        | or network, any other text as its HMAC, so it holds no brace |                |
+|       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
+|                   |        | (lib/hits.lua)                                  |              | _charge, _refund|
+|       …<limit>!near        | string | a `near` event was written             | the window   | limit_check     |
+|       …!denied    | string | denials                                         | 10 min       | limit_check     |
+|       …!ban       | string | JSON; as long as it is there, a ban (ip only)   | the ban      | abuse           |
+| ns:{rl:!held}:<id>| string | a reservation that may still be refunded        | the window   | limit_check     |
+| ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
+|                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 
@@ -60,6 +70,7 @@ class Keys:
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
+        self.abuse = f"{namespace}:abuse".encode()
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()
         self.trimmed = f"{cache}trimmed".encode()
@@ -68,6 +79,7 @@ class Keys:
         self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
+        self._limits = f"{namespace}:{{rl:".encode()
 
     def entry(self, name: bytes) -> bytes:
         return self.entry_prefix + name
@@ -99,6 +111,17 @@ class Keys:
 
     def revocations(self, shard: int) -> bytes:
         return self.shard(shard) + b"rev"
+
+    def limits(self, kind: str, value: str) -> bytes:
+        """What all keys of one subject of the limits begin with."""
+        return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())
+
+    def reservation(self, id: str) -> bytes:
+        return b"%b!held}:%b" % (self._limits, id.encode())
+
+    def ban(self, subject: str) -> bytes:
+        """`subject`: an address, or a network of IPv6: see subject.py."""
+        return self.limits("ip", subject) + b"!ban"
 
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""

@@ -24,6 +24,7 @@ from stillroom.cache import (
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys
+from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.operation import AsyncDriver, Driver, async_drivers_of, drivers_of
 from stillroom.sessions import AsyncSessions, Sessions, SessionsBody
 from stillroom.settings import Settings
@@ -60,8 +61,11 @@ class _Room:
         else:
             self._state_server = Server(self.settings, self.settings.redis_url, "Redis")
             self.state_stats = Stats(Keys(self.settings.namespace))
-        self.sessions_body = SessionsBody(
+        self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
+        )
+        self._limits_body = LimitsBody(
+            self.settings, self._state_server, self.keys, self.state_stats
         )
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
@@ -124,8 +128,9 @@ class Stillroom(_Room):
         self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.state = Driver(self.state_wire)  # runs what web/ makes of several services
-        self.sessions = Sessions(self.sessions_body, self.state)
-        self.state_wire.breaker.recovered.append(self.sessions.deliver)
+        self.sessions = Sessions(self._sessions_body, self.state)
+        self.limits = Limits(self._limits_body, self.state)
+        self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -140,6 +145,7 @@ class Stillroom(_Room):
         if not self.wire.breaker.is_open:
             self.cache.flush_stats()
         self._cache_body.deliver_last()
+        self.limits.deliver()
         _complain(self.sessions.deliver())
         self.wire.close()
         self.state_wire.close()
@@ -184,10 +190,12 @@ class AsyncStillroom(_Room):
         self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.state = AsyncDriver(self.state_wire)
-        self.sessions = AsyncSessions(self.sessions_body, self.state)
+        self.sessions = AsyncSessions(self._sessions_body, self.state)
+        self.limits = AsyncLimits(self._limits_body, self.state)
         # Nor has the prober, which tells of Redis' return.
-        aside = Sessions(self.sessions_body, Driver(self.state_wire.for_threads))
-        self.state_wire.breaker.recovered.append(aside.deliver)
+        driver = Driver(self.state_wire.for_threads)
+        sessions, limits = Sessions(self._sessions_body, driver), Limits(self._limits_body, driver)
+        self.state_wire.breaker.recovered += [sessions.deliver, limits.deliver]
 
     async def connect(self) -> None:
         """See Stillroom.connect."""
@@ -199,6 +207,7 @@ class AsyncStillroom(_Room):
         if not self.wire.breaker.is_open:
             await self.cache.flush_stats()
         await asyncio.to_thread(self._cache_body.deliver_last)
+        await self.limits.deliver()
         _complain(await self.sessions.deliver())
         await self.wire.close()
         await self.state_wire.close()

@@ -10,8 +10,9 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 from pydantic import (
@@ -28,6 +29,7 @@ from stillroom.errors import SettingsError
 
 PREFIX = "STILLROOM_"
 SCHEMES = ("redis", "rediss", "unix")
+UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
 # The wire owns patience: an option of these kinds in a URL would silently overrule it.
 PEPPER_LEAST = 32  # characters
 URL_OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
@@ -61,6 +63,17 @@ def _words(value: object) -> object:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for text in values:
+        try:
+            _ = text == UNIX or ip_network(text)
+        except ValueError as error:
+            raise ValueError(
+                f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}"
+            ) from None
+    return values
+
+
 def _peppers(value: object) -> object:
     given = value.get_secret_value() if isinstance(value, SecretStr) else value
     peppers = given.replace(",", " ").split() if isinstance(given, str) else given
@@ -80,6 +93,7 @@ BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
 
 
 class Settings(BaseSettings):
@@ -163,6 +177,17 @@ class Settings(BaseSettings):
     session_shards: int = Field(16, ge=1, le=256)  # may grow, never shrink while sessions live
     session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
     session_keys_limit: int = Field(64, ge=1, le=1_000)
+
+    # Rate limits: who a client is …
+    trusted_proxies: Networks = ()  # "10.0.0.0/8, unix": only they are believed …
+    # … and only in the header that they write. The other one is whatever the client sent.
+    proxy_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    limit_v6_prefix: int = Field(64, ge=56, le=64)  # bits: one household has a whole network
+    # … and what happens while Redis is away.
+    processes: int = Field(1, ge=1, le=100_000)  # of the app: each has its share of a quota then
+    limits_strict_503: bool = False  # limits that are strict answer 503, not with their share
+    local_limits: int = Field(50_000, ge=1)  # subjects and limits a process counts by itself
+    limits_memory: int = Field(10_000, ge=1)  # … whose last state, or denial, it remembers
 
     # The workers.
     loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"

@@ -756,7 +756,7 @@ def test_scripts_that_the_server_lost_are_sent_again(room: Any, client: Any) -> 
 
 def test_a_create_that_was_sent_twice_is_one_session(room: Any, client: Any) -> None:
     """A connection that was found dead: the second sending is the same call."""
-    body = getattr(room, "inner", room).sessions_body
+    body = getattr(room, "inner", room)._sessions_body
     operation = body.create("u1", {"a": 1}, max_per_user=1)
     command = next(operation)[-1]
     first, second = (

@@ -54,6 +54,7 @@ class BlockingRoom:
         self.cache = BlockingCache(room.cache, loop)
         self.tasks = Blocking(room.tasks, loop)
         self.sessions = Blocking(room.sessions, loop)
+        self.limits = Blocking(room.limits, loop)
 
     @property
     def stats(self) -> Any:

@@ -6,7 +6,19 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from stillroom import AsyncStillroom, CachedValue, Device, Session, Stillroom
+from stillroom import (
+    AUTH,
+    AsyncStillroom,
+    CachedValue,
+    Decision,
+    Device,
+    Limit,
+    Reservation,
+    Route,
+    Routes,
+    Session,
+    Stillroom,
+)
 
 
 class Product(BaseModel):
@@ -65,3 +77,25 @@ def sessions(room: Stillroom) -> None:
     assert_type(room.sessions.rotate("token", Product), Session[Product])
     assert_type(room.sessions.destroy("token", defer=True), bool)
     assert_type(room.sessions.list_for_user("u1"), list[Device])
+
+
+def limits(room: Stillroom) -> None:
+    decision = room.limits.check(
+        {"ip": "203.0.113.7", "user": None}, [AUTH], cost=2, route="/login"
+    )
+    assert_type(decision, Decision)
+    assert_type(decision.allowed, bool)
+    assert_type(decision.retry_after, float | None)
+    assert_type(decision.headers(), dict[str, str])
+    assert_type(room.limits.peek("203.0.113.7", (AUTH,)), Decision)
+    assert_type(room.limits.reserve("203.0.113.7", [AUTH]), Reservation)
+    assert_type(room.limits.refund(room.limits.reserve("203.0.113.7", [AUTH])), bool)
+    assert_type(room.limits.client("10.0.0.1", [("X-Forwarded-For", "203.0.113.7")]), str)
+    assert_type(Routes([Route("/login", [AUTH], ["POST"])]).find("POST", "/login"), Route)
+    Limit("mine", 5, 60, away="closed")  # type: ignore[arg-type]
+    room.limits.check("203.0.113.7", AUTH)  # type: ignore[arg-type]
+
+
+async def limits_awaited(room: AsyncStillroom) -> None:
+    assert_type(await room.limits.check("203.0.113.7", [AUTH]), Decision)
+    assert_type(room.limits.client(None), str)

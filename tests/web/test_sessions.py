@@ -230,7 +230,7 @@ def test_an_old_token_does_not_come_back_over_the_new_one(
 
 def room_handle_of(browser: Browser, room: Stillroom) -> str:
     """The handle that belongs to a token, also to one that was rotated away."""
-    place = room.sessions_body._place(browser.token or "")
+    place = room._sessions_body._place(browser.token or "")
     assert place is not None
     return f"{place.shard:02x}-{place.names[0].decode()}"
 

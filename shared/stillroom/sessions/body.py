@@ -14,6 +14,7 @@ from typing import Any, TypeVar, overload
 
 from pydantic import SecretStr
 
+from stillroom import pepper
 from stillroom.codec import Codec
 from stillroom.dispatch import Dispatch
 from stillroom.errors import (
@@ -83,8 +84,6 @@ LONGEST_S = 366 * 86_400
 
 Known = Session[Any] | SecretStr | str  # a session, its id, or the text of its cookie
 
-_random_pepper = secrets.token_bytes(32)  # of this process, for want of a setting
-
 
 class SessionsBody:
     """The operations. A driver runs them."""
@@ -100,7 +99,7 @@ class SessionsBody:
         self._keys = keys
         self._codec = Codec(settings)
         self._shards = settings.session_shards
-        self._peppers = tuple(p.get_secret_value().encode() for p in settings.session_peppers)
+        self._peppers: tuple[bytes, ...] = ()
         self._touch = b"%d" % _us(settings.session_touch)
         self._deferred: dict[Place, Command] = {}
 
@@ -544,18 +543,13 @@ class SessionsBody:
 
     def _ring(self) -> tuple[bytes, ...]:
         if not self._peppers:
-            self._peppers = self._stand_in()
-        return self._peppers
-
-    def _stand_in(self) -> tuple[bytes, ...]:
-        if self.settings.production:
-            raise SettingsError(
-                "STILLROOM_SESSION_PEPPERS is missing: sessions need a secret (32 characters or more) in production"
+            self._peppers = pepper.ring(
+                self.settings,
+                self.settings.session_peppers,
+                "STILLROOM_SESSION_PEPPERS",
+                without="sessions end with this process, and no other knows them",
             )
-        log.warning(
-            "STILLROOM_SESSION_PEPPERS is not set: sessions end with this process, and no other knows them"
-        )
-        return (_random_pepper,)
+        return self._peppers
 
     def _names(self, place: Place) -> list[bytes]:
         return [self._keys.session(place.shard, name) for name in place.names]

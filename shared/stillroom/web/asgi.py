@@ -51,7 +51,7 @@ class StillroomMiddleware:
             return
         room = self._room
         token = self._cookie.read(_cookies(scope))
-        session = AsyncWebSession(room.sessions_body, room.state, self._cookie, token)
+        session = AsyncWebSession(room._sessions_body, room.state, self._cookie, token)
         with room.request() as budget:
             response = _Response(session, room, budget, scope["method"], send)
             await response.of(self.app, {**scope, KEY: session}, receive)

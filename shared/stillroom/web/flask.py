@@ -50,7 +50,7 @@ class StillroomSessions(SessionInterface):
     def open_session(self, app: Flask, request: Request) -> FlaskSession:
         """Flask's first step in each request. Nothing is read yet."""
         token = self._cookie.read(request.headers.get("Cookie", ""))
-        return FlaskSession(self._room.sessions_body, self._room.state, self._cookie, token)
+        return FlaskSession(self._room._sessions_body, self._room.state, self._cookie, token)
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
         """Flask's last step: the session is written, or the response becomes one that says why not."""

@@ -44,7 +44,7 @@ class StillroomMiddleware:
             return self.app(environ, start_response)
         room = self._room
         token = self._cookie.read(environ.get("HTTP_COOKIE", ""))
-        session = WebSession(room.sessions_body, room.state, self._cookie, token)
+        session = WebSession(room._sessions_body, room.state, self._cookie, token)
         environ[KEY] = session
         with room.request():
             response = _Response(session, room, environ["REQUEST_METHOD"], start_response)

@@ -1,0 +1,186 @@
+"""What was decided about a request, and how it is told: headers and problem details. Pure.
+
+Headers: draft-ietf-httpapi-ratelimit-headers-10 (structured fields, RFC 9651), and the X-RateLimit-* that clients
+knew before. Problems: RFC 9457, of the types that the draft registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from stillroom.limits.limit import Limit
+
+OK, TOO_MANY, UNAVAILABLE = 200, 429, 503
+NEVER = -1
+UNTOLD = (-1, 0, 0, 0)  # of a limit that nobody could look at
+PARTS = len(UNTOLD)
+_TYPES = "https://iana.org/assignments/http-problem-types#"
+_US = 1_000_000
+
+
+class Standing(NamedTuple):
+    """How a subject stands with one limit. Times are seconds from the decision."""
+
+    limit: Limit
+    remaining: int
+    reset: float  # until more of the quota comes back; 0: all of it is there
+    full: float  # until all of it has come back
+    retry_after: float | None  # until this request would fit; 0: it does; None: never
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a request may go on; true where it may. What it says is only put together when asked for.
+
+    `degraded` is why Redis could not be asked ("timeout", "breaker" …), empty where it was.
+    """
+
+    limits: tuple[Limit, ...]
+    status: int  # 200, 429, or 503: what may not be decided without Redis
+    cost: int
+    now_us: int  # the server's clock, since 1970
+    said: Sequence[
+        int
+    ] = ()  # hits used, µs until some are back, until it fits, until all are: for each limit
+    age_us: int = 0  # since it was said: it is a denial that this process remembers
+    wait_us: int = 0  # of a ban, or until Redis may be back
+    degraded: str = ""
+
+    def __bool__(self) -> bool:
+        return self.status == OK
+
+    @property
+    def allowed(self) -> bool:
+        return self.status == OK
+
+    @property
+    def banned(self) -> bool:
+        """Denied for what this client did before, not for this request."""
+        return self.status == TOO_MANY and not self.said
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        """One for each limit that could be looked at, the one that binds most first."""
+        found = [
+            self._standing(limit, self.said[place : place + PARTS])
+            for limit, place in zip(self.limits, range(0, len(self.said), PARTS), strict=False)
+            if self.said[place] >= 0
+        ]
+        return tuple(sorted(found, key=_how_free))
+
+    @property
+    def violated(self) -> tuple[Limit, ...]:
+        """The limits that this request does not fit into."""
+        return tuple(one.limit for one in self.standings if one.retry_after != 0)
+
+    @property
+    def remaining(self) -> int | None:
+        """What is left of the quota that binds most. None: no limit could be looked at."""
+        return min((one.remaining for one in self.standings), default=None)
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until this request would be admitted. 0: it is. None: never, its cost is over a whole quota."""
+        if self.status == OK:
+            return 0.0
+        if self.wait_us:
+            return _seconds(self.wait_us - self.age_us)
+        waits = [one.retry_after for one in self.standings]
+        return None if None in waits else max((wait for wait in waits if wait), default=0.0)
+
+    def headers(self) -> dict[str, str]:
+        """For the response, whatever its status. Of what nobody could look at, nothing is said."""
+        headers: dict[str, str] = {}
+        if self.limits:
+            headers["RateLimit-Policy"] = ", ".join(map(_policy, self.limits))
+        if standings := self.standings:
+            headers["RateLimit"] = ", ".join(map(_state, standings))
+            headers |= self._legacy(standings[0])
+        if self.status != OK:
+            headers |= self._refusal()
+        return headers
+
+    def problem(self) -> dict[str, Any]:
+        """The problem details of a denial, for a body of application/problem+json. Empty if it is none."""
+        if self.status == OK:
+            return {}
+        kind, title, detail = self._explanation()
+        return {
+            "type": _TYPES + kind,
+            "title": title,
+            "status": self.status,
+            "detail": detail,
+            "violated-policies": [limit.name for limit in self.violated],
+        }
+
+    def _standing(self, limit: Limit, said: Sequence[int]) -> Standing:
+        used, some, fits, full = said
+        return Standing(
+            limit,
+            max(0, limit.quota - used),
+            _seconds(some - self.age_us),
+            _seconds(full - self.age_us),
+            None if fits == NEVER else _seconds(fits - self.age_us),
+        )
+
+    def _legacy(self, binding: Standing) -> dict[str, str]:
+        reset_us = self.now_us + self.age_us + round(binding.reset * _US)
+        return {
+            "X-RateLimit-Limit": str(binding.limit.quota),
+            "X-RateLimit-Remaining": str(binding.remaining),
+            "X-RateLimit-Reset": str(_ceil_us(reset_us)),
+        }
+
+    def _refusal(self) -> dict[str, str]:
+        wait = self.retry_after
+        told = {} if wait is None else {"Retry-After": str(max(1, _ceil(wait)))}
+        return told | {"Cache-Control": "no-store"}
+
+    def _explanation(self) -> tuple[str, str, str]:
+        wait = self.retry_after
+        if self.status == UNAVAILABLE:
+            return (
+                "temporary-reduced-capacity",
+                "Temporarily out of capacity",
+                "Whether this request is within its limits can't be told right now.",
+            )
+        if self.banned:
+            return (
+                "abnormal-usage-detected",
+                "Abnormal usage detected",
+                "Requests of this client are refused for a while.",
+            )
+        if wait is None:
+            detail = f"This request costs {self.cost}: more than the whole quota. It will not be admitted later."
+        else:
+            detail = f"It may be sent again in {max(1, _ceil(wait))} s."
+        return "quota-exceeded", "Quota exceeded", detail
+
+
+def _how_free(standing: Standing) -> tuple[float, float, float]:
+    """What it is sorted by: who waits longest, then who has least left, then for longest."""
+    wait = float("inf") if standing.retry_after is None else standing.retry_after
+    return -wait, standing.remaining, -standing.reset
+
+
+def _policy(limit: Limit) -> str:
+    return f'"{limit.name}";q={limit.quota};w={limit.window}'
+
+
+def _state(standing: Standing) -> str:
+    left = f'"{standing.limit.name}";r={standing.remaining}'
+    return f"{left};t={_ceil(standing.reset)}" if standing.reset else left
+
+
+def _seconds(us: int) -> float:
+    return max(0, us) / _US
+
+
+def _ceil(seconds: float) -> int:
+    return _ceil_us(round(seconds * _US))
+
+
+def _ceil_us(us: int) -> int:
+    return -(-us // _US)

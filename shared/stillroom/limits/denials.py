@@ -1,0 +1,87 @@
+"""What a process remembers of denials: who was denied will be denied again, and need not ask Redis for it. Pure.
+
+While the oldest hits that count have not left their window nothing can change that but a refund, a reset or a
+lifted ban; this process' own are noticed at once, others' after 5 s.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from stillroom.limits.decision import Decision
+from stillroom.limits.limit import Limit
+
+REMEMBERED_S = 5.0
+
+
+class Denial:
+    """One that is remembered, under the log or the ban that it came from."""
+
+    __slots__ = ("at", "decision", "keys", "limit", "unseen", "until")
+
+    def __init__(
+        self,
+        decision: Decision,
+        keys: Sequence[bytes],
+        limit: Limit | None,
+        at: float,
+        until: float,
+    ) -> None:
+        self.decision = decision
+        self.keys = keys
+        self.limit = limit  # None: it is a ban
+        self.at = at
+        self.until = until
+        self.unseen = 0  # denials that Redis has not heard of; two threads may count one too few
+
+    def answers(self, limit: Limit, cost: int, now: float) -> bool:
+        """Whether a request that costs this much is denied too."""
+        same = self.limit is limit or self.limit == limit
+        return same and now < self.until and cost >= self.decision.cost
+
+
+class Denials:
+    """A bounded number of them. Time is `time.monotonic()`, given."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: OrderedDict[bytes, Denial] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, key: bytes, denial: Denial) -> None:
+        self._found[key] = denial
+        if len(self._found) > self._most:
+            self._found.popitem(last=False)
+
+    def find(
+        self,
+        bans: Iterable[bytes],
+        keys: Sequence[bytes],
+        limits: Sequence[Limit],
+        cost: int,
+        now: float,
+    ) -> Denial | None:
+        """The denial that answers this request too."""
+        found = self._found
+        for ban in bans:
+            if (denial := found.get(ban)) and now < denial.until:
+                return denial
+        for key, limit in zip(keys, limits, strict=True):
+            if (denial := found.get(key)) and denial.answers(limit, cost, now):
+                return denial
+        return None
+
+    def take_unseen(self, keys: Iterable[bytes]) -> int:
+        """How many denials of these logs Redis has not heard of; it is about to. They are forgotten."""
+        return sum(denial.unseen for key in keys if (denial := self._found.pop(key, None)))
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self._found.pop(key, None)
+
+    def reset(self) -> None:
+        """None: a forked process has denied nobody yet."""
+        self._found.clear()
