@@ -110,7 +110,7 @@ def serving_wsgi(app: Any) -> Iterator[int]:
 def serving_asgi(make_app: Callable[[AsyncStillroom], Any], room: AsyncStillroom) -> Iterator[int]:
     """uvicorn in a thread; the room is closed in its event loop. Gives the port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(make_app(room), log_config=None, lifespan="auto", ws="none")
+    config = uvicorn.Config(make_app(room), log_config=None, ws="none", proxy_headers=False)
     server = uvicorn.Server(config)
 
     async def serve() -> None:

@@ -80,7 +80,7 @@ def wsgi_app(
     """`before` is called with the path when the session has been changed and not yet written."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes] | list[bytes]:
-        session, path = environ["stillroom.session"], environ["PATH_INFO"]
+        session, path = environ.get("stillroom.session"), environ["PATH_INFO"]
         status, said = act(session, path, environ["QUERY_STRING"])
         before(path)
         body = b"" if environ["REQUEST_METHOD"] == "HEAD" else json.dumps(said).encode()
@@ -94,7 +94,7 @@ def asgi_app(before: Callable[[str], None] = lambda path: None) -> Callable[...,
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             return
-        session, path = scope["stillroom.session"], scope["path"]
+        session, path = scope.get("stillroom.session"), scope["path"]
         if looks(path):
             await session.load()
         status, said = act(session, path, scope["query_string"].decode())

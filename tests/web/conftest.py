@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -32,23 +32,30 @@ def face(request: pytest.FixtureRequest) -> str:
 
 
 @contextmanager
-def serving(face: str, settings: Settings, *hooks: Any) -> Iterator[int]:
+def serving(face: str, settings: Settings, *hooks: Any, **options: Any) -> Iterator[int]:
     """The shop with one of the two middlewares. Gives the port."""
     if face == "wsgi":
         with Stillroom(settings, dispatch=NoDispatch()) as room:
-            with serving_wsgi(Wsgi(wsgi_app(*hooks), room)) as port:
+            with serving_wsgi(Wsgi(wsgi_app(*hooks), room, **options)) as port:
                 yield port
         return
 
     room = AsyncStillroom(settings, dispatch=NoDispatch())
-    with serving_asgi(lambda room: Asgi(asgi_app(*hooks), room), room) as port:
+    with serving_asgi(lambda room: Asgi(asgi_app(*hooks), room, **options), room) as port:
         yield port
 
 
 @pytest.fixture
 def serve(face: str, settings: Settings) -> Serve:
-    """Serves the shop on the test's server; `hooks` as in apps.py."""
-    return lambda *hooks: serving(face, settings, *hooks)
+    """Serves the shop on the test's server; `hooks` as in apps.py, `options` are the middleware's."""
+
+    def serve(*hooks: Any, changes: Mapping[str, Any] = {}, **options: Any) -> Any:
+        changed = Settings(
+            **{"redis_url": settings.redis_url, "request_timeout": 30} | PATIENT | dict(changes)
+        )
+        return serving(face, changed, *hooks, **options)
+
+    return serve
 
 
 @pytest.fixture

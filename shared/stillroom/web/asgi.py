@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
+from stillroom.limits import Routes
 from stillroom.room import AsyncStillroom
-from stillroom.web.ending import ending, report_loss
-from stillroom.web.problem import Answer, failed
+from stillroom.web.ending import Header, ending, lacking, report_loss
+from stillroom.web.gate import Asked, Gate, SubjectOf
+from stillroom.web.problem import Answer, denied, failed
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.wire import Budget
@@ -21,6 +23,7 @@ from stillroom.wire import Budget
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
+PASSED = "stillroom.passed"  # this middleware, around an outer app
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -30,32 +33,68 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class StillroomMiddleware:
-    """Gives each HTTP request its session, `scope["stillroom.session"]`: see AsyncWebSession.
+    """Keeps the limits of a route table, and gives each request its session.
 
-    It is written when the response begins. A response of 5xx writes nothing. Redis away while it is read or
-    written: 503 with Retry-After, also in place of the app's own 500, and the cookie is left as it is. In an app
-    that is mounted in another one's, the outer session is used. Websockets and lifespan pass through untouched.
-    All Redis calls of a request, up to its response, share `request_timeout` seconds.
+    `routes`: those a request may not exceed; it is answered with 429, or 503, before the app is called, and each
+    response says how its client stands. None: no limits. `subject` says what is counted besides the address.
+
+    `scope["stillroom.session"]` is the session: see AsyncWebSession. It is written when the response begins. A
+    response of 5xx writes nothing. Redis away while it is read or written: 503 with Retry-After, also in place of
+    the app's own 500, and the cookie is left as it is. `sessions=False`: there is none.
+
+    In an app that is mounted in another one's, the outer session is used, and nothing is counted twice. Websockets
+    and lifespan pass through untouched. All Redis calls of a request, up to its response, share `request_timeout`
+    seconds.
     """
 
     def __init__(
-        self, app: App, room: AsyncStillroom, *, cookie: SessionCookie | None = None
+        self,
+        app: App,
+        room: AsyncStillroom,
+        *,
+        routes: Routes | None = None,
+        subject: SubjectOf | None = None,
+        sessions: bool = True,
+        cookie: SessionCookie | None = None,
     ) -> None:
         self.app = app
         self._room = room
+        self._gate = Gate(room, routes, subject)
+        self._has_sessions = sessions
         self._cookie = cookie or SessionCookie()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or KEY in scope:
+        if scope["type"] != "http" or PASSED in scope:
             await self.app(scope, receive, send)
             return
-        room = self._room
-        token = self._cookie.read(_cookies(scope))
-        session = AsyncWebSession(room._sessions_body, room.state, self._cookie, token)
-        with room.request() as budget:
-            response = _Response(session, room, budget, scope["method"], send)
-            await response.of(self.app, {**scope, KEY: session}, receive)
+        session = self._session(scope)
+        seen = {**scope, PASSED: True} | ({KEY: session} if self._has_sessions else {})
+        with self._room.request() as budget:
+            await self._respond(session, budget, seen, receive, send)
         report_loss(session)
+
+    def _session(self, scope: Scope) -> AsyncWebSession:
+        token = self._cookie.read(_cookies(scope)) if self._has_sessions else None
+        return AsyncWebSession(self._room._sessions_body, self._room.state, self._cookie, token)
+
+    async def _respond(
+        self, session: AsyncWebSession, budget: Budget, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        method, path = scope["method"], scope["path"]
+        route = self._gate.route(method, path)
+        said: list[Header] = []
+        if route is not None:
+            asked = Asked(method, path, _peer(scope), _decoded(scope["headers"]))
+            decision = await self._room.state.run(self._gate.asking(route, asked, session))
+            if not decision:
+                await _send_answer(send, denied(decision, method))
+                return
+            said = list(decision.headers().items())
+        response = _Response(session, self._room, budget, method, said, send)
+        try:
+            await response.of(self.app, scope, receive)
+        finally:
+            self._gate.learn(route, session)
 
 
 class _Response:
@@ -67,12 +106,14 @@ class _Response:
         room: AsyncStillroom,
         budget: Budget,
         method: str,
+        said: list[Header],
         send: Send,
     ) -> None:
         self._session = session
         self._room = room
         self._budget = budget
         self._method = method
+        self._said = said  # of the limits
         self._really_send = send
         self._has_begun = False
         self._is_replaced = False
@@ -95,29 +136,44 @@ class _Response:
             await self._really_send(message)
 
     async def _begin(self, message: Message) -> None:
-        headers = list(message.get("headers", ()))
-        names = {name.decode("latin-1").lower() for name, _ in headers}
+        raw = list(message.get("headers", ()))
+        headers = _decoded(raw)
         end = await self._room.state.run(
-            ending(self._session, message["status"], names, self._method)
+            ending(self._session, message["status"], headers, self._method)
         )
         if end.instead is not None:
             await self._answer(end.instead)
             return
         self._has_begun = True
         self._budget.left = math.inf  # a stream may be hours long
-        await self._really_send({**message, "headers": [*headers, *_encoded(end.headers)]})
+        more = _encoded([*end.headers, *lacking(headers, self._said)])
+        await self._really_send({**message, "headers": [*raw, *more]})
 
     async def _answer(self, answer: Answer) -> None:
         self._has_begun = self._is_replaced = True
-        start = {"status": answer.status, "headers": _encoded(answer.headers)}
-        await self._really_send({"type": "http.response.start", **start})
-        await self._really_send({"type": "http.response.body", "body": answer.body})
+        headers = [*answer.headers, *lacking(answer.headers, self._said)]
+        await _send_answer(self._really_send, answer._replace(headers=headers))
+
+
+async def _send_answer(send: Send, answer: Answer) -> None:
+    start = {"status": answer.status, "headers": _encoded(answer.headers)}
+    await send({"type": "http.response.start", **start})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _peer(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 def _cookies(scope: Scope) -> str:
     """All Cookie headers as one: HTTP/2 may send several."""
     found = [value for name, value in scope["headers"] if name == b"cookie"]
     return b"; ".join(found).decode("latin-1")
+
+
+def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> list[Header]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
 def _encoded(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from stillroom.errors import SessionEnded, SessionStoreUnavailable
@@ -24,9 +24,9 @@ class Ending(NamedTuple):
 
 
 def ending(
-    session: RequestSession, status: int, names: Collection[str], method: str
+    session: RequestSession, status: int, headers: Iterable[Header], method: str
 ) -> Operation[Ending]:
-    """Write the session, for a response with this status and headers of these names (in lower case).
+    """Write the session, for a response with this status and headers.
 
     A response of 5xx keeps nothing of what the request did to its session: it failed, as a transaction does.
     One of 500 after the session could not be read is answered with 503.
@@ -44,7 +44,7 @@ def ending(
     except (SessionStoreUnavailable, SessionEnded) as error:
         log.warning("the session of a request was not written: %s", error)
         return Ending([], failed(error, method))
-    return Ending([*_vary(session), *_set_cookie(cookie, names)])
+    return Ending([*_vary(session), *_set_cookie(cookie, headers)])
 
 
 def report_loss(session: RequestSession) -> None:
@@ -59,9 +59,14 @@ def _vary(session: RequestSession) -> list[Header]:
     return [("Vary", "Cookie")] if session.is_looked_at else []
 
 
-def _set_cookie(cookie: str | None, names: Collection[str]) -> list[Header]:
+def _set_cookie(cookie: str | None, headers: Iterable[Header]) -> list[Header]:
     """A shared cache must not give one visitor's cookie to the next."""
     if cookie is None:
         return []
-    private = [] if "cache-control" in names else [("Cache-Control", "private")]
-    return [("Set-Cookie", cookie), *private]
+    return [("Set-Cookie", cookie), *lacking(headers, [("Cache-Control", "private")])]
+
+
+def lacking(headers: Iterable[Header], more: Iterable[Header]) -> list[Header]:
+    """Those of `more` that are not among the headers: what the app says itself, it knows better."""
+    names = {name.lower() for name, _ in headers}
+    return [header for header in more if header[0].lower() not in names]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Flask, Request, Response
+from flask import Flask, Request, Response, request
 from flask.sessions import SessionInterface, SessionMixin
 
 from stillroom.errors import SettingsError
@@ -54,8 +54,9 @@ class StillroomSessions(SessionInterface):
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
         """Flask's last step: the session is written, or the response becomes one that says why not."""
-        names = {name.lower() for name in dict(response.headers)}
-        end = self._room.state.run(ending(session, response.status_code, names, "GET"))
+        end = self._room.state.run(
+            ending(session, response.status_code, response.headers, request.method)
+        )
         if end.instead is None:
             response.headers.extend(end.headers)
         else:

@@ -146,21 +146,20 @@ class RequestSession(MutableMapping[str, Any]):
         return self._is_written and bool(self._altered())
 
     def reading(self) -> Operation[None]:
-        """Read it, unless that was done."""
+        """Read it, unless that was done. Raises SessionStoreUnavailable."""
         if self._data is None:
-            yield from self.prefetching()
+            try:
+                yield from self.prefetching()
+            except StillroomError as error:
+                self.failure = error
+                raise
             self._data = {} if self._found is None else _keys_of(self._found.data)
 
     def prefetching(self) -> Operation[None]:
-        """Have it ready for who looks at it."""
-        if self._token is None or self._is_asked:
-            return
-        try:
+        """Have it ready for who looks at it. A failure is no failure before somebody does."""
+        if self._token is not None and not self._is_asked:
             self._found = yield from self._body.get(self._token)
-        except StillroomError as error:
-            self.failure = error
-            raise
-        self._is_asked = True
+            self._is_asked = True
 
     def writing(self) -> Operation[str | None]:
         """Write what the request has changed, unless that was done; the Set-Cookie header this takes.

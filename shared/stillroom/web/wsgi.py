@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
+from stillroom.limits import Routes
 from stillroom.room import Stillroom
-from stillroom.web.ending import ending, report_loss
-from stillroom.web.problem import Answer, failed
+from stillroom.web.ending import Header, ending, lacking, report_loss
+from stillroom.web.gate import Asked, Gate, SubjectOf
+from stillroom.web.problem import Answer, denied, failed
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
 
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
+PASSED = "stillroom.passed"  # this middleware, around an outer app
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
@@ -26,40 +29,86 @@ App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
 class StillroomMiddleware:
-    """Gives each request its session, `environ["stillroom.session"]`: see WebSession.
+    """Keeps the limits of a route table, and gives each request its session.
 
-    It is written when the app hands over its body, or the first piece of it. A response of 5xx writes nothing.
-    Redis away while it is read or written: 503 with Retry-After, also in place of the app's own 500, and the
-    cookie is left as it is. In an app that is mounted in another one's, the outer session is used. All Redis
+    `routes`: those a request may not exceed; it is answered with 429, or 503, before the app is called, and each
+    response says how its client stands. None: no limits. `subject` says what is counted besides the address.
+
+    `environ["stillroom.session"]` is the session: see WebSession. It is written when the app hands over its body,
+    or the first piece of it. A response of 5xx writes nothing. Redis away while it is read or written: 503 with
+    Retry-After, also in place of the app's own 500, and the cookie is left as it is. `sessions=False`: there is
+    none.
+
+    In an app that is mounted in another one's, the outer session is used, and nothing is counted twice. All Redis
     calls of a request, up to its response, share `request_timeout` seconds.
     """
 
-    def __init__(self, app: App, room: Stillroom, *, cookie: SessionCookie | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        room: Stillroom,
+        *,
+        routes: Routes | None = None,
+        subject: SubjectOf | None = None,
+        sessions: bool = True,
+        cookie: SessionCookie | None = None,
+    ) -> None:
         self.app = app
         self._room = room
+        self._gate = Gate(room, routes, subject)
+        self._has_sessions = sessions
         self._cookie = cookie or SessionCookie()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if KEY in environ:
+        if PASSED in environ:
             return self.app(environ, start_response)
-        room = self._room
-        token = self._cookie.read(environ.get("HTTP_COOKIE", ""))
-        session = WebSession(room._sessions_body, room.state, self._cookie, token)
-        environ[KEY] = session
-        with room.request():
-            response = _Response(session, room, environ["REQUEST_METHOD"], start_response)
-            return response.of(self.app, environ)
+        environ[PASSED] = True
+        session = self._session(environ)
+        with self._room.request():
+            return self._respond(session, environ, start_response)
+
+    def _session(self, environ: Environ) -> WebSession:
+        token = self._cookie.read(environ.get("HTTP_COOKIE", "")) if self._has_sessions else None
+        session = WebSession(self._room._sessions_body, self._room.state, self._cookie, token)
+        if self._has_sessions:
+            environ[KEY] = session
+        return session
+
+    def _respond(
+        self, session: WebSession, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        method, path = environ["REQUEST_METHOD"], _path(environ)
+        route = self._gate.route(method, path)
+        said: list[Header] = []
+        if route is not None:
+            asked = Asked(method, path, environ.get("REMOTE_ADDR"), _headers(environ))
+            decision = self._room.state.run(self._gate.asking(route, asked, session))
+            if not decision:
+                answer = denied(decision, method)
+                start_response(answer.line, answer.headers)
+                return [answer.body]
+            said = list(decision.headers().items())
+        response = _Response(session, self._room, method, said, start_response)
+        body = response.of(self.app, environ)
+        self._gate.learn(route, session)
+        return body
 
 
 class _Response:
     """A response that is held back until the app has handed over its body: so long the session may change."""
 
     def __init__(
-        self, session: WebSession, room: Stillroom, method: str, start_response: StartResponse
+        self,
+        session: WebSession,
+        room: Stillroom,
+        method: str,
+        said: list[Header],
+        start_response: StartResponse,
     ) -> None:
         self._session = session
         self._room = room
         self._method = method
+        self._said = said  # of the limits
         self._start_response = start_response
         self._held: tuple[Any, ...] | None = None  # status, headers, exc_info
         self._write: Callable[[bytes], object] | None = None  # set when the response has begun
@@ -122,10 +171,10 @@ class _Response:
         if self._write is not None or self._held is None:
             return
         status, headers, *exc_info = self._held
-        names = {name.lower() for name, _ in headers}
-        end = self._room.state.run(ending(self._session, int(status[:3]), names, self._method))
+        end = self._room.state.run(ending(self._session, int(status[:3]), headers, self._method))
         if end.instead is None:
-            self._write = self._start_response(status, [*headers, *end.headers], *exc_info)
+            more = [*end.headers, *lacking(headers, self._said)]
+            self._write = self._start_response(status, [*headers, *more], *exc_info)
         else:
             self._answer(end.instead)
 
@@ -141,7 +190,8 @@ class _Response:
 
     def _answer(self, answer: Answer) -> None:
         self._instead = answer
-        self._write = self._start_response(answer.line, answer.headers)
+        headers = [*answer.headers, *lacking(answer.headers, self._said)]
+        self._write = self._start_response(answer.line, headers)
 
 
 class _Stream:
@@ -157,6 +207,18 @@ class _Stream:
     def close(self) -> None:
         _close(self._body)
         self._response.over()
+
+
+def _path(environ: Environ) -> str:
+    return str(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+
+
+def _headers(environ: Environ) -> list[Header]:
+    return [
+        (name.removeprefix("HTTP_").replace("_", "-"), value)
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    ]
 
 
 def _close(body: Iterable[bytes]) -> None:

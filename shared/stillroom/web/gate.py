@@ -1,0 +1,68 @@
+"""What is asked before the app is called: may the request go on, and what is its session, in one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from stillroom.limits import Decision, Route, Routes
+from stillroom.operation import Failed, Operation, together
+from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.web.ending import Header
+from stillroom.web.request_session import RequestSession
+
+
+class Asked(NamedTuple):
+    """A request, as far as limits need it."""
+
+    method: str
+    path: str  # with the part an app is mounted under
+    peer: str | None  # None: a socket file
+    headers: list[Header]
+
+
+# What a request is counted by besides its address: kind → text, such as {"user": "ann"}.
+SubjectOf = Callable[[Asked], Mapping[str, str | None]]
+
+
+class Gate:
+    """The limits of a route table, for requests of either face.
+
+    A session is read along with the check where the route's last request looked at its own: then both are one round
+    trip. Elsewhere it is read when it is looked at, and costs nothing if it is not.
+    """
+
+    def __init__(
+        self, room: Stillroom | AsyncStillroom, routes: Routes | None, subject: SubjectOf | None
+    ) -> None:
+        self._limits = room.limits
+        self._body = room._limits_body
+        self._routes = routes
+        self._subject = subject
+        self._look: set[Route] = set()  # routes whose last request looked at its session
+
+    def route(self, method: str, path: str) -> Route | None:
+        """The route whose limits a request has; None if it has none."""
+        found = self._routes.find(method, path) if self._routes else None
+        return found if found and found.limits else None
+
+    def asking(self, route: Route, asked: Asked, session: RequestSession) -> Operation[Decision]:
+        """Whether the request may go on; and have its session ready, if it will be looked at."""
+        others = self._subject(asked) if self._subject else {}
+        subject = {**others, "ip": self._limits.client(asked.peer, asked.headers)}
+        checks = self._body.check(subject, route.limits, route.cost, route=route.template)
+        if session.is_read or route not in self._look:
+            return (yield from checks)
+        decision, _ = yield from together(checks, session.prefetching())
+        if isinstance(decision, Failed):
+            raise decision.error
+        return decision  # type: ignore[no-any-return]
+
+    def learn(self, route: Route | None, session: RequestSession) -> None:
+        """What to expect of the next request on this route."""
+        if route is None:
+            return
+        if session.is_looked_at:
+            self._look.add(route)
+        else:
+            self._look.discard(route)
