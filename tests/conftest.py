@@ -17,6 +17,7 @@ from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import BlockingRoom
 
+pytest_plugins = ["stillroom.testing"]  # what apps get, for tests/redis/test_testing.py
 SERVERS = ["valkey", "redis"]
 
 

@@ -57,6 +57,7 @@ KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 # `%` is escaped so that no two keys are ever written the same.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 _GLOB_SIGNS = re.compile(rb"[*?\[\]\\]")
+_SHARDED = re.compile(rb"[^{]*\{([^}]*)\}:(.*)", re.DOTALL)
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -130,6 +131,20 @@ class Keys:
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
         return f"{self._namespace}.{kind}"
+
+
+def kind_of(key: bytes) -> str:
+    """What a key holds, in the words of the table above: `e`, `l`, `s`, `x`, `limit` …; `` for what has no shard.
+
+    >>> kind_of(b"stillroom:{0}:e:product:7"), kind_of(b"stillroom:{rl:ip:192.0.2.1}:auth")
+    ('e', 'limit')
+    """
+    match = _SHARDED.match(key)
+    if match is None:
+        return ""
+    if not match[1].startswith(b"rl:"):
+        return match[2].partition(b":")[0].decode()
+    return "mark of a limit" if b"!" in key else "limit"
 
 
 def sanitized(text: str) -> bytes:
