@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -211,6 +211,12 @@ class AsyncStillroom(_Room):
         _complain(await self.sessions.deliver())
         await self.wire.close()
         await self.state_wire.close()
+
+    @asynccontextmanager
+    async def lifespan(self, _: object) -> AsyncIterator[None]:
+        """For Starlette and FastAPI: `FastAPI(lifespan=room.lifespan)` closes the room when the app ends."""
+        async with self:
+            yield
 
     async def __aenter__(self) -> Self:
         return self

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import uvicorn
 
-from stillroom import AsyncStillroom
+from stillroom import AsyncStillroom, Settings
 from stillroom.web.session_cookie import SessionCookie
+from tests.support.crowd import PATIENT
 
 WITHIN = 10.0  # seconds a test waits for anything before it fails
 COOKIE = SessionCookie().name
@@ -125,3 +132,55 @@ def serving_asgi(make_app: Callable[[AsyncStillroom], Any], room: AsyncStillroom
         server.should_exit = True
         thread.join(WITHIN)
         listener.close()
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment that gives a process of its own the same room, and as much patience."""
+    patience = {f"STILLROOM_{name.upper()}": str(value) for name, value in PATIENT.items()}
+    return patience | {
+        "REDIS_URL": settings.redis_url,
+        "STILLROOM_NAMESPACE": settings.namespace,
+        "STILLROOM_REQUEST_TIMEOUT": "60",
+        "STILLROOM_SESSION_PEPPERS": settings.session_peppers[0].get_secret_value(),
+    }
+
+
+@contextmanager
+def serving_process(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str]
+) -> Iterator[int]:
+    """A server's own command, in a process group of its own; `{fd}` in it is the socket it takes over.
+
+    Gives the port. Nobody waits for it to be up: a connection waits in the socket's queue until it is.
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        fd = listener.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *(word.format(fd=fd) for word in command)],
+            cwd=folder,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                **environment,
+            },
+            pass_fds=[fd],
+            process_group=0,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            stop_group(process)
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """Ask the whole group to end; what does not is killed. What it said is shown if the test fails."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        said, _ = process.communicate(timeout=WITHIN)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+    print(said.decode())
