@@ -34,6 +34,10 @@ def blocking(room: Stillroom) -> None:
     assert_type(room.cache.get_or_set("k", lambda: Product(id=1)), Product)
     assert_type(room.cache.set("k", 1, ttl=3, tags=["t"]), bool)
     assert_type(room.cache.invalidate("a", "b"), int)
+    assert_type(room.cache.add("k", 1, ttl=3), bool)
+    assert_type(room.cache.incr("k"), float | None)
+    assert_type(room.cache.touch("k", ttl=3), bool)
+    room.cache.touch("k", tags=["t"])  # type: ignore[call-arg]
 
     @room.cache.cached("product:{id}", ttl=60, tags=["products", lambda p: [f"p:{p.id}"]])
     def load(id: int, brand: str = "acme") -> Product:
