@@ -84,7 +84,8 @@ class StillroomMiddleware:
         route = self._gate.route(method, path)
         said: list[Header] = []
         if route is not None:
-            asked = Asked(method, path, _peer(scope), _decoded(scope["headers"]))
+            headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
+            asked = Asked(method, path, _peer(scope), headers)
             decision = await self._room.state.run(self._gate.asking(route, asked, session))
             if not decision:
                 await _send_answer(send, denied(decision, method))

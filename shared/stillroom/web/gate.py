@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from stillroom.limits import Decision, Route, Routes
@@ -11,6 +12,8 @@ from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.ending import Header
 from stillroom.web.request_session import RequestSession
 
+CLIENTS = 8_192  # addresses that are remembered
+
 
 class Asked(NamedTuple):
     """A request, as far as limits need it."""
@@ -18,7 +21,7 @@ class Asked(NamedTuple):
     method: str
     path: str  # with the part an app is mounted under
     peer: str | None  # None: a socket file
-    headers: list[Header]
+    headers: list[Header]  # empty where nobody reads them
 
 
 # What a request is counted by besides its address: kind → text, such as {"user": "ann"}.
@@ -35,8 +38,12 @@ class Gate:
     def __init__(
         self, room: Stillroom | AsyncStillroom, routes: Routes | None, subject: SubjectOf | None
     ) -> None:
-        self._limits = room.limits
         self._body = room._limits_body
+        self._client = room.limits.client
+        # Without trusted proxies an address is all there is to know, and most requests come from a known one.
+        self._known = lru_cache(CLIENTS)(room.limits.client)
+        self._trusts_any = bool(room.settings.trusted_proxies)
+        self.reads_headers = self._trusts_any or subject is not None
         self._routes = routes
         self._subject = subject
         self._look: set[Route] = set()  # routes whose last request looked at its session
@@ -49,7 +56,7 @@ class Gate:
     def asking(self, route: Route, asked: Asked, session: RequestSession) -> Operation[Decision]:
         """Whether the request may go on; and have its session ready, if it will be looked at."""
         others = self._subject(asked) if self._subject else {}
-        subject = {**others, "ip": self._limits.client(asked.peer, asked.headers)}
+        subject = {**others, "ip": self._client_of(asked)}
         checks = self._body.check(subject, route.limits, route.cost, route=route.template)
         if session.is_read or route not in self._look:
             return (yield from checks)
@@ -57,6 +64,11 @@ class Gate:
         if isinstance(decision, Failed):
             raise decision.error
         return decision  # type: ignore[no-any-return]
+
+    def _client_of(self, asked: Asked) -> str:
+        if self._trusts_any:
+            return self._client(asked.peer, asked.headers)
+        return self._known(asked.peer)
 
     def learn(self, route: Route | None, session: RequestSession) -> None:
         """What to expect of the next request on this route."""

@@ -81,7 +81,8 @@ class StillroomMiddleware:
         route = self._gate.route(method, path)
         said: list[Header] = []
         if route is not None:
-            asked = Asked(method, path, environ.get("REMOTE_ADDR"), _headers(environ))
+            headers = _headers(environ) if self._gate.reads_headers else []
+            asked = Asked(method, path, environ.get("REMOTE_ADDR"), headers)
             decision = self._room.state.run(self._gate.asking(route, asked, session))
             if not decision:
                 answer = denied(decision, method)
