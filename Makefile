@@ -29,6 +29,7 @@ bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
 	$(BIN)/python tests/bench/stale.py
 	$(BIN)/python tests/bench/sessions.py
 	$(BIN)/python tests/bench/web.py
+	$(BIN)/python tests/bench/rate_limits.py
 	$(BIN)/python tests/bench/invalidation.py --entries 300000
 
 clean:  ## Remove what the targets made

@@ -157,6 +157,8 @@ class Driver:
                 budget.left -= time.monotonic() - started
 
     def _take(self, step: Any, left: float) -> Any:
+        if type(step) is Once:
+            return self._exchange(step, left, idempotent=False)
         if isinstance(step, Call):
             result = _called(step)
             return _in_background_loop(result) if inspect.isawaitable(result) else result
@@ -168,7 +170,7 @@ class Driver:
             limit = _limit(left, self._command_timeout)
             batch, again = _timed(step, self.wire.server.now_us(), limit), type(step) is Timed
             return self._exchange(batch, limit, idempotent=again)
-        return self._exchange(step, left, idempotent=False)
+        raise TypeError(f"{type(step).__name__} is no step of an operation")
 
 
 class AsyncDriver:
@@ -234,6 +236,8 @@ class AsyncDriver:
                 budget.left -= time.monotonic() - started
 
     async def _take(self, step: Any, left: float) -> Any:
+        if type(step) is Once:
+            return await self._exchange(step, left, idempotent=False)
         if isinstance(step, Call):
             if inspect.iscoroutinefunction(step.function):
                 return await step.function(*step.args, **step.kwargs)
@@ -248,7 +252,7 @@ class AsyncDriver:
             limit = _limit(left, self._command_timeout)
             batch, again = _timed(step, self.wire.server.now_us(), limit), type(step) is Timed
             return await self._exchange(batch, limit, idempotent=again)
-        return await self._exchange(step, left, idempotent=False)
+        raise TypeError(f"{type(step).__name__} is no step of an operation")
 
 
 class ShardDriver(Driver):

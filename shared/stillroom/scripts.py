@@ -35,7 +35,11 @@ class Script:
     def __call__(self, keys: Sequence[bytes], *args: bytes | str | int) -> tuple[bytes | str, ...]:
         """The command that runs this script."""
         texts = [b"%d" % arg if isinstance(arg, int) else arg for arg in args]
-        return (b"EVALSHA", self.text.sha, b"%d" % len(keys), *keys, *texts)
+        return self.run((b"%d" % len(keys), *keys, *texts))
+
+    def run(self, words: tuple[bytes | str, ...]) -> tuple[bytes | str, ...]:
+        """The same, from the words that EVALSHA takes after the digest."""
+        return (b"EVALSHA", self.text.sha, *words)
 
 
 class Text:

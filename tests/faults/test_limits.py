@@ -144,7 +144,7 @@ def test_what_was_admitted_goes_in_front_of_the_next_check(
     assert admitted(room, AUTH, 5) in (0, 1, 2)
     assert remaining(own_server, AUTH) == 0
     assert remaining(own_server, AUTH, "203.0.113.8") in (3, 4)
-    assert len(getattr(room, "inner", room)._limits_body._local) == 0
+    assert len(getattr(room, "inner", room)._limits_body._local.logs) == 0
 
 
 def test_a_frozen_redis_costs_a_few_short_waits(make: Make, own_server: EmbeddedServer) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from stillroom import Limit, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.limits.local import LocalLimits
 from tests.support.crowd import PATIENT
 from tests.support.limits import forget_denials, read_log, write_log
 
@@ -95,3 +97,27 @@ def test_never_more_than_the_quota_in_any_window(
         for _ in range(3):
             traffic.hit(cost)
         traffic.hit(max(1, quota // share))
+
+
+def test_the_stand_in_decides_as_the_script_does(
+    one_room: Stillroom, server: EmbeddedServer
+) -> None:
+    """One algorithm in two languages: over more than a window of dense traffic they say the same."""
+    random = Random(7)
+    limits = [Limit("few", 20, 1), Limit("many", 300, 1)]
+    keys = [one_room.keys.limits("ip", IP) + limit.name.encode() for limit in limits]
+    stand_in = LocalLimits(1, 100, 100)
+    began = now = 0
+    outcomes = set()
+    while now - began < 1.5 * S:
+        forget_denials(one_room)
+        asked = random.choice([limits[:1], limits[1:], limits])
+        cost = random.choice([1, 1, 1, 2, 5])
+        decision = one_room.limits.check(IP, asked, cost)
+        now = decision.now_us
+        began = began or now
+        logs = [keys[limits.index(limit)] for limit in asked]
+        status, said = stand_in.decide(logs, asked, cost, now, take=True)
+        assert (status, list(said)) == (decision.status, list(decision.said))
+        outcomes.add((len(asked), status))
+    assert len(outcomes) == 4

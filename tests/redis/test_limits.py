@@ -143,8 +143,22 @@ def test_a_limit_needs_its_subject(room: Any) -> None:
         room.limits.check({"user": "ann"}, [DEFAULT])
     with pytest.raises(InvalidLimit, match="the user of a subject is a str"):
         room.limits.check({"user": 7}, [USER])
+    with pytest.raises(InvalidLimit, match="a subject is an address, or a mapping"):
+        room.limits.check(None, [DEFAULT])
+    with pytest.raises(InvalidLimit, match="the ip of a subject is a str"):
+        room.limits.check({"ip": 7}, [DEFAULT])
     with pytest.raises(InvalidLimit, match="two limits of one request have this name"):
         room.limits.check(IP, [AUTH, AUTH])
+
+
+def test_without_limits_only_bans_are_looked_at(room: Any, client: Any) -> None:
+    """A route without limits admits; who is banned is banned there too."""
+    assert room.limits.check(IP, []).headers() == {}
+    assert room.limits.check({}, [])
+    assert room.limits.reserve(IP, [])
+    client.set(room.keys.ban(IP), "{}", px=90_000)
+    assert room.limits.check(IP, []).banned
+    room.limits.reset(IP, [])
 
 
 # Costs
@@ -428,7 +442,7 @@ def test_denials_from_memory_are_told_with_the_next_one(room: Any, client: Any) 
     assert sent(client, lambda: [room.limits.check(IP, [AUTH]) for _ in range(100)]) == []
     assert client.get(client.keys("*!denied")[0]) == b"1"
     inner = getattr(room, "inner", room)
-    for denial in inner._limits_body._denials._found.values():
+    for denial in inner._limits_body._denials.found.values():
         denial.until = 0.0
     room.limits.check(IP, [AUTH])
     assert client.get(client.keys("*!denied")[0]) == b"102"

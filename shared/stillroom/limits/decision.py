@@ -7,7 +7,7 @@ knew before. Problems: RFC 9457, of the types that the draft registers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from stillroom.limits.limit import Limit
@@ -18,6 +18,7 @@ UNTOLD = (-1, 0, 0, 0)  # of a limit that nobody could look at
 PARTS = len(UNTOLD)
 _TYPES = "https://iana.org/assignments/http-problem-types#"
 _US = 1_000_000
+_FOREVER = 1 << 60
 
 
 class Standing(NamedTuple):
@@ -30,8 +31,7 @@ class Standing(NamedTuple):
     retry_after: float | None  # until this request would fit; 0: it does; None: never
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Whether a request may go on; true where it may. What it says is only put together when asked for.
 
     `degraded` is why Redis could not be asked ("timeout", "breaker" …), empty where it was.
@@ -63,12 +63,7 @@ class Decision:
     @property
     def standings(self) -> tuple[Standing, ...]:
         """One for each limit that could be looked at, the one that binds most first."""
-        found = [
-            self._standing(limit, self.said[place : place + PARTS])
-            for limit, place in zip(self.limits, range(0, len(self.said), PARTS), strict=False)
-            if self.said[place] >= 0
-        ]
-        return tuple(sorted(found, key=_how_free))
+        return tuple([self._standing(*row) for row in self._rows()])
 
     @property
     def violated(self) -> tuple[Limit, ...]:
@@ -86,21 +81,28 @@ class Decision:
         if self.status == OK:
             return 0.0
         if self.wait_us:
-            return _seconds(self.wait_us - self.age_us)
+            return max(0, self.wait_us - self.age_us) / _US
         waits = [one.retry_after for one in self.standings]
         return None if None in waits else max((wait for wait in waits if wait), default=0.0)
 
     def headers(self) -> dict[str, str]:
         """For the response, whatever its status. Of what nobody could look at, nothing is said."""
-        headers: dict[str, str] = {}
-        if self.limits:
-            headers["RateLimit-Policy"] = ", ".join(map(_policy, self.limits))
-        if standings := self.standings:
-            headers["RateLimit"] = ", ".join(map(_state, standings))
-            headers |= self._legacy(standings[0])
-        if self.status != OK:
-            headers |= self._refusal()
-        return headers
+        limits = self.limits
+        headers = {"RateLimit-Policy": _policies(limits)} if limits else {}
+        if rows := self._rows():
+            _, left, some, number = rows[0]
+            headers["RateLimit"] = ", ".join(
+                [
+                    f'"{limits[n].name}";r={r};t={-(t // _US)}'
+                    if t
+                    else f'"{limits[n].name}";r={r}'
+                    for _, r, t, n in rows
+                ]
+            )
+            headers["X-RateLimit-Limit"] = str(limits[number].quota)
+            headers["X-RateLimit-Remaining"] = str(left)
+            headers["X-RateLimit-Reset"] = str(-((some - self.now_us - self.age_us) // _US))
+        return headers if self.status == OK else headers | self._refusal()
 
     def problem(self) -> dict[str, Any]:
         """The problem details of a denial, for a body of application/problem+json. Empty if it is none."""
@@ -115,23 +117,23 @@ class Decision:
             "violated-policies": [limit.name for limit in self.violated],
         }
 
-    def _standing(self, limit: Limit, said: Sequence[int]) -> Standing:
-        used, some, fits, full = said
-        return Standing(
-            limit,
-            max(0, limit.quota - used),
-            _seconds(some - self.age_us),
-            _seconds(full - self.age_us),
-            None if fits == NEVER else _seconds(fits - self.age_us),
-        )
+    def _rows(self) -> list[tuple[int, int, int, int]]:
+        """(-µs until it fits, hits left, -µs until more are back, which limit): what binds most is first."""
+        said, age = self.said, self.age_us
+        rows = []
+        for number, limit in enumerate(self.limits if said else ()):
+            used, some, fits, _ = said[PARTS * number : PARTS * (number + 1)]
+            if used >= 0:
+                wait = fits and (_FOREVER if fits == NEVER else max(1, fits - age))
+                left, back = limit.quota - used, age - some
+                rows.append((-wait, left if left > 0 else 0, back if back < 0 else 0, number))
+        rows.sort()
+        return rows
 
-    def _legacy(self, binding: Standing) -> dict[str, str]:
-        reset_us = self.now_us + self.age_us + round(binding.reset * _US)
-        return {
-            "X-RateLimit-Limit": str(binding.limit.quota),
-            "X-RateLimit-Remaining": str(binding.remaining),
-            "X-RateLimit-Reset": str(_ceil_us(reset_us)),
-        }
+    def _standing(self, wait: int, left: int, some: int, number: int) -> Standing:
+        full = max(0, self.said[PARTS * number + PARTS - 1] - self.age_us)
+        retry_after = None if wait == -_FOREVER else -wait / _US
+        return Standing(self.limits[number], left, -some / _US, full / _US, retry_after)
 
     def _refusal(self) -> dict[str, str]:
         wait = self.retry_after
@@ -159,28 +161,10 @@ class Decision:
         return "quota-exceeded", "Quota exceeded", detail
 
 
-def _how_free(standing: Standing) -> tuple[float, float, float]:
-    """What it is sorted by: who waits longest, then who has least left, then for longest."""
-    wait = float("inf") if standing.retry_after is None else standing.retry_after
-    return -wait, standing.remaining, -standing.reset
-
-
-def _policy(limit: Limit) -> str:
-    return f'"{limit.name}";q={limit.quota};w={limit.window}'
-
-
-def _state(standing: Standing) -> str:
-    left = f'"{standing.limit.name}";r={standing.remaining}'
-    return f"{left};t={_ceil(standing.reset)}" if standing.reset else left
-
-
-def _seconds(us: int) -> float:
-    return max(0, us) / _US
+@lru_cache(1_024)
+def _policies(limits: tuple[Limit, ...]) -> str:
+    return ", ".join([f'"{limit.name}";q={limit.quota};w={limit.window}' for limit in limits])
 
 
 def _ceil(seconds: float) -> int:
-    return _ceil_us(round(seconds * _US))
-
-
-def _ceil_us(us: int) -> int:
-    return -(-us // _US)
+    return -(-round(seconds * _US) // _US)

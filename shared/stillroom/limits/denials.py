@@ -46,15 +46,15 @@ class Denials:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._found: OrderedDict[bytes, Denial] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._found)
+        self.forgotten = (
+            0  # how often some were: a denial that was made before must not be remembered after
+        )
+        self.found: OrderedDict[bytes, Denial] = OrderedDict()
 
     def add(self, key: bytes, denial: Denial) -> None:
-        self._found[key] = denial
-        if len(self._found) > self._most:
-            self._found.popitem(last=False)
+        self.found[key] = denial
+        if len(self.found) > self._most:
+            self.found.popitem(last=False)
 
     def find(
         self,
@@ -65,7 +65,7 @@ class Denials:
         now: float,
     ) -> Denial | None:
         """The denial that answers this request too."""
-        found = self._found
+        found = self.found
         for ban in bans:
             if (denial := found.get(ban)) and now < denial.until:
                 return denial
@@ -76,12 +76,13 @@ class Denials:
 
     def take_unseen(self, keys: Iterable[bytes]) -> int:
         """How many denials of these logs Redis has not heard of; it is about to. They are forgotten."""
-        return sum(denial.unseen for key in keys if (denial := self._found.pop(key, None)))
+        return sum(denial.unseen for key in keys if (denial := self.found.pop(key, None)))
 
     def forget(self, keys: Iterable[bytes]) -> None:
+        self.forgotten += 1
         for key in keys:
-            self._found.pop(key, None)
+            self.found.pop(key, None)
 
     def reset(self) -> None:
         """None: a forked process has denied nobody yet."""
-        self._found.clear()
+        self.found.clear()

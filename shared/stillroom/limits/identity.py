@@ -75,19 +75,14 @@ class Crowd:
 
     def __init__(self) -> None:
         self._suspect = ""
-        self._seen = self._its = 0
+        self._began = self._its = 0
 
-    def saw(self, client: str, *, private: bool) -> str:
-        """The private address that nearly all of the last thousand requests came from, or empty."""
-        self._seen += 1
-        if private:
-            self._suspect = self._suspect or client
-            self._its += client == self._suspect
-        if self._seen < CROWD:
-            return ""
-        found = self._suspect if self._its > NEARLY_ALL * CROWD else ""
-        self._suspect, self._seen, self._its = "", 0, 0
-        return found
+    def saw(self, client: str, total: int) -> bool:
+        """One request of a private address, the `total`th of all. True if nearly all of the last 1,000 were its."""
+        if total >= self._began + CROWD or not self._suspect:
+            self._suspect, self._began, self._its = client, total, 0
+        self._its += client == self._suspect
+        return self._its == int(NEARLY_ALL * CROWD)
 
 
 def _for_of(element: str) -> str:

@@ -135,18 +135,15 @@ class LocalLimits:
     def reset(self) -> None:
         """Nothing counted: what a forked process inherits is its parent's to tell."""
         self._lock = threading.Lock()
-        self._logs: OrderedDict[bytes, Log] = OrderedDict()
-        self._known: OrderedDict[bytes, tuple[int, Sequence[int], int]] = OrderedDict()
+        self.logs: OrderedDict[bytes, Log] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[int, Sequence[int], Sequence[bytes]]] = OrderedDict()
         self._held: OrderedDict[str, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._logs)
 
     def remember(self, keys: Sequence[bytes], said: Sequence[int], now: int) -> None:
         """What Redis said just now. No lock: each step is one of the interpreter's own."""
-        known = self._known
-        for number, key in enumerate(keys):
-            known[key] = (now, said, PARTS * number)
+        known, found = self._known, (now, said, keys)
+        for key in keys:
+            known[key] = found
         while len(known) > self._most_known:
             known.popitem(last=False)
 
@@ -168,11 +165,11 @@ class LocalLimits:
             return OK, _flat([self._said(log, 0, now) for log in logs])
 
     def owed(self, now: int, keys: Iterable[bytes] = (), most: int = 100) -> list[Charge]:
-        """What Redis has to be told: of these logs, and of so many others. Tell it, then say how it went: settle."""
+        """What Redis has to be told: of these logs, and of so many others. Then `settle` it."""
         charges: list[Charge] = []
         with self._lock:
-            for key in dict.fromkeys([*keys, *islice(self._logs, most)]):
-                log = self._logs.get(key)
+            for key in dict.fromkeys([*keys, *islice(self.logs, most)]):
+                log = self.logs.get(key)
                 if log is None or log.charging:
                     continue
                 hits, age = log.owed(now)
@@ -180,25 +177,25 @@ class LocalLimits:
                     log.charging = True
                     charges.append(Charge(key, log.limit, hits, age))
                 else:
-                    del self._logs[key]
+                    del self.logs[key]
         return charges
 
     def settle(self, charges: Iterable[Charge], now: int, *, told: bool) -> None:
         """Redis knows of these now, or (not `told`) may not: then they are told again. Rather twice than never."""
         with self._lock:
             for charge in charges:
-                if (log := self._logs.get(charge.key)) is None:
+                if (log := self.logs.get(charge.key)) is None:
                     continue
                 log.charging = False
                 if told:
                     log.settle(charge.hits)
                     if not log.owed(now)[0]:
-                        del self._logs[charge.key]
+                        del self.logs[charge.key]
 
     def forget(self, keys: Iterable[bytes]) -> None:
         with self._lock:
             for key in keys:
-                self._logs.pop(key, None)
+                self.logs.pop(key, None)
                 self._known.pop(key, None)
 
     def hold(self, id: str) -> None:
@@ -216,18 +213,19 @@ class LocalLimits:
     def refund(self, keys: Iterable[bytes], cost: int, at: int) -> None:
         with self._lock:
             for key in keys:
-                if log := self._logs.get(key):
+                if log := self.logs.get(key):
                     log.give_back(cost, at)
 
     def _log(self, key: bytes, limit: Limit, now: int) -> Log:
         """The log that is kept, or one that begins with what Redis said last."""
-        kept = self._logs.get(key)
+        kept = self.logs.get(key)
         if kept is not None:
             kept.limit = limit
             return kept
         log = Log(limit)
         if known := self._known.get(key):
-            at, said, place = known
+            at, said, keys = known
+            place = PARTS * keys.index(key)
             used, _, _, full = said[place : place + PARTS]
             if at + full > now:
                 left = max(0, limit.quota - used) // self._processes
@@ -249,21 +247,21 @@ class LocalLimits:
         if room < len(new) and any(log.limit.away == "strict" for _, log in new):
             return False
         for key, log in new[:room]:
-            self._logs[key] = log
+            self.logs[key] = log
         return True
 
     def _is_new(self, key: bytes, log: Log) -> bool:
-        return log.limit.away != "open" and key not in self._logs
+        return log.limit.away != "open" and key not in self.logs
 
     def _make_room(self, wanted: int, now: int) -> int:
         """How many more there may be. Some of the oldest are looked at: over, they go; else they are put last."""
-        if wanted and len(self._logs) + wanted > self._most:
-            for key in [key for key, _ in zip(self._logs, range(LOOKED_AT), strict=False)]:
-                if self._logs[key].is_over(now):
-                    del self._logs[key]
+        if wanted and len(self.logs) + wanted > self._most:
+            for key in [key for key, _ in zip(self.logs, range(LOOKED_AT), strict=False)]:
+                if self.logs[key].is_over(now):
+                    del self.logs[key]
                 else:
-                    self._logs.move_to_end(key)
-        return max(0, self._most - len(self._logs))
+                    self.logs.move_to_end(key)
+        return max(0, self._most - len(self.logs))
 
 
 def _flat(said: Iterable[Said]) -> Said:

@@ -6,7 +6,7 @@
 -- flags: allow-oom
 
 local now, window = now_us(), tonumber(ARGV[4])
-local log, used = read_hits(KEYS[1], now, window)
+local log, used = read_hits(KEYS[1], redis.call('MGET', KEYS[1])[1], now, window)
 local at = now - tonumber(ARGV[2])
 if at <= now - window then
   return used

@@ -16,17 +16,18 @@ local bans, count = tonumber(ARGV[3]), tonumber(ARGV[4])
 local fields = 7 + 2 * count
 local now = now_us()
 
-for i = 2, 1 + bans do
-  local left = redis.call('PTTL', KEYS[i])
-  if left ~= -2 then
-    return {-1, now, left}
+-- One MGET for all of them: each command of a script costs as much as the rest of it.
+local held = bans + count > 0 and redis.call('MGET', unpack(KEYS, 2, 1 + bans + count)) or {}
+for i = 1, bans do
+  if held[i] then
+    return {-1, now, redis.call('PTTL', KEYS[1 + i])}
   end
 end
 
 local limits, denied = {}, nil
 for i = 1, count do
   local limit = {key = KEYS[1 + bans + i], quota = tonumber(ARGV[5 + 2 * i]), window = tonumber(ARGV[6 + 2 * i])}
-  limit.log, limit.used = read_hits(limit.key, now, limit.window)
+  limit.log, limit.used = read_hits(limit.key, held[bans + i], now, limit.window)
   limits[i] = limit
 end
 
@@ -70,7 +71,7 @@ end
 -- However many denials there are, their events are few: at 1, 2, 4, 8 …
 local function count_denials(limit, more)
   local key = string.match(limit.key, '^.*:') .. '!denied'
-  keep_for(limit.key, limit.window)
+  redis.call('PEXPIRE', limit.key, life(limit.window)) -- see save
   local n = redis.call('INCRBY', key, plain(more))
   if n == more then
     redis.call('PEXPIRE', key, DENIED_MS)

@@ -21,9 +21,10 @@ local function place_of(log)
   return #log - 1
 end
 
+local held = redis.call('MGET', unpack(KEYS))
 for i = 2, #KEYS do
   local window = tonumber(ARGV[i + 1])
-  local log = read_hits(KEYS[i], now, window)
+  local log = read_hits(KEYS[i], held[i], now, window)
   if #log > 0 and at > now - window then
     local place = place_of(log)
     log[place + 1] = log[place + 1] - cost

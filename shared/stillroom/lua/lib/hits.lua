@@ -10,7 +10,7 @@ local SLACK_MS = 1000 -- the key outlives its hits by this: the script decides, 
 
 -- What is not a log of ours is none: it was written by somebody else.
 local function unpacked(raw)
-  if type(raw) ~= 'string' or #raw == 0 or #raw % ENTRY ~= 0 then
+  if not raw or #raw == 0 or #raw % ENTRY ~= 0 then
     return {}
   end
   local log = {struct.unpack('>' .. string.rep(FORMAT, #raw / ENTRY), raw)}
@@ -22,15 +22,18 @@ local function packed(log)
   return struct.pack('>' .. string.rep(FORMAT, #log / 2), unpack(log))
 end
 
--- A server that is full, and too old to know flags, refuses a script's first write if it takes memory, and only the
--- first: so a PEXPIRE comes before what has to be written.
-local function keep_for(key, window)
-  redis.call('PEXPIRE', key, plain(window / 1000 + SLACK_MS))
+local function life(window)
+  return plain(window / 1000 + SLACK_MS)
 end
 
+-- A server that is full, and too old to know flags, refuses a script's first write if it takes memory, and only the
+-- first: a PEXPIRE takes none.
 local function save(key, log, window)
-  keep_for(key, window)
-  redis.call('SET', key, packed(log), 'PX', plain(window / 1000 + SLACK_MS))
+  local value, ms = packed(log), life(window)
+  if redis.pcall('SET', key, value, 'PX', ms).err then
+    redis.call('PEXPIRE', key, ms)
+    redis.call('SET', key, value, 'PX', ms)
+  end
 end
 
 -- A clock that stepped back (a failover, NTP) must give nobody a fresh quota, and nobody an endless wait: the
@@ -45,13 +48,13 @@ local function follow_clock(key, log, now, window)
   end
 end
 
--- → the hits that still count, how many they are
-local function read_hits(key, now, window)
-  local all = unpacked(redis.pcall('GET', key))
+-- `raw`: what a log's key holds. → the hits that still count, how many they are
+local function read_hits(key, raw, now, window)
+  local all = unpacked(raw)
   follow_clock(key, all, now, window)
-  local log, used = {}, 0
+  local oldest, used, log = now - window, 0, {}
   for i = 1, #all, 2 do
-    if all[i] > now - window then
+    if all[i] > oldest then
       log[#log + 1] = all[i]
       log[#log + 1] = all[i + 1]
       used = used + all[i + 1]
