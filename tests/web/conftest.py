@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import redis
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.web.asgi import StillroomMiddleware as Asgi
@@ -17,6 +18,15 @@ from tests.support.web import Browser, serving_asgi, serving_wsgi
 from tests.web.apps import asgi_app, wsgi_app
 
 Serve = Callable[..., AbstractContextManager[int]]
+
+
+@pytest.fixture
+def server(stillroom_server: EmbeddedServer) -> EmbeddedServer:
+    """One kind of server: what it makes of the scripts, tests/redis asks of both."""
+    with redis.Redis.from_url(stillroom_server.url) as client:
+        client.flushall()
+        client.script_flush()
+    return stillroom_server
 
 
 @pytest.fixture
