@@ -67,7 +67,7 @@ def act(session: RequestSession, path: str, query: str) -> tuple[int, Any]:
     stem, _, status = path.rpartition("/")
     if status.isdigit():
         return int(status), ACTS[stem](session, query)
-    return 200, ACTS[path](session, query)
+    return (200, ACTS[path](session, query)) if path in ACTS else (404, None)
 
 
 def looks(path: str) -> bool:

@@ -78,6 +78,13 @@ def test_no_spelling_of_a_path_escapes_its_limit(serve: Serve, path: str) -> Non
         assert ask(port, f"{path}?x").status == 429
 
 
+def test_a_path_is_read_as_utf_8(serve: Serve) -> None:
+    """A template with other letters finds its path under both faces, sent raw or escaped."""
+    with serve(routes=Routes([Route("/t\u00e9/{x}", [TWO])], default=[])) as port:
+        for path in ("/t%C3%A9/plain", "/t%c3%a9/plain"):
+            assert ask(port, path).one("x-ratelimit-limit") == "2"
+
+
 def test_forwarding_headers_of_a_client_change_nothing(serve: Serve) -> None:
     """The peer is not trusted: whatever it says of itself, it is counted as what it is."""
     with serve(routes=ROUTES) as port:

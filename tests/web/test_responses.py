@@ -411,6 +411,26 @@ def test_a_mounted_wsgi_app_shares_the_session(room: Stillroom) -> None:
     assert found.data == {"inner": True, "outer": True}
 
 
+def test_limits_further_out_and_sessions_further_in(room: Stillroom) -> None:
+    """Each does its own part, whichever is outside."""
+    routes = Routes([], default=[AUTH])
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        environ["stillroom.session"]["a"] = 1
+        start_response("200 OK", TEXT)
+        return []
+
+    within = [Wsgi(Wsgi(app, room), room, sessions=False, routes=routes)]
+    within += [Wsgi(Wsgi(app, room, sessions=False, routes=routes), room)]
+    for left, both in zip((4, 3), within, strict=True):
+        started: list[Any] = []
+        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "REMOTE_ADDR": "192.0.2.1"}
+        both(environ, lambda *given, started=started: started.append(given))
+        headers = dict(started[0][1])
+        assert headers["RateLimit"].startswith(f'"auth";r={left}')
+        assert "Set-Cookie" in headers
+
+
 @pytest.mark.parametrize("kind", ["websocket", "lifespan", "something new"])
 def test_what_is_no_http_passes_through_untouched(settings: Settings, kind: str) -> None:
     """The same scope, receive and send, and no session in it."""

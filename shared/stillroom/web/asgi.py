@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
-from stillroom.limits import Routes
+from stillroom.limits import Route, Routes
 from stillroom.room import AsyncStillroom
 from stillroom.web.ending import Header, ending, lacking, report_loss
 from stillroom.web.gate import Asked, Gate, SubjectOf
@@ -23,7 +23,7 @@ from stillroom.wire import Budget
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
-PASSED = "stillroom.passed"  # this middleware, around an outer app
+LIMITED = "stillroom.limited"  # its limits have been checked, further out
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -42,9 +42,8 @@ class StillroomMiddleware:
     response of 5xx writes nothing. Redis away while it is read or written: 503 with Retry-After, also in place of
     the app's own 500, and the cookie is left as it is. `sessions=False`: there is none.
 
-    In an app that is mounted in another one's, the outer session is used, and nothing is counted twice. Websockets
-    and lifespan pass through untouched. All Redis calls of a request, up to its response, share `request_timeout`
-    seconds.
+    Around an app that is mounted in another one: what the outer one has done is not done again. Websockets and
+    lifespan pass through untouched. All Redis calls of a request, up to its response, share `request_timeout`.
     """
 
     def __init__(
@@ -64,28 +63,36 @@ class StillroomMiddleware:
         self._cookie = cookie or SessionCookie()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or PASSED in scope:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        session = self._session(scope)
-        seen = {**scope, PASSED: True} | ({KEY: session} if self._has_sessions else {})
+        route = None if LIMITED in scope else self._gate.route(scope["method"], scope["path"])
+        gives_session = self._has_sessions and KEY not in scope
+        if route is None and not gives_session:
+            await self.app(scope, receive, send)
+            return
+        token = self._cookie.read(_cookies(scope)) if gives_session else None
+        session = AsyncWebSession(self._room._sessions_body, self._room.state, self._cookie, token)
+        seen = {**scope, KEY: session} if gives_session else {**scope}
         with self._room.request() as budget:
-            await self._respond(session, budget, seen, receive, send)
+            await self._respond(route, session, budget, seen, receive, send)
         report_loss(session)
 
-    def _session(self, scope: Scope) -> AsyncWebSession:
-        token = self._cookie.read(_cookies(scope)) if self._has_sessions else None
-        return AsyncWebSession(self._room._sessions_body, self._room.state, self._cookie, token)
-
     async def _respond(
-        self, session: AsyncWebSession, budget: Budget, scope: Scope, receive: Receive, send: Send
+        self,
+        route: Route | None,
+        session: AsyncWebSession,
+        budget: Budget,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
-        method, path = scope["method"], scope["path"]
-        route = self._gate.route(method, path)
+        method = scope["method"]
         said: list[Header] = []
         if route is not None:
+            scope[LIMITED] = True
             headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
-            asked = Asked(method, path, _peer(scope), headers)
+            asked = Asked(method, scope["path"], _peer(scope), headers)
             decision = await self._room.state.run(self._gate.asking(route, asked, session))
             if not decision:
                 await _send_answer(send, denied(decision, method))

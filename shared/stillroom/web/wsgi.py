@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
-from stillroom.limits import Routes
+from stillroom.limits import Route, Routes
 from stillroom.room import Stillroom
 from stillroom.web.ending import Header, ending, lacking, report_loss
 from stillroom.web.gate import Asked, Gate, SubjectOf
@@ -21,7 +21,7 @@ from stillroom.web.session_cookie import SessionCookie
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
-PASSED = "stillroom.passed"  # this middleware, around an outer app
+LIMITED = "stillroom.limited"  # its limits have been checked, further out
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
@@ -39,8 +39,8 @@ class StillroomMiddleware:
     Retry-After, also in place of the app's own 500, and the cookie is left as it is. `sessions=False`: there is
     none.
 
-    In an app that is mounted in another one's, the outer session is used, and nothing is counted twice. All Redis
-    calls of a request, up to its response, share `request_timeout` seconds.
+    Around an app that is mounted in another one: what the outer one has done is not done again. All Redis calls of
+    a request, up to its response, share `request_timeout`.
     """
 
     def __init__(
@@ -60,29 +60,31 @@ class StillroomMiddleware:
         self._cookie = cookie or SessionCookie()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if PASSED in environ:
+        method, path = environ["REQUEST_METHOD"], _path(environ)
+        route = None if LIMITED in environ else self._gate.route(method, path)
+        gives_session = self._has_sessions and KEY not in environ
+        if route is None and not gives_session:
             return self.app(environ, start_response)
-        environ[PASSED] = True
-        session = self._session(environ)
-        with self._room.request():
-            return self._respond(session, environ, start_response)
-
-    def _session(self, environ: Environ) -> WebSession:
-        token = self._cookie.read(environ.get("HTTP_COOKIE", "")) if self._has_sessions else None
+        token = self._cookie.read(environ.get("HTTP_COOKIE", "")) if gives_session else None
         session = WebSession(self._room._sessions_body, self._room.state, self._cookie, token)
-        if self._has_sessions:
+        if gives_session:
             environ[KEY] = session
-        return session
+        with self._room.request():
+            return self._respond(route, session, environ, start_response)
 
     def _respond(
-        self, session: WebSession, environ: Environ, start_response: StartResponse
+        self,
+        route: Route | None,
+        session: WebSession,
+        environ: Environ,
+        start_response: StartResponse,
     ) -> Iterable[bytes]:
-        method, path = environ["REQUEST_METHOD"], _path(environ)
-        route = self._gate.route(method, path)
+        method = environ["REQUEST_METHOD"]
         said: list[Header] = []
         if route is not None:
+            environ[LIMITED] = True
             headers = _headers(environ) if self._gate.reads_headers else []
-            asked = Asked(method, path, environ.get("REMOTE_ADDR"), headers)
+            asked = Asked(method, _path(environ), environ.get("REMOTE_ADDR"), headers)
             decision = self._room.state.run(self._gate.asking(route, asked, session))
             if not decision:
                 answer = denied(decision, method)
@@ -211,7 +213,9 @@ class _Stream:
 
 
 def _path(environ: Environ) -> str:
-    return str(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+    """PEP 3333 decodes paths as Latin-1, whatever they are written in."""
+    raw = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return str(raw.encode("latin-1", "replace").decode(errors="replace"))
 
 
 def _headers(environ: Environ) -> list[Header]:
