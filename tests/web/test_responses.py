@@ -112,6 +112,20 @@ def test_a_generator_may_write_until_its_first_piece(room: Stillroom) -> None:
     assert found.data == {"a": 1}
 
 
+def test_an_empty_session_can_t_be_changed_late_either(room: Stillroom) -> None:
+    """Nothing in it, nobody logged in: a logout after the response has begun is an error all the same."""
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        session = environ["stillroom.session"]
+        start_response("200 OK", TEXT)
+        yield b"first"
+        for late in (session.logout, session.renew):
+            with pytest.raises(SessionTooLate):
+                late()
+
+    assert list(call_wsgi(app, room)[1]) == [b"first"]
+
+
 def test_a_list_changed_after_the_response_began_is_told(
     room: Stillroom, caplog: pytest.LogCaptureFixture
 ) -> None:

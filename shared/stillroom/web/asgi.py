@@ -1,7 +1,4 @@
-"""Middleware for ASGI apps (ASGI 3):
-
-app = StillroomMiddleware(app, AsyncStillroom())
-"""
+"""Middleware for ASGI apps (ASGI 3): `app = StillroomMiddleware(app, AsyncStillroom())`."""
 
 from __future__ import annotations
 
@@ -11,13 +8,12 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
-from stillroom.limits import Route, Routes
+from stillroom.limits import Route
 from stillroom.room import AsyncStillroom
 from stillroom.web.ending import Header, ending, lacking, report_loss
-from stillroom.web.gate import Asked, Gate, SubjectOf
+from stillroom.web.gate import Asked, Middleware
 from stillroom.web.problem import Answer, denied, failed
 from stillroom.web.request_session import AsyncWebSession
-from stillroom.web.session_cookie import SessionCookie
 from stillroom.wire import Budget
 
 log = logging.getLogger("stillroom.web")
@@ -32,7 +28,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class StillroomMiddleware:
+class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     """Keeps the limits of a route table, and gives each request its session.
 
     `routes`: those a request may not exceed; it is answered with 429, or 503, before the app is called, and each
@@ -45,22 +41,6 @@ class StillroomMiddleware:
     Around an app that is mounted in another one: what the outer one has done is not done again. Websockets and
     lifespan pass through untouched. All Redis calls of a request, up to its response, share `request_timeout`.
     """
-
-    def __init__(
-        self,
-        app: App,
-        room: AsyncStillroom,
-        *,
-        routes: Routes | None = None,
-        subject: SubjectOf | None = None,
-        sessions: bool = True,
-        cookie: SessionCookie | None = None,
-    ) -> None:
-        self.app = app
-        self._room = room
-        self._gate = Gate(room, routes, subject)
-        self._has_sessions = sessions
-        self._cookie = cookie or SessionCookie()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from stillroom.limits import Decision, Route, Routes
 from stillroom.operation import Failed, Operation, together
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.ending import Header
 from stillroom.web.request_session import RequestSession
+from stillroom.web.session_cookie import SessionCookie
+
+A = TypeVar("A")
+R = TypeVar("R", Stillroom, AsyncStillroom)
 
 CLIENTS = 8_192  # addresses that are remembered
 
@@ -78,3 +82,23 @@ class Gate:
             self._look.add(route)
         else:
             self._look.discard(route)
+
+
+class Middleware(Generic[A, R]):
+    """What the middlewares of both faces are made of."""
+
+    def __init__(
+        self,
+        app: A,
+        room: R,
+        *,
+        routes: Routes | None = None,
+        subject: SubjectOf | None = None,
+        sessions: bool = True,
+        cookie: SessionCookie | None = None,
+    ) -> None:
+        self.app = app
+        self._room: R = room
+        self._gate = Gate(room, routes, subject)
+        self._has_sessions = sessions
+        self._cookie = cookie or SessionCookie()

@@ -88,6 +88,7 @@ class RequestSession(MutableMapping[str, Any]):
     def logout(self) -> None:
         """The session ends, its data is gone, the browser forgets the cookie."""
         self._look()
+        self._change()
         self.clear()
         self._login, self._is_ended = None, True
 

@@ -1,7 +1,4 @@
-"""Middleware for WSGI apps (PEP 3333):
-
-app = StillroomMiddleware(app, Stillroom())
-"""
+"""Middleware for WSGI apps (PEP 3333): `app = StillroomMiddleware(app, Stillroom())`."""
 
 from __future__ import annotations
 
@@ -10,13 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
-from stillroom.limits import Route, Routes
+from stillroom.limits import Route
 from stillroom.room import Stillroom
 from stillroom.web.ending import Header, ending, lacking, report_loss
-from stillroom.web.gate import Asked, Gate, SubjectOf
+from stillroom.web.gate import Asked, Middleware
 from stillroom.web.problem import Answer, denied, failed
 from stillroom.web.request_session import WebSession
-from stillroom.web.session_cookie import SessionCookie
 
 log = logging.getLogger("stillroom.web")
 
@@ -28,7 +24,7 @@ StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
 App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
-class StillroomMiddleware:
+class StillroomMiddleware(Middleware[App, Stillroom]):
     """Keeps the limits of a route table, and gives each request its session.
 
     `routes`: those a request may not exceed; it is answered with 429, or 503, before the app is called, and each
@@ -42,22 +38,6 @@ class StillroomMiddleware:
     Around an app that is mounted in another one: what the outer one has done is not done again. All Redis calls of
     a request, up to its response, share `request_timeout`.
     """
-
-    def __init__(
-        self,
-        app: App,
-        room: Stillroom,
-        *,
-        routes: Routes | None = None,
-        subject: SubjectOf | None = None,
-        sessions: bool = True,
-        cookie: SessionCookie | None = None,
-    ) -> None:
-        self.app = app
-        self._room = room
-        self._gate = Gate(room, routes, subject)
-        self._has_sessions = sessions
-        self._cookie = cookie or SessionCookie()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], _path(environ)
@@ -123,9 +103,7 @@ class _Response:
             body = app(environ, self._start)
         except SessionStoreUnavailable as error:
             return [self._explain(error)]
-        if (
-            self._held is None
-        ):  # a generator that says its headers when it is asked for its first piece
+        if self._held is None:  # a generator: it says its headers when it is asked for a piece
             return _Stream(self, body)
         try:
             self._begin()
