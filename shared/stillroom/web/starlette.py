@@ -1,4 +1,4 @@
-"""The session of a request, read: `Depends(load_session)` in FastAPI, `await load_session(request)` in Starlette."""
+"""A request's session, read: `Depends(load_session)` in FastAPI, `await load_session(request)` in Starlette."""
 
 from __future__ import annotations
 
