@@ -29,6 +29,7 @@ from stillroom import (
     ValueTooLarge,
 )
 from stillroom.embedded import EmbeddedServer
+from stillroom.leash import until
 from stillroom.sessions.token import make_token
 from stillroom.web.asgi import StillroomMiddleware as Asgi
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
@@ -541,6 +542,24 @@ def test_redis_away_is_a_503_and_no_logout(face: str, away: Settings) -> None:
         assert Browser(port).get("/cart").text == "[]"
         assert Browser(port, token).get("/plain").status == 200
         assert Browser(port, token).get("/cart", "HEAD").body == b""
+
+
+def test_redis_dies_under_a_route_that_reads_its_session_along(
+    face: str, own_server: EmbeddedServer
+) -> None:
+    """The check falls back to this process, the session says 503 to who looks, and both come back with Redis."""
+    settings = Settings(redis_url=own_server.url, session_peppers=PEPPER, request_timeout=5)
+    with serving(face, settings, routes=Routes()) as port:
+        browser = Browser(port)
+        browser.get("/cart/add?tea")
+        for _ in range(2):
+            assert browser.get("/cart").text == '["tea"]'
+        own_server.kill()
+        reply = browser.get("/cart")
+        assert (reply.status, reply.token) == (503, None)
+        assert browser.get("/plain").status == 200
+        own_server.restart()
+        assert until(lambda: browser.get("/cart").text == '["tea"]', WITHIN)
 
 
 def serving(face: str, settings: Settings, **options: Any) -> Any:
