@@ -143,6 +143,16 @@ def room_trips(client: Any, act: Any) -> int:
     return int(after - before - 1)
 
 
+def test_a_flood_of_the_denied_costs_redis_nothing(serve: Serve, client: Any) -> None:
+    """Denied from memory, with a cookie, on a route that looks at the session: no command at all."""
+    with serve(routes=Routes([], default=[Limit("few", 3, 3_600)])) as port:
+        browser = Browser(port)
+        statuses = [browser.get("/cart/add?tea").status for _ in range(4)]
+        assert statuses == [200, 200, 200, 429]
+        reply, commands = sent(client, lambda: browser.get("/cart/add?tea"))
+        assert (reply.status, commands) == (429, [])
+
+
 def test_an_unknown_token_beside_a_check(serve: Serve) -> None:
     """Nothing is found, nothing is written, and the limit is counted."""
     with serve(routes=Routes([], default=[DEFAULT])) as port:

@@ -64,10 +64,7 @@ class Gate:
         checks = self._body.check(subject, route.limits, route.cost, route=route.template)
         if session.is_read or route not in self._look:
             return (yield from checks)
-        decision, _ = yield from together(checks, session.prefetching())
-        if isinstance(decision, Failed):
-            raise decision.error
-        return decision  # type: ignore[no-any-return]
+        return (yield from _with_session(checks, session))
 
     def _client_of(self, asked: Asked) -> str:
         if self._trusts_any:
@@ -82,6 +79,25 @@ class Gate:
             self._look.add(route)
         else:
             self._look.discard(route)
+
+
+def _with_session(checks: Operation[Decision], session: RequestSession) -> Operation[Decision]:
+    """Both in one batch. A client that is denied from memory costs Redis nothing: its session is not asked for."""
+    from_memory: list[Decision] = []
+
+    def checking() -> Operation[Decision]:
+        decision = yield from checks
+        from_memory.append(decision)
+        return decision
+
+    def riding() -> Operation[None]:  # begun when the check waits for Redis, or is done
+        if not from_memory:
+            yield from session.prefetching()
+
+    decision, _ = yield from together(checking(), riding())
+    if isinstance(decision, Failed):
+        raise decision.error
+    return decision  # type: ignore[no-any-return]
 
 
 class Middleware(Generic[A, R]):
