@@ -33,6 +33,7 @@ from stillroom.wire import (
     AsyncClusterWire,
     AsyncShardWire,
     AsyncWire,
+    Breaker,
     Budget,
     ClusterWire,
     Server,
@@ -64,9 +65,11 @@ class _Room:
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
-        self._limits_body = LimitsBody(
-            self.settings, self._state_server, self.keys, self.state_stats
-        )
+
+    def _limits(self, breaker: Breaker) -> LimitsBody:
+        """The limits' operations, which look whether the state's Redis is away."""
+        server, stats = self._state_server, self.state_stats
+        return LimitsBody(self.settings, server, breaker, self.keys, stats)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
         """The cache's operations, on these wires: one for each shard."""
@@ -129,6 +132,7 @@ class Stillroom(_Room):
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.state = Driver(self.state_wire)  # runs what web/ makes of several services
         self.sessions = Sessions(self._sessions_body, self.state)
+        self._limits_body = self._limits(self.state_wire.breaker)
         self.limits = Limits(self._limits_body, self.state)
         self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
 
@@ -191,6 +195,7 @@ class AsyncStillroom(_Room):
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.state = AsyncDriver(self.state_wire)
         self.sessions = AsyncSessions(self._sessions_body, self.state)
+        self._limits_body = self._limits(self.state_wire.breaker)
         self.limits = AsyncLimits(self._limits_body, self.state)
         # Nor has the prober, which tells of Redis' return.
         driver = Driver(self.state_wire.for_threads)

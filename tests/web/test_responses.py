@@ -349,6 +349,25 @@ def test_a_bad_key_is_told_where_it_is_set_and_a_bad_value_when_it_is_written(
     assert room.sessions.count("ann") == 1
 
 
+def test_what_was_saved_stays_also_if_the_request_fails_later(
+    room: Stillroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The session before the login has ended, so the new one's cookie has to go out, even with a 500."""
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        environ["stillroom.session"].login("ann")
+        environ["stillroom.session"].save()
+        start_response("500 Sorry", TEXT)
+        return []
+
+    token = room.sessions.create(None, {"a": 1}).token
+    started, _ = call_wsgi(app, room, token=token)
+    assert "Set-Cookie" in dict(started[0][1])
+    assert room.sessions.get(token) is None
+    assert room.sessions.count("ann") == 1
+    assert "dropped" not in caplog.text
+
+
 def test_saved_early_it_is_written_once_and_its_cookie_goes_out(settings: Settings) -> None:
     """`save()` before the response, in both faces."""
 

@@ -179,8 +179,8 @@ class RequestSession(MutableMapping[str, Any]):
         return self._set_cookie
 
     def drop(self) -> bool:
-        """Write nothing: the request failed. Whether there was anything to write."""
-        has_changed = self._has_changed()
+        """Write nothing any more: the request failed. Whether there was anything to write."""
+        has_changed = not self._is_written and self._has_changed()
         self._is_written = True
         return has_changed
 
