@@ -28,6 +28,7 @@ bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
 	$(BIN)/python tests/bench/hit.py $(ARGS)
 	$(BIN)/python tests/bench/stale.py
 	$(BIN)/python tests/bench/sessions.py
+	$(BIN)/python tests/bench/web.py
 	$(BIN)/python tests/bench/rate_limits.py
 	$(BIN)/python tests/bench/health.py
 	$(BIN)/python tests/bench/invalidation.py --entries 300000

@@ -18,6 +18,7 @@ from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
 
+pytest_plugins = ["stillroom.testing"]  # what apps get, for tests/redis/test_testing.py
 SERVERS = ["valkey", "redis"]
 
 

@@ -120,6 +120,14 @@ class TooManySessions(StillroomError):
         self.limit = limit
 
 
+class SessionNotLoaded(StillroomError, RuntimeError):
+    """A request's session was looked at before it was read: `await session.load()` comes first."""
+
+
+class SessionTooLate(StillroomError, RuntimeError):
+    """The response has begun, so the session of this request can't be changed any more."""
+
+
 class SessionUnreadable(StillroomError, ValueError):
     """What the session holds is not the type asked for; the message names fields, never their contents."""
 

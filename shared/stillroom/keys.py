@@ -11,11 +11,12 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua   |
 |                   |        | `!` how far they are trimmed                    |              |                 |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
-| ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit     |
+| ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
+|                   |        |                                                 |              | add, replace    |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
 |                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
 | ns:{0}:i:<tag>    | zset   | index: key → when its entry runs out, ms. Finds | longest      | put, commit     |
-|                   |        | memory to reclaim; decides nothing              | member       |                 |
+|                   |        | memory to reclaim; decides nothing              | member       | add, replace    |
 | ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
 |                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
@@ -75,6 +76,7 @@ KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 # `%` is escaped so that no two keys are ever written the same.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 _GLOB_SIGNS = re.compile(rb"[*?\[\]\\]")
+_SHARDED = re.compile(rb"[^{]*\{([^}]*)\}:(.*)", re.DOTALL)
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -172,6 +174,20 @@ class Keys:
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
         return f"{self._namespace}.{kind}"
+
+
+def kind_of(key: bytes) -> str:
+    """What a key holds, in the words of the table above: `e`, `l`, `s`, `x`, `limit` …; `` for what has no shard.
+
+    >>> kind_of(b"stillroom:{0}:e:product:7"), kind_of(b"stillroom:{rl:ip:192.0.2.1}:auth")
+    ('e', 'limit')
+    """
+    match = _SHARDED.match(key)
+    if match is None:
+        return ""
+    if not match[1].startswith(b"rl:"):
+        return match[2].partition(b":")[0].decode()
+    return "mark of a limit" if b"!" in key else "limit"
 
 
 def sanitized(text: str) -> bytes:

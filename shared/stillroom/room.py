@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,6 +44,7 @@ from stillroom.wire import (
     AsyncShardWire,
     AsyncWire,
     Breaker,
+    Budget,
     ClusterWire,
     Server,
     ShardWire,
@@ -106,7 +107,7 @@ class _Room:
         if event.kind == "replayed":
             self._abuse_body.hold("session_replay", user=event.user_id)
 
-    def request(self) -> AbstractContextManager[Any]:
+    def request(self) -> AbstractContextManager[Budget]:
         """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
         return request_budget(self.settings.request_timeout)
 
@@ -154,9 +155,10 @@ class Stillroom(_Room):
         self.cache = Cache(self._cache_body, drivers[0])
         self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
-        self.sessions = Sessions(self._sessions_body, Driver(self.state_wire))
+        self.state = Driver(self.state_wire)  # runs what web/ makes of several services
+        self.sessions = Sessions(self._sessions_body, self.state)
         self._limits_body = self._limits(self.state_wire.breaker)
-        self.limits = Limits(self._limits_body, Driver(self.state_wire))
+        self.limits = Limits(self._limits_body, self.state)
         self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
         self.abuse = Abuse(self._abuse_body, Driver(self.state_wire))
         asked: list[Driver] = [Driver(self.state_wire)]
@@ -225,9 +227,10 @@ class AsyncStillroom(_Room):
         self.cache = AsyncCache(self._cache_body, drivers[0])
         self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
-        self.sessions = AsyncSessions(self._sessions_body, AsyncDriver(self.state_wire))
+        self.state = AsyncDriver(self.state_wire)
+        self.sessions = AsyncSessions(self._sessions_body, self.state)
         self._limits_body = self._limits(self.state_wire.breaker)
-        self.limits = AsyncLimits(self._limits_body, AsyncDriver(self.state_wire))
+        self.limits = AsyncLimits(self._limits_body, self.state)
         self.abuse = AsyncAbuse(self._abuse_body, AsyncDriver(self.state_wire))
         # Nor has the prober, which tells of Redis' return.
         for_prober = Driver(self.state_wire.for_threads)
@@ -258,6 +261,12 @@ class AsyncStillroom(_Room):
         await self.abuse.deliver()
         await self.wire.close()
         await self.state_wire.close()
+
+    @asynccontextmanager
+    async def lifespan(self, _: object) -> AsyncIterator[None]:
+        """For Starlette and FastAPI: `FastAPI(lifespan=room.lifespan)` closes the room when the app ends."""
+        async with self:
+            yield
 
     async def __aenter__(self) -> Self:
         return self

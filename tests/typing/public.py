@@ -22,7 +22,8 @@ from stillroom import (
     Stillroom,
 )
 from stillroom.health import Report, Snapshot
-from stillroom.web import HealthWSGI
+from stillroom.web import AsyncWebSession, HealthWSGI, WebSession
+from stillroom.web.wsgi import App, StillroomMiddleware
 
 
 class Product(BaseModel):
@@ -38,6 +39,10 @@ def blocking(room: Stillroom) -> None:
     assert_type(room.cache.get_or_set("k", lambda: Product(id=1)), Product)
     assert_type(room.cache.set("k", 1, ttl=3, tags=["t"]), bool)
     assert_type(room.cache.invalidate("a", "b"), int)
+    assert_type(room.cache.add("k", 1, ttl=3), bool)
+    assert_type(room.cache.incr("k"), float | None)
+    assert_type(room.cache.touch("k", ttl=3), bool)
+    room.cache.touch("k", tags=["t"])  # type: ignore[call-arg]
 
     @room.cache.cached("product:{id}", ttl=60, tags=["products", lambda p: [f"p:{p.id}"]])
     def load(id: int, brand: str = "acme") -> Product:
@@ -49,6 +54,18 @@ def blocking(room: Stillroom) -> None:
     room.cache.get(7)  # type: ignore[call-overload]
     room.cache.set("k", 1, tll=3)  # type: ignore[call-arg]
     room.cache.cached("k", tll=3)  # type: ignore[call-arg]
+
+
+def in_a_request(session: WebSession, app: App, room: Stillroom) -> None:
+    assert_type(session.user_id, str | None)
+    assert_type(session["cart"], Any)
+    session.login("ann", tags=["web"])
+    assert_type(StillroomMiddleware(app, room, routes=Routes(), sessions=True), StillroomMiddleware)
+    StillroomMiddleware(app, room, route=Routes())  # type: ignore[call-arg]
+
+
+async def in_an_async_request(session: AsyncWebSession) -> None:
+    assert_type(await session.load(), AsyncWebSession)
 
 
 async def awaiting(room: AsyncStillroom) -> None:

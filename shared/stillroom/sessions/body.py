@@ -456,6 +456,12 @@ class SessionsBody:
         except SessionStoreUnavailable as error:
             log.info("the last counts are lost: %s", error)
 
+    def is_current(self, session: Session[Any]) -> bool:
+        """Whether its token is its name of today; False for one that was rotated and works on for a moment."""
+        place = self._place(session)
+        handles = () if place is None else [make_handle(place.shard, name) for name in place.names]
+        return session.handle in handles
+
     # Asking
 
     def _ask(
@@ -596,7 +602,8 @@ class SessionsBody:
 
     def _read(self, shard: int, reply: Any, id: SecretStr, type: Any) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
-        return Session(shard, reply[1], reply[2], data, id)
+        was_touched = len(reply) > 4 and reply[4] == 1
+        return Session(shard, reply[1], reply[2], data, id, was_touched)
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and tell why there is no session."""

@@ -44,18 +44,28 @@ class Session(Generic[T]):
     What its record says of itself is read when it is first looked at: most requests only want the data.
     """
 
-    __slots__ = ("_about", "_device", "data", "id")
+    __slots__ = ("_about", "_device", "data", "id", "was_touched")
 
     data: T
     id: SecretStr
+    was_touched: bool  # reading it has put off its end
     _about: tuple[int, bytes, bytes]
     _device: Device | None
 
-    def __init__(self, shard: int, name: bytes, head: bytes, data: T, id: SecretStr) -> None:
+    def __init__(
+        self,
+        shard: int,
+        name: bytes,
+        head: bytes,
+        data: T,
+        id: SecretStr,
+        was_touched: bool = False,
+    ) -> None:
         _set(self, "_about", (shard, name, head))
         _set(self, "_device", None)
         _set(self, "data", data)
         _set(self, "id", id)
+        _set(self, "was_touched", was_touched)
 
     @property
     def token(self) -> str:

@@ -51,6 +51,11 @@ def make_token(shard: int, secret: bytes) -> str:
     return f"{shard:02x}.{_text(secret).decode()}"
 
 
+def is_token(text: object) -> bool:
+    """Whether this looks like a token of ours. Only Redis knows whether it is one."""
+    return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
+
+
 def place_of(token: object, peppers: tuple[Pepper, ...], shards: int) -> Place | None:
     """Where the session of this token would be, or None for what no token of ours looks like."""
     match = _TOKEN.fullmatch(token) if isinstance(token, str) else None

@@ -6,7 +6,7 @@ once, writes it in one send and reads the replies with hiredis. Nothing here sle
 
 from stillroom.wire.aio import AsyncWire
 from stillroom.wire.breaker import Breaker
-from stillroom.wire.budget import request_budget, time_left
+from stillroom.wire.budget import Budget, request_budget, time_left
 from stillroom.wire.cluster import (
     AsyncClusterWire,
     AsyncShardWire,
@@ -25,6 +25,7 @@ __all__ = [
     "AsyncShardWire",
     "AsyncWire",
     "Breaker",
+    "Budget",
     "Clock",
     "ClusterWire",
     "Command",

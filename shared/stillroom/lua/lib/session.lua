@@ -132,10 +132,13 @@ local function see(session, now)
   redis.call('HSET', session.key, '_l', plain(session.seen))
 end
 
+-- → whether it was written down
 local function touch(session, now, interval)
-  if now - session.seen >= math.min(interval, session.idle / 20) then
+  local is_due = now - session.seen >= math.min(interval, session.idle / 20)
+  if is_due then
     see(session, now)
   end
+  return is_due
 end
 
 -- Each call costs more than what it does, so many sessions go with few: at most 1,000, or Lua's stack is full.
