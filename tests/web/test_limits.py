@@ -167,3 +167,22 @@ def test_limits_without_sessions(serve: Serve) -> None:
     """`sessions=False`: the app finds none, and no cookie is looked at."""
     with serve(lambda path: None, routes=ROUTES, sessions=False) as port:
         assert ask(port, "/plain").status == 200
+
+
+def test_what_is_not_found_and_whose_session_is_unknown_is_told_to_abuse(
+    serve: Serve, room: Stillroom, client: Any
+) -> None:
+    """With the client's address, and without a round trip of its own: it rides along, or goes at the end."""
+    never = make_token(1, b"n" * 32)
+    with serve(routes=ROUTES) as port:
+        ask(port, "/fail/404?x")
+        ask(port, "/who", headers={"Cookie": f"__Host-sid={never}"})
+        ask(
+            port, "/plain", headers={"Cookie": f"__Host-sid={never}"}
+        )  # nobody looked: nobody knows
+        ask(port, "/who")
+    told = [fields for _, fields in client.xrange(room.keys.abuse)]
+    assert sorted((e[b"kind"], e[b"ip"], e.get(b"route")) for e in told) == [
+        (b"not_found", b"127.0.0.1", b"/fail/404"),
+        (b"session_unknown", b"127.0.0.1", b"/{path:path}"),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
@@ -68,17 +69,18 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         send: Send,
     ) -> None:
         method = scope["method"]
+        headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
+        asked = Asked(method, scope["path"], _peer(scope), headers)
         said: list[Header] = []
         if route is not None:
             scope[LIMITED] = True
-            headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
-            asked = Asked(method, scope["path"], _peer(scope), headers)
             decision = await self._room.state.run(self._gate.asking(route, asked, session))
             if not decision:
                 await _send_answer(send, denied(decision, method))
                 return
             said = list(decision.headers().items())
-        response = _Response(session, self._room, budget, method, said, send)
+        tell = partial(self._gate.tell, route, asked, session)
+        response = _Response(session, self._room, budget, method, said, tell, send)
         try:
             await response.of(self.app, scope, receive)
         finally:
@@ -95,6 +97,7 @@ class _Response:
         budget: Budget,
         method: str,
         said: list[Header],
+        tell: Callable[[int], None],
         send: Send,
     ) -> None:
         self._session = session
@@ -102,6 +105,7 @@ class _Response:
         self._budget = budget
         self._method = method
         self._said = said  # of the limits
+        self._tell = tell  # the status
         self._really_send = send
         self._has_begun = False
         self._is_replaced = False
@@ -126,6 +130,7 @@ class _Response:
     async def _begin(self, message: Message) -> None:
         raw = list(message.get("headers", ()))
         headers = _decoded(raw)
+        self._tell(message["status"])
         end = await self._room.state.run(
             ending(self._session, message["status"], headers, self._method)
         )

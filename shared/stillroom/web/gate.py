@@ -1,4 +1,7 @@
-"""What is asked before the app is called: may the request go on, and what is its session, in one round trip."""
+"""What is asked before the app is called, may the request go on and what is its session, in one round trip.
+
+And what is told after it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from stillroom.web.session_cookie import SessionCookie
 A = TypeVar("A")
 R = TypeVar("R", Stillroom, AsyncStillroom)
 
+NOT_FOUND = 404
 CLIENTS = 8_192  # addresses that are remembered
 
 
@@ -43,6 +47,7 @@ class Gate:
         self, room: Stillroom | AsyncStillroom, routes: Routes | None, subject: SubjectOf | None
     ) -> None:
         self._body = room._limits_body
+        self._hold = room._abuse_body.hold
         self._client = room.limits.client
         # Without trusted proxies an address is all there is to know, and most requests come from a known one.
         self._known = lru_cache(CLIENTS)(room.limits.client)
@@ -65,6 +70,14 @@ class Gate:
         if session.is_read or route not in self._look:
             return (yield from checks)
         return (yield from _with_session(checks, session))
+
+    def tell(self, route: Route | None, asked: Asked, session: RequestSession, status: int) -> None:
+        """What abuse begins with. Waits for nothing: it rides along with the next counts of this process."""
+        if route is not None and status == NOT_FOUND:
+            self._hold("not_found", ip=self._client_of(asked), route=asked.path)
+        if session.is_unknown:
+            template = route.template if route else None
+            self._hold("session_unknown", ip=self._client_of(asked), route=template)
 
     def _client_of(self, asked: Asked) -> str:
         if self._trusts_any:

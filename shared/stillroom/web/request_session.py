@@ -142,6 +142,11 @@ class RequestSession(MutableMapping[str, Any]):
         return self._is_asked
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether the token looked like one of ours, and opened nothing."""
+        return self._token is not None and self._is_asked and self._found is None
+
+    @property
     def is_lost(self) -> bool:
         """Whether a list or dict in it was changed after it was written: nobody will see that."""
         return self._is_written and bool(self._altered())

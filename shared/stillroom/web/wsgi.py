@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
@@ -60,18 +61,19 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
+        headers = _headers(environ) if self._gate.reads_headers else []
+        asked = Asked(method, _path(environ), environ.get("REMOTE_ADDR"), headers)
         said: list[Header] = []
         if route is not None:
             environ[LIMITED] = True
-            headers = _headers(environ) if self._gate.reads_headers else []
-            asked = Asked(method, _path(environ), environ.get("REMOTE_ADDR"), headers)
             decision = self._room.state.run(self._gate.asking(route, asked, session))
             if not decision:
                 answer = denied(decision, method)
                 start_response(answer.line, answer.headers)
                 return [answer.body]
             said = list(decision.headers().items())
-        response = _Response(session, self._room, method, said, start_response)
+        tell = partial(self._gate.tell, route, asked, session)
+        response = _Response(session, self._room, method, said, tell, start_response)
         body = response.of(self.app, environ)
         self._gate.learn(route, session)
         return body
@@ -86,12 +88,14 @@ class _Response:
         room: Stillroom,
         method: str,
         said: list[Header],
+        tell: Callable[[int], None],
         start_response: StartResponse,
     ) -> None:
         self._session = session
         self._room = room
         self._method = method
         self._said = said  # of the limits
+        self._tell = tell  # the status
         self._start_response = start_response
         self._held: tuple[Any, ...] | None = None  # status, headers, exc_info
         self._write: Callable[[bytes], object] | None = None  # set when the response has begun
@@ -152,7 +156,9 @@ class _Response:
         if self._write is not None or self._held is None:
             return
         status, headers, *exc_info = self._held
-        end = self._room.state.run(ending(self._session, int(status[:3]), headers, self._method))
+        code = int(status[:3])
+        self._tell(code)
+        end = self._room.state.run(ending(self._session, code, headers, self._method))
         if end.instead is None:
             more = [*end.headers, *lacking(headers, self._said)]
             self._write = self._start_response(status, [*headers, *more], *exc_info)
