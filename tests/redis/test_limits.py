@@ -15,6 +15,7 @@ from tests.support.limits import (
     age_us,
     assert_bounded,
     events,
+    expire_denials,
     forget_denials,
     logs,
     read_log,
@@ -111,7 +112,7 @@ def test_users_are_stored_as_an_hmac_only(room: Any, client: Any) -> None:
         + repr(events(client, room)).encode()
     )
     assert b"ann" not in everything.lower()
-    assert {"user", "ip"} <= events(client, room)[0].keys()
+    assert "user" in events(client, room)[0]
 
 
 def test_no_name_is_a_name_too(room: Any) -> None:
@@ -441,9 +442,7 @@ def test_denials_from_memory_are_told_with_the_next_one(room: Any, client: Any) 
     room.state_stats.due = 1 << 62
     assert sent(client, lambda: [room.limits.check(IP, [AUTH]) for _ in range(100)]) == []
     assert client.get(client.keys("*!denied")[0]) == b"1"
-    inner = getattr(room, "inner", room)
-    for denial in inner._limits_body._denials.found.values():
-        denial.until = 0.0
+    expire_denials(room)
     room.limits.check(IP, [AUTH])
     assert client.get(client.keys("*!denied")[0]) == b"102"
     assert [event["n"] for event in events(client, room)] == ["1", "102"]

@@ -292,7 +292,7 @@ class LimitsBody:
         return bool(done)
 
     def _taking(self, request: Request, reservation: bytes = b"") -> Command:
-        unseen = self._denials.take_unseen(request.keys) if self._denials.found else 0
+        unseen = self._denials.take_unseen(request.keys) if self._denials.found else b""
         if request.taking and not unseen and not reservation:
             return limit_check.run(request.taking)
         return limit_check.run(request.words(b"take", unseen, reservation))
