@@ -24,9 +24,8 @@ class Clients:
     """Tells clients apart, as the settings say: trusted_proxies, proxy_header, limit_v6_prefix."""
 
     def __init__(self, settings: Settings) -> None:
-        trusted = settings.trusted_proxies
-        self._networks = [ip_network(text) for text in trusted if text != UNIX]
-        self._trusts_sockets = UNIX in trusted
+        self._networks = [ip_network(text) for text in settings.proxy_networks]
+        self._trusts_sockets = UNIX in settings.trusted_proxies
         self._header = settings.proxy_header
         self._prefix = settings.limit_v6_prefix
 
