@@ -208,7 +208,10 @@ class Settings(BaseSettings):
     # Opens the details, /metrics and /status; 16 characters or more. `Authorization: Bearer …`, or the
     # password of `Basic …`, which is what a browser asks its user for.
     health_token: SecretStr | None = Field(None, alias="STILLROOM_HEALTH_TOKEN", min_length=16)
-    health_networks: Networks = ("127.0.0.0/8", "::1/128")  # so do these, for who comes directly: no trusted proxy
+    health_networks: Networks = (
+        "127.0.0.0/8",
+        "::1/128",
+    )  # so do these, for who comes directly: no trusted proxy
     metrics_open: bool = False  # /metrics for everybody who can reach it
     # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
     # service, because all of them would leave at once, and the app is made to live through it.
