@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit, SettingsError
+from stillroom.limits.local import Charge
+from stillroom.operation import Driver
 from tests.support.limits import (
     age,
     age_us,
@@ -287,6 +289,18 @@ def test_the_log_of_a_busy_client_stays_small(room: Any, client: Any) -> None:
         assert len(log) <= 26
         age(client, 60 / 24)
     assert sum(n for _, n in log) == 96
+
+
+def test_what_many_processes_admitted_stays_small_too(make_room: Any, client: Any) -> None:
+    """Forty of them tell of one client after an outage, latest hits first: one entry a slice, none forgotten."""
+    room = make_room()
+    key = room.keys.limits("ip", IP) + b"default"
+    for age_ms in range(40):
+        charge = Charge(key, DEFAULT, 1, age_ms * 1_000)
+        Driver(room.state_wire).run(room._limits_body._charge([charge]))
+    log = read_log(client, key)
+    assert sum(n for _, n in log) == 40
+    assert len(log) <= 3  # they took well under two slices of 2.5 s
 
 
 # Peek and reset
