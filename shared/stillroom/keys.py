@@ -66,6 +66,7 @@ Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belo
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from stillroom.errors import InvalidKey
 
@@ -129,8 +130,10 @@ class Keys:
         """What all keys of one shard of the sessions begin with."""
         return self._shards[number]
 
-    def session(self, shard: int, name: bytes) -> bytes:
-        return self.shard(shard) + b"s:" + name
+    def sessions(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
+        """A session's, under each of its names."""
+        prefix = self._shards[shard] + b"s:"
+        return [prefix + name for name in names]
 
     def user_sessions(self, shard: int, user: bytes) -> bytes:
         return self.shard(shard) + b"u:" + user

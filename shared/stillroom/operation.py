@@ -33,6 +33,7 @@ from stillroom.wire import (
     Wire,
     refusal,
     time_left,
+    words_of,
 )
 
 T = TypeVar("T")
@@ -110,10 +111,11 @@ class Driver:
             step = send(None)
             while True:
                 try:
-                    if type(step) is list:
+                    kind = type(step)
+                    if kind is list or kind is Once:
                         started = time.monotonic()
                         try:
-                            answer = self._exchange(step, left)
+                            answer = self._exchange(step, left, idempotent=kind is list)
                         finally:
                             left -= time.monotonic() - started
                     else:
@@ -157,8 +159,6 @@ class Driver:
                 budget.left -= time.monotonic() - started
 
     def _take(self, step: Any, left: float) -> Any:
-        if type(step) is Once:
-            return self._exchange(step, left, idempotent=False)
         if isinstance(step, Call):
             result = _called(step)
             return _in_background_loop(result) if inspect.isawaitable(result) else result
@@ -189,10 +189,11 @@ class AsyncDriver:
             step = send(None)
             while True:
                 try:
-                    if type(step) is list:
+                    kind = type(step)
+                    if kind is list or kind is Once:
                         started = time.monotonic()
                         try:
-                            answer = await self._exchange(step, left)
+                            answer = await self._exchange(step, left, idempotent=kind is list)
                         finally:
                             left -= time.monotonic() - started
                     else:
@@ -236,8 +237,6 @@ class AsyncDriver:
                 budget.left -= time.monotonic() - started
 
     async def _take(self, step: Any, left: float) -> Any:
-        if type(step) is Once:
-            return await self._exchange(step, left, idempotent=False)
         if isinstance(step, Call):
             if inspect.iscoroutinefunction(step.function):
                 return await step.function(*step.args, **step.kwargs)
@@ -450,10 +449,11 @@ class Repair:
         self._prepare()
 
     def _prepare(self) -> None:
-        scripts = {place: BY_SHA[self._batch[place][1]].script for place in self._places}
+        words = {place: words_of(self._batch[place]) for place in self._places}
+        scripts = {place: BY_SHA[said[1]].script for place, said in words.items()}
         sources = {script.text.source for script in scripts.values()}
         self._loads: list[Command] = [(b"SCRIPT", b"LOAD", source) for source in sources]
-        again = [(b"EVALSHA", s.text.sha, *self._batch[place][2:]) for place, s in scripts.items()]
+        again = [(b"EVALSHA", s.text.sha, *words[place][2:]) for place, s in scripts.items()]
         self.commands = [*self._loads, *again]
 
     def goes_on(self, second: Sequence[Any]) -> bool:
@@ -535,7 +535,8 @@ def _limit(left: float, command_timeout: float) -> float:
 def _timed(batch: Sequence[Command], now_us: int, limit: float) -> list[Command]:
     not_after = b"%d" % (now_us + int(limit * 1_000_000))
     return [
-        tuple(not_after if word is NOT_AFTER else word for word in command) for command in batch
+        tuple(not_after if word is NOT_AFTER else word for word in words_of(command))
+        for command in batch
     ]
 
 

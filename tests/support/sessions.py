@@ -13,7 +13,7 @@ def name_of(handle: str) -> bytes:
 
 def record_of(room: Any, handle: str) -> bytes:
     """The key of a session's record."""
-    key: bytes = room.keys.session(int(handle[:2], 16), name_of(handle))
+    key: bytes = room.keys.sessions(int(handle[:2], 16), [name_of(handle)])[0]
     return key
 
 

@@ -51,3 +51,9 @@ def test_equal_limits_are_the_same_key() -> None:
     assert hash(Limit("default", 100, 60)) == hash(DEFAULT)
     assert Limit("default", 100, 60) == DEFAULT
     assert Limit("default", 99, 60) != DEFAULT
+
+
+def test_a_quota_for_each_tenant_is_found_at_once() -> None:
+    """Limits that share a name differ in their hash, or each look-up would go through all of them."""
+    tenants = [Limit("tenant", quota, 60) for quota in range(500)]
+    assert len(set(map(hash, tenants))) == 500

@@ -410,7 +410,7 @@ class ReclaimBody(BulkBody):
                 texts[n] = text or b""
         return texts
 
-    def _tolerant(self, batch: list[Command]) -> Operation[list[Any]]:
+    def _tolerant(self, batch: Sequence[Command]) -> Operation[list[Any]]:
         """The replies; None for what is not of the type we write."""
         try:
             replies: list[Any] = (yield batch) if batch else []

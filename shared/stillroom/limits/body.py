@@ -295,7 +295,7 @@ class LimitsBody:
     def _taking(self, request: Request, reservation: bytes = b"") -> Command:
         unseen = self._denials.take_unseen(request.keys) if self._denials.found else b""
         if request.taking and not unseen and not reservation:
-            return limit_check.run(request.taking)
+            return request.taking
         return limit_check.run(request.words(b"take", unseen, reservation))
 
     def _refunding(self, reservation: Reservation) -> Command:

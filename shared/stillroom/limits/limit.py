@@ -47,9 +47,8 @@ class Limit:
             raise InvalidLimit(self.away, f"away is {_one_of(self.away, get_args(Away))}")
 
     def __hash__(self) -> int:
-        return hash(
-            self.name
-        )  # equal limits have equal names; limits are looked up on every request
+        # On every request: not all fields, but those in which many limits differ (a quota for each tenant).
+        return hash((self.name, self.quota, self.window))
 
     @property
     def kinds(self) -> tuple[str, ...]:

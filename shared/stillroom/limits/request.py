@@ -15,8 +15,10 @@ from stillroom.errors import InvalidLimit
 from stillroom.keys import Keys
 from stillroom.limits.identity import CROWD, Crowd
 from stillroom.limits.limit import Limit, check_cost
+from stillroom.scripts import Text, limit_check
 from stillroom.settings import Settings
 from stillroom.subject import hidden, is_private, site_of, subject_of
+from stillroom.wire import pack
 
 log = logging.getLogger("stillroom.limits")
 
@@ -51,7 +53,7 @@ class Request(NamedTuple):
     cost: int
     fields: tuple[bytes, ...]  # of an event
     private: str  # the address, if it is one inside somebody's network
-    taking: tuple[bytes, ...] = ()  # the words that consume it, where they are kept
+    taking: bytes = b""  # the command that consumes it, packed, where it is kept
 
     def words(
         self, mode: bytes, unseen: bytes = b"", reservation: bytes = b""
@@ -93,7 +95,7 @@ class Requests:
         """Raises InvalidLimit."""
         self._count += 1
         if isinstance(subject, str):
-            request = self._of_address(subject, tuple(limits), cost, route)
+            request = self._of_address(subject, tuple(limits), cost, route, limit_check.text)
         else:
             request = self._of_subject(subject, tuple(limits), cost, route)
         if request.private and self._crowd.saw(request.private, self._count):
@@ -101,10 +103,11 @@ class Requests:
         return request
 
     def _make_of_address(
-        self, address: str, limits: tuple[Limit, ...], cost: int, route: str
+        self, address: str, limits: tuple[Limit, ...], cost: int, route: str, text: Text
     ) -> Request:
+        """`text`: of the script as it is sent now. Another server may want another."""
         request = self._of_subject({"ip": address}, limits, cost, route)
-        return request._replace(taking=request.words(b"take"))
+        return request._replace(taking=pack([text.run(request.words(b"take"))]))
 
     def _of_subject(
         self, subject: Mapping[str, str | None], limits: tuple[Limit, ...], cost: int, route: str

@@ -202,17 +202,15 @@ class SessionsBody:
         place = self._place(session)
         if place is None:
             return None
-        (reply,) = yield from self._ask(
-            [
-                session_get(
-                    self._names(place), self._keys.shard(place.shard), self._touch if touch else b""
-                )
-            ]
-        )
+        shard, names = place
+        words = (*self._keys.sessions(shard, names), self._keys.shard(shard))
+        touched = self._touch if touch else b""
+        reads = session_get.run((b"%d" % len(names), *words, touched))
+        (reply,) = yield from self._ask([reads])
         if reply[0] != b"ok":
             self._refused(place, reply)
             return None
-        return self._read(place.shard, reply, _text(session), type)
+        return self._read(shard, reply, _token_of(session), type)
 
     def update(
         self,
@@ -468,6 +466,11 @@ class SessionsBody:
         self, batch: Sequence[Command], kind: type[list[Command]] = list
     ) -> Operation[list[Any]]:
         """The replies. What has to be told first goes in front, the counts that are due behind."""
+        if batch and not self._deferred and time.monotonic() <= self.stats.due:
+            try:
+                return (yield kind(batch))  # type: ignore[no-any-return]
+            except RedisUnavailable as error:
+                raise SessionStoreUnavailable(error.reason, error.detail) from error
         told = list(self._deferred.items())[:DEFERRED_BITE] if self._deferred else []
         commands = kind([*(command for _, command in told), *batch])
         due = time.monotonic() > self.stats.due
@@ -556,8 +559,7 @@ class SessionsBody:
 
     def _place(self, session: Known, *, denied: bool = False) -> Place | None:
         """Where the session is; None for what is no token, or has ended here already."""
-        token = session if isinstance(session, str) else _text(session).get_secret_value()
-        place = place_of(token, self._ring(), self._shards)
+        place = place_of(_token_of(session), self._peppers or self._ring(), self._shards)
         return None if self._deferred and place in self._deferred and not denied else place
 
     def _ring(self) -> tuple[Pepper, ...]:
@@ -572,15 +574,15 @@ class SessionsBody:
         return self._peppers
 
     def _names(self, place: Place) -> list[bytes]:
-        return [self._keys.session(place.shard, name) for name in place.names]
+        return self._keys.sessions(place.shard, place.names)
 
-    def _new_place(self, shard: int | None) -> tuple[SecretStr, Place]:
+    def _new_place(self, shard: int | None) -> tuple[str, Place]:
         """A token and its place: under the first pepper only."""
         number = secrets.randbelow(self._shards) if shard is None else shard
         token = make_token(number, secrets.token_bytes(SECRET_BYTES))
         place = place_of(token, self._ring()[:1], self._shards)
         assert place is not None
-        return SecretStr(token), place
+        return token, place
 
     def _destroying(self, place: Place, asked: bytes = b"") -> Command:
         """`asked`: when, in µs, if it is not now."""
@@ -600,10 +602,10 @@ class SessionsBody:
 
     # Answers
 
-    def _read(self, shard: int, reply: Any, id: SecretStr, type: Any) -> Session[Any]:
+    def _read(self, shard: int, reply: Any, token: str, type: Any) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
         was_touched = len(reply) > 4 and reply[4] == 1
-        return Session(shard, reply[1], reply[2], data, id, was_touched)
+        return Session(shard, reply[1], reply[2], data, token, was_touched)
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and tell why there is no session."""
@@ -632,10 +634,12 @@ class SessionsBody:
                 log.exception("a listener of session events failed")
 
 
-def _text(session: Session[Any] | SecretStr | str) -> SecretStr:
+def _token_of(session: Known) -> str:
+    if isinstance(session, str):
+        return session
     if isinstance(session, Session):
-        return session.id
-    return session if isinstance(session, SecretStr) else SecretStr(str(session))
+        return session.token
+    return session.get_secret_value() if isinstance(session, SecretStr) else str(session)
 
 
 def _us(seconds: float) -> int:

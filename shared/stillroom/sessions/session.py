@@ -44,13 +44,13 @@ class Session(Generic[T]):
     What its record says of itself is read when it is first looked at: most requests only want the data.
     """
 
-    __slots__ = ("_about", "_device", "data", "id", "was_touched")
+    __slots__ = ("_about", "_device", "data", "token", "was_touched")
 
     data: T
-    id: SecretStr
+    token: str  # the text for the cookie. Whoever has it, has the session
     was_touched: bool  # reading it has put off its end
     _about: tuple[int, bytes, bytes]
-    _device: Device | None
+    _device: Device
 
     def __init__(
         self,
@@ -58,28 +58,28 @@ class Session(Generic[T]):
         name: bytes,
         head: bytes,
         data: T,
-        id: SecretStr,
+        token: str,
         was_touched: bool = False,
     ) -> None:
         _set(self, "_about", (shard, name, head))
-        _set(self, "_device", None)
         _set(self, "data", data)
-        _set(self, "id", id)
+        _set(self, "token", token)
         _set(self, "was_touched", was_touched)
 
     @property
-    def token(self) -> str:
-        """The text for the cookie. Whoever has it, has the session."""
-        return self.id.get_secret_value()
+    def id(self) -> SecretStr:
+        """The token as it may be handed around: nothing prints it."""
+        return SecretStr(self.token)
 
     @property
     def device(self) -> Device:
         """What may be shown of it. Raises SessionUnreadable."""
-        device = self._device
-        if device is None:
+        try:
+            return self._device
+        except AttributeError:  # not looked at before
             device = read_device(*self._about)
             _set(self, "_device", device)
-        return device
+            return device
 
     @property
     def handle(self) -> str:
@@ -122,7 +122,7 @@ class Session(Generic[T]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Session):
             return NotImplemented
-        same = self.id == other.id and self.data == other.data
+        same = self.token == other.token and self.data == other.data
         return same and self.device == other.device
 
     __hash__ = None  # type: ignore[assignment]  # its data may change

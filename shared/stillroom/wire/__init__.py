@@ -16,7 +16,7 @@ from stillroom.wire.cluster import (
 )
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import AWAY, refusal
-from stillroom.wire.server import Clock, Command, Server
+from stillroom.wire.server import Clock, Command, Server, pack, words_of
 from stillroom.wire.sync import Wire
 
 __all__ = [
@@ -32,9 +32,11 @@ __all__ = [
     "Server",
     "ShardWire",
     "Wire",
+    "pack",
     "refusal",
     "request_budget",
     "reset_after_fork",
     "slot_of",
     "time_left",
+    "words_of",
 ]

@@ -16,7 +16,8 @@ from stillroom.settings import Settings, redact
 
 # Never a number: hiredis packs one through repr(), which may run a signal handler, and does not look at the
 # result. A handler that raises just then ends the process (hiredis 3.5, src/pack.c).
-Command = tuple[bytes | str, ...]
+# One that is sent often may be the bytes that `pack` makes of it: packing costs more than a system call.
+Command = tuple[bytes | str, ...] | bytes
 
 CLOCK_GOOD_FOR_NS = 60_000_000_000
 
@@ -116,6 +117,20 @@ def _handshake(options: Mapping[str, Any]) -> list[Command]:
 def pack(commands: Sequence[Command]) -> bytes:
     """The bytes of a batch."""
     if len(commands) == 1:
-        packed: bytes = pack_command(commands[0])
-        return packed
-    return b"".join([pack_command(command) for command in commands])
+        return _packed(commands[0])
+    return b"".join(map(_packed, commands))
+
+
+def _packed(command: Command) -> bytes:
+    packed: bytes = command if type(command) is bytes else pack_command(command)
+    return packed
+
+
+def words_of(command: Command) -> Sequence[bytes | str]:
+    """The words of a command, packed or not."""
+    if not isinstance(command, bytes):
+        return command
+    reader = hiredis.Reader()  # a command looks like a reply: an array of texts
+    reader.feed(command)
+    words: list[bytes] = reader.gets()
+    return words

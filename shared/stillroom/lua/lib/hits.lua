@@ -1,7 +1,9 @@
 -- The hits of one subject against one limit: a sliding log of (last µs, count), packed 7 + 4 bytes, oldest first.
 -- Hits in the same 1/24 of the window share an entry that carries the LAST of their times, so none is forgotten before
--- its window has passed: never more than the quota in any window, and at most 26 entries. A quota of up to 24 needs no
--- sharing: its log is exact. The log knows neither quota nor window, so both may change while it lives.
+-- its window has passed: never more than the quota in any window. A window touches 25 slices where it begins in the
+-- midst of one, and each has one entry: at most 25 (one more each time the clock steps back, until they have left).
+-- A quota of up to 24 needs no sharing: its log is exact. The log knows neither quota nor window, so both may change
+-- while it lives.
 
 local ENTRY, FORMAT = 11, 'I7I4'
 local SLICES = 24
@@ -63,19 +65,20 @@ local function read_hits(key, raw, now, window)
   return log, used
 end
 
+local function in_one_slice(one, other, window)
+  local slice = window / SLICES
+  return one and other and math.floor(one / slice) == math.floor(other / slice)
+end
+
 local function put_hits(log, at, count, quota, window)
   local place = #log + 1
   while place > 1 and log[place - 2] > at do
     place = place - 2
   end
-  local slice = window / SLICES
-  local function shares(entry)
-    return quota > SLICES and log[entry] and math.floor(log[entry] / slice) == math.floor(at / slice)
-  end
-  if shares(place - 2) then
+  if quota > SLICES and in_one_slice(log[place - 2], at, window) then
     log[place - 2] = at
     log[place - 1] = math.min(log[place - 1] + count, MOST)
-  elseif shares(place) then -- a process tells late what it admitted: the later entry keeps its time
+  elseif quota > SLICES and in_one_slice(at, log[place], window) then -- a charge, told of after a later hit
     log[place + 1] = math.min(log[place + 1] + count, MOST)
   else
     table.insert(log, place, at)
