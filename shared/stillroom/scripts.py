@@ -39,7 +39,7 @@ class Script:
 
     def run(self, words: tuple[bytes | str, ...]) -> tuple[bytes | str, ...]:
         """The same, from the words that EVALSHA takes after the digest."""
-        return self.text.run(words)
+        return (b"EVALSHA", self.text.sha, *words)
 
 
 class Text:
@@ -51,10 +51,6 @@ class Text:
         # The digest names the script to EVALSHA; it protects nothing.
         self.sha = sha1(source.encode(), usedforsecurity=False).hexdigest().encode()
         BY_SHA[self.sha] = self
-
-    def run(self, words: tuple[bytes | str, ...]) -> tuple[bytes | str, ...]:
-        """The command, from the words that EVALSHA takes after the digest."""
-        return (b"EVALSHA", self.sha, *words)
 
 
 BY_SHA: dict[bytes | str, Text] = {}

@@ -33,7 +33,8 @@ Address = IPv4Address | IPv6Address
 def parse_address(text: str) -> Address | None:
     """The address in what a server or a proxy wrote: with a port, brackets, quotes or a zone. None for junk.
 
-    An IPv4 address that is wrapped in an IPv6 one (mapped, NAT64, 6to4) is the IPv4 address.
+    An IPv4 address that is wrapped in an IPv6 one (mapped, NAT64) is the IPv4 address. In a 6to4 address it is not:
+    whoever routes 2002::/16 may take any, and would have others banned.
     """
     address = peer_address(text)
     return None if address is None else _unwrapped(address)
@@ -42,7 +43,7 @@ def parse_address(text: str) -> Address | None:
 def peer_address(text: str) -> Address | None:
     """The same, but of wrapped ones only the mapped, which is how a socket of both families writes IPv4.
 
-    Whether to believe a proxy goes by this: whoever routes 2002::/16 may come from a 6to4 address of any proxy's.
+    Whether to believe a proxy goes by this.
     """
     if len(text) > _ADDRESS_LIMIT:
         return None
@@ -100,11 +101,9 @@ def _bare(text: str) -> str:
 
 
 def _unwrapped(address: Address) -> Address:
-    if isinstance(address, IPv4Address):
-        return address
-    if address in _NAT64:
+    if isinstance(address, IPv6Address) and address in _NAT64:
         return IPv4Address(int(address) & 0xFFFF_FFFF)
-    return address.sixtofour or address
+    return address
 
 
 def _network(address: IPv6Address, prefix: int) -> str:

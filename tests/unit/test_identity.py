@@ -30,7 +30,7 @@ def clients(**changes: Any) -> Clients:
         (f"::ffff:{IP}", IP),
         (f"[::ffff:{IP}]:443", IP),
         ("64:ff9b::cb00:7107", IP),
-        ("2002:cb00:7107::1", IP),
+        ("2002:cb00:7107::1", "2002:cb00:7107::/64"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("[2001:db8:1:2::9]:443", "2001:db8:1:2::/64"),
         ("2001:db8:1:2::/64", "2001:db8:1:2::/64"),
@@ -74,13 +74,16 @@ def test_a_household_has_one_network() -> None:
     assert (site_of(IP), site_of(UNKNOWN)) == (None, None)
 
 
-@pytest.mark.parametrize("tunnel", ["2002:a00:1::5", "64:ff9b::a00:1"])
-def test_a_tunnel_to_a_proxys_address_is_no_proxy(tunnel: str) -> None:
-    """It counts as that address, and what it forwards for is not believed: as a peer, and in the chain."""
+@pytest.mark.parametrize(
+    ("tunnel", "client"),
+    [("2002:a00:1::5", "2002:a00:1::/64"), ("64:ff9b::a00:1", "10.0.0.1")],
+)
+def test_a_tunnel_to_a_proxys_address_is_no_proxy(tunnel: str, client: str) -> None:
+    """What it forwards for is not believed: as a peer, and in the chain."""
     victim = [("X-Forwarded-For", "198.51.100.7")]
-    assert clients().subject(tunnel, victim) == "10.0.0.1"
+    assert clients().subject(tunnel, victim) == client
     chain = [("X-Forwarded-For", f"198.51.100.7, {tunnel}")]
-    assert clients().subject("10.0.0.2", chain) == "10.0.0.1"
+    assert clients().subject("10.0.0.2", chain) == client
     assert clients().subject("::ffff:10.0.0.1", victim) == "198.51.100.7"
 
 

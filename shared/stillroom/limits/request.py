@@ -107,7 +107,7 @@ class Requests:
     ) -> Request:
         """`text`: of the script as it is sent now. Another server may want another."""
         request = self._of_subject({"ip": address}, limits, cost, route)
-        return request._replace(taking=pack([text.run(request.words(b"take"))]))
+        return request._replace(taking=pack([(b"EVALSHA", text.sha, *request.words(b"take"))]))
 
     def _of_subject(
         self, subject: Mapping[str, str | None], limits: tuple[Limit, ...], cost: int, route: str

@@ -180,7 +180,7 @@ class SessionsBody:
         self._tell_all("expired", place.shard, reply[2])
         self._tell_all("evicted", place.shard, [part for name in reply[3] for part in (name, user)])
         began = head(user, int(reply[1]), *times, labels, note)
-        return Session(place.shard, place.names[0], began, shown, token)
+        return Session(place.shard, place.names[0], began, shown, _token_of(token))
 
     @overload
     def get(
@@ -210,7 +210,7 @@ class SessionsBody:
         if reply[0] != b"ok":
             self._refused(place, reply)
             return None
-        return self._read(shard, reply, _token_of(session), type)
+        return self._read(shard, reply, session, type)
 
     def update(
         self,
@@ -466,7 +466,7 @@ class SessionsBody:
         self, batch: Sequence[Command], kind: type[list[Command]] = list
     ) -> Operation[list[Any]]:
         """The replies. What has to be told first goes in front, the counts that are due behind."""
-        if batch and not self._deferred and time.monotonic() <= self.stats.due:
+        if batch and not self._deferred and time.monotonic() <= self.stats.due:  # as nearly always
             try:
                 return (yield kind(batch))  # type: ignore[no-any-return]
             except RedisUnavailable as error:
@@ -559,7 +559,7 @@ class SessionsBody:
 
     def _place(self, session: Known, *, denied: bool = False) -> Place | None:
         """Where the session is; None for what is no token, or has ended here already."""
-        place = place_of(_token_of(session), self._peppers or self._ring(), self._shards)
+        place = place_of(_token_of(session), self._ring(), self._shards)
         return None if self._deferred and place in self._deferred and not denied else place
 
     def _ring(self) -> tuple[Pepper, ...]:
@@ -576,13 +576,11 @@ class SessionsBody:
     def _names(self, place: Place) -> list[bytes]:
         return self._keys.sessions(place.shard, place.names)
 
-    def _new_place(self, shard: int | None) -> tuple[str, Place]:
+    def _new_place(self, shard: int | None) -> tuple[SecretStr, Place]:
         """A token and its place: under the first pepper only."""
         number = secrets.randbelow(self._shards) if shard is None else shard
         token = make_token(number, secrets.token_bytes(SECRET_BYTES))
-        place = place_of(token, self._ring()[:1], self._shards)
-        assert place is not None
-        return token, place
+        return SecretStr(token), Place(number, (self._ring()[0].name(token.encode()),))
 
     def _destroying(self, place: Place, asked: bytes = b"") -> Command:
         """`asked`: when, in µs, if it is not now."""
@@ -602,10 +600,10 @@ class SessionsBody:
 
     # Answers
 
-    def _read(self, shard: int, reply: Any, token: str, type: Any) -> Session[Any]:
+    def _read(self, shard: int, reply: Any, session: Known, type: Any) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
         was_touched = len(reply) > 4 and reply[4] == 1
-        return Session(shard, reply[1], reply[2], data, token, was_touched)
+        return Session(shard, reply[1], reply[2], data, _token_of(session), was_touched)
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and tell why there is no session."""

@@ -173,7 +173,9 @@ def size_of(fields: Mapping[bytes, bytes]) -> int:
 
 def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
     """Raises SessionDataRefused or ValueTooLarge."""
-    text = _json("meta", dict(meta or {}))
+    if not meta:
+        return b"{}"
+    text = _json("meta", dict(meta))
     if len(text) > META_LIMIT:
         raise ValueTooLarge(len(text), META_LIMIT)
     return text

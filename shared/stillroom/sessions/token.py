@@ -63,7 +63,7 @@ def place_of(token: object, peppers: tuple[Pepper, ...], shards: int) -> Place |
     """Where the session of this token would be, or None for what no token of ours looks like."""
     if not isinstance(token, str) or len(token) != _TOKEN_LENGTH or not token.isascii():
         return None
-    text = token.encode()
+    text = token.encode()  # no pattern: each request comes through here
     shard = _SHARDS.get(text[:3], shards)
     if shard >= shards or text.translate(None, _DIGITS) != b".":
         return None
