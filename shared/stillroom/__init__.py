@@ -30,6 +30,7 @@ from stillroom.errors import (
     UnknownLoader,
     ValueTooLarge,
 )
+from stillroom.health import AsyncHealth, Health
 from stillroom.limits import (
     API,
     AUTH,
@@ -55,6 +56,7 @@ __all__ = [
     "STATIC",
     "AsyncCache",
     "AsyncCachedFunction",
+    "AsyncHealth",
     "AsyncLimits",
     "AsyncSessions",
     "AsyncStillroom",
@@ -65,6 +67,7 @@ __all__ = [
     "Decision",
     "Device",
     "Freshness",
+    "Health",
     "ImageInfo",
     "ImageRefused",
     "ImagesUnavailable",

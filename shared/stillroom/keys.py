@@ -1,8 +1,8 @@
 """Every Redis key, and what may be in one. This is the data dictionary.
 
 `ns` is the namespace setting (default `stillroom`); `{0}` is the hash tag of the cache's first shard: all keys of
-a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…` has a
-shard's tag too, for it rides along with the shard's batches.
+a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…` and
+`ns:counts` have a shard's tag too, for they ride along with the shard's batches.
 
 | key               | type   | meaning                                         | lifetime     | written by      |
 |-------------------|--------|-------------------------------------------------|--------------|-----------------|
@@ -41,6 +41,14 @@ shard's tag too, for it rides along with the shard's batches.
 |                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
+| ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
+| ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
+| ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
+| ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
+| ns:bans           | zset   | banned subject → until when, ms                 | longest ban  | limits          |
+| ns:abuse:log      | stream | patterns of abuse: rule, subject, count, last … | 10,000       | abuse           |
+| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | health/body.py  |
+| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | health/body.py  |
 
 Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
 """
@@ -51,6 +59,7 @@ import re
 
 from stillroom.errors import InvalidKey
 
+UNACKED = "unacked"  # kombu's own name for what workers have taken and not done
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 
 # Control characters would break the entry's header line and every log they are printed in;
@@ -67,11 +76,20 @@ class Keys:
     def __init__(self, namespace: str, shard: int = 0, *, in_cluster: bool = False) -> None:
         self._namespace = namespace
         cache = f"{namespace}:{{{shard}}}:"
-        self._stats = f"{cache if in_cluster else namespace + ':'}stats:"
+        counted = cache if in_cluster else f"{namespace}:"
+        self._stats = f"{counted}stats:"
+        self.counts = f"{counted}counts".encode()
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
         self.abuse = f"{namespace}:abuse".encode()
+        self.health = f"{namespace}:health".encode()
+        self.health_week = f"{namespace}:health:week".encode()
+        self.health_open = f"{namespace}:health:open".encode()
+        self.abuse_log = f"{namespace}:abuse:log".encode()
+        self.bans = f"{namespace}:bans".encode()
+        self.workers = f"{namespace}:workers".encode()
+        self.ticks = f"{namespace}:ticks".encode()
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()
         self.trimmed = f"{cache}trimmed".encode()

@@ -23,9 +23,18 @@ from stillroom.cache import (
 )
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
+from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
-from stillroom.operation import AsyncDriver, Driver, async_drivers_of, drivers_of
+from stillroom.operation import (
+    AsyncDriver,
+    AsyncShardDriver,
+    Driver,
+    ShardDriver,
+    async_drivers_of,
+    drivers_of,
+)
+from stillroom.probes import health_on, wires_of_cache
 from stillroom.sessions import AsyncSessions, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -47,6 +56,8 @@ log = logging.getLogger("stillroom")
 
 class _Room:
     """What both rooms share. Nothing connects before the first call."""
+
+    wire: Any
 
     def __init__(self, settings: Settings | None, dispatch: Dispatch | None) -> None:
         self.settings = settings or Settings()
@@ -73,6 +84,11 @@ class _Room:
         clocks = [wire if self.settings.cluster else wire.server for wire in wires]
         runs = [driver.run for driver in aside]
         return cache_on(self.settings, clocks, self.dispatch, self.stats, runs)
+
+    def _health(self, state_wire: Any, wires: Sequence[Any]) -> HealthBody:
+        """Health's operations, for the state's driver and those of `wires_of_cache`."""
+        cache = wires_of_cache(self.settings, wires), self.wire.breaker, self.stats
+        return health_on(self.settings, state_wire, self.state_stats, *cache)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """What the wire to a cluster is made of."""
@@ -131,6 +147,11 @@ class Stillroom(_Room):
         self.sessions = Sessions(self._sessions_body, self.state)
         self.limits = Limits(self._limits_body, self.state)
         self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
+        asked: list[Driver] = [self.state]
+        asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
+        self.health = Health(
+            self._health(self.state_wire, wires), ShardDriver(self.state_wire, asked)
+        )
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -196,6 +217,11 @@ class AsyncStillroom(_Room):
         driver = Driver(self.state_wire.for_threads)
         sessions, limits = Sessions(self._sessions_body, driver), Limits(self._limits_body, driver)
         self.state_wire.breaker.recovered += [sessions.deliver, limits.deliver]
+        asked = [self.state]
+        asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
+        self.health = AsyncHealth(
+            self._health(self.state_wire, wires), AsyncShardDriver(self.state_wire, asked)
+        )
 
     async def connect(self) -> None:
         """See Stillroom.connect."""

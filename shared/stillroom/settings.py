@@ -189,6 +189,19 @@ class Settings(BaseSettings):
     local_limits: int = Field(50_000, ge=1)  # subjects and limits a process counts by itself
     limits_memory: int = Field(10_000, ge=1)  # … whose last state, or denial, it remembers
 
+    # Health.
+    health_timeout: Seconds = 0.2  # one check, whatever Redis does
+    # Opens the details, /metrics and /status; 16 characters or more. `Authorization: Bearer …`, or the
+    # password of `Basic …`, which is what a browser asks its user for.
+    health_token: SecretStr | None = Field(None, alias="STILLROOM_HEALTH_TOKEN", min_length=16)
+    health_networks: Networks = ("127.0.0.0/8", "::1/128")  # so do these, for who comes directly
+    metrics_open: bool = False  # /metrics for everybody who can reach it
+    # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
+    # service, because all of them would leave at once, and the app is made to live through it.
+    ready_requires: Words = ()
+    release: str | None = None  # the app's version, as releaseId
+    flower_url: str | None = None  # for the link on /status
+
     # The workers.
     loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"
     worker_threads: int = Field(8, ge=1, le=1_000)
@@ -218,6 +231,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"lease or refresh_lease is {longest:g} s; lease_limit allows {self.lease_limit:g} s"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_roles(self) -> Settings:
+        if unknown := set(self.ready_requires) - {"state", "cache"}:
+            raise ValueError(f"ready_requires has {sorted(unknown)}: the roles are state and cache")
         return self
 
     @model_validator(mode="after")
@@ -254,7 +273,11 @@ class Settings(BaseSettings):
 
 
 # What may come from a file: setting → its name in the environment, which `_FILE` is added to.
-SECRETS = {"redis_password": "REDIS_PASSWORD", "session_peppers": "STILLROOM_SESSION_PEPPERS"}
+SECRETS = {
+    "redis_password": "REDIS_PASSWORD",
+    "session_peppers": "STILLROOM_SESSION_PEPPERS",
+    "health_token": "STILLROOM_HEALTH_TOKEN",
+}
 
 
 def _with_secret_file(values: dict[str, Any], field: str, name: str) -> dict[str, Any]:
@@ -345,6 +368,6 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
 
 
 def _given(name: str, value: object) -> str:
-    if "password" in name or "pepper" in name:
+    if any(secret in name for secret in ("password", "pepper", "token")):
         return "***"
     return repr(redact(value)) if name.endswith("_url") and isinstance(value, str) else repr(value)

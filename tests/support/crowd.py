@@ -22,6 +22,7 @@ PATIENT: dict[str, Any] = {
     "command_timeout": 10.0,
     "call_timeout": 30.0,
     "pool_timeout": 10.0,
+    "health_timeout": 30.0,
     "pool_size": 256,
     "lease": 30.0,
     "wait": 30.0,

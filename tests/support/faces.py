@@ -55,6 +55,7 @@ class BlockingRoom:
         self.tasks = Blocking(room.tasks, loop)
         self.sessions = Blocking(room.sessions, loop)
         self.limits = Blocking(room.limits, loop)
+        self.health = Blocking(room.health, loop)
 
     @property
     def stats(self) -> Any:

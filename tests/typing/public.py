@@ -19,6 +19,8 @@ from stillroom import (
     Session,
     Stillroom,
 )
+from stillroom.health import Report, Snapshot
+from stillroom.web import HealthWSGI
 
 
 class Product(BaseModel):
@@ -55,6 +57,7 @@ async def awaiting(room: AsyncStillroom) -> None:
     assert_type(await room.cache.get("k", Product), Product | None)
     assert_type(await room.cache.get_or_set("k", lambda: Product(id=1)), Product)
     assert_type(await room.cache.invalidate("a"), int)
+    assert_type(await room.health.check(), Report)
 
     async def fetch() -> Product:
         return Product(id=1)
@@ -71,6 +74,13 @@ async def awaiting(room: AsyncStillroom) -> None:
 
     assert_type(await load(7), Product)
     assert_type(await price(7), int)
+
+
+def health(room: Stillroom) -> None:
+    assert_type(room.health.check(), Report)
+    assert_type(room.health.snapshot(), Snapshot)
+    assert_type(room.health.history(hours=48), list[Snapshot])
+    HealthWSGI(room)
 
 
 def sessions(room: Stillroom) -> None:

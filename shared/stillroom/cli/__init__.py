@@ -11,6 +11,8 @@ from rich.markup import escape
 
 from stillroom.cli import sessions
 from stillroom.cli.demo import demo
+from stillroom.cli.doctor import doctor
+from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
 from stillroom.cli.up import up
 from stillroom.errors import StillroomError
@@ -24,6 +26,8 @@ app = typer.Typer(
 app.command()(up)
 app.command()(demo)
 app.command()(invalidate)
+app.command()(health)
+app.command()(doctor)
 app.add_typer(sessions.app, name="sessions")
 
 

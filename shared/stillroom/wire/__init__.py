@@ -15,11 +15,12 @@ from stillroom.wire.cluster import (
     slot_of,
 )
 from stillroom.wire.forks import reset_after_fork
-from stillroom.wire.outcome import refusal
+from stillroom.wire.outcome import AWAY, refusal
 from stillroom.wire.server import Clock, Command, Server
 from stillroom.wire.sync import Wire
 
 __all__ = [
+    "AWAY",
     "AsyncClusterWire",
     "AsyncShardWire",
     "AsyncWire",
