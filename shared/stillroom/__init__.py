@@ -1,5 +1,6 @@
 """Stillroom: the Redis services a web app shares, and the workers that keep them fresh."""
 
+from stillroom.abuse import Abuse, AsyncAbuse, Ban, Rule
 from stillroom.cache import (
     AsyncCache,
     AsyncCachedFunction,
@@ -11,6 +12,8 @@ from stillroom.cache import (
 )
 from stillroom.dispatch import CeleryDispatch, InlineDispatch, NoDispatch
 from stillroom.errors import (
+    BanRefused,
+    EventRefused,
     ImageRefused,
     ImagesUnavailable,
     InvalidKey,
@@ -54,18 +57,23 @@ __all__ = [
     "AUTH",
     "DEFAULT",
     "STATIC",
+    "Abuse",
+    "AsyncAbuse",
     "AsyncCache",
     "AsyncCachedFunction",
     "AsyncHealth",
     "AsyncLimits",
     "AsyncSessions",
     "AsyncStillroom",
+    "Ban",
+    "BanRefused",
     "Cache",
     "CachedFunction",
     "CachedValue",
     "CeleryDispatch",
     "Decision",
     "Device",
+    "EventRefused",
     "Freshness",
     "Health",
     "ImageInfo",
@@ -82,6 +90,7 @@ __all__ = [
     "Reservation",
     "Route",
     "Routes",
+    "Rule",
     "Session",
     "SessionConflict",
     "SessionDataRefused",

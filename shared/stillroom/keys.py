@@ -35,18 +35,28 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | (lib/hits.lua)                                  |              | _charge, _refund|
 |       …<limit>!near        | string | a `near` event was written             | the window   | limit_check     |
 |       …!denied    | string | denials                                         | 10 min       | limit_check     |
-|       …!ban       | string | JSON; as long as it is there, a ban (ip only)   | the ban      | abuse           |
+|       …!ban       | string | why, as JSON; as long as it is there, a ban (ip)| the ban      | lib/ban.lua     |
+|       …!level     | string | how many bans it has had                        | 7 d          | abuse_judge     |
+|       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
+|                   |        | for ten minutes                                 |              |                 |
 | ns:{rl:!held}:<id>| string | a reservation that may still be refunded        | the window   | limit_check     |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
 |                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
+| ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
+| ns:abuse:aside    | stream | events that could not be read: `id`, `reason`,  | 1,000        | abuse           |
+|                   |        | `event`                                         |              |                 |
+| ns:abuse:c:<rule>:<group> | zset: what a rule counts → when it was seen, ms | its window | abuse_count     |
+| ns:abuse:groups   | zset   | the counts there are → when each grew, ms       | 50,000; 1 d  | abuse_count     |
+| ns:abuse:seen:<rule>:<group> | string: the event that completed the pattern, | the window   | abuse_judge     |
+|                   |        | and what was done                               | + 1 h        |                 |
+| ns:bans           | zset   | subject → until when, ms                        | 31 d         | lib/ban.lua     |
+| ns:bans:times     | list   | when rules banned, ms, newest first             | 1 min        | abuse_judge     |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 | ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
-| ns:bans           | zset   | banned subject → until when, ms                 | longest ban  | limits          |
-| ns:abuse:log      | stream | patterns of abuse: rule, subject, count, last … | 10,000       | abuse           |
 | ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | health/body.py  |
 | ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | health/body.py  |
 
@@ -86,10 +96,13 @@ class Keys:
         self.health = f"{namespace}:health".encode()
         self.health_week = f"{namespace}:health:week".encode()
         self.health_open = f"{namespace}:health:open".encode()
-        self.abuse_log = f"{namespace}:abuse:log".encode()
-        self.bans = f"{namespace}:bans".encode()
         self.workers = f"{namespace}:workers".encode()
         self.ticks = f"{namespace}:ticks".encode()
+        self.abuse_log = self.abuse + b":log"
+        self.abuse_aside = self.abuse + b":aside"
+        self.abuse_groups = self.abuse + b":groups"
+        self.bans = f"{namespace}:bans".encode()
+        self.ban_times = self.bans + b":times"
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()
         self.trimmed = f"{cache}trimmed".encode()
@@ -141,6 +154,18 @@ class Keys:
     def ban(self, subject: str) -> bytes:
         """`subject`: an address, or a network of IPv6: see subject.py."""
         return self.limits("ip", subject) + b"!ban"
+
+    def ban_level(self, subject: str) -> bytes:
+        return self.limits("ip", subject) + b"!level"
+
+    def ban_lifted(self, subject: str) -> bytes:
+        return self.limits("ip", subject) + b"!lifted"
+
+    def abuse_count(self, rule: str, group: str) -> bytes:
+        return b"%b:c:%b:%b" % (self.abuse, rule.encode(), group.encode())
+
+    def abuse_seen(self, rule: str, claim: str) -> bytes:
+        return b"%b:seen:%b:%b" % (self.abuse, rule.encode(), claim.encode())
 
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""

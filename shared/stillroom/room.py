@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
 from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
@@ -35,7 +36,7 @@ from stillroom.operation import (
     drivers_of,
 )
 from stillroom.probes import health_on, wires_of_cache
-from stillroom.sessions import AsyncSessions, Sessions, SessionsBody
+from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import (
@@ -78,6 +79,9 @@ class _Room:
         self._limits_body = LimitsBody(
             self.settings, self._state_server, self.keys, self.state_stats
         )
+        self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
+        self.state_stats.riders.append(self._abuse_body.riding)
+        self._sessions_body.on_event.append(self._tell_abuse)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
         """The cache's operations, on these wires: one for each shard."""
@@ -94,6 +98,11 @@ class _Room:
         """What the wire to a cluster is made of."""
         slots = [slot_of(keys.clock) for keys in shard_keys(self.settings)]
         return self.settings, self.settings.cache_server, "the cache's Redis", slots
+
+    def _tell_abuse(self, event: SessionEvent) -> None:
+        """A token used after it was replaced: stolen? Never waits: an event loop may be calling."""
+        if event.kind == "replayed":
+            self._abuse_body.hold("session_replay", user=event.user_id)
 
     def request(self) -> AbstractContextManager[Budget]:
         """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
@@ -147,6 +156,7 @@ class Stillroom(_Room):
         self.sessions = Sessions(self._sessions_body, self.state)
         self.limits = Limits(self._limits_body, self.state)
         self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
+        self.abuse = Abuse(self._abuse_body, self.state)
         asked: list[Driver] = [self.state]
         asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
         self.health = Health(
@@ -168,6 +178,7 @@ class Stillroom(_Room):
         self._cache_body.deliver_last()
         self.limits.deliver()
         _complain(self.sessions.deliver())
+        self.abuse.deliver()
         self.wire.close()
         self.state_wire.close()
 
@@ -213,6 +224,7 @@ class AsyncStillroom(_Room):
         self.state = AsyncDriver(self.state_wire)
         self.sessions = AsyncSessions(self._sessions_body, self.state)
         self.limits = AsyncLimits(self._limits_body, self.state)
+        self.abuse = AsyncAbuse(self._abuse_body, self.state)
         # Nor has the prober, which tells of Redis' return.
         driver = Driver(self.state_wire.for_threads)
         sessions, limits = Sessions(self._sessions_body, driver), Limits(self._limits_body, driver)
@@ -235,6 +247,7 @@ class AsyncStillroom(_Room):
         await asyncio.to_thread(self._cache_body.deliver_last)
         await self.limits.deliver()
         _complain(await self.sessions.deliver())
+        await self.abuse.deliver()
         await self.wire.close()
         await self.state_wire.close()
 

@@ -69,7 +69,11 @@ def _with_includes(text: str) -> str:
 
 
 add = Script("add")
+abuse_count = Script("abuse_count")
+abuse_judge = Script("abuse_judge")
+abuse_lift = Script("abuse_lift")
 back_off = Script("back_off")
+ban = Script("ban")
 claim_refresh = Script("claim_refresh")
 clear = Script("clear")
 commit = Script("commit")

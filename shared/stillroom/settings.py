@@ -6,7 +6,6 @@ name in capitals. A secret may come from a file: `REDIS_PASSWORD_FILE` names it 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -25,7 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from stillroom.errors import SettingsError
+from stillroom.errors import SettingsError, did_you_mean
 
 PREFIX = "STILLROOM_"
 SCHEMES = ("redis", "rediss", "unix")
@@ -202,6 +201,11 @@ class Settings(BaseSettings):
     release: str | None = None  # the app's version, as releaseId
     flower_url: str | None = None  # for the link on /status
 
+    # Abuse: what it looks like, and whom to ban for it.
+    abuse_rules: Path | None = None  # a TOML file that changes the built-in rules and adds others
+    abuse_allow: Networks = ()  # never banned, as the trusted proxies and private ranges
+    ban_cap: int = Field(60, ge=0, le=10_000)  # bans a minute; past it patterns are only logged
+
     # The workers.
     loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"
     worker_threads: int = Field(8, ge=1, le=1_000)
@@ -346,8 +350,7 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     written = name.upper() if name.upper().startswith(PREFIX) else name
-    near = difflib.get_close_matches(written, list(known), n=1, cutoff=0.5)
-    return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{name} is not a setting{did_you_mean(written, known)}"
 
 
 def _explain(error: ValidationError) -> str:

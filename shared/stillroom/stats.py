@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stillroom.keys import Keys
@@ -32,6 +32,7 @@ class Stats:
         self.counts: defaultdict[str, int] = defaultdict(int)
         self.breaker: Any = None  # of the server they are written to; the room knows it
         self.due = 0.0  # time.monotonic(): flush at the next read after it
+        self.riders: list[Callable[[], list[Command]]] = []  # what else rides along with a flush
         reset_after_fork(self)
 
     def reset(self) -> None:
@@ -44,12 +45,15 @@ class Stats:
         `keys`: another shard's.
         """
         self.due = time.monotonic() + FLUSH_EVERY_S
-        if not self.counts or (self.breaker is not None and self.breaker.is_open):
+        if self.breaker is not None and self.breaker.is_open:
             return []
+        ridden = [command for rider in self.riders for command in rider()]
+        if not self.counts:
+            return ridden
         counts, self.counts = self.counts, defaultdict(int)
         names = keys or self._keys
         minute = _adding(names.stats(now_ms // 60_000), counts, KEPT_SECONDS)
-        return [*minute, *_adding(names.counts, counts, TOTALS_KEPT_SECONDS)]
+        return [*ridden, *minute, *_adding(names.counts, counts, TOTALS_KEPT_SECONDS)]
 
     def say(self, what: str, reason: str, detail: object, level: int = logging.WARNING) -> None:
         """Log once per 30 s for the same thing and reason."""

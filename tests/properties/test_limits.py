@@ -24,7 +24,8 @@ IP = "203.0.113.7"
 S = 1_000_000
 QUOTAS = st.one_of(st.integers(1, 30), st.integers(1, 1_000))
 MOVES = st.one_of(
-    st.sampled_from(["edge", "before the edge", "as told", "slice", "nothing"]), st.floats(0, 1.2)
+    st.sampled_from(["edge", "before the edge", "as told", "slice", "nudge", "nudge", "nothing"]),
+    st.floats(0, 1.2),
 )
 STEPS = st.lists(st.tuples(MOVES, st.integers(0, 8), st.booleans()), min_size=5, max_size=50)
 
@@ -65,6 +66,7 @@ class Traffic:
             "before the edge": max(0, round(standing.reset * S) - 1_000),
             "as told": round((standing.retry_after or 0) * S),
             "slice": self.limit.window * S // 24,
+            "nudge": self.limit.window * S // 100,
         }[how]
 
     def hit(self, cost: int) -> None:
@@ -78,7 +80,7 @@ class Traffic:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(quota=QUOTAS, window=st.sampled_from([1, 60, 3_600]), steps=STEPS, share=st.integers(1, 60))
 def test_never_more_than_the_quota_in_any_window(

@@ -56,6 +56,7 @@ class BlockingRoom:
         self.sessions = Blocking(room.sessions, loop)
         self.limits = Blocking(room.limits, loop)
         self.health = Blocking(room.health, loop)
+        self.abuse = Blocking(room.abuse, loop)
 
     @property
     def stats(self) -> Any:

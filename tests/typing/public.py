@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from stillroom import (
     AUTH,
     AsyncStillroom,
+    Ban,
     CachedValue,
     Decision,
     Device,
@@ -16,6 +17,7 @@ from stillroom import (
     Reservation,
     Route,
     Routes,
+    Rule,
     Session,
     Stillroom,
 )
@@ -113,3 +115,13 @@ def limits(room: Stillroom) -> None:
 async def limits_awaited(room: AsyncStillroom) -> None:
     assert_type(await room.limits.check("203.0.113.7", [AUTH]), Decision)
     assert_type(room.limits.client(None), str)
+
+
+def abuse(room: Stillroom) -> None:
+    assert_type(room.abuse.report("auth_fail", ip="203.0.113.9", user="ann"), bool)
+    assert_type(room.abuse.scan(), dict[str, Any])
+    assert_type(room.abuse.ban("203.0.113.9", 600, reason="loud"), Ban)
+    assert_type(room.abuse.lift("203.0.113.9"), bool)
+    assert_type(room.abuse.bans(), list[Ban])
+    assert_type(room.abuse.rules, tuple[Rule, ...])
+    room.abuse.report("auth_fail", "203.0.113.9")  # type: ignore[call-arg]

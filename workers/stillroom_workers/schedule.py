@@ -45,6 +45,12 @@ SCHEDULE = [
         60.0,
         "charts need yesterday, rates need the minute before, and a finding is told when it begins",
     ),
+    Tick(
+        "log-abuse",
+        "stillroom.log_abuse",
+        10.0,
+        "an attack is seen, and stopped if its rule bans, within seconds; a scan takes five at most",
+    ),
 ]
 
 

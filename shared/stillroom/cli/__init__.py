@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from stillroom.cli import sessions
+from stillroom.cli.abuse import abuse, bans
 from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
@@ -29,6 +30,8 @@ app.command()(invalidate)
 app.command()(health)
 app.command()(doctor)
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(bans, name="bans")
+app.add_typer(abuse, name="abuse")
 
 
 def main() -> None:
