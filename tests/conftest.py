@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,14 +10,22 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, Settings, Stillroom
+from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.health.report import System
+from stillroom.health.system import SystemWatch
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
-from tests.support.faces import BlockingRoom
+from tests.support.faces import FACES, open_room
 
 pytest_plugins = ["stillroom.testing"]  # what apps get, for tests/redis/test_testing.py
 SERVERS = ["valkey", "redis"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--server", choices=SERVERS, help="only this kind; the tests of the other one are skipped"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +36,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def binary_of(kind: str) -> str | None:
+def binary_of(request: pytest.FixtureRequest) -> str | None:
     """The embedded server is always there; redis-server runs the same tests where it is installed."""
+    kind, only = request.param, request.config.getoption("--server")
+    if only not in (kind, None):
+        pytest.skip(f"--server {only}")
     if kind == "valkey":
         return None
     binary = shutil.which("redis-server")
@@ -42,7 +52,7 @@ def binary_of(kind: str) -> str | None:
 @pytest.fixture(scope="session", params=SERVERS)
 def shared_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """One server of each kind for all tests that leave it as they found it."""
-    with EmbeddedServer(binary=binary_of(request.param)) as server:
+    with EmbeddedServer(binary=binary_of(request)) as server:
         yield server
 
 
@@ -61,6 +71,13 @@ def own_server() -> Iterator[EmbeddedServer]:
     with `everysec` a write waits in memory while an fsync is under way, and a kill takes it along."""
     with EmbeddedServer(appendonly=True, options={"appendfsync": "always"}) as server:
         yield server
+
+
+@pytest.fixture
+def calm_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have a full disk and a high load: that is not what a test of health finds."""
+    calm = System(cpu=0.1, load1=0.1, memory=0.1, disk=0.1, fds=20, fd_limit=1_000, rss=50_000_000)
+    monkeypatch.setattr(SystemWatch, "look", lambda _: calm)
 
 
 @pytest.fixture
@@ -96,14 +113,8 @@ def make_room(settings: Settings, dispatch: Recording) -> Iterator[Callable[...,
         room.close()
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=FACES)
 def room(request: pytest.FixtureRequest, settings: Settings, dispatch: Recording) -> Iterator[Any]:
     """A room, once with each face."""
-    if request.param == "sync":
-        with Stillroom(settings, dispatch=dispatch) as room:
-            yield room
-        return
-    with asyncio.Runner() as runner:
-        face = BlockingRoom(AsyncStillroom(settings, dispatch=dispatch), runner.get_loop())
-        yield face
-        face.close()
+    with open_room(request.param, settings, dispatch) as room:
+        yield room

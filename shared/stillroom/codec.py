@@ -6,6 +6,7 @@ A codec is one letter in the entry: `j` is JSON as it stands, `z` is JSON compre
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -41,6 +42,7 @@ class Codec:
         self._decoded_limit = settings.decoded_limit
         self._compress_above = settings.compress_above
         self._adapters: dict[Any, TypeAdapter[Any]] = {}
+        self._readers: dict[Any, Callable[[bytes], Any]] = {}
 
     def adapter(self, type: Any) -> TypeAdapter[Any]:
         """The validator for a type, made once."""
@@ -50,6 +52,16 @@ class Codec:
             return self._adapters.setdefault(type, _adapter(type))
         except TypeError:  # an unhashable type, such as Annotated with a list
             return _adapter(type)
+
+    def _reader(self, type: Any) -> Callable[[bytes], Any]:
+        """JSON of this type → value, past the adapter's own method, which is Python: it runs on every hit."""
+        try:
+            return self._readers[type]
+        except KeyError:
+            read = self.adapter(type).validator.validate_json
+            return self._readers.setdefault(type, read)
+        except TypeError:
+            return _adapter(type).validator.validate_json
 
     def encode(self, value: object, type: Any = Any) -> tuple[bytes, bytes]:
         """→ (codec, payload). Raises ValueTooLarge or Unencodable."""
@@ -85,7 +97,7 @@ class Codec:
         if codec != JSON:
             payload = self._unpacked(codec, payload)
         try:
-            return self.adapter(type).validate_json(payload)
+            return self._reader(type)(payload)
         except ValidationError as error:
             kinds = ", ".join(
                 sorted({detail["type"] for detail in error.errors(include_input=False)})

@@ -62,7 +62,7 @@ class UnknownLoader(StillroomError, LookupError):
 class RedisUnavailable(StillroomError):
     """Redis did not answer in time, or at all.
 
-    `reason` is one word: refused, timeout, closed, breaker, pool, budget, auth,
+    `reason` is one word: refused, timeout, closed, breaker, pool, budget, auth, nocluster,
     or, in `RedisRefused`, the server's own error code in lower case.
     """
 
@@ -84,7 +84,7 @@ class RedisRefused(RedisUnavailable):
 
 
 # Reasons that another attempt, later, will not mend.
-FINAL = frozenset({"auth", "noauth", "wrongpass", "noperm", "protocol"})
+FINAL = frozenset({"auth", "noauth", "wrongpass", "noperm", "protocol", "nocluster"})
 
 
 class SessionStoreUnavailable(RedisUnavailable):

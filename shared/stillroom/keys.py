@@ -93,16 +93,16 @@ class Keys:
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
         self.abuse = f"{namespace}:abuse".encode()
-        self.health = f"{namespace}:health".encode()
-        self.health_week = f"{namespace}:health:week".encode()
-        self.health_open = f"{namespace}:health:open".encode()
-        self.workers = f"{namespace}:workers".encode()
-        self.ticks = f"{namespace}:ticks".encode()
         self.abuse_log = self.abuse + b":log"
         self.abuse_aside = self.abuse + b":aside"
         self.abuse_groups = self.abuse + b":groups"
         self.bans = f"{namespace}:bans".encode()
         self.ban_times = self.bans + b":times"
+        self.health = f"{namespace}:health".encode()
+        self.health_week = f"{namespace}:health:week".encode()
+        self.health_open = f"{namespace}:health:open".encode()
+        self.workers = f"{namespace}:workers".encode()
+        self.ticks = f"{namespace}:ticks".encode()
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()
         self.trimmed = f"{cache}trimmed".encode()
@@ -196,9 +196,10 @@ def sanitized(text: str) -> bytes:
     Raises InvalidKey for what is not text, is empty, has a lone surrogate or passes 1,024 bytes.
     """
     try:
-        safe = text if _UNSAFE.search(text) is None else _UNSAFE.sub(_percent, text)
-        name = safe.encode()
-    except TypeError:
+        # Most keys are plain, and that is cheaper to see than where one is not.
+        is_plain = text.isprintable() and "%" not in text
+        name = (text if is_plain else _UNSAFE.sub(_percent, text)).encode()
+    except (AttributeError, TypeError):
         raise InvalidKey(text, f"a key is a str, not {type(text).__name__}") from None
     except UnicodeEncodeError:
         raise InvalidKey(text, "a key can't hold a lone surrogate: it has no UTF-8 form") from None

@@ -297,6 +297,7 @@ class AsyncShardDriver(AsyncDriver):
 
 def together(*operations: Operation[Any]) -> Operation[list[Any]]:
     """Run operations side by side: what they say to Redis at the same time goes there in one batch, in their order.
+    Each is begun when the one before it waits, or is done.
 
     Answered by their results, a Failed in place of each that had none: one does not fail for another's sake.
     A batch with a Once in it is sent once. What is no plain batch (a Call, a Pause, a Timed) is taken one at a

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillroom.cache import CacheProbe, TodoProbe, shard_keys
-from stillroom.health import SNAPSHOT_TASK, HealthBody, LimitsProbe, Source, TaskProbe
+from stillroom.health import SNAPSHOT_TASK, HealthBody, Source, TaskProbe
 from stillroom.keys import Keys
+from stillroom.limits import LimitsProbe
 from stillroom.sessions import SessionProbe
 from stillroom.settings import Settings
 from stillroom.stats import Stats

@@ -43,6 +43,7 @@ from stillroom.wire import (
     AsyncClusterWire,
     AsyncShardWire,
     AsyncWire,
+    Breaker,
     Budget,
     ClusterWire,
     Server,
@@ -76,12 +77,14 @@ class _Room:
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
-        self._limits_body = LimitsBody(
-            self.settings, self._state_server, self.keys, self.state_stats
-        )
         self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
         self.state_stats.riders.append(self._abuse_body.riding)
         self._sessions_body.on_event.append(self._tell_abuse)
+
+    def _limits(self, breaker: Breaker) -> LimitsBody:
+        """The limits' operations, which look whether the state's Redis is away."""
+        server, stats = self._state_server, self.state_stats
+        return LimitsBody(self.settings, server, breaker, self.keys, stats)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
         """The cache's operations, on these wires: one for each shard."""
@@ -154,10 +157,11 @@ class Stillroom(_Room):
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.state = Driver(self.state_wire)  # runs what web/ makes of several services
         self.sessions = Sessions(self._sessions_body, self.state)
+        self._limits_body = self._limits(self.state_wire.breaker)
         self.limits = Limits(self._limits_body, self.state)
         self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
-        self.abuse = Abuse(self._abuse_body, self.state)
-        asked: list[Driver] = [self.state]
+        self.abuse = Abuse(self._abuse_body, Driver(self.state_wire))
+        asked: list[Driver] = [Driver(self.state_wire)]
         asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
         self.health = Health(
             self._health(self.state_wire, wires), ShardDriver(self.state_wire, asked)
@@ -178,6 +182,8 @@ class Stillroom(_Room):
         self._cache_body.deliver_last()
         self.limits.deliver()
         _complain(self.sessions.deliver())
+        if not self.state_wire.breaker.is_open:
+            self.sessions.flush_stats()
         self.abuse.deliver()
         self.wire.close()
         self.state_wire.close()
@@ -223,17 +229,20 @@ class AsyncStillroom(_Room):
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.state = AsyncDriver(self.state_wire)
         self.sessions = AsyncSessions(self._sessions_body, self.state)
+        self._limits_body = self._limits(self.state_wire.breaker)
         self.limits = AsyncLimits(self._limits_body, self.state)
-        self.abuse = AsyncAbuse(self._abuse_body, self.state)
+        self.abuse = AsyncAbuse(self._abuse_body, AsyncDriver(self.state_wire))
         # Nor has the prober, which tells of Redis' return.
-        driver = Driver(self.state_wire.for_threads)
-        sessions, limits = Sessions(self._sessions_body, driver), Limits(self._limits_body, driver)
-        self.state_wire.breaker.recovered += [sessions.deliver, limits.deliver]
-        asked = [self.state]
-        asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
-        self.health = AsyncHealth(
-            self._health(self.state_wire, wires), AsyncShardDriver(self.state_wire, asked)
+        for_prober = Driver(self.state_wire.for_threads)
+        sessions, limits = (
+            Sessions(self._sessions_body, for_prober),
+            Limits(self._limits_body, for_prober),
         )
+        self.state_wire.breaker.recovered += [sessions.deliver, limits.deliver]
+        asked = [AsyncDriver(self.state_wire)]
+        asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
+        driver = AsyncShardDriver(self.state_wire, asked)
+        self.health = AsyncHealth(self._health(self.state_wire, wires), driver)
 
     async def connect(self) -> None:
         """See Stillroom.connect."""
@@ -247,6 +256,8 @@ class AsyncStillroom(_Room):
         await asyncio.to_thread(self._cache_body.deliver_last)
         await self.limits.deliver()
         _complain(await self.sessions.deliver())
+        if not self.state_wire.breaker.is_open:
+            await self.sessions.flush_stats()
         await self.abuse.deliver()
         await self.wire.close()
         await self.state_wire.close()

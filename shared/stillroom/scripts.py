@@ -68,10 +68,10 @@ def _with_includes(text: str) -> str:
     return "\n".join([*libraries, text])
 
 
-add = Script("add")
 abuse_count = Script("abuse_count")
 abuse_judge = Script("abuse_judge")
 abuse_lift = Script("abuse_lift")
+add = Script("add")
 back_off = Script("back_off")
 ban = Script("ban")
 claim_refresh = Script("claim_refresh")

@@ -188,6 +188,11 @@ class Settings(BaseSettings):
     local_limits: int = Field(50_000, ge=1)  # subjects and limits a process counts by itself
     limits_memory: int = Field(10_000, ge=1)  # … whose last state, or denial, it remembers
 
+    # Abuse: what it looks like, and whom to ban for it.
+    abuse_rules: Path | None = None  # a TOML file that changes the built-in rules and adds others
+    abuse_allow: Networks = ()  # never banned, as the trusted proxies and private ranges
+    ban_cap: int = Field(60, ge=0, le=10_000)  # bans a minute; past it patterns are only logged
+
     # Health.
     health_timeout: Seconds = 0.2  # one check, whatever Redis does
     # Opens the details, /metrics and /status; 16 characters or more. `Authorization: Bearer …`, or the
@@ -200,11 +205,6 @@ class Settings(BaseSettings):
     ready_requires: Words = ()
     release: str | None = None  # the app's version, as releaseId
     flower_url: str | None = None  # for the link on /status
-
-    # Abuse: what it looks like, and whom to ban for it.
-    abuse_rules: Path | None = None  # a TOML file that changes the built-in rules and adds others
-    abuse_allow: Networks = ()  # never banned, as the trusted proxies and private ranges
-    ban_cap: int = Field(60, ge=0, le=10_000)  # bans a minute; past it patterns are only logged
 
     # The workers.
     loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"

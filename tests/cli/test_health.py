@@ -23,7 +23,17 @@ from tests.support.health import count_in_last_minute
 from tests.support.processes import WITHIN
 
 STILLROOM = str(Path(sys.executable).with_name("stillroom"))
+pytestmark = pytest.mark.usefixtures("calm_machine")
 SECRET = "canary-password-7f3a"
+
+
+@pytest.fixture(autouse=True)
+def no_psutil_in_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they find does not depend on the machine they run on."""
+    (tmp_path / "psutil.py").write_text("raise ImportError")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    )
 
 
 def run(url: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -37,14 +47,15 @@ def run(url: str, *arguments: str, **changes: str) -> subprocess.CompletedProces
     )
 
 
-def test_a_script_reads_the_exit_code_and_the_json(server: EmbeddedServer, client: Any) -> None:
+def test_a_script_reads_the_exit_code_and_the_json(own_server: EmbeddedServer) -> None:
     """0 while nothing fails, and the report is the one document on stdout; --strict minds a warning too."""
-    done = run(server.url, "health", "--json")
+    done = run(own_server.url, "health", "--json", "--strict")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "pass"
-    client.lpush("stillroom:aside", "junk")
-    assert run(server.url, "health", "--json").returncode == 0
-    strict = run(server.url, "health", "--json", "--strict")
+    with redis.Redis.from_url(own_server.url) as client:
+        client.lpush("stillroom:aside", "junk")
+    assert run(own_server.url, "health", "--json").returncode == 0
+    strict = run(own_server.url, "health", "--json", "--strict")
     assert (strict.returncode, json.loads(strict.stdout)["status"]) == (1, "warn")
 
 
@@ -57,11 +68,11 @@ def test_a_failure_is_exit_code_1() -> None:
     assert run("redis://127.0.0.1:1", "health", STILLROOM_HEALTH_TOKEN="short").returncode == 2
 
 
-def test_watching_ends_with_ctrl_c(server: EmbeddedServer) -> None:
+def test_watching_ends_with_ctrl_c(own_server: EmbeddedServer) -> None:
     """A line of JSON every two seconds, and a normal end."""
     with subprocess.Popen(
         [STILLROOM, "health", "--watch", "--json"],
-        env=os.environ | {"REDIS_URL": server.url, "STILLROOM_HEALTH_TIMEOUT": "5"},
+        env=os.environ | {"REDIS_URL": own_server.url, "STILLROOM_HEALTH_TIMEOUT": "5"},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -147,6 +158,7 @@ def test_without_psutil_the_machine_is_unknown(
     make_room: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Null in the report, no finding, and the doctor says what would tell."""
+    monkeypatch.undo()  # look at this machine after all
     monkeypatch.setitem(sys.modules, "psutil", None)
     room = make_room()
     report = room.health.check()
@@ -193,11 +205,11 @@ def test_missing_rights_are_found_by_trying(
     assert SECRET not in repr(lines)
 
 
-def test_the_doctor_as_a_command(server: EmbeddedServer) -> None:
+def test_the_doctor_as_a_command(own_server: EmbeddedServer) -> None:
     """Passwords are not printed; a server that is away is a failure with its reason."""
     done = run(f"redis://:{SECRET}@127.0.0.1:1", "doctor")
     assert done.returncode == 1
     assert "✗ redis connection" in done.stdout
     assert "refused" in done.stdout
     assert SECRET not in done.stdout + done.stderr
-    assert run(server.url, "doctor").returncode == 0
+    assert run(own_server.url, "doctor").returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,8 @@ from tests.support.celery_process import until
 from tests.support.lag import Stopwatch
 from tests.support.processes import Program
 from tests.support.serving import Answer, ask, serve_asgi, serve_wsgi
+
+pytestmark = pytest.mark.usefixtures("calm_machine")
 
 IN_TIME = 0.3
 AT_ONCE = 0.01
@@ -254,6 +257,29 @@ def test_two_frozen_servers_are_told_of_in_time(
             assert timed(asking, "/health", IN_TIME).status == 503
 
 
+def test_a_resolver_that_hangs_holds_nobody_up(
+    serve: Callable[[Settings], Ask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No deadline of ours ends a look-up in the operating system; an answer is given without it."""
+    answered, look_up = threading.Event(), socket.getaddrinfo
+
+    def hanging(host: Any, *rest: Any, **options: Any) -> Any:
+        if host in ("nowhere.example", b"nowhere.example"):
+            answered.wait(10)
+            raise socket.gaierror("no such name")
+        return look_up(host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    try:
+        asking = serve(Settings(redis_url="redis://nowhere.example"))
+        for path, status in (("/health", 503), ("/health/ready", 503), ("/metrics", None)):
+            answer = timed(asking, path, IN_TIME)
+            assert status in (answer.status, None)
+        assert timed(asking, "/health/live", AT_ONCE).status == 200
+    finally:
+        answered.set()
+
+
 def test_a_forked_child_asks_for_itself(own_server: EmbeddedServer) -> None:
     """A server that forks its workers has answered before: the child knows no report, and makes one."""
     program = Program(
@@ -297,6 +323,26 @@ def test_what_is_counted_during_an_outage_is_told_after_it(own_server: EmbeddedS
         totals = room.health.check().totals
     assert totals is not None
     assert totals["fallbacks"] >= 50
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen", "read-only"])
+def test_a_snapshot_that_nobody_keeps(
+    own_server: EmbeddedServer, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The task does not fail: it returns the same fields as ever, the error among them, and says so in the log."""
+    break_it, finding, *_ = FAULTS[fault]
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+        well = room.health.snapshot()
+        with break_it(own_server):
+            snapshot = room.health.snapshot()
+            room.health.seen("celery@one")
+            room.health.ticked("a task")
+        assert finding in snapshot.findings
+        assert set(snapshot.model_dump()) == set(well.model_dump())
+        assert snapshot.error
+        assert "is not kept" in caplog.text
+        until(lambda: not room.wire.breaker.is_open, "recovery")
+        assert [kept.error for kept in room.health.history()] == [None]
 
 
 def test_secrets_are_nowhere(

@@ -30,6 +30,14 @@ from tests.support.limits import assert_bounded, forget_denials
 from tests.support.proxy import Proxy
 
 IP = "203.0.113.7"
+# A busy machine is no reason to give up, but where giving up is what a test is about.
+CALM = {
+    "connect_timeout": 2.0,
+    "command_timeout": 2.0,
+    "call_timeout": 3.0,
+    "session_peppers": "p" * 32,
+}
+BRISK = {"connect_timeout": 0.1, "command_timeout": 0.1, "call_timeout": 0.15}
 Make = Callable[..., Any]
 
 
@@ -40,7 +48,7 @@ def make(request: pytest.FixtureRequest, own_server: EmbeddedServer) -> Iterator
     runner = asyncio.Runner()
 
     def room(**changes: Any) -> Any:
-        settings = Settings(**{"redis_url": own_server.url, "session_peppers": "p" * 32} | changes)
+        settings = Settings(**{"redis_url": own_server.url} | CALM | changes)
         if request.param == "sync":
             rooms.append(Stillroom(settings, dispatch=NoDispatch()))
         else:
@@ -144,12 +152,13 @@ def test_what_was_admitted_goes_in_front_of_the_next_check(
     assert admitted(room, AUTH, 5) in (0, 1, 2)
     assert remaining(own_server, AUTH) == 0
     assert remaining(own_server, AUTH, "203.0.113.8") in (3, 4)
-    assert len(getattr(room, "inner", room)._limits_body._local.logs) == 0
+    local = getattr(room, "inner", room)._limits_body._local
+    until(lambda: room.limits.peek("203.0.113.9", [AUTH]) and not local.logs, "nothing owed")
 
 
 def test_a_frozen_redis_costs_a_few_short_waits(make: Make, own_server: EmbeddedServer) -> None:
     """A handful of calls wait, none longer than its budget; then a decision takes microseconds."""
-    room = make()
+    room = make(**BRISK)
     room.limits.check(IP, [DEFAULT])
     own_server.freeze()
     try:
@@ -161,7 +170,7 @@ def test_a_frozen_redis_costs_a_few_short_waits(make: Make, own_server: Embedded
         assert room.wire.breaker.is_open
     finally:
         own_server.thaw()
-    assert sum(wait > 0.05 for wait in waits) <= 10
+    assert sum(wait > 0.05 for wait in waits) <= 20
     assert statistics.median(waits) < 0.001
     recovered(room)
     # 199 were decided here, of which 99 were admitted; what timed out may have been counted twice.
@@ -276,7 +285,7 @@ def test_a_dead_connection_does_not_count_twice(make: Make, own_server: Embedded
 
 def test_a_room_that_closes_tells_what_it_owes(own_server: EmbeddedServer) -> None:
     """What it admitted by itself is charged before it goes."""
-    settings = Settings(redis_url=own_server.url, session_peppers="p" * 32)
+    settings = Settings(**{"redis_url": own_server.url} | CALM)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         room.limits.check(IP, [AUTH])
         own_server.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from tests.support.faces import BlockingRoom
 from tests.support.health import age_stream, count_in_last_minute
 from tests.support.status import a_day, patterns, seed, seed_patterns
 
-PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
+pytestmark = pytest.mark.usefixtures("calm_machine")
 
 
 def test_a_report_has_every_part(room: Any, client: Any) -> None:
@@ -338,6 +339,39 @@ def test_a_snapshot_is_kept_when_memory_is_full(room: Any, client: Any) -> None:
     finally:
         client.config_set("maxmemory", "0")
     assert client.xlen(room.keys.health) == 2
+
+
+def test_workers_in_a_race_tell_a_finding_once(
+    make_room: Any, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eight of them at the same moment, when it begins and when it ends: one snapshot and one line each time."""
+    caplog.set_level(logging.WARNING, "stillroom.health")
+    rooms = [make_room() for _ in range(8)]
+    keys = rooms[0].keys
+    for junk, expected in ((True, 1), (False, 2)):
+        if junk:
+            client.lpush(keys.aside, "junk")
+        else:
+            client.delete(keys.aside)
+            age_stream(client, keys.health, 60)
+        at_once(rooms)
+        lines = [line for line in caplog.messages if "tasks:queues aside" in line]
+        assert len(lines) == expected
+        assert client.xlen(keys.health) in (expected, expected + 1)  # a minute may begin meanwhile
+
+
+def at_once(rooms: list[Stillroom]) -> None:
+    begin = threading.Barrier(len(rooms))
+
+    def snapshot(room: Stillroom) -> None:
+        begin.wait()
+        room.health.snapshot()
+
+    threads = [threading.Thread(target=snapshot, args=(room,)) for room in rooms]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 # Two servers

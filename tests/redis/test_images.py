@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,27 +10,21 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from stillroom import AsyncStillroom, ImageRefused, ImagesUnavailable, Settings, Stillroom
+from stillroom import ImageRefused, ImagesUnavailable, Settings, Stillroom
 from stillroom.cache import images
 from stillroom.cli.recorder import Recorder
 from stillroom.embedded import EmbeddedServer
-from tests.support.faces import BlockingRoom
+from tests.support.faces import FACES, open_room
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=FACES)
 def room(
     request: pytest.FixtureRequest, settings: Settings, dispatch: Any, tmp_path: Path
 ) -> Iterator[Any]:
     """A room whose images are in tmp_path."""
     settings = Settings(**{**settings.model_dump(exclude_unset=True), "image_root": tmp_path})
-    if request.param == "sync":
-        with Stillroom(settings, dispatch=dispatch) as room:
-            yield room
-        return
-    with asyncio.Runner() as runner:
-        face = BlockingRoom(AsyncStillroom(settings, dispatch=dispatch), runner.get_loop())
-        yield face
-        face.close()
+    with open_room(request.param, settings, dispatch) as room:
+        yield room
 
 
 @pytest.fixture

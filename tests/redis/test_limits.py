@@ -517,6 +517,14 @@ def test_a_client_is_whom_the_proxies_speak_for(make_room: Any) -> None:
     assert room.limits.peek(IP, [AUTH]).remaining == 4
 
 
+def test_a_household_may_be_larger(make_room: Any) -> None:
+    """The bits of a client's network are a setting, for `client` as for `check`."""
+    room = make_room(limit_v6_prefix=56)
+    assert room.limits.client("2001:db8:1:2ff::1") == "2001:db8:1:200::/56"
+    room.limits.check("2001:db8:1:2ff::1", [AUTH])
+    assert room.limits.peek("2001:db8:1:201::1", [AUTH]).remaining == 4
+
+
 def test_production_needs_a_pepper_for_names_only(make_room: Any) -> None:
     """Addresses are no secret; a user's name is."""
     room = make_room(session_peppers=(), production=True)

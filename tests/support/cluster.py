@@ -23,7 +23,11 @@ class RedisCluster:
     """Started with the `with` block; all slots served when that begins."""
 
     def __init__(self, binary: str | None = None, replicas: int = 0) -> None:
-        options = {"cluster-enabled": "yes", "cluster-node-timeout": str(NODE_TIMEOUT_MS)}
+        options = {
+            "cluster-enabled": "yes",
+            "cluster-node-timeout": str(NODE_TIMEOUT_MS),
+            "repl-diskless-sync-delay": "0",
+        }
         count = NODES + replicas
         self.nodes = [EmbeddedServer(binary=binary, options=options) for _ in range(count)]
         self._stack = ExitStack()
@@ -50,6 +54,8 @@ class RedisCluster:
         """Give a slot without keys to another node, as an operator's tool does at the end of a move."""
         for node in (target, *self.nodes):
             self.client(node).execute_command("CLUSTER SETSLOT", slot, "NODE", self.id_of(target))
+        # Told of two moves in a row, a node may believe the first one, whose epoch it heard of last.
+        self.await_that("all nodes see the same", lambda: len({*map(self._view, self.nodes)}) == 1)
 
     def id_of(self, node: EmbeddedServer) -> str:
         return str(self.client(node).execute_command("CLUSTER MYID").decode())
@@ -78,6 +84,9 @@ class RedisCluster:
         for node in self.nodes:
             self._stack.enter_context(node)
         first, *others = [self.client(node) for node in self.nodes]
+        for epoch, node in enumerate(self.nodes, 1):
+            # Nodes with the same epoch settle it later, and slots that were moved meanwhile go back.
+            self.client(node).execute_command("CLUSTER SET-CONFIG-EPOCH", epoch)
         bounds = [SLOTS * n // NODES for n in range(NODES + 1)]
         for client, begin, end in zip([first, *others], bounds, bounds[1:], strict=False):
             client.execute_command("CLUSTER ADDSLOTSRANGE", begin, end - 1)
@@ -88,6 +97,9 @@ class RedisCluster:
             master = self.id_of(self.nodes[number])
             self.client(node).execute_command("CLUSTER REPLICATE", master)
         self.await_that("all slots are served", lambda: all(map(self._is_ready, self.nodes)))
+        # One that never had its master's data may not take over.
+        replicas = self.nodes[NODES:]
+        self.await_that("replicas are in step", lambda: all(map(self._is_in_step, replicas)))
 
     def __exit__(
         self,
@@ -105,6 +117,15 @@ class RedisCluster:
         replicas = len(self.nodes) - NODES
         lines = self._lines(node)
         return "cluster_state:ok" in info and sum(" slave " in line for line in lines) == replicas
+
+    def _is_in_step(self, replica: EmbeddedServer) -> bool:
+        info = self.client(replica).execute_command("INFO", "replication")
+        return b"master_link_status:up" in info
+
+    def _view(self, node: EmbeddedServer) -> frozenset[tuple[str, ...]]:
+        """Of each node: its id, its epoch, its slots."""
+        lines = [line.split() for line in self._lines(node)]
+        return frozenset((words[0], words[6], *words[8:]) for words in lines)
 
     def _lines(self, node: EmbeddedServer) -> list[str]:
         text: str = self.client(node).execute_command("CLUSTER NODES").decode()

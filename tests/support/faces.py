@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from stillroom import AsyncStillroom
+from stillroom import AsyncStillroom, Settings, Stillroom
+
+FACES = ["sync", "async"]
+
+
+@contextmanager
+def open_room(face: str, settings: Settings, dispatch: Any) -> Iterator[Any]:
+    """A room with one of the two faces, called without await."""
+    if face == "sync":
+        with Stillroom(settings, dispatch=dispatch) as room:
+            yield room
+        return
+    with asyncio.Runner() as runner:
+        blocking = BlockingRoom(AsyncStillroom(settings, dispatch=dispatch), runner.get_loop())
+        yield blocking
+        blocking.close()
 
 
 class Blocking:
@@ -55,8 +71,8 @@ class BlockingRoom:
         self.tasks = Blocking(room.tasks, loop)
         self.sessions = Blocking(room.sessions, loop)
         self.limits = Blocking(room.limits, loop)
-        self.health = Blocking(room.health, loop)
         self.abuse = Blocking(room.abuse, loop)
+        self.health = Blocking(room.health, loop)
 
     @property
     def stats(self) -> Any:

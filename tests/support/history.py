@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import redis
-from stillroom import Cache, Freshness
+from stillroom import Freshness
 from stillroom.cache.body import CacheBody
 from stillroom.keys import sanitized
-from stillroom.operation import Operation, blocking
+from stillroom.operation import Operation
 from tests.support.crowd import Crowd, ToRedis, patient_room
 
 KINDS = (
@@ -254,11 +254,11 @@ def _stamp_at_commit() -> None:
 def _leave_the_lease() -> None:
     """Invalidate a key, and leave the load of it that is under way alone."""
 
-    def invalidate(self: CacheBody, *keys: str) -> Operation[int]:
+    def invalidate(self: CacheBody, *keys: str, defer: bool = False) -> Operation[int]:
         (count,) = yield [(b"UNLINK", *[self._keys.entry(sanitized(key)) for key in keys])]
         return int(count)
 
-    Cache.invalidate = blocking(invalidate)
+    CacheBody.invalidate = invalidate  # type: ignore[method-assign]
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

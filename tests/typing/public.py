@@ -22,7 +22,8 @@ from stillroom import (
     Stillroom,
 )
 from stillroom.health import Report, Snapshot
-from stillroom.web import HealthWSGI
+from stillroom.web import AsyncWebSession, HealthWSGI, WebSession
+from stillroom.web.wsgi import App, StillroomMiddleware
 
 
 class Product(BaseModel):
@@ -53,6 +54,18 @@ def blocking(room: Stillroom) -> None:
     room.cache.get(7)  # type: ignore[call-overload]
     room.cache.set("k", 1, tll=3)  # type: ignore[call-arg]
     room.cache.cached("k", tll=3)  # type: ignore[call-arg]
+
+
+def in_a_request(session: WebSession, app: App, room: Stillroom) -> None:
+    assert_type(session.user_id, str | None)
+    assert_type(session["cart"], Any)
+    session.login("ann", tags=["web"])
+    assert_type(StillroomMiddleware(app, room, routes=Routes(), sessions=True), StillroomMiddleware)
+    StillroomMiddleware(app, room, route=Routes())  # type: ignore[call-arg]
+
+
+async def in_an_async_request(session: AsyncWebSession) -> None:
+    assert_type(await session.load(), AsyncWebSession)
 
 
 async def awaiting(room: AsyncStillroom) -> None:

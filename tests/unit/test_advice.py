@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from stillroom.health.report import (
     TaskStats,
 )
 from stillroom.health.snapshot import packed, rates_between, snapshot_of, unpacked, with_rates
+from stillroom.health.system import SystemWatch
 
 UP = Connection(is_up=True, breaker="closed", latency_ms=0.5)
 BOTH, STATE, CACHE = ("cache", "state"), ("state",), ("cache",)
@@ -264,6 +266,40 @@ def test_a_lag_is_the_95th_of_a_hundred() -> None:
     assert probe.count({"refresh_lag_1": 95, "refresh_lag_60": 5})["refresh_lag_p95_s"] == 1
     assert probe.count({"refresh_lag_1": 94, LAG_LONGER: 6})["refresh_lag_p95_s"] == 86_400
     assert "refresh_lag_s" not in probe.count({"hits": 1})
+
+
+# The machine
+
+
+def test_the_machine_is_looked_at() -> None:
+    """Ratios from 0 to 1, counts of this process; use of the CPU is known from the second look on."""
+    watch = SystemWatch()
+    first = watch.look()
+    assert first is not None
+    assert first.cpu is None, "one look is no difference"
+    assert first.fds is not None
+    assert first.fds > 0
+    assert first.rss is not None
+    assert first.rss > 1_000_000
+    for share in (first.memory, first.disk):
+        assert share is not None
+        assert 0 <= share <= 1
+    until = time.thread_time() + 0.05
+    while time.thread_time() < until:
+        pass
+    again = watch.look()
+    assert again is not None
+    assert again.cpu is None or 0 <= again.cpu <= 1
+
+
+def test_what_a_system_does_not_tell_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no load, macOS no limits of a process: the rest is told all the same."""
+    monkeypatch.delattr("os.getloadavg")
+    monkeypatch.setattr("psutil.disk_usage", lambda _: 1 / 0)
+    looked = SystemWatch().look()
+    assert looked is not None
+    assert (looked.load1, looked.disk) == (None, None)
+    assert looked.memory is not None
 
 
 # Texts

@@ -190,7 +190,16 @@ def test_a_session_emptied_without_a_look_is_empty(room: Stillroom) -> None:
 
 def test_an_ended_session_is_not_brought_back(room: Stillroom) -> None:
     """Django is told with UpdateError, which its middleware makes a 400 of."""
-    for act in (lambda s: s.save(), lambda s: s.cycle_key()):
+
+    def log_in(session: SessionStore) -> None:
+        session[SESSION_KEY] = "7"
+        session.save()
+
+    def set_expiry(session: SessionStore) -> None:
+        session.set_expiry(100)
+        session.save()
+
+    for act in (SessionStore.save, SessionStore.cycle_key, log_in, set_expiry):
         first = SessionStore()
         first["a"] = 1
         first.save()
@@ -200,6 +209,7 @@ def test_an_ended_session_is_not_brought_back(room: Stillroom) -> None:
         with pytest.raises(UpdateError):
             act(late)
         assert not late.exists(first.session_key)
+    assert room.sessions.count() == 0
 
 
 def test_an_expiry_of_its_own_is_the_servers_too(room: Stillroom, client: Any) -> None:

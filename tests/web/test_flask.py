@@ -115,6 +115,14 @@ def test_redis_away_is_a_503_and_no_logout(browser: Browser, room: Stillroom) ->
     away.close()
 
 
+def test_flasks_own_test_client_can_set_a_session(room: Stillroom) -> None:
+    """`session_transaction`, as apps' tests use it."""
+    with make_app(room).test_client() as client:
+        with client.session_transaction(base_url="https://localhost") as session:
+            session["cart"] = ["tea"]
+        assert client.get("/cart", base_url="https://localhost").json == ["tea"]
+
+
 def test_a_session_for_the_browsers_life_alone_is_refused(room: Stillroom) -> None:
     """`permanent = False` would promise what is not kept."""
     app = make_app(room)

@@ -19,6 +19,8 @@ from stillroom.web import HealthASGI, HealthWSGI
 from tests.support.crowd import PATIENT
 from tests.support.serving import Answer, ask, serve_asgi, serve_wsgi
 
+pytestmark = pytest.mark.usefixtures("calm_machine")
+
 TOKEN = "a-token-for-operators-only"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 PASSED_ON = {"X-Forwarded-For": "203.0.113.7"}

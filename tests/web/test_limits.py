@@ -143,6 +143,16 @@ def room_trips(client: Any, act: Any) -> int:
     return int(after - before - 1)
 
 
+def test_a_flood_of_the_denied_costs_redis_nothing(serve: Serve, client: Any) -> None:
+    """Denied from memory, with a cookie, on a route that looks at the session: no command at all."""
+    with serve(routes=Routes([], default=[Limit("few", 3, 3_600)])) as port:
+        browser = Browser(port)
+        statuses = [browser.get("/cart/add?tea").status for _ in range(4)]
+        assert statuses == [200, 200, 200, 429]
+        reply, commands = sent(client, lambda: browser.get("/cart/add?tea"))
+        assert (reply.status, commands) == (429, [])
+
+
 def test_an_unknown_token_beside_a_check(serve: Serve) -> None:
     """Nothing is found, nothing is written, and the limit is counted."""
     with serve(routes=Routes([], default=[DEFAULT])) as port:
@@ -157,3 +167,22 @@ def test_limits_without_sessions(serve: Serve) -> None:
     """`sessions=False`: the app finds none, and no cookie is looked at."""
     with serve(lambda path: None, routes=ROUTES, sessions=False) as port:
         assert ask(port, "/plain").status == 200
+
+
+def test_what_is_not_found_and_whose_session_is_unknown_is_told_to_abuse(
+    serve: Serve, room: Stillroom, client: Any
+) -> None:
+    """With the client's address, and without a round trip of its own: it rides along, or goes at the end."""
+    never = make_token(1, b"n" * 32)
+    with serve(routes=ROUTES) as port:
+        ask(port, "/fail/404?x")
+        ask(port, "/who", headers={"Cookie": f"__Host-sid={never}"})
+        ask(
+            port, "/plain", headers={"Cookie": f"__Host-sid={never}"}
+        )  # nobody looked: nobody knows
+        ask(port, "/who")
+    told = [fields for _, fields in client.xrange(room.keys.abuse)]
+    assert sorted((e[b"kind"], e[b"ip"], e.get(b"route")) for e in told) == [
+        (b"not_found", b"127.0.0.1", b"/fail/404"),
+        (b"session_unknown", b"127.0.0.1", b"/{path:path}"),
+    ]

@@ -29,6 +29,7 @@ from stillroom import (
     ValueTooLarge,
 )
 from stillroom.embedded import EmbeddedServer
+from stillroom.leash import until
 from stillroom.sessions.token import make_token
 from stillroom.web.asgi import StillroomMiddleware as Asgi
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
@@ -110,6 +111,20 @@ def test_a_generator_may_write_until_its_first_piece(room: Stillroom) -> None:
     found = room.sessions.get(token)
     assert found is not None
     assert found.data == {"a": 1}
+
+
+def test_an_empty_session_can_t_be_changed_late_either(room: Stillroom) -> None:
+    """Nothing in it, nobody logged in: a logout after the response has begun is an error all the same."""
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        session = environ["stillroom.session"]
+        start_response("200 OK", TEXT)
+        yield b"first"
+        for late in (session.logout, session.renew):
+            with pytest.raises(SessionTooLate):
+                late()
+
+    assert list(call_wsgi(app, room)[1]) == [b"first"]
 
 
 def test_a_list_changed_after_the_response_began_is_told(
@@ -334,6 +349,25 @@ def test_a_bad_key_is_told_where_it_is_set_and_a_bad_value_when_it_is_written(
     assert room.sessions.count("ann") == 1
 
 
+def test_what_was_saved_stays_also_if_the_request_fails_later(
+    room: Stillroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The session before the login has ended, so the new one's cookie has to go out, even with a 500."""
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        environ["stillroom.session"].login("ann")
+        environ["stillroom.session"].save()
+        start_response("500 Sorry", TEXT)
+        return []
+
+    token = room.sessions.create(None, {"a": 1}).token
+    started, _ = call_wsgi(app, room, token=token)
+    assert "Set-Cookie" in dict(started[0][1])
+    assert room.sessions.get(token) is None
+    assert room.sessions.count("ann") == 1
+    assert "dropped" not in caplog.text
+
+
 def test_saved_early_it_is_written_once_and_its_cookie_goes_out(settings: Settings) -> None:
     """`save()` before the response, in both faces."""
 
@@ -527,6 +561,24 @@ def test_redis_away_is_a_503_and_no_logout(face: str, away: Settings) -> None:
         assert Browser(port).get("/cart").text == "[]"
         assert Browser(port, token).get("/plain").status == 200
         assert Browser(port, token).get("/cart", "HEAD").body == b""
+
+
+def test_redis_dies_under_a_route_that_reads_its_session_along(
+    face: str, own_server: EmbeddedServer
+) -> None:
+    """The check falls back to this process, the session says 503 to who looks, and both come back with Redis."""
+    settings = Settings(redis_url=own_server.url, session_peppers=PEPPER, request_timeout=5)
+    with serving(face, settings, routes=Routes()) as port:
+        browser = Browser(port)
+        browser.get("/cart/add?tea")
+        for _ in range(2):
+            assert browser.get("/cart").text == '["tea"]'
+        own_server.kill()
+        reply = browser.get("/cart")
+        assert (reply.status, reply.token) == (503, None)
+        assert browser.get("/plain").status == 200
+        own_server.restart()
+        assert until(lambda: browser.get("/cart").text == '["tea"]', WITHIN)
 
 
 def serving(face: str, settings: Settings, **options: Any) -> Any:

@@ -44,6 +44,32 @@ def live(room: Stillroom, browser: Browser) -> Any:
     return found
 
 
+# What browsers, and others, send
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        "__Host-sid=" + "A" * 50_000,
+        "x=" + "y" * 50_000,
+        "__Host-sid=../../etc/passwd",
+        "__Host-sid=%0d%0aSet-Cookie:%20a=b",
+        f"__Host-sid={make_token(1, b'a' * 32)}; __Host-sid={make_token(1, b'b' * 32)}",
+        f"sid={make_token(1, b'a' * 32)}; sessionid=abc; csrftoken={'x' * 64}",
+        ";" * 10_000,
+        "\xff\xfe=\x01; __Host-sid=\xe9",
+    ],
+    ids=["large", "others large", "path", "line break", "two", "others", "empty", "bytes"],
+)
+def test_strange_cookies_are_as_good_as_none(browser: Browser, client: Any, cookie: str) -> None:
+    """No command to Redis, no error, no cookie; and data begins a session of its own."""
+    reply, commands = sent(client, lambda: browser.get("/cart", headers={"Cookie": cookie}))
+    assert (reply.status, reply.text, reply.token, commands) == (200, "[]", None, [])
+    reply = browser.get("/cart/add?tea", headers={"Cookie": cookie})
+    assert reply.token
+    assert reply.token not in cookie
+
+
 # What is written, and when
 
 

@@ -83,14 +83,21 @@ class AbuseBody:
             return False
         return (yield from self._write([*self._take_held(), event]))
 
-    def hold(self, kind: str, *, user: str | None) -> None:
-        """The same without a round trip: it rides along with the next counts of this process. For listeners."""
-        if user is None:
+    def hold(
+        self,
+        kind: str,
+        *,
+        ip: str | None = None,
+        user: str | None = None,
+        route: str | None = None,
+    ) -> None:
+        """The same without a round trip: it rides along with this process' next counts. Of nobody: nothing."""
+        if ip is None and user is None:
             return
         if len(self._held) >= HELD_LIMIT or not self._allowance.take(kind, time.monotonic()):
             self._stats.counts["abuse_dropped"] += 1
             return
-        self._held.append(self._event(kind, None, user, None))
+        self._held.append(self._event(kind, ip, user, route))
 
     def riding(self) -> list[Command]:
         """The commands that write down what is held. Sent with another's batch, they may get lost with it."""

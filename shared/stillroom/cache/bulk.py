@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, Unpack, overload
+from typing import Any, NamedTuple, TypeAlias, TypeVar, Unpack, overload
 
 from stillroom.cache.body import LATE, STORED, WON, Packed, Stale, new_token
 from stillroom.cache.change import ChangeBody
@@ -18,6 +18,8 @@ from stillroom.operation import NOT_AFTER, Call, Freeing, Operation, Pause, Time
 from stillroom.scripts import lease_load
 
 T = TypeVar("T")
+Found: TypeAlias = tuple[Entry, Freshness]
+DEAD, STALE = Freshness.DEAD, Freshness.STALE
 
 
 class Turn(NamedTuple):
@@ -143,37 +145,39 @@ class BulkBody(ChangeBody):
 
     # Steps
 
-    def _look_many(self, names: Sequence[bytes]) -> Operation[dict[bytes, tuple[Entry, Freshness]]]:
-        """The living entries among these, with their freshness."""
+    def _look_many(self, names: Sequence[bytes]) -> Operation[list[Found | None]]:
+        """For each of these names the entry and its freshness, or None where there is none."""
         if not names:
-            return {}
+            return []
         known = self._judges.synced
-        *raws, clock = yield from self._read([self._keys.entry(name) for name in names], known)
-        parsed = [
-            entry
-            for raw, name in zip(raws, names, strict=True)
-            if raw is not None and (entry := self._parsed(raw, name)) is not None
-        ]
-        grades = (yield from self._judges.settle(parsed, clock, known)) if parsed else []
-        return {
-            entry.key: (entry, grade)
-            for entry, grade in zip(parsed, grades, strict=True)
-            if grade is not Freshness.DEAD
-        }
+        prefix = self._keys.entry_prefix
+        *raws, clock = yield from self._read([prefix + name for name in names], known)
+        parse = self._parsed
+        parsed = [raw and parse(raw, name) for raw, name in zip(raws, names, strict=True)]
+        entries = [entry for entry in parsed if entry]
+        grades = (yield from self._judges.settle(entries, clock, known)) if entries else []
+        living = zip(entries, grades, strict=True)
+        if len(entries) < len(parsed):
+            return [next(living) if entry else None for entry in parsed]
+        return list(living)
 
     def _sorted_out(
-        self, names: Mapping[str, bytes], found: Mapping[bytes, tuple[Entry, Freshness]], type: Any
+        self, names: Mapping[str, bytes], found: Sequence[Found | None], type: Any
     ) -> tuple[dict[str, Any], dict[str, Stale]]:
         """(values by key, the stale ones among them by key); and all of them counted."""
         values: dict[str, Any] = {}
         stale: dict[str, Stale] = {}
-        for key, name in names.items():
-            entry, freshness = found.get(name, (None, Freshness.DEAD))
-            value = self._counted(entry, freshness, type)
-            if entry is not None and value is not MISS:
-                values[key] = value
-                if freshness is Freshness.STALE:
-                    stale[key] = Stale(name, entry, entry.source)
+        decode = self._decode
+        for key, one in zip(names, found, strict=True):
+            if one is None or one[1] is DEAD or (value := decode(one[0], type)) is MISS:
+                continue
+            values[key] = value
+            if one[1] is STALE:
+                stale[key] = Stale(names[key], one[0], one[0].source)
+        counts = self.stats.counts
+        counts["misses"] += len(names) - len(values)
+        counts["stale"] += len(stale)
+        counts["hits"] += len(values) - len(stale)
         return values, stale
 
     def _turns_to_refresh(self, stale: Mapping[str, Stale]) -> Operation[dict[str, Turn]]:
@@ -333,8 +337,9 @@ class BulkBody(ChangeBody):
         found = yield from self._look_many(list(held.values()))
         (holders,) = yield [(b"MGET", *(self._keys.lease(name) for name in held.values()))]
         looks = {}
-        for (key, name), holder in zip(held.items(), holders, strict=True):
-            value = self._decode(found[name][0], recipe.type) if name in found else MISS
+        for key, one, holder in zip(held, found, holders, strict=True):
+            entry = one[0] if one is not None and one[1] is not DEAD else None
+            value = MISS if entry is None else self._decode(entry, recipe.type)
             looks[key] = value, holder is not None and holder.startswith(b"load.")
         return looks
 

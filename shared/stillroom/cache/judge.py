@@ -58,7 +58,9 @@ class Judge:
         None if that takes another question to Redis: the clock has moved, or the entry is very old.
         """
         marks = self._marks
-        return self._graded(entry, marks.verdict(entry)) if marks.clock == clock else None
+        if marks.clock != clock:
+            return None
+        return _graded(entry, marks.verdict(entry), self._now_ms())
 
     def settle(
         self, entries: Sequence[Entry], clock: bytes | None, known: int
@@ -84,13 +86,9 @@ class Judge:
                 elif marks is self._marks:
                     self._marks = marks.pruned(self._limit)
             verdicts = [marks.verdict(entry) for entry in entries]
+        now = self._now_ms()
         graded = zip(entries, verdicts, strict=True)
-        return [self._graded(entry, verdict) or Freshness.DEAD for entry, verdict in graded]
-
-    def _graded(self, entry: Entry, verdict: Verdict) -> Freshness | None:
-        if verdict is Verdict.ALIVE:
-            return Freshness.FRESH if self._now_ms() < entry.fresh_until else Freshness.STALE
-        return _GRADES[verdict]
+        return [_graded(entry, verdict, now) or Freshness.DEAD for entry, verdict in graded]
 
     def _catch_up(self, clock: bytes | None, known: int) -> Operation[Marks]:
         try:
@@ -140,3 +138,9 @@ class Judge:
                 return None
             self._marks = extended(marks, rows, globs, clock, self._limit, newest_glob)
             return self._marks
+
+
+def _graded(entry: Entry, verdict: Verdict, now_ms: int) -> Freshness | None:
+    if verdict is Verdict.ALIVE:
+        return Freshness.FRESH if now_ms < entry.fresh_until else Freshness.STALE
+    return _GRADES[verdict]

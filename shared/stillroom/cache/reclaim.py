@@ -44,6 +44,7 @@ ON = b"+"  # in front of work that has begun: go on with it
 SWEEP, TAG, SOFT = b"sweep", b"t:", b"s:"
 HOTTEST = 200  # refreshed in one pass over an index; the next pass finds the next ones
 ORDERS_LIMIT = 10_000
+BYTES = "latin-1"  # any bytes as text: a cursor may name an entry
 SCRIPT_KEYS = 1_000  # Lua's stack takes no more at once
 
 
@@ -57,7 +58,7 @@ class Progress(BaseModel):
     done: bool = False
     again: bool = False  # asked for anew while it was under way
     cursor: str = "0"
-    run: str = ""  # of the server: its cursors mean nothing in its next run
+    run: str = ""  # of the server: a scan's cursors mean nothing in its next run
     began_us: int = 0  # server time
     epoch: str = ""  # of the cache
 
@@ -268,20 +269,17 @@ class ReclaimBody(BulkBody):
         run: Run,
         bite: Callable[[bytes, int], Operation[tuple[bytes, int]]],
     ) -> Operation[None]:
-        """Bite from the cursor on, about so many; → (next cursor, how many): to the end, or until the time is up.
-
-        A scan gives everything that was there from its beginning to its end, whatever is written meanwhile.
-        """
+        """Bite from the cursor on; → (next cursor, how many), to the end or until the time is up."""
         state = work.progress
         while not state.done and run.left > 0:
             began = time.monotonic()
             try:
-                cursor, seen = yield from bite(state.cursor.encode(), run.bite)
+                cursor, seen = yield from bite(state.cursor.encode(BYTES), run.bite)
             except RedisUnavailable as error:
                 pause = run.failed(error)
             else:
                 pause = run.took(time.monotonic() - began)
-                state.cursor, state.seen = cursor.decode(), state.seen + seen
+                state.cursor, state.seen = cursor.decode(BYTES), state.seen + seen
                 state.done = cursor == b"0"
             yield from self._tell(work, run)
             yield Pause(pause)
@@ -297,7 +295,10 @@ class ReclaimBody(BulkBody):
     def _scan_index(
         self, tag: bytes, cursor: bytes, size: int
     ) -> Operation[tuple[bytes, list[bytes]]]:
-        """The names in the index of a tag. One that is no sorted set is as good as none."""
+        """The names in the index of a tag: all that are there from the first scan to the last.
+
+        One that is no sorted set is as good as none.
+        """
         try:
             ((cursor, rows),) = yield [
                 (b"ZSCAN", self._keys.index(tag), cursor, b"COUNT", b"%d" % size)

@@ -2,7 +2,6 @@
 
 from stillroom.health.body import SNAPSHOT_TASK, HealthBody
 from stillroom.health.health import AsyncHealth, Health
-from stillroom.health.limits import LimitsProbe
 from stillroom.health.probe import Probe
 from stillroom.health.report import Advice, Report, Snapshot
 from stillroom.health.source import Source
@@ -14,7 +13,6 @@ __all__ = [
     "AsyncHealth",
     "Health",
     "HealthBody",
-    "LimitsProbe",
     "Probe",
     "Report",
     "Snapshot",

@@ -4,6 +4,7 @@ from stillroom.limits.body import LimitsBody, Reservation
 from stillroom.limits.decision import Decision, Standing
 from stillroom.limits.limit import API, AUTH, DEFAULT, STATIC, Limit
 from stillroom.limits.limits import AsyncLimits, Limits
+from stillroom.limits.probe import LimitsProbe
 from stillroom.limits.routes import Route, Routes
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Limit",
     "Limits",
     "LimitsBody",
+    "LimitsProbe",
     "Reservation",
     "Route",
     "Routes",

@@ -24,7 +24,7 @@ from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import limit_charge, limit_check, limit_refund
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, Server, reset_after_fork
+from stillroom.wire import Breaker, Command, Server, reset_after_fork
 
 BITE = 100  # charges in one batch …
 RIDING = 20  # … and in front of a request
@@ -55,10 +55,13 @@ class Reservation:
 class LimitsBody:
     """The operations. A driver runs them."""
 
-    def __init__(self, settings: Settings, server: Server, keys: Keys, stats: Stats) -> None:
+    def __init__(
+        self, settings: Settings, server: Server, breaker: Breaker, keys: Keys, stats: Stats
+    ) -> None:
         self.settings = settings
         self.stats = stats
         self._server = server
+        self._breaker = breaker
         self._reservation = keys.reservation
         self._requests = Requests(settings, keys)
         self._denials = Denials(settings.limits_memory)
@@ -196,10 +199,10 @@ class LimitsBody:
         return decision
 
     def _read(self, request: Request, reply: list[int]) -> Decision:
-        limits, cost = request.limits, request.cost
-        if reply[0] == _BANNED:
-            return Decision(limits, TOO_MANY, cost, reply[1], wait_us=max(0, reply[2]) * 1_000)
-        return Decision(limits, OK if reply[0] else TOO_MANY, cost, reply[1], reply[2:])
+        limits, cost, verdict, now_us = request.limits, request.cost, reply[0], reply[1]
+        if verdict == _BANNED:
+            return Decision(limits, TOO_MANY, cost, now_us, wait_us=max(0, reply[2]) * 1_000)
+        return Decision(limits, OK if verdict else TOO_MANY, cost, now_us, reply[2:])
 
     def _stand_in(self, request: Request, error: RedisUnavailable, *, take: bool) -> Decision:
         """What this process decides by itself."""
@@ -225,8 +228,8 @@ class LimitsBody:
 
     def _remembered(self, request: Request) -> Decision | None:
         now = time.monotonic()
-        plan, keys = request.plan, request.keys
-        denial = self._denials.find(request.bans, keys, plan.limits, request.cost, now)
+        limits, keys, cost = request.limits, request.keys, request.cost
+        denial = self._denials.find(request.bans, keys, limits, cost, now)
         if denial is None:
             return None
         denial.unseen += 1
@@ -234,10 +237,9 @@ class LimitsBody:
         self.stats.counts["limit_cached"] += 1
         before, age_us = denial.decision, int((now - denial.at) * _US)
         said = before.said
-        if said and (denial.keys != keys or before.limits is not plan.limits):
+        if said and (denial.keys != keys or before.limits != limits):
             said = _said_of(denial, request)
-        cost, wait_us = request.cost, before.wait_us
-        return Decision(plan.limits, TOO_MANY, cost, before.now_us, said, age_us, wait_us)
+        return Decision(limits, TOO_MANY, cost, before.now_us, said, age_us, before.wait_us)
 
     def _remember(self, request: Request, decision: Decision) -> None:
         now = time.monotonic()
@@ -254,6 +256,8 @@ class LimitsBody:
 
     def _ask(self, command: Command, keys: Sequence[bytes]) -> Operation[Any]:
         """The reply. In front goes what is owed, by these logs and some others; behind, counts that are due."""
+        if self._breaker.is_open:  # what is owed need not be put together to find that out
+            raise RedisUnavailable("breaker", self._breaker.reason)
         charges = self._local.owed(_now_us(), keys, RIDING) if self._local.logs else []
         flush: list[Command] = []
         if time.monotonic() > self.stats.due:

@@ -41,9 +41,8 @@ class Decision(NamedTuple):
     status: int  # 200, 429, or 503: what may not be decided without Redis
     cost: int
     now_us: int  # the server's clock, since 1970
-    said: Sequence[
-        int
-    ] = ()  # hits used, µs until some are back, until it fits, until all are: for each limit
+    # For each limit: hits used, and the µs until some are back, until the request fits, until all are back.
+    said: Sequence[int] = ()
     age_us: int = 0  # since it was said: it is a denial that this process remembers
     wait_us: int = 0  # of a ban, or until Redis may be back
     degraded: str = ""
@@ -72,7 +71,7 @@ class Decision(NamedTuple):
 
     @property
     def remaining(self) -> int | None:
-        """What is left of the quota that binds most. None: no limit could be looked at."""
+        """The least that is left of any quota. None: no limit could be looked at."""
         return min((one.remaining for one in self.standings), default=None)
 
     @property

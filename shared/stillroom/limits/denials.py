@@ -46,9 +46,8 @@ class Denials:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.forgotten = (
-            0  # how often some were: a denial that was made before must not be remembered after
-        )
+        # How often some were. A denial that was asked for before that must not be remembered after it.
+        self.forgotten = 0
         self.found: OrderedDict[bytes, Denial] = OrderedDict()
 
     def add(self, key: bytes, denial: Denial) -> None:
@@ -65,18 +64,23 @@ class Denials:
         now: float,
     ) -> Denial | None:
         """The denial that answers this request too."""
-        found = self.found
+        found = self.found  # other threads take some out meanwhile
         for ban in bans:
-            if (denial := found.get(ban)) and now < denial.until:
+            if (denial := found.get(ban)) is not None and now < denial.until:
                 return denial
-        for key, limit in zip(keys, limits, strict=True):
-            if (denial := found.get(key)) and denial.answers(limit, cost, now):
+        for number, key in enumerate(keys):
+            denial = found.get(key)
+            if denial is not None and denial.answers(limits[number], cost, now):
                 return denial
         return None
 
     def take_unseen(self, keys: Iterable[bytes]) -> int:
         """How many denials of these logs Redis has not heard of; it is about to. They are forgotten."""
-        return sum(denial.unseen for key in keys if (denial := self.found.pop(key, None)))
+        unseen = 0
+        for key in keys:
+            if (denial := self.found.pop(key, None)) is not None:
+                unseen += denial.unseen
+        return unseen
 
     def forget(self, keys: Iterable[bytes]) -> None:
         self.forgotten += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from typing import NamedTuple
 
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD
@@ -59,17 +59,13 @@ class Log:
     def said(self, share: int, cost: int, now: int) -> Said:
         """Hits used, as if the share were the quota; µs until some are back, until `cost` fits, until all are."""
         self._forget(now)
-        used = sum(entry.count for entry in self._entries)
-        left = max(0, share - used)
-        some, full = (self._leaves(place, now) for place in (0, -1))
-        return (
-            self.limit.quota - left,
-            some,
-            self._wait(used + cost - share, cost, share, now),
-            full,
-        )
+        used = sum([entry.count for entry in self._entries])
+        left = share - used if used < share else 0
+        wait = self._wait(used + cost - share, cost, share, now)
+        return self.limit.quota - left, self._leaves(0, now), wait, self._leaves(-1, now)
 
-    def add(self, cost: int, now: int) -> None:
+    def add(self, cost: int, now: int) -> int:
+        """µs until some of all hits are back."""
         newest = self._entries[-1] if self._entries else None
         slice_us = self.limit.window * _US / SLICES
         shares = self.limit.quota > SLICES and newest is not None and newest.owed
@@ -77,6 +73,7 @@ class Log:
             newest.last, newest.count = now, newest.count + cost
         else:
             self._entries.append(_Entry(now, cost, owed=True))
+        return self._leaves(0, now)
 
     def is_over(self, now: int) -> bool:
         self._forget(now)
@@ -160,9 +157,7 @@ class LocalLimits:
                 return OK, _flat(said)
             if not self._keep(keys, logs, now):
                 return UNAVAILABLE, ()
-            for log in logs:
-                log.add(cost, now)
-            return OK, _flat([self._said(log, 0, now) for log in logs])
+            return OK, _flat(map(_after, logs, said, repeat(cost), repeat(now)))
 
     def owed(self, now: int, keys: Iterable[bytes] = (), most: int = 100) -> list[Charge]:
         """What Redis has to be told: of these logs, and of so many others. Then `settle` it."""
@@ -262,6 +257,13 @@ class LocalLimits:
                 else:
                     self.logs.move_to_end(key)
         return max(0, self._most - len(self.logs))
+
+
+def _after(log: Log, said: Said, cost: int, now: int) -> Said:
+    """What there is to say once `cost` is consumed."""
+    if log.limit.away == "open":
+        return said
+    return said[0] + cost, log.add(cost, now), 0, log.limit.window * _US
 
 
 def _flat(said: Iterable[Said]) -> Said:

@@ -32,7 +32,6 @@ _US = 1_000_000
 class Plan(NamedTuple):
     """What is the same each time these limits are asked for."""
 
-    limits: tuple[Limit, ...]
     names: tuple[bytes, ...]
     numbers: tuple[bytes, ...]  # quota, window µs, quota …
     how_many: bytes
@@ -44,6 +43,7 @@ class Plan(NamedTuple):
 class Request(NamedTuple):
     """What Redis is asked, in its own words."""
 
+    limits: tuple[Limit, ...]
     plan: Plan
     events: bytes  # the stream
     bans: tuple[bytes, ...]
@@ -53,13 +53,9 @@ class Request(NamedTuple):
     private: str  # the address, if it is one inside somebody's network
     taking: tuple[bytes, ...] = ()  # the words that consume it, where they are kept
 
-    @property
-    def limits(self) -> tuple[Limit, ...]:
-        return self.plan.limits
-
     def words(self, mode: bytes, unseen: int = 0, reservation: bytes = b"") -> tuple[bytes, ...]:
         """What lua/limit_check.lua is run with."""
-        plan, events, bans, logs, cost, fields, *_ = self
+        _, plan, events, bans, logs, cost, fields, *_ = self
         keys = (events, *bans, *logs, reservation) if reservation else (events, *bans, *logs)
         life = b"%d" % plan.longest_ms if reservation else b""
         numbers = (b"%d" % cost, b"%d" % len(bans), plan.how_many, b"%d" % unseen, life)
@@ -120,10 +116,11 @@ class Requests:
         if route:
             told["route"] = route[:ROUTE_LIMIT]
         return Request(
+            limits,
             plan,
             self._keys.abuse,
             client.bans,
-            self._logs(plan, values),
+            self._logs(limits, plan, values),
             cost,
             tuple([text.encode(errors="replace") for field in told.items() for text in field]),
             client.subject if client.private else "",
@@ -141,8 +138,10 @@ class Requests:
                 values[kind] = hidden(kind, text or "", self._secret())
         return values
 
-    def _logs(self, plan: Plan, values: Mapping[str, str]) -> tuple[bytes, ...]:
-        pairs = zip(plan.limits, plan.names, strict=True)
+    def _logs(
+        self, limits: tuple[Limit, ...], plan: Plan, values: Mapping[str, str]
+    ) -> tuple[bytes, ...]:
+        pairs = zip(limits, plan.names, strict=True)
         return tuple(
             [self._keys.limits(limit.by, _value(limit, values)) + name for limit, name in pairs]
         )
@@ -193,7 +192,6 @@ def _plan_of(limits: tuple[Limit, ...]) -> Plan:
         raise InvalidLimit(twice, "two limits of one request have this name")
     numbers = [number for limit in limits for number in (limit.quota, limit.window * _US)]
     return Plan(
-        limits,
         tuple(name.encode() for name in names),
         tuple(b"%d" % number for number in numbers),
         b"%d" % len(limits),

@@ -1,11 +1,11 @@
-"""In the request path: sessions and limits for WSGI and ASGI apps, what Flask and Django plug in, and health.
+"""Stillroom in a web app: sessions and limits in the request path, health to mount, and what frameworks plug in.
 
-Nothing here is imported by the rest. Take what your app speaks: `stillroom.web.wsgi`, `.asgi`, `.flask`, `.django`;
-`HealthWSGI` and `HealthASGI` are small apps, to mount or to wrap another.
+Take what your app speaks: `stillroom.web.wsgi`, `.asgi`, `.flask`, `.starlette`, `.django`.
 """
 
 from stillroom.web.asgi_health import HealthASGI
+from stillroom.web.request_session import AsyncWebSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi_health import HealthWSGI
 
-__all__ = ["HealthASGI", "HealthWSGI", "SessionCookie"]
+__all__ = ["AsyncWebSession", "HealthASGI", "HealthWSGI", "SessionCookie", "WebSession"]

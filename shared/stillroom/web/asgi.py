@@ -1,23 +1,20 @@
-"""Middleware for ASGI apps (ASGI 3):
-
-app = StillroomMiddleware(app, AsyncStillroom())
-"""
+"""Middleware for ASGI apps (ASGI 3): `app = StillroomMiddleware(app, AsyncStillroom())`."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
-from stillroom.limits import Route, Routes
+from stillroom.limits import Route
 from stillroom.room import AsyncStillroom
 from stillroom.web.ending import Header, ending, lacking, report_loss
-from stillroom.web.gate import Asked, Gate, SubjectOf
+from stillroom.web.gate import Asked, Middleware
 from stillroom.web.problem import Answer, denied, failed
 from stillroom.web.request_session import AsyncWebSession
-from stillroom.web.session_cookie import SessionCookie
 from stillroom.wire import Budget
 
 log = logging.getLogger("stillroom.web")
@@ -32,7 +29,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class StillroomMiddleware:
+class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     """Keeps the limits of a route table, and gives each request its session.
 
     `routes`: those a request may not exceed; it is answered with 429, or 503, before the app is called, and each
@@ -45,22 +42,6 @@ class StillroomMiddleware:
     Around an app that is mounted in another one: what the outer one has done is not done again. Websockets and
     lifespan pass through untouched. All Redis calls of a request, up to its response, share `request_timeout`.
     """
-
-    def __init__(
-        self,
-        app: App,
-        room: AsyncStillroom,
-        *,
-        routes: Routes | None = None,
-        subject: SubjectOf | None = None,
-        sessions: bool = True,
-        cookie: SessionCookie | None = None,
-    ) -> None:
-        self.app = app
-        self._room = room
-        self._gate = Gate(room, routes, subject)
-        self._has_sessions = sessions
-        self._cookie = cookie or SessionCookie()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,17 +69,18 @@ class StillroomMiddleware:
         send: Send,
     ) -> None:
         method = scope["method"]
+        headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
+        asked = Asked(method, scope["path"], _peer(scope), headers)
         said: list[Header] = []
         if route is not None:
             scope[LIMITED] = True
-            headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
-            asked = Asked(method, scope["path"], _peer(scope), headers)
             decision = await self._room.state.run(self._gate.asking(route, asked, session))
             if not decision:
                 await _send_answer(send, denied(decision, method))
                 return
             said = list(decision.headers().items())
-        response = _Response(session, self._room, budget, method, said, send)
+        tell = partial(self._gate.tell, route, asked, session)
+        response = _Response(session, self._room, budget, method, said, tell, send)
         try:
             await response.of(self.app, scope, receive)
         finally:
@@ -115,6 +97,7 @@ class _Response:
         budget: Budget,
         method: str,
         said: list[Header],
+        tell: Callable[[int], None],
         send: Send,
     ) -> None:
         self._session = session
@@ -122,6 +105,7 @@ class _Response:
         self._budget = budget
         self._method = method
         self._said = said  # of the limits
+        self._tell = tell  # the status
         self._really_send = send
         self._has_begun = False
         self._is_replaced = False
@@ -146,6 +130,7 @@ class _Response:
     async def _begin(self, message: Message) -> None:
         raw = list(message.get("headers", ()))
         headers = _decoded(raw)
+        self._tell(message["status"])
         end = await self._room.state.run(
             ending(self._session, message["status"], headers, self._method)
         )

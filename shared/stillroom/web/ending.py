@@ -28,17 +28,14 @@ def ending(
 ) -> Operation[Ending]:
     """Write the session, for a response with this status and headers.
 
-    A response of 5xx keeps nothing of what the request did to its session: it failed, as a transaction does.
-    One of 500 after the session could not be read is answered with 503.
+    A response of 5xx keeps nothing of what the request did to its session: it failed, as a transaction does. What
+    the app has saved itself stays, and its cookie goes out. One of 500 after the session could not be read becomes
+    a 503.
     """
-    if status >= 500:
-        if session.drop():
-            log.warning(
-                "a response of %d: its request's changes to the session are dropped", status
-            )
-        if status == 500 and isinstance(session.failure, SessionStoreUnavailable):
-            return Ending([], failed(session.failure, method))
-        return Ending(_vary(session))
+    if status >= 500 and session.drop():
+        log.warning("a response of %d: its request's changes to the session are dropped", status)
+    if status == 500 and isinstance(session.failure, SessionStoreUnavailable):
+        return Ending([], failed(session.failure, method))
     try:
         cookie = yield from session.writing()
     except (SessionStoreUnavailable, SessionEnded) as error:

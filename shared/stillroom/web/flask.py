@@ -1,7 +1,4 @@
-"""Flask: its own `session`, kept by the room.
-
-app.session_interface = StillroomSessions(Stillroom())
-"""
+"""Flask: its own `session`, kept by the room: `app.session_interface = StillroomSessions(Stillroom())`."""
 
 from __future__ import annotations
 

@@ -1,17 +1,25 @@
-"""What is asked before the app is called: may the request go on, and what is its session, in one round trip."""
+"""What is asked before the app is called, may the request go on and what is its session, in one round trip.
+
+And what is told after it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from stillroom.limits import Decision, Route, Routes
 from stillroom.operation import Failed, Operation, together
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.ending import Header
 from stillroom.web.request_session import RequestSession
+from stillroom.web.session_cookie import SessionCookie
 
+A = TypeVar("A")
+R = TypeVar("R", Stillroom, AsyncStillroom)
+
+NOT_FOUND = 404
 CLIENTS = 8_192  # addresses that are remembered
 
 
@@ -39,6 +47,7 @@ class Gate:
         self, room: Stillroom | AsyncStillroom, routes: Routes | None, subject: SubjectOf | None
     ) -> None:
         self._body = room._limits_body
+        self._hold = room._abuse_body.hold
         self._client = room.limits.client
         # Without trusted proxies an address is all there is to know, and most requests come from a known one.
         self._known = lru_cache(CLIENTS)(room.limits.client)
@@ -60,10 +69,15 @@ class Gate:
         checks = self._body.check(subject, route.limits, route.cost, route=route.template)
         if session.is_read or route not in self._look:
             return (yield from checks)
-        decision, _ = yield from together(checks, session.prefetching())
-        if isinstance(decision, Failed):
-            raise decision.error
-        return decision  # type: ignore[no-any-return]
+        return (yield from _with_session(checks, session))
+
+    def tell(self, route: Route | None, asked: Asked, session: RequestSession, status: int) -> None:
+        """What abuse begins with. Waits for nothing: it rides along with the next counts of this process."""
+        if route is not None and status == NOT_FOUND:
+            self._hold("not_found", ip=self._client_of(asked), route=asked.path)
+        if session.is_unknown:
+            template = route.template if route else None
+            self._hold("session_unknown", ip=self._client_of(asked), route=template)
 
     def _client_of(self, asked: Asked) -> str:
         if self._trusts_any:
@@ -78,3 +92,42 @@ class Gate:
             self._look.add(route)
         else:
             self._look.discard(route)
+
+
+def _with_session(checks: Operation[Decision], session: RequestSession) -> Operation[Decision]:
+    """Both in one batch. A client that is denied from memory costs Redis nothing: its session is not asked for."""
+    from_memory: list[Decision] = []
+
+    def checking() -> Operation[Decision]:
+        decision = yield from checks
+        from_memory.append(decision)
+        return decision
+
+    def riding() -> Operation[None]:  # begun when the check waits for Redis, or is done
+        if not from_memory:
+            yield from session.prefetching()
+
+    decision, _ = yield from together(checking(), riding())
+    if isinstance(decision, Failed):
+        raise decision.error
+    return decision  # type: ignore[no-any-return]
+
+
+class Middleware(Generic[A, R]):
+    """What the middlewares of both faces are made of."""
+
+    def __init__(
+        self,
+        app: A,
+        room: R,
+        *,
+        routes: Routes | None = None,
+        subject: SubjectOf | None = None,
+        sessions: bool = True,
+        cookie: SessionCookie | None = None,
+    ) -> None:
+        self.app = app
+        self._room: R = room
+        self._gate = Gate(room, routes, subject)
+        self._has_sessions = sessions
+        self._cookie = cookie or SessionCookie()

@@ -88,6 +88,7 @@ class RequestSession(MutableMapping[str, Any]):
     def logout(self) -> None:
         """The session ends, its data is gone, the browser forgets the cookie."""
         self._look()
+        self._change()
         self.clear()
         self._login, self._is_ended = None, True
 
@@ -141,6 +142,11 @@ class RequestSession(MutableMapping[str, Any]):
         return self._is_asked
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether the token looked like one of ours, and opened nothing."""
+        return self._token is not None and self._is_asked and self._found is None
+
+    @property
     def is_lost(self) -> bool:
         """Whether a list or dict in it was changed after it was written: nobody will see that."""
         return self._is_written and bool(self._altered())
@@ -178,8 +184,8 @@ class RequestSession(MutableMapping[str, Any]):
         return self._set_cookie
 
     def drop(self) -> bool:
-        """Write nothing: the request failed. Whether there was anything to write."""
-        has_changed = self._has_changed()
+        """Write nothing any more: the request failed. Whether there was anything to write."""
+        has_changed = not self._is_written and self._has_changed()
         self._is_written = True
         return has_changed
 

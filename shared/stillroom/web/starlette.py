@@ -1,8 +1,4 @@
-"""Starlette and FastAPI: the session of a request, read.
-
-session = Depends(load_session)          # FastAPI
-session = await load_session(request)    # Starlette
-"""
+"""A request's session, read: `Depends(load_session)` in FastAPI, `await load_session(request)` in Starlette."""
 
 from __future__ import annotations
 

@@ -1,22 +1,19 @@
-"""Middleware for WSGI apps (PEP 3333):
-
-app = StillroomMiddleware(app, Stillroom())
-"""
+"""Middleware for WSGI apps (PEP 3333): `app = StillroomMiddleware(app, Stillroom())`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
-from stillroom.limits import Route, Routes
+from stillroom.limits import Route
 from stillroom.room import Stillroom
 from stillroom.web.ending import Header, ending, lacking, report_loss
-from stillroom.web.gate import Asked, Gate, SubjectOf
+from stillroom.web.gate import Asked, Middleware
 from stillroom.web.problem import Answer, denied, failed
 from stillroom.web.request_session import WebSession
-from stillroom.web.session_cookie import SessionCookie
 
 log = logging.getLogger("stillroom.web")
 
@@ -28,7 +25,7 @@ StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
 App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
-class StillroomMiddleware:
+class StillroomMiddleware(Middleware[App, Stillroom]):
     """Keeps the limits of a route table, and gives each request its session.
 
     `routes`: those a request may not exceed; it is answered with 429, or 503, before the app is called, and each
@@ -42,22 +39,6 @@ class StillroomMiddleware:
     Around an app that is mounted in another one: what the outer one has done is not done again. All Redis calls of
     a request, up to its response, share `request_timeout`.
     """
-
-    def __init__(
-        self,
-        app: App,
-        room: Stillroom,
-        *,
-        routes: Routes | None = None,
-        subject: SubjectOf | None = None,
-        sessions: bool = True,
-        cookie: SessionCookie | None = None,
-    ) -> None:
-        self.app = app
-        self._room = room
-        self._gate = Gate(room, routes, subject)
-        self._has_sessions = sessions
-        self._cookie = cookie or SessionCookie()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], _path(environ)
@@ -80,18 +61,19 @@ class StillroomMiddleware:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
+        headers = _headers(environ) if self._gate.reads_headers else []
+        asked = Asked(method, _path(environ), environ.get("REMOTE_ADDR"), headers)
         said: list[Header] = []
         if route is not None:
             environ[LIMITED] = True
-            headers = _headers(environ) if self._gate.reads_headers else []
-            asked = Asked(method, _path(environ), environ.get("REMOTE_ADDR"), headers)
             decision = self._room.state.run(self._gate.asking(route, asked, session))
             if not decision:
                 answer = denied(decision, method)
                 start_response(answer.line, answer.headers)
                 return [answer.body]
             said = list(decision.headers().items())
-        response = _Response(session, self._room, method, said, start_response)
+        tell = partial(self._gate.tell, route, asked, session)
+        response = _Response(session, self._room, method, said, tell, start_response)
         body = response.of(self.app, environ)
         self._gate.learn(route, session)
         return body
@@ -106,12 +88,14 @@ class _Response:
         room: Stillroom,
         method: str,
         said: list[Header],
+        tell: Callable[[int], None],
         start_response: StartResponse,
     ) -> None:
         self._session = session
         self._room = room
         self._method = method
         self._said = said  # of the limits
+        self._tell = tell  # the status
         self._start_response = start_response
         self._held: tuple[Any, ...] | None = None  # status, headers, exc_info
         self._write: Callable[[bytes], object] | None = None  # set when the response has begun
@@ -123,9 +107,7 @@ class _Response:
             body = app(environ, self._start)
         except SessionStoreUnavailable as error:
             return [self._explain(error)]
-        if (
-            self._held is None
-        ):  # a generator that says its headers when it is asked for its first piece
+        if self._held is None:  # a generator: it says its headers when it is asked for a piece
             return _Stream(self, body)
         try:
             self._begin()
@@ -174,7 +156,9 @@ class _Response:
         if self._write is not None or self._held is None:
             return
         status, headers, *exc_info = self._held
-        end = self._room.state.run(ending(self._session, int(status[:3]), headers, self._method))
+        code = int(status[:3])
+        self._tell(code)
+        end = self._room.state.run(ending(self._session, code, headers, self._method))
         if end.instead is None:
             more = [*end.headers, *lacking(headers, self._said)]
             self._write = self._start_response(status, [*headers, *more], *exc_info)

@@ -295,7 +295,7 @@ class ShardWire(_Follower[W]):
             try:
                 (ranges,) = self._at(address).execute(OF_SLOTS, deadline - time.monotonic())
             except RedisUnavailable as error:
-                failure = error
+                failure = _final_if_no_cluster(error)
             else:
                 return self._topology.learn(ranges, address)
         if not self._topology.owners:
@@ -341,7 +341,7 @@ class AsyncShardWire(_Follower[AsyncWire]):
                 wire = self._cluster.at(address)
                 (ranges,) = await wire.execute(OF_SLOTS, deadline - time.monotonic())
             except RedisUnavailable as error:
-                failure = error
+                failure = _final_if_no_cluster(error)
             else:
                 return self._topology.learn(ranges, address)
         if not self._topology.owners:
@@ -390,6 +390,12 @@ def _ping(cluster: _Cluster[Any], shard: ShardWire[Any]) -> None:
     shard.ask(time.monotonic() + settings.connect_timeout + settings.command_timeout)
     for address in cluster.topology.owners:
         cluster.at(address).ping()
+
+
+def _final_if_no_cluster(error: RedisUnavailable) -> RedisUnavailable:
+    """A server that is in no cluster will not be in one after another attempt."""
+    is_none = "cluster support disabled" in error.detail
+    return RedisUnavailable("nocluster", error.detail) if is_none else error
 
 
 def _for_threads(wire: AsyncWire) -> Wire:

@@ -1,32 +1,28 @@
--- Reads an entry's header line as far as scripts need it (cache/entry.py writes it down).
+-- Reads an entry's header line as far as scripts need it (cache/entry.py writes it down). Runs once for each entry that
+-- is reclaimed: one pattern, no table.
 
+-- Behind the stamp follow fresh-until, checksum, codec, source and key, and then the tags.
+local HEADER = '^1\t(%w+)\t(%d+)\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*()'
+local BEGINS = 512 -- bytes: more are fetched of a header that is longer
+
+-- → epoch, stamp, and the tags with a tab in front of each and a newline behind the last; nil where this is no entry.
 local function read_header(key)
-  local text = redis.pcall('GETRANGE', key, 0, 511)
+  local text = redis.pcall('GETRANGE', key, 0, BEGINS - 1)
   if type(text) ~= 'string' then
     return nil -- not a string: none of ours
   end
   local stop = string.find(text, '\n', 1, true)
-  if not stop and #text == 512 then
+  if not stop and #text == BEGINS then
     text = redis.call('GET', key)
     stop = string.find(text, '\n', 1, true)
   end
-  local epoch, stamp, rest = string.match(text, '^1\t(%w+)\t(%d+)\t()')
+  local epoch, stamp, tags = string.match(text, HEADER)
   if not stop or not epoch then
     return nil
   end
-  return {epoch = epoch, stamp = tonumber(stamp), text = text, rest = rest, stop = stop}
+  return epoch, tonumber(stamp), string.sub(text, tags, stop)
 end
 
--- Behind the stamp follow fresh-until, checksum, codec, source and key, and then the tags.
-local function carries_tag(header, tag)
-  local at = header.rest
-  for _ = 1, 5 do
-    local tab = string.find(header.text, '\t', at, true)
-    if not tab or tab > header.stop then
-      return false
-    end
-    at = tab + 1
-  end
-  local tags = '\t' .. string.sub(header.text, at, header.stop - 1) .. '\t'
-  return string.find(tags, '\t' .. tag .. '\t', 1, true) ~= nil
+local function carries(tags, tag)
+  return string.find(tags, '\t' .. tag .. '\n', 1, true) or string.find(tags, '\t' .. tag .. '\t', 1, true)
 end

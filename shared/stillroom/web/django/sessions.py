@@ -93,17 +93,15 @@ class SessionStore(SessionBase):
         _sessions().sweep()
 
     def _begin(self, data: Mapping[str, Any]) -> None:
-        """A new session with this data; the one before, if there was one, ends with it."""
+        """A new session with this data."""
         user = data.get(SESSION_KEY)
         fields = {field_of(key): value for key, value in data.items()}
         self._before = _encoded(data)
         idle = self._idle(data)
-        if idle <= 0:  # it is over already
-            self.delete()
-            return
-        options: dict[str, Any] = {"idle": idle, "replaces": self.session_key}
-        self._found = _sessions().create(None if user is None else str(user), fields, **options)
-        self._session_key = self._found.token
+        if idle > 0:  # else it is over before it began
+            user_id = None if user is None else str(user)
+            self._found = _sessions().create(user_id, fields, idle=idle)
+            self._session_key = self._found.token
 
     def _update(self, data: Mapping[str, Any]) -> None:
         before = self._known()
@@ -111,7 +109,7 @@ class SessionStore(SessionBase):
         changed = {key for key, text in after.items() if before.get(key) != text}
         gone = before.keys() - after.keys()
         if EXPIRY in changed | gone or self._has_other_user(data):
-            self._begin(data)
+            self._begin_anew(data)
             return
         fields = {field_of(key): data[key] for key in changed}
         try:
@@ -119,6 +117,12 @@ class SessionStore(SessionBase):
         except SessionEnded as error:
             raise UpdateError from error
         self._before = after
+
+    def _begin_anew(self, data: Mapping[str, Any]) -> None:
+        """Only in the place of one that lives: who ends it first decides, so a logout meanwhile is not undone."""
+        if not _sessions().destroy(self.session_key):
+            raise UpdateError
+        self._begin(data)
 
     def _known(self) -> Mapping[str, bytes]:
         """What Redis holds; asked for where the data was replaced without having been looked at."""

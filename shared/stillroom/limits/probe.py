@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stillroom.health.probe import Counts
 from stillroom.keys import Keys
 from stillroom.wire import Command
 
@@ -35,7 +34,7 @@ class LimitsProbe:
     def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
         return {"banned": replies[0]}
 
-    def count(self, counts: Counts | None) -> Mapping[str, Any]:
+    def count(self, counts: Mapping[str, int] | None) -> Mapping[str, Any]:
         if counts is None:
             return {}
         return {field: counts.get(name, 0) for field, name in COUNTED.items()}

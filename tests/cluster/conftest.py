@@ -1,0 +1,63 @@
+"""The same fixtures on a real cluster of three nodes, so that the cache's suite runs there too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from stillroom import Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.keys import Keys
+from tests.conftest import SERVERS, binary_of
+from tests.support.cluster import RedisCluster
+from tests.support.crowd import PATIENT
+from tests.support.entries import Recording
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def shared_cluster(request: pytest.FixtureRequest) -> Iterator[RedisCluster]:
+    """One cluster of each kind of server."""
+    with RedisCluster(binary=binary_of(request)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: RedisCluster) -> RedisCluster:
+    """A cluster without data."""
+    shared_cluster.flush()
+    return shared_cluster
+
+
+@pytest.fixture(scope="session")
+def state_server() -> Iterator[EmbeddedServer]:
+    """What the cluster is not for."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(cluster: RedisCluster) -> EmbeddedServer:
+    """The node that has the cache's only shard."""
+    return cluster.owner(Keys("stillroom", in_cluster=True).clock)
+
+
+@pytest.fixture
+def settings(cluster: RedisCluster, state_server: EmbeddedServer) -> Settings:
+    places = {"redis_url": state_server.url, "cache_url": cluster.url, "cluster": True}
+    return Settings(**places | PATIENT)
+
+
+@pytest.fixture
+def make_room(settings: Settings, dispatch: Recording) -> Iterator[Callable[..., Stillroom]]:
+    rooms: list[Stillroom] = []
+    places = settings.model_dump(include={"redis_url", "cache_url", "cluster"})
+
+    def make(**changes: Any) -> Stillroom:
+        rooms.append(Stillroom(Settings(**places | PATIENT | changes), dispatch=dispatch))
+        return rooms[-1]
+
+    yield make
+    for room in rooms:
+        room.close()

@@ -1,0 +1,1 @@
+from tests.redis.test_bulk import *  # noqa: F403

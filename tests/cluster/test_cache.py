@@ -1,0 +1,1 @@
+from tests.redis.test_cache import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.redis.test_images import *  # noqa: F403

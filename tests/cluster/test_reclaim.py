@@ -1,0 +1,1 @@
+from tests.redis.test_reclaim import *  # noqa: F403

@@ -1,0 +1,401 @@
+"""Several shards on three nodes: each key has one, and what goes to all of them is done in all of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+
+from stillroom import (
+    RedisUnavailable,
+    Settings,
+    SettingsError,
+    Stillroom,
+    ValueTooLarge,
+)
+from stillroom.cache import shard_keys
+from stillroom.cache.sharded import shard_of
+from stillroom.embedded import EmbeddedServer
+from stillroom.keys import Keys
+from stillroom.wire import AsyncClusterWire, ClusterWire
+from stillroom.wire.cluster import slot_of
+from tests.support.cluster import NODES, RedisCluster
+from tests.support.crowd import PATIENT
+from tests.support.entries import Recording
+from tests.support.faces import FACES, open_room
+
+SHARDS = 4
+NAMES = [f"k:{n}" for n in range(24)]
+
+
+@pytest.fixture
+def settings(cluster: RedisCluster, state_server: EmbeddedServer) -> Settings:
+    places = {"redis_url": state_server.url, "cache_url": cluster.url, "cluster": True}
+    return Settings(**places | PATIENT | {"shards": SHARDS})
+
+
+@pytest.fixture
+def sharded(settings: Settings, dispatch: Recording) -> Iterator[Stillroom]:
+    with Stillroom(settings, dispatch=dispatch) as room:
+        yield room
+
+
+def entries(cluster: RedisCluster) -> int:
+    return sum(
+        len(cluster.client(node).keys("stillroom:{*}:e:*")) for node in cluster.nodes[:NODES]
+    )
+
+
+def fill(room: Any) -> None:
+    values = {name: name.upper() for name in NAMES}
+    assert all(room.cache.set_many(values, tags=["all"]).values())
+
+
+def test_the_shards_and_the_test_keys_are_spread(settings: Settings) -> None:
+    """Otherwise nothing here would say anything: all shards have keys, several nodes have shards."""
+    assert {shard_of(name.encode(), SHARDS) for name in NAMES} == set(range(SHARDS))
+    slots = [slot_of(keys.clock) for keys in shard_keys(settings)]
+    assert len({slot * NODES // 16_384 for slot in slots}) > 1
+
+
+@given(
+    st.binary(max_size=40)
+    | st.sampled_from([b"{}", b"a{b}c{d}", b"{", b"}{x}", b"{{x}}", b"a{}b{c}"])
+)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_slots_are_the_servers(cluster: RedisCluster, key: bytes) -> None:
+    """CLUSTER KEYSLOT of any key."""
+    reply = cluster.client(cluster.nodes[0]).execute_command("CLUSTER KEYSLOT", key)
+    assert slot_of(key) == reply
+
+
+def test_many_keys_at_once(room: Any, cluster: RedisCluster) -> None:
+    """Written, read in the order they were asked for, and forgotten, in whichever shard they are."""
+    fill(room)
+    assert entries(cluster) == len(NAMES)
+    wanted = [*reversed(NAMES), "missing"]
+    assert list(room.cache.get_many(wanted).items()) == [(n, n.upper()) for n in reversed(NAMES)]
+    assert room.cache.invalidate_many(["k:0", "k:1", "no"]) == {
+        "k:0": True,
+        "k:1": True,
+        "no": False,
+    }
+    assert room.cache.invalidate("k:2", "k:3", "k:4", "no") == 3
+    assert set(room.cache.get_many(NAMES)) == set(NAMES[5:])
+
+
+def test_one_bad_value_stores_none(room: Any, cluster: RedisCluster) -> None:
+    """Also where it belongs to another shard than the good ones."""
+    with pytest.raises(ValueTooLarge):
+        room.cache.set_many({**dict.fromkeys(NAMES, "1"), "bad": os.urandom(2**20).hex()})
+    assert entries(cluster) == 0
+
+
+@pytest.mark.parametrize("how", ["tag", "pattern", "clear"])
+def test_what_names_many_keys_reaches_every_shard(
+    room: Any, make_room: Any, cluster: RedisCluster, how: str
+) -> None:
+    """For every reader in every process when it returns; a worker frees the memory in every shard."""
+    other = make_room(shards=SHARDS)
+    fill(room)
+    assert len(other.cache.get_many(NAMES)) == len(NAMES)
+    if how == "tag":
+        room.cache.invalidate_by_tag("all")
+    elif how == "pattern":
+        room.cache.invalidate_by_pattern("k:*")
+    else:
+        room.cache.clear()
+    assert other.cache.get_many(NAMES) == room.cache.get_many(NAMES) == {}
+    assert entries(cluster) == len(NAMES)
+    report = other.cache.reclaim()
+    assert (report["deleted"], report["due"]) == (len(NAMES), 0)
+    assert entries(cluster) == 0
+
+
+def test_loaders_load_and_refresh_in_their_shard(
+    room: Any, make_room: Any, dispatch: Recording
+) -> None:
+    """A cached function, its invalidation, an order for a worker, and one that loads many."""
+    calls: list[int] = []
+
+    @room.cache.cached("n:{n}", tags=["numbers"])  # type: ignore[untyped-decorator]
+    def number(n: int) -> int:
+        calls.append(n)
+        return n * n
+
+    assert [number(n) for n in (3, 4, 5, 3, 4, 5)] == [9, 16, 25] * 2
+    assert calls == [3, 4, 5]
+    assert room.cache.get("n:4") == 16
+    room.cache.invalidate("n:4")
+    assert number(4) == 16
+    loads: list[list[str]] = []
+
+    def load_many(keys: list[str]) -> dict[str, str]:
+        loads.append(keys)
+        return {key: key.upper() for key in keys}
+
+    assert room.cache.get_or_set_many(NAMES, load_many) == {n: n.upper() for n in NAMES}
+    assert sorted(key for keys in loads for key in keys) == sorted(NAMES)
+    assert len(loads) <= SHARDS
+    assert room.cache.get_or_set_many(NAMES, load_many) == {n: n.upper() for n in NAMES}
+    assert len(loads) <= SHARDS
+
+
+def test_orders_are_carried_out_on_all_shards(room: Any, make_room: Any) -> None:
+    """They wait in the first one."""
+    fill(room)
+    worker = make_room(shards=SHARDS)
+    room.tasks.invalidate_tags("all")
+    assert len(room.cache.get_many(NAMES)) == len(NAMES)
+    worker.cache.reclaim()
+    worker.cache.reclaim()
+    assert room.cache.get_many(NAMES) == {}
+
+
+def test_counts_and_marks_are_kept_in_every_shard(
+    sharded: Stillroom, cluster: RedisCluster
+) -> None:
+    """flush_stats, trim_marks and trim_indexes have somewhere to go."""
+    fill(sharded)
+    sharded.cache.get_many(NAMES)
+    sharded.cache.flush_stats()
+    sharded.cache.invalidate_by_tag("all")
+    assert sharded.cache.trim_marks()["left"] >= SHARDS
+    assert sharded.cache.trim_indexes()["indexes"] == SHARDS
+    node = cluster.owner(shard_keys(sharded.settings)[0].clock)
+    (key,) = cluster.client(node).keys("stillroom:{0}:stats:*")
+    counts = dict(zip(*[iter(cluster.client(node).hgetall(key))] * 2, strict=True))
+    assert int(counts[b"hits"]) == len(NAMES)
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), st.sampled_from(NAMES), st.integers()),
+        st.tuples(st.just("set_many"), st.lists(st.sampled_from(NAMES)), st.integers()),
+        st.tuples(st.just("invalidate"), st.lists(st.sampled_from(NAMES)), st.none()),
+        st.tuples(st.just("tag"), st.sampled_from(["odd", "even", "none"]), st.none()),
+        st.tuples(st.just("pattern"), st.sampled_from(["k:1*", "k:?", "*2", "x"]), st.none()),
+        st.tuples(st.just("clear"), st.none(), st.none()),
+    ),
+    max_size=25,
+)
+
+
+@given(OPERATIONS)
+@hypothesis_settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
+def test_it_is_a_dictionary(sharded: Stillroom, operations: list[tuple[str, Any, Any]]) -> None:
+    """After each of any operations all keys are what a dict has, read one by one and at once."""
+    cache, model = sharded.cache, dict[str, int]()
+    cache.clear()
+    for what, target, value in operations:
+        match what:
+            case "set":
+                assert cache.set(target, value, tags=[parity(target)])
+                model[target] = value
+            case "set_many":
+                assert all(cache.set_many(dict.fromkeys(target, value)).values())
+                model |= dict.fromkeys(target, value)
+                untagged = set(target)
+                for name in untagged:  # with its tag again
+                    cache.set(name, value, tags=[parity(name)])
+            case "invalidate":
+                cache.invalidate(*target)
+                model = {k: v for k, v in model.items() if k not in target}
+            case "tag":
+                cache.invalidate_by_tag(target)
+                model = {k: v for k, v in model.items() if parity(k) != target}
+            case "pattern":
+                cache.invalidate_by_pattern(target)
+                model = {k: v for k, v in model.items() if not fnmatchcase(k, target)}
+            case _:
+                cache.clear()
+                model = {}
+        assert cache.get_many(NAMES) == model
+        assert {name: v for name in NAMES if (v := cache.get(name)) is not None} == model
+
+
+def parity(name: str) -> str:
+    return "odd" if int(name[2:]) % 2 else "even"
+
+
+# When nodes and slots move
+
+
+def test_a_slot_that_has_moved_is_followed(room: Any, cluster: RedisCluster) -> None:
+    """The first call after the move is answered by the new node: nothing is missed, nothing raised."""
+    slot = slot_of(Keys("stillroom").clock)
+    name = next(name for name in NAMES if shard_of(name.encode(), SHARDS) == 0)
+    assert room.cache.set(name, 1)
+    old = cluster.owner(Keys("stillroom").clock)
+    new = next(node for node in cluster.nodes[:NODES] if node is not old)
+    keys = cluster.client(old).execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
+    give_away(cluster, slot, old, new, keys)
+    assert room.cache.get(name) == 1
+    assert room.cache.invalidate(name) == 1
+    assert room.cache.get(name) is None
+    give_away(cluster, slot, new, old, [])
+    assert room.cache.set(name, 2)
+    assert room.cache.get(name) == 2
+
+
+def test_a_slot_on_its_way_is_redis_being_away(room: Any, cluster: RedisCluster) -> None:
+    """Reads fall back, invalidations say that nothing is promised; with `defer` they are delivered afterwards."""
+    slot = slot_of(Keys("stillroom").clock)
+    name = next(name for name in NAMES if shard_of(name.encode(), SHARDS) == 0)
+    assert room.cache.set(name, 1)
+    old = cluster.owner(Keys("stillroom").clock)
+    new = next(node for node in cluster.nodes[:NODES] if node is not old)
+    keys = cluster.client(old).execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
+    begin_move(cluster, slot, old, new)
+    migrate(cluster, old, new, keys)
+    assert room.cache.get(name, default="fallback") == "fallback"
+    with pytest.raises(RedisUnavailable):
+        room.cache.invalidate(name)
+    room.cache.invalidate(name, defer=True)
+    assert room.cache.deferred == 1
+    cluster.move(slot, new)
+    assert room.cache.get(name) is None
+    assert room.cache.deferred == 0
+    give_away(
+        cluster,
+        slot,
+        new,
+        old,
+        cluster.client(new).execute_command("CLUSTER GETKEYSINSLOT", slot, 100),
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("face", FACES)
+def test_a_replica_takes_over(state_server: EmbeddedServer, face: str) -> None:
+    """The owner of a shard is killed: calls fall back at once, and find the new owner by themselves."""
+    with RedisCluster(replicas=NODES) as cluster:
+        places = {"redis_url": state_server.url, "cache_url": cluster.url, "cluster": True}
+        settings = Settings(**PATIENT | places | {"shards": SHARDS})
+        with open_room(face, settings, Recording()) as room:
+            fill(room)
+            cluster.owner(Keys("stillroom").clock).kill()
+            twos = dict.fromkeys(NAMES, 2)
+            cluster.await_that(
+                "all keys are written again", lambda: all(room.cache.set_many(twos).values())
+            )
+            assert room.cache.get_many(NAMES) == twos
+
+
+def begin_move(cluster: RedisCluster, slot: int, old: EmbeddedServer, new: EmbeddedServer) -> None:
+    cluster.client(new).execute_command("CLUSTER SETSLOT", slot, "IMPORTING", cluster.id_of(old))
+    cluster.client(old).execute_command("CLUSTER SETSLOT", slot, "MIGRATING", cluster.id_of(new))
+
+
+def migrate(
+    cluster: RedisCluster, old: EmbeddedServer, new: EmbeddedServer, keys: list[bytes]
+) -> None:
+    if keys:
+        place = ("127.0.0.1", new.port, "", 0, 5_000, "KEYS")
+        cluster.client(old).execute_command("MIGRATE", *place, *keys)
+
+
+def give_away(
+    cluster: RedisCluster, slot: int, old: EmbeddedServer, new: EmbeddedServer, keys: list[bytes]
+) -> None:
+    begin_move(cluster, slot, old, new)
+    migrate(
+        cluster,
+        old,
+        new,
+        keys or cluster.client(old).execute_command("CLUSTER GETKEYSINSLOT", slot, 100),
+    )
+    cluster.move(slot, new)
+
+
+# The rest
+
+
+def test_a_frozen_node_leaves_the_others_shards_alone(
+    settings: Settings, cluster: RedisCluster
+) -> None:
+    """Its keys fall back within the deadline, all others are served."""
+    hurried = Settings(**settings.model_dump() | {"command_timeout": 0.1, "call_timeout": 0.15})
+    with Stillroom(hurried, dispatch=Recording()) as room:
+        fill(room)
+        frozen = cluster.owner(shard_keys(settings)[0].clock)
+        theirs = {
+            name
+            for name in NAMES
+            if cluster.owner(shard_keys(settings)[shard_of(name.encode(), SHARDS)].clock) is frozen
+        }
+        frozen.freeze()
+        try:
+            assert set(room.cache.get_many(NAMES)) == set(NAMES) - theirs
+            with pytest.raises(RedisUnavailable):
+                room.cache.invalidate_by_tag("all")
+            assert room.cache.get_many(set(NAMES) - theirs) == {}  # done wherever it could be
+        finally:
+            frozen.thaw()
+
+
+def test_threads_that_begin_together_share_the_nodes(sharded: Stillroom) -> None:
+    """Each node has one wire, however many ask for it first."""
+    gate = threading.Barrier(8)
+
+    def begin() -> None:
+        gate.wait()
+        sharded.cache.get_many(NAMES)
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert isinstance(sharded.wire, ClusterWire | AsyncClusterWire)
+    assert len(sharded.wire.wires) <= NODES
+    assert sharded.wire.connections > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"cache_url": None}, "give its cache_url"),
+        ({"cache_url": "redis://c:1/3"}, "no database but 0"),
+        ({"cache_url": "unix:///c.sock"}, "host and port"),
+        ({"cache_url": "redis://c:1", "shards": 65}, "less than or equal to 64"),
+    ],
+)
+def test_settings_that_no_cluster_can_have(changes: dict[str, Any], sentence: str) -> None:
+    """Refused with what is allowed."""
+    with pytest.raises(SettingsError, match=sentence):
+        Settings(redis_url="redis://r:1", cluster=True, **changes)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_server_that_is_no_cluster_says_so(state_server: EmbeddedServer, face: str) -> None:
+    """At once, to whoever has to know; a read falls back."""
+    places = {"redis_url": "redis://127.0.0.1:1", "cache_url": state_server.url, "cluster": True}
+    with open_room(face, Settings(**PATIENT | places), Recording()) as room:
+        assert room.cache.get("k") is None
+        for act in (room.connect, lambda: room.cache.invalidate("k")):
+            with pytest.raises(RedisUnavailable, match="cluster support disabled") as error:
+                act()
+            assert error.value.reason == "nocluster"
+
+
+def test_shards_work_on_one_server_too(
+    make_room: Callable[..., Stillroom], own_server: EmbeddedServer
+) -> None:
+    """Without a cluster they are only several caches side by side."""
+    url = own_server.url
+    with Stillroom(Settings(redis_url=url, shards=SHARDS), dispatch=Recording()) as room:
+        fill(room)
+        assert len(room.cache.get_many(NAMES)) == len(NAMES)
+        room.cache.invalidate_by_tag("all")
+        assert room.cache.get_many(NAMES) == {}
+        assert room.cache.reclaim()["deleted"] == len(NAMES)
