@@ -42,9 +42,9 @@ def load_product(id: int) -> Read[Product | None]:
     return just_read(db.find_product(id))
 
 
-@room.cache.cached("listing:{brand}", swr=STALE, tags=["listings"])
-def load_listing(brand: str) -> Read[list[Product]]:
-    return just_read(db.list_products(brand))
+@room.cache.cached("listing", swr=STALE, tags=["listings"])
+def load_listing() -> Read[list[Product]]:
+    return just_read(db.list_products())
 
 
 def product_changed(id: int) -> None:

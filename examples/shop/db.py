@@ -69,9 +69,8 @@ def find_product(id: int) -> Product | None:
     return found[0] if found else None
 
 
-def list_products(brand: str) -> list[Product]:
-    """All of a brand's; of all brands for ""."""
-    return _products("WHERE ? IN ('', brand) ORDER BY name", brand)
+def list_products() -> list[Product]:
+    return _products("ORDER BY name")
 
 
 def update_product(id: int, name: str, cents: int) -> bool:
@@ -81,10 +80,11 @@ def update_product(id: int, name: str, cents: int) -> bool:
         return db.execute(sql, [name, cents, id]).rowcount == 1
 
 
-def reduce_prices(brand: str, percent: int) -> None:
+def reduce_prices(brand: str, percent: int) -> bool:
+    """False: there is no such brand."""
     with _transaction("IMMEDIATE") as db:
         sql = "UPDATE products SET cents = cents * (100 - ?) / 100 WHERE brand = ?"
-        db.execute(sql, [percent, brand])
+        return db.execute(sql, [percent, brand]).rowcount > 0
 
 
 def check_password(name: str, password: str) -> bool:
@@ -113,11 +113,11 @@ def list_orders(user: str) -> list[Order]:
         return [Order(number, json.loads(items), cents) for number, items, cents in rows]
 
 
-def _products(where: str, value: object) -> list[Product]:
+def _products(which: str, *values: object) -> list[Product]:
     time.sleep(SLOW)
     with _transaction() as db:
         db.row_factory = sqlite3.Row
-        return [Product(**row) for row in db.execute(f"SELECT * FROM products {where}", [value])]
+        return [Product(**row) for row in db.execute(f"SELECT * FROM products {which}", values)]
 
 
 def _hash(password: str, salt: bytes) -> bytes:

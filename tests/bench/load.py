@@ -163,11 +163,8 @@ def open_shop(app: str) -> Iterator[Shop]:
 
 
 def _is_open(port: int) -> bool:
-    try:
-        with Browser(port) as browser:
-            return browser.get("/").status == 200
-    except ConnectionError:
-        return False
+    with Browser(port) as browser:
+        return browser.finds("/")
 
 
 if __name__ == "__main__":

@@ -67,9 +67,9 @@ def test_the_demo_tells_its_four_steps_and_ends(nothing_left: None, where: str) 
         "EVALSHA commit",
         "EVALSHA claim_refresh",
         "EVALSHA mark",
-        "200 x MGET",
     ):
         assert command in done.stdout
+    assert re.search(r"20\d x MGET", done.stdout)  # a refresh may ask as well
     assert where == "REDIS_URL" or "an embedded server" in done.stdout
 
 
@@ -118,19 +118,12 @@ def test_the_shop_stays_open_until_ctrl_c(nothing_left: None) -> None:
         guard = threading.Timer(60, process.kill)
         guard.start()
         with Browser(port) as browser:
-            until(lambda: is_open(browser), "the shop to open", within=50)
+            until(lambda: browser.finds("/health/live"), "the shop to open", within=50)
             assert "Apricot jam" in browser.get("/").text
             assert browser.get("/status").status == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         guard.cancel()
-
-
-def is_open(browser: Browser) -> bool:
-    try:
-        return browser.get("/health/live").status == 200
-    except ConnectionError:
-        return False
 
 
 def free_port() -> int:

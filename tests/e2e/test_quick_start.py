@@ -87,14 +87,8 @@ def has_worker(room: Stillroom) -> bool:
 
 
 def visit(port: int) -> None:
-    def is_open() -> bool:
-        try:
-            return browser.get("/").status == 200
-        except ConnectionError:
-            return False
-
     with Browser(port) as browser:
-        until(is_open, "the shop to open", within=60)
+        until(lambda: browser.finds("/"), "the shop to open", within=60)
         browser.post("/login", name="admin", password="quince")
         rows = re.findall(r"^\| (`/.*?) \|", README, flags=re.MULTILINE)
         pages = [page for row in rows for page in re.findall(r"`(.*?)`", row)]

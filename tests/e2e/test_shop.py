@@ -244,7 +244,7 @@ def test_a_request_that_fails_changes_nothing(shop: Shop) -> None:
     browser = shop.logged_in("ben")
     browser.post("/cart/5")
     with without_products(shop):
-        assert browser.get("/?brand=unheard-of").status == 500
+        assert browser.get("/product/4998").status == 500
         assert browser.post("/cart/4999").status == 500
     assert counts(browser.get("/cart")) == {"5": 1}
 
@@ -294,6 +294,19 @@ def test_nothing_a_visitor_writes_becomes_a_header(shop: Shop) -> None:
     ]
     assert all("x-injected" not in reply.headers for reply in replies)
     assert all(reply.status < 500 for reply in replies)
+
+
+def test_no_text_is_a_mistake_of_the_shop(shop: Shop) -> None:
+    """Texts that are empty, long, or no text at all, in every place that takes one."""
+    browser, admin = shop.visitor(), shop.logged_in("admin")
+    for text in ["", " ", "x" * 5_000, "%00", "%ff%fe", "%F0%9F%8D%8E", "%0a", "{id}", "a:b*?[c]"]:
+        assert browser.get(f"/?brand={text}").status < 500
+        assert browser.get(f"/product/7{text}").status < 500
+    for text in ["", "x" * 5_000, "\0", "\ud800", "ä"]:
+        raw = text.encode(errors="surrogatepass").decode("latin-1")
+        with shop.visitor() as guest:
+            assert guest.post("/login", name=raw, password=raw).status == 403
+        assert admin.post("/admin/sale", brand=raw, percent="1").status < 500
 
 
 def test_what_a_visitor_writes_is_shown_as_text(shop: Shop) -> None:

@@ -52,6 +52,13 @@ class Browser:
         said = {name.lower(): value for name, value in response.getheaders()}
         return Reply(response.status, said, text)
 
+    def finds(self, path: str) -> bool:
+        """Whether the page is there; also False while nobody listens."""
+        try:
+            return self.get(path).status == 200
+        except ConnectionError:
+            return False
+
     def close(self) -> None:
         self._connection.close()
 

@@ -145,11 +145,8 @@ class Story:
             return read_page(browser.get(PATH))
 
     def _is_open(self) -> bool:
-        try:
-            with Browser(self._port) as browser:
-                return browser.get("/health/live").status == 200
-        except ConnectionError:
-            return False
+        with Browser(self._port) as browser:
+            return browser.finds("/health/live")
 
     def _processes(self) -> set[int]:
         """The process ids of the shop."""
