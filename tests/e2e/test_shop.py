@@ -299,7 +299,7 @@ def test_nothing_a_visitor_writes_becomes_a_header(shop: Shop) -> None:
 def test_no_text_is_a_mistake_of_the_shop(shop: Shop) -> None:
     """Texts that are empty, long, or no text at all, in every place that takes one."""
     browser, admin = shop.visitor(), shop.logged_in("admin")
-    for text in ["", " ", "x" * 5_000, "%00", "%ff%fe", "%F0%9F%8D%8E", "%0a", "{id}", "a:b*?[c]"]:
+    for text in ["", "%20", "x" * 5_000, "%00", "%ff%fe", "%F0%9F%8D%8E", "%0a", "{id}", "a:b*?[c]"]:
         assert browser.get(f"/?brand={text}").status < 500
         assert browser.get(f"/product/7{text}").status < 500
     for text in ["", "x" * 5_000, "\0", "\ud800", "ä"]:
