@@ -65,12 +65,21 @@ def _words(value: object) -> object:
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
     for text in values:
         try:
-            _ = text == UNIX or ip_network(text)
+            ip_network(text)
         except ValueError as error:
             raise ValueError(
                 f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}"
             ) from None
     return values
+
+
+def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
+    _networks(_with_addresses(values))
+    return values
+
+
+def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(text for text in proxies if text != UNIX)
 
 
 def _peppers(value: object) -> object:
@@ -93,6 +102,7 @@ Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
+Proxies = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_proxies)]
 
 
 class Settings(BaseSettings):
@@ -178,7 +188,7 @@ class Settings(BaseSettings):
     session_keys_limit: int = Field(64, ge=1, le=1_000)
 
     # Rate limits: who a client is …
-    trusted_proxies: Networks = ()  # "10.0.0.0/8, unix": only they are believed …
+    trusted_proxies: Proxies = ()  # "10.0.0.0/8, unix": only they are believed …
     # … and only in the header that they write. The other one is whatever the client sent.
     proxy_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
     limit_v6_prefix: int = Field(64, ge=56, le=64)  # bits: one household has a whole network
@@ -198,7 +208,10 @@ class Settings(BaseSettings):
     # Opens the details, /metrics and /status; 16 characters or more. `Authorization: Bearer …`, or the
     # password of `Basic …`, which is what a browser asks its user for.
     health_token: SecretStr | None = Field(None, alias="STILLROOM_HEALTH_TOKEN", min_length=16)
-    health_networks: Networks = ("127.0.0.0/8", "::1/128")  # so do these, for who comes directly
+    health_networks: Networks = (
+        "127.0.0.0/8",
+        "::1/128",
+    )  # so do these, for who comes directly: no trusted proxy
     metrics_open: bool = False  # /metrics for everybody who can reach it
     # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
     # service, because all of them would leave at once, and the app is made to live through it.
@@ -260,6 +273,11 @@ class Settings(BaseSettings):
     @property
     def password(self) -> str | None:
         return self.redis_password.get_secret_value() if self.redis_password else None
+
+    @property
+    def proxy_networks(self) -> tuple[str, ...]:
+        """The trusted proxies, without those that come through a socket file."""
+        return _with_addresses(self.trusted_proxies)
 
     @property
     def cache_server(self) -> str:

@@ -35,12 +35,22 @@ def parse_address(text: str) -> Address | None:
 
     An IPv4 address that is wrapped in an IPv6 one (mapped, NAT64, 6to4) is the IPv4 address.
     """
+    address = peer_address(text)
+    return None if address is None else _unwrapped(address)
+
+
+def peer_address(text: str) -> Address | None:
+    """The same, but of wrapped ones only the mapped, which is how a socket of both families writes IPv4.
+
+    Whether to believe a proxy goes by this: whoever routes 2002::/16 may come from a 6to4 address of any proxy's.
+    """
     if len(text) > _ADDRESS_LIMIT:
         return None
     try:
-        return _unwrapped(ip_address(_bare(text.strip().strip('"'))))
+        address = ip_address(_bare(text.strip().strip('"')))
     except ValueError:
         return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def subject_of(address: str, v6_prefix: int = V6_PREFIX) -> str:
@@ -94,7 +104,7 @@ def _unwrapped(address: Address) -> Address:
         return address
     if address in _NAT64:
         return IPv4Address(int(address) & 0xFFFF_FFFF)
-    return address.ipv4_mapped or address.sixtofour or address
+    return address.sixtofour or address
 
 
 def _network(address: IPv6Address, prefix: int) -> str:

@@ -189,6 +189,8 @@ def limited(server: EmbeddedServer) -> Iterator[Any]:
         ("-info", "redis connection", "warn"),
         ("-evalsha", "rights to sessions", "fail"),
         ("-mget", "rights to cache", "fail"),
+        ("-evalsha", "rights to limits", "fail"),
+        ("-xadd", "rights to abuse", "fail"),
         ("-time", "redis connection", "fail"),
     ],
 )

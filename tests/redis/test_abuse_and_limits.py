@@ -11,6 +11,7 @@ import pytest
 from stillroom import AUTH, DEFAULT, Limit, Settings
 from tests.support.abuse import ARMED, CLIENT, patterns
 from tests.support.crowd import PATIENT
+from tests.support.limits import age, events, expire_denials, forget_denials
 
 
 @pytest.fixture
@@ -55,6 +56,34 @@ def test_both_know_a_user_by_the_same_name(room: Any, client: Any) -> None:
     denied, failed = (fields for _, fields in client.xrange(room.keys.abuse))
     assert denied[b"kind"] == b"denied"
     assert denied[b"user"] == failed[b"user"]
+
+
+LOGIN = Limit("login", 5, 60, by="user")
+
+
+def test_nobody_is_banned_for_guesses_at_his_own_name(room: Any, client: Any) -> None:
+    """Others are denied 63 times as this user. The 64th denial is the user's own, and makes him no hammer."""
+    for n in range(5 + 63):
+        room.limits.check({"ip": f"198.51.100.{n}", "user": "ann"}, [LOGIN])
+        forget_denials(room)
+    room.limits.check({"ip": CLIENT, "user": "ann"}, [LOGIN])
+    assert events(client, room)[-1]["n"] == "64"
+    assert events(client, room)[-1].keys() == {"kind", "n", "limit", "user"}
+    report = room.abuse.scan()
+    assert (report["events"], report["bans"]) == (7, 0)
+
+
+def test_denials_from_memory_count_for_whom_they_were(room: Any, client: Any) -> None:
+    """A process denies a hundred guesses at a user's name; he comes himself, and none of them is his."""
+    limits = [DEFAULT, LOGIN]
+    for n in range(5 + 100):
+        room.limits.check({"ip": f"198.51.100.{n}", "user": "ann"}, limits)
+    age(client, 61)
+    expire_denials(room)
+    assert room.limits.check({"ip": CLIENT, "user": "ann"}, limits)
+    assert [event["n"] for event in events(client, room)] == ["1", "100"]
+    assert client.keys(f"*{CLIENT}*!denied") == []
+    assert room.abuse.scan()["bans"] == 0
 
 
 def test_who_rotates_through_a_site_is_banned_with_it(room: Any, other: Any, client: Any) -> None:

@@ -39,6 +39,12 @@ def forget_denials(room: Any) -> None:
     getattr(room, "inner", room)._limits_body._denials.reset()
 
 
+def expire_denials(room: Any) -> None:
+    """What is remembered of them is over, and may be asked again."""
+    for denial in getattr(room, "inner", room)._limits_body._denials.found.values():
+        denial.until = 0.0
+
+
 def events(client: Any, room: Any) -> list[dict[str, str]]:
     """What is in the stream, as text."""
     return [

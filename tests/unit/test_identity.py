@@ -74,6 +74,16 @@ def test_a_household_has_one_network() -> None:
     assert (site_of(IP), site_of(UNKNOWN)) == (None, None)
 
 
+@pytest.mark.parametrize("tunnel", ["2002:a00:1::5", "64:ff9b::a00:1"])
+def test_a_tunnel_to_a_proxys_address_is_no_proxy(tunnel: str) -> None:
+    """It counts as that address, and what it forwards for is not believed: as a peer, and in the chain."""
+    victim = [("X-Forwarded-For", "198.51.100.7")]
+    assert clients().subject(tunnel, victim) == "10.0.0.1"
+    chain = [("X-Forwarded-For", f"198.51.100.7, {tunnel}")]
+    assert clients().subject("10.0.0.2", chain) == "10.0.0.1"
+    assert clients().subject("::ffff:10.0.0.1", victim) == "198.51.100.7"
+
+
 def test_without_trusted_proxies_the_peer_is_the_client() -> None:
     """Whatever the headers say."""
     spoofed = [(XFF, "198.51.100.1"), ("Forwarded", "for=198.51.100.1"), ("X-Real-IP", "1.1.1.1")]

@@ -136,9 +136,22 @@ def test_a_reservation_is_refunded_once() -> None:
     take(limits, KEY, AUTH, S, cost=3)
     limits.hold("r")
     assert limits.let_go("r") is True
-    limits.refund([KEY, OTHER], 3, S)
+    assert limits.refund([KEY, OTHER], 3, S) is True
     assert limits.let_go("r") is False
     assert limits.decide([KEY], [AUTH], 1, 2 * S, take=False)[1][0] == 1
+
+
+def test_what_redis_is_told_is_not_refunded() -> None:
+    """While it is on its way, and after: a refund that did nothing does not say that it did, and owes no less."""
+    limits = local()
+    take(limits, KEY, AUTH, 0)
+    charges = limits.owed(S)
+    take(limits, KEY, AUTH, S)
+    assert limits.refund([KEY], 1, 0) is False
+    limits.settle(charges, S, told=True)
+    assert [charge.hits for charge in limits.owed(S)] == [1]
+    limits.settle(charges, S, told=True)
+    assert limits.refund([KEY], 1, 0) is False
 
 
 def test_a_child_process_owes_nothing() -> None:

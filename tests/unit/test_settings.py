@@ -228,6 +228,7 @@ def test_peppers_come_from_a_variable_or_a_file_and_are_never_shown(
     [
         ({"health_networks": "10.0.0.0/8, here"}, "'here' does not appear to be"),
         ({"health_networks": "10.0.0.1/8"}, "has host bits set"),
+        ({"health_networks": "unix"}, "'unix' does not appear to be"),
         ({"ready_requires": "state broker"}, "the roles are state and cache"),
         ({"health_timeout": 0}, "greater than 0"),
     ],

@@ -96,6 +96,7 @@ def test_operators_see_the_details(asking: Ask) -> None:
         {"Authorization": f"Bearer {TOKEN}é"} | PASSED_ON,
         {"X-Forwarded-For": "127.0.0.1"},
         {"Forwarded": "for=127.0.0.1"},
+        {"X-Forwarded-Proto": "https"},
         {"X-Real-IP": "127.0.0.1"},
         {"Via": "1.1 proxy"},
     ],
@@ -113,6 +114,14 @@ def test_networks_are_a_setting(serve: Serve, server: EmbeddedServer) -> None:
     """Where loopback is none of the operators' networks, it sees the status only."""
     asking = serve(settings_for(server, health_networks="10.0.0.0/8 fd00::/8"))
     assert json.loads(asking("/health").body) == {"status": "pass"}
+    assert "checks" in json.loads(asking("/health", headers=BEARER).body)
+
+
+def test_a_trusted_proxy_is_no_operator(serve: Serve, server: EmbeddedServer) -> None:
+    """It stands in an operator's network and adds no header: what it passes on is anybody's."""
+    asking = serve(settings_for(server, trusted_proxies="127.0.0.1/32 unix"))
+    assert json.loads(asking("/health").body) == {"status": "pass"}
+    assert asking("/status").status == 401
     assert "checks" in json.loads(asking("/health", headers=BEARER).body)
 
 

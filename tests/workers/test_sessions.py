@@ -14,6 +14,7 @@ import pytest
 import redis
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom_workers.lifecycle import open_room
 from stillroom_workers.schedule import SCHEDULE
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.processes import Program
@@ -89,6 +90,15 @@ def test_beat_has_the_expired_swept(start: StartCelery, room: Stillroom, db: Any
     worker(start, STILLROOM_LOADERS="tests.support.shop_app")
     start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app="tests.support.quick_beat")
     until(lambda: sessions_keys(db) == [], "an empty server", 30)
+
+
+def test_a_worker_takes_over_the_apps_listeners_alone() -> None:
+    """Those that the rooms of the app have for themselves stay theirs: a replay is told to abuse once."""
+    settings = Settings(redis_url="redis://127.0.0.1:1", loaders="tests.support.shop_app")
+    with open_room(settings) as room:
+        first, *others = room.sessions.on_event
+        assert getattr(first, "__self__", None) is room
+        assert [type(one).__name__ for one in others] == ["function"]
 
 
 def test_an_apps_listeners_hear_of_it_in_the_worker(

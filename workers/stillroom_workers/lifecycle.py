@@ -31,8 +31,13 @@ def open_room(settings: Settings) -> Stillroom:
     for spec in settings.loaders:
         for found in find_rooms(spec):
             room.cache.loaders.adopt(found.cache.loaders)
-            room.sessions.on_event.extend(found.sessions.on_event)
+            room.sessions.on_event.extend(_listeners_to(found))
     return room
+
+
+def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:
+    """The app's. The room's own tells its own abuse detection, which in a worker nobody delivers."""
+    return [one for one in room.sessions.on_event if getattr(one, "__self__", None) is not room]
 
 
 def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Any
 
@@ -23,7 +23,7 @@ from stillroom.errors import BanRefused, EventRefused, RedisUnavailable
 from stillroom.keys import Keys
 from stillroom.operation import Once, Operation
 from stillroom.scripts import abuse_lift, ban
-from stillroom.settings import UNIX, Settings
+from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.subject import UNKNOWN, hidden, subject_of
 from stillroom.wire import Command, Server, reset_after_fork
@@ -50,7 +50,7 @@ class AbuseBody:
         self._stats = stats
         self._peppers: tuple[bytes, ...] = ()
         self._kinds = kinds_of_apps(kinds_of(self.rules))
-        allowed, proxies = map(_networks, (settings.abuse_allow, settings.trusted_proxies))
+        allowed, proxies = settings.abuse_allow, settings.proxy_networks
         self._spared = Spared(allowed, proxies, settings.limit_v6_prefix)
         self.reset()
         reset_after_fork(self)
@@ -230,7 +230,3 @@ class AbuseBody:
             return str(ip_network(text.strip(), strict=False)).removesuffix("/32")
         except ValueError:
             return UNKNOWN
-
-
-def _networks(texts: Iterable[str]) -> list[str]:
-    return [text for text in texts if text != UNIX]

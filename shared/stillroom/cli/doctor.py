@@ -14,6 +14,7 @@ from stillroom.dispatch import NoDispatch
 from stillroom.errors import RedisUnavailable
 from stillroom.health import Advice, Report
 from stillroom.health.report import Server, Status, worst
+from stillroom.limits import Limit
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
 
@@ -66,6 +67,8 @@ def examined(room: Stillroom) -> Iterator[Line]:
     if all(server.connection.is_up for server in report.servers):
         yield _rehearsed("rights to cache", lambda: _use_cache(room))
         yield _rehearsed("rights to sessions", lambda: _use_sessions(room))
+        yield _rehearsed("rights to limits", lambda: _use_limits(room))
+        yield _rehearsed("rights to abuse", lambda: _use_abuse(room))
     yield from _pending(report)
     if report.system is None:
         yield Line("pass", "system", "not looked at: pip install 'stillroom[health]' brings psutil")
@@ -160,6 +163,22 @@ def _use_sessions(room: Stillroom) -> None:
     session = room.sessions.create(None, idle=10, absolute=10)
     room.sessions.update(session, {"a": 1})
     room.sessions.destroy(session)
+
+
+def _use_limits(room: Stillroom) -> None:
+    """Where Redis refuses, a check goes on without it."""
+    subject, limits = "127.0.0.1", [Limit(REHEARSED, 1, 10)]
+    held = room.limits.reserve(subject, limits)
+    if held.decision.degraded or not room.limits.refund(held):
+        raise RedisUnavailable(held.decision.degraded or "noperm", "a limit could not be counted")
+    room.limits.reset(subject, limits)
+
+
+def _use_abuse(room: Stillroom) -> None:
+    """An event of this machine, which no rule ever bans."""
+    if not room.abuse.report("session_unknown", ip="127.0.0.1"):
+        raise RedisUnavailable("noperm", "an event could not be written")
+    room.abuse.bans()
 
 
 def _pending(report: Report) -> Iterator[Line]:

@@ -107,7 +107,8 @@ class LimitsBody:
     def refund(self, reservation: Reservation) -> Operation[bool]:
         """Give back what was consumed. True if it was, now: once, and not after `commit` or the longest window.
 
-        Redis away: False, it stays consumed (unless it was consumed while Redis was away, too).
+        Redis away: False, it stays consumed. What was consumed while it was away can be refunded until Redis
+        is back and has been told of it.
         """
         if not reservation.id:
             return False
@@ -292,7 +293,7 @@ class LimitsBody:
         return bool(done)
 
     def _taking(self, request: Request, reservation: bytes = b"") -> Command:
-        unseen = self._denials.take_unseen(request.keys) if self._denials.found else 0
+        unseen = self._denials.take_unseen(request.keys) if self._denials.found else b""
         if request.taking and not unseen and not reservation:
             return limit_check.run(request.taking)
         return limit_check.run(request.words(b"take", unseen, reservation))
@@ -306,8 +307,7 @@ class LimitsBody:
     def _refund_here(self, reservation: Reservation) -> bool:
         if not self._local.let_go(reservation.id):
             return False
-        self._local.refund(reservation.keys, reservation.decision.cost, reservation.at_us)
-        return True
+        return self._local.refund(reservation.keys, reservation.decision.cost, reservation.at_us)
 
 
 def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:

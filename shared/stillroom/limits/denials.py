@@ -74,13 +74,13 @@ class Denials:
                 return denial
         return None
 
-    def take_unseen(self, keys: Iterable[bytes]) -> int:
-        """How many denials of these logs Redis has not heard of; it is about to. They are forgotten."""
-        unseen = 0
-        for key in keys:
-            if (denial := self.found.pop(key, None)) is not None:
-                unseen += denial.unseen
-        return unseen
+    def take_unseen(self, keys: Iterable[bytes]) -> bytes:
+        """The denials of these logs that Redis has not heard of, and is about to: as limit_check takes them.
+
+        They are forgotten. Each log has its own: those of one are not to be counted against another's subject.
+        """
+        popped = [(number, self.found.pop(key, None)) for number, key in enumerate(keys, 1)]
+        return b" ".join([b"%d:%d" % (n, one.unseen) for n, one in popped if one and one.unseen])
 
     def forget(self, keys: Iterable[bytes]) -> None:
         self.forgotten += 1

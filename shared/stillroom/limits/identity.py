@@ -11,7 +11,7 @@ from ipaddress import ip_network
 from itertools import islice
 
 from stillroom.settings import UNIX, Settings
-from stillroom.subject import UNKNOWN, Address, parse_address, subject_of
+from stillroom.subject import UNKNOWN, Address, peer_address, subject_of
 
 HOPS = 64  # proxies in a row; nobody has so many
 CROWD = 1_000  # requests
@@ -24,9 +24,8 @@ class Clients:
     """Tells clients apart, as the settings say: trusted_proxies, proxy_header, limit_v6_prefix."""
 
     def __init__(self, settings: Settings) -> None:
-        trusted = settings.trusted_proxies
-        self._networks = [ip_network(text) for text in trusted if text != UNIX]
-        self._trusts_sockets = UNIX in trusted
+        self._networks = [ip_network(text) for text in settings.proxy_networks]
+        self._trusts_sockets = UNIX in settings.trusted_proxies
         self._header = settings.proxy_header
         self._prefix = settings.limit_v6_prefix
 
@@ -41,7 +40,7 @@ class Clients:
         """The first address from the right that is no proxy of ours. None where the chain can't be followed."""
         nearest = peer
         for number, hop in enumerate(islice(self._hops(values), HOPS + 1)):
-            address = parse_address(hop)
+            address = peer_address(hop)
             if address is None or number == HOPS:
                 return None
             nearest = str(address)
@@ -63,7 +62,7 @@ class Clients:
     def _is_believed(self, peer: str | None) -> bool:
         if not peer:
             return self._trusts_sockets
-        address = parse_address(peer) if self._networks else None
+        address = peer_address(peer) if self._networks else None
         return address is not None and self._trusts(address)
 
     def _trusts(self, address: Address) -> bool:

@@ -93,12 +93,14 @@ class Log:
             hits -= taken
         self._entries = [entry for entry in self._entries if entry.count]
 
-    def give_back(self, cost: int, at: int) -> None:
-        for entry in self._entries:
-            if entry.owed and entry.last >= at:
-                entry.count -= min(cost, entry.count)
-                break
-        self._entries = [entry for entry in self._entries if entry.count]
+    def give_back(self, cost: int, at: int) -> bool:
+        """False: Redis knows of it, or is being told."""
+        own = (entry for entry in self._entries if entry.owed and entry.last >= at)
+        found = None if self.charging else next(own, None)
+        if found is not None:
+            found.count -= min(cost, found.count)
+            self._entries = [entry for entry in self._entries if entry.count]
+        return found is not None
 
     def _forget(self, now: int) -> None:
         gone = now - self.limit.window * _US
@@ -205,11 +207,12 @@ class LocalLimits:
         with self._lock:
             return self._held.pop(id, self) is not self
 
-    def refund(self, keys: Iterable[bytes], cost: int, at: int) -> None:
+    def refund(self, keys: Iterable[bytes], cost: int, at: int) -> bool:
+        """True if something was given back: of what Redis knows by now, nothing is."""
         with self._lock:
-            for key in keys:
-                if log := self.logs.get(key):
-                    log.give_back(cost, at)
+            logs = [log for key in keys if (log := self.logs.get(key))]
+            given = [log.give_back(cost, at) for log in logs]
+        return any(given)
 
     def _log(self, key: bytes, limit: Limit, now: int) -> Log:
         """The log that is kept, or one that begins with what Redis said last."""

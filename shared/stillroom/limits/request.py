@@ -53,12 +53,14 @@ class Request(NamedTuple):
     private: str  # the address, if it is one inside somebody's network
     taking: tuple[bytes, ...] = ()  # the words that consume it, where they are kept
 
-    def words(self, mode: bytes, unseen: int = 0, reservation: bytes = b"") -> tuple[bytes, ...]:
+    def words(
+        self, mode: bytes, unseen: bytes = b"", reservation: bytes = b""
+    ) -> tuple[bytes, ...]:
         """What lua/limit_check.lua is run with."""
         _, plan, events, bans, logs, cost, fields, *_ = self
         keys = (events, *bans, *logs, reservation) if reservation else (events, *bans, *logs)
         life = b"%d" % plan.longest_ms if reservation else b""
-        numbers = (b"%d" % cost, b"%d" % len(bans), plan.how_many, b"%d" % unseen, life)
+        numbers = (b"%d" % cost, b"%d" % len(bans), plan.how_many, unseen, life)
         return (b"%d" % len(keys), *keys, mode, *numbers, *plan.numbers, *fields)
 
 

@@ -1,7 +1,8 @@
 -- One request against all its limits: its bans, then all limits looked at, then all of them consumed, or none.
 -- KEYS  1 stream of events  2… bans, then the log of each limit, then the reservation if there is one
 -- ARGV  1 'take' | 'look' (consumes and tells nothing)  2 cost  3 number of bans  4 number of limits
---       5 denials that the process answered from memory since  6 ms a reservation lives, '' for none
+--       5 denials that the process answered from memory since: '<number of the limit>:<how many>' …, '' for none
+--       6 ms a reservation lives, '' for none
 --       7… quota, window µs of each limit; then the fields of an event: 'ip', address, 'user', HMAC …
 -- returns {1 admitted | 0 denied, now, then for each limit: hits used, µs until some come back (0: none are used),
 --          µs until this request fits (0: it does, -1: never), µs until all have come back}
@@ -53,11 +54,19 @@ for _, limit in ipairs(limits) do
   end
 end
 
+-- A limit that does not count by address tells of none. One by user counts guesses from everywhere: who makes the 64th
+-- may be the user himself, and his address must not be banned for the 63 of others.
+local function first_field(limit)
+  local kinds = '&' .. string.match(limit.key, '{rl:([^:]+):') .. '&'
+  local is_told = ARGV[fields] ~= 'ip' or string.find(kinds, '&ip&', 1, true)
+  return is_told and fields or fields + 2
+end
+
 local function tell(kind, n, limit)
   local name = string.match(limit.key, '[^:]+$')
   -- A server that will not take an event still answers.
   redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', 100000, '*', 'kind', kind, 'n', plain(n), 'limit', name,
-    unpack(ARGV, fields))
+    unpack(ARGV, first_field(limit)))
 end
 
 local function crosses_power_of_two(before, after)
@@ -96,9 +105,16 @@ local function consume(limit)
 end
 
 if taking then
-  local unseen = tonumber(ARGV[5]) + (denied and 1 or 0)
-  if unseen > 0 and count > 0 then
-    count_denials(denied or limits[1], unseen)
+  for number, more in string.gmatch(ARGV[5], '(%d+):(%d+)') do
+    limits[tonumber(number)].denials = tonumber(more)
+  end
+  if denied then
+    denied.denials = (denied.denials or 0) + 1
+  end
+  for _, limit in ipairs(limits) do
+    if limit.denials then
+      count_denials(limit, limit.denials)
+    end
   end
   if not denied and cost > 0 then
     for _, limit in ipairs(limits) do

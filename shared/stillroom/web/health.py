@@ -35,7 +35,7 @@ HELD_S = 2.0  # one check serves everybody for this long
 WAIT_S = 0.25  # for a check under way; longer than one takes, unless a name can't be resolved
 STALE_S = 30.0  # so old may a report be that is served because a new one does not come
 
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+FORWARDED = ("forwarded", "x-forwarded-", "x-real-ip", "via")  # how what a proxy adds begins
 METHODS = ("GET", "HEAD")
 
 LIVE, READY, HEALTH, METRICS, STATUS = "live", "ready", "health", "metrics", "status"
@@ -93,7 +93,8 @@ class Endpoints:
         self._settings = settings
         token = settings.health_token
         self._token = token.get_secret_value().encode() if token else None
-        self._networks = [ipaddress.ip_network(network) for network in settings.health_networks]
+        self._networks = _networks(settings.health_networks)
+        self._proxies = _networks(settings.proxy_networks)
         self._was_ready = False
         find_psutil()  # now, and not while the first request waits
 
@@ -164,7 +165,7 @@ class Endpoints:
             return hmac.compare_digest(given.strip().encode(), self._token)
         if self._token and hmac.compare_digest(_password(kind, given), self._token):
             return True
-        if any(name in request.headers for name in FORWARDED):
+        if any(name.startswith(FORWARDED) for name in request.headers):
             return False
         return self._is_near(request.peer)
 
@@ -173,8 +174,9 @@ class Endpoints:
             address = ipaddress.ip_address(peer or "")
         except ValueError:  # a Unix socket, or a server that does not say
             return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in network for network in self._networks)
+        address = getattr(address, "ipv4_mapped", None) or address
+        is_proxy = any(address in network for network in self._proxies)  # even if it adds no header
+        return not is_proxy and any(address in network for network in self._networks)
 
     def _ready(self, held: Held | None) -> Response:
         """Ready is who has been connected once; then, who has what the settings require."""
@@ -190,6 +192,10 @@ class Endpoints:
         missing = away & set(self._settings.ready_requires)
         is_ready = self._was_ready and not missing and not unknown
         return _health(200 if is_ready else 503, rfc.public_json("pass" if is_ready else "fail"))
+
+
+def _networks(texts: Sequence[str]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    return [ipaddress.ip_network(text) for text in texts]
 
 
 def _password(kind: str, given: str) -> bytes:

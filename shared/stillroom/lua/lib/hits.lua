@@ -69,9 +69,14 @@ local function put_hits(log, at, count, quota, window)
     place = place - 2
   end
   local slice = window / SLICES
-  if quota > SLICES and place > 1 and math.floor(log[place - 2] / slice) == math.floor(at / slice) then
+  local function shares(entry)
+    return quota > SLICES and log[entry] and math.floor(log[entry] / slice) == math.floor(at / slice)
+  end
+  if shares(place - 2) then
     log[place - 2] = at
     log[place - 1] = math.min(log[place - 1] + count, MOST)
+  elseif shares(place) then -- a process tells late what it admitted: the later entry keeps its time
+    log[place + 1] = math.min(log[place + 1] + count, MOST)
   else
     table.insert(log, place, at)
     table.insert(log, place + 1, math.min(count, MOST))
