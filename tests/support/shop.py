@@ -28,6 +28,7 @@ SERVERS: Mapping[str, tuple[str, ...]] = {
     "gevent": (*GUNICORN, "--workers", "2", "--worker-class", "gevent", "shop.app:app"),
     "uvicorn": (*UVICORN, "--workers", "2", "--interface", "wsgi", "shop.app:app"),
 }
+HEALTH_TOKEN = "a-token-for-tests-of-health"
 USERS = {"ann": "apricot", "ben": "blackcurrant", "admin": "quince"}
 ADDRESSES = itertools.count(1)
 
@@ -103,6 +104,7 @@ def environment_of_shop(settings: Settings, folder: Path, **changes: str) -> dic
         "SHOP_DATABASE": str(folder / "shop.db"),
         "STILLROOM_LOADERS": "shop.cache",
         "STILLROOM_TRUSTED_PROXIES": "127.0.0.0/8",
+        "STILLROOM_HEALTH_TOKEN": HEALTH_TOKEN,
         **changes,
     }
 

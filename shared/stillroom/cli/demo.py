@@ -59,12 +59,12 @@ def demo(
 
 def _serve(environment: Mapping[str, str], folder: Path, port: int, flower_port: int) -> int:
     environment = {**environment, "STILLROOM_TTL": FRESH_SERVED}
-    if flower_port:
-        environment["STILLROOM_FLOWER_URL"] = f"http://127.0.0.1:{flower_port}"
     wanted = services(environment, folder, flower_port=flower_port or None)
     console.print(f"the shop is http://127.0.0.1:{port}, its health http://127.0.0.1:{port}/status")
     if any(service.name == "flower" for service in wanted):
-        console.print(f"Flower is http://127.0.0.1:{flower_port}")
+        flower = f"http://127.0.0.1:{flower_port}"
+        environment["STILLROOM_FLOWER_URL"] = flower  # for the link on /status
+        console.print(f"Flower is {flower}")
     return Supervisor([*wanted, shop_service(environment, port)]).run()
 
 
