@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test check bench up clean
+.PHONY: help demo test check bench load up clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.run  ## The main job on an embedded server, told with timings; ends by itself
-	$(BIN)/stillroom demo
+demo: $(VENV)/.run  ## The example shop's story, over HTTP and with timings; ends by itself; ARGS=--serve: stays open
+	$(BIN)/stillroom demo $(ARGS)
 
 up: $(VENV)/.run  ## Worker, beat and Flower on this machine; Ctrl-C ends them
 	$(BIN)/stillroom up
@@ -33,20 +33,27 @@ bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
 	$(BIN)/python tests/bench/health.py
 	$(BIN)/python tests/bench/invalidation.py --entries 300000
 
+load: $(VENV)/.load  ## The example shop under load, with Stillroom and without, and while things go wrong
+	$(BIN)/python tests/bench/load.py
+
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) dist artefacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# The virtual environment grows with what is asked of it: .run, .dev, .bench
+# The virtual environment grows with what is asked of it: .run, .dev, .bench, .load
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,flower,health]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[example,flower]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@ $(VENV)/.run
+
+$(VENV)/.load: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[load]'
+	touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -185,7 +185,7 @@ class EmbeddedServer:
         # A port that is free now may be taken before the server binds it; only the server's own
         # bind decides.
         for attempt in range(1, PORT_ATTEMPTS + 1):
-            self._port = self._given_port or _free_port()
+            self._port = self._given_port or free_port()
             try:
                 self._launch(binary)
                 return
@@ -276,7 +276,8 @@ def _binary_from_wheel() -> Path:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on, for now."""
     # Not `random`: two test processes with the same seed would race for the same ports all along.
     while True:
         port = PORTS[secrets.randbelow(len(PORTS))]

@@ -192,8 +192,8 @@ def test_two_in_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_lost_race_for_the_port_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """If somebody else binds the port first, even another Redis, the next port is tried."""
     with EmbeddedServer() as winner:
-        ports = iter([winner.port, winner.port, embedded._free_port()])
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
+        ports = iter([winner.port, winner.port, embedded.free_port()])
+        monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
         with EmbeddedServer() as loser:
             assert loser.port != winner.port
             assert f"process_id:{loser.pid}" in ask(loser, "INFO server")

@@ -1,199 +1,125 @@
-"""`stillroom demo`: the main job, told with real timings. Ends by itself; exit code 1 if a step did not happen."""
+"""`stillroom demo`: the example shop with real workers, and its story told over HTTP with real timings.
+
+It ends by itself, with exit code 1 if a step did not happen; `--serve` keeps the shop open instead.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
-import statistics
-import subprocess
+import secrets
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from stillroom.cli.recorder import Recorder
 from stillroom.cli.stack import redis_url, services
-from stillroom.cli.supervisor import Supervisor
-from stillroom.settings import redact
+from stillroom.cli.story import Story
+from stillroom.cli.supervisor import Service, Supervisor
+from stillroom.embedded import free_port
+from stillroom.errors import StillroomError
+from stillroom.settings import Settings, redact
 
-THREADS = 20
-HITS = 2_000
-PATIENCE = 30.0  # seconds for anything to happen
+FRESH = "1"  # seconds a page is fresh in the story …
+FRESH_SERVED = "10"  # … and for somebody who looks at it; a real shop would say minutes
+QUERY_MS = "100"  # what a query of the shop takes
 
 console = Console(highlight=False, soft_wrap=True)
 
 
-def demo() -> None:
-    """Show the whole path: a miss, hits, a stale hit refreshed by a worker, an invalidation seen elsewhere."""
+class DemoUnavailable(StillroomError):
+    """The example shop can't be served here."""
+
+
+def demo(
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Keep the shop open until Ctrl-C.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Where the shop listens with --serve.")] = 8000,
+    flower_port: Annotated[int, typer.Option(help="And Flower; 0: no Flower.")] = 5555,
+) -> None:
+    """Serve the example shop with a worker, and tell its story: a miss, hits, a stale page, an edit."""
+    examples = find_examples()
     with tempfile.TemporaryDirectory(prefix="stillroom-") as folder, redis_url() as (url, embedded):
         kind = "an embedded server" if embedded else "REDIS_URL"
         console.print(f"[bold]Stillroom demo[/bold] on {redact(url)} ({kind})")
-        with _stage(url, Path(folder)) as story:
-            steps = [story.miss, story.hits, story.stale, story.invalidation]
-            happened = [story.tell(n, step) for n, step in enumerate(steps, 1)]
-    done = sum(happened)
-    console.print(f"\n{done} of {len(happened)} steps happened as told.")
-    raise typer.Exit(0 if all(happened) else 1)
+        environment = environment_of_shop(url, Path(folder), examples)
+        Settings(redis_url=url)  # a mistake is told before anything is started
+        if serve:
+            raise typer.Exit(_serve(environment, Path(folder), port, flower_port))
+        raise typer.Exit(_tell(environment, Path(folder)))
+
+
+def _serve(environment: Mapping[str, str], folder: Path, port: int, flower_port: int) -> int:
+    environment = {**environment, "STILLROOM_TTL": FRESH_SERVED}
+    wanted = services(environment, folder, flower_port=flower_port or None)
+    console.print(f"the shop is http://127.0.0.1:{port}, its health http://127.0.0.1:{port}/status")
+    if any(service.name == "flower" for service in wanted):
+        flower = f"http://127.0.0.1:{flower_port}"
+        environment["STILLROOM_FLOWER_URL"] = flower  # for the link on /status
+        console.print(f"Flower is {flower}")
+    return Supervisor([*wanted, shop_service(environment, port)]).run()
+
+
+def _tell(environment: Mapping[str, str], folder: Path) -> int:
+    with _stage(environment, folder) as story:
+        happened = story.tell()
+    console.print(f"\n{happened} of {len(story.steps)} steps happened as told.")
+    return 0 if happened == len(story.steps) else 1
 
 
 @contextmanager
-def _stage(url: str, folder: Path) -> Iterator[Story]:
-    """A database, a worker, and another process of the same app."""
-    namespace = f"demo-{os.getpid()}"  # beside whatever else lives on that server
-    environment = {
-        "REDIS_URL": url,
-        "STILLROOM_NAMESPACE": namespace,
-        "STILLROOM_LOADERS": "stillroom.cli.shop",
-        "DEMO_DATABASE": str(folder / "shop.db"),
-    }
-    os.environ.update(environment)
-    from stillroom.cli import shop  # reads the settings just made
-
-    shop.create_database(folder / "shop.db")
+def _stage(environment: Mapping[str, str], folder: Path) -> Iterator[Story]:
+    """The shop in two processes, a worker, and somebody who listens to what Redis is told."""
+    port, log = free_port(), io.StringIO()
     worker, *_ = services(environment, folder, flower_port=None)
-    log = io.StringIO()
-    with Supervisor([worker], out=log), _other_process() as other, Recorder(url) as recorder:
-        with shop.room:
-            yield Story(shop, other, recorder, log)
+    with Recorder(environment["REDIS_URL"]) as recorder:
+        with Supervisor([worker, shop_service(environment, port)], out=log):
+            yield Story(port, Path(environment["SHOP_DATABASE"]), recorder, log, console)
 
 
-@contextmanager
-def _other_process() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "stillroom.cli.shop"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
+def shop_service(environment: Mapping[str, str], port: int, app: str = "shop.app:app") -> Service:
+    """The shop, in two processes."""
+    gunicorn = ["gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "2", "--threads", "8"]
+    quietly = ["--no-control-socket", "--log-level", "warning"]
+    command = [sys.executable, "-m", *gunicorn, *quietly, app]
+    return Service("shop", command, environment)
 
 
-class Story:
-    """The steps. Each returns what it saw, or raises StepFailed."""
+def environment_of_shop(url: str, folder: Path, examples: Path) -> dict[str, str]:
+    """What the shop and its worker are told; `folder` takes the database."""
+    return {
+        "REDIS_URL": url,
+        "PYTHONPATH": os.pathsep.join(
+            [str(examples), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+        "STILLROOM_NAMESPACE": f"demo-{os.getpid()}",  # beside whatever else lives on that server
+        "STILLROOM_LOADERS": "shop.cache",
+        "STILLROOM_TTL": FRESH,
+        "STILLROOM_SESSION_PEPPERS": secrets.token_urlsafe(32),  # the shop's processes share them
+        "SHOP_DATABASE": str(folder / "shop.db"),
+        "SHOP_QUERY_MS": QUERY_MS,
+    }
 
-    def __init__(
-        self, shop: Any, other: subprocess.Popen[str], recorder: Recorder, log: io.StringIO
-    ) -> None:
-        self._shop = shop
-        self._other = other
-        self._recorder = recorder
-        self._log = log
 
-    def tell(self, number: int, step: Callable[[], str]) -> bool:
-        """Run a step and print what it saw and what it said to Redis. False if it did not happen."""
-        title = (step.__doc__ or "").splitlines()[0]
-        console.print(f"\n[bold]{number}. {title}[/bold]")
-        self._recorder.commands()
-        try:
-            seen, ok = step(), True
-        except StepFailed as failed:
-            seen, ok = f"{failed}\nthe worker's log:\n{self._log.getvalue()[-2_000:]}", False
-        console.print(f"   [{'green' if ok else 'red'}]{seen}[/]")
-        for command in self._recorder.commands():
-            console.print(f"   [dim]# => {command}[/dim]", markup=True)
-        return ok
-
-    def miss(self) -> str:
-        """A miss: 20 threads ask at once, the database is asked once."""
-        started = time.perf_counter()
-        prices: list[int] = []
-        threads = [
-            threading.Thread(target=lambda: prices.append(self._price())) for _ in range(THREADS)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        asked = len(self._shop.queries())
-        expect(prices == [350] * THREADS, f"prices {prices}")
-        expect(asked == 1, f"the database was asked {asked} times")
-        return f"{THREADS} answers in {_ms(started)}, 1 query of {self._shop.SLOW * 1000:.0f} ms"
-
-    def hits(self) -> str:
-        """Hits: one round trip, and the value is checked by type."""
-        self._await_fresh()
-        self._recorder.commands()
-        times = []
-        for _ in range(HITS):
-            began = time.perf_counter()
-            product = self._shop.room.cache.get("product:7", self._shop.Product)
-            times.append(time.perf_counter() - began)
-            expect(product is not None, "a hit was a miss")
-        return (
-            f"{HITS:,} hits, median {statistics.median(times) * 1e6:.0f} µs, the last: {product!r}"
+def find_examples() -> Path:
+    """The folder `examples` of a checkout: this one's, or the current one. Raises DemoUnavailable."""
+    checkouts = [Path(__file__).parents[3], Path.cwd()]
+    found = [root / "examples" for root in checkouts if (root / "examples/shop/app.py").is_file()]
+    if not found:
+        raise DemoUnavailable(
+            "the demo serves examples/shop, which is in Stillroom's source, not in its wheel: run it in a checkout"
         )
-
-    def stale(self) -> str:
-        """A stale hit: the old value at once, and a worker brings the new one."""
-        self._shop.set_price(399)
-        self._await(lambda: self._freshness() == "stale", "the entry to become stale")
-        self._recorder.commands()
-        started = time.perf_counter()
-        old = self._price()
-        answered = _ms(started)
-        expect(old == 350, f"the stale price was {old}")
-        self._await(
-            lambda: self._shop.room.cache.get("product:7")["price_cents"] == 399, "the refresh"
+    missing = [name for name in ("flask", "gunicorn") if not importlib.util.find_spec(name)]
+    if missing:
+        raise DemoUnavailable(
+            f'the shop needs {" and ".join(missing)}: pip install "stillroom[example]"'
         )
-        refreshed = _ms(started)
-        mine = self._shop.queries().count(os.getpid())
-        expect(mine == 1, f"this process asked the database {mine} times, not the worker")
-        return f"3.50 in {answered}, and 3.99 after {refreshed}: the worker asked the database"
-
-    def invalidation(self) -> str:
-        """An invalidation: true for another process as soon as it returns."""
-        expect(self._ask_other() == 399, "the other process did not have the price in its cache")
-        self._shop.set_price(275)
-        started = time.perf_counter()
-        self._shop.room.cache.invalidate_by_tag("brand:acme")
-        took = _ms(started)
-        price = self._ask_other()
-        expect(price == 275, f"the other process read {price}")
-        return f"invalidate_by_tag took {took}; the other process reads 2.75"
-
-    def _price(self) -> int:
-        price: int = self._shop.load_product(7, brand="acme").price_cents
-        return price
-
-    def _freshness(self) -> str:
-        entry = self._shop.room.cache.get_entry("product:7")
-        return entry.freshness.value if entry else "missing"
-
-    def _await_fresh(self) -> None:
-        if self._freshness() != "fresh":
-            self._shop.load_product.invalidate(7, brand="acme")
-            self._price()
-
-    def _ask_other(self) -> int:
-        assert self._other.stdin is not None
-        assert self._other.stdout is not None
-        self._other.stdin.write("read\n")
-        self._other.stdin.flush()
-        return int(self._other.stdout.readline())
-
-    def _await(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            expect(time.monotonic() < deadline, f"waited {PATIENCE:g} s in vain for {what}")
-            time.sleep(0.02)
-
-
-class StepFailed(Exception):
-    """A step did not happen as told."""
-
-
-def expect(happened: bool, otherwise: str) -> None:
-    if not happened:
-        raise StepFailed(otherwise)
-
-
-def _ms(started: float) -> str:
-    return f"{(time.perf_counter() - started) * 1000:.1f} ms"
+    return found[0]

@@ -20,7 +20,8 @@ class Recorder:
     """Collects the cache's commands between two calls of `commands()`."""
 
     def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(url)
+        # redis-py gives up after 5 s of silence, which there may well be while programs start.
+        self._client = redis.Redis.from_url(url, socket_timeout=None)
         self._monitor = self._client.monitor()  # type: ignore[no-untyped-call]
         self._seen: list[str] = []
         self._step = 0

@@ -1,0 +1,1 @@
+"""A small shop that uses all of Stillroom. Start reading at app.py."""
