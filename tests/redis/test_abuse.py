@@ -565,6 +565,7 @@ def killed_before_its_ack(room: Stillroom) -> None:
     """A scan as far as all it does but the acknowledgement."""
     scanning = Stepper(room, room._abuse_body.scan())
     while not (scanning.at and isinstance(scanning.at, list) and scanning.at[0][0] == b"XACK"):
+        assert not scanning.done, scanning.error
         scanning.step()
 
 

@@ -81,7 +81,8 @@ class Stepper:
         if isinstance(self.at, Call):
             return self._driver._take(self.at, PATIENCE)
         batch = type(self.at)([self.at[len(self._answers)]])  # its kind says how it is sent
-        send = self._driver._exchange if type(batch) is list else self._driver._take
+        plain = type(batch) in (list, Once)
+        send = self._driver._exchange if plain else self._driver._take
         if self.twice and not isinstance(batch, Once):
             send(batch, PATIENCE)
         (reply,) = send(batch, PATIENCE)
