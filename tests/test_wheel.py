@@ -42,13 +42,13 @@ def test_it_brings_two_packages_and_nothing_else(names: set[str]) -> None:
 
 
 def test_it_holds_the_scripts_and_the_types(names: set[str]) -> None:
-    """Every Lua file and the marker for type checkers."""
+    """Every Lua file, the users of Redis, and the marker for type checkers."""
     here = {
         path.relative_to(ROOT / "shared").as_posix() for path in (ROOT / "shared").rglob("*.lua")
     }
     assert here
     assert here <= names
-    assert {"stillroom/py.typed", "stillroom_workers/py.typed"} <= names
+    assert {"stillroom/py.typed", "stillroom_workers/py.typed", "stillroom/cli/users.acl"} <= names
 
 
 def test_the_source_roots_are_no_packages() -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from stillroom.cli import sessions
+from stillroom.cli.credentials import write_secrets
 from stillroom.cli.demo import demo
 from stillroom.cli.invalidate import invalidate
 from stillroom.cli.up import up
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(demo)
 app.command()(invalidate)
+app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
 
 

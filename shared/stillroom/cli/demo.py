@@ -57,7 +57,7 @@ def _stage(url: str, folder: Path) -> Iterator[Story]:
     from stillroom.cli import shop  # reads the settings just made
 
     shop.create_database(folder / "shop.db")
-    worker, *_ = services(environment, folder, flower_port=None)
+    worker, *_ = services(environment, flower_port=None)
     log = io.StringIO()
     with Supervisor([worker], out=log), _other_process() as other, Recorder(url) as recorder:
         with shop.room:
