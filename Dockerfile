@@ -23,7 +23,10 @@ RUN pip --python /opt/stillroom/bin/python install --no-cache-dir --no-compile -
 
 FROM ${PYTHON_IMAGE}
 # The number is what secrets are given to, see stack.yml.
-RUN groupadd --gid 10001 stillroom && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin stillroom
+RUN groupadd --gid 10001 stillroom \
+ && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin stillroom \
+# A volume that is mounted here first belongs to it: Flower's history.
+ && install --directory --owner 10001 --group 10001 /data
 COPY --from=build /opt/stillroom /opt/stillroom
 # The app's code goes here: `celery -A` and STILLROOM_LOADERS find it. A small shop until there is one.
 WORKDIR /app

@@ -2,9 +2,10 @@
 
 `python -m shop` serves it on port 8000; workers load this module for its loaders (STILLROOM_LOADERS=shop).
 
-    GET  /product/7        the page, from the cache; its database is slow and lives in this file
+    GET  /product/7        the page, from the cache until somebody changes it; its slow database is in this file
+    GET  /stock/7          as good as a second old, or as the last load: a worker refreshes it behind the request
     POST /product/7        the price was changed: what was cached under its tag is dead when this returns
-    POST /order/7          the same by a worker, soon: written down before this returns
+    POST /order/7          the same by a worker, soon: written down before this returns; /order/7-9: of three
     POST /login            a session; its token comes back as text, as a cookie would carry it
     GET  /me               with the token in X-Session: whose it is
     GET  /health/live      for the container's health check: this process answers; it does not ask Redis
@@ -28,9 +29,18 @@ Answer = tuple[HTTPStatus, Any]
 room = Stillroom()
 
 
-@room.cache.cached("product:{id}", ttl=2, swr=600, tags=["product:{id}"], name="product")
+@room.cache.cached("product:{id}", ttl=3_600, tags=["product:{id}"], name="product")
 def load_product(id: int) -> dict[str, Any]:
-    """As slow as a query. `loaded` shows which load a page was made from."""
+    return _query(id)
+
+
+@room.cache.cached("stock:{id}", ttl=1, swr=3_600, name="stock")
+def load_stock(id: int) -> dict[str, Any]:
+    return _query(id)
+
+
+def _query(id: int) -> dict[str, Any]:
+    """As slow as a database. `loaded` shows which load a page was made from."""
     time.sleep(0.01)
     return {"id": id, "loaded": time.time()}
 
@@ -57,6 +67,8 @@ class Shop(BaseHTTPRequestHandler):
                 return HTTPStatus.OK, "alive"
             case "product", id if id.isdecimal():
                 return HTTPStatus.OK, load_product(int(id))
+            case "stock", id if id.isdecimal():
+                return HTTPStatus.OK, load_stock(int(id))
             case "me", "":
                 return self._me()
         return HTTPStatus.NOT_FOUND, "no such page"
@@ -73,8 +85,10 @@ class Shop(BaseHTTPRequestHandler):
             match page, about:
                 case "product", id if id.isdecimal():
                     room.cache.invalidate_by_tag(f"product:{id}", defer=True)
-                case "order", id if id.isdecimal():
-                    room.tasks.invalidate_tags(f"product:{id}")
+                case "order", ids if ids.replace("-", "", 1).isdecimal():
+                    first, _, last = ids.partition("-")
+                    products = range(int(first), int(last or first) + 1)
+                    room.tasks.invalidate_tags(*(f"product:{one}" for one in products))
                 case "login", "":
                     return HTTPStatus.CREATED, room.sessions.create("u1", {}).token
                 case _:
