@@ -29,6 +29,9 @@ bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
 	$(BIN)/python tests/bench/hit.py $(ARGS)
 	$(BIN)/python tests/bench/stale.py
 	$(BIN)/python tests/bench/sessions.py
+	$(BIN)/python tests/bench/web.py
+	$(BIN)/python tests/bench/rate_limits.py
+	$(BIN)/python tests/bench/health.py
 	$(BIN)/python tests/bench/invalidation.py --entries 300000
 
 lock: | $(VENV)/bin/python  ## Pin what the image is built from, with hashes
@@ -40,14 +43,14 @@ image:  ## The image of the stack; ARGS="--build-arg PYTHON_IMAGE=…" for anoth
 	docker build --tag stillroom:$(VERSION) $(ARGS) .
 
 clean:  ## Remove what the targets made
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist artefacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The virtual environment grows with what is asked of it: .run, .dev, .bench
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,flower]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,flower,health]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

@@ -12,10 +12,13 @@ import pytest
 import redis
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.health.report import System
+from stillroom.health.system import SystemWatch
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
 
+pytest_plugins = ["stillroom.testing"]  # what apps get, for tests/redis/test_testing.py
 SERVERS = ["valkey", "redis"]
 
 
@@ -68,6 +71,13 @@ def own_server() -> Iterator[EmbeddedServer]:
     with `everysec` a write waits in memory while an fsync is under way, and a kill takes it along."""
     with EmbeddedServer(appendonly=True, options={"appendfsync": "always"}) as server:
         yield server
+
+
+@pytest.fixture
+def calm_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have a full disk and a high load: that is not what a test of health finds."""
+    calm = System(cpu=0.1, load1=0.1, memory=0.1, disk=0.1, fds=20, fd_limit=1_000, rss=50_000_000)
+    monkeypatch.setattr(SystemWatch, "look", lambda _: calm)
 
 
 @pytest.fixture

@@ -41,10 +41,12 @@ def test_it_brings_two_packages_and_nothing_else(names: set[str]) -> None:
     }
 
 
-def test_it_holds_the_scripts_and_the_types(names: set[str]) -> None:
-    """Every Lua file, the users of Redis, and the marker for type checkers."""
+def test_it_holds_the_scripts_the_style_and_the_types(names: set[str]) -> None:
+    """Every Lua file, the style of /status, the users of Redis, and the marker for type checkers."""
     here = {
-        path.relative_to(ROOT / "shared").as_posix() for path in (ROOT / "shared").rglob("*.lua")
+        path.relative_to(ROOT / "shared").as_posix()
+        for kind in ("*.lua", "*.css")
+        for path in (ROOT / "shared").rglob(kind)
     }
     assert here
     assert here <= names

@@ -29,6 +29,9 @@ ORDERS_LIMIT = 100  # in one message
 WAKE_AGAIN_S = (
     1.0  # a process that has just woken a task's workers does not wake them again for this long
 )
+SENT_HEADER = (
+    "stillroom_sent_ms"  # when a message was sent, so that health can tell how long it waits
+)
 WAKE_EXPIRES_S = 60.0  # beat has run it by then
 
 
@@ -245,6 +248,7 @@ class CeleryDispatch:
             queue=queue_name,
             producer=self._producer,
             expires=expires,
+            headers=sent_now(),
             retry=False,
             ignore_result=True,
             argsrepr="",  # nothing to format, and arguments stay out of Flower
@@ -281,6 +285,11 @@ class CeleryDispatch:
 
 def _nothing() -> None:
     """Nobody holds anything for an errand that only wakes."""
+
+
+def sent_now() -> dict[str, Any]:
+    """The header of a message that is sent now."""
+    return {SENT_HEADER: int(time.time() * 1000)}
 
 
 def producer_settings(settings: Settings) -> Mapping[str, Any]:

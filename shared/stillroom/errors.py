@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -119,6 +120,14 @@ class TooManySessions(StillroomError):
         self.limit = limit
 
 
+class SessionNotLoaded(StillroomError, RuntimeError):
+    """A request's session was looked at before it was read: `await session.load()` comes first."""
+
+
+class SessionTooLate(StillroomError, RuntimeError):
+    """The response has begun, so the session of this request can't be changed any more."""
+
+
 class SessionUnreadable(StillroomError, ValueError):
     """What the session holds is not the type asked for; the message names fields, never their contents."""
 
@@ -127,8 +136,36 @@ class SessionDataRefused(StillroomError, ValueError):
     """The data can't be kept in a session: too many keys, a key out of its grammar, no JSON for a value."""
 
 
+class EventRefused(StillroomError, ValueError):
+    """This is no event of abuse: its kind is unknown, or it says of nobody."""
+
+
+class BanRefused(StillroomError, ValueError):
+    """This subject can't be banned (`subject`), and why not (`reason`)."""
+
+    def __init__(self, subject: object, reason: str) -> None:
+        super().__init__(f"{_shortened(subject)} can't be banned: {reason}")
+        self.subject = subject
+        self.reason = reason
+
+
+class InvalidLimit(StillroomError, ValueError):
+    """A limit, a route or what is asked of them makes no sense; `given` is what came in, `reason` why not."""
+
+    def __init__(self, given: object, reason: str) -> None:
+        super().__init__(f"{_shortened(given)}: {reason}")
+        self.given = given
+        self.reason = reason
+
+
 class DispatchFailed(StillroomError):
     """Background work could not be handed to the broker."""
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """`; did you mean …?` for a slip of the pen, or nothing."""
+    near = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _shortened(given: object, limit: int = 120) -> str:

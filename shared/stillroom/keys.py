@@ -1,8 +1,8 @@
 """Every Redis key, and what may be in one. This is the data dictionary.
 
 `ns` is the namespace setting (default `stillroom`); `{0}` is the hash tag of the cache's first shard: all keys of
-a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…` has a
-shard's tag too, for it rides along with the shard's batches.
+a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…` and
+`ns:counts` have a shard's tag too, for they ride along with the shard's batches.
 
 | key               | type   | meaning                                         | lifetime     | written by      |
 |-------------------|--------|-------------------------------------------------|--------------|-----------------|
@@ -11,11 +11,12 @@ shard's tag too, for it rides along with the shard's batches.
 |                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua   |
 |                   |        | `!` how far they are trimmed                    |              |                 |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
-| ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit     |
+| ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
+|                   |        |                                                 |              | add, replace    |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
 |                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
 | ns:{0}:i:<tag>    | zset   | index: key → when its entry runs out, ms. Finds | longest      | put, commit     |
-|                   |        | memory to reclaim; decides nothing              | member       |                 |
+|                   |        | memory to reclaim; decides nothing              | member       | add, replace    |
 | ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
 |                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
@@ -28,8 +29,36 @@ shard's tag too, for it rides along with the shard's batches.
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
 |       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
 |       …clock      | string | the newest stamp                                | deadlines    |                 |
+| ns:{rl:<kind>:<value>}:… | of one subject of the limits. kind: `ip`, `user`, `ip&user` …; value: an address |
+|                   |        | or network, any other text as its HMAC, so it holds no brace |                |
+|       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
+|                   |        | (lib/hits.lua)                                  |              | _charge, _refund|
+|       …<limit>!near        | string | a `near` event was written             | the window   | limit_check     |
+|       …!denied    | string | denials                                         | 10 min       | limit_check     |
+|       …!ban       | string | why, as JSON; as long as it is there, a ban (ip)| the ban      | lib/ban.lua     |
+|       …!level     | string | how many bans it has had                        | 7 d          | abuse_judge     |
+|       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
+|                   |        | for ten minutes                                 |              |                 |
+| ns:{rl:!held}:<id>| string | a reservation that may still be refunded        | the window   | limit_check     |
+| ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
+|                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
+| ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
+| ns:abuse:aside    | stream | events that could not be read: `id`, `reason`,  | 1,000        | abuse           |
+|                   |        | `event`                                         |              |                 |
+| ns:abuse:c:<rule>:<group> | zset: what a rule counts → when it was seen, ms | its window | abuse_count     |
+| ns:abuse:groups   | zset   | the counts there are → when each grew, ms       | 50,000; 1 d  | abuse_count     |
+| ns:abuse:seen:<rule>:<group> | string: the event that completed the pattern, | the window   | abuse_judge     |
+|                   |        | and what was done                               | + 1 h        |                 |
+| ns:bans           | zset   | subject → until when, ms                        | 31 d         | lib/ban.lua     |
+| ns:bans:times     | list   | when rules banned, ms, newest first             | 1 min        | abuse_judge     |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
+| ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
+| ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
+| ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
+| ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
+| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | health/body.py  |
+| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | health/body.py  |
 
 Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
 """
@@ -40,12 +69,14 @@ import re
 
 from stillroom.errors import InvalidKey
 
+UNACKED = "unacked"  # kombu's own name for what workers have taken and not done
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 
 # Control characters would break the entry's header line and every log they are printed in;
 # `%` is escaped so that no two keys are ever written the same.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 _GLOB_SIGNS = re.compile(rb"[*?\[\]\\]")
+_SHARDED = re.compile(rb"[^{]*\{([^}]*)\}:(.*)", re.DOTALL)
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -55,10 +86,23 @@ class Keys:
     def __init__(self, namespace: str, shard: int = 0, *, in_cluster: bool = False) -> None:
         self._namespace = namespace
         cache = f"{namespace}:{{{shard}}}:"
-        self._stats = f"{cache if in_cluster else namespace + ':'}stats:"
+        counted = cache if in_cluster else f"{namespace}:"
+        self._stats = f"{counted}stats:"
+        self.counts = f"{counted}counts".encode()
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
+        self.abuse = f"{namespace}:abuse".encode()
+        self.abuse_log = self.abuse + b":log"
+        self.abuse_aside = self.abuse + b":aside"
+        self.abuse_groups = self.abuse + b":groups"
+        self.bans = f"{namespace}:bans".encode()
+        self.ban_times = self.bans + b":times"
+        self.health = f"{namespace}:health".encode()
+        self.health_week = f"{namespace}:health:week".encode()
+        self.health_open = f"{namespace}:health:open".encode()
+        self.workers = f"{namespace}:workers".encode()
+        self.ticks = f"{namespace}:ticks".encode()
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()
         self.trimmed = f"{cache}trimmed".encode()
@@ -67,6 +111,7 @@ class Keys:
         self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
+        self._limits = f"{namespace}:{{rl:".encode()
 
     def entry(self, name: bytes) -> bytes:
         return self.entry_prefix + name
@@ -99,6 +144,29 @@ class Keys:
     def revocations(self, shard: int) -> bytes:
         return self.shard(shard) + b"rev"
 
+    def limits(self, kind: str, value: str) -> bytes:
+        """What all keys of one subject of the limits begin with."""
+        return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())
+
+    def reservation(self, id: str) -> bytes:
+        return b"%b!held}:%b" % (self._limits, id.encode())
+
+    def ban(self, subject: str) -> bytes:
+        """`subject`: an address, or a network of IPv6: see subject.py."""
+        return self.limits("ip", subject) + b"!ban"
+
+    def ban_level(self, subject: str) -> bytes:
+        return self.limits("ip", subject) + b"!level"
+
+    def ban_lifted(self, subject: str) -> bytes:
+        return self.limits("ip", subject) + b"!lifted"
+
+    def abuse_count(self, rule: str, group: str) -> bytes:
+        return b"%b:c:%b:%b" % (self.abuse, rule.encode(), group.encode())
+
+    def abuse_seen(self, rule: str, claim: str) -> bytes:
+        return b"%b:seen:%b:%b" % (self.abuse, rule.encode(), claim.encode())
+
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""
         return f"{self._stats}{minute}".encode()
@@ -106,6 +174,20 @@ class Keys:
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
         return f"{self._namespace}.{kind}"
+
+
+def kind_of(key: bytes) -> str:
+    """What a key holds, in the words of the table above: `e`, `l`, `s`, `x`, `limit` …; `` for what has no shard.
+
+    >>> kind_of(b"stillroom:{0}:e:product:7"), kind_of(b"stillroom:{rl:ip:192.0.2.1}:auth")
+    ('e', 'limit')
+    """
+    match = _SHARDED.match(key)
+    if match is None:
+        return ""
+    if not match[1].startswith(b"rl:"):
+        return match[2].partition(b":")[0].decode()
+    return "mark of a limit" if b"!" in key else "limit"
 
 
 def sanitized(text: str) -> bytes:

@@ -20,6 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from stillroom.errors import RedisRefused
@@ -50,6 +51,10 @@ class Freeing(list[Command]):
 class Timed(list[Command]):
     """A batch of scripts that refuse to act once the caller has given up: NOT_AFTER among their arguments
     becomes the server time, in µs, at which the driver gives up on this batch."""
+
+
+class TimedOnce(Timed, Once):
+    """Both of them."""
 
 
 NOT_AFTER = b"<not after>"
@@ -152,6 +157,8 @@ class Driver:
                 budget.left -= time.monotonic() - started
 
     def _take(self, step: Any, left: float) -> Any:
+        if type(step) is Once:
+            return self._exchange(step, left, idempotent=False)
         if isinstance(step, Call):
             result = _called(step)
             return _in_background_loop(result) if inspect.isawaitable(result) else result
@@ -161,8 +168,9 @@ class Driver:
             return self._exchange(step, self._call_timeout, budgeted=False)
         if isinstance(step, Timed):
             limit = _limit(left, self._command_timeout)
-            return self._exchange(_timed(step, self.wire.server.now_us(), limit), limit)
-        return self._exchange(step, left, idempotent=False)
+            batch, again = _timed(step, self.wire.server.now_us(), limit), type(step) is Timed
+            return self._exchange(batch, limit, idempotent=again)
+        raise TypeError(f"{type(step).__name__} is no step of an operation")
 
 
 class AsyncDriver:
@@ -228,6 +236,8 @@ class AsyncDriver:
                 budget.left -= time.monotonic() - started
 
     async def _take(self, step: Any, left: float) -> Any:
+        if type(step) is Once:
+            return await self._exchange(step, left, idempotent=False)
         if isinstance(step, Call):
             if inspect.iscoroutinefunction(step.function):
                 return await step.function(*step.args, **step.kwargs)
@@ -240,8 +250,9 @@ class AsyncDriver:
             return await self._exchange(step, self._call_timeout, budgeted=False)
         if isinstance(step, Timed):
             limit = _limit(left, self._command_timeout)
-            return await self._exchange(_timed(step, self.wire.server.now_us(), limit), limit)
-        return await self._exchange(step, left, idempotent=False)
+            batch, again = _timed(step, self.wire.server.now_us(), limit), type(step) is Timed
+            return await self._exchange(batch, limit, idempotent=again)
+        raise TypeError(f"{type(step).__name__} is no step of an operation")
 
 
 class ShardDriver(Driver):
@@ -282,6 +293,90 @@ class AsyncShardDriver(AsyncDriver):
             return await self._drivers[shard].run(operation)
         except Exception as error:
             return Failed(error)
+
+
+def together(*operations: Operation[Any]) -> Operation[list[Any]]:
+    """Run operations side by side: what they say to Redis at the same time goes there in one batch, in their order.
+    Each is begun when the one before it waits, or is done.
+
+    Answered by their results, a Failed in place of each that had none: one does not fail for another's sake.
+    A batch with a Once in it is sent once. What is no plain batch (a Call, a Pause, a Timed) is taken one at a
+    time.
+    """
+    sides = [_Side(operation) for operation in operations]
+    try:
+        for side in sides:
+            side.resume()
+        while waiting := [side for side in sides if not side.is_done]:
+            batches = [side for side in waiting if type(side.step) in (list, Once)]
+            if batches == waiting:
+                yield from _joined(batches)
+            else:
+                yield from next(side for side in waiting if side not in batches).alone()
+        return [side.outcome for side in sides]
+    finally:
+        for side in sides:
+            side.operation.close()
+
+
+class _Side:
+    """One of several operations that are run together, and the step it waits at."""
+
+    def __init__(self, operation: Operation[Any]) -> None:
+        self.operation = operation
+        self.step: Any = None
+        self.outcome: Any = None
+        self.is_done = False
+
+    def resume(self, answer: Any = None, error: BaseException | None = None) -> None:
+        """Hand over what its step was answered with."""
+        try:
+            if error is None:
+                self.step = self.operation.send(answer)
+            else:
+                self.step = self.operation.throw(error)
+        except StopIteration as stop:
+            self.is_done, self.outcome = True, stop.value
+        except Exception as failure:
+            self.is_done, self.outcome = True, Failed(failure)
+
+    def alone(self) -> Operation[None]:
+        try:
+            answer = yield self.step
+        except Exception as error:
+            self.resume(error=error)
+        else:
+            self.resume(answer)
+
+    def take(self, replies: list[Any]) -> None:
+        """Its share of a batch that had an error in it, in somebody's part."""
+        if any(isinstance(reply, Exception) for reply in replies):
+            self.resume(error=refusal(replies))
+        else:
+            self.resume(replies)
+
+
+def _joined(sides: Sequence[_Side]) -> Operation[None]:
+    """Send the batches of these as one, and give each its share of what comes back."""
+    kind = Once if any(isinstance(side.step, Once) for side in sides) else list
+    lengths = [len(side.step) for side in sides]
+    try:
+        replies = yield kind([command for side in sides for command in side.step])
+    except RedisRefused as refused:
+        if len(refused.replies) != sum(
+            lengths
+        ):  # not the batch: what it needed could not be loaded
+            for side in sides:
+                side.resume(error=refused)
+            return
+        replies = refused.replies
+    except Exception as error:
+        for side in sides:
+            side.resume(error=error)
+        return
+    rest = iter(replies)
+    for side, length in zip(sides, lengths, strict=True):
+        side.take(list(islice(rest, length)))
 
 
 def drivers_of(wires: Sequence[Wire | ShardWire[Any]]) -> list[Driver]:

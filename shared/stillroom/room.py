@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
 from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
@@ -23,15 +24,27 @@ from stillroom.cache import (
 )
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
+from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
-from stillroom.operation import AsyncDriver, Driver, async_drivers_of, drivers_of
-from stillroom.sessions import AsyncSessions, Sessions, SessionsBody
+from stillroom.limits import AsyncLimits, Limits, LimitsBody
+from stillroom.operation import (
+    AsyncDriver,
+    AsyncShardDriver,
+    Driver,
+    ShardDriver,
+    async_drivers_of,
+    drivers_of,
+)
+from stillroom.probes import health_on, wires_of_cache
+from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import (
     AsyncClusterWire,
     AsyncShardWire,
     AsyncWire,
+    Breaker,
+    Budget,
     ClusterWire,
     Server,
     ShardWire,
@@ -45,6 +58,8 @@ log = logging.getLogger("stillroom")
 
 class _Room:
     """What both rooms share. Nothing connects before the first call."""
+
+    wire: Any
 
     def __init__(self, settings: Settings | None, dispatch: Dispatch | None) -> None:
         self.settings = settings or Settings()
@@ -62,6 +77,14 @@ class _Room:
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
+        self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
+        self.state_stats.riders.append(self._abuse_body.riding)
+        self._sessions_body.on_event.append(self._tell_abuse)
+
+    def _limits(self, breaker: Breaker) -> LimitsBody:
+        """The limits' operations, which look whether the state's Redis is away."""
+        server, stats = self._state_server, self.state_stats
+        return LimitsBody(self.settings, server, breaker, self.keys, stats)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
         """The cache's operations, on these wires: one for each shard."""
@@ -69,12 +92,22 @@ class _Room:
         runs = [driver.run for driver in aside]
         return cache_on(self.settings, clocks, self.dispatch, self.stats, runs)
 
+    def _health(self, state_wire: Any, wires: Sequence[Any]) -> HealthBody:
+        """Health's operations, for the state's driver and those of `wires_of_cache`."""
+        cache = wires_of_cache(self.settings, wires), self.wire.breaker, self.stats
+        return health_on(self.settings, state_wire, self.state_stats, *cache)
+
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """What the wire to a cluster is made of."""
         slots = [slot_of(keys.clock) for keys in shard_keys(self.settings)]
         return self.settings, self.settings.cache_server, "the cache's Redis", slots
 
-    def request(self) -> AbstractContextManager[Any]:
+    def _tell_abuse(self, event: SessionEvent) -> None:
+        """A token used after it was replaced: stolen? Never waits: an event loop may be calling."""
+        if event.kind == "replayed":
+            self._abuse_body.hold("session_replay", user=event.user_id)
+
+    def request(self) -> AbstractContextManager[Budget]:
         """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
         return request_budget(self.settings.request_timeout)
 
@@ -122,8 +155,17 @@ class Stillroom(_Room):
         self.cache = Cache(self._cache_body, drivers[0])
         self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
-        self.sessions = Sessions(self._sessions_body, Driver(self.state_wire))
-        self.state_wire.breaker.recovered.append(self.sessions.deliver)
+        self.state = Driver(self.state_wire)  # runs what web/ makes of several services
+        self.sessions = Sessions(self._sessions_body, self.state)
+        self._limits_body = self._limits(self.state_wire.breaker)
+        self.limits = Limits(self._limits_body, self.state)
+        self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
+        self.abuse = Abuse(self._abuse_body, Driver(self.state_wire))
+        asked: list[Driver] = [Driver(self.state_wire)]
+        asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
+        self.health = Health(
+            self._health(self.state_wire, wires), ShardDriver(self.state_wire, asked)
+        )
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -138,7 +180,11 @@ class Stillroom(_Room):
         if not self.wire.breaker.is_open:
             self.cache.flush_stats()
         self._cache_body.deliver_last()
+        self.limits.deliver()
         _complain(self.sessions.deliver())
+        if not self.state_wire.breaker.is_open:
+            self.sessions.flush_stats()
+        self.abuse.deliver()
         self.wire.close()
         self.state_wire.close()
 
@@ -181,10 +227,22 @@ class AsyncStillroom(_Room):
         self.cache = AsyncCache(self._cache_body, drivers[0])
         self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
-        self.sessions = AsyncSessions(self._sessions_body, AsyncDriver(self.state_wire))
+        self.state = AsyncDriver(self.state_wire)
+        self.sessions = AsyncSessions(self._sessions_body, self.state)
+        self._limits_body = self._limits(self.state_wire.breaker)
+        self.limits = AsyncLimits(self._limits_body, self.state)
+        self.abuse = AsyncAbuse(self._abuse_body, AsyncDriver(self.state_wire))
         # Nor has the prober, which tells of Redis' return.
-        aside = Sessions(self._sessions_body, Driver(self.state_wire.for_threads))
-        self.state_wire.breaker.recovered.append(aside.deliver)
+        for_prober = Driver(self.state_wire.for_threads)
+        sessions, limits = (
+            Sessions(self._sessions_body, for_prober),
+            Limits(self._limits_body, for_prober),
+        )
+        self.state_wire.breaker.recovered += [sessions.deliver, limits.deliver]
+        asked = [AsyncDriver(self.state_wire)]
+        asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
+        driver = AsyncShardDriver(self.state_wire, asked)
+        self.health = AsyncHealth(self._health(self.state_wire, wires), driver)
 
     async def connect(self) -> None:
         """See Stillroom.connect."""
@@ -196,9 +254,19 @@ class AsyncStillroom(_Room):
         if not self.wire.breaker.is_open:
             await self.cache.flush_stats()
         await asyncio.to_thread(self._cache_body.deliver_last)
+        await self.limits.deliver()
         _complain(await self.sessions.deliver())
+        if not self.state_wire.breaker.is_open:
+            await self.sessions.flush_stats()
+        await self.abuse.deliver()
         await self.wire.close()
         await self.state_wire.close()
+
+    @asynccontextmanager
+    async def lifespan(self, _: object) -> AsyncIterator[None]:
+        """For Starlette and FastAPI: `FastAPI(lifespan=room.lifespan)` closes the room when the app ends."""
+        async with self:
+            yield
 
     async def __aenter__(self) -> Self:
         return self

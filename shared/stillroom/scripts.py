@@ -35,7 +35,11 @@ class Script:
     def __call__(self, keys: Sequence[bytes], *args: bytes | str | int) -> tuple[bytes | str, ...]:
         """The command that runs this script."""
         texts = [b"%d" % arg if isinstance(arg, int) else arg for arg in args]
-        return (b"EVALSHA", self.text.sha, b"%d" % len(keys), *keys, *texts)
+        return self.run((b"%d" % len(keys), *keys, *texts))
+
+    def run(self, words: tuple[bytes | str, ...]) -> tuple[bytes | str, ...]:
+        """The same, from the words that EVALSHA takes after the digest."""
+        return (b"EVALSHA", self.text.sha, *words)
 
 
 class Text:
@@ -64,19 +68,29 @@ def _with_includes(text: str) -> str:
     return "\n".join([*libraries, text])
 
 
+abuse_count = Script("abuse_count")
+abuse_judge = Script("abuse_judge")
+abuse_lift = Script("abuse_lift")
+add = Script("add")
 back_off = Script("back_off")
+ban = Script("ban")
 claim_refresh = Script("claim_refresh")
 clear = Script("clear")
 commit = Script("commit")
 drop_globs = Script("drop_globs")
 finish_todo = Script("finish_todo")
 forget = Script("forget")
+health_snapshot = Script("health_snapshot")
 lease_load = Script("lease_load")
 lease_refresh = Script("lease_refresh")
+limit_charge = Script("limit_charge")
+limit_check = Script("limit_check")
+limit_refund = Script("limit_refund")
 mark = Script("mark")
 put = Script("put")
 reclaim_tag = Script("reclaim_tag")
 release = Script("release")
+replace = Script("replace")
 session_create = Script("session_create")
 session_destroy = Script("session_destroy")
 session_end = Script("session_end")

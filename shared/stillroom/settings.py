@@ -6,12 +6,12 @@ name in capitals. A secret may come from a file: `REDIS_PASSWORD_FILE` names it 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 from pydantic import (
@@ -24,10 +24,11 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from stillroom.errors import SettingsError
+from stillroom.errors import SettingsError, did_you_mean
 
 PREFIX = "STILLROOM_"
 SCHEMES = ("redis", "rediss", "unix")
+UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
 # The wire owns patience: an option of these kinds in a URL would silently overrule it.
 PEPPER_LEAST = 32  # characters
 URL_OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
@@ -61,6 +62,17 @@ def _words(value: object) -> object:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for text in values:
+        try:
+            _ = text == UNIX or ip_network(text)
+        except ValueError as error:
+            raise ValueError(
+                f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}"
+            ) from None
+    return values
+
+
 def _peppers(value: object) -> object:
     given = value.get_secret_value() if isinstance(value, SecretStr) else value
     peppers = given.replace(",", " ").split() if isinstance(given, str) else given
@@ -80,6 +92,7 @@ BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
 
 
 class Settings(BaseSettings):
@@ -164,6 +177,35 @@ class Settings(BaseSettings):
     session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
     session_keys_limit: int = Field(64, ge=1, le=1_000)
 
+    # Rate limits: who a client is …
+    trusted_proxies: Networks = ()  # "10.0.0.0/8, unix": only they are believed …
+    # … and only in the header that they write. The other one is whatever the client sent.
+    proxy_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    limit_v6_prefix: int = Field(64, ge=56, le=64)  # bits: one household has a whole network
+    # … and what happens while Redis is away.
+    processes: int = Field(1, ge=1, le=100_000)  # of the app: each has its share of a quota then
+    limits_strict_503: bool = False  # limits that are strict answer 503, not with their share
+    local_limits: int = Field(50_000, ge=1)  # subjects and limits a process counts by itself
+    limits_memory: int = Field(10_000, ge=1)  # … whose last state, or denial, it remembers
+
+    # Abuse: what it looks like, and whom to ban for it.
+    abuse_rules: Path | None = None  # a TOML file that changes the built-in rules and adds others
+    abuse_allow: Networks = ()  # never banned, as the trusted proxies and private ranges
+    ban_cap: int = Field(60, ge=0, le=10_000)  # bans a minute; past it patterns are only logged
+
+    # Health.
+    health_timeout: Seconds = 0.2  # one check, whatever Redis does
+    # Opens the details, /metrics and /status; 16 characters or more. `Authorization: Bearer …`, or the
+    # password of `Basic …`, which is what a browser asks its user for.
+    health_token: SecretStr | None = Field(None, alias="STILLROOM_HEALTH_TOKEN", min_length=16)
+    health_networks: Networks = ("127.0.0.0/8", "::1/128")  # so do these, for who comes directly
+    metrics_open: bool = False  # /metrics for everybody who can reach it
+    # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
+    # service, because all of them would leave at once, and the app is made to live through it.
+    ready_requires: Words = ()
+    release: str | None = None  # the app's version, as releaseId
+    flower_url: str | None = None  # for the link on /status
+
     # The workers.
     loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"
     worker_threads: int = Field(8, ge=1, le=1_000)
@@ -193,6 +235,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"lease or refresh_lease is {longest:g} s; lease_limit allows {self.lease_limit:g} s"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_roles(self) -> Settings:
+        if unknown := set(self.ready_requires) - {"state", "cache"}:
+            raise ValueError(f"ready_requires has {sorted(unknown)}: the roles are state and cache")
         return self
 
     @model_validator(mode="after")
@@ -229,7 +277,11 @@ class Settings(BaseSettings):
 
 
 # What may come from a file: setting → its name in the environment, which `_FILE` is added to.
-SECRETS = {"redis_password": "REDIS_PASSWORD", "session_peppers": "STILLROOM_SESSION_PEPPERS"}
+SECRETS = {
+    "redis_password": "REDIS_PASSWORD",
+    "session_peppers": "STILLROOM_SESSION_PEPPERS",
+    "health_token": "STILLROOM_HEALTH_TOKEN",
+}
 
 
 def _with_secret_file(values: dict[str, Any], field: str, name: str) -> dict[str, Any]:
@@ -298,8 +350,7 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     written = name.upper() if name.upper().startswith(PREFIX) else name
-    near = difflib.get_close_matches(written, list(known), n=1, cutoff=0.5)
-    return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{name} is not a setting{did_you_mean(written, known)}"
 
 
 def _explain(error: ValidationError) -> str:
@@ -320,6 +371,6 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
 
 
 def _given(name: str, value: object) -> str:
-    if "password" in name or "pepper" in name:
+    if any(secret in name for secret in ("password", "pepper", "token")):
         return "***"
     return repr(redact(value)) if name.endswith("_url") and isinstance(value, str) else repr(value)

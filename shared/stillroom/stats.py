@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from stillroom.keys import Keys
 from stillroom.wire import Command, reset_after_fork
 
 FLUSH_EVERY_S = 5.0
 KEPT_SECONDS = 2 * 3600
+TOTALS_KEPT_SECONDS = 30 * 86_400
 QUIET_SECONDS = 30.0  # between two lines that say the same
 
 log = logging.getLogger("stillroom")
@@ -19,14 +22,17 @@ log = logging.getLogger("stillroom")
 class Stats:
     """Counts in memory; every few seconds they ride along with a read, so they cost no round trip.
 
-    They are kept for people and graphs: a batch that fails on its way takes its few counts with it.
+    They are kept for people and graphs: a batch that fails on its way takes its few counts with it. While the
+    breaker is open they stay here, for what happened meanwhile is what one wants to know afterwards.
     """
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
         self._said: dict[tuple[str, str], float] = {}
         self.counts: defaultdict[str, int] = defaultdict(int)
+        self.breaker: Any = None  # of the server they are written to; the room knows it
         self.due = 0.0  # time.monotonic(): flush at the next read after it
+        self.riders: list[Callable[[], list[Command]]] = []  # what else rides along with a flush
         reset_after_fork(self)
 
     def reset(self) -> None:
@@ -34,14 +40,20 @@ class Stats:
         self.counts = defaultdict(int)
 
     def flush(self, now_ms: int, keys: Keys | None = None) -> list[Command]:
-        """The commands that add the counts since the last flush to this minute; `keys`: another shard's."""
+        """The commands that add the counts since the last flush to this minute, and to all there ever were.
+
+        `keys`: another shard's.
+        """
         self.due = time.monotonic() + FLUSH_EVERY_S
-        counts, self.counts = self.counts, defaultdict(int)
-        if not counts:
+        if self.breaker is not None and self.breaker.is_open:
             return []
-        key = (keys or self._keys).stats(now_ms // 60_000)
-        added: list[Command] = [(b"HINCRBY", key, name, str(n)) for name, n in counts.items()]
-        return [*added, (b"EXPIRE", key, str(KEPT_SECONDS))]
+        ridden = [command for rider in self.riders for command in rider()]
+        if not self.counts:
+            return ridden
+        counts, self.counts = self.counts, defaultdict(int)
+        names = keys or self._keys
+        minute = _adding(names.stats(now_ms // 60_000), counts, KEPT_SECONDS)
+        return [*ridden, *minute, *_adding(names.counts, counts, TOTALS_KEPT_SECONDS)]
 
     def say(self, what: str, reason: str, detail: object, level: int = logging.WARNING) -> None:
         """Log once per 30 s for the same thing and reason."""
@@ -52,3 +64,8 @@ class Stats:
             self._said.clear()
         self._said[what, reason] = now + QUIET_SECONDS
         log.log(level, "%s: %s", what, detail)
+
+
+def _adding(key: bytes, counts: Mapping[str, int], kept: int) -> list[Command]:
+    added: list[Command] = [(b"HINCRBY", key, name, str(n)) for name, n in counts.items()]
+    return [*added, (b"EXPIRE", key, str(kept))]

@@ -124,6 +124,51 @@ def test_a_deferred_end_goes_in_front_of_the_next_read(
     assert own_room.sessions.deliver() == 0
 
 
+def test_a_deferred_end_reaches_who_was_rotated_meanwhile(
+    own_room: Any, own_server: EmbeddedServer
+) -> None:
+    """Another process gives it a new token before Redis hears of the logout, and the old one has no grace."""
+    session, stays = own_room.sessions.create("u1"), own_room.sessions.create("u1")
+    stolen = own_room.sessions.create("u1")
+    with other(own_server) as elsewhere:
+        safe = elsewhere.sessions.rotate(stolen, grace=0)
+        own_server.freeze()
+        try:
+            assert own_room.sessions.destroy(session, defer=True) is True
+            assert own_room.sessions.destroy(stolen, defer=True) is True
+        finally:
+            own_server.thaw()
+        rotated = elsewhere.sessions.rotate(elsewhere.sessions.rotate(session, grace=0), grace=0)
+        assert own_room.sessions.get(stays) is not None
+        assert own_room.sessions.deliver() == 0
+        assert elsewhere.sessions.get(rotated) is None
+        assert elsewhere.sessions.get(safe) is not None  # what it was called before opened nothing
+
+
+def test_a_server_that_only_copies_is_no_logout(own_room: Any, own_server: EmbeddedServer) -> None:
+    """After a failover, until the address is the new master's: no write is said to be made, no session gone."""
+    session, leaves = own_room.sessions.create("u1", {"a": 1}), own_room.sessions.create("u1")
+    sessions = own_room.sessions
+    with redis.Redis.from_url(own_server.url) as client:
+        client.replicaof("127.0.0.1", 1)
+        for act in (
+            lambda: sessions.create("u1"),
+            lambda: sessions.update(session, {"a": 2}),
+            lambda: sessions.rotate(session),
+            lambda: sessions.destroy(session),
+            lambda: sessions.destroy_for_user("u1"),
+            sessions.sweep,
+        ):
+            with pytest.raises(SessionStoreUnavailable, match="readonly"):
+                act()
+        assert sessions.destroy(leaves, defer=True) is True
+        assert sessions.get(leaves) is None
+        client.replicaof("NO", "ONE")
+    assert sessions.get(session).data == {"a": 1}
+    with other(own_server) as elsewhere:
+        assert elsewhere.sessions.get(leaves.token) is None
+
+
 def test_the_outbox_has_a_bound(
     own_room: Any, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,3 +259,17 @@ def test_counts_ride_along_with_the_operations(own_room: Any, own_server: Embedd
         for name in (b"sessions_created", b"sessions_destroyed")
     }
     assert total == {b"sessions_created": 1, b"sessions_destroyed": 1}
+
+
+def test_the_last_counts_are_written_down(own_server: EmbeddedServer) -> None:
+    """Also where the cache has a server of its own: on the sessions', when the room is closed."""
+    settings = Settings(
+        redis_url=f"{own_server.url}/1", cache_url=f"{own_server.url}/2", session_peppers=PEPPER
+    )
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.state_stats.due = time.monotonic() + 1_000
+        room.sessions.create("u1")
+    with redis.Redis.from_url(f"{own_server.url}/1") as client:
+        (key,) = client.keys("*:stats:*")
+        assert client.hgetall(key) == {b"sessions_created": b"1"}
+        assert client.ttl(key) > 0

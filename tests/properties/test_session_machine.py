@@ -112,6 +112,12 @@ class SessionMachine(RuleBasedStateMachine):
             token = token.after
         return None
 
+    def leads_to(self, token: Token) -> Modelled | None:
+        """The living session that a handle names: old ones count on."""
+        for _ in range(HOPS):
+            token = token.after or token
+        return token.session if token.after is None and self.lives(token.session) else None
+
     def living(self, user: str | None) -> list[Modelled]:
         return [one for one in self.all if one.user == user and self.lives(one)]
 
@@ -123,15 +129,24 @@ class SessionMachine(RuleBasedStateMachine):
 
     # What can happen
 
-    @rule(user=users, tags=tags, cap=st.sampled_from([None, None, 2, -2]))
-    def create(self, user: str | None, tags: set[str], cap: int | None) -> None:
+    @rule(
+        user=users,
+        tags=tags,
+        cap=st.sampled_from([None, None, 2, -2]),
+        number=st.one_of(st.none(), picks),
+    )
+    def create(self, user: str | None, tags: set[str], cap: int | None, number: int | None) -> None:
         cap = None if user is None or user in self.reordered else cap
-        options = {} if cap is None else {"max_per_user": 2}
+        options: dict[str, Any] = {} if cap is None else {"max_per_user": 2}
         if cap == -2:
-            options["on_cap"] = "reject"  # type: ignore[assignment]
-        others = self.living(user)
+            options["on_cap"] = "reject"
+        replaced = None
+        if number is not None and self.tokens:
+            options["replaces"] = self.pick(number).id
+            replaced = self.opens(self.pick(number))
+        others = [one for one in self.living(user) if one is not replaced]
         try:
-            made = self.sessions.create(user, tags=sorted(tags), **options)  # type: ignore[arg-type]
+            made = self.sessions.create(user, tags=sorted(tags), **options)
         except TooManySessions:
             assert cap == -2
             assert len(others) >= 2
@@ -140,6 +155,8 @@ class SessionMachine(RuleBasedStateMachine):
         if cap == 2:
             for evicted in others[: max(0, len(others) - 1)]:
                 evicted.ended = True
+        if replaced is not None:
+            replaced.ended = True
         session = Modelled(user, tags, self.now, self.now)
         self.all.append(session)
         self.tokens.append(Token(made.id, session, handle=made.handle))
@@ -221,7 +238,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(number=picks, user=named)
     def end(self, number: int, user: str) -> None:
         token = self.pick(number)
-        session = self.opens(token)
+        session = self.leads_to(token)
         mine = session is not None and session.user == user
         assert self.sessions.end(user, token.handle) == mine
         if mine and session is not None:
@@ -230,12 +247,13 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(user=named, number=st.one_of(st.none(), picks))
     def destroy_for_user(self, user: str, number: int | None) -> None:
         keep = None if number is None or not self.tokens else self.pick(number)
-        if keep is not None and keep.until is not None:
-            keep = None
-        self.sessions.destroy_for_user(user, keep=None if keep is None else keep.id)
-        for session in self.living(user):
-            session.ended = keep is None or session is not keep.session
-        if keep is not None:
+        kept = None if keep is None else self.opens(keep)
+        lived = self.living(user)
+        count = self.sessions.destroy_for_user(user, keep=None if keep is None else keep.id)
+        for session in lived:
+            session.ended = session is not kept
+        assert count >= sum(session.ended for session in lived)
+        if kept is not None:
             self.reordered.add(user)
 
     @rule(tag=st.sampled_from(["mobile", "{s00}"]))

@@ -14,7 +14,6 @@ from tests.support.processes import Program
 
 PROCESSES = 4
 SECONDS = 4.0
-SECONDS_OF_MUTANTS = 1.5
 READS, VERSIONS_SEEN = 1_000, 100  # fewer would say little; a slow machine has ten times as many
 
 
@@ -73,7 +72,9 @@ def test_no_read_is_stale_in_half_a_minute_of_reclaims_and_dropped_patterns() ->
 def test_the_check_finds_a_cache_that_is_wrong(mutant: str) -> None:
     """The same history with a rule left out holds stale reads, and the check sees them."""
     with EmbeddedServer() as server:
-        found = stale_reads(*play(server, SECONDS_OF_MUTANTS, mutant))
+        found = next(  # a busy machine plays it again until the moment is met
+            (stale for _ in range(5) if (stale := stale_reads(*play(server, SECONDS, mutant)))), []
+        )
     assert found
     if mutant == "lease left alone":
         assert {read.key.partition(":")[0] for read, _ in found} == {"key"}

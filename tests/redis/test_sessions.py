@@ -21,6 +21,7 @@ from stillroom import (
     TooManySessions,
     ValueTooLarge,
 )
+from stillroom.sessions import body
 from tests.support.sessions import (
     age,
     assert_bounded,
@@ -287,6 +288,9 @@ def test_what_has_no_json_is_refused(room: Any) -> None:
         room.sessions.create("u1", tags=[str(n) for n in range(17)])
     with pytest.raises(ValueTooLarge):
         room.sessions.create("u1", meta={"a": "x" * 5_000})
+    with pytest.raises(SessionUnreadable):  # Python writes a longer number than it reads
+        room.sessions.create("u1", {"a": 10**5_000})
+    assert room.sessions.count() == 0
     with pytest.raises(InvalidKey):
         room.sessions.create("")
     with pytest.raises(InvalidKey):
@@ -414,8 +418,10 @@ def test_a_step_of_the_servers_clock_ends_nothing(room: Any, client: Any, step: 
     for field in ("_l", "_x", "_c", "_s"):
         client.hincrby(record_of(room, made.handle), field, -us)
     client.incrby(room.keys.shard(shard) + b"clock", -us)
-    assert room.sessions.get(made) is not None
+    seen = room.sessions.get(made, touch=False).last_seen
     assert room.sessions.touch(made)
+    assert room.sessions.update(made, {"a": 1}) == 2
+    assert room.sessions.get(made).last_seen >= seen
     client.zadd(
         room.keys.shard(shard) + b"rev",
         {"u:u1": int(client.get(room.keys.shard(shard) + b"clock"))},
@@ -423,6 +429,19 @@ def test_a_step_of_the_servers_clock_ends_nothing(room: Any, client: Any, step: 
     client.expire(room.keys.shard(shard) + b"rev", 100)
     assert room.sessions.get(made) is None
     assert room.sessions.get(room.sessions.create("u1")) is not None
+
+
+def test_a_clock_that_was_lost_has_an_end_again(
+    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revocation writes it anew where no login did, and what it revoked stays so."""
+    monkeypatch.setattr(body, "BITE", 2)
+    made = [room.sessions.create("u1") for _ in range(4)]
+    clock = room.keys.shard(int(made[0].handle[:2], 16)) + b"clock"
+    client.delete(clock)
+    assert room.sessions.destroy_for_user("u1") == 4
+    assert client.ttl(clock) > 0
+    assert [room.sessions.get(one) for one in made] == [None] * 4
 
 
 # Rotation
@@ -434,6 +453,7 @@ def test_the_old_token_works_for_a_moment(room: Any, client: Any) -> None:
     second = room.sessions.rotate(first)
     third = room.sessions.rotate(second)
     assert len({first.token, second.token, third.token}) == 3
+    assert first.last_seen < second.last_seen < third.last_seen
     assert room.sessions.get(first).handle == third.handle
     assert room.sessions.update(first, {"b": 2}) == 2
     assert room.sessions.get(third).data == {"a": 1, "b": 2}
@@ -458,6 +478,23 @@ def test_a_token_used_after_its_grace_is_a_replay(room: Any, client: Any) -> Non
     ] * 2
     assert room.sessions.get(second) is not None
     assert room.state_stats.counts["sessions_replayed"] == 2
+
+
+def test_a_replay_names_the_session_that_can_be_ended(room: Any, client: Any) -> None:
+    """However often it was rotated since; whoever hears of it may end what the thief or the victim holds."""
+    events: list[Any] = []
+    room.sessions.on_event.append(events.append)
+    first = room.sessions.create("u1")
+    second = room.sessions.rotate(first)
+    third = room.sessions.rotate(second)
+    for old in (first, second):
+        end_grace(client, room, old.handle)
+    assert room.sessions.get(first) is None
+    assert [event.handle for event in events] == [third.handle]
+    assert room.sessions.end("u1", events[0].handle) is True
+    assert room.sessions.get(third) is None
+    assert room.sessions.get(first) is None
+    assert events[1].handle != first.handle
 
 
 def test_a_rotation_without_grace(room: Any) -> None:
@@ -502,6 +539,46 @@ def test_a_login_ends_the_session_before_it(room: Any) -> None:
     assert room.sessions.get(planted) is None
     assert room.sessions.get(session).data == {"a": 1}
     assert room.sessions.create("u1", replaces="whatever a cookie holds") is not None
+
+
+def test_a_login_that_is_refused_ends_nothing(room: Any) -> None:
+    """The visitor goes on as before; one's own session makes room for the one that replaces it."""
+    visitor = room.sessions.create(None, {"cart": [1]})
+    mine = [room.sessions.create("u1", max_per_user=2) for _ in range(2)]
+    full = {"max_per_user": 2, "on_cap": "reject"}
+    with pytest.raises(TooManySessions):
+        room.sessions.create("u1", replaces=visitor, **full)
+    assert room.sessions.get(visitor).data == {"cart": [1]}
+    again = room.sessions.create("u1", replaces=mine[1], **full)
+    assert [room.sessions.get(one) is not None for one in (*mine, again)] == [True, False, True]
+    room.sessions.destroy(mine[0])
+    assert room.sessions.create("u1", replaces=visitor, **full)
+    assert room.sessions.get(visitor) is None
+
+
+def test_who_replaces_its_own_session_evicts_nobody(room: Any) -> None:
+    """The one it replaces goes first, also under its old token; the oldest stays, and nothing is told."""
+    events: list[Any] = []
+    room.sessions.on_event.append(events.append)
+    made = [room.sessions.create("u1", max_per_user=3) for _ in range(3)]
+    rotated = room.sessions.rotate(made[1])
+    again = room.sessions.create("u1", replaces=made[1], max_per_user=3)
+    left = [room.sessions.get(one) is not None for one in (made[0], rotated, made[2], again)]
+    assert left == [True, False, True, True]
+    assert events == []
+
+
+def test_what_a_login_finds_expired_is_told(room: Any, client: Any) -> None:
+    """Once: not by the sweep as well."""
+    events: list[Any] = []
+    room.sessions.on_event.append(events.append)
+    made = room.sessions.create("u1", max_per_user=2)
+    client.hincrby(record_of(room, made.handle), "_l", -round((DAY + 1) * 1e6))
+    room.sessions.create("u1", max_per_user=2)
+    assert [(event.kind, event.handle) for event in events] == [("expired", made.handle)]
+    age(client, room, made.handle, DAY + 1)
+    assert room.sessions.sweep()["expired"] == 0
+    assert len(events) == 1
 
 
 def test_a_user_may_have_so_many(room: Any, client: Any) -> None:
@@ -557,6 +634,16 @@ def test_a_user_ends_one_of_their_own(room: Any) -> None:
     assert room.sessions.get(other) is not None
 
 
+def test_a_handle_outlives_rotations(room: Any, client: Any) -> None:
+    """The list was shown a while ago: its handle ends the session all the same, and opens nothing."""
+    listed = room.sessions.create("u1")
+    rotated = room.sessions.rotate(room.sessions.rotate(listed, grace=0), grace=0)
+    assert room.sessions.end("u2", listed.handle) is False
+    assert room.sessions.get(rotated) is not None
+    assert room.sessions.end("u1", listed.handle) is True
+    assert room.sessions.get(rotated) is None
+
+
 @pytest.mark.parametrize("by", ["session", "token", "handle"])
 def test_all_but_this_one(room: Any, by: str) -> None:
     """After a change of the password: everywhere else is logged out."""
@@ -573,6 +660,38 @@ def test_all_but_this_one(room: Any, by: str) -> None:
     with pytest.raises(SessionEnded):
         room.sessions.destroy_for_user("u1", keep="a mistake")
     assert room.sessions.get(made[2]) is not None
+
+
+def test_the_one_to_keep_may_have_been_rotated_a_moment_ago(room: Any) -> None:
+    """The request that changes the password came with the old token; after its grace that keeps nothing."""
+    first, other = room.sessions.create("u1"), room.sessions.create("u1")
+    second = room.sessions.rotate(first)
+    assert room.sessions.destroy_for_user("u1", keep=first) == 1
+    assert room.sessions.get(other) is None
+    assert room.sessions.get(second) is not None
+    third = room.sessions.rotate(second, grace=0)
+    assert room.sessions.destroy_for_user("u1", keep=second) == 1
+    assert room.sessions.get(third) is None
+
+
+def test_what_was_revoked_is_not_kept(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Revoked and not yet deleted, it is named as the one to keep: it stays dead."""
+    monkeypatch.setattr(body, "BITE", 2)
+    made = [room.sessions.create("u1", tags=["t"]) for _ in range(9)]
+    assert room.sessions.destroy_by_tag("t") == 9
+    room.sessions.destroy_for_user("u1", keep=made[-1])
+    assert [room.sessions.get(one) for one in made] == [None] * 9
+    assert room.sessions.destroy_for_user("u1", keep=made[-1]) == 0
+    assert room.sessions.get(made[-1]) is None
+    assert room.sessions.sweep()["deleted"] == 3
+
+
+def test_only_who_lived_is_counted(room: Any, client: Any) -> None:
+    """Not who had expired, nor who was ended before."""
+    made = [room.sessions.create("u1") for _ in range(5)]
+    client.hincrby(record_of(room, made[0].handle), "_l", -round((DAY + 1) * 1e6))
+    assert room.sessions.destroy_for_user("u1") == 4
+    assert room.sessions.destroy_for_user("u1") == 0
 
 
 def test_a_tag_ends_across_users(room: Any) -> None:
@@ -650,6 +769,7 @@ def test_a_worker_that_was_off_for_a_day_catches_up(room: Any, client: Any) -> N
         age(client, room, one.handle, 2 * DAY)
         client.delete(record_of(room, one.handle))
     assert room.sessions.list_for_user("u1") == []
+    assert not client.exists(room.keys.user_sessions(int(made[1].handle[:2], 16), b"u1"))
     report = room.sessions.sweep()
     assert report["expired"] == 300
     assert report["lag_s"] == pytest.approx(DAY, abs=60)
@@ -669,6 +789,21 @@ def test_a_sweep_stops_when_its_time_is_up(room: Any, client: Any) -> None:
     for _ in range(100):
         age(client, room, room.sessions.create("u1", tags=["t"]).handle, DAY + 1)
     assert room.sessions.sweep(seconds=0)["done"] is False
+    for limit in (0, -1, 1_001):
+        with pytest.raises(SettingsError, match="limit"):
+            room.sessions.sweep(limit)
+
+
+def test_the_lag_is_also_that_of_a_revocation(
+    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads what was revoked, but its memory waits."""
+    monkeypatch.setattr(body, "BITE", 2)
+    made = [room.sessions.create("u1") for _ in range(4)]
+    room.sessions.destroy_for_user("u1")
+    revoked = room.keys.revocations(int(made[0].handle[:2], 16))
+    client.zincrby(revoked, -100_000_000, "u:u1")
+    assert room.sessions.sweep(seconds=10)["lag_s"] == pytest.approx(100, abs=10)
 
 
 def test_nothing_is_left_of_ten_thousand(make_room: Any, client: Any) -> None:
@@ -725,6 +860,10 @@ def test_a_full_server_ends_sessions_and_begins_none(room: Any, client: Any) -> 
     made = [room.sessions.create("u1", {"a": 1}) for _ in range(300)]
     other = room.sessions.create("u2", {"a": 1})
     age(client, room, other.handle, 100)
+    stays = room.sessions.create("u4", {"a": 1})
+    due = room.keys.due_sessions(int(stays.handle[:2], 16))
+    for member in client.zrange(due, 0, -1):  # the sweep finds it alive
+        client.zadd(due, {member: 1})
     keys = set(client.keys("*:{s*"))
     client.config_set("maxmemory", 1)
     client.config_set("maxmemory-policy", "noeviction")
@@ -739,10 +878,12 @@ def test_a_full_server_ends_sessions_and_begins_none(room: Any, client: Any) -> 
         assert room.sessions.destroy(other) is True
         assert room.sessions.destroy_for_user("u1") == 300
         assert room.sessions.get(made[-1]) is None
-        assert room.sessions.sweep()["deleted"] == 100
+        assert room.sessions.sweep()["deleted"] == 200
+        assert room.sessions.get(room.sessions.rotate(stays)).data == {"a": 1}
+        assert room.sessions.destroy_for_user("u4") == 1
     finally:
         client.config_set("maxmemory", 0)
-    assert sessions_keys(client) == []
+    assert len(sessions_keys(client)) == 1  # the name that was rotated away
 
 
 def test_scripts_that_the_server_lost_are_sent_again(room: Any, client: Any) -> None:
@@ -750,8 +891,17 @@ def test_scripts_that_the_server_lost_are_sent_again(room: Any, client: Any) -> 
     made = room.sessions.create("u1", {"a": 1})
     client.script_flush()
     assert room.sessions.get(made) == made
+    for act in (
+        lambda: room.sessions.update(made, {"a": 2}),
+        lambda: room.sessions.rotate(made),
+        lambda: room.sessions.create("u1"),
+        lambda: room.sessions.touch(made),
+        room.sessions.sweep,
+    ):
+        client.script_flush()
+        assert act()
     client.script_flush()
-    assert room.sessions.destroy_for_user("u1") == 1
+    assert room.sessions.destroy_for_user("u1") == 2
 
 
 def test_a_create_that_was_sent_twice_is_one_session(room: Any, client: Any) -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import redis
-from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom import AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
 from stillroom.dispatch import RefreshOrder
 
 # Patience is not what these tests are about, and a hundred threads on two cores need some.
@@ -22,6 +22,7 @@ PATIENT: dict[str, Any] = {
     "command_timeout": 10.0,
     "call_timeout": 30.0,
     "pool_timeout": 10.0,
+    "health_timeout": 30.0,
     "pool_size": 256,
     "lease": 30.0,
     "wait": 30.0,
@@ -191,3 +192,16 @@ def outlive(url: str, count: int) -> None:
 
     with ThreadPoolExecutor(count) as threads:
         tell(list(threads.map(wait, range(count))))
+
+
+def hit_in_threads(url: str, count: int, hits: int, quota: int) -> None:
+    """`count` threads of this process want `hits` each, of a quota that all processes share."""
+    crowd, room = Crowd(url), patient_room(url)
+    limit = Limit("crowd", quota, 3_600)
+
+    def hit(_: int) -> int:
+        crowd.ready()
+        return sum(bool(room.limits.check("203.0.113.7", [limit])) for _ in range(hits))
+
+    with ThreadPoolExecutor(count) as threads:
+        print("admitted", sum(threads.map(hit, range(count))), flush=True)

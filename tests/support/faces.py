@@ -70,6 +70,9 @@ class BlockingRoom:
         self.cache = BlockingCache(room.cache, loop)
         self.tasks = Blocking(room.tasks, loop)
         self.sessions = Blocking(room.sessions, loop)
+        self.limits = Blocking(room.limits, loop)
+        self.abuse = Blocking(room.abuse, loop)
+        self.health = Blocking(room.health, loop)
 
     @property
     def stats(self) -> Any:

@@ -6,7 +6,24 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from stillroom import AsyncStillroom, CachedValue, Device, Session, Stillroom
+from stillroom import (
+    AUTH,
+    AsyncStillroom,
+    Ban,
+    CachedValue,
+    Decision,
+    Device,
+    Limit,
+    Reservation,
+    Route,
+    Routes,
+    Rule,
+    Session,
+    Stillroom,
+)
+from stillroom.health import Report, Snapshot
+from stillroom.web import AsyncWebSession, HealthWSGI, WebSession
+from stillroom.web.wsgi import App, StillroomMiddleware
 
 
 class Product(BaseModel):
@@ -22,6 +39,10 @@ def blocking(room: Stillroom) -> None:
     assert_type(room.cache.get_or_set("k", lambda: Product(id=1)), Product)
     assert_type(room.cache.set("k", 1, ttl=3, tags=["t"]), bool)
     assert_type(room.cache.invalidate("a", "b"), int)
+    assert_type(room.cache.add("k", 1, ttl=3), bool)
+    assert_type(room.cache.incr("k"), float | None)
+    assert_type(room.cache.touch("k", ttl=3), bool)
+    room.cache.touch("k", tags=["t"])  # type: ignore[call-arg]
 
     @room.cache.cached("product:{id}", ttl=60, tags=["products", lambda p: [f"p:{p.id}"]])
     def load(id: int, brand: str = "acme") -> Product:
@@ -35,10 +56,23 @@ def blocking(room: Stillroom) -> None:
     room.cache.cached("k", tll=3)  # type: ignore[call-arg]
 
 
+def in_a_request(session: WebSession, app: App, room: Stillroom) -> None:
+    assert_type(session.user_id, str | None)
+    assert_type(session["cart"], Any)
+    session.login("ann", tags=["web"])
+    assert_type(StillroomMiddleware(app, room, routes=Routes(), sessions=True), StillroomMiddleware)
+    StillroomMiddleware(app, room, route=Routes())  # type: ignore[call-arg]
+
+
+async def in_an_async_request(session: AsyncWebSession) -> None:
+    assert_type(await session.load(), AsyncWebSession)
+
+
 async def awaiting(room: AsyncStillroom) -> None:
     assert_type(await room.cache.get("k", Product), Product | None)
     assert_type(await room.cache.get_or_set("k", lambda: Product(id=1)), Product)
     assert_type(await room.cache.invalidate("a"), int)
+    assert_type(await room.health.check(), Report)
 
     async def fetch() -> Product:
         return Product(id=1)
@@ -57,6 +91,13 @@ async def awaiting(room: AsyncStillroom) -> None:
     assert_type(await price(7), int)
 
 
+def health(room: Stillroom) -> None:
+    assert_type(room.health.check(), Report)
+    assert_type(room.health.snapshot(), Snapshot)
+    assert_type(room.health.history(hours=48), list[Snapshot])
+    HealthWSGI(room)
+
+
 def sessions(room: Stillroom) -> None:
     assert_type(room.sessions.create("u1", Product(id=1)), Session[Product])
     assert_type(room.sessions.get("token"), Session[dict[str, Any]] | None)
@@ -65,3 +106,35 @@ def sessions(room: Stillroom) -> None:
     assert_type(room.sessions.rotate("token", Product), Session[Product])
     assert_type(room.sessions.destroy("token", defer=True), bool)
     assert_type(room.sessions.list_for_user("u1"), list[Device])
+
+
+def limits(room: Stillroom) -> None:
+    decision = room.limits.check(
+        {"ip": "203.0.113.7", "user": None}, [AUTH], cost=2, route="/login"
+    )
+    assert_type(decision, Decision)
+    assert_type(decision.allowed, bool)
+    assert_type(decision.retry_after, float | None)
+    assert_type(decision.headers(), dict[str, str])
+    assert_type(room.limits.peek("203.0.113.7", (AUTH,)), Decision)
+    assert_type(room.limits.reserve("203.0.113.7", [AUTH]), Reservation)
+    assert_type(room.limits.refund(room.limits.reserve("203.0.113.7", [AUTH])), bool)
+    assert_type(room.limits.client("10.0.0.1", [("X-Forwarded-For", "203.0.113.7")]), str)
+    assert_type(Routes([Route("/login", [AUTH], ["POST"])]).find("POST", "/login"), Route)
+    Limit("mine", 5, 60, away="closed")  # type: ignore[arg-type]
+    room.limits.check("203.0.113.7", AUTH)  # type: ignore[arg-type]
+
+
+async def limits_awaited(room: AsyncStillroom) -> None:
+    assert_type(await room.limits.check("203.0.113.7", [AUTH]), Decision)
+    assert_type(room.limits.client(None), str)
+
+
+def abuse(room: Stillroom) -> None:
+    assert_type(room.abuse.report("auth_fail", ip="203.0.113.9", user="ann"), bool)
+    assert_type(room.abuse.scan(), dict[str, Any])
+    assert_type(room.abuse.ban("203.0.113.9", 600, reason="loud"), Ban)
+    assert_type(room.abuse.lift("203.0.113.9"), bool)
+    assert_type(room.abuse.bans(), list[Ban])
+    assert_type(room.abuse.rules, tuple[Rule, ...])
+    room.abuse.report("auth_fail", "203.0.113.9")  # type: ignore[call-arg]

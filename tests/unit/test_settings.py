@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -219,4 +220,36 @@ def test_peppers_come_from_a_variable_or_a_file_and_are_never_shown(
     monkeypatch.setenv("STILLROOM_SESSION_PEPPERS", "canary")
     with pytest.raises(SettingsError, match="at least 32 characters") as caught:
         Settings()
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"health_networks": "10.0.0.0/8, here"}, "'here' does not appear to be"),
+        ({"health_networks": "10.0.0.1/8"}, "has host bits set"),
+        ({"ready_requires": "state broker"}, "the roles are state and cache"),
+        ({"health_timeout": 0}, "greater than 0"),
+    ],
+)
+def test_mistakes_in_the_settings_of_health(changes: dict[str, Any], said: str) -> None:
+    """What was given, and what is allowed."""
+    with pytest.raises(SettingsError, match=said):
+        Settings(**changes)
+
+
+def test_the_token_of_health_is_long_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From a variable or a file; a short one is refused without being repeated."""
+    path = tmp_path / "token"
+    path.write_text("canary-of-more-than-16\n")
+    monkeypatch.setenv("STILLROOM_HEALTH_TOKEN_FILE", str(path))
+    settings = Settings()
+    assert settings.health_token is not None
+    assert settings.health_token.get_secret_value() == "canary-of-more-than-16"
+    assert "canary" not in repr(settings)
+    monkeypatch.delenv("STILLROOM_HEALTH_TOKEN_FILE")
+    with pytest.raises(SettingsError, match="at least 16") as caught:
+        Settings(health_token="canary")
     assert "canary" not in str(caught.value)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hmac
+from base64 import urlsafe_b64encode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.sessions.token import make_handle, make_token, place_of, read_handle, shard_of
+from stillroom.sessions.token import (
+    Pepper,
+    make_handle,
+    make_token,
+    place_of,
+    read_handle,
+    shard_of,
+)
 
-PEPPERS = (b"new", b"old")
+PEPPERS = (Pepper(b"new"), Pepper(b"old"))
 SECRET = bytes(range(32))
 
 
@@ -26,6 +36,13 @@ def test_redis_knows_it_by_one_name_for_each_pepper() -> None:
     assert place.shard == 7
     assert len(set(place.names)) == 2
     assert all(len(name) == 43 and name.decode() not in token for name in place.names)
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200))
+def test_the_name_is_the_hmac(secret: bytes, token: bytes) -> None:
+    """Of RFC 2104, as the standard library's hmac gives it, for secrets of any length."""
+    digest = hmac.digest(secret, token, "sha256")
+    assert Pepper(secret).name(token) == urlsafe_b64encode(digest).rstrip(b"=")
 
 
 def test_another_shard_is_another_name() -> None:

@@ -9,11 +9,11 @@ from celery import Celery
 from kombu import Queue
 
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import broker_tls
+from stillroom.dispatch import broker_tls, sent_now
 from stillroom.keys import Keys
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.schedule import beat_schedule
-from stillroom_workers.tasks import invalidation, marks, refresh, sessions
+from stillroom_workers.tasks import abuse, health, invalidation, marks, refresh, sessions
 
 
 class StillroomCelery(Celery):
@@ -30,6 +30,11 @@ class StillroomCelery(Celery):
         """Not shared with other apps of this process: each has tasks that work on its own room."""
         return super().task(*args, **{"shared": False} | options)
 
+    def send_task(self, *args: Any, **options: Any) -> Any:
+        """With the time it is sent, which Celery's messages lack: beat's ticks come this way too."""
+        headers = {**sent_now(), **(options.get("headers") or {})}
+        return super().send_task(*args, **options | {"headers": headers})
+
 
 def make_app(settings: Settings | None = None) -> StillroomCelery:
     """The app for worker, beat and Flower. Settings come from the environment unless given."""
@@ -41,7 +46,7 @@ def make_app(settings: Settings | None = None) -> StillroomCelery:
     app.conf.worker_consumer = f"{guards}:Consumer"
     app.settings = settings
     app.conf.update(configuration(settings))
-    for module in (refresh, invalidation, marks, sessions):
+    for module in (refresh, invalidation, marks, sessions, abuse, health):
         module.register(app)
     attend(app, settings)
     return app

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +15,11 @@ from typing import Any
 from celery import signals
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
+from stillroom_workers.schedule import SCHEDULE
 
 log = logging.getLogger("stillroom.workers")
+
+SEEN_EVERY_S = 5.0
 
 
 def open_room(settings: Settings) -> Stillroom:
@@ -72,12 +77,32 @@ def attend(app: Any, settings: Settings) -> None:
     def beat(**_: Any) -> None:
         if settings.heartbeat_file:
             touch(settings.heartbeat_file)
+        signs.give(app.room)
 
-    app.receivers = [start, stop, beat]
+    def done(sender: Any, **_: Any) -> None:
+        if sender.app is app and sender.name in scheduled:
+            app.room.health.ticked(sender.name)
+
+    signs, scheduled = SignsOfLife(), {tick.task for tick in SCHEDULE}
+    app.receivers = [start, stop, beat, done]
     signals.worker_init.connect(start, weak=False)
     signals.worker_shutdown.connect(stop, weak=False)
     signals.worker_ready.connect(beat, weak=False)
     signals.heartbeat_sent.connect(beat, weak=False)
+    signals.task_success.connect(done, weak=False)
+
+
+class SignsOfLife:
+    """Tells Redis now and then that this worker is at work. While Redis is away that costs nothing."""
+
+    def __init__(self) -> None:
+        self._due = 0.0  # time.monotonic()
+
+    def give(self, room: Stillroom) -> None:
+        """Celery's heart beats every two seconds; this is done every five or six."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + SEEN_EVERY_S
+            room.health.seen(f"{os.uname().nodename}-{os.getpid()}")
 
 
 def touch(path: Path) -> None:

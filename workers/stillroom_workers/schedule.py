@@ -39,6 +39,18 @@ SCHEDULE = [
         60.0,
         "what expired or was revoked leaves Redis within a minute or two, and its user hears of it",
     ),
+    Tick(
+        "log-abuse",
+        "stillroom.log_abuse",
+        10.0,
+        "an attack is seen, and stopped if its rule bans, within seconds; a scan takes five at most",
+    ),
+    Tick(
+        "snapshot-health",
+        "stillroom.snapshot_health",
+        60.0,
+        "charts need yesterday, rates need the minute before, and a finding is told when it begins",
+    ),
 ]
 
 

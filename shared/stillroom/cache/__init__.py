@@ -4,6 +4,7 @@ from stillroom.cache.body import CachedValue
 from stillroom.cache.cache import AsyncCache, AsyncCachedFunction, Cache, CachedFunction
 from stillroom.cache.entry import Freshness
 from stillroom.cache.images import ImageBody, ImageInfo
+from stillroom.cache.probe import CacheProbe, TodoProbe
 from stillroom.cache.reclaim import Progress
 from stillroom.cache.sharded import ShardedBody, cache_on, shard_keys
 from stillroom.cache.tasks import AsyncTasks, Tasks, TasksBody
@@ -13,6 +14,7 @@ __all__ = [
     "AsyncCachedFunction",
     "AsyncTasks",
     "Cache",
+    "CacheProbe",
     "CachedFunction",
     "CachedValue",
     "Freshness",
@@ -22,6 +24,7 @@ __all__ = [
     "ShardedBody",
     "Tasks",
     "TasksBody",
+    "TodoProbe",
     "cache_on",
     "shard_keys",
 ]

@@ -33,6 +33,7 @@ from stillroom.cache.loaders import (
     several,
 )
 from stillroom.cache.marks import read_clock
+from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.codec import MISS, Codec, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader
@@ -265,13 +266,24 @@ class CacheBody(InvalidationBody):
         if claimed is None:
             return self._report(order, "superseded")
         held, clock, raw = claimed
-        _, freshness = yield from self._judge(raw, name, clock, known)
-        if freshness is not Freshness.STALE:  # fresh again, or gone: its next reader loads it
+        entry, freshness = yield from self._judge(raw, name, clock, known)
+        if (
+            entry is None or freshness is not Freshness.STALE
+        ):  # fresh again, or gone: its next reader loads it
             yield from self._release([(name, held)])
             return self._report(order, "not needed")
         _, stored = yield from self._load_under(name, held, clock, recipe, self._back_off)
-        self.stats.counts["refreshes_done"] += stored
+        if stored:
+            self._count_refresh(entry)
         return self._report(order, "refreshed" if stored else "lease lost")
+
+    def _count_refresh(self, entry: Entry) -> None:
+        """And how late it was; of one that was invalidated softly, before its time, nobody knows."""
+        self.stats.counts["refreshes_done"] += 1
+        lag_ms = self.now_ms() - entry.fresh_until
+        if lag_ms > 0:
+            self.stats.counts[lag_bucket(lag_ms / 1000)] += 1
+            self.stats.counts[LAG_SUM] += lag_ms
 
     def load(self, order: Asked) -> Operation[dict[str, Any]]:
         """Load a value because an app ordered it, whatever is there. Returns a report: `outcome` and `key`.

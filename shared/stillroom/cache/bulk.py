@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, Unpack, overload
 
-from stillroom.cache.body import LATE, STORED, WON, CacheBody, Packed, Stale, new_token
+from stillroom.cache.body import LATE, STORED, WON, Packed, Stale, new_token
+from stillroom.cache.change import ChangeBody
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.invalidation import new_epoch
 from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions, several
@@ -37,8 +38,8 @@ class Ready(NamedTuple):
     swr: int
 
 
-class BulkBody(CacheBody):
-    """CacheBody, and the same for many keys."""
+class BulkBody(ChangeBody):
+    """ChangeBody, and the same for many keys."""
 
     @overload
     def get_many(self, keys: Iterable[str], type: type[T]) -> Operation[dict[str, T]]: ...

@@ -9,6 +9,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import BulkBody
+from stillroom.cache.change import ChangeBody
 from stillroom.cache.images import ImageBody
 from stillroom.cache.loaders import Loader, LoaderOptions, Loaders
 from stillroom.cache.reclaim import ReclaimBody
@@ -87,6 +88,9 @@ class Cache:
     get_or_set_many = blocking(BulkBody.get_or_set_many)
     set = blocking(CacheBody.set)
     set_many = blocking(BulkBody.set_many)
+    add = blocking(ChangeBody.add)
+    incr = blocking(ChangeBody.incr)
+    touch = blocking(ChangeBody.touch)
     invalidate = blocking(CacheBody.invalidate)
     invalidate_many = blocking(BulkBody.invalidate_many)
     invalidate_by_tag = blocking(CacheBody.invalidate_by_tag)
@@ -144,6 +148,9 @@ class AsyncCache:
     get_or_set_many = awaiting(BulkBody.get_or_set_many)
     set = awaiting(CacheBody.set)
     set_many = awaiting(BulkBody.set_many)
+    add = awaiting(ChangeBody.add)
+    incr = awaiting(ChangeBody.incr)
+    touch = awaiting(ChangeBody.touch)
     invalidate = awaiting(CacheBody.invalidate)
     invalidate_many = awaiting(BulkBody.invalidate_many)
     invalidate_by_tag = awaiting(CacheBody.invalidate_by_tag)

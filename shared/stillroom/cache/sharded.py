@@ -14,6 +14,7 @@ from zlib import crc32
 
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import BulkBody
+from stillroom.cache.change import ChangeBody
 from stillroom.cache.images import ImageBody, normalised, tag_of
 from stillroom.cache.invalidation import InvalidationBody
 from stillroom.cache.loaders import Asked, Loader, LoaderOptions, recipe_of
@@ -78,6 +79,15 @@ class ShardedBody:
 
     def set(self, key: str, value: Any, **options: Any) -> Operation[bool]:
         return self._at(key, CacheBody.set, key, value, **options)
+
+    def add(self, key: str, value: Any, **options: Any) -> Operation[bool]:
+        return self._at(key, ChangeBody.add, key, value, **options)
+
+    def incr(self, key: str, by: float = 1) -> Operation[float | None]:
+        return self._at(key, ChangeBody.incr, key, by)
+
+    def touch(self, key: str, **options: Any) -> Operation[bool]:
+        return self._at(key, ChangeBody.touch, key, **options)
 
     def loader(self, function: Callable[..., Any], key: str, options: LoaderOptions) -> Loader:
         return self.shards[0].loader(function, key, options)

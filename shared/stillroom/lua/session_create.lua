@@ -1,6 +1,6 @@
 -- Begins a session. What writes comes after what may refuse: a full server, or a full house, leaves nothing behind.
 -- Also ends two that are overdue, so that sessions do not pile up even where no worker ever runs.
--- KEYS  1 record
+-- KEYS  1 record  2… record that it replaces, if that is in this shard, under each pepper
 -- ARGV  1 prefix  2 user, '' for none  3 tags, one a line  4 idle µs  5 absolute µs
 --       6 most sessions of this user, 0 for any number  7 1: end the oldest to make room, 0: refuse
 --       8 meta  9 bytes of data  10… key, JSON, key, JSON …
@@ -16,14 +16,13 @@ if known then
   return {'ok', known, {}, {}} -- names are never chosen twice: it is this call, sent again
 end
 
-local most, living, stale = tonumber(ARGV[6]), {}, {}
+local replaced = find(prefix, now, {unpack(KEYS, 2)})
+local most, living, stale = tonumber(ARGV[6]), {}, {replaced}
 if most > 0 then
   for _, other in ipairs(redis.call('ZRANGE', prefix .. 'u:' .. user, 0, -1)) do
     local session = read(prefix, other)
-    if session and now < session.deadline and not is_revoked(prefix, session) then
-      living[#living + 1] = session
-    elseif session then
-      stale[#stale + 1] = session
+    if session and not (replaced and replaced.h == other) then
+      table.insert(lives(prefix, session, now) and living or stale, session)
     end
   end
   if #living >= most and ARGV[7] == '0' then
@@ -36,29 +35,28 @@ local deadline = math.min(now + tonumber(ARGV[4]), limit)
 redis.call('HSET', KEYS[1], '_u', user, '_c', plain(now), '_l', plain(now), '_x', plain(limit), '_i', ARGV[4],
   '_v', '1', '_t', tags, '_m', ARGV[8], '_b', ARGV[9], unpack(ARGV, 10))
 redis.call('PEXPIRE', KEYS[1], plain(math.ceil((deadline - now) / 1000) + SLACK_MS))
-local stamp = plain(next_stamp(prefix, now))
+local life = math.ceil(tonumber(ARGV[5]) / 1000) + SLACK_MS
+local stamp = next_stamp(prefix, now, life)
 redis.call('HSET', KEYS[1], '_s', stamp)
 
-local life = math.ceil(tonumber(ARGV[5]) / 1000) + SLACK_MS
-keep_for(prefix .. 'clock', life)
 redis.call('ZADD', prefix .. 'x', plain(deadline), member_of(h, user, tags))
 keep_for(prefix .. 'x', life)
-if user ~= '' then
-  redis.call('ZADD', prefix .. 'u:' .. user, stamp, h)
-  keep_for(prefix .. 'u:' .. user, life)
-end
-for tag in each_line(tags) do
-  redis.call('ZADD', prefix .. 'g:' .. tag, stamp, h)
-  keep_for(prefix .. 'g:' .. tag, life)
+for _, index in ipairs(indexes_of({user = user, tags = tags})) do
+  redis.call('ZADD', prefix .. index, stamp, h)
+  keep_for(prefix .. index, life)
 end
 
+local ended = {}
 for _, session in ipairs(stale) do
   drop(prefix, session)
+  if now >= session.deadline then
+    tell(ended, session)
+  end
 end
 local evicted = {}
 for i = 1, most > 0 and #living - most + 1 or 0 do
   drop(prefix, living[i])
   evicted[i] = living[i].h
 end
-local ended = sweep(prefix, now, 2)
+sweep(prefix, now, 2, ended)
 return {'ok', plain(now), ended, evicted}

@@ -1,10 +1,11 @@
 -- Ends one session of a user by its name in Redis, which is no secret; another user's is left alone.
+-- It opens nothing, so an old name counts long after its grace: the list that showed it may be some minutes old.
 -- KEYS  1 record
 -- ARGV  1 prefix  2 user
 -- returns 1 ended, 0 there was none that lived
 -- include: clock session
 
-local session, _, dead = find(ARGV[1], now_us())
+local session, _, dead = find(ARGV[1], now_us(), KEYS, 0)
 local found = session or dead
 if not found or found.user ~= ARGV[2] then
   return 0

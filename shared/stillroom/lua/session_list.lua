@@ -9,7 +9,7 @@ for _, h in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   local session = read(prefix, h)
   if not session then
     redis.call('ZREM', KEYS[1], h)
-  elseif now < session.deadline and not is_revoked(prefix, session) then
+  elseif lives(prefix, session, now) then
     found[#found + 1] = h
     found[#found + 1] = table.concat(redis.call('HMGET', session.key, unpack(OWN)), '\t')
   end

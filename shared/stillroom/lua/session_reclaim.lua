@@ -11,14 +11,16 @@ if not oldest[1] then
 end
 local index = prefix .. oldest[1]
 local names = redis.call('ZRANGEBYSCORE', index, '-inf', oldest[2], 'LIMIT', 0, most)
+local found = {}
 for _, h in ipairs(names) do
   local session = read(prefix, h)
   if session then
-    drop(prefix, session)
+    found[#found + 1] = session
   else
     redis.call('ZREM', index, h)
   end
 end
+drop_all(prefix, found)
 if #names < most then
   redis.call('ZREM', KEYS[1], oldest[1])
 end

@@ -1,41 +1,43 @@
 -- Ends all sessions of a user or a tag. A few are deleted here; if there are more, all are dead from now on
 -- (`rev`), and a worker deletes them.
--- KEYS  1 index
--- ARGV  1 prefix  2 u:<user> or g:<tag>  3 most to delete here  4… h to keep, under each pepper
--- returns {how many it names, 1 if there is work left}
+-- KEYS  1 index  2… record to keep, under each pepper
+-- ARGV  1 prefix  2 u:<user> or g:<tag>  3 most to delete here
+-- returns {how many ended that lived, 1 if there is work left}
 -- include: clock session
 
-local prefix, most, kept = ARGV[1], tonumber(ARGV[3]), nil
-for i = 4, #ARGV do
-  if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
-    kept = read(prefix, ARGV[i])
+local prefix, now, most = ARGV[1], now_us(), tonumber(ARGV[3])
+local index = table.remove(KEYS, 1)
+-- Only what lives is kept: a stamp of today would bring back what was revoked a moment ago.
+local kept = find(prefix, now, KEYS)
+if kept and not redis.call('ZSCORE', index, kept.h) then
+  kept = nil
+end
+local ended, found = 0, {}
+for _, h in ipairs(redis.call('ZRANGE', index, 0, most - 1)) do
+  local session = read(prefix, h)
+  if not session then
+    redis.call('ZREM', index, h) -- its record is gone; the sweep cleans up after it elsewhere
+  elseif not (kept and kept.h == h) then
+    ended = ended + (lives(prefix, session, now) and 1 or 0)
+    found[#found + 1] = session
   end
 end
-local count = redis.call('ZCARD', KEYS[1]) - (kept and 1 or 0)
-local names = redis.call('ZRANGE', KEYS[1], 0, most)
-for i = 1, math.min(#names, most) do
-  if not (kept and kept.h == names[i]) then
-    local session = read(prefix, names[i])
-    if session then
-      drop(prefix, session)
-    else
-      redis.call('ZREM', KEYS[1], names[i]) -- its record is gone; the sweep cleans up after it elsewhere
-    end
-  end
-end
-if #names <= most then
-  return {count, 0}
+drop_all(prefix, found)
+local spared = kept and 1 or 0
+if redis.call('ZCARD', index) == spared then
+  return {ended, 0}
 end
 
-local now = now_us()
-redis.call('ZADD', prefix .. 'rev', plain(next_stamp(prefix, now)), ARGV[2])
-keep_for(prefix .. 'rev', redis.call('PTTL', KEYS[1]))
+local before = redis.call('ZSCORE', prefix .. 'rev', ARGV[2])
+ended = ended + redis.call('ZCOUNT', index, before and '(' .. before or '-inf', '+inf') - spared
+local life = redis.call('PTTL', index)
+redis.call('ZADD', prefix .. 'rev', next_stamp(prefix, now, life), ARGV[2])
+keep_for(prefix .. 'rev', life)
 if kept then
-  local stamp = plain(next_stamp(prefix, now))
+  local stamp = next_stamp(prefix, now, life)
   redis.call('HSET', kept.key, '_s', stamp)
-  redis.call('ZADD', prefix .. 'u:' .. kept.user, 'XX', stamp, kept.h)
-  for tag in each_line(kept.tags) do
-    redis.call('ZADD', prefix .. 'g:' .. tag, 'XX', stamp, kept.h)
+  for _, name in ipairs(indexes_of(kept)) do
+    redis.call('ZADD', prefix .. name, 'XX', stamp, kept.h)
   end
 end
-return {count, 1}
+return {ended, 1}

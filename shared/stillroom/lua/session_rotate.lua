@@ -11,7 +11,7 @@ local h = string.sub(fresh, #prefix + 3)
 if redis.call('EXISTS', fresh) == 1 then
   return answer(h, fresh) -- names are never chosen twice: it is this call, sent again
 end
-local session, refusal = find(prefix, now)
+local session, refusal = find(prefix, now, KEYS)
 if not session then
   return refusal
 end
@@ -25,17 +25,9 @@ end
 
 redis.call('RENAME', session.key, fresh)
 local old = member_of(session.h, session.user, session.tags)
-local due = redis.call('ZSCORE', prefix .. 'x', old)
-redis.call('ZADD', prefix .. 'x', due or plain(session.deadline), member_of(h, session.user, session.tags))
+redis.call('ZADD', prefix .. 'x', plain(session.deadline), member_of(h, session.user, session.tags))
 redis.call('ZREM', prefix .. 'x', old) -- second: a set that is empty for a moment loses its TTL
-local indexes = {}
-if session.user ~= '' then
-  indexes[1] = 'u:' .. session.user
-end
-for tag in each_line(session.tags) do
-  indexes[#indexes + 1] = 'g:' .. tag
-end
-for _, index in ipairs(indexes) do
+for _, index in ipairs(indexes_of(session)) do
   redis.call('ZADD', prefix .. index, plain(session.stamp), h)
   redis.call('ZREM', prefix .. index, session.h)
 end

@@ -6,7 +6,7 @@
 -- include: clock session
 
 local now = now_us()
-local session, refusal = find(ARGV[1], now)
+local session, refusal = find(ARGV[1], now, KEYS)
 if not session then
   return refusal
 end

@@ -1,6 +1,7 @@
 """Sessions: who is logged in, from where, and for how long."""
 
 from stillroom.sessions.body import SWEEP_TASK, SessionsBody
+from stillroom.sessions.probe import SessionProbe
 from stillroom.sessions.session import Device, Session, SessionEvent
 from stillroom.sessions.sessions import AsyncSessions, Sessions
 
@@ -10,6 +11,7 @@ __all__ = [
     "Device",
     "Session",
     "SessionEvent",
+    "SessionProbe",
     "Sessions",
     "SessionsBody",
 ]

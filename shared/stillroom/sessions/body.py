@@ -14,6 +14,7 @@ from typing import Any, TypeVar, overload
 
 from pydantic import SecretStr
 
+from stillroom import pepper
 from stillroom.codec import Codec
 from stillroom.dispatch import Dispatch
 from stillroom.errors import (
@@ -48,16 +49,17 @@ from stillroom.sessions.session import (
     SessionEvent,
     checked_key,
     decoded,
-    device_fields,
     encoded,
     encoded_meta,
     encoded_tags,
     head,
     joined,
+    read_device,
     size_of,
 )
 from stillroom.sessions.token import (
     SECRET_BYTES,
+    Pepper,
     Place,
     make_handle,
     make_token,
@@ -74,7 +76,8 @@ log = logging.getLogger("stillroom.sessions")
 T = TypeVar("T")
 
 SWEEP_TASK = "stillroom.sweep_sessions"
-BITE = 200  # sessions one script looks at
+BITE = 100  # sessions one script looks at …
+BITE_LIMIT = 1_000  # … and may be told to
 SWEEP_S = 50.0  # one run of the sweep ends after this; the next goes on
 TRIES = 100  # of mutate: each lost one means that somebody else's was won
 DEFERRED_LIMIT = 10_000
@@ -82,8 +85,6 @@ DEFERRED_BITE = 100
 LONGEST_S = 366 * 86_400
 
 Known = Session[Any] | SecretStr | str  # a session, its id, or the text of its cookie
-
-_random_pepper = secrets.token_bytes(32)  # of this process, for want of a setting
 
 
 class SessionsBody:
@@ -100,7 +101,7 @@ class SessionsBody:
         self._keys = keys
         self._codec = Codec(settings)
         self._shards = settings.session_shards
-        self._peppers = tuple(p.get_secret_value().encode() for p in settings.session_peppers)
+        self._peppers: tuple[Pepper, ...] = ()
         self._touch = b"%d" % _us(settings.session_touch)
         self._deferred: dict[Place, Command] = {}
 
@@ -150,8 +151,9 @@ class SessionsBody:
         """Begin a session; its `token` goes into the cookie. `user_id` None: nobody's yet.
 
         `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds.
-        `replaces`: the session before the login, which ends first (a token planted there opens
-        nothing afterwards). `max_per_user` with `on_cap` "evict_oldest" or "reject", which raises TooManySessions.
+        `replaces`: the session before the login, which ends with it (a token planted there opens
+        nothing afterwards). `max_per_user` with `on_cap` "evict_oldest" or "reject", which raises TooManySessions
+        and ends nothing.
         Raises SessionDataRefused, ValueTooLarge, InvalidKey. Redis away or full: SessionStoreUnavailable.
         """
         user = b"" if user_id is None else sanitized(user_id)
@@ -159,25 +161,26 @@ class SessionsBody:
         times = _idle_and_absolute(self.settings, idle, absolute)
         given = {} if data is None else data
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
+        shown = decoded(joined(fields), None) if isinstance(given, Mapping) else given
         labels = b"\n".join(encoded_tags(tags))
         token, place = self._new_place(shard_of(user, self._shards) if user else None)
         makes_room = int(on_cap == "evict_oldest")
         options = (user, labels, *times, max_per_user or 0, makes_room, note, size_of(fields))
-        creates = session_create(
-            self._names(place), self._keys.shard(place.shard), *options, *_flat(fields)
-        )
-        *_, reply = yield from self._ask([*self._ending(replaces), creates])
+        old = None if replaces is None else self._place(replaces)
+        is_near = old is not None and old.shard == place.shard  # then the one script ends it
+        names = [*self._names(place), *(self._names(old) if old and is_near else ())]
+        creates = session_create(names, self._keys.shard(place.shard), *options, *_flat(fields))
+        ends = [self._destroying(old)] if old and not is_near else []
+        *_, reply = yield from self._ask([*(ends if makes_room else ()), creates])
         if reply[0] == b"full":
             raise TooManySessions(reply[1], max_per_user or 0)
+        if ends and not makes_room:  # only now is it known that the visitor keeps nothing of it
+            yield from self._ask(ends)
         self.stats.counts["sessions_created"] += 1
         self._tell_all("expired", place.shard, reply[2])
         self._tell_all("evicted", place.shard, [part for name in reply[3] for part in (name, user)])
         began = head(user, int(reply[1]), *times, labels, note)
-        return Session(
-            **device_fields(place.shard, place.names[0], began),
-            data=decoded(joined(fields), None) if isinstance(given, Mapping) else given,
-            id=token,
-        )
+        return Session(place.shard, place.names[0], began, shown, token)
 
     @overload
     def get(
@@ -295,13 +298,13 @@ class SessionsBody:
         place = self._place(session, denied=True)
         if place is None:
             return False
-        command = self._destroying(place)
         try:
-            (ended,) = yield from self._ask([command])
+            (ended,) = yield from self._ask([self._destroying(place)])
         except SessionStoreUnavailable:
             if not defer or len(self._deferred) >= DEFERRED_LIMIT:
                 raise
-            self._deferred[place] = command
+            # Who rotates it until then, in another process, does not undo this.
+            self._deferred[place] = self._destroying(place, b"%d" % self._server.now_us())
             self.stats.counts["sessions_deferred"] += 1
             return True
         self.stats.counts["sessions_destroyed"] += ended
@@ -356,7 +359,7 @@ class SessionsBody:
             ]
         )
         found = [
-            Device(**device_fields(shard, name, about))
+            read_device(shard, name, about)
             for shard, reply in enumerate(replies)
             for name, about in zip(reply[::2], reply[1::2], strict=True)
         ]
@@ -364,6 +367,8 @@ class SessionsBody:
 
     def end(self, user_id: str, handle: str) -> Operation[bool]:
         """End one session by the handle that a list shows; True if it lived and was this user's.
+
+        Also if it was rotated since it was listed.
 
         Redis away: SessionStoreUnavailable.
         """
@@ -376,17 +381,19 @@ class SessionsBody:
         return bool(ended)
 
     def destroy_for_user(self, user_id: str, keep: Known | None = None) -> Operation[int]:
-        """End all sessions of a user, but for one (a session, its token, or its handle). Returns how many.
+        """End all sessions of a user, but for one (a session, its token, or its handle). Returns how many lived.
 
         True for every reader when it returns, also for logins that began before; of many the memory is reclaimed by
-        workers. Redis away: SessionStoreUnavailable; some shards may have been done then.
+        workers, and those among them that had ended already are counted too. One to keep that does not live is not
+        brought back; what looks like none at all raises SessionEnded, and ends nothing.
+        Redis away: SessionStoreUnavailable; some shards may have been done then.
         """
         user = sanitized(user_id)
         kept = self._kept(keep)
         return (yield from self._revoke(b"u:" + user, kept))
 
     def destroy_by_tag(self, *tags: str) -> Operation[int]:
-        """End all sessions that carry one of these tags. Returns how many. See destroy_for_user."""
+        """End all sessions that carry one of these tags. Returns how many lived. See destroy_for_user."""
         ended = 0
         for tag in encoded_tags(tags):
             ended += yield from self._revoke(b"g:" + tag, None)
@@ -409,17 +416,20 @@ class SessionsBody:
     def sweep(self, limit: int = BITE, seconds: float = SWEEP_S) -> Operation[dict[str, Any]]:
         """Delete what has expired, oldest first, and what was revoked, in bites of `limit`. For a worker.
 
-        Returns {"expired", "deleted", "lag_s", "done"}: `lag_s` is how long the oldest had been due, and
-        `done` is False if `seconds` were up first. Two at once share the work. Redis away: SessionStoreUnavailable.
+        Returns {"expired", "deleted", "lag_s", "done"}: `lag_s` is how long the oldest of them had waited, and
+        `done` is False if `seconds` were up first. Two at once share the work. It works on a server that is full.
+        Raises SettingsError for a `limit` that is none. Redis away: SessionStoreUnavailable.
         """
+        if not 1 <= limit <= BITE_LIMIT:
+            raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
         deadline = time.monotonic() + seconds
         expired = deleted = lag = 0
         left = set(range(self._shards))
         while left and time.monotonic() < deadline:
             for shard in sorted(left):
                 ended, due, waited = yield from self._sweep_shard(shard, limit)
-                gone, unfinished = yield from self._reclaim(shard, limit)
-                expired, deleted, lag = expired + ended, deleted + gone, max(lag, waited)
+                gone, unfinished, longer = yield from self._reclaim(shard, limit)
+                expired, deleted, lag = expired + ended, deleted + gone, max(lag, waited, longer)
                 if due < limit and not unfinished:
                     left.discard(shard)
                 yield Pause(0)  # others first; and each bite has its own deadline
@@ -437,6 +447,20 @@ class SessionsBody:
                 break
             yield Pause(0)
         return len(self._deferred)
+
+    def flush_stats(self) -> Operation[None]:
+        """Write the counts of this process down now. Redis away: they are lost."""
+        self.stats.due = 0.0
+        try:
+            yield from self._ask([], Once)
+        except SessionStoreUnavailable as error:
+            log.info("the last counts are lost: %s", error)
+
+    def is_current(self, session: Session[Any]) -> bool:
+        """Whether its token is its name of today; False for one that was rotated and works on for a moment."""
+        place = self._place(session)
+        handles = () if place is None else [make_handle(place.shard, name) for name in place.names]
+        return session.handle in handles
 
     # Asking
 
@@ -498,10 +522,10 @@ class SessionsBody:
 
     def _revoke(self, name: bytes, keep: Place | None) -> Operation[int]:
         """`name`: u:<user> or g:<tag>."""
-        kept = [() if keep is None or keep.shard != n else keep.names for n in range(self._shards)]
+        kept = {} if keep is None else {keep.shard: self._names(keep)}
         replies = yield from self._ask(
             [
-                session_revoke([prefix + name], prefix, name, BITE, *kept[shard])
+                session_revoke([prefix + name, *kept.get(shard, ())], prefix, name, BITE)
                 for shard in range(self._shards)
                 if (prefix := self._keys.shard(shard))
             ]
@@ -522,11 +546,11 @@ class SessionsBody:
         self._tell_all("expired", shard, ended)
         return len(ended) // 2, due, waited
 
-    def _reclaim(self, shard: int, limit: int) -> Operation[tuple[int, int]]:
-        """(deleted, revocations left)."""
+    def _reclaim(self, shard: int, limit: int) -> Operation[tuple[int, int, int]]:
+        """(deleted, revocations left, how long the oldest has waited, µs)."""
         command = session_reclaim([self._keys.revocations(shard)], self._keys.shard(shard), limit)
-        ((deleted, left, _),) = yield from self._ask([command])
-        return deleted, left
+        ((deleted, left, waited),) = yield from self._ask([command])
+        return deleted, left, waited
 
     # Names
 
@@ -536,20 +560,16 @@ class SessionsBody:
         place = place_of(token, self._ring(), self._shards)
         return None if self._deferred and place in self._deferred and not denied else place
 
-    def _ring(self) -> tuple[bytes, ...]:
+    def _ring(self) -> tuple[Pepper, ...]:
         if not self._peppers:
-            self._peppers = self._stand_in()
-        return self._peppers
-
-    def _stand_in(self) -> tuple[bytes, ...]:
-        if self.settings.production:
-            raise SettingsError(
-                "STILLROOM_SESSION_PEPPERS is missing: sessions need a secret (32 characters or more) in production"
+            secret = pepper.ring(
+                self.settings,
+                self.settings.session_peppers,
+                "STILLROOM_SESSION_PEPPERS",
+                without="sessions end with this process, and no other knows them",
             )
-        log.warning(
-            "STILLROOM_SESSION_PEPPERS is not set: sessions end with this process, and no other knows them"
-        )
-        return (_random_pepper,)
+            self._peppers = tuple(map(Pepper, secret))
+        return self._peppers
 
     def _names(self, place: Place) -> list[bytes]:
         return [self._keys.session(place.shard, name) for name in place.names]
@@ -562,12 +582,9 @@ class SessionsBody:
         assert place is not None
         return SecretStr(token), place
 
-    def _destroying(self, place: Place) -> Command:
-        return session_destroy(self._names(place), self._keys.shard(place.shard))
-
-    def _ending(self, session: Known | None) -> list[Command]:
-        place = None if session is None else self._place(session)
-        return [] if place is None else [self._destroying(place)]
+    def _destroying(self, place: Place, asked: bytes = b"") -> Command:
+        """`asked`: when, in µs, if it is not now."""
+        return session_destroy(self._names(place), self._keys.shard(place.shard), asked)
 
     def _kept(self, keep: Known | None) -> Place | None:
         if keep is None:
@@ -584,9 +601,9 @@ class SessionsBody:
     # Answers
 
     def _read(self, shard: int, reply: Any, id: SecretStr, type: Any) -> Session[Any]:
-        fields = device_fields(shard, reply[1], reply[2])
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
-        return Session(**fields, data=data, id=id)
+        was_touched = len(reply) > 4 and reply[4] == 1
+        return Session(shard, reply[1], reply[2], data, id, was_touched)
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and tell why there is no session."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
@@ -38,22 +38,108 @@ class Device:
     meta: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Session(Device, Generic[T]):
-    """A session and its data. No repr, log or error shows its token."""
+class Session(Generic[T]):
+    """A session: its data, its token, and what a Device says of it. Frozen; no repr, log or error shows its token.
 
-    data: T = field(repr=False)
+    What its record says of itself is read when it is first looked at: most requests only want the data.
+    """
+
+    __slots__ = ("_about", "_device", "data", "id", "was_touched")
+
+    data: T
     id: SecretStr
+    was_touched: bool  # reading it has put off its end
+    _about: tuple[int, bytes, bytes]
+    _device: Device | None
+
+    def __init__(
+        self,
+        shard: int,
+        name: bytes,
+        head: bytes,
+        data: T,
+        id: SecretStr,
+        was_touched: bool = False,
+    ) -> None:
+        _set(self, "_about", (shard, name, head))
+        _set(self, "_device", None)
+        _set(self, "data", data)
+        _set(self, "id", id)
+        _set(self, "was_touched", was_touched)
 
     @property
     def token(self) -> str:
         """The text for the cookie. Whoever has it, has the session."""
         return self.id.get_secret_value()
 
+    @property
+    def device(self) -> Device:
+        """What may be shown of it. Raises SessionUnreadable."""
+        device = self._device
+        if device is None:
+            device = read_device(*self._about)
+            _set(self, "_device", device)
+        return device
+
+    @property
+    def handle(self) -> str:
+        return self.device.handle
+
+    @property
+    def user_id(self) -> str | None:
+        return self.device.user_id
+
+    @property
+    def created(self) -> float:
+        return self.device.created
+
+    @property
+    def last_seen(self) -> float:
+        return self.device.last_seen
+
+    @property
+    def expires_at(self) -> float:
+        return self.device.expires_at
+
+    @property
+    def version(self) -> int:
+        return self.device.version
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self.device.tags
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.device.meta
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Session):
+            return NotImplemented
+        same = self.id == other.id and self.data == other.data
+        return same and self.device == other.device
+
+    __hash__ = None  # type: ignore[assignment]  # its data may change
+
+    def __repr__(self) -> str:
+        return repr(self.device).replace("Device(", "Session(", 1)
+
+
+_set = object.__setattr__
+
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """`kind`: expired, replayed (an old token was used after its grace), evicted (it made room for another)."""
+    """`kind`: expired, replayed (an old token was used after its grace), evicted (it made room for another).
+
+    `handle`: of the session; of a replay, the one that the old token led to, to `end` it.
+    """
 
     kind: str
     handle: str
@@ -121,28 +207,32 @@ def joined(fields: Mapping[bytes, bytes]) -> bytes:
 
 
 def head(user: bytes, now: int, idle: int, absolute: int, tags: bytes, meta: bytes) -> bytes:
-    """What a record says of itself when it begins: see device_fields."""
+    """What a record says of itself when it begins: see read_device."""
     times = b"%d\t%d\t%d\t%d" % (now, now, now + absolute, idle)
     return b"\t".join((user, times, b"1", tags, meta))
 
 
-def device_fields(shard: int, name: bytes, head: bytes) -> dict[str, Any]:
+def read_device(shard: int, name: bytes, head: bytes) -> Device:
     """What a record says besides its data. Raises SessionUnreadable."""
     try:
-        user, created, last_seen, limit, idle, version, tags, meta = head.split(b"\t")
+        user, created, last_seen, limit, idle, version, tags, meta = head.decode().split("\t")
         seen = int(last_seen)
-        return {
-            "handle": make_handle(shard, name),
-            "user_id": original(user).decode() or None,
-            "created": int(created) / 1e6,
-            "last_seen": seen / 1e6,
-            "expires_at": min(seen + int(idle), int(limit)) / 1e6,
-            "version": int(version),
-            "tags": tuple([original(tag).decode() for tag in tags.split(b"\n")]) if tags else (),
-            "meta": from_json(meta) if meta != b"{}" else {},
-        }
+        return Device(
+            handle=make_handle(shard, name),
+            user_id=_as_given(user) or None,
+            created=int(created) / 1e6,
+            last_seen=seen / 1e6,
+            expires_at=min(seen + int(idle), int(limit)) / 1e6,
+            version=int(version),
+            tags=tuple([_as_given(tag) for tag in tags.split("\n")]) if tags else (),
+            meta=from_json(meta) if meta != "{}" else {},
+        )
     except ValueError:
         raise SessionUnreadable("the record lacks fields of its own") from None
+
+
+def _as_given(name: str) -> str:
+    return name if "%" not in name else original(name.encode()).decode()
 
 
 def _items(data: object) -> Iterable[tuple[Any, Any]]:

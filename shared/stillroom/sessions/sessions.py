@@ -30,6 +30,7 @@ class Sessions:
     count = blocking(SessionsBody.count)
     sweep = blocking(SessionsBody.sweep)
     deliver = blocking(SessionsBody.deliver)
+    flush_stats = blocking(SessionsBody.flush_stats)
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:
@@ -58,6 +59,7 @@ class AsyncSessions:
     count = awaiting(SessionsBody.count)
     sweep = awaiting(SessionsBody.sweep)
     deliver = awaiting(SessionsBody.deliver)
+    flush_stats = awaiting(SessionsBody.flush_stats)
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:

@@ -6,7 +6,7 @@ once, writes it in one send and reads the replies with hiredis. Nothing here sle
 
 from stillroom.wire.aio import AsyncWire
 from stillroom.wire.breaker import Breaker
-from stillroom.wire.budget import request_budget, time_left
+from stillroom.wire.budget import Budget, request_budget, time_left
 from stillroom.wire.cluster import (
     AsyncClusterWire,
     AsyncShardWire,
@@ -15,15 +15,17 @@ from stillroom.wire.cluster import (
     slot_of,
 )
 from stillroom.wire.forks import reset_after_fork
-from stillroom.wire.outcome import refusal
+from stillroom.wire.outcome import AWAY, refusal
 from stillroom.wire.server import Clock, Command, Server
 from stillroom.wire.sync import Wire
 
 __all__ = [
+    "AWAY",
     "AsyncClusterWire",
     "AsyncShardWire",
     "AsyncWire",
     "Breaker",
+    "Budget",
     "Clock",
     "ClusterWire",
     "Command",

@@ -17,10 +17,12 @@ local function keep_for(key, ms)
   end
 end
 
-local function next_stamp(prefix, now)
+-- `life`: what it orders is gone after so many ms.
+local function next_stamp(prefix, now, life)
   local newest = tonumber(redis.call('GET', prefix .. 'clock') or '0')
-  local stamp = math.max(now, newest + 1)
-  redis.call('SET', prefix .. 'clock', plain(stamp), 'KEEPTTL')
+  local stamp = plain(math.max(now, newest + 1))
+  redis.call('SET', prefix .. 'clock', stamp, 'KEEPTTL')
+  keep_for(prefix .. 'clock', life)
   return stamp
 end
 
@@ -59,15 +61,24 @@ local function read(prefix, h)
   return session
 end
 
+-- Beside x: nobody lists, or revokes, the sessions of the anonymous, whose user is ''.
+local function indexes_of(session)
+  local names = {}
+  if session.user ~= '' then
+    names[1] = 'u:' .. session.user
+  end
+  for tag in each_line(session.tags) do
+    names[#names + 1] = 'g:' .. tag
+  end
+  return names
+end
+
 local function is_revoked(prefix, session)
   if redis.call('EXISTS', prefix .. 'rev') == 0 then
     return false
   end
-  local names = {'u:' .. session.user} -- nobody revokes '', the user of the anonymous
-  for tag in each_line(session.tags) do
-    names[#names + 1] = 'g:' .. tag
-  end
-  for _, stamp in ipairs(redis.call('ZMSCORE', prefix .. 'rev', unpack(names))) do
+  local names = indexes_of(session)
+  for _, stamp in ipairs(names[1] and redis.call('ZMSCORE', prefix .. 'rev', unpack(names)) or {}) do
     if stamp and tonumber(stamp) >= session.stamp then
       return true
     end
@@ -75,25 +86,37 @@ local function is_revoked(prefix, session)
   return false
 end
 
--- The living session under one of the names in KEYS, or nil and why not.
-local function find(prefix, now)
-  for _, key in ipairs(KEYS) do
-    local session = read(prefix, string.sub(key, #prefix + 3))
-    for _ = 1, HOPS do
-      if not (session and session.to) then
-        break
-      end
-      if now >= session.grace_until then
-        return nil, {'replayed', session.to, session.user}
-      end
-      session = read(prefix, session.to)
+local function lives(prefix, session, now)
+  return now < session.deadline and not is_revoked(prefix, session)
+end
+
+-- Where an old name leads, as far as its graces go that were not over when it was asked for.
+local function follow(prefix, session, asked)
+  for _ = 1, HOPS do
+    if not (session and session.to) or asked >= session.grace_until then
+      break
     end
-    if session and not session.to then
+    session = read(prefix, session.to)
+  end
+  return session
+end
+
+-- The living session under one of these keys, or nil and why not. `asked`: when, if it was not now.
+local function find(prefix, now, keys, asked)
+  asked = asked or now
+  for _, key in ipairs(keys) do
+    local session = follow(prefix, read(prefix, string.sub(key, #prefix + 3)), asked)
+    if session and session.to then
+      if asked >= session.grace_until then
+        local heir = follow(prefix, session, 0)
+        return nil, {'replayed', heir and heir.h or session.to, session.user}
+      end
+    elseif session then
       if now >= session.deadline then
-        return nil, {'expired'}, session
+        return nil, {'expired'}, session -- to be dropped: the clock may step back
       end
       if is_revoked(prefix, session) then
-        return nil, {'revoked'}, session
+        return nil, {'revoked'}
       end
       return session
     end
@@ -109,21 +132,36 @@ local function see(session, now)
   redis.call('HSET', session.key, '_l', plain(session.seen))
 end
 
+-- → whether it was written down
 local function touch(session, now, interval)
-  if now - session.seen >= math.min(interval, session.idle / 20) then
+  local is_due = now - session.seen >= math.min(interval, session.idle / 20)
+  if is_due then
     see(session, now)
+  end
+  return is_due
+end
+
+-- Each call costs more than what it does, so many sessions go with few: at most 1,000, or Lua's stack is full.
+local function drop_all(prefix, sessions)
+  local records, listed = {}, {x = {}}
+  for _, session in ipairs(sessions) do
+    records[#records + 1] = prefix .. 's:' .. session.h
+    table.insert(listed.x, member_of(session.h, session.user, session.tags))
+    for _, index in ipairs(indexes_of(session)) do
+      listed[index] = listed[index] or {}
+      table.insert(listed[index], session.h)
+    end
+  end
+  if #records > 0 then
+    redis.call('UNLINK', unpack(records))
+    for index, members in pairs(listed) do
+      redis.call('ZREM', prefix .. index, unpack(members))
+    end
   end
 end
 
 local function drop(prefix, session)
-  redis.call('UNLINK', prefix .. 's:' .. session.h)
-  redis.call('ZREM', prefix .. 'x', member_of(session.h, session.user, session.tags))
-  if session.user ~= '' then
-    redis.call('ZREM', prefix .. 'u:' .. session.user, session.h)
-  end
-  for tag in each_line(session.tags) do
-    redis.call('ZREM', prefix .. 'g:' .. tag, session.h)
-  end
+  drop_all(prefix, {session})
 end
 
 -- What a record says of itself, tab between tab, and its data put together to one JSON object. Nothing is decoded:
@@ -146,20 +184,26 @@ local function answer(h, key)
   return {'ok', h, table.concat(head, '\t'), '{' .. table.concat(data, ',') .. '}'}
 end
 
+local function tell(ended, session)
+  ended[#ended + 1] = session.h
+  ended[#ended + 1] = session.user
+end
+
 -- Looks at the sessions that are due, oldest first: drops the dead, puts off the living.
--- returns {h, user, h, user …} of the dead, how many were due, how long the oldest had been, µs
-local function sweep(prefix, now, most)
-  local ended, due = {}, redis.call('ZRANGEBYSCORE', prefix .. 'x', '-inf', plain(now), 'WITHSCORES', 'LIMIT', 0, most)
+-- Adds h, user of the dead to `ended`; returns how many were due, how long the oldest had been, µs
+local function sweep(prefix, now, most, ended)
+  local due = redis.call('ZRANGEBYSCORE', prefix .. 'x', '-inf', plain(now), 'WITHSCORES', 'LIMIT', 0, most)
+  local dead = {}
   for i = 1, #due, 2 do
     local session = read_member(due[i])
     local record = read(prefix, session.h)
     if record and not record.to and now < record.deadline then
       redis.call('ZADD', prefix .. 'x', plain(record.deadline), due[i])
     else
-      drop(prefix, session)
-      ended[#ended + 1] = session.h
-      ended[#ended + 1] = session.user
+      dead[#dead + 1] = session
+      tell(ended, session)
     end
   end
-  return ended, #due / 2, due[2] and now - tonumber(due[2]) or 0
+  drop_all(prefix, dead)
+  return #due / 2, due[2] and now - tonumber(due[2]) or 0
 end

@@ -1,0 +1,47 @@
+"""The two faces of abuse detection: `Abuse` for threads, `AsyncAbuse` for asyncio."""
+
+from __future__ import annotations
+
+from stillroom.abuse.body import AbuseBody
+from stillroom.abuse.rules import Rule
+from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+
+
+class Abuse:
+    """Events in, patterns and bans out, for threads and greenlets: `room.abuse`."""
+
+    def __init__(self, body: AbuseBody, driver: Driver) -> None:
+        self._body = body
+        self._driver = driver
+
+    report = blocking(AbuseBody.report)
+    deliver = blocking(AbuseBody.deliver)
+    scan = blocking(AbuseBody.scan)
+    ban = blocking(AbuseBody.ban)
+    lift = blocking(AbuseBody.lift)
+    bans = blocking(AbuseBody.bans)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules in force: the built-in ones, with what STILLROOM_ABUSE_RULES changes and adds."""
+        return self._body.rules
+
+
+class AsyncAbuse:
+    """Events in, patterns and bans out, for asyncio: `room.abuse`. The same names, awaited."""
+
+    def __init__(self, body: AbuseBody, driver: AsyncDriver) -> None:
+        self._body = body
+        self._driver = driver
+
+    report = awaiting(AbuseBody.report)
+    deliver = awaiting(AbuseBody.deliver)
+    scan = awaiting(AbuseBody.scan)
+    ban = awaiting(AbuseBody.ban)
+    lift = awaiting(AbuseBody.lift)
+    bans = awaiting(AbuseBody.bans)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules in force: the built-in ones, with what STILLROOM_ABUSE_RULES changes and adds."""
+        return self._body.rules

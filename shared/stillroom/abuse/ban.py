@@ -1,0 +1,44 @@
+"""A ban as a person sees it, and as Redis holds it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """One ban. Times are the server's clock, seconds since 1970."""
+
+    subject: str  # an IPv4 address, an IPv6 client's prefix, or an IPv6 /48
+    by: str  # "rule" or "operator"
+    rule: str  # empty if an operator banned
+    reason: str  # the operator's
+    level: int  # how many bans it had before
+    since: float
+    until: float
+
+
+class _Record(BaseModel):
+    """What the ban's key holds."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    by: str = ""
+    rule: str = ""
+    reason: str = ""
+    level: int = 0
+    since: float = 0.0
+    until: float = 0.0
+
+
+def read_ban(subject: str, text: bytes | None) -> Ban | None:
+    """The ban in a key; None if it has ended. One written by hand may say nothing of itself."""
+    if text is None:
+        return None
+    try:
+        record = _Record.model_validate_json(text)
+    except ValidationError:
+        record = _Record(by="unknown")
+    return Ban(subject, **record.model_dump())

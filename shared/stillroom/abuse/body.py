@@ -1,0 +1,236 @@
+"""The operations on abuse: what they say to Redis, and when. abuse.py gives them their two faces.
+
+The app and the limiter write events into a stream; a worker reads it (scan.py), and may be behind: nobody waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_network
+from typing import Any
+
+from stillroom import pepper
+from stillroom.abuse.allowance import Allowance
+from stillroom.abuse.ban import Ban, read_ban
+from stillroom.abuse.event import Event, check_kind, cleaned, cleaned_route, kinds_of_apps
+from stillroom.abuse.rules import Rule, kinds_of, read_rules
+from stillroom.abuse.scan import EVENT_LIFE_MS, PEACE_MS, Scan
+from stillroom.abuse.spared import Spared
+from stillroom.errors import BanRefused, EventRefused, RedisUnavailable
+from stillroom.keys import Keys
+from stillroom.operation import Once, Operation
+from stillroom.scripts import abuse_lift, ban
+from stillroom.settings import UNIX, Settings
+from stillroom.stats import Stats
+from stillroom.subject import UNKNOWN, hidden, subject_of
+from stillroom.wire import Command, Server, reset_after_fork
+
+log = logging.getLogger("stillroom.abuse")
+
+LOG_TASK = "stillroom.log_abuse"
+EVENTS_KEPT = 100_000
+HELD_LIMIT = 1_000  # events that wait for a batch to ride along with
+BITE = 200  # events that are counted in one batch
+SCAN_S = 5.0  # one scan ends after this; the next goes on
+LONGEST_BY_HAND_S = 30 * 86_400
+BANS_LISTED = 1_000
+
+
+class AbuseBody:
+    """The operations. A driver runs them."""
+
+    def __init__(self, settings: Settings, server: Server, keys: Keys, stats: Stats) -> None:
+        self.settings = settings
+        self.rules: tuple[Rule, ...] = read_rules(settings.abuse_rules)
+        self._server = server
+        self._keys = keys
+        self._stats = stats
+        self._peppers: tuple[bytes, ...] = ()
+        self._kinds = kinds_of_apps(kinds_of(self.rules))
+        allowed, proxies = map(_networks, (settings.abuse_allow, settings.trusted_proxies))
+        self._spared = Spared(allowed, proxies, settings.limit_v6_prefix)
+        self.reset()
+        reset_after_fork(self)
+
+    def reset(self) -> None:
+        """Nothing held: the parent will send what it holds."""
+        self._held: deque[Event] = deque()
+        self._allowance = Allowance()
+
+    # Events
+
+    def report(
+        self,
+        kind: str,
+        *,
+        ip: str | None = None,
+        user: str | None = None,
+        route: str | None = None,
+    ) -> Operation[bool]:
+        """Tell of something that, done often, is abuse: auth_fail, auth_ok, not_found, session_unknown, csrf_fail …
+
+        `ip`: the client's address. `user`: whom it tried to be, kept as an HMAC only. `route`: the template of the
+        path, or for `not_found` the path; its query, and what could be a token, are left out.
+        True if it was written down. False if not: this process has told of too many of this kind, or Redis is away
+        or full; that is counted, and never raised. Raises EventRefused for a kind no rule could know, or of nobody.
+        """
+        event = self._event(kind, ip, user, route)
+        if not self._allowance.take(kind, time.monotonic()):
+            self._stats.counts["abuse_dropped"] += 1
+            return False
+        return (yield from self._write([*self._take_held(), event]))
+
+    def hold(
+        self,
+        kind: str,
+        *,
+        ip: str | None = None,
+        user: str | None = None,
+        route: str | None = None,
+    ) -> None:
+        """The same without a round trip: it rides along with this process' next counts. Of nobody: nothing."""
+        if ip is None and user is None:
+            return
+        if len(self._held) >= HELD_LIMIT or not self._allowance.take(kind, time.monotonic()):
+            self._stats.counts["abuse_dropped"] += 1
+            return
+        self._held.append(self._event(kind, ip, user, route))
+
+    def riding(self) -> list[Command]:
+        """The commands that write down what is held. Sent with another's batch, they may get lost with it."""
+        events = self._take_held()
+        if events:
+            self._stats.counts["abuse_events"] += len(events)
+        return list(map(self._adding, events))
+
+    def deliver(self) -> Operation[int]:
+        """Write down now what waits to ride along. Returns how many events were lost. Does not raise."""
+        events = self._take_held()
+        written = not events or (yield from self._write(events))
+        return 0 if written else len(events)
+
+    # Background work
+
+    def scan(self, limit: int = BITE, seconds: float = SCAN_S) -> Operation[dict[str, Any]]:
+        """Read what has happened, `limit` events a bite, and log the patterns in it. For a worker.
+
+        Each pattern is one line of the logger `stillroom.abuse`, one entry of the stream `ns:abuse:log`, and a ban
+        if its rule bans. Returns counts: {"events", "patterns", "bans", "aside", "late", "done"}; `aside` could not
+        be read, `late` came too late to be judged, and `done` is False if `seconds` were up first.
+        Several at once share the work. Redis away: RedisUnavailable; what was read is read again, a minute later.
+        """
+        scan = Scan(self.settings, self._server, self._keys, self._stats, self.rules, self._spared)
+        return (yield from scan.run(limit, seconds))
+
+    # Bans
+
+    def ban(self, subject: str, seconds: float, reason: str = "") -> Operation[Ban]:
+        """Ban an address (of IPv6: the client's /64), or an IPv6 /48, for so long. An earlier ban is replaced.
+
+        Raises BanRefused for private ranges, proxies, what is on the allowlist, and a time out of range.
+        Redis away: RedisUnavailable.
+        """
+        name = self._bannable(subject)
+        if not 1 <= seconds <= LONGEST_BY_HAND_S:
+            raise BanRefused(subject, f"{seconds:g} seconds; a ban is for 1 second to 30 days")
+        ms, why = round(seconds * 1000), cleaned(reason)
+        ((since, until),) = yield [ban([self._keys.ban(name), self._keys.bans], name, ms, why)]
+        self._stats.counts["bans"] += 1
+        log.warning("%s is banned for %g s by an operator: %s", name, seconds, why)
+        return Ban(name, "operator", "", why, 0, int(since) / 1000, int(until) / 1000)
+
+    def lift(self, subject: str) -> Operation[bool]:
+        """End a ban, and forget what led to it; True if there was one. For ten minutes no rule bans it again.
+
+        A process that has just denied the subject may do so, from memory, for 5 s more.
+        Redis away: RedisUnavailable.
+        """
+        name = self._named(subject)
+        keys, counts = self._keys, [self._keys.abuse_count(rule.name, name) for rule in self.rules]
+        own = [keys.ban(name), keys.ban_level(name), keys.ban_lifted(name), keys.bans]
+        (lifted,) = yield [abuse_lift([*own, *counts], name, EVENT_LIFE_MS + PEACE_MS)]
+        if lifted:
+            log.warning("the ban of %s was lifted", name)
+        return bool(lifted)
+
+    def bans(self, limit: int = BANS_LISTED) -> Operation[list[Ban]]:
+        """The bans in force, up to `limit`, the one that ends last first. Redis away: RedisUnavailable."""
+        now = b"%d" % self._server.now_ms()
+        query = (b"ZREVRANGEBYSCORE", self._keys.bans, b"+inf", now, b"LIMIT", b"0", b"%d" % limit)
+        (found,) = yield [query]
+        subjects = [name.decode() for name in found]
+        if not subjects:
+            return []
+        (texts,) = yield [(b"MGET", *map(self._keys.ban, subjects))]
+        return [one for found in zip(subjects, texts, strict=True) if (one := read_ban(*found))]
+
+    # Writing events
+
+    def _event(self, kind: str, ip: str | None, user: str | None, route: str | None) -> Event:
+        check_kind(kind, self._kinds)
+        if ip is None and user is None:
+            raise EventRefused(f"{kind}: of whom? Give ip=, user= or both")
+        return Event(
+            kind,
+            ip="" if ip is None else subject_of(ip, self.settings.limit_v6_prefix),
+            user="" if user is None else hidden("user", user, self._pepper()),
+            route=cleaned_route(route or ""),
+        )
+
+    def _pepper(self) -> bytes:
+        """What names are hidden with, as the limiter hides them."""
+        if not self._peppers:
+            self._peppers = pepper.ring(
+                self.settings,
+                self.settings.session_peppers,
+                "STILLROOM_SESSION_PEPPERS",
+                without="users are not known again by other processes, or later",
+            )
+        return self._peppers[0]
+
+    def _write(self, events: Sequence[Event]) -> Operation[bool]:
+        """Once: an event that is written twice counts twice."""
+        try:
+            yield Once(map(self._adding, events))
+        except RedisUnavailable as error:
+            self._stats.counts["abuse_dropped"] += len(events)
+            self._stats.say("events of abuse are lost", error.reason, error)
+            return False
+        self._stats.counts["abuse_events"] += len(events)
+        return True
+
+    def _adding(self, event: Event) -> Command:
+        kept = b"%d" % EVENTS_KEPT
+        return (b"XADD", self._keys.abuse, b"MAXLEN", b"~", kept, b"*", *event.fields())
+
+    def _take_held(self) -> list[Event]:
+        """What is held, by then by nobody else."""
+        events: list[Event] = []
+        while self._held and len(events) < HELD_LIMIT:
+            try:
+                events.append(self._held.popleft())
+            except IndexError:  # another thread took the last one
+                break
+        return events
+
+    def _bannable(self, subject: str) -> str:
+        name = self._named(subject)
+        if why := self._spared.why(name):
+            raise BanRefused(subject, why)
+        return name
+
+    def _named(self, text: str) -> str:
+        """The subject a person means: a network as it stands, of an IPv6 address its client's prefix."""
+        if "/" not in text:
+            return subject_of(text, self.settings.limit_v6_prefix)
+        try:
+            return str(ip_network(text.strip(), strict=False)).removesuffix("/32")
+        except ValueError:
+            return UNKNOWN
+
+
+def _networks(texts: Iterable[str]) -> list[str]:
+    return [text for text in texts if text != UNIX]

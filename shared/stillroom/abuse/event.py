@@ -1,0 +1,136 @@
+"""What the app and the limiter tell of: events, as they stand in the stream. Pure.
+
+Whatever a client sent is printable ASCII of a bounded length from here on: no line of a log can be forged with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+from zlib import crc32
+
+from stillroom.errors import EventRefused, did_you_mean
+
+# `denied` and `near` are the limiter's words; the others the app's, through `report`.
+LIMITER_KINDS = ("denied", "near")
+APP_KINDS = (
+    "auth_fail",
+    "auth_ok",
+    "not_found",
+    "session_unknown",
+    "session_replay",
+    "csrf_fail",
+)
+KINDS = LIMITER_KINDS + APP_KINDS
+KIND_GRAMMAR = r"[a-z][a-z0-9_]{0,31}"
+TEXT_LIMIT = 200  # characters
+ROUTE_LIMIT = 2_000  # of which the first 200 are kept when what could be a token is out
+N_LIMIT = 10**12
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# A part of a path that could be a token: long, and with a digit in it.
+_SECRET = re.compile(r"(?=[^/]*[0-9])[^/]{20,}")
+
+
+class BadEvent(ValueError):
+    """What lies in the stream is no event; the message says why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event. What is not known is empty; `user` is an HMAC; `n` is how often it has happened so far."""
+
+    kind: str
+    ip: str = ""
+    user: str = ""
+    route: str = ""
+    limit: str = ""
+    n: int = 1
+
+    def fields(self) -> list[bytes]:
+        """As XADD takes it: name, value, name, value …"""
+        known = {
+            "kind": self.kind,
+            "n": str(self.n),
+            "limit": self.limit,
+            "ip": self.ip,
+            "user": self.user,
+            "route": self.route,
+        }
+        return [part.encode() for item in known.items() if item[1] for part in item]
+
+
+class Entry(NamedTuple):
+    """An event and its id in the stream, which says when it was written, by the server's clock."""
+
+    id: bytes
+    event: Event
+
+    @property
+    def ms(self) -> int:
+        return int(self.id.partition(b"-")[0])
+
+
+def read_event(fields: Sequence[bytes]) -> Event:
+    """The event of a stream's entry; fields nobody knows are passed over. Raises BadEvent."""
+    texts = [field.decode("utf-8", "backslashreplace") for field in fields]
+    given = dict(zip(texts[::2], texts[1::2], strict=False))
+    kind = given.get("kind", "")
+    if not re.fullmatch(KIND_GRAMMAR, kind):
+        raise BadEvent(f"no kind of event: {cleaned(kind, 40)!r}")
+    return Event(
+        kind,
+        ip=cleaned(given.get("ip", "")),
+        user=cleaned(given.get("user", "")),
+        route=cleaned_route(given.get("route", "")),
+        limit=cleaned(given.get("limit", "")),
+        n=_count(given.get("n", "1")),
+    )
+
+
+def kinds_of_apps(named: Iterable[str]) -> frozenset[str]:
+    """What an app may report: the kinds there are, and those that rules name; but not the limiter's own."""
+    return frozenset({*APP_KINDS, *named}.difference(LIMITER_KINDS))
+
+
+def check_kind(kind: str, allowed: frozenset[str]) -> None:
+    """Raises EventRefused for a kind that no rule could know."""
+    if kind not in allowed:
+        known = sorted(allowed)
+        raise EventRefused(
+            f"{ascii(kind)[:80]} is no kind of event (known: {', '.join(known)}; "
+            f"rules in STILLROOM_ABUSE_RULES may name others){did_you_mean(kind, known)}"
+        )
+
+
+def cleaned(text: str, limit: int = TEXT_LIMIT) -> str:
+    """Printable ASCII, everything else as an escape, cut to `limit` characters.
+
+    >>> cleaned("a\\nb\\x1b[31mé")
+    'a\\\\x0ab\\\\x1b[31m\\\\xe9'
+    """
+    plain = text[:limit].encode("ascii", "backslashreplace").decode()
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain)[:limit]
+
+
+def cleaned_route(route: str) -> str:
+    """A path, or its template, without its query, and without what could be a token.
+
+    >>> cleaned_route("/reset/8Jx0fQ2LkT7uVw5yZa1b?next=/")
+    '/reset/*9356'
+    """
+    path = re.split(r"[?#]", route, maxsplit=1)[0]
+    return _SECRET.sub(_cut_out, cleaned(path, ROUTE_LIMIT))[:TEXT_LIMIT]
+
+
+def _cut_out(secret: re.Match[str]) -> str:
+    """Sixteen bits of it tell two apart, so a scanner can't hide behind long names, and give nothing away."""
+    return f"*{crc32(secret[0].encode()) & 0xFFFF:04x}"
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:20]) <= N_LIMIT):
+        raise BadEvent(f"n is no number: {cleaned(text, 40)!r}")
+    return int(text)

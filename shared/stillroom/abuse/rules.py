@@ -1,0 +1,241 @@
+"""What abuse looks like, as data: the built-in rules, and the operator's file with changes and additions. Pure.
+
+The file is TOML. A table with a built-in rule's name changes the fields that it names; any other is a new rule:
+
+    [rules.scanner]
+    shadow = false          # from now on it bans
+
+    [rules.card_testing]
+    kinds = ["card_declined"]       # the app may report this kind from now on
+    group_by = "ip"
+    threshold = 5
+    window = 600
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stillroom.abuse.event import KIND_GRAMMAR, Event
+from stillroom.errors import SettingsError, did_you_mean
+from stillroom.subject import site_of
+
+RULE_GRAMMAR = r"[a-z][a-z0-9_]{0,39}"
+MEMBERS_PER_THRESHOLD = 4  # how far a rule counts on, so that its line can say how bad it is
+
+Kind = Annotated[str, Field(pattern=f"^{KIND_GRAMMAR}$")]
+Group = Literal["ip", "user", "network"]
+Distinct = Literal["none", "user", "ip", "route", "network"]
+Action = Literal["log", "ban"]
+
+
+class Rule(BaseModel):
+    """So many events of these kinds, in so many seconds, of one `group_by`: that is a pattern."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=f"^{RULE_GRAMMAR}$")
+    why: str = Field("", max_length=200)  # a sentence for whoever reads the log
+    kinds: tuple[Kind, ...] = Field(min_length=1)
+    group_by: Group  # an address (of IPv6 the client's prefix), a user, an IPv6 /48
+    distinct: Distinct = "none"  # count different users, routes …; none: count events
+    threshold: int = Field(ge=1, le=1_000)
+    window: int = Field(ge=1, le=86_400)  # seconds
+    n: int = Field(1, ge=1)  # only events that have happened so often: denials come at 1, 2, 4, 8 …
+    consecutive: bool = False  # count windows in a row that had such an event
+    then: Kind | None = None  # the pattern is complete when an event of this kind follows
+    action: Action = "log"
+    ban: int = Field(300, ge=1, le=86_400)  # seconds of a first ban; each next is 4 times as long
+    shadow: bool = True  # say what would be done, and do not do it
+
+    @model_validator(mode="after")
+    def _make_sense(self) -> Rule:
+        if self.action == "ban" and self.group_by == "user":
+            # Whoever knows a name could lock its owner out: only addresses are ever banned.
+            raise ValueError(
+                "action='ban' needs group_by='ip' or 'network': no user is ever banned"
+            )
+        if self.distinct in _ONE_OF[self.group_by]:
+            raise ValueError(
+                f"one {self.group_by} has one {self.distinct}: distinct={self.distinct!r} counts to 1"
+            )
+        if self.consecutive and (self.distinct != "none" or self.then):
+            raise ValueError("consecutive counts windows: it goes with neither distinct nor then")
+        return self
+
+    @property
+    def kept(self) -> int:
+        """Seconds that a count is kept: its window, or all the windows in a row, each with a pause behind it."""
+        return self.window * (2 * self.threshold + 1 if self.consecutive else 1)
+
+    @property
+    def most(self) -> int:
+        """How many members a count keeps."""
+        return self.threshold * MEMBERS_PER_THRESHOLD
+
+    def group_of(self, event: Event) -> str:
+        """Of whom the event speaks; empty if it does not say, or says nothing that this rule could count."""
+        if self.group_by == "user":
+            return event.user
+        if self.group_by == "ip":
+            return event.ip
+        return site_of(event.ip) or ""
+
+
+_ONE_OF: Mapping[str, tuple[str, ...]] = {
+    "ip": ("ip", "network"),
+    "user": ("user",),
+    "network": ("network",),
+}
+
+BUILT_IN: Mapping[str, Mapping[str, Any]] = {
+    "hammer": {
+        "why": "goes on although it is denied",
+        "kinds": ["denied"],
+        "group_by": "ip",
+        "n": 64,
+        "threshold": 1,
+        "window": 600,
+        "action": "ban",
+    },
+    "credential_stuffing": {
+        "why": "one address fails to log in as many users",
+        "kinds": ["auth_fail"],
+        "group_by": "ip",
+        "distinct": "user",
+        "threshold": 10,
+        "window": 600,
+        "action": "ban",
+    },
+    "password_spraying": {
+        "why": "many addresses fail to log in as one user: ask that user for a second factor",
+        "kinds": ["auth_fail"],
+        "group_by": "user",
+        "distinct": "ip",
+        "threshold": 10,
+        "window": 600,
+    },
+    "guessed_password": {
+        "why": "a user logged in after many failures: compromised?",
+        "kinds": ["auth_fail"],
+        "group_by": "user",
+        "threshold": 10,
+        "window": 600,
+        "then": "auth_ok",
+    },
+    "stuffed_credentials": {
+        "why": "an address logged in after it failed as several users: compromised?",
+        "kinds": ["auth_fail"],
+        "group_by": "ip",
+        "distinct": "user",
+        "threshold": 5,
+        "window": 600,
+        "then": "auth_ok",
+    },
+    "scanner": {
+        "why": "asks for many pages that do not exist",
+        "kinds": ["not_found"],
+        "group_by": "ip",
+        "distinct": "route",
+        "threshold": 20,
+        "window": 60,
+        "action": "ban",
+    },
+    "session_guessing": {
+        "why": "shows tokens of sessions that do not exist",
+        "kinds": ["session_unknown"],
+        "group_by": "ip",
+        "threshold": 20,
+        "window": 60,
+        "action": "ban",
+    },
+    "token_replay": {
+        "why": "a token was used after it had been replaced: stolen?",
+        "kinds": ["session_replay"],
+        "group_by": "user",
+        "threshold": 1,
+        "window": 600,
+    },
+    "ipv6_rotation": {
+        "why": "many clients of one /48 are refused: one client with many addresses?",
+        "kinds": ["denied", "auth_fail", "not_found", "session_unknown"],
+        "group_by": "network",
+        "distinct": "ip",
+        "threshold": 16,
+        "window": 600,
+        "action": "ban",
+    },
+    "creeping_scraper": {
+        "why": "has used nearly all of its quota, minute after minute",
+        "kinds": ["near"],
+        "group_by": "ip",
+        "consecutive": True,
+        "threshold": 30,
+        "window": 60,
+    },
+}
+
+
+def read_rules(path: Path | None) -> tuple[Rule, ...]:
+    """The built-in rules, with what the operator's file changes and adds. Raises SettingsError: each mistake."""
+    tables: dict[str, dict[str, Any]] = {name: dict(rule) for name, rule in BUILT_IN.items()}
+    for name, changes in (_tables_in(path) if path else {}).items():
+        tables[name] = tables.get(name, {}) | changes
+    mistakes: list[str] = []
+    rules = [rule for name, fields in tables.items() if (rule := _rule(name, fields, mistakes))]
+    if mistakes:
+        raise SettingsError("\n".join(f"STILLROOM_ABUSE_RULES={path}: {one}" for one in mistakes))
+    return tuple(rules)
+
+
+def kinds_of(rules: Iterable[Rule]) -> frozenset[str]:
+    """All kinds of event that some rule looks at."""
+    return frozenset(kind for rule in rules for kind in (*rule.kinds, rule.then) if kind)
+
+
+def _tables_in(path: Path) -> Mapping[str, dict[str, Any]]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"STILLROOM_ABUSE_RULES={path}: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"STILLROOM_ABUSE_RULES={path}: not TOML: {error}") from None
+    rules = content.pop("rules", {})
+    if (
+        content
+        or not isinstance(rules, dict)
+        or not all(isinstance(r, dict) for r in rules.values())
+    ):
+        raise SettingsError(
+            f"STILLROOM_ABUSE_RULES={path}: it holds tables named [rules.<name>], and nothing else"
+        )
+    return rules
+
+
+def _rule(name: str, fields: Mapping[str, Any], mistakes: list[str]) -> Rule | None:
+    """The rule; or None, and a line for each mistake in it."""
+    try:
+        return Rule.model_validate({**fields, "name": name})
+    except ValidationError as error:
+        hint = "" if name in BUILT_IN else did_you_mean(name, BUILT_IN)
+        what = [_explained(detail, hint) for detail in error.errors()]
+        mistakes.extend(f"rule {ascii(name)[1:-1]}: {one}" for one in what)
+        return None
+
+
+def _explained(detail: Any, hint: str) -> str:
+    field = ".".join(map(str, detail["loc"]))
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        return f"{field} is not a field{did_you_mean(field, Rule.model_fields)}"
+    if detail["type"] == "missing":
+        return f"{field} is missing, and no built-in rule has this name{hint}"
+    if detail["type"] == "literal_error":
+        allowed = get_args(Rule.model_fields[field].annotation)
+        return f"{field}={detail['input']!r}: {message}{did_you_mean(detail['input'], allowed)}"
+    return f"{field}={detail['input']!r}: {message}" if field else message

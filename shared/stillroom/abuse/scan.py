@@ -1,0 +1,282 @@
+"""Reading the stream of events, and saying what is in it.
+
+Workers read as one group, and one may be killed at any point: what it had not acknowledged is read again. Hence
+**nothing here counts reading**: a count is a set of what was seen, and a pattern with its ban is one script, which
+knows the event that completed it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from stillroom.abuse.event import BadEvent, Entry, cleaned, read_event
+from stillroom.abuse.patterns import (
+    Finding,
+    Pattern,
+    Sample,
+    Tally,
+    findings,
+    pattern_of,
+    samples_of,
+)
+from stillroom.abuse.rules import Rule
+from stillroom.abuse.spared import Spared
+from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.keys import Keys
+from stillroom.operation import Once, Operation, Pause
+from stillroom.scripts import abuse_count, abuse_judge
+from stillroom.settings import Settings
+from stillroom.stats import Stats
+from stillroom.wire import Command, Server
+
+log = logging.getLogger("stillroom.abuse")
+
+GROUP = b"workers"
+# All workers are one consumer: what was left behind is known by its idle time, and no list of the dead grows.
+CONSUMER = b"worker"
+LEFT_AFTER_MS = 60_000  # whoever read an event and has not finished by then is dead
+DELIVERIES = 5  # an event that was read so often, and never finished, is not read again
+LEFT_BITE = 100  # of those that a dead worker left
+PATTERNS_KEPT = 10_000
+ASIDE_KEPT = 1_000
+EVENT_LIFE_MS = (
+    3_600_000  # nobody is banned for what is longer ago: the address may be another's by now
+)
+GROUPS_LIMIT = 50_000  # counts, of all rules together
+LONGEST_BAN_MS = 86_400_000
+JITTER = 0.1  # so that those banned together do not come back together
+LEVEL_KEPT_MS = 7 * 86_400_000  # a week without a ban, and the next is a first one
+PEACE_MS = 600_000  # after a ban was lifted
+PART = 100  # scripts in one batch: it has to be done within `command_timeout`, by a busy server too
+COUNTS = ("events", "patterns", "bans", "aside", "late")
+
+Raw = tuple[
+    bytes, Sequence[bytes]
+]  # an entry as the stream has it: id, and name, value, name, value …
+
+
+class Scan:
+    """One reading of the stream, for a few seconds at most."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        server: Server,
+        keys: Keys,
+        stats: Stats,
+        rules: tuple[Rule, ...],
+        spared: Spared,
+    ) -> None:
+        self._settings = settings
+        self._server = server
+        self._keys = keys
+        self._stats = stats
+        self._rules = rules
+        self._spared = spared
+        self._done: Counter[str] = Counter()
+
+    def run(self, limit: int, seconds: float) -> Operation[dict[str, Any]]:
+        """See AbuseBody.scan."""
+        deadline = time.monotonic() + seconds
+        yield from self._take_over(deadline)
+        entries = yield from self._read(limit)
+        while entries:
+            yield from self._finish(entries)
+            yield Pause(0)  # others first; and each bite has its own deadline
+            if time.monotonic() > deadline:
+                break
+            entries = yield from self._read(limit)
+        yield from self._tidy()
+        return {name: self._done[name] for name in COUNTS} | {"done": not entries}
+
+    # Reading
+
+    def _read(self, limit: int) -> Operation[Sequence[Raw]]:
+        """The next events, which nobody has read."""
+        reads = (
+            *(b"XREADGROUP", b"GROUP", GROUP, CONSUMER),
+            *(b"COUNT", b"%d" % limit, b"STREAMS", self._keys.abuse, b">"),
+        )
+        reply = yield from self._in_group(reads)
+        return reply[0][1] if reply else []
+
+    def _take_over(self, deadline: float) -> Operation[None]:
+        """What a dead worker has read and not finished: one by one, since one of them may be what killed it.
+
+        Not by XAUTOCLAIM: it does not say how often an entry was delivered, and what it says of an entry that the
+        stream no longer has differs from version to version.
+        """
+        left = yield from self._left()
+        for name, _, _, deliveries in left:
+            if time.monotonic() > deadline:
+                break
+            if deliveries < DELIVERIES:
+                yield from self._finish((yield from self._claim(name)))
+            else:
+                fields = yield from self._look_up(name)
+                yield from self._set_aside(name, f"read {deliveries} times, never finished", fields)
+            yield Pause(0)
+
+    def _left(self) -> Operation[Sequence[Any]]:
+        """(id, consumer, idle ms, deliveries) of what was read a while ago and not acknowledged."""
+        limits = (b"IDLE", b"%d" % LEFT_AFTER_MS, b"-", b"+", b"%d" % LEFT_BITE)
+        left: list[Any] = yield from self._in_group((b"XPENDING", self._keys.abuse, GROUP, *limits))
+        return left
+
+    def _claim(self, name: bytes) -> Operation[Sequence[Raw]]:
+        """The entry, unless another worker was first, or the stream no longer has it."""
+        idle = b"%d" % LEFT_AFTER_MS
+        claims = (b"XCLAIM", self._keys.abuse, GROUP, CONSUMER, idle, name)
+        (claimed,) = yield Once([claims])
+        fields = yield from self._look_up(name)
+        if not fields:  # trimmed away: Redis 6.2 would keep it among the pending for ever
+            yield [self._acknowledging([name])]
+        return [(name, fields)] if claimed and fields else []
+
+    def _look_up(self, name: bytes) -> Operation[Sequence[bytes]]:
+        """The fields of an entry; none if the stream no longer has it."""
+        (found,) = yield [(b"XRANGE", self._keys.abuse, name, name)]
+        return found[0][1] if found else []
+
+    def _in_group(self, command: Command) -> Operation[Any]:
+        """The reply; the group is made where there is none: at first, and after a flush."""
+        try:
+            (reply,) = yield Once([command])
+        except RedisRefused as refused:
+            if refused.reason != "nogroup":
+                raise
+            yield from self._make_group()
+            (reply,) = yield Once([command])
+        return reply
+
+    def _make_group(self) -> Operation[None]:
+        """It begins with what was written before there were workers."""
+        try:
+            yield [(b"XGROUP", b"CREATE", self._keys.abuse, GROUP, b"0", b"MKSTREAM")]
+        except RedisRefused as refused:
+            if refused.reason != "busygroup":  # another worker was first
+                raise
+
+    # Finishing
+
+    def _finish(self, raw: Sequence[Raw]) -> Operation[None]:
+        """Judge these entries and acknowledge them. If one of them makes it fail, all are left: see _take_over."""
+        if not raw:
+            return
+        try:
+            yield from self._judge((yield from self._readable(raw)))
+        except RedisUnavailable:
+            raise
+        except Exception:
+            log.exception("%d events could not be judged; they are read again", len(raw))
+            return
+        yield [self._acknowledging([name for name, _ in raw])]
+        self._done["events"] += len(raw)
+
+    def _readable(self, raw: Sequence[Raw]) -> Operation[list[Entry]]:
+        """The entries that can be read and are not too old; the others are set aside, or counted."""
+        entries: list[Entry] = []
+        for name, fields in raw:
+            try:
+                entries.append(Entry(name, read_event(fields)))
+            except BadEvent as error:
+                yield from self._set_aside(name, str(error), fields)
+        oldest = self._server.now_ms() - EVENT_LIFE_MS
+        timely = [entry for entry in entries if entry.ms >= oldest]
+        self._done["late"] += len(entries) - len(timely)
+        return timely
+
+    def _set_aside(self, name: bytes, reason: str, fields: Sequence[bytes]) -> Operation[None]:
+        """Where a person finds it, with the reason; it is never read again."""
+        texts = [cleaned(part.decode("utf-8", "backslashreplace")) for part in fields[:20]]
+        about = (b"id", name, b"reason", reason.encode(), b"event", json.dumps(texts).encode())
+        adds = (b"XADD", self._keys.abuse_aside, b"MAXLEN", b"~", b"%d" % ASIDE_KEPT, b"*", *about)
+        yield [adds, self._acknowledging([name])]
+        log.error("event %s of abuse is set aside: %s", name.decode(), reason)
+        self._done["aside"] += 1
+
+    def _acknowledging(self, names: Iterable[bytes]) -> Command:
+        return (b"XACK", self._keys.abuse, GROUP, *names)
+
+    def _tidy(self) -> Operation[None]:
+        """Bans that have run out leave the index; counts are written down."""
+        now = self._server.now_ms()
+        drops = (b"ZREMRANGEBYSCORE", self._keys.bans, b"-inf", b"%d" % now)
+        try:
+            yield [drops, *self._stats.flush(now)]
+        except RedisRefused as refused:
+            if refused.reason != "oom":  # a server that is full refuses to count
+                raise
+
+    # Judging
+
+    def _judge(self, entries: Sequence[Entry]) -> Operation[None]:
+        samples = [sample for entry in entries for sample in samples_of(self._rules, entry)]
+        replies = yield from _in_parts(list(map(self._counting, samples)))
+        found = findings(samples, list(map(Tally.read, replies)))
+        if not found:
+            return
+        patterns = [pattern_of(finding, self._action(finding)) for finding in found]
+        commands = [self._judging(*pair) for pair in zip(found, patterns, strict=True)]
+        verdicts = yield from _in_parts(commands)
+        for pattern, (verdict, *outcome) in zip(patterns, verdicts, strict=True):
+            if verdict != b"known":
+                action, level, ban_ms = outcome
+                self._tell(pattern.judged(action.decode(), level, ban_ms), verdict == b"new")
+
+    def _counting(self, sample: Sample) -> Command:
+        rule, keys = sample.rule, self._keys
+        window = rule.kept if rule.consecutive else rule.window
+        return abuse_count(
+            [keys.abuse_count(rule.name, sample.group), keys.abuse_groups],
+            *(sample.member, sample.entry.ms, window * 1000, rule.kept * 1000),
+            *(rule.most, GROUPS_LIMIT, int(rule.consecutive), rule.threshold),
+        )
+
+    def _action(self, finding: Finding) -> str:
+        """What is to be done: what the rule says, but for those who are never banned."""
+        rule, subject = finding.sample.rule, finding.sample.group
+        return "spared" if rule.action == "ban" and self._spared.why(subject) else rule.action
+
+    def _judging(self, finding: Finding, pattern: Pattern) -> Command:
+        rule, entry = finding.sample.rule, finding.sample.entry
+        window, fields = rule.window * 1000, pattern.fields()
+        keys = [self._keys.abuse_seen(rule.name, finding.sample.claim), self._keys.abuse_log]
+        about = (entry.id, entry.ms, window, window + EVENT_LIFE_MS, PATTERNS_KEPT, pattern.action)
+        bans = pattern.action == "ban" and not rule.shadow
+        more, how = self._banning(rule, pattern.subject) if bans else ([], ())
+        return abuse_judge([*keys, *more], *about, len(fields), *fields, *how)
+
+    def _banning(self, rule: Rule, subject: str) -> tuple[list[bytes], Sequence[str | int]]:
+        """What the script needs besides, to ban."""
+        keys = self._keys
+        own = [keys.ban(subject), keys.ban_level(subject), keys.ban_lifted(subject)]
+        jitter = f"{random.uniform(0, JITTER):.4f}"
+        times = (rule.ban * 1000, LONGEST_BAN_MS, jitter, self._settings.ban_cap)
+        how = (subject, rule.name, *times, LEVEL_KEPT_MS, PEACE_MS)
+        return [*own, keys.bans, keys.ban_times], how
+
+    def _tell(self, pattern: Pattern, is_new: bool) -> None:
+        """One line, which nothing that a client sent can break. A worker that died may have said it before."""
+        log.warning("abuse.pattern %s", pattern.line())
+        if is_new:
+            self._done["patterns"] += 1
+            self._stats.counts["abuse_patterns"] += 1
+        if is_new and pattern.action == "ban" and not pattern.shadow:
+            self._done["bans"] += 1
+            self._stats.counts["bans"] += 1
+
+
+def _in_parts(commands: Sequence[Command]) -> Operation[list[Any]]:
+    """The replies to all of them."""
+    replies: list[Any] = []
+    for start in range(0, len(commands), PART):
+        replies += yield list(commands[start : start + PART])
+        yield Pause(0)
+    return replies

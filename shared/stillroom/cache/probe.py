@@ -1,0 +1,86 @@
+"""What the cache tells of itself to whoever asks for health."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stillroom.keys import Keys
+from stillroom.wire import Command
+
+# Seconds from being stale to being fresh again, and the count for each refresh that took no longer.
+LAG_BUCKETS = {bound: f"refresh_lag_{bound}" for bound in (1, 5, 15, 60, 300, 3_600)}
+LAG_LONGER = "refresh_lag_longer"
+LAG_SUM = "refresh_lag_ms"
+COUNTED = {
+    "hits": "hits",
+    "stale": "stale",
+    "misses": "misses",
+    "loads": "loads",
+    "load_errors": "load_errors",
+    "refreshes": "refreshes_done",
+    "refresh_errors": "refresh_errors",
+    "fallbacks": "fallbacks",
+    "decode_errors": "decode_errors",
+    "not_stored": "not_stored",
+}
+
+
+def lag_bucket(seconds: float) -> str:
+    """The count that a refresh with this lag belongs to."""
+    return next((name for bound, name in LAG_BUCKETS.items() if seconds <= bound), LAG_LONGER)
+
+
+class CacheProbe:
+    """The part `cache`: counts only, so it asks for nothing."""
+
+    part = "cache"
+
+    def commands(self, now_ms: int) -> Sequence[Command]:
+        return ()
+
+    def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
+        return {}
+
+    def count(self, counts: Mapping[str, int] | None) -> Mapping[str, Any]:
+        if counts is None:
+            return {}
+        fields = {field: counts.get(name, 0) for field, name in COUNTED.items()}
+        answered = fields["hits"] + fields["stale"]
+        lookups = answered + fields["misses"]
+        return {**fields, "hit_ratio": answered / lookups if lookups else None, **_lag(counts)}
+
+
+class TodoProbe:
+    """For the part `tasks`: what invalidations promised and workers have not done."""
+
+    part = "tasks"
+
+    def __init__(self, shards: Sequence[Keys]) -> None:
+        self._shards = shards
+
+    def commands(self, now_ms: int) -> Sequence[Command]:
+        return [(b"ZCARD", keys.todo) for keys in self._shards]
+
+    def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
+        return {"todo": None if None in replies else sum(replies)}
+
+    def count(self, counts: Mapping[str, int] | None) -> Mapping[str, Any]:
+        return {}
+
+
+def _lag(counts: Mapping[str, int]) -> Mapping[str, float | None]:
+    """Its mean, and the bound of the bucket that 95 % are in or below; None where nothing was refreshed."""
+    buckets = {bound: counts.get(name, 0) for bound, name in LAG_BUCKETS.items()}
+    refreshes = sum(buckets.values()) + counts.get(LAG_LONGER, 0)
+    if not refreshes:
+        return {}
+    reached, bounds = 0, iter(buckets.items())
+    bound = 0
+    while reached < 0.95 * refreshes:
+        bound, number = next(bounds, (86_400, refreshes))
+        reached += number
+    return {
+        "refresh_lag_s": counts.get(LAG_SUM, 0) / refreshes / 1000,
+        "refresh_lag_p95_s": bound,
+    }

@@ -1,0 +1,101 @@
+"""`stillroom bans`: who is banned, and ending it; `stillroom abuse rules`: what it is that bans."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from stillroom.abuse import Ban, Rule
+from stillroom.abuse.rules import read_rules
+from stillroom.cli.tables import open_room, print_table, when
+from stillroom.settings import Settings
+
+bans = typer.Typer(help="Who is banned, and ending it.", no_args_is_help=True)
+abuse = typer.Typer(help="What looks like abuse.", no_args_is_help=True)
+
+Subject = Annotated[
+    str, typer.Argument(help="An address (of IPv6: its client's /64), or an IPv6 /48.")
+]
+BAN_COLUMNS = ("subject", "ends", "since", "by", "level", "reason")
+RULE_COLUMNS = ("rule", "what", "does", "why")
+UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+@bans.command("list")
+def show(limit: Annotated[int, typer.Option(help="Not more than so many.")] = 1_000) -> None:
+    """The bans in force, the one that ends last first."""
+    with open_room() as room:
+        found = room.abuse.bans(limit)
+    print_table(_ban_table(found))
+    typer.echo(f"{len(found)} bans")
+
+
+@bans.command()
+def add(
+    subject: Subject,
+    for_: Annotated[str, typer.Option("--for", help="90s, 10m, 6h, 30d.")],
+    reason: Annotated[str, typer.Option(help="For whoever reads the list.")] = "",
+) -> None:
+    """Ban somebody. Private ranges, trusted proxies and the allowlist can't be banned."""
+    seconds = _seconds(for_)
+    with open_room() as room:
+        ban = room.abuse.ban(subject, seconds, reason)
+    typer.echo(f"{ban.subject} is banned until {when(ban.until)} UTC")
+
+
+@bans.command()
+def lift(subject: Subject) -> None:
+    """End a ban, and forget what led to it. For ten minutes no rule bans the subject again."""
+    with open_room() as room:
+        lifted = room.abuse.lift(subject)
+    typer.echo(f"the ban of {subject} is lifted" if lifted else f"{subject} was not banned")
+
+
+@abuse.command()
+def rules() -> None:
+    """The rules in force: the built-in ones, with what STILLROOM_ABUSE_RULES changes and adds."""
+    print_table(_rule_table(read_rules(Settings().abuse_rules)))
+
+
+def _seconds(text: str) -> int:
+    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if found is None:
+        raise typer.BadParameter(
+            f"{text!r} is no time: a number and s, m, h or d, such as 10m", param_hint="--for"
+        )
+    return int(found[1]) * UNITS[found[2]]
+
+
+def _ban_table(found: list[Ban]) -> Table:
+    table = Table(*BAN_COLUMNS)
+    for ban in found:
+        about = (when(ban.until), when(ban.since), ban.rule or ban.by, str(ban.level))
+        table.add_row(ban.subject, *about, escape(ban.reason))
+    return table
+
+
+def _rule_table(found: tuple[Rule, ...]) -> Table:
+    table = Table(*RULE_COLUMNS)
+    for rule in found:
+        table.add_row(rule.name, _what(rule), _does(rule), escape(rule.why))
+    return table
+
+
+def _what(rule: Rule) -> str:
+    kinds = " or ".join(rule.kinds) + (f" at {rule.n} or more" if rule.n > 1 else "")
+    counted = "" if rule.distinct == "none" else f", each of another {rule.distinct}"
+    windows = " windows in a row with" if rule.consecutive else " ×"
+    then = f", then {rule.then}" if rule.then else ""
+    return (
+        f"{rule.threshold}{windows} {kinds}{counted}{then}; by {rule.group_by}, in {rule.window} s"
+    )
+
+
+def _does(rule: Rule) -> str:
+    if rule.action == "log":
+        return "log"
+    return f"would ban {rule.ban} s (shadow)" if rule.shadow else f"ban {rule.ban} s"

@@ -1,0 +1,179 @@
+"""`stillroom doctor`: each line says what is right, or what is wrong and what to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import typer
+from rich.markup import escape
+
+from stillroom.cli.health import COLOURS, console, number, size
+from stillroom.dispatch import NoDispatch
+from stillroom.errors import RedisUnavailable
+from stillroom.health import Advice, Report
+from stillroom.health.report import Server, Status, worst
+from stillroom.room import Stillroom
+from stillroom.settings import Settings, redact
+
+OLDEST = (6, 2)
+CLOCK_S = 1.0
+SIGNS = {"pass": "✓", "warn": "!", "fail": "✗"}
+REHEARSED = "stillroom-doctor"
+
+
+class Line(NamedTuple):
+    """One finding, good or bad."""
+
+    status: Status
+    about: str
+    sentence: str
+
+
+def doctor() -> None:
+    """Settings, connections, versions, eviction, rights, clocks, clients, slowlog, memory and pending work.
+
+    What the app does is rehearsed with a key and a session of its own. Exit code: 1 if something fails.
+    """
+    with Stillroom(dispatch=NoDispatch()) as room:
+        lines = list(examined(room))
+    printer = console()
+    for line in lines:
+        colour = COLOURS[line.status]
+        sign = f"[{colour}]{SIGNS[line.status]}[/{colour}]"
+        printer.print(f"{sign} {line.about}: {escape(line.sentence)}", soft_wrap=True)
+    if worst([line.status for line in lines]) == "fail":
+        raise typer.Exit(1)
+
+
+def examined(room: Stillroom) -> Iterator[Line]:
+    """All lines, in the order of their causes: who can't connect has no policy to look at."""
+    yield from _settings(room.settings)
+    report = room.health.examine()
+    told: list[Advice] = []
+    for server in report.servers:
+        for part, sentence in _of_server(server):
+            advice = [
+                found for found in report.advice if found.component == f"{server.name}:{part}"
+            ]
+            told += advice
+            yield from _judged(f"{server.name} {part}", advice, sentence)
+        yield from _beyond_advice(server)
+        if server.connection.is_up:
+            wire = room.state_wire if "state" in server.roles else room.wire
+            yield _clock(server.name, wire.server.now_ms() / 1000 - time.time())
+    if all(server.connection.is_up for server in report.servers):
+        yield _rehearsed("rights to cache", lambda: _use_cache(room))
+        yield _rehearsed("rights to sessions", lambda: _use_sessions(room))
+    yield from _pending(report)
+    if report.system is None:
+        yield Line("pass", "system", "not looked at: pip install 'stillroom[health]' brings psutil")
+    for found in report.advice:
+        if found not in told:
+            yield Line(found.severity, found.component, f"{found.what} {found.todo}")
+
+
+def _settings(settings: Settings) -> Iterator[Line]:
+    where = redact(settings.redis_url)
+    if settings.cache_url is not None:
+        where += f", the cache's {redact(settings.cache_url)}"
+    yield Line("pass", "settings", f"namespace {settings.namespace}, Redis at {where}")
+    if not settings.session_peppers:
+        severity: Status = "fail" if settings.production else "warn"
+        todo = "Sessions end with the process that made them: set STILLROOM_SESSION_PEPPERS."
+        yield Line(severity, "settings", f"no pepper is set. {todo}")
+    if settings.health_token is None:
+        todo = "Set STILLROOM_HEALTH_TOKEN to see /health's details from elsewhere."
+        yield Line("pass", "settings", f"details of health are for health_networks only. {todo}")
+
+
+def _of_server(server: Server) -> Iterator[tuple[str, str]]:
+    """(the part, what is right about it if no advice says otherwise)."""
+    yield "connection", f"answers in {server.connection.latency_ms or 0:.1f} ms"
+    info = server.redis
+    if info is None:
+        return
+    roles = " and ".join(server.roles)
+    limit = "no maxmemory" if info.memory.limit is None else f"of {size(info.memory.limit)}"
+    yield "memory", f"{size(info.memory.used)} {limit}; {info.memory.policy} is right for {roles}"
+    yield "clients", f"{number(info.clients.connected)} of {number(info.clients.limit)}"
+    yield "operations", f"{number(info.operations.slowlog)} commands in the slowlog, no new ones"
+    yield "persistence", "the last writes to disk went well"
+
+
+def _beyond_advice(server: Server) -> Iterator[Line]:
+    """What only an operator asks for."""
+    info = server.redis
+    if info is None:
+        return
+    if info.version is not None:
+        yield _version(server.name, info.product or "redis", info.version)
+    if info.memory.limit is None:
+        todo = "It may take all memory of its machine: CONFIG SET maxmemory."
+        yield Line("warn", f"{server.name} memory", f"no limit is set. {todo}")
+    if info.memory.doctor:
+        yield Line("pass", f"{server.name} MEMORY DOCTOR", " ".join(info.memory.doctor.split()))
+
+
+def _version(name: str, product: str, version: str) -> Line:
+    """Valkey begins at 7.2, so its numbers are all new enough."""
+    known = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if product == "redis" and known < OLDEST:
+        return Line("fail", f"{name} version", f"Redis {version} is too old: 6.2 is the least.")
+    return Line("pass", f"{name} version", f"{product} {version}")
+
+
+def _clock(name: str, ahead_s: float) -> Line:
+    if abs(ahead_s) < CLOCK_S:
+        return Line("pass", f"{name} clock", f"{abs(ahead_s) * 1000:.0f} ms from this machine's")
+    sentence = f"{abs(ahead_s):.1f} s from this machine's. Nothing breaks, but logs and charts disagree: run NTP."
+    return Line("warn", f"{name} clock", sentence)
+
+
+def _judged(about: str, advice: Iterable[Advice], good: str) -> Iterator[Line]:
+    wrong = [Line(found.severity, about, f"{found.what} {found.todo}") for found in advice]
+    yield from wrong or [Line("pass", about, good)]
+
+
+# Whether this user may do what the app does is found out by doing it.
+
+
+def _rehearsed(about: str, act: Callable[[], None]) -> Line:
+    try:
+        act()
+    except RedisUnavailable as error:
+        todo = " Give this user the commands it lacks." if error.reason == "noperm" else ""
+        return Line("fail", about, f"{error}.{todo}")
+    return Line("pass", about, "this user may do what the app does")
+
+
+def _use_cache(room: Stillroom) -> None:
+    """`set` and `get` fall back without a word; `invalidate` does not."""
+    room.cache.invalidate(REHEARSED)
+    if not room.cache.set(REHEARSED, 1, ttl=10) or room.cache.get(REHEARSED) != 1:
+        raise RedisUnavailable("noperm", "a value could not be stored and read")
+    room.cache.invalidate(REHEARSED)
+
+
+def _use_sessions(room: Stillroom) -> None:
+    session = room.sessions.create(None, idle=10, absolute=10)
+    room.sessions.update(session, {"a": 1})
+    room.sessions.destroy(session)
+
+
+def _pending(report: Report) -> Iterator[Line]:
+    tasks, sessions = report.tasks, report.sessions
+    if tasks is None:
+        return
+    depths = [f"{queue.name} {number(queue.depth)}" for queue in tasks.queues or ()]
+    waiting = ", ".join([*depths, f"todo {number(tasks.todo)}"])
+    due = (
+        ""
+        if sessions is None
+        else f", {number(sessions.expired_pending)} sessions due for the sweep"
+    )
+    yield Line("pass", "pending work", f"{waiting}{due}")
+    if tasks.beat_s is None:
+        todo = "Start a worker and a beat: stillroom up, or see the README."
+        yield Line("warn", "beat", f"no tick was seen for a day. {todo}")

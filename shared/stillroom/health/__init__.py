@@ -1,0 +1,21 @@
+"""Health: what is the matter with Redis, the services and the workers, and what to do about it."""
+
+from stillroom.health.body import SNAPSHOT_TASK, HealthBody
+from stillroom.health.health import AsyncHealth, Health
+from stillroom.health.probe import Probe
+from stillroom.health.report import Advice, Report, Snapshot
+from stillroom.health.source import Source
+from stillroom.health.tasks import TaskProbe
+
+__all__ = [
+    "SNAPSHOT_TASK",
+    "Advice",
+    "AsyncHealth",
+    "Health",
+    "HealthBody",
+    "Probe",
+    "Report",
+    "Snapshot",
+    "Source",
+    "TaskProbe",
+]

@@ -1,0 +1,484 @@
+"""What a report means: findings, each with what is the matter, what would be good, and what to do.
+
+The thresholds are data, each with its source. A number that is not known is no finding; why it is not, is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from stillroom.health.report import Advice, Measures, RedisInfo, Server, Severity, Status, worst
+
+MIB = 1024 * 1024
+# MEMORY DOCTOR's own measure: less waste, or a server with less in it, is nothing to complain of.
+WASTE_LEAST = 10 * MIB
+USED_LEAST = 5 * MIB
+LOOKUPS_LEAST = 1_000  # a minute's ratio of fewer says nothing
+BEAT_EVERY_S = 60.0
+
+Value = tuple[str, float | None]  # component, what is measured there
+
+
+class Rule(NamedTuple):
+    """A finding when the value is at or over a threshold."""
+
+    code: str
+    values: Callable[[Measures], Iterable[Value]]
+    warn: float | None
+    fail: float | None
+    what: str  # {v} is the value
+    good: str
+    todo: str
+    source: str  # where the thresholds come from
+
+    def judge(self, value: float) -> Severity | None:
+        if self.fail is not None and value >= self.fail:
+            return "fail"
+        return "warn" if self.warn is not None and value >= self.warn else None
+
+
+def advise(measures: Measures) -> list[Advice]:
+    """The findings, the worst first."""
+    found = [*_connections(measures), *_said_no(measures), *_policies(measures)]
+    found += [advice for rule in RULES for advice in _applied(rule, measures)]
+    return sorted(found, key=lambda advice: advice.severity != "fail")
+
+
+def status_of(advice: Iterable[Advice]) -> Status:
+    """fail if anything fails, warn if anything is to be looked at, else pass."""
+    return worst([found.severity for found in advice])
+
+
+def _applied(rule: Rule, measures: Measures) -> Iterator[Advice]:
+    for component, value in rule.values(measures):
+        severity = None if value is None else rule.judge(value)
+        if severity is not None:
+            yield Advice(
+                code=rule.code,
+                severity=severity,
+                component=component,
+                what=rule.what.format(v=value),
+                good=rule.good,
+                todo=rule.todo,
+            )
+
+
+# Findings that are no numbers
+
+# The wire's word for why → what to do about it.
+WHY: dict[str, str] = {
+    "refused": "Is the server running, and is its address in REDIS_URL right?",
+    "timeout": "It is frozen, overloaded or cut off: look at its CPU, at SLOWLOG, and at the network between.",
+    "auth": "The password or user is wrong: compare REDIS_PASSWORD with the server's ACL.",
+    "noauth": "The server wants a password: set REDIS_PASSWORD.",
+    "wrongpass": "The password or user is wrong: compare REDIS_PASSWORD with the server's ACL.",
+    "noperm": "Give this user TIME and the commands of its role; `stillroom doctor` lists what is missing.",
+    "loading": "It is reading its data after a start. Wait; if that takes minutes, look at its log.",
+    "masterdown": "It is a replica that lost its master: see that one is promoted.",
+    "busy": "A script runs too long: SCRIPT KILL ends it.",
+    "pool": "All connections of this process are in use: raise STILLROOM_POOL_SIZE, or use fewer threads.",
+    "budget": "It did not answer within STILLROOM_HEALTH_TIMEOUT.",
+}
+
+
+def _connections(measures: Measures) -> Iterator[Advice]:
+    for server in measures.servers:
+        if not server.connection.is_up:
+            reason = server.connection.error or "unknown"
+            yield Advice(
+                code="away",
+                severity="fail",
+                component=f"{server.name}:connection",
+                what=f"{_called(server)} does not serve this process ({reason}).",
+                good="It answers within milliseconds.",
+                todo=WHY.get(reason, "Look at the server's log."),
+            )
+
+
+def _said_no(measures: Measures) -> Iterator[Advice]:
+    """It is there, and would not tell everything."""
+    for server in measures.servers:
+        error = server.connection.error
+        if server.connection.is_up and error is not None:
+            blind = "" if server.redis else " Without INFO its memory and load are unknown."
+            yield Advice(
+                code="rights" if error == "noperm" else "refused",
+                severity="warn",
+                component=f"{server.name}:connection",
+                what=f"{_called(server)} refused a part of this check ({error}).{blind}",
+                good="This user may INFO, SLOWLOG LEN, MEMORY DOCTOR and TIME, and read what Stillroom keeps.",
+                todo=NO.get(error, "Look at the server's log."),
+            )
+
+
+def _policies(measures: Measures) -> Iterator[Advice]:
+    for server in measures.servers:
+        memory = server.redis.memory if server.redis else None
+        if memory is None or memory.policy is None:
+            continue
+        if "state" in server.roles and memory.policy.startswith("allkeys"):
+            yield _policy(
+                server,
+                "fail",
+                f"{memory.policy} may throw away queued tasks, sessions and limits when memory is short.",
+                "noeviction where state is kept; volatile-lru where one server does both.",
+                "CONFIG SET maxmemory-policy, and give the cache a server of its own (STILLROOM_CACHE_URL).",
+            )
+        elif server.roles == ("cache",) and memory.policy == "noeviction" and memory.limit:
+            yield _policy(
+                server,
+                "warn",
+                "noeviction: a full cache stores nothing new.",
+                "allkeys-lfu or allkeys-lru where only the cache lives.",
+                "CONFIG SET maxmemory-policy allkeys-lfu.",
+            )
+
+
+def _policy(server: Server, severity: Severity, what: str, good: str, todo: str) -> Advice:
+    component = f"{server.name}:memory"
+    return Advice(
+        code="policy", severity=severity, component=component, what=what, good=good, todo=todo
+    )
+
+
+def _called(server: Server) -> str:
+    return {"redis": "Redis", "redis.cache": "The cache's Redis"}.get(
+        server.name, "The state's Redis"
+    )
+
+
+NO = {
+    "noperm": "Give it these rights (`ACL SETUSER … +info +slowlog|len +memory|doctor +time`).",
+    "wrongtype": "Another program writes into this namespace: give Stillroom one of its own (STILLROOM_NAMESPACE).",
+}
+
+# What is measured
+
+
+def _of_servers(
+    part: str, measure: Callable[[RedisInfo], float | None], roles: Sequence[str] = ()
+) -> Callable[[Measures], Iterator[Value]]:
+    """For each server, or each that has one of these roles first."""
+
+    def values(measures: Measures) -> Iterator[Value]:
+        for server in measures.servers:
+            if server.redis is not None and (not roles or server.roles[-1] in roles):
+                yield f"{server.name}:{part}", measure(server.redis)
+
+    return values
+
+
+def _one(component: str, measure: Callable[[Measures], float | None]) -> Callable[..., list[Value]]:
+    return lambda measures: [(component, measure(measures))]
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def _fragmentation(info: RedisInfo) -> float | None:
+    memory = info.memory
+    if memory.rss is None or memory.used is None or memory.used < USED_LEAST:
+        return None
+    return memory.fragmentation if memory.rss - memory.used > WASTE_LEAST else None
+
+
+def _ratio_drop(measures: Measures) -> float | None:
+    cache = measures.cache
+    if cache is None or cache.hit_ratio is None or cache.usual_ratio is None:
+        return None
+    lookups = (cache.hits or 0) + (cache.stale or 0) + (cache.misses or 0)
+    return cache.usual_ratio - cache.hit_ratio if lookups >= LOOKUPS_LEAST else None
+
+
+def _broken(fine: bool | None) -> float | None:
+    return None if fine is None else float(not fine)
+
+
+def _oldest_waiting(measures: Measures) -> Iterator[Value]:
+    for queue in (measures.tasks and measures.tasks.queues) or ():
+        yield "tasks:queues", queue.oldest_s
+
+
+def _workers_missing(measures: Measures) -> float | None:
+    """Only where work waits: a room that has no workers wants none."""
+    tasks = measures.tasks
+    if tasks is None or tasks.workers is None or tasks.queues is None:
+        return None
+    waiting = sum(queue.depth or 0 for queue in tasks.queues) + (tasks.todo or 0)
+    return float(waiting) if tasks.workers == 0 else None
+
+
+RULES: list[Rule] = [
+    Rule(
+        "memory",
+        _of_servers("memory", lambda info: _share(info.memory.used, info.memory.limit), ("state",)),
+        0.75,
+        0.90,
+        "{v:.0%} of maxmemory is used. At 100 % writes are refused.",
+        "Under 75 %.",
+        "Raise maxmemory, shorten TTLs, or give the cache a server of its own (STILLROOM_CACHE_URL).",
+        "redis-mixin alerts at 90 %; 75 % leaves time",
+    ),
+    Rule(
+        "fragmentation",
+        _of_servers("memory", _fragmentation),
+        1.4,
+        None,
+        "The process holds {v:.1f} times the memory its data take.",
+        "Under 1.4.",
+        "CONFIG SET activedefrag yes, or restart it at a quiet hour.",
+        "MEMORY DOCTOR: over 1.4, over 10 MB, from 5 MB used",
+    ),
+    Rule(
+        "evictions",
+        _of_servers("memory", lambda info: info.operations.evicted_per_s, ("state",)),
+        None,
+        1e-9,
+        "{v:.3g} keys a second are thrown away for want of memory: sessions, limits or tasks may be among them.",
+        "None where state is kept.",
+        "Raise maxmemory now; set maxmemory-policy noeviction; move the cache away (STILLROOM_CACHE_URL).",
+        "any eviction of state is a loss",
+    ),
+    Rule(
+        "evictions",
+        _of_servers("memory", lambda info: info.operations.evicted_per_s, ("cache",)),
+        1e-9,
+        None,
+        "{v:.3g} entries a second are thrown away for want of memory.",
+        "None, or few with a good hit ratio.",
+        "Raise maxmemory, or shorten TTLs.",
+        "evicted_keys grew since the last snapshot",
+    ),
+    Rule(
+        "rejected",
+        _of_servers("clients", lambda info: info.operations.rejected_per_s),
+        None,
+        1e-9,
+        "{v:.3g} connections a second are refused: maxclients is reached.",
+        "None.",
+        "Raise maxclients (and the file limit), or lower STILLROOM_POOL_SIZE.",
+        "rejected_connections grew since the last snapshot",
+    ),
+    Rule(
+        "clients",
+        _of_servers("clients", lambda info: _share(info.clients.connected, info.clients.limit)),
+        0.8,
+        0.95,
+        "{v:.0%} of maxclients are connected.",
+        "Under 80 %.",
+        "Look for a process that opens connections and keeps them (CLIENT LIST); raise maxclients.",
+        "room for one more restart of the apps",
+    ),
+    Rule(
+        "slow",
+        _of_servers("operations", lambda info: info.operations.slow_per_s),
+        1e-9,
+        None,
+        "Commands are in the slowlog that were not there at the last snapshot.",
+        "None: every command holds up all others.",
+        "An operator reads SLOWLOG GET (it shows keys and values) and finds who sends them.",
+        "the slowlog grew since the last snapshot",
+    ),
+    Rule(
+        "aof",
+        _of_servers("persistence", lambda info: _broken(info.persistence.aof_ok)),
+        None,
+        1,
+        "The last write to the append-only file failed: what is written now may be lost.",
+        "aof_last_write_status is ok.",
+        "Look at the server's disk (space, rights) and its log.",
+        "INFO persistence",
+    ),
+    Rule(
+        "rdb",
+        _of_servers("persistence", lambda info: _broken(info.persistence.rdb_ok)),
+        1,
+        None,
+        "The last background save failed.",
+        "rdb_last_bgsave_status is ok.",
+        "Look at the server's disk and memory (fork needs room), and its log.",
+        "INFO persistence",
+    ),
+    Rule(
+        "replica",
+        _of_servers("connection", lambda info: _broken(info.link_up)),
+        None,
+        1,
+        "The room is connected to a replica whose master is away.",
+        "It is connected to a master.",
+        "Point REDIS_URL at the master, or see that a replica is promoted.",
+        "INFO replication",
+    ),
+    Rule(
+        "read-only",
+        _of_servers("connection", lambda info: float(info.role == "slave")),
+        None,
+        1,
+        "The room is connected to a replica: nothing can be written.",
+        "It is connected to a master.",
+        "Point REDIS_URL at the master.",
+        "INFO replication",
+    ),
+    Rule(
+        "hit-ratio",
+        _one("cache:stats", _ratio_drop),
+        0.20,
+        None,
+        "The hit ratio is {v:.0%} below what is usual.",
+        "Within 20 points of the last hour's average.",
+        "Was something invalidated widely, or a key template changed? Compare misses and loads.",
+        "20 points against an hour's moving average, from 1,000 lookups a minute",
+    ),
+    Rule(
+        "fallbacks",
+        _one("cache:stats", lambda m: m.cache.fallbacks if m.cache else None),
+        1,
+        None,
+        "{v:.0f} calls of the cache fell back in the last minute: Redis did not answer them.",
+        "None.",
+        "If Redis is up now, look for timeouts: its slowlog, its CPU, the network.",
+        "each is a call that was slower, or loaded what was cached",
+    ),
+    Rule(
+        "decoding",
+        _one("cache:stats", lambda m: m.cache.decode_errors if m.cache else None),
+        1,
+        None,
+        "{v:.0f} entries could not be read in the last minute.",
+        "None, but for the minute after a model was changed.",
+        "If it goes on: two versions of the app, with different models, share a namespace.",
+        "each is a miss",
+    ),
+    Rule(
+        "loading",
+        _one("cache:stats", lambda m: m.cache.load_errors if m.cache else None),
+        1,
+        None,
+        "{v:.0f} loads failed in the last minute.",
+        "None.",
+        "The loaders' errors are the app's: look at its log, and at the database behind it.",
+        "a failed load reaches the caller",
+    ),
+    Rule(
+        "refresh-lag",
+        _one("cache:stats", lambda m: m.cache.refresh_lag_p95_s if m.cache else None),
+        60,
+        None,
+        "Refreshes come late: 5 % took longer than {v:.0f} s.",
+        "Under a minute.",
+        "Start more workers for the refresh queue, or look for slow loaders.",
+        "twice the refresh lease",
+    ),
+    Rule(
+        "queue-age",
+        _oldest_waiting,
+        30,
+        300,
+        "A task has waited for {v:.0f} s.",
+        "Under 30 s.",
+        "Are the workers alive (`workers`), and are they enough? Start more.",
+        "30 s is half of the shortest task's life",
+    ),
+    Rule(
+        "workers",
+        _one("tasks:workers", _workers_missing),
+        1,
+        None,
+        "No worker was seen in the last half minute, and {v:.0f} pieces of work wait.",
+        "One at least.",
+        "Start one: celery -A stillroom_workers worker.",
+        "they say so every few seconds",
+    ),
+    Rule(
+        "beat",
+        _one("tasks:beat", lambda m: m.tasks.beat_s if m.tasks else None),
+        2 * BEAT_EVERY_S + 30,
+        10 * BEAT_EVERY_S,
+        "Beat's last tick was {v:.0f} s ago.",
+        "A tick each minute.",
+        "Is beat running, and a worker for the maintenance queue? celery -A stillroom_workers beat.",
+        "two ticks missed, and half a minute for a busy queue",
+    ),
+    Rule(
+        "aside",
+        _one("tasks:queues", lambda m: m.tasks.aside if m.tasks else None),
+        1,
+        None,
+        "{v:.0f} messages were set aside: no worker could read them.",
+        "None.",
+        "Look at the list <namespace>:aside: who sent them? Then delete it.",
+        "each was somebody's order",
+    ),
+    Rule(
+        "degraded",
+        _one("limits:stats", lambda m: m.limits.degraded if m.limits else None),
+        1,
+        None,
+        "{v:.0f} rate-limit decisions of the last minute were made without Redis.",
+        "None.",
+        "Quotas are kept per process meanwhile: bring Redis back.",
+        "each process counts alone then",
+    ),
+    Rule(
+        "abuse-dropped",
+        _one("limits:stats", lambda m: m.limits.dropped if m.limits else None),
+        1,
+        None,
+        "{v:.0f} abuse events of the last minute were dropped.",
+        "None.",
+        "Redis was away or its memory full while somebody was denied; patterns of that time are not seen.",
+        "detection is blind to what is dropped",
+    ),
+    Rule(
+        "replays",
+        _one("sessions:stats", lambda m: m.sessions.replayed if m.sessions else None),
+        1,
+        None,
+        "{v:.0f} session tokens that were rotated away were used in the last minute.",
+        "None: each may be a stolen cookie.",
+        "Look for 'session replayed' in the log, and end that user's sessions.",
+        "OWASP session management",
+    ),
+    Rule(
+        "disk",
+        _one("system", lambda m: m.system.disk if m.system else None),
+        0.85,
+        0.95,
+        "The disk is {v:.0%} full.",
+        "Under 85 %.",
+        "Make room: logs, old images, the append-only file.",
+        "a full disk ends persistence",
+    ),
+    Rule(
+        "ram",
+        _one("system", lambda m: m.system.memory if m.system else None),
+        0.90,
+        0.97,
+        "The machine's memory is {v:.0%} in use.",
+        "Under 90 %.",
+        "Find the process that grows, or add memory, before the kernel ends one.",
+        "the OOM killer",
+    ),
+    Rule(
+        "load",
+        _one("system", lambda m: m.system.load1 if m.system else None),
+        4.0,
+        None,
+        "{v:.1f} processes wait for each CPU.",
+        "About 1.",
+        "Find out what computes; deadlines will be missed meanwhile.",
+        "above that, deadlines of 100 ms are missed",
+    ),
+    Rule(
+        "fds",
+        _one("system", lambda m: _share(m.system.fds, m.system.fd_limit) if m.system else None),
+        0.8,
+        0.95,
+        "{v:.0%} of this process' file descriptors are in use.",
+        "Under 80 %.",
+        "Raise `ulimit -n`, or find what opens files and sockets and does not close them.",
+        "at 100 % no connection can be made",
+    ),
+]

@@ -1,0 +1,296 @@
+"""Health's operations: what they ask Redis, and what they make of it. health.py gives them their two faces.
+
+A check is one batch to each server and bounded in time whatever Redis does. It goes through the room's own
+connections and breakers, so it sees what the app sees. It does not raise: what is away is what it reports.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stillroom.errors import RedisUnavailable
+from stillroom.health.advice import advise, status_of
+from stillroom.health.past import NOT_TOLD, Past, patterns_in
+from stillroom.health.probe import Counts, Probe
+from stillroom.health.report import (
+    CacheStats,
+    Limits,
+    Measures,
+    Part,
+    RedisInfo,
+    Report,
+    Role,
+    SessionStats,
+    Snapshot,
+    System,
+    TaskStats,
+)
+from stillroom.health.snapshot import (
+    KEPT,
+    KEPT_COARSE,
+    KEPT_S,
+    measures_of,
+    packed,
+    snapshot_of,
+    unpacked,
+    with_rates,
+)
+from stillroom.health.source import Answers, Source, ask, attempt, counts_in, due_counts
+from stillroom.health.system import SystemWatch
+from stillroom.keys import Keys
+from stillroom.operation import Call, On, Once, Operation, Pause
+from stillroom.scripts import health_snapshot
+from stillroom.settings import Settings
+from stillroom.wire import Command, request_budget
+
+log = logging.getLogger("stillroom.health")
+
+SNAPSHOT_TASK = "stillroom.snapshot_health"
+PATTERNS = 50
+BITE = 120  # snapshots in one reply: some 300 KB
+WORKER_GONE_MS = 600_000
+TICKS_KEPT_S = 86_400
+PARTS: Mapping[str, type[Part]] = {
+    "cache": CacheStats,
+    "sessions": SessionStats,
+    "limits": Limits,
+    "tasks": TaskStats,
+}
+
+
+class HealthBody:
+    """The operations. A driver that has one driver for each source runs them."""
+
+    def __init__(self, settings: Settings, keys: Keys, sources: Sequence[Source]) -> None:
+        self.settings = settings
+        self._keys = keys
+        self._sources = sources  # the first holds the state, and what health itself keeps
+        self._system = SystemWatch()
+
+    def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
+        """Let a service add to the report; `role` says on which server it lives."""
+        [source for source in self._sources if role in source.roles][shard].probes.append(probe)
+
+    # Now
+
+    def check(self) -> Operation[Report]:
+        """How everything is, now: servers, machine, services, and advice. Takes `health_timeout` seconds at most.
+
+        Does not raise. Redis away: the report says so, and what can't be known is null.
+        """
+        started = time.monotonic()
+        kept: list[Command] = [
+            (b"XREVRANGE", self._keys.health, b"+", b"-", b"COUNT", b"1"),
+            (b"HGETALL", self._keys.health_open),
+        ]
+        with request_budget(self.settings.health_timeout):
+            answers: list[Answers] = yield On(
+                [(n, ask(source, () if n else kept)) for n, source in enumerate(self._sources)]
+            )
+        newest, open_findings = answers[0].rest
+        system = yield Call(self._system.look)  # a disk that hangs must not hold up an event loop
+        measures = with_rates(_measured(answers, system), next(iter(unpacked(newest or ())), None))
+        return self._report(measures, answers, counts_in(open_findings) or {}, started)
+
+    def _report(
+        self, measures: Measures, answers: Sequence[Answers], since_ms: Counts, started: float
+    ) -> Report:
+        advice = tuple(
+            found.model_copy(update={"since": _seconds(since_ms.get(found.name))})
+            for found in advise(measures)
+        )
+        return Report(
+            **measures_of(measures),
+            status=status_of(advice),
+            advice=advice,
+            release=self.settings.release,
+            took_ms=round((time.monotonic() - started) * 1000, 3),
+            totals=_added([answer.totals for answer in answers]),
+        )
+
+    def examine(self) -> Operation[Report]:
+        """A check with MEMORY DOCTOR's words, which take the server longer: for operators and for snapshots.
+
+        Does not raise.
+        """
+        return (yield from self._with_doctor((yield from self.check())))
+
+    # Each minute
+
+    def snapshot(self) -> Operation[Snapshot]:
+        """Check, and keep the result for charts: the first of each minute. For beat's tick.
+
+        Findings that began or ended since the last one are logged, once however many workers there are.
+        Does not raise. Redis away: the snapshot is returned, with `error`; nobody keeps it.
+        """
+        report = yield from self.examine()
+        down = [server for server in report.servers if not server.connection.is_up]
+        error = "; ".join(f"{server.name}: {server.connection.error}" for server in down) or None
+        snapshot = snapshot_of(report, error)
+        try:
+            began, ended = yield from self._keep(snapshot)
+        except RedisUnavailable as refused:
+            log.warning("the snapshot of this minute is not kept: %s", refused.reason)
+            return snapshot.model_copy(update={"error": error or f"not kept: {refused.reason}"})
+        _tell(report, began, ended)
+        return snapshot
+
+    def _keep(self, snapshot: Snapshot) -> Operation[tuple[list[str], Mapping[str, int]]]:
+        """(the findings that began, those that ended and since when, ms). Nothing if the minute has a snapshot."""
+        keys = [self._keys.health, self._keys.health_week, self._keys.health_open]
+        kept = health_snapshot(
+            keys, packed(snapshot), KEPT, KEPT_COARSE, KEPT_S, *snapshot.findings
+        )
+        ((_, began, ended),) = yield [kept]
+        return [name.decode() for name in began], counts_in(ended) or {}
+
+    def _with_doctor(self, report: Report) -> Operation[Report]:
+        place = {source.name: n for n, source in reversed(list(enumerate(self._sources)))}
+        asked = [server for server in report.servers if server.redis is not None]
+        words = iter((yield On([(place[server.name], _doctor()) for server in asked])))
+        servers = tuple(
+            server.model_copy(update={"redis": _with_words(server.redis, next(words))})
+            if server.redis is not None
+            else server
+            for server in report.servers
+        )
+        return report.model_copy(update={"servers": servers})
+
+    def history(self, hours: float = 24.0) -> Operation[list[Snapshot]]:
+        """The snapshots of the last so many hours, oldest first: each minute's up to 24 h, else every fifth's.
+
+        Redis away: RedisUnavailable.
+        """
+        stream = self._keys.health if hours <= 24 else self._keys.health_week
+        start = b"%d" % max(0, int((time.time() - hours * 3600) * 1000))
+        found: list[Snapshot] = []
+        while True:
+            (entries,) = yield [(b"XRANGE", stream, start, b"+", b"COUNT", b"%d" % BITE)]
+            found += unpacked(entries)
+            if len(entries) < BITE:
+                return found
+            start = b"(" + entries[-1][0]
+            yield Pause(0)  # others first; and each bite has its own deadline
+
+    def past(self) -> Operation[Past]:
+        """A day of snapshots, and the newest 50 patterns of abuse: what /status shows besides a check.
+
+        Does not raise. Redis away: neither is known.
+        """
+        try:
+            history = yield from self.history()
+            newest = self._keys.abuse_log, b"+", b"-", b"COUNT", b"%d" % PATTERNS
+            (entries,) = yield [(b"XREVRANGE", *newest)]
+        except RedisUnavailable as refused:
+            log.debug("the past is not known: %s", refused.reason)
+            return NOT_TOLD
+        return Past(history, patterns_in(entries))
+
+    # Signs of life
+
+    def seen(self, worker: str) -> Operation[None]:
+        """This worker is at work; and what its process has counted is written down. Redis away: nothing happens."""
+        now_ms = self._sources[0].clock.now_ms()
+        gone = b"%d" % (now_ms - WORKER_GONE_MS)
+        signs: list[Command] = [
+            (b"ZADD", self._keys.workers, b"%d" % now_ms, worker),
+            (b"ZREMRANGEBYSCORE", self._keys.workers, b"-inf", gone),
+            (b"PEXPIRE", self._keys.workers, b"%d" % WORKER_GONE_MS),
+        ]
+        batches = [(n, due_counts(source)) for n, source in enumerate(self._sources)]
+        yield On([(0, attempt(signs)), *((n, _once(batch)) for n, batch in batches if batch)])
+
+    def ticked(self, task: str) -> Operation[None]:
+        """A scheduled task has ended well. Redis away: nothing happens."""
+        now_ms = b"%d" % self._sources[0].clock.now_ms()
+        expire = (b"EXPIRE", self._keys.ticks, b"%d" % TICKS_KEPT_S)
+        yield from attempt([(b"HSET", self._keys.ticks, task, now_ms), expire])
+
+
+def _measured(answers: Sequence[Answers], system: System | None) -> Measures:
+    servers = {answer.server.name: answer.server for answer in reversed(answers)}
+    return Measures(
+        time=time.time(),
+        servers=tuple(sorted(servers.values(), key=lambda server: server.name)),
+        system=system,
+        **{part: _part(part, model, answers) for part, model in PARTS.items()},
+    )
+
+
+def _part(name: str, model: type[Part], answers: Sequence[Answers]) -> Part | None:
+    """One part of the report; None if nobody knows anything of it."""
+    try:
+        fields = _fields(name, answers)
+        return model(**fields) if any(value is not None for value in fields.values()) else None
+    except Exception:  # a probe's mistake costs its part, not the report
+        log.exception("the part %r of the report can't be read", name)
+        return None
+
+
+def _fields(name: str, answers: Sequence[Answers]) -> Mapping[str, Any]:
+    """What all probes of this part say."""
+    fields: dict[str, Any] = {}
+    knowing = {n: a for n, a in enumerate(answers) if any(p.part == name for p, _ in a.probed)}
+    minute = _added([answer.minute for answer in knowing.values()])
+    probed = [(a, probe, replies) for a in knowing.values() for probe, replies in a.probed]
+    for answer, probe, replies in probed:
+        if probe.part == name:
+            fields = _sum(fields, probe.read(replies, answer.now_ms)) | dict(probe.count(minute))
+    return fields
+
+
+def _sum(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Two shards' numbers: added up, and unknown if either is."""
+    both = {
+        name: None if None in (fields[name], more[name]) else fields[name] + more[name]
+        for name in fields.keys() & more.keys()
+    }
+    return {**fields, **more, **both}
+
+
+def _added(counts: Sequence[Counts | None]) -> Counts | None:
+    """Added up by name; None if any of them is not known."""
+    added: dict[str, int] = {}
+    for one in counts:
+        if one is None:
+            return None
+        for name, number in one.items():
+            added[name] = added.get(name, 0) + number
+    return added
+
+
+def _seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
+def _once(batch: list[Command]) -> Operation[None]:
+    """Counts, which must not be added twice. Redis away: they are lost, as stats.py says."""
+    try:
+        yield Once(batch)
+    except RedisUnavailable as error:
+        log.debug("counts were lost: %s", error.reason)
+
+
+def _doctor() -> Operation[str | None]:
+    outcome = yield from attempt([(b"MEMORY", b"DOCTOR")])
+    words = outcome.replies[0]
+    return None if words is None else words.decode(errors="replace").strip()
+
+
+def _with_words(info: RedisInfo, words: str | None) -> RedisInfo:
+    memory = info.memory.model_copy(update={"doctor": words})
+    return info.model_copy(update={"memory": memory})
+
+
+def _tell(report: Report, began: Sequence[str], ended: Mapping[str, int]) -> None:
+    """A line when a finding begins, with what to do, and one when it ends."""
+    by_name = {found.name: found for found in report.advice}
+    for name in began:
+        found = by_name[name]
+        level = logging.ERROR if found.severity == "fail" else logging.WARNING
+        log.log(level, "%s: %s Good: %s %s", name, found.what, found.good, found.todo)
+    for name, since_ms in ended.items():
+        log.warning("%s: over after %.0f min", name, (report.time - since_ms / 1000) / 60)

@@ -1,0 +1,46 @@
+"""What /status shows besides a check: a day of snapshots, and the newest patterns of abuse. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from stillroom.health.report import Part, Snapshot
+
+
+class Pattern(Part):
+    """A pattern of abuse, as `ns:abuse:log` keeps it. Times: seconds since 1970."""
+
+    rule: str
+    subject: str  # an address, a network, or a user's HMAC
+    count: int
+    last: float
+    action: str
+    shadow: bool  # only what would have been done
+    ban_seconds: float = 0.0
+
+
+class Past(NamedTuple):
+    """None: Redis did not tell it."""
+
+    history: Sequence[Snapshot] | None  # oldest first
+    patterns: Sequence[Pattern] | None  # newest first
+
+
+NOT_TOLD = Past(None, None)
+
+
+def patterns_in(entries: Sequence[Any]) -> list[Pattern]:
+    """The patterns in a reply to XREVRANGE. What can't be read (another writer's) is left out."""
+    found = [_pattern(fields) for _, fields in entries]
+    return [pattern for pattern in found if pattern is not None]
+
+
+def _pattern(fields: Sequence[bytes]) -> Pattern | None:
+    texts = [field.decode(errors="replace") for field in fields]
+    try:
+        return Pattern.model_validate(dict(zip(texts[::2], texts[1::2], strict=True)))
+    except ValidationError:
+        return None

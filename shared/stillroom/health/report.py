@@ -1,0 +1,248 @@
+"""What a health report is made of: plain frozen models, for both faces, the stream, the endpoints and the page.
+
+**Unknown is null, never 0.** A part that could not be read is null; so is a number that the server does not tell.
+Times are seconds (moments: since 1970), sizes are bytes, ratios are 0 to 1; rates are per second where a name says
+`per_s`, and what `ns:stats` counts is of the last whole minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Status = Literal["pass", "warn", "fail"]
+Severity = Literal["warn", "fail"]
+Role = Literal["cache", "state"]
+
+ORDER: Mapping[str, int] = {"pass": 0, "warn": 1, "fail": 2}
+
+
+class Part(BaseModel):
+    """A piece of a report. What a newer version wrote into the stream is passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Advice(Part):
+    """One finding: what is the matter, how bad, what would be good, and what to do about it."""
+
+    code: str  # "memory", "evictions": the name of the rule
+    severity: Severity
+    component: (
+        str  # the check it belongs to: "redis:memory", "redis.cache:connection", "cache:stats"
+    )
+    what: str
+    good: str
+    todo: str
+    since: float | None = None  # when it was first seen by a snapshot
+
+    @property
+    def name(self) -> str:
+        """What tells it from all others: "redis:memory memory"."""
+        return f"{self.component} {self.code}"
+
+
+class Connection(Part):
+    """Whether a server answers this process."""
+
+    is_up: bool
+    latency_ms: float | None = None  # of this check's one round trip
+    breaker: Literal["closed", "open"]
+    down_since: float | None = None  # when the breaker opened
+    error: str | None = None  # one word: refused, timeout, auth, loading, noperm …
+
+
+class Memory(Part):
+    """What the server says of its memory."""
+
+    used: int | None = None
+    peak: int | None = None
+    rss: int | None = None
+    limit: int | None = None  # maxmemory; null: none is set, or it is not known
+    fragmentation: float | None = None  # rss / used
+    policy: str | None = None
+    doctor: str | None = None  # MEMORY DOCTOR's own words; as of the last snapshot
+
+
+class Clients(Part):
+    """Connections to the server."""
+
+    connected: int | None = None
+    blocked: int | None = None
+    limit: int | None = None
+
+
+class Operations(Part):
+    """What the server does. Rates are differences to the last snapshot of the same server run; null without one."""
+
+    per_s: float | None = None  # the server's own figure
+    hit_ratio: float | None = None  # of all lookups on the server, not only ours
+    evicted_per_s: float | None = None
+    expired_per_s: float | None = None
+    rejected_per_s: float | None = None  # connections refused for want of room
+    errors_per_s: float | None = None
+    slow_per_s: float | None = None  # entries that came to the slowlog
+    slowlog: int | None = None  # its length
+
+
+class Persistence(Part):
+    """Whether what was written will be there after a restart."""
+
+    loading: bool | None = None
+    aof: bool | None = None
+    aof_ok: bool | None = None  # null: no append-only file
+    rdb_ok: bool | None = None
+    changes_since_save: int | None = None
+
+
+class Counters(Part):
+    """The server's counts since its start, kept to take differences from."""
+
+    at: float | None = None  # by the server's own clock
+    commands: int | None = None
+    hits: int | None = None
+    misses: int | None = None
+    evicted: int | None = None
+    expired: int | None = None
+    rejected: int | None = None
+    errors: int | None = None
+    slow: int | None = None  # the slowlog's length: it grows until it is full
+
+
+class RedisInfo(Part):
+    """One server as it describes itself."""
+
+    product: str | None = None  # "redis" or "valkey"
+    version: str | None = None
+    run_id: str | None = None  # another one: it was restarted, and counts from 0 again
+    role: str | None = None  # "master" or "slave", its own words
+    link_up: bool | None = None  # of a replica to its master
+    uptime_s: int | None = None
+    memory: Memory = Memory()
+    clients: Clients = Clients()
+    operations: Operations = Operations()
+    persistence: Persistence = Persistence()
+    counters: Counters = Counters()
+
+
+class Server(Part):
+    """One server, by what it is for."""
+
+    name: str  # "redis" if one plays both roles, else "redis.cache" and "redis.state"
+    roles: tuple[Role, ...]
+    connection: Connection
+    redis: RedisInfo | None = None  # null: it did not say (away, or this user may not ask)
+
+
+class System(Part):
+    """The machine, or the container, that this process runs on. Null without psutil."""
+
+    cpu: float | None = None  # ratio, since the last look
+    load1: float | None = None  # per CPU
+    memory: float | None = None  # ratio in use
+    disk: float | None = None  # ratio in use, of the working directory's file system
+    fds: int | None = None  # of this process
+    fd_limit: int | None = None
+    rss: int | None = None  # of this process
+
+
+class Limits(Part):
+    """Rate limits and abuse, in the last whole minute."""
+
+    checks: int | None = None
+    denials: int | None = None
+    cached: int | None = None  # denied from memory
+    degraded: int | None = None  # decided without Redis
+    bans: int | None = None  # begun
+    banned: int | None = None  # subjects banned now
+    events: int | None = None
+    dropped: int | None = None  # abuse events that found no room
+    patterns: int | None = None
+
+
+class CacheStats(Part):
+    """The cache, in the last whole minute."""
+
+    hits: int | None = None
+    stale: int | None = None
+    misses: int | None = None
+    hit_ratio: float | None = None  # stale answers are hits; null without lookups
+    usual_ratio: float | None = None  # a moving average over an hour of snapshots
+    loads: int | None = None
+    load_errors: int | None = None
+    refreshes: int | None = None
+    refresh_errors: int | None = None
+    refresh_lag_s: float | None = None  # mean: from being stale to being fresh again
+    refresh_lag_p95_s: float | None = None  # 95 % took no longer (the bound of a bucket)
+    fallbacks: int | None = None  # calls answered without Redis
+    decode_errors: int | None = None
+    not_stored: int | None = None
+
+
+class SessionStats(Part):
+    """The sessions."""
+
+    active: int | None = None  # with those not swept since they ended
+    expired_pending: int | None = None  # due for the sweep
+    revoked_pending: int | None = None
+    created: int | None = None  # in the last whole minute, like the rest
+    destroyed: int | None = None
+    expired: int | None = None
+    replayed: int | None = None  # uses of a token that was rotated away
+
+
+class QueueStats(Part):
+    """One queue of the broker, if the broker is this Redis."""
+
+    name: str
+    depth: int | None = None
+    oldest_s: float | None = None  # how long the next message has waited; null: it does not say
+
+
+class TaskStats(Part):
+    """Background work."""
+
+    queues: tuple[QueueStats, ...] | None = None  # null: the broker is another, or not known
+    unacked: int | None = None  # taken by a worker and not done
+    todo: int | None = None  # promised work written down by invalidations
+    aside: int | None = None  # messages no worker could read
+    workers: int | None = None  # seen in the last half minute
+    beat_s: float | None = None  # since beat's last tick was done; null: none within a day
+    ticks: Mapping[str, float] | None = None  # scheduled task → seconds since it last ended well
+
+
+class Measures(Part):
+    """All that is measured at one moment."""
+
+    time: float
+    servers: tuple[Server, ...]
+    system: System | None = None
+    limits: Limits | None = None
+    cache: CacheStats | None = None
+    sessions: SessionStats | None = None
+    tasks: TaskStats | None = None
+
+
+class Report(Measures):
+    """What `room.health.check()` returns."""
+
+    status: Status
+    advice: tuple[Advice, ...] = ()
+    release: str | None = None  # the app's own version, from settings
+    took_ms: float | None = None
+    totals: Mapping[str, int] | None = None  # counts of all processes since they began to count
+
+
+class Snapshot(Measures):
+    """What the stream keeps, once a minute. The same fields when something is away, plus `error`."""
+
+    status: Status
+    findings: tuple[str, ...] = ()  # the names of its advice, "component code"
+    error: str | None = None
+
+
+def worst(statuses: tuple[Status, ...] | list[Status]) -> Status:
+    """The status of the whole: that of its worst part."""
+    return max(statuses, key=ORDER.__getitem__, default="pass")

@@ -1,0 +1,133 @@
+"""Snapshots: a report as the stream keeps it, and what can only be told from two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from stillroom.health.report import (
+    CacheStats,
+    Counters,
+    Measures,
+    RedisInfo,
+    Report,
+    Server,
+    Snapshot,
+)
+
+KEPT = 24 * 60  # snapshots, one a minute: a day …
+KEPT_COARSE = 7 * 24 * 12  # … and every fifth minute's for a week
+KEPT_S = 8 * 86_400  # without a new one
+USUAL_WEIGHT = 1 / 60  # of the newest minute in the moving average: an hour's worth of memory
+
+# The rate in a report → the counter it is the growth of.
+RATES = {
+    "evicted_per_s": "evicted",
+    "expired_per_s": "expired",
+    "rejected_per_s": "rejected",
+    "errors_per_s": "errors",
+    "slow_per_s": "slow",
+}
+
+
+def snapshot_of(report: Report, error: str | None) -> Snapshot:
+    """What is kept of a report: its measures, and the names of its findings."""
+    findings = tuple(found.name for found in report.advice)
+    return Snapshot(**measures_of(report), status=report.status, findings=findings, error=error)
+
+
+def measures_of(measures: Measures) -> Mapping[str, Any]:
+    """Its fields, for a report or a snapshot that takes them over."""
+    return {name: getattr(measures, name) for name in Measures.model_fields}
+
+
+def packed(snapshot: Snapshot) -> bytes:
+    """As it stands in the stream: JSON without the nulls."""
+    return snapshot.model_dump_json(exclude_none=True).encode()
+
+
+def unpacked(entries: Sequence[Any]) -> list[Snapshot]:
+    """The snapshots of a reply to XRANGE. What can't be read (another writer's) is left out."""
+    found = [_unpacked(fields) for _, fields in entries]
+    return [snapshot for snapshot in found if snapshot is not None]
+
+
+def _unpacked(fields: Sequence[bytes]) -> Snapshot | None:
+    try:
+        return Snapshot.model_validate_json(fields[1])
+    except (ValidationError, IndexError):
+        return None
+
+
+def with_rates(measures: Measures, before: Measures | None) -> Measures:
+    """The same, with what grew since a snapshot before it, the usual hit ratio, and the doctor's last words.
+
+    A server that was restarted in between counts from 0 again: its rates are unknown, not negative.
+    """
+    if before is None:
+        return measures
+    earlier = {server.name: server.redis for server in before.servers}
+    servers = tuple(_server_with_rates(s, earlier.get(s.name)) for s in measures.servers)
+    return measures.model_copy(
+        update={"servers": servers, "cache": _with_usual_ratio(measures.cache, before.cache)}
+    )
+
+
+def _server_with_rates(server: Server, before: RedisInfo | None) -> Server:
+    now = server.redis
+    if now is None or before is None or now.run_id is None or now.run_id != before.run_id:
+        return server
+    rates = rates_between(before.counters, now.counters)
+    known = {
+        "operations": now.operations.model_copy(update=rates),
+        "memory": now.memory.model_copy(update={"doctor": before.memory.doctor}),
+    }
+    return server.model_copy(update={"redis": now.model_copy(update=known)})
+
+
+def rates_between(before: Counters, now: Counters) -> Mapping[str, float | None]:
+    """The fields of Operations that are differences."""
+    if now.at is None or before.at is None or now.at <= before.at:
+        return dict.fromkeys(RATES)
+    seconds = now.at - before.at
+    rates = {
+        name: _per_second(getattr(before, counter), getattr(now, counter), seconds)
+        for name, counter in RATES.items()
+    }
+    return rates | {"hit_ratio": _hit_ratio(before, now)}
+
+
+def _per_second(before: int | None, now: int | None, seconds: float) -> float | None:
+    grown = _grown(before, now)
+    return None if grown is None else grown / seconds
+
+
+def _grown(before: int | None, now: int | None) -> int | None:
+    """None if either is unknown, or the counts were reset (CONFIG RESETSTAT)."""
+    return None if before is None or now is None or now < before else now - before
+
+
+def _hit_ratio(before: Counters, now: Counters) -> float | None:
+    hits, misses = _grown(before.hits, now.hits), _grown(before.misses, now.misses)
+    return ratio(hits, misses) if hits is not None and misses is not None else None
+
+
+def ratio(hits: int, misses: int) -> float | None:
+    """Hits of all lookups; None where there were none.
+
+    >>> ratio(3, 1), ratio(0, 0)
+    (0.75, None)
+    """
+    return hits / (hits + misses) if hits + misses else None
+
+
+def _with_usual_ratio(now: CacheStats | None, before: CacheStats | None) -> CacheStats | None:
+    if now is None:
+        return None
+    usual = before.usual_ratio if before else None
+    if now.hit_ratio is not None:
+        newest = now.hit_ratio
+        usual = newest if usual is None else usual + (newest - usual) * USUAL_WEIGHT
+    return now.model_copy(update={"usual_ratio": usual})

@@ -1,0 +1,148 @@
+"""One server as a check asks it: one batch, whose every reply may be missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.health.probe import Counts, Probe
+from stillroom.health.redis_info import parse_info
+from stillroom.health.report import Connection, RedisInfo, Role, Server
+from stillroom.keys import Keys
+from stillroom.operation import Operation
+from stillroom.stats import Stats
+from stillroom.wire import AWAY, Clock, Command
+
+MINUTE_MS = 60_000
+
+
+class Breaker(Protocol):
+    """What a wire's breaker tells."""
+
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def down_since(self) -> float | None: ...
+
+
+class Source(NamedTuple):
+    """What one driver asks. A cluster's shards are several, of one name; the first of them describes the server."""
+
+    name: str
+    roles: tuple[Role, ...]
+    clock: Clock
+    breaker: Breaker
+    keys: Keys
+    stats: Stats
+    probes: list[Probe]
+
+
+class Answers(NamedTuple):
+    """What one source said. None: it did not."""
+
+    source: Source
+    server: Server
+    minute: Counts | None
+    totals: Counts | None
+    now_ms: int  # by the server's clock
+    probed: Sequence[tuple[Probe, Sequence[Any]]]  # and the replies to what it asked
+    rest: Sequence[Any]  # the replies to what was asked besides
+
+
+class Outcome(NamedTuple):
+    """Replies, None for each that could not be had; the first error, in one word; whether anybody answered."""
+
+    replies: Sequence[Any]
+    error: str | None = None
+    answered: bool = True
+
+
+def ask(source: Source, besides: Sequence[Command]) -> Operation[Answers]:
+    """Ask for all of it. A command that this user may not run leaves a hole, not an error."""
+    now_ms = source.clock.now_ms()
+    asked = [(probe, probe.commands(now_ms)) for probe in source.probes]
+    own = _own_commands(source, now_ms)
+    batch = [*own, *besides, *(command for _, commands in asked for command in commands)]
+    started = time.monotonic()
+    outcome = yield from attempt(batch, due_counts(source))
+    latency_ms = (time.monotonic() - started) * 1000
+    place = iter(outcome.replies)
+    info, slowlog, clock, minute, totals = [next(place) for _ in own]
+    return Answers(
+        source,
+        Server(
+            name=source.name,
+            roles=source.roles,
+            connection=_connection(source.breaker, outcome, latency_ms),
+            redis=_redis(info, slowlog, clock),
+        ),
+        counts_in(minute),
+        counts_in(totals),
+        rest=[next(place) for _ in besides],
+        probed=[(probe, [next(place) for _ in commands]) for probe, commands in asked],
+        now_ms=now_ms,
+    )
+
+
+def attempt(batch: Sequence[Command], counts: Sequence[Command] = ()) -> Operation[Outcome]:
+    """Send a batch, the counts that are due behind it. Does not raise for what Redis does."""
+    size = len(batch)
+    try:
+        replies = yield [*batch, *counts]
+    except RedisRefused as refused:
+        if len(refused.replies) != size + len(counts):  # it was the handshake that was refused
+            return Outcome([None] * size, refused.reason, answered=False)
+        good = [None if isinstance(r, Exception) else r for r in refused.replies[:size]]
+        failed = any(isinstance(r, Exception) for r in refused.replies[:size])
+        return Outcome(good, refused.reason if failed else None)
+    except RedisUnavailable as error:
+        return Outcome([None] * size, error.reason, answered=False)
+    return Outcome(replies[:size])
+
+
+def due_counts(source: Source) -> list[Command]:
+    """What this process has counted, if it is time to write it down."""
+    if time.monotonic() < source.stats.due:
+        return []
+    return source.stats.flush(source.clock.now_ms(), source.keys)
+
+
+def counts_in(pairs: Sequence[bytes] | None) -> dict[str, int] | None:
+    """The reply to HGETALL of a hash of numbers. What somebody else put among them is left out."""
+    if pairs is None:
+        return None
+    named = zip(pairs[::2], pairs[1::2], strict=True)
+    return {name.decode(errors="replace"): int(value) for name, value in named if value.isdigit()}
+
+
+def _own_commands(source: Source, now_ms: int) -> list[Command]:
+    return [
+        (b"INFO",),
+        (b"SLOWLOG", b"LEN"),
+        (b"TIME",),
+        (b"HGETALL", source.keys.stats(now_ms // MINUTE_MS - 1)),
+        (b"HGETALL", source.keys.counts),
+    ]
+
+
+def _connection(breaker: Breaker, outcome: Outcome, latency_ms: float) -> Connection:
+    """A server that says no to some commands is up; one that is loading is not."""
+    is_up = outcome.answered and outcome.error not in AWAY
+    return Connection(
+        is_up=is_up,
+        latency_ms=round(latency_ms, 3) if is_up else None,
+        breaker="open" if breaker.is_open else "closed",
+        down_since=breaker.down_since,
+        error=breaker.reason if outcome.error == "breaker" else outcome.error,
+    )
+
+
+def _redis(
+    info: bytes | None, slowlog: int | None, clock: Sequence[bytes] | None
+) -> RedisInfo | None:
+    at = None if clock is None else int(clock[0]) + int(clock[1]) / 1e6
+    return None if info is None else parse_info(info, slowlog=slowlog, at=at)

@@ -1,0 +1,64 @@
+"""The machine this process runs on, as psutil sees it. Without psutil nobody knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from stillroom.health.report import System
+
+T = TypeVar("T")
+
+
+class SystemWatch:
+    """Looks at the machine; remembers the last look, because use of the CPU is a difference between two."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None  # CPU seconds: busy, all
+
+    def look(self) -> System | None:
+        """Takes under a millisecond. None without psutil (the extra `stillroom[health]`)."""
+        psutil = find_psutil()
+        if psutil is None:
+            return None
+        process = psutil.Process()
+        return System(
+            cpu=_known(lambda: self._cpu(psutil)),
+            load1=_known(lambda: os.getloadavg()[0] / (os.cpu_count() or 1)),
+            memory=_known(lambda: psutil.virtual_memory().percent / 100),
+            disk=_known(lambda: psutil.disk_usage(".").percent / 100),
+            fds=_known(process.num_fds),
+            fd_limit=_known(lambda: process.rlimit(psutil.RLIMIT_NOFILE)[0]),
+            rss=_known(lambda: process.memory_info().rss),
+        )
+
+    def _cpu(self, psutil: Any) -> float | None:
+        """Not psutil.cpu_percent(), whose first answer in each thread is a 0 that means nothing."""
+        times = psutil.cpu_times()
+        counted = times[:-2] if hasattr(times, "guest") else times  # user's has the guests' in it
+        spent = sum(counted)
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        before, self._last = self._last, (spent - idle, spent)
+        if before is None or spent <= before[1]:
+            return None
+        return max(0.0, float(spent - idle - before[0]) / float(spent - before[1]))
+
+
+def find_psutil() -> Any:
+    """The module, or None. The first time takes as long as a check may: whoever has a deadline calls it before."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil
+
+
+def _known(look: Callable[[], T]) -> T | None:
+    """What the look gives; None where this system or this user does not get to see it."""
+    try:
+        return look()
+    except (
+        Exception
+    ):  # psutil's own, OSError, AttributeError on another system: none of them is ours to mend
+        return None

@@ -1,0 +1,78 @@
+"""What is known of background work without asking a worker: queues, signs of life, and when each tick was done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stillroom.dispatch import SENT_HEADER
+from stillroom.health.probe import Counts
+from stillroom.health.source import counts_in
+from stillroom.keys import UNACKED, Keys
+from stillroom.settings import Settings
+from stillroom.wire import Command
+
+SEEN_WITHIN_MS = 30_000
+QUEUES = ("refresh", "maintenance")
+
+
+class TaskProbe:
+    """The part `tasks`. Queues are read only where the broker is the Redis that holds the state."""
+
+    part = "tasks"
+
+    def __init__(self, settings: Settings, keys: Keys, beat_task: str) -> None:
+        self._keys = keys
+        self._beat_task = beat_task  # one that only beat asks for
+        is_here = settings.broker_url in (None, settings.redis_url)
+        self._queues = [keys.queue(kind) for kind in QUEUES] if is_here else []
+
+    def commands(self, now_ms: int) -> Sequence[Command]:
+        since = b"%d" % (now_ms - SEEN_WITHIN_MS)
+        always: list[Command] = [
+            (b"ZCOUNT", self._keys.workers, since, b"+inf"),
+            (b"HGETALL", self._keys.ticks),
+            (b"LLEN", self._keys.aside),
+        ]
+        if not self._queues:
+            return always
+        # Workers take from the right: what stands there has waited longest.
+        of_queues = [
+            command
+            for queue in self._queues
+            for command in ((b"LLEN", queue), (b"LINDEX", queue, b"-1"))
+        ]
+        return [*always, (b"HLEN", UNACKED), *of_queues]
+
+    def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
+        workers, ticked, aside, *rest = replies
+        ticks = counts_in(ticked)
+        ages = None if ticks is None else {t: (now_ms - ms) / 1000 for t, ms in ticks.items()}
+        known = {
+            "workers": workers,
+            "aside": aside,
+            "ticks": ages,
+            "beat_s": ages.get(self._beat_task) if ages else None,
+        }
+        if not rest or rest[1] is None:
+            return known
+        unacked, *pairs = rest
+        found = zip(self._queues, pairs[::2], pairs[1::2], strict=True)
+        queues = [
+            {"name": name, "depth": depth, "oldest_s": _waited(message, now_ms)}
+            for name, depth, message in found
+        ]
+        return known | {"unacked": unacked, "queues": queues}
+
+    def count(self, counts: Counts | None) -> Mapping[str, Any]:
+        return {}
+
+
+def _waited(message: bytes | None, now_ms: int) -> float | None:
+    """How long ago a message was sent, if it says so: one of another sender's may say nothing, or anything."""
+    try:
+        sent_ms = json.loads(message or b"{}")["headers"][SENT_HEADER]
+        return max(0.0, (now_ms - float(sent_ms)) / 1000)
+    except (ValueError, TypeError, KeyError):
+        return None

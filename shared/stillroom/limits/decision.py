@@ -1,0 +1,169 @@
+"""What was decided about a request, and how it is told: headers and problem details. Pure.
+
+Headers: draft-ietf-httpapi-ratelimit-headers-10 (structured fields, RFC 9651), and the X-RateLimit-* that clients
+knew before. Problems: RFC 9457, of the types that the draft registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from stillroom.limits.limit import Limit
+
+OK, TOO_MANY, UNAVAILABLE = 200, 429, 503
+NEVER = -1
+UNTOLD = (-1, 0, 0, 0)  # of a limit that nobody could look at
+PARTS = len(UNTOLD)
+_TYPES = "https://iana.org/assignments/http-problem-types#"
+_US = 1_000_000
+_FOREVER = 1 << 60
+
+
+class Standing(NamedTuple):
+    """How a subject stands with one limit. Times are seconds from the decision."""
+
+    limit: Limit
+    remaining: int
+    reset: float  # until more of the quota comes back; 0: all of it is there
+    full: float  # until all of it has come back
+    retry_after: float | None  # until this request would fit; 0: it does; None: never
+
+
+class Decision(NamedTuple):
+    """Whether a request may go on; true where it may. What it says is only put together when asked for.
+
+    `degraded` is why Redis could not be asked ("timeout", "breaker" …), empty where it was.
+    """
+
+    limits: tuple[Limit, ...]
+    status: int  # 200, 429, or 503: what may not be decided without Redis
+    cost: int
+    now_us: int  # the server's clock, since 1970
+    # For each limit: hits used, and the µs until some are back, until the request fits, until all are back.
+    said: Sequence[int] = ()
+    age_us: int = 0  # since it was said: it is a denial that this process remembers
+    wait_us: int = 0  # of a ban, or until Redis may be back
+    degraded: str = ""
+
+    def __bool__(self) -> bool:
+        return self.status == OK
+
+    @property
+    def allowed(self) -> bool:
+        return self.status == OK
+
+    @property
+    def banned(self) -> bool:
+        """Denied for what this client did before, not for this request."""
+        return self.status == TOO_MANY and not self.said
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        """One for each limit that could be looked at, the one that binds most first."""
+        return tuple([self._standing(*row) for row in self._rows()])
+
+    @property
+    def violated(self) -> tuple[Limit, ...]:
+        """The limits that this request does not fit into."""
+        return tuple(one.limit for one in self.standings if one.retry_after != 0)
+
+    @property
+    def remaining(self) -> int | None:
+        """The least that is left of any quota. None: no limit could be looked at."""
+        return min((one.remaining for one in self.standings), default=None)
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until this request would be admitted. 0: it is. None: never, its cost is over a whole quota."""
+        if self.status == OK:
+            return 0.0
+        if self.wait_us:
+            return max(0, self.wait_us - self.age_us) / _US
+        waits = [one.retry_after for one in self.standings]
+        return None if None in waits else max((wait for wait in waits if wait), default=0.0)
+
+    def headers(self) -> dict[str, str]:
+        """For the response, whatever its status. Of what nobody could look at, nothing is said."""
+        limits = self.limits
+        headers = {"RateLimit-Policy": _policies(limits)} if limits else {}
+        if rows := self._rows():
+            _, left, some, number = rows[0]
+            headers["RateLimit"] = ", ".join(
+                [
+                    f'"{limits[n].name}";r={r};t={-(t // _US)}'
+                    if t
+                    else f'"{limits[n].name}";r={r}'
+                    for _, r, t, n in rows
+                ]
+            )
+            headers["X-RateLimit-Limit"] = str(limits[number].quota)
+            headers["X-RateLimit-Remaining"] = str(left)
+            headers["X-RateLimit-Reset"] = str(-((some - self.now_us - self.age_us) // _US))
+        return headers if self.status == OK else headers | self._refusal()
+
+    def problem(self) -> dict[str, Any]:
+        """The problem details of a denial, for a body of application/problem+json. Empty if it is none."""
+        if self.status == OK:
+            return {}
+        kind, title, detail = self._explanation()
+        return {
+            "type": _TYPES + kind,
+            "title": title,
+            "status": self.status,
+            "detail": detail,
+            "violated-policies": [limit.name for limit in self.violated],
+        }
+
+    def _rows(self) -> list[tuple[int, int, int, int]]:
+        """(-µs until it fits, hits left, -µs until more are back, which limit): what binds most is first."""
+        said, age = self.said, self.age_us
+        rows = []
+        for number, limit in enumerate(self.limits if said else ()):
+            used, some, fits, _ = said[PARTS * number : PARTS * (number + 1)]
+            if used >= 0:
+                wait = fits and (_FOREVER if fits == NEVER else max(1, fits - age))
+                left, back = limit.quota - used, age - some
+                rows.append((-wait, left if left > 0 else 0, back if back < 0 else 0, number))
+        rows.sort()
+        return rows
+
+    def _standing(self, wait: int, left: int, some: int, number: int) -> Standing:
+        full = max(0, self.said[PARTS * number + PARTS - 1] - self.age_us)
+        retry_after = None if wait == -_FOREVER else -wait / _US
+        return Standing(self.limits[number], left, -some / _US, full / _US, retry_after)
+
+    def _refusal(self) -> dict[str, str]:
+        wait = self.retry_after
+        told = {} if wait is None else {"Retry-After": str(max(1, _ceil(wait)))}
+        return told | {"Cache-Control": "no-store"}
+
+    def _explanation(self) -> tuple[str, str, str]:
+        wait = self.retry_after
+        if self.status == UNAVAILABLE:
+            return (
+                "temporary-reduced-capacity",
+                "Temporarily out of capacity",
+                "Whether this request is within its limits can't be told right now.",
+            )
+        if self.banned:
+            return (
+                "abnormal-usage-detected",
+                "Abnormal usage detected",
+                "Requests of this client are refused for a while.",
+            )
+        if wait is None:
+            detail = f"This request costs {self.cost}: more than the whole quota. It will not be admitted later."
+        else:
+            detail = f"It may be sent again in {max(1, _ceil(wait))} s."
+        return "quota-exceeded", "Quota exceeded", detail
+
+
+@lru_cache(1_024)
+def _policies(limits: tuple[Limit, ...]) -> str:
+    return ", ".join([f'"{limit.name}";q={limit.quota};w={limit.window}' for limit in limits])
+
+
+def _ceil(seconds: float) -> int:
+    return -(-round(seconds * _US) // _US)

@@ -1,0 +1,77 @@
+"""What a limit is, and those most apps need. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from stillroom.errors import InvalidLimit
+
+Away = Literal["local", "open", "strict"]
+
+QUOTA_LIMIT = 1_000_000  # hits
+WINDOW_LIMIT = 366 * 86_400  # seconds
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_BY = re.compile(r"[a-z][a-z0-9_]{0,31}(&[a-z][a-z0-9_]{0,31}){0,3}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `quota` hits of one subject in any `window` seconds, wherever the window begins.
+
+    `by` says which subject of a request is counted: "ip", "user", "ip&user", or any kinds an app names.
+    `away` is what happens while Redis is: "local", each process admits its share of the quota; "open", everybody is
+    let through; "strict", the share, and nobody new once the process counts as many subjects as it may (or 503 to
+    all: see the setting limits_strict_503). What is in Redis knows no limit, so it may change at any time.
+    Raises InvalidLimit.
+    """
+
+    name: str
+    quota: int
+    window: int
+    by: str = "ip"
+    away: Away = "local"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise InvalidLimit(self.name, "a limit's name is 1 to 64 of A-Z a-z 0-9 . _ -")
+        _check_number(self.quota, "quota", 0, QUOTA_LIMIT, "hits")
+        _check_number(self.window, "window", 1, WINDOW_LIMIT, "seconds")
+        if not isinstance(self.by, str) or not _BY.fullmatch(self.by):
+            raise InvalidLimit(
+                self.by, "a limit counts by kinds of subjects: ip, user, ip&user, or your own"
+            )
+        if self.away not in get_args(Away):
+            raise InvalidLimit(self.away, f"away is {_one_of(self.away, get_args(Away))}")
+
+    def __hash__(self) -> int:
+        return hash(
+            self.name
+        )  # equal limits have equal names; limits are looked up on every request
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self.by.split("&"))
+
+
+def check_cost(cost: int) -> None:
+    """Raises InvalidLimit for what no request can cost."""
+    _check_number(cost, "cost", 0, QUOTA_LIMIT, "hits")
+
+
+def _check_number(given: object, name: str, least: int, most: int, unit: str) -> None:
+    if not isinstance(given, int) or isinstance(given, bool) or not least <= given <= most:
+        raise InvalidLimit(given, f"{name} is a whole number, {least} to {most:,} {unit}")
+
+
+def _one_of(given: object, allowed: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(str(given), allowed, n=1)
+    return " or ".join(allowed) + (f"; did you mean {near[0]}?" if near else "")
+
+
+DEFAULT = Limit("default", 100, 60)
+API = Limit("api", 1000, 3600)
+AUTH = Limit("auth", 5, 300, away="strict")
+STATIC = Limit("static", 1000, 60, away="open")

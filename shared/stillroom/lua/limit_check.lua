@@ -1,0 +1,121 @@
+-- One request against all its limits: its bans, then all limits looked at, then all of them consumed, or none.
+-- KEYS  1 stream of events  2… bans, then the log of each limit, then the reservation if there is one
+-- ARGV  1 'take' | 'look' (consumes and tells nothing)  2 cost  3 number of bans  4 number of limits
+--       5 denials that the process answered from memory since  6 ms a reservation lives, '' for none
+--       7… quota, window µs of each limit; then the fields of an event: 'ip', address, 'user', HMAC …
+-- returns {1 admitted | 0 denied, now, then for each limit: hits used, µs until some come back (0: none are used),
+--          µs until this request fits (0: it does, -1: never), µs until all have come back}
+--         {-1, now, ms the ban lasts}
+-- include: clock hits
+-- flags: allow-oom
+
+local DENIED_MS = 600000
+local NEAR_SHARE, NEAR_LEAST = 0.8, 10
+local taking, cost = ARGV[1] == 'take', tonumber(ARGV[2])
+local bans, count = tonumber(ARGV[3]), tonumber(ARGV[4])
+local fields = 7 + 2 * count
+local now = now_us()
+
+-- One MGET for all of them: each command of a script costs as much as the rest of it.
+local held = bans + count > 0 and redis.call('MGET', unpack(KEYS, 2, 1 + bans + count)) or {}
+for i = 1, bans do
+  if held[i] then
+    return {-1, now, redis.call('PTTL', KEYS[1 + i])}
+  end
+end
+
+local limits, denied = {}, nil
+for i = 1, count do
+  local limit = {key = KEYS[1 + bans + i], quota = tonumber(ARGV[5 + 2 * i]), window = tonumber(ARGV[6 + 2 * i])}
+  limit.log, limit.used = read_hits(limit.key, held[bans + i], now, limit.window)
+  limits[i] = limit
+end
+
+-- µs until the oldest hits that are too many have left.
+local function wait_of(limit)
+  local excess = limit.used + cost - limit.quota
+  if excess <= 0 then
+    return 0
+  end
+  for i = 1, #limit.log, 2 do
+    excess = excess - limit.log[i + 1]
+    if excess <= 0 then
+      return limit.log[i] + limit.window - now
+    end
+  end
+  return -1
+end
+
+for _, limit in ipairs(limits) do
+  limit.wait = wait_of(limit)
+  if limit.wait ~= 0 and not denied then
+    denied = limit
+  end
+end
+
+local function tell(kind, n, limit)
+  local name = string.match(limit.key, '[^:]+$')
+  -- A server that will not take an event still answers.
+  redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', 100000, '*', 'kind', kind, 'n', plain(n), 'limit', name,
+    unpack(ARGV, fields))
+end
+
+local function crosses_power_of_two(before, after)
+  local power = 1
+  while power <= before do
+    power = power * 2
+  end
+  return power <= after
+end
+
+-- However many denials there are, their events are few: at 1, 2, 4, 8 …
+local function count_denials(limit, more)
+  local key = string.match(limit.key, '^.*:') .. '!denied'
+  redis.call('PEXPIRE', limit.key, life(limit.window)) -- see save
+  local n = redis.call('INCRBY', key, plain(more))
+  if n == more then
+    redis.call('PEXPIRE', key, DENIED_MS)
+  end
+  if crosses_power_of_two(n - more, n) then
+    tell('denied', n, limit)
+  end
+end
+
+local function tell_if_near(limit)
+  if limit.quota >= NEAR_LEAST and limit.used >= NEAR_SHARE * limit.quota
+    and redis.call('SET', limit.key .. '!near', '', 'NX', 'PX', plain(limit.window / 1000)) then
+    tell('near', limit.used, limit)
+  end
+end
+
+local function consume(limit)
+  put_hits(limit.log, now, cost, limit.quota, limit.window)
+  limit.used = limit.used + cost
+  save(limit.key, limit.log, limit.window)
+  tell_if_near(limit)
+end
+
+if taking then
+  local unseen = tonumber(ARGV[5]) + (denied and 1 or 0)
+  if unseen > 0 and count > 0 then
+    count_denials(denied or limits[1], unseen)
+  end
+  if not denied and cost > 0 then
+    for _, limit in ipairs(limits) do
+      consume(limit)
+    end
+    if ARGV[6] ~= '' then
+      redis.call('SET', KEYS[#KEYS], '', 'PX', ARGV[6])
+    end
+  end
+end
+
+local reply = {denied and 0 or 1, now}
+for _, limit in ipairs(limits) do
+  local log, n = limit.log, #limit.log
+  reply[#reply + 1] = limit.used
+  reply[#reply + 1] = n > 0 and log[1] + limit.window - now or 0
+  reply[#reply + 1] = limit.wait
+  reply[#reply + 1] = n > 0 and log[n - 1] + limit.window - now or 0
+end
+return reply

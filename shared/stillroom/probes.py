@@ -1,0 +1,69 @@
+"""What a check of health asks, and whom: the servers by their roles, and the services' probes on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stillroom.cache import CacheProbe, TodoProbe, shard_keys
+from stillroom.health import SNAPSHOT_TASK, HealthBody, Source, TaskProbe
+from stillroom.keys import Keys
+from stillroom.limits import LimitsProbe
+from stillroom.sessions import SessionProbe
+from stillroom.settings import Settings
+from stillroom.stats import Stats
+
+
+def wires_of_cache(settings: Settings, wires: Sequence[Any]) -> Sequence[Any]:
+    """Whom to ask besides the state's: nobody where one server plays both roles; each shard of a cluster."""
+    if settings.cluster:
+        return wires
+    return [] if settings.cache_server == settings.redis_url else wires[:1]
+
+
+def health_on(
+    settings: Settings,
+    state: Any,
+    state_stats: Stats,
+    cache: Sequence[Any],
+    cache_breaker: Any,
+    cache_stats: Stats,
+) -> HealthBody:
+    """Health's operations, for drivers of `state` and then of the wires in `cache`."""
+    cache_stats.breaker, state_stats.breaker = cache_breaker, state.breaker
+    keys = Keys(settings.namespace)
+    first = Source(
+        name="redis.state" if cache else "redis",
+        roles=("state",) if cache else ("cache", "state"),
+        clock=state.server,
+        breaker=state.breaker,
+        keys=keys,
+        stats=state_stats,
+        probes=[
+            LimitsProbe(keys),
+            SessionProbe(keys, settings.session_shards),
+            TaskProbe(settings, keys, SNAPSHOT_TASK),
+        ],
+    )
+    of_cache = [
+        Source("redis.cache", ("cache",), clock, cache_breaker, own, cache_stats, [])
+        for clock, own in zip(_clocks(settings, cache), shard_keys(settings), strict=False)
+    ]
+    for source, shards in _shards_on(settings, of_cache or [first]):
+        source.probes.extend([CacheProbe(), TodoProbe(shards)])
+    return HealthBody(settings, keys, [first, *of_cache])
+
+
+def _clocks(settings: Settings, wires: Sequence[Any]) -> Sequence[Any]:
+    """A shard's clock is that of the node it is on."""
+    return wires if settings.cluster else [wire.server for wire in wires]
+
+
+def _shards_on(
+    settings: Settings, sources: Sequence[Source]
+) -> list[tuple[Source, Sequence[Keys]]]:
+    """Which shards of the cache each source has."""
+    keys = shard_keys(settings)
+    if settings.cluster:
+        return [(source, [own]) for source, own in zip(sources, keys, strict=True)]
+    return [(sources[0], keys)]

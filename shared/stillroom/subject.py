@@ -1,0 +1,101 @@
+"""Who a limit counts, and a ban bans, as Redis names them. Pure.
+
+A client is its address; with IPv6 it is the network that one household has, since it may take a new address for
+each request. All other names (users, API keys) are only stored as an HMAC.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import unicodedata
+from base64 import urlsafe_b64encode
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+
+UNKNOWN = "unknown"  # the bucket that all share whose address can't be told
+V6_PREFIX = 64
+SITE_PREFIX = 48  # what a provider gives to one site
+_ADDRESS_LIMIT = 128  # characters; no address with brackets, zone and port has more
+_NAME_LIMIT = 1024
+_NAT64 = IPv6Network("64:ff9b::/96")
+# Not `is_private`, which also means the networks of documentation, and this very machine.
+_PRIVATE = tuple(
+    ip_network(text)
+    for text in (
+        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"),
+        *("fc00::/7", "fe80::/10"),
+    )
+)
+
+Address = IPv4Address | IPv6Address
+
+
+def parse_address(text: str) -> Address | None:
+    """The address in what a server or a proxy wrote: with a port, brackets, quotes or a zone. None for junk.
+
+    An IPv4 address that is wrapped in an IPv6 one (mapped, NAT64, 6to4) is the IPv4 address.
+    """
+    if len(text) > _ADDRESS_LIMIT:
+        return None
+    try:
+        return _unwrapped(ip_address(_bare(text.strip().strip('"'))))
+    except ValueError:
+        return None
+
+
+def subject_of(address: str, v6_prefix: int = V6_PREFIX) -> str:
+    """The subject of this address: `203.0.113.7`, `2001:db8:1:2::/64`, or `unknown`.
+
+    >>> subject_of("[2001:db8:1:2:3::4]:443")
+    '2001:db8:1:2::/64'
+    """
+    parsed = parse_address(address.partition("/")[0])
+    if parsed is None:
+        return UNKNOWN
+    return str(parsed) if parsed.version == 4 else _network(parsed, v6_prefix)
+
+
+def site_of(subject: str) -> str | None:
+    """The /48 that an IPv6 subject is in; None for any other."""
+    parsed = parse_address(subject.partition("/")[0]) if ":" in subject else None
+    return _network(parsed, SITE_PREFIX) if isinstance(parsed, IPv6Address) else None
+
+
+def is_private(subject: str) -> bool:
+    """Whether this is an address inside somebody's own network, and not this very machine."""
+    parsed = parse_address(subject.partition("/")[0])
+    return parsed is not None and any(parsed in network for network in _PRIVATE)
+
+
+def hidden(kind: str, text: str, pepper: bytes) -> str:
+    """The name that Redis knows a user, or an API key, by: 22 characters of its HMAC.
+
+    What looks or is typed the same is the same (NFKC, case, spaces around it). Nothing has a name too: those who
+    give none share it.
+    """
+    folded = unicodedata.normalize("NFKC", text[:_NAME_LIMIT]).casefold()
+    name = unicodedata.normalize("NFKC", folded).strip().encode("utf-8", "surrogatepass")
+    message = b"stillroom subject\0%b\0%b" % (kind.encode(), name)
+    digest = hmac.digest(pepper, message, hashlib.sha256)[:16]
+    return urlsafe_b64encode(digest)[:22].decode()
+
+
+def _bare(text: str) -> str:
+    """Without port, brackets and zone."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    return text.partition("%")[0]
+
+
+def _unwrapped(address: Address) -> Address:
+    if isinstance(address, IPv4Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+def _network(address: IPv6Address, prefix: int) -> str:
+    return str(IPv6Network((address, prefix), strict=False))

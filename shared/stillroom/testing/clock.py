@@ -1,0 +1,115 @@
+"""A clock that a test moves by hand: Redis can't be told the time, so what was written is made older instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import redis
+from stillroom.keys import glob_literal, kind_of
+from stillroom.room import AsyncStillroom, Stillroom
+
+SESSION_TIMES = (b"_c", b"_l", b"_x", b"_until")
+HIT_BYTES = 11  # of a limit's log: 7 for the µs, 4 for the count
+TIME_BYTES = 7
+
+
+class Clock:
+    """`clock.advance(3600)`: an hour later, for what the room has in Redis and what its process remembers.
+
+    Entries get stale and run out, leases and backoffs end, sessions idle away, quotas come back, bans are served.
+    What is ordered by a logical clock (invalidations, revocations) stays as it is. Not for use while others
+    write.
+    """
+
+    def __init__(self, room: Stillroom | AsyncStillroom) -> None:
+        self._room = room
+
+    def advance(self, seconds: float) -> None:
+        """`seconds`: more than 0."""
+        if not seconds > 0:
+            raise ValueError(f"seconds={seconds!r}: a clock is moved forward")
+        for client in self._clients():
+            for key in self._keys(client):
+                _shorten(client, key, seconds)
+                if rewrite := REWRITES.get(kind_of(key)):
+                    rewrite(client, key, round(seconds * 1_000_000))
+        self._forget()
+
+    def _clients(self) -> Iterator[Any]:
+        settings = self._room.settings
+        for url in dict.fromkeys((settings.cache_server, settings.redis_url)):
+            with redis.Redis.from_url(url, password=settings.password) as client:
+                yield client
+
+    def _keys(self, client: Any) -> list[bytes]:
+        prefix = glob_literal(self._room.settings.namespace.encode())
+        return list(client.scan_iter(match=prefix + b":*", count=1_000))
+
+    def _forget(self) -> None:
+        """What a process remembers for a while is over."""
+        for shard in getattr(self._room._cache_body, "shards", [self._room._cache_body]):
+            shard._asked.clear()
+        self._room._limits_body._denials.reset()
+        self._room._limits_body._local.reset()
+
+
+def _shorten(client: Any, key: bytes, seconds: float) -> None:
+    left = client.pttl(key)
+    if left >= 0:
+        client.pexpire(key, max(0, left - round(seconds * 1_000)))  # 0 deletes it
+
+
+def _age_entry(client: Any, key: bytes, us: int) -> None:
+    """`1⇥<epoch>⇥<stamp>⇥<fresh until, ms>⇥…`"""
+    fields = (client.get(key) or b"").split(b"\t", 4)
+    if len(fields) == 5:
+        fields[3] = b"%d" % max(0, int(fields[3]) - us // 1_000)
+        client.set(key, b"\t".join(fields), keepttl=True)
+
+
+def _age_lease(client: Any, key: bytes, us: int) -> None:
+    """`backoff.<until ms>.<n>`; the others have no time in them."""
+    parts = (client.get(key) or b"").split(b".")
+    if parts[0] == b"backoff":
+        parts[1] = b"%d" % max(0, int(parts[1]) - us // 1_000)
+        client.set(key, b".".join(parts), keepttl=True)
+
+
+def _age_session(client: Any, key: bytes, us: int) -> None:
+    for field in client.hkeys(key):
+        if field in SESSION_TIMES:
+            client.hincrby(key, field, -us)
+
+
+def _age_scores(unit_us: int) -> Callable[[Any, bytes, int], None]:
+    def age(client: Any, key: bytes, us: int) -> None:
+        for member in client.zrange(key, 0, -1):
+            client.zincrby(key, -(us // unit_us), member)
+
+    return age
+
+
+def _age_hits(client: Any, key: bytes, us: int) -> None:
+    """(last µs, count) of each entry, packed."""
+    log = client.get(key) or b""
+    entries = [log[n : n + HIT_BYTES] for n in range(0, len(log), HIT_BYTES)]
+    if entries:
+        aged = [_earlier(entry[:TIME_BYTES], us) + entry[TIME_BYTES:] for entry in entries]
+        client.set(key, b"".join(aged), keepttl=True)
+
+
+def _earlier(time: bytes, us: int) -> bytes:
+    return max(0, int.from_bytes(time, "big") - us).to_bytes(TIME_BYTES, "big")
+
+
+# What holds times besides its TTL, by its kind.
+REWRITES: dict[str, Callable[[Any, bytes, int], None]] = {
+    "e": _age_entry,
+    "l": _age_lease,
+    "i": _age_scores(1_000),
+    "todo": _age_scores(1_000),
+    "s": _age_session,
+    "x": _age_scores(1),
+    "limit": _age_hits,
+}

@@ -1,0 +1,114 @@
+"""The health endpoints as an ASGI app."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from stillroom.health import Report
+from stillroom.health.past import NOT_TOLD
+from stillroom.room import AsyncStillroom
+from stillroom.web.health import (
+    STALE_S,
+    WAIT_S,
+    Endpoints,
+    Held,
+    Request,
+    Response,
+    has_past,
+    sized,
+)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class HealthASGI:
+    """See HealthWSGI: the same for ASGI servers. `app = HealthASGI(room, app)` wraps."""
+
+    def __init__(self, room: AsyncStillroom, app: Application | None = None) -> None:
+        self._app = app
+        self._endpoints = Endpoints(room.settings)
+        self._health = room.health
+        self._reports = Reports(room.health.check)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        is_http = scope["type"] == "http"
+        request = _request(scope) if is_http else None
+        if self._app is not None and (request is None or self._endpoints.route(request) is None):
+            return await self._app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            return await _live(receive, send)
+        if request is None:
+            return None  # a WebSocket: closed by the server, for it was not accepted
+        response = self._endpoints.at_once(request)
+        if response is None:
+            response = await self._answer(request, await self._reports.newest())
+        return await _send(request, response, send)
+
+    async def _answer(self, request: Request, held: Held | None) -> Response:
+        if not self._endpoints.is_page(request):
+            return self._endpoints.answer(request, held)
+        past = await self._health.past() if has_past(held) else NOT_TOLD
+        return await asyncio.to_thread(self._endpoints.page, request, held, past)
+
+
+class Reports:
+    """The newest report. One task makes a new one when it is too old; everybody waits for that one, not long."""
+
+    def __init__(self, check: Callable[[], Awaitable[Report]]) -> None:
+        self._check = check
+        self._held: Held | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def newest(self) -> Held | None:
+        """See wsgi_health.Reports.newest."""
+        if self._held is not None and self._held.is_fresh:
+            return self._held
+        await asyncio.wait([self._begun()], timeout=WAIT_S)
+        held = self._held
+        return held if held is not None and held.age() < STALE_S else None
+
+    def _begun(self) -> asyncio.Task[None]:
+        loop = asyncio.get_running_loop()
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._task = loop.create_task(self._make())
+        return self._task
+
+    async def _make(self) -> None:
+        self._held = Held(await self._check(), time.monotonic())
+
+
+def _request(scope: Message) -> Request:
+    headers = {
+        name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+    }
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root):  # servers differ in whether the path includes it
+        path = path[len(root) :]
+    client = scope.get("client")
+    query = scope.get("query_string", b"").decode("latin-1")
+    return Request(scope["method"], path, root, client[0] if client else None, headers, query)
+
+
+async def _send(request: Request, response: Response, send: Send) -> None:
+    headers = [
+        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in sized(response)
+    ]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    body = b"" if request.method == "HEAD" else response.body
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """A server that starts and stops apps is told that this one has nothing to do for it."""
+    while True:
+        stage = (await receive())["type"]
+        await send({"type": f"{stage}.complete"})
+        if stage == "lifespan.shutdown":
+            return

@@ -1,0 +1,106 @@
+"""Django's cache on the room's: `CACHES = {"default": {"BACKEND": "stillroom.web.django.cache.StillroomCache"}}`.
+
+LOCATION names a part of the room's cache (default: `default`); two of Django's caches with the same LOCATION
+share it, as they do with Django's own. KEY_PREFIX, VERSION, KEY_FUNCTION and TIMEOUT are Django's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
+
+from stillroom.cache import Cache
+from stillroom.keys import glob_literal
+from stillroom.web.django import room
+from stillroom.web.django.values import pack, unpack
+
+_MISSING = object()
+
+
+class StillroomCache(BaseCache):
+    """Values are JSON and the kinds of values.py; others raise. A timeout of None is the room's life_limit (7 d).
+
+    Redis away: nothing is found, nothing is stored, and what is deleted is deleted before this process trusts
+    another read; only `clear` and `incr` raise (RedisUnavailable), for they would promise what nobody can keep.
+    """
+
+    def __init__(self, location: str, params: dict[str, Any]) -> None:
+        super().__init__(params)
+        self._prefix = f"django:{location or 'default'}:"
+
+    @property
+    def _cache(self) -> Cache:
+        return room().cache
+
+    def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
+        found = self._cache.get(self._name(key, version), Any, _MISSING)
+        return default if found is _MISSING else unpack(found)
+
+    def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
+        names = {self._name(key, version): key for key in keys}
+        found = self._cache.get_many(names)
+        return {names[name]: unpack(value) for name, value in found.items()}
+
+    def set(
+        self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> None:
+        self.set_many({key: value}, timeout, version)
+
+    def set_many(
+        self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> list[Any]:
+        names = {self._name(key, version): key for key in data}
+        values = {name: pack(data[key]) for name, key in names.items()}
+        ttl = self._ttl(timeout)
+        if ttl is None:  # over before it began
+            self._cache.invalidate(*names, defer=True)
+            return []
+        stored = self._cache.set_many(values, ttl=ttl, swr=0)
+        return [names[name] for name, is_stored in stored.items() if not is_stored]
+
+    def add(
+        self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> bool:
+        name, packed, ttl = self._name(key, version), pack(value), self._ttl(timeout)
+        if ttl is None:
+            return self._cache.get(name, Any, _MISSING) is _MISSING
+        return self._cache.add(name, packed, ttl=ttl, swr=0)
+
+    def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        name, ttl = self._name(key, version), self._ttl(timeout)
+        if ttl is None:
+            return self._cache.invalidate(name, defer=True) > 0
+        return self._cache.touch(name, ttl=ttl, swr=0)
+
+    def incr(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
+        """Its timeout stays as it was."""
+        found = self._cache.incr(self._name(key, version), delta)
+        if found is None:
+            raise ValueError(f"Key '{key}' not found")
+        return found
+
+    def delete(self, key: Any, version: int | None = None) -> bool:
+        return self._cache.invalidate(self._name(key, version), defer=True) > 0
+
+    def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
+        self._cache.invalidate(*[self._name(key, version) for key in keys], defer=True)
+
+    def has_key(self, key: Any, version: int | None = None) -> bool:
+        return self._cache.get(self._name(key, version), Any, _MISSING) is not _MISSING
+
+    def clear(self) -> None:
+        """All of this LOCATION, whoever wrote it; the rest of the room's cache is left alone."""
+        self._cache.invalidate_by_pattern(glob_literal(self._prefix.encode()).decode() + "*")
+
+    def _name(self, key: Any, version: int | None) -> str:
+        return self._prefix + str(self.make_and_validate_key(key, version=version))
+
+    def _ttl(self, timeout: Any) -> float | None:
+        """Seconds, or None where nothing is to be kept."""
+        longest = room().settings.life_limit
+        seconds = self.default_timeout if timeout is DEFAULT_TIMEOUT else timeout
+        if seconds is None:
+            return longest
+        return min(float(seconds), longest) if seconds > 0 else None

@@ -1,0 +1,227 @@
+"""The health endpoints without a web server: a request in, a response out.
+
+| path            | asks Redis | answers                                                                     |
+|-----------------|------------|-----------------------------------------------------------------------------|
+| `/health`       | 1 in 2 s   | `application/health+json`: 200 pass or warn, 503 fail                       |
+| `/health/live`  | never      | 200: this process answers                                                   |
+| `/health/ready` | 1 in 2 s   | 200, or 503 before Redis has answered once, or while a required role is away|
+| `/metrics`      | 1 in 2 s   | Prometheus text; guarded like the details unless `metrics_open`             |
+| `/status`       | each time  | a page for operators, guarded like the details: see status/                 |
+
+Everybody sees the status. The details are for who has the token, or comes from an operator's network directly: a
+request that a proxy passed on has the proxy's address, which says nothing about who sent it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import ipaddress
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from stillroom.health import rfc
+from stillroom.health.metrics import MEDIA_TYPE as METRICS_TYPE
+from stillroom.health.metrics import exposition
+from stillroom.health.past import Past
+from stillroom.health.report import Report
+from stillroom.health.system import find_psutil
+from stillroom.settings import Settings
+from stillroom.web.status import HEADERS as STATUS_HEADERS
+from stillroom.web.status import reload_seconds, render
+
+HELD_S = 2.0  # one check serves everybody for this long
+WAIT_S = 0.25  # for a check under way; longer than one takes, unless a name can't be resolved
+STALE_S = 30.0  # so old may a report be that is served because a new one does not come
+
+FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+METHODS = ("GET", "HEAD")
+
+LIVE, READY, HEALTH, METRICS, STATUS = "live", "ready", "health", "metrics", "status"
+# What opens them. A browser can't be told a bearer token, but asks its user for a password.
+GUARDED: Mapping[str, str] = {
+    METRICS: 'Bearer realm="stillroom"',
+    STATUS: 'Basic realm="stillroom", charset="UTF-8"',
+}
+ROUTES: Mapping[str, str] = {
+    "/health": HEALTH,
+    "/health/live": LIVE,
+    "/health/ready": READY,
+    "/metrics": METRICS,
+    "/status": STATUS,
+}
+
+
+class Request(NamedTuple):
+    """What matters of a request. Names of headers are in lower case."""
+
+    method: str
+    path: str  # below where the app is mounted …
+    mount: str  # … which is here
+    peer: str | None  # the address it came from
+    headers: Mapping[str, str]
+    query: str = ""
+
+
+class Response(NamedTuple):
+    """What to answer."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+
+class Held(NamedTuple):
+    """A report, and when it was made (time.monotonic())."""
+
+    report: Report
+    at: float
+
+    def age(self) -> float:
+        return time.monotonic() - self.at
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.age() < HELD_S
+
+
+class Endpoints:
+    """Who may see what, and how it looks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        token = settings.health_token
+        self._token = token.get_secret_value().encode() if token else None
+        self._networks = [ipaddress.ip_network(network) for network in settings.health_networks]
+        self._was_ready = False
+        find_psutil()  # now, and not while the first request waits
+
+    def route(self, request: Request) -> str | None:
+        """Which endpoint this is, or None: it is none of ours."""
+        path, mounted_as = request.path.rstrip("/"), request.mount.rstrip("/").rpartition("/")[2]
+        return ROUTES.get(path) or ROUTES.get(
+            f"/{mounted_as}{path}"
+        )  # or mounted at /health itself
+
+    def at_once(self, request: Request) -> Response | None:
+        """The answer that needs no report, or None: one is needed."""
+        route = self.route(request)
+        if route is None:
+            return _text(404, "not found")
+        if request.method not in METHODS:
+            return _text(405, "GET or HEAD", ("Allow", ", ".join(METHODS)))
+        if route == LIVE:
+            return _health(200, rfc.public_json("pass"))
+        is_open = route not in GUARDED or (route == METRICS and self._settings.metrics_open)
+        if not is_open and not self.is_operator(request):
+            return _text(401, "for operators", ("WWW-Authenticate", GUARDED[route]))
+        return None
+
+    def answer(self, request: Request, held: Held | None) -> Response:
+        """The answer. `held` None: no report could be made in time."""
+        route = self.route(request)
+        if route == READY:
+            return self._ready(held)
+        if held is None:
+            return (
+                _text(503, "no report in time")
+                if route == METRICS
+                else _health(503, rfc.public_json("fail"))
+            )
+        if route == METRICS:
+            return Response(
+                200,
+                [("Content-Type", METRICS_TYPE), *NEVER_STORED],
+                exposition(*held_with_age(held)),
+            )
+        status = 503 if held.report.status == "fail" else 200
+        if self.is_operator(request):
+            return _health(status, rfc.details_json(*held_with_age(held)))
+        return _health(status, rfc.public_json(held.report.status))
+
+    def is_page(self, request: Request) -> bool:
+        """Whether `page` answers this, with health.past(), instead of `answer`."""
+        return self.route(request) == STATUS
+
+    def page(self, request: Request, held: Held | None, past: Past) -> Response:
+        """The page at /status. Takes a tenth of a second of CPU: not for an event loop's thread."""
+        if held is None:
+            return _text(503, "no report in time")
+        text = render(
+            held.report,
+            *past,
+            flower_url=self._settings.flower_url,
+            now=time.time(),
+            reload_s=reload_seconds(request.query),
+        )
+        return Response(200, STATUS_HEADERS, text.encode())
+
+    def is_operator(self, request: Request) -> bool:
+        """Whether this one may see the details."""
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if self._token and kind.lower() == "bearer":
+            return hmac.compare_digest(given.strip().encode(), self._token)
+        if self._token and hmac.compare_digest(_password(kind, given), self._token):
+            return True
+        if any(name in request.headers for name in FORWARDED):
+            return False
+        return self._is_near(request.peer)
+
+    def _is_near(self, peer: str | None) -> bool:
+        try:
+            address = ipaddress.ip_address(peer or "")
+        except ValueError:  # a Unix socket, or a server that does not say
+            return False
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in network for network in self._networks)
+
+    def _ready(self, held: Held | None) -> Response:
+        """Ready is who has been connected once; then, who has what the settings require."""
+        up = [s.connection.is_up for s in held.report.servers] if held else []
+        self._was_ready = self._was_ready or bool(up and all(up))
+        away = {
+            role
+            for server in (held.report.servers if held else ())
+            if not server.connection.is_up
+            for role in server.roles
+        }
+        unknown = held is None and bool(self._settings.ready_requires)
+        missing = away & set(self._settings.ready_requires)
+        is_ready = self._was_ready and not missing and not unknown
+        return _health(200 if is_ready else 503, rfc.public_json("pass" if is_ready else "fail"))
+
+
+def _password(kind: str, given: str) -> bytes:
+    """Of HTTP's Basic authentication, whatever the user's name is (RFC 7617)."""
+    try:
+        return base64.b64decode(given if kind.lower() == "basic" else "").partition(b":")[2]
+    except ValueError:
+        return b""
+
+
+def has_past(held: Held | None) -> bool:
+    """Whether to ask for it: who has just been found away would only be waited for again."""
+    servers = held.report.servers if held else ()
+    return any(server.connection.is_up and "state" in server.roles for server in servers)
+
+
+NEVER_STORED = [("Cache-Control", "no-store")]
+
+
+def held_with_age(held: Held) -> tuple[Report, float]:
+    return held.report, held.age()
+
+
+def sized(response: Response) -> list[tuple[str, str]]:
+    """All headers, with the length of the body that GET gets."""
+    return [*response.headers, ("Content-Length", str(len(response.body)))]
+
+
+def _health(status: int, body: bytes) -> Response:
+    return Response(status, [("Content-Type", rfc.MEDIA_TYPE), *NEVER_STORED], body)
+
+
+def _text(status: int, sentence: str, *headers: tuple[str, str]) -> Response:
+    kind = ("Content-Type", "text/plain; charset=utf-8")
+    return Response(status, [kind, *NEVER_STORED, *headers], f"{sentence}\n".encode())

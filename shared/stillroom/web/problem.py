@@ -1,0 +1,62 @@
+"""What is answered instead of the app: application/problem+json. Pure. Source: RFC 9457."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import NamedTuple
+
+from stillroom.errors import SessionEnded, StillroomError
+from stillroom.limits.decision import Decision
+
+RETRY_AFTER_S = 2  # the breaker's probes come once a second
+
+
+class Answer(NamedTuple):
+    """A whole response."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @property
+    def line(self) -> str:
+        """The status as WSGI writes it."""
+        return f"{self.status} {HTTPStatus(self.status).phrase}"
+
+
+def answer(
+    status: int, problem: Mapping[str, object], headers: Mapping[str, str], method: str = "GET"
+) -> Answer:
+    """A problem as a response; one to HEAD has no body."""
+    body = json.dumps(problem).encode()
+    written = {
+        "Content-Type": "application/problem+json",
+        "Content-Length": str(len(body)),
+        "Cache-Control": "no-store",
+        **headers,
+    }
+    return Answer(status, list(written.items()), b"" if method == "HEAD" else body)
+
+
+def failed(failure: StillroomError, method: str = "GET") -> Answer:
+    """What a request is answered whose session could not be read or written: 503, or 409 if it had ended meanwhile.
+
+    The cookie is left as it is: the session may well live.
+    """
+    if isinstance(failure, SessionEnded):
+        return answer(
+            409, _sentence(409, "The session ended while this request was under way."), {}, method
+        )
+    retry = {"Retry-After": str(RETRY_AFTER_S)}
+    return answer(503, _sentence(503, "Sessions can't be reached at the moment."), retry, method)
+
+
+def denied(decision: Decision, method: str = "GET") -> Answer:
+    """What a request is answered that is over its limits: 429, or 503 for one that may not be decided now."""
+    return answer(decision.status, decision.problem(), decision.headers(), method)
+
+
+def _sentence(status: int, detail: str) -> dict[str, object]:
+    return {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}

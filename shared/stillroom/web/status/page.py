@@ -1,0 +1,242 @@
+"""The page, from its parts: the verdict, what to do, a tile for each part, a day of charts, abuse. Pure.
+
+In the order an operator asks: is it fine, and if not, what do I do? What is it about? What has changed? A state is
+always a word and a shape besides its colour.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from urllib.parse import parse_qs, quote
+
+from stillroom.health.past import Pattern
+from stillroom.health.report import Advice, Report, Snapshot
+from stillroom.web.status.charts import sparkline
+from stillroom.web.status.day import charts
+from stillroom.web.status.html import Html, el, joined
+from stillroom.web.status.numbers import ago, amount, clock_with_seconds, iso, plural
+from stillroom.web.status.patterns import abuse
+from stillroom.web.status.series import Day, Row, day_of, low_and_high, thinned, with_gaps
+from stillroom.web.status.state import SHAPES, icon, labelled, moment
+from stillroom.web.status.tiles import Tile, tiles
+
+STYLE = files(__package__).joinpath("style.css").read_text("utf-8")
+# The one style sheet, named by its hash; images: the icon of the tab, which is in the page too.
+_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+HEADERS = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    (
+        "Content-Security-Policy",
+        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+)
+
+SPARK_STRETCHES = 48
+RELOAD_S = 30  # what the page offers
+RELOAD_RANGE_S = range(5, 3_601)
+TAB_COLOURS = {"pass": "#1a7f37", "warn": "#b36b00", "fail": "#c62828"}
+
+
+def render(
+    report: Report,
+    history: Sequence[Snapshot] | None,
+    patterns: Sequence[Pattern] | None,
+    *,
+    flower_url: str | None = None,
+    now: float,
+    reload_s: int | None = None,
+) -> str:
+    """The whole page.
+
+    `history`: a day of snapshots, oldest first; `patterns`: the newest first; None: Redis did not tell them.
+    `reload_s`: the browser asks again after so many seconds. Off unless the reader asks for it: a page that reloads
+    under a reader's hands can't be read with a screen reader or a magnifier (WCAG 2.2.1).
+    """
+    day = day_of(report, history or (), now)
+    body = el(
+        "body",
+        el("a", "Skip to the findings", href="#findings", class_="skip"),
+        _defs(),
+        _header(report, now, reload_s),
+        el(
+            "main",
+            _findings(report, now),
+            _now(report, day, has_charts=history is not None),
+            charts(report, history, day),
+            abuse(patterns, now),
+        ),
+        _footer(report, history, flower_url, now),
+    )
+    page = el("html", _head(report, reload_s), body, lang="en")
+    return f"<!doctype html>\n{page}\n"
+
+
+def reload_seconds(query: str) -> int | None:
+    """What `?every=30` asks for; None for anything that is no number of seconds from 5 to 3,600."""
+    given = parse_qs(query).get("every", [""])[-1]
+    if not (given.isascii() and given.isdigit() and len(given) < 6):
+        return None
+    return int(given) if int(given) in RELOAD_RANGE_S else None
+
+
+# The top
+
+
+def _head(report: Report, reload_s: int | None) -> Html:
+    reload = el("meta", http_equiv="refresh", content=str(reload_s)) if reload_s else ""
+    return el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("meta", name="robots", content="noindex"),
+        reload,
+        el("title", f"{_verdict(report)} – Stillroom"),
+        el("link", rel="icon", href=_tab_icon(report)),
+        el("style", Html(STYLE)),
+    )
+
+
+def _tab_icon(report: Report) -> str:
+    """The state, to be seen among twenty tabs."""
+    paint = f"fill:none;stroke:{TAB_COLOURS[report.status]};stroke-width:2.2"
+    shape = SHAPES[report.status]
+    icon = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 20" style="{paint}">{shape}</svg>'
+    )
+    return f"data:image/svg+xml,{quote(icon)}"
+
+
+def _defs() -> Html:
+    """The hatching of gaps, once for all charts."""
+    stripe = el("path", d="M0 6L6 0M-1 1L1-1M5 7L7 5", class_="stripe")
+    hatch = el("pattern", stripe, id="hatch", width=6.0, height=6.0, patternUnits="userSpaceOnUse")
+    return el("svg", el("defs", hatch), class_="defs", aria_hidden="true")
+
+
+def _header(report: Report, now: float, reload_s: int | None) -> Html:
+    age = max(0.0, now - report.time)
+    when = el("time", f"{clock_with_seconds(report.time)} UTC", datetime=iso(report.time))
+    return el(
+        "header",
+        el("p", el("strong", "Stillroom"), " status", class_="brand"),
+        el("p", "Checked at ", when, f", {ago(age)}. ", _reloading(reload_s), class_="checked"),
+        el("h1", icon(report.status), _verdict(report), class_=f"verdict {report.status}"),
+    )
+
+
+def _reloading(reload_s: int | None) -> Html:
+    if reload_s:
+        return joined(f"Reloads every {reload_s} s: ", el("a", "stop", href="?"))
+    return el("a", f"Reload every {RELOAD_S} s", href=f"?every={RELOAD_S}")
+
+
+def _verdict(report: Report) -> str:
+    failing = [found for found in report.advice if found.severity == "fail"]
+    looks = len(report.advice) - len(failing)
+    if not report.advice:
+        return "All is well"
+    if not failing:
+        return plural(looks, "thing to look at", "things to look at")
+    first = plural(len(failing), "failure to mend", "failures to mend")
+    return f"{first}, {amount(looks)} more to look at" if looks else first
+
+
+# What to do
+
+
+def _findings(report: Report, now: float) -> Html:
+    found = [_finding(advice, now) for advice in report.advice]
+    told = el("ol", *found, class_="findings") if found else el("p", "There is nothing to do.")
+    title = el("h2", "What to do", id="to-do", class_=None if found else "hidden")
+    return el("section", title, told, id="findings", tabindex="-1", aria_labelledby="to-do")
+
+
+def _finding(advice: Advice, now: float) -> Html:
+    since = joined(" · since ", moment(advice.since, now)) if advice.since is not None else ""
+    return el(
+        "li",
+        labelled(advice.severity),
+        el("p", *_prose(advice.what), class_="what"),
+        el("p", *_prose(advice.todo), class_="todo"),
+        el(
+            "p",
+            "Good: ",
+            *_prose(advice.good),
+            " · ",
+            el("code", advice.component),
+            since,
+            class_="good",
+        ),
+        class_=advice.severity,
+    )
+
+
+def _prose(text: str) -> list[str]:
+    """What stands between backticks is a command or a name."""
+    return [el("code", part) if n % 2 else part for n, part in enumerate(text.split("`"))]
+
+
+# Now
+
+
+def _now(report: Report, day: Day, *, has_charts: bool) -> Html:
+    shown = [
+        _tile(tile if has_charts else tile._replace(chart=None), day) for tile in tiles(report)
+    ]
+    return el("section", el("h2", "Now"), el("ul", *shown, class_="tiles"))
+
+
+def _tile(tile: Tile, day: Day) -> Html:
+    rows = thinned(with_gaps(day.rows([tile.get])), day.window, SPARK_STRETCHES)
+    name = el("a", tile.name, href=f"#{tile.chart}") if tile.chart else tile.name
+    return el(
+        "li",
+        el("div", el("h3", name), labelled(tile.state), class_="top"),
+        el("p", el("strong", tile.number), " ", tile.of, class_="big"),
+        sparkline(rows, day.window, _trend(tile, rows)),
+        el("ul", *(el("li", fact) for fact in tile.shown_facts), class_="facts"),
+        class_=f"tile {tile.state}",
+    )
+
+
+def _trend(tile: Tile, rows: Sequence[Row]) -> str:
+    """The sparkline in words. The number itself stands beside it."""
+    ends = low_and_high(rows, 0)
+    if ends is None:
+        return f"{tile.name} in 24 h: unknown"
+    return f"{tile.name} in 24 h: between {tile.say(ends[0])} and {tile.say(ends[1])} {tile.of}"
+
+
+# The bottom
+
+
+def _footer(
+    report: Report, history: Sequence[Snapshot] | None, flower_url: str | None, now: float
+) -> Html:
+    return el(
+        "footer",
+        el("p", *_flower(flower_url)),
+        el("p", "Newest snapshot: ", _newest(history, now)),
+        el("p", f"Release {report.release}") if report.release else "",
+    )
+
+
+def _flower(url: str | None) -> list[str]:
+    """Settings are an operator's, but a link runs in another's browser: no javascript:."""
+    if url is None or not url.startswith(("http://", "https://")):
+        return ["Tasks one by one: Flower (STILLROOM_FLOWER_URL names no web address)"]
+    return ["Tasks one by one: ", el("a", "Flower", href=url, rel="noreferrer")]
+
+
+def _newest(history: Sequence[Snapshot] | None, now: float) -> Html | str:
+    if history is None:
+        return "unknown"
+    return moment(history[-1].time, now) if history else "none yet"

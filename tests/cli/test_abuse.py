@@ -1,0 +1,86 @@
+"""`stillroom bans` and `stillroom abuse`, as a person types them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stillroom import BanRefused
+from stillroom.abuse.rules import BUILT_IN
+from stillroom.cli import app
+from tests.support.abuse import ARMED, put
+
+
+@pytest.fixture
+def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a command prints."""
+    monkeypatch.setenv("REDIS_URL", server.url)
+
+    def run(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, arguments)
+        if isinstance(result.exception, BanRefused):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return run
+
+
+def test_add_list_and_lift(run: Any, make_room: Any) -> None:
+    """A ban is in force when the command returns, and gone when it is lifted; text is not taken for markup."""
+    room = make_room()
+    said = run("bans", "add", "203.0.113.9", "--for", "10m", "--reason", "[red]loud")
+    assert said.startswith("203.0.113.9 is banned until ")
+    assert not room.limits.check("203.0.113.9", [_default()]).allowed
+    run("bans", "add", "2001:db8:1::/48", "--for", "30d")
+    shown = run("bans", "list")
+    assert "203.0.113.9" in shown
+    assert "operator" in shown
+    assert "[red]loud" in shown
+    assert "2 bans" in shown
+    assert "1 bans" in run("bans", "list", "--limit", "1")
+    assert "the ban of 203.0.113.9 is lifted" in run("bans", "lift", "203.0.113.9")
+    assert "203.0.113.9 was not banned" in run("bans", "lift", "203.0.113.9")
+    assert [ban.subject for ban in room.abuse.bans()] == ["2001:db8:1::/48"]
+
+
+def _default() -> Any:
+    from stillroom import DEFAULT
+
+    return DEFAULT
+
+
+def test_what_a_rule_banned_is_listed_with_it(
+    run: Any, make_room: Any, client: Any, tmp_path: Path
+) -> None:
+    """The rule's name stands where the operator would."""
+    (path := tmp_path / "rules.toml").write_text(ARMED)
+    room = make_room(abuse_rules=path)
+    put(client, room, "denied", ip="203.0.113.9", n="64")
+    room.abuse.scan()
+    assert "hammer" in run("bans", "list")
+
+
+def test_a_mistake_is_a_sentence(run: Any) -> None:
+    """What is no time, and who can't be banned."""
+    assert "is no time" in run("bans", "add", "203.0.113.9", "--for", "soon", code=2)
+    assert "--for" in run("bans", "add", "203.0.113.9", code=2)
+    with pytest.raises(BanRefused, match="is private"):
+        run("bans", "add", "10.0.0.1", "--for", "10m")
+    assert "0 bans" in run("bans", "list")
+
+
+def test_the_rules_in_force_are_shown(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, and what the operator's file made of them; no server is asked."""
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    shown = run("abuse", "rules")
+    assert all(name in shown for name in BUILT_IN)
+    assert shown.count("would ban 300 s (shadow)") == 5
+    (path := tmp_path / "rules.toml").write_text("[rules.scanner]\nshadow = false\nban = 60")
+    monkeypatch.setenv("STILLROOM_ABUSE_RULES", str(path))
+    assert "ban 60 s" in run("abuse", "rules")

@@ -1,0 +1,215 @@
+"""`stillroom health` and `stillroom doctor`, as a person and as a script run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import NoDispatch, Settings, Stillroom
+from stillroom.cli.doctor import Line, examined
+from stillroom.cli.health import console, shown
+from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import PATIENT
+from tests.support.health import count_in_last_minute
+from tests.support.processes import WITHIN
+
+STILLROOM = str(Path(sys.executable).with_name("stillroom"))
+pytestmark = pytest.mark.usefixtures("calm_machine")
+SECRET = "canary-password-7f3a"
+
+
+@pytest.fixture(autouse=True)
+def no_psutil_in_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they find does not depend on the machine they run on."""
+    (tmp_path / "psutil.py").write_text("raise ImportError")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    )
+
+
+def run(url: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [STILLROOM, *arguments],
+        env=os.environ | {"REDIS_URL": url, "STILLROOM_HEALTH_TIMEOUT": "5"} | changes,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_script_reads_the_exit_code_and_the_json(own_server: EmbeddedServer) -> None:
+    """0 while nothing fails, and the report is the one document on stdout; --strict minds a warning too."""
+    done = run(own_server.url, "health", "--json", "--strict")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "pass"
+    with redis.Redis.from_url(own_server.url) as client:
+        client.lpush("stillroom:aside", "junk")
+    assert run(own_server.url, "health", "--json").returncode == 0
+    strict = run(own_server.url, "health", "--json", "--strict")
+    assert (strict.returncode, json.loads(strict.stdout)["status"]) == (1, "warn")
+
+
+def test_a_failure_is_exit_code_1() -> None:
+    """Nobody listens there: the table says so, with what to do; a mistake in the settings is 2."""
+    done = run("redis://127.0.0.1:1", "health")
+    assert done.returncode == 1
+    assert "no (refused)" in done.stdout
+    assert "Is the server running" in done.stdout
+    assert run("redis://127.0.0.1:1", "health", STILLROOM_HEALTH_TOKEN="short").returncode == 2
+
+
+def test_watching_ends_with_ctrl_c(own_server: EmbeddedServer) -> None:
+    """A line of JSON every two seconds, and a normal end."""
+    with subprocess.Popen(
+        [STILLROOM, "health", "--watch", "--json"],
+        env=os.environ | {"REDIS_URL": own_server.url, "STILLROOM_HEALTH_TIMEOUT": "5"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        times = [json.loads(process.stdout.readline())["time"] for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WITHIN) == 0
+    assert 1.5 < times[1] - times[0] < 10
+
+
+def text_of(report: Any) -> str:
+    printer = console()
+    with printer.capture() as captured:
+        printer.print(shown(report))
+    return captured.get()
+
+
+def test_a_person_reads_the_table(make_room: Any, client: Any) -> None:
+    """Status first, then servers, services and advice; what is not known is a question mark or left out."""
+    room = make_room()
+    count_in_last_minute(client, room, hits=900, misses=100)
+    client.lpush(room.keys.aside, "junk")
+    text = text_of(room.health.check())
+    assert text.startswith("WARN")
+    assert "hit ratio 90%, hits 900" in text
+    assert "no limit" in text
+    assert "1 messages were set aside" in text
+    assert "good: None." in text
+    assert "to do: Look at the list" in text
+    assert "None," not in text
+
+
+# The doctor
+
+
+def lines_about(room: Stillroom, about: str) -> list[Line]:
+    return [line for line in examined(room) if line.about == about]
+
+
+def test_a_healthy_server_has_a_right_line_for_everything(make_room: Any, client: Any) -> None:
+    """Each thing looked at is told of, and nothing of the rehearsal is left."""
+    client.config_set("maxmemory", "1gb")
+    room = make_room()
+    room.health.ticked("stillroom.snapshot_health")
+    lines = list(examined(room))
+    client.config_set("maxmemory", "0")
+    assert {line.status for line in lines} == {"pass"}, lines
+    told = {line.about for line in lines}
+    assert told >= {
+        "settings",
+        "redis connection",
+        "redis memory",
+        "redis version",
+        "redis clock",
+        "redis clients",
+        "redis operations",
+        "redis persistence",
+        "redis MEMORY DOCTOR",
+        "rights to cache",
+        "rights to sessions",
+        "pending work",
+    }
+    left = list(client.keys("*:s:*") + client.keys("*:e:*"))
+    assert left == []
+
+
+def test_what_is_wrong_is_said_with_what_to_do(make_room: Any, client: Any) -> None:
+    """An eviction policy that loses tasks, no limit, no beat."""
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        lines = list(examined(make_room()))
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
+    wrong = {line.about: line for line in lines if line.status != "pass"}
+    assert set(wrong) == {"redis memory", "beat"}
+    policy = next(line for line in lines if line.about == "redis memory")
+    assert policy.status == "fail"
+    assert "allkeys-lru may throw away queued tasks" in policy.sentence
+    assert "STILLROOM_CACHE_URL" in policy.sentence
+
+
+def test_without_psutil_the_machine_is_unknown(
+    make_room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Null in the report, no finding, and the doctor says what would tell."""
+    monkeypatch.undo()  # look at this machine after all
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    room = make_room()
+    report = room.health.check()
+    assert report.system is None
+    assert not [found for found in report.advice if found.component == "system"]
+    (line,) = lines_about(room, "system")
+    assert "stillroom[health]" in line.sentence
+
+
+@pytest.fixture
+def limited(server: EmbeddedServer) -> Iterator[Any]:
+    """A user that lacks rights; → how to say which."""
+    with redis.Redis.from_url(server.url) as client:
+
+        def give(*rights: str) -> str:
+            client.execute_command(
+                "ACL", "SETUSER", "limited", "on", f">{SECRET}", "~*", "&*", "+@all", *rights
+            )
+            return f"redis://limited:{SECRET}@127.0.0.1:{server.port}"
+
+        yield give
+        client.execute_command("ACL", "DELUSER", "limited")
+
+
+@pytest.mark.parametrize(
+    ("rights", "about", "status"),
+    [
+        ("-info", "redis connection", "warn"),
+        ("-evalsha", "rights to sessions", "fail"),
+        ("-mget", "rights to cache", "fail"),
+        ("-time", "redis connection", "fail"),
+    ],
+)
+def test_missing_rights_are_found_by_trying(
+    limited: Any, rights: str, about: str, status: str
+) -> None:
+    """What the app does is done once, as this user."""
+    settings = Settings(**{"redis_url": limited(rights)} | PATIENT)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        lines = list(examined(room))
+    found = {line.about: line for line in lines if line.status != "pass"}
+    assert found[about].status == status
+    assert "noperm" in found[about].sentence
+    assert SECRET not in repr(lines)
+
+
+def test_the_doctor_as_a_command(own_server: EmbeddedServer) -> None:
+    """Passwords are not printed; a server that is away is a failure with its reason."""
+    done = run(f"redis://:{SECRET}@127.0.0.1:1", "doctor")
+    assert done.returncode == 1
+    assert "✗ redis connection" in done.stdout
+    assert "refused" in done.stdout
+    assert SECRET not in done.stdout + done.stderr
+    assert run(own_server.url, "doctor").returncode == 0

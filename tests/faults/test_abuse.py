@@ -1,0 +1,118 @@
+"""Abuse while Redis is away, frozen or full: no request fails because of it, and no ban is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.abuse import ARMED, CLIENT, abandon, ban_of, make_group, pending, put
+from tests.support.celery_process import until
+from tests.support.faces import BlockingRoom
+
+PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
+
+
+@pytest.fixture(params=["sync", "async"])
+def own_room(
+    request: pytest.FixtureRequest, own_server: EmbeddedServer, tmp_path: Path
+) -> Iterator[Any]:
+    (path := tmp_path / "rules.toml").write_text(ARMED)
+    settings = Settings(redis_url=own_server.url, session_peppers=PEPPER, abuse_rules=path)
+    if request.param == "sync":
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            yield room
+        return
+    with asyncio.Runner() as runner:
+        face = BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
+        yield face
+        face.close()
+
+
+@pytest.fixture
+def db(own_server: EmbeddedServer) -> Iterator[Any]:
+    with redis.Redis.from_url(own_server.url) as client:
+        yield client
+
+
+def test_a_report_never_fails_because_redis_is_away(
+    own_room: Any, own_server: EmbeddedServer, caplog: Any
+) -> None:
+    """False, counted, said once, and after a few in microseconds; what operators and workers call raises."""
+    assert own_room.abuse.report("auth_fail", ip=CLIENT) is True
+    own_server.kill()
+    started = time.monotonic()
+    told = [own_room.abuse.report("auth_fail", ip=CLIENT) for _ in range(100)]
+    assert time.monotonic() - started < 2
+    assert not any(told)
+    assert own_room.state_stats.counts["abuse_dropped"] == 100
+    assert sum("events of abuse are lost" in r.getMessage() for r in caplog.records) <= 3
+    for act in (
+        own_room.abuse.scan,
+        own_room.abuse.bans,
+        lambda: own_room.abuse.ban(CLIENT, 60),
+        lambda: own_room.abuse.lift(CLIENT),
+    ):
+        with pytest.raises(RedisUnavailable):
+            act()
+    assert own_room.abuse.deliver() == 0
+    own_server.restart()
+    until(lambda: own_room.abuse.report("auth_fail", ip=CLIENT), "recovery")
+
+
+def test_a_frozen_redis_costs_a_report_its_deadline(
+    own_room: Any, own_server: EmbeddedServer
+) -> None:
+    """A tenth of a second, then False; never longer than a call may take."""
+    own_room.abuse.report("auth_fail", ip=CLIENT)
+    own_server.freeze()
+    started = time.monotonic()
+    assert own_room.abuse.report("auth_fail", ip=CLIENT) is False
+    assert time.monotonic() - started < 1
+    own_server.thaw()
+
+
+def test_a_full_redis_drops_events_and_still_bans(own_room: Any, db: Any, caplog: Any) -> None:
+    """The stream takes no more, the worker goes on with what is in it: counts, bans and lifts are small."""
+    caplog.set_level(logging.CRITICAL)
+    for n in range(25):
+        put(db, own_room, "not_found", ip=CLIENT, route=f"/{n}")
+    make_group(db, own_room)
+    db.config_set("maxmemory", 1)
+    try:
+        assert own_room.abuse.report("auth_fail", ip=CLIENT) is False
+        assert own_room.abuse.scan()["bans"] == 1
+        assert ban_of(db, own_room)["rule"] == "scanner"
+        assert pending(db, own_room) == 0
+        assert own_room.abuse.ban("203.0.113.77", 60).by == "operator"
+        assert own_room.abuse.lift(CLIENT) is True
+    finally:
+        db.config_set("maxmemory", 0)
+    assert own_room.abuse.report("auth_fail", ip=CLIENT) is True
+
+
+def test_a_scan_that_redis_left_in_the_middle_is_finished(
+    own_room: Any, own_server: EmbeddedServer
+) -> None:
+    """Killed and restarted with events read and not judged: a minute later they are."""
+    with redis.Redis.from_url(own_server.url) as client:
+        name = put(client, own_room, "denied", ip=CLIENT, n="64")
+        client.xgroup_create(own_room.keys.abuse, "workers", "0")
+        client.xreadgroup("workers", "worker", {own_room.keys.abuse: ">"})
+    own_server.kill()
+    with pytest.raises(RedisUnavailable):
+        own_room.abuse.scan()
+    own_server.restart()
+    with redis.Redis.from_url(own_server.url) as client:
+        until(lambda: not own_room.wire.breaker.is_open, "recovery")
+        abandon(client, own_room, [name])
+        assert own_room.abuse.scan()["bans"] == 1
+        assert ban_of(client, own_room)["level"] == 0

@@ -1,0 +1,295 @@
+"""Limits while Redis is away, slow, read-only or full: each class does what it says, and nobody profits from it."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import (
+    AUTH,
+    DEFAULT,
+    STATIC,
+    AsyncStillroom,
+    Limit,
+    NoDispatch,
+    RedisUnavailable,
+    Settings,
+    Stillroom,
+)
+from stillroom.embedded import EmbeddedServer
+from stillroom.scripts import Script
+from tests.support.celery_process import until
+from tests.support.faces import BlockingRoom
+from tests.support.limits import assert_bounded, forget_denials
+from tests.support.proxy import Proxy
+
+IP = "203.0.113.7"
+# A busy machine is no reason to give up, but where giving up is what a test is about.
+CALM = {
+    "connect_timeout": 2.0,
+    "command_timeout": 2.0,
+    "call_timeout": 3.0,
+    "session_peppers": "p" * 32,
+}
+BRISK = {"connect_timeout": 0.1, "command_timeout": 0.1, "call_timeout": 0.15}
+Make = Callable[..., Any]
+
+
+@pytest.fixture(params=["sync", "async"])
+def make(request: pytest.FixtureRequest, own_server: EmbeddedServer) -> Iterator[Make]:
+    """Rooms on a server of the test's own, with either face."""
+    rooms: list[Any] = []
+    runner = asyncio.Runner()
+
+    def room(**changes: Any) -> Any:
+        settings = Settings(**{"redis_url": own_server.url} | CALM | changes)
+        if request.param == "sync":
+            rooms.append(Stillroom(settings, dispatch=NoDispatch()))
+        else:
+            rooms.append(
+                BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
+            )
+        return rooms[-1]
+
+    with runner:
+        yield room
+        for one in rooms:
+            one.close()
+
+
+def admitted(room: Any, limit: Limit, tries: int, ip: str = IP) -> int:
+    count = 0
+    for _ in range(tries):
+        forget_denials(room)
+        count += bool(room.limits.check(ip, [limit]))
+    return count
+
+
+def remaining(server: EmbeddedServer, limit: Limit, ip: str = IP) -> int:
+    """What another process sees; it has no memory of its own."""
+    settings = Settings(redis_url=server.url, command_timeout=5, call_timeout=5)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        left = room.limits.peek(ip, [limit]).remaining
+        assert left is not None
+        return left
+
+
+def recovered(room: Any) -> None:
+    until(lambda: not room.wire.breaker.is_open, "recovery")
+
+
+def test_each_class_does_what_it_says(make: Make, own_server: EmbeddedServer) -> None:
+    """STATIC lets through, DEFAULT and AUTH count their share; every decision says that it is degraded."""
+    room = make(processes=4)
+    own_server.kill()
+    assert admitted(room, STATIC, 1_100) == 1_100
+    assert admitted(room, DEFAULT, 50) == 25
+    assert admitted(room, AUTH, 5) == 1
+    open_, denied = room.limits.check(IP, [STATIC]), room.limits.check(IP, [AUTH])
+    assert open_.degraded in ("breaker", "refused")
+    assert "RateLimit" not in open_.headers()
+    assert (denied.status, denied.standings[0].remaining) == (429, 0)
+    assert 0 < denied.retry_after <= 300
+    assert room.state_stats.counts["limit_degraded"] > 1_000
+
+
+def test_strict_limits_may_answer_503(make: Make, own_server: EmbeddedServer) -> None:
+    """If the settings say so; the other classes go on."""
+    room = make(limits_strict_503=True)
+    own_server.kill()
+    denied = room.limits.check(IP, [DEFAULT, AUTH])
+    assert (denied.status, denied.headers()["Retry-After"]) == (503, "1")
+    assert denied.problem()["type"].endswith("#temporary-reduced-capacity")
+    assert not room.limits.reserve(IP, [AUTH])
+    assert room.limits.check(IP, [DEFAULT]).remaining == 99
+
+
+def test_all_or_none_holds_without_redis(make: Make, own_server: EmbeddedServer) -> None:
+    """A limit that denies costs the others nothing here either."""
+    room = make()
+    own_server.kill()
+    for _ in range(8):
+        room.limits.check(IP, [DEFAULT, AUTH])
+    assert room.limits.peek(IP, [DEFAULT]).remaining == 95
+
+
+def test_an_outage_is_no_fresh_quota_nor_is_its_end(make: Make, own_server: EmbeddedServer) -> None:
+    """Three used before, two during it: after it there is nothing left, for any process, without another call."""
+    room = make()
+    assert admitted(room, AUTH, 3) == 3
+    own_server.kill()
+    assert admitted(room, AUTH, 10) == 2
+    until(lambda: room.wire.breaker.is_open or admitted(room, STATIC, 1) is None, "an open breaker")
+    own_server.restart()
+    until(lambda: remaining(own_server, AUTH) == 0, "the charge")
+    recovered(room)
+    assert admitted(room, AUTH, 3) == 0
+    with redis.Redis.from_url(own_server.url) as client:
+        assert_bounded(client)
+
+
+def test_what_was_admitted_goes_in_front_of_the_next_check(
+    make: Make, own_server: EmbeddedServer
+) -> None:
+    """Redis is back before the breaker noticed: the subject's next check charges it, and is then decided."""
+    room = make(command_timeout=0.05, call_timeout=0.05)
+    assert admitted(room, AUTH, 1) == 1
+    own_server.freeze()
+    try:
+        assert admitted(room, AUTH, 2) == 2
+        assert room.limits.check("203.0.113.8", [AUTH]).degraded == "timeout"
+    finally:
+        own_server.thaw()
+    assert not room.wire.breaker.is_open
+    until(lambda: not room.limits.peek("203.0.113.9", [AUTH]).degraded, "an answer")
+    # What timed out may have been counted by Redis as well: rather twice than never.
+    assert admitted(room, AUTH, 5) in (0, 1, 2)
+    assert remaining(own_server, AUTH) == 0
+    assert remaining(own_server, AUTH, "203.0.113.8") in (3, 4)
+    local = getattr(room, "inner", room)._limits_body._local
+    until(lambda: room.limits.peek("203.0.113.9", [AUTH]) and not local.logs, "nothing owed")
+
+
+def test_a_frozen_redis_costs_a_few_short_waits(make: Make, own_server: EmbeddedServer) -> None:
+    """A handful of calls wait, none longer than its budget; then a decision takes microseconds."""
+    room = make(**BRISK)
+    room.limits.check(IP, [DEFAULT])
+    own_server.freeze()
+    try:
+        waits = []
+        for _ in range(200):
+            began = time.perf_counter()
+            room.limits.check(IP, [DEFAULT])
+            waits.append(time.perf_counter() - began)
+        assert room.wire.breaker.is_open
+    finally:
+        own_server.thaw()
+    assert sum(wait > 0.05 for wait in waits) <= 20
+    assert statistics.median(waits) < 0.001
+    recovered(room)
+    # 199 were decided here, of which 99 were admitted; what timed out may have been counted twice.
+    until(lambda: remaining(own_server, DEFAULT) == 0, "the charge")
+
+
+def test_a_slow_redis_is_given_up(own_server: EmbeddedServer) -> None:
+    """A reply that drips does not hold a request; the decision is this process'."""
+    with Proxy(own_server.port) as proxy:
+        settings = Settings(redis_url=proxy.url, session_peppers="p" * 32)
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            room.limits.check(IP, [AUTH])
+            proxy.drip = 0.05
+            began = time.perf_counter()
+            decision = room.limits.check(IP, [AUTH])
+            assert time.perf_counter() - began < 1.0
+            assert (decision.allowed, decision.degraded) == (True, "timeout")
+            assert decision.remaining == 3
+            proxy.drip = None
+
+
+def test_a_read_only_redis_is_one_that_is_away(make: Make, own_server: EmbeddedServer) -> None:
+    """A replica that was left alone refuses to consume: the classes do what they say."""
+    room = make()
+    assert admitted(room, AUTH, 3) == 3
+    with redis.Redis.from_url(own_server.url) as client:
+        client.replicaof("127.0.0.1", "1")
+        assert admitted(room, AUTH, 10) == 2
+        assert room.limits.check(IP, [STATIC]).degraded in ("readonly", "masterdown", "breaker")
+        client.replicaof("NO", "ONE")
+    recovered(room)
+    assert admitted(room, AUTH, 3) == 0
+    assert remaining(own_server, AUTH) == 0
+
+
+@pytest.mark.parametrize("flags", [True, False])
+def test_a_full_redis_still_counts(
+    make: Make, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, flags: bool
+) -> None:
+    """With flags as without, which is how Redis 6.2 runs the scripts: nothing is degraded, denials included."""
+    monkeypatch.setattr(Script, "flags_are_known", flags)
+    room = make()
+    with redis.Redis.from_url(own_server.url) as client:
+        room.limits.check(IP, [DEFAULT])
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            client.set("x", "y")
+        decisions = [room.limits.check(IP, [AUTH, DEFAULT]) for _ in range(6)]
+        forget_denials(room)
+        decisions.append(room.limits.check(IP, [AUTH]))
+        held = room.limits.reserve("203.0.113.8", [AUTH])
+        assert room.limits.refund(held)
+        assert [d.allowed for d in decisions] == [True] * 5 + [False] * 2
+        assert {d.degraded for d in [*decisions, held.decision]} == {""}
+        assert room.limits.check(IP, [Limit("ten", 10, 60)], cost=9)
+        assert_bounded(client)
+        client.config_set("maxmemory", 0)
+
+
+def test_counts_ride_along_and_a_full_redis_refuses_only_them(
+    make: Make, own_server: EmbeddedServer
+) -> None:
+    """The check that carries them is decided all the same."""
+    room = make()
+    room.limits.check(IP, [AUTH])
+    with redis.Redis.from_url(own_server.url) as client:
+        client.config_set("maxmemory", 1)
+        room.state_stats.due = 0.0
+        decision = room.limits.check(IP, [AUTH])
+        assert (decision.remaining, decision.degraded) == (3, "")
+        client.config_set("maxmemory", 0)
+        room.state_stats.due = 0.0
+        room.limits.check(IP, [AUTH])
+        counted = sum(
+            int(client.hget(key, "limit_checks") or 0) for key in client.keys("*:stats:*")
+        )
+        assert counted >= 2
+
+
+def test_reservations_without_redis(make: Make, own_server: EmbeddedServer) -> None:
+    """Made and refunded here, once. One that Redis holds stays consumed while Redis is away."""
+    room = make()
+    before = room.limits.reserve(IP, [AUTH])
+    own_server.kill()
+    held = room.limits.reserve(IP, [AUTH], cost=2)
+    assert (held.allowed, held.local) == (True, True)
+    assert room.limits.peek(IP, [AUTH]).remaining == 2
+    assert (room.limits.refund(held), room.limits.refund(held)) == (True, False)
+    assert room.limits.peek(IP, [AUTH]).remaining == 4
+    other = room.limits.reserve(IP, [AUTH])
+    assert (room.limits.commit(other), room.limits.refund(other)) == (True, False)
+    assert (room.limits.refund(before), room.limits.commit(before)) == (False, False)
+    with pytest.raises(RedisUnavailable):
+        room.limits.reset(IP, [AUTH])
+    own_server.restart()
+    recovered(room)
+    until(lambda: not room.limits.peek(IP, [AUTH]).degraded, "an answer")
+    until(lambda: remaining(own_server, AUTH) == 3, "the charge")
+    assert room.limits.refund(before) is True
+
+
+def test_a_dead_connection_does_not_count_twice(make: Make, own_server: EmbeddedServer) -> None:
+    """A restart between two checks: each is counted once, by Redis or here."""
+    room = make()
+    assert room.limits.check(IP, [AUTH])
+    own_server.restart()
+    assert room.limits.check(IP, [AUTH])
+    until(lambda: not room.limits.peek(IP, [AUTH]).degraded, "an answer")
+    room.limits.check(IP, [AUTH])
+    assert remaining(own_server, AUTH) == 2
+
+
+def test_a_room_that_closes_tells_what_it_owes(own_server: EmbeddedServer) -> None:
+    """What it admitted by itself is charged before it goes."""
+    settings = Settings(**{"redis_url": own_server.url} | CALM)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.limits.check(IP, [AUTH])
+        own_server.kill()
+        assert admitted(room, AUTH, 2) == 2
+        own_server.restart()
+        room.wire.breaker.stop()
+    assert remaining(own_server, AUTH) == 2

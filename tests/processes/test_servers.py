@@ -1,0 +1,73 @@
+"""The middleware under the servers people use: processes forked before and after the room was used, greenlets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import redis
+from stillroom import Settings
+from stillroom.embedded import EmbeddedServer
+from stillroom.leash import until
+from tests.support.web import WITHIN, Browser, ask, environment_of, serving_process
+
+ROOT = Path(__file__).parent.parent.parent
+GUNICORN = ("gunicorn", "--bind", "fd://{fd}", "--log-level", "warning", "--no-control-socket")
+WSGI = "tests.processes.served:application"
+SERVERS = {
+    "prefork": (*GUNICORN, "--workers", "2", WSGI),
+    "preload": (*GUNICORN, "--workers", "2", "--preload", WSGI),
+    "threads": (*GUNICORN, "--workers", "2", "--threads", "4", "--preload", WSGI),
+    "gevent": (*GUNICORN, "--workers", "2", "--worker-class", "gevent", WSGI),
+    "uvicorn": (
+        *("uvicorn", "--fd", "{fd}", "--log-level", "warning", "--workers", "2"),
+        *("--no-proxy-headers", "tests.processes.served:asgi"),
+    ),
+}
+
+
+@pytest.fixture(params=SERVERS)
+def port(request: pytest.FixtureRequest, stillroom_settings: Settings) -> Iterator[int]:
+    """Two processes of a server, with the shop."""
+    is_used = "1" if request.param in ("preload", "threads") else ""
+    environment = environment_of(stillroom_settings) | {"USED_BEFORE_THE_FORK": is_used}
+    with serving_process(SERVERS[request.param], ROOT, environment) as port:
+        yield port
+
+
+def pids_at_once(threads: ThreadPoolExecutor, port: int) -> set[str]:
+    """The processes that answer when many ask at the same time; which they are is up to the kernel."""
+    return set(threads.map(lambda _: ask(port, "/pid").text, range(40)))
+
+
+@pytest.mark.long
+def test_all_processes_share_sessions_and_limits(
+    port: int, stillroom_server: EmbeddedServer
+) -> None:
+    """Forty requests at once in one session, each with a key of its own; sixty against a quota of fifty.
+
+    Connections that are cut are made anew in every process, and nobody is answered with another's session.
+    """
+    browser = Browser(port)
+    browser.get("/login?ann")
+    token = browser.token
+    with ThreadPoolExecutor(10) as threads:
+        written = list(threads.map(lambda n: Browser(port, token).get(f"/set?k{n}={n}"), range(40)))
+        assert [reply.status for reply in written] == [200] * 40
+        allowed = list(threads.map(lambda _: ask(port, "/plain").status, range(60)))
+        pids: set[str] = set()
+        assert until(lambda: pids.update(pids_at_once(threads, port)) or len(pids) == 2, WITHIN)
+    assert json.loads(browser.get("/keys").text) == {f"k{n}": str(n) for n in range(40)}
+    assert (allowed.count(200), allowed.count(429)) == (50, 10)
+    others = [Browser(port) for _ in range(4)]
+    for n, other in enumerate(others):
+        other.get(f"/login?user{n}")
+    with redis.Redis.from_url(stillroom_server.url) as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+    assert [other.get("/who").text for other in others * 3] == [f'"user{n}"' for n in range(4)] * 3
+    browser.get("/logout")
+    assert Browser(port, token).get("/who").text == "null"

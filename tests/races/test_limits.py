@@ -1,0 +1,176 @@
+"""Limits under races: threads, processes, and everybody at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from stillroom import AUTH, Limit, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import Crowd
+from tests.support.limits import assert_bounded, events, forget_denials
+from tests.support.processes import Program
+
+IP = "203.0.113.7"
+
+
+def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
+    """What each of so many threads returned, all let go at the same moment."""
+    barrier = threading.Barrier(count)
+
+    def run(number: int) -> Any:
+        barrier.wait(30)
+        return act(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(run, range(count)))
+
+
+def test_many_processes_and_threads_admit_exactly_the_quota(server: EmbeddedServer) -> None:
+    """4 processes with 16 threads each want 1,280 hits of 500; together they get 500."""
+    crowd = Crowd(server.url)
+    source = f"""
+        from tests.support.crowd import hit_in_threads
+        hit_in_threads({server.url!r}, 16, 20, 500)
+    """
+    with ExitStack() as stack:
+        programs = [stack.enter_context(Program(source, within=60)) for _ in range(4)]
+        crowd.await_ready(64)
+        crowd.give("go", 64)
+        admitted = [int(program.read_word("admitted ")) for program in programs]
+    crowd.close()
+    assert sum(admitted) == 500
+
+
+def test_a_hundred_parallel_guesses_are_five(
+    make_room: Callable[..., Stillroom], client: Any
+) -> None:
+    """Quota is consumed before the password is looked at: five of a hundred guesses reach the checker."""
+    rooms = [make_room(), make_room()]
+    checked: list[int] = []
+
+    def login(number: int) -> bool:
+        held = rooms[number % 2].limits.reserve({"ip": IP, "user": "ann"}, [AUTH])
+        if held:
+            checked.append(number)  # a wrong password: it stays consumed
+        return bool(held)
+
+    assert sum(at_once(100, login)) == 5
+    assert len(checked) == 5
+    assert_bounded(client)
+
+
+def test_logins_that_succeed_use_nothing_up(make_room: Callable[..., Stillroom]) -> None:
+    """A hundred, eight at a time under a quota of five: whoever got in gave back; then all five are there."""
+    room = make_room()
+
+    def login(_: int) -> int:
+        passed = 0
+        for _ in range(12):
+            if held := room.limits.reserve(IP, [AUTH]):
+                assert room.limits.refund(held)
+                passed += 1
+        return passed
+
+    assert sum(at_once(8, login)) > 5
+    assert room.limits.peek(IP, [AUTH]).remaining == 5
+
+
+def test_a_reservation_is_refunded_by_one(make_room: Callable[..., Stillroom]) -> None:
+    """Of sixteen who try at once, or of a refund and a commit, one wins."""
+    room = make_room()
+    for _ in range(20):
+        held = room.limits.reserve(IP, [AUTH], cost=2)
+        assert sum(at_once(16, lambda _, held=held: room.limits.refund(held))) == 1
+        assert room.limits.peek(IP, [AUTH]).remaining == 5
+    for _ in range(20):
+        held = room.limits.reserve(IP, [AUTH])
+        acts = [room.limits.refund, room.limits.commit]
+        refunded, committed = at_once(2, lambda n, held=held, acts=acts: acts[n](held))
+        assert refunded is not committed
+        assert room.limits.peek(IP, [AUTH]).remaining == (5 if refunded else 4)
+        room.limits.reset(IP, [AUTH])
+
+
+@pytest.mark.parametrize("how", ["refund", "reset"])
+def test_a_denial_that_was_on_its_way_is_not_remembered(
+    make_room: Callable[..., Stillroom], how: str
+) -> None:
+    """Denied by Redis, then a refund, then its reply arrives: the next request asks again, and is admitted."""
+    room = make_room()
+    held = [room.limits.reserve(IP, [AUTH]) for _ in range(5)]
+    room.state_stats.due = 1 << 62
+    check: Any = room._limits_body.check(IP, [AUTH])
+    replies = room.state_wire.execute(check.send(None), 10.0)
+    if how == "refund":
+        room.limits.refund(held[0])
+    else:
+        room.limits.reset(IP, [AUTH])
+    with pytest.raises(StopIteration) as ended:
+        check.send(replies)
+    assert not ended.value.value
+    assert room.limits.check(IP, [AUTH])
+
+
+def test_a_denied_request_burns_nothing_under_load(make_room: Callable[..., Stillroom]) -> None:
+    """Thirty-two threads, three limits, subjects that overlap: each limit counts exactly what was admitted."""
+    rooms = [make_room(), make_room()]
+    ip, user = Limit("ip", 400, 3600), Limit("user", 60, 3600, by="user")
+    pair = Limit("pair", 25, 3600, by="ip&user")
+
+    def act(number: int) -> list[str]:
+        admitted = []
+        for turn in range(30):
+            name = f"user {(number + turn) % 5}"
+            if rooms[number % 2].limits.check({"ip": IP, "user": name}, [ip, user, pair]):
+                admitted.append(name)
+        return admitted
+
+    admitted = [name for names in at_once(32, act) for name in names]
+    assert len(admitted) == 5 * 25
+    for number in range(5):
+        name = f"user {number}"
+        stands = rooms[0].limits.peek({"ip": IP, "user": name}, [ip, user, pair]).standings
+        left = {standing.limit.name: standing.remaining for standing in stands}
+        assert left == {"ip": 400 - 125, "user": 60 - 25, "pair": 0}
+        assert admitted.count(name) == 25
+
+
+@pytest.mark.long
+def test_a_million_denials_are_a_handful_of_events(
+    make_room: Callable[..., Stillroom], client: Any
+) -> None:
+    """In memory as in Redis a flood of denials takes no more room than one."""
+    room = make_room()
+    for _ in range(6):
+        room.limits.check(IP, [AUTH])
+    before = client.info("memory")["used_memory_dataset"]
+    keys = client.dbsize()
+    for turn in range(1_000_000):
+        room.limits.check(IP, [AUTH])
+        if turn % 1_000 == 0:  # as if what is remembered were a thousand seconds old
+            for denial in room._limits_body._denials.found.values():
+                denial.until = 0.0
+    forget_denials(room)
+    assert 900_000 < int(client.get(client.keys("*!denied")[0])) < 1_000_020
+    assert len(events(client, room)) <= 20
+    assert client.dbsize() <= keys + 1  # the counts of one more minute
+    assert client.info("memory")["used_memory_dataset"] - before < 50_000
+    assert len(room._limits_body._denials.found) <= 1
+    assert_bounded(client)
+
+
+def test_a_flood_of_addresses_keeps_bounded_memory(make_room: Callable[..., Stillroom]) -> None:
+    """Denied or not, a process remembers so many and no more."""
+    room = make_room(limits_memory=100)
+    for number in range(1_000):
+        for _ in range(2):
+            room.limits.check(f"10.0.{number // 250}.{number % 250}", [Limit("one", 1, 60)])
+    assert len(room._limits_body._denials.found) <= 100
+    assert len(room._limits_body._local._known) <= 100
+    assert len(room._limits_body._local.logs) == 0

@@ -1,0 +1,183 @@
+"""add, incr and touch: what depends on what is there, and on its still being there."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from stillroom import RedisUnavailable, Settings, Stillroom
+from tests.support.entries import age
+from tests.support.stepper import Stepper
+
+NEVER = 1 << 62  # seconds
+
+
+def entry_of(room: Any, key: str) -> bytes:
+    name: bytes = room.keys.entry(key.encode())
+    return name
+
+
+def run_to_the_change(stepper: Stepper) -> None:
+    """It has decided, and its script has not been sent."""
+    while not (isinstance(stepper.at, list) and stepper.at[0][0] == b"EVALSHA"):
+        stepper.step()
+
+
+def finish(stepper: Stepper) -> Any:
+    """Its result. It may pause: it waits for nobody then."""
+    while not stepper.done:
+        stepper.step()
+    return stepper.result
+
+
+def test_add_stores_only_where_there_is_nothing(room: Any, client: Any) -> None:
+    """The first one is kept, its time and tags are what was asked for; None is a value too."""
+    assert room.cache.add("k", {"a": 1}, ttl=60, tags=["t"]) is True
+    assert room.cache.add("k", 2) is False
+    assert room.cache.get("k") == {"a": 1}
+    assert 50 < client.ttl(entry_of(room, "k")) <= 60
+    assert room.cache.add("none", None) is True
+    assert room.cache.add("none", 1) is False
+
+
+@pytest.mark.parametrize("how", ["invalidate", "tag", "pattern", "clear", "expiry"])
+def test_add_takes_the_place_of_what_is_dead(room: Any, client: Any, how: str) -> None:
+    """What no reader would get counts as nothing."""
+    room.cache.set("k", 1, ttl=60, tags=["t"])
+    match how:
+        case "invalidate":
+            room.cache.invalidate("k")
+        case "tag":
+            room.cache.invalidate_by_tag("t")
+        case "pattern":
+            room.cache.invalidate_by_pattern("k*")
+        case "clear":
+            room.cache.clear()
+        case _:
+            client.delete(entry_of(room, "k"))
+    assert room.cache.add("k", 2) is True
+    assert room.cache.get("k") == 2
+
+
+@pytest.mark.parametrize("foreign", [b"junk", b"\t\t", b"1\tx\t" + b"y" * 5_000])
+def test_add_takes_the_place_of_foreign_bytes(room: Any, client: Any, foreign: bytes) -> None:
+    """What is no entry, and what is no string."""
+    client.set(entry_of(room, "k"), foreign)
+    assert room.cache.add("k", 2) is True
+    client.delete(entry_of(room, "k"))
+    client.lpush(entry_of(room, "k"), "x")
+    assert room.cache.add("k", 3) is True
+    assert room.cache.get("k") == 3
+
+
+def test_of_many_adds_one_wins(make_room: Any) -> None:
+    """Eight threads of eight rooms: one True, and its value is the one that is there."""
+    rooms = [make_room() for _ in range(8)]
+    for turn in range(20):
+        key = f"k{turn}"
+        with ThreadPoolExecutor(8) as threads:
+            running = [threads.submit(rooms[n].cache.add, key, n) for n in range(8)]
+        won = [one.result() for one in running]
+        assert won.count(True) == 1
+        assert rooms[0].cache.get(key) == won.index(True)
+
+
+def test_incr_counts(room: Any, client: Any) -> None:
+    """Up and down, also fractions; its end, tags and place in an index stay."""
+    room.cache.set("n", 41, ttl=60, swr=40, tags=["t"])
+    assert room.cache.incr("n") == 42
+    assert room.cache.incr("n", 10) == 52
+    assert room.cache.incr("n", -52) == 0
+    assert room.cache.get("n") == 0
+    assert 90 < client.ttl(entry_of(room, "n")) <= 100
+    entry = room.cache.get_entry("n")
+    assert entry.tags == ("t",)
+    assert 50_000 < client.zscore(room.keys.index(b"t"), "n") - 1000 * client.time()[0] <= 101_000
+    room.cache.set("f", 0.5)
+    assert room.cache.incr("f") == 1.5
+    assert room.cache.incr("nothing") is None
+
+
+@pytest.mark.parametrize("value", [None, "1", True, [1], {"a": 1}])
+def test_what_is_no_number_is_not_added_to(room: Any, value: Any) -> None:
+    """A clear error, and the value stays."""
+    room.cache.set("n", value)
+    with pytest.raises(TypeError, match="can't be added to"):
+        room.cache.incr("n")
+    assert room.cache.get("n") == value
+
+
+def test_no_incr_is_lost(make_room: Any) -> None:
+    """Four rooms, four threads, two hundred each."""
+    rooms = [make_room() for _ in range(4)]
+    rooms[0].cache.set("n", 0)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda room: [room.cache.incr("n") for _ in range(50)], rooms))
+    assert rooms[0].cache.get("n") == 200
+
+
+def test_touch_moves_the_end(room: Any, client: Any) -> None:
+    """A value that was about to die lives on as it is; what is not there is not touched."""
+    room.cache.set("k", {"a": [1]}, ttl=60, tags=["t"])
+    age(client, entry_of(room, "k"), 50)
+    assert room.cache.touch("k", ttl=600) is True
+    entry = room.cache.get_entry("k")
+    assert (entry.value, entry.tags) == ({"a": [1]}, ("t",))
+    assert 590 < entry.fresh_until - client.time()[0] <= 601
+    assert 590 < client.ttl(entry_of(room, "k")) <= 600
+    assert room.cache.touch("nothing", ttl=60) is False
+
+
+@pytest.mark.parametrize("how", ["invalidate", "tag", "pattern", "clear"])
+@pytest.mark.parametrize("act", ["incr", "touch", "add"])
+def test_an_invalidation_in_between_wins(make_room: Any, how: str, act: str) -> None:
+    """It came after the value was read and before the change was made: what was read is not brought back."""
+    ours, theirs = make_room(), make_room()
+    ours.stats.due = NEVER
+    ours.cache.set("k", 1, tags=["t"])
+    if act == "add":  # judged dead by its end; the invalidation comes before the new one is written
+        ours.cache.invalidate("k")
+    body = ours._cache_body
+    operation = {"incr": body.incr, "touch": body.touch}.get(act, lambda k: body.add(k, 7))("k")
+    stepper = Stepper(ours, operation)
+    run_to_the_change(stepper)
+    {
+        "invalidate": lambda: theirs.cache.invalidate("k"),
+        "tag": lambda: theirs.cache.invalidate_by_tag("t"),
+        "pattern": lambda: theirs.cache.invalidate_by_pattern("k"),
+        "clear": theirs.cache.clear,
+    }[how]()
+    result = finish(stepper)
+    assert theirs.cache.get("k") == (7 if act == "add" else None)
+    assert act == "add" or how != "invalidate" or not result
+
+
+def test_a_set_in_between_is_what_is_added_to(make_room: Any) -> None:
+    """The number changed between look and change: it is looked at again."""
+    ours, theirs = make_room(), make_room()
+    ours.stats.due = NEVER
+    ours.cache.set("n", 1)
+    stepper = Stepper(ours, ours._cache_body.incr("n"))
+    run_to_the_change(stepper)
+    theirs.cache.set("n", 10)
+    assert finish(stepper) == 11
+
+
+def test_redis_away() -> None:
+    """add and touch say that they did nothing, incr that it can't know."""
+    with Stillroom(Settings(redis_url="redis://127.0.0.1:1")) as room:
+        assert room.cache.add("k", 1) is False
+        assert room.cache.touch("k", ttl=1) is False
+        with pytest.raises(RedisUnavailable):
+            room.cache.incr("k")
+
+
+def test_the_same_on_shards(make_room: Any) -> None:
+    """Each key in its own."""
+    room = make_room(shards=4)
+    for n in range(8):
+        assert room.cache.add(f"k{n}", n)
+        assert room.cache.incr(f"k{n}") == n + 1
+        assert room.cache.touch(f"k{n}", ttl=600)

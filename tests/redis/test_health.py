@@ -1,0 +1,430 @@
+"""The report on a real server: what is known, what is not, and what is kept of it each minute."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.health.report import Measures, Snapshot
+from tests.support.crowd import PATIENT
+from tests.support.faces import BlockingRoom
+from tests.support.health import age_stream, count_in_last_minute
+from tests.support.status import a_day, patterns, seed, seed_patterns
+
+pytestmark = pytest.mark.usefixtures("calm_machine")
+
+
+def test_a_report_has_every_part(room: Any, client: Any) -> None:
+    """Connection, server, machine and services of a room that is well."""
+    report = room.health.check()
+    assert report.status == "pass", report.advice
+    (server,) = report.servers
+    assert (server.name, server.roles) == ("redis", ("cache", "state"))
+    assert server.connection.is_up
+    assert server.connection.breaker == "closed"
+    assert 0 < server.connection.latency_ms < report.took_ms
+    info = client.info()
+    assert server.redis.run_id == info["run_id"]
+    assert server.redis.role == "master"
+    assert server.redis.version == info.get("valkey_version", info["redis_version"])
+    assert server.redis.product == ("valkey" if "valkey_version" in info else "redis")
+    assert server.redis.memory.policy == "noeviction"
+    assert server.redis.memory.limit is None, "no maxmemory is no limit, not a limit of 0"
+    assert server.redis.memory.used > 0
+    assert server.redis.clients.connected >= 1
+    assert report.system.fds > 0
+    assert {queue.name for queue in report.tasks.queues} == {
+        "stillroom.refresh",
+        "stillroom.maintenance",
+    }
+
+
+def test_what_happened_is_counted_by_the_minute(room: Any, client: Any) -> None:
+    """The last whole minute's counts, of all processes; ratios only where something was looked up."""
+    report = room.health.check()
+    assert (report.cache.hits, report.cache.hit_ratio) == (0, None)
+    count_in_last_minute(
+        client, room, hits=70, stale=20, misses=10, limit_denials=3, sessions_created=2
+    )
+    report = room.health.check()
+    assert (report.cache.hits, report.cache.stale, report.cache.misses) == (70, 20, 10)
+    assert report.cache.hit_ratio == pytest.approx(0.9)
+    assert report.limits.denials == 3
+    assert report.limits.checks == 0
+    assert report.sessions.created == 2
+
+
+def test_totals_only_grow(room: Any, client: Any) -> None:
+    """What /metrics is made of: the counts of all minutes, written with those of the minute."""
+    for n in range(3):
+        room.cache.get(f"k{n}")
+        room.state_stats.due = 0.0
+        room.health.check()
+    assert room.health.check().totals["misses"] == 3
+    assert client.ttl(room.keys.counts) > 86_400
+
+
+def test_sessions_are_counted(room: Any, client: Any) -> None:
+    """Those that are there, those due for the sweep, and those revoked and not yet deleted."""
+    for n in range(3):
+        room.sessions.create(f"u{n}")
+    found = room.health.check().sessions
+    assert (found.active, found.expired_pending, found.revoked_pending) == (3, 0, 0)
+    for shard in range(room.settings.session_shards):
+        due = room.keys.due_sessions(shard)
+        for member in client.zrange(due, 0, 0):
+            client.zadd(due, {member: 1})
+    assert room.health.check().sessions.expired_pending >= 1
+
+
+def test_waiting_work_is_seen(room: Any, client: Any) -> None:
+    """Queue depths, how long the next message has waited if it says so, and what invalidations left to do."""
+    queue = room.keys.queue("refresh")
+    sent_ms = int((time.time() - 40) * 1000)
+    client.lpush(queue, json.dumps({"headers": {"stillroom_sent_ms": sent_ms}}))
+    client.lpush(queue, json.dumps({"headers": {"stillroom_sent_ms": sent_ms + 30_000}}))
+    client.lpush(room.keys.queue("maintenance"), b"\xff not a message")
+    client.hset("unacked", "tag", "message")
+    client.zadd(room.keys.bans, {"a": int(time.time() * 1000) + 60_000, "b": 1})
+    room.cache.set("k", 1, tags=["t"])
+    room.cache.invalidate_by_tag("t")
+    report = room.health.check()
+    refresh, maintenance = report.tasks.queues
+    assert refresh.depth == 2
+    assert refresh.oldest_s == pytest.approx(40, abs=10)
+    assert (maintenance.depth, maintenance.oldest_s) == (1, None)
+    assert (report.tasks.unacked, report.tasks.todo) == (1, 1)
+    assert report.limits.banned == 1
+    codes = {advice.code for advice in report.advice}
+    assert {"queue-age", "workers"} <= codes
+
+
+def test_another_broker_is_not_looked_into(settings: Settings) -> None:
+    """Its queues are unknown, not empty."""
+    changed = Settings(redis_url=settings.redis_url, broker_url="amqp://broker", **PATIENT)
+    with Stillroom(changed, dispatch=NoDispatch()) as room:
+        tasks = room.health.check().tasks
+    assert tasks is not None
+    assert (tasks.queues, tasks.unacked) == (None, None)
+
+
+def test_signs_of_life(room: Any, client: Any) -> None:
+    """Workers and ticks are seen by when they were last seen; both have an end."""
+    room.health.seen("celery@one")
+    room.health.seen("celery@two")
+    room.health.ticked("stillroom.snapshot_health")
+    tasks = room.health.check().tasks
+    assert tasks.workers == 2
+    assert tasks.beat_s == pytest.approx(0, abs=5)
+    client.zincrby(room.keys.workers, -31_000, "celery@one")
+    assert room.health.check().tasks.workers == 1
+    client.zincrby(room.keys.workers, -700_000, "celery@two")
+    room.health.seen("celery@three")
+    assert client.zrange(room.keys.workers, 0, -1) == [b"celery@one", b"celery@three"]
+    assert 0 < client.ttl(room.keys.workers) <= 600
+    assert 0 < client.ttl(room.keys.ticks) <= 86_400
+
+
+def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) -> None:
+    """A worker reads nothing that its counts could ride along with."""
+    room.state_stats.counts["refreshes_done"] += 5
+    room.state_stats.due = 0.0
+    room.health.seen("celery@one")
+    assert client.hget(room.keys.counts, "refreshes_done") == b"5"
+
+
+RIGHTS = "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xrevrange"
+RIGHTS_OF_SNAPSHOTS = "+memory|doctor +evalsha +script|load +hincrby +expire +hsetnx +hdel +xadd"
+
+
+def test_these_rights_are_all_it_takes(server: EmbeddedServer, client: Any) -> None:
+    """For a check, and with a few more for snapshots: nothing of it that shows keys or configuration."""
+    rights = ["-@all", *RIGHTS.split(), *RIGHTS_OF_SNAPSHOTS.split()]
+    client.execute_command("ACL", "SETUSER", "health", "on", ">h", "resetkeys", "~*", *rights)
+    url = f"redis://health:h@127.0.0.1:{server.port}"
+    try:
+        with Stillroom(Settings(**{"redis_url": url} | PATIENT), dispatch=NoDispatch()) as room:
+            assert room.health.check().advice == ()
+            assert room.health.snapshot().error is None
+            assert client.xlen(room.keys.health) == 1
+    finally:
+        client.execute_command("ACL", "DELUSER", "health")
+
+
+class Broken:
+    """A probe with a mistake in it."""
+
+    part = "limits"
+
+    def commands(self, now_ms: int) -> Any:
+        return [(b"GET", b"somebody's")]
+
+    def read(self, replies: Any, now_ms: int) -> Any:
+        raise ZeroDivisionError
+
+    def count(self, counts: Any) -> Any:
+        return {}
+
+
+def test_a_probes_mistake_costs_its_part(room: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The rest of the report is there, and the log says what happened."""
+    room.health.register("state", Broken())
+    report = room.health.check()
+    assert report.limits is None
+    assert report.cache is not None
+    assert report.sessions is not None
+    assert "'limits' of the report" in caplog.text
+
+
+def test_junk_among_our_keys_is_passed_over(room: Any, client: Any) -> None:
+    """Other types, and texts where numbers stand: the check does not raise, the rest is known."""
+    client.hset(room.keys.counts, mapping={"hits": 3, "odd": "many"})
+    client.hset(room.keys.ticks, "task", "yesterday")
+    client.set(room.keys.workers, "a string")
+    client.xadd(room.keys.health, {"snapshot": "{"})
+    client.set(room.keys.health_open, "a string")
+    client.lpush(room.keys.queue("refresh"), json.dumps(["no", "message"]))
+    report = room.health.check()
+    assert report.totals == {"hits": 3}
+    assert report.tasks.workers is None
+    assert report.tasks.ticks == {}
+    assert report.tasks.queues[0].depth == 1
+    assert report.servers[0].connection.error == "wrongtype"
+    (refused,) = [found for found in report.advice if found.code == "refused"]
+    assert "STILLROOM_NAMESPACE" in refused.todo
+
+
+# Snapshots
+
+
+def test_a_minute_has_one_snapshot(room: Any, client: Any) -> None:
+    """Two beats, or ten workers, add nothing to the first; the week has every fifth minute's."""
+    for _ in range(3):
+        room.health.snapshot()
+    assert (client.xlen(room.keys.health), client.xlen(room.keys.health_week)) == (1, 1)
+    age_stream(client, room.keys.health, 60)
+    room.health.snapshot()
+    age_stream(client, room.keys.health, 60)
+    age_stream(client, room.keys.health_week, 300)
+    room.health.snapshot()
+    assert (client.xlen(room.keys.health), client.xlen(room.keys.health_week)) == (3, 2)
+    moments = [snapshot.time for snapshot in room.health.history()]
+    assert moments == sorted(moments)
+    assert len(room.health.history(hours=7 * 24)) == 2
+
+
+def test_the_streams_are_bounded(room: Any, client: Any) -> None:
+    """A day of minutes and a week of fives; what nobody adds to goes after eight days."""
+    with client.pipeline() as pipeline:
+        for n in range(1, 1_500):
+            pipeline.xadd(room.keys.health, {"snapshot": "{}"}, id=f"{n}-0")
+        for n in range(1, 2_100):
+            pipeline.xadd(room.keys.health_week, {"snapshot": "{}"}, id=f"{n}-0")
+        pipeline.execute()
+    room.health.snapshot()
+    assert client.xlen(room.keys.health) == 1_440
+    assert client.xlen(room.keys.health_week) == 2_016
+    for key in (room.keys.health, room.keys.health_week):
+        assert 0 < client.ttl(key) <= 8 * 86_400
+
+
+def test_a_day_is_read_in_bites(room: Any, client: Any) -> None:
+    """Every snapshot of the stream, in order; what another program wrote into it is passed over."""
+    now_ms = int(time.time() * 1000)
+    with client.pipeline() as pipeline:
+        for n in range(500):
+            moment = now_ms - (500 - n) * 60_000
+            text = Snapshot(time=moment / 1000, servers=(), status="pass").model_dump_json()
+            pipeline.xadd(room.keys.health, {"snapshot": text}, id=f"{moment}-0")
+            if n % 100 == 0:
+                pipeline.xadd(room.keys.health, {"other": "nonsense"}, id=f"{moment}-1")
+        pipeline.execute()
+    found = room.health.history()
+    assert [round((now_ms / 1000 - one.time) / 60) for one in found] == list(range(500, 0, -1))
+    assert len(room.health.history(hours=1)) in (59, 60)
+
+
+def test_the_past_is_a_day_and_the_newest_patterns(room: Any, client: Any) -> None:
+    """Snapshots oldest first, patterns newest first; what somebody else wrote there is passed over."""
+    now = time.time()
+    assert room.health.past() == ([], [])
+    seed(client, room.keys.health, a_day(now, minutes=30))
+    client.xadd(room.keys.abuse_log, {"rule": "hammer", "count": "many"}, id="1-0")
+    seed_patterns(client, room.keys.abuse_log, [*patterns(now)] * 20)
+    history, found = room.health.past()
+    assert [one.time for one in history] == [one.time for one in a_day(now, minutes=30)]
+    assert found == (patterns(now) * 20)[:50]
+
+
+def test_the_past_of_a_server_that_is_away_is_not_known(own_server: EmbeddedServer) -> None:
+    """Neither is empty, which would be a claim."""
+    with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
+        own_server.kill()
+        assert room.health.past() == (None, None)
+
+
+def test_rates_are_differences_of_one_server_run(room: Any, client: Any) -> None:
+    """Against the last snapshot; a restarted server counts from 0, and its rates are unknown, not negative."""
+    assert room.health.check().servers[0].redis.operations.errors_per_s is None
+    room.health.snapshot()
+    age_stream(client, room.keys.health, 60)
+    for _ in range(3):
+        with pytest.raises(Exception, match="WRONGTYPE"):
+            client.execute_command("LPUSH", room.keys.health, "x")
+    operations = room.health.check().servers[0].redis.operations
+    assert operations.errors_per_s > 0
+    assert operations.evicted_per_s == 0
+    (_, fields), *_ = client.xrevrange(room.keys.health, count=1)
+    other = json.loads(fields[b"snapshot"])
+    other["servers"][0]["redis"]["run_id"] = "another"
+    client.xadd(room.keys.health, {"snapshot": json.dumps(other)})
+    assert room.health.check().servers[0].redis.operations.errors_per_s is None
+
+
+def test_a_finding_is_told_when_it_begins_and_when_it_ends(
+    room: Any, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line each, however many snapshots and workers see it, and the report says since when."""
+    caplog.set_level(logging.WARNING, "stillroom.health")
+    client.lpush(room.keys.aside, "what no worker could read")
+    for _ in range(3):
+        room.health.snapshot()
+        age_stream(client, room.keys.health, 60)
+    begun = [line for line in caplog.messages if "tasks:queues aside" in line]
+    assert len(begun) == 1
+    assert "1 messages were set aside" in begun[0]
+    assert "Look at the list" in begun[0]
+    (advice,) = [one for one in room.health.check().advice if one.code == "aside"]
+    assert advice.since == pytest.approx(time.time(), abs=30)
+    client.delete(room.keys.aside)
+    for _ in range(2):
+        room.health.snapshot()
+        age_stream(client, room.keys.health, 60)
+    lines = [line for line in caplog.messages if "tasks:queues aside" in line]
+    assert len(lines) == 2
+    assert "over after" in lines[1]
+    assert client.ttl(room.keys.health_open) > 0 or not client.exists(room.keys.health_open)
+
+
+def test_a_snapshot_has_the_measures_of_a_report(room: Any) -> None:
+    """The same fields, so that a chart need not know which of them it draws; and MEMORY DOCTOR's words."""
+    snapshot = room.health.snapshot()
+    assert set(Measures.model_fields) <= set(Snapshot.model_fields)
+    (kept,) = room.health.history()
+    assert kept == snapshot
+    assert snapshot.error is None
+    assert "Sam" in snapshot.servers[0].redis.memory.doctor
+    words = snapshot.servers[0].redis.memory.doctor
+    assert room.health.check().servers[0].redis.memory.doctor == words, "a check has the last words"
+
+
+def test_a_snapshot_is_kept_when_memory_is_full(room: Any, client: Any) -> None:
+    """That is the moment one wants to see afterwards; where the server lets scripts say so."""
+    room.health.snapshot()
+    age_stream(client, room.keys.health, 60)
+    client.config_set("maxmemory", "1")
+    try:
+        snapshot = room.health.snapshot()
+        assert "redis:memory memory" in snapshot.findings
+        assert snapshot.status == "fail"
+    finally:
+        client.config_set("maxmemory", "0")
+    assert client.xlen(room.keys.health) == 2
+
+
+def test_workers_in_a_race_tell_a_finding_once(
+    make_room: Any, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eight of them at the same moment, when it begins and when it ends: one snapshot and one line each time."""
+    caplog.set_level(logging.WARNING, "stillroom.health")
+    rooms = [make_room() for _ in range(8)]
+    keys = rooms[0].keys
+    for junk, expected in ((True, 1), (False, 2)):
+        if junk:
+            client.lpush(keys.aside, "junk")
+        else:
+            client.delete(keys.aside)
+            age_stream(client, keys.health, 60)
+        at_once(rooms)
+        lines = [line for line in caplog.messages if "tasks:queues aside" in line]
+        assert len(lines) == expected
+        assert client.xlen(keys.health) in (expected, expected + 1)  # a minute may begin meanwhile
+
+
+def at_once(rooms: list[Stillroom]) -> None:
+    begin = threading.Barrier(len(rooms))
+
+    def snapshot(room: Stillroom) -> None:
+        begin.wait()
+        room.health.snapshot()
+
+    threads = [threading.Thread(target=snapshot, args=(room,)) for room in rooms]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+# Two servers
+
+
+@pytest.fixture(params=["sync", "async"])
+def two_roles(
+    request: pytest.FixtureRequest, server: EmbeddedServer, own_server: EmbeddedServer
+) -> Iterator[Any]:
+    """A room whose cache has a server of its own, which is the test's."""
+    changes = {"redis_url": server.url, "cache_url": own_server.url} | PATIENT
+    settings = Settings(**changes)
+    if request.param == "sync":
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            yield room
+        return
+    with asyncio.Runner() as runner:
+        face = BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
+        yield face
+        face.close()
+
+
+def test_two_servers_are_reported_by_their_roles(two_roles: Any, client: Any) -> None:
+    """Each with its own figures; what the services say comes from the one they live on."""
+    two_roles.cache.get("k")
+    two_roles.sessions.create("u1")
+    report = two_roles.health.check()
+    assert [(server.name, server.roles) for server in report.servers] == [
+        ("redis.cache", ("cache",)),
+        ("redis.state", ("state",)),
+    ]
+    runs = {server.name: server.redis.run_id for server in report.servers}
+    assert runs["redis.state"] == client.info("server")["run_id"]
+    assert runs["redis.cache"] != runs["redis.state"]
+    assert report.sessions.active == 1
+    assert report.cache.hits == 0
+    assert report.tasks.todo == 0
+
+
+def test_one_of_two_is_away(two_roles: Any, own_server: EmbeddedServer, client: Any) -> None:
+    """Its part is unknown and it is named; the other is told of in full, and the snapshot is kept."""
+    own_server.kill()
+    report = two_roles.health.check()
+    cache, state = report.servers
+    assert (cache.connection.is_up, cache.redis) == (False, None)
+    assert state.connection.is_up
+    assert report.status == "fail"
+    assert report.advice[0].name == "redis.cache:connection away"
+    assert report.cache is None
+    assert report.sessions is not None
+    assert report.tasks.todo is None
+    assert report.tasks.workers == 0
+    assert report.totals is None, "a part of them is unknown, so is the sum"
+    snapshot = two_roles.health.snapshot()
+    assert snapshot.error == f"redis.cache: {cache.connection.error}"
+    assert two_roles.health.history()[-1].error == snapshot.error

@@ -1,0 +1,547 @@
+"""Limits: what each operation does, on real servers, with both faces."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Any
+
+import pytest
+
+from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit, SettingsError
+from tests.support.limits import (
+    age,
+    age_us,
+    assert_bounded,
+    events,
+    forget_denials,
+    logs,
+    read_log,
+    write_log,
+)
+
+IP = "203.0.113.7"
+USER = Limit("auth-user", 20, 300, by="user", away="strict")
+PAIR = Limit("auth-pair", 3, 300, by="ip&user", away="strict")
+
+
+@pytest.fixture(autouse=True)
+def bounded(client: Any) -> Iterator[None]:
+    """After every test here each key that is left has an end."""
+    yield
+    assert_bounded(client)
+
+
+def sent(client: Any, act: Any) -> list[str]:
+    """The commands that clients sent while `act` ran."""
+    with client.monitor() as monitor:
+        act()
+        client.echo("done")
+        seen = list(takewhile(lambda c: c["command"] != "ECHO done", monitor.listen()))
+    names = [c["command"].split()[0] for c in seen if c["client_type"] != "lua"]
+    return [name for name in names if name not in {"HELLO", "CLIENT", "MONITOR"}]
+
+
+# One request
+
+
+def test_a_quota_is_admitted_and_not_one_more(room: Any) -> None:
+    """Five of AUTH's five; the sixth is denied, and told when it may come again."""
+    decisions = [room.limits.check(IP, [AUTH]) for _ in range(6)]
+    assert [d.allowed for d in decisions] == [True] * 5 + [False]
+    assert [d.remaining for d in decisions] == [4, 3, 2, 1, 0, 0]
+    assert 299 < decisions[5].retry_after <= 300
+    assert decisions[5].violated == (AUTH,)
+    assert not decisions[5]
+    assert decisions[4]
+
+
+def test_a_check_is_one_round_trip(room: Any, client: Any) -> None:
+    """However many limits it has; so are its peek, its reservation and what becomes of that."""
+    limits, subject = [DEFAULT, API, USER, PAIR], {"ip": IP, "user": "ann"}
+    for act in (room.limits.check, room.limits.peek):
+        act(subject, limits)  # loads the script
+    held = [room.limits.reserve(subject, limits) for _ in range(2)]
+    room.limits.refund(held[0])
+    room.state_stats.due = 1 << 62
+    assert sent(client, lambda: room.limits.check(subject, limits)) == ["EVALSHA"]
+    assert sent(client, lambda: room.limits.peek(subject, limits)) == ["EVALSHA"]
+    assert sent(client, lambda: room.limits.refund(held[1])) == ["EVALSHA"]
+    assert sent(client, lambda: room.limits.commit(held[1])) == ["UNLINK"]
+    assert sent(client, lambda: room.limits.reset(subject, limits)) == ["UNLINK"]
+
+
+def test_all_limits_are_consumed_or_none(room: Any, client: Any) -> None:
+    """A request that one limit denies costs the others nothing, whichever comes first."""
+    small, large = Limit("small", 2, 60), Limit("large", 100, 3600)
+    for order in ([small, large], [large, small]):
+        for _ in range(5):
+            room.limits.check(IP, order)
+            forget_denials(room)
+    stands = {one.limit: one for one in room.limits.peek(IP, [large, small]).standings}
+    assert (stands[small].remaining, stands[large].remaining) == (0, 98)
+
+
+def test_subjects_of_different_kinds_are_counted_together(room: Any) -> None:
+    """AUTH by address, user and pair: all of them, or none."""
+    limits = [AUTH, USER, PAIR]
+    for _ in range(3):
+        assert room.limits.check({"ip": IP, "user": "ann"}, limits)
+    denied = room.limits.check({"ip": IP, "user": "ann"}, limits)
+    assert denied.violated == (PAIR,)
+    assert room.limits.check({"ip": IP, "user": "bob"}, limits)
+    stands = {
+        one.limit: one for one in room.limits.peek({"ip": IP, "user": "ann"}, limits).standings
+    }
+    assert [stands[limit].remaining for limit in limits] == [1, 17, 0]
+
+
+def test_users_are_stored_as_an_hmac_only(room: Any, client: Any) -> None:
+    """However the name is typed it is the same user; its text is in no key, value or event."""
+    for name in ("Ann@Example.org", " ann@example.org", "ANN@EXAMPLE.ORG", "ａnn@example.org"):
+        room.limits.check({"ip": IP, "user": name, "key": name}, [USER, Limit("k", 1, 9, by="key")])
+    left = room.limits.peek({"user": "ann@example.org"}, [USER])
+    assert left.remaining == 19  # the other three were denied by their key
+    everything = (
+        b"".join(
+            key + (client.get(key) if client.type(key) == b"string" else b"")
+            for key in client.keys("*")
+        )
+        + repr(events(client, room)).encode()
+    )
+    assert b"ann" not in everything.lower()
+    assert {"user", "ip"} <= events(client, room)[0].keys()
+
+
+def test_no_name_is_a_name_too(room: Any) -> None:
+    """Requests without a user name share a bucket; they do not go uncounted."""
+    once = Limit("once", 1, 60, by="user")
+    assert room.limits.check({"user": ""}, [once])
+    assert not room.limits.check({"user": None}, [once])
+    assert not room.limits.check({"user": "  "}, [once])
+
+
+def test_addresses_that_are_one_client_share_a_bucket(room: Any) -> None:
+    """One network of IPv6; a mapped address and the address; all junk."""
+    two = Limit("two", 2, 60)
+    for same in (
+        ["2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "[2001:DB8:0:1::3]:443"],
+        [IP, f"::ffff:{IP}", f"{IP}:8080"],
+        ["junk", "", "x" * 10_000],
+    ):
+        assert [bool(room.limits.check(address, [two])) for address in same] == [True, True, False]
+
+
+def test_a_limit_needs_its_subject(room: Any) -> None:
+    """A kind that is not given is an error that says which, never an uncounted request."""
+    with pytest.raises(
+        InvalidLimit, match="'auth-pair': it counts by ip&user; the subject has no user"
+    ):
+        room.limits.check(IP, [PAIR])
+    with pytest.raises(InvalidLimit, match="no ip"):
+        room.limits.check({"user": "ann"}, [DEFAULT])
+    with pytest.raises(InvalidLimit, match="the user of a subject is a str"):
+        room.limits.check({"user": 7}, [USER])
+    with pytest.raises(InvalidLimit, match="a subject is an address, or a mapping"):
+        room.limits.check(None, [DEFAULT])
+    with pytest.raises(InvalidLimit, match="the ip of a subject is a str"):
+        room.limits.check({"ip": 7}, [DEFAULT])
+    with pytest.raises(InvalidLimit, match="two limits of one request have this name"):
+        room.limits.check(IP, [AUTH, AUTH])
+
+
+def test_without_limits_only_bans_are_looked_at(room: Any, client: Any) -> None:
+    """A route without limits admits; who is banned is banned there too."""
+    assert room.limits.check(IP, []).headers() == {}
+    assert room.limits.check({}, [])
+    assert room.limits.reserve(IP, [])
+    client.set(room.keys.ban(IP), "{}", px=90_000)
+    assert room.limits.check(IP, []).banned
+    room.limits.reset(IP, [])
+
+
+# Costs
+
+
+def test_a_request_may_cost_more(room: Any) -> None:
+    """It is admitted only where all of its cost fits."""
+    ten = Limit("ten", 10, 60)
+    assert room.limits.check(IP, [ten], cost=7).remaining == 3
+    denied = room.limits.check(IP, [ten], cost=4)
+    assert (denied.allowed, denied.remaining) == (False, 3)
+    assert room.limits.check(IP, [ten], cost=3)
+
+
+def test_a_cost_over_the_quota_is_never_admitted_and_says_so(room: Any) -> None:
+    """No Retry-After: there is no use in trying again."""
+    denied = room.limits.check(IP, [Limit("ten", 10, 60), AUTH], cost=11)
+    assert (denied.status, denied.retry_after) == (429, None)
+    assert "Retry-After" not in denied.headers()
+    assert "costs 11: more than the whole quota" in denied.problem()["detail"]
+
+
+def test_a_quota_of_nothing_admits_nothing(room: Any) -> None:
+    """Quota 0 is a way to say no."""
+    denied = room.limits.check(IP, [Limit("closed", 0, 60)])
+    assert (denied.status, denied.retry_after, denied.remaining) == (429, None, 0)
+
+
+def test_a_cost_of_nothing_takes_nothing(room: Any, client: Any) -> None:
+    """Cost 0 is admitted up to the quota, and leaves no key behind."""
+    assert room.limits.check(IP, [AUTH], cost=0).remaining == 5
+    assert not logs(client)
+    for _ in range(5):
+        room.limits.check(IP, [AUTH])
+    assert room.limits.check(IP, [AUTH], cost=0)
+    assert not room.limits.check(IP, [dataclasses.replace(AUTH, quota=3)], cost=0)
+
+
+@pytest.mark.parametrize("cost", [-1, 1.5, "1", None, 10**9])
+def test_a_cost_is_a_whole_number(room: Any, cost: Any) -> None:
+    """What no request can cost is an error."""
+    with pytest.raises(InvalidLimit, match="cost is a whole number, 0 to 1,000,000 hits"):
+        room.limits.check(IP, [AUTH], cost=cost)
+
+
+# Time
+
+
+def wait_almost(client: Any, room: Any, denied: Any, cost: int, us: int) -> tuple[int, bool]:
+    """Let it be `us` after a denial, and look: (how many µs it was in truth, whether it was admitted)."""
+    (key,) = logs(client)
+    before = read_log(client, key)
+    seconds, now = client.time()
+    passed = seconds * 1_000_000 + now - denied.now_us
+    write_log(client, key, [(at - us + passed, n) for at, n in before])
+    looked = room.limits.peek(IP, [AUTH], cost=cost)
+    write_log(client, key, before)
+    return looked.now_us - denied.now_us + us - passed, looked.allowed
+
+
+@pytest.mark.parametrize("cost", [1, 3])
+def test_waiting_as_told_is_admitted_and_a_millisecond_less_is_not(
+    room: Any, client: Any, cost: int
+) -> None:
+    """Retry-After is exact to the microsecond, for one hit and for several."""
+    for gap in (7, 11, 13, 17, 19):
+        assert room.limits.check(IP, [AUTH])
+        age(client, gap)
+    denied = room.limits.check(IP, [AUTH], cost=cost)
+    wait = round(denied.retry_after * 1e6)
+    seen: dict[bool, int] = {}
+    while len(seen) < 2:  # a machine that is busy for a millisecond has to be asked again
+        for us in (wait - 1_000, wait):
+            after, admitted = wait_almost(client, room, denied, cost, us)
+            assert admitted is (after >= wait)
+            seen[admitted] = after
+    assert wait - 1_000 <= seen[False] < wait
+
+
+def test_quota_comes_back_hit_by_hit(room: Any, client: Any) -> None:
+    """Each hit leaves when its own window has passed."""
+    for _ in range(5):
+        assert room.limits.check(IP, [AUTH])
+        age(client, 30)
+    age(client, 300 - 150 + 0.5)
+    assert room.limits.peek(IP, [AUTH]).remaining == 1
+    age(client, 30)
+    assert room.limits.peek(IP, [AUTH]).remaining == 2
+
+
+def test_a_clock_that_steps_back_gives_no_fresh_quota_and_no_endless_wait(
+    room: Any, client: Any
+) -> None:
+    """An hour back: the hits are as old as they can be, and leave in one window from then."""
+    for _ in range(5):
+        room.limits.check(IP, [AUTH])
+    age(client, -3_600)
+    forget_denials(room)
+    denied = room.limits.check(IP, [AUTH])
+    assert not denied
+    assert 299 < denied.retry_after <= 300
+    age(client, 300)
+    forget_denials(room)
+    assert room.limits.check(IP, [AUTH])
+
+
+def test_limits_change_while_they_are_in_use(room: Any, client: Any) -> None:
+    """What was used counts against the new quota, and the new window."""
+    for _ in range(10):
+        room.limits.check(IP, [DEFAULT])
+    assert room.limits.check(IP, [dataclasses.replace(DEFAULT, quota=11)]).remaining == 0
+    assert not room.limits.check(IP, [dataclasses.replace(DEFAULT, quota=5)])
+    assert room.limits.check(IP, [dataclasses.replace(DEFAULT, quota=20)]).remaining == 8
+    age(client, 30)
+    assert room.limits.check(IP, [dataclasses.replace(DEFAULT, quota=1, window=20)])
+
+
+def test_the_log_of_a_busy_client_stays_small(room: Any, client: Any) -> None:
+    """A hundred hits a minute, for two minutes: 26 entries at most, and none of them forgotten."""
+    for _ in range(48):
+        for _ in range(4):
+            assert room.limits.check(IP, [DEFAULT])
+        (key,) = logs(client)
+        log = read_log(client, key)
+        assert len(log) <= 26
+        age(client, 60 / 24)
+    assert sum(n for _, n in log) == 96
+
+
+# Peek and reset
+
+
+def test_peek_consumes_and_tells_nothing(room: Any, client: Any) -> None:
+    """Not even where it says no."""
+    for _ in range(5):
+        room.limits.check(IP, [AUTH])
+    before = room.limits.peek(IP, [AUTH])
+    assert (before.allowed, before.remaining) == (False, 0)
+    assert events(client, room) == []
+    assert not client.keys("*!denied")
+    assert room.limits.peek("203.0.113.8", [AUTH]).remaining == 5
+    assert len(logs(client)) == 1
+
+
+def test_reset_forgets(room: Any, client: Any) -> None:
+    """The hits, the denials, the markers; other limits and subjects keep theirs."""
+    near = Limit("near", 10, 60)
+    for _ in range(6):
+        room.limits.check(IP, [AUTH])
+    room.limits.check(IP, [near], cost=9)
+    room.limits.check(IP, [DEFAULT])
+    room.limits.reset(IP, [AUTH, near])
+    assert room.limits.check(IP, [AUTH]).remaining == 4
+    assert room.limits.peek(IP, [DEFAULT]).remaining == 99
+    assert not client.keys("*!*")
+
+
+# Reservations
+
+
+def test_a_refund_gives_back_what_was_consumed_once(room: Any, client: Any) -> None:
+    """Of all limits, exactly; a second refund, by whomever, does nothing."""
+    limits = [AUTH, USER, PAIR]
+    subject = {"ip": IP, "user": "ann"}
+    room.limits.check(subject, limits)
+    held = room.limits.reserve(subject, limits, cost=2)
+    assert held.allowed
+    assert [s.remaining for s in room.limits.peek(subject, limits).standings] == [0, 2, 17]
+    assert room.limits.refund(held) is True
+    assert [s.remaining for s in room.limits.peek(subject, limits).standings] == [2, 4, 19]
+    assert room.limits.refund(held) is False
+    assert [s.remaining for s in room.limits.peek(subject, limits).standings] == [2, 4, 19]
+
+
+def test_a_refund_comes_out_of_the_place_it_went_into(room: Any, client: Any) -> None:
+    """Between two others; of an entry that others share; and not at all once its window has passed."""
+    held = []
+    for _ in range(3):
+        held.append(room.limits.reserve(IP, [AUTH]))
+        age(client, 10)
+    # The reservation remembers when it was made; as much time has passed for it as for the log.
+    middle = dataclasses.replace(held[1], at_us=held[1].at_us - 20_000_000)
+    before = read_log(client, logs(client)[0])
+    assert room.limits.refund(middle)
+    assert read_log(client, logs(client)[0]) == [before[0], before[2]]
+    age(client, 300)
+    late = dataclasses.replace(held[2], at_us=held[2].at_us - 310_000_000)
+    assert room.limits.check(IP, [AUTH]).remaining == 4
+    assert room.limits.refund(late)
+    assert room.limits.peek(IP, [AUTH]).remaining == 4
+
+
+def test_a_shared_entry_gives_back_only_what_is_its(room: Any, client: Any) -> None:
+    """Hits that merged with others' are subtracted from what they merged into."""
+    held = room.limits.reserve(IP, [API], cost=3)
+    room.limits.check(IP, [API], cost=4)
+    assert room.limits.refund(held)
+    assert room.limits.peek(IP, [API]).remaining == 996
+
+
+def test_a_refund_after_a_denial_admits_at_once(room: Any) -> None:
+    """This process forgets that it denied."""
+    held = [room.limits.reserve(IP, [AUTH]) for _ in range(5)]
+    assert not room.limits.check(IP, [AUTH])
+    assert not room.limits.check(IP, [AUTH])
+    assert room.limits.refund(held[0])
+    assert room.limits.check(IP, [AUTH])
+
+
+def test_what_is_committed_is_not_refunded(room: Any) -> None:
+    """And what was denied held nothing."""
+    held = room.limits.reserve(IP, [AUTH])
+    assert room.limits.commit(held) is True
+    assert room.limits.commit(held) is False
+    assert room.limits.refund(held) is False
+    assert room.limits.peek(IP, [AUTH]).remaining == 4
+    for _ in range(4):
+        room.limits.check(IP, [AUTH])
+    for _ in range(2):  # the second is denied from memory
+        denied = room.limits.reserve(IP, [AUTH])
+        assert not denied
+        assert (room.limits.refund(denied), room.limits.commit(denied)) == (False, False)
+
+
+def test_a_refund_where_the_clock_has_stepped_back(room: Any, client: Any) -> None:
+    """The hits have moved along with it; one is given back all the same."""
+    held = [room.limits.reserve(IP, [AUTH]) for _ in range(2)]
+    age_us(client, 60_000_000)
+    assert room.limits.refund(held[0])
+    assert room.limits.peek(IP, [AUTH]).remaining == 4
+
+
+# Bans, denials, events
+
+
+def test_a_ban_comes_first(room: Any, client: Any) -> None:
+    """Nothing is consumed; it lasts as long as its key."""
+    client.set(room.keys.ban(IP), "{}", px=90_000)
+    denied = room.limits.check(IP, [DEFAULT])
+    assert (denied.status, denied.banned, denied.standings) == (429, True, ())
+    assert 80 < denied.retry_after <= 90
+    assert denied.problem()["type"].endswith("#abnormal-usage-detected")
+    assert "RateLimit" not in denied.headers()
+    again = room.limits.check({"ip": IP, "user": "ann"}, [USER], cost=0)
+    assert again.banned
+    assert not logs(client)
+    assert events(client, room) == []
+    client.delete(room.keys.ban(IP))
+    assert room.limits.peek(IP, [DEFAULT])
+
+
+def test_a_site_of_ipv6_may_be_banned_whole(room: Any, client: Any) -> None:
+    """The client's /64, and the /48 it is in."""
+    client.set(room.keys.ban("2001:db8:1::/48"), "{}", px=90_000)
+    assert room.limits.check("2001:db8:1:2::3", [DEFAULT]).banned
+    assert room.limits.check("2001:db8:2:2::3", [DEFAULT])
+    client.set(room.keys.ban("2001:db8:2:2::/64"), "{}", px=90_000)
+    forget_denials(room)
+    assert room.limits.check("2001:db8:2:2::4", [DEFAULT]).banned
+    assert room.limits.check("2001:db8:2:3::4", [DEFAULT])
+
+
+def test_denials_tell_at_powers_of_two(room: Any, client: Any) -> None:
+    """A hundred denials are seven events, which say who, what and where."""
+    for _ in range(5 + 100):
+        room.limits.check({"ip": IP, "user": "ann"}, [AUTH], route="/login")
+        forget_denials(room)
+    told = events(client, room)
+    assert [event["n"] for event in told] == ["1", "2", "4", "8", "16", "32", "64"]
+    assert {event["kind"] for event in told} == {"denied"}
+    assert {(e["limit"], e["ip"], e["route"], len(e["user"])) for e in told} == {
+        ("auth", IP, "/login", 22)
+    }
+
+
+def test_denials_from_memory_are_told_with_the_next_one(room: Any, client: Any) -> None:
+    """Redis is not asked again for a while; what it missed it counts then."""
+    for _ in range(6):
+        room.limits.check(IP, [AUTH])
+    room.state_stats.due = 1 << 62
+    assert sent(client, lambda: [room.limits.check(IP, [AUTH]) for _ in range(100)]) == []
+    assert client.get(client.keys("*!denied")[0]) == b"1"
+    inner = getattr(room, "inner", room)
+    for denial in inner._limits_body._denials.found.values():
+        denial.until = 0.0
+    room.limits.check(IP, [AUTH])
+    assert client.get(client.keys("*!denied")[0]) == b"102"
+    assert [event["n"] for event in events(client, room)] == ["1", "102"]
+    assert room.state_stats.counts["limit_cached"] == 100
+    assert room.state_stats.counts["limit_denials"] == 102
+
+
+def test_a_denial_from_memory_says_what_redis_would(room: Any, client: Any) -> None:
+    """The same headers; of limits that count somebody else it says nothing."""
+    limits = [DEFAULT, AUTH]
+    for _ in range(6):
+        first = room.limits.check(IP, limits)
+    again = room.limits.check(IP, limits)
+    assert again.headers() == first.headers()
+    assert 0 < first.retry_after - again.retry_after < 2
+    pair = [USER, PAIR]
+    for _ in range(4):
+        room.limits.check({"ip": IP, "user": "ann"}, pair)
+    other = room.limits.check({"ip": IP, "user": "ann"}, [DEFAULT, PAIR])
+    assert [one.limit for one in other.standings] == [PAIR]
+    assert other.headers()["RateLimit-Policy"].startswith('"default"')
+
+
+def test_cheaper_requests_are_not_denied_from_memory(room: Any) -> None:
+    """Nor those under another quota."""
+    ten = Limit("ten", 10, 60)
+    room.limits.check(IP, [ten], cost=7)
+    assert not room.limits.check(IP, [ten], cost=5)
+    assert room.limits.check(IP, [ten], cost=2)
+    assert not room.limits.check(IP, [ten], cost=2)
+    assert room.limits.check(IP, [dataclasses.replace(ten, quota=20)], cost=2)
+
+
+def test_use_near_the_quota_is_told_once_a_window(room: Any, client: Any) -> None:
+    """At 80 % of it, if it is 10 or more."""
+    ten = Limit("ten", 10, 60)
+    for _ in range(10):
+        room.limits.check(IP, [ten, AUTH, STATIC], cost=0)
+        room.limits.check(IP, [ten], route="/x")
+    (told,) = events(client, room)
+    assert told == {"kind": "near", "n": "8", "limit": "ten", "ip": IP, "route": "/x"}
+
+
+def test_a_log_that_somebody_else_wrote_is_none(room: Any, client: Any) -> None:
+    """Another type, another form: it is written anew, and has an end again."""
+    room.limits.check(IP, [AUTH])
+    (key,) = logs(client)
+    for spoil in (
+        lambda: client.set(key, "no log", ex=60),
+        lambda: (client.delete(key), client.lpush(key, "x"), client.expire(key, 60)),
+    ):
+        spoil()
+        assert room.limits.check(IP, [AUTH]).remaining == 4
+
+
+def test_a_proxy_that_nobody_named_is_noticed(room: Any, caplog: Any) -> None:
+    """A thousand requests from one private address: a warning that says what to do, once."""
+    for _ in range(2_000):
+        room.limits.check("10.0.0.2", [Limit("x", 0, 60)])
+    (said,) = [r.getMessage() for r in caplog.records if "TRUSTED_PROXIES" in r.getMessage()]
+    assert "10.0.0.2" in said
+    assert "mode: host" in said
+
+
+def test_a_client_is_whom_the_proxies_speak_for(make_room: Any) -> None:
+    """`client` gives what `check` takes."""
+    room = make_room(trusted_proxies="10.0.0.0/8")
+    client = room.limits.client("10.0.0.2", [("X-Forwarded-For", f"6.6.6.6, {IP}")])
+    assert client == IP
+    assert room.limits.check(client, [AUTH])
+    assert room.limits.peek(IP, [AUTH]).remaining == 4
+
+
+def test_a_household_may_be_larger(make_room: Any) -> None:
+    """The bits of a client's network are a setting, for `client` as for `check`."""
+    room = make_room(limit_v6_prefix=56)
+    assert room.limits.client("2001:db8:1:2ff::1") == "2001:db8:1:200::/56"
+    room.limits.check("2001:db8:1:2ff::1", [AUTH])
+    assert room.limits.peek("2001:db8:1:201::1", [AUTH]).remaining == 4
+
+
+def test_production_needs_a_pepper_for_names_only(make_room: Any) -> None:
+    """Addresses are no secret; a user's name is."""
+    room = make_room(session_peppers=(), production=True)
+    assert room.limits.check(IP, [AUTH])
+    with pytest.raises(SettingsError, match="STILLROOM_SESSION_PEPPERS"):
+        room.limits.check({"user": "ann"}, [USER])
+
+
+def test_counts_are_kept(room: Any) -> None:
+    """For health and graphs."""
+    counts = room.state_stats.counts
+    room.state_stats.due = 1 << 62
+    before = dict(counts)
+    for _ in range(7):
+        room.limits.check(IP, [AUTH])
+    room.limits.peek(IP, [AUTH])
+    room.limits.reserve(IP, [AUTH])
+    names = ("limit_checks", "limit_denials", "limit_cached")
+    assert [counts[name] - before.get(name, 0) for name in names] == [8, 3, 2]
+    assert "limit_degraded" not in counts

@@ -1,0 +1,121 @@
+"""Events written by hand, at any time, and what came of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+CLIENT = "203.0.113.9"
+COUNTS = "*:abuse:c:*"
+
+
+def put(client: Any, room: Any, kind: str, ago: float = 0.0, **fields: str) -> bytes:
+    """An event as it would have been written `ago` seconds ago. Older ones first: a stream only grows."""
+    seconds, micros = client.time()
+    ms = int(seconds * 1000 + micros / 1000 - ago * 1000)
+    name: bytes = client.xadd(room.keys.abuse, {"kind": kind, **fields}, id=f"{ms}-*")
+    return name
+
+
+def patterns(client: Any, room: Any) -> list[dict[str, str]]:
+    """The patterns' stream."""
+    return [
+        {name.decode(): value.decode() for name, value in fields.items()}
+        for _, fields in client.xrange(room.keys.abuse_log)
+    ]
+
+
+def rules_found(client: Any, room: Any) -> list[str]:
+    return [pattern["rule"] for pattern in patterns(client, room)]
+
+
+def lines(caplog: Any) -> list[dict[str, Any]]:
+    """The log lines of patterns, each read as what it says it is."""
+    texts = [r.getMessage() for r in caplog.records if r.getMessage().startswith("abuse.pattern ")]
+    return [json.loads(text.removeprefix("abuse.pattern ")) for text in texts]
+
+
+def ban_of(client: Any, room: Any, subject: str = CLIENT) -> dict[str, Any] | None:
+    text = client.get(room.keys.ban(subject))
+    return None if text is None else json.loads(text)
+
+
+def pending(client: Any, room: Any) -> int:
+    """How many events were read and not acknowledged."""
+    return int(client.xpending(room.keys.abuse, "workers")["pending"])
+
+
+def leave_behind(client: Any, room: Any, deliveries: int = 1, count: int = 100) -> list[bytes]:
+    """Read events and die: they were delivered so often, the last time two minutes ago."""
+    return abandon(client, room, read(client, room, count), deliveries)
+
+
+def read(client: Any, room: Any, count: int = 100) -> list[bytes]:
+    """Read events as a worker does, and do nothing with them."""
+    make_group(client, room)
+    reply = client.xreadgroup("workers", "worker", {room.keys.abuse: ">"}, count=count)
+    return [name for _, entries in reply for name, _ in entries]
+
+
+def abandon(client: Any, room: Any, names: list[bytes], deliveries: int = 1) -> list[bytes]:
+    """These were read, so often, by a worker of whom nothing was heard for two minutes."""
+    if names:
+        about = {"idle": 120_000, "retrycount": deliveries, "force": True, "justid": True}
+        client.xclaim(room.keys.abuse, "workers", "worker", 0, names, **about)
+    return names
+
+
+def make_group(client: Any, room: Any) -> None:
+    if not client.exists(room.keys.abuse) or not client.xinfo_groups(room.keys.abuse):
+        client.xgroup_create(room.keys.abuse, "workers", "0", mkstream=True)
+
+
+def assert_bounded(client: Any) -> None:
+    """Every key has an end or a length: what was counted and said runs out, and the streams are cut."""
+    streams = (b":abuse", b":abuse:log", b":abuse:aside")
+    for key in client.keys("*"):
+        if not key.endswith(streams):
+            assert client.ttl(key) > 0, key
+
+
+def counts(client: Any) -> dict[str, int]:
+    """What is counted, by rule and group → how many members."""
+    return {key.decode(): client.zcard(key) for key in client.keys(COUNTS)}
+
+
+def aside(client: Any, room: Any) -> list[dict[str, str]]:
+    """The events that were set aside."""
+    return [
+        {name.decode(): value.decode() for name, value in fields.items()}
+        for _, fields in client.xrange(room.keys.abuse_aside)
+    ]
+
+
+def end_ban(client: Any, room: Any, subject: str = CLIENT) -> None:
+    """The ban has run out."""
+    client.delete(room.keys.ban(subject))
+
+
+def forget_what_was_said(client: Any) -> None:
+    """The windows of all patterns that were said are over."""
+    for key in client.keys("*:abuse:seen:*"):
+        client.delete(key)
+
+
+ARMED = """
+[rules.hammer]
+shadow = false
+[rules.credential_stuffing]
+shadow = false
+[rules.scanner]
+shadow = false
+[rules.session_guessing]
+shadow = false
+[rules.ipv6_rotation]
+shadow = false
+[rules.card_testing]
+kinds = ["card_declined"]
+group_by = "ip"
+threshold = 5
+window = 600
+"""

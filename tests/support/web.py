@@ -1,0 +1,186 @@
+"""Apps behind real servers on loopback, in this process and in ones of their own, and a browser of few words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any, NamedTuple
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import uvicorn
+
+from stillroom import AsyncStillroom, Settings
+from stillroom.web.session_cookie import SessionCookie
+from tests.support.crowd import PATIENT
+
+WITHIN = 10.0  # seconds a test waits for anything before it fails
+COOKIE = SessionCookie().name
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def all(self, name: str) -> list[str]:
+        return [value for given, value in self.headers if given.lower() == name.lower()]
+
+    def one(self, name: str) -> str | None:
+        values = self.all(name)
+        assert len(values) <= 1, values
+        return values[0] if values else None
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def token(self) -> str | None:
+        """What the response made of the session's cookie: a token, '' if it is to be forgotten, None if nothing."""
+        found = [line for line in self.all("set-cookie") if line.startswith(f"{COOKIE}=")]
+        assert len(found) <= 1, found
+        return found[0].partition("=")[2].partition(";")[0].strip('"') if found else None
+
+
+class Browser:
+    """Sends requests to one server and keeps the session's cookie, as a browser would."""
+
+    def __init__(self, port: int, token: str | None = None) -> None:
+        self.port = port
+        self.token = token
+
+    def get(self, path: str, method: str = "GET", headers: Mapping[str, str] = {}) -> Reply:
+        cookie = {"Cookie": f"{COOKIE}={self.token}"} if self.token else {}
+        reply = ask(self.port, path, method, {**cookie, **headers})
+        if reply.token is not None:
+            self.token = reply.token or None
+        return reply
+
+
+def ask(port: int, path: str, method: str = "GET", headers: Mapping[str, str] = {}) -> Reply:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WITHIN)
+    try:
+        connection.request(method, path, headers=dict(headers))
+        got = connection.getresponse()
+        return Reply(got.status, got.getheaders(), got.read())
+    finally:
+        connection.close()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = False
+    request_queue_size = 128
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def get_stderr(self) -> Any:
+        """A failing app's traceback is the test's business, not the terminal's."""
+        return _Nowhere()
+
+
+class _Nowhere:
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+@contextmanager
+def serving_wsgi(app: Any) -> Iterator[int]:
+    """A thread for each request. Gives the port."""
+    with make_server("127.0.0.1", 0, app, _Server, _Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join(WITHIN)
+
+
+@contextmanager
+def serving_asgi(make_app: Callable[[AsyncStillroom], Any], room: AsyncStillroom) -> Iterator[int]:
+    """uvicorn in a thread; the room is closed in its event loop. Gives the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(make_app(room), log_config=None, ws="none", proxy_headers=False)
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        async with room:
+            await server.serve(sockets=[listener])
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(WITHIN)
+        listener.close()
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment that gives a process of its own the same room, and as much patience."""
+    patience = {f"STILLROOM_{name.upper()}": str(value) for name, value in PATIENT.items()}
+    return patience | {
+        "REDIS_URL": settings.redis_url,
+        "STILLROOM_NAMESPACE": settings.namespace,
+        "STILLROOM_REQUEST_TIMEOUT": "60",
+        "STILLROOM_SESSION_PEPPERS": settings.session_peppers[0].get_secret_value(),
+    }
+
+
+@contextmanager
+def serving_process(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str]
+) -> Iterator[int]:
+    """A server's own command, in a process group of its own; `{fd}` in it is the socket it takes over.
+
+    Gives the port. Nobody waits for it to be up: a connection waits in the socket's queue until it is.
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        fd = listener.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *(word.format(fd=fd) for word in command)],
+            cwd=folder,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                **environment,
+            },
+            pass_fds=[fd],
+            process_group=0,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            stop_group(process)
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """Ask the whole group to end; what does not is killed. What it said is shown if the test fails."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        said, _ = process.communicate(timeout=WITHIN)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+    print(said.decode())

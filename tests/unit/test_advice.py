@@ -1,0 +1,342 @@
+"""Findings: where each begins and where it does not; and what INFO, snapshots and metrics make of odd input."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from stillroom.cache.probe import LAG_LONGER, LAG_SUM, CacheProbe, lag_bucket
+from stillroom.health.advice import RULES, advise, status_of
+from stillroom.health.metrics import exposition
+from stillroom.health.redis_info import parse_info
+from stillroom.health.report import (
+    CacheStats,
+    Connection,
+    Counters,
+    Limits,
+    Measures,
+    QueueStats,
+    RedisInfo,
+    Report,
+    Server,
+    SessionStats,
+    System,
+    TaskStats,
+)
+from stillroom.health.snapshot import packed, rates_between, snapshot_of, unpacked, with_rates
+from stillroom.health.system import SystemWatch
+
+UP = Connection(is_up=True, breaker="closed", latency_ms=0.5)
+BOTH, STATE, CACHE = ("cache", "state"), ("state",), ("cache",)
+MIB = 1024 * 1024
+
+
+def info(**parts: Any) -> RedisInfo:
+    return RedisInfo.model_validate(parts)
+
+
+def server(redis: RedisInfo | None, roles: Any = BOTH, connection: Connection = UP) -> Server:
+    name = "redis" if roles == BOTH else f"redis.{roles[0]}"
+    return Server(name=name, roles=roles, connection=connection, redis=redis)
+
+
+def measures(*servers: Server, **parts: Any) -> Measures:
+    return Measures(time=1_000.0, servers=servers, **parts)
+
+
+def findings(*servers: Server, **parts: Any) -> set[tuple[str, str]]:
+    return {(found.code, found.severity) for found in advise(measures(*servers, **parts))}
+
+
+def test_nothing_known_is_no_finding() -> None:
+    """Nulls are neither good nor bad; a server that is up and says nothing more is just that."""
+    assert findings(server(RedisInfo())) == set()
+    assert findings() == set()
+    everything = {"cache": CacheStats(), "sessions": SessionStats(), "limits": Limits()}
+    assert findings(server(None), **everything, tasks=TaskStats(), system=System()) == set()
+
+
+def operations(**rates: float) -> RedisInfo:
+    return info(operations=rates)
+
+
+@pytest.mark.parametrize(
+    ("said", "roles", "expected"),
+    [
+        (info(memory={"used": 74, "limit": 100}), BOTH, set()),
+        (info(memory={"used": 75, "limit": 100}), BOTH, {("memory", "warn")}),
+        (info(memory={"used": 90, "limit": 100}), STATE, {("memory", "fail")}),
+        (
+            info(memory={"used": 100, "limit": 100}),
+            CACHE,
+            set(),
+        ),  # a full cache evicts: that is its work
+        (info(memory={"used": 100}), STATE, set()),
+        (operations(evicted_per_s=0), BOTH, set()),
+        (operations(evicted_per_s=0.001), BOTH, {("evictions", "fail")}),
+        (operations(evicted_per_s=0.001), STATE, {("evictions", "fail")}),
+        (operations(evicted_per_s=0.001), CACHE, {("evictions", "warn")}),
+        (operations(rejected_per_s=0.1), CACHE, {("rejected", "fail")}),
+        (operations(slow_per_s=0.1), STATE, {("slow", "warn")}),
+        (info(clients={"connected": 79, "limit": 100}), STATE, set()),
+        (info(clients={"connected": 80, "limit": 100}), STATE, {("clients", "warn")}),
+        (info(clients={"connected": 95, "limit": 100}), STATE, {("clients", "fail")}),
+        (info(persistence={"aof_ok": False}), STATE, {("aof", "fail")}),
+        (info(persistence={"aof_ok": True, "rdb_ok": False}), STATE, {("rdb", "warn")}),
+        (info(role="slave", link_up=True), STATE, {("read-only", "fail")}),
+        (info(role="slave", link_up=False), STATE, {("read-only", "fail"), ("replica", "fail")}),
+        (info(memory={"policy": "allkeys-lru"}), BOTH, {("policy", "fail")}),
+        (info(memory={"policy": "allkeys-lfu"}), CACHE, set()),
+        (
+            info(memory={"policy": "noeviction", "limit": 100, "used": 1}),
+            CACHE,
+            {("policy", "warn")},
+        ),
+        (info(memory={"policy": "noeviction", "limit": 100, "used": 1}), STATE, set()),
+        (info(memory={"policy": "volatile-lru"}), BOTH, set()),
+        (
+            info(memory={"used": 20 * MIB, "rss": 40 * MIB, "fragmentation": 2.0}),
+            STATE,
+            {("fragmentation", "warn")},
+        ),
+        (info(memory={"used": 20 * MIB, "rss": 25 * MIB, "fragmentation": 1.5}), STATE, set()),
+        (info(memory={"used": 4 * MIB, "rss": 40 * MIB, "fragmentation": 10.0}), STATE, set()),
+    ],
+)
+def test_a_servers_findings(said: RedisInfo, roles: Any, expected: set[Any]) -> None:
+    """Each at its threshold and not before, by what the server is for."""
+    assert findings(server(said, roles)) == expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"cache": CacheStats(fallbacks=1)}, {("fallbacks", "warn")}),
+        ({"cache": CacheStats(decode_errors=1)}, {("decoding", "warn")}),
+        ({"cache": CacheStats(load_errors=1)}, {("loading", "warn")}),
+        ({"cache": CacheStats(refresh_lag_p95_s=15)}, set()),
+        ({"cache": CacheStats(refresh_lag_p95_s=300)}, {("refresh-lag", "warn")}),
+        (
+            {"limits": Limits(degraded=1, dropped=1)},
+            {("degraded", "warn"), ("abuse-dropped", "warn")},
+        ),
+        ({"sessions": SessionStats(replayed=1)}, {("replays", "warn")}),
+        ({"tasks": TaskStats(beat_s=149)}, set()),
+        ({"tasks": TaskStats(beat_s=151)}, {("beat", "warn")}),
+        ({"tasks": TaskStats(beat_s=601)}, {("beat", "fail")}),
+        ({"tasks": TaskStats(aside=1)}, {("aside", "warn")}),
+        ({"tasks": TaskStats(workers=0, queues=(), todo=0)}, set()),
+        ({"tasks": TaskStats(workers=0, queues=(), todo=1)}, {("workers", "warn")}),
+        ({"tasks": TaskStats(workers=0, todo=1)}, set()),  # another broker: nobody knows
+        ({"tasks": TaskStats(queues=(QueueStats(name="q", oldest_s=29),))}, set()),
+        (
+            {"tasks": TaskStats(queues=(QueueStats(name="q", oldest_s=31),))},
+            {("queue-age", "warn")},
+        ),
+        (
+            {"tasks": TaskStats(queues=(QueueStats(name="q", oldest_s=301),))},
+            {("queue-age", "fail")},
+        ),
+        ({"system": System(disk=0.86, memory=0.91)}, {("disk", "warn"), ("ram", "warn")}),
+        ({"system": System(fds=81, fd_limit=100, load1=4)}, {("fds", "warn"), ("load", "warn")}),
+    ],
+)
+def test_the_services_findings(parts: dict[str, Any], expected: set[Any]) -> None:
+    """The same for cache, limits, sessions, tasks and the machine."""
+    assert findings(**parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("hits", "usual", "expected"),
+    [(700, 0.89, set()), (700, 0.91, {("hit-ratio", "warn")}), (70, 0.91, set())],
+)
+def test_a_drop_of_the_hit_ratio(hits: int, usual: float, expected: set[Any]) -> None:
+    """Twenty points under the hour's average, and only of a thousand lookups or more."""
+    cache = CacheStats(hits=hits, stale=0, misses=hits * 3 // 7, hit_ratio=0.7, usual_ratio=usual)
+    assert findings(cache=cache) == expected
+
+
+def test_whoever_is_away_is_a_failure_with_its_reason() -> None:
+    """And says what to do about that reason; the worst finding is the first, and the status of the whole."""
+    away = Connection(is_up=False, breaker="open", error="auth")
+    advice = advise(
+        measures(server(None, CACHE, away), server(info(persistence={"rdb_ok": False}), STATE))
+    )
+    assert [found.severity for found in advice] == ["fail", "warn"]
+    assert advice[0].component == "redis.cache:connection"
+    assert "auth" in advice[0].what
+    assert "REDIS_PASSWORD" in advice[0].todo
+    assert status_of(advice) == "fail"
+    assert status_of(advice[1:]) == "warn"
+    assert status_of([]) == "pass"
+
+
+def test_a_user_without_rights_is_told_which() -> None:
+    """The server is up, and not all could be asked: a warning that says what stays unknown."""
+    no_info = Connection(is_up=True, breaker="closed", error="noperm")
+    (found,) = advise(measures(server(None, BOTH, no_info)))
+    assert (found.code, found.severity) == ("rights", "warn")
+    assert "Without INFO" in found.what
+    assert "+info" in found.todo
+
+
+def test_every_rule_is_complete() -> None:
+    """What, good and to do are sentences, with a source, and no two rules of one place have the same name."""
+    for rule in RULES:
+        assert rule.warn is not None or rule.fail is not None
+        assert all((rule.what, rule.good, rule.todo, rule.source)), rule.code
+        for sentence in (rule.what.format(v=0.5), rule.good):
+            assert sentence[0].isalnum(), sentence
+            assert sentence.endswith("."), sentence
+
+
+# INFO
+
+
+def test_what_info_does_not_say_is_null() -> None:
+    """Nothing is 0 for want of a line; a line that is no number is not one."""
+    nothing = parse_info(b"")
+    assert nothing == RedisInfo()
+    odd = parse_info(
+        b"used_memory:many\r\nmaxmemory:0\r\nno colon\r\n# Server:1\r\nrole:master:x\r\n"
+    )
+    assert odd.memory.used is None
+    assert odd.memory.limit is None
+    assert odd.role == "master:x"
+    assert parse_info(b"redis_version:7.2.4\r\n").product == "redis"
+    valkey = parse_info(b"redis_version:7.2.4\r\nvalkey_version:9.0.1\r\n")
+    assert (valkey.product, valkey.version) == ("valkey", "9.0.1")
+
+
+@given(st.binary(max_size=200))
+def test_any_text_can_be_read(text: bytes) -> None:
+    """Whatever a server, or something else on its port, says."""
+    assert isinstance(parse_info(text), RedisInfo)
+
+
+# Differences
+
+
+def test_rates_between_two_looks() -> None:
+    """Growth by the server's own clock; unknown where either is, or where the count was reset."""
+    before = Counters(at=100.0, evicted=5, hits=10, misses=10, errors=7)
+    now = Counters(at=160.0, evicted=65, hits=40, misses=20, errors=3, rejected=1)
+    rates = rates_between(before, now)
+    assert rates["evicted_per_s"] == 1.0
+    assert rates["hit_ratio"] == 0.75
+    assert rates["errors_per_s"] is None
+    assert rates["rejected_per_s"] is None
+    assert set(rates_between(now, before).values()) == {None}
+
+
+def test_the_usual_ratio_moves_slowly() -> None:
+    """An hour's memory: a minute without lookups changes nothing, a bad one little."""
+
+    def at(ratio: float | None, usual: float | None = None) -> Measures:
+        return measures(cache=CacheStats(hit_ratio=ratio, usual_ratio=usual))
+
+    def usual(now: Measures, before: Measures) -> float | None:
+        cache = with_rates(now, before).cache
+        assert cache is not None
+        return cache.usual_ratio
+
+    assert usual(at(0.5), at(None, 0.9)) == pytest.approx(0.9 - 0.4 / 60)
+    assert usual(at(None), at(None, 0.9)) == 0.9
+    assert usual(at(0.5), at(None)) == 0.5
+    assert usual(at(None), at(None)) is None
+
+
+@given(st.floats(0, 1e6))
+def test_a_lag_has_a_bucket(seconds: float) -> None:
+    """Every one has, and its bound is over it."""
+    name = lag_bucket(seconds)
+    counted = CacheProbe().count({name: 1, LAG_SUM: int(seconds * 1000)})
+    assert counted["refresh_lag_s"] == pytest.approx(seconds, abs=0.001)
+    assert counted["refresh_lag_p95_s"] >= min(seconds, 86_400)
+
+
+def test_a_lag_is_the_95th_of_a_hundred() -> None:
+    """Five in a hundred may be slower than the figure says; without a refresh there is none."""
+    probe = CacheProbe()
+    assert probe.count({"refresh_lag_1": 95, "refresh_lag_60": 5})["refresh_lag_p95_s"] == 1
+    assert probe.count({"refresh_lag_1": 94, LAG_LONGER: 6})["refresh_lag_p95_s"] == 86_400
+    assert "refresh_lag_s" not in probe.count({"hits": 1})
+
+
+# The machine
+
+
+def test_the_machine_is_looked_at() -> None:
+    """Ratios from 0 to 1, counts of this process; use of the CPU is known from the second look on."""
+    watch = SystemWatch()
+    first = watch.look()
+    assert first is not None
+    assert first.cpu is None, "one look is no difference"
+    assert first.fds is not None
+    assert first.fds > 0
+    assert first.rss is not None
+    assert first.rss > 1_000_000
+    for share in (first.memory, first.disk):
+        assert share is not None
+        assert 0 <= share <= 1
+    until = time.thread_time() + 0.05
+    while time.thread_time() < until:
+        pass
+    again = watch.look()
+    assert again is not None
+    assert again.cpu is None or 0 <= again.cpu <= 1
+
+
+def test_what_a_system_does_not_tell_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no load, macOS no limits of a process: the rest is told all the same."""
+    monkeypatch.delattr("os.getloadavg")
+    monkeypatch.setattr("psutil.disk_usage", lambda _: 1 / 0)
+    looked = SystemWatch().look()
+    assert looked is not None
+    assert (looked.load1, looked.disk) == (None, None)
+    assert looked.memory is not None
+
+
+# Texts
+
+names = st.text(max_size=20)
+
+
+@settings(max_examples=40)
+@given(names, names, st.dictionaries(names, st.integers(0, 2**63)))
+def test_metrics_are_a_text_that_can_be_read(
+    queue: str, event: str, totals: dict[str, int]
+) -> None:
+    """Whatever is in Redis: every line parses, and each sample is there once."""
+    queues = (QueueStats(name=queue, depth=1), QueueStats(name=f"{queue}2", oldest_s=99))
+    report = Report(
+        time=1.0,
+        servers=(server(info(memory={"used": 5})),),
+        tasks=TaskStats(queues=queues),
+        status="pass",
+        totals=totals | {event: 3},
+    )
+    samples = [
+        (sample.name, tuple(sorted(sample.labels.items())))
+        for family in text_string_to_metric_families(exposition(report, 0.0).decode())
+        for sample in family.samples
+    ]
+    assert len(samples) == len(set(samples)) > 3
+
+
+def test_a_snapshot_survives_the_stream() -> None:
+    """Written without its nulls, read with them; a newer version's fields are passed over."""
+    report = Report(
+        time=1.0, servers=(server(info(role="master")),), status="pass", totals={"a": 1}
+    )
+    snapshot = snapshot_of(report, "an error")
+    text = packed(snapshot)
+    assert b"null" not in text
+    assert unpacked([(b"1-0", [b"snapshot", text])]) == [snapshot]
+    newer = text[:-1] + b',"of_the_future":{"a":1}}'
+    assert unpacked([(b"1-0", [b"snapshot", newer]), (b"2-0", [b"x"])]) == [snapshot]

@@ -1,0 +1,53 @@
+"""Limits as values: what makes one, and what is no limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit
+
+
+def test_the_presets_are_what_most_apps_need() -> None:
+    """Name, quota, window, and what happens while Redis is away."""
+    assert [
+        (one.name, one.quota, one.window, one.away) for one in (DEFAULT, API, AUTH, STATIC)
+    ] == [
+        ("default", 100, 60, "local"),
+        ("api", 1000, 3600, "local"),
+        ("auth", 5, 300, "strict"),
+        ("static", 1000, 60, "open"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"name": ""}, "a limit's name is 1 to 64 of"),
+        ({"name": "a!b"}, "a limit's name is 1 to 64 of"),
+        ({"name": "x" * 65}, "a limit's name is 1 to 64 of"),
+        ({"name": 'a"b'}, "a limit's name is 1 to 64 of"),
+        ({"quota": -1}, "quota is a whole number, 0 to 1,000,000 hits"),
+        ({"quota": 1_000_001}, "quota is a whole number"),
+        ({"quota": True}, "quota is a whole number"),
+        ({"window": 0}, "window is a whole number, 1 to 31,622,400 seconds"),
+        ({"window": 0.5}, "window is a whole number"),
+        ({"by": "ip&"}, "kinds of subjects"),
+        ({"by": "IP"}, "kinds of subjects"),
+        ({"by": "a:b"}, "kinds of subjects"),
+        ({"away": "opne"}, "local or open or strict; did you mean open?"),
+    ],
+)
+def test_what_is_no_limit_is_said(fields: dict[str, Any], reason: str) -> None:
+    """What was given, and what is allowed."""
+    with pytest.raises(InvalidLimit, match=reason.replace("?", r"\?")) as caught:
+        Limit(**{"name": "x", "quota": 1, "window": 1} | fields)
+    assert caught.value.given in fields.values()
+
+
+def test_equal_limits_are_the_same_key() -> None:
+    """They are looked up on every request."""
+    assert hash(Limit("default", 100, 60)) == hash(DEFAULT)
+    assert Limit("default", 100, 60) == DEFAULT
+    assert Limit("default", 99, 60) != DEFAULT

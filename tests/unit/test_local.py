@@ -1,0 +1,173 @@
+"""The limiter of a process, while Redis is away: its share, what it remembers, what it owes. Time is by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom import AUTH, DEFAULT, STATIC, Limit
+from stillroom.limits.decision import NEVER, OK, TOO_MANY, UNAVAILABLE, UNTOLD
+from stillroom.limits.local import LocalLimits
+
+S = 1_000_000
+KEY, OTHER = b"one", b"other"
+
+
+def local(processes: int = 1, most: int = 1_000, known: int = 1_000) -> LocalLimits:
+    return LocalLimits(processes, most, known)
+
+
+def take(limits: LocalLimits, key: bytes, limit: Limit, now: int, cost: int = 1) -> int:
+    return limits.decide([key], [limit], cost, now, take=True)[0]
+
+
+def test_a_process_admits_its_share() -> None:
+    """A quarter of the quota for one of four; one at least; and none of none."""
+    four = local(processes=4)
+    assert [take(four, KEY, DEFAULT, n) for n in range(26)] == [OK] * 25 + [TOO_MANY]
+    assert [take(four, OTHER, Limit("two", 2, 60), n) for n in range(2)] == [OK, TOO_MANY]
+    assert take(four, b"none", Limit("none", 0, 60), 0) == TOO_MANY
+
+
+def test_its_window_slides() -> None:
+    """Hits come back one by one, when it was said."""
+    one = local()
+    for n in range(5):
+        assert take(one, KEY, AUTH, n * 10 * S) == OK
+    status, (used, some, fits, full) = one.decide([KEY], [AUTH], 1, 50 * S, take=True)
+    assert (status, used, some, fits, full) == (TOO_MANY, 5, 250 * S, 250 * S, 290 * S)
+    assert take(one, KEY, AUTH, 300 * S - 1) == TOO_MANY
+    assert take(one, KEY, AUTH, 300 * S) == OK
+    assert take(one, KEY, AUTH, 300 * S) == TOO_MANY
+
+
+def test_all_limits_are_consumed_or_none() -> None:
+    """Here too; an open one takes part in nothing."""
+    one = local()
+    small = Limit("small", 1, 60)
+    for n in range(3):
+        one.decide([KEY, OTHER, b"s"], [small, DEFAULT, STATIC], 1, n, take=True)
+    status, said = one.decide([OTHER, b"s"], [DEFAULT, STATIC], 1, 3, take=False)
+    assert (status, said[0], said[4:]) == (OK, 1, UNTOLD)
+    assert len(one.logs) == 2
+
+
+def test_an_outage_is_no_fresh_quota() -> None:
+    """It goes on from what Redis said last, each process with its share of what was left."""
+    for processes, left in ((1, 20), (4, 5), (100, 0)):
+        limits = local(processes)
+        limits.remember([KEY], [80, 10 * S, 0, 55 * S], 0)
+        outcomes = [take(limits, KEY, DEFAULT, S) for _ in range(30)]
+        assert outcomes.count(OK) == left
+        assert take(limits, KEY, DEFAULT, 55 * S) == OK  # all of that has left its window by now
+
+
+def test_a_cost_over_the_share_waits_and_one_over_the_quota_never_fits() -> None:
+    """A share is not the quota: with Redis it may fit."""
+    four = local(processes=4)
+    assert four.decide([KEY], [DEFAULT], 26, 0, take=True) == (TOO_MANY, (75, 0, 60 * S, 0))
+    assert four.decide([KEY], [DEFAULT], 101, 0, take=True)[1][2] == NEVER
+
+
+def test_memory_is_bounded() -> None:
+    """However many addresses: no more logs than may be. Strict ones refuse who is new, others let them through."""
+    limits = local(most=100, known=100)
+    for n in range(20_000):
+        key = b"%d" % n
+        assert take(limits, key, AUTH, n) == (OK if n < 50 else UNAVAILABLE)
+        assert take(limits, key + b"d", DEFAULT, n) == OK
+        limits.remember([key, key + b"d"], [1, 1, 0, 1] * 2, n)
+        assert len(limits.logs) <= 100
+    assert len(limits._known) <= 100
+    assert take(limits, b"1", AUTH, 20_000) == OK  # it is known, and not over its share
+
+
+def test_what_is_over_makes_room() -> None:
+    """Some of the oldest are looked at for each new one."""
+    limits = local(most=10)
+    for n in range(10):
+        assert take(limits, b"%d" % n, AUTH, 0) == OK
+    assert take(limits, b"new", AUTH, 299 * S) == UNAVAILABLE
+    assert take(limits, b"new", AUTH, 301 * S) == OK
+
+
+def test_what_was_admitted_is_owed_once() -> None:
+    """Not what Redis knew; not while it is on its way; again if that failed; nothing once it is told."""
+    limits = local()
+    limits.remember([KEY], [2, 10 * S, 0, 290 * S], 0)
+    for n in (1, 2):
+        take(limits, KEY, AUTH, n * S)
+    (charge,) = limits.owed(5 * S)
+    assert (charge.key, charge.hits, charge.age_us) == (KEY, 2, 3 * S)
+    assert limits.owed(5 * S) == []
+    assert take(limits, KEY, AUTH, 5 * S) == OK
+    limits.settle([charge], 6 * S, told=False)
+    (charge,) = limits.owed(6 * S, [KEY, OTHER])
+    assert charge.hits == 3
+    assert take(limits, KEY, AUTH, 6 * S) == TOO_MANY
+    limits.settle([charge], 7 * S, told=True)
+    assert (limits.owed(7 * S), len(limits.logs)) == ([], 0)
+
+
+def test_what_is_admitted_while_a_charge_travels_is_owed_after_it() -> None:
+    """The charge takes off what it carried."""
+    limits = local()
+    take(limits, KEY, AUTH, 0, cost=2)
+    charges = limits.owed(S)
+    take(limits, KEY, AUTH, 2 * S)
+    limits.settle(charges, 3 * S, told=True)
+    assert [charge.hits for charge in limits.owed(4 * S)] == [1]
+
+
+def test_what_has_left_its_window_is_not_owed() -> None:
+    """It would count for nothing."""
+    limits = local()
+    take(limits, KEY, AUTH, 0)
+    assert limits.owed(300 * S) == []
+    assert len(limits.logs) == 0
+
+
+def test_a_reservation_is_refunded_once() -> None:
+    """To the log it came from, what it took; a held one is let go once."""
+    limits = local()
+    take(limits, KEY, AUTH, 0)
+    take(limits, KEY, AUTH, S, cost=3)
+    limits.hold("r")
+    assert limits.let_go("r") is True
+    limits.refund([KEY, OTHER], 3, S)
+    assert limits.let_go("r") is False
+    assert limits.decide([KEY], [AUTH], 1, 2 * S, take=False)[1][0] == 1
+
+
+def test_a_child_process_owes_nothing() -> None:
+    """What its parent admitted, the parent tells."""
+    limits = local()
+    take(limits, KEY, AUTH, 0)
+    limits.reset()
+    assert (limits.owed(1), len(limits.logs)) == ([], 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20 * S), st.integers(0, 40)), max_size=120),
+    st.integers(1, 200),
+    st.integers(1, 60),
+)
+def test_never_more_than_the_quota_in_any_window(hits: Any, quota: int, window: int) -> None:
+    """Random traffic against a list of everything that was admitted; and as told, it fits and not before."""
+    limits, limit = local(), Limit("x", quota, window)
+    admitted: list[tuple[int, int]] = []
+    now = 0
+    for gap, cost in hits:
+        now += gap
+        status, (_, _, fits, _) = limits.decide([KEY], [limit], cost, now, take=True)
+        if status == OK:
+            admitted.append((now, cost))
+            recent = sum(n for at, n in admitted if at > now - window * S)
+            assert recent <= quota
+        elif fits != NEVER:
+            assert cost <= quota
+            assert limits.decide([KEY], [limit], cost, now + fits - 1, take=False)[0] == TOO_MANY
+            now += fits
+            assert limits.decide([KEY], [limit], cost, now, take=False)[0] == OK

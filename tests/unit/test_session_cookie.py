@@ -1,0 +1,135 @@
+"""The session's cookie: what is read of what browsers, and others, send; and what is written."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom import SessionDataRefused, SettingsError
+from stillroom.sessions.token import make_token
+from stillroom.web import SessionCookie
+from stillroom.web.fields import field_of, key_of
+
+COOKIE = SessionCookie()
+TOKEN = make_token(7, b"\x01" * 32)
+OTHER = make_token(8, b"\x02" * 32)
+
+
+def test_it_is_found_among_others() -> None:
+    """Whatever stands before and behind it."""
+    assert COOKIE.read(f"__Host-sid={TOKEN}") == TOKEN
+    assert COOKIE.read(f'a=1; b="x;y"; __Host-sid={TOKEN} ; _ga=GA1.2; flag') == TOKEN
+    assert COOKIE.read(f"lang=de;__Host-sid={TOKEN};") == TOKEN
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        ";;;===",
+        "__Host-sid",
+        "__Host-sid=",
+        f"__Host-sid={TOKEN[:-1]}",
+        f"__Host-sid={TOKEN}x",
+        f"__Host-sid={TOKEN}\n",
+        f'__Host-sid="{TOKEN}"',
+        f"__host-sid={TOKEN}",
+        f"x__Host-sid={TOKEN}",
+        f"__Host-sid2={TOKEN}",
+        f"other={TOKEN}",
+        f"other=__Host-sid={TOKEN}",
+        f"__Host-sid={TOKEN}\x00",
+        f"__Host-sid={'A' * 100_000}",
+        "__Host-sid=" + "\u00e9" * 46,
+        f"__Host-sid=ff.{TOKEN[3:]}".replace("ff.", "FF."),
+    ],
+)
+def test_what_is_no_token_is_passed_over(header: str) -> None:
+    """Cut short, quoted, under another name, too long, not ASCII: as if there were no cookie."""
+    assert COOKIE.read(header) is None
+
+
+def test_twice_the_same_is_one_and_two_are_none() -> None:
+    """Of two tokens one was planted, and nobody can say which; what is no token can't push one out."""
+    assert COOKIE.read(f"__Host-sid={TOKEN}; __Host-sid={TOKEN}") == TOKEN
+    assert COOKIE.read(f"__Host-sid={TOKEN}; __Host-sid={OTHER}") is None
+    assert COOKIE.read(f"__Host-sid={OTHER}; __Host-sid={TOKEN}") is None
+    assert COOKIE.read(f"__Host-sid=junk; __Host-sid={TOKEN}; __Host-sid=") == TOKEN
+
+
+@given(st.text(max_size=200))
+def test_no_header_is_too_strange(header: str) -> None:
+    """Anything can be read, and nothing but a token comes out of it."""
+    assert COOKIE.read(header) is None
+    assert COOKIE.read(f"{header};__Host-sid={TOKEN};{header}") == TOKEN
+
+
+def test_it_is_written_for_https_and_this_host_alone() -> None:
+    """Secure, HttpOnly, SameSite=Lax, Path=/, no Domain; Max-Age in whole seconds, never 0: that deletes it."""
+    assert COOKIE.write(TOKEN, 86_400.9) == (
+        f"__Host-sid={TOKEN}; Max-Age=86400; Path=/; HttpOnly; SameSite=Lax; Secure"
+    )
+    assert "Max-Age=1;" in COOKIE.write(TOKEN, 0.2)
+    assert COOKIE.clear() == "__Host-sid=; Max-Age=0; Path=/; HttpOnly; SameSite=Lax; Secure"
+    plain = SessionCookie("sid", secure=False, same_site="Strict")
+    assert plain.write(TOKEN, 60) == (f"sid={TOKEN}; Max-Age=60; Path=/; HttpOnly; SameSite=Strict")
+
+
+def test_nothing_but_a_token_gets_into_the_header() -> None:
+    """A line break in it would be another header."""
+    for bad in ("", "x", f"{TOKEN}\r\nSet-Cookie: a=b", f"{TOKEN}; Domain=evil.example"):
+        with pytest.raises(ValueError, match="only a token"):
+            COOKIE.write(bad, 60)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "a b"}, "name='a b'"),
+        ({"name": "a\r\nb"}, "name="),
+        ({"name": ""}, "name=''"),
+        ({"same_site": "lax"}, "one of Lax, Strict, None"),
+        ({"secure": False}, "__Host-"),
+        ({"name": "sid", "secure": False, "same_site": "None"}, "same_site None"),
+    ],
+)
+def test_what_a_browser_would_refuse_is_refused_at_once(
+    options: dict[str, object], said: str
+) -> None:
+    """The mistake is told with what is allowed."""
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        SessionCookie(**options)  # type: ignore[arg-type]
+
+
+@given(st.text(max_size=5))
+def test_each_key_has_a_field_of_its_own(key: str) -> None:
+    """There and back; a field is one the session takes."""
+    field = field_of(key)
+    assert key_of(field) == key
+    assert re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", field)
+    assert field == key or field.startswith("x.")
+
+
+def test_plain_keys_stay_as_they_are() -> None:
+    """`redis-cli HGETALL` shows what the app wrote."""
+    assert field_of("cart") == "cart"
+    assert field_of("_auth_user_id") == "x._auth_user_id"
+    assert field_of("x.y") == "x.x-2Ey"
+    assert field_of("\u00e9") == "x.-C3-A9"
+
+
+@pytest.mark.parametrize("key", [1, None, b"x", "k" * 65, "_" + "\u00e9" * 20])
+def test_a_key_that_has_no_field_is_refused(key: object) -> None:
+    """What was given and what is allowed is told."""
+    with pytest.raises(SessionDataRefused, match=r"str|limit is 64"):
+        field_of(key)
+
+
+def test_tokens_are_told_from_other_text_fast() -> None:
+    """A thousand cookies in one header are read in one pass, and by name."""
+    crowd = "; ".join(f"c{n}={secrets.token_urlsafe(8)}" for n in range(1_000))
+    assert COOKIE.read(f"{crowd}; __Host-sid={TOKEN}; {crowd}") == TOKEN

@@ -1,0 +1,124 @@
+"""Operations run side by side: one batch for what each would have sent, and nobody fails for another's sake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hiredis
+import pytest
+
+from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.operation import Call, Failed, Once, Operation, Pause, Timed, together
+from stillroom.wire import refusal
+
+
+def asking(*batches: Any) -> Operation[list[Any]]:
+    """Sends these one after the other; returns all replies."""
+    replies: list[Any] = []
+    for batch in batches:
+        replies += [(yield batch)]
+    return replies
+
+
+def answered(operation: Operation[Any], *answers: Any) -> tuple[Any, list[Any]]:
+    """Its result and its steps, when they are answered so; an exception is raised at its step."""
+    steps = [operation.send(None)]
+    try:
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                steps.append(operation.throw(answer))
+            else:
+                steps.append(operation.send(answer))
+    except StopIteration as stop:
+        return stop.value, steps
+    raise AssertionError(f"it goes on: {steps[-1]}")
+
+
+def test_batches_at_the_same_time_are_one() -> None:
+    """In the order of the operations, and each gets its share of the replies."""
+    result, steps = answered(
+        together(asking([(b"A",), (b"B",)], [(b"C",)]), asking([(b"D",)], [(b"E",), (b"F",)])),
+        [1, 2, 3],
+        [4, 5, 6],
+    )
+    assert steps == [[(b"A",), (b"B",), (b"D",)], [(b"C",), (b"E",), (b"F",)]]
+    assert result == [[[1, 2], [4]], [[3], [5, 6]]]
+
+
+def test_the_longer_one_goes_on_alone() -> None:
+    """And one that says nothing is done at once; none at all is nothing."""
+    result, steps = answered(
+        together(asking([(b"A",)]), asking(), asking([(b"B",)], [(b"C",)])), [1, 2], [3]
+    )
+    assert steps == [[(b"A",), (b"B",)], [(b"C",)]]
+    assert result == [[[1]], [], [[2], [3]]]
+    with pytest.raises(StopIteration) as stopped:
+        together().send(None)
+    assert stopped.value.value == []
+
+
+def test_once_is_contagious() -> None:
+    """A batch with a part that must not be sent twice must not be sent twice."""
+    _, steps = answered(together(asking([(b"A",)]), asking(Once([(b"B",)]))), [1, 2])
+    assert type(steps[0]) is Once
+    _, steps = answered(together(asking([(b"A",)]), asking([(b"B",)])), [1, 2])
+    assert type(steps[0]) is list
+
+
+@pytest.mark.parametrize("step", [Call(len, ("x",)), Pause(1), Timed([(b"T",)])])
+def test_what_is_no_plain_batch_is_taken_alone(step: Any) -> None:
+    """First, so that what comes after it may still be joined."""
+    result, steps = answered(
+        together(asking([(b"A",)]), asking(step, [(b"B",)])), ["answer"], [1, 2]
+    )
+    assert steps == [step, [(b"A",), (b"B",)]]
+    assert result == [[[1]], [["answer"], [2]]]
+
+
+def test_an_error_reply_is_its_own_part_s() -> None:
+    """The other gets its replies; the error says what the server said, with this part's replies."""
+    replies = [1, hiredis.ReplyError("OOM command not allowed"), 3]
+    result, _ = answered(together(asking([(b"A",)]), asking([(b"B",), (b"C",)])), refusal(replies))
+    assert result[0] == [[1]]
+    assert isinstance(result[1], Failed)
+    error = result[1].error
+    assert isinstance(error, RedisRefused)
+    assert (error.reason, error.replies) == ("oom", replies[1:])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RedisUnavailable("timeout"),
+        RedisRefused("NOPERM", "no right to load scripts", [hiredis.ReplyError("NOPERM")]),
+    ],
+)
+def test_an_error_of_the_whole_batch_reaches_each(error: RedisUnavailable) -> None:
+    """Each may have its own answer to it."""
+
+    def patient() -> Operation[str]:
+        try:
+            yield [(b"B",)]
+        except RedisUnavailable as caught:
+            return f"without Redis: {caught.reason}"
+        return "with"
+
+    result, _ = answered(together(asking([(b"A",)], [(b"C",)]), patient()), error)
+    assert result == [Failed(error), f"without Redis: {error.reason}"]
+
+
+def test_an_operation_that_is_given_up_closes_its_parts() -> None:
+    """A task that is cancelled leaves none of them waiting."""
+    closed: list[str] = []
+
+    def part(name: str) -> Operation[None]:
+        try:
+            yield [(b"A",)]
+        finally:
+            closed.append(name)
+
+    running = together(part("one"), part("other"))
+    running.send(None)
+    with pytest.raises(KeyboardInterrupt):
+        running.throw(KeyboardInterrupt())
+    assert closed == ["one", "other"]

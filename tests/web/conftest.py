@@ -1,0 +1,81 @@
+"""The shop of apps.py behind both middlewares, on real HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.web.asgi import StillroomMiddleware as Asgi
+from stillroom.web.wsgi import StillroomMiddleware as Wsgi
+from tests.support.crowd import PATIENT
+from tests.support.web import Browser, serving_asgi, serving_wsgi
+from tests.web.apps import asgi_app, wsgi_app
+
+Serve = Callable[..., AbstractContextManager[int]]
+
+
+@pytest.fixture
+def server(stillroom_server: EmbeddedServer) -> EmbeddedServer:
+    """One kind of server: what it makes of the scripts, tests/redis asks of both."""
+    with redis.Redis.from_url(stillroom_server.url) as client:
+        client.flushall()
+        client.script_flush()
+    return stillroom_server
+
+
+@pytest.fixture
+def settings(server: EmbeddedServer) -> Settings:
+    """Patient for a whole request, too: tests/faults/test_web.py is about that."""
+    return Settings(**{"redis_url": server.url} | PATIENT, request_timeout=30)
+
+
+@pytest.fixture(params=["wsgi", "asgi"])
+def face(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@contextmanager
+def serving(face: str, settings: Settings, *hooks: Any, **options: Any) -> Iterator[int]:
+    """The shop with one of the two middlewares. Gives the port."""
+    if face == "wsgi":
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            with serving_wsgi(Wsgi(wsgi_app(*hooks), room, **options)) as port:
+                yield port
+        return
+
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: Asgi(asgi_app(*hooks), room, **options), room) as port:
+        yield port
+
+
+@pytest.fixture
+def serve(face: str, settings: Settings) -> Serve:
+    """Serves the shop on the test's server; `hooks` as in apps.py, `options` are the middleware's."""
+
+    def serve(*hooks: Any, changes: Mapping[str, Any] = {}, **options: Any) -> Any:
+        changed = Settings(
+            **{"redis_url": settings.redis_url, "request_timeout": 30} | PATIENT | dict(changes)
+        )
+        return serving(face, changed, *hooks, **options)
+
+    return serve
+
+
+@pytest.fixture
+def browser(serve: Serve) -> Iterator[Browser]:
+    with serve() as port:
+        yield Browser(port)
+
+
+@pytest.fixture
+def room(settings: Settings) -> Iterator[Stillroom]:
+    """A room beside the app's, to look at what is there."""
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        yield room

@@ -1,0 +1,357 @@
+"""Django on the room: sessions with a user index, a cache without pickle, and 503 while Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import decimal
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import django
+import pytest
+from django.conf import settings as django_settings
+from django.contrib.auth import SESSION_KEY
+from django.contrib.sessions.backends.base import UpdateError
+from django.core.cache import caches
+from django.core.cache.backends.base import BaseCache
+from django.core.handlers.wsgi import WSGIHandler
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.test import override_settings
+from django.urls import path
+from django.utils.safestring import SafeString, mark_safe
+from django.views.decorators.cache import cache_page
+
+from stillroom import RedisUnavailable, SettingsError, Stillroom
+from stillroom.codec import Unencodable
+from stillroom.web.django import room as room_of_django
+from stillroom.web.django.sessions import SessionStore
+from tests.support.crowd import PATIENT
+from tests.support.sessions import age
+from tests.support.web import COOKIE, Browser, serving_wsgi
+
+if not django_settings.configured:
+    django_settings.configure(
+        ROOT_URLCONF=__name__,
+        ALLOWED_HOSTS=["*"],
+        SESSION_ENGINE="stillroom.web.django.sessions",
+        SESSION_COOKIE_NAME=COOKIE,
+        SESSION_COOKIE_SECURE=True,
+        MIDDLEWARE=["stillroom.web.django.middleware.SessionMiddleware"],
+        CACHES={"default": {"BACKEND": "stillroom.web.django.cache.StillroomCache"}},
+        LOGGING_CONFIG=None,
+        USE_TZ=True,
+    )
+    django.setup()
+
+
+def cart(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(request.session.get("cart", []), safe=False)
+
+
+def add(request: HttpRequest, item: str) -> JsonResponse:
+    request.session["cart"] = [*request.session.get("cart", []), item]
+    return cart(request)
+
+
+def login(request: HttpRequest, who: str) -> HttpResponse:
+    """What django.contrib.auth.login does to a session."""
+    request.session.cycle_key()
+    request.session[SESSION_KEY] = who
+    return HttpResponse(who)
+
+
+def logout(request: HttpRequest) -> HttpResponse:
+    request.session.flush()
+    return HttpResponse("bye")
+
+
+def plain(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("plain")
+
+
+calls: list[str] = []
+
+
+@cache_page(60)
+def page(request: HttpRequest) -> HttpResponse:
+    calls.append(request.path)
+    return HttpResponse("\u00e9".encode("latin-1"), content_type="text/plain; charset=latin-1")
+
+
+urlpatterns = [
+    path("cart", cart),
+    path("cart/add/<item>", add),
+    path("login/<who>", login),
+    path("logout", logout),
+    path("plain", plain),
+    path("page", page),
+]
+
+
+@pytest.fixture
+def stillroom_setting(settings: Any) -> dict[str, Any]:
+    return PATIENT | {"redis_url": settings.redis_url, "namespace": "shop"}
+
+
+@pytest.fixture
+def room(stillroom_setting: dict[str, Any]) -> Iterator[Stillroom]:
+    """The room Django uses."""
+    with override_settings(STILLROOM=stillroom_setting):
+        room = room_of_django()
+        yield room
+        room.close()
+
+
+@pytest.fixture
+def away() -> Iterator[None]:
+    """Redis can't be reached."""
+    with override_settings(
+        STILLROOM={"redis_url": "redis://127.0.0.1:1", "session_peppers": "p" * 40}
+    ):
+        yield
+        room_of_django().close()
+
+
+@pytest.fixture
+def cache(room: Stillroom) -> BaseCache:
+    return caches["default"]
+
+
+@pytest.fixture
+def browser(room: Stillroom) -> Iterator[Browser]:
+    with serving_wsgi(WSGIHandler()) as port:
+        yield Browser(port)
+
+
+# Sessions
+
+
+def test_the_user_of_a_session_is_in_the_index(browser: Browser, room: Stillroom) -> None:
+    """A login changes the token and keeps the cart; the user's sessions can be listed, and ended from elsewhere."""
+    browser.get("/cart/add/tea")
+    before = browser.token
+    browser.get("/login/7")
+    assert browser.token != before
+    assert room.sessions.get(before or "") is None
+    assert [device.user_id for device in room.sessions.list_for_user("7")] == ["7"]
+    assert browser.get("/cart").text == '["tea"]'
+    room.sessions.destroy_for_user("7")
+    assert browser.get("/cart").text == "[]"
+
+
+def test_a_logout_leaves_nothing(browser: Browser, room: Stillroom) -> None:
+    """flush ends the session, and Django's middleware forgets the cookie."""
+    browser.get("/login/7")
+    browser.get("/logout")
+    assert browser.token is None
+    assert room.sessions.count("7") == 0
+
+
+def test_a_request_that_does_not_look_reads_nothing(away: None) -> None:
+    """It is served while Redis is away; one that looks, or writes, is told to come again."""
+    with serving_wsgi(WSGIHandler()) as port:
+        token = "00." + "A" * 43
+        assert Browser(port, token).get("/plain").status == 200
+        for known, where in ((token, "/cart"), (None, "/cart/add/tea"), (token, "/login/7")):
+            reply = Browser(port, known).get(where)
+            assert (reply.status, reply.one("retry-after")) == (503, "2")
+            assert (reply.one("content-type"), reply.token) == ("application/problem+json", None)
+
+
+def test_only_what_changed_is_written(room: Stillroom) -> None:
+    """Two requests on one session do not undo one another."""
+    first = SessionStore()
+    first["a"] = first["both"] = 1
+    first.save()
+    one, two = SessionStore(first.session_key), SessionStore(first.session_key)
+    one["a"], two["b"] = 2, [3]
+    del one["both"]
+    one.save()
+    two.save()
+    found = room.sessions.get(first.session_key)
+    assert found is not None
+    assert found.data == {"a": 2, "b": [3]}
+
+
+def test_a_session_emptied_without_a_look_is_empty(room: Stillroom) -> None:
+    """clear() does not read; save() removes what is there all the same."""
+    first = SessionStore()
+    first["a"] = 1
+    first.save()
+    other = SessionStore(first.session_key)
+    other.clear()
+    other["b"] = 2
+    other.save()
+    assert SessionStore(first.session_key).load() == {"b": 2}
+
+
+def test_an_ended_session_is_not_brought_back(room: Stillroom) -> None:
+    """Django is told with UpdateError, which its middleware makes a 400 of."""
+
+    def log_in(session: SessionStore) -> None:
+        session[SESSION_KEY] = "7"
+        session.save()
+
+    def set_expiry(session: SessionStore) -> None:
+        session.set_expiry(100)
+        session.save()
+
+    for act in (SessionStore.save, SessionStore.cycle_key, log_in, set_expiry):
+        first = SessionStore()
+        first["a"] = 1
+        first.save()
+        late = SessionStore(first.session_key)
+        late["b"] = 2
+        first.delete()
+        with pytest.raises(UpdateError):
+            act(late)
+        assert not late.exists(first.session_key)
+    assert room.sessions.count() == 0
+
+
+def test_an_expiry_of_its_own_is_the_servers_too(room: Stillroom, client: Any) -> None:
+    """set_expiry on a session that lives gives it another key, and Redis ends it in time."""
+    session = SessionStore()
+    session["a"] = 1
+    session.save()
+    before = session.session_key
+    session.set_expiry(100)
+    session.save()
+    assert session.session_key != before
+    found = room.sessions.get(session.session_key)
+    assert found is not None
+    assert round(found.expires_at - found.last_seen) == 100
+    age(client, room, found.handle, 101)
+    assert SessionStore(session.session_key).load() == {}
+
+
+def test_the_methods_for_async_views(room: Stillroom) -> None:
+    """The same, awaited: also those Django's base class writes in two steps."""
+
+    async def story() -> None:
+        session = SessionStore()
+        await session.aset("a", 1)
+        await session.asave()
+        before = session.session_key
+        await session.acycle_key()
+        assert session.session_key != before
+        again = SessionStore(session.session_key)
+        assert await again.aget("a") == 1
+        assert await again.aexists(before) is False
+        await again.aflush()
+        assert await again.aexists(session.session_key) is False
+        await SessionStore.aclear_expired()
+
+    asyncio.run(story())
+
+
+# The cache
+
+KEPT = [
+    None,
+    1.5,
+    "text",
+    mark_safe("<b>"),
+    b"\x00\xff",
+    (1, ("a", [2])),
+    {1: "one", (2, 3): None},
+    {"!": "not a kind", "v": 1},
+    {"deep": [{"when": datetime.datetime(2026, 1, 2, 3, 4, 5, 6, datetime.UTC)}]},
+    {1, 2},
+    frozenset({"a"}),
+    datetime.date(2026, 1, 2),
+    datetime.time(1, 2),
+    datetime.timedelta(days=-1, microseconds=1),
+    decimal.Decimal("1.10"),
+    uuid.UUID(int=7),
+]
+
+
+@pytest.mark.parametrize("value", KEPT, ids=repr)
+def test_what_json_has_no_word_for_comes_back_as_it_was(cache: BaseCache, value: Any) -> None:
+    """With its type, from each way of reading."""
+    cache.set("k", value)
+    assert cache.get("k") == value
+    assert type(cache.get("k")) is type(value)
+    assert cache.get_many(["k"]) == {"k": value}
+    assert isinstance(cache.get("k"), SafeString) == isinstance(value, SafeString)
+
+
+def test_what_could_only_be_pickled_is_refused(cache: BaseCache) -> None:
+    """At the call, with what is possible; nothing is stored."""
+    with pytest.raises(Unencodable, match="object: the cache keeps JSON, tuple, set"):
+        cache.set("k", [object()])
+    assert cache.get("k") is None
+
+
+def test_whole_pages_are_kept(browser: Browser, cache: BaseCache) -> None:
+    """cache_page stores responses: status, headers and bytes as they were."""
+    calls.clear()
+    first, second = browser.get("/page"), browser.get("/page")
+    assert len(calls) == 1
+    assert (second.status, second.body) == (200, "\u00e9".encode("latin-1"))
+    assert second.one("content-type") == first.one("content-type")
+
+
+def test_clear_empties_this_location_alone(cache: BaseCache, room: Stillroom) -> None:
+    """What the app keeps in the room beside Django, and another LOCATION, stay."""
+    with override_settings(
+        CACHES={
+            name: {"BACKEND": "stillroom.web.django.cache.StillroomCache", "LOCATION": name}
+            for name in ("default", "o*her")
+        }
+    ):
+        room.cache.set("mine", 1)
+        for name in ("default", "o*her"):
+            caches[name].set("k", name)
+        caches["o*her"].clear()
+        assert caches["default"].get("k") == "default"
+        assert caches["o*her"].get("k") is None
+        assert room.cache.get("mine") == 1
+
+
+def test_the_cache_goes_without_redis(away: None) -> None:
+    """A page is made anew; only who asks for a promise is told that there is none."""
+    cache = caches["default"]
+    cache.set("k", 1)
+    assert cache.get("k", "default") == "default"
+    assert cache.get_many(["k"]) == {}
+    assert cache.set_many({"k": 1}) == ["k"]
+    assert cache.add("k", 1) is False
+    assert cache.touch("k") is False
+    assert cache.delete("k") is False
+    assert cache.get_or_set("k", lambda: 7) == 7
+    for promise in (cache.clear, lambda: cache.incr("k")):
+        with pytest.raises(RedisUnavailable):
+            promise()
+
+
+# The room
+
+
+def test_the_room_is_the_apps_own_if_its_path_is_given(settings: Any) -> None:
+    """By its path; what is no room is refused with a sentence."""
+    with override_settings(STILLROOM=f"{__name__}:mine"):
+        assert room_of_django() is mine
+    with override_settings(STILLROOM=f"{__name__}.calls"):
+        with pytest.raises(SettingsError, match="is a list, not a Stillroom"):
+            room_of_django()
+    with override_settings(STILLROOM=7):
+        with pytest.raises(SettingsError, match="the path of a room, or a dict"):
+            room_of_django()
+
+
+mine = Stillroom()
+
+
+def test_json_is_what_redis_holds(cache: BaseCache, room: Stillroom, client: Any) -> None:
+    """Readable in redis-cli."""
+    cache.set("k", (1, b"x"))
+    raw = client.get(room.keys.entry(b"django:default::1:k"))
+    assert json.loads(raw.partition(b"\n")[2]) == {
+        "!": "tuple",
+        "v": [1, {"!": "bytes", "v": "eA=="}],
+    }

@@ -1,0 +1,132 @@
+"""Flask's own session on the room: what Flask's users know goes on to work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import flask
+import pytest
+
+from stillroom import Settings, SettingsError, Stillroom
+from stillroom.web.flask import StillroomSessions
+from tests.support.web import COOKIE, Browser, serving_wsgi
+
+
+def make_app(room: Stillroom) -> flask.Flask:
+    app = flask.Flask("shop")
+    app.session_interface = StillroomSessions(room)
+
+    @app.get("/plain")
+    def plain() -> str:
+        return "plain"
+
+    @app.get("/cart/add/<item>")
+    def add(item: str) -> list[str]:
+        flask.session.permanent = True
+        flask.session.setdefault("cart", []).append(item)
+        return list(flask.session["cart"])
+
+    @app.get("/deep/<item>")
+    def deep(item: str) -> str:
+        flask.session["cart"].append(item)
+        return "appended"
+
+    @app.get("/cart")
+    def cart() -> list[str]:
+        return list(flask.session.get("cart", []))
+
+    @app.get("/login/<who>")
+    def login(who: str) -> str:
+        flask.session.login(who)  # type: ignore[attr-defined]
+        flask.flash(f"Welcome, {who}", "greeting")
+        return who
+
+    @app.get("/flashes")
+    def flashes() -> list[Any]:
+        return [list(one) for one in flask.get_flashed_messages(with_categories=True)]
+
+    @app.get("/logout")
+    def logout() -> str:
+        flask.session.logout()  # type: ignore[attr-defined]
+        return "bye"
+
+    @app.get("/fail")
+    def fail() -> str:
+        flask.session["cart"] = ["lost"]
+        raise ZeroDivisionError
+
+    return app
+
+
+@pytest.fixture
+def browser(room: Stillroom) -> Iterator[Browser]:
+    with serving_wsgi(make_app(room)) as port:
+        yield Browser(port)
+
+
+def test_a_session_is_kept_and_costs_nothing_unless_looked_at(
+    browser: Browser, room: Stillroom
+) -> None:
+    """Data begins it, a list may change in place, `Vary: Cookie` goes out when it was looked at."""
+    assert browser.get("/plain").all("set-cookie") == []
+    assert browser.get("/cart").text == "[]\n"
+    assert browser.token is None
+    browser.get("/cart/add/tea")
+    assert browser.token
+    browser.get("/deep/jam")
+    reply = browser.get("/cart")
+    assert (reply.text, reply.all("vary")) == ('["tea","jam"]\n', ["Cookie"])
+    assert "vary" not in dict(browser.get("/plain").headers)
+
+
+def test_login_flash_and_logout(browser: Browser, room: Stillroom) -> None:
+    """A login changes the token and keeps the cart; flashes are shown once; a logout forgets the cookie."""
+    browser.get("/cart/add/tea")
+    before = browser.token
+    browser.get("/login/ann")
+    assert browser.token != before
+    assert room.sessions.count("ann") == 1
+    assert browser.get("/flashes").text == '[["greeting","Welcome, ann"]]\n'
+    assert browser.get("/flashes").text == "[]\n"
+    assert browser.get("/cart").text == '["tea"]\n'
+    assert browser.get("/logout").token == ""
+    assert room.sessions.count("ann") == 0
+
+
+def test_a_failed_request_keeps_nothing(browser: Browser) -> None:
+    """What the view did before it raised is not there for the next request."""
+    browser.get("/cart/add/tea")
+    assert browser.get("/fail").status == 500
+    assert browser.get("/cart").text == '["tea"]\n'
+
+
+def test_redis_away_is_a_503_and_no_logout(browser: Browser, room: Stillroom) -> None:
+    """Reading or writing: Retry-After, problem+json, the cookie as it was. What does not look is served."""
+    browser.get("/cart/add/tea")
+    away = Stillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
+    with serving_wsgi(make_app(away)) as port:
+        for token, path in ((browser.token, "/cart"), (None, "/cart/add/tea")):
+            reply = Browser(port, token).get(path)
+            assert (reply.status, reply.one("retry-after")) == (503, "2")
+            assert reply.one("content-type") == "application/problem+json"
+            assert reply.token is None
+        assert Browser(port, browser.token).get("/plain").status == 200
+    away.close()
+
+
+def test_flasks_own_test_client_can_set_a_session(room: Stillroom) -> None:
+    """`session_transaction`, as apps' tests use it."""
+    with make_app(room).test_client() as client:
+        with client.session_transaction(base_url="https://localhost") as session:
+            session["cart"] = ["tea"]
+        assert client.get("/cart", base_url="https://localhost").json == ["tea"]
+
+
+def test_a_session_for_the_browsers_life_alone_is_refused(room: Stillroom) -> None:
+    """`permanent = False` would promise what is not kept."""
+    app = make_app(room)
+    with app.test_request_context(headers={"Cookie": f"{COOKIE}=junk"}):
+        assert flask.session.permanent
+        with pytest.raises(SettingsError, match="permanent=False"):
+            flask.session.permanent = False

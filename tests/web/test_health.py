@@ -1,0 +1,264 @@
+"""The endpoints over real HTTP servers, WSGI and ASGI: what each answers, and to whom."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import redis
+from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.keys import Keys
+from stillroom.web import HealthASGI, HealthWSGI
+from tests.support.crowd import PATIENT
+from tests.support.serving import Answer, ask, serve_asgi, serve_wsgi
+
+pytestmark = pytest.mark.usefixtures("calm_machine")
+
+TOKEN = "a-token-for-operators-only"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+PASSED_ON = {"X-Forwarded-For": "203.0.113.7"}
+
+Ask = Callable[..., Answer]
+Serve = Callable[..., Ask]
+
+
+@pytest.fixture(params=["wsgi", "asgi"])
+def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
+    """An HTTP server with the endpoints of a room with these settings; → how to ask it."""
+    with ExitStack() as stack:
+
+        def start(settings: Settings, inner: Any = None) -> Ask:
+            if request.param == "wsgi":
+                room = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
+                port = stack.enter_context(serve_wsgi(HealthWSGI(room, inner and inner[0])))
+            else:
+
+                def make() -> tuple[Any, Any]:
+                    async_room = AsyncStillroom(settings, dispatch=NoDispatch())
+                    return HealthASGI(async_room, inner and inner[1]), async_room.close
+
+                port = stack.enter_context(serve_asgi(make))
+            return lambda path, method="GET", headers=None: ask(port, path, method, headers)
+
+        yield start
+
+
+def settings_for(server: EmbeddedServer, **changes: Any) -> Settings:
+    return Settings(**{"redis_url": server.url, "health_token": TOKEN} | PATIENT | changes)
+
+
+@pytest.fixture
+def asking(serve: Serve, server: EmbeddedServer) -> Ask:
+    return serve(settings_for(server))
+
+
+def test_the_public_learns_the_status_and_no_more(asking: Ask) -> None:
+    """One word, in the media type of the draft, never stored."""
+    answer = asking("/health", headers=PASSED_ON)
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/health+json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert json.loads(answer.body) == {"status": "pass"}
+
+
+def test_operators_see_the_details(asking: Ask) -> None:
+    """With the token from anywhere, or from an operator's network; each check has its status and figures."""
+    for headers in (BEARER | PASSED_ON, {}):
+        body = json.loads(asking("/health", headers=headers).body)
+        assert body["status"] == "pass"
+        assert body["version"] == "1"
+        assert body["age_ms"] >= 0
+        checks = body["checks"]
+        assert {"redis:connection", "redis:memory", "cache:stats", "sessions:stats"} <= set(checks)
+        for name, entries in checks.items():
+            # No beat has ever ticked here: that is not known to be good.
+            assert [entry["status"] for entry in entries] == [
+                None if name == "tasks:beat" else "pass"
+            ], name
+        assert checks["redis:connection"][0]["observedUnit"] == "ms"
+        assert checks["redis:memory"][0]["used"] > 0
+        assert checks["redis:memory"][0]["limit"] is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Basic {TOKEN}"} | PASSED_ON,
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Bearer {TOKEN}é"} | PASSED_ON,
+        {"X-Forwarded-For": "127.0.0.1"},
+        {"Forwarded": "for=127.0.0.1"},
+        {"X-Real-IP": "127.0.0.1"},
+        {"Via": "1.1 proxy"},
+    ],
+)
+def test_others_do_not(asking: Ask, headers: dict[str, str]) -> None:
+    """Not with a wrong token, nor through a proxy that happens to stand in an operator's network."""
+    assert json.loads(asking("/health", headers=headers).body) == {"status": "pass"}
+    answer = asking("/metrics", headers=headers)
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert b"stillroom_" not in answer.body
+
+
+def test_networks_are_a_setting(serve: Serve, server: EmbeddedServer) -> None:
+    """Where loopback is none of the operators' networks, it sees the status only."""
+    asking = serve(settings_for(server, health_networks="10.0.0.0/8 fd00::/8"))
+    assert json.loads(asking("/health").body) == {"status": "pass"}
+    assert "checks" in json.loads(asking("/health", headers=BEARER).body)
+
+
+def test_without_a_token_no_token_opens(serve: Serve, server: EmbeddedServer) -> None:
+    """An empty one least of all."""
+    asking = serve(settings_for(server, health_token=None, health_networks=""))
+    for given in ("", "None", TOKEN):
+        headers = {"Authorization": f"Bearer {given}"}
+        assert json.loads(asking("/health", headers=headers).body) == {"status": "pass"}
+
+
+def test_alive_and_ready(asking: Ask) -> None:
+    """Both are the status only, whoever asks."""
+    for path in ("/health/live", "/health/ready", "/health/ready/"):
+        answer = asking(path, headers=BEARER)
+        assert (answer.status, json.loads(answer.body)) == (200, {"status": "pass"})
+
+
+def test_other_methods_and_paths(asking: Ask) -> None:
+    """HEAD is GET without the body; anything else is refused in so many words."""
+    head = asking("/health", "HEAD")
+    assert (head.status, head.body) == (200, b"")
+    assert int(head.headers["content-length"]) > 0
+    for method in ("POST", "DELETE", "PUT"):
+        answer = asking("/health", method)
+        assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
+    assert asking("/").status == 404
+    assert asking("/healthy").status == 404
+
+
+def plain_wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [environ["PATH_INFO"].encode()]
+
+
+async def plain_asgi(scope: Any, receive: Any, send: Any) -> None:
+    headers = [(b"content-type", b"text/plain")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+
+def test_it_may_wrap_an_app(serve: Serve, server: EmbeddedServer) -> None:
+    """What is not health's goes to the app."""
+    asking = serve(settings_for(server), (plain_wsgi, plain_asgi))
+    assert asking("/products/7").body == b"/products/7"
+    assert asking("/health/live").status == 200
+    assert json.loads(asking("/health", headers=PASSED_ON).body) == {"status": "pass"}
+
+
+@pytest.mark.parametrize(
+    ("mount", "path"),
+    [
+        ("", "/health"),
+        ("/internal", "/health"),
+        ("/health", ""),
+        ("/health", "/live"),
+        ("/metrics", "/"),
+    ],
+)
+def test_it_may_be_mounted_anywhere(server: EmbeddedServer, mount: str, path: str) -> None:
+    """Under a prefix, or at /health itself: both kinds of framework strip the mount."""
+    answers = []
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "SCRIPT_NAME": mount,
+        "PATH_INFO": path,
+        "REMOTE_ADDR": "127.0.0.1",
+    }
+    with Stillroom(settings_for(server), dispatch=NoDispatch()) as room:
+        HealthWSGI(room)(environ, lambda status, _: answers.append(status))
+    assert answers == ["200 OK"]
+
+
+def test_metrics_are_read_by_prometheus(serve: Serve, server: EmbeddedServer, client: Any) -> None:
+    """Counters of all processes, gauges of the servers; unknown is no sample; labels are ours."""
+    keys = Keys("stillroom")
+    counts = {"hits": 70, "stale": 20, "misses": 10, "limit_checks": 9, "sessions_created": 4}
+    client.hset(keys.counts, mapping={**counts, "somebody else's {name}": 1})
+    answer = serve(settings_for(server))("/metrics")
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = {f.name: f for f in text_string_to_metric_families(answer.body.decode())}
+    requests = {s.labels["result"]: s.value for s in families["stillroom_cache_requests"].samples}
+    assert requests == {"hit": 70, "stale": 20, "miss": 10}
+    events = {s.labels["event"]: s.value for s in families["stillroom_events"].samples}
+    assert events == {"sessions_created": 4}
+    assert families["stillroom_redis_up"].samples[0].labels == {"server": "redis"}
+    assert families["stillroom_redis_up"].samples[0].value == 1
+    assert families["stillroom_redis_memory_used_bytes"].samples[0].value > 0
+    assert "stillroom_redis_memory_limit_bytes" not in families
+    assert families["stillroom_redis_commands"].type == "counter"
+    depths = {s.labels["queue"]: s.value for s in families["stillroom_queue_depth"].samples}
+    assert depths == {"stillroom.refresh": 0, "stillroom.maintenance": 0}
+    labels = {name for f in families.values() for s in f.samples for name in s.labels}
+    assert labels <= {
+        "server",
+        "component",
+        "code",
+        "severity",
+        "result",
+        "outcome",
+        "event",
+        "queue",
+    }
+
+
+def test_metrics_may_be_open(serve: Serve, server: EmbeddedServer) -> None:
+    """By setting, for a scraper that comes through a proxy; the details stay closed."""
+    asking = serve(settings_for(server, metrics_open=True))
+    assert b"stillroom_health" in asking("/metrics", headers=PASSED_ON).body
+    assert json.loads(asking("/health", headers=PASSED_ON).body) == {"status": "pass"}
+
+
+def test_two_hundred_at_once_are_one_check(asking: Ask, server: EmbeddedServer) -> None:
+    """All get their answer, and Redis was asked for INFO once."""
+    statuses: list[int] = []
+    begin = threading.Barrier(200)
+
+    def one() -> None:
+        begin.wait()
+        statuses.append(asking("/health").status)
+
+    def calls_of_info() -> int:
+        with redis.Redis.from_url(server.url) as client:
+            stats = client.info("commandstats")
+            return int(stats.get("cmdstat_info", {}).get("calls", 0))
+
+    before = calls_of_info()
+    threads = [threading.Thread(target=one) for _ in range(200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 200
+    # One for our first look above; and on a machine so busy that it took more than 2 s, some more.
+    assert 1 <= calls_of_info() - before - 1 <= 3
+
+
+def test_a_finding_is_in_its_check(serve: Serve, server: EmbeddedServer, client: Any) -> None:
+    """Its status, its words, and the advice; a warning is not a failure to a load balancer."""
+    client.lpush(Keys("stillroom").aside, "junk")
+    answer = serve(settings_for(server))("/health")
+    body = json.loads(answer.body)
+    assert (answer.status, body["status"]) == (200, "warn")
+    (queues,) = body["checks"]["tasks:queues"]
+    assert queues["status"] == "warn"
+    assert "set aside" in queues["output"]
+    (advice,) = body["advice"]
+    assert {"code", "severity", "component", "what", "good", "todo"} <= set(advice)

@@ -1,0 +1,321 @@
+"""A request's session, through both middlewares and real HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from typing import Any
+
+import pytest
+
+from stillroom import Stillroom
+from stillroom.sessions.token import make_token
+from tests.support.sessions import age, assert_bounded, end_grace, sessions_keys
+from tests.support.web import WITHIN, Browser, Reply
+from tests.web.conftest import Serve
+
+
+def sent(client: Any, act: Any) -> tuple[Any, list[str]]:
+    """What `act` returns, and the batches that reached Redis meanwhile: one script each."""
+    with client.monitor() as monitor:
+        result = act()
+        client.echo("done")
+        seen = list(takewhile(lambda c: c["command"] != "ECHO done", monitor.listen()))
+    names = [c["command"].split()[0] for c in seen if c["client_type"] != "lua"]
+    quiet = {"HELLO", "CLIENT", "MONITOR", "TIME", "SCRIPT", "HINCRBY", "EXPIRE"}
+    return result, [name for name in names if name not in quiet]
+
+
+@pytest.fixture(autouse=True)
+def bounded(client: Any) -> Iterator[None]:
+    """After every test here each key that is left has an end."""
+    yield
+    assert_bounded(client)
+
+
+def live(room: Stillroom, browser: Browser) -> Any:
+    """The session of the browser's cookie."""
+    assert browser.token
+    found = room.sessions.get(browser.token, touch=False)
+    assert found is not None
+    return found
+
+
+# What browsers, and others, send
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        "__Host-sid=" + "A" * 50_000,
+        "x=" + "y" * 50_000,
+        "__Host-sid=../../etc/passwd",
+        "__Host-sid=%0d%0aSet-Cookie:%20a=b",
+        f"__Host-sid={make_token(1, b'a' * 32)}; __Host-sid={make_token(1, b'b' * 32)}",
+        f"sid={make_token(1, b'a' * 32)}; sessionid=abc; csrftoken={'x' * 64}",
+        ";" * 10_000,
+        "\xff\xfe=\x01; __Host-sid=\xe9",
+    ],
+    ids=["large", "others large", "path", "line break", "two", "others", "empty", "bytes"],
+)
+def test_strange_cookies_are_as_good_as_none(browser: Browser, client: Any, cookie: str) -> None:
+    """No command to Redis, no error, no cookie; and data begins a session of its own."""
+    reply, commands = sent(client, lambda: browser.get("/cart", headers={"Cookie": cookie}))
+    assert (reply.status, reply.text, reply.token, commands) == (200, "[]", None, [])
+    reply = browser.get("/cart/add?tea", headers={"Cookie": cookie})
+    assert reply.token
+    assert reply.token not in cookie
+
+
+# What is written, and when
+
+
+def test_a_request_that_does_not_look_costs_nothing(browser: Browser, client: Any) -> None:
+    """No command to Redis, no header, with and without a cookie that opens a session."""
+    browser.get("/cart/add?tea")
+    for token in (browser.token, None, make_token(3, b"x" * 32), "junk"):
+        browser.token = token
+        reply, commands = sent(client, lambda: browser.get("/plain"))
+        assert (reply.status, reply.text) == (200, '"plain"')
+        assert commands == []
+        assert reply.all("set-cookie") == reply.all("vary") == []
+
+
+def test_nothing_is_written_until_there_is_data(browser: Browser, client: Any) -> None:
+    """Looking at a session that is not there leaves no key and no cookie; a cookie of ours is looked up once."""
+    reply, commands = sent(client, lambda: browser.get("/cart"))
+    assert (reply.text, reply.token, commands) == ("[]", None, [])
+    assert reply.one("vary") == "Cookie"
+    browser.token = make_token(3, b"x" * 32)
+    reply, commands = sent(client, lambda: browser.get("/cart"))
+    assert (reply.text, reply.token) == ("[]", None)
+    assert set(commands) == {"EVALSHA"}
+    assert sessions_keys(client) == []
+
+
+def test_data_begins_a_session_and_its_cookie(browser: Browser, room: Stillroom) -> None:
+    """`__Host-sid`, for https and this host alone, for as long as the session lives."""
+    reply = browser.get("/cart/add?tea")
+    assert reply.one("set-cookie") == (
+        f"__Host-sid={browser.token}; Max-Age=86400; Path=/; HttpOnly; SameSite=Lax; Secure"
+    )
+    assert reply.one("cache-control") == "private"
+    assert reply.one("vary") == "Cookie"
+    session = live(room, browser)
+    assert (session.user_id, session.data) == (None, {"cart": ["tea"]})
+
+
+def test_the_next_request_reads_it_in_one_round_trip_and_sets_no_cookie(
+    browser: Browser, client: Any
+) -> None:
+    """A look is one script; a cookie is set again only when the session's end was put off."""
+    browser.get("/cart/add?tea")
+    browser.get("/cart")
+    reply, commands = sent(client, lambda: browser.get("/cart"))
+    assert (reply.text, commands, reply.token) == ('["tea"]', ["EVALSHA"], None)
+
+
+def test_the_cookie_rolls_along_with_the_session(
+    browser: Browser, client: Any, room: Stillroom
+) -> None:
+    """Where the look has put off its end, the browser hears of it."""
+    browser.get("/cart/add?tea")
+    token = browser.token
+    age(client, room, live(room, browser).handle, 3_600)
+    reply = browser.get("/cart")
+    assert reply.token == token
+    assert "Max-Age=86400;" in str(reply.one("set-cookie"))
+    assert browser.get("/cart").token is None
+
+
+def test_a_change_writes_only_what_changed(browser: Browser, room: Stillroom) -> None:
+    """Keys of other requests are left alone; a key can go."""
+    browser.get("/set?a=1&b=2")
+    room.sessions.update(browser.token or "", {"elsewhere": True})
+    browser.get("/set?a=3")
+    browser.get("/drop?b")
+    assert live(room, browser).data == {"a": "3", "elsewhere": True}
+    assert live(room, browser).version == 4
+
+
+def test_a_list_changed_in_place_is_written(browser: Browser, room: Stillroom) -> None:
+    """Nobody has to say `modified`."""
+    browser.get("/cart/add?tea")
+    browser.get("/deep?jam")
+    assert live(room, browser).data == {"cart": ["tea", "jam"]}
+
+
+def test_looking_at_a_list_writes_nothing(browser: Browser, room: Stillroom, client: Any) -> None:
+    """Only what differs is a change."""
+    browser.get("/cart/add?tea")
+    browser.get("/cart")  # the script is there now
+    _, commands = sent(client, lambda: browser.get("/keys"))
+    assert commands == ["EVALSHA"]
+    assert live(room, browser).version == 1
+
+
+def test_keys_with_any_name_are_kept(browser: Browser, room: Stillroom) -> None:
+    """Also those a session's own record could not have."""
+    browser.get("/set?_flashes=hi&two%20words=yes")
+    assert json.loads(browser.get("/keys").text) == {"_flashes": "hi", "two words": "yes"}
+    assert live(room, browser).data == {"x._flashes": "hi", "x.two-20words": "yes"}
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST"])
+def test_any_method_may_write(browser: Browser, room: Stillroom, method: str) -> None:
+    """HEAD has no body, and a session all the same."""
+    reply = browser.get("/cart/add?tea", method)
+    assert reply.status == 200
+    assert reply.text == ("" if method == "HEAD" else '["tea"]')
+    assert live(room, browser).data == {"cart": ["tea"]}
+
+
+# Who is logged in
+
+
+def test_a_login_gives_a_new_token_and_keeps_the_cart(browser: Browser, room: Stillroom) -> None:
+    """The token from before opens nothing, the anonymous cart is the user's now."""
+    browser.get("/cart/add?tea")
+    before = browser.token
+    assert browser.get("/login?ann").text == '"ann"'
+    assert browser.token != before
+    session = live(room, browser)
+    assert (session.user_id, session.data, session.tags) == ("ann", {"cart": ["tea"]}, ("web",))
+    assert room.sessions.get(before or "") is None
+    assert [device.handle for device in room.sessions.list_for_user("ann")] == [session.handle]
+
+
+def test_a_planted_token_opens_nothing_after_the_login(browser: Browser, room: Stillroom) -> None:
+    """Fixation: whoever planted a cookie, of a living session or invented, does not share the login."""
+    for planted in (room.sessions.create(None, {"mine": 1}).token, make_token(1, b"p" * 32)):
+        browser.token = planted
+        browser.get("/login?ann")
+        assert browser.token != planted
+        assert room.sessions.get(planted) is None
+
+
+def test_another_user_does_not_inherit_the_data(browser: Browser, room: Stillroom) -> None:
+    """Who logs in over another's session begins with nothing; the same user keeps what was there."""
+    browser.get("/login?ann")
+    browser.get("/cart/add?tea")
+    browser.get("/login?ann")
+    assert browser.get("/cart").text == '["tea"]'
+    browser.get("/login?bob")
+    assert (browser.get("/who").text, browser.get("/cart").text) == ('"bob"', "[]")
+    assert room.sessions.list_for_user("ann") == []
+
+
+def test_a_logout_ends_the_session_and_the_cookie(
+    browser: Browser, room: Stillroom, client: Any
+) -> None:
+    """Nothing is left, in the browser and in Redis."""
+    browser.get("/login?ann")
+    token = browser.token
+    reply = browser.get("/logout")
+    assert reply.token == ""
+    assert "Max-Age=0" in str(reply.one("set-cookie"))
+    assert room.sessions.get(token or "") is None
+    assert sessions_keys(client) == []
+    assert Browser(browser.port, token).get("/who").text == "null"
+    assert Browser(browser.port).get("/logout").token is None
+
+
+def test_rights_that_change_take_a_new_token(browser: Browser, room: Stillroom) -> None:
+    """`renew` keeps the session and the data; the old token opens nothing from then on."""
+    browser.get("/login?ann")
+    before, handle = browser.token, live(room, browser).handle
+    reply = browser.get("/renew")
+    assert reply.token
+    assert reply.token != before
+    assert live(room, browser).handle != handle
+    assert live(room, browser).user_id == "ann"
+    assert room.sessions.get(before or "") is None
+
+
+def test_an_old_token_does_not_come_back_over_the_new_one(
+    browser: Browser, room: Stillroom, client: Any
+) -> None:
+    """A request sent before a rotation is served within the grace, and sets no cookie: its answer may be late."""
+    browser.get("/cart/add?tea")
+    late = Browser(browser.port, browser.token)
+    rotated = room.sessions.rotate(browser.token or "", grace=10)
+    age(client, room, rotated.handle, 3_600)
+    reply = late.get("/cart")
+    assert (reply.text, reply.token) == ('["tea"]', None)
+    assert late.get("/cart/add?jam").token is None
+    found = room.sessions.get(rotated.token)
+    assert found is not None
+    assert found.data == {"cart": ["tea", "jam"]}
+    end_grace(client, room, room_handle_of(late, room))
+    assert late.get("/cart").text == "[]"
+    assert late.get("/cart").token is None
+
+
+def room_handle_of(browser: Browser, room: Stillroom) -> str:
+    """The handle that belongs to a token, also to one that was rotated away."""
+    place = room._sessions_body._place(browser.token or "")
+    assert place is not None
+    return f"{place.shard:02x}-{place.names[0].decode()}"
+
+
+# Many at once
+
+
+def test_requests_on_one_session_do_not_undo_one_another(serve: Serve, room: Stillroom) -> None:
+    """Four requests have read the session when the first of them writes; all four keys are there."""
+    meet = threading.Barrier(4)
+    with serve(lambda path: meet.wait(WITHIN) if path == "/set" else None) as port:
+        token = room.sessions.create(None, {"first": "1"}).token
+        with ThreadPoolExecutor(4) as threads:
+            paths = [f"/set?k{n}={n}" for n in range(4)]
+            replies = list(threads.map(lambda path: Browser(port, token).get(path), paths))
+    assert [reply.status for reply in replies] == [200] * 4
+    found = room.sessions.get(token)
+    assert found is not None
+    assert found.data == {"first": "1", **{f"k{n}": str(n) for n in range(4)}}
+
+
+def test_a_logout_meanwhile_is_told(serve: Serve, room: Stillroom, client: Any) -> None:
+    """The session ended while a request was at work: 409, the cookie left alone, nothing brought back."""
+    ending: list[str] = []
+
+    def end(path: str) -> None:
+        if path == "/set":
+            room.sessions.destroy(ending[0])
+
+    with serve(end) as port:
+        browser = Browser(port)
+        browser.get("/login?ann")
+        ending.append(browser.token or "")
+        reply = browser.get("/set?a=1")
+    assert (reply.status, reply.one("content-type")) == (409, "application/problem+json")
+    assert json.loads(reply.text)["status"] == 409
+    assert reply.token is None
+    assert sessions_keys(client) == []
+
+
+# When it goes wrong
+
+
+def failing(browser: Browser, path: str) -> Reply:
+    reply = browser.get(path)
+    assert reply.status >= 500
+    assert reply.token is None
+    return reply
+
+
+def test_a_failed_request_keeps_nothing(
+    browser: Browser, room: Stillroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A response of 5xx, or an exception, writes nothing and says so in the log; one of 4xx writes."""
+    browser.get("/cart/add?tea")
+    failing(browser, "/fail/500?jam")
+    failing(browser, "/fail/503?jam")
+    assert caplog.text.count("changes to the session are dropped") == 2
+    failing(browser, "/raise?jam")
+    assert live(room, browser).data == {"cart": ["tea"]}
+    browser.get("/fail/404?jam")
+    assert live(room, browser).data == {"cart": ["jam"]}

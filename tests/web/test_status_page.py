@@ -1,0 +1,547 @@
+"""The page at /status: what it says, to whom, and how it looks in a real Chromium."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import redis
+from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.health.past import Pattern
+from stillroom.health.report import Connection, Report, Server, Snapshot
+from stillroom.web import HealthASGI, HealthWSGI
+from stillroom.web.status import HEADERS, reload_seconds, render
+from stillroom.web.status.figures import PER_MIN
+from stillroom.web.status.page import STYLE
+from tests.support.browser import CHROMIUM, DESKTOP, NARROW, PHONE, Browser
+from tests.support.crowd import PATIENT
+from tests.support.serving import ask, serve_asgi, serve_wsgi
+from tests.support.status import (
+    LIMIT,
+    SPIKE_PER_S,
+    a_day,
+    a_report,
+    advice,
+    patterns,
+    seed,
+    seed_patterns,
+)
+
+NOW = 1_800_001_500.0
+ROOT = Path(__file__).parent.parent.parent
+ARTEFACTS = Path(os.environ.get("ARTEFACTS", ROOT / "artefacts"))
+TOKEN = "a-canary-token-for-operators"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+STRANGER = {"X-Forwarded-For": "203.0.113.7"}
+
+
+class Outline(HTMLParser):
+    """What of the page's structure these tests ask for."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in tags]
+
+    def says(self, chart: str) -> str:
+        """What the picture of a chart tells who can't see it."""
+        return next(
+            label
+            for svg in self.all("svg")
+            if (label := svg.get("aria-label") or "").startswith(chart)
+        ).replace("\u202f", " ")
+
+
+def page(history: Any = (), found: Any = (), **changes: Any) -> str:
+    """The page of a report like the last snapshot of a day."""
+    report = a_report(a_day(NOW, minutes=2)[-1], **changes)
+    return render(report, history, found, now=NOW)
+
+
+def away() -> Report:
+    """Redis does not answer, and there is nothing else to know."""
+    connection = Connection(is_up=False, breaker="open", error="refused")
+    server = Server(name="redis", roles=("cache", "state"), connection=connection)
+    found = advice("fail", code="away", component="redis:connection", what="Redis is away.")
+    return Report(time=NOW, status="fail", servers=(server,), advice=(found,))
+
+
+# What it says
+
+
+def test_it_begins_with_the_verdict_and_what_to_do() -> None:
+    """In words, the worst first; with the state of the part it is about."""
+    assert "All is well" in page()
+    assert "There is nothing to do." in page()
+    warned = page(status="warn", advice=(advice(since=NOW - 1_500),))
+    assert "1 thing to look at" in warned
+    assert "Raise maxmemory" in warned
+    assert "(25\u202fmin ago)" in warned
+    failing = page(status="fail", advice=(advice("fail"), advice(), advice()))
+    assert "1 failure to mend, 2 more to look at" in failing
+    assert '<li class="tile fail">' in failing
+    assert "<title>1 failure to mend" in failing
+
+
+def test_unknown_is_a_dash_and_never_0() -> None:
+    """Nothing can be read: no tile and no chart shows a number."""
+    outline = Outline(render(away(), None, None, now=NOW))
+    main = outline.text.partition("Now")[2]
+    assert "–" in main
+    assert not re.search(r"\b0\b", main)
+    assert "which does not answer" in main
+    assert "unknown" in main
+    assert not outline.all("figure")
+    assert {a["href"] for a in outline.all("a")} == {"#findings", "?every=30"}, "no dead link"
+
+
+def test_the_first_minute_has_a_page_too() -> None:
+    """No snapshot yet: what is known now is shown, and what is missing is said."""
+    outline = Outline(page())
+    assert len(outline.all("figure")) == 9
+    assert "No snapshot yet" in outline.text
+    assert "No pattern was found." in outline.text
+
+
+@pytest.mark.parametrize("two_servers", [False, True])
+def test_each_picture_says_in_a_sentence_what_it_shows(two_servers: bool) -> None:
+    """Now, and between what it was; without a snapshot, or with a server away, for how long."""
+    day = a_day(NOW, two_servers=two_servers)
+    outline = Outline(render(a_report(day[-1]), day, patterns(NOW), now=NOW))
+    name = "Memory, cache" if two_servers else "Memory"
+    says = outline.says(f"{name}: now")
+    assert re.fullmatch(
+        rf"{name}: now \d+ MB of 1 GB, in 24 h between \d+ MB and \d+ MB\."
+        r" No snapshot for 13 min\." + (r" A server was away for 12 min\." if two_servers else ""),
+        says,
+    ), says
+    assert "hit now" in outline.says("Cache lookups")
+    for svg in outline.all("svg"):
+        assert (
+            svg.get("aria-hidden") == "true" or svg.get("aria-label") or svg.get("class") == "plot"
+        )
+
+
+def test_every_chart_has_its_numbers_in_a_table() -> None:
+    """By the hour, the newest first, in a part that opens by keyboard."""
+    day = a_day(NOW)
+    outline = Outline(render(a_report(day[-1]), day, [], now=NOW))
+    assert len(outline.all("details")) == len(outline.all("figure")) == 9
+    assert len(outline.all("tbody")) == 9
+    assert len(outline.all("tr")) == 9 * (1 + 25)
+
+
+def test_patterns_tell_what_was_done_and_what_would_have_been() -> None:
+    """A rule in shadow has not banned anybody, and is not said to have."""
+    text = Outline(page(found=patterns(NOW))).text.replace("\u202f", " ")
+    assert "banned for 21 min" in text
+    assert "would have been banned for 5 min shadow" in text
+    assert "not banned: too many bans in that minute" in text
+    assert "2001:db8:7::/48" in text
+
+
+def test_nothing_from_outside_becomes_markup() -> None:
+    """Text with every sign that means something in HTML comes out as that text."""
+    evil = "</style><script>alert(1)</script>\"'&<i>"
+    found = advice(what=evil, good=evil, todo=evil, component=f"redis:{evil}")
+    pattern = Pattern(rule=evil, subject=evil, count=1, last=NOW, action=evil, shadow=True)
+    html = page(found=[pattern], advice=(found,), release=evil, status="warn")
+    outline = Outline(html)
+    assert outline.all("script", "i") == []
+    assert html.count("</style>") == 1
+    assert outline.text.count(evil) >= 7
+
+
+def test_only_a_web_address_becomes_a_link() -> None:
+    """Flower's address is a setting; a link with it runs in somebody's browser."""
+    report = a_report(a_day(NOW, minutes=2)[-1])
+    linked = render(report, [], [], flower_url='https://flower/"x', now=NOW)
+    assert {"href": 'https://flower/"x', "rel": "noreferrer"} in Outline(linked).all("a")
+    refused = render(report, [], [], flower_url="javascript:alert(1)", now=NOW)
+    assert "javascript" not in refused
+
+
+def test_its_own_style_is_all_that_the_browser_may_use() -> None:
+    """One style sheet, named by its hash; no script, no style attribute, no other host."""
+    day = a_day(NOW)
+    html = render(a_report(day[-1], advice=(advice(),)), day, patterns(NOW), now=NOW)
+    policy = dict(HEADERS)["Content-Security-Policy"]
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+    outline = Outline(html)
+    assert not any("style" in attributes or "src" in attributes for _, attributes in outline.tags)
+    assert not outline.all("script", "img", "form", "iframe")
+    assert "url(" not in STYLE.replace("url(#hatch)", "")
+    assert len(html) < 150_000
+
+
+def test_headings_are_in_order_and_names_are_unique() -> None:
+    """A screen reader walks by headings; a link finds one place."""
+    day = a_day(NOW)
+    outline = Outline(render(a_report(day[-1], advice=(advice(),)), day, patterns(NOW), now=NOW))
+    levels = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {href[1:] for a in outline.all("a") if (href := a["href"] or "").startswith("#")}
+    assert targets <= set(ids)
+
+
+@pytest.mark.parametrize(
+    ("query", "seconds"),
+    [("every=30", 30), ("a=1&every=60", 60), ("", None), ("every=4", None), ("every=3601", None),
+     ("every=-30", None), ("every=1e3", None), ("every=٣٠", None), ("every=" + "9" * 9999, None)],
+)  # fmt: skip
+def test_it_reloads_only_for_who_asks(query: str, seconds: int | None) -> None:
+    """A page that reloads by itself can't be read with a screen reader: it is off until asked for."""
+    assert reload_seconds(query) == seconds
+    day = a_day(NOW, minutes=2)
+    html = render(a_report(day[-1]), day, [], now=NOW, reload_s=seconds)
+    assert ('http-equiv="refresh"' in html) == (seconds is not None)
+    assert ("stop" in html) == (seconds is not None)
+
+
+def test_any_snapshot_can_be_drawn() -> None:
+    """One without anything, one that failed, and numbers out of this world."""
+    empty = Snapshot(time=NOW - 60, status="fail", servers=(), error="redis: timeout")
+    wild = a_day(NOW, minutes=5)[0]
+    operations = wild.servers[0].redis.operations.model_copy(update={"per_s": 1e300})  # type: ignore[union-attr]
+    info = wild.servers[0].redis.model_copy(update={"operations": operations})  # type: ignore[union-attr]
+    server = wild.servers[0].model_copy(update={"redis": info})
+    html = page([wild.model_copy(update={"servers": (server,)}), empty])
+    assert not re.search(r"\b(nan|inf)\b", html)
+    assert "A server was away for 1\u202fmin" in html
+
+
+# Over HTTP
+
+
+@pytest.fixture
+def history(client: Any, server: EmbeddedServer) -> list[Snapshot]:
+    """A day in Redis."""
+    keys = Stillroom(Settings(redis_url=server.url)).keys
+    day = a_day(time.time())
+    seed(client, keys.health, day)
+    seed_patterns(client, keys.abuse_log, patterns(time.time()))
+    client.xadd(keys.abuse_log, {"not": "a pattern"})
+    return day
+
+
+def settings_for(server: EmbeddedServer, **changes: Any) -> Settings:
+    given = {"redis_url": server.url, "health_token": TOKEN, "release": "shop 7"}
+    return Settings(**given | PATIENT | changes)
+
+
+def basic(password: str) -> dict[str, str]:
+    """What a browser sends when its user has typed a password."""
+    return {"Authorization": f"Basic {base64.b64encode(f'me:{password}'.encode()).decode()}"}
+
+
+def check_who_may_see(port: int) -> None:
+    for headers, status in (
+        ({}, 200),
+        (BEARER | STRANGER, 200),
+        (basic(TOKEN) | STRANGER, 200),
+        (basic("wrong") | STRANGER, 401),
+        ({"Authorization": "Basic ~"} | STRANGER, 401),
+        (STRANGER, 401),
+    ):
+        answer = ask(port, "/status?every=30", headers=headers)
+        assert answer.status == status
+        assert answer.headers["cache-control"] == "no-store"
+        assert (b"203.0.113.77" in answer.body) == (status == 200)
+        assert (b"Reloads every 30" in answer.body) == (status == 200)
+        assert TOKEN.encode() not in answer.body
+    assert answer.headers["www-authenticate"].startswith("Basic "), "a browser asks for a password"
+    assert ask(port, "/status", method="HEAD").body == b""
+    assert ask(port, "/status", method="POST").status == 405
+
+
+def test_operators_see_it_and_nobody_else_wsgi(server: EmbeddedServer, history: Any) -> None:
+    """With the token, or from an operator's network directly; a stranger learns nothing."""
+    with Stillroom(settings_for(server), dispatch=NoDispatch()) as room:
+        with serve_wsgi(HealthWSGI(room)) as port:
+            check_who_may_see(port)
+
+
+def test_operators_see_it_and_nobody_else_asgi(server: EmbeddedServer, history: Any) -> None:
+    """The same over ASGI."""
+
+    def make() -> tuple[Any, Any]:
+        room = AsyncStillroom(settings_for(server), dispatch=NoDispatch())
+        return HealthASGI(room), room.close
+
+    with serve_asgi(make) as port:
+        check_who_may_see(port)
+
+
+def test_secrets_are_not_on_it(server: EmbeddedServer, client: Any, history: Any) -> None:
+    """Canaries: a password, a token of a session, keys and values, the server's address."""
+    changes = {"session_peppers": "canary-pepper-" + "x" * 32}
+    with Stillroom(settings_for(server, **changes), dispatch=NoDispatch()) as room:
+        token = room.sessions.create("canary-user", {"canary-field": "canary-value"})
+        room.cache.set("canary-key", "canary-value", tags=["canary-tag"])
+        with serve_wsgi(HealthWSGI(room)) as port:
+            body = ask(port, "/status").body.decode()
+    assert "All is well" in body or "to look at" in body
+    address = server.url.rpartition("/")[2] or server.url
+    for secret in ("canary", token.token, server.url, address.rpartition(":")[2] or address):
+        assert secret not in body
+
+
+@pytest.mark.parametrize("fault", ["kill", "freeze"])
+def test_the_page_is_there_while_redis_is_not(own_server: EmbeddedServer, fault: str) -> None:
+    """It says that Redis is away, what to do, and what is not known: with 200, for a person reads it."""
+    settings = Settings(redis_url=own_server.url, health_token=TOKEN)
+    with Stillroom(settings, dispatch=NoDispatch()) as room, serve_wsgi(HealthWSGI(room)) as port:
+        getattr(own_server, fault)()
+        answer = ask(port, "/status")
+    assert answer.status == 200
+    text = answer.body.decode()
+    assert "does not serve this process" in text
+    assert "which does not answer" in text
+    assert "in Redis, which does not tell them" in text
+
+
+# In a browser
+
+
+class Seen(NamedTuple):
+    """The page in Chromium, and the day it was drawn from."""
+
+    browser: Browser
+    url: str
+    day: list[Snapshot]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    """A day in the stream of a real server, the real endpoints over HTTP, a real browser."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed: apt-get install --no-install-recommends chromium")
+    with EmbeddedServer(options={"maxmemory": str(LIMIT)}) as server:
+        settings = settings_for(server, flower_url="http://127.0.0.1:5555")
+        with (
+            Stillroom(settings, dispatch=NoDispatch()) as room,
+            redis.Redis.from_url(server.url) as client,
+        ):
+            day = a_day(time.time())
+            seed(client, room.keys.health, day)
+            seed_patterns(client, room.keys.abuse_log, patterns(time.time()))
+            with serve_wsgi(HealthWSGI(room)) as port:
+                with Browser(tmp_path_factory.mktemp("chromium")) as browser:
+                    url = f"http://127.0.0.1:{port}/status"
+                    browser.open(url)
+                    yield Seen(browser, url, day)
+
+
+browser_test = pytest.mark.browser
+
+
+@browser_test
+def test_the_console_is_silent_and_nobody_else_is_asked(seen: Seen) -> None:
+    """No error, no warning, nothing blocked by the policy, and no request but the one for the page."""
+    said = [
+        event["params"]
+        for event in seen.browser.events
+        if event["method"]
+        in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+    ]
+    assert said == []
+    asked = [
+        event["params"]["request"]["url"]
+        for event in seen.browser.events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert seen.url in asked
+    assert {url for url in asked if not url.startswith("data:")} == {seen.url}
+
+
+def drawn(seen: Seen, figure: str, path: str = "path.line") -> dict[str, float]:
+    """The box of a chart's path in the plot's own measures (minutes, percent), and how many pieces it has."""
+    script = f"""(() => {{
+        const path = document.querySelector('#{figure} {path}'), box = path.getBBox();
+        const {{width, height}} = path.getBoundingClientRect();
+        return {{left: box.x, right: box.x + box.width, top: box.y, bottom: box.y + box.height,
+                 width, height, pieces: path.getAttribute('d').split('M').length - 1}};
+    }})()"""
+    return dict(seen.browser.run(script))
+
+
+def highest(day: list[Snapshot], get: Any) -> float:
+    return float(max(get(one) for one in day))
+
+
+@browser_test
+def test_charts_are_drawn_from_the_stream(seen: Seen) -> None:
+    """The highest point of each is where the stream's highest number belongs, and a gap is a gap."""
+    seen.browser.resize(*DESKTOP)
+    memory = drawn(seen, "memory-redis")
+    used = highest(seen.day, lambda one: one.servers[0].redis.memory.used)
+    assert memory["top"] == pytest.approx(100 - used / LIMIT * 100, abs=0.1)
+    assert memory["pieces"] == 2, "twelve minutes are missing"
+    assert memory["left"] < 15, "it begins in the first hundredth of the day"
+    assert memory["right"] > 1_437
+    assert memory["width"] > 200
+    operations = drawn(seen, "operations")
+    assert operations["top"] == pytest.approx(100 - SPIKE_PER_S / 10_000 * 100, abs=0.1)
+    denials, most = drawn(seen, "denials"), highest(seen.day, lambda one: one.limits.denials)
+    assert denials["top"] == pytest.approx(100 - most / PER_MIN.top(most) * 100, abs=0.1)
+    lookups = drawn(seen, "lookups", "path.area.s1")
+    most = highest(seen.day, lambda one: one.cache.hits + one.cache.stale + one.cache.misses)
+    assert lookups["top"] == pytest.approx(100 - most / PER_MIN.top(most) * 100, abs=0.1)
+    for figure in ("clients", "lag", "sessions", "banned"):
+        assert drawn(seen, figure)["height"] > 20, figure
+    assert drawn(seen, "waiting", "path.area")["height"] > 20
+
+
+# The ratio of WCAG 2.2 (relative luminance), of every text and line against what is painted below it.
+CONTRASTS = """(() => {
+    const rgb = colour => colour.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
+        .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, n) => sum + c * [0.2126, 0.7152, 0.0722][n], 0);
+    const ratio = (one, other) => {
+        const [high, low] = [light(one), light(other)].sort((a, b) => b - a);
+        return (high + 0.05) / (low + 0.05);
+    };
+    const ground = element => {
+        for (let at = element; at; at = at.parentElement) {
+            const colour = rgb(getComputedStyle(at).backgroundColor);
+            if (colour.length < 4 || colour[3] > 0) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const found = [];
+    const note = (element, colour, least) =>
+        found.push([ratio(rgb(colour), ground(element)), least, element.outerHTML.slice(0, 80)]);
+    for (const element of document.querySelectorAll('body *')) {
+        const style = getComputedStyle(element);
+        const hasText = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+        if (element.matches('svg text')) note(element, style.fill, 4.5);
+        else if (hasText) note(element, style.color, 4.5);
+        if (element.matches('.line, line.limit, line.base, .icon')) note(element, style.stroke, 3);
+        if (element.matches('.area, circle[r="3"]')) note(element, style.fill, 3);
+    }
+    return found;
+})()"""
+
+
+@browser_test
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_is_enough_in_both_schemes(seen: Seen, scheme: str) -> None:
+    """WCAG AA: 4.5 to 1 for all text, whatever its size, and 3 to 1 for lines, areas and signs."""
+    seen.browser.prefer(prefers_color_scheme=scheme)
+    grounds = seen.browser.run("getComputedStyle(document.body).backgroundColor")
+    assert (grounds == "rgb(246, 245, 242)") == (scheme == "light")
+    found = seen.browser.run(CONTRASTS)
+    assert len(found) > 150
+    assert [line for line in found if line[0] < line[1]] == []
+
+
+@browser_test
+def test_all_that_can_be_used_is_reached_by_tab(seen: Seen) -> None:
+    """In the order of the page, the skip link first, and each shows that it has the focus."""
+    browser = seen.browser
+    browser.open(seen.url)
+    wanted = browser.run(
+        "(() => { window.all = [...document.querySelectorAll('a[href], summary, [tabindex=\"0\"]')];"
+        " return all.length; })()"
+    )
+    assert wanted > 15
+    reached = []
+    for _ in range(wanted):
+        browser.press_tab()
+        reached.append(browser.run("all.indexOf(document.activeElement)"))
+        assert browser.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert reached == list(range(wanted))
+
+
+@browser_test
+def test_the_numbers_open_by_keyboard(seen: Seen) -> None:
+    """Enter on 'By the hour' shows its table."""
+    browser = seen.browser
+    browser.open(seen.url)
+    browser.run("document.querySelector('#memory-redis summary').focus()")
+    browser.press_enter()
+    assert browser.run("document.querySelector('#memory-redis table').checkVisibility()")
+
+
+@browser_test
+def test_a_screen_reader_finds_every_picture_by_its_sentence(seen: Seen) -> None:
+    """Chromium's own accessibility tree: nine charts and six sparklines, each an image with a name."""
+    nodes = seen.browser.ask("Accessibility.getFullAXTree")["nodes"]
+    images = [node for node in nodes if node.get("role", {}).get("value") in ("image", "img")]
+    names = [image["name"]["value"] for image in images]
+    assert len(names) == 15
+    assert all(" 24 h" in name or "unknown" in name for name in names), names
+
+
+@browser_test
+@pytest.mark.parametrize("width", [NARROW, PHONE, DESKTOP])
+def test_nothing_is_wider_than_the_screen(seen: Seen, width: tuple[int, int]) -> None:
+    """No scrolling sideways, down to 320 pixels; and no label hangs out of its card."""
+    browser = seen.browser
+    browser.resize(*width)
+    browser.open(seen.url)
+    assert browser.run("document.documentElement.scrollWidth") <= width[0]
+    outside = browser.run(
+        "[...document.querySelectorAll('figure, .tile')].flatMap(card => {"
+        " const {left, right, top, bottom} = card.getBoundingClientRect();"
+        " return [...card.querySelectorAll('text, p, h3, li, .state')].filter(one => {"
+        "   const box = one.getBoundingClientRect();"
+        "   return box.width && (box.left < left || box.right > right || box.top < top || box.bottom > bottom);"
+        " }).map(one => one.outerHTML.slice(0, 90)); })"
+    )
+    assert outside == []
+
+
+@browser_test
+def test_nothing_moves_for_who_wants_no_motion(seen: Seen) -> None:
+    """The one movement, scrolling to a chart, is left out."""
+    script = "getComputedStyle(document.documentElement).scrollBehavior"
+    seen.browser.prefer(prefers_reduced_motion="no-preference")
+    assert seen.browser.run(script) == "smooth"
+    seen.browser.prefer(prefers_reduced_motion="reduce")
+    assert seen.browser.run(script) == "auto"
+
+
+@browser_test
+def test_pictures_are_kept(seen: Seen) -> None:
+    """Desktop and phone, light and dark, for a person to look at: in $ARTEFACTS, or artefacts/."""
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    browser = seen.browser
+    browser.open(seen.url)
+    for name, screen in (("desktop", DESKTOP), ("phone", PHONE)):
+        browser.resize(*screen)
+        for scheme in ("light", "dark"):
+            browser.prefer(prefers_color_scheme=scheme)
+            picture = ARTEFACTS / f"status-{name}-{scheme}.png"
+            browser.picture(picture)
+            width = int.from_bytes(picture.read_bytes()[16:20], "big")
+            assert screen[0] - 20 <= width <= screen[0], "a scrollbar at most is missing"

@@ -1,0 +1,167 @@
+"""Abuse and real workers: seen within seconds, and one ban however often a worker is killed."""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import DEFAULT, Limit, NoDispatch, Settings, Stillroom
+from stillroom.abuse import LOG_TASK
+from stillroom.embedded import EmbeddedServer
+from stillroom_workers.schedule import SCHEDULE
+from tests.support.abuse import (
+    ARMED,
+    CLIENT,
+    abandon,
+    ban_of,
+    patterns,
+    pending,
+    put,
+    rules_found,
+)
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.processes import Program
+
+StartCelery = Callable[..., CeleryProcess]
+QUICK = "tests.support.quick_beat"
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def db(own_server: EmbeddedServer) -> Iterator[Any]:
+    with redis.Redis.from_url(own_server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    (path := tmp_path / "rules.toml").write_text(ARMED)
+    return path
+
+
+@pytest.fixture
+def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
+    """The app's process. It has a pepper, and no rules of the operator's."""
+    settings = Settings(
+        redis_url=own_server.url, session_peppers="p" * 32, call_timeout=5, command_timeout=5
+    )
+    with Stillroom(settings) as room:
+        yield room
+
+
+@pytest.fixture
+def start(
+    own_server: EmbeddedServer, tmp_path: Path, rules: Path, db: Any
+) -> Iterator[StartCelery]:
+    with ExitStack() as started:
+
+        def start(*arguments: str, app: str = "stillroom_workers", **changes: str) -> CeleryProcess:
+            log = tmp_path / f"{time.monotonic_ns()}.log"
+            environment = {"REDIS_URL": own_server.url, "STILLROOM_ABUSE_RULES": str(rules)}
+            process = CeleryProcess(log, environment | changes, *arguments, "-lINFO", app=app)
+            started.callback(process.kill)
+            return process
+
+        yield start
+
+
+def worker(start: StartCelery, **changes: str) -> CeleryProcess:
+    process = start("worker", "--without-gossip", "--without-mingle", **changes)
+    process.await_line(" ready.", 30)
+    return process
+
+
+def test_a_hammering_client_is_banned_within_seconds(
+    start: StartCelery, room: Stillroom, db: Any
+) -> None:
+    """The whole way: a limit denies, its script tells, beat wakes a worker, the worker bans, the limit says so."""
+    process = worker(start)
+    start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app=QUICK)
+    for n in range(70):  # another window each time, or the denials would be answered from memory
+        room.limits.check(CLIENT, [Limit("login", 5, 3_600 + n)], route="/login")
+    until(lambda: ban_of(db, room), "a ban", 30)
+    decision = room.limits.check(CLIENT, [DEFAULT])
+    assert not decision.allowed
+    assert decision.banned
+    (pattern,) = patterns(db, room)
+    assert (pattern["rule"], pattern["route"], pattern["action"]) == ("hammer", "/login", "ban")
+    process.await_line('abuse.pattern {"rule": "hammer"')
+    assert [ban.subject for ban in room.abuse.bans()] == [CLIENT]
+    assert room.abuse.lift(CLIENT)
+    with Stillroom(room.settings, dispatch=NoDispatch()) as another:
+        assert another.limits.check(CLIENT, [DEFAULT]).allowed
+
+
+def test_a_worker_killed_between_the_ban_and_its_ack_bans_once(
+    start: StartCelery, room: Stillroom, db: Any
+) -> None:
+    """SIGKILL there, twice over: the next worker finishes; one ban, one level, one entry, nothing left pending."""
+    for n in range(20):
+        put(db, room, "not_found", ip=CLIENT, route=f"/{n}")
+    names = [name for name, _ in db.xrange(room.keys.abuse)]
+    bans = []
+    for left in (
+        20,
+        1,
+    ):  # the second has acknowledged what was before the one that completes the pattern
+        stuck = worker(start, app="tests.support.stuck_abuse")
+        room.dispatch.wake(LOG_TASK)
+        assert db.blpop(["db:stuck"], 30), "the worker found nothing"
+        stuck.kill()
+        assert pending(db, room) == left
+        bans.append(ban_of(db, room))
+        abandon(db, room, names[-left:])
+    worker(start)
+    room.dispatch.wake(LOG_TASK)
+    until(lambda: pending(db, room) == 0, "an empty list of the pending", 30)
+    assert bans == [ban_of(db, room)] * 2
+    assert bans[0] is not None
+    assert db.get(room.keys.ban_level(CLIENT)) == b"1"
+    assert rules_found(db, room) == ["scanner"]
+
+
+def test_the_task_reports_and_takes_no_arguments(
+    own_server: EmbeddedServer, room: Stillroom, db: Any
+) -> None:
+    """What a person reads in Flower; a message with more in it is refused."""
+    for n in range(20):
+        room.abuse.report("not_found", ip=CLIENT, route=f"/{n}")
+    program = Program(
+        f"""
+        from stillroom import Settings
+        from stillroom_workers import make_app
+        app = make_app(Settings(redis_url={own_server.url!r}))
+        task = app.tasks["stillroom.log_abuse"]
+        print("refused", task.run(limit=3))
+        print("report", task.run())
+        """
+    )
+    with program:
+        assert "limit" in program.read_word("refused ")
+        report = ast.literal_eval(program.read_word("report "))
+    assert report == {
+        "events": 20,
+        "patterns": 1,
+        "bans": 0,
+        "aside": 0,
+        "late": 0,
+        "done": True,
+    }
+
+
+def test_the_schedule_has_the_scan() -> None:
+    """Every ten seconds: a scan takes five at most."""
+    assert [tick.every for tick in SCHEDULE if tick.task == LOG_TASK] == [10]

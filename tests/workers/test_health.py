@@ -1,0 +1,129 @@
+"""Health and real workers: signs of life, ticks, and a snapshot a minute however many beats there are."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.keys import Keys
+from stillroom_workers.app import make_app
+from stillroom_workers.schedule import SCHEDULE
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.entries import age
+
+StartCelery = Callable[..., CeleryProcess]
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def db(own_server: EmbeddedServer) -> Iterator[Any]:
+    with redis.Redis.from_url(own_server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
+    settings = Settings(
+        redis_url=own_server.url, call_timeout=5, command_timeout=5, health_timeout=10
+    )
+    with Stillroom(settings) as room:
+        yield room
+
+
+@pytest.fixture
+def start(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[StartCelery]:
+    with ExitStack() as started:
+
+        def start(*arguments: str, app: str = "stillroom_workers", **changes: str) -> CeleryProcess:
+            log = tmp_path / f"{time.monotonic_ns()}.log"
+            environment = {"REDIS_URL": own_server.url} | changes
+            process = CeleryProcess(log, environment, *arguments, "-l", "INFO", app=app)
+            started.callback(process.kill)
+            return process
+
+        yield start
+
+
+def start_worker(start: StartCelery, name: str) -> CeleryProcess:
+    process = start("worker", "--without-gossip", "--without-mingle", "-n", f"{name}@%h")
+    process.await_line(" ready.", 30)
+    return process
+
+
+def test_two_beats_and_two_workers_keep_one_snapshot_a_minute(
+    start: StartCelery, room: Stillroom, db: Any
+) -> None:
+    """All four at work, every tick five times a second each: the stream has an entry for each minute it saw."""
+    began = int(time.time()) // 60
+    for name in ("one", "two"):
+        start_worker(start, name)
+        start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app="tests.support.quick_beat")
+    until(lambda: db.xlen(room.keys.health) > 0, "a snapshot", 30)
+    until(lambda: room.health.check().tasks.workers == 2, "two workers seen")
+    scheduled = {tick.task for tick in SCHEDULE}
+    until(lambda: set(room.health.check().tasks.ticks) == scheduled, "every tick's time", 30)
+    assert room.health.check().tasks.beat_s < 30
+    minutes = int(time.time()) // 60 - began + 1
+    assert db.xlen(room.keys.health) <= minutes
+    (queue, *_) = [q for q in room.health.check().tasks.queues if q.name.endswith("maintenance")]
+    assert queue.depth is not None
+
+
+def test_a_tick_that_waits_says_for_how_long(own_server: EmbeddedServer, db: Any) -> None:
+    """What beat sends has the time in its headers, and so has what the app's dispatch sends."""
+    settings = Settings(redis_url=own_server.url)
+    keys = Keys(settings.namespace)
+    queue = keys.queue("maintenance")
+    with make_app(settings) as app:
+        app.send_task("stillroom.trim_marks")
+        app.finalize()
+        app.tasks["stillroom.trim_marks"].apply_async(headers={"mine": 1})
+    with Stillroom(settings) as room:
+        room.dispatch.wake("stillroom.reclaim")
+        until(lambda: db.llen(queue) == 3, "three messages")
+        headers = [json.loads(message)["headers"] for message in db.lrange(queue, 0, -1)]
+        for header in headers:
+            assert abs(header["stillroom_sent_ms"] / 1000 - time.time()) < 30
+        assert headers[1]["mine"] == 1
+        (waiting,) = [q for q in room.health.check().tasks.queues if q.name == queue]
+    assert waiting.depth == 3
+    assert waiting.oldest_s is not None
+
+
+def test_what_a_worker_counts_reaches_the_report(
+    start: StartCelery, room: Stillroom, db: Any
+) -> None:
+    """A refresh in a worker is counted with its lag, before that worker ends."""
+    start("worker", STILLROOM_LOADERS="tests.support.shop_app").await_line(" ready.", 30)
+
+    @room.cache.cached("product:{id}", ttl=60, swr=600, name="product")
+    def product(id: int) -> dict[str, int]:
+        return {"id": id, "version": -1}
+
+    product(1)
+    age(db, b"stillroom:{0}:e:product:1", 60 + 100)
+    product(1)
+    until(lambda: db.hget(room.keys.counts, "refreshes_done"), "its count", 30)
+    counts = {name: int(n) for name, n in db.hgetall(room.keys.counts).items()}
+    assert counts[b"refreshes_done"] == counts[b"refresh_lag_300"] == 1
+    assert 100_000 <= counts[b"refresh_lag_ms"] < 200_000
+
+
+def test_the_schedule_has_the_snapshot() -> None:
+    """Every minute."""
+    assert [tick.every for tick in SCHEDULE if tick.task == "stillroom.snapshot_health"] == [60]

@@ -1,0 +1,16 @@
+"""Log what looks like abuse, and ban for it."""
+
+from __future__ import annotations
+
+from stillroom.abuse import LOG_TASK
+from stillroom_workers.tasks.checked import NoArguments, Report, checked
+from stillroom_workers.tasks.room import WorkerApp
+
+
+def register(app: WorkerApp) -> None:
+    """`stillroom.log_abuse`: no arguments. Returns its report: events, patterns, bans, aside, late, done."""
+
+    def log_abuse() -> Report:
+        return app.room.abuse.scan()
+
+    app.task(checked(NoArguments, lambda _: log_abuse()), name=LOG_TASK)
