@@ -36,7 +36,7 @@ bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
 
 lock: | $(VENV)/bin/python  ## Pin what the image is built from, with hashes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra flower --extra images --universal --python-version 3.11 --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --extra flower --extra health --extra images --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --no-annotate --custom-compile-command 'make lock' --quiet --output-file requirements.lock
 
 image:  ## The image of the stack; ARGS="--build-arg PYTHON_IMAGE=…" for another base

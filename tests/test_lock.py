@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 PINS = re.findall(r"^([a-z0-9-]+)(?:\[.*\])?==(\S+)", LOCK, flags=re.MULTILINE)
-EXTRAS = ("flower", "images")  # what the image has besides
+EXTRAS = ("flower", "health", "images")  # what the image has besides
 
 
 def wanted() -> list[Requirement]:

@@ -24,7 +24,12 @@ NOBODY = [
 ]
 # Rights for moments that no test can force.
 SELDOM = {
+    "web": {"slowlog|len"},  # heard by no listener: it only looks at the server itself
     "worker": {
+        "slowlog|len",
+        "hsetnx",  # a finding begins
+        "xclaim",  # takes over the events of a worker that died
+        "zpopmin",  # forgets the oldest of too many counts
         "rpush",  # gives a message back that came as it was told to stop
         "unwatch",  # lets go of one that could not be given back
     },
@@ -46,6 +51,8 @@ SELDOM = {
 NOT_THEIRS = [
     ("web", "BRPOP stillroom.refresh 1"),  # an app takes no tasks,
     ("web", "LPUSH stillroom.refresh x"),  # orders them as `producer`,
+    ("web", "DEL stillroom.refresh"),
+    ("web", "XADD stillroom:health * a b"),  # sees how all are, and tells no lies about it,
     ("web", "SCAN 0"),  # and never looks through the keyspace
     ("producer", "LRANGE stillroom.refresh 0 -1"),  # others' orders are not read,
     ("producer", "GET stillroom:{0}:e:product:1"),

@@ -30,11 +30,11 @@ def test_the_stack_has_every_secret_it_needs() -> None:
     declared = set(
         re.findall(r"^  (\w+): \{name: \"stillroom_\w+_\$\{SECRETS", STACK_FILE, re.MULTILINE)
     )
-    made = {*names(), "users_acl"}
+    made = {*names(), "users_acl", "abuse_rules"}
     assert declared <= made
     assert made - declared == {"ops_password", "producer_password"}  # for people and other apps
     for name in declared:
-        assert re.search(rf"(source: {name}|\[{name}\])", STACK_FILE), name
+        assert re.search(rf"(source: {name}\b|\[{name}\])", STACK_FILE), name
 
 
 @pytest.mark.parametrize("files", [["stack.yml"], ["stack.yml", "stack.local.yml"]])

@@ -16,8 +16,9 @@ import pytest
 from celery import Celery
 
 import redis
-from stillroom import Stillroom
+from stillroom import API, AUTH, Limit, Stillroom
 from stillroom.embedded import EmbeddedServer, _free_port
+from stillroom_workers.schedule import SCHEDULE
 from tests.support import sessions as session_time
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.entries import age
@@ -102,14 +103,15 @@ class Company:
 
     def command(self, role: str, *arguments: str) -> str:
         """`stillroom …` as this role."""
-        done = subprocess.run(
-            [sys.executable, "-c", "from stillroom.cli import main; main()", *arguments],
-            env={**os.environ, **self.environment(role)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        with self.witness.visit(role):
+            done = subprocess.run(
+                [sys.executable, "-c", "from stillroom.cli import main; main()", *arguments],
+                env={**os.environ, **self.environment(role)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
 
@@ -130,6 +132,12 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
             _come_back_to_what_a_killed_worker_held(company, worker)
             _work_as_flower(company)
             company.command("worker", "invalidate", "--tag", "t", "--pattern", "x*", "--wait")
+            for words in (
+                ["add", "203.0.113.50", "--for", "60s"],
+                ["list"],
+                ["lift", "203.0.113.50"],
+            ):
+                company.command("worker", "bans", *words)
             _look(company)
         yield company  # all have ended: what a role says in its last moments was heard too
 
@@ -152,7 +160,12 @@ def _work_as_web(company: Company) -> None:
         )  # more was invalidated than this process remembers: it asks
         _order_work(company, room, load)
         _use_sessions(room, company.admin)
+        _use_limits(room)
+        _use_abuse(room, company.admin)
+        _use_health(room, company.admin)
     company.command("web", "sessions", "list", "u1")
+    company.command("web", "health")
+    company.command("web", "doctor")
 
 
 def _load_here(id: int) -> dict[str, Any]:
@@ -181,7 +194,7 @@ def _use_cache(room: Any) -> None:
 def _order_work(company: Company, room: Any, load: Any) -> None:
     """What the worker does then needs all of its rights: hot entries, old marks, patterns to sweep."""
     company.admin.zadd("stillroom:{0}:marks", {"t:long-ago": 1})
-    for policy in ("noeviction", "allkeys-lfu"):
+    for policy in ("allkeys-lfu", "noeviction"):
         company.admin.config_set("maxmemory-policy", policy)
         room.tasks.load(load, 2)
         until(lambda: (room.cache.get("product:2") or {}).get("loaded"), "a load that was ordered")
@@ -217,6 +230,34 @@ def _use_sessions(room: Any, admin: Any) -> None:
     until(lambda: not admin.exists(record), "the sweep of a session that ended")
 
 
+def _use_limits(room: Any) -> None:
+    few = Limit("few", 2, 60)
+    for n in range(5):
+        room.limits.check({"ip": "203.0.113.7", "user": "ann"}, [few, API], route=f"/{n}")
+    room.limits.peek("203.0.113.8", [few])
+    room.limits.refund(room.limits.reserve("203.0.113.8", [AUTH]))
+    room.limits.commit(room.limits.reserve("203.0.113.8", [AUTH]))
+    room.limits.reset("203.0.113.7", [few])
+
+
+def _use_abuse(room: Any, admin: Any) -> None:
+    """Somebody guesses passwords, and is banned for it; something else in the stream can't be read."""
+    admin.xadd("stillroom:abuse", {"what": "no event"})
+    for n in range(60):
+        room.abuse.report("auth_fail", ip="203.0.113.9", user=f"user{n}", route="/login")
+    room.abuse.report("auth_ok", ip="203.0.113.9", user="user1")
+    until(lambda: admin.xlen("stillroom:abuse:log"), "a pattern", 30)
+    until(lambda: admin.xlen("stillroom:abuse:aside"), "an event set aside", 30)
+
+
+def _use_health(room: Any, admin: Any) -> None:
+    until(lambda: admin.xlen("stillroom:health"), "a snapshot", 30)
+    room.health.check()
+    room.health.examine()
+    room.health.history()
+    room.health.past()
+
+
 def _work_as_producer(company: Company, worker: CeleryProcess) -> None:
     """Any Celery client: every task by its name, and an element that no worker can make a task of."""
     broker = settings_of(company.server, company.folder, "producer").broker
@@ -229,8 +270,8 @@ def _work_as_producer(company: Company, worker: CeleryProcess) -> None:
     for name in MESSAGES:
         worker.await_line(f"Task {name}[")
     until(lambda: company.admin.llen("stillroom:aside") == 1, "a bad element set aside")
-    for tick in ("trim_indexes", "trim_marks", "sweep_sessions", "reclaim"):
-        worker.await_line(f"Task stillroom.{tick}[")
+    for tick in SCHEDULE:
+        worker.await_line(f"Task {tick.task}[")
 
 
 def _come_back_to_what_a_killed_worker_held(company: Company, worker: CeleryProcess) -> None:

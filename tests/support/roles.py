@@ -17,7 +17,17 @@ from stillroom.embedded import EmbeddedServer
 from tests.support.crowd import PATIENT
 
 ADMIN = "admin"  # the test's own user: moves time, listens, judges
-CONTAINERS = {"ACL", "CLIENT", "CONFIG", "LATENCY", "MEMORY", "OBJECT", "SCRIPT", "SLOWLOG"}
+CONTAINERS = {
+    "ACL",
+    "CLIENT",
+    "CONFIG",
+    "LATENCY",
+    "MEMORY",
+    "OBJECT",
+    "SCRIPT",
+    "SLOWLOG",
+    "XGROUP",
+}
 CONNECTION = "@connection"  # what libraries say about themselves, by the name of its category
 
 
@@ -81,6 +91,8 @@ class Witness:
         self._monitor = self._client.monitor()
         self._users: dict[str, str] = {}
         self._last = ""  # whose script is running
+        self._visitor = ""  # who has a connection that ends before one can ask whose it was
+        self._caught_up = threading.Event()
         self.said: dict[str, set[str]] = defaultdict(set)
 
     def __enter__(self) -> Self:
@@ -100,6 +112,16 @@ class Witness:
     ) -> None:
         self._client.close()
 
+    @contextmanager
+    def visit(self, user: str) -> Iterator[None]:
+        """Within, connections that nobody knows are this user's: a command that is done in a moment."""
+        self._visitor = user
+        yield
+        self._caught_up.clear()
+        self._client.echo(ADMIN)
+        assert self._caught_up.wait(10)
+        self._visitor = ""
+
     def _listen(self) -> None:
         try:
             for event in self._monitor.listen():
@@ -109,6 +131,8 @@ class Witness:
 
     def _take(self, event: dict[str, Any]) -> None:
         words = event["command"].split(" ")
+        if words == ["ECHO", ADMIN]:
+            self._caught_up.set()
         if event["client_type"] != "lua":
             self._last = self._user_at(f"{event['client_address']}:{event['client_port']}")
         command = words[0].upper()
@@ -121,7 +145,7 @@ class Witness:
         if address not in self._users:
             for client in self._client.client_list():
                 self._users[client["addr"]] = client["user"]
-        return self._users.get(address, "gone")
+        return self._users.get(address, self._visitor)
 
     def of(self, user: str) -> set[str]:
         """The commands of a user, what a library says about its connection under one name."""

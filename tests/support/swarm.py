@@ -231,6 +231,7 @@ def swarm_with_stack(folder: Path) -> Iterator[Swarm]:
     """Deployed from nothing, healthy, and gone without a trace afterwards."""
     for file in FILES:
         shutil.copy(file, folder)
+    shutil.copytree(ROOT / "deploy", folder / "deploy")
     write_secrets(folder / "secrets")
     began = docker("info", "--format", "{{.Swarm.LocalNodeState}}") != "active"
     if began:

@@ -21,7 +21,7 @@ from stillroom.settings import Settings
 
 USERS = files("stillroom") / "cli" / "users.acl"
 ROLE = re.compile(r"#<(\w+)>")
-PEPPERS = "session_peppers"
+PEPPERS, TOKEN = "session_peppers", "health_token"
 FLOWER = "flower_config"
 RING = 3  # peppers kept: as many rotations as a session may outlive
 BITS = 256  # of chance in each: no guess reaches it, so a plain SHA-256 may be read by anybody
@@ -54,7 +54,7 @@ def write_secrets(folder: Folder, rotate: Rotate = None, forget: Forget = None) 
 
 def names() -> list[str]:
     """Every secret of the stack."""
-    return [*map(_password, roles()), PEPPERS, FLOWER]
+    return [*map(_password, roles()), PEPPERS, TOKEN, FLOWER]
 
 
 def roles() -> list[str]:
@@ -99,7 +99,7 @@ def _rotate(folder: Path, name: str) -> None:
     ):  # sessions out there are found by the old ones, new ones made with the first
         _write(path, " ".join([_new(name), *old.split()][:RING]))
         return
-    if name != FLOWER:
+    if name not in (TOKEN, FLOWER):  # these are shown by people, who learn the new one
         _write(_previous(path), old)
     _write(path, _new(name))
 
