@@ -49,11 +49,11 @@ def environment_of(
     server: EmbeddedServer, folder: Path, role: str, broker: str = ""
 ) -> dict[str, str]:
     """What the stack tells a process of this role."""
-    return {
+    patience = {f"STILLROOM_{name.upper()}": str(value) for name, value in PATIENT.items()}
+    return patience | {
         "REDIS_URL": url_of(server, role),
         "REDIS_PASSWORD_FILE": str(folder / f"{role}_password"),
         "STILLROOM_BROKER_URL": url_of(server, broker or role),
-        "STILLROOM_SESSION_PEPPERS": str(PATIENT["session_peppers"]),
     }
 
 
