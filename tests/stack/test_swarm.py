@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
+import shutil
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from hashlib import sha256
@@ -68,8 +71,6 @@ def flower(
 
 
 def login(swarm: Swarm) -> str:
-    import base64
-
     return base64.b64encode(flower_login(swarm).encode()).decode()
 
 
@@ -135,13 +136,11 @@ def test_tasks_flow_and_flower_shows_them(swarm: Swarm, tmp_path: Path) -> None:
     picture(swarm, "tasks", tmp_path / "tasks.png")
 
 
-DATATABLE = "draw=1&start=0&length=100&search[value]=&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name"
+DATATABLE = "draw=1&start=0&length=10000&search[value]=&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name"
 
 
 def picture(swarm: Swarm, page: str, path: Path) -> None:
     """The page in Chromium, as a person sees it; skipped quietly where there is none."""
-    import shutil
-
     browser = shutil.which("chromium")
     if browser is None:
         return
@@ -250,8 +249,8 @@ def test_killed_containers_cost_nothing_that_was_promised(swarm: Swarm) -> None:
 
     A killed Redis has what it acknowledged in its file; a killed redis-cache is empty, and pages are loaded again.
     """
-    with customers(30, 100) as report:
-        for service in ("beat", "maintenance", "web", "redis-cache", "redis"):
+    with customers(40, 100) as report:
+        for service in ("redis", "redis-cache", "web", "maintenance", "beat"):
             swarm.kill(swarm.containers(service)[0])
             time.sleep(1)
             swarm.await_healthy()

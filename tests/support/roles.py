@@ -32,12 +32,15 @@ CONNECTION = "@connection"  # what libraries say about themselves, by the name o
 
 
 @contextmanager
-def server_with_roles(folder: Path, binary: str | None) -> Iterator[EmbeddedServer]:
+def server_with_roles(
+    folder: Path, binary: str | None, *, appendonly: bool = False
+) -> Iterator[EmbeddedServer]:
     """A server whose users are those of `stillroom secrets`, and the test's."""
     write_secrets(folder)
     acl = folder / "users.acl"
     acl.write_text(acl.read_text() + f"user {ADMIN} on nopass ~* &* +@all\n")
-    with EmbeddedServer(binary=binary, options={"aclfile": str(acl)}) as server:
+    options = {"aclfile": str(acl)}
+    with EmbeddedServer(binary=binary, options=options, appendonly=appendonly) as server:
         yield server
 
 
