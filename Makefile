@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help demo test check bench load up clean
+.PHONY: help demo test check bench load up lock image clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,14 @@ bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
 
 load: $(VENV)/.load  ## The example shop under load, with Stillroom and without, and while things go wrong
 	$(BIN)/python tests/bench/load.py
+
+lock: | $(VENV)/bin/python  ## Pin what the image is built from, with hashes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile pyproject.toml --extra flower --extra health --extra images --universal --python-version 3.11 --upgrade \
+	  --generate-hashes --no-annotate --custom-compile-command 'make lock' --quiet --output-file requirements.lock
+
+image:  ## The image of the stack; ARGS="--build-arg PYTHON_IMAGE=…" for another base
+	docker build --tag stillroom:$(VERSION) $(ARGS) .
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) dist artefacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

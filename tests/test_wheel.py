@@ -42,7 +42,7 @@ def test_it_brings_two_packages_and_nothing_else(names: set[str]) -> None:
 
 
 def test_it_holds_the_scripts_the_style_and_the_types(names: set[str]) -> None:
-    """Every Lua file, the style of /status, and the marker for type checkers."""
+    """Every Lua file, the style of /status, the users of Redis, and the marker for type checkers."""
     here = {
         path.relative_to(ROOT / "shared").as_posix()
         for kind in ("*.lua", "*.css")
@@ -50,7 +50,7 @@ def test_it_holds_the_scripts_the_style_and_the_types(names: set[str]) -> None:
     }
     assert here
     assert here <= names
-    assert {"stillroom/py.typed", "stillroom_workers/py.typed"} <= names
+    assert {"stillroom/py.typed", "stillroom_workers/py.typed", "stillroom/cli/users.acl"} <= names
 
 
 def test_the_source_roots_are_no_packages() -> None:

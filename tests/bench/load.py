@@ -151,7 +151,7 @@ def open_shop(app: str) -> Iterator[Shop]:
         }
         environment["PYTHONPATH"] += os.pathsep + str(HERE)
         port, log = free_port(), StringIO()
-        worker, *_ = services(environment, Path(folder), flower_port=None)
+        worker, *_ = services(environment, flower_port=None)
         settings = Settings(redis_url=redis.url, namespace=environment["STILLROOM_NAMESPACE"])
         with Supervisor([worker], out=log) as workers:
             with Supervisor([shop_service(environment, port, app)], out=log):

@@ -382,7 +382,7 @@ class TestLife:
             beat = CeleryProcess(
                 tmp_path / "beat.log",
                 environment,
-                *("beat", "-s", str(tmp_path / "beat"), "--pidfile=", "-l", "INFO"),
+                *("beat", "--pidfile=", "-l", "INFO"),
                 app="tests.support.quick_beat",
             )
             try:

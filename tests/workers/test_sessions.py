@@ -88,7 +88,7 @@ def test_beat_has_the_expired_swept(start: StartCelery, room: Stillroom, db: Any
     age_all(db, room, 2 * 86_400)
     worker(start)
     worker(start, STILLROOM_LOADERS="tests.support.shop_app")
-    start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app="tests.support.quick_beat")
+    start("beat", "--pidfile=", app="tests.support.quick_beat")
     until(lambda: sessions_keys(db) == [], "an empty server", 30)
 
 

@@ -62,6 +62,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_default_queue": maintenance_queue,
         "task_routes": {"stillroom.refresh*": {"queue": refresh_queue}},
         "beat_schedule": beat_schedule(maintenance_queue),
+        "beat_scheduler": "stillroom_workers.beat:Scheduler",
+        "beat_max_loop_interval": 5.0,  # seconds: its sign of life may be no older than a health check allows
         # JSON and nothing else: whoever can write to the broker must not be able to run code here.
         "task_serializer": "json",
         "result_serializer": "json",

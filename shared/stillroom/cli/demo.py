@@ -53,13 +53,13 @@ def demo(
         environment = environment_of_shop(url, Path(folder), examples)
         Settings(redis_url=url)  # a mistake is told before anything is started
         if serve:
-            raise typer.Exit(_serve(environment, Path(folder), port, flower_port))
-        raise typer.Exit(_tell(environment, Path(folder)))
+            raise typer.Exit(_serve(environment, port, flower_port))
+        raise typer.Exit(_tell(environment))
 
 
-def _serve(environment: Mapping[str, str], folder: Path, port: int, flower_port: int) -> int:
+def _serve(environment: Mapping[str, str], port: int, flower_port: int) -> int:
     environment = {**environment, "STILLROOM_TTL": FRESH_SERVED}
-    wanted = services(environment, folder, flower_port=flower_port or None)
+    wanted = services(environment, flower_port=flower_port or None)
     console.print(f"the shop is http://127.0.0.1:{port}, its health http://127.0.0.1:{port}/status")
     if any(service.name == "flower" for service in wanted):
         flower = f"http://127.0.0.1:{flower_port}"
@@ -68,18 +68,18 @@ def _serve(environment: Mapping[str, str], folder: Path, port: int, flower_port:
     return Supervisor([*wanted, shop_service(environment, port)]).run()
 
 
-def _tell(environment: Mapping[str, str], folder: Path) -> int:
-    with _stage(environment, folder) as story:
+def _tell(environment: Mapping[str, str]) -> int:
+    with _stage(environment) as story:
         happened = story.tell()
     console.print(f"\n{happened} of {len(story.steps)} steps happened as told.")
     return 0 if happened == len(story.steps) else 1
 
 
 @contextmanager
-def _stage(environment: Mapping[str, str], folder: Path) -> Iterator[Story]:
+def _stage(environment: Mapping[str, str]) -> Iterator[Story]:
     """The shop in two processes, a worker, and somebody who listens to what Redis is told."""
     port, log = free_port(), io.StringIO()
-    worker, *_ = services(environment, folder, flower_port=None)
+    worker, *_ = services(environment, flower_port=None)
     with Recorder(environment["REDIS_URL"]) as recorder:
         with Supervisor([worker, shop_service(environment, port)], out=log):
             yield Story(port, Path(environment["SHOP_DATABASE"]), recorder, log, console)

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from stillroom.cli.supervisor import Service
 from stillroom.embedded import EmbeddedServer
@@ -25,17 +24,13 @@ def redis_url() -> Iterator[tuple[str, bool]]:
         yield server.url, True
 
 
-def services(
-    environment: Mapping[str, str], folder: Path, *, flower_port: int | None
-) -> list[Service]:
-    """Worker, beat and Flower, in the order they start. `folder` takes beat's memory of its last ticks."""
+def services(environment: Mapping[str, str], *, flower_port: int | None) -> list[Service]:
+    """Worker, beat and Flower, in the order they start."""
     found = [
         _celery(
             "worker", environment, "worker", "--without-gossip", "--without-mingle", "-l", "INFO"
         ),
-        _celery(
-            "beat", environment, "beat", "-s", str(folder / "beat"), "--pidfile=", "-l", "INFO"
-        ),
+        _celery("beat", environment, "beat", "--pidfile=", "-l", "INFO"),
     ]
     if flower_port is not None and importlib.util.find_spec("flower"):
         # Only this machine: Flower can start tasks, and has no password here.

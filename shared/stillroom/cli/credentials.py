@@ -1,0 +1,142 @@
+"""`stillroom secrets`: what the stack's services prove themselves with, made once and replaced without a pause.
+
+One file for each secret, readable by its owner alone, and the server's `users.acl`, which holds hashes only.
+While a password is replaced the server takes the new one and the one before it: processes change over one by one.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillroom.errors import StillroomError
+from stillroom.settings import Settings
+
+USERS = files("stillroom") / "cli" / "users.acl"
+ROLE = re.compile(r"#<(\w+)>")
+PEPPERS, TOKEN = "session_peppers", "health_token"
+FLOWER = "flower_config"
+RING = 3  # peppers kept: as many rotations as a session may outlive
+BITS = 256  # of chance in each: no guess reaches it, so a plain SHA-256 may be read by anybody
+
+
+class UnknownSecret(StillroomError, LookupError):
+    """The stack has no secret of this name."""
+
+
+Folder = Annotated[Path, typer.Argument(help="Where they are; made if it is not there.")]
+Rotate = Annotated[list[str] | None, typer.Option(help="Replace this one; the old one works on.")]
+Forget = Annotated[list[str] | None, typer.Option(help="End what this one was before.")]
+
+
+def write_secrets(folder: Folder, rotate: Rotate = None, forget: Forget = None) -> None:
+    """Make what is missing: a password per role, peppers, Flower's login. Write users.acl, which holds hashes."""
+    rotate, forget = rotate or [], forget or []
+    _refuse_unknown([*rotate, *forget])
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in rotate:
+        _rotate(folder, name)
+    for name in forget:
+        _forget(folder, name)
+    for name in names():
+        if not (folder / name).exists():
+            _write(folder / name, _new(name))
+    _write(folder / "users.acl", users_acl(folder, Settings().namespace))
+    typer.echo(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def names() -> list[str]:
+    """Every secret of the stack."""
+    return [*map(_password, roles()), PEPPERS, TOKEN, FLOWER]
+
+
+def roles() -> list[str]:
+    """The users of users.acl that have a password."""
+    return sorted(set(ROLE.findall(_rules())))
+
+
+def users_acl(folder: Path, namespace: str) -> str:
+    """The aclfile for the passwords in a folder."""
+    return ROLE.sub(lambda match: _hashes(folder, match[1]), _rules()).replace("<ns>", namespace)
+
+
+def _rules() -> str:
+    return "".join(f"{user}\n" for user in users(USERS.read_text(encoding="utf-8").splitlines()))
+
+
+def users(lines: Iterable[str]) -> Iterator[str]:
+    """One line per user: the server's file knows neither comments nor second lines."""
+    user = ""
+    for line in lines:
+        if line.startswith(" "):
+            user += " " + line.strip()
+        elif line.startswith("user "):
+            if user:
+                yield user
+            user = line
+    yield user
+
+
+def _hashes(folder: Path, role: str) -> str:
+    paths = [folder / _password(role), _previous(folder / _password(role))]
+    return " ".join(f"#{sha256(path.read_bytes()).hexdigest()}" for path in paths if path.exists())
+
+
+def _rotate(folder: Path, name: str) -> None:
+    path = folder / name
+    if not path.exists():
+        return  # it is made in a moment
+    old = path.read_text(encoding="utf-8")
+    if (
+        name == PEPPERS
+    ):  # sessions out there are found by the old ones, new ones made with the first
+        _write(path, " ".join([_new(name), *old.split()][:RING]))
+        return
+    if name not in (TOKEN, FLOWER):  # these are shown by people, who learn the new one
+        _write(_previous(path), old)
+    _write(path, _new(name))
+
+
+def _forget(folder: Path, name: str) -> None:
+    if name == PEPPERS and (folder / name).exists():
+        _write(folder / name, (folder / name).read_text(encoding="utf-8").split()[0])
+    _previous(folder / name).unlink(missing_ok=True)
+
+
+def _new(name: str) -> str:
+    if name != FLOWER:
+        return secrets.token_hex(BITS // 8)
+    # A file of Python, as Flower wants it: the one way to give it a login that is on no command line.
+    return (
+        f'basic_auth = ["ops:{secrets.token_hex(16)}"]\ncookie_secret = "{secrets.token_hex(32)}"\n'
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a half-written secret would lock everybody out."""
+    beside = path.with_name(path.name + ".new")
+    beside.touch(mode=0o600)
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _password(role: str) -> str:
+    return f"{role}_password"
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + ".previous")
+
+
+def _refuse_unknown(given: Iterable[str]) -> None:
+    if unknown := sorted(set(given) - set(names())):
+        raise UnknownSecret(
+            f"no secret is called {', '.join(unknown)}; there are {', '.join(names())}"
+        )

@@ -1,0 +1,120 @@
+"""`stillroom secrets`: made once, replaced without a pause."""
+
+from __future__ import annotations
+
+import stat
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import redis
+from stillroom.cli import app
+from stillroom.cli.credentials import UnknownSecret, names
+from stillroom.embedded import EmbeddedServer
+from tests.support.roles import admin, server_with_roles, url_of
+
+
+def secrets(folder: Path, *arguments: str) -> str:
+    """The command, as one types it."""
+    done = CliRunner().invoke(app, ["secrets", str(folder), *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def may_enter(server: EmbeddedServer, user: str, password: str) -> bool:
+    with redis.Redis.from_url(url_of(server, user), password=password) as client:
+        try:
+            return bool(client.ping())
+        except redis.AuthenticationError:
+            return False
+
+
+def test_each_secret_is_a_file_for_its_owner_alone(tmp_path: Path) -> None:
+    """One per role, the peppers, Flower's login; different, and long enough for what they are for."""
+    folder = tmp_path / "secrets"
+    assert "web_password" in secrets(folder)
+    made = contents(folder)
+    assert set(made) == {*names(), "users.acl"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert len(set(made.values())) == len(made)
+    assert all(len(text) == 64 for name, text in made.items() if name.endswith("_password"))
+
+
+def test_the_server_s_file_holds_hashes_only(tmp_path: Path) -> None:
+    """It may be read by whoever may read the stack's configuration."""
+    secrets(tmp_path)
+    made = contents(tmp_path)
+    acl = made.pop("users.acl")
+    assert not [name for name, text in made.items() if text.strip() in acl]
+    assert "<" not in acl
+    assert {line.split()[0] for line in acl.splitlines()} == {"user"}
+
+
+def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    """It makes what is missing."""
+    secrets(tmp_path)
+    before = contents(tmp_path)
+    secrets(tmp_path)
+    assert contents(tmp_path) == before
+    (tmp_path / "beat_password").unlink()
+    secrets(tmp_path)
+    after = contents(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {
+        "beat_password",
+        "users.acl",
+    }
+
+
+def test_an_old_password_works_until_it_is_forgotten(tmp_path: Path) -> None:
+    """Processes change over one by one; then the old one is worth nothing."""
+    with server_with_roles(tmp_path, None) as server:
+
+        def write(*arguments: str) -> None:
+            secrets(tmp_path, *arguments)
+            with (tmp_path / "users.acl").open("a") as acl:
+                acl.write("user admin on nopass ~* &* +@all\n")
+            admin(server).acl_load()
+
+        old = (tmp_path / "worker_password").read_text()
+        write("--rotate", "worker_password")
+        new = (tmp_path / "worker_password").read_text()
+        assert new != old
+        assert may_enter(server, "worker", old)
+        assert may_enter(server, "worker", new)
+        write("--forget", "worker_password")
+        assert not may_enter(server, "worker", old)
+        assert may_enter(server, "worker", new)
+
+
+def test_an_app_s_password_opens_the_queues_too(tmp_path: Path) -> None:
+    """One secret per process: it publishes as `producer` with what it has."""
+    with server_with_roles(tmp_path, None) as server:
+        assert may_enter(server, "producer", (tmp_path / "web_password").read_text())
+        assert not may_enter(server, "web", (tmp_path / "producer_password").read_text())
+
+
+def test_a_new_pepper_goes_in_front(tmp_path: Path) -> None:
+    """New sessions are made with it; those out there are found by the two before."""
+    secrets(tmp_path)
+    rings = [(tmp_path / "session_peppers").read_text().split()]
+    for _ in range(3):
+        secrets(tmp_path, "--rotate", "session_peppers")
+        rings.append((tmp_path / "session_peppers").read_text().split())
+    assert [len(ring) for ring in rings] == [1, 2, 3, 3]
+    assert all(new[1:] == old[:2] for old, new in pairwise(rings))
+    secrets(tmp_path, "--forget", "session_peppers")
+    assert (tmp_path / "session_peppers").read_text().split() == rings[-1][:1]
+
+
+def test_a_name_that_is_no_secret_is_refused(tmp_path: Path) -> None:
+    """Before anything is written; the message lists those there are."""
+    with pytest.raises(UnknownSecret, match="no secret is called wb_password"):
+        secrets(tmp_path, "--rotate", "wb_password")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,52 @@
+"""docs/operating.md: its commands are the ones that work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from stillroom.cli.credentials import names
+from tests.support.swarm import ROOT, guide
+
+STACK_FILE = (ROOT / "stack.yml").read_text(encoding="utf-8")
+
+
+def test_no_chapter_tells_what_to_do_only_in_words() -> None:
+    """Each has commands; test_swarm.py runs them."""
+    assert {chapter for chapter, found in guide().items() if found} == {
+        "Deploy",
+        "Secrets",
+        "Scale",
+        "Look",
+        "Back up",
+    }
+
+
+def test_the_stack_has_every_secret_it_needs() -> None:
+    """Each is declared once, given to somebody, and made by `stillroom secrets`."""
+    declared = set(
+        re.findall(r"^  (\w+): \{name: \"stillroom_\w+_\$\{SECRETS", STACK_FILE, re.MULTILINE)
+    )
+    made = {*names(), "users_acl", "abuse_rules"}
+    assert declared <= made
+    assert made - declared == {"ops_password", "producer_password"}  # for people and other apps
+    for name in declared:
+        assert re.search(rf"(source: {name}\b|\[{name}\])", STACK_FILE), name
+
+
+@pytest.mark.parametrize("files", [["stack.yml"], ["stack.yml", "stack.local.yml"]])
+def test_docker_reads_the_stack_with_nothing_edited(files: list[str]) -> None:
+    """`docker stack config`: no variable has to be set, no file to be changed."""
+    words = [word for file in files for word in ("--compose-file", file)]
+    if shutil.which("docker") is None:
+        pytest.skip("docker is not installed")
+    done = subprocess.run(
+        ["docker", "stack", "config", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if "is not a docker command" in done.stderr:
+        pytest.skip("this docker has no `stack config`")
+    assert done.returncode == 0, done.stderr
+    assert "redis:7.2-alpine" in done.stdout

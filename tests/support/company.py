@@ -1,0 +1,324 @@
+"""All roles of the stack at work on one server: what each of them ever does, done once, as its Redis user."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+import redis
+from stillroom import API, AUTH, Limit, Stillroom
+from stillroom.embedded import EmbeddedServer, _free_port
+from stillroom_workers.schedule import SCHEDULE
+from tests.support import sessions as session_time
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.entries import age
+from tests.support.roles import (
+    Witness,
+    admin,
+    environment_of,
+    server_with_roles,
+    settings_of,
+    url_of,
+)
+
+ROOT = Path(__file__).parents[2]
+ENTRY = b"stillroom:{0}:e:product:1"
+WORKER = ("worker", "--without-gossip", "--without-mingle", "-l", "INFO")
+ORDER = {"loader": "product", "args": {"id": 3}, "key": "product:3", "token": "0" * 16}
+MESSAGES: dict[str, dict[str, Any]] = {
+    "stillroom.refresh": ORDER,
+    "stillroom.refresh_many": {"orders": [ORDER]},
+    "stillroom.invalidate_keys": {"keys": ["a"]},
+    "stillroom.invalidate_tags": {"tags": ["t"], "soft": True},
+    "stillroom.invalidate_pattern": {"pattern": "z*"},
+}
+LOOKS = [
+    "INFO",
+    "DBSIZE",
+    "SCAN 0",
+    "ZCARD stillroom:{0}:todo",
+    "LLEN stillroom.refresh",
+    "ACL LOG",
+    "ACL LIST",
+    "ACL WHOAMI",
+    "CLIENT LIST",
+    "CONFIG GET maxmemory*",
+    "SLOWLOG GET",
+    "SLOWLOG LEN",
+    "LATENCY LATEST",
+    "LATENCY DOCTOR",
+    "MEMORY DOCTOR",
+    "MEMORY STATS",
+]
+
+
+class Company:
+    """The processes of all roles on one server."""
+
+    def __init__(self, server: EmbeddedServer, folder: Path, witness: Witness) -> None:
+        self.server, self.folder, self.witness = server, folder, witness
+        self.acl = folder / "users.acl"
+        self.admin = admin(server)
+        self.flower_port = _free_port()
+
+    def password(self, role: str) -> str:
+        return (self.folder / f"{role}_password").read_text()
+
+    def environment(self, role: str) -> dict[str, str]:
+        """What the stack tells a process of this role."""
+        return environment_of(self.server, self.folder, role) | {
+            "STILLROOM_LOADERS": "shop",
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "deploy"), *filter(None, sys.path)]),
+        }
+
+    @contextmanager
+    def process(
+        self, role: str, *arguments: str, app: str = "stillroom_workers"
+    ) -> Iterator[CeleryProcess]:
+        """`celery …` as this role; it ends well when it is asked to."""
+        log = self.folder / f"{role}.log"
+        process = CeleryProcess(log, self.environment(role), *arguments, app=app)
+        try:
+            yield process
+            assert process.terminate() == 0, process.log
+        finally:
+            process.kill()
+
+    @contextmanager
+    def client(self, role: str) -> Iterator[Any]:
+        """A plain client as this role."""
+        url, password = url_of(self.server, role), self.password(role)
+        with redis.Redis.from_url(url, password=password) as client:
+            yield client
+
+    def command(self, role: str, *arguments: str) -> str:
+        """`stillroom …` as this role."""
+        with self.witness.visit(role):
+            done = subprocess.run(
+                [sys.executable, "-c", "from stillroom.cli import main; main()", *arguments],
+                env={**os.environ, **self.environment(role)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@contextmanager
+def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
+    """Everybody has done their work, all at the same time, when the block begins."""
+    with server_with_roles(folder, binary) as server, Witness(server) as witness:
+        company = Company(server, folder, witness)
+        with ExitStack() as at_work:
+            worker = at_work.enter_context(company.process("worker", *WORKER))
+            beat = ("beat", "-l", "INFO", "--pidfile=")
+            at_work.enter_context(company.process("beat", *beat, app="tests.support.quick_beat"))
+            flower = ("flower", "--address=127.0.0.1", f"--port={company.flower_port}")
+            at_work.enter_context(company.process("flower", *flower))
+            worker.await_line(" ready.", 30)
+            _work_as_web(company)
+            _work_as_producer(company, worker)
+            _come_back_to_what_a_killed_worker_held(company, worker)
+            _work_as_flower(company)
+            company.command("worker", "invalidate", "--tag", "t", "--pattern", "x*", "--wait")
+            for words in (
+                ["add", "203.0.113.50", "--for", "60s"],
+                ["list"],
+                ["lift", "203.0.113.50"],
+            ):
+                company.command("worker", "bans", *words)
+            _look(company)
+        yield company  # all have ended: what a role says in its last moments was heard too
+
+
+def _work_as_web(company: Company) -> None:
+    """An app's process: every operation, and a stale value that a worker loads again."""
+    settings = settings_of(company.server, company.folder, "web", "producer", marks_limit=100)
+    with Stillroom(settings) as room, Stillroom(settings) as late:
+        options: Any = {"ttl": 60, "swr": 600, "tags": ["product:{id}"], "name": "product"}
+        load = room.cache.cached("product:{id}", **options)(_load_here)
+        load(1)
+        age(company.admin, ENTRY, 61)
+        assert load(1)["loaded"] == 0
+        until(lambda: load(1)["loaded"] > 0, "the worker's value")
+        _use_cache(room)
+        room.cache.set("old", 1, ttl=60, tags=["t"])
+        room.cache.invalidate_by_tag(*(f"other:{n}" for n in range(150)))
+        assert (
+            late.cache.get("old") == 1
+        )  # more was invalidated than this process remembers: it asks
+        _order_work(company, room, load)
+        _use_sessions(room, company.admin)
+        _use_limits(room)
+        _use_abuse(room, company.admin)
+        _use_health(room, company.admin)
+    company.command("web", "sessions", "list", "u1")
+    company.command("web", "health")
+    company.command("web", "doctor")
+
+
+def _load_here(id: int) -> dict[str, Any]:
+    return {"id": id, "loaded": 0}
+
+
+def _use_cache(room: Any) -> None:
+    room.cache.set("a", 1, ttl=60, tags=["t"])
+    room.cache.set_many({"b": 1, "c": 2}, ttl=60, tags=["t"])
+    assert room.cache.get_many(["a", "b"]) == {"a": 1, "b": 1}
+    room.cache.get_entry("a")
+    room.cache.get_or_set("d", lambda: 1, ttl=60)
+    room.cache.get_or_set_many(["e", "f"], lambda keys: dict.fromkeys(keys, 1), ttl=60)
+    with pytest.raises(ZeroDivisionError):
+        room.cache.get_or_set("g", lambda: 1 // 0, ttl=60)
+    room.cache.invalidate("a")
+    room.cache.invalidate_many(["b"])
+    room.cache.invalidate_by_tag("t", soft=True)
+    room.cache.get_many(["c"])
+    room.cache.invalidate_by_tag("t")
+    room.cache.invalidate_by_pattern("d*")
+    room.cache.get_many(["c", "d"])
+    room.cache.clear()
+
+
+def _order_work(company: Company, room: Any, load: Any) -> None:
+    """What the worker does then needs all of its rights: hot entries, old marks, patterns to sweep."""
+    company.admin.zadd("stillroom:{0}:marks", {"t:long-ago": 1})
+    for policy in ("allkeys-lfu", "noeviction"):
+        company.admin.config_set("maxmemory-policy", policy)
+        room.tasks.load(load, 2)
+        until(lambda: (room.cache.get("product:2") or {}).get("loaded"), "a load that was ordered")
+        room.tasks.invalidate_tags("product:2", soft=True)
+        until(lambda: not company.admin.zcard("stillroom:{0}:todo"), "all that was ordered")
+    room.tasks.invalidate_keys("e")
+    room.tasks.invalidate_pattern("f*")
+
+
+def _use_sessions(room: Any, admin: Any) -> None:
+    sessions = room.sessions
+    first = sessions.create("u1", {"cart": []}, tags=["mobile"], max_per_user=3)
+    session_time.age(admin, room, first.handle, 3_600)
+    assert sessions.get(first.token)
+    sessions.touch(first)
+    sessions.update(first, {"theme": "dark"}, remove=["cart"])
+    sessions.mutate(first, lambda data: data | {"n": 1})
+    second = sessions.rotate(first)
+    sessions.get(first.token)
+    third = sessions.create("u1", {}, replaces=second)
+    for _ in range(4):
+        sessions.create("u1", {}, max_per_user=3)
+    sessions.end("u1", sessions.list_for_user("u1")[0].handle)
+    sessions.destroy(third)
+    sessions.destroy_by_tag("mobile")
+    sessions.create("u2", {})
+    sessions.destroy_for_user("u2")
+    sessions.count("u1")
+    sessions.count()
+    forgotten = sessions.create("u3", {})
+    record = session_time.record_of(room, forgotten.handle)
+    session_time.age(admin, room, forgotten.handle, 2 * 86_400)
+    until(lambda: not admin.exists(record), "the sweep of a session that ended")
+
+
+def _use_limits(room: Any) -> None:
+    few = Limit("few", 2, 60)
+    for n in range(5):
+        room.limits.check({"ip": "203.0.113.7", "user": "ann"}, [few, API], route=f"/{n}")
+    room.limits.peek("203.0.113.8", [few])
+    room.limits.refund(room.limits.reserve("203.0.113.8", [AUTH]))
+    room.limits.commit(room.limits.reserve("203.0.113.8", [AUTH]))
+    room.limits.reset("203.0.113.7", [few])
+
+
+def _use_abuse(room: Any, admin: Any) -> None:
+    """Somebody guesses passwords, and is banned for it; something else in the stream can't be read."""
+    admin.xadd("stillroom:abuse", {"what": "no event"})
+    for n in range(60):
+        room.abuse.report("auth_fail", ip="203.0.113.9", user=f"user{n}", route="/login")
+    room.abuse.report("auth_ok", ip="203.0.113.9", user="user1")
+    until(lambda: admin.xlen("stillroom:abuse:log"), "a pattern", 30)
+    until(lambda: admin.xlen("stillroom:abuse:aside"), "an event set aside", 30)
+
+
+def _use_health(room: Any, admin: Any) -> None:
+    until(lambda: admin.xlen("stillroom:health"), "a snapshot", 30)
+    room.health.check()
+    room.health.examine()
+    room.health.history()
+    room.health.past()
+
+
+def _work_as_producer(company: Company, worker: CeleryProcess) -> None:
+    """Any Celery client: every task by its name, and an element that no worker can make a task of."""
+    broker = settings_of(company.server, company.folder, "producer").broker
+    with Celery(broker=broker, set_as_current=False) as stranger:
+        for name, message in MESSAGES.items():
+            queue = "stillroom.refresh" if "refresh" in name else "stillroom.maintenance"
+            stranger.send_task(name, kwargs=message, queue=queue, ignore_result=True)
+    with company.client("producer") as client:
+        client.lpush("stillroom.maintenance", b"no message")
+    for name in MESSAGES:
+        worker.await_line(f"Task {name}[")
+    until(lambda: company.admin.llen("stillroom:aside") == 1, "a bad element set aside")
+    for tick in SCHEDULE:
+        worker.await_line(f"Task {tick.task}[")
+
+
+def _come_back_to_what_a_killed_worker_held(company: Company, worker: CeleryProcess) -> None:
+    """A message whose visibility timeout is over is delivered again."""
+    queue = "stillroom.maintenance"
+    message = {
+        "body": "W1tdLCB7fSwgbnVsbF0=",  # [[], {}, null]
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"task": "stillroom.trim_marks", "id": "held", "lang": "py"},
+        "properties": {
+            "delivery_tag": "held",
+            "body_encoding": "base64",
+            "delivery_info": {"exchange": queue, "routing_key": queue},
+        },
+    }
+    held = json.dumps([message, queue, queue])
+    company.admin.hset("unacked", "held", held)
+    company.admin.zadd("unacked_index", {"held": 1})
+    worker.await_line("trim_marks[held]")
+
+
+def _work_as_flower(company: Company) -> None:
+    """Its pages, which ask the workers by remote control and the broker for its queues."""
+    for path, text in {
+        "healthcheck": "OK",
+        "workers": "celery@",
+        "broker": "stillroom.maintenance",
+        "metrics": 'task="stillroom.reclaim"',
+    }.items():
+        until(lambda path=path, text=text: text in _page(company, path), f"{text} on {path}")
+
+
+def _page(company: Company, path: str) -> str:
+    try:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{company.flower_port}/{path}", timeout=10
+        ) as answer:
+            return str(answer.read().decode())
+    except OSError as error:
+        return str(error)
+
+
+def _look(company: Company) -> None:
+    """A person with redis-cli, a container's check, an exporter of metrics."""
+    with company.client("ops") as ops, company.client("health") as health:
+        for command in LOOKS:
+            ops.execute_command(*command.split())
+        health.ping()
+        health.info()

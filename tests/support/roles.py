@@ -1,0 +1,158 @@
+"""The stack's Redis users: a server that knows them, and who of them said what."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+from stillroom import Settings
+from stillroom.cli.credentials import users, write_secrets
+from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import PATIENT
+
+ADMIN = "admin"  # the test's own user: moves time, listens, judges
+CONTAINERS = {
+    "ACL",
+    "CLIENT",
+    "CONFIG",
+    "LATENCY",
+    "MEMORY",
+    "OBJECT",
+    "SCRIPT",
+    "SLOWLOG",
+    "XGROUP",
+}
+CONNECTION = "@connection"  # what libraries say about themselves, by the name of its category
+
+
+@contextmanager
+def server_with_roles(
+    folder: Path, binary: str | None, *, appendonly: bool = False
+) -> Iterator[EmbeddedServer]:
+    """A server whose users are those of `stillroom secrets`, and the test's."""
+    write_secrets(folder)
+    acl = folder / "users.acl"
+    acl.write_text(acl.read_text() + f"user {ADMIN} on nopass ~* &* +@all\n")
+    options = {"aclfile": str(acl)}
+    with EmbeddedServer(binary=binary, options=options, appendonly=appendonly) as server:
+        yield server
+
+
+def url_of(server: EmbeddedServer, role: str) -> str:
+    return server.url.replace("://", f"://{role}@")
+
+
+def environment_of(
+    server: EmbeddedServer, folder: Path, role: str, broker: str = ""
+) -> dict[str, str]:
+    """What the stack tells a process of this role."""
+    patience = {f"STILLROOM_{name.upper()}": str(value) for name, value in PATIENT.items()}
+    return patience | {
+        "REDIS_URL": url_of(server, role),
+        "REDIS_PASSWORD_FILE": str(folder / f"{role}_password"),
+        "STILLROOM_BROKER_URL": url_of(server, broker or role),
+    }
+
+
+def settings_of(
+    server: EmbeddedServer, folder: Path, role: str, broker: str = "", **changes: Any
+) -> Settings:
+    """The same for a room in the test's process."""
+    given = {
+        "redis_url": url_of(server, role),
+        "broker_url": url_of(server, broker or role),
+        "redis_password": (folder / f"{role}_password").read_text(),
+    }
+    return Settings(**PATIENT | given | changes)
+
+
+def admin(server: EmbeddedServer) -> Any:
+    # Without a timeout: one that listens has nothing to hear for a while.
+    return redis.Redis.from_url(url_of(server, ADMIN), password="any", socket_timeout=None)
+
+
+def granted(acl: Path) -> dict[str, set[str]]:
+    """What each user may do, by the words of the rules: commands, subcommands, and one category."""
+    lines = (
+        line.replace("(", " ").replace(")", " ").split()
+        for line in users(acl.read_text().splitlines())
+    )
+    return {words[1]: {word[1:] for word in words[2:] if word.startswith("+")} for words in lines}
+
+
+class Witness:
+    """Listens to the server and writes down which user sent which command, those inside scripts included."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._client = admin(server)
+        self._monitor = self._client.monitor()
+        self._users: dict[str, str] = {}
+        self._last = ""  # whose script is running
+        self._visitor = ""  # who has a connection that ends before one can ask whose it was
+        self._caught_up = threading.Event()
+        self.said: dict[str, set[str]] = defaultdict(set)
+
+    def __enter__(self) -> Self:
+        self._monitor.__enter__()
+        self._connection_commands = {
+            text.decode().partition("|")[0]
+            for text in self._client.execute_command("ACL CAT connection")
+        }
+        threading.Thread(target=self._listen, name="witness", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client.close()
+
+    @contextmanager
+    def visit(self, user: str) -> Iterator[None]:
+        """Within, connections that nobody knows are this user's: a command that is done in a moment."""
+        self._visitor = user
+        yield
+        self._caught_up.clear()
+        self._client.echo(ADMIN)
+        assert self._caught_up.wait(10)
+        self._visitor = ""
+
+    def _listen(self) -> None:
+        try:
+            for event in self._monitor.listen():
+                self._take(event)
+        except (redis.RedisError, ValueError, OSError):
+            return  # the server, or the test, has ended
+
+    def _take(self, event: dict[str, Any]) -> None:
+        words = event["command"].split(" ")
+        if words == ["ECHO", ADMIN]:
+            self._caught_up.set()
+        if event["client_type"] != "lua":
+            self._last = self._user_at(f"{event['client_address']}:{event['client_port']}")
+        command = words[0].upper()
+        if command in CONTAINERS:
+            command += "|" + words[1].upper()
+        self.said[self._last].add(command.lower())
+
+    def _user_at(self, address: str) -> str:
+        """Who has this connection: asked when it is first heard of, for it may be gone a moment later."""
+        if address not in self._users:
+            for client in self._client.client_list():
+                self._users[client["addr"]] = client["user"]
+        return self._users.get(address, self._visitor)
+
+    def of(self, user: str) -> set[str]:
+        """The commands of a user, what a library says about its connection under one name."""
+        return {
+            CONNECTION if said.partition("|")[0] in self._connection_commands else said
+            for said in self.said[user]
+        }

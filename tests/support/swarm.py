@@ -1,0 +1,266 @@
+"""A real Docker engine, the image, and the stack on a Swarm of one node."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom.cli.credentials import write_secrets
+from tests.support.celery_process import until
+
+ROOT = Path(__file__).parents[2]
+STACK = "stillroom-test"
+IMAGE = "stillroom:test"
+TRAEFIK = f"{STACK}-public"
+REDIS_PORT, CACHE_PORT, FLOWER_PORT = 26_379, 26_380, 25_555  # stack.test.yml
+FILES = (ROOT / "stack.yml", ROOT / "tests/stack/stack.test.yml")
+# Where no registry can be reached, what stands in for the official images is called so.
+STAND_INS = {"python:3.13-slim": "local/python:3.13-slim", "redis:7.2-alpine": "local/redis:7"}
+HEALTHY_WITHIN = 90.0  # seconds
+
+
+def docker(*words: str, check: bool = True, **environment: str) -> str:
+    """What `docker …` prints."""
+    done = subprocess.run(
+        ["docker", *words],
+        env={**os.environ, "DOCKER_BUILDKIT": os.environ.get("DOCKER_BUILDKIT", "0")} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0 or not check, f"docker {' '.join(words)}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def require_engine() -> None:
+    """Skip where none answers."""
+    if shutil.which("docker") is None:
+        pytest.skip("docker is not installed")
+    if not docker("version", "--format", "{{.Server.Version}}", check=False):
+        pytest.skip("no Docker engine answers; DOCKER_HOST names one")
+
+
+def image_of(name: str) -> str:
+    """An official image, or what stands in for it here."""
+    stand_in = STAND_INS[name]
+    return stand_in if docker("image", "ls", "--quiet", stand_in) else name
+
+
+def build_image() -> str:
+    """The image as anybody builds it. Returns its name."""
+    base = image_of("python:3.13-slim")
+    docker("build", "--quiet", "--build-arg", f"PYTHON_IMAGE={base}", "--tag", IMAGE, str(ROOT))
+    return IMAGE
+
+
+def guide() -> dict[str, list[str]]:
+    """The commands of each chapter of docs/operating.md."""
+    text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    chapters = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    return {
+        chapter.partition("\n")[0]: re.findall(r"^\$ (.*)$", chapter, flags=re.MULTILINE)
+        for chapter in chapters
+    }
+
+
+# What is another in the tests: names, so that a real stack on this machine is left alone, and files.
+ADAPTED = {
+    "stillroom:0.1.0": IMAGE,
+    "traefik-public": f"{STACK}-another",
+    "stillroom_": f"{STACK}_",
+    "stack.yml stillroom": f"stack.yml --compose-file stack.test.yml {STACK}",
+    "services stillroom": f"services {STACK}",
+    "stack deploy": "stack deploy --resolve-image never",
+}
+
+
+class Swarm:
+    """The stack, deployed from nothing, in a folder of its own that holds the secrets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.secrets = folder, folder / "secrets"
+        self.environment = {
+            "STILLROOM_IMAGE": IMAGE,
+            "REDIS_IMAGE": image_of("redis:7.2-alpine"),
+            "REDIS_FSYNC": "always",  # servers are killed here, and nothing acknowledged may be lost
+            "SECRETS_FOLDER": str(self.secrets),
+            "SECRETS": "1",
+            "TRAEFIK_NETWORK": TRAEFIK,
+        }
+
+    def deploy(self, **changes: str) -> None:
+        """`docker stack deploy`, as in the guide; returns when it is accepted."""
+        self.environment |= changes
+        files = [word for path in FILES for word in ("--compose-file", str(path))]
+        docker("stack", "deploy", "--resolve-image", "never", *files, STACK, **self.environment)
+
+    def type(self, command: str, **changes: str) -> str:
+        """What a command of the guide prints; it has to end well."""
+        for ours, tests in ADAPTED.items():
+            command = command.replace(ours, tests)
+        self.environment |= changes
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command],
+            cwd=self.folder,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def services(self) -> dict[str, str]:
+        """Each service → "running/wanted"."""
+        lines = docker("stack", "services", "--format", "{{.Name}} {{.Replicas}}", STACK)
+        return {
+            name.removeprefix(f"{STACK}_"): replicas.split()[0]
+            for name, _, replicas in (line.partition(" ") for line in lines.splitlines())
+        }
+
+    def containers(self, service: str = "") -> list[str]:
+        """The ids of the running containers of a service, or of all."""
+        label = f"com.docker.swarm.service.name={STACK}_{service}"
+        stack = f"com.docker.stack.namespace={STACK}"
+        return docker("ps", "--quiet", "--filter", f"label={label if service else stack}").split()
+
+    def await_healthy(self, within: float = HEALTHY_WITHIN) -> None:
+        """Until every service runs as many healthy containers as it should."""
+
+        def all_there() -> bool:
+            counts = [replicas.split("/") for replicas in self.services().values()]
+            return bool(counts) and all(running == wanted for running, wanted in counts)
+
+        until(all_there, f"healthy: {self.services()}", within)
+
+    def await_updates(self, within: float = 150.0) -> None:
+        """Until no update is under way; an update that was rolled back fails the test."""
+
+        def states() -> set[str]:
+            names = docker("stack", "services", "--quiet", STACK).split()
+            form = "{{with .UpdateStatus}}{{.State}}{{end}}"
+            return set(docker("service", "inspect", "--format", form, *names).split())
+
+        until(
+            lambda: states() <= {"completed"} or any("roll" in s for s in states()),
+            "updates",
+            within,
+        )
+        assert states() <= {"completed"}
+
+    def kill(self, container: str) -> None:
+        """SIGKILL, as the kernel does it when memory is short."""
+        docker("kill", "--signal", "KILL", container, check=False)
+
+    def scale(self, **replicas: int) -> None:
+        words = [f"{STACK}_{service}={count}" for service, count in replicas.items()]
+        docker("service", "scale", "--detach", *words)
+
+    def redis(self, port: int = REDIS_PORT, role: str = "ops") -> Any:
+        """A client that looks, from outside."""
+        password = (self.secrets / f"{role}_password").read_text()
+        return redis.Redis(port=port, username=role, password=password, decode_responses=True)
+
+    def stillroom(self, service: str, *words: str) -> str:
+        """`stillroom …` in a container of the service, as an operator types it."""
+        return docker("exec", self.containers(service)[0], "stillroom", *words)
+
+    def logs(self) -> str:
+        """What every container has said, those that are gone included."""
+        names = docker(
+            "ps", "--all", "--quiet", "--filter", f"label=com.docker.stack.namespace={STACK}"
+        )
+        said = []
+        for container in names.split():
+            done = subprocess.run(
+                ["docker", "logs", container],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=15,
+            )
+            said.append(done.stdout + done.stderr)
+        return "\n".join(said)
+
+
+@contextmanager
+def customers(seconds: float, products: int, at_once: int = 1) -> Iterator[Any]:
+    """The shop has customers for so long. Gives a function that waits for the last of them and tells how it was."""
+    script = ROOT / "tests/stack/crowd.py"
+    command = ["docker", "run", "--rm", "--network", TRAEFIK, "--volume", f"{script}:/crowd.py:ro"]
+    command += [
+        "--no-healthcheck",
+        IMAGE,
+        "python",
+        "/crowd.py",
+        str(seconds),
+        str(products),
+        str(at_once),
+    ]
+    crowd = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def report() -> dict[str, Any]:
+        out, err = crowd.communicate(timeout=seconds + 150)
+        assert crowd.returncode == 0, err
+        told: dict[str, Any] = json.loads(out)
+        print(told)
+        return told
+
+    try:
+        yield report
+    finally:
+        crowd.kill()
+        crowd.wait()
+
+
+@contextmanager
+def swarm_with_stack(folder: Path) -> Iterator[Swarm]:
+    """Deployed from nothing, healthy, and gone without a trace afterwards."""
+    for file in FILES:
+        shutil.copy(file, folder)
+    shutil.copytree(ROOT / "deploy", folder / "deploy")
+    write_secrets(folder / "secrets")
+    began = docker("info", "--format", "{{.Swarm.LocalNodeState}}") != "active"
+    if began:
+        docker("swarm", "init", "--advertise-addr", "127.0.0.1")
+    swarm = Swarm(folder)
+    docker("network", "create", "--driver", "overlay", "--attachable", TRAEFIK)
+    try:
+        swarm.deploy()
+        swarm.await_healthy()
+        yield swarm
+    finally:
+        docker("stack", "rm", STACK)
+        until(lambda: not swarm.containers(), "the end of all containers", 90)
+        _remove(
+            [
+                ("network", "rm", TRAEFIK),
+                ("volume", "rm", f"{STACK}_redis-data", f"{STACK}_flower-data"),
+            ]
+        )
+        if began:
+            docker("swarm", "leave", "--force")
+
+
+def _remove(commands: Sequence[tuple[str, ...]]) -> None:
+    """What containers that are just ending still hold is let go of in a moment."""
+    for command in commands:
+        until(lambda command=command: "Error" not in _tried(*command), " ".join(command), 30)
+
+
+def _tried(*words: str) -> str:
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 or "no such" in done.stderr.lower() else "Error"

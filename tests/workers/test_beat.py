@@ -1,0 +1,95 @@
+"""Beat keeps nothing, shows that it lives, and does no harm when there are two of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import NoDispatch, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom_workers.schedule import SCHEDULE
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.sessions import age_all
+
+Start = Callable[..., CeleryProcess]
+
+
+@pytest.fixture
+def start(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as started:
+
+        def start(name: str, *arguments: str, **environment: str) -> CeleryProcess:
+            process = CeleryProcess(
+                tmp_path / f"{name}.log",
+                {"REDIS_URL": own_server.url} | environment,
+                *arguments,
+                *("-l", "INFO"),
+                app="tests.support.quick_beat",
+            )
+            started.callback(process.kill)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def room(own_server: EmbeddedServer) -> Iterator[Stillroom]:
+    settings = Settings(redis_url=own_server.url, session_peppers="p" * 32, command_timeout=5)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        yield room
+
+
+def test_it_touches_its_heartbeat_file_and_keeps_no_other(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each turn of its loop is a sign of life; there is no memory on disk to find corrupt after a crash."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    heartbeat = tmp_path / "heartbeat"
+    beat = start("beat", "beat", "--pidfile=", STILLROOM_HEARTBEAT_FILE=str(heartbeat))
+    until(heartbeat.exists, "the first sign of life", 30)
+    heartbeat.unlink()
+    until(heartbeat.exists, "another")
+    assert beat.terminate() == 0
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("died", [False, True], ids=["two at once", "one killed and replaced"])
+def test_two_beats_have_the_effect_of_one(
+    start: Start, room: Stillroom, own_server: EmbeddedServer, died: bool
+) -> None:
+    """Every tick comes twice, by two workers; each session that ended is told of once."""
+    for n in range(2):
+        start(
+            f"worker-{n}",
+            *("worker", "-n", f"w{n}@%h", "--without-gossip", "--without-mingle"),
+            STILLROOM_LOADERS="tests.support.shop_app",
+        ).await_line(" ready.", 30)
+    beats = [start(f"beat-{n}", "beat", "--pidfile=") for n in range(2)]
+    for beat in beats:
+        beat.await_line("Sending due task", 30)
+    if died:
+        beats[0].kill()
+    for n in range(300):
+        room.sessions.create(f"u{n}")
+    with redis.Redis.from_url(own_server.url) as db:
+        age_all(db, room, 2 * 86_400)
+        until(lambda: room.sessions.count() == 0, "the sweep", 30)
+        until(lambda: db.llen("db:events") >= 300, "an event for each")
+        assert db.lrange("db:events", 0, -1) == [b"expired"] * 300
+
+
+def test_every_tick_is_worthless_after_its_time() -> None:
+    """A worker that was away does not find an hour of ticks: each expires when the next is due."""
+    from stillroom_workers.app import make_app
+
+    entries: dict[str, Any] = make_app(Settings()).conf.beat_schedule
+    assert {name: entry["options"]["expires"] for name, entry in entries.items()} == {
+        tick.name: tick.every for tick in SCHEDULE
+    }

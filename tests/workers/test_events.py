@@ -1,0 +1,71 @@
+"""What a worker tells of its tasks, to Flower and whoever else listens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import CeleryProcess
+
+SECRET = "user:ada@example.org"
+ORDER: dict[str, Any] = {
+    "loader": "product",
+    "args": {"id": SECRET},
+    "key": SECRET,
+    "token": "0" * 16,
+}
+
+
+TOLD: list[tuple[str, dict[str, Any], str]] = [
+    ("invalidate_keys", {"keys": [SECRET, SECRET]}, "keys: 2"),
+    ("invalidate_tags", {"tags": [SECRET], "soft": True}, "tags: 1, soft: True"),
+    ("invalidate_pattern", {"pattern": SECRET}, "pattern: …"),
+    ("refresh", ORDER, "loader: product, args: 1, key: …, token: …"),
+    ("refresh_many", {"orders": [ORDER]}, "orders: 1"),
+]
+
+
+def test_events_count_arguments_and_never_quote_them(
+    worker: CeleryProcess, stranger: Celery
+) -> None:
+    """A key may be a person's address: Flower shows how many there were."""
+    events: list[dict[str, Any]] = []
+    with stranger.connection_for_read() as connection:
+        handlers = {"task-received": events.append}
+        receiver = stranger.events.Receiver(connection, handlers=handlers)
+        heard = receiver.consume(limit=None, timeout=10)  # it asks workers for a sign of life:
+        next(heard)  # now it listens
+        for task, arguments, _ in TOLD:
+            queue = "stillroom.refresh" if "refresh" in task else "stillroom.maintenance"
+            stranger.send_task(f"stillroom.{task}", kwargs=arguments, queue=queue)
+        while len(events) < len(TOLD):
+            next(heard)
+        heard.close()
+    shown = {event["name"].removeprefix("stillroom."): event["kwargs"] for event in events}
+    assert shown == {task: told for task, _, told in TOLD}
+    assert SECRET not in str(events)
+
+
+@pytest.fixture
+def stranger(own_server: EmbeddedServer) -> Any:
+    """A client that knows Celery and nothing of us: it writes its arguments into the message's headers."""
+    with Celery(broker=own_server.url, set_as_current=False) as app:
+        yield app
+
+
+@pytest.fixture
+def worker(own_server: EmbeddedServer, tmp_path: Path) -> Any:
+    process = CeleryProcess(
+        tmp_path / "worker.log",
+        {"REDIS_URL": own_server.url},
+        *("worker", "--without-gossip", "--without-mingle", "-l", "INFO"),
+    )
+    try:
+        process.await_line(" ready.", 30)
+        yield process
+    finally:
+        process.kill()
