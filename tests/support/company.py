@@ -17,7 +17,7 @@ from celery import Celery
 
 import redis
 from stillroom import API, AUTH, Limit, Stillroom
-from stillroom.embedded import EmbeddedServer, _free_port
+from stillroom.embedded import EmbeddedServer, free_port
 from stillroom_workers.schedule import SCHEDULE
 from tests.support import sessions as session_time
 from tests.support.celery_process import CeleryProcess, until
@@ -69,7 +69,7 @@ class Company:
         self.server, self.folder, self.witness = server, folder, witness
         self.acl = folder / "users.acl"
         self.admin = admin(server)
-        self.flower_port = _free_port()
+        self.flower_port = free_port()
 
     def password(self, role: str) -> str:
         return (self.folder / f"{role}_password").read_text()
