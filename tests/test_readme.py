@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,9 +120,9 @@ def test_its_commands_exist() -> None:
         "optional-dependencies"
     ]
     assert set(re.findall(r"\[([a-z]+)\]", README)) <= set(extras)
-    from celery.app.utils import find_app
-
-    assert find_app("stillroom_workers").main == "stillroom"
+    find = "from celery.app.utils import find_app; print(find_app('stillroom_workers').main)"
+    found = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True)
+    assert found.stdout == "stillroom\n"
     assert set(re.findall(r"-A (\w+)", README)) == {"stillroom_workers"}
 
 

@@ -33,6 +33,7 @@ SELDOM = {
         "slowlog|len",
         "hsetnx",  # a finding begins
         "xclaim",  # takes over the events of a worker that died
+        "zrank",  # goes on behind an entry that stayed
         "zpopmin",  # forgets the oldest of too many counts
         "rpush",  # gives a message back that came as it was told to stop
         "unwatch",  # lets go of one that could not be given back

@@ -178,7 +178,6 @@ def _use_abuse(room: Stillroom) -> None:
     """An event of this machine, which no rule ever bans."""
     if not room.abuse.report("session_unknown", ip="127.0.0.1"):
         raise RedisUnavailable("noperm", "an event could not be written")
-    room.abuse.bans()
 
 
 def _pending(report: Report) -> Iterator[Line]:
