@@ -221,21 +221,16 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         stock = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Any) -> None:
-            as_it_came: dict[str, Any] | None = None
             try:
                 flaw = _flaw(message)
                 if flaw is None:
-                    if message.headers.get("task") in self.strategies:
-                        as_it_came = dict(message.headers)
-                        _hide_arguments(message)
+                    _hide_arguments(message)
                     stock(message)
                     return
             except _WRONG_SHAPE as exc:
                 if _is_handed_over(message):
                     raise  # it may be running: whatever broke, it wasn't the message
                 flaw = repr(exc)
-            if as_it_came is not None:
-                message.headers = as_it_came
             self._set_aside(message, flaw)
 
         return on_task_received
@@ -321,9 +316,11 @@ def _hide_arguments(message: Any) -> None:
     out whatever it is given, for the worker to pass on.
     """
     match message.payload:
-        case [args, kwargs, _]:
-            message.headers["argsrepr"] = f"({len(args)})" if args else ""
-            message.headers["kwargsrepr"] = ", ".join(map(_shown, kwargs.items()))
+        case [args, kwargs, _] if "task" in message.headers:
+            shown = {"argsrepr": f"({len(args)})" if args else ""}
+            shown["kwargsrepr"] = ", ".join(map(_shown, kwargs.items()))
+            # Not in the dict itself, which is the message as it came, and as it is set aside.
+            message.headers = {**message.headers, **shown}
 
 
 def _shown(field: tuple[str, Any]) -> str:
