@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom import DEFAULT, AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.web import HealthASGI, HealthWSGI
 from stillroom.web import health as web_health
@@ -29,6 +29,7 @@ IN_TIME = 0.3
 AT_ONCE = 0.01
 SECRET = "canary-password-7f3a"
 TOKEN = "canary-token-9b1c-long-enough"
+VISITOR = "198.51.100.77"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 Ask = Callable[..., Answer]
@@ -355,11 +356,13 @@ def test_secrets_are_nowhere(
     )
     with redis.Redis.from_url(own_server.url) as client:
         client.config_set("requirepass", SECRET)
-    planted = [SECRET, TOKEN, "canary-key", "canary-user", "canary-task", "127.0.0.1", "canary-tag"]
+    names = ["canary-key", "canary-user", "canary-task", "canary-tag", "canary-host"]
+    planted = [SECRET, TOKEN, VISITOR, *names]
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         room.cache.set("canary-key", 1, tags=["canary-tag"])
         room.cache.invalidate_by_tag("canary-tag")
         room.sessions.create("canary-user")
+        room.limits.check(VISITOR, [DEFAULT])
         room.health.seen("canary-host")
         message = json.dumps({"headers": {"stillroom_sent_ms": 1, "task": "canary-task"}})
         with redis.Redis.from_url(own_server.url, password=SECRET) as client:
@@ -373,9 +376,9 @@ def test_secrets_are_nowhere(
             texts.append(room.health.snapshot().model_dump_json())
             until(lambda: asking("/health").status == 503, "a report of it")
             texts += answers_of(asking)
-        texts.append(caplog.text)
-    for text in texts:
-        assert [word for word in [*planted, "canary-host"] if word in text] == []
+    for text in texts:  # nor where Redis is, which the log tells its reader when it is away
+        assert [word for word in [*planted, "127.0.0.1"] if word in text] == []
+    assert [word for word in planted if word in caplog.text] == []
 
 
 def answers_of(asking: Ask) -> list[str]:

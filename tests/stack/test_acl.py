@@ -33,6 +33,7 @@ SELDOM = {
         "slowlog|len",
         "hsetnx",  # a finding begins
         "xclaim",  # takes over the events of a worker that died
+        "srem",  # takes its own mailbox away when it stops, if it is given the time
         "zrank",  # goes on behind an entry that stayed
         "zpopmin",  # forgets the oldest of too many counts
         "rpush",  # gives a message back that came as it was told to stop
