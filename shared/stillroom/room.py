@@ -113,20 +113,20 @@ class _Room:
 
     def _connect(self, *wires: Wire | ClusterWire | AsyncWire | AsyncClusterWire) -> None:
         for wire in {id(wire): wire for wire in wires}.values():
-            self._await_answer(wire.server.url, wire.ping)
+            self._await_answer(wire.server.name, wire.ping)
 
-    def _await_answer(self, url: str, ping: Callable[[], None]) -> None:
+    def _await_answer(self, name: str, ping: Callable[[], None]) -> None:
         attempts = self.settings.connect_attempts
         for attempt in range(1, attempts + 1):
             try:
                 ping()
             except RedisUnavailable as error:
-                log.warning("%s, attempt %d of %d: %s", url, attempt, attempts, error)
+                log.warning("%s, attempt %d of %d: %s", name, attempt, attempts, error)
                 if attempt == attempts or error.reason in FINAL:
                     raise
                 time.sleep(self.settings.connect_delay)
             else:
-                log.info("%s answers (attempt %d)", url, attempt)
+                log.info("%s answers (attempt %d)", name, attempt)
                 return
 
 

@@ -147,7 +147,8 @@ class Witness:
         """Who has this connection: asked when it is first heard of, for it may be gone a moment later."""
         if address not in self._users:
             for client in self._client.client_list():
-                self._users[client["addr"]] = client["user"]
+                if client["user"] != "default":  # nobody is: this one is still logging in
+                    self._users[client["addr"]] = client["user"]
         return self._users.get(address, self._visitor)
 
     def of(self, user: str) -> set[str]:

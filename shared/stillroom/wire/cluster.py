@@ -194,7 +194,7 @@ class _Cluster(Generic[W]):
     def _new(self, address: Address) -> W:
         host, port = address
         url = at_address(self._url, host, port)
-        wire = self._make(Server(self._settings, url, f"{self._name} at {host}:{port}"))
+        wire = self._make(Server(self._settings, url, f"{self._name}, node {len(self._wires) + 1}"))
         wire.breaker.recovered = self.breaker.recovered
         return wire
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -69,9 +70,21 @@ def unavailable(error: BaseException) -> RedisUnavailable | None:
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return RedisUnavailable("loading")
     if isinstance(error, ConnectionRefusedError | socket.gaierror | redis.ConnectionError):
-        return RedisUnavailable("refused", str(error))
+        return RedisUnavailable("refused", _without_address(error))
     if isinstance(error, redis.RedisError | hiredis.HiredisError):
         return RedisUnavailable("protocol", str(error))
     if isinstance(error, OSError | EOFError):
-        return RedisUnavailable("closed", str(error))
+        return RedisUnavailable("closed", _without_address(error))
     return None
+
+
+def _without_address(error: BaseException) -> str:
+    """What the system said, without where to: errors end up in logs, which more people read than settings."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return str(error)  # redis-py's own, of a connection that it has
+    if isinstance(cause, socket.gaierror):
+        return str(cause.strerror)
+    return os.strerror(cause.errno) if cause.errno else "none of its addresses answers"

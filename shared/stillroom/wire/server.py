@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import redis
-from stillroom.settings import Settings, redact
+from stillroom.settings import Settings
 
 # Never a number: hiredis packs one through repr(), which may run a signal handler, and does not look at the
 # result. A handler that raises just then ends the process (hiredis 3.5, src/pack.c).
@@ -41,7 +41,6 @@ class Server:
     def __init__(self, settings: Settings, url: str, name: str) -> None:
         self.settings = settings
         self.name = name
-        self.url = redact(url)
         # redis-py as a connection factory, without its patience: the wire keeps the deadlines. RESP2, because
         # pushes on RESP3 switch off redis-py's check for unread replies, and two handshake replies are enough.
         pool = redis.ConnectionPool.from_url(
