@@ -11,8 +11,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from harness import Table, quiet_gc
-from hit import pin_to_one_cpu
+from harness import Table, apart_from, quiet_gc
 
 import redis
 from stillroom import NoDispatch, Settings, Stillroom
@@ -29,8 +28,8 @@ Hit = Callable[[], object]
 
 
 def main() -> None:
-    pin_to_one_cpu()
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
+        apart_from(server.pid)
         settings = Settings(
             redis_url=server.url, health_timeout=5, call_timeout=5, command_timeout=5
         )

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
-from harness import Table, quiet_gc
-from hit import pin_to_one_cpu
+from harness import Table, apart_from, quiet_gc
 from sessions import CALLS, ROUNDS, WARM_UP, Hit, entering, many, ratio, say, timed
 
 import redis
@@ -34,8 +33,8 @@ ONE_AWAY = "check while Redis is away"
 
 
 def main() -> None:
-    pin_to_one_cpu()
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
+        apart_from(server.pid)
         settings = Settings(
             redis_url=server.url, session_peppers="p" * 32, command_timeout=5, call_timeout=30
         )

@@ -15,8 +15,7 @@ from statistics import median
 from typing import Any
 
 import redis.asyncio
-from harness import Table, quiet_gc
-from hit import pin_to_one_cpu
+from harness import Table, apart_from, quiet_gc
 
 import redis
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
@@ -40,8 +39,8 @@ Hit = Callable[[], object]
 
 
 def main() -> None:
-    pin_to_one_cpu()
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
+        apart_from(server.pid)
         settings = Settings(
             redis_url=server.url, session_peppers="p" * 32, command_timeout=5, call_timeout=30
         )

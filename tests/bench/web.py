@@ -12,8 +12,7 @@ from io import BytesIO
 from statistics import median
 from typing import Any
 
-from harness import Table, quiet_gc
-from hit import pin_to_one_cpu
+from harness import Table, apart_from, quiet_gc
 from sessions import entering, ratio, say, timed
 
 import redis
@@ -32,8 +31,8 @@ Request = Callable[[], object]
 
 
 def main() -> None:
-    pin_to_one_cpu()
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
+        apart_from(server.pid)
         settings = Settings(
             redis_url=server.url,
             session_peppers="p" * 32,

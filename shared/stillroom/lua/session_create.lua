@@ -3,7 +3,7 @@
 -- KEYS  1 record  2… record that it replaces, if that is in this shard, under each pepper
 -- ARGV  1 prefix  2 user, '' for none  3 tags, one a line  4 idle µs  5 absolute µs
 --       6 most sessions of this user, 0 for any number  7 1: end the oldest to make room, 0: refuse
---       8 meta  9 bytes of data  10… key, JSON, key, JSON …
+--       8 meta  9… key, JSON, key, JSON …
 -- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}}
 --         {'full', how many sessions the user has}
 -- include: clock session
@@ -30,10 +30,14 @@ if most > 0 then
   end
 end
 
+local bytes = 0
+for i = 9, #ARGV do
+  bytes = bytes + #ARGV[i]
+end
 local limit = now + tonumber(ARGV[5])
 local deadline = math.min(now + tonumber(ARGV[4]), limit)
 redis.call('HSET', KEYS[1], '_u', user, '_c', plain(now), '_l', plain(now), '_x', plain(limit), '_i', ARGV[4],
-  '_v', '1', '_t', tags, '_m', ARGV[8], '_b', ARGV[9], unpack(ARGV, 10))
+  '_v', '1', '_t', tags, '_m', ARGV[8], '_b', bytes, unpack(ARGV, 9))
 redis.call('PEXPIRE', KEYS[1], plain(math.ceil((deadline - now) / 1000) + SLACK_MS))
 local life = math.ceil(tonumber(ARGV[5]) / 1000) + SLACK_MS
 local stamp = next_stamp(prefix, now, life)

@@ -7,6 +7,7 @@ that has ended stays ended**; no update, touch or rotation that was under way br
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,11 +54,10 @@ from stillroom.sessions.session import (
     encoded_meta,
     encoded_tags,
     head,
-    joined,
     read_device,
-    size_of,
 )
 from stillroom.sessions.token import (
+    NAME_LENGTH,
     SECRET_BYTES,
     Pepper,
     Place,
@@ -69,7 +69,7 @@ from stillroom.sessions.token import (
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, Server
+from stillroom.wire import Command, Server, pack
 
 log = logging.getLogger("stillroom.sessions")
 
@@ -83,6 +83,8 @@ TRIES = 100  # of mutate: each lost one means that somebody else's was won
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
 LONGEST_S = 366 * 86_400
+
+_BLANK = b"?" * NAME_LENGTH  # where a name goes
 
 Known = Session[Any] | SecretStr | str  # a session, its id, or the text of its cookie
 
@@ -103,7 +105,9 @@ class SessionsBody:
         self._shards = settings.session_shards
         self._peppers: tuple[Pepper, ...] = ()
         self._touch = b"%d" % _us(settings.session_touch)
+        self._times = self._times_of(None, None)
         self._deferred: dict[Place, Command] = {}
+        self._frames: dict[tuple[int, bool], tuple[bytes, bytes, bytes]] = {}
 
     # One session
 
@@ -158,18 +162,18 @@ class SessionsBody:
         """
         user = b"" if user_id is None else sanitized(user_id)
         _check_cap(user_id, max_per_user, on_cap)
-        times = _idle_and_absolute(self.settings, idle, absolute)
+        times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
-        shown = decoded(joined(fields), None) if isinstance(given, Mapping) else given
         labels = b"\n".join(encoded_tags(tags))
         token, place = self._new_place(shard_of(user, self._shards) if user else None)
-        makes_room = int(on_cap == "evict_oldest")
-        options = (user, labels, *times, max_per_user or 0, makes_room, note, size_of(fields))
+        makes_room = on_cap == "evict_oldest"
+        numbers = [b"%d" % number for number in (*times, max_per_user or 0, makes_room)]
         old = None if replaces is None else self._place(replaces)
         is_near = old is not None and old.shard == place.shard  # then the one script ends it
         names = [*self._names(place), *(self._names(old) if old and is_near else ())]
-        creates = session_create(names, self._keys.shard(place.shard), *options, *_flat(fields))
+        about = (self._keys.shard(place.shard), user, labels, *numbers, note)
+        creates = session_create.run((b"%d" % len(names), *names, *about, *_flat(fields)))
         ends = [self._destroying(old)] if old and not is_near else []
         *_, reply = yield from self._ask([*(ends if makes_room else ()), creates])
         if reply[0] == b"full":
@@ -177,10 +181,15 @@ class SessionsBody:
         if ends and not makes_room:  # only now is it known that the visitor keeps nothing of it
             yield from self._ask(ends)
         self.stats.counts["sessions_created"] += 1
-        self._tell_all("expired", place.shard, reply[2])
-        self._tell_all("evicted", place.shard, [part for name in reply[3] for part in (name, user)])
+        if reply[2] or reply[3]:
+            evicted = [part for name in reply[3] for part in (name, user)]
+            self._tell_all("expired", place.shard, reply[2])
+            self._tell_all("evicted", place.shard, evicted)
         began = head(user, int(reply[1]), *times, labels, note)
-        return Session(place.shard, place.names[0], began, shown, _token_of(token))
+        where = place.shard, place.names[0], began
+        if isinstance(given, Mapping):
+            return Session(*where, fields, token, as_fields=True)
+        return Session(*where, given, token)
 
     @overload
     def get(
@@ -202,15 +211,11 @@ class SessionsBody:
         place = self._place(session)
         if place is None:
             return None
-        shard, names = place
-        words = (*self._keys.sessions(shard, names), self._keys.shard(shard))
-        touched = self._touch if touch else b""
-        reads = session_get.run((b"%d" % len(names), *words, touched))
-        (reply,) = yield from self._ask([reads])
+        (reply,) = yield from self._ask([self._reading(place, touch)])
         if reply[0] != b"ok":
             self._refused(place, reply)
             return None
-        return self._read(shard, reply, session, type)
+        return self._read(place.shard, reply, session, type)
 
     def update(
         self,
@@ -559,7 +564,8 @@ class SessionsBody:
 
     def _place(self, session: Known, *, denied: bool = False) -> Place | None:
         """Where the session is; None for what is no token, or has ended here already."""
-        place = place_of(_token_of(session), self._ring(), self._shards)
+        token = session if type(session) is str else _token_of(session)
+        place = place_of(token, self._peppers or self._ring(), self._shards)
         return None if self._deferred and place in self._deferred and not denied else place
 
     def _ring(self) -> tuple[Pepper, ...]:
@@ -576,11 +582,26 @@ class SessionsBody:
     def _names(self, place: Place) -> list[bytes]:
         return self._keys.sessions(place.shard, place.names)
 
-    def _new_place(self, shard: int | None) -> tuple[SecretStr, Place]:
+    def _new_place(self, shard: int | None) -> tuple[str, Place]:
         """A token and its place: under the first pepper only."""
         number = secrets.randbelow(self._shards) if shard is None else shard
-        token = make_token(number, secrets.token_bytes(SECRET_BYTES))
-        return SecretStr(token), Place(number, (self._ring()[0].name(token.encode()),))
+        token = make_token(number, os.urandom(SECRET_BYTES))
+        return token, Place(number, (self._ring()[0].name(token.encode()),))
+
+    def _reading(self, place: Place, touch: bool) -> Command:
+        """The command that reads a session. Each request sends one, so but for the name it is packed once."""
+        shard, names = place
+        if len(names) > 1:  # peppers are being changed
+            return self._reads(shard, names, touch)
+        frame = self._frames.get((shard, touch))
+        if frame is None:
+            whole = pack([self._reads(shard, [_BLANK], touch)])
+            frame = self._frames[shard, touch] = whole.partition(_BLANK)
+        return frame[0] + names[0] + frame[2]
+
+    def _reads(self, shard: int, names: Sequence[bytes], touch: bool) -> Command:
+        options = self._keys.shard(shard), self._touch if touch else b""
+        return session_get(self._keys.sessions(shard, names), *options)
 
     def _destroying(self, place: Place, asked: bytes = b"") -> Command:
         """`asked`: when, in µs, if it is not now."""
@@ -594,6 +615,17 @@ class SessionsBody:
         if place is None:
             raise SessionEnded("missing")  # better none is ended than all by mistake
         return place
+
+    def _times_of(self, idle: float | None, absolute: float | None) -> tuple[int, int]:
+        """In µs. Raises SettingsError."""
+        times = (
+            self.settings.session_idle if idle is None else idle,
+            self.settings.session_absolute if absolute is None else absolute,
+        )
+        for name, seconds in zip(("idle", "absolute"), times, strict=True):
+            if not 0.001 <= seconds <= LONGEST_S:
+                raise SettingsError(f"{name}={seconds!r}: 0.001 to {LONGEST_S:,} seconds")
+        return _us(times[0]), _us(times[1])
 
     def _limits(self) -> tuple[int, int]:
         return self.settings.session_data_limit, self.settings.session_keys_limit
@@ -646,20 +678,6 @@ def _us(seconds: float) -> int:
 
 def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
     return [part for item in fields.items() for part in item]
-
-
-def _idle_and_absolute(
-    settings: Settings, idle: float | None, absolute: float | None
-) -> tuple[int, int]:
-    """In µs. Raises SettingsError."""
-    times = (
-        settings.session_idle if idle is None else idle,
-        settings.session_absolute if absolute is None else absolute,
-    )
-    for name, seconds in zip(("idle", "absolute"), times, strict=True):
-        if not 0.001 <= seconds <= LONGEST_S:
-            raise SettingsError(f"{name}={seconds!r}: 0.001 to {LONGEST_S:,} seconds")
-    return _us(times[0]), _us(times[1])
 
 
 def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:

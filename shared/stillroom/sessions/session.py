@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 META_LIMIT = 4096  # bytes of JSON
 TAGS_LIMIT = 16
+_SURE_BYTES = (
+    400  # shorter JSON is neither nested too deep nor has a number too long to be read back
+)
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
@@ -44,27 +48,48 @@ class Session(Generic[T]):
     What its record says of itself is read when it is first looked at: most requests only want the data.
     """
 
-    __slots__ = ("_about", "_device", "data", "token", "was_touched")
+    # Two of them are set when it is made: that is once for each request.
+    __slots__ = ("_about", "_data", "_device", "_fields")
 
-    data: T
-    token: str  # the text for the cookie. Whoever has it, has the session
-    was_touched: bool  # reading it has put off its end
-    _about: tuple[int, bytes, bytes]
+    _about: tuple[int, bytes, bytes, str, bool]
+    _data: T
     _device: Device
+    _fields: Mapping[bytes, bytes]
 
     def __init__(
         self,
         shard: int,
         name: bytes,
         head: bytes,
-        data: T,
+        data: T | Mapping[bytes, bytes],
         token: str,
         was_touched: bool = False,
+        *,
+        as_fields: bool = False,
     ) -> None:
-        _set(self, "_about", (shard, name, head))
-        _set(self, "data", data)
-        _set(self, "token", token)
-        _set(self, "was_touched", was_touched)
+        """`as_fields`: the data is given as it was stored, each key and its JSON."""
+        _set(self, "_about", (shard, name, head, token, was_touched))
+        _set(self, "_fields" if as_fields else "_data", data)
+
+    @property
+    def token(self) -> str:
+        """The text for the cookie. Whoever has it, has the session."""
+        return self._about[3]
+
+    @property
+    def was_touched(self) -> bool:
+        """Reading it has put off its end."""
+        return self._about[4]
+
+    @property
+    def data(self) -> T:
+        """What the app keeps in it, as it is or of the type that was asked for."""
+        try:
+            return self._data
+        except AttributeError:  # it has just been made, and nobody has looked at it
+            data: T = decoded(joined(self._fields), None)
+            _set(self, "_data", data)
+            return data
 
     @property
     def id(self) -> SecretStr:
@@ -77,7 +102,7 @@ class Session(Generic[T]):
         try:
             return self._device
         except AttributeError:  # not looked at before
-            device = read_device(*self._about)
+            device = read_device(*self._about[:3])
             _set(self, "_device", device)
             return device
 
@@ -147,28 +172,32 @@ class SessionEvent:
 
 
 def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
-    """Each top-level key and its JSON. Raises SessionDataRefused or ValueTooLarge."""
+    """Each top-level key and its JSON. Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
     fields: dict[bytes, bytes] = {}
     for key, value in _items(data):
-        fields[checked_key(key)] = _json(key, value)
+        fields[checked_key(key)] = text = _json(key, value)
+        if len(text) > _SURE_BYTES:
+            decoded(text, None)
     if len(fields) > keys_limit:
         raise SessionDataRefused(f"{len(fields)} keys, the limit is {keys_limit}")
-    if (size := size_of(fields)) > limit:
+    if (size := sum(map(len, fields)) + sum(map(len, fields.values()))) > limit:
         raise ValueTooLarge(size, limit)
     return fields
 
 
 def checked_key(key: object) -> bytes:
     """Raises SessionDataRefused for what is no key of a session."""
-    if isinstance(key, str) and _KEY.fullmatch(key):
-        return key.encode()
+    name = _name_of(key) if isinstance(key, str) else b""
+    if name:
+        return name
     raise SessionDataRefused(
         f"{ascii(key)[:80]} is no key of a session: a letter, then up to 63 of A-Z a-z 0-9 _ . -"
     )
 
 
-def size_of(fields: Mapping[bytes, bytes]) -> int:
-    return sum(map(len, fields)) + sum(map(len, fields.values()))
+@lru_cache(1_024)  # an app has few keys, and uses them with every request
+def _name_of(key: str) -> bytes:
+    return key.encode() if _KEY.fullmatch(key) else b""
 
 
 def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:

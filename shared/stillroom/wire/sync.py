@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import _socket
 import queue
 import select
+import socket
 import ssl
+import struct
+import sys
 import threading
 import time
 import weakref
@@ -30,6 +34,7 @@ class Link:
         "__weakref__",
         "_buffer",
         "_connection",
+        "_is_timed_by_kernel",
         "_patience",
         "_poll",
         "_reader",
@@ -44,6 +49,7 @@ class Link:
         self._buffer = bytearray(_READ_SIZE)
         self._patience = server.settings.command_timeout
         self._connection: Any = None
+        self._is_timed_by_kernel = False
         self.used = False
 
     def open(self, left: float) -> None:
@@ -52,13 +58,16 @@ class Link:
         self._connection = self._server.connection(min(left, self._server.settings.connect_timeout))
         self._connection.connect()
         self._socket = self._connection._get_socket()
+        self._is_timed_by_kernel = _can_be_timed_by_kernel(self._socket)
+        if self._is_timed_by_kernel:
+            self._socket.settimeout(None)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._shorten(deadline)
         asked = time.monotonic_ns()
         handshake = self._server.handshake
         greeted(self.exchange(pack(handshake), len(handshake), deadline), self._server, asked)
-        self._socket.settimeout(self._patience)
+        self._wait_at_most(self._patience)
 
     def ask(self, command: Command) -> Any:
         """The reply to one command. Raises RedisRefused."""
@@ -74,41 +83,54 @@ class Link:
         receive, so a link that drips would hold the call for ever: from the second one on it is what is left.
         """
         sock, reader = self._socket, self._reader
-        sock.sendall(packed)
         replies: list[Any] = []
-        shortened = len(packed) > _LARGE_SEND and self._shorten(deadline)
-        while True:
-            size = sock.recv_into(self._buffer)
-            if not size:
-                raise EOFError("the server closed the connection")
-            reader.feed(self._buffer, 0, size)
-            while len(replies) < count:
-                reply = reader.gets()
-                if reply is False:  # RESP2 has no booleans: hiredis' word for "not yet"
+        try:
+            sock.sendall(packed)
+            shortened = len(packed) > _LARGE_SEND and self._shorten(deadline)
+            while True:
+                size = sock.recv_into(self._buffer)
+                if not size:
+                    raise EOFError("the server closed the connection")
+                reader.feed(self._buffer, 0, size)
+                while len(replies) < count:
+                    reply = reader.gets()
+                    if reply is False:  # RESP2 has no booleans: hiredis' word for "not yet"
+                        break
+                    replies.append(reply)
+                else:
                     break
-                replies.append(reply)
-            else:
-                break
-            shortened = self._shorten(deadline)
+                shortened = self._shorten(deadline)
+        except BlockingIOError:
+            raise TimeoutError from None  # the kernel's word for it
         if shortened:
-            sock.settimeout(self._patience)
+            self._wait_at_most(self._patience)
         return replies
 
     def _shorten(self, deadline: float) -> bool:
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        self._socket.settimeout(left)
+        self._wait_at_most(left)
         return True
+
+    def _wait_at_most(self, seconds: float) -> None:
+        """For each call of the socket. The kernel does that for nothing; Python's own timeout asks it before each
+        call whether it would have to wait, which is half of what the call costs."""
+        if not self._is_timed_by_kernel:
+            return self._socket.settimeout(seconds)  # type: ignore[no-any-return]
+        whole = int(seconds)
+        timeval = struct.pack("@ll", whole, max(1, int((seconds - whole) * 1_000_000)))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        return self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)  # type: ignore[no-any-return]
 
     def limit(self, seconds: float) -> None:
         """Be less patient than usual, for this exchange."""
         if seconds <= 0:
             raise TimeoutError
-        self._socket.settimeout(seconds)
+        self._wait_at_most(seconds)
 
     def unlimit(self) -> None:
-        self._socket.settimeout(self._patience)
+        self._wait_at_most(self._patience)
 
     def is_alive(self) -> bool:
         """Whether the idle connection is open and silent. Costs a system call."""
@@ -119,7 +141,7 @@ class Link:
         try:
             self._socket.recv(1)  # a byte or an end, either way not a clean connection
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
-            self._socket.settimeout(self._patience)
+            self._socket.settimeout(None if self._is_timed_by_kernel else self._patience)
             return True
         except OSError:
             pass
@@ -128,6 +150,12 @@ class Link:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.disconnect()
+
+
+def _can_be_timed_by_kernel(sock: Any) -> bool:
+    """Whether its receive is the system's own call: TLS, and gevent, have theirs."""
+    is_plain = type(sock).recv_into is _socket.socket.recv_into
+    return is_plain and sys.platform == "linux"
 
 
 class Wire:
