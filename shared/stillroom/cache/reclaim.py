@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from stillroom.cache.body import Stale
 from stillroom.cache.bulk import BulkBody
 from stillroom.cache.entry import Entry, parse_head
-from stillroom.cache.marks import Marks, Verdict, question, read_clock
+from stillroom.cache.marks import TRIMMED, Marks, Verdict, question, read_clock
 from stillroom.cache.orders import Order, from_member, to_member
 from stillroom.errors import DispatchFailed, RedisRefused, RedisUnavailable, StillroomError
 from stillroom.keys import glob_literal
@@ -331,14 +331,20 @@ class ReclaimBody(BulkBody):
         state = work.progress
         if state.total is None:
             state.total = yield from self._count_index(tag)
-        yield from self._walk(work, run, partial(self._bite_tagged, tag, state))
+        clock, scores = yield [
+            (b"GET", self._keys.clock),
+            (b"ZMSCORE", self._keys.marks, work.name, TRIMMED),
+        ]
+        epoch = (clock or b"").partition(b".")[0]
+        mark = max(int(score or 0) for score in scores)
+        yield from self._walk(work, run, partial(self._bite_tagged, tag, epoch, mark, state))
 
     def _bite_tagged(
-        self, tag: bytes, state: Progress, cursor: bytes, size: int
+        self, tag: bytes, epoch: bytes, mark: int, state: Progress, cursor: bytes, size: int
     ) -> Operation[tuple[bytes, int]]:
-        keys = [self._keys.index(tag), self._keys.clock, self._keys.marks]
+        index, prefix = self._keys.index(tag), self._keys.entry_prefix
         ((cursor, seen, deleted),) = yield [
-            reclaim_tag(keys, tag, self._keys.entry_prefix, cursor, size)
+            reclaim_tag([index], tag, prefix, cursor, size, epoch, mark)
         ]
         state.deleted += deleted
         return cursor, seen

@@ -4,13 +4,18 @@
 --
 -- It goes by rank, since what stands side by side leaves the index for a third of what ZSCAN and ZREM take. The cursor is
 -- the last one that stayed: ranks shift with every write, but what is dead does not move, so it is never passed by.
--- KEYS  1 index  2 clock  3 marks
--- ARGV  1 tag  2 prefix of an entry's key  3 cursor, 0 at the beginning  4 how many to look at
+--
+-- Others wait while it runs, and it runs often: what it could ask each time it is told. A mark only ever grows, so what
+-- is dead by the one that was read when the work began is dead; of other epochs a sweep takes care.
+-- KEYS  1 index
+-- ARGV  1 tag  2 prefix of an entry's key  3 cursor, 0 at the beginning  4 how many to look at  5 epoch  6 mark
 -- returns {next cursor, 0 at the end; entries looked at; entries deleted}
 -- flags: allow-oom
--- include: clock header
+-- include: header
 
 local index, tag, prefix, cursor, most = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local epoch, seq = ARGV[5], tonumber(ARGV[6])
+local carries = is_among(tag)
 
 -- The rank after the one that stayed; if it has gone or moved, that of the first with its score.
 local function first_rank()
@@ -18,29 +23,26 @@ local function first_rank()
   if not score then
     return 0
   end
-  if redis.call('ZSCORE', index, name) == score then
+  if redis.pcall('ZSCORE', index, name) == score then
     return redis.call('ZRANK', index, name) + 1
   end
-  return redis.call('ZCOUNT', index, '-inf', '(' .. score)
+  local before = redis.pcall('ZCOUNT', index, '-inf', '(' .. score)
+  return type(before) == 'number' and before or 0
 end
-
-if redis.call('TYPE', index).ok ~= 'zset' then
-  return {'0', 0, 0} -- none, or no sorted set: as good as none
-end
-local clock = redis.call('GET', KEYS[2]) or ''
-local epoch = string.match(clock, '^(%w+)%.') or ''
-local seq = tonumber(redis.call('ZSCORE', KEYS[3], 't:' .. tag) or '0')
-seq = math.max(seq, tonumber(redis.call('ZSCORE', KEYS[3], '!') or '0'))
 
 local first = first_rank()
-local names, dead, leaving, stayed = redis.call('ZRANGE', index, first, first + most - 1), {}, {}, nil
-for _, name in ipairs(names) do
-  local its_epoch, stamp, tags = read_header(prefix .. name)
-  if not tags or not carries(tags, tag) then
+local names, dead, leaving, stayed = redis.pcall('ZRANGE', index, first, first + most - 1), {}, {}, nil
+if names.err then
+  return {'0', 0, 0} -- no sorted set: as good as none
+end
+for i = 1, #names do
+  local name, key = names[i], prefix .. names[i]
+  local its_epoch, stamp, tags = read_header(key)
+  if not tags or not carries(tags) then
     leaving[#leaving + 1] = name
-  elseif its_epoch ~= epoch or stamp < seq then
+  elseif its_epoch == epoch and stamp < seq then
     leaving[#leaving + 1] = name
-    dead[#dead + 1] = prefix .. name
+    dead[#dead + 1] = key
   else
     stayed = name
   end

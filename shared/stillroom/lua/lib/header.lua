@@ -23,6 +23,10 @@ local function read_header(key)
   return epoch, tonumber(stamp), string.sub(text, tags, stop)
 end
 
-local function carries(tags, tag)
-  return string.find(tags, '\t' .. tag .. '\n', 1, true) or string.find(tags, '\t' .. tag .. '\t', 1, true)
+-- → a function that says of such tags whether this one is among them.
+local function is_among(tag)
+  local last, another = '\t' .. tag .. '\n', '\t' .. tag .. '\t'
+  return function(tags)
+    return string.find(tags, last, 1, true) or string.find(tags, another, 1, true)
+  end
 end
