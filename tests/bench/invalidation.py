@@ -122,7 +122,9 @@ def tagged(room: Stillroom, client: Any, entries: int) -> None:
     rate = report["deleted"] / report["seconds"]
     seconds = f"{report['seconds']:.1f} s"
     print(f"reclaim: {report['deleted']:,} entries in {seconds}, {rate:,.0f} a second")
-    table = Table("another client's GET", "p50 µs", "p99 µs", "p99 × alone", "p99 × beside a reader")
+    table = Table(
+        "another client's GET", "p50 µs", "p99 µs", "p99 × alone", "p99 × beside a reader"
+    )
     for name, taken in (("alone", quiet), ("beside a reader", busy), ("beside a reclaim", during)):
         p50, p99 = median(taken) * 1e6, percentile(taken) * 1e6
         ratios = [f"{percentile(taken) / percentile(other):.2f}" for other in (quiet, busy)]

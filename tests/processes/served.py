@@ -1,4 +1,7 @@
-"""The shop of tests/web/apps.py as servers import it: `application` for WSGI, `asgi` for ASGI."""
+"""The shop of tests/web/apps.py as servers import it: `application` for WSGI, `asgi` for ASGI.
+
+And `talking`: an app that answers each word a websocket brings.
+"""
 
 from __future__ import annotations
 
@@ -43,5 +46,21 @@ def _asgi() -> Callable[..., Any]:
     return with_pid
 
 
+def _talking() -> Callable[..., Any]:
+    async def talk(scope: Any, receive: Any, send: Any) -> None:
+        assert "stillroom.session" not in scope
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": f"{scope['path']} {message['text']}"})
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await (talk if scope["type"] == "websocket" else shop)(scope, receive, send)
+
+    shop = asgi_app()
+    nobody = Routes([], default=[Limit("nobody", 0, 3_600)])
+    return Asgi(app, AsyncStillroom(dispatch=NoDispatch()), routes=nobody)
+
+
 def __getattr__(name: str) -> Any:
-    return {"application": _wsgi, "asgi": _asgi}[name]()
+    return {"application": _wsgi, "asgi": _asgi, "talking": _talking}[name]()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import wsproto
+import wsproto.events as said
 
 import redis
 from stillroom import Settings
@@ -71,3 +74,30 @@ def test_all_processes_share_sessions_and_limits(
     assert [other.get("/who").text for other in others * 3] == [f'"user{n}"' for n in range(4)] * 3
     browser.get("/logout")
     assert Browser(port, token).get("/who").text == "null"
+
+
+@pytest.mark.long
+def test_a_websocket_talks_through_the_middleware(stillroom_settings: Settings) -> None:
+    """Twenty words there and back, to an app whose pages are closed to everybody by a limit of none."""
+    command = ("uvicorn", "--fd", "{fd}", "--log-level", "warning", "--ws", "wsproto")
+    app = "tests.processes.served:talking"
+    with serving_process((*command, app), ROOT, environment_of(stillroom_settings)) as port:
+        assert ask(port, "/").status == 429
+        with socket.create_connection(("127.0.0.1", port), timeout=WITHIN) as connection:
+            browser = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+            connection.sendall(browser.send(said.Request(host="shop", target="/talk")))
+            assert isinstance(next_event(connection, browser), said.AcceptConnection)
+            for n in range(20):
+                connection.sendall(browser.send(said.TextMessage(data=f"word {n}")))
+                answer = next_event(connection, browser)
+                assert isinstance(answer, said.TextMessage)
+                assert answer.data == f"/talk word {n}"
+            connection.sendall(browser.send(said.CloseConnection(code=1000)))
+            assert isinstance(next_event(connection, browser), said.CloseConnection)
+
+
+def next_event(connection: socket.socket, browser: wsproto.WSConnection) -> said.Event:
+    while True:
+        for event in browser.events():
+            return event
+        browser.receive_data(connection.recv(4_096) or None)
