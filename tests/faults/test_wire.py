@@ -338,10 +338,10 @@ def test_the_servers_clock_may_step(make: Any, own_server: EmbeddedServer) -> No
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_signal_in_the_middle_never_mixes_up_replies(own_server: EmbeddedServer) -> None:
-    """100,000 reads interrupted at random instants: 0 wrong values, no connection lost."""
+    """40,000 reads interrupted at random instants: 0 wrong values, no connection lost."""
     program = Path(__file__).with_name("interrupted.py")
     done = subprocess.run(
-        [sys.executable, program, own_server.url, "100000"],
+        [sys.executable, program, own_server.url, "40000"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -350,7 +350,7 @@ def test_a_signal_in_the_middle_never_mixes_up_replies(own_server: EmbeddedServe
     assert done.returncode == 0, done.stderr
     wrong, right, connections = map(int, done.stdout.split())
     assert wrong == 0
-    assert right > 10_000
+    assert right > 4_000
     assert connections <= 3
 
 

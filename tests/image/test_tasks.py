@@ -38,7 +38,11 @@ def db(celery_setup: Any) -> Any:
 
 
 def test_the_image_does_every_task(celery_setup: Any, room: Stillroom, db: Any) -> None:
-    """Refresh, load, invalidate by key, tag and pattern, reclaim, trim, sweep: seen by their effects."""
+    """Each does what it is for: refreshes, invalidates, reclaims, sweeps, logs abuse, takes a snapshot, trims."""
+
+    def order(task: str) -> None:
+        """As beat does it."""
+        celery_setup.app.send_task(f"stillroom.{task}", queue="stillroom.maintenance")
 
     @room.cache.cached("stock:{id}", ttl=60, swr=600, name="stock")
     def stock(id: int) -> dict[str, float]:
@@ -62,8 +66,16 @@ def test_the_image_does_every_task(celery_setup: Any, room: Stillroom, db: Any) 
     room.dispatch.wake("stillroom.sweep_sessions")
     until(lambda: not db.exists(session_time.record_of(room, ended.handle)), "the sweep", 30)
 
+    for n in range(60):
+        room.abuse.report("auth_fail", ip="203.0.113.9", user=f"user{n}", route="/login")
+    order("log_abuse")
+    until(lambda: db.xlen("stillroom:abuse:log"), "a pattern of abuse", 30)
+    order("snapshot_health")
+    until(lambda: db.xlen("stillroom:health"), "a snapshot", 30)
+    assert room.health.history()[-1].error is None
+
     for task in ("trim_marks", "trim_indexes"):
-        celery_setup.app.send_task(f"stillroom.{task}", queue="stillroom.maintenance")
+        order(task)
         until(lambda task=task: f"stillroom.{task}" in celery_setup.worker.logs(), task, 30)
     assert "ERROR" not in celery_setup.worker.logs()
 

@@ -508,7 +508,7 @@ def test_no_order_of_steps_shows_what_was_invalidated(server: EmbeddedServer) ->
     run_state_machine_as_test(
         functools.partial(CacheMachine, server),  # type: ignore[arg-type]  # a factory is as good
         settings=settings(
-            max_examples=300,
+            max_examples=150,
             stateful_step_count=50,
             deadline=None,
             derandomize=True,

@@ -304,7 +304,7 @@ def test_sessions_are_what_the_model_says(
     run_state_machine_as_test(
         functools.partial(SessionMachine, server),  # type: ignore[arg-type]  # a factory is as good
         settings=settings(
-            max_examples=150,
+            max_examples=80,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

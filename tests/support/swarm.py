@@ -82,6 +82,7 @@ ADAPTED = {
     "stack.yml stillroom": f"stack.yml --compose-file stack.test.yml {STACK}",
     "services stillroom": f"services {STACK}",
     "stack deploy": "stack deploy --resolve-image never",
+    "docker build": "docker build --build-arg PYTHON_IMAGE=$PYTHON_IMAGE",
 }
 
 
@@ -93,6 +94,7 @@ class Swarm:
         self.environment = {
             "STILLROOM_IMAGE": IMAGE,
             "REDIS_IMAGE": image_of("redis:7.2-alpine"),
+            "PYTHON_IMAGE": image_of("python:3.13-slim"),
             "REDIS_FSYNC": "always",  # servers are killed here, and nothing acknowledged may be lost
             "SECRETS_FOLDER": str(self.secrets),
             "SECRETS": "1",
@@ -105,14 +107,14 @@ class Swarm:
         files = [word for path in FILES for word in ("--compose-file", str(path))]
         docker("stack", "deploy", "--resolve-image", "never", *files, STACK, **self.environment)
 
-    def type(self, command: str, **changes: str) -> str:
-        """What a command of the guide prints; it has to end well."""
+    def type(self, command: str, folder: Path | None = None, **changes: str) -> str:
+        """What a command of the guide prints, typed here or in another folder; it has to end well."""
         for ours, tests in ADAPTED.items():
             command = command.replace(ours, tests)
         self.environment |= changes
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],
-            cwd=self.folder,
+            cwd=folder or self.folder,
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
