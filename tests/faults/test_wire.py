@@ -155,6 +155,20 @@ def test_a_dripping_link_is_cut_off(make: Any, own_server: EmbeddedServer) -> No
         assert room.cache.get("k") == "x" * 50
 
 
+def test_a_server_that_sips_is_given_up(own_server: EmbeddedServer) -> None:
+    """It takes a large batch piece by piece, for six seconds: the deadline is the call's, not each piece's."""
+    batch = [("SET", "large", b"x" * 20_000_000)]
+    with Proxy(own_server.port) as proxy, Stillroom(Settings(redis_url=proxy.url)) as room:
+        room.cache.set("k", 1)
+        proxy.sip = 0.02
+        with Stopwatch() as watch, pytest.raises(RedisUnavailable) as caught:
+            room.wire.execute(batch, CALL)
+        assert caught.value.reason == "timeout"
+        assert watch.seconds < CALL
+        proxy.sip = None
+        assert room.cache.get("k") == 1
+
+
 def test_a_late_write_is_refused(make: Any, own_server: EmbeddedServer) -> None:
     """A set that timed out, then an invalidation, then the set arrives: it does not come back from the dead."""
     with Proxy(own_server.port) as proxy:

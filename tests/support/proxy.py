@@ -24,6 +24,7 @@ class Proxy:
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self.drip: float | None = None  # seconds between two bytes of a reply
+        self.sip: float | None = None  # seconds between two pieces of a request, 64 KB each
         self.held = threading.Event()  # set when a request is being held back
 
     def hold_requests(self) -> None:
@@ -77,6 +78,8 @@ class Proxy:
                     self.held.set()
                     self._flowing.wait()
                 far.sendall(data)
+                if self.sip is not None and self._closed.wait(self.sip):
+                    return
         with contextlib.suppress(OSError):
             far.shutdown(socket.SHUT_WR)
 

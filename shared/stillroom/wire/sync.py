@@ -85,8 +85,10 @@ class Link:
         sock, reader = self._socket, self._reader
         replies: list[Any] = []
         try:
-            sock.sendall(packed)
-            shortened = len(packed) > _LARGE_SEND and self._shorten(deadline)
+            if shortened := len(packed) > _LARGE_SEND:
+                self._send_large(packed, deadline)
+            else:
+                sock.sendall(packed)
             while True:
                 size = sock.recv_into(self._buffer)
                 if not size:
@@ -105,6 +107,14 @@ class Link:
         if shortened:
             self._wait_at_most(self._patience)
         return replies
+
+    def _send_large(self, packed: bytes, deadline: float) -> None:
+        """All of it before the deadline: the kernel's time begins again with each piece that the server takes."""
+        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+        self._socket.sendall(packed)
+        if self._is_timed_by_kernel:
+            self._socket.settimeout(None)
+        self._shorten(deadline)
 
     def _shorten(self, deadline: float) -> bool:
         left = deadline - time.monotonic()
