@@ -267,12 +267,12 @@ def test_ten_thousand_changes_outlive_twenty_killed_workers(swarm: Swarm) -> Non
     """Changes are ordered and pages refreshed all the while; when it is quiet nothing is left to do."""
     swarm.scale(maintenance=4, refresh=4)
     swarm.await_healthy()
-    with customers(35, 2_000, at_once=25) as report:
+    with customers(30, 2_000, at_once=25) as report:
         for kill in range(20):
             service = ("maintenance", "refresh")[kill % 2]
             until(lambda service=service: swarm.containers(service), "a worker to kill")
             swarm.kill(random.choice(swarm.containers(service)))
-            time.sleep(1.5)
+            time.sleep(1.2)
         told = report()
     swarm.scale(maintenance=2, refresh=2)
     assert told["changes"] >= 10_000
