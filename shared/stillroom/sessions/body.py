@@ -158,7 +158,8 @@ class SessionsBody:
         `replaces`: the session before the login, which ends with it (a token planted there opens
         nothing afterwards). `max_per_user` with `on_cap` "evict_oldest" or "reject", which raises TooManySessions
         and ends nothing.
-        Raises SessionDataRefused, ValueTooLarge, InvalidKey. Redis away or full: SessionStoreUnavailable.
+        Raises SessionDataRefused, SessionUnreadable (JSON that could not be read back), ValueTooLarge, InvalidKey.
+        Redis away or full: SessionStoreUnavailable.
         """
         user = b"" if user_id is None else sanitized(user_id)
         _check_cap(user_id, max_per_user, on_cap)
@@ -229,7 +230,7 @@ class SessionsBody:
 
         Two updates of different keys never undo one another; of the same key the last one wins, unless `if_version`
         says which version it must still have: SessionConflict. Also keeps the session alive.
-        Raises SessionEnded (nothing is ever brought back), SessionDataRefused, ValueTooLarge.
+        Raises SessionEnded (nothing is ever brought back), SessionDataRefused, SessionUnreadable, ValueTooLarge.
         Redis away or full: SessionStoreUnavailable; whether it was written is unknown then.
         """
         fields = encoded(

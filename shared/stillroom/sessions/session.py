@@ -19,9 +19,7 @@ T = TypeVar("T")
 
 META_LIMIT = 4096  # bytes of JSON
 TAGS_LIMIT = 16
-_SURE_BYTES = (
-    400  # shorter JSON is neither nested too deep nor has a number too long to be read back
-)
+_SURE_BYTES = 400  # shorter JSON is neither too deep nor has a number too long to be read
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
