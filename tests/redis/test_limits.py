@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from tests.support.limits import (
     read_log,
     write_log,
 )
+from tests.support.monitor import sent
 
 IP = "203.0.113.7"
 USER = Limit("auth-user", 20, 300, by="user", away="strict")
@@ -36,16 +36,6 @@ def bounded(client: Any) -> Iterator[None]:
     """After every test here each key that is left has an end."""
     yield
     assert_bounded(client)
-
-
-def sent(client: Any, act: Any) -> list[str]:
-    """The commands that clients sent while `act` ran."""
-    with client.monitor() as monitor:
-        act()
-        client.echo("done")
-        seen = list(takewhile(lambda c: c["command"] != "ECHO done", monitor.listen()))
-    names = [c["command"].split()[0] for c in seen if c["client_type"] != "lua"]
-    return [name for name in names if name not in {"HELLO", "CLIENT", "MONITOR"}]
 
 
 # One request

@@ -22,6 +22,7 @@ from stillroom import (
     ValueTooLarge,
 )
 from stillroom.sessions import body
+from tests.support.monitor import sent
 from tests.support.sessions import (
     age,
     assert_bounded,
@@ -42,16 +43,6 @@ class Cart(BaseModel):
 @dataclass
 class Plain:
     n: int
-
-
-def sent(client: Any, act: Any) -> list[str]:
-    """The commands that clients sent while `act` ran."""
-    with client.monitor() as monitor:
-        act()
-        client.echo("done")
-        seen = list(takewhile(lambda c: c["command"] != "ECHO done", monitor.listen()))
-    names = [c["command"].split()[0] for c in seen if c["client_type"] != "lua"]
-    return [name for name in names if name not in {"HELLO", "CLIENT", "MONITOR"}]
 
 
 @pytest.fixture(autouse=True)

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
 from typing import Any
 
 import pytest
 
 from stillroom import Stillroom
 from stillroom.sessions.token import make_token
+from tests.support.monitor import ON_ITS_WAY, sent
 from tests.support.sessions import age, assert_bounded, end_grace, sessions_keys
 from tests.support.web import WITHIN, Browser, Reply
 from tests.web.conftest import Serve
 
 
-def sent(client: Any, act: Any) -> tuple[Any, list[str]]:
-    """What `act` returns, and the batches that reached Redis meanwhile: one script each."""
-    with client.monitor() as monitor:
-        result = act()
-        client.echo("done")
-        seen = list(takewhile(lambda c: c["command"] != "ECHO done", monitor.listen()))
-    names = [c["command"].split()[0] for c in seen if c["client_type"] != "lua"]
-    quiet = {"HELLO", "CLIENT", "MONITOR", "TIME", "SCRIPT", "HINCRBY", "EXPIRE"}
-    return result, [name for name in names if name not in quiet]
+def answered(client: Any, ask: Callable[[], Reply]) -> tuple[Reply, list[str]]:
+    """The reply, and the batches that reached Redis meanwhile: one script each."""
+    replies: list[Reply] = []
+    batches = sent(client, lambda: replies.append(ask()), but=ON_ITS_WAY)
+    return replies[0], batches
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +59,7 @@ def live(room: Stillroom, browser: Browser) -> Any:
 )
 def test_strange_cookies_are_as_good_as_none(browser: Browser, client: Any, cookie: str) -> None:
     """No command to Redis, no error, no cookie; and data begins a session of its own."""
-    reply, commands = sent(client, lambda: browser.get("/cart", headers={"Cookie": cookie}))
+    reply, commands = answered(client, lambda: browser.get("/cart", headers={"Cookie": cookie}))
     assert (reply.status, reply.text, reply.token, commands) == (200, "[]", None, [])
     reply = browser.get("/cart/add?tea", headers={"Cookie": cookie})
     assert reply.token
@@ -78,7 +74,7 @@ def test_a_request_that_does_not_look_costs_nothing(browser: Browser, client: An
     browser.get("/cart/add?tea")
     for token in (browser.token, None, make_token(3, b"x" * 32), "junk"):
         browser.token = token
-        reply, commands = sent(client, lambda: browser.get("/plain"))
+        reply, commands = answered(client, lambda: browser.get("/plain"))
         assert (reply.status, reply.text) == (200, '"plain"')
         assert commands == []
         assert reply.all("set-cookie") == reply.all("vary") == []
@@ -86,11 +82,11 @@ def test_a_request_that_does_not_look_costs_nothing(browser: Browser, client: An
 
 def test_nothing_is_written_until_there_is_data(browser: Browser, client: Any) -> None:
     """Looking at a session that is not there leaves no key and no cookie; a cookie of ours is looked up once."""
-    reply, commands = sent(client, lambda: browser.get("/cart"))
+    reply, commands = answered(client, lambda: browser.get("/cart"))
     assert (reply.text, reply.token, commands) == ("[]", None, [])
     assert reply.one("vary") == "Cookie"
     browser.token = make_token(3, b"x" * 32)
-    reply, commands = sent(client, lambda: browser.get("/cart"))
+    reply, commands = answered(client, lambda: browser.get("/cart"))
     assert (reply.text, reply.token) == ("[]", None)
     assert set(commands) == {"EVALSHA"}
     assert sessions_keys(client) == []
@@ -114,7 +110,7 @@ def test_the_next_request_reads_it_in_one_round_trip_and_sets_no_cookie(
     """A look is one script; a cookie is set again only when the session's end was put off."""
     browser.get("/cart/add?tea")
     browser.get("/cart")
-    reply, commands = sent(client, lambda: browser.get("/cart"))
+    reply, commands = answered(client, lambda: browser.get("/cart"))
     assert (reply.text, commands, reply.token) == ('["tea"]', ["EVALSHA"], None)
 
 
@@ -152,7 +148,7 @@ def test_looking_at_a_list_writes_nothing(browser: Browser, room: Stillroom, cli
     """Only what differs is a change."""
     browser.get("/cart/add?tea")
     browser.get("/cart")  # the script is there now
-    _, commands = sent(client, lambda: browser.get("/keys"))
+    _, commands = answered(client, lambda: browser.get("/keys"))
     assert commands == ["EVALSHA"]
     assert live(room, browser).version == 1
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ast
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import redis
 from stillroom import DEFAULT, Limit, NoDispatch, Settings, Stillroom
 from stillroom.abuse import LOG_TASK
 from stillroom.embedded import EmbeddedServer
@@ -33,23 +30,15 @@ StartCelery = Callable[..., CeleryProcess]
 QUICK = "tests.support.quick_beat"
 
 
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def db(own_server: EmbeddedServer) -> Iterator[Any]:
-    with redis.Redis.from_url(own_server.url) as client:
-        client.flushall()
-        yield client
-
-
 @pytest.fixture
 def rules(tmp_path: Path) -> Path:
     (path := tmp_path / "rules.toml").write_text(ARMED)
     return path
+
+
+@pytest.fixture
+def environment(environment: dict[str, str], rules: Path) -> dict[str, str]:
+    return environment | {"STILLROOM_ABUSE_RULES": str(rules)}
 
 
 @pytest.fixture
@@ -62,33 +51,11 @@ def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
         yield room
 
 
-@pytest.fixture
-def start(
-    own_server: EmbeddedServer, tmp_path: Path, rules: Path, db: Any
-) -> Iterator[StartCelery]:
-    with ExitStack() as started:
-
-        def start(*arguments: str, app: str = "stillroom_workers", **changes: str) -> CeleryProcess:
-            log = tmp_path / f"{time.monotonic_ns()}.log"
-            environment = {"REDIS_URL": own_server.url, "STILLROOM_ABUSE_RULES": str(rules)}
-            process = CeleryProcess(log, environment | changes, *arguments, "-lINFO", app=app)
-            started.callback(process.kill)
-            return process
-
-        yield start
-
-
-def worker(start: StartCelery, **changes: str) -> CeleryProcess:
-    process = start("worker", "--without-gossip", "--without-mingle", **changes)
-    process.await_line(" ready.", 30)
-    return process
-
-
 def test_a_hammering_client_is_banned_within_seconds(
-    start: StartCelery, room: Stillroom, db: Any
+    start: StartCelery, start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
     """The whole way: a limit denies, its script tells, beat wakes a worker, the worker bans, the limit says so."""
-    process = worker(start)
+    process = start_worker()
     start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app=QUICK)
     for n in range(70):  # another window each time, or the denials would be answered from memory
         room.limits.check(CLIENT, [Limit("login", 5, 3_600 + n)], route="/login")
@@ -106,7 +73,7 @@ def test_a_hammering_client_is_banned_within_seconds(
 
 
 def test_a_worker_killed_between_the_ban_and_its_ack_bans_once(
-    start: StartCelery, room: Stillroom, db: Any
+    start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
     """SIGKILL there, twice over: the next worker finishes; one ban, one level, one entry, nothing left pending."""
     for n in range(20):
@@ -117,14 +84,14 @@ def test_a_worker_killed_between_the_ban_and_its_ack_bans_once(
         20,
         1,
     ):  # the second has acknowledged what was before the one that completes the pattern
-        stuck = worker(start, app="tests.support.stuck_abuse")
+        stuck = start_worker(app="tests.support.stuck_abuse")
         room.dispatch.wake(LOG_TASK)
         assert db.blpop(["db:stuck"], 30), "the worker found nothing"
         stuck.kill()
         assert pending(db, room) == left
         bans.append(ban_of(db, room))
         abandon(db, room, names[-left:])
-    worker(start)
+    start_worker()
     room.dispatch.wake(LOG_TASK)
     until(lambda: pending(db, room) == 0, "an empty list of the pending", 30)
     assert bans == [ban_of(db, room)] * 2

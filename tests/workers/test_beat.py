@@ -20,7 +20,7 @@ Start = Callable[..., CeleryProcess]
 
 
 @pytest.fixture
-def start(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Start]:
+def start(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[Start]:
     with ExitStack() as started:
 
         def start(name: str, *arguments: str, **environment: str) -> CeleryProcess:
@@ -38,7 +38,7 @@ def start(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def room(own_server: EmbeddedServer) -> Iterator[Stillroom]:
+def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
     settings = Settings(redis_url=own_server.url, session_peppers="p" * 32, command_timeout=5)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         yield room

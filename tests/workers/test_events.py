@@ -51,7 +51,7 @@ def test_events_count_arguments_and_never_quote_them(
 
 
 @pytest.fixture
-def stranger(own_server: EmbeddedServer) -> Any:
+def stranger(own_server: EmbeddedServer, db: Any) -> Any:
     """A client that knows Celery and nothing of us: it writes its arguments into the message's headers."""
     with Celery(broker=own_server.url, set_as_current=False) as app:
         yield app

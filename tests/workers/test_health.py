@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import redis
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
@@ -23,19 +20,6 @@ from tests.support.entries import age
 StartCelery = Callable[..., CeleryProcess]
 
 
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def db(own_server: EmbeddedServer) -> Iterator[Any]:
-    with redis.Redis.from_url(own_server.url) as client:
-        client.flushall()
-        yield client
-
-
 @pytest.fixture
 def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
     settings = Settings(
@@ -45,33 +29,13 @@ def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
         yield room
 
 
-@pytest.fixture
-def start(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[StartCelery]:
-    with ExitStack() as started:
-
-        def start(*arguments: str, app: str = "stillroom_workers", **changes: str) -> CeleryProcess:
-            log = tmp_path / f"{time.monotonic_ns()}.log"
-            environment = {"REDIS_URL": own_server.url} | changes
-            process = CeleryProcess(log, environment, *arguments, "-l", "INFO", app=app)
-            started.callback(process.kill)
-            return process
-
-        yield start
-
-
-def start_worker(start: StartCelery, name: str) -> CeleryProcess:
-    process = start("worker", "--without-gossip", "--without-mingle", "-n", f"{name}@%h")
-    process.await_line(" ready.", 30)
-    return process
-
-
 def test_two_beats_and_two_workers_keep_one_snapshot_a_minute(
-    start: StartCelery, room: Stillroom, db: Any
+    start: StartCelery, start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
     """All four at work, every tick five times a second each: the stream has an entry for each minute it saw."""
     began = int(time.time()) // 60
     for name in ("one", "two"):
-        start_worker(start, name)
+        start_worker("-n", f"{name}@%h")
         start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app="tests.support.quick_beat")
     until(lambda: db.xlen(room.keys.health) > 0, "a snapshot", 30)
     until(lambda: room.health.check().tasks.workers == 2, "two workers seen")
@@ -106,10 +70,10 @@ def test_a_tick_that_waits_says_for_how_long(own_server: EmbeddedServer, db: Any
 
 
 def test_what_a_worker_counts_reaches_the_report(
-    start: StartCelery, room: Stillroom, db: Any
+    start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
     """A refresh in a worker is counted with its lag, before that worker ends."""
-    start("worker", STILLROOM_LOADERS="tests.support.shop_app").await_line(" ready.", 30)
+    start_worker(STILLROOM_LOADERS="tests.support.shop_app")
 
     @room.cache.cached("product:{id}", ttl=60, swr=600, name="product")
     def product(id: int) -> dict[str, int]:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 
-import redis
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import CeleryProcess, until
@@ -22,38 +18,10 @@ QUEUE = "stillroom.maintenance"
 StartWorker = Callable[..., CeleryProcess]
 
 
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer() as server:
-        yield server
-
-
 @pytest.fixture
-def db(own_server: EmbeddedServer) -> Iterator[Any]:
-    with redis.Redis.from_url(own_server.url) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture
-def start_worker(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[StartWorker]:
-    with ExitStack() as started:
-
-        def start(**changes: str) -> CeleryProcess:
-            log = tmp_path / f"worker-{time.monotonic_ns()}.log"
-            environment = {
-                "REDIS_URL": own_server.url,
-                "STILLROOM_LOADERS": "tests.support.shop_app",
-                "STILLROOM_WORKER_THREADS": "2",
-                **changes,
-            }
-            options = ("--without-gossip", "--without-mingle", "-l", "INFO")
-            worker = CeleryProcess(log, environment, "worker", *options)
-            started.callback(worker.kill)
-            worker.await_line(" ready.", 30)
-            return worker
-
-        yield start
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    loaders = {"STILLROOM_LOADERS": "tests.support.shop_app", "STILLROOM_WORKER_THREADS": "2"}
+    return environment | loaders
 
 
 @pytest.fixture

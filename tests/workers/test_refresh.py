@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,43 +24,13 @@ LEASE = b"stillroom:{0}:l:product:7"
 StartWorker = Callable[..., CeleryProcess]
 
 
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer() as server:
-        yield server
-
-
 @pytest.fixture
-def db(own_server: EmbeddedServer) -> Iterator[Any]:
-    """A plain client on an empty server."""
-    with redis.Redis.from_url(own_server.url) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture
-def environment(own_server: EmbeddedServer, tmp_path: Path) -> dict[str, str]:
-    return {
-        "REDIS_URL": own_server.url,
+def environment(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    return environment | {
         "STILLROOM_LOADERS": "tests.support.shop_app",
         "STILLROOM_HEARTBEAT_FILE": str(tmp_path / "heartbeat"),
         "STILLROOM_WORKER_THREADS": "2",
     }
-
-
-@pytest.fixture
-def start_worker(environment: dict[str, str], tmp_path: Path, db: Any) -> Iterator[StartWorker]:
-    with ExitStack() as started:
-
-        def start(*arguments: str, **changes: str) -> CeleryProcess:
-            log = tmp_path / f"worker-{time.monotonic_ns()}.log"
-            options = ("--without-gossip", "--without-mingle", "-l", "INFO", *arguments)
-            worker = CeleryProcess(log, environment | changes, "worker", *options)
-            started.callback(worker.kill)
-            worker.await_line(" ready.", 30)
-            return worker
-
-        yield start
 
 
 @pytest.fixture

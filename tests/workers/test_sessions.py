@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ast
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import redis
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom_workers.lifecycle import open_room
@@ -21,19 +17,6 @@ from tests.support.processes import Program
 from tests.support.sessions import age_all, sessions_keys
 
 StartCelery = Callable[..., CeleryProcess]
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def db(own_server: EmbeddedServer) -> Iterator[Any]:
-    with redis.Redis.from_url(own_server.url) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture
@@ -46,30 +29,11 @@ def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
         yield room
 
 
-@pytest.fixture
-def start(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[StartCelery]:
-    with ExitStack() as started:
-
-        def start(*arguments: str, app: str = "stillroom_workers", **changes: str) -> CeleryProcess:
-            log = tmp_path / f"{time.monotonic_ns()}.log"
-            process = CeleryProcess(
-                log, {"REDIS_URL": own_server.url} | changes, *arguments, "-l", "INFO", app=app
-            )
-            started.callback(process.kill)
-            return process
-
-        yield start
-
-
-def worker(start: StartCelery, **changes: str) -> CeleryProcess:
-    process = start("worker", "--without-gossip", "--without-mingle", **changes)
-    process.await_line(" ready.", 30)
-    return process
-
-
-def test_a_worker_deletes_what_was_revoked(start: StartCelery, room: Stillroom, db: Any) -> None:
+def test_a_worker_deletes_what_was_revoked(
+    start_worker: StartCelery, room: Stillroom, db: Any
+) -> None:
     """A thousand of one user are dead at once; the revocation wakes a worker, and their memory is free."""
-    process = worker(start)
+    process = start_worker()
     made = [room.sessions.create("u1", tags=["t"]) for _ in range(1_000)]
     other = room.sessions.create("u2")
     assert room.sessions.destroy_for_user("u1") == 1_000
@@ -81,13 +45,15 @@ def test_a_worker_deletes_what_was_revoked(start: StartCelery, room: Stillroom, 
     until(lambda: sessions_keys(db) == [], "an empty server")
 
 
-def test_beat_has_the_expired_swept(start: StartCelery, room: Stillroom, db: Any) -> None:
+def test_beat_has_the_expired_swept(
+    start: StartCelery, start_worker: StartCelery, room: Stillroom, db: Any
+) -> None:
     """Nobody wakes anybody: two workers off for a day are started, and what expired since is deleted."""
     for n in range(500):
         room.sessions.create(f"u{n}", {"n": n}, tags=["t"])
     age_all(db, room, 2 * 86_400)
-    worker(start)
-    worker(start, STILLROOM_LOADERS="tests.support.shop_app")
+    start_worker()
+    start_worker(STILLROOM_LOADERS="tests.support.shop_app")
     start("beat", "--pidfile=", app="tests.support.quick_beat")
     until(lambda: sessions_keys(db) == [], "an empty server", 30)
 
@@ -102,10 +68,10 @@ def test_a_worker_takes_over_the_apps_listeners_alone() -> None:
 
 
 def test_an_apps_listeners_hear_of_it_in_the_worker(
-    start: StartCelery, room: Stillroom, db: Any
+    start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
     """The module that STILLROOM_LOADERS names has a room with a listener: it is told of what expired."""
-    worker(start, STILLROOM_LOADERS="tests.support.shop_app")
+    start_worker(STILLROOM_LOADERS="tests.support.shop_app")
     for _ in range(3):
         room.sessions.create("u1")
     age_all(db, room, 2 * 86_400)

@@ -1,0 +1,25 @@
+"""What reaches a server while something is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import takewhile
+from typing import Any
+
+ABOUT_CONNECTIONS = {"HELLO", "CLIENT", "MONITOR"}
+ON_ITS_WAY = {
+    "TIME",
+    "SCRIPT",
+    "HINCRBY",
+    "EXPIRE",
+}  # a first connection, a first script, counts that were due
+
+
+def sent(client: Any, act: Callable[[], object], but: Iterable[str] = ()) -> list[str]:
+    """The names of the commands that clients sent while `act` ran."""
+    with client.monitor() as monitor:
+        act()
+        client.echo("done")
+        seen = list(takewhile(lambda c: c["command"] != "ECHO done", monitor.listen()))
+    names = [c["command"].split()[0] for c in seen if c["client_type"] != "lua"]
+    return [name for name in names if name not in {*ABOUT_CONNECTIONS, *but}]

@@ -1,0 +1,63 @@
+"""One server for the tests of a module, each of which finds it empty, and Celery processes on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import CeleryProcess
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def db(own_server: EmbeddedServer) -> Iterator[Any]:
+    """A plain client on an empty server."""
+    with redis.Redis.from_url(own_server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def environment(own_server: EmbeddedServer) -> dict[str, str]:
+    """What a process is told; modules tell theirs more."""
+    return {"REDIS_URL": own_server.url}
+
+
+@pytest.fixture
+def start(
+    environment: dict[str, str], tmp_path: Path, db: Any
+) -> Iterator[Callable[..., CeleryProcess]]:
+    """Starts `celery -A <app> …`; whatever still runs in the end is killed."""
+    with ExitStack() as started:
+
+        def start(*arguments: str, app: str = "stillroom_workers", **changes: str) -> CeleryProcess:
+            log = tmp_path / f"{time.monotonic_ns()}.log"
+            process = CeleryProcess(log, environment | changes, *arguments, "-l", "INFO", app=app)
+            started.callback(process.kill)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def start_worker(start: Callable[..., CeleryProcess]) -> Callable[..., CeleryProcess]:
+    """Starts a worker and waits until it is ready."""
+
+    def start_worker(*arguments: str, **changes: str) -> CeleryProcess:
+        worker = start("worker", "--without-gossip", "--without-mingle", *arguments, **changes)
+        worker.await_line(" ready.", 30)
+        return worker
+
+    return start_worker
