@@ -13,7 +13,7 @@ from stillroom.sessions.token import make_token
 from stillroom.web.gate import Asked
 from tests.support.web import Browser, ask
 from tests.web.conftest import Serve
-from tests.web.test_sessions import sent
+from tests.web.test_sessions import answered
 
 TWO = Limit("two", 2, 60)
 MANY = Limit("many", 1_000, 60)
@@ -125,13 +125,13 @@ def test_limits_and_session_are_one_round_trip(serve: Serve, client: Any) -> Non
         browser = Browser(port)
         browser.get("/cart/add?tea")
         browser.get("/cart")
-        _, commands = sent(client, lambda: browser.get("/cart"))
+        _, commands = answered(client, lambda: browser.get("/cart"))
         assert commands == ["EVALSHA", "EVALSHA"]
         batches = room_trips(client, lambda: browser.get("/cart"))
         assert batches == 1
         browser.get("/plain")
         browser.get("/plain")
-        _, commands = sent(client, lambda: browser.get("/plain"))
+        _, commands = answered(client, lambda: browser.get("/plain"))
         assert commands == ["EVALSHA"]
 
 
@@ -149,7 +149,7 @@ def test_a_flood_of_the_denied_costs_redis_nothing(serve: Serve, client: Any) ->
         browser = Browser(port)
         statuses = [browser.get("/cart/add?tea").status for _ in range(4)]
         assert statuses == [200, 200, 200, 429]
-        reply, commands = sent(client, lambda: browser.get("/cart/add?tea"))
+        reply, commands = answered(client, lambda: browser.get("/cart/add?tea"))
         assert (reply.status, commands) == (429, [])
 
 
