@@ -50,6 +50,13 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
         yield start
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long an answer waits for a check is what tests/faults is about, not what a busy machine fails by."""
+    for module in ("asgi_health", "wsgi_health"):
+        monkeypatch.setattr(f"stillroom.web.{module}.WAIT_S", 10.0)
+
+
 def settings_for(server: EmbeddedServer, **changes: Any) -> Settings:
     return Settings(**{"redis_url": server.url, "health_token": TOKEN} | PATIENT | changes)
 
