@@ -7,12 +7,8 @@ from itertools import takewhile
 from typing import Any
 
 ABOUT_CONNECTIONS = {"HELLO", "CLIENT", "MONITOR"}
-ON_ITS_WAY = {
-    "TIME",
-    "SCRIPT",
-    "HINCRBY",
-    "EXPIRE",
-}  # a first connection, a first script, counts that were due
+# A first connection, a first script, counts that were due.
+ON_ITS_WAY = {"TIME", "SCRIPT", "HINCRBY", "EXPIRE"}
 
 
 def sent(client: Any, act: Callable[[], object], but: Iterable[str] = ()) -> list[str]:

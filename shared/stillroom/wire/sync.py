@@ -124,14 +124,15 @@ class Link:
         return True
 
     def _wait_at_most(self, seconds: float) -> None:
-        """For each call of the socket. The kernel does that for nothing; Python's own timeout asks it before each
-        call whether it would have to wait, which is half of what the call costs."""
-        if not self._is_timed_by_kernel:
-            return self._socket.settimeout(seconds)  # type: ignore[no-any-return]
-        whole = int(seconds)
-        timeval = struct.pack("@ll", whole, max(1, int((seconds - whole) * 1_000_000)))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        return self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)  # type: ignore[no-any-return]
+        """For each call of the socket. The kernel does that for nothing; Python's own timeout makes a system call
+        more, before each send and receive."""
+        if self._is_timed_by_kernel:
+            whole = int(seconds)
+            timeval = struct.pack("@ll", whole, max(1, int((seconds - whole) * 1_000_000)))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        else:
+            self._socket.settimeout(seconds)
 
     def limit(self, seconds: float) -> None:
         """Be less patient than usual, for this exchange."""
