@@ -1,0 +1,57 @@
+"""A real server whose wall clock a test can move while it runs."""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom.embedded import EmbeddedServer
+from stillroom.leash import until
+
+SHIM = Path(__file__).with_name("clock_shim.c")
+
+
+class ClockedServer(EmbeddedServer):
+    """redis-server under a preloaded library that moves its clock. Skips the test where it can't be had."""
+
+    def __init__(self, **options: Any) -> None:
+        binary, compiler = shutil.which("redis-server"), shutil.which("gcc")
+        if binary is None or compiler is None:
+            pytest.skip("moving a server's clock needs redis-server and gcc")
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="clocked-"))
+        library, offset, wrapper = folder / "shim.so", folder / "offset", folder / "server"
+        subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, SHIM], check=True)
+        offset.write_bytes(bytes(8))
+        with offset.open("r+b") as file:
+            self._offset = mmap.mmap(file.fileno(), 8)
+        wrapper.write_text(
+            f"#!/bin/sh\nexport LD_PRELOAD={library} CLOCK_OFFSET_FILE={offset}\n"
+            f'exec {binary} "$@"\n'
+        )
+        wrapper.chmod(0o755)
+        super().__init__(binary=str(wrapper), **options)
+
+    def stop(self) -> None:
+        """End it and remove what moved its clock."""
+        super().stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def set_clock(self, seconds: float) -> None:
+        """Let the server's clock stand off from the machine's by this many seconds, at once."""
+        self._offset[:] = struct.pack("<q", round(seconds * 1_000_000))
+        with redis.Redis.from_url(self.url) as client:
+            until(lambda: self._is_at(client, seconds), 5.0)
+
+    @staticmethod
+    def _is_at(client: redis.Redis, seconds: float) -> bool:
+        at, us = client.time()
+        return abs(at + us / 1e6 - time.time() - seconds) < 0.5
