@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
+from stillroom.agreed import Agreed
 from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
@@ -22,6 +23,7 @@ from stillroom.cache import (
     cache_on,
     shard_keys,
 )
+from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.health import AsyncHealth, Health, HealthBody
@@ -74,6 +76,9 @@ class _Room:
         else:
             self._state_server = Server(self.settings, self.settings.redis_url, "Redis")
             self.state_stats = Stats(Keys(self.settings.namespace))
+        # Operations for `state`: what must be alike in all processes, and what could not be done.
+        self.agreed = Agreed(self.keys, self._state_server)
+        self.dead_letters = DeadLetters(self.keys)
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )

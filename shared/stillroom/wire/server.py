@@ -41,6 +41,7 @@ class Server:
     def __init__(self, settings: Settings, url: str, name: str) -> None:
         self.settings = settings
         self.name = name
+        self.run = b""  # the server's run id, as the newest connection heard it; empty while it is not known
         # redis-py as a connection factory, without its patience: the wire keeps the deadlines. RESP2, because
         # pushes on RESP3 switch off redis-py's check for unread replies, and two handshake replies are enough.
         pool = redis.ConnectionPool.from_url(
