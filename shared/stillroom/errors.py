@@ -62,8 +62,9 @@ class UnknownLoader(StillroomError, LookupError):
 class RedisUnavailable(StillroomError):
     """Redis did not answer in time, or at all.
 
-    `reason` is one word: refused, timeout, closed, breaker, pool, budget, auth, nocluster,
-    or, in `RedisRefused`, the server's own error code in lower case.
+    `reason` is one word: refused, timeout, closed, breaker, pool, budget, contended, nocluster; auth, select or
+    time for the part of a connection's handshake that was refused; settings: see SettingsDiffer; or, in
+    `RedisRefused`, the server's own error code in lower case.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -107,7 +108,9 @@ class SettingsDiffer(RedisUnavailable):
 
 
 # Reasons that another attempt, later, will not mend.
-FINAL = frozenset({"auth", "noauth", "wrongpass", "noperm", "protocol", "nocluster", "settings"})
+FINAL = frozenset(
+    {"auth", "select", "time", "noauth", "wrongpass", "noperm", "protocol", "nocluster", "settings"}
+)
 
 
 class SessionStoreUnavailable(RedisUnavailable):
