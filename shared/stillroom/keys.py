@@ -74,6 +74,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from stillroom.errors import InvalidKey
 
@@ -120,7 +121,7 @@ class Keys:
         self.trimmed = f"{cache}trimmed".encode()
         self.entry_prefix = f"{cache}e:".encode()
         self.index_prefix = f"{cache}i:".encode()
-        self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
+        self._shards = _session_shards(namespace)
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
@@ -188,6 +189,12 @@ class Keys:
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
         return f"{self._namespace}.{kind}"
+
+
+@lru_cache(16)
+def _session_shards(namespace: str) -> Sequence[bytes]:
+    """What the keys of each shard of the sessions begin with."""
+    return [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
 
 
 def kind_of(key: bytes) -> str:
