@@ -52,7 +52,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:bans           | zset   | subject → until when, ms                        | 31 d         | lib/ban.lua     |
 | ns:bans:times     | list   | when rules banned, ms, newest first             | 1 min        | abuse_judge     |
 | ns:orders         | zset   | what apps ordered from workers and is not done  | until done,  | write_orders,   |
-|                   |        | `o:<kind> <JSON>` → when it is due, ms          | 10,000       | take_order …    |
+|                   |        | `<kind> <JSON>` → when it is due, µs            | 10,000       | take_order …    |
 | ns:orders:tries   | hash   | order → how often it was begun                  | as its order | take_order      |
 | ns:dead-letters   | stream | what could not be done and waits for a person:  | 1,000; 90 d  | dead_letter     |
 |                   |        | `kind` `body` `reason` `tries` `cut`            |              |                 |
