@@ -17,6 +17,7 @@ from stillroom import Freshness, InvalidKey, ValueTooLarge
 from stillroom.codec import Unencodable
 from stillroom.operation import Pause
 from tests.support.entries import age
+from tests.support.monitor import sent
 
 HANDSHAKE = {"HELLO", "CLIENT", "MONITOR"}  # of the client that looks on
 
@@ -773,6 +774,26 @@ def test_a_process_that_remembers_little_asks_for_the_rest(room: Any, make_room:
         assert forgetful.cache.get_entry("soft").freshness is Freshness.STALE
     room.cache.invalidate_by_tag("never")
     assert forgetful.cache.get("alive") is None
+
+
+def test_a_new_process_asks_for_few_marks(room: Any, make_room: Any, client: Any) -> None:
+    """Its first read brings a thousand marks at most; about older entries it asks by tag, once for each tag."""
+    keys = [f"k:{n}" for n in range(40)]
+    for n, key in enumerate(keys):
+        room.cache.set(key, n, tags=[f"old:{n}"])
+    room.cache.invalidate_by_tag(*[f"old:{n}" for n in range(20)])
+    room.cache.invalidate_by_tag("old:20", soft=True)
+    for start in range(0, 3_000, 100):
+        room.cache.invalidate_by_tag(*[f"x:{n}" for n in range(start, start + 100)])
+    new = make_room()
+    new.stats.due = 1 << 62  # no counts ride along
+    before = client.info("stats")["total_net_output_bytes"]
+    assert new.cache.get(keys[0]) is None
+    brought = client.info("stats")["total_net_output_bytes"] - before
+    assert brought < 60_000  # all 3,000 marks would be more than 100,000 bytes
+    assert [new.cache.get(key) for key in keys] == [None] * 20 + list(range(20, 40))
+    assert new.cache.get_entry(keys[20]).freshness is Freshness.STALE
+    assert sent(client, lambda: [new.cache.get(key) for key in keys[21:]]) == ["MGET"] * 19
 
 
 # Bounds
