@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from stillroom import Stillroom
+from stillroom import Settings, Stillroom
 
 
 class WorkerApp(Protocol):
     """The Celery app, as the tasks see it."""
+
+    settings: Settings
 
     @property
     def room(self) -> Stillroom: ...
 
     def task(self, body: Any, *, name: str, ignore_result: bool = True) -> Any: ...
 
-    def send_task(self, name: str) -> Any: ...
+    def send_task(self, name: str, **options: Any) -> Any: ...
