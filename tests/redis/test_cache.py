@@ -97,10 +97,20 @@ def test_redis_forgets_an_entry_after_ttl_and_swr(room: Any, client: Any) -> Non
 
 
 def test_a_large_value_is_compressed(room: Any, client: Any) -> None:
-    """Above the threshold the payload is compressed, and reads the same."""
-    room.cache.set("k", "jam " * 10_000)
-    assert client.strlen(room.keys.entry(b"k")) < 4_000
-    assert room.cache.get("k", str) == "jam " * 10_000
+    """A value that would not fit otherwise is compressed, and reads the same."""
+    room.cache.set("k", "jam " * 300_000)
+    assert client.strlen(room.keys.entry(b"k")) < 40_000
+    assert room.cache.get("k", str) == "jam " * 300_000
+
+
+def test_a_value_that_fits_is_stored_as_it_is(room: Any, make_room: Any, client: Any) -> None:
+    """Decompression costs more than a round trip; who wants the memory back says so, and both read either kind."""
+    thrifty = make_room(compress_above=4_096)
+    room.cache.set("plain", "jam " * 25_000)
+    thrifty.cache.set("packed", "jam " * 25_000)
+    assert client.strlen(room.keys.entry(b"plain")) > 100_000
+    assert client.strlen(room.keys.entry(b"packed")) < 4_000
+    assert room.cache.get("packed", str) == thrifty.cache.get("plain", str) == "jam " * 25_000
 
 
 def test_a_value_over_the_limit_is_refused_and_the_old_one_stays(room: Any) -> None:
