@@ -1,0 +1,220 @@
+"""What do a large invalidation, and the reclaim behind it, cost; and what a read of a hundred keys?
+
+`invalidate_by_tag` on a tag of many entries and of ten; another client's GETs alone, beside a client that only reads,
+and beside the reclaim of that tag by one thread, each in a process of its own; `get_many` of a hundred values beside
+one MGET by redis-py with pydantic's validation; the memory that a tag takes per entry; and what the first read of a
+new process costs when there are many marks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+import redis
+from bench.harness import Contestant, compete, ready
+from bench.raw import floors
+from bench.report import Promise, Section, Table, contest_table
+from bench.stage import PATIENT, Effort, Stage, stage
+from stillroom import NoDispatch, Settings, Stillroom
+from stillroom.cache.entry import body
+
+READS_S = 1.5  # of another client's reads before the reclaim
+LARGE_OVER_SMALL, RECLAIM_RATE, SLOWER = 1.5, 40_000, 2.0
+MANY_OVER_MGET = 1.5
+FIRST_READ_US = 1_000
+
+# What one put.lua writes, many times over: a server fills itself faster than a client can.
+FILL = """
+local prefix, index, tag, clock = ARGV[1], ARGV[2], ARGV[3], redis.call('GET', KEYS[1])
+local epoch, stamp = string.match(clock, '^(%w+)%.(%d+)$')
+for n = tonumber(ARGV[4]), tonumber(ARGV[5]) do
+  local name = 'k:' .. n
+  local rest = string.gsub(ARGV[6], '@', name, 1)
+  redis.call('SET', prefix .. name, table.concat({'1', epoch, stamp, ARGV[7], '0', rest}, '\\t'), 'PX', 3600000)
+  if index ~= '' then redis.call('ZADD', index, ARGV[7], name) end
+end
+"""
+
+
+class Product(BaseModel):
+    id: int
+    name: str
+    price_cents: int
+
+
+def run(effort: Effort) -> Section:
+    entries = effort.pick(smoke=500, quick=50_000, usual=300_000, full=1_000_000)
+    marks = effort.pick(smoke=300, quick=20_000, usual=60_000, full=200_000)
+    with stage() as here:
+        many, many_promise = get_many(here, effort)
+        section = Section("invalidation", "Invalidation, and what is behind it", [many])
+        tag(here, entries, section)
+        first_read(here, marks, section)
+    section.promises.insert(0, many_promise)
+    return section
+
+
+def get_many(here: Stage, effort: Effort) -> tuple[Table, Promise]:
+    """A hundred values by get_many, beside one MGET and validation."""
+    room, client = here.room, here.client
+    products = {f"p:{n}": Product(id=n, name="Plum jam", price_cents=n) for n in range(100)}
+    room.cache.set_many(products, type=Product)
+    client.mset({key: value.model_dump_json() for key, value in products.items()})
+    keys, adapter = list(products), TypeAdapter(Product)
+
+    def mget() -> list[Product]:
+        return [adapter.validate_json(value) for value in client.mget(keys)]
+
+    contestants = [
+        floors(here.url)[0],
+        Contestant("MGET and pydantic", "bare", ready(mget), package="redis"),
+        Contestant(
+            "get_many(100, Product)", "ours", ready(lambda: room.cache.get_many(keys, Product))
+        ),
+    ]
+    results = compete(contestants, rounds=effort.rounds, hits=max(2, effort.hits // 6))
+    figure = results.ratio("get_many(100, Product)", "MGET and pydantic")
+    claim = "get_many of 100 adds, × MGET by redis-py and pydantic"
+    return contest_table(results, "a hundred values"), Promise(claim, figure, MANY_OVER_MGET)
+
+
+def tag(here: Stage, entries: int, section: Section) -> None:
+    """A tag with many entries: what it takes to kill them, and to free their memory beside other clients."""
+    room, client = here.room, here.client
+    plain = fill(here, entries, "")
+    with_tag = fill(here, entries, "large")
+    bytes_each = (with_tag - plain) / entries
+    section.notes.append(f"{bytes_each:.0f} bytes per entry and tag beyond the entry itself")
+    room.cache.set_many({f"s:{n}": n for n in range(10)}, tags=["small"])
+    large, small = invalidate_in_turns(room, "large", "small")
+    table = Table(["invalidate_by_tag", "µs"])
+    table.add(f"{entries:,} entries", f"{large:.0f}")
+    table.add("10 entries", f"{small:.0f}")
+    client.set("probe", "x" * 100)
+    quiet = latencies(client, lambda waited: waited > READS_S)
+    busy, _ = beside("read", here)
+    during, report = beside("reclaim", here)
+    rate = report["deleted"] / report["seconds"]
+    others = Table(["another client's GET", "p50 µs", "p99 µs"])
+    for name, taken in (("alone", quiet), ("beside a reader", busy), ("beside a reclaim", during)):
+        others.add(name, f"{median(taken) * 1e6:.0f}", f"{percentile(taken) * 1e6:.0f}")
+    slower = percentile(during) / percentile(busy)
+    section.tables += [table, others]
+    section.promises += [
+        Promise("a large tag is invalidated, × a small one", large / small, LARGE_OVER_SMALL),
+        Promise("entries reclaimed a second", rate, RECLAIM_RATE, at_most=False, by="wall time"),
+        Promise("GET's p99 beside a reclaim, × beside a reader", slower, SLOWER, by="wall time"),
+    ]
+
+
+def invalidate_in_turns(room: Stillroom, *tags: str) -> list[float]:
+    """µs of each, medians."""
+    times: dict[str, list[float]] = {one: [] for one in tags}
+    for _ in range(200):
+        for one, taken in times.items():
+            began = time.perf_counter()
+            room.cache.invalidate_by_tag(one)
+            taken.append(time.perf_counter() - began)
+    return [median(taken) * 1e6 for taken in times.values()]
+
+
+def first_read(here: Stage, marks: int, section: Section) -> None:
+    """What a process that has just started asks for, while all others wait."""
+    room, client = here.room, here.client
+    client.flushall()
+    room.cache.set("k", 1, tags=["t"])
+    for start in range(0, marks, 100):
+        room.cache.invalidate_by_tag(*[f"m:{n}" for n in range(start, start + 100)])
+    client.config_set("slowlog-log-slower-than", 0)
+    took, longest = [], []
+    for _ in range(5):
+        with Stillroom(here.settings, dispatch=NoDispatch()) as new:
+            client.slowlog_reset()
+            began = time.thread_time()
+            new.cache.get("k")
+            took.append(time.thread_time() - began)
+            longest.append(max(one["duration"] for one in client.slowlog_get(50)))
+    client.config_set("slowlog-log-slower-than", -1)
+    table = Table([f"the first read of a process, {marks:,} marks", "CPU ms", "longest command µs"])
+    table.add("cache.get", f"{median(took) * 1e3:.1f}", f"{median(longest):.0f}")
+    section.tables.append(table)
+    claim = "longest command of a new process' first read, µs"
+    section.promises.append(Promise(claim, median(longest), FIRST_READ_US, by="slow log"))
+
+
+# --- other processes ------------------------------------------------------------------------------
+
+
+def beside(what: str, here: Stage) -> tuple[list[float], Any]:
+    """→ (latencies while another process does this, what it reports)."""
+    command = [sys.executable, "-m", "bench.invalidation", what, here.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        times = latencies(here.client, lambda _: other.poll() is not None)
+        return times, json.loads(other.stdout.read())
+
+
+def reclaim(url: str) -> dict[str, float]:
+    """What a worker's thread does."""
+    with Stillroom(Settings(**{"redis_url": url} | PATIENT), dispatch=NoDispatch()) as room:
+        print("ready", flush=True)
+        began, deleted = time.perf_counter(), 0
+        while (done := room.cache.reclaim(budget=600))["done"]:
+            deleted += done["deleted"]
+        return {"deleted": deleted, "seconds": time.perf_counter() - began}
+
+
+def read(url: str) -> int:
+    """Another app's process: one GET after the other."""
+    with redis.Redis.from_url(url) as client:
+        print("ready", flush=True)
+        return len(latencies(client, lambda waited: waited > READS_S))
+
+
+def latencies(client: Any, enough: Callable[[float], bool]) -> list[float]:
+    """Seconds of one GET after the other."""
+    times: list[float] = []
+    started = time.perf_counter()
+    while not enough(time.perf_counter() - started):
+        for _ in range(50):
+            began = time.perf_counter()
+            client.get("probe")
+            times.append(time.perf_counter() - began)
+    return times
+
+
+def percentile(times: list[float], share: float = 0.99) -> float:
+    return sorted(times)[int(len(times) * share)]
+
+
+def fill(here: Stage, entries: int, tag: str) -> int:
+    """→ used_memory with so many entries."""
+    room, client = here.room, here.client
+    client.flushall()
+    room.cache.invalidate_by_tag("begin")
+    room.cache.reclaim()  # a first epoch asks for a sweep; it is not what is measured
+    payload = b'{"id":7,"name":"Plum jam","price_cents":350}'
+    tags = [tag.encode()] if tag else []
+    rest = body(b"j", b"", b"@", tags, payload).partition(b"\t")[2]
+    index = room.keys.index(tag.encode()) if tag else b""
+    expires = str(int((time.time() + 3600) * 1000))
+    script = client.register_script(FILL)
+    for start in range(0, entries, 5_000):
+        last = min(start + 5_000, entries) - 1
+        args = [room.keys.entry_prefix, index, tag, start, last, rest, expires]
+        script(keys=[room.keys.clock], args=args)
+    return int(client.info("memory")["used_memory"])
+
+
+if __name__ == "__main__":
+    _, asked, where = sys.argv
+    print(json.dumps({"reclaim": reclaim, "read": read}[asked](where)))
