@@ -1,6 +1,6 @@
-"""`python -m bench [part …] [--quick | --full]`: measure the parts, each in a process of its own, and keep the results.
+"""`python -m bench [part …] [--quick | --full]`: measure parts, each in a process of its own, and keep the results.
 
-The results of a quick run are for whoever runs it; those of others are what README and docs show.
+The results of a quick run are for whoever runs it. Those of others are what README and docs show.
 """
 
 from __future__ import annotations

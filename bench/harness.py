@@ -1,9 +1,9 @@
 """How everything here is measured: callables side by side, in rounds that take turns.
 
-The figure is the CPU time of the calling thread: what a call takes away from the other requests of its process. The
-floor is a raw round trip (a plain socket and hiredis). What a contestant *adds* is its figure minus the floor of its
-kind. The speed of a machine drifts, so nothing is compared across rounds: in every round each contestant makes the
-same number of calls, ratios are taken inside the round, and their median is printed with the quartiles.
+The figure is the CPU time of the calling thread: what a call takes away from the other requests of its process.
+The floor is a raw round trip (a plain socket and hiredis). What a contestant *adds* is its figure minus the floor of
+its kind. The speed of a machine drifts, so nothing is compared across rounds: in every round each contestant makes
+the same number of calls, ratios are taken inside the round, and their median is printed with the quartiles.
 
 CPU time still moves with the machine: what a system call costs beside Python, and whether the server shares the CPU
 and its caches. So the *steps* of a call are counted too: the instructions of Python's bytecode that the calling
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -297,19 +296,6 @@ def quiet_gc() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()
-
-
-def apart_from(server_pid: int) -> None:
-    """This process on one CPU, the server on the others, where there are any.
-
-    As in real life, where Redis is on another machine: what a request needs is still in the caches of its CPU, and
-    the server has not pushed it out. CPU time is counted, so waiting for another CPU to wake costs nothing.
-    """
-    if hasattr(os, "sched_setaffinity"):
-        cpus = os.sched_getaffinity(0)
-        ours = {max(cpus)}
-        os.sched_setaffinity(0, ours)
-        os.sched_setaffinity(server_pid, cpus - ours or ours)
 
 
 # --- what came out --------------------------------------------------------------------------------

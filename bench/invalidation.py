@@ -1,29 +1,26 @@
 """What do a large invalidation, and the reclaim behind it, cost; and what a read of a hundred keys?
 
-`invalidate_by_tag` on a tag of many entries and of ten; another client's GETs alone, beside a client that only reads,
-and beside the reclaim of that tag by one thread, each in a process of its own; `get_many` of a hundred values beside
-one MGET by redis-py with pydantic's validation; the memory that a tag takes per entry; and what the first read of a
-new process costs when there are many marks.
+`invalidate_by_tag` on a tag of many entries and of ten; another client's GETs alone, beside a client that only
+reads, and beside the reclaim of that tag by one thread, each in a process of its own; `get_many` of a hundred values
+beside one MGET by redis-py with pydantic's validation; the memory that a tag takes per entry; and what the first read
+of a new process costs when there are many marks.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-import redis
 from bench.harness import Contestant, compete, ready
+from bench.others import doing, latencies, percentile
+from bench.processes import cpus
 from bench.raw import floors
 from bench.report import Promise, Section, Table, contest_table
-from bench.stage import PATIENT, Effort, Stage, stage
-from stillroom import NoDispatch, Settings, Stillroom
+from bench.stage import Effort, Stage, stage
+from stillroom import NoDispatch, Stillroom
 from stillroom.cache.entry import body
 
 READS_S = 1.5  # of another client's reads before the reclaim
@@ -100,8 +97,8 @@ def tag(here: Stage, entries: int, section: Section) -> None:
     table.add("10 entries", f"{small:.0f}")
     client.set("probe", "x" * 100)
     quiet = latencies(client, lambda waited: waited > READS_S)
-    busy, _ = beside("read", here)
-    during, report = beside("reclaim", here)
+    busy, _ = beside(here, "gets", READS_S)
+    during, report = beside(here, "reclaim")
     rate = report["deleted"] / report["seconds"]
     others = Table(["another client's GET", "p50 µs", "p99 µs"])
     for name, taken in (("alone", quiet), ("beside a reader", busy), ("beside a reclaim", during)):
@@ -113,6 +110,13 @@ def tag(here: Stage, entries: int, section: Section) -> None:
         Promise("entries reclaimed a second", rate, RECLAIM_RATE, at_most=False, by="wall time"),
         Promise("GET's p99 beside a reclaim, × beside a reader", slower, SLOWER, by="wall time"),
     ]
+
+
+def beside(here: Stage, what: str, *arguments: object) -> tuple[list[float], Any]:
+    """→ (latencies while another process does this, what it reports)."""
+    with doing(what, here.url, *arguments, cpu=cpus()[0]) as other:
+        times = latencies(here.client, lambda _: other.is_done)
+        return times, other.report()
 
 
 def invalidate_in_turns(room: Stillroom, *tags: str) -> list[float]:
@@ -150,50 +154,7 @@ def first_read(here: Stage, marks: int, section: Section) -> None:
     section.promises.append(Promise(claim, median(longest), FIRST_READ_US, by="slow log"))
 
 
-# --- other processes ------------------------------------------------------------------------------
-
-
-def beside(what: str, here: Stage) -> tuple[list[float], Any]:
-    """→ (latencies while another process does this, what it reports)."""
-    command = [sys.executable, "-m", "bench.invalidation", what, here.url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        times = latencies(here.client, lambda _: other.poll() is not None)
-        return times, json.loads(other.stdout.read())
-
-
-def reclaim(url: str) -> dict[str, float]:
-    """What a worker's thread does."""
-    with Stillroom(Settings(**{"redis_url": url} | PATIENT), dispatch=NoDispatch()) as room:
-        print("ready", flush=True)
-        began, deleted = time.perf_counter(), 0
-        while (done := room.cache.reclaim(budget=600))["done"]:
-            deleted += done["deleted"]
-        return {"deleted": deleted, "seconds": time.perf_counter() - began}
-
-
-def read(url: str) -> int:
-    """Another app's process: one GET after the other."""
-    with redis.Redis.from_url(url) as client:
-        print("ready", flush=True)
-        return len(latencies(client, lambda waited: waited > READS_S))
-
-
-def latencies(client: Any, enough: Callable[[float], bool]) -> list[float]:
-    """Seconds of one GET after the other."""
-    times: list[float] = []
-    started = time.perf_counter()
-    while not enough(time.perf_counter() - started):
-        for _ in range(50):
-            began = time.perf_counter()
-            client.get("probe")
-            times.append(time.perf_counter() - began)
-    return times
-
-
-def percentile(times: list[float], share: float = 0.99) -> float:
-    return sorted(times)[int(len(times) * share)]
+# --- what it is done to ---------------------------------------------------------------------------
 
 
 def fill(here: Stage, entries: int, tag: str) -> int:
@@ -213,8 +174,3 @@ def fill(here: Stage, entries: int, tag: str) -> int:
         args = [room.keys.entry_prefix, index, tag, start, last, rest, expires]
         script(keys=[room.keys.clock], args=args)
     return int(client.info("memory")["used_memory"])
-
-
-if __name__ == "__main__":
-    _, asked, where = sys.argv
-    print(json.dumps({"reclaim": reclaim, "read": read}[asked](where)))

@@ -1,4 +1,4 @@
-"""What a part of the bench found: tables, promises kept or broken, charts. It is printed and kept in bench/results."""
+"""What a part of the bench found: tables, promises kept or broken, charts. Printed, and kept in bench/results."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import redis
-from bench.harness import apart_from
+from bench.processes import apart_from
 from stillroom import NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 
@@ -39,7 +39,7 @@ class Effort:
 
 EFFORTS = {
     "smoke": Effort("smoke", 2, 2),
-    "quick": Effort("quick", 20, 40),
+    "quick": Effort("quick", 15, 30),
     "usual": Effort("usual", 60, 60),
     "full": Effort("full", 120, 100),
 }
@@ -60,11 +60,12 @@ class Stage:
 
 
 @contextmanager
-def stage(**changes: Any) -> Iterator[Stage]:
-    """An embedded server on a CPU of its own, where there are two. Settings can be changed."""
+def stage(*, apart: bool = True, **changes: Any) -> Iterator[Stage]:
+    """An embedded server, `apart` on a CPU of its own where there are two. Settings can be changed."""
     clear_environment()
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
-        apart_from(server.pid)
+        if apart:
+            apart_from(server.pid)
         settings = Settings(**{"redis_url": server.url} | PATIENT | changes)
         with Stillroom(settings, dispatch=NoDispatch()) as room:
             room.stats.due = NEVER  # what rides along every 5 s is not what is measured

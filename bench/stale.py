@@ -1,8 +1,8 @@
 """What does a stale hit cost beside a fresh one, and how often does it cost more?
 
 Three kinds of read of the same value through a registered loader, interleaved in rounds: a fresh hit; the first
-stale read of a period, which takes the refresh lease and hands an order to the dispatcher; and the stale reads after
-it. For each: round trips as the server counted them, and the median wall and thread CPU time.
+stale read of a period, which takes the refresh lease and hands an order to the dispatcher; and the stale reads
+after it. For each: round trips as the server counted them, and the median wall and thread CPU time.
 """
 
 from __future__ import annotations
