@@ -1,13 +1,15 @@
 """How everything here is measured: callables side by side, in rounds that take turns.
 
 The figure is the CPU time of the calling thread: what a call takes away from the other requests of its process.
-The floor is a raw round trip (a plain socket and hiredis). What a contestant *adds* is its figure minus the floor of
-its kind. The speed of a machine drifts, so nothing is compared across rounds: in every round each contestant makes
-the same number of calls, ratios are taken inside the round, and their median is printed with the quartiles.
+The floor is a raw round trip (a plain socket and hiredis). What a contestant *adds* is its figure minus the
+floor of its kind. The speed of a machine drifts. So nothing is compared across rounds: in every round each
+contestant makes the same number of calls, ratios are taken inside the round, and their median is printed with
+the quartiles.
 
-CPU time still moves with the machine: what a system call costs beside Python, and whether the server shares the CPU
-and its caches. So the *steps* of a call are counted too: the instructions of Python's bytecode that the calling
-thread executes. They are the same on every machine with the same versions of Python and of the packages.
+CPU time still moves with the machine: what a system call costs beside Python, and whether the server shares the
+CPU and its caches. So the *steps* of a call are counted too: the instructions of Python's bytecode that the
+calling thread executes. They are the same on every machine with the same versions of Python and of the
+packages.
 """
 
 from __future__ import annotations

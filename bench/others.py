@@ -1,4 +1,4 @@
-"""What other processes do while something is measured. `python -m bench.others <what> <url> …`; each says `ready`."""
+"""What other processes do while something is measured: `python -m bench.others <what> <url> …`."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Process:
         """CPU time that it and its children have taken so far."""
         family = (self._process, *self._process.children(recursive=True))
         times = [one.cpu_times() for one in family]
-        return 1e6 * sum(one.user + one.system for one in times)
+        return 1e6 * float(sum(one.user + one.system for one in times))
 
     def wait_for(self, ready: Callable[[], Any]) -> None:
         """Until it is ready. Raises RuntimeError with its log if that takes too long."""

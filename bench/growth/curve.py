@@ -69,10 +69,8 @@ def server_us(client: Any, act: Act, commands: Sequence[str], calls: int = 50) -
     for _ in range(calls):
         act()
     stats = client.info("commandstats")
-    return (
-        sum(stats[f"cmdstat_{one}"]["usec"] for one in commands if f"cmdstat_{one}" in stats)
-        / calls
-    )
+    names = [name for name in map("cmdstat_{}".format, commands) if name in stats]
+    return float(sum(stats[name]["usec"] for name in names)) / calls
 
 
 def used_memory(client: Any) -> int:

@@ -15,6 +15,7 @@ from bench.stage import Effort, Stage, stage
 from stillroom import NoDispatch, Stillroom
 
 PER_S = 100  # reads of a process that is not busy
+INFO_BYTES = 3_000  # of the answer that says how many bytes there were
 
 
 def rate(effort: Effort, section: Section) -> None:
@@ -62,7 +63,8 @@ def invalidating(here: Stage, per_s: int) -> AbstractContextManager[object]:
 
 def calmly(client: Any, get: Any, plain: Any, reads: int) -> tuple[float, float]:
     """A hundred of both a second: → (CPU of ours as a multiple of GET, bytes of ours)."""
-    mine, theirs, sizes = [], [], []
+    mine: list[int] = []
+    theirs: list[int] = []
     for _ in range(reads):
         time.sleep(1 / PER_S)
         for act, taken in ((plain, theirs), (get, mine)):
@@ -73,8 +75,8 @@ def calmly(client: Any, get: Any, plain: Any, reads: int) -> tuple[float, float]
     for _ in range(10):
         time.sleep(1 / PER_S)
         get()
-    sizes.append((client.info("stats")["total_net_output_bytes"] - before - 3_000) / 10)
-    return median(mine) / median(theirs), max(0.0, sizes[0])
+    size = (client.info("stats")["total_net_output_bytes"] - before - INFO_BYTES) / 10
+    return median(mine) / median(theirs), max(0.0, size)
 
 
 def marks(effort: Effort, section: Section) -> None:

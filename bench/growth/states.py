@@ -32,7 +32,7 @@ def sessions(effort: Effort, section: Section) -> None:
     with stage() as here:
         room, client = here.room, here.client
         client.hset("plain", mapping={name: str(value) for name, value in DATA.items()})
-        tokens = list[str]()
+        tokens = [room.sessions.create("first", DATA, tags=["mobile"]).token]
         for size in sizes:
             before, fewer = used_memory(client), len(tokens)
             while len(tokens) < size:
@@ -96,6 +96,7 @@ def clients(effort: Effort, section: Section) -> None:
     with stage() as here:
         room, client = here.room, here.client
         fresh = count()
+        room.limits.check("203.0.113.7", LIMITS)
 
         def new() -> object:
             return room.limits.check(_address(next(fresh)), LIMITS)

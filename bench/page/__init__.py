@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from statistics import median
 from typing import NamedTuple
 
@@ -27,7 +28,11 @@ PARTS = {
     "django": "django-redis, its sessions, django-ratelimit",
 }
 VARIANTS = ["bare", "usual", "ours", "near"]
-NO_NEAR = "near is skipped: this release has no near entries"
+NEEDS = {
+    "flask": ["flask_session", "flask_limiter", "flask_caching"],
+    "fastapi": ["starsessions", "slowapi", "cashews"],
+    "django": ["django_redis", "django_ratelimit"],
+}
 
 
 class Target(NamedTuple):
@@ -51,10 +56,20 @@ def run(effort: Effort) -> Section:
             stack.enter_context(App(framework, variant))
             for framework in frameworks
             for variant in VARIANTS
-            if variant != "near" or has_near()
+            if not why_not(framework, variant)
         ]
         figures = in_turns(apps, rounds, seconds)
-    return section(figures)
+    return section(figures, [why for f in frameworks for v in VARIANTS if (why := why_not(f, v))])
+
+
+def why_not(framework: str, variant: str) -> str:
+    """Why this one is skipped, or nothing."""
+    missing = [name for name in NEEDS[framework] if not find_spec(name)]
+    if variant == "usual" and missing:
+        return f"{label(framework, variant)}: skipped, without {', '.join(missing)}"
+    if variant == "near" and not has_near():
+        return f"{label(framework, variant)}: skipped, this release has no near entries"
+    return ""
 
 
 Found = dict[tuple[str, str], list[Figures]]
@@ -71,13 +86,13 @@ def in_turns(apps: list[App], rounds: int, seconds: float) -> Found:
     return found
 
 
-def section(found: Found) -> Section:
+def section(found: Found, skipped: list[str]) -> Section:
     return Section(
         name="page",
         title="The same page",
         tables=[table(found)],
         promises=list(promises(found)),
-        notes=list(notes(found)),
+        notes=[*notes(found), *skipped],
         charts={"page.svg": chart(found)},
         figures={
             f"{framework} {variant}": [one._asdict() for one in rounds]
@@ -104,7 +119,7 @@ def table(found: Found) -> Table:
         lines.add(
             label(framework, variant),
             f"{middle(rounds, lambda one: one.rate):,.0f}",
-            f"{ratio(found, framework, variant, lambda one: one.rate).p50:.2f}",
+            times(found, framework, variant),
             f"{middle(rounds, lambda one: one.p50):.1f}",
             f"{middle(rounds, lambda one: one.p99):.1f}",
             f"{middle(rounds, lambda one: one.app_us):,.0f}",
@@ -120,6 +135,12 @@ def middle(rounds: list[Figures], of: Callable[[Figures], float]) -> float:
     return median(map(of, rounds))
 
 
+def times(found: Found, framework: str, variant: str) -> str:
+    if (framework, "usual") not in found:
+        return ""
+    return f"{ratio(found, framework, variant, lambda one: one.rate).p50:.2f}"
+
+
 def ratio(found: Found, framework: str, variant: str, of: Callable[[Figures], float]) -> Spread:
     """Round by round, as a multiple of the usual parts of the same framework."""
     pairs = zip(found[framework, variant], found[framework, "usual"], strict=True)
@@ -129,12 +150,12 @@ def ratio(found: Found, framework: str, variant: str, of: Callable[[Figures], fl
 def promises(found: Found) -> Iterator[Promise]:
     for framework, target in TARGETS.items():
         for variant, least in zip(("ours", "near"), target, strict=True):
-            if (framework, variant) in found:
+            if {(framework, variant), (framework, "usual")} <= found.keys():
                 claim = f"{label(framework, variant)}: requests a second, × the usual parts"
                 figure = ratio(found, framework, variant, lambda one: one.rate)
                 yield Promise(claim, figure, least, at_most=False, by="wall time")
     for variant in ("ours", "near"):
-        if ("django", variant) in found:
+        if {("django", variant), ("django", "usual")} <= found.keys():
             claim = f"{label('django', variant)}: Redis' CPU a request, × the usual parts"
             figure = ratio(found, "django", variant, lambda one: one.redis_us)
             yield Promise(claim, figure, REDIS_CPU, by="the server's CPU")
@@ -144,8 +165,6 @@ def notes(found: Found) -> Iterator[str]:
     for framework in FRAMEWORKS:
         if (framework, "usual") in found:
             yield f"{NAMES[framework]}, the usual parts: {PARTS[framework]}"
-    if not has_near():
-        yield NO_NEAR
 
 
 def chart(found: Found) -> str:

@@ -54,8 +54,8 @@ class App:
         self._cookie = "" if self.variant == "bare" else self._log_in()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def _words(self) -> list[str]:
         made = f"bench.page.{self.framework}_app:{self.variant}"
