@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import time
 import warnings
 from pathlib import Path
 
-from bench.report import keep
+from bench.report import keep, summary
 from bench.stage import EFFORTS
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +43,8 @@ def main() -> int:
     failed = [part for part in options.parts or PARTS if not run_apart(part, options)]
     if failed:
         print(f"failed: {', '.join(failed)}")
+    else:
+        print(summary(options.out))
     return len(failed)
 
 
@@ -57,6 +60,7 @@ def run_apart(part: str, options: argparse.Namespace) -> bool:
 def run_part(part: str, level: str, out: Path) -> None:
     # The peers still call names that redis-py deprecates; that is not our news to print.
     warnings.simplefilter("ignore", DeprecationWarning)
+    logging.getLogger("stillroom").setLevel(logging.CRITICAL)  # some parts take Redis away
     section = importlib.import_module(f"bench.{part}").run(EFFORTS[level])
     print(section, flush=True)
     keep(section, out, level)

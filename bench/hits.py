@@ -41,7 +41,12 @@ def promises(results: Results, kind: Kind) -> Iterator[Promise]:
 
 def chart(results: Results) -> str:
     rows = [
-        Bar(one.name, Spread.of(results.added(one.name)).p50, "ours" if one.role == "ours" else "")
+        Bar(
+            one.name,
+            Spread.of(results.added(one.name)).p50,
+            "ours" if one.role == "ours" else "",
+            "blocking" if one.kind == "sync" else "awaited",
+        )
         for one in results.contestants
         if one.role != "floor"
     ]

@@ -155,13 +155,14 @@ def contest_table(results: Results, what: str) -> Table:
     table = Table([what, "version", *columns], left=2)
     for contestant in results.contestants:
         name = contestant.name
-        bare = results.bare(name)
+        bare, added = results.bare(name), Spread.of(results.added(name))
+        more = added.p50 > 0 or contestant.role == "floor"  # some calls need no round trip at all
         table.add(
             name,
             contestant.version,
             str(Spread.of(results.cpu(name))),
-            str(Spread.of(results.added(name))),
-            str(results.ratio(name, bare)),
+            str(added) if more else "–",
+            str(results.ratio(name, bare)) if more else "–",
             f"{results.steps[name]:,.0f}",
             f"{results.steps_ratio(name, bare):.2f}",
             f"{Spread.of(results.wall(name)).p50:.1f}",
@@ -221,6 +222,15 @@ def keep(section: Section, folder: Path, level: str) -> None:
     for name, svg in section.charts.items():
         (folder / name).write_text(svg, encoding="utf-8")
     (folder / "results.md").write_text(page(known), encoding="utf-8")
+
+
+def summary(folder: Path) -> str:
+    """How many promises were kept, and which were not."""
+    known = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    promises = [one for data in known.values() for one in Section.from_json(data).promises]
+    broken = [one for one in promises if not one.kept]
+    lines = [f"{len(promises) - len(broken)} promises kept, {len(broken)} broken in {folder}"]
+    return "\n".join([*lines, *map(str, broken)])
 
 
 def page(known: dict[str, Any]) -> str:
