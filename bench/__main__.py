@@ -26,6 +26,7 @@ PARTS = [
     "sessions",
     "limits",
     "server",
+    "abuse",
     "requests",
     "health",
     "invalidation",
