@@ -41,11 +41,12 @@ def main() -> int:
     if options.alone:
         run_part(options.alone, options.level, options.out)
         return 0
-    failed = [part for part in options.parts or PARTS if not run_apart(part, options)]
+    parts = options.parts or PARTS
+    failed = [part for part in parts if not run_apart(part, options)]
     if failed:
         print(f"failed: {', '.join(failed)}")
     else:
-        print(summary(options.out))
+        print(summary(options.out, parts))
     return len(failed)
 
 

@@ -224,10 +224,10 @@ def keep(section: Section, folder: Path, level: str) -> None:
     (folder / "results.md").write_text(page(known), encoding="utf-8")
 
 
-def summary(folder: Path) -> str:
-    """How many promises were kept, and which were not."""
+def summary(folder: Path, parts: Iterable[str]) -> str:
+    """How many promises of these parts were kept, and which were not."""
     known = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    promises = [one for data in known.values() for one in Section.from_json(data).promises]
+    promises = [one for part in parts for one in Section.from_json(known[part]).promises]
     broken = [one for one in promises if not one.kept]
     lines = [f"{len(promises) - len(broken)} promises kept, {len(broken)} broken in {folder}"]
     return "\n".join([*lines, *map(str, broken)])
