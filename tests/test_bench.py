@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bench import chart, report
-from bench.__main__ import PARTS, RESULTS
+from bench.__main__ import PARTS, RESULTS, arguments
 from bench.chart import Bar, Line
 from bench.harness import Contestant, Results, Spread, compete, counting, ready, ready_async
 from bench.page import traffic
@@ -149,6 +149,24 @@ def test_what_is_shown_was_measured() -> None:
         assert section["machine"]["level"] in ("usual", "full")
         assert all((RESULTS / name).exists() for name in section["charts"])
     assert report.page(known) == (RESULTS / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "level", "out"),
+    [
+        ([], "usual", RESULTS),
+        (["hits", "--full"], "full", RESULTS),
+        (["--quick"], "quick", ROOT / "artefacts" / "bench"),
+        (["--quick", "--out", "here"], "quick", Path("here")),
+    ],
+)
+def test_only_a_thorough_run_is_kept_in_the_repository(
+    words: list[str], level: str, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """README and docs show what bench/results holds, so a quick run goes elsewhere."""
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    options = arguments()
+    assert (options.level, options.out) == (level, out)
 
 
 @pytest.mark.long
