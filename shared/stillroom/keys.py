@@ -22,13 +22,15 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
 | ns:{s<shard>}:…   | of one shard of the sessions, 00 to ff: lib/session.lua |              | session_*       |
-|       …s:<h>      | hash   | a session, by the HMAC of its token; or where it| its deadline |                 |
-|                   |        | went when it was rotated                        | + 60 s; idle |                 |
+|       …s:<h>      | hash   | a session, by the HMAC of its token             | its deadline |                 |
+|                   |        | or where it went when it was rotated; or where  | + 60 s; its  |                 |
+|                   |        | it is, under another pepper                     | absolute one |                 |
 |       …u:<user>   | zset   | the user's sessions → stamp                     | longest of   |                 |
 |       …g:<tag>    | zset   | the tag's sessions → stamp                      | their        |                 |
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
 |       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
 |       …clock      | string | the newest stamp                                | deadlines    |                 |
+| ns:sessions:shards| string | the most shards that a process has had          | 366 d        | session_shards  |
 | ns:{rl:<kind>:<value>}:… | of one subject of the limits. kind: `ip`, `user`, `ip&user` …; value: an address |
 |                   |        | or network, any other text as its HMAC, so it holds no brace |                |
 |       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
@@ -109,6 +111,7 @@ class Keys:
         self.trimmed = f"{cache}trimmed".encode()
         self.entry_prefix = f"{cache}e:".encode()
         self.index_prefix = f"{cache}i:".encode()
+        self.session_shards = f"{namespace}:sessions:shards".encode()
         self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
