@@ -7,7 +7,10 @@
 
 local HELD_US = 60000000
 local now = now_us()
-local session, _, _, late = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
+local session, _, dead, late = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
+if dead and redis.call('HEXISTS', dead.key, '_held') == 1 then
+  return {dead.h} -- it is this call, sent again
+end
 if not session then
   return {'', late and plain(late)}
 end

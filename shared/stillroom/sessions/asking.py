@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from stillroom.agreed import FIELDS_LIMIT, Rule, this_process
 from stillroom.errors import (
     OF_THE_COMMAND,
     RedisRefused,
@@ -15,7 +16,7 @@ from stillroom.errors import (
 )
 from stillroom.keys import Keys
 from stillroom.operation import Once, Operation
-from stillroom.scripts import session_shards
+from stillroom.scripts import agree
 from stillroom.sessions.ends import End, Undo, late_in
 from stillroom.sessions.token import SHARDS_LIMIT, Place
 from stillroom.settings import Settings
@@ -27,7 +28,6 @@ log = logging.getLogger("stillroom.sessions")
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
 SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
-SHARDS_KEPT_MS = 366 * 86_400_000  # no session lives longer
 
 
 class Asking:
@@ -134,7 +134,7 @@ class Asking:
     ) -> Operation[list[Any]]:
         """Return the replies of all shards, in order: those of this process, and more if another has said so."""
         known = self._known_shards
-        asked = [self._asking_shards(), *map(command, range(known))]
+        asked = [self._comparing_shards(), *map(command, range(known))]
         said, *replies = yield from self._ask(asked, kind)
         self._learn_shards(said)
         if self._known_shards > known:
@@ -142,23 +142,23 @@ class Asking:
             replies += yield from self._ask(list(more), kind)
         return replies
 
-    def _asking_shards(self) -> Command:
-        # Not GET: it refuses what is no string, and MGET says that there is nothing.
-        return (b"MGET", self._keys.session_shards)
+    def _saying_shards(self) -> list[Command]:
+        """What says how many shards this process has, now and then: before it makes a session."""
+        return [] if time.monotonic() < self._says_shards_at else [self._comparing_shards()]
 
-    def _learn_shards(self, reply: Sequence[bytes | None]) -> None:
-        said = reply[0] or b""
+    def _have_said_shards(self, reply: Sequence[bytes]) -> None:
+        self._learn_shards(reply)
+        self._says_shards_at = time.monotonic() + SHARDS_SAID_S
+
+    def _comparing_shards(self) -> Command:
+        """The command that agrees on the most shards that any process has."""
+        asked = ("session_shards", str(self._shards), Rule.LARGEST.value)
+        return agree([self._keys.agreed], this_process(), FIELDS_LIMIT, *asked)
+
+    def _learn_shards(self, reply: Sequence[bytes]) -> None:
+        said = reply[0]
         if said.isdigit() and self._known_shards < int(said) <= SHARDS_LIMIT:
             self._known_shards = int(said)
-
-    def _saying_shards(self) -> list[Command]:
-        """The command that says how many shards this process has, now and then: in front of what makes sessions."""
-        if time.monotonic() < self._says_shards_at:
-            return []
-        return [session_shards([self._keys.session_shards], self._shards, SHARDS_KEPT_MS)]
-
-    def _have_said_shards(self) -> None:
-        self._says_shards_at = time.monotonic() + SHARDS_SAID_S
 
 
 def steady_us() -> int:

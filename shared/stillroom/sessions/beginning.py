@@ -66,18 +66,29 @@ class Beginning:
         """The reply, and whether the one to replace may live on: it was rotated while this was on its way."""
         for _ in range(TRIES):
             sent = steady_us()
-            announces, way = self._asking._saying_shards(), self._making_way(sent)
-            batch = [*announces, *way, self._creating(sent)]
-            *before, reply = yield from self._asking._ask(batch, Once)
-            took = steady_us() - sent
-            if announces:
-                self._asking._have_said_shards()
-            late = self._late(before[-1] if way else None, reply)
+            way, reply = yield from self._send(sent)
+            late = self._late(way, reply)
             if reply[0] != b"again":
-                return reply, self._is_in_doubt(late, took)
+                return reply, self._is_in_doubt(late, steady_us() - sent)
             self.expired += reply[1]
             yield Pause(0)
         return (b"full", self._about[MOST]), False
+
+    def _send(self, now: int) -> Operation[tuple[Any, Any]]:
+        """The replies to what makes way, or None, and to the creation."""
+        says, way = self._asking._saying_shards(), self._making_way(now)
+        batch = [*says, *way, self._creating(now)]
+        try:
+            replies = yield from self._asking._ask(batch, Once)
+        except SessionStoreUnavailable as error:
+            if error.reason != "noscript":
+                raise
+            # The server lacked one of the scripts and had one behind it, so they would be out of order. It has all
+            # of them now, and each that is sent again recognises itself.
+            replies = yield from self._asking._ask(batch, Once)
+        if says:
+            self._asking._have_said_shards(replies[0])
+        return replies[-2] if way else None, replies[-1]
 
     def _making_way(self, now: int) -> list[Any]:
         if self._ending is None or self._is_near:
