@@ -33,7 +33,7 @@ local index = prefix .. 'u:' .. user
 if most > 0 then
   local names = redis.call('ZRANGE', index, 0, LOOKED_AT - 1)
   for _, other in ipairs(names) do
-    local session = read(prefix, other)
+    local session = read_record(prefix, other)
     if not session then
       gone[#gone + 1] = other
     elseif not (replaced and replaced.h == other) then

@@ -13,7 +13,7 @@ local index = prefix .. oldest[1]
 local names = redis.call('ZRANGEBYSCORE', index, '-inf', oldest[2], 'LIMIT', 0, most)
 local found = {}
 for _, h in ipairs(names) do
-  local session = read(prefix, h)
+  local session = read_record(prefix, h)
   if session then
     found[#found + 1] = session
   else

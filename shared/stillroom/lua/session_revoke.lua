@@ -18,7 +18,7 @@ if kept and not redis.call('ZSCORE', index, kept.h) then
 end
 local ended, found = 0, {}
 for _, h in ipairs(redis.call('ZRANGE', index, 0, most - 1)) do
-  local session = read(prefix, h)
+  local session = read_record(prefix, h)
   if not session then
     redis.call('ZREM', index, h) -- its record is gone; the sweep cleans up after it elsewhere
   elseif not (kept and kept.h == h) then

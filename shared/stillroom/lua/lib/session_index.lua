@@ -33,6 +33,12 @@ local function read_member(member)
   }
 end
 
+-- The record itself, which alone belongs into an index: not where it went.
+local function read_record(prefix, h)
+  local session = read(prefix, h)
+  return session and not session.to and session or nil
+end
+
 -- What is left of a session, ms, and a little more.
 local function life_of(limit, now)
   return math.max(0, math.ceil((limit - now) / 1000)) + SLACK_MS
@@ -110,10 +116,10 @@ local function sweep(prefix, now, most, ended)
   local dead = {}
   for i = 1, #due, 2 do
     local session = read_member(due[i])
-    local record = session and read(prefix, session.h)
+    local record = session and read_record(prefix, session.h)
     if not session then
       redis.call('ZREM', prefix .. 'x', due[i])
-    elseif record and not record.to and now < record.deadline then
+    elseif record and now < record.deadline then
       redis.call('ZADD', prefix .. 'x', plain(record.deadline), due[i])
     else
       dead[#dead + 1] = session
