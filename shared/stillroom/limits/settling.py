@@ -1,8 +1,8 @@
 """What this process and Redis have to tell one another before a subject is asked about: in exchanges of their own.
 
 A batch keeps no order where the server lost a script, and other threads have connections of their own. So nothing
-that must be told first rides in front of a check: it is told, and answered, before the check is sent. Meanwhile this
-process decides by itself (local.py), and knows of all hits.
+that must be told first rides in front of a check: it is told, and answered, before the check is sent. Until then
+the process decides by itself (local.py), and knows of all hits.
 """
 
 from __future__ import annotations
