@@ -22,8 +22,9 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
 | ns:{s<shard>}:…   | of one shard of the sessions, 00 to ff: lib/session.lua |              | session_*       |
-|       …s:<h>      | hash   | a session, by the HMAC of its token; or where it| its deadline |                 |
-|                   |        | went when it was rotated                        | + 60 s; idle |                 |
+|       …s:<h>      | hash   | a session, by the HMAC of its token             | its deadline |                 |
+|                   |        | or where it went when it was rotated; or where  | + 60 s; its  |                 |
+|                   |        | it is, under another pepper                     | absolute one |                 |
 |       …u:<user>   | zset   | the user's sessions → stamp                     | longest of   |                 |
 |       …g:<tag>    | zset   | the tag's sessions → stamp                      | their        |                 |
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
@@ -34,12 +35,17 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
 |                   |        | (lib/hits.lua)                                  |              | _charge, _refund|
 |       …<limit>!near        | string | a `near` event was written             | the window   | limit_check     |
+|       …<limit>!born        | string | since when it has not been reset, µs   | the window   | limit_check     |
 |       …!denied    | string | denials                                         | 10 min       | limit_check     |
 |       …!ban       | string | why, as JSON; as long as it is there, a ban (ip)| the ban      | lib/ban.lua     |
 |       …!level     | string | how many bans it has had                        | 7 d          | abuse_judge     |
 |       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
 |                   |        | for ten minutes                                 |              |                 |
-| ns:{rl:!held}:<id>| string | a reservation that may still be refunded        | the window   | limit_check     |
+| ns:{rl:!held}:<id>| hash   | a reservation that may still be refunded: see   | the window;  | limit_check,    |
+|                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _refund|
+| ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |
+| ns:limits:windows | hash   | limit → its longest window, µs, and when that   | 366 d, 1,000 | limit_windows   |
+|                   |        | was said                                        |              |                 |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
 |                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
@@ -51,6 +57,13 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | and what was done                               | + 1 h        |                 |
 | ns:bans           | zset   | subject → until when, ms                        | 31 d         | lib/ban.lua     |
 | ns:bans:times     | list   | when rules banned, ms, newest first             | 1 min        | abuse_judge     |
+| ns:orders         | zset   | what apps ordered from workers and is not done  | until done,  | write_orders,   |
+|                   |        | `o:<kind> <JSON>` → when it is due, ms          | 10,000       | take_order …    |
+| ns:orders:tries   | hash   | order → how often it was begun                  | as its order | take_order      |
+| ns:dead-letters   | stream | what could not be done and waits for a person:  | 1,000; 90 d  | dead_letter     |
+|                   |        | `kind` `body` `reason` `tries` `cut`            |              |                 |
+| ns:agreed         | hash   | settings that all processes have alike: name →  | none, 1,000  | agree           |
+|                   |        | value, id, who brought it                       | fields       |                 |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 | ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
@@ -93,10 +106,15 @@ class Keys:
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
+        self.orders = f"{namespace}:orders".encode()
+        self.order_tries = self.orders + b":tries"
+        self.dead_letters = f"{namespace}:dead-letters".encode()
+        self.agreed = f"{namespace}:agreed".encode()
         self.abuse = f"{namespace}:abuse".encode()
         self.abuse_log = self.abuse + b":log"
         self.abuse_aside = self.abuse + b":aside"
         self.abuse_groups = self.abuse + b":groups"
+        self.limit_windows = f"{namespace}:limits:windows".encode()
         self.bans = f"{namespace}:bans".encode()
         self.ban_times = self.bans + b":times"
         self.health = f"{namespace}:health".encode()
@@ -153,6 +171,10 @@ class Keys:
 
     def reservation(self, id: str) -> bytes:
         return b"%b!held}:%b" % (self._limits, id.encode())
+
+    def told(self, log: str) -> bytes:
+        """How much of what a process admitted by itself was told: `log` is what the process calls its log."""
+        return b"%b!told}:%b" % (self._limits, log.encode())
 
     def ban(self, subject: str) -> bytes:
         """`subject`: an address, or a network of IPv6: see subject.py."""
