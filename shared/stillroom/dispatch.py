@@ -35,10 +35,10 @@ BUSY_PACE_S = 0.1  # while tasks wait for a worker: orders would only wait there
 WAKE_AGAIN_S = (
     1.0  # a process that has just woken a task's workers does not wake them again for this long
 )
+WAKES_LIMIT = 100  # tasks that wait for a worker; more of them need no other to be woken
 SENT_HEADER = (
     "stillroom_sent_ms"  # when a message was sent, so that health can tell how long it waits
 )
-WAKE_EXPIRES_S = 60.0  # beat has run it by then
 
 
 class RefreshOrder(BaseModel):
@@ -131,6 +131,10 @@ class _Errand(NamedTuple):
 class CeleryDispatch:
     """Publishes Celery tasks from a thread of its own, so that no request ever waits for the broker.
 
+    A message carries no time after which it expires: this machine's clock would set it, and the worker's would
+    decide. A lease's token says what a late order is worth: nothing, if the lease is gone. Where no worker takes
+    them, the queue is filled up to a limit.
+
     A publish to a broker that hangs can't be bounded from the outside (connecting, declaring the queue and
     sending are a dozen round trips, each with its own timeout). An order that gets lost with its process costs
     nothing: the lease runs out and the next stale read asks again.
@@ -154,8 +158,11 @@ class CeleryDispatch:
 
     def reset(self) -> None:
         """Nothing to send and nobody who sends: a forked child begins anew; its parent delivers what it holds."""
-        self._errands: queue.Queue[_Errand | None] = queue.Queue(self.waiting_limit)
-        self._lock = threading.Lock()  # so that two first orders start one thread
+        # Not a Queue: its lock would lock out a signal handler that reads the cache in the middle of `put`.
+        self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
+        # What could not be queued: the thread says so to whoever waits for it. The caller may be an event loop.
+        self._refused: deque[Callable[[], object]] = deque(maxlen=self.waiting_limit)
+        self._lock = threading.RLock()  # so that two first orders start one thread
         self._owed: dict[str, float] = {}  # wakes that were put off → until when
         self._due = 0.0  # time.monotonic() from which the next orders are published
         self._thread: threading.Thread | None = None
@@ -184,10 +191,10 @@ class CeleryDispatch:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._start()
-        try:
-            self._errands.put_nowait(errand)
-        except queue.Full:
-            errand.undelivered()
+        if self._errands.qsize() < self.waiting_limit:
+            self._errands.put(errand)
+        else:
+            self._refused.append(errand.undelivered)
 
     def _start(self) -> None:
         self._thread = threading.Thread(
@@ -202,12 +209,11 @@ class CeleryDispatch:
         thread, errands = self._thread, self._errands
         if thread is None:
             return
-        with contextlib.suppress(queue.Full):
-            errands.put_nowait(None)
-            thread.join(0.5)
+        errands.put(None)
+        thread.join(0.5)
         self.reset()
 
-    def _work(self, errands: queue.Queue[_Errand | None]) -> None:
+    def _work(self, errands: queue.SimpleQueue[_Errand | None]) -> None:
         ahead: deque[_Errand | None] = deque()  # taken from the queue and not yet done
         while (errand := self._next(errands, ahead)) is not None:
             joined = [errand, *self._orders_behind(errand, errands, ahead)]
@@ -216,11 +222,21 @@ class CeleryDispatch:
             except Exception as error:
                 self._failed(error)
                 for one in joined:
-                    one.undelivered()
+                    self._give_back(one.undelivered)
+            while self._refused:
+                self._give_back(self._refused.popleft())
         self._hang_up()
 
+    @staticmethod
+    def _give_back(undelivered: Callable[[], object]) -> None:
+        """Nothing that goes wrong with one order ends the thread: its lease runs out by itself."""
+        try:
+            undelivered()
+        except Exception:
+            log.exception("an order could not be given back")
+
     def _next(
-        self, errands: queue.Queue[_Errand | None], ahead: deque[_Errand | None]
+        self, errands: queue.SimpleQueue[_Errand | None], ahead: deque[_Errand | None]
     ) -> _Errand | None:
         """The next errand. A wake that was put off is one when its time has come."""
         while True:
@@ -238,7 +254,7 @@ class CeleryDispatch:
     def _orders_behind(
         self,
         errand: _Errand,
-        errands: queue.Queue[_Errand | None],
+        errands: queue.SimpleQueue[_Errand | None],
         ahead: deque[_Errand | None],
     ) -> list[_Errand]:
         """Take the orders that follow these, until the message is full or due."""
@@ -259,9 +275,7 @@ class CeleryDispatch:
     def _deliver(self, errands: Sequence[_Errand]) -> None:
         for errand in errands:
             if errand.wakes:
-                self._publish(
-                    errand.wakes, {}, kind="maintenance", expires=WAKE_EXPIRES_S, shown={}
-                )
+                self._deliver_wake(errand.wakes)
         orders = [order for errand in errands for order in errand.orders]
         pace = PACE_S if len(errands) > 1 else 0.0
         for start in range(0, len(orders), JOINED_LIMIT):
@@ -277,26 +291,28 @@ class CeleryDispatch:
             REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
             message.model_dump(),
             kind="refresh",
-            expires=self._settings.refresh_lease,  # later than that the lease is gone, and with it the work
             shown={"loader": loaders, "orders": len(some)},
         )
 
-    def _publish(
-        self, task: str, fields: Mapping[str, Any], *, kind: str, expires: float, shown: Any
-    ) -> int:
-        """Send the task. → how many were waiting in its queue."""
-        if not self.ready:
-            raise ConnectionError("the broker was away a moment ago")
-        if self._producer is None:
-            self._connect()
+    def _deliver_wake(self, task: str) -> None:
+        if self._length(self._keys.queue("maintenance")) < WAKES_LIMIT:
+            self._publish(task, {}, kind="maintenance", shown={})
+
+    def _publish(self, task: str, fields: Mapping[str, Any], *, kind: str, shown: Any) -> int:
+        """Send the task. → how many were waiting in its queue.
+
+        Raises OverflowError where nobody takes them.
+        """
+        self._connect_once()
         queue_name = self._keys.queue(kind)
-        waiting = self._count_waiting(queue_name)
+        waiting = self._length(queue_name)
+        if waiting >= self.queue_limit:
+            raise OverflowError(f"{self.queue_limit:,} tasks wait and no worker takes them")
         self._app.send_task(
             task,
             kwargs=fields,
             queue=queue_name,
             producer=self._producer,
-            expires=expires,
             headers=sent_now(),
             retry=False,
             ignore_result=True,
@@ -305,6 +321,12 @@ class CeleryDispatch:
         )
         return waiting
 
+    def _connect_once(self) -> None:
+        if not self.ready:
+            raise ConnectionError("the broker was away a moment ago")
+        if self._producer is None:
+            self._connect()
+
     def _connect(self) -> None:
         import celery
 
@@ -312,16 +334,11 @@ class CeleryDispatch:
         self._app.conf.update(producer_settings(self._settings))
         self._producer = self._app.amqp.Producer(self._app.connection_for_write())
 
-    def _count_waiting(self, queue_name: str) -> int:
-        """How many tasks wait in a queue of kombu's own. Other brokers have limits themselves: 0.
-
-        Raises OverflowError where nobody takes them.
-        """
-        length = getattr(self._producer.channel, "_size", None)
-        waiting = int(length(queue_name)) if length else 0
-        if waiting >= self.queue_limit:
-            raise OverflowError(f"{self.queue_limit:,} tasks wait and no worker takes them")
-        return waiting
+    def _length(self, queue_name: str) -> int:
+        """How many tasks wait there; 0 with brokers that have limits of their own."""
+        self._connect_once()
+        length = getattr(self._producer.channel, "_size", None)  # kombu's own queues
+        return int(length(queue_name)) if length is not None else 0
 
     def _failed(self, error: Exception) -> None:
         if self.ready:

@@ -67,5 +67,4 @@ class Refreshing:
             return "failed"
 
     def _pass_on(self, order: RefreshOrder) -> None:
-        lease_s = self._app.settings.refresh_lease
-        self._app.send_task(REFRESH_TASK, kwargs=order.model_dump(), expires=lease_s, retry=False)
+        self._app.send_task(REFRESH_TASK, kwargs=order.model_dump(), retry=False)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from stillroom import Settings, Stillroom
+from stillroom import Stillroom
 
 
 class WorkerApp(Protocol):
     """The Celery app, as the tasks see it."""
-
-    settings: Settings
 
     @property
     def room(self) -> Stillroom: ...
