@@ -384,7 +384,7 @@ class TestLife:
                 app="tests.support.quick_beat",
             )
             try:
-                worker.await_line("{'dropped': 2, 'left': 3}", 30)
+                worker.await_line("{'dropped': 2, 'left': 5}", 30)
                 assert beat.terminate() == 0
             finally:
                 beat.kill()
