@@ -313,7 +313,9 @@ def test_spraying_does_not_lock_its_victim_out(room: Any, client: Any) -> None:
 
 def test_a_pattern_is_a_line_and_an_entry(room: Any, client: Any, caplog: Any) -> None:
     """The same in both: rule, subject, count, when, examples, what was done, and the event that completed it."""
-    names = [put(client, room, "not_found", ip=CLIENT, route=f"/{n}") for n in range(25)]
+    names = [
+        put(client, room, "not_found", ago=1 - n / 100, ip=CLIENT, route=f"/{n}") for n in range(25)
+    ]
     report = room.abuse.scan()
     counted = {"events": 25, "patterns": 1, "bans": 1, "aside": 0, "late": 0, "done": True}
     assert report == counted
