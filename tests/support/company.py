@@ -242,8 +242,7 @@ def _use_limits(room: Any) -> None:
 
 
 def _use_abuse(room: Any, admin: Any) -> None:
-    """Somebody guesses passwords, and is banned; something else in the stream can't be read; a worker that was killed
-    has left an event behind."""
+    """Somebody guesses passwords, and is banned. An event can't be read, and a killed worker has left another."""
     admin.xadd("stillroom:abuse", {"what": "no event"})
     until(lambda: admin.xinfo_groups("stillroom:abuse"), "the workers' group", 30)
     left = admin.xadd("stillroom:abuse", {"kind": "csrf_fail", "ip": "203.0.113.9"})
