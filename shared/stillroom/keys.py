@@ -70,8 +70,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
-| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | health/body.py  |
-| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | health/body.py  |
+| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
+| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
 
 Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
 """

@@ -39,7 +39,7 @@ from stillroom.codec import MISS, Codec, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader
 from stillroom.keys import Keys, sanitized
-from stillroom.operation import NOT_AFTER, Call, Freeing, Once, Operation, Pause, Timed
+from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
     claim_refresh,
@@ -64,6 +64,7 @@ ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
 WON = STORED = 1  # what a script answers that did what it is for
 LATE = -1  # what each answers that arrived after its caller gave up
+TRIES = 2  # to put a value
 TRIM_BITE = 5_000  # marks dropped by one script call
 
 
@@ -91,6 +92,15 @@ class Packed(NamedTuple):
 
     rest: bytes
     tags: list[bytes]
+
+
+class Ready(NamedTuple):
+    """A value ready to be put under its key; times in ms."""
+
+    name: bytes
+    packed: Packed
+    ttl: int
+    swr: int
 
 
 class CacheBody(InvalidationBody):
@@ -236,18 +246,56 @@ class CacheBody(InvalidationBody):
         ttl, swr = self._times(options)
         kind, tags = options.get("type", Any), several(options.get("tags", ()))
         packed = self._pack(name, value, kind, tags, b"")
+        (stored,) = yield from self._put_all("set", [Ready(name, packed, ttl, swr)])
+        return stored
+
+    def _put_all(self, what: str, values: Sequence[Ready]) -> Operation[list[bool]]:
+        """Store these values; which of them were stored. Each fails for itself."""
+        stored = [False] * len(values)
         try:
             yield from self._before_writing()
-            stores = Timed([self._put(name, packed, ttl, swr, self._new_epoch())])
-            (stored,) = yield stores
-            if stored == LATE:
-                # Too late, and yet its answer is here in time: the server's clock is not where we thought.
-                self._clock.doubt_clock()
-                (stored,) = yield stores
         except RedisUnavailable as error:
-            self._fall_back("set", error)
-            return False
-        return bool(stored == STORED)
+            self._fall_back(what, error)
+            return stored
+        verified_on, left = self._judges.run, list(range(len(values)))
+        for _ in range(TRIES):
+            epoch = self._new_epoch()
+            puts = Timed(self._put(*values[place], epoch) for place in left)
+            replies = dict(zip(left, (yield from self._each(what, puts)), strict=True))
+            for place, reply in replies.items():
+                stored[place] = reply == STORED
+            left = yield from self._left_to_put(what, replies, verified_on)
+            if not left:
+                break
+        return stored
+
+    def _left_to_put(
+        self, what: str, replies: Mapping[int, Any], verified_on: bytes | None
+    ) -> Operation[list[int]]:
+        """Which of these to put once more, though they were answered."""
+        if verified_on is not None and self._judges.is_unverified:
+            # This very call met another run of the server. What it stored there is as dead as the epoch it is in.
+            try:
+                yield from self._judges.verify()
+            except RedisUnavailable as error:
+                self._fall_back(what, error)
+                return []
+            return list(replies)
+        late = [place for place, reply in replies.items() if reply == LATE]
+        if late:  # and yet its answer is here in time: the server's clock is not where we thought
+            self._clock.doubt_clock()
+        return late
+
+    def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
+        """The replies to a batch, in which each command fails for itself: None is a failure."""
+        if not batch:
+            return []
+        try:
+            replies: list[Any] = yield batch
+        except RedisUnavailable as error:
+            self._fall_back(what, error)
+            replies = getattr(error, "replies", None) or [None] * len(batch)
+        return [None if isinstance(reply, Exception) else reply for reply in replies]
 
     # Background work
 
@@ -266,7 +314,7 @@ class CacheBody(InvalidationBody):
             self.stats.counts["refresh_errors"] += 1
             raise
         known = self._judges.synced
-        yield from self._agree()
+        yield from self.agree()
         (claimed,) = yield Once(
             [claim_refresh(claim, order.token, recipe.lease, self._new_epoch())]
         )
@@ -302,7 +350,7 @@ class CacheBody(InvalidationBody):
         key = self.loaders[order.loader].key(recipe.values)
         name = sanitized(key)
         lease = load_lease(recipe.lease)
-        yield from self._agree()
+        yield from self._before_writing()
         takes = Timed([self._lease_load(name, lease, recipe.lease, over=True)])
         (reply,) = yield takes
         if reply[0] == LATE:
@@ -346,17 +394,19 @@ class CacheBody(InvalidationBody):
         """A judge that knows nothing yet, and will remember so many marks."""
 
         def verifying(epoch: bytes, seq: int) -> Operation[Command]:
-            yield from self._agree()
+            yield from self.agree()
             given = (self._new_epoch(), self._keep_ms, epoch, seq)
             return verify_epoch(self._marking_keys(), *given)
 
         return Judge(self._keys, self._clock, limit, verifying)
 
     def _before_writing(self) -> Operation[None]:
-        """Let Redis know what this process knows, and this process whether it may write at all."""
+        """Let Redis know what this process knows, and this process whether it may write, and into which epoch."""
         if self._outbox.waiting:
             yield from self.deliver()
-        yield from self._agree()
+        yield from self.agree()
+        if self._judges.is_unverified:
+            yield from self._judges.verify()
 
     def _look(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
         """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands."""
@@ -491,7 +541,7 @@ class CacheBody(InvalidationBody):
         """→ (the clock before our load, MISS) when won, (None, MISS) when not, (None, value) when it is there."""
         known = self._judges.synced
         try:
-            yield from self._agree()
+            yield from self._before_writing()
             (reply,) = yield Timed([self._lease_load(name, lease, recipe.lease)])
             if reply[0] == LATE:
                 self._clock.doubt_clock()
@@ -642,7 +692,7 @@ class CacheBody(InvalidationBody):
         for one in stale:
             keys = [self._keys.lease(one.name), self._keys.entry(one.name)]
             seen = b"1\t%b\t%d\t%d\t" % (one.entry.epoch, one.entry.stamp, one.entry.fresh_until)
-            given = (new_token(), lease_ms, seen, NOT_AFTER, FAILURES_KEPT_MS)
+            given = (new_token(), lease_ms, seen, IN_TIME, FAILURES_KEPT_MS)
             batch.append(lease_refresh(keys, *given))
         try:
             replies = yield batch
@@ -720,7 +770,7 @@ class CacheBody(InvalidationBody):
 
     def _put(self, name: bytes, packed: Packed, ttl: int, swr: int, epoch: str) -> Command:
         keys = self._writing_keys(name, packed)
-        return put(keys, epoch, NOT_AFTER, name, packed.rest, ttl, ttl + swr)
+        return put(keys, epoch, IN_TIME, name, packed.rest, ttl, ttl + swr)
 
     def _commit(
         self, name: bytes, held: bytes, clock: bytes, packed: Packed, recipe: Recipe
@@ -738,7 +788,7 @@ class CacheBody(InvalidationBody):
 
     def _lease_load(self, name: bytes, lease: bytes, ms: int, *, over: bool = False) -> Command:
         """`over`: take it from an older load."""
-        given = (lease, ms, self._new_epoch(), NOT_AFTER, int(over))
+        given = (lease, ms, self._new_epoch(), IN_TIME, int(over))
         return lease_load(self._lease_keys(name), *given)
 
     def _lease_keys(self, name: bytes) -> list[bytes]:

@@ -16,7 +16,7 @@ from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
-from stillroom.operation import NOT_AFTER, Backoff, Operation, Timed
+from stillroom.operation import IN_TIME, Backoff, Operation, Timed
 from stillroom.scripts import add, replace
 from stillroom.wire import Command
 
@@ -49,13 +49,13 @@ class ChangeBody(CacheBody):
         packed = self._pack(name, value, options.get("type", Any), tags, b"")
         keys = self._writing_keys(name, packed)
         try:
-            yield from self._agree()
+            yield from self._before_writing()
             for turn in range(TRIES):
                 seen = yield from self._see(name)
                 if seen.entry is not None:
                     return False
                 epoch = self._new_epoch()
-                given = (epoch, NOT_AFTER, name, packed.rest, ttl, ttl + swr, seen.head)
+                given = (epoch, IN_TIME, name, packed.rest, ttl, ttl + swr, seen.head)
                 (reply,) = yield Timed([add(keys, *given)])
                 if reply == STORED:
                     return True
@@ -137,4 +137,4 @@ class ChangeBody(CacheBody):
         keys = [self._keys.entry(name), self._keys.lease(name), self._keys.marks]
         keys += map(self._keys.index, entry.tags)
         becomes = (entry.epoch, entry.stamp, name, body, ttl, life)
-        return replace(keys, seen.head, *becomes, NOT_AFTER, seen.seq, int(is_new))
+        return replace(keys, seen.head, *becomes, IN_TIME, seen.seq, int(is_new))
