@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from typing import Any
 
 from celery import signals
 from celery.concurrency.thread import TaskPool
 
+from stillroom import RedisUnavailable
 from stillroom.dispatch import (
     REFRESH_MANY_TASK,
     REFRESH_TASK,
@@ -20,6 +22,9 @@ from stillroom_workers.tasks.checked import Report, checked
 from stillroom_workers.tasks.room import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
+
+AWAY_S = 5.0  # how long the orders of a message wait for Redis to come back
+LOOK_AGAIN_S = 0.1
 
 
 def register(app: WorkerApp) -> None:
@@ -49,22 +54,38 @@ class Refreshing:
 
     def one(self, order: RefreshOrder) -> Report:
         """Returns its report: outcome, loader, key."""
-        return self._hands.one(self._app.room.cache.refresh, order)
+        patience = time.monotonic() + AWAY_S
+        return self._hands.one(lambda one: self._refresh(one, patience), order)
 
     def many(self, message: RefreshOrders) -> Report:
         """Returns how many orders had which outcome. One that was passed on is another task's."""
         outcomes: list[str] = []
-        self._hands.each(lambda order: outcomes.append(self._outcome(order)), message.orders)
+        patience = time.monotonic() + AWAY_S
+
+        def work(order: RefreshOrder) -> None:
+            outcomes.append(self._outcome(order, patience))
+
+        self._hands.each(work, message.orders)
         passed_on = len(message.orders) - len(outcomes)
         counts = Counter(outcomes) + Counter({"passed on": passed_on})
         return {"outcomes": dict(counts)}
 
-    def _outcome(self, order: RefreshOrder) -> str:
+    def _outcome(self, order: RefreshOrder, patience: float) -> str:
         try:
-            return str(self._app.room.cache.refresh(order)["outcome"])
+            return str(self._refresh(order, patience)["outcome"])
         except Exception as error:
             log.error("refresh of %.100r by %r failed: %r", order.key, order.loader, error)
             return "failed"
+
+    def _refresh(self, order: RefreshOrder, patience: float) -> Report:
+        """While the breaker is open the order waits: refusing each at once would only empty the queue."""
+        while True:
+            try:
+                return self._app.room.cache.refresh(order)
+            except RedisUnavailable as error:
+                if error.reason != "breaker" or time.monotonic() > patience:
+                    raise
+            time.sleep(LOOK_AGAIN_S)
 
     def _pass_on(self, order: RefreshOrder) -> None:
         self._app.send_task(REFRESH_TASK, kwargs=order.model_dump(), retry=False)
