@@ -46,8 +46,8 @@ SCHEDULE = [
     Tick(
         "log-abuse",
         "stillroom.log_abuse",
-        10.0,
-        "an attack is seen, and stopped if its rule bans, within seconds; a scan takes five at most",
+        5.0,  # as long as a scan takes at most: in an attack, one follows another
+        "an attack is seen, and stopped if its rule bans, within seconds",
     ),
     Tick(
         "snapshot-health",

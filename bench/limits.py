@@ -1,143 +1,155 @@
 """What does a rate limit cost, beside INCR by redis-py and beside other limiters? And how exact is it?
 
-    python tests/bench/rate_limits.py
-
-CPU time of the calling thread, in rounds that take turns, medians; the promises at the end are ratios of one round.
 Everybody checks the same two limits and gets what headers need. Then bytes per client, and a table of what each
-algorithm admits of the same traffic. (Not called limits.py: that is the name of a peer.)
+algorithm admits of the same traffic.
 """
 
-import asyncio
-import os
+from __future__ import annotations
+
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
-from statistics import median
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
-from harness import Table, apart_from, quiet_gc
-from sessions import CALLS, ROUNDS, WARM_UP, Hit, entering, many, ratio, say, timed
+import redis.asyncio
 
-import redis
+from bench.chart import Bar, bars
+from bench.harness import AsyncHit, Contestant, Hit, Results, Spread, compete, ready
+from bench.raw import floors
+from bench.report import Promise, Section, Table, contest_figures, contest_notes, contest_table
+from bench.stage import NEVER, Effort, Stage, stage
 from stillroom import AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
-from stillroom.embedded import EmbeddedServer
 from stillroom.limits.local import LocalLimits
 
 IP = "203.0.113.7"
 QUOTAS = [(100_000, 60), (1_000_000, 3_600)]
 LIMITS = [Limit("minute", *QUOTAS[0]), Limit("hour", *QUOTAS[1])]
 NONE_LEFT = [Limit("minute", *QUOTAS[0]), Limit("closed", 1, 3_600)]
-TIMES_INCR, PEERS, MEMORY_US = 0.9, 3.0, 5.0
-CHECK, DENIED, BARE = "check, two limits, headers", "denied from memory", "redis-py incr"
-ONE_AWAY = "check while Redis is away"
+TIMES_INCR, TIMES_INCR_DENIED, PEERS = 0.9, 0.3, 3.0
+BARE, CHECK, DENIED = "INCR", "check, two limits, headers", "denied from memory"
+ASYNC_BARE, ASYNC_CHECK = "async INCR", "async check, two limits, headers"
 
 
-def main() -> None:
-    with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
-        apart_from(server.pid)
-        settings = Settings(
-            redis_url=server.url, session_peppers="p" * 32, command_timeout=5, call_timeout=30
-        )
-        with Stillroom(settings, dispatch=NoDispatch()) as room, asyncio.Runner() as runner:
-            room.stats.due = 1 << 62  # what rides along every 5 s is not what is measured
-            acts, peers = contestants(room, client, server.url, settings, runner)
-            with quiet_gc():
-                samples = measure(acts)
-            report(samples, peers)
-            weigh(room, client)
-    print()
-    compare_accuracy()
+def run(effort: Effort) -> Section:
+    with stage() as here:
+        results = compete(contestants(here), rounds=effort.rounds, hits=effort.hits)
+        weight = weigh(here)
+    admitted, promise = accuracy()
+    return Section(
+        name="limits",
+        title="Rate limits",
+        tables=[contest_table(results, "limits"), admitted],
+        promises=[*promises(results), promise],
+        notes=[*contest_notes(results), weight],
+        charts={"limits.svg": chart(results)},
+        figures=contest_figures(results),
+    )
 
 
-def contestants(
-    room: Stillroom, client: Any, url: str, settings: Settings, runner: asyncio.Runner
-) -> tuple[dict[str, Hit], list[str]]:
-    """Name → one act; and who are the peers."""
+def contestants(here: Stage) -> list[Contestant]:
+    room, client = here.room, here.client
     for _ in range(2):
         room.limits.check(IP, NONE_LEFT)
-    away = Stillroom(Settings(redis_url="redis://127.0.0.1:1"), dispatch=NoDispatch())
-    while not away.wire.breaker.is_open:
-        away.limits.check(IP, LIMITS)
-    async_room = AsyncStillroom(settings, dispatch=NoDispatch())
-    async_room.stats.due = 1 << 62
-
-    async def check() -> object:
-        return (await async_room.limits.check(IP, LIMITS)).headers()
-
-    acts: dict[str, Hit] = {
-        BARE: lambda: client.incr("bare"),
-        CHECK: lambda: room.limits.check(IP, LIMITS).headers(),
-        "check, no headers": lambda: room.limits.check(IP, LIMITS),
-        "reserve and refund": lambda: room.limits.refund(room.limits.reserve(IP, LIMITS)),
-        DENIED: lambda: room.limits.check(IP, NONE_LEFT),
-        ONE_AWAY: lambda: away.limits.check(IP, LIMITS),
-        "check, async": lambda: runner.run(many(check)),
-    }
-    peers = []
-    for name, make in {"limits, moving window": moving_window, "throttled-py": throttled}.items():
-        with entering(name):
-            acts[name] = make(url)
-            peers.append(name)
-    return acts, peers
+    return [
+        *floors(here.url),
+        Contestant(BARE, "bare", ready(lambda: client.incr("bare")), package="redis"),
+        _ours(CHECK, lambda: room.limits.check(IP, LIMITS).headers()),
+        _ours("check, no headers", lambda: room.limits.check(IP, LIMITS)),
+        _ours("reserve and refund", lambda: room.limits.refund(room.limits.reserve(IP, LIMITS))),
+        _ours(DENIED, lambda: room.limits.check(IP, NONE_LEFT)),
+        Contestant("check while Redis is away", "ours", away),
+        Contestant("limits, moving window", "peer", partial(moving_window, here), package="limits"),
+        Contestant("throttled-py", "peer", partial(throttled, here), package="throttled-py"),
+        Contestant(ASYNC_BARE, "bare", partial(async_incr, here), "async", package="redis"),
+        Contestant(ASYNC_CHECK, "ours", partial(async_check, here), "async"),
+    ]
 
 
-def moving_window(url: str) -> Hit:
+def _ours(name: str, hit: Hit) -> Contestant:
+    return Contestant(name, "ours", ready(hit))
+
+
+@contextmanager
+def away() -> Iterator[Hit]:
+    with Stillroom(Settings(redis_url="redis://127.0.0.1:1"), dispatch=NoDispatch()) as room:
+        while not room.wire.breaker.is_open:
+            room.limits.check(IP, LIMITS)
+        yield lambda: room.limits.check(IP, LIMITS)
+
+
+@contextmanager
+def moving_window(here: Stage) -> Iterator[Hit]:
     from limits import RateLimitItemPerSecond
     from limits.storage import RedisStorage
     from limits.strategies import MovingWindowRateLimiter
 
-    limiter = MovingWindowRateLimiter(RedisStorage(url))
+    limiter = MovingWindowRateLimiter(RedisStorage(here.url))
     items = [RateLimitItemPerSecond(quota, window) for quota, window in QUOTAS]
 
     def act() -> object:
         admitted = [limiter.hit(item, IP) for item in items]
         return admitted, [limiter.get_window_stats(item, IP) for item in items]
 
-    return act
+    yield act
 
 
-def throttled(url: str) -> Hit:
+@contextmanager
+def throttled(here: Stage) -> Iterator[Hit]:
     from datetime import timedelta
 
     from throttled import RateLimiterType, RedisStore, Throttled, per_duration
 
-    store = RedisStore(server=url)
+    store = RedisStore(server=here.url)
     kind = RateLimiterType.SLIDING_WINDOW.value
     limiters = [
         Throttled(using=kind, quota=per_duration(timedelta(seconds=window), quota), store=store)
         for quota, window in QUOTAS
     ]
-    return lambda: [limiter.limit(f"{IP}:{n}") for n, limiter in enumerate(limiters)]
+    yield lambda: [limiter.limit(f"{IP}:{n}") for n, limiter in enumerate(limiters)]
 
 
-def measure(acts: dict[str, Hit]) -> dict[str, list[float]]:
-    """CPU µs of one call, round by round."""
-    samples: dict[str, list[float]] = {name: [] for name in acts}
-    names = list(acts)
-    for number in range(WARM_UP + ROUNDS):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            calls = 1 if name.endswith("async") else CALLS
-            samples[name].append(timed(acts[name], calls) * calls / CALLS)
-    return {name: values[WARM_UP:] for name, values in samples.items()}
+@asynccontextmanager
+async def async_incr(here: Stage) -> AsyncIterator[AsyncHit]:
+    async with redis.asyncio.Redis.from_url(here.url) as client:
+        yield lambda: client.incr("bare")
 
 
-def report(samples: dict[str, list[float]], peers: list[str]) -> None:
-    table = Table("act", "CPU µs", "× incr")
-    for name, values in samples.items():
-        table.add(name, f"{median(values):.1f}", f"{ratio(values, samples[BARE]):.2f}")
-    print(table)
-    figure = ratio(samples[CHECK], samples[BARE])
-    say(figure <= TIMES_INCR, f"{CHECK} ≤ {TIMES_INCR} × incr: {figure:.2f}")
-    for peer in peers:
-        figure = ratio(samples[peer], samples[CHECK])
-        say(figure >= PEERS, f"{peer} ≥ {PEERS} × ours: {figure:.1f}")
-    figure = median(samples[DENIED])
-    say(figure <= MEMORY_US, f"{DENIED} ≤ {MEMORY_US} µs: {figure:.1f}")
+@asynccontextmanager
+async def async_check(here: Stage) -> AsyncIterator[AsyncHit]:
+    async with AsyncStillroom(here.settings, dispatch=NoDispatch()) as room:
+        room.stats.due = NEVER
+
+        async def check() -> object:
+            return (await room.limits.check(IP, LIMITS)).headers()
+
+        yield check
 
 
-def weigh(room: Stillroom, client: Any) -> None:
+def promises(results: Results) -> Iterator[Promise]:
+    """In steps, which do not move with the machine. See bench/README.md."""
+    claim, figure = f"{CHECK}: takes, × INCR by redis-py", results.steps_ratio(CHECK, BARE)
+    yield Promise(claim, figure, TIMES_INCR, by="steps")
+    denied = results.steps[DENIED] / results.steps[BARE]
+    yield Promise(f"{DENIED}: takes, × INCR by redis-py", denied, TIMES_INCR_DENIED, by="steps")
+    for peer in results.find("sync", "peer"):
+        figure = results.steps_ratio(peer.name, CHECK)
+        yield Promise(f"{peer.name} takes, × ours", figure, PEERS, at_most=False, by="steps")
+
+
+def chart(results: Results) -> str:
+    shown = [BARE, CHECK, "limits, moving window", "throttled-py", ASYNC_BARE, ASYNC_CHECK]
+    rows = [
+        Bar(name, Spread.of(results.added(name)).p50, "ours" if "check" in name else "")
+        for name in shown
+        if name in results.by_name
+    ]
+    return bars("CPU that two limits with headers add to the raw round trip, µs", rows)
+
+
+def weigh(here: Stage) -> str:
     """Bytes of a client that has used all of 100 a minute, evenly; beside a counter and a list of all hits."""
+    client, room = here.client, here.room
     client.flushall()
     minute, key = Limit("minute", 100, 60), room.keys.limits("ip", IP) + b"minute"
     for _ in range(25):
@@ -150,16 +162,14 @@ def weigh(room: Stillroom, client: Any) -> None:
         client.set(key, b"".join(moved), keepttl=True)
     client.incr("counter of such a name of a client")
     client.rpush("list of such a name of a client", *[1.7e9 + n / 7 for n in range(100)])
-    ours, counter, all_hits = (
-        client.memory_usage(name)
-        for name in (key, "counter of such a name of a client", "list of such a name of a client")
-    )
-    print(
+    names = (key, "counter of such a name of a client", "list of such a name of a client")
+    ours, counter, all_hits = map(client.memory_usage, names)
+    return (
         f"bytes per client at 100/min: {ours}; a counter {counter}, a list of all hits {all_hits}"
     )
 
 
-# Accuracy: the same traffic through each algorithm, in simulated time (whole µs)
+# --- accuracy: the same traffic through each algorithm, in simulated time (whole µs) ---------------
 
 QUOTA, WINDOW = 100, 60_000_000
 Admit = Callable[[int], bool]
@@ -249,7 +259,8 @@ def traffic(seed: int) -> dict[str, list[int]]:
     }
 
 
-def compare_accuracy() -> None:
+def accuracy() -> tuple[Table, Promise]:
+    """The worst minute of each kind of traffic, and how much of what an exact log admits each admits."""
     algorithms = {
         "exact log": exact_log,
         "ours": coalesced_log,
@@ -257,16 +268,16 @@ def compare_accuracy() -> None:
         "two counters": two_counters,
         "GCRA": gcra,
     }
-    table = Table("worst 60 s at 100/min, share of the exact log", *algorithms)
+    table = Table(["worst 60 s at 100/min, share of the exact log", *algorithms])
     worst_of_ours = 0
     for name, times in traffic(7).items():
         admitted = {a: list(filter(make(), times)) for a, make in algorithms.items()}
         exact = len(admitted["exact log"])
         worst_of_ours = max(worst_of_ours, worst_window(admitted["ours"]))
-        cells = [f"{worst_window(hits)}  {len(hits) / exact:4.0%}" for hits in admitted.values()]
+        cells = [f"{worst_window(hits)} ({len(hits) / exact:.0%})" for hits in admitted.values()]
         table.add(name, *cells)
-    print(table)
-    say(worst_of_ours <= QUOTA, f"never more than {QUOTA} in any window: {worst_of_ours}")
+    promise = Promise("admitted in any window at 100/min", worst_of_ours, QUOTA, by="count")
+    return table, promise
 
 
 def worst_window(hits: list[int]) -> int:
@@ -277,8 +288,3 @@ def worst_window(hits: list[int]) -> int:
             first += 1
         worst = max(worst, last - first + 1)
     return worst
-
-
-if __name__ == "__main__":
-    os.environ.pop("REDIS_URL", None)
-    main()

@@ -1,4 +1,4 @@
-"""The example shop without Stillroom, for load.py: each page asks the database; no limits, no health."""
+"""The example shop without Stillroom, for the load test: each page asks the database; no limits, no health."""
 
 from __future__ import annotations
 

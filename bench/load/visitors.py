@@ -1,4 +1,4 @@
-"""What the visitors of load.py do: they look at products, and now and then at the list. Run by Locust."""
+"""What the visitors do: they look at products, and now and then at the list. Run by Locust."""
 
 from __future__ import annotations
 
