@@ -51,6 +51,7 @@ from stillroom.scripts import (
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
+from stillroom.unsettled import is_unsettled
 from stillroom.wire import Clock, Command
 
 log = logging.getLogger("stillroom")
@@ -538,6 +539,10 @@ class CacheBody(InvalidationBody):
 
     def _pack_or_none(self, name: bytes, value: Any, recipe: Recipe) -> Packed | None:
         """A loaded value ready to be stored, or None if it can't be: its caller has it all the same."""
+        if (
+            is_unsettled()
+        ):  # it may show rows that will be rolled back, and a rollback invalidates nothing
+            return None
         try:
             tags = recipe.tags(value)
             return self._pack(name, value, recipe.type, tags, self._source(recipe))
