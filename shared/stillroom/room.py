@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
 from stillroom.cache import (
@@ -55,6 +56,8 @@ from stillroom.wire import (
 
 log = logging.getLogger("stillroom")
 
+living_rooms: WeakSet[_Room] = WeakSet()  # of this process: stillroom.testing moves the time of all
+
 
 class _Room:
     """What both rooms share. Nothing connects before the first call."""
@@ -62,6 +65,7 @@ class _Room:
     wire: Any
 
     def __init__(self, settings: Settings | None, dispatch: Dispatch | None) -> None:
+        living_rooms.add(self)
         self.settings = settings or Settings()
         self.keys = shard_keys(self.settings)[0]
         self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys)
