@@ -40,6 +40,11 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
 |                   |        | for ten minutes                                 |              |                 |
 | ns:{rl:!held}:<id>| string | a reservation that may still be refunded        | the window   | limit_check     |
+| ns:{lk:<name>}:…  | of one lock or semaphore                                 |              | slot_take,      |
+|       …slots      | zset   | who holds it → when its lease ends, µs          | the longest  | slot_renew      |
+|       …queue      | zset   | who waits → when it came, µs; 1,000 at most     | 2 s          |                 |
+|       …waiters    | zset   | who waits → until when its place is kept, µs    | 2 s          |                 |
+|       …fence      | string | the last fencing number: µs, always growing     | 1 d          | slot_take       |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
 |                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
@@ -113,6 +118,7 @@ class Keys:
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
+        self._locks = f"{namespace}:{{lk:".encode()
 
     def entry(self, name: bytes) -> bytes:
         return self.entry_prefix + name
@@ -150,6 +156,11 @@ class Keys:
     def limits(self, kind: str, value: str) -> bytes:
         """What all keys of one subject of the limits begin with."""
         return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())
+
+    def slots(self, name: bytes) -> list[bytes]:
+        """The keys of a lock: slots, queue, waiters, fence."""
+        prefix = b"%b%b}:" % (self._locks, name)
+        return [prefix + part for part in (b"slots", b"queue", b"waiters", b"fence")]
 
     def reservation(self, id: str) -> bytes:
         return b"%b!held}:%b" % (self._limits, id.encode())

@@ -24,10 +24,12 @@ from stillroom.cache import (
     shard_keys,
 )
 from stillroom.dispatch import CeleryDispatch, Dispatch
+from stillroom.durations import Duration
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
+from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
 from stillroom.operation import (
     AsyncDriver,
     AsyncShardDriver,
@@ -82,6 +84,7 @@ class _Room:
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
         self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
+        self._locks_body = LocksBody(self._state_server, self.keys)
         self.state_stats.riders.append(self._abuse_body.riding)
         self._sessions_body.on_event.append(self._tell_abuse)
 
@@ -171,6 +174,36 @@ class Stillroom(_Room):
             self._health(self.state_wire, wires), ShardDriver(self.state_wire, asked)
         )
 
+    def lock(
+        self,
+        name: str,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> Lock:
+        """A lock that all processes share: `with room.lock("import") as held: …`
+
+        `lease`: seconds it stays held after its process died, from 0.1 to 3,600; a living one renews it, for
+        `longest` seconds in all. `wait`: seconds to wait for it; 0 tries once. Times may be timedeltas.
+        `held.fence` is a number that is larger than every holder's before. Raises LockTaken when waiting was in
+        vain, LockLost at the end if it was lost meanwhile, InvalidKey. Redis away: RedisUnavailable.
+        Source: one script to take it, one to renew it, ZREM to give it back.
+        """
+        return Lock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
+
+    def semaphore(
+        self,
+        name: str,
+        slots: int,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> Lock:
+        """A lock that `slots` holders can have at a time. All who use the name give the same number. See lock."""
+        return Lock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
+
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
 
@@ -247,6 +280,29 @@ class AsyncStillroom(_Room):
         asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
         driver = AsyncShardDriver(self.state_wire, asked)
         self.health = AsyncHealth(self._health(self.state_wire, wires), driver)
+
+    def lock(
+        self,
+        name: str,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> AsyncLock:
+        """A lock that all processes share: `async with room.lock("import") as held: …`. See Stillroom.lock."""
+        return AsyncLock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
+
+    def semaphore(
+        self,
+        name: str,
+        slots: int,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> AsyncLock:
+        """A lock that `slots` holders can have at a time. See Stillroom.semaphore."""
+        return AsyncLock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
 
     async def connect(self) -> None:
         """See Stillroom.connect."""

@@ -123,4 +123,6 @@ REWRITES: dict[str, Callable[[Any, bytes, int], None]] = {
     "s": _age_session,
     "x": _age_scores(1),
     "limit": _age_hits,
+    "slots": _age_scores(1),
+    "waiters": _age_scores(1),
 }
