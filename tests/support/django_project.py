@@ -26,7 +26,8 @@ def configure() -> None:
         SESSION_COOKIE_SECURE=True,
         MIDDLEWARE=["stillroom.web.django.middleware.SessionMiddleware"],
         CACHES={"default": {"BACKEND": "stillroom.web.django.cache.StillroomCache"}},
-        INSTALLED_APPS=["tests.support.djangoshop"],
+        INSTALLED_APPS=["stillroom.web.django", "tests.support.djangoshop"],
+        TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates"}],
         DATABASES={
             "default": {
                 "ENGINE": "django.db.backends.sqlite3",

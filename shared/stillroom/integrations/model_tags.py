@@ -31,7 +31,7 @@ class ModelTags:
         for spec in specs:
             if callable(spec):
                 self._functions.append(spec)
-            elif names := _names_in(spec):
+            elif names := names_in(spec):
                 for name in names:
                     if name not in known:
                         reason = f"{{{name}}} is no field of {model}{did_you_mean(name, known)}"
@@ -90,7 +90,8 @@ def _filled(template: Template) -> Callable[[Any], str]:
     return lambda row: template.fill({name: getattr(row, name) for name in template.names})
 
 
-def _names_in(text: str) -> list[str]:
+def names_in(text: str) -> list[str]:
+    """Return the names in braces. Raises InvalidKey for what is no template."""
     try:
         return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
     except ValueError as error:

@@ -16,7 +16,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from string import Formatter
 from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 from uuid import UUID
 
@@ -25,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from stillroom.cache.loaders import Template
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidKey, SettingsError, did_you_mean
+from stillroom.integrations.model_tags import names_in
 from stillroom.keys import sanitized
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.pages.answer import CDN_HEADERS, answer_from
@@ -82,7 +82,7 @@ class PageTags:
         self._templates: list[Template] = []
         known = [*parameters, *query]
         for tag in [tags] if isinstance(tags, str) else tags:
-            names = [name for _, name, _, _ in Formatter().parse(tag) if name is not None]
+            names = names_in(tag)
             for name in names:
                 if name not in known and "request" not in parameters:
                     reason = f"{{{name}}} is no parameter of {endpoint.__name__}"
