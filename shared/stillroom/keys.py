@@ -20,6 +20,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
 |                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
+| ns:{0}:warm:<loader> | string | the newest period whose warm-up is claimed  | 2 periods    | warm_claim      |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
 | ns:{s<shard>}:…   | of one shard of the sessions, 00 to ff: lib/session.lua |              | session_*       |
 |       …s:<h>      | hash   | a session, by the HMAC of its token; or where it| its deadline |                 |
@@ -117,6 +118,7 @@ class Keys:
         self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
+        self._warm = f"{cache}warm:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
         self._locks = f"{namespace}:{{lk:".encode()
 
@@ -131,6 +133,9 @@ class Keys:
 
     def at(self, work: bytes) -> bytes:
         return self._at + work
+
+    def warm(self, loader: bytes) -> bytes:
+        return self._warm + loader
 
     def shard(self, number: int) -> bytes:
         """What all keys of one shard of the sessions begin with."""

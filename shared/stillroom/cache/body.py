@@ -33,6 +33,7 @@ from stillroom.cache.loaders import (
     several,
 )
 from stillroom.cache.marks import read_clock
+from stillroom.cache.memo import recall, remember
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.codec import MISS, Codec, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
@@ -186,7 +187,9 @@ class CacheBody(InvalidationBody):
     def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """The value under a sanitized key, loaded by its recipe if it has to be."""
         try:
-            entry, freshness = yield from self._look(name)
+            is_remembered = recipe.loader is not None and recipe.loader.is_remembered
+            look = self._look_once if is_remembered else self._look
+            entry, freshness = yield from look(name)
         except RedisUnavailable as error:
             self._fall_back("get_or_set", error)
             return (yield from self._load_for_myself(recipe))
@@ -236,11 +239,11 @@ class CacheBody(InvalidationBody):
             if self._outbox.waiting:
                 yield from self.deliver()
             stores = Timed([self._put(name, packed, ttl, swr, new_epoch())])
-            (stored,) = yield stores
+            (stored,) = yield from self._changing(stores)
             if not stored:
                 # Too late, and yet its answer is here in time: the server's clock is not where we thought.
                 yield from self._read_server_clock()
-                (stored,) = yield stores
+                (stored,) = yield from self._changing(stores)
         except RedisUnavailable as error:
             self._fall_back("set", error)
             return False
@@ -331,6 +334,16 @@ class CacheBody(InvalidationBody):
                 self._fall_back("flush_stats", error)
 
     # Looking
+
+    def _look_once(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
+        """The same as _look, once in a request: see memo.py."""
+        if (known := recall(self, name)) is not None:
+            return known.entry, known.freshness
+        changes = self.changes
+        entry, freshness = yield from self._look(name)
+        if entry is not None:
+            remember(self, name, entry, freshness, changes)
+        return entry, freshness
 
     def _look(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
         """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands."""
@@ -525,7 +538,8 @@ class CacheBody(InvalidationBody):
             yield from self._release([(name, held)])
             return False
         try:
-            (stored,) = yield Freeing([self._commit(name, held, clock, packed, recipe)])
+            commits = Freeing([self._commit(name, held, clock, packed, recipe)])
+            (stored,) = yield from self._changing(commits)
         except RedisUnavailable as error:
             self._fall_back("store", error)
             return False

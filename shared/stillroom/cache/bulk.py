@@ -96,7 +96,7 @@ class BulkBody(ChangeBody):
             return {}
         leases = [self._keys.lease(name) for name in names.values()]
         batch = [(b"DEL", *leases), *((b"UNLINK", self._keys.entry(n)) for n in names.values())]
-        _, *counts = yield batch
+        _, *counts = yield from self._changing(batch)
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload
@@ -356,7 +356,7 @@ class BulkBody(ChangeBody):
         if not batch:
             return []
         try:
-            replies: list[Any] = yield batch
+            replies: list[Any] = yield from self._changing(batch)
         except RedisUnavailable as error:
             self._fall_back(what, error)
             replies = getattr(error, "replies", None) or [None] * len(batch)

@@ -54,7 +54,7 @@ class ChangeBody(CacheBody):
                 if seen.entry is not None:
                     return False
                 given = (new_epoch(), NOT_AFTER, name, packed.rest, ttl, ttl + swr, seen.head)
-                (reply,) = yield TimedOnce([add(keys, *given)])
+                (reply,) = yield from self._changing(TimedOnce([add(keys, *given)]))
                 if reply == STORED:
                     return True
                 if reply == LATE:
@@ -80,7 +80,8 @@ class ChangeBody(CacheBody):
                 raise TypeError(f"{key!r} holds a {type(number).__name__}, which can't be added to")
             tags = [tag.decode() for tag in seen.entry.tags]
             packed = self._pack(name, number + by, Any, tags, seen.entry.source)
-            (replaced,) = yield Once([self._replace(name, seen, packed.rest, "", "")])
+            replaces = Once([self._replace(name, seen, packed.rest, "", "")])
+            (replaced,) = yield from self._changing(replaces)
             if replaced:
                 return number + by
             yield Pause(turn * PAUSE_S * random.random())
@@ -99,7 +100,7 @@ class ChangeBody(CacheBody):
                 if seen.entry is None:
                     return False
                 touches = self._replace(name, seen, seen.rest, str(ttl), str(ttl + swr))
-                (replaced,) = yield Once([touches])
+                (replaced,) = yield from self._changing(Once([touches]))
                 if replaced:
                     return True
                 yield Pause(turn * PAUSE_S * random.random())

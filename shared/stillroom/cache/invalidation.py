@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stillroom.cache.outbox import EVERYTHING, Outbox
@@ -37,6 +37,7 @@ class InvalidationBody:
         self.whole: Any = self  # the cache, of which this may be one shard
         self._keys = keys
         self._outbox = Outbox(settings.outbox_limit)
+        self.changes = 0  # how often this process has changed something: see cache/memo.py
         self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
@@ -125,13 +126,20 @@ class InvalidationBody:
     def _invalidating(self, names: list[bytes], defer: bool) -> Operation[list[Any]]:
         """Tell Redis; or, if that is impossible and may be done later, the outbox. → the replies, if any."""
         try:
-            replies: list[Any] = yield list(self._invalidations(names))
+            return (yield from self._changing(list(self._invalidations(names))))
         except RedisUnavailable as error:
             if not defer or error.reason in FINAL:
                 raise
             self._defer(names, error)
             return []
-        return replies
+
+    def _changing(self, batch: Sequence[Command]) -> Operation[list[Any]]:
+        """Send a batch that changes something; the replies. See cache/memo.py."""
+        try:
+            replies: list[Any] = yield batch
+            return replies
+        finally:
+            self.changes += 1
 
     def _invalidations(self, names: Iterable[bytes]) -> Iterable[Command]:
         """The commands that invalidate these (the outbox' names), in this order."""
