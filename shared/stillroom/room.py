@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
@@ -174,6 +175,17 @@ class Stillroom(_Room):
             self._health(self.state_wire, wires), ShardDriver(self.state_wire, asked)
         )
 
+    def init_app(self, app: Any, **options: Any) -> None:
+        """Make this the room of a Flask app. For an app factory, too; the room itself is made at module level.
+
+        `sessions=True`: `flask.session` is kept by the room, with the cookie `cookie`. `routes`, `subject`: limits,
+        as in StillroomMiddleware. `health=True`: /health, /metrics and /status. All Redis calls of a request share
+        `request_timeout`. Loaders run in the app's context, in workers as well. The room is
+        `app.extensions["stillroom"]`. Raises TypeError, SettingsError.
+        """
+        # By name: rooms know no framework, and only who calls this has one.
+        import_module("stillroom.web.flask_room").init_app(self, app, **options)
+
     def lock(
         self,
         name: str,
@@ -323,8 +335,14 @@ class AsyncStillroom(_Room):
         await self.state_wire.close()
 
     @asynccontextmanager
-    async def lifespan(self, _: object) -> AsyncIterator[None]:
-        """For Starlette and FastAPI: `FastAPI(lifespan=room.lifespan)` closes the room when the app ends."""
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        """For Starlette and FastAPI: `FastAPI(lifespan=room.lifespan)` closes the room when the app ends.
+
+        `app.state.stillroom` is the room. With a lifespan of your own:
+        `stillroom.web.fastapi.lifespan(room, yours)`.
+        """
+        if hasattr(app, "state"):
+            app.state.stillroom = self
         async with self:
             yield
 
