@@ -79,12 +79,11 @@ def kept(
     mine = [(name.lower(), value) for name, value in headers if _is_kept(name.lower())]
     if not any(name == "etag" for name, _ in mine):
         mine.append(("etag", _etag(body, mine)))
-    text: str | None = None
+    named = list(dict.fromkeys(tags))
     try:
-        text = body.decode()
+        return StoredPage(status, mine, body.decode(), None, named)
     except UnicodeDecodeError:
-        return StoredPage(status, mine, None, base64.b64encode(body).decode(), list(tags))
-    return StoredPage(status, mine, text, None, list(dict.fromkeys(tags)))
+        return StoredPage(status, mine, None, base64.b64encode(body).decode(), named)
 
 
 def _check(policy: Policy, status: int, headers: Sequence[Header]) -> None:
