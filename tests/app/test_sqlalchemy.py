@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,12 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, event, text, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from stillroom import AsyncStillroom, InvalidKey, NoDispatch, Settings, Stillroom
@@ -437,6 +444,65 @@ def test_everything_that_makes_sessions_can_be_watched(tmp_path: Path, make_room
     catalogue.close()
 
 
+def test_two_rooms_may_watch_one_session(tmp_path: Path, make_room: Any) -> None:
+    """Each is told everything, in its own namespace."""
+    rooms = [make_room(namespace=name) for name in ("one", "two")]
+    catalogue = Catalogue(tmp_path)
+    for room in rooms:
+        AfterCommit(room).watch(catalogue.maker)
+    tags = [Tags(room, "product:7", "label:3") for room in rooms]
+    catalogue.run(reprice)
+    assert [one.invalidated() for one in tags] == [{"product:7"}] * 2
+    catalogue.close()
+
+
+def test_sessions_that_share_a_connection_do_not_mix(tmp_path: Path, make_room: Any) -> None:
+    """One's commit says nothing of what another one rolls back later."""
+    catalogue, room = Catalogue(tmp_path), make_room()
+    after_commit = AfterCommit(room)
+    with catalogue.engine.connect() as connection:
+        one, other = Session(connection), Session(connection)
+        for session in (one, other):
+            after_commit.watch(session)
+        one.get_one(Product, 7)
+        one.rollback()
+        other.get_one(Product, 7)
+        other.commit()
+        tags = Tags(room, "by hand")
+        one.get_one(Product, 7)
+        after_commit.invalidate_by_tag(one, "by hand")
+        one.rollback()
+        assert tags.invalidated() == set()
+        one.close()
+        other.close()
+    catalogue.close()
+
+
+WITHOUT_GREENLET = """
+import sys
+sys.modules["greenlet"] = None
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+from stillroom import AsyncStillroom, NoDispatch, Settings
+from stillroom.integrations.sqlalchemy import AfterCommit
+room = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1"), dispatch=NoDispatch())
+after_commit = AfterCommit(room)
+with Session(create_engine("sqlite://")) as session:
+    after_commit.watch(session)
+    after_commit.invalidate_by_tag(session, "t")
+    session.commit()
+assert room.cache.deferred == 1
+room._cache_body._outbox._numbers.clear()
+"""
+
+
+def test_greenlet_is_needed_for_async_sessions_only() -> None:
+    """An async room with blocking sessions does without."""
+    command = [sys.executable, "-c", WITHOUT_GREENLET]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_async_maker_is_watched_alone() -> None:
     """Its inner sessions get a class of their own, so that other makers' sessions are not watched."""
     room = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1"), dispatch=NoDispatch())
@@ -444,6 +510,9 @@ def test_an_async_maker_is_watched_alone() -> None:
     AfterCommit(room).watch(maker)
     assert maker().sync_session.__class__ is not Session
     assert other().sync_session.__class__ is Session
+    registry = async_scoped_session(other, scopefunc=lambda: 1)
+    AfterCommit(room).watch(registry)
+    assert registry().sync_session.__class__ is not Session
     own = AsyncSession()
     AfterCommit(room).watch(own)
     assert own.sync_session.__class__ is Session

@@ -12,18 +12,27 @@ from typing import Any
 
 import hishel
 import pytest
+from fastapi import BackgroundTasks, FastAPI, Request
+from fastapi.responses import StreamingResponse
+from fastapi.testclient import TestClient
+from flask import Flask
 from hishel.httpx2 import CacheClient
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 
 from stillroom import (
     AsyncStillroom,
     InlineDispatch,
     InvalidKey,
+    Limit,
     NoDispatch,
+    Routes,
     Settings,
     SettingsError,
     Stillroom,
 )
 from stillroom.testing import Clock
+from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.pages import Pages
 from tests.support.bookshop import Shop, serving
 from tests.support.entries import Recording
@@ -393,9 +402,6 @@ def test_a_mistake_is_told_where_it_is_written(
 
 def test_other_mistakes(room: Stillroom) -> None:
     """The wrong room for an app, an app that is none, a CDN's header that is none, two pages of one name."""
-    from fastapi import FastAPI
-    from flask import Flask
-
     with pytest.raises(TypeError, match="a Stillroom or AsyncStillroom"):
         Pages("room")  # type: ignore[type-var]
     with pytest.raises(SettingsError, match="did you mean Surrogate-Key"):
@@ -495,3 +501,61 @@ def test_another_cache_serves_a_page_that_is_the_same_for_all(browser: Any, shop
     browser.get("/about")
     assert is_kept(browser.get("/about", headers={"Cookie": "sid=1"}))
     assert shop.calls == ["about"]
+
+
+# Beside other middleware
+
+
+def test_rendering_spends_no_limits(settings: Settings) -> None:
+    """Nobody has asked for what is rendered, so there is no one whose limits it could spend."""
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    shop = Shop("fastapi", room)  # pages are the innermost here
+    app = FastAPI(lifespan=room.lifespan)
+    inner = Pages(room)
+    app.add_middleware(StillroomMiddleware, room=room, routes=Routes(default=[Limit("few", 2, 60)]))
+    inner.install(app)  # and the outermost here
+
+    @app.get("/n/{n}")
+    @inner.page(ttl=60)
+    async def number(n: int) -> int:
+        return n
+
+    with TestClient(app) as client:
+        assert [client.get(f"/n/{n}").status_code for n in range(5)] == [200] * 5
+        assert [client.get("/other").status_code for _ in range(3)] == [404, 404, 429]
+    assert shop.calls == []
+
+
+def test_a_page_behind_middleware_of_other_kinds_is_kept(settings: Settings) -> None:
+    """Starlette's BaseHTTPMiddleware, GZip, a background task and a stream."""
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    app, pages, story = FastAPI(lifespan=room.lifespan), Pages(room), []
+
+    class Slow(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: Any) -> Any:
+            response = await call_next(request)
+            response.headers["X-Seen"] = "yes"
+            return response
+
+    app.add_middleware(Slow)
+    app.add_middleware(GZipMiddleware, minimum_size=10)
+    pages.install(app)
+
+    @app.get("/stream")
+    @pages.page(ttl=60)
+    async def stream(background: BackgroundTasks) -> StreamingResponse:
+        background.add_task(story.append, "background")
+        story.append("stream")
+
+        async def pieces() -> Any:
+            for _ in range(3):
+                yield b"x" * 1_000
+
+        return StreamingResponse(pieces(), background=background)
+
+    with TestClient(app) as client:
+        for _ in range(2):
+            response = client.get("/stream")
+            assert response.content == b"x" * 3_000
+            assert response.headers["x-seen"] == "yes"
+    assert story == ["stream", "background"]

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sqlalchemy import event, select
 from sqlalchemy import inspect as inspected
 from sqlalchemy.engine import Connection
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import (
     ORMExecuteState,
     QueryableAttribute,
@@ -54,17 +54,20 @@ M = TypeVar("M", bound=type)
 UNLOADED_STAYS = PassiveFlag.PASSIVE_NO_INITIALIZE  # a look at the history loads nothing
 TAGS_OPTION = "stillroom_tags"  # the execution option of a statement that says its own tags
 
-# What a user of SQLAlchemy calls a session.
-AnySession = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any]
-Watchable = (
-    sessionmaker[Any]
-    | async_sessionmaker[Any]
-    | scoped_session[Any]
-    | type[Session]
-    | type[AsyncSession]
-    | Session
-    | AsyncSession
-)
+if TYPE_CHECKING:  # importing it takes greenlet, which only async sessions need
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+
+    # What a user of SQLAlchemy calls a session.
+    AnySession: TypeAlias = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any]
+    Watchable: TypeAlias = (
+        type[Session | AsyncSession]
+        | sessionmaker[Any]
+        | async_sessionmaker[Any]
+        | scoped_session[Any]
+        | async_scoped_session[Any]
+        | Session
+        | AsyncSession
+    )
 
 
 def invalidates(*tags: TagSpec) -> Callable[[M], M]:
@@ -141,7 +144,7 @@ class AfterCommit:
 
     def _pending_of(self, session: AnySession) -> Pending:
         inner = _sync_session(session)
-        changes = _changes_of(inner)
+        changes = self._changes_of(inner)
         watch(changes)
         return changes.frame(_innermost(inner))
 
@@ -150,20 +153,22 @@ class AfterCommit:
     def _began(
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
-        changes = _changes_of(session)
+        changes = self._changes_of(session)
         watch(changes)
+        if transaction.parent is None:
+            changes.commit_is_sent = False  # another session's, on the same connection
         _watch_commit_of(connection, changes)
 
     def _about_to_flush(self, session: Session, context: Any, instances: Any) -> None:
         """Note the rows on both sides of a many-to-many relation that changed: their own columns did not."""
-        changes = _changes_of(session)
+        changes = self._changes_of(session)
         for row in [*session.new, *session.dirty, *session.deleted]:
             if relatives := _changed_relatives(row):
                 changes.touched += [row, *relatives]
 
     def _flushed(self, session: Session, context: Any) -> None:
         """Note the tags of changed rows as they are now, with the keys that the database gave them."""
-        changes = _changes_of(session)
+        changes = self._changes_of(session)
         touched, changes.touched = changes.touched, []
         if touched:
             frame = changes.frame(_innermost(session))
@@ -181,7 +186,7 @@ class AfterCommit:
         tags = tags_of_model(mapper.class_) if mapper is not None else None
         if given is None and tags is None:
             return
-        frame = _changes_of(state.session).frame(_innermost(state.session))
+        frame = self._changes_of(state.session).frame(_innermost(state.session))
         if given is not None:
             frame.add_tags([given] if isinstance(given, str) else given)
         elif tags is not None:
@@ -195,7 +200,7 @@ class AfterCommit:
                 )
 
     def _committed(self, session: Session) -> None:
-        changes = _changes_of(session)
+        changes = self._changes_of(session)
         nested = session.get_nested_transaction()
         if nested is not None:  # a savepoint was released: its parent decides
             changes.release(nested)
@@ -204,7 +209,7 @@ class AfterCommit:
 
     def _ended(self, session: Session, transaction: SessionTransaction) -> None:
         """Drop what was rolled back. Who has sent COMMIT and got no answer does not know, so it is invalidated."""
-        changes = _changes_of(session)
+        changes = self._changes_of(session)
         if transaction.parent is not None:
             changes.drop(transaction)
         elif changes.commit_is_sent:
@@ -212,12 +217,18 @@ class AfterCommit:
         else:
             changes.drop_all()
 
+    def _changes_of(self, session: Session) -> Changes:
+        """What this session's transactions make untrue for this room; others may watch it, too."""
+        watchers: dict[int, Changes] = session.info.setdefault(_KEY, {})
+        known = watchers.get(id(self))
+        return known or watchers.setdefault(id(self), Changes(session))
+
     # Telling the cache
 
     def _deliver(self, pending: Pending) -> None:
         if not pending:
             return
-        if isinstance(self._room, AsyncStillroom) and in_greenlet():
+        if isinstance(self._room, AsyncStillroom) and _can_await():
             await_only(self._deliver_in_task(self._room, pending))
         else:
             deliver(self._blocking, pending)
@@ -271,29 +282,32 @@ class Changes:
         return session is None or not (session.new or session.deleted or session.dirty)
 
 
-_KEY = "stillroom"  # in session.info
+_KEY = "stillroom"  # in session.info: watcher → its Changes
 
 # Connections in a watched session's transaction, so that it is known when COMMIT is sent.
-_committing: weakref.WeakKeyDictionary[Connection, Changes] = weakref.WeakKeyDictionary()
-
-
-def _changes_of(session: Session) -> Changes:
-    changes = session.info.get(_KEY)
-    if changes is None:
-        changes = session.info[_KEY] = Changes(session)
-    return changes
+_committing: weakref.WeakKeyDictionary[Connection, list[Changes]] = weakref.WeakKeyDictionary()
 
 
 def _watch_commit_of(connection: Connection, changes: Changes) -> None:
     engine = connection.engine
     if not event.contains(engine, "commit", _commit_is_sent):
         event.listen(engine, "commit", _commit_is_sent)
-    _committing[connection] = changes
+    watching = _committing.setdefault(connection, [])
+    if not any(one is changes for one in watching):
+        watching.append(changes)
 
 
 def _commit_is_sent(connection: Connection) -> None:
-    if changes := _committing.get(connection):
+    for changes in _committing.get(connection, ()):
         changes.commit_is_sent = True
+
+
+def _can_await() -> bool:
+    """Whether this is the inside of an AsyncSession. Without greenlet there is none."""
+    try:
+        return in_greenlet()
+    except Exception:
+        return False
 
 
 def _innermost(session: Session) -> SessionTransaction | None:
@@ -311,7 +325,7 @@ def _decider(transaction: SessionTransaction | None) -> SessionTransaction | Non
 
 
 def _inserted(_: Any, __: Any, row: Any) -> None:
-    if changes := _watched(row):
+    for changes in _watched(row):
         changes.touched.append(row)
 
 
@@ -319,7 +333,7 @@ def _about_to_update(_: Any, connection: Connection, row: Any) -> None:
     session = object_session(row)
     if session is not None and session.is_modified(row, include_collections=False):
         _note_former(connection, row)
-        if changes := _watched(row):
+        for changes in _watched(row):
             changes.touched.append(row)
 
 
@@ -330,18 +344,20 @@ def _about_to_delete(_: Any, connection: Connection, row: Any) -> None:
 def _note_former(connection: Connection, row: Any) -> None:
     """Note the tags of a row as it was: after the flush nobody knows."""
     session, tags = object_session(row), tags_of_model(type(row))
-    changes = _watched(row)
-    if session is not None and changes is not None and tags is not None:
+    watching = _watched(row)
+    if session is not None and watching and tags is not None:
         fields = [column.key for column in _mapper_of(row).column_attrs]
         if not tags.has_functions:  # nobody knows which columns a function looks at
             fields = [name for name in fields if name in tags.fields]
         former = _former(connection, row, fields)
-        changes.frame(_innermost(session)).add_tags(tags.of(Before(row, former)))
+        noted = tags.of(Before(row, former))
+        for changes in watching:
+            changes.frame(_innermost(session)).add_tags(noted)
 
 
-def _watched(row: Any) -> Changes | None:
+def _watched(row: Any) -> list[Changes]:
     session = object_session(row)
-    return None if session is None else session.info.get(_KEY)
+    return [] if session is None else list(session.info.get(_KEY, {}).values())
 
 
 def _former(connection: Connection, row: Any, fields: Iterable[str]) -> Mapping[str, Any]:
@@ -397,21 +413,29 @@ def _refuse_relationships(mapper: Any, tags: ModelTags) -> None:
 
 def _sync_session(session: AnySession) -> Session:
     found: Any = session
-    if isinstance(found, scoped_session | async_scoped_session):
+    if isinstance(found, scoped_session) or _is_async(found, "async_scoped_session"):
         found = found()
-    inner: Session = found.sync_session if isinstance(found, AsyncSession) else found
+    inner: Session = found.sync_session if _is_async(found, "AsyncSession") else found
     return inner
 
 
-def _target(sessions: Watchable) -> Any:
+def _target(sessions: Any) -> Any:
     """Return what SQLAlchemy takes as the target of a session's events."""
-    if isinstance(sessions, AsyncSession):
+    if _is_async(sessions, "AsyncSession"):
         return sessions.sync_session
-    if isinstance(sessions, async_sessionmaker):
+    if _is_async(sessions, "async_scoped_session"):
+        return _target(sessions.session_factory)
+    if _is_async(sessions, "async_sessionmaker"):
         return _own_sync_class(sessions)
-    if isinstance(sessions, type) and issubclass(sessions, AsyncSession):
+    if isinstance(sessions, type) and hasattr(sessions, "sync_session_class"):
         return sessions.sync_session_class
     return sessions
+
+
+def _is_async(thing: Any, kind: str) -> bool:
+    """Whether it is of this class of sqlalchemy.ext.asyncio. Where nobody has imported that, nothing is."""
+    module = sys.modules.get("sqlalchemy.ext.asyncio")
+    return module is not None and isinstance(thing, getattr(module, kind))
 
 
 def _own_sync_class(maker: async_sessionmaker[Any]) -> type[Session]:
