@@ -339,7 +339,7 @@ class AsyncStillroom(_Room):
         """For Starlette and FastAPI: `FastAPI(lifespan=room.lifespan)` closes the room when the app ends.
 
         `app.state.stillroom` is the room. With a lifespan of your own:
-        `stillroom.web.fastapi.lifespan(room, yours)`.
+        `stillroom.web.fastapi_room.lifespan(room, yours)`.
         """
         if hasattr(app, "state"):
             app.state.stillroom = self

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom
 from stillroom.web.asgi import StillroomMiddleware
-from stillroom.web.fastapi import CurrentRoom, CurrentSession, lifespan
+from stillroom.web.fastapi_room import CurrentRoom, CurrentSession, lifespan
 
 
 def app_of(life: Any, room: AsyncStillroom) -> FastAPI:
