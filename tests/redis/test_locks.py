@@ -267,7 +267,8 @@ def test_a_command_that_arrives_late_takes_nothing(make_room: Any, client: Any) 
     """Its caller has given up: a slot without an owner would keep everybody waiting."""
     room: Stillroom = make_room()
     assert room.cache.get("x") is None  # the server's clock is known
-    room._state_server._clock_offset_ns -= 3_600_000_000_000
+    server = room._state_server
+    server._reading = server._reading._replace(offset=server._reading.offset - 3_600_000_000_000)
     with room.lock("k", wait=0.5) as held:  # asked again, with the clock as it is
         assert held.is_held
     keys = room._locks_body._keys.slots(b"k")

@@ -16,7 +16,7 @@ from stillroom.cache.loaders import SetOptions, TimeOptions, several
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
-from stillroom.operation import NOT_AFTER, Once, Operation, Pause, TimedOnce
+from stillroom.operation import NOT_AFTER, Backoff, Once, Operation, Timed
 from stillroom.scripts import add, replace
 from stillroom.wire import Command
 
@@ -54,12 +54,12 @@ class ChangeBody(CacheBody):
                 if seen.entry is not None:
                     return False
                 given = (new_epoch(), NOT_AFTER, name, packed.rest, ttl, ttl + swr, seen.head)
-                (reply,) = yield from self._changing(TimedOnce([add(keys, *given)]))
+                (reply,) = yield from self._changing(Timed([add(keys, *given)]))
                 if reply == STORED:
                     return True
                 if reply == LATE:
-                    yield from self._read_server_clock()
-                yield Pause(turn * PAUSE_S * random.random())
+                    self._clock.doubt_clock()
+                yield Backoff(turn * PAUSE_S * random.random())
         except RedisUnavailable as error:
             self._fall_back("add", error)
         return False
@@ -84,7 +84,7 @@ class ChangeBody(CacheBody):
             (replaced,) = yield from self._changing(replaces)
             if replaced:
                 return number + by
-            yield Pause(turn * PAUSE_S * random.random())
+            yield Backoff(turn * PAUSE_S * random.random())
         raise RedisUnavailable("contended", f"{TRIES} others were first")
 
     def touch(self, key: str, **options: Unpack[TimeOptions]) -> Operation[bool]:
@@ -103,7 +103,7 @@ class ChangeBody(CacheBody):
                 (replaced,) = yield from self._changing(Once([touches]))
                 if replaced:
                     return True
-                yield Pause(turn * PAUSE_S * random.random())
+                yield Backoff(turn * PAUSE_S * random.random())
         except RedisUnavailable as error:
             self._fall_back("touch", error)
         return False

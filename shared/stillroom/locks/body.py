@@ -72,9 +72,7 @@ class LocksBody:
         given = (token, slots, int(lease * 1_000), keep_ms, NOT_AFTER, WAITERS)
         ((code, *rest),) = yield Timed([slot_take(self._keys.slots(sanitized(name)), *given)])
         if code == LATE:
-            asked = time.monotonic_ns()
-            (now,) = yield [(b"TIME",)]
-            self._clock.learn_clock(now, asked, anew=True)
+            self._clock.doubt_clock()
         return [code, *rest]
 
     def renew(self, name: str, token: bytes, lease: float) -> Operation[float]:
