@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from stillroom import RedisUnavailable, Settings, Stillroom
+from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom_workers.app import make_app
+from stillroom_workers.schedule import SCHEDULE
 
 
 def loader_of(room: Any, loads: list[Any], **options: Any) -> Any:
@@ -136,9 +141,77 @@ def test_a_mistake_is_told_at_the_loader(
 
 def test_a_worker_of_the_schedule_has_the_task() -> None:
     """Beat sends it, and a worker knows it by that name."""
-    from stillroom_workers.app import make_app
-    from stillroom_workers.schedule import SCHEDULE
-
     app = make_app(Settings(redis_url="redis://127.0.0.1:1"))
     assert "stillroom.warm" in app.tasks
     assert "stillroom.warm" in {tick.task for tick in SCHEDULE}
+
+
+def test_a_worker_carries_it_out(settings: Settings, make_room: Any) -> None:
+    """The task is a name for the call; its report is read in Flower."""
+    loads: list[Any] = []
+    app = make_app(settings)
+    room: Stillroom = make_room()
+    loader_of(room, loads, warm_every=60, warm_with=[1, 2])
+    app.room.cache.loaders.adopt(room.cache.loaders)
+    assert app.tasks["stillroom.warm"]() == {"loaders": 1, "values": 2}
+    assert app.tasks["stillroom.reclaim"]()["due"] in (0, False)
+    assert sorted(loads) == [(1, "en"), (2, "en")]
+    app.room.close()
+
+
+def test_each_load_happens_inside_what_the_app_wants_around_it(room: Any) -> None:
+    """Contexts are entered in their order and left in the other one, also where the load fails."""
+    story: list[str] = []
+
+    def around(name: str) -> Any:
+        @contextmanager
+        def context() -> Iterator[None]:
+            story.append(f"enter {name}")
+            try:
+                yield
+            finally:
+                story.append(f"leave {name}")
+
+        return context
+
+    @room.cache.cached("good")
+    def good() -> int:
+        story.append("load")
+        return 1
+
+    @room.cache.cached("bad")
+    def bad() -> int:
+        raise ZeroDivisionError
+
+    room.cache.loaders.around += [around("a"), around("b")]
+    assert good() == good() == 1
+    assert story == ["enter a", "enter b", "load", "leave b", "leave a"]
+    with pytest.raises(ZeroDivisionError):
+        bad()
+    assert story[5:] == ["enter a", "enter b", "leave b", "leave a"]
+
+
+def test_an_awaited_load_happens_inside_too(settings: Settings) -> None:
+    """For as long as it is awaited."""
+    story: list[str] = []
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        story.append("enter")
+        yield
+        story.append("leave")
+
+    async def main() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+
+            @room.cache.cached("k")
+            async def load() -> int:
+                await asyncio.sleep(0)
+                story.append("load")
+                return 1
+
+            room.cache.loaders.around.append(around)
+            assert await load() == 1
+
+    asyncio.run(main())
+    assert story == ["enter", "load", "leave"]

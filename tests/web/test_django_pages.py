@@ -76,6 +76,10 @@ def kept(request: HttpRequest, how: str) -> Any:
             return StreamingHttpResponse(iter([b"a", b"b"]))
         case "error":
             return HttpResponse("x", status=503)
+        case "compressed":
+            return HttpResponse(b"x", headers={"Content-Encoding": "gzip"})
+        case "origin":
+            return HttpResponse("x", headers={"Vary": "Origin"})
     return HttpResponse("x")
 
 
@@ -140,6 +144,13 @@ def test_a_page_is_rendered_once_until_a_tag_kills_it(port: int, room: Stillroom
         assert priced(ask(port, PRODUCT)) == price
 
 
+def test_a_view_may_say_less_to_head(port: int) -> None:
+    """So a page is not made of that; one that is there answers HEAD as well."""
+    assert ask(port, PRODUCT, "HEAD").one("cache-status") == "stillroom; fwd=bypass"
+    assert ask(port, PRODUCT).one("cache-status") == "stillroom; fwd=miss; stored"
+    assert ask(port, PRODUCT, "HEAD").one("cache-status") == "stillroom; hit"
+
+
 def test_a_client_that_has_it_hears_304(port: int) -> None:
     """By the ETag that each page has."""
     etag = ask(port, PRODUCT).one("etag") or ""
@@ -185,10 +196,13 @@ def test_a_page_that_is_the_same_for_all_may_not_look_at_the_session(port: int) 
     assert calls == ["about"] * 3
 
 
-@pytest.mark.parametrize("how", ["session", "csrf", "cookie", "private", "stream", "error"])
+@pytest.mark.parametrize(
+    "how", ["session", "csrf", "cookie", "private", "stream", "error", "compressed", "origin"]
+)
 def test_a_response_that_is_one_visitor_s_is_not_kept(port: int, how: str) -> None:
     """It is given to that visitor, and the view is called once for each."""
-    replies = [ask(port, f"/kept/{how}") for _ in range(2)]
+    origin = {"Origin": "https://a.example"}
+    replies = [ask(port, f"/kept/{how}", headers=origin) for _ in range(2)]
     assert calls == [how, how]
     assert all(reply.body for reply in replies)
 

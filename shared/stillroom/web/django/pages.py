@@ -125,6 +125,13 @@ class CachedView:
         identity = identify(visit, self._policy, self._harmless)
         if not isinstance(identity, Identity):
             return self._marked(view(), is_private=identity == "session")
+        if visit.method == "HEAD":  # what a view says to it may be less than a page
+            known = room().cache.get(self._key(identity), StoredPage)
+            return (
+                self._marked(view(), is_private=False)
+                if known is None
+                else self._page(known, visit)
+            )
         rendered: list[HttpResponseBase] = []
 
         def load() -> StoredPage:
@@ -133,7 +140,7 @@ class CachedView:
                 rendered.append(response)
                 _refuse_what_is_private(request, self._policy)
                 tags = [*self._tags.of({**request.GET.dict(), **parameters}), *added]
-                return _kept(self._policy, response, tags)
+                return _kept(self._policy, request, response, tags)
 
         ttl, swr = self._times
         options: Any = {"ttl": ttl, "swr": swr, "tags": [_tags_of], "type": StoredPage}
@@ -143,9 +150,11 @@ class CachedView:
             return rendered[-1]
         except NotKept:
             return self._marked(rendered[-1], is_private=False)
-        status = "fwd=miss; stored" if rendered else "hit"
-        said = answer_from(page, self._policy, visit.method, visit.headers, self._cdn, status)
-        return _response(said)
+        return self._page(page, visit, "fwd=miss; stored" if rendered else "hit")
+
+    def _page(self, page: StoredPage, visit: Visit, status: str = "hit") -> HttpResponse:
+        asked = visit.headers
+        return _response(answer_from(page, self._policy, visit.method, asked, self._cdn, status))
 
     def _key(self, identity: Identity) -> str:
         where = [translation.get_language() or "" if settings.USE_I18N else ""]
@@ -188,11 +197,15 @@ def _refuse_what_is_private(request: HttpRequest, policy: Policy) -> None:
         raise NotKept("it has a CSRF token, which belongs to one visitor")
 
 
-def _kept(policy: Policy, response: Any, tags: Sequence[str]) -> StoredPage:
+def _kept(policy: Policy, request: HttpRequest, response: Any, tags: Sequence[str]) -> StoredPage:
     if response.streaming:
         raise NotKept("it is streamed")
     if response.cookies:
         raise NotKept("it sets a cookie")
+    if "Content-Encoding" in response:
+        raise NotKept("it is compressed for whoever asked: compress further out")
+    if "origin" in response.get("Vary", "").lower() and "Origin" in request.headers:
+        raise NotKept("it was made for the Origin that asked")
     return kept(policy, response.status_code, list(response.items()), response.content, tags)
 
 
