@@ -333,6 +333,22 @@ def test_a_load_inside_a_transaction_stores_nothing_that_may_be_rolled_back(
     catalogue.run(work, commit=False)
 
 
+def test_a_loader_needs_a_session_of_its_own(tmp_path: Path, make_room: Any) -> None:
+    """A session from before the commit answers with what it knew then, and no cache can see that."""
+    catalogue, room = Catalogue(tmp_path), make_room()
+    AfterCommit(room).watch(catalogue.maker)
+    with Session(catalogue.engine) as opened_before:
+        known = opened_before.get_one(Product, 7)
+        assert known.price == 1
+        catalogue.run(reprice)
+        borrowed = room.cache.get_or_set(
+            "borrowed", lambda: opened_before.get_one(Product, 7).price, tags=["product:7"]
+        )
+        own = room.cache.get_or_set("own", catalogue.price, tags=["product:7"])
+    assert (borrowed, own) == (1, 5)
+    catalogue.close()
+
+
 def test_a_commit_is_no_error_while_redis_is_away(
     own_server: EmbeddedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
