@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -37,6 +38,14 @@ def run(folder: Path, environment: dict[str, str], *words: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def first_page(port: int, path: str) -> str:
+    """What a server that is just starting answers with, however busy the machine is."""
+    for _ in range(5):
+        with contextlib.suppress(TimeoutError):
+            return Browser(port).get(path).text
+    return Browser(port).get(path).text
 
 
 def test_testing(tmp_path: Path) -> None:
@@ -134,7 +143,7 @@ def test_flask(tmp_path: Path, environment: dict[str, str]) -> None:
     """An app factory behind gunicorn, and its loader in a worker's room."""
     write_files("howto/frameworks.md", tmp_path)
     with serving_process([*GUNICORN, "flaskwsgi:app"], tmp_path, environment) as port:
-        assert json.loads(Browser(port).get("/price/7").text) == {"price": 10, "visits": 1}
+        assert json.loads(first_page(port, "/price/7")) == {"price": 10, "visits": 1}
     worker = (
         "from stillroom import Settings; from stillroom_workers.lifecycle import open_room;"
         "room = open_room(Settings(loaders=('flaskwsgi:room',)));"
@@ -147,7 +156,7 @@ def test_fastapi(tmp_path: Path, environment: dict[str, str]) -> None:
     """Dependencies and two lifespans behind uvicorn."""
     write_files("howto/frameworks.md", tmp_path)
     with serving_process([*UVICORN, "fastshop:app"], tmp_path, environment) as port:
-        assert Browser(port).get("/price/7").text == "10"
+        assert first_page(port, "/price/7") == "10"
 
 
 def test_django(tmp_path: Path, environment: dict[str, str]) -> None:
