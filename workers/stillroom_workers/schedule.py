@@ -38,6 +38,12 @@ SCHEDULE = [
         "marks of invalidations are kept only as long as an entry they could name can live",
     ),
     Tick(
+        "warm",
+        "stillroom.warm",
+        10.0,
+        "what loaders want loaded at set times is ordered, at most ten seconds after it is due",
+    ),
+    Tick(
         "sweep-sessions",
         "stillroom.sweep_sessions",
         60.0,
