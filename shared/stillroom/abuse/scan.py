@@ -41,6 +41,7 @@ GROUP = b"workers"
 # All workers are one consumer: what was left behind is known by its idle time, and no list of the dead grows.
 CONSUMER = b"worker"
 LEFT_AFTER_MS = 60_000  # whoever read an event and has not finished by then is dead
+LATE_MS = 2 * LEFT_AFTER_MS  # a count is kept for those that somebody else reads then
 DELIVERIES = 5  # an event that was read so often, and never finished, is not read again
 LEFT_BITE = 100  # of those that a dead worker left
 PATTERNS_KEPT = 10_000
@@ -245,7 +246,7 @@ class Scan:
         window = rule.kept if rule.consecutive else rule.window
         return abuse_count(
             [keys.abuse_count(rule.name, sample.group), keys.abuse_groups],
-            *(sample.member, sample.entry.ms, window * 1000, rule.kept * 1000),
+            *(sample.member, sample.entry.ms, window * 1000, rule.kept * 1000 + LATE_MS),
             *(rule.most, GROUPS_LIMIT, int(rule.consecutive), rule.threshold, rule.window * 1000),
         )
 
