@@ -175,9 +175,13 @@ class World:
         self._servers = servers
         self._lines = [_Line(server.port) for server in servers]
         self._infos = [line.say([pack([("INFO", "server")])])[0] for line in self._lines]
-        self._without_scripts = set(range(len(servers)))
+        self.load_scripts()
         self.trace: list[str] | None = None  # what happened, if somebody wants to know
         self.begin(0)
+
+    def load_scripts(self) -> None:
+        """The servers have all scripts as they are now: when they are loaded must not depend on earlier runs."""
+        self._without_scripts = set(range(len(self._servers)))
 
     def begin(self, seed: int) -> None:
         """An empty world. What follows depends on the seed alone."""
