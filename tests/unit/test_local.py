@@ -217,12 +217,12 @@ def test_what_was_charged_counts_with_what_others_did() -> None:
 
 
 def test_a_reply_that_was_overtaken_is_not_believed() -> None:
-    """Threads take in replies in any order: the newest by the server's clock counts, unless it stepped back."""
-    for later, expected in ((5 * S, 4), (5 * S + 20 * S, 1)):
+    """The server's clock orders the replies to calls that overlapped; of others this process knows."""
+    for sent, expected in ((5, 4), (15, 1)):
         limits = local()
-        limits.remember([KEY], [4, 0, 0, 300 * S], 0, later)
-        limits.remember([KEY], [1, 0, 0, 300 * S], 0, 5 * S - 1)
-        assert used(limits, KEY, AUTH, 1) == expected
+        limits.remember([KEY], [4, 0, 0, 300 * S], 10, 5 * S, 0)
+        limits.remember([KEY], [1, 0, 0, 300 * S], 20, 5 * S - 1, sent)
+        assert used(limits, KEY, AUTH, 21) == expected
 
 
 def test_what_redis_is_being_asked_for_counts() -> None:

@@ -41,6 +41,7 @@ GROUP = b"workers"
 # All workers are one consumer: what was left behind is known by its idle time, and no list of the dead grows.
 CONSUMER = b"worker"
 LEFT_AFTER_MS = 60_000  # whoever read an event and has not finished by then is dead
+LATE_MS = 2 * LEFT_AFTER_MS  # a count is kept for those that somebody else reads then
 DELIVERIES = 5  # an event that was read so often, and never finished, is not read again
 LEFT_BITE = 100  # of those that a dead worker left
 PATTERNS_KEPT = 10_000
@@ -299,7 +300,7 @@ class Scan:
 def _words(rule: Rule) -> Sequence[int]:
     """A rule as lua/abuse_count.lua takes it."""
     window = rule.kept if rule.consecutive else rule.window
-    times = (window * 1000, rule.kept * 1000)
+    times = (window * 1000, rule.kept * 1000 + LATE_MS)
     return (*times, rule.most, int(rule.consecutive), rule.threshold, rule.window * 1000)
 
 

@@ -131,7 +131,7 @@ class LimitsBody:
         """
         request = self._requests.make(subject, limits, 0, "")
         if request.keys:
-            yield [(b"UNLINK", *_with_markers(request.logs))]
+            yield Once([(b"UNLINK", *_with_markers(request.logs))])  # not what is counted after it
         self._denials.forget((*request.bans, *request.keys))
         self._local.forget((*request.logs, *request.known_as))
 
@@ -157,13 +157,15 @@ class LimitsBody:
             return denied
         asked_at, mark = self._denials.forgotten, object()
         self._flying[mark] = request
+        sent = time.monotonic()
         try:
-            if self._settling.waits or self._local.logs or time.monotonic() > self.stats.due:
+            if self._settling.waits or self._local.logs or sent > self.stats.due:
                 request = yield from self._settled(request)
+                sent = time.monotonic()
                 reply = yield from self._ask(self._taking(request))
             else:
                 (reply,) = yield Once([self._taking(request)])
-            return self._learned(request, reply, asked_at)
+            return self._learned(request, reply, asked_at, sent)
         except RedisUnavailable as error:
             del self._flying[mark]
             decision = self._stand_in(request, error, take=True)
@@ -180,8 +182,9 @@ class LimitsBody:
         self._flying[mark] = request
         try:
             request = yield from self._settled(request)
+            sent = time.monotonic()
             reply = yield from self._ask(self._taking(request, self._reservation(name)))
-            decision = self._learned(request, reply, asked_at)
+            decision = self._learned(request, reply, asked_at, sent)
             held = name if decision else ""
             at = decision.now_us
             return Reservation(decision, request.logs, held, at, counted=request.counted)
@@ -208,11 +211,12 @@ class LimitsBody:
             return (yield from self._settling.before(request))
         return request
 
-    def _learned(self, request: Request, reply: list[int], asked_at: int) -> Decision:
+    def _learned(self, request: Request, reply: list[int], asked_at: int, sent: float) -> Decision:
         """The decision in this reply, and what there is to remember of it."""
         decision = self._read(request, reply)
         if request.plan.counted_away and decision.said:
-            self._local.remember(request.known_as, reply[2:], _now_us(), reply[1])
+            times = _now_us(), reply[1], int(sent * _US)
+            self._local.remember(request.known_as, reply[2:], *times)
         if decision.status != OK:
             self.stats.counts["limit_denials"] += 1
             if asked_at == self._denials.forgotten:

@@ -19,9 +19,6 @@ from stillroom.limits.limit import Limit
 from stillroom.limits.log import Charge, Entry, Hits, Log, Said
 
 LOOKED_AT = 8  # old logs, for each new one that finds no room
-# Replies of Redis may be taken in out of their order. One that is older than the newest by more than this was not
-# overtaken: the server's clock has stepped back.
-OVERTAKEN_US = 10_000_000
 _US = 1_000_000
 
 Flying = Sequence[
@@ -56,13 +53,23 @@ class LocalLimits:
         self._held: OrderedDict[str, list[tuple[Log, Entry]]] = OrderedDict()  # by reservation
 
     def remember(
-        self, keys: Sequence[bytes], said: Sequence[int], now: int, server_us: int = 0
+        self,
+        keys: Sequence[bytes],
+        said: Sequence[int],
+        now: int,
+        server_us: int = 0,
+        sent: int | None = None,
     ) -> None:
-        """What Redis said just now. No lock: each step is one of the interpreter's own."""
+        """What Redis said just now, asked at `sent`. No lock: each step is one of the interpreter's own.
+
+        Replies to calls that overlapped may be taken in out of their order: the server's time says which is newer.
+        Of others this process knows, whatever became of that clock meanwhile.
+        """
         known, found = self._known, Known(now, said, keys, server_us)
+        since = now if sent is None else sent
         for key in keys:
             before = known.get(key)
-            if before is None or not 0 < before[3] - server_us < OVERTAKEN_US:
+            if before is None or before.server_us <= server_us or before.at <= since:
                 known[key] = found
         while len(known) > self._most_known:
             known.popitem(last=False)

@@ -107,6 +107,7 @@ class Settling:
         """
         replies: Sequence[Any] = [None] * len(charges)
         failure: RedisUnavailable | None = None
+        sent = _now_us()
         try:
             replies = yield Once(map(self._charging, charges))
         except RedisRefused as refused:
@@ -116,19 +117,19 @@ class Settling:
         except RedisUnavailable as error:
             failure = error
         finally:  # also where this operation is given up
-            self._settle(charges, replies)
+            self._settle(charges, replies, sent)
         if failure is not None and any(map(_is_unsettled, replies)):
             raise failure
         return list(replies)
 
-    def _settle(self, charges: Sequence[Charge], replies: Sequence[Any]) -> None:
+    def _settle(self, charges: Sequence[Charge], replies: Sequence[Any], sent: int) -> None:
         now = _now_us()
         for charge, reply in zip(charges, replies, strict=True):
             self._local.settle([charge], now, told=not _is_unsettled(reply))
             if isinstance(reply, list):
                 *said, server_us = reply
                 known_as = self._requests.known_as(charge.key, charge.limit)
-                self._local.remember([known_as], said, now, server_us)
+                self._local.remember([known_as], said, now, server_us, sent)
             elif reply is not None:
                 self._stats.say("limits", "charge", f"Redis refuses to count hits: {reply}")
 

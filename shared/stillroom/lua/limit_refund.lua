@@ -22,20 +22,28 @@ if not is_known then
 end
 
 -- The entries that the hits are in: those of their very time; else the first that ends after them, as entries carry the
--- last of their times. None does where the clock stepped back since: then they are in the newest, give or take an entry.
+-- last of their times. None does where the clock stepped back since: then they are among the newest.
 local function take_out(log, at)
   local left, later = cost, nil
+  local function take_from(i)
+    local taken = math.min(left, log[i + 1])
+    log[i + 1], left = log[i + 1] - taken, left - taken
+  end
   for i = 1, #log, 2 do
     if log[i] == at then
-      local taken = math.min(left, log[i + 1])
-      log[i + 1], left = log[i + 1] - taken, left - taken
+      take_from(i)
     elseif log[i] > at and not later then
       later = i
     end
   end
-  local place = later or #log - 1
-  if left == cost and place > 0 then
-    log[place + 1] = math.max(0, log[place + 1] - left)
+  if left == cost then
+    later = later or #log - 1
+    for i = later, #log - 1, 2 do
+      take_from(i)
+    end
+    for i = later - 2, 1, -2 do
+      take_from(i)
+    end
   end
   for i = #log - 1, 1, -2 do
     if log[i + 1] == 0 then

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from stillroom.scripts import session_destroy, session_hold, session_undo
 from stillroom.wire import Command
 
-TRIES = 5  # until it is plain which was first, an end or a rotation
+TRIES = 5  # to find out which was first, an end or a rotation; then as many that favour the end more and more
 
 
 class End(NamedTuple):
@@ -41,9 +41,9 @@ class End(NamedTuple):
 
         `late_us`: how long before the asking the grace was over; -1: the script did what it was asked.
         """
-        if not 0 <= late_us < took_us or self.doubts > TRIES:
+        if not 0 <= late_us < took_us or self.doubts == 2 * TRIES:
             return None
-        benefit = took_us if self.doubts == TRIES else 0
+        benefit = took_us << self.doubts - TRIES if self.doubts >= TRIES else 0
         return self._replace(doubts=self.doubts + 1, asked_us=self.asked_us - benefit)
 
 
