@@ -26,6 +26,11 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | went when it was rotated                        | + 60 s; idle |                 |
 |       …u:<user>   | zset   | the user's sessions → stamp                     | longest of   |                 |
 |       …g:<tag>    | zset   | the tag's sessions → stamp                      | their        |                 |
+|       …d:<user>   | zset   | HMACs of the user's devices → last login, µs    | session_     | session_create  |
+|                   |        |                                                 | device_memory|                 |
+|       …all        | string | a stamp: all that was made up to it is dead     | longest      | session_end_all |
+|                   |        |                                                 | session      |                 |
+|       …x:<stamp>  | zset   | what x was then, still to be deleted            | as x         | session_end_all |
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
 |       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
 |       …clock      | string | the newest stamp                                | deadlines    |                 |

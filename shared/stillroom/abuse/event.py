@@ -40,7 +40,7 @@ class BadEvent(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event. What is not known is empty; `user` is an HMAC; `n` is how often it has happened so far."""
+    """One event. What is not known is empty; `user`, `token`: HMACs; `n` is how often it has happened so far."""
 
     kind: str
     ip: str = ""
@@ -48,6 +48,7 @@ class Event:
     route: str = ""
     limit: str = ""
     n: int = 1
+    token: str = ""
 
     def fields(self) -> list[bytes]:
         """As XADD takes it: name, value, name, value …"""
@@ -58,6 +59,7 @@ class Event:
             "ip": self.ip,
             "user": self.user,
             "route": self.route,
+            "token": self.token,
         }
         return [part.encode() for item in known.items() if item[1] for part in item]
 
@@ -86,6 +88,7 @@ def read_event(fields: Sequence[bytes]) -> Event:
         user=cleaned(given.get("user", "")),
         route=cleaned_route(given.get("route", "")),
         limit=cleaned(given.get("limit", "")),
+        token=cleaned(given.get("token", "")),
         n=_count(given.get("n", "1")),
     )
 

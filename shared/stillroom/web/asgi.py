@@ -10,16 +10,21 @@ from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
 from stillroom.limits import Route
+from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.web.ending import Header, ending, lacking, report_loss
 from stillroom.web.gate import Asked, Middleware
 from stillroom.web.problem import Answer, denied, failed
 from stillroom.web.request_session import AsyncWebSession
+from stillroom.web.scope_session import Ahead, ScopeSession
+from stillroom.web.sockets import Handshake
 from stillroom.wire import Budget
 
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
+STARLETTES = "session"  # where request.session is looked for
+TEST_CLIENT = ("testclient", 50000)
 LIMITED = "stillroom.limited"  # its limits have been checked, further out
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -35,15 +40,26 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     `routes`: those a request may not exceed; it is answered with 429, or 503, before the app is called, and each
     response says how its client stands. None: no limits. `subject` says what is counted besides the address.
 
-    `scope["stillroom.session"]` is the session: see AsyncWebSession. It is written when the response begins. A
-    response of 5xx writes nothing. Redis away while it is read or written: 503 with Retry-After, also in place of
-    the app's own 500, and the cookie is left as it is. `sessions=False`: there is none.
+    `scope["stillroom.session"]` is the session: see AsyncWebSession; `scope["session"]`, which is
+    `request.session`, is the same as a dict. It is written when the response begins. A response of 5xx writes
+    nothing. Redis away while it is read or written: 503 with Retry-After, also in place of the app's own 500, and
+    the cookie is left as it is. `sessions=False`: there is none.
 
-    Around an app that is mounted in another one: what the outer one has done is not done again. Websockets and
-    lifespan pass through untouched. All Redis calls of a request, up to its response, share `request_timeout`.
+    A websocket has its session too, which is written when it is accepted; after that a change is SessionTooLate.
+    Around an app that is mounted in another one: what the outer one has done is not done again. Lifespan passes
+    through untouched. All Redis calls of a request, up to its response, share `request_timeout`.
     """
 
+    def __init__(self, app: App, room: AsyncStillroom, **options: Any) -> None:
+        super().__init__(app, room, **options)
+        self._test_cookie = self._cookie.for_test_client()
+        self._at_once = Driver(room.state_wire.for_threads)
+        self._ahead = Ahead()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and self._has_sessions and KEY not in scope:
+            await self._connect(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -52,12 +68,33 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         if route is None and not gives_session:
             await self.app(scope, receive, send)
             return
-        token = self._cookie.read(_cookies(scope)) if gives_session else None
-        session = AsyncWebSession(self._room._sessions_body, self._room.state, self._cookie, token)
-        seen = {**scope, KEY: session} if gives_session else {**scope}
+        session = self._session(scope, gives_session)
+        seen = self._with_session(scope, session) if gives_session else {**scope}
         with self._room.request() as budget:
+            if gives_session and route is None and scope["path"] in self._ahead:
+                await self._room.state.run(session.reading_ahead())
             await self._respond(route, session, budget, seen, receive, send)
         report_loss(session)
+
+    async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A websocket."""
+        session = self._session(scope, True)
+        seen = self._with_session(scope, session)
+        with self._room.request() as budget:
+            handshake = Handshake(session, self._room, budget, scope, send)
+            await handshake.of(self.app, seen, receive)
+        report_loss(session)
+
+    def _session(self, scope: Scope, is_given: bool) -> AsyncWebSession:
+        cookie = self._test_cookie if _is_test(scope) else self._cookie
+        token = cookie.read(_cookies(scope)) if is_given else None
+        return AsyncWebSession(self._room._sessions_body, self._room.state, cookie, token, scope)
+
+    def _with_session(self, scope: Scope, session: AsyncWebSession) -> Scope:
+        seen = {**scope, KEY: session}
+        if STARLETTES not in scope:
+            seen[STARLETTES] = ScopeSession(session, self._at_once, self._ahead, scope["path"])
+        return seen
 
     async def _respond(
         self,
@@ -139,6 +176,8 @@ class _Response:
             return
         self._has_begun = True
         self._budget.left = math.inf  # a stream may be hours long
+        if end.without:
+            raw = [pair for pair in raw if pair[0].decode("latin-1").lower() not in end.without]
         more = _encoded([*end.headers, *lacking(headers, self._said)])
         await self._really_send({**message, "headers": [*raw, *more]})
 
@@ -152,6 +191,11 @@ async def _send_answer(send: Send, answer: Answer) -> None:
     start = {"status": answer.status, "headers": _encoded(answer.headers)}
     await send({"type": "http.response.start", **start})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+def _is_test(scope: Scope) -> bool:
+    """Whether this is Starlette's own test client, on plain http. It keeps cookies as strictly as a browser."""
+    return scope.get("client") == TEST_CLIENT and scope.get("scheme") in ("http", "ws")
 
 
 def _peer(scope: Scope) -> str | None:

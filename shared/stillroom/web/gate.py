@@ -55,7 +55,8 @@ class Gate:
         self.reads_headers = self._trusts_any or subject is not None
         self._routes = routes
         self._subject = subject
-        self._look: set[Route] = set()  # routes whose last request looked at its session
+        # Routes whose last request looked at its session, and the cookie it is known by.
+        self._look: dict[Route, SessionCookie] = {}
 
     def route(self, method: str, path: str) -> Route | None:
         """The route whose limits a request has; None if it has none."""
@@ -77,7 +78,8 @@ class Gate:
             self._hold("not_found", ip=self._client_of(asked), route=asked.path)
         if session.is_unknown:
             template = route.template if route else None
-            self._hold("session_unknown", ip=self._client_of(asked), route=template)
+            ip, token = self._client_of(asked), session.token
+            self._hold("session_unknown", ip=ip, route=template, token=token)
 
     def _client_of(self, asked: Asked) -> str:
         if self._trusts_any:
@@ -88,10 +90,15 @@ class Gate:
         """What to expect of the next request on this route."""
         if route is None:
             return
-        if session.is_looked_at:
-            self._look.add(route)
+        cookie = session.cookie if session.is_looked_at else session.taken_by
+        if cookie is not None:
+            self._look[route] = cookie
         else:
-            self._look.discard(route)
+            self._look.pop(route, None)
+
+    def cookie_of(self, route: Route | None) -> SessionCookie | None:
+        """The cookie that a framework's own session is read by, where the route's last request looked at it."""
+        return self._look.get(route) if route else None
 
 
 def _with_session(checks: Operation[Decision], session: RequestSession) -> Operation[Decision]:

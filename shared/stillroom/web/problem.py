@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
-from stillroom.errors import SessionEnded, StillroomError
+from stillroom.errors import SessionEnded, SessionNotFresh, StillroomError
 from stillroom.limits.decision import Decision
 
 RETRY_AFTER_S = 2  # the breaker's probes come once a second
@@ -41,10 +41,14 @@ def answer(
 
 
 def failed(failure: StillroomError, method: str = "GET") -> Answer:
-    """What a request is answered whose session could not be read or written: 503, or 409 if it had ended meanwhile.
+    """What a request is answered whose session could not be read or written: 503, or 409 if it had ended meanwhile;
+    and 401 where its user has to prove again who he is.
 
     The cookie is left as it is: the session may well live.
     """
+    if isinstance(failure, SessionNotFresh):
+        detail = "Confirm who you are, and try again."
+        return answer(401, _sentence(401, detail) | {"max_age": failure.within}, {}, method)
     if isinstance(failure, SessionEnded):
         return answer(
             409, _sentence(409, "The session ended while this request was under way."), {}, method

@@ -18,6 +18,7 @@ from stillroom.web.request_session import WebSession
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
+ALONG = "stillroom.along"  # the session that is read with the limits, for a framework's own to take over
 LIMITED = "stillroom.limited"  # its limits have been checked, further out
 
 Environ: TypeAlias = dict[str, Any]
@@ -46,10 +47,12 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         gives_session = self._has_sessions and KEY not in environ
         if route is None and not gives_session:
             return self.app(environ, start_response)
-        token = self._cookie.read(environ.get("HTTP_COOKIE", "")) if gives_session else None
-        session = WebSession(self._room._sessions_body, self._room.state, self._cookie, token)
-        if gives_session:
-            environ[KEY] = session
+        cookie = self._cookie if gives_session else self._gate.cookie_of(route)
+        token = cookie.read(environ.get("HTTP_COOKIE", "")) if cookie else None
+        session = WebSession(
+            self._room._sessions_body, self._room.state, self._cookie, token, environ
+        )
+        environ[KEY if gives_session else ALONG] = session
         with self._room.request():
             return self._respond(route, session, environ, start_response)
 
@@ -160,6 +163,8 @@ class _Response:
         self._tell(code)
         end = self._room.state.run(ending(self._session, code, headers, self._method))
         if end.instead is None:
+            if end.without:
+                headers = [header for header in headers if header[0].lower() not in end.without]
             more = [*end.headers, *lacking(headers, self._said)]
             self._write = self._start_response(status, [*headers, *more], *exc_info)
         else:

@@ -1,14 +1,20 @@
 -- Sessions. All keys of a shard begin with one prefix and live in one slot, so each act is one script.
 --   s:<h>     the record: _u user ('' anonymous), _c created, _l last seen, _x absolute deadline, _i idle, _s stamp,
 --             _v version, _t tags, one a line, _m meta, _b bytes of data; and the data, one JSON a key. Times: µs.
---             Or, where a session was rotated: _to its new name, _until the end of grace, _u user
+--             _a when the user last proved who he is, where that is not _c (0: never)
+--             Or, where a session was rotated: _to its new name, _until the end of grace, _u user;
+--             or, where a login has just replaced it: _to '', _until when
 --   u:<user>  g:<tag>   names → stamp
+--   d:<user>  what the user's devices are called → when each logged in last, µs
 --   x         <h>\n<user>\n<tags> → when to look at it again, µs: enough to clean up after a record that is gone
 --   rev       u:<user>, g:<tag> revoked and not yet deleted → stamp: what was made up to it is dead
+--   all       a stamp: what was made up to it is dead, whose ever it is
+--   x:<stamp> what x was when that was said: those sessions are still to be deleted
 --   clock     the newest stamp
 -- A stamp is max(TIME in µs, newest + 1): it orders creations and revocations also where the clock steps back.
 
 local SLACK_MS = 60000 -- a record outlives its session by this: the script decides, not the key's TTL
+local LATE_MS = 60000 -- a response that began before a login may still be under way
 local HOPS = 8 -- rotations within one grace that an old name still finds its way through
 
 local function keep_for(key, ms)
@@ -74,8 +80,11 @@ local function indexes_of(session)
 end
 
 local function is_revoked(prefix, session)
-  if redis.call('EXISTS', prefix .. 'rev') == 0 then
+  if redis.call('EXISTS', prefix .. 'rev', prefix .. 'all') == 0 then
     return false
+  end
+  if session.stamp <= tonumber(redis.call('GET', prefix .. 'all') or '0') then
+    return true
   end
   local names = indexes_of(session)
   for _, stamp in ipairs(names[1] and redis.call('ZMSCORE', prefix .. 'rev', unpack(names)) or {}) do
@@ -106,6 +115,9 @@ local function find(prefix, now, keys, asked)
   asked = asked or now
   for _, key in ipairs(keys) do
     local session = follow(prefix, read(prefix, string.sub(key, #prefix + 3)), asked)
+    if session and session.to == '' then
+      session = nil -- a login has replaced it: that is nobody's replay
+    end
     if session and session.to then
       if asked >= session.grace_until then
         local heir = follow(prefix, session, 0)
@@ -132,13 +144,32 @@ local function see(session, now)
   redis.call('HSET', session.key, '_l', plain(session.seen))
 end
 
--- → whether it was written down
+-- → µs since it was written down that it was seen: 0 if that is now
 local function touch(session, now, interval)
-  local is_due = now - session.seen >= math.min(interval, session.idle / 20)
-  if is_due then
-    see(session, now)
+  local unseen = now - session.seen
+  if unseen < math.min(interval, session.idle / 20) then
+    return math.max(0, unseen)
   end
-  return is_due
+  see(session, now)
+  return 0
+end
+
+-- A login replaces the session of this record: no response that began before may set a cookie over the login's.
+local function leave_replaced(key, now)
+  redis.call('DEL', key)
+  redis.call('HSET', key, '_to', '', '_until', plain(now), '_u', '')
+  redis.call('PEXPIRE', key, LATE_MS)
+end
+
+-- Whether a login or a rotation has just replaced the session of one of these records.
+local function was_just_replaced(keys, now)
+  for _, key in ipairs(keys) do
+    local ended = redis.call('HGET', key, '_until')
+    if ended and now - tonumber(ended) < LATE_MS * 1000 then
+      return true
+    end
+  end
+  return false
 end
 
 -- Each call costs more than what it does, so many sessions go with few: at most 1,000, or Lua's stack is full.
@@ -166,7 +197,15 @@ end
 
 -- What a record says of itself, tab between tab, and its data put together to one JSON object. Nothing is decoded:
 -- the parts hold no tab, and each value is JSON already. Two strings are read faster than thirty.
-local OWN = {'_u', '_c', '_l', '_x', '_i', '_v', '_t', '_m'}
+local OWN = {'_u', '_c', '_l', '_x', '_i', '_v', '_t', '_m', '_a'}
+
+local function own_of(key)
+  local own = redis.call('HMGET', key, unpack(OWN))
+  for i = 1, #OWN do
+    own[i] = own[i] or ''
+  end
+  return table.concat(own, '\t')
+end
 
 local function answer(h, key)
   local all, own, data = redis.call('HGETALL', key), {}, {}
