@@ -168,6 +168,35 @@ def test_limits_without_sessions(serve: Serve) -> None:
         assert ask(port, "/plain").status == 200
 
 
+@pytest.mark.parametrize(
+    ("site", "destination", "is_told"),
+    [
+        (None, None, True),
+        ("none", "document", True),
+        ("same-origin", "empty", True),
+        ("same-origin", "document", True),
+        ("cross-site", "image", False),
+        ("cross-site", "document", False),
+        ("cross-site", "iframe", False),
+        ("same-origin", "image", False),
+        ("same-site", "script", False),
+    ],
+)
+def test_only_what_a_client_meant_is_told_to_abuse(
+    serve: Serve,
+    room: Stillroom,
+    client: Any,
+    site: str | None,
+    destination: str | None,
+    is_told: bool,
+) -> None:
+    """What another site's page, or an image missing in ours, makes browsers ask for is not theirs."""
+    given = {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": destination}
+    with serve(routes=ROUTES) as port:
+        ask(port, "/fail/404?x", headers={k: v for k, v in given.items() if v is not None})
+    assert client.xlen(room.keys.abuse) == is_told
+
+
 def test_what_is_not_found_and_whose_session_is_unknown_is_told_to_abuse(
     serve: Serve, room: Stillroom, client: Any
 ) -> None:

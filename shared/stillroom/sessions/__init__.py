@@ -6,6 +6,7 @@ from stillroom.sessions.session import (
     Device,
     Session,
     SessionEvent,
+    decoded,
     decoded_value,
     encoded_value,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "SessionProbe",
     "Sessions",
     "SessionsBody",
+    "decoded",
     "decoded_value",
     "encoded_value",
     "not_fresh",

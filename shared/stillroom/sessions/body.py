@@ -772,7 +772,7 @@ class SessionsBody:
     def _read(self, shard: int, reply: Any, session: Known, type: Any) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
         unseen = reply[4] if len(reply) > 4 else 0
-        return Session(shard, reply[1], reply[2], data, _token_of(session), unseen)
+        return Session(shard, reply[1], reply[2], data, _token_of(session), unseen, reply[3])
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and tell why there is no session."""

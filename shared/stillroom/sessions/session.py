@@ -53,12 +53,13 @@ class Session(Generic[T]):
     """
 
     # Two of them are set when it is made: that is once for each request.
-    __slots__ = ("_about", "_data", "_device", "_fields")
+    __slots__ = ("_about", "_data", "_device", "_fields", "_text")
 
     _about: tuple[int, bytes, bytes, str, int]
     _data: T
     _device: Device
     _fields: Mapping[bytes, bytes]
+    _text: bytes
 
     def __init__(
         self,
@@ -68,12 +69,14 @@ class Session(Generic[T]):
         data: T | Mapping[bytes, bytes],
         token: str,
         unseen: int = 0,
+        text: bytes = b"",
         *,
         as_fields: bool = False,
     ) -> None:
         """`as_fields`: the data is given as it was stored, each key and its JSON. `unseen`: µs since
         `last_seen`."""
         _set(self, "_about", (shard, name, head, token, unseen))
+        _set(self, "_text", text)
         _set(self, "_fields" if as_fields else "_data", data)
 
     @property
@@ -90,6 +93,11 @@ class Session(Generic[T]):
         """Tell whether the user proved who he is not longer than this before the session was read."""
         proved = self.device.authenticated_at
         return proved is not None and self.read_at - proved <= seconds
+
+    @property
+    def text(self) -> bytes:
+        """Its data as Redis holds it, where it was read: one JSON object."""
+        return self._text
 
     @property
     def data(self) -> T:

@@ -53,9 +53,9 @@ def with_cookie(session: RequestSession, cookie: str | None, headers: Iterable[H
     """What the response says of the session, besides its own headers."""
     if not session.is_looked_at:
         return Ending([])
-    given = list(headers)
     if cookie is None:
-        return Ending(vary(given))
+        return Ending(vary(headers))
+    given = list(headers)
     if session.cookie.secure and session.is_over_http:
         _tell_of_http(session.cookie.name)
     more, without = private(given)
@@ -72,8 +72,12 @@ def report_loss(session: RequestSession) -> None:
 
 def vary(headers: Iterable[Header]) -> list[Header]:
     """Vary: Cookie, unless the app says so itself."""
-    said = [part.strip().lower() for part in _values(headers, "vary")]
-    return [] if "cookie" in said or "*" in said else [("Vary", "Cookie")]
+    for name, value in headers:
+        if len(name) == 4 and name.lower() == "vary":
+            said = {part.strip().lower() for part in value.split(",")}
+            if said & {"cookie", "*"}:
+                return []
+    return [("Vary", "Cookie")]
 
 
 def private(headers: Iterable[Header]) -> tuple[list[Header], frozenset[str]]:

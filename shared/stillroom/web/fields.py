@@ -61,7 +61,11 @@ def to_fields(data: Mapping[Any, Any], keys: Iterable[Any]) -> dict[str, Any]:
 
 def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data that these fields keep."""
-    return dict(_item(field, value) for field, value in fields.items())
+    data: dict[str, Any] = {}
+    for field, value in fields.items():
+        key, kept = _item(field, value) if field.startswith(ESCAPED) else (field, value)
+        data[key] = kept
+    return data
 
 
 def text_of(key: object) -> str:

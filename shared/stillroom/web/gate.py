@@ -74,7 +74,7 @@ class Gate:
 
     def tell(self, route: Route | None, asked: Asked, session: RequestSession, status: int) -> None:
         """What abuse begins with. Waits for nothing: it rides along with the next counts of this process."""
-        if route is not None and status == NOT_FOUND:
+        if route is not None and status == NOT_FOUND and session.is_meant:
             self._hold("not_found", ip=self._client_of(asked), route=asked.path)
         if session.is_unknown:
             template = route.template if route else None

@@ -18,7 +18,7 @@ from django.contrib.sessions.backends.base import CreateError, SessionBase, Upda
 from stillroom.errors import SessionConflict, SessionEnded
 from stillroom.marked import FIXED
 from stillroom.operation import Operation
-from stillroom.sessions import Session, SessionsBody, decoded_value, encoded_value
+from stillroom.sessions import Session, SessionsBody, decoded, decoded_value, encoded_value
 from stillroom.web.agent import device_of
 from stillroom.web.django import room
 from stillroom.web.fields import field_of, text_of, to_data, to_fields
@@ -44,7 +44,7 @@ class SessionStore(SessionBase):
     _session_key: Any  # a property of SessionBase
     _found: Session[Any] | None = None
     _before: Mapping[str, bytes] | None = None  # what Redis holds, as far as this request knows
-    _version = 0  # … and its version
+    _version: int | None = None  # … and its version, where that is not the one it was read with
     _dead: str | None = None  # the key that came, and opened nothing
     _looked_at = 0.0  # … when: time.monotonic()
     _cycles = False  # a new key is due, when it is saved
@@ -72,7 +72,7 @@ class SessionStore(SessionBase):
         if self._found is None:
             self._dead, self._looked_at, self._session_key = key, time.monotonic(), None
             return {}
-        return self._known_as(self._found)
+        return to_data(self._found.data)
 
     def exists(self, session_key: str | None) -> bool:
         return bool(session_key) and room().sessions.get(session_key or "", touch=False) is not None
@@ -181,7 +181,8 @@ class SessionStore(SessionBase):
         base = {key: decoded_value(before[key]) if key in before else GONE for key in keys}
         ours = {key: data.get(key, GONE) for key in keys}
         merges = any(map(_is_container, (*base.values(), *ours.values())))
-        version = self._version if merges else None
+        assert self._found is not None
+        version = (self._version or self._found.version) if merges else None
         for _ in range(TRIES):
             kept = [key for key in keys if key in data]
             gone = [field_of(key) for key in keys if key not in data]
@@ -236,17 +237,12 @@ class SessionStore(SessionBase):
     def _known(self) -> Mapping[str, bytes]:
         """What Redis holds; asked for where the data was replaced without having been looked at."""
         if self._before is None:
-            self._found = room().sessions.get(self.session_key, touch=False)
+            self._found = self._found or room().sessions.get(self.session_key, touch=False)
             if self._found is None:
                 raise SessionEnded("missing")
-            self._known_as(self._found)
-        assert self._before is not None
+            # As it was: what the request has now may have been changed in place.
+            self._before = _encoded(to_data(decoded(self._found.text, None)))
         return self._before
-
-    def _known_as(self, found: Session[Any]) -> dict[str, Any]:
-        data = to_data(found.data)
-        self._before, self._version = _encoded(data), found.version
-        return data
 
     def _has_other_user(self, data: Mapping[Any, Any]) -> bool:
         known = None if self._found is None else self._found.user_id
