@@ -4,7 +4,7 @@
 -- ARGV  1 prefix  2 user, '' for none  3 tags, one a line  4 idle µs  5 absolute µs
 --       6 most sessions of this user, 0 for any number  7 1: end the oldest to make room, 0: refuse
 --       8 meta  9 when the user last proved who he is, '' for now, '0' for never
---       10 1: not if a login has just replaced the same session
+--       10 1: not if the browser is getting another cookie in the place of what it replaces
 --       11 what the user's device is called, '' for none  12 ms it is known  13… key, JSON, key, JSON …
 -- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}, 1 if the device is new}
 --         {'full', how many sessions the user has}, {'replaced'}
@@ -20,7 +20,7 @@ if known then
 end
 
 local old = {unpack(KEYS, 2)}
-if ARGV[10] == '1' and was_just_replaced(old, now) then
+if ARGV[10] == '1' and is_late(prefix, old) then
   return {'replaced'}
 end
 local replaced = find(prefix, now, old)
@@ -86,7 +86,7 @@ for i = 1, most > 0 and #living - most + 1 or 0 do
   evicted[i] = living[i].h
 end
 if user ~= '' and old[1] then
-  leave_replaced(old[1], now)
+  mark_late(prefix, old[1], replaced)
 end
 sweep(prefix, now, 2, ended)
 return {'ok', plain(now), ended, evicted, is_new_device(ARGV[11], ARGV[12]) and 1 or 0}

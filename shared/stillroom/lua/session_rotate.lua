@@ -41,4 +41,5 @@ see(session, now)
 if ARGV[3] == '1' then
   redis.call('HSET', fresh, '_a', plain(now))
 end
+mark_late(prefix, KEYS[1])
 return answer(h, fresh)

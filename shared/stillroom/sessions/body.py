@@ -85,7 +85,7 @@ TRIES = 100  # of mutate: each lost one means that somebody else's was won
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
 LONGEST_S = 366 * 86_400
-LATE_US = 60_000_000  # LATE_MS of lua/lib/session.lua
+NO_COOKIE, TAKES_AWAY, BRINGS_ANOTHER = 0, 1, 2  # see lua/session_destroy.lua
 DEVICE_LENGTH = 22  # characters of an HMAC
 
 _BLANK = b"?" * NAME_LENGTH  # where a name goes
@@ -192,7 +192,7 @@ class SessionsBody:
         made = yield from self.create(user_id, data, **options)
         place = self._place(before, denied=True)
         if place is not None:
-            destroys = self._destroying(place, replaced=user_id is not None)
+            destroys = self._destroying(place, late=BRINGS_ANOTHER)
             (ended,) = yield from self._ask([destroys])
             if ended:
                 return made  # type: ignore[no-any-return]
@@ -243,7 +243,11 @@ class SessionsBody:
         about = (self._keys.shard(place.shard), user, labels, *numbers, note, proved)
         about += (b"%d" % unless_replaced, *self._device(user and device))
         creates = session_create.run((b"%d" % len(names), *names, *about, *_flat(fields)))
-        ends = [self._destroying(old, replaced=bool(user))] if old and not is_near else []
+        ends = (
+            [self._destroying(old, late=BRINGS_ANOTHER if user else NO_COOKIE)]
+            if old and not is_near
+            else []
+        )
         *_, reply = yield from self._ask([*(ends if makes_room else ()), creates])
         if reply[0] == b"full":
             raise TooManySessions(reply[1], max_per_user or 0)
@@ -584,15 +588,23 @@ class SessionsBody:
         except SessionStoreUnavailable as error:
             log.info("the last counts are lost: %s", error)
 
-    def was_just_replaced(self, token: str) -> Operation[bool]:
-        """Tell whether a login or a new token has just taken the place of this token's session: then the browser
-        gets, or has, another cookie. Redis away: SessionStoreUnavailable."""
+    def log_out(self, token: str) -> Operation[bool]:
+        """`destroy`, where the response takes the cookie away: a slower one must not begin a session in its place."""
         place = self._place(token, denied=True)
         if place is None:
             return False
-        replies = yield from self._ask([(b"HGET", key, b"_until") for key in self._names(place)])
-        late = self._server.now_us() - LATE_US
-        return any(until is not None and int(until) > late for until in replies)
+        (ended,) = yield from self._ask([self._destroying(place, late=TAKES_AWAY)])
+        self.stats.counts["sessions_destroyed"] += ended
+        return bool(ended)
+
+    def is_late(self, token: str) -> Operation[bool]:
+        """Tell whether the browser that showed this token is getting another cookie, or none: by a login, a new token
+        or a logout of a moment ago. Redis away: SessionStoreUnavailable."""
+        place = self._place(token, denied=True)
+        if place is None:
+            return False
+        (found,) = yield from self._ask([(b"EXISTS", *self._keys.late(place.shard, place.names))])
+        return bool(found)
 
     # Asking
 
@@ -732,9 +744,9 @@ class SessionsBody:
         options = self._keys.shard(shard), self._touch if touch else b""
         return session_get(self._keys.sessions(shard, names), *options)
 
-    def _destroying(self, place: Place, asked: bytes = b"", *, replaced: bool = False) -> Command:
-        """`asked`: when, in µs, if it is not now. `replaced`: by a login."""
-        about = (self._keys.shard(place.shard), asked, int(replaced))
+    def _destroying(self, place: Place, asked: bytes = b"", *, late: int = NO_COOKIE) -> Command:
+        """`asked`: when, in µs, if it is not now. `late`: what the response does to the browser's cookie."""
+        about = (self._keys.shard(place.shard), asked, late)
         return session_destroy(self._names(place), *about)
 
     def _device(self, device: str | bytes | None) -> tuple[bytes, bytes]:

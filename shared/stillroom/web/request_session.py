@@ -384,7 +384,7 @@ class RequestSession(MutableMapping[str, Any]):
     def _ending(self) -> Operation[str | None]:
         if self._token is None:
             return None
-        if (yield from self._body.destroy(self._token)):
+        if (yield from self._body.log_out(self._token)):
             return self._cookie.clear()
         return (yield from self._forgetting())
 
@@ -395,10 +395,10 @@ class RequestSession(MutableMapping[str, Any]):
         if self._looked_at and time.monotonic() - self._looked_at > CLEARS_WITHIN_S:
             return None  # its next request does it
         try:
-            is_replaced = yield from self._body.was_just_replaced(self._token)
+            is_late = yield from self._body.is_late(self._token)
         except SessionStoreUnavailable:
             return None
-        return None if is_replaced else self._cookie.clear()
+        return None if is_late else self._cookie.clear()
 
     def _beginning(self) -> Operation[str]:
         """A new session; the one before, if there was one, ends with it."""

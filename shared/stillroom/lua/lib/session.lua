@@ -2,8 +2,7 @@
 --   s:<h>     the record: _u user ('' anonymous), _c created, _l last seen, _x absolute deadline, _i idle, _s stamp,
 --             _v version, _t tags, one a line, _m meta, _b bytes of data; and the data, one JSON a key. Times: µs.
 --             _a when the user last proved who he is, where that is not _c (0: never)
---             Or, where a session was rotated: _to its new name, _until the end of grace, _u user;
---             or, where a login has just replaced it: _to '', _until when
+--             Or, where a session was rotated: _to its new name, _until the end of grace, _u user
 --   u:<user>  g:<tag>   names → stamp
 --   d:<user>  what the user's devices are called → when each logged in last, µs
 --   x         <h>\n<user>\n<tags> → when to look at it again, µs: enough to clean up after a record that is gone
@@ -11,6 +10,7 @@
 --   all       a stamp: what was made up to it is dead, whose ever it is
 --   x:<stamp> what x was when that was said: those sessions are still to be deleted
 --   clock     the newest stamp
+-- And <ns>:late{s<shard>}:<h>: the browser is getting another cookie, or none, in the place of this name's.
 -- A stamp is max(TIME in µs, newest + 1): it orders creations and revocations also where the clock steps back.
 
 local SLACK_MS = 60000 -- a record outlives its session by this: the script decides, not the key's TTL
@@ -115,9 +115,6 @@ local function find(prefix, now, keys, asked)
   asked = asked or now
   for _, key in ipairs(keys) do
     local session = follow(prefix, read(prefix, string.sub(key, #prefix + 3)), asked)
-    if session and session.to == '' then
-      session = nil -- a login has replaced it: that is nobody's replay
-    end
     if session and session.to then
       if asked >= session.grace_until then
         local heir = follow(prefix, session, 0)
@@ -154,18 +151,23 @@ local function touch(session, now, interval)
   return 0
 end
 
--- A login replaces the session of this record: no response that began before may set a cookie over the login's.
-local function leave_replaced(key, now)
-  redis.call('DEL', key)
-  redis.call('HSET', key, '_to', '', '_until', plain(now), '_u', '')
-  redis.call('PEXPIRE', key, LATE_MS)
+local function late_key(prefix, key)
+  local tag = string.find(prefix, '{', 1, true)
+  return string.sub(prefix, 1, tag - 1) .. 'late' .. string.sub(prefix, tag) .. string.sub(key, #prefix + 3)
 end
 
--- Whether a login or a rotation has just replaced the session of one of these records.
-local function was_just_replaced(keys, now)
+-- The response to this request brings another cookie, or none. Others under the old name may be under way, and arrive
+-- later: they must neither set a cookie over it nor begin a session. A server that is full goes without.
+local function mark_late(prefix, key, session)
+  redis.pcall('SET', late_key(prefix, key), '', 'PX', LATE_MS)
+  if session and session.key and session.key ~= key then -- it was rotated within the grace
+    redis.pcall('SET', late_key(prefix, session.key), '', 'PX', LATE_MS)
+  end
+end
+
+local function is_late(prefix, keys)
   for _, key in ipairs(keys) do
-    local ended = redis.call('HGET', key, '_until')
-    if ended and now - tonumber(ended) < LATE_MS * 1000 then
+    if redis.call('EXISTS', late_key(prefix, key)) == 1 then
       return true
     end
   end

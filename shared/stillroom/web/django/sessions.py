@@ -99,7 +99,7 @@ class SessionStore(SessionBase):
 
     def delete(self, session_key: str | None = None) -> None:
         key = session_key or self.session_key
-        if key and room().sessions.destroy(key):
+        if key and _run(_body().log_out(key)):
             self.has_ended = True
 
     def cycle_key(self) -> None:
@@ -146,7 +146,7 @@ class SessionStore(SessionBase):
             return True
         if self._looked_at and time.monotonic() - self._looked_at > CLEARS_WITHIN_S:
             return False
-        return not _run(_body().was_just_replaced(key))
+        return not _run(_body().is_late(key))
 
     # Writing
 
