@@ -121,7 +121,7 @@ def token_of(request: Any) -> str | None:
 def test_a_late_response_undoes_nothing(
     own: Face, room: Stillroom, order: str, begins: str
 ) -> None:
-    """Whatever the other request does that is not a login itself: the browser keeps what the login, the new token or
+    """Whatever the other request does that is no login itself: the browser keeps what the login, the new token or
     the logout gave it, or what was done to that afterwards."""
     for first, second in product(ACTS, DECIDES):
         user = "ann" if begins == "logged in" else None

@@ -589,7 +589,7 @@ class SessionsBody:
             log.info("the last counts are lost: %s", error)
 
     def log_out(self, token: str) -> Operation[bool]:
-        """`destroy`, where the response takes the cookie away: a slower one must not begin a session in its place."""
+        """`destroy`, where the response takes the cookie away: a slower one must begin no session in its place."""
         place = self._place(token, denied=True)
         if place is None:
             return False
@@ -598,8 +598,8 @@ class SessionsBody:
         return bool(ended)
 
     def is_late(self, token: str) -> Operation[bool]:
-        """Tell whether the browser that showed this token is getting another cookie, or none: by a login, a new token
-        or a logout of a moment ago. Redis away: SessionStoreUnavailable."""
+        """Tell whether the browser that showed this token is getting another cookie, or none: by a login, a new
+        token or a logout of a moment ago. Redis away: SessionStoreUnavailable."""
         place = self._place(token, denied=True)
         if place is None:
             return False

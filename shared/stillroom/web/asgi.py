@@ -14,10 +14,10 @@ from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.web.ending import Header, ending, lacking, report_loss
 from stillroom.web.gate import Asked, Middleware
-from stillroom.web.problem import Answer, denied, failed
+from stillroom.web.problem import Answer, denied, failed, foreign
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.scope_session import Ahead, ScopeSession
-from stillroom.web.sockets import Handshake
+from stillroom.web.sockets import POLICY_VIOLATION, Handshake, refuse
 from stillroom.wire import Budget
 
 log = logging.getLogger("stillroom.web")
@@ -43,20 +43,24 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     `scope["stillroom.session"]` is the session: see AsyncWebSession; `scope["session"]`, which is
     `request.session`, is the same as a dict. It is written when the response begins. A response of 5xx writes
     nothing. Redis away while it is read or written: 503 with Retry-After, also in place of the app's own 500, and
-    the cookie is left as it is. `sessions=False`: there is none.
+    the cookie is left as it is. `sessions=False`: there is none. `same_origin=True` refuses what another site's
+    page sends (403): unsafe methods, and websockets, by Sec-Fetch-Site and Origin; a list names the origins that
+    may.
 
     A websocket has its session too, which is written when it is accepted; after that a change is SessionTooLate.
     Around an app that is mounted in another one: what the outer one has done is not done again. Lifespan passes
     through untouched. All Redis calls of a request, up to its response, share `request_timeout`.
     """
 
-    def __init__(self, app: App, room: AsyncStillroom, **options: Any) -> None:
-        super().__init__(app, room, **options)
+    def _prepare(self) -> None:
         self._test_cookie = self._cookie.for_test_client()
-        self._at_once = Driver(room.state_wire.for_threads)
+        self._at_once = Driver(self._room.state_wire.for_threads)
         self._ahead = Ahead()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and self._origin and self._is_refused(scope):
+            await _refuse(scope, send)
+            return
         if scope["type"] == "websocket" and self._has_sessions and KEY not in scope:
             await self._connect(scope, receive, send)
             return
@@ -75,6 +79,15 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                 await self._room.state.run(session.reading_ahead())
             await self._respond(route, session, budget, seen, receive, send)
         report_loss(session)
+
+    def _is_refused(self, scope: Scope) -> bool:
+        """Whether another site's page made this request, or opens this websocket."""
+        assert self._origin is not None
+        found = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        said = [found.get(name, "") for name in (b"sec-fetch-site", b"origin", b"host")]
+        if scope["type"] == "websocket":
+            return self._origin.is_foreign(*said)
+        return self._origin.refuses(scope["method"], *said)
 
     async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A websocket."""
@@ -185,6 +198,14 @@ class _Response:
         self._has_begun = self._is_replaced = True
         headers = [*answer.headers, *lacking(answer.headers, self._said)]
         await _send_answer(self._really_send, answer._replace(headers=headers))
+
+
+async def _refuse(scope: Scope, send: Send) -> None:
+    if scope["type"] == "http":
+        await _send_answer(send, foreign(scope["method"]))
+    else:
+        can_answer = "websocket.http.response" in (scope.get("extensions") or {})
+        await refuse(send, foreign(), can_answer, POLICY_VIOLATION)
 
 
 async def _send_answer(send: Send, answer: Answer) -> None:

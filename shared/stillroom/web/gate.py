@@ -5,13 +5,14 @@ And what is told after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 from stillroom.limits import Decision, Route, Routes
 from stillroom.operation import Failed, Operation, together
 from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.web import origin
 from stillroom.web.ending import Header
 from stillroom.web.request_session import RequestSession
 from stillroom.web.session_cookie import SessionCookie
@@ -132,9 +133,15 @@ class Middleware(Generic[A, R]):
         subject: SubjectOf | None = None,
         sessions: bool = True,
         cookie: SessionCookie | None = None,
+        same_origin: bool | Iterable[str] = False,
     ) -> None:
         self.app = app
         self._room: R = room
         self._gate = Gate(room, routes, subject)
         self._has_sessions = sessions
         self._cookie = cookie or SessionCookie()
+        self._origin = origin.same_origin(same_origin)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What one face needs besides."""

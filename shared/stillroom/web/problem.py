@@ -57,6 +57,11 @@ def failed(failure: StillroomError, method: str = "GET") -> Answer:
     return answer(503, _sentence(503, "Sessions can't be reached at the moment."), retry, method)
 
 
+def foreign(method: str = "GET") -> Answer:
+    """What a request is answered that another site's page made: 403."""
+    return answer(403, _sentence(403, "This request comes from another site's page."), {}, method)
+
+
 def denied(decision: Decision, method: str = "GET") -> Answer:
     """What a request is answered that is over its limits: 429, or 503 for one that may not be decided now."""
     return answer(decision.status, decision.problem(), decision.headers(), method)

@@ -12,7 +12,7 @@ from stillroom.limits import Route
 from stillroom.room import Stillroom
 from stillroom.web.ending import Header, ending, lacking, report_loss
 from stillroom.web.gate import Asked, Middleware
-from stillroom.web.problem import Answer, denied, failed
+from stillroom.web.problem import Answer, denied, failed, foreign
 from stillroom.web.request_session import WebSession
 
 log = logging.getLogger("stillroom.web")
@@ -35,7 +35,8 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
     `environ["stillroom.session"]` is the session: see WebSession. It is written when the app hands over its body,
     or the first piece of it. A response of 5xx writes nothing. Redis away while it is read or written: 503 with
     Retry-After, also in place of the app's own 500, and the cookie is left as it is. `sessions=False`: there is
-    none.
+    none. `same_origin=True` refuses what another site's page sends (403): unsafe methods by Sec-Fetch-Site and
+    Origin; a list names the origins that may.
 
     Around an app that is mounted in another one: what the outer one has done is not done again. All Redis calls of
     a request, up to its response, share `request_timeout`.
@@ -43,6 +44,8 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], _path(environ)
+        if self._origin and self._origin.refuses(method, *_fetched(environ)):
+            return _answered(foreign(method), start_response)
         route = None if LIMITED in environ else self._gate.route(method, path)
         gives_session = self._has_sessions and KEY not in environ
         if route is None and not gives_session:
@@ -71,9 +74,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
             environ[LIMITED] = True
             decision = self._room.state.run(self._gate.asking(route, asked, session))
             if not decision:
-                answer = denied(decision, method)
-                start_response(answer.line, answer.headers)
-                return [answer.body]
+                return _answered(denied(decision, method), start_response)
             said = list(decision.headers().items())
         tell = partial(self._gate.tell, route, asked, session)
         response = _Response(session, self._room, method, said, tell, start_response)
@@ -199,6 +200,16 @@ class _Stream:
     def close(self) -> None:
         _close(self._body)
         self._response.over()
+
+
+def _answered(answer: Answer, start_response: StartResponse) -> list[bytes]:
+    start_response(answer.line, answer.headers)
+    return [answer.body]
+
+
+def _fetched(environ: Environ) -> list[str]:
+    """Sec-Fetch-Site, Origin, Host."""
+    return [str(environ.get(f"HTTP_{name}", "")) for name in ("SEC_FETCH_SITE", "ORIGIN", "HOST")]
 
 
 def _path(environ: Environ) -> str:
