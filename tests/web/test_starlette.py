@@ -156,7 +156,8 @@ def test_authlib_finds_what_it_left(async_room: AsyncStillroom) -> None:
         states = [key for key in request.session if key.startswith("_state_")]
         return JSONResponse([len(states), request.query_params["state"] in states[0]])
 
-    app = wrapped(Starlette(routes=[Path_("/login", login), Path_("/back", back)]), async_room)
+    routes = [Path_("/login", login), Path_("/back", back)]
+    app = wrapped(Starlette(routes=routes, lifespan=async_room.lifespan), async_room)
     with TestClient(app, follow_redirects=False) as client:
         state = client.get("/login").headers["location"].partition("state=")[2].partition("&")[0]
         assert client.get(f"/back?state={state}").json() == [1, True]
@@ -166,7 +167,7 @@ def test_authlib_finds_what_it_left(async_room: AsyncStillroom) -> None:
 
 
 def shop(room: AsyncStillroom, **options: Any) -> Any:
-    app = FastAPI()
+    app = FastAPI(lifespan=room.lifespan)
 
     @app.post("/login/{user}")
     async def login(user: str, session: Any = SESSION) -> Any:
