@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from types import FrameType
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit, Route, Routes
 from stillroom.limits.routes import below, resolved
 from stillroom.limits.template import Template, could_meet
+from tests.support.steps import steps_of
 
 SEARCH = Limit("search", 3, 300)
 TABLE = Routes(
@@ -50,7 +49,7 @@ TABLE = Routes(
     ],
 )
 def test_a_request_has_the_limits_of_its_template(method: str, path: str, template: str) -> None:
-    """The first route that fits a request has its limits; HEAD counts as GET, and a route without methods has all."""
+    """The first route that fits has the limits; HEAD counts as GET, and a route without methods takes all."""
     assert TABLE.find(method, path).template == template
 
 
@@ -68,8 +67,8 @@ def test_what_no_route_names_has_the_default() -> None:
         "/login/", "//login", "/./login", "/x/../login", "/%6cogin", "/%6Cogin", "/login?next=/", "/login#x",
         "/%2e/login", "/a/%2E%2e/login", "/login//", "/../login", "///./login/.", "login", "/%2flogin", "/login%2f",
         "/login\n", "/login \r\n", "/login\x00", "/login\x00.css", "/LOGIN", "/Login\n", "/lo\u017fin/../login",
-        "/login;x=1", "/;v=1/login", "\\login", "/x/..\\login", "/login%0a", "/login%00", "/login%3F", "//login;a?b",
-        "/login\u2028", "/login\x85", "/login\t",
+        "/login;x=1", "/;v=1/login", "\\login", "/x/..\\login", "/login%0a", "/login%00", "/login%3F",
+        "//login;a?b", "/login\u2028", "/login\x85", "/login\t",
     ],
 )  # fmt: skip
 def test_no_variant_of_a_path_escapes_its_limit(variant: str) -> None:
@@ -235,29 +234,9 @@ def test_a_template_fits(template: str, path: str, fits: bool) -> None:
 )
 def test_a_template_fits_what_its_regular_expression_would(parts: list[str], text: str) -> None:
     """Looking for the leftmost place of each literal finds all that trying every place would."""
-    import re
-
     template = "/" + "".join(part.replace("%", f"x{n}") for n, part in enumerate(parts))
     pattern = "".join("[^/]+" if part == "{%}" else re.escape(part) for part in parts)
     assert Template(template).fits(f"/{text}") == bool(re.fullmatch(pattern, text))
-
-
-def steps_of(act: Callable[[], object]) -> int:
-    """How many lines of Python run."""
-    steps = 0
-
-    def count(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal steps
-        steps += event == "line"
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        act()
-    finally:
-        sys.settrace(before)
-    return steps
 
 
 @pytest.mark.parametrize(
@@ -278,9 +257,7 @@ def steps_of(act: Callable[[], object]) -> int:
 def test_matching_is_linear_in_the_length_of_a_path(template: str, piece: str) -> None:
     """A path that is four times as long takes at most five times the steps: nothing is tried again and again."""
     table = Routes([Route(template, [AUTH])])
-    few, many = (
-        steps_of(lambda n=n: table.find("GET", "/" + piece * n)) for n in (1_000, 4_000)
-    )
+    few, many = (steps_of(lambda n=n: table.find("GET", "/" + piece * n)) for n in (1_000, 4_000))
     assert many <= 5 * few
 
 

@@ -1,7 +1,8 @@
 """Which limits a request has: by the template of its path, not by the path, which a client makes up. Pure.
 
-This table stands in front of the app's own routing, so it can only guess what a path will be taken for. Where a path
-can be read in several ways, the limits of all routes it might mean are charged: an odd spelling is never cheaper.
+This table stands in front of the app's own routing, so it can only guess what a path will be taken for. Where a
+path can be read in several ways, the limits of all routes it might mean are charged: an odd spelling is never
+cheaper.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ KEPT_LENGTH = 200  # … of so many characters at the most
 _METHOD = re.compile(r"[A-Z]{1,20}", re.ASCII)
 # A path that nobody can read in two ways: small letters, no empty part, none that begins with a dot.
 _PLAIN = re.compile(r"(?:/[a-z0-9_~-][a-z0-9._~-]*)*/?", re.ASCII)
-_ENDS = re.compile(r"[?#\x00]")  # where one that takes the path for a URL, or for a C string, ends it
+_ENDS = re.compile(
+    r"[?#\x00]"
+)  # where one that takes the path for a URL, or for a C string, ends it
 _PARAMETERS = re.compile(r";[^/]*")  # of one part, in old servers
 _UNSEEN = "".join(map(chr, (*range(0x21), *range(0x7F, 0xA1)))) + "\u2028\u2029\ufeff"
 
@@ -33,9 +36,9 @@ _UNSEEN = "".join(map(chr, (*range(0x21), *range(0x7F, 0xA1)))) + "\u2028\u2029\
 class Route:
     """The limits of a path's template: `/product/{id}`, `/static/{path:path}`; `{…:path}` also spans slashes.
 
-    `methods` () means all; GET includes HEAD. A preflight of CORS costs nothing unless OPTIONS is named. `limits` may
-    be empty. `cost` is what one request takes. `count` says which requests count: "all"; "failures", those that are
-    answered with 400 or more; or a function of the answer (see stillroom.web.Answered). Raises InvalidLimit.
+    `methods` () means all; GET includes HEAD. A preflight of CORS costs nothing unless OPTIONS is named. `limits`
+    may be empty. `cost` is what one request takes. `count` says which requests count: "all"; "failures", those that
+    are answered with 400 or more; or a function of the answer (see stillroom.web.Answered). Raises InvalidLimit.
     """
 
     template: str

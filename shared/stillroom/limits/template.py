@@ -133,7 +133,9 @@ def _check(text: object) -> None:
     if text.count("{") != text.count("}") or "{" in _FIELD.sub("", text):
         raise InvalidLimit(text, "its braces do not match")
     if meant := _meant(text):
-        raise InvalidLimit(text, f"a field is written {{name}} or {{name:path}}; did you mean {meant}?")
+        raise InvalidLimit(
+            text, f"a field is written {{name}} or {{name:path}}; did you mean {meant}?"
+        )
     bare = _FIELD.sub("", text)
     if foreign := next((sign for sign in bare if sign in _FOREIGN), None):
         written = f"%{ord(foreign):02X}"
