@@ -76,8 +76,8 @@ def test_no_variant_of_a_path_escapes_its_limit(variant: str) -> None:
     assert AUTH in TABLE.find("POST", variant).limits
     assert AUTH in TABLE.find("post", variant).limits
     mounted = f"/app{variant}" if variant.startswith("/") else f"/app/{variant}"
-    assert AUTH in TABLE.find("POST", mounted, "/app").limits
-    assert AUTH in TABLE.find("POST", f"/x/..{mounted}", "/app").limits
+    assert AUTH in TABLE.find("POST", below("/app", mounted), mounted).limits
+    assert AUTH in TABLE.find("POST", mounted.removeprefix("/app"), mounted).limits
 
 
 def test_a_path_that_can_be_read_in_two_ways_is_charged_for_both() -> None:
@@ -125,7 +125,7 @@ def test_a_path_is_read_below_what_the_app_is_mounted_under(
 ) -> None:
     """Servers differ in whether the path includes that; a template that does is found too."""
     table = Routes([Route("/login", [AUTH]), Route("/shop/mounted", [AUTH])])
-    assert table.find("GET", path, root).template == template
+    assert table.find("GET", below(root, path), path).template == template
 
 
 def test_a_path_below_a_root_is_as_starlette_cuts_it() -> None:

@@ -129,7 +129,7 @@ def test_networks_are_a_setting(serve: Serve, server: EmbeddedServer) -> None:
 
 
 def test_a_token_closes_what_is_open_to_this_machine(serve: Serve, server: EmbeddedServer) -> None:
-    """A proxy on this machine that adds no header looks like an operator; so where there is a token, it is asked for."""
+    """A proxy on this machine that adds no header looks like an operator, so it needs the token if there is one."""
     asking = serve(settings_for(server, health_networks=None))
     assert json.loads(asking("/health").body) == {"status": "pass"}
     assert asking("/status").status == asking("/metrics").status == 401

@@ -465,8 +465,10 @@ def test_limits_further_out_and_sessions_further_in(room: Stillroom) -> None:
         assert "Set-Cookie" in headers
 
 
-@pytest.mark.parametrize("kind", ["websocket", "lifespan", "something new"])
-def test_what_is_no_http_passes_through_untouched(settings: Settings, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["lifespan", "something new"])
+def test_what_is_neither_http_nor_a_websocket_passes_through_untouched(
+    settings: Settings, kind: str
+) -> None:
     """The same scope, receive and send, and no session in it."""
     seen: list[Any] = []
 

@@ -75,26 +75,24 @@ class Routes:
         self._remembered = lru_cache(KEPT)(self._look_up)
         self._joined = lru_cache(KEPT)(self._join)
 
-    def find(self, method: str, path: str, root: str = "") -> Route:
+    def find(self, method: str, path: str, whole: str = "") -> Route:
         """The route of a request.
 
-        `path` is decoded, as servers give it (`scope["path"]`, PATH_INFO); `root` is what the app is mounted under,
-        whether the path includes it or not. HEAD counts as GET. Where a path can be taken for several routes, the
-        answer is a route with the limits of all of them.
+        `path` is decoded, as servers give it, and without what the app is mounted under; `whole` is with that. HEAD
+        counts as GET. Where a path can be taken for several routes, the answer is a route with the limits of all.
         """
         wanted = "GET" if method.upper() == "HEAD" else method.upper()
-        if len(path) > KEPT_LENGTH:
-            return self._look_up(wanted, path, root)
-        return self._remembered(wanted, path, root)
+        if len(path) + len(whole) > KEPT_LENGTH:
+            return self._look_up(wanted, path, whole)
+        return self._remembered(wanted, path, whole)
 
-    def _look_up(self, method: str, path: str, root: str) -> Route:
-        near = below(root, path)
+    def _look_up(self, method: str, path: str, whole: str) -> Route:
         candidates = [one for one in self.routes if one.takes(method)]
-        first = next((one for one in candidates if one.form.fits(near)), self.default)
-        if not root and _PLAIN.fullmatch(path):
+        first = next((one for one in candidates if one.form.fits(path)), self.default)
+        if whole in ("", path) and _PLAIN.fullmatch(path):
             return first
-        found = [first]
-        readings = [*_readings(near), *_readings(path)]
+        found, root = [first], whole.removesuffix(path)
+        readings = [*_readings(path), *(_readings(whole) if whole not in ("", path) else ())]
         for reading in dict.fromkeys([*readings, *[below(root, one) for one in readings]]):
             other = next((one for one in candidates if one.form.fits_in_any_case(reading)), None)
             if other and other.limits and other not in found:

@@ -26,7 +26,9 @@ def checked_room(room: object, kind: type[R], who: str) -> R:
     raise SettingsError(f"{who} needs a room of the type {kind.__name__}, not {given}: {meant}")
 
 
-def app_and_room(given: Sequence[Any], app: Any, room: Any, kind: type[R], who: str) -> tuple[Any, R]:
+def app_and_room(
+    given: Sequence[Any], app: Any, room: Any, kind: type[R], who: str
+) -> tuple[Any, R]:
     """The app, or None, and the room, by name or in whichever order they were given.
 
     Frameworks that add middleware give the app first: `app.add_middleware(HealthASGI, room=room)`.
@@ -37,7 +39,9 @@ def app_and_room(given: Sequence[Any], app: Any, room: Any, kind: type[R], who: 
         elif app is None:
             app = one
         else:
-            raise SettingsError(f"{who} takes an app and a room; {type(one).__name__} is one too many")
+            raise SettingsError(
+                f"{who} takes an app and a room; {type(one).__name__} is one too many"
+            )
     return app, checked_room(room, kind, who)
 
 

@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from stillroom.errors import SessionEnded, StillroomError
-from stillroom.limits.decision import Decision
 
 RETRY_AFTER_S = 2  # the breaker's probes come once a second
 
@@ -51,11 +50,6 @@ def failed(failure: StillroomError, method: str = "GET") -> Answer:
         )
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     return answer(503, _sentence(503, "Sessions can't be reached at the moment."), retry, method)
-
-
-def denied(decision: Decision, method: str = "GET") -> Answer:
-    """What a request is answered that is over its limits: 429, or 503 for one that may not be decided now."""
-    return answer(decision.status, decision.problem(), decision.headers(), method)
 
 
 def _sentence(status: int, detail: str) -> dict[str, object]:

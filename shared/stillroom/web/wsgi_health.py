@@ -29,8 +29,8 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class HealthWSGI:
     """`/health`, `/health/live`, `/health/ready`, `/metrics` and the page `/status`.
 
-    Mount it anywhere as `HealthWSGI(room)`, or let it wrap your app: `application = HealthWSGI(application, room)`, in
-    either order. Raises SettingsError for a room of the other face.
+    Mount it anywhere as `HealthWSGI(room)`, or let it wrap your app: `application = HealthWSGI(application, room)`.
+    Raises SettingsError for a room of the other face.
     Whatever Redis or the resolver does, an answer takes 250 ms at the most; the page, which reads a day, some more.
     """
 
