@@ -1,4 +1,8 @@
-"""Flask: its own `session`, kept by the room: `app.session_interface = StillroomSessions(Stillroom())`."""
+"""Flask: its own `session`, kept by the room, and limits on views and blueprints.
+
+app.session_interface = StillroomSessions(room)
+StillroomLimits(app, room)
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,18 @@ from flask.sessions import SessionInterface, SessionMixin
 from stillroom.errors import SettingsError
 from stillroom.room import Stillroom
 from stillroom.web.ending import ending
+from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
+
+__all__ = [
+    "FlaskSession",
+    "LimitExceeded",
+    "StillroomLimits",
+    "StillroomSessions",
+    "exempt",
+    "limited",
+]
 
 
 class FlaskSession(WebSession, SessionMixin):

@@ -105,9 +105,8 @@ class Gate:
         others = dict(self._subject(visit.asked)) if self._subject else {}
         if USER not in others and any(USER in limit.kinds for limit in route.limits):
             others[USER] = yield from _user_of(visit)
-        charge = Charge(
-            tuple(route.limits), {**others, "ip": visit.client}, route.cost, route.count
-        )
+        limits, subject = tuple(route.limits), {**others, "ip": visit.client}
+        charge = Charge(limits, subject, route.cost, (route.count,) * len(limits))
         return (yield from self.charging(visit, charge, route.template, route))
 
     def charging(

@@ -66,7 +66,7 @@ class Charge(NamedTuple):
     limits: tuple[Limit, ...]
     subject: Mapping[str, str | None]
     cost: int
-    counted: Counted
+    counted: tuple[Counted, ...]  # for each limit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +103,7 @@ class Limited:
         limits, subject = yield from self._counted(limits, here)
         cost = (yield self.cost(request)) if callable(self.cost) else self.cost
         check_cost(cost)
-        return Charge(limits, subject, cost, self.count)
+        return Charge(limits, subject, cost, (self.count,) * len(limits))
 
     def _counted(
         self, limits: tuple[Limit, ...], here: Here

@@ -55,16 +55,16 @@ def limited(
     an ASGI app: `Mount("/api", app=limited(API)(api))`, `Mount("/api", routes,
     middleware=[Middleware(limited(API))])`.
 
-    `limits`: Limits, or one function of the request that returns them: tiers. A limit's name is its bucket:
-    endpoints that carry the same share it. `by`: "ip", "user" (the session's; it is read first, in a round trip
-    of its own), "ip&user", Header("X-API-Key"), or a function of the request that returns a name, or {kind:
-    name}; whoever has no name is counted by address. None: as each limit says. `cost`: a number or a function of
-    the request. `count`: "all"; "failures", those answered with 400 or more; or a function of the answer
-    (Answered) that says whether it counts: what does not is given back. `exempt_when`: a function of the
-    request. Functions may be coroutines.
+    `limits`: Limits, or one function of the request that returns them (tiers). A limit's name is its bucket: all
+    endpoints that carry it share it. `by`: "ip"; "user", the session's, which is read first, in a round trip of
+    its own; "ip&user"; Header("X-API-Key"); or a function of the request that returns a name, or a mapping of
+    kinds to names. Who has no name is counted by address. None: as each limit says. `cost`: a number or a
+    function of the request. `count`: "all"; "failures", those answered with 400 or more; or a function of the
+    answer (see Answered) that says whether it counts. What does not is given back. `exempt_when`: a function of
+    the request. Any of these functions may be a coroutine function.
 
-    Needs StillroomMiddleware further out. Raises InvalidLimit for what can't be meant. Redis away: each limit does
-    what its `away` says.
+    Needs StillroomMiddleware further out. Raises InvalidLimit for what can't be meant. Redis away: each limit
+    does what its `away` says.
     """
     declaration = declared(limits, by, cost, count, exempt_when)
 
@@ -103,7 +103,7 @@ async def charge(connection: HTTPConnection, declaration: Limited) -> Decision |
     if due is None:
         return None
     name = str(getattr(scope.get("route"), "path", "") or getattr(endpoint, "__name__", ""))
-    await limiter.charge(visit, due, name, (declaration, endpoint))
+    await limiter.charge(visit, due, name, endpoint or declaration)
     return visit.refused
 
 
