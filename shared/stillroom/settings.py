@@ -205,6 +205,8 @@ class Settings(BaseSettings):
         "x-forwarded-for"
     )
     limit_v6_prefix: int = Field(64, ge=56, le=64)  # bits: one household has a whole network
+    # … who is not limited at all (None: abuse_allow, for whom nobody may ban) …
+    limit_exempt: Networks | None = None
     # … and what happens while Redis is away.
     processes: int = Field(1, ge=1, le=100_000)  # of the app: each has its share of a quota then
     limits_strict_503: bool = False  # limits that are strict answer 503, not with their share
@@ -290,6 +292,11 @@ class Settings(BaseSettings):
     def proxy_networks(self) -> tuple[str, ...]:
         """The networks of the trusted proxies, without those that come through a socket file."""
         return networks_of(_with_addresses(self.trusted_proxies))
+
+    @property
+    def exempt(self) -> tuple[str, ...]:
+        """The networks that no limit counts."""
+        return self.abuse_allow if self.limit_exempt is None else self.limit_exempt
 
     @property
     def operators(self) -> tuple[str, ...]:

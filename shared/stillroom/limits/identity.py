@@ -75,19 +75,36 @@ class Clients:
         return any(address in network for network in self._networks)
 
 
+class Networks:
+    """Some networks, to look a subject up in."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._networks = [ip_network(text) for text in texts]
+
+    def has(self, subject: str) -> bool:
+        """Whether a subject is in one of them, or an IPv6 subject holds one of them."""
+        if not self._networks or subject == UNKNOWN:
+            return False
+        network = ip_network(subject)
+        return any(
+            one.version == network.version and one.overlaps(network) for one in self._networks
+        )
+
+
 class Crowd:
     """Notices that nearly all requests come from one address: then it is a proxy, and nobody said so."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = CROWD) -> None:
+        self._size = size  # requests
         self._suspect = ""
         self._began = self._its = 0
 
     def saw(self, client: str, total: int) -> bool:
-        """One request of a client, the `total`th of all. True if nearly all of the last 1,000 were its."""
-        if total >= self._began + CROWD or not self._suspect:
+        """One request of a client, the `total`th of all. True if nearly all of the last ones were its."""
+        if total >= self._began + self._size or not self._suspect:
             self._suspect, self._began, self._its = client, total, 0
         self._its += client == self._suspect
-        return self._its == int(NEARLY_ALL * CROWD)
+        return self._its == int(NEARLY_ALL * self._size)
 
 
 def forwarded_for(value: str) -> Iterator[str]:
