@@ -132,7 +132,7 @@ def declared(limits: Sequence[Any], by: Any, cost: Any, count: Any, exempt_when:
     """The declaration in `limited(*limits, …)`: limits, one list of them, or one function of the request."""
     if len(limits) == 1 and callable(limits[0]):
         return Limited(limits[0], by, cost, count, exempt_when)
-    if len(limits) == 1 and isinstance(limits[0], Sequence):
+    if len(limits) == 1 and isinstance(limits[0], list | tuple):
         return Limited(check_limits(limits[0]), by, cost, count, exempt_when)
     if not limits:
         raise InvalidLimit("limited()", "which limits? limited(AUTH), or limited(DEFAULT, API)")

@@ -84,9 +84,9 @@ def limited(
 
 
 def exempt(endpoint: E) -> E:
-    """Free an endpoint from the limits that are put around it: those of its router or app, and of a mounted app.
+    """Free an endpoint of FastAPI from the limits that its routers and its app put on it.
 
-    The table of the middleware stands in front of all endpoints and knows none of them.
+    What stands in front of the routing knows no endpoint: the middleware's table, and limits around an ASGI app.
     """
     setattr(endpoint, EXEMPT, True)
     return endpoint
