@@ -108,6 +108,11 @@ def _could_fit(route: Route, known: Known, root: str) -> bool:
 def _of_starlette(routes: Sequence[Any], before: Parts, text: str, depth: int) -> Iterator[Known]:
     for route in routes:
         path, inner = getattr(route, "path", None), getattr(route, "routes", None)
+        if included := getattr(
+            route, "effective_route_contexts", None
+        ):  # a router in a FastAPI app
+            yield from _of_starlette(list(included()), before, text, depth + 1)
+            continue
         if path is None:  # by host, or of the app's own kind
             yield Known(f"{text}/…", (*before, REST), None)
             continue
