@@ -26,9 +26,16 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | went when it was rotated                        | + 60 s; idle |                 |
 |       …u:<user>   | zset   | the user's sessions → stamp                     | longest of   |                 |
 |       …g:<tag>    | zset   | the tag's sessions → stamp                      | their        |                 |
+|       …d:<user>   | zset   | HMACs of the user's devices → last login, µs    | session_     | session_create  |
+|                   |        |                                                 | device_memory|                 |
+|       …all        | string | a stamp: all that was made up to it is dead     | longest      | session_end_all |
+|                   |        |                                                 | session      |                 |
+|       …x:<stamp>  | zset   | what x was then, still to be deleted            | as x         | session_end_all |
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
 |       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
 |       …clock      | string | the newest stamp                                | deadlines    |                 |
+| ns:late{s<shard>}:<h> | string: the browser is getting another cookie in    | 1 min        | session_create, |
+|                   |        | the place of this session's                     |              | _destroy,_rotate|
 | ns:{rl:<kind>:<value>}:… | of one subject of the limits. kind: `ip`, `user`, `ip&user` …; value: an address |
 |                   |        | or network, any other text as its HMAC, so it holds no brace |                |
 |       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
@@ -110,6 +117,7 @@ class Keys:
         self.entry_prefix = f"{cache}e:".encode()
         self.index_prefix = f"{cache}i:".encode()
         self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
+        self._late = f"{namespace}:late".encode()
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
@@ -134,6 +142,10 @@ class Keys:
         """A session's, under each of its names."""
         prefix = self._shards[shard] + b"s:"
         return [prefix + name for name in names]
+
+    def late(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
+        """Where it is remembered that the browser of this session is getting another cookie."""
+        return [b"%b{s%02x}:%b" % (self._late, shard, name) for name in names]
 
     def user_sessions(self, shard: int, user: bytes) -> bytes:
         return self.shard(shard) + b"u:" + user

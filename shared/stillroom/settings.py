@@ -195,6 +195,9 @@ class Settings(BaseSettings):
     session_shards: int = Field(16, ge=1, le=256)  # may grow, never shrink while sessions live
     session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
     session_keys_limit: int = Field(64, ge=1, le=1_000)
+    session_device_memory: Seconds = 180 * 86_400.0  # a user's device is no news for this long
+    # What a login does not take along from the session before: who planted that one knows it.
+    session_login_drops: Words = ("csrf_token", "_csrf_token", "csrf", "_csrftoken")
 
     # Rate limits: who a client is …
     # "10.0.0.0/8, unix, cloudflare": only they are believed …

@@ -108,6 +108,14 @@ def test_a_file_changes_and_adds(write: object) -> None:
             "rule scanner: one ip has one ip: distinct='ip' counts to 1",
         ),
         (
+            "[rules.scanner]\neach = { not_found = 3 }",
+            "rule scanner: each is of addresses: it needs distinct='ip'",
+        ),
+        (
+            "[rules.ipv6_rotation]\neach = { denied = 0 }",
+            "rule ipv6_rotation: each.denied=0: Input should be greater than or equal to 1",
+        ),
+        (
             "[rules.creeping_scraper]\ndistinct = 'route'",
             "rule creeping_scraper: consecutive counts windows",
         ),

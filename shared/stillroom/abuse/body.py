@@ -69,15 +69,17 @@ class AbuseBody:
         ip: str | None = None,
         user: str | None = None,
         route: str | None = None,
+        token: str | None = None,
     ) -> Operation[bool]:
         """Tell of something that, done often, is abuse: auth_fail, auth_ok, not_found, session_unknown, csrf_fail …
 
         `ip`: the client's address. `user`: whom it tried to be, kept as an HMAC only. `route`: the template of the
-        path, or for `not_found` the path; its query, and what could be a token, are left out.
+        path, or for `not_found` the path; its query, and what could be a token, are left out. `token`: what opened
+        nothing, kept as an HMAC only: the same one shown again is no other guess.
         True if it was written down. False if not: this process has told of too many of this kind, or Redis is away
         or full; that is counted, and never raised. Raises EventRefused for a kind no rule could know, or of nobody.
         """
-        event = self._event(kind, ip, user, route)
+        event = self._event(kind, ip, user, route, token)
         if not self._allowance.take(kind, time.monotonic()):
             self._stats.counts["abuse_dropped"] += 1
             return False
@@ -90,6 +92,7 @@ class AbuseBody:
         ip: str | None = None,
         user: str | None = None,
         route: str | None = None,
+        token: str | None = None,
     ) -> None:
         """The same without a round trip: it rides along with this process' next counts. Of nobody: nothing."""
         if ip is None and user is None:
@@ -97,7 +100,7 @@ class AbuseBody:
         if len(self._held) >= HELD_LIMIT or not self._allowance.take(kind, time.monotonic()):
             self._stats.counts["abuse_dropped"] += 1
             return
-        self._held.append(self._event(kind, ip, user, route))
+        self._held.append(self._event(kind, ip, user, route, token))
 
     def riding(self) -> list[Command]:
         """The commands that write down what is held. Sent with another's batch, they may get lost with it."""
@@ -169,7 +172,9 @@ class AbuseBody:
 
     # Writing events
 
-    def _event(self, kind: str, ip: str | None, user: str | None, route: str | None) -> Event:
+    def _event(
+        self, kind: str, ip: str | None, user: str | None, route: str | None, token: str | None
+    ) -> Event:
         check_kind(kind, self._kinds)
         if ip is None and user is None:
             raise EventRefused(f"{kind}: of whom? Give ip=, user= or both")
@@ -178,6 +183,7 @@ class AbuseBody:
             ip="" if ip is None else subject_of(ip, self.settings.limit_v6_prefix),
             user="" if user is None else hidden("user", user, self._pepper()),
             route=cleaned_route(route or ""),
+            token="" if token is None else hidden("token", token, self._pepper()),
         )
 
     def _pepper(self) -> bytes:

@@ -218,6 +218,7 @@ class Scan:
 
     def _judge(self, entries: Sequence[Entry]) -> Operation[None]:
         samples = [sample for entry in entries for sample in samples_of(self._rules, entry)]
+        samples = yield from self._passing(samples)
         replies = yield from _in_parts(list(map(self._counting, samples)))
         found = findings(samples, list(map(Tally.read, replies)))
         if not found:
@@ -230,13 +231,32 @@ class Scan:
                 action, level, ban_ms = outcome
                 self._tell(pattern.judged(action.decode(), level, ban_ms), verdict == b"new")
 
+    def _passing(self, samples: Sequence[Sample]) -> Operation[list[Sample]]:
+        """The samples without those of an address that has not done enough by itself: see Rule.each."""
+        asked = [sample for sample in samples if sample.needs > 1]
+        if not asked:
+            return list(samples)
+        replies = yield from _in_parts(list(map(self._counting_own, asked)))
+        few = {
+            id(sample)
+            for sample, (count, *_) in zip(asked, replies, strict=True)
+            if max(int(count), sample.entry.event.n) < sample.needs
+        }
+        return [sample for sample in samples if id(sample) not in few]
+
+    def _counting_own(self, sample: Sample) -> Command:
+        return self._counting_as(sample, sample.own_group, sample.own_member, sample.needs)
+
     def _counting(self, sample: Sample) -> Command:
+        return self._counting_as(sample, sample.group, sample.member, sample.rule.threshold)
+
+    def _counting_as(self, sample: Sample, group: str, member: bytes, threshold: int) -> Command:
         rule, keys = sample.rule, self._keys
         window = rule.kept if rule.consecutive else rule.window
         return abuse_count(
-            [keys.abuse_count(rule.name, sample.group), keys.abuse_groups],
-            *(sample.member, sample.entry.ms, window * 1000, rule.kept * 1000),
-            *(rule.most, GROUPS_LIMIT, int(rule.consecutive), rule.threshold),
+            [keys.abuse_count(rule.name, group), keys.abuse_groups],
+            *(member, sample.entry.ms, window * 1000, rule.kept * 1000),
+            *(rule.most, GROUPS_LIMIT, int(rule.consecutive), threshold),
         )
 
     def _action(self, finding: Finding) -> str:

@@ -3,20 +3,27 @@
 -- KEYS  1 record  2… record that it replaces, if that is in this shard, under each pepper
 -- ARGV  1 prefix  2 user, '' for none  3 tags, one a line  4 idle µs  5 absolute µs
 --       6 most sessions of this user, 0 for any number  7 1: end the oldest to make room, 0: refuse
---       8 meta  9… key, JSON, key, JSON …
--- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}}
---         {'full', how many sessions the user has}
+--       8 meta  9 when the user last proved who he is, '' for now, '0' for never
+--       10 1: not if the browser is getting another cookie in the place of what it replaces
+--       11 what the user's device is called, '' for none  12 ms it is known  13… key, JSON, key, JSON …
+-- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}, 1 if the device is new}
+--         {'full', how many sessions the user has}, {'replaced'}
 -- include: clock session
 
+local MOST_DEVICES = 50
 local prefix, user, tags = ARGV[1], ARGV[2], ARGV[3]
 local now = now_us()
 local h = string.sub(KEYS[1], #prefix + 3)
 local known = redis.call('HGET', KEYS[1], '_c')
 if known then
-  return {'ok', known, {}, {}} -- names are never chosen twice: it is this call, sent again
+  return {'ok', known, {}, {}, 0} -- names are never chosen twice: it is this call, sent again
 end
 
-local replaced = find(prefix, now, {unpack(KEYS, 2)})
+local old = {unpack(KEYS, 2)}
+if ARGV[10] == '1' and is_late(prefix, old) then
+  return {'replaced'}
+end
+local replaced = find(prefix, now, old)
 local most, living, stale = tonumber(ARGV[6]), {}, {replaced}
 if most > 0 then
   for _, other in ipairs(redis.call('ZRANGE', prefix .. 'u:' .. user, 0, -1)) do
@@ -30,14 +37,30 @@ if most > 0 then
   end
 end
 
+-- A user's first device is no news.
+local function is_new_device(device, life)
+  if device == '' then
+    return false
+  end
+  local key = prefix .. 'd:' .. user
+  local had_any = redis.call('EXISTS', key) == 1
+  local is_new = redis.call('ZADD', key, plain(now), device) == 1
+  redis.call('ZREMRANGEBYRANK', key, 0, -MOST_DEVICES - 1)
+  redis.call('PEXPIRE', key, life)
+  return had_any and is_new
+end
+
 local bytes = 0
-for i = 9, #ARGV do
+for i = 13, #ARGV do
   bytes = bytes + #ARGV[i]
 end
 local limit = now + tonumber(ARGV[5])
 local deadline = math.min(now + tonumber(ARGV[4]), limit)
 redis.call('HSET', KEYS[1], '_u', user, '_c', plain(now), '_l', plain(now), '_x', plain(limit), '_i', ARGV[4],
-  '_v', '1', '_t', tags, '_m', ARGV[8], '_b', bytes, unpack(ARGV, 9))
+  '_v', '1', '_t', tags, '_m', ARGV[8], '_b', bytes, unpack(ARGV, 13))
+if ARGV[9] ~= '' then
+  redis.call('HSET', KEYS[1], '_a', ARGV[9])
+end
 redis.call('PEXPIRE', KEYS[1], plain(math.ceil((deadline - now) / 1000) + SLACK_MS))
 local life = math.ceil(tonumber(ARGV[5]) / 1000) + SLACK_MS
 local stamp = next_stamp(prefix, now, life)
@@ -62,5 +85,8 @@ for i = 1, most > 0 and #living - most + 1 or 0 do
   drop(prefix, living[i])
   evicted[i] = living[i].h
 end
+if user ~= '' and old[1] then
+  mark_late(prefix, old[1], replaced)
+end
 sweep(prefix, now, 2, ended)
-return {'ok', plain(now), ended, evicted}
+return {'ok', plain(now), ended, evicted, is_new_device(ARGV[11], ARGV[12]) and 1 or 0}

@@ -11,7 +11,7 @@ for _, h in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
     redis.call('ZREM', KEYS[1], h)
   elseif lives(prefix, session, now) then
     found[#found + 1] = h
-    found[#found + 1] = table.concat(redis.call('HMGET', session.key, unpack(OWN)), '\t')
+    found[#found + 1] = own_of(session.key)
   end
 end
 return found

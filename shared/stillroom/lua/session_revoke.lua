@@ -28,8 +28,9 @@ if redis.call('ZCARD', index) == spared then
   return {ended, 0}
 end
 
-local before = redis.call('ZSCORE', prefix .. 'rev', ARGV[2])
-ended = ended + redis.call('ZCOUNT', index, before and '(' .. before or '-inf', '+inf') - spared
+local before = math.max(
+  tonumber(redis.call('ZSCORE', prefix .. 'rev', ARGV[2]) or '0'), tonumber(redis.call('GET', prefix .. 'all') or '0'))
+ended = ended + redis.call('ZCOUNT', index, '(' .. plain(before), '+inf') - spared
 local life = redis.call('PTTL', index)
 redis.call('ZADD', prefix .. 'rev', next_stamp(prefix, now, life), ARGV[2])
 keep_for(prefix .. 'rev', life)

@@ -1,7 +1,7 @@
 -- Gives a session a new name. The old one leads to it for a moment, for the requests that are under way; after
 -- that its use is a replay.
 -- KEYS  1… record, under each pepper; the last: the new name's
--- ARGV  1 prefix  2 grace µs
+-- ARGV  1 prefix  2 grace µs  3 1: the user has just proved who he is
 -- returns {'ok', h, what the record says of itself, its data}, {'conflict'} somebody else has rotated it, or why not: see session_get
 -- include: clock session
 
@@ -38,4 +38,8 @@ local watched = math.max(grace, math.min(session.idle, session.limit - now))
 redis.call('PEXPIRE', session.key, plain(math.ceil(watched / 1000)))
 session.key = fresh
 see(session, now)
+if ARGV[3] == '1' then
+  redis.call('HSET', fresh, '_a', plain(now))
+end
+mark_late(prefix, KEYS[1])
 return answer(h, fresh)

@@ -24,6 +24,7 @@ from stillroom.errors import (
     SessionConflict,
     SessionDataRefused,
     SessionEnded,
+    SessionNotFresh,
     SessionStoreUnavailable,
     SettingsError,
     TooManySessions,
@@ -35,6 +36,7 @@ from stillroom.scripts import (
     session_create,
     session_destroy,
     session_end,
+    session_end_all,
     session_get,
     session_list,
     session_reclaim,
@@ -83,6 +85,8 @@ TRIES = 100  # of mutate: each lost one means that somebody else's was won
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
 LONGEST_S = 366 * 86_400
+NO_COOKIE, TAKES_AWAY, BRINGS_ANOTHER = 0, 1, 2  # see lua/session_destroy.lua
+DEVICE_LENGTH = 22  # characters of an HMAC
 
 _BLANK = b"?" * NAME_LENGTH  # where a name goes
 
@@ -124,6 +128,8 @@ class SessionsBody:
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
     ) -> Operation[Session[dict[str, Any]]]: ...
     @overload
     def create(
@@ -138,6 +144,8 @@ class SessionsBody:
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
     ) -> Operation[Session[T]]: ...
     def create(
         self,
@@ -151,6 +159,8 @@ class SessionsBody:
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
     ) -> Operation[Session[Any]]:
         """Begin a session; its `token` goes into the cookie. `user_id` None: nobody's yet.
 
@@ -158,27 +168,91 @@ class SessionsBody:
         `replaces`: the session before the login, which ends with it (a token planted there opens
         nothing afterwards). `max_per_user` with `on_cap` "evict_oldest" or "reject", which raises TooManySessions
         and ends nothing.
+        `device`: what the user's device is called, kept as an HMAC for `session_device_memory` seconds. Listeners
+        of `on_event` hear of one that is new to a user who has others. `fresh=False`: the user did not prove who he
+        is just now (a "remember me" cookie did), so `get(fresh=…)` refuses the session until it is confirmed.
         Raises SessionDataRefused, SessionUnreadable (JSON that could not be read back), ValueTooLarge, InvalidKey.
         Redis away or full: SessionStoreUnavailable.
         """
+        return (
+            yield from self._create(
+                *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
+                *(device, fresh, False),
+            )
+        )
+
+    def succeed(
+        self, before: Known, user_id: str | None, data: Mapping[str, Any], **options: Any
+    ) -> Operation[Session[Any]]:
+        """Begin a session, and end the one before it. What can't be begun leaves the one before as it was.
+
+        Raises SessionEnded if that one has ended meanwhile: who ends it first decides, so a logout is not undone.
+        `options` are those of `create`.
+        """
+        made = yield from self.create(user_id, data, **options)
+        place = self._place(before, denied=True)
+        if place is not None:
+            destroys = self._destroying(place, late=BRINGS_ANOTHER)
+            (ended,) = yield from self._ask([destroys])
+            if ended:
+                return made  # type: ignore[no-any-return]
+        yield from self.destroy(made)
+        raise SessionEnded("missing")
+
+    def begin(self, token: str, data: Mapping[str, Any], **options: Any) -> Operation[Session[Any]]:
+        """Begin an anonymous session in the place of one that has ended, for a request that came with its token.
+
+        Raises SessionEnded if another request has just logged in or got a new token in its place: the response to
+        this one may arrive later, and must not set its cookie over that. Otherwise see `create`.
+        """
+        given = {"tags": (), "meta": None, "idle": None, "absolute": None, **options}
+        about = (given["tags"], given["meta"], given["idle"], given["absolute"])
+        made = self._create(None, data, *about, token, None, "evict_oldest", None, True, True)
+        return (yield from made)
+
+    def _create(
+        self,
+        user_id: str | None,
+        data: Any,
+        tags: Sequence[str],
+        meta: Mapping[str, Any] | None,
+        idle: float | None,
+        absolute: float | None,
+        replaces: Known | None,
+        max_per_user: int | None,
+        on_cap: str,
+        device: str | None,
+        fresh: bool,
+        unless_replaced: bool,
+    ) -> Operation[Session[Any]]:
         user = b"" if user_id is None else sanitized(user_id)
         _check_cap(user_id, max_per_user, on_cap)
         times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
         labels = b"\n".join(encoded_tags(tags))
-        token, place = self._new_place(shard_of(user, self._shards) if user else None)
+        old = None if replaces is None else self._place(replaces)
+        # Who is nobody yet stays where he was: then one script does all of it.
+        shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
+        token, place = self._new_place(shard)
         makes_room = on_cap == "evict_oldest"
         numbers = [b"%d" % number for number in (*times, max_per_user or 0, makes_room)]
-        old = None if replaces is None else self._place(replaces)
+        proved = b"" if fresh else b"0"
         is_near = old is not None and old.shard == place.shard  # then the one script ends it
         names = [*self._names(place), *(self._names(old) if old and is_near else ())]
-        about = (self._keys.shard(place.shard), user, labels, *numbers, note)
+        about = (self._keys.shard(place.shard), user, labels, *numbers, note, proved)
+        about += (b"%d" % unless_replaced, *self._device(user and device))
         creates = session_create.run((b"%d" % len(names), *names, *about, *_flat(fields)))
-        ends = [self._destroying(old)] if old and not is_near else []
+        ends = (
+            [self._destroying(old, late=BRINGS_ANOTHER if user else NO_COOKIE)]
+            if old and not is_near
+            else []
+        )
         *_, reply = yield from self._ask([*(ends if makes_room else ()), creates])
         if reply[0] == b"full":
             raise TooManySessions(reply[1], max_per_user or 0)
+        if reply[0] == b"replaced":
+            raise SessionEnded("replaced")
         if ends and not makes_room:  # only now is it known that the visitor keeps nothing of it
             yield from self._ask(ends)
         self.stats.counts["sessions_created"] += 1
@@ -186,7 +260,9 @@ class SessionsBody:
             evicted = [part for name in reply[3] for part in (name, user)]
             self._tell_all("expired", place.shard, reply[2])
             self._tell_all("evicted", place.shard, evicted)
-        began = head(user, int(reply[1]), *times, labels, note)
+        if reply[4]:
+            self._tell_all("new_device", place.shard, [place.names[0], user])
+        began = head(user, int(reply[1]), *times, labels, note, proved)
         where = place.shard, place.names[0], began
         if isinstance(given, Mapping):
             return Session(*where, fields, token, as_fields=True)
@@ -194,18 +270,30 @@ class SessionsBody:
 
     @overload
     def get(
-        self, session: Known, type: None = None, *, touch: bool = True
+        self,
+        session: Known,
+        type: None = None,
+        *,
+        touch: bool = True,
+        fresh: float | None = None,
     ) -> Operation[Session[dict[str, Any]] | None]: ...
     @overload
     def get(
-        self, session: Known, type: type[T], *, touch: bool = True
+        self, session: Known, type: type[T], *, touch: bool = True, fresh: float | None = None
     ) -> Operation[Session[T] | None]: ...
     def get(
-        self, session: Known, type: Any = None, *, touch: bool = True
+        self,
+        session: Known,
+        type: Any = None,
+        *,
+        touch: bool = True,
+        fresh: float | None = None,
     ) -> Operation[Session[Any] | None]:
         """The session of this token or id; None if it never was, has ended, has expired, or was rotated away.
 
         `type`: a pydantic model or any other type of its data. `touch=False`: reading it does not keep it alive.
+        `fresh`: seconds; raises SessionNotFresh for a session whose user has not proved within them who he is, by
+        the login that began it or by `confirm`.
         What no token of ours looks like costs no round trip. Raises SessionUnreadable.
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
@@ -216,7 +304,10 @@ class SessionsBody:
         if reply[0] != b"ok":
             self._refused(place, reply)
             return None
-        return self._read(place.shard, reply, session, type)
+        found = self._read(place.shard, reply, session, type)
+        if fresh is not None and not found.is_fresh(fresh):
+            raise not_fresh(found, fresh)
+        return found
 
     def update(
         self,
@@ -331,6 +422,19 @@ class SessionsBody:
         Raises SessionEnded, or SessionConflict if somebody else has just rotated it.
         Redis away: SessionStoreUnavailable.
         """
+        return (yield from self._rotate(session, type, grace, is_proof=False))
+
+    def confirm(self, session: Known, *, grace: float | None = None) -> Operation[Session[Any]]:
+        """The user has just proved again who he is: the session is fresh from now on, under a new token.
+
+        See `get(fresh=…)`. The old token works for `grace` seconds more (default: the settings'). Raises
+        SessionEnded, or SessionConflict if somebody else has just rotated it. Redis away: SessionStoreUnavailable.
+        """
+        return (yield from self._rotate(session, None, grace, is_proof=True))
+
+    def _rotate(
+        self, session: Known, type: Any, grace: float | None, *, is_proof: bool
+    ) -> Operation[Session[Any]]:
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")
@@ -340,7 +444,8 @@ class SessionsBody:
         token, fresh = self._new_place(place.shard)
         keys = [*self._names(place), *self._names(fresh)]
         prefix = self._keys.shard(place.shard)
-        (reply,) = yield from self._ask([session_rotate(keys, prefix, _us(seconds))])
+        rotates = session_rotate(keys, prefix, _us(seconds), int(is_proof))
+        (reply,) = yield from self._ask([rotates])
         if reply[0] == b"conflict":
             raise SessionConflict(None)
         if reply[0] != b"ok":
@@ -403,6 +508,29 @@ class SessionsBody:
             ended += yield from self._revoke(b"g:" + tag, None)
         return ended
 
+    def destroy_all(self) -> Operation[int]:
+        """End all sessions of all users, and those of the anonymous. Returns how many there were, with those that
+        had ended and were not swept.
+
+        True for every reader when it returns, whatever was under way; one short script for each shard, however
+        many there are. Workers give the memory back. Redis away: SessionStoreUnavailable; some shards may have
+        been done.
+        """
+        longest = b"%d" % (1_000 * max(self.settings.session_absolute, 7 * 86_400))
+        ended = yield from self._ask(
+            [
+                session_end_all([self._keys.due_sessions(shard)], self._keys.shard(shard), longest)
+                for shard in range(self._shards)
+            ]
+        )
+        self.stats.counts["sessions_revoked"] += sum(ended)
+        if any(ended):
+            if self.dispatch.inline:
+                yield from self.sweep()
+            else:
+                self.dispatch.wake(SWEEP_TASK)
+        return sum(ended)
+
     def count(self, user_id: str | None = None) -> Operation[int]:
         """How many sessions there are: of a user, exactly; of all, with those not swept since they ended.
 
@@ -460,11 +588,23 @@ class SessionsBody:
         except SessionStoreUnavailable as error:
             log.info("the last counts are lost: %s", error)
 
-    def is_current(self, session: Session[Any]) -> bool:
-        """Whether its token is its name of today; False for one that was rotated and works on for a moment."""
-        place = self._place(session)
-        handles = () if place is None else [make_handle(place.shard, name) for name in place.names]
-        return session.handle in handles
+    def log_out(self, token: str) -> Operation[bool]:
+        """`destroy`, where the response takes the cookie away: a slower one must begin no session in its place."""
+        place = self._place(token, denied=True)
+        if place is None:
+            return False
+        (ended,) = yield from self._ask([self._destroying(place, late=TAKES_AWAY)])
+        self.stats.counts["sessions_destroyed"] += ended
+        return bool(ended)
+
+    def is_late(self, token: str) -> Operation[bool]:
+        """Tell whether the browser that showed this token is getting another cookie, or none: by a login, a new
+        token or a logout of a moment ago. Redis away: SessionStoreUnavailable."""
+        place = self._place(token, denied=True)
+        if place is None:
+            return False
+        (found,) = yield from self._ask([(b"EXISTS", *self._keys.late(place.shard, place.names))])
+        return bool(found)
 
     # Asking
 
@@ -604,9 +744,17 @@ class SessionsBody:
         options = self._keys.shard(shard), self._touch if touch else b""
         return session_get(self._keys.sessions(shard, names), *options)
 
-    def _destroying(self, place: Place, asked: bytes = b"") -> Command:
-        """`asked`: when, in µs, if it is not now."""
-        return session_destroy(self._names(place), self._keys.shard(place.shard), asked)
+    def _destroying(self, place: Place, asked: bytes = b"", *, late: int = NO_COOKIE) -> Command:
+        """`asked`: when, in µs, if it is not now. `late`: what the response does to the browser's cookie."""
+        about = (self._keys.shard(place.shard), asked, late)
+        return session_destroy(self._names(place), *about)
+
+    def _device(self, device: str | bytes | None) -> tuple[bytes, bytes]:
+        """What a device is called in Redis, and how many ms it is known."""
+        if not device:
+            return b"", b""
+        name = self._ring()[0].name(b"device\0" + str(device).encode("utf-8", "replace"))
+        return name[:DEVICE_LENGTH], b"%d" % (1_000 * self.settings.session_device_memory)
 
     def _kept(self, keep: Known | None) -> Place | None:
         if keep is None:
@@ -635,8 +783,8 @@ class SessionsBody:
 
     def _read(self, shard: int, reply: Any, session: Known, type: Any) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
-        was_touched = len(reply) > 4 and reply[4] == 1
-        return Session(shard, reply[1], reply[2], data, _token_of(session), was_touched)
+        unseen = reply[4] if len(reply) > 4 else 0
+        return Session(shard, reply[1], reply[2], data, _token_of(session), unseen, reply[3])
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and tell why there is no session."""
@@ -650,7 +798,7 @@ class SessionsBody:
         """`ended`: name, user, name, user …"""
         if not ended:
             return
-        if kind != "replayed":
+        if kind not in ("replayed", "new_device"):
             self.stats.counts[f"sessions_{kind}"] += len(ended) // 2
         for name, user in zip(ended[::2], ended[1::2], strict=True):
             user_id = original(user).decode(errors="replace") or None
@@ -663,6 +811,12 @@ class SessionsBody:
                 listener(event)
             except Exception:
                 log.exception("a listener of session events failed")
+
+
+def not_fresh(session: Session[Any], within: float) -> SessionNotFresh:
+    """The error to raise for a session that is not fresh."""
+    proved = session.authenticated_at
+    return SessionNotFresh(within, None if proved is None else session.read_at - proved)
 
 
 def _token_of(session: Known) -> str:

@@ -12,20 +12,24 @@ from typing import Any, TypeAlias
 from stillroom.errors import SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.limits.routes import below
+from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, report_loss
 from stillroom.web.gate import Asked, Middleware
-from stillroom.web.handshake import refuse_handshake
 from stillroom.web.limited import Charge
-from stillroom.web.problem import Answer, failed
+from stillroom.web.problem import Answer, failed, foreign
 from stillroom.web.request_session import AsyncWebSession
+from stillroom.web.scope_session import Ahead, ScopeSession
+from stillroom.web.sockets import POLICY_VIOLATION, Handshake, can_answer, refuse
 from stillroom.web.visit import Visit
 from stillroom.wire import Budget
 
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
+STARLETTES = "session"  # where request.session is looked for
+TEST_CLIENT = ("testclient", 50000)
 LIMITED = "stillroom.limited"  # the limits of the table have been checked, further out
 VISIT = "stillroom.visit"  # what limits have done to this request
 LIMITER = "stillroom.limiter"  # the middleware that began the visit
@@ -45,33 +49,48 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     .starlette). `subject` says what is counted besides the address and the session's user; `exempt_when` which
     requests the table passes over; `render` answers a refusal in the app's own words (see stillroom.web.Refusal).
 
-    `scope["stillroom.session"]` is the session: see AsyncWebSession. It is written when the response begins. A
-    response of 5xx writes nothing. Redis away while it is read or written: 503 with Retry-After, also in place of
-    the app's own 500, and the cookie is left as it is. `sessions=False`: there is none.
+    `scope["stillroom.session"]` is the session: see AsyncWebSession; `scope["session"]`, which is
+    `request.session`, is the same as a dict. It is written when the response begins. A response of 5xx writes
+    nothing. Redis away while it is read or written: 503 with Retry-After, also in place of the app's own 500, and
+    the cookie is left as it is. `sessions=False`: there is none. `same_origin=True` refuses what another site's
+    page sends (403): unsafe methods, and websockets, by Sec-Fetch-Site and Origin; a list names the origins that
+    may.
 
-    A websocket's handshake is limited as GET is; one that is refused is closed with 1008, which is 403, or answered
-    with 429 where the server can. Around an app that is mounted in another one: what the outer one has done is not
-    done again. Lifespan passes through untouched. All Redis calls of a request, up to its response, share
-    `request_timeout`. Raises SettingsError for a Stillroom, and InvalidLimit for a table that can't be meant.
+    A websocket has its session too, which is written when it is accepted; after that a change is SessionTooLate.
+    Its handshake is limited as GET is: one that is refused is answered with 429 where the server can, else closed
+    with 1008, which is 403, as for a banned client. Around an app that is mounted in another one: what the outer
+    one has done is not done again. Lifespan passes through untouched. All Redis calls of a request, up to its
+    response, share `request_timeout`. Raises SettingsError for a Stillroom, and InvalidLimit for a table that can't
+    be meant.
     """
 
     _kind = AsyncStillroom
 
+    def _prepare(self) -> None:
+        self._test_cookie = self._cookie.for_test_client()
+        self._at_once = Driver(self._room.state_wire.for_threads)
+        self._ahead = Ahead()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._misfits.tell(self.app, scope.get("root_path", ""))
-        if scope["type"] == "websocket":
-            await self._shake_hands(scope, receive, send)
-            return
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
-            return
+        elif self._origin and self._is_foreign(scope):
+            await _refuse(scope, send)
+        elif scope["type"] == "websocket":
+            await self._connect(scope, receive, send)
+        else:
+            await self._respond(scope, receive, send)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = None if LIMITED in scope else self._route(scope, scope["method"])
         gives_session = self._has_sessions and KEY not in scope
-        token = self._cookie.read(_all(scope, b"cookie", "; ") or "") if gives_session else None
-        session = AsyncWebSession(self._room._sessions_body, self._room.state, self._cookie, token)
-        seen = {**scope, KEY: session} if gives_session else {**scope}
+        session = self._session(scope, gives_session)
+        seen = self._with_session(scope, session) if gives_session else {**scope}
         visit, is_inner = self._enter(seen, scope["method"])
         with self._room.request() as budget:
+            if gives_session and route is None and scope["path"] in self._ahead:
+                await self._room.state.run(session.reading_ahead())
             if route is None or await self._admits(route, visit, seen, send):
                 response = _Response(self, route, session, visit, seen, budget, send, is_inner)
                 try:
@@ -80,13 +99,38 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                     self._gate.learn(visit)
         report_loss(session)
 
-    async def _shake_hands(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A websocket: its handshake is a GET, and is limited as one."""
-        seen = {**scope}
         route = None if LIMITED in scope else self._route(scope, "GET")
+        gives_session = self._has_sessions and KEY not in scope
+        session = self._session(scope, gives_session)
+        seen = self._with_session(scope, session) if gives_session else {**scope}
         visit, _ = self._enter(seen, "GET")
-        if route is None or await self._admits(route, visit, seen, send):
-            await self.app(seen, receive, send)
+        with self._room.request() as budget:
+            if route is None or await self._admits(route, visit, seen, send):
+                handshake = Handshake(session, self._room, budget, seen, send)
+                await handshake.of(self.app, seen, receive)
+        report_loss(session)
+
+    def _is_foreign(self, scope: Scope) -> bool:
+        """Whether another site's page made this request, or opens this websocket."""
+        assert self._origin is not None
+        found = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        said = [found.get(name, "") for name in (b"sec-fetch-site", b"origin", b"host")]
+        if scope["type"] == "websocket":
+            return self._origin.is_foreign(*said)
+        return self._origin.refuses(scope["method"], *said)
+
+    def _session(self, scope: Scope, is_given: bool) -> AsyncWebSession:
+        cookie = self._test_cookie if _is_test(scope) else self._cookie
+        token = cookie.read(_all(scope, b"cookie", "; ") or "") if is_given else None
+        return AsyncWebSession(self._room._sessions_body, self._room.state, cookie, token, scope)
+
+    def _with_session(self, scope: Scope, session: AsyncWebSession) -> Scope:
+        seen = {**scope, KEY: session}
+        if STARLETTES not in scope:
+            seen[STARLETTES] = ScopeSession(session, self._at_once, self._ahead, scope["path"])
+        return seen
 
     def _route(self, scope: Scope, method: str) -> Route | None:
         path, root = scope["path"], self._roots.of(scope.get("root_path", ""))
@@ -111,7 +155,10 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             return True
         answer = self.refusal(scope)
         if scope["type"] == "websocket":
-            await refuse_handshake(scope, send, answer, visit.refused)
+            may_answer = (
+                can_answer(scope) and not visit.refused.banned
+            )  # who is told no more than that
+            await refuse(send, answer, may_answer, POLICY_VIOLATION)
         else:
             await _send_answer(send, answer, await self.cors_of(scope))
         return False
@@ -148,7 +195,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                 found.extend(_decoded(message.get("headers", ())))
 
         visit = scope[VISIT]
-        nobody = AsyncWebSession(self._room._sessions_body, self._room.state, self._cookie, None)
+        nobody = self._session(scope, False)
         host = [pair for pair in scope["headers"] if pair[0] == b"host"]
         headers = [*host, *_encoded(asking_for(method, origin))]
         asking = {**scope, "method": "OPTIONS", "headers": headers, KEY: nobody}
@@ -216,10 +263,12 @@ class _Response:
             return
         self._has_begun = True
         self._budget.left = math.inf  # a stream may be hours long
-        told = self._told(headers)
+        without, told = end.without, self._told(headers)
         if self._tells and _first(self._scope, "origin") and (exposed := exposing(headers)):
-            raw = [pair for pair in raw if pair[0].lower() != EXPOSE.encode()]
+            without |= {EXPOSE}
             told.append((EXPOSE, exposed))
+        if without:
+            raw = [pair for pair in raw if pair[0].decode("latin-1").lower() not in without]
         more = _encoded([*end.headers, *told])
         await self._really_send({**message, "headers": [*raw, *more]})
 
@@ -236,10 +285,22 @@ class _Response:
         return lacking(headers, list(self._visit.headers().items())) if self._tells else []
 
 
+async def _refuse(scope: Scope, send: Send) -> None:
+    if scope["type"] == "http":
+        await _send_answer(send, foreign(scope["method"]), [])
+    else:
+        await refuse(send, foreign(), can_answer(scope), POLICY_VIOLATION)
+
+
 async def _send_answer(send: Send, answer: Answer, more: list[Header]) -> None:
     headers = _encoded([*answer.headers, *more])
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+def _is_test(scope: Scope) -> bool:
+    """Whether this is Starlette's own test client, on plain http. It keeps cookies as strictly as a browser."""
+    return scope.get("client") == TEST_CLIENT and scope.get("scheme") in ("http", "ws")
 
 
 def _peer(scope: Scope) -> str | None:

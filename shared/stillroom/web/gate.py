@@ -5,7 +5,7 @@ And what is told after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ from stillroom.errors import InvalidLimit
 from stillroom.limits import Decision, LimitsBody, Route, Routes
 from stillroom.operation import Failed, Operation, together
 from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.web import origin
 from stillroom.web.cors import Learned, is_preflight
 from stillroom.web.ending import Ending, Header, ending
 from stillroom.web.known_routes import Misfits, Roots
@@ -74,9 +75,8 @@ class Gate:
         self._subject = subject
         self._exempt_when = exempt_when
         self._render = checked_render(render)
-        self._look: set[object] = (
-            set()
-        )  # routes and endpoints whose last request looked at its session
+        # Routes and endpoints whose last request looked at its session, and the cookie it is known by.
+        self._look: dict[object, SessionCookie] = {}
         _check_kinds(self.routes, subject, has_sessions)
 
     def route(
@@ -143,11 +143,11 @@ class Gate:
         self, route: Route | None, visit: Visit, session: RequestSession, status: int
     ) -> None:
         """What abuse begins with. Waits for nothing: it rides along with the next counts of this process."""
-        if route is not None and status == NOT_FOUND:
+        if route is not None and status == NOT_FOUND and session.is_meant:
             self._hold("not_found", ip=visit.client, route=visit.asked.path)
         if session.is_unknown:
             template = route.template if route else None
-            self._hold("session_unknown", ip=visit.client, route=template)
+            self._hold("session_unknown", ip=visit.client, route=template, token=session.token)
 
     def client_of(self, asked: Asked) -> str:
         if self._trusts_any:
@@ -156,11 +156,19 @@ class Gate:
 
     def learn(self, visit: Visit) -> None:
         """What to expect of the next request on this route, or to this endpoint."""
-        if visit.session is None:
+        session = visit.session
+        if session is None:
             return
-        act = self._look.add if visit.session.is_looked_at else self._look.discard
+        cookie = session.cookie if session.is_looked_at else session.taken_by
         for key in visit.keys:
-            act(key)
+            if cookie is not None:
+                self._look[key] = cookie
+            else:
+                self._look.pop(key, None)
+
+    def cookie_of(self, key: object) -> SessionCookie | None:
+        """The cookie that a framework's own session is read by, where the last request here looked at it."""
+        return self._look.get(key)
 
 
 def _user_of(visit: Visit) -> Operation[str | None]:
@@ -224,6 +232,7 @@ class Middleware(Generic[A, R]):
         render: Render | None = None,
         sessions: bool = True,
         cookie: SessionCookie | None = None,
+        same_origin: bool | Iterable[str] = False,
     ) -> None:
         self.app = app
         self._room: R = checked_room(room, self._kind, type(self).__name__)
@@ -231,5 +240,10 @@ class Middleware(Generic[A, R]):
         self._misfits = Misfits(self._gate.routes)
         self._roots = Roots(app)
         self._learned = Learned()
+        self._origin = origin.same_origin(same_origin)
         self._has_sessions = sessions
         self._cookie = cookie or SessionCookie()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What one face needs besides."""

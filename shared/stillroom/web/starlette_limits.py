@@ -19,9 +19,9 @@ from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
 from stillroom.web.asgi import LIMITER, VISIT, StillroomMiddleware
 from stillroom.web.cors import is_preflight
-from stillroom.web.handshake import DENIAL, POLICY_VIOLATION, refuse_handshake, said
 from stillroom.web.limited import EXEMPT, MARK, Limited, carried, declared, run_async
 from stillroom.web.problem import Answer
+from stillroom.web.sockets import POLICY_VIOLATION, can_answer, refuse
 from stillroom.web.visit import Visit
 
 E = TypeVar("E")
@@ -37,7 +37,7 @@ class LimitExceeded(HTTPException):
     """
 
     def __init__(self, decision: Decision, answer: Answer) -> None:
-        super().__init__(answer.status, said(decision), dict(answer.headers))
+        super().__init__(answer.status, _said(decision), dict(answer.headers))
         self.decision = decision
         self.answer = answer
 
@@ -113,10 +113,8 @@ async def check(connection: HTTPConnection, declaration: Limited) -> None:
     if denial is None:
         return
     scope = connection.scope
-    if scope["type"] == "websocket" and (
-        denial.banned or DENIAL not in scope.get("extensions", {})
-    ):
-        raise WebSocketException(POLICY_VIOLATION, said(denial))
+    if scope["type"] == "websocket" and (denial.banned or not can_answer(scope)):
+        raise WebSocketException(POLICY_VIOLATION, _said(denial))
     handlers = scope.get("starlette.exception_handlers")
     if handlers:  # an app that has its own handler goes on to have it
         handlers[0].setdefault(LimitExceeded, _answered)
@@ -186,7 +184,7 @@ async def _admits(connection: HTTPConnection, send: Send, declaration: Limited) 
         return True
     answer = _entered(scope)[0].refusal(scope)
     if scope["type"] == "websocket":
-        await refuse_handshake(scope, send, answer, denial)
+        await refuse(send, answer, can_answer(scope) and not denial.banned, POLICY_VIOLATION)
     else:
         await _response(answer)(scope, _nothing, send)
     return False
@@ -248,6 +246,11 @@ def _is_app(endpoint: Any) -> bool:
         return callable(endpoint)
     names = list(inspect.signature(endpoint).parameters)
     return names[:1] == ["scope"] or names[:2] == ["self", "scope"]
+
+
+def _said(denial: Decision) -> str:
+    """Why, in the few words that a close has room for."""
+    return str(denial.problem().get("title", ""))
 
 
 def _answered(_: object, refused: Exception) -> Response:

@@ -15,13 +15,15 @@ from stillroom.room import Stillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, report_loss
 from stillroom.web.gate import Asked, Middleware
-from stillroom.web.problem import Answer, failed
+from stillroom.web.problem import Answer, failed, foreign
 from stillroom.web.request_session import WebSession
+from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.visit import Visit
 
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
+ALONG = "stillroom.along"  # the session that is read with the limits, for a framework's own to take over
 LIMITED = "stillroom.limited"  # the limits of the table have been checked, further out
 VISIT = "stillroom.visit"  # what limits have done to this request
 NOT_IN_A_PREFLIGHT = ("HTTP_COOKIE", "HTTP_AUTHORIZATION", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
@@ -43,7 +45,8 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
     `environ["stillroom.session"]` is the session: see WebSession. It is written when the app hands over its body,
     or the first piece of it. A response of 5xx writes nothing. Redis away while it is read or written: 503 with
     Retry-After, also in place of the app's own 500, and the cookie is left as it is. `sessions=False`: there is
-    none.
+    none. `same_origin=True` refuses what another site's page sends (403): unsafe methods by Sec-Fetch-Site and
+    Origin; a list names the origins that may.
 
     Around an app that is mounted in another one: what the outer one has done is not done again. All Redis calls of
     a request, up to its response, share `request_timeout`. Raises SettingsError for an AsyncStillroom, and
@@ -54,17 +57,18 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._misfits.tell(self.app, environ.get("SCRIPT_NAME", ""))
+        method = environ["REQUEST_METHOD"]
+        if self._origin and self._origin.refuses(method, *_fetched(environ)):
+            return _answered(foreign(method), start_response)
         route = None if LIMITED in environ else self._route(environ)
         gives_session = self._has_sessions and KEY not in environ
-        token = self._cookie.read(environ.get("HTTP_COOKIE", "")) if gives_session else None
-        session = WebSession(self._room._sessions_body, self._room.state, self._cookie, token)
-        if gives_session:
-            environ[KEY] = session
-        visit, is_inner = self._enter(environ)
+        cookie = self._cookie if gives_session else self._gate.cookie_of(route)
+        session = self._session(environ, cookie)
+        environ[KEY if gives_session else ALONG] = session
+        visit, is_inner = self._enter(environ, session)
         with self._room.request():
             if route is not None and (answer := self._refused(route, visit, environ)):
-                start_response(answer.line, answer.headers)
-                return [answer.body]
+                return _answered(answer, start_response)
             response = _Response(self, route, session, visit, environ, start_response, is_inner)
             body = response.of(self.app, environ)
             self._gate.learn(visit)
@@ -75,7 +79,13 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         method, header = environ["REQUEST_METHOD"], partial(_header, environ)
         return self._gate.route(method, path, _path(environ), header)
 
-    def _enter(self, environ: Environ) -> tuple[Visit, bool]:
+    def _session(self, environ: Environ, cookie: SessionCookie | None) -> WebSession:
+        """The session of the token in this cookie; without one, nobody's."""
+        token = cookie.read(environ.get("HTTP_COOKIE", "")) if cookie else None
+        body, driver = self._room._sessions_body, self._room.state
+        return WebSession(body, driver, self._cookie, token, environ)
+
+    def _enter(self, environ: Environ, session: WebSession) -> tuple[Visit, bool]:
         """The visit that the request is part of, and whether it began further out."""
         known: Visit | None = environ.get(VISIT)
         if known is not None:
@@ -83,7 +93,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         headers = _headers(environ) if self._gate.reads_headers else []
         peer = environ.get("REMOTE_ADDR")
         asked = Asked(environ["REQUEST_METHOD"], _path(environ), peer, headers)
-        visit = self._gate.visit(asked, environ.get(KEY))
+        visit = self._gate.visit(asked, session)
         environ[VISIT] = visit
         return visit, False
 
@@ -117,12 +127,12 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
             return len
 
         visit = environ[VISIT]
-        nobody = WebSession(self._room._sessions_body, self._room.state, self._cookie, None)
+        nobody = self._session(environ, None)
         asking = {name: value for name, value in environ.items() if name not in NOT_IN_A_PREFLIGHT}
         for name, value in asking_for(method, origin):
             asking[f"HTTP_{name.upper().replace('-', '_')}"] = value
         asking |= {"REQUEST_METHOD": "OPTIONS", "CONTENT_LENGTH": "0", "wsgi.input": BytesIO()}
-        asking |= {KEY: nobody, VISIT: Visit(visit.asked, visit.client, None)}
+        asking |= {KEY: nobody, ALONG: nobody, VISIT: Visit(visit.asked, visit.client, None)}
         try:
             body = self.app(asking, keep)
             if not found:  # a generator says its headers when it is asked for a piece
@@ -220,10 +230,12 @@ class _Response:
         if end.instead is not None:
             self._answer(end.instead, kept(headers))
             return
-        told = self._told(headers)
+        without, told = end.without, self._told(headers)
         if self._tells and "HTTP_ORIGIN" in self._environ and (exposed := exposing(headers)):
-            headers = [pair for pair in headers if pair[0].lower() != EXPOSE]
+            without |= {EXPOSE}
             told.append(("Access-Control-Expose-Headers", exposed))
+        if without:
+            headers = [pair for pair in headers if pair[0].lower() not in without]
         self._write = self._start_response(status, [*headers, *end.headers, *told], *exc_info)
 
     def _explain(self, error: SessionStoreUnavailable) -> bytes:
@@ -263,6 +275,16 @@ class _Stream:
     def close(self) -> None:
         _close(self._body)
         self._response.over()
+
+
+def _answered(answer: Answer, start_response: StartResponse) -> list[bytes]:
+    start_response(answer.line, answer.headers)
+    return [answer.body]
+
+
+def _fetched(environ: Environ) -> list[str]:
+    """Sec-Fetch-Site, Origin, Host."""
+    return [str(environ.get(f"HTTP_{name}", "")) for name in ("SEC_FETCH_SITE", "ORIGIN", "HOST")]
 
 
 def _path(environ: Environ) -> str:

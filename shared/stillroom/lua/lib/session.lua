@@ -1,14 +1,20 @@
 -- Sessions. All keys of a shard begin with one prefix and live in one slot, so each act is one script.
 --   s:<h>     the record: _u user ('' anonymous), _c created, _l last seen, _x absolute deadline, _i idle, _s stamp,
 --             _v version, _t tags, one a line, _m meta, _b bytes of data; and the data, one JSON a key. Times: µs.
+--             _a when the user last proved who he is, where that is not _c (0: never)
 --             Or, where a session was rotated: _to its new name, _until the end of grace, _u user
 --   u:<user>  g:<tag>   names → stamp
+--   d:<user>  what the user's devices are called → when each logged in last, µs
 --   x         <h>\n<user>\n<tags> → when to look at it again, µs: enough to clean up after a record that is gone
 --   rev       u:<user>, g:<tag> revoked and not yet deleted → stamp: what was made up to it is dead
+--   all       a stamp: what was made up to it is dead, whose ever it is
+--   x:<stamp> what x was when that was said: those sessions are still to be deleted
 --   clock     the newest stamp
+-- And <ns>:late{s<shard>}:<h>: the browser is getting another cookie, or none, in the place of this name's.
 -- A stamp is max(TIME in µs, newest + 1): it orders creations and revocations also where the clock steps back.
 
 local SLACK_MS = 60000 -- a record outlives its session by this: the script decides, not the key's TTL
+local LATE_MS = 60000 -- a response that began before a login may still be under way
 local HOPS = 8 -- rotations within one grace that an old name still finds its way through
 
 local function keep_for(key, ms)
@@ -74,8 +80,11 @@ local function indexes_of(session)
 end
 
 local function is_revoked(prefix, session)
-  if redis.call('EXISTS', prefix .. 'rev') == 0 then
+  if redis.call('EXISTS', prefix .. 'rev', prefix .. 'all') == 0 then
     return false
+  end
+  if session.stamp <= tonumber(redis.call('GET', prefix .. 'all') or '0') then
+    return true
   end
   local names = indexes_of(session)
   for _, stamp in ipairs(names[1] and redis.call('ZMSCORE', prefix .. 'rev', unpack(names)) or {}) do
@@ -132,13 +141,37 @@ local function see(session, now)
   redis.call('HSET', session.key, '_l', plain(session.seen))
 end
 
--- → whether it was written down
+-- → µs since it was written down that it was seen: 0 if that is now
 local function touch(session, now, interval)
-  local is_due = now - session.seen >= math.min(interval, session.idle / 20)
-  if is_due then
-    see(session, now)
+  local unseen = now - session.seen
+  if unseen < math.min(interval, session.idle / 20) then
+    return math.max(0, unseen)
   end
-  return is_due
+  see(session, now)
+  return 0
+end
+
+local function late_key(prefix, key)
+  local tag = string.find(prefix, '{', 1, true)
+  return string.sub(prefix, 1, tag - 1) .. 'late' .. string.sub(prefix, tag) .. string.sub(key, #prefix + 3)
+end
+
+-- The response to this request brings another cookie, or none. Others under the old name may be under way, and arrive
+-- later: they must neither set a cookie over it nor begin a session. A server that is full goes without.
+local function mark_late(prefix, key, session)
+  redis.pcall('SET', late_key(prefix, key), '', 'PX', LATE_MS)
+  if session and session.key and session.key ~= key then -- it was rotated within the grace
+    redis.pcall('SET', late_key(prefix, session.key), '', 'PX', LATE_MS)
+  end
+end
+
+local function is_late(prefix, keys)
+  for _, key in ipairs(keys) do
+    if redis.call('EXISTS', late_key(prefix, key)) == 1 then
+      return true
+    end
+  end
+  return false
 end
 
 -- Each call costs more than what it does, so many sessions go with few: at most 1,000, or Lua's stack is full.
@@ -166,7 +199,15 @@ end
 
 -- What a record says of itself, tab between tab, and its data put together to one JSON object. Nothing is decoded:
 -- the parts hold no tab, and each value is JSON already. Two strings are read faster than thirty.
-local OWN = {'_u', '_c', '_l', '_x', '_i', '_v', '_t', '_m'}
+local OWN = {'_u', '_c', '_l', '_x', '_i', '_v', '_t', '_m', '_a'}
+
+local function own_of(key)
+  local own = redis.call('HMGET', key, unpack(OWN))
+  for i = 1, #OWN do
+    own[i] = own[i] or ''
+  end
+  return table.concat(own, '\t')
+end
 
 local function answer(h, key)
   local all, own, data = redis.call('HGETALL', key), {}, {}
