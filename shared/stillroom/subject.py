@@ -78,11 +78,21 @@ def is_private(subject: str) -> bool:
     return parsed is not None and any(parsed in network for network in _PRIVATE)
 
 
+def is_loopback(subject: str) -> bool:
+    """Whether this is an address of this very machine."""
+    parsed = parse_address(subject.partition("/")[0])
+    return parsed is not None and (parsed.is_loopback or subject.startswith("::/"))
+
+
+def is_nobody(text: str | None) -> bool:
+    """Whether this names nobody: it is not there, empty or blank."""
+    return text is None or not unicodedata.normalize("NFKC", text[:_NAME_LIMIT]).strip()
+
+
 def hidden(kind: str, text: str, pepper: bytes) -> str:
     """The name that Redis knows a user, or an API key, by: 22 characters of its HMAC.
 
-    What looks or is typed the same is the same (NFKC, case, spaces around it). Nothing has a name too: those who
-    give none share it.
+    What looks or is typed the same is the same (NFKC, case, spaces around it).
     """
     folded = unicodedata.normalize("NFKC", text[:_NAME_LIMIT]).casefold()
     name = unicodedata.normalize("NFKC", folded).strip().encode("utf-8", "surrogatepass")

@@ -91,11 +91,13 @@ async def awaiting(room: AsyncStillroom) -> None:
     assert_type(await price(7), int)
 
 
-def health(room: Stillroom) -> None:
+def health(room: Stillroom, application: App) -> None:
     assert_type(room.health.check(), Report)
     assert_type(room.health.snapshot(), Snapshot)
     assert_type(room.health.history(hours=48), list[Snapshot])
     HealthWSGI(room)
+    HealthWSGI(application, room)
+    HealthWSGI(app=application, room=room)
 
 
 def sessions(room: Stillroom) -> None:

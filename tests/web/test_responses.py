@@ -466,7 +466,9 @@ def test_limits_further_out_and_sessions_further_in(room: Stillroom) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lifespan", "something new"])
-def test_what_is_no_http_passes_through_untouched(settings: Settings, kind: str) -> None:
+def test_what_is_neither_http_nor_a_websocket_passes_through_untouched(
+    settings: Settings, kind: str
+) -> None:
     """The same scope, receive and send, and no session in it."""
     seen: list[Any] = []
 

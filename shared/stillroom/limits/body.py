@@ -75,7 +75,8 @@ class LimitsBody:
         """Consume `cost` of all these limits, or of none of them: the decision says which. One round trip.
 
         `subject`: an address, or kind → text, such as {"ip": "203.0.113.7", "user": "ann"}; each limit counts the
-        kinds in its `by`. Users and other texts are stored as an HMAC only; an empty one is a name like any other.
+        kinds in its `by`. Who has no name (None, or blank) is counted by address. Texts are stored as an HMAC only.
+        An address in the setting limit_exempt is admitted, and nobody asks Redis.
         `cost` 0 consumes nothing, and is denied only to who is banned or over a limit that was lowered. `route` is
         the template of the path, for events. Who was denied a moment ago is denied from memory for up to 5 s.
         Raises InvalidLimit. Redis away: each limit does what its `away` says, and the decision is `degraded`.
@@ -88,6 +89,8 @@ class LimitsBody:
         Raises InvalidLimit. Redis away: what this process knows by itself.
         """
         request = self._requests.make(subject, limits, cost, "")
+        if request.exempt:
+            return self._passed(request)
         try:
             reply = yield from self._ask(limit_check.run(request.words(b"look")), request.keys)
         except RedisUnavailable as error:
@@ -154,6 +157,8 @@ class LimitsBody:
     # Deciding
 
     def _decided(self, request: Request) -> Operation[Decision]:
+        if request.exempt:
+            return self._passed(request)
         self.stats.counts["limit_checks"] += 1
         if self._denials.found and (denied := self._remembered(request)) is not None:
             return denied
@@ -168,6 +173,8 @@ class LimitsBody:
         return self._learned(request, reply, asked_at)
 
     def _reserved(self, request: Request) -> Operation[Reservation]:
+        if request.exempt:
+            return Reservation(self._passed(request), ())
         self.stats.counts["limit_checks"] += 1
         if self._denials.found and (denied := self._remembered(request)) is not None:
             return Reservation(denied, request.keys)
@@ -187,6 +194,10 @@ class LimitsBody:
             return Reservation(decision, request.keys)
         self._local.hold(name)
         return Reservation(decision, request.keys, name, at, local=True)
+
+    def _passed(self, request: Request) -> Decision:
+        """Of a client that no limit counts."""
+        return Decision((), OK, request.cost, self._server.now_us())
 
     def _learned(self, request: Request, reply: list[int], asked_at: int) -> Decision:
         """The decision in this reply, and what there is to remember of it."""

@@ -1,15 +1,14 @@
-"""What was decided about a request, and how it is told: headers and problem details. Pure.
+"""What was decided about a request, and how it is told: headers (see fields.py) and problem details. Pure.
 
-Headers: draft-ietf-httpapi-ratelimit-headers-10 (structured fields, RFC 9651), and the X-RateLimit-* that clients
-knew before. Problems: RFC 9457, of the types that the draft registers.
+Problems: RFC 9457, of the types that draft-ietf-httpapi-ratelimit-headers-11 registers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
+from stillroom.limits.fields import policy_field, state_field
 from stillroom.limits.limit import Limit
 
 OK, TOO_MANY, UNAVAILABLE = 200, 429, 503
@@ -62,7 +61,7 @@ class Decision(NamedTuple):
     @property
     def standings(self) -> tuple[Standing, ...]:
         """One for each limit that could be looked at, the one that binds most first."""
-        return tuple([self._standing(*row) for row in self._rows()])
+        return tuple([self._standing(*row) for row in self.rows()])
 
     @property
     def violated(self) -> tuple[Limit, ...]:
@@ -87,20 +86,10 @@ class Decision(NamedTuple):
     def headers(self) -> dict[str, str]:
         """For the response, whatever its status. Of what nobody could look at, nothing is said."""
         limits = self.limits
-        headers = {"RateLimit-Policy": _policies(limits)} if limits else {}
-        if rows := self._rows():
-            _, left, some, number = rows[0]
-            headers["RateLimit"] = ", ".join(
-                [
-                    f'"{limits[n].name}";r={r};t={-(t // _US)}'
-                    if t
-                    else f'"{limits[n].name}";r={r}'
-                    for _, r, t, n in rows
-                ]
-            )
-            headers["X-RateLimit-Limit"] = str(limits[number].quota)
-            headers["X-RateLimit-Remaining"] = str(left)
-            headers["X-RateLimit-Reset"] = str(-((some - self.now_us - self.age_us) // _US))
+        headers = {"RateLimit-Policy": policy_field(limits)} if limits else {}
+        if rows := self.rows():
+            headers["RateLimit"] = state_field([(limits[n].name, r, -t) for _, r, t, n in rows])
+            headers |= self._in_older_words(rows[0])
         return headers if self.status == OK else headers | self._refusal()
 
     def problem(self) -> dict[str, Any]:
@@ -116,7 +105,7 @@ class Decision(NamedTuple):
             "violated-policies": [limit.name for limit in self.violated],
         }
 
-    def _rows(self) -> list[tuple[int, int, int, int]]:
+    def rows(self) -> list[tuple[int, int, int, int]]:
         """(-µs until it fits, hits left, -µs until more are back, which limit): what binds most is first."""
         said, age = self.said, self.age_us
         rows = []
@@ -133,6 +122,15 @@ class Decision(NamedTuple):
         full = max(0, self.said[PARTS * number + PARTS - 1] - self.age_us)
         retry_after = None if wait == -_FOREVER else -wait / _US
         return Standing(self.limits[number], left, -some / _US, full / _US, retry_after)
+
+    def _in_older_words(self, row: tuple[int, int, int, int]) -> dict[str, str]:
+        """How the request stands with one limit, for clients that know no structured fields."""
+        _, left, some, number = row
+        return {
+            "X-RateLimit-Limit": str(self.limits[number].quota),
+            "X-RateLimit-Remaining": str(left),
+            "X-RateLimit-Reset": str(-((some - self.now_us - self.age_us) // _US)),
+        }
 
     def _refusal(self) -> dict[str, str]:
         wait = self.retry_after
@@ -160,9 +158,24 @@ class Decision(NamedTuple):
         return "quota-exceeded", "Quota exceeded", detail
 
 
-@lru_cache(1_024)
-def _policies(limits: tuple[Limit, ...]) -> str:
-    return ", ".join([f'"{limit.name}";q={limit.quota};w={limit.window}' for limit in limits])
+def headers_of(decisions: Sequence[Decision]) -> dict[str, str]:
+    """The headers of a response to a request about which all this was decided; the last decision may be a denial.
+
+    A name that two of them share is told once, as it binds most.
+    """
+    if len(decisions) < 2:
+        return decisions[0].headers() if decisions else {}
+    found = sorted([(row, n) for n, one in enumerate(decisions) for row in one.rows()])
+    named: dict[str, tuple[str, int, int]] = {}
+    for (_, left, some, number), n in found:
+        name = decisions[n].limits[number].name
+        named.setdefault(name, (name, left, -some))
+    limits = {limit.name: limit for one in decisions for limit in one.limits}
+    headers = {"RateLimit-Policy": policy_field(tuple(limits.values()))} if limits else {}
+    if found:
+        (row, n), headers["RateLimit"] = found[0], state_field(named.values())
+        headers |= decisions[n]._in_older_words(row)
+    return headers if decisions[-1].status == OK else headers | decisions[-1]._refusal()
 
 
 def _ceil(seconds: float) -> int:

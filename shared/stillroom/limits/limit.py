@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -53,6 +54,19 @@ class Limit:
     @property
     def kinds(self) -> tuple[str, ...]:
         return tuple(self.by.split("&"))
+
+
+def check_limits(limits: object) -> tuple[Limit, ...]:
+    """The limits of one request. Raises InvalidLimit for what is no list of them."""
+    if isinstance(limits, Limit):
+        raise InvalidLimit(limits.name, "limits are a list; did you mean [Limit(…)]?")
+    if isinstance(limits, str) or not isinstance(limits, Iterable):
+        raise InvalidLimit(limits, "limits are a list of Limit(…)s, such as [DEFAULT, API]")
+    found = tuple(limits)
+    for one in found:
+        if not isinstance(one, Limit):
+            raise InvalidLimit(one, f"a limit is a Limit(…), not a {type(one).__name__}")
+    return found
 
 
 def check_cost(cost: int) -> None:

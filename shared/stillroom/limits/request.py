@@ -11,13 +11,22 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from stillroom import pepper
+from stillroom.edges import CLOUDFLARE
 from stillroom.errors import InvalidLimit
 from stillroom.keys import Keys
-from stillroom.limits.identity import CROWD, Crowd
-from stillroom.limits.limit import Limit, check_cost
+from stillroom.limits.identity import CROWD, Crowd, Networks
+from stillroom.limits.limit import Limit, check_cost, check_limits
 from stillroom.scripts import Text, limit_check
 from stillroom.settings import Settings
-from stillroom.subject import hidden, is_private, site_of, subject_of
+from stillroom.subject import (
+    UNKNOWN,
+    hidden,
+    is_loopback,
+    is_nobody,
+    is_private,
+    site_of,
+    subject_of,
+)
 from stillroom.wire import pack
 
 log = logging.getLogger("stillroom.limits")
@@ -25,6 +34,7 @@ log = logging.getLogger("stillroom.limits")
 Subject = str | Mapping[str, str | None]
 
 KEPT = 4_096  # requests by address
+SAMPLED = 10  # one request in so many is looked at, whether a proxy sends them all
 PLANS = 1_024  # sets of limits
 TOLD = ("ip", "user")  # of a subject, in an event
 ROUTE_LIMIT = 200  # characters, in an event
@@ -52,7 +62,8 @@ class Request(NamedTuple):
     keys: tuple[bytes, ...]  # a log for each limit
     cost: int
     fields: tuple[bytes, ...]  # of an event
-    private: str  # the address, if it is one inside somebody's network
+    client: str  # the address it counts as; empty if it has none
+    exempt: bool  # from all limits: see the setting limit_exempt
     taking: bytes = b""  # the command that consumes it, packed, where it is kept
 
     def words(
@@ -67,11 +78,11 @@ class Request(NamedTuple):
 
 
 class Client(NamedTuple):
-    """An address: the subject it is counted as, the keys that would ban it, and whether it is a private one."""
+    """An address: the subject it is counted as, and the keys that would ban it."""
 
     subject: str
     bans: tuple[bytes, ...]
-    private: bool
+    exempt: bool
 
 
 NOBODY = Client("", (), False)
@@ -85,7 +96,9 @@ class Requests:
         self._keys = keys
         self._pepper = b""
         self._count = 0
-        self._crowd = Crowd()
+        self._crowd = Crowd(CROWD // SAMPLED)
+        self._exempt = Networks(settings.exempt)
+        self._edges = Networks(CLOUDFLARE)
         self._suspected: set[str] = set()
         self._plan = lru_cache(PLANS)(_plan_of)
         self._client = lru_cache(KEPT)(self._make_client)
@@ -94,12 +107,13 @@ class Requests:
     def make(self, subject: Subject, limits: Sequence[Limit], cost: int, route: str) -> Request:
         """Raises InvalidLimit."""
         self._count += 1
+        wanted = limits if type(limits) is tuple else _as_tuple(limits)
         if isinstance(subject, str):
-            request = self._of_address(subject, tuple(limits), cost, route, limit_check.text)
+            request = self._of_address(subject, wanted, cost, route, limit_check.text)
         else:
-            request = self._of_subject(subject, tuple(limits), cost, route)
-        if request.private and self._crowd.saw(request.private, self._count):
-            self._suspect(request.private)
+            request = self._of_subject(subject, wanted, cost, route)
+        if not self._count % SAMPLED and request.client:
+            self._look_at_crowd(request.client)
         return request
 
     def _make_of_address(
@@ -115,9 +129,10 @@ class Requests:
         check_cost(cost)
         _check_texts(subject)
         plan = self._plan(limits)
-        client = self._client(subject["ip"] or "") if "ip" in subject else NOBODY
+        address = subject.get("ip")
+        client = self._client(address) if address else NOBODY
         values = self._values(subject, plan, client)
-        told: dict[str, str] = {kind: values[kind] for kind in TOLD if kind in values}
+        told: dict[str, str] = {kind: found for kind in TOLD if (found := values.get(kind))}
         if route:
             told["route"] = route[:ROUTE_LIMIT]
         return Request(
@@ -128,33 +143,33 @@ class Requests:
             self._logs(limits, plan, values),
             cost,
             tuple([text.encode(errors="replace") for field in told.items() for text in field]),
-            client.subject if client.private else "",
+            client.subject,
+            client.exempt,
         )
 
     def _values(
         self, subject: Mapping[str, str | None], plan: Plan, client: Client
     ) -> dict[str, str]:
-        """What Redis knows the kinds of a subject by: those that matter."""
+        """What Redis knows the kinds of a subject by: those that matter. Empty: it has none of this kind."""
         values: dict[str, str] = {}
         for kind, text in subject.items():
             if kind == "ip":
                 values[kind] = client.subject
             elif kind == "user" or kind in plan.kinds:
-                values[kind] = hidden(kind, text or "", self._secret())
+                values[kind] = "" if is_nobody(text) else hidden(kind, text or "", self._secret())
         return values
 
     def _logs(
         self, limits: tuple[Limit, ...], plan: Plan, values: Mapping[str, str]
     ) -> tuple[bytes, ...]:
         pairs = zip(limits, plan.names, strict=True)
-        return tuple(
-            [self._keys.limits(limit.by, _value(limit, values)) + name for limit, name in pairs]
-        )
+        return tuple([self._keys.limits(*_whom(limit, values)) + name for limit, name in pairs])
 
     def _make_client(self, address: str) -> Client:
         subject = subject_of(address, self._settings.limit_v6_prefix)
+        _check_address(address, subject)
         banned = [one for one in (subject, site_of(subject)) if one]
-        return Client(subject, tuple(map(self._keys.ban, banned)), is_private(subject))
+        return Client(subject, tuple(map(self._keys.ban, banned)), self._exempt.has(subject))
 
     def _secret(self) -> bytes:
         if not self._pepper:
@@ -167,17 +182,38 @@ class Requests:
             self._pepper = ring[0]
         return self._pepper
 
-    def _suspect(self, client: str) -> None:
-        if client in self._suspected:
+    def _look_at_crowd(self, client: str) -> None:
+        """Say so, once for each of them, where a proxy seems to stand for all clients."""
+        if client == UNKNOWN or is_loopback(client):
             return
-        self._suspected.add(client)
+        whose = "cloudflare" if self._edges.has(client) else client
+        if whose in self._suspected:
+            return
+        if whose != client:
+            why = f"{client} is one of Cloudflare's proxies."
+            todo = (
+                "STILLROOM_TRUSTED_PROXIES=cloudflare and STILLROOM_PROXY_HEADER=cf-connecting-ip"
+            )
+        elif self._crowd.saw(client, self._count // SAMPLED):
+            why = f"nearly all of the last {CROWD:,} requests came from {client}. Is it a proxy?"
+            todo = (
+                "its network in STILLROOM_TRUSTED_PROXIES and its header in STILLROOM_PROXY_HEADER"
+            )
+            if is_private(client):
+                todo += (
+                    ". A Swarm that publishes through its mesh hides all: publish with mode: host"
+                )
+        else:
+            return
+        self._suspected.add(whose)
         log.warning(
-            "nearly all of the last %d requests came from %s. Is it a proxy? Then name its network in "
-            "STILLROOM_TRUSTED_PROXIES, or its clients share one quota. A Swarm that publishes through its mesh "
-            "hides them all: publish with mode: host",
-            CROWD,
-            client,
+            "%s Unless it is trusted its clients share one quota, and one ban: set %s", why, todo
         )
+
+
+def _as_tuple(limits: object) -> tuple[Limit, ...]:
+    """The limits, unchecked where they are a list: a plan is made of them once, and checks them."""
+    return tuple(limits) if isinstance(limits, list) else check_limits(limits)
 
 
 def _check_texts(subject: object) -> None:
@@ -192,7 +228,7 @@ def _check_texts(subject: object) -> None:
 
 def _plan_of(limits: tuple[Limit, ...]) -> Plan:
     """Raises InvalidLimit."""
-    names = [limit.name for limit in limits]
+    names = [limit.name for limit in check_limits(limits)]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidLimit(twice, "two limits of one request have this name")
     numbers = [number for limit in limits for number in (limit.quota, limit.window * _US)]
@@ -206,11 +242,32 @@ def _plan_of(limits: tuple[Limit, ...]) -> Plan:
     )
 
 
-def _value(limit: Limit, values: Mapping[str, str]) -> str:
-    """Whom the limit counts. Raises InvalidLimit."""
+def _whom(limit: Limit, values: Mapping[str, str]) -> tuple[str, str]:
+    """Whom the limit counts, kind and value. Who has no name is counted by address. Raises InvalidLimit."""
     missing = [kind for kind in limit.kinds if kind not in values]
     if missing:
         raise InvalidLimit(
             limit.name, f"it counts by {limit.by}; the subject has no {' and no '.join(missing)}"
         )
-    return "&".join([values[kind] for kind in limit.kinds])
+    found = [values[kind] for kind in limit.kinds]
+    if all(found):
+        return limit.by, "&".join(found)
+    if not values.get("ip"):
+        raise InvalidLimit(
+            limit.name,
+            f"it counts by {limit.by}, and the subject is nobody: give its address too, {{'ip': …}}, "
+            "by which it is counted then",
+        )
+    return "ip", values["ip"]
+
+
+def _check_address(address: str, subject: str) -> None:
+    """Raises InvalidLimit for a text that is no address: all such texts would share one quota."""
+    if subject == UNKNOWN and address != UNKNOWN:
+        kind, colon, _ = address.partition(":")
+        kind = kind if colon and kind.isidentifier() and kind != "ip" else "user"
+        raise InvalidLimit(  # which does not repeat what may be somebody's name
+            f"{kind}:…" if colon else "a text",
+            f"as a str a subject is an address; did you mean {{{kind!r}: …}}? What a server says of a "
+            "request becomes an address by limits.client(peer, headers)",
+        )

@@ -1,4 +1,8 @@
-"""Flask: its own `session`, kept by the room: `app.session_interface = StillroomSessions(Stillroom())`."""
+"""Flask: its own `session`, kept by the room, and limits on views and blueprints.
+
+app.session_interface = StillroomSessions(room)
+StillroomLimits(app, room)
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,9 @@ from stillroom.errors import SettingsError
 from stillroom.operation import Operation
 from stillroom.room import Stillroom
 from stillroom.sessions import Session
+from stillroom.web.cors import kept
 from stillroom.web.ending import ending
+from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
 from stillroom.web.request_session import Login, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import ALONG
@@ -27,6 +33,16 @@ FLASKS_NAME, FLASKS_LIFETIME = "session", 31 * 86_400  # its defaults: who has t
 OWN = SessionCookie()
 # Where werkzeug's test client says that it keeps the context, for the test to look into when the response is over.
 KEPT_OPEN = "werkzeug.debug.preserve_context"
+
+__all__ = [
+    "FlaskSession",
+    "LimitExceeded",
+    "StillroomLimits",
+    "StillroomSessions",
+    "exempt",
+    "fresh",
+    "limited",
+]
 
 
 class FlaskSession(WebSession, SessionMixin):
@@ -195,8 +211,9 @@ class StillroomSessions(SessionInterface):
             response.headers.extend(end.headers)
         else:
             response.status_code = end.instead.status
+            cors = kept(list(response.headers))  # a page of another origin may read this, too
             response.headers.clear()
-            response.headers.extend(end.instead.headers)
+            response.headers.extend([*end.instead.headers, *cors])
             response.set_data(end.instead.body)
 
     def _cookie_of(self, app: Flask) -> SessionCookie:

@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from stillroom.errors import SessionEnded, SessionNotFresh, StillroomError
-from stillroom.limits.decision import Decision
 
 RETRY_AFTER_S = 2  # the breaker's probes come once a second
 
@@ -60,11 +59,6 @@ def failed(failure: StillroomError, method: str = "GET") -> Answer:
 def foreign(method: str = "GET") -> Answer:
     """What a request is answered that another site's page made: 403."""
     return answer(403, _sentence(403, "This request comes from another site's page."), {}, method)
-
-
-def denied(decision: Decision, method: str = "GET") -> Answer:
-    """What a request is answered that is over its limits: 429, or 503 for one that may not be decided now."""
-    return answer(decision.status, decision.problem(), decision.headers(), method)
 
 
 def _sentence(status: int, detail: str) -> dict[str, object]:

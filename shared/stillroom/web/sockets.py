@@ -37,7 +37,7 @@ class Handshake:
         self._session = session
         self._room = room
         self._budget = budget
-        self._answers = "websocket.http.response" in (scope.get("extensions") or {})
+        self._answers = can_answer(scope)
         self._really_send = send
         self._has_begun = False
         self._is_refused = False
@@ -78,6 +78,11 @@ class Handshake:
         assert error is not None
         self._has_begun = self._is_refused = True
         await refuse(self._really_send, failed(error), self._answers, _code(error))
+
+
+def can_answer(scope: Any) -> bool:
+    """Whether the server can answer a handshake as it answers a request; else it can only close it."""
+    return "websocket.http.response" in (scope.get("extensions") or {})
 
 
 async def refuse(send: Send, answer: Answer, can_answer: bool, code: int) -> None:

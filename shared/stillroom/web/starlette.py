@@ -1,4 +1,4 @@
-"""A request's session, read: `Depends(load_session)` in FastAPI, `await load_session(request)` in Starlette."""
+"""Starlette: `@limited(AUTH)` on an endpoint, and a request's session: `await load_session(request)`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from starlette.requests import HTTPConnection
 from stillroom.errors import SessionNotFresh, SessionNotLoaded
 from stillroom.web.asgi import KEY
 from stillroom.web.request_session import AsyncWebSession
+from stillroom.web.starlette_limits import LimitExceeded, exempt, limited
+
+__all__ = ["LimitExceeded", "exempt", "limited", "load_session"]
 
 
 async def load_session(connection: HTTPConnection) -> AsyncWebSession:
