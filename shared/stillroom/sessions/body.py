@@ -579,12 +579,16 @@ class SessionsBody(Asking):
 
     # For a request
 
-    def log_out(self, token: str) -> Operation[bool]:
-        """`destroy`, where the response takes the cookie away: a slower one must begin no session in its place."""
+    def log_out(self, token: str, *, if_empty: bool = False) -> Operation[bool]:
+        """`destroy`, where the response takes the cookie away: a slower one must begin no session in its place.
+
+        `if_empty`: only if there is no data in it, whoever has written last.
+        """
         place = self._place(token, denied=True)
         if place is None:
             return False
-        ended: bool = yield from self._end(self._destroying(place, TAKES_AWAY))
+        ending = self._destroying(place, TAKES_AWAY)._replace(only=b"1" if if_empty else b"")
+        ended: bool = yield from self._end(ending)
         self.stats.counts["sessions_destroyed"] += ended
         return ended
 

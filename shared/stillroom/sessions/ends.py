@@ -30,10 +30,11 @@ class End(NamedTuple):
     prefix: bytes
     asked_us: int  # of this machine's steady clock
     cookie: int = NO_COOKIE
+    only: bytes = b""  # b"1": if it has no data
     doubts: int = 0
 
     def command(self, now_us: int) -> Command:
-        return session_destroy(self.keys, self.prefix, self.age(now_us), self.cookie)
+        return session_destroy(self.keys, self.prefix, self.age(now_us), self.cookie, self.only)
 
     def holding(self, now_us: int) -> Command:
         """The command that takes it out of use, to be freed or ended."""
