@@ -36,7 +36,7 @@ from stillroom.web.gate import Asked, Gate
 from stillroom.web.limited import EXEMPT, MARK, Limited, carried, declared
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Refusal
-from stillroom.web.request_session import WebSession
+from stillroom.web.request_session import RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.visit import Visit
 from stillroom.web.wsgi import VISIT
@@ -100,11 +100,10 @@ class LimitsMiddleware(MiddlewareMixin):
         if visit is None:
             return response
         headers = list(response.items())
-        store = getattr(request, "session", None)
-        if visit.session is not None and getattr(store, "along", None) is visit.session:
-            looked = getattr(store, "accessed", False)
-            name = settings.SESSION_COOKIE_NAME
-            visit.session.taken_by = _session_cookie(name) if looked else None
+        store: Any = getattr(request, "session", None)
+        along: RequestSession | None = getattr(store, "along", None)
+        if along is not None and along is visit.session:
+            along.taken_by = along.cookie if store.accessed else None
         self._charger.end(visit, response.status_code, headers)
         if (
             visit.decisions and _around(request).get(VISIT) is not visit
