@@ -89,7 +89,7 @@ class Decision(NamedTuple):
         headers = {"RateLimit-Policy": policy_field(limits)} if limits else {}
         if rows := self.rows():
             headers["RateLimit"] = state_field([(limits[n].name, r, -t) for _, r, t, n in rows])
-            headers |= self._in_older_words(rows[0])
+            self._write_older(headers, rows[0])
         return headers if self.status == OK else headers | self._refusal()
 
     def problem(self) -> dict[str, Any]:
@@ -123,14 +123,12 @@ class Decision(NamedTuple):
         retry_after = None if wait == -_FOREVER else -wait / _US
         return Standing(self.limits[number], left, -some / _US, full / _US, retry_after)
 
-    def _in_older_words(self, row: tuple[int, int, int, int]) -> dict[str, str]:
+    def _write_older(self, headers: dict[str, str], row: tuple[int, int, int, int]) -> None:
         """How the request stands with one limit, for clients that know no structured fields."""
         _, left, some, number = row
-        return {
-            "X-RateLimit-Limit": str(self.limits[number].quota),
-            "X-RateLimit-Remaining": str(left),
-            "X-RateLimit-Reset": str(-((some - self.now_us - self.age_us) // _US)),
-        }
+        headers["X-RateLimit-Limit"] = str(self.limits[number].quota)
+        headers["X-RateLimit-Remaining"] = str(left)
+        headers["X-RateLimit-Reset"] = str(-((some - self.now_us - self.age_us) // _US))
 
     def _refusal(self) -> dict[str, str]:
         wait = self.retry_after
@@ -174,7 +172,7 @@ def headers_of(decisions: Sequence[Decision]) -> dict[str, str]:
     headers = {"RateLimit-Policy": policy_field(tuple(limits.values()))} if limits else {}
     if found:
         (row, n), headers["RateLimit"] = found[0], state_field(named.values())
-        headers |= decisions[n]._in_older_words(row)
+        decisions[n]._write_older(headers, row)
     return headers if decisions[-1].status == OK else headers | decisions[-1]._refusal()
 
 

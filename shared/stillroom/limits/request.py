@@ -62,7 +62,7 @@ class Request(NamedTuple):
     keys: tuple[bytes, ...]  # a log for each limit
     cost: int
     fields: tuple[bytes, ...]  # of an event
-    client: str  # the address it counts as; empty if it has none
+    watched: str  # the address it counts as; empty if it has none, or one that is no proxy's
     exempt: bool  # from all limits: see the setting limit_exempt
     taking: bytes = b""  # the command that consumes it, packed, where it is kept
 
@@ -82,10 +82,11 @@ class Client(NamedTuple):
 
     subject: str
     bans: tuple[bytes, ...]
+    watched: str
     exempt: bool
 
 
-NOBODY = Client("", (), False)
+NOBODY = Client("", (), "", False)
 
 
 class Requests:
@@ -107,13 +108,16 @@ class Requests:
     def make(self, subject: Subject, limits: Sequence[Limit], cost: int, route: str) -> Request:
         """Raises InvalidLimit."""
         self._count += 1
-        wanted = limits if type(limits) is tuple else _as_tuple(limits)
+        if type(limits) is tuple:  # a list of them is checked once, with its plan
+            wanted: tuple[Limit, ...] = limits
+        else:
+            wanted = tuple(limits) if type(limits) is list else check_limits(limits)
         if isinstance(subject, str):
             request = self._of_address(subject, wanted, cost, route, limit_check.text)
         else:
             request = self._of_subject(subject, wanted, cost, route)
-        if not self._count % SAMPLED and request.client:
-            self._look_at_crowd(request.client)
+        if not self._count % SAMPLED and request.watched:
+            self._watch(request.watched)
         return request
 
     def _make_of_address(
@@ -143,7 +147,7 @@ class Requests:
             self._logs(limits, plan, values),
             cost,
             tuple([text.encode(errors="replace") for field in told.items() for text in field]),
-            client.subject,
+            client.watched,
             client.exempt,
         )
 
@@ -169,7 +173,15 @@ class Requests:
         subject = subject_of(address, self._settings.limit_v6_prefix)
         _check_address(address, subject)
         banned = [one for one in (subject, site_of(subject)) if one]
-        return Client(subject, tuple(map(self._keys.ban, banned)), self._exempt.has(subject))
+        bans = tuple(map(self._keys.ban, banned))
+        is_nowhere = subject == UNKNOWN or is_loopback(subject)
+        if self._edges.has(subject):
+            why = f"{subject} is one of Cloudflare's proxies."
+            todo = (
+                "STILLROOM_TRUSTED_PROXIES=cloudflare and STILLROOM_PROXY_HEADER=cf-connecting-ip"
+            )
+            self._tell_of_proxy("cloudflare", why, todo)
+        return Client(subject, bans, "" if is_nowhere else subject, self._exempt.has(subject))
 
     def _secret(self) -> bytes:
         if not self._pepper:
@@ -182,38 +194,25 @@ class Requests:
             self._pepper = ring[0]
         return self._pepper
 
-    def _look_at_crowd(self, client: str) -> None:
-        """Say so, once for each of them, where a proxy seems to stand for all clients."""
-        if client == UNKNOWN or is_loopback(client):
+    def _watch(self, client: str) -> None:
+        """Say so where nearly all requests come from one address: then it is a proxy, and nobody said so."""
+        if not self._crowd.saw(client, self._count // SAMPLED):
             return
-        whose = "cloudflare" if self._edges.has(client) else client
-        if whose in self._suspected:
-            return
-        if whose != client:
-            why = f"{client} is one of Cloudflare's proxies."
-            todo = (
-                "STILLROOM_TRUSTED_PROXIES=cloudflare and STILLROOM_PROXY_HEADER=cf-connecting-ip"
-            )
-        elif self._crowd.saw(client, self._count // SAMPLED):
-            why = f"nearly all of the last {CROWD:,} requests came from {client}. Is it a proxy?"
-            todo = (
-                "its network in STILLROOM_TRUSTED_PROXIES and its header in STILLROOM_PROXY_HEADER"
-            )
-            if is_private(client):
-                todo += (
-                    ". A Swarm that publishes through its mesh hides all: publish with mode: host"
-                )
-        else:
-            return
-        self._suspected.add(whose)
-        log.warning(
-            "%s Unless it is trusted its clients share one quota, and one ban: set %s", why, todo
-        )
+        todo = "its network in STILLROOM_TRUSTED_PROXIES and its header in STILLROOM_PROXY_HEADER"
+        if is_private(client):
+            todo += ". A Swarm that publishes through its mesh hides all: publish with mode: host"
+        count = f"{CROWD:,}"
+        why = f"nearly all of the last {count} requests came from {client}. Is it a proxy?"
+        self._tell_of_proxy(client, why, todo)
 
-
-def _as_tuple(limits: object) -> tuple[Limit, ...]:
-    """The limits, unchecked where they are a list: a plan is made of them once, and checks them."""
-    return tuple(limits) if isinstance(limits, list) else check_limits(limits)
+    def _tell_of_proxy(self, whose: str, why: str, todo: str) -> None:
+        if whose not in self._suspected:
+            self._suspected.add(whose)
+            log.warning(
+                "%s Unless it is trusted its clients share one quota, and one ban: set %s",
+                why,
+                todo,
+            )
 
 
 def _check_texts(subject: object) -> None:

@@ -28,12 +28,9 @@ class Charger:
         """Whether the request may go on. What it was charged by before, it is not charged by again."""
         if visit.exempt:
             return True
-        fresh = [one for one in dict.fromkeys(declarations) if one not in visit.done]
-        if not fresh:
-            return True
-        visit.done.update(fresh)
+        fresh = visit.fresh(declarations)
         due = [charge for one in fresh if (charge := run(one.of(here))) is not None]
-        for charge in merged(due):
+        for charge in merged(due) if len(due) > 1 else due:
             self._driver.run(self.gate.charging(visit, charge, name, endpoint))
             if visit.refused is not None:
                 return False

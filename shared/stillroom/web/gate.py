@@ -10,14 +10,15 @@ from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from stillroom.errors import InvalidLimit
-from stillroom.limits import Decision, LimitsBody, Route, Routes
+from stillroom.limits import Decision, Limit, LimitsBody, Route, Routes
+from stillroom.limits.routes import Counted
 from stillroom.operation import Failed, Operation, together
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web import origin
 from stillroom.web.cors import Learned, is_preflight
 from stillroom.web.ending import Ending, Header, ending
 from stillroom.web.known_routes import Misfits, Roots
-from stillroom.web.limited import Charge
+from stillroom.web.limited import Charge, counted_by
 from stillroom.web.placing import checked_room, checked_routes
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Refusal, Render, checked_render, refused
@@ -45,6 +46,15 @@ class Asked(NamedTuple):
 # What a request is counted by besides its address: kind → text, such as {"user": "ann"}.
 SubjectOf = Callable[[Asked], Mapping[str, str | None]]
 ExemptWhen = Callable[[Asked], bool]
+
+
+class _Plan(NamedTuple):
+    """What is the same for all requests of a route."""
+
+    limits: tuple[Limit, ...]
+    counted: tuple[Counted, ...]
+    by_ip: bool  # and by nothing else
+    by_user: bool
 
 
 class Gate:
@@ -77,6 +87,7 @@ class Gate:
         self._render = checked_render(render)
         # Routes and endpoints whose last request looked at its session, and the cookie it is known by.
         self._look: dict[object, SessionCookie] = {}
+        self._plans: dict[Route, _Plan] = {}
         _check_kinds(self.routes, subject, has_sessions)
 
     def route(
@@ -101,23 +112,39 @@ class Gate:
     def asking(self, route: Route, visit: Visit) -> Operation[Decision | None]:
         """Whether the request may go on; and have its session ready, if that is likely. None: it is exempt."""
         if self._exempt_when is not None and self._exempt_when(visit.asked):
-            return None
+            return _none()
+        plan = self._plans.get(route) or self._plan(route)
+        if not plan.by_ip or self._subject:
+            return self._asking_by_name(route, plan, visit)
+        charge = Charge(plan.limits, visit.client, route.cost, plan.counted)
+        return self.charging(visit, charge, route.template, route)
+
+    def _asking_by_name(
+        self, route: Route, plan: _Plan, visit: Visit
+    ) -> Operation[Decision | None]:
+        """The same where more than the address is counted."""
         others = dict(self._subject(visit.asked)) if self._subject else {}
-        if USER not in others and any(USER in limit.kinds for limit in route.limits):
+        if USER not in others and plan.by_user:
             others[USER] = yield from _user_of(visit)
-        limits, subject = tuple(route.limits), {**others, "ip": visit.client}
-        charge = Charge(limits, subject, route.cost, (route.count,) * len(limits))
+        charge = Charge(plan.limits, {**others, "ip": visit.client}, route.cost, plan.counted)
         return (yield from self.charging(visit, charge, route.template, route))
 
     def charging(
         self, visit: Visit, charge: Charge, name: str, key: object
     ) -> Operation[Decision | None]:
         """Charge a request. `key`: the route or endpoint it came to, to know it again; `name`: for people."""
-        visit.keys.append(key)
+        visit.keys += (key,)
         checks = visit.charging(self.body, charge, name)
         if visit.session is None or visit.session.is_read or key not in self._look:
-            return (yield from checks)
-        return (yield from _with_session(checks, visit.session))
+            return checks
+        return _with_session(checks, visit.session)
+
+    def _plan(self, route: Route) -> _Plan:
+        limits = tuple(route.limits)
+        kinds = {kind for limit in limits for kind in limit.kinds}
+        counted = counted_by(route.count, limits)
+        plan = self._plans[route] = _Plan(limits, counted, kinds <= {"ip"}, USER in kinds)
+        return plan
 
     def refusal(self, visit: Visit, headers: Sequence[Header]) -> Answer:
         """What a request is answered that was refused. `headers`: the request's."""
@@ -169,6 +196,11 @@ class Gate:
     def cookie_of(self, key: object) -> SessionCookie | None:
         """The cookie that a framework's own session is read by, where the last request here looked at it."""
         return self._look.get(key)
+
+
+def _none() -> Operation[None]:
+    """An operation that says nothing to Redis."""
+    yield from ()
 
 
 def _user_of(visit: Visit) -> Operation[str | None]:

@@ -16,6 +16,7 @@ from uuid import UUID
 from stillroom.errors import InvalidLimit, SettingsError, did_you_mean
 from stillroom.limits import Limit
 from stillroom.limits.limit import check_cost, check_limits
+from stillroom.limits.request import Subject
 from stillroom.limits.routes import Counted, check_count
 
 T = TypeVar("T")
@@ -60,13 +61,16 @@ class Here(Protocol):
         """Who is logged in, or an awaitable of that; None: nobody."""
 
 
+ALL: tuple[Counted, ...] = ()  # every answer counts
+
+
 class Charge(NamedTuple):
     """What one request is to be charged."""
 
     limits: tuple[Limit, ...]
-    subject: Mapping[str, str | None]
-    cost: int
-    counted: tuple[Counted, ...]  # for each limit
+    subject: Subject
+    cost: int = 1
+    counted: tuple[Counted, ...] = ALL  # which answers count, for each limit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,12 +107,14 @@ class Limited:
         limits, subject = yield from self._counted(limits, here)
         cost = (yield self.cost(request)) if callable(self.cost) else self.cost
         check_cost(cost)
-        return Charge(limits, subject, cost, (self.count,) * len(limits))
+        return Charge(limits, subject, cost, counted_by(self.count, limits))
 
     def _counted(
         self, limits: tuple[Limit, ...], here: Here
-    ) -> Steps[tuple[tuple[Limit, ...], Mapping[str, str | None]]]:
+    ) -> Steps[tuple[tuple[Limit, ...], Subject]]:
         """The limits, each by the kind it is counted by here, and whom they count."""
+        if self.by is None and all(limit.by == "ip" for limit in limits):
+            return limits, here.address()
         subject: dict[str, str | None] = {"ip": here.address()}
         by = self.by
         if isinstance(by, Header):
@@ -137,6 +143,11 @@ def declared(limits: Sequence[Any], by: Any, cost: Any, count: Any, exempt_when:
     if not limits:
         raise InvalidLimit("limited()", "which limits? limited(AUTH), or limited(DEFAULT, API)")
     return Limited(check_limits(limits), by, cost, count, exempt_when)
+
+
+def counted_by(count: Counted, limits: Sequence[Limit]) -> tuple[Counted, ...]:
+    """Which answers count, for each of the limits."""
+    return ALL if count == "all" else (count,) * len(limits)
 
 
 def carried(endpoint: object) -> tuple[Limited, ...]:

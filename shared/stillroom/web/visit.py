@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stillroom.limits import Decision, LimitsBody, Reservation
 from stillroom.limits.decision import headers_of
 from stillroom.limits.limit import Limit
+from stillroom.limits.request import Subject
 from stillroom.limits.routes import Counted
 from stillroom.operation import Failed, Operation, together
-from stillroom.web.limited import Answered, Charge
+from stillroom.web.limited import ALL, Answered, Charge, Limited
 
 if TYPE_CHECKING:
     from stillroom.web.gate import Asked
@@ -29,13 +30,14 @@ FAILED = 400  # the least status that is a failure
 class Visit:
     """One request, as its limits see it."""
 
+    # What most requests never need is made when it is needed.
     __slots__ = (
-        "_charged",
+        "_charges",
+        "_done",
         "_held",
         "asked",
         "client",
         "decisions",
-        "done",
         "exempt",
         "keys",
         "session",
@@ -46,11 +48,11 @@ class Visit:
         self.client = client
         self.session = session
         self.decisions: list[Decision] = []
-        self.keys: list[object] = []  # the routes and endpoints it was charged for
-        self.done: set[object] = set()  # the declarations it was charged by
+        self.keys: tuple[object, ...] = ()  # the routes and endpoints it was charged for
         self.exempt = False  # no endpoint charges it
-        self._charged: dict[tuple[str | None, ...], int] = {}  # limit and subject → cost
-        self._held: list[tuple[Reservation, tuple[Counted, ...]]] = []
+        self._charges: tuple[Charge, ...] = ()
+        self._done: set[object] | None = None  # the declarations it was charged by
+        self._held: tuple[tuple[Reservation, tuple[Counted, ...]], ...] = ()
 
     @property
     def refused(self) -> Decision | None:
@@ -58,23 +60,29 @@ class Visit:
         last = self.decisions[-1] if self.decisions else None
         return None if last is None or last else last
 
+    def fresh(self, declarations: Iterable[Limited]) -> list[Limited]:
+        """Those declarations that have not charged this request. From now on they have."""
+        done = self._done = self._done or set()
+        found = [one for one in dict.fromkeys(declarations) if one not in done]
+        done.update(found)
+        return found
+
     def charging(self, body: LimitsBody, charge: Charge, route: str) -> Operation[Decision | None]:
         """Charge the request, unless that was done further out. None: there was nothing left to charge."""
-        if self.decisions:
+        if self._charges:
             charge = self._uncharged(charge)
         limits, subject, cost, counted = charge
         if not limits:
             return None
-        if all(one == "all" for one in counted):
+        if counted is ALL:
             decision = yield from body.check(subject, limits, cost, route=route)
         else:
             held = yield from body.reserve(subject, limits, cost, route=route)
             decision = held.decision
             if held:
-                self._held.append((held, counted))
+                self._held += ((held, counted),)
         self.decisions.append(decision)
-        for limit in limits:
-            self._charged[_whom(limit, subject)] = cost
+        self._charges += (charge,)
         return decision
 
     def headers(self) -> Mapping[str, str]:
@@ -84,10 +92,13 @@ class Visit:
     def ending(
         self, body: LimitsBody, act: Operation[T], status: int, headers: Iterable[tuple[str, str]]
     ) -> Operation[T]:
-        """Run the act that ends the request; what by the answer does not count is given back in its batch."""
-        held, self._held = self._held, []
-        if not held:
-            return (yield from act)
+        """The act that ends the request; in its batch is given back what, by this answer, does not count."""
+        return self._settling(body, act, status, headers) if self._held else act
+
+    def _settling(
+        self, body: LimitsBody, act: Operation[T], status: int, headers: Iterable[tuple[str, str]]
+    ) -> Operation[T]:
+        held, self._held = self._held, ()
         answered = Answered(status, {name.lower(): value for name, value in headers})
         parts = [_part(one, [not _counts(c, answered) for c in counted]) for one, counted in held]
         back = [body.refund(part) for part in parts if part.keys]
@@ -98,10 +109,14 @@ class Visit:
         return result
 
     def _uncharged(self, charge: Charge) -> Charge:
-        known = [self._charged.get(_whom(one, charge.subject), -1) for one in charge.limits]
-        left = [n for n, cost in enumerate(known) if cost < charge.cost]
-        limits = tuple([charge.limits[n] for n in left])
-        return charge._replace(limits=limits, counted=tuple([charge.counted[n] for n in left]))
+        known: dict[tuple[str | None, ...], int] = {}
+        for one in self._charges:
+            known |= {_whom(limit, one.subject): one.cost for limit in one.limits}
+        is_left = [known.get(_whom(one, charge.subject), -1) < charge.cost for one in charge.limits]
+        if all(is_left):
+            return charge
+        counted = charge.counted and tuple(compress(charge.counted, is_left))
+        return charge._replace(limits=tuple(compress(charge.limits, is_left)), counted=counted)
 
 
 def merged(charges: Iterable[Charge]) -> list[Charge]:
@@ -112,22 +127,32 @@ def merged(charges: Iterable[Charge]) -> list[Charge]:
         if before is None or not _fits(before, charge):
             found.append(charge)
             continue
+        one, other = _mapping(before.subject), _mapping(charge.subject)
+        counted = (*_of_each(before), *_of_each(charge))
         found[-1] = before._replace(
             limits=(*before.limits, *charge.limits),
-            subject={**before.subject, **charge.subject},
-            counted=(*before.counted, *charge.counted),
+            subject={**one, **other} if len(one) + len(other) > 2 else before.subject,
+            counted=counted if before.counted or charge.counted else ALL,
         )
     return found
 
 
 def _fits(one: Charge, other: Charge) -> bool:
-    subject = one.subject
+    subject = _mapping(one.subject)
     names = {limit.name for limit in one.limits}
     return (
         one.cost == other.cost
-        and all(subject.get(kind, name) == name for kind, name in other.subject.items())
+        and all(subject.get(kind, name) == name for kind, name in _mapping(other.subject).items())
         and not any(limit.name in names for limit in other.limits)
     )
+
+
+def _of_each(charge: Charge) -> tuple[Counted, ...]:
+    return charge.counted or tuple(["all" for _ in charge.limits])
+
+
+def _mapping(subject: Subject) -> Mapping[str, str | None]:
+    return {"ip": subject} if isinstance(subject, str) else subject
 
 
 def _part(held: Reservation, wanted: Sequence[bool]) -> Reservation:
@@ -138,8 +163,9 @@ def _part(held: Reservation, wanted: Sequence[bool]) -> Reservation:
     return replace(held, decision=decision._replace(limits=limits), keys=keys)
 
 
-def _whom(limit: Limit, subject: Mapping[str, str | None]) -> tuple[str | None, ...]:
-    return (limit.name, limit.by, *[subject.get(kind) for kind in limit.kinds])
+def _whom(limit: Limit, subject: Subject) -> tuple[str | None, ...]:
+    named = _mapping(subject)
+    return (limit.name, limit.by, *[named.get(kind) for kind in limit.kinds])
 
 
 def _counts(count: Counted, answered: Answered) -> bool:

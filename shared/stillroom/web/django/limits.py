@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import URLPattern, URLResolver
@@ -28,12 +29,15 @@ from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
 from stillroom.web.cors import exposing, is_preflight
 from stillroom.web.django import room
+from stillroom.web.django.sessions import SessionStore
 from stillroom.web.ending import lacking
 from stillroom.web.endpoints import Charger
 from stillroom.web.gate import Asked, Gate
 from stillroom.web.limited import EXEMPT, MARK, Limited, carried, declared
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Refusal
+from stillroom.web.request_session import RequestSession, WebSession
+from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.visit import Visit
 from stillroom.web.wsgi import VISIT
 
@@ -86,6 +90,7 @@ class LimitsMiddleware(MiddlewareMixin):
         )
         if visit.refused is not None:
             return None
+        self._let_session_ride(request, visit)
         return self.charge(request, carried(view) or self._default)
 
     def process_response(
@@ -95,6 +100,10 @@ class LimitsMiddleware(MiddlewareMixin):
         if visit is None:
             return response
         headers = list(response.items())
+        store: Any = getattr(request, "session", None)
+        along: RequestSession | None = getattr(store, "along", None)
+        if along is not None and along is visit.session:
+            along.taken_by = along.cookie if store.accessed else None
         self._charger.end(visit, response.status_code, headers)
         if (
             visit.decisions and _around(request).get(VISIT) is not visit
@@ -116,6 +125,19 @@ class LimitsMiddleware(MiddlewareMixin):
         if self._charger.admits(visit, declarations, _Here(request, visit), name, key):
             return None
         return _response(self._charger.gate.refusal(visit, list(request.headers.items())))
+
+    def _let_session_ride(self, request: HttpRequest, visit: Visit) -> None:
+        """Have the session read with the limits, where the view's last request looked at its own."""
+        store, cookie = (
+            getattr(request, "session", None),
+            _session_cookie(settings.SESSION_COOKIE_NAME),
+        )
+        if not isinstance(store, SessionStore) or store.along is not None or cookie is None:
+            return
+        token = cookie.read(request.META.get("HTTP_COOKIE", ""))
+        own = room()
+        body, driver = own._sessions_body, own.state
+        store.along = visit.session = WebSession(body, driver, cookie, token, request.META)
 
     def _visit(self, request: HttpRequest) -> Visit:
         """The visit that this request is, begun here or by the middleware around the app."""
@@ -198,6 +220,7 @@ class _Here:
                 "front of LimitsMiddleware"
             )
         user = session.get(SESSION_KEY)
+        self._visit.session = None  # it has been read
         return None if user is None else str(user)
 
 
@@ -301,6 +324,15 @@ def _is_answered_by_django(request: HttpRequest, view: Any) -> bool:
     kind = getattr(view, "view_class", None)
     is_default = getattr(kind, "options", None) is View.options
     return is_default and is_preflight(request.method or "", request.headers.get)
+
+
+@functools.lru_cache
+def _session_cookie(name: str) -> SessionCookie | None:
+    """The cookie that Django's session is read by. None: no name that ours could have."""
+    try:
+        return SessionCookie(name)
+    except SettingsError:
+        return None
 
 
 def _around(request: HttpRequest) -> Any:
