@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
-from flask import Flask, Request, Response, abort, g, request, session
+from flask import Flask, Request, Response, abort, g, has_app_context, request, session
 from flask.sessions import SessionInterface, SessionMixin
 
 from stillroom.errors import SettingsError
@@ -118,6 +118,7 @@ class FlaskSession(WebSession, SessionMixin):
                 self.update(kept)
 
     def _settle(self) -> None:
+        self._is_said_modified = self.modified  # also for who looks when it is written
         changed = self._changed | self._gone | self._mutated
         if self._login and self._follows_flask_login:
             is_fresh = self.get(FRESH, True) is not False
@@ -135,11 +136,21 @@ class FlaskSession(WebSession, SessionMixin):
     def _writing(self) -> Operation[str | None]:
         cookie = yield from super()._writing()
         found = self._found
-        if self._touches or self._token is None or found is None or self.permanent:
+        if self._token is None or found is None or self._login or self._is_ended:
+            return cookie
+        if self._is_emptied(found):
+            is_gone = yield from self._body.log_out(self._token, if_empty=True)
+            return self._cookie.clear() if is_gone else cookie
+        if self._touches or self.permanent:
             return cookie
         if found.read_at - found.last_seen >= self._body.settings.session_touch:
             yield from self._body.touch(self._token)
         return cookie
+
+    def _is_emptied(self, found: Session[Any]) -> bool:
+        """Whether nothing is left of a session that is nobody's: then Flask forgets it."""
+        has_changed = bool(self._gone or self._mutated)
+        return has_changed and not self._data and found.user_id is None and not self._is_renewed
 
     def _change(self) -> None:
         if not self._is_written or KEPT_OPEN not in self._request:
@@ -148,7 +159,7 @@ class FlaskSession(WebSession, SessionMixin):
     def _dropped_at_login(self) -> tuple[str, ...]:
         field = self._app.config.get("WTF_CSRF_FIELD_NAME")
         names = {*super()._dropped_at_login(), *([field] if field else ())}
-        for name in names:
+        for name in names if has_app_context() else ():
             g.pop(name, None)  # Flask-WTF remembers it for the request
         return tuple(names)
 
@@ -208,7 +219,11 @@ class StillroomSessions(SessionInterface):
         if end.instead is None:
             for name in end.without:
                 response.headers.remove(name)
-            response.headers.extend(end.headers)
+            for name, value in end.headers:
+                if name == "Vary":
+                    response.vary.add(value)  # to what the app says
+                else:
+                    response.headers.add(name, value)
         else:
             response.status_code = end.instead.status
             cors = kept(list(response.headers))  # a page of another origin may read this, too
@@ -233,15 +248,19 @@ _SETTINGS = (
     "SESSION_COOKIE_SECURE",
     "SESSION_COOKIE_SAMESITE",
     "SESSION_COOKIE_PARTITIONED",
+    "APPLICATION_ROOT",
 )
 
 
 def _cookie_of(config: Any) -> SessionCookie:
     """Raises SettingsError for what browsers refuse."""
-    name, domain, path, http_only, secure, same_site, partitioned = (config[s] for s in _SETTINGS)
+    name, domain, own_path, http_only, secure, same_site, partitioned, root = (
+        config[setting] for setting in _SETTINGS
+    )
+    path = own_path or root
     is_named = name != FLASKS_NAME
     if not is_named:
-        name = OWN.name if domain is None and path in (None, "/") else "__Secure-sid"
+        name = OWN.name if domain is None and path == "/" else "__Secure-sid"
     must_be_secure = not is_named or partitioned or name.startswith("__")
     if same_site is not None and str(same_site).capitalize() not in ("Lax", "Strict", "None"):
         raise SettingsError(f"SESSION_COOKIE_SAMESITE={same_site!r}: Lax, Strict or None")
@@ -250,7 +269,7 @@ def _cookie_of(config: Any) -> SessionCookie:
         secure=bool(secure or must_be_secure),
         same_site=OWN.same_site if same_site is None else str(same_site).capitalize(),
         domain=domain,
-        path=path or "/",
+        path=path,
         http_only=bool(http_only),
         partitioned=bool(partitioned),
     )

@@ -238,6 +238,13 @@ class RequestSession(MutableMapping[str, Any]):
         self._changed.discard(key)
         self._gone.add(key)
 
+    def popitem(self) -> tuple[str, Any]:
+        """Remove the key that came last, as a dict does."""
+        if not (data := self._look()):
+            raise KeyError("the session is empty")
+        key = next(reversed(data))
+        return key, self.pop(key)
+
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._look()))
 

@@ -101,7 +101,8 @@ class SessionCookie:
 
     @property
     def _attributes(self) -> str:
-        domain = f"; Domain={self.domain}" if self.domain else ""
+        # A dot in front means the same to browsers, and not to each test client.
+        domain = f"; Domain={self.domain.removeprefix('.')}" if self.domain else ""
         flags = "; HttpOnly" if self.http_only else ""
         secure = "; Secure" if self.secure else ""
         apart = "; Partitioned" if self.partitioned else ""

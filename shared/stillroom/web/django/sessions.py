@@ -108,10 +108,10 @@ class SessionStore(SessionBase):
         In a request that happens when it is saved: one that fails leaves the visitor what he had.
         """
         data = self._get_session()
-        if self.session_key is None:
-            self._begin(data)
-        elif self.is_in_request:
+        if self.is_in_request:
             self._cycles = True
+        elif self.session_key is None:
+            self._begin(data)
         else:
             try:
                 self._rotate()
@@ -175,9 +175,9 @@ class SessionStore(SessionBase):
             if self._cycles:
                 self._rotate()
 
-    def _write(self, keys: set[str], data: Mapping[str, Any]) -> None:
+    def _write(self, keys: set[str], given: Mapping[str, Any]) -> None:
         """Set and remove these keys; where another request was first, do to its data what was done to ours."""
-        before = self._known()
+        before, data = self._known(), given
         base = {key: decoded_value(before[key]) if key in before else GONE for key in keys}
         ours = {key: data.get(key, GONE) for key in keys}
         merges = any(map(_is_container, (*base.values(), *ours.values())))
@@ -201,8 +201,15 @@ class SessionStore(SessionBase):
                 data = {k: v for k, v in (data | merged).items() if v is not GONE}
             else:
                 self._before = _encoded(data)
+                if data is not given:
+                    self._show(data)
                 return
         raise SessionConflict(version)
+
+    def _show(self, data: Mapping[str, Any]) -> None:
+        """What another request has written belongs to what this one goes on from."""
+        self._session_cache.clear()
+        self._session_cache.update(data)
 
     def _begin_anew(self, data: Mapping[Any, Any], named: Mapping[str, Any]) -> None:
         """A new session in the place of the one there is; what can't be written leaves that as it was."""
