@@ -474,10 +474,10 @@ def test_a_cap_of_none_bans_nobody(make_room: Any, client: Any, armed: Path) -> 
     "ip", ["127.0.0.1", "10.0.0.5", PROXY, "192.0.2.44", "fd00:1:2:3::/64", "unknown"]
 )
 def test_some_are_never_banned(room: Any, client: Any, ip: str) -> None:
-    """Private ranges, proxies, the allowlist, and the bucket of those nobody knows: said, and spared."""
+    """Private ranges, proxies, the allowlist, and the bucket of those nobody knows: said, and exempt."""
     hammer(client, room, ip)
     room.abuse.scan()
-    assert [(p["subject"], p["action"]) for p in patterns(client, room)] == [(ip, "spared")]
+    assert [(p["subject"], p["action"]) for p in patterns(client, room)] == [(ip, "exempt")]
     assert client.keys("*{rl:*") == []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit, SettingsError
-from stillroom.limits.local import Charge
+from stillroom.limits.log import Charge
 from stillroom.operation import Driver
 from stillroom.scripts import limit_charge
 from tests.support.limits import (
@@ -360,8 +360,8 @@ def test_what_many_processes_admitted_stays_small_too(make_room: Any, client: An
     room = make_room()
     key = room.keys.limits("ip", IP) + b"default"
     for age_ms in range(40):
-        charge = Charge(key, DEFAULT, 1, age_ms * 1_000)
-        Driver(room.state_wire).run(room._limits_body._charge([charge]))
+        charge = Charge(key, DEFAULT, 1, age_ms * 1_000, log=f"process {age_ms}", total=1)
+        Driver(room.state_wire).run(room._limits_body._settling.charge([charge]))
     log = read_log(client, key)
     assert sum(n for _, n in log) == 40
     assert len(log) <= 3  # they took well under two slices of 2.5 s

@@ -18,8 +18,8 @@ from stillroom.abuse.ban import Ban, read_ban
 from stillroom.abuse.event import Event, check_kind, cleaned, cleaned_route, kinds_of_apps
 from stillroom.abuse.rules import Rule, kinds_of, read_rules
 from stillroom.abuse.scan import EVENT_LIFE_MS, PEACE_MS, Scan
-from stillroom.abuse.spared import Spared
 from stillroom.errors import BanRefused, EventRefused, RedisUnavailable
+from stillroom.exempt import Exempt
 from stillroom.keys import Keys
 from stillroom.operation import Once, Operation
 from stillroom.scripts import abuse_lift, ban
@@ -51,7 +51,7 @@ class AbuseBody:
         self._peppers: tuple[bytes, ...] = ()
         self._kinds = kinds_of_apps(kinds_of(self.rules))
         allowed, proxies = settings.abuse_allow, settings.proxy_networks
-        self._spared = Spared(allowed, proxies, settings.limit_v6_prefix)
+        self._exempt = Exempt(allowed, proxies, settings.limit_v6_prefix)
         self.reset()
         reset_after_fork(self)
 
@@ -125,7 +125,7 @@ class AbuseBody:
         be read, `late` came too late to be judged, and `done` is False if `seconds` were up first.
         Several at once share the work. Redis away: RedisUnavailable; what was read is read again, a minute later.
         """
-        scan = Scan(self.settings, self._server, self._keys, self._stats, self.rules, self._spared)
+        scan = Scan(self.settings, self._server, self._keys, self._stats, self.rules, self._exempt)
         return (yield from scan.run(limit, seconds))
 
     # Bans
@@ -224,7 +224,7 @@ class AbuseBody:
 
     def _bannable(self, subject: str) -> str:
         name = self._named(subject)
-        if why := self._spared.why(name):
+        if why := self._exempt.why(name):
             raise BanRefused(subject, why)
         return name
 

@@ -26,8 +26,8 @@ from stillroom.abuse.patterns import (
     samples_of,
 )
 from stillroom.abuse.rules import Rule
-from stillroom.abuse.spared import Spared
 from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.exempt import Exempt
 from stillroom.keys import Keys
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import abuse_count, abuse_judge
@@ -71,14 +71,14 @@ class Scan:
         keys: Keys,
         stats: Stats,
         rules: tuple[Rule, ...],
-        spared: Spared,
+        exempt: Exempt,
     ) -> None:
         self._settings = settings
         self._server = server
         self._keys = keys
         self._stats = stats
         self._rules = rules
-        self._spared = spared
+        self._exempt = exempt
         self._done: Counter[str] = Counter()
 
     def run(self, limit: int, seconds: float) -> Operation[dict[str, Any]]:
@@ -262,7 +262,7 @@ class Scan:
     def _action(self, finding: Finding) -> str:
         """What is to be done: what the rule says, but for those who are never banned."""
         rule, subject = finding.sample.rule, finding.sample.group
-        return "spared" if rule.action == "ban" and self._spared.why(subject) else rule.action
+        return "exempt" if rule.action == "ban" and self._exempt.why(subject) else rule.action
 
     def _judging(self, finding: Finding, pattern: Pattern) -> Command:
         rule, entry = finding.sample.rule, finding.sample.entry

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from itertools import islice
 
 from stillroom.settings import UNIX, Settings
-from stillroom.subject import UNKNOWN, Address, peer_address, subject_of
+from stillroom.subject import UNKNOWN, Address, peer_address, subject_of, unwrapped_network
 
 HOPS = 64  # proxies in a row; nobody has so many
 CROWD = 1_000  # requests
@@ -79,7 +79,7 @@ class Networks:
     """Some networks, to look a subject up in."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._networks = [ip_network(text) for text in texts]
+        self._networks = [unwrapped_network(ip_network(text)) for text in texts]
 
     def has(self, subject: str) -> bool:
         """Whether a subject is in one of them, or an IPv6 subject holds one of them."""

@@ -2,19 +2,19 @@
 -- KEYS  1 stream of events  2… bans, then the log of each limit, then the reservation if there is one
 -- ARGV  1 'take' | 'look' (consumes and tells nothing)  2 cost  3 number of bans  4 number of limits
 --       5 denials that the process answered from memory since: '<number of the limit>:<how many>' …, '' for none
---       6 ms a reservation lives, '' for none
---       7… quota, window µs of each limit; then the fields of an event: 'ip', address, 'user', HMAC …
+--       6 ms a reservation lives, '' for none  7 number of limits that tell of being near: the first ones
+--       8… quota, window µs, longest window of its name µs of each limit; then the fields of an event: 'ip', address, 'user', HMAC …
 -- returns {1 admitted | 0 denied, now, then for each limit: hits used, µs until some come back (0: none are used),
 --          µs until this request fits (0: it does, -1: never), µs until all have come back}
 --         {-1, now, ms the ban lasts}
--- include: clock hits
+-- include: clock hits reservation
 -- flags: allow-oom
 
 local DENIED_MS = 600000
 local NEAR_SHARE, NEAR_LEAST = 0.8, 10
 local taking, cost = ARGV[1] == 'take', tonumber(ARGV[2])
 local bans, count = tonumber(ARGV[3]), tonumber(ARGV[4])
-local fields = 7 + 2 * count
+local fields = 8 + 3 * count
 local now = now_us()
 
 -- One MGET for all of them: each command of a script costs as much as the rest of it.
@@ -27,8 +27,12 @@ end
 
 local limits, denied = {}, nil
 for i = 1, count do
-  local limit = {key = KEYS[1 + bans + i], quota = tonumber(ARGV[5 + 2 * i]), window = tonumber(ARGV[6 + 2 * i])}
-  limit.log, limit.used = read_hits(limit.key, held[bans + i], now, limit.window)
+  local numbers = 5 + 3 * i
+  local limit = {
+    key = KEYS[1 + bans + i],
+    quota = tonumber(ARGV[numbers]), window = tonumber(ARGV[numbers + 1]), keep = tonumber(ARGV[numbers + 2]),
+  }
+  limit.log, limit.used, limit.old = read_hits(limit.key, held[bans + i], now, limit.window, limit.keep)
   limits[i] = limit
 end
 
@@ -80,7 +84,7 @@ end
 -- However many denials there are, their events are few: at 1, 2, 4, 8 …
 local function count_denials(limit, more)
   local key = string.match(limit.key, '^.*:') .. '!denied'
-  redis.call('PEXPIRE', limit.key, life(limit.window)) -- see save
+  redis.call('UNLINK', key .. '!') -- there is none, and it takes no memory: see write
   local n = redis.call('INCRBY', key, plain(more))
   if n == more then
     redis.call('PEXPIRE', key, DENIED_MS)
@@ -100,11 +104,13 @@ end
 local function consume(limit)
   put_hits(limit.log, now, cost, limit.quota, limit.window)
   limit.used = limit.used + cost
-  save(limit.key, limit.log, limit.window)
-  tell_if_near(limit)
+  save(limit.key, limit.log, limit.keep, limit.old)
 end
 
-if taking then
+-- One that was refunded before it came here, or that comes a second time, takes nothing.
+local is_reserved = ARGV[6] ~= '' and redis.call('EXISTS', KEYS[#KEYS]) == 1
+
+if taking and not is_reserved then
   for number, more in string.gmatch(ARGV[5], '(%d+):(%d+)') do
     limits[tonumber(number)].denials = tonumber(more)
   end
@@ -117,21 +123,27 @@ if taking then
     end
   end
   if not denied and cost > 0 then
-    for _, limit in ipairs(limits) do
+    for i, limit in ipairs(limits) do
       consume(limit)
+      if i <= tonumber(ARGV[7]) then
+        tell_if_near(limit)
+      end
+      if ARGV[6] ~= '' then
+        note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
+      end
     end
     if ARGV[6] ~= '' then
-      redis.call('SET', KEYS[#KEYS], '', 'PX', ARGV[6])
+      redis.call('PEXPIRE', KEYS[#KEYS], ARGV[6])
     end
   end
 end
 
 local reply = {denied and 0 or 1, now}
 for _, limit in ipairs(limits) do
-  local log, n = limit.log, #limit.log
+  local some, all = comes_back(limit.log, now, limit.window)
   reply[#reply + 1] = limit.used
-  reply[#reply + 1] = n > 0 and log[1] + limit.window - now or 0
+  reply[#reply + 1] = some
   reply[#reply + 1] = limit.wait
-  reply[#reply + 1] = n > 0 and log[n - 1] + limit.window - now or 0
+  reply[#reply + 1] = all
 end
 return reply

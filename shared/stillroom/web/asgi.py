@@ -72,17 +72,16 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         self._ahead = Ahead()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._misfits.tell(self.app, scope.get("root_path", ""))
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-        elif self._origin and self._is_foreign(scope):
+        if self._misfits:
+            misfits, self._misfits = self._misfits, None
+            misfits.tell(self.app, scope.get("root_path", ""))
+        kind = scope["type"]
+        if kind != "http":
+            await self._pass_other(kind, scope, receive, send)
+            return
+        if self._origin and self._is_foreign(scope):
             await _refuse(scope, send)
-        elif scope["type"] == "websocket":
-            await self._connect(scope, receive, send)
-        else:
-            await self._respond(scope, receive, send)
-
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+            return
         route = None if LIMITED in scope else self._route(scope, scope["method"])
         gives_session = self._has_sessions and KEY not in scope
         session = self._session(scope, gives_session)
@@ -98,6 +97,15 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                 finally:
                     self._gate.learn(visit)
         report_loss(session)
+
+    async def _pass_other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is no request: a websocket, or lifespan."""
+        if kind != "websocket":
+            await self.app(scope, receive, send)
+        elif self._origin and self._is_foreign(scope):
+            await _refuse(scope, send)
+        else:
+            await self._connect(scope, receive, send)
 
     async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A websocket: its handshake is a GET, and is limited as one."""
@@ -133,6 +141,8 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         return seen
 
     def _route(self, scope: Scope, method: str) -> Route | None:
+        if self._gate.routes is None:
+            return None
         path, root = scope["path"], self._roots.of(scope.get("root_path", ""))
         return self._gate.route(method, below(root, path), path, partial(_first, scope))
 

@@ -94,8 +94,7 @@ class Gate:
         self, method: str, path: str, whole: str, header: Callable[[str], str | None]
     ) -> Route | None:
         """The route whose limits a request has; None if it has none. See Routes.find."""
-        if self.routes is None:
-            return None
+        assert self.routes is not None
         found = self.routes.find(method, path, whole)
         if not found.limits:
             return None
@@ -269,7 +268,7 @@ class Middleware(Generic[A, R]):
         self.app = app
         self._room: R = checked_room(room, self._kind, type(self).__name__)
         self._gate = Gate(room, routes, subject, exempt_when, render, has_sessions=sessions)
-        self._misfits = Misfits(self._gate.routes)
+        self._misfits = Misfits(self._gate.routes) if self._gate.routes else None
         self._roots = Roots(app)
         self._learned = Learned()
         self._origin = origin.same_origin(same_origin)

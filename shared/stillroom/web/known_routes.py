@@ -46,17 +46,13 @@ class Roots:
 
 
 class Misfits:
-    """Tells, once, of the routes of a table that no route of the app can ever fit."""
+    """Tells of the routes of a table that no route of the app can ever fit."""
 
-    def __init__(self, routes: Routes | None) -> None:
-        self._routes = routes.routes if routes else ()
-        self._is_told = not self._routes
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes.routes
 
     def tell(self, app: object, root: str = "") -> None:
-        """To be called with the first request, when the app has all its routes."""
-        if self._is_told:
-            return
-        self._is_told = True
+        """To be called once, with the first request: then the app has all its routes."""
         try:
             known = known_routes(app) or []
         except Exception as error:  # it is only a help

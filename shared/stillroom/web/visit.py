@@ -30,29 +30,18 @@ FAILED = 400  # the least status that is a failure
 class Visit:
     """One request, as its limits see it."""
 
-    # What most requests never need is made when it is needed.
-    __slots__ = (
-        "_charges",
-        "_done",
-        "_held",
-        "asked",
-        "client",
-        "decisions",
-        "exempt",
-        "keys",
-        "session",
-    )
+    # What most requests never have.
+    decisions: tuple[Decision, ...] = ()
+    keys: tuple[object, ...] = ()  # the routes and endpoints it was charged for
+    exempt = False  # no endpoint charges it
+    _charges: tuple[Charge, ...] = ()
+    _done: set[object] | None = None  # the declarations it was charged by
+    _held: tuple[tuple[Reservation, tuple[Counted, ...]], ...] = ()
 
     def __init__(self, asked: Asked, client: str, session: RequestSession | None) -> None:
         self.asked = asked
         self.client = client
         self.session = session
-        self.decisions: list[Decision] = []
-        self.keys: tuple[object, ...] = ()  # the routes and endpoints it was charged for
-        self.exempt = False  # no endpoint charges it
-        self._charges: tuple[Charge, ...] = ()
-        self._done: set[object] | None = None  # the declarations it was charged by
-        self._held: tuple[tuple[Reservation, tuple[Counted, ...]], ...] = ()
 
     @property
     def refused(self) -> Decision | None:
@@ -81,7 +70,7 @@ class Visit:
             decision = held.decision
             if held:
                 self._held += ((held, counted),)
-        self.decisions.append(decision)
+        self.decisions += (decision,)
         self._charges += (charge,)
         return decision
 

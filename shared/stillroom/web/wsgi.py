@@ -56,7 +56,9 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
     _kind = Stillroom
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        self._misfits.tell(self.app, environ.get("SCRIPT_NAME", ""))
+        if self._misfits:
+            misfits, self._misfits = self._misfits, None
+            misfits.tell(self.app, environ.get("SCRIPT_NAME", ""))
         method = environ["REQUEST_METHOD"]
         if self._origin and self._origin.refuses(method, *_fetched(environ)):
             return _answered(foreign(method), start_response)
@@ -75,6 +77,8 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
             return body
 
     def _route(self, environ: Environ) -> Route | None:
+        if self._gate.routes is None:
+            return None
         path = _text(environ.get("PATH_INFO", ""))
         method, header = environ["REQUEST_METHOD"], partial(_header, environ)
         return self._gate.route(method, path, _path(environ), header)
