@@ -21,7 +21,15 @@ local now = now_us()
 local held = bans + count > 0 and redis.call('MGET', unpack(KEYS, 2, 1 + bans + count)) or {}
 for i = 1, bans do
   if held[i] then
-    return {-1, now, redis.call('PTTL', KEYS[1 + i])}
+    local left = redis.call('PTTL', KEYS[1 + i])
+    -- A ban of before the clock stepped back would last longer by that step.
+    local since, till = string.match(held[i], '"since":([%d.]+)'), string.match(held[i], '"until":([%d.]+)')
+    local whole = since and till and math.ceil((tonumber(till) - tonumber(since)) * 1000)
+    if whole and left > whole + 1000 then
+      redis.call('PEXPIRE', KEYS[1 + i], plain(whole))
+      left = whole
+    end
+    return {-1, now, left}
   end
 end
 
