@@ -51,6 +51,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{rl:!held}:<id>| hash   | a reservation that may still be refunded: see   | the window;  | limit_check,    |
 |                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _refund|
 | ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |
+| ns:{rl:!widths}   | string | widths of networks that have bans, until when   | those bans   | lib/ban.lua     |
 | ns:limits:windows | hash   | limit → its longest window, µs, and when that   | 366 d, 1,000 | limit_windows   |
 |                   |        | was said                                        |              |                 |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
@@ -122,6 +123,7 @@ class Keys:
         self.abuse_aside = self.abuse + b":aside"
         self.abuse_groups = self.abuse + b":groups"
         self.limit_windows = f"{namespace}:limits:windows".encode()
+        self.ban_widths = f"{namespace}:{{rl:!widths}}".encode()
         self.bans = f"{namespace}:bans".encode()
         self.ban_times = self.bans + b":times"
         self.health = f"{namespace}:health".encode()
@@ -189,7 +191,7 @@ class Keys:
         return b"%b!told}:%b" % (self._limits, log.encode())
 
     def ban(self, subject: str) -> bytes:
-        """`subject`: an address, or a network of IPv6: see subject.py."""
+        """`subject`: an address, or a network: see subject.py."""
         return self.limits("ip", subject) + b"!ban"
 
     def ban_level(self, subject: str) -> bytes:

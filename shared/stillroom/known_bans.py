@@ -10,8 +10,9 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from zlib import crc32
 
@@ -24,36 +25,54 @@ NEWS_MS = 1_000  # a ban that ends this much later is another one
 
 
 class KnownBans:
-    """Ban keys and until when, in ms since 1970. Never raises: a machine without the file has its memory."""
+    """Ban keys and until when, in ms since 1970. Never raises: a machine without the file has its memory.
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    `find` says where the file is; it is asked when there is something to write, or Redis is away.
+    """
+
+    def __init__(self, find: Callable[[], Path | None]) -> None:
+        self._find = find
         self.reset()
 
     def reset(self) -> None:
         """Nothing known but what is in the file: a forked process has met nobody yet."""
-        self._until: dict[bytes, int] = {}
+        self.until: dict[bytes, int] = {}
         self._seen = (0, 0)  # the file's time and size
         self._looked_at = 0.0
 
     def learn(self, key: bytes, until_ms: int) -> None:
         """Remember a ban, and tell the others. Costs nothing where it is known already."""
-        if abs(self._until.get(key, 0) - until_ms) < NEWS_MS:
+        if self._knows(key, until_ms):
+            return
+        self._look()
+        if self._knows(key, until_ms):
             return
         self._keep(key, until_ms)
         self._append(key, until_ms)
 
     def forget(self, key: bytes) -> None:
-        """The ban was lifted."""
-        self._until.pop(key, None)
+        """There is no such ban any more: it was lifted."""
+        self.until.pop(key, None)
         self._append(key, 0)
+
+    def forget_all(self, keys: Iterable[bytes]) -> None:
+        """Redis says that there are no such bans."""
+        for key in [key for key in keys if key in self.until]:
+            self.forget(key)
 
     def left_ms(self, keys: Iterable[bytes], now_ms: int) -> int:
         """Return how long the longest ban under one of these keys still lasts; 0: none is known."""
         self._look()
-        return max([0, *(self._until.get(key, 0) - now_ms for key in keys)])
+        return max([0, *(self.until.get(key, 0) - now_ms for key in keys)])
+
+    def _knows(self, key: bytes, until_ms: int) -> bool:
+        return abs(self.until.get(key, 0) - until_ms) < NEWS_MS
 
     # The file
+
+    @cached_property
+    def _path(self) -> Path | None:
+        return self._find()
 
     def _look(self) -> None:
         """Read what the others have written, if they have written anything since."""
@@ -74,7 +93,7 @@ class KnownBans:
             if not until.isdigit() or not key:
                 continue
             if until == b"0":
-                self._until.pop(key, None)
+                self.until.pop(key, None)
             else:
                 self._keep(key, int(until[:16]))
 
@@ -102,16 +121,16 @@ class KnownBans:
         assert self._path is not None
         self._look()
         now_ms = int(time.time() * 1_000)
-        lines = [b"%d %b\n" % (until, key) for key, until in self._until.items() if until > now_ms]
+        lines = [b"%d %b\n" % (until, key) for key, until in self.until.items() if until > now_ms]
         other = self._path.with_suffix(f".{os.getpid()}")
         other.write_bytes(b"".join(lines))
         other.replace(self._path)
 
     def _keep(self, key: bytes, until_ms: int) -> None:
-        self._until.pop(key, None)
-        self._until[key] = until_ms
-        while len(self._until) > KNOWN:
-            self._until.pop(next(iter(self._until)), None)
+        self.until.pop(key, None)
+        self.until[key] = until_ms
+        while len(self.until) > KNOWN:
+            self.until.pop(next(iter(self.until)), None)
 
 
 def ban_file(given: Path | None, namespace: str, server: str) -> Path | None:

@@ -15,6 +15,11 @@ NOW = int(time.time() * 1_000)
 KEY, OTHER = b"ns:{rl:ip:203.0.113.7}:!ban", b"ns:{rl:ip:203.0.113.8}:!ban"
 
 
+def known(path: Path | None) -> KnownBans:
+    """A process of the machine."""
+    return KnownBans(lambda: path)
+
+
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look is a look."""
@@ -23,7 +28,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_process_learns_what_another_has_met(tmp_path: Path) -> None:
     """And what it has lifted, and that a ban is longer now."""
-    one, two = KnownBans(tmp_path / "bans"), KnownBans(tmp_path / "bans")
+    one, two = known(tmp_path / "bans"), known(tmp_path / "bans")
     one.learn(KEY, NOW + 5_000)
     assert two.left_ms([OTHER, KEY], NOW) == 5_000
     assert two.left_ms([OTHER], NOW) == 0
@@ -36,7 +41,7 @@ def test_one_process_learns_what_another_has_met(tmp_path: Path) -> None:
 
 def test_a_ban_that_is_met_again_is_not_written_again(tmp_path: Path) -> None:
     """A flood of denials is one line."""
-    bans = KnownBans(tmp_path / "bans")
+    bans = known(tmp_path / "bans")
     for n in range(1_000):
         bans.learn(KEY, NOW + 5_000 + n % 10)
     assert (tmp_path / "bans").read_bytes().count(b"\n") == 1
@@ -45,18 +50,18 @@ def test_a_ban_that_is_met_again_is_not_written_again(tmp_path: Path) -> None:
 def test_the_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is written anew with what still lasts."""
     monkeypatch.setattr(known_bans, "FILE_LIMIT", 5_000)
-    bans = KnownBans(tmp_path / "bans")
+    bans = known(tmp_path / "bans")
     for n in range(1_000):
         bans.learn(b"key %d" % n, NOW - 1 if n % 2 else NOW + 10**6)
     assert (tmp_path / "bans").stat().st_size < 40_000
-    assert KnownBans(tmp_path / "bans").left_ms([b"key 998"], NOW) > 0
+    assert known(tmp_path / "bans").left_ms([b"key 998"], NOW) > 0
     assert [one.name for one in tmp_path.iterdir()] == ["bans"]
 
 
 def test_what_a_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest stay."""
     monkeypatch.setattr(known_bans, "KNOWN", 10)
-    bans = KnownBans(None)
+    bans = known(None)
     for n in range(100):
         bans.learn(b"key %d" % n, NOW + 5_000)
     assert [n for n in range(100) if bans.left_ms([b"key %d" % n], NOW)] == [*range(90, 100)]
@@ -65,13 +70,13 @@ def test_what_a_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
 def test_junk_in_the_file_harms_nobody(tmp_path: Path) -> None:
     """Cut short, or written by somebody else."""
     (tmp_path / "bans").write_bytes(b"\n\nx y\n123\n-5 key\n" + b"9" * 400 + b" key\n\xff\xfe\n5")
-    assert KnownBans(tmp_path / "bans").left_ms([b"none"], NOW) == 0
+    assert known(tmp_path / "bans").left_ms([b"none"], NOW) == 0
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/nowhere/at/all", "/proc/none"])
 def test_without_a_file_a_process_has_its_memory(path: str) -> None:
     """A place that can't be written, or keeps nothing."""
-    bans = KnownBans(Path(path))
+    bans = known(Path(path))
     bans.learn(KEY, NOW + 5_000)
     assert bans.left_ms([KEY], NOW) == 5_000
     bans.forget(KEY)
@@ -98,5 +103,5 @@ def test_the_file_is_in_a_folder_of_ones_own(
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     """Somebody has put one where the file belongs."""
     (tmp_path / "bans").symlink_to(tmp_path / "elsewhere")
-    KnownBans(tmp_path / "bans").learn(KEY, NOW + 5_000)
+    known(tmp_path / "bans").learn(KEY, NOW + 5_000)
     assert not (tmp_path / "elsewhere").exists()

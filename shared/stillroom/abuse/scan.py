@@ -29,6 +29,7 @@ from stillroom.abuse.rules import Rule
 from stillroom.errors import OF_THE_COMMAND, RedisRefused, RedisUnavailable
 from stillroom.exempt import Exempt
 from stillroom.keys import Keys
+from stillroom.known_bans import KnownBans
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import abuse_count, abuse_judge, abuse_tidy
 from stillroom.settings import Settings
@@ -70,6 +71,7 @@ class Scan:
         server: Server,
         keys: Keys,
         stats: Stats,
+        bans: KnownBans,
         rules: tuple[Rule, ...],
         exempt: Exempt,
     ) -> None:
@@ -77,6 +79,7 @@ class Scan:
         self._server = server
         self._keys = keys
         self._stats = stats
+        self._bans = bans
         self._rules = rules
         self._exempt = exempt
         self._done: Counter[str] = Counter()
@@ -235,10 +238,14 @@ class Scan:
         commands = [self._judging(*pair) for pair in zip(found, patterns, strict=True)]
         verdicts = yield from _in_parts(commands, apart=True)
         for pattern, (verdict, *outcome) in zip(patterns, verdicts, strict=True):
+            if verdict == b"known":
+                continue
+            action, level, ban_ms = outcome
+            if action == b"ban" and ban_ms:
+                self._bans.learn(self._keys.ban(pattern.subject), self._now_ms + ban_ms)
             if verdict == b"late":
-                self._tell_ban(pattern, *outcome)
-            elif verdict != b"known":
-                action, level, ban_ms = outcome
+                self._tell_ban(pattern, ban_ms)
+            else:
                 self._tell(pattern.judged(action.decode(), level, ban_ms), verdict == b"new")
 
     def _passing(self, samples: Sequence[Sample]) -> Operation[list[Sample]]:
@@ -302,7 +309,7 @@ class Scan:
             self._done["bans"] += 1
             self._stats.counts["bans"] += 1
 
-    def _tell_ban(self, pattern: Pattern, action: bytes, level: int, ban_ms: int) -> None:
+    def _tell_ban(self, pattern: Pattern, ban_ms: int) -> None:
         """A ban for a pattern that was said before, when the cap was full or another ban in force: no new line."""
         seconds = ban_ms / 1000
         log.warning(

@@ -15,11 +15,12 @@ from typing import Any
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.keys import Keys
+from stillroom.known_bans import KnownBans
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
 from stillroom.limits.denials import REMEMBERED_S, Denial, Denials
 from stillroom.limits.limit import Limit
 from stillroom.limits.local import LocalLimits
-from stillroom.limits.request import Request, Requests, Subject
+from stillroom.limits.request import QUIET, Request, Requests, Subject
 from stillroom.limits.reservation import Reservation
 from stillroom.limits.settling import BITE, Settling
 from stillroom.operation import Once, Operation, Pause
@@ -30,7 +31,8 @@ from stillroom.wire import Breaker, Command, Server, reset_after_fork
 
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
-_BANNED = -1  # what limit_check replies first; else 1 admitted, 0 denied
+# What limit_check replies first; else 1 admitted, 0 denied.
+_BANNED, _OTHER_WIDTHS = -1, -2
 _US = 1_000_000
 
 
@@ -38,9 +40,16 @@ class LimitsBody:
     """The operations. A driver runs them."""
 
     def __init__(
-        self, settings: Settings, server: Server, breaker: Breaker, keys: Keys, stats: Stats
+        self,
+        settings: Settings,
+        server: Server,
+        breaker: Breaker,
+        keys: Keys,
+        stats: Stats,
+        bans: KnownBans,
     ) -> None:
         self.settings = settings
+        self._bans = bans
         self.stats = stats
         self._server = server
         self._breaker = breaker
@@ -57,7 +66,13 @@ class LimitsBody:
         reset_after_fork(self._settling)
 
     def check(
-        self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
+        self,
+        subject: Subject,
+        limits: Sequence[Limit],
+        cost: int = 1,
+        *,
+        route: str = "",
+        meant: bool = True,
     ) -> Operation[Decision]:
         """Consume `cost` of all these limits, or of none of them: the decision says which. One round trip.
 
@@ -65,10 +80,13 @@ class LimitsBody:
         kinds in its `by`. Who has no name (None, or blank) is counted by address. Texts are stored as an HMAC only.
         An address in the setting limit_exempt is admitted, and nobody asks Redis.
         `cost` 0 consumes nothing, and is denied only to who is banned or over a limit that was lowered. `route` is
-        the template of the path, for events. Who was denied a moment ago is denied from memory for up to 5 s.
-        Raises InvalidLimit. Redis away: each limit does what its `away` says, and the decision is `degraded`.
+        the template of the path, for events. `meant=False`: the client did not ask for this itself, a page that its
+        browser shows did; then a denial is no sign of abuse, and nobody is told of it. Who was denied a moment ago
+        is denied from memory for up to 5 s.
+        Raises InvalidLimit. Redis away: each limit does what its `away` says, and the decision is `degraded`; of
+        bans hold those that some process of this machine knows of.
         """
-        return self._decided(self._requests.make(subject, limits, cost, route))
+        return self._decided(self._requests.make(subject, limits, cost, route, meant))
 
     def peek(self, subject: Subject, limits: Sequence[Limit], cost: int = 1) -> Operation[Decision]:
         """What `check` would decide. Consumes, counts and tells nothing.
@@ -81,19 +99,27 @@ class LimitsBody:
         try:
             request = yield from self._settled(request)
             reply = yield from self._ask(limit_check.run(request.words(b"look")))
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, b"look")
         except RedisUnavailable as error:
             return self._stand_in(request, error, take=False)
         return self._read(request, reply)
 
     def reserve(
-        self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
+        self,
+        subject: Subject,
+        limits: Sequence[Limit],
+        cost: int = 1,
+        *,
+        route: str = "",
+        meant: bool = True,
     ) -> Operation[Reservation]:
         """Consume first, then do the work, and `refund` if it should not have counted: a login that succeeds.
 
         To look, work and count afterwards would let a hundred guesses through that are made at the same time.
         What is neither refunded nor committed stays consumed. Otherwise like `check`.
         """
-        return self._reserved(self._requests.make(subject, limits, cost, route))
+        return self._reserved(self._requests.make(subject, limits, cost, route, meant))
 
     def refund(self, reservation: Reservation) -> Operation[bool | None]:
         """Give back what was consumed: once, and not after `commit` or the longest window.
@@ -165,9 +191,13 @@ class LimitsBody:
         try:
             if self._settling.waits or self._local.logs or time.monotonic() > self.stats.due:
                 request = yield from self._settled(request)
-                reply = yield from self._ask(self._taking(request))
+                unseen = self._unseen(request)
+                reply = yield from self._ask(_taking(request, unseen))
             else:
-                (reply,) = yield Once([self._taking(request)])
+                unseen = self._unseen(request)
+                (reply,) = yield Once([_taking(request, unseen)])
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, request.mode, unseen)
             return self._learned(request, reply, asked_at)
         except RedisUnavailable as error:
             del self._flying[mark]
@@ -187,7 +217,10 @@ class LimitsBody:
         self._flying[mark] = request
         try:
             request = yield from self._settled(request)
-            reply = yield from self._ask(self._taking(request, self._reservation(name)))
+            unseen, key = self._unseen(request), self._reservation(name)
+            reply = yield from self._ask(_taking(request, unseen, key))
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, request.mode, unseen, key)
             decision = self._learned(request, reply, asked_at)
             held = name if decision else ""
             at = decision.now_us
@@ -222,6 +255,10 @@ class LimitsBody:
     def _learned(self, request: Request, reply: list[int], asked_at: int) -> Decision:
         """The decision in this reply, and what there is to remember of it."""
         decision = self._read(request, reply)
+        if reply[0] == _BANNED:
+            self._bans.learn(request.bans[reply[3] - 1], reply[1] // 1_000 + reply[2])
+        elif self._bans.until:
+            self._bans.forget_all(request.bans)
         if request.plan.counted_away and decision.said:
             self._local.remember(request.known_as, reply[2:], _now_us(), reply[1])
         if decision.status != OK:
@@ -242,15 +279,20 @@ class LimitsBody:
     ) -> Decision:
         """What this process decides by itself."""
         self.stats.counts["limit_degraded"] += 1
-        limits, reason = request.limits, error.reason
+        limits, reason, now_us = request.limits, error.reason, self._server.now_us()
         self.stats.say("limits", reason, f"decided without Redis: {error}")
+        if left_ms := self._bans.left_ms(request.bans, now_us // 1_000):
+            self.stats.counts["limit_denials"] += take
+            wait_us = left_ms * 1_000
+            return Decision(
+                limits, TOO_MANY, request.cost, now_us, wait_us=wait_us, degraded=reason
+            )
         if take and reason == "breaker":
             self._settling.was_away()
         status, said = self._decide_here(request, take=take, id=id)
         if take and status != OK:
             self.stats.counts["limit_denials"] += 1
         wait_us = TRY_AGAIN_US if status == UNAVAILABLE else 0
-        now_us = self._server.now_us()
         return Decision(
             *(limits, status, request.cost, now_us, request.folded(said)),
             wait_us=wait_us,
@@ -278,7 +320,8 @@ class LimitsBody:
         denial = self._denials.find(request.bans, keys, limits, cost, now)
         if denial is None:
             return None
-        denial.unseen += 1
+        if request.mode != QUIET:
+            denial.unseen += 1
         self.stats.counts["limit_denials"] += 1
         self.stats.counts["limit_cached"] += 1
         before, age_us = denial.decision, int((now - denial.at) * _US)
@@ -314,11 +357,30 @@ class LimitsBody:
                 raise
         return reply
 
-    def _taking(self, request: Request, reservation: bytes = b"") -> Command:
-        unseen = self._denials.take_unseen(request.keys) if self._denials.found else b""
-        if request.taking and not unseen and not reservation:
-            return request.taking
-        return limit_check.run(request.words(b"take", unseen, reservation))
+    def _again(
+        self,
+        request: Request,
+        reply: list[Any],
+        mode: bytes,
+        unseen: bytes = b"",
+        reservation: bytes = b"",
+    ) -> Operation[tuple[Request, list[int]]]:
+        """Ask again, by name for the bans of networks that there are now. As often as others are made meanwhile."""
+        while reply[0] == _OTHER_WIDTHS:
+            self._requests.learn_widths(reply[2])
+            request = self._requests.again(request)
+            words = request.words(mode, unseen, reservation)
+            reply = yield from self._ask(limit_check.run(words))
+        return request, reply
+
+    def _unseen(self, request: Request) -> bytes:
+        return self._denials.take_unseen(request.keys) if self._denials.found else b""
+
+
+def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Command:
+    if request.taking and not unseen and not reservation:
+        return request.taking
+    return limit_check.run(request.words(request.mode, unseen, reservation))
 
 
 def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:

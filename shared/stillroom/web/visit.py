@@ -6,7 +6,7 @@ once, what was reserved is settled by the answer, and the response tells of all 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,10 +38,18 @@ class Visit:
     _done: set[object] | None = None  # the declarations it was charged by
     _held: tuple[tuple[Reservation, tuple[Counted, ...]], ...] = ()
 
-    def __init__(self, asked: Asked, client: str, session: RequestSession | None) -> None:
+    def __init__(
+        self,
+        asked: Asked,
+        client: str,
+        session: RequestSession | None,
+        is_meant: Callable[[], bool],
+    ) -> None:
         self.asked = asked
         self.client = client
         self.session = session
+        # Whether its client meant it, and not a page that its browser shows: see fetched.py.
+        self.is_meant = is_meant
 
     @property
     def refused(self) -> Decision | None:
@@ -64,9 +72,13 @@ class Visit:
         if not limits:
             return None
         if counted is ALL:
-            decision = yield from body.check(subject, limits, cost, route=route)
+            decision = yield from body.check(
+                subject, limits, cost, route=route, meant=self.is_meant()
+            )
         else:
-            held = yield from body.reserve(subject, limits, cost, route=route)
+            held = yield from body.reserve(
+                subject, limits, cost, route=route, meant=self.is_meant()
+            )
             decision = held.decision
             if held:
                 self._held += ((held, counted),)
