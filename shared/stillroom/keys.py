@@ -99,6 +99,7 @@ KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 _GLOB_SIGNS = re.compile(rb"[*?\[\]\\]")
 _SHARDED = re.compile(rb"[^{]*\{([^}]*)\}:(.*)", re.DOTALL)
+_BAN = re.compile(rb"[^{]*\{rl:ip:([^}]*)\}:!ban")
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -227,6 +228,16 @@ def kind_of(key: bytes) -> str:
     if not match[1].startswith(b"rl:"):
         return match[2].partition(b":")[0].decode()
     return "mark of a limit" if b"!" in key else "limit"
+
+
+def banned_in(key: bytes) -> str:
+    """The subject that a key bans; empty if it is no such key.
+
+    >>> banned_in(Keys("shop").ban("203.0.113.0/24"))
+    '203.0.113.0/24'
+    """
+    match = _BAN.fullmatch(key)
+    return match[1].decode(errors="replace") if match else ""
 
 
 def sanitized(text: str) -> bytes:

@@ -16,11 +16,15 @@ from functools import cached_property
 from pathlib import Path
 from zlib import crc32
 
+from stillroom.keys import banned_in
+from stillroom.subject import width_of
+
 log = logging.getLogger("stillroom.abuse")
 
 KNOWN = 10_000  # bans that a process remembers
 FILE_LIMIT = 1_000_000  # bytes; a longer file is written anew
 LOOKS_EVERY_S = 0.2
+USUAL = (b"/64}:!ban", b"/48}:!ban")  # ends of most keys that ban a network
 NEWS_MS = 1_000  # a ban that ends this much later is another one
 
 
@@ -37,6 +41,7 @@ class KnownBans:
     def reset(self) -> None:
         """Nothing known but what is in the file: a forked process has met nobody yet."""
         self.until: dict[bytes, int] = {}
+        self.widths: set[str] = set()  # of networks among them that nobody looks for anyway
         self._seen = (0, 0)  # the file's time and size
         self._looked_at = 0.0
 
@@ -44,7 +49,7 @@ class KnownBans:
         """Remember a ban, and tell the others. Costs nothing where it is known already."""
         if self._knows(key, until_ms):
             return
-        self._look()
+        self.look()
         if self._knows(key, until_ms):
             return
         self._keep(key, until_ms)
@@ -60,22 +65,8 @@ class KnownBans:
         for key in [key for key in keys if key in self.until]:
             self.forget(key)
 
-    def left_ms(self, keys: Iterable[bytes], now_ms: int) -> int:
-        """Return how long the longest ban under one of these keys still lasts; 0: none is known."""
-        self._look()
-        return max([0, *(self.until.get(key, 0) - now_ms for key in keys)])
-
-    def _knows(self, key: bytes, until_ms: int) -> bool:
-        return abs(self.until.get(key, 0) - until_ms) < NEWS_MS
-
-    # The file
-
-    @cached_property
-    def _path(self) -> Path | None:
-        return self._find()
-
-    def _look(self) -> None:
-        """Read what the others have written, if they have written anything since."""
+    def look(self) -> None:
+        """Take in what others have written since; `until`, `widths` and `left_ms` are what was known then."""
         now = time.monotonic()
         if self._path is None or now - self._looked_at < LOOKS_EVERY_S:
             return
@@ -86,6 +77,19 @@ class KnownBans:
             if seen != self._seen:
                 self._seen = seen
                 self._read(self._path.read_bytes())
+
+    def left_ms(self, keys: Iterable[bytes], now_ms: int) -> int:
+        """Return how long the longest ban under one of these keys still lasts; 0: none is known."""
+        return max([0, *(self.until.get(key, 0) - now_ms for key in keys)])
+
+    def _knows(self, key: bytes, until_ms: int) -> bool:
+        return abs(self.until.get(key, 0) - until_ms) < NEWS_MS
+
+    # The file
+
+    @cached_property
+    def _path(self) -> Path | None:
+        return self._find()
 
     def _read(self, content: bytes) -> None:
         for line in content[-FILE_LIMIT:].split(b"\n"):
@@ -119,9 +123,11 @@ class KnownBans:
     def _write_anew(self) -> None:
         """What still lasts. A line that another process appends meanwhile is lost: it will meet that ban again."""
         assert self._path is not None
-        self._look()
+        self.look()
         now_ms = int(time.time() * 1_000)
-        lines = [b"%d %b\n" % (until, key) for key, until in self.until.items() if until > now_ms]
+        lines = [
+            b"%d %b\n" % (until, key) for key, until in list(self.until.items()) if until > now_ms
+        ]
         other = self._path.with_suffix(f".{os.getpid()}")
         other.write_bytes(b"".join(lines))
         other.replace(self._path)
@@ -129,6 +135,9 @@ class KnownBans:
     def _keep(self, key: bytes, until_ms: int) -> None:
         self.until.pop(key, None)
         self.until[key] = until_ms
+        if b"/" in key and not key.endswith(USUAL):  # there may be thousands of those
+            with suppress(ValueError):  # of a line that says something else
+                self.widths.update(filter(None, [width_of(banned_in(key))]))
         while len(self.until) > KNOWN:
             self.until.pop(next(iter(self.until)), None)
 

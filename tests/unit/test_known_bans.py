@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ def known(path: Path | None) -> KnownBans:
     return KnownBans(lambda: path)
 
 
+def left_ms(bans: KnownBans, keys: Iterable[bytes], now_ms: int) -> int:
+    """What it knows when it looks."""
+    bans.look()
+    return bans.left_ms(keys, now_ms)
+
+
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look is a look."""
@@ -30,13 +37,13 @@ def test_one_process_learns_what_another_has_met(tmp_path: Path) -> None:
     """And what it has lifted, and that a ban is longer now."""
     one, two = known(tmp_path / "bans"), known(tmp_path / "bans")
     one.learn(KEY, NOW + 5_000)
-    assert two.left_ms([OTHER, KEY], NOW) == 5_000
-    assert two.left_ms([OTHER], NOW) == 0
-    assert two.left_ms([KEY], NOW + 6_000) == 0
+    assert left_ms(two, [OTHER, KEY], NOW) == 5_000
+    assert left_ms(two, [OTHER], NOW) == 0
+    assert left_ms(two, [KEY], NOW + 6_000) == 0
     one.learn(KEY, NOW + 60_000)
-    assert two.left_ms([KEY], NOW) == 60_000
+    assert left_ms(two, [KEY], NOW) == 60_000
     two.forget(KEY)
-    assert one.left_ms([KEY], NOW) == 0
+    assert left_ms(one, [KEY], NOW) == 0
 
 
 def test_a_ban_that_is_met_again_is_not_written_again(tmp_path: Path) -> None:
@@ -54,7 +61,7 @@ def test_the_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for n in range(1_000):
         bans.learn(b"key %d" % n, NOW - 1 if n % 2 else NOW + 10**6)
     assert (tmp_path / "bans").stat().st_size < 40_000
-    assert known(tmp_path / "bans").left_ms([b"key 998"], NOW) > 0
+    assert left_ms(known(tmp_path / "bans"), [b"key 998"], NOW) > 0
     assert [one.name for one in tmp_path.iterdir()] == ["bans"]
 
 
@@ -64,13 +71,13 @@ def test_what_a_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     bans = known(None)
     for n in range(100):
         bans.learn(b"key %d" % n, NOW + 5_000)
-    assert [n for n in range(100) if bans.left_ms([b"key %d" % n], NOW)] == [*range(90, 100)]
+    assert [n for n in range(100) if left_ms(bans, [b"key %d" % n], NOW)] == [*range(90, 100)]
 
 
 def test_junk_in_the_file_harms_nobody(tmp_path: Path) -> None:
     """Cut short, or written by somebody else."""
     (tmp_path / "bans").write_bytes(b"\n\nx y\n123\n-5 key\n" + b"9" * 400 + b" key\n\xff\xfe\n5")
-    assert known(tmp_path / "bans").left_ms([b"none"], NOW) == 0
+    assert left_ms(known(tmp_path / "bans"), [b"none"], NOW) == 0
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/nowhere/at/all", "/proc/none"])
@@ -78,9 +85,9 @@ def test_without_a_file_a_process_has_its_memory(path: str) -> None:
     """A place that can't be written, or keeps nothing."""
     bans = known(Path(path))
     bans.learn(KEY, NOW + 5_000)
-    assert bans.left_ms([KEY], NOW) == 5_000
+    assert left_ms(bans, [KEY], NOW) == 5_000
     bans.forget(KEY)
-    assert bans.left_ms([KEY], NOW) == 0
+    assert left_ms(bans, [KEY], NOW) == 0
 
 
 def test_the_file_is_in_a_folder_of_ones_own(

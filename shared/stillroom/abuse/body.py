@@ -191,8 +191,8 @@ class AbuseBody:
             names += prefixes_of(subject, V6_CLIENTS)
         names = list(dict.fromkeys(names))
         lifted = yield Once(map(self._lifting, names))
-        self._bans.forget_all(map(self._keys.ban, names))
         for name in [name for name, done in zip(names, lifted, strict=True) if done]:
+            self._bans.forget(self._keys.ban(name))
             log.warning("the ban of %s was lifted", name)
         return any(lifted)
 

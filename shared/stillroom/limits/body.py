@@ -281,7 +281,7 @@ class LimitsBody:
         self.stats.counts["limit_degraded"] += 1
         limits, reason, now_us = request.limits, error.reason, self._server.now_us()
         self.stats.say("limits", reason, f"decided without Redis: {error}")
-        if left_ms := self._bans.left_ms(request.bans, now_us // 1_000):
+        if left_ms := self._banned_ms(request, now_us // 1_000):
             self.stats.counts["limit_denials"] += take
             wait_us = left_ms * 1_000
             return Decision(
@@ -298,6 +298,14 @@ class LimitsBody:
             wait_us=wait_us,
             degraded=reason,
         )
+
+    def _banned_ms(self, request: Request, now_ms: int) -> int:
+        """How long the client is still banned, as far as this machine knows; 0: it is not."""
+        self._bans.look()
+        if not request.bans or not self._bans.until:
+            return 0
+        networks = self._requests.bans_of(request.address, self._bans.widths)
+        return self._bans.left_ms([*request.bans, *networks], now_ms)
 
     def _decide_here(self, request: Request, *, take: bool, id: str) -> tuple[int, tuple[int, ...]]:
         limits = request.limits

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -368,6 +368,14 @@ class Requests:
         self._widths = Widths(text, v4, v6)
         self._client.cache_clear()  # also where it knew: another thread may just have made one as before
         self._of_address.cache_clear()
+
+    def bans_of(self, address: str, widths: Iterable[str]) -> list[bytes]:
+        """The keys that would ban this address as one of a network of such a width: `4/24` …"""
+        sorts: dict[str, list[int]] = {"4": [], "6": []}
+        for text in widths:
+            version, _, width = text.partition("/")
+            sorts[version].append(int(width))
+        return list(map(self._keys.ban, prefixes_of(address, sorts["6"], sorts["4"])))
 
     def again(self, request: Request) -> Request:
         """The same request, with what has been learned since it was made."""
