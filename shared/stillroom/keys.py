@@ -49,10 +49,13 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
 |                   |        | for ten minutes                                 |              |                 |
 | ns:{rl:!held}:<id>| hash   | a reservation that may still be refunded: see   | the window;  | limit_check,    |
-|                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _refund|
+|                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _settle|
 | ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |
 | ns:limits:windows | hash   | limit → its longest window, µs, and when that   | 366 d, 1,000 | limit_windows   |
 |                   |        | was said                                        |              |                 |
+| ns:limits:changes | hash   | limit → what operators changed it to, as JSON   | the change   | limit_change    |
+|                   |        |                                                 | that ends    |                 |
+|                   |        |                                                 | last; 200    |                 |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
 |                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
@@ -122,6 +125,7 @@ class Keys:
         self.abuse_aside = self.abuse + b":aside"
         self.abuse_groups = self.abuse + b":groups"
         self.limit_windows = f"{namespace}:limits:windows".encode()
+        self.limit_changes = f"{namespace}:limits:changes".encode()
         self.bans = f"{namespace}:bans".encode()
         self.ban_times = self.bans + b":times"
         self.health = f"{namespace}:health".encode()

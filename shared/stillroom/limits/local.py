@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -53,7 +53,9 @@ class LocalLimits:
         self.logs: OrderedDict[bytes, Log] = OrderedDict()  # with hits that Redis may not know of
         self._settled: OrderedDict[bytes, Log] = OrderedDict()  # it knows all of theirs
         self._known: OrderedDict[bytes, Known] = OrderedDict()
-        self._held: OrderedDict[str, list[tuple[Log, Entry]]] = OrderedDict()  # by reservation
+        self._held: OrderedDict[str, list[tuple[bytes, Log, Entry]]] = (
+            OrderedDict()
+        )  # by reservation
 
     def remember(
         self, keys: Sequence[bytes], said: Sequence[int], now: int, server_us: int = 0
@@ -93,7 +95,7 @@ class LocalLimits:
                 return OK, _flat(said)
             if not self._keep(keys, logs, now):
                 return UNAVAILABLE, ()
-            self._consume(logs, cost, now, id)
+            self._consume(keys, logs, cost, now, id)
             return OK, _flat([self._said(*row, flying, 0, now) for row in rows])
 
     def owed(self, now: int, keys: Iterable[bytes] = (), most: int = 100) -> list[Charge]:
@@ -136,14 +138,21 @@ class LocalLimits:
         with self._lock:
             return self._held.pop(id, None) is not None
 
-    def refund(self, id: str) -> bool | None:
-        """Give back what a reservation took here. None: Redis knows of some of it, or may. False: none is held."""
+    def refund(self, id: str, cost: int = 0, keys: Container[bytes] | None = None) -> bool | None:
+        """Let a reservation have cost only this much here, or more, in these logs; in others it stays consumed.
+
+        None: Redis knows of it, or may. False: none is held.
+        """
         with self._lock:
             held = self._held.pop(id, None)
             if held is None:
                 return False
-            given = [log.give_back(entry, id) for log, entry in held]
-        return bool(given) if all(given) else None
+            settled = [
+                log.settle_entry(entry, id, cost)
+                for key, log, entry in held
+                if keys is None or key in keys
+            ]
+        return bool(settled) if all(settled) else None
 
     # One decision
 
@@ -155,7 +164,7 @@ class LocalLimits:
         self, log: Log, key: bytes, known: bytes, flying: Flying, cost: int, now: int
     ) -> Said:
         limit, share = log.limit, self._share(log.limit)
-        if limit.away == "open":
+        if limit.is_open_away:
             return UNTOLD
         asked = sum([hits for logs, hits in flying if key in logs])
         base, at = self._base(known, limit, share, now)
@@ -177,8 +186,13 @@ class LocalLimits:
     def _share(self, limit: Limit) -> int:
         return min(limit.quota, max(1, limit.quota // self._processes))
 
-    def _consume(self, logs: Sequence[Log], cost: int, now: int, id: str) -> None:
-        taken = [(log, log.add(cost, now, id)) for log in logs if log.limit.away != "open"]
+    def _consume(
+        self, keys: Sequence[bytes], logs: Sequence[Log], cost: int, now: int, id: str
+    ) -> None:
+        pairs = zip(keys, logs, strict=True)
+        taken = [
+            (key, log, log.add(cost, now, id)) for key, log in pairs if not log.limit.is_open_away
+        ]
         if id:
             self._held[id] = taken
             if len(self._held) > self._most:
@@ -198,7 +212,7 @@ class LocalLimits:
         return True
 
     def _is_new(self, key: bytes, log: Log) -> bool:
-        return log.limit.away != "open" and key not in self.logs
+        return not log.limit.is_open_away and key not in self.logs
 
     def _make_room(self, wanted: int, now: int) -> int:
         """How many more there may be. Some of the oldest are looked at: over, they go; else they are put last."""

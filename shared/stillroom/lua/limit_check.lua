@@ -1,9 +1,12 @@
 -- One request against all its limits: its bans, then all limits looked at, then all of them consumed, or none.
 -- KEYS  1 stream of events  2… bans, then the log of each limit, then the reservation if there is one
--- ARGV  1 'take' | 'look' (consumes and tells nothing)  2 cost  3 number of bans  4 number of limits
+-- ARGV  1 'take' | 'wait' (tells of no denial) | 'look' (consumes and tells nothing)  2 cost  3 number of bans
+--       4 number of limits
 --       5 denials that the process answered from memory since: '<number of the limit>:<how many>' …, '' for none
 --       6 ms a reservation lives, '' for none  7 number of limits that tell of being near: the first ones
---       8… quota, window µs, longest window of its name µs of each limit; then the fields of an event: 'ip', address, 'user', HMAC …
+--       8 a letter for each limit, 's' for one in shadow, which denies nothing; '' where none is
+--       9… quota, window µs, longest window of its name µs of each limit; then the fields of an event: 'ip', address,
+--       'user', HMAC …
 -- returns {1 admitted | 0 denied, now, then for each limit: hits used, µs until some come back (0: none are used),
 --          µs until this request fits (0: it does, -1: never), µs until all have come back}
 --         {-1, now, ms the ban lasts}
@@ -12,9 +15,9 @@
 
 local DENIED_MS = 600000
 local NEAR_SHARE, NEAR_LEAST = 0.8, 10
-local taking, cost = ARGV[1] == 'take', tonumber(ARGV[2])
+local taking, cost = ARGV[1] ~= 'look', tonumber(ARGV[2])
 local bans, count = tonumber(ARGV[3]), tonumber(ARGV[4])
-local fields = 8 + 3 * count
+local fields = 9 + 3 * count
 local now = now_us()
 
 -- One MGET for all of them: each command of a script costs as much as the rest of it.
@@ -27,7 +30,7 @@ end
 
 local limits, denied = {}, nil
 for i = 1, count do
-  local numbers = 5 + 3 * i
+  local numbers = 6 + 3 * i
   local limit = {
     key = KEYS[1 + bans + i],
     quota = tonumber(ARGV[numbers]), window = tonumber(ARGV[numbers + 1]), keep = tonumber(ARGV[numbers + 2]),
@@ -51,9 +54,11 @@ local function wait_of(limit)
   return -1
 end
 
-for _, limit in ipairs(limits) do
+for i, limit in ipairs(limits) do
   limit.wait = wait_of(limit)
-  if limit.wait ~= 0 and not denied then
+  -- A limit in shadow counts what it would have admitted, and nobody is denied for it.
+  limit.is_let_off = limit.wait ~= 0 and string.sub(ARGV[8], i, i) == 's'
+  if limit.wait ~= 0 and not limit.is_let_off and not denied then
     denied = limit
   end
 end
@@ -114,7 +119,7 @@ if taking and not is_reserved then
   for number, more in string.gmatch(ARGV[5], '(%d+):(%d+)') do
     limits[tonumber(number)].denials = tonumber(more)
   end
-  if denied then
+  if denied and ARGV[1] == 'take' then
     denied.denials = (denied.denials or 0) + 1
   end
   for _, limit in ipairs(limits) do
@@ -124,12 +129,14 @@ if taking and not is_reserved then
   end
   if not denied and cost > 0 then
     for i, limit in ipairs(limits) do
-      consume(limit)
-      if i <= tonumber(ARGV[7]) then
-        tell_if_near(limit)
-      end
-      if ARGV[6] ~= '' then
-        note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
+      if not limit.is_let_off then
+        consume(limit)
+        if i <= tonumber(ARGV[7]) then
+          tell_if_near(limit)
+        end
+        if ARGV[6] ~= '' then
+          note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
+        end
       end
     end
     if ARGV[6] ~= '' then
