@@ -83,11 +83,7 @@ class LimitsBody(Operating):
         Raises InvalidLimit. Redis away: each limit does what its `away` says, and the decision is `degraded`.
         """
         request = self._requests.make(subject, limits, cost, route)
-        if request.plan.in_flight:
-            raise InvalidLimit(
-                request.plan.in_flight,
-                "it limits what is in flight: hold() it, or reserve and refund",
-            )
+        _check_holds_nothing(request)
         return self._decided(request)
 
     def wait(
@@ -107,7 +103,7 @@ class LimitsBody(Operating):
         """
         if not 0 <= timeout <= LONGEST_WAIT_S:
             raise InvalidLimit(timeout, f"timeout is 0 to {LONGEST_WAIT_S:,.0f} seconds")
-        self._requests.make(subject, limits, cost, route)  # what is wrong is said at once
+        _check_holds_nothing(self._requests.make(subject, limits, cost, route))
         return self._waiting(subject, limits, cost, timeout, route)
 
     def peek(self, subject: Subject, limits: Sequence[Limit], cost: int = 1) -> Operation[Decision]:
@@ -445,6 +441,14 @@ class LimitsBody(Operating):
         if request.taking and not unseen and not reservation:
             return request.taking
         return limit_check.run(request.words(b"take", unseen, reservation))
+
+
+def _check_holds_nothing(request: Request) -> None:
+    """Raises InvalidLimit for a limit of what is in flight: nobody would ever give its place back."""
+    if request.plan.in_flight:
+        raise InvalidLimit(
+            request.plan.in_flight, "it limits what is in flight: hold() it, or reserve and refund"
+        )
 
 
 def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:
