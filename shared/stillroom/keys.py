@@ -51,6 +51,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{rl:!held}:<id>| hash   | a reservation that may still be refunded: see   | the window;  | limit_check,    |
 |                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _settle|
 | ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |
+| ns:{rl:!widths}   | string | widths of networks that have bans, until when   | those bans   | lib/ban.lua     |
 | ns:limits:windows | hash   | limit → its longest window, µs, and when that   | 366 d, 1,000 | limit_windows   |
 |                   |        | was said                                        |              |                 |
 | ns:limits:changes | hash   | limit → what operators changed it to, as JSON   | the change   | limit_change    |
@@ -101,6 +102,7 @@ KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 _GLOB_SIGNS = re.compile(rb"[*?\[\]\\]")
 _SHARDED = re.compile(rb"[^{]*\{([^}]*)\}:(.*)", re.DOTALL)
+_BAN = re.compile(rb"[^{]*\{rl:ip:([^}]*)\}:!ban")
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -126,6 +128,7 @@ class Keys:
         self.abuse_groups = self.abuse + b":groups"
         self.limit_windows = f"{namespace}:limits:windows".encode()
         self.limit_changes = f"{namespace}:limits:changes".encode()
+        self.ban_widths = f"{namespace}:{{rl:!widths}}".encode()
         self.bans = f"{namespace}:bans".encode()
         self.ban_times = self.bans + b":times"
         self.health = f"{namespace}:health".encode()
@@ -193,7 +196,7 @@ class Keys:
         return b"%b!told}:%b" % (self._limits, log.encode())
 
     def ban(self, subject: str) -> bytes:
-        """`subject`: an address, or a network of IPv6: see subject.py."""
+        """`subject`: an address, or a network: see subject.py."""
         return self.limits("ip", subject) + b"!ban"
 
     def ban_level(self, subject: str) -> bytes:
@@ -229,6 +232,16 @@ def kind_of(key: bytes) -> str:
     if not match[1].startswith(b"rl:"):
         return match[2].partition(b":")[0].decode()
     return "mark of a limit" if b"!" in key else "limit"
+
+
+def banned_in(key: bytes) -> str:
+    """The subject that a key bans; empty if it is no such key.
+
+    >>> banned_in(Keys("shop").ban("203.0.113.0/24"))
+    '203.0.113.0/24'
+    """
+    match = _BAN.fullmatch(key)
+    return match[1].decode(errors="replace") if match else ""
 
 
 def sanitized(text: str) -> bytes:

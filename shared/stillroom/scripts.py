@@ -71,6 +71,7 @@ def _with_includes(text: str) -> str:
 abuse_count = Script("abuse_count")
 abuse_judge = Script("abuse_judge")
 abuse_lift = Script("abuse_lift")
+abuse_tidy = Script("abuse_tidy")
 add = Script("add")
 agree = Script("agree")
 back_off = Script("back_off")

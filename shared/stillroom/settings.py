@@ -222,6 +222,9 @@ class Settings(BaseSettings):
     # Abuse: what it looks like, and whom to ban for it.
     abuse_rules: Path | None = None  # a TOML file that changes the built-in rules and adds others
     abuse_allow: Networks = ()  # never banned, as the trusted proxies and private ranges
+    # Where processes of this machine tell each other of bans, so that these hold while Redis is away. None: in a
+    # folder of this user's own under the temporary one. /dev/null: nowhere, each process knows those it has met.
+    ban_file: Path | None = None
     ban_cap: int = Field(60, ge=0, le=10_000)  # bans a minute; past it patterns are only logged
 
     # Health.

@@ -71,11 +71,11 @@ def test_a_report_never_fails_because_redis_is_away(
 def test_a_frozen_redis_costs_a_report_its_deadline(
     own_room: Any, own_server: EmbeddedServer
 ) -> None:
-    """A tenth of a second, then False; never longer than a call may take."""
+    """A tenth of a second; whether it will be written is not known. Never longer than a call may take."""
     own_room.abuse.report("auth_fail", ip=CLIENT)
     own_server.freeze()
     started = time.monotonic()
-    assert own_room.abuse.report("auth_fail", ip=CLIENT) is False
+    assert own_room.abuse.report("auth_fail", ip=CLIENT) is None
     assert time.monotonic() - started < 1
     own_server.thaw()
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from stillroom import AUTH, DEFAULT, Limit, Settings
+from stillroom import AUTH, DEFAULT, BanRefused, Limit, Settings
 from tests.support.abuse import ARMED, CLIENT, patterns
 from tests.support.crowd import PATIENT
-from tests.support.limits import age, events, expire_denials, forget_denials
+from tests.support.limits import age, assert_bounded, events, expire_denials, forget_denials
 
 
 @pytest.fixture
@@ -106,3 +106,105 @@ def test_a_flood_of_denials_is_few_events(room: Any, client: Any) -> None:
     assert [int(fields[b"n"]) for fields in events] == [2**n for n in range(9)]
     report = room.abuse.scan()
     assert (report["events"], report["bans"]) == (9, 1)
+
+
+# Networks
+
+NETWORKS = [
+    ("203.0.113.0/24", "203.0.113.77", "203.0.114.1"),
+    ("203.0.112.0/21", "203.0.119.255", "203.0.120.0"),
+    ("198.51.100.8/30", "::ffff:198.51.100.11", "198.51.100.12"),
+    ("64.0.0.0/6", "66.1.2.3", "12.1.2.3"),
+    ("::ffff:203.0.113.0/120", "203.0.113.7", "203.0.112.7"),
+    ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::1"),
+    ("2001:db8:1200::/40", "2001:db8:12ff:7::1", "2001:db8:1300::1"),
+    ("2001:db8:1:2::/62", "2001:db8:1:3::1", "2001:db8:1:4::1"),
+]
+
+
+@pytest.mark.parametrize(("network", "inside", "outside"), NETWORKS)
+def test_any_network_can_be_banned(
+    room: Any, other: Any, client: Any, network: str, inside: str, outside: str
+) -> None:
+    """For every process at once, however it is asked; and lifted, and nothing of it stays behind."""
+    for address in (inside, outside):
+        assert other.limits.check(address, [DEFAULT])
+    ban = room.abuse.ban(network, 60)
+    for asked in (room, other):
+        assert asked.limits.check(inside, [DEFAULT]).banned
+        assert asked.limits.check({"ip": inside, "user": "ann"}, [LOGIN]).banned
+        assert asked.limits.peek(inside, [DEFAULT]).banned
+        assert asked.limits.reserve(inside, [DEFAULT]).decision.banned
+        assert asked.limits.check(outside, [DEFAULT])
+        assert asked.limits.check({"user": "ann"}, [Limit("quiz", 9, 60, by="user")])
+    assert [found.subject for found in other.abuse.bans()] == [ban.subject]
+    assert_bounded(client)
+    assert other.abuse.lift(network) is True
+    for asked in (room, other):
+        forget_denials(asked)
+        assert asked.limits.check(inside, [DEFAULT])
+    assert room.abuse.bans() == []
+
+
+def test_a_check_looks_for_few_widths(room: Any, other: Any, client: Any) -> None:
+    """Eight of those that have bans, besides the usual ones, and none that has none any more."""
+    for width in range(24, 32):
+        room.abuse.ban(f"203.0.113.0/{width}", 60)
+    room.abuse.ban("203.0.113.128/25", 120)
+    room.abuse.ban("2001:db8:1::/48", 60)
+    with pytest.raises(BanRefused, match="8 other widths"):
+        room.abuse.ban("2001:db8::/32", 60)
+    assert client.ttl(room.keys.ban_widths) == pytest.approx(120, abs=2)
+    client.set(room.keys.ban_widths, b"4/24 1,4/25 99999999999999", ex=60)
+    room.abuse.ban("2001:db8::/32", 60)  # those that are over make room
+    assert client.get(room.keys.ban_widths).startswith(b"4/25 99999999999999,6/32 ")
+    client.delete(room.keys.ban_widths)
+    assert other.limits.check("203.0.113.200", [DEFAULT])
+    assert getattr(other, "inner", other)._limits_body._requests.make(
+        "203.0.113.200", [DEFAULT], 1, ""
+    ).bans == (room.keys.ban("203.0.113.200"),)
+
+
+@pytest.mark.parametrize("junk", [b"", b"x", b"4/99 1", b"6/200 9,4/ 3,", b"4/24", b"\xff" * 99])
+def test_junk_in_the_widths_stops_nobody(room: Any, client: Any, junk: bytes) -> None:
+    """Whoever wrote it."""
+    client.set(room.keys.ban_widths, junk, ex=60)
+    for address in (CLIENT, "2001:db8::1"):
+        assert room.limits.check(address, [DEFAULT])
+    room.abuse.ban("203.0.113.0/24", 60)
+    assert room.limits.check(CLIENT, [DEFAULT]).banned
+
+
+def test_denials_from_memory_are_told_though_widths_have_changed(
+    room: Any, other: Any, client: Any
+) -> None:
+    """The request that carries them is asked a second time, and they are counted once."""
+    limit = Limit("login", 1, 60)
+    for _ in range(1 + 10):
+        room.limits.check(CLIENT, [limit])
+    other.abuse.ban("198.51.100.0/24", 60)
+    expire_denials(room)
+    room.limits.check(CLIENT, [limit])
+    assert [event["n"] for event in events(client, room)] == ["1", "11"]
+
+
+# Whose denial is no sign of abuse
+
+
+def test_what_nobody_meant_is_no_hammer(room: Any, client: Any) -> None:
+    """A page's hundred pictures are denied, asked of Redis or from memory, and no event tells of it."""
+    limit = Limit("page", 10, 60)
+    for n in range(300):
+        room.limits.check(CLIENT, [limit], meant=False)
+        if n % 3:
+            forget_denials(room)
+    for _ in range(100):
+        assert not room.limits.reserve(CLIENT, [limit], meant=False)
+        assert not room.limits.check({"ip": CLIENT, "user": "ann"}, [limit, LOGIN], meant=False)
+    assert events(client, room) == []
+    assert client.keys("*!denied") == []
+    forget_denials(room)
+    for _ in range(3):
+        room.limits.check(CLIENT, [limit])
+        forget_denials(room)
+    assert [event["n"] for event in events(client, room)] == ["1", "2"]

@@ -485,6 +485,42 @@ def test_a_refund_where_the_clock_has_stepped_back(room: Any, client: Any) -> No
     assert room.limits.peek(IP, [AUTH]).remaining == 4
 
 
+@pytest.mark.parametrize("quota", [5, 24, 25, 1_000])
+def test_what_a_reset_forgot_is_not_given_back(room: Any, quota: int) -> None:
+    """A reservation from before it gives back nothing of what was used since."""
+    limit = Limit("login", quota, 3_600)
+    held = [room.limits.reserve(IP, [limit]) for _ in range(5)]
+    room.limits.reset(IP, [limit])
+    since = [room.limits.reserve(IP, [limit]) for _ in range(5)]
+    for reservation in held:
+        room.limits.refund(reservation)
+    assert room.limits.peek(IP, [limit]).remaining == quota - 5
+    assert [room.limits.refund(one) for one in since] == [True] * 5
+    assert room.limits.peek(IP, [limit]).remaining == quota
+
+
+@pytest.mark.parametrize("quota", [20, 1_000])
+def test_hits_of_the_very_same_time_are_given_back_whole(
+    room: Any, client: Any, quota: int
+) -> None:
+    """Two reservations and a hit of one microsecond: each refund takes as much as was consumed, of whichever."""
+    limit = Limit("ties", quota, 3_600)
+    held = [room.limits.reserve(IP, [limit], cost=cost) for cost in (1, 3, 2)]
+    (key,) = logs(client)
+    at = held[1].at_us
+    if quota == 20:
+        write_log(client, key, [(at, 1), (at, 3), (at, 2)])
+    else:
+        write_log(client, key, [(at, 6)])
+    tied = [dataclasses.replace(one, at_us=at) for one in held]
+    assert room.limits.refund(tied[1])
+    assert room.limits.peek(IP, [limit]).remaining == quota - 3
+    assert room.limits.refund(tied[2])
+    assert room.limits.refund(tied[0])
+    assert room.limits.peek(IP, [limit]).remaining == quota
+    assert logs(client) == []
+
+
 # Bans, denials, events
 
 

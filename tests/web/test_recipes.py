@@ -9,11 +9,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stillroom import Settings, Stillroom
-from tests.support.web import Browser, Reply, ask, environment_of, serving_process
+from tests.support.sessions import age
+from tests.support.web import COOKIE, Browser, Reply, ask, environment_of, serving_process
 
 RECIPES = (Path(__file__).parent.parent.parent / "docs/recipes.md").read_text(encoding="utf-8")
 GUNICORN = ("gunicorn", "--bind", "fd://{fd}", "--log-level", "warning", "--no-control-socket")
@@ -163,6 +165,43 @@ def test_the_frameworks_own_client_tells_the_same_story(
         timeout=60,
     )
     assert done.stdout == "told\n", done.stdout + done.stderr
+
+
+def test_a_page_that_asks_again(
+    tmp_path: Path, environment: dict[str, str], room: Stillroom, client: Any
+) -> None:
+    """After ten minutes it is 401, until the password was given again; and another site's page is refused."""
+    (tmp_path / "shop.py").write_text(blocks("A page that asks again")[0])
+    with serving_process([*UVICORN, "shop:app"], tmp_path, environment) as port:
+        browser = Browser(port)
+        assert post(browser, "/address", street="x").status == 401
+        assert post(browser, "/login", user="ann", password="ann's secret").status == 200
+        assert post(browser, "/address", street="x").status == 200
+        (device,) = room.sessions.list_for_user("ann")
+        age(client, room, device.handle, 601)
+        assert post(browser, "/address", street="x").status == 401
+        assert post(browser, "/confirm", password="ann's secret").status == 200
+        assert json.loads(post(browser, "/address", street="x").text)["user"] == "ann"
+        evil = {"Sec-Fetch-Site": "cross-site", "Content-Type": "application/json"}
+        assert browser.get("/address", "POST", evil, b'{"street": "y"}').status == 403
+
+
+def test_flask_login(tmp_path: Path, environment: dict[str, str], room: Stillroom) -> None:
+    """The list of devices knows its user, the box "remember me" is Flask's, and a logout is one."""
+    (tmp_path / "shop.py").write_text(blocks("Flask-Login, and Flask's own settings")[0])
+    with serving_process([*GUNICORN, "shop:app"], tmp_path, environment) as port:
+        for remember in ("yes", "no"):
+            browser = Browser(port)
+            right = {"user": "ann", "password": "ann's secret", "remember": remember}
+            reply = post(browser, "/login", **right)
+            cookie = next(line for line in reply.all("set-cookie") if line.startswith(COOKIE))
+            assert ("Max-Age=2592000" in cookie) == (remember == "yes")
+            assert "SameSite=Strict" in cookie
+            assert len(json.loads(browser.get("/devices").text)) == 1
+            assert post(browser, "/logout").status == 200
+            assert browser.token is None
+            assert browser.get("/devices").status == 401
+            assert room.sessions.count("ann") == 0
 
 
 def test_in_front_of_everything(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -17,13 +17,14 @@ from typing import Any
 
 from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable
 from stillroom.keys import Keys
+from stillroom.known_bans import KnownBans
 from stillroom.limits.changes import READ_EVERY_S
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
 from stillroom.limits.denials import REMEMBERED_S, Denial, Denials
 from stillroom.limits.limit import Limit, check_cost
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.operating import Operating
-from stillroom.limits.request import Request, Requests, Subject
+from stillroom.limits.request import QUIET, Request, Requests, Subject
 from stillroom.limits.reservation import Reservation
 from stillroom.limits.settling import BITE, Settling
 from stillroom.operation import Once, Operation, Pause
@@ -42,7 +43,8 @@ UNREAD_EVERY_S = 30.0  # who can't read what operators changed asks no more ofte
 WOULD_DENY = "limit_would_deny:"  # and the limit's name, among the counts
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
-_BANNED = -1  # what limit_check replies first; else 1 admitted, 0 denied
+# What limit_check replies first; else 1 admitted, 0 denied.
+_BANNED, _OTHER_WIDTHS = -1, -2
 _US = 1_000_000
 
 
@@ -50,9 +52,16 @@ class LimitsBody(Operating):
     """The operations. A driver runs them."""
 
     def __init__(
-        self, settings: Settings, server: Server, breaker: Breaker, keys: Keys, stats: Stats
+        self,
+        settings: Settings,
+        server: Server,
+        breaker: Breaker,
+        keys: Keys,
+        stats: Stats,
+        bans: KnownBans,
     ) -> None:
         self.settings = settings
+        self._bans = bans
         self.stats = stats
         self._server, self._keys = server, keys
         self._breaker = breaker
@@ -71,7 +80,13 @@ class LimitsBody(Operating):
         reset_after_fork(self._changes)
 
     def check(
-        self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
+        self,
+        subject: Subject,
+        limits: Sequence[Limit],
+        cost: int = 1,
+        *,
+        route: str = "",
+        meant: bool = True,
     ) -> Operation[Decision]:
         """Consume `cost` of all these limits, or of none of them: the decision says which. One round trip.
 
@@ -79,10 +94,13 @@ class LimitsBody(Operating):
         kinds in its `by`. Who has no name (None, or blank) is counted by address. Texts are stored as an HMAC only.
         An address in the setting limit_exempt is admitted, and nobody asks Redis.
         `cost` 0 consumes nothing, and is denied only to who is banned or over a limit that was lowered. `route` is
-        the template of the path, for events. Who was denied a moment ago is denied from memory for up to 5 s.
-        Raises InvalidLimit. Redis away: each limit does what its `away` says, and the decision is `degraded`.
+        the template of the path, for events. `meant=False`: the client did not ask for this itself, a page that its
+        browser shows did; then a denial is no sign of abuse, and nobody is told of it. Who was denied a moment ago
+        is denied from memory for up to 5 s.
+        Raises InvalidLimit. Redis away: each limit does what its `away` says, and the decision is `degraded`; of
+        bans hold those that some process of this machine knows of.
         """
-        request = self._requests.make(subject, limits, cost, route)
+        request = self._requests.make(subject, limits, cost, route, meant)
         _check_holds_nothing(request)
         return self._decided(request)
 
@@ -117,19 +135,27 @@ class LimitsBody(Operating):
         try:
             request = yield from self._settled(request)
             reply = yield from self._ask(limit_check.run(request.words(b"look")))
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, b"look")
         except RedisUnavailable as error:
             return self._stand_in(request, error, take=False)
         return self._read(request, reply)
 
     def reserve(
-        self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
+        self,
+        subject: Subject,
+        limits: Sequence[Limit],
+        cost: int = 1,
+        *,
+        route: str = "",
+        meant: bool = True,
     ) -> Operation[Reservation]:
         """Consume first, then do the work, and `refund` if it should not have counted: a login that succeeds.
 
         To look, work and count afterwards would let a hundred guesses through that are made at the same time.
         What is neither refunded nor committed stays consumed. Otherwise like `check`.
         """
-        return self._reserved(self._requests.make(subject, limits, cost, route))
+        return self._reserved(self._requests.make(subject, limits, cost, route, meant))
 
     def refund(self, reservation: Reservation) -> Operation[bool | None]:
         """Give back what was consumed: once, and not after `commit`, `settle` or the longest window.
@@ -214,9 +240,13 @@ class LimitsBody(Operating):
         try:
             if self._settling.waits or self._local.logs or self._has_riders():
                 request = yield from self._settled(request)
-                reply = yield from self._ask(self._taking(request))
+                unseen = self._unseen(request)
+                reply = yield from self._ask(_taking(request, unseen))
             else:
-                (reply,) = yield Once([self._taking(request)])
+                unseen = self._unseen(request)
+                (reply,) = yield Once([_taking(request, unseen)])
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, request.mode, unseen)
             return self._learned(request, reply, asked_at)
         except RedisUnavailable as error:
             del self._flying[mark]
@@ -237,7 +267,10 @@ class LimitsBody(Operating):
         self._flying[mark] = request
         try:
             request = yield from self._settled(request)
-            reply = yield from self._ask(self._taking(request, self._reservation(name)))
+            unseen, key = self._unseen(request), self._reservation(name)
+            reply = yield from self._ask(_taking(request, unseen, key))
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, request.mode, unseen, key)
             decision = self._learned(request, reply, asked_at, RESERVED_S)
             held = name if decision else ""
             at = decision.now_us
@@ -276,7 +309,9 @@ class LimitsBody(Operating):
             return self._passed(request)
         try:
             request = yield from self._settled(request)
-            reply = yield from self._ask(limit_check.run(request.words(b"wait")))
+            reply = yield from self._ask(limit_check.run(request.words(QUIET)))
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, QUIET)
         except RedisUnavailable as error:
             return self._stand_in(request, error, take=True)
         return self._read(request, reply)
@@ -298,6 +333,10 @@ class LimitsBody(Operating):
     ) -> Decision:
         """The decision in this reply, and what there is to remember of it, for so many seconds at the most."""
         decision = self._read(request, reply)
+        if reply[0] == _BANNED:
+            self._bans.learn(request.bans[reply[3] - 1], reply[1] // 1_000 + reply[2])
+        elif self._bans.until:
+            self._bans.forget_all(request.bans)
         if request.plan.counted_away and decision.said:
             self._local.remember(request.known_as, reply[2:], _now_us(), reply[1])
         if decision.status != OK:
@@ -327,20 +366,33 @@ class LimitsBody(Operating):
     ) -> Decision:
         """What this process decides by itself."""
         self.stats.counts["limit_degraded"] += 1
-        limits, reason = request.limits, error.reason
+        limits, reason, now_us = request.limits, error.reason, self._server.now_us()
         self.stats.say("limits", reason, f"decided without Redis: {error}")
+        if left_ms := self._banned_ms(request, now_us // 1_000):
+            self.stats.counts["limit_denials"] += take
+            wait_us = left_ms * 1_000
+            return Decision(
+                limits, TOO_MANY, request.cost, now_us, wait_us=wait_us, degraded=reason
+            )
         if take and reason == "breaker":
             self._settling.was_away()
         status, said = self._decide_here(request, take=take, id=id)
         if take and status != OK:
             self.stats.counts["limit_denials"] += 1
         wait_us = TRY_AGAIN_US if status == UNAVAILABLE else 0
-        now_us = self._server.now_us()
         return Decision(
             *(limits, status, request.cost, now_us, request.folded(said)),
             wait_us=wait_us,
             degraded=reason,
         )
+
+    def _banned_ms(self, request: Request, now_ms: int) -> int:
+        """How long the client is still banned, as far as this machine knows; 0: it is not."""
+        self._bans.look()
+        if not request.bans or not self._bans.until:
+            return 0
+        networks = self._requests.bans_of(request.address, self._bans.widths)
+        return self._bans.left_ms([*request.bans, *networks], now_ms)
 
     def _decide_here(self, request: Request, *, take: bool, id: str) -> tuple[int, tuple[int, ...]]:
         limits = request.limits
@@ -365,7 +417,8 @@ class LimitsBody(Operating):
         denial = self._denials.find(request.bans, keys, limits, cost, now)
         if denial is None:
             return None
-        denial.unseen += 1
+        if request.mode != QUIET:
+            denial.unseen += 1
         self.stats.counts["limit_denials"] += 1
         self.stats.counts["limit_cached"] += 1
         before, age_us = denial.decision, int((now - denial.at) * _US)
@@ -436,11 +489,30 @@ class LimitsBody(Operating):
         now = time.monotonic()
         return now > self.stats.due or now > self._changes.due
 
-    def _taking(self, request: Request, reservation: bytes = b"") -> Command:
-        unseen = self._denials.take_unseen(request.keys) if self._denials.found else b""
-        if request.taking and not unseen and not reservation:
-            return request.taking
-        return limit_check.run(request.words(b"take", unseen, reservation))
+    def _again(
+        self,
+        request: Request,
+        reply: list[Any],
+        mode: bytes,
+        unseen: bytes = b"",
+        reservation: bytes = b"",
+    ) -> Operation[tuple[Request, list[int]]]:
+        """Ask again, by name for the bans of networks that there are now. As often as others are made meanwhile."""
+        while reply[0] == _OTHER_WIDTHS:
+            self._requests.learn_widths(reply[2])
+            request = self._requests.again(request)
+            words = request.words(mode, unseen, reservation)
+            reply = yield from self._ask(limit_check.run(words))
+        return request, reply
+
+    def _unseen(self, request: Request) -> bytes:
+        return self._denials.take_unseen(request.keys) if self._denials.found else b""
+
+
+def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Command:
+    if request.taking and not unseen and not reservation:
+        return request.taking
+    return limit_check.run(request.words(request.mode, unseen, reservation))
 
 
 def _check_holds_nothing(request: Request) -> None:

@@ -6,7 +6,8 @@ Most requests are of a client and limits that were seen a moment ago, so what wa
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -45,7 +46,9 @@ TOLD = ("ip", "user")  # of a subject, in an event
 ROUTE_LIMIT = 200  # characters, in an event
 WINDOWS_LIMIT = 1_000  # names of limits whose windows are compared
 WINDOWS = "windows"
+QUIET = b"quiet"  # of Request.mode
 _US = 1_000_000
+_WIDTH = re.compile(rb"([46])/(\d{1,3}) ")
 
 
 class Plan(NamedTuple):
@@ -69,12 +72,17 @@ class Request(NamedTuple):
     limits: tuple[Limit, ...]
     plan: Plan
     events: bytes  # the stream
+    widths: tuple[
+        bytes, bytes
+    ]  # the key of the widths of bans, and what it held when this was made
     bans: tuple[bytes, ...]
     keys: tuple[bytes, ...]  # a log for each limit
+    address: str  # as it was given; empty if there is none
     cost: int
     fields: tuple[bytes, ...]  # of an event
     watched: str  # the address it counts as; empty if it has none, or one that is no proxy's
     exempt: bool  # from all limits: see the setting limit_exempt
+    mode: bytes  # how it is consumed: see lua/limit_check.lua
     twins: tuple[tuple[int, bytes], ...] = ()  # a limit's number, and its log under another pepper
     taking: bytes = b""  # the command that consumes it, packed, where it is kept
 
@@ -102,16 +110,15 @@ class Request(NamedTuple):
     ) -> tuple[bytes, ...]:
         """What lua/limit_check.lua is run with."""
         plan, bans, logs = self.plan, self.bans, self.logs
-        keys = (
-            (self.events, *bans, *logs, reservation) if reservation else (self.events, *bans, *logs)
-        )
+        widths_key, widths = self.widths
+        keys = (self.events, widths_key, *bans, *logs, *((reservation,) if reservation else ()))
         life = b"%d" % plan.longest_ms if reservation else b""
         how_many = b"%d" % len(logs) if self.twins else plan.how_many
         letters = plan.letters
         if letters and self.twins:
             letters += b"".join([letters[n : n + 1] for n, _ in self.twins])
         cost, banned = b"%d" % self.cost, b"%d" % len(bans)
-        about = (cost, banned, how_many, unseen, life, plan.how_many, letters)
+        about = (cost, banned, how_many, unseen, life, plan.how_many, widths, letters)
         more = [part for n, _ in self.twins for part in plan.numbers[3 * n : 3 * n + 3]]
         return (b"%d" % len(keys), *keys, mode, *about, *plan.numbers, *more, *self.fields)
 
@@ -131,16 +138,22 @@ def _fuller(one: list[int], other: list[int]) -> list[int]:
     return [used, some, wait, full]
 
 
+class Widths(NamedTuple):
+    """Of which widths there are bans of networks, besides those that are looked for anyway."""
+
+    text: bytes = b""  # as Redis said it last
+    v4: tuple[int, ...] = ()
+    v6: tuple[int, ...] = ()
+
+
 class Client(NamedTuple):
-    """An address: the subject it is counted as, and the keys that would ban it."""
+    """An address: the subject it is counted as, and the keys that would ban it, among bans of these widths."""
 
     subject: str
     bans: tuple[bytes, ...]
+    widths: bytes
     watched: str
     exempt: bool
-
-
-NOBODY = Client("", (), "", False)
 
 
 class Requests:
@@ -153,6 +166,7 @@ class Requests:
         self.waits: dict[
             str, float
         ] = {}  # what has to be done before Redis is asked: see settling.py
+        self._widths = Widths()
         self._own_windows: dict[str, int] = {}  # of each limit's name the longest one here, µs …
         self._windows: dict[str, int] = {}  # … and in all processes
         self._exempt = Exempt(
@@ -168,7 +182,14 @@ class Requests:
         self._client = lru_cache(KEPT)(self._make_client)
         self._of_address = lru_cache(KEPT)(self._make_of_address)
 
-    def make(self, subject: Subject, limits: Sequence[Limit], cost: int, route: str) -> Request:
+    def make(
+        self,
+        subject: Subject,
+        limits: Sequence[Limit],
+        cost: int,
+        route: str,
+        meant: bool = True,
+    ) -> Request:
         """Raises InvalidLimit."""
         self._count += 1
         if type(limits) is tuple:  # a list of them is checked once, with its plan
@@ -178,28 +199,40 @@ class Requests:
         if self.changes.found:
             wanted = self.changes.applied(wanted)
         if isinstance(subject, str):
-            request = self._of_address(subject, wanted, cost, route, limit_check.text)
+            request = self._of_address(subject, wanted, cost, route, meant, limit_check.text)
         else:
-            request = self._of_subject(subject, wanted, cost, route)
+            request = self._of_subject(subject, wanted, cost, route, meant)
         if not self._count % SAMPLED and request.watched:
             self._watch(request.watched)
         return request
 
     def _make_of_address(
-        self, address: str, limits: tuple[Limit, ...], cost: int, route: str, text: Text
+        self,
+        address: str,
+        limits: tuple[Limit, ...],
+        cost: int,
+        route: str,
+        meant: bool,
+        text: Text,
     ) -> Request:
         """`text`: of the script as it is sent now. Another server may want another."""
-        request = self._of_subject({"ip": address}, limits, cost, route)
-        return request._replace(taking=pack([(b"EVALSHA", text.sha, *request.words(b"take"))]))
+        request = self._of_subject({"ip": address}, limits, cost, route, meant)
+        words = (b"EVALSHA", text.sha, *request.words(request.mode))
+        return request._replace(taking=pack([words]))
 
     def _of_subject(
-        self, subject: Mapping[str, str | None], limits: tuple[Limit, ...], cost: int, route: str
+        self,
+        subject: Mapping[str, str | None],
+        limits: tuple[Limit, ...],
+        cost: int,
+        route: str,
+        meant: bool,
     ) -> Request:
         check_cost(cost)
         _check_texts(subject)
         plan = self._plan(limits)
         address = subject.get("ip")
-        client = self._client(address) if address else NOBODY
+        client = self._client_of(address)
         values = self._values(subject, plan, client, 0)
         told: dict[str, str] = {kind: found for kind in TOLD if (found := values.get(kind))}
         if route:
@@ -208,12 +241,15 @@ class Requests:
             limits,
             plan,
             self._keys.abuse,
+            (self._keys.ban_widths, client.widths),
             client.bans,
             self._logs(limits, plan, values),
+            address or "",
             cost,
             tuple([text.encode(errors="replace") for field in told.items() for text in field]),
             client.watched,
             client.exempt,
+            b"take" if meant else QUIET,
             self._twins(subject, limits, plan, client),
         )
 
@@ -256,14 +292,19 @@ class Requests:
             twins += [(n, key) for n, key in enumerate(logs) if key != own[n]]
         return tuple(twins)
 
+    def _client_of(self, address: str | None) -> Client:
+        return self._client(address) if address else Client("", (), self._widths.text, "", False)
+
     def _make_client(self, address: str) -> Client:
         """Who is exempt from bans is not looked for among them: he may have been banned before he was exempt."""
         prefix = self._settings.limit_v6_prefix
         subject = subject_of(address, prefix)
         _check_address(address, subject)
         banned: list[str] = []
+        widths = self._widths
         if not self._exempt.has(subject):
-            banned = prefixes_of(address, (prefix, *BAN_PREFIXES, SITE_PREFIX))
+            v6_widths = (prefix, *BAN_PREFIXES, SITE_PREFIX, *widths.v6)
+            banned = prefixes_of(address, v6_widths, widths.v4)
         if self._edges.has(subject):
             why = f"{subject} is one of Cloudflare's proxies."
             todo = (
@@ -272,7 +313,7 @@ class Requests:
             self._tell_of_proxy("cloudflare", why, todo)
         is_nowhere = subject == UNKNOWN or is_loopback(subject)
         bans, is_unlimited = tuple(map(self._keys.ban, banned)), self._unlimited.has(subject)
-        return Client(subject, bans, "" if is_nowhere else subject, is_unlimited)
+        return Client(subject, bans, widths.text, "" if is_nowhere else subject, is_unlimited)
 
     def _secrets(self) -> tuple[bytes, ...]:
         if not self._peppers:
@@ -326,9 +367,34 @@ class Requests:
         """What is remembered of a log under: by each of the windows that its name has."""
         return key + _memory_of(limit, self._windows)
 
+    # Widths of bans
+
+    def learn_widths(self, text: bytes) -> None:
+        """Take in of which widths there are bans, as Redis writes them."""
+        found = [(version, int(width)) for version, width in _WIDTH.findall(text)]
+        v4 = tuple([width for version, width in found if version == b"4" and width <= 32])
+        v6 = tuple([width for version, width in found if version == b"6" and width <= 128])
+        self._widths = Widths(text, v4, v6)
+        self._client.cache_clear()  # also where it knew: another thread may just have made one as before
+        self._of_address.cache_clear()
+
+    def bans_of(self, address: str, widths: Iterable[str]) -> list[bytes]:
+        """The keys that would ban this address as one of a network of such a width: `4/24` …"""
+        sorts: dict[str, list[int]] = {"4": [], "6": []}
+        for text in widths:
+            version, _, width = text.partition("/")
+            sorts[version].append(int(width))
+        return list(map(self._keys.ban, prefixes_of(address, sorts["6"], sorts["4"])))
+
     def again(self, request: Request) -> Request:
         """The same request, with what has been learned since it was made."""
-        return request._replace(plan=self._plan(request.limits), taking=b"")
+        client = self._client_of(request.address)
+        return request._replace(
+            plan=self._plan(request.limits),
+            widths=(self._keys.ban_widths, client.widths),
+            bans=client.bans,
+            taking=b"",
+        )
 
     def _watch(self, client: str) -> None:
         """Say so where nearly all requests come from one address: then it is a proxy, and nobody said so."""

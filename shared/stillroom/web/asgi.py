@@ -16,6 +16,7 @@ from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, report_loss
+from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import Asked, Middleware
 from stillroom.web.limited import Charge
 from stillroom.web.problem import Answer, failed, foreign
@@ -173,7 +174,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             return known, True
         headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
         asked = Asked(method, scope["path"], _peer(scope), headers)
-        visit = self._gate.visit(asked, scope.get(KEY))
+        visit = self._gate.visit(asked, scope.get(KEY), partial(is_meant_in_scope, scope))
         scope[VISIT], scope[LIMITER] = visit, self
         return visit, False
 
@@ -229,7 +230,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         host = [pair for pair in scope["headers"] if pair[0] == b"host"]
         headers = [*host, *_encoded(asking_for(method, origin))]
         asking = {**scope, "method": "OPTIONS", "headers": headers, KEY: nobody}
-        asking[VISIT] = Visit(visit.asked, visit.client, None)
+        asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant)
         try:
             await self.app(asking, receive, keep)
         except Exception as error:  # the client is refused anyway

@@ -119,6 +119,8 @@ class FlaskSession(WebSession, SessionMixin):
 
     def _settle(self) -> None:
         self._is_said_modified = self.modified  # also for who looks when it is written
+        if self._is_ended and self._data and self._data.keys() == {PERMANENT}:
+            self._data.clear()  # how long nothing is to be kept
         changed = self._changed | self._gone | self._mutated
         if self._login and self._follows_flask_login:
             is_fresh = self.get(FRESH, True) is not False

@@ -18,6 +18,7 @@ from stillroom.room import Stillroom
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
 from stillroom.web.ending import lacking
 from stillroom.web.endpoints import Charger
+from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
 from stillroom.web.limited import EXEMPT, MARK, Limited, carried, declared
 from stillroom.web.placing import checked_room
@@ -133,7 +134,8 @@ class StillroomLimits:
             headers = list(request.headers) if self._charger.gate.reads_headers else []
             path = request.root_path + request.path
             asked = Asked(request.method, path, request.remote_addr, headers)
-            visit = self._charger.gate.visit(asked, None)
+            is_meant = functools.partial(is_meant_in_environ, request.environ)
+            visit = self._charger.gate.visit(asked, None, is_meant)
         own = session._get_current_object()  # type: ignore[attr-defined]
         if isinstance(own, RequestSession):
             visit.session = own

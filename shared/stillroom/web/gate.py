@@ -104,9 +104,11 @@ class Gate:
         )
         return None if is_spared else found
 
-    def visit(self, asked: Asked, session: RequestSession | None) -> Visit:
+    def visit(
+        self, asked: Asked, session: RequestSession | None, is_meant: Callable[[], bool]
+    ) -> Visit:
         """A request that comes in."""
-        return Visit(asked, self.client_of(asked), session)
+        return Visit(asked, self.client_of(asked), session, is_meant)
 
     def asking(self, route: Route, visit: Visit) -> Operation[Decision | None]:
         """Whether the request may go on; and have its session ready, if that is likely. None: it is exempt."""
@@ -174,7 +176,7 @@ class Gate:
         self, route: Route | None, visit: Visit, session: RequestSession, status: int
     ) -> None:
         """What abuse begins with. Waits for nothing: it rides along with the next counts of this process."""
-        if route is not None and status == NOT_FOUND and session.is_meant:
+        if route is not None and status == NOT_FOUND and visit.is_meant():
             self._hold("not_found", ip=visit.client, route=visit.asked.path)
         if session.is_unknown:
             template = route.template if route else None

@@ -26,7 +26,6 @@ from stillroom.marked import FIXED
 from stillroom.operation import AsyncDriver, Driver, Operation
 from stillroom.sessions import Session, SessionsBody, decoded_value, encoded_value, not_fresh
 from stillroom.web.agent import device_of
-from stillroom.web.fetched import is_meant
 from stillroom.web.fields import field_of, to_data, to_fields
 from stillroom.web.merge import GONE, merged_keys
 from stillroom.web.session_cookie import SessionCookie
@@ -294,11 +293,6 @@ class RequestSession(MutableMapping[str, Any]):
     @property
     def is_over_http(self) -> bool:
         """Whether the request came over plain http, as far as the app can know."""
-        raise NotImplementedError
-
-    @property
-    def is_meant(self) -> bool:
-        """Whether its client meant the request, and not a page that its browser shows: see fetched.py."""
         raise NotImplementedError
 
     def has_read(self, body: SessionsBody, token: str | None) -> bool:
@@ -572,11 +566,6 @@ class WebSession(RequestSession):
         said = [str(self._request.get(name, "")) for name in _SAYS_HTTPS]
         return self._request.get("wsgi.url_scheme") == "http" and "https" not in "".join(said)
 
-    @property
-    def is_meant(self) -> bool:
-        given = [self._request.get(f"HTTP_SEC_FETCH_{name}", "") for name in ("SITE", "DEST")]
-        return is_meant(*map(str, given))
-
     def _agent(self) -> str:
         return str(self._request.get("HTTP_USER_AGENT", ""))
 
@@ -614,10 +603,6 @@ class AsyncWebSession(RequestSession):
     def is_over_http(self) -> bool:
         said = self._header(b"x-forwarded-proto") + self._header(b"forwarded")
         return self._request.get("scheme", "http") in ("http", "ws") and "https" not in said
-
-    @property
-    def is_meant(self) -> bool:
-        return is_meant(self._header(b"sec-fetch-site"), self._header(b"sec-fetch-dest"))
 
     def _agent(self) -> str:
         return self._header(b"user-agent")

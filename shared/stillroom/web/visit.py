@@ -6,7 +6,7 @@ once, what was reserved is settled by the answer, and the response tells of all 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -45,10 +45,18 @@ class Visit:
     _held: tuple[Held, ...] = ()  # to be settled by the answer …
     _in_flight: tuple[Reservation, ...] = ()  # … and given back when the response is over
 
-    def __init__(self, asked: Asked, client: str, session: RequestSession | None) -> None:
+    def __init__(
+        self,
+        asked: Asked,
+        client: str,
+        session: RequestSession | None,
+        is_meant: Callable[[], bool],
+    ) -> None:
         self.asked = asked
         self.client = client
         self.session = session
+        # Whether its client meant it, and not a page that its browser shows: see fetched.py.
+        self.is_meant = is_meant
 
     @property
     def refused(self) -> Decision | None:
@@ -71,9 +79,13 @@ class Visit:
         if not limits:
             return None
         if counted is ALL and not any(limit.in_flight for limit in limits):
-            decision = yield from body.check(subject, limits, cost, route=route)
+            decision = yield from body.check(
+                subject, limits, cost, route=route, meant=self.is_meant()
+            )
         else:
-            held = yield from body.reserve(subject, limits, cost, route=route)
+            held = yield from body.reserve(
+                subject, limits, cost, route=route, meant=self.is_meant()
+            )
             decision = held.decision
             if held:
                 self._held += (Held(held, _of_each(charge)),)

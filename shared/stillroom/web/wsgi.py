@@ -14,6 +14,7 @@ from stillroom.limits import Route
 from stillroom.room import Stillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, report_loss
+from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Middleware
 from stillroom.web.problem import Answer, failed, foreign
 from stillroom.web.request_session import WebSession
@@ -101,7 +102,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         headers = _headers(environ) if self._gate.reads_headers else []
         peer = environ.get("REMOTE_ADDR")
         asked = Asked(environ["REQUEST_METHOD"], _path(environ), peer, headers)
-        visit = self._gate.visit(asked, session)
+        visit = self._gate.visit(asked, session, partial(is_meant_in_environ, environ))
         environ[VISIT] = visit
         return visit, False
 
@@ -140,7 +141,8 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         for name, value in asking_for(method, origin):
             asking[f"HTTP_{name.upper().replace('-', '_')}"] = value
         asking |= {"REQUEST_METHOD": "OPTIONS", "CONTENT_LENGTH": "0", "wsgi.input": BytesIO()}
-        asking |= {KEY: nobody, ALONG: nobody, VISIT: Visit(visit.asked, visit.client, None)}
+        asking |= {KEY: nobody, ALONG: nobody}
+        asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant)
         try:
             body = self.app(asking, keep)
             if not found:  # a generator says its headers when it is asked for a piece

@@ -32,6 +32,7 @@ from stillroom.web.django import room
 from stillroom.web.django.sessions import SessionStore
 from stillroom.web.ending import lacking
 from stillroom.web.endpoints import Charger
+from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
 from stillroom.web.limited import EXEMPT, MARK, Limited, carried, declared
 from stillroom.web.problem import Answer
@@ -149,7 +150,10 @@ class LimitsMiddleware(MiddlewareMixin):
             return known
         headers = list(request.headers.items()) if self._charger.gate.reads_headers else []
         peer = request.META.get("REMOTE_ADDR")
-        return self._charger.gate.visit(Asked(request.method, request.path, peer, headers), None)
+        asked = Asked(request.method, request.path, peer, headers)
+        return self._charger.gate.visit(
+            asked, None, functools.partial(is_meant_in_environ, request.META)
+        )
 
 
 def limited(
