@@ -69,7 +69,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:bans           | zset   | subject → until when, ms                        | 31 d         | lib/ban.lua     |
 | ns:bans:times     | list   | when rules banned, ms, newest first             | 1 min        | abuse_judge     |
 | ns:orders         | zset   | what apps ordered from workers and is not done  | until done,  | write_orders,   |
-|                   |        | `o:<kind> <JSON>` → when it is due, ms          | 10,000       | take_order …    |
+|                   |        | `<kind> <JSON>` → when it is due, µs            | 10,000       | take_order …    |
 | ns:orders:tries   | hash   | order → how often it was begun                  | as its order | take_order      |
 | ns:dead-letters   | stream | what could not be done and waits for a person:  | 1,000; 90 d  | dead_letter     |
 |                   |        | `kind` `body` `reason` `tries` `cut`            |              |                 |
@@ -81,8 +81,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
-| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | health/body.py  |
-| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | health/body.py  |
+| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
+| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
 
 Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
 """
@@ -91,6 +91,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from stillroom.errors import InvalidKey
 
@@ -141,7 +142,7 @@ class Keys:
         self.trimmed = f"{cache}trimmed".encode()
         self.entry_prefix = f"{cache}e:".encode()
         self.index_prefix = f"{cache}i:".encode()
-        self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
+        self._shards = _session_shards(namespace)
         self._late = f"{namespace}:late".encode()
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
@@ -218,6 +219,12 @@ class Keys:
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
         return f"{self._namespace}.{kind}"
+
+
+@lru_cache(16)
+def _session_shards(namespace: str) -> Sequence[bytes]:
+    """What the keys of each shard of the sessions begin with."""
+    return [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
 
 
 def kind_of(key: bytes) -> str:

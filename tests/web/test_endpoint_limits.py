@@ -179,7 +179,9 @@ def test_a_place_is_held_until_the_response_is_over(framework: str, port: int) -
 def test_a_place_is_given_back_where_the_app_fails(port: int, room: Stillroom) -> None:
     """Its request is over, whatever came of it."""
     assert ask(port, "/fails").status == 500
-    until(lambda: room.limits.peek("127.0.0.1", [PLACE]).remaining == 1, "the place to be given back")
+    until(
+        lambda: room.limits.peek("127.0.0.1", [PLACE]).remaining == 1, "the place to be given back"
+    )
 
 
 # What is told
