@@ -49,11 +49,14 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
 |                   |        | for ten minutes                                 |              |                 |
 | ns:{rl:!held}:<id>| hash   | a reservation that may still be refunded: see   | the window;  | limit_check,    |
-|                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _refund|
+|                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _settle|
 | ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |
 | ns:{rl:!widths}   | string | widths of networks that have bans, until when   | those bans   | lib/ban.lua     |
 | ns:limits:windows | hash   | limit → its longest window, µs, and when that   | 366 d, 1,000 | limit_windows   |
 |                   |        | was said                                        |              |                 |
+| ns:limits:changes | hash   | limit → what operators changed it to, as JSON   | the change   | limit_change    |
+|                   |        |                                                 | that ends    |                 |
+|                   |        |                                                 | last; 200    |                 |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
 |                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
@@ -66,7 +69,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:bans           | zset   | subject → until when, ms                        | 31 d         | lib/ban.lua     |
 | ns:bans:times     | list   | when rules banned, ms, newest first             | 1 min        | abuse_judge     |
 | ns:orders         | zset   | what apps ordered from workers and is not done  | until done,  | write_orders,   |
-|                   |        | `o:<kind> <JSON>` → when it is due, ms          | 10,000       | take_order …    |
+|                   |        | `<kind> <JSON>` → when it is due, µs            | 10,000       | take_order …    |
 | ns:orders:tries   | hash   | order → how often it was begun                  | as its order | take_order      |
 | ns:dead-letters   | stream | what could not be done and waits for a person:  | 1,000; 90 d  | dead_letter     |
 |                   |        | `kind` `body` `reason` `tries` `cut`            |              |                 |
@@ -78,8 +81,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
-| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | health/body.py  |
-| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | health/body.py  |
+| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
+| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
 
 Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
 """
@@ -88,6 +91,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from stillroom.errors import InvalidKey
 
@@ -124,6 +128,7 @@ class Keys:
         self.abuse_aside = self.abuse + b":aside"
         self.abuse_groups = self.abuse + b":groups"
         self.limit_windows = f"{namespace}:limits:windows".encode()
+        self.limit_changes = f"{namespace}:limits:changes".encode()
         self.ban_widths = f"{namespace}:{{rl:!widths}}".encode()
         self.bans = f"{namespace}:bans".encode()
         self.ban_times = self.bans + b":times"
@@ -137,7 +142,7 @@ class Keys:
         self.trimmed = f"{cache}trimmed".encode()
         self.entry_prefix = f"{cache}e:".encode()
         self.index_prefix = f"{cache}i:".encode()
-        self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
+        self._shards = _session_shards(namespace)
         self._late = f"{namespace}:late".encode()
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
@@ -214,6 +219,12 @@ class Keys:
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
         return f"{self._namespace}.{kind}"
+
+
+@lru_cache(16)
+def _session_shards(namespace: str) -> Sequence[bytes]:
+    """What the keys of each shard of the sessions begin with."""
+    return [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
 
 
 def kind_of(key: bytes) -> str:

@@ -101,7 +101,9 @@ class _Room:
         """The cache's operations, on these wires: one for each shard."""
         clocks = [wire if self.settings.cluster else wire.server for wire in wires]
         runs = [driver.run for driver in aside]
-        return cache_on(self.settings, clocks, self.dispatch, self.stats, runs)
+        return cache_on(
+            self.settings, clocks, self.dispatch, self.stats, self.agreed, self.dead_letters, runs
+        )
 
     def _health(self, state_wire: Any, wires: Sequence[Any]) -> HealthBody:
         """Health's operations, for the state's driver and those of `wires_of_cache`."""

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit, Route, Routes
@@ -135,6 +135,7 @@ def test_a_path_below_a_root_is_as_starlette_cuts_it() -> None:
     assert below("", "/x") == "/x"
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="/.%2eEfF5cClogin?#\x00é{};\\\n", max_size=40))
 def test_any_path_has_limits(path: str) -> None:
     """Looking a path up never fails, and resolving it leaves nothing that could be read in another way."""
@@ -228,6 +229,7 @@ def test_a_template_fits(template: str, path: str, fits: bool) -> None:
     assert Template(template).fits(path) == fits
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["{%}", "a", "-", "b"]), min_size=1, max_size=6),
     st.text(alphabet="ab-", max_size=12),

@@ -5,11 +5,12 @@ who is not; `/tiers` has limits by the header X-Tier; `/cost?n=3` costs 3 of 10;
 the header X-API-Key, `/tenant` by a function; `/login?who`; `/shared/a` and `/shared/b` share a limit; `/both` has
 two; `/sync/7` and `/async`; `/class` and `/method` of a class; `/group/x` is limited by its group, `/group/own` by
 its own too, `/group/free` is exempt; `/probed` is exempt for who sends X-Probe; `/open` has none; `/touch` looks at
-its session.
+its session; `/stream` has one place at a time, and sends the second piece when GATE opens; `/fails` has one too.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,9 @@ MINE = Limit("mine", 2, 60)
 SHARED = Limit("shared", 2, 60)
 GROUP = Limit("group", 2, 60)
 ONE = Limit("one", 1, 60)
+PLACE = Limit("place", 1, 600, in_flight=True)
 ORIGIN = "https://spa.example"
+GATE = threading.Event()  # in the same process as the app
 
 
 def wrong_form(answer: Answered) -> bool:

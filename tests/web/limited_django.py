@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, ClassVar
 
 from django.contrib.auth import SESSION_KEY
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseRedirect,
+    StreamingHttpResponse,
+)
 from django.urls import include, path
 from django.utils.decorators import method_decorator
 from django.views import View
@@ -15,10 +21,12 @@ from stillroom import API, AUTH
 from stillroom.web import Header, Refusal
 from stillroom.web.django.limits import LimitsMiddleware, exempt, limited
 from tests.web.limited_apps import (
+    GATE,
     GROUP,
     MINE,
     ONE,
     ORIGIN,
+    PLACE,
     SHARED,
     TEN,
     TWO,
@@ -108,6 +116,33 @@ def touch(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(request.session.get(SESSION_KEY)))
 
 
+def pieces() -> Iterator[bytes]:
+    yield b"first"
+    GATE.wait(10)
+    yield b"second"
+
+
+@limited(PLACE)
+def stream(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(pieces())
+
+
+async def async_pieces() -> AsyncIterator[bytes]:
+    yield b"first"
+    await asyncio.to_thread(GATE.wait, 10)
+    yield b"second"
+
+
+@limited(PLACE)
+async def async_stream(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(async_pieces())
+
+
+@limited(PLACE)
+def fails(request: HttpRequest) -> HttpResponse:
+    raise ZeroDivisionError
+
+
 def says(word: str) -> Any:
     return lambda request: HttpResponse(word)
 
@@ -140,5 +175,8 @@ urlpatterns = [
     path("login", login),
     path("touch", touch),
     path("open", says("open")),
+    path("stream", stream),
+    path("async-stream", async_stream),
+    path("fails", fails),
     path("group/", limited(GROUP)(include(group))),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import flask
@@ -12,10 +13,12 @@ from stillroom import API, AUTH, Stillroom
 from stillroom.web import Header
 from stillroom.web.flask import StillroomLimits, StillroomSessions, exempt, limited
 from tests.web.limited_apps import (
+    GATE,
     GROUP,
     MINE,
     ONE,
     ORIGIN,
+    PLACE,
     SHARED,
     TEN,
     TWO,
@@ -104,6 +107,16 @@ def make_app(room: Stillroom, **options: Any) -> Flask:  # noqa: C901 - one view
     def touch() -> str:
         return str(flask.session.user_id)  # type: ignore[attr-defined]
 
+    @app.get("/stream")
+    @limited(PLACE)
+    def stream() -> Any:
+        return Response(pieces())
+
+    @app.get("/fails")
+    @limited(PLACE)
+    def fails() -> str:
+        raise ZeroDivisionError
+
     @app.get("/open")
     def unlimited() -> str:
         return "open"
@@ -116,6 +129,12 @@ def make_app(room: Stillroom, **options: Any) -> Flask:  # noqa: C901 - one view
     group.add_url_rule("/free", "free", exempt(says("free")))
     app.register_blueprint(group)
     return app
+
+
+def pieces() -> Iterator[bytes]:
+    yield b"first"
+    GATE.wait(10)
+    yield b"second"
 
 
 def says(word: str) -> Any:

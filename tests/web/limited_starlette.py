@@ -1,5 +1,7 @@
 """The app of limited_apps.py, in FastAPI and in Starlette."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
@@ -8,7 +10,7 @@ from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 from stillroom import API, AUTH, AsyncStillroom
@@ -17,10 +19,12 @@ from stillroom.web import fastapi as on_fastapi
 from stillroom.web.asgi import StillroomMiddleware
 from stillroom.web.starlette import exempt, limited, load_session
 from tests.web.limited_apps import (
+    GATE,
     GROUP,
     MINE,
     ONE,
     ORIGIN,
+    PLACE,
     SHARED,
     TEN,
     TWO,
@@ -84,6 +88,9 @@ def make_fastapi(room: AsyncStillroom, **options: Any) -> FastAPI:  # noqa: C901
     @app.get("/touch", dependencies=needs(TEN))
     async def touch(session: Annotated[Any, Depends(load_session)]) -> str:
         return str(session.user_id)
+
+    app.add_api_route("/stream", stream, dependencies=needs(PLACE), response_model=None)
+    app.add_api_route("/fails", fail, dependencies=needs(PLACE), response_model=None)
 
     @app.get("/open")
     async def unlimited() -> str:
@@ -157,10 +164,34 @@ def make_starlette(room: AsyncStillroom, **options: Any) -> Starlette:
             Route("/login", login),
             Route("/touch", touch),
             Route("/open", unlimited),
+            Route("/stream", limited(PLACE)(streams)),
+            Route("/fails", limited(PLACE)(fails)),
             Mount("/group", routes=group, middleware=[Middleware(limited(GROUP))]),
         ]
     )
     return wrapped(app, room, options)
+
+
+async def pieces() -> AsyncIterator[bytes]:
+    yield b"first"
+    await asyncio.to_thread(GATE.wait, 10)
+    yield b"second"
+
+
+async def stream() -> Response:
+    return StreamingResponse(pieces())
+
+
+async def streams(request: Request) -> Response:
+    return StreamingResponse(pieces())
+
+
+async def fail() -> Response:
+    raise ZeroDivisionError
+
+
+async def fails(request: Request) -> Response:
+    raise ZeroDivisionError
 
 
 def wrapped(app: Any, room: AsyncStillroom, options: dict[str, Any]) -> Any:

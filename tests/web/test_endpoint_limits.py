@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,9 @@ import pytest
 
 from stillroom import DEFAULT, InvalidLimit, Limit, Settings, SettingsError, Stillroom
 from stillroom.web import Refusal
+from tests.support.celery_process import until
 from tests.support.web import Browser, ask
-from tests.web.limited_apps import FRAMEWORKS, ORIGIN, serving
+from tests.web.limited_apps import FRAMEWORKS, GATE, ORIGIN, PLACE, serving
 from tests.web.test_limits import read
 
 FROM_SPA = {"Origin": ORIGIN}
@@ -153,6 +155,33 @@ def test_a_request_may_be_exempt_by_a_predicate(port: int) -> None:
     """Of the endpoint's own limits."""
     assert statuses(port, "/probed", 3, headers={"X-Probe": "1"}) == [200] * 3
     assert statuses(port, "/probed", 2) == [200, 429]
+
+
+def test_a_place_is_held_until_the_response_is_over(framework: str, port: int) -> None:
+    """To the last piece of a stream; meanwhile there is none for others."""
+    path = "/async-stream" if framework == "django-asgi" else "/stream"
+    GATE.clear()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.read(5) == b"first"
+        denied = ask(port, path)
+        assert (denied.status, denied.one("retry-after")) == (429, "1")
+        GATE.set()
+        assert response.read() == b"second"
+    finally:
+        GATE.set()
+        connection.close()
+    until(lambda: ask(port, path).status == 200, "a place to be free")
+
+
+def test_a_place_is_given_back_where_the_app_fails(port: int, room: Stillroom) -> None:
+    """Its request is over, whatever came of it."""
+    assert ask(port, "/fails").status == 500
+    until(
+        lambda: room.limits.peek("127.0.0.1", [PLACE]).remaining == 1, "the place to be given back"
+    )
 
 
 # What is told

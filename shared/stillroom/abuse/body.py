@@ -205,19 +205,17 @@ class AbuseBody:
         """Lift the bans of those who have become exempt since. Now and then: other workers may not know it yet."""
         if time.monotonic() < self._compares_exempt_at:
             return
-        start = 0
-        while True:
-            (page,) = yield [
-                (b"ZRANGE", self._keys.bans, b"%d" % start, b"%d" % (start + BANS_LISTED - 1))
-            ]
-            for name in [name.decode(errors="replace") for name in page]:
-                if self._exempt.has(name):
-                    yield Once([self._lifting(name)])
-                    self._bans.forget(self._keys.ban(name))
-                    log.warning("the ban of %s was lifted: it is exempt", name)
-            if len(page) < BANS_LISTED:
-                break
-            start += BANS_LISTED
+        start, page = 0, [b""]
+        while page:
+            last = b"%d" % (start + BANS_LISTED - 1)
+            (page,) = yield [(b"ZRANGE", self._keys.bans, b"%d" % start, last)]
+            names = [name.decode(errors="replace") for name in page]
+            exempt = [name for name in names if self._exempt.has(name)]
+            for name in exempt:
+                yield Once([self._lifting(name)])
+                self._bans.forget(self._keys.ban(name))
+                log.warning("the ban of %s was lifted: it is exempt", name)
+            start += len(page) - len(exempt)  # they have left the index
             yield Pause(0)
         self._compares_exempt_at = time.monotonic() + EXEMPT_EVERY_S
 

@@ -86,7 +86,8 @@ class Decision(NamedTuple):
     def headers(self) -> dict[str, str]:
         """For the response, whatever its status. Of what nobody could look at, nothing is said."""
         limits = self.limits
-        headers = {"RateLimit-Policy": policy_field(limits)} if limits else {}
+        policy = policy_field(limits) if limits else ""
+        headers = {"RateLimit-Policy": policy} if policy else {}
         if rows := self.rows():
             headers["RateLimit"] = state_field([(limits[n].name, r, -t) for _, r, t, n in rows])
             self._write_older(headers, rows[0])
@@ -105,16 +106,34 @@ class Decision(NamedTuple):
             "violated-policies": [limit.name for limit in self.violated],
         }
 
+    @property
+    def would_deny(self) -> tuple[Limit, ...]:
+        """The limits in shadow that this request does not fit into: they would have denied it."""
+        said = self.said
+        return tuple(
+            [
+                limit
+                for number, limit in enumerate(self.limits if said else ())
+                if limit.shadow and said[PARTS * number] >= 0 and said[PARTS * number + 2] != 0
+            ]
+        )
+
     def rows(self) -> list[tuple[int, int, int, int]]:
-        """(-µs until it fits, hits left, -µs until more are back, which limit): what binds most is first."""
+        """(-µs until it fits, hits left, -µs until more are back, which limit): what binds most is first.
+
+        Of a limit in shadow nothing is told. What is in flight may be over at any moment.
+        """
         said, age = self.said, self.age_us
         rows = []
         for number, limit in enumerate(self.limits if said else ()):
             used, some, fits, _ = said[PARTS * number : PARTS * (number + 1)]
-            if used >= 0:
-                wait = fits and (_FOREVER if fits == NEVER else max(1, fits - age))
-                left, back = limit.quota - used, age - some
-                rows.append((-wait, left if left > 0 else 0, back if back < 0 else 0, number))
+            if used < 0 or limit.shadow:
+                continue
+            wait = fits and (_FOREVER if fits == NEVER else max(1, fits - age))
+            left, back = limit.quota - used, age - some
+            if limit.in_flight:
+                wait, back = min(wait, _US) if wait != _FOREVER else wait, 0
+            rows.append((-wait, left if left > 0 else 0, back if back < 0 else 0, number))
         rows.sort()
         return rows
 
@@ -169,7 +188,8 @@ def headers_of(decisions: Sequence[Decision]) -> dict[str, str]:
         name = decisions[n].limits[number].name
         named.setdefault(name, (name, left, -some))
     limits = {limit.name: limit for one in decisions for limit in one.limits}
-    headers = {"RateLimit-Policy": policy_field(tuple(limits.values()))} if limits else {}
+    policy = policy_field(tuple(limits.values()))
+    headers = {"RateLimit-Policy": policy} if policy else {}
     if found:
         (row, n), headers["RateLimit"] = found[0], state_field(named.values())
         decisions[n]._write_older(headers, row)

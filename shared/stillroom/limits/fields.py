@@ -33,20 +33,27 @@ class Letters(NamedTuple):
     window: str
     left: str
     within: str
+    unit: str
 
 
-LETTERS: Mapping[int, Letters] = {11: Letters("q", "w", "r", "t")}
+LETTERS: Mapping[int, Letters] = {11: Letters("q", "w", "r", "t", "qu")}
 
 
 @lru_cache(1_024)
 def policy_field(limits: tuple[Limit, ...], draft: int = DRAFT) -> str:
-    """RateLimit-Policy.
+    """RateLimit-Policy. Limits in shadow are nobody's business.
 
-    >>> policy_field((Limit("auth", 5, 300),))
-    '"auth";q=5;w=300'
+    >>> policy_field((Limit("auth", 5, 300), Limit("exports", 3, 60, in_flight=True)))
+    '"auth";q=5;w=300, "exports";q=3;qu="concurrent-requests"'
     """
-    q, w, _, _ = LETTERS[draft]
-    return ", ".join([f'"{limit.name}";{q}={limit.quota};{w}={limit.window}' for limit in limits])
+    return ", ".join([_policy(limit, LETTERS[draft]) for limit in limits if not limit.shadow])
+
+
+def _policy(limit: Limit, letters: Letters) -> str:
+    q, w, _, _, qu = letters
+    if limit.in_flight:
+        return f'"{limit.name}";{q}={limit.quota};{qu}="concurrent-requests"'
+    return f'"{limit.name}";{q}={limit.quota};{w}={limit.window}'
 
 
 def state_field(rows: Iterable[tuple[str, int, int]], draft: int = DRAFT) -> str:
@@ -55,7 +62,7 @@ def state_field(rows: Iterable[tuple[str, int, int]], draft: int = DRAFT) -> str
     >>> state_field([("auth", 3, 41_000_001), ("api", 1000, 0)])
     '"auth";r=3;t=42, "api";r=1000'
     """
-    _, _, r, t = LETTERS[draft]
+    _, _, r, t, _ = LETTERS[draft]
     fields = []
     for name, left, back in rows:
         within = f";{t}={-(-back // _US)}" if back else ""

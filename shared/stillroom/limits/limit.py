@@ -27,7 +27,10 @@ class Limit:
     let through; "strict", the share, also once a process counts as many subjects as it may: then those who are new
     share one quota with their network (or 503 to all: see the setting limits_strict_503). What is in Redis knows no
     limit, so it may change at any time.
-    Raises InvalidLimit.
+
+    `in_flight`: at most `quota` at the same time. Each is reserved, and refunded when it is over; `window` is
+    the lease, after which one is over whose process has died. `shadow`: the limit denies nothing. It counts what
+    it would have admitted, and a decision says when it would have denied. Raises InvalidLimit.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Limit:
     window: int
     by: str = "ip"
     away: Away = "local"
+    in_flight: bool = False
+    shadow: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -47,10 +52,18 @@ class Limit:
             )
         if self.away not in get_args(Away):
             raise InvalidLimit(self.away, f"away is {_one_of(self.away, get_args(Away))}")
+        for name, given in (("in_flight", self.in_flight), ("shadow", self.shadow)):
+            if not isinstance(given, bool):
+                raise InvalidLimit(given, f"{name} is True or False")
 
     def __hash__(self) -> int:
         # On every request, so not of all fields: of those in which many limits differ (a quota for each tenant).
         return hash(self.name) ^ self.quota
+
+    @property
+    def is_open_away(self) -> bool:
+        """Whether everybody is let through while Redis is away."""
+        return self.away == "open" or self.shadow
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -55,7 +55,9 @@ class LocalLimits:
         self._neighbours = Neighbours(self._most)
         self._settled: OrderedDict[bytes, Log] = OrderedDict()  # it knows all of theirs
         self._known: OrderedDict[bytes, Known] = OrderedDict()
-        self._held: OrderedDict[str, list[tuple[Log, Entry]]] = OrderedDict()  # by reservation
+        self._held: OrderedDict[str, list[tuple[bytes, Log, Entry]]] = (
+            OrderedDict()
+        )  # by reservation
 
     def remember(
         self, keys: Sequence[bytes], said: Sequence[int], now: int, server_us: int = 0
@@ -99,7 +101,7 @@ class LocalLimits:
             if not take or not cost:
                 return OK, _flat(said)
             self._keep(keys, logs)
-            self._consume(logs, cost, now, id)
+            self._consume(keys, logs, cost, now, id)
             return OK, _flat([self._said(*row, flying, 0, now) for row in rows])
 
     def owed(self, now: int, keys: Iterable[bytes] = (), most: int = 100) -> list[Charge]:
@@ -142,14 +144,21 @@ class LocalLimits:
         with self._lock:
             return self._held.pop(id, None) is not None
 
-    def refund(self, id: str) -> bool | None:
-        """Give back what a reservation took here. None: Redis knows of some of it, or may. False: none is held."""
+    def refund(self, id: str, cost: int = 0, keys: Container[bytes] | None = None) -> bool | None:
+        """Let a reservation have cost only this much here, or more, in these logs; in others it stays consumed.
+
+        None: Redis knows of it, or may. False: none is held.
+        """
         with self._lock:
             held = self._held.pop(id, None)
             if held is None:
                 return False
-            given = [log.give_back(entry, id) for log, entry in held]
-        return bool(given) if all(given) else None
+            settled = [
+                log.settle_entry(entry, id, cost)
+                for key, log, entry in held
+                if keys is None or key in keys
+            ]
+        return bool(settled) if all(settled) else None
 
     # One decision
 
@@ -157,7 +166,8 @@ class LocalLimits:
         log = self.logs.get(key) or self._settled.get(key)
         if log is not None:
             return log.used_by(limit)
-        if limit.away == "strict" and (is_full or not self._neighbours.have_room(key)):
+        is_strict = limit.away == "strict" and not limit.shadow
+        if is_strict and (is_full or not self._neighbours.have_room(key)):
             return self._neighbours.log(key, limit, now)
         return Log(limit).used_by(limit)
 
@@ -165,7 +175,7 @@ class LocalLimits:
         self, log: Log, key: bytes, known: bytes, flying: Flying, cost: int, now: int
     ) -> Said:
         limit, share = log.limit, self._share(log.limit)
-        if limit.away == "open":
+        if limit.is_open_away:
             return UNTOLD
         asked = sum([hits for logs, hits in flying if key in logs])
         base, at = self._base(known, limit, share, now)
@@ -187,8 +197,13 @@ class LocalLimits:
     def _share(self, limit: Limit) -> int:
         return min(limit.quota, max(1, limit.quota // self._processes))
 
-    def _consume(self, logs: Sequence[Log], cost: int, now: int, id: str) -> None:
-        taken = [(log, log.add(cost, now, id)) for log in logs if log.limit.away != "open"]
+    def _consume(
+        self, keys: Sequence[bytes], logs: Sequence[Log], cost: int, now: int, id: str
+    ) -> None:
+        pairs = zip(keys, logs, strict=True)
+        taken = [
+            (key, log, log.add(cost, now, id)) for key, log in pairs if not log.limit.is_open_away
+        ]
         if id:
             self._held[id] = taken
             if len(self._held) > self._most:
@@ -207,7 +222,7 @@ class LocalLimits:
     def _keep(self, keys: Sequence[bytes], logs: Sequence[Log]) -> None:
         """Keep the logs, as far as there is room."""
         for key, log in zip(keys, logs, strict=True):
-            if log.limit.away == "open" or log.is_shared or key in self.logs:
+            if log.limit.is_open_away or log.is_shared or key in self.logs:
                 continue
             may_stay = log.limit.away == "strict" or self._neighbours.have_room(key)
             if may_stay and len(self.logs) < self._most:

@@ -109,11 +109,14 @@ class Log:
         self._entries.append(Entry(now, cost, id if apart else ""))
         return self._entries[-1]
 
-    def give_back(self, entry: Entry, id: str) -> bool:
-        """Forget the hits of a reservation. False: Redis knows of them, or may, or they share their entry."""
+    def settle_entry(self, entry: Entry, id: str, cost: int) -> bool:
+        """Let a reservation have cost this much. False: Redis may know of its hits, or they share an entry."""
         if entry.id != id or entry.state != OWED or entry not in self._entries:
             return False
-        self._entries.remove(entry)
+        if cost:
+            entry.count = cost
+        else:
+            self._entries.remove(entry)
         return True
 
     def is_over(self, now: int) -> bool:

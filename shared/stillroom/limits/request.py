@@ -16,6 +16,7 @@ from stillroom.edges import CLOUDFLARE
 from stillroom.errors import InvalidLimit
 from stillroom.exempt import Exempt
 from stillroom.keys import Keys
+from stillroom.limits.changes import Changes
 from stillroom.limits.decision import NEVER, PARTS
 from stillroom.limits.identity import CROWD, Crowd, Networks
 from stillroom.limits.limit import Limit, check_cost, check_limits
@@ -61,6 +62,8 @@ class Plan(NamedTuple):
     longest_ms: int  # of the windows
     hides: bool  # some limit counts by what only has a name under a pepper
     memory: tuple[bytes, ...]  # what is remembered of a log is told apart by: see Request.known_as
+    letters: bytes  # one for each limit, if one is in shadow: see lua/limit_check.lua
+    in_flight: str  # the name of a limit of what is in flight, if there is one
 
 
 class Request(NamedTuple):
@@ -111,8 +114,11 @@ class Request(NamedTuple):
         keys = (self.events, widths_key, *bans, *logs, *((reservation,) if reservation else ()))
         life = b"%d" % plan.longest_ms if reservation else b""
         how_many = b"%d" % len(logs) if self.twins else plan.how_many
-        bans_count = b"%d" % len(bans)
-        about = (b"%d" % self.cost, bans_count, how_many, unseen, life, plan.how_many, widths)
+        letters = plan.letters
+        if letters and self.twins:
+            letters += b"".join([letters[n : n + 1] for n, _ in self.twins])
+        cost, banned = b"%d" % self.cost, b"%d" % len(bans)
+        about = (cost, banned, how_many, unseen, life, plan.how_many, widths, letters)
         more = [part for n, _ in self.twins for part in plan.numbers[3 * n : 3 * n + 3]]
         return (b"%d" % len(keys), *keys, mode, *about, *plan.numbers, *more, *self.fields)
 
@@ -171,6 +177,7 @@ class Requests:
         self._unlimited = Networks(settings.exempt)
         self._edges = Networks(CLOUDFLARE)
         self._suspected: set[str] = set()
+        self.changes = Changes()
         self._plan = lru_cache(PLANS)(self._make_plan)
         self._client = lru_cache(KEPT)(self._make_client)
         self._of_address = lru_cache(KEPT)(self._make_of_address)
@@ -189,6 +196,8 @@ class Requests:
             wanted: tuple[Limit, ...] = limits
         else:
             wanted = tuple(limits) if type(limits) is list else check_limits(limits)
+        if self.changes.found:
+            wanted = self.changes.applied(wanted)
         if isinstance(subject, str):
             request = self._of_address(subject, wanted, cost, route, meant, limit_check.text)
         else:
@@ -432,11 +441,18 @@ def _plan_of(limits: tuple[Limit, ...], windows: Mapping[str, int]) -> Plan:
         tuple(b"%d" % number for number in numbers),
         b"%d" % len(limits),
         kinds := frozenset(kind for limit in limits for kind in limit.kinds),
-        any(limit.away != "open" for limit in limits),
+        any(not limit.is_open_away for limit in limits),
         max([1_000 * limit.window for limit in limits], default=1),
         kinds - {"ip"} != frozenset(),
         tuple(memory) if any(memory := [_memory_of(limit, windows) for limit in limits]) else (),
+        _letters(limits),
+        next((limit.name for limit in limits if limit.in_flight), ""),
     )
+
+
+def _letters(limits: Sequence[Limit]) -> bytes:
+    letters = b"".join([b"s" if limit.shadow else b"-" for limit in limits])
+    return letters if b"s" in letters else b""
 
 
 def _memory_of(limit: Limit, windows: Mapping[str, int]) -> bytes:

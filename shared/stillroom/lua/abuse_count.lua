@@ -40,7 +40,7 @@ local function add(member)
 end
 
 local function in_a_row()
-  local windows = redis.call('ZREVRANGEBYSCORE', key, '+inf', '(' .. plain(at - window))
+  local windows = redis.call('ZRANGE', key, '+inf', '(' .. plain(at - window), 'BYSCORE', 'REV')
   for i = 2, #windows do
     if tonumber(windows[i - 1]) - tonumber(windows[i]) > MISSED then
       return i - 1

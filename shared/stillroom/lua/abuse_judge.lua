@@ -92,9 +92,12 @@ if seen and seen.of == id then
   return {'again', seen.said, seen.level, seen.ms}
 end
 if seen and seen.at > now then -- from before the clock stepped back
-  seen.free = seen.free - (seen.at - now)
+  seen.free = math.max(0, seen.free - (seen.at - now))
   seen.at = now
   write_seen(seen)
+  if #KEYS > 2 then
+    lifted_at()
+  end
 end
 if seen and at < seen.at + window then
   if seen.by == id then

@@ -1,5 +1,6 @@
 -- Bans that have run out leave the index.
 -- KEYS  1 bans
+-- ARGV  none
 -- returns how many
 -- include: clock own
 

@@ -5,7 +5,9 @@
 --       5 denials that the process answered from memory since: '<number of the limit>:<how many>' …, '' for none
 --       6 ms a reservation lives, '' for none  7 number of limits that tell of being near: the first ones
 --       8 the widths of bans as the process knows them: it has named the bans of those
---       9… quota, window µs, longest window of its name µs of each limit; then the fields of an event: 'ip', address, 'user', HMAC …
+--       9 a letter for each limit, 's' for one in shadow, which denies nothing; '' where none is
+--       10… quota, window µs, longest window of its name µs of each limit; then the fields of an event: 'ip', address,
+--       'user', HMAC …
 -- returns {1 admitted | 0 denied, now, then for each limit: hits used, µs until some come back (0: none are used),
 --          µs until this request fits (0: it does, -1: never), µs until all have come back}
 --         {-1, now, ms the ban lasts, the number of the ban}
@@ -17,7 +19,7 @@ local DENIED_MS = 600000
 local NEAR_SHARE, NEAR_LEAST = 0.8, 10
 local taking, telling, cost = ARGV[1] ~= 'look', ARGV[1] == 'take', tonumber(ARGV[2])
 local bans, count = tonumber(ARGV[3]), tonumber(ARGV[4])
-local fields = 9 + 3 * count
+local fields = 10 + 3 * count
 local now = now_us()
 
 -- One MGET for all of them: each command of a script costs as much as the rest of it.
@@ -41,7 +43,7 @@ end
 
 local limits, denied = {}, nil
 for i = 1, count do
-  local numbers = 6 + 3 * i
+  local numbers = 7 + 3 * i
   local limit = {
     key = KEYS[2 + bans + i],
     quota = tonumber(ARGV[numbers]), window = tonumber(ARGV[numbers + 1]), keep = tonumber(ARGV[numbers + 2]),
@@ -65,9 +67,11 @@ local function wait_of(limit)
   return -1
 end
 
-for _, limit in ipairs(limits) do
+for i, limit in ipairs(limits) do
   limit.wait = wait_of(limit)
-  if limit.wait ~= 0 and not denied then
+  -- A limit in shadow counts what it would have admitted, and nobody is denied for it.
+  limit.is_let_off = limit.wait ~= 0 and string.sub(ARGV[9], i, i) == 's'
+  if limit.wait ~= 0 and not limit.is_let_off and not denied then
     denied = limit
   end
 end
@@ -138,12 +142,14 @@ if taking and not is_reserved then
   end
   if not denied and cost > 0 then
     for i, limit in ipairs(limits) do
-      consume(limit)
-      if telling and i <= tonumber(ARGV[7]) then
-        tell_if_near(limit)
-      end
-      if ARGV[6] ~= '' then
-        note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
+      if not limit.is_let_off then
+        consume(limit)
+        if telling and i <= tonumber(ARGV[7]) then
+          tell_if_near(limit)
+        end
+        if ARGV[6] ~= '' then
+          note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
+        end
       end
     end
     if ARGV[6] ~= '' then

@@ -41,6 +41,7 @@ class Asking:
         self._shards = settings.session_shards
         self._known_shards = self._shards  # the most that any process has said
         self._says_shards_at = 0.0  # time.monotonic()
+        self._may_compare = True  # until Redis says that this user may not
         self._deferred: dict[Place, End | Undo] = {}
 
     def _ask(
@@ -134,9 +135,15 @@ class Asking:
     ) -> Operation[list[Any]]:
         """Return the replies of all shards, in order: those of this process, and more if another has said so."""
         known = self._known_shards
-        asked = [self._comparing_shards(), *map(command, range(known))]
-        said, *replies = yield from self._ask(asked, kind)
-        self._learn_shards(said)
+        own = [*map(command, range(known))]
+        compares = [self._comparing_shards()] if self._may_compare else []
+        try:
+            replies = yield from self._ask([*compares, *own], kind)
+        except SessionStoreUnavailable as error:
+            self._compare_no_more(error)
+            return (yield from self._ask(own, kind))
+        if compares:
+            self._learn_shards(replies.pop(0))
         if self._known_shards > known:
             more = map(command, range(known, self._known_shards))
             replies += yield from self._ask(list(more), kind)
@@ -144,11 +151,30 @@ class Asking:
 
     def _saying_shards(self) -> list[Command]:
         """What says how many shards this process has, now and then: before it makes a session."""
-        return [] if time.monotonic() < self._says_shards_at else [self._comparing_shards()]
+        is_due = self._may_compare and time.monotonic() >= self._says_shards_at
+        return [self._comparing_shards()] if is_due else []
 
     def _have_said_shards(self, reply: Sequence[bytes]) -> None:
         self._learn_shards(reply)
         self._says_shards_at = time.monotonic() + SHARDS_SAID_S
+
+    def _compare_shards(self) -> Operation[None]:
+        """Learn how many shards there are."""
+        if not self._may_compare:
+            return
+        try:
+            (said,) = yield from self._ask([self._comparing_shards()])
+        except SessionStoreUnavailable as error:
+            self._compare_no_more(error)
+        else:
+            self._learn_shards(said)
+
+    def _compare_no_more(self, error: SessionStoreUnavailable) -> None:
+        """Go on with the shards of this process where its user may not compare. Raises any other error."""
+        if error.reason != "noperm" or not self._may_compare:
+            raise error
+        self._may_compare = False
+        log.error("shards can't be compared with other processes': %s", error)
 
     def _comparing_shards(self) -> Command:
         """The command that agrees on the most shards that any process has."""

@@ -81,10 +81,11 @@ class Beginning:
         try:
             replies = yield from self._asking._ask(batch, Once)
         except SessionStoreUnavailable as error:
-            if error.reason != "noscript":
-                raise
             # The server lacked one of the scripts and had one behind it, so they would be out of order. It has all
             # of them now, and each that is sent again recognises itself.
+            if error.reason != "noscript":
+                self._asking._compare_no_more(error)
+                says, batch = [], batch[len(says) :]
             replies = yield from self._asking._ask(batch, Once)
         if says:
             self._asking._have_said_shards(replies[0])

@@ -544,7 +544,7 @@ class SessionsBody(Asking):
             raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
         deadline = time.monotonic() + seconds
         expired = deleted = lag = 0
-        self._learn_shards(*(yield from self._ask([self._comparing_shards()])))
+        yield from self._compare_shards()
         left = set(range(self._known_shards))
         while left and time.monotonic() < deadline:
             for shard in sorted(left):

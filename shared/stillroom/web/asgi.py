@@ -22,7 +22,14 @@ from stillroom.web.limited import Charge
 from stillroom.web.problem import Answer, failed, foreign
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.scope_session import Ahead, ScopeSession
-from stillroom.web.sockets import POLICY_VIOLATION, Handshake, can_answer, refuse
+from stillroom.web.sockets import (
+    FORBIDDEN,
+    POLICY_VIOLATION,
+    SWITCHING,
+    Handshake,
+    can_answer,
+    refuse,
+)
 from stillroom.web.visit import Visit
 from stillroom.wire import Budget
 
@@ -97,6 +104,8 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
                     await response.of(receive)
                 finally:
                     self._gate.learn(visit)
+                    if visit.is_holding and not is_inner:
+                        await self._room.state.run(visit.over(self._gate.body))
         report_loss(session)
 
     async def _pass_other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,11 +123,22 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         gives_session = self._has_sessions and KEY not in scope
         session = self._session(scope, gives_session)
         seen = self._with_session(scope, session) if gives_session else {**scope}
-        visit, _ = self._enter(seen, "GET")
+        visit, is_inner = self._enter(seen, "GET")
         with self._room.request() as budget:
             if route is None or await self._admits(route, visit, seen, send):
-                handshake = Handshake(session, self._room, budget, seen, send)
-                await handshake.of(self.app, seen, receive)
+                said: list[str] = []
+
+                async def watching(message: Message) -> None:
+                    said.append(message["type"]) if not said else None
+                    await send(message)
+
+                handshake = Handshake(session, self._room, budget, seen, watching)
+                try:
+                    await handshake.of(self.app, seen, receive)
+                finally:
+                    if visit.is_holding and not is_inner:
+                        status = SWITCHING if said == ["websocket.accept"] else FORBIDDEN
+                        await self._room.state.run(self._gate.closing(visit, status))
         report_loss(session)
 
     def _is_foreign(self, scope: Scope) -> bool:

@@ -38,8 +38,14 @@ class Charger:
 
     def end(self, visit: Visit, status: int, headers: Sequence[tuple[str, str]]) -> None:
         """Give back what, by this answer, does not count; and learn what the next request will look at."""
-        self._driver.run(visit.ending(self.gate.body, _nothing(), status, headers))
+        if visit.is_holding:
+            self._driver.run(visit.ending(self.gate.body, _nothing(), status, headers))
         self.gate.learn(visit)
+
+    def let_go(self, visit: Visit) -> None:
+        """What was in flight is over."""
+        if visit.is_holding:
+            self._driver.run(visit.over(self.gate.body))
 
 
 def _nothing() -> Operation[None]:

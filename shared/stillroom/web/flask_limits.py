@@ -110,8 +110,14 @@ class StillroomLimits:
         visit: Visit | None = getattr(g, HERE, None)
         if visit is None:
             return response
+        around: Visit | None = request.environ.get(VISIT)
+        if around is visit:  # the middleware around the app ends and tells it
+            self._charger.gate.learn(visit)
+            return response
         self._charger.end(visit, response.status_code, list(response.headers))
-        if visit.decisions and request.environ.get(VISIT) is not visit:  # else the middleware tells
+        if visit.is_holding:
+            response.call_on_close(lambda: self._charger.let_go(visit))
+        if visit.decisions:
             told = list(visit.headers().items())
             response.headers.extend(lacking(response.headers, told))
             if request.headers.get("Origin") and (exposed := exposing(list(response.headers))):

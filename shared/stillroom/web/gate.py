@@ -167,6 +167,11 @@ class Gate:
         act = ending(session, status, headers, visit.asked.method)
         return visit.ending(self.body, act, status, headers)
 
+    def closing(self, visit: Visit, status: int) -> Operation[None]:
+        """What a websocket needs when it is closed, whose handshake was answered so."""
+        yield from visit.ending(self.body, _none(), status, [])
+        yield from visit.over(self.body)
+
     def _tell(
         self, route: Route | None, visit: Visit, session: RequestSession, status: int
     ) -> None:

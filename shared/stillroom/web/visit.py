@@ -6,10 +6,9 @@ once, what was reserved is settled by the answer, and the response tells of all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from itertools import compress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from stillroom.limits import Decision, LimitsBody, Reservation
 from stillroom.limits.decision import headers_of
@@ -27,6 +26,13 @@ T = TypeVar("T")
 FAILED = 400  # the least status that is a failure
 
 
+class Held(NamedTuple):
+    """What a request has reserved, and which answers count, for each limit."""
+
+    reservation: Reservation
+    counted: tuple[Counted, ...]
+
+
 class Visit:
     """One request, as its limits see it."""
 
@@ -36,7 +42,8 @@ class Visit:
     exempt = False  # no endpoint charges it
     _charges: tuple[Charge, ...] = ()
     _done: set[object] | None = None  # the declarations it was charged by
-    _held: tuple[tuple[Reservation, tuple[Counted, ...]], ...] = ()
+    _held: tuple[Held, ...] = ()  # to be settled by the answer …
+    _in_flight: tuple[Reservation, ...] = ()  # … and given back when the response is over
 
     def __init__(
         self,
@@ -71,7 +78,7 @@ class Visit:
         limits, subject, cost, counted = charge
         if not limits:
             return None
-        if counted is ALL:
+        if counted is ALL and not any(limit.in_flight for limit in limits):
             decision = yield from body.check(
                 subject, limits, cost, route=route, meant=self.is_meant()
             )
@@ -81,7 +88,7 @@ class Visit:
             )
             decision = held.decision
             if held:
-                self._held += ((held, counted),)
+                self._held += (Held(held, _of_each(charge)),)
         self.decisions += (decision,)
         self._charges += (charge,)
         return decision
@@ -101,13 +108,37 @@ class Visit:
     ) -> Operation[T]:
         held, self._held = self._held, ()
         answered = Answered(status, {name.lower(): value for name, value in headers})
-        parts = [_part(one, [not _counts(c, answered) for c in counted]) for one, counted in held]
-        back = [body.refund(part) for part in parts if part.keys]
-        outcomes: list[Any] = yield from together(act, *back)
+        parts = []
+        for reservation, counted in held:
+            limits = reservation.decision.limits
+            pairs = zip(limits, counted, strict=True)
+            back = [limit for limit, count in pairs if not _counts(count, answered)]
+            if any(limit.in_flight for limit in limits):  # a reservation is settled once
+                back += [limit for limit in limits if limit.in_flight]
+                self._in_flight += (reservation.of(back),)
+            elif back:
+                parts.append(reservation.of(back))
+        outcomes: list[Any] = yield from together(act, *[body.refund(part) for part in parts])
         if isinstance(outcomes[0], Failed):
             raise outcomes[0].error
         result: T = outcomes[0]
         return result
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether there is something to give back when the response is over."""
+        return bool(self._held or self._in_flight)
+
+    def over(self, body: LimitsBody) -> Operation[None]:
+        """Give back what was in flight. Where no answer ever began, all else stays consumed."""
+        held, parts = self._held, self._in_flight
+        self._held, self._in_flight = (), ()
+        for reservation, _ in held:
+            in_flight = [limit for limit in reservation.decision.limits if limit.in_flight]
+            parts += (reservation.of(in_flight),)
+        for part in parts:
+            if part.keys:
+                yield from body.refund(part)
 
     def _uncharged(self, charge: Charge) -> Charge:
         known: dict[tuple[str | None, ...], int] = {}
@@ -154,14 +185,6 @@ def _of_each(charge: Charge) -> tuple[Counted, ...]:
 
 def _mapping(subject: Subject) -> Mapping[str, str | None]:
     return {"ip": subject} if isinstance(subject, str) else subject
-
-
-def _part(held: Reservation, wanted: Sequence[bool]) -> Reservation:
-    """The reservation of some of its limits."""
-    decision = held.decision
-    limits = tuple(compress(decision.limits, wanted))
-    keys = tuple(compress(held.keys, wanted))
-    return replace(held, decision=decision._replace(limits=limits), keys=keys)
 
 
 def _whom(limit: Limit, subject: Subject) -> tuple[str | None, ...]:

@@ -73,7 +73,11 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
             if route is not None and (answer := self._refused(route, visit, environ)):
                 return _answered(answer, start_response)
             response = _Response(self, route, session, visit, environ, start_response, is_inner)
-            body = response.of(self.app, environ)
+            try:
+                body = response.of(self.app, environ)
+            except BaseException:
+                response.let_go()
+                raise
             self._gate.learn(visit)
             return body
 
@@ -181,6 +185,7 @@ class _Response:
         try:
             body = app(environ, self._start)
         except SessionStoreUnavailable as error:
+            self.let_go()
             return [self._explain(error)]
         if self._held is None:  # a generator: it says its headers when it is asked for a piece
             return _Stream(self, body)
@@ -191,9 +196,10 @@ class _Response:
             raise
         if self._instead is not None:
             _close(body)
+            self.let_go()
             return [self._instead.body]
         is_whole = isinstance(body, list | tuple) or not self._session.is_looked_at
-        return body if is_whole else _Stream(self, body)
+        return body if is_whole and not self._visit.is_holding else _Stream(self, body)
 
     def pieces(self, body: Iterable[bytes]) -> Iterator[bytes]:
         """Begin the response when its first piece is there."""
@@ -211,6 +217,12 @@ class _Response:
 
     def over(self) -> None:
         report_loss(self._session)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What was in flight is over."""
+        if self._visit.is_holding and not self._is_inner:
+            self._run(self._visit.over(self._gate.body))
 
     def _start(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None

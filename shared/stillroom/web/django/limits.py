@@ -105,10 +105,13 @@ class LimitsMiddleware(MiddlewareMixin):
         along: RequestSession | None = getattr(store, "along", None)
         if along is not None and along is visit.session:
             along.taken_by = along.cookie if store.accessed else None
+        if _around(request).get(VISIT) is visit:  # the middleware around the app ends and tells it
+            self._charger.gate.learn(visit)
+            return response
         self._charger.end(visit, response.status_code, headers)
-        if (
-            visit.decisions and _around(request).get(VISIT) is not visit
-        ):  # else the one around us tells
+        if visit.is_holding:
+            response._resource_closers.append(lambda: self._charger.let_go(visit))
+        if visit.decisions:
             for name, value in lacking(headers, list(visit.headers().items())):
                 response.headers[name] = value
             if request.headers.get("Origin") and (exposed := exposing(list(response.items()))):
