@@ -236,8 +236,8 @@ def _use_sessions(room: Any, admin: Any) -> None:
 def _use_sessions_of_browsers(room: Any) -> None:
     """What the middlewares ask for besides."""
     body, run = room._sessions_body, room.state.run
-    visitor = room.sessions.create("", {"cart": []})
-    ended = room.sessions.create("", {})
+    visitor = room.sessions.create(None, {"cart": []})
+    ended = room.sessions.create(None, {})
     room.sessions.destroy(ended)
     run(body.begin(ended.token, {}))
     session = run(body.succeed(visitor.token, "u4", {}, device="a browser"))
@@ -245,7 +245,7 @@ def _use_sessions_of_browsers(room: Any) -> None:
     assert run(body.is_late(session.token))
     session = room.sessions.create("u4", {}, device="another")
     room.sessions.get(room.sessions.confirm(session).token, fresh=60)
-    run(body.log_out(room.sessions.create("", {}).token, if_empty=True))
+    run(body.log_out(room.sessions.create(None, {}).token, if_empty=True))
     room.sessions.create("u5", {}, tags=["mobile"])
     room.sessions.destroy_all()
 
