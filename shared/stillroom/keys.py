@@ -35,8 +35,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
 |       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
 |       …clock      | string | the newest stamp                                | deadlines    |                 |
-| ns:late{s<shard>}:<h> | string: the browser is getting another cookie in    | 1 min        | session_create, |
-|                   |        | the place of this session's                     |              | _destroy,_rotate|
+|       …late:<h>   | string | the browser is getting another cookie in the    | 1 min        | session_create, |
+|                   |        | place of this session's                         |              | _destroy,_rotate|
 | ns:{rl:<kind>:<value>}:… | of one subject of the limits. kind: `ip`, `user`, `ip&user` …; value: an address |
 |                   |        | or network, any other text as its HMAC, so it holds no brace |                |
 |       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
@@ -143,7 +143,6 @@ class Keys:
         self.entry_prefix = f"{cache}e:".encode()
         self.index_prefix = f"{cache}i:".encode()
         self._shards = _session_shards(namespace)
-        self._late = f"{namespace}:late".encode()
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
@@ -171,7 +170,8 @@ class Keys:
 
     def late(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
         """Where it is remembered that the browser of this session is getting another cookie."""
-        return [b"%b{s%02x}:%b" % (self._late, shard, name) for name in names]
+        prefix = self._shards[shard] + b"late:"
+        return [prefix + name for name in names]
 
     def user_sessions(self, shard: int, user: bytes) -> bytes:
         return self.shard(shard) + b"u:" + user

@@ -6,7 +6,8 @@
 --       6 most sessions of this user, 0 for any number  7 1: end the oldest to make room, 0: refuse
 --       8 meta  9 how many names under other peppers  10 how long ago it was asked for, µs
 --       11 when the user last proved who he is, '' for now, '0' for never
---       12 1: not if the browser is getting another cookie in the place of what it replaces
+--       12 the response 1 brings a cookie, and so nothing is begun if the browser is getting another one in the place
+--       of what this replaces, 2 brings one that others under the old name must not set theirs over; 0 neither
 --       13 what the user's device is called, '' for none  14 ms it is known  15… key, JSON, key, JSON …
 -- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}, how long before it was asked
 --         for the grace of the name to replace was over, µs, or -1, 1 if the device is new to a user who has others}
@@ -110,7 +111,7 @@ for i = 1, most > 0 and math.min(#living - most + 1, DROPPED) or 0 do
   drop(prefix, living[i])
   evicted[i] = living[i].h
 end
-if user ~= '' and old[1] then
+if ARGV[12] == '2' and old[1] then
   mark_late(prefix, old[1], replaced)
 end
 sweep(prefix, now, 2, ended)

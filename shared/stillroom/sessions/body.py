@@ -45,7 +45,7 @@ from stillroom.scripts import (
 )
 from stillroom.sessions.asking import Asking, steady_us
 from stillroom.sessions.beginning import Beginning
-from stillroom.sessions.ends import BRINGS_ANOTHER, NO_COOKIE, TAKES_AWAY, End, Undo
+from stillroom.sessions.ends import BRINGS_ANOTHER, NO_COOKIE, TAKES_AWAY, UNLESS_LATE, End, Undo
 from stillroom.sessions.session import (
     Device,
     Session,
@@ -173,7 +173,33 @@ class SessionsBody(Asking):
         return (
             yield from self._create(
                 *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
-                *(device, fresh, False),
+                *(device, fresh, NO_COOKIE),
+            )
+        )
+
+    def log_in(
+        self,
+        before: Known | None,
+        user_id: str,
+        data: Mapping[str, Any],
+        *,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        idle: float | None = None,
+        absolute: float | None = None,
+        max_per_user: int | None = None,
+        on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
+    ) -> Operation[Session[Any]]:
+        """The `create` of a login whose response brings the browser its cookie, in the place of the session before.
+
+        Responses to other requests of that browser, which are under way, do not set theirs over it.
+        """
+        return (
+            yield from self._create(
+                *(user_id, data, tags, meta, idle, absolute, before, max_per_user, on_cap),
+                *(device, fresh, BRINGS_ANOTHER),
             )
         )
 
@@ -192,16 +218,25 @@ class SessionsBody(Asking):
         yield from self.destroy(made)
         raise SessionEnded("missing")
 
-    def begin(self, token: str, data: Mapping[str, Any], **options: Any) -> Operation[Session[Any]]:
+    def begin(
+        self,
+        token: str,
+        data: Mapping[str, Any],
+        *,
+        idle: float | None = None,
+        absolute: float | None = None,
+    ) -> Operation[Session[Any]]:
         """Begin an anonymous session in the place of one that has ended, for a request that came with its token.
 
         Raises SessionEnded if another request has just logged in, logged out or got a new token in its place: the
         response to this one may arrive later, and must not set its cookie over that. Otherwise see `create`.
         """
-        given = {"tags": (), "meta": None, "idle": None, "absolute": None, **options}
-        about = (given["tags"], given["meta"], given["idle"], given["absolute"])
-        made = self._create(None, data, *about, token, None, "evict_oldest", None, True, True)
-        return (yield from made)
+        return (
+            yield from self._create(
+                *(None, data, (), None, idle, absolute, token, None, "evict_oldest"),
+                *(None, True, UNLESS_LATE),
+            )
+        )
 
     def _create(
         self,
@@ -216,7 +251,7 @@ class SessionsBody(Asking):
         on_cap: str,
         device: str | None,
         fresh: bool,
-        unless_late: bool,
+        cookie: int,
     ) -> Operation[Session[Any]]:
         user = b"" if user_id is None else sanitized(user_id)
         _check_cap(user_id, max_per_user, on_cap)
@@ -228,13 +263,12 @@ class SessionsBody(Asking):
         # Who is nobody yet stays where he was: then one script does all of it.
         shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
         token, place = self._new_place(shard)
-        ending = (
-            None if old is None else self._destroying(old, BRINGS_ANOTHER if user else NO_COOKIE)
-        )
+        ends_with = BRINGS_ANOTHER if cookie == BRINGS_ANOTHER else NO_COOKIE
+        ending = None if old is None else self._destroying(old, ends_with)
         numbers = (*times, max_per_user or 0, int(on_cap == "evict_oldest"))
         about = (self._keys.shard(place.shard), user, labels, *numbers, note)
         proved = b"" if fresh else b"0"
-        more = (proved, b"%d" % unless_late, *self._device_of(user and device))
+        more = (proved, b"%d" % cookie, *self._device_of(user and device))
         parts = [*more, *_flat(fields)]
         begins = Beginning(self, place, self._names(place), old, ending, about, parts)
         reply = yield from begins.run()
@@ -422,8 +456,18 @@ class SessionsBody(Asking):
         """
         return (yield from self._rotate(session, None, grace, is_proof=True))
 
+    def renew(self, token: str, *, is_proof: bool) -> Operation[Session[Any]]:
+        """Rotate it, or confirm it, for a request whose response brings the browser the new token: see `log_in`."""
+        return (yield from self._rotate(token, None, 0, is_proof=is_proof, brings_cookie=True))
+
     def _rotate(
-        self, session: Known, type: Any, grace: float | None, *, is_proof: bool
+        self,
+        session: Known,
+        type: Any,
+        grace: float | None,
+        *,
+        is_proof: bool,
+        brings_cookie: bool = False,
     ) -> Operation[Session[Any]]:
         place = self._place(session)
         if place is None:
@@ -434,7 +478,8 @@ class SessionsBody(Asking):
         token, fresh = self._new_place(place.shard)
         old, new = self._names(place), self._names(fresh)
         prefix = self._keys.shard(place.shard)
-        rotates = session_rotate([*old, *new], prefix, _us(seconds), len(new), int(is_proof))
+        how = (_us(seconds), len(new), int(is_proof), int(brings_cookie))
+        rotates = session_rotate([*old, *new], prefix, *how)
         try:
             (reply,) = yield from self._ask([rotates], Once)
         except SessionStoreUnavailable as error:

@@ -8,11 +8,8 @@ from typing import NamedTuple
 from stillroom.scripts import session_destroy, session_hold, session_undo
 from stillroom.wire import Command
 
-NO_COOKIE, TAKES_AWAY, BRINGS_ANOTHER = (
-    0,
-    1,
-    2,
-)  # what the response does: see lua/session_destroy.lua
+# What the response does: see lua/session_destroy.lua and session_create.lua.
+NO_COOKIE, TAKES_AWAY, UNLESS_LATE, BRINGS_ANOTHER = 0, 1, 1, 2
 TRIES = 5  # until it is plain which was first, an end or a rotation
 
 

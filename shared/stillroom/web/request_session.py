@@ -407,7 +407,7 @@ class RequestSession(MutableMapping[str, Any]):
         if self._login:
             user_id, options = self._login
             given = {"device": device_of(self._agent()), **self._options(), **options}
-            made = yield from self._body.create(user_id, fields, replaces=self._token, **given)
+            made = yield from self._body.log_in(self._token, user_id, fields, **given)
         elif self.is_unknown and not self._is_ended:
             assert self._token is not None
             made = yield from self._body.begin(self._token, fields, **self._options())
@@ -466,10 +466,7 @@ class RequestSession(MutableMapping[str, Any]):
     def _renewing(self) -> Operation[str]:
         """After the changes: one that is refused leaves the session under the token that the browser has."""
         assert self._token is not None
-        if self._is_confirmed:
-            made = yield from self._body.confirm(self._token, grace=0)
-        else:
-            made = yield from self._body.rotate(self._token, grace=0)
+        made = yield from self._body.renew(self._token, is_proof=self._is_confirmed)
         return self._cookie.write(made.token, self._kept_for(made))
 
     # What a framework may know better

@@ -106,8 +106,7 @@ local function write_aliases(prefix, aliases, session, now)
 end
 
 local function late_key(prefix, key)
-  local tag = string.find(prefix, '{', 1, true)
-  return string.sub(prefix, 1, tag - 1) .. 'late' .. string.sub(prefix, tag) .. string.sub(key, #prefix + 3)
+  return prefix .. 'late:' .. string.sub(key, #prefix + 3)
 end
 
 -- The response to this request brings another cookie, or none. Others under the old name may be under way, and arrive

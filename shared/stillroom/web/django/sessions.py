@@ -157,10 +157,12 @@ class SessionStore(SessionBase):
         if options["idle"] <= 0:  # it is over before it began
             self._before = _encoded(named)
             return
-        if user is None and self._dead is not None:
+        if user is not None:
+            made = _run(_body().log_in(self._dead, user, fields, **options))
+        elif self._dead is not None:
             made = _run(_body().begin(self._dead, fields, idle=options["idle"]))
         else:
-            made = _run(_body().create(user, fields, replaces=self._dead, **options))
+            made = _run(_body().create(None, fields, **options))
         self._began(made, named)
 
     def _update(self, data: Mapping[Any, Any]) -> None:
@@ -221,9 +223,8 @@ class SessionStore(SessionBase):
         self._began(made, named)
 
     def _rotate(self) -> None:
-        body = _body()
-        renew = body.confirm if self._confirms else body.rotate
-        self._session_key = _run(renew(self.session_key, grace=0)).token
+        made = _run(_body().renew(self.session_key, is_proof=self._confirms))
+        self._session_key = made.token
         self._cycles = self._confirms = False
 
     def _began(self, made: Session[Any], data: Mapping[str, Any]) -> None:
