@@ -177,7 +177,7 @@ class LimitsBody(Operating):
         return self._settled_at(reservation, cost)
 
     def _settled_at(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
-        if not reservation.id:
+        if not (reservation.id and reservation.keys):
             return False
         here: bool | None = None
         if reservation.local:
@@ -350,9 +350,11 @@ class LimitsBody(Operating):
     def _tell_of_shadows(self, decision: Decision) -> None:
         """Count, and say now and then, what limits in shadow would have denied."""
         for limit in decision.would_deny:
-            self.stats.counts[WOULD_DENY + limit.name] += 1
+            # No more names than are compared: a function of the request may make up any.
+            name = limit.name if self._requests.has_window(limit.name) else "others"
+            self.stats.counts[WOULD_DENY + name] += 1
             said = f"would have denied a request: {limit.quota} in {limit.window} s were used"
-            self.stats.say(f"the limit {limit.name}, in shadow,", "shadow", said)
+            self.stats.say("limits in shadow", name, f"{limit.name} {said}")
 
     def _read(self, request: Request, reply: list[int]) -> Decision:
         limits, cost, verdict, now_us = request.limits, request.cost, reply[0], reply[1]
