@@ -58,7 +58,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        |                                                 | that ends    |                 |
 |                   |        |                                                 | last; 200    |                 |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
-|                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
+|                   |        | `ip`, `user`, `token` (HMACs), `route`          |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
 | ns:abuse:aside    | stream | events that could not be read: `id`, `reason`,  | 1,000        | abuse           |
 |                   |        | `event`                                         |              |                 |

@@ -99,6 +99,17 @@ def test_each_class_does_what_it_says(make: Make, own_server: EmbeddedServer) ->
     assert room.state_stats.counts["limit_degraded"] > 1_000
 
 
+def test_who_has_many_addresses_locks_nobody_out(make: Make, own_server: EmbeddedServer) -> None:
+    """He fills what a process may count while Redis is away; others log in, and are counted."""
+    room = make(local_limits=1_000)
+    own_server.kill()
+    for n in range(2_000):
+        room.limits.check(f"2001:db8:1:{n:x}::1", [AUTH])
+    for ip in (IP, "2a02:8108:1:2::1", "198.51.100.7"):
+        said = [room.limits.check(ip, [AUTH]).status for _ in range(6)]
+        assert said == [200] * 5 + [429]
+
+
 def test_strict_limits_may_answer_503(make: Make, own_server: EmbeddedServer) -> None:
     """If the settings say so; the other classes go on."""
     room = make(limits_strict_503=True)

@@ -137,6 +137,7 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
                 ["add", "203.0.113.50", "--for", "60s"],
                 ["list"],
                 ["lift", "203.0.113.50"],
+                ["add", "198.51.100.0/25", "--for", "1s"],
             ):
                 company.command("worker", "bans", *words)
             _look(company)
@@ -225,10 +226,28 @@ def _use_sessions(room: Any, admin: Any) -> None:
     sessions.destroy_for_user("u2")
     sessions.count("u1")
     sessions.count()
+    _use_sessions_of_browsers(room)
     forgotten = sessions.create("u3", {})
     record = session_time.record_of(room, forgotten.handle)
     session_time.age(admin, room, forgotten.handle, 2 * 86_400)
     until(lambda: not admin.exists(record), "the sweep of a session that ended")
+
+
+def _use_sessions_of_browsers(room: Any) -> None:
+    """What the middlewares ask for besides."""
+    body, run = room._sessions_body, room.state.run
+    visitor = room.sessions.create(None, {"cart": []})
+    ended = room.sessions.create(None, {})
+    room.sessions.destroy(ended)
+    run(body.begin(ended.token, {}))
+    session = run(body.succeed(visitor.token, "u4", {}, device="a browser"))
+    assert run(body.log_out(session.token))
+    assert run(body.is_late(session.token))
+    session = room.sessions.create("u4", {}, device="another")
+    room.sessions.get(room.sessions.confirm(session).token, fresh=60)
+    run(body.log_out(room.sessions.create(None, {}).token, if_empty=True))
+    room.sessions.create("u5", {}, tags=["mobile"])
+    room.sessions.destroy_all()
 
 
 def _use_limits(room: Any) -> None:

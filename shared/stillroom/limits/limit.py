@@ -24,8 +24,9 @@ class Limit:
 
     `by` says which subject of a request is counted: "ip", "user", "ip&user", or any kinds an app names.
     `away` is what happens while Redis is: "local", each process admits its share of the quota; "open", everybody is
-    let through; "strict", the share, and nobody new once the process counts as many subjects as it may (or 503 to
-    all: see the setting limits_strict_503). What is in Redis knows no limit, so it may change at any time.
+    let through; "strict", the share, also once a process counts as many subjects as it may: then those who are new
+    share one quota with their network (or 503 to all: see the setting limits_strict_503). What is in Redis knows no
+    limit, so it may change at any time.
 
     `in_flight`: at most `quota` at the same time. Each is reserved, and refunded when it is over; `window` is
     the lease, after which one is over whose process has died. `shadow`: the limit denies nothing. It counts what

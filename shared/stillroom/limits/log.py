@@ -58,10 +58,11 @@ class Entry:
 class Log:
     """The hits of one subject against one limit."""
 
-    __slots__ = ("_entries", "_id", "_keep_us", "_total", "charging", "limit")
+    __slots__ = ("_entries", "_id", "_keep_us", "_total", "charging", "is_shared", "limit")
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: Limit, *, is_shared: bool = False) -> None:
         self.limit = limit
+        self.is_shared = is_shared  # with neighbours: see neighbours.py. It is nobody's, and Redis not told of it
         self.charging = False  # some are on their way to Redis
         self._keep_us = 0  # the longest window of the limits that use it
         self._entries: list[Entry] = []

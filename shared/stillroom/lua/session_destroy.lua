@@ -9,16 +9,7 @@
 local now = now_us()
 local session, _, dead, late = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
 
-local function has_data()
-  for _, field in ipairs(redis.call('HKEYS', session.key)) do
-    if string.byte(field) ~= 95 then -- _
-      return true
-    end
-  end
-  return false
-end
-
-if ARGV[4] == '1' and session and has_data() then
+if ARGV[4] == '1' and session and redis.call('HGET', session.key, '_b') ~= '0' then -- bytes of data
   return {0}
 end
 if session or dead then
