@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable
-from stillroom.keys import Keys
+from stillroom.keys import WOULD_DENY, Keys
 from stillroom.known_bans import KnownBans
 from stillroom.limits.changes import READ_EVERY_S
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
@@ -40,7 +40,6 @@ RESERVED_S = (
 )
 LONGEST_WAIT_S = 3_600.0
 UNREAD_EVERY_S = 30.0  # who can't read what operators changed asks no more often
-WOULD_DENY = "limit_would_deny:"  # and the limit's name, among the counts
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
 # What limit_check replies first; else 1 admitted, 0 denied.
