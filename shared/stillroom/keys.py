@@ -96,6 +96,9 @@ from functools import lru_cache
 from stillroom.errors import InvalidKey
 
 UNACKED = "unacked"  # kombu's own name for what workers have taken and not done
+WOULD_DENY = (
+    "limit_would_deny:"  # and the name of a limit in shadow: a field of ns:stats and ns:counts
+)
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 
 # Control characters would break the entry's header line and every log they are printed in;

@@ -140,6 +140,15 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
                 ["add", "198.51.100.0/25", "--for", "1s"],
             ):
                 company.command("worker", "bans", *words)
+            for words in (
+                ["set", "few", "5/60s", "--for", "60s"],
+                ["set", "few", "4/60s", "--for", "60s"],
+                ["show"],
+                ["unset", "few"],
+                ["reset", "203.0.113.7", "few"],
+            ):
+                company.command("worker", "limits", *words)
+            company.command("web", "limits", "show")
             _look(company)
         yield company  # all have ended: what a role says in its last moments was heard too
 
@@ -257,6 +266,9 @@ def _use_limits(room: Any) -> None:
     room.limits.peek("203.0.113.8", [few])
     room.limits.refund(room.limits.reserve("203.0.113.8", [AUTH]))
     room.limits.commit(room.limits.reserve("203.0.113.8", [AUTH]))
+    room.limits.settle(room.limits.reserve("203.0.113.8", [API], cost=3), 5)
+    with room.limits.hold("203.0.113.8", [Limit("held", 2, 60, in_flight=True)]):
+        room.limits.wait("203.0.113.8", [Limit("shadow", 1, 60, shadow=True)])
     room.limits.reset("203.0.113.7", [few])
 
 

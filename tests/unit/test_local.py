@@ -267,6 +267,40 @@ def test_what_redis_is_told_is_not_refunded_here() -> None:
     assert used(limits, KEY, AUTH, 2 * S) == 1
 
 
+@pytest.mark.parametrize(("cost", "left"), [(0, 0), (1, 1), (3, 3), (9, 9)])
+def test_what_was_reserved_here_is_settled_here(cost: int, left: int) -> None:
+    """Less is given back, more is added, whatever the share says; once. What is charged is what it cost at last."""
+    limits, limit = local(), Limit("tokens", 5, 60)
+    assert reserve(limits, KEY, limit, 0, "r", cost=3) == OK
+    assert limits.refund("r", cost) is True
+    assert limits.refund("r", 1) is False
+    assert used(limits, KEY, limit, S) == min(left, 5)
+    (charge,) = limits.owed(2 * S) or [None]
+    assert (charge is None) == (left == 0)
+    if charge is not None:
+        assert charge.hits + sum(one.hits for one in charge.reserved) == left
+
+
+def test_places_are_given_back_and_the_other_limits_of_a_request_stay_consumed() -> None:
+    """A request is over: what it had in flight is free, what it was counted for is not."""
+    limits, place = local(), Limit("place", 1, 60, in_flight=True)
+    both: dict[str, Any] = {"cost": 1, "take": True}
+    assert limits.decide([KEY, OTHER], [place, AUTH], now=0, id="r", **both)[0] == OK
+    assert limits.decide([KEY, OTHER], [place, AUTH], now=1, id="s", **both)[0] == TOO_MANY
+    assert limits.refund("r", 0, {KEY}) is True
+    assert (used(limits, KEY, place, S), used(limits, OTHER, AUTH, S)) == (0, 1)
+    assert limits.decide([KEY, OTHER], [place, AUTH], now=S, id="t", **both)[0] == OK
+
+
+def test_a_limit_in_shadow_is_open() -> None:
+    """Nothing is counted of it here, nobody is denied for it, and nothing of it is owed."""
+    limits, shadow = local(), Limit("shadow", 1, 60, shadow=True)
+    for n in range(3):
+        status, said = limits.decide([KEY, OTHER], [shadow, AUTH], 1, n, take=True)
+        assert (status, said[:4]) == (OK, UNTOLD)
+    assert [charge.key for charge in limits.owed(S)] == [OTHER]
+
+
 def test_many_reservations_in_one_log_share_its_entries() -> None:
     """The first hundred can be refunded here; the log of a large quota stays small."""
     limits, limit = local(), Limit("many", 1_000, 3_600)

@@ -100,6 +100,10 @@ def test_a_path_that_can_be_read_in_two_ways_is_charged_for_both() -> None:
     assert names("/static/../search/x") == {"static", "search"}
     assert table.find("GET", "/static/../search/x").cost == 3
     assert names("/other/../static/x") == {"default", "static"}
+    assert names("/free") == set()
+    assert names("/static/../unknown") == names("/static/..%2Funknown") == {"default", "static"}
+    assert names("/static/..\\unknown") == {"default", "static"}
+    assert names("/static/a..b/..c") == {"static"}
 
 
 def test_of_two_limits_of_one_name_the_stricter_is_charged() -> None:

@@ -221,7 +221,9 @@ def test_metrics_are_read_by_prometheus(serve: Serve, server: EmbeddedServer, cl
     """Counters of all processes, gauges of the servers; unknown is no sample; labels are ours."""
     keys = Keys("stillroom")
     counts = {"hits": 70, "stale": 20, "misses": 10, "limit_checks": 9, "sessions_created": 4}
-    client.hset(keys.counts, mapping={**counts, "somebody else's {name}": 1})
+    client.hset(
+        keys.counts, mapping={**counts, "limit_would_deny:x.y": 3, "somebody else's {name}": 1}
+    )
     answer = serve(settings_for(server))("/metrics")
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -230,6 +232,8 @@ def test_metrics_are_read_by_prometheus(serve: Serve, server: EmbeddedServer, cl
     assert requests == {"hit": 70, "stale": 20, "miss": 10}
     events = {s.labels["event"]: s.value for s in families["stillroom_events"].samples}
     assert events == {"sessions_created": 4}
+    shadows = families["stillroom_limit_would_deny"].samples
+    assert [(s.labels["limit"], s.value) for s in shadows] == [("x.y", 3)]
     assert families["stillroom_redis_up"].samples[0].labels == {"server": "redis"}
     assert families["stillroom_redis_up"].samples[0].value == 1
     assert families["stillroom_redis_memory_used_bytes"].samples[0].value > 0
@@ -246,6 +250,7 @@ def test_metrics_are_read_by_prometheus(serve: Serve, server: EmbeddedServer, cl
         "result",
         "outcome",
         "event",
+        "limit",
         "queue",
     }
 

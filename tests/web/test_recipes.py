@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stillroom import Settings, Stillroom
+from stillroom import Limit, Settings, Stillroom
 from tests.support.sessions import age
 from tests.support.web import COOKIE, Browser, Reply, ask, environment_of, serving_process
 
@@ -211,6 +212,25 @@ def test_in_front_of_everything(tmp_path: Path, environment: dict[str, str]) -> 
         assert ask(port, "/static/x.css").one("x-ratelimit-limit") == "1000"
         assert ask(port, "/nothing").one("x-ratelimit-limit") == "100"
         assert ask(port, "/health").one("x-ratelimit-limit") is None
+
+
+def test_limits_of_other_kinds(
+    tmp_path: Path, environment: dict[str, str], room: Stillroom
+) -> None:
+    """Tokens cost what the answer had, places are free again, a supplier is asked three times a second."""
+    (tmp_path / "shop.py").write_text(blocks("Limits of other kinds")[0])
+    with serving_process([*UVICORN, "shop:app"], tmp_path, environment) as port:
+        browser = Browser(port)
+        for text in ("a plum jam", "word " * 150):
+            assert post(browser, "/ask", user="ann", text=text).status == 200
+        tokens = Limit("tokens", 1_000, 3600, by="user")
+        assert room.limits.peek({"user": "ann"}, [tokens]).remaining == 1_000 - 3 - 150
+        assert [browser.get("/export").text for _ in range(4)] == ["ab"] * 4
+        began = time.monotonic()
+        assert [browser.get("/price").status for _ in range(4)] == [200] * 4
+        assert time.monotonic() - began >= 0.5
+        last = [browser.get("/export").status for _ in range(4)][-1]
+        assert last == 200, "more than ten an hour, which only a limit in shadow forbids"
 
 
 def test_no_framework(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stillroom.cli.tables import open_room, print_table, when
+from stillroom.errors import SettingsError
 from stillroom.limits import Limit
 from stillroom.limits.changes import Change, read_rate, read_time, write_rate
 
@@ -58,6 +59,11 @@ def reset(
 ) -> None:
     """Forget what somebody has used of a limit. A process that has just denied him may do so for 5 s more."""
     with open_room() as room:
+        if by != "ip" and not room.settings.session_peppers:
+            # Redis knows him by a hash: without the app's pepper that of somebody else would be forgotten.
+            raise SettingsError(
+                f"to reset a limit by {by} needs the app's STILLROOM_SESSION_PEPPERS"
+            )
         room.limits.reset({by: subject}, [Limit(name, 1, 1, by=by)])
     typer.echo(f"{name}: what this {by} has used is forgotten")
 

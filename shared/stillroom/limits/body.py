@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable
-from stillroom.keys import Keys
+from stillroom.keys import WOULD_DENY, Keys
 from stillroom.known_bans import KnownBans
 from stillroom.limits.changes import READ_EVERY_S
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
@@ -40,7 +40,6 @@ RESERVED_S = (
 )
 LONGEST_WAIT_S = 3_600.0
 UNREAD_EVERY_S = 30.0  # who can't read what operators changed asks no more often
-WOULD_DENY = "limit_would_deny:"  # and the limit's name, among the counts
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
 # What limit_check replies first; else 1 admitted, 0 denied.
@@ -177,7 +176,7 @@ class LimitsBody(Operating):
         return self._settled_at(reservation, cost)
 
     def _settled_at(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
-        if not reservation.id:
+        if not (reservation.id and reservation.keys):
             return False
         here: bool | None = None
         if reservation.local:
@@ -350,9 +349,11 @@ class LimitsBody(Operating):
     def _tell_of_shadows(self, decision: Decision) -> None:
         """Count, and say now and then, what limits in shadow would have denied."""
         for limit in decision.would_deny:
-            self.stats.counts[WOULD_DENY + limit.name] += 1
+            # No more names than are compared: a function of the request may make up any.
+            name = limit.name if self._requests.has_window(limit.name) else "others"
+            self.stats.counts[WOULD_DENY + name] += 1
             said = f"would have denied a request: {limit.quota} in {limit.window} s were used"
-            self.stats.say(f"the limit {limit.name}, in shadow,", "shadow", said)
+            self.stats.say("limits in shadow", name, f"{limit.name} {said}")
 
     def _read(self, request: Request, reply: list[int]) -> Decision:
         limits, cost, verdict, now_us = request.limits, request.cost, reply[0], reply[1]

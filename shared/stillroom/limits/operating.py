@@ -45,8 +45,8 @@ class Operating:
 
     def names(self) -> Operation[list[str]]:
         """The names of the limits that processes have used, as far as they have told."""
-        (reply,) = yield [(b"HKEYS", self._keys.limit_windows)]
-        return known_names(reply)
+        (reply,) = yield [(b"HGETALL", self._keys.limit_windows)]
+        return known_names(reply[::2])
 
     def _changing(
         self, name: str, quota: int, window: int, seconds: int, by: str

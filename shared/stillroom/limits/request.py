@@ -342,6 +342,10 @@ class Requests:
         """The longest window of each limit's name in this process, µs."""
         return dict(self._own_windows)
 
+    def has_window(self, name: str) -> bool:
+        """Whether it is one of the names that windows are kept of."""
+        return name in self._own_windows
+
     def learn_windows(self, names: Sequence[str], longest: Sequence[bytes]) -> None:
         """Take in the longest window of each of these names in all processes, µs."""
         for name, window in zip(names, longest, strict=True):

@@ -92,9 +92,11 @@ class Routes:
         if whole in ("", path) and _PLAIN.fullmatch(path):
             return first
         found, root = [first], whole.removesuffix(path)
+        elsewhere = self.default if _climbs(path) else None
         readings = [*_readings(path), *(_readings(whole) if whole not in ("", path) else ())]
         for reading in dict.fromkeys([*readings, *[below(root, one) for one in readings]]):
-            other = next((one for one in candidates if one.form.fits_in_any_case(reading)), None)
+            fitting = (one for one in candidates if one.form.fits_in_any_case(reading))
+            other = next(fitting, elsewhere)
             if other and other.limits and other not in found:
                 found.append(other)
         return first if len(found) == 1 else self._joined(tuple(found))
@@ -152,6 +154,11 @@ def _readings(path: str) -> Iterator[str]:
         cut = _ENDS.split(bare, maxsplit=1)[0].strip(_UNSEEN)
         yield resolved(cut)
         yield resolved(_PARAMETERS.sub("", cut))
+
+
+def _climbs(path: str) -> bool:
+    """Whether some of its parts may lead out of a route, to what no table knows."""
+    return any(".." in re.split(r"[/\\]", text) for text in (path, unquote(path)))
 
 
 def _pace(limit: Limit) -> float:

@@ -28,7 +28,7 @@ if ARGV[2] == '' then
   prune()
   return was_changed
 end
-if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) and redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
+if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) and not redis.call('HGET', KEYS[1], ARGV[1]) then
   return -1
 end
 redis.call('HSET', KEYS[1], ARGV[1], cjson.encode({

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from stillroom.limits.routes import Counted
-from stillroom.web.limited import MARK, declared
+from stillroom.web.limited import MARK, By, Limitation, When, declared
 from stillroom.web.starlette import load_session
 from stillroom.web.starlette_limits import LimitExceeded, check, exempt
 
@@ -21,11 +21,11 @@ __all__ = ["LimitExceeded", "exempt", "limited", "load_session"]
 
 
 def limited(
-    *limits: Any,
-    by: Any = None,
+    *limits: Limitation,
+    by: By = None,
     cost: int | Callable[[Any], int | Awaitable[int]] = 1,
     count: Counted = "all",
-    exempt_when: Callable[[Any], Any] | None = None,
+    exempt_when: When = None,
 ) -> Callable[[HTTPConnection], Awaitable[None]]:
     """A dependency that charges limits: `Depends(limited(API, by="user"))`.
 

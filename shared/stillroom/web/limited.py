@@ -22,7 +22,7 @@ from stillroom.limits.routes import Counted, check_count
 T = TypeVar("T")
 # What a function of the request returned is yielded: in an ASGI app it may have to be awaited.
 Steps: TypeAlias = Generator[Any, Any, T]
-LimitsOf = Callable[[Any], Limit | Sequence[Limit] | Awaitable[Limit | Sequence[Limit]]]
+LimitsOf: TypeAlias = Callable[[Any], Limit | Sequence[Limit] | Awaitable[Limit | Sequence[Limit]]]
 
 MARK = "__stillroom_limits__"  # on an endpoint: the declarations it carries
 EXEMPT = "__stillroom_exempt__"  # on an endpoint: what is around it does not count here
@@ -60,6 +60,11 @@ class Here(Protocol):
     def user(self) -> Any:
         """Who is logged in, or an awaitable of that; None: nobody."""
 
+
+# What `limited` takes.
+Limitation: TypeAlias = Limit | Sequence[Limit] | LimitsOf
+By: TypeAlias = str | Header | Callable[[Any], object] | None
+When: TypeAlias = Callable[[Any], object] | None
 
 ALL: tuple[Counted, ...] = ()  # every answer counts
 
@@ -134,7 +139,9 @@ class Limited:
         return limits, subject
 
 
-def declared(limits: Sequence[Any], by: Any, cost: Any, count: Any, exempt_when: Any) -> Limited:
+def declared(
+    limits: Sequence[Any], by: By, cost: Any, count: Counted, exempt_when: When
+) -> Limited:
     """The declaration in `limited(*limits, …)`: limits, one list of them, or one function of the request."""
     if len(limits) == 1 and callable(limits[0]):
         return Limited(limits[0], by, cost, count, exempt_when)

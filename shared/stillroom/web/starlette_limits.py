@@ -19,7 +19,17 @@ from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
 from stillroom.web.asgi import LIMITER, VISIT, StillroomMiddleware
 from stillroom.web.cors import is_preflight
-from stillroom.web.limited import EXEMPT, MARK, Limited, carried, declared, run_async
+from stillroom.web.limited import (
+    EXEMPT,
+    MARK,
+    By,
+    Limitation,
+    Limited,
+    When,
+    carried,
+    declared,
+    run_async,
+)
 from stillroom.web.problem import Answer
 from stillroom.web.sockets import POLICY_VIOLATION, can_answer, refuse
 from stillroom.web.visit import Visit
@@ -43,11 +53,11 @@ class LimitExceeded(HTTPException):
 
 
 def limited(
-    *limits: Any,
-    by: Any = None,
+    *limits: Limitation,
+    by: By = None,
     cost: int | Callable[[Any], int | Awaitable[int]] = 1,
     count: Counted = "all",
-    exempt_when: Callable[[Any], Any] | None = None,
+    exempt_when: When = None,
 ) -> Callable[[E], E]:
     """Put limits on an endpoint: `@limited(AUTH, count="failures")`.
 

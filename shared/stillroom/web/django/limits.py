@@ -34,7 +34,7 @@ from stillroom.web.ending import lacking
 from stillroom.web.endpoints import Charger
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Gate
-from stillroom.web.limited import EXEMPT, MARK, Limited, carried, declared
+from stillroom.web.limited import EXEMPT, MARK, By, Limitation, Limited, When, carried, declared
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Refusal
 from stillroom.web.request_session import RequestSession, WebSession
@@ -157,11 +157,11 @@ class LimitsMiddleware(MiddlewareMixin):
 
 
 def limited(
-    *limits: Any,
-    by: Any = None,
+    *limits: Limitation,
+    by: By = None,
     cost: int | Callable[[Any], int] = 1,
     count: Counted = "all",
-    exempt_when: Callable[[Any], Any] | None = None,
+    exempt_when: When = None,
 ) -> Callable[[V], V]:
     """Put limits on a view, sync or async, or on URLs: `path("api/", limited(API)(include("shop.api")))`.
 
