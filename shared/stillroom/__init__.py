@@ -18,6 +18,8 @@ from stillroom.errors import (
     ImagesUnavailable,
     InvalidKey,
     InvalidLimit,
+    LockLost,
+    LockTaken,
     RedisRefused,
     RedisUnavailable,
     SessionConflict,
@@ -50,6 +52,7 @@ from stillroom.limits import (
     Routes,
     Standing,
 )
+from stillroom.locks import AsyncHeld, AsyncLock, Held, Lock
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.sessions import AsyncSessions, Device, Session, SessionEvent, Sessions
 from stillroom.settings import Settings
@@ -64,7 +67,9 @@ __all__ = [
     "AsyncCache",
     "AsyncCachedFunction",
     "AsyncHealth",
+    "AsyncHeld",
     "AsyncLimits",
+    "AsyncLock",
     "AsyncSessions",
     "AsyncStillroom",
     "Ban",
@@ -79,6 +84,7 @@ __all__ = [
     "EventRefused",
     "Freshness",
     "Health",
+    "Held",
     "ImageInfo",
     "ImageRefused",
     "ImagesUnavailable",
@@ -87,6 +93,9 @@ __all__ = [
     "InvalidLimit",
     "Limit",
     "Limits",
+    "Lock",
+    "LockLost",
+    "LockTaken",
     "NoDispatch",
     "RedisRefused",
     "RedisUnavailable",

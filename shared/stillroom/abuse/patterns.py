@@ -35,15 +35,13 @@ class Sample(NamedTuple):
         return self.rule.each.get(self.entry.event.kind, 1)
 
     @property
-    def own_group(self) -> str:
-        event = self.entry.event
-        return f"{event.ip} {event.kind}"
-
-    @property
-    def own_member(self) -> bytes:
+    def own(self) -> Sample:
+        """What the address has done by itself: different pages or tokens, or events."""
         event = self.entry.event
         text = event.route if event.kind == "not_found" else event.token
-        return text.encode() or self.entry.id
+        rule = self.rule.model_copy(update={"threshold": self.needs})
+        member = text.encode() or self.entry.id
+        return Sample(rule, f"{event.ip} {event.kind}", member, self.entry)
 
 
 class Tally(NamedTuple):

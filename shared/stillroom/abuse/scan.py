@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from stillroom.abuse.event import BadEvent, Entry, cleaned, read_event
@@ -55,6 +55,8 @@ JITTER = 0.1  # so that those banned together do not come back together
 LEVEL_KEPT_MS = 7 * 86_400_000  # a week without a ban, and the next is a first one
 PEACE_MS = 600_000  # after a ban was lifted
 PART = 100  # scripts in one batch: it has to be done within `command_timeout`, by a busy server too
+AT_ONCE = 50  # samples that one script counts …
+MEMBERS_AT_ONCE = 4_000  # … and members that they may have: it takes a millisecond at the most
 COUNTS = ("events", "patterns", "bans", "aside", "late")
 
 Raw = tuple[
@@ -230,8 +232,8 @@ class Scan:
     def _judge(self, entries: Sequence[Entry]) -> Operation[None]:
         samples = [sample for entry in entries for sample in samples_of(self._rules, entry)]
         samples = yield from self._passing(samples)
-        replies = yield from _in_parts(list(map(self._counting, samples)))
-        found = findings(samples, list(map(Tally.read, replies)))
+        replies = yield from _in_parts(list(map(self._counting, _groups(samples))))
+        found = findings(samples, [Tally.read(one) for reply in replies for one in reply])
         if not found:
             return
         patterns = [pattern_of(finding, self._action(finding)) for finding in found]
@@ -253,28 +255,26 @@ class Scan:
         asked = [sample for sample in samples if sample.needs > 1]
         if not asked:
             return list(samples)
-        replies = yield from _in_parts(list(map(self._counting_own, asked)))
+        own = [sample.own for sample in asked]
+        replies = yield from _in_parts(list(map(self._counting, _groups(own))))
+        counts = [int(one[0]) for reply in replies for one in reply]
         few = {
             id(sample)
-            for sample, (count, *_) in zip(asked, replies, strict=True)
-            if max(int(count), sample.entry.event.n) < sample.needs
+            for sample, count in zip(asked, counts, strict=True)
+            if max(count, sample.entry.event.n) < sample.needs
         }
         return [sample for sample in samples if id(sample) not in few]
 
-    def _counting_own(self, sample: Sample) -> Command:
-        return self._counting_as(sample, sample.own_group, sample.own_member, sample.needs)
-
-    def _counting(self, sample: Sample) -> Command:
-        return self._counting_as(sample, sample.group, sample.member, sample.rule.threshold)
-
-    def _counting_as(self, sample: Sample, group: str, member: bytes, threshold: int) -> Command:
-        rule, keys = sample.rule, self._keys
-        window = rule.kept if rule.consecutive else rule.window
-        return abuse_count(
-            [keys.abuse_count(rule.name, group), keys.abuse_groups],
-            *(member, sample.entry.ms, window * 1000, rule.kept * 1000),
-            *(rule.most, GROUPS_LIMIT, int(rule.consecutive), threshold, rule.window * 1000),
-        )
+    def _counting(self, samples: Sequence[Sample]) -> Command:
+        """One script that counts all of them."""
+        rules = list({_name_of(sample.rule): sample.rule for sample in samples}.values())
+        places = {_name_of(rule): place for place, rule in enumerate(rules, 1)}
+        words: list[bytes | int] = [word for rule in rules for word in _words(rule)]
+        for rule, _, member, entry in samples:
+            words += (places[_name_of(rule)], member, entry.ms)
+        counts = [self._keys.abuse_count(one.rule.name, one.group) for one in samples]
+        keys = [self._keys.abuse_groups, *counts]
+        return abuse_count(keys, GROUPS_LIMIT, len(rules), *words)
 
     def _action(self, finding: Finding) -> str:
         """What is to be done: what the rule says, but for those who are never banned."""
@@ -317,6 +317,32 @@ class Scan:
         )
         self._done["bans"] += 1
         self._stats.counts["bans"] += 1
+
+
+def _name_of(rule: Rule) -> tuple[str, int]:
+    """What addresses do by themselves is counted by the rule with another threshold: see Sample.own."""
+    return rule.name, rule.threshold
+
+
+def _words(rule: Rule) -> Sequence[int]:
+    """A rule as lua/abuse_count.lua takes it."""
+    window = rule.kept if rule.consecutive else rule.window
+    times = (window * 1000, rule.kept * 1000)
+    return (*times, rule.most, int(rule.consecutive), rule.threshold, rule.window * 1000)
+
+
+def _groups(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    """Samples to be counted by one script. Others wait for it, so it may look at so many members at the most."""
+    some: list[Sample] = []
+    members = 0
+    for sample in samples:
+        members += sample.rule.most
+        if some and (members > MEMBERS_AT_ONCE or len(some) == AT_ONCE):
+            yield some
+            some, members = [], sample.rule.most
+        some.append(sample)
+    if some:
+        yield some
 
 
 def _in_parts(commands: Sequence[Command], *, apart: bool = False) -> Operation[list[Any]]:
