@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from stillroom.errors import LockTaken, RedisUnavailable
 from stillroom.keys import Keys, sanitized
 from stillroom.locks.renewer import Renewer
-from stillroom.operation import NOT_AFTER, Freeing, Operation, Pause, Timed
+from stillroom.operation import IN_TIME, Freeing, Operation, Pause, Timed
 from stillroom.scripts import slot_renew, slot_take
 from stillroom.wire import Clock
 
@@ -69,7 +69,7 @@ class LocksBody:
         self, name: str, token: bytes, slots: int, lease: float, *, waits: bool
     ) -> Operation[list[Any]]:
         keep_ms = PLACE_KEPT_MS if waits else 0
-        given = (token, slots, int(lease * 1_000), keep_ms, NOT_AFTER, WAITERS)
+        given = (token, slots, int(lease * 1_000), keep_ms, IN_TIME, WAITERS)
         ((code, *rest),) = yield Timed([slot_take(self._keys.slots(sanitized(name)), *given)])
         if code == LATE:
             self._clock.doubt_clock()

@@ -3,15 +3,15 @@
 -- KEYS  1 slots: token → when its lease ends, µs  2 queue: token → when it came  3 waiters: token → until when its
 --       place is kept, µs  4 fence: the last fencing number
 -- ARGV  1 token  2 how many slots there are  3 lease, ms  4 how long a place in the queue is kept, ms; 0: none is
---       wanted  5 not after (server time, µs)  6 most waiters
+--       wanted  5 while the caller waits (see is_late)  6 most waiters
 -- returns {1, fence} taken: the fence is larger than any that was given for this name before
 --         {0} all slots are taken, or others were first  {-1} the caller has given up  {-2} too many wait
 -- include: clock
 
-local now = now_us()
-if now > tonumber(ARGV[5]) then
+if is_late(ARGV[5]) then
   return {-1}
 end
+local now = now_us()
 local token, slots, keep_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', plain(now))) do
   redis.call('ZREM', KEYS[1], ended)
