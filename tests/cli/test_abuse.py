@@ -92,7 +92,7 @@ def test_the_rules_in_force_are_shown(
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
     shown = run("abuse", "rules")
     assert all(name in shown for name in BUILT_IN)
-    assert shown.count("would ban 300 s (shadow)") == 6
+    assert shown.count("would ban 300 s (shadow)") == 5
     (path := tmp_path / "rules.toml").write_text("[rules.scanner]\nshadow = false\nban = 60")
     monkeypatch.setenv("STILLROOM_ABUSE_RULES", str(path))
     assert "ban 60 s" in run("abuse", "rules")

@@ -87,12 +87,11 @@ def test_denials_from_memory_count_for_whom_they_were(room: Any, client: Any) ->
 
 
 def test_who_rotates_through_a_site_is_banned_with_it(room: Any, other: Any, client: Any) -> None:
-    """Sixteen /64 of one /48 that go on although they are denied: the next one is banned before it begins."""
+    """Sixteen /64 of one /48, each denied a login: the next address of the site is banned before it begins."""
     limit = Limit("login", 1, 60)
     for n in range(16):
-        for _ in range(1 + 32):
+        for _ in range(2):
             room.limits.check(f"2001:db8:1:{n:x}::1", [limit], route="/login")
-            forget_denials(room)
     assert room.abuse.scan()["bans"] == 1
     assert patterns(client, room)[0]["subject"] == "2001:db8:1::/48"
     assert other.limits.check("2001:db8:1:ffff::1", [limit]).banned
@@ -106,6 +105,42 @@ def test_a_flood_of_denials_is_few_events(room: Any, client: Any) -> None:
     assert [int(fields[b"n"]) for fields in events] == [2**n for n in range(9)]
     report = room.abuse.scan()
     assert (report["events"], report["bans"]) == (9, 1)
+
+
+def test_who_is_denied_from_memory_and_moves_on_is_seen(room: Any, client: Any) -> None:
+    """He sends all at once, from one /64 after the other, and asks no more: the counts of a process tell of it."""
+    page = Limit("page", 1, 60)
+    for n in range(16):
+        for _ in range(1 + 16):
+            room.limits.check(f"2001:db8:1:{n:x}::1", [page])
+    assert room.abuse.scan()["bans"] == 0
+    expire_denials(room)
+    room.abuse.scan()  # which writes down what rides along …
+    assert room.abuse.scan()["bans"] == 1
+    assert patterns(client, room)[-1]["subject"] == "2001:db8:1::/48"
+    told = [event["n"] for event in events(client, room)]
+    assert sorted(told) == ["1"] * 16 + ["16"] * 16
+    assert all(event["ip"] and event["limit"] == "page" for event in events(client, room))
+    room.abuse.scan()
+    assert len(events(client, room)) == 32
+    assert_bounded(client)
+
+
+def test_denials_from_memory_are_told_a_hundred_at_a_time(room: Any, client: Any) -> None:
+    """Those of whom there is most to tell first; none of them twice, and none is lost."""
+    page = Limit("page", 1, 60)
+    for n in range(150):
+        for _ in range(2 + (3 if n >= 140 else 1)):
+            room.limits.check(f"203.0.113.{n}", [page])
+    expire_denials(room)
+    first = {event["ip"] for event in events(client, room)[150:]}
+    assert not first
+    for least in (100, 150):
+        room.abuse.scan()
+        told = events(client, room)[150:]
+        assert len(told) == least
+    assert {event["ip"] for event in told[:100]} >= {f"203.0.113.{n}" for n in range(140, 150)}
+    assert not getattr(room, "inner", room)._limits_body._denials.found
 
 
 # Networks

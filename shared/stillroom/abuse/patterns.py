@@ -32,7 +32,7 @@ class Sample(NamedTuple):
     @property
     def needs(self) -> int:
         """How many events of this kind the address has to have of its own: see Rule.each."""
-        return self.rule.each.get(self.entry.event.kind, 1)
+        return self.rule.needs(self.entry.event)
 
     @property
     def own(self) -> Sample:

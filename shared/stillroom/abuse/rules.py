@@ -60,6 +60,7 @@ RULE_GRAMMAR = r"[a-z][a-z0-9_]{0,39}"
 MEMBERS_PER_THRESHOLD = 4  # how far a rule counts on, so that its line can say how bad it is
 
 Kind = Annotated[str, Field(pattern=f"^{KIND_GRAMMAR}$")]
+EachKind = Annotated[str, Field(pattern=f"^{KIND_GRAMMAR}(:[A-Za-z0-9._-]{{1,64}})?$")]
 Group = Literal["ip", "user", "network"]
 Distinct = Literal["none", "user", "ip", "route", "network", "token"]
 Action = Literal["log", "ban"]
@@ -76,9 +77,8 @@ class Rule(BaseModel):
     group_by: Group  # an address (of IPv6 the client's prefix), a user, an IPv6 /48
     distinct: Distinct = "none"  # count different users, routes …; none: count events
     # With distinct="ip": an address counts when it has so many events of a kind of its own. Of `denied` that is how
-    # often it was denied, of `not_found` how many different pages it has asked for.
-    each: Mapping[Kind, Annotated[int, Field(ge=1, le=1_000)]] = {}
-    limits: tuple[str, ...] = ()  # denials by the limits of these names alone
+    # often it was denied (`denied:auth`: by that limit), of `not_found` how many different pages it has asked for.
+    each: Mapping[EachKind, Annotated[int, Field(ge=1, le=1_000)]] = {}
     exempt: tuple[str, ...] = ()  # paths whose events do not count, as globs: "*/favicon.ico"
     threshold: int = Field(ge=1, le=1_000)
     window: int = Field(ge=1, le=86_400)  # seconds
@@ -102,6 +102,11 @@ class Rule(BaseModel):
             )
         if self.each and self.distinct != "ip":
             raise ValueError("each is of addresses: it needs distinct='ip'")
+        known = {*self.kinds, *(kind for rule in BUILT_IN.values() for kind in rule["kinds"])}
+        for kind in [key.partition(":")[0] for key in self.each]:
+            if kind not in known:
+                hint = did_you_mean(kind, known)
+                raise ValueError(f"each has {kind}, which this rule does not count{hint}")
         if self.consecutive and (self.distinct != "none" or self.then):
             raise ValueError("consecutive counts windows: it goes with neither distinct nor then")
         return self
@@ -120,9 +125,11 @@ class Rule(BaseModel):
         """Whether the event is one of those this rule counts."""
         if event.kind not in self.kinds or event.n < self.n:
             return False
-        if self.limits and event.limit not in self.limits:
-            return False
         return not any(fnmatchcase(event.route, glob) for glob in self.exempt)
+
+    def needs(self, event: Event) -> int:
+        """How many events like this one its address has to have of its own: see `each`."""
+        return self.each.get(f"{event.kind}:{event.limit}", self.each.get(event.kind, 1))
 
     def group_of(self, event: Event) -> str:
         """Of whom the event speaks; empty if it does not say, or says nothing that this rule could count."""
@@ -216,19 +223,16 @@ BUILT_IN: Mapping[str, Mapping[str, Any]] = {
         "kinds": ["denied", "auth_fail", "not_found", "session_unknown"],
         "group_by": "network",
         "distinct": "ip",
-        "each": {"denied": 32, "auth_fail": 5, "not_found": 10, "session_unknown": 5},
+        "each": {
+            "denied": 16,
+            "denied:auth": 1,  # who has used up his logins has tried often enough
+            "denied:login": 1,
+            "auth_fail": 5,
+            "not_found": 10,
+            "session_unknown": 5,
+        },
         "exempt": ASKED_FOR_BY_ITSELF,
         "threshold": 16,
-        "window": 600,
-        "action": "ban",
-    },
-    "ipv6_guessing": {
-        "why": "many clients of one /48 have used up their logins: one client that moves on when it is denied?",
-        "kinds": ["denied"],
-        "limits": ["auth", "login"],
-        "group_by": "network",
-        "distinct": "ip",
-        "threshold": 48,
         "window": 600,
         "action": "ban",
     },

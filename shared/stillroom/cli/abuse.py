@@ -101,7 +101,6 @@ def _rule_table(found: tuple[Rule, ...]) -> Table:
 
 def _what(rule: Rule) -> str:
     kinds = " or ".join(rule.kinds) + (f" at {rule.n} or more" if rule.n > 1 else "")
-    kinds += f" by {' or '.join(rule.limits)}" if rule.limits else ""
     counted = "" if rule.distinct == "none" else f", each of another {rule.distinct}"
     own = [f"{kind} × {count}" for kind, count in rule.each.items()]
     counted += f" that has {' or '.join(own)} of its own" if own else ""

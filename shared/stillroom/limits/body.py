@@ -42,6 +42,8 @@ LONGEST_WAIT_S = 3_600.0
 UNREAD_EVERY_S = 30.0  # who can't read what operators changed asks no more often
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
+EVENTS_KEPT = 100_000
+TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
 # What limit_check replies first; else 1 admitted, 0 denied.
 _BANNED, _OTHER_WIDTHS = -1, -2
 _US = 1_000_000
@@ -72,7 +74,7 @@ class LimitsBody(Operating):
         self._changes = self._requests.changes
         # What Redis is being asked for: it may admit that, and nobody here knows yet.
         self._flying: dict[object, Request] = {}
-        stats.riders.append(self._settling.remind)
+        stats.riders += [self._settling.remind, self._riding]
         reset_after_fork(self._denials)
         reset_after_fork(self._local)
         reset_after_fork(self._settling)
@@ -442,7 +444,14 @@ class LimitsBody(Operating):
             key, limit, wait_us = request.keys[number], decision.limits[number], waits[number]
         until = now + min(wait_us / _US, longest)
         if until > now:
-            self._denials.add(key, Denial(decision, request.keys, limit, now, until))
+            self._denials.add(key, Denial(decision, request, limit, now, until))
+
+    def _riding(self) -> list[Command]:
+        """The events of denials from memory, of clients that did not come again. No script: see Repair."""
+        if not self._denials.found:
+            return []
+        told = self._denials.take_over(time.monotonic(), TOLD_AT_ONCE)
+        return [_telling(request, key, count) for request, key, count in told]
 
     # Asking
 
@@ -522,6 +531,17 @@ def _check_holds_nothing(request: Request) -> None:
         raise InvalidLimit(
             request.plan.in_flight, "it limits what is in flight: hold() it, or reserve and refund"
         )
+
+
+def _telling(request: Request, key: bytes, count: int) -> Command:
+    """The event of so many denials by one limit, as lua/limit_check.lua writes it."""
+    *_, name = key.split(b":")
+    about = (b"kind", b"denied", b"n", b"%d" % count, b"limit", name)
+    kinds = key.partition(b"{rl:")[2].partition(b":")[0].split(b"&")
+    tells_too_much = request.fields[:1] == (b"ip",) and b"ip" not in kinds
+    fields = request.fields[2:] if tells_too_much else request.fields
+    kept = b"%d" % EVENTS_KEPT
+    return (b"XADD", request.events, b"MAXLEN", b"~", kept, b"*", *about, *fields)
 
 
 def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:
