@@ -29,6 +29,7 @@ from stillroom.abuse.rules import Rule
 from stillroom.errors import OF_THE_COMMAND, RedisRefused, RedisUnavailable
 from stillroom.exempt import Exempt
 from stillroom.keys import Keys
+from stillroom.known_bans import KnownBans
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import abuse_count, abuse_judge, abuse_tidy
 from stillroom.settings import Settings
@@ -73,6 +74,7 @@ class Scan:
         server: Server,
         keys: Keys,
         stats: Stats,
+        bans: KnownBans,
         rules: tuple[Rule, ...],
         exempt: Exempt,
     ) -> None:
@@ -80,6 +82,7 @@ class Scan:
         self._server = server
         self._keys = keys
         self._stats = stats
+        self._bans = bans
         self._rules = rules
         self._exempt = exempt
         self._done: Counter[str] = Counter()
@@ -229,6 +232,7 @@ class Scan:
 
     def _judge(self, entries: Sequence[Entry]) -> Operation[None]:
         samples = [sample for entry in entries for sample in samples_of(self._rules, entry)]
+        samples = yield from self._passing(samples)
         replies = yield from _in_parts(list(map(self._counting, _groups(samples))))
         found = findings(samples, [Tally.read(one) for reply in replies for one in reply])
         if not found:
@@ -237,19 +241,38 @@ class Scan:
         commands = [self._judging(*pair) for pair in zip(found, patterns, strict=True)]
         verdicts = yield from _in_parts(commands, apart=True)
         for pattern, (verdict, *outcome) in zip(patterns, verdicts, strict=True):
+            if verdict == b"known":
+                continue
+            action, level, ban_ms = outcome
+            if action == b"ban" and ban_ms:
+                self._bans.learn(self._keys.ban(pattern.subject), self._now_ms + ban_ms)
             if verdict == b"late":
-                self._tell_ban(pattern, *outcome)
-            elif verdict != b"known":
-                action, level, ban_ms = outcome
+                self._tell_ban(pattern, ban_ms)
+            else:
                 self._tell(pattern.judged(action.decode(), level, ban_ms), verdict == b"new")
+
+    def _passing(self, samples: Sequence[Sample]) -> Operation[list[Sample]]:
+        """The samples without those of an address that has not done enough by itself: see Rule.each."""
+        asked = [sample for sample in samples if sample.needs > 1]
+        if not asked:
+            return list(samples)
+        own = [sample.own for sample in asked]
+        replies = yield from _in_parts(list(map(self._counting, _groups(own))))
+        counts = [int(one[0]) for reply in replies for one in reply]
+        few = {
+            id(sample)
+            for sample, count in zip(asked, counts, strict=True)
+            if max(count, sample.entry.event.n) < sample.needs
+        }
+        return [sample for sample in samples if id(sample) not in few]
 
     def _counting(self, samples: Sequence[Sample]) -> Command:
         """One script that counts all of them."""
-        rules = list({sample.rule.name: sample.rule for sample in samples}.values())
-        places = {rule.name: place for place, rule in enumerate(rules, 1)}
+        rules = list({_name_of(sample.rule): sample.rule for sample in samples}.values())
+        places = {_name_of(rule): place for place, rule in enumerate(rules, 1)}
         words: list[bytes | int] = [word for rule in rules for word in _words(rule)]
         for rule, _, member, entry in samples:
-            words += (places[rule.name], member, entry.ms)
+            words += (places[_name_of(rule)], member, entry.ms)
         counts = [self._keys.abuse_count(one.rule.name, one.group) for one in samples]
         keys = [self._keys.abuse_groups, *counts]
         return abuse_count(keys, GROUPS_LIMIT, len(rules), *words)
@@ -287,7 +310,7 @@ class Scan:
             self._done["bans"] += 1
             self._stats.counts["bans"] += 1
 
-    def _tell_ban(self, pattern: Pattern, action: bytes, level: int, ban_ms: int) -> None:
+    def _tell_ban(self, pattern: Pattern, ban_ms: int) -> None:
         """A ban for a pattern that was said before, when the cap was full or another ban in force: no new line."""
         seconds = ban_ms / 1000
         log.warning(
@@ -295,6 +318,11 @@ class Scan:
         )
         self._done["bans"] += 1
         self._stats.counts["bans"] += 1
+
+
+def _name_of(rule: Rule) -> tuple[str, int]:
+    """What addresses do by themselves is counted by the rule with another threshold: see Sample.own."""
+    return rule.name, rule.threshold
 
 
 def _words(rule: Rule) -> Sequence[int]:

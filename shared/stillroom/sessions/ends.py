@@ -9,6 +9,8 @@ from stillroom.scripts import session_destroy, session_hold, session_undo
 from stillroom.wire import Command
 
 TRIES = 5  # to find out which was first, an end or a rotation; then as many that favour the end more and more
+# What the response does: see lua/session_destroy.lua and session_create.lua.
+NO_COOKIE, TAKES_AWAY, UNLESS_LATE, BRINGS_ANOTHER = 0, 1, 1, 2
 
 
 class End(NamedTuple):
@@ -24,10 +26,12 @@ class End(NamedTuple):
     keys: tuple[bytes, ...]  # its record, under each pepper
     prefix: bytes
     asked_us: int  # of this machine's steady clock
+    cookie: int = NO_COOKIE
+    only: bytes = b""  # b"1": if it has no data
     doubts: int = 0
 
     def command(self, now_us: int) -> Command:
-        return session_destroy(self.keys, self.prefix, self.age(now_us))
+        return session_destroy(self.keys, self.prefix, self.age(now_us), self.cookie, self.only)
 
     def holding(self, now_us: int) -> Command:
         """The command that takes it out of use, to be freed or ended."""
