@@ -54,10 +54,11 @@ class Limits(_Face):
     def hold(
         self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
     ) -> Iterator[Reservation]:
-        """Hold a place while the `with` lasts, for limits of what is in flight: `Limit(…, in_flight=True)`.
+        """Hold a place as long as a `with` lasts (`async with`), for limits of what is in flight.
 
-        The reservation is false where there is no place; the block runs all the same and looks at it. At the end of
-        the block the place is given back, also if it raises. If the process dies it comes back when the lease ends.
+        `Limit(…, in_flight=True)`. The reservation is false where there is no place; the block runs all the same
+        and looks at it. At the end of the block the place is given back, also if it raises. If the process dies it
+        comes back when the lease ends. Raises InvalidLimit. Redis away: this process has its share of the places.
         """
         held = self.reserve(subject, limits, cost, route=route)
         try:
@@ -91,7 +92,12 @@ class AsyncLimits(_Face):
     async def hold(
         self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
     ) -> AsyncIterator[Reservation]:
-        """See Limits.hold: `async with`."""
+        """Hold a place as long as a `with` lasts (`async with`), for limits of what is in flight.
+
+        `Limit(…, in_flight=True)`. The reservation is false where there is no place; the block runs all the same
+        and looks at it. At the end of the block the place is given back, also if it raises. If the process dies it
+        comes back when the lease ends. Raises InvalidLimit. Redis away: this process has its share of the places.
+        """
         held = await self.reserve(subject, limits, cost, route=route)
         try:
             yield held
