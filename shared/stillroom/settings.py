@@ -219,6 +219,8 @@ class Settings(BaseSettings):
     # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
     # service, because all of them would leave at once, and the app is made to live through it.
     ready_requires: Words = ()
+    # Codes of findings that are known and accepted, such as server_old: they are no finding then.
+    health_accept: Words = ()
     release: str | None = None  # the app's version, as releaseId
     flower_url: str | None = None  # for the link on /status
 

@@ -101,6 +101,7 @@ class HealthBody:
         advice = tuple(
             found.model_copy(update={"since": _seconds(since_ms.get(found.name))})
             for found in advise(measures)
+            if found.code not in self.settings.health_accept
         )
         return Report(
             **measures_of(measures),
