@@ -77,6 +77,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
 | ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
+| ns:workers:about  | hash   | worker → what it does, as JSON                  | 10 min       | worker_seen     |
 | ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
 
 Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
@@ -128,6 +129,7 @@ class Keys:
         self.health_week = f"{namespace}:health:week".encode()
         self.health_open = f"{namespace}:health:open".encode()
         self.workers = f"{namespace}:workers".encode()
+        self.workers_about = self.workers + b":about"
         self.ticks = f"{namespace}:ticks".encode()
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()

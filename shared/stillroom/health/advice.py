@@ -419,9 +419,9 @@ RULES: list[Rule] = [
         2 * BEAT_EVERY_S + 30,
         10 * BEAT_EVERY_S,
         "Beat's last tick was {v:.0f} s ago.",
-        "A tick each minute.",
+        "One every few seconds.",
         "Is beat running, and a worker for the maintenance queue? celery -A stillroom_workers beat.",
-        "two ticks missed, and half a minute for a busy queue",
+        "what beat orders each minute was missed twice, and half a minute for a busy queue",
     ),
     Rule(
         "aside",

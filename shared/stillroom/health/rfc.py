@@ -50,7 +50,9 @@ def _checks(report: Report) -> Checks:
 def _of_tasks(known: TaskStats | None) -> Checks:
     tasks = known or TaskStats()
     return {
-        "tasks:queues": [_check("component", known, without=("workers", "beat_s", "ticks"))],
+        "tasks:queues": [
+            _check("component", known, without=("workers", "crew", "beat_s", "ticks"))
+        ],
         "tasks:workers": [_observed("component", tasks.workers, "workers")],
         "tasks:beat": [_observed("component", tasks.beat_s, "s") | {"ticks": tasks.ticks}],
     }
