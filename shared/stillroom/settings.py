@@ -18,6 +18,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     model_validator,
@@ -229,12 +230,15 @@ class Settings(BaseSettings):
     worker_threads: int = Field(8, ge=1, le=1_000)
     heartbeat_file: Path | None = None  # touched while the worker is connected
 
+    _in_code: frozenset[str] = PrivateAttr(frozenset())  # what was given by name: it comes first
+
     def __init__(self, **values: Any) -> None:
         _refuse_unknown(os.environ)
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
+        self._in_code = frozenset(values)
 
     @model_validator(mode="before")
     @classmethod
@@ -274,6 +278,10 @@ class Settings(BaseSettings):
         if parts.scheme == "unix" or database != "0":
             raise ValueError("a cluster is reached by host and port, and has no database but 0")
         return self
+
+    def is_in_code(self, field: str, name: str) -> bool:
+        """Whether a setting was given by name, as a field or as the environment calls it."""
+        return field in self._in_code or name in self._in_code
 
     @property
     def password(self) -> str | None:
@@ -357,14 +365,14 @@ def _for_broker(url: str, password: str | None) -> str:
     return urlunsplit(parts._replace(netloc=location))
 
 
-def _environment_names() -> dict[str, str]:
+def environment_names() -> dict[str, str]:
     """What each setting is called in the environment."""
     fields = Settings.model_fields
     return {name: field.alias or f"{PREFIX}{name.upper()}" for name, field in fields.items()}
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = {*_environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
+    known = {*environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
     given = [n for n in environment if n.upper().startswith(PREFIX) and not _INJECTED.match(n)]
     unknown = sorted(name for name in given if name.upper() not in known)
     if unknown:
@@ -377,7 +385,7 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    names = _environment_names()
+    names = environment_names()
     fields = {alias: field for field, alias in names.items()} | {field: field for field in names}
     return "\n".join(_explain_one(detail, fields, names) for detail in error.errors())
 
