@@ -21,6 +21,7 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -222,6 +223,9 @@ class Settings(BaseSettings):
     ready_requires: Words = ()
     # Codes of findings that are known and accepted, such as server_old: they are no finding then.
     health_accept: Words = ()
+    # Findings and patterns of abuse are posted there as JSON, by workers. What it is, is often a secret.
+    webhook_url: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_URL")
+    webhook_secret: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_SECRET")  # signs them
     release: str | None = None  # the app's version, as releaseId
     flower_url: str | None = None  # for the link on /status
 
@@ -264,6 +268,13 @@ class Settings(BaseSettings):
         if unknown := set(self.ready_requires) - {"state", "cache"}:
             raise ValueError(f"ready_requires has {sorted(unknown)}: the roles are state and cache")
         return self
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _check_webhook(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and urlsplit(url.get_secret_value()).scheme not in ("http", "https"):
+            raise ValueError("a webhook's address begins with https:// or http://")
+        return url
 
     @model_validator(mode="after")
     def _check_cluster(self) -> Settings:
@@ -312,6 +323,8 @@ SECRETS = {
     "redis_password": "REDIS_PASSWORD",
     "session_peppers": "STILLROOM_SESSION_PEPPERS",
     "health_token": "STILLROOM_HEALTH_TOKEN",
+    "webhook_url": "STILLROOM_WEBHOOK_URL",
+    "webhook_secret": "STILLROOM_WEBHOOK_SECRET",
 }
 
 
@@ -402,6 +415,6 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
 
 
 def _given(name: str, value: object) -> str:
-    if any(secret in name for secret in ("password", "pepper", "token")):
+    if name in SECRETS:
         return "***"
     return repr(redact(value)) if name.endswith("_url") and isinstance(value, str) else repr(value)

@@ -1,6 +1,6 @@
 """Health: what is the matter with Redis, the services and the workers, and what to do about it."""
 
-from stillroom.health.body import SNAPSHOT_TASK, TICKS_OF_BEAT, HealthBody
+from stillroom.health.body import SNAPSHOT_TASK, TICKS_OF_BEAT, WEBHOOK_TASK, HealthBody
 from stillroom.health.crew import CrewProbe
 from stillroom.health.health import AsyncHealth, Health
 from stillroom.health.probe import Probe
@@ -11,6 +11,7 @@ from stillroom.health.tasks import TaskProbe
 __all__ = [
     "SNAPSHOT_TASK",
     "TICKS_OF_BEAT",
+    "WEBHOOK_TASK",
     "Advice",
     "AsyncHealth",
     "CrewProbe",

@@ -41,6 +41,7 @@ from stillroom.health.snapshot import (
 )
 from stillroom.health.source import Answers, Source, ask, attempt, counts_in, due_counts
 from stillroom.health.system import SystemWatch
+from stillroom.health.webhook import Webhook
 from stillroom.keys import Keys
 from stillroom.operation import Call, On, Once, Operation, Pause
 from stillroom.scripts import health_snapshot, task_ticked, worker_seen
@@ -50,6 +51,7 @@ from stillroom.wire import Command, request_budget
 log = logging.getLogger("stillroom.health")
 
 SNAPSHOT_TASK = "stillroom.snapshot_health"
+WEBHOOK_TASK = "stillroom.tell_webhook"
 # What only beat asks for. The newest of their ends is a sign of life of beat, a few seconds old.
 TICKS_OF_BEAT = (
     SNAPSHOT_TASK,
@@ -78,6 +80,7 @@ class HealthBody:
         self._keys = keys
         self._sources = sources  # the first holds the state, and what health itself keeps
         self._system = SystemWatch()
+        self.webhook = Webhook(settings, keys, sources[0].clock.now_ms)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """Let a service add to the report; `role` says on which server it lives."""
@@ -146,7 +149,15 @@ class HealthBody:
             log.warning("the snapshot of this minute is not kept: %s", refused.reason)
             return snapshot.model_copy(update={"error": error or f"not kept: {refused.reason}"})
         _tell(report, began, ended)
+        if noting := self.webhook.noting(
+            [one for one in report.advice if one.name in began], ended
+        ):
+            yield from attempt(noting)
         return snapshot
+
+    def tell_webhook(self) -> Operation[dict[str, Any]]:
+        """Post findings and patterns of abuse to the webhook. See Webhook.tell."""
+        return self.webhook.tell()
 
     def _keep(self, snapshot: Snapshot) -> Operation[tuple[list[str], Mapping[str, int]]]:
         """(the findings that began, those that ended and how long they were, ms). Nothing if the minute has one."""
