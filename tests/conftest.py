@@ -47,6 +47,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     # The redis-server of a distribution has an old number, whatever was repaired in it.
     monkeypatch.setenv("STILLROOM_HEALTH_ACCEPT", "server_old")
+    monkeypatch.setenv("STILLROOM_BAN_FILE", os.devnull)  # a test is a machine of its own
 
 
 def binary_of(request: pytest.FixtureRequest) -> str | None:

@@ -49,7 +49,9 @@ def canaries() -> dict[str, Any]:
     """A value with a canary in it for every setting that may hold a secret."""
     given: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
-        if name in SECRETS or SecretStr in getattr(field.annotation, "__args__", ()):
+        if name == "webhook_url":
+            given[name] = f"https://host/{CANARY}"
+        elif name in SECRETS or SecretStr in getattr(field.annotation, "__args__", ()):
             given[name] = CANARY
         elif name in ("cache_url", "redis_url", "broker_url"):
             given[name] = f"redis://user:{CANARY}@host:1"
