@@ -37,7 +37,7 @@ from stillroom.limits.denials import REMEMBERED_S
 from stillroom.limits.limit import QUOTA_LIMIT, WINDOW_LIMIT
 from stillroom.limits.log import SLICES
 from stillroom.locks.body import WAITERS
-from stillroom.settings import PEPPER_LEAST, SECRETS, _environment_names
+from stillroom.settings import PEPPER_LEAST, SECRETS, environment_names
 from stillroom_workers import app as celery
 from stillroom_workers.schedule import SCHEDULE
 
@@ -61,7 +61,7 @@ def write(folder: Path) -> None:
 
 def settings() -> str:
     """Every setting: name, unit and meaning from its docstring, default, range."""
-    names, says = _environment_names(), docstrings_of_fields(Settings)
+    names, says = environment_names(), docstrings_of_fields(Settings)
     rows = [
         (
             f"`{names[name]}`" + (f", `{SECRETS[name]}_FILE`" if name in SECRETS else ""),

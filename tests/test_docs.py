@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stillroom import Stillroom
-from stillroom.settings import SECRETS, _environment_names
+from stillroom.settings import SECRETS, environment_names
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -30,7 +30,7 @@ def written_pages() -> list[Path]:
 @pytest.mark.parametrize("page", written_pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_names_only_settings_that_exist(page: Path) -> None:
     """Each variable that a page names is spelled as the settings spell it."""
-    known = {*_environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
+    known = {*environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
     named = set(
         re.findall(
             r"\b(?:STILLROOM_[A-Z0-9_]*[A-Z0-9]|REDIS_URL|REDIS_PASSWORD)\b", page.read_text()
@@ -79,7 +79,7 @@ def test_each_setting_is_in_the_reference(reference: Path) -> None:
         (reference / "settings.md").read_text(),
         re.MULTILINE,
     )
-    assert {field for _, field, _, _ in rows} == set(_environment_names())
+    assert {field for _, field, _, _ in rows} == set(environment_names())
 
 
 def test_each_metric_is_in_the_reference(reference: Path, room: Stillroom) -> None:
