@@ -15,6 +15,10 @@ class SettingsError(StillroomError, ValueError):
     """A setting is unknown, missing or out of its range; the message names each one."""
 
 
+class InvalidArgument(StillroomError, TypeError, ValueError):
+    """An argument can't be used: an unknown keyword, the wrong type, out of range. It says what is."""
+
+
 class InvalidKey(StillroomError, ValueError):
     """A key, tag or key template can't be used; `given` is what came in, `reason` why not."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from stillroom.abuse.body import AbuseBody
 from stillroom.abuse.rules import Rule
-from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.face import Face, awaiting, blocking
+from stillroom.operation import AsyncDriver, Driver
 
 
-class Abuse:
+class Abuse(Face):
     """Events in, patterns and bans out, for threads and greenlets: `room.abuse`."""
 
     def __init__(self, body: AbuseBody, driver: Driver) -> None:
@@ -27,7 +28,7 @@ class Abuse:
         return self._body.rules
 
 
-class AsyncAbuse:
+class AsyncAbuse(Face):
     """Events in, patterns and bans out, for asyncio: `room.abuse`. The same names, awaited."""
 
     def __init__(self, body: AbuseBody, driver: AsyncDriver) -> None:

@@ -14,7 +14,8 @@ from stillroom.cache.images import ImageBody
 from stillroom.cache.loaders import Loader, LoaderOptions, Loaders
 from stillroom.cache.reclaim import ReclaimBody
 from stillroom.cache.sharded import ShardedBody
-from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.face import Face, awaiting, blocking
+from stillroom.operation import AsyncDriver, Driver
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -74,7 +75,7 @@ class AsyncRegister(Protocol):
     def __call__(self, function: Callable[P, T], /) -> AsyncCachedFunction[P, T]: ...
 
 
-class Cache:
+class Cache(Face):
     """The cache for threads and greenlets: `room.cache`."""
 
     def __init__(self, body: ImageBody | ShardedBody, driver: Driver) -> None:
@@ -134,7 +135,7 @@ class Cache:
         return register
 
 
-class AsyncCache:
+class AsyncCache(Face):
     """The cache for asyncio: `room.cache`. The same names, awaited."""
 
     def __init__(self, body: ImageBody | ShardedBody, driver: AsyncDriver) -> None:

@@ -13,8 +13,9 @@ from stillroom.cache.cache import AsyncCachedFunction, CachedFunction
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Load
 from stillroom.cache.reclaim import ReclaimBody
 from stillroom.cache.sharded import ShardedBody
+from stillroom.face import Face, awaiting, blocking
 from stillroom.keys import pattern, sanitized
-from stillroom.operation import AsyncDriver, Driver, Operation, awaiting, blocking
+from stillroom.operation import AsyncDriver, Driver, Operation
 
 T = TypeVar("T")
 KEYS_IN_ONE, TAGS_IN_ONE = 1_000, 100
@@ -58,7 +59,7 @@ class TasksBody:
             yield from self._cache.order(*several)
 
 
-class Tasks:
+class Tasks(Face):
     """`room.tasks` for threads and greenlets."""
 
     def __init__(self, body: TasksBody, driver: Driver) -> None:
@@ -71,7 +72,7 @@ class Tasks:
     load = blocking(TasksBody.load)
 
 
-class AsyncTasks:
+class AsyncTasks(Face):
     """`room.tasks` for asyncio."""
 
     def __init__(self, body: TasksBody, driver: AsyncDriver) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from stillroom.face import Face, awaiting, blocking
 from stillroom.health.body import HealthBody
 from stillroom.health.probe import Probe
 from stillroom.health.report import Role
-from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.operation import AsyncDriver, Driver
 
 
-class Health:
+class Health(Face):
     """Health for threads and greenlets: `room.health`."""
 
     def __init__(self, body: HealthBody, driver: Driver) -> None:
@@ -28,7 +29,7 @@ class Health:
         self._body.register(role, probe, shard)
 
 
-class AsyncHealth:
+class AsyncHealth(Face):
     """Health for asyncio: `room.health`. The same names, awaited."""
 
     def __init__(self, body: HealthBody, driver: AsyncDriver) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from stillroom.face import Face, awaiting, blocking
 from stillroom.limits.body import LimitsBody
 from stillroom.limits.identity import Clients, Header
-from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.operation import AsyncDriver, Driver
 
 
-class _Face:
+class _Face(Face):
     """What needs neither Redis nor an event loop."""
 
     def __init__(self, body: LimitsBody) -> None:

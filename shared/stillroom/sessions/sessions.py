@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.face import Face, awaiting, blocking
+from stillroom.operation import AsyncDriver, Driver
 from stillroom.sessions.body import SessionsBody
 from stillroom.sessions.session import SessionEvent
 
 
-class Sessions:
+class Sessions(Face):
     """The sessions for threads and greenlets: `room.sessions`."""
 
     def __init__(self, body: SessionsBody, driver: Driver) -> None:
@@ -38,7 +39,7 @@ class Sessions:
         return self._body.on_event
 
 
-class AsyncSessions:
+class AsyncSessions(Face):
     """The sessions for asyncio: `room.sessions`. The same names, awaited."""
 
     def __init__(self, body: SessionsBody, driver: AsyncDriver) -> None:

@@ -1,0 +1,199 @@
+"""The two faces of an operation: a method that blocks, and a coroutine function. Both are made from the operation.
+
+So a name, a signature and a docstring are written once. What the app gets wrong is told in terms of the method it
+called, with what was probably meant, and a traceback shows the app's frames instead of ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from stillroom.errors import InvalidArgument, StillroomError, did_you_mean
+from stillroom.operation import Operation
+
+T = TypeVar("T")
+P = ParamSpec("P")
+C = TypeVar("C", bound=Callable[..., Any])
+
+OURS = str(Path(__file__).parent / "x").removesuffix("x")
+# Between two frames of ours: how a driver gets from one thread or event loop to another.
+PASSAGES = ("asyncio", "concurrent", "contextlib", "threading")
+CHAIN_LIMIT = 20  # causes of causes
+
+
+class Face:
+    """A service as the app sees it: `_body` has the operations, `_driver` runs them."""
+
+    def __init_subclass__(cls) -> None:
+        for name, method in vars(cls).items():
+            if inspect.isfunction(method):  # help() and tracebacks name the face, not the body
+                method.__qualname__, method.__module__ = (
+                    f"{cls.__qualname__}.{name}",
+                    cls.__module__,
+                )
+
+
+def blocking(
+    operation: Callable[Concatenate[Any, P], Operation[T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """Make a method of a sync face: it runs the operation of this name of its body."""
+    name = operation.__name__
+
+    def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return self._driver.run(getattr(self._body, name)(*args, **kwargs))  # type: ignore[no-any-return]
+        except Exception as error:
+            wrong = misuse(error, method, (self, *args), kwargs)
+            if wrong is None:
+                drop_our_frames(error)
+                raise
+        raise wrong
+
+    return _named(method, operation)
+
+
+def awaiting(
+    operation: Callable[Concatenate[Any, P], Operation[T]],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Make a method of an async face, a coroutine function: it runs the operation of this name of its body."""
+    name = operation.__name__
+
+    async def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await self._driver.run(getattr(self._body, name)(*args, **kwargs))  # type: ignore[no-any-return]
+        except Exception as error:
+            wrong = misuse(error, method, (self, *args), kwargs)
+            if wrong is None:
+                drop_our_frames(error)
+                raise
+        raise wrong
+
+    return _named(method, operation)
+
+
+def explained(function: C) -> C:
+    """Let a function, or a class' `__init__`, suggest the right name for a keyword it does not know."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            wrong = misuse(error, function, args, kwargs)
+            if wrong is None:
+                raise
+        raise wrong
+
+    return called  # type: ignore[return-value]
+
+
+def misuse(
+    error: Exception, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> InvalidArgument | None:
+    """Return what is wrong with a call, if its arguments do not fit: Python's sentence, and what was meant.
+
+    Called when the call has failed, so a call that is right pays nothing for it.
+    """
+    if type(error) is not TypeError:
+        return None
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as unfit:
+        name = function.__qualname__.removesuffix(".__init__")
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        unknown = () if takes_any else [n for n in kwargs if n not in signature.parameters]
+        if unknown:
+            known = [n for n in signature.parameters if n != "self"]
+            return InvalidArgument(_unknown(name, unknown[0], known))
+        return InvalidArgument(f"{name}(): {unfit}")
+    return None
+
+
+def _unknown(function: str, given: str, known: Iterable[str]) -> str:
+    names = list(known)
+    hint = did_you_mean(given, names) or f"; it takes {', '.join(names)}"
+    return f"{function}() got an unexpected keyword argument {given!r}{hint}"
+
+
+def drop_our_frames(error: Exception) -> None:
+    """Leave only the app's frames in the error's traceback, and in those shown above it.
+
+    A frame of ours at the end of an error that is none of ours is a bug of ours: then all frames stay.
+    """
+    for one in _chain(error):
+        frames = list(_walk(one.__traceback__))
+        if frames and (isinstance(one, StillroomError) or not _is_ours(frames[-1].tb_frame)):
+            one.__traceback__ = _linked(_of_the_app(frames))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that a traceback shows above it."""
+    shown: BaseException | None = error
+    for _ in range(CHAIN_LIMIT):
+        if shown is None:
+            return
+        yield shown
+        if shown.__cause__ is not None:
+            shown = shown.__cause__
+        else:
+            shown = None if shown.__suppress_context__ else shown.__context__
+
+
+def _walk(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _of_the_app(frames: Sequence[TracebackType]) -> list[TracebackType]:
+    """Those frames that are neither ours nor a passage between two of ours."""
+    kept: list[TracebackType] = []
+    passed: list[TracebackType] = []  # since a frame of ours; kept if the next is none of ours
+    is_inside = False
+    for one in frames:
+        if _is_ours(one.tb_frame):
+            passed, is_inside = [], True
+        elif is_inside and _is_passage(one.tb_frame):
+            passed.append(one)
+        else:
+            kept += [*passed, one]
+            passed, is_inside = [], False
+    return kept + passed
+
+
+def _linked(frames: Sequence[TracebackType]) -> TracebackType | None:
+    trace: TracebackType | None = None
+    for one in reversed(frames):
+        trace = TracebackType(trace, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return trace
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(OURS)
+
+
+def _is_passage(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in PASSAGES
+
+
+def _named(method: C, operation: Callable[..., Any]) -> C:
+    """Give the method the name, doc and signature of the operation; it returns what the operation ends with."""
+    functools.update_wrapper(method, operation)
+    signature = inspect.signature(operation)
+    result = _result_of(signature.return_annotation)
+    method.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
+    method.__annotations__ = {**operation.__annotations__, "return": result}
+    return method
+
+
+def _result_of(annotation: Any) -> Any:
+    text = str(annotation)
+    if not text.startswith("Operation[") or not text.endswith("]"):
+        raise TypeError(f"an operation returns Operation[…], not {text}")
+    return text.removeprefix("Operation[").removesuffix("]")
