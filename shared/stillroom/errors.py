@@ -166,10 +166,10 @@ class DispatchFailed(StillroomError):
     """Background work could not be handed to the broker."""
 
 
-def did_you_mean(given: object, known: Iterable[str]) -> str:
-    """`; did you mean …?` for a slip of the pen, or nothing."""
+def did_you_mean(given: object, known: Iterable[str], form: str = "%s") -> str:
+    """Return `; did you mean …?` for a slip of the pen, or nothing. `form` is how the name is written."""
     near = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {form % near[0]}?" if near else ""
 
 
 def _shortened(given: object, limit: int = 120) -> str:

@@ -121,7 +121,7 @@ def test_a_type_that_cannot_be_found_is_named(room: Stillroom) -> None:
 def test_a_wrong_call_is_the_same_type_error(room: Stillroom, args: Any, kwargs: Any) -> None:
     """As if the function itself had been called."""
 
-    @room.cache.cached("k:{id}")
+    @room.cache.cached("k:{id}", ignore=["brand"])
     def load(id: int, brand: str = "acme") -> int:
         return id
 
@@ -132,7 +132,7 @@ def test_a_wrong_call_is_the_same_type_error(room: Stillroom, args: Any, kwargs:
 def test_arguments_from_a_message_are_checked(room: Stillroom) -> None:
     """By the types of the signature, unknown ones refused."""
 
-    @room.cache.cached("k:{id}")
+    @room.cache.cached("k:{id}:{brand}")
     def load(id: int, brand: str = "acme") -> int:
         return id
 

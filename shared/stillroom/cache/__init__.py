@@ -1,7 +1,8 @@
 """The cache: typed values with a TTL, stale-while-revalidate and tags."""
 
 from stillroom.cache.body import CachedValue
-from stillroom.cache.cache import AsyncCache, AsyncCachedFunction, Cache, CachedFunction
+from stillroom.cache.cache import AsyncCache, Cache
+from stillroom.cache.cached import AsyncCachedFunction, CachedFunction
 from stillroom.cache.entry import Freshness
 from stillroom.cache.images import ImageBody, ImageInfo
 from stillroom.cache.probe import CacheProbe, TodoProbe

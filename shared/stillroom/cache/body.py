@@ -14,21 +14,21 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
+from stillroom import pepper
+from stillroom.cache.arguments import Texts, hidden_with
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.invalidation import InvalidationBody, new_epoch
 from stillroom.cache.judge import Judge
 from stillroom.cache.loaders import (
-    Asked,
     BadArguments,
-    KeepOptions,
     Loader,
-    LoaderOptions,
+    LoaderCall,
     Loaders,
     Recipe,
-    SetOptions,
-    TimeOptions,
+    TagSpec,
+    Times,
     recipe_of,
     several,
 )
@@ -36,7 +36,7 @@ from stillroom.cache.marks import read_clock
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.codec import MISS, Codec, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
-from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader
+from stillroom.errors import InvalidArgument, RedisRefused, RedisUnavailable, UnknownLoader
 from stillroom.keys import Keys, sanitized
 from stillroom.operation import NOT_AFTER, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
@@ -51,9 +51,8 @@ from stillroom.scripts import (
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
+from stillroom.times import Duration, seconds_of
 from stillroom.wire import Clock, Command
-
-log = logging.getLogger("stillroom")
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -64,7 +63,6 @@ ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
 WON, LATE = 1, -1  # what lua/lease_load.lua answers; 0: another load holds the lease
 STORED = 1  # what put and commit answer
-DELIVERED_AT_ONCE = 500  # deferred invalidations in one batch
 TRIM_BITE = 5_000  # marks dropped by one script call
 
 
@@ -105,6 +103,8 @@ class CacheBody(InvalidationBody):
         self.now_ms = clock.now_ms
         self._clock = clock
         self._codec = Codec(settings)
+        self._pepper = b""
+        self._texts = Texts(self._hidden)
         self._judges = Judge(keys, clock.now_ms, settings.marks_limit)
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
@@ -163,24 +163,48 @@ class CacheBody(InvalidationBody):
 
     @overload
     def get_or_set(
-        self, key: str, load: Callable[[], Coroutine[Any, Any, T]], **options: Unpack[KeepOptions]
+        self,
+        key: str,
+        load: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
     ) -> Operation[T]: ...
     @overload
     def get_or_set(
-        self, key: str, load: Callable[[], T], **options: Unpack[KeepOptions]
+        self,
+        key: str,
+        load: Callable[[], T],
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
     ) -> Operation[T]: ...
     def get_or_set(
-        self, key: str, load: Callable[[], Any], **options: Unpack[KeepOptions]
+        self,
+        key: str,
+        load: Callable[[], Any],
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
     ) -> Operation[Any]:
-        """The value under `key`, or what `load()` returns, which is then stored.
+        """Return the value under `key`, or what `load()` returns, which is then stored.
 
         One caller loads while all others, in every process, wait for it. A stale value is served at once; one
         caller per stale period loads the next (a function that is not registered can't be run by a worker: use
-        `cached` for that). The options are those of KeepOptions. An error of `load` reaches its caller.
-        Redis away: loads and returns.
+        `cached` for that). An error of `load` reaches its caller. Redis away: loads and returns.
+
+        `ttl`: how long the value is fresh; `swr`: how long after that it is served stale; seconds or a timedelta,
+        by default the settings'. `tags`: texts, or functions of the value that give texts. `type`: what the value
+        is, by default what `load` says it returns.
         """
         name = sanitized(key)
-        return (yield from self.obtain(name, self._recipe(load, options)))
+        return (yield from self.obtain(name, self._recipe(load, ttl, swr, tags, type)))
 
     def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """The value under a sanitized key, loaded by its recipe if it has to be."""
@@ -200,14 +224,19 @@ class CacheBody(InvalidationBody):
             yield from self._ask_for_refreshes([Stale(name, entry, source)])
         return value
 
-    def loader(self, function: Callable[..., Any], key: str, options: LoaderOptions) -> Loader:
-        """Register a function of the app."""
-        ttl, swr = self._times(options)
-        lease = self._ms("lease", options.get("lease"), self.settings.lease)
-        if lease > self.settings.lease_limit * 1000:
-            limit = f"lease_limit allows {self.settings.lease_limit:g} s"
-            raise ValueError(f"lease={lease / 1000:g} s; {limit}")
-        loader = Loader(function, key, options, ttl, swr, lease)
+    def loader(
+        self,
+        function: Callable[..., Any],
+        key: str,
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        lease: Duration | None = None,
+        **options: Any,
+    ) -> Loader:
+        """Register a function of the app. The options are those of Cache.cached."""
+        times = Times(*self._times(ttl, swr), self._lease_ms(lease))
+        loader = Loader(function, key, times, self._texts, **options)
         self._codec.adapter(loader.type)
         self.loaders.register(loader)
         return loader
@@ -221,20 +250,30 @@ class CacheBody(InvalidationBody):
 
     # Writing
 
-    def set(self, key: str, value: Any, **options: Unpack[SetOptions]) -> Operation[bool]:
-        """Store a value; True when it is stored. The options are those of SetOptions.
+    def set(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[str] = (),
+        type: Any = Any,
+    ) -> Operation[bool]:
+        """Store a value; True when it is stored. A load of the same key that is under way loses to it.
 
-        A load of the same key that is under way loses to it. Raises ValueTooLarge, Unencodable, InvalidKey.
+        `ttl`: how long it is fresh; `swr`: how long after that it is served stale; seconds or a timedelta, by
+        default the settings'. `type`: what it is encoded as, by default whatever it is.
+        Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument.
         Redis away, full or read-only: False; a write that arrives after this returned is refused by the script.
         """
         name = sanitized(key)
-        ttl, swr = self._times(options)
-        kind, tags = options.get("type", Any), several(options.get("tags", ()))
-        packed = self._pack(name, value, kind, tags, b"")
+        ttl_ms, swr_ms = self._times(ttl, swr)
+        packed = self._pack(name, value, type, several("tags", tags), b"")
         try:
             if self._outbox.waiting:
                 yield from self.deliver()
-            stores = Timed([self._put(name, packed, ttl, swr, new_epoch())])
+            stores = Timed([self._put(name, packed, ttl_ms, swr_ms, new_epoch())])
             (stored,) = yield stores
             if not stored:
                 # Too late, and yet its answer is here in time: the server's clock is not where we thought.
@@ -285,7 +324,7 @@ class CacheBody(InvalidationBody):
             self.stats.counts[lag_bucket(lag_ms / 1000)] += 1
             self.stats.counts[LAG_SUM] += lag_ms
 
-    def load(self, order: Asked) -> Operation[dict[str, Any]]:
+    def load(self, order: LoaderCall) -> Operation[dict[str, Any]]:
         """Load a value because an app ordered it, whatever is there. Returns a report: `outcome` and `key`.
 
         Raises UnknownLoader, BadArguments, RedisUnavailable, and what the loader raises.
@@ -703,27 +742,41 @@ class CacheBody(InvalidationBody):
     def _lease_keys(self, name: bytes) -> list[bytes]:
         return [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
 
-    def _recipe(self, load: Callable[[], Any], options: KeepOptions) -> Recipe:
-        given = several(options.get("tags", ()))
-        self._codec.adapter(
-            options.get("type", Any)
-        )  # a type that is none is told before anything is loaded
+    def _recipe(
+        self,
+        load: Callable[[], Any],
+        ttl: Duration | None,
+        swr: Duration | None,
+        tags: Sequence[TagSpec],
+        type: Any,
+    ) -> Recipe:
+        given, kind = several("tags", tags), Any if type is None else type
+        self._codec.adapter(kind)  # a type that is none is told before anything is loaded
 
-        def tags(value: Any) -> list[str]:
-            return [t for tag in given for t in (several(tag(value)) if callable(tag) else [tag])]
+        def tags_of(value: Any) -> list[str]:
+            return [
+                t
+                for tag in given
+                for t in (several("tags", tag(value)) if callable(tag) else [tag])
+            ]
 
-        ttl, swr = self._times(options)
-        lease = int(self.settings.lease * 1000)
-        return Recipe(Call(load), options.get("type", Any), ttl, swr, lease, tags)
+        return Recipe(Call(load), kind, *self._times(ttl, swr), self._lease_ms(None), tags_of)
 
-    def _times(self, options: TimeOptions) -> tuple[int, int]:
-        """(ttl, swr) in ms. Raises ValueError."""
-        ttl = self._ms("ttl", options.get("ttl"), self.settings.ttl)
-        swr = self._ms("swr", options.get("swr"), self.settings.swr)
-        if ttl + swr > self.settings.life_limit * 1000:
+    def _times(self, ttl: Duration | None, swr: Duration | None) -> tuple[int, int]:
+        """(ttl, swr) in ms. Raises InvalidArgument."""
+        fresh = seconds_of("ttl", self.settings.ttl if ttl is None else ttl)
+        stale = seconds_of("swr", self.settings.swr if swr is None else swr, least=0)
+        if fresh + stale > self.settings.life_limit:
             limit = f"life_limit allows {self.settings.life_limit:g} s"
-            raise ValueError(f"ttl + swr is {(ttl + swr) / 1000:g} s; {limit}")
-        return ttl, swr
+            raise InvalidArgument(f"ttl + swr is {fresh + stale:g} s; {limit}")
+        return int(fresh * 1000), int(stale * 1000)
+
+    def _lease_ms(self, lease: Duration | None) -> int:
+        seconds = seconds_of("lease", self.settings.lease if lease is None else lease)
+        if seconds > self.settings.lease_limit:
+            limit = f"lease_limit allows {self.settings.lease_limit:g} s"
+            raise InvalidArgument(f"lease={seconds:g} s; {limit}")
+        return int(seconds * 1000)
 
     def _pack(
         self, name: bytes, value: Any, type: Any, tags: Sequence[str], source: bytes
@@ -732,14 +785,16 @@ class CacheBody(InvalidationBody):
         names = [sanitized(tag) for tag in tags]
         return Packed(body(codec, source, name, names, payload), names)
 
-    def _ms(self, what: str, seconds: float | None, default: float) -> int:
-        if seconds is None:
-            seconds = default
-        if not 0 <= seconds < float("inf") or (what != "swr" and seconds < 0.001):
-            raise ValueError(
-                f"{what}={seconds!r}: a number of seconds, {'0 or more' if what == 'swr' else 'from 0.001'}"
+    def _hidden(self, secret: bytes) -> str:
+        """What stands in a key for a secret argument."""
+        if not self._pepper:
+            (self._pepper, *_) = pepper.ring(
+                self.settings,
+                self.settings.session_peppers,
+                "STILLROOM_SESSION_PEPPERS",
+                without="cached values of secret arguments are known to this process only",
             )
-        return int(seconds * 1000)
+        return hidden_with(self._pepper, secret)
 
     def _read_server_clock(self) -> Operation[None]:
         asked = time.monotonic_ns()

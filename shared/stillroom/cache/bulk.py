@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar, Unpack, overload
+from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
 from stillroom.cache.body import LATE, STORED, WON, Packed, Stale, new_token
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.invalidation import new_epoch
-from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions, several
+from stillroom.cache.loaders import Recipe, TagSpec, several
 from stillroom.codec import MISS
-from stillroom.errors import RedisUnavailable
+from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import NOT_AFTER, Call, Freeing, Operation, Pause, Timed
 from stillroom.scripts import lease_load
+from stillroom.times import Duration
 
 T = TypeVar("T")
 Found: TypeAlias = tuple[Entry, Freshness]
@@ -50,7 +51,7 @@ class BulkBody(ChangeBody):
 
         Source: one MGET. A value that does not fit `type` is absent. Redis away: {}.
         """
-        names = {key: sanitized(key) for key in keys}
+        names = _names(keys)
         try:
             found = yield from self._look_many(list(names.values()))
         except RedisUnavailable as error:
@@ -61,21 +62,36 @@ class BulkBody(ChangeBody):
         return values
 
     def set_many(
-        self, values: Mapping[str, Any], **options: Unpack[SetOptions]
+        self,
+        values: Mapping[str, Any],
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[str] = (),
+        type: Any = Any,
     ) -> Operation[dict[str, bool]]:
-        """Store values by key; which of them were stored, by key. See `set`. Source: one batch of scripts.
+        """Store values by key; which of them were stored, by key. The options are those of `set`.
 
-        A value or key that can't be stored raises before anything is sent. Redis away: False for all.
+        Source: one batch of scripts. A value or key that can't be stored raises before anything is sent.
+        Redis away: False for all.
         """
-        return (yield from self.store_many(self.pack_many(values, options)))
+        return (yield from self.store_many(self.pack_many(values, ttl, swr, tags, type)))
 
-    def pack_many(self, values: Mapping[str, Any], options: SetOptions) -> dict[str, Ready]:
-        """Ready to be stored, by key. Raises ValueTooLarge, Unencodable, InvalidKey."""
-        ttl, swr = self._times(options)
-        tags, kind = several(options.get("tags", ())), options.get("type", Any)
+    def pack_many(
+        self,
+        values: Mapping[str, Any],
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[str] = (),
+        type: Any = Any,
+    ) -> dict[str, Ready]:
+        """Ready to be stored, by key. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument."""
+        times, given = self._times(ttl, swr), several("tags", tags)
+        if not isinstance(values, Mapping):
+            raise InvalidArgument(f"values: a mapping of keys to values, not {values!r:.100}")
         names = {key: sanitized(key) for key in values}
         return {
-            key: Ready(names[key], self._pack(names[key], value, kind, tags, b""), ttl, swr)
+            key: Ready(names[key], self._pack(names[key], value, type, given, b""), *times)
             for key, value in values.items()
         }
 
@@ -91,7 +107,7 @@ class BulkBody(ChangeBody):
 
         Redis away: RedisUnavailable; nothing is promised then.
         """
-        names = {key: sanitized(key) for key in keys}
+        names = _names(keys)
         if not names:
             return {}
         leases = [self._keys.lease(name) for name in names.values()]
@@ -104,30 +120,43 @@ class BulkBody(ChangeBody):
         self,
         keys: Iterable[str],
         load_many: Callable[[list[str]], Coroutine[Any, Any, Mapping[str, T]]],
-        **options: Unpack[KeepOptions],
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
     ) -> Operation[dict[str, T]]: ...
     @overload
     def get_or_set_many(
         self,
         keys: Iterable[str],
         load_many: Callable[[list[str]], Mapping[str, T]],
-        **options: Unpack[KeepOptions],
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
     ) -> Operation[dict[str, T]]: ...
     def get_or_set_many(
         self,
         keys: Iterable[str],
         load_many: Callable[[list[str]], Any],
-        **options: Unpack[KeepOptions],
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
     ) -> Operation[dict[str, Any]]:
         """The values of all keys: `load_many` is called once, with those this caller has to load.
 
         It gives a mapping; a key that it lacks has no value, and is absent. Keys that another caller is loading are
         waited for. What can't be stored is returned all the same. Stale values are served; this caller loads those
         whose turn it is to be refreshed along with the missing ones. An error of `load_many` reaches its caller if
-        anything was missing. Redis away: loads all and returns them.
+        anything was missing. The options are those of `get_or_set`; `type` is that of each value.
+        Redis away: loads all and returns them.
         """
-        names = {key: sanitized(key) for key in keys}
-        recipe = self._recipe(lambda: None, options)
+        names = _names(keys)
+        recipe = self._recipe(lambda: None, ttl, swr, tags, type)
         try:
             found = yield from self._look_many(list(names.values()))
         except RedisUnavailable as error:
@@ -363,7 +392,16 @@ class BulkBody(ChangeBody):
         return [None if isinstance(reply, Exception) else reply for reply in replies]
 
 
+def _names(keys: Iterable[str]) -> dict[str, bytes]:
+    """The sanitized keys by key. Raises InvalidArgument for one text: it is not as many keys as it has letters."""
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+        raise InvalidArgument(f"keys={keys!r:.100}: several keys; of one write [key]")
+    return {key: sanitized(key) for key in keys}
+
+
 def _mapping(loaded: Any) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping):
-        raise TypeError(f"load_many gives a mapping of keys to values, not {type(loaded).__name__}")
+        raise InvalidArgument(
+            f"load_many gives a mapping of keys to values, not {type(loaded).__name__}"
+        )
     return loaded

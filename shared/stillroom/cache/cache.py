@@ -2,77 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Coroutine
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import BulkBody
+from stillroom.cache.cached import AsyncCachedFunction, AsyncRegister, CachedFunction
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.images import ImageBody
-from stillroom.cache.loaders import Loader, LoaderOptions, Loaders
+from stillroom.cache.loaders import Loaders, TagSpec, is_coroutine_function, name_of
 from stillroom.cache.reclaim import ReclaimBody
 from stillroom.cache.sharded import ShardedBody
-from stillroom.face import Face, awaiting, blocking
+from stillroom.errors import InvalidArgument
+from stillroom.face import Face, awaiting, blocking, explained
 from stillroom.operation import AsyncDriver, Driver
+from stillroom.times import Duration
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
-
-
-class _Cached(Generic[P, T_co]):
-    """A loader that answers from the cache."""
-
-    def __init__(self, loader: Loader, body: ImageBody | ShardedBody, driver: Any) -> None:
-        self.loader = loader
-        self._body = body
-        self._driver = driver
-        functools.update_wrapper(self, loader.function)  # type: ignore[arg-type]  # an instance is fine
-
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
-        """The key of this call, as `get` and `invalidate` of the cache take it."""
-        return self.loader.key(self.loader.values(args, kwargs))
-
-
-class CachedFunction(_Cached[P, T_co]):
-    """Called like the function it stands for."""
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
-        """The cached value, loaded if it has to be. See Cache.get_or_set."""
-        value: T_co = self._driver.run(self._body.call(self.loader, args, kwargs))
-        return value
-
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
-        """Forget the value of this call. See Cache.invalidate."""
-        count: int = self._driver.run(self._body.invalidate(self.key(*args, **kwargs)))
-        return count
-
-
-class AsyncCachedFunction(_Cached[P, T_co]):
-    """The same, awaited. A plain function runs in a thread, so that it may block."""
-
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
-        """The cached value, loaded if it has to be. See Cache.get_or_set."""
-        value: T_co = await self._driver.run(self._body.call(self.loader, args, kwargs))
-        return value
-
-    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
-        """Forget the value of this call. See Cache.invalidate."""
-        count: int = await self._driver.run(self._body.invalidate(self.key(*args, **kwargs)))
-        return count
-
-
-class AsyncRegister(Protocol):
-    """What `AsyncCache.cached(…)` returns: takes a coroutine function, or a plain one."""
-
-    @overload
-    def __call__(
-        self, function: Callable[P, Coroutine[Any, Any, T]], /
-    ) -> AsyncCachedFunction[P, T]: ...
-    @overload
-    def __call__(self, function: Callable[P, T], /) -> AsyncCachedFunction[P, T]: ...
 
 
 class Cache(Face):
@@ -117,20 +64,49 @@ class Cache(Face):
         """The registered loaders, by name."""
         return self._body.loaders
 
+    @explained
     def cached(
-        self, key: str, **options: Unpack[LoaderOptions]
+        self,
+        key: str,
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        name: str | None = None,
+        lease: Duration | None = None,
+        ignore: Sequence[str] = (),
     ) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
         """Register a function as a loader, and answer its calls from the cache.
 
-        `key` is a template of its parameters, `product:{id}`. The options are those of LoaderOptions.
+        `@room.cache.cached("product:{id}")`: the key is a template of the function's parameters. Each of them
+        stands in it, or in `ignore`: calls that differ in one of these share a value.
+
+        `ttl`: how long a value is fresh; `swr`: how long after that it is served while it is loaded again; seconds
+        or a timedelta, by default the settings'. `tags`: texts, templates as the key is, or functions of the value
+        that give texts. `type`: what the value is, by default what the function says it returns. `name`: what
+        messages to workers call it, by default the function's name; keep it stable. `lease`: a load that takes
+        longer is not stored; seconds or a timedelta.
+        Raises InvalidArgument, InvalidKey.
         """
+        _check_key(key)
 
         def register(function: Callable[P, T]) -> CachedFunction[P, T]:
-            if inspect.iscoroutinefunction(function):
-                raise TypeError(f"{function.__name__} is a coroutine function: use AsyncStillroom")
-            return CachedFunction(
-                self._body.loader(function, key, options), self._body, self._driver
+            if is_coroutine_function(function):
+                raise InvalidArgument(
+                    f"{name_of(function)} is a coroutine function: use AsyncStillroom"
+                )
+            loader = self._body.loader(
+                *(function, key),
+                ttl=ttl,
+                swr=swr,
+                tags=tags,
+                type=type,
+                name=name,
+                lease=lease,
+                ignore=ignore,
             )
+            return CachedFunction(loader, self._body, self._driver)
 
         return register
 
@@ -177,14 +153,42 @@ class AsyncCache(Face):
         """The registered loaders, by name."""
         return self._body.loaders
 
-    def cached(self, key: str, **options: Unpack[LoaderOptions]) -> AsyncRegister:
+    @explained
+    def cached(
+        self,
+        key: str,
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        name: str | None = None,
+        lease: Duration | None = None,
+        ignore: Sequence[str] = (),
+    ) -> AsyncRegister:
         """Register a coroutine function, or a plain one, as a loader, and answer its calls from the cache.
 
-        `key` is a template of its parameters, `product:{id}`. The options are those of LoaderOptions.
+        See Cache.cached. A plain function runs in a thread, so it may block.
         """
+        _check_key(key)
 
         def register(function: Any) -> Any:
-            loader = self._body.loader(function, key, options)
+            loader = self._body.loader(
+                *(function, key),
+                ttl=ttl,
+                swr=swr,
+                tags=tags,
+                type=type,
+                name=name,
+                lease=lease,
+                ignore=ignore,
+            )
             return AsyncCachedFunction(loader, self._body, self._driver)
 
         return register
+
+
+def _check_key(key: object) -> None:
+    if callable(key):
+        name = name_of(key)
+        raise InvalidArgument(f'write @….cache.cached("{name}:{{…}}") above {name}, with its key')

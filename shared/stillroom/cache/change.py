@@ -7,17 +7,19 @@ same one. So a change that an invalidation overtakes has found nothing, and brin
 from __future__ import annotations
 
 import random
-from typing import Any, NamedTuple, Unpack
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from stillroom.cache.body import STORED, CacheBody
 from stillroom.cache.entry import Entry
 from stillroom.cache.invalidation import new_epoch
-from stillroom.cache.loaders import SetOptions, TimeOptions, several
+from stillroom.cache.loaders import several
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import NOT_AFTER, Once, Operation, Pause, TimedOnce
 from stillroom.scripts import add, replace
+from stillroom.times import Duration
 from stillroom.wire import Command
 
 TRIES = 100  # each lost one means that somebody else's change was made
@@ -37,24 +39,32 @@ class Seen(NamedTuple):
 class ChangeBody(CacheBody):
     """CacheBody, and changes that depend on what is there."""
 
-    def add(self, key: str, value: Any, **options: Unpack[SetOptions]) -> Operation[bool]:
-        """Store a value if the key has none; True when it is stored. The options are those of SetOptions.
+    def add(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[str] = (),
+        type: Any = Any,
+    ) -> Operation[bool]:
+        """Store a value if the key has none; True when it is stored. Of several at once one wins.
 
-        Of several at once one wins. Raises ValueTooLarge, Unencodable, InvalidKey. Redis away, full or read-only:
-        False.
+        The options are those of `set`. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument.
+        Redis away, full or read-only: False.
         """
         name = sanitized(key)
-        ttl, swr = self._times(options)
-        tags = several(options.get("tags", ()))
-        packed = self._pack(name, value, options.get("type", Any), tags, b"")
+        ttl_ms, swr_ms = self._times(ttl, swr)
+        packed = self._pack(name, value, type, several("tags", tags), b"")
         keys = self._writing_keys(name, packed)
         try:
             for turn in range(TRIES):
                 seen = yield from self._see(name)
                 if seen.entry is not None:
                     return False
-                given = (new_epoch(), NOT_AFTER, name, packed.rest, ttl, ttl + swr, seen.head)
-                (reply,) = yield TimedOnce([add(keys, *given)])
+                given = (new_epoch(), NOT_AFTER, name, packed.rest, ttl_ms, ttl_ms + swr_ms)
+                (reply,) = yield TimedOnce([add(keys, *given, seen.head)])
                 if reply == STORED:
                     return True
                 if reply == LATE:
@@ -86,19 +96,21 @@ class ChangeBody(CacheBody):
             yield Pause(turn * PAUSE_S * random.random())
         raise RedisUnavailable("contended", f"{TRIES} others were first")
 
-    def touch(self, key: str, **options: Unpack[TimeOptions]) -> Operation[bool]:
+    def touch(
+        self, key: str, *, ttl: Duration | None = None, swr: Duration | None = None
+    ) -> Operation[bool]:
         """Let the value under `key` live from now on for `ttl` and `swr`; False where there is none.
 
-        What was invalidated stays so. Redis away: False.
+        Seconds or a timedelta, by default the settings'. What was invalidated stays so. Redis away: False.
         """
         name = sanitized(key)
-        ttl, swr = self._times(options)
+        ttl_ms, swr_ms = self._times(ttl, swr)
         try:
             for turn in range(TRIES):
                 seen = yield from self._see(name)
                 if seen.entry is None:
                     return False
-                touches = self._replace(name, seen, seen.rest, str(ttl), str(ttl + swr))
+                touches = self._replace(name, seen, seen.rest, str(ttl_ms), str(ttl_ms + swr_ms))
                 (replaced,) = yield Once([touches])
                 if replaced:
                     return True

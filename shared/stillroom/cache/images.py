@@ -11,9 +11,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from pydantic import BaseModel, ConfigDict
 
@@ -70,8 +71,8 @@ class ImageBody(ReclaimBody):
         if version is None:
             return None
         limits = self.settings.image_byte_limit, self.settings.image_pixel_limit
-        options: Any = {"type": Answer | None, "tags": [tag_of(name)]}
-        recipe = self._recipe(lambda: _answer(root, name, *limits), options)
+        load = partial(_answer, root, name, *limits)
+        recipe = self._recipe(load, None, None, [tag_of(name)], Answer | None)
         answer = yield from self.obtain(sanitized(f"{tag_of(name)}@{version}"), recipe)
         if answer is not None and answer.info is None:
             raise ImageRefused(name, answer.reason, answer.sentence)

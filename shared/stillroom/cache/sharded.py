@@ -17,7 +17,7 @@ from stillroom.cache.bulk import BulkBody
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.images import ImageBody, normalised, tag_of
 from stillroom.cache.invalidation import InvalidationBody
-from stillroom.cache.loaders import Asked, Loader, LoaderOptions, recipe_of
+from stillroom.cache.loaders import Loader, LoaderCall, recipe_of
 from stillroom.cache.orders import Order
 from stillroom.cache.reclaim import BUDGET_S, Progress, ReclaimBody, Report
 from stillroom.dispatch import Dispatch, RefreshOrder
@@ -89,8 +89,8 @@ class ShardedBody:
     def touch(self, key: str, **options: Any) -> Operation[bool]:
         return self._at(key, ChangeBody.touch, key, **options)
 
-    def loader(self, function: Callable[..., Any], key: str, options: LoaderOptions) -> Loader:
-        return self.shards[0].loader(function, key, options)
+    def loader(self, function: Callable[..., Any], key: str, **options: Any) -> Loader:
+        return self.shards[0].loader(function, key, **options)
 
     def call(
         self, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -101,7 +101,7 @@ class ShardedBody:
     def refresh(self, order: RefreshOrder) -> Operation[dict[str, Any]]:
         return self._on(order.key.encode(), CacheBody.refresh, order)
 
-    def load(self, order: Asked) -> Operation[dict[str, Any]]:
+    def load(self, order: LoaderCall) -> Operation[dict[str, Any]]:
         key = self.loaders[order.loader].key(recipe_of(order, self.loaders).values)
         return self._at(key, CacheBody.load, order)
 
@@ -121,7 +121,7 @@ class ShardedBody:
         return _in_order(wanted, found)
 
     def set_many(self, values: Mapping[str, Any], **options: Any) -> Operation[dict[str, bool]]:
-        ready = self.shards[0].pack_many(values, options)  # type: ignore[arg-type]
+        ready = self.shards[0].pack_many(values, **options)
         parts = self._parts(values)
         stored = yield On(
             [

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from stillroom.cache.cache import AsyncCachedFunction, CachedFunction
+from stillroom.cache.cached import AsyncCachedFunction, CachedFunction
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Load
 from stillroom.cache.reclaim import ReclaimBody
 from stillroom.cache.sharded import ShardedBody
+from stillroom.errors import InvalidArgument
 from stillroom.face import Face, awaiting, blocking
 from stillroom.keys import pattern, sanitized
 from stillroom.operation import AsyncDriver, Driver, Operation
@@ -49,7 +50,9 @@ class TasksBody:
         The arguments travel as JSON: what has none raises ValueError.
         """
         if not isinstance(function, CachedFunction | AsyncCachedFunction):
-            raise TypeError(f"a function made by room.cache.cached is loaded, not {function!r}")
+            raise InvalidArgument(
+                f"a function made by room.cache.cached is loaded, not {function!r}"
+            )
         values = function.loader.values(args, kwargs)
         fields = function.loader.json_values(values)
         yield from self._order([Load(loader=function.loader.name, args=fields)])
