@@ -10,12 +10,14 @@ from stillroom.cache import (
     Freshness,
     ImageInfo,
 )
+from stillroom.codec import Unencodable
 from stillroom.dispatch import CeleryDispatch, InlineDispatch, NoDispatch
 from stillroom.errors import (
     BanRefused,
     EventRefused,
     ImageRefused,
     ImagesUnavailable,
+    InvalidArgument,
     InvalidKey,
     InvalidLimit,
     RedisRefused,
@@ -80,6 +82,7 @@ __all__ = [
     "ImageRefused",
     "ImagesUnavailable",
     "InlineDispatch",
+    "InvalidArgument",
     "InvalidKey",
     "InvalidLimit",
     "Limit",
@@ -107,6 +110,7 @@ __all__ = [
     "Stillroom",
     "StillroomError",
     "TooManySessions",
+    "Unencodable",
     "UnknownLoader",
     "ValueTooLarge",
 ]

@@ -4,157 +4,201 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, time
 from enum import Enum
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
-NATIVE = (str, int, float, bool, type(None))  # JSON has these
-DEPTH_LIMIT = 100  # containers in containers that JSON is trusted with unseen
-BITS_LIMIT = 10_000  # of an int: parsers refuse numbers of more than 4,300 digits
+NATIVE = frozenset((str, int, float, bool, type(None)))  # JSON has these
+DEPTH_LIMIT = 100  # containers in containers: deeper ones are looked at, not trusted
+INT_LIMIT = 1 << 10_000  # parsers refuse numbers of more than 4,300 digits
+KINDS_LIMIT = 10_000  # types that are remembered
 SEQUENCES = (list, tuple, set, frozenset, deque)
-LOST = (SecretStr, SecretBytes, Secret, bytes, bytearray, memoryview)
+MISSING: Any = object()
+WITHOUT_JSON = (SecretStr, SecretBytes, Secret, bytes, bytearray, memoryview)
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a value is what JSON gives back by itself: lists, dicts with text keys, text, numbers, None."""
+    """Whether JSON gives the value back by itself: lists, dicts with text keys, text, numbers, None."""
     kind = type(value)
     if kind is int:
-        return bool(-(1 << BITS_LIMIT) < value < (1 << BITS_LIMIT))
-    if kind in NATIVE:
-        return True
-    if depth > DEPTH_LIMIT:
-        return False
+        return bool(-INT_LIMIT < value < INT_LIMIT)
     if kind is list:
-        return all(is_plain(one, depth + 1) for one in value)
+        return depth < DEPTH_LIMIT and all(is_plain(one, depth + 1) for one in value)
     if kind is dict:
-        return all(type(key) is str for key in value) and all(
-            is_plain(one, depth + 1) for one in value.values()
-        )
-    return False
+        parts = value.values() if all(type(key) is str for key in value) else [MISSING]
+        return depth < DEPTH_LIMIT and all(is_plain(one, depth + 1) for one in parts)
+    return kind in NATIVE
 
 
-def is_same(sent: Any, back: Any) -> bool:
+def has_iterator(value: Any, depth: int = 0) -> bool:
+    """Whether there is something in the value that can be read once only: to encode it would use it up."""
+    kind = type(value)
+    if kind in NATIVE:
+        return False
+    if hasattr(kind, "__next__"):
+        return True
+    if issubclass(kind, Mapping):
+        parts: Any = value.values()
+    elif issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
+        parts = _fields_of(value).values()
+    else:
+        parts = value if issubclass(kind, SEQUENCES) else ()
+    return depth < DEPTH_LIMIT and any(has_iterator(one, depth + 1) for one in parts)
+
+
+def is_same(sent: Any, back: Any, widened: bool = False) -> bool:
     """Whether two values are equal and of the same types, all the way down.
 
-    Moments are the same in any zone of the same offset. What pydantic does not restore, the set of fields that were
-    given and a cached property, does not count.
+    A moment is the same in every zone with its offset. Which fields of a model were given, and its cached
+    properties, are not part of its value. With `widened` an int may have become the float that it is equal to, and
+    a bool the int: a type checker takes one for the other.
     """
     kind = type(sent)
     if kind is not type(back):
-        return False
+        return widened and kind in (bool, int) and type(back) in (int, float) and sent == back
     if kind in NATIVE:
         return bool(sent == back) or bool(sent != sent and back != back)
-    if isinstance(sent, Mapping):
-        return _pairwise(_items(sent), _items(back))
-    if isinstance(sent, set | frozenset):
-        return _same_set(sent, back)
-    if isinstance(sent, SEQUENCES):
-        return _pairwise(sent, back)
-    if isinstance(sent, BaseModel):
-        return all(map(is_same, _parts_of(sent), _parts_of(back)))
-    if dataclasses.is_dataclass(sent):
-        return _pairwise(_fields_of(sent), _fields_of(back))
-    if isinstance(sent, datetime | time):
-        return bool(sent == back and sent.utcoffset() == back.utcoffset())
-    return bool(sent is back if isinstance(sent, Enum) else sent == back)
+    compare = _comparisons.get(kind)
+    if compare is None:
+        if len(_comparisons) > KINDS_LIMIT:
+            _comparisons.clear()
+        compare = _comparisons[kind] = _comparison_of(kind)
+    return compare(sent, back, widened)
 
 
-def lost_in(sent: Any, back: Any, path: str = "the value") -> str | None:
-    """What JSON has lost of an untyped value, as a sentence; None if it has only another form there.
+Comparison: TypeAlias = Callable[[Any, Any, bool], bool]
 
-    A tuple may come back as a list, a date as text, a model as a dict. A secret, an infinity, bytes, two keys that
-    have one text, a field that is left out may not: nobody could tell what it had been.
-    """
-    if isinstance(sent, Enum) or type(sent) in NATIVE or sent is back:
-        return None if _is_kept(sent, back) else f"{path}: {sent!r} comes back as {back!r}"
-    if isinstance(sent, LOST):
-        return f"{path}: {type(sent).__name__} has no JSON of its own"
-    if isinstance(sent, BaseModel):
-        return _lost_of_model(sent, back, path)
-    if dataclasses.is_dataclass(sent) and not isinstance(sent, type):
-        names = [field.name for field in dataclasses.fields(sent)]
-        return _lost_of_fields({name: getattr(sent, name) for name in names}, back, path)
-    if isinstance(sent, Mapping):
-        return _lost_of_mapping(sent, back, path)
-    if isinstance(sent, set | frozenset):
-        is_whole = isinstance(back, list) and len(back) == len(sent)
-        return None if is_whole else f"{path}: a set of {len(sent)} comes back as {back!r:.50}"
-    if isinstance(sent, SEQUENCES):
-        return _lost_of_sequence(sent, back, path)
-    return (
-        None
-        if _is_kept(sent, back)
-        else f"{path}: {type(sent).__name__} comes back as {back!r:.50}"
+_comparisons: dict[type, Comparison] = {}
+
+
+def _comparison_of(kind: type) -> Comparison:
+    """How two values of this type are compared. Chosen once for each type: a list may have thousands of one."""
+    if issubclass(kind, Mapping):
+        return _same_mapping
+    if issubclass(kind, set | frozenset):
+        return _same_set
+    if issubclass(kind, SEQUENCES):
+        return _same_sequence
+    if issubclass(kind, BaseModel):
+        return _same_model
+    if dataclasses.is_dataclass(kind):
+        return partial(_same_fields, [field.name for field in dataclasses.fields(kind)])
+    if issubclass(kind, datetime | time):
+        return lambda one, other, _: bool(one == other and one.utcoffset() == other.utcoffset())
+    if issubclass(kind, Enum):
+        return lambda one, other, _: one is other
+    return lambda one, other, _: bool(one == other)
+
+
+def _same_sequence(sent: Any, back: Any, widened: bool) -> bool:
+    pairs = zip(sent, back, strict=False)
+    return len(sent) == len(back) and all(is_same(*pair, widened) for pair in pairs)
+
+
+def _same_mapping(sent: Any, back: Any, widened: bool) -> bool:
+    is_keys = _same_sequence(sent, back, widened)
+    return is_keys and _same_sequence(sent.values(), back.values(), widened)
+
+
+def _same_set(sent: Any, back: Any, widened: bool) -> bool:
+    found = {one: one for one in back}
+    return bool(sent == back) and all(is_same(one, found[one], widened) for one in sent)
+
+
+def _same_model(sent: Any, back: Any, widened: bool) -> bool:
+    fields, others = sent.__dict__, back.__dict__
+    for name in type(sent).__pydantic_fields__:
+        if not is_same(fields.get(name), others.get(name), widened):
+            return False
+    more = (sent.__pydantic_extra__, sent.__pydantic_private__)
+    return more == (None, None) or is_same(
+        more, (back.__pydantic_extra__, back.__pydantic_private__), widened
     )
 
 
-def _is_kept(sent: Any, back: Any) -> bool:
-    """A value without parts: something of it is there."""
+def _same_fields(names: Sequence[str], sent: Any, back: Any, widened: bool) -> bool:
+    return all(is_same(getattr(sent, n), getattr(back, n), widened) for n in names)
+
+
+def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
+    """Return what a value has lost on its way to JSON and back, in words; None if it has only another form.
+
+    A tuple may come back as a list, a date as text, a model as a dict. Secrets, infinities, bytes, keys that have
+    one text, and fields that are left out are lost. The sentence names no value, only its place.
+    """
+    if isinstance(sent, WITHOUT_JSON):
+        return f"{place or 'it'} is {type(sent).__name__}, which has no JSON of its own"
+    parts = _parts(sent, back)
+    if parts is not None:
+        for name, one, other in parts:
+            if other is MISSING:
+                return f"{place}{name} is left out"
+            if lost := lost_in(one, other, f"{place}{name}"):
+                return lost
+        return None
+    if isinstance(sent, set | frozenset):
+        is_whole = isinstance(back, list | set | frozenset) and len(back) == len(sent)
+        return None if is_whole else f"{place or 'it'} comes back as {type(back).__name__}"
+    return (
+        None if _has_a_form(sent, back) else f"{place or 'it'} comes back as {_words(sent, back)}"
+    )
+
+
+def _parts(sent: Any, back: Any) -> Iterable[tuple[str, Any, Any]] | None:
+    """(place, part that was sent, part that came back) for each part; None where there are none, or not as many."""
+    if isinstance(sent, BaseModel) or dataclasses.is_dataclass(type(sent)):
+        found = _fields_of(back) if type(back) is type(sent) else back
+        if not isinstance(found, Mapping):
+            return None
+        names = {name: _alias(sent, name) for name in _fields_of(sent)}
+        return [
+            (f".{name}", one, found.get(names[name], found.get(name, MISSING)))
+            for name, one in _fields_of(sent).items()
+        ]
+    if not _are_alike(sent, back) or len(sent) != len(back):
+        return None
+    if isinstance(sent, Mapping):
+        return [("[…]", *pair) for pair in zip(sent.values(), back.values(), strict=True)]
+    return [(f"[{n}]", *pair) for n, pair in enumerate(zip(sent, back, strict=True))]
+
+
+def _are_alike(sent: Any, back: Any) -> bool:
+    """Whether both are mappings, or both sequences."""
+    kinds = Mapping if isinstance(sent, Mapping) else (list, tuple, deque)
+    return isinstance(sent, kinds) and isinstance(back, kinds)
+
+
+def _has_a_form(sent: Any, back: Any) -> bool:
+    """Whether there is something of a value without parts in what came back."""
+    if isinstance(sent, Mapping | list | tuple | deque):
+        return False
     if isinstance(sent, float):
         return type(back) in (float, int) and is_same(float(sent), float(back))
-    return back is not None or sent is None or (isinstance(sent, Enum) and sent.value is None)
+    if type(sent) in NATIVE:
+        return bool(sent == back)
+    return back is not None or (isinstance(sent, Enum) and sent.value is None)
 
 
-def _lost_of_model(sent: BaseModel, back: Any, path: str) -> str | None:
-    if sent.__pydantic_private__:
-        return f"{path}: {type(sent).__name__} has private attributes"
-    fields = {name: getattr(sent, name) for name in type(sent).model_fields}
-    aliases = {name: field.serialization_alias for name, field in type(sent).model_fields.items()}
-    named = {aliases[name] or name: value for name, value in fields.items()}
-    return _lost_of_fields({**named, **(sent.model_extra or {})}, back, path)
+def _words(sent: Any, back: Any) -> str:
+    if isinstance(sent, Mapping) and isinstance(back, Mapping):
+        return f"{len(back)} of its {len(sent)} keys: some have one text"
+    if type(sent) is type(back):
+        return f"another {type(back).__name__}"
+    return type(back).__name__
 
 
-def _lost_of_fields(fields: Mapping[str, Any], back: Any, path: str) -> str | None:
-    if not isinstance(back, dict):
-        return None  # it has a serializer of its own
-    for name, value in fields.items():
-        if name not in back:
-            return f"{path}: the field {name} is left out"
-        if lost := lost_in(value, back[name], f"{path}.{name}"):
-            return lost
-    return None
+def _alias(model: Any, name: str) -> str:
+    field = type(model).model_fields.get(name) if isinstance(model, BaseModel) else None
+    return (field and field.serialization_alias) or name
 
 
-def _lost_of_mapping(sent: Mapping[Any, Any], back: Any, path: str) -> str | None:
-    if not isinstance(back, dict) or len(back) != len(sent):
-        return f"{path}: of its keys some have one text"
-    pairs = zip(sent.items(), back.values(), strict=True)
-    return next(
-        (lost for (k, v), b in pairs if (lost := lost_in(v, b, f"{path}[{k!r:.50}]"))), None
-    )
-
-
-def _lost_of_sequence(sent: Any, back: Any, path: str) -> str | None:
-    if not isinstance(back, list) or len(back) != len(sent):
-        return f"{path}: a {type(sent).__name__} comes back as {type(back).__name__}"
-    pairs = enumerate(zip(sent, back, strict=True))
-    return next((lost for n, (s, b) in pairs if (lost := lost_in(s, b, f"{path}[{n}]"))), None)
-
-
-def _pairwise(sent: Any, back: Any) -> bool:
-    return len(sent) == len(back) and all(map(is_same, sent, back))
-
-
-def _items(mapping: Mapping[Any, Any]) -> list[Any]:
-    return [part for pair in mapping.items() for part in pair]
-
-
-def _same_set(sent: Any, back: Any) -> bool:
-    if sent != back:
-        return False
-    found = {one: one for one in back}
-    return all(is_same(one, found[one]) for one in sent)
-
-
-def _parts_of(model: BaseModel) -> Iterator[Any]:
-    fields = model.__dict__
-    yield {name: fields.get(name) for name in type(model).model_fields}
-    yield model.model_extra
-    yield model.__pydantic_private__
-
-
-def _fields_of(value: Any) -> list[Any]:
-    return [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+def _fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a model or a dataclass by name; a model's private attributes too."""
+    if not isinstance(value, BaseModel):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    fields = {name: value.__dict__.get(name) for name in type(value).model_fields}
+    return {**fields, **(value.model_extra or {}), **(value.__pydantic_private__ or {})}

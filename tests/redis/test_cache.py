@@ -326,9 +326,7 @@ def test_a_loader_is_called_once(room: Any) -> None:
     """A miss loads; after that the cache answers."""
     calls = []
 
-    @room.cache.cached(
-        "product:{id}", ttl=60, tags=["products", "brand:{brand}"], ignore=["brand"]
-    )
+    @room.cache.cached("product:{id}", ttl=60, tags=["products", "brand:{brand}"], ignore=["brand"])
     def load(id: int, brand: str = "acme") -> Product:
         calls.append((id, brand))
         return Product(id=id, name=brand)

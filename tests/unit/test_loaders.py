@@ -5,43 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from stillroom import InvalidKey, NoDispatch, Settings, Stillroom, UnknownLoader
-from stillroom.cache.loaders import BadArguments, Template
-
-
-@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
-def test_different_arguments_never_share_a_key(one: tuple[str, str], two: tuple[str, str]) -> None:
-    """Whatever is in them, separators and percent signs too."""
-    template = Template("k:{a}:{b}", ["a", "b"])
-    keys = [template.fill(dict(zip("ab", pair, strict=True))) for pair in (one, two)]
-    assert (keys[0] == keys[1]) == (one == two)
-
-
-def test_a_single_value_stands_as_it_is() -> None:
-    """`get("user:a:b")` finds what `load("a:b")` stored."""
-    assert Template("user:{name}", ["name"]).fill({"name": "a:b%"}) == "user:a:b%"
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("k:{idd}", r"\{idd\} is not a parameter of the loader; did you mean \{id\}\?"),
-        ("k:{nothing}", r"it has id, brand"),
-        ("k:{id!r}", "only the name of a parameter"),
-        ("k:{id:>3}", "only the name of a parameter"),
-        ("k:{id.x}", "only the name of a parameter"),
-        ("k:{}", "only the name of a parameter"),
-        ("k:{id", "not a template"),
-        ("k:{id}{brand}", "something must stand before {brand}"),
-    ],
-)
-def test_a_template_that_cannot_work_says_why(text: str, why: str) -> None:
-    """When the loader is registered, not when the first request comes."""
-    with pytest.raises(InvalidKey, match=why):
-        Template(text, ["id", "brand"])
+from stillroom import NoDispatch, Settings, Stillroom, UnknownLoader
+from stillroom.cache.loaders import BadArguments
 
 
 @pytest.fixture

@@ -124,6 +124,7 @@ class CacheBody(InvalidationBody):
         Redis away: `default`, within the call's deadline; counted and logged, never raised.
         """
         name = sanitized(key)
+        self._codec.reader(type)  # what is no type is refused on a miss, too
         try:
             entry, freshness = yield from self._look(name)
         except RedisUnavailable as error:
@@ -146,6 +147,7 @@ class CacheBody(InvalidationBody):
         Redis away: None.
         """
         name = sanitized(key)
+        self._codec.reader(type)
         try:
             entry, freshness = yield from self._look(name)
         except RedisUnavailable as error:
@@ -220,8 +222,10 @@ class CacheBody(InvalidationBody):
             return value
         if recipe.loader is None:
             return (yield from self._refresh_here(name, entry, value, recipe))
-        if source := self._source(recipe):
-            yield from self._ask_for_refreshes([Stale(name, entry, source)])
+        source = self._source(recipe)
+        if not source:
+            return (yield from self._refresh_here(name, entry, value, recipe))
+        yield from self._ask_for_refreshes([Stale(name, entry, source)])
         return value
 
     def loader(
@@ -781,7 +785,7 @@ class CacheBody(InvalidationBody):
     def _pack(
         self, name: bytes, value: Any, type: Any, tags: Sequence[str], source: bytes
     ) -> Packed:
-        codec, payload = self._codec.encode(value, type)
+        codec, payload, _ = self._codec.encode(value, type)
         names = [sanitized(tag) for tag in tags]
         return Packed(body(codec, source, name, names, payload), names)
 

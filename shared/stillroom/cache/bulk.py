@@ -52,6 +52,7 @@ class BulkBody(ChangeBody):
         Source: one MGET. A value that does not fit `type` is absent. Redis away: {}.
         """
         names = _names(keys)
+        self._codec.reader(type)
         try:
             found = yield from self._look_many(list(names.values()))
         except RedisUnavailable as error:
