@@ -85,7 +85,12 @@ class Codec:
         except TypeError:
             return self.adapter(type).validator.validate_json
 
-    def encode(self, value: Any, type: Any = Any) -> Encoded:
+    def encode(self, value: Any, type: Any = Any) -> tuple[bytes, bytes]:
+        """Return (codec, payload). See encoded."""
+        codec, payload, _ = self.encoded(value, type)
+        return codec, payload
+
+    def encoded(self, value: Any, type: Any = Any) -> Encoded:
         """Return the value encoded. Raises ValueTooLarge, or Unencodable where a reader would get another value.
 
         Where the type leaves open what the value is (Any, or part of it), a reader may get another form of it: a
@@ -203,7 +208,7 @@ def _adapter(type: Any) -> TypeAdapter[Any]:
         return TypeAdapter(type, config=ConfigDict(ser_json_inf_nan="constants"))
     except PydanticSchemaGenerationError:
         raise InvalidArgument(
-            f"{type!r:.100} has no JSON; a value is a model, a dataclass, a TypedDict, or made of what JSON has"
+            f"{type!r:.100} has no schema; a value is a model, a dataclass, a TypedDict, or made of what JSON has"
         ) from None
     except PydanticUserError:  # a model, a dataclass: it has a configuration of its own
         return TypeAdapter(type)

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from stillroom.errors import InvalidArgument, StillroomError, did_you_mean
 from stillroom.operation import Operation
@@ -29,24 +29,66 @@ CHAIN_LIMIT = 20  # causes of causes
 class Face:
     """A service as the app sees it: `_body` has the operations, `_driver` runs them."""
 
+    _moved: Mapping[str, str] = {}  # methods that are the upkeep's now: name → name there
+    _upkeep: Any = None
+
     def __init_subclass__(cls) -> None:
         for name, method in vars(cls).items():
             if inspect.isfunction(method):  # help() and tracebacks name the face, not the body
-                method.__qualname__, method.__module__ = (
-                    f"{cls.__qualname__}.{name}",
-                    cls.__module__,
-                )
+                method.__qualname__ = f"{cls.__qualname__}.{name}"
+                method.__module__ = cls.__module__
+
+    if not TYPE_CHECKING:  # a type checker is to know the others only
+
+        def __getattr__(self, name: str) -> Any:
+            """What workers call stands in `room.upkeep`, and can still be called here."""
+            if name in self._moved:
+                return getattr(self._upkeep, self._moved[name])
+            kind = type(self).__name__
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
 
 
 def blocking(
     operation: Callable[Concatenate[Any, P], Operation[T]],
 ) -> Callable[Concatenate[Any, P], T]:
     """Make a method of a sync face: it runs the operation of this name of its body."""
+    return _blocking(operation, "")
+
+
+def awaiting(
+    operation: Callable[Concatenate[Any, P], Operation[T]],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Make a method of an async face, a coroutine function. See blocking."""
+    return _awaiting(operation, "")
+
+
+class Part(NamedTuple):
+    """A face that is kept in an attribute of another one, which has some of its operations as methods."""
+
+    of: str
+
+    def blocking(
+        self, operation: Callable[Concatenate[Any, P], Operation[T]]
+    ) -> Callable[Concatenate[Any, P], T]:
+        """Make a method that runs the operation of the part. See blocking."""
+        return _blocking(operation, self.of)
+
+    def awaiting(
+        self, operation: Callable[Concatenate[Any, P], Operation[T]]
+    ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+        """Make a coroutine function that runs the operation of the part. See awaiting."""
+        return _awaiting(operation, self.of)
+
+
+def _blocking(
+    operation: Callable[Concatenate[Any, P], Operation[T]], of: str
+) -> Callable[Concatenate[Any, P], T]:
     name = operation.__name__
 
     def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        face = getattr(self, of) if of else self
         try:
-            return self._driver.run(getattr(self._body, name)(*args, **kwargs))  # type: ignore[no-any-return]
+            return face._driver.run(getattr(face._body, name)(*args, **kwargs))  # type: ignore[no-any-return]
         except Exception as error:
             wrong = misuse(error, method, (self, *args), kwargs)
             if wrong is None:
@@ -57,15 +99,15 @@ def blocking(
     return _named(method, operation)
 
 
-def awaiting(
-    operation: Callable[Concatenate[Any, P], Operation[T]],
+def _awaiting(
+    operation: Callable[Concatenate[Any, P], Operation[T]], of: str
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Make a method of an async face, a coroutine function: it runs the operation of this name of its body."""
     name = operation.__name__
 
     async def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        face = getattr(self, of) if of else self
         try:
-            return await self._driver.run(getattr(self._body, name)(*args, **kwargs))  # type: ignore[no-any-return]
+            return await face._driver.run(getattr(face._body, name)(*args, **kwargs))  # type: ignore[no-any-return]
         except Exception as error:
             wrong = misuse(error, method, (self, *args), kwargs)
             if wrong is None:
@@ -170,7 +212,10 @@ def _of_the_app(frames: Sequence[TracebackType]) -> list[TracebackType]:
 def _linked(frames: Sequence[TracebackType]) -> TracebackType | None:
     trace: TracebackType | None = None
     for one in reversed(frames):
-        trace = TracebackType(trace, one.tb_frame, one.tb_lasti, one.tb_lineno)
+        line = (
+            one.tb_lineno or one.tb_frame.f_code.co_firstlineno
+        )  # None where a signal came between
+        trace = TracebackType(trace, one.tb_frame, one.tb_lasti, line)
     return trace
 
 

@@ -54,12 +54,12 @@ def is_same(sent: Any, back: Any, widened: bool = False) -> bool:
     """Whether two values are equal and of the same types, all the way down.
 
     A moment is the same in every zone with its offset. Which fields of a model were given, and its cached
-    properties, are not part of its value. With `widened` an int may have become the float that it is equal to, and
-    a bool the int: a type checker takes one for the other.
+    properties, are not part of its value. With `widened` an int may have become the float that it is equal to, a
+    bool the int, and a generic model one with its parameters: a type checker takes one for the other.
     """
     kind = type(sent)
     if kind is not type(back):
-        return widened and kind in (bool, int) and type(back) in (int, float) and sent == back
+        return widened and _is_widened(sent, back)
     if kind in NATIVE:
         return bool(sent == back) or bool(sent != sent and back != back)
     compare = _comparisons.get(kind)
@@ -68,6 +68,17 @@ def is_same(sent: Any, back: Any, widened: bool = False) -> bool:
             _comparisons.clear()
         compare = _comparisons[kind] = _comparison_of(kind)
     return compare(sent, back, widened)
+
+
+def _is_widened(sent: Any, back: Any) -> bool:
+    if isinstance(sent, BaseModel):
+        origin = (
+            type(back).__pydantic_generic_metadata__["origin"]
+            if isinstance(back, BaseModel)
+            else None
+        )
+        return origin is type(sent) and _same_model(sent, back, True)
+    return type(sent) in (bool, int) and type(back) in (int, float) and bool(sent == back)
 
 
 Comparison: TypeAlias = Callable[[Any, Any, bool], bool]

@@ -73,6 +73,7 @@ class BlockingRoom:
         self.limits = Blocking(room.limits, loop)
         self.abuse = Blocking(room.abuse, loop)
         self.health = Blocking(room.health, loop)
+        self.upkeep = Blocking(room.upkeep, loop)
 
     @property
     def stats(self) -> Any:

@@ -93,7 +93,7 @@ async def awaiting(room: AsyncStillroom) -> None:
 
 def health(room: Stillroom) -> None:
     assert_type(room.health.check(), Report)
-    assert_type(room.health.snapshot(), Snapshot)
+    assert_type(room.upkeep.snapshot(), Snapshot)
     assert_type(room.health.history(hours=48), list[Snapshot])
     HealthWSGI(room)
 
@@ -132,7 +132,7 @@ async def limits_awaited(room: AsyncStillroom) -> None:
 
 def abuse(room: Stillroom) -> None:
     assert_type(room.abuse.report("auth_fail", ip="203.0.113.9", user="ann"), bool)
-    assert_type(room.abuse.scan(), dict[str, Any])
+    assert_type(room.upkeep.scan_abuse(), dict[str, Any])
     assert_type(room.abuse.ban("203.0.113.9", 600, reason="loud"), Ban)
     assert_type(room.abuse.lift("203.0.113.9"), bool)
     assert_type(room.abuse.bans(), list[Ban])

@@ -157,7 +157,7 @@ KEPT: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(("value", "type"), KEPT, ids=lambda one: f"{one!r:.30}")
 def test_what_is_kept_comes_back_the_same(value: Any, type: Any) -> None:
     """In value and in type, all the way down; whoever loaded it has it already."""
-    stored = codec.encode(value, type)
+    stored = codec.encoded(value, type)
     assert is_same(codec.decode(stored.codec, stored.payload, type), value)
     assert stored.back is value
 
@@ -176,6 +176,10 @@ OTHER_FORM: list[tuple[Any, Any, Any]] = [
         (True, int, 1),
         (Point(1, "a"), Any, [1, "a"]),
     ),
+    *(
+        (Page(items=[1]), Page[int], Page[int](items=[1])),
+        ([Page(items=[1])], list[Page[int]], [Page[int](items=[1])]),
+    ),
     *((Page(items=[Item(id=1)]), Page, Page(items=[{"id": 1}])), (Decimal("1.5"), Any, "1.5")),
 ]
 
@@ -183,7 +187,7 @@ OTHER_FORM: list[tuple[Any, Any, Any]] = [
 @pytest.mark.parametrize(("value", "type", "back"), OTHER_FORM, ids=lambda one: f"{one!r:.30}")
 def test_what_is_not_declared_may_have_another_form(value: Any, type: Any, back: Any) -> None:
     """Then whoever loaded it gets that form as well: a hit and a miss agree."""
-    stored = codec.encode(value, type)
+    stored = codec.encoded(value, type)
     assert is_same(stored.back, back)
     assert is_same(codec.decode(stored.codec, stored.payload, type), back)
 
@@ -235,7 +239,7 @@ REFUSED: list[tuple[Any, Any]] = [
 def test_what_would_come_back_as_something_else_is_refused(value: Any, type: Any) -> None:
     """With a sentence that says what would be lost, and not what it is."""
     with pytest.raises((Unencodable, InvalidArgument)) as refused:
-        codec.encode(value, type)
+        codec.encoded(value, type)
     assert "seven" not in str(refused.value)
 
 
@@ -244,7 +248,7 @@ def test_what_is_refused_is_not_used_up() -> None:
     numbers = iter([1, 2])
     for value in (numbers, [numbers], {"a": {"b": numbers}}, Price(more={"a": numbers})):
         with pytest.raises(Unencodable, match="read once only"):
-            codec.encode(value, type(value) if isinstance(value, Price) else Any)
+            codec.encoded(value, type(value) if isinstance(value, Price) else Any)
     assert list(numbers) == [1, 2]
 
 
@@ -268,7 +272,7 @@ ANYTHING = st.recursive(
 @given(JSON)
 def test_json_is_kept_as_it_is(value: Any) -> None:
     """Untyped, without a look at the way back."""
-    stored = codec.encode(value)
+    stored = codec.encoded(value)
     assert is_plain(value)
     assert is_same(codec.decode(stored.codec, stored.payload), value)
 
@@ -280,7 +284,7 @@ def test_json_is_kept_as_it_is(value: Any) -> None:
 def test_a_hit_is_what_the_miss_got(value: Any, type: Any) -> None:
     """Or nothing is stored."""
     try:
-        stored = codec.encode(value, type)
+        stored = codec.encoded(value, type)
     except Unencodable:
         return
     assert is_same(codec.decode(stored.codec, stored.payload, type), stored.back)
@@ -289,20 +293,20 @@ def test_a_hit_is_what_the_miss_got(value: Any, type: Any) -> None:
 @pytest.mark.parametrize("given", [None, 0, {}, "", "Item", [], 1.5, True, lambda: 1, Item(id=1)])
 def test_what_is_no_type_is_refused(given: Any) -> None:
     """`get(key, None)` was meant to be a default."""
-    for use in (codec.reader, codec.adapter, lambda one: codec.encode(1, one)):
+    for use in (codec.reader, codec.adapter, lambda one: codec.encoded(1, one)):
         with pytest.raises(InvalidArgument, match=r"is no type; a default is given as default="):
             use(given)
 
 
 def test_a_class_without_json_is_refused_in_our_words() -> None:
     """pydantic's are for who writes models."""
-    with pytest.raises(InvalidArgument, match="has no JSON; a value is a model, a dataclass"):
+    with pytest.raises(InvalidArgument, match="has no schema; a value is a model, a dataclass"):
         codec.adapter(type("Plain", (), {}))
 
 
 def test_bytes_are_read_as_bytes_only() -> None:
     """Not as text that happens to have them."""
-    stored = codec.encode(b"text", bytes)
+    stored = codec.encoded(b"text", bytes)
     assert stored.codec == b"b"
     assert codec.decode(b"b", b"text") == b"text"
     for other in (str, int, Item, list[int]):
@@ -313,7 +317,7 @@ def test_bytes_are_read_as_bytes_only() -> None:
 def test_a_large_value_is_compressed_whatever_its_form() -> None:
     """And comes back."""
     many = {"a": b"\xff" * 20_000}
-    stored = codec.encode(many, dict[str, bytes])
+    stored = codec.encoded(many, dict[str, bytes])
     assert stored.codec == b"y"
     assert len(stored.payload) < 1_000
     assert codec.decode(*stored[:2], dict[str, bytes]) == many

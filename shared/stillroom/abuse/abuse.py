@@ -16,8 +16,6 @@ class Abuse(Face):
         self._driver = driver
 
     report = blocking(AbuseBody.report)
-    deliver = blocking(AbuseBody.deliver)
-    scan = blocking(AbuseBody.scan)
     ban = blocking(AbuseBody.ban)
     lift = blocking(AbuseBody.lift)
     bans = blocking(AbuseBody.bans)
@@ -36,8 +34,6 @@ class AsyncAbuse(Face):
         self._driver = driver
 
     report = awaiting(AbuseBody.report)
-    deliver = awaiting(AbuseBody.deliver)
-    scan = awaiting(AbuseBody.scan)
     ban = awaiting(AbuseBody.ban)
     lift = awaiting(AbuseBody.lift)
     bans = awaiting(AbuseBody.bans)

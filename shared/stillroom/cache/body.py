@@ -785,7 +785,7 @@ class CacheBody(InvalidationBody):
     def _pack(
         self, name: bytes, value: Any, type: Any, tags: Sequence[str], source: bytes
     ) -> Packed:
-        codec, payload, _ = self._codec.encode(value, type)
+        codec, payload = self._codec.encode(value, type)
         names = [sanitized(tag) for tag in tags]
         return Packed(body(codec, source, name, names, payload), names)
 

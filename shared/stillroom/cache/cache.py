@@ -11,7 +11,6 @@ from stillroom.cache.cached import AsyncCachedFunction, AsyncRegister, CachedFun
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.images import ImageBody
 from stillroom.cache.loaders import Loaders, TagSpec, is_coroutine_function, name_of
-from stillroom.cache.reclaim import ReclaimBody
 from stillroom.cache.sharded import ShardedBody
 from stillroom.errors import InvalidArgument
 from stillroom.face import Face, awaiting, blocking, explained
@@ -46,13 +45,6 @@ class Cache(Face):
     clear = blocking(CacheBody.clear)
     get_image_info = blocking(ImageBody.get_image_info)
     invalidate_image = blocking(ImageBody.invalidate_image)
-    refresh = blocking(CacheBody.refresh)
-    load = blocking(CacheBody.load)
-    reclaim = blocking(ReclaimBody.reclaim)
-    pending = blocking(ReclaimBody.pending)
-    trim_marks = blocking(CacheBody.trim_marks)
-    trim_indexes = blocking(ReclaimBody.trim_indexes)
-    flush_stats = blocking(CacheBody.flush_stats)
 
     @property
     def deferred(self) -> int:
@@ -135,13 +127,6 @@ class AsyncCache(Face):
     clear = awaiting(CacheBody.clear)
     get_image_info = awaiting(ImageBody.get_image_info)
     invalidate_image = awaiting(ImageBody.invalidate_image)
-    refresh = awaiting(CacheBody.refresh)
-    load = awaiting(CacheBody.load)
-    reclaim = awaiting(ReclaimBody.reclaim)
-    pending = awaiting(ReclaimBody.pending)
-    trim_marks = awaiting(CacheBody.trim_marks)
-    trim_indexes = awaiting(ReclaimBody.trim_indexes)
-    flush_stats = awaiting(CacheBody.flush_stats)
 
     @property
     def deferred(self) -> int:

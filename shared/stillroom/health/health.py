@@ -18,11 +18,8 @@ class Health(Face):
 
     check = blocking(HealthBody.check)
     examine = blocking(HealthBody.examine)
-    snapshot = blocking(HealthBody.snapshot)
     history = blocking(HealthBody.history)
     past = blocking(HealthBody.past)
-    seen = blocking(HealthBody.seen)
-    ticked = blocking(HealthBody.ticked)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""
@@ -38,11 +35,8 @@ class AsyncHealth(Face):
 
     check = awaiting(HealthBody.check)
     examine = awaiting(HealthBody.examine)
-    snapshot = awaiting(HealthBody.snapshot)
     history = awaiting(HealthBody.history)
     past = awaiting(HealthBody.past)
-    seen = awaiting(HealthBody.seen)
-    ticked = awaiting(HealthBody.ticked)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""

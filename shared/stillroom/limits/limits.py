@@ -39,7 +39,6 @@ class Limits(_Face):
     refund = blocking(LimitsBody.refund)
     commit = blocking(LimitsBody.commit)
     reset = blocking(LimitsBody.reset)
-    deliver = blocking(LimitsBody.deliver)
 
 
 class AsyncLimits(_Face):
@@ -55,4 +54,3 @@ class AsyncLimits(_Face):
     refund = awaiting(LimitsBody.refund)
     commit = awaiting(LimitsBody.commit)
     reset = awaiting(LimitsBody.reset)
-    deliver = awaiting(LimitsBody.deliver)

@@ -29,9 +29,6 @@ class Sessions(Face):
     destroy_for_user = blocking(SessionsBody.destroy_for_user)
     destroy_by_tag = blocking(SessionsBody.destroy_by_tag)
     count = blocking(SessionsBody.count)
-    sweep = blocking(SessionsBody.sweep)
-    deliver = blocking(SessionsBody.deliver)
-    flush_stats = blocking(SessionsBody.flush_stats)
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:
@@ -58,9 +55,6 @@ class AsyncSessions(Face):
     destroy_for_user = awaiting(SessionsBody.destroy_for_user)
     destroy_by_tag = awaiting(SessionsBody.destroy_by_tag)
     count = awaiting(SessionsBody.count)
-    sweep = awaiting(SessionsBody.sweep)
-    deliver = awaiting(SessionsBody.deliver)
-    flush_stats = awaiting(SessionsBody.flush_stats)
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:

@@ -11,6 +11,6 @@ def register(app: WorkerApp) -> None:
     """`stillroom.log_abuse`: no arguments. Returns its report: events, patterns, bans, aside, late, done."""
 
     def log_abuse() -> Report:
-        return app.room.abuse.scan()
+        return app.room.upkeep.scan_abuse()
 
     app.task(checked(NoArguments, lambda _: log_abuse()), name=LOG_TASK)

@@ -12,6 +12,6 @@ def register(app: WorkerApp) -> None:
     """`stillroom.snapshot_health`: no arguments. Returns its status, findings and error."""
 
     def snapshot_health() -> dict[str, Any]:
-        return app.room.health.snapshot().model_dump(include={"status", "findings", "error"})
+        return app.room.upkeep.snapshot().model_dump(include={"status", "findings", "error"})
 
     app.task(snapshot_health, name=SNAPSHOT_TASK)

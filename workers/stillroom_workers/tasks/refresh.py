@@ -25,7 +25,7 @@ def register(app: WorkerApp) -> None:
     """
 
     def refresh(order: RefreshOrder) -> Report:
-        return app.room.cache.refresh(order)
+        return app.room.upkeep.refresh(order)
 
     def refresh_many(message: RefreshOrders) -> Report:
         return {"outcomes": dict(Counter(map(outcome, message.orders)))}

@@ -90,7 +90,7 @@ class SessionStore(SessionBase):
     @classmethod
     def clear_expired(cls) -> None:
         """What the worker does each minute."""
-        _sessions().sweep()
+        room().upkeep.sweep_sessions()
 
     def _begin(self, data: Mapping[str, Any]) -> None:
         """A new session with this data."""
