@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from stillroom.errors import InvalidArgument, StillroomError, did_you_mean
+from stillroom.errors import StillroomError
+from stillroom.misuse import misuse
 from stillroom.operation import Operation
 
 T = TypeVar("T")
@@ -116,51 +117,6 @@ def _awaiting(
         raise wrong
 
     return _named(method, operation)
-
-
-def explained(function: C) -> C:
-    """Let a function, or a class' `__init__`, suggest the right name for a keyword it does not know."""
-
-    @functools.wraps(function)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except TypeError as error:
-            wrong = misuse(error, function, args, kwargs)
-            if wrong is None:
-                raise
-        raise wrong
-
-    return called  # type: ignore[return-value]
-
-
-def misuse(
-    error: Exception, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> InvalidArgument | None:
-    """Return what is wrong with a call, if its arguments do not fit: Python's sentence, and what was meant.
-
-    Called when the call has failed, so a call that is right pays nothing for it.
-    """
-    if type(error) is not TypeError:
-        return None
-    signature = inspect.signature(function)
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as unfit:
-        name = function.__qualname__.removesuffix(".__init__")
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-        unknown = () if takes_any else [n for n in kwargs if n not in signature.parameters]
-        if unknown:
-            known = [n for n in signature.parameters if n != "self"]
-            return InvalidArgument(_unknown(name, unknown[0], known))
-        return InvalidArgument(f"{name}(): {unfit}")
-    return None
-
-
-def _unknown(function: str, given: str, known: Iterable[str]) -> str:
-    names = list(known)
-    hint = did_you_mean(given, names) or f"; it takes {', '.join(names)}"
-    return f"{function}() got an unexpected keyword argument {given!r}{hint}"
 
 
 def drop_our_frames(error: Exception) -> None:

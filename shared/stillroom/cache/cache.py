@@ -13,7 +13,8 @@ from stillroom.cache.images import ImageBody
 from stillroom.cache.loaders import Loaders, TagSpec, is_coroutine_function, name_of
 from stillroom.cache.sharded import ShardedBody
 from stillroom.errors import InvalidArgument
-from stillroom.face import Face, awaiting, blocking, explained
+from stillroom.face import Face, awaiting, blocking
+from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver
 from stillroom.times import Duration
 

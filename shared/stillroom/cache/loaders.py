@@ -15,11 +15,11 @@ from typing_extensions import TypedDict
 from stillroom.cache.arguments import Texts, Unkeyable
 from stillroom.cache.template import Template, shortened
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
-from stillroom.face import misuse
+from stillroom.misuse import misuse
 from stillroom.operation import Call
 from stillroom.sameness import is_plain, is_same
 
-TagSpec: TypeAlias = "str | Callable[[Any], Iterable[str]]"
+TagSpec: TypeAlias = str | Callable[[Any], Iterable[str]]
 
 
 class Recipe(NamedTuple):

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from stillroom.errors import InvalidLimit
 from stillroom.limits.limit import DEFAULT, Limit, check_cost
+from stillroom.misuse import explained
 
 _SLASHES = re.compile(r"/{2,}")
 _FIELD = re.compile(r"\{([^{}]*)\}")
@@ -16,6 +17,7 @@ _NAMED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::(path))?", re.ASCII)
 _METHOD = re.compile(r"[A-Z]{1,20}", re.ASCII)
 
 
+@explained
 @dataclass(frozen=True, slots=True)
 class Route:
     """The limits of a path's template: `/product/{id}`, `/static/{path:path}`; `{…:path}` also spans slashes.
@@ -42,6 +44,7 @@ class Route:
         return wanted and self._pattern.fullmatch(path) is not None
 
 
+@explained
 class Routes:
     """The table: the first route that a request fits into has its limits. All others share `default`."""
 
