@@ -23,6 +23,7 @@ check: $(VENV)/.dev  ## Lint, format, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing/public.py
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
