@@ -1,7 +1,7 @@
 """Run the type checkers on every Python block of README and docs. `make check` does; it exits with what they say.
 
-The blocks of a tour follow each other, as a reader types them; elsewhere each stands for itself. What an example takes
-from its app is declared in PRELUDE.
+The blocks of a tour follow each other, as a reader types them; elsewhere each stands for itself. What an example
+takes from its app is declared in PRELUDE.
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,8 +24,24 @@ from stillroom.errors import ImageRefused, ImagesUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Operation
 
-# Formats whose header can be read without decoding the picture, the most frequent first.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Formats whose header can be read without decoding the picture, the most frequent first, and what browsers call
+# them: a camera's second picture behind a JPEG, or a PNG that moves, makes no other type of it.
+FORMATS = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "AVIF": "image/avif",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+}
+TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is what is shown as the height
+ORIENTATION = 0x0112  # its tag in EXIF
+CHUNKS = 1_000  # of a PNG that are passed over in search of its EXIF
+SVG = re.compile(
+    rb"\s*(<\?xml[^>]*\?>|<!--.*?-->|<!DOCTYPE[^>]*>|\s)*<svg[\s>]", re.DOTALL | re.IGNORECASE
+)
+SVG_WITHIN = 4_096  # bytes
 NAME_LIMIT = 512  # bytes of a file's name with its folders
 TRIES = 3  # to read a file that is being written
 CHUNK = 256 * 1024
@@ -43,7 +60,7 @@ class ImageInfo(BaseModel):
     type: str  # from its content: "image/png"
     sha256: str  # of its bytes, hexadecimal
     timestamp: float  # its modification time, seconds since 1970
-    width: int  # pixels
+    width: int  # pixels, as it is shown: a photo that says that it lies on its side is turned
     height: int
 
 
@@ -208,30 +225,64 @@ def _hashed(file: IO[bytes], byte_limit: int) -> str | None:
 
 
 def _header(file: IO[bytes], name: str) -> tuple[str, tuple[int, int]]:
-    """→ (type, (width, height)). By Pillow's readers, without Image.open: that warns of bombs after the fact."""
+    """→ (type, (width, height) as shown). By Pillow's readers: Image.open warns of bombs after the fact."""
     try:
         from PIL import Image
     except ImportError:
         raise ImagesUnavailable('images need Pillow: pip install "stillroom[images]"') from None
     Image.preinit()
-    if "WEBP" not in Image.OPEN or "TIFF" not in Image.OPEN:
+    if not FORMATS.keys() <= Image.OPEN.keys():
         Image.init()
     file.seek(0)
     start = file.read(16)
-    for kind in FORMATS:
+    for kind, mime in FORMATS.items():
         factory, accepts = Image.OPEN.get(kind, (None, None))
         if factory is None or accepts is None or accepts(start) is not True:
             continue
         file.seek(0)
         try:
             with factory(file, "") as image:
-                return str(image.get_format_mimetype()), image.size
+                width, height = image.size
+                is_turned = _orientation(image, file) in TURNED
+                return mime, (height, width) if is_turned else (width, height)
         except MemoryError:
             raise
         except Exception as error:  # whatever a reader makes of bytes that are no image
             sentence = f"its header is no {kind}'s ({type(error).__name__})"
             raise ImageRefused(name, "content", sentence) from None
+    file.seek(0)
+    if SVG.match(file.read(SVG_WITHIN).removeprefix(b"\xef\xbb\xbf")):
+        raise ImageRefused(name, "content", "it is an SVG, a drawing that has no pixels of its own")
     raise ImageRefused(name, "content", f"it is none of {', '.join(FORMATS)}")
+
+
+def _orientation(image: Any, file: IO[bytes]) -> int:
+    """How the picture lies, as EXIF counts it; 1 if it does not say. Nothing of it is decoded."""
+    from PIL import Image
+
+    if image.format == "TIFF":
+        return 1  # Pillow has turned it already
+    found = _png_exif(file) if image.format == "PNG" else image.info.get("exif")
+    if not found:
+        return 1
+    exif = Image.Exif()
+    exif.load(found)
+    orientation = exif.get(ORIENTATION, 1)
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _png_exif(file: IO[bytes]) -> bytes | None:
+    """The EXIF of a PNG, which may stand behind the picture."""
+    file.seek(8)
+    for _ in range(CHUNKS):
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return None
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            return file.read(min(length, CHUNK))
+        file.seek(length + 4, os.SEEK_CUR)
+    return None
 
 
 def _version(found: os.stat_result) -> str:
