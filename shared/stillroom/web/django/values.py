@@ -21,6 +21,7 @@ from django.utils.safestring import SafeString
 from stillroom.codec import Unencodable
 
 MARK = "!"
+RESPONSE = "HttpResponse"
 
 
 class Kind(NamedTuple):
@@ -40,12 +41,19 @@ def pack(value: Any) -> Any:
         return [pack(one) for one in value]
     if type(value) is dict and MARK not in value and all(type(key) is str for key in value):
         return {key: pack(one) for key, one in value.items()}
-    for kind in KINDS:
-        if isinstance(value, kind.type):
-            return {MARK: kind.name, "v": kind.parts(value)}
-    raise Unencodable(
-        f"{type(value).__name__}: the cache keeps JSON, {', '.join(kind.name for kind in KINDS)}; not objects"
-    )
+    if isinstance(value, HttpResponse):  # of any kind: what is kept is what is sent
+        return {MARK: RESPONSE, "v": _response_parts(value)}
+    if kind := _BY_TYPE.get(type(value)):
+        return {MARK: kind.name, "v": kind.parts(value)}
+    raise Unencodable(_refusal(type(value)))
+
+
+def _refusal(given: type) -> str:
+    """Why a value of this type is not kept. A NamedTuple, say, would come back as a tuple."""
+    base = next((one.__name__ for one in given.__mro__[1:] if one in _KEPT), None)
+    if base:
+        return f"{given.__name__}: it would come back as {base}; make it one before you store it"
+    return f"{given.__name__}: the cache keeps JSON, {', '.join(_BY_NAME)}; not objects"
 
 
 def unpack(value: Any) -> Any:
@@ -93,7 +101,7 @@ def _list(value: Any) -> Any:
     return [pack(one) for one in value]
 
 
-# The first that fits: a datetime is a date, a SafeString a str, a bool an int.
+# By the exact type: a subclass would come back as what it is derived from.
 KINDS = [
     Kind("tuple", tuple, _list, lambda parts: tuple(unpack(parts))),
     Kind("set", set, _list, lambda parts: set(unpack(parts))),
@@ -114,6 +122,8 @@ KINDS = [
     Kind("Decimal", decimal.Decimal, str, decimal.Decimal),
     Kind("UUID", uuid.UUID, str, uuid.UUID),
     Kind("SafeString", SafeString, str.__str__, SafeString),
-    Kind("HttpResponse", HttpResponse, _response_parts, _response),
+    Kind(RESPONSE, HttpResponse, _response_parts, _response),
 ]
 _BY_NAME = {kind.name: kind for kind in KINDS}
+_BY_TYPE = {kind.type: kind for kind in KINDS}
+_KEPT = {*_BY_TYPE, str, int, float, list} - {HttpResponse}
