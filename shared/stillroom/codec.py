@@ -206,12 +206,19 @@ def _adapter(type: Any) -> TypeAdapter[Any]:
         raise InvalidArgument(f"{type!r:.100} is no type; a default is given as default=…")
     try:
         return TypeAdapter(type, config=ConfigDict(ser_json_inf_nan="constants"))
-    except PydanticSchemaGenerationError:
-        raise InvalidArgument(
-            f"{type!r:.100} has no schema; a value is a model, a dataclass, a TypedDict, or made of what JSON has"
-        ) from None
     except PydanticUserError:  # a model, a dataclass: it has a configuration of its own
+        return _plain_adapter(type)
+
+
+def _plain_adapter(type: Any) -> TypeAdapter[Any]:
+    try:
         return TypeAdapter(type)
+    except PydanticSchemaGenerationError:
+        reason = "a value is a model, a dataclass, a TypedDict, or made of what JSON has"
+        raise InvalidArgument(f"{type!r:.100} has no schema; {reason}") from None
+    except PydanticUserError as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidArgument(f"{type!r:.100} has no schema: {reason}") from None
 
 
 def _exact_adapter(type: Any) -> TypeAdapter[Any]:

@@ -54,6 +54,37 @@ class ImagesUnavailable(StillroomError):
     """Images can't be looked at here: no root is set, or Pillow is not installed."""
 
 
+class LoadFailed(StillroomError):
+    """Another process' load, which this call waited for, has failed; `kind` is the name of its error's class.
+
+    Whoever waited in that process has the error itself. The next call tries again.
+    """
+
+    def __init__(self, loader: str, kind: str, detail: str = "") -> None:
+        super().__init__(
+            f"{loader}: the load that was waited for failed with {kind}"
+            + (f": {detail}" if detail else "")
+        )
+        self.loader = loader
+        self.kind = kind
+        self.detail = detail
+
+
+class LoadShed(StillroomError):
+    """As many loads of this loader are under way as `at_once` allows, and the queue is too long.
+
+    Answer 503 with `Retry-After: retry_after` (seconds).
+    """
+
+    def __init__(self, loader: str, at_once: int, retry_after: float) -> None:
+        super().__init__(
+            f"{loader}: {at_once} loads are under way, and as many more wait; try again in {retry_after:g} s"
+        )
+        self.loader = loader
+        self.at_once = at_once
+        self.retry_after = retry_after
+
+
 class UnknownLoader(StillroomError, LookupError):
     """No loader is registered under this name in this process."""
 
