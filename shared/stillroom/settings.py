@@ -161,6 +161,8 @@ class Settings(BaseSettings):
     # The cache.
     ttl: Seconds = 300.0  # how long an entry is fresh
     swr: SecondsOrNone = 0.0  # how long after that it may be served while refreshed
+    # The share of its ttl by which an entry may end earlier: what is stored together does not end together.
+    jitter: float = Field(0.1, ge=0, le=0.5)
     life_limit: Seconds = (
         7 * 86_400.0
     )  # ttl + swr may not pass this: it bounds how long marks are kept

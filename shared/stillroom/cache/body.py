@@ -21,6 +21,7 @@ from stillroom.cache.arguments import Texts, hidden_with
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.invalidation import InvalidationBody, new_epoch
 from stillroom.cache.judge import Judge
+from stillroom.cache.keeping import Keeper, Keeping, Life, TtlOf
 from stillroom.cache.loaders import (
     BadArguments,
     Loader,
@@ -28,15 +29,15 @@ from stillroom.cache.loaders import (
     Loaders,
     Recipe,
     TagSpec,
-    Times,
     recipe_of,
+    result_of,
     several,
 )
 from stillroom.cache.marks import read_clock
-from stillroom.cache.probe import LAG_SUM, lag_bucket
-from stillroom.codec import MISS, Codec, Undecodable
+from stillroom.cache.probe import LAG_SUM, NOT_KEPT, lag_bucket
+from stillroom.codec import MISS, Codec, Encoded, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
-from stillroom.errors import InvalidArgument, RedisRefused, RedisUnavailable, UnknownLoader
+from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader
 from stillroom.keys import Keys, sanitized
 from stillroom.operation import NOT_AFTER, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
@@ -51,7 +52,7 @@ from stillroom.scripts import (
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.times import Duration, seconds_of
+from stillroom.times import Duration
 from stillroom.wire import Clock, Command
 
 T = TypeVar("T")
@@ -63,6 +64,7 @@ ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
 WON, LATE = 1, -1  # what lua/lease_load.lua answers; 0: another load holds the lease
 STORED = 1  # what put and commit answer
+NOT_KEPT_LIMIT, NAME_LIMIT = 100, 100  # loaders that are counted by name, and its letters
 TRIM_BITE = 5_000  # marks dropped by one script call
 
 
@@ -86,10 +88,11 @@ class Stale(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A value ready to be stored: what entry.body makes of it, and its tags."""
+    """A value ready to be stored: what entry.body makes of it, its tags, and for how long."""
 
     rest: bytes
     tags: list[bytes]
+    life: Life
 
 
 class CacheBody(InvalidationBody):
@@ -103,11 +106,13 @@ class CacheBody(InvalidationBody):
         self.now_ms = clock.now_ms
         self._clock = clock
         self._codec = Codec(settings)
+        self._keeper = Keeper(settings)
         self._pepper = b""
         self._texts = Texts(self._hidden)
         self._judges = Judge(keys, clock.now_ms, settings.marks_limit)
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
+        self._not_kept: set[str] = set()  # loaders whose values could not be kept
 
     # Reading
 
@@ -169,10 +174,12 @@ class CacheBody(InvalidationBody):
         key: str,
         load: Callable[[], Coroutine[Any, Any, T]],
         *,
-        ttl: Duration | None = None,
+        ttl: Duration | TtlOf | None = None,
         swr: Duration | None = None,
         tags: Sequence[TagSpec] = (),
         type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
     ) -> Operation[T]: ...
     @overload
     def get_or_set(
@@ -180,20 +187,24 @@ class CacheBody(InvalidationBody):
         key: str,
         load: Callable[[], T],
         *,
-        ttl: Duration | None = None,
+        ttl: Duration | TtlOf | None = None,
         swr: Duration | None = None,
         tags: Sequence[TagSpec] = (),
         type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
     ) -> Operation[T]: ...
     def get_or_set(
         self,
         key: str,
         load: Callable[[], Any],
         *,
-        ttl: Duration | None = None,
+        ttl: Duration | TtlOf | None = None,
         swr: Duration | None = None,
         tags: Sequence[TagSpec] = (),
         type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
     ) -> Operation[Any]:
         """Return the value under `key`, or what `load()` returns, which is then stored.
 
@@ -206,7 +217,8 @@ class CacheBody(InvalidationBody):
         is, by default what `load` says it returns.
         """
         name = sanitized(key)
-        return (yield from self.obtain(name, self._recipe(load, ttl, swr, tags, type)))
+        keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
+        return (yield from self.obtain(name, self._recipe(Call(load), tags, type, keeping)))
 
     def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """The value under a sanitized key, loaded by its recipe if it has to be."""
@@ -233,14 +245,17 @@ class CacheBody(InvalidationBody):
         function: Callable[..., Any],
         key: str,
         *,
-        ttl: Duration | None = None,
+        ttl: Duration | TtlOf | None = None,
         swr: Duration | None = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
         lease: Duration | None = None,
         **options: Any,
     ) -> Loader:
         """Register a function of the app. The options are those of Cache.cached."""
-        times = Times(*self._times(ttl, swr), self._lease_ms(lease))
-        loader = Loader(function, key, times, self._texts, **options)
+        keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
+        lease_ms = self._keeper.lease(lease)
+        loader = Loader(function, key, keeping, lease_ms, self._texts, **options)
         self._codec.adapter(loader.type)
         self.loaders.register(loader)
         return loader
@@ -272,12 +287,12 @@ class CacheBody(InvalidationBody):
         Redis away, full or read-only: False; a write that arrives after this returned is refused by the script.
         """
         name = sanitized(key)
-        ttl_ms, swr_ms = self._times(ttl, swr)
-        packed = self._pack(name, value, type, several("tags", tags), b"")
+        life = self._keeper.life(ttl, swr)
+        packed = self._pack(name, value, type, several("tags", tags), b"", life)
         try:
             if self._outbox.waiting:
                 yield from self.deliver()
-            stores = Timed([self._put(name, packed, ttl_ms, swr_ms, new_epoch())])
+            stores = Timed([self._put(name, packed, new_epoch())])
             (stored,) = yield stores
             if not stored:
                 # Too late, and yet its answer is here in time: the server's clock is not where we thought.
@@ -536,7 +551,7 @@ class CacheBody(InvalidationBody):
         """Load without storing: there is no lease to say that the value may still be stored."""
         value = yield recipe.call
         self.stats.counts["loads"] += 1
-        return value
+        return self._as_read(value, recipe)
 
     def _load_under(
         self,
@@ -546,7 +561,7 @@ class CacheBody(InvalidationBody):
         recipe: Recipe,
         on_failure: Callable[[bytes, bytes], Operation[None]],
     ) -> Operation[tuple[Any, bool]]:
-        """Load under a lease and store. → (value, whether it was stored)."""
+        """Load under a lease and store. → (the value as a reader gets it, whether it was stored)."""
         try:
             value = yield recipe.call
         except GeneratorExit:
@@ -556,18 +571,18 @@ class CacheBody(InvalidationBody):
             yield from on_failure(name, held)
             raise
         self.stats.counts["loads"] += 1
-        return value, (yield from self._store(name, held, clock, recipe, value))
+        packed, back = self._pack_loaded(name, value, recipe)
+        return back, (yield from self._store(name, held, clock, packed))
 
     def _store(
-        self, name: bytes, held: bytes, clock: bytes, recipe: Recipe, value: Any
+        self, name: bytes, held: bytes, clock: bytes, packed: Packed | None
     ) -> Operation[bool]:
         """Commit, if the lease is still ours. The caller has its value either way."""
-        packed = self._pack_or_none(name, value, recipe)
         if packed is None:
             yield from self._release([(name, held)])
             return False
         try:
-            (stored,) = yield Freeing([self._commit(name, held, clock, packed, recipe)])
+            (stored,) = yield Freeing([self._commit(name, held, clock, packed)])
         except RedisUnavailable as error:
             self._fall_back("store", error)
             return False
@@ -579,19 +594,42 @@ class CacheBody(InvalidationBody):
             )
         return bool(stored == STORED)
 
-    def _pack_or_none(self, name: bytes, value: Any, recipe: Recipe) -> Packed | None:
-        """A loaded value ready to be stored, or None if it can't be: its caller has it all the same."""
+    def _pack_loaded(self, name: bytes, value: Any, recipe: Recipe) -> tuple[Packed | None, Any]:
+        """→ (a loaded value ready to be stored, or None; the value as a reader gets it).
+
+        What can't be kept is returned to its caller all the same.
+        """
+        back = value
         try:
-            tags = recipe.tags(value)
-            return self._pack(name, value, recipe.type, tags, self._source(recipe))
-        except (
-            Exception
-        ) as error:  # too large, no JSON, a tag that is none, a tag function that failed
-            self.stats.counts["not_stored"] += 1
+            life = recipe.keeping.life_of(value)
+            encoded = self._codec.encoded(value, recipe.type)
+            back = encoded.back
+            if life is None:
+                return None, back
+            tags, source = recipe.tags(value), self._source(recipe)
+            return self._packed(name, encoded, tags, source, life), back
+        except Exception as error:  # too large, no JSON, a tag that is none, a function that failed
+            self._count_not_kept(recipe.name)
             self.stats.say(
-                "a loaded value can't be stored", repr(type(error)), f"{name[:100]!r}: {error}"
+                "a loaded value can't be kept",
+                recipe.name,
+                f"{name[:100]!r}: {recipe.name}: {error}",
             )
-            return None
+            return None, back
+
+    def _as_read(self, value: Any, recipe: Recipe) -> Any:
+        """A loaded value as a reader would get it, if it were stored."""
+        try:
+            return self._codec.encoded(value, recipe.type).back
+        except Exception:
+            return value
+
+    def _count_not_kept(self, loader: str) -> None:
+        self.stats.counts["not_stored"] += 1
+        if loader not in self._not_kept and len(self._not_kept) >= NOT_KEPT_LIMIT:
+            loader = "others"
+        self._not_kept.add(loader)
+        self.stats.counts[f"{NOT_KEPT}{loader[:NAME_LIMIT]}"] += 1
 
     def _source(self, recipe: Recipe) -> bytes:
         """What a worker needs to load this again; nothing where the arguments have no JSON, such as a session."""
@@ -725,18 +763,15 @@ class CacheBody(InvalidationBody):
 
     # Small things
 
-    def _put(self, name: bytes, packed: Packed, ttl: int, swr: int, epoch: str) -> Command:
-        keys = self._writing_keys(name, packed)
-        return put(keys, epoch, NOT_AFTER, name, packed.rest, ttl, ttl + swr)
+    def _put(self, name: bytes, packed: Packed, epoch: str) -> Command:
+        keys, life = self._writing_keys(name, packed), packed.life
+        return put(keys, epoch, NOT_AFTER, name, packed.rest, life.ttl, life.whole)
 
-    def _commit(
-        self, name: bytes, held: bytes, clock: bytes, packed: Packed, recipe: Recipe
-    ) -> Command:
+    def _commit(self, name: bytes, held: bytes, clock: bytes, packed: Packed) -> Command:
         epoch, seq = read_clock(clock)
-        life = recipe.ttl + recipe.swr
         marks = [b"t:" + tag for tag in packed.tags]
-        keys = self._writing_keys(name, packed)
-        return commit(keys, held, epoch, seq, name, packed.rest, recipe.ttl, life, *marks)
+        keys, life = self._writing_keys(name, packed), packed.life
+        return commit(keys, held, epoch, seq, name, packed.rest, life.ttl, life.whole, *marks)
 
     def _writing_keys(self, name: bytes, packed: Packed) -> list[bytes]:
         written = [self._keys.entry(name), self._keys.lease(name)]
@@ -746,15 +781,8 @@ class CacheBody(InvalidationBody):
     def _lease_keys(self, name: bytes) -> list[bytes]:
         return [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
 
-    def _recipe(
-        self,
-        load: Callable[[], Any],
-        ttl: Duration | None,
-        swr: Duration | None,
-        tags: Sequence[TagSpec],
-        type: Any,
-    ) -> Recipe:
-        given, kind = several("tags", tags), Any if type is None else type
+    def _recipe(self, call: Call, tags: Sequence[TagSpec], type: Any, keeping: Keeping) -> Recipe:
+        given, kind = several("tags", tags), result_of(call.function) if type is None else type
         self._codec.adapter(kind)  # a type that is none is told before anything is loaded
 
         def tags_of(value: Any) -> list[str]:
@@ -764,30 +792,26 @@ class CacheBody(InvalidationBody):
                 for t in (several("tags", tag(value)) if callable(tag) else [tag])
             ]
 
-        return Recipe(Call(load), kind, *self._times(ttl, swr), self._lease_ms(None), tags_of)
-
-    def _times(self, ttl: Duration | None, swr: Duration | None) -> tuple[int, int]:
-        """(ttl, swr) in ms. Raises InvalidArgument."""
-        fresh = seconds_of("ttl", self.settings.ttl if ttl is None else ttl)
-        stale = seconds_of("swr", self.settings.swr if swr is None else swr, least=0)
-        if fresh + stale > self.settings.life_limit:
-            limit = f"life_limit allows {self.settings.life_limit:g} s"
-            raise InvalidArgument(f"ttl + swr is {fresh + stale:g} s; {limit}")
-        return int(fresh * 1000), int(stale * 1000)
-
-    def _lease_ms(self, lease: Duration | None) -> int:
-        seconds = seconds_of("lease", self.settings.lease if lease is None else lease)
-        if seconds > self.settings.lease_limit:
-            limit = f"lease_limit allows {self.settings.lease_limit:g} s"
-            raise InvalidArgument(f"lease={seconds:g} s; {limit}")
-        return int(seconds * 1000)
+        return Recipe(call, kind, keeping, self._keeper.lease(None), tags_of)
 
     def _pack(
-        self, name: bytes, value: Any, type: Any, tags: Sequence[str], source: bytes
+        self,
+        name: bytes,
+        value: Any,
+        type: Any,
+        tags: Sequence[str],
+        source: bytes,
+        life: Life,
     ) -> Packed:
-        codec, payload = self._codec.encode(value, type)
+        encoded = self._codec.encoded(value, type)
+        return self._packed(name, encoded, tags, source, self._keeper.jittered(life))
+
+    def _packed(
+        self, name: bytes, encoded: Encoded, tags: Sequence[str], source: bytes, life: Life
+    ) -> Packed:
         names = [sanitized(tag) for tag in tags]
-        return Packed(body(codec, source, name, names, payload), names)
+        rest = body(encoded.codec, source, name, names, encoded.payload)
+        return Packed(rest, names, life)
 
     def _hidden(self, secret: bytes) -> str:
         """What stands in a key for a secret argument."""

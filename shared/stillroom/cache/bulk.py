@@ -10,7 +10,8 @@ from stillroom.cache.body import LATE, STORED, WON, Packed, Stale, new_token
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.invalidation import new_epoch
-from stillroom.cache.loaders import Recipe, TagSpec, several
+from stillroom.cache.keeping import TtlOf
+from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
 from stillroom.codec import MISS
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
@@ -31,12 +32,10 @@ class Turn(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A value ready to be stored; times in ms."""
+    """A value ready to be stored under a sanitized key."""
 
     name: bytes
     packed: Packed
-    ttl: int
-    swr: int
 
 
 class BulkBody(ChangeBody):
@@ -87,12 +86,12 @@ class BulkBody(ChangeBody):
         type: Any = Any,
     ) -> dict[str, Ready]:
         """Ready to be stored, by key. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument."""
-        times, given = self._times(ttl, swr), several("tags", tags)
+        life, given = self._keeper.life(ttl, swr), several("tags", tags)
         if not isinstance(values, Mapping):
             raise InvalidArgument(f"values: a mapping of keys to values, not {values!r:.100}")
         names = {key: sanitized(key) for key in values}
         return {
-            key: Ready(names[key], self._pack(names[key], value, type, given, b""), *times)
+            key: Ready(names[key], self._pack(names[key], value, type, given, b"", life))
             for key, value in values.items()
         }
 
@@ -122,10 +121,12 @@ class BulkBody(ChangeBody):
         keys: Iterable[str],
         load_many: Callable[[list[str]], Coroutine[Any, Any, Mapping[str, T]]],
         *,
-        ttl: Duration | None = None,
+        ttl: Duration | TtlOf | None = None,
         swr: Duration | None = None,
         tags: Sequence[TagSpec] = (),
         type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
     ) -> Operation[dict[str, T]]: ...
     @overload
     def get_or_set_many(
@@ -133,20 +134,24 @@ class BulkBody(ChangeBody):
         keys: Iterable[str],
         load_many: Callable[[list[str]], Mapping[str, T]],
         *,
-        ttl: Duration | None = None,
+        ttl: Duration | TtlOf | None = None,
         swr: Duration | None = None,
         tags: Sequence[TagSpec] = (),
         type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
     ) -> Operation[dict[str, T]]: ...
     def get_or_set_many(
         self,
         keys: Iterable[str],
         load_many: Callable[[list[str]], Any],
         *,
-        ttl: Duration | None = None,
+        ttl: Duration | TtlOf | None = None,
         swr: Duration | None = None,
         tags: Sequence[TagSpec] = (),
         type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
     ) -> Operation[dict[str, Any]]:
         """The values of all keys: `load_many` is called once, with those this caller has to load.
 
@@ -157,12 +162,14 @@ class BulkBody(ChangeBody):
         Redis away: loads all and returns them.
         """
         names = _names(keys)
-        recipe = self._recipe(lambda: None, ttl, swr, tags, type)
+        kind = value_type_of(load_many) if type is None else type
+        keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
+        recipe = self._recipe(Call(load_many), tags, kind, keeping)
         try:
             found = yield from self._look_many(list(names.values()))
         except RedisUnavailable as error:
             self._fall_back("get_or_set_many", error)
-            return (yield from self._load_all(list(names), load_many))
+            return (yield from self._load_all(list(names), load_many, recipe))
         values, stale = self._sorted_out(names, found, recipe.type)
         missing = {key: name for key, name in names.items() if key not in values}
         refreshed = yield from self._turns_to_refresh(stale)
@@ -238,13 +245,15 @@ class BulkBody(ChangeBody):
                 turns, there = yield from self._take_turns(pending, recipe)
             except RedisUnavailable as error:
                 self._fall_back("get_or_set_many", error)
-                return values | (yield from self._load_all([*pending, *turns_of_stale], load_many))
+                return values | (
+                    yield from self._load_all([*pending, *turns_of_stale], load_many, recipe)
+                )
             values |= there
             values |= yield from self._load_ours(turns, turns_of_stale, names, load_many, recipe)
             turns_of_stale = {}
             pending = {k: n for k, n in pending.items() if k not in turns and k not in there}
             if pending and time.monotonic() > patience:
-                return values | (yield from self._load_all(list(pending), load_many))
+                return values | (yield from self._load_all(list(pending), load_many, recipe))
             if pending:
                 found = yield from self._await_others(pending, recipe, patience)
                 values |= found
@@ -328,18 +337,16 @@ class BulkBody(ChangeBody):
             raise
         self.stats.counts["loads"] += 1
         wanted = {key: loaded[key] for key in turns if key in loaded}
-        packed = {
-            key: self._pack_or_none(names[key], value, recipe) for key, value in wanted.items()
-        }
+        ready = {key: self._pack_loaded(names[key], value, recipe) for key, value in wanted.items()}
+        packed = {key: one for key, (one, _) in ready.items() if one is not None}
         batch = Freeing(
-            self._commit(names[key], turns[key].lease, turns[key].clock, one, recipe)
+            self._commit(names[key], turns[key].lease, turns[key].clock, one)
             for key, one in packed.items()
-            if one is not None
         )
-        yield from self._release(lease for key, lease in leases.items() if packed.get(key) is None)
+        yield from self._release(lease for key, lease in leases.items() if key not in packed)
         stored = yield from self._each("store", batch)
         self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
-        return wanted
+        return {key: back for key, (_, back) in ready.items()}
 
     def _await_others(
         self, waiting: Mapping[str, bytes], recipe: Recipe, patience: float
@@ -374,12 +381,12 @@ class BulkBody(ChangeBody):
         return looks
 
     def _load_all(
-        self, keys: list[str], load_many: Callable[[list[str]], Any]
+        self, keys: list[str], load_many: Callable[[list[str]], Any], recipe: Recipe
     ) -> Operation[dict[str, Any]]:
         """Load without storing."""
         loaded = _mapping((yield Call(load_many, [keys])) if keys else {})
         self.stats.counts["loads"] += 1
-        return {key: loaded[key] for key in keys if key in loaded}
+        return {key: self._as_read(loaded[key], recipe) for key in keys if key in loaded}
 
     def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
         """The replies to a batch, in which each command fails for itself: None is a failure."""

@@ -10,6 +10,7 @@ from stillroom.cache.bulk import BulkBody
 from stillroom.cache.cached import AsyncCachedFunction, AsyncRegister, CachedFunction
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.images import ImageBody
+from stillroom.cache.keeping import TtlOf
 from stillroom.cache.loaders import Loaders, TagSpec, is_coroutine_function, name_of
 from stillroom.cache.sharded import ShardedBody
 from stillroom.errors import InvalidArgument
@@ -62,10 +63,12 @@ class Cache(Face):
         self,
         key: str,
         *,
-        ttl: Duration | None = None,
+        ttl: Duration | TtlOf | None = None,
         swr: Duration | None = None,
         tags: Sequence[TagSpec] = (),
         type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
         name: str | None = None,
         lease: Duration | None = None,
         ignore: Sequence[str] = (),
@@ -76,8 +79,10 @@ class Cache(Face):
         stands in it, or in `ignore`: calls that differ in one of these share a value.
 
         `ttl`: how long a value is fresh; `swr`: how long after that it is served while it is loaded again; seconds
-        or a timedelta, by default the settings'. `tags`: texts, templates as the key is, or functions of the value
-        that give texts. `type`: what the value is, by default what the function says it returns. `name`: what
+        or a timedelta, by default the settings'. `ttl` may be a function of the value that gives one, or None for
+        the settings'. `keep`: a function of the value; what it says no to is not kept, or only for `negative_ttl`,
+        which without `keep` is what None is kept for. `tags`: texts, templates as the key is, or functions of the
+        value that give texts. `type`: what the value is, by default what the function says it returns. `name`: what
         messages to workers call it, by default the function's name; keep it stable. `lease`: a load that takes
         longer is not stored; seconds or a timedelta.
         Raises InvalidArgument, InvalidKey.
@@ -95,6 +100,8 @@ class Cache(Face):
                 swr=swr,
                 tags=tags,
                 type=type,
+                keep=keep,
+                negative_ttl=negative_ttl,
                 name=name,
                 lease=lease,
                 ignore=ignore,
@@ -144,10 +151,12 @@ class AsyncCache(Face):
         self,
         key: str,
         *,
-        ttl: Duration | None = None,
+        ttl: Duration | TtlOf | None = None,
         swr: Duration | None = None,
         tags: Sequence[TagSpec] = (),
         type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
         name: str | None = None,
         lease: Duration | None = None,
         ignore: Sequence[str] = (),
@@ -165,6 +174,8 @@ class AsyncCache(Face):
                 swr=swr,
                 tags=tags,
                 type=type,
+                keep=keep,
+                negative_ttl=negative_ttl,
                 name=name,
                 lease=lease,
                 ignore=ignore,

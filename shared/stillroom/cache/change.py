@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from stillroom.cache.body import STORED, CacheBody
 from stillroom.cache.entry import Entry
 from stillroom.cache.invalidation import new_epoch
+from stillroom.cache.keeping import Life
 from stillroom.cache.loaders import several
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
-from stillroom.keys import sanitized
+from stillroom.keys import original, sanitized
 from stillroom.operation import NOT_AFTER, Once, Operation, Pause, TimedOnce
 from stillroom.scripts import add, replace
 from stillroom.times import Duration
@@ -55,15 +56,23 @@ class ChangeBody(CacheBody):
         Redis away, full or read-only: False.
         """
         name = sanitized(key)
-        ttl_ms, swr_ms = self._times(ttl, swr)
-        packed = self._pack(name, value, type, several("tags", tags), b"")
+        packed = self._pack(
+            *(name, value, type, several("tags", tags), b""), self._keeper.life(ttl, swr)
+        )
         keys = self._writing_keys(name, packed)
         try:
             for turn in range(TRIES):
                 seen = yield from self._see(name)
                 if seen.entry is not None:
                     return False
-                given = (new_epoch(), NOT_AFTER, name, packed.rest, ttl_ms, ttl_ms + swr_ms)
+                given = (
+                    new_epoch(),
+                    NOT_AFTER,
+                    name,
+                    packed.rest,
+                    packed.life.ttl,
+                    packed.life.whole,
+                )
                 (reply,) = yield TimedOnce([add(keys, *given, seen.head)])
                 if reply == STORED:
                     return True
@@ -88,8 +97,9 @@ class ChangeBody(CacheBody):
                 return None
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise TypeError(f"{key!r} holds a {type(number).__name__}, which can't be added to")
-            tags = [tag.decode() for tag in seen.entry.tags]
-            packed = self._pack(name, number + by, Any, tags, seen.entry.source)
+            tags = [original(tag).decode() for tag in seen.entry.tags]
+            encoded = self._codec.encoded(number + by)
+            packed = self._packed(name, encoded, tags, seen.entry.source, Life(0, 0))
             (replaced,) = yield Once([self._replace(name, seen, packed.rest, "", "")])
             if replaced:
                 return number + by
@@ -104,13 +114,13 @@ class ChangeBody(CacheBody):
         Seconds or a timedelta, by default the settings'. What was invalidated stays so. Redis away: False.
         """
         name = sanitized(key)
-        ttl_ms, swr_ms = self._times(ttl, swr)
+        life = self._keeper.jittered(self._keeper.life(ttl, swr))
         try:
             for turn in range(TRIES):
                 seen = yield from self._see(name)
                 if seen.entry is None:
                     return False
-                touches = self._replace(name, seen, seen.rest, str(ttl_ms), str(ttl_ms + swr_ms))
+                touches = self._replace(name, seen, seen.rest, str(life.ttl), str(life.whole))
                 (replaced,) = yield Once([touches])
                 if replaced:
                     return True

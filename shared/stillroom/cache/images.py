@@ -89,7 +89,8 @@ class ImageBody(ReclaimBody):
             return None
         limits = self.settings.image_byte_limit, self.settings.image_pixel_limit
         load = partial(_answer, root, name, *limits)
-        recipe = self._recipe(load, None, None, [tag_of(name)], Answer | None)
+        tags, keeping = [tag_of(name)], self._keeper.keeping()
+        recipe = self._recipe(Call(load), tags, Answer | None, keeping)
         answer = yield from self.obtain(sanitized(f"{tag_of(name)}@{version}"), recipe)
         if answer is not None and answer.info is None:
             raise ImageRefused(name, answer.reason, answer.sentence)

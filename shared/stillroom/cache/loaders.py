@@ -7,12 +7,22 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, NotRequired, Protocol, TypeAlias, get_origin, get_type_hints
+from typing import (
+    Any,
+    NamedTuple,
+    NotRequired,
+    Protocol,
+    TypeAlias,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from stillroom.cache.arguments import Texts, Unkeyable
+from stillroom.cache.keeping import Keeping
 from stillroom.cache.template import Template, shortened
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
 from stillroom.misuse import misuse
@@ -23,26 +33,24 @@ TagSpec: TypeAlias = str | Callable[[Any], Iterable[str]]
 
 
 class Recipe(NamedTuple):
-    """One value to be had: the call that makes it and how it is kept. Times in ms."""
+    """One value to be had: the call that makes it and how it is kept."""
 
     call: Call
     type: Any
-    ttl: int
-    swr: int
-    lease: int
+    keeping: Keeping
+    lease: int  # ms
     tags: Callable[[Any], list[str]]
     loader: Loader | None = None  # a registered one can be run by a worker
     values: Mapping[str, Any] = {}
 
-
-class Times(NamedTuple):
-    """For how long a value is fresh, is served stale after that, and may take to load; ms."""
-
-    ttl: int
-    swr: int
-    lease: int
+    @property
+    def name(self) -> str:
+        """What the load is called in logs and counts."""
+        return self.loader.name if self.loader else place_of(self.call.function)
 
 
+RESULTS_LIMIT = 10_000  # annotations that are remembered
+_results: dict[tuple[Any, str], Any] = {}
 _NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 _ITERATED = (
     "Iterator",
@@ -61,7 +69,8 @@ class Loader:
         self,
         function: Callable[..., Any],
         key: str,
-        times: Times,
+        keeping: Keeping,
+        lease: int,
         texts: Texts,
         *,
         tags: Sequence[TagSpec] = (),
@@ -70,15 +79,15 @@ class Loader:
         ignore: Sequence[str] = (),
     ) -> None:
         self.function = function
-        self.times = times
+        self.keeping = keeping
+        self.lease = lease
         self.name = _checked_name(name_of(function) if name is None else name)
         _check_function(function, self.name)
         self._signature = inspect.signature(function)
         self._names = _plain_parameters(self._signature, self.name)
         self._hints = _hints(function, self.name)
         self._texts = texts
-        self.type = self._hints.get("return", Any) if type is None else type
-        _check_result(self.type, self.name)
+        self.type = result_of(function) if type is None else type
         self._template = Template(key, self._names, self._text_of)
         ignored = self._check_use(several("ignore", ignore))
         self._tags = [
@@ -125,7 +134,8 @@ class Loader:
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return what a call of it is kept by."""
         call = Call(self.function, (), values)
-        return Recipe(call, self.type, *self.times, self._tagger(values), self, values)
+        tags = self._tagger(values)
+        return Recipe(call, self.type, self.keeping, self.lease, tags, self, values)
 
     def _tagger(self, values: Mapping[str, Any]) -> Callable[[Any], list[str]]:
         def tags(value: Any) -> list[str]:
@@ -291,6 +301,39 @@ def name_of(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
+def result_of(function: Any) -> Any:
+    """Return the type of what a loader returns, by its annotation; Any if it has none. Raises InvalidArgument.
+
+    Asked for on each get_or_set: what has been found once is remembered by the function's code.
+    """
+    called = _called(function)
+    annotation = getattr(called, "__annotations__", {}).get("return", Any)
+    if annotation is Any:
+        return Any
+    if isinstance(annotation, str):
+        place = called.__code__, annotation
+        if place not in _results:
+            if len(_results) > RESULTS_LIMIT:
+                _results.clear()
+            _results[place] = _hints(function, name_of(function)).get("return", Any)
+        annotation = _results[place]
+    return _checked_result(annotation, name_of(function))
+
+
+def value_type_of(load_many: Any) -> Any:
+    """Return the type of the values in the mapping that a loader of many returns; Any if it does not say."""
+    result = result_of(load_many)
+    args = get_args(result)
+    is_mapping = isinstance(get_origin(result), type) and issubclass(get_origin(result), Mapping)
+    return args[1] if is_mapping and len(args) == 2 else Any
+
+
+def place_of(function: Any) -> str:
+    """Return where a function is written: `shop.views.page.<locals>.load`."""
+    function = _called(function)
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', name_of(function))}"
+
+
 def is_coroutine_function(function: Any) -> bool:
     """Whether calling it gives a coroutine: also of a partial, and of an object with such a `__call__`."""
     function = _called(function)
@@ -341,12 +384,18 @@ def _check_function(function: Any, name: str) -> None:
         raise InvalidArgument(f"{name}: what it yields could be read once only; return a list")
 
 
-def _check_result(result: Any, name: str) -> None:
+def _checked_result(result: Any, name: str) -> Any:
+    """The type of a result; of one that is awaited, what it is then."""
     kind = get_origin(result) or result
-    if getattr(kind, "__module__", "") == "collections.abc" and kind.__name__ in _ITERATED:
+    if getattr(kind, "__module__", "") != "collections.abc":
+        return type(None) if result is None else result
+    if kind.__name__ in ("Awaitable", "Coroutine"):
+        return (get_args(result) or (Any,))[-1]
+    if kind.__name__ in _ITERATED:
         raise InvalidArgument(
             f"{name}: {kind.__name__} could be read once only; declare and return a list"
         )
+    return result
 
 
 def _hints(function: Any, name: str) -> dict[str, Any]:
