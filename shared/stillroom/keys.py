@@ -15,6 +15,9 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        |                                                 |              | add, replace    |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
 |                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
+| ns:{0}:f:<key>    | string | `<lease> <error as JSON>`: the load that failed | 2 s          | fail_load       |
+| ns:{0}:n:<loader> | zset   | loads that run → until, ms (at_once=)           | a lease      | take_place      |
+| ns:{0}:q:<loader> | zset   | loads that wait for a place → until, ms         | 2 s          | take_place      |
 | ns:{0}:i:<tag>    | zset   | index: key → when its entry runs out, ms. Finds | longest      | put, commit     |
 |                   |        | memory to reclaim; decides nothing              | member       | add, replace    |
 | ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
@@ -111,6 +114,9 @@ class Keys:
         self.index_prefix = f"{cache}i:".encode()
         self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
         self._lease = f"{cache}l:".encode()
+        self._failure = f"{cache}f:".encode()
+        self._places = f"{cache}n:".encode()
+        self._queue = f"{cache}q:".encode()
         self._at = f"{cache}at:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
 
@@ -119,6 +125,14 @@ class Keys:
 
     def lease(self, name: bytes) -> bytes:
         return self._lease + name
+
+    def failure(self, name: bytes) -> bytes:
+        return self._failure + name
+
+    def places(self, loader: str) -> list[bytes]:
+        """A loader's places, and the queue for them."""
+        name = loader.encode()
+        return [self._places + name, self._queue + name]
 
     def index(self, tag: bytes) -> bytes:
         return self.index_prefix + tag

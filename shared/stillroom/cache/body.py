@@ -12,6 +12,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, overload
@@ -19,6 +20,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, overload
 from stillroom import pepper
 from stillroom.cache.arguments import Texts, hidden_with
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
+from stillroom.cache.failures import TOLD_MS, Failures, as_json
 from stillroom.cache.invalidation import InvalidationBody, new_epoch
 from stillroom.cache.judge import Judge
 from stillroom.cache.keeping import Keeper, Keeping, Life, TtlOf
@@ -37,17 +39,19 @@ from stillroom.cache.marks import read_clock
 from stillroom.cache.probe import LAG_SUM, NOT_KEPT, lag_bucket
 from stillroom.codec import MISS, Codec, Encoded, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
-from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader
+from stillroom.errors import LoadShed, RedisRefused, RedisUnavailable, UnknownLoader
 from stillroom.keys import Keys, sanitized
 from stillroom.operation import NOT_AFTER, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
     claim_refresh,
     commit,
+    fail_load,
     lease_load,
     lease_refresh,
     put,
     release,
+    take_place,
     trim_marks,
 )
 from stillroom.settings import Settings
@@ -64,6 +68,12 @@ ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
 WON, LATE = 1, -1  # what lua/lease_load.lua answers; 0: another load holds the lease
 STORED = 1  # what put and commit answer
+TAKEN, QUEUED = 1, 0  # what lua/take_place.lua answers; -1: the queue is full
+QUEUE_S, QUEUE_MS = (
+    1.0,
+    2_000,
+)  # how long a load waits for a place; when a waiter that is gone is forgotten
+RETRY_AFTER_S = 1.0
 NOT_KEPT_LIMIT, NAME_LIMIT = 100, 100  # loaders that are counted by name, and its letters
 TRIM_BITE = 5_000  # marks dropped by one script call
 
@@ -95,6 +105,19 @@ class Packed(NamedTuple):
     life: Life
 
 
+class Attempt(NamedTuple):
+    """Where a caller stands that has found no value: it loads, or another's load serves it, or it has to wait."""
+
+    clock: bytes | None = None  # the load is ours, and this is the clock before it
+    value: Any = MISS  # another load has brought it
+    failure: Exception | None = None  # the load that was waited for has failed
+    holder: bytes = b""  # the lease of the load that is under way
+
+    @property
+    def is_open(self) -> bool:
+        return self.clock is None and self.value is MISS and self.failure is None
+
+
 class CacheBody(InvalidationBody):
     """The operations. A driver runs them."""
 
@@ -112,6 +135,7 @@ class CacheBody(InvalidationBody):
         self._judges = Judge(keys, clock.now_ms, settings.marks_limit)
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
+        self._failures = Failures()
         self._not_kept: set[str] = set()  # loaders whose values could not be kept
 
     # Reading
@@ -222,11 +246,10 @@ class CacheBody(InvalidationBody):
 
     def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """The value under a sanitized key, loaded by its recipe if it has to be."""
-        try:
-            entry, freshness = yield from self._look(name)
-        except RedisUnavailable as error:
-            self._fall_back("get_or_set", error)
+        found = yield from self._look_if_there("get_or_set", name)
+        if found is None:
             return (yield from self._load_for_myself(recipe))
+        entry, freshness = found
         value = self._counted(entry, freshness, recipe.type)
         if value is MISS or entry is None:
             return (yield from self._load(name, recipe))
@@ -356,7 +379,7 @@ class CacheBody(InvalidationBody):
         (reply,) = yield Timed([lease_load(claim, lease, recipe.lease, new_epoch(), NOT_AFTER)])
         if reply[0] != WON:
             return {"outcome": "being loaded", "loader": order.loader, "key": key}
-        _, stored = yield from self._load_under(name, lease, reply[1], recipe, self._release_one)
+        _, stored = yield from self._load_under(name, lease, reply[1], recipe, self._share_failure)
         outcome = "loaded" if stored else "lease lost"
         return {"outcome": outcome, "loader": order.loader, "key": key}
 
@@ -397,6 +420,16 @@ class CacheBody(InvalidationBody):
         if freshness is not None:
             return entry, freshness
         return (yield from self._judge(raw, name, clock, known))
+
+    def _look_if_there(
+        self, what: str, name: bytes
+    ) -> Operation[tuple[Entry | None, Freshness] | None]:
+        """The same, or None where Redis is away."""
+        try:
+            return (yield from self._look(name))
+        except RedisUnavailable as error:
+            self._fall_back(what, error)
+            return None
 
     def _read(self, keys: Sequence[bytes], known: int) -> Operation[Any]:
         """What is under these keys, and last the clock: one MGET, and whatever rides along with it."""
@@ -474,53 +507,74 @@ class CacheBody(InvalidationBody):
     # Loading
 
     def _load(self, name: bytes, recipe: Recipe) -> Operation[Any]:
-        """Load, or be served by the one who does."""
+        """Load, or be served by the one who does. Raises what the load raises that was waited for."""
         lease = b"load.%b" % new_token()
-        try:
-            clock, value = yield from self._await_turn(name, lease, recipe)
-        except RedisUnavailable as error:
-            self._fall_back("get_or_set", error)
+        attempt = yield from self._attempt_if_there(name, lease, recipe)
+        if attempt is None:
             return (yield from self._load_for_myself(recipe))
-        if value is not MISS:
-            return value
-        if clock is None:
-            self.stats.say("waited in vain for another's load", "wait", f"{name[:100]!r}")
+        if attempt.failure is not None:
+            raise attempt.failure
+        if attempt.value is not MISS:
+            return attempt.value
+        if attempt.clock is None:
+            if recipe.at_once:
+                raise LoadShed(recipe.name, recipe.at_once, RETRY_AFTER_S)
+            self.stats.say(
+                "gave up waiting for another caller's load; loading without storing",
+                *("wait", f"{name[:100]!r}"),
+            )
             return (yield from self._load_for_myself(recipe))
-        value, _ = yield from self._load_under(name, lease, clock, recipe, self._release_one)
+        value, _ = yield from self._load_under(
+            name, lease, attempt.clock, recipe, self._share_failure
+        )
         return value
 
-    def _await_turn(
+    def _attempt_if_there(
         self, name: bytes, lease: bytes, recipe: Recipe
-    ) -> Operation[tuple[bytes | None, Any]]:
-        """→ (the clock before our load, MISS), or (None, another's value), or (None, MISS): waited in vain.
+    ) -> Operation[Attempt | None]:
+        """The attempt, or None where Redis is away."""
+        try:
+            return (yield from self._await_turn(name, lease, recipe))
+        except RedisUnavailable as error:
+            self._fall_back("get_or_set", error)
+            return None
+
+    def _await_turn(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
+        """Wait until the load is ours, or another's is done: its value, or its failure, is everybody's who waited.
 
         Whoever waits reads again and decides again: a value whose load began before an invalidation is as dead
         for those who were waiting for it as for everybody else.
         """
         patience = time.monotonic() + self.settings.wait
         pause = FIRST_PAUSE_S
-        clock, value = yield from self._try_lease(name, lease, recipe)
-        while clock is None and value is MISS and time.monotonic() < patience:
+        waited_for: dict[bytes, None] = {}
+        attempt = yield from self._try_lease(name, lease, recipe)
+        while attempt.is_open and time.monotonic() < patience:
+            waited_for[attempt.holder] = None
             yield Pause(pause * random.uniform(0.5, 1.5))
             pause = min(pause * 1.5, LONGEST_PAUSE_S)
-            value, is_held = yield from self._look_again(name, recipe)
-            if value is MISS and not is_held:
-                clock, value = yield from self._try_lease(name, lease, recipe)
-        return clock, value
+            attempt = yield from self._look_again(name, recipe, waited_for.keys())
+            if attempt.is_open and not attempt.holder:
+                attempt = yield from self._try_lease(name, lease, recipe)
+        return attempt
 
-    def _look_again(self, name: bytes, recipe: Recipe) -> Operation[tuple[Any, bool]]:
-        """→ (the value or MISS, whether somebody is loading it)."""
+    def _look_again(
+        self, name: bytes, recipe: Recipe, waited_for: AbstractSet[bytes]
+    ) -> Operation[Attempt]:
+        """What has become of the load that is waited for."""
         known = self._judges.synced
-        keys = (self._keys.entry(name), self._keys.clock, self._keys.lease(name))
-        ((raw, clock, holder),) = yield [(b"MGET", *keys)]
+        written = self._keys.entry(name), self._keys.clock
+        told = self._keys.lease(name), self._keys.failure(name)
+        ((raw, clock, holder, failure),) = yield [(b"MGET", *written, *told)]
         entry, _ = yield from self._judge(raw, name, clock, known)
         value = MISS if entry is None else self._decode(entry, recipe.type)
-        return value, holder is not None and holder.startswith(b"load.")
+        if value is not MISS:
+            return Attempt(value=value)
+        failed = self._failures.of(failure, waited_for, recipe.name) if failure else None
+        return Attempt(failure=failed, holder=loading(holder))
 
-    def _try_lease(
-        self, name: bytes, lease: bytes, recipe: Recipe
-    ) -> Operation[tuple[bytes | None, Any]]:
-        """→ (the clock before our load, MISS) when won, (None, MISS) when not, (None, value) when it is there."""
+    def _try_lease(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
+        """Try to make the load ours. There may be a value by now: another load was done since we looked."""
         keys = self._lease_keys(name)
         known = self._judges.synced
         try:
@@ -528,7 +582,7 @@ class CacheBody(InvalidationBody):
             if reply[0] == LATE:
                 yield from self._read_server_clock()
             if reply[0] != WON:
-                return None, MISS
+                return Attempt(holder=reply[1] if len(reply) > 1 else b"")
             _, clock, raw, foreign = reply
             if foreign:
                 self._count_unreadable("key", name, ValueError("not a string"))
@@ -541,11 +595,9 @@ class CacheBody(InvalidationBody):
             yield from self._release([(name, lease)])
             raise
         if entry is None or (value := self._decode(entry, recipe.type)) is MISS:
-            return clock, MISS
-        yield from self._release(
-            [(name, lease)]
-        )  # another load was done between our look and our lease
-        return None, value
+            return Attempt(clock=clock)
+        yield from self._release([(name, lease)])
+        return Attempt(value=value)
 
     def _load_for_myself(self, recipe: Recipe) -> Operation[Any]:
         """Load without storing: there is no lease to say that the value may still be stored."""
@@ -559,30 +611,60 @@ class CacheBody(InvalidationBody):
         held: bytes,
         clock: bytes,
         recipe: Recipe,
-        on_failure: Callable[[bytes, bytes], Operation[None]],
+        on_failure: Callable[[bytes, bytes, BaseException, Sequence[Command]], Operation[None]],
     ) -> Operation[tuple[Any, bool]]:
         """Load under a lease and store. → (the value as a reader gets it, whether it was stored)."""
+        leaving = self._leaving(held, recipe)
         try:
+            if recipe.at_once:
+                yield from self._take_place(name, held, recipe)
             value = yield recipe.call
         except GeneratorExit:
             raise
-        except BaseException:
-            self.stats.counts["load_errors"] += 1
-            yield from on_failure(name, held)
+        except BaseException as error:
+            self.stats.counts["loads_shed" if isinstance(error, LoadShed) else "load_errors"] += 1
+            yield from on_failure(name, held, error, leaving)
             raise
         self.stats.counts["loads"] += 1
         packed, back = self._pack_loaded(name, value, recipe)
-        return back, (yield from self._store(name, held, clock, packed))
+        return back, (yield from self._store(name, held, clock, packed, leaving))
+
+    def _take_place(self, name: bytes, held: bytes, recipe: Recipe) -> Operation[None]:
+        """Wait for one of the places that loads of this loader have. Raises LoadShed where too many wait."""
+        keys = [*self._keys.places(recipe.name), self._keys.lease(name)]
+        patience = time.monotonic() + QUEUE_S
+        taken = QUEUED
+        try:
+            while taken == QUEUED and time.monotonic() < patience:
+                (taken,) = yield [take_place(keys, held, recipe.at_once, recipe.lease, QUEUE_MS)]
+                if taken == QUEUED:
+                    yield Pause(LONGEST_PAUSE_S * random.uniform(0.5, 1.5))
+        except RedisUnavailable as error:
+            self._fall_back("take_place", error)
+            return
+        if taken != TAKEN:
+            raise LoadShed(recipe.name, recipe.at_once, RETRY_AFTER_S)
+
+    def _leaving(self, held: bytes, recipe: Recipe) -> list[Command]:
+        """The commands that give a load's place back, or its place in the queue."""
+        if not recipe.at_once:
+            return []
+        return [(b"ZREM", key, held) for key in self._keys.places(recipe.name)]
 
     def _store(
-        self, name: bytes, held: bytes, clock: bytes, packed: Packed | None
+        self,
+        name: bytes,
+        held: bytes,
+        clock: bytes,
+        packed: Packed | None,
+        leaving: Sequence[Command],
     ) -> Operation[bool]:
         """Commit, if the lease is still ours. The caller has its value either way."""
         if packed is None:
-            yield from self._release([(name, held)])
+            yield from self._release([(name, held)], leaving)
             return False
         try:
-            (stored,) = yield Freeing([self._commit(name, held, clock, packed)])
+            stored, *_ = yield Freeing([self._commit(name, held, clock, packed), *leaving])
         except RedisUnavailable as error:
             self._fall_back("store", error)
             return False
@@ -739,25 +821,58 @@ class CacheBody(InvalidationBody):
 
     # Leases
 
-    def _release(self, leases: Iterable[tuple[bytes, bytes]]) -> Operation[None]:
+    def _release(
+        self, leases: Iterable[tuple[bytes, bytes]], besides: Sequence[Command] = ()
+    ) -> Operation[None]:
         """Free those of these leases (key, value) that are still ours."""
         batch = Freeing([release([self._keys.lease(name)], held) for name, held in leases])
+        batch += besides
         try:
             if batch:
                 yield batch
         except RedisUnavailable as error:
             self._fall_back("release", error)  # they run out by themselves
 
-    def _release_one(self, name: bytes, held: bytes) -> Operation[None]:
-        yield from self._release([(name, held)])
+    def _share_failure(
+        self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
+    ) -> Operation[None]:
+        """Free the lease of a load that failed, and tell everybody who has waited for it."""
+        if not isinstance(error, Exception):  # cancelled: that is nobody else's failure
+            yield from self._release([(name, held)], besides)
+            return
+        yield from self._free_failed([(name, held)], error, besides)
 
-    def _back_off(self, name: bytes, held: bytes) -> Operation[None]:
+    def _free_failed(
+        self,
+        leases: Sequence[tuple[bytes, bytes]],
+        error: Exception,
+        besides: Sequence[Command] = (),
+    ) -> Operation[None]:
+        told = as_json(error)
+        batch = Freeing(besides)
+        for name, held in leases:
+            self._failures.keep(held, error)
+            keys = [self._keys.lease(name), self._keys.failure(name)]
+            batch.append(fail_load(keys, held, told, TOLD_MS))
+        try:
+            yield batch
+        except RedisUnavailable as away:
+            self._fall_back("release", away)
+
+    def _back_off(
+        self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
+    ) -> Operation[None]:
+        """A refresh failed: nobody tries again for a while. One that was shed is tried with the next stale read."""
+        if isinstance(error, LoadShed):
+            yield from self._release([(name, held)], besides)
+            return
         self.stats.counts["refresh_errors"] += 1
         first, longest = int(self.settings.backoff * 1000), int(self.settings.backoff_limit * 1000)
         jitter = random.randint(500, 1000)
         keys = [self._keys.lease(name)]
         try:
-            yield Freeing([back_off(keys, held, first, longest, jitter, FAILURES_KEPT_MS)])
+            back = back_off(keys, held, first, longest, jitter, FAILURES_KEPT_MS)
+            yield Freeing([back, *besides])
         except RedisUnavailable as error:
             self._fall_back("back_off", error)
 
@@ -832,6 +947,11 @@ class CacheBody(InvalidationBody):
     def _fall_back(self, operation: str, error: RedisUnavailable) -> None:
         self.stats.counts["fallbacks"] += 1
         self.stats.say(f"cache.{operation} went without Redis", error.reason, error)
+
+
+def loading(holder: bytes | None) -> bytes:
+    """The lease, if it is a load's."""
+    return holder if holder is not None and holder.startswith(b"load.") else b""
 
 
 def new_token() -> bytes:

@@ -6,7 +6,16 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
-from stillroom.cache.body import LATE, STORED, WON, Packed, Stale, new_token
+from stillroom.cache.body import (
+    LATE,
+    STORED,
+    WON,
+    Attempt,
+    Packed,
+    Stale,
+    loading,
+    new_token,
+)
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.invalidation import new_epoch
@@ -240,14 +249,14 @@ class BulkBody(ChangeBody):
         values: dict[str, Any] = {}
         pending, turns_of_stale = dict(missing), dict(refreshed)
         patience = time.monotonic() + self.settings.wait
+        waited_for: dict[bytes, None] = {}
         while pending or turns_of_stale:
-            try:
-                turns, there = yield from self._take_turns(pending, recipe)
-            except RedisUnavailable as error:
-                self._fall_back("get_or_set_many", error)
+            taken = yield from self._turns_if_there(pending, recipe, waited_for)
+            if taken is None:
                 return values | (
                     yield from self._load_all([*pending, *turns_of_stale], load_many, recipe)
                 )
+            turns, there = taken
             values |= there
             values |= yield from self._load_ours(turns, turns_of_stale, names, load_many, recipe)
             turns_of_stale = {}
@@ -255,7 +264,7 @@ class BulkBody(ChangeBody):
             if pending and time.monotonic() > patience:
                 return values | (yield from self._load_all(list(pending), load_many, recipe))
             if pending:
-                found = yield from self._await_others(pending, recipe, patience)
+                found = yield from self._await_others(pending, recipe, patience, waited_for)
                 values |= found
                 pending = {key: name for key, name in pending.items() if key not in found}
         return values
@@ -280,10 +289,23 @@ class BulkBody(ChangeBody):
             self.stats.say("a refresh failed", "here", repr(error))
             return {}
 
+    def _turns_if_there(
+        self, missing: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
+    ) -> Operation[tuple[dict[str, Turn], dict[str, Any]] | None]:
+        """What `_take_turns` gives, or None where Redis is away."""
+        try:
+            return (yield from self._take_turns(missing, recipe, waited_for))
+        except RedisUnavailable as error:
+            self._fall_back("get_or_set_many", error)
+            return None
+
     def _take_turns(
-        self, missing: Mapping[str, bytes], recipe: Recipe
+        self, missing: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
     ) -> Operation[tuple[dict[str, Turn], dict[str, Any]]]:
-        """(the keys whose load is ours, the values that others have stored since we looked)."""
+        """(the keys whose load is ours, the values that others have stored since we looked).
+
+        The leases of the loads that are others' are put into `waited_for`.
+        """
         if not missing:
             return {}, {}
         known, epoch = self._judges.synced, new_epoch()
@@ -295,6 +317,7 @@ class BulkBody(ChangeBody):
             )
             if any(reply[0] == LATE for reply in replies):
                 yield from self._read_server_clock()
+            waited_for.update((reply[1], None) for reply in replies if len(reply) == 2)
             won = {
                 key: reply for key, reply in zip(missing, replies, strict=True) if reply[0] == WON
             }
@@ -331,9 +354,12 @@ class BulkBody(ChangeBody):
             loaded = _mapping((yield Call(load_many, [list(turns)])))
         except GeneratorExit:
             raise
-        except BaseException:
+        except BaseException as error:
             self.stats.counts["load_errors"] += 1
-            yield from self._release(leases.values())
+            if isinstance(error, Exception):
+                yield from self._free_failed(list(leases.values()), error)
+            else:
+                yield from self._release(leases.values())
             raise
         self.stats.counts["loads"] += 1
         wanted = {key: loaded[key] for key in turns if key in loaded}
@@ -349,35 +375,51 @@ class BulkBody(ChangeBody):
         return {key: back for key, (_, back) in ready.items()}
 
     def _await_others(
-        self, waiting: Mapping[str, bytes], recipe: Recipe, patience: float
+        self,
+        waiting: Mapping[str, bytes],
+        recipe: Recipe,
+        patience: float,
+        waited_for: dict[bytes, None],
     ) -> Operation[dict[str, Any]]:
-        """The values others have loaded; returns when nobody is loading the rest any more, or patience is over."""
+        """The values others have loaded; returns when nobody is loading the rest any more, or patience is over.
+
+        Raises what a load has failed with that was waited for.
+        """
         values: dict[str, Any] = {}
         held = dict(waiting)
         while held and time.monotonic() < patience:
             yield Pause(0.01)
             try:
-                looks = yield from self._look_again_many(held, recipe)
+                looks = yield from self._look_again_many(held, recipe, waited_for)
             except RedisUnavailable as error:
                 self._fall_back("get_or_set_many", error)
                 return values
-            values |= {key: value for key, (value, _) in looks.items() if value is not MISS}
-            held = {
-                key: held[key] for key, (value, busy) in looks.items() if value is MISS and busy
-            }
+            failure = next((look.failure for look in looks.values() if look.failure), None)
+            if failure is not None:
+                raise failure
+            values |= {key: look.value for key, look in looks.items() if look.value is not MISS}
+            held = {key: held[key] for key, look in looks.items() if look.holder}
+            waited_for.update((look.holder, None) for look in looks.values() if look.holder)
         return values
 
     def _look_again_many(
-        self, held: Mapping[str, bytes], recipe: Recipe
-    ) -> Operation[dict[str, tuple[Any, bool]]]:
-        """By key: (the value or MISS, whether somebody is loading it)."""
+        self, held: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
+    ) -> Operation[dict[str, Attempt]]:
+        """What has become of the loads that are waited for, by key."""
         found = yield from self._look_many(list(held.values()))
-        (holders,) = yield [(b"MGET", *(self._keys.lease(name) for name in held.values()))]
-        looks = {}
-        for key, one, holder in zip(held, found, holders, strict=True):
+        leases = [self._keys.lease(name) for name in held.values()]
+        failures = [self._keys.failure(name) for name in held.values()]
+        ((*told,),) = yield [(b"MGET", *leases, *failures)]
+        looks: dict[str, Attempt] = {}
+        places = zip(held, found, told[: len(held)], told[len(held) :], strict=True)
+        for key, one, holder, failure in places:
             entry = one[0] if one is not None and one[1] is not DEAD else None
             value = MISS if entry is None else self._decode(entry, recipe.type)
-            looks[key] = value, holder is not None and holder.startswith(b"load.")
+            if value is not MISS:
+                looks[key] = Attempt(value=value)
+            else:
+                failed = self._failures.of(failure, waited_for.keys(), recipe.name)
+                looks[key] = Attempt(failure=failed, holder=loading(holder))
         return looks
 
     def _load_all(

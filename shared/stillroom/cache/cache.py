@@ -72,6 +72,7 @@ class Cache(Face):
         name: str | None = None,
         lease: Duration | None = None,
         ignore: Sequence[str] = (),
+        at_once: int | None = None,
     ) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
         """Register a function as a loader, and answer its calls from the cache.
 
@@ -84,7 +85,8 @@ class Cache(Face):
         which without `keep` is what None is kept for. `tags`: texts, templates as the key is, or functions of the
         value that give texts. `type`: what the value is, by default what the function says it returns. `name`: what
         messages to workers call it, by default the function's name; keep it stable. `lease`: a load that takes
-        longer is not stored; seconds or a timedelta.
+        longer is not stored; seconds or a timedelta. `at_once`: so many loads run at the same time in all
+        processes (for each shard of the cache); as many more wait for a second, all others raise LoadShed: a 503.
         Raises InvalidArgument, InvalidKey.
         """
         _check_key(key)
@@ -105,6 +107,7 @@ class Cache(Face):
                 name=name,
                 lease=lease,
                 ignore=ignore,
+                at_once=at_once,
             )
             return CachedFunction(loader, self._body, self._driver)
 
@@ -160,6 +163,7 @@ class AsyncCache(Face):
         name: str | None = None,
         lease: Duration | None = None,
         ignore: Sequence[str] = (),
+        at_once: int | None = None,
     ) -> AsyncRegister:
         """Register a coroutine function, or a plain one, as a loader, and answer its calls from the cache.
 
@@ -179,6 +183,7 @@ class AsyncCache(Face):
                 name=name,
                 lease=lease,
                 ignore=ignore,
+                at_once=at_once,
             )
             return AsyncCachedFunction(loader, self._body, self._driver)
 

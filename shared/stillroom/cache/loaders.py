@@ -42,6 +42,7 @@ class Recipe(NamedTuple):
     tags: Callable[[Any], list[str]]
     loader: Loader | None = None  # a registered one can be run by a worker
     values: Mapping[str, Any] = {}
+    at_once: int = 0  # loads of this loader that may run at the same time; 0: any number
 
     @property
     def name(self) -> str:
@@ -49,6 +50,7 @@ class Recipe(NamedTuple):
         return self.loader.name if self.loader else place_of(self.call.function)
 
 
+PLACES_LIMIT = 1_000
 RESULTS_LIMIT = 10_000  # annotations that are remembered
 _results: dict[tuple[Any, str], Any] = {}
 _NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
@@ -77,8 +79,10 @@ class Loader:
         type: Any = None,
         name: str | None = None,
         ignore: Sequence[str] = (),
+        at_once: int | None = None,
     ) -> None:
         self.function = function
+        self.at_once = _checked_places(at_once)
         self.keeping = keeping
         self.lease = lease
         self.name = _checked_name(name_of(function) if name is None else name)
@@ -135,7 +139,9 @@ class Loader:
         """Return what a call of it is kept by."""
         call = Call(self.function, (), values)
         tags = self._tagger(values)
-        return Recipe(call, self.type, self.keeping, self.lease, tags, self, values)
+        return Recipe(
+            *(call, self.type, self.keeping, self.lease, tags, self, values), self.at_once
+        )
 
     def _tagger(self, values: Mapping[str, Any]) -> Callable[[Any], list[str]]:
         def tags(value: Any) -> list[str]:
@@ -372,6 +378,18 @@ def _checked_name(name: Any) -> str:
             f"{name!r}: a loader's name has 1 to 200 letters, digits or any of _ . : -"
         )
     return name
+
+
+def _checked_places(at_once: Any) -> int:
+    if at_once is None:
+        return 0
+    if (
+        not isinstance(at_once, int)
+        or isinstance(at_once, bool)
+        or not 1 <= at_once <= PLACES_LIMIT
+    ):
+        raise InvalidArgument(f"at_once={at_once!r}: 1 to {PLACES_LIMIT:,} loads")
+    return at_once
 
 
 def _check_function(function: Any, name: str) -> None:

@@ -4,7 +4,7 @@
 -- ARGV  1 load.<token>  2 lease ms  3 epoch to begin  4 not after (server time, µs)
 -- returns {1, clock, entry or nil, foreign} when won: the clock is the load's stamp; the entry is what another
 --         loader may have stored since the caller looked; foreign = 1 if the key holds no string
---         {0} when another load holds it
+--         {0, holder} when another load holds it
 --         {-1} when the caller has given up before this arrived: a lease without an owner would make
 --         everybody wait for nothing
 -- include: clock
@@ -14,7 +14,7 @@ if now_us() > tonumber(ARGV[4]) then
 end
 local holder = redis.call('GET', KEYS[1])
 if holder and string.sub(holder, 1, 5) == 'load.' and holder ~= ARGV[1] then
-  return {0}
+  return {0, holder}
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local _, _, clock = read_clock(KEYS[3], KEYS[4], ARGV[3])
