@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, get_origin
+from typing import Any, NamedTuple, TypeVar, get_origin
 
 import pydantic_core
 from pydantic import (
@@ -35,8 +35,16 @@ JSON, EXACT, BYTES = b"j", b"x", b"b"
 PACKED = {JSON: b"z", EXACT: b"y"}
 UNPACKED = {packed: plain for plain, packed in PACKED.items()}
 MISS: Any = object()  # no value: None is one
+T = TypeVar("T")
+TYPES_LIMIT = 500  # an app has so many; types made in each request must not pile up
 
 _INPUT = re.compile(r",? ?input_value=.*?(?=, input_type=|])")
+
+
+def _kept(made: dict[Any, T], type: Any, one: T) -> T:
+    if len(made) >= TYPES_LIMIT:
+        made.clear()
+    return made.setdefault(type, one)
 
 
 class Undecodable(ValueError):
@@ -81,7 +89,7 @@ class Codec:
             return self._readers[type]
         except KeyError:
             read = self.adapter(type).validator.validate_json
-            return self._readers.setdefault(type, read)
+            return _kept(self._readers, type, read)
         except TypeError:
             return self.adapter(type).validator.validate_json
 
@@ -196,7 +204,7 @@ def _made(made: dict[Any, Any], type: Any, make: Callable[[Any], Any]) -> Any:
     try:
         return made[type]
     except KeyError:
-        return made.setdefault(type, make(type))
+        return _kept(made, type, make(type))
     except TypeError:  # it can't be hashed, such as Annotated with a list
         return make(type)
 

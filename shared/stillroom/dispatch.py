@@ -10,6 +10,7 @@ import queue
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -29,10 +30,10 @@ ORDERS_LIMIT = 100  # in one message
 WAKE_AGAIN_S = (
     1.0  # a process that has just woken a task's workers does not wake them again for this long
 )
+WAKES_LIMIT = 100  # tasks that wait for a worker; more of them need no other to be woken
 SENT_HEADER = (
     "stillroom_sent_ms"  # when a message was sent, so that health can tell how long it waits
 )
-WAKE_EXPIRES_S = 60.0  # beat has run it by then
 
 
 class RefreshOrder(BaseModel):
@@ -120,6 +121,10 @@ class _Errand(NamedTuple):
 class CeleryDispatch:
     """Publishes Celery tasks from a thread of its own, so that no request ever waits for the broker.
 
+    A message carries no time after which it expires: this machine's clock would set it, and the worker's would
+    decide. A lease's token says what a late order is worth: nothing, if the lease is gone. Where no worker takes
+    them, the queue is filled up to a limit.
+
     A publish to a broker that hangs can't be bounded from the outside (connecting, declaring the queue and
     sending are a dozen round trips, each with its own timeout). An order that gets lost with its process costs
     nothing: the lease runs out and the next stale read asks again.
@@ -143,8 +148,11 @@ class CeleryDispatch:
 
     def reset(self) -> None:
         """Nothing to send and nobody who sends: a forked child begins anew; its parent delivers what it holds."""
-        self._errands: queue.Queue[_Errand | None] = queue.Queue(self.waiting_limit)
-        self._lock = threading.Lock()  # so that two first orders start one thread
+        # Not a Queue: its lock would lock out a signal handler that reads the cache in the middle of `put`.
+        self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
+        # What could not be queued: the thread says so to whoever waits for it. The caller may be an event loop.
+        self._refused: deque[Callable[[], object]] = deque(maxlen=self.waiting_limit)
+        self._lock = threading.RLock()  # so that two first orders start one thread
         self._owed: dict[str, float] = {}  # wakes that were put off → until when
         self._thread: threading.Thread | None = None
         self._producer: Any = None
@@ -172,10 +180,10 @@ class CeleryDispatch:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._start()
-        try:
-            self._errands.put_nowait(errand)
-        except queue.Full:
-            errand.undelivered()
+        if self._errands.qsize() < self.waiting_limit:
+            self._errands.put(errand)
+        else:
+            self._refused.append(errand.undelivered)
 
     def _start(self) -> None:
         self._thread = threading.Thread(
@@ -190,21 +198,30 @@ class CeleryDispatch:
         thread, errands = self._thread, self._errands
         if thread is None:
             return
-        with contextlib.suppress(queue.Full):
-            errands.put_nowait(None)
-            thread.join(0.5)
+        errands.put(None)
+        thread.join(0.5)
         self.reset()
 
-    def _work(self, errands: queue.Queue[_Errand | None]) -> None:
+    def _work(self, errands: queue.SimpleQueue[_Errand | None]) -> None:
         while (errand := self._next(errands)) is not None:
             try:
                 errand.deliver()
             except Exception as error:
                 self._failed(error)
-                errand.undelivered()
+                self._give_back(errand.undelivered)
+            while self._refused:
+                self._give_back(self._refused.popleft())
         self._hang_up()
 
-    def _next(self, errands: queue.Queue[_Errand | None]) -> _Errand | None:
+    @staticmethod
+    def _give_back(undelivered: Callable[[], object]) -> None:
+        """Nothing that goes wrong with one order ends the thread: its lease runs out by itself."""
+        try:
+            undelivered()
+        except Exception:
+            log.exception("an order could not be given back")
+
+    def _next(self, errands: queue.SimpleQueue[_Errand | None]) -> _Errand | None:
         """The next errand. A wake that was put off is one when its time has come."""
         while True:
             task, due = min(self._owed.items(), key=lambda owed: owed[1], default=("", None))
@@ -226,20 +243,15 @@ class CeleryDispatch:
                 REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
                 message.model_dump(),
                 kind="refresh",
-                expires=self._settings.refresh_lease,  # later than that the lease is gone, and with it the work
                 shown={"loader": some[0].loader, "orders": len(some)},
             )
 
     def _deliver_wake(self, task: str) -> None:
-        self._publish(task, {}, kind="maintenance", expires=WAKE_EXPIRES_S, shown={})
+        if self._length(self._keys.queue("maintenance")) < WAKES_LIMIT:
+            self._publish(task, {}, kind="maintenance", shown={})
 
-    def _publish(
-        self, task: str, fields: Mapping[str, Any], *, kind: str, expires: float, shown: Any
-    ) -> None:
-        if not self.ready:
-            raise ConnectionError("the broker was away a moment ago")
-        if self._producer is None:
-            self._connect()
+    def _publish(self, task: str, fields: Mapping[str, Any], *, kind: str, shown: Any) -> None:
+        self._connect_once()
         queue_name = self._keys.queue(kind)
         self._refuse_to_pile_up(queue_name)
         self._app.send_task(
@@ -247,13 +259,18 @@ class CeleryDispatch:
             kwargs=fields,
             queue=queue_name,
             producer=self._producer,
-            expires=expires,
             headers=sent_now(),
             retry=False,
             ignore_result=True,
             argsrepr="",  # nothing to format, and arguments stay out of Flower
             kwargsrepr=json.dumps(shown),
         )
+
+    def _connect_once(self) -> None:
+        if not self.ready:
+            raise ConnectionError("the broker was away a moment ago")
+        if self._producer is None:
+            self._connect()
 
     def _connect(self) -> None:
         import celery
@@ -262,11 +279,14 @@ class CeleryDispatch:
         self._app.conf.update(producer_settings(self._settings))
         self._producer = self._app.amqp.Producer(self._app.connection_for_write())
 
+    def _length(self, queue_name: str) -> int:
+        """How many tasks wait there; 0 with brokers that have limits of their own."""
+        self._connect_once()
+        length = getattr(self._producer.channel, "_size", None)  # kombu's own queues
+        return length(queue_name) if length is not None else 0
+
     def _refuse_to_pile_up(self, queue_name: str) -> None:
-        length = getattr(
-            self._producer.channel, "_size", None
-        )  # kombu's own queues; other brokers have limits
-        if length is not None and length(queue_name) >= self.queue_limit:
+        if self._length(queue_name) >= self.queue_limit:
             raise OverflowError(f"{self.queue_limit:,} tasks wait and no worker takes them")
 
     def _failed(self, error: Exception) -> None:

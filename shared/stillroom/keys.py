@@ -54,6 +54,13 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | and what was done                               | + 1 h        |                 |
 | ns:bans           | zset   | subject → until when, ms                        | 31 d         | lib/ban.lua     |
 | ns:bans:times     | list   | when rules banned, ms, newest first             | 1 min        | abuse_judge     |
+| ns:orders         | zset   | what apps ordered from workers and is not done  | until done,  | write_orders,   |
+|                   |        | `<kind> <JSON>` → when it is due, µs            | 10,000       | take_order …    |
+| ns:orders:tries   | hash   | order → how often it was begun                  | as its order | take_order      |
+| ns:dead-letters   | stream | what could not be done and waits for a person:  | 1,000; 90 d  | dead_letter     |
+|                   |        | `kind` `body` `reason` `tries` `cut`            |              |                 |
+| ns:agreed         | hash   | settings that all processes have alike: name →  | none, 1,000  | agree           |
+|                   |        | value, id, who brought it                       | fields       |                 |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 | ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
@@ -70,6 +77,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from stillroom.errors import InvalidKey
 
@@ -96,6 +104,10 @@ class Keys:
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
+        self.orders = f"{namespace}:orders".encode()
+        self.order_tries = self.orders + b":tries"
+        self.dead_letters = f"{namespace}:dead-letters".encode()
+        self.agreed = f"{namespace}:agreed".encode()
         self.abuse = f"{namespace}:abuse".encode()
         self.abuse_log = self.abuse + b":log"
         self.abuse_aside = self.abuse + b":aside"
@@ -112,7 +124,7 @@ class Keys:
         self.trimmed = f"{cache}trimmed".encode()
         self.entry_prefix = f"{cache}e:".encode()
         self.index_prefix = f"{cache}i:".encode()
-        self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
+        self._shards = _session_shards(namespace)
         self._lease = f"{cache}l:".encode()
         self._failure = f"{cache}f:".encode()
         self._places = f"{cache}n:".encode()
@@ -191,6 +203,12 @@ class Keys:
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
         return f"{self._namespace}.{kind}"
+
+
+@lru_cache(16)
+def _session_shards(namespace: str) -> Sequence[bytes]:
+    """What the keys of each shard of the sessions begin with."""
+    return [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
 
 
 def kind_of(key: bytes) -> str:

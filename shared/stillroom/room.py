@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
+from stillroom.agreed import Agreed
 from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
@@ -23,6 +24,7 @@ from stillroom.cache import (
     cache_on,
     shard_keys,
 )
+from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable
 from stillroom.health import AsyncHealth, Health, HealthBody
@@ -30,9 +32,7 @@ from stillroom.keys import Keys
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.operation import (
     AsyncDriver,
-    AsyncShardDriver,
     Driver,
-    ShardDriver,
     async_drivers_of,
     drivers_of,
 )
@@ -102,6 +102,9 @@ class _Room:
         else:
             self._state_server = Server(self.settings, self.settings.redis_url, "Redis")
             self.state_stats = Stats(Keys(self.settings.namespace))
+        # Operations for `state`: what must be alike in all processes, and what could not be done.
+        self.agreed = Agreed(self.keys, self._state_server)
+        self.dead_letters = DeadLetters(self.keys)
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
@@ -118,7 +121,9 @@ class _Room:
         """The cache's operations, on these wires: one for each shard."""
         clocks = [wire if self.settings.cluster else wire.server for wire in wires]
         runs = [driver.run for driver in aside]
-        return cache_on(self.settings, clocks, self.dispatch, self.stats, runs)
+        return cache_on(
+            self.settings, clocks, self.dispatch, self.stats, self.agreed, self.dead_letters, runs
+        )
 
     def _health(self, state_wire: Any, wires: Sequence[Any]) -> HealthBody:
         """Health's operations, for the state's driver and those of `wires_of_cache`."""
@@ -204,7 +209,7 @@ class Stillroom(_Room):
             self.wire = one = Wire(self._server)
             self.state_wire = one if self._is_one_server else Wire(self._state_server)
             wires = [one] * self.settings.shards
-        drivers = drivers_of(wires)
+        drivers = drivers_of(wires, self.state_wire)
         self._cache_body = self._cache(wires, drivers)
         self.cache = Cache(self._cache_body, drivers[0])
         self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
@@ -217,7 +222,7 @@ class Stillroom(_Room):
         asked: list[Driver] = [Driver(self.state_wire)]
         asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
         health = self._health(self.state_wire, wires)
-        self.health = Health(health, ShardDriver(self.state_wire, asked))
+        self.health = Health(health, Driver(self.state_wire, asked))
         self.upkeep = Upkeep(*self._services())
         self.state_wire.breaker.recovered += [
             self.upkeep.deliver_logouts,
@@ -293,8 +298,9 @@ class AsyncStillroom(_Room):
                 [one] * self.settings.shards,
                 [one.for_threads] * self.settings.shards,
             )
-        self._cache_body = self._cache(wires, drivers_of(for_threads))
-        drivers = async_drivers_of(wires)
+        aside = drivers_of(for_threads, self.state_wire.for_threads)
+        self._cache_body = self._cache(wires, aside)
+        drivers = async_drivers_of(wires, self.state_wire)
         self.cache = AsyncCache(self._cache_body, drivers[0])
         self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
@@ -311,9 +317,8 @@ class AsyncStillroom(_Room):
         ]
         asked = [AsyncDriver(self.state_wire)]
         asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
-        driver = AsyncShardDriver(self.state_wire, asked)
         health = self._health(self.state_wire, wires)
-        self.health = AsyncHealth(health, driver)
+        self.health = AsyncHealth(health, AsyncDriver(self.state_wire, asked))
         self.upkeep = AsyncUpkeep(*self._services())
         self.operations = self._operations(health, self.state)
 

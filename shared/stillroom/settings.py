@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -87,7 +86,8 @@ def _seconds(value: object) -> object:
     """A timedelta as seconds. True would be read as one."""
     if isinstance(value, bool):
         raise ValueError("a number of seconds, or a timedelta")
-    return value.total_seconds() if isinstance(value, timedelta) else value
+    total_seconds = getattr(value, "total_seconds", None)
+    return total_seconds() if total_seconds else value
 
 
 def _peppers(value: object) -> object:

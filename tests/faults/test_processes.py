@@ -61,7 +61,7 @@ def test_a_fork_while_orders_are_queued_does_not_lock_the_child(own_server: Embe
         dispatch.close()
         return True
 
-    with dispatch._errands.mutex, dispatch._lock:
+    with dispatch._lock:
         assert in_child(child)
     with redis.Redis.from_url(own_server.url) as client:
         assert client.llen(QUEUE) == 1

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+# A tick that nobody took is dropped in the end, so that a worker that was away for a day does not find a day of
+# them. The clocks of beat and worker decide that, and either may be an hour off: so not sooner.
+EXPIRES_AFTER_S = 7_200.0
+
 
 class Tick(NamedTuple):
     """One line of the schedule."""
@@ -55,12 +59,12 @@ SCHEDULE = [
 
 
 def beat_schedule(queue: str) -> dict[str, dict[str, Any]]:
-    """The same as Celery wants it. A tick that could not be delivered in its time is not worth delivering."""
+    """The same as Celery wants it."""
     return {
         tick.name: {
             "task": tick.task,
             "schedule": tick.every,
-            "options": {"queue": queue, "expires": tick.every, "ignore_result": True},
+            "options": {"queue": queue, "expires": EXPIRES_AFTER_S, "ignore_result": True},
         }
         for tick in SCHEDULE
     }

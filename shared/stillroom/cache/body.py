@@ -18,10 +18,11 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from stillroom import pepper
+from stillroom.agreed import Agreed
 from stillroom.cache.arguments import Texts, hidden_with
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.failures import TOLD_MS, Failures, as_json
-from stillroom.cache.invalidation import InvalidationBody, new_epoch
+from stillroom.cache.invalidation import LEASE_LIMIT, LIFE_LIMIT, InvalidationBody
 from stillroom.cache.judge import Judge
 from stillroom.cache.keeping import Keeper, Keeping, Life, TtlOf
 from stillroom.cache.loaders import (
@@ -53,6 +54,7 @@ from stillroom.scripts import (
     release,
     take_place,
     trim_marks,
+    verify_epoch,
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -66,13 +68,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one 
 ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
 ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
-WON, LATE = 1, -1  # what lua/lease_load.lua answers; 0: another load holds the lease
-STORED = 1  # what put and commit answer
+WON = STORED = 1  # what a script answers that did what it is for
+LATE = -1  # what each answers that arrived after its caller gave up
 TAKEN, QUEUED = 1, 0  # what lua/take_place.lua answers; -1: the queue is full
-QUEUE_S, QUEUE_MS = (
-    1.0,
-    2_000,
-)  # how long a load waits for a place; when a waiter that is gone is forgotten
+QUEUE_S = 1.0  # how long a load waits for a place …
+QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
 NOT_KEPT_LIMIT, NAME_LIMIT = 100, 100  # loaders that are counted by name, and its letters
 TRIM_BITE = 5_000  # marks dropped by one script call
@@ -122,9 +122,15 @@ class CacheBody(InvalidationBody):
     """The operations. A driver runs them."""
 
     def __init__(
-        self, settings: Settings, clock: Clock, keys: Keys, dispatch: Dispatch, stats: Stats
+        self,
+        settings: Settings,
+        clock: Clock,
+        keys: Keys,
+        dispatch: Dispatch,
+        stats: Stats,
+        agreed: Agreed,
     ) -> None:
-        super().__init__(settings, keys, dispatch, stats)
+        super().__init__(settings, keys, dispatch, stats, agreed)
         self.loaders = Loaders()
         self.now_ms = clock.now_ms
         self._clock = clock
@@ -132,7 +138,7 @@ class CacheBody(InvalidationBody):
         self._keeper = Keeper(settings)
         self._pepper = b""
         self._texts = Texts(self._hidden)
-        self._judges = Judge(keys, clock.now_ms, settings.marks_limit)
+        self._judges = self._judge_of(settings.marks_limit)
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
         self._failures = Failures()
@@ -313,18 +319,17 @@ class CacheBody(InvalidationBody):
         life = self._keeper.life(ttl, swr)
         packed = self._pack(name, value, type, several("tags", tags), b"", life)
         try:
-            if self._outbox.waiting:
-                yield from self.deliver()
-            stores = Timed([self._put(name, packed, new_epoch())])
+            yield from self._before_writing()
+            stores = Timed([self._put(name, packed, self._new_epoch())])
             (stored,) = yield stores
-            if not stored:
+            if stored == LATE:
                 # Too late, and yet its answer is here in time: the server's clock is not where we thought.
-                yield from self._read_server_clock()
+                self._clock.doubt_clock()
                 (stored,) = yield stores
         except RedisUnavailable as error:
             self._fall_back("set", error)
             return False
-        return bool(stored)
+        return bool(stored == STORED)
 
     # Background work
 
@@ -343,7 +348,10 @@ class CacheBody(InvalidationBody):
             self.stats.counts["refresh_errors"] += 1
             raise
         known = self._judges.synced
-        (claimed,) = yield [claim_refresh(claim, order.token, recipe.lease, new_epoch())]
+        yield from self._agree()
+        (claimed,) = yield Once(
+            [claim_refresh(claim, order.token, recipe.lease, self._new_epoch())]
+        )
         if claimed is None:
             return self._report(order, "superseded")
         held, clock, raw = claimed
@@ -353,10 +361,10 @@ class CacheBody(InvalidationBody):
         ):  # fresh again, or gone: its next reader loads it
             yield from self._release([(name, held)])
             return self._report(order, "not needed")
-        _, stored = yield from self._load_under(name, held, clock, recipe, self._back_off)
-        if stored:
+        _, lost = yield from self._load_under(name, held, clock, recipe, self._back_off)
+        if not lost:
             self._count_refresh(entry)
-        return self._report(order, "refreshed" if stored else "lease lost")
+        return self._report(order, lost or "refreshed")
 
     def _count_refresh(self, entry: Entry) -> None:
         """And how late it was; of one that was invalidated softly, before its time, nobody knows."""
@@ -369,29 +377,33 @@ class CacheBody(InvalidationBody):
     def load(self, order: LoaderCall) -> Operation[dict[str, Any]]:
         """Load a value because an app ordered it, whatever is there. Returns a report: `outcome` and `key`.
 
+        An older load that is under way loses its lease to this one: its value would be too old.
         Raises UnknownLoader, BadArguments, RedisUnavailable, and what the loader raises.
         """
         recipe = recipe_of(order, self.loaders)
         key = self.loaders[order.loader].key(recipe.values)
         name = sanitized(key)
-        lease = b"load.%b" % new_token()
-        claim = self._lease_keys(name)
-        (reply,) = yield Timed([lease_load(claim, lease, recipe.lease, new_epoch(), NOT_AFTER)])
+        lease = load_lease(recipe.lease)
+        yield from self._agree()
+        takes = Timed([self._lease_load(name, lease, recipe.lease, over=True)])
+        (reply,) = yield takes
+        if reply[0] == LATE:
+            self._clock.doubt_clock()
+            (reply,) = yield takes
         if reply[0] != WON:
-            return {"outcome": "being loaded", "loader": order.loader, "key": key}
-        _, stored = yield from self._load_under(name, lease, reply[1], recipe, self._share_failure)
-        outcome = "loaded" if stored else "lease lost"
-        return {"outcome": outcome, "loader": order.loader, "key": key}
+            return {"outcome": "too late", "loader": order.loader, "key": key}
+        _, lost = yield from self._load_under(name, lease, reply[1], recipe, self._share_failure)
+        return {"outcome": lost or "loaded", "loader": order.loader, "key": key}
 
     def trim_marks(self) -> Operation[dict[str, int]]:
         """Drop marks that are older than any entry can be. Returns {"dropped", "left"}."""
-        longest = self.settings.life_limit + self.settings.lease_limit
+        longest = self._longest(LIFE_LIMIT) + self._longest(LEASE_LIMIT)
         keys = [self._keys.clock, self._keys.marks, self._keys.globs]
         dropped = 0
         while True:
             ((bite, left),) = yield [trim_marks(keys, int(longest * 1_000_000), TRIM_BITE)]
             dropped += bite
-            if bite < TRIM_BITE - 2:
+            if bite < TRIM_BITE:
                 return {"dropped": dropped, "left": left}
             yield Pause(0)  # others first; and each bite has its own deadline
 
@@ -411,6 +423,22 @@ class CacheBody(InvalidationBody):
                 self._fall_back("flush_stats", error)
 
     # Looking
+
+    def _judge_of(self, limit: int) -> Judge:
+        """A judge that knows nothing yet, and will remember so many marks."""
+
+        def verifying(epoch: bytes, seq: int) -> Operation[Command]:
+            yield from self._agree()
+            given = (self._new_epoch(), self._keep_ms, epoch, seq)
+            return verify_epoch(self._marking_keys(), *given)
+
+        return Judge(self._keys, self._clock, limit, verifying)
+
+    def _before_writing(self) -> Operation[None]:
+        """Let Redis know what this process knows, and this process whether it may write at all."""
+        if self._outbox.waiting:
+            yield from self.deliver()
+        yield from self._agree()
 
     def _look(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
         """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands."""
@@ -439,19 +467,18 @@ class CacheBody(InvalidationBody):
         batch: list[Command] = [(b"MGET", *keys, self._keys.clock)]
         if riding := known and self._judges.is_moving(now):
             batch.append(self._judges.marks_since(known))
-        if housekeeping := now > self.stats.due:
-            batch += [*self.stats.flush(self.now_ms(), self._keys), (b"TIME",)]
-            asked = time.monotonic_ns()
+        if now > self.stats.due:
+            self._clock.ask_time()
+            if counted := self.stats.flush(self.now_ms(), self._keys):
+                batch = Once([*batch, *counted])
         try:
             replies = yield batch
         except RedisRefused as refused:
             # A server that is full refuses to count, not to read.
-            if not housekeeping or isinstance(refused.replies[0], Exception):
+            if not refused.replies or isinstance(refused.replies[0], Exception):
                 raise
             replies = refused.replies
         found = replies[0]
-        if housekeeping and not isinstance(replies[-1], Exception):
-            self._clock.learn_clock(replies[-1], asked)
         if riding and not isinstance(replies[1], Exception):
             self._judges.learn(known, replies[1], (), found[-1])
         return found
@@ -508,7 +535,7 @@ class CacheBody(InvalidationBody):
 
     def _load(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """Load, or be served by the one who does. Raises what the load raises that was waited for."""
-        lease = b"load.%b" % new_token()
+        lease = load_lease(recipe.lease)
         attempt = yield from self._attempt_if_there(name, lease, recipe)
         if attempt is None:
             return (yield from self._load_for_myself(recipe))
@@ -575,12 +602,12 @@ class CacheBody(InvalidationBody):
 
     def _try_lease(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
         """Try to make the load ours. There may be a value by now: another load was done since we looked."""
-        keys = self._lease_keys(name)
         known = self._judges.synced
         try:
-            (reply,) = yield Timed([lease_load(keys, lease, recipe.lease, new_epoch(), NOT_AFTER)])
+            yield from self._agree()
+            (reply,) = yield Timed([self._lease_load(name, lease, recipe.lease)])
             if reply[0] == LATE:
-                yield from self._read_server_clock()
+                self._clock.doubt_clock()
             if reply[0] != WON:
                 return Attempt(holder=reply[1] if len(reply) > 1 else b"")
             _, clock, raw, foreign = reply
@@ -612,8 +639,8 @@ class CacheBody(InvalidationBody):
         clock: bytes,
         recipe: Recipe,
         on_failure: Callable[[bytes, bytes, BaseException, Sequence[Command]], Operation[None]],
-    ) -> Operation[tuple[Any, bool]]:
-        """Load under a lease and store. → (the value as a reader gets it, whether it was stored)."""
+    ) -> Operation[tuple[Any, str]]:
+        """Load under a lease and store. → (the value as a reader gets it, why it was not stored or nothing)."""
         leaving = self._leaving(held, recipe)
         try:
             if recipe.at_once:
@@ -658,23 +685,23 @@ class CacheBody(InvalidationBody):
         clock: bytes,
         packed: Packed | None,
         leaving: Sequence[Command],
-    ) -> Operation[bool]:
-        """Commit, if the lease is still ours. The caller has its value either way."""
+    ) -> Operation[str]:
+        """Commit, if the lease is still ours. The caller has its value either way. → why not, or nothing."""
         if packed is None:
             yield from self._release([(name, held)], leaving)
-            return False
+            return "not kept"
         try:
             stored, *_ = yield Freeing([self._commit(name, held, clock, packed), *leaving])
         except RedisUnavailable as error:
             self._fall_back("store", error)
-            return False
+            return error.reason
         if stored != STORED:
             self.stats.counts["leases_lost"] += 1
             slow = "invalidated meanwhile, or the load took longer than its lease"
             self.stats.say(
                 "a load was not stored", "lease", f"{name[:100]!r}: {slow}", logging.INFO
             )
-        return bool(stored == STORED)
+        return "" if stored == STORED else "lease lost"
 
     def _pack_loaded(self, name: bytes, value: Any, recipe: Recipe) -> tuple[Packed | None, Any]:
         """→ (a loaded value ready to be stored, or None; the value as a reader gets it).
@@ -779,13 +806,16 @@ class CacheBody(InvalidationBody):
         for one in stale:
             keys = [self._keys.lease(one.name), self._keys.entry(one.name)]
             seen = b"1\t%b\t%d\t%d\t" % (one.entry.epoch, one.entry.stamp, one.entry.fresh_until)
-            batch.append(lease_refresh(keys, new_token(), lease_ms, seen, NOT_AFTER))
+            given = (new_token(), lease_ms, seen, NOT_AFTER, FAILURES_KEPT_MS)
+            batch.append(lease_refresh(keys, *given))
         try:
             replies = yield batch
         except RedisUnavailable as error:
             self._fall_back("refresh", error)
             return [None] * len(stale)
-        return [bytes(held) if held else None for held in replies]
+        if LATE in replies:
+            self._clock.doubt_clock()
+        return [held if isinstance(held, bytes) else None for held in replies]
 
     def _may_ask(self, name: bytes, entry: Entry) -> bool:
         """Whether to try for the refresh lease: once a second per process and stale entry."""
@@ -836,26 +866,26 @@ class CacheBody(InvalidationBody):
     def _share_failure(
         self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
     ) -> Operation[None]:
-        """Free the lease of a load that failed, and tell everybody who has waited for it."""
-        if not isinstance(error, Exception):  # cancelled: that is nobody else's failure
-            yield from self._release([(name, held)], besides)
-            return
         yield from self._free_failed([(name, held)], error, besides)
 
     def _free_failed(
         self,
         leases: Sequence[tuple[bytes, bytes]],
-        error: Exception,
+        error: BaseException,
         besides: Sequence[Command] = (),
     ) -> Operation[None]:
-        told = as_json(error)
-        batch = Freeing(besides)
+        """Free the leases of a load that failed, and tell everybody who has waited for it."""
+        if not isinstance(error, Exception):  # cancelled: that is nobody else's failure
+            yield from self._release(leases, besides)
+            return
+        told, batch = as_json(error), Freeing(besides)
         for name, held in leases:
             self._failures.keep(held, error)
             keys = [self._keys.lease(name), self._keys.failure(name)]
             batch.append(fail_load(keys, held, told, TOLD_MS))
         try:
-            yield batch
+            if batch:
+                yield batch
         except RedisUnavailable as away:
             self._fall_back("release", away)
 
@@ -867,12 +897,20 @@ class CacheBody(InvalidationBody):
             yield from self._release([(name, held)], besides)
             return
         self.stats.counts["refresh_errors"] += 1
+        yield from self._back_off_all([(name, held)], besides)
+
+    def _back_off_all(
+        self, leases: Sequence[tuple[bytes, bytes]], besides: Sequence[Command] = ()
+    ) -> Operation[None]:
+        """Nobody is to try these refreshes again for a while."""
         first, longest = int(self.settings.backoff * 1000), int(self.settings.backoff_limit * 1000)
-        jitter = random.randint(500, 1000)
-        keys = [self._keys.lease(name)]
+        batch = Freeing(besides)
+        for name, held in leases:
+            given = (held, first, longest, random.randint(500, 1000), FAILURES_KEPT_MS)
+            batch.append(back_off([self._keys.lease(name)], *given))
         try:
-            back = back_off(keys, held, first, longest, jitter, FAILURES_KEPT_MS)
-            yield Freeing([back, *besides])
+            if batch:
+                yield batch
         except RedisUnavailable as error:
             self._fall_back("back_off", error)
 
@@ -892,6 +930,11 @@ class CacheBody(InvalidationBody):
         written = [self._keys.entry(name), self._keys.lease(name)]
         decided_by = [self._keys.clock, self._keys.marks]
         return [*written, *decided_by, *map(self._keys.index, packed.tags)]
+
+    def _lease_load(self, name: bytes, lease: bytes, ms: int, *, over: bool = False) -> Command:
+        """`over`: take it from an older load."""
+        given = (lease, ms, self._new_epoch(), NOT_AFTER, int(over))
+        return lease_load(self._lease_keys(name), *given)
 
     def _lease_keys(self, name: bytes) -> list[bytes]:
         return [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
@@ -939,11 +982,6 @@ class CacheBody(InvalidationBody):
             )
         return hidden_with(self._pepper, secret)
 
-    def _read_server_clock(self) -> Operation[None]:
-        asked = time.monotonic_ns()
-        (reply,) = yield [(b"TIME",)]
-        self._clock.learn_clock(reply, asked, anew=True)
-
     def _fall_back(self, operation: str, error: RedisUnavailable) -> None:
         self.stats.counts["fallbacks"] += 1
         self.stats.say(f"cache.{operation} went without Redis", error.reason, error)
@@ -956,3 +994,8 @@ def loading(holder: bytes | None) -> bytes:
 
 def new_token() -> bytes:
     return secrets.token_hex(8).encode()
+
+
+def load_lease(ms: int) -> bytes:
+    """What stands under a key's lease while it is loaded: see lua/lib/lease.lua."""
+    return b"load.%b.%d" % (new_token(), ms)

@@ -13,19 +13,17 @@ from stillroom.cache.body import (
     Attempt,
     Packed,
     Stale,
+    load_lease,
     loading,
-    new_token,
 )
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.invalidation import new_epoch
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
 from stillroom.codec import MISS
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
-from stillroom.operation import NOT_AFTER, Call, Freeing, Operation, Pause, Timed
-from stillroom.scripts import lease_load
+from stillroom.operation import Call, Freeing, Operation, Pause, Timed
 from stillroom.times import Duration
 
 T = TypeVar("T")
@@ -106,10 +104,23 @@ class BulkBody(ChangeBody):
 
     def store_many(self, values: Mapping[str, Ready]) -> Operation[dict[str, bool]]:
         """Store what pack_many gave; which of them were stored, by key."""
-        epoch = new_epoch()
-        batch = Timed(self._put(*ready, epoch) for ready in values.values())
-        stored = yield from self._each("set_many", batch)
-        return {key: reply == STORED for key, reply in zip(values, stored, strict=True)}
+        stored = dict.fromkeys(values, False)
+        try:
+            yield from self._before_writing()
+        except RedisUnavailable as error:
+            self._fall_back("set_many", error)
+            return stored
+        late = list(values)
+        for _ in range(2):  # once more for those that were too late: see `set`
+            epoch = self._new_epoch()
+            batch = Timed(self._put(*values[key], epoch) for key in late)
+            replies = dict(zip(late, (yield from self._each("set_many", batch)), strict=True))
+            stored |= {key: reply == STORED for key, reply in replies.items()}
+            late = [key for key, reply in replies.items() if reply == LATE]
+            if not late:
+                break
+            self._clock.doubt_clock()
+        return stored
 
     def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
         """Forget these keys and their loads; which of them held a value, by key. See `invalidate`.
@@ -119,6 +130,7 @@ class BulkBody(ChangeBody):
         names = _names(keys)
         if not names:
             return {}
+        yield from self._agree()
         leases = [self._keys.lease(name) for name in names.values()]
         batch = [(b"DEL", *leases), *((b"UNLINK", self._keys.entry(n)) for n in names.values())]
         _, *counts = yield batch
@@ -253,6 +265,7 @@ class BulkBody(ChangeBody):
         while pending or turns_of_stale:
             taken = yield from self._turns_if_there(pending, recipe, waited_for)
             if taken is None:
+                yield from self._give_up(turns_of_stale, names)
                 return values | (
                     yield from self._load_all([*pending, *turns_of_stale], load_many, recipe)
                 )
@@ -308,15 +321,15 @@ class BulkBody(ChangeBody):
         """
         if not missing:
             return {}, {}
-        known, epoch = self._judges.synced, new_epoch()
-        leases = {key: b"load.%b" % new_token() for key in missing}
+        known = self._judges.synced
+        leases = {key: load_lease(recipe.lease) for key in missing}
         try:
+            yield from self._agree()
             replies = yield Timed(
-                lease_load(self._lease_keys(name), leases[key], recipe.lease, epoch, NOT_AFTER)
-                for key, name in missing.items()
+                self._lease_load(name, leases[key], recipe.lease) for key, name in missing.items()
             )
             if any(reply[0] == LATE for reply in replies):
-                yield from self._read_server_clock()
+                self._clock.doubt_clock()
             waited_for.update((reply[1], None) for reply in replies if len(reply) == 2)
             won = {
                 key: reply for key, reply in zip(missing, replies, strict=True) if reply[0] == WON
@@ -356,10 +369,7 @@ class BulkBody(ChangeBody):
             raise
         except BaseException as error:
             self.stats.counts["load_errors"] += 1
-            if isinstance(error, Exception):
-                yield from self._free_failed(list(leases.values()), error)
-            else:
-                yield from self._release(leases.values())
+            yield from self._failed_turns(leases.values(), error)
             raise
         self.stats.counts["loads"] += 1
         wanted = {key: loaded[key] for key in turns if key in loaded}
@@ -373,6 +383,20 @@ class BulkBody(ChangeBody):
         stored = yield from self._each("store", batch)
         self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
         return {key: back for key, (_, back) in ready.items()}
+
+    def _failed_turns(
+        self, leases: Iterable[tuple[bytes, bytes]], error: BaseException
+    ) -> Operation[None]:
+        """A load of ours failed: whoever waited for it is told, and refreshes back off, as single ones do."""
+        some = list(leases)
+        missing = [(name, held) for name, held in some if held.startswith(b"load.")]
+        yield from self._free_failed(missing, error)
+        refreshed = [lease for lease in some if lease not in missing]
+        self.stats.counts["refresh_errors"] += len(refreshed)
+        yield from self._back_off_all(refreshed)
+
+    def _give_up(self, turns: Mapping[str, Turn], names: Mapping[str, bytes]) -> Operation[None]:
+        yield from self._release((names[key], turn.lease) for key, turn in turns.items())
 
     def _await_others(
         self,

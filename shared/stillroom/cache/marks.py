@@ -167,10 +167,10 @@ def extended(
     for later, a glob can't, so `globs` (a flat list of glob, score) brings all of them with the first rows.
     """
     epoch, seq = read_clock(clock)
-    reached = next(
-        (int(rows[i + 1]) for i in range(0, len(rows), 2) if rows[i] == NEWEST + epoch),
-        marks.synced,
-    )
+    newest = {rows[i]: int(rows[i + 1]) for i in range(0, len(rows), 2) if rows[i][:1] == NEWEST}
+    reached = newest.get(NEWEST + epoch, marks.synced)
+    if reached < seq and any(other >= seq for other in newest.values()):
+        return Marks()  # another epoch has begun since the clock was read: all of this one is dead
     if reached < seq:
         lost = Marks(epoch, dead_below=seq)
         lost.synced, lost.clock = seq, clock

@@ -32,7 +32,8 @@ class Clock:
         for client in self._clients():
             for key in self._keys(client):
                 _shorten(client, key, seconds)
-                if rewrite := REWRITES.get(kind_of(key)):
+                kind = "orders" if key == self._room.keys.orders else kind_of(key)
+                if rewrite := REWRITES.get(kind):
                     rewrite(client, key, round(seconds * 1_000_000))
         self._forget()
 
@@ -68,14 +69,6 @@ def _age_entry(client: Any, key: bytes, us: int) -> None:
         client.set(key, b"\t".join(fields), keepttl=True)
 
 
-def _age_lease(client: Any, key: bytes, us: int) -> None:
-    """`backoff.<until ms>.<n>`; the others have no time in them."""
-    parts = (client.get(key) or b"").split(b".")
-    if parts[0] == b"backoff":
-        parts[1] = b"%d" % max(0, int(parts[1]) - us // 1_000)
-        client.set(key, b".".join(parts), keepttl=True)
-
-
 def _age_session(client: Any, key: bytes, us: int) -> None:
     for field in client.hkeys(key):
         if field in SESSION_TIMES:
@@ -106,9 +99,9 @@ def _earlier(time: bytes, us: int) -> bytes:
 # What holds times besides its TTL, by its kind.
 REWRITES: dict[str, Callable[[Any, bytes, int], None]] = {
     "e": _age_entry,
-    "l": _age_lease,
     "i": _age_scores(1_000),
     "todo": _age_scores(1_000),
+    "orders": _age_scores(1),
     "s": _age_session,
     "x": _age_scores(1),
     "limit": _age_hits,
