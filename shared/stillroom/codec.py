@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticSerializationError
 
 from stillroom.errors import InvalidArgument, StillroomError, ValueTooLarge
+from stillroom.fingerprint import fingerprint
 from stillroom.sameness import has_iterator, is_plain, is_same, lost_in
 from stillroom.settings import Settings
 
@@ -38,6 +39,7 @@ MISS: Any = object()  # no value: None is one
 T = TypeVar("T")
 TYPES_LIMIT = 500  # an app has so many; types made in each request must not pile up
 
+_PLAIN_JSON = (b"j", b"j:")
 _INPUT = re.compile(r",? ?input_value=.*?(?=, input_type=|])")
 
 
@@ -74,6 +76,7 @@ class Codec:
         self._exact_adapters: dict[Any, TypeAdapter[Any]] = {}
         self._open: dict[Any, bool] = {Any: True}
         self._readers: dict[Any, Callable[[bytes], Any]] = {}
+        self._fingerprints: dict[Any, bytes] = {}
 
     def adapter(self, type: Any) -> TypeAdapter[Any]:
         """Return the validator for a type, made once. Raises InvalidArgument for what is no type."""
@@ -92,6 +95,11 @@ class Codec:
             return _kept(self._readers, type, read)
         except TypeError:
             return self.adapter(type).validator.validate_json
+
+    def fingerprint(self, type: Any) -> bytes:
+        """Return what tells values of this type from those of another shape. See fingerprint.py."""
+        found: bytes = _made(self._fingerprints, type, lambda t: fingerprint(t, self.adapter(t)))
+        return found
 
     def encode(self, value: Any, type: Any = Any) -> tuple[bytes, bytes]:
         """Return (codec, payload). See encoded."""
@@ -120,9 +128,9 @@ class Codec:
     def decode(self, codec: bytes, payload: bytes, type: Any = Any) -> Any:
         """Return the value. Raises Undecodable."""
         try:
-            if codec == JSON:
+            if codec[:2] in _PLAIN_JSON:  # behind a colon stands whose value it is
                 return self.reader(type)(payload)
-            return self._decode_other(codec, payload, type)
+            return self._decode_other(codec.partition(b":")[0], payload, type)
         except ValidationError as error:
             kinds = ", ".join(
                 sorted({detail["type"] for detail in error.errors(include_input=False)})

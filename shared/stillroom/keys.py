@@ -13,6 +13,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
 |                   |        |                                                 |              | add, replace    |
+| …e:<key>%other    | string | the same, of a second release of the app: see   | ttl + swr    | commit          |
+|                   |        | lua/lib/places.lua                              |              |                 |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
 |                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
 | ns:{0}:f:<key>    | string | `<lease> <error as JSON>`: the load that failed | 2 s          | fail_load       |
@@ -83,6 +85,7 @@ from stillroom.errors import InvalidKey
 
 UNACKED = "unacked"  # kombu's own name for what workers have taken and not done
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
+OTHER = b"%other"  # behind an entry's key: its other place. No escaped key ends so
 
 # Control characters would break the entry's header line and every log they are printed in;
 # `%` is escaped so that no two keys are ever written the same.
@@ -134,6 +137,10 @@ class Keys:
 
     def entry(self, name: bytes) -> bytes:
         return self.entry_prefix + name
+
+    def other(self, name: bytes) -> bytes:
+        """The entry's other place: see lua/lib/places.lua."""
+        return self.entry_prefix + name + OTHER
 
     def lease(self, name: bytes) -> bytes:
         return self._lease + name

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, Field, TypeAdapter, create_model
 from typing_extensions import TypedDict
 
-from stillroom.cache.fingerprint import fingerprint
+from stillroom.fingerprint import fingerprint
 
 
 def of(type: Any, version: object = None) -> bytes:
@@ -80,7 +80,7 @@ class Thing:
 def test_it_is_the_same_in_every_process() -> None:
     """Whatever the order of sets and the addresses of classes."""
     program = (
-        "from pydantic import TypeAdapter; from stillroom.cache.fingerprint import fingerprint\n"
+        "from pydantic import TypeAdapter; from stillroom.fingerprint import fingerprint\n"
         "import dataclasses\n"
         "@dataclasses.dataclass\nclass Thing:\n    tags: set[str]\n    size: int = 3\n"
         "print(fingerprint(Thing, TypeAdapter(Thing)).decode())"

@@ -41,6 +41,7 @@ from stillroom.cache.probe import LAG_SUM, NOT_KEPT, lag_bucket
 from stillroom.codec import MISS, Codec, Encoded, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.errors import LoadShed, RedisRefused, RedisUnavailable, UnknownLoader
+from stillroom.fingerprint import fingerprint
 from stillroom.keys import Keys, sanitized
 from stillroom.operation import NOT_AFTER, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
@@ -74,6 +75,7 @@ TAKEN, QUEUED = 1, 0  # what lua/take_place.lua answers; -1: the queue is full
 QUEUE_S = 1.0  # how long a load waits for a place …
 QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
+APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
 NOT_KEPT_LIMIT, NAME_LIMIT = 100, 100  # loaders that are counted by name, and its letters
 TRIM_BITE = 5_000  # marks dropped by one script call
 
@@ -103,6 +105,7 @@ class Packed(NamedTuple):
     rest: bytes
     tags: list[bytes]
     life: Life
+    release: bytes
 
 
 class Attempt(NamedTuple):
@@ -142,6 +145,7 @@ class CacheBody(InvalidationBody):
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
         self._failures = Failures()
+        self._apart_until = 0.0  # two releases of the app were seen to be at work; time.monotonic()
         self._not_kept: set[str] = set()  # loaders whose values could not be kept
 
     # Reading
@@ -162,10 +166,13 @@ class CacheBody(InvalidationBody):
         self._codec.reader(type)  # what is no type is refused on a miss, too
         try:
             entry, freshness = yield from self._look(name)
+            value = MISS if entry is None else self._decode(entry, type)
+            if value is MISS and entry is not None and entry.release:
+                entry, freshness, value = yield from self._look_beside(name, type)
         except RedisUnavailable as error:
             self._fall_back("get", error)
             return default
-        value = self._counted(entry, freshness, type)
+        self._count(value, freshness)
         if value is MISS or entry is None:
             return default
         if freshness is Freshness.STALE and entry.source:
@@ -185,10 +192,13 @@ class CacheBody(InvalidationBody):
         self._codec.reader(type)
         try:
             entry, freshness = yield from self._look(name)
+            value = MISS if entry is None else self._decode(entry, type)
+            if value is MISS and entry is not None and entry.release:
+                entry, freshness, value = yield from self._look_beside(name, type)
         except RedisUnavailable as error:
             self._fall_back("get_entry", error)
             return None
-        if entry is None or (value := self._decode(entry, type)) is MISS:
+        if value is MISS or entry is None:
             return None
         return CachedValue(
             value,
@@ -252,11 +262,12 @@ class CacheBody(InvalidationBody):
 
     def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """The value under a sanitized key, loaded by its recipe if it has to be."""
-        found = yield from self._look_if_there("get_or_set", name)
+        found = yield from self._look_if_there("get_or_set", name, recipe.release)
         if found is None:
             return (yield from self._load_for_myself(recipe))
         entry, freshness = found
-        value = self._counted(entry, freshness, recipe.type)
+        value = MISS if entry is None else self._decode(entry, recipe.type)
+        self._count(value, freshness)
         if value is MISS or entry is None:
             return (yield from self._load(name, recipe))
         if freshness is Freshness.FRESH:
@@ -285,7 +296,7 @@ class CacheBody(InvalidationBody):
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
         lease_ms = self._keeper.lease(lease)
         loader = Loader(function, key, keeping, lease_ms, self._texts, **options)
-        self._codec.adapter(loader.type)
+        loader.release = fingerprint(loader.type, self._codec.adapter(loader.type), loader.version)
         self.loaders.register(loader)
         return loader
 
@@ -354,11 +365,15 @@ class CacheBody(InvalidationBody):
         )
         if claimed is None:
             return self._report(order, "superseded")
-        held, clock, raw = claimed
+        held, clock, first, other = claimed
+        raw, _ = self._own(first, other, name, recipe.release)
         entry, freshness = yield from self._judge(raw, name, clock, known)
-        if (
-            entry is None or freshness is not Freshness.STALE
-        ):  # fresh again, or gone: its next reader loads it
+        if entry is None and raw is None and first is not None:
+            # Whoever asked is served its own until it ends. Asking at once again would change nothing.
+            yield from self._back_off_all([(name, held)])
+            return self._report(order, "another release's")
+        if entry is None or freshness is not Freshness.STALE:
+            # Fresh again, or gone: then its next reader loads it.
             yield from self._release([(name, held)])
             return self._report(order, "not needed")
         _, lost = yield from self._load_under(name, held, clock, recipe, self._back_off)
@@ -440,21 +455,63 @@ class CacheBody(InvalidationBody):
             yield from self.deliver()
         yield from self._agree()
 
-    def _look(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
-        """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands."""
+    def _look(self, name: bytes, release: bytes = b"") -> Operation[tuple[Entry | None, Freshness]]:
+        """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands.
+
+        With a `release` another release's value is none: then the key's other place is looked at.
+        """
         known = self._judges.synced
+        if self._apart_until and time.monotonic() < self._apart_until:
+            return (yield from self._look_at_both(name, release))
         raw, clock = yield from self._read((self._keys.entry(name),), known)
         entry, freshness = self._judge_at_once(raw, name, clock)
-        if freshness is not None:
-            return entry, freshness
-        return (yield from self._judge(raw, name, clock, known))
+        if freshness is None:
+            entry, freshness = yield from self._judge(raw, name, clock, known)
+        if release and entry is not None and entry.codec[2:] not in (release, b""):
+            return (yield from self._look_at_both(name, release))
+        return entry, freshness
+
+    def _look_at_both(
+        self, name: bytes, release: bytes
+    ) -> Operation[tuple[Entry | None, Freshness]]:
+        """The same while two releases of the app are at work: of both places, in one round trip."""
+        known = self._judges.synced
+        keys = self._keys.entry(name), self._keys.other(name)
+        first, other, clock = yield from self._read(keys, known)
+        raw, is_beside = self._own(first, other, name, release)
+        if raw is not first:
+            self._apart_until = time.monotonic() + APART_S
+        return (yield from self._judge(raw, name, clock, known, is_beside))
+
+    def _own(
+        self, first: bytes | None, other: bytes | None, name: bytes, release: bytes
+    ) -> tuple[bytes | None, bool]:
+        """(which of the entries in a key's two places is this release's, whether that is the other place)."""
+        entry = self._parsed(first, name) if first is not None else None
+        if entry is not None and (not release or entry.release in (release, b"")):
+            return first, False
+        beside = self._parsed(other, name) if other is not None else None
+        if beside is not None and (not release or beside.release == release):
+            return other, True
+        return None, False
+
+    def _look_beside(
+        self, name: bytes, type: Any
+    ) -> Operation[tuple[Entry | None, Freshness, Any]]:
+        """The entry, its freshness and its value for a reader whom that of another release does not fit."""
+        self._apart_until = time.monotonic() + APART_S
+        known = self._judges.synced
+        raw, clock = yield from self._read((self._keys.other(name),), known)
+        entry, freshness = yield from self._judge(raw, name, clock, known, True)
+        value = MISS if entry is None else self._decode(entry, type)
+        return entry, freshness, value
 
     def _look_if_there(
-        self, what: str, name: bytes
+        self, what: str, name: bytes, release: bytes
     ) -> Operation[tuple[Entry | None, Freshness] | None]:
-        """The same, or None where Redis is away."""
+        """What `_look` gives, or None where Redis is away."""
         try:
-            return (yield from self._look(name))
+            return (yield from self._look(name, release))
         except RedisUnavailable as error:
             self._fall_back(what, error)
             return None
@@ -494,7 +551,12 @@ class CacheBody(InvalidationBody):
         return (None if freshness is Freshness.DEAD else entry), freshness
 
     def _judge(
-        self, raw: bytes | None, name: bytes, clock: bytes | None, known: int
+        self,
+        raw: bytes | None,
+        name: bytes,
+        clock: bytes | None,
+        known: int,
+        is_beside: bool = False,
     ) -> Operation[tuple[Entry | None, Freshness]]:
         """The same, having asked. `known` is how far this process knew before it read them."""
         entry, freshness = self._judge_at_once(raw, name, clock)
@@ -502,7 +564,7 @@ class CacheBody(InvalidationBody):
             (freshness,) = yield from self._judges.settle([entry], clock, known)
         if entry is None or freshness is None or freshness is Freshness.DEAD:
             return None, Freshness.DEAD
-        return entry, freshness
+        return (entry._replace(is_beside=True) if is_beside else entry), freshness
 
     def _parsed(self, raw: bytes, name: bytes) -> Entry | None:
         try:
@@ -522,14 +584,12 @@ class CacheBody(InvalidationBody):
         self.stats.counts["decode_errors"] += 1
         self.stats.say(f"unreadable {what}, a miss", what, f"{name[:100]!r}: {error}")
 
-    def _counted(self, entry: Entry | None, freshness: Freshness, type: Any) -> Any:
-        """The value of what a reader found, or MISS; and one more of its kind."""
-        value = MISS if entry is None else self._decode(entry, type)
+    def _count(self, value: Any, freshness: Freshness) -> None:
+        """Count one more lookup of its kind."""
         if value is MISS:
             self.stats.counts["misses"] += 1
         else:
             self.stats.counts["hits" if freshness is Freshness.FRESH else "stale"] += 1
-        return value
 
     # Loading
 
@@ -590,9 +650,10 @@ class CacheBody(InvalidationBody):
     ) -> Operation[Attempt]:
         """What has become of the load that is waited for."""
         known = self._judges.synced
-        written = self._keys.entry(name), self._keys.clock
+        written = self._keys.entry(name), self._keys.other(name), self._keys.clock
         told = self._keys.lease(name), self._keys.failure(name)
-        ((raw, clock, holder, failure),) = yield [(b"MGET", *written, *told)]
+        ((first, other, clock, holder, failure),) = yield [(b"MGET", *written, *told)]
+        raw, _ = self._own(first, other, name, recipe.release)
         entry, _ = yield from self._judge(raw, name, clock, known)
         value = MISS if entry is None else self._decode(entry, recipe.type)
         if value is not MISS:
@@ -610,9 +671,10 @@ class CacheBody(InvalidationBody):
                 self._clock.doubt_clock()
             if reply[0] != WON:
                 return Attempt(holder=reply[1] if len(reply) > 1 else b"")
-            _, clock, raw, foreign = reply
+            _, clock, first, foreign, other = reply
             if foreign:
                 self._count_unreadable("key", name, ValueError("not a string"))
+            raw, _ = self._own(first, other, name, recipe.release)
             entry, _ = yield from self._judge(raw, name, clock, known)
         except GeneratorExit:
             raise
@@ -716,7 +778,7 @@ class CacheBody(InvalidationBody):
             if life is None:
                 return None, back
             tags, source = recipe.tags(value), self._source(recipe)
-            return self._packed(name, encoded, tags, source, life), back
+            return self._packed(name, encoded, tags, source, life, recipe.release), back
         except Exception as error:  # too large, no JSON, a tag that is none, a function that failed
             self._count_not_kept(recipe.name)
             self.stats.say(
@@ -804,7 +866,8 @@ class CacheBody(InvalidationBody):
         lease_ms = int(self.settings.refresh_lease * 1000)
         batch = Timed()
         for one in stale:
-            keys = [self._keys.lease(one.name), self._keys.entry(one.name)]
+            place = self._keys.other if one.entry.is_beside else self._keys.entry
+            keys = [self._keys.lease(one.name), place(one.name)]
             seen = b"1\t%b\t%d\t%d\t" % (one.entry.epoch, one.entry.stamp, one.entry.fresh_until)
             given = (new_token(), lease_ms, seen, NOT_AFTER, FAILURES_KEPT_MS)
             batch.append(lease_refresh(keys, *given))
@@ -924,12 +987,13 @@ class CacheBody(InvalidationBody):
         epoch, seq = read_clock(clock)
         marks = [b"t:" + tag for tag in packed.tags]
         keys, life = self._writing_keys(name, packed), packed.life
-        return commit(keys, held, epoch, seq, name, packed.rest, life.ttl, life.whole, *marks)
+        times = life.ttl, life.whole
+        return commit(keys, held, epoch, seq, name, packed.rest, *times, packed.release, *marks)
 
     def _writing_keys(self, name: bytes, packed: Packed) -> list[bytes]:
         written = [self._keys.entry(name), self._keys.lease(name)]
-        decided_by = [self._keys.clock, self._keys.marks]
-        return [*written, *decided_by, *map(self._keys.index, packed.tags)]
+        others = [self._keys.clock, self._keys.marks, self._keys.other(name)]
+        return [*written, *others, *map(self._keys.index, packed.tags)]
 
     def _lease_load(self, name: bytes, lease: bytes, ms: int, *, over: bool = False) -> Command:
         """`over`: take it from an older load."""
@@ -937,7 +1001,8 @@ class CacheBody(InvalidationBody):
         return lease_load(self._lease_keys(name), *given)
 
     def _lease_keys(self, name: bytes) -> list[bytes]:
-        return [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
+        places = self._keys.entry(name), self._keys.other(name)
+        return [self._keys.lease(name), places[0], self._keys.clock, self._keys.marks, places[1]]
 
     def _recipe(self, call: Call, tags: Sequence[TagSpec], type: Any, keeping: Keeping) -> Recipe:
         given, kind = several("tags", tags), result_of(call.function) if type is None else type
@@ -950,7 +1015,8 @@ class CacheBody(InvalidationBody):
                 for t in (several("tags", tag(value)) if callable(tag) else [tag])
             ]
 
-        return Recipe(call, kind, keeping, self._keeper.lease(None), tags_of)
+        release = self._codec.fingerprint(kind)
+        return Recipe(call, kind, keeping, self._keeper.lease(None), tags_of, release)
 
     def _pack(
         self,
@@ -965,11 +1031,18 @@ class CacheBody(InvalidationBody):
         return self._packed(name, encoded, tags, source, self._keeper.jittered(life))
 
     def _packed(
-        self, name: bytes, encoded: Encoded, tags: Sequence[str], source: bytes, life: Life
+        self,
+        name: bytes,
+        encoded: Encoded,
+        tags: Sequence[str],
+        source: bytes,
+        life: Life,
+        release: bytes = b"",
     ) -> Packed:
         names = [sanitized(tag) for tag in tags]
-        rest = body(encoded.codec, source, name, names, encoded.payload)
-        return Packed(rest, names, life)
+        codec = b"%b:%b" % (encoded.codec, release) if release else encoded.codec
+        rest = body(codec, source, name, names, encoded.payload)
+        return Packed(rest, names, life, release)
 
     def _hidden(self, secret: bytes) -> str:
         """What stands in a key for a secret argument."""

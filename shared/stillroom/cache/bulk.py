@@ -60,7 +60,9 @@ class BulkBody(ChangeBody):
         names = _names(keys)
         self._codec.reader(type)
         try:
-            found = yield from self._look_many(list(names.values()))
+            found = yield from self._look_many(
+                list(names.values()), lambda entry: self._decode(entry, type) is not MISS
+            )
         except RedisUnavailable as error:
             self._fall_back("get_many", error)
             return {}
@@ -132,7 +134,8 @@ class BulkBody(ChangeBody):
             return {}
         yield from self._agree()
         leases = [self._keys.lease(name) for name in names.values()]
-        batch = [(b"DEL", *leases), *((b"UNLINK", self._keys.entry(n)) for n in names.values())]
+        places = [(self._keys.entry(name), self._keys.other(name)) for name in names.values()]
+        batch = [(b"DEL", *leases), *((b"UNLINK", *both) for both in places)]
         _, *counts = yield batch
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
@@ -187,7 +190,7 @@ class BulkBody(ChangeBody):
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
         recipe = self._recipe(Call(load_many), tags, kind, keeping)
         try:
-            found = yield from self._look_many(list(names.values()))
+            found = yield from self._look_many(list(names.values()), recipe.owns)
         except RedisUnavailable as error:
             self._fall_back("get_or_set_many", error)
             return (yield from self._load_all(list(names), load_many, recipe))
@@ -203,13 +206,33 @@ class BulkBody(ChangeBody):
 
     # Steps
 
-    def _look_many(self, names: Sequence[bytes]) -> Operation[list[Found | None]]:
-        """For each of these names the entry and its freshness, or None where there is none."""
+    def _look_many(
+        self, names: Sequence[bytes], fits: Callable[[Entry], bool]
+    ) -> Operation[list[Found | None]]:
+        """For each of these names the entry and its freshness, or None where there is none.
+
+        Where another release's value is in the way that does not fit, the key's other place is looked at.
+        """
+        prefix = self._keys.entry_prefix
+        found = yield from self._look_in([prefix + name for name in names], names)
+        unfit = [n for n, one in enumerate(found) if one and one[0].release and not fits(one[0])]
+        if unfit:
+            others = [names[n] for n in unfit]
+            beside = yield from self._look_in([self._keys.other(name) for name in others], others)
+            for n, one in zip(unfit, beside, strict=True):
+                found[n] = None
+                if one is not None and fits(one[0]):
+                    found[n] = one[0]._replace(is_beside=True), one[1]
+        return found
+
+    def _look_in(
+        self, places: Sequence[bytes], names: Sequence[bytes]
+    ) -> Operation[list[Found | None]]:
+        """What is in these places, which are of these names."""
         if not names:
             return []
         known = self._judges.synced
-        prefix = self._keys.entry_prefix
-        *raws, clock = yield from self._read([prefix + name for name in names], known)
+        *raws, clock = yield from self._read(places, known)
         parse = self._parsed
         parsed = [raw and parse(raw, name) for raw, name in zip(raws, names, strict=True)]
         entries = [entry for entry in parsed if entry]
@@ -348,7 +371,8 @@ class BulkBody(ChangeBody):
     ) -> Operation[dict[str, Any]]:
         """The values that others have stored between our look and our leases."""
         values: dict[str, Any] = {}
-        for key, (_, clock, raw, _) in won.items():
+        for key, (_, clock, first, _, other) in won.items():
+            raw, _ = self._own(first, other, missing[key], recipe.release)
             entry, _ = yield from self._judge(raw, missing[key], clock, known)
             if entry is not None and (value := self._decode(entry, recipe.type)) is not MISS:
                 values[key] = value
@@ -430,7 +454,7 @@ class BulkBody(ChangeBody):
         self, held: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
     ) -> Operation[dict[str, Attempt]]:
         """What has become of the loads that are waited for, by key."""
-        found = yield from self._look_many(list(held.values()))
+        found = yield from self._look_many(list(held.values()), recipe.owns)
         leases = [self._keys.lease(name) for name in held.values()]
         failures = [self._keys.failure(name) for name in held.values()]
         ((*told,),) = yield [(b"MGET", *leases, *failures)]

@@ -73,6 +73,7 @@ class Cache(Face):
         lease: Duration | None = None,
         ignore: Sequence[str] = (),
         at_once: int | None = None,
+        version: str | int | None = None,
     ) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
         """Register a function as a loader, and answer its calls from the cache.
 
@@ -87,6 +88,8 @@ class Cache(Face):
         messages to workers call it, by default the function's name; keep it stable. `lease`: a load that takes
         longer is not stored; seconds or a timedelta. `at_once`: so many loads run at the same time in all
         processes (for each shard of the cache); as many more wait for a second, all others raise LoadShed: a 503.
+        While two releases of an app run, values of another shape of type are kept apart; so are those of another
+        `version`, for what the type does not show.
         Raises InvalidArgument, InvalidKey.
         """
         _check_key(key)
@@ -108,6 +111,7 @@ class Cache(Face):
                 lease=lease,
                 ignore=ignore,
                 at_once=at_once,
+                version=version,
             )
             return CachedFunction(loader, self._body, self._driver)
 
@@ -164,6 +168,7 @@ class AsyncCache(Face):
         lease: Duration | None = None,
         ignore: Sequence[str] = (),
         at_once: int | None = None,
+        version: str | int | None = None,
     ) -> AsyncRegister:
         """Register a coroutine function, or a plain one, as a loader, and answer its calls from the cache.
 
@@ -184,6 +189,7 @@ class AsyncCache(Face):
                 lease=lease,
                 ignore=ignore,
                 at_once=at_once,
+                version=version,
             )
             return AsyncCachedFunction(loader, self._body, self._driver)
 

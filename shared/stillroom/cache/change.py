@@ -132,8 +132,12 @@ class ChangeBody(CacheBody):
 
     def _see(self, name: bytes) -> Operation[Seen]:
         known = self._judges.synced
-        raw, clock = yield from self._read((self._keys.entry(name),), known)
-        entry, _ = yield from self._judge(raw, name, clock, known)
+        keys = self._keys.entry(name), self._keys.other(name)
+        first, other, clock = yield from self._read(keys, known)
+        raw, is_beside = self._own(first, other, name, b"")
+        entry, _ = yield from self._judge(raw, name, clock, known, is_beside)
+        if entry is None:
+            raw = first  # how it begins decides whether it may be replaced
         if raw is None:
             return Seen(b"", b"", None)
         fields = raw.split(b"\t", 4)
@@ -149,7 +153,9 @@ class ChangeBody(CacheBody):
         """`is_new`: the value is another, and a load that is under way is to lose to it."""
         entry = seen.entry
         assert entry is not None
-        keys = [self._keys.entry(name), self._keys.lease(name), self._keys.marks]
+        place = self._keys.other if entry.is_beside else self._keys.entry
+        keys = [place(name), self._keys.lease(name), self._keys.marks]
         keys += map(self._keys.index, entry.tags)
-        becomes = (entry.epoch, entry.stamp, name, body, ttl, life)
+        indexed = place(name).removeprefix(self._keys.entry_prefix)
+        becomes = (entry.epoch, entry.stamp, indexed, body, ttl, life)
         return replace(keys, seen.head, *becomes, NOT_AFTER, seen.seq, int(is_new))

@@ -149,7 +149,7 @@ class InvalidationBody:
                 keys = [name[2:] for name in some]
                 # The lease first: without it no load can store its value behind the UNLINK.
                 yield (b"DEL", *map(self._keys.lease, keys))
-                yield (b"UNLINK", *map(self._keys.entry, keys))
+                yield (b"UNLINK", *map(self._keys.entry, keys), *map(self._keys.other, keys))
             elif kind == EVERYTHING:
                 yield clear(self._marking_keys(), self._new_epoch(), self._keep_ms)
             else:

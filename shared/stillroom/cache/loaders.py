@@ -22,6 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from stillroom.cache.arguments import Texts, Unkeyable
+from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Keeping
 from stillroom.cache.template import Template, shortened
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
@@ -40,9 +41,14 @@ class Recipe(NamedTuple):
     keeping: Keeping
     lease: int  # ms
     tags: Callable[[Any], list[str]]
+    release: bytes  # what tells its values from those of another release of the app
     loader: Loader | None = None  # a registered one can be run by a worker
     values: Mapping[str, Any] = {}
     at_once: int = 0  # loads of this loader that may run at the same time; 0: any number
+
+    def owns(self, entry: Entry) -> bool:
+        """Whether an entry is this release's, or everybody's."""
+        return not self.release or entry.release in (self.release, b"")
 
     @property
     def name(self) -> str:
@@ -80,8 +86,11 @@ class Loader:
         name: str | None = None,
         ignore: Sequence[str] = (),
         at_once: int | None = None,
+        version: str | int | None = None,
     ) -> None:
         self.function = function
+        self.version = version
+        self.release = b""  # set where it is registered
         self.at_once = _checked_places(at_once)
         self.keeping = keeping
         self.lease = lease
@@ -140,7 +149,8 @@ class Loader:
         call = Call(self.function, (), values)
         tags = self._tagger(values)
         return Recipe(
-            *(call, self.type, self.keeping, self.lease, tags, self, values), self.at_once
+            *(call, self.type, self.keeping, self.lease, tags, self.release, self, values),
+            self.at_once,
         )
 
     def _tagger(self, values: Mapping[str, Any]) -> Callable[[Any], list[str]]:

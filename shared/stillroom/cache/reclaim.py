@@ -25,7 +25,7 @@ from stillroom.cache.marks import TRIMMED, Marks, Verdict, question, read_clock
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import Order
 from stillroom.errors import RedisRefused, RedisUnavailable
-from stillroom.keys import glob_literal
+from stillroom.keys import OTHER, glob_literal
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import (
     drop_globs,
@@ -445,8 +445,10 @@ class ReclaimBody(BulkBody):
                 texts[n] = raw or b""
         heads = {}
         for key, text in zip(keys, texts, strict=True):
-            if head := parse_head(text, key.removeprefix(self._keys.entry_prefix)):
-                heads[key] = head
+            name = key.removeprefix(self._keys.entry_prefix)
+            if head := parse_head(text, name.removesuffix(OTHER)):
+                begins, entry = head
+                heads[key] = begins, entry._replace(is_beside=name.endswith(OTHER))
         return heads, clock, globs or []
 
     def _tolerant(self, batch: Sequence[Command]) -> Operation[list[Any]]:
