@@ -99,6 +99,12 @@ def client(server: EmbeddedServer) -> Iterator[Any]:
 
 
 @pytest.fixture
+def state_client(client: Any) -> Any:
+    """The same for the server of the state, which is the cache's here, and is not in tests/cluster."""
+    return client
+
+
+@pytest.fixture
 def settings(server: EmbeddedServer) -> Settings:
     """Deadlines are what tests/faults is about; elsewhere a busy machine is no reason to give up."""
     return Settings(**{"redis_url": server.url} | PATIENT)

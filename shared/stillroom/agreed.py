@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from stillroom.errors import SettingsDiffer
+from stillroom.errors import RedisUnavailable, SettingsDiffer
 from stillroom.keys import Keys
 from stillroom.operation import Operation
 from stillroom.scripts import agree
@@ -80,10 +80,13 @@ class Agreed:
 
         Source: one script. Redis away: RedisUnavailable; then nothing is known, and it is due again.
         """
-        self._not_before = time.monotonic() + ASK_AGAIN_S
-        told = yield from self._ask(
-            [(name, *mine_and_rule) for name, mine_and_rule in self._mine.items()]
-        )
+        try:
+            told = yield from self._ask(
+                [(name, *mine_and_rule) for name, mine_and_rule in self._mine.items()]
+            )
+        except RedisUnavailable:
+            self._not_before = time.monotonic() + ASK_AGAIN_S
+            raise
         self._known = {**self._known, **told}
         self._compared_on, self._not_before = self._server.run, 0.0
         return self._known

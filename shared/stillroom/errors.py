@@ -107,6 +107,11 @@ class RedisUnavailable(StillroomError):
         self.reason = reason
         self.detail = detail
 
+    @property
+    def may_be_done(self) -> bool:
+        """Whether Redis may have done, or may still do, what it was asked for: it was sent, and no answer came."""
+        return self.reason in UNANSWERED
+
 
 class RedisRefused(RedisUnavailable):
     """The server answered with an error: OOM, READONLY, NOPERM, LOADING, WRONGTYPE …
@@ -142,6 +147,10 @@ class SettingsDiffer(RedisUnavailable):
         self.who = who
 
 
+# Reasons that say nothing of whether a command was done.
+UNANSWERED = frozenset({"timeout", "closed", "protocol"})
+# What a server answers that refuses this one command, and would any time: it is not away.
+OF_THE_COMMAND = frozenset({"wrongtype", "err"})
 # Reasons that another attempt, later, will not mend.
 FINAL = frozenset(
     {"auth", "select", "time", "noauth", "wrongpass", "noperm", "protocol", "nocluster", "settings"}

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stillroom.errors import SettingsError, did_you_mean
+from stillroom.subject import unwrapped_network
 
 PREFIX = "STILLROOM_"
 SCHEMES = ("redis", "rediss", "unix")
@@ -63,19 +64,21 @@ def _words(value: object) -> object:
 
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for text in values:
-        try:
-            ip_network(text)
-        except ValueError as error:
-            raise ValueError(
-                f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}"
-            ) from None
-    return values
+    """Checked. One of IPv4 in IPv6's notation is that of IPv4: so are the addresses that are compared with it."""
+    return tuple(map(_network, values))
+
+
+def _network(text: str) -> str:
+    try:
+        network = ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}") from None
+    plain = unwrapped_network(network, nat64=False)
+    return text if plain is network else str(plain)
 
 
 def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
-    _networks(_with_addresses(values))
-    return values
+    return tuple(text if text == UNIX else _network(text) for text in values)
 
 
 def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:

@@ -50,6 +50,9 @@ def test_a_broken_promise_is_told_as_a_story(world: World) -> None:
         def end(self) -> None:
             raise Broken("k is gone")
 
+        def close(self) -> None:
+            pass
+
     text = told(world, 7, Model, AssertionError())
     assert text.startswith("seed 7: Broken('k is gone')")
     assert "set k: put.lua" in text

@@ -43,7 +43,7 @@ from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.errors import LoadShed, RedisRefused, RedisUnavailable, UnknownLoader
 from stillroom.fingerprint import fingerprint
 from stillroom.keys import Keys, sanitized
-from stillroom.operation import NOT_AFTER, Call, Freeing, Once, Operation, Pause, Timed
+from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
     claim_refresh,
@@ -77,6 +77,7 @@ QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
 APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
 NOT_KEPT_LIMIT, NAME_LIMIT = 100, 100  # loaders that are counted by name, and its letters
+TRIES = 2  # to put a value
 TRIM_BITE = 5_000  # marks dropped by one script call
 
 
@@ -119,6 +120,13 @@ class Attempt(NamedTuple):
     @property
     def is_open(self) -> bool:
         return self.clock is None and self.value is MISS and self.failure is None
+
+
+class Ready(NamedTuple):
+    """A value ready to be put under its sanitized key."""
+
+    name: bytes
+    packed: Packed
 
 
 class CacheBody(InvalidationBody):
@@ -329,18 +337,56 @@ class CacheBody(InvalidationBody):
         name = sanitized(key)
         life = self._keeper.life(ttl, swr)
         packed = self._pack(name, value, type, several("tags", tags), b"", life)
+        (stored,) = yield from self._put_all("set", [Ready(name, packed)])
+        return stored
+
+    def _put_all(self, what: str, values: Sequence[Ready]) -> Operation[list[bool]]:
+        """Store these values; which of them were stored. Each fails for itself."""
+        stored = [False] * len(values)
         try:
             yield from self._before_writing()
-            stores = Timed([self._put(name, packed, self._new_epoch())])
-            (stored,) = yield stores
-            if stored == LATE:
-                # Too late, and yet its answer is here in time: the server's clock is not where we thought.
-                self._clock.doubt_clock()
-                (stored,) = yield stores
         except RedisUnavailable as error:
-            self._fall_back("set", error)
-            return False
-        return bool(stored == STORED)
+            self._fall_back(what, error)
+            return stored
+        verified_on, left = self._judges.run, list(range(len(values)))
+        for _ in range(TRIES):
+            epoch = self._new_epoch()
+            puts = Timed(self._put(*values[place], epoch) for place in left)
+            replies = dict(zip(left, (yield from self._each(what, puts)), strict=True))
+            for place, reply in replies.items():
+                stored[place] = reply == STORED
+            left = yield from self._left_to_put(what, replies, verified_on)
+            if not left:
+                break
+        return stored
+
+    def _left_to_put(
+        self, what: str, replies: Mapping[int, Any], verified_on: bytes | None
+    ) -> Operation[list[int]]:
+        """Which of these to put once more, though they were answered."""
+        if verified_on is not None and self._judges.is_unverified:
+            # This very call met another run of the server. What it stored there is as dead as the epoch it is in.
+            try:
+                yield from self._judges.verify()
+            except RedisUnavailable as error:
+                self._fall_back(what, error)
+                return []
+            return list(replies)
+        late = [place for place, reply in replies.items() if reply == LATE]
+        if late:  # and yet its answer is here in time: the server's clock is not where we thought
+            self._clock.doubt_clock()
+        return late
+
+    def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
+        """The replies to a batch, in which each command fails for itself: None is a failure."""
+        if not batch:
+            return []
+        try:
+            replies: list[Any] = yield batch
+        except RedisUnavailable as error:
+            self._fall_back(what, error)
+            replies = getattr(error, "replies", None) or [None] * len(batch)
+        return [None if isinstance(reply, Exception) else reply for reply in replies]
 
     # Background work
 
@@ -359,7 +405,7 @@ class CacheBody(InvalidationBody):
             self.stats.counts["refresh_errors"] += 1
             raise
         known = self._judges.synced
-        yield from self._agree()
+        yield from self.agree()
         (claimed,) = yield Once(
             [claim_refresh(claim, order.token, recipe.lease, self._new_epoch())]
         )
@@ -399,7 +445,7 @@ class CacheBody(InvalidationBody):
         key = self.loaders[order.loader].key(recipe.values)
         name = sanitized(key)
         lease = load_lease(recipe.lease)
-        yield from self._agree()
+        yield from self._before_writing()
         takes = Timed([self._lease_load(name, lease, recipe.lease, over=True)])
         (reply,) = yield takes
         if reply[0] == LATE:
@@ -443,17 +489,19 @@ class CacheBody(InvalidationBody):
         """A judge that knows nothing yet, and will remember so many marks."""
 
         def verifying(epoch: bytes, seq: int) -> Operation[Command]:
-            yield from self._agree()
+            yield from self.agree()
             given = (self._new_epoch(), self._keep_ms, epoch, seq)
             return verify_epoch(self._marking_keys(), *given)
 
         return Judge(self._keys, self._clock, limit, verifying)
 
     def _before_writing(self) -> Operation[None]:
-        """Let Redis know what this process knows, and this process whether it may write at all."""
+        """Let Redis know what this process knows, and this process whether it may write, and into which epoch."""
         if self._outbox.waiting:
             yield from self.deliver()
-        yield from self._agree()
+        yield from self.agree()
+        if self._judges.is_unverified:
+            yield from self._judges.verify()
 
     def _look(self, name: bytes, release: bytes = b"") -> Operation[tuple[Entry | None, Freshness]]:
         """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands.
@@ -665,7 +713,7 @@ class CacheBody(InvalidationBody):
         """Try to make the load ours. There may be a value by now: another load was done since we looked."""
         known = self._judges.synced
         try:
-            yield from self._agree()
+            yield from self._before_writing()
             (reply,) = yield Timed([self._lease_load(name, lease, recipe.lease)])
             if reply[0] == LATE:
                 self._clock.doubt_clock()
@@ -869,7 +917,7 @@ class CacheBody(InvalidationBody):
             place = self._keys.other if one.entry.is_beside else self._keys.entry
             keys = [self._keys.lease(one.name), place(one.name)]
             seen = b"1\t%b\t%d\t%d\t" % (one.entry.epoch, one.entry.stamp, one.entry.fresh_until)
-            given = (new_token(), lease_ms, seen, NOT_AFTER, FAILURES_KEPT_MS)
+            given = (new_token(), lease_ms, seen, IN_TIME, FAILURES_KEPT_MS)
             batch.append(lease_refresh(keys, *given))
         try:
             replies = yield batch
@@ -981,7 +1029,7 @@ class CacheBody(InvalidationBody):
 
     def _put(self, name: bytes, packed: Packed, epoch: str) -> Command:
         keys, life = self._writing_keys(name, packed), packed.life
-        return put(keys, epoch, NOT_AFTER, name, packed.rest, life.ttl, life.whole)
+        return put(keys, epoch, IN_TIME, name, packed.rest, life.ttl, life.whole)
 
     def _commit(self, name: bytes, held: bytes, clock: bytes, packed: Packed) -> Command:
         epoch, seq = read_clock(clock)
@@ -997,7 +1045,7 @@ class CacheBody(InvalidationBody):
 
     def _lease_load(self, name: bytes, lease: bytes, ms: int, *, over: bool = False) -> Command:
         """`over`: take it from an older load."""
-        given = (lease, ms, self._new_epoch(), NOT_AFTER, int(over))
+        given = (lease, ms, self._new_epoch(), IN_TIME, int(over))
         return lease_load(self._lease_keys(name), *given)
 
     def _lease_keys(self, name: bytes) -> list[bytes]:

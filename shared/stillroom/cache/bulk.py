@@ -6,16 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
-from stillroom.cache.body import (
-    LATE,
-    STORED,
-    WON,
-    Attempt,
-    Packed,
-    Stale,
-    load_lease,
-    loading,
-)
+from stillroom.cache.body import LATE, WON, Attempt, Ready, Stale, load_lease, loading
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.keeping import TtlOf
@@ -36,13 +27,6 @@ class Turn(NamedTuple):
 
     lease: bytes
     clock: bytes
-
-
-class Ready(NamedTuple):
-    """A value ready to be stored under a sanitized key."""
-
-    name: bytes
-    packed: Packed
 
 
 class BulkBody(ChangeBody):
@@ -106,23 +90,8 @@ class BulkBody(ChangeBody):
 
     def store_many(self, values: Mapping[str, Ready]) -> Operation[dict[str, bool]]:
         """Store what pack_many gave; which of them were stored, by key."""
-        stored = dict.fromkeys(values, False)
-        try:
-            yield from self._before_writing()
-        except RedisUnavailable as error:
-            self._fall_back("set_many", error)
-            return stored
-        late = list(values)
-        for _ in range(2):  # once more for those that were too late: see `set`
-            epoch = self._new_epoch()
-            batch = Timed(self._put(*values[key], epoch) for key in late)
-            replies = dict(zip(late, (yield from self._each("set_many", batch)), strict=True))
-            stored |= {key: reply == STORED for key, reply in replies.items()}
-            late = [key for key, reply in replies.items() if reply == LATE]
-            if not late:
-                break
-            self._clock.doubt_clock()
-        return stored
+        stored = yield from self._put_all("set_many", list(values.values()))
+        return dict(zip(values, stored, strict=True))
 
     def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
         """Forget these keys and their loads; which of them held a value, by key. See `invalidate`.
@@ -132,7 +101,7 @@ class BulkBody(ChangeBody):
         names = _names(keys)
         if not names:
             return {}
-        yield from self._agree()
+        yield from self.agree()
         leases = [self._keys.lease(name) for name in names.values()]
         places = [(self._keys.entry(name), self._keys.other(name)) for name in names.values()]
         batch = [(b"DEL", *leases), *((b"UNLINK", *both) for both in places)]
@@ -347,7 +316,7 @@ class BulkBody(ChangeBody):
         known = self._judges.synced
         leases = {key: load_lease(recipe.lease) for key in missing}
         try:
-            yield from self._agree()
+            yield from self._before_writing()
             replies = yield Timed(
                 self._lease_load(name, leases[key], recipe.lease) for key, name in missing.items()
             )
@@ -477,17 +446,6 @@ class BulkBody(ChangeBody):
         loaded = _mapping((yield Call(load_many, [keys])) if keys else {})
         self.stats.counts["loads"] += 1
         return {key: self._as_read(loaded[key], recipe) for key in keys if key in loaded}
-
-    def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
-        """The replies to a batch, in which each command fails for itself: None is a failure."""
-        if not batch:
-            return []
-        try:
-            replies: list[Any] = yield batch
-        except RedisUnavailable as error:
-            self._fall_back(what, error)
-            replies = getattr(error, "replies", None) or [None] * len(batch)
-        return [None if isinstance(reply, Exception) else reply for reply in replies]
 
 
 def _names(keys: Iterable[str]) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import original, sanitized
-from stillroom.operation import NOT_AFTER, Backoff, Operation, Timed
+from stillroom.operation import IN_TIME, Backoff, Operation, Timed
 from stillroom.scripts import add, replace
 from stillroom.times import Duration
 from stillroom.wire import Command
@@ -61,13 +61,13 @@ class ChangeBody(CacheBody):
         )
         keys = self._writing_keys(name, packed)
         try:
-            yield from self._agree()
+            yield from self._before_writing()
             for turn in range(TRIES):
                 seen = yield from self._see(name)
                 if seen.entry is not None:
                     return False
                 epoch, life = self._new_epoch(), packed.life
-                given = (epoch, NOT_AFTER, name, packed.rest, life.ttl, life.whole, seen.head)
+                given = (epoch, IN_TIME, name, packed.rest, life.ttl, life.whole, seen.head)
                 (reply,) = yield Timed([add(keys, *given)])
                 if reply == STORED:
                     return True
@@ -158,4 +158,4 @@ class ChangeBody(CacheBody):
         keys += map(self._keys.index, entry.tags)
         indexed = place(name).removeprefix(self._keys.entry_prefix)
         becomes = (entry.epoch, entry.stamp, indexed, body, ttl, life)
-        return replace(keys, seen.head, *becomes, NOT_AFTER, seen.seq, int(is_new))
+        return replace(keys, seen.head, *becomes, IN_TIME, seen.seq, int(is_new))

@@ -99,7 +99,7 @@ class InvalidationBody:
     def deliver(self) -> Operation[int]:
         """Tell Redis what was deferred. → how many names. Redis away: RedisUnavailable; what is left waits on."""
         count = 0
-        yield from self._agree()
+        yield from self.agree()
         while names := self._outbox.first(DELIVERED_AT_ONCE):
             yield list(self._invalidations(names))
             self._outbox.delivered(names)
@@ -132,7 +132,7 @@ class InvalidationBody:
     def _invalidating(self, names: list[bytes], defer: bool) -> Operation[list[Any]]:
         """Tell Redis; or, if that is impossible and may be done later, the outbox. → the replies, if any."""
         try:
-            yield from self._agree()
+            yield from self.agree()
             replies: list[Any] = yield list(self._invalidations(names))
         except RedisUnavailable as error:
             if not defer or error.reason in FINAL:
@@ -170,7 +170,7 @@ class InvalidationBody:
         if not self.dispatch.inline:
             self.dispatch.wake(RECLAIM_TASK)
 
-    def _agree(self) -> Operation[None]:
+    def agree(self) -> Operation[None]:
         """Find out whether the other processes have the same settings, where that is not known yet.
 
         Raises SettingsDiffer. While the state's Redis is away nobody knows, and this goes on.

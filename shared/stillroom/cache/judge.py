@@ -59,6 +59,20 @@ class Judge:
         """The clock up to which the marks are complete."""
         return self._marks.clock
 
+    @property
+    def run(self) -> bytes | None:
+        """The run of the server on which the epoch was verified, or None if it never was."""
+        return self._run
+
+    @property
+    def is_unverified(self) -> bool:
+        """Whether another run of the server is known to answer than the one on which the epoch was verified."""
+        return bool(self._clock.run) and self._run != self._clock.run
+
+    def verify(self) -> Operation[None]:
+        """Have the epoch verified, and learn its marks."""
+        yield from self._verified(self._marks)
+
     def is_moving(self, now: float) -> bool:
         """Whether invalidations are so frequent that the marks had better ride along with the read."""
         return now < self._moving_until
@@ -114,9 +128,10 @@ class Judge:
         except ValueError:  # no clock, or not one of ours: nothing that was stored can be trusted
             return Marks()
         marks = self._marks
-        # From the beginning on another run of the server, in another epoch, and where the clock went back.
-        if self._run != self._clock.run or marks.epoch != epoch or seq < known:
-            return (yield from self._begin_anew(marks))
+        if self._run != self._clock.run or (marks.epoch == epoch and seq < known):
+            return (yield from self._verified(marks))
+        if marks.epoch != epoch:
+            return (yield from self._from_the_beginning(clock, []))
         since = marks.synced
         if seq <= since:
             return marks  # another thread has caught up, or further, in the meantime
@@ -124,21 +139,29 @@ class Judge:
         (rows,) = yield [self.marks_since(since)]
         return self.learn(since, rows, (), clock) or Marks()
 
-    def _begin_anew(self, marks: Marks) -> Operation[Marks]:
-        """All marks, after the epoch was verified. What was read before is judged by what is known then."""
+    def _verified(self, marks: Marks) -> Operation[Marks]:
+        """All marks, after the epoch was verified: another run of the server answers, or the clock has gone back.
+
+        What was read before that is judged by what is known then.
+        """
         run = self._clock.run
         verify = yield from self._verifying(marks.epoch, marks.synced)
+        learned = yield from self._from_the_beginning(None, [verify])
+        self._run = run
+        return learned
+
+    def _from_the_beginning(self, clock: bytes | None, verify: list[Command]) -> Operation[Marks]:
+        """All marks up to a clock that was read, or up to the one that `verify` is answered with."""
         # In this order: a new epoch or a pattern that comes in between is among the marks, and no glob is taken
         # for lost that came in after the question how new the newest is.
-        clock, newest_glob, globs, rows = yield [
-            verify,
+        *verified, newest_glob, globs, rows = yield [
+            *verify,
             (b"ZSCORE", self._keys.marks, NEWEST_GLOB),
             (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
             self.marks_since(0),
         ]
-        learned = self.learn(0, rows, globs, clock, int(newest_glob or 0))
-        self._run = run
-        return learned or Marks()
+        upto = verified[0] if verified else clock
+        return self.learn(0, rows, globs, upto, int(newest_glob or 0)) or Marks()
 
     def learn(
         self,

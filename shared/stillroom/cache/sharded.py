@@ -7,6 +7,7 @@ an error of one is raised after all have been tried.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from stillroom.cache.orders import Order
 from stillroom.cache.reclaim import BUDGET_S, Progress, ReclaimBody, Report, added_up
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import Dispatch, RefreshOrder
+from stillroom.errors import RedisUnavailable
 from stillroom.keys import Keys, sanitized
 from stillroom.operation import On, Operation
 from stillroom.settings import Settings
@@ -134,7 +136,7 @@ class ShardedBody:
     def set_many(self, values: Mapping[str, Any], **options: Any) -> Operation[dict[str, bool]]:
         ready = self.shards[0].pack_many(values, **options)
         parts = self._parts(values)
-        stored = yield On(
+        stored = yield from self._spread(
             [
                 (shard, self.shards[shard].store_many({key: ready[key] for key in part}))
                 for shard, part in parts.items()
@@ -157,7 +159,7 @@ class ShardedBody:
     # Invalidating
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
-        counts = yield On(
+        counts = yield from self._spread(
             [
                 (shard, self.shards[shard].invalidate(*part, defer=defer))
                 for shard, part in self._parts(keys).items()
@@ -223,6 +225,13 @@ class ShardedBody:
 
     # Where it goes
 
+    def _spread(self, operations: Sequence[tuple[int, Operation[Any]]]) -> Operation[list[Any]]:
+        """Run these on their shards, once it is known how many shards there are: see InvalidationBody.agree."""
+        with contextlib.suppress(RedisUnavailable):  # each of them says what that means for it
+            yield from self.shards[0].agree()
+        results: list[Any] = yield On(operations)
+        return results
+
     def _at(
         self, key: str, method: Callable[..., Any], *args: Any, **options: Any
     ) -> Operation[Any]:
@@ -232,14 +241,14 @@ class ShardedBody:
         self, name: bytes, method: Callable[..., Any], *args: Any, **options: Any
     ) -> Operation[Any]:
         shard = shard_of(name, len(self.shards))
-        (result,) = yield On([(shard, method(self.shards[shard], *args, **options))])
+        (result,) = yield from self._spread([(shard, method(self.shards[shard], *args, **options))])
         return result
 
     def _each(
         self, keys: list[str], method: Callable[..., Any], *args: Any, **options: Any
     ) -> Operation[list[Any]]:
         """The results of the shards that have some of the keys."""
-        results: list[Any] = yield On(
+        results = yield from self._spread(
             [
                 (shard, method(self.shards[shard], part, *args, **options))
                 for shard, part in self._parts(keys).items()
@@ -248,7 +257,7 @@ class ShardedBody:
         return results
 
     def _all(self, method: Callable[..., Any], *args: Any, **options: Any) -> Operation[list[Any]]:
-        results: list[Any] = yield On(
+        results = yield from self._spread(
             [(n, method(shard, *args, **options)) for n, shard in enumerate(self.shards)]
         )
         return results

@@ -1,7 +1,7 @@
 -- Takes the lease for a load: one loader per key. Overrides refresh, working and backoff leases, since the
 -- reader has nothing to serve.
 -- KEYS  1 lease  2 entry  3 clock  4 marks  5 the other place
--- ARGV  1 load.<token>.<lease ms>  2 lease ms  3 epoch to begin  4 not after (server time, µs)
+-- ARGV  1 load.<token>.<lease ms>  2 lease ms  3 epoch to begin  4 while the caller waits (see is_late)
 --       5 '1': take it from an older load, whose value would be too old
 -- returns {1, clock, entry or nil, foreign, other or nil} when won: the clock is the load's stamp; the entries are
 --         what another loader may have stored since the caller looked; foreign = 1 if the key holds no string
@@ -10,7 +10,7 @@
 --         everybody wait for nothing
 -- include: clock lease
 
-if now_us() > tonumber(ARGV[4]) then
+if is_late(ARGV[4]) then
   return {-1}
 end
 local holder = redis.call('GET', KEYS[1])

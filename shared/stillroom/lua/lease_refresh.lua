@@ -1,11 +1,11 @@
 -- Takes the lease for a refresh of the entry the caller saw: one refresh per stale period.
 -- KEYS  1 lease  2 entry
 -- ARGV  1 token  2 lease ms  3 how the stale entry begins (another beginning: it was refreshed since)
---       4 not after (server time, µs)  5 how long the count of failures is kept after a backoff, ms
+--       4 while the caller waits (see is_late)  5 how long the count of failures is kept after a backoff, ms
 -- returns the lease's value, `refresh.<token>.<lease ms>.<failures so far>`; nil if there is nothing to do; -1 too late
 -- include: clock lease
 
-if now_us() > tonumber(ARGV[4]) then
+if is_late(ARGV[4]) then
   return -1
 end
 if redis.call('GETRANGE', KEYS[2], 0, #ARGV[3] - 1) ~= ARGV[3] then

@@ -2,12 +2,12 @@
 -- lease: a load that is under way began earlier and must not overwrite it. It is the value for every release.
 -- A write that arrives after its caller gave up is refused: it could land on top of an invalidation.
 -- KEYS  1 entry  2 lease  3 clock  4 marks  5 its other place  6… indexes of its tags
--- ARGV  1 epoch to begin  2 not after (server time, µs)  3 name: the entry's key without its prefix  4 body
+-- ARGV  1 epoch to begin  2 while the caller waits (see is_late)  3 name: the entry's key without its prefix  4 body
 --       5 ttl ms  6 life ms
 -- returns 1 stored, -1 too late
 -- include: clock entry
 
-if now_us() > tonumber(ARGV[2]) then
+if is_late(ARGV[2]) then
   return -1
 end
 local epoch, seq = read_clock(KEYS[3], KEYS[4], ARGV[1])

@@ -3,12 +3,12 @@
 -- Patterns that came after the caller's look are tried by each reader; one that was dropped meanwhile (`*`) by nobody.
 -- KEYS  1 entry  2 lease  3 marks  4… indexes of its tags
 -- ARGV  1 how it begins  2 epoch  3 stamp  4 name  5 body  6 ttl ms, '' to keep its end  7 life ms
---       8 not after (server time, µs)  9 seq of the clock that the caller read with it
+--       8 while the caller waits (see is_late)  9 seq of the clock that the caller read with it
 --       10 '1': the value is another, and a load that is under way must not overwrite it
 -- returns 1 replaced, 0 another is there now, or none, or look again, -1 too late
 -- include: clock entry
 
-if now_us() > tonumber(ARGV[8]) then
+if is_late(ARGV[8]) then
   return -1
 end
 if redis.pcall('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then

@@ -7,5 +7,8 @@
 
 local epoch = known_clock(KEYS[1])
 local newest = epoch and redis.call('ZSCORE', KEYS[2], '~' .. epoch)
-local dropped = newest and drop_old_marks(epoch, tonumber(newest), KEYS[2], KEYS[3], tonumber(ARGV[1]), tonumber(ARGV[2])) or 0
+local dropped = 0
+if newest then
+  dropped = drop_old_marks(epoch, tonumber(newest), KEYS[2], KEYS[3], tonumber(ARGV[1]), tonumber(ARGV[2]))
+end
 return {dropped, redis.call('ZCARD', KEYS[2])}

@@ -206,8 +206,8 @@ class Wire:
         """The replies to one batch, in order. `left`: seconds the call may still take.
 
         Raises RedisUnavailable, or RedisRefused if a reply is an error. The batch is sent a second time only if
-        an idle connection turned out dead and doing it twice does no harm. `timed`: its scripts are told when this
-        caller gives up (NOT_AFTER); it is sent once, and if its connection dies, that time is waited out: what
+        an idle connection turned out dead and doing it twice does no harm. `timed`: its scripts are told while
+        this caller waits (IN_TIME); it is sent once, and if its connection dies, that time is waited out: what
         is still on its way then is refused.
         """
         if self.breaker.is_open:
@@ -268,7 +268,7 @@ class Wire:
             self._exchange(link, b"", 0, deadline, now)
             now = time.monotonic()
         given_up = min(deadline, now + self._settings.command_timeout)
-        packed = pack_timed(commands, server.not_after(given_up))
+        packed = pack_timed(commands, server.in_time(now, given_up))
         try:
             return self._exchange(link, packed, len(commands), given_up, now)
         except Exception:
