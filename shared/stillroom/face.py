@@ -49,6 +49,14 @@ class Face:
             raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
 
 
+class Service(Face):
+    """A face that needs no more than that."""
+
+    def __init__(self, body: Any, driver: Any) -> None:
+        self._body = body
+        self._driver = driver
+
+
 def blocking(
     operation: Callable[Concatenate[Any, P], Operation[T]],
 ) -> Callable[Concatenate[Any, P], T]:

@@ -17,7 +17,8 @@ from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
     Cache,
-    ImageBody,
+    CacheBody,
+    CacheParts,
     ShardedBody,
     Tasks,
     TasksBody,
@@ -27,6 +28,7 @@ from stillroom.cache import (
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable
+from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
@@ -68,7 +70,7 @@ class Operations(Generic[D]):
     Each is a generator (see operation.py), which `state` runs, and `together` runs side by side in one round trip.
     """
 
-    cache: ImageBody | ShardedBody
+    cache: CacheBody | ShardedBody
     sessions: SessionsBody
     limits: LimitsBody
     abuse: AbuseBody
@@ -82,7 +84,7 @@ class _Room:
     wire: Any
     settings: Settings
     upkeep: Any
-    _cache_body: ImageBody | ShardedBody
+    _cache_body: CacheBody | ShardedBody
     _limits_body: LimitsBody
 
     def __init__(
@@ -117,7 +119,7 @@ class _Room:
         server, stats = self._state_server, self.state_stats
         return LimitsBody(self.settings, server, breaker, self.keys, stats)
 
-    def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
+    def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> CacheParts:
         """The cache's operations, on these wires: one for each shard."""
         clocks = [wire if self.settings.cluster else wire.server for wire in wires]
         runs = [driver.run for driver in aside]
@@ -210,9 +212,10 @@ class Stillroom(_Room):
             self.state_wire = one if self._is_one_server else Wire(self._state_server)
             wires = [one] * self.settings.shards
         drivers = drivers_of(wires, self.state_wire)
-        self._cache_body = self._cache(wires, drivers)
-        self.cache = Cache(self._cache_body, drivers[0])
-        self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
+        parts = self._cache(wires, drivers)
+        self._cache_body = parts.cache
+        self.cache = Cache(parts.cache, parts.images, drivers[0])
+        self.tasks = Tasks(TasksBody(parts.orders), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.state = Driver(self.state_wire)  # runs what web/ makes of several services
         self.sessions = Sessions(self._sessions_body, self.state)
@@ -223,7 +226,7 @@ class Stillroom(_Room):
         asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
         health = self._health(self.state_wire, wires)
         self.health = Health(health, Driver(self.state_wire, asked))
-        self.upkeep = Upkeep(*self._services())
+        self.upkeep = Upkeep(Service(parts.housekeeping, drivers[0]), *self._services())
         self.state_wire.breaker.recovered += [
             self.upkeep.deliver_logouts,
             self.upkeep.deliver_charges,
@@ -299,10 +302,11 @@ class AsyncStillroom(_Room):
                 [one.for_threads] * self.settings.shards,
             )
         aside = drivers_of(for_threads, self.state_wire.for_threads)
-        self._cache_body = self._cache(wires, aside)
+        parts = self._cache(wires, aside)
+        self._cache_body = parts.cache
         drivers = async_drivers_of(wires, self.state_wire)
-        self.cache = AsyncCache(self._cache_body, drivers[0])
-        self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
+        self.cache = AsyncCache(parts.cache, parts.images, drivers[0])
+        self.tasks = AsyncTasks(TasksBody(parts.orders), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.state = AsyncDriver(self.state_wire)
         self.sessions = AsyncSessions(self._sessions_body, self.state)
@@ -319,7 +323,7 @@ class AsyncStillroom(_Room):
         asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
         health = self._health(self.state_wire, wires)
         self.health = AsyncHealth(health, AsyncDriver(self.state_wire, asked))
-        self.upkeep = AsyncUpkeep(*self._services())
+        self.upkeep = AsyncUpkeep(Service(parts.housekeeping, drivers[0]), *self._services())
         self.operations = self._operations(health, self.state)
 
     async def connect(self) -> None:

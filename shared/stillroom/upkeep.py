@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.abuse import AbuseBody
-from stillroom.cache import CacheBody, ReclaimBody
+from stillroom.cache import CacheBody, Housekeeping
 from stillroom.face import Face, Part
 from stillroom.health import HealthBody
 from stillroom.limits import LimitsBody
@@ -13,13 +13,17 @@ from stillroom.sessions import SessionsBody
 
 CACHE, SESSIONS, LIMITS = Part("_cache"), Part("_sessions"), Part("_limits")
 ABUSE, HEALTH = Part("_abuse"), Part("_health")
+HOUSEKEEPING = Part("_housekeeping")
 
 
 class Upkeep(Face):
     """The work behind the services, for threads. A task of the workers is a name for one of these methods."""
 
-    def __init__(self, cache: Any, sessions: Any, limits: Any, abuse: Any, health: Any) -> None:
+    def __init__(
+        self, housekeeping: Any, cache: Any, sessions: Any, limits: Any, abuse: Any, health: Any
+    ) -> None:
         """The services' faces: each knows its operations and what runs them."""
+        self._housekeeping = housekeeping
         self._cache = cache
         self._sessions = sessions
         self._limits = limits
@@ -28,10 +32,10 @@ class Upkeep(Face):
 
     refresh = CACHE.blocking(CacheBody.refresh)
     load = CACHE.blocking(CacheBody.load)
-    reclaim = CACHE.blocking(ReclaimBody.reclaim)
-    pending = CACHE.blocking(ReclaimBody.pending)
-    trim_marks = CACHE.blocking(CacheBody.trim_marks)
-    trim_indexes = CACHE.blocking(ReclaimBody.trim_indexes)
+    reclaim = HOUSEKEEPING.blocking(Housekeeping.reclaim)
+    pending = HOUSEKEEPING.blocking(Housekeeping.pending)
+    trim_marks = HOUSEKEEPING.blocking(Housekeeping.trim_marks)
+    trim_indexes = HOUSEKEEPING.blocking(Housekeeping.trim_indexes)
     flush_cache_stats = CACHE.blocking(CacheBody.flush_stats)
     sweep_sessions = SESSIONS.blocking(SessionsBody.sweep)
     deliver_logouts = SESSIONS.blocking(SessionsBody.deliver)
@@ -47,8 +51,11 @@ class Upkeep(Face):
 class AsyncUpkeep(Face):
     """The work behind the services, for asyncio. The same names, awaited."""
 
-    def __init__(self, cache: Any, sessions: Any, limits: Any, abuse: Any, health: Any) -> None:
+    def __init__(
+        self, housekeeping: Any, cache: Any, sessions: Any, limits: Any, abuse: Any, health: Any
+    ) -> None:
         """See Upkeep."""
+        self._housekeeping = housekeeping
         self._cache = cache
         self._sessions = sessions
         self._limits = limits
@@ -57,10 +64,10 @@ class AsyncUpkeep(Face):
 
     refresh = CACHE.awaiting(CacheBody.refresh)
     load = CACHE.awaiting(CacheBody.load)
-    reclaim = CACHE.awaiting(ReclaimBody.reclaim)
-    pending = CACHE.awaiting(ReclaimBody.pending)
-    trim_marks = CACHE.awaiting(CacheBody.trim_marks)
-    trim_indexes = CACHE.awaiting(ReclaimBody.trim_indexes)
+    reclaim = HOUSEKEEPING.awaiting(Housekeeping.reclaim)
+    pending = HOUSEKEEPING.awaiting(Housekeeping.pending)
+    trim_marks = HOUSEKEEPING.awaiting(Housekeeping.trim_marks)
+    trim_indexes = HOUSEKEEPING.awaiting(Housekeeping.trim_indexes)
     flush_cache_stats = CACHE.awaiting(CacheBody.flush_stats)
     sweep_sessions = SESSIONS.awaiting(SessionsBody.sweep)
     deliver_logouts = SESSIONS.awaiting(SessionsBody.deliver)

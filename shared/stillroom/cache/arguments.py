@@ -1,4 +1,4 @@
-"""How an argument stands in a key: a text that says all of its value, the same in every process. Pure.
+"""How an argument stands in a key: a text that says all of its value, the same in every process.
 
 A parameter that is declared to be of one type has the plain text: `7` for an int, the text itself for a str. Where
 several types are possible, a str that looks like another type's text is quoted: `7` and `'7'`, `None` and `'None'`.
@@ -36,7 +36,9 @@ from uuid import UUID
 from pydantic import AnyUrl, BaseModel, Secret, SecretBytes, SecretStr
 from typing_extensions import is_typeddict
 
+from stillroom import pepper
 from stillroom.errors import InvalidArgument
+from stillroom.settings import Settings
 
 Text: TypeAlias = Callable[[Any], str]
 
@@ -180,6 +182,25 @@ class Texts:
             return self._hide(b"b" + secret)
         text = secret if isinstance(secret, str) else self.canonical(secret)
         return self._hide(b"s" + text.encode("utf-8", "surrogatepass"))
+
+
+class Secrets:
+    """What stands in keys for secret arguments. The pepper is asked for with the first of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pepper = b""
+
+    def __call__(self, secret: bytes) -> str:
+        """Return an HMAC of the secret."""
+        if not self._pepper:
+            (self._pepper, *_) = pepper.ring(
+                self._settings,
+                self._settings.session_peppers,
+                "STILLROOM_SESSION_PEPPERS",
+                without="cached values of secret arguments are known to this process only",
+            )
+        return hidden_with(self._pepper, secret)
 
 
 def hidden_with(pepper: bytes, secret: bytes) -> str:

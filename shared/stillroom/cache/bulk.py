@@ -1,4 +1,4 @@
-"""The cache's operations on many keys: one round trip where one key takes one, and each key fails for itself."""
+"""The cache's operations on many keys: as many round trips as for one, and the failure of one key is no other's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
-from stillroom.cache.body import LATE, WON, Attempt, Ready, Stale, load_lease, loading
-from stillroom.cache.change import ChangeBody
+from stillroom.cache.core import LATE, WON, Attempt, Core, Ready, Stale, load_lease, loading
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
@@ -29,8 +28,8 @@ class Turn(NamedTuple):
     clock: bytes
 
 
-class BulkBody(ChangeBody):
-    """ChangeBody, and the same for many keys."""
+class Bulk(Core):
+    """The operations on many keys."""
 
     @overload
     def get_many(self, keys: Iterable[str], type: type[T]) -> Operation[dict[str, T]]: ...
@@ -41,7 +40,7 @@ class BulkBody(ChangeBody):
 
         Source: one MGET. A value that does not fit `type` is absent. Redis away: {}.
         """
-        names = _names(keys)
+        names = names_of(keys)
         self._codec.reader(type)
         try:
             found = yield from self._look_many(
@@ -98,12 +97,12 @@ class BulkBody(ChangeBody):
 
         Redis away: RedisUnavailable; nothing is promised then.
         """
-        names = _names(keys)
+        names = names_of(keys)
         if not names:
             return {}
-        yield from self.agree()
-        leases = [self._keys.lease(name) for name in names.values()]
-        places = [(self._keys.entry(name), self._keys.other(name)) for name in names.values()]
+        yield from self.terms.agree()
+        leases = [self.keys.lease(name) for name in names.values()]
+        places = [(self.keys.entry(name), self.keys.other(name)) for name in names.values()]
         batch = [(b"DEL", *leases), *((b"UNLINK", *both) for both in places)]
         _, *counts = yield batch
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
@@ -154,10 +153,10 @@ class BulkBody(ChangeBody):
         anything was missing. The options are those of `get_or_set`; `type` is that of each value.
         Redis away: loads all and returns them.
         """
-        names = _names(keys)
+        names = names_of(keys)
         kind = value_type_of(load_many) if type is None else type
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
-        recipe = self._recipe(Call(load_many), tags, kind, keeping)
+        recipe = self.recipe(Call(load_many), tags, kind, keeping)
         try:
             found = yield from self._look_many(list(names.values()), recipe.owns)
         except RedisUnavailable as error:
@@ -182,12 +181,12 @@ class BulkBody(ChangeBody):
 
         Where another release's value is in the way that does not fit, the key's other place is looked at.
         """
-        prefix = self._keys.entry_prefix
+        prefix = self.keys.entry_prefix
         found = yield from self._look_in([prefix + name for name in names], names)
         unfit = [n for n, one in enumerate(found) if one and one[0].release and not fits(one[0])]
         if unfit:
             others = [names[n] for n in unfit]
-            beside = yield from self._look_in([self._keys.other(name) for name in others], others)
+            beside = yield from self._look_in([self.keys.other(name) for name in others], others)
             for n, one in zip(unfit, beside, strict=True):
                 found[n] = None
                 if one is not None and fits(one[0]):
@@ -233,7 +232,7 @@ class BulkBody(ChangeBody):
     def _turns_to_refresh(self, stale: Mapping[str, Stale]) -> Operation[dict[str, Turn]]:
         """The stale keys this caller may refresh: nobody else does, and no worker can."""
         mine = {key: one for key, one in stale.items() if self._may_ask(one.name, one.entry)}
-        leases = yield from self._lease_refreshes(list(mine.values()))
+        leases = yield from self.lease_refreshes(list(mine.values()))
         clock = self._judges.clock
         turns = {key: Turn(lease, clock) for key, lease in zip(mine, leases, strict=True) if lease}
         if clock:
@@ -321,7 +320,7 @@ class BulkBody(ChangeBody):
                 self._lease_load(name, leases[key], recipe.lease) for key, name in missing.items()
             )
             if any(reply[0] == LATE for reply in replies):
-                self._clock.doubt_clock()
+                self.clock.doubt_clock()
             waited_for.update((reply[1], None) for reply in replies if len(reply) == 2)
             won = {
                 key: reply for key, reply in zip(missing, replies, strict=True) if reply[0] == WON
@@ -424,8 +423,8 @@ class BulkBody(ChangeBody):
     ) -> Operation[dict[str, Attempt]]:
         """What has become of the loads that are waited for, by key."""
         found = yield from self._look_many(list(held.values()), recipe.owns)
-        leases = [self._keys.lease(name) for name in held.values()]
-        failures = [self._keys.failure(name) for name in held.values()]
+        leases = [self.keys.lease(name) for name in held.values()]
+        failures = [self.keys.failure(name) for name in held.values()]
         ((*told,),) = yield [(b"MGET", *leases, *failures)]
         looks: dict[str, Attempt] = {}
         places = zip(held, found, told[: len(held)], told[len(held) :], strict=True)
@@ -448,7 +447,7 @@ class BulkBody(ChangeBody):
         return {key: self._as_read(loaded[key], recipe) for key in keys if key in loaded}
 
 
-def _names(keys: Iterable[str]) -> dict[str, bytes]:
+def names_of(keys: Iterable[str]) -> dict[str, bytes]:
     """The sanitized keys by key. Raises InvalidArgument for one text: it is not as many keys as it has letters."""
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
         raise InvalidArgument(f"keys={keys!r:.100}: several keys; of one write [key]")

@@ -1,4 +1,4 @@
-"""The cache's two faces: blocking and awaiting. The logic of both is body.py."""
+"""The cache's two faces: blocking and awaiting. The operations of both are body.py's."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from stillroom.cache.body import CacheBody
-from stillroom.cache.bulk import BulkBody
 from stillroom.cache.cached import AsyncCachedFunction, AsyncRegister, CachedFunction
-from stillroom.cache.change import ChangeBody
-from stillroom.cache.images import ImageBody
+from stillroom.cache.images import Images
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.loaders import Loaders, TagSpec, is_coroutine_function, name_of
 from stillroom.cache.sharded import ShardedBody
 from stillroom.errors import InvalidArgument
-from stillroom.face import Face, awaiting, blocking
+from stillroom.face import Face, Part, Service, awaiting, blocking
 from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver
 from stillroom.times import Duration
@@ -22,31 +20,34 @@ from stillroom.times import Duration
 T = TypeVar("T")
 P = ParamSpec("P")
 
+IMAGES = Part("_images")
+
 
 class Cache(Face):
     """The cache for threads and greenlets: `room.cache`."""
 
-    def __init__(self, body: ImageBody | ShardedBody, driver: Driver) -> None:
+    def __init__(self, body: CacheBody | ShardedBody, images: Images, driver: Driver) -> None:
         self._body = body
         self._driver = driver
+        self._images = Service(images, driver)
 
     get = blocking(CacheBody.get)
     get_entry = blocking(CacheBody.get_entry)
     get_or_set = blocking(CacheBody.get_or_set)
-    get_many = blocking(BulkBody.get_many)
-    get_or_set_many = blocking(BulkBody.get_or_set_many)
+    get_many = blocking(CacheBody.get_many)
+    get_or_set_many = blocking(CacheBody.get_or_set_many)
     set = blocking(CacheBody.set)
-    set_many = blocking(BulkBody.set_many)
-    add = blocking(ChangeBody.add)
-    incr = blocking(ChangeBody.incr)
-    touch = blocking(ChangeBody.touch)
+    set_many = blocking(CacheBody.set_many)
+    add = blocking(CacheBody.add)
+    incr = blocking(CacheBody.incr)
+    touch = blocking(CacheBody.touch)
     invalidate = blocking(CacheBody.invalidate)
-    invalidate_many = blocking(BulkBody.invalidate_many)
+    invalidate_many = blocking(CacheBody.invalidate_many)
     invalidate_by_tag = blocking(CacheBody.invalidate_by_tag)
     invalidate_by_pattern = blocking(CacheBody.invalidate_by_pattern)
     clear = blocking(CacheBody.clear)
-    get_image_info = blocking(ImageBody.get_image_info)
-    invalidate_image = blocking(ImageBody.invalidate_image)
+    get_image_info = IMAGES.blocking(Images.get_image_info)
+    invalidate_image = IMAGES.blocking(Images.invalidate_image)
 
     @property
     def deferred(self) -> int:
@@ -121,27 +122,28 @@ class Cache(Face):
 class AsyncCache(Face):
     """The cache for asyncio: `room.cache`. The same names, awaited."""
 
-    def __init__(self, body: ImageBody | ShardedBody, driver: AsyncDriver) -> None:
+    def __init__(self, body: CacheBody | ShardedBody, images: Images, driver: AsyncDriver) -> None:
         self._body = body
         self._driver = driver
+        self._images = Service(images, driver)
 
     get = awaiting(CacheBody.get)
     get_entry = awaiting(CacheBody.get_entry)
     get_or_set = awaiting(CacheBody.get_or_set)
-    get_many = awaiting(BulkBody.get_many)
-    get_or_set_many = awaiting(BulkBody.get_or_set_many)
+    get_many = awaiting(CacheBody.get_many)
+    get_or_set_many = awaiting(CacheBody.get_or_set_many)
     set = awaiting(CacheBody.set)
-    set_many = awaiting(BulkBody.set_many)
-    add = awaiting(ChangeBody.add)
-    incr = awaiting(ChangeBody.incr)
-    touch = awaiting(ChangeBody.touch)
+    set_many = awaiting(CacheBody.set_many)
+    add = awaiting(CacheBody.add)
+    incr = awaiting(CacheBody.incr)
+    touch = awaiting(CacheBody.touch)
     invalidate = awaiting(CacheBody.invalidate)
-    invalidate_many = awaiting(BulkBody.invalidate_many)
+    invalidate_many = awaiting(CacheBody.invalidate_many)
     invalidate_by_tag = awaiting(CacheBody.invalidate_by_tag)
     invalidate_by_pattern = awaiting(CacheBody.invalidate_by_pattern)
     clear = awaiting(CacheBody.clear)
-    get_image_info = awaiting(ImageBody.get_image_info)
-    invalidate_image = awaiting(ImageBody.invalidate_image)
+    get_image_info = IMAGES.awaiting(Images.get_image_info)
+    invalidate_image = IMAGES.awaiting(Images.invalidate_image)
 
     @property
     def deferred(self) -> int:

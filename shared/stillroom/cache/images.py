@@ -18,7 +18,8 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from stillroom.cache.reclaim import ReclaimBody
+from stillroom.cache.body import CacheBody
+from stillroom.cache.sharded import ShardedBody
 from stillroom.errors import ImageRefused, ImagesUnavailable, LoadFailed
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Operation
@@ -71,8 +72,12 @@ class Answer(BaseModel):
     sentence: str = ""
 
 
-class ImageBody(ReclaimBody):
-    """ReclaimBody, and images."""
+class Images:
+    """The operations on images, whose answers are in a cache. A driver of that runs them."""
+
+    def __init__(self, cache: CacheBody | ShardedBody) -> None:
+        self._cache = cache
+        self._settings = cache.settings
 
     def get_image_info(self, filename: str) -> Operation[ImageInfo | None]:
         """What an image under `image_root` is, or None if there is no such file.
@@ -99,11 +104,11 @@ class ImageBody(ReclaimBody):
         return answer.info
 
     def _answer_for(self, root: Path, name: str, version: str) -> Operation[Answer]:
-        limits = self.settings.image_byte_limit, self.settings.image_pixel_limit
+        limits = self._settings.image_byte_limit, self._settings.image_pixel_limit
         call = Call(_answer, (root, name, version, *limits))
-        recipe = self._recipe(call, [tag_of(name)], Answer, self._keeper.keeping())
+        recipe = self._cache.recipe(call, [tag_of(name)], Answer)
         key = sanitized(f"{tag_of(name)}@{version}")
-        answer: Answer = yield from self.obtain(key, recipe)
+        answer: Answer = yield from self._cache.obtain(key, recipe)
         return answer
 
     def invalidate_image(self, filename: str, *, defer: bool = False) -> Operation[None]:
@@ -111,14 +116,14 @@ class ImageBody(ReclaimBody):
 
         Redis away: RedisUnavailable. `defer`: see `invalidate`.
         """
-        yield from self.invalidate_by_tag(tag_of(normalised(filename)), defer=defer)
+        yield from self._cache.invalidate_by_tag(tag_of(normalised(filename)), defer=defer)
 
     def _image_root(self) -> Path:
-        if self.settings.image_root is None:
+        if self._settings.image_root is None:
             raise ImagesUnavailable(
                 "STILLROOM_IMAGE_ROOT is not set: it names the folder of the images"
             )
-        return self.settings.image_root
+        return self._settings.image_root
 
 
 def normalised(filename: str) -> str:

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from stillroom.cache.cached import AsyncCachedFunction, CachedFunction
+from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Load
-from stillroom.cache.reclaim import ReclaimBody
-from stillroom.cache.sharded import ShardedBody
 from stillroom.errors import InvalidArgument
-from stillroom.face import Face, awaiting, blocking
+from stillroom.face import Service, awaiting, blocking
 from stillroom.keys import pattern, sanitized
-from stillroom.operation import AsyncDriver, Driver, Operation
+from stillroom.operation import Operation
 
 T = TypeVar("T")
 KEYS_IN_ONE, TAGS_IN_ONE = 1_000, 100
@@ -25,8 +24,8 @@ KEYS_IN_ONE, TAGS_IN_ONE = 1_000, 100
 class TasksBody:
     """The operations. Each raises RedisUnavailable when Redis is away, DispatchFailed if 10,000 orders wait."""
 
-    def __init__(self, cache: ReclaimBody | ShardedBody) -> None:
-        self._cache = cache
+    def __init__(self, orders: Ordering) -> None:
+        self._orders = orders
 
     def invalidate_keys(self, *keys: str) -> Operation[None]:
         """Have these keys forgotten. See Cache.invalidate. Source: one script."""
@@ -59,15 +58,11 @@ class TasksBody:
 
     def _order(self, orders: Any) -> Operation[None]:
         if several := list(orders):
-            yield from self._cache.order(*several)
+            yield from self._orders.order(*several)
 
 
-class Tasks(Face):
+class Tasks(Service):
     """`room.tasks` for threads and greenlets."""
-
-    def __init__(self, body: TasksBody, driver: Driver) -> None:
-        self._body = body
-        self._driver = driver
 
     invalidate_keys = blocking(TasksBody.invalidate_keys)
     invalidate_tags = blocking(TasksBody.invalidate_tags)
@@ -75,12 +70,8 @@ class Tasks(Face):
     load = blocking(TasksBody.load)
 
 
-class AsyncTasks(Face):
+class AsyncTasks(Service):
     """`room.tasks` for asyncio."""
-
-    def __init__(self, body: TasksBody, driver: AsyncDriver) -> None:
-        self._body = body
-        self._driver = driver
 
     invalidate_keys = awaiting(TasksBody.invalidate_keys)
     invalidate_tags = awaiting(TasksBody.invalidate_tags)

@@ -49,8 +49,8 @@ class Clock:
 
     def _forget(self) -> None:
         """What a process remembers for a while is over."""
-        for shard in getattr(self._room._cache_body, "shards", [self._room._cache_body]):
-            shard._asked.clear()
+        for shard in self._room.operations.cache.shards:
+            shard.forget_asked()
         self._room._limits_body._denials.reset()
         self._room._limits_body._local.reset()
 

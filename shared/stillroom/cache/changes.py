@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from stillroom.cache.body import LATE, STORED, CacheBody
+from stillroom.cache.core import LATE, STORED, Core
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Life
 from stillroom.cache.loaders import several
@@ -37,8 +37,8 @@ class Seen(NamedTuple):
     seq: int = 0  # of the clock that was read with it
 
 
-class ChangeBody(CacheBody):
-    """CacheBody, and changes that depend on what is there."""
+class Changes(Core):
+    """The operations that change a value only if it is there, or only if it is not."""
 
     def add(
         self,
@@ -66,13 +66,13 @@ class ChangeBody(CacheBody):
                 seen = yield from self._see(name)
                 if seen.entry is not None:
                     return False
-                epoch, life = self._new_epoch(), packed.life
+                epoch, life = self.terms.new_epoch(), packed.life
                 given = (epoch, IN_TIME, name, packed.rest, life.ttl, life.whole, seen.head)
                 (reply,) = yield Timed([add(keys, *given)])
                 if reply == STORED:
                     return True
                 if reply == LATE:
-                    self._clock.doubt_clock()
+                    self.clock.doubt_clock()
                 yield Backoff(turn * PAUSE_S * random.random())
         except RedisUnavailable as error:
             self._fall_back("add", error)
@@ -101,7 +101,7 @@ class ChangeBody(CacheBody):
             if replaced == STORED:
                 return number + by
             if replaced == LATE:
-                self._clock.doubt_clock()
+                self.clock.doubt_clock()
             yield Backoff(turn * PAUSE_S * random.random())
         raise RedisUnavailable("contended", f"{TRIES} others were first")
 
@@ -124,7 +124,7 @@ class ChangeBody(CacheBody):
                 if replaced == STORED:
                     return True
                 if replaced == LATE:
-                    self._clock.doubt_clock()
+                    self.clock.doubt_clock()
                 yield Backoff(turn * PAUSE_S * random.random())
         except RedisUnavailable as error:
             self._fall_back("touch", error)
@@ -132,7 +132,7 @@ class ChangeBody(CacheBody):
 
     def _see(self, name: bytes) -> Operation[Seen]:
         known = self._judges.synced
-        keys = self._keys.entry(name), self._keys.other(name)
+        keys = self.keys.entry(name), self.keys.other(name)
         first, other, clock = yield from self._read(keys, known)
         raw, is_beside = self._own(first, other, name, b"")
         entry, _ = yield from self._judge(raw, name, clock, known, is_beside)
@@ -153,9 +153,9 @@ class ChangeBody(CacheBody):
         """`is_new`: the value is another, and a load that is under way is to lose to it."""
         entry = seen.entry
         assert entry is not None
-        place = self._keys.other if entry.is_beside else self._keys.entry
-        keys = [place(name), self._keys.lease(name), self._keys.marks]
-        keys += map(self._keys.index, entry.tags)
-        indexed = place(name).removeprefix(self._keys.entry_prefix)
+        place = self.keys.other if entry.is_beside else self.keys.entry
+        keys = [place(name), self.keys.lease(name), self.keys.marks]
+        keys += map(self.keys.index, entry.tags)
+        indexed = place(name).removeprefix(self.keys.entry_prefix)
         becomes = (entry.epoch, entry.stamp, indexed, body, ttl, life)
         return replace(keys, seen.head, *becomes, IN_TIME, seen.seq, int(is_new))
