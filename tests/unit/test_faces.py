@@ -27,6 +27,7 @@ from stillroom import (
     SettingsError,
     Stillroom,
 )
+from stillroom.cache import AsyncCache, Cache, CacheBody, Images, ShardedBody
 
 SERVICES = ("cache", "sessions", "limits", "abuse", "health", "tasks", "upkeep")
 # Never awaited, in both faces.
@@ -270,3 +271,26 @@ def test_a_key_is_a_str(sync_room: Stillroom) -> None:
         sync_room.cache.set_many(["product:7"])  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="tags=None: a text, or a list of them"):
         sync_room.cache.set("k", 1, tags=None)  # type: ignore[arg-type]
+
+
+# What the shards of a cache say among themselves; each of the others has to say which shards run it.
+OF_ONE_SHARD = {
+    "pack_many",
+    "store_many",
+    "order_of",
+    "lease_refreshes",
+    "undelivered",
+    "forget_asked",
+}
+
+
+def test_every_operation_of_the_cache_has_a_rule_for_its_shards() -> None:
+    """And each that an app may call is in both faces."""
+    operations = {name for name in dir(CacheBody) if not name.startswith("_")} - OF_ONE_SHARD
+    assert operations - {"shards"} <= set(dir(ShardedBody))
+    of_apps = {name for face in (Cache, AsyncCache) for name in dir(face) if name[0] != "_"}
+    assert of_apps - {"cached"} <= operations | {n for n in dir(Images) if n[0] != "_"} | {
+        "loaders"
+    }
+    for face in (Cache, AsyncCache):
+        assert {name for name in dir(face) if name[0] != "_"} == of_apps
