@@ -22,6 +22,8 @@ from stillroom.errors import (
     InvalidLimit,
     LoadFailed,
     LoadShed,
+    LockLost,
+    LockTaken,
     RedisRefused,
     RedisUnavailable,
     SessionConflict,
@@ -52,6 +54,7 @@ from stillroom.limits import (
     Routes,
     Standing,
 )
+from stillroom.locks import AsyncHeld, AsyncLock, Held, Lock
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.sessions import AsyncSessions, Device, Session, SessionEvent, Sessions
 from stillroom.settings import Settings
@@ -66,7 +69,9 @@ __all__ = [
     "AsyncCache",
     "AsyncCachedFunction",
     "AsyncHealth",
+    "AsyncHeld",
     "AsyncLimits",
+    "AsyncLock",
     "AsyncSessions",
     "AsyncStillroom",
     "Ban",
@@ -80,6 +85,7 @@ __all__ = [
     "EventRefused",
     "Freshness",
     "Health",
+    "Held",
     "ImageInfo",
     "ImageRefused",
     "ImagesUnavailable",
@@ -91,6 +97,9 @@ __all__ = [
     "Limits",
     "LoadFailed",
     "LoadShed",
+    "Lock",
+    "LockLost",
+    "LockTaken",
     "NoDispatch",
     "RedisRefused",
     "RedisUnavailable",

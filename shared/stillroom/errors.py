@@ -228,6 +228,26 @@ class InvalidLimit(StillroomError, ValueError):
         self.reason = reason
 
 
+class LockTaken(StillroomError, TimeoutError):
+    """Others hold the lock (`name`), and waiting for it (`waited` seconds) was in vain."""
+
+    def __init__(self, name: str, waited: float, *, crowded: bool = False) -> None:
+        why = "too many wait for it already" if crowded else f"waited {waited:g} s in vain"
+        super().__init__(f"the lock {_shortened(name)} is held by others: {why}")
+        self.name = name
+        self.waited = waited
+
+
+class LockLost(StillroomError, RuntimeError):
+    """The lock (`name`) ran out before it was renewed: somebody else may have held it meanwhile."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the lock {_shortened(name)} was lost: its lease ran out before it could be renewed"
+        )
+        self.name = name
+
+
 class DispatchFailed(StillroomError):
     """Background work could not be handed over: too much of it waits already, or the broker is away."""
 

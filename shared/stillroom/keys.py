@@ -25,6 +25,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
 |                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
+| ns:{0}:warm:<loader> | string | the newest period whose warm-up is claimed  | 2 periods    | warm_claim      |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
 | ns:{s<shard>}:…   | of one shard of the sessions, 00 to ff: lib/session.lua |              | session_*       |
 |       …s:<h>      | hash   | a session, by the HMAC of its token             | its deadline |                 |
@@ -51,6 +52,11 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |
 | ns:limits:windows | hash   | limit → its longest window, µs, and when that   | 366 d, 1,000 | limit_windows   |
 |                   |        | was said                                        |              |                 |
+| ns:{lk:<name>}:…  | of one lock or semaphore                                 |              | slot_take,      |
+|       …slots      | zset   | who holds it → when its lease ends, µs          | the longest  | slot_renew      |
+|       …queue      | zset   | who waits → when it came, µs; 1,000 at most     | 2 s          |                 |
+|       …waiters    | zset   | who waits → until when its place is kept, µs    | 2 s          |                 |
+|       …fence      | string | the last fencing number: µs, always growing     | 1 d          | slot_take       |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
 |                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
@@ -140,7 +146,9 @@ class Keys:
         self._places = f"{cache}n:".encode()
         self._queue = f"{cache}q:".encode()
         self._at = f"{cache}at:".encode()
+        self._warm = f"{cache}warm:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
+        self._locks = f"{namespace}:{{lk:".encode()
 
     def entry(self, name: bytes) -> bytes:
         return self.entry_prefix + name
@@ -166,6 +174,9 @@ class Keys:
     def at(self, work: bytes) -> bytes:
         return self._at + work
 
+    def warm(self, loader: bytes) -> bytes:
+        return self._warm + loader
+
     def shard(self, number: int) -> bytes:
         """What all keys of one shard of the sessions begin with."""
         return self._shards[number]
@@ -190,6 +201,11 @@ class Keys:
     def limits(self, kind: str, value: str) -> bytes:
         """What all keys of one subject of the limits begin with."""
         return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())
+
+    def slots(self, name: bytes) -> list[bytes]:
+        """The keys of a lock: slots, queue, waiters, fence."""
+        prefix = b"%b%b}:" % (self._locks, name)
+        return [prefix + part for part in (b"slots", b"queue", b"waiters", b"fence")]
 
     def reservation(self, id: str) -> bytes:
         return b"%b!held}:%b" % (self._limits, id.encode())

@@ -8,8 +8,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
+from weakref import WeakSet
 
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
 from stillroom.agreed import Agreed
@@ -27,11 +29,13 @@ from stillroom.cache import (
 )
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
+from stillroom.durations import Duration
 from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable
 from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
+from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
 from stillroom.operation import (
     AsyncDriver,
     Driver,
@@ -59,11 +63,13 @@ from stillroom.wire import (
 
 log = logging.getLogger("stillroom")
 
+living_rooms: WeakSet[_Room] = WeakSet()  # of this process: stillroom.testing moves the time of all
+
 
 D = TypeVar("D", Driver, AsyncDriver)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Operations(Generic[D]):
     """The operations behind the services, for what is made of several of them: web/, tests, parts of an app's own.
 
@@ -75,6 +81,7 @@ class Operations(Generic[D]):
     limits: LimitsBody
     abuse: AbuseBody
     health: HealthBody
+    cache_in_threads: Cache  # the cache, for a thread that has no event loop
     state: D  # runs what is about sessions, limits and abuse, which are on one server
 
 
@@ -90,6 +97,7 @@ class _Room:
     def __init__(
         self, settings: Settings | str | None, dispatch: Dispatch | None, values: Mapping[str, Any]
     ) -> None:
+        living_rooms.add(self)
         self.settings = _settings_of(settings, values)
         if isinstance(dispatch, type):
             raise InvalidArgument(f"dispatch={dispatch.__name__}: write {dispatch.__name__}()")
@@ -111,6 +119,7 @@ class _Room:
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
         self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
+        self._locks_body = LocksBody(self._state_server, self.keys)
         self.state_stats.riders.append(self._abuse_body.riding)
         self._sessions_body.on_event.append(self._tell_abuse)
 
@@ -133,15 +142,15 @@ class _Room:
         return health_on(self.settings, state_wire, self.state_stats, *cache)
 
     def _services(self) -> list[Any]:
-        """The faces the upkeep is made of; what moved there can still be called here."""
-        return [getattr(self, name) for name in MOVED]
+        """The faces that the upkeep is made of."""
+        return [getattr(self, name) for name in ("cache", "sessions", "limits", "abuse", "health")]
 
-    def _operations(self, health: HealthBody, state: D) -> Operations[D]:
-        for name, moved in MOVED.items():
+    def _operations(self, health: HealthBody, cache_in_threads: Cache, state: D) -> Operations[D]:
+        for name, moved in MOVED.items():  # what moved to the upkeep can still be called there
             service: Any = getattr(self, name)
             service._moved, service._upkeep = moved, self.upkeep
         bodies = self._cache_body, self._sessions_body, self._limits_body, self._abuse_body
-        return Operations(*bodies, health, state)
+        return Operations(*bodies, health, cache_in_threads, state)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """What the wire to a cluster is made of."""
@@ -231,7 +240,48 @@ class Stillroom(_Room):
             self.upkeep.deliver_logouts,
             self.upkeep.deliver_charges,
         ]
-        self.operations = self._operations(health, self.state)
+        self.operations = self._operations(health, self.cache, self.state)
+
+    def init_app(self, app: Any, **options: Any) -> None:
+        """Make this the room of a Flask app. For an app factory, too; the room itself is made at module level.
+
+        `sessions=True`: `flask.session` is kept by the room, with the cookie `cookie`. `routes`, `subject`: limits,
+        as in StillroomMiddleware. `health=True`: /health, /metrics and /status. All Redis calls of a request share
+        `request_timeout`. Loaders run in the app's context, in workers as well. The room is
+        `app.extensions["stillroom"]`. Raises TypeError, SettingsError.
+        """
+        # By name: rooms know no framework, and only who calls this has one.
+        import_module("stillroom.web.flask_room").init_app(self, app, **options)
+
+    def lock(
+        self,
+        name: str,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> Lock:
+        """A lock that all processes share: `with room.lock("import") as held: …`
+
+        `lease`: seconds it stays held after its process died, from 0.1 to 3,600; a living one renews it, for
+        `longest` seconds in all. `wait`: seconds to wait for it; 0 tries once. Times may be timedeltas.
+        `held.fence` is a number that is larger than every holder's before. Raises LockTaken when waiting was in
+        vain, LockLost at the end if it was lost meanwhile, InvalidKey. Redis away: RedisUnavailable.
+        Source: one script to take it, one to renew it, ZREM to give it back.
+        """
+        return Lock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
+
+    def semaphore(
+        self,
+        name: str,
+        slots: int,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> Lock:
+        """A lock that `slots` holders can have at a time. All who use the name give the same number. See lock."""
+        return Lock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -324,7 +374,31 @@ class AsyncStillroom(_Room):
         health = self._health(self.state_wire, wires)
         self.health = AsyncHealth(health, AsyncDriver(self.state_wire, asked))
         self.upkeep = AsyncUpkeep(Service(parts.housekeeping, drivers[0]), *self._services())
-        self.operations = self._operations(health, self.state)
+        in_threads = Cache(parts.cache, parts.images, aside[0])
+        self.operations = self._operations(health, in_threads, self.state)
+
+    def lock(
+        self,
+        name: str,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> AsyncLock:
+        """A lock that all processes share: `async with room.lock("import") as held: …`. See Stillroom.lock."""
+        return AsyncLock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
+
+    def semaphore(
+        self,
+        name: str,
+        slots: int,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> AsyncLock:
+        """A lock that `slots` holders can have at a time. See Stillroom.semaphore."""
+        return AsyncLock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
 
     async def connect(self) -> None:
         """See Stillroom.connect."""
@@ -345,8 +419,14 @@ class AsyncStillroom(_Room):
         await self.state_wire.close()
 
     @asynccontextmanager
-    async def lifespan(self, _: object) -> AsyncIterator[None]:
-        """For Starlette and FastAPI: `FastAPI(lifespan=room.lifespan)` closes the room when the app ends."""
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        """For Starlette and FastAPI: `FastAPI(lifespan=room.lifespan)` closes the room when the app ends.
+
+        `app.state.stillroom` is the room. With a lifespan of your own:
+        `stillroom.web.fastapi_room.lifespan(room, yours)`.
+        """
+        if hasattr(app, "state"):
+            app.state.stillroom = self
         async with self:
             yield
 

@@ -178,7 +178,7 @@ class Settings(BaseSettings):
     refresh_rate: float = Field(20.0, gt=0, le=10_000)  # loads a second after a soft invalidation
     value_limit: int = Field(1024 * 1024, ge=64)  # bytes stored
     decoded_limit: int = Field(8 * 1024 * 1024, ge=64)  # bytes after decompression
-    compress_above: int = Field(4096, ge=0)  # bytes of JSON
+    compress_above: int = Field(1024 * 1024, ge=0)  # bytes of JSON; less costs CPU, saves memory
     outbox_limit: int = Field(10_000, ge=1)  # deferred invalidations; one more becomes a clear()
     marks_limit: int = Field(20_000, ge=100)  # invalidations a process remembers
 

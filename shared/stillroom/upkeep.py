@@ -34,6 +34,7 @@ class Upkeep(Face):
     load = CACHE.blocking(CacheBody.load)
     reclaim = HOUSEKEEPING.blocking(Housekeeping.reclaim)
     pending = HOUSEKEEPING.blocking(Housekeeping.pending)
+    warm = HOUSEKEEPING.blocking(Housekeeping.warm)
     trim_marks = HOUSEKEEPING.blocking(Housekeeping.trim_marks)
     trim_indexes = HOUSEKEEPING.blocking(Housekeeping.trim_indexes)
     flush_cache_stats = CACHE.blocking(CacheBody.flush_stats)
@@ -66,6 +67,7 @@ class AsyncUpkeep(Face):
     load = CACHE.awaiting(CacheBody.load)
     reclaim = HOUSEKEEPING.awaiting(Housekeeping.reclaim)
     pending = HOUSEKEEPING.awaiting(Housekeeping.pending)
+    warm = HOUSEKEEPING.awaiting(Housekeeping.warm)
     trim_marks = HOUSEKEEPING.awaiting(Housekeeping.trim_marks)
     trim_indexes = HOUSEKEEPING.awaiting(Housekeeping.trim_indexes)
     flush_cache_stats = CACHE.awaiting(CacheBody.flush_stats)
@@ -94,5 +96,6 @@ MOVED = {
     },
     "limits": {"deliver": "deliver_charges"},
     "abuse": {"scan": "scan_abuse", "deliver": "deliver_events"},
+    "tasks": {"warm": "warm"},
     "health": {"snapshot": "snapshot", "seen": "record_heartbeat", "ticked": "record_tick"},
 }

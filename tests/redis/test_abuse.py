@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -790,3 +791,32 @@ def test_twenty_thousand_events_keep_little(room: Any, client: Any) -> None:
     report = room.abuse.scan(seconds=60)
     assert (report["events"], report["patterns"]) == (20_000, 0)
     assert counts(client) == {}  # a single denial is nobody's pattern, and costs nothing
+
+
+def test_events_that_are_counted_together_count_as_one_by_one(
+    make_room: Any, client: Any, monkeypatch: Any
+) -> None:
+    """However many events one script counts, the counts, the patterns and the bans are the same."""
+    monkeypatch.setattr(
+        scan, "MEMBERS_AT_ONCE", 300
+    )  # some scripts are full by this, some by number
+    found = []
+    for together in (1, 3, 50):
+        monkeypatch.setattr(scan, "AT_ONCE", together)
+        room = make_room(namespace=f"by-{together}")
+        chance = random.Random(7)
+        for _ in range(300):
+            ip, user = f"203.0.113.{chance.randrange(6)}", f"user-{chance.randrange(20)}"
+            kind = chance.choice(["auth_fail", "auth_fail", "auth_ok", "denied"])
+            extra = {"n": "16", "limit": "default"} if kind == "denied" else {"user": user}
+            put(client, room, kind, ip=ip, **extra)
+        assert room.abuse.scan()["events"] == 300
+        sizes = {
+            key.split(b":", 1)[1]: client.zcard(key)
+            for key in client.keys(f"by-{together}:abuse:c:*")
+        }
+        bans = sorted(key.split(b":", 1)[1] for key in client.keys(f"by-{together}:*!ban"))
+        said = sorted((one["rule"], one["subject"]) for one in patterns(client, room))
+        found.append((sizes, bans, said))
+    assert found[0][0]
+    assert found[0] == found[1] == found[2]

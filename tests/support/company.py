@@ -206,6 +206,8 @@ def _order_work(company: Company, room: Any, load: Any) -> None:
 
 
 def _use_sessions(room: Any, admin: Any) -> None:
+    with room.lock("import", wait=1), room.semaphore("reports", 2, wait=1) as held:
+        room.state.run(room._locks_body.renew("reports", held._token, 1.0))
     sessions = room.sessions
     first = sessions.create("u1", {"cart": []}, tags=["mobile"], max_per_user=3)
     session_time.age(admin, room, first.handle, 3_600)

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from stillroom.abuse.event import BadEvent, Entry, cleaned, read_event
@@ -54,6 +54,8 @@ JITTER = 0.1  # so that those banned together do not come back together
 LEVEL_KEPT_MS = 7 * 86_400_000  # a week without a ban, and the next is a first one
 PEACE_MS = 600_000  # after a ban was lifted
 PART = 100  # scripts in one batch: it has to be done within `command_timeout`, by a busy server too
+AT_ONCE = 50  # samples that one script counts …
+MEMBERS_AT_ONCE = 4_000  # … and members that they may have: it takes a millisecond at the most
 COUNTS = ("events", "patterns", "bans", "aside", "late")
 
 Raw = tuple[
@@ -226,8 +228,8 @@ class Scan:
 
     def _judge(self, entries: Sequence[Entry]) -> Operation[None]:
         samples = [sample for entry in entries for sample in samples_of(self._rules, entry)]
-        replies = yield from _in_parts(list(map(self._counting, samples)))
-        found = findings(samples, list(map(Tally.read, replies)))
+        replies = yield from _in_parts(list(map(self._counting, _groups(samples))))
+        found = findings(samples, [Tally.read(one) for reply in replies for one in reply])
         if not found:
             return
         patterns = [pattern_of(finding, self._action(finding)) for finding in found]
@@ -240,14 +242,16 @@ class Scan:
                 action, level, ban_ms = outcome
                 self._tell(pattern.judged(action.decode(), level, ban_ms), verdict == b"new")
 
-    def _counting(self, sample: Sample) -> Command:
-        rule, keys = sample.rule, self._keys
-        window = rule.kept if rule.consecutive else rule.window
-        return abuse_count(
-            [keys.abuse_count(rule.name, sample.group), keys.abuse_groups],
-            *(sample.member, sample.entry.ms, window * 1000, rule.kept * 1000),
-            *(rule.most, GROUPS_LIMIT, int(rule.consecutive), rule.threshold, rule.window * 1000),
-        )
+    def _counting(self, samples: Sequence[Sample]) -> Command:
+        """One script that counts all of them."""
+        rules = list({sample.rule.name: sample.rule for sample in samples}.values())
+        places = {rule.name: place for place, rule in enumerate(rules, 1)}
+        words: list[bytes | int] = [word for rule in rules for word in _words(rule)]
+        for rule, _, member, entry in samples:
+            words += (places[rule.name], member, entry.ms)
+        counts = [self._keys.abuse_count(one.rule.name, one.group) for one in samples]
+        keys = [self._keys.abuse_groups, *counts]
+        return abuse_count(keys, GROUPS_LIMIT, len(rules), *words)
 
     def _action(self, finding: Finding) -> str:
         """What is to be done: what the rule says, but for those who are never banned."""
@@ -290,6 +294,27 @@ class Scan:
         )
         self._done["bans"] += 1
         self._stats.counts["bans"] += 1
+
+
+def _words(rule: Rule) -> Sequence[int]:
+    """A rule as lua/abuse_count.lua takes it."""
+    window = rule.kept if rule.consecutive else rule.window
+    times = (window * 1000, rule.kept * 1000)
+    return (*times, rule.most, int(rule.consecutive), rule.threshold, rule.window * 1000)
+
+
+def _groups(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    """Samples to be counted by one script. Others wait for it, so it may look at so many members at the most."""
+    some: list[Sample] = []
+    members = 0
+    for sample in samples:
+        members += sample.rule.most
+        if some and (members > MEMBERS_AT_ONCE or len(some) == AT_ONCE):
+            yield some
+            some, members = [], sample.rule.most
+        some.append(sample)
+    if some:
+        yield some
 
 
 def _in_parts(commands: Sequence[Command], *, apart: bool = False) -> Operation[list[Any]]:

@@ -184,6 +184,15 @@ class Texts:
         return self._hide(b"s" + text.encode("utf-8", "surrogatepass"))
 
 
+def text_of(value: Any) -> str:
+    """Return the text of an argument that is declared to be of just the type it has. Raises Unkeyable."""
+    return Texts(_refuse).of(type(value))(value)
+
+
+def _refuse(_: bytes) -> str:
+    raise Unkeyable("a secret has no text")
+
+
 class Secrets:
     """What stands in keys for secret arguments. The pepper is asked for with the first of them."""
 

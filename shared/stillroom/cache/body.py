@@ -21,6 +21,10 @@ class CacheBody(Invalidations, Changes, Bulk):
         """Itself: see ShardedBody."""
         return [self]
 
+    def on_first(self, operation: Operation[T]) -> Operation[T]:
+        """Run an operation that one shard is to do for all of them."""
+        return operation
+
     def everywhere(self, operations: Sequence[Operation[T]]) -> Operation[list[T]]:
         """Run one operation on each of the shards, of which there is one."""
         (operation,) = operations

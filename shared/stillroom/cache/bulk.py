@@ -11,10 +11,10 @@ from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
 from stillroom.codec import MISS
+from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
-from stillroom.times import Duration
 
 T = TypeVar("T")
 Found: TypeAlias = tuple[Entry, Freshness]
@@ -104,7 +104,7 @@ class Bulk(Core):
         leases = [self.keys.lease(name) for name in names.values()]
         places = [(self.keys.entry(name), self.keys.other(name)) for name in names.values()]
         batch = [(b"DEL", *leases), *((b"UNLINK", *both) for both in places)]
-        _, *counts = yield batch
+        _, *counts = yield from self._memo.changing(batch)
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload

@@ -11,11 +11,11 @@ from stillroom.cache.images import Images
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.loaders import Loaders, TagSpec, is_coroutine_function, name_of
 from stillroom.cache.sharded import ShardedBody
+from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument
 from stillroom.face import Face, Part, Service, awaiting, blocking
 from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver
-from stillroom.times import Duration
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -75,6 +75,9 @@ class Cache(Face):
         ignore: Sequence[str] = (),
         at_once: int | None = None,
         version: str | int | None = None,
+        memo: bool = False,
+        warm_every: Duration | None = None,
+        warm_with: Any = None,
     ) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
         """Register a function as a loader, and answer its calls from the cache.
 
@@ -90,7 +93,9 @@ class Cache(Face):
         longer is not stored; seconds or a timedelta. `at_once`: so many loads run at the same time in all
         processes (for each shard of the cache); as many more wait for a second, all others raise LoadShed: a 503.
         While two releases of an app run, values of another shape of type are kept apart; so are those of another
-        `version`, for what the type does not show.
+        `version`, for what the type does not show. `memo`: within `room.request()` a key is asked for once.
+        `warm_every`: a worker loads its values this often, asked for or not, from 10 seconds on. `warm_with`: for
+        which arguments: dicts, tuples or single ones, or a function that gives these.
         Raises InvalidArgument, InvalidKey.
         """
         _check_key(key)
@@ -113,6 +118,9 @@ class Cache(Face):
                 ignore=ignore,
                 at_once=at_once,
                 version=version,
+                memo=memo,
+                warm_every=warm_every,
+                warm_with=warm_with,
             )
             return CachedFunction(loader, self._body, self._driver)
 
@@ -171,6 +179,9 @@ class AsyncCache(Face):
         ignore: Sequence[str] = (),
         at_once: int | None = None,
         version: str | int | None = None,
+        memo: bool = False,
+        warm_every: Duration | None = None,
+        warm_with: Any = None,
     ) -> AsyncRegister:
         """Register a coroutine function, or a plain one, as a loader, and answer its calls from the cache.
 
@@ -192,6 +203,9 @@ class AsyncCache(Face):
                 ignore=ignore,
                 at_once=at_once,
                 version=version,
+                memo=memo,
+                warm_every=warm_every,
+                warm_with=warm_with,
             )
             return AsyncCachedFunction(loader, self._body, self._driver)
 

@@ -16,11 +16,11 @@ from stillroom.cache.keeping import Life
 from stillroom.cache.loaders import several
 from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
+from stillroom.durations import Duration
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import original, sanitized
 from stillroom.operation import IN_TIME, Backoff, Operation, Timed
 from stillroom.scripts import add, replace
-from stillroom.times import Duration
 from stillroom.wire import Command
 
 TRIES = 100  # each lost one means that somebody else's change was made
@@ -68,7 +68,7 @@ class Changes(Core):
                     return False
                 epoch, life = self.terms.new_epoch(), packed.life
                 given = (epoch, IN_TIME, name, packed.rest, life.ttl, life.whole, seen.head)
-                (reply,) = yield Timed([add(keys, *given)])
+                (reply,) = yield from self._memo.changing(Timed([add(keys, *given)]))
                 if reply == STORED:
                     return True
                 if reply == LATE:
@@ -97,7 +97,7 @@ class Changes(Core):
             encoded = self._codec.encoded(number + by)
             packed = self._packed(name, encoded, tags, seen.entry.source, Life(0, 0))
             adds = self._replace(name, seen, packed.rest, "", "", is_new=True)
-            (replaced,) = yield Timed([adds])
+            (replaced,) = yield from self._memo.changing(Timed([adds]))
             if replaced == STORED:
                 return number + by
             if replaced == LATE:
@@ -120,7 +120,7 @@ class Changes(Core):
                 if seen.entry is None:
                     return False
                 touches = self._replace(name, seen, seen.rest, str(life.ttl), str(life.whole))
-                (replaced,) = yield Timed([touches])
+                (replaced,) = yield from self._memo.changing(Timed([touches]))
                 if replaced == STORED:
                     return True
                 if replaced == LATE:

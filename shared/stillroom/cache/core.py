@@ -37,10 +37,12 @@ from stillroom.cache.loaders import (
     several,
 )
 from stillroom.cache.marks import read_clock
+from stillroom.cache.memo import Memo
 from stillroom.cache.probe import LAG_SUM, NOT_KEPT, lag_bucket
 from stillroom.cache.terms import Terms
 from stillroom.codec import MISS, Codec, Encoded, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
+from stillroom.durations import Duration
 from stillroom.errors import LoadShed, RedisRefused, RedisUnavailable, UnknownLoader
 from stillroom.fingerprint import fingerprint
 from stillroom.keys import Keys, sanitized
@@ -59,7 +61,7 @@ from stillroom.scripts import (
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.times import Duration
+from stillroom.unsettled import is_unsettled
 from stillroom.wire import Clock, Command
 
 T = TypeVar("T")
@@ -160,9 +162,10 @@ class Core:
         self.clock = place.clock
         self.now_ms = place.clock.now_ms
         self._run_aside = place.run_aside
+        self._memo = Memo()
         self._invalidator = Invalidator(
-            *(settings.outbox_limit, self.keys, self.terms, self.dispatch, self.stats),
-            place.run_aside,
+            *(settings.outbox_limit, self.keys, self.terms, self._memo),
+            *(self.dispatch, self.stats, place.run_aside),
         )
         self._codec = Codec(settings)
         self._keeper = Keeper(settings)
@@ -288,7 +291,7 @@ class Core:
 
     def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """The value under a sanitized key, loaded by its recipe if it has to be."""
-        found = yield from self._look_if_there("get_or_set", name, recipe.release)
+        found = yield from self._look_if_there("get_or_set", name, recipe)
         if found is None:
             return (yield from self._load_for_myself(recipe))
         entry, freshness = found
@@ -400,7 +403,7 @@ class Core:
         if not batch:
             return []
         try:
-            replies: list[Any] = yield batch
+            replies: list[Any] = yield from self._memo.changing(batch)
         except RedisUnavailable as error:
             self._fall_back(what, error)
             replies = getattr(error, "replies", None) or [None] * len(batch)
@@ -514,6 +517,16 @@ class Core:
         if self._judges.is_unverified:
             yield from self._judges.verify()
 
+    def _look_once(self, name: bytes, release: bytes) -> Operation[tuple[Entry | None, Freshness]]:
+        """What `_look` gives, asked for once in a request: see memo.py."""
+        if (known := self._memo.recall(name, release)) is not None:
+            return known.entry, known.freshness
+        changes = self._memo.changes
+        entry, freshness = yield from self._look(name, release)
+        if entry is not None:
+            self._memo.remember(name, release, entry, freshness, changes)
+        return entry, freshness
+
     def _look(self, name: bytes, release: bytes = b"") -> Operation[tuple[Entry | None, Freshness]]:
         """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands.
 
@@ -566,11 +579,13 @@ class Core:
         return entry, freshness, value
 
     def _look_if_there(
-        self, what: str, name: bytes, release: bytes
+        self, what: str, name: bytes, recipe: Recipe
     ) -> Operation[tuple[Entry | None, Freshness] | None]:
         """What `_look` gives, or None where Redis is away."""
+        is_remembered = recipe.loader is not None and recipe.loader.is_remembered
+        look = self._look_once if is_remembered else self._look
         try:
-            return (yield from self._look(name, release))
+            return (yield from look(name, recipe.release))
         except RedisUnavailable as error:
             self._fall_back(what, error)
             return None
@@ -814,7 +829,8 @@ class Core:
             yield from self._release([(name, held)], leaving)
             return "not kept"
         try:
-            stored, *_ = yield Freeing([self._commit(name, held, clock, packed), *leaving])
+            commits = Freeing([self._commit(name, held, clock, packed), *leaving])
+            stored, *_ = yield from self._memo.changing(commits)
         except RedisUnavailable as error:
             self._fall_back("store", error)
             return error.reason
@@ -836,7 +852,8 @@ class Core:
             life = recipe.keeping.life_of(value)
             encoded = self._codec.encoded(value, recipe.type)
             back = encoded.back
-            if life is None:
+            # A load in a transaction may show rows that will be rolled back, and a rollback invalidates nothing.
+            if life is None or is_unsettled():
                 return None, back
             tags, source = recipe.tags(value), self._source(recipe)
             return self._packed(name, encoded, tags, source, life, recipe.release), back

@@ -10,6 +10,7 @@ from stillroom.cache.body import CacheBody
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.reclaim import Progress, Reclaim, Report
 from stillroom.cache.sharded import ShardedBody
+from stillroom.cache.warm import Warming
 from stillroom.operation import Operation
 
 BUDGET_S = 20.0  # of one run; what it leaves is due at once
@@ -21,6 +22,7 @@ class Housekeeping:
     def __init__(self, cache: CacheBody | ShardedBody, orders: Ordering) -> None:
         self._cache = cache
         self._orders = orders
+        self._warming = Warming(cache, orders)
         self._parts = [Reclaim(shard) for shard in cache.shards]
 
     def reclaim(
@@ -52,6 +54,13 @@ class Housekeeping:
             for member, progress in found.items():
                 waiting[member] = _added(waiting.get(member), progress)
         return waiting
+
+    def warm(self) -> Operation[dict[str, int]]:
+        """Order what loaders with `warm_every` are due to load. Returns {"loaders": due, "values": ordered}.
+
+        Safe in several workers at once. Redis away: RedisUnavailable.
+        """
+        return self._warming.warm()
 
     def trim_marks(self) -> Operation[dict[str, int]]:
         """Drop marks that are older than any entry can be. Returns {"dropped", "left"}."""

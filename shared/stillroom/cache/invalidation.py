@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from stillroom.cache.memo import Memo
 from stillroom.cache.outbox import EVERYTHING, Outbox
 from stillroom.cache.terms import Terms
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
@@ -36,6 +37,7 @@ class Invalidator:
         limit: int,
         keys: Keys,
         terms: Terms,
+        memo: Memo,
         dispatch: Dispatch,
         stats: Stats,
         run_aside: Callable[[Operation[Any]], Any],
@@ -43,6 +45,7 @@ class Invalidator:
         self._outbox = Outbox(limit)
         self._keys = keys
         self._terms = terms
+        self._memo = memo
         self._dispatch = dispatch
         self._stats = stats
         self._run_aside = run_aside
@@ -56,13 +59,12 @@ class Invalidator:
         """Tell Redis of these names (see outbox.py); if that is impossible and may wait, keep them. → replies."""
         try:
             yield from self._terms.agree()
-            replies: list[Any] = yield list(self._commands(names))
+            return (yield from self._memo.changing(list(self._commands(names))))
         except RedisUnavailable as error:
             if not defer or error.reason in FINAL:
                 raise
             self._defer(names, error)
             return []
-        return replies
 
     def deliver(self) -> Operation[int]:
         """Tell Redis what was deferred. → how many names. Redis away: RedisUnavailable; what is left waits on."""

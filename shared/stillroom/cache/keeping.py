@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidArgument
 from stillroom.settings import Settings
-from stillroom.times import Duration, seconds_of
 
 TtlOf: TypeAlias = Callable[[Any], Duration | None]  # of a value; None: the setting's
 

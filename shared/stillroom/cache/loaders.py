@@ -22,9 +22,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from stillroom.cache.arguments import Texts, Unkeyable
+from stillroom.cache.around import Around, within
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Keeping
 from stillroom.cache.template import Template, shortened
+from stillroom.cache.warm import check, warm_of
+from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
 from stillroom.misuse import misuse
 from stillroom.operation import Call
@@ -87,6 +90,9 @@ class Loader:
         ignore: Sequence[str] = (),
         at_once: int | None = None,
         version: str | int | None = None,
+        memo: bool = False,
+        warm_every: Duration | None = None,
+        warm_with: Any = None,
     ) -> None:
         self.function = function
         self.version = version
@@ -115,6 +121,11 @@ class Loader:
         self._defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
         self._not_sent = frozenset(n for n in ignored if n in self._defaults)
         self._arguments = self._arguments_type()
+        self.is_remembered = memo
+        self.around: list[Around] | None = None  # of the registry it was registered in first
+        self.warm = warm_of(warm_every, warm_with)
+        if self.warm is not None:
+            check(self.values, self.warm.given)
 
     @property
     def template(self) -> str:
@@ -146,12 +157,18 @@ class Loader:
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return what a call of it is kept by."""
-        call = Call(self.function, (), values)
-        tags = self._tagger(values)
+        function = self.within(self.function) if self.around else self.function
+        call, tags = Call(function, (), values), self._tagger(values)
         return Recipe(
             *(call, self.type, self.keeping, self.lease, tags, self.release, self, values),
             self.at_once,
         )
+
+    def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, called as the app wants its loaders to be called: see Loaders.around."""
+        if not self.around:
+            return function
+        return within(self.around, function, is_async=is_coroutine_function(function))
 
     def _tagger(self, values: Mapping[str, Any]) -> Callable[[Any], list[str]]:
         def tags(value: Any) -> list[str]:
@@ -245,10 +262,15 @@ class BadArguments(StillroomError, ValueError):
 
 
 class Loaders:
-    """The registered loaders of one room, by name."""
+    """The registered loaders of one room, by name.
+
+    `around` has functions that return context managers: each load of these loaders happens inside all of them, in
+    the app's processes and in workers. It is for what loaders need and a worker lacks, such as Flask's app context.
+    """
 
     def __init__(self) -> None:
         self._by_name: dict[str, Loader] = {}
+        self.around: list[Around] = []
 
     def register(self, loader: Loader) -> None:
         """Add a loader. One that is defined again, as when a module is reloaded, takes the earlier one's place."""
@@ -262,6 +284,8 @@ class Loaders:
                 raise InvalidArgument(
                     f"{loader.name}: the loader {other.name!r} has the key {loader.template!r}"
                 )
+        if loader.around is None:
+            loader.around = self.around
         self._by_name = {other.name: other for other in [*others, loader]}
 
     def adopt(self, others: Loaders) -> None:

@@ -121,6 +121,7 @@ class ShardedBody:
         places: Sequence[Place],
     ) -> None:
         self.settings = settings
+        self.stats = stats
         self.loaders = Loaders()
         self._terms = Terms(settings, agreed, self.clear)
         means = Means(settings, self._terms, dispatch, stats, self.loaders)
@@ -165,7 +166,7 @@ class ShardedBody:
 
     def flush_stats(self) -> Operation[None]:
         """Write the counts down, which the shards share."""
-        yield On([(0, self.shards[0].flush_stats())])
+        yield from self.on_first(self.shards[0].flush_stats())
 
     def loader(self, function: Callable[..., Any], key: str, **options: Any) -> Loader:
         """Register a function of the app, for all shards."""
@@ -198,6 +199,11 @@ class ShardedBody:
             yield from self._terms.agree()
         results: list[T] = yield On(operations)
         return results
+
+    def on_first(self, operation: Operation[T]) -> Operation[T]:
+        """Run an operation of one shard that does it for all of them."""
+        (result,) = yield On([(0, operation)])
+        return result  # type: ignore[no-any-return]
 
     def everywhere(self, operations: Sequence[Operation[T]]) -> Operation[list[T]]:
         """Run one operation on each of the shards."""

@@ -1,6 +1,7 @@
 -- A scheduled task has ended well.
 -- KEYS  1 ticks
 -- ARGV  1 task  2 how long they are remembered, ms
+-- returns 1
 -- include: clock own
 
 own(KEYS[1], 'hash')

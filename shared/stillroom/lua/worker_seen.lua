@@ -1,6 +1,7 @@
 -- A worker is at work. Those of whom nothing was heard for a while are forgotten.
 -- KEYS  1 workers
 -- ARGV  1 which worker  2 how long it is remembered, ms
+-- returns 1
 -- include: clock own
 
 local now = math.floor(now_us() / 1000)

@@ -1,0 +1,24 @@
+"""Durations as an app gives them: seconds, or a timedelta. Pure."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+from stillroom.errors import InvalidArgument
+
+Duration: TypeAlias = float | timedelta
+
+
+def seconds_of(name: str, given: Any, *, least: float = 0.001, most: float = float("inf")) -> float:
+    """Return a duration in seconds. `name` is the argument's; `least` and `most` are what it may be.
+
+    Raises InvalidArgument for text, a bool, NaN, and what is out of range.
+    """
+    if isinstance(given, bool) or not isinstance(given, float | int | timedelta):
+        raise InvalidArgument(f"{name}={given!r}: a number of seconds, or a timedelta")
+    seconds = given.total_seconds() if isinstance(given, timedelta) else given
+    if not least <= seconds <= most or seconds == float("inf"):
+        limit = f"from {least:g}" if most == float("inf") else f"{least:g} to {most:,g}"
+        raise InvalidArgument(f"{name}={given!r}: a number of seconds, {limit}")
+    return float(seconds)
