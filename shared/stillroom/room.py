@@ -8,7 +8,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet
@@ -34,6 +36,7 @@ from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable
 from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
+from stillroom.known_bans import KnownBans, ban_file
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
 from stillroom.operation import (
@@ -58,6 +61,7 @@ from stillroom.wire import (
     ShardWire,
     Wire,
     request_budget,
+    reset_after_fork,
     slot_of,
 )
 
@@ -118,7 +122,11 @@ class _Room:
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
-        self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
+        self._bans = KnownBans(partial(_ban_file, self.settings))
+        reset_after_fork(self._bans)
+        self._abuse_body = AbuseBody(
+            self.settings, self._state_server, self.keys, self.state_stats, self._bans
+        )
         self._locks_body = LocksBody(self._state_server, self.keys)
         self.state_stats.riders.append(self._abuse_body.riding)
         self._sessions_body.on_event.append(self._tell_abuse)
@@ -126,7 +134,7 @@ class _Room:
     def _limits(self, breaker: Breaker) -> LimitsBody:
         """The limits' operations, which look whether the state's Redis is away."""
         server, stats = self._state_server, self.state_stats
-        return LimitsBody(self.settings, server, breaker, self.keys, stats)
+        return LimitsBody(self.settings, server, breaker, self.keys, stats, self._bans)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> CacheParts:
         """The cache's operations, on these wires: one for each shard."""
@@ -461,6 +469,10 @@ def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
             f"Settings(…) and {', '.join(values)} are both given: put all of them into Settings(…)"
         )
     return given
+
+
+def _ban_file(settings: Settings) -> Path | None:
+    return ban_file(settings.ban_file, settings.namespace, settings.redis_url)
 
 
 def _complain(left: int) -> None:

@@ -62,8 +62,8 @@ class Clock:
 def _forget(room: Any) -> None:
     for shard in room.operations.cache.shards:
         shard.forget_asked()
-    room._limits_body._denials.reset()
-    room._limits_body._local.reset()
+    room.operations.limits._denials.reset()
+    room.operations.limits._local.reset()
 
 
 def _shorten(client: Any, key: bytes, seconds: float) -> None:
