@@ -34,6 +34,7 @@ from stillroom.wire import (
     Command,
     ShardWire,
     Wire,
+    load_begun,
     refusal,
     time_left,
     words_of,
@@ -199,8 +200,9 @@ class Driver:
 
     def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
-            result = _called(step)
-            return _in_background_loop(result) if inspect.isawaitable(result) else result
+            with load_begun():
+                result = _called(step)
+                return _in_background_loop(result) if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return time.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
@@ -290,11 +292,12 @@ class AsyncDriver:
 
     async def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
-            if inspect.iscoroutinefunction(step.function):
-                return await step.function(*step.args, **step.kwargs)
-            # A plain function may block for as long as a database takes: not in the event loop.
-            result = await asyncio.to_thread(_called, step)
-            return await result if inspect.isawaitable(result) else result
+            with load_begun():
+                if inspect.iscoroutinefunction(step.function):
+                    return await step.function(*step.args, **step.kwargs)
+                # A plain function may block for as long as a database takes: not in the event loop.
+                result = await asyncio.to_thread(_called, step)
+                return await result if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return await asyncio.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):

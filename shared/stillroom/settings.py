@@ -192,6 +192,9 @@ class Settings(BaseSettings):
     compress_above: int = Field(1024 * 1024, ge=0)  # bytes of JSON; less costs CPU, saves memory
     outbox_limit: int = Field(10_000, ge=1)  # deferred invalidations; one more becomes a clear()
     marks_limit: int = Field(20_000, ge=100)  # invalidations a process remembers
+    near_limit: int = Field(64 * 1024 * 1024, ge=0)  # bytes that a process keeps (near=…)
+    # While Redis is away, what it keeps may be served for so long. Others may have invalidated it: 0 is never.
+    near_away: SecondsOrNone = 0.0
 
     # Images.
     image_root: Path | None = None  # the folder that `get_image_info` looks in

@@ -100,11 +100,10 @@ class Bulk(Core):
         names = names_of(keys)
         if not names:
             return {}
-        yield from self.terms.agree()
-        leases = [self.keys.lease(name) for name in names.values()]
-        places = [(self.keys.entry(name), self.keys.other(name)) for name in names.values()]
-        batch = [(b"DEL", *leases), *((b"UNLINK", *both) for both in places)]
-        _, *counts = yield from self._memo.changing(batch)
+        replies = yield from self._invalidator.tell(
+            [b"k:" + name for name in names.values()], False
+        )
+        counts = [count for some in replies for count in some]
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload
