@@ -1,14 +1,14 @@
 """What this process keeps of the cache, and how one look at the clock proves all of it.
 
-The promise, for loaders and reads that ask for it with `near`: **a read in a request never shows what was invalidated
-before the request began, nor what this process invalidated at any time**; outside of a request, nothing that was
-invalidated more than `near` seconds ago.
+The promise, for loaders and reads that ask for it with `near`: **a read in a request never shows what was
+invalidated before the request began, nor what this process invalidated at any time**; outside of a request, nothing
+that was invalidated more than `near` seconds ago.
 
 A copy was read together with a clock. It is served if three things hold:
 
-* The clock was asked for again since the request began (or less than `near` seconds ago), and nothing was changed here
-  since: that is the *proof*. The marks up to that clock are known then, and so are the keys whose values were changed
-  (lua/lib/near.lua). The copies of those keys are gone.
+* It is *proven*: the clock was asked for again since the request began (or less than `near` seconds ago), and nothing
+  was changed here since. The marks up to that clock are known then, and so are the keys whose values were changed
+  (lua/lib/near.lua); their copies are gone.
 * By the marks it is alive, as an entry would be.
 * It is fresh. A stale one takes a look at Redis, which asks for its refresh.
 
