@@ -24,12 +24,11 @@ AWAY = {"loading", "masterdown", "busy", "clusterdown", "tryagain"}
 def checked(replies: list[Any], breaker: Breaker) -> list[Any]:
     """The replies, unless one is an error."""
     breaker.calls += 1
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            refused = refusal(replies)
-            if refused.reason in AWAY:
-                breaker.failed(refused)
-            raise refused
+    if ReplyError in map(type, replies):
+        refused = refusal(replies)
+        if refused.reason in AWAY:
+            breaker.failed(refused)
+        raise refused
     if breaker.streak:
         breaker.streak = 0
     return replies

@@ -24,7 +24,9 @@ from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import checked, greeted, judged, refusal, unavailable
 from stillroom.wire.server import (
     ASK_TIME_EVERY_S,
+    NOT_YET,
     TIME,
+    TOO_MANY,
     Command,
     ReplyError,
     Server,
@@ -63,7 +65,9 @@ class Link:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._reader: Any = hiredis.Reader()  # its stubs do not know that it reads buffers
+        self._reader: Any = hiredis.Reader(
+            notEnoughData=NOT_YET
+        )  # its stubs do not know that it reads buffers
         self._buffer = bytearray(_READ_SIZE)
         self._patience = server.settings.command_timeout
         self._connection: Any = None
@@ -119,13 +123,11 @@ class Link:
                 refused = replies and isinstance(replies[-1], ReplyError)
                 raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
             reader.feed(self._buffer, 0, size)
-            while len(replies) < count:
-                reply = reader.gets()
-                if reply is False:  # RESP2 has no booleans: hiredis' word for "not yet"
-                    break
-                replies.append(reply)
-            else:
+            replies.extend(iter(reader.gets, NOT_YET))
+            if len(replies) == count:
                 return replies
+            if len(replies) > count:
+                raise EOFError(TOO_MANY)
             left = deadline - time.monotonic()
 
     def _receive(self, left: float, deadline: float) -> int:
