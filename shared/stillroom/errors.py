@@ -62,9 +62,10 @@ class UnknownLoader(StillroomError, LookupError):
 class RedisUnavailable(StillroomError):
     """Redis did not answer in time, or at all.
 
-    `reason` is one word: refused, timeout, closed, breaker, pool, budget, contended, nocluster; auth, select or
-    time for the part of a connection's handshake that was refused; settings: see SettingsDiffer; or, in
-    `RedisRefused`, the server's own error code in lower case.
+    `reason` is one word: refused, name (the host has none), timeout, tls, closed, breaker, pool, budget, contended,
+    nocluster; auth, select or time for the part of a connection's handshake that was refused; readonly (it is a
+    replica), sentinel (they name no primary), proxy; settings: see SettingsDiffer; or, in `RedisRefused`, the
+    server's own error code in lower case. `detail` says which setting leads there, and what to do.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -109,7 +110,10 @@ class SettingsDiffer(RedisUnavailable):
 
 # Reasons that another attempt, later, will not mend.
 FINAL = frozenset(
-    {"auth", "select", "time", "noauth", "wrongpass", "noperm", "protocol", "nocluster", "settings"}
+    {
+        *("auth", "select", "time", "tls", "noauth", "wrongpass", "noperm"),
+        *("protocol", "nocluster", "nomaster", "settings"),
+    }
 )
 
 

@@ -66,7 +66,8 @@ class _Room:
         self.keys = shard_keys(self.settings)[0]
         self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys)
         # Two roles: what may be evicted, and what may not. One server plays both unless settings say otherwise.
-        self._server = Server(self.settings, self.settings.cache_server, "the cache's Redis")
+        own = "redis_url" if self.settings.cache_url is None else "cache_url"
+        self._server = Server(self.settings, self.settings.cache_server, "the cache's Redis", own)
         self.stats = Stats(self.keys)
         self._is_one_server = self.settings.cache_server == self.settings.redis_url
         if self._is_one_server:
