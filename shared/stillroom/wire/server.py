@@ -161,7 +161,8 @@ class Server:
         def connect(host: str, port: int, deadline: float) -> Any:
             return self._connection_to({"host": host, "port": port}, deadline)
 
-        return Watch(self.settings, read_sentinel(url), connect, said_first, self.leave)
+        address = read_sentinel(url)
+        return Watch(self.settings, address, connect, said_first, self.ask_time, self.leave)
 
     def explain(self, failure: RedisUnavailable) -> RedisUnavailable:
         """The failure to make a connection, with the setting that leads there and what to do."""
