@@ -18,6 +18,8 @@ from stillroom.errors import (
     ImagesUnavailable,
     InvalidKey,
     InvalidLimit,
+    LockLost,
+    LockTaken,
     RedisRefused,
     RedisUnavailable,
     SessionConflict,
@@ -48,6 +50,7 @@ from stillroom.limits import (
     Routes,
     Standing,
 )
+from stillroom.locks import AsyncHeld, AsyncLock, Held, Lock
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.sessions import AsyncSessions, Device, Session, SessionEvent, Sessions
 from stillroom.settings import Settings
@@ -62,7 +65,9 @@ __all__ = [
     "AsyncCache",
     "AsyncCachedFunction",
     "AsyncHealth",
+    "AsyncHeld",
     "AsyncLimits",
+    "AsyncLock",
     "AsyncSessions",
     "AsyncStillroom",
     "Ban",
@@ -76,6 +81,7 @@ __all__ = [
     "EventRefused",
     "Freshness",
     "Health",
+    "Held",
     "ImageInfo",
     "ImageRefused",
     "ImagesUnavailable",
@@ -84,6 +90,9 @@ __all__ = [
     "InvalidLimit",
     "Limit",
     "Limits",
+    "Lock",
+    "LockLost",
+    "LockTaken",
     "NoDispatch",
     "RedisRefused",
     "RedisUnavailable",

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +26,12 @@ REFRESH_TASK = "stillroom.refresh"
 REFRESH_MANY_TASK = "stillroom.refresh_many"
 RECLAIM_TASK = "stillroom.reclaim"
 ORDERS_LIMIT = 100  # in one message
+# A task costs a worker 2 ms, whatever it has to do. So orders that come at the same time are published together, at
+# most this many in a message. Where there were several, the next ones get some time to gather. An order that comes
+# alone is published at once.
+JOINED_LIMIT = 25
+PACE_S = 0.01
+BUSY_PACE_S = 0.1  # while tasks wait for a worker: orders would only wait there
 WAKE_AGAIN_S = (
     1.0  # a process that has just woken a task's workers does not wake them again for this long
 )
@@ -111,11 +116,16 @@ class NoDispatch:
         pass
 
 
-class _Errand(NamedTuple):
-    """Something to publish, and what to do if that turns out impossible."""
+def _nothing() -> None:
+    """Nobody holds anything for an errand that only wakes."""
 
-    deliver: Callable[[], object]
-    undelivered: Callable[[], object]
+
+class _Errand(NamedTuple):
+    """What the thread is to publish: orders or a wake. Neither: it is to look at its watch."""
+
+    orders: Sequence[RefreshOrder] = ()
+    undelivered: Callable[[], object] = _nothing  # what to do if that turns out impossible
+    wakes: str = ""  # a task
 
 
 class CeleryDispatch:
@@ -154,6 +164,7 @@ class CeleryDispatch:
         self._refused: deque[Callable[[], object]] = deque(maxlen=self.waiting_limit)
         self._lock = threading.RLock()  # so that two first orders start one thread
         self._owed: dict[str, float] = {}  # wakes that were put off → until when
+        self._due = 0.0  # time.monotonic() from which the next orders are published
         self._thread: threading.Thread | None = None
         self._producer: Any = None
         self._app: Any = None
@@ -163,7 +174,7 @@ class CeleryDispatch:
         return time.monotonic() >= self._down_until
 
     def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
-        self._enqueue(_Errand(partial(self._deliver, orders), undelivered))
+        self._enqueue(_Errand(orders, undelivered))
 
     def wake(self, task: str) -> None:
         now, due = time.monotonic(), self._woken.get(task, 0.0)
@@ -171,10 +182,10 @@ class CeleryDispatch:
             return
         if now >= due:
             self._woken[task] = now + WAKE_AGAIN_S
-            self._enqueue(_Errand(partial(self._deliver_wake, task), _nothing))
+            self._enqueue(_Errand(wakes=task))
         else:  # whoever was woken may be done before this: once more, when it may be
             self._owed[task] = due
-            self._enqueue(_Errand(_nothing, _nothing))  # so that the thread looks at its watch
+            self._enqueue(_Errand())
 
     def _enqueue(self, errand: _Errand) -> None:
         with self._lock:
@@ -203,12 +214,15 @@ class CeleryDispatch:
         self.reset()
 
     def _work(self, errands: queue.SimpleQueue[_Errand | None]) -> None:
-        while (errand := self._next(errands)) is not None:
+        ahead: deque[_Errand | None] = deque()  # taken from the queue and not yet done
+        while (errand := self._next(errands, ahead)) is not None:
+            joined = [errand, *self._orders_behind(errand, errands, ahead)]
             try:
-                errand.deliver()
+                self._deliver(joined)
             except Exception as error:
                 self._failed(error)
-                self._give_back(errand.undelivered)
+                for one in joined:
+                    self._give_back(one.undelivered)
             while self._refused:
                 self._give_back(self._refused.popleft())
         self._hang_up()
@@ -221,7 +235,9 @@ class CeleryDispatch:
         except Exception:
             log.exception("an order could not be given back")
 
-    def _next(self, errands: queue.SimpleQueue[_Errand | None]) -> _Errand | None:
+    def _next(
+        self, errands: queue.SimpleQueue[_Errand | None], ahead: deque[_Errand | None]
+    ) -> _Errand | None:
         """The next errand. A wake that was put off is one when its time has come."""
         while True:
             task, due = min(self._owed.items(), key=lambda owed: owed[1], default=("", None))
@@ -229,31 +245,69 @@ class CeleryDispatch:
             if left is not None and left <= 0:
                 del self._owed[task]
                 self._woken[task] = time.monotonic() + WAKE_AGAIN_S
-                return _Errand(partial(self._deliver_wake, task), _nothing)
+                return _Errand(wakes=task)
             try:
-                return errands.get(timeout=left)
+                return ahead.popleft() if ahead else errands.get(timeout=left)
             except queue.Empty:
                 continue
 
-    def _deliver(self, orders: Sequence[RefreshOrder]) -> None:
-        for start in range(0, len(orders), ORDERS_LIMIT):
-            some = list(orders[start : start + ORDERS_LIMIT])
-            message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
-            self._publish(
-                REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
-                message.model_dump(),
-                kind="refresh",
-                shown={"loader": some[0].loader, "orders": len(some)},
-            )
+    def _orders_behind(
+        self,
+        errand: _Errand,
+        errands: queue.SimpleQueue[_Errand | None],
+        ahead: deque[_Errand | None],
+    ) -> list[_Errand]:
+        """Take the orders that follow these, until the message is full or due."""
+        behind: list[_Errand] = []
+        count = len(errand.orders)
+        while 0 < count < JOINED_LIMIT and not ahead:
+            try:
+                following = errands.get(timeout=max(0.0, self._due - time.monotonic()))
+            except queue.Empty:
+                break
+            if following is None or not following.orders:
+                ahead.append(following)
+            else:
+                behind.append(following)
+                count += len(following.orders)
+        return behind
+
+    def _deliver(self, errands: Sequence[_Errand]) -> None:
+        for errand in errands:
+            if errand.wakes:
+                self._deliver_wake(errand.wakes)
+        orders = [order for errand in errands for order in errand.orders]
+        pace = PACE_S if len(errands) > 1 else 0.0
+        for start in range(0, len(orders), JOINED_LIMIT):
+            if self._deliver_orders(orders[start : start + JOINED_LIMIT]):
+                pace = BUSY_PACE_S
+        self._due = time.monotonic() + pace
+
+    def _deliver_orders(self, some: list[RefreshOrder]) -> int:
+        """Publish them. → how many tasks were waiting for a worker."""
+        message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
+        loaders = ", ".join(sorted({order.loader for order in some}))
+        return self._publish(
+            REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
+            message.model_dump(),
+            kind="refresh",
+            shown={"loader": loaders, "orders": len(some)},
+        )
 
     def _deliver_wake(self, task: str) -> None:
         if self._length(self._keys.queue("maintenance")) < WAKES_LIMIT:
             self._publish(task, {}, kind="maintenance", shown={})
 
-    def _publish(self, task: str, fields: Mapping[str, Any], *, kind: str, shown: Any) -> None:
+    def _publish(self, task: str, fields: Mapping[str, Any], *, kind: str, shown: Any) -> int:
+        """Send the task. → how many were waiting in its queue.
+
+        Raises OverflowError where nobody takes them.
+        """
         self._connect_once()
         queue_name = self._keys.queue(kind)
-        self._refuse_to_pile_up(queue_name)
+        waiting = self._length(queue_name)
+        if waiting >= self.queue_limit:
+            raise OverflowError(f"{self.queue_limit:,} tasks wait and no worker takes them")
         self._app.send_task(
             task,
             kwargs=fields,
@@ -265,6 +319,7 @@ class CeleryDispatch:
             argsrepr="",  # nothing to format, and arguments stay out of Flower
             kwargsrepr=json.dumps(shown),
         )
+        return waiting
 
     def _connect_once(self) -> None:
         if not self.ready:
@@ -283,11 +338,7 @@ class CeleryDispatch:
         """How many tasks wait there; 0 with brokers that have limits of their own."""
         self._connect_once()
         length = getattr(self._producer.channel, "_size", None)  # kombu's own queues
-        return length(queue_name) if length is not None else 0
-
-    def _refuse_to_pile_up(self, queue_name: str) -> None:
-        if self._length(queue_name) >= self.queue_limit:
-            raise OverflowError(f"{self.queue_limit:,} tasks wait and no worker takes them")
+        return int(length(queue_name)) if length is not None else 0
 
     def _failed(self, error: Exception) -> None:
         if self.ready:
@@ -301,10 +352,6 @@ class CeleryDispatch:
         if producer is not None:
             with contextlib.suppress(Exception):
                 producer.connection.collect(socket_timeout=0.1)
-
-
-def _nothing() -> None:
-    """Nobody holds anything for an errand that only wakes."""
 
 
 def sent_now() -> dict[str, Any]:

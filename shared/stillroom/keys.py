@@ -20,10 +20,12 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
 |                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
+| ns:{0}:warm:<loader> | string | the newest period whose warm-up is claimed  | 2 periods    | warm_claim      |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
 | ns:{s<shard>}:…   | of one shard of the sessions, 00 to ff: lib/session.lua |              | session_*       |
-|       …s:<h>      | hash   | a session, by the HMAC of its token; or where it| its deadline |                 |
-|                   |        | went when it was rotated                        | + 60 s; idle |                 |
+|       …s:<h>      | hash   | a session, by the HMAC of its token             | its deadline |                 |
+|                   |        | or where it went when it was rotated; or where  | + 60 s; its  |                 |
+|                   |        | it is, under another pepper                     | absolute one |                 |
 |       …u:<user>   | zset   | the user's sessions → stamp                     | longest of   |                 |
 |       …g:<tag>    | zset   | the tag's sessions → stamp                      | their        |                 |
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
@@ -34,12 +36,22 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
 |                   |        | (lib/hits.lua)                                  |              | _charge, _refund|
 |       …<limit>!near        | string | a `near` event was written             | the window   | limit_check     |
+|       …<limit>!born        | string | since when it has not been reset, µs   | the window   | limit_check     |
 |       …!denied    | string | denials                                         | 10 min       | limit_check     |
 |       …!ban       | string | why, as JSON; as long as it is there, a ban (ip)| the ban      | lib/ban.lua     |
 |       …!level     | string | how many bans it has had                        | 7 d          | abuse_judge     |
 |       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
 |                   |        | for ten minutes                                 |              |                 |
-| ns:{rl:!held}:<id>| string | a reservation that may still be refunded        | the window   | limit_check     |
+| ns:{rl:!held}:<id>| hash   | a reservation that may still be refunded: see   | the window;  | limit_check,    |
+|                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _refund|
+| ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |
+| ns:limits:windows | hash   | limit → its longest window, µs, and when that   | 366 d, 1,000 | limit_windows   |
+|                   |        | was said                                        |              |                 |
+| ns:{lk:<name>}:…  | of one lock or semaphore                                 |              | slot_take,      |
+|       …slots      | zset   | who holds it → when its lease ends, µs          | the longest  | slot_renew      |
+|       …queue      | zset   | who waits → when it came, µs; 1,000 at most     | 2 s          |                 |
+|       …waiters    | zset   | who waits → until when its place is kept, µs    | 2 s          |                 |
+|       …fence      | string | the last fencing number: µs, always growing     | 1 d          | slot_take       |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
 |                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
@@ -64,8 +76,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
-| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | health/body.py  |
-| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | health/body.py  |
+| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
+| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
 
 Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
 """
@@ -109,6 +121,7 @@ class Keys:
         self.abuse_log = self.abuse + b":log"
         self.abuse_aside = self.abuse + b":aside"
         self.abuse_groups = self.abuse + b":groups"
+        self.limit_windows = f"{namespace}:limits:windows".encode()
         self.bans = f"{namespace}:bans".encode()
         self.ban_times = self.bans + b":times"
         self.health = f"{namespace}:health".encode()
@@ -124,7 +137,9 @@ class Keys:
         self._shards = _session_shards(namespace)
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
+        self._warm = f"{cache}warm:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
+        self._locks = f"{namespace}:{{lk:".encode()
 
     def entry(self, name: bytes) -> bytes:
         return self.entry_prefix + name
@@ -137,6 +152,9 @@ class Keys:
 
     def at(self, work: bytes) -> bytes:
         return self._at + work
+
+    def warm(self, loader: bytes) -> bytes:
+        return self._warm + loader
 
     def shard(self, number: int) -> bytes:
         """What all keys of one shard of the sessions begin with."""
@@ -163,8 +181,17 @@ class Keys:
         """What all keys of one subject of the limits begin with."""
         return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())
 
+    def slots(self, name: bytes) -> list[bytes]:
+        """The keys of a lock: slots, queue, waiters, fence."""
+        prefix = b"%b%b}:" % (self._locks, name)
+        return [prefix + part for part in (b"slots", b"queue", b"waiters", b"fence")]
+
     def reservation(self, id: str) -> bytes:
         return b"%b!held}:%b" % (self._limits, id.encode())
+
+    def told(self, log: str) -> bytes:
+        """How much of what a process admitted by itself was told: `log` is what the process calls its log."""
+        return b"%b!told}:%b" % (self._limits, log.encode())
 
     def ban(self, subject: str) -> bytes:
         """`subject`: an address, or a network of IPv6: see subject.py."""

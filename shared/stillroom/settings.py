@@ -26,6 +26,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stillroom.address import SCHEMES, SERVERS, check_url, is_sentinel, read_sentinel
 from stillroom.errors import SettingsError, did_you_mean
+from stillroom.subject import unwrapped_network
 
 PREFIX = "STILLROOM_"
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
@@ -46,19 +47,21 @@ def _words(value: object) -> object:
 
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for text in values:
-        try:
-            ip_network(text)
-        except ValueError as error:
-            raise ValueError(
-                f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}"
-            ) from None
-    return values
+    """Checked. One of IPv4 in IPv6's notation is that of IPv4: so are the addresses that are compared with it."""
+    return tuple(map(_network, values))
+
+
+def _network(text: str) -> str:
+    try:
+        network = ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}") from None
+    plain = unwrapped_network(network, nat64=False)
+    return text if plain is network else str(plain)
 
 
 def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
-    _networks(_with_addresses(values))
-    return values
+    return tuple(text if text == UNIX else _network(text) for text in values)
 
 
 def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
@@ -154,7 +157,7 @@ class Settings(BaseSettings):
     refresh_rate: float = Field(20.0, gt=0, le=10_000)  # loads a second after a soft invalidation
     value_limit: int = Field(1024 * 1024, ge=64)  # bytes stored
     decoded_limit: int = Field(8 * 1024 * 1024, ge=64)  # bytes after decompression
-    compress_above: int = Field(4096, ge=0)  # bytes of JSON
+    compress_above: int = Field(1024 * 1024, ge=0)  # bytes of JSON; less costs CPU, saves memory
     outbox_limit: int = Field(10_000, ge=1)  # deferred invalidations; one more becomes a clear()
     marks_limit: int = Field(20_000, ge=100)  # invalidations a process remembers
     # While Redis is away, how long a process serves a value that it has just loaded; 0: each caller's is its own.

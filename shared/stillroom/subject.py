@@ -10,13 +10,24 @@ import hashlib
 import hmac
 import unicodedata
 from base64 import urlsafe_b64encode
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from collections.abc import Iterable
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 
 UNKNOWN = "unknown"  # the bucket that all share whose address can't be told
 V6_PREFIX = 64
 SITE_PREFIX = 48  # what a provider gives to one site
+# What a client's network may be set to, and where bans are looked for besides: processes may differ for a while.
+BAN_PREFIXES = (64, 60, 56)
 _ADDRESS_LIMIT = 128  # characters; no address with brackets, zone and port has more
 _NAME_LIMIT = 1024
+_MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")
 # Not `is_private`, which also means the networks of documentation, and this very machine.
 _PRIVATE = tuple(
@@ -64,6 +75,33 @@ def subject_of(address: str, v6_prefix: int = V6_PREFIX) -> str:
     if parsed is None:
         return UNKNOWN
     return str(parsed) if parsed.version == 4 else _network(parsed, v6_prefix)
+
+
+def prefixes_of(address: str, prefixes: Iterable[int]) -> list[str]:
+    """The subjects of these widths that an address, or a client's network, is in, each once; of IPv4 the address.
+
+    >>> prefixes_of("2001:db8:1:2::/64", (64, 56))
+    ['2001:db8:1:2::/64', '2001:db8:1::/56']
+    """
+    parsed = parse_address(address.partition("/")[0])
+    if not isinstance(parsed, IPv6Address):
+        return [subject_of(address)]
+    return list(dict.fromkeys([_network(parsed, prefix) for prefix in prefixes]))
+
+
+def unwrapped_network(
+    network: IPv4Network | IPv6Network, *, nat64: bool = True
+) -> IPv4Network | IPv6Network:
+    """The network of IPv4 that is wrapped in one of IPv6 (mapped, NAT64), as clients are; any other as it is.
+
+    >>> unwrapped_network(ip_network("::ffff:203.0.113.0/120"))
+    IPv4Network('203.0.113.0/24')
+    """
+    wrappings = (_MAPPED, _NAT64) if nat64 else (_MAPPED,)
+    if not isinstance(network, IPv6Network) or not any(map(network.subnet_of, wrappings)):
+        return network
+    address = IPv4Address(int(network.network_address) & 0xFFFF_FFFF)
+    return IPv4Network((address, network.prefixlen - _MAPPED.prefixlen))
 
 
 def site_of(subject: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -184,6 +185,26 @@ def test_what_waits_to_ride_is_sent_with_a_report_and_at_the_end(room: Any, clie
     assert client.xrevrange(room.keys.abuse)[0][1][b"kind"] == b"auth_ok"
 
 
+@pytest.mark.parametrize("flood", [["not_found"], ["not_found", "session_unknown", "csrf_fail"]])
+def test_a_flood_of_one_kind_drowns_no_other(room: Any, client: Any, flood: list[str]) -> None:
+    """What any client can make fills its own queue; the alarm of a stolen token is written, and first."""
+    inner = getattr(room, "inner", room)._abuse_body
+    room.state_stats.due = 1 << 62
+    for n in range(1_200):
+        for kind in flood:
+            inner.hold(kind, ip=CLIENT, route=f"/{n}")
+    first = room.sessions.create("ann")
+    room.sessions.rotate(first)
+    end_grace(client, room, first.handle)
+    assert room.sessions.get(first) is None
+    room.abuse.report("auth_fail", ip=CLIENT)
+    kinds = [f[b"kind"].decode() for _, f in client.xrange(room.keys.abuse)]
+    assert kinds[0] == "session_replay"
+    assert room.abuse.deliver() == 0
+    kinds = [f[b"kind"].decode() for _, f in client.xrange(room.keys.abuse)]
+    assert all(490 <= kinds.count(kind) <= 700 for kind in flood)
+
+
 # Rules
 
 
@@ -313,7 +334,9 @@ def test_spraying_does_not_lock_its_victim_out(room: Any, client: Any) -> None:
 
 def test_a_pattern_is_a_line_and_an_entry(room: Any, client: Any, caplog: Any) -> None:
     """The same in both: rule, subject, count, when, examples, what was done, and the event that completed it."""
-    names = [put(client, room, "not_found", ip=CLIENT, route=f"/{n}") for n in range(25)]
+    names = [
+        put(client, room, "not_found", ago=1 - n / 100, ip=CLIENT, route=f"/{n}") for n in range(25)
+    ]
     report = room.abuse.scan()
     counted = {"events": 25, "patterns": 1, "bans": 1, "aside": 0, "late": 0, "done": True}
     assert report == counted
@@ -460,10 +483,10 @@ def test_a_cap_of_none_bans_nobody(make_room: Any, client: Any, armed: Path) -> 
     "ip", ["127.0.0.1", "10.0.0.5", PROXY, "192.0.2.44", "fd00:1:2:3::/64", "unknown"]
 )
 def test_some_are_never_banned(room: Any, client: Any, ip: str) -> None:
-    """Private ranges, proxies, the allowlist, and the bucket of those nobody knows: said, and spared."""
+    """Private ranges, proxies, the allowlist, and the bucket of those nobody knows: said, and exempt."""
     hammer(client, room, ip)
     room.abuse.scan()
-    assert [(p["subject"], p["action"]) for p in patterns(client, room)] == [(ip, "spared")]
+    assert [(p["subject"], p["action"]) for p in patterns(client, room)] == [(ip, "exempt")]
     assert client.keys("*{rl:*") == []
 
 
@@ -768,3 +791,32 @@ def test_twenty_thousand_events_keep_little(room: Any, client: Any) -> None:
     report = room.abuse.scan(seconds=60)
     assert (report["events"], report["patterns"]) == (20_000, 0)
     assert counts(client) == {}  # a single denial is nobody's pattern, and costs nothing
+
+
+def test_events_that_are_counted_together_count_as_one_by_one(
+    make_room: Any, client: Any, monkeypatch: Any
+) -> None:
+    """However many events one script counts, the counts, the patterns and the bans are the same."""
+    monkeypatch.setattr(
+        scan, "MEMBERS_AT_ONCE", 300
+    )  # some scripts are full by this, some by number
+    found = []
+    for together in (1, 3, 50):
+        monkeypatch.setattr(scan, "AT_ONCE", together)
+        room = make_room(namespace=f"by-{together}")
+        chance = random.Random(7)
+        for _ in range(300):
+            ip, user = f"203.0.113.{chance.randrange(6)}", f"user-{chance.randrange(20)}"
+            kind = chance.choice(["auth_fail", "auth_fail", "auth_ok", "denied"])
+            extra = {"n": "16", "limit": "default"} if kind == "denied" else {"user": user}
+            put(client, room, kind, ip=ip, **extra)
+        assert room.abuse.scan()["events"] == 300
+        sizes = {
+            key.split(b":", 1)[1]: client.zcard(key)
+            for key in client.keys(f"by-{together}:abuse:c:*")
+        }
+        bans = sorted(key.split(b":", 1)[1] for key in client.keys(f"by-{together}:*!ban"))
+        said = sorted((one["rule"], one["subject"]) for one in patterns(client, room))
+        found.append((sizes, bans, said))
+    assert found[0][0]
+    assert found[0] == found[1] == found[2]

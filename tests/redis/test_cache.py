@@ -18,6 +18,7 @@ from stillroom.cache.body import FAILURES_KEPT_MS
 from stillroom.codec import Unencodable
 from stillroom.operation import Pause
 from tests.support.entries import age
+from tests.support.monitor import sent
 
 HANDSHAKE = {"HELLO", "CLIENT", "MONITOR"}  # of the client that looks on
 
@@ -97,10 +98,20 @@ def test_redis_forgets_an_entry_after_ttl_and_swr(room: Any, client: Any) -> Non
 
 
 def test_a_large_value_is_compressed(room: Any, client: Any) -> None:
-    """Above the threshold the payload is compressed, and reads the same."""
-    room.cache.set("k", "jam " * 10_000)
-    assert client.strlen(room.keys.entry(b"k")) < 4_000
-    assert room.cache.get("k", str) == "jam " * 10_000
+    """A value that would not fit otherwise is compressed, and reads the same."""
+    room.cache.set("k", "jam " * 300_000)
+    assert client.strlen(room.keys.entry(b"k")) < 40_000
+    assert room.cache.get("k", str) == "jam " * 300_000
+
+
+def test_a_value_that_fits_is_stored_as_it_is(room: Any, make_room: Any, client: Any) -> None:
+    """Decompression costs more than a round trip; who wants the memory back says so, and both read either kind."""
+    thrifty = make_room(compress_above=4_096)
+    room.cache.set("plain", "jam " * 25_000)
+    thrifty.cache.set("packed", "jam " * 25_000)
+    assert client.strlen(room.keys.entry(b"plain")) > 100_000
+    assert client.strlen(room.keys.entry(b"packed")) < 4_000
+    assert room.cache.get("packed", str) == thrifty.cache.get("plain", str) == "jam " * 25_000
 
 
 def test_a_value_over_the_limit_is_refused_and_the_old_one_stays(room: Any) -> None:
@@ -774,6 +785,27 @@ def test_a_process_that_remembers_little_asks_for_the_rest(room: Any, make_room:
         assert forgetful.cache.get_entry("soft").freshness is Freshness.STALE
     room.cache.invalidate_by_tag("never")
     assert forgetful.cache.get("alive") is None
+
+
+def test_a_new_process_asks_for_few_marks(room: Any, make_room: Any, client: Any) -> None:
+    """Its first read brings a thousand marks at most; about older entries it asks by tag, once for each tag."""
+    keys = [f"k:{n}" for n in range(40)]
+    for n, key in enumerate(keys):
+        room.cache.set(key, n, tags=[f"old:{n}"])
+    room.cache.invalidate_by_tag(*[f"old:{n}" for n in range(20)])
+    room.cache.invalidate_by_tag("old:20", soft=True)
+    for start in range(0, 3_000, 100):
+        room.cache.invalidate_by_tag(*[f"x:{n}" for n in range(start, start + 100)])
+    make_room().cache.get(keys[0])  # now the server has the scripts
+    new = make_room()
+    new.stats.due = 1 << 62  # no counts ride along
+    before = client.info("stats")["total_net_output_bytes"]
+    assert new.cache.get(keys[0]) is None
+    brought = client.info("stats")["total_net_output_bytes"] - before
+    assert brought < 60_000  # all 3,000 marks would be more than 100,000 bytes
+    assert [new.cache.get(key) for key in keys] == [None] * 20 + list(range(20, 40))
+    assert new.cache.get_entry(keys[20]).freshness is Freshness.STALE
+    assert sent(client, lambda: [new.cache.get(key) for key in keys[21:]]) == ["MGET"] * 19
 
 
 # Bounds

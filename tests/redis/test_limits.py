@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit, SettingsError
-from stillroom.limits.local import Charge
+from stillroom.limits.log import Charge
 from stillroom.operation import Driver
 from stillroom.scripts import limit_charge
 from tests.support.limits import (
@@ -288,8 +288,8 @@ def test_what_many_processes_admitted_stays_small_too(make_room: Any, client: An
     room = make_room()
     key = room.keys.limits("ip", IP) + b"default"
     for age_ms in range(40):
-        charge = Charge(key, DEFAULT, 1, age_ms * 1_000)
-        Driver(room.state_wire).run(room._limits_body._charge([charge]))
+        charge = Charge(key, DEFAULT, 1, age_ms * 1_000, log=f"process {age_ms}", total=1)
+        Driver(room.state_wire).run(room._limits_body._settling.charge([charge]))
     log = read_log(client, key)
     assert sum(n for _, n in log) == 40
     assert len(log) <= 3  # they took well under two slices of 2.5 s
@@ -411,6 +411,42 @@ def test_a_refund_where_the_clock_has_stepped_back(room: Any, client: Any) -> No
     age_us(client, 60_000_000)
     assert room.limits.refund(held[0])
     assert room.limits.peek(IP, [AUTH]).remaining == 4
+
+
+@pytest.mark.parametrize("quota", [5, 24, 25, 1_000])
+def test_what_a_reset_forgot_is_not_given_back(room: Any, quota: int) -> None:
+    """A reservation from before it gives back nothing of what was used since."""
+    limit = Limit("login", quota, 3_600)
+    held = [room.limits.reserve(IP, [limit]) for _ in range(5)]
+    room.limits.reset(IP, [limit])
+    since = [room.limits.reserve(IP, [limit]) for _ in range(5)]
+    for reservation in held:
+        room.limits.refund(reservation)
+    assert room.limits.peek(IP, [limit]).remaining == quota - 5
+    assert [room.limits.refund(one) for one in since] == [True] * 5
+    assert room.limits.peek(IP, [limit]).remaining == quota
+
+
+@pytest.mark.parametrize("quota", [20, 1_000])
+def test_hits_of_the_very_same_time_are_given_back_whole(
+    room: Any, client: Any, quota: int
+) -> None:
+    """Two reservations and a hit of one microsecond: each refund takes as much as was consumed, of whichever."""
+    limit = Limit("ties", quota, 3_600)
+    held = [room.limits.reserve(IP, [limit], cost=cost) for cost in (1, 3, 2)]
+    (key,) = logs(client)
+    at = held[1].at_us
+    if quota == 20:
+        write_log(client, key, [(at, 1), (at, 3), (at, 2)])
+    else:
+        write_log(client, key, [(at, 6)])
+    tied = [dataclasses.replace(one, at_us=at) for one in held]
+    assert room.limits.refund(tied[1])
+    assert room.limits.peek(IP, [limit]).remaining == quota - 3
+    assert room.limits.refund(tied[2])
+    assert room.limits.refund(tied[0])
+    assert room.limits.peek(IP, [limit]).remaining == quota
+    assert logs(client) == []
 
 
 # Bans, denials, events

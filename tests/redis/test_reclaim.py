@@ -388,7 +388,7 @@ class TestRuns:
     def test_bites_shrink_when_redis_is_slow_and_grow_when_it_is_not(self) -> None:
         """Measured by the clock; what a smaller bite would not mend is raised."""
         run = Run(20, None)
-        assert run.took(0.0001) == 0.00005
+        assert run.took(0.0001) == 0.0001 * Run.PAUSED
         assert run.bite == 25
         run.took(0.5)
         assert run.bite == 12

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -205,6 +206,8 @@ def _order_work(company: Company, room: Any, load: Any) -> None:
 
 
 def _use_sessions(room: Any, admin: Any) -> None:
+    with room.lock("import", wait=1), room.semaphore("reports", 2, wait=1) as held:
+        room.state.run(room._locks_body.renew("reports", held._token, 1.0))
     sessions = room.sessions
     first = sessions.create("u1", {"cart": []}, tags=["mobile"], max_per_user=3)
     session_time.age(admin, room, first.handle, 3_600)
@@ -241,8 +244,12 @@ def _use_limits(room: Any) -> None:
 
 
 def _use_abuse(room: Any, admin: Any) -> None:
-    """Somebody guesses passwords, and is banned for it; something else in the stream can't be read."""
+    """Somebody guesses passwords, and is banned. An event can't be read, and a killed worker has left another."""
     admin.xadd("stillroom:abuse", {"what": "no event"})
+    until(lambda: admin.xinfo_groups("stillroom:abuse"), "the workers' group", 30)
+    left = admin.xadd("stillroom:abuse", {"kind": "csrf_fail", "ip": "203.0.113.9"})
+    about = {"idle": 120_000, "force": True, "justid": True}
+    admin.xclaim("stillroom:abuse", "workers", "worker", 0, [left], **about)
     for n in range(60):
         room.abuse.report("auth_fail", ip="203.0.113.9", user=f"user{n}", route="/login")
     room.abuse.report("auth_ok", ip="203.0.113.9", user="user1")
@@ -252,6 +259,9 @@ def _use_abuse(room: Any, admin: Any) -> None:
 
 def _use_health(room: Any, admin: Any) -> None:
     until(lambda: admin.xlen("stillroom:health"), "a snapshot", 30)
+    tomorrow = f"{int(time.time() + 86_400) * 1_000}-0"  # the clock stood ahead for a moment
+    admin.xadd("stillroom:health", {"snapshot": "{}"}, id=tomorrow)
+    until(lambda: not admin.xrange("stillroom:health", tomorrow), "its end", 30)
     room.health.check()
     room.health.examine()
     room.health.history()

@@ -27,6 +27,9 @@ class Proxy:
         self.sip: float | None = None  # seconds between two pieces of a request, 64 KB each
         self.held = threading.Event()  # set when a request is being held back
         self._is_cut = False
+        self.cuts_next = False  # what the server answers next is lost, and the connection with it
+        self._answering = threading.Event()
+        self._answering.set()
 
     def hold_requests(self) -> None:
         self.held.clear()
@@ -34,6 +37,11 @@ class Proxy:
 
     def let_go(self) -> None:
         self._flowing.set()
+        self._answering.set()
+
+    def hold_replies(self) -> None:
+        """The server does what it is asked, and its answers are late."""
+        self._answering.clear()
 
     def cut(self) -> None:
         """From now on nothing passes, and nobody is told: connections stay open and silent."""
@@ -57,7 +65,7 @@ class Proxy:
         trace: TracebackType | None,
     ) -> None:
         self._closed.set()
-        self._flowing.set()
+        self.let_go()
         self._listener.shutdown(socket.SHUT_RDWR)
         for sock in self._sockets:
             with contextlib.suppress(OSError):
@@ -105,6 +113,10 @@ class Proxy:
             while data := far.recv(65536):
                 if self._is_cut:
                     continue
+                self._answering.wait()
+                if self.cuts_next:
+                    self.cuts_next = False
+                    break
                 if self.drip is None:
                     near.sendall(data)
                     continue

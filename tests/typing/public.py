@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, assert_type
 
 from pydantic import BaseModel
+from sqlalchemy.orm import Session as Session_
 
 from stillroom import (
     AUTH,
+    AsyncHeld,
     AsyncStillroom,
     Ban,
     CachedValue,
     Decision,
     Device,
+    Held,
     Limit,
     Reservation,
     Route,
@@ -22,7 +26,9 @@ from stillroom import (
     Stillroom,
 )
 from stillroom.health import Report, Snapshot
+from stillroom.integrations.sqlalchemy import AfterCommit, invalidates
 from stillroom.web import AsyncWebSession, HealthWSGI, WebSession
+from stillroom.web.pages import Pages
 from stillroom.web.wsgi import App, StillroomMiddleware
 
 
@@ -138,3 +144,40 @@ def abuse(room: Stillroom) -> None:
     assert_type(room.abuse.bans(), list[Ban])
     assert_type(room.abuse.rules, tuple[Rule, ...])
     room.abuse.report("auth_fail", "203.0.113.9")  # type: ignore[call-arg]
+
+
+def locks(room: Stillroom) -> None:
+    with room.lock("import", lease=30, wait=timedelta(seconds=5)) as held:
+        assert_type(held, Held)
+        assert_type(held.fence, int)
+    assert_type(room.semaphore("reports", 3).acquire(), Held)
+    room.lock("import", leese=3)  # type: ignore[call-arg]
+    room.lock("import", wait="5m")  # type: ignore[arg-type]
+
+
+async def locks_awaited(room: AsyncStillroom) -> None:
+    async with room.lock("import") as held:
+        assert_type(held, AsyncHeld)
+
+
+def in_an_app(room: Stillroom, session: Session_) -> None:
+    @invalidates("products", "product:{id}")
+    class Row:
+        id: int
+
+    assert_type(Row(), Row)
+    AfterCommit(room).invalidate_by_tag(session, "products")
+    AfterCommit(room).watch(room)  # type: ignore[arg-type]
+
+    @Pages(room).page(ttl=60, swr=timedelta(minutes=10), tags=["product:{id}"])
+    def view(id: int) -> Product:
+        return Product(id=id)
+
+    assert_type(view(7), Product)
+    Pages(room).page(tll=60)  # type: ignore[call-arg]
+
+    @room.cache.cached("rates", memo=True, warm_every=timedelta(minutes=5))
+    def rates() -> int:
+        return 1
+
+    assert_type(rates(), int)

@@ -21,7 +21,7 @@ from stillroom.abuse.event import (
 )
 from stillroom.abuse.patterns import Tally, findings, pattern_of, samples_of
 from stillroom.abuse.rules import Rule, read_rules
-from stillroom.abuse.spared import Spared
+from stillroom.exempt import Exempt
 
 NASTY = [
     "a\nERROR root: all is well",
@@ -163,8 +163,8 @@ def test_a_million_events_are_a_bounded_number() -> None:
 )
 def test_some_are_never_banned(subject: str) -> None:
     """Private ranges, this machine, proxies, the allowlist, what is around them, and what no ban would reach."""
-    spared = Spared(["192.0.2.64/26", "2001:db8:a:1::/64"], ["198.51.100.7"])
-    assert spared.why(subject)
+    exempt = Exempt(["192.0.2.64/26", "2001:db8:a:1::/64"], ["198.51.100.7"])
+    assert exempt.why(subject)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_some_are_never_banned(subject: str) -> None:
 )
 def test_others_may_be(subject: str) -> None:
     """Clients of the open internet."""
-    assert Spared(["192.0.2.64/26"], ["198.51.100.7"]).why(subject) == ""
+    assert Exempt(["192.0.2.64/26"], ["198.51.100.7"]).why(subject) == ""
 
 
 def test_a_rule_counts_what_it_says() -> None:

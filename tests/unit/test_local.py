@@ -129,29 +129,130 @@ def test_what_has_left_its_window_is_not_owed() -> None:
     assert len(limits.logs) == 0
 
 
+def reserve(limits: LocalLimits, key: bytes, limit: Limit, now: int, id: str, cost: int = 1) -> int:
+    return limits.decide([key], [limit], cost, now, take=True, id=id)[0]
+
+
+def used(limits: LocalLimits, key: bytes, limit: Limit, now: int) -> int:
+    return limits.decide([key], [limit], 1, now, take=False)[1][0]
+
+
 def test_a_reservation_is_refunded_once() -> None:
-    """To the log it came from, what it took; a held one is let go once."""
+    """Its own hits, and no others; a held one is let go once."""
     limits = local()
     take(limits, KEY, AUTH, 0)
-    take(limits, KEY, AUTH, S, cost=3)
-    limits.hold("r")
-    assert limits.let_go("r") is True
-    assert limits.refund([KEY, OTHER], 3, S) is True
-    assert limits.let_go("r") is False
-    assert limits.decide([KEY], [AUTH], 1, 2 * S, take=False)[1][0] == 1
+    assert reserve(limits, KEY, AUTH, S, "r", cost=3) == OK
+    assert reserve(limits, KEY, AUTH, S, "s") == OK
+    assert limits.let_go("s") is True
+    assert (limits.refund("s"), limits.let_go("s")) == (False, False)
+    assert limits.refund("r") is True
+    assert (limits.refund("r"), limits.let_go("r")) == (False, False)
+    assert used(limits, KEY, AUTH, 2 * S) == 2
 
 
-def test_what_redis_is_told_is_not_refunded() -> None:
-    """While it is on its way, and after: a refund that did nothing does not say that it did, and owes no less."""
+def test_what_redis_is_told_is_not_refunded_here() -> None:
+    """On its way, not known to have arrived, or told: only Redis can give it back."""
     limits = local()
-    take(limits, KEY, AUTH, 0)
+    reserve(limits, KEY, AUTH, 0, "on its way")
     charges = limits.owed(S)
-    take(limits, KEY, AUTH, S)
-    assert limits.refund([KEY], 1, 0) is False
+    assert [one.id for one in charges[0].reserved] == ["on its way"]
+    assert charges[0].hits == 0
+    reserve(limits, KEY, AUTH, S, "later")
+    assert limits.refund("on its way") is None
+    limits.settle(charges, S, told=False)
+    assert limits.refund("later") is True
+    charges = limits.owed(S)
+    assert [one.hits for one in charges[0].reserved] == [1]
     limits.settle(charges, S, told=True)
-    assert [charge.hits for charge in limits.owed(S)] == [1]
-    limits.settle(charges, S, told=True)
-    assert limits.refund([KEY], 1, 0) is False
+    assert (limits.owed(S), len(limits.logs)) == ([], 0)
+    assert used(limits, KEY, AUTH, 2 * S) == 1
+
+
+def test_many_reservations_in_one_log_share_its_entries() -> None:
+    """The first hundred can be refunded here; the log of a large quota stays small."""
+    limits, limit = local(), Limit("many", 1_000, 3_600)
+    for n in range(1_000):
+        assert reserve(limits, KEY, limit, n, str(n)) == OK
+    assert reserve(limits, KEY, limit, 1_000, "over") == TOO_MANY
+    assert limits.refund("7") is True
+    assert limits.refund("999") is None
+    (charge,) = limits.owed(1_000)
+    assert len(charge.reserved) == 99
+    assert charge.hits == 900
+
+
+# What was settled
+
+
+@given(st.lists(st.sampled_from(["take", "outage ends", "charge fails", "later"]), max_size=60))
+def test_flapping_admits_no_more_than_one_outage(acts: list[str]) -> None:
+    """However often Redis comes and goes in one window: the share, and not once more for each time."""
+    limits, now, admitted, charged = local(processes=2), 0, 0, 0
+    limits.remember([KEY], [0, 0, 0, 0], now)
+    for act in acts:
+        now += 1_000
+        if act == "take":
+            admitted += take(limits, KEY, AUTH, now) == OK
+        elif act == "later":
+            now += S
+        elif charges := limits.owed(now):
+            charged += sum(charge.hits for charge in charges) if act == "outage ends" else 0
+            limits.settle(charges, now, told=act == "outage ends")
+    assert admitted <= 2
+    assert charged <= admitted
+
+
+def test_what_was_charged_counts_with_what_others_did() -> None:
+    """Redis says after the charge what all processes have used: no more than is left there, or of the own share."""
+    limits, limit = local(processes=2), Limit("ten", 10, 60)
+    for n in range(4):
+        assert take(limits, KEY, limit, n) == OK
+    limits.settle(limits.owed(4), 4, told=True)
+    limits.remember([KEY], [8, 0, 0, 60 * S], 4, 1)
+    assert take(limits, KEY, limit, 5) == OK
+    assert (
+        take(limits, KEY, limit, 5) == TOO_MANY
+    )  # one is left of the own share, two are of the whole quota
+    assert take(limits, KEY, limit, 61 * S) == OK
+
+
+def test_a_reply_that_was_overtaken_is_not_believed() -> None:
+    """Threads take in replies in any order: the newest by the server's clock counts, unless it stepped back."""
+    for later, expected in ((5 * S, 4), (5 * S + 20 * S, 1)):
+        limits = local()
+        limits.remember([KEY], [4, 0, 0, 300 * S], 0, later)
+        limits.remember([KEY], [1, 0, 0, 300 * S], 0, 5 * S - 1)
+        assert used(limits, KEY, AUTH, 1) == expected
+
+
+def test_what_redis_is_being_asked_for_counts() -> None:
+    """Another thread's check may be admitted: nobody here knows yet. Its own request is not among them."""
+    limits = local()
+    flying = [((KEY,), 3), ((OTHER,), 5), ((KEY, OTHER), 1)]
+    outcomes = [limits.decide([KEY], [AUTH], 1, n, take=True, flying=flying)[0] for n in range(3)]
+    assert outcomes == [OK, TOO_MANY, TOO_MANY]
+    assert take(limits, KEY, AUTH, 3) == OK
+
+
+def test_two_windows_of_one_name_keep_their_hits() -> None:
+    """What the shorter one does not count it does not drop; what Redis said of one says nothing of the other."""
+    limits = local()
+    long, short = Limit("login", 5, 3_600), Limit("login", 100, 1)
+    names = {long: KEY, short: KEY + b"@1"}
+
+    def takes(limit: Limit, now: int) -> bool:
+        known = [names[limit]]
+        return limits.decide([KEY], [limit], 1, now, take=True, known=known)[0] == OK
+
+    admitted = 0
+    for n in range(20):
+        admitted += takes(long, n * 10 * S)
+        takes(short, n * 10 * S + 1)
+    assert admitted == 3  # its own, and what the other one was admitted, are five
+    limits = local()
+    limits.remember([names[short]], [1, 0, 0, S], 0)
+    limits.remember([names[long]], [4, 0, 0, 3_600 * S], 0)
+    assert [takes(long, 1), takes(long, 2), takes(short, 3)] == [True, False, True]
 
 
 def test_a_child_process_owes_nothing() -> None:

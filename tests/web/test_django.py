@@ -10,9 +10,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import django
 import pytest
-from django.conf import settings as django_settings
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
 from django.core.cache import caches
@@ -29,22 +27,11 @@ from stillroom.codec import Unencodable
 from stillroom.web.django import room as room_of_django
 from stillroom.web.django.sessions import SessionStore
 from tests.support.crowd import PATIENT
+from tests.support.django_project import configure
 from tests.support.sessions import age
-from tests.support.web import COOKIE, Browser, serving_wsgi
+from tests.support.web import Browser, serving_wsgi
 
-if not django_settings.configured:
-    django_settings.configure(
-        ROOT_URLCONF=__name__,
-        ALLOWED_HOSTS=["*"],
-        SESSION_ENGINE="stillroom.web.django.sessions",
-        SESSION_COOKIE_NAME=COOKIE,
-        SESSION_COOKIE_SECURE=True,
-        MIDDLEWARE=["stillroom.web.django.middleware.SessionMiddleware"],
-        CACHES={"default": {"BACKEND": "stillroom.web.django.cache.StillroomCache"}},
-        LOGGING_CONFIG=None,
-        USE_TZ=True,
-    )
-    django.setup()
+configure()
 
 
 def cart(request: HttpRequest) -> JsonResponse:

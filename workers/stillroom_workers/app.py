@@ -13,7 +13,7 @@ from stillroom.dispatch import broker_tls, sent_now
 from stillroom.keys import Keys
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.schedule import beat_schedule
-from stillroom_workers.tasks import abuse, health, invalidation, marks, refresh, sessions
+from stillroom_workers.tasks import abuse, health, invalidation, marks, refresh, sessions, warm
 
 
 class StillroomCelery(Celery):
@@ -46,7 +46,7 @@ def make_app(settings: Settings | None = None) -> StillroomCelery:
     app.conf.worker_consumer = f"{guards}:Consumer"
     app.settings = settings
     app.conf.update(configuration(settings))
-    for module in (refresh, invalidation, marks, sessions, abuse, health):
+    for module in (refresh, invalidation, marks, warm, sessions, abuse, health):
         module.register(app)
     attend(app, settings)
     return app

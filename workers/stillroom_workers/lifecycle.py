@@ -53,7 +53,20 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
     if not rooms:
         what = f"{attribute} in {path} is not" if attribute else f"nothing in {path} is"
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {what} a Stillroom or AsyncStillroom")
+    _load_within_flask(module, rooms)
     return rooms
+
+
+def _load_within_flask(module: ModuleType, rooms: list[Stillroom | AsyncStillroom]) -> None:
+    """Loaders beside a Flask app want its context, even if nobody has said so by `room.init_app(app)`."""
+    flask = sys.modules.get("flask")
+    apps = [one for one in vars(module).values() if flask and isinstance(one, flask.Flask)]
+    if len(apps) == 1:
+        from stillroom.web.flask_room import load_within
+
+        for room in rooms:
+            if not room.cache.loaders.around:
+                load_within(room, apps[0])
 
 
 def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStillroom]:

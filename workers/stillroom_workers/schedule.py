@@ -38,6 +38,12 @@ SCHEDULE = [
         "marks of invalidations are kept only as long as an entry they could name can live",
     ),
     Tick(
+        "warm",
+        "stillroom.warm",
+        10.0,
+        "what loaders want loaded at set times is ordered, at most ten seconds after it is due",
+    ),
+    Tick(
         "sweep-sessions",
         "stillroom.sweep_sessions",
         60.0,
@@ -46,8 +52,8 @@ SCHEDULE = [
     Tick(
         "log-abuse",
         "stillroom.log_abuse",
-        10.0,
-        "an attack is seen, and stopped if its rule bans, within seconds; a scan takes five at most",
+        5.0,  # as long as a scan takes at most: in an attack, one follows another
+        "an attack is seen, and stopped if its rule bans, within seconds",
     ),
     Tick(
         "snapshot-health",

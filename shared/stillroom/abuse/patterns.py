@@ -57,7 +57,7 @@ class Pattern:
     """A pattern of abuse that was found.
 
     `action`: log; ban; already (it is banned); capped (too many bans this minute); lifted (somebody has just lifted
-    its ban); spared (it is never banned). With `shadow` it is what would have been done. Times: seconds since 1970.
+    its ban); exempt (it is never banned). With `shadow` it is what would have been done. Times: seconds since 1970.
     """
 
     rule: str

@@ -34,6 +34,7 @@ from stillroom.cache.loaders import (
     several,
 )
 from stillroom.cache.marks import read_clock
+from stillroom.cache.memo import recall, remember
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.codec import MISS, Codec, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
@@ -53,6 +54,7 @@ from stillroom.scripts import (
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
+from stillroom.unsettled import is_unsettled
 from stillroom.wire import Clock, Command
 
 T = TypeVar("T")
@@ -200,7 +202,9 @@ class CacheBody(InvalidationBody):
     def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """The value under a sanitized key, loaded by its recipe if it has to be."""
         try:
-            entry, freshness = yield from self._look(name)
+            is_remembered = recipe.loader is not None and recipe.loader.is_remembered
+            look = self._look_once if is_remembered else self._look
+            entry, freshness = yield from look(name)
         except RedisUnavailable as error:
             self._fall_back("get_or_set", error)
             return (yield from self._load_for_myself(recipe))
@@ -291,7 +295,7 @@ class CacheBody(InvalidationBody):
         if not batch:
             return []
         try:
-            replies: list[Any] = yield batch
+            replies: list[Any] = yield from self._changing(batch)
         except RedisUnavailable as error:
             self._fall_back(what, error)
             replies = getattr(error, "replies", None) or [None] * len(batch)
@@ -407,6 +411,16 @@ class CacheBody(InvalidationBody):
         yield from self.agree()
         if self._judges.is_unverified:
             yield from self._judges.verify()
+
+    def _look_once(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
+        """The same as _look, once in a request: see memo.py."""
+        if (known := recall(self, name)) is not None:
+            return known.entry, known.freshness
+        changes = self.changes
+        entry, freshness = yield from self._look(name)
+        if entry is not None:
+            remember(self, name, entry, freshness, changes)
+        return entry, freshness
 
     def _look(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
         """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands."""
@@ -600,7 +614,8 @@ class CacheBody(InvalidationBody):
             yield from self._release([(name, held)])
             return "can't be stored"
         try:
-            (stored,) = yield Freeing([self._commit(name, held, clock, packed, recipe)])
+            commits = Freeing([self._commit(name, held, clock, packed, recipe)])
+            (stored,) = yield from self._changing(commits)
         except RedisUnavailable as error:
             self._fall_back("store", error)
             return error.reason
@@ -614,6 +629,10 @@ class CacheBody(InvalidationBody):
 
     def _pack_or_none(self, name: bytes, value: Any, recipe: Recipe) -> Packed | None:
         """A loaded value ready to be stored, or None if it can't be: its caller has it all the same."""
+        if (
+            is_unsettled()
+        ):  # it may show rows that will be rolled back, and a rollback invalidates nothing
+            return None
         try:
             tags = recipe.tags(value)
             return self._pack(name, value, recipe.type, tags, self._source(recipe))

@@ -84,7 +84,7 @@ class BulkBody(ChangeBody):
         yield from self.agree()
         leases = [self._keys.lease(name) for name in names.values()]
         batch = [(b"DEL", *leases), *((b"UNLINK", self._keys.entry(n)) for n in names.values())]
-        _, *counts = yield batch
+        _, *counts = yield from self._changing(batch)
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload

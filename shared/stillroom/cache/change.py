@@ -56,7 +56,7 @@ class ChangeBody(CacheBody):
                     return False
                 epoch = self._new_epoch()
                 given = (epoch, IN_TIME, name, packed.rest, ttl, ttl + swr, seen.head)
-                (reply,) = yield Timed([add(keys, *given)])
+                (reply,) = yield from self._changing(Timed([add(keys, *given)]))
                 if reply == STORED:
                     return True
                 if reply == LATE:
@@ -84,7 +84,7 @@ class ChangeBody(CacheBody):
             tags = [tag.decode() for tag in seen.entry.tags]
             packed = self._pack(name, number + by, Any, tags, seen.entry.source)
             adds = self._replace(name, seen, packed.rest, "", "", is_new=True)
-            (replaced,) = yield Timed([adds])
+            (replaced,) = yield from self._changing(Timed([adds]))
             if replaced == STORED:
                 return number + by
             if replaced == LATE:
@@ -105,7 +105,7 @@ class ChangeBody(CacheBody):
                 if seen.entry is None:
                     return False
                 touches = self._replace(name, seen, seen.rest, str(ttl), str(ttl + swr))
-                (replaced,) = yield Timed([touches])
+                (replaced,) = yield from self._changing(Timed([touches]))
                 if replaced == STORED:
                     return True
                 if replaced == LATE:

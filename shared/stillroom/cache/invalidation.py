@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stillroom.agreed import Agreed, Rule
@@ -44,6 +44,7 @@ class InvalidationBody:
         self._keys = keys
         self._agreed = agreed
         self._outbox = Outbox(settings.outbox_limit)
+        self.changes = 0  # how often this process has changed something: see cache/memo.py
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
         """Forget these keys, and any load of them that is under way. Returns how many held a value.
@@ -133,13 +134,20 @@ class InvalidationBody:
         """Tell Redis; or, if that is impossible and may be done later, the outbox. → the replies, if any."""
         try:
             yield from self.agree()
-            replies: list[Any] = yield list(self._invalidations(names))
+            return (yield from self._changing(list(self._invalidations(names))))
         except RedisUnavailable as error:
             if not defer or error.reason in FINAL:
                 raise
             self._defer(names, error)
             return []
-        return replies
+
+    def _changing(self, batch: Sequence[Command]) -> Operation[list[Any]]:
+        """Send a batch that changes something; the replies. See cache/memo.py."""
+        try:
+            replies: list[Any] = yield batch
+            return replies
+        finally:
+            self.changes += 1
 
     def _invalidations(self, names: Iterable[bytes]) -> Iterable[Command]:
         """The commands that invalidate these (the outbox' names), in this order."""

@@ -90,7 +90,7 @@ class Run:
 
     SMALLEST, FIRST, LARGEST = 10, 20, 100
     GOOD_S, SLOW_S = 0.0002, 0.0004
-    PAUSED = 0.5  # times what a bite took
+    PAUSED = 0.25  # times what a bite took; what others wait for is the length of a bite, not how many there are
 
     def __init__(self, budget: float, report: Report | None) -> None:
         self.deadline = time.monotonic() + budget
@@ -307,8 +307,8 @@ class ReclaimBody(BulkBody):
                 pause = run.took(time.monotonic() - began)
                 state.cursor, state.seen = cursor.decode(BYTES), state.seen + seen
                 state.done = cursor == b"0"
-            yield from self._tell(work, run)
             yield Pause(pause)
+            yield from self._tell(work, run)  # with a deadline of its own
 
     def _tell(self, work: Work, run: Run) -> Operation[None]:
         now = time.monotonic()

@@ -2,7 +2,8 @@
 
 All limits of a request are one script (lua/limit_check.lua): all of them are consumed, or none, by the server's
 clock. It takes the keys of several subjects at once: what holds the limits is never a cluster (see settings).
-While Redis is away each limit does what its `away` says: see local.py.
+While Redis is away each limit does what its `away` says: see local.py. What was admitted here is charged in an
+exchange of its own before Redis is asked about that subject again: see settling.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from stillroom.errors import RedisRefused, RedisUnavailable
@@ -18,38 +18,20 @@ from stillroom.keys import Keys
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
 from stillroom.limits.denials import REMEMBERED_S, Denial, Denials
 from stillroom.limits.limit import Limit
-from stillroom.limits.local import Charge, LocalLimits
+from stillroom.limits.local import LocalLimits
 from stillroom.limits.request import Request, Requests, Subject
+from stillroom.limits.reservation import Reservation
+from stillroom.limits.settling import BITE, Settling
 from stillroom.operation import Once, Operation, Pause
-from stillroom.scripts import limit_charge, limit_check, limit_refund
+from stillroom.scripts import limit_check
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import Breaker, Command, Server, reset_after_fork
 
-BITE = 100  # charges in one batch …
-RIDING = 20  # … and in front of a request
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
 _BANNED = -1  # what limit_check replies first; else 1 admitted, 0 denied
 _US = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """Quota that was consumed and may be given back, once: see `reserve`. True if there was enough."""
-
-    decision: Decision
-    keys: tuple[bytes, ...]
-    id: str = ""
-    at_us: int = 0
-    local: bool = False  # made while Redis was away
-
-    def __bool__(self) -> bool:
-        return self.decision.allowed
-
-    @property
-    def allowed(self) -> bool:
-        return self.decision.allowed
 
 
 class LimitsBody:
@@ -66,8 +48,13 @@ class LimitsBody:
         self._requests = Requests(settings, keys)
         self._denials = Denials(settings.limits_memory)
         self._local = LocalLimits(settings.processes, settings.local_limits, settings.limits_memory)
+        self._settling = Settling(settings, keys, self._requests, self._local, stats)
+        # What Redis is being asked for: it may admit that, and nobody here knows yet.
+        self._flying: dict[object, Request] = {}
+        stats.riders.append(self._settling.remind)
         reset_after_fork(self._denials)
         reset_after_fork(self._local)
+        reset_after_fork(self._settling)
 
     def check(
         self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
@@ -89,7 +76,8 @@ class LimitsBody:
         """
         request = self._requests.make(subject, limits, cost, "")
         try:
-            reply = yield from self._ask(limit_check.run(request.words(b"look")), request.keys)
+            request = yield from self._settled(request)
+            reply = yield from self._ask(limit_check.run(request.words(b"look")))
         except RedisUnavailable as error:
             return self._stand_in(request, error, take=False)
         return self._read(request, reply)
@@ -104,28 +92,37 @@ class LimitsBody:
         """
         return self._reserved(self._requests.make(subject, limits, cost, route))
 
-    def refund(self, reservation: Reservation) -> Operation[bool]:
-        """Give back what was consumed. True if it was, now: once, and not after `commit` or the longest window.
+    def refund(self, reservation: Reservation) -> Operation[bool | None]:
+        """Give back what was consumed: once, and not after `commit` or the longest window.
 
-        Redis away: False, it stays consumed. What was consumed while it was away can be refunded until Redis
-        is back and has been told of it.
+        True: it is given back. What this process admitted while Redis was away may be given back here, and Redis
+        hears of it before this process asks about the subject again. False: it stays consumed, or was given back
+        before. None: not known, the reply was late or lost; Redis is asked again by itself.
+        Redis away: False for what Redis holds; ask again when it is back.
+        """
+        if not reservation.id:
+            return False
+        here: bool | None = None
+        if reservation.local:
+            here = self._local.refund(reservation.id)
+            if here is not None and not (here and reservation.may_be_known):
+                self._denials.forget(reservation.keys)
+                return here
+        refunded = yield from self._settling.refund(reservation)
+        self._denials.forget(reservation.keys)
+        # What was given back here is, and Redis is told of the rest if it may know of any.
+        return True if here else refunded
+
+    def commit(self, reservation: Reservation) -> Operation[bool | None]:
+        """It counts: from now on it can't be refunded. True if that was still possible; None: not known.
+
+        Redis away: False.
         """
         if not reservation.id:
             return False
         if reservation.local:
-            refunded = self._refund_here(reservation)
-        else:
-            refunded = yield from self._told("refund", self._refunding(reservation))
-        self._denials.forget(reservation.keys)
-        return refunded
-
-    def commit(self, reservation: Reservation) -> Operation[bool]:
-        """It counts: from now on it can't be refunded. True if that was still possible. Redis away: False."""
-        if not reservation.id:
-            return False
-        if reservation.local:
             return self._local.let_go(reservation.id)
-        return (yield from self._told("commit", (b"UNLINK", self._reservation(reservation.id))))
+        return (yield from self._settling.commit(reservation))
 
     def reset(self, subject: Subject, limits: Sequence[Limit]) -> Operation[None]:
         """Forget what this subject has used of these limits, and its denials; bans stay. For operators and tests.
@@ -134,21 +131,22 @@ class LimitsBody:
         """
         request = self._requests.make(subject, limits, 0, "")
         if request.keys:
-            yield [(b"UNLINK", *_with_markers(request.keys))]
+            yield [(b"UNLINK", *_with_markers(request.logs))]
         self._denials.forget((*request.bans, *request.keys))
-        self._local.forget(request.keys)
+        self._local.forget((*request.logs, *request.known_as))
 
     def deliver(self) -> Operation[int]:
         """Charge Redis with what was admitted here while it was away. Returns how many logs are left to tell.
 
         Happens by itself when Redis is back, and before this process asks about a subject again. Does not raise.
         """
-        while charges := self._local.owed(_now_us(), (), BITE):
-            try:
-                yield from self._charge(charges)
-            except RedisUnavailable:
-                break
-            yield Pause(0)
+        try:
+            yield from self._settling.tell_refunds()
+            while charges := self._local.owed(_now_us(), (), BITE):
+                yield from self._settling.charge(charges)
+                yield Pause(0)
+        except RedisUnavailable:
+            pass  # the next call tries again
         return len(self._local.logs)
 
     # Deciding
@@ -157,42 +155,64 @@ class LimitsBody:
         self.stats.counts["limit_checks"] += 1
         if self._denials.found and (denied := self._remembered(request)) is not None:
             return denied
-        asked_at = self._denials.forgotten
+        asked_at, mark = self._denials.forgotten, object()
+        self._flying[mark] = request
         try:
-            if self._local.logs or time.monotonic() > self.stats.due:
-                reply = yield from self._ask(self._taking(request), request.keys)
+            if self._settling.waits or self._local.logs or time.monotonic() > self.stats.due:
+                request = yield from self._settled(request)
+                reply = yield from self._ask(self._taking(request))
             else:
                 (reply,) = yield Once([self._taking(request)])
+            return self._learned(request, reply, asked_at)
         except RedisUnavailable as error:
-            return self._stand_in(request, error, take=True)
-        return self._learned(request, reply, asked_at)
+            del self._flying[mark]
+            decision = self._stand_in(request, error, take=True)
+            yield from self._settling.tell_at_once(request, error)
+            return decision
+        finally:
+            self._flying.pop(mark, None)
 
     def _reserved(self, request: Request) -> Operation[Reservation]:
         self.stats.counts["limit_checks"] += 1
         if self._denials.found and (denied := self._remembered(request)) is not None:
             return Reservation(denied, request.keys)
-        name, asked_at = secrets.token_urlsafe(12), self._denials.forgotten
-        command = self._taking(request, self._reservation(name))
+        name, asked_at, mark = secrets.token_urlsafe(12), self._denials.forgotten, object()
+        self._flying[mark] = request
         try:
-            reply = yield from self._ask(command, request.keys)
+            request = yield from self._settled(request)
+            reply = yield from self._ask(self._taking(request, self._reservation(name)))
+            decision = self._learned(request, reply, asked_at)
+            held = name if decision else ""
+            at = decision.now_us
+            return Reservation(decision, request.logs, held, at, counted=request.counted)
         except RedisUnavailable as error:
-            return self._reserved_here(request, error, name)
-        decision = self._learned(request, reply, asked_at)
-        return Reservation(decision, request.keys, name if decision else "", decision.now_us)
+            del self._flying[mark]
+            decision = self._stand_in(request, error, take=True, id=name)
+            yield from self._settling.tell_at_once(request, error)
+            if not decision:
+                return Reservation(decision, request.keys)
+            return Reservation(
+                *(decision, request.logs, name),
+                local=True,
+                counted=request.counted,
+                may_be_known=error.may_be_done,
+            )
+        finally:
+            self._flying.pop(mark, None)
 
-    def _reserved_here(self, request: Request, error: RedisUnavailable, name: str) -> Reservation:
-        at = _now_us()
-        decision = self._stand_in(request, error, take=True)
-        if not decision:
-            return Reservation(decision, request.keys)
-        self._local.hold(name)
-        return Reservation(decision, request.keys, name, at, local=True)
+    def _settled(self, request: Request) -> Operation[Request]:
+        """The request, once nothing of it is owed to Redis. Raises RedisUnavailable where this process decides."""
+        if self._breaker.is_open:  # what is owed need not be put together to find that out
+            raise RedisUnavailable("breaker", self._breaker.reason)
+        if self._settling.waits or self._local.logs:
+            return (yield from self._settling.before(request))
+        return request
 
     def _learned(self, request: Request, reply: list[int], asked_at: int) -> Decision:
         """The decision in this reply, and what there is to remember of it."""
         decision = self._read(request, reply)
         if request.plan.counted_away and decision.said:
-            self._local.remember(request.keys, decision.said, _now_us())
+            self._local.remember(request.known_as, reply[2:], _now_us(), reply[1])
         if decision.status != OK:
             self.stats.counts["limit_denials"] += 1
             if asked_at == self._denials.forgotten:
@@ -203,27 +223,41 @@ class LimitsBody:
         limits, cost, verdict, now_us = request.limits, request.cost, reply[0], reply[1]
         if verdict == _BANNED:
             return Decision(limits, TOO_MANY, cost, now_us, wait_us=max(0, reply[2]) * 1_000)
-        return Decision(limits, OK if verdict else TOO_MANY, cost, now_us, reply[2:])
+        said = request.folded(reply[2:])
+        return Decision(limits, OK if verdict else TOO_MANY, cost, now_us, said)
 
-    def _stand_in(self, request: Request, error: RedisUnavailable, *, take: bool) -> Decision:
+    def _stand_in(
+        self, request: Request, error: RedisUnavailable, *, take: bool, id: str = ""
+    ) -> Decision:
         """What this process decides by itself."""
         self.stats.counts["limit_degraded"] += 1
         limits, reason = request.limits, error.reason
         self.stats.say("limits", reason, f"decided without Redis: {error}")
-        status, said = self._decide_here(request, take=take)
+        if take and reason == "breaker":
+            self._settling.was_away()
+        status, said = self._decide_here(request, take=take, id=id)
         if take and status != OK:
             self.stats.counts["limit_denials"] += 1
         wait_us = TRY_AGAIN_US if status == UNAVAILABLE else 0
         now_us = self._server.now_us()
         return Decision(
-            *(limits, status, request.cost, now_us, said), wait_us=wait_us, degraded=reason
+            *(limits, status, request.cost, now_us, request.folded(said)),
+            wait_us=wait_us,
+            degraded=reason,
         )
 
-    def _decide_here(self, request: Request, *, take: bool) -> tuple[int, tuple[int, ...]]:
+    def _decide_here(self, request: Request, *, take: bool, id: str) -> tuple[int, tuple[int, ...]]:
         limits = request.limits
         if self.settings.limits_strict_503 and any(limit.away == "strict" for limit in limits):
             return UNAVAILABLE, ()
-        return self._local.decide(request.keys, limits, request.cost, _now_us(), take=take)
+        flying = [(other.logs, other.cost) for other in list(self._flying.values())]
+        return self._local.decide(
+            *(request.logs, request.counted, request.cost, _now_us()),
+            take=take,
+            id=id,
+            flying=flying,
+            known=request.known_as,
+        )
 
     # Denials that are remembered
 
@@ -255,59 +289,25 @@ class LimitsBody:
 
     # Asking
 
-    def _ask(self, command: Command, keys: Sequence[bytes]) -> Operation[Any]:
-        """The reply. In front goes what is owed, by these logs and some others; behind, counts that are due."""
-        if self._breaker.is_open:  # what is owed need not be put together to find that out
-            raise RedisUnavailable("breaker", self._breaker.reason)
-        charges = self._local.owed(_now_us(), keys, RIDING) if self._local.logs else []
+    def _ask(self, command: Command) -> Operation[Any]:
+        """The reply. Counts that are due ride along behind."""
         flush: list[Command] = []
         if time.monotonic() > self.stats.due:
             flush = self.stats.flush(self._server.now_ms())
-        replies = yield from self._charge(charges, [command], flush)
-        return replies[len(charges)]
-
-    def _charge(
-        self, charges: list[Charge], commands: Sequence[Command] = (), flush: Sequence[Command] = ()
-    ) -> Operation[list[Any]]:
-        """The replies, which begin with those to the charges."""
-        told = False
         try:
-            replies: list[Any] = yield Once([*map(_charging, charges), *commands, *flush])
-            told = True
+            reply, *_ = yield Once([command, *flush])
         except RedisRefused as refused:
             # A server that is full refuses to count, not to decide.
-            replies = refused.replies[: len(charges) + len(commands)]
-            if any(isinstance(reply, Exception) for reply in replies):
+            reply = refused.replies[0] if refused.replies else refused
+            if isinstance(reply, Exception):
                 raise
-            told = True
-        finally:
-            self._local.settle(charges, _now_us(), told=told)
-        return replies
-
-    def _told(self, what: str, command: Command) -> Operation[bool]:
-        try:
-            (done,) = yield [command]
-        except RedisUnavailable as error:
-            self.stats.say(what, error.reason, f"a reservation stays as it was: {error}")
-            return False
-        return bool(done)
+        return reply
 
     def _taking(self, request: Request, reservation: bytes = b"") -> Command:
         unseen = self._denials.take_unseen(request.keys) if self._denials.found else b""
         if request.taking and not unseen and not reservation:
             return request.taking
         return limit_check.run(request.words(b"take", unseen, reservation))
-
-    def _refunding(self, reservation: Reservation) -> Command:
-        decision = reservation.decision
-        windows = [_us(limit.window) for limit in decision.limits]
-        keys = (self._reservation(reservation.id), *reservation.keys)
-        return limit_refund(keys, reservation.at_us, decision.cost, *windows)
-
-    def _refund_here(self, reservation: Reservation) -> bool:
-        if not self._local.let_go(reservation.id):
-            return False
-        return self._local.refund(reservation.keys, reservation.decision.cost, reservation.at_us)
 
 
 def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:
@@ -320,26 +320,16 @@ def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:
     return tuple(said)
 
 
-def _charging(charge: Charge) -> Command:
-    limit = charge.limit
-    numbers = (charge.hits, charge.age_us, limit.quota, _us(limit.window))
-    return limit_charge([charge.key], *numbers)
-
-
 def _with_markers(keys: Iterable[bytes]) -> list[bytes]:
     """The logs, and what stands beside them."""
     found: list[bytes] = []
     for key in keys:
-        found += (key, key + b"!near", key[: key.rindex(b":") + 1] + b"!denied")
+        found += (key, key + b"!near", key + b"!born", key[: key.rindex(b":") + 1] + b"!denied")
     return found
 
 
 def _long(wait_us: int) -> float:
     return float("inf") if wait_us == NEVER else float(wait_us)
-
-
-def _us(seconds: int) -> int:
-    return seconds * _US
 
 
 def _now_us() -> int:

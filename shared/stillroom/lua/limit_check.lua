@@ -2,33 +2,45 @@
 -- KEYS  1 stream of events  2… bans, then the log of each limit, then the reservation if there is one
 -- ARGV  1 'take' | 'look' (consumes and tells nothing)  2 cost  3 number of bans  4 number of limits
 --       5 denials that the process answered from memory since: '<number of the limit>:<how many>' …, '' for none
---       6 ms a reservation lives, '' for none
---       7… quota, window µs of each limit; then the fields of an event: 'ip', address, 'user', HMAC …
+--       6 ms a reservation lives, '' for none  7 number of limits that tell of being near: the first ones
+--       8… quota, window µs, longest window of its name µs of each limit; then the fields of an event: 'ip', address, 'user', HMAC …
 -- returns {1 admitted | 0 denied, now, then for each limit: hits used, µs until some come back (0: none are used),
 --          µs until this request fits (0: it does, -1: never), µs until all have come back}
 --         {-1, now, ms the ban lasts}
--- include: clock hits
+-- include: clock hits reservation
 -- flags: allow-oom
 
 local DENIED_MS = 600000
 local NEAR_SHARE, NEAR_LEAST = 0.8, 10
 local taking, cost = ARGV[1] == 'take', tonumber(ARGV[2])
 local bans, count = tonumber(ARGV[3]), tonumber(ARGV[4])
-local fields = 7 + 2 * count
+local fields = 8 + 3 * count
 local now = now_us()
 
 -- One MGET for all of them: each command of a script costs as much as the rest of it.
 local held = bans + count > 0 and redis.call('MGET', unpack(KEYS, 2, 1 + bans + count)) or {}
 for i = 1, bans do
   if held[i] then
-    return {-1, now, redis.call('PTTL', KEYS[1 + i])}
+    local left = redis.call('PTTL', KEYS[1 + i])
+    -- A ban of before the clock stepped back would last longer by that step.
+    local since, till = string.match(held[i], '"since":([%d.]+)'), string.match(held[i], '"until":([%d.]+)')
+    local whole = since and till and math.ceil((tonumber(till) - tonumber(since)) * 1000)
+    if whole and left > whole + 1000 then
+      redis.call('PEXPIRE', KEYS[1 + i], plain(whole))
+      left = whole
+    end
+    return {-1, now, left}
   end
 end
 
 local limits, denied = {}, nil
 for i = 1, count do
-  local limit = {key = KEYS[1 + bans + i], quota = tonumber(ARGV[5 + 2 * i]), window = tonumber(ARGV[6 + 2 * i])}
-  limit.log, limit.used = read_hits(limit.key, held[bans + i], now, limit.window)
+  local numbers = 5 + 3 * i
+  local limit = {
+    key = KEYS[1 + bans + i],
+    quota = tonumber(ARGV[numbers]), window = tonumber(ARGV[numbers + 1]), keep = tonumber(ARGV[numbers + 2]),
+  }
+  limit.log, limit.used, limit.old = read_hits(limit.key, held[bans + i], now, limit.window, limit.keep)
   limits[i] = limit
 end
 
@@ -80,7 +92,7 @@ end
 -- However many denials there are, their events are few: at 1, 2, 4, 8 …
 local function count_denials(limit, more)
   local key = string.match(limit.key, '^.*:') .. '!denied'
-  redis.call('PEXPIRE', limit.key, life(limit.window)) -- see save
+  redis.call('UNLINK', key .. '!') -- there is none, and it takes no memory: see write
   local n = redis.call('INCRBY', key, plain(more))
   if n == more then
     redis.call('PEXPIRE', key, DENIED_MS)
@@ -100,11 +112,13 @@ end
 local function consume(limit)
   put_hits(limit.log, now, cost, limit.quota, limit.window)
   limit.used = limit.used + cost
-  save(limit.key, limit.log, limit.window)
-  tell_if_near(limit)
+  save(limit.key, limit.log, limit.keep, limit.old)
 end
 
-if taking then
+-- One that was refunded before it came here, or that comes a second time, takes nothing.
+local is_reserved = ARGV[6] ~= '' and redis.call('EXISTS', KEYS[#KEYS]) == 1
+
+if taking and not is_reserved then
   for number, more in string.gmatch(ARGV[5], '(%d+):(%d+)') do
     limits[tonumber(number)].denials = tonumber(more)
   end
@@ -117,21 +131,27 @@ if taking then
     end
   end
   if not denied and cost > 0 then
-    for _, limit in ipairs(limits) do
+    for i, limit in ipairs(limits) do
       consume(limit)
+      if i <= tonumber(ARGV[7]) then
+        tell_if_near(limit)
+      end
+      if ARGV[6] ~= '' then
+        note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
+      end
     end
     if ARGV[6] ~= '' then
-      redis.call('SET', KEYS[#KEYS], '', 'PX', ARGV[6])
+      redis.call('PEXPIRE', KEYS[#KEYS], ARGV[6])
     end
   end
 end
 
 local reply = {denied and 0 or 1, now}
 for _, limit in ipairs(limits) do
-  local log, n = limit.log, #limit.log
+  local some, all = comes_back(limit.log, now, limit.window)
   reply[#reply + 1] = limit.used
-  reply[#reply + 1] = n > 0 and log[1] + limit.window - now or 0
+  reply[#reply + 1] = some
   reply[#reply + 1] = limit.wait
-  reply[#reply + 1] = n > 0 and log[n - 1] + limit.window - now or 0
+  reply[#reply + 1] = all
 end
 return reply

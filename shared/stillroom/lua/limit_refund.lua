@@ -1,41 +1,65 @@
 -- Gives back what a reservation consumed: once, and from the entries that its hits are in.
 -- KEYS  1 reservation  2… log of each limit
--- ARGV  1 when it was made, µs  2 cost  3… window µs of each limit
--- returns 1 given back, 0 it had been before, or was committed, or its time is over
--- include: clock hits
+-- ARGV  1 when it was made, µs, 0 where only the server knows  2 cost
+--       3 how long to remember that it is over, ms: it may still be on its way; 0: it is not
+--       4… window µs, and longest window of its name, µs, of each limit
+-- returns 1 given back, 0 it had been before, or was committed, or its time is over, or it is not known
+-- include: clock hits reservation
 -- flags: allow-oom
 
-if redis.call('DEL', KEYS[1]) == 0 then
+local now, cost = now_us(), tonumber(ARGV[2])
+local noted = redis.call('HMGET', KEYS[1], 'over', unpack(KEYS, 2))
+if noted[1] then
   return 0
 end
-local now, at, cost = now_us(), tonumber(ARGV[1]), tonumber(ARGV[2])
-
--- The hits are in the first entry that ends at or after them: entries carry the last of their times. None does where
--- the clock stepped back since; then they are in the newest, give or take an entry.
-local function place_of(log)
-  for i = 1, #log, 2 do
-    if log[i] >= at then
-      return i
-    end
-  end
-  return #log - 1
+local is_known = redis.call('UNLINK', KEYS[1]) == 1
+if tonumber(ARGV[3]) > 0 then
+  redis.call('HSET', KEYS[1], 'over', '1')
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+end
+if not is_known then
+  return 0
 end
 
-local held = redis.call('MGET', unpack(KEYS))
-for i = 2, #KEYS do
-  local window = tonumber(ARGV[i + 1])
-  local log = read_hits(KEYS[i], held[i], now, window)
-  if #log > 0 and at > now - window then
-    local place = place_of(log)
-    log[place + 1] = log[place + 1] - cost
-    if log[place + 1] <= 0 then
-      table.remove(log, place)
-      table.remove(log, place)
+-- The entries that the hits are in: those of their very time; else the first that ends after them, as entries carry the
+-- last of their times. None does where the clock stepped back since: then they are in the newest, give or take an entry.
+local function take_out(log, at)
+  local left, later = cost, nil
+  for i = 1, #log, 2 do
+    if log[i] == at then
+      local taken = math.min(left, log[i + 1])
+      log[i + 1], left = log[i + 1] - taken, left - taken
+    elseif log[i] > at and not later then
+      later = i
     end
-    if #log == 0 then
-      redis.call('DEL', KEYS[i])
+  end
+  local place = later or #log - 1
+  if left == cost and place > 0 then
+    log[place + 1] = math.max(0, log[place + 1] - left)
+  end
+  for i = #log - 1, 1, -2 do
+    if log[i + 1] == 0 then
+      table.remove(log, i)
+      table.remove(log, i)
+    end
+  end
+end
+
+local held = redis.call('MGET', unpack(KEYS, 2))
+for i = 2, #KEYS do
+  local window, keep = tonumber(ARGV[2 * i]), tonumber(ARGV[2 * i + 1])
+  local at = reserved_at(noted[i], KEYS[i])
+  if at and tonumber(ARGV[1]) > 0 then
+    at = tonumber(ARGV[1])
+  end
+  local log, _, old = read_hits(KEYS[i], held[i - 1], now, window, keep)
+  local hits = at and (at > now - window and log or old)
+  if hits and #hits > 0 then
+    take_out(hits, at)
+    if #log == 0 and (not old or #old == 0) then
+      redis.call('UNLINK', KEYS[i])
     else
-      save(KEYS[i], log, window)
+      save(KEYS[i], log, keep, old)
     end
   end
 end

@@ -2,7 +2,7 @@
 -- KEYS  1 rev
 -- ARGV  1 prefix  2 most to delete
 -- returns {how many were deleted, how many revocations are left, how long the oldest has waited, µs}
--- include: clock session
+-- include: clock session session_index
 
 local prefix, most = ARGV[1], tonumber(ARGV[2])
 local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
@@ -13,7 +13,7 @@ local index = prefix .. oldest[1]
 local names = redis.call('ZRANGEBYSCORE', index, '-inf', oldest[2], 'LIMIT', 0, most)
 local found = {}
 for _, h in ipairs(names) do
-  local session = read(prefix, h)
+  local session = read_record(prefix, h)
   if session then
     found[#found + 1] = session
   else

@@ -19,8 +19,7 @@ from stillroom import pepper
 from stillroom.codec import Codec
 from stillroom.dispatch import Dispatch
 from stillroom.errors import (
-    RedisRefused,
-    RedisUnavailable,
+    OF_THE_COMMAND,
     SessionConflict,
     SessionDataRefused,
     SessionEnded,
@@ -32,8 +31,6 @@ from stillroom.errors import (
 from stillroom.keys import Keys, original, sanitized
 from stillroom.operation import Call, Once, Operation, Pause
 from stillroom.scripts import (
-    session_create,
-    session_destroy,
     session_end,
     session_get,
     session_list,
@@ -44,6 +41,9 @@ from stillroom.scripts import (
     session_touch,
     session_update,
 )
+from stillroom.sessions.asking import Asking, steady_us
+from stillroom.sessions.beginning import Beginning
+from stillroom.sessions.ends import End, Undo
 from stillroom.sessions.session import (
     Device,
     Session,
@@ -54,7 +54,7 @@ from stillroom.sessions.session import (
     encoded_meta,
     encoded_tags,
     head,
-    read_device,
+    listed_device,
 )
 from stillroom.sessions.token import (
     NAME_LENGTH,
@@ -77,11 +77,12 @@ T = TypeVar("T")
 
 SWEEP_TASK = "stillroom.sweep_sessions"
 BITE = 100  # sessions one script looks at …
-BITE_LIMIT = 1_000  # … and may be told to
+BITE_LIMIT = 200  # … and may be told to: some 3 ms of the server's
 SWEEP_S = 50.0  # one run of the sweep ends after this; the next goes on
 TRIES = 100  # of mutate: each lost one means that somebody else's was won
-DEFERRED_LIMIT = 10_000
-DEFERRED_BITE = 100
+PAGE = 200  # sessions of a user that one script lists: some 3 ms of the server's
+CAP_LIMIT = 300  # sessions of a user that one login may count
+REMOVE_LIMIT = 1_000  # keys in one update: no session has more
 LONGEST_S = 366 * 86_400
 
 _BLANK = b"?" * NAME_LENGTH  # where a name goes
@@ -89,24 +90,19 @@ _BLANK = b"?" * NAME_LENGTH  # where a name goes
 Known = Session[Any] | SecretStr | str  # a session, its id, or the text of its cookie
 
 
-class SessionsBody:
+class SessionsBody(Asking):
     """The operations. A driver runs them."""
 
     def __init__(
         self, settings: Settings, server: Server, keys: Keys, dispatch: Dispatch, stats: Stats
     ) -> None:
-        self.settings = settings
+        super().__init__(settings, server, keys, stats)
         self.dispatch = dispatch
-        self.stats = stats
         self.on_event: list[Callable[[SessionEvent], object]] = []
-        self._server = server
-        self._keys = keys
         self._codec = Codec(settings)
-        self._shards = settings.session_shards
         self._peppers: tuple[Pepper, ...] = ()
         self._touch = b"%d" % _us(settings.session_touch)
         self._times = self._times_of(None, None)
-        self._deferred: dict[Place, Command] = {}
         self._frames: dict[tuple[int, bool], tuple[bytes, bytes, bytes]] = {}
 
     # One session
@@ -152,14 +148,15 @@ class SessionsBody:
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
     ) -> Operation[Session[Any]]:
-        """Begin a session; its `token` goes into the cookie. `user_id` None: nobody's yet.
+        """Begin a session; its `token` goes into the cookie. `user_id=None` makes an anonymous session.
 
         `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds.
         `replaces`: the session before the login, which ends with it (a token planted there opens
-        nothing afterwards). `max_per_user` with `on_cap` "evict_oldest" or "reject", which raises TooManySessions
-        and ends nothing.
+        nothing afterwards). `max_per_user` (up to 300) with `on_cap` "evict_oldest" or "reject", which raises
+        TooManySessions and ends nothing. Where an app has begun to cap late, each login evicts up to 100.
         Raises SessionDataRefused, SessionUnreadable (JSON that could not be read back), ValueTooLarge, InvalidKey.
-        Redis away or full: SessionStoreUnavailable.
+        Redis away or full: SessionStoreUnavailable. What may have been created all the same is ended as soon as
+        this process reaches Redis, and so is `replaces`: a login whose reply was lost takes no place of a cap.
         """
         user = b"" if user_id is None else sanitized(user_id)
         _check_cap(user_id, max_per_user, on_cap)
@@ -168,19 +165,15 @@ class SessionsBody:
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
         labels = b"\n".join(encoded_tags(tags))
         token, place = self._new_place(shard_of(user, self._shards) if user else None)
-        makes_room = on_cap == "evict_oldest"
-        numbers = [b"%d" % number for number in (*times, max_per_user or 0, makes_room)]
         old = None if replaces is None else self._place(replaces)
-        is_near = old is not None and old.shard == place.shard  # then the one script ends it
-        names = [*self._names(place), *(self._names(old) if old and is_near else ())]
+        ending = None if old is None else self._destroying(old)
+        numbers = (*times, max_per_user or 0, int(on_cap == "evict_oldest"))
         about = (self._keys.shard(place.shard), user, labels, *numbers, note)
-        creates = session_create.run((b"%d" % len(names), *names, *about, *_flat(fields)))
-        ends = [self._destroying(old)] if old and not is_near else []
-        *_, reply = yield from self._ask([*(ends if makes_room else ()), creates])
+        begins = Beginning(self, place, self._names(place), old, ending, about, _flat(fields))
+        reply = yield from begins.run()
+        self._tell_all("expired", place.shard, begins.expired)
         if reply[0] == b"full":
             raise TooManySessions(reply[1], max_per_user or 0)
-        if ends and not makes_room:  # only now is it known that the visitor keeps nothing of it
-            yield from self._ask(ends)
         self.stats.counts["sessions_created"] += 1
         if reply[2] or reply[3]:
             evicted = [part for name in reply[3] for part in (name, user)]
@@ -239,6 +232,8 @@ class SessionsBody:
             self.settings.session_keys_limit,
         )
         gone = [name for name in _names_of(remove) if name not in fields]
+        if len(gone) > REMOVE_LIMIT:
+            raise SessionDataRefused(f"{len(gone):,} keys to remove, the limit is {REMOVE_LIMIT:,}")
         version = b"" if if_version is None else b"%d" % if_version
         reply = yield from self._write(session, version, fields, gone)
         return int(reply[1])
@@ -295,6 +290,7 @@ class SessionsBody:
     def destroy(self, session: Known, *, defer: bool = False) -> Operation[bool]:
         """End a session; True if it lived. It works on a server that is full.
 
+        A rotation after this was asked for does not save it. An old token whose grace was over by then ends none.
         Redis away: SessionStoreUnavailable, unless `defer`: then the session has ended for this process at once
         (True), and Redis is told when it is back, before this process reads any session again. Other processes
         know it from then on. What could not be told when the room is closed is lost, with a line in the log.
@@ -302,17 +298,16 @@ class SessionsBody:
         place = self._place(session, denied=True)
         if place is None:
             return False
+        ending = self._destroying(place)
         try:
-            (ended,) = yield from self._ask([self._destroying(place)])
-        except SessionStoreUnavailable:
-            if not defer or len(self._deferred) >= DEFERRED_LIMIT:
+            ended: bool = yield from self._end(ending)
+        except SessionStoreUnavailable as error:
+            if not defer or error.reason in OF_THE_COMMAND or not self._defer(place, ending):
                 raise
-            # Who rotates it until then, in another process, does not undo this.
-            self._deferred[place] = self._destroying(place, b"%d" % self._server.now_us())
             self.stats.counts["sessions_deferred"] += 1
             return True
         self.stats.counts["sessions_destroyed"] += ended
-        return bool(ended)
+        return ended
 
     @overload
     def rotate(
@@ -325,11 +320,12 @@ class SessionsBody:
     def rotate(
         self, session: Known, type: Any = None, *, grace: float | None = None
     ) -> Operation[Session[Any]]:
-        """The same session under a new token. The old one works for `grace` seconds more (default: the settings').
+        """Give the session a new token. The old one works for `grace` seconds more (default: the settings').
 
-        After that its use is told to `on_event` as a replay. Where rights change, rotate with `grace=0`.
-        Raises SessionEnded, or SessionConflict if somebody else has just rotated it.
-        Redis away: SessionStoreUnavailable.
+        After that, and until the session's absolute end, its use is told to `on_event` as a replay. Where rights
+        change, rotate with `grace=0`. Raises SessionEnded, or SessionConflict if somebody else has just rotated it.
+        Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, it is undone as soon as
+        this process reaches Redis again: the old token stays good.
         """
         place = self._place(session)
         if place is None:
@@ -338,9 +334,15 @@ class SessionsBody:
         if not 0 <= seconds <= 3_600:
             raise SettingsError(f"grace={seconds!r}: 0 to 3,600 seconds")
         token, fresh = self._new_place(place.shard)
-        keys = [*self._names(place), *self._names(fresh)]
+        old, new = self._names(place), self._names(fresh)
         prefix = self._keys.shard(place.shard)
-        (reply,) = yield from self._ask([session_rotate(keys, prefix, _us(seconds))])
+        rotates = session_rotate([*old, *new], prefix, _us(seconds), len(new))
+        try:
+            (reply,) = yield from self._ask([rotates], Once)
+        except SessionStoreUnavailable as error:
+            if error.may_be_done:
+                self._defer(fresh, Undo((new[0], *old), prefix))
+            raise
         if reply[0] == b"conflict":
             raise SessionConflict(None)
         if reply[0] != b"ok":
@@ -350,33 +352,27 @@ class SessionsBody:
 
     # Many sessions
 
-    def list_for_user(self, user_id: str) -> Operation[list[Device]]:
-        """The user's living sessions, the one seen last first: no data, no tokens.
+    def list_for_user(self, user_id: str, *, limit: int | None = None) -> Operation[list[Device]]:
+        """Return the user's living sessions, the one seen last first: no data, no tokens.
 
+        `limit`: only so many, those that began last. However many there are, no script of it holds up the server.
         Redis away: SessionStoreUnavailable.
         """
-        user = sanitized(user_id)
-        replies = yield from self._ask(
-            [
-                session_list([self._keys.user_sessions(shard, user)], self._keys.shard(shard))
-                for shard in range(self._shards)
-            ]
-        )
-        found = [
-            read_device(shard, name, about)
-            for shard, reply in enumerate(replies)
-            for name, about in zip(reply[::2], reply[1::2], strict=True)
-        ]
-        return sorted(found, key=lambda device: device.last_seen, reverse=True)
+        if limit is not None and limit < 1:
+            raise SettingsError(f"limit={limit!r}: 1 or more sessions")
+        listed = yield from self._listed(sanitized(user_id), limit)
+        devices = [device for one in listed if (device := self._device(*one))]
+        if limit is not None:
+            devices = sorted(devices, key=lambda device: device.created, reverse=True)[:limit]
+        return sorted(devices, key=lambda device: device.last_seen, reverse=True)
 
     def end(self, user_id: str, handle: str) -> Operation[bool]:
         """End one session by the handle that a list shows; True if it lived and was this user's.
 
-        Also if it was rotated since it was listed.
-
+        Also if it was rotated since it was listed, up to 1,000 times.
         Redis away: SessionStoreUnavailable.
         """
-        user, place = sanitized(user_id), read_handle(handle, self._shards)
+        user, place = sanitized(user_id), read_handle(handle)
         if place is None:
             return False
         prefix = self._keys.shard(place.shard)
@@ -404,14 +400,14 @@ class SessionsBody:
         return ended
 
     def count(self, user_id: str | None = None) -> Operation[int]:
-        """How many sessions there are: of a user, exactly; of all, with those not swept since they ended.
+        """Return how many sessions there are: of a user, exactly; of all, with those not swept since they ended.
 
         Redis away: SessionStoreUnavailable.
         """
         if user_id is not None:
-            return len((yield from self.list_for_user(user_id)))
-        replies = yield from self._ask(
-            [(b"ZCARD", self._keys.due_sessions(shard)) for shard in range(self._shards)]
+            return len((yield from self._listed(sanitized(user_id), None)))
+        replies = yield from self._everywhere(
+            lambda shard: (b"ZCARD", self._keys.due_sessions(shard))
         )
         return sum(replies)
 
@@ -428,7 +424,8 @@ class SessionsBody:
             raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
         deadline = time.monotonic() + seconds
         expired = deleted = lag = 0
-        left = set(range(self._shards))
+        yield from self._compare_shards()
+        left = set(range(self._known_shards))
         while left and time.monotonic() < deadline:
             for shard in sorted(left):
                 ended, due, waited = yield from self._sweep_shard(shard, limit)
@@ -446,7 +443,7 @@ class SessionsBody:
         """
         while self._deferred:
             try:
-                yield from self._ask([])
+                yield from self._tell_some_ends()
             except SessionStoreUnavailable:
                 break
             yield Pause(0)
@@ -466,37 +463,40 @@ class SessionsBody:
         handles = () if place is None else [make_handle(place.shard, name) for name in place.names]
         return session.handle in handles
 
-    # Asking
+    # Lists
 
-    def _ask(
-        self, batch: Sequence[Command], kind: type[list[Command]] = list
-    ) -> Operation[list[Any]]:
-        """The replies. What has to be told first goes in front, the counts that are due behind."""
-        if batch and not self._deferred and time.monotonic() <= self.stats.due:  # as nearly always
-            try:
-                return (yield kind(batch))  # type: ignore[no-any-return]
-            except RedisUnavailable as error:
-                raise SessionStoreUnavailable(error.reason, error.detail) from error
-        told = list(self._deferred.items())[:DEFERRED_BITE] if self._deferred else []
-        commands = kind([*(command for _, command in told), *batch])
-        due = time.monotonic() > self.stats.due
-        if due:  # counts and events must not be doubled
-            commands = Once([*commands, *self.stats.flush(self._server.now_ms())])
-        if not commands:
-            return []
-        last = len(told) + len(batch)
-        try:
-            replies = yield commands
-        except RedisRefused as refused:
-            # A server that is full refuses to count, not to do what it was asked.
-            if not due or any(isinstance(reply, Exception) for reply in refused.replies[:last]):
-                raise SessionStoreUnavailable(refused.reason, refused.detail) from refused
-            replies = refused.replies
-        except RedisUnavailable as error:
-            raise SessionStoreUnavailable(error.reason, error.detail) from error
-        for place, _ in told:
-            self._deferred.pop(place, None)
-        return list(replies[len(told) : last])
+    def _listed(self, user: bytes, most: int | None) -> Operation[list[tuple[int, bytes, bytes]]]:
+        """(shard, name, what the record says of itself) of the user's living sessions, or `most` of each shard."""
+        size = PAGE if most is None else min(most, PAGE)
+
+        def page(shard: int, below: bytes) -> Command:
+            index = self._keys.user_sessions(shard, user)
+            return session_list([index], self._keys.shard(shard), below, size)
+
+        first = yield from self._everywhere(lambda shard: page(shard, b"+inf"))
+        pages, listed = dict(enumerate(first)), []
+        found = dict.fromkeys(pages, 0)
+        while True:
+            for shard, (_, *devices) in pages.items():
+                pairs = zip(devices[::2], devices[1::2], strict=True)
+                listed += [(shard, name, about) for name, about in pairs]
+                found[shard] += len(devices) // 2
+            wanted = [shard for shard in pages if most is None or found[shard] < most]
+            below = {shard: b"(" + stamp for shard in wanted if (stamp := pages[shard][0])}
+            if not below:
+                return listed
+            yield Pause(0)  # others first; and each page has its own deadline
+            replies = yield from self._ask([page(*one) for one in below.items()])
+            pages = dict(zip(below, replies, strict=True))
+
+    def _device(self, shard: int, name: bytes, about: bytes) -> Device | None:
+        device = listed_device(shard, name, about)
+        if device is None:
+            handle = make_handle(shard, name)
+            self.stats.say("a list of sessions", "unreadable", f"{handle} is left out of it")
+        return device
+
+    # Writing
 
     def _write(
         self, session: Known, version: bytes, fields: Mapping[bytes, bytes], gone: Sequence[bytes]
@@ -530,15 +530,26 @@ class SessionsBody:
         return found  # type: ignore[no-any-return]  # which overload it was is not known here
 
     def _revoke(self, name: bytes, keep: Place | None) -> Operation[int]:
-        """`name`: u:<user> or g:<tag>."""
-        kept = {} if keep is None else {keep.shard: self._names(keep)}
-        replies = yield from self._ask(
-            [
-                session_revoke([prefix + name, *kept.get(shard, ())], prefix, name, BITE)
-                for shard in range(self._shards)
-                if (prefix := self._keys.shard(shard))
-            ]
-        )
+        """`name`: u:<user> or g:<tag>. Once: a second time would end what began since the first."""
+        asked = steady_us()
+
+        def revoking(shard: int, kept: Place | None = keep, age: int = 0) -> Command:
+            names = self._names(kept) if kept is not None and kept.shard == shard else []
+            prefix = self._keys.shard(shard)
+            return session_revoke([prefix + name, *names], prefix, name, BITE, age)
+
+        replies = yield from self._everywhere(revoking, Once)
+        if keep is not None and keep.shard < len(replies) and replies[keep.shard][0] < 0:
+            # It did nothing there: the name to keep was rotated. After this was asked for, perhaps: see End.
+            again: End | None = self._destroying(keep)._replace(asked_us=asked)
+            while again is not None:
+                sent = steady_us()
+                more = revoking(keep.shard, keep, again.age(sent))
+                (reply,) = yield from self._ask([more], Once)
+                again = again.after(int(reply[1]) if reply[0] < 0 else -1, steady_us() - sent)
+            if reply[0] < 0:  # before: then nothing is kept
+                (reply,) = yield from self._ask([revoking(keep.shard, None)], Once)
+            replies[keep.shard] = reply
         ended = sum(int(count) for count, _ in replies)
         self.stats.counts["sessions_revoked"] += ended
         if any(unfinished for _, unfinished in replies):
@@ -566,7 +577,7 @@ class SessionsBody:
     def _place(self, session: Known, *, denied: bool = False) -> Place | None:
         """Where the session is; None for what is no token, or has ended here already."""
         token = session if type(session) is str else _token_of(session)
-        place = place_of(token, self._peppers or self._ring(), self._shards)
+        place = place_of(token, self._peppers or self._ring())
         return None if self._deferred and place in self._deferred and not denied else place
 
     def _ring(self) -> tuple[Pepper, ...]:
@@ -584,10 +595,10 @@ class SessionsBody:
         return self._keys.sessions(place.shard, place.names)
 
     def _new_place(self, shard: int | None) -> tuple[str, Place]:
-        """A token and its place: under the first pepper only."""
+        """A token and its place. The record has the first name; who lacks that pepper finds it by another."""
         number = secrets.randbelow(self._shards) if shard is None else shard
         token = make_token(number, os.urandom(SECRET_BYTES))
-        return token, Place(number, (self._ring()[0].name(token.encode()),))
+        return token, Place(number, tuple([one.name(token.encode()) for one in self._ring()]))
 
     def _reading(self, place: Place, touch: bool) -> Command:
         """The command that reads a session. Each request sends one, so but for the name it is packed once."""
@@ -604,15 +615,16 @@ class SessionsBody:
         options = self._keys.shard(shard), self._touch if touch else b""
         return session_get(self._keys.sessions(shard, names), *options)
 
-    def _destroying(self, place: Place, asked: bytes = b"") -> Command:
-        """`asked`: when, in µs, if it is not now."""
-        return session_destroy(self._names(place), self._keys.shard(place.shard), asked)
+    def _destroying(self, place: Place, asked: bytes = b"") -> End:
+        """The end of this session. `asked`: when, in µs by the server's clock as this process knows it now."""
+        age = self._server.now_us() - int(asked) if asked else 0
+        return End(tuple(self._names(place)), self._keys.shard(place.shard), steady_us() - age)
 
     def _kept(self, keep: Known | None) -> Place | None:
         if keep is None:
             return None
         handle = keep if isinstance(keep, str) else None
-        place = self._place(keep) or read_handle(handle, self._shards)
+        place = self._place(keep) or read_handle(handle)
         if place is None:
             raise SessionEnded("missing")  # better none is ended than all by mistake
         return place
@@ -684,8 +696,8 @@ def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
 def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
     if on_cap not in ("evict_oldest", "reject"):
         raise SettingsError(f"on_cap={on_cap!r}: evict_oldest or reject")
-    if most is not None and most < 1:
-        raise SettingsError(f"max_per_user={most!r}: 1 or more")
+    if most is not None and not 1 <= most <= CAP_LIMIT:
+        raise SettingsError(f"max_per_user={most!r}: 1 to {CAP_LIMIT}")
     if most is not None and user_id is None:
         raise SettingsError("max_per_user needs a user_id: the anonymous are not counted")
 

@@ -175,7 +175,7 @@ def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     for key, value in _items(data):
         fields[checked_key(key)] = text = _json(key, value)
         if len(text) > _SURE_BYTES:
-            decoded(text, None)
+            decoded(b'{"":%b}' % text, None)  # as it will be read: in the object, one deeper
     if len(fields) > keys_limit:
         raise SessionDataRefused(f"{len(fields)} keys, the limit is {keys_limit}")
     if (size := sum(map(len, fields)) + sum(map(len, fields.values()))) > limit:
@@ -199,12 +199,14 @@ def _name_of(key: str) -> bytes:
 
 
 def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
-    """Raises SessionDataRefused or ValueTooLarge."""
+    """Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
     if not meta:
         return b"{}"
     text = _json("meta", dict(meta))
     if len(text) > META_LIMIT:
         raise ValueTooLarge(len(text), META_LIMIT)
+    if len(text) > _SURE_BYTES:
+        decoded(text, None)
     return text
 
 
@@ -258,6 +260,19 @@ def read_device(shard: int, name: bytes, head: bytes) -> Device:
         )
     except ValueError:
         raise SessionUnreadable("the record lacks fields of its own") from None
+
+
+def listed_device(shard: int, name: bytes, head: bytes) -> Device | None:
+    """The same for a list, which one bad record must not hide: without its meta if that is what can't be read.
+
+    None: nothing of it can be read.
+    """
+    for text in (head, head.rpartition(b"\t")[0] + b"\t{}"):
+        try:
+            return read_device(shard, name, text)
+        except SessionUnreadable:
+            continue
+    return None
 
 
 def _as_given(name: str) -> str:

@@ -7,15 +7,18 @@ from typing import Any
 
 import redis
 from stillroom.keys import glob_literal, kind_of
-from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.room import AsyncStillroom, Stillroom, living_rooms
 
 SESSION_TIMES = (b"_c", b"_l", b"_x", b"_until")
 HIT_BYTES = 11  # of a limit's log: 7 for the µs, 4 for the count
 TIME_BYTES = 7
+ANSWER_WITHIN = 10.0  # seconds: time can't be moved on a frozen server
 
 
 class Clock:
-    """`clock.advance(3600)`: an hour later, for what the room has in Redis and what its process remembers.
+    """`clock.advance(3600)`: an hour later, for what the room has in Redis and what this process remembers.
+
+    All rooms of this process in the same namespace are moved, whichever face they have.
 
     Entries get stale and run out, leases and backoffs end, sessions idle away, quotas come back, bans are served.
     What is ordered by a logical clock (invalidations, revocations) stays as it is. Not for use while others
@@ -40,7 +43,9 @@ class Clock:
     def _clients(self) -> Iterator[Any]:
         settings = self._room.settings
         for url in dict.fromkeys((settings.cache_server, settings.redis_url)):
-            with redis.Redis.from_url(url, password=settings.password) as client:
+            with redis.Redis.from_url(
+                url, password=settings.password, socket_timeout=ANSWER_WITHIN
+            ) as client:
                 yield client
 
     def _keys(self, client: Any) -> list[bytes]:
@@ -48,11 +53,17 @@ class Clock:
         return list(client.scan_iter(match=prefix + b":*", count=1_000))
 
     def _forget(self) -> None:
-        """What a process remembers for a while is over."""
-        for shard in getattr(self._room._cache_body, "shards", [self._room._cache_body]):
-            shard._asked.clear()
-        self._room._limits_body._denials.reset()
-        self._room._limits_body._local.reset()
+        """What this process remembers for a while is over, in each room of the namespace."""
+        for room in {id(room): room for room in (self._room, *living_rooms)}.values():
+            if room.settings.namespace == self._room.settings.namespace:
+                _forget(room)
+
+
+def _forget(room: Any) -> None:
+    for shard in getattr(room._cache_body, "shards", [room._cache_body]):
+        shard._asked.clear()
+    room._limits_body._denials.reset()
+    room._limits_body._local.reset()
 
 
 def _shorten(client: Any, key: bytes, seconds: float) -> None:
@@ -105,4 +116,6 @@ REWRITES: dict[str, Callable[[Any, bytes, int], None]] = {
     "s": _age_session,
     "x": _age_scores(1),
     "limit": _age_hits,
+    "slots": _age_scores(1),
+    "waiters": _age_scores(1),
 }

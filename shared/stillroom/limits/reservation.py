@@ -1,0 +1,28 @@
+"""Quota that was consumed before the work, and may be given back after it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stillroom.limits.decision import Decision
+from stillroom.limits.limit import Limit
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Quota that was consumed and may be given back, once: see `reserve`. True if there was enough."""
+
+    decision: Decision
+    keys: tuple[bytes, ...]
+    id: str = ""
+    at_us: int = 0  # the server's clock; 0: this process decided
+    local: bool = False  # made while Redis was away
+    counted: tuple[Limit, ...] = ()  # the limit of each key
+    may_be_known: bool = False  # Redis was asked, and may have consumed it as well
+
+    def __bool__(self) -> bool:
+        return self.decision.allowed
+
+    @property
+    def allowed(self) -> bool:
+        return self.decision.allowed
