@@ -89,7 +89,7 @@ class _Room:
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
         self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
-        self._locks_body = LocksBody(self._state_server, self.keys)
+        self._locks_body = LocksBody(self.settings, self._state_server, self.keys, self.state_stats)
         self.state_stats.riders.append(self._abuse_body.riding)
         self._sessions_body.on_event.append(self._tell_abuse)
 

@@ -67,6 +67,7 @@ FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is 
 WON = STORED = 1  # what a script answers that did what it is for
 LATE = -1  # what each answers that arrived after its caller gave up
 TRIES = 2  # to put a value
+STORED_VALUE = "a value that was stored"
 TRIM_BITE = 5_000  # marks dropped by one script call
 
 
@@ -295,7 +296,9 @@ class CacheBody(InvalidationBody):
         if not batch:
             return []
         try:
-            replies: list[Any] = yield from self._changing(batch)
+            # What a loader brought can be loaded again.
+            kept_as = "" if isinstance(batch, Freeing) else STORED_VALUE
+            replies: list[Any] = yield from self._changing(batch, kept_as)
         except RedisUnavailable as error:
             self._fall_back(what, error)
             replies = getattr(error, "replies", None) or [None] * len(batch)
@@ -398,6 +401,7 @@ class CacheBody(InvalidationBody):
         """A judge that knows nothing yet, and will remember so many marks."""
 
         def verifying(epoch: bytes, seq: int) -> Operation[Command]:
+            self._agreed.ask_again()
             yield from self.agree()
             given = (self._new_epoch(), self._keep_ms, epoch, seq)
             return verify_epoch(self._marking_keys(), *given)

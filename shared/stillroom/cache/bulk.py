@@ -9,11 +9,13 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, Unpack, overload
 from stillroom.cache.body import LATE, WON, Ready, Stale, load_lease
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.entry import Entry, Freshness
+from stillroom.cache.invalidation import INVALIDATION
 from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions, several
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
+from stillroom.wire import Command
 
 T = TypeVar("T")
 Found: TypeAlias = tuple[Entry, Freshness]
@@ -83,8 +85,9 @@ class BulkBody(ChangeBody):
             return {}
         yield from self.agree()
         leases = [self._keys.lease(name) for name in names.values()]
-        batch = [(b"DEL", *leases), *((b"UNLINK", self._keys.entry(n)) for n in names.values())]
-        _, *counts = yield from self._changing(batch)
+        batch: list[Command] = [(b"DEL", *leases)]
+        batch += [(b"UNLINK", self._keys.entry(name)) for name in names.values()]
+        _, *counts = yield from self._changing(batch, INVALIDATION)
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload

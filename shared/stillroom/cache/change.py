@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import Any, NamedTuple, Unpack
 
-from stillroom.cache.body import LATE, STORED, CacheBody
+from stillroom.cache.body import LATE, STORED, STORED_VALUE, CacheBody
 from stillroom.cache.entry import Entry
 from stillroom.cache.loaders import SetOptions, TimeOptions, several
 from stillroom.cache.marks import read_clock
@@ -56,7 +56,7 @@ class ChangeBody(CacheBody):
                     return False
                 epoch = self._new_epoch()
                 given = (epoch, IN_TIME, name, packed.rest, ttl, ttl + swr, seen.head)
-                (reply,) = yield from self._changing(Timed([add(keys, *given)]))
+                (reply,) = yield from self._changing(Timed([add(keys, *given)]), STORED_VALUE)
                 if reply == STORED:
                     return True
                 if reply == LATE:
@@ -84,7 +84,7 @@ class ChangeBody(CacheBody):
             tags = [tag.decode() for tag in seen.entry.tags]
             packed = self._pack(name, number + by, Any, tags, seen.entry.source)
             adds = self._replace(name, seen, packed.rest, "", "", is_new=True)
-            (replaced,) = yield from self._changing(Timed([adds]))
+            (replaced,) = yield from self._changing(Timed([adds]), STORED_VALUE)
             if replaced == STORED:
                 return number + by
             if replaced == LATE:

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from stillroom.agreed import Agreed, Rule
@@ -16,6 +16,7 @@ from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys, pattern, sanitized
 from stillroom.operation import STATE, On, Operation
+from stillroom.replicas import kept
 from stillroom.scripts import clear, mark
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -26,6 +27,8 @@ log = logging.getLogger("stillroom")
 DELIVERED_AT_ONCE = 500  # deferred invalidations in one batch
 MARKED_AT_ONCE = 500  # by one script: others wait while it runs
 SHARDS, LEASE_LIMIT, LIFE_LIMIT = "shards", "lease_limit", "life_limit"
+REPLICAS = "replicas"
+INVALIDATION = "an invalidation"
 SAME = (SHARDS,)  # another value is another cache
 
 
@@ -102,7 +105,8 @@ class InvalidationBody:
         count = 0
         yield from self.agree()
         while names := self._outbox.first(DELIVERED_AT_ONCE):
-            yield list(self._invalidations(names))
+            batch = list(self._invalidations(names))
+            yield from kept(batch, self.settings, self.stats, INVALIDATION)
             self._outbox.delivered(names)
             count += len(names)
         if count:
@@ -134,16 +138,21 @@ class InvalidationBody:
         """Tell Redis; or, if that is impossible and may be done later, the outbox. → the replies, if any."""
         try:
             yield from self.agree()
-            return (yield from self._changing(list(self._invalidations(names))))
+            return (yield from self._changing(list(self._invalidations(names)), INVALIDATION))
         except RedisUnavailable as error:
             if not defer or error.reason in FINAL:
                 raise
             self._defer(names, error)
             return []
 
-    def _changing(self, batch: Sequence[Command]) -> Operation[list[Any]]:
-        """Send a batch that changes something; the replies. See cache/memo.py."""
+    def _changing(self, batch: list[Command], kept_as: str = "") -> Operation[list[Any]]:
+        """Send a batch that changes something; the replies. See cache/memo.py.
+
+        `kept_as`: what it is called where it is to be on replicas when this returns.
+        """
         try:
+            if kept_as:
+                return (yield from kept(batch, self.settings, self.stats, kept_as))
             replies: list[Any] = yield batch
             return replies
         finally:
@@ -207,8 +216,15 @@ class InvalidationBody:
         return int((self._longest(LIFE_LIMIT) + self._longest(LEASE_LIMIT)) * 1000)
 
     def _new_epoch(self) -> str:
-        """How an epoch's name starts, should one have to begin, and the number of shards it is for."""
-        return f"{secrets.token_hex(4)}#{self.settings.shards}"
+        """How an epoch's name starts, should one have to begin, and what it is for: see lua/lib/clock.lua."""
+        heritable = "+" if self._is_heritable else ""
+        return f"{secrets.token_hex(4)}#{self.settings.shards}{heritable}"
+
+    @property
+    def _is_heritable(self) -> bool:
+        """Whether every process waits until a replica has what it invalidates."""
+        agreement = self._agreed.of(REPLICAS)
+        return self.settings.replicas > 0 and agreement is not None and agreement.agreed != "0"
 
     def _marking_keys(self) -> list[bytes]:
         return [self._keys.clock, self._keys.marks, self._keys.globs, self._keys.todo]
@@ -217,5 +233,6 @@ class InvalidationBody:
 def require_agreement(agreed: Agreed, settings: Settings) -> None:
     """Name the settings of the cache that all processes must have alike."""
     agreed.require(SHARDS, settings.shards)
+    agreed.require(REPLICAS, settings.replicas, Rule.SMALLEST)
     agreed.require(LEASE_LIMIT, f"{settings.lease_limit:g}", Rule.LARGEST)
     agreed.require(LIFE_LIMIT, f"{settings.life_limit:g}", Rule.LARGEST)

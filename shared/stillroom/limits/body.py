@@ -23,6 +23,7 @@ from stillroom.limits.request import Request, Requests, Subject
 from stillroom.limits.reservation import Reservation
 from stillroom.limits.settling import BITE, Settling
 from stillroom.operation import Once, Operation, Pause
+from stillroom.replicas import kept
 from stillroom.scripts import limit_check
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -180,7 +181,8 @@ class LimitsBody:
         self._flying[mark] = request
         try:
             request = yield from self._settled(request)
-            reply = yield from self._ask(self._taking(request, self._reservation(name)))
+            takes = self._taking(request, self._reservation(name))
+            reply = yield from self._ask(takes, "a reservation")
             decision = self._learned(request, reply, asked_at)
             held = name if decision else ""
             at = decision.now_us
@@ -289,13 +291,17 @@ class LimitsBody:
 
     # Asking
 
-    def _ask(self, command: Command) -> Operation[Any]:
-        """The reply. Counts that are due ride along behind."""
+    def _ask(self, command: Command, kept_as: str = "") -> Operation[Any]:
+        """The reply. Counts that are due ride along behind. `kept_as`: see stillroom/replicas.py."""
         flush: list[Command] = []
         if time.monotonic() > self.stats.due:
             flush = self.stats.flush(self._server.now_ms())
         try:
-            reply, *_ = yield Once([command, *flush])
+            batch = Once([command, *flush])
+            if kept_as:
+                reply, *_ = yield from kept(batch, self.settings, self.stats, kept_as)
+            else:
+                reply, *_ = yield batch
         except RedisRefused as refused:
             # A server that is full refuses to count, not to decide.
             reply = refused.replies[0] if refused.replies else refused

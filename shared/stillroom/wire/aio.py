@@ -304,6 +304,7 @@ class AsyncWire:
             pool.leave(left)
         try:
             if not may_repeat(commands, failed.replies, idempotent=not once):
+                failed.is_in_doubt = True
                 raise failed
             link = await pool.open_link(deadline)
             if timed:

@@ -21,6 +21,8 @@ UNAPPLIED = {"readonly", "masterdown", "loading", "noreplicas", "noauth"}
 # The same, and whether the command was carried out is not known.
 UNKNOWN = {"unblocked", "proxy"}
 PEER = UNAPPLIED | UNKNOWN
+# Of these the other replies of the batch are good: it is the right server, and not ready for everything.
+ANSWERS_KEPT = {"masterdown", "loading", "noreplicas", "noauth"}
 # Error replies that mean the server can't serve anybody right now; they count toward the breaker.
 AWAY = {"busy", "clusterdown", "tryagain"} | PEER - {"noauth"}
 
@@ -38,7 +40,7 @@ _IN_SCRIPT = re.compile(
 _HARMLESS = {
     *(b"MGET", b"GET", b"HGETALL", b"HMGET", b"ZRANGE", b"ZSCORE", b"ZMSCORE", b"ZCARD", b"EXISTS"),
     *(b"XREVRANGE", b"XLEN", b"LLEN", b"LINDEX", b"INFO", b"TIME", b"SLOWLOG", b"PING", b"SCRIPT"),
-    *(b"HINCRBY", b"EXPIRE"),
+    *(b"HINCRBY", b"EXPIRE", b"WAIT"),
 }
 
 
@@ -51,12 +53,13 @@ class PeerFailed(RedisUnavailable):
     def __init__(self, reason: str, detail: str, replies: Sequence[Any]) -> None:
         super().__init__(reason, detail)
         self.replies = replies
+        self.is_in_doubt = False  # something of it may have been applied, where it may be lost
 
     def told(self) -> RedisUnavailable:
         """What the caller is told. What a replica was asked to read is older than anybody knows."""
-        if self.reason in ("readonly", "unblocked"):
-            return RedisUnavailable(self.reason, self.detail)
-        return RedisRefused(self.reason.upper(), self.detail, self.replies)
+        if self.reason in ANSWERS_KEPT:
+            return RedisRefused(self.reason.upper(), self.detail, self.replies)
+        return RedisUnavailable(self.reason, self.detail, may_be_done=self.is_in_doubt)
 
 
 def checked(replies: list[Any], breaker: Breaker) -> list[Any]:

@@ -273,6 +273,7 @@ class Wire:
             self._leave(left)
         try:
             if not may_repeat(commands, failed.replies, idempotent=not once):
+                failed.is_in_doubt = True
                 raise failed
             link = self._open_link(deadline) or self._await_idle(deadline)
             if timed:
