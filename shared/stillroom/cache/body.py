@@ -17,6 +17,8 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
 
 from stillroom.agreed import Agreed
+from stillroom.cache.away import Form, Load
+from stillroom.cache.away import Packed as PackedAway
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.invalidation import LEASE_LIMIT, LIFE_LIMIT, InvalidationBody
 from stillroom.cache.judge import Judge
@@ -208,7 +210,7 @@ class CacheBody(InvalidationBody):
             entry, freshness = yield from look(name)
         except RedisUnavailable as error:
             self._fall_back("get_or_set", error)
-            return (yield from self._load_for_myself(recipe))
+            return (yield from self._load_away(name, recipe, error))
         value = self._counted(entry, freshness, recipe.type)
         if value is MISS or entry is None:
             return (yield from self._load(name, recipe))
@@ -257,6 +259,7 @@ class CacheBody(InvalidationBody):
     def _put_all(self, what: str, values: Sequence[Ready]) -> Operation[list[bool]]:
         """Store these values; which of them were stored. Each fails for itself."""
         stored = [False] * len(values)
+        self.away.forget(b"k:" + value.name for value in values)
         try:
             yield from self._before_writing()
         except RedisUnavailable as error:
@@ -516,7 +519,7 @@ class CacheBody(InvalidationBody):
             clock, value = yield from self._await_turn(name, lease, recipe)
         except RedisUnavailable as error:
             self._fall_back("get_or_set", error)
-            return (yield from self._load_for_myself(recipe))
+            return (yield from self._load_away(name, recipe, error))
         if value is not MISS:
             return value
         if clock is None:
@@ -582,6 +585,34 @@ class CacheBody(InvalidationBody):
             [(name, lease)]
         )  # another load was done between our look and our lease
         return None, value
+
+    def _load_away(self, name: bytes, recipe: Recipe, error: RedisUnavailable) -> Operation[Any]:
+        """The value while Redis is away: see away.py."""
+
+        def load(_: list[bytes]) -> Operation[Mapping[bytes, Any]]:
+            return {name: (yield from self._load_for_myself(recipe))}
+
+        values = yield from self._obtain_away([name], load, recipe, error)
+        if name not in values:  # a load of many keys, which was waited for, has found none
+            return (yield from self._load_for_myself(recipe))
+        return values[name]
+
+    def _obtain_away(
+        self, names: Sequence[bytes], load: Load, recipe: Recipe, error: RedisUnavailable
+    ) -> Operation[dict[bytes, Any]]:
+        def pack(name: bytes, value: Any) -> PackedAway | None:
+            packed = self._pack_or_none(name, value, recipe)
+            if packed is None:
+                return None
+            return PackedAway(b"1\t0\t0\t0\t" + packed.rest, packed.tags, recipe.ttl / 1000)
+
+        def unpack(name: bytes, raw: bytes) -> Any:
+            entry = self._parsed(raw, name)
+            return MISS if entry is None else self._decode(entry, recipe.type)
+
+        breaker = self.stats.breaker
+        is_open = error.reason == "breaker" or (breaker is not None and breaker.is_open)
+        return (yield from self.away.obtain(names, load, Form(pack, unpack), is_open=is_open))
 
     def _load_for_myself(self, recipe: Recipe) -> Operation[Any]:
         """Load without storing: there is no lease to say that the value may still be stored."""

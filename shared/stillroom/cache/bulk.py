@@ -84,6 +84,7 @@ class BulkBody(ChangeBody):
         if not names:
             return {}
         yield from self.agree()
+        self.away.forget(b"k:" + name for name in names.values())
         leases = [self._keys.lease(name) for name in names.values()]
         batch: list[Command] = [(b"DEL", *leases)]
         batch += [(b"UNLINK", self._keys.entry(name)) for name in names.values()]
@@ -123,7 +124,7 @@ class BulkBody(ChangeBody):
             found = yield from self._look_many(list(names.values()))
         except RedisUnavailable as error:
             self._fall_back("get_or_set_many", error)
-            return (yield from self._load_all(list(names), load_many))
+            return (yield from self._load_all_away(names, load_many, recipe, error))
         values, stale = self._sorted_out(names, found, recipe.type)
         missing = {key: name for key, name in names.items() if key not in values}
         refreshed = yield from self._turns_to_refresh(stale)
@@ -200,7 +201,8 @@ class BulkBody(ChangeBody):
             except RedisUnavailable as error:
                 self._fall_back("get_or_set_many", error)
                 yield from self._give_up(turns_of_stale, names)
-                return values | (yield from self._load_all([*pending, *turns_of_stale], load_many))
+                rest = {key: names[key] for key in (*pending, *turns_of_stale)}
+                return values | (yield from self._load_all_away(rest, load_many, recipe, error))
             values |= there
             values |= yield from self._load_ours(turns, turns_of_stale, names, load_many, recipe)
             turns_of_stale = {}
@@ -346,6 +348,23 @@ class BulkBody(ChangeBody):
             value = MISS if entry is None else self._decode(entry, recipe.type)
             looks[key] = value, holder is not None and holder.startswith(b"load.")
         return looks
+
+    def _load_all_away(
+        self,
+        names: Mapping[str, bytes],
+        load_many: Callable[[list[str]], Any],
+        recipe: Recipe,
+        error: RedisUnavailable,
+    ) -> Operation[dict[str, Any]]:
+        """The values of all these keys while Redis is away: see away.py."""
+        keys = {name: key for key, name in names.items()}
+
+        def load(wanted: list[bytes]) -> Operation[Mapping[bytes, Any]]:
+            loaded = yield from self._load_all([keys[name] for name in wanted], load_many)
+            return {names[key]: value for key, value in loaded.items()}
+
+        values = yield from self._obtain_away(list(keys), load, recipe, error)
+        return {key: values[name] for key, name in names.items() if name in values}
 
     def _load_all(
         self, keys: list[str], load_many: Callable[[list[str]], Any]

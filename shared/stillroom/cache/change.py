@@ -49,6 +49,7 @@ class ChangeBody(CacheBody):
         packed = self._pack(name, value, options.get("type", Any), tags, b"")
         keys = self._writing_keys(name, packed)
         try:
+            self.away.forget([b"k:" + name])
             yield from self._before_writing()
             for turn in range(TRIES):
                 seen = yield from self._see(name)
@@ -74,6 +75,7 @@ class ChangeBody(CacheBody):
         Redis away: RedisUnavailable; whether it was added is unknown then.
         """
         name = sanitized(key)
+        self.away.forget([b"k:" + name])
         for turn in range(TRIES):
             seen = yield from self._see(name)
             number = MISS if seen.entry is None else self._decode(seen.entry, Any)

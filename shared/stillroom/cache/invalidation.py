@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from stillroom.agreed import Agreed, Rule
+from stillroom.cache.away import Away
 from stillroom.cache.outbox import EVERYTHING, Outbox
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
@@ -47,6 +48,8 @@ class InvalidationBody:
         self._keys = keys
         self._agreed = agreed
         self._outbox = Outbox(settings.outbox_limit)
+        limit = settings.away_limit // settings.shards
+        self.away = Away(settings.away_ttl, limit, settings.wait)
         self.changes = 0  # how often this process has changed something: see cache/memo.py
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
@@ -116,6 +119,7 @@ class InvalidationBody:
 
     def deliver_aside(self) -> None:
         """The same where no operation is running: in the prober's thread, when Redis is back."""
+        self.away.clear()
         if self._outbox.waiting and self.run_aside is not None:
             with contextlib.suppress(RedisUnavailable):  # the next read tries again
                 self.run_aside(self.deliver())
@@ -136,6 +140,7 @@ class InvalidationBody:
 
     def _invalidating(self, names: list[bytes], defer: bool) -> Operation[list[Any]]:
         """Tell Redis; or, if that is impossible and may be done later, the outbox. → the replies, if any."""
+        self.away.forget(names)
         try:
             yield from self.agree()
             return (yield from self._changing(list(self._invalidations(names)), INVALIDATION))
