@@ -19,6 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
 from stillroom.agreed import Agreed
 from stillroom.cache.away import Form, Load
 from stillroom.cache.away import Packed as PackedAway
+from stillroom.cache.bites import SCRIPTS_AT_ONCE, SMALLEST, bite_of, in_bites
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.invalidation import LEASE_LIMIT, LIFE_LIMIT, InvalidationBody
 from stillroom.cache.judge import Judge
@@ -260,6 +261,8 @@ class CacheBody(InvalidationBody):
         """Store these values; which of them were stored. Each fails for itself."""
         stored = [False] * len(values)
         self.away.forget(b"k:" + value.name for value in values)
+        if len(values) > SCRIPTS_AT_ONCE:
+            yield Pause(0)  # to make so many ready took longer than one call may
         try:
             yield from self._before_writing()
         except RedisUnavailable as error:
@@ -295,16 +298,28 @@ class CacheBody(InvalidationBody):
         return late
 
     def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
-        """The replies to a batch, in which each command fails for itself: None is a failure."""
-        if not batch:
-            return []
-        try:
-            # What a loader brought can be loaded again.
-            kept_as = "" if isinstance(batch, Freeing) else STORED_VALUE
-            replies: list[Any] = yield from self._changing(batch, kept_as)
-        except RedisUnavailable as error:
-            self._fall_back(what, error)
-            replies = getattr(error, "replies", None) or [None] * len(batch)
+        """The replies to a batch, in which each command fails for itself: None is a failure.
+
+        It goes in bites. One that there was no time for goes again in smaller ones: what is still on its way is
+        refused by then, and what is stored twice is the same.
+        """
+        replies: list[Any] = []
+        most = SCRIPTS_AT_ONCE
+        while len(replies) < len(batch):
+            if len(batch) > most:
+                yield Pause(0)
+            bite = type(batch)(bite_of(batch, len(replies), most))
+            try:
+                # What a loader brought can be loaded again.
+                kept_as = "" if isinstance(batch, Freeing) else STORED_VALUE
+                replies += yield from self._changing(bite, kept_as)
+            except RedisUnavailable as error:
+                if error.reason == "timeout" and isinstance(bite, Timed) and len(bite) > SMALLEST:
+                    most = max(SMALLEST, len(bite) // 3)
+                    yield Pause(0)
+                    continue
+                self._fall_back(what, error)
+                replies += getattr(error, "replies", None) or [None] * len(bite)
         return [None if isinstance(reply, Exception) else reply for reply in replies]
 
     # Background work
@@ -749,7 +764,7 @@ class CacheBody(InvalidationBody):
             given = (new_token(), lease_ms, seen, IN_TIME, FAILURES_KEPT_MS)
             batch.append(lease_refresh(keys, *given))
         try:
-            replies = yield batch
+            replies = yield from in_bites(batch)
         except RedisUnavailable as error:
             self._fall_back("refresh", error)
             return [None] * len(stale)
@@ -795,8 +810,7 @@ class CacheBody(InvalidationBody):
         """Free those of these leases (key, value) that are still ours."""
         batch = Freeing([release([self._keys.lease(name)], held) for name, held in leases])
         try:
-            if batch:
-                yield batch
+            yield from in_bites(batch)
         except RedisUnavailable as error:
             self._fall_back("release", error)  # they run out by themselves
 
@@ -815,8 +829,7 @@ class CacheBody(InvalidationBody):
             given = (held, first, longest, random.randint(500, 1000), FAILURES_KEPT_MS)
             batch.append(back_off([self._keys.lease(name)], *given))
         try:
-            if batch:
-                yield batch
+            yield from in_bites(batch)
         except RedisUnavailable as error:
             self._fall_back("back_off", error)
 

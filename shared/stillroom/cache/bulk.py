@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, Unpack, overload
 
+from stillroom.cache.bites import KEYS_AT_ONCE, bites, in_bites
 from stillroom.cache.body import LATE, WON, Ready, Stale, load_lease
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.entry import Entry, Freshness
@@ -39,7 +40,7 @@ class BulkBody(ChangeBody):
     def get_many(self, keys: Iterable[str], type: Any = Any) -> Operation[dict[str, Any]]:
         """The values of those keys that have one, by key. Stale ones are served, and refreshed by one task.
 
-        Source: one MGET. A value that does not fit `type` is absent. Redis away: {}.
+        Source: one MGET for each 500 keys. A value that does not fit `type` is absent. Redis away: {}.
         """
         names = {key: sanitized(key) for key in keys}
         try:
@@ -54,7 +55,7 @@ class BulkBody(ChangeBody):
     def set_many(
         self, values: Mapping[str, Any], **options: Unpack[SetOptions]
     ) -> Operation[dict[str, bool]]:
-        """Store values by key; which of them were stored, by key. See `set`. Source: one batch of scripts.
+        """Store values by key; which of them were stored, by key. See `set`. Source: scripts, 100 in a batch.
 
         A value or key that can't be stored raises before anything is sent. Redis away: False for all.
         """
@@ -78,18 +79,32 @@ class BulkBody(ChangeBody):
     def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
         """Forget these keys and their loads; which of them held a value, by key. See `invalidate`.
 
-        Redis away: RedisUnavailable; nothing is promised then.
+        Many keys go in bites, and all of them are tried. Redis away: RedisUnavailable; nothing is promised then.
         """
         names = {key: sanitized(key) for key in keys}
         if not names:
             return {}
-        yield from self.agree()
         self.away.forget(b"k:" + name for name in names.values())
-        leases = [self._keys.lease(name) for name in names.values()]
-        batch: list[Command] = [(b"DEL", *leases)]
-        batch += [(b"UNLINK", self._keys.entry(name)) for name in names.values()]
+        held: list[Any] = []
+        failure: RedisUnavailable | None = None
+        for bite in bites([*names.values()], KEYS_AT_ONCE):
+            if len(names) > KEYS_AT_ONCE:
+                yield Pause(0)
+            try:
+                held += yield from self._invalidate_bite(bite)
+            except RedisUnavailable as error:
+                failure = failure or error
+                held += [0] * len(bite)
+        if failure is not None:
+            raise failure
+        return {key: bool(count) for key, count in zip(names, held, strict=True)}
+
+    def _invalidate_bite(self, names: Sequence[bytes]) -> Operation[list[Any]]:
+        yield from self.agree()
+        batch: list[Command] = [(b"DEL", *map(self._keys.lease, names))]
+        batch += [(b"UNLINK", self._keys.entry(name)) for name in names]
         _, *counts = yield from self._changing(batch, INVALIDATION)
-        return {key: bool(count) for key, count in zip(names, counts, strict=True)}
+        return counts
 
     @overload
     def get_or_set_many(
@@ -138,9 +153,27 @@ class BulkBody(ChangeBody):
     # Steps
 
     def _look_many(self, names: Sequence[bytes]) -> Operation[list[Found | None]]:
-        """For each of these names the entry and its freshness, or None where there is none."""
-        if not names:
-            return []
+        """For each of these names the entry and its freshness, or None where there is none.
+
+        Many go in bites. Raises RedisUnavailable if none of these could be read.
+        """
+        found: list[Found | None] = []
+        failure: RedisUnavailable | None = None
+        has_read = not names
+        for bite in bites(names, KEYS_AT_ONCE):
+            if len(names) > KEYS_AT_ONCE:
+                yield Pause(0)
+            try:
+                found += yield from self._look_some(bite)
+                has_read = True
+            except RedisUnavailable as error:
+                failure = error
+                found += [None] * len(bite)
+        if failure is not None and not has_read:
+            raise failure
+        return found
+
+    def _look_some(self, names: Sequence[bytes]) -> Operation[list[Found | None]]:
         known = self._judges.synced
         prefix = self._keys.entry_prefix
         *raws, clock = yield from self._read([prefix + name for name in names], known)
@@ -245,9 +278,10 @@ class BulkBody(ChangeBody):
         leases = {key: load_lease(recipe.lease) for key in missing}
         try:
             yield from self._before_writing()
-            replies = yield Timed(
+            takes = Timed(
                 self._lease_load(name, leases[key], recipe.lease) for key, name in missing.items()
             )
+            replies = yield from in_bites(takes)
             if any(reply[0] == LATE for reply in replies):
                 self._clock.doubt_clock()
             won = {
@@ -341,7 +375,9 @@ class BulkBody(ChangeBody):
     ) -> Operation[dict[str, tuple[Any, bool]]]:
         """By key: (the value or MISS, whether somebody is loading it)."""
         found = yield from self._look_many(list(held.values()))
-        (holders,) = yield [(b"MGET", *(self._keys.lease(name) for name in held.values()))]
+        holders: list[Any] = []
+        for bite in bites([*held.values()], KEYS_AT_ONCE):
+            holders += (yield [(b"MGET", *map(self._keys.lease, bite))])[0]
         looks = {}
         for key, one, holder in zip(held, found, holders, strict=True):
             entry = one[0] if one is not None and one[1] is not DEAD else None

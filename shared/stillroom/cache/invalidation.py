@@ -7,16 +7,17 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stillroom.agreed import Agreed, Rule
 from stillroom.cache.away import Away
+from stillroom.cache.bites import KEYS_AT_ONCE, bites
 from stillroom.cache.outbox import EVERYTHING, Outbox
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys, pattern, sanitized
-from stillroom.operation import STATE, On, Operation
+from stillroom.operation import STATE, On, Operation, Pause
 from stillroom.replicas import kept
 from stillroom.scripts import clear, mark
 from stillroom.settings import Settings
@@ -25,8 +26,6 @@ from stillroom.wire import Command
 
 log = logging.getLogger("stillroom")
 
-DELIVERED_AT_ONCE = 500  # deferred invalidations in one batch
-MARKED_AT_ONCE = 500  # by one script: others wait while it runs
 SHARDS, LEASE_LIMIT, LIFE_LIMIT = "shards", "lease_limit", "life_limit"
 REPLICAS = "replicas"
 INVALIDATION = "an invalidation"
@@ -66,7 +65,7 @@ class InvalidationBody:
         if not names:
             return 0
         replies = yield from self._invalidating([b"k:" + name for name in names], defer)
-        return int(replies[-1]) if replies else 0
+        return sum(replies[1::2])  # a DEL and an UNLINK for each bite
 
     def invalidate_by_tag(
         self, *tags: str, soft: bool = False, defer: bool = False
@@ -107,7 +106,7 @@ class InvalidationBody:
         """Tell Redis what was deferred. → how many names. Redis away: RedisUnavailable; what is left waits on."""
         count = 0
         yield from self.agree()
-        while names := self._outbox.first(DELIVERED_AT_ONCE):
+        while names := self._outbox.first(KEYS_AT_ONCE):
             batch = list(self._invalidations(names))
             yield from kept(batch, self.settings, self.stats, INVALIDATION)
             self._outbox.delivered(names)
@@ -139,16 +138,27 @@ class InvalidationBody:
     # Steps
 
     def _invalidating(self, names: list[bytes], defer: bool) -> Operation[list[Any]]:
-        """Tell Redis; or, if that is impossible and may be done later, the outbox. → the replies, if any."""
+        """Tell Redis; or, if that is impossible and may be done later, the outbox. → the replies, if any.
+
+        Many names go in bites, and all of them are tried.
+        """
         self.away.forget(names)
-        try:
-            yield from self.agree()
-            return (yield from self._changing(list(self._invalidations(names)), INVALIDATION))
-        except RedisUnavailable as error:
-            if not defer or error.reason in FINAL:
-                raise
-            self._defer(names, error)
-            return []
+        replies: list[Any] = []
+        failure: RedisUnavailable | None = None
+        for bite in bites(names, KEYS_AT_ONCE):
+            if len(names) > KEYS_AT_ONCE:
+                yield Pause(0)
+            try:
+                yield from self.agree()
+                replies += yield from self._changing([*self._invalidations(bite)], INVALIDATION)
+            except RedisUnavailable as error:
+                if defer and error.reason not in FINAL:
+                    self._defer(bite, error)
+                else:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
+        return replies
 
     def _changing(self, batch: list[Command], kept_as: str = "") -> Operation[list[Any]]:
         """Send a batch that changes something; the replies. See cache/memo.py.
@@ -175,11 +185,9 @@ class InvalidationBody:
             elif kind == EVERYTHING:
                 yield clear(self._marking_keys(), self._new_epoch(), self._keep_ms)
             else:
-                for start in range(0, len(some), MARKED_AT_ONCE):
-                    bite = some[start : start + MARKED_AT_ONCE]
-                    yield mark(self._marking_keys(), self._new_epoch(), self._keep_ms, *bite)
+                yield mark(self._marking_keys(), self._new_epoch(), self._keep_ms, *some)
 
-    def _defer(self, names: list[bytes], error: RedisUnavailable) -> None:
+    def _defer(self, names: Sequence[bytes], error: RedisUnavailable) -> None:
         if not self._outbox.waiting:
             atexit.unregister(self.deliver_last)
             atexit.register(self.deliver_last)
