@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import atexit
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -22,8 +22,17 @@ from tests.explorer.world import Actor, World
 from tests.support.entries import Recording
 
 KEYS = ("a1", "a2", "b1")
-WEIGHTS = (6, 1, 2)  # most of what happens is about one key
+WEIGHTS_OF_KEYS = (6, 1, 2)  # most of what happens is about one key
 GLOBS = ("*", "a*", "a1", "[ab]1", "x*")
+WEIGHTS_OF_ACTS: dict[str, float] = {
+    "read": 7,
+    "write": 5,
+    "invalidate": 6,
+    "work": 2,
+    "order": 1.5,
+    "lose": 1.2,
+    "die": 0.8,
+}
 WORKER = 2  # the process that works in the background
 EVERYTHING = "everything"
 SETTINGS: dict[str, Any] = {
@@ -95,10 +104,11 @@ class Invalidation:
 class CacheModel:
     """Two processes and a worker on one cache."""
 
-    def __init__(self, world: World, make_settings: Callable[..., Settings]) -> None:
+    def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
         self.world = world
+        self._settings = settings
+        self._weights = weights
         self.dispatch = Recording()
-        self._make_settings = make_settings
         self._opened: list[Stillroom] = []
         self.rooms = [self._room() for _ in range(3)]
         self.loaders = [self._loaders(room) for room in self.rooms]
@@ -107,7 +117,7 @@ class CacheModel:
         self.ordered: list[tuple[str, Actor, int]] = []  # what, by which call, on which server
 
     def _room(self) -> Stillroom:
-        self._opened.append(Stillroom(self._make_settings(), dispatch=self.dispatch))
+        self._opened.append(Stillroom(self._settings, dispatch=self.dispatch))
         return self._opened[-1]
 
     def _loaders(self, room: Stillroom) -> Any:
@@ -135,20 +145,20 @@ class CacheModel:
     def act(self) -> None:
         chance = self.world.random
         process = chance.randint(0, 1)
-        acts: Sequence[tuple[float, Callable[[int], Any]]] = [
-            (7, self._read),
-            (5, self._write),
-            (6, self._invalidate),
-            (2, self._work),
-            (1, self._order),
-            (1.2, self._lose),
-            (0.5, self._begin_anew),
-        ]
-        (act,) = chance.choices([act for _, act in acts], [weight for weight, _ in acts])
-        act(process)
+        acts: dict[str, Callable[[int], None]] = {
+            "read": self._read,
+            "write": self._write,
+            "invalidate": self._invalidate,
+            "work": self._work,
+            "order": self._order,
+            "lose": self._lose,
+            "die": self._begin_anew,
+        }
+        (name,) = chance.choices(list(self._weights), list(self._weights.values()))
+        acts[name](process)
 
     def _key(self) -> str:
-        return self.world.random.choices(KEYS, WEIGHTS)[0]
+        return self.world.random.choices(KEYS, WEIGHTS_OF_KEYS)[0]
 
     def _read(self, process: int) -> None:
         key = self._key()
@@ -246,11 +256,12 @@ class CacheModel:
         self._call(name, WORKER, work, lambda call: self._expect(call, (RedisUnavailable, OSError)))
 
     def _order(self, process: int) -> None:
-        """What an app orders from workers."""
+        """What an app orders from workers. A value that was loaded by order takes the place of an older one."""
         chance, tasks = self.world.random, self.rooms[process].tasks
         key, tag, glob = chance.choice(KEYS), chance.choice(TAGS), chance.choice(GLOBS)
         what, order = chance.choice(
             [
+                (f"key {key}", lambda: tasks.load(self.loaders[process], key)),
                 (f"key {key}", lambda: tasks.invalidate_keys(key)),
                 (f"tag {tag}", lambda: tasks.invalidate_tags(tag)),
                 (f"glob {glob}", lambda: tasks.invalidate_pattern(glob)),
@@ -289,7 +300,8 @@ class CacheModel:
             self.world.ask("DEL", *lost[what])
 
     def _begin_anew(self, process: int) -> None:
-        """A process ends without a word, and another one begins."""
+        """A process ends without a word, and another one begins; or the worker does."""
+        process = WORKER if self.world.chance(0.4) else process
         self.world.kill(process)
         self.rooms[process] = self._room()
         self.loaders[process] = self._loaders(self.rooms[process])
@@ -359,6 +371,6 @@ class CacheModel:
                 )
 
 
-def maker(settings: Settings) -> Callable[[World], CacheModel]:
-    """Makes a model for each run, all with the same settings."""
-    return lambda world: CacheModel(world, lambda: settings)
+def maker(settings: Settings, **weights: float) -> Callable[[World], CacheModel]:
+    """Makes a model for each run, with these settings, and other weights for what happens."""
+    return lambda world: CacheModel(world, settings, WEIGHTS_OF_ACTS | weights)

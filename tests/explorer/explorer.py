@@ -78,6 +78,7 @@ def accident(world: World) -> None:
 
 def explore(world: World, seeds: Iterable[int], make: Callable[[World], Model]) -> int:
     """Run each seed; returns how many. The first that breaks is run again, and its story is told."""
+    world.load_scripts()
     count = 0
     for seed in seeds:
         try:

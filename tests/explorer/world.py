@@ -176,9 +176,13 @@ class World:
         self._servers = servers
         self._lines = [_Line(server.port) for server in servers]
         self._infos = [line.say([pack([("INFO", "server")])])[0] for line in self._lines]
-        self._without_scripts = set(range(len(servers)))
+        self.load_scripts()
         self.trace: list[str] | None = None  # what happened, if somebody wants to know
         self.begin(0)
+
+    def load_scripts(self) -> None:
+        """The servers have all scripts as they are now: when they are loaded must not depend on earlier runs."""
+        self._without_scripts = set(range(len(self._servers)))
 
     def begin(self, seed: int) -> None:
         """An empty world. What follows depends on the seed alone."""
@@ -240,6 +244,9 @@ class World:
                 f"{self.random.getrandbits(8 * size):0{2 * size}x}"
             ),
             "secrets.token_bytes": lambda size=32: self.random.randbytes(size),
+            "secrets.token_urlsafe": lambda size=32: self.random.randbytes(size).hex(),
+            "secrets.randbelow": self.random.randrange,
+            "os.urandom": self.random.randbytes,
             "random.uniform": self.random.uniform,
             "random.random": self.random.random,
             "random.randint": self.random.randint,
@@ -255,6 +262,16 @@ class World:
     def server_us(self) -> int:
         """What the server's clock shows, µs since 1970."""
         return SERVER_BEGAN_US + self._step_us + round((self._monotonic - BEGAN_S) * 1e6)
+
+    @property
+    def monotonic(self) -> float:
+        """What time.monotonic() shows."""
+        return self._monotonic
+
+    @property
+    def clock_offset(self) -> float:
+        """How far the server's clock was set ahead since the run began, seconds."""
+        return self._step_us / 1e6
 
     def pass_time(self, seconds: float) -> None:
         """Later, for everybody."""
@@ -286,8 +303,11 @@ class World:
         check: Callable[[Actor], None] | None = None,
     ) -> Actor:
         """Begin a call; it stops before its first command. It is checked as soon as it has ended."""
-        actor = Actor(self, name, process, call, check)
-        self.note(f"{name} begins in process {process}")
+        return self.begin_call(Actor(self, name, process, call, check))
+
+    def begin_call(self, actor: Actor) -> Actor:
+        """The same with one that is made already."""
+        self.note(f"{actor.name} begins in process {actor.process}")
         self.actors.append(actor)
         actor.step()
         return actor
