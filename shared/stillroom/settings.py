@@ -364,7 +364,12 @@ class Settings(BaseSettings):
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            yield name, redact(value) if name and name.endswith("_url") and value else value
+            yield (
+                name,
+                redact(value)
+                if name and name.endswith("_url") and isinstance(value, str)
+                else value,
+            )
 
 
 # What may come from a file: setting → its name in the environment, which `_FILE` is added to.

@@ -62,6 +62,7 @@ class Clock:
 def _forget(room: Any) -> None:
     for shard in getattr(room._cache_body, "shards", [room._cache_body]):
         shard._asked.clear()
+        shard.away.clear()
     room._limits_body._denials.reset()
     room._limits_body._local.reset()
 

@@ -340,7 +340,8 @@ class AsyncWire:
                 server.looked(look_replies, asked)
             except RedisUnavailable as failure:
                 pool.drop(link)
-                raise PeerFailed(failure.reason, failure.detail, replies) from None
+                told = server.explain(failure)
+                raise PeerFailed(told.reason, told.detail, replies) from None
         link.used = True
         return replies
 

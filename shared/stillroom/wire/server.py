@@ -215,7 +215,7 @@ class Server:
     def _refuse_replica(self, replication: Any) -> None:
         is_told = not isinstance(replication, ReplyError) and not self._is_node
         if is_told and _IS_REPLICA.search(replication):
-            raise self.explain(RedisUnavailable("readonly"))
+            raise RedisUnavailable("readonly")
 
     def _must_be_believed(self, replication: bytes) -> None:
         """Most Sentinels have named this server a moment ago; or, while they are silent, its replicas still follow.
@@ -226,7 +226,7 @@ class Server:
         if self.watch is None or time.monotonic() < self.watch.believed_until:
             self._followers = followers
         elif not followers or followers < self._followers:
-            raise self.explain(RedisUnavailable("sentinel", self.watch.trouble))
+            raise RedisUnavailable("sentinel", self.watch.trouble)
 
     # Its clock
 

@@ -344,7 +344,8 @@ class Wire:
                 server.looked(look_replies, asked)
             except RedisUnavailable as failure:
                 self._drop(link)
-                raise PeerFailed(failure.reason, failure.detail, replies) from None
+                told = server.explain(failure)
+                raise PeerFailed(told.reason, told.detail, replies) from None
         link.used = True
         return replies
 
