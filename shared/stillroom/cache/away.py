@@ -40,10 +40,17 @@ class Packed(NamedTuple):
     ttl: float  # seconds
 
 
-class Form(NamedTuple):
-    """What makes of a key and its value what is kept, or None; and of that the value again, or MISS."""
+class Taken(NamedTuple):
+    """A loaded value: as others may have it, or None where it can't be shared; and as its own caller gets it."""
 
-    pack: Callable[[bytes, Any], Packed | None]
+    packed: Packed | None
+    back: Any
+
+
+class Form(NamedTuple):
+    """What makes of a key and its loaded value a Taken; and of what is kept the value again, or MISS."""
+
+    take: Callable[[bytes, Any], Taken]
     unpack: Callable[[bytes, bytes], Any]
 
 
@@ -105,7 +112,7 @@ class Away:
         `is_open`: the breaker is, so what is kept is served. Raises what the load raises, also another's.
         """
         if is_unsettled():  # what a transaction sees before it is committed is nobody else's
-            return dict((yield from load(list(names))))
+            return (yield from _alone(names, load, form))
         came = time.monotonic()
         values = self._served(names, form) if is_open else {}
         left = [name for name in names if name not in values]
@@ -118,9 +125,9 @@ class Away:
                 shared, alone, left = self._landed(others, came, form)
                 values |= shared
                 if alone:
-                    values |= yield from load(alone)
+                    values |= yield from _alone(alone, load, form)
             else:
-                values |= yield from load(left)
+                values |= yield from _alone(left, load, form)
                 break
         return values
 
@@ -147,10 +154,11 @@ class Away:
     ) -> Operation[dict[bytes, Any]]:
         """Load, and let all others know how it ended."""
         try:
-            values = yield from load(list(ours))
+            loaded = yield from load(list(ours))
+            taken = {name: form.take(name, loaded[name]) for name in ours if name in loaded}
             for name, flight in ours.items():
-                flight.has_value = name in values
-                flight.packed = form.pack(name, values[name]) if name in values else None
+                if name in taken:
+                    flight.has_value, flight.packed = True, taken[name].packed
                 flight.is_settled = True
         except Exception as error:
             for flight in ours.values():
@@ -158,7 +166,7 @@ class Away:
             raise
         finally:  # also where it was cancelled: then it is somebody else's turn
             self._land(ours)
-        return dict(values)
+        return {name: one.back for name, one in taken.items()}
 
     def _land(self, ours: Mapping[bytes, Flight]) -> None:
         with self._lock:
@@ -238,7 +246,7 @@ class Away:
 
     def _keep(self, name: bytes, packed: Packed) -> None:
         now, size = time.monotonic(), _size_of(name, packed)
-        if self._ttl <= 0 or size > self._limit:
+        if min(self._ttl, packed.ttl) <= 0 or size > self._limit:
             return
         self._drop([name])
         self._kept[name] = Kept(packed, now + min(self._ttl, packed.ttl))
@@ -266,6 +274,12 @@ class Away:
             names.discard(name)
             if not names:
                 del self._tagged[tag]
+
+
+def _alone(names: Sequence[bytes], load: Load, form: Form) -> Operation[dict[bytes, Any]]:
+    """Load for this caller only."""
+    loaded = yield from load(list(names))
+    return {name: form.take(name, value).back for name, value in loaded.items()}
 
 
 def _size_of(name: bytes, packed: Packed) -> int:
