@@ -85,8 +85,8 @@ def user_without(admin: Any, command: str) -> str:
     return "app"
 
 
-# What stands in the way → the reasons that errors may give. A server that is full closes the connection, and what it
-# said before may be lost with it.
+# What stands in the way → the reasons that errors may give. A server that is full closes the connection, and what
+# it said before may be lost with it.
 REFUSALS: dict[Callable[[Door, Any], str], set[str]] = {
     wrong_password: {"auth"},
     no_password: {"auth"},

@@ -66,7 +66,7 @@ class Terms:
         return int((self.longest(LIFE_LIMIT) + self.longest(LEASE_LIMIT)) * 1000)
 
     def new_epoch(self) -> str:
-        """Return how an epoch's name starts, should one have to begin, and what it is for: see lua/lib/clock.lua."""
+        """Return how an epoch's name starts, should one have to begin: see lua/lib/clock.lua."""
         heritable = "+" if self._is_heritable else ""
         return f"{secrets.token_hex(4)}#{self._settings.shards}{heritable}"
 
