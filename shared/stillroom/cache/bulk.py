@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
-from stillroom.cache.bites import KEYS_AT_ONCE, bites, in_bites
+from stillroom.cache.bites import KEYS_AT_ONCE, Bites, in_bites
 from stillroom.cache.core import LATE, WON, Attempt, Core, Ready, Stale, load_lease, loading
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.invalidation import INVALIDATION
@@ -106,13 +106,16 @@ class Bulk(Core):
         self.away.forget(b"k:" + name for name in names.values())
         held: list[Any] = []
         failure: RedisUnavailable | None = None
-        for bite in bites([*names.values()], KEYS_AT_ONCE):
-            if len(names) > KEYS_AT_ONCE:
-                yield Pause(0)
+        bites = Bites([*names.values()], KEYS_AT_ONCE)
+        while bites.left:
+            yield from bites.turn()
             try:
-                held += yield from self._invalidate_bite(bite)
+                held += yield from self._invalidate_bite(bites.next())
             except RedisUnavailable as error:
+                if bites.again(error):
+                    continue
                 failure = failure or error
+            bites.done()
         if failure is not None:
             raise failure
         return {key: bool(count) for key, count in zip(names, held, strict=True)}
@@ -220,15 +223,21 @@ class Bulk(Core):
         found: list[Found | None] = []
         failure: RedisUnavailable | None = None
         has_read = not names
-        for some in bites([*zip(places, names, strict=True)], KEYS_AT_ONCE):
-            if len(names) > KEYS_AT_ONCE:
-                yield Pause(0)
+        bites = Bites(range(len(names)), KEYS_AT_ONCE)
+        while bites.left:
+            yield from bites.turn()
+            some = bites.next()
             try:
-                found += yield from self._look_in_bite(*zip(*some, strict=True))
+                found += yield from self._look_in_bite(
+                    [places[n] for n in some], [names[n] for n in some]
+                )
                 has_read = True
             except RedisUnavailable as error:
+                if bites.again(error):
+                    continue
                 failure = error
                 found += [None] * len(some)
+            bites.done()
         if failure is not None and not has_read:
             raise failure
         return found
@@ -453,10 +462,13 @@ class Bulk(Core):
         found = yield from self._look_many(list(held.values()), recipe.owns)
         holders: list[bytes | None] = []
         failures: list[bytes | None] = []
-        for bite in bites([*held.values()], KEYS_AT_ONCE):
+        bites = Bites([*held.values()], KEYS_AT_ONCE)
+        while bites.left:
+            bite = bites.next()
             told = [*map(self.keys.lease, bite)], [*map(self.keys.failure, bite)]
             some = yield [(b"MGET", *keys) for keys in told]
             holders, failures = holders + some[0], failures + some[1]
+            bites.done()
         looks: dict[str, Attempt] = {}
         for key, one, holder, failure in zip(held, found, holders, failures, strict=True):
             entry = one[0] if one is not None and one[1] is not DEAD else None

@@ -22,7 +22,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, overload
 from stillroom.cache.arguments import Secrets, Texts
 from stillroom.cache.away import Away, Form, Load, Taken
 from stillroom.cache.away import Packed as PackedAway
-from stillroom.cache.bites import SCRIPTS_AT_ONCE, SMALLEST, bite_of, in_bites
+from stillroom.cache.bites import SCRIPTS_AT_ONCE, Bites, in_bites
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.failures import TOLD_MS, Failures, as_json
 from stillroom.cache.invalidation import Invalidator
@@ -417,22 +417,20 @@ class Core:
         refused by then, and what is stored twice is the same.
         """
         replies: list[Any] = []
-        most = SCRIPTS_AT_ONCE
-        while len(replies) < len(batch):
-            if len(batch) > most:
-                yield Pause(0)
-            bite = type(batch)(bite_of(batch, len(replies), most))
+        bites = Bites(batch, SCRIPTS_AT_ONCE)
+        while bites.left:
+            yield from bites.turn()
+            bite = type(batch)(bites.next())
             try:
                 # What a loader brought can be loaded again.
                 kept_as = "" if isinstance(batch, Freeing) else STORED_VALUE
                 replies += yield from self._memo.changing(bite, kept_as)
             except RedisUnavailable as error:
-                if error.reason == "timeout" and isinstance(bite, Timed) and len(bite) > SMALLEST:
-                    most = max(SMALLEST, len(bite) // 3)
-                    yield Pause(0)
+                if bites.again(error) and isinstance(batch, Timed):
                     continue
                 self._fall_back(what, error)
                 replies += getattr(error, "replies", None) or [None] * len(bite)
+            bites.done()
         return [None if isinstance(reply, Exception) else reply for reply in replies]
 
     # Background work

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stillroom.cache.away import Away
-from stillroom.cache.bites import KEYS_AT_ONCE, bites
+from stillroom.cache.bites import KEYS_AT_ONCE, Bites
 from stillroom.cache.memo import Memo
 from stillroom.cache.outbox import EVERYTHING, Outbox
 from stillroom.cache.terms import Terms
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys, pattern, sanitized
-from stillroom.operation import Operation, Pause
+from stillroom.operation import Operation
 from stillroom.replicas import kept
 from stillroom.scripts import clear, mark
 from stillroom.settings import Settings
@@ -69,18 +69,22 @@ class Invalidator:
         self._away.forget(names)
         replies: list[Any] = []
         failure: RedisUnavailable | None = None
-        for bite in bites(names, KEYS_AT_ONCE):
-            if len(names) > KEYS_AT_ONCE:
-                yield Pause(0)
+        bites = Bites(names, KEYS_AT_ONCE)
+        while bites.left:
+            yield from bites.turn()
+            bite = bites.next()
             try:
                 yield from self._terms.agree()
                 told = list(self._commands(bite))
                 replies += yield from self._memo.changing(told, INVALIDATION)
             except RedisUnavailable as error:
+                if bites.again(error):
+                    continue
                 if defer and error.reason not in FINAL:
                     self._defer(bite, error)
                 else:
                     failure = failure or error
+            bites.done()
         if failure is not None:
             raise failure
         return replies
