@@ -6,13 +6,14 @@ that was invalidated more than `near` seconds ago.
 
 A copy was read together with a clock. It is served if three things hold:
 
-* It is *proven*: the clock was asked for again since the request began (or less than `near` seconds ago), and nothing
-  was changed here since. The marks up to that clock are known then, and so are the keys whose values were changed
-  (lua/lib/near.lua); their copies are gone.
+* It is *proven*: the clock was asked for again since the request began (or less than `near` seconds ago), and
+  nothing was changed here since. The marks up to that clock are known then, and so are the keys whose values were
+  changed (lua/lib/near.lua); their copies are gone.
 * By the marks it is alive, as an entry would be.
 * It is fresh. A stale one takes a look at Redis, which asks for its refresh.
 
-Inside a load the proof has to be as new as the load: nothing is stored that was made of what is older than its clock.
+Inside a load the proof has to be as new as the load: nothing is stored that was made of what is older than its
+clock.
 """
 
 from __future__ import annotations

@@ -8,13 +8,17 @@ from typing import Any
 
 
 class Budget:
-    """Seconds left for one request; the driver takes off what each batch took."""
+    """Seconds left for one request; the driver takes off what each batch took.
 
-    __slots__ = ("began", "left", "memo")
+    `unconfirmed`: how many of its acts fewer than `STILLROOM_REPLICAS` replicas had in time.
+    """
+
+    __slots__ = ("began", "left", "memo", "unconfirmed")
 
     def __init__(self, seconds: float) -> None:
         self.left = seconds
         self.began = time.monotonic()
+        self.unconfirmed = 0
         self.memo: dict[Any, Any] = {}  # what the request has read: see cache/memo.py
 
 
