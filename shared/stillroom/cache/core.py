@@ -355,7 +355,8 @@ class Core:
             self._fall_back("get_or_set", error)
             kept = self._kept_near(name, recipe)
             return (yield from self._load_away(name, recipe, error)) if kept is MISS else kept
-        value = MISS if entry is None else self._decode(entry, recipe.type)
+        decode = self._decode if recipe.near is None else self.near.value
+        value = MISS if entry is None else decode(entry, recipe.type)
         self._count(value, freshness)
         if value is MISS or entry is None:
             return (yield from self._load(name, recipe))
@@ -616,6 +617,8 @@ class Core:
     def _look_near(self, name: bytes, wish: Wish) -> Operation[tuple[Entry | None, Freshness]]:
         """What `_look` gives, from what this process keeps if that is proven: see near.py."""
         near, release = self.near, wish.release
+        if not wish.near and not near.is_in_request():
+            return (yield from self._look(name, release))
         if (known := self._memo.recall(name, release)) is not None:
             return known.entry, known.freshness
         copy = near.store.of_name(near, name)
@@ -1009,7 +1012,11 @@ class Core:
             return "not kept"
         try:
             commits = Freeing([self._commit(name, held, clock, packed), *leaving])
-            stored, *_ = yield from self._memo.changing(commits)
+            stored, *_ = yield commits
+            self._memo.forget(
+                name, packed.release
+            )  # who has seen the new value is not shown the old one
+            self.near.forget(name)
         except RedisUnavailable as error:
             self._fall_back("store", error)
             return error.reason

@@ -2,7 +2,7 @@
 
 Their promise is a little weaker than the cache's: **a read in a request that began after an invalidation returned
 never shows what was loaded before it.** What another process invalidates while the request runs is seen by the next
-request, or five seconds later. What this process invalidates or writes is seen at once: it adds to the number of
+request, or five seconds later. What this process invalidates or sets is seen at once: it adds to the number of
 `changes`, and an entry that was remembered under another number is forgotten. A loader sees nothing that was read
 before it was called: what it makes of it is stored for others.
 """
@@ -71,6 +71,12 @@ class Memo:
         request = time_left()
         if request is not None:
             self.remember_in(request, name, release, known)
+
+    def forget(self, name: bytes, release: bytes) -> None:
+        """Forget it in this request: it has been loaded anew."""
+        request = time_left()
+        if request is not None:
+            request.memo.pop((id(self), name, release), None)
 
     def remember_in(self, request: Budget, name: bytes, release: bytes, known: Remembered) -> None:
         """The same in the request that is running."""

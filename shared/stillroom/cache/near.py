@@ -135,9 +135,7 @@ class Store:
         entry = copy.near.usable(copy, loader.near)
         if entry is None:
             return MISS
-        if entry is copy.entry and copy.value is not MISS and copy.value is not UNKNOWN:
-            return copy.value
-        return self._decoded(copy, entry)
+        return self.value_of(copy, entry)
 
     def of_name(self, near: Near, name: bytes) -> Copy | None:
         """The copy of a key."""
@@ -174,16 +172,25 @@ class Store:
                 if copy is not None and copy.read < seq:
                     self._drop((near, name))
 
+    def drop(self, near: Near, name: bytes) -> None:
+        """Drop the copy of a key."""
+        if (near, name) in self._copies:
+            with self._lock:
+                self._drop((near, name))
+
     def forget(self, near: Near) -> None:
         """Drop all copies of a shard."""
         with self._lock:
             for place in [place for place in self._copies if place[0] is near]:
                 self._drop(place)
 
-    def _decoded(self, copy: Copy, entry: Entry) -> Any:
-        """A value of the caller's own, or one that it can share with the next, whom it does not cost that time."""
+    def value_of(self, copy: Copy, entry: Entry) -> Any:
+        """The value of an entry that is served in the place of a read: its caller's own, or one that all share."""
+        is_copied = entry is copy.entry
+        if is_copied and copy.value is not MISS and copy.value is not UNKNOWN:
+            return copy.value
         value = copy.near.decode(entry, copy.type)
-        if entry is copy.entry and copy.value is UNKNOWN:
+        if is_copied and copy.value is UNKNOWN:
             if value is MISS or not is_frozen(value):
                 copy.value = MISS
             else:
@@ -285,6 +292,13 @@ class Near:
             memo.remember_in(request, entry.key, entry.release, known)
         return entry
 
+    def value(self, entry: Entry, type: Any) -> Any:
+        """The value of an entry that was looked at, shared if a copy of it is kept and it can be."""
+        copy = self.store.of_name(self, entry.key)
+        if copy is None or copy.entry is not entry or copy.type is not type:
+            return self.decode(entry, type)
+        return self.store.value_of(copy, entry)
+
     def away(self, name: bytes, seconds: float) -> Entry | None:
         """The entry to be served while Redis is away, if its clock was asked for less than so many seconds ago."""
         copy = self.store.of_name(self, name)
@@ -295,6 +309,10 @@ class Near:
         if asked < loading_since() or copy.is_gone or not self._is_alive(copy, now):
             return None
         return copy.entry
+
+    def is_in_request(self) -> bool:
+        """Whether what is read has a beginning: a request's, or a load's."""
+        return time_left() is not None or bool(loading_since())
 
     def may_be_alive(self, copy: Copy) -> bool:
         """Whether to ask for a proof is likely to spare a read."""
@@ -312,6 +330,10 @@ class Near:
                 return False
             copy.judged = clock
         return now < copy.until and self._now_ms() < copy.entry.fresh_until
+
+    def forget(self, name: bytes) -> None:
+        """Drop the copy of a key that this process has loaded anew."""
+        self.store.drop(self, name)
 
     # With Redis
 
