@@ -164,6 +164,7 @@ class Stillroom(_Room):
             self.state_wire = one if self._is_one_server else Wire(self._state_server)
             wires = [one] * self.settings.shards
         drivers = drivers_of(wires, self.state_wire)
+        self._cache_driver = drivers[0]
         self._cache_body = self._cache(wires, drivers)
         self.cache = Cache(self._cache_body, drivers[0])
         self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
@@ -222,9 +223,12 @@ class Stillroom(_Room):
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
 
-        A wrong password or missing right is raised at once. Not needed in an app: each call connects by itself.
+        A wrong password or missing right is raised at once, and so is SettingsDiffer, where the other processes of
+        the namespace have another value of a setting that all must have alike.
+        Not needed in an app: each call connects by itself.
         """
         self._connect(self.wire, self.state_wire)
+        self._cache_driver.run(self._cache_body.agree())
 
     def close(self) -> None:
         """Deliver what waits, write the counts down, close the connections. The room can be used again."""
@@ -277,6 +281,7 @@ class AsyncStillroom(_Room):
         aside = drivers_of(for_threads, self.state_wire.for_threads)
         self._cache_body = self._cache(wires, aside)
         drivers = async_drivers_of(wires, self.state_wire)
+        self._cache_driver = drivers[0]
         self.cache = AsyncCache(self._cache_body, drivers[0])
         self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
@@ -323,6 +328,7 @@ class AsyncStillroom(_Room):
     async def connect(self) -> None:
         """See Stillroom.connect."""
         await asyncio.to_thread(self._connect, self.wire, self.state_wire)
+        await self._cache_driver.run(self._cache_body.agree())
 
     async def close(self) -> None:
         """See Stillroom.close."""

@@ -124,7 +124,8 @@ class Settings(BaseSettings):
     redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")
     cache_url: RedisUrl | None = None  # default: redis_url
     cluster: bool = False  # cache_url is any node of a Redis Cluster
-    # All processes of a namespace have the same number; another one is another cache, empty at first.
+    # All processes of a namespace have the same number: one that has another is told so (SettingsDiffer), and works
+    # without the cache. docs/operating.md has the steps for changing it.
     shards: int = Field(1, ge=1, le=64)  # of the cache; in a cluster each is on one node
     broker_url: BrokerUrl | None = None  # default: redis_url; any broker kombu speaks
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")

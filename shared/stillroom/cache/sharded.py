@@ -190,6 +190,9 @@ class ShardedBody:
         for shard in self.shards:
             shard.deliver_last()
 
+    def agree(self) -> Operation[None]:
+        return self.shards[0].agree()
+
     # Background work
 
     def order(self, *orders: Order) -> Operation[None]:
@@ -228,7 +231,7 @@ class ShardedBody:
     def _spread(self, operations: Sequence[tuple[int, Operation[Any]]]) -> Operation[list[Any]]:
         """Run these on their shards, once it is known how many shards there are: see InvalidationBody.agree."""
         with contextlib.suppress(RedisUnavailable):  # each of them says what that means for it
-            yield from self.shards[0].agree()
+            yield from self.agree()
         results: list[Any] = yield On(operations)
         return results
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from stillroom.cli import sessions
 from stillroom.cli.abuse import abuse, bans
+from stillroom.cli.agree import agree
 from stillroom.cli.credentials import write_secrets
 from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
@@ -30,6 +31,7 @@ app.command()(demo)
 app.command()(invalidate)
 app.command()(health)
 app.command()(doctor)
+app.command()(agree)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(bans, name="bans")
