@@ -27,6 +27,7 @@ PARTS = [
     "limits",
     "server",
     "abuse",
+    "abuse_day",
     "requests",
     "health",
     "invalidation",

@@ -45,6 +45,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("STILLROOM_", "REDIS_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("STILLROOM_BAN_FILE", os.devnull)  # a test is a machine of its own
 
 
 def binary_of(request: pytest.FixtureRequest) -> str | None:

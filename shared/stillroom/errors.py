@@ -159,6 +159,19 @@ class SessionNotLoaded(StillroomError, RuntimeError):
     """A request's session was looked at before it was read: `await session.load()` comes first."""
 
 
+class SessionNotFresh(StillroomError):
+    """The user proved who he is too long ago for this, or never in this session: ask again, then `confirm`.
+
+    `within`: seconds that were asked for. `age`: seconds since the proof, None where there was none.
+    """
+
+    def __init__(self, within: float, age: float | None) -> None:
+        since = "never in this session" if age is None else f"{age:,.0f} s ago"
+        super().__init__(f"the user proved who he is {since}; this asks for the last {within:g} s")
+        self.within = within
+        self.age = age
+
+
 class SessionTooLate(StillroomError, RuntimeError):
     """The response has begun, so the session of this request can't be changed any more."""
 

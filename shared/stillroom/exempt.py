@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from stillroom.subject import BAN_PREFIXES, SITE_PREFIX, V6_PREFIX, unwrapped_network
+from stillroom.subject import BAN_PREFIXES, V6_PREFIX, unwrapped_network
 
 Network = IPv4Network | IPv6Network
 
@@ -32,8 +32,8 @@ class Exempt:
     def __init__(
         self, allowed: Iterable[str], proxies: Iterable[str], v6_prefix: int = V6_PREFIX
     ) -> None:
-        # The limiter looks for a ban of the client and, for IPv6, of its site: any other width would do nothing.
-        self._widths = {4: (32,), 6: (*BAN_PREFIXES, v6_prefix, SITE_PREFIX)}
+        # The limiter knows a client of IPv6 by its network alone: a ban of less would do nothing.
+        self._narrowest = max(v6_prefix, *BAN_PREFIXES)
         self._client_width = v6_prefix
         named = {
             "private": PRIVATE + WRAPPINGS,
@@ -50,15 +50,15 @@ class Exempt:
         """Return why this subject is never banned, or an empty text if it may be.
 
         >>> Exempt([], []).why("10.1.2.3"), Exempt([], []).why("unknown")
-        ('10.0.0.0/8 is private', 'it is neither an address nor an IPv6 prefix')
+        ('10.0.0.0/8 is private', 'it is neither an address nor a network')
         """
         try:
             network = ip_network(subject)
         except ValueError:
-            return "it is neither an address nor an IPv6 prefix"
-        if network.prefixlen not in self._widths[network.version]:
+            return "it is neither an address nor a network"
+        if network.version == 6 and network.prefixlen > self._narrowest:
             width = self._client_width
-            return f"a ban is of an IPv4 address, or of IPv6 a client's /{width} or its site's /{SITE_PREFIX}"
+            return f"a client of IPv6 is its /{width}; did you mean {_widened(network, width)}?"
         return self.range_of(network)
 
     def has(self, subject: str) -> bool:
@@ -76,6 +76,10 @@ class Exempt:
 def _read(text: str, where: str) -> Network:
     network = ip_network(text)
     return network if where == "private" else unwrapped_network(network)
+
+
+def _widened(network: Network, width: int) -> Network:
+    return network.supernet(new_prefix=width)
 
 
 def _overlap(one: Network, other: Network) -> bool:

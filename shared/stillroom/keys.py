@@ -31,9 +31,16 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | it is, under another pepper                     | absolute one |                 |
 |       …u:<user>   | zset   | the user's sessions → stamp                     | longest of   |                 |
 |       …g:<tag>    | zset   | the tag's sessions → stamp                      | their        |                 |
+|       …d:<user>   | zset   | HMACs of the user's devices → last login, µs    | session_     | session_create  |
+|                   |        |                                                 | device_memory|                 |
+|       …all        | string | a stamp: all that was made up to it is dead     | longest      | session_end_all |
+|                   |        |                                                 | session      |                 |
+|       …x:<stamp>  | zset   | what x was then, still to be deleted            | as x         | session_end_all |
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
 |       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
 |       …clock      | string | the newest stamp                                | deadlines    |                 |
+|       …late:<h>   | string | the browser is getting another cookie in the    | 1 min        | session_create, |
+|                   |        | place of this session's                         |              | _destroy,_rotate|
 | ns:{rl:<kind>:<value>}:… | of one subject of the limits. kind: `ip`, `user`, `ip&user` …; value: an address |
 |                   |        | or network, any other text as its HMAC, so it holds no brace |                |
 |       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
@@ -46,17 +53,21 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
 |                   |        | for ten minutes                                 |              |                 |
 | ns:{rl:!held}:<id>| hash   | a reservation that may still be refunded: see   | the window;  | limit_check,    |
-|                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _refund|
+|                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _settle|
 | ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |
+| ns:{rl:!widths}   | string | widths of networks that have bans, until when   | those bans   | lib/ban.lua     |
 | ns:limits:windows | hash   | limit → its longest window, µs, and when that   | 366 d, 1,000 | limit_windows   |
 |                   |        | was said                                        |              |                 |
+| ns:limits:changes | hash   | limit → what operators changed it to, as JSON   | the change   | limit_change    |
+|                   |        |                                                 | that ends    |                 |
+|                   |        |                                                 | last; 200    |                 |
 | ns:{lk:<name>}:…  | of one lock or semaphore                                 |              | slot_take,      |
 |       …slots      | zset   | who holds it → when its lease ends, µs          | the longest  | slot_renew      |
 |       …queue      | zset   | who waits → when it came, µs; 1,000 at most     | 2 s          |                 |
 |       …waiters    | zset   | who waits → until when its place is kept, µs    | 2 s          |                 |
 |       …fence      | string | the last fencing number: µs, always growing     | 1 d          | slot_take       |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
-|                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
+|                   |        | `ip`, `user`, `token` (HMACs), `route`          |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
 | ns:abuse:aside    | stream | events that could not be read: `id`, `reason`,  | 1,000        | abuse           |
 |                   |        | `event`                                         |              |                 |
@@ -94,6 +105,9 @@ from functools import lru_cache
 from stillroom.errors import InvalidKey
 
 UNACKED = "unacked"  # kombu's own name for what workers have taken and not done
+WOULD_DENY = (
+    "limit_would_deny:"  # and the name of a limit in shadow: a field of ns:stats and ns:counts
+)
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 
 # Control characters would break the entry's header line and every log they are printed in;
@@ -101,6 +115,7 @@ KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 _GLOB_SIGNS = re.compile(rb"[*?\[\]\\]")
 _SHARDED = re.compile(rb"[^{]*\{([^}]*)\}:(.*)", re.DOTALL)
+_BAN = re.compile(rb"[^{]*\{rl:ip:([^}]*)\}:!ban")
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -125,6 +140,8 @@ class Keys:
         self.abuse_aside = self.abuse + b":aside"
         self.abuse_groups = self.abuse + b":groups"
         self.limit_windows = f"{namespace}:limits:windows".encode()
+        self.limit_changes = f"{namespace}:limits:changes".encode()
+        self.ban_widths = f"{namespace}:{{rl:!widths}}".encode()
         self.bans = f"{namespace}:bans".encode()
         self.ban_times = self.bans + b":times"
         self.health = f"{namespace}:health".encode()
@@ -168,6 +185,11 @@ class Keys:
         prefix = self._shards[shard] + b"s:"
         return [prefix + name for name in names]
 
+    def late(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
+        """Where it is remembered that the browser of this session is getting another cookie."""
+        prefix = self._shards[shard] + b"late:"
+        return [prefix + name for name in names]
+
     def user_sessions(self, shard: int, user: bytes) -> bytes:
         return self.shard(shard) + b"u:" + user
 
@@ -197,7 +219,7 @@ class Keys:
         return b"%b!told}:%b" % (self._limits, log.encode())
 
     def ban(self, subject: str) -> bytes:
-        """`subject`: an address, or a network of IPv6: see subject.py."""
+        """`subject`: an address, or a network: see subject.py."""
         return self.limits("ip", subject) + b"!ban"
 
     def ban_level(self, subject: str) -> bytes:
@@ -239,6 +261,16 @@ def kind_of(key: bytes) -> str:
     if not match[1].startswith(b"rl:"):
         return match[2].partition(b":")[0].decode()
     return "mark of a limit" if b"!" in key else "limit"
+
+
+def banned_in(key: bytes) -> str:
+    """The subject that a key bans; empty if it is no such key.
+
+    >>> banned_in(Keys("shop").ban("203.0.113.0/24"))
+    '203.0.113.0/24'
+    """
+    match = _BAN.fullmatch(key)
+    return match[1].decode(errors="replace") if match else ""
 
 
 def sanitized(text: str) -> bytes:

@@ -7,7 +7,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
@@ -31,6 +33,7 @@ from stillroom.durations import Duration
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
+from stillroom.known_bans import KnownBans, ban_file
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
 from stillroom.operation import (
@@ -54,6 +57,7 @@ from stillroom.wire import (
     ShardWire,
     Wire,
     request_budget,
+    reset_after_fork,
     slot_of,
 )
 
@@ -87,7 +91,11 @@ class _Room:
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
-        self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
+        self._bans = KnownBans(partial(_ban_file, self.settings))
+        reset_after_fork(self._bans)
+        self._abuse_body = AbuseBody(
+            self.settings, self._state_server, self.keys, self.state_stats, self._bans
+        )
         self._locks_body = LocksBody(self._state_server, self.keys)
         self.state_stats.riders.append(self._abuse_body.riding)
         self._sessions_body.on_event.append(self._tell_abuse)
@@ -95,7 +103,7 @@ class _Room:
     def _limits(self, breaker: Breaker) -> LimitsBody:
         """The limits' operations, which look whether the state's Redis is away."""
         server, stats = self._state_server, self.state_stats
-        return LimitsBody(self.settings, server, breaker, self.keys, stats)
+        return LimitsBody(self.settings, server, breaker, self.keys, stats, self._bans)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
         """The cache's operations, on these wires: one for each shard."""
@@ -366,6 +374,10 @@ class AsyncStillroom(_Room):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _ban_file(settings: Settings) -> Path | None:
+    return ban_file(settings.ban_file, settings.namespace, settings.redis_url)
 
 
 def _complain(left: int) -> None:

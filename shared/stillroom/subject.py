@@ -25,6 +25,7 @@ V6_PREFIX = 64
 SITE_PREFIX = 48  # what a provider gives to one site
 # What a client's network may be set to, and where bans are looked for besides: processes may differ for a while.
 BAN_PREFIXES = (64, 60, 56)
+LOOKED_FOR = {4: (32,), 6: (*BAN_PREFIXES, SITE_PREFIX)}  # whose bans every check looks for
 _ADDRESS_LIMIT = 128  # characters; no address with brackets, zone and port has more
 _NAME_LIMIT = 1024
 _MAPPED = IPv6Network("::ffff:0:0/96")
@@ -77,16 +78,32 @@ def subject_of(address: str, v6_prefix: int = V6_PREFIX) -> str:
     return str(parsed) if parsed.version == 4 else _network(parsed, v6_prefix)
 
 
-def prefixes_of(address: str, prefixes: Iterable[int]) -> list[str]:
-    """The subjects of these widths that an address, or a client's network, is in, each once; of IPv4 the address.
+def prefixes_of(
+    address: str, prefixes: Iterable[int], v4_prefixes: Iterable[int] = ()
+) -> list[str]:
+    """The subjects of these widths that an address, or a client's network, is in, each once; of IPv4 the address,
+    and its networks of the other widths.
 
     >>> prefixes_of("2001:db8:1:2::/64", (64, 56))
     ['2001:db8:1:2::/64', '2001:db8:1::/56']
     """
     parsed = parse_address(address.partition("/")[0])
-    if not isinstance(parsed, IPv6Address):
+    if isinstance(parsed, IPv6Address):
+        return list(dict.fromkeys([_network(parsed, prefix) for prefix in prefixes]))
+    if parsed is None:
         return [subject_of(address)]
-    return list(dict.fromkeys([_network(parsed, prefix) for prefix in prefixes]))
+    return [str(parsed), *[_network(parsed, prefix) for prefix in v4_prefixes]]
+
+
+def width_of(subject: str) -> str:
+    """How wide a network is, as bans are looked for: `4/24`. Empty if every check looks for bans of that width.
+
+    >>> width_of("203.0.113.0/24"), width_of("2001:db8::/48")
+    ('4/24', '')
+    """
+    network = ip_network(subject)
+    width, version = network.prefixlen, network.version
+    return "" if width in LOOKED_FOR[version] else f"{version}/{width}"
 
 
 def unwrapped_network(
@@ -116,11 +133,21 @@ def is_private(subject: str) -> bool:
     return parsed is not None and any(parsed in network for network in _PRIVATE)
 
 
+def is_loopback(subject: str) -> bool:
+    """Whether this is an address of this very machine."""
+    parsed = parse_address(subject.partition("/")[0])
+    return parsed is not None and (parsed.is_loopback or subject.startswith("::/"))
+
+
+def is_nobody(text: str | None) -> bool:
+    """Whether this names nobody: it is not there, empty or blank."""
+    return text is None or not unicodedata.normalize("NFKC", text[:_NAME_LIMIT]).strip()
+
+
 def hidden(kind: str, text: str, pepper: bytes) -> str:
     """The name that Redis knows a user, or an API key, by: 22 characters of its HMAC.
 
-    What looks or is typed the same is the same (NFKC, case, spaces around it). Nothing has a name too: those who
-    give none share it.
+    What looks or is typed the same is the same (NFKC, case, spaces around it).
     """
     folded = unicodedata.normalize("NFKC", text[:_NAME_LIMIT]).casefold()
     name = unicodedata.normalize("NFKC", folded).strip().encode("utf-8", "surrogatepass")
@@ -144,5 +171,6 @@ def _unwrapped(address: Address) -> Address:
     return address
 
 
-def _network(address: IPv6Address, prefix: int) -> str:
-    return str(IPv6Network((address, prefix), strict=False))
+def _network(address: Address, prefix: int) -> str:
+    kind = IPv4Network if address.version == 4 else IPv6Network
+    return str(kind((address, prefix), strict=False))

@@ -243,6 +243,9 @@ class World:
                 f"{self.random.getrandbits(8 * size):0{2 * size}x}"
             ),
             "secrets.token_bytes": lambda size=32: self.random.randbytes(size),
+            "secrets.token_urlsafe": lambda size=32: self.random.randbytes(size).hex(),
+            "secrets.randbelow": self.random.randrange,
+            "os.urandom": self.random.randbytes,
             "random.uniform": self.random.uniform,
             "random.random": self.random.random,
             "random.randint": self.random.randint,
@@ -258,6 +261,16 @@ class World:
     def server_us(self) -> int:
         """What the server's clock shows, µs since 1970."""
         return SERVER_BEGAN_US + self._step_us + round((self._monotonic - BEGAN_S) * 1e6)
+
+    @property
+    def monotonic(self) -> float:
+        """What time.monotonic() shows."""
+        return self._monotonic
+
+    @property
+    def clock_offset(self) -> float:
+        """How far the server's clock was set ahead since the run began, seconds."""
+        return self._step_us / 1e6
 
     def pass_time(self, seconds: float) -> None:
         """Later, for everybody."""
@@ -289,8 +302,11 @@ class World:
         check: Callable[[Actor], None] | None = None,
     ) -> Actor:
         """Begin a call; it stops before its first command. It is checked as soon as it has ended."""
-        actor = Actor(self, name, process, call, check)
-        self.note(f"{name} begins in process {process}")
+        return self.begin_call(Actor(self, name, process, call, check))
+
+    def begin_call(self, actor: Actor) -> Actor:
+        """The same with one that is made already."""
+        self.note(f"{actor.name} begins in process {actor.process}")
         self.actors.append(actor)
         actor.step()
         return actor

@@ -350,7 +350,7 @@ def test_a_reservation_that_arrives_after_its_refund_takes_nothing(
     proxy.hold_requests()
     held = brisk.limits.reserve(IP, [auth])
     assert held.local
-    refund = brisk._limits_body._settling._refunding(held)
+    refund = brisk._limits_body._settling._settlement(held, 0)
     assert client.execute_command("EVAL", BY_SHA[refund[1]].source, *refund[2:]) == 0
     calls = int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
     proxy.let_go()

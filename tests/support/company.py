@@ -137,8 +137,18 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
                 ["add", "203.0.113.50", "--for", "60s"],
                 ["list"],
                 ["lift", "203.0.113.50"],
+                ["add", "198.51.100.0/25", "--for", "1s"],
             ):
                 company.command("worker", "bans", *words)
+            for words in (
+                ["set", "few", "5/60s", "--for", "60s"],
+                ["set", "few", "4/60s", "--for", "60s"],
+                ["show"],
+                ["unset", "few"],
+                ["reset", "203.0.113.7", "few"],
+            ):
+                company.command("worker", "limits", *words)
+            company.command("web", "limits", "show")
             _look(company)
         yield company  # all have ended: what a role says in its last moments was heard too
 
@@ -227,10 +237,28 @@ def _use_sessions(room: Any, admin: Any) -> None:
     sessions.destroy_for_user("u2")
     sessions.count("u1")
     sessions.count()
+    _use_sessions_of_browsers(room)
     forgotten = sessions.create("u3", {})
     record = session_time.record_of(room, forgotten.handle)
     session_time.age(admin, room, forgotten.handle, 2 * 86_400)
     until(lambda: not admin.exists(record), "the sweep of a session that ended")
+
+
+def _use_sessions_of_browsers(room: Any) -> None:
+    """What the middlewares ask for besides."""
+    body, run = room._sessions_body, room.state.run
+    visitor = room.sessions.create(None, {"cart": []})
+    ended = room.sessions.create(None, {})
+    room.sessions.destroy(ended)
+    run(body.begin(ended.token, {}))
+    session = run(body.succeed(visitor.token, "u4", {}, device="a browser"))
+    assert run(body.log_out(session.token))
+    assert run(body.is_late(session.token))
+    session = room.sessions.create("u4", {}, device="another")
+    room.sessions.get(room.sessions.confirm(session).token, fresh=60)
+    run(body.log_out(room.sessions.create(None, {}).token, if_empty=True))
+    room.sessions.create("u5", {}, tags=["mobile"])
+    room.sessions.destroy_all()
 
 
 def _use_limits(room: Any) -> None:
@@ -240,6 +268,9 @@ def _use_limits(room: Any) -> None:
     room.limits.peek("203.0.113.8", [few])
     room.limits.refund(room.limits.reserve("203.0.113.8", [AUTH]))
     room.limits.commit(room.limits.reserve("203.0.113.8", [AUTH]))
+    room.limits.settle(room.limits.reserve("203.0.113.8", [API], cost=3), 5)
+    with room.limits.hold("203.0.113.8", [Limit("held", 2, 60, in_flight=True)]):
+        room.limits.wait("203.0.113.8", [Limit("shadow", 1, 60, shadow=True)])
     room.limits.reset("203.0.113.7", [few])
 
 

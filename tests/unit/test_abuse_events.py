@@ -155,9 +155,11 @@ def test_a_million_events_are_a_bounded_number() -> None:
         "2001:db8:a::/48",  # it has allowed addresses in it
         "unknown",
         "",
-        "203.0.113.0/24",
+        "192.0.0.0/8",
+        "0.0.0.0/0",
         "2001:db8::/32",
         "2001:db8:1:2::/65",
+        "203.0.113.0/33",
         "user",
     ],
 )
@@ -168,10 +170,14 @@ def test_some_are_never_banned(subject: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "subject", ["203.0.113.9", "192.0.2.1", "2001:db8:1:2::/64", "2001:db8:1::/48"]
+    "subject",
+    [
+        *("203.0.113.9", "192.0.2.1", "2001:db8:1:2::/64", "2001:db8:1::/48"),
+        *("203.0.113.0/24", "203.0.112.0/21", "2001:db8::/32", "2001:db8:1:2::/63"),
+    ],
 )
 def test_others_may_be(subject: str) -> None:
-    """Clients of the open internet."""
+    """Clients of the open internet, and networks of them."""
     assert Exempt(["192.0.2.64/26"], ["198.51.100.7"]).why(subject) == ""
 
 

@@ -21,11 +21,19 @@ from stillroom.abuse.scan import EVENT_LIFE_MS, PEACE_MS, Scan
 from stillroom.errors import BanRefused, EventRefused, RedisRefused, RedisUnavailable
 from stillroom.exempt import Exempt
 from stillroom.keys import Keys
+from stillroom.known_bans import KnownBans
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import abuse_lift, ban
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.subject import UNKNOWN, hidden, prefixes_of, subject_of
+from stillroom.subject import (
+    UNKNOWN,
+    hidden,
+    prefixes_of,
+    subject_of,
+    unwrapped_network,
+    width_of,
+)
 from stillroom.wire import Command, Server, reset_after_fork
 
 log = logging.getLogger("stillroom.abuse")
@@ -38,6 +46,7 @@ BITE = 200  # events that are counted in one batch
 SCAN_S = 5.0  # one scan ends after this; the next goes on
 LONGEST_BY_HAND_S = 30 * 86_400
 BANS_LISTED = 1_000
+WIDTHS_LIMIT = 8  # of networks with bans that are not looked for anyway
 EXEMPT_EVERY_S = 600.0  # how often the bans in force are compared with who is exempt
 V6_CLIENTS = range(56, 65)  # widths that a client's network may be set to
 
@@ -45,8 +54,11 @@ V6_CLIENTS = range(56, 65)  # widths that a client's network may be set to
 class AbuseBody:
     """The operations. A driver runs them."""
 
-    def __init__(self, settings: Settings, server: Server, keys: Keys, stats: Stats) -> None:
+    def __init__(
+        self, settings: Settings, server: Server, keys: Keys, stats: Stats, bans: KnownBans
+    ) -> None:
         self.settings = settings
+        self._bans = bans
         self.rules: tuple[Rule, ...] = read_rules(settings.abuse_rules)
         self._server = server
         self._keys = keys
@@ -73,16 +85,18 @@ class AbuseBody:
         ip: str | None = None,
         user: str | None = None,
         route: str | None = None,
+        token: str | None = None,
     ) -> Operation[bool | None]:
         """Tell of something that, done often, is abuse: auth_fail, auth_ok, not_found, session_unknown, csrf_fail …
 
         `ip`: the client's address. `user`: whom it tried to be, kept as an HMAC only. `route`: the template of the
-        path, or for `not_found` the path; its query, and what could be a token, are left out.
+        path, or for `not_found` the path; its query, and what could be a token, are left out. `token`: what opened
+        nothing, kept as an HMAC only: the same one shown again is no other guess.
         True if it was written down. False if not: this process has told of too many of this kind, or Redis is away
         or full. None if that is not known, as no answer came in time: told again, it might count twice. Neither is
         raised, both are counted. Raises EventRefused for a kind no rule could know, or of nobody.
         """
-        event = self._event(kind, ip, user, route)
+        event = self._event(kind, ip, user, route, token)
         if not self._allowance.take(kind, time.monotonic()):
             self._stats.counts["abuse_dropped"] += 1
             return False
@@ -95,6 +109,7 @@ class AbuseBody:
         ip: str | None = None,
         user: str | None = None,
         route: str | None = None,
+        token: str | None = None,
     ) -> None:
         """The same without a round trip: it rides along with this process' next counts. Of nobody: nothing.
 
@@ -102,7 +117,7 @@ class AbuseBody:
         """
         if ip is None and user is None:
             return
-        event = self._event(kind, ip, user, route)
+        event = self._event(kind, ip, user, route, token)
         held = self._held[kind]
         if len(held) >= HELD_LIMIT or not self._allowance.take(kind, time.monotonic()):
             self._stats.counts["abuse_dropped"] += 1
@@ -133,7 +148,8 @@ class AbuseBody:
         be read, `late` came too late to be judged, and `done` is False if `seconds` were up first.
         Several at once share the work. Redis away: RedisUnavailable; what was read is read again, a minute later.
         """
-        scan = Scan(self.settings, self._server, self._keys, self._stats, self.rules, self._exempt)
+        about = (self.settings, self._server, self._keys, self._stats, self._bans)
+        scan = Scan(*about, self.rules, self._exempt)
         done = yield from scan.run(limit, seconds)
         yield from self._lift_exempt()
         return done
@@ -141,21 +157,28 @@ class AbuseBody:
     # Bans
 
     def ban(self, subject: str, seconds: float, reason: str = "") -> Operation[Ban]:
-        """Ban an address (of IPv6: the client's /64), or an IPv6 /48, for so long. An earlier ban is replaced.
+        """Ban an address (of IPv6: the client's /64), or any network, for so long. An earlier ban is replaced.
 
-        Raises BanRefused for private ranges, proxies, what is on the allowlist, and a time out of range.
-        Redis away: RedisUnavailable.
+        Each width of networks that has a ban (`203.0.113.0/24`) costs every check a look; there may be 8 of them at
+        a time, besides an IPv4 address and an IPv6 /64, /60, /56 and /48, which are looked for anyway.
+        Raises BanRefused for private ranges, proxies, what is on the allowlist, a network of IPv6 that is less than
+        a client's, a ninth width, and a time out of range. Redis away: RedisUnavailable.
         """
         name = self._bannable(subject)
         if not 1 <= seconds <= LONGEST_BY_HAND_S:
             raise BanRefused(subject, f"{seconds:g} seconds; a ban is for 1 second to 30 days")
         ms, why = round(seconds * 1000), cleaned(reason)
-        ((since, until),) = yield Once(
-            [ban([self._keys.ban(name), self._keys.bans], name, ms, why)]
-        )
+        keys = [self._keys.ban(name), self._keys.bans, self._keys.ban_widths]
+        (times,) = yield Once([ban(keys, name, ms, why, width_of(name), WIDTHS_LIMIT)])
+        if not times:
+            raise BanRefused(
+                subject, f"there are bans of networks of {WIDTHS_LIMIT} other widths already"
+            )
+        since, until = map(int, times)
+        self._bans.learn(keys[0], until)
         self._stats.counts["bans"] += 1
         log.warning("%s is banned for %g s by an operator: %s", name, seconds, why)
-        return Ban(name, "operator", "", why, 0, int(since) / 1000, int(until) / 1000)
+        return Ban(name, "operator", "", why, 0, since / 1000, until / 1000)
 
     def lift(self, subject: str) -> Operation[bool]:
         """End a ban, and forget what led to it; True if there was one. For ten minutes no rule bans it again.
@@ -169,6 +192,7 @@ class AbuseBody:
         names = list(dict.fromkeys(names))
         lifted = yield Once(map(self._lifting, names))
         for name in [name for name, done in zip(names, lifted, strict=True) if done]:
+            self._bans.forget(self._keys.ban(name))
             log.warning("the ban of %s was lifted", name)
         return any(lifted)
 
@@ -189,6 +213,7 @@ class AbuseBody:
             exempt = [name for name in names if self._exempt.has(name)]
             for name in exempt:
                 yield Once([self._lifting(name)])
+                self._bans.forget(self._keys.ban(name))
                 log.warning("the ban of %s was lifted: it is exempt", name)
             start += len(page) - len(exempt)  # they have left the index
             yield Pause(0)
@@ -210,7 +235,9 @@ class AbuseBody:
 
     # Writing events
 
-    def _event(self, kind: str, ip: str | None, user: str | None, route: str | None) -> Event:
+    def _event(
+        self, kind: str, ip: str | None, user: str | None, route: str | None, token: str | None
+    ) -> Event:
         check_kind(kind, self._kinds)
         if ip is None and user is None:
             raise EventRefused(f"{kind}: of whom? Give ip=, user= or both")
@@ -219,6 +246,7 @@ class AbuseBody:
             ip="" if ip is None else subject_of(ip, self.settings.limit_v6_prefix),
             user="" if user is None else hidden("user", user, self._pepper()),
             route=cleaned_route(route or ""),
+            token="" if token is None else hidden("token", token, self._pepper()),
         )
 
     def _pepper(self) -> bytes:
@@ -277,6 +305,8 @@ class AbuseBody:
         if "/" not in text:
             return subject_of(text, self.settings.limit_v6_prefix)
         try:
-            return str(ip_network(text.strip(), strict=False)).removesuffix("/32")
+            network = unwrapped_network(ip_network(text.strip(), strict=False))
         except ValueError:
             return UNKNOWN
+        is_address = network.version == 4 and network.prefixlen == 32
+        return str(network.network_address if is_address else network)

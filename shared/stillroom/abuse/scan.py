@@ -29,6 +29,7 @@ from stillroom.abuse.rules import Rule
 from stillroom.errors import OF_THE_COMMAND, RedisRefused, RedisUnavailable
 from stillroom.exempt import Exempt
 from stillroom.keys import Keys
+from stillroom.known_bans import KnownBans
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import abuse_count, abuse_judge, abuse_tidy
 from stillroom.settings import Settings
@@ -41,6 +42,7 @@ GROUP = b"workers"
 # All workers are one consumer: what was left behind is known by its idle time, and no list of the dead grows.
 CONSUMER = b"worker"
 LEFT_AFTER_MS = 60_000  # whoever read an event and has not finished by then is dead
+LATE_MS = 2 * LEFT_AFTER_MS  # a count is kept for those that somebody else reads then
 DELIVERIES = 5  # an event that was read so often, and never finished, is not read again
 LEFT_BITE = 100  # of those that a dead worker left
 PATTERNS_KEPT = 10_000
@@ -72,6 +74,7 @@ class Scan:
         server: Server,
         keys: Keys,
         stats: Stats,
+        bans: KnownBans,
         rules: tuple[Rule, ...],
         exempt: Exempt,
     ) -> None:
@@ -79,6 +82,7 @@ class Scan:
         self._server = server
         self._keys = keys
         self._stats = stats
+        self._bans = bans
         self._rules = rules
         self._exempt = exempt
         self._done: Counter[str] = Counter()
@@ -228,6 +232,7 @@ class Scan:
 
     def _judge(self, entries: Sequence[Entry]) -> Operation[None]:
         samples = [sample for entry in entries for sample in samples_of(self._rules, entry)]
+        samples = yield from self._passing(samples)
         replies = yield from _in_parts(list(map(self._counting, _groups(samples))))
         found = findings(samples, [Tally.read(one) for reply in replies for one in reply])
         if not found:
@@ -236,19 +241,38 @@ class Scan:
         commands = [self._judging(*pair) for pair in zip(found, patterns, strict=True)]
         verdicts = yield from _in_parts(commands, apart=True)
         for pattern, (verdict, *outcome) in zip(patterns, verdicts, strict=True):
+            if verdict == b"known":
+                continue
+            action, level, ban_ms = outcome
+            if action == b"ban" and ban_ms:
+                self._bans.learn(self._keys.ban(pattern.subject), self._now_ms + ban_ms)
             if verdict == b"late":
-                self._tell_ban(pattern, *outcome)
-            elif verdict != b"known":
-                action, level, ban_ms = outcome
+                self._tell_ban(pattern, ban_ms)
+            else:
                 self._tell(pattern.judged(action.decode(), level, ban_ms), verdict == b"new")
+
+    def _passing(self, samples: Sequence[Sample]) -> Operation[list[Sample]]:
+        """The samples without those of an address that has not done enough by itself: see Rule.each."""
+        asked = [sample for sample in samples if sample.needs > 1]
+        if not asked:
+            return list(samples)
+        own = [sample.own for sample in asked]
+        replies = yield from _in_parts(list(map(self._counting, _groups(own))))
+        counts = [int(one[0]) for reply in replies for one in reply]
+        few = {
+            id(sample)
+            for sample, count in zip(asked, counts, strict=True)
+            if max(count, sample.entry.event.n) < sample.needs
+        }
+        return [sample for sample in samples if id(sample) not in few]
 
     def _counting(self, samples: Sequence[Sample]) -> Command:
         """One script that counts all of them."""
-        rules = list({sample.rule.name: sample.rule for sample in samples}.values())
-        places = {rule.name: place for place, rule in enumerate(rules, 1)}
+        rules = list({_name_of(sample.rule): sample.rule for sample in samples}.values())
+        places = {_name_of(rule): place for place, rule in enumerate(rules, 1)}
         words: list[bytes | int] = [word for rule in rules for word in _words(rule)]
         for rule, _, member, entry in samples:
-            words += (places[rule.name], member, entry.ms)
+            words += (places[_name_of(rule)], member, entry.ms)
         counts = [self._keys.abuse_count(one.rule.name, one.group) for one in samples]
         keys = [self._keys.abuse_groups, *counts]
         return abuse_count(keys, GROUPS_LIMIT, len(rules), *words)
@@ -286,7 +310,7 @@ class Scan:
             self._done["bans"] += 1
             self._stats.counts["bans"] += 1
 
-    def _tell_ban(self, pattern: Pattern, action: bytes, level: int, ban_ms: int) -> None:
+    def _tell_ban(self, pattern: Pattern, ban_ms: int) -> None:
         """A ban for a pattern that was said before, when the cap was full or another ban in force: no new line."""
         seconds = ban_ms / 1000
         log.warning(
@@ -296,10 +320,15 @@ class Scan:
         self._stats.counts["bans"] += 1
 
 
+def _name_of(rule: Rule) -> tuple[str, int]:
+    """What addresses do by themselves is counted by the rule with another threshold: see Sample.own."""
+    return rule.name, rule.threshold
+
+
 def _words(rule: Rule) -> Sequence[int]:
     """A rule as lua/abuse_count.lua takes it."""
     window = rule.kept if rule.consecutive else rule.window
-    times = (window * 1000, rule.kept * 1000)
+    times = (window * 1000, rule.kept * 1000 + LATE_MS)
     return (*times, rule.most, int(rule.consecutive), rule.threshold, rule.window * 1000)
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from stillroom.cli import sessions
+from stillroom.cli import limits, sessions
 from stillroom.cli.abuse import abuse, bans
 from stillroom.cli.agree import agree
 from stillroom.cli.credentials import write_secrets
@@ -34,6 +34,7 @@ app.command()(doctor)
 app.command()(agree)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(limits.app, name="limits")
 app.add_typer(bans, name="bans")
 app.add_typer(abuse, name="abuse")
 

@@ -31,18 +31,37 @@ class UnknownSecret(StillroomError, LookupError):
     """The stack has no secret of this name."""
 
 
+class NothingToPromote(StillroomError, LookupError):
+    """No new value of this secret waits to be used first."""
+
+
 Folder = Annotated[Path, typer.Argument(help="Where they are; made if it is not there.")]
-Rotate = Annotated[list[str] | None, typer.Option(help="Replace this one; the old one works on.")]
+Rotate = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Replace this one; the old one works on. Of the peppers: add one that all can read."
+    ),
+]
+Promote = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Of the peppers, once every process has the new one: use it for what is new."
+    ),
+]
 Forget = Annotated[list[str] | None, typer.Option(help="End what this one was before.")]
 
 
-def write_secrets(folder: Folder, rotate: Rotate = None, forget: Forget = None) -> None:
+def write_secrets(
+    folder: Folder, rotate: Rotate = None, promote: Promote = None, forget: Forget = None
+) -> None:
     """Make what is missing: a password per role, peppers, Flower's login. Write users.acl, which holds hashes."""
-    rotate, forget = rotate or [], forget or []
-    _refuse_unknown([*rotate, *forget])
+    rotate, promote, forget = rotate or [], promote or [], forget or []
+    _refuse_unknown([*rotate, *promote, *forget])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in rotate:
         _rotate(folder, name)
+    for name in promote:
+        _promote(folder, name)
     for name in forget:
         _forget(folder, name)
     for name in names():
@@ -94,19 +113,35 @@ def _rotate(folder: Path, name: str) -> None:
     if not path.exists():
         return  # it is made in a moment
     old = path.read_text(encoding="utf-8")
-    if (
-        name == PEPPERS
-    ):  # sessions out there are found by the old ones, new ones made with the first
-        _write(path, " ".join([_new(name), *old.split()][:RING]))
+    if name == PEPPERS:
+        _add_pepper(path, old.split())
         return
     if name not in (TOKEN, FLOWER):  # these are shown by people, who learn the new one
         _write(_previous(path), old)
     _write(path, _new(name))
 
 
+def _add_pepper(path: Path, ring: list[str]) -> None:
+    """Last: every process can read it before any makes something with it, however slowly they change over."""
+    fresh = _new(path.name)
+    _write(_next(path), fresh)
+    _write(path, " ".join([*ring[: RING - 1], fresh]))
+
+
+def _promote(folder: Path, name: str) -> None:
+    """Put the newest pepper in front: new sessions are named with it from then on. Raises NothingToPromote."""
+    path = folder / name
+    if not _next(path).exists():
+        raise NothingToPromote(f"no new {name} waits: say --rotate {name} and deploy first")
+    fresh, ring = _next(path).read_text(encoding="utf-8"), path.read_text(encoding="utf-8").split()
+    _write(path, " ".join([fresh, *(pepper for pepper in ring if pepper != fresh)]))
+    _next(path).unlink()
+
+
 def _forget(folder: Path, name: str) -> None:
     if name == PEPPERS and (folder / name).exists():
         _write(folder / name, (folder / name).read_text(encoding="utf-8").split()[0])
+        _next(folder / name).unlink(missing_ok=True)
     _previous(folder / name).unlink(missing_ok=True)
 
 
@@ -133,6 +168,10 @@ def _password(role: str) -> str:
 
 def _previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
+
+
+def _next(path: Path) -> Path:
+    return path.with_name(path.name + ".next")
 
 
 def _refuse_unknown(given: Iterable[str]) -> None:

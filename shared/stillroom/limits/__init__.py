@@ -1,6 +1,7 @@
 """Rate limits: how often a client may, and what it is told when it may not."""
 
 from stillroom.limits.body import LimitsBody
+from stillroom.limits.changes import Change
 from stillroom.limits.decision import Decision, Standing
 from stillroom.limits.limit import API, AUTH, DEFAULT, STATIC, Limit
 from stillroom.limits.limits import AsyncLimits, Limits
@@ -14,6 +15,7 @@ __all__ = [
     "DEFAULT",
     "STATIC",
     "AsyncLimits",
+    "Change",
     "Decision",
     "Limit",
     "Limits",

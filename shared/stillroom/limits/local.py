@@ -3,25 +3,23 @@
 A process admits its share of each quota (quota / processes, at least 1). It goes on from what Redis said last of a
 subject, so an outage is no fresh quota. What was admitted here is owed to Redis and charged there when it is back:
 nor is the end of an outage one. And it counts against the share for as long as its window lasts, charged or not:
-however often Redis goes away, no more is admitted than in one outage.
+however often Redis goes away, no more is admitted than in one outage. Of whom there is no room for, a limit that is
+strict counts with his neighbours, and Redis is not told; others let him through.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from stillroom.limits.decision import OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD
+from stillroom.limits.decision import OK, PARTS, TOO_MANY, UNTOLD
 from stillroom.limits.limit import Limit
 from stillroom.limits.log import Charge, Entry, Hits, Log, Said
+from stillroom.limits.neighbours import LOOKED_AT, Neighbours
 
-LOOKED_AT = 8  # old logs, for each new one that finds no room
-# Replies of Redis may be taken in out of their order. One that is older than the newest by more than this was not
-# overtaken: the server's clock has stepped back.
-OVERTAKEN_US = 10_000_000
 _US = 1_000_000
 
 Flying = Sequence[
@@ -51,18 +49,31 @@ class LocalLimits:
         """Nothing counted: what a forked process inherits is its parent's to tell."""
         self._lock = threading.Lock()
         self.logs: OrderedDict[bytes, Log] = OrderedDict()  # with hits that Redis may not know of
+        self._neighbours = Neighbours(self._most)
         self._settled: OrderedDict[bytes, Log] = OrderedDict()  # it knows all of theirs
         self._known: OrderedDict[bytes, Known] = OrderedDict()
-        self._held: OrderedDict[str, list[tuple[Log, Entry]]] = OrderedDict()  # by reservation
+        self._held: OrderedDict[str, list[tuple[bytes, Log, Entry]]] = (
+            OrderedDict()
+        )  # by reservation
 
     def remember(
-        self, keys: Sequence[bytes], said: Sequence[int], now: int, server_us: int = 0
+        self,
+        keys: Sequence[bytes],
+        said: Sequence[int],
+        now: int,
+        server_us: int = 0,
+        sent: int | None = None,
     ) -> None:
-        """What Redis said just now. No lock: each step is one of the interpreter's own."""
+        """What Redis said just now, asked at `sent`. No lock: each step is one of the interpreter's own.
+
+        Replies to calls that overlapped may be taken in out of their order: the server's time says which is newer.
+        Of others this process knows, whatever became of that clock meanwhile.
+        """
         known, found = self._known, Known(now, said, keys, server_us)
+        since = now if sent is None else sent
         for key in keys:
             before = known.get(key)
-            if before is None or not 0 < before[3] - server_us < OVERTAKEN_US:
+            if before is None or before.server_us <= server_us or before.at <= since:
                 known[key] = found
         while len(known) > self._most_known:
             known.popitem(last=False)
@@ -84,16 +95,20 @@ class LocalLimits:
         `id`: of a reservation, which may be given back. `known`: what `remember` called the logs, if not so.
         """
         with self._lock:
-            logs = [self._log(key, limit) for key, limit in zip(keys, limits, strict=True)]
+            is_full = len(self.logs) + len(keys) > self._most
+            if is_full:
+                self._look_at_old(now)
+                is_full = len(self.logs) + len(keys) > self._most
+            pairs = zip(keys, limits, strict=True)
+            logs = [self._log(key, limit, now, is_full=is_full) for key, limit in pairs]
             rows = list(zip(logs, keys, known or keys, strict=True))
             said = [self._said(*row, flying, cost, now) for row in rows]
             if any(fits for _, _, fits, _ in said):
                 return TOO_MANY, _flat(said)
             if not take or not cost:
                 return OK, _flat(said)
-            if not self._keep(keys, logs, now):
-                return UNAVAILABLE, ()
-            self._consume(logs, cost, now, id)
+            self._keep(keys, logs)
+            self._consume(keys, logs, cost, now, id)
             return OK, _flat([self._said(*row, flying, 0, now) for row in rows])
 
     def owed(self, now: int, keys: Iterable[bytes] = (), most: int = 100) -> list[Charge]:
@@ -127,7 +142,7 @@ class LocalLimits:
     def forget(self, keys: Iterable[bytes]) -> None:
         with self._lock:
             for key in keys:
-                self.logs.pop(key, None)
+                self._drop(key)
                 self._settled.pop(key, None)
                 self._known.pop(key, None)
 
@@ -136,26 +151,38 @@ class LocalLimits:
         with self._lock:
             return self._held.pop(id, None) is not None
 
-    def refund(self, id: str) -> bool | None:
-        """Give back what a reservation took here. None: Redis knows of some of it, or may. False: none is held."""
+    def refund(self, id: str, cost: int = 0, keys: Container[bytes] | None = None) -> bool | None:
+        """Let a reservation have cost only this much here, or more, in these logs; in others it stays consumed.
+
+        None: Redis knows of it, or may. False: none is held.
+        """
         with self._lock:
             held = self._held.pop(id, None)
             if held is None:
                 return False
-            given = [log.give_back(entry, id) for log, entry in held]
-        return bool(given) if all(given) else None
+            settled = [
+                log.settle_entry(entry, id, cost)
+                for key, log, entry in held
+                if keys is None or key in keys
+            ]
+        return bool(settled) if all(settled) else None
 
     # One decision
 
-    def _log(self, key: bytes, limit: Limit) -> Log:
-        log = self.logs.get(key) or self._settled.get(key) or Log(limit)
-        return log.used_by(limit)
+    def _log(self, key: bytes, limit: Limit, now: int, *, is_full: bool) -> Log:
+        log = self.logs.get(key) or self._settled.get(key)
+        if log is not None:
+            return log.used_by(limit)
+        is_strict = limit.away == "strict" and not limit.shadow
+        if is_strict and (is_full or not self._neighbours.have_room(key)):
+            return self._neighbours.log(key, limit, now)
+        return Log(limit).used_by(limit)
 
     def _said(
         self, log: Log, key: bytes, known: bytes, flying: Flying, cost: int, now: int
     ) -> Said:
         limit, share = log.limit, self._share(log.limit)
-        if limit.away == "open":
+        if limit.is_open_away:
             return UNTOLD
         asked = sum([hits for logs, hits in flying if key in logs])
         base, at = self._base(known, limit, share, now)
@@ -177,8 +204,13 @@ class LocalLimits:
     def _share(self, limit: Limit) -> int:
         return min(limit.quota, max(1, limit.quota // self._processes))
 
-    def _consume(self, logs: Sequence[Log], cost: int, now: int, id: str) -> None:
-        taken = [(log, log.add(cost, now, id)) for log in logs if log.limit.away != "open"]
+    def _consume(
+        self, keys: Sequence[bytes], logs: Sequence[Log], cost: int, now: int, id: str
+    ) -> None:
+        pairs = zip(keys, logs, strict=True)
+        taken = [
+            (key, log, log.add(cost, now, id)) for key, log in pairs if not log.limit.is_open_away
+        ]
         if id:
             self._held[id] = taken
             if len(self._held) > self._most:
@@ -186,33 +218,32 @@ class LocalLimits:
 
     # Room
 
-    def _keep(self, keys: Sequence[bytes], logs: Sequence[Log], now: int) -> bool:
-        """Keep the logs, as far as there is room. False if one that is strict finds none."""
-        new = [(k, log) for k, log in zip(keys, logs, strict=True) if self._is_new(k, log)]
-        room = self._make_room(len(new), now)
-        if room < len(new) and any(log.limit.away == "strict" for _, log in new):
-            return False
-        for key, log in new[:room]:
-            self._settled.pop(key, None)
-            self.logs[key] = log
-        return True
+    def _look_at_old(self, now: int) -> None:
+        """Some of the oldest: over, they go; else they are put last."""
+        for key in list(islice(self.logs, LOOKED_AT)):
+            if self.logs[key].is_over(now):
+                self._drop(key)
+            else:
+                self.logs.move_to_end(key)
 
-    def _is_new(self, key: bytes, log: Log) -> bool:
-        return log.limit.away != "open" and key not in self.logs
+    def _keep(self, keys: Sequence[bytes], logs: Sequence[Log]) -> None:
+        """Keep the logs, as far as there is room."""
+        for key, log in zip(keys, logs, strict=True):
+            if log.limit.is_open_away or log.is_shared or key in self.logs:
+                continue
+            may_stay = log.limit.away == "strict" or self._neighbours.have_room(key)
+            if may_stay and len(self.logs) < self._most:
+                self._settled.pop(key, None)
+                self.logs[key] = log
+                self._neighbours.count(key, 1)
 
-    def _make_room(self, wanted: int, now: int) -> int:
-        """How many more there may be. Some of the oldest are looked at: over, they go; else they are put last."""
-        if wanted and len(self.logs) + wanted > self._most:
-            for key in [key for key, _ in zip(self.logs, range(LOOKED_AT), strict=False)]:
-                if self.logs[key].is_over(now):
-                    del self.logs[key]
-                else:
-                    self.logs.move_to_end(key)
-        return max(0, self._most - len(self.logs))
+    def _drop(self, key: bytes) -> None:
+        if self.logs.pop(key, None) is not None:
+            self._neighbours.count(key, -1)
 
     def _put_away(self, key: bytes, log: Log) -> None:
         """Redis knows of all its hits: they count on in the next outage."""
-        del self.logs[key]
+        self._drop(key)
         self._settled[key] = log
         while len(self._settled) > self._most:
             self._settled.popitem(last=False)

@@ -58,10 +58,11 @@ class Entry:
 class Log:
     """The hits of one subject against one limit."""
 
-    __slots__ = ("_entries", "_id", "_keep_us", "_total", "charging", "limit")
+    __slots__ = ("_entries", "_id", "_keep_us", "_total", "charging", "is_shared", "limit")
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: Limit, *, is_shared: bool = False) -> None:
         self.limit = limit
+        self.is_shared = is_shared  # with neighbours: see neighbours.py. It is nobody's, and Redis not told of it
         self.charging = False  # some are on their way to Redis
         self._keep_us = 0  # the longest window of the limits that use it
         self._entries: list[Entry] = []
@@ -108,11 +109,14 @@ class Log:
         self._entries.append(Entry(now, cost, id if apart else ""))
         return self._entries[-1]
 
-    def give_back(self, entry: Entry, id: str) -> bool:
-        """Forget the hits of a reservation. False: Redis knows of them, or may, or they share their entry."""
+    def settle_entry(self, entry: Entry, id: str, cost: int) -> bool:
+        """Let a reservation have cost this much. False: Redis may know of its hits, or they share an entry."""
         if entry.id != id or entry.state != OWED or entry not in self._entries:
             return False
-        self._entries.remove(entry)
+        if cost:
+            entry.count = cost
+        else:
+            self._entries.remove(entry)
         return True
 
     def is_over(self, now: int) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 
 from stillroom.limits.decision import Decision
 from stillroom.limits.limit import Limit
@@ -26,3 +27,9 @@ class Reservation:
     @property
     def allowed(self) -> bool:
         return self.decision.allowed
+
+    def of(self, limits: Container[Limit]) -> Reservation:
+        """The same reservation as far as these limits go: to settle it there and nowhere else, once."""
+        pairs = [pair for pair in zip(self.keys, self.counted, strict=True) if pair[1] in limits]
+        keys, counted = tuple([key for key, _ in pairs]), tuple([limit for _, limit in pairs])
+        return replace(self, keys=keys, counted=counted)

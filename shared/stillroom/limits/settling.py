@@ -19,7 +19,7 @@ from stillroom.limits.log import Charge
 from stillroom.limits.request import WINDOWS, WINDOWS_LIMIT, Request, Requests
 from stillroom.limits.reservation import Reservation
 from stillroom.operation import Once, Operation
-from stillroom.scripts import limit_charge, limit_refund, limit_windows
+from stillroom.scripts import limit_charge, limit_settle, limit_windows
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import Command
@@ -49,7 +49,7 @@ class Settling:
 
     def reset(self) -> None:
         """Nothing waits: a forked process leaves to its parent what is its parent's."""
-        self._refunds: OrderedDict[str, Reservation] = OrderedDict()
+        self._refunds: OrderedDict[str, tuple[Reservation, int]] = OrderedDict()
         self.waits.pop(REFUNDS, None)
 
     def before(self, request: Request) -> Operation[Request]:
@@ -107,6 +107,7 @@ class Settling:
         """
         replies: Sequence[Any] = [None] * len(charges)
         failure: RedisUnavailable | None = None
+        sent = _now_us()
         try:
             replies = yield Once(map(self._charging, charges))
         except RedisRefused as refused:
@@ -116,19 +117,19 @@ class Settling:
         except RedisUnavailable as error:
             failure = error
         finally:  # also where this operation is given up
-            self._settle(charges, replies)
+            self._settle(charges, replies, sent)
         if failure is not None and any(map(_is_unsettled, replies)):
             raise failure
         return list(replies)
 
-    def _settle(self, charges: Sequence[Charge], replies: Sequence[Any]) -> None:
+    def _settle(self, charges: Sequence[Charge], replies: Sequence[Any], sent: int) -> None:
         now = _now_us()
         for charge, reply in zip(charges, replies, strict=True):
             self._local.settle([charge], now, told=not _is_unsettled(reply))
             if isinstance(reply, list):
                 *said, server_us = reply
                 known_as = self._requests.known_as(charge.key, charge.limit)
-                self._local.remember([known_as], said, now, server_us)
+                self._local.remember([known_as], said, now, server_us, sent)
             elif reply is not None:
                 self._stats.say("limits", "charge", f"Redis refuses to count hits: {reply}")
 
@@ -142,20 +143,20 @@ class Settling:
 
     # Reservations
 
-    def refund(self, reservation: Reservation) -> Operation[bool | None]:
-        """Whether Redis gave it back, now. None: not known; it will be asked again.
+    def settle(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
+        """Whether Redis settled it at this cost, now. None: not known; it will be asked again.
 
-        Redis away: False for what it holds. What was made here it may have to give back later: None.
+        Redis away: False for what it holds. What was made here it may have to settle later: None.
         """
         try:
-            (refunded,) = yield Once([self._refunding(reservation)])
+            (settled,) = yield Once([self._settlement(reservation, cost)])
         except RedisUnavailable as error:
             self._stats.say("refund", error.reason, f"not known to be given back: {error}")
             if not (error.may_be_done or reservation.local):
                 return False
-            self._refund_later(reservation)
+            self._settle_later(reservation, cost)
             return None
-        return bool(refunded)
+        return bool(settled)
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
         """Whether it could still be refunded, and can't any more. None: not known. Redis away: False."""
@@ -170,7 +171,7 @@ class Settling:
         """Give back what could not be, and is not known to be. Raises RedisUnavailable."""
         while bite := list(self._refunds.items())[:BITE]:
             try:
-                replies: Sequence[Any] = yield Once([self._refunding(one) for _, one in bite])
+                replies: Sequence[Any] = yield Once([self._settlement(*one) for _, one in bite])
             except RedisRefused as refused:
                 replies = refused.replies
                 if len(replies) != len(bite) or all(map(_is_unsettled, replies)):
@@ -182,23 +183,23 @@ class Settling:
         if self._refunds:  # one that came just now
             self.waits[REFUNDS] = 0.0
 
-    def _refund_later(self, reservation: Reservation) -> None:
-        self._refunds[reservation.id] = reservation
+    def _settle_later(self, reservation: Reservation, cost: int) -> None:
+        self._refunds[reservation.id] = reservation, cost
         if len(self._refunds) > REFUNDS_LIMIT:
             self._refunds.popitem(last=False)
             self._stats.say("refund", "full", "too many wait for Redis: the oldest is given up")
         self.waits[REFUNDS] = 0.0
 
-    def _refunding(self, reservation: Reservation) -> Command:
+    def _settlement(self, reservation: Reservation, cost: int) -> Command:
         keys = (self._keys.reservation(reservation.id), *reservation.keys)
         over_ms = OVER_MS if reservation.local else 0
-        windows = [
-            window
+        numbers = [
+            number
             for limit in reservation.counted
-            for window in (limit.window * _US, self._requests.longest_window(limit))
+            for number in (limit.quota, limit.window * _US, self._requests.longest_window(limit))
         ]
-        cost = reservation.decision.cost
-        return limit_refund(keys, reservation.at_us, cost, over_ms, *windows)
+        before = reservation.decision.cost
+        return limit_settle(keys, reservation.at_us, before, cost, over_ms, *numbers)
 
     # Windows
 

@@ -1,46 +1,54 @@
 -- One request against all its limits: its bans, then all limits looked at, then all of them consumed, or none.
--- KEYS  1 stream of events  2… bans, then the log of each limit, then the reservation if there is one
--- ARGV  1 'take' | 'look' (consumes and tells nothing)  2 cost  3 number of bans  4 number of limits
+-- KEYS  1 stream of events  2 widths of bans  3… bans, then the log of each limit, then the reservation if there is one
+-- ARGV  1 'take' | 'quiet' (tells nothing of this request) | 'look' (consumes and tells nothing)
+--       2 cost  3 number of bans  4 number of limits
 --       5 denials that the process answered from memory since: '<number of the limit>:<how many>' …, '' for none
 --       6 ms a reservation lives, '' for none  7 number of limits that tell of being near: the first ones
---       8… quota, window µs, longest window of its name µs of each limit; then the fields of an event: 'ip', address, 'user', HMAC …
+--       8 the widths of bans as the process knows them: it has named the bans of those
+--       9 a letter for each limit, 's' for one in shadow, which denies nothing; '' where none is
+--       10… quota, window µs, longest window of its name µs of each limit; then the fields of an event: 'ip', address,
+--       'user', HMAC …
 -- returns {1 admitted | 0 denied, now, then for each limit: hits used, µs until some come back (0: none are used),
 --          µs until this request fits (0: it does, -1: never), µs until all have come back}
---         {-1, now, ms the ban lasts}
+--         {-1, now, ms the ban lasts, the number of the ban}
+--         {-2, now, the widths of bans}: others than the process knows. Nothing was done: it is to ask again
 -- include: clock hits reservation
 -- flags: allow-oom
 
 local DENIED_MS = 600000
 local NEAR_SHARE, NEAR_LEAST = 0.8, 10
-local taking, cost = ARGV[1] == 'take', tonumber(ARGV[2])
+local taking, telling, cost = ARGV[1] ~= 'look', ARGV[1] == 'take', tonumber(ARGV[2])
 local bans, count = tonumber(ARGV[3]), tonumber(ARGV[4])
-local fields = 8 + 3 * count
+local fields = 10 + 3 * count
 local now = now_us()
 
 -- One MGET for all of them: each command of a script costs as much as the rest of it.
-local held = bans + count > 0 and redis.call('MGET', unpack(KEYS, 2, 1 + bans + count)) or {}
+local held = redis.call('MGET', unpack(KEYS, 2, 2 + bans + count))
+if (held[1] or '') ~= ARGV[8] then
+  return {-2, now, held[1] or ''}
+end
 for i = 1, bans do
-  if held[i] then
-    local left = redis.call('PTTL', KEYS[1 + i])
+  if held[1 + i] then
+    local left = redis.call('PTTL', KEYS[2 + i])
     -- A ban of before the clock stepped back would last longer by that step.
-    local since, till = string.match(held[i], '"since":([%d.]+)'), string.match(held[i], '"until":([%d.]+)')
+    local since, till = string.match(held[1 + i], '"since":([%d.]+)'), string.match(held[1 + i], '"until":([%d.]+)')
     local whole = since and till and math.ceil((tonumber(till) - tonumber(since)) * 1000)
     if whole and left > whole + 1000 then
-      redis.call('PEXPIRE', KEYS[1 + i], plain(whole))
+      redis.call('PEXPIRE', KEYS[2 + i], plain(whole))
       left = whole
     end
-    return {-1, now, left}
+    return {-1, now, left, i}
   end
 end
 
 local limits, denied = {}, nil
 for i = 1, count do
-  local numbers = 5 + 3 * i
+  local numbers = 7 + 3 * i
   local limit = {
-    key = KEYS[1 + bans + i],
+    key = KEYS[2 + bans + i],
     quota = tonumber(ARGV[numbers]), window = tonumber(ARGV[numbers + 1]), keep = tonumber(ARGV[numbers + 2]),
   }
-  limit.log, limit.used, limit.old = read_hits(limit.key, held[bans + i], now, limit.window, limit.keep)
+  limit.log, limit.used, limit.old = read_hits(limit.key, held[1 + bans + i], now, limit.window, limit.keep)
   limits[i] = limit
 end
 
@@ -59,9 +67,11 @@ local function wait_of(limit)
   return -1
 end
 
-for _, limit in ipairs(limits) do
+for i, limit in ipairs(limits) do
   limit.wait = wait_of(limit)
-  if limit.wait ~= 0 and not denied then
+  -- A limit in shadow counts what it would have admitted, and nobody is denied for it.
+  limit.is_let_off = limit.wait ~= 0 and string.sub(ARGV[9], i, i) == 's'
+  if limit.wait ~= 0 and not limit.is_let_off and not denied then
     denied = limit
   end
 end
@@ -122,7 +132,7 @@ if taking and not is_reserved then
   for number, more in string.gmatch(ARGV[5], '(%d+):(%d+)') do
     limits[tonumber(number)].denials = tonumber(more)
   end
-  if denied then
+  if denied and telling then
     denied.denials = (denied.denials or 0) + 1
   end
   for _, limit in ipairs(limits) do
@@ -132,12 +142,14 @@ if taking and not is_reserved then
   end
   if not denied and cost > 0 then
     for i, limit in ipairs(limits) do
-      consume(limit)
-      if i <= tonumber(ARGV[7]) then
-        tell_if_near(limit)
-      end
-      if ARGV[6] ~= '' then
-        note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
+      if not limit.is_let_off then
+        consume(limit)
+        if telling and i <= tonumber(ARGV[7]) then
+          tell_if_near(limit)
+        end
+        if ARGV[6] ~= '' then
+          note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
+        end
       end
     end
     if ARGV[6] ~= '' then

@@ -32,8 +32,9 @@ if redis.call('ZCARD', index) == left then
   return {ended, 0}
 end
 
-local before = redis.call('ZSCORE', prefix .. 'rev', ARGV[2])
-ended = ended + redis.call('ZCOUNT', index, before and '(' .. before or '-inf', '+inf') - left
+local before = math.max(
+  tonumber(redis.call('ZSCORE', prefix .. 'rev', ARGV[2]) or '0'), tonumber(redis.call('GET', prefix .. 'all') or '0'))
+ended = ended + redis.call('ZCOUNT', index, '(' .. plain(before), '+inf') - left
 local life = redis.call('PTTL', index)
 if life < 0 then -- somebody took its end away
   life = LONGEST_MS

@@ -1,7 +1,8 @@
 -- Gives a session a new name. The old one leads to it for a moment, for the requests that are under way; after
 -- that, and for as long as the session may live, its use is a replay.
 -- KEYS  1… record, under each pepper; then the new name, under each pepper
--- ARGV  1 prefix  2 grace µs  3 how many names the new one has
+-- ARGV  1 prefix  2 grace µs  3 how many names the new one has  4 1: the user has just proved who he is
+--       5 1: the response brings the browser the new name
 -- returns {'ok', h, what the record says of itself, its data}, {'conflict'} somebody else has rotated it, or why not: see session_get
 -- include: clock session session_index
 
@@ -45,4 +46,10 @@ local grace = tonumber(ARGV[2])
 redis.call('HSET', old, '_to', h, '_until', plain(now + grace), '_u', session.user)
 redis.call('PEXPIRE', old, plain(math.max(math.ceil(grace / 1000), life)))
 write_aliases(prefix, {unpack(KEYS, names + 2)}, session, now)
+if ARGV[4] == '1' then
+  redis.call('HSET', fresh, '_a', plain(now))
+end
+if ARGV[5] == '1' then
+  mark_late(prefix, old)
+end
 return answer(h, fresh)

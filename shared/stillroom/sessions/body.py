@@ -23,6 +23,7 @@ from stillroom.errors import (
     SessionConflict,
     SessionDataRefused,
     SessionEnded,
+    SessionNotFresh,
     SessionStoreUnavailable,
     SettingsError,
     TooManySessions,
@@ -32,6 +33,7 @@ from stillroom.keys import Keys, original, sanitized
 from stillroom.operation import Call, Once, Operation, Pause
 from stillroom.scripts import (
     session_end,
+    session_end_all,
     session_get,
     session_list,
     session_reclaim,
@@ -43,7 +45,7 @@ from stillroom.scripts import (
 )
 from stillroom.sessions.asking import Asking, steady_us
 from stillroom.sessions.beginning import Beginning
-from stillroom.sessions.ends import End, Undo
+from stillroom.sessions.ends import BRINGS_ANOTHER, NO_COOKIE, TAKES_AWAY, UNLESS_LATE, End, Undo
 from stillroom.sessions.session import (
     Device,
     Session,
@@ -84,6 +86,7 @@ PAGE = 200  # sessions of a user that one script lists: some 3 ms of the server'
 CAP_LIMIT = 300  # sessions of a user that one login may count
 REMOVE_LIMIT = 1_000  # keys in one update: no session has more
 LONGEST_S = 366 * 86_400
+DEVICE_LENGTH = 22  # characters of an HMAC
 
 _BLANK = b"?" * NAME_LENGTH  # where a name goes
 
@@ -120,6 +123,8 @@ class SessionsBody(Asking):
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
     ) -> Operation[Session[dict[str, Any]]]: ...
     @overload
     def create(
@@ -134,6 +139,8 @@ class SessionsBody(Asking):
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
     ) -> Operation[Session[T]]: ...
     def create(
         self,
@@ -147,6 +154,8 @@ class SessionsBody(Asking):
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
     ) -> Operation[Session[Any]]:
         """Begin a session; its `token` goes into the cookie. `user_id=None` makes an anonymous session.
 
@@ -154,32 +163,128 @@ class SessionsBody(Asking):
         `replaces`: the session before the login, which ends with it (a token planted there opens
         nothing afterwards). `max_per_user` (up to 300) with `on_cap` "evict_oldest" or "reject", which raises
         TooManySessions and ends nothing. Where an app has begun to cap late, each login evicts up to 100.
+        `device`: what the user's device is called, kept as an HMAC for `session_device_memory` seconds. Listeners
+        of `on_event` hear of one that is new to a user who has others. `fresh=False`: the user did not prove who he
+        is just now (a "remember me" cookie did), so `get(fresh=…)` refuses the session until it is confirmed.
         Raises SessionDataRefused, SessionUnreadable (JSON that could not be read back), ValueTooLarge, InvalidKey.
         Redis away or full: SessionStoreUnavailable. What may have been created all the same is ended as soon as
         this process reaches Redis, and so is `replaces`: a login whose reply was lost takes no place of a cap.
         """
+        return (
+            yield from self._create(
+                *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
+                *(device, fresh, NO_COOKIE),
+            )
+        )
+
+    def log_in(
+        self,
+        before: Known | None,
+        user_id: str,
+        data: Mapping[str, Any],
+        *,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        idle: float | None = None,
+        absolute: float | None = None,
+        max_per_user: int | None = None,
+        on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
+    ) -> Operation[Session[Any]]:
+        """The `create` of a login whose response brings the browser its cookie, in the place of the session before.
+
+        Responses to other requests of that browser, which are under way, do not set theirs over it.
+        """
+        return (
+            yield from self._create(
+                *(user_id, data, tags, meta, idle, absolute, before, max_per_user, on_cap),
+                *(device, fresh, BRINGS_ANOTHER),
+            )
+        )
+
+    def succeed(
+        self, before: Known, user_id: str | None, data: Mapping[str, Any], **options: Any
+    ) -> Operation[Session[Any]]:
+        """Begin a session, and end the one before it. What can't be begun leaves the one before as it was.
+
+        Raises SessionEnded if that one has ended meanwhile: who ends it first decides, so a logout is not undone.
+        `options` are those of `create`.
+        """
+        made = yield from self.create(user_id, data, **options)
+        place = self._place(before, denied=True)
+        if place is not None and (yield from self._end(self._destroying(place, BRINGS_ANOTHER))):
+            return made  # type: ignore[no-any-return]
+        yield from self.destroy(made)
+        raise SessionEnded("missing")
+
+    def begin(
+        self,
+        token: str,
+        data: Mapping[str, Any],
+        *,
+        idle: float | None = None,
+        absolute: float | None = None,
+    ) -> Operation[Session[Any]]:
+        """Begin an anonymous session in the place of one that has ended, for a request that came with its token.
+
+        Raises SessionEnded if another request has just logged in, logged out or got a new token in its place: the
+        response to this one may arrive later, and must not set its cookie over that. Otherwise see `create`.
+        """
+        return (
+            yield from self._create(
+                *(None, data, (), None, idle, absolute, token, None, "evict_oldest"),
+                *(None, True, UNLESS_LATE),
+            )
+        )
+
+    def _create(
+        self,
+        user_id: str | None,
+        data: Any,
+        tags: Sequence[str],
+        meta: Mapping[str, Any] | None,
+        idle: float | None,
+        absolute: float | None,
+        replaces: Known | None,
+        max_per_user: int | None,
+        on_cap: str,
+        device: str | None,
+        fresh: bool,
+        cookie: int,
+    ) -> Operation[Session[Any]]:
         user = b"" if user_id is None else sanitized(user_id)
         _check_cap(user_id, max_per_user, on_cap)
         times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
         labels = b"\n".join(encoded_tags(tags))
-        token, place = self._new_place(shard_of(user, self._shards) if user else None)
         old = None if replaces is None else self._place(replaces)
-        ending = None if old is None else self._destroying(old)
+        # Who is nobody yet stays where he was: then one script does all of it.
+        shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
+        token, place = self._new_place(shard)
+        ends_with = BRINGS_ANOTHER if cookie == BRINGS_ANOTHER else NO_COOKIE
+        ending = None if old is None else self._destroying(old, ends_with)
         numbers = (*times, max_per_user or 0, int(on_cap == "evict_oldest"))
         about = (self._keys.shard(place.shard), user, labels, *numbers, note)
-        begins = Beginning(self, place, self._names(place), old, ending, about, _flat(fields))
+        proved = b"" if fresh else b"0"
+        more = (proved, b"%d" % cookie, *self._device_of(user and device))
+        parts = [*more, *_flat(fields)]
+        begins = Beginning(self, place, self._names(place), old, ending, about, parts)
         reply = yield from begins.run()
         self._tell_all("expired", place.shard, begins.expired)
         if reply[0] == b"full":
             raise TooManySessions(reply[1], max_per_user or 0)
+        if reply[0] == b"replaced":
+            raise SessionEnded("replaced")
         self.stats.counts["sessions_created"] += 1
         if reply[2] or reply[3]:
             evicted = [part for name in reply[3] for part in (name, user)]
             self._tell_all("expired", place.shard, reply[2])
             self._tell_all("evicted", place.shard, evicted)
-        began = head(user, int(reply[1]), *times, labels, note)
+        if reply[5]:
+            self._tell_all("new_device", place.shard, [place.names[0], user])
+        began = head(user, int(reply[1]), *times, labels, note, proved)
         where = place.shard, place.names[0], began
         if isinstance(given, Mapping):
             return Session(*where, fields, token, as_fields=True)
@@ -187,18 +292,30 @@ class SessionsBody(Asking):
 
     @overload
     def get(
-        self, session: Known, type: None = None, *, touch: bool = True
+        self,
+        session: Known,
+        type: None = None,
+        *,
+        touch: bool = True,
+        fresh: float | None = None,
     ) -> Operation[Session[dict[str, Any]] | None]: ...
     @overload
     def get(
-        self, session: Known, type: type[T], *, touch: bool = True
+        self, session: Known, type: type[T], *, touch: bool = True, fresh: float | None = None
     ) -> Operation[Session[T] | None]: ...
     def get(
-        self, session: Known, type: Any = None, *, touch: bool = True
+        self,
+        session: Known,
+        type: Any = None,
+        *,
+        touch: bool = True,
+        fresh: float | None = None,
     ) -> Operation[Session[Any] | None]:
         """The session of this token or id; None if it never was, has ended, has expired, or was rotated away.
 
         `type`: a pydantic model or any other type of its data. `touch=False`: reading it does not keep it alive.
+        `fresh`: seconds; raises SessionNotFresh for a session whose user has not proved within them who he is, by
+        the login that began it or by `confirm`.
         What no token of ours looks like costs no round trip. Raises SessionUnreadable.
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
@@ -209,7 +326,10 @@ class SessionsBody(Asking):
         if reply[0] != b"ok":
             self._refused(place, reply)
             return None
-        return self._read(place.shard, reply, session, type)
+        found = self._read(place.shard, reply, session, type)
+        if fresh is not None and not found.is_fresh(fresh):
+            raise not_fresh(found, fresh)
+        return found
 
     def update(
         self,
@@ -327,6 +447,28 @@ class SessionsBody(Asking):
         Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, it is undone as soon as
         this process reaches Redis again: the old token stays good.
         """
+        return (yield from self._rotate(session, type, grace, is_proof=False))
+
+    def confirm(self, session: Known, *, grace: float | None = None) -> Operation[Session[Any]]:
+        """The user has just proved again who he is: the session is fresh from now on, under a new token.
+
+        See `get(fresh=…)`, and `rotate` for everything else.
+        """
+        return (yield from self._rotate(session, None, grace, is_proof=True))
+
+    def renew(self, token: str, *, is_proof: bool) -> Operation[Session[Any]]:
+        """Rotate it, or confirm it, for a request whose response brings the browser the new token: see `log_in`."""
+        return (yield from self._rotate(token, None, 0, is_proof=is_proof, brings_cookie=True))
+
+    def _rotate(
+        self,
+        session: Known,
+        type: Any,
+        grace: float | None,
+        *,
+        is_proof: bool,
+        brings_cookie: bool = False,
+    ) -> Operation[Session[Any]]:
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")
@@ -336,7 +478,8 @@ class SessionsBody(Asking):
         token, fresh = self._new_place(place.shard)
         old, new = self._names(place), self._names(fresh)
         prefix = self._keys.shard(place.shard)
-        rotates = session_rotate([*old, *new], prefix, _us(seconds), len(new))
+        how = (_us(seconds), len(new), int(is_proof), int(brings_cookie))
+        rotates = session_rotate([*old, *new], prefix, *how)
         try:
             (reply,) = yield from self._ask([rotates], Once)
         except SessionStoreUnavailable as error:
@@ -399,6 +542,28 @@ class SessionsBody(Asking):
             ended += yield from self._revoke(b"g:" + tag, None)
         return ended
 
+    def destroy_all(self) -> Operation[int]:
+        """End all sessions of all users, and those of the anonymous. Returns how many there were, with those that
+        had ended and were not swept.
+
+        True for every reader when it returns, whatever was under way; one short script for each shard, however
+        many there are. Workers give the memory back. Redis away: SessionStoreUnavailable; some shards may have
+        been done.
+        """
+        longest = b"%d" % (1_000 * max(self.settings.session_absolute, 7 * 86_400))
+
+        def ending_all(shard: int) -> Command:
+            due, prefix = self._keys.due_sessions(shard), self._keys.shard(shard)
+            return session_end_all([due], prefix, longest)
+
+        ended: int = sum((yield from self._everywhere(ending_all, Once)))
+        self.stats.counts["sessions_revoked"] += ended
+        if ended and self.dispatch.inline:
+            yield from self.sweep()
+        elif ended:
+            self.dispatch.wake(SWEEP_TASK)
+        return ended
+
     def count(self, user_id: str | None = None) -> Operation[int]:
         """Return how many sessions there are: of a user, exactly; of all, with those not swept since they ended.
 
@@ -457,11 +622,29 @@ class SessionsBody(Asking):
         except SessionStoreUnavailable as error:
             log.info("the last counts are lost: %s", error)
 
-    def is_current(self, session: Session[Any]) -> bool:
-        """Whether its token is its name of today; False for one that was rotated and works on for a moment."""
-        place = self._place(session)
-        handles = () if place is None else [make_handle(place.shard, name) for name in place.names]
-        return session.handle in handles
+    # For a request
+
+    def log_out(self, token: str, *, if_empty: bool = False) -> Operation[bool]:
+        """`destroy`, where the response takes the cookie away: a slower one must begin no session in its place.
+
+        `if_empty`: only if there is no data in it, whoever has written last.
+        """
+        place = self._place(token, denied=True)
+        if place is None:
+            return False
+        ending = self._destroying(place, TAKES_AWAY)._replace(only=b"1" if if_empty else b"")
+        ended: bool = yield from self._end(ending)
+        self.stats.counts["sessions_destroyed"] += ended
+        return ended
+
+    def is_late(self, token: str) -> Operation[bool]:
+        """Tell whether the browser that showed this token is getting another cookie, or none: by a login, a new
+        token or a logout of a moment ago. Redis away: SessionStoreUnavailable."""
+        place = self._place(token, denied=True)
+        if place is None:
+            return False
+        (found,) = yield from self._ask([(b"EXISTS", *self._keys.late(place.shard, place.names))])
+        return bool(found)
 
     # Lists
 
@@ -615,10 +798,17 @@ class SessionsBody(Asking):
         options = self._keys.shard(shard), self._touch if touch else b""
         return session_get(self._keys.sessions(shard, names), *options)
 
-    def _destroying(self, place: Place, asked: bytes = b"") -> End:
-        """The end of this session. `asked`: when, in µs by the server's clock as this process knows it now."""
-        age = self._server.now_us() - int(asked) if asked else 0
-        return End(tuple(self._names(place)), self._keys.shard(place.shard), steady_us() - age)
+    def _destroying(self, place: Place, cookie: int = NO_COOKIE) -> End:
+        """The end of this session. `cookie`: what the response does to the browser's."""
+        names, prefix = tuple(self._names(place)), self._keys.shard(place.shard)
+        return End(names, prefix, steady_us(), cookie)
+
+    def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
+        """What a device is called in Redis, and how many ms it is known."""
+        if not device:
+            return b"", b""
+        name = self._ring()[0].name(b"device\0" + str(device).encode("utf-8", "replace"))
+        return name[:DEVICE_LENGTH], b"%d" % (1_000 * self.settings.session_device_memory)
 
     def _kept(self, keep: Known | None) -> Place | None:
         if keep is None:
@@ -647,8 +837,8 @@ class SessionsBody(Asking):
 
     def _read(self, shard: int, reply: Any, session: Known, type: Any) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
-        was_touched = len(reply) > 4 and reply[4] == 1
-        return Session(shard, reply[1], reply[2], data, _token_of(session), was_touched)
+        unseen = reply[4] if len(reply) > 4 else 0
+        return Session(shard, reply[1], reply[2], data, _token_of(session), unseen, reply[3])
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and tell why there is no session."""
@@ -662,7 +852,7 @@ class SessionsBody(Asking):
         """`ended`: name, user, name, user …"""
         if not ended:
             return
-        if kind != "replayed":
+        if kind not in ("replayed", "new_device"):
             self.stats.counts[f"sessions_{kind}"] += len(ended) // 2
         for name, user in zip(ended[::2], ended[1::2], strict=True):
             user_id = original(user).decode(errors="replace") or None
@@ -675,6 +865,12 @@ class SessionsBody(Asking):
                 listener(event)
             except Exception:
                 log.exception("a listener of session events failed")
+
+
+def not_fresh(session: Session[Any], within: float) -> SessionNotFresh:
+    """The error to raise for a session that is not fresh."""
+    proved = session.authenticated_at
+    return SessionNotFresh(within, None if proved is None else session.read_at - proved)
 
 
 def _token_of(session: Known) -> str:

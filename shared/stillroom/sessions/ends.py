@@ -8,7 +8,9 @@ from typing import NamedTuple
 from stillroom.scripts import session_destroy, session_hold, session_undo
 from stillroom.wire import Command
 
-TRIES = 5  # until it is plain which was first, an end or a rotation
+TRIES = 5  # to find out which was first, an end or a rotation; then as many that favour the end more and more
+# What the response does: see lua/session_destroy.lua and session_create.lua.
+NO_COOKIE, TAKES_AWAY, UNLESS_LATE, BRINGS_ANOTHER = 0, 1, 1, 2
 
 
 class End(NamedTuple):
@@ -24,10 +26,12 @@ class End(NamedTuple):
     keys: tuple[bytes, ...]  # its record, under each pepper
     prefix: bytes
     asked_us: int  # of this machine's steady clock
+    cookie: int = NO_COOKIE
+    only: bytes = b""  # b"1": if it has no data
     doubts: int = 0
 
     def command(self, now_us: int) -> Command:
-        return session_destroy(self.keys, self.prefix, self.age(now_us))
+        return session_destroy(self.keys, self.prefix, self.age(now_us), self.cookie, self.only)
 
     def holding(self, now_us: int) -> Command:
         """The command that takes it out of use, to be freed or ended."""
@@ -41,9 +45,9 @@ class End(NamedTuple):
 
         `late_us`: how long before the asking the grace was over; -1: the script did what it was asked.
         """
-        if not 0 <= late_us < took_us or self.doubts > TRIES:
+        if not 0 <= late_us < took_us or self.doubts == 2 * TRIES:
             return None
-        benefit = took_us if self.doubts == TRIES else 0
+        benefit = took_us << self.doubts - TRIES if self.doubts >= TRIES else 0
         return self._replace(doubts=self.doubts + 1, asked_us=self.asked_us - benefit)
 
 

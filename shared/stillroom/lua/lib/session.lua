@@ -1,14 +1,19 @@
 -- Sessions. All keys of a shard begin with one prefix and live in one slot, so each act is one script.
 --   s:<h>     the record: _u user ('' anonymous), _c created, _l last seen, _x absolute deadline, _i idle, _s stamp,
 --             _v version, _t tags, one a line, _m meta, _b bytes of data; and the data, one JSON a key. Times: µs.
+--             _a when the user last proved who he is, where that is not _c (0: never)
 --             Or, where a session was rotated: _to its new name, _until the end of grace, _u user.
 --             The same with _alias, for ever: the name under another pepper, while peppers are changed.
 --             Or _never: its creation or rotation was undone, and must not happen later.
 --             A session that waits for another's creation to be accepted has _held: its _x, which is 0 meanwhile
 --   u:<user>  g:<tag>   names → stamp
+--   d:<user>  what the user's devices are called → when each logged in last, µs
 --   x         <h>\n<user>\n<tags> → when to look at it again, µs: enough to clean up after a record that is gone
 --   rev       u:<user>, g:<tag> revoked and not yet deleted → stamp: what was made up to it is dead
+--   all       a stamp: what was made up to it is dead, whose ever it is
+--   x:<stamp> what x was when that was said: those sessions are still to be deleted
 --   clock     the newest stamp
+--   late:<h>  the browser is getting another cookie, or none, in the place of this name's
 -- A stamp is max(TIME in µs, newest + 1): it orders creations and revocations also where the clock steps back.
 
 local SLACK_MS = 60000 -- a record outlives its session by this: the script decides, not the key's TTL
@@ -61,14 +66,19 @@ local function indexes_of(session)
   return names
 end
 
-local has_revocations -- asked once a script, for each command costs as much as all that is done with its reply
+-- Asked once a script, for each command costs as much as all that is done with its reply.
+local has_revocations, all_up_to
 
 local function is_revoked(prefix, session)
   if has_revocations == nil then
-    has_revocations = redis.call('EXISTS', prefix .. 'rev') == 1
+    has_revocations = redis.call('EXISTS', prefix .. 'rev', prefix .. 'all') > 0
   end
   if not has_revocations then
     return false
+  end
+  all_up_to = all_up_to or number(redis.call('GET', prefix .. 'all') or '0') or 0
+  if session.stamp <= all_up_to then
+    return true
   end
   local names = indexes_of(session)
   for _, stamp in ipairs(names[1] and redis.call('ZMSCORE', prefix .. 'rev', unpack(names)) or {}) do
@@ -126,18 +136,19 @@ local function see(session, now)
   redis.call('HSET', session.key, '_l', plain(session.seen))
 end
 
--- → whether it was written down
+-- → µs since it was written down that it was seen: 0 if that is now
 local function touch(session, now, interval)
-  local is_due = now - session.seen >= math.min(interval, session.idle / 20)
-  if is_due then
-    see(session, now)
+  local unseen = now - session.seen
+  if unseen < math.min(interval, session.idle / 20) then
+    return math.max(0, unseen)
   end
-  return is_due
+  see(session, now)
+  return 0
 end
 
 -- What a record says of itself, tab between tab, and its data put together to one JSON object. Nothing is decoded:
 -- the parts hold no tab, and each value is JSON already. Two strings are read faster than thirty.
-local OWN = {'_u', '_c', '_l', '_x', '_i', '_v', '_t', '_m'}
+local OWN = {'_u', '_c', '_l', '_x', '_i', '_v', '_a', '_t', '_m'}
 
 local function answer(h, key)
   local all, own, data = redis.call('HGETALL', key), {}, {}

@@ -2,6 +2,7 @@
 
 local LONGEST_MS = 366 * 86400000 -- no session is longer
 local FOREVER = '9007199254740991'
+local LATE_MS = 60000 -- a response that began before a login may still be under way
 
 local function keep_for(key, ms)
   if redis.call('PTTL', key) < ms then
@@ -102,6 +103,28 @@ local function write_aliases(prefix, aliases, session, now)
     redis.call('HSET', key, '_to', session.h, '_until', FOREVER, '_u', session.user, '_alias', '1')
     redis.call('PEXPIRE', key, plain(life_of(session.limit, now)))
   end
+end
+
+local function late_key(prefix, key)
+  return prefix .. 'late:' .. string.sub(key, #prefix + 3)
+end
+
+-- The response to this request brings another cookie, or none. Others under the old name may be under way, and arrive
+-- later: they must neither set a cookie over it nor begin a session. A server that is full goes without.
+local function mark_late(prefix, key, session)
+  redis.pcall('SET', late_key(prefix, key), '', 'PX', LATE_MS)
+  if session and session.key and session.key ~= key then -- it was rotated within the grace
+    redis.pcall('SET', late_key(prefix, session.key), '', 'PX', LATE_MS)
+  end
+end
+
+local function is_late(prefix, keys)
+  for _, key in ipairs(keys) do
+    if redis.call('EXISTS', late_key(prefix, key)) == 1 then
+      return true
+    end
+  end
+  return false
 end
 
 local function tell(ended, session)
