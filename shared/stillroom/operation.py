@@ -154,7 +154,8 @@ class Driver:
                 try:
                     kind = type(step)
                     if kind is list or kind is Once:
-                        answer = self._exchange(step, deadline, idempotent=kind is list)
+                        left = deadline - time.monotonic()
+                        answer = self._exchange(step, left, idempotent=kind is list)
                     else:
                         answer = self._take(step, deadline)
                         if isinstance(step, _OTHERS_TIME) and not isinstance(step, Backoff):
@@ -170,18 +171,17 @@ class Driver:
     def _exchange(
         self,
         batch: Sequence[Command],
-        deadline: float,
+        left: float,
         *,
         idempotent: bool = True,
         timed: bool = False,
         budgeted: bool = True,
     ) -> list[Any]:
-        now = time.monotonic()
+        began = time.monotonic()
         budget = time_left() if budgeted else None
         if budget is not None:
-            deadline = min(deadline, now + budget.left)
+            left = min(left, budget.left)
         try:
-            left = deadline - now
             return self.wire.execute(batch, left, idempotent=idempotent, timed=timed)
         except RedisRefused as refused:
             repair = Repair(batch, refused, may_repeat=idempotent and not timed)
@@ -190,7 +190,7 @@ class Driver:
                 try:
                     second = self.wire.execute(
                         repair.commands,
-                        deadline - time.monotonic(),
+                        began + left - time.monotonic(),
                         idempotent=idempotent,
                         timed=timed,
                     )
@@ -199,7 +199,7 @@ class Driver:
             return repair.mended(second)
         finally:
             if budget is not None:
-                budget.left -= time.monotonic() - now
+                budget.left -= time.monotonic() - began
 
     def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
@@ -208,11 +208,10 @@ class Driver:
         if isinstance(step, Pause):
             return time.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
-            freed_by = time.monotonic() + self._call_timeout
-            return self._exchange(step, freed_by, budgeted=False)
+            return self._exchange(step, self._call_timeout, budgeted=False)
         if isinstance(step, Timed):
-            given_up = min(deadline, time.monotonic() + self._command_timeout)
-            return self._exchange(step, given_up, timed=True)
+            left = min(deadline - time.monotonic(), self._command_timeout)
+            return self._exchange(step, left, timed=True)
         if isinstance(step, On):
             return _all_good([self._outcome(*one) for one in step.operations])
         raise TypeError(f"{type(step).__name__} is no step of an operation")
@@ -245,7 +244,8 @@ class AsyncDriver:
                 try:
                     kind = type(step)
                     if kind is list or kind is Once:
-                        answer = await self._exchange(step, deadline, idempotent=kind is list)
+                        left = deadline - time.monotonic()
+                        answer = await self._exchange(step, left, idempotent=kind is list)
                     else:
                         answer = await self._take(step, deadline)
                         if isinstance(step, _OTHERS_TIME) and not isinstance(step, Backoff):
@@ -261,18 +261,17 @@ class AsyncDriver:
     async def _exchange(
         self,
         batch: Sequence[Command],
-        deadline: float,
+        left: float,
         *,
         idempotent: bool = True,
         timed: bool = False,
         budgeted: bool = True,
     ) -> list[Any]:
-        now = time.monotonic()
+        began = time.monotonic()
         budget = time_left() if budgeted else None
         if budget is not None:
-            deadline = min(deadline, now + budget.left)
+            left = min(left, budget.left)
         try:
-            left = deadline - now
             return await self.wire.execute(batch, left, idempotent=idempotent, timed=timed)
         except RedisRefused as refused:
             repair = Repair(batch, refused, may_repeat=idempotent and not timed)
@@ -281,7 +280,7 @@ class AsyncDriver:
                 try:
                     second = await self.wire.execute(
                         repair.commands,
-                        deadline - time.monotonic(),
+                        began + left - time.monotonic(),
                         idempotent=idempotent,
                         timed=timed,
                     )
@@ -290,7 +289,7 @@ class AsyncDriver:
             return repair.mended(second)
         finally:
             if budget is not None:
-                budget.left -= time.monotonic() - now
+                budget.left -= time.monotonic() - began
 
     async def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
@@ -302,11 +301,10 @@ class AsyncDriver:
         if isinstance(step, Pause):
             return await asyncio.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
-            freed_by = time.monotonic() + self._call_timeout
-            return await self._exchange(step, freed_by, budgeted=False)
+            return await self._exchange(step, self._call_timeout, budgeted=False)
         if isinstance(step, Timed):
-            given_up = min(deadline, time.monotonic() + self._command_timeout)
-            return await self._exchange(step, given_up, timed=True)
+            left = min(deadline - time.monotonic(), self._command_timeout)
+            return await self._exchange(step, left, timed=True)
         if isinstance(step, On):
             if len(step.operations) == 1:
                 return _all_good([await self._outcome(*step.operations[0])])

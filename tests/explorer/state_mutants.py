@@ -52,9 +52,7 @@ SESSIONS: Mutants = {
     "a deferred end is read": lambda: replaced(SessionsBody, "_place", _place_of_all),
     "a deferred end is not told first": lambda: replaced(Asking, "_tell_ends", _no_operation),
     "a revocation is sent twice": lambda: replaced(sessions_body, "Once", list),
-    "a login replaces only what is near": lambda: replaced(
-        Beginning, "_making_way", lambda *_: []
-    ),
+    "a login replaces only what is near": lambda: replaced(Beginning, "_making_way", lambda *_: []),
     "a refused login ends what it would have replaced": lambda: replaced(
         Beginning, "_free", _no_operation
     ),
@@ -69,18 +67,14 @@ SESSIONS: Mutants = {
 
 LIMITS: Mutants = {
     "a charge is added each time": lambda: with_lua("tonumber(ARGV[5]) - told", "hits"),
-    "what was charged is forgotten here": lambda: replaced(
-        LocalLimits, "settle", _forgets_after
-    ),
+    "what was charged is forgotten here": lambda: replaced(LocalLimits, "settle", _forgets_after),
     "a check does not wait for what is owed": lambda: replaced(
         LocalLimits, "is_owing", lambda *_: False
     ),
     "a lost charge is taken for told": lambda: replaced(
         settling, "_is_unsettled", lambda *_: False
     ),
-    "nothing is remembered of what Redis said": lambda: replaced(
-        LocalLimits, "remember", _nothing
-    ),
+    "nothing is remembered of what Redis said": lambda: replaced(LocalLimits, "remember", _nothing),
     "a check is sent twice": lambda: replaced(limits_body, "Once", list),
     "a charge is now": lambda: replaced(Log, "_forget", _nothing),
     "a refund knows no reset": lambda: with_lua(
@@ -106,9 +100,7 @@ def _refunds_nothing(*_: Any) -> Any:
 
 ABUSE: Mutants = {
     "an event is sent twice": lambda: replaced(abuse_body, "Once", list),
-    "a refusal is all that is known": lambda: replaced(
-        abuse_body.AbuseBody, "_write", _says_false
-    ),
+    "a refusal is all that is known": lambda: replaced(abuse_body.AbuseBody, "_write", _says_false),
     "events count to the end of time": lambda: with_lua(
         "'(' .. plain(at + window)", "'+inf'", "abuse_count"
     ),
