@@ -46,9 +46,10 @@ class AsyncLink:
     @classmethod
     async def open(cls, server: Server, deadline: float) -> AsyncLink:
         """Connect, say who we are, and learn which server answers and its clock, before `deadline`."""
-        left = deadline - time.monotonic()
-        connection = server.async_connection()
-        async with asyncio.timeout(min(left, server.settings.connect_timeout)):
+        now = time.monotonic()
+        patience = min(deadline, now + server.settings.connect_timeout)
+        connection = server.async_connection(patience)
+        async with asyncio.timeout(patience - now):
             await connection.connect()
         link = cls(connection)
         try:

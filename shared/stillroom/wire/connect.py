@@ -7,9 +7,14 @@ is left, so that one that drops our packets does not keep us from the next.
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
+
+import redis.asyncio
 
 import redis
 
@@ -42,15 +47,63 @@ class TcpConnection(redis.Connection):
         return sock
 
     def _left(self) -> float:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return max(LEAST_S, left)
+        return _left(self.deadline)
 
 
 class TlsConnection(redis.SSLConnection, TcpConnection):
     """The same under TLS."""
 
 
-# redis-py's class, as its URL names it → ours
+class AsyncTcpConnection(redis.asyncio.Connection):
+    """The same for asyncio."""
+
+    deadline = 0.0
+    _address = ""
+
+    async def _connect(self) -> None:
+        failure = OSError("the name has no address")
+        addresses = await _addresses(self.host, self.port)
+        for number, address in enumerate(addresses):
+            self._address = address
+            self.socket_connect_timeout = _left(self.deadline) / (len(addresses) - number)
+            try:
+                await super()._connect()  # type: ignore[no-untyped-call]
+                return
+            except OSError as error:
+                failure = error
+        raise failure
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "host": self._address}
+
+
+class AsyncTlsConnection(redis.asyncio.SSLConnection, AsyncTcpConnection):
+    """The same under TLS, which checks the certificate for the name."""
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self.host}
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return max(LEAST_S, left)
+
+
+async def _addresses(host: str, port: int) -> list[str]:
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:  # a name: its look-up takes a thread
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+# redis-py's class, as its URL names it → ours, and ours for asyncio
 DEADLINED = {redis.Connection: TcpConnection, redis.SSLConnection: TlsConnection}
+ASYNC_DEADLINED = {
+    redis.Connection: AsyncTcpConnection,
+    redis.SSLConnection: AsyncTlsConnection,
+    redis.UnixDomainSocketConnection: redis.asyncio.UnixDomainSocketConnection,
+}

@@ -13,7 +13,7 @@ from redis.retry import Retry
 
 import redis
 from stillroom.settings import Settings
-from stillroom.wire.connect import DEADLINED
+from stillroom.wire.connect import ASYNC_DEADLINED, DEADLINED
 
 # Never a number: hiredis packs one through repr(), which may run a signal handler, and does not look at the
 # result. A handler that raises just then ends the process (hiredis 3.5, src/pack.c).
@@ -92,15 +92,13 @@ class Server:
         connection.deadline = deadline
         return connection
 
-    def async_connection(self) -> Any:
-        """The same for asyncio, which has its own way to keep the deadline."""
-        kinds = {
-            redis.SSLConnection: redis.asyncio.SSLConnection,
-            redis.UnixDomainSocketConnection: redis.asyncio.UnixDomainSocketConnection,
-        }
-        kind = kinds.get(self._connection_class, redis.asyncio.Connection)
+    def async_connection(self, deadline: float) -> Any:
+        """The same for asyncio."""
+        kind = ASYNC_DEADLINED[self._connection_class]
         retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
-        return kind(retry=retry, redis_connect_func=_connected, **self._options)
+        connection = kind(retry=retry, redis_connect_func=_connected, **self._options)
+        connection.deadline = deadline
+        return connection
 
     def now_ms(self) -> int:
         """The server's clock, in ms since 1970, as well as this process knows it."""
