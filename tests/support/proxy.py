@@ -49,6 +49,13 @@ class Proxy:
         far.sendall(data)
         assert self._answered_late.wait(5), "no answer to what came late"
 
+    def lead_to(self, port: int) -> None:
+        """Another server is behind this address from now on; connections to the one before are cut."""
+        self._target = port
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
     def hold_requests(self) -> None:
         self.held.clear()
         self._flowing.clear()
@@ -91,7 +98,11 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # nobody is there
+                    near.close()
+                    continue
                 self._sockets += [near, far]
                 for sock in (near, far):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

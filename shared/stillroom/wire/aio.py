@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -32,13 +33,15 @@ _NO_REPLY = "the server closed the connection"
 class AsyncLink:
     """One connection and its reader, for one event loop."""
 
-    __slots__ = ("_reader", "_stream", "_transport", "_writer", "expired", "used")
+    __slots__ = ("_poll", "_reader", "_stream", "_transport", "_writer", "expired", "used")
 
     def __init__(self, connection: Any) -> None:
         self._stream: asyncio.StreamReader = connection._reader
         self._writer: asyncio.StreamWriter = connection._writer
         self._transport = self._writer.transport
         self._reader = hiredis.Reader()
+        self._poll = select.poll()
+        self._poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
         connection._reader = connection._writer = None  # redis-py has done its part
         self.expired = False
         self.used = False
@@ -97,8 +100,11 @@ class AsyncLink:
         self.expired = True
         self._transport.abort()
 
-    def is_alive(self) -> bool:
-        """Whether the idle connection is open and silent."""
+    async def is_alive(self) -> bool:
+        """Whether the idle connection is open and silent. Costs a system call."""
+        if self._poll.poll(0):  # what the event loop has not seen yet: it was busy since it came
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # it looks at its sockets in the first round, and reads in this one
         unread = self._stream._buffer  # type: ignore[attr-defined]  # no public way to look without reading
         return not (self._transport.is_closing() or self._stream.at_eof() or unread)
 
@@ -124,7 +130,7 @@ class _Pool:
                 await self._await_idle(deadline)
                 continue
             link = self._idle.pop()
-            if not check or link.is_alive():
+            if not check or await link.is_alive():
                 return link
             self.drop(link)
 
