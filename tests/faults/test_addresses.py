@@ -91,7 +91,7 @@ def test_addresses_that_do_not_answer_share_one_deadline(
 def test_an_address_that_answers_is_found_in_the_same_call(
     face: str, own_server: EmbeddedServer, silent: list[str], resolves: Any, before: int
 ) -> None:
-    """Behind one that is silent there is time left for the next: `localhost` is two addresses, often one of them dead."""
+    """Behind one that is silent there is time left for the next: `localhost` is often two, one of them dead."""
     resolves([*silent[:before], "127.0.0.1"])
     settings = Settings(redis_url=f"redis://{NAME}:{own_server.port}")
     with open_room(face, settings, NoDispatch()) as room:

@@ -1,4 +1,4 @@
-"""Another run of the server answers, with an older state or with all of it: loss is a miss, and nothing old comes back.
+"""Another run of the server answers, with an older state or none: loss is a miss, and nothing old comes back.
 
 Clock, marks and entries are lost together then, and what is left of them fits together.
 """
@@ -101,7 +101,13 @@ def test_nothing_that_was_invalidated_comes_back(
     ACTS[act](actor.cache)
     assert reader.cache.get("k") in (None, "new")
     places.come_back(how)
-    for room in (other, reader, actor, opened("sync", shards=shards), opened("async", shards=shards)):
+    for room in (
+        other,
+        reader,
+        actor,
+        opened("sync", shards=shards),
+        opened("async", shards=shards),
+    ):
         assert room.cache.get("k") != "old"
         assert "old" not in room.cache.get_many(["k"]).values()
     assert actor.cache.set("k", "newer", ttl=3_600)

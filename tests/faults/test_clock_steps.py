@@ -132,7 +132,7 @@ def test_a_write_that_was_given_up_before_a_step_back_never_lands(
 def test_work_and_orders_are_done_at_the_next_look(
     clocked: ClockedServer, make: Any, seconds: int
 ) -> None:
-    """What is due in an hour, because the clock was ahead when it was written, is due now; nothing is done twice."""
+    """What is due in an hour, because the clock was ahead when it was written, is due now; once."""
     clocked.set_clock(-seconds if seconds < 0 else 0)
     app, worker = make(), make()
     loads: list[int] = []
@@ -221,7 +221,9 @@ def test_a_refresh_order_has_no_wall_clock_in_it(
     (order,) = recording.orders
     assert isinstance(order, RefreshOrder)
     value["v"] = "new"
-    clocked.set_clock(min(seconds, 0))  # forward, its lease has run out, and the next read asks again
+    clocked.set_clock(
+        min(seconds, 0)
+    )  # forward, its lease has run out, and the next read asks again
     assert worker.cache.refresh(order)["outcome"] == "refreshed"
     assert asked() == "new"
 
@@ -268,4 +270,3 @@ class SlowProxy(Proxy):
                 far.sendall(data)
         except OSError:
             return
-

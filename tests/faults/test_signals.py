@@ -1,4 +1,4 @@
-"""Signals: however often they come, and whatever their handlers call, each call keeps its deadline and its promises."""
+"""Signals: however often they come, and whatever their handlers call, each call keeps its deadline."""
 
 from __future__ import annotations
 

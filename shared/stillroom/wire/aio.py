@@ -104,7 +104,9 @@ class AsyncLink:
         """Whether the idle connection is open and silent. Costs a system call."""
         if self._poll.poll(0):  # what the event loop has not seen yet: it was busy since it came
             await asyncio.sleep(0)
-            await asyncio.sleep(0)  # it looks at its sockets in the first round, and reads in this one
+            await asyncio.sleep(
+                0
+            )  # it looks at its sockets in the first round, and reads in this one
         unread = self._stream._buffer  # type: ignore[attr-defined]  # no public way to look without reading
         return not (self._transport.is_closing() or self._stream.at_eof() or unread)
 
