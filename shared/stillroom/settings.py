@@ -18,8 +18,10 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -32,8 +34,8 @@ PREFIX = "STILLROOM_"
 SCHEMES = ("redis", "rediss", "unix")
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
-# The wire owns patience: an option of these kinds in a URL would silently overrule it.
 PEPPER_LEAST = 32  # characters
+# The wire owns patience: an option of these kinds in a URL would silently overrule it.
 URL_OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
 
 
@@ -94,6 +96,14 @@ def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(text for text in proxies if text != UNIX)
 
 
+def _seconds(value: object) -> object:
+    """A timedelta as seconds. True would be read as one."""
+    if isinstance(value, bool):
+        raise ValueError("a number of seconds, or a timedelta")
+    total_seconds = getattr(value, "total_seconds", None)
+    return total_seconds() if total_seconds else value
+
+
 def _peppers(value: object) -> object:
     given = value.get_secret_value() if isinstance(value, SecretStr) else value
     peppers = given.replace(",", " ").split() if isinstance(given, str) else given
@@ -110,7 +120,9 @@ _INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
 
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
-Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+LONGEST = 366 * 86_400
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST)]
+SecondsOrNone = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
@@ -163,9 +175,9 @@ class Settings(BaseSettings):
 
     # The cache.
     ttl: Seconds = 300.0  # how long an entry is fresh
-    swr: float = Field(
-        0.0, ge=0, le=366 * 86_400
-    )  # how long after that it may be served while refreshed
+    swr: SecondsOrNone = 0.0  # how long after that it may be served while refreshed
+    # The share of its ttl by which an entry may end earlier: what is stored together does not end together.
+    jitter: float = Field(0.1, ge=0, le=0.5)
     life_limit: Seconds = (
         7 * 86_400.0
     )  # ttl + swr may not pass this: it bounds how long marks are kept
@@ -195,7 +207,9 @@ class Settings(BaseSettings):
     session_touch: Seconds = (
         60.0  # being seen is written down this often, or 20 times per idle time
     )
-    session_grace: float = Field(10.0, ge=0, le=3_600)  # the old token works on after a rotation
+    session_grace: Annotated[SecondsOrNone, Field(le=3_600)] = (
+        10.0  # the old token works on after a rotation
+    )
     session_shards: int = Field(16, ge=1, le=256)  # may grow, never shrink while sessions live
     session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
     session_keys_limit: int = Field(64, ge=1, le=1_000)
@@ -240,6 +254,11 @@ class Settings(BaseSettings):
     # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
     # service, because all of them would leave at once, and the app is made to live through it.
     ready_requires: Words = ()
+    # Codes of findings that are known and accepted, such as server_old: they are no finding then.
+    health_accept: Words = ()
+    # Findings and patterns of abuse are posted there as JSON, by workers. What it is, is often a secret.
+    webhook_url: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_URL")
+    webhook_secret: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_SECRET")  # signs them
     release: str | None = None  # the app's version, as releaseId
     flower_url: str | None = None  # for the link on /status
 
@@ -248,12 +267,15 @@ class Settings(BaseSettings):
     worker_threads: int = Field(8, ge=1, le=1_000)
     heartbeat_file: Path | None = None  # touched while the worker is connected
 
+    _in_code: frozenset[str] = PrivateAttr(frozenset())  # what was given by name: it comes first
+
     def __init__(self, **values: Any) -> None:
         _refuse_unknown(os.environ)
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
+        self._in_code = frozenset(values)
 
     @model_validator(mode="before")
     @classmethod
@@ -280,6 +302,13 @@ class Settings(BaseSettings):
             raise ValueError(f"ready_requires has {sorted(unknown)}: the roles are state and cache")
         return self
 
+    @field_validator("webhook_url")
+    @classmethod
+    def _check_webhook(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and urlsplit(url.get_secret_value()).scheme not in ("http", "https"):
+            raise ValueError("a webhook's address begins with https:// or http://")
+        return url
+
     @model_validator(mode="after")
     def _check_cluster(self) -> Settings:
         if not self.cluster:
@@ -293,6 +322,10 @@ class Settings(BaseSettings):
         if parts.scheme == "unix" or database != "0":
             raise ValueError("a cluster is reached by host and port, and has no database but 0")
         return self
+
+    def is_in_code(self, field: str, name: str) -> bool:
+        """Whether a setting was given by name, as a field or as the environment calls it."""
+        return field in self._in_code or name in self._in_code
 
     @property
     def password(self) -> str | None:
@@ -335,6 +368,8 @@ SECRETS = {
     "redis_password": "REDIS_PASSWORD",
     "session_peppers": "STILLROOM_SESSION_PEPPERS",
     "health_token": "STILLROOM_HEALTH_TOKEN",
+    "webhook_url": "STILLROOM_WEBHOOK_URL",
+    "webhook_secret": "STILLROOM_WEBHOOK_SECRET",
 }
 
 
@@ -388,14 +423,14 @@ def _for_broker(url: str, password: str | None) -> str:
     return urlunsplit(parts._replace(netloc=location))
 
 
-def _environment_names() -> dict[str, str]:
+def environment_names() -> dict[str, str]:
     """What each setting is called in the environment."""
     fields = Settings.model_fields
     return {name: field.alias or f"{PREFIX}{name.upper()}" for name, field in fields.items()}
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = {*_environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
+    known = {*environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
     given = [n for n in environment if n.upper().startswith(PREFIX) and not _INJECTED.match(n)]
     unknown = sorted(name for name in given if name.upper() not in known)
     if unknown:
@@ -408,7 +443,7 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    names = _environment_names()
+    names = environment_names()
     fields = {alias: field for field, alias in names.items()} | {field: field for field in names}
     return "\n".join(_explain_one(detail, fields, names) for detail in error.errors())
 
@@ -425,6 +460,6 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
 
 
 def _given(name: str, value: object) -> str:
-    if any(secret in name for secret in ("password", "pepper", "token")):
+    if name in SECRETS:
         return "***"
     return repr(redact(value)) if name.endswith("_url") and isinstance(value, str) else repr(value)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stillroom.agreed import Agreement
-from stillroom.cache.invalidation import SHARDS
+from stillroom.cache.terms import SHARDS
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.room import Stillroom
 
