@@ -16,7 +16,10 @@ from PIL import Image
 from pydantic import create_model
 
 from stillroom import AsyncStillroom, Freshness, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.cache.body import CacheBody
+from stillroom.cache.images import Images
 from stillroom.cache.outbox import Outbox
+from stillroom.cache.reclaim import Reclaim
 from stillroom.codec import TYPES_LIMIT
 from stillroom.embedded import EmbeddedServer
 from stillroom.scripts import forget
@@ -185,13 +188,15 @@ def test_orders_that_do_not_fit_cost_the_event_loop_nothing(own_server: Embedded
             async with AsyncStillroom(settings) as app:
                 app.dispatch.waiting_limit = 1  # type: ignore[attr-defined]
                 callers: list[str] = []
-                run_aside = app._cache_body.run_aside
+                body = app.operations.cache
+                assert isinstance(body, CacheBody)
+                run_aside = body._run_aside
 
                 def noted(operation: Any) -> Any:
                     callers.append(threading.current_thread().name)
-                    return run_aside(operation) if run_aside else None
+                    return run_aside(operation)
 
-                app._cache_body.run_aside = noted
+                body._run_aside = noted
 
                 @app.cache.cached("k:{n}")
                 async def load(n: int) -> int:
@@ -288,7 +293,7 @@ def test_a_sweep_deletes_nothing_that_came_while_it_looked(
         app.cache.clear()
         app.cache.set("k", 1, tags=tagged, ttl=600)
         app.cache.invalidate_by_pattern("nothing*")
-        sweep = Stepper(worker, worker._cache_body.clear_up(budget=60))
+        sweep = Stepper(worker, Reclaim(worker._cache_body).clear_up(budget=60))
         for _ in range(stop):
             if not sweep.done:
                 _on(sweep)
@@ -328,7 +333,7 @@ def test_a_touch_between_a_sweeps_look_and_its_deletion_keeps_nothing_alive(make
         touch.step()
     worker.cache.invalidate_by_pattern("k*")
     time.sleep(0.3)  # the process that touches was stopped for longer than any lease
-    sweep = Stepper(worker, worker._cache_body.clear_up(budget=60))
+    sweep = Stepper(worker, Reclaim(worker._cache_body).clear_up(budget=60))
     while not _is_deleting(sweep):
         _on(sweep)
     touch.value()
@@ -359,7 +364,7 @@ def test_an_answer_is_kept_under_the_version_that_was_read(make_room: Any, tmp_p
         app.cache.clear()
         picture("v2.bmp", 77)
         shutil.copy2(tmp_path / "v1.bmp", tmp_path / "logo.bmp")
-        call = Stepper(app, app._cache_body.get_image_info("logo.bmp"))
+        call = Stepper(app, Images(app._cache_body).get_image_info("logo.bmp"))
         for _ in range(stop):
             if not call.done:
                 call.step()

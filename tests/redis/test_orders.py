@@ -157,8 +157,8 @@ class TestLoads:
         """What it took is due again after a minute."""
         database["v"] = "new"
         app.tasks.load(app.product, 7)
-        taking = worker._cache_body.orders._take(0)
-        worker.state.run(taking)  # and then it is killed
+        orders: Any = worker.tasks._service._orders
+        worker.state.run(orders._take(0))  # and then it is killed
         assert worker.cache.reclaim()["done"] == 0
         for member, due in state_client.zrange(app.keys.orders, 0, -1, withscores=True):
             state_client.zadd(app.keys.orders, {member: due - 61e6})
