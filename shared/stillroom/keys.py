@@ -11,8 +11,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua,  |
 |                   |        | `!` how far they are trimmed, `*` how far       |              | lib/marks.lua,  |
 |                   |        | patterns were dropped; of the epoch: `@` the run|              | drop_globs,     |
-|                   |        | of the server (48 bits of its id), `#` how many |              | verify_epoch,   |
-|                   |        | shards there are                                |              | clear           |
+|                   |        | of the server (48 bits of its id), `&` its      |              | verify_epoch,   |
+|                   |        | history, `#` how many shards there are          |              | clear           |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
 |                   |        |                                                 |              | add, replace    |
@@ -230,6 +230,9 @@ class Keys:
 
     def revocations(self, shard: int) -> bytes:
         return self.shard(shard) + b"rev"
+
+    def all_revoked(self, shard: int) -> bytes:
+        return self.shard(shard) + b"all"
 
     def limits(self, kind: str, value: str) -> bytes:
         """What all keys of one subject of the limits begin with."""

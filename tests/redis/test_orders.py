@@ -157,7 +157,7 @@ class TestLoads:
         """What it took is due again after a minute."""
         database["v"] = "new"
         app.tasks.load(app.product, 7)
-        orders: Any = worker.tasks._service._orders
+        orders: Any = worker.tasks._body._orders
         worker.state.run(orders._take(0))  # and then it is killed
         assert worker.cache.reclaim()["done"] == 0
         for member, due in state_client.zrange(app.keys.orders, 0, -1, withscores=True):
