@@ -93,7 +93,8 @@ def test_an_address_that_answers_is_found_in_the_same_call(
 ) -> None:
     """Behind one that is silent there is time left for the next: `localhost` is often two, one of them dead."""
     resolves([*silent[:before], "127.0.0.1"])
-    settings = Settings(redis_url=f"redis://{NAME}:{own_server.port}")
+    patience = {"connect_timeout": 2.0, "command_timeout": 2.0, "call_timeout": 4.0}
+    settings = Settings(redis_url=f"redis://{NAME}:{own_server.port}", **patience)
     with open_room(face, settings, NoDispatch()) as room:
         room.cache.set("k", 1)
         assert room.cache.get("k") == 1

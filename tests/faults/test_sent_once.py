@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,9 +55,9 @@ def test_a_set_whose_connection_died_says_so_when_it_can_no_longer_act(
 ) -> None:
     """It waits until its copy is refused; what is invalidated after that stays so."""
     proxy.keep(put.text.sha)
-    with Stopwatch() as watch:
-        assert app.cache.set("k", "v1", tags=["t"], ttl=600) is False
-    assert watch.seconds >= COMMAND_S * 0.9
+    began = time.monotonic()
+    assert app.cache.set("k", "v1", tags=["t"], ttl=600) is False
+    assert time.monotonic() - began >= COMMAND_S * 0.9
     other.cache.invalidate_by_tag("t")
     proxy.deliver_late()
     assert other.cache.get("k") is None
