@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from stillroom.cli import limits, sessions
 from stillroom.cli.abuse import abuse, bans
+from stillroom.cli.agree import agree
 from stillroom.cli.credentials import write_secrets
 from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
@@ -33,6 +34,7 @@ app.command()(demo)
 app.command()(invalidate)
 app.command()(health)
 app.command()(doctor)
+app.command()(agree)
 app.command()(settings)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
