@@ -2,7 +2,7 @@
 -- KEYS  1 workers
 -- ARGV  1 which worker  2 how long it is remembered, ms
 -- returns 1
--- include: clock own
+-- include: time own
 
 local now = math.floor(now_us() / 1000)
 own(KEYS[1], 'zset')
