@@ -43,7 +43,7 @@ from stillroom.scripts import (
     session_touch,
     session_update,
 )
-from stillroom.sessions.asking import Asking, steady_us
+from stillroom.sessions.asking import LOGOUT, ROTATION, Asking, steady_us
 from stillroom.sessions.beginning import Beginning
 from stillroom.sessions.ends import BRINGS_ANOTHER, NO_COOKIE, TAKES_AWAY, UNLESS_LATE, End, Undo
 from stillroom.sessions.reading import read_plain, touch_after
@@ -492,7 +492,7 @@ class SessionsBody(Asking):
         how = (_us(seconds), len(new), int(is_proof), int(brings_cookie))
         rotates = session_rotate([*old, *new], prefix, *how)
         try:
-            (reply,) = yield from self._ask([rotates], Once)
+            (reply,) = yield from self._ask([rotates], Once, ROTATION)
         except SessionStoreUnavailable as error:
             if error.may_be_done:
                 self._defer(fresh, Undo((new[0], *old), prefix))
@@ -530,7 +530,8 @@ class SessionsBody(Asking):
         if place is None:
             return False
         prefix = self._keys.shard(place.shard)
-        (ended,) = yield from self._ask([session_end(self._names(place), prefix, user)])
+        ends = [session_end(self._names(place), prefix, user)]
+        (ended,) = yield from self._ask(ends, kept_as=LOGOUT)
         self.stats.counts["sessions_destroyed"] += ended
         return bool(ended)
 
@@ -732,17 +733,17 @@ class SessionsBody(Asking):
             prefix = self._keys.shard(shard)
             return session_revoke([prefix + name, *names], prefix, name, BITE, age)
 
-        replies = yield from self._everywhere(revoking, Once)
+        replies = yield from self._everywhere(revoking, Once, LOGOUT)
         if keep is not None and keep.shard < len(replies) and replies[keep.shard][0] < 0:
             # It did nothing there: the name to keep was rotated. After this was asked for, perhaps: see End.
             again: End | None = self._destroying(keep)._replace(asked_us=asked)
             while again is not None:
                 sent = steady_us()
                 more = revoking(keep.shard, keep, again.age(sent))
-                (reply,) = yield from self._ask([more], Once)
+                (reply,) = yield from self._ask([more], Once, LOGOUT)
                 again = again.after(int(reply[1]) if reply[0] < 0 else -1, steady_us() - sent)
             if reply[0] < 0:  # before: then nothing is kept
-                (reply,) = yield from self._ask([revoking(keep.shard, None)], Once)
+                (reply,) = yield from self._ask([revoking(keep.shard, None)], Once, LOGOUT)
             replies[keep.shard] = reply
         ended = sum(int(count) for count, _ in replies)
         self.stats.counts["sessions_revoked"] += ended
