@@ -23,6 +23,7 @@ check: $(VENV)/.dev  ## Lint, format, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing/public.py
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.bench  ## What calls and pages cost beside others, into bench/results; ARGS=--quick: a few minutes

@@ -203,7 +203,7 @@ class StillroomSessions(SessionInterface):
         """Flask's first step in each request. Nothing is read yet."""
         cookie = self._cookie or self._cookie_of(app)
         token = cookie.read(request.headers.get("Cookie", ""))
-        body, driver = self._room._sessions_body, self._room.state
+        body, driver = self._room.operations.sessions, self._room.state
         opened = FlaskSession(body, driver, cookie, token, request.environ)
         opened._app = app
         opened._touches = app.config["SESSION_REFRESH_EACH_REQUEST"]
