@@ -1,8 +1,8 @@
 """Every Redis key, and what may be in one. This is the data dictionary.
 
 `ns` is the namespace setting (default `stillroom`); `{0}` is the hash tag of the cache's first shard: all keys of
-a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…` and
-`ns:counts` have a shard's tag too, for they ride along with the shard's batches.
+a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…`,
+`ns:counts` and `ns:errors` have a shard's tag too, for they ride along with the shard's batches.
 
 | key               | type   | meaning                                         | lifetime     | written by      |
 |-------------------|--------|-------------------------------------------------|--------------|-----------------|
@@ -89,6 +89,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 | ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
+| ns:errors         | hash   | loader → its last error, as JSON: kind, place,  | 8 d          | stats.py        |
+|                   |        | when; never its message                         |              |                 |
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
@@ -135,6 +137,7 @@ class Keys:
         counted = cache if in_cluster else f"{namespace}:"
         self._stats = f"{counted}stats:"
         self.counts = f"{counted}counts".encode()
+        self.errors = f"{counted}errors".encode()
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"

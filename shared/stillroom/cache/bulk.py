@@ -356,14 +356,12 @@ class Bulk(Core):
         """Call the loader for these keys and store what it gives, each under its own lease."""
         leases = {key: (names[key], turn.lease) for key, turn in turns.items()}
         try:
-            loaded = _mapping((yield Call(load_many, [list(turns)])))
+            loaded = _mapping((yield from self._call(recipe, Call(load_many, [list(turns)]))))
         except GeneratorExit:
             raise
         except BaseException as error:
-            self.stats.counts["load_errors"] += 1
             yield from self._failed_turns(leases.values(), error)
             raise
-        self.stats.counts["loads"] += 1
         wanted = {key: loaded[key] for key in turns if key in loaded}
         ready = {key: self._pack_loaded(names[key], value, recipe) for key, value in wanted.items()}
         packed = {key: one for key, (one, _) in ready.items() if one is not None}
@@ -442,8 +440,9 @@ class Bulk(Core):
         self, keys: list[str], load_many: Callable[[list[str]], Any], recipe: Recipe
     ) -> Operation[dict[str, Any]]:
         """Load without storing."""
-        loaded = _mapping((yield Call(load_many, [keys])) if keys else {})
-        self.stats.counts["loads"] += 1
+        loaded: Mapping[str, Any] = {}
+        if keys:
+            loaded = _mapping((yield from self._call(recipe, Call(load_many, [keys]))))
         return {key: self._as_read(loaded[key], recipe) for key in keys if key in loaded}
 
 

@@ -162,6 +162,7 @@ class Endpoints:
             now=time.time(),
             view=view_of(request.query),
             since=past.since,
+            figures=past.figures,
         )
         return Response(200, STATUS_HEADERS, text.encode())
 
