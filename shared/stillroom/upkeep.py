@@ -32,6 +32,7 @@ class Upkeep(Face):
 
     refresh = CACHE.blocking(CacheBody.refresh)
     load = CACHE.blocking(CacheBody.load)
+    explain = CACHE.blocking(CacheBody.explain)
     reclaim = HOUSEKEEPING.blocking(Housekeeping.reclaim)
     pending = HOUSEKEEPING.blocking(Housekeeping.pending)
     warm = HOUSEKEEPING.blocking(Housekeeping.warm)
@@ -66,6 +67,7 @@ class AsyncUpkeep(Face):
 
     refresh = CACHE.awaiting(CacheBody.refresh)
     load = CACHE.awaiting(CacheBody.load)
+    explain = CACHE.awaiting(CacheBody.explain)
     reclaim = HOUSEKEEPING.awaiting(Housekeeping.reclaim)
     pending = HOUSEKEEPING.awaiting(Housekeeping.pending)
     warm = HOUSEKEEPING.awaiting(Housekeeping.warm)

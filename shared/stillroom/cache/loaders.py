@@ -132,6 +132,11 @@ class Loader:
         """The template of its key."""
         return self._template.text
 
+    @property
+    def tag_templates(self) -> list[str]:
+        """The templates of its tags. Those that are functions of the value are not among them."""
+        return [tag.text for tag in self._tags if isinstance(tag, Template)]
+
     def values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, defaults filled in. Raises TypeError as the call itself would."""
         values = dict(zip(self._places, args, strict=False))

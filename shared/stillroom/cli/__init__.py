@@ -16,6 +16,8 @@ from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
+from stillroom.cli.look import explain, loaders, show
+from stillroom.cli.routes import routes
 from stillroom.cli.settings import settings
 from stillroom.cli.up import up
 from stillroom.cli.version import version
@@ -31,6 +33,10 @@ app.callback(invoke_without_command=True)(version)
 app.command()(up)
 app.command()(demo)
 app.command()(invalidate)
+app.command()(show)
+app.command()(explain)
+app.command()(loaders)
+app.command()(routes)
 app.command()(health)
 app.command()(doctor)
 app.command()(settings)
