@@ -19,6 +19,12 @@ def seconds_of(name: str, given: Any, *, least: float = 0.001, most: float = flo
         raise InvalidArgument(f"{name}={given!r}: a number of seconds, or a timedelta")
     seconds = given.total_seconds() if isinstance(given, timedelta) else given
     if not least <= seconds <= most or seconds == float("inf"):
-        limit = f"from {least:g}" if most == float("inf") else f"{least:g} to {most:,g}"
-        raise InvalidArgument(f"{name}={given!r}: a number of seconds, {limit}")
+        upper = "" if most == float("inf") else f" to {_plain(most)}"
+        raise InvalidArgument(
+            f"{name}={given!r}: a number of seconds from {_plain(least)}{upper}, or a timedelta"
+        )
     return float(seconds)
+
+
+def _plain(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 1_000 else f"{seconds:g}"

@@ -46,6 +46,7 @@ class Upkeep(Face):
     scan_abuse = ABUSE.blocking(AbuseBody.scan)
     deliver_events = ABUSE.blocking(AbuseBody.deliver)
     snapshot = HEALTH.blocking(HealthBody.snapshot)
+    tell_webhook = HEALTH.blocking(HealthBody.tell_webhook)
     record_heartbeat = HEALTH.blocking(HealthBody.seen)
     record_tick = HEALTH.blocking(HealthBody.ticked)
     tell_webhook = HEALTH.blocking(HealthBody.tell_webhook)
@@ -81,6 +82,7 @@ class AsyncUpkeep(Face):
     scan_abuse = ABUSE.awaiting(AbuseBody.scan)
     deliver_events = ABUSE.awaiting(AbuseBody.deliver)
     snapshot = HEALTH.awaiting(HealthBody.snapshot)
+    tell_webhook = HEALTH.awaiting(HealthBody.tell_webhook)
     record_heartbeat = HEALTH.awaiting(HealthBody.seen)
     record_tick = HEALTH.awaiting(HealthBody.ticked)
     tell_webhook = HEALTH.awaiting(HealthBody.tell_webhook)
@@ -101,5 +103,9 @@ MOVED = {
     "limits": {"deliver": "deliver_charges"},
     "abuse": {"scan": "scan_abuse", "deliver": "deliver_events"},
     "tasks": {"warm": "warm"},
-    "health": {"snapshot": "snapshot", "seen": "record_heartbeat", "ticked": "record_tick"},
+    "health": {
+        **{name: name for name in ("snapshot", "tell_webhook")},
+        "seen": "record_heartbeat",
+        "ticked": "record_tick",
+    },
 }

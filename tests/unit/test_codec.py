@@ -317,7 +317,7 @@ def test_bytes_are_read_as_bytes_only() -> None:
 def test_a_large_value_is_compressed_whatever_its_form() -> None:
     """And comes back."""
     many = {"a": b"\xff" * 20_000}
-    stored = codec.encoded(many, dict[str, bytes])
+    stored = Codec(Settings(compress_above=1_000)).encoded(many, dict[str, bytes])
     assert stored.codec == b"y"
     assert len(stored.payload) < 1_000
     assert codec.decode(*stored[:2], dict[str, bytes]) == many

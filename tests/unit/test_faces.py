@@ -31,7 +31,7 @@ from stillroom.cache import AsyncCache, Cache, CacheBody, Images, ShardedBody
 
 SERVICES = ("cache", "sessions", "limits", "abuse", "health", "tasks", "upkeep")
 # Never awaited, in both faces.
-PLAIN = {"cache.cached", "limits.client", "health.register"}
+PLAIN = {"cache.cached", "limits.client", "limits.hold", "health.register"}
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_a_loaders_name_is_checked_when_it_is_given(room: Stillroom, name: str) 
 
 def test_a_lease_is_some_time(room: Stillroom) -> None:
     """With none nothing would ever be stored."""
-    with pytest.raises(ValueError, match=r"lease=0: a number of seconds, from 0\.001"):
+    with pytest.raises(ValueError, match=r"lease=0: a number of seconds from 0\.001"):
         room.cache.cached("k", lease=0)(lambda: 1)
 
 

@@ -265,7 +265,7 @@ class SessionStore(SessionBase):
 
 
 def _body() -> SessionsBody:
-    return room()._sessions_body
+    return room().operations.sessions
 
 
 def _run(operation: Operation[T]) -> T:
