@@ -49,7 +49,6 @@ class Upkeep(Face):
     tell_webhook = HEALTH.blocking(HealthBody.tell_webhook)
     record_heartbeat = HEALTH.blocking(HealthBody.seen)
     record_tick = HEALTH.blocking(HealthBody.ticked)
-    tell_webhook = HEALTH.blocking(HealthBody.tell_webhook)
 
 
 class AsyncUpkeep(Face):
@@ -85,7 +84,6 @@ class AsyncUpkeep(Face):
     tell_webhook = HEALTH.awaiting(HealthBody.tell_webhook)
     record_heartbeat = HEALTH.awaiting(HealthBody.seen)
     record_tick = HEALTH.awaiting(HealthBody.ticked)
-    tell_webhook = HEALTH.awaiting(HealthBody.tell_webhook)
 
 
 # What stood among the services' own methods before: service → old name → name of today.
