@@ -286,20 +286,32 @@ class CeleryDispatch:
     def _deliver_orders(self, some: list[RefreshOrder]) -> int:
         """Publish them. → how many tasks were waiting for a worker."""
         message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
-        loaders = ", ".join(sorted({order.loader for order in some}))
+        loaders = sorted({order.loader for order in some})
+        task = REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK
         return self._publish(
-            REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
+            task,
             message.model_dump(),
             kind="refresh",
-            shown={"loader": loaders, "orders": len(some)},
+            shown={"loader": ", ".join(loaders), "orders": len(some)},
+            # Of several loaders there would be as many names as there are sets of them: Flower counts by name.
+            shown_name=f"{task} {loaders[0]}" if len(loaders) == 1 else None,
         )
 
     def _deliver_wake(self, task: str) -> None:
         if self._length(self._keys.queue("maintenance")) < WAKES_LIMIT:
             self._publish(task, {}, kind="maintenance", shown={})
 
-    def _publish(self, task: str, fields: Mapping[str, Any], *, kind: str, shown: Any) -> int:
-        """Send the task. → how many were waiting in its queue.
+    def _publish(
+        self,
+        task: str,
+        fields: Mapping[str, Any],
+        *,
+        kind: str,
+        shown: Any,
+        shown_name: str | None = None,
+    ) -> int:
+        """Send the task. → how many were waiting in its queue. `shown`: its arguments, as logs and Flower show them;
+        `shown_name`: the same of its name.
 
         Raises OverflowError where nobody takes them.
         """
@@ -318,6 +330,7 @@ class CeleryDispatch:
             ignore_result=True,
             argsrepr="",  # nothing to format, and arguments stay out of Flower
             kwargsrepr=json.dumps(shown),
+            shadow=shown_name,
         )
         return waiting
 
