@@ -310,9 +310,9 @@ class CeleryDispatch:
         shown: Any,
         shown_name: str | None = None,
     ) -> int:
-        """Send the task. → how many were waiting in its queue. `shown`: its arguments, as logs and Flower show them;
-        `shown_name`: the same of its name.
+        """Send the task. → how many were waiting in its queue.
 
+        `shown` and `shown_name`: its arguments and its name as logs and Flower show them.
         Raises OverflowError where nobody takes them.
         """
         self._connect_once()

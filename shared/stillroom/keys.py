@@ -94,6 +94,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
+| ns:paused:<what>  | string | what workers leave alone for now, and who said so| as was said, | pauses.py       |
+|                   |        |                                                 | 1 d at most  |                 |
 | ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health/webhook  |
 | ns:webhook:at     | hash   | how far the streams were told; when to try again| 8 d          | health/webhook  |
 | ns:webhook:lease  | string | the worker that tells it                        | 60 s         | health/webhook  |
@@ -157,6 +159,7 @@ class Keys:
         self.health = f"{namespace}:health".encode()
         self.health_week = f"{namespace}:health:week".encode()
         self.health_open = f"{namespace}:health:open".encode()
+        self._paused = f"{namespace}:paused:".encode()
         self.webhook = f"{namespace}:webhook".encode()
         self.webhook_at = self.webhook + b":at"
         self.webhook_lease = self.webhook + b":lease"
@@ -266,6 +269,9 @@ class Keys:
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""
         return f"{self._stats}{minute}".encode()
+
+    def paused(self, what: str) -> bytes:
+        return self._paused + what.encode()
 
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""

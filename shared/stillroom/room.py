@@ -45,6 +45,7 @@ from stillroom.operation import (
     async_drivers_of,
     drivers_of,
 )
+from stillroom.pauses import Pauses
 from stillroom.probes import health_on, wires_of_cache
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
@@ -119,6 +120,7 @@ class _Room:
         # Operations for `state`: what must be alike in all processes, and what could not be done.
         self.agreed = Agreed(self.keys, self._state_server)
         self.dead_letters = DeadLetters(self.keys)
+        self._pauses = Pauses(self.keys)
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
@@ -149,9 +151,10 @@ class _Room:
         cache = wires_of_cache(self.settings, wires), self.wire.breaker, self.stats
         return health_on(self.settings, state_wire, self.state_stats, *cache)
 
-    def _services(self) -> list[Any]:
+    def _services(self, state: Any) -> list[Any]:
         """The faces that the upkeep is made of."""
-        return [getattr(self, name) for name in ("cache", "sessions", "limits", "abuse", "health")]
+        names = ("cache", "sessions", "limits", "abuse", "health")
+        return [*(getattr(self, name) for name in names), Service(self._pauses, state)]
 
     def _operations(self, health: HealthBody, cache_in_threads: Cache, state: D) -> Operations[D]:
         for name, moved in MOVED.items():  # what moved to the upkeep can still be called there
@@ -243,7 +246,7 @@ class Stillroom(_Room):
         asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
         health = self._health(self.state_wire, wires)
         self.health = Health(health, Driver(self.state_wire, asked))
-        self.upkeep = Upkeep(Service(parts.housekeeping, drivers[0]), *self._services())
+        self.upkeep = Upkeep(Service(parts.housekeeping, drivers[0]), *self._services(self.state))
         self.state_wire.breaker.recovered += [
             self.upkeep.deliver_logouts,
             self.upkeep.deliver_charges,
@@ -381,7 +384,9 @@ class AsyncStillroom(_Room):
         asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
         health = self._health(self.state_wire, wires)
         self.health = AsyncHealth(health, AsyncDriver(self.state_wire, asked))
-        self.upkeep = AsyncUpkeep(Service(parts.housekeeping, drivers[0]), *self._services())
+        self.upkeep = AsyncUpkeep(
+            Service(parts.housekeeping, drivers[0]), *self._services(self.state)
+        )
         in_threads = Cache(parts.cache, parts.images, aside[0])
         self.operations = self._operations(health, in_threads, self.state)
 

@@ -17,6 +17,7 @@ from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
 from stillroom.cli.look import explain, loaders, show
+from stillroom.cli.pause import pause, resume
 from stillroom.cli.routes import routes
 from stillroom.cli.settings import settings
 from stillroom.cli.up import up
@@ -37,6 +38,8 @@ app.command()(show)
 app.command()(explain)
 app.command()(loaders)
 app.command()(routes)
+app.command()(pause)
+app.command()(resume)
 app.command()(health)
 app.command()(doctor)
 app.command()(settings)

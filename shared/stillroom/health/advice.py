@@ -46,7 +46,7 @@ class Rule(NamedTuple):
 def advise(measures: Measures) -> list[Advice]:
     """The findings, the worst first."""
     found = [*_connections(measures), *_said_no(measures), *_policies(measures), *_old(measures)]
-    found += _not_kept(measures)
+    found += [*_not_kept(measures), *_paused(measures)]
     found += [advice for rule in RULES for advice in _applied(rule, measures)]
     return sorted(found, key=lambda advice: advice.severity != "fail")
 
@@ -174,6 +174,20 @@ def _not_kept(measures: Measures) -> Iterator[Advice]:
             good="None: each call loads what can't be kept.",
             todo="The log says what would be lost ('a loaded value can't be kept'). Declare what the loader "
             "returns, and return that.",
+        )
+
+
+def _paused(measures: Measures) -> Iterator[Advice]:
+    tasks = measures.tasks
+    if tasks is not None and tasks.paused_s is not None:
+        whose = f", by {tasks.paused_by}" if tasks.paused_by else ""
+        yield Advice(
+            code="paused",
+            severity="warn",
+            component="tasks:refreshes",
+            what=f"Refreshes are paused for {tasks.paused_s / 60:.0f} min more{whose}: stale values stay.",
+            good="They run, but while a database is being repaired.",
+            todo="It ends by itself; `stillroom resume refresh` ends it now.",
         )
 
 
