@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from stillroom.cli import limits, sessions
 from stillroom.cli.abuse import abuse, bans
+from stillroom.cli.check import check
 from stillroom.cli.credentials import write_secrets
 from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
@@ -42,6 +43,7 @@ app.command()(pause)
 app.command()(resume)
 app.command()(health)
 app.command()(doctor)
+app.command()(check)
 app.command()(settings)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
