@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ class Explanation:
     age_s: float | None = None  # where the loader is known here, and its ttl is a number
     loading: str | None = (
         None  # what is under way: `load`, `refresh asked for`, `refresh`, `backoff`
+    )
+    args: Mapping[str, Any] | None = (
+        None  # what the loader was called with, as far as the entry says so
     )
     value: Any = None  # only where it was asked for
 
@@ -214,6 +218,7 @@ class Explainer(Core):
             "loader": made_by or (loader.name if loader else None),
             "tags": tuple(map(_text, entry.tags)),
             "fresh_until": entry.fresh_until / 1000,
+            "args": _args(entry.source),
             "ends_at": (found.now_ms + found.left_ms) / 1000 if found.left_ms > 0 else None,
             "age_s": age,
         }
@@ -275,6 +280,14 @@ _LEASES: Mapping[bytes, str] = {
 
 def _loading(lease: bytes | None) -> str | None:
     return _LEASES.get((lease or b"").partition(b".")[0])
+
+
+def _args(source: bytes) -> Mapping[str, Any] | None:
+    try:
+        args = json.loads(source.partition(b" ")[2])
+    except ValueError:
+        return None
+    return args if isinstance(args, dict) else None
 
 
 def _text(name: bytes) -> str:

@@ -109,7 +109,8 @@ def _as_json(figures: Figures, known: dict[str, str]) -> list[dict[str, Any]]:
 
 def _fields(found: Explanation, with_value: bool) -> dict[str, Any]:
     fields = dataclasses.asdict(found)
-    return fields if with_value else {k: v for k, v in fields.items() if k != "value"}
+    left_out = ("args",) if with_value else ("args", "value")
+    return {name: fact for name, fact in fields.items() if name not in left_out}
 
 
 def _facts(found: Explanation, with_value: bool) -> Iterator[tuple[str, str]]:
