@@ -37,6 +37,7 @@ class Stats:
         self.errors: dict[str, str] = {}  # by loader its last error, as JSON; see cache/figures.py
         self._names: dict[str, dict[str, str]] = {}  # kind → name → what it is counted as
         self._fields: dict[tuple[str, str, str], str] = {}
+        self.watch: Any = None  # who is told of each operation, if anybody is: see events.py
         self.breaker: Any = None  # of the server they are written to; the room knows it
         self.due = 0.0  # time.monotonic(): flush at the next read after it
         self.riders: list[Callable[[], list[Command]]] = []  # what else rides along with a flush

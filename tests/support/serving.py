@@ -86,8 +86,11 @@ class AsgiServer:
                 "client": writer.get_extra_info("peername")[:2],
             }
 
+            length = next((int(v) for n, v in headers if n.lower() == "content-length"), 0)
+
             async def receive() -> dict[str, Any]:
-                return {"type": "http.request", "body": b"", "more_body": False}
+                body = await reader.readexactly(length)
+                return {"type": "http.request", "body": body, "more_body": False}
 
             async def send(message: dict[str, Any]) -> None:
                 if message["type"] == "http.response.start":

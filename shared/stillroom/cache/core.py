@@ -80,6 +80,8 @@ QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
 APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
 TRIES = 2  # to put a value
+# What an event says of a lookup.
+_OUTCOMES = {Freshness.FRESH: "hit", Freshness.STALE: "stale", Freshness.DEAD: "miss"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -669,7 +671,10 @@ class Core:
 
     def _count(self, value: Any, freshness: Freshness, recipe: Recipe | None = None) -> None:
         """Count one more lookup of its kind, and one of its loader's."""
-        counts = self.stats.counts
+        counts, watch = self.stats.counts, self.stats.watch
+        if watch is not None:
+            outcome = "miss" if value is MISS else _OUTCOMES[freshness]
+            watch.note(outcome, recipe.loader.name if recipe and recipe.loader else "")
         lookups = None
         if recipe is not None and recipe.loader is not None:
             lookups = self._figures.lookups(recipe.loader.name)
@@ -790,9 +795,13 @@ class Core:
 
     def _call(self, recipe: Recipe, call: Call) -> Operation[Any]:
         """Call the loader, and count how that went."""
-        began = time.monotonic()
+        began, watch = time.monotonic(), self.stats.watch
         try:
-            value = yield call
+            if watch is None:
+                value = yield call
+            else:
+                with watch.event("load", recipe.name, recipe.name):
+                    value = yield call
         except GeneratorExit:
             raise
         except BaseException as error:
