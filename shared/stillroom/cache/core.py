@@ -25,7 +25,7 @@ from stillroom.cache.away import Packed as PackedAway
 from stillroom.cache.bites import SCRIPTS_AT_ONCE, Bites, in_bites
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.failures import TOLD_MS, Failures, as_json
-from stillroom.cache.figures import LoaderFigures
+from stillroom.cache.figures import LOOKUPS, LoaderFigures
 from stillroom.cache.invalidation import Invalidator
 from stillroom.cache.judge import Judge
 from stillroom.cache.keeping import Keeper, Keeping, Life, TtlOf
@@ -83,8 +83,8 @@ QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
 APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
 TRIES = 2  # to put a value
-# What an event says of a lookup.
-_OUTCOMES = {Freshness.FRESH: "hit", Freshness.STALE: "stale", Freshness.DEAD: "miss"}
+_OUTCOMES = ("hit", "stale", "miss")  # what an event says of a lookup: see LOOKUPS
+_FRESH = Freshness.FRESH
 STORED_VALUE = "a value that was stored"
 
 
@@ -307,7 +307,7 @@ class Core:
             self._fall_back("get_or_set", error)
             return (yield from self._load_away(name, recipe, error))
         value = MISS if entry is None else self._decode(entry, recipe.type)
-        self._count(value, freshness, recipe)
+        self._count(value, freshness, recipe.loader)
         if value is MISS or entry is None:
             return (yield from self._load(name, recipe))
         if freshness is Freshness.FRESH:
@@ -337,6 +337,7 @@ class Core:
         lease_ms = self._keeper.lease(lease)
         loader = Loader(function, key, keeping, lease_ms, self._texts, **options)
         loader.release = fingerprint(loader.type, self._codec.adapter(loader.type), loader.version)
+        loader.counted_as = self._figures.lookups(loader.name)
         self.loaders.register(loader)
         return loader
 
@@ -682,27 +683,15 @@ class Core:
         self.stats.counts["decode_errors"] += 1
         self.stats.say(f"unreadable {what}, a miss", what, f"{name[:100]!r}: {error}")
 
-    def _count(self, value: Any, freshness: Freshness, recipe: Recipe | None = None) -> None:
-        """Count one more lookup of its kind, and one of its loader's."""
-        counts, watch = self.stats.counts, self.stats.watch
-        if watch is not None:
-            outcome = "miss" if value is MISS else _OUTCOMES[freshness]
-            watch.note(outcome, recipe.loader.name if recipe and recipe.loader else "")
-        lookups = None
-        if recipe is not None and recipe.loader is not None:
-            lookups = self._figures.lookups(recipe.loader.name)
-        if value is MISS:
-            counts["misses"] += 1
-            if lookups is not None:
-                counts[lookups.misses] += 1
-        elif freshness is Freshness.FRESH:
-            counts["hits"] += 1
-            if lookups is not None:
-                counts[lookups.hits] += 1
-        else:
-            counts["stale"] += 1
-            if lookups is not None:
-                counts[lookups.stale] += 1
+    def _count(self, value: Any, freshness: Freshness, loader: Loader | None = None) -> None:
+        """Count one more lookup of its kind, and one of its loader's. This is on the way of every hit."""
+        stats = self.stats
+        place = 2 if value is MISS else int(freshness is not _FRESH)
+        stats.counts[LOOKUPS[place]] += 1
+        if loader is not None:
+            stats.counts[loader.counted_as[place]] += 1
+        if stats.watch is not None:
+            stats.watch.note(_OUTCOMES[place], loader.name if loader else "")
 
     # Loading
 

@@ -9,18 +9,12 @@ import json
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from stillroom.counted import LOADER, TOOK, by_name, percentile, took
 from stillroom.stats import Stats
 
-
-class Lookups(NamedTuple):
-    """What the lookups of one loader are counted as."""
-
-    hits: str
-    stale: str
-    misses: str
+LOOKUPS = ("hits", "stale", "misses")  # how a lookup ends
 
 
 class LoaderFigures:
@@ -28,16 +22,10 @@ class LoaderFigures:
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
-        self._lookups: dict[str, Lookups] = {}
 
-    def lookups(self, name: str) -> Lookups:
-        """Return what a registered loader's lookups are counted as. Cheap: it is asked for with each hit."""
-        found = self._lookups.get(name)
-        if found is None:
-            counted = self._stats.counted_as
-            found = Lookups(*(counted(LOADER, what, name) for what in Lookups._fields))
-            self._lookups[name] = found
-        return found
+    def lookups(self, name: str) -> tuple[str, ...]:
+        """Return what the lookups of a registered loader are counted as, for each of LOOKUPS."""
+        return tuple([self._stats.counted_as(LOADER, what, name) for what in LOOKUPS])
 
     def loaded(self, name: str, seconds: float) -> None:
         """Count a load that has ended well, and how long it took."""
@@ -106,7 +94,7 @@ def figures_in(counts: Mapping[str, int]) -> list[dict[str, Any]]:
 
 def _fields(name: str, counted: Mapping[str, int]) -> dict[str, Any]:
     fields: dict[str, Any] = {"name": name}
-    for what in (*Lookups._fields, "loads", "load_errors", "refreshes", "refresh_errors"):
+    for what in (*LOOKUPS, "loads", "load_errors", "refreshes", "refresh_errors"):
         fields[what] = counted.get(what, 0)
     fields["not_kept"] = counted.get("not_kept", 0)
     answered = fields["hits"] + fields["stale"]

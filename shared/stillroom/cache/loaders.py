@@ -97,6 +97,11 @@ class Loader:
         self.function = function
         self.version = version
         self.release = b""  # set where it is registered
+        self.counted_as: Sequence[str] = (
+            "",
+            "",
+            "",
+        )  # its lookups, set there too: see figures.LOOKUPS
         self.at_once = _checked_places(at_once)
         self.keeping = keeping
         self.lease = lease
