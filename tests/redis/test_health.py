@@ -142,7 +142,7 @@ def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) ->
     assert client.hget(room.keys.counts, "refreshes_done") == b"5"
 
 
-RIGHTS = "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xrevrange +zrange"
+RIGHTS = "+time +info +slowlog|len +get +pttl +hgetall +hlen +zcard +zcount +llen +lindex +xrevrange +zrange"
 RIGHTS_OF_SNAPSHOTS = "+memory|doctor +evalsha +script|load +hincrby +expire +hsetnx +hdel +xadd"
 
 
@@ -260,7 +260,7 @@ def test_the_past_is_a_day_and_the_newest_patterns(room: Any, client: Any) -> No
     seed(client, room.keys.health, a_day(now, minutes=30))
     client.xadd(room.keys.abuse_log, {"rule": "hammer", "count": "many"}, id="1-0")
     seed_patterns(client, room.keys.abuse_log, [*patterns(now)] * 20)
-    history, found, since = room.health.past()
+    history, found, since, _ = room.health.past()
     assert [one.time for one in history] == [one.time for one in a_day(now, minutes=30)]
     assert found == (patterns(now) * 20)[:50]
     assert since == pytest.approx(history[0].time, abs=0.01)
@@ -272,10 +272,12 @@ def test_the_past_of_a_week_is_made_of_every_fifth_minute(room: Any, client: Any
     week = [one for one in a_week(now) if one.time > now - 6.5 * 86_400]
     seed(client, room.keys.health_week, week[::5])
     seed(client, room.keys.health, week[-30:])
-    history, _, since = room.health.past(hours=168)
+    history, _, since, figures = room.health.past(hours=168)
+    assert figures.minutes == 60
     assert len(history) == len(week[::5])
     assert since == pytest.approx(week[0].time, abs=0.01)
-    history, _, since = room.health.past(hours=0.25)
+    history, _, since, figures = room.health.past(hours=0.25)
+    assert figures.minutes == 15
     assert 13 <= len(history) <= 16
     assert since == pytest.approx(week[0].time, abs=0.01)
 
@@ -313,7 +315,7 @@ def test_the_past_of_a_server_that_is_away_is_not_known(own_server: EmbeddedServ
     """Neither is empty, which would be a claim."""
     with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
         own_server.kill()
-        assert room.health.past() == (None, None, None)
+        assert room.health.past() == (None, None, None, None)
 
 
 def test_rates_are_differences_of_one_server_run(room: Any, client: Any) -> None:
