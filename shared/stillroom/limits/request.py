@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from stillroom import pepper
+from stillroom.counted import LIMIT
 from stillroom.edges import CLOUDFLARE
 from stillroom.errors import InvalidLimit
 from stillroom.exempt import Exempt
@@ -22,6 +23,7 @@ from stillroom.limits.identity import CROWD, Crowd, Networks
 from stillroom.limits.limit import Limit, check_cost, check_limits
 from stillroom.scripts import Text, limit_check
 from stillroom.settings import Settings
+from stillroom.stats import Stats
 from stillroom.subject import (
     BAN_PREFIXES,
     SITE_PREFIX,
@@ -67,6 +69,7 @@ class Plan(NamedTuple):
     memory: tuple[bytes, ...]  # what is remembered of a log is told apart by: see Request.known_as
     letters: bytes  # one for each limit, if one is in shadow: see lua/limit_check.lua
     in_flight: str  # the name of a limit of what is in flight, if there is one
+    counted_as: tuple[str, ...] = ()  # what a check of each limit is counted as
 
 
 class Request(NamedTuple):
@@ -162,9 +165,10 @@ class Client(NamedTuple):
 class Requests:
     """Makes them."""
 
-    def __init__(self, settings: Settings, keys: Keys) -> None:
+    def __init__(self, settings: Settings, keys: Keys, stats: Stats) -> None:
         self._settings = settings
         self._keys = keys
+        self._counted_as = stats.counted_as
         self._peppers: tuple[bytes, ...] = ()
         self.waits: dict[
             str, float
@@ -332,7 +336,9 @@ class Requests:
 
     def _make_plan(self, limits: tuple[Limit, ...]) -> Plan:
         """Raises InvalidLimit."""
-        plan = _plan_of(limits, self._windows)
+        plan = _plan_of(limits, self._windows)._replace(
+            counted_as=tuple([self._counted_as(LIMIT, "checks", limit.name) for limit in limits])
+        )
         own = self._own_windows
         news = [one for one in limits if one.window * _US > own.get(one.name, 0)]
         for limit in news if len(own) < WINDOWS_LIMIT else ():
