@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from shop.demo.recorder import Recorder
 from stillroom import Settings
-from stillroom.cli.recorder import Recorder
 from stillroom.embedded import EmbeddedServer
 from stillroom.settings import environment_names
 

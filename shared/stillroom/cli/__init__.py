@@ -12,7 +12,6 @@ from rich.markup import escape
 from stillroom.cli import limits, sessions
 from stillroom.cli.abuse import abuse, bans
 from stillroom.cli.credentials import write_secrets
-from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
@@ -29,7 +28,6 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(version)
 app.command()(up)
-app.command()(demo)
 app.command()(invalidate)
 app.command()(health)
 app.command()(doctor)
