@@ -102,7 +102,7 @@ def attend(app: Any, settings: Settings) -> None:
 
     def done(sender: Any, **_: Any) -> None:
         if sender.app is app and sender.name in scheduled:
-            app.room.health.ticked(sender.name)
+            app.room.upkeep.record_tick(sender.name)
 
     signs, scheduled = SignsOfLife(), {tick.task for tick in SCHEDULE}
     working = Working(app)
@@ -124,7 +124,7 @@ class SignsOfLife:
         """Celery's heart beats every two seconds; this is done every five or six."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + SEEN_EVERY_S
-            room.health.seen(f"{os.uname().nodename}-{os.getpid()}", about())
+            room.upkeep.record_heartbeat(f"{os.uname().nodename}-{os.getpid()}", about())
 
 
 def touch(path: Path) -> None:

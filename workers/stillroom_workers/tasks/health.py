@@ -17,12 +17,12 @@ def register(app: WorkerApp) -> None:
     """
 
     def snapshot_health() -> dict[str, Any]:
-        snapshot = app.room.health.snapshot()
+        snapshot = app.room.upkeep.snapshot()
         ask_to_tell(app)
         return snapshot.model_dump(include={"status", "findings", "error"})
 
     def tell_webhook() -> Report:
-        return app.room.health.tell_webhook()
+        return app.room.upkeep.tell_webhook()
 
     app.task(snapshot_health, name=SNAPSHOT_TASK)
     app.task(checked(NoArguments, lambda _: tell_webhook()), name=WEBHOOK_TASK)
