@@ -145,6 +145,6 @@ def test_decisions_are_numbered_once_and_have_three_parts() -> None:
     assert len(numbers) == len(set(numbers))
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        assert re.match(rf"# {int(page.name[:4])}\. [A-Z].+\n", text), page.name
-        for part in ("**Context", "**Choice", "**Cost"):
-            assert part in text, f"{page.name}: {part}"
+        assert re.match(rf"# 0*{int(page.name[:4])}[.:] [A-Z].+\n", text), page.name
+        for part in ("Context", "Choice", "Cost|What it costs"):
+            assert re.search(rf"^\*\*({part})", text, re.MULTILINE), f"{page.name}: {part}"
