@@ -14,7 +14,6 @@ from stillroom.cli.abuse import abuse, bans
 from stillroom.cli.agree import agree
 from stillroom.cli.check import check
 from stillroom.cli.credentials import write_secrets
-from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
@@ -34,7 +33,6 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(version)
 app.command()(up)
-app.command()(demo)
 app.command()(invalidate)
 app.command()(show)
 app.command()(explain)
