@@ -99,6 +99,8 @@ class Called(Protocol):
     """What the copies of a call are found by: a loader."""
 
     near: float | None
+    name: str
+    counted_as: tuple[str, ...]
 
 
 class Store:
@@ -135,6 +137,10 @@ class Store:
         entry = copy.near.usable(copy, loader.near)
         if entry is None:
             return MISS
+        stats = self._stats
+        stats.counts[loader.counted_as[0]] += 1
+        if stats.watch is not None:
+            stats.watch.note("hit", loader.name)
         return self.value_of(copy, entry)
 
     def of_name(self, near: Near, name: bytes) -> Copy | None:
