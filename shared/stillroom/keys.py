@@ -1,8 +1,8 @@
 """Every Redis key, and what may be in one. This is the data dictionary.
 
 `ns` is the namespace setting (default `stillroom`); `{0}` is the hash tag of the cache's first shard: all keys of
-a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…` and
-`ns:counts` have a shard's tag too, for they ride along with the shard's batches.
+a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…`,
+`ns:counts` and `ns:errors` have a shard's tag too, for they ride along with the shard's batches.
 
 | key               | type   | meaning                                         | lifetime     | written by      |
 |-------------------|--------|-------------------------------------------------|--------------|-----------------|
@@ -92,9 +92,13 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 | ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
+| ns:errors         | hash   | loader → its last error, as JSON: kind, place,  | 8 d          | stats.py        |
+|                   |        | when; never its message                         |              |                 |
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
+| ns:paused:<what>  | string | what workers leave alone for now, and who said so| as was said, | pauses.py       |
+|                   |        |                                                 | 1 d at most  |                 |
 | ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health/webhook  |
 | ns:webhook:at     | hash   | how far the streams were told; when to try again| 8 d          | health/webhook  |
 | ns:webhook:lease  | string | the worker that tells it                        | 60 s         | health/webhook  |
@@ -138,6 +142,7 @@ class Keys:
         counted = cache if in_cluster else f"{namespace}:"
         self._stats = f"{counted}stats:"
         self.counts = f"{counted}counts".encode()
+        self.errors = f"{counted}errors".encode()
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
@@ -157,6 +162,7 @@ class Keys:
         self.health = f"{namespace}:health".encode()
         self.health_week = f"{namespace}:health:week".encode()
         self.health_open = f"{namespace}:health:open".encode()
+        self._paused = f"{namespace}:paused:".encode()
         self.webhook = f"{namespace}:webhook".encode()
         self.webhook_at = self.webhook + b":at"
         self.webhook_lease = self.webhook + b":lease"
@@ -269,6 +275,9 @@ class Keys:
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""
         return f"{self._stats}{minute}".encode()
+
+    def paused(self, what: str) -> bytes:
+        return self._paused + what.encode()
 
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""

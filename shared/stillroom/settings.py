@@ -252,6 +252,9 @@ class Settings(BaseSettings):
     webhook_url: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_URL")
     webhook_secret: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_SECRET")  # signs them
     release: str | None = None  # the app's version, as releaseId
+    otel: bool = (
+        False  # spans and metrics of each call by OpenTelemetry; needs the extra `stillroom[otel]`
+    )
     flower_url: str | None = None  # for the link on /status
 
     # The workers.

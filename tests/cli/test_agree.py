@@ -51,7 +51,7 @@ def test_a_person_changes_the_number_of_shards(run: Any, make_room: Any) -> None
 
 def test_a_limit_is_made_smaller(run: Any, make_room: Any) -> None:
     """What only grows by itself shrinks when a person says so."""
-    make_room(lease_limit=900.0).cache.get("k")
+    make_room(lease_limit=900.0).cache.set("k", 1)
     assert re.search(r"lease_limit +900 +300", run())
     run("lease_limit")
     assert re.search(r"lease_limit +300 +300", run())

@@ -132,6 +132,7 @@ class ShardedBody:
     get_or_set = one_key(CacheBody.get_or_set)
     set = one_key(CacheBody.set)
     add = one_key(CacheBody.add)
+    explain = one_key(CacheBody.explain)
     incr = one_key(CacheBody.incr)
     touch = one_key(CacheBody.touch)
     obtain = one_key(CacheBody.obtain, _of_name)
