@@ -39,6 +39,7 @@ from stillroom.keys import Keys
 from stillroom.known_bans import KnownBans, ban_file
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
+from stillroom.misuse import explained
 from stillroom.operation import (
     AsyncDriver,
     Driver,
@@ -250,6 +251,7 @@ class Stillroom(_Room):
         ]
         self.operations = self._operations(health, self.cache, self.state)
 
+    @explained
     def init_app(self, app: Any, **options: Any) -> None:
         """Make this the room of a Flask app. For an app factory, too; the room itself is made at module level.
 
@@ -261,6 +263,7 @@ class Stillroom(_Room):
         # By name: rooms know no framework, and only who calls this has one.
         import_module("stillroom.web.flask_room").init_app(self, app, **options)
 
+    @explained
     def lock(
         self,
         name: str,
@@ -279,6 +282,7 @@ class Stillroom(_Room):
         """
         return Lock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
+    @explained
     def semaphore(
         self,
         name: str,
@@ -385,6 +389,7 @@ class AsyncStillroom(_Room):
         in_threads = Cache(parts.cache, parts.images, aside[0])
         self.operations = self._operations(health, in_threads, self.state)
 
+    @explained
     def lock(
         self,
         name: str,
@@ -396,6 +401,7 @@ class AsyncStillroom(_Room):
         """A lock that all processes share: `async with room.lock("import") as held: …`. See Stillroom.lock."""
         return AsyncLock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
+    @explained
     def semaphore(
         self,
         name: str,

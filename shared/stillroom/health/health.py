@@ -6,6 +6,7 @@ from stillroom.face import Face, awaiting, blocking
 from stillroom.health.body import HealthBody
 from stillroom.health.probe import Probe
 from stillroom.health.report import Role
+from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver
 
 
@@ -21,6 +22,7 @@ class Health(Face):
     history = blocking(HealthBody.history)
     past = blocking(HealthBody.past)
 
+    @explained
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""
         self._body.register(role, probe, shard)
@@ -38,6 +40,7 @@ class AsyncHealth(Face):
     history = awaiting(HealthBody.history)
     past = awaiting(HealthBody.past)
 
+    @explained
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""
         self._body.register(role, probe, shard)

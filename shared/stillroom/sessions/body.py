@@ -18,8 +18,10 @@ from pydantic import SecretStr
 from stillroom import pepper
 from stillroom.codec import Codec
 from stillroom.dispatch import Dispatch
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     OF_THE_COMMAND,
+    InvalidArgument,
     SessionConflict,
     SessionDataRefused,
     SessionEnded,
@@ -118,8 +120,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
@@ -134,8 +136,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
@@ -149,8 +151,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
@@ -159,7 +161,8 @@ class SessionsBody(Asking):
     ) -> Operation[Session[Any]]:
         """Begin a session; its `token` goes into the cookie. `user_id=None` makes an anonymous session.
 
-        `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds.
+        `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds, or
+        timedeltas.
         `replaces`: the session before the login, which ends with it (a token planted there opens
         nothing afterwards). `max_per_user` (up to 300) with `on_cap` "evict_oldest" or "reject", which raises
         TooManySessions and ends nothing. Where an app has begun to cap late, each login evicts up to 100.
@@ -185,8 +188,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
         device: str | None = None,
@@ -223,8 +226,8 @@ class SessionsBody(Asking):
         token: str,
         data: Mapping[str, Any],
         *,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
     ) -> Operation[Session[Any]]:
         """Begin an anonymous session in the place of one that has ended, for a request that came with its token.
 
@@ -244,8 +247,8 @@ class SessionsBody(Asking):
         data: Any,
         tags: Sequence[str],
         meta: Mapping[str, Any] | None,
-        idle: float | None,
-        absolute: float | None,
+        idle: Duration | None,
+        absolute: Duration | None,
         replaces: Known | None,
         max_per_user: int | None,
         on_cap: str,
@@ -297,11 +300,11 @@ class SessionsBody(Asking):
         type: None = None,
         *,
         touch: bool = True,
-        fresh: float | None = None,
+        fresh: Duration | None = None,
     ) -> Operation[Session[dict[str, Any]] | None]: ...
     @overload
     def get(
-        self, session: Known, type: type[T], *, touch: bool = True, fresh: float | None = None
+        self, session: Known, type: type[T], *, touch: bool = True, fresh: Duration | None = None
     ) -> Operation[Session[T] | None]: ...
     def get(
         self,
@@ -309,13 +312,13 @@ class SessionsBody(Asking):
         type: Any = None,
         *,
         touch: bool = True,
-        fresh: float | None = None,
+        fresh: Duration | None = None,
     ) -> Operation[Session[Any] | None]:
         """The session of this token or id; None if it never was, has ended, has expired, or was rotated away.
 
         `type`: a pydantic model or any other type of its data. `touch=False`: reading it does not keep it alive.
-        `fresh`: seconds; raises SessionNotFresh for a session whose user has not proved within them who he is, by
-        the login that began it or by `confirm`.
+        `fresh`: seconds, or a timedelta; raises SessionNotFresh for a session whose user has not proved within
+        them who he is, by the login that began it or by `confirm`.
         What no token of ours looks like costs no round trip. Raises SessionUnreadable.
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
@@ -819,16 +822,16 @@ class SessionsBody(Asking):
             raise SessionEnded("missing")  # better none is ended than all by mistake
         return place
 
-    def _times_of(self, idle: float | None, absolute: float | None) -> tuple[int, int]:
+    def _times_of(self, idle: Duration | None, absolute: Duration | None) -> tuple[int, int]:
         """In µs. Raises SettingsError."""
-        times = (
-            self.settings.session_idle if idle is None else idle,
-            self.settings.session_absolute if absolute is None else absolute,
-        )
-        for name, seconds in zip(("idle", "absolute"), times, strict=True):
-            if not 0.001 <= seconds <= LONGEST_S:
-                raise SettingsError(f"{name}={seconds!r}: 0.001 to {LONGEST_S:,} seconds")
-        return _us(times[0]), _us(times[1])
+        idle = self.settings.session_idle if idle is None else idle
+        absolute = self.settings.session_absolute if absolute is None else absolute
+        given = ("idle", idle), ("absolute", absolute)
+        try:
+            first, last = [_us(seconds_of(name, one, most=LONGEST_S)) for name, one in given]
+        except InvalidArgument as error:
+            raise SettingsError(str(error)) from None
+        return first, last
 
     def _limits(self) -> tuple[int, int]:
         return self.settings.session_data_limit, self.settings.session_keys_limit
@@ -867,10 +870,10 @@ class SessionsBody(Asking):
                 log.exception("a listener of session events failed")
 
 
-def not_fresh(session: Session[Any], within: float) -> SessionNotFresh:
+def not_fresh(session: Session[Any], within: Duration) -> SessionNotFresh:
     """The error to raise for a session that is not fresh."""
-    proved = session.authenticated_at
-    return SessionNotFresh(within, None if proved is None else session.read_at - proved)
+    proved, seconds = session.authenticated_at, seconds_of("fresh", within, least=0)
+    return SessionNotFresh(seconds, None if proved is None else session.read_at - proved)
 
 
 def _token_of(session: Known) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from stillroom.errors import SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.limits.routes import below
+from stillroom.misuse import explained
 from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
@@ -49,6 +50,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+@explained
 class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     """Keeps limits, of a route table and of endpoints, and gives each request its session.
 

@@ -19,6 +19,7 @@ from werkzeug.local import LocalProxy
 
 from stillroom.errors import SettingsError
 from stillroom.limits import Routes
+from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.flask import StillroomSessions
 from stillroom.web.gate import SubjectOf
@@ -29,6 +30,7 @@ from stillroom.web.wsgi_health import HealthWSGI
 EXTENSION = "stillroom"
 
 
+@explained
 def init_app(
     room: Stillroom,
     app: Flask,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     SessionConflict,
     SessionEnded,
@@ -166,8 +167,9 @@ class RequestSession(MutableMapping[str, Any]):
         self.renew()
         self._is_confirmed = True
 
-    def is_fresh(self, seconds: float) -> bool:
+    def is_fresh(self, seconds: Duration) -> bool:
         """Tell whether the user proved within so many seconds who he is: by logging in, or by `confirm`."""
+        seconds = seconds_of("seconds", seconds, least=0)
         if self.user_id is None:
             return False
         if self._login or self._is_confirmed:
@@ -176,9 +178,10 @@ class RequestSession(MutableMapping[str, Any]):
             )
         return self._found is not None and self._found.is_fresh(seconds)
 
-    def require_fresh(self, seconds: float) -> None:
+    def require_fresh(self, seconds: Duration) -> None:
         """Raise SessionNotFresh unless `is_fresh`: a sensitive page asks again. Unhandled, it is answered with
         401."""
+        seconds = seconds_of("seconds", seconds, least=0)
         if not self.is_fresh(seconds):
             found = self._found
             self.failure = (

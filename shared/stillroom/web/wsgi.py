@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
 from stillroom.limits import Route
+from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, report_loss
@@ -34,6 +35,7 @@ StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
 App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
+@explained
 class StillroomMiddleware(Middleware[App, Stillroom]):
     """Keeps limits, of a route table and of endpoints, and gives each request its session.
 
