@@ -19,6 +19,10 @@ class InvalidArgument(StillroomError, TypeError, ValueError):
     """An argument can't be used: an unknown keyword, the wrong type, out of range. It says what is."""
 
 
+class UnknownSetting(SettingsError, InvalidArgument):
+    """A room was given by name what is no setting."""
+
+
 class InvalidKey(StillroomError, ValueError):
     """A key, tag or key template can't be used; `given` is what came in, `reason` why not."""
 

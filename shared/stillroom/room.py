@@ -32,7 +32,7 @@ from stillroom.cache import (
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.durations import Duration
-from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable
+from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable, UnknownSetting, did_you_mean
 from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
@@ -459,6 +459,10 @@ class AsyncStillroom(_Room):
 
 def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
     """What a room was given as its settings: none, a Redis URL, them, or some by name."""
+    known = [*Settings.model_fields, "dispatch"]
+    if unknown := [name for name in values if name not in known]:
+        near = did_you_mean(unknown[0], known)
+        raise UnknownSetting(f"{unknown[0]} is not a setting{near}")
     if isinstance(given, str):
         if "redis_url" in values:
             raise InvalidArgument(

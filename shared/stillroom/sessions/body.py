@@ -445,14 +445,14 @@ class SessionsBody(Asking):
 
     @overload
     def rotate(
-        self, session: Known, type: None = None, *, grace: float | None = None
+        self, session: Known, type: None = None, *, grace: Duration | None = None
     ) -> Operation[Session[dict[str, Any]]]: ...
     @overload
     def rotate(
-        self, session: Known, type: type[T], *, grace: float | None = None
+        self, session: Known, type: type[T], *, grace: Duration | None = None
     ) -> Operation[Session[T]]: ...
     def rotate(
-        self, session: Known, type: Any = None, *, grace: float | None = None
+        self, session: Known, type: Any = None, *, grace: Duration | None = None
     ) -> Operation[Session[Any]]:
         """Give the session a new token. The old one works for `grace` seconds more (default: the settings').
 
@@ -463,7 +463,7 @@ class SessionsBody(Asking):
         """
         return (yield from self._rotate(session, type, grace, is_proof=False))
 
-    def confirm(self, session: Known, *, grace: float | None = None) -> Operation[Session[Any]]:
+    def confirm(self, session: Known, *, grace: Duration | None = None) -> Operation[Session[Any]]:
         """The user has just proved again who he is: the session is fresh from now on, under a new token.
 
         See `get(fresh=…)`, and `rotate` for everything else.
@@ -478,7 +478,7 @@ class SessionsBody(Asking):
         self,
         session: Known,
         type: Any,
-        grace: float | None,
+        grace: Duration | None,
         *,
         is_proof: bool,
         brings_cookie: bool = False,
@@ -486,9 +486,8 @@ class SessionsBody(Asking):
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")
-        seconds = self.settings.session_grace if grace is None else grace
-        if not 0 <= seconds <= 3_600:
-            raise SettingsError(f"grace={seconds!r}: 0 to 3,600 seconds")
+        given = self.settings.session_grace if grace is None else grace
+        seconds = _seconds("grace", given, least=0.0, most=3_600.0)
         token, fresh = self._new_place(place.shard)
         old, new = self._names(place), self._names(fresh)
         prefix = self._keys.shard(place.shard)
@@ -890,10 +889,7 @@ class SessionsBody(Asking):
         idle = self.settings.session_idle if idle is None else idle
         absolute = self.settings.session_absolute if absolute is None else absolute
         given = ("idle", idle), ("absolute", absolute)
-        try:
-            first, last = [_us(seconds_of(name, one, most=LONGEST_S)) for name, one in given]
-        except InvalidArgument as error:
-            raise SettingsError(str(error)) from None
+        first, last = [_us(_seconds(name, one, least=0.001, most=LONGEST_S)) for name, one in given]
         return first, last
 
     def _limits(self) -> tuple[int, int]:
@@ -945,6 +941,14 @@ def _token_of(session: Known) -> str:
     if isinstance(session, Session):
         return session.token
     return session.get_secret_value() if isinstance(session, SecretStr) else str(session)
+
+
+def _seconds(name: str, given: Duration, *, least: float, most: float) -> float:
+    """Raises SettingsError: an argument stands in the place of a setting."""
+    try:
+        return seconds_of(name, given, least=least, most=most)
+    except InvalidArgument as error:
+        raise SettingsError(str(error)) from None
 
 
 def _us(seconds: float) -> int:

@@ -85,11 +85,11 @@ class FlaskSession(WebSession, SessionMixin):
         """Whether there was none before this request."""
         return self.found is None
 
-    def login(self, user_id: str, **options: Any) -> None:
-        """See WebSession.login. It goes before what Flask-Login says in the same request."""
+    def _begin_login(self, login: Login) -> None:
+        """It goes before what Flask-Login says in the same request."""
         if self._follows_flask_login:
             self._login, self._follows_flask_login = None, False
-        super().login(user_id, **options)
+        super()._begin_login(login)
 
     def is_fresh(self, seconds: Duration) -> bool:
         """See WebSession.is_fresh. Who Flask-Login only remembers is not fresh."""

@@ -10,7 +10,7 @@ it was seen is the server's business: the cookie's age is the session's end in a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from stillroom.durations import Duration, seconds_of
@@ -24,6 +24,7 @@ from stillroom.errors import (
     StillroomError,
 )
 from stillroom.marked import FIXED
+from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
 from stillroom.sessions import Session, SessionsBody, decoded_value, encoded_value, not_fresh
 from stillroom.web.agent import device_of
@@ -130,19 +131,44 @@ class RequestSession(MutableMapping[str, Any]):
         self._look()
         return self._found
 
-    def login(self, user_id: str, **options: Any) -> None:
-        """This user is logged in from now on. `options` are those of `room.sessions.create`: tags, meta, idle …
+    @explained
+    def login(
+        self,
+        user_id: str,
+        *,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
+        max_per_user: int | None = None,
+        on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
+    ) -> None:
+        """This user is logged in from now on. The options are those of `room.sessions.create`.
 
         What must not outlive a login (`session_login_drops`: CSRF tokens) is dropped. Without `device=` the device
-        is the browser and its system, from the User-Agent without its versions.
+        is the browser and its system, from the User-Agent without its versions; `device=""` is none.
         """
+        options: dict[str, Any] = {
+            "tags": tags,
+            "meta": meta,
+            "max_per_user": max_per_user,
+            "on_cap": on_cap,
+        }
+        given = {"idle": idle, "absolute": absolute, "device": device}
+        options |= {name: one for name, one in given.items() if one is not None}
+        self._begin_login(Login(user_id, {**options, "fresh": fresh}))
+
+    def _begin_login(self, login: Login) -> None:
+        user_id = login.user_id
         before = self.user_id
         self._change()
         if before not in (None, user_id):
             self._empty()
         for key in self._dropped_at_login():
             self.pop(key, None)
-        self._login, self._is_ended = Login(user_id, options), False
+        self._login, self._is_ended = login, False
 
     def logout(self) -> None:
         """The session ends, its data is gone, the browser forgets the cookie."""
