@@ -21,6 +21,7 @@ class Health(Face):
     examine = blocking(HealthBody.examine)
     history = blocking(HealthBody.history)
     past = blocking(HealthBody.past)
+    figures = blocking(HealthBody.figures)
 
     @explained
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
@@ -39,6 +40,7 @@ class AsyncHealth(Face):
     examine = awaiting(HealthBody.examine)
     history = awaiting(HealthBody.history)
     past = awaiting(HealthBody.past)
+    figures = awaiting(HealthBody.figures)
 
     @explained
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
