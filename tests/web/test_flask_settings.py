@@ -349,6 +349,21 @@ def test_flashes_are_shown_as_they_were_meant(room: Stillroom) -> None:
     assert browser.get("/show").text == ""
 
 
+def test_it_is_a_dict_to_who_writes_so(room: Stillroom) -> None:
+    """`|=`, `|` and `copy`; a user who is set that way is logged in."""
+    app = make_app(room, PLAIN)
+
+    @app.get("/joined")
+    def joined() -> Any:
+        flask.session |= {"a": 1, "_user_id": "ann"}
+        return {**(flask.session | {"b": 2}), "copied": flask.session.copy() == {**flask.session}}
+
+    with app.test_client() as browser:
+        shown = browser.get("/joined").get_json()
+        assert shown == {"a": 1, "b": 2, "_user_id": "ann", "copied": True}
+        assert browser.get("/me").get_json() == {"user": "ann"}
+
+
 @pytest.mark.parametrize(
     "key", ["/a/path?x=1", "\u0438\u043c\u044f" * 40, "_state_" + "x" * 300, "a b", "", "\n", "x.y"]
 )
