@@ -15,6 +15,10 @@ class SettingsError(StillroomError, ValueError):
     """A setting is unknown, missing or out of its range; the message names each one."""
 
 
+class InvalidArgument(StillroomError, TypeError, ValueError):
+    """An argument can't be used: an unknown keyword, the wrong type, out of range. It says what is."""
+
+
 class InvalidKey(StillroomError, ValueError):
     """A key, tag or key template can't be used; `given` is what came in, `reason` why not."""
 
@@ -50,6 +54,37 @@ class ImagesUnavailable(StillroomError):
     """Images can't be looked at here: no root is set, or Pillow is not installed."""
 
 
+class LoadFailed(StillroomError):
+    """Another process' load, which this call waited for, has failed; `kind` is the name of its error's class.
+
+    Whoever waited in that process has the error itself. The next call tries again.
+    """
+
+    def __init__(self, loader: str, kind: str, detail: str = "") -> None:
+        super().__init__(
+            f"{loader}: the load that was waited for failed with {kind}"
+            + (f": {detail}" if detail else "")
+        )
+        self.loader = loader
+        self.kind = kind
+        self.detail = detail
+
+
+class LoadShed(StillroomError):
+    """As many loads of this loader are under way as `at_once` allows, and the queue is too long.
+
+    Answer 503 with `Retry-After: retry_after` (seconds).
+    """
+
+    def __init__(self, loader: str, at_once: int, retry_after: float) -> None:
+        super().__init__(
+            f"{loader}: {at_once} loads are under way, and as many more wait; try again in {retry_after:g} s"
+        )
+        self.loader = loader
+        self.at_once = at_once
+        self.retry_after = retry_after
+
+
 class UnknownLoader(StillroomError, LookupError):
     """No loader is registered under this name in this process."""
 
@@ -62,20 +97,25 @@ class UnknownLoader(StillroomError, LookupError):
 class RedisUnavailable(StillroomError):
     """Redis did not answer in time, or at all.
 
-    `reason` is one word: refused, timeout, closed, breaker, pool, budget, contended, nocluster; auth, select or
-    time for the part of a connection's handshake that was refused; settings: see SettingsDiffer; or, in
-    `RedisRefused`, the server's own error code in lower case.
+    `reason` is one word: refused, name (the host has none), timeout, tls, closed, breaker, pool, budget, contended,
+    nocluster; auth, select or time for the part of a connection's handshake that was refused; readonly (it is a
+    replica), sentinel (they name no primary), proxy; settings: see SettingsDiffer; or, in `RedisRefused`, the
+    server's own error code in lower case. `detail` says which setting leads there, and what to do.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", *, may_be_done: bool = False) -> None:
         super().__init__(f"Redis is unavailable ({reason})" + (f": {detail}" if detail else ""))
         self.reason = reason
         self.detail = detail
+        self._may_be_done = may_be_done
 
     @property
     def may_be_done(self) -> bool:
-        """Whether Redis may have done, or may still do, what it was asked for: it was sent, and no answer came."""
-        return self.reason in UNANSWERED
+        """Whether Redis may have done, or may still do, what it was asked for: it was sent, and no answer came.
+
+        Or a server has done it that was no primary any more.
+        """
+        return self._may_be_done or self.reason in UNANSWERED
 
 
 class RedisRefused(RedisUnavailable):
@@ -113,17 +153,25 @@ class SettingsDiffer(RedisUnavailable):
 
 
 # Reasons that say nothing of whether a command was done.
-UNANSWERED = frozenset({"timeout", "closed", "protocol"})
+UNANSWERED = frozenset({"timeout", "closed", "protocol", "proxy", "unblocked"})
 # What a server answers that refuses this one command, and would any time: it is not away.
 OF_THE_COMMAND = frozenset({"wrongtype", "err"})
 # Reasons that another attempt, later, will not mend.
 FINAL = frozenset(
-    {"auth", "select", "time", "noauth", "wrongpass", "noperm", "protocol", "nocluster", "settings"}
+    {
+        *("auth", "select", "time", "tls", "noauth", "wrongpass", "noperm"),
+        *("protocol", "nocluster", "nomaster", "settings"),
+    }
 )
 
 
 class SessionStoreUnavailable(RedisUnavailable):
     """Redis is away, so nobody can say whether the session lives. Not a logout: answer 503, leave the cookie."""
+
+    @classmethod
+    def of(cls, error: RedisUnavailable) -> SessionStoreUnavailable:
+        """The same error, for sessions."""
+        return cls(error.reason, error.detail, may_be_done=error.may_be_done)
 
 
 class SessionEnded(StillroomError, LookupError):
@@ -247,10 +295,10 @@ class DeadLetterRefused(StillroomError, ValueError):
         self.reason = reason
 
 
-def did_you_mean(given: object, known: Iterable[str]) -> str:
-    """`; did you mean …?` for a slip of the pen, or nothing."""
+def did_you_mean(given: object, known: Iterable[str], form: str = "%s") -> str:
+    """Return `; did you mean …?` for a slip of the pen, or nothing. `form` is how the name is written."""
     near = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {form % near[0]}?" if near else ""
 
 
 def _shortened(given: object, limit: int = 120) -> str:

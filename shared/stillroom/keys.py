@@ -9,12 +9,18 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{0}:clock      | string | `<epoch>.<seq>`, the clock of invalidations     | none, 1 key  | lib/clock.lua   |
 | ns:{0}:marks      | zset   | `t:<tag>` `s:<tag>` `p:<glob>` → seq;           | trimmed past | mark, trim_marks|
 |                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua   |
-|                   |        | `!` how far they are trimmed                    |              |                 |
+|                   |        | `!` how far they are trimmed; `@` the server's  |              |                 |
+|                   |        | run, `&` its history, `#` how many shards       |              |                 |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
 |                   |        |                                                 |              | add, replace    |
+| …e:<key>%other    | string | the same, of a second release of the app: see   | ttl + swr    | commit          |
+|                   |        | lua/lib/places.lua                              |              |                 |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
 |                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
+| ns:{0}:f:<key>    | string | `<lease> <error as JSON>`: the load that failed | 2 s          | fail_load       |
+| ns:{0}:n:<loader> | zset   | loads that run → until, ms (at_once=)           | a lease      | take_place      |
+| ns:{0}:q:<loader> | zset   | loads that wait for a place → until, ms         | 2 s          | take_place      |
 | ns:{0}:i:<tag>    | zset   | index: key → when its entry runs out, ms. Finds | longest      | put, commit     |
 |                   |        | memory to reclaim; decides nothing              | member       | add, replace    |
 | ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
@@ -87,7 +93,11 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
+| ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health/webhook  |
+| ns:webhook:at     | hash   | how far the streams were told; when to try again| 8 d          | health/webhook  |
+| ns:webhook:lease  | string | the worker that tells it                        | 60 s         | health/webhook  |
 | ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
+| ns:workers:about  | hash   | worker → what it does, as JSON                  | 10 min       | worker_seen     |
 | ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
 
 Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
@@ -106,6 +116,7 @@ WOULD_DENY = (
     "limit_would_deny:"  # and the name of a limit in shadow: a field of ns:stats and ns:counts
 )
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
+OTHER = b"%other"  # behind an entry's key: its other place. No escaped key ends so
 
 # Control characters would break the entry's header line and every log they are printed in;
 # `%` is escaped so that no two keys are ever written the same.
@@ -144,7 +155,11 @@ class Keys:
         self.health = f"{namespace}:health".encode()
         self.health_week = f"{namespace}:health:week".encode()
         self.health_open = f"{namespace}:health:open".encode()
+        self.webhook = f"{namespace}:webhook".encode()
+        self.webhook_at = self.webhook + b":at"
+        self.webhook_lease = self.webhook + b":lease"
         self.workers = f"{namespace}:workers".encode()
+        self.workers_about = self.workers + b":about"
         self.ticks = f"{namespace}:ticks".encode()
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()
@@ -153,6 +168,9 @@ class Keys:
         self.index_prefix = f"{cache}i:".encode()
         self._shards = _session_shards(namespace)
         self._lease = f"{cache}l:".encode()
+        self._failure = f"{cache}f:".encode()
+        self._places = f"{cache}n:".encode()
+        self._queue = f"{cache}q:".encode()
         self._at = f"{cache}at:".encode()
         self._warm = f"{cache}warm:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
@@ -161,8 +179,20 @@ class Keys:
     def entry(self, name: bytes) -> bytes:
         return self.entry_prefix + name
 
+    def other(self, name: bytes) -> bytes:
+        """The entry's other place: see lua/lib/places.lua."""
+        return self.entry_prefix + name + OTHER
+
     def lease(self, name: bytes) -> bytes:
         return self._lease + name
+
+    def failure(self, name: bytes) -> bytes:
+        return self._failure + name
+
+    def places(self, loader: str) -> list[bytes]:
+        """A loader's places, and the queue for them."""
+        name = loader.encode()
+        return [self._places + name, self._queue + name]
 
     def index(self, tag: bytes) -> bytes:
         return self.index_prefix + tag
@@ -198,6 +228,9 @@ class Keys:
 
     def revocations(self, shard: int) -> bytes:
         return self.shard(shard) + b"rev"
+
+    def all_revoked(self, shard: int) -> bytes:
+        return self.shard(shard) + b"all"
 
     def limits(self, kind: str, value: str) -> bytes:
         """What all keys of one subject of the limits begin with."""

@@ -18,47 +18,32 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from stillroom.address import SCHEMES, SERVERS, check_url, is_sentinel, read_sentinel
 from stillroom.edges import EDGES, networks_of
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.subject import unwrapped_network
 
 PREFIX = "STILLROOM_"
-SCHEMES = ("redis", "rediss", "unix")
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
-# The wire owns patience: an option of these kinds in a URL would silently overrule it.
 PEPPER_LEAST = 32  # characters
-URL_OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
-
-
-def _redis_url(url: str) -> str:
-    scheme = url.partition("://")[0]
-    if scheme not in SCHEMES or "://" not in url:
-        raise ValueError(f"a Redis URL starts with one of {', '.join(s + '://' for s in SCHEMES)}")
-    try:
-        parts = urlsplit(url)
-        _ = parts.port, parts.hostname
-    except ValueError:
-        raise ValueError(
-            "it can't be read; # ? / [ ] in a password are written as %23 %3F %2F %5B %5D"
-        ) from None
-    if "@" in parts.path + parts.query + parts.fragment:
-        raise ValueError("its password holds a # ? or /, which are written as %23 %3F %2F in a URL")
-    for option in parse_qs(parts.query):
-        if any(word in option for word in URL_OPTIONS_REFUSED):
-            raise ValueError(f"the option {option!r} does not belong in a URL: it has its setting")
-    return url
 
 
 def _broker_url(url: str) -> str:
     """A Redis URL is checked like one; other brokers' are kombu's to read."""
-    return _redis_url(url) if url.partition("://")[0] in SCHEMES and ";" not in url else url
+    scheme = url.partition("://")[0]
+    if scheme == "sentinel":
+        form = "redis+sentinel://host:26379,host:26379/<master>/<database>"
+        raise ValueError(f"Sentinels are named as in REDIS_URL: {form}")
+    return check_url(url) if scheme in SCHEMES and ";" not in url else url
 
 
 def _words(value: object) -> object:
@@ -94,6 +79,14 @@ def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(text for text in proxies if text != UNIX)
 
 
+def _seconds(value: object) -> object:
+    """A timedelta as seconds. True would be read as one."""
+    if isinstance(value, bool):
+        raise ValueError("a number of seconds, or a timedelta")
+    total_seconds = getattr(value, "total_seconds", None)
+    return total_seconds() if total_seconds else value
+
+
 def _peppers(value: object) -> object:
     given = value.get_secret_value() if isinstance(value, SecretStr) else value
     peppers = given.replace(",", " ").split() if isinstance(given, str) else given
@@ -108,9 +101,11 @@ def _peppers(value: object) -> object:
 # What Kubernetes puts into every pod for a Service that is called stillroom.
 _INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
 
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+RedisUrl = Annotated[str, AfterValidator(check_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
-Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+LONGEST = 366 * 86_400
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST)]
+SecondsOrNone = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
@@ -131,11 +126,17 @@ class Settings(BaseSettings):
     # Where Redis is. Three roles, one server until you say otherwise.
     redis_url: RedisUrl = Field("redis://redis:6379", alias="REDIS_URL")
     redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")
+    # Of the Sentinels that a redis+sentinel:// URL names, where they ask for one.
+    sentinel_user: str | None = None
+    sentinel_password: SecretStr | None = None
     cache_url: RedisUrl | None = None  # default: redis_url
     cluster: bool = False  # cache_url is any node of a Redis Cluster
     # All processes of a namespace have the same number; another one is another cache, empty at first.
     shards: int = Field(1, ge=1, le=64)  # of the cache; in a cluster each is on one node
     broker_url: BrokerUrl | None = None  # default: redis_url; any broker kombu speaks
+    # Invalidations, logouts, rotations and reservations return when this many replicas have them. All processes of
+    # a namespace have the same number: see docs/operating.md.
+    replicas: int = Field(0, ge=0, le=10)
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
 
     # Starting up: patient, and says so.
@@ -162,9 +163,9 @@ class Settings(BaseSettings):
 
     # The cache.
     ttl: Seconds = 300.0  # how long an entry is fresh
-    swr: float = Field(
-        0.0, ge=0, le=366 * 86_400
-    )  # how long after that it may be served while refreshed
+    swr: SecondsOrNone = 0.0  # how long after that it may be served while refreshed
+    # The share of its ttl by which an entry may end earlier: what is stored together does not end together.
+    jitter: float = Field(0.1, ge=0, le=0.5)
     life_limit: Seconds = (
         7 * 86_400.0
     )  # ttl + swr may not pass this: it bounds how long marks are kept
@@ -180,6 +181,9 @@ class Settings(BaseSettings):
     compress_above: int = Field(1024 * 1024, ge=0)  # bytes of JSON; less costs CPU, saves memory
     outbox_limit: int = Field(10_000, ge=1)  # deferred invalidations; one more becomes a clear()
     marks_limit: int = Field(20_000, ge=100)  # invalidations a process remembers
+    # While Redis is away, how long a process serves a value that it has just loaded; 0: each caller's is its own.
+    away_ttl: float = Field(1.0, ge=0, le=60)
+    away_limit: int = Field(16 * 1024 * 1024, ge=0)  # bytes of such values
 
     # Images.
     image_root: Path | None = None  # the folder that `get_image_info` looks in
@@ -194,7 +198,9 @@ class Settings(BaseSettings):
     session_touch: Seconds = (
         60.0  # being seen is written down this often, or 20 times per idle time
     )
-    session_grace: float = Field(10.0, ge=0, le=3_600)  # the old token works on after a rotation
+    session_grace: Annotated[SecondsOrNone, Field(le=3_600)] = (
+        10.0  # the old token works on after a rotation
+    )
     session_shards: int = Field(16, ge=1, le=256)  # may grow, never shrink while sessions live
     session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
     session_keys_limit: int = Field(64, ge=1, le=1_000)
@@ -239,6 +245,11 @@ class Settings(BaseSettings):
     # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
     # service, because all of them would leave at once, and the app is made to live through it.
     ready_requires: Words = ()
+    # Codes of findings that are known and accepted, such as server_old: they are no finding then.
+    health_accept: Words = ()
+    # Findings and patterns of abuse are posted there as JSON, by workers. What it is, is often a secret.
+    webhook_url: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_URL")
+    webhook_secret: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_SECRET")  # signs them
     release: str | None = None  # the app's version, as releaseId
     flower_url: str | None = None  # for the link on /status
 
@@ -247,12 +258,15 @@ class Settings(BaseSettings):
     worker_threads: int = Field(8, ge=1, le=1_000)
     heartbeat_file: Path | None = None  # touched while the worker is connected
 
+    _in_code: frozenset[str] = PrivateAttr(frozenset())  # what was given by name: it comes first
+
     def __init__(self, **values: Any) -> None:
         _refuse_unknown(os.environ)
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
+        self._in_code = frozenset(values)
 
     @model_validator(mode="before")
     @classmethod
@@ -279,6 +293,28 @@ class Settings(BaseSettings):
             raise ValueError(f"ready_requires has {sorted(unknown)}: the roles are state and cache")
         return self
 
+    @field_validator("webhook_url")
+    @classmethod
+    def _check_webhook(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and urlsplit(url.get_secret_value()).scheme not in ("http", "https"):
+            raise ValueError("a webhook's address begins with https:// or http://")
+        return url
+
+    @model_validator(mode="after")
+    def _check_sentinels(self) -> Settings:
+        urls = [self.redis_url, self.cache_url or "", self.broker_url or ""]
+        has_login = self.sentinel_password is not None or self.sentinel_user is not None
+        if has_login and not any(map(is_sentinel, urls)):
+            raise ValueError(
+                "STILLROOM_SENTINEL_USER and STILLROOM_SENTINEL_PASSWORD are for the Sentinels that a "
+                "redis+sentinel:// URL names, and no URL names any"
+            )
+        if self.sentinel_user is not None and self.sentinel_password is None:
+            raise ValueError(
+                "STILLROOM_SENTINEL_USER is set, and STILLROOM_SENTINEL_PASSWORD is not"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_cluster(self) -> Settings:
         if not self.cluster:
@@ -287,11 +323,17 @@ class Settings(BaseSettings):
             raise ValueError(
                 "cluster is for the cache alone: give its cache_url, and a redis_url that is no cluster"
             )
+        if is_sentinel(self.cache_url):
+            raise ValueError("a cluster fails over by itself: its URL names a node, no Sentinels")
         parts = urlsplit(self.cache_url)
         database = parts.path.strip("/") or parse_qs(parts.query).get("db", ["0"])[0]
         if parts.scheme == "unix" or database != "0":
             raise ValueError("a cluster is reached by host and port, and has no database but 0")
         return self
+
+    def is_in_code(self, field: str, name: str) -> bool:
+        """Whether a setting was given by name, as a field or as the environment calls it."""
+        return field in self._in_code or name in self._in_code
 
     @property
     def password(self) -> str | None:
@@ -315,6 +357,14 @@ class Settings(BaseSettings):
         return () if self.health_token else LOOPBACK
 
     @property
+    def sentinel_login(self) -> dict[str, str]:
+        """Who one is to the Sentinels, as redis-py's options."""
+        if self.sentinel_password is None:
+            return {}
+        named = {} if self.sentinel_user is None else {"username": self.sentinel_user}
+        return named | {"password": self.sentinel_password.get_secret_value()}
+
+    @property
     def cache_server(self) -> str:
         """The URL of the server that holds the cache (without the password setting)."""
         return self.cache_url or self.redis_url
@@ -326,14 +376,22 @@ class Settings(BaseSettings):
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            yield name, redact(value) if name and name.endswith("_url") and value else value
+            yield (
+                name,
+                redact(value)
+                if name and name.endswith("_url") and isinstance(value, str)
+                else value,
+            )
 
 
 # What may come from a file: setting → its name in the environment, which `_FILE` is added to.
 SECRETS = {
     "redis_password": "REDIS_PASSWORD",
+    "sentinel_password": "STILLROOM_SENTINEL_PASSWORD",
     "session_peppers": "STILLROOM_SESSION_PEPPERS",
     "health_token": "STILLROOM_HEALTH_TOKEN",
+    "webhook_url": "STILLROOM_WEBHOOK_URL",
+    "webhook_secret": "STILLROOM_WEBHOOK_SECRET",
 }
 
 
@@ -371,9 +429,21 @@ def _redact_one(url: str) -> str:
 
 
 def _for_broker(url: str, password: str | None) -> str:
-    """A Redis URL as kombu reads it, the password filled in where it has none."""
+    """A Redis URL as kombu reads it, the password filled in where it has none.
+
+    Of Sentinels kombu wants one URL each; the primary's name is among its options: see dispatch.py.
+    """
+    if is_sentinel(url):
+        sentinels, _, primary = read_sentinel(url)
+        direct = urlsplit(_for_broker(primary, password))
+        who, at, _ = direct.netloc.rpartition("@")
+        hosts = [f"[{host}]" if ":" in host else host for host, _ in sentinels]
+        return ";".join(
+            f"sentinel://{who}{at}{host}:{port}{direct.path}"
+            for host, (_, port) in zip(hosts, sentinels, strict=True)
+        )
     parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
+    if parts.scheme not in SERVERS:
         return url
     query = parse_qs(parts.query)
     password = query.pop("password", [password])[0] if not parts.password else None
@@ -387,14 +457,14 @@ def _for_broker(url: str, password: str | None) -> str:
     return urlunsplit(parts._replace(netloc=location))
 
 
-def _environment_names() -> dict[str, str]:
+def environment_names() -> dict[str, str]:
     """What each setting is called in the environment."""
     fields = Settings.model_fields
     return {name: field.alias or f"{PREFIX}{name.upper()}" for name, field in fields.items()}
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = {*_environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
+    known = {*environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
     given = [n for n in environment if n.upper().startswith(PREFIX) and not _INJECTED.match(n)]
     unknown = sorted(name for name in given if name.upper() not in known)
     if unknown:
@@ -407,7 +477,7 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    names = _environment_names()
+    names = environment_names()
     fields = {alias: field for field, alias in names.items()} | {field: field for field in names}
     return "\n".join(_explain_one(detail, fields, names) for detail in error.errors())
 
@@ -424,6 +494,6 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
 
 
 def _given(name: str, value: object) -> str:
-    if any(secret in name for secret in ("password", "pepper", "token")):
+    if name in SECRETS:
         return "***"
     return repr(redact(value)) if name.endswith("_url") and isinstance(value, str) else repr(value)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 from celery import signals
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
+from stillroom.health import WorkerStats
 from stillroom_workers.schedule import SCHEDULE
+from stillroom_workers.working import Working
 
 log = logging.getLogger("stillroom.workers")
 
@@ -95,14 +98,15 @@ def attend(app: Any, settings: Settings) -> None:
     def beat(**_: Any) -> None:
         if settings.heartbeat_file:
             touch(settings.heartbeat_file)
-        signs.give(app.room)
+        signs.give(app.room, working.about)
 
     def done(sender: Any, **_: Any) -> None:
         if sender.app is app and sender.name in scheduled:
-            app.room.health.ticked(sender.name)
+            app.room.upkeep.record_tick(sender.name)
 
     signs, scheduled = SignsOfLife(), {tick.task for tick in SCHEDULE}
-    app.receivers = [start, stop, beat, done]
+    working = Working(app)
+    app.receivers = [*app.receivers, start, stop, beat, done]
     signals.worker_init.connect(start, weak=False)
     signals.worker_shutdown.connect(stop, weak=False)
     signals.worker_ready.connect(beat, weak=False)
@@ -116,11 +120,11 @@ class SignsOfLife:
     def __init__(self) -> None:
         self._due = 0.0  # time.monotonic()
 
-    def give(self, room: Stillroom) -> None:
+    def give(self, room: Stillroom, about: Callable[[], WorkerStats]) -> None:
         """Celery's heart beats every two seconds; this is done every five or six."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + SEEN_EVERY_S
-            room.health.seen(f"{os.uname().nodename}-{os.getpid()}")
+            room.upkeep.record_heartbeat(f"{os.uname().nodename}-{os.getpid()}", about())
 
 
 def touch(path: Path) -> None:

@@ -16,7 +16,9 @@ from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
+from stillroom.cli.settings import settings
 from stillroom.cli.up import up
+from stillroom.cli.version import version
 from stillroom.errors import StillroomError
 
 app = typer.Typer(
@@ -25,11 +27,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.callback(invoke_without_command=True)(version)
 app.command()(up)
 app.command()(demo)
 app.command()(invalidate)
 app.command()(health)
 app.command()(doctor)
+app.command()(settings)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(limits.app, name="limits")

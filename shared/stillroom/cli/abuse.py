@@ -7,13 +7,12 @@ from ipaddress import ip_network
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from stillroom.abuse import Ban, Rule
 from stillroom.abuse.rules import read_rules
-from stillroom.cli.tables import open_room, print_table, when
+from stillroom.cli.tables import Table, open_room, print_table, when
 from stillroom.settings import Settings
+from stillroom.shown import shown
 
 bans = typer.Typer(help="Who is banned, and ending it.", no_args_is_help=True)
 abuse = typer.Typer(help="What looks like abuse.", no_args_is_help=True)
@@ -45,7 +44,7 @@ def add(
     seconds = _seconds(for_)
     with open_room() as room:
         ban = room.abuse.ban(subject, seconds, reason)
-    typer.echo(f"{ban.subject} is banned until {when(ban.until)} UTC")
+    typer.echo(f"{shown(ban.subject)} is banned until {when(ban.until)} UTC")
 
 
 @bans.command()
@@ -54,10 +53,11 @@ def lift(subject: Subject) -> None:
     with open_room() as room:
         lifted = room.abuse.lift(subject)
         wider = [] if lifted else [ban.subject for ban in room.abuse.bans() if _holds(ban, subject)]
+    who = shown(subject)
     if lifted:
-        typer.echo(f"the ban of {subject} is lifted")
+        typer.echo(f"the ban of {who} is lifted")
     else:
-        typer.echo(f"{subject} was not banned" + "".join(f"; {name} is" for name in wider))
+        typer.echo(f"{who} was not banned" + "".join(f"; {shown(name)} is" for name in wider))
 
 
 @abuse.command()
@@ -88,14 +88,14 @@ def _ban_table(found: list[Ban]) -> Table:
     table = Table(*BAN_COLUMNS)
     for ban in found:
         about = (when(ban.until), when(ban.since), ban.rule or ban.by, str(ban.level))
-        table.add_row(ban.subject, *about, escape(ban.reason))
+        table.add_row(ban.subject, *about, ban.reason)
     return table
 
 
 def _rule_table(found: tuple[Rule, ...]) -> Table:
     table = Table(*RULE_COLUMNS)
     for rule in found:
-        table.add_row(rule.name, _what(rule), _does(rule), escape(rule.why))
+        table.add_row(rule.name, _what(rule), _does(rule), rule.why)
     return table
 
 

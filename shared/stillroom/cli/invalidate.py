@@ -77,14 +77,14 @@ def _await(room: Stillroom, works: list[bytes], console: Console) -> None:
                 patience = time.monotonic() + WORKER_WITHIN_S
             if time.monotonic() > patience:
                 bars.console.print("no worker takes it: reclaiming here")
-                room.cache.reclaim(progress=lambda done: _show(bars, bar, [done]))
+                room.upkeep.reclaim(progress=lambda done: _show(bars, bar, [done]))
             time.sleep(LOOK_EVERY_S)
         bars.update(bar, total=1, completed=1, description="reclaimed")
 
 
 def _under_way(room: Stillroom, works: list[bytes]) -> dict[bytes, Done | None]:
     """What of it is not done. A sweep that only waits to drop its patterns is."""
-    pending = room.cache.pending(*works)
+    pending = room.upkeep.pending(*works)
     return {work: done for work, done in pending.items() if not (done and done.done)}
 
 

@@ -6,10 +6,8 @@ import getpass
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from stillroom.cli.tables import open_room, print_table, when
+from stillroom.cli.tables import Table, open_room, print_table, when
 from stillroom.errors import SettingsError
 from stillroom.limits import Limit
 from stillroom.limits.changes import Change, read_rate, read_time, write_rate
@@ -72,7 +70,7 @@ def _table(changes: list[Change]) -> Table:
     table = Table(*COLUMNS)
     for change in changes:
         times = (when(change.until), when(change.since))
-        table.add_row(change.name, _rate(change), *times, escape(change.by))
+        table.add_row(change.name, _rate(change), *times, change.by)
     return table
 
 

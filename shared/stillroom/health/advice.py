@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from stillroom.health.lifetimes import why_old
 from stillroom.health.report import Advice, Measures, RedisInfo, Server, Severity, Status, worst
 
 MIB = 1024 * 1024
@@ -40,7 +41,8 @@ class Rule(NamedTuple):
 
 def advise(measures: Measures) -> list[Advice]:
     """The findings, the worst first."""
-    found = [*_connections(measures), *_said_no(measures), *_policies(measures)]
+    found = [*_connections(measures), *_said_no(measures), *_policies(measures), *_old(measures)]
+    found += _not_kept(measures)
     found += [advice for rule in RULES for advice in _applied(rule, measures)]
     return sorted(found, key=lambda advice: advice.severity != "fail")
 
@@ -69,6 +71,15 @@ def _applied(rule: Rule, measures: Measures) -> Iterator[Advice]:
 # The wire's word for why → what to do about it.
 WHY: dict[str, str] = {
     "refused": "Is the server running, and is its address in REDIS_URL right?",
+    "name": "The host in REDIS_URL has no address: correct it, or look at the name server.",
+    "closed": "It, or a proxy before it, closes connections: compare clients with maxclients, and look at its log.",
+    "proxy": "A proxy before it has lost the server: look at the proxy's log.",
+    "tls": "TLS fails: look at the server's certificate, and at ssl_ca_certs in the URL.",
+    "readonly": "It is a replica: let the setting lead to the primary, or see that one is promoted.",
+    "sentinel": "Most Sentinels that the URL names must run, reach each other, and name the same primary.",
+    "nomaster": "The Sentinels know no primary of the name in the URL: correct it.",
+    "unblocked": "It has just become a replica: see that the setting leads to the primary.",
+    "noreplicas": "It wants replicas (min-replicas-to-write), and too few follow it: start them.",
     "timeout": "It is frozen, overloaded or cut off: look at its CPU, at SLOWLOG, and at the network between.",
     "auth": "The password or user is wrong: compare REDIS_PASSWORD with the server's ACL.",
     "noauth": "The server wants a password: set REDIS_PASSWORD.",
@@ -135,6 +146,40 @@ def _policies(measures: Measures) -> Iterator[Advice]:
                 "allkeys-lfu or allkeys-lru where only the cache lives.",
                 "CONFIG SET maxmemory-policy allkeys-lfu.",
             )
+
+
+def _old(measures: Measures) -> Iterator[Advice]:
+    for server in measures.servers:
+        info = server.redis
+        if info is None or info.version is None:
+            continue
+        found = why_old(info.product or "redis", info.version, measures.time)
+        if found is not None:
+            severity, sentence = found
+            yield Advice(
+                code="server_old",
+                severity=severity,
+                component=f"{server.name}:version",
+                what=sentence,
+                good="A version that its makers still repair, with the newest patch.",
+                todo="Update it. If your distribution repairs this one under its old number, "
+                "accept the finding: STILLROOM_HEALTH_ACCEPT=server_old.",
+            )
+
+
+def _not_kept(measures: Measures) -> Iterator[Advice]:
+    """Loaders whose values are loaded by every call, because they would come back as something else."""
+    loaders = (measures.cache and measures.cache.not_kept) or {}
+    if loaders:
+        yield Advice(
+            code="not-kept",
+            severity="warn",
+            component="cache:stats",
+            what=f"{sum(loaders.values())} values could not be kept in the last minute: {', '.join(loaders)}.",
+            good="None: each call loads what can't be kept.",
+            todo="The log says what would be lost ('a loaded value can't be kept'). Declare what the loader "
+            "returns, and return that.",
+        )
 
 
 def _policy(server: Server, severity: Severity, what: str, good: str, todo: str) -> Advice:
@@ -399,9 +444,9 @@ RULES: list[Rule] = [
         2 * BEAT_EVERY_S + 30,
         10 * BEAT_EVERY_S,
         "Beat's last tick was {v:.0f} s ago.",
-        "A tick each minute.",
+        "One every few seconds.",
         "Is beat running, and a worker for the maintenance queue? celery -A stillroom_workers beat.",
-        "two ticks missed, and half a minute for a busy queue",
+        "what beat orders each minute was missed twice, and half a minute for a busy queue",
     ),
     Rule(
         "aside",
