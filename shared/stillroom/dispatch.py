@@ -256,9 +256,9 @@ class CeleryDispatch:
         )
 
     def _connect(self) -> None:
-        import celery
+        from stillroom.own_celery import OwnCelery  # takes a while: only who publishes imports it
 
-        self._app = celery.Celery(broker=self._settings.broker, set_as_current=False)
+        self._app = OwnCelery(broker=self._settings.broker)
         self._app.conf.update(producer_settings(self._settings))
         self._producer = self._app.amqp.Producer(self._app.connection_for_write())
 
@@ -294,16 +294,38 @@ def sent_now() -> dict[str, Any]:
 
 def producer_settings(settings: Settings) -> Mapping[str, Any]:
     """What a process that only publishes tells Celery. kombu's default patience with a dead broker is endless."""
-    return {
+    own = own_names(settings)
+    return own | {
         "task_serializer": "json",
         "task_ignore_result": True,
         "broker_connection_retry": False,
-        "broker_transport_options": {
+        "broker_transport_options": own["broker_transport_options"]
+        | {
             "socket_timeout": 1.0,
             "socket_connect_timeout": 0.25,
             "max_retries": 0,
         },
         "broker_use_ssl": broker_tls(settings),
+    }
+
+
+def own_names(settings: Settings) -> dict[str, Any]:
+    """Celery's settings that keep apps on one broker apart.
+
+    Their defaults are the same for every app: each gives back the others' unacknowledged messages by its own
+    patience, and a command to one app's workers reaches all.
+    """
+    keys = Keys(settings.namespace)
+    return {
+        "control_exchange": keys.control,
+        "event_exchange": keys.events,
+        "event_queue_prefix": keys.events,
+        "broker_transport_options": {
+            "unacked_key": keys.unacked,
+            "unacked_index_key": keys.unacked_index,
+            "unacked_mutex_key": keys.unacked_mutex,
+            "keyprefix_binding_deadlines": keys.binding_deadlines,
+        },
     }
 
 

@@ -60,7 +60,19 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | health/body.py  |
 | ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | health/body.py  |
 
-Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
+Celery's own keys belong to kombu. Other apps may use the same Redis, so each has the namespace in its name:
+
+| key                       | type | meaning                                       | lifetime          |
+|---------------------------|------|-----------------------------------------------|-------------------|
+| ns.refresh, ns.maintenance| list | a queue: messages, the oldest at the right end| until taken       |
+|                           |      | (`\\x06\\x163` and so on: of other priorities)  |                   |
+| ns:unacked                | hash | what workers have taken and not done          | until done, 1 h   |
+| ns:unacked_index          | zset | the same → when it was taken, s               | as the hash       |
+| ns:unacked_mutex          | string | who gives back what a killed worker held    | 5 min             |
+| ns:binding_deadlines      | zset | exchanges of short-lived queues → until, ms   | swept             |
+| _kombu.binding*.ns.*      | set  | which queues an exchange has                  | none; one for each|
+| <worker>.ns.pidbox        | list | replies to `celery inspect`                   | 10 s              |
+| ns.celeryev.<id>          | list | events for one listener                       | 60 s              |
 """
 
 from __future__ import annotations
@@ -70,7 +82,6 @@ from collections.abc import Sequence
 
 from stillroom.errors import InvalidKey
 
-UNACKED = "unacked"  # kombu's own name for what workers have taken and not done
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 
 # Control characters would break the entry's header line and every log they are printed in;
@@ -93,6 +104,12 @@ class Keys:
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
+        self.unacked = f"{namespace}:unacked"
+        self.unacked_index = f"{namespace}:unacked_index"
+        self.unacked_mutex = f"{namespace}:unacked_mutex"
+        self.binding_deadlines = f"{namespace}:binding_deadlines"
+        self.control = namespace  # kombu adds `.pidbox`
+        self.events = f"{namespace}.celeryev"
         self.abuse = f"{namespace}:abuse".encode()
         self.abuse_log = self.abuse + b":log"
         self.abuse_aside = self.abuse + b":aside"

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ OPTIONS = {
     "health_check_interval": 5,
 }
 ASIDE = guards.Channel.set_aside_key
+LATER = (datetime.now(UTC) + timedelta(minutes=50)).isoformat()
 PRIVATE = "x" * 5_000  # stands for what people put into arguments
 
 
@@ -293,7 +295,7 @@ def hold(broker: Broker, gate: Path) -> None:
     """A running task that acks late, and one that waits for its time: two unacked messages."""
     broker.push(
         envelope([["slow", str(gate)], {}, {}], headers__task="hold"),
-        mark("later", headers__eta="2099-01-01T00:00:00+00:00"),
+        mark("later", headers__eta=LATER),
     )
     until(lambda: broker.redis.exists("began:slow"), "the slow task runs")
     until(lambda: broker.redis.hlen("unacked") == 2, "both messages are unacked")
@@ -355,7 +357,7 @@ def test_guarded_worker_outlives_a_killed_connection(
 def test_other_pools_outlive_a_restart_too(broker: Broker, worker: StartWorker, pool: str) -> None:
     """The guard is in the channel, so the pool makes no difference."""
     guarded = worker(guarded=True, pool=pool)
-    broker.push(mark("later", headers__eta="2099-01-01T00:00:00+00:00"))
+    broker.push(mark("later", headers__eta=LATER))
     until(lambda: broker.redis.hlen("unacked") == 1, "the message is unacked")
     broker.restart()
     broker.push(mark("after"))

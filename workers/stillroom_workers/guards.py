@@ -1,6 +1,6 @@
-"""What a Celery worker on Redis needs to outlive a restart of Redis and a bad element in its queue.
+"""What a Celery worker on Redis needs to outlive a restart or failover of Redis and a bad element in its queue.
 
-Stock Celery 5.7.0 with kombu 5.7.0 ends the worker process in both cases. Each guard names the
+Stock Celery 5.7.0 with kombu 5.7.0 ends the worker process in each case. Each guard names the
 function that does it; the tests show the stock worker dying before the guarded one living.
 
 Wiring, on the one app that worker, beat, Flower and producers share. The URL stays what it is:
@@ -30,21 +30,28 @@ import json
 import logging
 from collections.abc import Callable
 from functools import cached_property, partial
-from time import time
+from time import monotonic, sleep, time
 from typing import Any
 
 from celery import signals
-from celery.app import amqp
-from celery.worker import consumer, state
-from kombu import connection
+from celery.app import amqp, control
+from celery.worker import consumer, request, state
+from kombu import connection, pidbox
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import redis as transport
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 import redis
+from stillroom.shown import shown
+from stillroom_workers.hygiene import (
+    RAW_LIMIT,
+    flaw_in_envelope,
+    flaw_in_task,
+    keep_what_a_task_needs,
+)
 
-__all__ = ["AMQP", "Channel", "Connection", "Consumer", "Transport"]
+__all__ = ["AMQP", "Channel", "Connection", "Consumer", "Control", "Request", "Transport"]
 
 SET_ASIDE_LENGTH = 1_000  # elements; times SET_ASIDE_BYTES, the list is at most 64 MiB
 SET_ASIDE_BYTES = 64 * 1024  # of each element's raw bytes
@@ -65,12 +72,38 @@ _WRONG_SHAPE = (
     ContentDisallowed,
 )
 
+# A server that says this is not, or no longer, the one to talk to. It is no fault of the command: the connection is
+# given up, and made anew. (The other half redis-py knows by itself.)
+_PEER_ERRORS = (
+    "UNBLOCKED",
+    "READONLY",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "MISCONF",
+    "CLUSTERDOWN",
+    "BUSY",
+)
+_PEER_CLASSES = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.ClusterDownError,  # and MASTERDOWN
+    redis.exceptions.TryAgainError,
+)
+PEER_PAUSE_S = (
+    1.0  # between two connections to a server that says so: it answers at once, and for seconds
+)
+
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
 _StockChannel: Any = transport.Channel
 _StockTransport: Any = transport.Transport
 _StockConnection: Any = connection.Connection
+_StockPool: Any = connection.ConnectionPool
+_StockPooledConnection: Any = connection.PooledConnection
 _StockAMQP: Any = amqp.AMQP
 _StockConsumer: Any = consumer.Consumer
+_StockControl: Any = control.Control
+_StockMailbox: Any = pidbox.Mailbox
+_StockNode: Any = pidbox.Node
+_StockRequest: Any = request.Request
 
 _logger = logging.getLogger(__name__)
 
@@ -79,7 +112,13 @@ class Channel(_StockChannel):  # type: ignore[misc]
     """kombu's Redis channel, whose connection may be gone and whose queues may hold anything."""
 
     set_aside_key = "stillroom:aside"
-    from_transport_options = (*_StockChannel.from_transport_options, "set_aside_key")
+    from_transport_options = (
+        *_StockChannel.from_transport_options,
+        "set_aside_key",
+        "keyprefix_binding_deadlines",
+    )
+    # When the broker last answered anybody in this process: time.monotonic().
+    answered = 0.0
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         """Where to connect to; a connection error once this channel's own connection is gone.
@@ -100,7 +139,8 @@ class Channel(_StockChannel):  # type: ignore[misc]
                 "the connection this message came by is gone; "
                 "it is delivered again after the visibility timeout"
             )
-        return super()._connparams(asynchronous=asynchronous)
+        params = super()._connparams(asynchronous=asynchronous)
+        return params | {"connection_class": _that_knows_its_peer(params["connection_class"])}
 
     @cached_property
     def client(self) -> Any:
@@ -119,45 +159,63 @@ class Channel(_StockChannel):  # type: ignore[misc]
     ) -> Any:
         """The reply, or None, which is how BRPOP says that nothing came."""
         reply = parse(connection, command, **options)
+        Channel.answered = monotonic()
         if command != "BRPOP" or not reply or self._is_message(reply[1], source=reply[0]):
             return reply
         return None
+
+    def _put_fanout(self, *args: Any, **options: Any) -> None:
+        """Publish. The worker's own heartbeat comes this way, while all its threads are busy and it takes
+        nothing."""
+        super()._put_fanout(*args, **options)
+        Channel.answered = monotonic()
 
     def _handle_message(self, client: Any, reply: Any) -> Any:
         """The same for what is published: one `[1]` on the control channel ended *every* worker."""
         event = super()._handle_message(client, reply)
         published = bytes_to_str(event["type"]).endswith("message")
-        if published and not self._is_message(event["data"], source=event["channel"]):
+        if published and not self._is_message(event["data"], source=None):
             event["data"] = None  # `_receive_one` delivers nothing then
         return event
 
-    def _is_message(self, raw: bytes, *, source: bytes) -> bool:
-        """Whether kombu can make a message of these bytes; if not, they are set aside.
+    def _is_message(self, raw: bytes, *, source: bytes | None) -> bool:
+        """Whether kombu can make a message of these bytes, and may; if not, they are set aside.
 
         Tried rather than described: the same decoding and the same constructor that kombu runs
-        next, then what `QoS.append` reads. About 10 µs; running the smallest task costs 2,000.
+        next, then what `QoS.append` reads. About 15 µs; running the smallest task costs 2,000.
+        What would take memory is looked at before it does.
+
+        source: the list they lay in; None for what was published.
         """
+        queue = None if source is None else bytes_to_str(source).rsplit(self.sep, 1)[0]
+        flaw = self._flaw(raw, queue)
+        if flaw is not None:
+            self.set_aside(raw, queue=queue or "", reason=f"not a message: {flaw}")
+        return flaw is None
+
+    def _flaw(self, raw: bytes, queue: str | None) -> str | None:
+        if len(raw) > RAW_LIMIT:
+            return f"it has {len(raw):,} bytes, and may have {RAW_LIMIT:,}"
         try:
-            message = self.Message(loads(bytes_to_str(raw)), channel=self)
-            _ = message.delivery_info["exchange"], message.delivery_info["routing_key"]
-            if not isinstance(message.delivery_tag, str):
-                raise TypeError("delivery_tag is not a string")
+            envelope = loads(bytes_to_str(raw))
+            # A reply to remote control comes by an exchange, and is not given back.
+            flaw = flaw_in_envelope(envelope, None if queue in self.auto_delete_queues else queue)
+            if flaw is None:
+                self.Message(envelope, channel=self)
         except _WRONG_SHAPE as exc:
-            queue = bytes_to_str(source).rsplit(self.sep, 1)[0]
-            self.set_aside(raw, queue=queue, reason=f"not a message: {exc!r}")
-            return False
-        return True
+            return repr(exc)
+        return flaw
 
     def set_aside(self, raw: bytes, *, queue: str, reason: str) -> None:
         """Keep an element that can't run where a person finds it, and say so in one ERROR line.
 
         raw: its bytes, of which the first 64 KiB are kept. queue: where it was.
-        reason: what is wrong; the first 200 characters are logged and kept.
+        reason: what is wrong; the first 200 characters are logged and kept, what is not printable written out.
 
         Raises redis.ConnectionError and redis.TimeoutError. A server that *refuses* the write
         (memory full, ACL) is logged instead: raised, it would end the worker after all.
         """
-        reason, key = reason[:REASON_LENGTH], self.set_aside_key
+        reason, key = shown(reason, REASON_LENGTH), self.set_aside_key
         _logger.error(
             "Set aside a bad element of %r: %s (%d bytes, in %r)", queue, reason, len(raw), key
         )
@@ -173,10 +231,42 @@ class Channel(_StockChannel):  # type: ignore[misc]
                 _logger.error("%r refused that element, it is lost: %s", key, exc)
 
 
+class _NotTheServer(redis.ConnectionError):
+    """The server said that it is not the one to talk to."""
+
+
+def _that_knows_its_peer(stock: Any) -> Any:
+    """A connection class that takes an error about the server for a lost connection.
+
+    Stock raises ResponseError, which neither kombu nor Celery counts among the errors of a connection: during a
+    failover the reply to BRPOP is `UNBLOCKED`, then `READONLY`, and the worker exits.
+    """
+
+    class PeerAware(stock):  # type: ignore[misc]
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().read_response(*args, **options)
+            except redis.ResponseError as error:
+                if not (isinstance(error, _PEER_CLASSES) or str(error).startswith(_PEER_ERRORS)):
+                    raise
+                self.disconnect()
+                raise _NotTheServer(str(error)) from error
+
+    return PeerAware
+
+
 class Transport(_StockTransport):  # type: ignore[misc]
     """kombu's Redis transport with the guarded channel."""
 
     Channel = Channel
+
+    def _deliver(self, message: Any, queue: Any) -> None:
+        """Hand a message to its consumer. Whatever it says of its route: it came from this queue.
+
+        Given back, it goes where this says. The consumer's tag in there would spare it the acknowledgement.
+        """
+        message["properties"]["delivery_info"] = {"exchange": "", "routing_key": queue}
+        super()._deliver(message, queue)
 
 
 class Connection(_StockConnection):  # type: ignore[misc]
@@ -187,14 +277,33 @@ class Connection(_StockConnection):  # type: ignore[misc]
     `as_uri()` (the worker's banner, Flower's broker page) says `module:Class://…`, and the second
     URL of a failover list is stock again. An alias in `kombu.transport.TRANSPORT_ALIASES` keeps the
     scheme, but changes every other app of the process too.
-
-    Connections in kombu's producer pools stay stock: they read no queue and hold no message.
     """
 
     def get_transport_cls(self) -> Any:
         """The guarded transport for `redis://` and `rediss://`; any other scheme gets its own."""
-        stock = super().get_transport_cls()
-        return Transport if stock is _StockTransport else stock
+        return _guarded(super().get_transport_cls())
+
+    def Pool(self, limit: int | None = None, **options: Any) -> Any:  # noqa: N802  # kombu's name
+        """What publishes: beat's ticks, events, replies to remote control."""
+        return Pool(self, limit, **options)
+
+
+class Pool(_StockPool):  # type: ignore[misc]
+    """Connections that take the guarded transport too: what they declare bears the names we give."""
+
+    def new(self) -> Any:
+        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
+
+
+class PooledConnection(_StockPooledConnection):  # type: ignore[misc]
+    """One of them."""
+
+    def get_transport_cls(self) -> Any:
+        return _guarded(super().get_transport_cls())
+
+
+def _guarded(stock: Any) -> Any:
+    return Transport if stock is _StockTransport else stock
 
 
 class AMQP(_StockAMQP):  # type: ignore[misc]
@@ -224,7 +333,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
             try:
                 flaw = _flaw(message)
                 if flaw is None:
-                    _hide_arguments(message)
+                    self._trim(message)
                     stock(message)
                     return
             except _WRONG_SHAPE as exc:
@@ -234,6 +343,36 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
             self._set_aside(message, flaw)
 
         return on_task_received
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        super().on_connection_error_before_connected(exc)
+        _pause_after(exc)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        super().on_connection_error_after_connected(exc)
+        _pause_after(exc)
+
+    def shown_name(self, task: str, fields: Any) -> str:
+        """What events and logs call a task with these arguments."""
+        return task
+
+    def _trim(self, message: Any) -> None:
+        """Keep what a task needs, and let events tell how much it was given, not what.
+
+        Events go to Flower, which keeps them and shows them to whoever may look. Arguments name keys, and
+        keys name people. A client of ours sends no more than that anyway; Celery's own writes out whatever it
+        is given, for the worker to pass on. Not in the message itself, which is set aside as it came.
+        """
+        body = message.payload
+        args, fields = (
+            body[:2] if isinstance(body, list) else (body.get("args"), body.get("kwargs"))
+        )
+        task = message.headers.get("task") or body["task"]
+        message.headers = keep_what_a_task_needs(message.headers, body) | {
+            "argsrepr": f"({len(args)})" if args else "",
+            "kwargsrepr": ", ".join(map(_shown, list((fields or {}).items())[:SHOWN_FIELDS])),
+            "shadow": self.shown_name(task, fields or {}),
+        }
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Names a task neither in the headers (protocol 2) nor in the body (protocol 1)."""
@@ -263,6 +402,50 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         signals.task_rejected.send(sender=self, message=message, exc=None)
 
 
+def _pause_after(error: Exception) -> None:
+    if isinstance(error, _NotTheServer):
+        sleep(PEER_PAUSE_S)
+
+
+class Control(_StockControl):  # type: ignore[misc]
+    """Remote control, whose replies go to who asked and nowhere else."""
+
+    class Mailbox(_StockMailbox):  # type: ignore[misc]
+        class node_cls(_StockNode):  # type: ignore[misc]  # noqa: N801  # kombu's name
+            def reply(
+                self, data: Any, exchange: Any, routing_key: Any, ticket: Any, **_: Any
+            ) -> None:
+                """Stock publishes wherever the command says. A reply that can't be sent is nobody's loss but
+                theirs."""
+                try:
+                    super().reply(data, self.mailbox.reply_exchange.name, routing_key, ticket)
+                except redis.ResponseError as error:
+                    _logger.error(
+                        "A reply to a remote command was refused: %s", shown(error, REASON_LENGTH)
+                    )
+
+
+class Request(_StockRequest):  # type: ignore[misc]
+    """A request whose events are small: whoever watches the workers keeps thousands of them."""
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        super().send_event(
+            type, **{name: _shortened(name, value) for name, value in fields.items()}
+        )
+
+
+EVENT_LIMITS = {"traceback": 4_000, "exception": 500, "result": 500}  # characters
+
+
+def _shortened(name: str, value: Any) -> Any:
+    """The beginning and the end: there the error began, and here it was raised."""
+    limit = EVENT_LIMITS.get(name)
+    if limit is None or not isinstance(value, str) or len(value) <= limit:
+        return value
+    half = limit // 2
+    return f"{value[:half]}\n… {len(value) - 2 * half:,} characters …\n{value[-half:]}"
+
+
 def _flaw(message: Any) -> str | None:
     """What would go wrong once the message is with the pool, where nobody catches it; or None.
 
@@ -271,74 +454,28 @@ def _flaw(message: Any) -> str | None:
     another: four times, and a worker with four threads consumes nothing while it still looks alive.
     In the solo pool the worker exits.
     """
-    if "task" not in message.headers:
-        return None  # protocol 1, which other languages' clients still speak: stock reads it itself
-    return _flaw_in_headers(message.headers) or _flaw_in_body(message.payload)
+    held = partial(_held, message)
+    return flaw_in_task(message.headers, message.payload, held)
 
 
-def _flaw_in_headers(headers: Any) -> str | None:
-    match headers.get("id"), headers["task"], headers.get("shadow"):
-        case str(), str(), str() | None:
-            pass
-        case _:
-            return "id, task or shadow is not a string"
-    match headers.get("timelimit"):
-        case None | [] | [int() | float() | None, int() | float() | None]:
-            pass
-        case _:
-            return "timelimit is not [hard, soft]"
-    match headers.get("stamped_headers"):
-        case None:
-            return None
-        case [*stamps] if all(isinstance(stamp, str) for stamp in stamps):
-            return None
-    return "stamped_headers is not a list of strings"
+def _held(message: Any) -> tuple[int, int]:
+    """(bytes of a message, how many messages this worker has taken and not acknowledged)."""
+    return len(dumps(message._raw)), len(message.channel.qos._delivered)
 
 
-def _flaw_in_body(body: Any) -> str | None:
-    match body:
-        case {"args": _}:
-            return None  # protocol 1 under headers: stock says InvalidTaskError if it can't use it
-        case [[*_], dict(), None]:
-            return None
-        case [[*_], dict(), dict() as embed]:
-            # Read when the task fails, outside the tracer; the other members are read inside it.
-            if all(_is_signature(errback) for errback in embed.get("errbacks") or []):
-                return None
-            return "errbacks are not a list of signatures"
-    return "the body is not [args, kwargs, embed]"
-
-
-def _hide_arguments(message: Any) -> None:
-    """Let events, which Flower keeps and shows to whoever may look, tell how much a task was given, not what.
-
-    Arguments name keys, and keys name people. A client of ours sends no more than that anyway; Celery's own writes
-    out whatever it is given, for the worker to pass on.
-    """
-    match message.payload:
-        case [args, kwargs, _] if "task" in message.headers:
-            shown = {"argsrepr": f"({len(args)})" if args else ""}
-            shown["kwargsrepr"] = ", ".join(map(_shown, kwargs.items()))
-            # Not in the dict itself, which is the message as it came, and as it is set aside.
-            message.headers = {**message.headers, **shown}
+SHOWN_FIELDS = 8  # of a task's arguments
 
 
 def _shown(field: tuple[str, Any]) -> str:
+    name = shown(field[0], 40)
     match field:
         case "loader", str(loader):
-            return f"loader: {loader}"
-        case name, [*_] | dict() as many:
+            return f"loader: {shown(loader, 200)}"
+        case _, [*_] | dict() as many:
             return f"{name}: {len(many)}"
-        case name, bool() as flag:
+        case _, bool() as flag:
             return f"{name}: {flag}"
-    return f"{field[0]}: …"
-
-
-def _is_signature(errback: Any) -> bool:
-    match errback:
-        case {"task": str(), "args": [*_], "kwargs": dict(), "options": dict()}:
-            return True
-    return False
+    return f"{name}: …"
 
 
 def _is_handed_over(message: Any) -> bool:

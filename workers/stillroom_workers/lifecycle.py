@@ -1,4 +1,4 @@
-"""The room of a worker process: made before the first task, closed after the last, seen to be alive."""
+"""The room of a worker process: made before the first task, closed after the last, seen to be able to work."""
 
 from __future__ import annotations
 
@@ -7,19 +7,31 @@ import importlib
 import logging
 import os
 import sys
+import threading
 import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from celery import signals
+from celery.worker import state
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
+from stillroom.own_celery import ignored
+from stillroom.shown import shown
+from stillroom_workers.guards import Channel
 from stillroom_workers.schedule import SCHEDULE
 
 log = logging.getLogger("stillroom.workers")
 
 SEEN_EVERY_S = 5.0
+# The broker answers at least every two seconds: to BRPOP, or to the heartbeat that is published beside it.
+ANSWERED_WITHIN_S = 15.0
+# Twice as long as the longest lease: what has not ended by then is not going to, and its value would be refused.
+STUCK_AFTER_LEASES = 2.0
 
 
 def open_room(settings: Settings) -> Stillroom:
@@ -41,7 +53,10 @@ def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:
 
 
 def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
-    """The rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one)."""
+    """The rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one).
+
+    Raises SettingsError, whatever the module raises: an import may do anything, and end in SystemExit too.
+    """
     path, _, attribute = spec.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `celery -A` does: the app's own folder
@@ -49,11 +64,24 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
         module = importlib.import_module(path)
     except ImportError as error:
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: can't import {path}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        what = f"{type(error).__name__}: {error}{_where(error)}"
+        raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {path} raised {what}") from error
     rooms = _rooms_in(module, attribute)
     if not rooms:
         what = f"{attribute} in {path} is not" if attribute else f"nothing in {path} is"
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {what} a Stillroom or AsyncStillroom")
     return rooms
+
+
+def _where(error: BaseException) -> str:
+    """The line that raised it, or nothing for a SyntaxError, which says so itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:
+        return ""
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStillroom]:
@@ -63,34 +91,75 @@ def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStill
     return list({id(room): room for room in rooms}.values())
 
 
+def begin(app: Any) -> None:
+    """Import the loaders and reach Redis. Whatever hinders that is raised."""
+    for sentence in ignored():
+        log.warning("%s", sentence)
+    with within(
+        app.settings.loaders_timeout, f"STILLROOM_LOADERS={','.join(app.settings.loaders)}"
+    ):
+        room = app.room
+    room.connect()
+    log.info("loaders: %s", ", ".join(room.cache.loaders.names()) or "none")
+
+
+@contextmanager
+def ending_the_process() -> Iterator[None]:
+    """What is raised inside ends the process with one sentence and exit code 1.
+
+    Celery logs what a receiver of its signals raises, and goes on: the worker would take tasks and fail them all.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        _give_up(str(error) if isinstance(error, StillroomError) else repr(error))
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def within(seconds: float, what: str) -> Iterator[None]:
+    """End the process if what is inside takes longer: an import that hangs can't be interrupted by anything
+    else."""
+    timer = threading.Timer(seconds, _end_hanging, [seconds, what])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _end_hanging(seconds: float, what: str) -> None:
+    _give_up(f"{what}: the import has not ended within STILLROOM_LOADERS_TIMEOUT, {seconds:g} s")
+    logging.shutdown()
+    os._exit(1)
+
+
+def _give_up(why: str) -> None:
+    log.critical("the worker can't start: %s", shown(why))
+
+
 def attend(app: Any, settings: Settings) -> None:
     """Tie the room to the worker's life. Receivers are kept by the app, as long as it lives."""
 
-    def start(**_: Any) -> None:
-        try:
-            app.room.connect()
-        except StillroomError as error:
-            log.critical("the worker can't start: %s", error)
-            raise SystemExit(1) from None
-        log.info("loaders: %s", ", ".join(app.room.cache.loaders.names()) or "none")
-
     def stop(**_: Any) -> None:
-        app.room.close()
+        if "room" in vars(app):
+            app.room.close()
         if settings.heartbeat_file:
             settings.heartbeat_file.unlink(missing_ok=True)
 
     def beat(**_: Any) -> None:
-        if settings.heartbeat_file:
-            touch(settings.heartbeat_file)
-        signs.give(app.room)
+        if "room" in vars(app) and signs.can_work():
+            signs.give(app.room)
 
     def done(sender: Any, **_: Any) -> None:
         if sender.app is app and sender.name in scheduled:
             app.room.health.ticked(sender.name)
 
-    signs, scheduled = SignsOfLife(), {tick.task for tick in SCHEDULE}
-    app.receivers = [start, stop, beat, done]
-    signals.worker_init.connect(start, weak=False)
+    signs, scheduled = SignsOfLife(settings, app), {tick.task for tick in SCHEDULE}
+    app.receivers = [stop, beat, done]
     signals.worker_shutdown.connect(stop, weak=False)
     signals.worker_ready.connect(beat, weak=False)
     signals.heartbeat_sent.connect(beat, weak=False)
@@ -98,19 +167,37 @@ def attend(app: Any, settings: Settings) -> None:
 
 
 class SignsOfLife:
-    """Tells Redis now and then that this worker is at work. While Redis is away that costs nothing."""
+    """Says, to the container and to Redis, that this worker could run a task just now."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings, app: Any) -> None:
+        self._settings = settings
+        self._app = app
+        self._is_redis = settings.broker.partition("://")[0] in ("redis", "rediss", "redis+socket")
         self._due = 0.0  # time.monotonic()
+        self.beside: list[Callable[[], bool]] = []  # what else has to be at work in this process
+
+    def can_work(self) -> bool:
+        """Whether the broker answers and a thread is free, or will be. The room is open, and has its loaders."""
+        answered = not self._is_redis or time.monotonic() - Channel.answered < ANSWERED_WITHIN_S
+        return answered and not self._is_stuck() and all(is_well() for is_well in self.beside)
+
+    def _is_stuck(self) -> bool:
+        running = list(state.active_requests)
+        limit = self._settings.lease_limit * STUCK_AFTER_LEASES
+        began = [request.time_start or time.time() for request in running]
+        return len(running) >= self._app.threads and max(began) < time.time() - limit
 
     def give(self, room: Stillroom) -> None:
-        """Celery's heart beats every two seconds; this is done every five or six."""
+        """Celery's heart beats every two seconds. Redis is told every five or six: while it is away that costs
+        nothing."""
+        if self._settings.heartbeat_file:
+            touch(self._settings.heartbeat_file)
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + SEEN_EVERY_S
             room.health.seen(f"{os.uname().nodename}-{os.getpid()}")
 
 
 def touch(path: Path) -> None:
-    """Say that the worker is connected. A disk that is full must not end a worker that works."""
+    """Say that the worker can work. A disk that is full must not end a worker that does."""
     with contextlib.suppress(OSError):
         path.touch()

@@ -9,7 +9,7 @@ from typing import Any
 from stillroom.dispatch import SENT_HEADER
 from stillroom.health.probe import Counts
 from stillroom.health.source import counts_in
-from stillroom.keys import UNACKED, Keys
+from stillroom.keys import Keys
 from stillroom.settings import Settings
 from stillroom.wire import Command
 
@@ -43,7 +43,7 @@ class TaskProbe:
             for queue in self._queues
             for command in ((b"LLEN", queue), (b"LINDEX", queue, b"-1"))
         ]
-        return [*always, (b"HLEN", UNACKED), *of_queues]
+        return [*always, (b"HLEN", self._keys.unacked), *of_queues]
 
     def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
         workers, ticked, aside, *rest = replies

@@ -1,0 +1,37 @@
+"""Text of somebody else's, as it may stand in a log or on a terminal.
+
+A visitor chooses a User-Agent, a producer the names in a message. Printed as they are, their control characters
+forge log lines, colour a terminal, or hide what stands before them. Everything that goes to a person passes here.
+"""
+
+from __future__ import annotations
+
+CUT = "…"
+
+
+def shown(text: object, limit: int | None = None) -> str:
+    """The text with everything that is not printable written out, `\\x1b` or `\\u202e`, on one line.
+
+    What a line break, an escape sequence, a right-to-left override or a lone surrogate does to a terminal or a log,
+    its name does not. `limit` is the most characters to show; what is longer ends in `…`.
+
+    >>> shown("a\\nb\\x1b[31m\\u202e"), shown("Jürgen 王"), shown("abcdef", 4)
+    ('a\\\\nb\\\\x1b[31m\\\\u202e', 'Jürgen 王', 'abc…')
+    """
+    plain = str(text)
+    if limit is not None and len(plain) > limit:
+        plain = plain[: max(0, limit - len(CUT))] + CUT
+    if plain.isprintable():
+        return plain
+    return "".join(map(_named, plain))
+
+
+def shown_lines(text: str) -> str:
+    """Several lines, a traceback, each of them shown, and all but the first indented: none looks like a new
+    entry."""
+    first, *rest = text.splitlines() or [""]
+    return "\n".join([shown(first), *(f"  {shown(line)}" for line in rest)])
+
+
+def _named(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
