@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from time import time
 from typing import Any
 
-from celery.utils.iso8601 import parse_iso8601
+from celery.utils.time import maybe_iso8601
 
 from stillroom.shown import shown
 
@@ -129,8 +129,8 @@ def _flaw_in_time(eta: Any, held: Callable[[], tuple[int, int]]) -> str | None:
     if eta is None:
         return None
     try:
-        at = eta if isinstance(eta, datetime) else parse_iso8601(eta)
-        ahead = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - time()
+        at = maybe_iso8601(eta)
+        ahead = 0.0 if at is None else _seconds_ahead(at)
     except (ValueError, TypeError, AttributeError, OverflowError):
         return "eta is not a date"
     if ahead > AHEAD_S:
@@ -143,6 +143,10 @@ def _flaw_in_time(eta: Any, held: Callable[[], tuple[int, int]]) -> str | None:
     if waiting > WAITING_LIMIT:
         return f"{WAITING_LIMIT:,} messages wait for their eta here already"
     return None
+
+
+def _seconds_ahead(at: datetime) -> float:
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - time()
 
 
 def keep_what_a_task_needs(headers: Mapping[Any, Any], body: Any) -> dict[Any, Any]:

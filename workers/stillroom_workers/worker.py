@@ -7,8 +7,11 @@ from typing import Any
 
 from celery.apps import worker
 from celery.utils.nodenames import default_nodename, nodename, nodesplit
+from celery.utils.text import str_to_list
 
+from stillroom import SettingsError
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK
+from stillroom.errors import did_you_mean
 from stillroom.shown import shown
 from stillroom_workers import guards
 from stillroom_workers.lifecycle import begin, ending_the_process
@@ -35,6 +38,15 @@ class Worker(_StockWorker):  # type: ignore[misc]
         """Celery makes our app the current one here; with Django the project's has been that until now."""
         self.app.neighbour.look()
         super().on_before_init(**options)
+
+    def setup_queues(self, include: Any, exclude: Any = None) -> None:
+        """A queue that is not ours would be found empty for ever."""
+        known = [queue.name for queue in self.app.conf.task_queues]
+        for name in [*(str_to_list(include) or ()), *(str_to_list(exclude) or ())]:
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; there are {' and '.join(known)}"
+                raise SettingsError(f"{name!r} is no queue of Stillroom{hint}")
+        super().setup_queues(include, exclude)
 
     def on_init_blueprint(self) -> None:
         """What the worker is made of is decided from here on, and its log is set up."""
