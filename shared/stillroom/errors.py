@@ -62,8 +62,9 @@ class UnknownLoader(StillroomError, LookupError):
 class RedisUnavailable(StillroomError):
     """Redis did not answer in time, or at all.
 
-    `reason` is one word: refused, timeout, closed, breaker, pool, budget, auth, nocluster,
-    or, in `RedisRefused`, the server's own error code in lower case.
+    `reason` is one word: refused, timeout, closed, breaker, pool, budget, contended, nocluster; auth, select or
+    time for the part of a connection's handshake that was refused; settings: see SettingsDiffer; or, in
+    `RedisRefused`, the server's own error code in lower case.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -83,8 +84,33 @@ class RedisRefused(RedisUnavailable):
         self.replies = list(replies)
 
 
+class SettingsDiffer(RedisUnavailable):
+    """This process has another value of a setting than the other processes of its namespace.
+
+    Redis would answer, but what this process reads and writes there would not be what the others mean. So its calls
+    do what they do without Redis. `setting` is the setting's name; `mine` and `agreed` are the two values; `who`
+    is the process that brought the agreed one.
+    """
+
+    def __init__(self, setting: str, mine: str, agreed: str, who: str) -> None:
+        name = f"STILLROOM_{setting.upper()}" if setting.isidentifier() else setting
+        sentence = (
+            f"{name} is {mine} in this process and {agreed} in the others (so says {who}). Set it to {agreed} "
+            f"here; or stop every process of the namespace, say `stillroom agree {setting}` with the new value, "
+            "and start them again"
+        )
+        super().__init__("settings", sentence)
+        self.args = (sentence,)
+        self.setting = setting
+        self.mine = mine
+        self.agreed = agreed
+        self.who = who
+
+
 # Reasons that another attempt, later, will not mend.
-FINAL = frozenset({"auth", "noauth", "wrongpass", "noperm", "protocol", "nocluster"})
+FINAL = frozenset(
+    {"auth", "select", "time", "noauth", "wrongpass", "noperm", "protocol", "nocluster", "settings"}
+)
 
 
 class SessionStoreUnavailable(RedisUnavailable):
@@ -159,7 +185,24 @@ class InvalidLimit(StillroomError, ValueError):
 
 
 class DispatchFailed(StillroomError):
-    """Background work could not be handed to the broker."""
+    """Background work could not be handed over: too much of it waits already, or the broker is away."""
+
+
+class NoDeadLetter(StillroomError, LookupError):
+    """There is no dead letter with this `id`: it was retried, dropped, or made room for newer ones."""
+
+    def __init__(self, id: object) -> None:
+        super().__init__(f"there is no dead letter {_shortened(id)}")
+        self.id = id
+
+
+class DeadLetterRefused(StillroomError, ValueError):
+    """This dead letter can't be sent again (`id`); `reason` says why."""
+
+    def __init__(self, id: str, reason: str) -> None:
+        super().__init__(f"dead letter {id} can't be sent again: {reason}")
+        self.id = id
+        self.reason = reason
 
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:

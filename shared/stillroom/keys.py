@@ -51,6 +51,13 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | and what was done                               | + 1 h        |                 |
 | ns:bans           | zset   | subject → until when, ms                        | 31 d         | lib/ban.lua     |
 | ns:bans:times     | list   | when rules banned, ms, newest first             | 1 min        | abuse_judge     |
+| ns:orders         | zset   | what apps ordered from workers and is not done  | until done,  | write_orders,   |
+|                   |        | `o:<kind> <JSON>` → when it is due, ms          | 10,000       | take_order …    |
+| ns:orders:tries   | hash   | order → how often it was begun                  | as its order | take_order      |
+| ns:dead-letters   | stream | what could not be done and waits for a person:  | 1,000; 90 d  | dead_letter     |
+|                   |        | `kind` `body` `reason` `tries` `cut`            |              |                 |
+| ns:agreed         | hash   | settings that all processes have alike: name →  | none, 1,000  | agree           |
+|                   |        | value, id, who brought it                       | fields       |                 |
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 | ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
@@ -110,6 +117,10 @@ class Keys:
         self.binding_deadlines = f"{namespace}:binding_deadlines"
         self.control = namespace  # kombu adds `.pidbox`
         self.events = f"{namespace}.celeryev"
+        self.orders = f"{namespace}:orders".encode()
+        self.order_tries = self.orders + b":tries"
+        self.dead_letters = f"{namespace}:dead-letters".encode()
+        self.agreed = f"{namespace}:agreed".encode()
         self.abuse = f"{namespace}:abuse".encode()
         self.abuse_log = self.abuse + b":log"
         self.abuse_aside = self.abuse + b":aside"

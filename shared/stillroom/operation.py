@@ -4,11 +4,14 @@ An operation is a generator. It yields steps and is sent their results:
 
 * a list of commands: one batch to Redis, answered by the list of replies (see Once, Freeing and Timed);
 * `Call`: a function of the app, a loader; answered by what it returns;
-* `Pause`: some seconds of waiting;
-* `On`: other operations, on the servers of the cache's shards.
+* `Pause` and `Backoff`: some seconds without doing anything;
+* `On`: other operations, on the servers of the cache's shards or of the state.
 
 A step that fails raises at its yield. What the generator returns is the operation's result. So each
 protocol on Redis is written once, and knows nothing of threads or event loops.
+
+Time: all batches of a call share `call_timeout` seconds with its backoffs, counted by one clock from its
+beginning. A Call, a Pause and an On are bounded by whoever yields them; what follows one is another call.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
-from stillroom.errors import RedisRefused
+from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.scripts import BY_SHA, Script
 from stillroom.wire import (
+    NOT_AFTER,
     AsyncShardWire,
     AsyncWire,
     Command,
@@ -36,13 +40,43 @@ from stillroom.wire import (
     words_of,
 )
 
+__all__ = [
+    "NOT_AFTER",
+    "STATE",
+    "AsyncDriver",
+    "Backoff",
+    "Call",
+    "Driver",
+    "Failed",
+    "Freeing",
+    "On",
+    "Once",
+    "Operation",
+    "Pause",
+    "Repair",
+    "Timed",
+    "async_drivers_of",
+    "awaiting",
+    "blocking",
+    "drivers_of",
+    "together",
+]
+
 T = TypeVar("T")
 P = ParamSpec("P")
 Operation: TypeAlias = Generator[Any, Any, T]
 
+STATE = -1  # where a step On runs: on the state's server; shards count from 0
+
 
 class Once(list[Command]):
-    """A batch that must not be sent a second time: doing it twice is not doing it once."""
+    """A batch that must not be sent a second time: doing it twice is not doing it once.
+
+    `parts`: where it was put together from several operations' batches, how long each part is, and whether that
+    part is such a batch itself. The order of commands matters within a part, and not between parts.
+    """
+
+    parts: Sequence[tuple[int, bool]] = ()
 
 
 class Freeing(list[Command]):
@@ -51,14 +85,10 @@ class Freeing(list[Command]):
 
 class Timed(list[Command]):
     """A batch of scripts that refuse to act once the caller has given up: NOT_AFTER among their arguments
-    becomes the server time, in µs, at which the driver gives up on this batch."""
+    becomes the server time at which the wire gives up on this batch.
 
-
-class TimedOnce(Timed, Once):
-    """Both of them."""
-
-
-NOT_AFTER = b"<not after>"
+    It is never sent a second time: two copies could arrive in any order, with others' acts between them.
+    """
 
 
 class Call:
@@ -75,7 +105,7 @@ class Call:
 
 
 class Pause:
-    """Wait this many seconds."""
+    """Wait this many seconds for somebody else, or let others go first. Whoever yields it has a time of its own."""
 
     __slots__ = ("seconds",)
 
@@ -83,8 +113,14 @@ class Pause:
         self.seconds = seconds
 
 
+class Backoff(Pause):
+    """Wait this many seconds before another try. They are a part of the call's time."""
+
+    __slots__ = ()
+
+
 class On:
-    """Run these operations, each on the server of its shard; answered by their results in order.
+    """Run these operations, each on the server of its shard, or of the STATE; answered by their results in order.
 
     All are run; then the first error among them is raised.
     """
@@ -96,16 +132,21 @@ class On:
 
 
 class Driver:
-    """Runs operations in the calling thread."""
+    """Runs operations in the calling thread.
 
-    def __init__(self, wire: Wire | ShardWire[Any]) -> None:
+    `places`: the drivers of the cache's shards, and last that of the state, for a step On them. Each has its own
+    `call_timeout`.
+    """
+
+    def __init__(self, wire: Wire | ShardWire[Any], places: Sequence[Driver] = ()) -> None:
         self.wire = wire
+        self._places = places
         self._call_timeout = wire.server.settings.call_timeout
         self._command_timeout = wire.server.settings.command_timeout
 
     def run(self, operation: Operation[T]) -> T:
-        """The operation's result. All its batches in a row get `call_timeout` seconds together."""
-        left = self._call_timeout
+        """The operation's result."""
+        deadline = time.monotonic() + self._call_timeout
         send = operation.send
         try:
             step = send(None)
@@ -113,15 +154,11 @@ class Driver:
                 try:
                     kind = type(step)
                     if kind is list or kind is Once:
-                        started = time.monotonic()
-                        try:
-                            answer = self._exchange(step, left, idempotent=kind is list)
-                        finally:
-                            left -= time.monotonic() - started
+                        answer = self._exchange(step, deadline, idempotent=kind is list)
                     else:
-                        answer = self._take(step, left)
-                        if isinstance(step, Call | Pause):
-                            left = self._call_timeout  # what follows is another call
+                        answer = self._take(step, deadline)
+                        if isinstance(step, _OTHERS_TIME) and not isinstance(step, Backoff):
+                            deadline = time.monotonic() + self._call_timeout
                 except BaseException as error:
                     step = operation.throw(error)
                 else:
@@ -133,57 +170,74 @@ class Driver:
     def _exchange(
         self,
         batch: Sequence[Command],
-        left: float,
+        deadline: float,
         *,
         idempotent: bool = True,
+        timed: bool = False,
         budgeted: bool = True,
     ) -> list[Any]:
+        now = time.monotonic()
         budget = time_left() if budgeted else None
-        started = 0.0
         if budget is not None:
-            left = min(left, budget.left)
-            started = time.monotonic()
+            deadline = min(deadline, now + budget.left)
         try:
-            return self.wire.execute(batch, left, idempotent=idempotent)
+            left = deadline - now
+            return self.wire.execute(batch, left, idempotent=idempotent, timed=timed)
         except RedisRefused as refused:
-            repair = Repair(batch, refused)
+            repair = Repair(batch, refused, may_repeat=idempotent and not timed)
             second: Sequence[Any] = []
             while repair.goes_on(second):
                 try:
-                    second = self.wire.execute(repair.commands, left, idempotent=idempotent)
+                    second = self.wire.execute(
+                        repair.commands,
+                        deadline - time.monotonic(),
+                        idempotent=idempotent,
+                        timed=timed,
+                    )
                 except RedisRefused as again:
                     second = again.replies
             return repair.mended(second)
         finally:
             if budget is not None:
-                budget.left -= time.monotonic() - started
+                budget.left -= time.monotonic() - now
 
-    def _take(self, step: Any, left: float) -> Any:
+    def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
             result = _called(step)
             return _in_background_loop(result) if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
-            return time.sleep(step.seconds)
+            return time.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
-            return self._exchange(step, self._call_timeout, budgeted=False)
+            freed_by = time.monotonic() + self._call_timeout
+            return self._exchange(step, freed_by, budgeted=False)
         if isinstance(step, Timed):
-            limit = _limit(left, self._command_timeout)
-            batch, again = _timed(step, self.wire.server.now_us(), limit), type(step) is Timed
-            return self._exchange(batch, limit, idempotent=again)
+            given_up = min(deadline, time.monotonic() + self._command_timeout)
+            return self._exchange(step, given_up, timed=True)
+        if isinstance(step, On):
+            return _all_good([self._outcome(*one) for one in step.operations])
         raise TypeError(f"{type(step).__name__} is no step of an operation")
+
+    def _outcome(self, place: int, operation: Operation[Any]) -> Any:
+        try:
+            return self._places[place].run(operation)
+        except Exception as error:
+            return Failed(error)
 
 
 class AsyncDriver:
-    """Runs operations in the calling task."""
+    """Runs operations in the calling task. See Driver."""
 
-    def __init__(self, wire: AsyncWire | AsyncShardWire) -> None:
+    def __init__(
+        self, wire: AsyncWire | AsyncShardWire, places: Sequence[AsyncDriver] = ()
+    ) -> None:
         self.wire = wire
+        self._places = places
         self._call_timeout = wire.server.settings.call_timeout
         self._command_timeout = wire.server.settings.command_timeout
 
     async def run(self, operation: Operation[T]) -> T:
         """See Driver.run."""
-        left = self._call_timeout
+        deadline = time.monotonic() + self._call_timeout
         send = operation.send
         try:
             step = send(None)
@@ -191,15 +245,11 @@ class AsyncDriver:
                 try:
                     kind = type(step)
                     if kind is list or kind is Once:
-                        started = time.monotonic()
-                        try:
-                            answer = await self._exchange(step, left, idempotent=kind is list)
-                        finally:
-                            left -= time.monotonic() - started
+                        answer = await self._exchange(step, deadline, idempotent=kind is list)
                     else:
-                        answer = await self._take(step, left)
-                        if isinstance(step, Call | Pause):
-                            left = self._call_timeout
+                        answer = await self._take(step, deadline)
+                        if isinstance(step, _OTHERS_TIME) and not isinstance(step, Backoff):
+                            deadline = time.monotonic() + self._call_timeout
                 except BaseException as error:
                     step = operation.throw(error)
                 else:
@@ -211,32 +261,38 @@ class AsyncDriver:
     async def _exchange(
         self,
         batch: Sequence[Command],
-        left: float,
+        deadline: float,
         *,
         idempotent: bool = True,
+        timed: bool = False,
         budgeted: bool = True,
     ) -> list[Any]:
+        now = time.monotonic()
         budget = time_left() if budgeted else None
-        started = 0.0
         if budget is not None:
-            left = min(left, budget.left)
-            started = time.monotonic()
+            deadline = min(deadline, now + budget.left)
         try:
-            return await self.wire.execute(batch, left, idempotent=idempotent)
+            left = deadline - now
+            return await self.wire.execute(batch, left, idempotent=idempotent, timed=timed)
         except RedisRefused as refused:
-            repair = Repair(batch, refused)
+            repair = Repair(batch, refused, may_repeat=idempotent and not timed)
             second: Sequence[Any] = []
             while repair.goes_on(second):
                 try:
-                    second = await self.wire.execute(repair.commands, left, idempotent=idempotent)
+                    second = await self.wire.execute(
+                        repair.commands,
+                        deadline - time.monotonic(),
+                        idempotent=idempotent,
+                        timed=timed,
+                    )
                 except RedisRefused as again:
                     second = again.replies
             return repair.mended(second)
         finally:
             if budget is not None:
-                budget.left -= time.monotonic() - started
+                budget.left -= time.monotonic() - now
 
-    async def _take(self, step: Any, left: float) -> Any:
+    async def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
             if inspect.iscoroutinefunction(step.function):
                 return await step.function(*step.args, **step.kwargs)
@@ -244,54 +300,43 @@ class AsyncDriver:
             result = await asyncio.to_thread(_called, step)
             return await result if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
-            return await asyncio.sleep(step.seconds)
+            return await asyncio.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
-            return await self._exchange(step, self._call_timeout, budgeted=False)
+            freed_by = time.monotonic() + self._call_timeout
+            return await self._exchange(step, freed_by, budgeted=False)
         if isinstance(step, Timed):
-            limit = _limit(left, self._command_timeout)
-            batch, again = _timed(step, self.wire.server.now_us(), limit), type(step) is Timed
-            return await self._exchange(batch, limit, idempotent=again)
+            given_up = min(deadline, time.monotonic() + self._command_timeout)
+            return await self._exchange(step, given_up, timed=True)
+        if isinstance(step, On):
+            if len(step.operations) == 1:
+                return _all_good([await self._outcome(*step.operations[0])])
+            return _all_good(
+                await asyncio.gather(*(self._outcome(*one) for one in step.operations))
+            )
         raise TypeError(f"{type(step).__name__} is no step of an operation")
 
-
-class ShardDriver(Driver):
-    """A Driver that knows those of all shards, and so can do a step On them. Each has its own `call_timeout`."""
-
-    def __init__(self, wire: Wire | ShardWire[Any], drivers: Sequence[Driver]) -> None:
-        super().__init__(wire)
-        self._drivers = drivers
-
-    def _take(self, step: Any, left: float) -> Any:
-        if not isinstance(step, On):
-            return super()._take(step, left)
-        return _all_good([self._outcome(*one) for one in step.operations])
-
-    def _outcome(self, shard: int, operation: Operation[Any]) -> Any:
+    async def _outcome(self, place: int, operation: Operation[Any]) -> Any:
         try:
-            return self._drivers[shard].run(operation)
+            return await self._places[place].run(operation)
         except Exception as error:
             return Failed(error)
 
 
-class AsyncShardDriver(AsyncDriver):
-    """The same for asyncio: the shards at the same time."""
+# What takes its time by other clocks than the call's; of the pauses a Backoff does not.
+_OTHERS_TIME = (Call, Pause, On)
 
-    def __init__(self, wire: AsyncWire | AsyncShardWire, drivers: Sequence[AsyncDriver]) -> None:
-        super().__init__(wire)
-        self._drivers = drivers
 
-    async def _take(self, step: Any, left: float) -> Any:
-        if not isinstance(step, On):
-            return await super()._take(step, left)
-        if len(step.operations) == 1:
-            return _all_good([await self._outcome(*step.operations[0])])
-        return _all_good(await asyncio.gather(*(self._outcome(*one) for one in step.operations)))
-
-    async def _outcome(self, shard: int, operation: Operation[Any]) -> Any:
-        try:
-            return await self._drivers[shard].run(operation)
-        except Exception as error:
-            return Failed(error)
+def _paused(pause: Pause, deadline: float) -> float:
+    """How long to wait. Raises RedisUnavailable for a backoff that the call has no time for."""
+    if not isinstance(pause, Backoff):
+        return pause.seconds
+    budget, left = time_left(), deadline - time.monotonic()
+    left = left if budget is None else min(left, budget.left)
+    if pause.seconds > left:
+        raise RedisUnavailable("budget")
+    if budget is not None:
+        budget.left -= pause.seconds
+    return pause.seconds
 
 
 def together(*operations: Operation[Any]) -> Operation[list[Any]]:
@@ -357,10 +402,14 @@ class _Side:
 
 def _joined(sides: Sequence[_Side]) -> Operation[None]:
     """Send the batches of these as one, and give each its share of what comes back."""
-    kind = Once if any(isinstance(side.step, Once) for side in sides) else list
     lengths = [len(side.step) for side in sides]
+    commands = [command for side in sides for command in side.step]
+    batch: list[Command] = commands
+    if any(isinstance(side.step, Once) for side in sides):
+        batch = once = Once(commands)
+        once.parts = [(len(side.step), isinstance(side.step, Once)) for side in sides]
     try:
-        replies = yield kind([command for side in sides for command in side.step])
+        replies = yield batch
     except RedisRefused as refused:
         if len(refused.replies) != sum(
             lengths
@@ -378,21 +427,21 @@ def _joined(sides: Sequence[_Side]) -> Operation[None]:
         side.take(list(islice(rest, length)))
 
 
-def drivers_of(wires: Sequence[Wire | ShardWire[Any]]) -> list[Driver]:
-    """A driver for each shard's wire."""
-    if len(wires) == 1:
-        return [Driver(wires[0])]
-    drivers: list[Driver] = []
-    drivers += [ShardDriver(wire, drivers) for wire in wires]
+def drivers_of(wires: Sequence[Wire | ShardWire[Any]], state: Wire | None = None) -> list[Driver]:
+    """A driver for each shard's wire, which knows the others and that of the state."""
+    places: list[Driver] = []
+    drivers = [Driver(wire, places) for wire in wires]
+    places += [*drivers, Driver(state, places)] if state is not None else drivers
     return drivers
 
 
-def async_drivers_of(wires: Sequence[AsyncWire | AsyncShardWire]) -> list[AsyncDriver]:
+def async_drivers_of(
+    wires: Sequence[AsyncWire | AsyncShardWire], state: AsyncWire | None = None
+) -> list[AsyncDriver]:
     """The same for asyncio."""
-    if len(wires) == 1:
-        return [AsyncDriver(wires[0])]
-    drivers: list[AsyncDriver] = []
-    drivers += [AsyncShardDriver(wire, drivers) for wire in wires]
+    places: list[AsyncDriver] = []
+    drivers = [AsyncDriver(wire, places) for wire in wires]
+    places += [*drivers, AsyncDriver(state, places)] if state is not None else drivers
     return drivers
 
 
@@ -438,23 +487,58 @@ def awaiting(
 
 
 class Repair:
-    """What to send again after a batch met scripts that the server has lost (a restart, SCRIPT FLUSH)."""
+    """What to send again after a batch met scripts that the server has lost (a restart, SCRIPT FLUSH).
 
-    def __init__(self, batch: Sequence[Command], refused: RedisRefused) -> None:
+    A batch keeps its order. Where it may be sent twice, everything from its first missing script on is sent again.
+    Where it may not, only the missing scripts are sent again, and that is in order only if no other script has run
+    behind the first missing one: else the batch is refused, with its missing scripts loaded for the next one. Plain
+    commands in a batch that is sent once are counts and events that ride along; they stand for themselves.
+    """
+
+    def __init__(
+        self, batch: Sequence[Command], refused: RedisRefused, *, may_repeat: bool
+    ) -> None:
         self._replies = refused.replies
-        self._places = [n for n, reply in enumerate(self._replies) if _is_noscript(reply)]
-        if not self._places:
+        self._missing = [n for n, reply in enumerate(self._replies) if _is_noscript(reply)]
+        if not self._missing:
             raise refused
         self._batch = batch
+        self._words = {place: words_of(batch[place]) for place in self._missing}
+        parts = getattr(batch, "parts", ()) or [(len(batch), not may_repeat)]
+        self._places: list[int] = []
+        first = 0
+        for length, is_once in parts:
+            self._places += self._sent_again(range(first, first + length), is_once)
+            first += length
         self._prepare()
 
+    def _sent_again(self, part: range, is_once: bool) -> list[int]:
+        """The places of a part that are sent again."""
+        missing = [place for place in self._missing if place in part]
+        if not missing:
+            return []
+        behind = range(missing[0], part.stop)
+        if not is_once:
+            return list(behind)
+        has_lost_order = any(
+            words_of(self._batch[place])[0] == b"EVALSHA"
+            for place in behind
+            if place not in missing
+        )
+        return [] if has_lost_order else missing
+
     def _prepare(self) -> None:
-        words = {place: words_of(self._batch[place]) for place in self._places}
-        scripts = {place: BY_SHA[said[1]].script for place, said in words.items()}
-        sources = {script.text.source for script in scripts.values()}
+        missing = {place: BY_SHA[said[1]].script for place, said in self._words.items()}
+        sources = {script.text.source for script in missing.values()}
         self._loads: list[Command] = [(b"SCRIPT", b"LOAD", source) for source in sources]
-        again = [(b"EVALSHA", s.text.sha, *words[place][2:]) for place, s in scripts.items()]
+        again = [self._again(place, missing.get(place)) for place in self._places]
         self.commands = [*self._loads, *again]
+
+    def _again(self, place: int, script: Script | None) -> Command:
+        """A script's digest may have changed: see goes_on."""
+        if script is None:
+            return self._batch[place]
+        return (b"EVALSHA", script.text.sha, *self._words[place][2:])
 
     def goes_on(self, second: Sequence[Any]) -> bool:
         """Whether to send `commands`: at first, and again without flags if this server knows none."""
@@ -468,7 +552,7 @@ class Repair:
         return flags_refused
 
     def mended(self, second: Sequence[Any]) -> list[Any]:
-        """The first replies, with those of the second try in the places that had failed.
+        """The first replies, with those of the second try in the places that were sent again.
 
         Raises RedisRefused if one is still an error.
         """
@@ -493,7 +577,7 @@ def _is_noscript(reply: Any) -> bool:
 
 
 _background: asyncio.AbstractEventLoop | None = None
-_background_lock = threading.Lock()
+_background_lock = threading.RLock()
 
 
 def _in_background_loop(awaitable: Awaitable[Any]) -> Any:
@@ -526,23 +610,9 @@ def _called(call: Call) -> Any:
         raise RuntimeError(f"the loader raised {type(error).__name__}") from error
 
 
-def _limit(left: float, command_timeout: float) -> float:
-    """Seconds until a batch that is sent now is given up."""
-    budget = time_left()
-    return min(left, command_timeout, left if budget is None else budget.left)
-
-
-def _timed(batch: Sequence[Command], now_us: int, limit: float) -> list[Command]:
-    not_after = b"%d" % (now_us + int(limit * 1_000_000))
-    return [
-        tuple(not_after if word is NOT_AFTER else word for word in words_of(command))
-        for command in batch
-    ]
-
-
 def _forget_background_loop() -> None:
     global _background, _background_lock
-    _background, _background_lock = None, threading.Lock()  # its thread stayed in the parent
+    _background, _background_lock = None, threading.RLock()  # its thread stayed in the parent
 
 
 os.register_at_fork(after_in_child=_forget_background_loop)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
+from stillroom.agreed import Agreed
 from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
@@ -22,6 +23,7 @@ from stillroom.cache import (
     cache_on,
     shard_keys,
 )
+from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.health import AsyncHealth, Health, HealthBody
@@ -29,9 +31,7 @@ from stillroom.keys import Keys
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.operation import (
     AsyncDriver,
-    AsyncShardDriver,
     Driver,
-    ShardDriver,
     async_drivers_of,
     drivers_of,
 )
@@ -74,6 +74,9 @@ class _Room:
         else:
             self._state_server = Server(self.settings, self.settings.redis_url, "Redis")
             self.state_stats = Stats(Keys(self.settings.namespace))
+        # Operations for `state`: what must be alike in all processes, and what could not be done.
+        self.agreed = Agreed(self.keys, self._state_server)
+        self.dead_letters = DeadLetters(self.keys)
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
@@ -150,7 +153,7 @@ class Stillroom(_Room):
             self.wire = one = Wire(self._server)
             self.state_wire = one if self._is_one_server else Wire(self._state_server)
             wires = [one] * self.settings.shards
-        drivers = drivers_of(wires)
+        drivers = drivers_of(wires, self.state_wire)
         self._cache_body = self._cache(wires, drivers)
         self.cache = Cache(self._cache_body, drivers[0])
         self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
@@ -163,9 +166,7 @@ class Stillroom(_Room):
         self.abuse = Abuse(self._abuse_body, Driver(self.state_wire))
         asked: list[Driver] = [Driver(self.state_wire)]
         asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
-        self.health = Health(
-            self._health(self.state_wire, wires), ShardDriver(self.state_wire, asked)
-        )
+        self.health = Health(self._health(self.state_wire, wires), Driver(self.state_wire, asked))
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -222,8 +223,9 @@ class AsyncStillroom(_Room):
                 [one] * self.settings.shards,
                 [one.for_threads] * self.settings.shards,
             )
-        self._cache_body = self._cache(wires, drivers_of(for_threads))
-        drivers = async_drivers_of(wires)
+        aside = drivers_of(for_threads, self.state_wire.for_threads)
+        self._cache_body = self._cache(wires, aside)
+        drivers = async_drivers_of(wires, self.state_wire)
         self.cache = AsyncCache(self._cache_body, drivers[0])
         self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
@@ -241,7 +243,7 @@ class AsyncStillroom(_Room):
         self.state_wire.breaker.recovered += [sessions.deliver, limits.deliver]
         asked = [AsyncDriver(self.state_wire)]
         asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
-        driver = AsyncShardDriver(self.state_wire, asked)
+        driver = AsyncDriver(self.state_wire, asked)
         self.health = AsyncHealth(self._health(self.state_wire, wires), driver)
 
     async def connect(self) -> None:

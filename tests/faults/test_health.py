@@ -138,7 +138,7 @@ FAULTS: dict[str, tuple[Any, str, int, str]] = {
     "wrong password": (wrong_password, "redis:connection away", 503, "auth"),
     "no INFO": (as_user("-info"), "redis:connection rights", 200, "noperm"),
     "nothing but TIME": (as_user("-@all +time +auth"), "redis:connection rights", 200, "noperm"),
-    "not even TIME": (as_user("-time"), "redis:connection away", 503, "noperm"),
+    "not even TIME": (as_user("-time"), "redis:connection away", 503, "time"),
 }
 
 

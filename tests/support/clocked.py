@@ -16,8 +16,15 @@ import pytest
 import redis
 from stillroom.embedded import EmbeddedServer
 from stillroom.leash import until
+from stillroom.wire import Server
 
 SHIM = Path(__file__).with_name("clock_shim.c")
+
+
+def misjudge(server: Server, seconds: float) -> None:
+    """Let this process believe that the server's clock is this much further on than it knew."""
+    known = server._reading
+    server._reading = known._replace(offset=known.offset + round(seconds * 1e9))
 
 
 class ClockedServer(EmbeddedServer):

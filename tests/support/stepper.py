@@ -6,11 +6,12 @@ commands, and its replies are handed over in a step of their own, since they may
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from stillroom import Stillroom
 from stillroom.errors import RedisUnavailable
-from stillroom.operation import Call, Driver, Once, Operation, Pause
+from stillroom.operation import Call, Driver, Freeing, Once, Operation, Pause
 
 PATIENCE = 10.0  # seconds for one command
 
@@ -79,13 +80,13 @@ class Stepper:
 
     def _perform(self) -> Any:
         if isinstance(self.at, Call):
-            return self._driver._take(self.at, PATIENCE)
+            return self._driver._take(self.at, time.monotonic() + PATIENCE)
         batch = type(self.at)([self.at[len(self._answers)]])  # its kind says how it is sent
         plain = type(batch) in (list, Once)
         send = self._driver._exchange if plain else self._driver._take
-        if self.twice and not isinstance(batch, Once):
-            send(batch, PATIENCE)
-        (reply,) = send(batch, PATIENCE)
+        if self.twice and type(batch) in (list, Freeing):
+            send(batch, time.monotonic() + PATIENCE)
+        (reply,) = send(batch, time.monotonic() + PATIENCE)
         return reply
 
     def _deliver(self) -> None:

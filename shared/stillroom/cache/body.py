@@ -238,7 +238,7 @@ class CacheBody(InvalidationBody):
             (stored,) = yield stores
             if not stored:
                 # Too late, and yet its answer is here in time: the server's clock is not where we thought.
-                yield from self._read_server_clock()
+                self._clock.doubt_clock()
                 (stored,) = yield stores
         except RedisUnavailable as error:
             self._fall_back("set", error)
@@ -348,19 +348,18 @@ class CacheBody(InvalidationBody):
         batch: list[Command] = [(b"MGET", *keys, self._keys.clock)]
         if riding := known and self._judges.is_moving(now):
             batch.append(self._judges.marks_since(known))
-        if housekeeping := now > self.stats.due:
-            batch += [*self.stats.flush(self.now_ms(), self._keys), (b"TIME",)]
-            asked = time.monotonic_ns()
+        if now > self.stats.due:
+            self._clock.ask_time()
+            if counted := self.stats.flush(self.now_ms(), self._keys):
+                batch = Once([*batch, *counted])
         try:
             replies = yield batch
         except RedisRefused as refused:
             # A server that is full refuses to count, not to read.
-            if not housekeeping or isinstance(refused.replies[0], Exception):
+            if not refused.replies or isinstance(refused.replies[0], Exception):
                 raise
             replies = refused.replies
         found = replies[0]
-        if housekeeping and not isinstance(replies[-1], Exception):
-            self._clock.learn_clock(replies[-1], asked)
         if riding and not isinstance(replies[1], Exception):
             self._judges.learn(known, replies[1], (), found[-1])
         return found
@@ -468,7 +467,7 @@ class CacheBody(InvalidationBody):
         try:
             (reply,) = yield Timed([lease_load(keys, lease, recipe.lease, new_epoch(), NOT_AFTER)])
             if reply[0] == LATE:
-                yield from self._read_server_clock()
+                self._clock.doubt_clock()
             if reply[0] != WON:
                 return None, MISS
             _, clock, raw, foreign = reply
@@ -740,11 +739,6 @@ class CacheBody(InvalidationBody):
                 f"{what}={seconds!r}: a number of seconds, {'0 or more' if what == 'swr' else 'from 0.001'}"
             )
         return int(seconds * 1000)
-
-    def _read_server_clock(self) -> Operation[None]:
-        asked = time.monotonic_ns()
-        (reply,) = yield [(b"TIME",)]
-        self._clock.learn_clock(reply, asked, anew=True)
 
     def _fall_back(self, operation: str, error: RedisUnavailable) -> None:
         self.stats.counts["fallbacks"] += 1

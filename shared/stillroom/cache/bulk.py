@@ -255,7 +255,7 @@ class BulkBody(ChangeBody):
                 for key, name in missing.items()
             )
             if any(reply[0] == LATE for reply in replies):
-                yield from self._read_server_clock()
+                self._clock.doubt_clock()
             won = {
                 key: reply for key, reply in zip(missing, replies, strict=True) if reply[0] == WON
             }

@@ -16,7 +16,7 @@ from stillroom.cache.loaders import SetOptions, TimeOptions, several
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
-from stillroom.operation import NOT_AFTER, Once, Operation, Pause, TimedOnce
+from stillroom.operation import NOT_AFTER, Backoff, Once, Operation, Timed
 from stillroom.scripts import add, replace
 from stillroom.wire import Command
 
@@ -54,12 +54,12 @@ class ChangeBody(CacheBody):
                 if seen.entry is not None:
                     return False
                 given = (new_epoch(), NOT_AFTER, name, packed.rest, ttl, ttl + swr, seen.head)
-                (reply,) = yield TimedOnce([add(keys, *given)])
+                (reply,) = yield Timed([add(keys, *given)])
                 if reply == STORED:
                     return True
                 if reply == LATE:
-                    yield from self._read_server_clock()
-                yield Pause(turn * PAUSE_S * random.random())
+                    self._clock.doubt_clock()
+                yield Backoff(turn * PAUSE_S * random.random())
         except RedisUnavailable as error:
             self._fall_back("add", error)
         return False
@@ -83,7 +83,7 @@ class ChangeBody(CacheBody):
             (replaced,) = yield Once([self._replace(name, seen, packed.rest, "", "")])
             if replaced:
                 return number + by
-            yield Pause(turn * PAUSE_S * random.random())
+            yield Backoff(turn * PAUSE_S * random.random())
         raise RedisUnavailable("contended", f"{TRIES} others were first")
 
     def touch(self, key: str, **options: Unpack[TimeOptions]) -> Operation[bool]:
@@ -102,7 +102,7 @@ class ChangeBody(CacheBody):
                 (replaced,) = yield Once([touches])
                 if replaced:
                     return True
-                yield Pause(turn * PAUSE_S * random.random())
+                yield Backoff(turn * PAUSE_S * random.random())
         except RedisUnavailable as error:
             self._fall_back("touch", error)
         return False

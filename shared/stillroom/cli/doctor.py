@@ -146,7 +146,9 @@ def _rehearsed(about: str, act: Callable[[], None]) -> Line:
     try:
         act()
     except RedisUnavailable as error:
-        todo = " Give this user the commands it lacks." if error.reason == "noperm" else ""
+        todo = (
+            " Give this user the commands it lacks." if error.reason in ("noperm", "time") else ""
+        )
         return Line("fail", about, f"{error}.{todo}")
     return Line("pass", about, "this user may do what the app does")
 

@@ -480,8 +480,8 @@ class SessionsBody:
         told = list(self._deferred.items())[:DEFERRED_BITE] if self._deferred else []
         commands = kind([*(command for _, command in told), *batch])
         due = time.monotonic() > self.stats.due
-        if due:
-            commands += self.stats.flush(self._server.now_ms())
+        if due:  # counts and events must not be doubled
+            commands = Once([*commands, *self.stats.flush(self._server.now_ms())])
         if not commands:
             return []
         last = len(told) + len(batch)

@@ -14,10 +14,19 @@ import hiredis
 from stillroom.errors import RedisUnavailable
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.outcome import checked, greeted, judged
-from stillroom.wire.server import Command, Server, pack
+from stillroom.wire.server import (
+    ASK_TIME_EVERY_S,
+    TIME,
+    Command,
+    ReplyError,
+    Server,
+    pack,
+    pack_timed,
+)
 from stillroom.wire.sync import Wire
 
 _READ_SIZE = 64 * 1024
+_NO_REPLY = "the server closed the connection"
 
 
 class AsyncLink:
@@ -35,26 +44,30 @@ class AsyncLink:
         self.used = False
 
     @classmethod
-    async def open(cls, server: Server, left: float) -> AsyncLink:
-        """Connect, say who we are, and learn the server's clock, all in `left` seconds."""
-        deadline = time.monotonic() + left
+    async def open(cls, server: Server, deadline: float) -> AsyncLink:
+        """Connect, say who we are, and learn which server answers and its clock, before `deadline`."""
+        left = deadline - time.monotonic()
         connection = server.async_connection()
         async with asyncio.timeout(min(left, server.settings.connect_timeout)):
             await connection.connect()
         link = cls(connection)
         try:
             asked = time.monotonic_ns()
-            packed = pack(server.handshake)
-            rest = deadline - time.monotonic()
-            greeted(await link.exchange(packed, len(server.handshake), rest), server, asked)
+            packed = pack([command for _, command in server.handshake])
+            greeted(await link.exchange(packed, len(server.handshake), deadline), server, asked)
         except BaseException:
             link.close()
             raise
         return link
 
-    async def exchange(self, packed: bytes, count: int, seconds: float) -> list[Any]:
-        """Send, then read `count` replies in at most `seconds`."""
-        timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+    async def exchange(
+        self, packed: bytes, count: int, deadline: float, now: float | None = None
+    ) -> list[Any]:
+        """Send, then read `count` replies before `deadline` (time.monotonic(), as `now`)."""
+        left = deadline - (time.monotonic() if now is None else now)
+        if left <= 0:
+            raise TimeoutError
+        timer = asyncio.get_running_loop().call_later(left, self._expire)
         stream, reader = self._stream, self._reader
         replies: list[Any] = []
         try:
@@ -62,7 +75,8 @@ class AsyncLink:
             while True:
                 data = await stream.read(_READ_SIZE)
                 if not data:
-                    raise EOFError("the server closed the connection")
+                    refused = replies and isinstance(replies[-1], ReplyError)
+                    raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
                 reader.feed(data)
                 while len(replies) < count:
                     reply = reader.gets()
@@ -101,22 +115,22 @@ class _Pool:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.open = 0
 
-    async def lease(self, left: float, *, check: bool) -> AsyncLink:
+    async def lease(self, deadline: float, *, check: bool) -> AsyncLink:
         while True:
             if not self._idle:
                 if self.open < self._settings.pool_size:
-                    return await self.open_link(left)
-                await self._await_idle(left)
+                    return await self.open_link(deadline)
+                await self._await_idle(deadline)
                 continue
             link = self._idle.pop()
             if not check or link.is_alive():
                 return link
             self.drop(link)
 
-    async def open_link(self, left: float) -> AsyncLink:
+    async def open_link(self, deadline: float) -> AsyncLink:
         self.open += 1
         try:
-            return await AsyncLink.open(self._server, left)
+            return await AsyncLink.open(self._server, deadline)
         except BaseException:
             self.open -= 1
             self._wake_one()
@@ -135,9 +149,10 @@ class _Pool:
         while self._idle:
             self.drop(self._idle.pop())
 
-    async def _await_idle(self, left: float) -> None:
+    async def _await_idle(self, deadline: float) -> None:
         freed = asyncio.get_running_loop().create_future()
         self._waiting.append(freed)
+        left = deadline - time.monotonic()
         try:
             async with asyncio.timeout(min(left, self._settings.pool_timeout)):
                 await freed
@@ -174,44 +189,74 @@ class AsyncWire:
         return sum(pool.open for pool in self._pools.values())
 
     async def execute(
-        self, commands: Sequence[Command], left: float, *, idempotent: bool = True
+        self,
+        commands: Sequence[Command],
+        left: float,
+        *,
+        idempotent: bool = True,
+        timed: bool = False,
     ) -> list[Any]:
         """See Wire.execute."""
         if self.breaker.is_open:
             raise RedisUnavailable("breaker", self.breaker.reason)
         if left <= 0:
             raise RedisUnavailable("budget")
-        packed = pack(commands)
+        once = timed or not idempotent
+        deadline = time.monotonic() + left
+        packed = b"" if timed else pack(commands)
         pool = self._pool()
-        started = time.monotonic()
         try:
-            link = await pool.lease(left, check=not idempotent)
-            try:
-                if not link.used:
-                    left -= time.monotonic() - started
-                replies = await self._exchange(pool, link, packed, len(commands), left)
-            except (OSError, EOFError) as error:
-                if isinstance(error, TimeoutError) or not (link.used and idempotent):
-                    raise
-                pool.discard_idle()
-                left -= time.monotonic() - started
-                link = await pool.open_link(left)
-                replies = await self._exchange(pool, link, packed, len(commands), left)
+            link = await pool.lease(deadline, check=once)
+            if timed:
+                replies = await self._exchange_timed(pool, link, commands, deadline)
+            else:
+                try:
+                    replies = await self._exchange(pool, link, packed, len(commands), deadline)
+                except (OSError, EOFError) as error:
+                    if isinstance(error, TimeoutError) or once or not link.used:
+                        raise
+                    pool.discard_idle()
+                    link = await pool.open_link(deadline)
+                    replies = await self._exchange(pool, link, packed, len(commands), deadline)
         except BaseException as error:
             raise judged(error, self.breaker) from None
         pool.give_back(link)
         return checked(replies, self.breaker)
 
     async def _exchange(
-        self, pool: _Pool, link: AsyncLink, packed: bytes, count: int, left: float
+        self, pool: _Pool, link: AsyncLink, packed: bytes, count: int, deadline: float
     ) -> list[Any]:
+        """See Wire._exchange."""
+        server, asked, now = self.server, 0, time.monotonic()
+        if now >= server.time_due:
+            server.time_due = now + ASK_TIME_EVERY_S
+            packed, asked = packed + TIME, time.monotonic_ns()
         try:
-            replies = await link.exchange(packed, count, min(left, self._settings.command_timeout))
+            patience = min(deadline, now + self._settings.command_timeout)
+            replies = await link.exchange(packed, count + bool(asked), patience, now)
         except BaseException:
             pool.drop(link)
             raise
+        if asked and not isinstance(said := replies.pop(), ReplyError):
+            server.learn_clock(said, asked)
         link.used = True
         return replies
+
+    async def _exchange_timed(
+        self, pool: _Pool, link: AsyncLink, commands: Sequence[Command], deadline: float
+    ) -> list[Any]:
+        """See Wire._exchange_timed."""
+        server = self.server
+        if not server.is_clock_good:
+            server.time_due = 0.0
+            await self._exchange(pool, link, b"", 0, deadline)
+        given_up = min(deadline, time.monotonic() + self._settings.command_timeout)
+        packed = pack_timed(commands, server.not_after(given_up))
+        try:
+            return await self._exchange(pool, link, packed, len(commands), given_up)
+        except Exception:
+            await asyncio.sleep(max(0.0, given_up - time.monotonic()))
+            raise
 
     def _pool(self) -> _Pool:
         loop = asyncio.get_running_loop()

@@ -36,7 +36,7 @@ class Breaker:
 
     def reset(self) -> None:
         """Closed, with no memory and no prober: a new process starts like this after a fork."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self._stop = threading.Event()
         self._failures: deque[tuple[float, int]] = (
             deque()
@@ -99,7 +99,12 @@ class Breaker:
             self.is_open = False
         log.warning("%s is back after %.1f s", self._name, downtime)
         for action in self.recovered:
-            action()
+            try:
+                action()
+            except Exception:  # one service's delivery is no reason to keep the others' back
+                log.exception(
+                    "%s is back, and what waited for it could not be delivered", self._name
+                )
 
     def stop(self) -> None:
         """End the prober, and let the next call find out for itself."""

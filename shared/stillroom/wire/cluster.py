@@ -21,12 +21,13 @@ from stillroom.wire.aio import AsyncWire
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import AWAY, refusal
-from stillroom.wire.server import Command, ReplyError, Server
+from stillroom.wire.server import Command, ReplyError, Server, words_of
 from stillroom.wire.sync import Wire
 
 SLOTS = 16_384
 ASK_EVERY_S = 1.0
 OF_SLOTS: list[Command] = [(b"CLUSTER", b"SLOTS")]
+KEYLESS = (b"TIME", b"SCAN", b"INFO")
 OURS = ("pool", "budget")  # reasons that say nothing about a node
 
 Address = tuple[str, int]
@@ -121,15 +122,20 @@ class Topology:
 
 
 class Moved:
-    """The part of a batch that was answered with MOVED. Raises `refused` if there is none."""
+    """The part of a batch that another node has to answer. Raises `refused` if there is none.
+
+    All keys of a batch are in one slot. What has no key (TIME, SCAN) was answered by the wrong node: it goes along.
+    """
 
     def __init__(self, batch: Sequence[Command], refused: RedisRefused) -> None:
         self._replies = refused.replies
-        self._places = [n for n, reply in enumerate(self._replies) if _is_moved(reply)]
-        if not self._places:
+        moved = [n for n, reply in enumerate(self._replies) if _is_moved(reply)]
+        if not moved:
             raise refused
+        keyless = [n for n, command in enumerate(batch) if words_of(command)[0] in KEYLESS]
+        self._places = sorted({*moved, *keyless})
         self.commands = [batch[place] for place in self._places]
-        host, _, port = str(self._replies[self._places[0]]).split()[-1].rpartition(":")
+        host, _, port = str(self._replies[moved[0]]).split()[-1].rpartition(":")
         self.named = host, int(port)
 
     def merged(self, replies: Sequence[Any]) -> list[Any]:
@@ -165,7 +171,7 @@ class _Cluster(Generic[W]):
         reset_after_fork(self)
 
     def reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def server(self) -> Server:
@@ -250,11 +256,19 @@ class _Follower(Generic[W]):
         except RedisUnavailable:
             return self._cluster.server
 
+    @property
+    def run(self) -> bytes:
+        """The run id of that node: a slot that has moved is on another server."""
+        return self.server.run
+
     def now_ms(self) -> int:
         return self.server.now_ms()
 
-    def learn_clock(self, reply: Sequence[bytes], asked_ns: int, *, anew: bool = False) -> None:
-        self.server.learn_clock(reply, asked_ns, anew=anew)
+    def ask_time(self) -> None:
+        self.server.ask_time()
+
+    def doubt_clock(self) -> None:
+        self.server.doubt_clock()
 
 
 class ShardWire(_Follower[W]):
@@ -265,15 +279,21 @@ class ShardWire(_Follower[W]):
         self._pick = pick
 
     def execute(
-        self, commands: Sequence[Command], left: float, *, idempotent: bool = True
+        self,
+        commands: Sequence[Command],
+        left: float,
+        *,
+        idempotent: bool = True,
+        timed: bool = False,
     ) -> list[Any]:
         """See Wire.execute."""
+        how = {"idempotent": idempotent, "timed": timed}
         deadline = time.monotonic() + left
         try:
             if self._topology.is_to_be_asked_for():
                 self.ask(deadline)
             wire = self._at(self._topology.owner(self.slot))
-            return wire.execute(commands, deadline - time.monotonic(), idempotent=idempotent)
+            return wire.execute(commands, deadline - time.monotonic(), **how)
         except RedisRefused as refused:
             self._topology.doubt(self.slot, refused)
             moved = Moved(commands, refused)
@@ -283,7 +303,7 @@ class ShardWire(_Follower[W]):
         wire = self._at(self._topology.moved(self.slot, moved.named))
         left = deadline - time.monotonic()
         try:
-            replies = wire.execute(moved.commands, left, idempotent=idempotent)
+            replies = wire.execute(moved.commands, left, **how)
         except RedisRefused as again:
             replies = again.replies
         return moved.merged(replies)
@@ -310,15 +330,21 @@ class AsyncShardWire(_Follower[AsyncWire]):
     """The same for asyncio."""
 
     async def execute(
-        self, commands: Sequence[Command], left: float, *, idempotent: bool = True
+        self,
+        commands: Sequence[Command],
+        left: float,
+        *,
+        idempotent: bool = True,
+        timed: bool = False,
     ) -> list[Any]:
         """See Wire.execute."""
+        how = {"idempotent": idempotent, "timed": timed}
         deadline = time.monotonic() + left
         try:
             if self._topology.is_to_be_asked_for():
                 await self.ask(deadline)
             wire = self._cluster.at(self._topology.owner(self.slot))
-            return await wire.execute(commands, deadline - time.monotonic(), idempotent=idempotent)
+            return await wire.execute(commands, deadline - time.monotonic(), **how)
         except RedisRefused as refused:
             self._topology.doubt(self.slot, refused)
             moved = Moved(commands, refused)
@@ -328,7 +354,7 @@ class AsyncShardWire(_Follower[AsyncWire]):
         wire = self._cluster.at(self._topology.moved(self.slot, moved.named))
         left = deadline - time.monotonic()
         try:
-            replies = await wire.execute(moved.commands, left, idempotent=idempotent)
+            replies = await wire.execute(moved.commands, left, **how)
         except RedisRefused as again:
             replies = again.replies
         return moved.merged(replies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,8 @@ import redis
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.server import ReplyError, Server
+
+_RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 
 # Error replies that mean the server can't serve anybody right now; they count toward the breaker.
 AWAY = {"loading", "masterdown", "busy", "clusterdown", "tryagain"}
@@ -50,13 +53,31 @@ def refusal(replies: Sequence[Any]) -> RedisRefused:
 
 
 def greeted(replies: Sequence[Any], server: Server, asked_ns: int) -> None:
-    """Take in the replies to a handshake. Raises RedisUnavailable."""
-    if any(isinstance(reply, ReplyError) for reply in replies):
-        refused = refusal(replies)
-        if refused.reason in ("wrongpass", "noauth") or "AUTH" in refused.detail:
-            raise RedisUnavailable("auth", refused.detail)
-        raise refused
-    server.learn_clock(replies[-1], asked_ns)
+    """Take in the replies to a handshake: the server's clock, and which run of it this is.
+
+    Raises RedisUnavailable if a part of it was refused; the reason is that part (`auth`, `select`, `time`), or the
+    server's own word where it can't serve anybody. A user who may not ask for the run id is let in all the same.
+    """
+    said = {part: reply for (part, _), reply in zip(server.handshake, replies, strict=True)}
+    info = said.pop("info")
+    for part, reply in said.items():
+        if isinstance(reply, ReplyError):
+            raise _not_let_in(part, str(reply))
+    server.learn_clock(said["time"], asked_ns)
+    found = None if isinstance(info, ReplyError) else _RUN_ID.search(info)
+    server.run = found[1] if found else b""
+
+
+def _not_let_in(part: str, text: str) -> RedisUnavailable:
+    """What a refused part of the handshake means. Its replies stay here: no service may read them as its own."""
+    code, _, detail = text.partition(" ")
+    if code.lower() in AWAY:
+        return RedisUnavailable(code.lower(), detail)
+    if code in ("WRONGPASS", "NOAUTH") or (part == "auth" and "AUTH" in text):
+        return RedisUnavailable("auth", detail)
+    if part == "auth" and code == "ERR" and "password" not in text:
+        return RedisUnavailable("refused", detail)  # too many clients …
+    return RedisUnavailable(part, detail)
 
 
 def unavailable(error: BaseException) -> RedisUnavailable | None:

@@ -1,10 +1,10 @@
-"""One Redis server as both wires see it: how to reach it, and its clock."""
+"""One Redis server as both wires see it: how to reach it, which run of it that is, and its clock."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import hiredis
 import redis.asyncio
@@ -13,34 +13,57 @@ from redis.retry import Retry
 
 import redis
 from stillroom.settings import Settings
+from stillroom.wire.connect import DEADLINED
 
 # Never a number: hiredis packs one through repr(), which may run a signal handler, and does not look at the
 # result. A handler that raises just then ends the process (hiredis 3.5, src/pack.c).
 # One that is sent often may be the bytes that `pack` makes of it: packing costs more than a system call.
 Command = tuple[bytes | str, ...] | bytes
 
-CLOCK_GOOD_FOR_NS = 60_000_000_000
+NOT_AFTER = b"<not after>"  # in a timed batch: becomes the server time at which its caller gives up
+ASK_TIME_EVERY_S = 5.0  # TIME rides along with a batch this often
+CLOCK_GOOD_FOR_NS = 20_000_000_000  # an older reading is no base for a deadline
+# A server's clock that is being set right slowly moves 500 µs a second, the most that NTP does.
+DRIFT = 2_000
+LEAST_ERROR_NS = 50_000
 
 pack_command: Any = hiredis.pack_command  # its stubs want a tuple of one
 ReplyError = hiredis.ReplyError
+TIME: bytes = pack_command((b"TIME",))
 
 
 class Clock(Protocol):
-    """A server's clock, as far as this process knows it."""
+    """A server's clock, as far as this process knows it, and which run of the server it belongs to."""
+
+    @property
+    def run(self) -> bytes:
+        """The server's run id, empty while it is not known."""
 
     def now_ms(self) -> int:
         """ms since 1970."""
 
-    def learn_clock(self, reply: Sequence[bytes], asked_ns: int, *, anew: bool = False) -> None:
-        """See Server.learn_clock."""
+    def ask_time(self) -> None:
+        """See Server.ask_time."""
+
+    def doubt_clock(self) -> None:
+        """See Server.doubt_clock."""
+
+
+class Reading(NamedTuple):
+    """What one reply to TIME said, in ns of this machine's monotonic clock."""
+
+    offset: int  # from the monotonic clock to the server's
+    error: int  # the offset is off by this much at the most
+    at: int
 
 
 class Server:
-    """The address and manners of one server, and how far its clock is from ours."""
+    """The address and manners of one server, which run of it answers, and how far its clock is from ours."""
 
     def __init__(self, settings: Settings, url: str, name: str) -> None:
         self.settings = settings
         self.name = name
+        self.run = b""  # the server's run id, as the newest connection heard it; empty while it is not known
         # redis-py as a connection factory, without its patience: the wire keeps the deadlines. RESP2, because
         # pushes on RESP3 switch off redis-py's check for unread replies, and two handshake replies are enough.
         pool = redis.ConnectionPool.from_url(
@@ -54,19 +77,22 @@ class Server:
         self._options: dict[str, Any] = dict(pool.connection_kwargs)
         self.handshake = _handshake({"password": settings.password, **self._options})
         self._connection_class = pool.connection_class
-        self._clock_offset_ns = time.time_ns() - time.monotonic_ns()  # until the first connection
-        self._clock_error_ns = 0
-        self._clock_read_ns = -CLOCK_GOOD_FOR_NS
+        self.time_due = 0.0  # time.monotonic(): TIME rides along with the next batch after it
+        self._is_clock_known = False
+        # Until the first reply to TIME this machine's own clock: it may label counts, and decides nothing.
+        self._reading = Reading(time.time_ns() - time.monotonic_ns(), 0, 0)
 
-    def connection(self, seconds: float) -> Any:
-        """A new redis-py connection that will connect (TCP, TLS, socket) and no more, each in so many seconds."""
+    def connection(self, deadline: float) -> Any:
+        """A new redis-py connection that will connect (TCP, TLS, socket) and no more, before `deadline`."""
+        seconds = max(0.001, deadline - time.monotonic())
         options = self._options | {"socket_connect_timeout": seconds, "socket_timeout": seconds}
-        return self._connection_class(
-            retry=Retry(NoBackoff(), 0), redis_connect_func=_connected, **options
-        )
+        kind = DEADLINED.get(self._connection_class, self._connection_class)
+        connection = kind(retry=Retry(NoBackoff(), 0), redis_connect_func=_connected, **options)
+        connection.deadline = deadline
+        return connection
 
     def async_connection(self) -> Any:
-        """The same for asyncio."""
+        """The same for asyncio, which has its own way to keep the deadline."""
         kinds = {
             redis.SSLConnection: redis.asyncio.SSLConnection,
             redis.UnixDomainSocketConnection: redis.asyncio.UnixDomainSocketConnection,
@@ -77,40 +103,73 @@ class Server:
 
     def now_ms(self) -> int:
         """The server's clock, in ms since 1970, as well as this process knows it."""
-        return (time.monotonic_ns() + self._clock_offset_ns) // 1_000_000
+        return (time.monotonic_ns() + self._reading.offset) // 1_000_000
 
     def now_us(self) -> int:
-        return (time.monotonic_ns() + self._clock_offset_ns) // 1_000
+        return (time.monotonic_ns() + self._reading.offset) // 1_000
 
-    def learn_clock(self, reply: Sequence[bytes], asked_ns: int, *, anew: bool = False) -> None:
+    @property
+    def is_clock_good(self) -> bool:
+        """Whether a deadline in the server's time can be made from what is known."""
+        age = time.monotonic_ns() - self._reading.at
+        return self._is_clock_known and age < CLOCK_GOOD_FOR_NS
+
+    def not_after(self, deadline: float) -> bytes:
+        """What the server's clock shows at `deadline` (time.monotonic()), or a moment before that.
+
+        Never a moment later: what is refused after it can't happen once its caller has given up.
+        """
+        offset, error, at = self._reading
+        drift = (time.monotonic_ns() - at) // DRIFT
+        return b"%d" % ((int(deadline * 1e9) + offset - error - drift) // 1_000)
+
+    def ask_time(self) -> None:
+        """Let TIME ride along with the next batch."""
+        self.time_due = 0.0
+
+    def doubt_clock(self) -> None:
+        """What is known of the clock is wrong: a script said "too late" and its reply was here in time.
+
+        TIME is asked for before another deadline is made from it.
+        """
+        self._is_clock_known = False
+        self.time_due = 0.0
+
+    def learn_clock(self, reply: Sequence[bytes], asked_ns: int) -> None:
         """Take in a reply to TIME that was asked for at `asked_ns` (time.monotonic_ns()).
 
-        It is exact to half its round trip, so slow ones are used only for want of better. `anew`: what was known is
-        wrong, the server's clock has stepped. This machine's wall clock may step as it likes: it is not looked at.
+        It is exact to half its round trip, so a slow one is used only for want of better. One that contradicts
+        what is known by more than both errors is believed at once: the server's clock has stepped, or another
+        server answers. This machine's wall clock may step as it likes: it is not looked at.
         """
         answered_ns = time.monotonic_ns()
-        round_trip = answered_ns - asked_ns
-        outdated = anew or answered_ns - self._clock_read_ns > CLOCK_GOOD_FOR_NS
-        if outdated or round_trip <= 2 * self._clock_error_ns:
-            server_ns = int(reply[0]) * 1_000_000_000 + int(reply[1]) * 1_000
-            self._clock_offset_ns = server_ns - (asked_ns + answered_ns) // 2
-            self._clock_error_ns = max(round_trip, 50_000)
-            self._clock_read_ns = answered_ns
+        error = max((answered_ns - asked_ns) // 2, LEAST_ERROR_NS)
+        server_ns = int(reply[0]) * 1_000_000_000 + int(reply[1]) * 1_000
+        offset = server_ns - (asked_ns + answered_ns) // 2
+        known = self._reading
+        grown = known.error + (answered_ns - known.at) // DRIFT
+        contradicts = abs(offset - known.offset) > error + grown
+        if not self._is_clock_known or contradicts or error <= grown:
+            self._reading = Reading(offset, error, answered_ns)
+            self._is_clock_known = True
 
 
 def _connected(_: Any) -> None:
     """Instead of redis-py's handshake, which is a round trip for each of its commands."""
 
 
-def _handshake(options: Mapping[str, Any]) -> list[Command]:
-    """What a new connection says first, in one batch: who it is, which database, and what time it is there."""
-    commands: list[Command] = []
+def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:
+    """What a new connection says first, in one batch, each part by its name.
+
+    Who it is, which database it wants, what time it is there, and which run of the server answers.
+    """
+    parts: list[tuple[str, Command]] = []
     if password := options.get("password"):
         username = options.get("username")
-        commands.append(("AUTH", username, password) if username else ("AUTH", password))
+        parts.append(("auth", ("AUTH", username, password) if username else ("AUTH", password)))
     if database := options.get("db"):
-        commands.append(("SELECT", str(database)))
-    return [*commands, ("TIME",)]
+        parts.append(("select", ("SELECT", str(database))))
+    return [*parts, ("time", ("TIME",)), ("info", ("INFO", "server"))]
 
 
 def pack(commands: Sequence[Command]) -> bytes:
@@ -118,6 +177,16 @@ def pack(commands: Sequence[Command]) -> bytes:
     if len(commands) == 1:
         return _packed(commands[0])
     return b"".join(map(_packed, commands))
+
+
+def pack_timed(commands: Sequence[Command], not_after: bytes) -> bytes:
+    """The bytes of a batch whose scripts are told when their caller gives up."""
+    return pack(
+        [
+            tuple(not_after if word is NOT_AFTER else word for word in words_of(command))
+            for command in commands
+        ]
+    )
 
 
 def _packed(command: Command) -> bytes:

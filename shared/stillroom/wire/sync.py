@@ -5,10 +5,7 @@ from __future__ import annotations
 import _socket
 import queue
 import select
-import socket
 import ssl
-import struct
-import sys
 import threading
 import time
 import weakref
@@ -21,10 +18,19 @@ from stillroom.errors import RedisUnavailable
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import checked, greeted, judged, refusal, unavailable
-from stillroom.wire.server import Command, ReplyError, Server, pack
+from stillroom.wire.server import (
+    ASK_TIME_EVERY_S,
+    TIME,
+    Command,
+    ReplyError,
+    Server,
+    pack,
+    pack_timed,
+)
 
 _READ_SIZE = 16 * 1024
-_LARGE_SEND = 32 * 1024  # more than a socket buffer is sure to take at once
+_LARGE_SEND = 8 * 1024  # more than an empty socket buffer is sure to take at once
+_NO_REPLY = "the server closed the connection"
 
 
 class Link:
@@ -34,12 +40,13 @@ class Link:
         "__weakref__",
         "_buffer",
         "_connection",
-        "_is_timed_by_kernel",
+        "_is_plain",
         "_patience",
         "_poll",
         "_reader",
         "_server",
         "_socket",
+        "_timeout",
         "used",
     )
 
@@ -49,25 +56,26 @@ class Link:
         self._buffer = bytearray(_READ_SIZE)
         self._patience = server.settings.command_timeout
         self._connection: Any = None
-        self._is_timed_by_kernel = False
+        self._is_plain = False
+        self._timeout = 0.0
         self.used = False
 
-    def open(self, left: float) -> None:
-        """Connect, say who we are, and learn the server's clock, all in `left` seconds (but for a slow DNS)."""
-        deadline = time.monotonic() + left
-        self._connection = self._server.connection(min(left, self._server.settings.connect_timeout))
+    def open(self, deadline: float) -> None:
+        """Connect, say who we are, and learn which server answers and its clock, before `deadline` (but for a slow
+        DNS)."""
+        server = self._server
+        patience = time.monotonic() + server.settings.connect_timeout
+        self._connection = server.connection(min(deadline, patience))
         self._connection.connect()
         self._socket = self._connection._get_socket()
-        self._is_timed_by_kernel = _can_be_timed_by_kernel(self._socket)
-        if self._is_timed_by_kernel:
+        self._is_plain = _is_plain(self._socket)
+        if self._is_plain:
             self._socket.settimeout(None)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
-        self._shorten(deadline)
         asked = time.monotonic_ns()
-        handshake = self._server.handshake
-        greeted(self.exchange(pack(handshake), len(handshake), deadline), self._server, asked)
-        self._wait_at_most(self._patience)
+        packed = pack([command for _, command in server.handshake])
+        greeted(self.exchange(packed, len(server.handshake), deadline), server, asked)
 
     def ask(self, command: Command) -> Any:
         """The reply to one command. Raises RedisRefused."""
@@ -76,72 +84,66 @@ class Link:
             raise refusal([reply])
         return reply
 
-    def exchange(self, packed: bytes, count: int, deadline: float) -> list[Any]:
-        """Send, then read `count` replies before `deadline` (time.monotonic()).
-
-        The socket's own timeout covers the usual case, one receive, for nothing. It starts again with each
-        receive, so a link that drips would hold the call for ever: from the second one on it is what is left.
-        """
-        sock, reader = self._socket, self._reader
-        replies: list[Any] = []
-        try:
-            if shortened := len(packed) > _LARGE_SEND:
-                self._send_large(packed, deadline)
-            else:
-                sock.sendall(packed)
-            while True:
-                size = sock.recv_into(self._buffer)
-                if not size:
-                    raise EOFError("the server closed the connection")
-                reader.feed(self._buffer, 0, size)
-                while len(replies) < count:
-                    reply = reader.gets()
-                    if reply is False:  # RESP2 has no booleans: hiredis' word for "not yet"
-                        break
-                    replies.append(reply)
-                else:
-                    break
-                shortened = self._shorten(deadline)
-        except BlockingIOError:
-            raise TimeoutError from None  # the kernel's word for it
-        if shortened:
-            self._wait_at_most(self._patience)
-        return replies
-
-    def _send_large(self, packed: bytes, deadline: float) -> None:
-        """All of it before the deadline: the kernel's time begins again with each piece that the server takes."""
-        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-        self._socket.sendall(packed)
-        if self._is_timed_by_kernel:
-            self._socket.settimeout(None)
-        self._shorten(deadline)
-
-    def _shorten(self, deadline: float) -> bool:
-        left = deadline - time.monotonic()
+    def exchange(
+        self, packed: bytes, count: int, deadline: float, now: float | None = None
+    ) -> list[Any]:
+        """Send, then read `count` replies before `deadline` (time.monotonic(), as `now`)."""
+        left = deadline - (time.monotonic() if now is None else now)
         if left <= 0:
             raise TimeoutError
-        self._wait_at_most(left)
-        return True
-
-    def _wait_at_most(self, seconds: float) -> None:
-        """For each call of the socket. The kernel does that for nothing; Python's own timeout makes a system call
-        more, before each send and receive."""
-        if self._is_timed_by_kernel:
-            whole = int(seconds)
-            timeval = struct.pack("@ll", whole, max(1, int((seconds - whole) * 1_000_000)))
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        sock, reader = self._socket, self._reader
+        replies: list[Any] = []
+        if len(packed) > _LARGE_SEND:
+            self._send_large(packed, left)
+            left = deadline - time.monotonic()
         else:
-            self._socket.settimeout(seconds)
+            if not self._is_plain:
+                self._wait_at_most(left)
+            sock.sendall(packed)
+        while True:
+            self._await_data(left)
+            size = sock.recv_into(self._buffer)
+            if not size:
+                refused = replies and isinstance(replies[-1], ReplyError)
+                raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
+            reader.feed(self._buffer, 0, size)
+            while len(replies) < count:
+                reply = reader.gets()
+                if reply is False:  # RESP2 has no booleans: hiredis' word for "not yet"
+                    break
+                replies.append(reply)
+            else:
+                return replies
+            left = deadline - time.monotonic()
 
-    def limit(self, seconds: float) -> None:
-        """Be less patient than usual, for this exchange."""
-        if seconds <= 0:
+    def _await_data(self, left: float) -> None:
+        """Wait until there is something to receive, `left` seconds at most, whatever signals come meanwhile.
+
+        A plain socket blocks and has no timeout in Python's eyes. The kernel's own (SO_RCVTIMEO) would save this
+        system call, and begins again with each receive that a signal interrupts (PEP 475 repeats it): a process
+        with a signal every 50 ms would wait without end.
+        """
+        if left <= 0:
             raise TimeoutError
-        self._wait_at_most(seconds)
+        if not self._is_plain:
+            self._wait_at_most(left)
+        elif not self._poll.poll(left * 1000):
+            raise TimeoutError
 
-    def unlimit(self) -> None:
-        self._wait_at_most(self._patience)
+    def _wait_at_most(self, left: float) -> None:
+        """TLS and gevent wait in their own way, each time they are called for as long as this says."""
+        seconds = min(left, self._patience)
+        if seconds != self._timeout:
+            self._socket.settimeout(seconds)
+            self._timeout = seconds
+
+    def _send_large(self, packed: bytes, left: float) -> None:
+        """All of it in time, however small the pieces are that the server takes."""
+        self._socket.settimeout(left)
+        self._socket.sendall(packed)
+        self._timeout = 0.0
+        if self._is_plain:
+            self._socket.settimeout(None)
 
     def is_alive(self) -> bool:
         """Whether the idle connection is open and silent. Costs a system call."""
@@ -149,10 +151,11 @@ class Link:
             return True
         # Something came: under TLS perhaps nothing that concerns us.
         self._socket.settimeout(0)
+        self._timeout = 0.0
         try:
             self._socket.recv(1)  # a byte or an end, either way not a clean connection
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
-            self._socket.settimeout(None if self._is_timed_by_kernel else self._patience)
+            self._socket.settimeout(None if self._is_plain else self._patience)
             return True
         except OSError:
             pass
@@ -163,10 +166,9 @@ class Link:
             self._connection.disconnect()
 
 
-def _can_be_timed_by_kernel(sock: Any) -> bool:
+def _is_plain(sock: Any) -> bool:
     """Whether its receive is the system's own call: TLS, and gevent, have theirs."""
-    is_plain = type(sock).recv_into is _socket.socket.recv_into
-    return is_plain and sys.platform == "linux"
+    return type(sock).recv_into is _socket.socket.recv_into
 
 
 class Wire:
@@ -185,7 +187,7 @@ class Wire:
         # Not a counter: an exception out of a signal handler can strike between any two steps, and a link that
         # is lost that way leaves this set, and closes, when it is collected.
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self.breaker.reset()
 
     @property
@@ -194,65 +196,96 @@ class Wire:
         return len(self._links)
 
     def execute(
-        self, commands: Sequence[Command], left: float, *, idempotent: bool = True
+        self,
+        commands: Sequence[Command],
+        left: float,
+        *,
+        idempotent: bool = True,
+        timed: bool = False,
     ) -> list[Any]:
         """The replies to one batch, in order. `left`: seconds the call may still take.
 
         Raises RedisUnavailable, or RedisRefused if a reply is an error. The batch is sent a second time only if
-        an idle connection turned out dead and doing it twice does no harm.
+        an idle connection turned out dead and doing it twice does no harm. `timed`: its scripts are told when this
+        caller gives up (NOT_AFTER); it is sent once, and if its connection dies, that time is waited out: what
+        is still on its way then is refused.
         """
         if self.breaker.is_open:
             raise RedisUnavailable("breaker", self.breaker.reason)
         if left <= 0:
             raise RedisUnavailable("budget")
-        packed = pack(commands)
-        started = time.monotonic()
+        once = timed or not idempotent
+        now = time.monotonic()
+        deadline = now + left
+        packed = b"" if timed else pack(commands)
         try:
-            link = self._lease(left, check=not idempotent)
-            try:
-                if not link.used:
-                    left -= time.monotonic() - started
-                replies = self._exchange(link, packed, len(commands), left)
-            except (OSError, EOFError) as error:
-                if isinstance(error, TimeoutError) or not (link.used and idempotent):
-                    raise
-                self._discard_idle()
-                left -= time.monotonic() - started
-                link = self._open_link(left) or self._await_idle(left)
-                replies = self._exchange(link, packed, len(commands), left)
+            link = self._lease(deadline, check=once)
+            if timed:
+                replies = self._exchange_timed(link, commands, deadline)
+            else:
+                try:
+                    when = now if link.used else time.monotonic()
+                    replies = self._exchange(link, packed, len(commands), deadline, when)
+                except (OSError, EOFError) as error:
+                    if isinstance(error, TimeoutError) or once or not link.used:
+                        raise
+                    self._discard_idle()
+                    link = self._open_link(deadline) or self._await_idle(deadline)
+                    when = time.monotonic()
+                    replies = self._exchange(link, packed, len(commands), deadline, when)
         except BaseException as error:
             raise judged(error, self.breaker) from None
         self._idle.put(link)
         return checked(replies, self.breaker)
 
-    def _exchange(self, link: Link, packed: bytes, count: int, left: float) -> list[Any]:
-        patience = self._settings.command_timeout
-        hurried = left < patience
+    def _exchange(
+        self, link: Link, packed: bytes, count: int, deadline: float, now: float
+    ) -> list[Any]:
+        """The replies. Now and then the server's clock is asked for along with them."""
+        server, asked = self.server, 0
+        if now >= server.time_due:
+            server.time_due = now + ASK_TIME_EVERY_S
+            packed, asked = packed + TIME, time.monotonic_ns()
         try:
-            if hurried:
-                link.limit(left)
-            deadline = time.monotonic() + (left if hurried else patience)
-            replies = link.exchange(packed, count, deadline)
+            patience = min(deadline, now + self._settings.command_timeout)
+            replies = link.exchange(packed, count + bool(asked), patience, now)
         except BaseException:
             # Whatever it was, unread replies may follow on this connection: nobody may use it again.
             self._drop(link)
             raise
-        if hurried:
-            link.unlimit()
+        if asked and not isinstance(said := replies.pop(), ReplyError):
+            server.learn_clock(said, asked)
         link.used = True
         return replies
 
-    def _lease(self, left: float, *, check: bool) -> Link:
+    def _exchange_timed(
+        self, link: Link, commands: Sequence[Command], deadline: float
+    ) -> list[Any]:
+        """The same for a batch whose scripts are told until when they may act."""
+        server, now = self.server, time.monotonic()
+        if not server.is_clock_good:
+            server.time_due = 0.0
+            self._exchange(link, b"", 0, deadline, now)
+            now = time.monotonic()
+        given_up = min(deadline, now + self._settings.command_timeout)
+        packed = pack_timed(commands, server.not_after(given_up))
+        try:
+            return self._exchange(link, packed, len(commands), given_up, now)
+        except Exception:
+            time.sleep(max(0.0, given_up - time.monotonic()))
+            raise
+
+    def _lease(self, deadline: float, *, check: bool) -> Link:
         while True:
             try:
                 link = self._idle.get_nowait()
             except queue.Empty:
-                return self._open_link(left) or self._await_idle(left)
+                return self._open_link(deadline) or self._await_idle(deadline)
             if not check or link.is_alive():
                 return link
             self._drop(link)
 
-    def _open_link(self, left: float) -> Link | None:
+    def _open_link(self, deadline: float) -> Link | None:
         """A new connection, or None if there are as many as there may be."""
         link = Link(self.server)
         with self._lock:
@@ -260,15 +293,16 @@ class Wire:
                 return None
             self._links.add(link)
         try:
-            link.open(left)
+            link.open(deadline)
         except BaseException:
             self._drop(link)
             raise
         return link
 
-    def _await_idle(self, left: float) -> Link:
+    def _await_idle(self, deadline: float) -> Link:
+        left = deadline - time.monotonic()
         try:
-            return self._idle.get(timeout=min(left, self._settings.pool_timeout))
+            return self._idle.get(timeout=max(0.0, min(left, self._settings.pool_timeout)))
         except queue.Empty:
             busy = f"{self._settings.pool_size} connections are in use"
             raise RedisUnavailable("pool", busy) from None
@@ -290,7 +324,8 @@ class Wire:
         """One PING on a connection of its own, whatever the breaker says. Raises RedisUnavailable."""
         link = Link(self.server)
         try:
-            link.open(self._settings.connect_timeout + self._settings.command_timeout)
+            patience = self._settings.connect_timeout + self._settings.command_timeout
+            link.open(time.monotonic() + patience)
             link.ask((b"PING",))
         except Exception as error:
             raise unavailable(error) or error from None

@@ -1,0 +1,123 @@
+"""Settings that all processes of a namespace must have alike, and how a process finds out that it differs.
+
+Some settings say what bytes in Redis mean: the number of shards, how long a lease may be, how wide a network is.
+Two processes that differ there break promises that each of them keeps alone. So the agreed values stand in Redis
+(`ns:agreed`, on the state's server) with the process that brought them. A process compares its own when it first
+connects, and again when it meets another run of that server, which may have forgotten them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from stillroom.errors import SettingsDiffer
+from stillroom.keys import Keys
+from stillroom.operation import Operation
+from stillroom.scripts import agree
+
+FIELDS_LIMIT = 1_000
+
+
+class Rule(Enum):
+    """What it means that a process has another value than the agreed one."""
+
+    SAME = "same"  # it is an error: see Agreed.check
+    LARGEST = "largest"  # the larger number becomes the agreed one, for all who ask from then on
+    CHANGE = "change"  # it becomes the agreed one: a person has said so
+
+
+class Agreement(NamedTuple):
+    """What is agreed about one setting, and what this process has."""
+
+    setting: str
+    agreed: str
+    mine: str
+    id: int  # when it was agreed, µs since 1970 by the server's clock; another id is another agreement
+    who: str  # the process that brought it
+
+
+class HasRun(Protocol):
+    """A server of which the process knows the run."""
+
+    @property
+    def run(self) -> bytes: ...
+
+
+class Agreed:
+    """The settings of one process that must agree with the others'. Its operations are for the state's driver."""
+
+    def __init__(self, keys: Keys, server: HasRun) -> None:
+        self._keys = keys
+        self._server = server
+        self._mine: dict[str, tuple[str, Rule]] = {}
+        self._known: dict[str, Agreement] = {}
+        self._compared_on: bytes | None = None
+
+    def require(self, setting: str, value: object, rule: Rule = Rule.SAME) -> None:
+        """Compare this setting from now on. `value` is written as text; two that mean the same have one text."""
+        self._mine[setting] = str(value), rule
+        self._compared_on = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the settings have yet to be compared with what this run of the server knows."""
+        return self._compared_on is None or self._compared_on != self._server.run
+
+    def compare(self) -> Operation[Mapping[str, Agreement]]:
+        """Ask what is agreed. Returns the agreements by setting.
+
+        Source: one script. Redis away: RedisUnavailable; then nothing is known, and it is due again.
+        """
+        told = yield from self._ask(
+            [(name, *mine_and_rule) for name, mine_and_rule in self._mine.items()]
+        )
+        self._known = {**self._known, **told}
+        self._compared_on = self._server.run
+        return self._known
+
+    def change(self, *settings: str) -> Operation[Mapping[str, Agreement]]:
+        """Let the values of this process be the agreed ones from now on. Returns the agreements by setting.
+
+        Every other process must have ended: see docs/operating.md for the order of steps.
+        Raises KeyError for a setting that is not compared. Redis away: RedisUnavailable.
+        """
+        told = yield from self._ask([(name, self._mine[name][0], Rule.CHANGE) for name in settings])
+        self._known = {**self._known, **told}
+        return told
+
+    def of(self, setting: str) -> Agreement | None:
+        """What was agreed when this process last asked, or None if it could not ask yet."""
+        return self._known.get(setting)
+
+    def check(self, *settings: str) -> None:
+        """Raise SettingsDiffer if this process has another value of one of these settings than the others."""
+        for name in settings:
+            known = self._known.get(name)
+            if known is not None and known.agreed != known.mine:
+                raise SettingsDiffer(name, known.mine, known.agreed, known.who)
+
+    @property
+    def settings(self) -> Sequence[str]:
+        """The names of what is compared."""
+        return list(self._mine)
+
+    def _ask(self, wanted: Sequence[tuple[str, str, Rule]]) -> Operation[dict[str, Agreement]]:
+        if not wanted:
+            return {}
+        words = [word for name, value, rule in wanted for word in (name, value, rule.value)]
+        (told,) = yield [agree([self._keys.agreed], this_process(), FIELDS_LIMIT, *words)]
+        texts = [reply.decode(errors="replace") for reply in told]
+        rows = zip(wanted, texts[::3], texts[1::3], texts[2::3], strict=True)
+        return {
+            name: Agreement(name, agreed, mine, int(number), who)
+            for (name, mine, _), agreed, number, who in rows
+        }
+
+
+def this_process() -> str:
+    """How this process is called where a person reads of it: `web-1 (process 42)`."""
+    return f"{socket.gethostname()} (process {os.getpid()})"

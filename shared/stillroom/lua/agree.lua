@@ -1,0 +1,46 @@
+-- Compares settings that all processes of a namespace must have alike. The first process brings a value and all others
+-- are told that value, and who brought it. A rule says what another value means:
+--   same     it changes nothing: the process that has it is told what the others have
+--   largest  the larger number is agreed from now on
+--   change   it is agreed from now on: a person has said so
+-- The id of an agreement is the time it was made. It changes when `change` brings another value, so that what was
+-- stored under an earlier agreement can be told from what is stored under this one.
+-- KEYS  1 agreed
+-- ARGV  1 who asks  2 most settings that are kept  3… name, value, rule of each setting
+-- returns for each setting the agreed value, the agreement's id, who brought it
+-- flags: allow-oom
+-- include: clock
+
+local function kept(name)
+  local value, id, who = string.match(redis.call('HGET', KEYS[1], name) or '', '^([^\t]*)\t(%d+)\t(.*)$')
+  return value, id, who
+end
+
+local function keep(name, value, id)
+  if redis.call('HLEN', KEYS[1]) < tonumber(ARGV[2]) or redis.call('HEXISTS', KEYS[1], name) == 1 then
+    redis.call('HSET', KEYS[1], name, value .. '\t' .. id .. '\t' .. ARGV[1])
+  end
+  return value, id, ARGV[1]
+end
+
+local function is_larger(value, agreed)
+  local number, other = tonumber(value), tonumber(agreed)
+  return number and (not other or number > other)
+end
+
+local told = {}
+for i = 3, #ARGV, 3 do
+  local name, mine, rule = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local value, id, who = kept(name)
+  if not value then
+    value, id, who = keep(name, mine, plain(now_us()))
+  elseif rule == 'change' and mine ~= value then
+    value, id, who = keep(name, mine, plain(math.max(now_us(), tonumber(id) + 1)))
+  elseif rule == 'largest' and is_larger(mine, value) then
+    value, id, who = keep(name, mine, id)
+  end
+  told[#told + 1] = value
+  told[#told + 1] = id
+  told[#told + 1] = who
+end
+return told

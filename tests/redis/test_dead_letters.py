@@ -1,0 +1,120 @@
+"""Work that could not be done is kept for a person."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from stillroom import Stillroom
+from stillroom.dead_letters import BODY_LIMIT, LETTERS_LIMIT, DeadLetter
+from stillroom.errors import DeadLetterRefused, NoDeadLetter
+from stillroom.operation import Operation
+
+
+def add(
+    room: Any, kind: str = "message", body: str = "{}", reason: str = "why", tries: int = 1
+) -> str:
+    kept: str = room.state.run(room.dead_letters.add(kind, body, reason, tries))
+    return kept
+
+
+def test_a_letter_comes_back_as_it_was_kept(room: Any, client: Any) -> None:
+    """Kind, body, reason and tries of a letter are what was given, and it says when it was kept."""
+    kept = add(room, "message", '{"a": "Käse\\n"}', "no loader named 'x'", 3)
+    letter = room.state.run(room.dead_letters.show(kept))
+    assert (letter.kind, json.loads(letter.body), letter.reason, letter.tries, letter.cut) == (
+        *("message", {"a": "Käse\n"}, "no loader named 'x'"),
+        *(3, 0),
+    )
+    seconds, us = client.time()
+    assert 0 <= seconds + us / 1e6 - letter.when < 60
+    assert room.state.run(room.dead_letters.list()) == [letter]
+    assert room.state.run(room.dead_letters.count()) == 1
+
+
+def test_letters_are_listed_in_pages_the_oldest_first(room: Any) -> None:
+    """A page begins after the last letter that was seen."""
+    ids = [add(room, body=str(n)) for n in range(5)]
+    page = room.state.run(room.dead_letters.list(2))
+    assert [letter.id for letter in page] == ids[:2]
+    page = room.state.run(room.dead_letters.list(10, after=page[-1].id))
+    assert [letter.id for letter in page] == ids[2:]
+
+
+def test_only_the_newest_are_kept(room: Any, client: Any) -> None:
+    """Past the limit the oldest letters go, and the key has an end."""
+    first = add(room)
+    for _ in range(LETTERS_LIMIT):
+        room.state.run(room.dead_letters.add("message", "{}", "why"))
+    assert client.xlen(room.keys.dead_letters) == LETTERS_LIMIT
+    assert client.ttl(room.keys.dead_letters) > 0
+    with pytest.raises(NoDeadLetter):
+        room.state.run(room.dead_letters.show(first))
+
+
+def test_a_letter_is_sent_again_by_who_knows_its_kind(room: Any) -> None:
+    """Its sender gets the whole letter; then the letter is gone."""
+    sent: list[DeadLetter] = []
+
+    def send(letter: DeadLetter) -> Operation[None]:
+        sent.append(letter)
+        yield [(b"PING",)]
+
+    room.dead_letters.senders["message"] = send
+    kept = add(room, body='{"x": 1}')
+    assert room.state.run(room.dead_letters.retry(kept)) == sent[0]
+    assert sent[0].body == '{"x": 1}'
+    assert room.state.run(room.dead_letters.list()) == []
+    with pytest.raises(NoDeadLetter):
+        room.state.run(room.dead_letters.retry(kept))
+
+
+def test_a_letter_whose_sending_fails_is_still_there(room: Any) -> None:
+    """It goes only after it was sent."""
+
+    def send(letter: DeadLetter) -> Operation[None]:
+        yield [(b"PING",)]
+        raise OSError("no broker")
+
+    room.dead_letters.senders["message"] = send
+    kept = add(room)
+    with pytest.raises(OSError, match="no broker"):
+        room.state.run(room.dead_letters.retry(kept))
+    assert room.state.run(room.dead_letters.show(kept)).id == kept
+
+
+def test_what_was_cut_or_is_of_another_kind_is_not_sent(room: Any) -> None:
+    """Of a long body the beginning is kept; half a message is no message."""
+    long = add(room, body="x" * (BODY_LIMIT + 7))
+    assert room.state.run(room.dead_letters.show(long)).cut == 7
+    room.dead_letters.senders["message"] = lambda letter: iter(())
+    with pytest.raises(DeadLetterRefused, match="7 bytes"):
+        room.state.run(room.dead_letters.retry(long))
+    with pytest.raises(DeadLetterRefused, match="can send"):
+        room.state.run(room.dead_letters.retry(add(room, kind="parcel")))
+
+
+def test_letters_are_dropped(room: Any) -> None:
+    """Those that are named go, the others stay."""
+    one, two = add(room), add(room)
+    assert room.state.run(room.dead_letters.drop(one, "1-1")) == 1
+    assert [letter.id for letter in room.state.run(room.dead_letters.list())] == [two]
+    assert room.state.run(room.dead_letters.drop()) == 0
+
+
+@pytest.mark.parametrize("id", ["", "x", "1", "1-1-1", "-", "+", "(1-1", "1-1\n"])
+def test_what_is_no_id_is_told_so(make_room: Any, id: str) -> None:
+    """An id that Redis would not take raises NoDeadLetter, not an error of the server."""
+    room: Stillroom = make_room()
+    with pytest.raises(NoDeadLetter):
+        room.state.run(room.dead_letters.show(id))
+    with pytest.raises(NoDeadLetter):
+        room.state.run(room.dead_letters.drop(id))
+
+
+def test_bytes_that_are_no_text_are_kept_as_escapes(room: Any) -> None:
+    """Whatever a message held, its letter can be kept and read."""
+    letter = room.state.run(room.dead_letters.show(add(room, body="\ud800", reason="\udfff")))
+    assert (letter.body, letter.reason) == ("\\ud800", "\\udfff")
