@@ -10,12 +10,13 @@ import queue
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stillroom.errors import DispatchFailed
 from stillroom.keys import KEY_LIMIT, Keys
 from stillroom.settings import Settings
 from stillroom.wire import reset_after_fork
@@ -26,6 +27,12 @@ REFRESH_TASK = "stillroom.refresh"
 REFRESH_MANY_TASK = "stillroom.refresh_many"
 RECLAIM_TASK = "stillroom.reclaim"
 ORDERS_LIMIT = 100  # in one message
+MESSAGE_LIMIT = (
+    1024 * 1024
+)  # bytes of a message as it lies in the queue: workers take no larger one
+FIELDS_LIMIT = (
+    MESSAGE_LIMIT * 5 // 8
+)  # … of its fields as JSON, which becomes base64 and gets headers
 WAKE_AGAIN_S = (
     1.0  # a process that has just woken a task's workers does not wake them again for this long
 )
@@ -117,6 +124,10 @@ class _Errand(NamedTuple):
     undelivered: Callable[[], object]
 
 
+class _TooLarge(Exception):
+    """No worker would take a message with this order."""
+
+
 class CeleryDispatch:
     """Publishes Celery tasks from a thread of its own, so that no request ever waits for the broker.
 
@@ -169,19 +180,23 @@ class CeleryDispatch:
             self._enqueue(_Errand(_nothing, _nothing))  # so that the thread looks at its watch
 
     def _enqueue(self, errand: _Errand) -> None:
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._start()
         try:
+            with self._lock:
+                if self._thread is None or not self._thread.is_alive():
+                    self._start()
             self._errands.put_nowait(errand)
-        except queue.Full:
+        except (queue.Full, RuntimeError) as error:
+            if isinstance(error, RuntimeError):  # "can't start new thread": there may be one later
+                self._failed(error)
             errand.undelivered()
 
     def _start(self) -> None:
-        self._thread = threading.Thread(
+        """Start the thread. It is kept when it runs: one that could not be started can't be joined either."""
+        thread = threading.Thread(
             target=self._work, args=(self._errands,), name="stillroom dispatch", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread
         atexit.register(self.close)
 
     def close(self) -> None:
@@ -199,6 +214,9 @@ class CeleryDispatch:
         while (errand := self._next(errands)) is not None:
             try:
                 errand.deliver()
+            except _TooLarge as error:
+                log.error("an order is not sent: %s", error)
+                errand.undelivered()
             except Exception as error:
                 self._failed(error)
                 errand.undelivered()
@@ -219,8 +237,7 @@ class CeleryDispatch:
                 continue
 
     def _deliver(self, orders: Sequence[RefreshOrder]) -> None:
-        for start in range(0, len(orders), ORDERS_LIMIT):
-            some = list(orders[start : start + ORDERS_LIMIT])
+        for some in batches(orders):
             message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
             self._publish(
                 REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
@@ -271,7 +288,10 @@ class CeleryDispatch:
 
     def _failed(self, error: Exception) -> None:
         if self.ready:
-            why = error if isinstance(error, OverflowError) else type(error).__name__
+            ours = isinstance(
+                error, OverflowError | RuntimeError
+            )  # too much waits, or no thread is left
+            why = error if ours else type(error).__name__
             log.warning("the broker takes no tasks (%s); stale values are served meanwhile", why)
         self._down_until = time.monotonic() + self.retry_after
         self._hang_up()
@@ -281,6 +301,44 @@ class CeleryDispatch:
         if producer is not None:
             with contextlib.suppress(Exception):
                 producer.connection.collect(socket_timeout=0.1)
+
+
+def batches(orders: Sequence[RefreshOrder]) -> Iterator[list[RefreshOrder]]:
+    """The orders in messages that a worker takes."""
+    some: list[RefreshOrder] = []
+    size = 0
+    for order in orders:
+        more = len(order.model_dump_json())
+        if more > FIELDS_LIMIT:
+            raise _TooLarge(f"the arguments of {order.loader!r} have {more:,} bytes as JSON")
+        if some and (len(some) == ORDERS_LIMIT or size + more > FIELDS_LIMIT):
+            yield some
+            some, size = [], 0
+        some.append(order)
+        size += more
+    if some:
+        yield some
+
+
+def publish(
+    settings: Settings, task: str, queue: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Send one message, now, from the calling thread. Raises DispatchFailed if the broker does not take it."""
+    from stillroom.own_celery import OwnCelery
+
+    keys = Keys(settings.namespace)
+    if queue not in map(keys.queue, ("refresh", "maintenance")):
+        raise DispatchFailed(f"{queue!r} is no queue of this namespace")
+    with OwnCelery(broker=settings.broker) as app:
+        app.conf.update(producer_settings(settings))
+        try:
+            app.send_task(
+                task, list(args), dict(kwargs), queue=queue, headers=sent_now(), retry=False
+            )
+        except Exception as error:  # kombu's, redis-py's and the socket's, of any broker
+            raise DispatchFailed(
+                f"the broker did not take it: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _nothing() -> None:

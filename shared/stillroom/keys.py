@@ -58,7 +58,6 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | `kind` `body` `reason` `tries` `cut`            |              |                 |
 | ns:agreed         | hash   | settings that all processes have alike: name →  | none, 1,000  | agree           |
 |                   |        | value, id, who brought it                       | fields       |                 |
-| ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 | ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
@@ -110,7 +109,6 @@ class Keys:
         self.counts = f"{counted}counts".encode()
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
-        self.aside = f"{namespace}:aside"
         self.unacked = f"{namespace}:unacked"
         self.unacked_index = f"{namespace}:unacked_index"
         self.unacked_mutex = f"{namespace}:unacked_mutex"

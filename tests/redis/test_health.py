@@ -295,21 +295,21 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
 ) -> None:
     """One line each, however many snapshots and workers see it, and the report says since when."""
     caplog.set_level(logging.WARNING, "stillroom.health")
-    client.lpush(room.keys.aside, "what no worker could read")
+    client.xadd(room.keys.dead_letters, {"kind": "message"})
     for _ in range(3):
         room.health.snapshot()
         age_stream(client, room.keys.health, 60)
-    begun = [line for line in caplog.messages if "tasks:queues aside" in line]
+    begun = [line for line in caplog.messages if "tasks:queues dead-letters" in line]
     assert len(begun) == 1
-    assert "1 messages were set aside" in begun[0]
+    assert "1 dead letters wait" in begun[0]
     assert "Look at the list" in begun[0]
-    (advice,) = [one for one in room.health.check().advice if one.code == "aside"]
+    (advice,) = [one for one in room.health.check().advice if one.code == "dead-letters"]
     assert advice.since == pytest.approx(time.time(), abs=30)
-    client.delete(room.keys.aside)
+    client.delete(room.keys.dead_letters)
     for _ in range(2):
         room.health.snapshot()
         age_stream(client, room.keys.health, 60)
-    lines = [line for line in caplog.messages if "tasks:queues aside" in line]
+    lines = [line for line in caplog.messages if "tasks:queues dead-letters" in line]
     assert len(lines) == 2
     assert "over after" in lines[1]
     assert client.ttl(room.keys.health_open) > 0 or not client.exists(room.keys.health_open)
@@ -350,12 +350,12 @@ def test_workers_in_a_race_tell_a_finding_once(
     keys = rooms[0].keys
     for junk, expected in ((True, 1), (False, 2)):
         if junk:
-            client.lpush(keys.aside, "junk")
+            client.xadd(keys.dead_letters, {"kind": "message"})
         else:
-            client.delete(keys.aside)
+            client.delete(keys.dead_letters)
             age_stream(client, keys.health, 60)
         at_once(rooms)
-        lines = [line for line in caplog.messages if "tasks:queues aside" in line]
+        lines = [line for line in caplog.messages if "tasks:queues dead-letters" in line]
         assert len(lines) == expected
         assert client.xlen(keys.health) in (expected, expected + 1)  # a minute may begin meanwhile
 

@@ -269,7 +269,7 @@ def _work_as_producer(company: Company, worker: CeleryProcess) -> None:
         client.lpush("stillroom.maintenance", b"no message")
     for name in MESSAGES:
         worker.await_line(f"Task {name}[")
-    until(lambda: company.admin.llen("stillroom:aside") == 1, "a bad element set aside")
+    until(lambda: company.admin.xlen("stillroom:dead-letters") == 1, "a dead letter")
     for tick in SCHEDULE:
         worker.await_line(f"Task {tick.task}[")
 

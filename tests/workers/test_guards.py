@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
 import signal
 import socket
@@ -34,17 +33,23 @@ from stillroom_workers import guards
 pytestmark = pytest.mark.long
 
 APP = f"""
-import os, time
+import json, os, time
 from pathlib import Path
 import redis
 from celery import Celery
+from {guards.__name__} import _log_undeliverable
+
+def keep(raw, queue, reason):
+    _log_undeliverable(raw, queue, reason)
+    about = dict(queue=queue, reason=reason, bytes=len(raw))
+    note.lpush("kept", json.dumps(about).encode() + b"\\n" + raw)
 
 guarded, url, here = os.environ["GUARDED"] == "yes", os.environ["BROKER"], Path(__file__).parent
 app = Celery("probe", broker=url, amqp="{guards.__name__}:AMQP" if guarded else None)
 if guarded:
     app.conf.worker_consumer = "{guards.__name__}:Consumer"
 app.conf.update(
-    broker_transport_options=__import__("json").loads(os.environ["OPTIONS"]),
+    broker_transport_options=json.loads(os.environ["OPTIONS"]) | dict(undeliverable=keep),
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     accept_content=["json"],
@@ -82,7 +87,7 @@ OPTIONS = {
     "socket_keepalive": True,
     "health_check_interval": 5,
 }
-ASIDE = guards.Channel.set_aside_key
+KEPT = "kept"
 LATER = (datetime.now(UTC) + timedelta(minutes=50)).isoformat()
 PRIVATE = "x" * 5_000  # stands for what people put into arguments
 
@@ -107,9 +112,9 @@ class Broker(EmbeddedServer):
         """As a producer would, oldest first."""
         self.redis.lpush("celery", *elements)
 
-    def aside(self) -> list[tuple[dict[str, Any], bytes]]:
-        """What was set aside, newest first: (about, raw)."""
-        elements: Any = self.redis.lrange(ASIDE, 0, -1)
+    def kept(self) -> list[tuple[dict[str, Any], bytes]]:
+        """What could not be delivered, newest first: (about, raw)."""
+        elements: Any = self.redis.lrange(KEPT, 0, -1)
         pairs = [element.partition(b"\n") for element in elements]
         return [(json.loads(about), raw) for about, _, raw in pairs]
 
@@ -414,44 +419,49 @@ def test_one_published_element_ends_every_stock_worker(broker: Broker, worker: S
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "prefork"])
-def test_bad_elements_are_set_aside(broker: Broker, worker: StartWorker, pool: str) -> None:
+def test_bad_elements_are_kept(broker: Broker, worker: StartWorker, pool: str) -> None:
     """Each bad element is kept, logged once without its data, acknowledged; the next one runs."""
     guarded = worker(guarded=True, pool=pool)
     broker.redis.publish("/0.celery.pidbox", "[1]")
-    until(lambda: len(broker.aside()) == 1, "what was published is set aside")
+    until(lambda: len(broker.kept()) == 1, "what was published is kept")
     for element in BAD.values():
         broker.push(element)
     broker.push(mark("good"))
     until(lambda: broker.redis.exists("ran:good"), "the next good one runs")
     until(lambda: not broker.redis.exists("unacked"), "all are acknowledged")
 
-    kept = [raw for _, raw in reversed(broker.aside())][1:]
+    kept = [raw for _, raw in reversed(broker.kept())][1:]
     assert len(kept) == len(BAD)
     for name, was, is_now in zip(BAD, BAD.values(), kept, strict=True):
         assert is_now == _same(was, is_now), name
     assert broker.redis.llen("celery") == 0
-    assert guarded.log.count("ERROR") == guarded.log.count("Set aside") == len(BAD) + 1
+    assert guarded.log.count("ERROR") == guarded.log.count("can't run") == len(BAD) + 1
     assert "CRITICAL" not in guarded.log
     assert "x" * (guards.REASON_LENGTH + 1) not in guarded.log
     assert guarded.stop() == 0
 
 
 def _same(was: str | bytes, is_now: bytes) -> bytes:
-    """The bytes themselves, cut; or, where kombu had decoded them, other bytes of the same JSON."""
+    """The bytes themselves; or, where kombu had decoded them, other bytes of the same message."""
     raw = was.encode() if isinstance(was, str) else was
-    with suppress(ValueError, RecursionError):
-        if json.loads(raw) == json.loads(is_now):
+    with suppress(ValueError, RecursionError, TypeError, KeyError):
+        if _unrouted(json.loads(raw)) == _unrouted(json.loads(is_now)):
             return is_now
-    return raw[: guards.SET_ASIDE_BYTES]
+    return raw
 
 
-def test_set_aside_element_runs_when_it_is_put_back(broker: Broker, worker: StartWorker) -> None:
-    """What was set aside by a worker without the task runs once it is pushed to one that has it."""
+def _unrouted(message: Any) -> Any:
+    """Its consumer's tag is kombu's, and its route is the queue it lay in."""
+    return message | {"properties": message["properties"] | {"delivery_info": None}}
+
+
+def test_what_was_kept_runs_when_it_is_put_back(broker: Broker, worker: StartWorker) -> None:
+    """What a worker without the task has kept runs once it is pushed to one that has it."""
     worker(guarded=True)
     early = mark("early", headers__task="mark.later")
     broker.push(early)
-    until(lambda: broker.redis.exists(ASIDE), "it is set aside")
-    ((about, raw),) = broker.aside()
+    until(lambda: broker.redis.exists(KEPT), "it is kept")
+    ((about, raw),) = broker.kept()
     assert about["queue"] == "celery"
     assert about["bytes"] == len(raw)
     assert "no such task here" in about["reason"]
@@ -465,40 +475,7 @@ def test_broken_pool_costs_no_message(broker: Broker, worker: StartWorker) -> No
     broker.push(mark("good"))
     until(lambda: guarded.exit_code is not None, "it exits, as stock does")
     assert broker.redis.llen("celery") == 1
-    assert not broker.redis.exists(ASIDE)
-
-
-@pytest.fixture
-def channel(broker: Broker) -> Iterator[Any]:
-    options = {"global_keyprefix": "prefix:"}
-    url = f"redis://127.0.0.1:{broker.port}/0"
-    with guards.Connection(url, transport_options=options) as connection:
-        yield connection.channel()
-
-
-def test_the_list_is_bounded(broker: Broker, channel: Any) -> None:
-    """The list keeps the newest 1,000, 64 KiB of each, 7 days, under its own name."""
-    for number in range(guards.SET_ASIDE_LENGTH + 3):
-        channel.set_aside(b"%d" % number, queue="q", reason="a test")
-    channel.set_aside(b"\x00\n" * 50_000, queue="q", reason="r" * 1_000)
-    (about, raw), (_, before), *_, (_, oldest) = broker.aside()
-    assert raw == (b"\x00\n" * 50_000)[: guards.SET_ASIDE_BYTES]
-    assert about["bytes"] == 100_000
-    assert len(about["reason"]) == guards.REASON_LENGTH
-    assert (before, oldest) == (b"1002", b"4")
-    assert broker.redis.llen(ASIDE) == guards.SET_ASIDE_LENGTH
-    assert 0 < broker.redis.ttl(ASIDE) <= guards.SET_ASIDE_TTL
-
-
-def test_a_full_server_does_not_end_the_worker(
-    broker: Broker, channel: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A server that refuses to keep the element is logged, not raised."""
-    broker.redis.config_set("maxmemory", 1)
-    with caplog.at_level(logging.ERROR):
-        channel.set_aside(b"raw", queue="q", reason="a test")
-    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
-    assert "refused that element" in caplog.text
+    assert not broker.redis.exists(KEPT)
 
 
 # 3. A half-open connection ────────────────────────────────────────────────────────────────────────

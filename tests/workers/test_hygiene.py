@@ -129,7 +129,15 @@ HOSTILE: dict[str, str] = {
 }
 
 
-ITS_OWN = {"aside", "counts", "ticks", "workers", "clock", "marks", str(int(time.time() / 60))}
+ITS_OWN = {
+    "dead-letters",
+    "counts",
+    "ticks",
+    "workers",
+    "clock",
+    "marks",
+    str(int(time.time() / 60)),
+}
 
 
 @pytest.fixture
@@ -141,13 +149,14 @@ def environment(environment: dict[str, str]) -> dict[str, str]:
 def test_no_message_is_run_that_asks_for_more_than_its_task(
     start_worker: StartWorker, db: Any
 ) -> None:
-    """Each is set aside with its reason, in one line of the log. No key is made or changed; the worker works on."""
+    """Each becomes a dead letter with its reason, and one line of the log. No other key is made; the worker
+    works on."""
     worker = start_worker()
     before = set(db.keys("*"))
     db.lpush(QUEUE, *HOSTILE.values(), message())
     worker.await_line("stillroom.trim_marks[")
     until(lambda: "succeeded in" in worker.log, "the sound one to be done")
-    until(lambda: db.llen("stillroom:aside") == len(HOSTILE), "all others to be set aside")
+    until(lambda: db.xlen("stillroom:dead-letters") == len(HOSTILE), "a letter for each other")
     assert not db.exists(VICTIM)
     new = {key.decode() for key in set(db.keys("*")) - before}
     assert {key.rsplit(":", 1)[-1] for key in new} <= ITS_OWN
@@ -264,7 +273,7 @@ def test_what_clients_send_is_let_through(sound: str) -> None:
 
 
 def test_a_thousand_may_wait() -> None:
-    """One more is set aside; one that need not wait is not counted."""
+    """One more becomes a dead letter; one that need not wait is not counted."""
     waits = {"task": TASK, "id": "x", "eta": ahead(minutes=1)}
     assert flaw_in_task(waits, [[], {}, {}], lambda: (10, WAITING_LIMIT)) is None
     assert "wait for their eta" in str(
@@ -295,7 +304,7 @@ NAMES = st.sampled_from(
 def test_nothing_but_what_a_task_needs_reaches_it(
     headers: dict[str, Any], embed: dict[str, Any], old: bool
 ) -> None:
-    """Whatever is in a message: it is set aside, or its request has plain fields and calls nothing."""
+    """Whatever is in a message: it becomes a dead letter, or its request has plain fields and calls nothing."""
     given_headers = {"task": TASK, "id": "x"} | headers
     body: Any = (
         {"task": TASK, "id": "x", "args": [], "kwargs": {}} | embed if old else [[], {}, embed]

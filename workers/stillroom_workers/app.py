@@ -11,6 +11,7 @@ from stillroom import Settings, Stillroom
 from stillroom.dispatch import broker_tls, own_names, sent_now
 from stillroom.keys import Keys
 from stillroom.own_celery import OwnCelery
+from stillroom_workers.letters import Letters
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.neighbour import Neighbour, Registry
 from stillroom_workers.schedule import beat_schedule
@@ -28,12 +29,14 @@ class StillroomCelery(OwnCelery):
     registry_cls = Registry
     amqp_cls = f"{GUARDS}:AMQP"
     control_cls = f"{GUARDS}:Control"
+    log_cls = "stillroom_workers.logs:Logging"
     task_cls = "stillroom_workers.tasks.base:Task"
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(broker=settings.broker, fixups={DJANGO})
         self.settings = settings
         self.neighbour = Neighbour(self)
+        self.letters = Letters(self)
         self.threads = settings.worker_threads  # of this worker: it may be told another number
 
     @cached_property
@@ -59,6 +62,10 @@ class StillroomCelery(OwnCelery):
 
         return super().task(run, **{"shared": False} | options)
 
+    def queue_of(self, task: str) -> str:
+        """The queue that a task of ours goes to."""
+        return str(self.amqp.router.route({}, task)["queue"].name)
+
     def send_task(self, *args: Any, **options: Any) -> Any:
         """With the time it is sent, which Celery's messages lack: beat's ticks come this way too."""
         headers = {**sent_now(), **(options.get("headers") or {})}
@@ -70,6 +77,7 @@ def make_app(settings: Settings | None = None) -> StillroomCelery:
     settings = settings or Settings()
     app = StillroomCelery(settings)
     app.conf.update(configuration(settings))
+    app.conf.broker_transport_options["undeliverable"] = app.letters.bury
     for module in (refresh, invalidation, marks, sessions, abuse, health):
         module.register(app)
     attend(app, settings)
@@ -149,5 +157,4 @@ def transport_options(settings: Settings) -> dict[str, Any]:
         "socket_connect_timeout": 2,
         "socket_keepalive": True,
         "client_name": f"{settings.namespace}-worker",
-        "set_aside_key": Keys(settings.namespace).aside,
     }

@@ -7,17 +7,11 @@ Wiring, on the one app that worker, beat, Flower and producers share. The URL st
 
     app = Celery("stillroom", broker="redis://…", amqp="stillroom_workers.guards:AMQP")
     app.conf.worker_consumer = "stillroom_workers.guards:Consumer"
-    app.conf.broker_transport_options = {"set_aside_key": "stillroom:aside", …}  # or the default
+    app.conf.broker_transport_options = {"undeliverable": bury, …}
 
-The one key written here, `set_aside_key`, is a list: newest first, at most 1,000 elements, gone
-7 days after the last addition. An element is one JSON line `{at, queue, reason, bytes}`, a newline,
-then the raw bytes (at most 64 KiB):
-
-    LPUSH stillroom:aside <element>
-    LTRIM stillroom:aside 0 999
-    EXPIRE stillroom:aside 604800
-
-To run one after all: what follows the first newline is what lay in the queue, `LPUSH` it back.
+`bury(raw, queue, reason)` is called with each element that no task can be made of: the bytes that lay in the queue
+(for some, the same JSON in other bytes), where they lay, and what is wrong. It keeps them (letters.py) and does not
+raise.
 
 A half-open connection needs options, not code: `socket_timeout` *and* `health_check_interval`, both
 5 s. Cut off without a word, the worker went on after 10 to 12 s. With the first alone it took 53 s,
@@ -26,11 +20,10 @@ with the second alone or with neither it was still deaf after 30 s.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from functools import cached_property, partial
-from time import monotonic, sleep, time
+from time import monotonic, sleep
 from typing import Any
 
 from celery import signals
@@ -53,10 +46,7 @@ from stillroom_workers.hygiene import (
 
 __all__ = ["AMQP", "Channel", "Connection", "Consumer", "Control", "Request", "Transport"]
 
-SET_ASIDE_LENGTH = 1_000  # elements; times SET_ASIDE_BYTES, the list is at most 64 MiB
-SET_ASIDE_BYTES = 64 * 1024  # of each element's raw bytes
-SET_ASIDE_TTL = 7 * 24 * 3600  # seconds after the last addition
-REASON_LENGTH = 200  # characters; a reason may quote the message, and messages hold people's data
+REASON_LENGTH = 200  # characters
 
 # What Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the
 # worker's trouble and must not cost a good message its place in the queue. KeyError belongs here
@@ -111,10 +101,10 @@ _logger = logging.getLogger(__name__)
 class Channel(_StockChannel):  # type: ignore[misc]
     """kombu's Redis channel, whose connection may be gone and whose queues may hold anything."""
 
-    set_aside_key = "stillroom:aside"
+    undeliverable: Callable[[bytes, str, str], None] | None = None
     from_transport_options = (
         *_StockChannel.from_transport_options,
-        "set_aside_key",
+        "undeliverable",
         "keyprefix_binding_deadlines",
     )
     # When the broker last answered anybody in this process: time.monotonic().
@@ -179,7 +169,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
         return event
 
     def _is_message(self, raw: bytes, *, source: bytes | None) -> bool:
-        """Whether kombu can make a message of these bytes, and may; if not, they are set aside.
+        """Whether kombu can make a message of these bytes, and may; if not, they are a dead letter.
 
         Tried rather than described: the same decoding and the same constructor that kombu runs
         next, then what `QoS.append` reads. About 15 µs; running the smallest task costs 2,000.
@@ -190,7 +180,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
         queue = None if source is None else bytes_to_str(source).rsplit(self.sep, 1)[0]
         flaw = self._flaw(raw, queue)
         if flaw is not None:
-            self.set_aside(raw, queue=queue or "", reason=f"not a message: {flaw}")
+            self.bury(raw, queue or "", f"not a message: {flaw}")
         return flaw is None
 
     def _flaw(self, raw: bytes, queue: str | None) -> str | None:
@@ -206,29 +196,9 @@ class Channel(_StockChannel):  # type: ignore[misc]
             return repr(exc)
         return flaw
 
-    def set_aside(self, raw: bytes, *, queue: str, reason: str) -> None:
-        """Keep an element that can't run where a person finds it, and say so in one ERROR line.
-
-        raw: its bytes, of which the first 64 KiB are kept. queue: where it was.
-        reason: what is wrong; the first 200 characters are logged and kept, what is not printable written out.
-
-        Raises redis.ConnectionError and redis.TimeoutError. A server that *refuses* the write
-        (memory full, ACL) is logged instead: raised, it would end the worker after all.
-        """
-        reason, key = shown(reason, REASON_LENGTH), self.set_aside_key
-        _logger.error(
-            "Set aside a bad element of %r: %s (%d bytes, in %r)", queue, reason, len(raw), key
-        )
-        about = {"at": round(time(), 3), "queue": queue, "reason": reason, "bytes": len(raw)}
-        # A plain client: kombu's own puts `global_keyprefix` before LPUSH but not before LTRIM.
-        with redis.Redis(connection_pool=self.pool).pipeline() as pipe:
-            pipe.lpush(key, json.dumps(about).encode() + b"\n" + raw[:SET_ASIDE_BYTES])
-            pipe.ltrim(key, 0, SET_ASIDE_LENGTH - 1)
-            pipe.expire(key, SET_ASIDE_TTL)
-            try:
-                pipe.execute()
-            except redis.ResponseError as exc:
-                _logger.error("%r refused that element, it is lost: %s", key, exc)
+    def bury(self, raw: bytes, queue: str, reason: str) -> None:
+        """Hand an element that can't run to whoever keeps such."""
+        (self.undeliverable or _log_undeliverable)(raw, queue, reason)
 
 
 class _NotTheServer(redis.ConnectionError):
@@ -314,7 +284,7 @@ class AMQP(_StockAMQP):  # type: ignore[misc]
 
 
 class Consumer(_StockConsumer):  # type: ignore[misc]
-    """Celery's consumer, which sets a message aside where stock would exit, loop or delete it.
+    """Celery's consumer, which makes a dead letter of a message where stock would exit, loop or delete it.
 
     A sound envelope may still hold no task. Stock (`celery/worker/consumer/consumer.py`,
     `create_task_handler`) foresees three exceptions; `worker/strategy.py` and `worker/request.py`
@@ -322,7 +292,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
     message back, the next worker reads it: one element takes them all down, again and again.
     What stock does foresee it deletes, and prints up to 1,024 characters of the arguments.
 
-    No result is stored for what is set aside: whoever waits for one waits for his own timeout.
+    No result is stored for a dead letter: whoever waits for one waits for his own timeout.
     """
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
@@ -340,7 +310,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
                 if _is_handed_over(message):
                     raise  # it may be running: whatever broke, it wasn't the message
                 flaw = repr(exc)
-            self._set_aside(message, flaw)
+            self._bury(message, flaw)
 
         return on_task_received
 
@@ -361,7 +331,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
 
         Events go to Flower, which keeps them and shows them to whoever may look. Arguments name keys, and
         keys name people. A client of ours sends no more than that anyway; Celery's own writes out whatever it
-        is given, for the worker to pass on. Not in the message itself, which is set aside as it came.
+        is given, for the worker to pass on. Not in the message itself, of which a dead letter may be made.
         """
         body = message.payload
         args, fields = (
@@ -376,30 +346,34 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Names a task neither in the headers (protocol 2) nor in the body (protocol 1)."""
-        self._set_aside(message, "names no task")
+        self._bury(message, "names no task")
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Names a task this worker doesn't have: a typo, or a producer newer than the worker."""
-        self._set_aside(message, "no such task here")
+        self._bury(message, "no such task here")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """An ETA that is no date, a content type that isn't accepted."""
-        self._set_aside(message, repr(exc))
+        self._bury(message, repr(exc))
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """A body that doesn't decode or decompress."""
-        self._set_aside(message, repr(exc))
+        self._bury(message, repr(exc))
 
-    def _set_aside(self, message: Any, reason: str) -> None:
+    def _bury(self, message: Any, reason: str) -> None:
         """Kept, then acknowledged: if Redis leaves in between it comes back and is kept twice."""
         task, task_id = message.headers.get("task"), message.headers.get("id")
-        message.channel.set_aside(
-            dumps(message._raw).encode(),
-            queue=message.delivery_info["routing_key"],
-            reason=f"task {task!r:.60} id {task_id!r:.40}: {reason}",
-        )
+        options = self.app.conf.broker_transport_options
+        raw, queue = dumps(message._raw).encode(), message.delivery_info["routing_key"]
+        why = f"task {task!r:.60} id {task_id!r:.40}: {reason}"
+        options.get("undeliverable", _log_undeliverable)(raw, queue, why)
         message.ack()
         signals.task_rejected.send(sender=self, message=message, exc=None)
+
+
+def _log_undeliverable(raw: bytes, queue: str, reason: str) -> None:
+    why = shown(reason, REASON_LENGTH)
+    _logger.error("A message of %d bytes in %r can't run: %s", len(raw), queue, why)
 
 
 def _pause_after(error: Exception) -> None:

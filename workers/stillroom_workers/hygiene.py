@@ -18,9 +18,10 @@ from typing import Any
 
 from celery.utils.time import maybe_iso8601
 
+from stillroom.dispatch import MESSAGE_LIMIT
 from stillroom.shown import shown
 
-RAW_LIMIT = 1024 * 1024  # bytes of a message as it lies in the queue
+RAW_LIMIT = MESSAGE_LIMIT
 WAITING_RAW_LIMIT = 8 * 1024  # … of one that waits for its time, in the memory of a worker …
 WAITING_LIMIT = 1_000  # … and how many may: 8 MB with what Celery keeps of each
 AHEAD_S = 3_600.0  # the visibility timeout: a message that is held longer is delivered again anyway

@@ -6,13 +6,12 @@ import re
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from stillroom.abuse import Ban, Rule
 from stillroom.abuse.rules import read_rules
-from stillroom.cli.tables import open_room, print_table, when
+from stillroom.cli.tables import Table, open_room, print_table, when
 from stillroom.settings import Settings
+from stillroom.shown import shown
 
 bans = typer.Typer(help="Who is banned, and ending it.", no_args_is_help=True)
 abuse = typer.Typer(help="What looks like abuse.", no_args_is_help=True)
@@ -44,7 +43,7 @@ def add(
     seconds = _seconds(for_)
     with open_room() as room:
         ban = room.abuse.ban(subject, seconds, reason)
-    typer.echo(f"{ban.subject} is banned until {when(ban.until)} UTC")
+    typer.echo(f"{shown(ban.subject)} is banned until {when(ban.until)} UTC")
 
 
 @bans.command()
@@ -52,7 +51,8 @@ def lift(subject: Subject) -> None:
     """End a ban, and forget what led to it. For ten minutes no rule bans the subject again."""
     with open_room() as room:
         lifted = room.abuse.lift(subject)
-    typer.echo(f"the ban of {subject} is lifted" if lifted else f"{subject} was not banned")
+    who = shown(subject)
+    typer.echo(f"the ban of {who} is lifted" if lifted else f"{who} was not banned")
 
 
 @abuse.command()
@@ -74,14 +74,14 @@ def _ban_table(found: list[Ban]) -> Table:
     table = Table(*BAN_COLUMNS)
     for ban in found:
         about = (when(ban.until), when(ban.since), ban.rule or ban.by, str(ban.level))
-        table.add_row(ban.subject, *about, escape(ban.reason))
+        table.add_row(ban.subject, *about, ban.reason)
     return table
 
 
 def _rule_table(found: tuple[Rule, ...]) -> Table:
     table = Table(*RULE_COLUMNS)
     for rule in found:
-        table.add_row(rule.name, _what(rule), _does(rule), escape(rule.why))
+        table.add_row(rule.name, _what(rule), _does(rule), rule.why)
     return table
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from stillroom.cli.health import COLOURS, console, number, size
 from stillroom.dispatch import NoDispatch
@@ -17,6 +17,7 @@ from stillroom.health.report import Server, Status, worst
 from stillroom.limits import Limit
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
+from stillroom.shown import shown
 
 OLDEST = (6, 2)
 CLOCK_S = 1.0
@@ -42,8 +43,10 @@ def doctor() -> None:
     printer = console()
     for line in lines:
         colour = COLOURS[line.status]
-        sign = f"[{colour}]{SIGNS[line.status]}[/{colour}]"
-        printer.print(f"{sign} {line.about}: {escape(line.sentence)}", soft_wrap=True)
+        told = Text.assemble(
+            (SIGNS[line.status], colour), f" {shown(line.about)}: {shown(line.sentence)}"
+        )
+        printer.print(told, soft_wrap=True)
     if worst([line.status for line in lines]) == "fail":
         raise typer.Exit(1)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from stillroom.cli.tables import open_room, print_table, when
+from stillroom.cli.tables import Table, open_room, print_table, when
 from stillroom.sessions import Device
 
 app = typer.Typer(help="Who is logged in, and ending it.", no_args_is_help=True)
@@ -54,7 +52,7 @@ def _table(devices: list[Device]) -> Table:
         table.add_row(
             device.handle,
             *map(when, (device.last_seen, device.created, device.expires_at)),
-            escape(", ".join(device.tags)),
-            escape(", ".join(f"{name}={value}" for name, value in device.meta.items())),
+            ", ".join(device.tags),
+            ", ".join(f"{name}={value}" for name, value in device.meta.items()),
         )
     return table

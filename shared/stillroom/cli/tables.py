@@ -1,4 +1,5 @@
-"""What the commands that look into Redis share: a room, a table, a time."""
+"""What the commands that look into Redis share: a room, a table, a time; and that text of visitors is shown
+as text."""
 
 from __future__ import annotations
 
@@ -6,11 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich import table
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from stillroom.room import Stillroom
+from stillroom.shown import shown
 
 
 @contextmanager
@@ -21,9 +25,24 @@ def open_room() -> Iterator[Stillroom]:
         yield room
 
 
+class Table(table.Table):
+    """A table whose cells are text, whatever is in them: neither Rich's markup nor a terminal's sequences."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        super().add_row(*(_cell(cell) for cell in cells), **options)
+
+
+def _cell(cell: RenderableType | None) -> RenderableType | None:
+    return Text(shown(cell)) if isinstance(cell, str) else cell
+
+
 def when(moment: float) -> str:
-    """UTC, to the second; with the day if it is another."""
-    at, today = datetime.fromtimestamp(moment, UTC), datetime.fromtimestamp(time.time(), UTC)
+    """UTC, to the second; with the day if it is another. A time that no calendar has is shown as its number."""
+    try:
+        at = datetime.fromtimestamp(moment, UTC)
+    except (ValueError, OverflowError, OSError):
+        return f"{moment:g}"
+    today = datetime.fromtimestamp(time.time(), UTC)
     return at.strftime("%H:%M:%S" if at.date() == today.date() else "%Y-%m-%d %H:%M")
 
 

@@ -404,13 +404,13 @@ RULES: list[Rule] = [
         "two ticks missed, and half a minute for a busy queue",
     ),
     Rule(
-        "aside",
-        _one("tasks:queues", lambda m: m.tasks.aside if m.tasks else None),
+        "dead-letters",
+        _one("tasks:queues", lambda m: m.tasks.dead_letters if m.tasks else None),
         1,
         None,
-        "{v:.0f} messages were set aside: no worker could read them.",
+        "{v:.0f} dead letters wait for a person: orders that were refused, messages that no worker takes.",
         "None.",
-        "Look at the list <namespace>:aside: who sent them? Then delete it.",
+        "`stillroom dead-letters list` shows them with their reasons; then `retry` or `drop` each.",
         "each was somebody's order",
     ),
     Rule(

@@ -207,10 +207,15 @@ class TaskStats(Part):
     queues: tuple[QueueStats, ...] | None = None  # null: the broker is another, or not known
     unacked: int | None = None  # taken by a worker and not done
     todo: int | None = None  # promised work written down by invalidations
-    aside: int | None = None  # messages no worker could read
+    dead_letters: int | None = None  # what could not be done and waits for a person
     workers: int | None = None  # seen in the last half minute
     beat_s: float | None = None  # since beat's last tick was done; null: none within a day
     ticks: Mapping[str, float] | None = None  # scheduled task → seconds since it last ended well
+
+    @property
+    def aside(self) -> int | None:
+        """What `dead_letters` was called in 0.1."""
+        return self.dead_letters
 
 
 class Measures(Part):

@@ -33,7 +33,7 @@ class TaskProbe:
         always: list[Command] = [
             (b"ZCOUNT", self._keys.workers, since, b"+inf"),
             (b"HGETALL", self._keys.ticks),
-            (b"LLEN", self._keys.aside),
+            (b"XLEN", self._keys.dead_letters),
         ]
         if not self._queues:
             return always
@@ -46,12 +46,12 @@ class TaskProbe:
         return [*always, (b"HLEN", self._keys.unacked), *of_queues]
 
     def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
-        workers, ticked, aside, *rest = replies
+        workers, ticked, letters, *rest = replies
         ticks = counts_in(ticked)
         ages = None if ticks is None else {t: (now_ms - ms) / 1000 for t, ms in ticks.items()}
         known = {
             "workers": workers,
-            "aside": aside,
+            "dead_letters": letters,
             "ticks": ages,
             "beat_s": ages.get(self._beat_task) if ages else None,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.health import SNAPSHOT_TASK
+from stillroom_workers.tasks.checked import NoArguments, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 
@@ -14,4 +15,4 @@ def register(app: WorkerApp) -> None:
     def snapshot_health() -> dict[str, Any]:
         return app.room.health.snapshot().model_dump(include={"status", "findings", "error"})
 
-    app.task(snapshot_health, name=SNAPSHOT_TASK)
+    register_task(app, SNAPSHOT_TASK, NoArguments, lambda _: snapshot_health())

@@ -11,7 +11,7 @@ from stillroom.dispatch import (
     RefreshOrder,
     RefreshOrders,
 )
-from stillroom_workers.tasks.checked import Report, checked
+from stillroom_workers.tasks.checked import Report, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
@@ -37,5 +37,5 @@ def register(app: WorkerApp) -> None:
             log.error("refresh of %.100r by %r failed: %r", order.key, order.loader, error)
             return "failed"
 
-    app.task(checked(RefreshOrder, refresh), name=REFRESH_TASK)
-    app.task(checked(RefreshOrders, refresh_many), name=REFRESH_MANY_TASK)
+    register_task(app, REFRESH_TASK, RefreshOrder, refresh)
+    register_task(app, REFRESH_MANY_TASK, RefreshOrders, refresh_many)

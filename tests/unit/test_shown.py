@@ -1,0 +1,49 @@
+"""Text of somebody else's, as it may stand in a log or on a terminal."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom.shown import shown, shown_lines
+
+HOSTILE = [
+    "\x1b]0;owned\x07",
+    "\x1b[2J",
+    "\x9b31m",  # the one-byte form of the same
+    "a\nb\rc\x0bd\x0ce\x85f\u2028g\u2029h",
+    "user\u202egnp.exe",  # turns what follows around
+    "\u2066\u2069\u200b\ufeff",
+    "\x00\x7f",
+    "\ud800",  # half of a pair: can't be written as UTF-8 at all
+    "\U000e0041",  # a tag character: seen by nobody
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_is_not_printable_is_written_out(text: str) -> None:
+    """It is on one line, can be encoded, and says what was there."""
+    plain = shown(text)
+    assert plain.isprintable()
+    assert plain.encode()
+    assert all(ascii(c)[1:-1] in plain for c in text if not c.isprintable())
+
+
+@given(st.text(alphabet=st.characters()), st.integers(min_value=1, max_value=40))
+def test_any_text_is_shown_within_its_limit(text: str, limit: int) -> None:
+    """Printable text stays as it is; a cut one ends in an ellipsis, and is never longer before it is written
+    out."""
+    assert shown(text).isprintable()
+    assert shown(text) == text or not text.isprintable()
+    if text.isprintable():
+        assert len(shown(text, limit)) <= limit
+        assert shown(text, limit) == text or shown(text, limit).endswith("…")
+
+
+@given(st.text(alphabet=st.characters()))
+def test_a_traceback_can_not_look_like_a_new_entry(text: str) -> None:
+    """Every line but the first is indented, and none has anything that a terminal obeys."""
+    first, *rest = shown_lines(text).split("\n")
+    assert first.isprintable()
+    assert all(line.isprintable() and line.startswith("  ") for line in rest)
