@@ -13,6 +13,7 @@ import hiredis
 
 from stillroom.errors import RedisUnavailable
 from stillroom.wire.breaker import Breaker
+from stillroom.wire.idle import OWN_LIMIT_S, IdleTimeout, Lateness
 from stillroom.wire.outcome import checked, greeted, judged
 from stillroom.wire.server import (
     ASK_TIME_EVERY_S,
@@ -26,13 +27,14 @@ from stillroom.wire.server import (
 from stillroom.wire.sync import Wire
 
 _READ_SIZE = 64 * 1024
+_LATE_S = 0.005  # a timer that comes so late says that the loop was busy
 _NO_REPLY = "the server closed the connection"
 
 
 class AsyncLink:
     """One connection and its reader, for one event loop."""
 
-    __slots__ = ("_reader", "_stream", "_transport", "_writer", "expired", "used")
+    __slots__ = ("_reader", "_stream", "_timer", "_transport", "_writer", "expired", "used")
 
     def __init__(self, connection: Any) -> None:
         self._stream: asyncio.StreamReader = connection._reader
@@ -44,21 +46,28 @@ class AsyncLink:
         self.used = False
 
     @classmethod
-    async def open(cls, server: Server, deadline: float) -> AsyncLink:
-        """Connect, say who we are, and learn which server answers and its clock, before `deadline`."""
-        left = deadline - time.monotonic()
+    async def open(
+        cls, server: Server, deadline: float, lateness: Lateness
+    ) -> tuple[AsyncLink, float]:
+        """Connect, say who we are, and learn which server answers and its clock, before `deadline`.
+
+        Returns the deadline too: the loop's own work has moved it.
+        """
+        now = time.monotonic()
         connection = server.async_connection()
-        async with asyncio.timeout(min(left, server.settings.connect_timeout)):
+        until = min(deadline, now + server.settings.connect_timeout)
+        async with IdleTimeout(lateness, until) as wait:
             await connection.connect()
+        deadline += wait.deadline - until
         link = cls(connection)
         try:
-            asked = time.monotonic_ns()
+            asked_ns = time.monotonic_ns()
             packed = pack([command for _, command in server.handshake])
-            greeted(await link.exchange(packed, len(server.handshake), deadline), server, asked)
+            greeted(await link.exchange(packed, len(server.handshake), deadline), server, asked_ns)
         except BaseException:
             link.close()
             raise
-        return link
+        return link, deadline
 
     async def exchange(
         self, packed: bytes, count: int, deadline: float, now: float | None = None
@@ -67,7 +76,7 @@ class AsyncLink:
         left = deadline - (time.monotonic() if now is None else now)
         if left <= 0:
             raise TimeoutError
-        timer = asyncio.get_running_loop().call_later(left, self._expire)
+        self._timer = asyncio.get_running_loop().call_later(left, self._expire, deadline)
         stream, reader = self._stream, self._reader
         replies: list[Any] = []
         try:
@@ -90,9 +99,16 @@ class AsyncLink:
                 raise TimeoutError from None
             raise
         finally:
-            timer.cancel()
+            self._timer.cancel()
 
-    def _expire(self) -> None:
+    def _expire(self, deadline: float, granted: float = 0.0) -> None:
+        """Give up; or, if the loop was busy when this was due, read first what has arrived meanwhile."""
+        now = time.monotonic()
+        late = now - deadline
+        if late > _LATE_S and granted < OWN_LIMIT_S:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(late, self._expire, now + late, granted + late)
+            return
         self.expired = True
         self._transport.abort()
 
@@ -113,24 +129,26 @@ class _Pool:
         self._settings = server.settings
         self._idle: list[AsyncLink] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._lateness = Lateness()
         self.open = 0
 
-    async def lease(self, deadline: float, *, check: bool) -> AsyncLink:
+    async def lease(self, deadline: float, *, check: bool) -> tuple[AsyncLink, float]:
+        """A connection, and the deadline as the loop's own work has moved it."""
         while True:
             if not self._idle:
                 if self.open < self._settings.pool_size:
                     return await self.open_link(deadline)
-                await self._await_idle(deadline)
+                deadline = await self._await_idle(deadline)
                 continue
             link = self._idle.pop()
             if not check or link.is_alive():
-                return link
+                return link, deadline
             self.drop(link)
 
-    async def open_link(self, deadline: float) -> AsyncLink:
+    async def open_link(self, deadline: float) -> tuple[AsyncLink, float]:
         self.open += 1
         try:
-            return await AsyncLink.open(self._server, deadline)
+            return await AsyncLink.open(self._server, deadline, self._lateness)
         except BaseException:
             self.open -= 1
             self._wake_one()
@@ -149,16 +167,17 @@ class _Pool:
         while self._idle:
             self.drop(self._idle.pop())
 
-    async def _await_idle(self, deadline: float) -> None:
+    async def _await_idle(self, deadline: float) -> float:
+        """Wait in line for all of the call's time: a burst of tasks is not an outage. Returns the deadline then."""
         freed = asyncio.get_running_loop().create_future()
         self._waiting.append(freed)
-        left = deadline - time.monotonic()
         try:
-            async with asyncio.timeout(min(left, self._settings.pool_timeout)):
+            async with IdleTimeout(self._lateness, deadline) as wait:
                 await freed
         except TimeoutError:
             busy = f"{self._settings.pool_size} connections are in use"
             raise RedisUnavailable("pool", busy) from None
+        return wait.deadline
 
     def _wake_one(self) -> None:
         while self._waiting:
@@ -206,7 +225,7 @@ class AsyncWire:
         packed = b"" if timed else pack(commands)
         pool = self._pool()
         try:
-            link = await pool.lease(deadline, check=once)
+            link, deadline = await pool.lease(deadline, check=once)
             if timed:
                 replies = await self._exchange_timed(pool, link, commands, deadline)
             else:
@@ -216,7 +235,7 @@ class AsyncWire:
                     if isinstance(error, TimeoutError) or once or not link.used:
                         raise
                     pool.discard_idle()
-                    link = await pool.open_link(deadline)
+                    link, deadline = await pool.open_link(deadline)
                     replies = await self._exchange(pool, link, packed, len(commands), deadline)
         except BaseException as error:
             raise judged(error, self.breaker) from None

@@ -92,14 +92,15 @@ class Server:
         return connection
 
     def async_connection(self) -> Any:
-        """The same for asyncio, which has its own way to keep the deadline."""
+        """The same for asyncio, which has its own way to keep the deadline: redis-py's timeouts are off."""
         kinds = {
             redis.SSLConnection: redis.asyncio.SSLConnection,
             redis.UnixDomainSocketConnection: redis.asyncio.UnixDomainSocketConnection,
         }
         kind = kinds.get(self._connection_class, redis.asyncio.Connection)
         retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
-        return kind(retry=retry, redis_connect_func=_connected, **self._options)
+        options = self._options | {"socket_connect_timeout": None, "socket_timeout": None}
+        return kind(retry=retry, redis_connect_func=_connected, **options)
 
     def now_ms(self) -> int:
         """The server's clock, in ms since 1970, as well as this process knows it."""
