@@ -93,7 +93,7 @@ def test_waiting_work_is_seen(room: Any, client: Any) -> None:
     client.lpush(queue, json.dumps({"headers": {"stillroom_sent_ms": sent_ms}}))
     client.lpush(queue, json.dumps({"headers": {"stillroom_sent_ms": sent_ms + 30_000}}))
     client.lpush(room.keys.queue("maintenance"), b"\xff not a message")
-    client.hset("unacked", "tag", "message")
+    client.hset(room.keys.unacked, "tag", "message")
     client.zadd(room.keys.bans, {"a": int(time.time() * 1000) + 60_000, "b": 1})
     room.cache.set("k", 1, tags=["t"])
     room.cache.invalidate_by_tag("t")
@@ -142,7 +142,7 @@ def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) ->
     assert client.hget(room.keys.counts, "refreshes_done") == b"5"
 
 
-RIGHTS = "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xrevrange"
+RIGHTS = "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xlen +xrevrange"
 RIGHTS_OF_SNAPSHOTS = "+memory|doctor +evalsha +script|load +hincrby +expire +hsetnx +hdel +xadd"
 
 
@@ -302,7 +302,7 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
     begun = [line for line in caplog.messages if "tasks:queues dead-letters" in line]
     assert len(begun) == 1
     assert "1 dead letters wait" in begun[0]
-    assert "Look at the list" in begun[0]
+    assert "stillroom dead-letters list" in begun[0]
     (advice,) = [one for one in room.health.check().advice if one.code == "dead-letters"]
     assert advice.since == pytest.approx(time.time(), abs=30)
     client.delete(room.keys.dead_letters)

@@ -44,7 +44,7 @@ def start_theirs(start: StartCelery) -> StartCelery:
 
     def start_theirs(*arguments: str) -> CeleryProcess:
         worker = start("worker", "-P", "threads", "-c", "2", *arguments, app=PROJECT)
-        worker.await_line(" ready.", 30)
+        worker.await_line(" ready.", 90)
         return worker
 
     return start_theirs

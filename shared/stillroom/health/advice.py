@@ -206,9 +206,9 @@ def _oldest_waiting(measures: Measures) -> Iterator[Value]:
 def _workers_missing(measures: Measures) -> float | None:
     """Only where work waits: a room that has no workers wants none."""
     tasks = measures.tasks
-    if tasks is None or tasks.workers is None or tasks.queues is None:
+    if tasks is None or tasks.workers is None:
         return None
-    waiting = sum(queue.depth or 0 for queue in tasks.queues) + (tasks.todo or 0)
+    waiting = sum(queue.depth or 0 for queue in tasks.queues or ()) + (tasks.todo or 0)
     return float(waiting) if tasks.workers == 0 else None
 
 

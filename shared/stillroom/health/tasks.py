@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stillroom.dispatch import SENT_HEADER
+from stillroom.dispatch import MESSAGE_LIMIT, SENT_HEADER
 from stillroom.health.probe import Counts
+from stillroom.health.queues import BrokerHere
 from stillroom.health.source import counts_in
 from stillroom.keys import Keys
 from stillroom.settings import Settings
@@ -25,8 +26,8 @@ class TaskProbe:
     def __init__(self, settings: Settings, keys: Keys, beat_task: str) -> None:
         self._keys = keys
         self._beat_task = beat_task  # one that only beat asks for
-        is_here = settings.broker_url in (None, settings.redis_url)
-        self._queues = [keys.queue(kind) for kind in QUEUES] if is_here else []
+        self._broker_here = BrokerHere(settings)
+        self._queues = [keys.queue(kind) for kind in QUEUES]
 
     def commands(self, now_ms: int) -> Sequence[Command]:
         since = b"%d" % (now_ms - SEEN_WITHIN_MS)
@@ -35,7 +36,7 @@ class TaskProbe:
             (b"HGETALL", self._keys.ticks),
             (b"XLEN", self._keys.dead_letters),
         ]
-        if not self._queues:
+        if not self._broker_here.answer:
             return always
         # Workers take from the right: what stands there has waited longest.
         of_queues = [
@@ -71,8 +72,10 @@ class TaskProbe:
 
 def _waited(message: bytes | None, now_ms: int) -> float | None:
     """How long ago a message was sent, if it says so: one of another sender's may say nothing, or anything."""
+    if message is None or len(message) > MESSAGE_LIMIT:
+        return None  # too large for a worker: it takes it, and makes a dead letter of it
     try:
-        sent_ms = json.loads(message or b"{}")["headers"][SENT_HEADER]
+        sent_ms = json.loads(message)["headers"][SENT_HEADER]
         return max(0.0, (now_ms - float(sent_ms)) / 1000)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
