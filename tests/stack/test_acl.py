@@ -72,6 +72,7 @@ SELDOM = {
         "slowlog|len",
         "hsetnx",  # a finding begins
         "xclaim",  # takes over the events of a worker that died
+        "exists",  # lists sessions while none is revoked
         "srem",  # takes its own mailbox away when it stops, if it is given the time
         "zrank",  # goes on behind an entry that stayed
         "zpopmin",  # forgets the oldest of too many counts

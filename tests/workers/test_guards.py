@@ -601,3 +601,78 @@ def test_beat_and_producers_share_the_wiring(
         assert beat.stop() == 0
     finally:
         beat.kill()
+
+
+# 4. Another server, and keys of another type ──────────────────────────────────────────────────────
+
+
+def test_stock_worker_exits_when_its_server_becomes_a_replica(
+    broker: Broker, worker: StartWorker
+) -> None:
+    """A failover answers a waiting worker with an error about the server, which stock takes for its own."""
+    stock = worker(guarded=False)
+    broker.redis.replicaof("127.0.0.1", "1")
+    until(lambda: "UNBLOCKED" in stock.log or "READONLY" in stock.log, "the server's error")
+    until(lambda: stock.exit_code is not None, "it exits")
+    broker.redis.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
+@pytest.mark.parametrize("seconds", [0.5, 4.0])
+def test_guarded_worker_outlives_a_failover(
+    broker: Broker, worker: StartWorker, pool: str, seconds: float
+) -> None:
+    """It takes the error for a lost connection, asks again each second, and works when there is a master."""
+    guarded = worker(guarded=True, pool=pool)
+    for _ in range(2):
+        broker.redis.replicaof("127.0.0.1", "1")
+        time.sleep(seconds)  # how long a failover takes
+        broker.redis.replicaof("NO", "ONE")
+    broker.push(mark("after"))
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work", 15)
+    assert guarded.exit_code is None
+    assert "Frequent restarts" not in guarded.log
+    assert guarded.stop() == 0
+
+
+def test_guarded_worker_outlives_a_disk_that_is_full(broker: Broker, worker: StartWorker) -> None:
+    """A server that takes no writes says so to BRPOP too; the worker waits for it."""
+    guarded = worker(guarded=True)
+    broker.redis.config_set("min-replicas-to-write", 1)  # refused as it is with a full disk
+    until(lambda: "NOREPLICAS" in guarded.log or "NotTheServer" in guarded.log, "the refusal")
+    broker.redis.config_set("min-replicas-to-write", 0)
+    broker.push(mark("after"))
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work", 15)
+    assert guarded.exit_code is None
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "celery",
+        "celery\x06\x163",
+        "unacked",
+        "unacked_index",
+        "unacked_mutex",
+        "_kombu.binding.celery",
+    ],
+)
+def test_a_key_of_a_wrong_type_ends_no_guarded_worker(
+    broker: Broker, worker: StartWorker, key: str, when: str
+) -> None:
+    """Whoever wrote it there: it is deleted, and work goes on."""
+    if when == "before":
+        broker.redis.xadd(key, {"a": 1})
+    guarded = worker(guarded=True)
+    if when == "after":
+        broker.redis.delete(key)
+        broker.redis.xadd(key, {"a": 1})
+    deadline = time.monotonic() + 20
+    while not broker.redis.exists("ran:after"):
+        assert time.monotonic() < deadline, guarded.log[-3_000:]
+        with suppress(redis.ResponseError):  # it is not yet healed
+            broker.push(mark("after"))
+        time.sleep(0.2)
+    assert guarded.exit_code is None
+    assert "Unrecoverable" not in guarded.log

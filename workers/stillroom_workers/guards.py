@@ -21,7 +21,7 @@ with the second alone or with neither it was still deaf after 30 s.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from time import monotonic, sleep
 from typing import Any
@@ -200,13 +200,32 @@ class Channel(_StockChannel):  # type: ignore[misc]
         """Hand an element that can't run to whoever keeps such."""
         (self.undeliverable or _log_undeliverable)(raw, queue, reason)
 
+    def heal(self, queues: Iterable[Any]) -> None:
+        """Delete what has another type than kombu keeps under that name: somebody else wrote it there, and as
+        long as it is there no message is taken, from any queue."""
+        kinds = {self.unacked_key: "hash", self.unacked_index_key: "zset"}
+        for queue in queues:
+            kinds |= {self._q_for_pri(queue.name, step): "list" for step in self.priority_steps}
+            for table in (self.keyprefix_queue, self.keyprefix_binding_permanent):
+                kinds[table % queue.exchange.name] = "set"
+        with redis.Redis(connection_pool=self.pool) as client:
+            for key, kind in {**kinds, self.unacked_mutex_key: "string"}.items():
+                found = bytes_to_str(client.type(key))
+                if found not in (kind, "none"):
+                    client.delete(key)
+                    _logger.error("%r was a %s, not a %s; it is deleted", key, found, kind)
+
 
 class _NotTheServer(redis.ConnectionError):
     """The server said that it is not the one to talk to."""
 
 
+class _WrongType(redis.ConnectionError):
+    """A key of ours holds something else."""
+
+
 def _that_knows_its_peer(stock: Any) -> Any:
-    """A connection class that takes an error about the server for a lost connection.
+    """A connection class that takes an error about the server, or a key of a wrong type, for a lost connection.
 
     Stock raises ResponseError, which neither kombu nor Celery counts among the errors of a connection: during a
     failover the reply to BRPOP is `UNBLOCKED`, then `READONLY`, and the worker exits.
@@ -215,14 +234,30 @@ def _that_knows_its_peer(stock: Any) -> Any:
     class PeerAware(stock):  # type: ignore[misc]
         def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                return super().read_response(*args, **options)
+                reply = super().read_response(*args, **options)
             except redis.ResponseError as error:
-                if not (isinstance(error, _PEER_CLASSES) or str(error).startswith(_PEER_ERRORS)):
-                    raise
+                self._judge(error)
+                raise
+            if isinstance(
+                reply, list
+            ):  # a transaction's: the errors of its commands are among the replies
+                for one in reply:
+                    if isinstance(one, redis.ResponseError):
+                        self._judge(one)
+            return reply
+
+        def _judge(self, error: redis.ResponseError) -> None:
+            if kind := _as_connection_error(error):
                 self.disconnect()
-                raise _NotTheServer(str(error)) from error
+                raise kind(str(error)) from error
 
     return PeerAware
+
+
+def _as_connection_error(error: redis.ResponseError) -> type[redis.ConnectionError] | None:
+    if isinstance(error, _PEER_CLASSES) or str(error).startswith(_PEER_ERRORS):
+        return _NotTheServer
+    return _WrongType if str(error).startswith("WRONGTYPE") else None
 
 
 class Transport(_StockTransport):  # type: ignore[misc]
@@ -316,11 +351,28 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         super().on_connection_error_before_connected(exc)
-        _pause_after(exc)
+        self._mend(exc)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         super().on_connection_error_after_connected(exc)
-        _pause_after(exc)
+        self._mend(exc)
+
+    def _mend(self, error: Exception) -> None:
+        """Before the next connection: a server that is not the one, or has a key of a wrong type, answers at
+        once."""
+        if isinstance(error, _WrongType):
+            self._heal()
+        if isinstance(error, _NotTheServer | _WrongType):
+            sleep(PEER_PAUSE_S)
+
+    def _heal(self) -> None:
+        """By a channel of its own: those that there are have lost their connections."""
+        try:
+            with self.app.connection_for_write() as connection:
+                connection.channel().heal(self.app.amqp.queues.consume_from.values())
+        except (redis.RedisError, OSError) as error:
+            why = shown(error, REASON_LENGTH)
+            _logger.error("A key of a wrong type could not be deleted: %s", why)
 
     def shown_name(self, task: str, fields: Any) -> str:
         """What events and logs call a task with these arguments."""
@@ -374,11 +426,6 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
 def _log_undeliverable(raw: bytes, queue: str, reason: str) -> None:
     why = shown(reason, REASON_LENGTH)
     _logger.error("A message of %d bytes in %r can't run: %s", len(raw), queue, why)
-
-
-def _pause_after(error: Exception) -> None:
-    if isinstance(error, _NotTheServer):
-        sleep(PEER_PAUSE_S)
 
 
 class Control(_StockControl):  # type: ignore[misc]

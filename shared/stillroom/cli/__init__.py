@@ -19,6 +19,7 @@ from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
+from stillroom.cli.tables import is_missing_right
 from stillroom.cli.up import up
 from stillroom.errors import RedisUnavailable, StillroomError
 from stillroom.shown import shown
@@ -39,10 +40,6 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(bans, name="bans")
 app.add_typer(abuse, name="abuse")
-
-
-# What Redis says of a right that is missing; Redis 7.0 inside a script, which it gives no code of its own.
-NO_RIGHT = "The user executing the script can't"
 
 
 def main() -> None:
@@ -73,11 +70,6 @@ def _run() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
-
-
-def is_missing_right(error: RedisUnavailable) -> bool:
-    """Whether the server is there, and this user may not do that."""
-    return error.reason == "noperm" or NO_RIGHT in error.detail
 
 
 def _tell(what: str, sentence: str) -> None:
