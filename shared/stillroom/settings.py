@@ -329,9 +329,10 @@ def _with_secret_file(values: dict[str, Any], field: str, name: str) -> dict[str
         raise ValueError(f"{name} and {name}_FILE are both set; keep one")
     try:
         secret = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{name}_FILE: {path}: {error.strerror}") from None
-    return values | {name: secret.removesuffix("\n")}
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ValueError(f"{name}_FILE: {path}: {why}") from None
+    return values | {name: secret.rstrip("\r\n")}
 
 
 def redact(url: str) -> str:

@@ -193,7 +193,7 @@ def worker(tmp_path: Path, broker: Broker) -> Iterator[StartWorker]:
                 **env,
             )
             started.callback(process.kill)
-            until(lambda: " ready." in process.log, "the worker is ready", 20)
+            until(lambda: " ready." in process.log, "the worker is ready", 60)
             return process
 
         yield start
