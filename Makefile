@@ -25,17 +25,11 @@ check: $(VENV)/.dev  ## Lint, format, types, layers
 	$(BIN)/mypy tests/typing/public.py
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.bench  ## What a hit costs, beside the peers, in one run
-	$(BIN)/python tests/bench/hit.py $(ARGS)
-	$(BIN)/python tests/bench/stale.py
-	$(BIN)/python tests/bench/sessions.py
-	$(BIN)/python tests/bench/web.py
-	$(BIN)/python tests/bench/rate_limits.py
-	$(BIN)/python tests/bench/health.py
-	$(BIN)/python tests/bench/invalidation.py --entries 300000
+bench: $(VENV)/.bench  ## What calls and pages cost beside others, into bench/results; ARGS=--quick: a few minutes
+	$(BIN)/python -m bench $(ARGS)
 
 load: $(VENV)/.load  ## The example shop under load, with Stillroom and without, and while things go wrong
-	$(BIN)/python tests/bench/load.py
+	$(BIN)/python -m bench.load
 
 lock: | $(VENV)/bin/python  ## Pin what the image is built from, with hashes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

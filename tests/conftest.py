@@ -45,6 +45,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("STILLROOM_", "REDIS_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("STILLROOM_BAN_FILE", os.devnull)  # a test is a machine of its own
 
 
 def binary_of(request: pytest.FixtureRequest) -> str | None:
@@ -96,6 +97,12 @@ def client(server: EmbeddedServer) -> Iterator[Any]:
     """A plain client, to look behind the scenes."""
     with redis.Redis.from_url(server.url) as client:
         yield client
+
+
+@pytest.fixture
+def state_client(client: Any) -> Any:
+    """The same for the server of the state, which is the cache's here, and is not in tests/cluster."""
+    return client
 
 
 @pytest.fixture

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from stillroom.errors import SettingsDiffer
+from stillroom.errors import RedisUnavailable, SettingsDiffer
 from stillroom.keys import Keys
 from stillroom.operation import Operation
 from stillroom.scripts import agree
 
 FIELDS_LIMIT = 1_000
+ASK_AGAIN_S = 5.0  # after the server did not answer
 
 
 class Rule(Enum):
@@ -38,6 +40,7 @@ class Agreement(NamedTuple):
     mine: str
     id: int  # when it was agreed, µs since 1970 by the server's clock; another id is another agreement
     who: str  # the process that brought it
+    is_new: bool  # nothing was agreed before this process asked
 
 
 class HasRun(Protocol):
@@ -56,27 +59,36 @@ class Agreed:
         self._mine: dict[str, tuple[str, Rule]] = {}
         self._known: dict[str, Agreement] = {}
         self._compared_on: bytes | None = None
+        self._not_before = (
+            0.0  # time.monotonic(): a server that is away is not asked with every call
+        )
 
     def require(self, setting: str, value: object, rule: Rule = Rule.SAME) -> None:
         """Compare this setting from now on. `value` is written as text; two that mean the same have one text."""
         self._mine[setting] = str(value), rule
-        self._compared_on = None
+        self._compared_on, self._not_before = None, 0.0
 
     @property
     def is_due(self) -> bool:
         """Whether the settings have yet to be compared with what this run of the server knows."""
-        return self._compared_on is None or self._compared_on != self._server.run
+        if self._compared_on is not None and self._compared_on == self._server.run:
+            return False
+        return time.monotonic() >= self._not_before
 
     def compare(self) -> Operation[Mapping[str, Agreement]]:
         """Ask what is agreed. Returns the agreements by setting.
 
         Source: one script. Redis away: RedisUnavailable; then nothing is known, and it is due again.
         """
-        told = yield from self._ask(
-            [(name, *mine_and_rule) for name, mine_and_rule in self._mine.items()]
-        )
+        try:
+            told = yield from self._ask(
+                [(name, *mine_and_rule) for name, mine_and_rule in self._mine.items()]
+            )
+        except RedisUnavailable:
+            self._not_before = time.monotonic() + ASK_AGAIN_S
+            raise
         self._known = {**self._known, **told}
-        self._compared_on = self._server.run
+        self._compared_on, self._not_before = self._server.run, 0.0
         return self._known
 
     def change(self, *settings: str) -> Operation[Mapping[str, Agreement]]:
@@ -110,12 +122,15 @@ class Agreed:
             return {}
         words = [word for name, value, rule in wanted for word in (name, value, rule.value)]
         (told,) = yield [agree([self._keys.agreed], this_process(), FIELDS_LIMIT, *words)]
-        texts = [reply.decode(errors="replace") for reply in told]
-        rows = zip(wanted, texts[::3], texts[1::3], texts[2::3], strict=True)
+        rows = zip(wanted, told[::4], told[1::4], told[2::4], told[3::4], strict=True)
         return {
-            name: Agreement(name, agreed, mine, int(number), who)
-            for (name, mine, _), agreed, number, who in rows
+            name: Agreement(name, _text(agreed), mine, int(number), _text(who), bool(is_new))
+            for (name, mine, _), agreed, number, who, is_new in rows
         }
+
+
+def _text(reply: bytes) -> str:
+    return reply.decode(errors="replace")
 
 
 def this_process() -> str:

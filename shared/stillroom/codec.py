@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -15,8 +15,11 @@ from pydantic_core import PydanticSerializationError
 from stillroom.errors import StillroomError, ValueTooLarge
 from stillroom.settings import Settings
 
+T = TypeVar("T")
+
 JSON, ZLIB = b"j", b"z"
 MISS: Any = object()  # no value: None is one
+TYPES_LIMIT = 500  # an app has so many; types made in each request must not pile up
 
 
 def _adapter(type: Any) -> TypeAdapter[Any]:
@@ -24,6 +27,12 @@ def _adapter(type: Any) -> TypeAdapter[Any]:
         return TypeAdapter(type, config=ConfigDict(ser_json_inf_nan="constants"))
     except PydanticUserError:  # a model, a dataclass: it has a configuration of its own
         return TypeAdapter(type)
+
+
+def _kept(made: dict[Any, T], type: Any, one: T) -> T:
+    if len(made) >= TYPES_LIMIT:
+        made.clear()
+    return made.setdefault(type, one)
 
 
 class Undecodable(ValueError):
@@ -49,7 +58,7 @@ class Codec:
         try:
             return self._adapters[type]
         except KeyError:
-            return self._adapters.setdefault(type, _adapter(type))
+            return _kept(self._adapters, type, _adapter(type))
         except TypeError:  # an unhashable type, such as Annotated with a list
             return _adapter(type)
 
@@ -59,7 +68,7 @@ class Codec:
             return self._readers[type]
         except KeyError:
             read = self.adapter(type).validator.validate_json
-            return self._readers.setdefault(type, read)
+            return _kept(self._readers, type, read)
         except TypeError:
             return _adapter(type).validator.validate_json
 

@@ -57,27 +57,21 @@ class DeadLetters:
         Of a body over 64 KiB the beginning is kept, which can be looked at and not sent again.
         Redis away: RedisUnavailable.
         """
-        (kept,) = yield Once([self.keeping(kind, body, reason, tries)])
+        text = _bytes(body)
+        given = (text[:BODY_LIMIT], _bytes(reason)[:REASON_LIMIT], tries)
+        cut = max(0, len(text) - BODY_LIMIT)
+        keeps = dead_letter([self._keys.dead_letters], LETTERS_LIMIT, KEPT_S, kind, *given, cut)
+        (kept,) = yield Once([keeps])
         return str(kept.decode())
 
-    def keeping(
-        self,
-        kind: str,
-        body: str,
-        reason: str,
-        tries: int,
-        *,
-        instead_of: tuple[bytes, bytes] | None = None,
+    def burying(
+        self, kind: str, body: str, reason: str, tries: int, order: bytes, due: bytes
     ) -> Command:
-        """The command that keeps a letter; `instead_of`: the order and its due time that it takes the place of."""
-        whole = body.encode(errors="backslashreplace")
-        text = whole[:BODY_LIMIT]
-        why = reason.encode(errors="backslashreplace")[:REASON_LIMIT]
-        given = (LETTERS_LIMIT, KEPT_S, kind, text, why, tries, len(whole) - len(text))
-        if instead_of is None:
-            return dead_letter([self._keys.dead_letters], *given)
-        of_orders = [self._keys.orders, self._keys.order_tries]
-        return dead_letter([self._keys.dead_letters, *of_orders], *given, *instead_of)
+        """The command that makes a letter of an order, and crosses that off if it is still due then. Its body is
+        kept whole, whatever its length: it was an app's own."""
+        keys = [self._keys.dead_letters, self._keys.orders, self._keys.order_tries]
+        given = (kind, _bytes(body), _bytes(reason)[:REASON_LIMIT], tries, 0, order, due)
+        return dead_letter(keys, LETTERS_LIMIT, KEPT_S, *given)
 
     def list(self, count: int = PAGE, *, after: str = "") -> Operation[Sequence[DeadLetter]]:
         """Up to `count` letters, the oldest first; `after`: the id of the last one that was seen.
@@ -125,6 +119,10 @@ class DeadLetters:
             return 0
         (count,) = yield [(b"XDEL", self._keys.dead_letters, *map(_checked, ids))]
         return int(count)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")
 
 
 def _checked(id: str) -> str:

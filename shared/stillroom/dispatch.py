@@ -10,8 +10,8 @@ import queue
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,13 +33,19 @@ MESSAGE_LIMIT = (
 FIELDS_LIMIT = (
     MESSAGE_LIMIT * 5 // 8
 )  # … of its fields as JSON, which becomes base64 and gets headers
+# A task costs a worker 2 ms, whatever it has to do. So orders that come at the same time are published together, at
+# most this many in a message. Where there were several, the next ones get some time to gather. An order that comes
+# alone is published at once.
+JOINED_LIMIT = 25
+PACE_S = 0.01
+BUSY_PACE_S = 0.1  # while tasks wait for a worker: orders would only wait there
 WAKE_AGAIN_S = (
     1.0  # a process that has just woken a task's workers does not wake them again for this long
 )
+WAKES_LIMIT = 100  # tasks that wait for a worker; more of them need no other to be woken
 SENT_HEADER = (
     "stillroom_sent_ms"  # when a message was sent, so that health can tell how long it waits
 )
-WAKE_EXPIRES_S = 60.0  # beat has run it by then
 
 
 class RefreshOrder(BaseModel):
@@ -117,19 +123,24 @@ class NoDispatch:
         pass
 
 
+def _nothing() -> None:
+    """Nobody holds anything for an errand that only wakes."""
+
+
 class _Errand(NamedTuple):
-    """Something to publish, and what to do if that turns out impossible."""
+    """What the thread is to publish: orders or a wake. Neither: it is to look at its watch."""
 
-    deliver: Callable[[], object]
-    undelivered: Callable[[], object]
-
-
-class _TooLarge(Exception):
-    """No worker would take a message with this order."""
+    orders: Sequence[RefreshOrder] = ()
+    undelivered: Callable[[], object] = _nothing  # what to do if that turns out impossible
+    wakes: str = ""  # a task
 
 
 class CeleryDispatch:
     """Publishes Celery tasks from a thread of its own, so that no request ever waits for the broker.
+
+    A message carries no time after which it expires: this machine's clock would set it, and the worker's would
+    decide. A lease's token says what a late order is worth: nothing, if the lease is gone. Where no worker takes
+    them, the queue is filled up to a limit.
 
     A publish to a broker that hangs can't be bounded from the outside (connecting, declaring the queue and
     sending are a dozen round trips, each with its own timeout). An order that gets lost with its process costs
@@ -154,9 +165,13 @@ class CeleryDispatch:
 
     def reset(self) -> None:
         """Nothing to send and nobody who sends: a forked child begins anew; its parent delivers what it holds."""
-        self._errands: queue.Queue[_Errand | None] = queue.Queue(self.waiting_limit)
-        self._lock = threading.Lock()  # so that two first orders start one thread
+        # Not a Queue: its lock would lock out a signal handler that reads the cache in the middle of `put`.
+        self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
+        # What could not be queued: the thread says so to whoever waits for it. The caller may be an event loop.
+        self._refused: deque[Callable[[], object]] = deque(maxlen=self.waiting_limit)
+        self._lock = threading.RLock()  # so that two first orders start one thread
         self._owed: dict[str, float] = {}  # wakes that were put off → until when
+        self._due = 0.0  # time.monotonic() from which the next orders are published
         self._thread: threading.Thread | None = None
         self._producer: Any = None
         self._app: Any = None
@@ -166,7 +181,7 @@ class CeleryDispatch:
         return time.monotonic() >= self._down_until
 
     def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
-        self._enqueue(_Errand(partial(self._deliver, orders), undelivered))
+        self._enqueue(_Errand(orders, undelivered))
 
     def wake(self, task: str) -> None:
         now, due = time.monotonic(), self._woken.get(task, 0.0)
@@ -174,21 +189,24 @@ class CeleryDispatch:
             return
         if now >= due:
             self._woken[task] = now + WAKE_AGAIN_S
-            self._enqueue(_Errand(partial(self._deliver_wake, task), _nothing))
+            self._enqueue(_Errand(wakes=task))
         else:  # whoever was woken may be done before this: once more, when it may be
             self._owed[task] = due
-            self._enqueue(_Errand(_nothing, _nothing))  # so that the thread looks at its watch
+            self._enqueue(_Errand())
 
     def _enqueue(self, errand: _Errand) -> None:
         try:
             with self._lock:
                 if self._thread is None or not self._thread.is_alive():
                     self._start()
-            self._errands.put_nowait(errand)
-        except (queue.Full, RuntimeError) as error:
-            if isinstance(error, RuntimeError):  # "can't start new thread": there may be one later
-                self._failed(error)
-            errand.undelivered()
+        except RuntimeError as error:  # "can't start new thread": there may be one later
+            self._failed(error)
+            self._give_back(errand.undelivered)
+            return
+        if self._errands.qsize() < self.waiting_limit:
+            self._errands.put(errand)
+        else:
+            self._refused.append(errand.undelivered)
 
     def _start(self) -> None:
         """Start the thread. It is kept when it runs: one that could not be started can't be joined either."""
@@ -205,24 +223,35 @@ class CeleryDispatch:
         thread, errands = self._thread, self._errands
         if thread is None:
             return
-        with contextlib.suppress(queue.Full):
-            errands.put_nowait(None)
-            thread.join(0.5)
+        errands.put(None)
+        thread.join(0.5)
         self.reset()
 
-    def _work(self, errands: queue.Queue[_Errand | None]) -> None:
-        while (errand := self._next(errands)) is not None:
+    def _work(self, errands: queue.SimpleQueue[_Errand | None]) -> None:
+        ahead: deque[_Errand | None] = deque()  # taken from the queue and not yet done
+        while (errand := self._next(errands, ahead)) is not None:
+            joined = [errand, *self._orders_behind(errand, errands, ahead)]
             try:
-                errand.deliver()
-            except _TooLarge as error:
-                log.error("an order is not sent: %s", error)
-                errand.undelivered()
+                self._deliver(joined)
             except Exception as error:
                 self._failed(error)
-                errand.undelivered()
+                for one in joined:
+                    self._give_back(one.undelivered)
+            while self._refused:
+                self._give_back(self._refused.popleft())
         self._hang_up()
 
-    def _next(self, errands: queue.Queue[_Errand | None]) -> _Errand | None:
+    @staticmethod
+    def _give_back(undelivered: Callable[[], object]) -> None:
+        """Nothing that goes wrong with one order ends the thread: its lease runs out by itself."""
+        try:
+            undelivered()
+        except Exception:
+            log.exception("an order could not be given back")
+
+    def _next(
+        self, errands: queue.SimpleQueue[_Errand | None], ahead: deque[_Errand | None]
+    ) -> _Errand | None:
         """The next errand. A wake that was put off is one when its time has come."""
         while True:
             task, due = min(self._owed.items(), key=lambda owed: owed[1], default=("", None))
@@ -230,47 +259,100 @@ class CeleryDispatch:
             if left is not None and left <= 0:
                 del self._owed[task]
                 self._woken[task] = time.monotonic() + WAKE_AGAIN_S
-                return _Errand(partial(self._deliver_wake, task), _nothing)
+                return _Errand(wakes=task)
             try:
-                return errands.get(timeout=left)
+                return ahead.popleft() if ahead else errands.get(timeout=left)
             except queue.Empty:
                 continue
 
-    def _deliver(self, orders: Sequence[RefreshOrder]) -> None:
+    def _orders_behind(
+        self,
+        errand: _Errand,
+        errands: queue.SimpleQueue[_Errand | None],
+        ahead: deque[_Errand | None],
+    ) -> list[_Errand]:
+        """Take the orders that follow these, until the message is full or due."""
+        behind: list[_Errand] = []
+        count = len(errand.orders)
+        while 0 < count < JOINED_LIMIT and not ahead:
+            try:
+                following = errands.get(timeout=max(0.0, self._due - time.monotonic()))
+            except queue.Empty:
+                break
+            if following is None or not following.orders:
+                ahead.append(following)
+            else:
+                behind.append(following)
+                count += len(following.orders)
+        return behind
+
+    def _deliver(self, errands: Sequence[_Errand]) -> None:
+        for errand in errands:
+            if errand.wakes:
+                self._deliver_wake(errand.wakes)
+        orders = [order for errand in errands for order in self._sendable(errand)]
+        pace = PACE_S if len(errands) > 1 else 0.0
         for some in batches(orders):
-            message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
-            self._publish(
-                REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
-                message.model_dump(),
-                kind="refresh",
-                expires=self._settings.refresh_lease,  # later than that the lease is gone, and with it the work
-                shown={"loader": some[0].loader, "orders": len(some)},
-            )
+            if self._deliver_orders(some):
+                pace = BUSY_PACE_S
+        self._due = time.monotonic() + pace
+
+    def _sendable(self, errand: _Errand) -> Sequence[RefreshOrder]:
+        """The errand's orders, or none if one of them is larger than what a worker takes."""
+        for order in errand.orders:
+            if (size := _size(order)) > FIELDS_LIMIT:
+                log.error(
+                    "an order is not sent: the arguments of %r have %s bytes as JSON",
+                    order.loader,
+                    f"{size:,}",
+                )
+                self._give_back(errand.undelivered)
+                return ()
+        return errand.orders
+
+    def _deliver_orders(self, some: list[RefreshOrder]) -> int:
+        """Publish them. → how many tasks were waiting for a worker."""
+        message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
+        loaders = ", ".join(sorted({order.loader for order in some}))
+        return self._publish(
+            REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
+            message.model_dump(),
+            kind="refresh",
+            shown={"loader": loaders, "orders": len(some)},
+        )
 
     def _deliver_wake(self, task: str) -> None:
-        self._publish(task, {}, kind="maintenance", expires=WAKE_EXPIRES_S, shown={})
+        if self._length(self._keys.queue("maintenance")) < WAKES_LIMIT:
+            self._publish(task, {}, kind="maintenance", shown={})
 
-    def _publish(
-        self, task: str, fields: Mapping[str, Any], *, kind: str, expires: float, shown: Any
-    ) -> None:
-        if not self.ready:
-            raise ConnectionError("the broker was away a moment ago")
-        if self._producer is None:
-            self._connect()
+    def _publish(self, task: str, fields: Mapping[str, Any], *, kind: str, shown: Any) -> int:
+        """Send the task. → how many were waiting in its queue.
+
+        Raises OverflowError where nobody takes them.
+        """
+        self._connect_once()
         queue_name = self._keys.queue(kind)
-        self._refuse_to_pile_up(queue_name)
+        waiting = self._length(queue_name)
+        if waiting >= self.queue_limit:
+            raise OverflowError(f"{self.queue_limit:,} tasks wait and no worker takes them")
         self._app.send_task(
             task,
             kwargs=fields,
             queue=queue_name,
             producer=self._producer,
-            expires=expires,
             headers=sent_now(),
             retry=False,
             ignore_result=True,
             argsrepr="",  # nothing to format, and arguments stay out of Flower
             kwargsrepr=json.dumps(shown),
         )
+        return waiting
+
+    def _connect_once(self) -> None:
+        if not self.ready:
+            raise ConnectionError("the broker was away a moment ago")
+        if self._producer is None:
+            self._connect()
 
     def _connect(self) -> None:
         from stillroom.own_celery import OwnCelery  # takes a while: only who publishes imports it
@@ -279,12 +361,11 @@ class CeleryDispatch:
         self._app.conf.update(producer_settings(self._settings))
         self._producer = self._app.amqp.Producer(self._app.connection_for_write())
 
-    def _refuse_to_pile_up(self, queue_name: str) -> None:
-        length = getattr(
-            self._producer.channel, "_size", None
-        )  # kombu's own queues; other brokers have limits
-        if length is not None and length(queue_name) >= self.queue_limit:
-            raise OverflowError(f"{self.queue_limit:,} tasks wait and no worker takes them")
+    def _length(self, queue_name: str) -> int:
+        """How many tasks wait there; 0 with brokers that have limits of their own."""
+        self._connect_once()
+        length = getattr(self._producer.channel, "_size", None)  # kombu's own queues
+        return int(length(queue_name)) if length is not None else 0
 
     def _failed(self, error: Exception) -> None:
         if self.ready:
@@ -303,21 +384,23 @@ class CeleryDispatch:
                 producer.connection.collect(socket_timeout=0.1)
 
 
-def batches(orders: Sequence[RefreshOrder]) -> Iterator[list[RefreshOrder]]:
+def batches(orders: Iterable[RefreshOrder]) -> Iterator[list[RefreshOrder]]:
     """The orders in messages that a worker takes."""
     some: list[RefreshOrder] = []
     size = 0
     for order in orders:
-        more = len(order.model_dump_json())
-        if more > FIELDS_LIMIT:
-            raise _TooLarge(f"the arguments of {order.loader!r} have {more:,} bytes as JSON")
-        if some and (len(some) == ORDERS_LIMIT or size + more > FIELDS_LIMIT):
+        more = _size(order)
+        if some and (len(some) == JOINED_LIMIT or size + more > FIELDS_LIMIT):
             yield some
             some, size = [], 0
         some.append(order)
         size += more
     if some:
         yield some
+
+
+def _size(order: RefreshOrder) -> int:
+    return len(order.model_dump_json())
 
 
 def publish(
@@ -339,10 +422,6 @@ def publish(
             raise DispatchFailed(
                 f"the broker did not take it: {type(error).__name__}: {error}"
             ) from error
-
-
-def _nothing() -> None:
-    """Nobody holds anything for an errand that only wakes."""
 
 
 def sent_now() -> dict[str, Any]:

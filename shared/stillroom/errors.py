@@ -72,6 +72,11 @@ class RedisUnavailable(StillroomError):
         self.reason = reason
         self.detail = detail
 
+    @property
+    def may_be_done(self) -> bool:
+        """Whether Redis may have done, or may still do, what it was asked for: it was sent, and no answer came."""
+        return self.reason in UNANSWERED
+
 
 class RedisRefused(RedisUnavailable):
     """The server answered with an error: OOM, READONLY, NOPERM, LOADING, WRONGTYPE …
@@ -107,6 +112,10 @@ class SettingsDiffer(RedisUnavailable):
         self.who = who
 
 
+# Reasons that say nothing of whether a command was done.
+UNANSWERED = frozenset({"timeout", "closed", "protocol"})
+# What a server answers that refuses this one command, and would any time: it is not away.
+OF_THE_COMMAND = frozenset({"wrongtype", "err"})
 # Reasons that another attempt, later, will not mend.
 FINAL = frozenset(
     {"auth", "select", "time", "noauth", "wrongpass", "noperm", "protocol", "nocluster", "settings"}
@@ -150,6 +159,19 @@ class SessionNotLoaded(StillroomError, RuntimeError):
     """A request's session was looked at before it was read: `await session.load()` comes first."""
 
 
+class SessionNotFresh(StillroomError):
+    """The user proved who he is too long ago for this, or never in this session: ask again, then `confirm`.
+
+    `within`: seconds that were asked for. `age`: seconds since the proof, None where there was none.
+    """
+
+    def __init__(self, within: float, age: float | None) -> None:
+        since = "never in this session" if age is None else f"{age:,.0f} s ago"
+        super().__init__(f"the user proved who he is {since}; this asks for the last {within:g} s")
+        self.within = within
+        self.age = age
+
+
 class SessionTooLate(StillroomError, RuntimeError):
     """The response has begun, so the session of this request can't be changed any more."""
 
@@ -182,6 +204,26 @@ class InvalidLimit(StillroomError, ValueError):
         super().__init__(f"{_shortened(given)}: {reason}")
         self.given = given
         self.reason = reason
+
+
+class LockTaken(StillroomError, TimeoutError):
+    """Others hold the lock (`name`), and waiting for it (`waited` seconds) was in vain."""
+
+    def __init__(self, name: str, waited: float, *, crowded: bool = False) -> None:
+        why = "too many wait for it already" if crowded else f"waited {waited:g} s in vain"
+        super().__init__(f"the lock {_shortened(name)} is held by others: {why}")
+        self.name = name
+        self.waited = waited
+
+
+class LockLost(StillroomError, RuntimeError):
+    """The lock (`name`) ran out before it was renewed: somebody else may have held it meanwhile."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the lock {_shortened(name)} was lost: its lease ran out before it could be renewed"
+        )
+        self.name = name
 
 
 class DispatchFailed(StillroomError):

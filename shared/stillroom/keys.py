@@ -20,28 +20,51 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
 |                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
+| ns:{0}:warm:<loader> | string | the newest period whose warm-up is claimed  | 2 periods    | warm_claim      |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
 | ns:{s<shard>}:…   | of one shard of the sessions, 00 to ff: lib/session.lua |              | session_*       |
-|       …s:<h>      | hash   | a session, by the HMAC of its token; or where it| its deadline |                 |
-|                   |        | went when it was rotated                        | + 60 s; idle |                 |
+|       …s:<h>      | hash   | a session, by the HMAC of its token             | its deadline |                 |
+|                   |        | or where it went when it was rotated; or where  | + 60 s; its  |                 |
+|                   |        | it is, under another pepper                     | absolute one |                 |
 |       …u:<user>   | zset   | the user's sessions → stamp                     | longest of   |                 |
 |       …g:<tag>    | zset   | the tag's sessions → stamp                      | their        |                 |
+|       …d:<user>   | zset   | HMACs of the user's devices → last login, µs    | session_     | session_create  |
+|                   |        |                                                 | device_memory|                 |
+|       …all        | string | a stamp: all that was made up to it is dead     | longest      | session_end_all |
+|                   |        |                                                 | session      |                 |
+|       …x:<stamp>  | zset   | what x was then, still to be deleted            | as x         | session_end_all |
 |       …x          | zset   | session, user, tags → when to look at it again  | members'     |                 |
 |       …rev        | zset   | revoked and not yet deleted → stamp             | absolute     |                 |
 |       …clock      | string | the newest stamp                                | deadlines    |                 |
+|       …late:<h>   | string | the browser is getting another cookie in the    | 1 min        | session_create, |
+|                   |        | place of this session's                         |              | _destroy,_rotate|
 | ns:{rl:<kind>:<value>}:… | of one subject of the limits. kind: `ip`, `user`, `ip&user` …; value: an address |
 |                   |        | or network, any other text as its HMAC, so it holds no brace |                |
 |       …<limit>    | string | its hits: (last µs, count) packed, oldest first | the window   | limit_check,    |
 |                   |        | (lib/hits.lua)                                  |              | _charge, _refund|
 |       …<limit>!near        | string | a `near` event was written             | the window   | limit_check     |
+|       …<limit>!born        | string | since when it has not been reset, µs   | the window   | limit_check     |
 |       …!denied    | string | denials                                         | 10 min       | limit_check     |
 |       …!ban       | string | why, as JSON; as long as it is there, a ban (ip)| the ban      | lib/ban.lua     |
 |       …!level     | string | how many bans it has had                        | 7 d          | abuse_judge     |
 |       …!lifted    | string | its ban was lifted: when, ms. No rule bans it   | 70 min       | abuse_lift      |
 |                   |        | for ten minutes                                 |              |                 |
-| ns:{rl:!held}:<id>| string | a reservation that may still be refunded        | the window   | limit_check     |
+| ns:{rl:!held}:<id>| hash   | a reservation that may still be refunded: see   | the window;  | limit_check,    |
+|                   |        | lib/reservation.lua                             | `over` 10 min| _charge, _settle|
+| ns:{rl:!told}:<id>| string | how many hits of its own a process has told of  | the window   | limit_charge    |
+| ns:{rl:!widths}   | string | widths of networks that have bans, until when   | those bans   | lib/ban.lua     |
+| ns:limits:windows | hash   | limit → its longest window, µs, and when that   | 366 d, 1,000 | limit_windows   |
+|                   |        | was said                                        |              |                 |
+| ns:limits:changes | hash   | limit → what operators changed it to, as JSON   | the change   | limit_change    |
+|                   |        |                                                 | that ends    |                 |
+|                   |        |                                                 | last; 200    |                 |
+| ns:{lk:<name>}:…  | of one lock or semaphore                                 |              | slot_take,      |
+|       …slots      | zset   | who holds it → when its lease ends, µs          | the longest  | slot_renew      |
+|       …queue      | zset   | who waits → when it came, µs; 1,000 at most     | 2 s          |                 |
+|       …waiters    | zset   | who waits → until when its place is kept, µs    | 2 s          |                 |
+|       …fence      | string | the last fencing number: µs, always growing     | 1 d          | slot_take       |
 | ns:abuse          | stream | events: `kind` denied, near …, `n`, `limit`,    | 100,000      | limit_check,    |
-|                   |        | `ip`, `user` (HMAC), `route`                    |              | abuse           |
+|                   |        | `ip`, `user`, `token` (HMACs), `route`          |              | abuse           |
 | ns:abuse:log      | stream | patterns: see abuse/patterns.py                 | 10,000       | abuse_judge     |
 | ns:abuse:aside    | stream | events that could not be read: `id`, `reason`,  | 1,000        | abuse           |
 |                   |        | `event`                                         |              |                 |
@@ -52,7 +75,7 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:bans           | zset   | subject → until when, ms                        | 31 d         | lib/ban.lua     |
 | ns:bans:times     | list   | when rules banned, ms, newest first             | 1 min        | abuse_judge     |
 | ns:orders         | zset   | what apps ordered from workers and is not done  | until done,  | write_orders,   |
-|                   |        | `o:<kind> <JSON>` → when it is due, ms          | 10,000       | take_order …    |
+|                   |        | `<kind> <JSON>` → when it is due, µs            | 10,000       | take_order …    |
 | ns:orders:tries   | hash   | order → how often it was begun                  | as its order | take_order      |
 | ns:dead-letters   | stream | what could not be done and waits for a person:  | 1,000; 90 d  | dead_letter     |
 |                   |        | `kind` `body` `reason` `tries` `cut`            |              |                 |
@@ -63,8 +86,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
-| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | health/body.py  |
-| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | health/body.py  |
+| ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
+| ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
 
 Celery's own keys belong to kombu. Other apps may use the same Redis, so each has the namespace in its name:
 
@@ -85,9 +108,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from stillroom.errors import InvalidKey
 
+WOULD_DENY = (
+    "limit_would_deny:"  # and the name of a limit in shadow: a field of ns:stats and ns:counts
+)
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 
 # Control characters would break the entry's header line and every log they are printed in;
@@ -95,6 +122,7 @@ KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 _GLOB_SIGNS = re.compile(rb"[*?\[\]\\]")
 _SHARDED = re.compile(rb"[^{]*\{([^}]*)\}:(.*)", re.DOTALL)
+_BAN = re.compile(rb"[^{]*\{rl:ip:([^}]*)\}:!ban")
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -123,6 +151,9 @@ class Keys:
         self.abuse_log = self.abuse + b":log"
         self.abuse_aside = self.abuse + b":aside"
         self.abuse_groups = self.abuse + b":groups"
+        self.limit_windows = f"{namespace}:limits:windows".encode()
+        self.limit_changes = f"{namespace}:limits:changes".encode()
+        self.ban_widths = f"{namespace}:{{rl:!widths}}".encode()
         self.bans = f"{namespace}:bans".encode()
         self.ban_times = self.bans + b":times"
         self.health = f"{namespace}:health".encode()
@@ -135,10 +166,12 @@ class Keys:
         self.trimmed = f"{cache}trimmed".encode()
         self.entry_prefix = f"{cache}e:".encode()
         self.index_prefix = f"{cache}i:".encode()
-        self._shards = [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
+        self._shards = _session_shards(namespace)
         self._lease = f"{cache}l:".encode()
         self._at = f"{cache}at:".encode()
+        self._warm = f"{cache}warm:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
+        self._locks = f"{namespace}:{{lk:".encode()
 
     def entry(self, name: bytes) -> bytes:
         return self.entry_prefix + name
@@ -152,6 +185,9 @@ class Keys:
     def at(self, work: bytes) -> bytes:
         return self._at + work
 
+    def warm(self, loader: bytes) -> bytes:
+        return self._warm + loader
+
     def shard(self, number: int) -> bytes:
         """What all keys of one shard of the sessions begin with."""
         return self._shards[number]
@@ -159,6 +195,11 @@ class Keys:
     def sessions(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
         """A session's, under each of its names."""
         prefix = self._shards[shard] + b"s:"
+        return [prefix + name for name in names]
+
+    def late(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
+        """Where it is remembered that the browser of this session is getting another cookie."""
+        prefix = self._shards[shard] + b"late:"
         return [prefix + name for name in names]
 
     def user_sessions(self, shard: int, user: bytes) -> bytes:
@@ -177,11 +218,20 @@ class Keys:
         """What all keys of one subject of the limits begin with."""
         return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())
 
+    def slots(self, name: bytes) -> list[bytes]:
+        """The keys of a lock: slots, queue, waiters, fence."""
+        prefix = b"%b%b}:" % (self._locks, name)
+        return [prefix + part for part in (b"slots", b"queue", b"waiters", b"fence")]
+
     def reservation(self, id: str) -> bytes:
         return b"%b!held}:%b" % (self._limits, id.encode())
 
+    def told(self, log: str) -> bytes:
+        """How much of what a process admitted by itself was told: `log` is what the process calls its log."""
+        return b"%b!told}:%b" % (self._limits, log.encode())
+
     def ban(self, subject: str) -> bytes:
-        """`subject`: an address, or a network of IPv6: see subject.py."""
+        """`subject`: an address, or a network: see subject.py."""
         return self.limits("ip", subject) + b"!ban"
 
     def ban_level(self, subject: str) -> bytes:
@@ -205,6 +255,12 @@ class Keys:
         return f"{self._namespace}.{kind}"
 
 
+@lru_cache(16)
+def _session_shards(namespace: str) -> Sequence[bytes]:
+    """What the keys of each shard of the sessions begin with."""
+    return [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
+
+
 def kind_of(key: bytes) -> str:
     """What a key holds, in the words of the table above: `e`, `l`, `s`, `x`, `limit` …; `` for what has no shard.
 
@@ -217,6 +273,16 @@ def kind_of(key: bytes) -> str:
     if not match[1].startswith(b"rl:"):
         return match[2].partition(b":")[0].decode()
     return "mark of a limit" if b"!" in key else "limit"
+
+
+def banned_in(key: bytes) -> str:
+    """The subject that a key bans; empty if it is no such key.
+
+    >>> banned_in(Keys("shop").ban("203.0.113.0/24"))
+    '203.0.113.0/24'
+    """
+    match = _BAN.fullmatch(key)
+    return match[1].decode(errors="replace") if match else ""
 
 
 def sanitized(text: str) -> bytes:

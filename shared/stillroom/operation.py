@@ -29,7 +29,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.scripts import BY_SHA, Script
 from stillroom.wire import (
-    NOT_AFTER,
+    IN_TIME,
     AsyncShardWire,
     AsyncWire,
     Command,
@@ -41,7 +41,7 @@ from stillroom.wire import (
 )
 
 __all__ = [
-    "NOT_AFTER",
+    "IN_TIME",
     "STATE",
     "AsyncDriver",
     "Backoff",
@@ -84,8 +84,8 @@ class Freeing(list[Command]):
 
 
 class Timed(list[Command]):
-    """A batch of scripts that refuse to act once the caller has given up: NOT_AFTER among their arguments
-    becomes the server time at which the wire gives up on this batch.
+    """A batch of scripts that refuse to act once the caller has given up: IN_TIME among their arguments
+    becomes the server time from when to when the wire waits for this batch.
 
     It is never sent a second time: two copies could arrive in any order, with others' acts between them.
     """

@@ -7,8 +7,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
 from stillroom.agreed import Agreed
@@ -25,10 +29,13 @@ from stillroom.cache import (
 )
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
+from stillroom.durations import Duration
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
+from stillroom.known_bans import KnownBans, ban_file
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
+from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
 from stillroom.operation import (
     AsyncDriver,
     Driver,
@@ -50,10 +57,13 @@ from stillroom.wire import (
     ShardWire,
     Wire,
     request_budget,
+    reset_after_fork,
     slot_of,
 )
 
 log = logging.getLogger("stillroom")
+
+living_rooms: WeakSet[_Room] = WeakSet()  # of this process: stillroom.testing moves the time of all
 
 
 class _Room:
@@ -62,6 +72,7 @@ class _Room:
     wire: Any
 
     def __init__(self, settings: Settings | None, dispatch: Dispatch | None) -> None:
+        living_rooms.add(self)
         self.settings = settings or Settings()
         self.keys = shard_keys(self.settings)[0]
         self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys)
@@ -80,20 +91,27 @@ class _Room:
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
-        self._abuse_body = AbuseBody(self.settings, self._state_server, self.keys, self.state_stats)
+        self._bans = KnownBans(partial(_ban_file, self.settings))
+        reset_after_fork(self._bans)
+        self._abuse_body = AbuseBody(
+            self.settings, self._state_server, self.keys, self.state_stats, self._bans
+        )
+        self._locks_body = LocksBody(self._state_server, self.keys)
         self.state_stats.riders.append(self._abuse_body.riding)
         self._sessions_body.on_event.append(self._tell_abuse)
 
     def _limits(self, breaker: Breaker) -> LimitsBody:
         """The limits' operations, which look whether the state's Redis is away."""
         server, stats = self._state_server, self.state_stats
-        return LimitsBody(self.settings, server, breaker, self.keys, stats)
+        return LimitsBody(self.settings, server, breaker, self.keys, stats, self._bans)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
         """The cache's operations, on these wires: one for each shard."""
         clocks = [wire if self.settings.cluster else wire.server for wire in wires]
         runs = [driver.run for driver in aside]
-        return cache_on(self.settings, clocks, self.dispatch, self.stats, runs)
+        return cache_on(
+            self.settings, clocks, self.dispatch, self.stats, self.agreed, self.dead_letters, runs
+        )
 
     def _health(self, state_wire: Any, wires: Sequence[Any]) -> HealthBody:
         """Health's operations, for the state's driver and those of `wires_of_cache`."""
@@ -167,6 +185,47 @@ class Stillroom(_Room):
         asked: list[Driver] = [Driver(self.state_wire)]
         asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
         self.health = Health(self._health(self.state_wire, wires), Driver(self.state_wire, asked))
+
+    def init_app(self, app: Any, **options: Any) -> None:
+        """Make this the room of a Flask app. For an app factory, too; the room itself is made at module level.
+
+        `sessions=True`: `flask.session` is kept by the room, with the cookie `cookie`. `routes`, `subject`: limits,
+        as in StillroomMiddleware. `health=True`: /health, /metrics and /status. All Redis calls of a request share
+        `request_timeout`. Loaders run in the app's context, in workers as well. The room is
+        `app.extensions["stillroom"]`. Raises TypeError, SettingsError.
+        """
+        # By name: rooms know no framework, and only who calls this has one.
+        import_module("stillroom.web.flask_room").init_app(self, app, **options)
+
+    def lock(
+        self,
+        name: str,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> Lock:
+        """A lock that all processes share: `with room.lock("import") as held: …`
+
+        `lease`: seconds it stays held after its process died, from 0.1 to 3,600; a living one renews it, for
+        `longest` seconds in all. `wait`: seconds to wait for it; 0 tries once. Times may be timedeltas.
+        `held.fence` is a number that is larger than every holder's before. Raises LockTaken when waiting was in
+        vain, LockLost at the end if it was lost meanwhile, InvalidKey. Redis away: RedisUnavailable.
+        Source: one script to take it, one to renew it, ZREM to give it back.
+        """
+        return Lock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
+
+    def semaphore(
+        self,
+        name: str,
+        slots: int,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> Lock:
+        """A lock that `slots` holders can have at a time. All who use the name give the same number. See lock."""
+        return Lock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
 
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
@@ -246,6 +305,29 @@ class AsyncStillroom(_Room):
         driver = AsyncDriver(self.state_wire, asked)
         self.health = AsyncHealth(self._health(self.state_wire, wires), driver)
 
+    def lock(
+        self,
+        name: str,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> AsyncLock:
+        """A lock that all processes share: `async with room.lock("import") as held: …`. See Stillroom.lock."""
+        return AsyncLock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
+
+    def semaphore(
+        self,
+        name: str,
+        slots: int,
+        *,
+        lease: Duration = 30.0,
+        wait: Duration = 10.0,
+        longest: Duration = 3_600.0,
+    ) -> AsyncLock:
+        """A lock that `slots` holders can have at a time. See Stillroom.semaphore."""
+        return AsyncLock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
+
     async def connect(self) -> None:
         """See Stillroom.connect."""
         await asyncio.to_thread(self._connect, self.wire, self.state_wire)
@@ -265,8 +347,14 @@ class AsyncStillroom(_Room):
         await self.state_wire.close()
 
     @asynccontextmanager
-    async def lifespan(self, _: object) -> AsyncIterator[None]:
-        """For Starlette and FastAPI: `FastAPI(lifespan=room.lifespan)` closes the room when the app ends."""
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        """For Starlette and FastAPI: `FastAPI(lifespan=room.lifespan)` closes the room when the app ends.
+
+        `app.state.stillroom` is the room. With a lifespan of your own:
+        `stillroom.web.fastapi_room.lifespan(room, yours)`.
+        """
+        if hasattr(app, "state"):
+            app.state.stillroom = self
         async with self:
             yield
 
@@ -280,6 +368,10 @@ class AsyncStillroom(_Room):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _ban_file(settings: Settings) -> Path | None:
+    return ban_file(settings.ban_file, settings.namespace, settings.redis_url)
 
 
 def _complain(left: int) -> None:

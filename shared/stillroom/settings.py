@@ -24,12 +24,15 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from stillroom.edges import EDGES, networks_of
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.place import is_same_place
+from stillroom.subject import unwrapped_network
 
 PREFIX = "STILLROOM_"
 SCHEMES = ("redis", "rediss", "unix")
 URLS = ("_url", "_backend")  # how a setting's name ends that may hold a password in the middle
+LOOPBACK = ("127.0.0.0/8", "::1/128")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
 # The wire owns patience: an option of these kinds in a URL would silently overrule it.
 PEPPER_LEAST = 32  # characters
@@ -65,19 +68,28 @@ def _words(value: object) -> object:
 
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for text in values:
-        try:
-            ip_network(text)
-        except ValueError as error:
-            raise ValueError(
-                f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}"
-            ) from None
-    return values
+    """Checked. One of IPv4 in IPv6's notation is that of IPv4: so are the addresses that are compared with it."""
+    return tuple(map(_network, values))
+
+
+def _network(text: str) -> str:
+    try:
+        network = ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"a network is written as 10.0.0.0/8 or 2001:db8::/32; {error}") from None
+    plain = unwrapped_network(network, nat64=False)
+    return text if plain is network else str(plain)
 
 
 def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
-    _networks(_with_addresses(values))
-    return values
+    known = (*EDGES, UNIX)
+    for text in values:
+        if text.isalpha() and text not in known:
+            raise ValueError(
+                f"a network is written as 10.0.0.0/8 or 2001:db8::/32, or is one of {', '.join(known)}"
+                f"{did_you_mean(text, known)}"
+            )
+    return tuple([text if text in known else _network(text) for text in values])
 
 
 def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
@@ -167,7 +179,7 @@ class Settings(BaseSettings):
     refresh_rate: float = Field(20.0, gt=0, le=10_000)  # loads a second after a soft invalidation
     value_limit: int = Field(1024 * 1024, ge=64)  # bytes stored
     decoded_limit: int = Field(8 * 1024 * 1024, ge=64)  # bytes after decompression
-    compress_above: int = Field(4096, ge=0)  # bytes of JSON
+    compress_above: int = Field(1024 * 1024, ge=0)  # bytes of JSON; less costs CPU, saves memory
     outbox_limit: int = Field(10_000, ge=1)  # deferred invalidations; one more becomes a clear()
     marks_limit: int = Field(20_000, ge=100)  # invalidations a process remembers
 
@@ -188,12 +200,21 @@ class Settings(BaseSettings):
     session_shards: int = Field(16, ge=1, le=256)  # may grow, never shrink while sessions live
     session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
     session_keys_limit: int = Field(64, ge=1, le=1_000)
+    session_device_memory: Seconds = 180 * 86_400.0  # a user's device is no news for this long
+    # What a login does not take along from the session before: who planted that one knows it.
+    session_login_drops: Words = ("csrf_token", "_csrf_token", "csrf", "_csrftoken")
 
     # Rate limits: who a client is …
-    trusted_proxies: Proxies = ()  # "10.0.0.0/8, unix": only they are believed …
-    # … and only in the header that they write. The other one is whatever the client sent.
-    proxy_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    # "10.0.0.0/8, unix, cloudflare": only they are believed …
+    trusted_proxies: Proxies = ()
+    # … and only in the header that they write. Any other is whatever the client sent. The first two are chains that
+    # each proxy adds to; the others hold one address, so the proxy next to the app must overwrite what it was sent.
+    proxy_header: Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"] = (
+        "x-forwarded-for"
+    )
     limit_v6_prefix: int = Field(64, ge=56, le=64)  # bits: one household has a whole network
+    # … who is not limited at all (None: abuse_allow, for whom nobody may ban) …
+    limit_exempt: Networks | None = None
     # … and what happens while Redis is away.
     processes: int = Field(1, ge=1, le=100_000)  # of the app: each has its share of a quota then
     limits_strict_503: bool = False  # limits that are strict answer 503, not with their share
@@ -203,6 +224,9 @@ class Settings(BaseSettings):
     # Abuse: what it looks like, and whom to ban for it.
     abuse_rules: Path | None = None  # a TOML file that changes the built-in rules and adds others
     abuse_allow: Networks = ()  # never banned, as the trusted proxies and private ranges
+    # Where processes of this machine tell each other of bans, so that these hold while Redis is away. None: in a
+    # folder of this user's own under the temporary one. /dev/null: nowhere, each process knows those it has met.
+    ban_file: Path | None = None
     ban_cap: int = Field(60, ge=0, le=10_000)  # bans a minute; past it patterns are only logged
 
     # Health.
@@ -210,10 +234,9 @@ class Settings(BaseSettings):
     # Opens the details, /metrics and /status; 16 characters or more. `Authorization: Bearer …`, or the
     # password of `Basic …`, which is what a browser asks its user for.
     health_token: SecretStr | None = Field(None, alias="STILLROOM_HEALTH_TOKEN", min_length=16)
-    health_networks: Networks = (
-        "127.0.0.0/8",
-        "::1/128",
-    )  # so do these, for who comes directly: no trusted proxy
+    # So do these, for who comes directly: no trusted proxy. None: this machine, unless a token is set, for a proxy
+    # on this machine that adds no header looks like an operator.
+    health_networks: Networks | None = None
     metrics_open: bool = False  # /metrics for everybody who can reach it
     # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
     # service, because all of them would leave at once, and the app is made to live through it.
@@ -281,8 +304,20 @@ class Settings(BaseSettings):
 
     @property
     def proxy_networks(self) -> tuple[str, ...]:
-        """The trusted proxies, without those that come through a socket file."""
-        return _with_addresses(self.trusted_proxies)
+        """The networks of the trusted proxies, without those that come through a socket file."""
+        return networks_of(_with_addresses(self.trusted_proxies))
+
+    @property
+    def exempt(self) -> tuple[str, ...]:
+        """The networks that no limit counts."""
+        return self.abuse_allow if self.limit_exempt is None else self.limit_exempt
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The networks from which an operator needs no token."""
+        if self.health_networks is not None:
+            return self.health_networks
+        return () if self.health_token else LOOPBACK
 
     @property
     def cache_server(self) -> str:

@@ -67,5 +67,7 @@ class Stats:
 
 
 def _adding(key: bytes, counts: Mapping[str, int], kept: int) -> list[Command]:
-    added: list[Command] = [(b"HINCRBY", key, name, str(n)) for name, n in counts.items()]
+    # A thread that took hold of the counts before they were exchanged may still add to them.
+    copied = list(counts.items())
+    added: list[Command] = [(b"HINCRBY", key, name, str(n)) for name, n in copied]
     return [*added, (b"EXPIRE", key, str(kept))]

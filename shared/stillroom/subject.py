@@ -10,13 +10,25 @@ import hashlib
 import hmac
 import unicodedata
 from base64 import urlsafe_b64encode
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from collections.abc import Iterable
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 
 UNKNOWN = "unknown"  # the bucket that all share whose address can't be told
 V6_PREFIX = 64
 SITE_PREFIX = 48  # what a provider gives to one site
+# What a client's network may be set to, and where bans are looked for besides: processes may differ for a while.
+BAN_PREFIXES = (64, 60, 56)
+LOOKED_FOR = {4: (32,), 6: (*BAN_PREFIXES, SITE_PREFIX)}  # whose bans every check looks for
 _ADDRESS_LIMIT = 128  # characters; no address with brackets, zone and port has more
 _NAME_LIMIT = 1024
+_MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")
 # Not `is_private`, which also means the networks of documentation, and this very machine.
 _PRIVATE = tuple(
@@ -66,6 +78,49 @@ def subject_of(address: str, v6_prefix: int = V6_PREFIX) -> str:
     return str(parsed) if parsed.version == 4 else _network(parsed, v6_prefix)
 
 
+def prefixes_of(
+    address: str, prefixes: Iterable[int], v4_prefixes: Iterable[int] = ()
+) -> list[str]:
+    """The subjects of these widths that an address, or a client's network, is in, each once; of IPv4 the address,
+    and its networks of the other widths.
+
+    >>> prefixes_of("2001:db8:1:2::/64", (64, 56))
+    ['2001:db8:1:2::/64', '2001:db8:1::/56']
+    """
+    parsed = parse_address(address.partition("/")[0])
+    if isinstance(parsed, IPv6Address):
+        return list(dict.fromkeys([_network(parsed, prefix) for prefix in prefixes]))
+    if parsed is None:
+        return [subject_of(address)]
+    return [str(parsed), *[_network(parsed, prefix) for prefix in v4_prefixes]]
+
+
+def width_of(subject: str) -> str:
+    """How wide a network is, as bans are looked for: `4/24`. Empty if every check looks for bans of that width.
+
+    >>> width_of("203.0.113.0/24"), width_of("2001:db8::/48")
+    ('4/24', '')
+    """
+    network = ip_network(subject)
+    width, version = network.prefixlen, network.version
+    return "" if width in LOOKED_FOR[version] else f"{version}/{width}"
+
+
+def unwrapped_network(
+    network: IPv4Network | IPv6Network, *, nat64: bool = True
+) -> IPv4Network | IPv6Network:
+    """The network of IPv4 that is wrapped in one of IPv6 (mapped, NAT64), as clients are; any other as it is.
+
+    >>> unwrapped_network(ip_network("::ffff:203.0.113.0/120"))
+    IPv4Network('203.0.113.0/24')
+    """
+    wrappings = (_MAPPED, _NAT64) if nat64 else (_MAPPED,)
+    if not isinstance(network, IPv6Network) or not any(map(network.subnet_of, wrappings)):
+        return network
+    address = IPv4Address(int(network.network_address) & 0xFFFF_FFFF)
+    return IPv4Network((address, network.prefixlen - _MAPPED.prefixlen))
+
+
 def site_of(subject: str) -> str | None:
     """The /48 that an IPv6 subject is in; None for any other."""
     parsed = parse_address(subject.partition("/")[0]) if ":" in subject else None
@@ -78,11 +133,21 @@ def is_private(subject: str) -> bool:
     return parsed is not None and any(parsed in network for network in _PRIVATE)
 
 
+def is_loopback(subject: str) -> bool:
+    """Whether this is an address of this very machine."""
+    parsed = parse_address(subject.partition("/")[0])
+    return parsed is not None and (parsed.is_loopback or subject.startswith("::/"))
+
+
+def is_nobody(text: str | None) -> bool:
+    """Whether this names nobody: it is not there, empty or blank."""
+    return text is None or not unicodedata.normalize("NFKC", text[:_NAME_LIMIT]).strip()
+
+
 def hidden(kind: str, text: str, pepper: bytes) -> str:
     """The name that Redis knows a user, or an API key, by: 22 characters of its HMAC.
 
-    What looks or is typed the same is the same (NFKC, case, spaces around it). Nothing has a name too: those who
-    give none share it.
+    What looks or is typed the same is the same (NFKC, case, spaces around it).
     """
     folded = unicodedata.normalize("NFKC", text[:_NAME_LIMIT]).casefold()
     name = unicodedata.normalize("NFKC", folded).strip().encode("utf-8", "surrogatepass")
@@ -106,5 +171,6 @@ def _unwrapped(address: Address) -> Address:
     return address
 
 
-def _network(address: IPv6Address, prefix: int) -> str:
-    return str(IPv6Network((address, prefix), strict=False))
+def _network(address: Address, prefix: int) -> str:
+    kind = IPv4Network if address.version == 4 else IPv6Network
+    return str(kind((address, prefix), strict=False))

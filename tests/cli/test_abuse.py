@@ -43,8 +43,20 @@ def test_add_list_and_lift(run: Any, make_room: Any) -> None:
     assert "2 bans" in shown
     assert "1 bans" in run("bans", "list", "--limit", "1")
     assert "the ban of 203.0.113.9 is lifted" in run("bans", "lift", "203.0.113.9")
-    assert "203.0.113.9 was not banned" in run("bans", "lift", "203.0.113.9")
+    assert "203.0.113.9 was not banned\n" in run("bans", "lift", "203.0.113.9")
     assert [ban.subject for ban in room.abuse.bans()] == ["2001:db8:1::/48"]
+
+
+def test_a_network_is_banned_and_lifted_by_its_name(run: Any, make_room: Any) -> None:
+    """Whoever lifts one address of it is told what is banned."""
+    room = make_room()
+    assert run("bans", "add", "203.0.113.9/24", "--for", "10m").startswith("203.0.113.0/24 is")
+    assert "203.0.113.0/24" in run("bans", "list")
+    assert room.limits.check("203.0.113.77", [_default()]).banned
+    said = run("bans", "lift", "203.0.113.77")
+    assert "203.0.113.77 was not banned; 203.0.113.0/24 is" in said
+    assert "is lifted" in run("bans", "lift", "203.0.113.0/24")
+    assert make_room().limits.check("203.0.113.78", [_default()])
 
 
 def _default() -> Any:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import redis
 from stillroom import Settings
 from stillroom.cli import app
-from stillroom.cli.credentials import UnknownSecret, names
+from stillroom.cli.credentials import NothingToPromote, UnknownSecret, names
 from stillroom.cli.secret_files import SecretRefused
 from stillroom.embedded import EmbeddedServer
 from tests.support.roles import admin, environment_of, server_with_roles, url_of
@@ -104,17 +104,52 @@ def test_an_app_s_password_opens_the_queues_too(tmp_path: Path) -> None:
         assert not may_enter(server, "web", (tmp_path / "producer_password").read_text())
 
 
-def test_a_new_pepper_goes_in_front(tmp_path: Path) -> None:
-    """New sessions are made with it; those out there are found by the two before."""
+def ring_of(folder: Path) -> list[str]:
+    return (folder / "session_peppers").read_text().split()
+
+
+def test_a_new_pepper_is_read_by_all_before_any_uses_it_first(tmp_path: Path) -> None:
+    """Rotated it is the last of the ring; promoted, after the deploy, it is the first. Three are kept."""
     secrets(tmp_path)
-    rings = [(tmp_path / "session_peppers").read_text().split()]
+    rings = [ring_of(tmp_path)]
     for _ in range(3):
-        secrets(tmp_path, "--rotate", "session_peppers")
-        rings.append((tmp_path / "session_peppers").read_text().split())
-    assert [len(ring) for ring in rings] == [1, 2, 3, 3]
-    assert all(new[1:] == old[:2] for old, new in pairwise(rings))
+        for step in ("--rotate", "--promote"):
+            secrets(tmp_path, step, "session_peppers")
+            rings.append(ring_of(tmp_path))
+    assert [len(ring) for ring in rings] == [1, 2, 2, 3, 3, 3, 3]
+    for before, added, promoted in zip(rings[0::2], rings[1::2], rings[2::2], strict=False):
+        assert added[:-1] == before[:2]
+        assert promoted == [added[-1], *added[:-1]]
+    assert all(set(one) & set(other) for one, other in pairwise(rings))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
     secrets(tmp_path, "--forget", "session_peppers")
-    assert (tmp_path / "session_peppers").read_text().split() == rings[-1][:1]
+    assert ring_of(tmp_path) == rings[-1][:1]
+
+
+def test_a_pepper_is_promoted_once(tmp_path: Path) -> None:
+    """Without a new one there is nothing to promote: the message says which step comes first."""
+    secrets(tmp_path)
+    with pytest.raises(NothingToPromote, match="say --rotate session_peppers and deploy first"):
+        secrets(tmp_path, "--promote", "session_peppers")
+    secrets(tmp_path, "--rotate", "session_peppers")
+    secrets(tmp_path, "--promote", "session_peppers")
+    promoted = ring_of(tmp_path)
+    with pytest.raises(NothingToPromote):
+        secrets(tmp_path, "--promote", "session_peppers")
+    assert ring_of(tmp_path) == promoted
+    with pytest.raises(NothingToPromote):
+        secrets(tmp_path, "--promote", "web_password")
+
+
+def test_a_pepper_that_was_not_promoted_may_be_forgotten(tmp_path: Path) -> None:
+    """What is in use stays the first."""
+    secrets(tmp_path)
+    (before,) = ring_of(tmp_path)
+    secrets(tmp_path, "--rotate", "session_peppers")
+    secrets(tmp_path, "--forget", "session_peppers")
+    assert ring_of(tmp_path) == [before]
+    with pytest.raises(NothingToPromote):
+        secrets(tmp_path, "--promote", "session_peppers")
 
 
 def test_a_name_that_is_no_secret_is_refused(tmp_path: Path) -> None:

@@ -51,3 +51,14 @@ def test_end_ends_one_all_but_one_or_all(run: Any, make_room: Any) -> None:
     assert "give one" in run("end", "u1", "--handle", "a", "--keep", "b", code=2)
     assert "1 sessions ended" in run("end", "u1")
     assert sessions.count() == 0
+
+
+def test_all_ends_everybodys(run: Any, make_room: Any) -> None:
+    """Users and the anonymous; beside a user, or a handle, it is a slip of the hand."""
+    sessions = make_room().sessions
+    made = [sessions.create(user) for user in ("u1", "u2", None)]
+    for slip in (("u1", "--all"), ("--all", "--keep", made[0].handle), ()):
+        assert "say whose" in run("end", *slip, code=2)
+    assert sessions.count() == 3
+    assert "3 sessions ended" in run("end", "--all")
+    assert [sessions.get(one) for one in made] == [None] * 3

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import redis
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
@@ -31,10 +32,23 @@ def cluster(shared_cluster: RedisCluster) -> RedisCluster:
 
 
 @pytest.fixture(scope="session")
-def state_server() -> Iterator[EmbeddedServer]:
-    """What the cluster is not for."""
+def shared_state_server() -> Iterator[EmbeddedServer]:
     with EmbeddedServer() as server:
         yield server
+
+
+@pytest.fixture
+def state_server(shared_state_server: EmbeddedServer) -> EmbeddedServer:
+    """What the cluster is not for: without data."""
+    with redis.Redis.from_url(shared_state_server.url) as client:
+        client.flushall()
+    return shared_state_server
+
+
+@pytest.fixture
+def state_client(state_server: EmbeddedServer) -> Iterator[Any]:
+    with redis.Redis.from_url(state_server.url) as client:
+        yield client
 
 
 @pytest.fixture

@@ -99,6 +99,17 @@ def test_each_class_does_what_it_says(make: Make, own_server: EmbeddedServer) ->
     assert room.state_stats.counts["limit_degraded"] > 1_000
 
 
+def test_who_has_many_addresses_locks_nobody_out(make: Make, own_server: EmbeddedServer) -> None:
+    """He fills what a process may count while Redis is away; others log in, and are counted."""
+    room = make(local_limits=1_000)
+    own_server.kill()
+    for n in range(2_000):
+        room.limits.check(f"2001:db8:1:{n:x}::1", [AUTH])
+    for ip in (IP, "2a02:8108:1:2::1", "198.51.100.7"):
+        said = [room.limits.check(ip, [AUTH]).status for _ in range(6)]
+        assert said == [200] * 5 + [429]
+
+
 def test_strict_limits_may_answer_503(make: Make, own_server: EmbeddedServer) -> None:
     """If the settings say so; the other classes go on."""
     room = make(limits_strict_503=True)
@@ -270,6 +281,98 @@ def test_reservations_without_redis(make: Make, own_server: EmbeddedServer) -> N
     until(lambda: not room.limits.peek(IP, [AUTH]).degraded, "an answer")
     until(lambda: remaining(own_server, AUTH) == 3, "the charge")
     assert room.limits.refund(before) is True
+
+
+def test_what_is_settled_without_redis_is_charged_as_it_was_settled(
+    make: Make, own_server: EmbeddedServer
+) -> None:
+    """What was reserved here costs what was said last. What Redis holds stays as it was, and that is told."""
+    room, tokens = make(), Limit("tokens", 100, 300)
+    before = room.limits.reserve(IP, [tokens], cost=10)
+    own_server.kill()
+    less, more = (room.limits.reserve(IP, [tokens], cost=10) for _ in range(2))
+    assert (less.local, more.local) == (True, True)
+    assert (room.limits.settle(less, 2), room.limits.settle(more, 25)) == (True, True)
+    assert room.limits.settle(more, 1) is False
+    assert room.limits.settle(before, 3) is False
+    assert room.limits.peek(IP, [tokens]).remaining == 100 - 10 - 2 - 25
+    own_server.restart()
+    recovered(room)
+    until(lambda: not room.limits.peek(IP, [tokens]).degraded, "an answer")
+    until(lambda: remaining(own_server, tokens) == 100 - 10 - 2 - 25, "the charge")
+    assert room.limits.settle(before, 3) is True
+    assert remaining(own_server, tokens) == 100 - 3 - 2 - 25
+
+
+def test_places_are_held_without_redis(own_server: EmbeddedServer) -> None:
+    """A process admits its share of them, and gives them back; also what a block held that failed."""
+    settings = Settings(**{"redis_url": own_server.url, "processes": 2} | CALM)
+    exports = Limit("exports", 4, 300, in_flight=True)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        own_server.kill()
+        with room.limits.hold(IP, [exports]) as one, room.limits.hold(IP, [exports]) as two:
+            assert (one.local, two.local) == (True, True)
+            assert not room.limits.reserve(IP, [exports])
+        assert room.limits.peek(IP, [exports]).remaining == 2
+        with pytest.raises(RuntimeError, match="of the app"), room.limits.hold(IP, [exports]):
+            raise RuntimeError("of the app's own")
+        assert room.limits.peek(IP, [exports]).remaining == 2
+        own_server.restart()
+        recovered(room)
+        until(lambda: not room.limits.peek(IP, [exports]).degraded, "an answer")
+        until(lambda: remaining(own_server, exports) == 4, "no place that is taken")
+
+
+def test_async_places_are_held_without_redis(own_server: EmbeddedServer) -> None:
+    """The same with the other face."""
+    settings = Settings(**{"redis_url": own_server.url, "processes": 2} | CALM)
+    exports = Limit("exports", 2, 300, in_flight=True)
+
+    async def story() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            own_server.kill()
+            for _ in range(3):
+                async with room.limits.hold(IP, [exports]) as held:
+                    assert held.local
+                    assert not await room.limits.reserve(IP, [exports])
+            assert (await room.limits.peek(IP, [exports])).remaining == 1
+
+    asyncio.run(story())
+
+
+def test_nobody_is_denied_for_a_limit_in_shadow(make: Make, own_server: EmbeddedServer) -> None:
+    """Whatever it would do with Redis away: it says nothing then."""
+    shadow = Limit("shadow", 1, 300, away="strict", shadow=True)
+    room = make(limits_strict_503=True)
+    own_server.kill()
+    assert admitted(room, shadow, 20) == 20
+    decision = room.limits.check(IP, [shadow])
+    assert (decision.would_deny, decision.headers()) == ((), {})
+
+
+def test_a_change_outlives_an_outage(make: Make, own_server: EmbeddedServer) -> None:
+    """What was read last holds meanwhile; to change a limit needs Redis."""
+    room = make()
+    room.limits.change("auth", 2, 300, 3_600)
+    getattr(room, "inner", room)._limits_body._changes.due = 0.0
+    room.limits.check("203.0.113.8", [AUTH])
+    own_server.kill()
+    assert admitted(room, AUTH, 5) == 2
+    with pytest.raises(RedisUnavailable):
+        room.limits.change("auth", 100, 300, 3_600)
+    with pytest.raises(RedisUnavailable):
+        room.limits.restore("auth")
+
+
+def test_a_call_does_not_wait_for_redis(make: Make, own_server: EmbeddedServer) -> None:
+    """Who waits for room is decided by this process, with its share, and waits no longer than he said."""
+    room, slow = make(), Limit("slow", 1, 2)
+    own_server.kill()
+    began = time.monotonic()
+    assert room.limits.wait(IP, [slow])
+    assert room.limits.wait(IP, [slow], timeout=10)
+    assert time.monotonic() - began >= 1.9
+    assert not room.limits.wait(IP, [slow], timeout=0)
 
 
 def test_a_dead_connection_does_not_count_twice(make: Make, own_server: EmbeddedServer) -> None:

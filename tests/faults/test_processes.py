@@ -61,7 +61,7 @@ def test_a_fork_while_orders_are_queued_does_not_lock_the_child(own_server: Embe
         dispatch.close()
         return True
 
-    with dispatch._errands.mutex, dispatch._lock:
+    with dispatch._lock:
         assert in_child(child)
     with redis.Redis.from_url(own_server.url) as client:
         assert client.llen(QUEUE) == 1
@@ -113,11 +113,14 @@ def test_a_queue_nobody_takes_from_is_not_filled_further(
     dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), Keys("stillroom"))
     dispatch.queue_limit = 3
     given_back = threading.Event()
-    for _ in range(5):
-        dispatch.send([ORDER], given_back.set)
-    assert given_back.wait(10)
-    dispatch.close()
     with redis.Redis.from_url(own_server.url) as client:
+        for n in range(3):
+            dispatch.send([ORDER], given_back.set)
+            until(lambda n=n: client.llen(QUEUE) == n + 1, "the task")
+        assert not given_back.is_set()
+        dispatch.send([ORDER], given_back.set)
+        assert given_back.wait(10)
+        dispatch.close()
         assert client.llen(QUEUE) == 3
     assert "3 tasks wait and no worker takes them" in caplog.text
 

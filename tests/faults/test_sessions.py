@@ -14,7 +14,7 @@ import pytest
 import redis
 from stillroom import AsyncStillroom, NoDispatch, SessionStoreUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
-from stillroom.sessions import body
+from stillroom.sessions import asking
 from tests.support.celery_process import until
 from tests.support.faces import BlockingRoom
 from tests.support.processes import Program
@@ -173,7 +173,7 @@ def test_the_outbox_has_a_bound(
     own_room: Any, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Past it nothing is promised any more."""
-    monkeypatch.setattr(body, "DEFERRED_LIMIT", 2)
+    monkeypatch.setattr(asking, "DEFERRED_LIMIT", 2)
     sessions = [own_room.sessions.create("u1") for _ in range(3)]
     own_server.kill()
     assert [own_room.sessions.destroy(one, defer=True) for one in sessions[:2]] == [True, True]

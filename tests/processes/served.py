@@ -48,7 +48,7 @@ def _asgi() -> Callable[..., Any]:
 
 def _talking() -> Callable[..., Any]:
     async def talk(scope: Any, receive: Any, send: Any) -> None:
-        assert "stillroom.session" not in scope
+        assert "stillroom.session" in scope
         assert (await receive())["type"] == "websocket.connect"
         await send({"type": "websocket.accept"})
         while (message := await receive())["type"] == "websocket.receive":
@@ -58,8 +58,8 @@ def _talking() -> Callable[..., Any]:
         await (talk if scope["type"] == "websocket" else shop)(scope, receive, send)
 
     shop = asgi_app()
-    nobody = Routes([], default=[Limit("nobody", 0, 3_600)])
-    return Asgi(app, AsyncStillroom(dispatch=NoDispatch()), routes=nobody)
+    closed = Routes([Route("/talk", [])], default=[Limit("nobody", 0, 3_600)])
+    return Asgi(app, AsyncStillroom(dispatch=NoDispatch()), routes=closed)
 
 
 def __getattr__(name: str) -> Any:

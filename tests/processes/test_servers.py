@@ -78,11 +78,17 @@ def test_all_processes_share_sessions_and_limits(
 
 @pytest.mark.long
 def test_a_websocket_talks_through_the_middleware(stillroom_settings: Settings) -> None:
-    """Twenty words there and back, to an app whose pages are closed to everybody by a limit of none."""
+    """Twenty words there and back, to an app that is closed to everybody by a limit of none, but for this path."""
     command = ("uvicorn", "--fd", "{fd}", "--log-level", "warning", "--ws", "wsproto")
     app = "tests.processes.served:talking"
     with serving_process((*command, app), ROOT, environment_of(stillroom_settings)) as port:
         assert ask(port, "/").status == 429
+        with socket.create_connection(("127.0.0.1", port), timeout=WITHIN) as connection:
+            browser = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+            connection.sendall(browser.send(said.Request(host="shop", target="/other")))
+            refused = next_event(connection, browser)
+            assert isinstance(refused, said.RejectConnection)
+            assert refused.status_code == 429
         with socket.create_connection(("127.0.0.1", port), timeout=WITHIN) as connection:
             browser = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
             connection.sendall(browser.send(said.Request(host="shop", target="/talk")))

@@ -113,10 +113,8 @@ class SessionMachine(RuleBasedStateMachine):
         return None
 
     def leads_to(self, token: Token) -> Modelled | None:
-        """The living session that a handle names: old ones count on."""
-        for _ in range(HOPS):
-            token = token.after or token
-        return token.session if token.after is None and self.lives(token.session) else None
+        """The living session that a handle names: old ones count on, however often it was rotated since."""
+        return token.session if self.lives(token.session) else None
 
     def living(self, user: str | None) -> list[Modelled]:
         return [one for one in self.all if one.user == user and self.lives(one)]

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from stillroom import Freshness, Stillroom
-from stillroom.cache.judge import Judge
 from tests.support.clocked import misjudge
 from tests.support.entries import age
 from tests.support.stepper import Stepper
@@ -33,7 +32,7 @@ def forgetful(make_room: Any) -> Stillroom:
     """A process that remembers few marks, and has to ask for the others."""
     room = quiet(make_room())
     body = room._cache_body
-    body._judges = Judge(room.keys, body.now_ms, LITTLE)
+    body._judges = body._judge_of(LITTLE)
     return room
 
 
@@ -180,7 +179,7 @@ def test_a_new_process_does_not_mix_two_epochs(
     """The same for one that knows nothing yet, between any two of its commands."""
     for steps in range(1, 5):
         body = reader._cache_body
-        body._judges = Judge(reader.keys, body.now_ms, 20_000)
+        body._judges = body._judge_of(20_000)
         writer.cache.set("k", "old", tags=["t"])
         writer.cache.invalidate_by_pattern("k*")
         read = begin_get(reader, "k")
@@ -197,7 +196,7 @@ def test_a_pattern_that_comes_in_while_a_process_learns_kills_only_what_it_match
     """A new process fetches all marks in one batch; wherever in it a pattern comes in, the others' values live."""
     for steps in range(1, 6):
         body = reader._cache_body
-        body._judges = Judge(reader.keys, body.now_ms, 20_000)
+        body._judges = body._judge_of(20_000)
         writer.cache.set("k", "fine")
         writer.cache.invalidate_by_tag("another")
         read = begin_get(reader, "k")
@@ -279,7 +278,7 @@ def test_a_reader_that_refreshes_survives_a_process_that_begins_anew(
     read = Stepper(reader, operation)
     while not (isinstance(read.at, list) and read.at[0][0] == b"EVALSHA"):
         read.step()
-    body._judges = Judge(reader.keys, body.now_ms, 20_000)
+    body._judges = body._judge_of(20_000)
     values = read.value()
     assert values["missing"] == "new"
     assert values["k"] in ("old", "new")

@@ -97,6 +97,44 @@ def test_a_reservation_is_refunded_by_one(make_room: Callable[..., Stillroom]) -
         room.limits.reset(IP, [AUTH])
 
 
+def test_a_reservation_is_settled_by_one(make_room: Callable[..., Stillroom]) -> None:
+    """At what the first of sixteen says it cost; or it is refunded, or committed: one of them wins."""
+    room, tokens = make_room(), Limit("tokens", 1_000, 300)
+    for _ in range(10):
+        held = room.limits.reserve(IP, [tokens], cost=100)
+        done = at_once(16, lambda n, held=held: room.limits.settle(held, 50 * (n + 1)))
+        assert room.limits.peek(IP, [tokens]).remaining == 1_000 - 50 * (done.index(True) + 1)
+        assert done.count(True) == 1
+        room.limits.reset(IP, [tokens])
+    left = {"settle": 700, "refund": 1_000, "commit": 900}
+    for _ in range(10):
+        held = room.limits.reserve(IP, [tokens], cost=100)
+        acts = {
+            "settle": lambda held=held: room.limits.settle(held, 300),
+            "refund": lambda held=held: room.limits.refund(held),
+            "commit": lambda held=held: room.limits.commit(held),
+        }
+        done = at_once(3, lambda n, acts=acts: [*acts.values()][n]())
+        (winner,) = [name for name, won in zip(acts, done, strict=True) if won]
+        assert room.limits.peek(IP, [tokens]).remaining == left[winner]
+        room.limits.reset(IP, [tokens])
+
+
+def test_processes_that_change_a_limit_leave_one_of_their_changes(
+    make_room: Callable[..., Stillroom], client: Any
+) -> None:
+    """Whole, and with an end; each process then uses it."""
+    rooms = [make_room(), make_room()]
+    at_once(16, lambda n: rooms[n % 2].limits.change("auth", n + 1, n + 1, 60 + n))
+    (change,) = rooms[0].limits.changes()
+    assert change.quota == change.window
+    assert_bounded(client)
+    for room in rooms:
+        room._limits_body._changes.due = 0.0
+        room.limits.check("203.0.113.9", [AUTH])
+        assert room.limits.peek(IP, [AUTH]).standings[0].limit.quota == change.quota
+
+
 @pytest.mark.parametrize("how", ["refund", "reset"])
 def test_a_denial_that_was_on_its_way_is_not_remembered(
     make_room: Callable[..., Stillroom], how: str

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from stillroom import AUTH, DEFAULT, Limit, Settings
+from stillroom import AUTH, DEFAULT, BanRefused, Limit, Settings
 from tests.support.abuse import ARMED, CLIENT, patterns
 from tests.support.crowd import PATIENT
-from tests.support.limits import age, events, expire_denials, forget_denials
+from tests.support.limits import age, assert_bounded, events, expire_denials, forget_denials
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_denials_from_memory_count_for_whom_they_were(room: Any, client: Any) ->
 
 
 def test_who_rotates_through_a_site_is_banned_with_it(room: Any, other: Any, client: Any) -> None:
-    """Sixteen /64 of one /48, each denied once: the next address of the site is banned before it begins."""
+    """Sixteen /64 of one /48, each denied a login: the next address of the site is banned before it begins."""
     limit = Limit("login", 1, 60)
     for n in range(16):
         for _ in range(2):
@@ -105,3 +105,141 @@ def test_a_flood_of_denials_is_few_events(room: Any, client: Any) -> None:
     assert [int(fields[b"n"]) for fields in events] == [2**n for n in range(9)]
     report = room.abuse.scan()
     assert (report["events"], report["bans"]) == (9, 1)
+
+
+def test_who_is_denied_from_memory_and_moves_on_is_seen(room: Any, client: Any) -> None:
+    """He sends all at once, from one /64 after the other, and asks no more: the counts of a process tell of it."""
+    page = Limit("page", 1, 60)
+    for n in range(16):
+        for _ in range(1 + 16):
+            room.limits.check(f"2001:db8:1:{n:x}::1", [page])
+    assert room.abuse.scan()["bans"] == 0
+    expire_denials(room)
+    room.abuse.scan()  # which writes down what rides along …
+    assert room.abuse.scan()["bans"] == 1
+    assert patterns(client, room)[-1]["subject"] == "2001:db8:1::/48"
+    told = [event["n"] for event in events(client, room)]
+    assert sorted(told) == ["1"] * 16 + ["16"] * 16
+    assert all(event["ip"] and event["limit"] == "page" for event in events(client, room))
+    room.abuse.scan()
+    assert len(events(client, room)) == 32
+    assert_bounded(client)
+
+
+def test_denials_from_memory_are_told_a_hundred_at_a_time(room: Any, client: Any) -> None:
+    """Those of whom there is most to tell first; none of them twice, and none is lost."""
+    page = Limit("page", 1, 60)
+    for n in range(150):
+        for _ in range(2 + (3 if n >= 140 else 1)):
+            room.limits.check(f"203.0.113.{n}", [page])
+    expire_denials(room)
+    first = {event["ip"] for event in events(client, room)[150:]}
+    assert not first
+    for least in (100, 150):
+        room.abuse.scan()
+        told = events(client, room)[150:]
+        assert len(told) == least
+    assert {event["ip"] for event in told[:100]} >= {f"203.0.113.{n}" for n in range(140, 150)}
+    assert not getattr(room, "inner", room)._limits_body._denials.found
+
+
+# Networks
+
+NETWORKS = [
+    ("203.0.113.0/24", "203.0.113.77", "203.0.114.1"),
+    ("203.0.112.0/21", "203.0.119.255", "203.0.120.0"),
+    ("198.51.100.8/30", "::ffff:198.51.100.11", "198.51.100.12"),
+    ("64.0.0.0/6", "66.1.2.3", "12.1.2.3"),
+    ("::ffff:203.0.113.0/120", "203.0.113.7", "203.0.112.7"),
+    ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::1"),
+    ("2001:db8:1200::/40", "2001:db8:12ff:7::1", "2001:db8:1300::1"),
+    ("2001:db8:1:2::/62", "2001:db8:1:3::1", "2001:db8:1:4::1"),
+]
+
+
+@pytest.mark.parametrize(("network", "inside", "outside"), NETWORKS)
+def test_any_network_can_be_banned(
+    room: Any, other: Any, client: Any, network: str, inside: str, outside: str
+) -> None:
+    """For every process at once, however it is asked; and lifted, and nothing of it stays behind."""
+    for address in (inside, outside):
+        assert other.limits.check(address, [DEFAULT])
+    ban = room.abuse.ban(network, 60)
+    for asked in (room, other):
+        assert asked.limits.check(inside, [DEFAULT]).banned
+        assert asked.limits.check({"ip": inside, "user": "ann"}, [LOGIN]).banned
+        assert asked.limits.peek(inside, [DEFAULT]).banned
+        assert asked.limits.reserve(inside, [DEFAULT]).decision.banned
+        assert asked.limits.check(outside, [DEFAULT])
+        assert asked.limits.check({"user": "ann"}, [Limit("quiz", 9, 60, by="user")])
+    assert [found.subject for found in other.abuse.bans()] == [ban.subject]
+    assert_bounded(client)
+    assert other.abuse.lift(network) is True
+    for asked in (room, other):
+        forget_denials(asked)
+        assert asked.limits.check(inside, [DEFAULT])
+    assert room.abuse.bans() == []
+
+
+def test_a_check_looks_for_few_widths(room: Any, other: Any, client: Any) -> None:
+    """Eight of those that have bans, besides the usual ones, and none that has none any more."""
+    for width in range(24, 32):
+        room.abuse.ban(f"203.0.113.0/{width}", 60)
+    room.abuse.ban("203.0.113.128/25", 120)
+    room.abuse.ban("2001:db8:1::/48", 60)
+    with pytest.raises(BanRefused, match="8 other widths"):
+        room.abuse.ban("2001:db8::/32", 60)
+    assert client.ttl(room.keys.ban_widths) == pytest.approx(120, abs=2)
+    client.set(room.keys.ban_widths, b"4/24 1,4/25 99999999999999", ex=60)
+    room.abuse.ban("2001:db8::/32", 60)  # those that are over make room
+    assert client.get(room.keys.ban_widths).startswith(b"4/25 99999999999999,6/32 ")
+    client.delete(room.keys.ban_widths)
+    assert other.limits.check("203.0.113.200", [DEFAULT])
+    assert getattr(other, "inner", other)._limits_body._requests.make(
+        "203.0.113.200", [DEFAULT], 1, ""
+    ).bans == (room.keys.ban("203.0.113.200"),)
+
+
+@pytest.mark.parametrize("junk", [b"", b"x", b"4/99 1", b"6/200 9,4/ 3,", b"4/24", b"\xff" * 99])
+def test_junk_in_the_widths_stops_nobody(room: Any, client: Any, junk: bytes) -> None:
+    """Whoever wrote it."""
+    client.set(room.keys.ban_widths, junk, ex=60)
+    for address in (CLIENT, "2001:db8::1"):
+        assert room.limits.check(address, [DEFAULT])
+    room.abuse.ban("203.0.113.0/24", 60)
+    assert room.limits.check(CLIENT, [DEFAULT]).banned
+
+
+def test_denials_from_memory_are_told_though_widths_have_changed(
+    room: Any, other: Any, client: Any
+) -> None:
+    """The request that carries them is asked a second time, and they are counted once."""
+    limit = Limit("login", 1, 60)
+    for _ in range(1 + 10):
+        room.limits.check(CLIENT, [limit])
+    other.abuse.ban("198.51.100.0/24", 60)
+    expire_denials(room)
+    room.limits.check(CLIENT, [limit])
+    assert [event["n"] for event in events(client, room)] == ["1", "11"]
+
+
+# Whose denial is no sign of abuse
+
+
+def test_what_nobody_meant_is_no_hammer(room: Any, client: Any) -> None:
+    """A page's hundred pictures are denied, asked of Redis or from memory, and no event tells of it."""
+    limit = Limit("page", 10, 60)
+    for n in range(300):
+        room.limits.check(CLIENT, [limit], meant=False)
+        if n % 3:
+            forget_denials(room)
+    for _ in range(100):
+        assert not room.limits.reserve(CLIENT, [limit], meant=False)
+        assert not room.limits.check({"ip": CLIENT, "user": "ann"}, [limit, LOGIN], meant=False)
+    assert events(client, room) == []
+    assert client.keys("*!denied") == []
+    forget_denials(room)
+    for _ in range(3):
+        room.limits.check(CLIENT, [limit])
+        forget_denials(room)
+    assert [event["n"] for event in events(client, room)] == ["1", "2"]

@@ -33,9 +33,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = images.read_image
 
-    def read(root: Path, name: str, *limits: int) -> Any:
+    def read(root: Path, name: str, *limits: int, **how: Any) -> Any:
         names.append(name)
-        return real(root, name, *limits)
+        return real(root, name, *limits, **how)
 
     monkeypatch.setattr(images, "read_image", read)
     return names

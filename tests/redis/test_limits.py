@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit, SettingsError
-from stillroom.limits.local import Charge
+from stillroom.limits.log import Charge
 from stillroom.operation import Driver
 from stillroom.scripts import limit_charge
 from tests.support.limits import (
@@ -109,23 +109,95 @@ def test_users_are_stored_as_an_hmac_only(room: Any, client: Any) -> None:
     assert "user" in events(client, room)[0]
 
 
-def test_no_name_is_a_name_too(room: Any) -> None:
-    """Requests without a user name share a bucket; they do not go uncounted."""
+@pytest.mark.parametrize("nobody", [None, "", "  ", "\u3000\t"])
+def test_who_has_no_name_is_counted_by_address(room: Any, nobody: str | None) -> None:
+    """Visitors without a name do not share one bucket, and do not go uncounted."""
     once = Limit("once", 1, 60, by="user")
-    assert room.limits.check({"user": ""}, [once])
-    assert not room.limits.check({"user": None}, [once])
-    assert not room.limits.check({"user": "  "}, [once])
+    first, second = {"ip": IP, "user": nobody}, {"ip": "203.0.113.8", "user": nobody}
+    assert [bool(room.limits.check(who, [once])) for who in (first, second, first)] == [
+        *(True, True, False)
+    ]
+    assert room.limits.check({"ip": IP, "user": "ann"}, [once])
+    assert not room.limits.check(IP, [Limit("once", 1, 60)]), "the address has one bucket"
+    pair = Limit("pair", 1, 60, by="ip&user")
+    assert [bool(room.limits.check(first, [pair])) for _ in range(2)] == [True, False]
+
+
+def test_nobody_without_an_address_is_refused(room: Any) -> None:
+    """There would be one bucket for all of them."""
+    for who in ({"user": None}, {"user": ""}, {"user": " ", "ip": None}, {"user": None, "ip": ""}):
+        with pytest.raises(InvalidLimit, match="give its address too"):
+            room.limits.check(who, [USER])
+    with pytest.raises(InvalidLimit, match="give its address too"):
+        room.limits.check({"ip": None}, [AUTH])
+    with pytest.raises(InvalidLimit, match="give its address too"):
+        room.limits.check("", [AUTH])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("user:4711", "'user'"),
+        ("tenant:acme", "'tenant'"),
+        ("ann", "'user'"),
+        ("testclient", "'user'"),
+        ("x" * 10_000, "'user'"),
+        ("1.2.3", "'user'"),
+    ],
+)
+def test_a_text_that_is_no_address_is_refused(room: Any, given: str, meant: str) -> None:
+    """All such texts would share one bucket. The message says what was meant, and does not repeat the name."""
+    for who in (given, {"ip": given}):
+        with pytest.raises(InvalidLimit, match=f"did you mean {{{meant}: …}}") as caught:
+            room.limits.check(who, [DEFAULT])
+        assert given.rpartition(":")[2] not in str(caught.value)
+    assert room.limits.check("unknown", [DEFAULT]), "what limits.client says of junk"
 
 
 def test_addresses_that_are_one_client_share_a_bucket(room: Any) -> None:
-    """One network of IPv6; a mapped address and the address; all junk."""
+    """One network of IPv6; a mapped address and the address."""
     two = Limit("two", 2, 60)
     for same in (
         ["2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "[2001:DB8:0:1::3]:443"],
         [IP, f"::ffff:{IP}", f"{IP}:8080"],
-        ["junk", "", "x" * 10_000],
     ):
         assert [bool(room.limits.check(address, [two])) for address in same] == [True, True, False]
+
+
+@pytest.mark.parametrize("setting", ["limit_exempt", "abuse_allow"])
+def test_a_network_may_be_exempt(make_room: Any, client: Any, setting: str) -> None:
+    """Who is in it is admitted without asking Redis, whatever is reserved, peeked or refunded."""
+    room = make_room(**{setting: "203.0.113.0/24 2001:db8:7::/48"})
+    for who in (IP, {"ip": IP, "user": "ann"}, "2001:db8:7:1::9", f"::ffff:{IP}"):
+
+        def act(who: Any = who) -> None:
+            assert all(room.limits.check(who, [Limit("x", 0, 60), AUTH]) for _ in range(3))
+            held = room.limits.reserve(who, [AUTH])
+            assert held
+            assert not room.limits.refund(held)
+            assert not room.limits.commit(held)
+            assert room.limits.peek(who, [AUTH])
+            assert room.limits.check(who, [AUTH]).headers() == {}
+
+        assert sent(client, act) == []
+    assert not room.limits.check("203.0.114.1", [Limit("x", 0, 60)])
+    assert not room.limits.check("2001:db8:8::1", [Limit("x", 0, 60)])
+
+
+def test_who_may_not_be_banned_may_be_limited(make_room: Any) -> None:
+    """The setting limit_exempt says who is exempt from limits, if it says anything."""
+    room = make_room(abuse_allow="203.0.113.0/24", limit_exempt="198.51.100.7")
+    assert not room.limits.check(IP, [Limit("x", 0, 60)])
+    assert room.limits.check("198.51.100.7", [Limit("x", 0, 60)])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"), [(["api"], "a limit is a Limit"), (DEFAULT, r"did you mean \[Limit")]
+)
+def test_what_is_no_list_of_limits_is_said(room: Any, given: Any, reason: str) -> None:
+    """With what was meant."""
+    with pytest.raises(InvalidLimit, match=reason):
+        room.limits.check(IP, given)
 
 
 def test_a_limit_needs_its_subject(room: Any) -> None:
@@ -288,8 +360,8 @@ def test_what_many_processes_admitted_stays_small_too(make_room: Any, client: An
     room = make_room()
     key = room.keys.limits("ip", IP) + b"default"
     for age_ms in range(40):
-        charge = Charge(key, DEFAULT, 1, age_ms * 1_000)
-        Driver(room.state_wire).run(room._limits_body._charge([charge]))
+        charge = Charge(key, DEFAULT, 1, age_ms * 1_000, log=f"process {age_ms}", total=1)
+        Driver(room.state_wire).run(room._limits_body._settling.charge([charge]))
     log = read_log(client, key)
     assert sum(n for _, n in log) == 40
     assert len(log) <= 3  # they took well under two slices of 2.5 s
@@ -413,6 +485,42 @@ def test_a_refund_where_the_clock_has_stepped_back(room: Any, client: Any) -> No
     assert room.limits.peek(IP, [AUTH]).remaining == 4
 
 
+@pytest.mark.parametrize("quota", [5, 24, 25, 1_000])
+def test_what_a_reset_forgot_is_not_given_back(room: Any, quota: int) -> None:
+    """A reservation from before it gives back nothing of what was used since."""
+    limit = Limit("login", quota, 3_600)
+    held = [room.limits.reserve(IP, [limit]) for _ in range(5)]
+    room.limits.reset(IP, [limit])
+    since = [room.limits.reserve(IP, [limit]) for _ in range(5)]
+    for reservation in held:
+        room.limits.refund(reservation)
+    assert room.limits.peek(IP, [limit]).remaining == quota - 5
+    assert [room.limits.refund(one) for one in since] == [True] * 5
+    assert room.limits.peek(IP, [limit]).remaining == quota
+
+
+@pytest.mark.parametrize("quota", [20, 1_000])
+def test_hits_of_the_very_same_time_are_given_back_whole(
+    room: Any, client: Any, quota: int
+) -> None:
+    """Two reservations and a hit of one microsecond: each refund takes as much as was consumed, of whichever."""
+    limit = Limit("ties", quota, 3_600)
+    held = [room.limits.reserve(IP, [limit], cost=cost) for cost in (1, 3, 2)]
+    (key,) = logs(client)
+    at = held[1].at_us
+    if quota == 20:
+        write_log(client, key, [(at, 1), (at, 3), (at, 2)])
+    else:
+        write_log(client, key, [(at, 6)])
+    tied = [dataclasses.replace(one, at_us=at) for one in held]
+    assert room.limits.refund(tied[1])
+    assert room.limits.peek(IP, [limit]).remaining == quota - 3
+    assert room.limits.refund(tied[2])
+    assert room.limits.refund(tied[0])
+    assert room.limits.peek(IP, [limit]).remaining == quota
+    assert logs(client) == []
+
+
 # Bans, denials, events
 
 
@@ -519,13 +627,31 @@ def test_a_log_that_somebody_else_wrote_is_none(room: Any, client: Any) -> None:
         assert room.limits.check(IP, [AUTH]).remaining == 4
 
 
-def test_a_proxy_that_nobody_named_is_noticed(room: Any, caplog: Any) -> None:
-    """A thousand requests from one private address: a warning that says what to do, once."""
-    for _ in range(2_000):
-        room.limits.check("10.0.0.2", [Limit("x", 0, 60)])
+@pytest.mark.parametrize("address", ["10.0.0.2", IP, "2001:db8:1:2::/64"])
+def test_a_proxy_that_nobody_named_is_noticed(room: Any, caplog: Any, address: str) -> None:
+    """A thousand requests from one address, private or not: a warning that says what to do, once."""
+    for _ in range(2_100):
+        room.limits.check(address, [Limit("x", 0, 60)])
     (said,) = [r.getMessage() for r in caplog.records if "TRUSTED_PROXIES" in r.getMessage()]
-    assert "10.0.0.2" in said
-    assert "mode: host" in said
+    assert address in said
+    assert ("mode: host" in said) == (address == "10.0.0.2")
+
+
+def test_the_edges_of_a_public_proxy_are_noticed(room: Any, caplog: Any) -> None:
+    """They are many, so none of them sends nearly all requests; but it is known whose they are."""
+    for number in range(100):
+        room.limits.check(f"172.68.{number}.1", [DEFAULT])
+    said = [r.getMessage() for r in caplog.records if "TRUSTED_PROXIES" in r.getMessage()]
+    assert len(said) == 1
+    assert "STILLROOM_TRUSTED_PROXIES=cloudflare" in said[0]
+
+
+def test_this_machine_is_no_proxy(room: Any, caplog: Any) -> None:
+    """Where development happens nothing is said."""
+    for _ in range(2_100):
+        room.limits.check("127.0.0.1", [DEFAULT])
+        room.limits.check("::1", [DEFAULT])
+    assert not [r for r in caplog.records if "TRUSTED_PROXIES" in r.getMessage()]
 
 
 def test_a_client_is_whom_the_proxies_speak_for(make_room: Any) -> None:

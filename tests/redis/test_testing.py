@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stillroom import AUTH, AsyncStillroom, Freshness, SessionEnded, Stillroom
-from stillroom.testing import Clock
+from stillroom import (
+    AUTH,
+    AsyncStillroom,
+    Freshness,
+    SessionEnded,
+    SessionStoreUnavailable,
+    Settings,
+    Stillroom,
+)
+from stillroom.testing import Clock, TestServer, overridden
+from tests.support.guide import run_pytest
 
 APP = """
 import pytest
@@ -45,19 +54,7 @@ def test_an_app_s_suite_runs_with_one_line_in_its_conftest(tmp_path: Path) -> No
     """As a plugin, in a pytest of its own; no test sees another's keys, and none are left."""
     (tmp_path / "conftest.py").write_text(APP)
     (tmp_path / "test_app.py").write_text(TEST)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-W",
-        "error",
-        "-p",
-        "no:valkey",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "3 passed" in done.stdout, done.stdout + done.stderr
+    assert "3 passed" in run_pytest(tmp_path)
 
 
 def test_a_stale_value_is_refreshed_by_the_read_that_finds_it(
@@ -161,3 +158,131 @@ def test_a_clock_is_not_moved_back(stillroom_clock: Clock, seconds: float) -> No
     """It says what it was given."""
     with pytest.raises(ValueError, match="a clock is moved forward"):
         stillroom_clock.advance(seconds)
+
+
+# An app's own room
+
+APP_SETTINGS: dict[str, Any] = {"redis_url": "redis://127.0.0.1:1", "session_peppers": "p" * 40}
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_an_app_s_room_works_on_the_test_s_server(
+    stillroom: Stillroom, stillroom_settings: Settings, stillroom_clock: Clock, shards: int
+) -> None:
+    """Whoever got hold of a part of the room is led to the test's server, and back again afterwards."""
+    room = Stillroom(Settings(**APP_SETTINGS, shards=shards))
+    loads: list[int] = []
+    replayed: list[Any] = []
+    room.sessions.on_event.append(replayed.append)
+
+    @room.cache.cached("price:{id}", ttl=60, swr=60)
+    def price(id: int) -> int:
+        loads.append(id)
+        return len(loads)
+
+    cache, limits, sessions = room.cache, room.limits, room.sessions
+    assert [price(7), price(7)] == [1, 2]  # Redis is away
+    for first in (3, 6):
+        with overridden(room, stillroom_settings) as same:
+            assert same is room
+            assert [price(7), price(7)] == [first, first]
+            stillroom_clock.advance(61)
+            assert [price(7), price(7)] == [first, first + 1]
+            cache.set("k", first)
+            assert stillroom.cache.get("k") == room.cache.get("k") == first
+            session = sessions.create("ann")
+            assert stillroom.sessions.get(session.token) is not None
+            assert [bool(limits.check("192.0.2.1", [AUTH])) for _ in range(6)] == [True] * 5 + [
+                False
+            ]
+            stillroom_clock.advance(301)
+            sessions.rotate(session, grace=0)
+            assert sessions.get(session.token) is None
+            assert [event.kind for event in replayed][-1] == "replayed"
+            assert room.settings.namespace == stillroom_settings.namespace
+            stillroom.cache.clear()
+            stillroom_clock.advance(400)
+        assert price(7) == first + 2
+        assert cache.get("k") is None
+        assert room.settings.redis_url == "redis://127.0.0.1:1"
+    room.close()
+
+
+def test_parts_that_are_taken_during_an_override_are_led_back_too(
+    stillroom_settings: Settings,
+) -> None:
+    """A middleware is often made by the first request of the first test: it is the app's in the next one, too."""
+    room = Stillroom(Settings(**APP_SETTINGS))
+    taken: list[Any] = []
+    for _ in range(2):
+        with overridden(room, stillroom_settings):
+            taken.append((room.cache, room._limits_body, room.state, room.wire))
+    assert taken[0] == taken[1] == (room.cache, room._limits_body, room.state, room.wire)
+    room.close()
+
+
+def test_an_async_app_s_room_works_on_the_test_s_server(
+    stillroom: Stillroom, stillroom_override: Any, stillroom_clock: Clock
+) -> None:
+    """In event loops that begin and end within the test."""
+    room = AsyncStillroom(Settings(**APP_SETTINGS))
+
+    @room.cache.cached("price:{id}", ttl=60)
+    async def price(id: int) -> int:
+        return id
+
+    assert stillroom_override(room) is room
+
+    async def app(quota: int) -> None:
+        async with room:
+            assert await price(7) == 7
+            decisions = [bool(await room.limits.check("192.0.2.1", [AUTH])) for _ in range(6)]
+            assert decisions == [True] * quota + [False] * (6 - quota)
+
+    asyncio.run(app(5))
+    assert stillroom.cache.get("price:7") == 7
+    asyncio.run(app(0))
+    stillroom_clock.advance(301)
+    assert stillroom.cache.get("price:7") is None
+    asyncio.run(app(5))
+
+
+def test_a_frozen_server_is_given_up_as_fast_as_in_production(
+    stillroom: Stillroom,
+    async_stillroom: AsyncStillroom,
+    stillroom_server: TestServer,
+    stillroom_override: Any,
+) -> None:
+    """Generous deadlines are for a server that answers; a frozen one costs less than a second."""
+    stillroom.cache.set("k", 1)
+    app = stillroom_override(Stillroom(Settings(**APP_SETTINGS)))
+    app.cache.set("k", 1)
+
+    async def read() -> None:
+        async with async_stillroom as room:
+            await room.cache.set("k", 1)
+            stillroom_server.freeze()
+            assert await room.cache.get("k") is None
+
+    began = time.monotonic()
+    asyncio.run(read())
+    assert stillroom.cache.get("k") is None
+    assert app.cache.get_or_set("k", lambda: 2) == 2
+    with pytest.raises(SessionStoreUnavailable):
+        stillroom.sessions.create("ann")
+    assert time.monotonic() - began < 1
+    stillroom_server.thaw()
+    assert stillroom.cache.get("k") in (None, 1)  # the breaker may take a moment
+
+
+def test_a_server_that_a_test_left_frozen_or_dead_is_there_for_the_next(tmp_path: Path) -> None:
+    """Each test may end where it likes."""
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["stillroom.testing"]\n')
+    (tmp_path / "test_app.py").write_text(
+        "def test_a(stillroom, stillroom_server): stillroom_server.freeze()\n"
+        "def test_b(stillroom, stillroom_server):\n"
+        "    assert stillroom.cache.set('k', 1)\n"
+        "    stillroom_server.kill()\n"
+        "def test_c(stillroom): assert stillroom.cache.set('k', 1)\n"
+    )
+    assert "3 passed" in run_pytest(tmp_path)

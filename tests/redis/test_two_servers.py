@@ -34,7 +34,9 @@ def test_each_service_is_on_its_server(
     with redis.Redis.from_url(own_server.url) as cache:
         assert kinds(cache) == {"{0}", "counts", "stats"}
         assert counted(cache) == {"hits"}
-    assert kinds(client) == {"{rl", "{s..}", "abuse", "counts", "stats", "health"}
+    assert kinds(client) == {
+        *("{rl", "{s..}", "abuse", "agreed", "counts", "stats", "health", "limits"),
+    }
     assert {"limit_checks", "limit_denials", "sessions_replayed", "abuse_events"} <= counted(client)
     told = [fields[b"kind"] for _, fields in client.xrange("stillroom:abuse")]
     assert sorted(told) == [b"auth_fail", b"denied", b"session_replay"]

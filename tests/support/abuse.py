@@ -72,9 +72,9 @@ def make_group(client: Any, room: Any) -> None:
 
 def assert_bounded(client: Any) -> None:
     """Every key has an end or a length: what was counted and said runs out, and the streams are cut."""
-    streams = (b":abuse", b":abuse:log", b":abuse:aside")
+    bounded = (b":abuse", b":abuse:log", b":abuse:aside", b":agreed")
     for key in client.keys("*"):
-        if not key.endswith(streams):
+        if not key.endswith(bounded):
             assert client.ttl(key) > 0, key
 
 

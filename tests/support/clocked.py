@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom.embedded import EmbeddedServer
+from stillroom.embedded import EmbeddedServer, _binary_from_wheel
 from stillroom.leash import until
 from stillroom.wire import Server
 
@@ -28,21 +28,25 @@ def misjudge(server: Server, seconds: float) -> None:
 
 
 class ClockedServer(EmbeddedServer):
-    """redis-server under a preloaded library that moves its clock. Skips the test where it can't be had."""
+    """A server under a preloaded library that moves its clock. Skips the test where it can't be had.
 
-    def __init__(self, **options: Any) -> None:
-        binary, compiler = shutil.which("redis-server"), shutil.which("gcc")
-        if binary is None or compiler is None:
-            pytest.skip("moving a server's clock needs redis-server and gcc")
+    `binary`: redis-server, or None for the embedded one.
+    """
+
+    def __init__(self, binary: str | None = "redis-server", **options: Any) -> None:
+        given = shutil.which(binary) if binary else str(_binary_from_wheel())
+        compiler = shutil.which("gcc")
+        if given is None or compiler is None:
+            pytest.skip(f"moving a server's clock needs {binary or 'the embedded server'} and gcc")
         self._folder = folder = Path(tempfile.mkdtemp(prefix="clocked-"))
         library, offset, wrapper = folder / "shim.so", folder / "offset", folder / "server"
         subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, SHIM], check=True)
-        offset.write_bytes(bytes(8))
+        offset.write_bytes(bytes(16))
         with offset.open("r+b") as file:
-            self._offset = mmap.mmap(file.fileno(), 8)
+            self._words = mmap.mmap(file.fileno(), 16)
         wrapper.write_text(
             f"#!/bin/sh\nexport LD_PRELOAD={library} CLOCK_OFFSET_FILE={offset}\n"
-            f'exec {binary} "$@"\n'
+            f'exec {given} "$@"\n'
         )
         wrapper.chmod(0o755)
         super().__init__(binary=str(wrapper), **options)
@@ -54,9 +58,13 @@ class ClockedServer(EmbeddedServer):
 
     def set_clock(self, seconds: float) -> None:
         """Let the server's clock stand off from the machine's by this many seconds, at once."""
-        self._offset[:] = struct.pack("<q", round(seconds * 1_000_000))
+        struct.pack_into("<qq", self._words, 0, round(seconds * 1_000_000), 0)
         with redis.Redis.from_url(self.url) as client:
             until(lambda: self._is_at(client, seconds), 5.0)
+
+    def show(self, us: int) -> None:
+        """Let the server's clock stand still at this time, µs since 1970."""
+        struct.pack_into("<q", self._words, 8, us)
 
     @staticmethod
     def _is_at(client: redis.Redis, seconds: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -69,6 +70,12 @@ COMMANDS = [
     ["bans", "add", "203.0.113.50", "--for", "60s"],
     ["bans", "list"],
     ["bans", "lift", "203.0.113.50"],
+    ["bans", "add", "198.51.100.0/25", "--for", "1s"],
+    ["limits", "set", "few", "5/60s", "--for", "60s"],
+    ["limits", "set", "few", "4/60s", "--for", "60s"],
+    ["limits", "show"],
+    ["limits", "unset", "few"],
+    ["limits", "reset", "203.0.113.7", "few"],
     ["abuse", "rules"],
     ["dead-letters", "list"],
 ]
@@ -230,6 +237,8 @@ def _order_work(company: Company, room: Any, load: Any) -> None:
 
 
 def _use_sessions(room: Any, admin: Any) -> None:
+    with room.lock("import", wait=1), room.semaphore("reports", 2, wait=1) as held:
+        room.state.run(room._locks_body.renew("reports", held._token, 1.0))
     sessions = room.sessions
     first = sessions.create("u1", {"cart": []}, tags=["mobile"], max_per_user=3)
     session_time.age(admin, room, first.handle, 3_600)
@@ -250,10 +259,28 @@ def _use_sessions(room: Any, admin: Any) -> None:
     sessions.destroy_for_user("u2")
     sessions.count("u1")
     sessions.count()
+    _use_sessions_of_browsers(room)
     forgotten = sessions.create("u3", {})
     record = session_time.record_of(room, forgotten.handle)
     session_time.age(admin, room, forgotten.handle, 2 * 86_400)
     until(lambda: not admin.exists(record), "the sweep of a session that ended")
+
+
+def _use_sessions_of_browsers(room: Any) -> None:
+    """What the middlewares ask for besides."""
+    body, run = room._sessions_body, room.state.run
+    visitor = room.sessions.create(None, {"cart": []})
+    ended = room.sessions.create(None, {})
+    room.sessions.destroy(ended)
+    run(body.begin(ended.token, {}))
+    session = run(body.succeed(visitor.token, "u4", {}, device="a browser"))
+    assert run(body.log_out(session.token))
+    assert run(body.is_late(session.token))
+    session = room.sessions.create("u4", {}, device="another")
+    room.sessions.get(room.sessions.confirm(session).token, fresh=60)
+    run(body.log_out(room.sessions.create(None, {}).token, if_empty=True))
+    room.sessions.create("u5", {}, tags=["mobile"])
+    room.sessions.destroy_all()
 
 
 def _use_limits(room: Any) -> None:
@@ -263,12 +290,19 @@ def _use_limits(room: Any) -> None:
     room.limits.peek("203.0.113.8", [few])
     room.limits.refund(room.limits.reserve("203.0.113.8", [AUTH]))
     room.limits.commit(room.limits.reserve("203.0.113.8", [AUTH]))
+    room.limits.settle(room.limits.reserve("203.0.113.8", [API], cost=3), 5)
+    with room.limits.hold("203.0.113.8", [Limit("held", 2, 60, in_flight=True)]):
+        room.limits.wait("203.0.113.8", [Limit("shadow", 1, 60, shadow=True)])
     room.limits.reset("203.0.113.7", [few])
 
 
 def _use_abuse(room: Any, admin: Any) -> None:
-    """Somebody guesses passwords, and is banned for it; something else in the stream can't be read."""
+    """Somebody guesses passwords, and is banned. An event can't be read, and a killed worker has left another."""
     admin.xadd("stillroom:abuse", {"what": "no event"})
+    until(lambda: admin.xinfo_groups("stillroom:abuse"), "the workers' group", 30)
+    left = admin.xadd("stillroom:abuse", {"kind": "csrf_fail", "ip": "203.0.113.9"})
+    about = {"idle": 120_000, "force": True, "justid": True}
+    admin.xclaim("stillroom:abuse", "workers", "worker", 0, [left], **about)
     for n in range(60):
         room.abuse.report("auth_fail", ip="203.0.113.9", user=f"user{n}", route="/login")
     room.abuse.report("auth_ok", ip="203.0.113.9", user="user1")
@@ -279,6 +313,9 @@ def _use_abuse(room: Any, admin: Any) -> None:
 
 def _use_health(room: Any, admin: Any) -> None:
     until(lambda: admin.xlen("stillroom:health"), "a snapshot", 30)
+    tomorrow = f"{int(time.time() + 86_400) * 1_000}-0"  # the clock stood ahead for a moment
+    admin.xadd("stillroom:health", {"snapshot": "{}"}, id=tomorrow)
+    until(lambda: not admin.xrange("stillroom:health", tomorrow), "its end", 30)
     room.health.check()
     room.health.examine()
     room.health.history()

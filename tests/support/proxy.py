@@ -26,6 +26,9 @@ class Proxy:
         self.drip: float | None = None  # seconds between two bytes of a reply
         self.sip: float | None = None  # seconds between two pieces of a request, 64 KB each
         self.held = threading.Event()  # set when a request is being held back
+        self.cuts_next = False  # what the server answers next is lost, and the connection with it
+        self._answering = threading.Event()
+        self._answering.set()
 
     def hold_requests(self) -> None:
         self.held.clear()
@@ -33,6 +36,11 @@ class Proxy:
 
     def let_go(self) -> None:
         self._flowing.set()
+        self._answering.set()
+
+    def hold_replies(self) -> None:
+        """The server does what it is asked, and its answers are late."""
+        self._answering.clear()
 
     def __enter__(self) -> Self:
         self._start(self._accept)
@@ -45,7 +53,7 @@ class Proxy:
         trace: TracebackType | None,
     ) -> None:
         self._closed.set()
-        self._flowing.set()
+        self.let_go()
         self._listener.shutdown(socket.SHUT_RDWR)
         for sock in self._sockets:
             with contextlib.suppress(OSError):
@@ -86,6 +94,10 @@ class Proxy:
     def _replies(self, far: socket.socket, near: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := far.recv(65536):
+                self._answering.wait()
+                if self.cuts_next:
+                    self.cuts_next = False
+                    break
                 if self.drip is None:
                     near.sendall(data)
                     continue

@@ -33,6 +33,15 @@ def product(id: int) -> Product:
     return Product(id=id, version=int(database.get("db:version") or 0))
 
 
+@room.cache.cached("slow:{id}", ttl=60, swr=600)
+def slow(id: int) -> int:
+    """Takes as long as the test wants; `db:inside` says how many are at it."""
+    database.incr("db:inside")
+    database.blpop(["db:out"], timeout=10)
+    database.decr("db:inside")
+    return id + 1_000
+
+
 @async_room.cache.cached("weather:{city}", ttl=60, swr=600)
 async def weather(city: str) -> dict[str, Any]:
     await asyncio.sleep(0)

@@ -1,7 +1,8 @@
 """An operation run by hand: a test decides what happens between any two of its steps.
 
 A batch is sent one command at a time, since that is how a server may interleave it with other clients'
-commands, and its replies are handed over in a step of their own, since they may travel for a while.
+commands, and its replies are handed over in a step of their own, since they may travel for a while. What is said
+to the state's server (`On`) is one step.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from stillroom import Stillroom
 from stillroom.errors import RedisUnavailable
-from stillroom.operation import Call, Driver, Freeing, Once, Operation, Pause
+from stillroom.operation import Call, Driver, Freeing, On, Once, Operation, Pause
 
 PATIENCE = 10.0  # seconds for one command
 
@@ -20,7 +21,7 @@ class Stepper:
     """One operation of one room, and how far it has come."""
 
     def __init__(self, room: Stillroom, operation: Operation[Any]) -> None:
-        self._driver = Driver(room.wire)
+        self._driver: Driver = room.cache._driver
         self.twice = (
             False  # send each command twice, as the wire does when a connection was found dead
         )
@@ -79,7 +80,7 @@ class Stepper:
         return self._failure is not None or len(self._answers) == wanted or self.is_waiting
 
     def _perform(self) -> Any:
-        if isinstance(self.at, Call):
+        if isinstance(self.at, Call | On):
             return self._driver._take(self.at, time.monotonic() + PATIENCE)
         batch = type(self.at)([self.at[len(self._answers)]])  # its kind says how it is sent
         plain = type(batch) in (list, Once)

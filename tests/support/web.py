@@ -60,18 +60,30 @@ class Browser:
         self.port = port
         self.token = token
 
-    def get(self, path: str, method: str = "GET", headers: Mapping[str, str] = {}) -> Reply:
+    def get(
+        self,
+        path: str,
+        method: str = "GET",
+        headers: Mapping[str, str] = {},
+        body: bytes | None = None,
+    ) -> Reply:
         cookie = {"Cookie": f"{COOKIE}={self.token}"} if self.token else {}
-        reply = ask(self.port, path, method, {**cookie, **headers})
+        reply = ask(self.port, path, method, {**cookie, **headers}, body)
         if reply.token is not None:
             self.token = reply.token or None
         return reply
 
 
-def ask(port: int, path: str, method: str = "GET", headers: Mapping[str, str] = {}) -> Reply:
+def ask(
+    port: int,
+    path: str,
+    method: str = "GET",
+    headers: Mapping[str, str] = {},
+    body: bytes | None = None,
+) -> Reply:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WITHIN)
     try:
-        connection.request(method, path, headers=dict(headers))
+        connection.request(method, path, body=body, headers=dict(headers))
         got = connection.getresponse()
         return Reply(got.status, got.getheaders(), got.read())
     finally:

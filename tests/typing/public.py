@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, assert_type
 
 from pydantic import BaseModel
+from sqlalchemy.orm import Session as Session_
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
 
 from stillroom import (
     AUTH,
+    AsyncHeld,
     AsyncStillroom,
     Ban,
     CachedValue,
+    Change,
     Decision,
     Device,
+    Held,
     Limit,
     Reservation,
     Route,
@@ -22,7 +29,18 @@ from stillroom import (
     Stillroom,
 )
 from stillroom.health import Report, Snapshot
-from stillroom.web import AsyncWebSession, HealthWSGI, WebSession
+from stillroom.integrations.sqlalchemy import AfterCommit, invalidates
+from stillroom.web import (
+    Answered,
+    AsyncWebSession,
+    Header,
+    HealthWSGI,
+    WebSession,
+    fastapi,
+    flask,
+    starlette,
+)
+from stillroom.web.pages import Pages
 from stillroom.web.wsgi import App, StillroomMiddleware
 
 
@@ -91,11 +109,13 @@ async def awaiting(room: AsyncStillroom) -> None:
     assert_type(await price(7), int)
 
 
-def health(room: Stillroom) -> None:
+def health(room: Stillroom, application: App) -> None:
     assert_type(room.health.check(), Report)
     assert_type(room.health.snapshot(), Snapshot)
     assert_type(room.health.history(hours=48), list[Snapshot])
     HealthWSGI(room)
+    HealthWSGI(application, room)
+    HealthWSGI(app=application, room=room)
 
 
 def sessions(room: Stillroom) -> None:
@@ -118,7 +138,14 @@ def limits(room: Stillroom) -> None:
     assert_type(decision.headers(), dict[str, str])
     assert_type(room.limits.peek("203.0.113.7", (AUTH,)), Decision)
     assert_type(room.limits.reserve("203.0.113.7", [AUTH]), Reservation)
-    assert_type(room.limits.refund(room.limits.reserve("203.0.113.7", [AUTH])), bool)
+    held = room.limits.reserve("203.0.113.7", [AUTH])
+    assert_type(room.limits.refund(held), bool | None)
+    assert_type(room.limits.settle(held, 7), bool | None)
+    assert_type(room.limits.wait({"ip": "203.0.113.7"}, [AUTH], timeout=3), Decision)
+    assert_type(room.limits.change("api", 10, 60, 3_600), Change)
+    assert_type(room.limits.changes(), list[Change])
+    with room.limits.hold("203.0.113.7", [Limit("exports", 2, 60, in_flight=True)]) as place:
+        assert_type(place, Reservation)
     assert_type(room.limits.client("10.0.0.1", [("X-Forwarded-For", "203.0.113.7")]), str)
     assert_type(Routes([Route("/login", [AUTH], ["POST"])]).find("POST", "/login"), Route)
     Limit("mine", 5, 60, away="closed")  # type: ignore[arg-type]
@@ -127,14 +154,75 @@ def limits(room: Stillroom) -> None:
 
 async def limits_awaited(room: AsyncStillroom) -> None:
     assert_type(await room.limits.check("203.0.113.7", [AUTH]), Decision)
+    assert_type(await room.limits.wait("203.0.113.7", [AUTH]), Decision)
     assert_type(room.limits.client(None), str)
+    async with room.limits.hold("203.0.113.7", [AUTH]) as place:
+        assert_type(place, Reservation)
+
+
+@flask.limited(AUTH, count="failures", by="ip&user")
+def view(id: int) -> str:
+    return f"{id}"
+
+
+@starlette.limited(lambda request: [AUTH], by=Header("X-API-Key"), cost=lambda request: 2)
+async def endpoint(request: HTTPConnection) -> Response:
+    return Response(status_code=204)
+
+
+def limits_on_endpoints(room: AsyncStillroom) -> None:
+    assert_type(view(7), str)
+    view("seven")  # type: ignore[arg-type]
+    flask.limited("auth")  # type: ignore[arg-type]
+    starlette.limited(AUTH, by=7)  # type: ignore[arg-type]
+    starlette.limited(AUTH, count="some")  # type: ignore[arg-type]
+    fastapi.limited(AUTH, tiers=[])  # type: ignore[call-arg]
+    fastapi.limited([AUTH], by=lambda request: {"tenant": request.headers.get("X-Tenant")})
+    assert_type(Answered(200, {}).status, int)
 
 
 def abuse(room: Stillroom) -> None:
-    assert_type(room.abuse.report("auth_fail", ip="203.0.113.9", user="ann"), bool)
+    assert_type(room.abuse.report("auth_fail", ip="203.0.113.9", user="ann"), bool | None)
     assert_type(room.abuse.scan(), dict[str, Any])
     assert_type(room.abuse.ban("203.0.113.9", 600, reason="loud"), Ban)
     assert_type(room.abuse.lift("203.0.113.9"), bool)
     assert_type(room.abuse.bans(), list[Ban])
     assert_type(room.abuse.rules, tuple[Rule, ...])
     room.abuse.report("auth_fail", "203.0.113.9")  # type: ignore[call-arg]
+
+
+def locks(room: Stillroom) -> None:
+    with room.lock("import", lease=30, wait=timedelta(seconds=5)) as held:
+        assert_type(held, Held)
+        assert_type(held.fence, int)
+    assert_type(room.semaphore("reports", 3).acquire(), Held)
+    room.lock("import", leese=3)  # type: ignore[call-arg]
+    room.lock("import", wait="5m")  # type: ignore[arg-type]
+
+
+async def locks_awaited(room: AsyncStillroom) -> None:
+    async with room.lock("import") as held:
+        assert_type(held, AsyncHeld)
+
+
+def in_an_app(room: Stillroom, session: Session_) -> None:
+    @invalidates("products", "product:{id}")
+    class Row:
+        id: int
+
+    assert_type(Row(), Row)
+    AfterCommit(room).invalidate_by_tag(session, "products")
+    AfterCommit(room).watch(room)  # type: ignore[arg-type]
+
+    @Pages(room).page(ttl=60, swr=timedelta(minutes=10), tags=["product:{id}"])
+    def view(id: int) -> Product:
+        return Product(id=id)
+
+    assert_type(view(7), Product)
+    Pages(room).page(tll=60)  # type: ignore[call-arg]
+
+    @room.cache.cached("rates", memo=True, warm_every=timedelta(minutes=5))
+    def rates() -> int:
+        return 1
+
+    assert_type(rates(), int)

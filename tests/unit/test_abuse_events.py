@@ -21,7 +21,7 @@ from stillroom.abuse.event import (
 )
 from stillroom.abuse.patterns import Tally, findings, pattern_of, samples_of
 from stillroom.abuse.rules import Rule, read_rules
-from stillroom.abuse.spared import Spared
+from stillroom.exempt import Exempt
 
 NASTY = [
     "a\nERROR root: all is well",
@@ -155,24 +155,30 @@ def test_a_million_events_are_a_bounded_number() -> None:
         "2001:db8:a::/48",  # it has allowed addresses in it
         "unknown",
         "",
-        "203.0.113.0/24",
+        "192.0.0.0/8",
+        "0.0.0.0/0",
         "2001:db8::/32",
         "2001:db8:1:2::/65",
+        "203.0.113.0/33",
         "user",
     ],
 )
 def test_some_are_never_banned(subject: str) -> None:
     """Private ranges, this machine, proxies, the allowlist, what is around them, and what no ban would reach."""
-    spared = Spared(["192.0.2.64/26", "2001:db8:a:1::/64"], ["198.51.100.7"])
-    assert spared.why(subject)
+    exempt = Exempt(["192.0.2.64/26", "2001:db8:a:1::/64"], ["198.51.100.7"])
+    assert exempt.why(subject)
 
 
 @pytest.mark.parametrize(
-    "subject", ["203.0.113.9", "192.0.2.1", "2001:db8:1:2::/64", "2001:db8:1::/48"]
+    "subject",
+    [
+        *("203.0.113.9", "192.0.2.1", "2001:db8:1:2::/64", "2001:db8:1::/48"),
+        *("203.0.113.0/24", "203.0.112.0/21", "2001:db8::/32", "2001:db8:1:2::/63"),
+    ],
 )
 def test_others_may_be(subject: str) -> None:
-    """Clients of the open internet."""
-    assert Spared(["192.0.2.64/26"], ["198.51.100.7"]).why(subject) == ""
+    """Clients of the open internet, and networks of them."""
+    assert Exempt(["192.0.2.64/26"], ["198.51.100.7"]).why(subject) == ""
 
 
 def test_a_rule_counts_what_it_says() -> None:

@@ -108,6 +108,23 @@ def test_a_file_changes_and_adds(write: object) -> None:
             "rule scanner: one ip has one ip: distinct='ip' counts to 1",
         ),
         (
+            "[rules.scanner]\neach = { not_found = 3 }",
+            "rule scanner: each is of addresses: it needs distinct='ip'",
+        ),
+        (
+            "[rules.ipv6_rotation]\neach = { 'auth_fial' = 3 }",
+            "rule ipv6_rotation: each has auth_fial, which this rule does not count; "
+            "did you mean auth_fail?",
+        ),
+        (
+            "[rules.ipv6_rotation]\neach = { 'denied:a b' = 3 }",
+            "rule ipv6_rotation: each.denied:a b.[key]='denied:a b': String should match",
+        ),
+        (
+            "[rules.ipv6_rotation]\neach = { denied = 0 }",
+            "rule ipv6_rotation: each.denied=0: Input should be greater than or equal to 1",
+        ),
+        (
             "[rules.creeping_scraper]\ndistinct = 'route'",
             "rule creeping_scraper: consecutive counts windows",
         ),

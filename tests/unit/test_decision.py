@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillroom import API, AUTH, DEFAULT, Decision, Limit
-from stillroom.limits.decision import NEVER, OK, TOO_MANY, UNAVAILABLE, UNTOLD
+from stillroom.limits.decision import NEVER, OK, TOO_MANY, UNAVAILABLE, UNTOLD, headers_of
 
 NOW = 1_800_000_000_250_000
 S = 1_000_000
@@ -104,6 +104,25 @@ def test_a_remembered_denial_grows_old() -> None:
     assert decision.retry_after == 6.0
     assert decision.headers()["Retry-After"] == "6"
     assert decision.headers()["X-RateLimit-Reset"] == "1800000011"
+
+
+def test_several_decisions_are_told_as_one() -> None:
+    """What binds most comes first; a name that two share is told once, and a denial says when to come again."""
+    first = Decision((DEFAULT, API), OK, 1, NOW, [13, S, 0, S, 990, 9 * S, 0, 9 * S])
+    by_user = Decision((API,), OK, 1, NOW, [1, 60 * S, 0, 60 * S])
+    assert headers_of([first, by_user]) == {
+        "RateLimit-Policy": '"default";q=100;w=60, "api";q=1000;w=3600',
+        "RateLimit": '"api";r=10;t=9, "default";r=87;t=1',
+        "X-RateLimit-Limit": "1000",
+        "X-RateLimit-Remaining": "10",
+        "X-RateLimit-Reset": "1800000010",
+    }
+    denied = Decision((AUTH,), TOO_MANY, 1, NOW, [5, 10 * S, 10 * S, 99 * S])
+    told = headers_of([first, denied])
+    assert told["RateLimit"].startswith('"auth";r=0;t=10, ')
+    assert (told["Retry-After"], told["X-RateLimit-Limit"]) == ("10", "5")
+    assert headers_of([first]) == first.headers()
+    assert headers_of([]) == {}
 
 
 limits = st.builds(

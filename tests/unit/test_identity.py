@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillroom import Settings, SettingsError
-from stillroom.limits.identity import CROWD, Clients, Crowd
+from stillroom.limits.identity import CROWD, Clients, Crowd, forwarded_for
 from stillroom.subject import UNKNOWN, hidden, is_private, parse_address, site_of, subject_of
+from tests.support.steps import steps_of
 
 PROXY, IP = "10.0.0.2", "203.0.113.7"
 XFF = "X-Forwarded-For"
@@ -139,13 +140,71 @@ def test_the_header_is_walked_from_the_right(values: list[str], subject: str) ->
         (["for=unknown"], UNKNOWN),
         (["for=_secret"], UNKNOWN),
         (["proto=https"], UNKNOWN),
+        ([f'proto=http;host="x;for=198.51.100.1";for={IP}'], IP),
+        ([f'proto=http;host="x, for=198.51.100.1";for={IP}'], IP),
+        ([f'host="a\\\\";for={IP}'], IP),
+        ([f'host="a\\";for=198.51.100.1;b=\\"";for={IP}'], IP),
+        ([f'host="x";for=198.51.100.1;y="";for={IP}'], UNKNOWN),
+        ([f'host="x", for=198.51.100.1;y="";for={IP}'], UNKNOWN),
+        ([f'for={IP};host="for=198.51.100.1"'], IP),
+        ([f'for="198.51.100.1, for="{IP}"'], IP),
+        ([f'for=198.51.100.1", for={IP}'], IP),
+        ([f'by="x" , FOR = "{IP}:80" ;proto=https'], IP),
+        (['for="198.51.100.1'], UNKNOWN),
+        ([f'for=198.51.100.1"; for={IP}, for="10.0.0.3'], UNKNOWN),
+        (['\\"' * 10_000], UNKNOWN),
+        ([f"for={IP}," + ' for=10.0.0.3;h="\\"",' * 30 + "for=10.0.0.4"], IP),
     ],
 )
 def test_forwarded_is_walked_too_where_the_settings_say_so(values: list[str], subject: str) -> None:
-    """RFC 7239; a quote that a client opened hides nothing. The other header is not looked at."""
+    """By its grammar (RFC 7239); a quote that a client opened hides nothing. The other header is not looked at."""
     headers = [(XFF, "198.51.100.99"), *[("Forwarded", value) for value in values]]
     assert clients(proxy_header="forwarded").subject(PROXY, headers) == subject
     assert clients().subject(PROXY, headers) == "198.51.100.99"
+
+
+@pytest.mark.parametrize("header", ["cf-connecting-ip", "x-real-ip"])
+@pytest.mark.parametrize(
+    ("values", "subject"),
+    [
+        ([IP], IP),
+        ([f"{IP}:80"], IP),
+        (["2001:db8:1:2::9"], "2001:db8:1:2::/64"),
+        ([], PROXY),
+        ([IP, "198.51.100.1"], UNKNOWN),
+        ([f"198.51.100.1, {IP}"], UNKNOWN),
+        (["junk"], UNKNOWN),
+        ([""], UNKNOWN),
+    ],
+)
+def test_a_header_of_one_address_is_believed_from_a_proxy(
+    header: str, values: list[str], subject: str
+) -> None:
+    """Only if it holds one: a second one is a client's. From anybody else it is not looked at."""
+    headers = [(XFF, "198.51.100.99"), *[(header.title(), value) for value in values]]
+    assert clients(proxy_header=header).subject(PROXY, headers) == subject
+    assert clients(proxy_header=header).subject(IP, headers) == IP
+    assert clients().subject(PROXY, headers) == "198.51.100.99"
+
+
+def test_the_networks_of_a_public_proxy_have_a_name() -> None:
+    """`cloudflare` stands for what its operator publishes; a name that nobody knows is said."""
+    trusting = clients(trusted_proxies="cloudflare, 10.0.0.0/8", proxy_header="cf-connecting-ip")
+    named = [("CF-Connecting-IP", IP)]
+    assert trusting.subject("172.68.1.1", named) == IP
+    assert trusting.subject("2606:4700::1", named) == IP
+    assert trusting.subject(PROXY, named) == IP
+    assert trusting.subject("198.51.100.7", named) == "198.51.100.7"
+    with pytest.raises(SettingsError, match=r"did you mean cloudflare\?"):
+        clients(trusted_proxies="cloudflair")
+
+
+def test_reading_forwarded_takes_time_by_its_length() -> None:
+    """Quotes that nobody closed are looked at once."""
+    few, many = (
+        steps_of(lambda n=n: list(forwarded_for('\\"' * n + ';"' * n))) for n in (1_000, 4_000)
+    )
+    assert many <= 5 * few
 
 
 def test_a_proxy_may_come_through_a_socket_file() -> None:

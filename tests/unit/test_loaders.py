@@ -116,7 +116,8 @@ def test_a_type_that_cannot_be_found_is_named(room: Stillroom) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs"), [((), {}), ((1, 2, 3), {}), ((1,), {"id": 2}), ((1,), {"x": 2})]
+    ("args", "kwargs"),
+    [((), {}), ((1, 2, 3), {}), ((1,), {"id": 2}), ((1,), {"x": 2}), ((), {"id": 1, "x": 2})],
 )
 def test_a_wrong_call_is_the_same_type_error(room: Stillroom, args: Any, kwargs: Any) -> None:
     """As if the function itself had been called."""

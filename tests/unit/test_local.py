@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stillroom import AUTH, DEFAULT, STATIC, Limit
-from stillroom.limits.decision import NEVER, OK, TOO_MANY, UNAVAILABLE, UNTOLD
+from stillroom.keys import Keys
+from stillroom.limits import neighbours
+from stillroom.limits.decision import NEVER, OK, TOO_MANY, UNTOLD
 from stillroom.limits.local import LocalLimits
+from stillroom.limits.neighbours import TOGETHER
 
 S = 1_000_000
 KEY, OTHER = b"one", b"other"
@@ -72,15 +76,16 @@ def test_a_cost_over_the_share_waits_and_one_over_the_quota_never_fits() -> None
 
 
 def test_memory_is_bounded() -> None:
-    """However many addresses: no more logs than may be. Strict ones refuse who is new, others let them through."""
+    """However many addresses: no more logs than may be. Strict limits count who is new with others."""
     limits = local(most=100, known=100)
     for n in range(20_000):
         key = b"%d" % n
-        assert take(limits, key, AUTH, n) == (OK if n < 50 else UNAVAILABLE)
+        assert take(limits, key, AUTH, n) in ((OK,) if n < 50 else (OK, TOO_MANY))
         assert take(limits, key + b"d", DEFAULT, n) == OK
         limits.remember([key, key + b"d"], [1, 1, 0, 1] * 2, n)
         assert len(limits.logs) <= 100
     assert len(limits._known) <= 100
+    assert sum(map(len, limits._neighbours._together)) <= 3 * TOGETHER
     assert take(limits, b"1", AUTH, 20_000) == OK  # it is known, and not over its share
 
 
@@ -89,8 +94,102 @@ def test_what_is_over_makes_room() -> None:
     limits = local(most=10)
     for n in range(10):
         assert take(limits, b"%d" % n, AUTH, 0) == OK
-    assert take(limits, b"new", AUTH, 299 * S) == UNAVAILABLE
-    assert take(limits, b"new", AUTH, 301 * S) == OK
+    take(limits, b"new", AUTH, 299 * S)
+    assert b"new" not in limits.logs
+    take(limits, b"other", AUTH, 301 * S)
+    assert b"other" in limits.logs
+
+
+def key_of(ip: str, limit: Limit = AUTH, kind: str = "ip", more: str = "") -> bytes:
+    return Keys("ns").limits(kind, ip + more) + limit.name.encode()
+
+
+def crowd(name: str) -> list[str]:
+    """8,192 clients of one attacker, by what he has."""
+    return {
+        "a /48": [f"2001:db8:1:{n:x}::/64" for n in range(8_192)],
+        "a /32": [f"2001:db8:{n:x}::/64" for n in range(8_192)],
+        "a /16 of IPv4": [f"203.0.{n // 256}.{n % 256}" for n in range(8_192)],
+        "a hundred /16": [f"203.{n % 100}.{n // 100}.1" for n in range(8_192)],
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["a /48", "a /32", "a /16 of IPv4", "a hundred /16"])
+@pytest.mark.parametrize("kind", ["ip", "ip&user"])
+def test_nobody_fills_the_table_for_all_others(name: str, kind: str) -> None:
+    """An attacker tries passwords from each address he has. Others log in, and have their own five tries."""
+    more = "&somebody" if kind == "ip&user" else ""
+    limits = local(most=5_000)
+    for n, ip in enumerate(crowd(name)):
+        take(limits, key_of(ip, kind=kind, more=more), AUTH, n)
+    assert len(limits.logs) <= 5_000
+    for ip in ("198.51.100.7", "192.0.2.1", "2a02:8108:1:2::/64", "2003:db:1::/64"):
+        tries = [take(limits, key_of(ip, kind=kind, more=more), AUTH, 10_000) for _ in range(7)]
+        assert tries == [OK] * 5 + [TOO_MANY] * 2
+    for ip in ("198.51.101.7", "2a02:8109:1:2::/64"):  # and nobody is admitted for nothing
+        assert take(limits, key_of(ip), AUTH, 10_000, cost=6) == TOO_MANY
+
+
+def test_who_finds_no_room_is_counted_with_his_neighbours() -> None:
+    """Those of one network share one quota; those of others do not. A refund gives back to all of them."""
+    limits = local(most=2_000)
+    for n in range(2_000):
+        take(limits, key_of(f"20.{n // 250}.{n % 250}.1"), AUTH, 0)
+    tries = [take(limits, key_of(f"198.51.100.{n}"), AUTH, 1) for n in range(7)]
+    assert tries == [OK] * 5 + [TOO_MANY] * 2
+    assert limits.decide([key_of("198.51.100.9")], [AUTH], 1, 1, take=False)[0] == TOO_MANY
+    assert take(limits, key_of("198.51.101.1"), AUTH, 1) == OK
+    other = Limit("other", 1, 60, away="strict")
+    assert take(limits, key_of("198.51.100.1", other), other, 1) == OK
+    status, _ = limits.decide([key_of("192.0.2.1")], [AUTH], 5, 1, take=True, id="r")
+    assert status == OK
+    assert take(limits, key_of("192.0.2.2"), AUTH, 1) == TOO_MANY
+    assert limits.refund("r") is True
+    assert take(limits, key_of("192.0.2.2"), AUTH, 1) == OK
+    users = [Keys("ns").limits("user", f"{n:022d}") + b"auth" for n in range(50)]
+    assert [take(limits, user, AUTH, 1) for user in users].count(OK) > 40
+    assert not any(charge.key in users for charge in limits.owed(2, users, 5_000))
+
+
+def test_what_is_counted_together_is_bounded() -> None:
+    """With the wider network, and at last with everybody, where there are too many networks."""
+    limits = local(most=1)
+    for n in range(3 * TOGETHER):
+        take(limits, key_of(f"{n // 250}.{n % 250}.1.1"), AUTH, n)
+        limit = Limit(f"l{n}", 1, 60, away="strict")
+        take(limits, key_of("192.0.2.1", limit), limit, n)
+    sizes = list(map(len, limits._neighbours._together))
+    assert max(sizes) <= TOGETHER
+    assert (
+        take(limits, key_of("250.1.1.1"), AUTH, 400 * S) == OK
+    )  # what is over makes room here too
+
+
+def test_a_network_has_room_again_when_its_logs_are_gone() -> None:
+    """Told to Redis, over or forgotten: nothing of them is counted any more."""
+    limits = local(most=2_000)
+    keys = [key_of(f"2001:db8:1:{n:x}::/64") for n in range(300)]
+    for key in keys:
+        take(limits, key, AUTH, 0)
+    assert len(limits.logs) == 256
+    limits.forget(keys[:100])
+    limits.settle(limits.owed(1, most=5_000), 1, told=True)
+    assert not limits.logs
+    assert not limits._neighbours._counts
+    take(limits, key_of("2001:db8:1:ffff::/64"), AUTH, 2)
+    assert len(limits.logs) == 1
+
+
+@pytest.mark.parametrize(
+    "key", [b"", b"x", b"ns:{rl:ip:unknown}:a", b"ns:{rl:ip:1:2}:a", b"ns:{rl:ip:\xff::}:a"]
+)
+def test_a_name_without_a_network_has_neighbours_too(key: bytes) -> None:
+    """Whatever it looks like."""
+    found = neighbours.Neighbours(10)
+    assert found.have_room(key)
+    found.count(key, 1)
+    found.count(key, -1)
+    assert found.log(key, AUTH, 0) is found.log(key, AUTH, 0)
 
 
 def test_what_was_admitted_is_owed_once() -> None:
@@ -129,29 +228,164 @@ def test_what_has_left_its_window_is_not_owed() -> None:
     assert len(limits.logs) == 0
 
 
+def reserve(limits: LocalLimits, key: bytes, limit: Limit, now: int, id: str, cost: int = 1) -> int:
+    return limits.decide([key], [limit], cost, now, take=True, id=id)[0]
+
+
+def used(limits: LocalLimits, key: bytes, limit: Limit, now: int) -> int:
+    return limits.decide([key], [limit], 1, now, take=False)[1][0]
+
+
 def test_a_reservation_is_refunded_once() -> None:
-    """To the log it came from, what it took; a held one is let go once."""
+    """Its own hits, and no others; a held one is let go once."""
     limits = local()
     take(limits, KEY, AUTH, 0)
-    take(limits, KEY, AUTH, S, cost=3)
-    limits.hold("r")
-    assert limits.let_go("r") is True
-    assert limits.refund([KEY, OTHER], 3, S) is True
-    assert limits.let_go("r") is False
-    assert limits.decide([KEY], [AUTH], 1, 2 * S, take=False)[1][0] == 1
+    assert reserve(limits, KEY, AUTH, S, "r", cost=3) == OK
+    assert reserve(limits, KEY, AUTH, S, "s") == OK
+    assert limits.let_go("s") is True
+    assert (limits.refund("s"), limits.let_go("s")) == (False, False)
+    assert limits.refund("r") is True
+    assert (limits.refund("r"), limits.let_go("r")) == (False, False)
+    assert used(limits, KEY, AUTH, 2 * S) == 2
 
 
-def test_what_redis_is_told_is_not_refunded() -> None:
-    """While it is on its way, and after: a refund that did nothing does not say that it did, and owes no less."""
+def test_what_redis_is_told_is_not_refunded_here() -> None:
+    """On its way, not known to have arrived, or told: only Redis can give it back."""
     limits = local()
-    take(limits, KEY, AUTH, 0)
+    reserve(limits, KEY, AUTH, 0, "on its way")
     charges = limits.owed(S)
-    take(limits, KEY, AUTH, S)
-    assert limits.refund([KEY], 1, 0) is False
+    assert [one.id for one in charges[0].reserved] == ["on its way"]
+    assert charges[0].hits == 0
+    reserve(limits, KEY, AUTH, S, "later")
+    assert limits.refund("on its way") is None
+    limits.settle(charges, S, told=False)
+    assert limits.refund("later") is True
+    charges = limits.owed(S)
+    assert [one.hits for one in charges[0].reserved] == [1]
     limits.settle(charges, S, told=True)
-    assert [charge.hits for charge in limits.owed(S)] == [1]
-    limits.settle(charges, S, told=True)
-    assert limits.refund([KEY], 1, 0) is False
+    assert (limits.owed(S), len(limits.logs)) == ([], 0)
+    assert used(limits, KEY, AUTH, 2 * S) == 1
+
+
+@pytest.mark.parametrize(("cost", "left"), [(0, 0), (1, 1), (3, 3), (9, 9)])
+def test_what_was_reserved_here_is_settled_here(cost: int, left: int) -> None:
+    """Less is given back, more is added, whatever the share says; once. What is charged is what it cost at last."""
+    limits, limit = local(), Limit("tokens", 5, 60)
+    assert reserve(limits, KEY, limit, 0, "r", cost=3) == OK
+    assert limits.refund("r", cost) is True
+    assert limits.refund("r", 1) is False
+    assert used(limits, KEY, limit, S) == min(left, 5)
+    (charge,) = limits.owed(2 * S) or [None]
+    assert (charge is None) == (left == 0)
+    if charge is not None:
+        assert charge.hits + sum(one.hits for one in charge.reserved) == left
+
+
+def test_places_are_given_back_and_the_other_limits_of_a_request_stay_consumed() -> None:
+    """A request is over: what it had in flight is free, what it was counted for is not."""
+    limits, place = local(), Limit("place", 1, 60, in_flight=True)
+    both: dict[str, Any] = {"cost": 1, "take": True}
+    assert limits.decide([KEY, OTHER], [place, AUTH], now=0, id="r", **both)[0] == OK
+    assert limits.decide([KEY, OTHER], [place, AUTH], now=1, id="s", **both)[0] == TOO_MANY
+    assert limits.refund("r", 0, {KEY}) is True
+    assert (used(limits, KEY, place, S), used(limits, OTHER, AUTH, S)) == (0, 1)
+    assert limits.decide([KEY, OTHER], [place, AUTH], now=S, id="t", **both)[0] == OK
+
+
+def test_a_limit_in_shadow_is_open() -> None:
+    """Nothing is counted of it here, nobody is denied for it, and nothing of it is owed."""
+    limits, shadow = local(), Limit("shadow", 1, 60, shadow=True)
+    for n in range(3):
+        status, said = limits.decide([KEY, OTHER], [shadow, AUTH], 1, n, take=True)
+        assert (status, said[:4]) == (OK, UNTOLD)
+    assert [charge.key for charge in limits.owed(S)] == [OTHER]
+
+
+def test_many_reservations_in_one_log_share_its_entries() -> None:
+    """The first hundred can be refunded here; the log of a large quota stays small."""
+    limits, limit = local(), Limit("many", 1_000, 3_600)
+    for n in range(1_000):
+        assert reserve(limits, KEY, limit, n, str(n)) == OK
+    assert reserve(limits, KEY, limit, 1_000, "over") == TOO_MANY
+    assert limits.refund("7") is True
+    assert limits.refund("999") is None
+    (charge,) = limits.owed(1_000)
+    assert len(charge.reserved) == 99
+    assert charge.hits == 900
+
+
+# What was settled
+
+
+@given(st.lists(st.sampled_from(["take", "outage ends", "charge fails", "later"]), max_size=60))
+def test_flapping_admits_no_more_than_one_outage(acts: list[str]) -> None:
+    """However often Redis comes and goes in one window: the share, and not once more for each time."""
+    limits, now, admitted, charged = local(processes=2), 0, 0, 0
+    limits.remember([KEY], [0, 0, 0, 0], now)
+    for act in acts:
+        now += 1_000
+        if act == "take":
+            admitted += take(limits, KEY, AUTH, now) == OK
+        elif act == "later":
+            now += S
+        elif charges := limits.owed(now):
+            charged += sum(charge.hits for charge in charges) if act == "outage ends" else 0
+            limits.settle(charges, now, told=act == "outage ends")
+    assert admitted <= 2
+    assert charged <= admitted
+
+
+def test_what_was_charged_counts_with_what_others_did() -> None:
+    """Redis says after the charge what all processes have used: no more than is left there, or of the own share."""
+    limits, limit = local(processes=2), Limit("ten", 10, 60)
+    for n in range(4):
+        assert take(limits, KEY, limit, n) == OK
+    limits.settle(limits.owed(4), 4, told=True)
+    limits.remember([KEY], [8, 0, 0, 60 * S], 4, 1)
+    assert take(limits, KEY, limit, 5) == OK
+    assert (
+        take(limits, KEY, limit, 5) == TOO_MANY
+    )  # one is left of the own share, two are of the whole quota
+    assert take(limits, KEY, limit, 61 * S) == OK
+
+
+def test_a_reply_that_was_overtaken_is_not_believed() -> None:
+    """The server's clock orders the replies to calls that overlapped; of others this process knows."""
+    for sent, expected in ((5, 4), (15, 1)):
+        limits = local()
+        limits.remember([KEY], [4, 0, 0, 300 * S], 10, 5 * S, 0)
+        limits.remember([KEY], [1, 0, 0, 300 * S], 20, 5 * S - 1, sent)
+        assert used(limits, KEY, AUTH, 21) == expected
+
+
+def test_what_redis_is_being_asked_for_counts() -> None:
+    """Another thread's check may be admitted: nobody here knows yet. Its own request is not among them."""
+    limits = local()
+    flying = [((KEY,), 3), ((OTHER,), 5), ((KEY, OTHER), 1)]
+    outcomes = [limits.decide([KEY], [AUTH], 1, n, take=True, flying=flying)[0] for n in range(3)]
+    assert outcomes == [OK, TOO_MANY, TOO_MANY]
+    assert take(limits, KEY, AUTH, 3) == OK
+
+
+def test_two_windows_of_one_name_keep_their_hits() -> None:
+    """What the shorter one does not count it does not drop; what Redis said of one says nothing of the other."""
+    limits = local()
+    long, short = Limit("login", 5, 3_600), Limit("login", 100, 1)
+    names = {long: KEY, short: KEY + b"@1"}
+
+    def takes(limit: Limit, now: int) -> bool:
+        known = [names[limit]]
+        return limits.decide([KEY], [limit], 1, now, take=True, known=known)[0] == OK
+
+    admitted = 0
+    for n in range(20):
+        admitted += takes(long, n * 10 * S)
+        takes(short, n * 10 * S + 1)
+    assert admitted == 3  # its own, and what the other one was admitted, are five
+    limits = local()
+    limits.remember([names[short]], [1, 0, 0, S], 0)
+    limits.remember([names[long]], [4, 0, 0, 3_600 * S], 0)
+    assert [takes(long, 1), takes(long, 2), takes(short, 3)] == [True, False, True]
 
 
 def test_a_child_process_owes_nothing() -> None:

@@ -90,6 +90,32 @@ def test_a_pruned_table_decides_the_same_or_asks() -> None:
             assert by_young is full.verdict(entry(stamp, tag)) or by_young is Verdict.ASK
 
 
+def test_a_pruned_table_still_knows_the_tags_that_were_asked_for() -> None:
+    """A tag is asked for once: pruning forgets only those whose marks it drops."""
+    pairs = [(b"t:%d" % n, n + 1_001) for n in range(50)]
+    marks = extended(Marks(EPOCH), rows(*pairs, (b"~e1", 1_100)), [], b"e1.1100", 51)
+    tags = [b"quiet", b"hard", b"soft", b"both"]
+    scores = [None, b"1100", *(None, None), *(b"10", None), *(None, b"10"), *(b"1090", b"10")]
+    assert marks.answer(tags, scores, 1_100)
+    young = marks.pruned(40)
+    assert young.asked == {b"quiet"}
+    for stamp in (5, 15, 1_040, 1_095):
+        for tag in (*tags, b"49"):
+            by_young = young.verdict(entry(stamp, tag))
+            assert by_young is marks.verdict(entry(stamp, tag)) or by_young is Verdict.ASK
+
+
+def test_the_tags_that_were_asked_for_are_bounded() -> None:
+    """A process that has met more tags than it may remember forgets them and asks again."""
+    marks = extended(Marks(EPOCH), rows((b"t:x", 29), (b"~e1", 30)), [], b"e1.30", 2)
+    tags = [b"%d" % n for n in range(11)]
+    assert marks.answer(tags, [None, b"30", *[None] * 22], 30)
+    young = marks.pruned(10)
+    assert not young.asked
+    assert young.verdict(entry(5, b"1")) is Verdict.ASK
+    assert young.pruned(10) is young
+
+
 def test_a_glob_names_every_key_it_matches() -> None:
     """Also for a process that was told of the globs apart, because its marks did not reach that far."""
     entries = [entry(5), entry(15)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit, Route, Routes
-from stillroom.limits.routes import normalized
+from stillroom.limits.routes import below, resolved
+from stillroom.limits.template import Template, could_meet
+from tests.support.steps import steps_of
 
+SEARCH = Limit("search", 3, 300)
 TABLE = Routes(
     [
         Route("/login", [AUTH], ["POST"]),
@@ -36,15 +40,16 @@ TABLE = Routes(
         ("GET", "/static/a/b/c.css", "/static/{path:path}"),
         ("GET", "/static", "/static/{path:path}"),
         ("GET", "/statics", "/{path:path}"),
-        ("OPTIONS", "/product/7", "/{path:path}"),
+        ("OPTIONS", "/product/7", "/product/{id}"),
         ("OPTIONS", "/upload", "/upload"),
+        ("OPTIONS", "/login", "/{path:path}"),
         ("PURGE", "/health", "/health"),
         ("GET", "/", "/{path:path}"),
         ("GET", "/a\nb", "/{path:path}"),
     ],
 )
 def test_a_request_has_the_limits_of_its_template(method: str, path: str, template: str) -> None:
-    """The first that fits; HEAD counts as GET, OPTIONS only where it is named, all else by default."""
+    """The first route that fits has the limits; HEAD counts as GET, and a route without methods takes all."""
     assert TABLE.find(method, path).template == template
 
 
@@ -61,18 +66,84 @@ def test_what_no_route_names_has_the_default() -> None:
     [
         "/login/", "//login", "/./login", "/x/../login", "/%6cogin", "/%6Cogin", "/login?next=/", "/login#x",
         "/%2e/login", "/a/%2E%2e/login", "/login//", "/../login", "///./login/.", "login", "/%2flogin", "/login%2f",
+        "/login\n", "/login \r\n", "/login\x00", "/login\x00.css", "/LOGIN", "/Login\n", "/lo\u017fin/../login",
+        "/login;x=1", "/;v=1/login", "\\login", "/x/..\\login", "/login%0a", "/login%00", "/login%3F",
+        "//login;a?b", "/login\u2028", "/login\x85", "/login\t",
     ],
 )  # fmt: skip
 def test_no_variant_of_a_path_escapes_its_limit(variant: str) -> None:
-    """Slashes, dots, escapes in either case."""
-    assert TABLE.find("POST", variant).limits == (AUTH,)
-    assert TABLE.find("post", variant).limits == (AUTH,)
+    """Whatever a server might take for the path is charged its limits."""
+    assert AUTH in TABLE.find("POST", variant).limits
+    assert AUTH in TABLE.find("post", variant).limits
+    mounted = f"/app{variant}" if variant.startswith("/") else f"/app/{variant}"
+    assert AUTH in TABLE.find("POST", below("/app", mounted), mounted).limits
+    assert AUTH in TABLE.find("POST", mounted.removeprefix("/app"), mounted).limits
 
 
-@given(st.text(alphabet="/.%2eEfF5cClogin?#\x00é{}", max_size=40))
-def test_any_path_has_one_spelling(path: str) -> None:
-    """Normalizing never fails, and leaves nothing that could be read in another way."""
-    plain = normalized(path)
+def test_a_path_that_can_be_read_in_two_ways_is_charged_for_both() -> None:
+    """A route without limits, or with more of them, is no way around another's."""
+    table = Routes(
+        [
+            Route("/free", []),
+            Route("/search/{words}", [SEARCH], cost=3),
+            Route("/static/{path:path}", [STATIC]),
+        ]
+    )
+
+    def names(path: str) -> set[str]:
+        return {limit.name for limit in table.find("GET", path).limits}
+
+    assert names("/search/?tea") == {"search"}
+    assert names("/search/#tea") == {"search"}
+    assert names("/search/a%2Fb") == {"search"}
+    assert names("/other/../free") == {"default"}
+    assert names("/static/../search/x") == {"static", "search"}
+    assert table.find("GET", "/static/../search/x").cost == 3
+    assert names("/other/../static/x") == {"default", "static"}
+    assert names("/free") == set()
+    assert names("/static/../unknown") == names("/static/..%2Funknown") == {"default", "static"}
+    assert names("/static/..\\unknown") == {"default", "static"}
+    assert names("/static/a..b/..c") == {"static"}
+
+
+def test_of_two_limits_of_one_name_the_stricter_is_charged() -> None:
+    """They share a log, so they can't be charged both."""
+    table = Routes([Route("/a", [Limit("x", 10, 60)]), Route("/b/{p:path}", [Limit("x", 2, 60)])])
+    assert table.find("GET", "/b/../a").limits == (Limit("x", 2, 60),)
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "template"),
+    [
+        ("/api", "/api/login", "/login"),
+        ("/api", "/login", "/login"),
+        ("/api", "/api/login/", "/login"),
+        ("/api", "/apis/login", "/{path:path}"),
+        ("/api", "/api", "/{path:path}"),
+        ("/api/", "/api/login", "/{path:path}"),
+        ("/shop", "/shop/mounted", "/shop/mounted"),
+    ],
+)
+def test_a_path_is_read_below_what_the_app_is_mounted_under(
+    root: str, path: str, template: str
+) -> None:
+    """Servers differ in whether the path includes that; a template that does is found too."""
+    table = Routes([Route("/login", [AUTH]), Route("/shop/mounted", [AUTH])])
+    assert table.find("GET", below(root, path), path).template == template
+
+
+def test_a_path_below_a_root_is_as_starlette_cuts_it() -> None:
+    """Only between two parts of a path, and once."""
+    assert below("/api", "/api/api/x") == "/api/x"
+    assert below("/api", "/apix") == "/apix"
+    assert below("", "/x") == "/x"
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="/.%2eEfF5cClogin?#\x00é{};\\\n", max_size=40))
+def test_any_path_has_limits(path: str) -> None:
+    """Looking a path up never fails, and resolving it leaves nothing that could be read in another way."""
+    plain = resolved(path)
     assert plain.startswith("/")
     assert "//" not in plain
     assert not {"..", "."} & set(plain.split("/"))
@@ -86,11 +157,27 @@ def test_any_path_has_one_spelling(path: str) -> None:
         ({"template": 7}, "begins with /"),
         ({"template": "/a/{id"}, "braces do not match"),
         ({"template": "/a/}id{"}, "braces do not match"),
-        ({"template": "/a/{id:int}"}, "is no field"),
+        ({"template": "/a/{id:int}"}, r"is no field.*did you mean {id}\?"),
+        ({"template": "/a/<int:id>"}, r"did you mean /a/{id}\?"),
+        ({"template": "/a/<path:rest>"}, r"did you mean /a/{rest:path}\?"),
+        ({"template": "/a/<any(x, y):id>.html"}, r"did you mean /a/{id}.html\?"),
+        ({"template": "/a/:id/b"}, r"did you mean /a/{id}/b\?"),
+        ({"template": "/a/:id(\\d+)"}, r"did you mean /a/{id}"),
+        ({"template": r"^/a/(?P<id>\d+)$"}, "begins with /"),
+        ({"template": r"/a/(?P<id>\d+)$"}, "did you mean|has no meaning"),
+        ({"template": "/a/*"}, "%2A"),
+        ({"template": "/a?b={c}"}, "%3F"),
+        ({"template": "/a/[id]"}, "%5B"),
+        ({"template": "/a/{id}/{id}"}, "two fields called id"),
+        ({"template": "/a/{id}-{id}"}, "two fields called id"),
         ({"template": "/a/{}"}, "is no field"),
         ({"template": "/a/x{p:path}"}, "stands alone"),
         ({"methods": ["get"]}, "in capitals"),
         ({"cost": -1}, "cost is a whole number"),
+        ({"limits": ["api"]}, "a limit is a Limit"),
+        ({"limits": API}, r"did you mean \[Limit"),
+        ({"limits": "api"}, "limits are a list"),
+        ({"count": "failure"}, r"did you mean failures\?"),
     ],
 )
 def test_what_is_no_route_is_said(fields: dict[str, Any], reason: str) -> None:
@@ -105,3 +192,96 @@ def test_literal_parts_are_no_patterns() -> None:
     assert table.find("GET", "/a.b").limits == (AUTH,)
     assert table.find("GET", "/axb").limits == (DEFAULT,)
     assert table.find("GET", "/cA").limits[0].name == "a"
+
+
+def test_a_table_holds_routes() -> None:
+    """What else is given is said when the table is made."""
+    with pytest.raises(InvalidLimit, match="Routes holds Route"):
+        Routes(["/login"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("template", "path", "fits"),
+    [
+        ("/{y}-{m}-{d}.html", "/2026-11-27.html", True),
+        ("/{y}-{m}-{d}.html", "/2026-11.html", False),
+        ("/{y}-{m}-{d}.html", "/-----.html", True),
+        ("/{y}-{m}-{d}.html", "/----.html", False),
+        ("/{a}{b}", "/x", False),
+        ("/{a}{b}", "/xy", True),
+        ("/a{x}a", "/a", False),
+        ("/a{x}a", "/aa", False),
+        ("/a{x}a", "/aaa", True),
+        ("/{p:path}", "/", True),
+        ("/{p:path}/z", "/z", True),
+        ("/{p:path}/z", "/a/b/z", True),
+        ("/{p:path}/z", "/a/b/z/c", False),
+        ("/a/{p:path}/b/{q:path}/c", "/a/x/b/b/y/c", True),
+        ("/a/{p:path}/b/{q:path}/c", "/a/b/c", True),
+        ("/a/{p:path}/b/{q:path}/c", "/a/c", False),
+        ("/{p:path}/a/a/{q:path}", "/a/x/a/a", True),
+        ("/{p:path}/a/a", "/a/a/a", True),
+        ("/a", "/a/", True),
+        ("/a", "//a", False),
+        ("/a/{x}", "/a//", False),
+        ("/", "/", True),
+        ("/", "", True),
+    ],
+)
+def test_a_template_fits(template: str, path: str, fits: bool) -> None:
+    """A field has at least one character, a {…:path} any number of parts."""
+    assert Template(template).fits(path) == fits
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["{%}", "a", "-", "b"]), min_size=1, max_size=6),
+    st.text(alphabet="ab-", max_size=12),
+)
+def test_a_template_fits_what_its_regular_expression_would(parts: list[str], text: str) -> None:
+    """Looking for the leftmost place of each literal finds all that trying every place would."""
+    template = "/" + "".join(part.replace("%", f"x{n}") for n, part in enumerate(parts))
+    pattern = "".join("[^/]+" if part == "{%}" else re.escape(part) for part in parts)
+    assert Template(template).fits(f"/{text}") == bool(re.fullmatch(pattern, text))
+
+
+@pytest.mark.parametrize(
+    ("template", "piece"),
+    [
+        ("/{year}-{month}-{day}.html", "-"),
+        ("/{a}{b}{c}{d}", "x"),
+        ("/x{a}x{b}x{c}x{d}x", "x"),
+        ("/{p:path}/a/b/{q:path}/c/{r:path}/d", "/a"),
+        ("/{p:path}/a/a/a/{q:path}/a/a/b", "/a"),
+        ("/{p:path}/{a}-{b}/{q:path}/{c}-{d}/z", "/-"),
+        ("/login", "/.."),
+        ("/login", "%25"),
+        ("/login", ";a"),
+        ("/login", "//"),
+    ],
+)
+def test_matching_is_linear_in_the_length_of_a_path(template: str, piece: str) -> None:
+    """A path that is four times as long takes at most five times the steps: nothing is tried again and again."""
+    table = Routes([Route(template, [AUTH])])
+    few, many = (steps_of(lambda n=n: table.find("GET", "/" + piece * n)) for n in (1_000, 4_000))
+    assert many <= 5 * few
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [
+        ("/login", "/login", True),
+        ("/login", "/logout", False),
+        ("/login", "/{name}", True),
+        ("/a/{x}", "/a", False),
+        ("/a/{x}.html", "/a/{y}.json", False),
+        ("/a/v{x}", "/a/{y}1", True),
+        ("/{p:path}", "/a/b", True),
+        ("/a/{p:path}", "/b/{q:path}", False),
+        ("/a/{p:path}/z", "/{q:path}/b/{r}", True),
+    ],
+)
+def test_two_templates_could_meet(one: str, other: str, meet: bool) -> None:
+    """Whether some path could fit both."""
+    assert could_meet(Template(one).parts, Template(other).parts) == meet
+    assert could_meet(Template(other).parts, Template(one).parts) == meet

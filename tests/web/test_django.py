@@ -10,9 +10,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import django
 import pytest
-from django.conf import settings as django_settings
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
 from django.core.cache import caches
@@ -24,27 +22,26 @@ from django.urls import path
 from django.utils.safestring import SafeString, mark_safe
 from django.views.decorators.cache import cache_page
 
-from stillroom import RedisUnavailable, SettingsError, Stillroom
+from stillroom import (
+    DEFAULT,
+    RedisUnavailable,
+    Routes,
+    SessionDataRefused,
+    SettingsError,
+    Stillroom,
+    ValueTooLarge,
+)
 from stillroom.codec import Unencodable
 from stillroom.web.django import room as room_of_django
 from stillroom.web.django.sessions import SessionStore
+from stillroom.web.django.views import fresh
+from stillroom.web.wsgi import StillroomMiddleware
 from tests.support.crowd import PATIENT
+from tests.support.django_project import configure
 from tests.support.sessions import age
-from tests.support.web import COOKIE, Browser, serving_wsgi
+from tests.support.web import Browser, serving_wsgi
 
-if not django_settings.configured:
-    django_settings.configure(
-        ROOT_URLCONF=__name__,
-        ALLOWED_HOSTS=["*"],
-        SESSION_ENGINE="stillroom.web.django.sessions",
-        SESSION_COOKIE_NAME=COOKIE,
-        SESSION_COOKIE_SECURE=True,
-        MIDDLEWARE=["stillroom.web.django.middleware.SessionMiddleware"],
-        CACHES={"default": {"BACKEND": "stillroom.web.django.cache.StillroomCache"}},
-        LOGGING_CONFIG=None,
-        USE_TZ=True,
-    )
-    django.setup()
+configure()
 
 
 def cart(request: HttpRequest) -> JsonResponse:
@@ -72,6 +69,27 @@ def plain(request: HttpRequest) -> HttpResponse:
     return HttpResponse("plain")
 
 
+def public(request: HttpRequest, item: str) -> HttpResponse:
+    response = add(request, item)
+    response["Cache-Control"] = "public, max-age=600, s-maxage=600"
+    return response
+
+
+def confirm(request: HttpRequest) -> HttpResponse:
+    request.session.confirm()
+    return HttpResponse("confirmed")
+
+
+@fresh(600)
+def sensitive(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("open")
+
+
+@fresh(600)
+async def asensitive(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("open")
+
+
 calls: list[str] = []
 
 
@@ -84,6 +102,10 @@ def page(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("cart", cart),
     path("cart/add/<item>", add),
+    path("public/add/<item>", public),
+    path("confirm", confirm),
+    path("sensitive", sensitive),
+    path("asensitive", asensitive),
     path("login/<who>", login),
     path("logout", logout),
     path("plain", plain),
@@ -246,6 +268,200 @@ def test_the_methods_for_async_views(room: Stillroom) -> None:
         await SessionStore.aclear_expired()
 
     asyncio.run(story())
+
+
+def log_in(session: SessionStore, **more: Any) -> None:
+    """What django.contrib.auth.login does, in a request."""
+    session.is_in_request = True
+    session.cycle_key()
+    session[SESSION_KEY] = "7"
+    session.update(more)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"a": "y" * 70_000}, {"a": object()}, {(1, 2): 3}, {f"k{n}": n for n in range(100)}],
+    ids=["too large", "an object", "a key", "too many"],
+)
+@pytest.mark.parametrize("expires", [False, True])
+def test_a_login_that_is_refused_leaves_the_visitor_what_he_had(
+    room: Stillroom, more: dict[Any, Any], expires: bool
+) -> None:
+    """His cart, under the key that his browser has."""
+    first = SessionStore()
+    first["cart"] = ["tea"]
+    first.save()
+    late = SessionStore(first.session_key)
+    if expires:
+        late.set_expiry(100)
+        late.update(more)
+    else:
+        log_in(late, **{str(key): value for key, value in more.items()} if "k1" in more else {})
+        late.update(more)
+    with pytest.raises((SessionDataRefused, ValueTooLarge)):
+        late.save()
+    assert SessionStore(first.session_key).load() == {"cart": ["tea"]}
+    assert room.sessions.count() == 1
+
+
+def test_a_login_in_a_request_is_one_new_key(room: Stillroom) -> None:
+    """The user's, with the visitor's data; the key from before opens nothing."""
+    first = SessionStore()
+    first["cart"] = ["tea"]
+    first.save()
+    late = SessionStore(first.session_key)
+    log_in(late)
+    assert (
+        late.session_key == first.session_key
+    )  # not before it is known whether all can be written
+    late.save()
+    assert late.session_key != first.session_key
+    assert SessionStore(first.session_key).load() == {}
+    assert [device.user_id for device in room.sessions.list_for_user("7")] == ["7"]
+    assert SessionStore(late.session_key).load() == {"cart": ["tea"], SESSION_KEY: "7"}
+
+
+@pytest.mark.parametrize(
+    "key", ["/a/path?x=1", "\u0438\u043c\u044f" * 40, "_state_" + "x" * 300, "", "a b"]
+)
+def test_any_text_is_a_key(room: Stillroom, key: str) -> None:
+    """Long ones, and in any alphabet; written, changed and removed."""
+    session = SessionStore()
+    session[key] = [1]
+    session.save()
+    other = SessionStore(session.session_key)
+    other[key].append(2)
+    other.save()
+    assert SessionStore(session.session_key).load() == {key: [1, 2]}
+    del other[key]
+    other.save()
+    assert SessionStore(session.session_key).load() == {}
+
+
+def test_a_number_is_a_key_as_in_django(room: Stillroom) -> None:
+    """What JSON makes of it: the next request finds the text."""
+    session = SessionStore()
+    session[7] = session[None] = {8: "x"}
+    session.save()
+    assert session[7] == {8: "x"}
+    assert SessionStore(session.session_key).load() == {"7": {"8": "x"}, "null": {"8": "x"}}
+    session[7] = 9
+    session.save()
+    assert SessionStore(session.session_key).load()["7"] == 9
+
+
+def test_values_keep_their_type(room: Stillroom) -> None:
+    """Django's JSON would refuse most of them."""
+    values = {
+        str(n): value
+        for n, value in enumerate(KEPT)
+        if not (isinstance(value, dict) and 1 in value)
+    }
+    session = SessionStore()
+    session.update(values)
+    session.save()
+    assert SessionStore(session.session_key).load() == values
+
+
+def test_two_requests_append_to_one_list(room: Stillroom) -> None:
+    """Both are there, and what else each has changed."""
+    first = SessionStore()
+    first["cart"] = ["tea"]
+    first.save()
+    one, two = SessionStore(first.session_key), SessionStore(first.session_key)
+    one["cart"].append("jam")
+    two["cart"] = [*two["cart"], "rye"]
+    two["seen"] = True
+    for session in (one, two):
+        session.save()
+    assert SessionStore(first.session_key).load() == {"cart": ["tea", "jam", "rye"], "seen": True}
+    two["cart"].append("oat")
+    two.save()
+    assert SessionStore(first.session_key)["cart"] == ["tea", "jam", "rye", "oat"]
+
+
+# Its cookie
+
+
+def test_the_cookie_goes_out_once_and_is_private(browser: Browser, room: Stillroom) -> None:
+    """For as long as the session may live; a change sends none, so a late one can't come over a login's."""
+    reply = browser.get("/public/add/tea")
+    assert "Max-Age=604800;" in str(reply.one("set-cookie"))
+    assert reply.one("cache-control") == "private, max-age=600"
+    assert reply.one("vary") == "Cookie"
+    reply = browser.get("/public/add/jam")
+    assert reply.all("set-cookie") == []
+    assert reply.one("cache-control") == "public, max-age=600, s-maxage=600"
+    assert browser.get("/plain").all("vary") == []
+
+
+def test_a_cookie_that_opens_nothing_is_forgotten_but_for_a_login(
+    browser: Browser, room: Stillroom
+) -> None:
+    """The response to the login may have overtaken this one; and nothing is begun over it: 400, as Django says."""
+    browser.get("/cart/add/tea")
+    ended = browser.token or ""
+    room.sessions.destroy(ended)
+    assert Browser(browser.port, ended).get("/cart").token == ""
+    browser.get("/login/7")
+    late = Browser(browser.port, ended)
+    assert late.get("/cart").token is None
+    reply = late.get("/cart/add/jam")
+    assert (reply.status, reply.token) == (400, None)
+    assert browser.get("/logout").token == ""
+    assert Browser(browser.port, ended).get("/logout").token is None
+
+
+def test_a_sensitive_view_asks_again(browser: Browser, room: Stillroom, client: Any) -> None:
+    """401 for nobody and for who logged in too long ago; after `confirm` it opens, under a new key."""
+    for path_ in ("/sensitive", "/asensitive"):
+        assert browser.get(path_).status == 401
+        browser.get("/login/7")
+        assert browser.get(path_).status == 200
+        found = room.sessions.get(browser.token or "")
+        assert found is not None
+        age(client, room, found.handle, 601)
+        assert browser.get(path_).status == 401
+        before = browser.token
+        browser.get("/confirm")
+        assert browser.token not in (before, None)
+        assert browser.get(path_).status == 200
+        browser.get("/logout")
+
+
+def test_another_lifetime_is_no_proof(room: Stillroom) -> None:
+    """set_expiry begins a new session in its place; that does not make an old login fresh."""
+    session = SessionStore()
+    session[SESSION_KEY] = "7"
+    session.save()
+    assert SessionStore(session.session_key).is_fresh(600)
+    session.set_expiry(100)
+    session.save()
+    assert not SessionStore(session.session_key).is_fresh(600)
+
+
+def test_the_session_is_read_along_with_the_limits(room: Stillroom, client: Any) -> None:
+    """One batch, where the route's last request has looked."""
+    routes = Routes([], default=[DEFAULT])
+    app = StillroomMiddleware(WSGIHandler(), room, sessions=False, routes=routes)
+    batches: list[int] = []
+    execute = room.state_wire.execute
+
+    def counted(batch: Any, *given: Any, **named: Any) -> Any:
+        batches.append(len(batch))
+        return execute(batch, *given, **named)
+
+    with serving_wsgi(app) as port:
+        browser = Browser(port)
+        browser.get("/cart/add/tea")
+        browser.get("/cart")
+        room.state_stats.due = float("inf")
+        room.state_wire.execute = counted  # type: ignore[method-assign]
+        try:
+            assert browser.get("/cart").text == '["tea"]'
+        finally:
+            room.state_wire.execute = execute  # type: ignore[method-assign]
+    assert batches == [2]
 
 
 # The cache

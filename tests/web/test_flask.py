@@ -8,9 +8,9 @@ from typing import Any
 import flask
 import pytest
 
-from stillroom import Settings, SettingsError, Stillroom
+from stillroom import Settings, Stillroom
 from stillroom.web.flask import StillroomSessions
-from tests.support.web import COOKIE, Browser, serving_wsgi
+from tests.support.web import Browser, serving_wsgi
 
 
 def make_app(room: Stillroom) -> flask.Flask:
@@ -121,12 +121,3 @@ def test_flasks_own_test_client_can_set_a_session(room: Stillroom) -> None:
         with client.session_transaction(base_url="https://localhost") as session:
             session["cart"] = ["tea"]
         assert client.get("/cart", base_url="https://localhost").json == ["tea"]
-
-
-def test_a_session_for_the_browsers_life_alone_is_refused(room: Stillroom) -> None:
-    """`permanent = False` would promise what is not kept."""
-    app = make_app(room)
-    with app.test_request_context(headers={"Cookie": f"{COOKIE}=junk"}):
-        assert flask.session.permanent
-        with pytest.raises(SettingsError, match="permanent=False"):
-            flask.session.permanent = False

@@ -15,6 +15,7 @@ import redis
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
+from stillroom.settings import LOOPBACK
 from stillroom.web import HealthASGI, HealthWSGI
 from tests.support.crowd import PATIENT
 from tests.support.serving import Answer, ask, serve_asgi, serve_wsgi
@@ -58,7 +59,9 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings_for(server: EmbeddedServer, **changes: Any) -> Settings:
-    return Settings(**{"redis_url": server.url, "health_token": TOKEN} | PATIENT | changes)
+    """With a token, and this machine as an operator's network, which a token alone closes."""
+    given = {"redis_url": server.url, "health_token": TOKEN, "health_networks": LOOPBACK}
+    return Settings(**given | PATIENT | changes)
 
 
 @pytest.fixture
@@ -105,6 +108,7 @@ def test_operators_see_the_details(asking: Ask) -> None:
         {"Forwarded": "for=127.0.0.1"},
         {"X-Forwarded-Proto": "https"},
         {"X-Real-IP": "127.0.0.1"},
+        {"CF-Connecting-IP": "127.0.0.1"},
         {"Via": "1.1 proxy"},
     ],
 )
@@ -122,6 +126,17 @@ def test_networks_are_a_setting(serve: Serve, server: EmbeddedServer) -> None:
     asking = serve(settings_for(server, health_networks="10.0.0.0/8 fd00::/8"))
     assert json.loads(asking("/health").body) == {"status": "pass"}
     assert "checks" in json.loads(asking("/health", headers=BEARER).body)
+
+
+def test_a_token_closes_what_is_open_to_this_machine(serve: Serve, server: EmbeddedServer) -> None:
+    """A proxy on this machine that adds no header looks like an operator, so it needs the token if there is one."""
+    asking = serve(settings_for(server, health_networks=None))
+    assert json.loads(asking("/health").body) == {"status": "pass"}
+    assert asking("/status").status == asking("/metrics").status == 401
+    assert "checks" in json.loads(asking("/health", headers=BEARER).body)
+    asking = serve(settings_for(server, health_networks=None, health_token=None))
+    assert "checks" in json.loads(asking("/health").body)
+    assert asking("/metrics").status == 200
 
 
 def test_a_trusted_proxy_is_no_operator(serve: Serve, server: EmbeddedServer) -> None:
@@ -206,7 +221,9 @@ def test_metrics_are_read_by_prometheus(serve: Serve, server: EmbeddedServer, cl
     """Counters of all processes, gauges of the servers; unknown is no sample; labels are ours."""
     keys = Keys("stillroom")
     counts = {"hits": 70, "stale": 20, "misses": 10, "limit_checks": 9, "sessions_created": 4}
-    client.hset(keys.counts, mapping={**counts, "somebody else's {name}": 1})
+    client.hset(
+        keys.counts, mapping={**counts, "limit_would_deny:x.y": 3, "somebody else's {name}": 1}
+    )
     answer = serve(settings_for(server))("/metrics")
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -215,6 +232,8 @@ def test_metrics_are_read_by_prometheus(serve: Serve, server: EmbeddedServer, cl
     assert requests == {"hit": 70, "stale": 20, "miss": 10}
     events = {s.labels["event"]: s.value for s in families["stillroom_events"].samples}
     assert events == {"sessions_created": 4}
+    shadows = families["stillroom_limit_would_deny"].samples
+    assert [(s.labels["limit"], s.value) for s in shadows] == [("x.y", 3)]
     assert families["stillroom_redis_up"].samples[0].labels == {"server": "redis"}
     assert families["stillroom_redis_up"].samples[0].value == 1
     assert families["stillroom_redis_memory_used_bytes"].samples[0].value > 0
@@ -231,6 +250,7 @@ def test_metrics_are_read_by_prometheus(serve: Serve, server: EmbeddedServer, cl
         "result",
         "outcome",
         "event",
+        "limit",
         "queue",
     }
 

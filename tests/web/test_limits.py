@@ -154,12 +154,11 @@ def test_a_flood_of_the_denied_costs_redis_nothing(serve: Serve, client: Any) ->
 
 
 def test_an_unknown_token_beside_a_check(serve: Serve) -> None:
-    """Nothing is found, nothing is written, and the limit is counted."""
+    """Nothing is found, nothing is written, the browser forgets it, and the limit is counted."""
     with serve(routes=Routes([], default=[DEFAULT])) as port:
-        browser = Browser(port, make_token(3, b"x" * 32))
         for left in (99, 98, 97):
-            reply = browser.get("/cart")
-            assert (reply.text, reply.token) == ("[]", None)
+            reply = Browser(port, make_token(3, b"x" * 32)).get("/cart")
+            assert (reply.text, reply.token) == ("[]", "")
             assert read(reply.one("ratelimit"))["default"]["r"] == left
 
 
@@ -167,6 +166,35 @@ def test_limits_without_sessions(serve: Serve) -> None:
     """`sessions=False`: the app finds none, and no cookie is looked at."""
     with serve(lambda path: None, routes=ROUTES, sessions=False) as port:
         assert ask(port, "/plain").status == 200
+
+
+@pytest.mark.parametrize(
+    ("site", "destination", "is_told"),
+    [
+        (None, None, True),
+        ("none", "document", True),
+        ("same-origin", "empty", True),
+        ("same-origin", "document", True),
+        ("cross-site", "image", False),
+        ("cross-site", "document", False),
+        ("cross-site", "iframe", False),
+        ("same-origin", "image", False),
+        ("same-site", "script", False),
+    ],
+)
+def test_only_what_a_client_meant_is_told_to_abuse(
+    serve: Serve,
+    room: Stillroom,
+    client: Any,
+    site: str | None,
+    destination: str | None,
+    is_told: bool,
+) -> None:
+    """What another site's page, or an image missing in ours, makes browsers ask for is not theirs."""
+    given = {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": destination}
+    with serve(routes=ROUTES) as port:
+        ask(port, "/fail/404?x", headers={k: v for k, v in given.items() if v is not None})
+    assert client.xlen(room.keys.abuse) == is_told
 
 
 def test_what_is_not_found_and_whose_session_is_unknown_is_told_to_abuse(

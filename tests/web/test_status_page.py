@@ -20,6 +20,7 @@ from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.past import Pattern
 from stillroom.health.report import Connection, Report, Server, Snapshot
+from stillroom.settings import LOOPBACK
 from stillroom.web import HealthASGI, HealthWSGI
 from stillroom.web.status import HEADERS, reload_seconds, render
 from stillroom.web.status.figures import PER_MIN
@@ -254,6 +255,7 @@ def history(client: Any, server: EmbeddedServer) -> list[Snapshot]:
 
 def settings_for(server: EmbeddedServer, **changes: Any) -> Settings:
     given = {"redis_url": server.url, "health_token": TOKEN, "release": "shop 7"}
+    given |= {"health_networks": LOOPBACK}
     return Settings(**given | PATIENT | changes)
 
 
@@ -317,7 +319,7 @@ def test_secrets_are_not_on_it(server: EmbeddedServer, client: Any, history: Any
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
 def test_the_page_is_there_while_redis_is_not(own_server: EmbeddedServer, fault: str) -> None:
     """It says that Redis is away, what to do, and what is not known: with 200, for a person reads it."""
-    settings = Settings(redis_url=own_server.url, health_token=TOKEN)
+    settings = Settings(redis_url=own_server.url)
     with Stillroom(settings, dispatch=NoDispatch()) as room, serve_wsgi(HealthWSGI(room)) as port:
         getattr(own_server, fault)()
         answer = ask(port, "/status")

@@ -15,7 +15,7 @@ from stillroom_workers.letters import Letters
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.neighbour import Neighbour, Registry
 from stillroom_workers.schedule import beat_schedule
-from stillroom_workers.tasks import abuse, health, invalidation, marks, refresh, sessions
+from stillroom_workers.tasks import abuse, health, invalidation, marks, refresh, sessions, warm
 from stillroom_workers.worker import Worker
 
 GUARDS = "stillroom_workers.guards"
@@ -78,7 +78,7 @@ def make_app(settings: Settings | None = None) -> StillroomCelery:
     app = StillroomCelery(settings)
     app.conf.update(configuration(settings))
     app.conf.broker_transport_options["undeliverable"] = app.letters.bury
-    for module in (refresh, invalidation, marks, sessions, abuse, health):
+    for module in (refresh, invalidation, marks, warm, sessions, abuse, health):
         module.register(app)
     attend(app, settings)
     return app

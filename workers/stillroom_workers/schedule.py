@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+# A tick that nobody took is dropped in the end, so that a worker that was away for a day does not find a day of
+# them. The clocks of beat and worker decide that, and either may be an hour off: so not sooner.
+EXPIRES_AFTER_S = 7_200.0
+
 
 class Tick(NamedTuple):
     """One line of the schedule."""
@@ -34,6 +38,12 @@ SCHEDULE = [
         "marks of invalidations are kept only as long as an entry they could name can live",
     ),
     Tick(
+        "warm",
+        "stillroom.warm",
+        10.0,
+        "what loaders want loaded at set times is ordered, at most ten seconds after it is due",
+    ),
+    Tick(
         "sweep-sessions",
         "stillroom.sweep_sessions",
         60.0,
@@ -42,8 +52,8 @@ SCHEDULE = [
     Tick(
         "log-abuse",
         "stillroom.log_abuse",
-        10.0,
-        "an attack is seen, and stopped if its rule bans, within seconds; a scan takes five at most",
+        5.0,  # as long as a scan takes at most: in an attack, one follows another
+        "an attack is seen, and stopped if its rule bans, within seconds",
     ),
     Tick(
         "snapshot-health",
@@ -55,12 +65,12 @@ SCHEDULE = [
 
 
 def beat_schedule(queue: str) -> dict[str, dict[str, Any]]:
-    """The same as Celery wants it. A tick that could not be delivered in its time is not worth delivering."""
+    """The same as Celery wants it."""
     return {
         tick.name: {
             "task": tick.task,
             "schedule": tick.every,
-            "options": {"queue": queue, "expires": tick.every, "ignore_result": True},
+            "options": {"queue": queue, "expires": EXPIRES_AFTER_S, "ignore_result": True},
         }
         for tick in SCHEDULE
     }

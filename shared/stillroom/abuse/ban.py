@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 class Ban:
     """One ban. Times are the server's clock, seconds since 1970."""
 
-    subject: str  # an IPv4 address, an IPv6 client's prefix, or an IPv6 /48
+    subject: str  # an IPv4 address, an IPv6 client's prefix, or a network
     by: str  # "rule" or "operator"
     rule: str  # empty if an operator banned
     reason: str  # the operator's

@@ -18,32 +18,47 @@ from stillroom.abuse.ban import Ban, read_ban
 from stillroom.abuse.event import Event, check_kind, cleaned, cleaned_route, kinds_of_apps
 from stillroom.abuse.rules import Rule, kinds_of, read_rules
 from stillroom.abuse.scan import EVENT_LIFE_MS, PEACE_MS, Scan
-from stillroom.abuse.spared import Spared
-from stillroom.errors import BanRefused, EventRefused, RedisUnavailable
+from stillroom.errors import BanRefused, EventRefused, RedisRefused, RedisUnavailable
+from stillroom.exempt import Exempt
 from stillroom.keys import Keys
-from stillroom.operation import Once, Operation
+from stillroom.known_bans import KnownBans
+from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import abuse_lift, ban
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.subject import UNKNOWN, hidden, subject_of
+from stillroom.subject import (
+    UNKNOWN,
+    hidden,
+    prefixes_of,
+    subject_of,
+    unwrapped_network,
+    width_of,
+)
 from stillroom.wire import Command, Server, reset_after_fork
 
 log = logging.getLogger("stillroom.abuse")
 
 LOG_TASK = "stillroom.log_abuse"
 EVENTS_KEPT = 100_000
-HELD_LIMIT = 1_000  # events that wait for a batch to ride along with
+HELD_LIMIT = 1_000  # events of one kind that wait for a batch to ride along with
+RIDING = 1_000  # of all kinds, with one batch
 BITE = 200  # events that are counted in one batch
 SCAN_S = 5.0  # one scan ends after this; the next goes on
 LONGEST_BY_HAND_S = 30 * 86_400
 BANS_LISTED = 1_000
+WIDTHS_LIMIT = 8  # of networks with bans that are not looked for anyway
+EXEMPT_EVERY_S = 600.0  # how often the bans in force are compared with who is exempt
+V6_CLIENTS = range(56, 65)  # widths that a client's network may be set to
 
 
 class AbuseBody:
     """The operations. A driver runs them."""
 
-    def __init__(self, settings: Settings, server: Server, keys: Keys, stats: Stats) -> None:
+    def __init__(
+        self, settings: Settings, server: Server, keys: Keys, stats: Stats, bans: KnownBans
+    ) -> None:
         self.settings = settings
+        self._bans = bans
         self.rules: tuple[Rule, ...] = read_rules(settings.abuse_rules)
         self._server = server
         self._keys = keys
@@ -51,14 +66,15 @@ class AbuseBody:
         self._peppers: tuple[bytes, ...] = ()
         self._kinds = kinds_of_apps(kinds_of(self.rules))
         allowed, proxies = settings.abuse_allow, settings.proxy_networks
-        self._spared = Spared(allowed, proxies, settings.limit_v6_prefix)
+        self._exempt = Exempt(allowed, proxies, settings.limit_v6_prefix)
         self.reset()
         reset_after_fork(self)
 
     def reset(self) -> None:
         """Nothing held: the parent will send what it holds."""
-        self._held: deque[Event] = deque()
+        self._held: dict[str, deque[Event]] = {kind: deque() for kind in sorted(self._kinds)}
         self._allowance = Allowance()
+        self._compares_exempt_at = 0.0  # time.monotonic()
 
     # Events
 
@@ -69,19 +85,22 @@ class AbuseBody:
         ip: str | None = None,
         user: str | None = None,
         route: str | None = None,
-    ) -> Operation[bool]:
+        token: str | None = None,
+    ) -> Operation[bool | None]:
         """Tell of something that, done often, is abuse: auth_fail, auth_ok, not_found, session_unknown, csrf_fail …
 
         `ip`: the client's address. `user`: whom it tried to be, kept as an HMAC only. `route`: the template of the
-        path, or for `not_found` the path; its query, and what could be a token, are left out.
+        path, or for `not_found` the path; its query, and what could be a token, are left out. `token`: what opened
+        nothing, kept as an HMAC only: the same one shown again is no other guess.
         True if it was written down. False if not: this process has told of too many of this kind, or Redis is away
-        or full; that is counted, and never raised. Raises EventRefused for a kind no rule could know, or of nobody.
+        or full. None if that is not known, as no answer came in time: told again, it might count twice. Neither is
+        raised, both are counted. Raises EventRefused for a kind no rule could know, or of nobody.
         """
-        event = self._event(kind, ip, user, route)
+        event = self._event(kind, ip, user, route, token)
         if not self._allowance.take(kind, time.monotonic()):
             self._stats.counts["abuse_dropped"] += 1
             return False
-        return (yield from self._write([*self._take_held(), event]))
+        return (yield from self._write([*self._take_held(RIDING), event]))
 
     def hold(
         self,
@@ -90,27 +109,34 @@ class AbuseBody:
         ip: str | None = None,
         user: str | None = None,
         route: str | None = None,
+        token: str | None = None,
     ) -> None:
-        """The same without a round trip: it rides along with this process' next counts. Of nobody: nothing."""
+        """The same without a round trip: it rides along with this process' next counts. Of nobody: nothing.
+
+        Each kind has a limit of its own: a flood of one that any client can make drowns no other's alarm.
+        """
         if ip is None and user is None:
             return
-        if len(self._held) >= HELD_LIMIT or not self._allowance.take(kind, time.monotonic()):
+        event = self._event(kind, ip, user, route, token)
+        held = self._held[kind]
+        if len(held) >= HELD_LIMIT or not self._allowance.take(kind, time.monotonic()):
             self._stats.counts["abuse_dropped"] += 1
             return
-        self._held.append(self._event(kind, ip, user, route))
+        held.append(event)
 
     def riding(self) -> list[Command]:
         """The commands that write down what is held. Sent with another's batch, they may get lost with it."""
-        events = self._take_held()
+        events = self._take_held(RIDING)
         if events:
             self._stats.counts["abuse_events"] += len(events)
         return list(map(self._adding, events))
 
     def deliver(self) -> Operation[int]:
-        """Write down now what waits to ride along. Returns how many events were lost. Does not raise."""
-        events = self._take_held()
-        written = not events or (yield from self._write(events))
-        return 0 if written else len(events)
+        """Write down now what waits to ride along. Returns how many events were lost, or may be. Does not raise."""
+        lost = 0
+        while events := self._take_held(RIDING):
+            lost += 0 if (yield from self._write(events)) else len(events)
+        return lost
 
     # Background work
 
@@ -122,25 +148,37 @@ class AbuseBody:
         be read, `late` came too late to be judged, and `done` is False if `seconds` were up first.
         Several at once share the work. Redis away: RedisUnavailable; what was read is read again, a minute later.
         """
-        scan = Scan(self.settings, self._server, self._keys, self._stats, self.rules, self._spared)
-        return (yield from scan.run(limit, seconds))
+        about = (self.settings, self._server, self._keys, self._stats, self._bans)
+        scan = Scan(*about, self.rules, self._exempt)
+        done = yield from scan.run(limit, seconds)
+        yield from self._lift_exempt()
+        return done
 
     # Bans
 
     def ban(self, subject: str, seconds: float, reason: str = "") -> Operation[Ban]:
-        """Ban an address (of IPv6: the client's /64), or an IPv6 /48, for so long. An earlier ban is replaced.
+        """Ban an address (of IPv6: the client's /64), or any network, for so long. An earlier ban is replaced.
 
-        Raises BanRefused for private ranges, proxies, what is on the allowlist, and a time out of range.
-        Redis away: RedisUnavailable.
+        Each width of networks that has a ban (`203.0.113.0/24`) costs every check a look; there may be 8 of them at
+        a time, besides an IPv4 address and an IPv6 /64, /60, /56 and /48, which are looked for anyway.
+        Raises BanRefused for private ranges, proxies, what is on the allowlist, a network of IPv6 that is less than
+        a client's, a ninth width, and a time out of range. Redis away: RedisUnavailable.
         """
         name = self._bannable(subject)
         if not 1 <= seconds <= LONGEST_BY_HAND_S:
             raise BanRefused(subject, f"{seconds:g} seconds; a ban is for 1 second to 30 days")
         ms, why = round(seconds * 1000), cleaned(reason)
-        ((since, until),) = yield [ban([self._keys.ban(name), self._keys.bans], name, ms, why)]
+        keys = [self._keys.ban(name), self._keys.bans, self._keys.ban_widths]
+        (times,) = yield Once([ban(keys, name, ms, why, width_of(name), WIDTHS_LIMIT)])
+        if not times:
+            raise BanRefused(
+                subject, f"there are bans of networks of {WIDTHS_LIMIT} other widths already"
+            )
+        since, until = map(int, times)
+        self._bans.learn(keys[0], until)
         self._stats.counts["bans"] += 1
         log.warning("%s is banned for %g s by an operator: %s", name, seconds, why)
-        return Ban(name, "operator", "", why, 0, int(since) / 1000, int(until) / 1000)
+        return Ban(name, "operator", "", why, 0, since / 1000, until / 1000)
 
     def lift(self, subject: str) -> Operation[bool]:
         """End a ban, and forget what led to it; True if there was one. For ten minutes no rule bans it again.
@@ -148,20 +186,48 @@ class AbuseBody:
         A process that has just denied the subject may do so, from memory, for 5 s more.
         Redis away: RedisUnavailable.
         """
-        name = self._named(subject)
+        names = [self._named(subject)]
+        if "/" not in subject:  # of a client: of whatever width processes have, or had, its network
+            names += prefixes_of(subject, V6_CLIENTS)
+        names = list(dict.fromkeys(names))
+        lifted = yield Once(map(self._lifting, names))
+        for name in [name for name, done in zip(names, lifted, strict=True) if done]:
+            self._bans.forget(self._keys.ban(name))
+            log.warning("the ban of %s was lifted", name)
+        return any(lifted)
+
+    def _lifting(self, name: str) -> Command:
         keys, counts = self._keys, [self._keys.abuse_count(rule.name, name) for rule in self.rules]
         own = [keys.ban(name), keys.ban_level(name), keys.ban_lifted(name), keys.bans]
-        (lifted,) = yield [abuse_lift([*own, *counts], name, EVENT_LIFE_MS + PEACE_MS)]
-        if lifted:
-            log.warning("the ban of %s was lifted", name)
-        return bool(lifted)
+        return abuse_lift([*own, *counts], name, EVENT_LIFE_MS + PEACE_MS)
+
+    def _lift_exempt(self) -> Operation[None]:
+        """Lift the bans of those who have become exempt since. Now and then: other workers may not know it yet."""
+        if time.monotonic() < self._compares_exempt_at:
+            return
+        start, page = 0, [b""]
+        while page:
+            last = b"%d" % (start + BANS_LISTED - 1)
+            (page,) = yield [(b"ZRANGE", self._keys.bans, b"%d" % start, last)]
+            names = [name.decode(errors="replace") for name in page]
+            exempt = [name for name in names if self._exempt.has(name)]
+            for name in exempt:
+                yield Once([self._lifting(name)])
+                self._bans.forget(self._keys.ban(name))
+                log.warning("the ban of %s was lifted: it is exempt", name)
+            start += len(page) - len(exempt)  # they have left the index
+            yield Pause(0)
+        self._compares_exempt_at = time.monotonic() + EXEMPT_EVERY_S
 
     def bans(self, limit: int = BANS_LISTED) -> Operation[list[Ban]]:
         """The bans in force, up to `limit`, the one that ends last first. Redis away: RedisUnavailable."""
-        now = b"%d" % self._server.now_ms()
-        query = (b"ZREVRANGEBYSCORE", self._keys.bans, b"+inf", now, b"LIMIT", b"0", b"%d" % limit)
-        (found,) = yield [query]
-        subjects = [name.decode() for name in found]
+        query = (b"ZREVRANGE", self._keys.bans, b"0", b"%d" % (limit - 1), b"WITHSCORES")
+        clock, found = yield [(b"TIME",), query]
+        now_ms = int(clock[0]) * 1_000 + int(clock[1]) // 1_000
+        pairs = zip(found[::2], found[1::2], strict=True)
+        subjects = [
+            name.decode(errors="replace") for name, until in pairs if float(until) >= now_ms
+        ]
         if not subjects:
             return []
         (texts,) = yield [(b"MGET", *map(self._keys.ban, subjects))]
@@ -169,7 +235,9 @@ class AbuseBody:
 
     # Writing events
 
-    def _event(self, kind: str, ip: str | None, user: str | None, route: str | None) -> Event:
+    def _event(
+        self, kind: str, ip: str | None, user: str | None, route: str | None, token: str | None
+    ) -> Event:
         check_kind(kind, self._kinds)
         if ip is None and user is None:
             raise EventRefused(f"{kind}: of whom? Give ip=, user= or both")
@@ -178,6 +246,7 @@ class AbuseBody:
             ip="" if ip is None else subject_of(ip, self.settings.limit_v6_prefix),
             user="" if user is None else hidden("user", user, self._pepper()),
             route=cleaned_route(route or ""),
+            token="" if token is None else hidden("token", token, self._pepper()),
         )
 
     def _pepper(self) -> bytes:
@@ -191,14 +260,22 @@ class AbuseBody:
             )
         return self._peppers[0]
 
-    def _write(self, events: Sequence[Event]) -> Operation[bool]:
-        """Once: an event that is written twice counts twice."""
+    def _write(self, events: Sequence[Event]) -> Operation[bool | None]:
+        """Whether they were written, the last of them where not all were; None: not known.
+
+        Once: an event that is written twice counts twice.
+        """
         try:
             yield Once(map(self._adding, events))
+        except RedisRefused as refused:
+            bad = [isinstance(reply, Exception) for reply in refused.replies] or [True]
+            self._stats.counts["abuse_dropped"] += sum(bad)
+            self._stats.say("events of abuse are lost", refused.reason, refused)
+            return not bad[-1]
         except RedisUnavailable as error:
             self._stats.counts["abuse_dropped"] += len(events)
             self._stats.say("events of abuse are lost", error.reason, error)
-            return False
+            return None if error.may_be_done else False
         self._stats.counts["abuse_events"] += len(events)
         return True
 
@@ -206,19 +283,20 @@ class AbuseBody:
         kept = b"%d" % EVENTS_KEPT
         return (b"XADD", self._keys.abuse, b"MAXLEN", b"~", kept, b"*", *event.fields())
 
-    def _take_held(self) -> list[Event]:
-        """What is held, by then by nobody else."""
+    def _take_held(self, most: int) -> list[Event]:
+        """Take queued events, of the rarest kinds first. If threads call this at once each is taken once."""
         events: list[Event] = []
-        while self._held and len(events) < HELD_LIMIT:
-            try:
-                events.append(self._held.popleft())
-            except IndexError:  # another thread took the last one
-                break
+        for held in sorted(self._held.values(), key=len):
+            while held and len(events) < most:
+                try:
+                    events.append(held.popleft())
+                except IndexError:  # another thread took the last one
+                    break
         return events
 
     def _bannable(self, subject: str) -> str:
         name = self._named(subject)
-        if why := self._spared.why(name):
+        if why := self._exempt.why(name):
             raise BanRefused(subject, why)
         return name
 
@@ -227,6 +305,8 @@ class AbuseBody:
         if "/" not in text:
             return subject_of(text, self.settings.limit_v6_prefix)
         try:
-            return str(ip_network(text.strip(), strict=False)).removesuffix("/32")
+            network = unwrapped_network(ip_network(text.strip(), strict=False))
         except ValueError:
             return UNKNOWN
+        is_address = network.version == 4 and network.prefixlen == 32
+        return str(network.network_address if is_address else network)

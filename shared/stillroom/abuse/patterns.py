@@ -29,6 +29,20 @@ class Sample(NamedTuple):
         user = self.entry.event.user if self.rule.then else ""
         return self.group if user in ("", self.group) else f"{self.group} {user}"
 
+    @property
+    def needs(self) -> int:
+        """How many events of this kind the address has to have of its own: see Rule.each."""
+        return self.rule.needs(self.entry.event)
+
+    @property
+    def own(self) -> Sample:
+        """What the address has done by itself: different pages or tokens, or events."""
+        event = self.entry.event
+        text = event.route if event.kind == "not_found" else event.token
+        rule = self.rule.model_copy(update={"threshold": self.needs})
+        member = text.encode() or self.entry.id
+        return Sample(rule, f"{event.ip} {event.kind}", member, self.entry)
+
 
 class Tally(NamedTuple):
     """How far one rule has counted for one group; below its threshold nothing more is known."""
@@ -57,7 +71,7 @@ class Pattern:
     """A pattern of abuse that was found.
 
     `action`: log; ban; already (it is banned); capped (too many bans this minute); lifted (somebody has just lifted
-    its ban); spared (it is never banned). With `shadow` it is what would have been done. Times: seconds since 1970.
+    its ban); exempt (it is never banned). With `shadow` it is what would have been done. Times: seconds since 1970.
     """
 
     rule: str
@@ -143,7 +157,7 @@ def _sample(rule: Rule, entry: Entry) -> Sample | None:
     event = entry.event
     if event.kind == rule.then:
         return Sample(rule, rule.group_of(event), b"", entry)
-    if event.kind not in rule.kinds or event.n < rule.n:
+    if not rule.counts(event):
         return None
     member = _member(rule, entry)
     return Sample(rule, rule.group_of(event), member, entry) if member else None
@@ -159,6 +173,9 @@ def _member(rule: Rule, entry: Entry) -> bytes:
             return entry.event.ip.encode()
         case "route":
             return entry.event.route.encode()
+        case "token":
+            # An app that reports without a token counts each time.
+            return entry.event.token.encode() or entry.id
         case "network":
             return (site_of(entry.event.ip) or entry.event.ip).encode()
     return entry.id

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,12 +26,43 @@ from stillroom.abuse.event import KIND_GRAMMAR, Event
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.subject import site_of
 
+# What browsers, and well-behaved robots, ask for by themselves: it is missing on most sites, and nobody's attack.
+ASKED_FOR_BY_ITSELF = (
+    "*/favicon.ico",
+    "*/favicon*.png",
+    "*/apple-touch-icon*.png",
+    "*/apple-app-site-association",
+    "*/mstile-*.png",
+    "*/android-chrome-*.png",
+    "*/browserconfig.xml",
+    "*/manifest.json",
+    "*/*.webmanifest",
+    "*/service-worker.js",
+    "*/sw.js",
+    "/.well-known/*",
+    "/robots.txt",
+    "/humans.txt",
+    "/security.txt",
+    "/ads.txt",
+    "/app-ads.txt",
+    "/llms.txt",
+    "/crossdomain.xml",
+    "/clientaccesspolicy.xml",
+    "/sitemap*.xml*",
+    "/feed",
+    "/feed.xml",
+    "/rss",
+    "/rss.xml",
+    "/atom.xml",
+)
+
 RULE_GRAMMAR = r"[a-z][a-z0-9_]{0,39}"
 MEMBERS_PER_THRESHOLD = 4  # how far a rule counts on, so that its line can say how bad it is
 
 Kind = Annotated[str, Field(pattern=f"^{KIND_GRAMMAR}$")]
+EachKind = Annotated[str, Field(pattern=f"^{KIND_GRAMMAR}(:[A-Za-z0-9._-]{{1,64}})?$")]
 Group = Literal["ip", "user", "network"]
-Distinct = Literal["none", "user", "ip", "route", "network"]
+Distinct = Literal["none", "user", "ip", "route", "network", "token"]
 Action = Literal["log", "ban"]
 
 
@@ -44,6 +76,10 @@ class Rule(BaseModel):
     kinds: tuple[Kind, ...] = Field(min_length=1)
     group_by: Group  # an address (of IPv6 the client's prefix), a user, an IPv6 /48
     distinct: Distinct = "none"  # count different users, routes …; none: count events
+    # With distinct="ip": an address counts when it has so many events of a kind of its own. Of `denied` that is how
+    # often it was denied (`denied:auth`: by that limit), of `not_found` how many different pages it has asked for.
+    each: Mapping[EachKind, Annotated[int, Field(ge=1, le=1_000)]] = {}
+    exempt: tuple[str, ...] = ()  # paths whose events do not count, as globs: "*/favicon.ico"
     threshold: int = Field(ge=1, le=1_000)
     window: int = Field(ge=1, le=86_400)  # seconds
     n: int = Field(1, ge=1)  # only events that have happened so often: denials come at 1, 2, 4, 8 …
@@ -64,6 +100,13 @@ class Rule(BaseModel):
             raise ValueError(
                 f"one {self.group_by} has one {self.distinct}: distinct={self.distinct!r} counts to 1"
             )
+        if self.each and self.distinct != "ip":
+            raise ValueError("each is of addresses: it needs distinct='ip'")
+        known = {*self.kinds, *(kind for rule in BUILT_IN.values() for kind in rule["kinds"])}
+        for kind in [key.partition(":")[0] for key in self.each]:
+            if kind not in known:
+                hint = did_you_mean(kind, known)
+                raise ValueError(f"each has {kind}, which this rule does not count{hint}")
         if self.consecutive and (self.distinct != "none" or self.then):
             raise ValueError("consecutive counts windows: it goes with neither distinct nor then")
         return self
@@ -77,6 +120,16 @@ class Rule(BaseModel):
     def most(self) -> int:
         """How many members a count keeps."""
         return self.threshold * MEMBERS_PER_THRESHOLD
+
+    def counts(self, event: Event) -> bool:
+        """Whether the event is one of those this rule counts."""
+        if event.kind not in self.kinds or event.n < self.n:
+            return False
+        return not any(fnmatchcase(event.route, glob) for glob in self.exempt)
+
+    def needs(self, event: Event) -> int:
+        """How many events like this one its address has to have of its own: see `each`."""
+        return self.each.get(f"{event.kind}:{event.limit}", self.each.get(event.kind, 1))
 
     def group_of(self, event: Event) -> str:
         """Of whom the event speaks; empty if it does not say, or says nothing that this rule could count."""
@@ -142,14 +195,16 @@ BUILT_IN: Mapping[str, Mapping[str, Any]] = {
         "kinds": ["not_found"],
         "group_by": "ip",
         "distinct": "route",
+        "exempt": ASKED_FOR_BY_ITSELF,
         "threshold": 20,
         "window": 60,
         "action": "ban",
     },
     "session_guessing": {
-        "why": "shows tokens of sessions that do not exist",
+        "why": "shows many tokens of sessions that do not exist",
         "kinds": ["session_unknown"],
         "group_by": "ip",
+        "distinct": "token",
         "threshold": 20,
         "window": 60,
         "action": "ban",
@@ -161,11 +216,22 @@ BUILT_IN: Mapping[str, Mapping[str, Any]] = {
         "threshold": 1,
         "window": 600,
     },
+    # A /48 may be one customer's or a mobile carrier's with 65,536 of them. So each address in it has to have done
+    # enough by itself: one mistyped password, one icon that is missing, is nobody's attack.
     "ipv6_rotation": {
-        "why": "many clients of one /48 are refused: one client with many addresses?",
+        "why": "many clients of one /48 go on being refused: one client with many addresses?",
         "kinds": ["denied", "auth_fail", "not_found", "session_unknown"],
         "group_by": "network",
         "distinct": "ip",
+        "each": {
+            "denied": 16,
+            "denied:auth": 1,  # who has used up his logins has tried often enough
+            "denied:login": 1,
+            "auth_fail": 5,
+            "not_found": 10,
+            "session_unknown": 5,
+        },
+        "exempt": ASKED_FOR_BY_ITSELF,
         "threshold": 16,
         "window": 600,
         "action": "ban",

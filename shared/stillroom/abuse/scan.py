@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from stillroom.abuse.event import BadEvent, Entry, cleaned, read_event
@@ -26,11 +26,12 @@ from stillroom.abuse.patterns import (
     samples_of,
 )
 from stillroom.abuse.rules import Rule
-from stillroom.abuse.spared import Spared
-from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.errors import OF_THE_COMMAND, RedisRefused, RedisUnavailable
+from stillroom.exempt import Exempt
 from stillroom.keys import Keys
+from stillroom.known_bans import KnownBans
 from stillroom.operation import Once, Operation, Pause
-from stillroom.scripts import abuse_count, abuse_judge
+from stillroom.scripts import abuse_count, abuse_judge, abuse_tidy
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import Command, Server
@@ -41,6 +42,7 @@ GROUP = b"workers"
 # All workers are one consumer: what was left behind is known by its idle time, and no list of the dead grows.
 CONSUMER = b"worker"
 LEFT_AFTER_MS = 60_000  # whoever read an event and has not finished by then is dead
+LATE_MS = 2 * LEFT_AFTER_MS  # a count is kept for those that somebody else reads then
 DELIVERIES = 5  # an event that was read so often, and never finished, is not read again
 LEFT_BITE = 100  # of those that a dead worker left
 PATTERNS_KEPT = 10_000
@@ -54,6 +56,8 @@ JITTER = 0.1  # so that those banned together do not come back together
 LEVEL_KEPT_MS = 7 * 86_400_000  # a week without a ban, and the next is a first one
 PEACE_MS = 600_000  # after a ban was lifted
 PART = 100  # scripts in one batch: it has to be done within `command_timeout`, by a busy server too
+AT_ONCE = 50  # samples that one script counts …
+MEMBERS_AT_ONCE = 4_000  # … and members that they may have: it takes a millisecond at the most
 COUNTS = ("events", "patterns", "bans", "aside", "late")
 
 Raw = tuple[
@@ -70,16 +74,19 @@ class Scan:
         server: Server,
         keys: Keys,
         stats: Stats,
+        bans: KnownBans,
         rules: tuple[Rule, ...],
-        spared: Spared,
+        exempt: Exempt,
     ) -> None:
         self._settings = settings
         self._server = server
         self._keys = keys
         self._stats = stats
+        self._bans = bans
         self._rules = rules
-        self._spared = spared
+        self._exempt = exempt
         self._done: Counter[str] = Counter()
+        self._now_ms = 0  # the server's clock, as it was when the newest events were read
 
     def run(self, limit: int, seconds: float) -> Operation[dict[str, Any]]:
         """See AbuseBody.scan."""
@@ -103,7 +110,8 @@ class Scan:
             *(b"XREADGROUP", b"GROUP", GROUP, CONSUMER),
             *(b"COUNT", b"%d" % limit, b"STREAMS", self._keys.abuse, b">"),
         )
-        reply = yield from self._in_group(reads)
+        reply, clock = yield from self._in_group(reads, (b"TIME",))
+        self._read_clock(clock)
         return reply[0][1] if reply else []
 
     def _take_over(self, deadline: float) -> Operation[None]:
@@ -126,8 +134,8 @@ class Scan:
     def _left(self) -> Operation[Sequence[Any]]:
         """(id, consumer, idle ms, deliveries) of what was read a while ago and not acknowledged."""
         limits = (b"IDLE", b"%d" % LEFT_AFTER_MS, b"-", b"+", b"%d" % LEFT_BITE)
-        left: list[Any] = yield from self._in_group((b"XPENDING", self._keys.abuse, GROUP, *limits))
-        return left
+        (left,) = yield from self._in_group((b"XPENDING", self._keys.abuse, GROUP, *limits))
+        return left  # type: ignore[no-any-return]
 
     def _claim(self, name: bytes) -> Operation[Sequence[Raw]]:
         """The entry, unless another worker was first, or the stream no longer has it."""
@@ -141,19 +149,24 @@ class Scan:
 
     def _look_up(self, name: bytes) -> Operation[Sequence[bytes]]:
         """The fields of an entry; none if the stream no longer has it."""
-        (found,) = yield [(b"XRANGE", self._keys.abuse, name, name)]
+        found, clock = yield [(b"XRANGE", self._keys.abuse, name, name), (b"TIME",)]
+        self._read_clock(clock)
         return found[0][1] if found else []
 
-    def _in_group(self, command: Command) -> Operation[Any]:
-        """The reply; the group is made where there is none: at first, and after a flush."""
+    def _read_clock(self, reply: Sequence[bytes]) -> None:
+        """Asked for with the events: what this process knows of the clock otherwise may be hours off by now."""
+        self._now_ms = int(reply[0]) * 1_000 + int(reply[1]) // 1_000
+
+    def _in_group(self, *commands: Command) -> Operation[list[Any]]:
+        """The replies; the group is made where there is none: at first, and after a flush."""
         try:
-            (reply,) = yield Once([command])
+            replies: list[Any] = yield Once(commands)
         except RedisRefused as refused:
             if refused.reason != "nogroup":
                 raise
             yield from self._make_group()
-            (reply,) = yield Once([command])
-        return reply
+            replies = yield Once(commands)
+        return replies
 
     def _make_group(self) -> Operation[None]:
         """It begins with what was written before there were workers."""
@@ -171,8 +184,11 @@ class Scan:
             return
         try:
             yield from self._judge((yield from self._readable(raw)))
-        except RedisUnavailable:
-            raise
+        except RedisUnavailable as error:
+            if error.reason not in OF_THE_COMMAND:  # Redis is away
+                raise
+            log.exception("%d events could not be judged; they are read again", len(raw))
+            return
         except Exception:
             log.exception("%d events could not be judged; they are read again", len(raw))
             return
@@ -187,7 +203,7 @@ class Scan:
                 entries.append(Entry(name, read_event(fields)))
             except BadEvent as error:
                 yield from self._set_aside(name, str(error), fields)
-        oldest = self._server.now_ms() - EVENT_LIFE_MS
+        oldest = self._now_ms - EVENT_LIFE_MS
         timely = [entry for entry in entries if entry.ms >= oldest]
         self._done["late"] += len(entries) - len(timely)
         return timely
@@ -197,7 +213,7 @@ class Scan:
         texts = [cleaned(part.decode("utf-8", "backslashreplace")) for part in fields[:20]]
         about = (b"id", name, b"reason", reason.encode(), b"event", json.dumps(texts).encode())
         adds = (b"XADD", self._keys.abuse_aside, b"MAXLEN", b"~", b"%d" % ASIDE_KEPT, b"*", *about)
-        yield [adds, self._acknowledging([name])]
+        yield Once([adds, self._acknowledging([name])])
         log.error("event %s of abuse is set aside: %s", name.decode(), reason)
         self._done["aside"] += 1
 
@@ -206,10 +222,8 @@ class Scan:
 
     def _tidy(self) -> Operation[None]:
         """Bans that have run out leave the index; counts are written down."""
-        now = self._server.now_ms()
-        drops = (b"ZREMRANGEBYSCORE", self._keys.bans, b"-inf", b"%d" % now)
         try:
-            yield [drops, *self._stats.flush(now)]
+            yield Once([abuse_tidy([self._keys.bans]), *self._stats.flush(self._server.now_ms())])
         except RedisRefused as refused:
             if refused.reason != "oom":  # a server that is full refuses to count
                 raise
@@ -218,31 +232,55 @@ class Scan:
 
     def _judge(self, entries: Sequence[Entry]) -> Operation[None]:
         samples = [sample for entry in entries for sample in samples_of(self._rules, entry)]
-        replies = yield from _in_parts(list(map(self._counting, samples)))
-        found = findings(samples, list(map(Tally.read, replies)))
+        samples = yield from self._passing(samples)
+        replies = yield from _in_parts(list(map(self._counting, _groups(samples))))
+        found = findings(samples, [Tally.read(one) for reply in replies for one in reply])
         if not found:
             return
         patterns = [pattern_of(finding, self._action(finding)) for finding in found]
         commands = [self._judging(*pair) for pair in zip(found, patterns, strict=True)]
-        verdicts = yield from _in_parts(commands)
+        verdicts = yield from _in_parts(commands, apart=True)
         for pattern, (verdict, *outcome) in zip(patterns, verdicts, strict=True):
-            if verdict != b"known":
-                action, level, ban_ms = outcome
+            if verdict == b"known":
+                continue
+            action, level, ban_ms = outcome
+            if action == b"ban" and ban_ms:
+                self._bans.learn(self._keys.ban(pattern.subject), self._now_ms + ban_ms)
+            if verdict == b"late":
+                self._tell_ban(pattern, ban_ms)
+            else:
                 self._tell(pattern.judged(action.decode(), level, ban_ms), verdict == b"new")
 
-    def _counting(self, sample: Sample) -> Command:
-        rule, keys = sample.rule, self._keys
-        window = rule.kept if rule.consecutive else rule.window
-        return abuse_count(
-            [keys.abuse_count(rule.name, sample.group), keys.abuse_groups],
-            *(sample.member, sample.entry.ms, window * 1000, rule.kept * 1000),
-            *(rule.most, GROUPS_LIMIT, int(rule.consecutive), rule.threshold),
-        )
+    def _passing(self, samples: Sequence[Sample]) -> Operation[list[Sample]]:
+        """The samples without those of an address that has not done enough by itself: see Rule.each."""
+        asked = [sample for sample in samples if sample.needs > 1]
+        if not asked:
+            return list(samples)
+        own = [sample.own for sample in asked]
+        replies = yield from _in_parts(list(map(self._counting, _groups(own))))
+        counts = [int(one[0]) for reply in replies for one in reply]
+        few = {
+            id(sample)
+            for sample, count in zip(asked, counts, strict=True)
+            if max(count, sample.entry.event.n) < sample.needs
+        }
+        return [sample for sample in samples if id(sample) not in few]
+
+    def _counting(self, samples: Sequence[Sample]) -> Command:
+        """One script that counts all of them."""
+        rules = list({_name_of(sample.rule): sample.rule for sample in samples}.values())
+        places = {_name_of(rule): place for place, rule in enumerate(rules, 1)}
+        words: list[bytes | int] = [word for rule in rules for word in _words(rule)]
+        for rule, _, member, entry in samples:
+            words += (places[_name_of(rule)], member, entry.ms)
+        counts = [self._keys.abuse_count(one.rule.name, one.group) for one in samples]
+        keys = [self._keys.abuse_groups, *counts]
+        return abuse_count(keys, GROUPS_LIMIT, len(rules), *words)
 
     def _action(self, finding: Finding) -> str:
         """What is to be done: what the rule says, but for those who are never banned."""
         rule, subject = finding.sample.rule, finding.sample.group
-        return "spared" if rule.action == "ban" and self._spared.why(subject) else rule.action
+        return "exempt" if rule.action == "ban" and self._exempt.why(subject) else rule.action
 
     def _judging(self, finding: Finding, pattern: Pattern) -> Command:
         rule, entry = finding.sample.rule, finding.sample.entry
@@ -272,11 +310,53 @@ class Scan:
             self._done["bans"] += 1
             self._stats.counts["bans"] += 1
 
+    def _tell_ban(self, pattern: Pattern, ban_ms: int) -> None:
+        """A ban for a pattern that was said before, when the cap was full or another ban in force: no new line."""
+        seconds = ban_ms / 1000
+        log.warning(
+            "%s is banned for %g s: it goes on with %s", pattern.subject, seconds, pattern.rule
+        )
+        self._done["bans"] += 1
+        self._stats.counts["bans"] += 1
 
-def _in_parts(commands: Sequence[Command]) -> Operation[list[Any]]:
-    """The replies to all of them."""
+
+def _name_of(rule: Rule) -> tuple[str, int]:
+    """What addresses do by themselves is counted by the rule with another threshold: see Sample.own."""
+    return rule.name, rule.threshold
+
+
+def _words(rule: Rule) -> Sequence[int]:
+    """A rule as lua/abuse_count.lua takes it."""
+    window = rule.kept if rule.consecutive else rule.window
+    times = (window * 1000, rule.kept * 1000 + LATE_MS)
+    return (*times, rule.most, int(rule.consecutive), rule.threshold, rule.window * 1000)
+
+
+def _groups(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    """Samples to be counted by one script. Others wait for it, so it may look at so many members at the most."""
+    some: list[Sample] = []
+    members = 0
+    for sample in samples:
+        members += sample.rule.most
+        if some and (members > MEMBERS_AT_ONCE or len(some) == AT_ONCE):
+            yield some
+            some, members = [], sample.rule.most
+        some.append(sample)
+    if some:
+        yield some
+
+
+def _in_parts(commands: Sequence[Command], *, apart: bool = False) -> Operation[list[Any]]:
+    """The replies to all of them. `apart`: none is sent again because another one has to be."""
     replies: list[Any] = []
     for start in range(0, len(commands), PART):
-        replies += yield list(commands[start : start + PART])
+        part = commands[start : start + PART]
+        replies += yield _apart(part) if apart else list(part)
         yield Pause(0)
     return replies
+
+
+def _apart(commands: Sequence[Command]) -> Once:
+    batch = Once(commands)
+    batch.parts = [(1, True)] * len(commands)
+    return batch

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
 
+from stillroom.agreed import Agreed
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
-from stillroom.cache.invalidation import InvalidationBody, new_epoch
+from stillroom.cache.invalidation import LEASE_LIMIT, LIFE_LIMIT, InvalidationBody
 from stillroom.cache.judge import Judge
 from stillroom.cache.loaders import (
     Asked,
@@ -33,12 +34,13 @@ from stillroom.cache.loaders import (
     several,
 )
 from stillroom.cache.marks import read_clock
+from stillroom.cache.memo import recall, remember
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.codec import MISS, Codec, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.errors import RedisRefused, RedisUnavailable, UnknownLoader
 from stillroom.keys import Keys, sanitized
-from stillroom.operation import NOT_AFTER, Call, Freeing, Once, Operation, Pause, Timed
+from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
 from stillroom.scripts import (
     back_off,
     claim_refresh,
@@ -48,12 +50,12 @@ from stillroom.scripts import (
     put,
     release,
     trim_marks,
+    verify_epoch,
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
+from stillroom.unsettled import is_unsettled
 from stillroom.wire import Clock, Command
-
-log = logging.getLogger("stillroom")
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -62,9 +64,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one 
 ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
 ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
-WON, LATE = 1, -1  # what lua/lease_load.lua answers; 0: another load holds the lease
-STORED = 1  # what put and commit answer
-DELIVERED_AT_ONCE = 500  # deferred invalidations in one batch
+WON = STORED = 1  # what a script answers that did what it is for
+LATE = -1  # what each answers that arrived after its caller gave up
+TRIES = 2  # to put a value
 TRIM_BITE = 5_000  # marks dropped by one script call
 
 
@@ -94,18 +96,33 @@ class Packed(NamedTuple):
     tags: list[bytes]
 
 
+class Ready(NamedTuple):
+    """A value ready to be put under its key; times in ms."""
+
+    name: bytes
+    packed: Packed
+    ttl: int
+    swr: int
+
+
 class CacheBody(InvalidationBody):
     """The operations. A driver runs them."""
 
     def __init__(
-        self, settings: Settings, clock: Clock, keys: Keys, dispatch: Dispatch, stats: Stats
+        self,
+        settings: Settings,
+        clock: Clock,
+        keys: Keys,
+        dispatch: Dispatch,
+        stats: Stats,
+        agreed: Agreed,
     ) -> None:
-        super().__init__(settings, keys, dispatch, stats)
+        super().__init__(settings, keys, dispatch, stats, agreed)
         self.loaders = Loaders()
         self.now_ms = clock.now_ms
         self._clock = clock
         self._codec = Codec(settings)
-        self._judges = Judge(keys, clock.now_ms, settings.marks_limit)
+        self._judges = self._judge_of(settings.marks_limit)
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
 
@@ -185,7 +202,9 @@ class CacheBody(InvalidationBody):
     def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """The value under a sanitized key, loaded by its recipe if it has to be."""
         try:
-            entry, freshness = yield from self._look(name)
+            is_remembered = recipe.loader is not None and recipe.loader.is_remembered
+            look = self._look_once if is_remembered else self._look
+            entry, freshness = yield from look(name)
         except RedisUnavailable as error:
             self._fall_back("get_or_set", error)
             return (yield from self._load_for_myself(recipe))
@@ -231,19 +250,56 @@ class CacheBody(InvalidationBody):
         ttl, swr = self._times(options)
         kind, tags = options.get("type", Any), several(options.get("tags", ()))
         packed = self._pack(name, value, kind, tags, b"")
+        (stored,) = yield from self._put_all("set", [Ready(name, packed, ttl, swr)])
+        return stored
+
+    def _put_all(self, what: str, values: Sequence[Ready]) -> Operation[list[bool]]:
+        """Store these values; which of them were stored. Each fails for itself."""
+        stored = [False] * len(values)
         try:
-            if self._outbox.waiting:
-                yield from self.deliver()
-            stores = Timed([self._put(name, packed, ttl, swr, new_epoch())])
-            (stored,) = yield stores
-            if not stored:
-                # Too late, and yet its answer is here in time: the server's clock is not where we thought.
-                self._clock.doubt_clock()
-                (stored,) = yield stores
+            yield from self._before_writing()
         except RedisUnavailable as error:
-            self._fall_back("set", error)
-            return False
-        return bool(stored)
+            self._fall_back(what, error)
+            return stored
+        verified_on, left = self._judges.run, list(range(len(values)))
+        for _ in range(TRIES):
+            epoch = self._new_epoch()
+            puts = Timed(self._put(*values[place], epoch) for place in left)
+            replies = dict(zip(left, (yield from self._each(what, puts)), strict=True))
+            for place, reply in replies.items():
+                stored[place] = reply == STORED
+            left = yield from self._left_to_put(what, replies, verified_on)
+            if not left:
+                break
+        return stored
+
+    def _left_to_put(
+        self, what: str, replies: Mapping[int, Any], verified_on: bytes | None
+    ) -> Operation[list[int]]:
+        """Which of these to put once more, though they were answered."""
+        if verified_on is not None and self._judges.is_unverified:
+            # This very call met another run of the server. What it stored there is as dead as the epoch it is in.
+            try:
+                yield from self._judges.verify()
+            except RedisUnavailable as error:
+                self._fall_back(what, error)
+                return []
+            return list(replies)
+        late = [place for place, reply in replies.items() if reply == LATE]
+        if late:  # and yet its answer is here in time: the server's clock is not where we thought
+            self._clock.doubt_clock()
+        return late
+
+    def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
+        """The replies to a batch, in which each command fails for itself: None is a failure."""
+        if not batch:
+            return []
+        try:
+            replies: list[Any] = yield from self._changing(batch)
+        except RedisUnavailable as error:
+            self._fall_back(what, error)
+            replies = getattr(error, "replies", None) or [None] * len(batch)
+        return [None if isinstance(reply, Exception) else reply for reply in replies]
 
     # Background work
 
@@ -262,7 +318,10 @@ class CacheBody(InvalidationBody):
             self.stats.counts["refresh_errors"] += 1
             raise
         known = self._judges.synced
-        (claimed,) = yield [claim_refresh(claim, order.token, recipe.lease, new_epoch())]
+        yield from self.agree()
+        (claimed,) = yield Once(
+            [claim_refresh(claim, order.token, recipe.lease, self._new_epoch())]
+        )
         if claimed is None:
             return self._report(order, "superseded")
         held, clock, raw = claimed
@@ -272,10 +331,10 @@ class CacheBody(InvalidationBody):
         ):  # fresh again, or gone: its next reader loads it
             yield from self._release([(name, held)])
             return self._report(order, "not needed")
-        _, stored = yield from self._load_under(name, held, clock, recipe, self._back_off)
-        if stored:
+        _, lost = yield from self._load_under(name, held, clock, recipe, self._back_off)
+        if not lost:
             self._count_refresh(entry)
-        return self._report(order, "refreshed" if stored else "lease lost")
+        return self._report(order, lost or "refreshed")
 
     def _count_refresh(self, entry: Entry) -> None:
         """And how late it was; of one that was invalidated softly, before its time, nobody knows."""
@@ -288,29 +347,33 @@ class CacheBody(InvalidationBody):
     def load(self, order: Asked) -> Operation[dict[str, Any]]:
         """Load a value because an app ordered it, whatever is there. Returns a report: `outcome` and `key`.
 
+        An older load that is under way loses its lease to this one: its value would be too old.
         Raises UnknownLoader, BadArguments, RedisUnavailable, and what the loader raises.
         """
         recipe = recipe_of(order, self.loaders)
         key = self.loaders[order.loader].key(recipe.values)
         name = sanitized(key)
-        lease = b"load.%b" % new_token()
-        claim = self._lease_keys(name)
-        (reply,) = yield Timed([lease_load(claim, lease, recipe.lease, new_epoch(), NOT_AFTER)])
+        lease = load_lease(recipe.lease)
+        yield from self._before_writing()
+        takes = Timed([self._lease_load(name, lease, recipe.lease, over=True)])
+        (reply,) = yield takes
+        if reply[0] == LATE:
+            self._clock.doubt_clock()
+            (reply,) = yield takes
         if reply[0] != WON:
-            return {"outcome": "being loaded", "loader": order.loader, "key": key}
-        _, stored = yield from self._load_under(name, lease, reply[1], recipe, self._release_one)
-        outcome = "loaded" if stored else "lease lost"
-        return {"outcome": outcome, "loader": order.loader, "key": key}
+            return {"outcome": "too late", "loader": order.loader, "key": key}
+        _, lost = yield from self._load_under(name, lease, reply[1], recipe, self._release_one)
+        return {"outcome": lost or "loaded", "loader": order.loader, "key": key}
 
     def trim_marks(self) -> Operation[dict[str, int]]:
         """Drop marks that are older than any entry can be. Returns {"dropped", "left"}."""
-        longest = self.settings.life_limit + self.settings.lease_limit
+        longest = self._longest(LIFE_LIMIT) + self._longest(LEASE_LIMIT)
         keys = [self._keys.clock, self._keys.marks, self._keys.globs]
         dropped = 0
         while True:
             ((bite, left),) = yield [trim_marks(keys, int(longest * 1_000_000), TRIM_BITE)]
             dropped += bite
-            if bite < TRIM_BITE - 2:
+            if bite < TRIM_BITE:
                 return {"dropped": dropped, "left": left}
             yield Pause(0)  # others first; and each bite has its own deadline
 
@@ -330,6 +393,34 @@ class CacheBody(InvalidationBody):
                 self._fall_back("flush_stats", error)
 
     # Looking
+
+    def _judge_of(self, limit: int) -> Judge:
+        """A judge that knows nothing yet, and will remember so many marks."""
+
+        def verifying(epoch: bytes, seq: int) -> Operation[Command]:
+            yield from self.agree()
+            given = (self._new_epoch(), self._keep_ms, epoch, seq)
+            return verify_epoch(self._marking_keys(), *given)
+
+        return Judge(self._keys, self._clock, limit, verifying)
+
+    def _before_writing(self) -> Operation[None]:
+        """Let Redis know what this process knows, and this process whether it may write, and into which epoch."""
+        if self._outbox.waiting:
+            yield from self.deliver()
+        yield from self.agree()
+        if self._judges.is_unverified:
+            yield from self._judges.verify()
+
+    def _look_once(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
+        """The same as _look, once in a request: see memo.py."""
+        if (known := recall(self, name)) is not None:
+            return known.entry, known.freshness
+        changes = self.changes
+        entry, freshness = yield from self._look(name)
+        if entry is not None:
+            remember(self, name, entry, freshness, changes)
+        return entry, freshness
 
     def _look(self, name: bytes) -> Operation[tuple[Entry | None, Freshness]]:
         """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands."""
@@ -416,7 +507,7 @@ class CacheBody(InvalidationBody):
 
     def _load(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """Load, or be served by the one who does."""
-        lease = b"load.%b" % new_token()
+        lease = load_lease(recipe.lease)
         try:
             clock, value = yield from self._await_turn(name, lease, recipe)
         except RedisUnavailable as error:
@@ -462,10 +553,10 @@ class CacheBody(InvalidationBody):
         self, name: bytes, lease: bytes, recipe: Recipe
     ) -> Operation[tuple[bytes | None, Any]]:
         """→ (the clock before our load, MISS) when won, (None, MISS) when not, (None, value) when it is there."""
-        keys = self._lease_keys(name)
         known = self._judges.synced
         try:
-            (reply,) = yield Timed([lease_load(keys, lease, recipe.lease, new_epoch(), NOT_AFTER)])
+            yield from self._before_writing()
+            (reply,) = yield Timed([self._lease_load(name, lease, recipe.lease)])
             if reply[0] == LATE:
                 self._clock.doubt_clock()
             if reply[0] != WON:
@@ -501,8 +592,8 @@ class CacheBody(InvalidationBody):
         clock: bytes,
         recipe: Recipe,
         on_failure: Callable[[bytes, bytes], Operation[None]],
-    ) -> Operation[tuple[Any, bool]]:
-        """Load under a lease and store. → (value, whether it was stored)."""
+    ) -> Operation[tuple[Any, str]]:
+        """Load under a lease and store. → (value, why it was not stored or nothing)."""
         try:
             value = yield recipe.call
         except GeneratorExit:
@@ -516,27 +607,32 @@ class CacheBody(InvalidationBody):
 
     def _store(
         self, name: bytes, held: bytes, clock: bytes, recipe: Recipe, value: Any
-    ) -> Operation[bool]:
-        """Commit, if the lease is still ours. The caller has its value either way."""
+    ) -> Operation[str]:
+        """Commit, if the lease is still ours. The caller has its value either way. → why not, or nothing."""
         packed = self._pack_or_none(name, value, recipe)
         if packed is None:
             yield from self._release([(name, held)])
-            return False
+            return "can't be stored"
         try:
-            (stored,) = yield Freeing([self._commit(name, held, clock, packed, recipe)])
+            commits = Freeing([self._commit(name, held, clock, packed, recipe)])
+            (stored,) = yield from self._changing(commits)
         except RedisUnavailable as error:
             self._fall_back("store", error)
-            return False
+            return error.reason
         if stored != STORED:
             self.stats.counts["leases_lost"] += 1
             slow = "invalidated meanwhile, or the load took longer than its lease"
             self.stats.say(
                 "a load was not stored", "lease", f"{name[:100]!r}: {slow}", logging.INFO
             )
-        return bool(stored == STORED)
+        return "" if stored == STORED else "lease lost"
 
     def _pack_or_none(self, name: bytes, value: Any, recipe: Recipe) -> Packed | None:
         """A loaded value ready to be stored, or None if it can't be: its caller has it all the same."""
+        if (
+            is_unsettled()
+        ):  # it may show rows that will be rolled back, and a rollback invalidates nothing
+            return None
         try:
             tags = recipe.tags(value)
             return self._pack(name, value, recipe.type, tags, self._source(recipe))
@@ -615,13 +711,16 @@ class CacheBody(InvalidationBody):
         for one in stale:
             keys = [self._keys.lease(one.name), self._keys.entry(one.name)]
             seen = b"1\t%b\t%d\t%d\t" % (one.entry.epoch, one.entry.stamp, one.entry.fresh_until)
-            batch.append(lease_refresh(keys, new_token(), lease_ms, seen, NOT_AFTER))
+            given = (new_token(), lease_ms, seen, IN_TIME, FAILURES_KEPT_MS)
+            batch.append(lease_refresh(keys, *given))
         try:
             replies = yield batch
         except RedisUnavailable as error:
             self._fall_back("refresh", error)
             return [None] * len(stale)
-        return [bytes(held) if held else None for held in replies]
+        if LATE in replies:
+            self._clock.doubt_clock()
+        return [held if isinstance(held, bytes) else None for held in replies]
 
     def _may_ask(self, name: bytes, entry: Entry) -> bool:
         """Whether to try for the refresh lease: once a second per process and stale entry."""
@@ -671,11 +770,18 @@ class CacheBody(InvalidationBody):
 
     def _back_off(self, name: bytes, held: bytes) -> Operation[None]:
         self.stats.counts["refresh_errors"] += 1
+        yield from self._back_off_all([(name, held)])
+
+    def _back_off_all(self, leases: Sequence[tuple[bytes, bytes]]) -> Operation[None]:
+        """Nobody is to try these refreshes again for a while."""
         first, longest = int(self.settings.backoff * 1000), int(self.settings.backoff_limit * 1000)
-        jitter = random.randint(500, 1000)
-        keys = [self._keys.lease(name)]
+        batch = Freeing()
+        for name, held in leases:
+            given = (held, first, longest, random.randint(500, 1000), FAILURES_KEPT_MS)
+            batch.append(back_off([self._keys.lease(name)], *given))
         try:
-            yield Freeing([back_off(keys, held, first, longest, jitter, FAILURES_KEPT_MS)])
+            if batch:
+                yield batch
         except RedisUnavailable as error:
             self._fall_back("back_off", error)
 
@@ -683,7 +789,7 @@ class CacheBody(InvalidationBody):
 
     def _put(self, name: bytes, packed: Packed, ttl: int, swr: int, epoch: str) -> Command:
         keys = self._writing_keys(name, packed)
-        return put(keys, epoch, NOT_AFTER, name, packed.rest, ttl, ttl + swr)
+        return put(keys, epoch, IN_TIME, name, packed.rest, ttl, ttl + swr)
 
     def _commit(
         self, name: bytes, held: bytes, clock: bytes, packed: Packed, recipe: Recipe
@@ -698,6 +804,11 @@ class CacheBody(InvalidationBody):
         written = [self._keys.entry(name), self._keys.lease(name)]
         decided_by = [self._keys.clock, self._keys.marks]
         return [*written, *decided_by, *map(self._keys.index, packed.tags)]
+
+    def _lease_load(self, name: bytes, lease: bytes, ms: int, *, over: bool = False) -> Command:
+        """`over`: take it from an older load."""
+        given = (lease, ms, self._new_epoch(), IN_TIME, int(over))
+        return lease_load(self._lease_keys(name), *given)
 
     def _lease_keys(self, name: bytes) -> list[bytes]:
         return [self._keys.lease(name), self._keys.entry(name), self._keys.clock, self._keys.marks]
@@ -747,3 +858,8 @@ class CacheBody(InvalidationBody):
 
 def new_token() -> bytes:
     return secrets.token_hex(8).encode()
+
+
+def load_lease(ms: int) -> bytes:
+    """What stands under a key's lease while it is loaded: see lua/lib/lease.lua."""
+    return b"load.%b.%d" % (new_token(), ms)

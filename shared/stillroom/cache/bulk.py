@@ -6,16 +6,14 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, Unpack, overload
 
-from stillroom.cache.body import LATE, STORED, WON, Packed, Stale, new_token
+from stillroom.cache.body import LATE, WON, Ready, Stale, load_lease
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.invalidation import new_epoch
 from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions, several
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
-from stillroom.operation import NOT_AFTER, Call, Freeing, Operation, Pause, Timed
-from stillroom.scripts import lease_load
+from stillroom.operation import Call, Freeing, Operation, Pause, Timed
 
 T = TypeVar("T")
 Found: TypeAlias = tuple[Entry, Freshness]
@@ -27,15 +25,6 @@ class Turn(NamedTuple):
 
     lease: bytes
     clock: bytes
-
-
-class Ready(NamedTuple):
-    """A value ready to be stored; times in ms."""
-
-    name: bytes
-    packed: Packed
-    ttl: int
-    swr: int
 
 
 class BulkBody(ChangeBody):
@@ -81,10 +70,8 @@ class BulkBody(ChangeBody):
 
     def store_many(self, values: Mapping[str, Ready]) -> Operation[dict[str, bool]]:
         """Store what pack_many gave; which of them were stored, by key."""
-        epoch = new_epoch()
-        batch = Timed(self._put(*ready, epoch) for ready in values.values())
-        stored = yield from self._each("set_many", batch)
-        return {key: reply == STORED for key, reply in zip(values, stored, strict=True)}
+        stored = yield from self._put_all("set_many", list(values.values()))
+        return dict(zip(values, stored, strict=True))
 
     def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
         """Forget these keys and their loads; which of them held a value, by key. See `invalidate`.
@@ -94,9 +81,10 @@ class BulkBody(ChangeBody):
         names = {key: sanitized(key) for key in keys}
         if not names:
             return {}
+        yield from self.agree()
         leases = [self._keys.lease(name) for name in names.values()]
         batch = [(b"DEL", *leases), *((b"UNLINK", self._keys.entry(n)) for n in names.values())]
-        _, *counts = yield batch
+        _, *counts = yield from self._changing(batch)
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload
@@ -208,6 +196,7 @@ class BulkBody(ChangeBody):
                 turns, there = yield from self._take_turns(pending, recipe)
             except RedisUnavailable as error:
                 self._fall_back("get_or_set_many", error)
+                yield from self._give_up(turns_of_stale, names)
                 return values | (yield from self._load_all([*pending, *turns_of_stale], load_many))
             values |= there
             values |= yield from self._load_ours(turns, turns_of_stale, names, load_many, recipe)
@@ -247,12 +236,12 @@ class BulkBody(ChangeBody):
         """(the keys whose load is ours, the values that others have stored since we looked)."""
         if not missing:
             return {}, {}
-        known, epoch = self._judges.synced, new_epoch()
-        leases = {key: b"load.%b" % new_token() for key in missing}
+        known = self._judges.synced
+        leases = {key: load_lease(recipe.lease) for key in missing}
         try:
+            yield from self._before_writing()
             replies = yield Timed(
-                lease_load(self._lease_keys(name), leases[key], recipe.lease, epoch, NOT_AFTER)
-                for key, name in missing.items()
+                self._lease_load(name, leases[key], recipe.lease) for key, name in missing.items()
             )
             if any(reply[0] == LATE for reply in replies):
                 self._clock.doubt_clock()
@@ -294,7 +283,7 @@ class BulkBody(ChangeBody):
             raise
         except BaseException:
             self.stats.counts["load_errors"] += 1
-            yield from self._release(leases.values())
+            yield from self._failed_turns(leases.values())
             raise
         self.stats.counts["loads"] += 1
         wanted = {key: loaded[key] for key in turns if key in loaded}
@@ -310,6 +299,18 @@ class BulkBody(ChangeBody):
         stored = yield from self._each("store", batch)
         self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
         return wanted
+
+    def _failed_turns(self, leases: Iterable[tuple[bytes, bytes]]) -> Operation[None]:
+        """A load of ours failed: others may load what is missing, and refreshes back off, as single ones do."""
+        some = list(leases)
+        missing = [(name, held) for name, held in some if held.startswith(b"load.")]
+        yield from self._release(missing)
+        refreshed = [lease for lease in some if lease not in missing]
+        self.stats.counts["refresh_errors"] += len(refreshed)
+        yield from self._back_off_all(refreshed)
+
+    def _give_up(self, turns: Mapping[str, Turn], names: Mapping[str, bytes]) -> Operation[None]:
+        yield from self._release((names[key], turn.lease) for key, turn in turns.items())
 
     def _await_others(
         self, waiting: Mapping[str, bytes], recipe: Recipe, patience: float
@@ -350,17 +351,6 @@ class BulkBody(ChangeBody):
         loaded = _mapping((yield Call(load_many, [keys])) if keys else {})
         self.stats.counts["loads"] += 1
         return {key: loaded[key] for key in keys if key in loaded}
-
-    def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
-        """The replies to a batch, in which each command fails for itself: None is a failure."""
-        if not batch:
-            return []
-        try:
-            replies: list[Any] = yield batch
-        except RedisUnavailable as error:
-            self._fall_back(what, error)
-            replies = getattr(error, "replies", None) or [None] * len(batch)
-        return [None if isinstance(reply, Exception) else reply for reply in replies]
 
 
 def _mapping(loaded: Any) -> Mapping[str, Any]:

@@ -9,21 +9,20 @@ from __future__ import annotations
 import random
 from typing import Any, NamedTuple, Unpack
 
-from stillroom.cache.body import STORED, CacheBody
+from stillroom.cache.body import LATE, STORED, CacheBody
 from stillroom.cache.entry import Entry
-from stillroom.cache.invalidation import new_epoch
 from stillroom.cache.loaders import SetOptions, TimeOptions, several
+from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
-from stillroom.operation import NOT_AFTER, Backoff, Once, Operation, Timed
+from stillroom.operation import IN_TIME, Backoff, Operation, Timed
 from stillroom.scripts import add, replace
 from stillroom.wire import Command
 
 TRIES = 100  # each lost one means that somebody else's change was made
 PAUSE_S = 0.001  # grows with each
 HEAD_LIMIT = 512  # bytes of foreign content that are compared
-LATE = 0
 
 
 class Seen(NamedTuple):
@@ -32,6 +31,7 @@ class Seen(NamedTuple):
     head: bytes
     rest: bytes
     entry: Entry | None
+    seq: int = 0  # of the clock that was read with it
 
 
 class ChangeBody(CacheBody):
@@ -49,12 +49,14 @@ class ChangeBody(CacheBody):
         packed = self._pack(name, value, options.get("type", Any), tags, b"")
         keys = self._writing_keys(name, packed)
         try:
+            yield from self._before_writing()
             for turn in range(TRIES):
                 seen = yield from self._see(name)
                 if seen.entry is not None:
                     return False
-                given = (new_epoch(), NOT_AFTER, name, packed.rest, ttl, ttl + swr, seen.head)
-                (reply,) = yield Timed([add(keys, *given)])
+                epoch = self._new_epoch()
+                given = (epoch, IN_TIME, name, packed.rest, ttl, ttl + swr, seen.head)
+                (reply,) = yield from self._changing(Timed([add(keys, *given)]))
                 if reply == STORED:
                     return True
                 if reply == LATE:
@@ -67,7 +69,8 @@ class ChangeBody(CacheBody):
     def incr(self, key: str, by: float = 1) -> Operation[float | None]:
         """Add to the number under `key`; what it is then, or None where there is none. Its end and tags stay.
 
-        None of several at once is lost. Raises TypeError for a value that is no number.
+        None of several at once is lost; one whose time is up before its turn has come raises RedisUnavailable.
+        Raises TypeError for a value that is no number.
         Redis away: RedisUnavailable; whether it was added is unknown then.
         """
         name = sanitized(key)
@@ -80,9 +83,12 @@ class ChangeBody(CacheBody):
                 raise TypeError(f"{key!r} holds a {type(number).__name__}, which can't be added to")
             tags = [tag.decode() for tag in seen.entry.tags]
             packed = self._pack(name, number + by, Any, tags, seen.entry.source)
-            (replaced,) = yield Once([self._replace(name, seen, packed.rest, "", "")])
-            if replaced:
+            adds = self._replace(name, seen, packed.rest, "", "", is_new=True)
+            (replaced,) = yield from self._changing(Timed([adds]))
+            if replaced == STORED:
                 return number + by
+            if replaced == LATE:
+                self._clock.doubt_clock()
             yield Backoff(turn * PAUSE_S * random.random())
         raise RedisUnavailable("contended", f"{TRIES} others were first")
 
@@ -99,9 +105,11 @@ class ChangeBody(CacheBody):
                 if seen.entry is None:
                     return False
                 touches = self._replace(name, seen, seen.rest, str(ttl), str(ttl + swr))
-                (replaced,) = yield Once([touches])
-                if replaced:
+                (replaced,) = yield from self._changing(Timed([touches]))
+                if replaced == STORED:
                     return True
+                if replaced == LATE:
+                    self._clock.doubt_clock()
                 yield Backoff(turn * PAUSE_S * random.random())
         except RedisUnavailable as error:
             self._fall_back("touch", error)
@@ -117,11 +125,16 @@ class ChangeBody(CacheBody):
         if len(fields) < 5:
             return Seen(raw[:HEAD_LIMIT], b"", None)
         checksum = fields[4].partition(b"\t")[0]
-        return Seen(b"\t".join([*fields[:4], checksum]) + b"\t", fields[4], entry)
+        seq = read_clock(clock)[1] if entry is not None else 0
+        return Seen(b"\t".join([*fields[:4], checksum]) + b"\t", fields[4], entry, seq)
 
-    def _replace(self, name: bytes, seen: Seen, body: bytes, ttl: str, life: str) -> Command:
+    def _replace(
+        self, name: bytes, seen: Seen, body: bytes, ttl: str, life: str, *, is_new: bool = False
+    ) -> Command:
+        """`is_new`: the value is another, and a load that is under way is to lose to it."""
         entry = seen.entry
         assert entry is not None
-        keys = [self._keys.entry(name), self._keys.lease(name)]
+        keys = [self._keys.entry(name), self._keys.lease(name), self._keys.marks]
         keys += map(self._keys.index, entry.tags)
-        return replace(keys, seen.head, entry.epoch, entry.stamp, name, body, ttl, life)
+        becomes = (entry.epoch, entry.stamp, name, body, ttl, life)
+        return replace(keys, seen.head, *becomes, IN_TIME, seen.seq, int(is_new))

@@ -66,16 +66,28 @@ class ImageBody(ReclaimBody):
         `image_root` or Pillow. Redis away: the file is read.
         """
         name, root = normalised(filename), self._image_root()
-        version = yield Call(fingerprint, (root, name))
-        if version is None:
-            return None
-        limits = self.settings.image_byte_limit, self.settings.image_pixel_limit
-        options: Any = {"type": Answer | None, "tags": [tag_of(name)]}
-        recipe = self._recipe(lambda: _answer(root, name, *limits), options)
-        answer = yield from self.obtain(sanitized(f"{tag_of(name)}@{version}"), recipe)
-        if answer is not None and answer.info is None:
+        for _ in range(TRIES):
+            version = yield Call(fingerprint, (root, name))
+            if version is None:
+                return None
+            try:
+                answer = yield from self._answer_for(root, name, version)
+            except OtherVersion:
+                continue
+            break
+        else:
+            raise ImageRefused(name, "changing", f"it changed between two looks, {TRIES} times")
+        if answer.info is None:
             raise ImageRefused(name, answer.reason, answer.sentence)
-        return None if answer is None else answer.info
+        return answer.info
+
+    def _answer_for(self, root: Path, name: str, version: str) -> Operation[Answer]:
+        limits = self.settings.image_byte_limit, self.settings.image_pixel_limit
+        options: Any = {"type": Answer, "tags": [tag_of(name)]}
+        recipe = self._recipe(lambda: _answer(root, name, version, *limits), options)
+        key = sanitized(f"{tag_of(name)}@{version}")
+        answer: Answer = yield from self.obtain(key, recipe)
+        return answer
 
     def invalidate_image(self, filename: str, *, defer: bool = False) -> Operation[None]:
         """Forget what is known of an image: needed only where the file's size and time stayed the same.
@@ -128,13 +140,24 @@ def fingerprint(root: Path, name: str) -> str | None:
     return _version(found)
 
 
-def read_image(root: Path, name: str, byte_limit: int, pixel_limit: int) -> ImageInfo | None:
-    """What the file is, or None if there is none. Raises ImageRefused, ImagesUnavailable."""
+class OtherVersion(Exception):
+    """The file is not the version that was asked for, any more or yet."""
+
+
+def read_image(
+    root: Path, name: str, byte_limit: int, pixel_limit: int, *, version: str | None = None
+) -> ImageInfo | None:
+    """What the file is, or None if there is none. Raises ImageRefused, ImagesUnavailable.
+
+    `version`: raise OtherVersion if what was opened is not this fingerprint's version.
+    """
     for _ in range(TRIES):
         with _opened(root, name) as file:
             if file is None:
                 return None
             before = os.fstat(file.fileno())
+            if version not in (None, _version(before)):
+                raise OtherVersion
             if before.st_size > byte_limit:
                 sentence = f"it has {before.st_size:,} bytes; the limit is {byte_limit:,}"
                 raise ImageRefused(name, "bytes", sentence)
@@ -158,15 +181,19 @@ def read_image(root: Path, name: str, byte_limit: int, pixel_limit: int) -> Imag
     raise ImageRefused(name, "changing", f"it changed while it was read, {TRIES} times")
 
 
-def _answer(root: Path, name: str, byte_limit: int, pixel_limit: int) -> Answer | None:
-    """The same as a value. What may be mended without a change of the file is no answer to keep."""
+def _answer(root: Path, name: str, version: str, byte_limit: int, pixel_limit: int) -> Answer:
+    """The same as a value, of this version and no other: it is kept under the version's key, and the version may
+    come back (a rollback that keeps the time). What is mended without a change of the file is no answer to keep.
+    """
     try:
-        info = read_image(root, name, byte_limit, pixel_limit)
+        info = read_image(root, name, byte_limit, pixel_limit, version=version)
     except ImageRefused as refused:
         if refused.reason in ("changing", "denied"):
             raise
         return Answer(reason=refused.reason, sentence=refused.sentence)
-    return None if info is None else Answer(info=info)
+    if info is None:
+        raise OtherVersion
+    return Answer(info=info)
 
 
 @contextmanager

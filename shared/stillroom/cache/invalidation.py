@@ -7,14 +7,15 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from stillroom.agreed import Agreed, Rule
 from stillroom.cache.outbox import EVERYTHING, Outbox
 from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys, pattern, sanitized
-from stillroom.operation import Operation
+from stillroom.operation import STATE, On, Operation
 from stillroom.scripts import clear, mark
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -23,12 +24,17 @@ from stillroom.wire import Command
 log = logging.getLogger("stillroom")
 
 DELIVERED_AT_ONCE = 500  # deferred invalidations in one batch
+MARKED_AT_ONCE = 500  # by one script: others wait while it runs
+SHARDS, LEASE_LIMIT, LIFE_LIMIT = "shards", "lease_limit", "life_limit"
+SAME = (SHARDS,)  # another value is another cache
 
 
 class InvalidationBody:
     """The operations. A driver runs them."""
 
-    def __init__(self, settings: Settings, keys: Keys, dispatch: Dispatch, stats: Stats) -> None:
+    def __init__(
+        self, settings: Settings, keys: Keys, dispatch: Dispatch, stats: Stats, agreed: Agreed
+    ) -> None:
         self.settings = settings
         self.dispatch = dispatch
         self.stats = stats
@@ -36,8 +42,9 @@ class InvalidationBody:
         self.run_aside: Callable[[Operation[Any]], Any] | None = None
         self.whole: Any = self  # the cache, of which this may be one shard
         self._keys = keys
+        self._agreed = agreed
         self._outbox = Outbox(settings.outbox_limit)
-        self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
+        self.changes = 0  # how often this process has changed something: see cache/memo.py
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
         """Forget these keys, and any load of them that is under way. Returns how many held a value.
@@ -93,6 +100,7 @@ class InvalidationBody:
     def deliver(self) -> Operation[int]:
         """Tell Redis what was deferred. → how many names. Redis away: RedisUnavailable; what is left waits on."""
         count = 0
+        yield from self.agree()
         while names := self._outbox.first(DELIVERED_AT_ONCE):
             yield list(self._invalidations(names))
             self._outbox.delivered(names)
@@ -125,13 +133,21 @@ class InvalidationBody:
     def _invalidating(self, names: list[bytes], defer: bool) -> Operation[list[Any]]:
         """Tell Redis; or, if that is impossible and may be done later, the outbox. → the replies, if any."""
         try:
-            replies: list[Any] = yield list(self._invalidations(names))
+            yield from self.agree()
+            return (yield from self._changing(list(self._invalidations(names))))
         except RedisUnavailable as error:
             if not defer or error.reason in FINAL:
                 raise
             self._defer(names, error)
             return []
-        return replies
+
+    def _changing(self, batch: Sequence[Command]) -> Operation[list[Any]]:
+        """Send a batch that changes something; the replies. See cache/memo.py."""
+        try:
+            replies: list[Any] = yield batch
+            return replies
+        finally:
+            self.changes += 1
 
     def _invalidations(self, names: Iterable[bytes]) -> Iterable[Command]:
         """The commands that invalidate these (the outbox' names), in this order."""
@@ -143,9 +159,11 @@ class InvalidationBody:
                 yield (b"DEL", *map(self._keys.lease, keys))
                 yield (b"UNLINK", *map(self._keys.entry, keys))
             elif kind == EVERYTHING:
-                yield clear(self._marking_keys(), new_epoch(), self._keep_ms)
+                yield clear(self._marking_keys(), self._new_epoch(), self._keep_ms)
             else:
-                yield mark(self._marking_keys(), new_epoch(), self._keep_ms, *some)
+                for start in range(0, len(some), MARKED_AT_ONCE):
+                    bite = some[start : start + MARKED_AT_ONCE]
+                    yield mark(self._marking_keys(), self._new_epoch(), self._keep_ms, *bite)
 
     def _defer(self, names: list[bytes], error: RedisUnavailable) -> None:
         if not self._outbox.waiting:
@@ -160,10 +178,44 @@ class InvalidationBody:
         if not self.dispatch.inline:
             self.dispatch.wake(RECLAIM_TASK)
 
+    def agree(self) -> Operation[None]:
+        """Find out whether the other processes have the same settings, where that is not known yet.
+
+        Raises SettingsDiffer. While the state's Redis is away nobody knows, and this goes on.
+        """
+        if self._agreed.is_due:
+            with contextlib.suppress(RedisUnavailable):
+                yield On([(STATE, self._agreed.compare())])
+                yield from self._begin_shards()
+        self._agreed.check(*SAME)
+
+    def _begin_shards(self) -> Operation[None]:
+        """Nothing was agreed before: nobody knows whether another number of shards was in use meanwhile."""
+        agreement = self._agreed.of(SHARDS)
+        if self.settings.shards > 1 and agreement is not None and agreement.is_new:
+            yield from self.whole.clear()
+
+    def _longest(self, limit: str) -> float:
+        """A limit in seconds: this process's own, or that of the process that has the largest."""
+        agreement = self._agreed.of(limit)
+        own: float = getattr(self.settings, limit)
+        return max(own, float(agreement.agreed)) if agreement else own
+
+    @property
+    def _keep_ms(self) -> int:
+        """The longest life of an entry and of the load before it."""
+        return int((self._longest(LIFE_LIMIT) + self._longest(LEASE_LIMIT)) * 1000)
+
+    def _new_epoch(self) -> str:
+        """How an epoch's name starts, should one have to begin, and the number of shards it is for."""
+        return f"{secrets.token_hex(4)}#{self.settings.shards}"
+
     def _marking_keys(self) -> list[bytes]:
         return [self._keys.clock, self._keys.marks, self._keys.globs, self._keys.todo]
 
 
-def new_epoch() -> str:
-    """The name of an epoch, should one have to begin."""
-    return secrets.token_hex(4)
+def require_agreement(agreed: Agreed, settings: Settings) -> None:
+    """Name the settings of the cache that all processes must have alike."""
+    agreed.require(SHARDS, settings.shards)
+    agreed.require(LEASE_LIMIT, f"{settings.lease_limit:g}", Rule.LARGEST)
+    agreed.require(LIFE_LIMIT, f"{settings.life_limit:g}", Rule.LARGEST)

@@ -10,28 +10,47 @@ from stillroom.cache.entry import Entry, Freshness
 from stillroom.cache.marks import NEWEST_GLOB, Marks, Verdict, extended, question, read_clock
 from stillroom.keys import Keys
 from stillroom.operation import Operation
-from stillroom.wire import Command, reset_after_fork
+from stillroom.wire import Clock, Command, reset_after_fork
 
 MOVING_S = 1.0  # after the clock moved, the marks ride along with each read for this long
+# How many marks a process without any asks for. Twenty thousand kept Redis busy for 10 ms, once for each process of
+# a deploy. About older entries a process asks by tag, once for each tag that it meets.
+FIRST_MARKS = 1_000
 
 _GRADES = {Verdict.SOFT: Freshness.STALE, Verdict.DEAD: Freshness.DEAD, Verdict.ASK: None}
 
 
 class Judge:
-    """Freshness of entries, by the rule in marks.py. One per room, shared by its threads."""
+    """Freshness of entries, by the rule in marks.py. One per room, shared by its threads.
 
-    def __init__(self, keys: Keys, now_ms: Callable[[], int], limit: int) -> None:
+    It trusts what it knows on one run of the server. On another one it first has the epoch verified (`verifying`
+    makes that command from an epoch and how far its clock got): see lua/verify_epoch.lua.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        clock: Clock,
+        limit: int,
+        verifying: Callable[[bytes, int], Operation[Command]],
+    ) -> None:
         self._keys = keys
-        self._now_ms = now_ms
+        self._clock = clock
+        self._now_ms = clock.now_ms
         self._limit = limit
+        self._verifying = verifying
         self._marks = Marks()
+        self._run: bytes | None = None  # the server's, on which the epoch was verified
         self._moving_until = 0.0  # time.monotonic()
         self.reset()
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """A lock that no other thread holds. The marks stay: what they lack was not yet counted as known."""
-        self._lock = threading.Lock()
+        """A lock that no other thread holds. The marks stay: what they lack was not yet counted as known.
+
+        A signal handler may read the cache while its own thread holds the lock.
+        """
+        self._lock = threading.RLock()
 
     @property
     def synced(self) -> int:
@@ -43,22 +62,42 @@ class Judge:
         """The clock up to which the marks are complete."""
         return self._marks.clock
 
+    @property
+    def run(self) -> bytes | None:
+        """The run of the server on which the epoch was verified, or None if it never was."""
+        return self._run
+
+    @property
+    def is_unverified(self) -> bool:
+        """Whether another run of the server is known to answer than the one on which the epoch was verified."""
+        return bool(self._clock.run) and self._run != self._clock.run
+
+    def verify(self) -> Operation[None]:
+        """Have the epoch verified, and learn its marks."""
+        yield from self._verified(self._marks)
+
     def is_moving(self, now: float) -> bool:
         """Whether invalidations are so frequent that the marks had better ride along with the read."""
         return now < self._moving_until
 
     def marks_since(self, synced: int) -> Command:
         """The command that brings the newer marks, the newest first."""
-        newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", b"%d" % self._limit, b"WITHSCORES")
+        most = b"%d" % self._most(synced)
+        newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", most, b"WITHSCORES")
         return (b"ZRANGE", self._keys.marks, b"+inf", b"(%d" % synced, *newest_first)
+
+    def _most(self, synced: int) -> int:
+        """How many marks are asked for at once."""
+        return self._limit if synced else min(FIRST_MARKS, self._limit)
 
     def at_once(self, entry: Entry, clock: bytes | None) -> Freshness | None:
         """What a reader may do with an entry that was read together with `clock`.
 
-        None if that takes another question to Redis: the clock has moved, or the entry is very old.
+        None if that takes another question to Redis: the clock has moved, the entry is very old, or another run of
+        the server has answered.
         """
         marks = self._marks
-        if marks.clock != clock:
+        if marks.clock != clock or self._run != self._clock.run:
             return None
         return _graded(entry, marks.verdict(entry), self._now_ms())
 
@@ -70,7 +109,7 @@ class Judge:
         `known` is `synced` as it was before entries and clock were read.
         """
         marks = self._marks
-        if marks.clock != clock:
+        if marks.clock != clock or self._run != self._clock.run:
             marks = yield from self._catch_up(clock, known)
         verdicts = [marks.verdict(entry) for entry in entries]
         if Verdict.ASK in verdicts:
@@ -97,23 +136,40 @@ class Judge:
         except ValueError:  # no clock, or not one of ours: nothing that was stored can be trusted
             return Marks()
         marks = self._marks
-        if marks.epoch == epoch and known <= seq <= marks.synced:
+        if self._run != self._clock.run or (marks.epoch == epoch and seq < known):
+            return (yield from self._verified(marks))
+        if marks.epoch != epoch:
+            return (yield from self._from_the_beginning(clock, []))
+        since = marks.synced
+        if seq <= since:
             return marks  # another thread has caught up, or further, in the meantime
-        # From the beginning, in another epoch and where the clock went back: a failover that lost some.
-        since = marks.synced if marks.epoch == epoch and seq >= known else 0
-        if since:
-            self._moving_until = time.monotonic() + MOVING_S
-        if since:
-            (rows,) = yield [self.marks_since(since)]
-            return self.learn(since, rows, (), clock) or Marks()
+        self._moving_until = time.monotonic() + MOVING_S
+        (rows,) = yield [self.marks_since(since)]
+        return self.learn(since, rows, (), clock) or Marks()
+
+    def _verified(self, marks: Marks) -> Operation[Marks]:
+        """All marks, after the epoch was verified: another run of the server answers, or the clock has gone back.
+
+        What was read before that is judged by what is known then.
+        """
+        run = self._clock.run
+        verify = yield from self._verifying(marks.epoch, marks.synced)
+        learned = yield from self._from_the_beginning(None, [verify])
+        self._run = run
+        return learned
+
+    def _from_the_beginning(self, clock: bytes | None, verify: list[Command]) -> Operation[Marks]:
+        """All marks up to a clock that was read, or up to the one that `verify` is answered with."""
         # In this order: a new epoch or a pattern that comes in between is among the marks, and no glob is taken
         # for lost that came in after the question how new the newest is.
-        newest_glob, globs, rows = yield [
+        *verified, newest_glob, globs, rows = yield [
+            *verify,
             (b"ZSCORE", self._keys.marks, NEWEST_GLOB),
             (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
             self.marks_since(0),
         ]
-        return self.learn(0, rows, globs, clock, int(newest_glob or 0)) or Marks()
+        upto = verified[0] if verified else clock
+        return self.learn(0, rows, globs, upto, int(newest_glob or 0)) or Marks()
 
     def learn(
         self,
@@ -136,7 +192,8 @@ class Judge:
             marks = self._marks if since else Marks(epoch)
             if marks.epoch != epoch or marks.synced < since:
                 return None
-            self._marks = extended(marks, rows, globs, clock, self._limit, newest_glob)
+            grown = extended(marks, rows, globs, clock, self._most(since), newest_glob)
+            self._marks = grown.pruned(self._limit)
             return self._marks
 
 

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from stillroom.cache.around import Around, within
+from stillroom.cache.warm import check, warm_of
+from stillroom.durations import Duration
 from stillroom.errors import InvalidKey, StillroomError, UnknownLoader
 from stillroom.operation import Call
 
@@ -45,6 +48,11 @@ class LoaderOptions(KeepOptions, total=False):
 
     name: str  # what messages to workers carry: keep it stable; default: the function's name
     lease: float  # seconds; a load that takes longer is not stored; default: the setting
+    memo: bool  # within `room.request()` a key is asked for once: see cache/memo.py
+    warm_every: Duration  # seconds: a worker loads its values this often, asked for or not; from 10
+    warm_with: (
+        Any  # for which arguments: dicts, tuples or single ones, or a function that returns them
+    )
 
 
 class Recipe(NamedTuple):
@@ -146,6 +154,7 @@ class Loader:
                 f"{self.name!r}: a loader's name has 1 to 200 letters, digits or any of _ . : -"
             )
         self._names = _plain_parameters(self._signature, self.name)
+        self._known = frozenset(self._names)
         hints = _hints(function, self.name)
         self.type = options.get("type", hints.get("return", Any))
         self._template = Template(key, self._names)
@@ -157,6 +166,11 @@ class Loader:
         }
         self._arguments = _arguments_type(self._signature, hints, self.name)
         self._times = ttl_ms, swr_ms, lease_ms
+        self.is_remembered = bool(options.get("memo", False))
+        self.around: list[Around] | None = None  # of the registry it was registered in first
+        self.warm = warm_of(options.get("warm_every"), options.get("warm_with"))
+        if self.warm is not None:
+            check(self.values, self.warm.given)
 
     @property
     def template(self) -> str:
@@ -167,6 +181,8 @@ class Loader:
         """The arguments by name, defaults filled in. Raises TypeError as the call itself would."""
         values = dict(zip(self._names, args, strict=False))
         values.update(kwargs)
+        if kwargs and not kwargs.keys() <= self._known:
+            self._signature.bind(*args, **kwargs)
         if len(values) != len(self._names) or len(args) + len(kwargs) != len(values):
             if len(args) + len(kwargs) != len(values) or not values.keys() <= set(self._names):
                 self._signature.bind(*args, **kwargs)
@@ -179,8 +195,13 @@ class Loader:
         return self._template.fill(values)
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
-        call = Call(self.function, (), values)
+        function = self.within(self.function) if self.around else self.function
+        call = Call(function, (), values)
         return Recipe(call, self.type, *self._times, self._tagger(values), self, values)
+
+    def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, called as the app wants its loaders to be called: see Loaders.around."""
+        return within(self.around, function) if self.around else function
 
     def _tagger(self, values: Mapping[str, Any]) -> Callable[[Any], list[str]]:
         def tags(value: Any) -> list[str]:
@@ -216,10 +237,15 @@ class BadArguments(StillroomError, ValueError):
 
 
 class Loaders:
-    """The registered loaders of one room, by name."""
+    """The registered loaders of one room, by name.
+
+    `around` has functions that return context managers: each load of these loaders happens inside all of them, in
+    the app's processes and in workers. It is for what loaders need and a worker lacks, such as Flask's app context.
+    """
 
     def __init__(self) -> None:
         self._by_name: dict[str, Loader] = {}
+        self.around: list[Around] = []
 
     def register(self, loader: Loader) -> None:
         if loader.name in self._by_name:
@@ -229,6 +255,8 @@ class Loaders:
                 raise ValueError(
                     f"{loader.name}: the loader {other.name!r} has the key {loader.template!r}"
                 )
+        if loader.around is None:
+            loader.around = self.around
         self._by_name[loader.name] = loader
 
     def adopt(self, others: Loaders) -> None:

@@ -130,23 +130,32 @@ class Marks:
         if newest < synced:
             return False
         for tag, hard, soft in zip(tags, pairs[::2], pairs[1::2], strict=True):
-            self.hard[tag] = max(hard, self.hard.get(tag, 0))
-            self.soft[tag] = max(soft, self.soft.get(tag, 0))
+            if hard:
+                self.hard[tag] = max(hard, self.hard.get(tag, 0))
+            if soft:
+                self.soft[tag] = max(soft, self.soft.get(tag, 0))
         self.dead_below = max(trimmed, self.dead_below)
         self.asked.update(tags)
         return True
 
     def pruned(self, limit: int) -> Marks:
-        """Itself, or a younger copy that remembers half as much and asks for the rest."""
+        """Itself, or a younger copy that remembers half as many marks and asks for the rest.
+
+        A tag that was asked for stays known as long as its marks are remembered, or it has none.
+        """
         if len(self.globs) > GLOBS_LIMIT:
             return Marks()  # most of them are long gone in Redis: begin anew
-        if len(self.hard) + len(self.soft) <= limit:
+        crowded = len(self.hard) + len(self.soft) > limit
+        if not crowded and len(self.asked) <= limit:
             return self
         seqs = sorted([*self.hard.values(), *self.soft.values()])
-        floor = seqs[len(seqs) // 2]
+        floor = seqs[len(seqs) // 2] if crowded else 0
         young = Marks(self.epoch, dead_below=self.dead_below, floor=max(floor, self.floor))
         young.hard = {tag: seq for tag, seq in self.hard.items() if seq > floor}
         young.soft = {tag: seq for tag, seq in self.soft.items() if seq > floor}
+        if len(self.asked) <= limit:
+            young.asked = self.asked - (self.hard.keys() - young.hard.keys())
+            young.asked -= self.soft.keys() - young.soft.keys()
         young.globs, young.newest_glob = self.globs, self.newest_glob
         young.synced, young.clock = self.synced, self.clock
         return young
@@ -167,10 +176,10 @@ def extended(
     for later, a glob can't, so `globs` (a flat list of glob, score) brings all of them with the first rows.
     """
     epoch, seq = read_clock(clock)
-    reached = next(
-        (int(rows[i + 1]) for i in range(0, len(rows), 2) if rows[i] == NEWEST + epoch),
-        marks.synced,
-    )
+    newest = {rows[i]: int(rows[i + 1]) for i in range(0, len(rows), 2) if rows[i][:1] == NEWEST}
+    reached = newest.get(NEWEST + epoch, marks.synced)
+    if reached < seq and any(other >= seq for other in newest.values()):
+        return Marks()  # another epoch has begun since the clock was read: all of this one is dead
     if reached < seq:
         lost = Marks(epoch, dead_below=seq)
         lost.synced, lost.clock = seq, clock
@@ -185,7 +194,7 @@ def extended(
         marks.dead_below = max(newest_glob, marks.dead_below)
     if rows:
         marks.learn(rows, epoch)
-    return marks.pruned(limit)
+    return marks
 
 
 def question(tags: Sequence[bytes], epoch: bytes) -> list[bytes]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stillroom.errors import StillroomError
 from stillroom.keys import KEY_LIMIT
 from stillroom.operation import Operation
 
@@ -20,7 +22,7 @@ class Order(BaseModel):
     kind: ClassVar[str]
 
     def carried_out_by(self, cache: Any) -> Operation[Any]:
-        """The operation of the cache's body that does it."""
+        """The operation of the cache's body that does it. Raises whatever kept it from being done."""
         raise NotImplementedError
 
 
@@ -63,7 +65,14 @@ class Load(Order):
     args: dict[str, Any]
 
     def carried_out_by(self, cache: Any) -> Operation[Any]:
-        return (yield from cache.load(self))
+        report = yield from cache.load(self)
+        if report["outcome"] != "loaded":
+            raise NotDone(f"{self.loader} was called and its value not kept: {report['outcome']}")
+        return report
+
+
+class NotDone(StillroomError):
+    """An order was tried and is not done."""
 
 
 KINDS: dict[str, type[Order]] = {
@@ -72,13 +81,29 @@ KINDS: dict[str, type[Order]] = {
 
 
 def to_member(order: Order) -> bytes:
-    """The order as a line of `todo`."""
-    return f"o:{order.kind} {order.model_dump_json(exclude_defaults=True)}".encode()
+    """The order as it waits in Redis: `<kind> <JSON>`."""
+    return f"{order.kind} {order.model_dump_json(exclude_defaults=True)}".encode()
 
 
 def from_member(member: bytes) -> Order:
-    """The order in a line of `todo`. Raises ValueError (pydantic's are)."""
-    kind, _, fields = member.decode().removeprefix("o:").partition(" ")
+    """The order that waits as this. Raises ValueError (pydantic's are)."""
+    kind, _, fields = member.decode().partition(" ")
     if kind not in KINDS:
         raise ValueError(f"no order is called {kind[:50]!r}; there are {', '.join(KINDS)}")
     return KINDS[kind].model_validate_json(fields)
+
+
+def to_body(member: bytes) -> str:
+    """The order as a dead letter has it: one JSON object."""
+    kind, _, fields = member.decode(errors="replace").partition(" ")
+    return f'{{"order": {json.dumps(kind)}, "fields": {fields or "{}"}}}'
+
+
+def from_body(body: str) -> Order:
+    """The order in a dead letter. Raises ValueError."""
+    try:
+        letter = json.loads(body)
+        kind, fields = str(letter["order"]), letter["fields"]
+    except (KeyError, TypeError):
+        raise ValueError("this dead letter holds no order") from None
+    return from_member(f"{kind} {json.dumps(fields)}".encode())

@@ -2,14 +2,16 @@
 
 An invalidation is true when it returns; what it killed still takes up memory. It left a line in `todo`
 (lua/lib/todo.lua). Here that is worked off: in bites, under a time budget, resumable, by any number of workers.
-Nothing here decides what a reader sees, and nothing alive is deleted: scripts look at each entry as it is.
+Nothing here decides what a reader sees, and nothing alive is deleted: scripts look at each entry as it is. What
+apps ordered is another list: ordering.py.
 """
 
 from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,11 +20,13 @@ from pydantic import BaseModel, ValidationError
 from stillroom.cache.body import Stale
 from stillroom.cache.bulk import BulkBody
 from stillroom.cache.entry import Entry, parse_head
+from stillroom.cache.invalidation import LEASE_LIMIT
 from stillroom.cache.marks import TRIMMED, Marks, Verdict, question, read_clock
-from stillroom.cache.orders import Order, from_member, to_member
-from stillroom.errors import DispatchFailed, RedisRefused, RedisUnavailable, StillroomError
+from stillroom.cache.ordering import Ordering
+from stillroom.cache.orders import Order
+from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.keys import glob_literal
-from stillroom.operation import Operation, Pause
+from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import (
     drop_globs,
     finish_todo,
@@ -30,7 +34,6 @@ from stillroom.scripts import (
     reclaim_tag,
     take_todo,
     trim_index,
-    write_orders,
 )
 from stillroom.wire import Command
 
@@ -43,9 +46,9 @@ HEAD_LIMIT = 64 * 1_024
 ON = b"+"  # in front of work that has begun: go on with it
 SWEEP, TAG, SOFT = b"sweep", b"t:", b"s:"
 HOTTEST = 200  # refreshed in one pass over an index; the next pass finds the next ones
-ORDERS_LIMIT = 10_000
 BYTES = "latin-1"  # any bytes as text: a cursor may name an entry
 SCRIPT_KEYS = 1_000  # Lua's stack takes no more at once
+LOOKS = 3  # at a bite in which something dead could not be deleted
 
 
 class Progress(BaseModel):
@@ -61,6 +64,9 @@ class Progress(BaseModel):
     run: str = ""  # of the server: a scan's cursors mean nothing in its next run
     began_us: int = 0  # server time
     epoch: str = ""  # of the cache
+    is_broken: bool = (
+        False  # another server answered on the way, or something dead could not be deleted
+    )
 
 
 Report: TypeAlias = Callable[[Progress], object]
@@ -84,7 +90,7 @@ class Run:
 
     SMALLEST, FIRST, LARGEST = 10, 20, 100
     GOOD_S, SLOW_S = 0.0002, 0.0004
-    PAUSED = 0.5  # times what a bite took
+    PAUSED = 0.25  # times what a bite took; what others wait for is the length of a bite, not how many there are
 
     def __init__(self, budget: float, report: Report | None) -> None:
         self.deadline = time.monotonic() + budget
@@ -139,15 +145,27 @@ class Hottest:
 class ReclaimBody(BulkBody):
     """BulkBody, and the work behind invalidations."""
 
+    orders: Ordering  # what apps ordered from workers; whoever makes the cache sets it
+
     def reclaim(
         self, *, budget: float = BUDGET_S, progress: Report | None = None
     ) -> Operation[dict[str, int]]:
-        """Do what is written down in `todo`, what is due the longest first, for `budget` seconds.
+        """Carry out what apps ordered, and then what invalidations left to do, for `budget` seconds.
 
-        `progress` is called with a Progress twice a second. Returns counts: work done, entries seen, deleted and
-        refreshed, patterns dropped, how much work is left, and how much of that is due.
+        What is due the longest comes first. Orders get half of the time at the most. `progress` is called with a
+        Progress twice a second. Returns counts: work done, orders that became dead letters, entries seen, deleted
+        and refreshed, patterns dropped, how much work is left, and how much of that is due.
         Redis away: RedisUnavailable; the work stays written down.
         """
+        began = time.monotonic()
+        ordered = yield from self.orders.carry_out(budget / 2)
+        rest = budget - (time.monotonic() - began)
+        return added_up([ordered, (yield from self.clear_up(budget=rest, progress=progress))])
+
+    def clear_up(
+        self, *, budget: float, progress: Report | None = None
+    ) -> Operation[dict[str, int]]:
+        """Do what is written down in `todo`; the counts of it, as `reclaim` returns them."""
         run = Run(budget, progress)
         counts = dict.fromkeys(("done", "seen", "deleted", "refreshed", "patterns_dropped"), 0)
         while run.left > 0 and (work := (yield from self._take())) is not None:
@@ -163,6 +181,8 @@ class ReclaimBody(BulkBody):
 
     def pending(self, *members: bytes) -> Operation[dict[bytes, Progress | None]]:
         """Those of these works that are not done, with how far they have got, None if nobody has begun."""
+        if not members:
+            return {}
         names = [name for member in members for name in (member, ON + member)]
         scores, states = yield [
             (b"ZMSCORE", self._keys.todo, *names),
@@ -172,22 +192,14 @@ class ReclaimBody(BulkBody):
             name.removeprefix(ON) for name, score in zip(names, scores, strict=True) if score
         }
         return {
-            member: Progress.model_validate_json(state) if state else None
+            member: _progress(state)
             for member, state in zip(members, states, strict=True)
             if member in waiting
         }
 
     def order(self, *orders: Order) -> Operation[None]:
-        """Write down what a worker is to do: it will be done, whatever becomes of workers and broker.
-
-        The same order twice, not yet done, is one. Raises DispatchFailed if 10,000 wait already.
-        Redis away: RedisUnavailable.
-        """
-        members = [to_member(one) for one in orders]
-        (written,) = yield [write_orders([self._keys.todo], ORDERS_LIMIT, self._keep_ms, *members)]
-        if not written:
-            raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
-        self._wake()
+        """See Ordering.order."""
+        return self.orders.order(*orders)
 
     def trim_indexes(self, *, budget: float = 5.0) -> Operation[dict[str, int]]:
         """Take out of the tag indexes what has run out by itself, for `budget` seconds, and go on there next time.
@@ -210,7 +222,8 @@ class ReclaimBody(BulkBody):
     # Taking work and handing it back
 
     def _take(self) -> Operation[Work | None]:
-        (taken,) = yield [take_todo([self._keys.todo], HELD_MS)]
+        longest = self._sweep_again_ms() + HELD_MS
+        (taken,) = yield Once([take_todo([self._keys.todo], HELD_MS, longest)])
         if taken is None:
             return None
         member, due, now_us = taken
@@ -233,28 +246,41 @@ class ReclaimBody(BulkBody):
         elif work.name.startswith(SOFT):
             yield from self._refresh_tag(work, run)
         else:
-            yield from self._obey(work)
+            work.progress.done = True  # of no kind that is known here
 
     def _hand_back(self, work: Work) -> Operation[int]:
         """Cross it off, or write down what is left of it. → how many patterns need no mark any more."""
-        state, dropped, due_ms = work.progress, 0, 0
+        state, dropped, again_ms = work.progress, 0, 0
         left = b"" if state.done else ON + work.name
         if state.done and work.name == SWEEP:
-            dropped, newest = yield from self._drop_globs(state)
-            if newest:  # once more, when the longest lease has passed for the rest
-                left, due_ms = SWEEP, newest // 1000 + int(self.settings.lease_limit * 1000) + 1
+            is_complete = yield from self._is_complete(state)
+            dropped, is_left = (yield from self._drop_globs(state)) if is_complete else (0, True)
+            if is_left:  # once more, when the longest lease has passed for the rest
+                left, again_ms = SWEEP, self._sweep_again_ms()
         if state.done and state.again:
-            left, due_ms = work.name, 0
+            left, again_ms = work.name, 0
         yield from self._save(work)
-        yield [finish_todo([self._keys.todo], work.member, work.due, left, due_ms)]
+        yield [finish_todo([self._keys.todo], work.member, work.due, left, again_ms)]
         return dropped
 
-    def _drop_globs(self, state: Progress) -> Operation[tuple[int, int]]:
-        """→ (patterns dropped, seq of the newest that is left or 0)."""
-        longest_us = int(self.settings.lease_limit * 1_000_000)
+    def _is_complete(self, state: Progress) -> Operation[bool]:
+        """Whether a sweep saw all there is: on one run of one server, from its beginning to its end.
+
+        Its slot may have moved meanwhile, or a replica taken over: SCAN has no key, and any server answers to
+        another one's cursor. Where this user may not ask for the run, no sweep is known to be complete.
+        """
+        run_id, _ = yield from self._about_server()
+        return not state.is_broken and run_id != "" and run_id == state.run
+
+    def _sweep_again_ms(self) -> int:
+        return int(self._longest(LEASE_LIMIT) * 1000) + 1
+
+    def _drop_globs(self, state: Progress) -> Operation[tuple[int, bool]]:
+        """→ (patterns dropped, whether some are left)."""
+        longest_us = int(self._longest(LEASE_LIMIT) * 1_000_000)
         keys = [self._keys.marks, self._keys.globs]
         ((dropped, newest),) = yield [drop_globs(keys, state.began_us, longest_us)]
-        return dropped, int(newest or 0)
+        return dropped, newest is not None
 
     def _save(self, work: Work) -> Operation[None]:
         """A server whose memory is full refuses this, and is to get rid of its dead all the same."""
@@ -281,8 +307,8 @@ class ReclaimBody(BulkBody):
                 pause = run.took(time.monotonic() - began)
                 state.cursor, state.seen = cursor.decode(BYTES), state.seen + seen
                 state.done = cursor == b"0"
-            yield from self._tell(work, run)
             yield Pause(pause)
+            yield from self._tell(work, run)  # with a deadline of its own
 
     def _tell(self, work: Work, run: Run) -> Operation[None]:
         now = time.monotonic()
@@ -361,18 +387,28 @@ class ReclaimBody(BulkBody):
         self, marks: list[Marks], state: Progress, cursor: bytes, size: int
     ) -> Operation[tuple[bytes, int]]:
         cursor, keys = yield from self._scan(cursor, self._keys.entry_prefix, size)
-        yield from self._delete_dead(marks, state, keys)
+        for _ in range(LOOKS):
+            if not (yield from self._delete_dead(marks, state, keys)):
+                break
+        else:
+            state.is_broken = True
+        if self._clock.run.decode() != state.run:
+            state.is_broken = True
         return cursor, len(keys)
 
     def _delete_dead(
         self, marks: list[Marks], state: Progress, keys: list[bytes]
-    ) -> Operation[None]:
-        """Delete those that the marks say are dead: of another epoch, named by a pattern or a tag."""
+    ) -> Operation[bool]:
+        """Delete those that the marks say are dead: of another epoch, named by a pattern or a tag.
+
+        → whether to look once more: something was put in the place of a dead one between the look and the deletion,
+        and may be as dead (`touch` keeps the stamp).
+        """
         heads, clock, globs = yield from self._heads(keys)
         try:
             epoch, seq = read_clock(clock or b"")
         except ValueError:
-            return  # the clock is lost: whoever writes next begins an epoch, and asks for a sweep
+            return False  # the clock is lost: whoever writes next begins an epoch, and asks for a sweep
         known = marks[0] if marks[0].epoch == epoch else Marks(epoch)
         marks[0] = known
         known.synced = max(seq, known.synced)
@@ -381,12 +417,15 @@ class ReclaimBody(BulkBody):
         tags = list({tag for _, entry in heads.values() for tag in entry.tags})
         (scores,) = yield [(b"ZMSCORE", self._keys.marks, *question(tags, epoch))]
         if not known.answer(tags, scores, 0):
-            return
+            return False
         dead = {k: begins for k, (begins, e) in heads.items() if known.verdict(e) is Verdict.DEAD}
+        left = len(dead)
         for start in range(0, len(dead), SCRIPT_KEYS):
             some = list(dead.items())[start : start + SCRIPT_KEYS]
             (deleted,) = yield [forget([key for key, _ in some], *(begins for _, begins in some))]
             state.deleted += deleted
+            left -= deleted
+        return left > 0
 
     def _heads(
         self, keys: Sequence[bytes]
@@ -397,24 +436,18 @@ class ReclaimBody(BulkBody):
             (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
         ]
         *raws, clock, globs = yield from self._tolerant([*map(_head, keys), *last])
-        raws = yield from self._completed(keys, raws)
-        heads = {}
-        for key, raw in zip(keys, raws, strict=True):
-            if head := parse_head(raw, key.removeprefix(self._keys.entry_prefix)):
-                heads[key] = head
-        return heads, clock, globs or []
-
-    def _completed(
-        self, keys: Sequence[bytes], raws: Sequence[bytes | None]
-    ) -> Operation[list[bytes]]:
-        """The same, with more of those whose header goes on."""
         texts = [raw or b"" for raw in raws]
         cut = [n for n, t in enumerate(texts) if len(t) == HEAD_BYTES and b"\n" not in t]
-        if cut:
-            longer = yield from self._tolerant([_head(keys[n], HEAD_LIMIT) for n in cut])
-            for n, text in zip(cut, longer, strict=True):
-                texts[n] = text or b""
-        return texts
+        if cut:  # their headers go on. The clock is read after them, or they could be newer than it
+            longer = [_head(keys[n], HEAD_LIMIT) for n in cut]
+            *raws, clock, globs = yield from self._tolerant([*longer, *last])
+            for n, raw in zip(cut, raws, strict=True):
+                texts[n] = raw or b""
+        heads = {}
+        for key, text in zip(keys, texts, strict=True):
+            if head := parse_head(text, key.removeprefix(self._keys.entry_prefix)):
+                heads[key] = head
+        return heads, clock, globs or []
 
     def _tolerant(self, batch: Sequence[Command]) -> Operation[list[Any]]:
         """The replies; None for what is not of the type we write."""
@@ -475,20 +508,6 @@ class ReclaimBody(BulkBody):
         yield Pause(max(0.0, 1 / self.settings.refresh_rate - (time.monotonic() - began)))
         return refreshed
 
-    # Orders
-
-    def _obey(self, work: Work) -> Operation[None]:
-        """Do what an app ordered. What can't be done now can't be done later either: it is said and crossed off."""
-        try:
-            yield from from_member(work.name).carried_out_by(self.whole)
-        except RedisUnavailable:
-            raise
-        except (ValidationError, StillroomError, ValueError) as error:
-            self.stats.say("an order was refused", type(error).__name__, error)
-        except Exception as error:
-            self.stats.say("an order failed", type(error).__name__, repr(error))
-        work.progress.done = True
-
     # Small things
 
     def _trim_some(
@@ -507,6 +526,14 @@ class ReclaimBody(BulkBody):
         lines = b"\n".join(reply or b"" for reply in replies).decode().splitlines()
         facts = dict(line.split(":", 1) for line in lines if ":" in line)
         return facts.get("run_id", ""), facts.get("maxmemory_policy", "")
+
+
+def added_up(reports: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The counts of several reports together."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report)
+    return dict(total)
 
 
 def _head(key: bytes, size: int = HEAD_BYTES) -> Command:

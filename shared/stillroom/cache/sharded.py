@@ -7,20 +7,25 @@ an error of one is raised after all have been tried.
 
 from __future__ import annotations
 
-from collections import Counter
+import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
+from stillroom.agreed import Agreed
 from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import BulkBody
 from stillroom.cache.change import ChangeBody
 from stillroom.cache.images import ImageBody, normalised, tag_of
-from stillroom.cache.invalidation import InvalidationBody
+from stillroom.cache.invalidation import InvalidationBody, require_agreement
 from stillroom.cache.loaders import Asked, Loader, LoaderOptions, recipe_of
+from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import Order
-from stillroom.cache.reclaim import BUDGET_S, Progress, ReclaimBody, Report
+from stillroom.cache.reclaim import BUDGET_S, Progress, ReclaimBody, Report, added_up
+from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import Dispatch, RefreshOrder
+from stillroom.errors import RedisUnavailable
 from stillroom.keys import Keys, sanitized
 from stillroom.operation import On, Operation
 from stillroom.settings import Settings
@@ -44,20 +49,28 @@ def cache_on(
     clocks: Sequence[Clock],
     dispatch: Dispatch,
     stats: Stats,
+    agreed: Agreed,
+    dead_letters: DeadLetters,
     run_aside: Sequence[Callable[[Operation[Any]], Any]],
 ) -> ImageBody | ShardedBody:
     """The cache's operations. For each shard: its server's clock, and what runs an operation where none runs."""
+    require_agreement(agreed, settings)
     bodies = [
-        ImageBody(settings, clock, keys, dispatch, stats)
+        ImageBody(settings, clock, keys, dispatch, stats, agreed)
         for clock, keys in zip(clocks, shard_keys(settings), strict=True)
     ]
     for body, run in zip(bodies, run_aside, strict=True):
         body.run_aside = run
-    return bodies[0] if len(bodies) == 1 else ShardedBody(bodies)
+    whole = bodies[0] if len(bodies) == 1 else ShardedBody(bodies)
+    keys = shard_keys(settings)[0]
+    whole.orders = Ordering(settings, keys, dispatch, stats, dead_letters, whole)
+    return whole
 
 
 class ShardedBody:
     """The operations of ImageBody, which says what each does."""
+
+    orders: Ordering
 
     def __init__(self, shards: Sequence[ImageBody]) -> None:
         self.shards = shards
@@ -123,7 +136,7 @@ class ShardedBody:
     def set_many(self, values: Mapping[str, Any], **options: Any) -> Operation[dict[str, bool]]:
         ready = self.shards[0].pack_many(values, options)  # type: ignore[arg-type]
         parts = self._parts(values)
-        stored = yield On(
+        stored = yield from self._spread(
             [
                 (shard, self.shards[shard].store_many({key: ready[key] for key in part}))
                 for shard, part in parts.items()
@@ -146,7 +159,7 @@ class ShardedBody:
     # Invalidating
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
-        counts = yield On(
+        counts = yield from self._spread(
             [
                 (shard, self.shards[shard].invalidate(*part, defer=defer))
                 for shard, part in self._parts(keys).items()
@@ -180,14 +193,17 @@ class ShardedBody:
     # Background work
 
     def order(self, *orders: Order) -> Operation[None]:
-        """Orders wait in the first shard, and are carried out on all."""
-        yield On([(0, self.shards[0].order(*orders))])
+        """Orders wait on the state's server, and are carried out on all shards."""
+        return self.orders.order(*orders)
 
     def reclaim(
         self, *, budget: float = BUDGET_S, progress: Report | None = None
     ) -> Operation[dict[str, int]]:
-        share = budget / len(self.shards)
-        return _sum((yield from self._all(ReclaimBody.reclaim, budget=share, progress=progress)))
+        began = time.monotonic()
+        ordered = yield from self.orders.carry_out(budget / 2)
+        share = (budget - (time.monotonic() - began)) / len(self.shards)
+        cleared = yield from self._all(ReclaimBody.clear_up, budget=share, progress=progress)
+        return added_up([ordered, *cleared])
 
     def pending(self, *members: bytes) -> Operation[dict[bytes, Progress | None]]:
         """What is done in every shard is done; how far the rest has got is added up over those that have begun."""
@@ -198,16 +214,23 @@ class ShardedBody:
         return waiting
 
     def trim_marks(self) -> Operation[dict[str, int]]:
-        return _sum((yield from self._all(CacheBody.trim_marks)))
+        return added_up((yield from self._all(CacheBody.trim_marks)))
 
     def trim_indexes(self, *, budget: float = 5.0) -> Operation[dict[str, int]]:
         share = budget / len(self.shards)
-        return _sum((yield from self._all(ReclaimBody.trim_indexes, budget=share)))
+        return added_up((yield from self._all(ReclaimBody.trim_indexes, budget=share)))
 
     def flush_stats(self) -> Operation[None]:
         yield On([(0, self.shards[0].flush_stats())])
 
     # Where it goes
+
+    def _spread(self, operations: Sequence[tuple[int, Operation[Any]]]) -> Operation[list[Any]]:
+        """Run these on their shards, once it is known how many shards there are: see InvalidationBody.agree."""
+        with contextlib.suppress(RedisUnavailable):  # each of them says what that means for it
+            yield from self.shards[0].agree()
+        results: list[Any] = yield On(operations)
+        return results
 
     def _at(
         self, key: str, method: Callable[..., Any], *args: Any, **options: Any
@@ -218,14 +241,14 @@ class ShardedBody:
         self, name: bytes, method: Callable[..., Any], *args: Any, **options: Any
     ) -> Operation[Any]:
         shard = shard_of(name, len(self.shards))
-        (result,) = yield On([(shard, method(self.shards[shard], *args, **options))])
+        (result,) = yield from self._spread([(shard, method(self.shards[shard], *args, **options))])
         return result
 
     def _each(
         self, keys: list[str], method: Callable[..., Any], *args: Any, **options: Any
     ) -> Operation[list[Any]]:
         """The results of the shards that have some of the keys."""
-        results: list[Any] = yield On(
+        results = yield from self._spread(
             [
                 (shard, method(self.shards[shard], part, *args, **options))
                 for shard, part in self._parts(keys).items()
@@ -234,7 +257,7 @@ class ShardedBody:
         return results
 
     def _all(self, method: Callable[..., Any], *args: Any, **options: Any) -> Operation[list[Any]]:
-        results: list[Any] = yield On(
+        results = yield from self._spread(
             [(n, method(shard, *args, **options)) for n, shard in enumerate(self.shards)]
         )
         return results
@@ -250,13 +273,6 @@ class ShardedBody:
 def _in_order(keys: Iterable[str], parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     merged = {key: value for part in parts for key, value in part.items()}
     return {key: merged[key] for key in keys if key in merged}
-
-
-def _sum(reports: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for report in reports:
-        total.update(report)
-    return dict(total)
 
 
 def _added(one: Progress | None, other: Progress | None) -> Progress | None:

@@ -13,6 +13,7 @@ from stillroom.cache.cache import AsyncCachedFunction, CachedFunction
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Load
 from stillroom.cache.reclaim import ReclaimBody
 from stillroom.cache.sharded import ShardedBody
+from stillroom.cache.warm import WarmBody
 from stillroom.keys import pattern, sanitized
 from stillroom.operation import AsyncDriver, Driver, Operation, awaiting, blocking
 
@@ -53,6 +54,10 @@ class TasksBody:
         fields = function.loader.json_values(values)
         yield from self._order([Load(loader=function.loader.name, args=fields)])
 
+    def warm(self) -> Operation[dict[str, int]]:
+        """Order what loaders with `warm_every` are due to load. Beat asks for it. See WarmBody.warm."""
+        return WarmBody(self._cache).warm()
+
     def _order(self, orders: Any) -> Operation[None]:
         if several := list(orders):
             yield from self._cache.order(*several)
@@ -69,6 +74,7 @@ class Tasks:
     invalidate_tags = blocking(TasksBody.invalidate_tags)
     invalidate_pattern = blocking(TasksBody.invalidate_pattern)
     load = blocking(TasksBody.load)
+    warm = blocking(TasksBody.warm)
 
 
 class AsyncTasks:
@@ -82,6 +88,7 @@ class AsyncTasks:
     invalidate_tags = awaiting(TasksBody.invalidate_tags)
     invalidate_pattern = awaiting(TasksBody.invalidate_pattern)
     load = awaiting(TasksBody.load)
+    warm = awaiting(TasksBody.warm)
 
 
 def _check(names: Sequence[str]) -> None:

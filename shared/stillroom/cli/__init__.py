@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from stillroom.cli import dead_letters, sessions
+from stillroom.cli import dead_letters, limits, sessions
 from stillroom.cli.abuse import abuse, bans
 from stillroom.cli.credentials import write_secrets
 from stillroom.cli.demo import demo
@@ -38,6 +38,7 @@ app.command()(doctor)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(limits.app, name="limits")
 app.add_typer(bans, name="bans")
 app.add_typer(abuse, name="abuse")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ bans = typer.Typer(help="Who is banned, and ending it.", no_args_is_help=True)
 abuse = typer.Typer(help="What looks like abuse.", no_args_is_help=True)
 
 Subject = Annotated[
-    str, typer.Argument(help="An address (of IPv6: its client's /64), or an IPv6 /48.")
+    str, typer.Argument(help="An address (of IPv6: its client's /64), or a network.")
 ]
 BAN_COLUMNS = ("subject", "ends", "since", "by", "level", "reason")
 RULE_COLUMNS = ("rule", "what", "does", "why")
@@ -51,14 +52,27 @@ def lift(subject: Subject) -> None:
     """End a ban, and forget what led to it. For ten minutes no rule bans the subject again."""
     with open_room() as room:
         lifted = room.abuse.lift(subject)
+        wider = [] if lifted else [ban.subject for ban in room.abuse.bans() if _holds(ban, subject)]
     who = shown(subject)
-    typer.echo(f"the ban of {who} is lifted" if lifted else f"{who} was not banned")
+    if lifted:
+        typer.echo(f"the ban of {who} is lifted")
+    else:
+        typer.echo(f"{who} was not banned" + "".join(f"; {shown(name)} is" for name in wider))
 
 
 @abuse.command()
 def rules() -> None:
     """The rules in force: the built-in ones, with what STILLROOM_ABUSE_RULES changes and adds."""
     print_table(_rule_table(read_rules(Settings().abuse_rules)))
+
+
+def _holds(ban: Ban, subject: str) -> bool:
+    """Whether the subject is in a network that is banned."""
+    try:
+        inner, outer = ip_network(subject, strict=False), ip_network(ban.subject)
+    except ValueError:
+        return False
+    return inner.version == outer.version and inner.overlaps(outer)
 
 
 def _seconds(text: str) -> int:
@@ -88,6 +102,8 @@ def _rule_table(found: tuple[Rule, ...]) -> Table:
 def _what(rule: Rule) -> str:
     kinds = " or ".join(rule.kinds) + (f" at {rule.n} or more" if rule.n > 1 else "")
     counted = "" if rule.distinct == "none" else f", each of another {rule.distinct}"
+    own = [f"{kind} × {count}" for kind, count in rule.each.items()]
+    counted += f" that has {' or '.join(own)} of its own" if own else ""
     windows = " windows in a row with" if rule.consecutive else " ×"
     then = f", then {rule.then}" if rule.then else ""
     return (

@@ -34,21 +34,40 @@ class UnknownSecret(StillroomError, LookupError):
     """The stack has no secret of this name."""
 
 
+class NothingToPromote(StillroomError, LookupError):
+    """No new value of this secret waits to be used first."""
+
+
 Folder = Annotated[Path, typer.Argument(help="Where they are; made if it is not there.")]
-Rotate = Annotated[list[str] | None, typer.Option(help="Replace this one; the old one works on.")]
+Rotate = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Replace this one; the old one works on. Of the peppers: add one that all can read."
+    ),
+]
+Promote = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Of the peppers, once every process has the new one: use it for what is new."
+    ),
+]
 Forget = Annotated[list[str] | None, typer.Option(help="End what this one was before.")]
 
 
-def write_secrets(folder: Folder, rotate: Rotate = None, forget: Forget = None) -> None:
+def write_secrets(
+    folder: Folder, rotate: Rotate = None, promote: Promote = None, forget: Forget = None
+) -> None:
     """Make what is missing: a password per role, peppers, Flower's login. Write users.acl, which holds hashes."""
-    rotate, forget = rotate or [], forget or []
-    _refuse_unknown([*rotate, *forget])
+    rotate, promote, forget = rotate or [], promote or [], forget or []
+    _refuse_unknown([*rotate, *promote, *forget])
     secret_files.open_folder(folder)
-    for name in names():
-        if os.path.lexists(folder / name):
-            secret_files.check(folder / name)
+    for path in _all_there_may_be(folder):
+        if os.path.lexists(path):
+            secret_files.check(path)
     for name in rotate:
         _rotate(folder, name)
+    for name in promote:
+        _promote(folder, name)
     for name in forget:
         _forget(folder, name)
     for name in names():
@@ -57,6 +76,13 @@ def write_secrets(folder: Folder, rotate: Rotate = None, forget: Forget = None) 
     _write(folder / "users.acl", users_acl(folder, Settings().namespace))
     made = ", ".join(sorted(path.name for path in folder.iterdir()))
     typer.echo(shown(f"{folder}: {made}"))
+
+
+def _all_there_may_be(folder: Path) -> Iterator[Path]:
+    """The files of every secret: the value in use, the one before it, and the one that waits to be used."""
+    for name in names():
+        path = folder / name
+        yield from (path, _previous(path), _next(path))
 
 
 def names() -> list[str]:
@@ -103,19 +129,35 @@ def _rotate(folder: Path, name: str) -> None:
     if not path.exists():
         return  # it is made in a moment
     old = secret_files.read(path)
-    if (
-        name == PEPPERS
-    ):  # sessions out there are found by the old ones, new ones made with the first
-        _write(path, " ".join([_new(name), *old.split()][:RING]))
+    if name == PEPPERS:
+        _add_pepper(path, old.split())
         return
     if name not in (TOKEN, FLOWER):  # these are shown by people, who learn the new one
         _write(_previous(path), old)
     _write(path, _new(name))
 
 
+def _add_pepper(path: Path, ring: list[str]) -> None:
+    """Last: every process can read it before any makes something with it, however slowly they change over."""
+    fresh = _new(path.name)
+    _write(_next(path), fresh)
+    _write(path, " ".join([*ring[: RING - 1], fresh]))
+
+
+def _promote(folder: Path, name: str) -> None:
+    """Put the newest pepper in front: new sessions are named with it from then on. Raises NothingToPromote."""
+    path = folder / name
+    if not _next(path).exists():
+        raise NothingToPromote(f"no new {name} waits: say --rotate {name} and deploy first")
+    fresh, ring = secret_files.read(_next(path)), secret_files.read(path).split()
+    _write(path, " ".join([fresh, *(pepper for pepper in ring if pepper != fresh)]))
+    _next(path).unlink()
+
+
 def _forget(folder: Path, name: str) -> None:
     if name == PEPPERS and (folder / name).exists():
         _write(folder / name, secret_files.read(folder / name).split()[0])
+        _next(folder / name).unlink(missing_ok=True)
     _previous(folder / name).unlink(missing_ok=True)
 
 
@@ -138,6 +180,10 @@ def _password(role: str) -> str:
 
 def _previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
+
+
+def _next(path: Path) -> Path:
+    return path.with_name(path.name + ".next")
 
 
 def _refuse_unknown(given: Iterable[str]) -> None:

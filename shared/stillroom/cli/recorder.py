@@ -13,7 +13,7 @@ from stillroom.scripts import BY_SHA
 
 # A connection's first words, what counts and clocks are kept by, and what Celery says to its broker.
 QUIET = {"HELLO", "CLIENT", "AUTH", "SELECT", "PING", "TIME", "ECHO", "HINCRBY", "EXPIRE", "SCRIPT"}
-OURS = re.compile(r":\{(0|s[0-9a-f]{2}|rl:[^}]*)\}:|:abuse$")
+OURS = re.compile(r":\{(0|s[0-9a-f]{2}|rl:[^}]*)\}:|:(abuse|agreed|orders)$")
 
 
 class Recorder:

@@ -57,9 +57,9 @@ def check(path: Path) -> None:
             )
         if found.st_mode & OF_OTHERS:
             path.chmod(OWN_FILE)
-            name = path.name
+            secret = path.name.removesuffix(".previous").removesuffix(".next")
             typer.echo(
-                f"{name} could be read by others; its mode is 0600 now. Replace it: --rotate {name}",
+                f"{path.name} could be read by others; its mode is 0600 now. Replace it: --rotate {secret}",
                 err=True,
             )
     except OSError as error:

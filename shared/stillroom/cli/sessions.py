@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stillroom.cli.tables import Table, open_room, print_table, when
-from stillroom.sessions import Device
+from stillroom.sessions import Device, Sessions
 
 app = typer.Typer(help="Who is logged in, and ending it.", no_args_is_help=True)
 
@@ -26,17 +26,29 @@ def show(user: User) -> None:
 
 @app.command()
 def end(
-    user: User,
+    user: Annotated[str | None, typer.Argument(help="The user's id.")] = None,
     handle: Annotated[str | None, typer.Option(help="Only this one.")] = None,
     keep: Annotated[str | None, typer.Option(help="All but the one with this handle.")] = None,
+    everybody: Annotated[
+        bool, typer.Option("--all", help="Those of all users, and of the anonymous.")
+    ] = False,
 ) -> None:
-    """End the sessions of a user: all of them, one, or all but one. True everywhere when it returns."""
+    """End the sessions of a user: all of them, one, or all but one; or, with --all, everybody's.
+
+    True everywhere when it returns. Workers give the memory back.
+    """
     if handle and keep:
         raise typer.BadParameter("--handle and --keep are two different things; give one")
+    if everybody == (user is not None) or (everybody and (handle or keep)):
+        raise typer.BadParameter("say whose: USER, or --all and nothing else")
     with open_room() as room:
-        sessions = room.sessions
-        ended = sessions.end(user, handle) if handle else sessions.destroy_for_user(user, keep)
-    typer.echo(f"{int(ended)} sessions ended")
+        typer.echo(f"{_end(room.sessions, user, handle, keep)} sessions ended")
+
+
+def _end(sessions: Sessions, user: str | None, handle: str | None, keep: str | None) -> int:
+    if user is None:
+        return sessions.destroy_all()
+    return int(sessions.end(user, handle) if handle else sessions.destroy_for_user(user, keep))
 
 
 @app.command()

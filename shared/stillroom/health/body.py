@@ -42,7 +42,7 @@ from stillroom.health.source import Answers, Source, ask, attempt, counts_in, du
 from stillroom.health.system import SystemWatch
 from stillroom.keys import Keys
 from stillroom.operation import Call, On, Once, Operation, Pause
-from stillroom.scripts import health_snapshot
+from stillroom.scripts import health_snapshot, task_ticked, worker_seen
 from stillroom.settings import Settings
 from stillroom.wire import Command, request_budget
 
@@ -52,7 +52,7 @@ SNAPSHOT_TASK = "stillroom.snapshot_health"
 PATTERNS = 50
 BITE = 120  # snapshots in one reply: some 300 KB
 WORKER_GONE_MS = 600_000
-TICKS_KEPT_S = 86_400
+TICKS_KEPT_MS = 86_400_000
 PARTS: Mapping[str, type[Part]] = {
     "cache": CacheStats,
     "sessions": SessionStats,
@@ -139,7 +139,7 @@ class HealthBody:
         return snapshot
 
     def _keep(self, snapshot: Snapshot) -> Operation[tuple[list[str], Mapping[str, int]]]:
-        """(the findings that began, those that ended and since when, ms). Nothing if the minute has a snapshot."""
+        """(the findings that began, those that ended and how long they were, ms). Nothing if the minute has one."""
         keys = [self._keys.health, self._keys.health_week, self._keys.health_open]
         kept = health_snapshot(
             keys, packed(snapshot), KEPT, KEPT_COARSE, KEPT_S, *snapshot.findings
@@ -165,7 +165,7 @@ class HealthBody:
         Redis away: RedisUnavailable.
         """
         stream = self._keys.health if hours <= 24 else self._keys.health_week
-        start = b"%d" % max(0, int((time.time() - hours * 3600) * 1000))
+        start = b"%d" % max(0, self._sources[0].clock.now_ms() - int(hours * 3_600_000))
         found: list[Snapshot] = []
         while True:
             (entries,) = yield [(b"XRANGE", stream, start, b"+", b"COUNT", b"%d" % BITE)]
@@ -193,21 +193,13 @@ class HealthBody:
 
     def seen(self, worker: str) -> Operation[None]:
         """This worker is at work; and what its process has counted is written down. Redis away: nothing happens."""
-        now_ms = self._sources[0].clock.now_ms()
-        gone = b"%d" % (now_ms - WORKER_GONE_MS)
-        signs: list[Command] = [
-            (b"ZADD", self._keys.workers, b"%d" % now_ms, worker),
-            (b"ZREMRANGEBYSCORE", self._keys.workers, b"-inf", gone),
-            (b"PEXPIRE", self._keys.workers, b"%d" % WORKER_GONE_MS),
-        ]
+        signs = [worker_seen([self._keys.workers], worker, WORKER_GONE_MS)]
         batches = [(n, due_counts(source)) for n, source in enumerate(self._sources)]
         yield On([(0, attempt(signs)), *((n, _once(batch)) for n, batch in batches if batch)])
 
     def ticked(self, task: str) -> Operation[None]:
         """A scheduled task has ended well. Redis away: nothing happens."""
-        now_ms = b"%d" % self._sources[0].clock.now_ms()
-        expire = (b"EXPIRE", self._keys.ticks, b"%d" % TICKS_KEPT_S)
-        yield from attempt([(b"HSET", self._keys.ticks, task, now_ms), expire])
+        yield from attempt([task_ticked([self._keys.ticks], task, TICKS_KEPT_MS)])
 
 
 def _measured(answers: Sequence[Answers], system: System | None) -> Measures:
@@ -292,5 +284,5 @@ def _tell(report: Report, began: Sequence[str], ended: Mapping[str, int]) -> Non
         found = by_name[name]
         level = logging.ERROR if found.severity == "fail" else logging.WARNING
         log.log(level, "%s: %s Good: %s %s", name, found.what, found.good, found.todo)
-    for name, since_ms in ended.items():
-        log.warning("%s: over after %.0f min", name, (report.time - since_ms / 1000) / 60)
+    for name, length_ms in ended.items():
+        log.warning("%s: over after %.0f min", name, length_ms / 60_000)

@@ -1,8 +1,8 @@
 """A report as Prometheus reads it: the text exposition format, 0.0.4.
 
 The counters are those that all processes add up in Redis, so any process may be scraped, and each tells the same.
-Labels are names of ours and of settings, never a key, an address or a user. The format is a dozen lines and needs
-no library; prometheus-client counts per process, which is what we do not want.
+Labels are names of ours, of settings and of limits, never a key, an address or a user. The format is a dozen lines
+and needs no library; prometheus-client counts per process, which is what we do not want.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stillroom.health.report import ORDER, RedisInfo, Report, Server
+from stillroom.keys import WOULD_DENY
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -153,6 +154,13 @@ def _counted(totals: Mapping[str, int]) -> Iterator[Family]:
             for count, answer in question.answers.items()
         ]
         yield Family(name, "counter", question.about, samples)
+    shadows: list[Sample] = [
+        ({"limit": name.removeprefix(WOULD_DENY)}, number)
+        for name, number in sorted(totals.items())
+        if name.startswith(WOULD_DENY)
+    ]
+    about = "Requests that a limit in shadow would have denied."
+    yield Family("stillroom_limit_would_deny_total", "counter", about, shadows)
     others: list[Sample] = [
         ({"event": name}, number)
         for name, number in sorted(totals.items())

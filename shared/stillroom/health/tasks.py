@@ -30,9 +30,9 @@ class TaskProbe:
         self._queues = [keys.queue(kind) for kind in QUEUES]
 
     def commands(self, now_ms: int) -> Sequence[Command]:
-        since = b"%d" % (now_ms - SEEN_WITHIN_MS)
+        since, till = b"%d" % (now_ms - SEEN_WITHIN_MS), b"%d" % (now_ms + SEEN_WITHIN_MS)
         always: list[Command] = [
-            (b"ZCOUNT", self._keys.workers, since, b"+inf"),
+            (b"ZCOUNT", self._keys.workers, since, till),
             (b"HGETALL", self._keys.ticks),
             (b"XLEN", self._keys.dead_letters),
         ]
@@ -49,7 +49,7 @@ class TaskProbe:
     def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
         workers, ticked, letters, *rest = replies
         ticks = counts_in(ticked)
-        ages = None if ticks is None else {t: (now_ms - ms) / 1000 for t, ms in ticks.items()}
+        ages = None if ticks is None else _ages(ticks, now_ms)
         known = {
             "workers": workers,
             "dead_letters": letters,
@@ -68,6 +68,12 @@ class TaskProbe:
 
     def count(self, counts: Counts | None) -> Mapping[str, Any]:
         return {}
+
+
+def _ages(ticks: Mapping[str, int], now_ms: int) -> dict[str, float]:
+    """Seconds since each tick. One of before the clock stepped back says nothing."""
+    known = {task: ms for task, ms in ticks.items() if ms <= now_ms + SEEN_WITHIN_MS}
+    return {task: max(0.0, (now_ms - ms) / 1000) for task, ms in known.items()}
 
 
 def _waited(message: bytes | None, now_ms: int) -> float | None:

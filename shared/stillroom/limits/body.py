@@ -2,85 +2,128 @@
 
 All limits of a request are one script (lua/limit_check.lua): all of them are consumed, or none, by the server's
 clock. It takes the keys of several subjects at once: what holds the limits is never a cluster (see settings).
-While Redis is away each limit does what its `away` says: see local.py.
+While Redis is away each limit does what its `away` says: see local.py. What was admitted here is charged in an
+exchange of its own before Redis is asked about that subject again: see settling.py.
 """
 
 from __future__ import annotations
 
+import logging
+import random
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from stillroom.errors import RedisRefused, RedisUnavailable
-from stillroom.keys import Keys
+from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable
+from stillroom.keys import WOULD_DENY, Keys
+from stillroom.known_bans import KnownBans
+from stillroom.limits.changes import READ_EVERY_S
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
 from stillroom.limits.denials import REMEMBERED_S, Denial, Denials
-from stillroom.limits.limit import Limit
-from stillroom.limits.local import Charge, LocalLimits
-from stillroom.limits.request import Request, Requests, Subject
+from stillroom.limits.limit import Limit, check_cost
+from stillroom.limits.local import LocalLimits
+from stillroom.limits.operating import Operating
+from stillroom.limits.request import QUIET, Request, Requests, Subject
+from stillroom.limits.reservation import Reservation
+from stillroom.limits.settling import BITE, Settling
 from stillroom.operation import Once, Operation, Pause
-from stillroom.scripts import limit_charge, limit_check, limit_refund
+from stillroom.scripts import limit_check
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import Breaker, Command, Server, reset_after_fork
 
-BITE = 100  # charges in one batch …
-RIDING = 20  # … and in front of a request
+log = logging.getLogger("stillroom.limits")
+
+RESERVED_S = (
+    1.0  # a denial is remembered, where what is reserved may be given back, by another process too
+)
+LONGEST_WAIT_S = 3_600.0
+UNREAD_EVERY_S = 30.0  # who can't read what operators changed asks no more often
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
-_BANNED = -1  # what limit_check replies first; else 1 admitted, 0 denied
+EVENTS_KEPT = 100_000
+TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
+# What limit_check replies first; else 1 admitted, 0 denied.
+_BANNED, _OTHER_WIDTHS = -1, -2
 _US = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """Quota that was consumed and may be given back, once: see `reserve`. True if there was enough."""
-
-    decision: Decision
-    keys: tuple[bytes, ...]
-    id: str = ""
-    at_us: int = 0
-    local: bool = False  # made while Redis was away
-
-    def __bool__(self) -> bool:
-        return self.decision.allowed
-
-    @property
-    def allowed(self) -> bool:
-        return self.decision.allowed
-
-
-class LimitsBody:
+class LimitsBody(Operating):
     """The operations. A driver runs them."""
 
     def __init__(
-        self, settings: Settings, server: Server, breaker: Breaker, keys: Keys, stats: Stats
+        self,
+        settings: Settings,
+        server: Server,
+        breaker: Breaker,
+        keys: Keys,
+        stats: Stats,
+        bans: KnownBans,
     ) -> None:
         self.settings = settings
+        self._bans = bans
         self.stats = stats
-        self._server = server
+        self._server, self._keys = server, keys
         self._breaker = breaker
         self._reservation = keys.reservation
         self._requests = Requests(settings, keys)
         self._denials = Denials(settings.limits_memory)
         self._local = LocalLimits(settings.processes, settings.local_limits, settings.limits_memory)
+        self._settling = Settling(settings, keys, self._requests, self._local, stats)
+        self._changes = self._requests.changes
+        # What Redis is being asked for: it may admit that, and nobody here knows yet.
+        self._flying: dict[object, Request] = {}
+        stats.riders += [self._settling.remind, self._riding]
         reset_after_fork(self._denials)
         reset_after_fork(self._local)
+        reset_after_fork(self._settling)
+        reset_after_fork(self._changes)
 
     def check(
-        self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
+        self,
+        subject: Subject,
+        limits: Sequence[Limit],
+        cost: int = 1,
+        *,
+        route: str = "",
+        meant: bool = True,
     ) -> Operation[Decision]:
         """Consume `cost` of all these limits, or of none of them: the decision says which. One round trip.
 
         `subject`: an address, or kind → text, such as {"ip": "203.0.113.7", "user": "ann"}; each limit counts the
-        kinds in its `by`. Users and other texts are stored as an HMAC only; an empty one is a name like any other.
+        kinds in its `by`. Who has no name (None, or blank) is counted by address. Texts are stored as an HMAC only.
+        An address in the setting limit_exempt is admitted, and nobody asks Redis.
         `cost` 0 consumes nothing, and is denied only to who is banned or over a limit that was lowered. `route` is
-        the template of the path, for events. Who was denied a moment ago is denied from memory for up to 5 s.
-        Raises InvalidLimit. Redis away: each limit does what its `away` says, and the decision is `degraded`.
+        the template of the path, for events. `meant=False`: the client did not ask for this itself, a page that its
+        browser shows did; then a denial is no sign of abuse, and nobody is told of it. Who was denied a moment ago
+        is denied from memory for up to 5 s.
+        Raises InvalidLimit. Redis away: each limit does what its `away` says, and the decision is `degraded`; of
+        bans hold those that some process of this machine knows of.
         """
-        return self._decided(self._requests.make(subject, limits, cost, route))
+        request = self._requests.make(subject, limits, cost, route, meant)
+        _check_holds_nothing(request)
+        return self._decided(request)
+
+    def wait(
+        self,
+        subject: Subject,
+        limits: Sequence[Limit],
+        cost: int = 1,
+        *,
+        timeout: float = 10.0,
+        route: str = "",
+    ) -> Operation[Decision]:
+        """Consume as soon as it fits: for calls that this app makes itself, to an API that limits them.
+
+        Sleeps until there is room, `timeout` seconds at the most (up to an hour). A decision that is denied
+        comes at once where waiting would take longer, or would be in vain: a ban, a cost over a whole quota. To
+        wait is no denial: nobody is told. Several that wait are served in no order. Otherwise like `check`.
+        """
+        if not 0 <= timeout <= LONGEST_WAIT_S:
+            raise InvalidLimit(timeout, f"timeout is 0 to {LONGEST_WAIT_S:,.0f} seconds")
+        _check_holds_nothing(self._requests.make(subject, limits, cost, route))
+        return self._waiting(subject, limits, cost, timeout, route)
 
     def peek(self, subject: Subject, limits: Sequence[Limit], cost: int = 1) -> Operation[Decision]:
         """What `check` would decide. Consumes, counts and tells nothing.
@@ -88,44 +131,76 @@ class LimitsBody:
         Raises InvalidLimit. Redis away: what this process knows by itself.
         """
         request = self._requests.make(subject, limits, cost, "")
+        if request.exempt:
+            return self._passed(request)
         try:
-            reply = yield from self._ask(limit_check.run(request.words(b"look")), request.keys)
+            request = yield from self._settled(request)
+            reply = yield from self._ask(limit_check.run(request.words(b"look")))
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, b"look")
         except RedisUnavailable as error:
             return self._stand_in(request, error, take=False)
         return self._read(request, reply)
 
     def reserve(
-        self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
+        self,
+        subject: Subject,
+        limits: Sequence[Limit],
+        cost: int = 1,
+        *,
+        route: str = "",
+        meant: bool = True,
     ) -> Operation[Reservation]:
         """Consume first, then do the work, and `refund` if it should not have counted: a login that succeeds.
 
         To look, work and count afterwards would let a hundred guesses through that are made at the same time.
         What is neither refunded nor committed stays consumed. Otherwise like `check`.
         """
-        return self._reserved(self._requests.make(subject, limits, cost, route))
+        return self._reserved(self._requests.make(subject, limits, cost, route, meant))
 
-    def refund(self, reservation: Reservation) -> Operation[bool]:
-        """Give back what was consumed. True if it was, now: once, and not after `commit` or the longest window.
+    def refund(self, reservation: Reservation) -> Operation[bool | None]:
+        """Give back what was consumed: once, and not after `commit`, `settle` or the longest window.
 
-        Redis away: False, it stays consumed. What was consumed while it was away can be refunded until Redis
-        is back and has been told of it.
+        True: it is given back. What this process admitted while Redis was away may be given back here, and Redis
+        hears of it before this process asks about the subject again. False: it stays consumed, or was given back
+        before. None: not known, the reply was late or lost; Redis is asked again by itself.
+        Redis away: False for what Redis holds; ask again when it is back.
+        """
+        return self.settle(reservation, 0)
+
+    def settle(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
+        """Say what it cost in the end, for work whose price is known afterwards (tokens, rows, bytes): once.
+
+        Less than was reserved is given back; more is counted now, whatever the quota says, because it has been
+        used. 0 refunds all. Otherwise like `refund`. Raises InvalidLimit for what no request can cost.
+        """
+        check_cost(cost)
+        return self._settled_at(reservation, cost)
+
+    def _settled_at(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
+        if not (reservation.id and reservation.keys):
+            return False
+        here: bool | None = None
+        if reservation.local:
+            here = self._local.refund(reservation.id, cost, reservation.keys)
+            if here is not None and not (here and reservation.may_be_known):
+                self._denials.forget(reservation.keys)
+                return here
+        settled = yield from self._settling.settle(reservation, cost)
+        self._denials.forget(reservation.keys)
+        # What was settled here is, and Redis is told of the rest if it may know of any.
+        return True if here else settled
+
+    def commit(self, reservation: Reservation) -> Operation[bool | None]:
+        """It counts: from now on it can't be refunded. True if that was still possible; None: not known.
+
+        Redis away: False.
         """
         if not reservation.id:
             return False
         if reservation.local:
-            refunded = self._refund_here(reservation)
-        else:
-            refunded = yield from self._told("refund", self._refunding(reservation))
-        self._denials.forget(reservation.keys)
-        return refunded
-
-    def commit(self, reservation: Reservation) -> Operation[bool]:
-        """It counts: from now on it can't be refunded. True if that was still possible. Redis away: False."""
-        if not reservation.id:
-            return False
-        if reservation.local:
             return self._local.let_go(reservation.id)
-        return (yield from self._told("commit", (b"UNLINK", self._reservation(reservation.id))))
+        return (yield from self._settling.commit(reservation))
 
     def reset(self, subject: Subject, limits: Sequence[Limit]) -> Operation[None]:
         """Forget what this subject has used of these limits, and its denials; bans stay. For operators and tests.
@@ -134,96 +209,217 @@ class LimitsBody:
         """
         request = self._requests.make(subject, limits, 0, "")
         if request.keys:
-            yield [(b"UNLINK", *_with_markers(request.keys))]
+            yield Once([(b"UNLINK", *_with_markers(request.logs))])  # not what is counted after it
         self._denials.forget((*request.bans, *request.keys))
-        self._local.forget(request.keys)
+        self._local.forget((*request.logs, *request.known_as))
 
     def deliver(self) -> Operation[int]:
         """Charge Redis with what was admitted here while it was away. Returns how many logs are left to tell.
 
         Happens by itself when Redis is back, and before this process asks about a subject again. Does not raise.
         """
-        while charges := self._local.owed(_now_us(), (), BITE):
-            try:
-                yield from self._charge(charges)
-            except RedisUnavailable:
-                break
-            yield Pause(0)
+        try:
+            yield from self._settling.tell_refunds()
+            while charges := self._local.owed(_now_us(), (), BITE):
+                yield from self._settling.charge(charges)
+                yield Pause(0)
+        except RedisUnavailable:
+            pass  # the next call tries again
         return len(self._local.logs)
 
     # Deciding
 
     def _decided(self, request: Request) -> Operation[Decision]:
+        if request.exempt:
+            return self._passed(request)
         self.stats.counts["limit_checks"] += 1
         if self._denials.found and (denied := self._remembered(request)) is not None:
+            yield from self._reading_changes()
             return denied
-        asked_at = self._denials.forgotten
+        asked_at, mark = self._denials.forgotten, object()
+        self._flying[mark] = request
+        sent = time.monotonic()
         try:
-            if self._local.logs or time.monotonic() > self.stats.due:
-                reply = yield from self._ask(self._taking(request), request.keys)
+            if self._settling.waits or self._local.logs or self._has_riders():
+                request = yield from self._settled(request)
+                unseen = self._unseen(request)
+                sent = time.monotonic()
+                reply = yield from self._ask(_taking(request, unseen))
             else:
-                (reply,) = yield Once([self._taking(request)])
+                unseen = self._unseen(request)
+                (reply,) = yield Once([_taking(request, unseen)])
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, request.mode, unseen)
+            return self._learned(request, reply, asked_at, sent)
         except RedisUnavailable as error:
-            return self._stand_in(request, error, take=True)
-        return self._learned(request, reply, asked_at)
+            del self._flying[mark]
+            decision = self._stand_in(request, error, take=True)
+            yield from self._settling.tell_at_once(request, error)
+            return decision
+        finally:
+            self._flying.pop(mark, None)
 
     def _reserved(self, request: Request) -> Operation[Reservation]:
+        if request.exempt:
+            return Reservation(self._passed(request), ())
         self.stats.counts["limit_checks"] += 1
         if self._denials.found and (denied := self._remembered(request)) is not None:
+            yield from self._reading_changes()
             return Reservation(denied, request.keys)
-        name, asked_at = secrets.token_urlsafe(12), self._denials.forgotten
-        command = self._taking(request, self._reservation(name))
+        name, asked_at, mark = secrets.token_urlsafe(12), self._denials.forgotten, object()
+        self._flying[mark] = request
         try:
-            reply = yield from self._ask(command, request.keys)
+            request = yield from self._settled(request)
+            sent = time.monotonic()
+            unseen, key = self._unseen(request), self._reservation(name)
+            reply = yield from self._ask(_taking(request, unseen, key))
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, request.mode, unseen, key)
+            decision = self._learned(request, reply, asked_at, sent, RESERVED_S)
+            held = name if decision else ""
+            at = decision.now_us
+            return Reservation(decision, request.logs, held, at, counted=request.counted)
         except RedisUnavailable as error:
-            return self._reserved_here(request, error, name)
-        decision = self._learned(request, reply, asked_at)
-        return Reservation(decision, request.keys, name if decision else "", decision.now_us)
+            del self._flying[mark]
+            decision = self._stand_in(request, error, take=True, id=name)
+            yield from self._settling.tell_at_once(request, error)
+            if not decision:
+                return Reservation(decision, request.keys)
+            return Reservation(
+                *(decision, request.logs, name),
+                local=True,
+                counted=request.counted,
+                may_be_known=error.may_be_done,
+            )
+        finally:
+            self._flying.pop(mark, None)
 
-    def _reserved_here(self, request: Request, error: RedisUnavailable, name: str) -> Reservation:
-        at = _now_us()
-        decision = self._stand_in(request, error, take=True)
-        if not decision:
-            return Reservation(decision, request.keys)
-        self._local.hold(name)
-        return Reservation(decision, request.keys, name, at, local=True)
+    def _waiting(
+        self, subject: Subject, limits: Sequence[Limit], cost: int, timeout: float, route: str
+    ) -> Operation[Decision]:
+        give_up_at = time.monotonic() + timeout
+        while True:
+            request = self._requests.make(subject, limits, cost, route)
+            decision = yield from self._asked_quietly(request)
+            wait = decision.retry_after
+            if decision or decision.banned or wait is None or time.monotonic() + wait > give_up_at:
+                return decision
+            # Not all at the same time: one of them will find room.
+            yield Pause(wait + random.uniform(0.001, 0.02 + wait / 20))
 
-    def _learned(self, request: Request, reply: list[int], asked_at: int) -> Decision:
-        """The decision in this reply, and what there is to remember of it."""
+    def _asked_quietly(self, request: Request) -> Operation[Decision]:
+        """The decision, which is no denial to anybody: nothing is told, counted or remembered of it."""
+        if request.exempt:
+            return self._passed(request)
+        try:
+            request = yield from self._settled(request)
+            reply = yield from self._ask(limit_check.run(request.words(QUIET)))
+            if reply[0] == _OTHER_WIDTHS:
+                request, reply = yield from self._again(request, reply, QUIET)
+        except RedisUnavailable as error:
+            return self._stand_in(request, error, take=True)
+        return self._read(request, reply)
+
+    def _settled(self, request: Request) -> Operation[Request]:
+        """The request, once nothing of it is owed to Redis. Raises RedisUnavailable where this process decides."""
+        if self._breaker.is_open:  # what is owed need not be put together to find that out
+            raise RedisUnavailable("breaker", self._breaker.reason)
+        if self._settling.waits or self._local.logs:
+            return (yield from self._settling.before(request))
+        return request
+
+    def _passed(self, request: Request) -> Decision:
+        """Of a client that no limit counts."""
+        return Decision((), OK, request.cost, self._server.now_us())
+
+    def _learned(
+        self,
+        request: Request,
+        reply: list[int],
+        asked_at: int,
+        sent: float,
+        longest: float = REMEMBERED_S,
+    ) -> Decision:
+        """The decision in this reply, and what there is to remember of it, for so many seconds at the most."""
         decision = self._read(request, reply)
+        if reply[0] == _BANNED:
+            self._bans.learn(request.bans[reply[3] - 1], reply[1] // 1_000 + reply[2])
+        elif self._bans.until:
+            self._bans.forget_all(request.bans)
         if request.plan.counted_away and decision.said:
-            self._local.remember(request.keys, decision.said, _now_us())
+            times = _now_us(), reply[1], int(sent * _US)
+            self._local.remember(request.known_as, reply[2:], *times)
         if decision.status != OK:
             self.stats.counts["limit_denials"] += 1
             if asked_at == self._denials.forgotten:
-                self._remember(request, decision)
+                self._remember(request, decision, longest)
+        if request.plan.letters:
+            self._tell_of_shadows(decision)
         return decision
+
+    def _tell_of_shadows(self, decision: Decision) -> None:
+        """Count, and say now and then, what limits in shadow would have denied."""
+        for limit in decision.would_deny:
+            # No more names than are compared: a function of the request may make up any.
+            name = limit.name if self._requests.has_window(limit.name) else "others"
+            self.stats.counts[WOULD_DENY + name] += 1
+            said = f"would have denied a request: {limit.quota} in {limit.window} s were used"
+            self.stats.say("limits in shadow", name, f"{limit.name} {said}")
 
     def _read(self, request: Request, reply: list[int]) -> Decision:
         limits, cost, verdict, now_us = request.limits, request.cost, reply[0], reply[1]
         if verdict == _BANNED:
             return Decision(limits, TOO_MANY, cost, now_us, wait_us=max(0, reply[2]) * 1_000)
-        return Decision(limits, OK if verdict else TOO_MANY, cost, now_us, reply[2:])
+        said = request.folded(reply[2:])
+        return Decision(limits, OK if verdict else TOO_MANY, cost, now_us, said)
 
-    def _stand_in(self, request: Request, error: RedisUnavailable, *, take: bool) -> Decision:
+    def _stand_in(
+        self, request: Request, error: RedisUnavailable, *, take: bool, id: str = ""
+    ) -> Decision:
         """What this process decides by itself."""
         self.stats.counts["limit_degraded"] += 1
-        limits, reason = request.limits, error.reason
+        limits, reason, now_us = request.limits, error.reason, self._server.now_us()
         self.stats.say("limits", reason, f"decided without Redis: {error}")
-        status, said = self._decide_here(request, take=take)
+        if left_ms := self._banned_ms(request, now_us // 1_000):
+            self.stats.counts["limit_denials"] += take
+            wait_us = left_ms * 1_000
+            return Decision(
+                limits, TOO_MANY, request.cost, now_us, wait_us=wait_us, degraded=reason
+            )
+        if take and reason == "breaker":
+            self._settling.was_away()
+        status, said = self._decide_here(request, take=take, id=id)
         if take and status != OK:
             self.stats.counts["limit_denials"] += 1
         wait_us = TRY_AGAIN_US if status == UNAVAILABLE else 0
-        now_us = self._server.now_us()
         return Decision(
-            *(limits, status, request.cost, now_us, said), wait_us=wait_us, degraded=reason
+            *(limits, status, request.cost, now_us, request.folded(said)),
+            wait_us=wait_us,
+            degraded=reason,
         )
 
-    def _decide_here(self, request: Request, *, take: bool) -> tuple[int, tuple[int, ...]]:
+    def _banned_ms(self, request: Request, now_ms: int) -> int:
+        """How long the client is still banned, as far as this machine knows; 0: it is not."""
+        self._bans.look()
+        if not request.bans or not self._bans.until:
+            return 0
+        networks = self._requests.bans_of(request.address, self._bans.widths)
+        return self._bans.left_ms([*request.bans, *networks], now_ms)
+
+    def _decide_here(self, request: Request, *, take: bool, id: str) -> tuple[int, tuple[int, ...]]:
         limits = request.limits
-        if self.settings.limits_strict_503 and any(limit.away == "strict" for limit in limits):
+        if self.settings.limits_strict_503 and any(
+            limit.away == "strict" and not limit.shadow for limit in limits
+        ):
             return UNAVAILABLE, ()
-        return self._local.decide(request.keys, limits, request.cost, _now_us(), take=take)
+        flying = [(other.logs, other.cost) for other in list(self._flying.values())]
+        return self._local.decide(
+            *(request.logs, request.counted, request.cost, _now_us()),
+            take=take,
+            id=id,
+            flying=flying,
+            known=request.known_as,
+        )
 
     # Denials that are remembered
 
@@ -233,7 +429,8 @@ class LimitsBody:
         denial = self._denials.find(request.bans, keys, limits, cost, now)
         if denial is None:
             return None
-        denial.unseen += 1
+        if request.mode != QUIET:
+            denial.unseen += 1
         self.stats.counts["limit_denials"] += 1
         self.stats.counts["limit_cached"] += 1
         before, age_us = denial.decision, int((now - denial.at) * _US)
@@ -242,72 +439,118 @@ class LimitsBody:
             said = _said_of(denial, request)
         return Decision(limits, TOO_MANY, cost, before.now_us, said, age_us, before.wait_us)
 
-    def _remember(self, request: Request, decision: Decision) -> None:
+    def _remember(self, request: Request, decision: Decision, longest: float) -> None:
         now = time.monotonic()
         if decision.banned:
             key, limit, wait_us = request.bans[0], None, float(decision.wait_us)
         else:
-            waits = [_long(wait_us) for wait_us in decision.said[2::PARTS]]
+            # What is in flight may be over at any moment, and who is in shadow denies nobody.
+            waits = [
+                0.0 if limit.in_flight or limit.shadow else _long(wait_us)
+                for limit, wait_us in zip(decision.limits, decision.said[2::PARTS], strict=True)
+            ]
             number = waits.index(max(waits))
             key, limit, wait_us = request.keys[number], decision.limits[number], waits[number]
-        until = now + min(wait_us / _US, REMEMBERED_S)
-        self._denials.add(key, Denial(decision, request.keys, limit, now, until))
+        until = now + min(wait_us / _US, longest)
+        if until > now:
+            self._denials.add(key, Denial(decision, request, limit, now, until))
+
+    def _riding(self) -> list[Command]:
+        """The events of denials from memory, of clients that did not come again. No script: see Repair."""
+        if not self._denials.found:
+            return []
+        told = self._denials.take_over(time.monotonic(), TOLD_AT_ONCE)
+        return [_telling(request, key, count) for request, key, count in told]
 
     # Asking
 
-    def _ask(self, command: Command, keys: Sequence[bytes]) -> Operation[Any]:
-        """The reply. In front goes what is owed, by these logs and some others; behind, counts that are due."""
-        if self._breaker.is_open:  # what is owed need not be put together to find that out
-            raise RedisUnavailable("breaker", self._breaker.reason)
-        charges = self._local.owed(_now_us(), keys, RIDING) if self._local.logs else []
-        flush: list[Command] = []
-        if time.monotonic() > self.stats.due:
-            flush = self.stats.flush(self._server.now_ms())
-        replies = yield from self._charge(charges, [command], flush)
-        return replies[len(charges)]
-
-    def _charge(
-        self, charges: list[Charge], commands: Sequence[Command] = (), flush: Sequence[Command] = ()
-    ) -> Operation[list[Any]]:
-        """The replies, which begin with those to the charges."""
-        told = False
+    def _ask(self, command: Command) -> Operation[Any]:
+        """The reply. Counts that are due ride along behind."""
+        now = time.monotonic()
+        reading: list[Command] = []
+        if now > self._changes.due:
+            self._changes.due = now + READ_EVERY_S
+            reading = [(b"HGETALL", self._keys.limit_changes)]
+        flush = self.stats.flush(self._server.now_ms()) if now > self.stats.due else []
         try:
-            replies: list[Any] = yield Once([*map(_charging, charges), *commands, *flush])
-            told = True
+            replies: Sequence[Any] = yield Once([command, *reading, *flush])
         except RedisRefused as refused:
             # A server that is full refuses to count, not to decide.
-            replies = refused.replies[: len(charges) + len(commands)]
-            if any(isinstance(reply, Exception) for reply in replies):
+            replies = refused.replies or [refused]
+            if isinstance(replies[0], Exception):
                 raise
-            told = True
-        finally:
-            self._local.settle(charges, _now_us(), told=told)
-        return replies
+        if reading:
+            self._learn_changes(replies[1])
+        return replies[0]
 
-    def _told(self, what: str, command: Command) -> Operation[bool]:
+    def _reading_changes(self) -> Operation[None]:
+        """Read them, if it is time to. Denied from memory, nobody makes a check that they could ride with."""
+        if time.monotonic() <= self._changes.due or self._breaker.is_open:
+            return
+        self._changes.due = time.monotonic() + READ_EVERY_S
         try:
-            (done,) = yield [command]
+            (reply,) = yield [(b"HGETALL", self._keys.limit_changes)]
         except RedisUnavailable as error:
-            self.stats.say(what, error.reason, f"a reservation stays as it was: {error}")
-            return False
-        return bool(done)
+            reply = error
+        self._learn_changes(reply)
 
-    def _taking(self, request: Request, reservation: bytes = b"") -> Command:
-        unseen = self._denials.take_unseen(request.keys) if self._denials.found else b""
-        if request.taking and not unseen and not reservation:
-            return request.taking
-        return limit_check.run(request.words(b"take", unseen, reservation))
+    def _learn_changes(self, reply: Any) -> None:
+        """What operators have changed. It holds from the next request on."""
+        if isinstance(reply, Exception):
+            self._changes.due += UNREAD_EVERY_S
+            self.stats.say("limits", "changes", f"what operators changed can't be read: {reply}")
+        elif self._changes.learn(reply, self._server.now_ms() / 1000):
+            self._denials.reset()
+            changed = ", ".join(map(str, self._changes.found)) or "none"
+            log.info("limits that are changed for now: %s", changed)
 
-    def _refunding(self, reservation: Reservation) -> Command:
-        decision = reservation.decision
-        windows = [_us(limit.window) for limit in decision.limits]
-        keys = (self._reservation(reservation.id), *reservation.keys)
-        return limit_refund(keys, reservation.at_us, decision.cost, *windows)
+    def _has_riders(self) -> bool:
+        now = time.monotonic()
+        return now > self.stats.due or now > self._changes.due
 
-    def _refund_here(self, reservation: Reservation) -> bool:
-        if not self._local.let_go(reservation.id):
-            return False
-        return self._local.refund(reservation.keys, reservation.decision.cost, reservation.at_us)
+    def _again(
+        self,
+        request: Request,
+        reply: list[Any],
+        mode: bytes,
+        unseen: bytes = b"",
+        reservation: bytes = b"",
+    ) -> Operation[tuple[Request, list[int]]]:
+        """Ask again, by name for the bans of networks that there are now. As often as others are made meanwhile."""
+        while reply[0] == _OTHER_WIDTHS:
+            self._requests.learn_widths(reply[2])
+            request = self._requests.again(request)
+            words = request.words(mode, unseen, reservation)
+            reply = yield from self._ask(limit_check.run(words))
+        return request, reply
+
+    def _unseen(self, request: Request) -> bytes:
+        return self._denials.take_unseen(request.keys) if self._denials.found else b""
+
+
+def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Command:
+    if request.taking and not unseen and not reservation:
+        return request.taking
+    return limit_check.run(request.words(request.mode, unseen, reservation))
+
+
+def _check_holds_nothing(request: Request) -> None:
+    """Raises InvalidLimit for a limit of what is in flight: nobody would ever give its place back."""
+    if request.plan.in_flight:
+        raise InvalidLimit(
+            request.plan.in_flight, "it limits what is in flight: hold() it, or reserve and refund"
+        )
+
+
+def _telling(request: Request, key: bytes, count: int) -> Command:
+    """The event of so many denials by one limit, as lua/limit_check.lua writes it."""
+    *_, name = key.split(b":")
+    about = (b"kind", b"denied", b"n", b"%d" % count, b"limit", name)
+    kinds = key.partition(b"{rl:")[2].partition(b":")[0].split(b"&")
+    tells_too_much = request.fields[:1] == (b"ip",) and b"ip" not in kinds
+    fields = request.fields[2:] if tells_too_much else request.fields
+    kept = b"%d" % EVENTS_KEPT
+    return (b"XADD", request.events, b"MAXLEN", b"~", kept, b"*", *about, *fields)
 
 
 def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:
@@ -320,26 +563,16 @@ def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:
     return tuple(said)
 
 
-def _charging(charge: Charge) -> Command:
-    limit = charge.limit
-    numbers = (charge.hits, charge.age_us, limit.quota, _us(limit.window))
-    return limit_charge([charge.key], *numbers)
-
-
 def _with_markers(keys: Iterable[bytes]) -> list[bytes]:
     """The logs, and what stands beside them."""
     found: list[bytes] = []
     for key in keys:
-        found += (key, key + b"!near", key[: key.rindex(b":") + 1] + b"!denied")
+        found += (key, key + b"!near", key + b"!born", key[: key.rindex(b":") + 1] + b"!denied")
     return found
 
 
 def _long(wait_us: int) -> float:
     return float("inf") if wait_us == NEVER else float(wait_us)
-
-
-def _us(seconds: int) -> int:
-    return seconds * _US
 
 
 def _now_us() -> int:

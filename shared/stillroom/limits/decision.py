@@ -1,15 +1,14 @@
-"""What was decided about a request, and how it is told: headers and problem details. Pure.
+"""What was decided about a request, and how it is told: headers (see fields.py) and problem details. Pure.
 
-Headers: draft-ietf-httpapi-ratelimit-headers-10 (structured fields, RFC 9651), and the X-RateLimit-* that clients
-knew before. Problems: RFC 9457, of the types that the draft registers.
+Problems: RFC 9457, of the types that draft-ietf-httpapi-ratelimit-headers-11 registers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
+from stillroom.limits.fields import policy_field, state_field
 from stillroom.limits.limit import Limit
 
 OK, TOO_MANY, UNAVAILABLE = 200, 429, 503
@@ -62,7 +61,7 @@ class Decision(NamedTuple):
     @property
     def standings(self) -> tuple[Standing, ...]:
         """One for each limit that could be looked at, the one that binds most first."""
-        return tuple([self._standing(*row) for row in self._rows()])
+        return tuple([self._standing(*row) for row in self.rows()])
 
     @property
     def violated(self) -> tuple[Limit, ...]:
@@ -87,20 +86,11 @@ class Decision(NamedTuple):
     def headers(self) -> dict[str, str]:
         """For the response, whatever its status. Of what nobody could look at, nothing is said."""
         limits = self.limits
-        headers = {"RateLimit-Policy": _policies(limits)} if limits else {}
-        if rows := self._rows():
-            _, left, some, number = rows[0]
-            headers["RateLimit"] = ", ".join(
-                [
-                    f'"{limits[n].name}";r={r};t={-(t // _US)}'
-                    if t
-                    else f'"{limits[n].name}";r={r}'
-                    for _, r, t, n in rows
-                ]
-            )
-            headers["X-RateLimit-Limit"] = str(limits[number].quota)
-            headers["X-RateLimit-Remaining"] = str(left)
-            headers["X-RateLimit-Reset"] = str(-((some - self.now_us - self.age_us) // _US))
+        policy = policy_field(limits) if limits else ""
+        headers = {"RateLimit-Policy": policy} if policy else {}
+        if rows := self.rows():
+            headers["RateLimit"] = state_field([(limits[n].name, r, -t) for _, r, t, n in rows])
+            self._write_older(headers, rows[0])
         return headers if self.status == OK else headers | self._refusal()
 
     def problem(self) -> dict[str, Any]:
@@ -116,16 +106,34 @@ class Decision(NamedTuple):
             "violated-policies": [limit.name for limit in self.violated],
         }
 
-    def _rows(self) -> list[tuple[int, int, int, int]]:
-        """(-µs until it fits, hits left, -µs until more are back, which limit): what binds most is first."""
+    @property
+    def would_deny(self) -> tuple[Limit, ...]:
+        """The limits in shadow that this request does not fit into: they would have denied it."""
+        said = self.said
+        return tuple(
+            [
+                limit
+                for number, limit in enumerate(self.limits if said else ())
+                if limit.shadow and said[PARTS * number] >= 0 and said[PARTS * number + 2] != 0
+            ]
+        )
+
+    def rows(self) -> list[tuple[int, int, int, int]]:
+        """(-µs until it fits, hits left, -µs until more are back, which limit): what binds most is first.
+
+        Of a limit in shadow nothing is told. What is in flight may be over at any moment.
+        """
         said, age = self.said, self.age_us
         rows = []
         for number, limit in enumerate(self.limits if said else ()):
             used, some, fits, _ = said[PARTS * number : PARTS * (number + 1)]
-            if used >= 0:
-                wait = fits and (_FOREVER if fits == NEVER else max(1, fits - age))
-                left, back = limit.quota - used, age - some
-                rows.append((-wait, left if left > 0 else 0, back if back < 0 else 0, number))
+            if used < 0 or limit.shadow:
+                continue
+            wait = fits and (_FOREVER if fits == NEVER else max(1, fits - age))
+            left, back = limit.quota - used, age - some
+            if limit.in_flight:
+                wait, back = min(wait, _US) if wait != _FOREVER else wait, 0
+            rows.append((-wait, left if left > 0 else 0, back if back < 0 else 0, number))
         rows.sort()
         return rows
 
@@ -133,6 +141,13 @@ class Decision(NamedTuple):
         full = max(0, self.said[PARTS * number + PARTS - 1] - self.age_us)
         retry_after = None if wait == -_FOREVER else -wait / _US
         return Standing(self.limits[number], left, -some / _US, full / _US, retry_after)
+
+    def _write_older(self, headers: dict[str, str], row: tuple[int, int, int, int]) -> None:
+        """How the request stands with one limit, for clients that know no structured fields."""
+        _, left, some, number = row
+        headers["X-RateLimit-Limit"] = str(self.limits[number].quota)
+        headers["X-RateLimit-Remaining"] = str(left)
+        headers["X-RateLimit-Reset"] = str(-((some - self.now_us - self.age_us) // _US))
 
     def _refusal(self) -> dict[str, str]:
         wait = self.retry_after
@@ -160,9 +175,25 @@ class Decision(NamedTuple):
         return "quota-exceeded", "Quota exceeded", detail
 
 
-@lru_cache(1_024)
-def _policies(limits: tuple[Limit, ...]) -> str:
-    return ", ".join([f'"{limit.name}";q={limit.quota};w={limit.window}' for limit in limits])
+def headers_of(decisions: Sequence[Decision]) -> dict[str, str]:
+    """The headers of a response to a request about which all this was decided; the last decision may be a denial.
+
+    A name that two of them share is told once, as it binds most.
+    """
+    if len(decisions) < 2:
+        return decisions[0].headers() if decisions else {}
+    found = sorted([(row, n) for n, one in enumerate(decisions) for row in one.rows()])
+    named: dict[str, tuple[str, int, int]] = {}
+    for (_, left, some, number), n in found:
+        name = decisions[n].limits[number].name
+        named.setdefault(name, (name, left, -some))
+    limits = {limit.name: limit for one in decisions for limit in one.limits}
+    policy = policy_field(tuple(limits.values()))
+    headers = {"RateLimit-Policy": policy} if policy else {}
+    if found:
+        (row, n), headers["RateLimit"] = found[0], state_field(named.values())
+        decisions[n]._write_older(headers, row)
+    return headers if decisions[-1].status == OK else headers | decisions[-1]._refusal()
 
 
 def _ceil(seconds: float) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from stillroom.limits.decision import Decision
 from stillroom.limits.limit import Limit
@@ -15,21 +16,29 @@ from stillroom.limits.limit import Limit
 REMEMBERED_S = 5.0
 
 
+class HasKeys(Protocol):
+    """A request, as it was asked."""
+
+    @property
+    def keys(self) -> Sequence[bytes]: ...
+
+
 class Denial:
     """One that is remembered, under the log or the ban that it came from."""
 
-    __slots__ = ("at", "decision", "keys", "limit", "unseen", "until")
+    __slots__ = ("at", "decision", "keys", "limit", "request", "unseen", "until")
 
     def __init__(
         self,
         decision: Decision,
-        keys: Sequence[bytes],
+        request: HasKeys,
         limit: Limit | None,
         at: float,
         until: float,
     ) -> None:
         self.decision = decision
-        self.keys = keys
+        self.request = request
+        self.keys = request.keys
         self.limit = limit  # None: it is a ban
         self.at = at
         self.until = until
@@ -81,6 +90,23 @@ class Denials:
         """
         popped = [(number, self.found.pop(key, None)) for number, key in enumerate(keys, 1)]
         return b" ".join([b"%d:%d" % (n, one.unseen) for n, one in popped if one and one.unseen])
+
+    def take_over(self, now: float, most: int) -> list[tuple[Any, bytes, int]]:
+        """Of those that are over the request, its log, and how many they were; then they are forgotten.
+
+        Who was denied from memory may never come again, and then no check would tell of it.
+        """
+        over = [(key, one) for key, one in list(self.found.items()) if one.until <= now]
+        over.sort(key=lambda pair: pair[1].unseen, reverse=True)
+        told: list[tuple[Any, bytes, int]] = []
+        for key, one in over:
+            if one.unseen and one.limit is not None:
+                if len(told) == most:
+                    continue  # the next time
+                told.append((one.request, key, 1 + one.unseen))
+            if self.found.get(key) is one:
+                del self.found[key]
+        return told
 
     def forget(self, keys: Iterable[bytes]) -> None:
         self.forgotten += 1

@@ -1,7 +1,8 @@
 """Who a client is: the peer, or whom a trusted proxy says it speaks for. Pure.
 
-Each proxy adds, on the right, whom it heard from. So the header is walked from the right, as long as who wrote it
-is trusted; what stands further left is whatever somebody made up (RFC 7239, section 8.1).
+In X-Forwarded-For and Forwarded each proxy adds, on the right, whom it heard from. So the header is walked from the
+right, as long as who wrote it is trusted; what stands further left is whatever somebody made up (RFC 7239, section
+8.1). CF-Connecting-IP and X-Real-IP hold one address, which the proxy next to the app has written.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from ipaddress import ip_network
 from itertools import islice
 
 from stillroom.settings import UNIX, Settings
-from stillroom.subject import UNKNOWN, Address, peer_address, subject_of
+from stillroom.subject import UNKNOWN, Address, peer_address, subject_of, unwrapped_network
 
 HOPS = 64  # proxies in a row; nobody has so many
 CROWD = 1_000  # requests
 NEARLY_ALL = 0.9
+CHAINS = ("x-forwarded-for", "forwarded")
 
 Header = tuple[str, str] | tuple[bytes, bytes]
 
@@ -27,13 +29,15 @@ class Clients:
         self._networks = [ip_network(text) for text in settings.proxy_networks]
         self._trusts_sockets = UNIX in settings.trusted_proxies
         self._header = settings.proxy_header
+        self._is_chain = self._header in CHAINS
         self._prefix = settings.limit_v6_prefix
 
     def subject(self, peer: str | None, headers: Iterable[Header] = ()) -> str:
         """The subject of a request: an IPv4 address, an IPv6 network, or `unknown`, which all others share."""
         if not self._is_believed(peer):
             return subject_of(peer or "", self._prefix)
-        found = self._walk(peer or "", list(self._values(headers)))
+        values = list(self._values(headers))
+        found = self._walk(peer or "", values) if self._is_chain else _single(peer or "", values)
         return UNKNOWN if found is None else subject_of(found, self._prefix)
 
     def _walk(self, peer: str, values: Sequence[str]) -> str | None:
@@ -49,10 +53,12 @@ class Clients:
         return nearest
 
     def _hops(self, values: Sequence[str]) -> Iterator[str]:
-        """From the right. Commas inside quotes are not spared: a quote that a client opened must hide nothing."""
+        """From the right."""
         for value in reversed(values):
-            for hop in reversed(value.rsplit(",", HOPS + 1)):
-                yield hop if self._header == "x-forwarded-for" else _for_of(hop)
+            if self._header == "forwarded":
+                yield from forwarded_for(value)
+            else:
+                yield from reversed(value.rsplit(",", HOPS + 1))
 
     def _values(self, headers: Iterable[Header]) -> Iterator[str]:
         for name, value in headers:
@@ -69,28 +75,85 @@ class Clients:
         return any(address in network for network in self._networks)
 
 
-class Crowd:
-    """Notices that nearly all requests come from one private address: then it is a proxy, and nobody said so."""
+class Networks:
+    """Some networks, to look a subject up in."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._networks = [unwrapped_network(ip_network(text)) for text in texts]
+
+    def has(self, subject: str) -> bool:
+        """Whether a subject is in one of them, or an IPv6 subject holds one of them."""
+        if not self._networks or subject == UNKNOWN:
+            return False
+        network = ip_network(subject)
+        return any(
+            one.version == network.version and one.overlaps(network) for one in self._networks
+        )
+
+
+class Crowd:
+    """Notices that nearly all requests come from one address: then it is a proxy, and nobody said so."""
+
+    def __init__(self, size: int = CROWD) -> None:
+        self._size = size  # requests
         self._suspect = ""
         self._began = self._its = 0
 
     def saw(self, client: str, total: int) -> bool:
-        """One request of a private address, the `total`th of all. True if nearly all of the last 1,000 were its."""
-        if total >= self._began + CROWD or not self._suspect:
+        """One request of a client, the `total`th of all. True if nearly all of the last ones were its."""
+        if total >= self._began + self._size or not self._suspect:
             self._suspect, self._began, self._its = client, total, 0
         self._its += client == self._suspect
-        return self._its == int(NEARLY_ALL * CROWD)
+        return self._its == int(NEARLY_ALL * self._size)
 
 
-def _for_of(element: str) -> str:
-    """The `for` of one element of Forwarded: `for="[2001:db8::1]:80";proto=https`. Empty if it has none."""
-    for pair in element.split(";"):
-        name, _, value = pair.partition("=")
-        if name.strip().lower() == "for":
-            return value.strip().strip('"')
-    return ""
+def forwarded_for(value: str) -> Iterator[str]:
+    """Whom each element of a Forwarded header is for, from the right; empty where an element does not say.
+
+    The text is read from the right too. What the nearest proxy wrote there is well formed, so a quoted string ends
+    where it says; a quote that a client opened further left hides nothing.
+
+    >>> list(forwarded_for('for="[2001:db8::1]:80";proto=https, host="a, b";for=192.0.2.1'))
+    ['192.0.2.1', '[2001:db8::1]:80']
+    """
+    quoted, end = False, len(value)
+    pairs: list[str] = []
+    for at in range(len(value) - 1, -1, -1):
+        sign = value[at]
+        if sign == '"':
+            quoted = not quoted or _is_escaped(value, at)
+        elif not quoted and sign in ",;":
+            pairs.append(value[at + 1 : end])
+            end = at
+            if sign == ",":
+                yield _for_of(pairs)
+                pairs = []
+    yield "" if quoted else _for_of([*pairs, value[:end]])
+
+
+def _is_escaped(text: str, at: int) -> bool:
+    """Whether an odd number of backslashes stands in front."""
+    first = at
+    while first > 0 and text[first - 1] == "\\":
+        first -= 1
+    return (at - first) % 2 == 1
+
+
+def _for_of(pairs: Sequence[str]) -> str:
+    """The address in the pairs of one element. Empty if it has none, or two: nobody knows which of them is true."""
+    found = [
+        value.strip().strip('"')
+        for name, _, value in (pair.partition("=") for pair in pairs)
+        if name.strip().lower() == "for"
+    ]
+    return found[0] if len(found) == 1 else ""
+
+
+def _single(peer: str, values: Sequence[str]) -> str | None:
+    """The address in a header that holds one. None for more than one: a client has sent another."""
+    if not values:
+        return peer
+    return values[0] if len(values) == 1 and peer_address(values[0]) is not None else None
 
 
 def _text(part: str | bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,9 +24,13 @@ class Limit:
 
     `by` says which subject of a request is counted: "ip", "user", "ip&user", or any kinds an app names.
     `away` is what happens while Redis is: "local", each process admits its share of the quota; "open", everybody is
-    let through; "strict", the share, and nobody new once the process counts as many subjects as it may (or 503 to
-    all: see the setting limits_strict_503). What is in Redis knows no limit, so it may change at any time.
-    Raises InvalidLimit.
+    let through; "strict", the share, also once a process counts as many subjects as it may: then those who are new
+    share one quota with their network (or 503 to all: see the setting limits_strict_503). What is in Redis knows no
+    limit, so it may change at any time.
+
+    `in_flight`: at most `quota` at the same time. Each is reserved, and refunded when it is over; `window` is
+    the lease, after which one is over whose process has died. `shadow`: the limit denies nothing. It counts what
+    it would have admitted, and a decision says when it would have denied. Raises InvalidLimit.
     """
 
     name: str
@@ -33,6 +38,8 @@ class Limit:
     window: int
     by: str = "ip"
     away: Away = "local"
+    in_flight: bool = False
+    shadow: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -45,14 +52,35 @@ class Limit:
             )
         if self.away not in get_args(Away):
             raise InvalidLimit(self.away, f"away is {_one_of(self.away, get_args(Away))}")
+        for name, given in (("in_flight", self.in_flight), ("shadow", self.shadow)):
+            if not isinstance(given, bool):
+                raise InvalidLimit(given, f"{name} is True or False")
 
     def __hash__(self) -> int:
         # On every request, so not of all fields: of those in which many limits differ (a quota for each tenant).
         return hash(self.name) ^ self.quota
 
     @property
+    def is_open_away(self) -> bool:
+        """Whether everybody is let through while Redis is away."""
+        return self.away == "open" or self.shadow
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         return tuple(self.by.split("&"))
+
+
+def check_limits(limits: object) -> tuple[Limit, ...]:
+    """The limits of one request. Raises InvalidLimit for what is no list of them."""
+    if isinstance(limits, Limit):
+        raise InvalidLimit(limits.name, "limits are a list; did you mean [Limit(…)]?")
+    if isinstance(limits, str) or not isinstance(limits, Iterable):
+        raise InvalidLimit(limits, "limits are a list of Limit(…)s, such as [DEFAULT, API]")
+    found = tuple(limits)
+    for one in found:
+        if not isinstance(one, Limit):
+            raise InvalidLimit(one, f"a limit is a Limit(…), not a {type(one).__name__}")
+    return found
 
 
 def check_cost(cost: int) -> None:

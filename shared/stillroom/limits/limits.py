@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 from stillroom.limits.body import LimitsBody
 from stillroom.limits.identity import Clients, Header
+from stillroom.limits.limit import Limit
+from stillroom.limits.request import Subject
+from stillroom.limits.reservation import Reservation
 from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
 
 
@@ -35,10 +39,32 @@ class Limits(_Face):
     check = blocking(LimitsBody.check)
     peek = blocking(LimitsBody.peek)
     reserve = blocking(LimitsBody.reserve)
+    wait = blocking(LimitsBody.wait)
     refund = blocking(LimitsBody.refund)
+    settle = blocking(LimitsBody.settle)
     commit = blocking(LimitsBody.commit)
     reset = blocking(LimitsBody.reset)
     deliver = blocking(LimitsBody.deliver)
+    change = blocking(LimitsBody.change)
+    restore = blocking(LimitsBody.restore)
+    changes = blocking(LimitsBody.changes)
+    names = blocking(LimitsBody.names)
+
+    @contextmanager
+    def hold(
+        self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
+    ) -> Iterator[Reservation]:
+        """Hold a place as long as a `with` lasts (`async with`), for limits of what is in flight.
+
+        `Limit(…, in_flight=True)`. The reservation is false where there is no place; the block runs all the same
+        and looks at it. At the end of the block the place is given back, also if it raises. If the process dies it
+        comes back when the lease ends. Raises InvalidLimit. Redis away: this process has its share of the places.
+        """
+        held = self.reserve(subject, limits, cost, route=route)
+        try:
+            yield held
+        finally:
+            self.refund(held)
 
 
 class AsyncLimits(_Face):
@@ -51,7 +77,29 @@ class AsyncLimits(_Face):
     check = awaiting(LimitsBody.check)
     peek = awaiting(LimitsBody.peek)
     reserve = awaiting(LimitsBody.reserve)
+    wait = awaiting(LimitsBody.wait)
     refund = awaiting(LimitsBody.refund)
+    settle = awaiting(LimitsBody.settle)
     commit = awaiting(LimitsBody.commit)
     reset = awaiting(LimitsBody.reset)
     deliver = awaiting(LimitsBody.deliver)
+    change = awaiting(LimitsBody.change)
+    restore = awaiting(LimitsBody.restore)
+    changes = awaiting(LimitsBody.changes)
+    names = awaiting(LimitsBody.names)
+
+    @asynccontextmanager
+    async def hold(
+        self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
+    ) -> AsyncIterator[Reservation]:
+        """Hold a place as long as a `with` lasts (`async with`), for limits of what is in flight.
+
+        `Limit(…, in_flight=True)`. The reservation is false where there is no place; the block runs all the same
+        and looks at it. At the end of the block the place is given back, also if it raises. If the process dies it
+        comes back when the lease ends. Raises InvalidLimit. Redis away: this process has its share of the places.
+        """
+        held = await self.reserve(subject, limits, cost, route=route)
+        try:
+            yield held
+        finally:
+            await self.refund(held)

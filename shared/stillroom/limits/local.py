@@ -1,125 +1,39 @@
 """Limits while Redis is away: this process counts by itself. Pure: time is an argument, µs of one steady clock.
 
-A process admits its share of each quota (quota / processes, at least 1). What Redis said last of a subject is where
-its count begins, so an outage is no fresh quota; what was admitted here is owed to Redis, and charged there when it
-is back, so its end is none either.
+A process admits its share of each quota (quota / processes, at least 1). It goes on from what Redis said last of a
+subject, so an outage is no fresh quota. What was admitted here is owed to Redis and charged there when it is back:
+nor is the end of an outage one. And it counts against the share for as long as its window lasts, charged or not:
+however often Redis goes away, no more is admitted than in one outage. Of whom there is no room for, a limit that is
+strict counts with his neighbours, and Redis is not told; others let him through.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from itertools import islice, repeat
+from collections.abc import Container, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
-from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD
+from stillroom.limits.decision import OK, PARTS, TOO_MANY, UNTOLD
 from stillroom.limits.limit import Limit
+from stillroom.limits.log import Charge, Entry, Hits, Log, Said
+from stillroom.limits.neighbours import LOOKED_AT, Neighbours
 
-SLICES = 24  # of a window: see lua/lib/hits.lua
-LOOKED_AT = 8  # old logs, for each new one that finds no room
 _US = 1_000_000
 
-Said = tuple[int, ...]
+Flying = Sequence[
+    tuple[Sequence[bytes], int]
+]  # what Redis is being asked for: logs, and hits of each
 
 
-class Charge(NamedTuple):
-    """Hits of one log that Redis does not know of."""
+class Known(NamedTuple):
+    """What Redis said last of some logs."""
 
-    key: bytes
-    limit: Limit
-    hits: int
-    age_us: int  # since the last of them
-
-
-class _Entry:
-    __slots__ = ("count", "last", "owed")
-
-    def __init__(self, last: int, count: int, *, owed: bool) -> None:
-        self.last = last
-        self.count = count
-        self.owed = owed  # False: it is from Redis
-
-
-class Log:
-    """The hits of one subject against one limit: the log of lua/lib/hits.lua, kept here."""
-
-    __slots__ = ("_entries", "charging", "limit")
-
-    def __init__(self, limit: Limit) -> None:
-        self.limit = limit
-        self.charging = False  # its hits are on their way to Redis
-        self._entries: list[_Entry] = []
-
-    def seed(self, last: int, count: int) -> None:
-        """What Redis said of it last."""
-        if count > 0:
-            self._entries.append(_Entry(last, count, owed=False))
-
-    def said(self, share: int, cost: int, now: int) -> Said:
-        """Hits used, as if the share were the quota; µs until some are back, until `cost` fits, until all are."""
-        self._forget(now)
-        used = sum([entry.count for entry in self._entries])
-        left = share - used if used < share else 0
-        wait = self._wait(used + cost - share, cost, share, now)
-        return self.limit.quota - left, self._leaves(0, now), wait, self._leaves(-1, now)
-
-    def add(self, cost: int, now: int) -> int:
-        """µs until some of all hits are back."""
-        newest = self._entries[-1] if self._entries else None
-        slice_us = self.limit.window * _US / SLICES
-        shares = self.limit.quota > SLICES and newest is not None and newest.owed
-        if shares and newest and newest.last // slice_us == now // slice_us:
-            newest.last, newest.count = now, newest.count + cost
-        else:
-            self._entries.append(_Entry(now, cost, owed=True))
-        return self._leaves(0, now)
-
-    def is_over(self, now: int) -> bool:
-        self._forget(now)
-        return not self._entries
-
-    def owed(self, now: int) -> tuple[int, int]:
-        """(hits, µs since the last of them)."""
-        self._forget(now)
-        own = [entry for entry in self._entries if entry.owed]
-        return sum(entry.count for entry in own), now - own[-1].last if own else 0
-
-    def settle(self, hits: int) -> None:
-        """Redis knows of so many now."""
-        for entry in self._entries:
-            taken = min(hits, entry.count) if entry.owed else 0
-            entry.count -= taken
-            hits -= taken
-        self._entries = [entry for entry in self._entries if entry.count]
-
-    def give_back(self, cost: int, at: int) -> bool:
-        """False: Redis knows of it, or is being told."""
-        own = (entry for entry in self._entries if entry.owed and entry.last >= at)
-        found = None if self.charging else next(own, None)
-        if found is not None:
-            found.count -= min(cost, found.count)
-            self._entries = [entry for entry in self._entries if entry.count]
-        return found is not None
-
-    def _forget(self, now: int) -> None:
-        gone = now - self.limit.window * _US
-        if self._entries and self._entries[0].last <= gone:
-            self._entries = [entry for entry in self._entries if entry.last > gone]
-
-    def _leaves(self, place: int, now: int) -> int:
-        return self._entries[place].last + self.limit.window * _US - now if self._entries else 0
-
-    def _wait(self, excess: int, cost: int, share: int, now: int) -> int:
-        if excess <= 0:
-            return 0
-        if cost > share:  # not here; but once Redis is back it may fit into the quota
-            return self.limit.window * _US if cost <= self.limit.quota else NEVER
-        for place, entry in enumerate(self._entries):
-            excess -= entry.count
-            if excess <= 0:
-                return self._leaves(place, now)
-        return NEVER
+    at: int
+    said: Sequence[int]
+    keys: Sequence[bytes]
+    server_us: int  # when it said so, by its own clock
 
 
 class LocalLimits:
@@ -134,32 +48,68 @@ class LocalLimits:
     def reset(self) -> None:
         """Nothing counted: what a forked process inherits is its parent's to tell."""
         self._lock = threading.Lock()
-        self.logs: OrderedDict[bytes, Log] = OrderedDict()
-        self._known: OrderedDict[bytes, tuple[int, Sequence[int], Sequence[bytes]]] = OrderedDict()
-        self._held: OrderedDict[str, None] = OrderedDict()
+        self.logs: OrderedDict[bytes, Log] = OrderedDict()  # with hits that Redis may not know of
+        self._neighbours = Neighbours(self._most)
+        self._settled: OrderedDict[bytes, Log] = OrderedDict()  # it knows all of theirs
+        self._known: OrderedDict[bytes, Known] = OrderedDict()
+        self._held: OrderedDict[str, list[tuple[bytes, Log, Entry]]] = (
+            OrderedDict()
+        )  # by reservation
 
-    def remember(self, keys: Sequence[bytes], said: Sequence[int], now: int) -> None:
-        """What Redis said just now. No lock: each step is one of the interpreter's own."""
-        known, found = self._known, (now, said, keys)
+    def remember(
+        self,
+        keys: Sequence[bytes],
+        said: Sequence[int],
+        now: int,
+        server_us: int = 0,
+        sent: int | None = None,
+    ) -> None:
+        """What Redis said just now, asked at `sent`. No lock: each step is one of the interpreter's own.
+
+        Replies to calls that overlapped may be taken in out of their order: the server's time says which is newer.
+        Of others this process knows, whatever became of that clock meanwhile.
+        """
+        known, found = self._known, Known(now, said, keys, server_us)
+        since = now if sent is None else sent
         for key in keys:
-            known[key] = found
+            before = known.get(key)
+            if before is None or before.server_us <= server_us or before.at <= since:
+                known[key] = found
         while len(known) > self._most_known:
             known.popitem(last=False)
 
     def decide(
-        self, keys: Sequence[bytes], limits: Sequence[Limit], cost: int, now: int, *, take: bool
-    ) -> tuple[int, Said]:
-        """The status, and what there is to say of each limit: all of them are consumed, or none."""
+        self,
+        keys: Sequence[bytes],
+        limits: Sequence[Limit],
+        cost: int,
+        now: int,
+        *,
+        take: bool,
+        id: str = "",
+        flying: Flying = (),
+        known: Sequence[bytes] | None = None,
+    ) -> tuple[int, tuple[int, ...]]:
+        """The status, and what there is to say of each limit: all of them are consumed, or none.
+
+        `id`: of a reservation, which may be given back. `known`: what `remember` called the logs, if not so.
+        """
         with self._lock:
-            logs = [self._log(*pair, now) for pair in zip(keys, limits, strict=True)]
-            said = [self._said(log, cost, now) for log in logs]
+            is_full = len(self.logs) + len(keys) > self._most
+            if is_full:
+                self._look_at_old(now)
+                is_full = len(self.logs) + len(keys) > self._most
+            pairs = zip(keys, limits, strict=True)
+            logs = [self._log(key, limit, now, is_full=is_full) for key, limit in pairs]
+            rows = list(zip(logs, keys, known or keys, strict=True))
+            said = [self._said(*row, flying, cost, now) for row in rows]
             if any(fits for _, _, fits, _ in said):
                 return TOO_MANY, _flat(said)
             if not take or not cost:
                 return OK, _flat(said)
-            if not self._keep(keys, logs, now):
-                return UNAVAILABLE, ()
-            return OK, _flat(map(_after, logs, said, repeat(cost), repeat(now)))
+            self._keep(keys, logs)
+            self._consume(keys, logs, cost, now, id)
+            return OK, _flat([self._said(*row, flying, 0, now) for row in rows])
 
     def owed(self, now: int, keys: Iterable[bytes] = (), most: int = 100) -> list[Charge]:
         """What Redis has to be told: of these logs, and of so many others. Then `settle` it."""
@@ -169,105 +119,135 @@ class LocalLimits:
                 log = self.logs.get(key)
                 if log is None or log.charging:
                     continue
-                hits, age = log.owed(now)
-                if hits:
-                    log.charging = True
-                    charges.append(Charge(key, log.limit, hits, age))
+                if log.is_owing(now):
+                    charges.append(log.charge(key, now))
                 else:
-                    del self.logs[key]
+                    self._put_away(key, log)
         return charges
 
+    def is_owing(self, keys: Iterable[bytes]) -> bool:
+        """Whether Redis has yet to be told of hits in one of these logs, or is being told."""
+        return any(key in self.logs for key in keys)
+
     def settle(self, charges: Iterable[Charge], now: int, *, told: bool) -> None:
-        """Redis knows of these now, or (not `told`) may not: then they are told again. Rather twice than never."""
+        """Redis knows of these now, or (not `told`) may: then it is told again, and adds only what is new to it."""
         with self._lock:
             for charge in charges:
                 if (log := self.logs.get(charge.key)) is None:
                     continue
-                log.charging = False
-                if told:
-                    log.settle(charge.hits)
-                    if not log.owed(now)[0]:
-                        del self.logs[charge.key]
+                log.settle(now, told=told)
+                if told and not log.is_owing(now):
+                    self._put_away(charge.key, log)
 
     def forget(self, keys: Iterable[bytes]) -> None:
         with self._lock:
             for key in keys:
-                self.logs.pop(key, None)
+                self._drop(key)
+                self._settled.pop(key, None)
                 self._known.pop(key, None)
 
-    def hold(self, id: str) -> None:
-        """A reservation made here may be refunded."""
-        with self._lock:
-            self._held[id] = None
-            if len(self._held) > self._most:
-                self._held.popitem(last=False)
-
     def let_go(self, id: str) -> bool:
-        """It may not any more; True if it might have been."""
+        """A reservation made here is not given back any more; True if it might have been."""
         with self._lock:
-            return self._held.pop(id, self) is not self
+            return self._held.pop(id, None) is not None
 
-    def refund(self, keys: Iterable[bytes], cost: int, at: int) -> bool:
-        """True if something was given back: of what Redis knows by now, nothing is."""
+    def refund(self, id: str, cost: int = 0, keys: Container[bytes] | None = None) -> bool | None:
+        """Let a reservation have cost only this much here, or more, in these logs; in others it stays consumed.
+
+        None: Redis knows of it, or may. False: none is held.
+        """
         with self._lock:
-            logs = [log for key in keys if (log := self.logs.get(key))]
-            given = [log.give_back(cost, at) for log in logs]
-        return any(given)
+            held = self._held.pop(id, None)
+            if held is None:
+                return False
+            settled = [
+                log.settle_entry(entry, id, cost)
+                for key, log, entry in held
+                if keys is None or key in keys
+            ]
+        return bool(settled) if all(settled) else None
 
-    def _log(self, key: bytes, limit: Limit, now: int) -> Log:
-        """The log that is kept, or one that begins with what Redis said last."""
-        kept = self.logs.get(key)
-        if kept is not None:
-            kept.limit = limit
-            return kept
-        log = Log(limit)
-        if known := self._known.get(key):
-            at, said, keys = known
-            place = PARTS * keys.index(key)
-            used, _, _, full = said[place : place + PARTS]
-            if at + full > now:
-                left = max(0, limit.quota - used) // self._processes
-                log.seed(at + full - limit.window * _US, self._share(limit) - left)
-        return log
+    # One decision
 
-    def _said(self, log: Log, cost: int, now: int) -> Said:
-        if log.limit.away == "open":
+    def _log(self, key: bytes, limit: Limit, now: int, *, is_full: bool) -> Log:
+        log = self.logs.get(key) or self._settled.get(key)
+        if log is not None:
+            return log.used_by(limit)
+        is_strict = limit.away == "strict" and not limit.shadow
+        if is_strict and (is_full or not self._neighbours.have_room(key)):
+            return self._neighbours.log(key, limit, now)
+        return Log(limit).used_by(limit)
+
+    def _said(
+        self, log: Log, key: bytes, known: bytes, flying: Flying, cost: int, now: int
+    ) -> Said:
+        limit, share = log.limit, self._share(log.limit)
+        if limit.is_open_away:
             return UNTOLD
-        return log.said(self._share(log.limit), cost, now)
+        asked = sum([hits for logs, hits in flying if key in logs])
+        base, at = self._base(known, limit, share, now)
+        return log.said(base, at, asked, share, cost, now)
+
+    def _base(self, key: bytes, limit: Limit, share: int, now: int) -> tuple[list[Hits], int]:
+        """The hits by what Redis said last, as far as they may still count, and when that was."""
+        known = self._known.get(key)
+        if known is None:
+            return [], -1
+        place = PARTS * known.keys.index(key)
+        used, _, _, full = known.said[place : place + PARTS]
+        if known.at + full <= now:
+            return [], known.at
+        left = max(0, limit.quota - used) // self._processes
+        last = known.at + full - limit.window * _US
+        return ([(last, share - left)] if share > left else []), known.at
 
     def _share(self, limit: Limit) -> int:
         return min(limit.quota, max(1, limit.quota // self._processes))
 
-    def _keep(self, keys: Sequence[bytes], logs: Sequence[Log], now: int) -> bool:
-        """Keep the logs, as far as there is room. False if one that is strict finds none."""
-        new = [(k, log) for k, log in zip(keys, logs, strict=True) if self._is_new(k, log)]
-        room = self._make_room(len(new), now)
-        if room < len(new) and any(log.limit.away == "strict" for _, log in new):
-            return False
-        for key, log in new[:room]:
-            self.logs[key] = log
-        return True
+    def _consume(
+        self, keys: Sequence[bytes], logs: Sequence[Log], cost: int, now: int, id: str
+    ) -> None:
+        pairs = zip(keys, logs, strict=True)
+        taken = [
+            (key, log, log.add(cost, now, id)) for key, log in pairs if not log.limit.is_open_away
+        ]
+        if id:
+            self._held[id] = taken
+            if len(self._held) > self._most:
+                self._held.popitem(last=False)
 
-    def _is_new(self, key: bytes, log: Log) -> bool:
-        return log.limit.away != "open" and key not in self.logs
+    # Room
 
-    def _make_room(self, wanted: int, now: int) -> int:
-        """How many more there may be. Some of the oldest are looked at: over, they go; else they are put last."""
-        if wanted and len(self.logs) + wanted > self._most:
-            for key in [key for key, _ in zip(self.logs, range(LOOKED_AT), strict=False)]:
-                if self.logs[key].is_over(now):
-                    del self.logs[key]
-                else:
-                    self.logs.move_to_end(key)
-        return max(0, self._most - len(self.logs))
+    def _look_at_old(self, now: int) -> None:
+        """Some of the oldest: over, they go; else they are put last."""
+        for key in list(islice(self.logs, LOOKED_AT)):
+            if self.logs[key].is_over(now):
+                self._drop(key)
+            else:
+                self.logs.move_to_end(key)
+
+    def _keep(self, keys: Sequence[bytes], logs: Sequence[Log]) -> None:
+        """Keep the logs, as far as there is room."""
+        for key, log in zip(keys, logs, strict=True):
+            if log.limit.is_open_away or log.is_shared or key in self.logs:
+                continue
+            may_stay = log.limit.away == "strict" or self._neighbours.have_room(key)
+            if may_stay and len(self.logs) < self._most:
+                self._settled.pop(key, None)
+                self.logs[key] = log
+                self._neighbours.count(key, 1)
+
+    def _drop(self, key: bytes) -> None:
+        if self.logs.pop(key, None) is not None:
+            self._neighbours.count(key, -1)
+
+    def _put_away(self, key: bytes, log: Log) -> None:
+        """Redis knows of all its hits: they count on in the next outage."""
+        self._drop(key)
+        self._settled[key] = log
+        while len(self._settled) > self._most:
+            self._settled.popitem(last=False)
 
 
-def _after(log: Log, said: Said, cost: int, now: int) -> Said:
-    """What there is to say once `cost` is consumed."""
-    if log.limit.away == "open":
-        return said
-    return said[0] + cost, log.add(cost, now), 0, log.limit.window * _US
-
-
-def _flat(said: Iterable[Said]) -> Said:
-    return tuple(number for numbers in said for number in numbers)
+def _flat(said: Iterable[Said]) -> tuple[int, ...]:
+    return tuple([number for numbers in said for number in numbers])

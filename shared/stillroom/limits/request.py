@@ -6,18 +6,33 @@ Most requests are of a client and limits that were seen a moment ago, so what wa
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from stillroom import pepper
+from stillroom.edges import CLOUDFLARE
 from stillroom.errors import InvalidLimit
+from stillroom.exempt import Exempt
 from stillroom.keys import Keys
-from stillroom.limits.identity import CROWD, Crowd
-from stillroom.limits.limit import Limit, check_cost
+from stillroom.limits.changes import Changes
+from stillroom.limits.decision import NEVER, PARTS
+from stillroom.limits.identity import CROWD, Crowd, Networks
+from stillroom.limits.limit import Limit, check_cost, check_limits
 from stillroom.scripts import Text, limit_check
 from stillroom.settings import Settings
-from stillroom.subject import hidden, is_private, site_of, subject_of
+from stillroom.subject import (
+    BAN_PREFIXES,
+    SITE_PREFIX,
+    UNKNOWN,
+    hidden,
+    is_loopback,
+    is_nobody,
+    is_private,
+    prefixes_of,
+    subject_of,
+)
 from stillroom.wire import pack
 
 log = logging.getLogger("stillroom.limits")
@@ -25,21 +40,30 @@ log = logging.getLogger("stillroom.limits")
 Subject = str | Mapping[str, str | None]
 
 KEPT = 4_096  # requests by address
+SAMPLED = 10  # one request in so many is looked at, whether a proxy sends them all
 PLANS = 1_024  # sets of limits
 TOLD = ("ip", "user")  # of a subject, in an event
 ROUTE_LIMIT = 200  # characters, in an event
+WINDOWS_LIMIT = 1_000  # names of limits whose windows are compared
+WINDOWS = "windows"
+QUIET = b"quiet"  # of Request.mode
 _US = 1_000_000
+_WIDTH = re.compile(rb"([46])/(\d{1,3}) ")
 
 
 class Plan(NamedTuple):
     """What is the same each time these limits are asked for."""
 
     names: tuple[bytes, ...]
-    numbers: tuple[bytes, ...]  # quota, window µs, quota …
+    numbers: tuple[bytes, ...]  # quota, window µs, longest window of the name µs, quota …
     how_many: bytes
     kinds: frozenset[str]
     counted_away: bool  # what Redis says of them matters while it is away
     longest_ms: int  # of the windows
+    hides: bool  # some limit counts by what only has a name under a pepper
+    memory: tuple[bytes, ...]  # what is remembered of a log is told apart by: see Request.known_as
+    letters: bytes  # one for each limit, if one is in shadow: see lua/limit_check.lua
+    in_flight: str  # the name of a limit of what is in flight, if there is one
 
 
 class Request(NamedTuple):
@@ -48,33 +72,88 @@ class Request(NamedTuple):
     limits: tuple[Limit, ...]
     plan: Plan
     events: bytes  # the stream
+    widths: tuple[
+        bytes, bytes
+    ]  # the key of the widths of bans, and what it held when this was made
     bans: tuple[bytes, ...]
     keys: tuple[bytes, ...]  # a log for each limit
+    address: str  # as it was given; empty if there is none
     cost: int
     fields: tuple[bytes, ...]  # of an event
-    private: str  # the address, if it is one inside somebody's network
+    watched: str  # the address it counts as; empty if it has none, or one that is no proxy's
+    exempt: bool  # from all limits: see the setting limit_exempt
+    mode: bytes  # how it is consumed: see lua/limit_check.lua
+    twins: tuple[tuple[int, bytes], ...] = ()  # a limit's number, and its log under another pepper
     taking: bytes = b""  # the command that consumes it, packed, where it is kept
+
+    @property
+    def logs(self) -> tuple[bytes, ...]:
+        """All logs that count it. While peppers are changed a user has a name, and a log, under each of them."""
+        return (*self.keys, *[key for _, key in self.twins]) if self.twins else self.keys
+
+    @property
+    def counted(self) -> tuple[Limit, ...]:
+        """The limit of each of these logs."""
+        twins = [self.limits[number] for number, _ in self.twins]
+        return (*self.limits, *twins) if twins else self.limits
+
+    @property
+    def known_as(self) -> tuple[bytes, ...]:
+        """What is remembered of these logs under."""
+        if not self.plan.memory:
+            return self.logs
+        memory = [*self.plan.memory, *[self.plan.memory[number] for number, _ in self.twins]]
+        return tuple([key + mark for key, mark in zip(self.logs, memory, strict=True)])
 
     def words(
         self, mode: bytes, unseen: bytes = b"", reservation: bytes = b""
     ) -> tuple[bytes, ...]:
         """What lua/limit_check.lua is run with."""
-        _, plan, events, bans, logs, cost, fields, *_ = self
-        keys = (events, *bans, *logs, reservation) if reservation else (events, *bans, *logs)
+        plan, bans, logs = self.plan, self.bans, self.logs
+        widths_key, widths = self.widths
+        keys = (self.events, widths_key, *bans, *logs, *((reservation,) if reservation else ()))
         life = b"%d" % plan.longest_ms if reservation else b""
-        numbers = (b"%d" % cost, b"%d" % len(bans), plan.how_many, unseen, life)
-        return (b"%d" % len(keys), *keys, mode, *numbers, *plan.numbers, *fields)
+        how_many = b"%d" % len(logs) if self.twins else plan.how_many
+        letters = plan.letters
+        if letters and self.twins:
+            letters += b"".join([letters[n : n + 1] for n, _ in self.twins])
+        cost, banned = b"%d" % self.cost, b"%d" % len(bans)
+        about = (cost, banned, how_many, unseen, life, plan.how_many, widths, letters)
+        more = [part for n, _ in self.twins for part in plan.numbers[3 * n : 3 * n + 3]]
+        return (b"%d" % len(keys), *keys, mode, *about, *plan.numbers, *more, *self.fields)
+
+    def folded(self, said: Sequence[int]) -> Sequence[int]:
+        """What is said of each limit. If it has several logs: of the fullest one, and the longest wait of all."""
+        if not self.twins:
+            return said
+        rows = [list(said[start : start + PARTS]) for start in range(0, len(said), PARTS)]
+        for row, (number, _) in zip(rows[len(self.limits) :], self.twins, strict=True):
+            rows[number] = _fuller(rows[number], row)
+        return [part for row in rows[: len(self.limits)] for part in row]
+
+
+def _fuller(one: list[int], other: list[int]) -> list[int]:
+    used, some, _, full = max(one, other)
+    wait = NEVER if NEVER in (one[2], other[2]) else max(one[2], other[2])
+    return [used, some, wait, full]
+
+
+class Widths(NamedTuple):
+    """Of which widths there are bans of networks, besides those that are looked for anyway."""
+
+    text: bytes = b""  # as Redis said it last
+    v4: tuple[int, ...] = ()
+    v6: tuple[int, ...] = ()
 
 
 class Client(NamedTuple):
-    """An address: the subject it is counted as, the keys that would ban it, and whether it is a private one."""
+    """An address: the subject it is counted as, and the keys that would ban it, among bans of these widths."""
 
     subject: str
     bans: tuple[bytes, ...]
-    private: bool
-
-
-NOBODY = Client("", (), False)
+    widths: bytes
+    watched: str
+    exempt: bool
 
 
 class Requests:
@@ -83,101 +162,263 @@ class Requests:
     def __init__(self, settings: Settings, keys: Keys) -> None:
         self._settings = settings
         self._keys = keys
-        self._pepper = b""
+        self._peppers: tuple[bytes, ...] = ()
+        self.waits: dict[
+            str, float
+        ] = {}  # what has to be done before Redis is asked: see settling.py
+        self._widths = Widths()
+        self._own_windows: dict[str, int] = {}  # of each limit's name the longest one here, µs …
+        self._windows: dict[str, int] = {}  # … and in all processes
+        self._exempt = Exempt(
+            settings.abuse_allow, settings.proxy_networks, settings.limit_v6_prefix
+        )
         self._count = 0
-        self._crowd = Crowd()
+        self._crowd = Crowd(CROWD // SAMPLED)
+        self._unlimited = Networks(settings.exempt)
+        self._edges = Networks(CLOUDFLARE)
         self._suspected: set[str] = set()
-        self._plan = lru_cache(PLANS)(_plan_of)
+        self.changes = Changes()
+        self._plan = lru_cache(PLANS)(self._make_plan)
         self._client = lru_cache(KEPT)(self._make_client)
         self._of_address = lru_cache(KEPT)(self._make_of_address)
 
-    def make(self, subject: Subject, limits: Sequence[Limit], cost: int, route: str) -> Request:
+    def make(
+        self,
+        subject: Subject,
+        limits: Sequence[Limit],
+        cost: int,
+        route: str,
+        meant: bool = True,
+    ) -> Request:
         """Raises InvalidLimit."""
         self._count += 1
-        if isinstance(subject, str):
-            request = self._of_address(subject, tuple(limits), cost, route, limit_check.text)
+        if type(limits) is tuple:  # a list of them is checked once, with its plan
+            wanted: tuple[Limit, ...] = limits
         else:
-            request = self._of_subject(subject, tuple(limits), cost, route)
-        if request.private and self._crowd.saw(request.private, self._count):
-            self._suspect(request.private)
+            wanted = tuple(limits) if type(limits) is list else check_limits(limits)
+        if self.changes.found:
+            wanted = self.changes.applied(wanted)
+        if isinstance(subject, str):
+            request = self._of_address(subject, wanted, cost, route, meant, limit_check.text)
+        else:
+            request = self._of_subject(subject, wanted, cost, route, meant)
+        if not self._count % SAMPLED and request.watched:
+            self._watch(request.watched)
         return request
 
     def _make_of_address(
-        self, address: str, limits: tuple[Limit, ...], cost: int, route: str, text: Text
+        self,
+        address: str,
+        limits: tuple[Limit, ...],
+        cost: int,
+        route: str,
+        meant: bool,
+        text: Text,
     ) -> Request:
         """`text`: of the script as it is sent now. Another server may want another."""
-        request = self._of_subject({"ip": address}, limits, cost, route)
-        return request._replace(taking=pack([(b"EVALSHA", text.sha, *request.words(b"take"))]))
+        request = self._of_subject({"ip": address}, limits, cost, route, meant)
+        words = (b"EVALSHA", text.sha, *request.words(request.mode))
+        return request._replace(taking=pack([words]))
 
     def _of_subject(
-        self, subject: Mapping[str, str | None], limits: tuple[Limit, ...], cost: int, route: str
+        self,
+        subject: Mapping[str, str | None],
+        limits: tuple[Limit, ...],
+        cost: int,
+        route: str,
+        meant: bool,
     ) -> Request:
         check_cost(cost)
         _check_texts(subject)
         plan = self._plan(limits)
-        client = self._client(subject["ip"] or "") if "ip" in subject else NOBODY
-        values = self._values(subject, plan, client)
-        told: dict[str, str] = {kind: values[kind] for kind in TOLD if kind in values}
+        address = subject.get("ip")
+        client = self._client_of(address)
+        values = self._values(subject, plan, client, 0)
+        told: dict[str, str] = {kind: found for kind in TOLD if (found := values.get(kind))}
         if route:
             told["route"] = route[:ROUTE_LIMIT]
         return Request(
             limits,
             plan,
             self._keys.abuse,
+            (self._keys.ban_widths, client.widths),
             client.bans,
             self._logs(limits, plan, values),
+            address or "",
             cost,
             tuple([text.encode(errors="replace") for field in told.items() for text in field]),
-            client.subject if client.private else "",
+            client.watched,
+            client.exempt,
+            b"take" if meant else QUIET,
+            self._twins(subject, limits, plan, client),
         )
 
     def _values(
-        self, subject: Mapping[str, str | None], plan: Plan, client: Client
+        self, subject: Mapping[str, str | None], plan: Plan, client: Client, pepper: int
     ) -> dict[str, str]:
-        """What Redis knows the kinds of a subject by: those that matter."""
+        """What Redis knows the kinds of a subject by, under one of the peppers: those that matter. Empty: it has
+        none of this kind."""
         values: dict[str, str] = {}
         for kind, text in subject.items():
             if kind == "ip":
                 values[kind] = client.subject
             elif kind == "user" or kind in plan.kinds:
-                values[kind] = hidden(kind, text or "", self._secret())
+                name = text or ""
+                values[kind] = (
+                    "" if is_nobody(text) else hidden(kind, name, self._secrets()[pepper])
+                )
         return values
 
     def _logs(
         self, limits: tuple[Limit, ...], plan: Plan, values: Mapping[str, str]
     ) -> tuple[bytes, ...]:
         pairs = zip(limits, plan.names, strict=True)
-        return tuple(
-            [self._keys.limits(limit.by, _value(limit, values)) + name for limit, name in pairs]
-        )
+        return tuple([self._keys.limits(*_whom(limit, values)) + name for limit, name in pairs])
+
+    def _twins(
+        self,
+        subject: Mapping[str, str | None],
+        limits: tuple[Limit, ...],
+        plan: Plan,
+        client: Client,
+    ) -> tuple[tuple[int, bytes], ...]:
+        """The logs of names under the other peppers. Each hit counts in all of them: who has one pepper sees it."""
+        if not plan.hides or len(self._secrets()) == 1:
+            return ()
+        own = self._logs(limits, plan, self._values(subject, plan, client, 0))
+        twins: list[tuple[int, bytes]] = []
+        for number in range(1, len(self._secrets())):
+            logs = self._logs(limits, plan, self._values(subject, plan, client, number))
+            twins += [(n, key) for n, key in enumerate(logs) if key != own[n]]
+        return tuple(twins)
+
+    def _client_of(self, address: str | None) -> Client:
+        return self._client(address) if address else Client("", (), self._widths.text, "", False)
 
     def _make_client(self, address: str) -> Client:
-        subject = subject_of(address, self._settings.limit_v6_prefix)
-        banned = [one for one in (subject, site_of(subject)) if one]
-        return Client(subject, tuple(map(self._keys.ban, banned)), is_private(subject))
+        """Who is exempt from bans is not looked for among them: he may have been banned before he was exempt."""
+        prefix = self._settings.limit_v6_prefix
+        subject = subject_of(address, prefix)
+        _check_address(address, subject)
+        banned: list[str] = []
+        widths = self._widths
+        if not self._exempt.has(subject):
+            v6_widths = (prefix, *BAN_PREFIXES, SITE_PREFIX, *widths.v6)
+            banned = prefixes_of(address, v6_widths, widths.v4)
+        if self._edges.has(subject):
+            why = f"{subject} is one of Cloudflare's proxies."
+            todo = (
+                "STILLROOM_TRUSTED_PROXIES=cloudflare and STILLROOM_PROXY_HEADER=cf-connecting-ip"
+            )
+            self._tell_of_proxy("cloudflare", why, todo)
+        is_nowhere = subject == UNKNOWN or is_loopback(subject)
+        bans, is_unlimited = tuple(map(self._keys.ban, banned)), self._unlimited.has(subject)
+        return Client(subject, bans, widths.text, "" if is_nowhere else subject, is_unlimited)
 
-    def _secret(self) -> bytes:
-        if not self._pepper:
-            ring = pepper.ring(
+    def _secrets(self) -> tuple[bytes, ...]:
+        if not self._peppers:
+            self._peppers = pepper.ring(
                 self._settings,
                 self._settings.session_peppers,
                 "STILLROOM_SESSION_PEPPERS",
                 without="limits by user count in this process only",
             )
-            self._pepper = ring[0]
-        return self._pepper
+        return self._peppers
 
-    def _suspect(self, client: str) -> None:
-        if client in self._suspected:
-            return
-        self._suspected.add(client)
-        log.warning(
-            "nearly all of the last %d requests came from %s. Is it a proxy? Then name its network in "
-            "STILLROOM_TRUSTED_PROXIES, or its clients share one quota. A Swarm that publishes through its mesh "
-            "hides them all: publish with mode: host",
-            CROWD,
-            client,
+    # Windows
+
+    def _make_plan(self, limits: tuple[Limit, ...]) -> Plan:
+        """Raises InvalidLimit."""
+        plan = _plan_of(limits, self._windows)
+        own = self._own_windows
+        news = [one for one in limits if one.window * _US > own.get(one.name, 0)]
+        for limit in news if len(own) < WINDOWS_LIMIT else ():
+            own[limit.name] = limit.window * _US
+            self.waits[WINDOWS] = 0.0
+            self._learn(limit.name, max(limit.window * _US, self._windows.get(limit.name, 0)))
+        return plan
+
+    def own_windows(self) -> dict[str, int]:
+        """The longest window of each limit's name in this process, µs."""
+        return dict(self._own_windows)
+
+    def has_window(self, name: str) -> bool:
+        """Whether it is one of the names that windows are kept of."""
+        return name in self._own_windows
+
+    def learn_windows(self, names: Sequence[str], longest: Sequence[bytes]) -> None:
+        """Take in the longest window of each of these names in all processes, µs."""
+        for name, window in zip(names, longest, strict=True):
+            self._learn(name, max(int(window), self._own_windows[name]))
+
+    def _learn(self, name: str, window: int) -> None:
+        before = self._windows.get(name)
+        self._windows[name] = window
+        if before not in (None, window):  # what was made with the other one is wrong
+            self._plan.cache_clear()
+            self._of_address.cache_clear()
+
+    def remind(self) -> None:
+        """It is time to compare windows again."""
+        if self._own_windows:
+            self.waits[WINDOWS] = 0.0
+
+    def longest_window(self, limit: Limit) -> int:
+        """The longest window of this limit's name, µs."""
+        return max(limit.window * _US, self._windows.get(limit.name, 0))
+
+    def known_as(self, key: bytes, limit: Limit) -> bytes:
+        """What is remembered of a log under: by each of the windows that its name has."""
+        return key + _memory_of(limit, self._windows)
+
+    # Widths of bans
+
+    def learn_widths(self, text: bytes) -> None:
+        """Take in of which widths there are bans, as Redis writes them."""
+        found = [(version, int(width)) for version, width in _WIDTH.findall(text)]
+        v4 = tuple([width for version, width in found if version == b"4" and width <= 32])
+        v6 = tuple([width for version, width in found if version == b"6" and width <= 128])
+        self._widths = Widths(text, v4, v6)
+        self._client.cache_clear()  # also where it knew: another thread may just have made one as before
+        self._of_address.cache_clear()
+
+    def bans_of(self, address: str, widths: Iterable[str]) -> list[bytes]:
+        """The keys that would ban this address as one of a network of such a width: `4/24` …"""
+        sorts: dict[str, list[int]] = {"4": [], "6": []}
+        for text in widths:
+            version, _, width = text.partition("/")
+            sorts[version].append(int(width))
+        return list(map(self._keys.ban, prefixes_of(address, sorts["6"], sorts["4"])))
+
+    def again(self, request: Request) -> Request:
+        """The same request, with what has been learned since it was made."""
+        client = self._client_of(request.address)
+        return request._replace(
+            plan=self._plan(request.limits),
+            widths=(self._keys.ban_widths, client.widths),
+            bans=client.bans,
+            taking=b"",
         )
+
+    def _watch(self, client: str) -> None:
+        """Say so where nearly all requests come from one address: then it is a proxy, and nobody said so."""
+        if not self._crowd.saw(client, self._count // SAMPLED):
+            return
+        todo = "its network in STILLROOM_TRUSTED_PROXIES and its header in STILLROOM_PROXY_HEADER"
+        if is_private(client):
+            todo += ". A Swarm that publishes through its mesh hides all: publish with mode: host"
+        count = f"{CROWD:,}"
+        why = f"nearly all of the last {count} requests came from {client}. Is it a proxy?"
+        self._tell_of_proxy(client, why, todo)
+
+    def _tell_of_proxy(self, whose: str, why: str, todo: str) -> None:
+        if whose not in self._suspected:
+            self._suspected.add(whose)
+            log.warning(
+                "%s Unless it is trusted its clients share one quota, and one ban: set %s",
+                why,
+                todo,
+            )
 
 
 def _check_texts(subject: object) -> None:
@@ -190,27 +431,66 @@ def _check_texts(subject: object) -> None:
             raise InvalidLimit(type(text).__name__, f"the {kind} of a subject is a str")
 
 
-def _plan_of(limits: tuple[Limit, ...]) -> Plan:
+def _plan_of(limits: tuple[Limit, ...], windows: Mapping[str, int]) -> Plan:
     """Raises InvalidLimit."""
-    names = [limit.name for limit in limits]
+    names = [limit.name for limit in check_limits(limits)]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidLimit(twice, "two limits of one request have this name")
-    numbers = [number for limit in limits for number in (limit.quota, limit.window * _US)]
+    numbers: list[int] = []
+    for limit in limits:
+        window = limit.window * _US
+        numbers += (limit.quota, window, max(window, windows.get(limit.name, 0)))
     return Plan(
         tuple(name.encode() for name in names),
         tuple(b"%d" % number for number in numbers),
         b"%d" % len(limits),
-        frozenset(kind for limit in limits for kind in limit.kinds),
-        any(limit.away != "open" for limit in limits),
+        kinds := frozenset(kind for limit in limits for kind in limit.kinds),
+        any(not limit.is_open_away for limit in limits),
         max([1_000 * limit.window for limit in limits], default=1),
+        kinds - {"ip"} != frozenset(),
+        tuple(memory) if any(memory := [_memory_of(limit, windows) for limit in limits]) else (),
+        _letters(limits),
+        next((limit.name for limit in limits if limit.in_flight), ""),
     )
 
 
-def _value(limit: Limit, values: Mapping[str, str]) -> str:
-    """Whom the limit counts. Raises InvalidLimit."""
+def _letters(limits: Sequence[Limit]) -> bytes:
+    letters = b"".join([b"s" if limit.shadow else b"-" for limit in limits])
+    return letters if b"s" in letters else b""
+
+
+def _memory_of(limit: Limit, windows: Mapping[str, int]) -> bytes:
+    """Nothing, unless the name has a longer window too: what is known by one says nothing of the other."""
+    is_shorter = limit.window * _US < windows.get(limit.name, 0)
+    return b"@%d" % limit.window if is_shorter else b""
+
+
+def _whom(limit: Limit, values: Mapping[str, str]) -> tuple[str, str]:
+    """Whom the limit counts, kind and value. Who has no name is counted by address. Raises InvalidLimit."""
     missing = [kind for kind in limit.kinds if kind not in values]
     if missing:
         raise InvalidLimit(
             limit.name, f"it counts by {limit.by}; the subject has no {' and no '.join(missing)}"
         )
-    return "&".join([values[kind] for kind in limit.kinds])
+    found = [values[kind] for kind in limit.kinds]
+    if all(found):
+        return limit.by, "&".join(found)
+    if not values.get("ip"):
+        raise InvalidLimit(
+            limit.name,
+            f"it counts by {limit.by}, and the subject is nobody: give its address too, {{'ip': …}}, "
+            "by which it is counted then",
+        )
+    return "ip", values["ip"]
+
+
+def _check_address(address: str, subject: str) -> None:
+    """Raises InvalidLimit for a text that is no address: all such texts would share one quota."""
+    if subject == UNKNOWN and address != UNKNOWN:
+        kind, colon, _ = address.partition(":")
+        kind = kind if colon and kind.isidentifier() and kind != "ip" else "user"
+        raise InvalidLimit(  # which does not repeat what may be somebody's name
+            f"{kind}:…" if colon else "a text",
+            f"as a str a subject is an address; did you mean {{{kind!r}: …}}? What a server says of a "
+            "request becomes an address by limits.client(peer, headers)",
+        )

@@ -1,73 +1,136 @@
-"""Which limits a request has: by the template of its path, not by the path, which a client makes up. Pure."""
+"""Which limits a request has: by the template of its path, not by the path, which a client makes up. Pure.
+
+This table stands in front of the app's own routing, so it can only guess what a path will be taken for. Where a
+path can be read in several ways, the limits of all routes it might mean are charged: an odd spelling is never
+cheaper.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
 from urllib.parse import unquote
 
-from stillroom.errors import InvalidLimit
-from stillroom.limits.limit import DEFAULT, Limit, check_cost
+from stillroom.errors import InvalidLimit, did_you_mean
+from stillroom.limits.limit import DEFAULT, Limit, check_cost, check_limits
+from stillroom.limits.template import Template
 
-_SLASHES = re.compile(r"/{2,}")
-_FIELD = re.compile(r"\{([^{}]*)\}")
-_NAMED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::(path))?", re.ASCII)
+Counted = Literal["all", "failures"] | Callable[[Any], bool]
+
+KEPT = 4_096  # paths whose route is remembered …
+KEPT_LENGTH = 200  # … of so many characters at the most
 _METHOD = re.compile(r"[A-Z]{1,20}", re.ASCII)
+# A path that nobody can read in two ways: small letters, no empty part, none that begins with a dot.
+_PLAIN = re.compile(r"(?:/[a-z0-9_~-][a-z0-9._~-]*)*/?", re.ASCII)
+_ENDS = re.compile(
+    r"[?#\x00]"
+)  # where one that takes the path for a URL, or for a C string, ends it
+_PARAMETERS = re.compile(r";[^/]*")  # of one part, in old servers
+_UNSEEN = "".join(map(chr, (*range(0x21), *range(0x7F, 0xA1)))) + "\u2028\u2029\ufeff"
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """The limits of a path's template: `/product/{id}`, `/static/{path:path}`; `{…:path}` also spans slashes.
 
-    `methods` () means all but OPTIONS; GET includes HEAD. `limits` may be empty. `cost` is what one request takes.
-    Raises InvalidLimit.
+    `methods` () means all; GET includes HEAD. A preflight of CORS costs nothing unless OPTIONS is named. `limits`
+    may be empty. `cost` is what one request takes. `count` says which requests count: "all"; "failures", those that
+    are answered with 400 or more; or a function of the answer (see stillroom.web.Answered). Raises InvalidLimit.
     """
 
     template: str
     limits: Sequence[Limit] = (DEFAULT,)
     methods: Sequence[str] = ()
     cost: int = 1
-    _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    count: Counted = "all"
+    form: Template = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_cost(self.cost)
-        object.__setattr__(self, "limits", tuple(self.limits))
+        check_count(self.count)
+        object.__setattr__(self, "limits", check_limits(self.limits))
         object.__setattr__(self, "methods", _checked(self.methods))
-        object.__setattr__(self, "_pattern", re.compile(_regex(self.template), re.DOTALL))
+        object.__setattr__(self, "form", Template(self.template))
 
-    def accepts(self, method: str, path: str) -> bool:
-        """`method` in capitals, `path` as `normalized` gives it."""
-        wanted = method in self.methods if self.methods else method != "OPTIONS"
-        return wanted and self._pattern.fullmatch(path) is not None
+    def __hash__(self) -> int:
+        return hash(self.template)
+
+    def takes(self, method: str) -> bool:
+        """`method` in capitals, GET for HEAD."""
+        return not self.methods or method in self.methods
 
 
 class Routes:
     """The table: the first route that a request fits into has its limits. All others share `default`."""
 
     def __init__(self, routes: Iterable[Route] = (), default: Sequence[Limit] = (DEFAULT,)) -> None:
-        self._routes = tuple(routes)
-        self._default = Route("/{path:path}", default, ())
+        self.routes = tuple(routes)
+        for one in self.routes:
+            if not isinstance(one, Route):
+                raise InvalidLimit(one, f"Routes holds Route(…)s, not a {type(one).__name__}")
+        self.default = Route("/{path:path}", default)
+        self._remembered = lru_cache(KEPT)(self._look_up)
+        self._joined = lru_cache(KEPT)(self._join)
 
-    def find(self, method: str, path: str) -> Route:
-        """The route of a request. `path`: as it was sent, or decoded; a query is ignored.
+    def find(self, method: str, path: str, whole: str = "") -> Route:
+        """The route of a request.
 
-        HEAD counts as GET. OPTIONS has the limits of a route that names it, else the default ones.
+        `path` is decoded, as servers give it, and without what the app is mounted under; `whole` is with that. HEAD
+        counts as GET. Where a path can be taken for several routes, the answer is a route with the limits of all.
         """
         wanted = "GET" if method.upper() == "HEAD" else method.upper()
-        plain = normalized(path)
-        return next((one for one in self._routes if one.accepts(wanted, plain)), self._default)
+        if len(path) + len(whole) > KEPT_LENGTH:
+            return self._look_up(wanted, path, whole)
+        return self._remembered(wanted, path, whole)
+
+    def _look_up(self, method: str, path: str, whole: str) -> Route:
+        candidates = [one for one in self.routes if one.takes(method)]
+        first = next((one for one in candidates if one.form.fits(path)), self.default)
+        if whole in ("", path) and _PLAIN.fullmatch(path):
+            return first
+        found, root = [first], whole.removesuffix(path)
+        elsewhere = self.default if _climbs(path) else None
+        readings = [*_readings(path), *(_readings(whole) if whole not in ("", path) else ())]
+        for reading in dict.fromkeys([*readings, *[below(root, one) for one in readings]]):
+            fitting = (one for one in candidates if one.form.fits_in_any_case(reading))
+            other = next(fitting, elsewhere)
+            if other and other.limits and other not in found:
+                found.append(other)
+        return first if len(found) == 1 else self._joined(tuple(found))
+
+    def _join(self, routes: tuple[Route, ...]) -> Route:
+        """One route with the limits of all these, the stricter one where two share a name."""
+        limits: dict[str, Limit] = {}
+        for limit in [limit for route in routes for limit in route.limits]:
+            known = limits.get(limit.name, limit)
+            limits[limit.name] = min(known, limit, key=_pace)
+        name = next(route.template for route in routes if route is not self.default)
+        cost = max(route.cost for route in routes)
+        return Route(name, tuple(limits.values()), cost=cost)
 
 
-def normalized(path: str) -> str:
-    """One spelling for all that a server may take for the same path.
+def below(root: str, path: str) -> str:
+    """The path below what the app is mounted under. A path that does not begin with that is taken as it is.
 
-    >>> normalized("//shop/%6cogin/.;/x/..%2f?next=/")
-    '/shop/login/.;'
+    >>> below("/api", "/api/login"), below("/api", "/apis")
+    ('/login', '/apis')
     """
-    decoded = unquote(path.partition("?")[0].partition("#")[0], errors="replace")
+    if not root or not path.startswith(root) or path[len(root) : len(root) + 1] not in ("", "/"):
+        return path
+    return path[len(root) :] or "/"
+
+
+def resolved(path: str) -> str:
+    """The path without empty parts and dots.
+
+    >>> resolved("//shop/./x/../login/")
+    '/shop/login'
+    """
     kept: list[str] = []
-    for part in decoded.split("/"):
+    for part in path.replace("\\", "/").split("/"):
         if part == "..":
             del kept[-1:]
         elif part not in ("", "."):
@@ -75,32 +138,31 @@ def normalized(path: str) -> str:
     return "/" + "/".join(kept)
 
 
-def _regex(template: str) -> str:
-    """What a normalized path has to look like. Raises InvalidLimit."""
-    if not isinstance(template, str) or not template.startswith("/"):
-        raise InvalidLimit(template, "a template begins with /")
-    if template.count("{") != template.count("}") or "{" in _FIELD.sub("", template):
-        raise InvalidLimit(template, "its braces do not match")
-    parts = [_part(part, template) for part in template.split("/") if part]
-    return "".join(parts) or "/"
+def check_count(count: object) -> None:
+    """Raises InvalidLimit for what says of no answer whether it counts."""
+    if count not in ("all", "failures") and not callable(count):
+        near = did_you_mean(count, ("all", "failures"))
+        raise InvalidLimit(count, f"count is all, failures, or a function of the answer{near}")
 
 
-def _part(part: str, template: str) -> str:
-    """One part between slashes, and the slash in front of it."""
-    names = [_named(text, template) for text in _FIELD.findall(part)]
-    if "path" in names:
-        if _FIELD.sub("", part) or len(names) > 1:
-            raise InvalidLimit(template, "a {…:path} stands alone between slashes")
-        return "(?:/.*)?"
-    literals = [re.escape(unquote(text)) for text in _FIELD.split(part)[::2]]
-    return "/" + "[^/]+".join(literals)
+def _readings(path: str) -> Iterator[str]:
+    """What a server, a proxy or a framework might take this path for."""
+    for text in dict.fromkeys([path, unquote(path, errors="replace")]):
+        bare = text.strip(_UNSEEN)
+        yield bare  # a `$` in a regular expression looks past a newline
+        yield resolved(bare)
+        cut = _ENDS.split(bare, maxsplit=1)[0].strip(_UNSEEN)
+        yield resolved(cut)
+        yield resolved(_PARAMETERS.sub("", cut))
 
 
-def _named(text: str, template: str) -> str:
-    match = _NAMED.fullmatch(text)
-    if match is None:
-        raise InvalidLimit(template, f"{{{text}}} is no field: {{name}} or {{name:path}}")
-    return match[2] or ""
+def _climbs(path: str) -> bool:
+    """Whether some of its parts may lead out of a route, to what no table knows."""
+    return any(".." in re.split(r"[/\\]", text) for text in (path, unquote(path)))
+
+
+def _pace(limit: Limit) -> float:
+    return limit.quota / limit.window
 
 
 def _checked(methods: Sequence[str]) -> tuple[str, ...]:

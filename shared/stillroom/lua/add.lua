@@ -1,16 +1,16 @@
 -- Stores a value where there is none, or what the caller has read there and found dead; else as put.
 -- KEYS  1 entry  2 lease  3 clock  4 marks  5… indexes of its tags
--- ARGV  1 epoch to begin  2 not after (server time, µs)  3 name  4 body  5 ttl ms  6 life ms
+-- ARGV  1 epoch to begin  2 while the caller waits (see is_late)  3 name  4 body  5 ttl ms  6 life ms
 --       7 how the dead one begins, '' for none
--- returns 1 stored, 0 too late, -1 something else is there
+-- returns 1 stored, 0 something else is there, -1 too late
 -- include: clock entry
 
-if now_us() > tonumber(ARGV[2]) then
-  return 0
+if is_late(ARGV[2]) then
+  return -1
 end
 local there = redis.pcall('GETRANGE', KEYS[1], 0, math.max(#ARGV[7], 1) - 1)
 if type(there) == 'string' and there ~= ARGV[7] then -- no string: none of ours
-  return -1
+  return 0
 end
 local epoch, seq = read_clock(KEYS[3], KEYS[4], ARGV[1])
 write_entry(KEYS[1], epoch, plain(seq), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[3], 5)

@@ -3,11 +3,10 @@
 --   same     it changes nothing: the process that has it is told what the others have
 --   largest  the larger number is agreed from now on
 --   change   it is agreed from now on: a person has said so
--- The id of an agreement is the time it was made. It changes when `change` brings another value, so that what was
--- stored under an earlier agreement can be told from what is stored under this one.
+-- The id of an agreement is the time it was made. It changes when `change` brings another value.
 -- KEYS  1 agreed
 -- ARGV  1 who asks  2 most settings that are kept  3… name, value, rule of each setting
--- returns for each setting the agreed value, the agreement's id, who brought it
+-- returns for each setting the agreed value, the agreement's id, who brought it, and 1 if nothing was agreed before
 -- flags: allow-oom
 -- include: clock
 
@@ -32,6 +31,7 @@ local told = {}
 for i = 3, #ARGV, 3 do
   local name, mine, rule = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local value, id, who = kept(name)
+  local is_new = not value and 1 or 0
   if not value then
     value, id, who = keep(name, mine, plain(now_us()))
   elseif rule == 'change' and mine ~= value then
@@ -42,5 +42,6 @@ for i = 3, #ARGV, 3 do
   told[#told + 1] = value
   told[#told + 1] = id
   told[#told + 1] = who
+  told[#told + 1] = is_new
 end
 return told

@@ -1,16 +1,16 @@
 -- A worker begins the refresh it was asked for. Claiming changes the lease, so that the same task
 -- delivered twice, or late, finds nothing to do.
 -- KEYS  1 lease  2 entry  3 clock  4 marks
--- ARGV  1 token  2 lease ms  3 epoch to begin
--- returns {working.<token>.<failures>, clock, entry or nil}, or nil if the lease is not this token's
+-- ARGV  1 token (hexadecimal)  2 lease ms  3 epoch to begin
+-- returns {working.<token>.<lease ms>.<failures>, clock, entry or nil}, or nil if the lease is not this token's
 -- include: clock
 
 local holder = redis.call('GET', KEYS[1])
-local asked = 'refresh.' .. ARGV[1] .. '.'
-if not holder or string.sub(holder, 1, #asked) ~= asked then
+local failures = string.match(holder or '', '^refresh%.' .. ARGV[1] .. '%.%d+%.(%d+)$')
+if not failures then
   return false
 end
-local value = 'working.' .. ARGV[1] .. '.' .. string.sub(holder, #asked + 1)
+local value = 'working.' .. ARGV[1] .. '.' .. ARGV[2] .. '.' .. failures
 redis.call('SET', KEYS[1], value, 'PX', ARGV[2])
 local _, _, clock = read_clock(KEYS[3], KEYS[4], ARGV[3])
 local entry = redis.call('TYPE', KEYS[2]).ok == 'string' and redis.call('GET', KEYS[2])

@@ -1,6 +1,7 @@
 -- Stores what a load brought, only while the lease is still the loader's: an invalidation of the key,
 -- a set, or another loader after the lease ran out has taken it away. What is dead already (another epoch, a tag
--- invalidated since the load began) is not stored: no reader would have it, and reclaim may have passed.
+-- invalidated since the load began) or could be (a pattern was left and dropped since: `*`) is not stored: no reader
+-- would have it, or none would know, and reclaim may have passed.
 -- KEYS  1 entry  2 lease  3 clock  4 marks  5… indexes of its tags
 -- ARGV  1 the lease's value  2 epoch  3 stamp: the clock before the load began  4 name  5 body  6 ttl ms
 --       7 life ms  8… the marks `t:<tag>` of its tags
@@ -11,11 +12,10 @@ if redis.call('GET', KEYS[2]) ~= ARGV[1] then
   return 0
 end
 redis.call('DEL', KEYS[2])
-local clock = redis.call('GET', KEYS[3]) or ''
-if string.sub(clock, 1, #ARGV[2] + 1) ~= ARGV[2] .. '.' then
+local stamp = tonumber(ARGV[3])
+if known_clock(KEYS[3]) ~= ARGV[2] or tonumber(redis.call('ZSCORE', KEYS[4], '*') or '0') > stamp then
   return -1
 end
-local stamp = tonumber(ARGV[3])
 for i = 8, #ARGV do
   if tonumber(redis.call('ZSCORE', KEYS[4], ARGV[i]) or '0') > stamp then
     return -1

@@ -1,5 +1,7 @@
 -- Drops the patterns that a sweep of the whole keyspace was complete for: their marks are older than any load that
--- could still store what they name, so nothing they could kill is left, or will come.
+-- could still store what they name, so nothing they could kill is left, or will come. Should something come all the
+-- same (a process with longer leases, a clock that stepped, a machine that stood still), `*` in the marks says how far
+-- patterns were dropped, and what is older than that is not stored.
 -- KEYS  1 marks  2 globs
 -- ARGV  1 when the sweep began (server time, µs)  2 the longest lease, µs
 -- returns {patterns dropped, seq of the newest that is left or nil}
@@ -7,10 +9,10 @@
 -- include: clock
 
 local bound = plain(tonumber(ARGV[1]) - tonumber(ARGV[2]))
-local old = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. bound)
-for _, glob in ipairs(old) do
-  redis.call('ZREM', KEYS[2], glob)
-  redis.call('ZREM', KEYS[1], 'p:' .. glob)
+local old = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. bound, 'WITHSCORES')
+for i = 1, #old, 2 do
+  redis.call('ZREM', KEYS[2], old[i])
+  redis.call('ZREM', KEYS[1], 'p:' .. old[i])
 end
 local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
 if newest then
@@ -18,4 +20,7 @@ if newest then
 elseif #old > 0 then
   redis.call('ZREM', KEYS[1], '?')
 end
-return {#old, newest or false}
+if #old > 0 then
+  redis.call('ZADD', KEYS[1], 'GT', old[#old], '*')
+end
+return {#old / 2, newest or false}

@@ -1,6 +1,6 @@
 -- Crosses off work that was taken. What was asked for again meanwhile has another due time, and stays.
 -- KEYS  1 todo
--- ARGV  1 member  2 its due time when it was taken  3 what is left to do, or nothing  4 when that is due, ms; 0 now
+-- ARGV  1 member  2 its due time when it was taken  3 what is left to do, or nothing  4 ms until that is due
 -- returns 1 crossed off, 0 it was asked for again
 -- flags: allow-oom
 -- include: clock
@@ -10,7 +10,7 @@ if ours then
   redis.call('ZREM', KEYS[1], ARGV[1])
 end
 if ARGV[3] ~= '' then
-  local due = ARGV[4] == '0' and plain(math.floor(now_us() / 1000)) or ARGV[4]
+  local due = plain(math.floor(now_us() / 1000) + tonumber(ARGV[4]))
   redis.call('ZADD', KEYS[1], 'NX', due, ARGV[3])
 end
 return ours and 1 or 0

@@ -1,25 +1,42 @@
 -- Keeps a snapshot, the first of its minute, and remembers which findings are open: one worker tells each of them.
 -- KEYS  1 health  2 health:week  3 health:open
 -- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 s to keep them all  5… findings
--- returns {1, {findings that began}, {finding that ended, since when, ms, …}}, or {0, {}, {}}: this minute has one
+-- returns {1, {findings that began}, {finding that ended, for how long it was open, ms, …}}, or {0, {}, {}}: this minute
+--         has one
 -- flags: allow-oom
+-- include: clock
 
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now_ms = math.floor(now_us() / 1000)
 local keep = tonumber(ARGV[4])
+local DROPPED = 100 -- snapshots from the future at a time: a step of the clock leaves few, and it drops the rest later
 
 local function newest(stream)
   local entry = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
   return entry and tonumber(string.match(entry[1], '^%d+')) or 0
 end
 
--- The id is the slot of time, so a second beat, or a clock that stepped back, adds nothing.
+-- The clock stood ahead when these were kept, and was set right. A stream takes no id below its last one, so they go,
+-- and its last id with them: else nothing would be kept until the clock has caught up.
+local function drop_future(stream, slot_ms)
+  local future = redis.call('XREVRANGE', stream, '+', plain(now_ms + slot_ms), 'COUNT', DROPPED)
+  for _, entry in ipairs(future) do
+    redis.call('XDEL', stream, entry[1])
+  end
+  if #future > 0 then
+    redis.call('XSETID', stream, plain(newest(stream)) .. '-0')
+  end
+end
+
+-- The id is the slot of time, so a second beat, or a clock that stepped back within it, adds nothing.
 local function keep_in(stream, most, slot_ms)
   local slot = now_ms - now_ms % slot_ms
+  if newest(stream) >= now_ms + slot_ms then
+    drop_future(stream, slot_ms)
+  end
   if newest(stream) >= slot then
     return false
   end
-  redis.call('XADD', stream, 'MAXLEN', most, string.format('%.0f-0', slot), 'snapshot', ARGV[1])
+  redis.call('XADD', stream, 'MAXLEN', most, plain(slot) .. '-0', 'snapshot', ARGV[1])
   redis.call('EXPIRE', stream, keep)
   return true
 end
@@ -32,16 +49,19 @@ keep_in(KEYS[2], ARGV[3], 300000)
 local began, ended, found = {}, {}, {}
 for n = 5, #ARGV do
   found[ARGV[n]] = true
-  if redis.call('HSETNX', KEYS[3], ARGV[n], string.format('%.0f', now_ms)) == 1 then
+  if redis.call('HSETNX', KEYS[3], ARGV[n], plain(now_ms)) == 1 then
     began[#began + 1] = ARGV[n]
   end
 end
 local open = redis.call('HGETALL', KEYS[3])
 for n = 1, #open, 2 do
+  local since = tonumber(open[n + 1]) or now_ms
   if not found[open[n]] then
     redis.call('HDEL', KEYS[3], open[n])
     ended[#ended + 1] = open[n]
-    ended[#ended + 1] = open[n + 1]
+    ended[#ended + 1] = plain(math.max(0, now_ms - since))
+  elseif since > now_ms then
+    redis.call('HSET', KEYS[3], open[n], plain(now_ms))
   end
 end
 redis.call('EXPIRE', KEYS[3], keep)

@@ -1,19 +1,20 @@
 -- Takes the lease for a load: one loader per key. Overrides refresh, working and backoff leases, since the
 -- reader has nothing to serve.
 -- KEYS  1 lease  2 entry  3 clock  4 marks
--- ARGV  1 load.<token>  2 lease ms  3 epoch to begin  4 not after (server time, µs)
+-- ARGV  1 load.<token>.<lease ms>  2 lease ms  3 epoch to begin  4 while the caller waits (see is_late)
+--       5 '1': take it from an older load, whose value would be too old
 -- returns {1, clock, entry or nil, foreign} when won: the clock is the load's stamp; the entry is what another
 --         loader may have stored since the caller looked; foreign = 1 if the key holds no string
 --         {0} when another load holds it
 --         {-1} when the caller has given up before this arrived: a lease without an owner would make
 --         everybody wait for nothing
--- include: clock
+-- include: clock lease
 
-if now_us() > tonumber(ARGV[4]) then
+if is_late(ARGV[4]) then
   return {-1}
 end
 local holder = redis.call('GET', KEYS[1])
-if holder and string.sub(holder, 1, 5) == 'load.' and holder ~= ARGV[1] then
+if holder and string.sub(holder, 1, 5) == 'load.' and ARGV[5] ~= '1' and holds(KEYS[1], holder, ARGV[2]) then
   return {0}
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])

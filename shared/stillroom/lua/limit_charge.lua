@@ -1,16 +1,44 @@
--- Hits that a process admitted by itself while the server was away: they count, whatever the quota says.
--- KEYS  1 log
--- ARGV  1 hits  2 µs since the last of them  3 quota  4 window µs
--- returns hits used
--- include: clock hits
+-- Hits that a process admitted by itself while the server was away: they count, whatever the quota says. A charge may
+-- be sent again: it names the total that this log of the process has come to, and the reservations by their ids.
+-- KEYS  1 log  2 the process' log: how much of it was told before  3… reservations
+-- ARGV  1 hits but those that were reserved  2 µs since the last of them  3 quota  4 window µs
+--       5 how many such hits there have ever been  6 longest window of the limit's name, µs
+--       7… hits of each reservation, µs since them
+-- returns {hits used, µs until some come back, 0, µs until all have, now}
+-- include: clock hits reservation
 -- flags: allow-oom
 
-local now, window = now_us(), tonumber(ARGV[4])
-local log, used = read_hits(KEYS[1], redis.call('MGET', KEYS[1])[1], now, window)
-local at = now - tonumber(ARGV[2])
-if at <= now - window then
-  return used
+local now, quota, window = now_us(), tonumber(ARGV[3]), tonumber(ARGV[4])
+local keep = tonumber(ARGV[6]) or window
+local log, used, old = read_hits(KEYS[1], redis.call('MGET', KEYS[1])[1], now, window, keep)
+local has_changed = false
+
+local function charge(hits, age)
+  if hits > 0 and age < window then
+    put_hits(log, now - age, hits, quota, window)
+    used = used + hits
+    has_changed = true
+  end
 end
-put_hits(log, at, tonumber(ARGV[1]), tonumber(ARGV[3]), window)
-save(KEYS[1], log, window)
-return used + tonumber(ARGV[1])
+
+local hits = tonumber(ARGV[1])
+if ARGV[5] then
+  local told = tonumber(redis.call('GET', KEYS[2]) or '') or 0
+  hits = math.min(hits, tonumber(ARGV[5]) - told)
+  redis.call('SET', KEYS[2], plain(math.max(told, tonumber(ARGV[5]))), 'PX', plain(keep / 1000))
+end
+charge(hits, tonumber(ARGV[2]))
+for i = 3, #KEYS do
+  local cost, age = tonumber(ARGV[1 + 2 * i]), tonumber(ARGV[2 + 2 * i])
+  local known = redis.call('HMGET', KEYS[i], KEYS[1], 'over')
+  if not known[1] and not known[2] then
+    charge(cost, age)
+    note_reserved(KEYS[i], KEYS[1], now - age, now, keep / 1000)
+    keep_for(KEYS[i], keep / 1000)
+  end
+end
+if has_changed then
+  save(KEYS[1], log, keep, old)
+end
+local some, all = comes_back(log, now, window)
+return {used, some, 0, all, now}

@@ -2,13 +2,13 @@
 -- lease: a load that is under way began earlier and must not overwrite it.
 -- A write that arrives after its caller gave up is refused: it could land on top of an invalidation.
 -- KEYS  1 entry  2 lease  3 clock  4 marks  5… indexes of its tags
--- ARGV  1 epoch to begin  2 not after (server time, µs)  3 name: the entry's key without its prefix  4 body
+-- ARGV  1 epoch to begin  2 while the caller waits (see is_late)  3 name: the entry's key without its prefix  4 body
 --       5 ttl ms  6 life ms
--- returns 1 stored, 0 too late
+-- returns 1 stored, -1 too late
 -- include: clock entry
 
-if now_us() > tonumber(ARGV[2]) then
-  return 0
+if is_late(ARGV[2]) then
+  return -1
 end
 local epoch, seq = read_clock(KEYS[3], KEYS[4], ARGV[1])
 write_entry(KEYS[1], epoch, plain(seq), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[3], 5)

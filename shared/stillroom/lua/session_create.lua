@@ -1,66 +1,119 @@
 -- Begins a session. What writes comes after what may refuse: a full server, or a full house, leaves nothing behind.
 -- Also ends two that are overdue, so that sessions do not pile up even where no worker ever runs.
--- KEYS  1 record  2… record that it replaces, if that is in this shard, under each pepper
+-- KEYS  1 record  2… its names under other peppers  then the record that it replaces, if that is in this shard, under
+--       each pepper
 -- ARGV  1 prefix  2 user, '' for none  3 tags, one a line  4 idle µs  5 absolute µs
 --       6 most sessions of this user, 0 for any number  7 1: end the oldest to make room, 0: refuse
---       8 meta  9… key, JSON, key, JSON …
--- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}}
---         {'full', how many sessions the user has}
--- include: clock session
+--       8 meta  9 how many names under other peppers  10 how long ago it was asked for, µs
+--       11 when the user last proved who he is, '' for now, '0' for never
+--       12 the response 1 brings a cookie, and so nothing is begun if the browser is getting another one in the place
+--       of what this replaces, 2 brings one that others under the old name must not set theirs over; 0 neither
+--       13 what the user's device is called, '' for none  14 ms it is known  15… key, JSON, key, JSON …
+-- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}, how long before it was asked
+--         for the grace of the name to replace was over, µs, or -1, 1 if the device is new to a user who has others}
+--         {'full', how many sessions the user has}, {'replaced'}, {'again', {h, user … of those that had expired}} some of very
+--         many were looked at and cleared away: go on, or {'never'} this call was undone before it came here
+-- include: clock session session_index
+
+local LOOKED_AT = 300 -- sessions of the user, the oldest first: no call holds up the server for long
+local DROPPED = 100 -- of those, to make room
+local MOST_DEVICES = 50
 
 local prefix, user, tags = ARGV[1], ARGV[2], ARGV[3]
 local now = now_us()
 local h = string.sub(KEYS[1], #prefix + 3)
-local known = redis.call('HGET', KEYS[1], '_c')
-if known then
-  return {'ok', known, {}, {}} -- names are never chosen twice: it is this call, sent again
+local known = redis.call('HMGET', KEYS[1], '_c', '_never')
+if known[1] then
+  return {'ok', known[1], {}, {}, -1, 0} -- names are never chosen twice: it is this call, sent again
+end
+if known[2] then
+  return {'never'}
 end
 
-local replaced = find(prefix, now, {unpack(KEYS, 2)})
-local most, living, stale = tonumber(ARGV[6]), {}, {replaced}
+local others = tonumber(ARGV[9])
+local old = {unpack(KEYS, 2 + others)}
+if ARGV[12] == '1' and is_late(prefix, old) then
+  return {'replaced'}
+end
+local replaced, _, _, late = find(prefix, now, old, now - tonumber(ARGV[10]), HOPS_TO_END)
+local most, living, stale, gone, unseen = tonumber(ARGV[6]), {}, {replaced}, {}, 0
+local index = prefix .. 'u:' .. user
 if most > 0 then
-  for _, other in ipairs(redis.call('ZRANGE', prefix .. 'u:' .. user, 0, -1)) do
-    local session = read(prefix, other)
-    if session and not (replaced and replaced.h == other) then
+  local names = redis.call('ZRANGE', index, 0, LOOKED_AT - 1)
+  for _, other in ipairs(names) do
+    local session = read_record(prefix, other)
+    if not session then
+      gone[#gone + 1] = other
+    elseif not (replaced and replaced.h == other) then
       table.insert(lives(prefix, session, now) and living or stale, session)
     end
   end
-  if #living >= most and ARGV[7] == '0' then
-    return {'full', #living}
+  unseen = redis.call('ZCARD', index) - #names
+end
+
+local function clear_away(ended)
+  if #gone > 0 then
+    redis.call('ZREM', index, unpack(gone))
   end
+  drop_all(prefix, stale)
+  for _, session in ipairs(stale) do
+    if now >= session.deadline then
+      tell(ended, session)
+    end
+  end
+end
+
+if most > 0 and ARGV[7] == '0' and #living + unseen >= most then
+  local dead = #gone + #stale - (replaced and 1 or 0)
+  if unseen == 0 or dead == 0 then
+    return {'full', #living + unseen}
+  end
+  table.remove(stale, replaced and 1 or #stale + 1) -- it goes only when there is room
+  local ended = {}
+  clear_away(ended)
+  return {'again', ended}
+end
+
+-- A user's first device is no news.
+local function is_new_device(device, life)
+  if device == '' then
+    return false
+  end
+  local key = prefix .. 'd:' .. user
+  local had_any = redis.call('EXISTS', key) == 1
+  local is_new = redis.call('ZADD', key, plain(now), device) == 1
+  redis.call('ZREMRANGEBYRANK', key, 0, -MOST_DEVICES - 1)
+  redis.call('PEXPIRE', key, life)
+  return had_any and is_new
 end
 
 local bytes = 0
-for i = 9, #ARGV do
+for i = 15, #ARGV do
   bytes = bytes + #ARGV[i]
 end
 local limit = now + tonumber(ARGV[5])
-local deadline = math.min(now + tonumber(ARGV[4]), limit)
+local session = {h = h, user = user, tags = tags, limit = limit, deadline = math.min(now + tonumber(ARGV[4]), limit)}
 redis.call('HSET', KEYS[1], '_u', user, '_c', plain(now), '_l', plain(now), '_x', plain(limit), '_i', ARGV[4],
-  '_v', '1', '_t', tags, '_m', ARGV[8], '_b', bytes, unpack(ARGV, 9))
-redis.call('PEXPIRE', KEYS[1], plain(math.ceil((deadline - now) / 1000) + SLACK_MS))
-local life = math.ceil(tonumber(ARGV[5]) / 1000) + SLACK_MS
-local stamp = next_stamp(prefix, now, life)
-redis.call('HSET', KEYS[1], '_s', stamp)
-
-redis.call('ZADD', prefix .. 'x', plain(deadline), member_of(h, user, tags))
-keep_for(prefix .. 'x', life)
-for _, index in ipairs(indexes_of({user = user, tags = tags})) do
-  redis.call('ZADD', prefix .. index, stamp, h)
-  keep_for(prefix .. index, life)
+  '_v', '1', '_t', tags, '_m', ARGV[8], '_b', bytes, unpack(ARGV, 15))
+if ARGV[11] ~= '' then
+  redis.call('HSET', KEYS[1], '_a', ARGV[11])
 end
+redis.call('PEXPIRE', KEYS[1], plain(life_of(session.deadline, now)))
+local life = life_of(limit, now)
+session.stamp = next_stamp(prefix, now, life)
+redis.call('HSET', KEYS[1], '_s', session.stamp)
+index_session(prefix, session, life)
+write_aliases(prefix, {unpack(KEYS, 2, 1 + others)}, session, now)
 
-local ended = {}
-for _, session in ipairs(stale) do
-  drop(prefix, session)
-  if now >= session.deadline then
-    tell(ended, session)
-  end
-end
-local evicted = {}
-for i = 1, most > 0 and #living - most + 1 or 0 do
+local ended, evicted = {}, {}
+clear_away(ended)
+for i = 1, most > 0 and math.min(#living - most + 1, DROPPED) or 0 do
   drop(prefix, living[i])
   evicted[i] = living[i].h
 end
+if ARGV[12] == '2' and old[1] then
+  mark_late(prefix, old[1], replaced)
+end
 sweep(prefix, now, 2, ended)
-return {'ok', plain(now), ended, evicted}
+local is_new = is_new_device(ARGV[13], ARGV[14]) and 1 or 0
+return {'ok', plain(now), ended, evicted, late and plain(late) or '-1', is_new}

@@ -1,12 +1,21 @@
 -- Ends a session. Takes no memory, so it works on a server that is full.
 -- KEYS  1… record, under each pepper
--- ARGV  1 prefix  2 when it was asked for, µs, if that was before now: a name that was rotated since still counts
--- returns 1 ended, 0 there was none that lived
--- include: clock session
+-- ARGV  1 prefix  2 how long ago it was asked for, µs: a name that was rotated since still counts
+--       3 the response to this 1 takes the cookie away if there was a session, 2 brings another one; 0 neither
+--       4 1: only if it has no data, '' otherwise
+-- returns {1} ended, {0} there was none that lived, or {0, how long before it was asked for the grace of this name was over, µs}
+-- include: clock session session_index
 
 local now = now_us()
-local session, _, dead = find(ARGV[1], now, KEYS, math.min(now, tonumber(ARGV[2]) or now))
+local session, _, dead, late = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
+
+if ARGV[4] == '1' and session and redis.call('HGET', session.key, '_b') ~= '0' then -- bytes of data
+  return {0}
+end
 if session or dead then
   drop(ARGV[1], session or dead)
 end
-return session and 1 or 0
+if ARGV[3] == '2' or (session and ARGV[3] == '1') then
+  mark_late(ARGV[1], KEYS[1], session)
+end
+return {session and 1 or 0, late and plain(late)}

@@ -1,7 +1,7 @@
 -- Reads a session, and remembers that it was seen unless that was written down a moment ago. Writes no index.
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 µs between two touches, '' to leave it untouched
--- returns {'ok', h, what the record says of itself, its data, 1 if it was written down}, or {'missing' | 'expired' | 'revoked'}, or {'replayed', h, user}
+-- returns {'ok', h, what the record says of itself, its data, µs since it was written down that it was seen}, or {'missing' | 'expired' | 'revoked'}, or {'replayed', h, user}
 -- include: clock session
 
 local now = now_us()
@@ -9,7 +9,7 @@ local session, refusal = find(ARGV[1], now, KEYS)
 if not session then
   return refusal
 end
-local is_touched = ARGV[2] ~= '' and touch(session, now, tonumber(ARGV[2]))
+local unseen = ARGV[2] ~= '' and touch(session, now, tonumber(ARGV[2])) or math.max(0, now - session.seen)
 local found = answer(session.h, session.key)
-found[5] = is_touched and 1 or 0
+found[5] = unseen
 return found

@@ -1,17 +1,30 @@
--- The living sessions of a user in this shard, without their data; forgets those whose record is gone.
+-- A page of the living sessions of a user in this shard, without their data, the newest first; forgets those whose
+-- record is gone.
 -- KEYS  1 user index
--- ARGV  1 prefix
--- returns {h, what the record says of itself, h …}
+-- ARGV  1 prefix  2 the stamp to go on below: `+inf`, then `(` and what the page before it returned  3 most on it
+-- returns {the stamp to go on below, '' if there are no more, h, what the record says of itself, h …}
 -- include: clock session
 
-local prefix, now, found = ARGV[1], now_us(), {}
-for _, h in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  local session = read(prefix, h)
+local FIELDS = {'_u', '_s', '_l', '_x', '_i', '_t', '_to', '_until', '_c', '_v', '_m', '_a'} -- PARTS, and the rest of OWN
+local prefix, now, found, gone = ARGV[1], now_us(), {''}, {}
+local page = redis.call('ZRANGE', KEYS[1], ARGV[2], '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, ARGV[3], 'WITHSCORES')
+for i = 1, #page, 2 do
+  local h = page[i]
+  local key = prefix .. 's:' .. h
+  local f = redis.pcall('HMGET', key, unpack(FIELDS))
+  local session = parsed(h, key, f)
   if not session then
-    redis.call('ZREM', KEYS[1], h)
-  elseif lives(prefix, session, now) then
+    gone[#gone + 1] = h
+  elseif not session.to and lives(prefix, session, now) then
     found[#found + 1] = h
-    found[#found + 1] = table.concat(redis.call('HMGET', session.key, unpack(OWN)), '\t')
+    found[#found + 1] = table.concat(
+      {f[1], f[9] or '', f[3], f[4], f[5], f[10] or '', f[12] or '', f[6], f[11] or ''}, '\t') -- as OWN has them
   end
+end
+if #gone > 0 then
+  redis.call('ZREM', KEYS[1], unpack(gone))
+end
+if #page == 2 * tonumber(ARGV[3]) then
+  found[1] = page[#page]
 end
 return found

@@ -1,41 +1,55 @@
 -- Gives a session a new name. The old one leads to it for a moment, for the requests that are under way; after
--- that its use is a replay.
--- KEYS  1… record, under each pepper; the last: the new name's
--- ARGV  1 prefix  2 grace µs
+-- that, and for as long as the session may live, its use is a replay.
+-- KEYS  1… record, under each pepper; then the new name, under each pepper
+-- ARGV  1 prefix  2 grace µs  3 how many names the new one has  4 1: the user has just proved who he is
+--       5 1: the response brings the browser the new name
 -- returns {'ok', h, what the record says of itself, its data}, {'conflict'} somebody else has rotated it, or why not: see session_get
--- include: clock session
+-- include: clock session session_index
 
 local prefix, now = ARGV[1], now_us()
-local fresh = table.remove(KEYS)
+local names = #KEYS - tonumber(ARGV[3])
+local fresh = KEYS[names + 1]
 local h = string.sub(fresh, #prefix + 3)
-if redis.call('EXISTS', fresh) == 1 then
+local known = redis.call('HMGET', fresh, '_c', '_never')
+if known[1] then
   return answer(h, fresh) -- names are never chosen twice: it is this call, sent again
 end
-local session, refusal = find(prefix, now, KEYS)
+if known[2] then
+  return {'conflict'} -- this call was undone before it came here
+end
+local session, refusal = find(prefix, now, {unpack(KEYS, 1, names)})
 if not session then
   return refusal
 end
-local is_named = false
-for _, key in ipairs(KEYS) do
-  is_named = is_named or key == session.key
+
+-- Under this pepper or, as long as that is the name of today, under another.
+local function is_named(key)
+  local alias = key ~= session.key and redis.call('HMGET', key, '_alias', '_to')
+  return not alias or (alias[1] and alias[2] == session.h)
 end
-if not is_named then
+
+local is_current = false
+for i = 1, names do
+  is_current = is_current or is_named(KEYS[i])
+end
+if not is_current then
   return {'conflict'}
 end
 
-redis.call('RENAME', session.key, fresh)
-local old = member_of(session.h, session.user, session.tags)
-redis.call('ZADD', prefix .. 'x', plain(session.deadline), member_of(h, session.user, session.tags))
-redis.call('ZREM', prefix .. 'x', old) -- second: a set that is empty for a moment loses its TTL
-for _, index in ipairs(indexes_of(session)) do
-  redis.call('ZADD', prefix .. index, plain(session.stamp), h)
-  redis.call('ZREM', prefix .. index, session.h)
-end
-
-local grace = tonumber(ARGV[2])
-redis.call('HSET', session.key, '_to', h, '_until', plain(now + grace), '_u', session.user)
-local watched = math.max(grace, math.min(session.idle, session.limit - now))
-redis.call('PEXPIRE', session.key, plain(math.ceil(watched / 1000)))
-session.key = fresh
+local former, old = session.h, session.key
+redis.call('RENAME', old, fresh)
+session.h, session.key = h, fresh
 see(session, now)
+local life = life_of(session.limit, now)
+index_session(prefix, session, life, former)
+local grace = tonumber(ARGV[2])
+redis.call('HSET', old, '_to', h, '_until', plain(now + grace), '_u', session.user)
+redis.call('PEXPIRE', old, plain(math.max(math.ceil(grace / 1000), life)))
+write_aliases(prefix, {unpack(KEYS, names + 2)}, session, now)
+if ARGV[4] == '1' then
+  redis.call('HSET', fresh, '_a', plain(now))
+end
+if ARGV[5] == '1' then
+  mark_late(prefix, old)
+end
 return answer(h, fresh)

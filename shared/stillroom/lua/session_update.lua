@@ -10,7 +10,7 @@ local session, refusal = find(ARGV[1], now, KEYS)
 if not session then
   return refusal
 end
-local held = redis.call('HMGET', session.key, '_v', '_b')
+local held = redis.call('HMGET', session.key, '_v', '_b', '_a')
 local version, bytes = tonumber(held[1]), tonumber(held[2])
 if ARGV[2] ~= '' and ARGV[2] ~= held[1] then
   return {'conflict', version}
@@ -29,8 +29,8 @@ for key, size in pairs(final) do
   bytes = bytes + size - (had == 1 and #key + redis.call('HSTRLEN', session.key, key) or 0)
   keys = keys + (size > 0 and 1 or 0) - had
 end
-local RESERVED = 10
-local count = redis.call('HLEN', session.key) - RESERVED + keys
+local reserved = held[3] and 11 or 10
+local count = redis.call('HLEN', session.key) - reserved + keys
 if bytes > tonumber(ARGV[3]) then
   return {'large', bytes}
 end

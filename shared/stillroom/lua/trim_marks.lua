@@ -1,30 +1,14 @@
--- Drops the marks that are older than any entry can be, and remembers up to where (`!`): what is stamped
--- before that is dead without a mark.
+-- Drops the marks that are older than any entry can be: see lib/marks.lua.
 -- KEYS  1 clock  2 marks  3 globs
 -- ARGV  1 age µs: the longest life of an entry and of the load before it  2 most marks to drop in one call
 -- returns {marks dropped, marks left}
 -- flags: allow-oom
--- include: clock
+-- include: clock marks
 
-local value = redis.call('GET', KEYS[1])
-local epoch = value and string.match(value, '^(.*)%.')
+local epoch = known_clock(KEYS[1])
 local newest = epoch and redis.call('ZSCORE', KEYS[2], '~' .. epoch)
-if not newest then
-  return {0, redis.call('ZCARD', KEYS[2])}
-end
-local bound = plain(math.min(now_us() - tonumber(ARGV[1]), tonumber(newest)))
-local old = redis.call('ZRANGE', KEYS[2], '-inf', '(' .. bound, 'BYSCORE', 'LIMIT', 0, ARGV[2], 'WITHSCORES')
-local dropped, youngest = 0, nil
-for i = 1, #old, 2 do
-  if old[i] ~= '!' and old[i] ~= '~' .. epoch then
-    dropped = dropped + redis.call('ZREM', KEYS[2], old[i])
-    youngest = old[i + 1]
-  end
-end
-if youngest then
-  -- Not the bound: after a quiet time the youngest entries are stamped before it, and no mark that is gone
-  -- could have named them.
-  redis.call('ZADD', KEYS[2], 'GT', youngest, '!')
-  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', youngest)
+local dropped = 0
+if newest then
+  dropped = drop_old_marks(epoch, tonumber(newest), KEYS[2], KEYS[3], tonumber(ARGV[1]), tonumber(ARGV[2]))
 end
 return {dropped, redis.call('ZCARD', KEYS[2])}

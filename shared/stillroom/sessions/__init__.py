@@ -1,8 +1,15 @@
 """Sessions: who is logged in, from where, and for how long."""
 
-from stillroom.sessions.body import SWEEP_TASK, SessionsBody
+from stillroom.sessions.body import SWEEP_TASK, SessionsBody, not_fresh
 from stillroom.sessions.probe import SessionProbe
-from stillroom.sessions.session import Device, Session, SessionEvent
+from stillroom.sessions.session import (
+    Device,
+    Session,
+    SessionEvent,
+    decoded,
+    decoded_value,
+    encoded_value,
+)
 from stillroom.sessions.sessions import AsyncSessions, Sessions
 
 __all__ = [
@@ -14,4 +21,8 @@ __all__ = [
     "SessionProbe",
     "Sessions",
     "SessionsBody",
+    "decoded",
+    "decoded_value",
+    "encoded_value",
+    "not_fresh",
 ]

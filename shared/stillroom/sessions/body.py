@@ -19,11 +19,11 @@ from stillroom import pepper
 from stillroom.codec import Codec
 from stillroom.dispatch import Dispatch
 from stillroom.errors import (
-    RedisRefused,
-    RedisUnavailable,
+    OF_THE_COMMAND,
     SessionConflict,
     SessionDataRefused,
     SessionEnded,
+    SessionNotFresh,
     SessionStoreUnavailable,
     SettingsError,
     TooManySessions,
@@ -32,9 +32,8 @@ from stillroom.errors import (
 from stillroom.keys import Keys, original, sanitized
 from stillroom.operation import Call, Once, Operation, Pause
 from stillroom.scripts import (
-    session_create,
-    session_destroy,
     session_end,
+    session_end_all,
     session_get,
     session_list,
     session_reclaim,
@@ -44,6 +43,9 @@ from stillroom.scripts import (
     session_touch,
     session_update,
 )
+from stillroom.sessions.asking import Asking, steady_us
+from stillroom.sessions.beginning import Beginning
+from stillroom.sessions.ends import BRINGS_ANOTHER, NO_COOKIE, TAKES_AWAY, UNLESS_LATE, End, Undo
 from stillroom.sessions.session import (
     Device,
     Session,
@@ -54,7 +56,7 @@ from stillroom.sessions.session import (
     encoded_meta,
     encoded_tags,
     head,
-    read_device,
+    listed_device,
 )
 from stillroom.sessions.token import (
     NAME_LENGTH,
@@ -77,36 +79,33 @@ T = TypeVar("T")
 
 SWEEP_TASK = "stillroom.sweep_sessions"
 BITE = 100  # sessions one script looks at …
-BITE_LIMIT = 1_000  # … and may be told to
+BITE_LIMIT = 200  # … and may be told to: some 3 ms of the server's
 SWEEP_S = 50.0  # one run of the sweep ends after this; the next goes on
 TRIES = 100  # of mutate: each lost one means that somebody else's was won
-DEFERRED_LIMIT = 10_000
-DEFERRED_BITE = 100
+PAGE = 200  # sessions of a user that one script lists: some 3 ms of the server's
+CAP_LIMIT = 300  # sessions of a user that one login may count
+REMOVE_LIMIT = 1_000  # keys in one update: no session has more
 LONGEST_S = 366 * 86_400
+DEVICE_LENGTH = 22  # characters of an HMAC
 
 _BLANK = b"?" * NAME_LENGTH  # where a name goes
 
 Known = Session[Any] | SecretStr | str  # a session, its id, or the text of its cookie
 
 
-class SessionsBody:
+class SessionsBody(Asking):
     """The operations. A driver runs them."""
 
     def __init__(
         self, settings: Settings, server: Server, keys: Keys, dispatch: Dispatch, stats: Stats
     ) -> None:
-        self.settings = settings
+        super().__init__(settings, server, keys, stats)
         self.dispatch = dispatch
-        self.stats = stats
         self.on_event: list[Callable[[SessionEvent], object]] = []
-        self._server = server
-        self._keys = keys
         self._codec = Codec(settings)
-        self._shards = settings.session_shards
         self._peppers: tuple[Pepper, ...] = ()
         self._touch = b"%d" % _us(settings.session_touch)
         self._times = self._times_of(None, None)
-        self._deferred: dict[Place, Command] = {}
         self._frames: dict[tuple[int, bool], tuple[bytes, bytes, bytes]] = {}
 
     # One session
@@ -124,6 +123,8 @@ class SessionsBody:
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
     ) -> Operation[Session[dict[str, Any]]]: ...
     @overload
     def create(
@@ -138,6 +139,8 @@ class SessionsBody:
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
     ) -> Operation[Session[T]]: ...
     def create(
         self,
@@ -151,42 +154,137 @@ class SessionsBody:
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
     ) -> Operation[Session[Any]]:
-        """Begin a session; its `token` goes into the cookie. `user_id` None: nobody's yet.
+        """Begin a session; its `token` goes into the cookie. `user_id=None` makes an anonymous session.
 
         `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds.
         `replaces`: the session before the login, which ends with it (a token planted there opens
-        nothing afterwards). `max_per_user` with `on_cap` "evict_oldest" or "reject", which raises TooManySessions
-        and ends nothing.
+        nothing afterwards). `max_per_user` (up to 300) with `on_cap` "evict_oldest" or "reject", which raises
+        TooManySessions and ends nothing. Where an app has begun to cap late, each login evicts up to 100.
+        `device`: what the user's device is called, kept as an HMAC for `session_device_memory` seconds. Listeners
+        of `on_event` hear of one that is new to a user who has others. `fresh=False`: the user did not prove who he
+        is just now (a "remember me" cookie did), so `get(fresh=…)` refuses the session until it is confirmed.
         Raises SessionDataRefused, SessionUnreadable (JSON that could not be read back), ValueTooLarge, InvalidKey.
-        Redis away or full: SessionStoreUnavailable.
+        Redis away or full: SessionStoreUnavailable. What may have been created all the same is ended as soon as
+        this process reaches Redis, and so is `replaces`: a login whose reply was lost takes no place of a cap.
         """
+        return (
+            yield from self._create(
+                *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
+                *(device, fresh, NO_COOKIE),
+            )
+        )
+
+    def log_in(
+        self,
+        before: Known | None,
+        user_id: str,
+        data: Mapping[str, Any],
+        *,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        idle: float | None = None,
+        absolute: float | None = None,
+        max_per_user: int | None = None,
+        on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
+    ) -> Operation[Session[Any]]:
+        """The `create` of a login whose response brings the browser its cookie, in the place of the session before.
+
+        Responses to other requests of that browser, which are under way, do not set theirs over it.
+        """
+        return (
+            yield from self._create(
+                *(user_id, data, tags, meta, idle, absolute, before, max_per_user, on_cap),
+                *(device, fresh, BRINGS_ANOTHER),
+            )
+        )
+
+    def succeed(
+        self, before: Known, user_id: str | None, data: Mapping[str, Any], **options: Any
+    ) -> Operation[Session[Any]]:
+        """Begin a session, and end the one before it. What can't be begun leaves the one before as it was.
+
+        Raises SessionEnded if that one has ended meanwhile: who ends it first decides, so a logout is not undone.
+        `options` are those of `create`.
+        """
+        made = yield from self.create(user_id, data, **options)
+        place = self._place(before, denied=True)
+        if place is not None and (yield from self._end(self._destroying(place, BRINGS_ANOTHER))):
+            return made  # type: ignore[no-any-return]
+        yield from self.destroy(made)
+        raise SessionEnded("missing")
+
+    def begin(
+        self,
+        token: str,
+        data: Mapping[str, Any],
+        *,
+        idle: float | None = None,
+        absolute: float | None = None,
+    ) -> Operation[Session[Any]]:
+        """Begin an anonymous session in the place of one that has ended, for a request that came with its token.
+
+        Raises SessionEnded if another request has just logged in, logged out or got a new token in its place: the
+        response to this one may arrive later, and must not set its cookie over that. Otherwise see `create`.
+        """
+        return (
+            yield from self._create(
+                *(None, data, (), None, idle, absolute, token, None, "evict_oldest"),
+                *(None, True, UNLESS_LATE),
+            )
+        )
+
+    def _create(
+        self,
+        user_id: str | None,
+        data: Any,
+        tags: Sequence[str],
+        meta: Mapping[str, Any] | None,
+        idle: float | None,
+        absolute: float | None,
+        replaces: Known | None,
+        max_per_user: int | None,
+        on_cap: str,
+        device: str | None,
+        fresh: bool,
+        cookie: int,
+    ) -> Operation[Session[Any]]:
         user = b"" if user_id is None else sanitized(user_id)
         _check_cap(user_id, max_per_user, on_cap)
         times = self._times if idle is absolute is None else self._times_of(idle, absolute)
         given = {} if data is None else data
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
         labels = b"\n".join(encoded_tags(tags))
-        token, place = self._new_place(shard_of(user, self._shards) if user else None)
-        makes_room = on_cap == "evict_oldest"
-        numbers = [b"%d" % number for number in (*times, max_per_user or 0, makes_room)]
         old = None if replaces is None else self._place(replaces)
-        is_near = old is not None and old.shard == place.shard  # then the one script ends it
-        names = [*self._names(place), *(self._names(old) if old and is_near else ())]
+        # Who is nobody yet stays where he was: then one script does all of it.
+        shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
+        token, place = self._new_place(shard)
+        ends_with = BRINGS_ANOTHER if cookie == BRINGS_ANOTHER else NO_COOKIE
+        ending = None if old is None else self._destroying(old, ends_with)
+        numbers = (*times, max_per_user or 0, int(on_cap == "evict_oldest"))
         about = (self._keys.shard(place.shard), user, labels, *numbers, note)
-        creates = session_create.run((b"%d" % len(names), *names, *about, *_flat(fields)))
-        ends = [self._destroying(old)] if old and not is_near else []
-        *_, reply = yield from self._ask([*(ends if makes_room else ()), creates])
+        proved = b"" if fresh else b"0"
+        more = (proved, b"%d" % cookie, *self._device_of(user and device))
+        parts = [*more, *_flat(fields)]
+        begins = Beginning(self, place, self._names(place), old, ending, about, parts)
+        reply = yield from begins.run()
+        self._tell_all("expired", place.shard, begins.expired)
         if reply[0] == b"full":
             raise TooManySessions(reply[1], max_per_user or 0)
-        if ends and not makes_room:  # only now is it known that the visitor keeps nothing of it
-            yield from self._ask(ends)
+        if reply[0] == b"replaced":
+            raise SessionEnded("replaced")
         self.stats.counts["sessions_created"] += 1
         if reply[2] or reply[3]:
             evicted = [part for name in reply[3] for part in (name, user)]
             self._tell_all("expired", place.shard, reply[2])
             self._tell_all("evicted", place.shard, evicted)
-        began = head(user, int(reply[1]), *times, labels, note)
+        if reply[5]:
+            self._tell_all("new_device", place.shard, [place.names[0], user])
+        began = head(user, int(reply[1]), *times, labels, note, proved)
         where = place.shard, place.names[0], began
         if isinstance(given, Mapping):
             return Session(*where, fields, token, as_fields=True)
@@ -194,18 +292,30 @@ class SessionsBody:
 
     @overload
     def get(
-        self, session: Known, type: None = None, *, touch: bool = True
+        self,
+        session: Known,
+        type: None = None,
+        *,
+        touch: bool = True,
+        fresh: float | None = None,
     ) -> Operation[Session[dict[str, Any]] | None]: ...
     @overload
     def get(
-        self, session: Known, type: type[T], *, touch: bool = True
+        self, session: Known, type: type[T], *, touch: bool = True, fresh: float | None = None
     ) -> Operation[Session[T] | None]: ...
     def get(
-        self, session: Known, type: Any = None, *, touch: bool = True
+        self,
+        session: Known,
+        type: Any = None,
+        *,
+        touch: bool = True,
+        fresh: float | None = None,
     ) -> Operation[Session[Any] | None]:
         """The session of this token or id; None if it never was, has ended, has expired, or was rotated away.
 
         `type`: a pydantic model or any other type of its data. `touch=False`: reading it does not keep it alive.
+        `fresh`: seconds; raises SessionNotFresh for a session whose user has not proved within them who he is, by
+        the login that began it or by `confirm`.
         What no token of ours looks like costs no round trip. Raises SessionUnreadable.
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
@@ -216,7 +326,10 @@ class SessionsBody:
         if reply[0] != b"ok":
             self._refused(place, reply)
             return None
-        return self._read(place.shard, reply, session, type)
+        found = self._read(place.shard, reply, session, type)
+        if fresh is not None and not found.is_fresh(fresh):
+            raise not_fresh(found, fresh)
+        return found
 
     def update(
         self,
@@ -239,6 +352,8 @@ class SessionsBody:
             self.settings.session_keys_limit,
         )
         gone = [name for name in _names_of(remove) if name not in fields]
+        if len(gone) > REMOVE_LIMIT:
+            raise SessionDataRefused(f"{len(gone):,} keys to remove, the limit is {REMOVE_LIMIT:,}")
         version = b"" if if_version is None else b"%d" % if_version
         reply = yield from self._write(session, version, fields, gone)
         return int(reply[1])
@@ -295,6 +410,7 @@ class SessionsBody:
     def destroy(self, session: Known, *, defer: bool = False) -> Operation[bool]:
         """End a session; True if it lived. It works on a server that is full.
 
+        A rotation after this was asked for does not save it. An old token whose grace was over by then ends none.
         Redis away: SessionStoreUnavailable, unless `defer`: then the session has ended for this process at once
         (True), and Redis is told when it is back, before this process reads any session again. Other processes
         know it from then on. What could not be told when the room is closed is lost, with a line in the log.
@@ -302,17 +418,16 @@ class SessionsBody:
         place = self._place(session, denied=True)
         if place is None:
             return False
+        ending = self._destroying(place)
         try:
-            (ended,) = yield from self._ask([self._destroying(place)])
-        except SessionStoreUnavailable:
-            if not defer or len(self._deferred) >= DEFERRED_LIMIT:
+            ended: bool = yield from self._end(ending)
+        except SessionStoreUnavailable as error:
+            if not defer or error.reason in OF_THE_COMMAND or not self._defer(place, ending):
                 raise
-            # Who rotates it until then, in another process, does not undo this.
-            self._deferred[place] = self._destroying(place, b"%d" % self._server.now_us())
             self.stats.counts["sessions_deferred"] += 1
             return True
         self.stats.counts["sessions_destroyed"] += ended
-        return bool(ended)
+        return ended
 
     @overload
     def rotate(
@@ -325,12 +440,35 @@ class SessionsBody:
     def rotate(
         self, session: Known, type: Any = None, *, grace: float | None = None
     ) -> Operation[Session[Any]]:
-        """The same session under a new token. The old one works for `grace` seconds more (default: the settings').
+        """Give the session a new token. The old one works for `grace` seconds more (default: the settings').
 
-        After that its use is told to `on_event` as a replay. Where rights change, rotate with `grace=0`.
-        Raises SessionEnded, or SessionConflict if somebody else has just rotated it.
-        Redis away: SessionStoreUnavailable.
+        After that, and until the session's absolute end, its use is told to `on_event` as a replay. Where rights
+        change, rotate with `grace=0`. Raises SessionEnded, or SessionConflict if somebody else has just rotated it.
+        Redis away: SessionStoreUnavailable. If the rotation may have happened all the same, it is undone as soon as
+        this process reaches Redis again: the old token stays good.
         """
+        return (yield from self._rotate(session, type, grace, is_proof=False))
+
+    def confirm(self, session: Known, *, grace: float | None = None) -> Operation[Session[Any]]:
+        """The user has just proved again who he is: the session is fresh from now on, under a new token.
+
+        See `get(fresh=…)`, and `rotate` for everything else.
+        """
+        return (yield from self._rotate(session, None, grace, is_proof=True))
+
+    def renew(self, token: str, *, is_proof: bool) -> Operation[Session[Any]]:
+        """Rotate it, or confirm it, for a request whose response brings the browser the new token: see `log_in`."""
+        return (yield from self._rotate(token, None, 0, is_proof=is_proof, brings_cookie=True))
+
+    def _rotate(
+        self,
+        session: Known,
+        type: Any,
+        grace: float | None,
+        *,
+        is_proof: bool,
+        brings_cookie: bool = False,
+    ) -> Operation[Session[Any]]:
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")
@@ -338,9 +476,16 @@ class SessionsBody:
         if not 0 <= seconds <= 3_600:
             raise SettingsError(f"grace={seconds!r}: 0 to 3,600 seconds")
         token, fresh = self._new_place(place.shard)
-        keys = [*self._names(place), *self._names(fresh)]
+        old, new = self._names(place), self._names(fresh)
         prefix = self._keys.shard(place.shard)
-        (reply,) = yield from self._ask([session_rotate(keys, prefix, _us(seconds))])
+        how = (_us(seconds), len(new), int(is_proof), int(brings_cookie))
+        rotates = session_rotate([*old, *new], prefix, *how)
+        try:
+            (reply,) = yield from self._ask([rotates], Once)
+        except SessionStoreUnavailable as error:
+            if error.may_be_done:
+                self._defer(fresh, Undo((new[0], *old), prefix))
+            raise
         if reply[0] == b"conflict":
             raise SessionConflict(None)
         if reply[0] != b"ok":
@@ -350,33 +495,27 @@ class SessionsBody:
 
     # Many sessions
 
-    def list_for_user(self, user_id: str) -> Operation[list[Device]]:
-        """The user's living sessions, the one seen last first: no data, no tokens.
+    def list_for_user(self, user_id: str, *, limit: int | None = None) -> Operation[list[Device]]:
+        """Return the user's living sessions, the one seen last first: no data, no tokens.
 
+        `limit`: only so many, those that began last. However many there are, no script of it holds up the server.
         Redis away: SessionStoreUnavailable.
         """
-        user = sanitized(user_id)
-        replies = yield from self._ask(
-            [
-                session_list([self._keys.user_sessions(shard, user)], self._keys.shard(shard))
-                for shard in range(self._shards)
-            ]
-        )
-        found = [
-            read_device(shard, name, about)
-            for shard, reply in enumerate(replies)
-            for name, about in zip(reply[::2], reply[1::2], strict=True)
-        ]
-        return sorted(found, key=lambda device: device.last_seen, reverse=True)
+        if limit is not None and limit < 1:
+            raise SettingsError(f"limit={limit!r}: 1 or more sessions")
+        listed = yield from self._listed(sanitized(user_id), limit)
+        devices = [device for one in listed if (device := self._device(*one))]
+        if limit is not None:
+            devices = sorted(devices, key=lambda device: device.created, reverse=True)[:limit]
+        return sorted(devices, key=lambda device: device.last_seen, reverse=True)
 
     def end(self, user_id: str, handle: str) -> Operation[bool]:
         """End one session by the handle that a list shows; True if it lived and was this user's.
 
-        Also if it was rotated since it was listed.
-
+        Also if it was rotated since it was listed, up to 1,000 times.
         Redis away: SessionStoreUnavailable.
         """
-        user, place = sanitized(user_id), read_handle(handle, self._shards)
+        user, place = sanitized(user_id), read_handle(handle)
         if place is None:
             return False
         prefix = self._keys.shard(place.shard)
@@ -403,15 +542,37 @@ class SessionsBody:
             ended += yield from self._revoke(b"g:" + tag, None)
         return ended
 
+    def destroy_all(self) -> Operation[int]:
+        """End all sessions of all users, and those of the anonymous. Returns how many there were, with those that
+        had ended and were not swept.
+
+        True for every reader when it returns, whatever was under way; one short script for each shard, however
+        many there are. Workers give the memory back. Redis away: SessionStoreUnavailable; some shards may have
+        been done.
+        """
+        longest = b"%d" % (1_000 * max(self.settings.session_absolute, 7 * 86_400))
+
+        def ending_all(shard: int) -> Command:
+            due, prefix = self._keys.due_sessions(shard), self._keys.shard(shard)
+            return session_end_all([due], prefix, longest)
+
+        ended: int = sum((yield from self._everywhere(ending_all, Once)))
+        self.stats.counts["sessions_revoked"] += ended
+        if ended and self.dispatch.inline:
+            yield from self.sweep()
+        elif ended:
+            self.dispatch.wake(SWEEP_TASK)
+        return ended
+
     def count(self, user_id: str | None = None) -> Operation[int]:
-        """How many sessions there are: of a user, exactly; of all, with those not swept since they ended.
+        """Return how many sessions there are: of a user, exactly; of all, with those not swept since they ended.
 
         Redis away: SessionStoreUnavailable.
         """
         if user_id is not None:
-            return len((yield from self.list_for_user(user_id)))
-        replies = yield from self._ask(
-            [(b"ZCARD", self._keys.due_sessions(shard)) for shard in range(self._shards)]
+            return len((yield from self._listed(sanitized(user_id), None)))
+        replies = yield from self._everywhere(
+            lambda shard: (b"ZCARD", self._keys.due_sessions(shard))
         )
         return sum(replies)
 
@@ -428,7 +589,8 @@ class SessionsBody:
             raise SettingsError(f"limit={limit!r}: 1 to {BITE_LIMIT:,} sessions a bite")
         deadline = time.monotonic() + seconds
         expired = deleted = lag = 0
-        left = set(range(self._shards))
+        yield from self._compare_shards()
+        left = set(range(self._known_shards))
         while left and time.monotonic() < deadline:
             for shard in sorted(left):
                 ended, due, waited = yield from self._sweep_shard(shard, limit)
@@ -446,7 +608,7 @@ class SessionsBody:
         """
         while self._deferred:
             try:
-                yield from self._ask([])
+                yield from self._tell_some_ends()
             except SessionStoreUnavailable:
                 break
             yield Pause(0)
@@ -460,43 +622,64 @@ class SessionsBody:
         except SessionStoreUnavailable as error:
             log.info("the last counts are lost: %s", error)
 
-    def is_current(self, session: Session[Any]) -> bool:
-        """Whether its token is its name of today; False for one that was rotated and works on for a moment."""
-        place = self._place(session)
-        handles = () if place is None else [make_handle(place.shard, name) for name in place.names]
-        return session.handle in handles
+    # For a request
 
-    # Asking
+    def log_out(self, token: str, *, if_empty: bool = False) -> Operation[bool]:
+        """`destroy`, where the response takes the cookie away: a slower one must begin no session in its place.
 
-    def _ask(
-        self, batch: Sequence[Command], kind: type[list[Command]] = list
-    ) -> Operation[list[Any]]:
-        """The replies. What has to be told first goes in front, the counts that are due behind."""
-        if batch and not self._deferred and time.monotonic() <= self.stats.due:  # as nearly always
-            try:
-                return (yield kind(batch))  # type: ignore[no-any-return]
-            except RedisUnavailable as error:
-                raise SessionStoreUnavailable(error.reason, error.detail) from error
-        told = list(self._deferred.items())[:DEFERRED_BITE] if self._deferred else []
-        commands = kind([*(command for _, command in told), *batch])
-        due = time.monotonic() > self.stats.due
-        if due:  # counts and events must not be doubled
-            commands = Once([*commands, *self.stats.flush(self._server.now_ms())])
-        if not commands:
-            return []
-        last = len(told) + len(batch)
-        try:
-            replies = yield commands
-        except RedisRefused as refused:
-            # A server that is full refuses to count, not to do what it was asked.
-            if not due or any(isinstance(reply, Exception) for reply in refused.replies[:last]):
-                raise SessionStoreUnavailable(refused.reason, refused.detail) from refused
-            replies = refused.replies
-        except RedisUnavailable as error:
-            raise SessionStoreUnavailable(error.reason, error.detail) from error
-        for place, _ in told:
-            self._deferred.pop(place, None)
-        return list(replies[len(told) : last])
+        `if_empty`: only if there is no data in it, whoever has written last.
+        """
+        place = self._place(token, denied=True)
+        if place is None:
+            return False
+        ending = self._destroying(place, TAKES_AWAY)._replace(only=b"1" if if_empty else b"")
+        ended: bool = yield from self._end(ending)
+        self.stats.counts["sessions_destroyed"] += ended
+        return ended
+
+    def is_late(self, token: str) -> Operation[bool]:
+        """Tell whether the browser that showed this token is getting another cookie, or none: by a login, a new
+        token or a logout of a moment ago. Redis away: SessionStoreUnavailable."""
+        place = self._place(token, denied=True)
+        if place is None:
+            return False
+        (found,) = yield from self._ask([(b"EXISTS", *self._keys.late(place.shard, place.names))])
+        return bool(found)
+
+    # Lists
+
+    def _listed(self, user: bytes, most: int | None) -> Operation[list[tuple[int, bytes, bytes]]]:
+        """(shard, name, what the record says of itself) of the user's living sessions, or `most` of each shard."""
+        size = PAGE if most is None else min(most, PAGE)
+
+        def page(shard: int, below: bytes) -> Command:
+            index = self._keys.user_sessions(shard, user)
+            return session_list([index], self._keys.shard(shard), below, size)
+
+        first = yield from self._everywhere(lambda shard: page(shard, b"+inf"))
+        pages, listed = dict(enumerate(first)), []
+        found = dict.fromkeys(pages, 0)
+        while True:
+            for shard, (_, *devices) in pages.items():
+                pairs = zip(devices[::2], devices[1::2], strict=True)
+                listed += [(shard, name, about) for name, about in pairs]
+                found[shard] += len(devices) // 2
+            wanted = [shard for shard in pages if most is None or found[shard] < most]
+            below = {shard: b"(" + stamp for shard in wanted if (stamp := pages[shard][0])}
+            if not below:
+                return listed
+            yield Pause(0)  # others first; and each page has its own deadline
+            replies = yield from self._ask([page(*one) for one in below.items()])
+            pages = dict(zip(below, replies, strict=True))
+
+    def _device(self, shard: int, name: bytes, about: bytes) -> Device | None:
+        device = listed_device(shard, name, about)
+        if device is None:
+            handle = make_handle(shard, name)
+            self.stats.say("a list of sessions", "unreadable", f"{handle} is left out of it")
+        return device
+
+    # Writing
 
     def _write(
         self, session: Known, version: bytes, fields: Mapping[bytes, bytes], gone: Sequence[bytes]
@@ -530,15 +713,26 @@ class SessionsBody:
         return found  # type: ignore[no-any-return]  # which overload it was is not known here
 
     def _revoke(self, name: bytes, keep: Place | None) -> Operation[int]:
-        """`name`: u:<user> or g:<tag>."""
-        kept = {} if keep is None else {keep.shard: self._names(keep)}
-        replies = yield from self._ask(
-            [
-                session_revoke([prefix + name, *kept.get(shard, ())], prefix, name, BITE)
-                for shard in range(self._shards)
-                if (prefix := self._keys.shard(shard))
-            ]
-        )
+        """`name`: u:<user> or g:<tag>. Once: a second time would end what began since the first."""
+        asked = steady_us()
+
+        def revoking(shard: int, kept: Place | None = keep, age: int = 0) -> Command:
+            names = self._names(kept) if kept is not None and kept.shard == shard else []
+            prefix = self._keys.shard(shard)
+            return session_revoke([prefix + name, *names], prefix, name, BITE, age)
+
+        replies = yield from self._everywhere(revoking, Once)
+        if keep is not None and keep.shard < len(replies) and replies[keep.shard][0] < 0:
+            # It did nothing there: the name to keep was rotated. After this was asked for, perhaps: see End.
+            again: End | None = self._destroying(keep)._replace(asked_us=asked)
+            while again is not None:
+                sent = steady_us()
+                more = revoking(keep.shard, keep, again.age(sent))
+                (reply,) = yield from self._ask([more], Once)
+                again = again.after(int(reply[1]) if reply[0] < 0 else -1, steady_us() - sent)
+            if reply[0] < 0:  # before: then nothing is kept
+                (reply,) = yield from self._ask([revoking(keep.shard, None)], Once)
+            replies[keep.shard] = reply
         ended = sum(int(count) for count, _ in replies)
         self.stats.counts["sessions_revoked"] += ended
         if any(unfinished for _, unfinished in replies):
@@ -566,7 +760,7 @@ class SessionsBody:
     def _place(self, session: Known, *, denied: bool = False) -> Place | None:
         """Where the session is; None for what is no token, or has ended here already."""
         token = session if type(session) is str else _token_of(session)
-        place = place_of(token, self._peppers or self._ring(), self._shards)
+        place = place_of(token, self._peppers or self._ring())
         return None if self._deferred and place in self._deferred and not denied else place
 
     def _ring(self) -> tuple[Pepper, ...]:
@@ -584,10 +778,10 @@ class SessionsBody:
         return self._keys.sessions(place.shard, place.names)
 
     def _new_place(self, shard: int | None) -> tuple[str, Place]:
-        """A token and its place: under the first pepper only."""
+        """A token and its place. The record has the first name; who lacks that pepper finds it by another."""
         number = secrets.randbelow(self._shards) if shard is None else shard
         token = make_token(number, os.urandom(SECRET_BYTES))
-        return token, Place(number, (self._ring()[0].name(token.encode()),))
+        return token, Place(number, tuple([one.name(token.encode()) for one in self._ring()]))
 
     def _reading(self, place: Place, touch: bool) -> Command:
         """The command that reads a session. Each request sends one, so but for the name it is packed once."""
@@ -604,15 +798,23 @@ class SessionsBody:
         options = self._keys.shard(shard), self._touch if touch else b""
         return session_get(self._keys.sessions(shard, names), *options)
 
-    def _destroying(self, place: Place, asked: bytes = b"") -> Command:
-        """`asked`: when, in µs, if it is not now."""
-        return session_destroy(self._names(place), self._keys.shard(place.shard), asked)
+    def _destroying(self, place: Place, cookie: int = NO_COOKIE) -> End:
+        """The end of this session. `cookie`: what the response does to the browser's."""
+        names, prefix = tuple(self._names(place)), self._keys.shard(place.shard)
+        return End(names, prefix, steady_us(), cookie)
+
+    def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
+        """What a device is called in Redis, and how many ms it is known."""
+        if not device:
+            return b"", b""
+        name = self._ring()[0].name(b"device\0" + str(device).encode("utf-8", "replace"))
+        return name[:DEVICE_LENGTH], b"%d" % (1_000 * self.settings.session_device_memory)
 
     def _kept(self, keep: Known | None) -> Place | None:
         if keep is None:
             return None
         handle = keep if isinstance(keep, str) else None
-        place = self._place(keep) or read_handle(handle, self._shards)
+        place = self._place(keep) or read_handle(handle)
         if place is None:
             raise SessionEnded("missing")  # better none is ended than all by mistake
         return place
@@ -635,8 +837,8 @@ class SessionsBody:
 
     def _read(self, shard: int, reply: Any, session: Known, type: Any) -> Session[Any]:
         data = decoded(reply[3], None if type is None else self._codec.adapter(type))
-        was_touched = len(reply) > 4 and reply[4] == 1
-        return Session(shard, reply[1], reply[2], data, _token_of(session), was_touched)
+        unseen = reply[4] if len(reply) > 4 else 0
+        return Session(shard, reply[1], reply[2], data, _token_of(session), unseen, reply[3])
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
         """Count and tell why there is no session."""
@@ -650,7 +852,7 @@ class SessionsBody:
         """`ended`: name, user, name, user …"""
         if not ended:
             return
-        if kind != "replayed":
+        if kind not in ("replayed", "new_device"):
             self.stats.counts[f"sessions_{kind}"] += len(ended) // 2
         for name, user in zip(ended[::2], ended[1::2], strict=True):
             user_id = original(user).decode(errors="replace") or None
@@ -663,6 +865,12 @@ class SessionsBody:
                 listener(event)
             except Exception:
                 log.exception("a listener of session events failed")
+
+
+def not_fresh(session: Session[Any], within: float) -> SessionNotFresh:
+    """The error to raise for a session that is not fresh."""
+    proved = session.authenticated_at
+    return SessionNotFresh(within, None if proved is None else session.read_at - proved)
 
 
 def _token_of(session: Known) -> str:
@@ -684,8 +892,8 @@ def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
 def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
     if on_cap not in ("evict_oldest", "reject"):
         raise SettingsError(f"on_cap={on_cap!r}: evict_oldest or reject")
-    if most is not None and most < 1:
-        raise SettingsError(f"max_per_user={most!r}: 1 or more")
+    if most is not None and not 1 <= most <= CAP_LIMIT:
+        raise SettingsError(f"max_per_user={most!r}: 1 to {CAP_LIMIT}")
     if most is not None and user_id is None:
         raise SettingsError("max_per_user needs a user_id: the anonymous are not counted")
 

@@ -13,6 +13,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from stillroom.errors import SessionDataRefused, SessionUnreadable, ValueTooLarge
 from stillroom.keys import original, sanitized
+from stillroom.marked import Marks, has_marks
 from stillroom.sessions.token import make_handle
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ META_LIMIT = 4096  # bytes of JSON
 TAGS_LIMIT = 16
 _SURE_BYTES = 400  # shorter JSON is neither too deep nor has a number too long to be read
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_MARKS = Marks(text_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,12 @@ class Device:
     user_id: str | None  # None: anonymous
     created: float
     last_seen: float
-    expires_at: float
+    expires_at: float  # unless it is seen again
+    ends_by: float  # in any case
     version: int
     tags: tuple[str, ...]
     meta: dict[str, Any]
+    authenticated_at: float | None  # the last proof of who the user is; None: never in this session
 
 
 class Session(Generic[T]):
@@ -47,12 +51,13 @@ class Session(Generic[T]):
     """
 
     # Two of them are set when it is made: that is once for each request.
-    __slots__ = ("_about", "_data", "_device", "_fields")
+    __slots__ = ("_about", "_data", "_device", "_fields", "_text")
 
-    _about: tuple[int, bytes, bytes, str, bool]
+    _about: tuple[int, bytes, bytes, str, int]
     _data: T
     _device: Device
     _fields: Mapping[bytes, bytes]
+    _text: bytes
 
     def __init__(
         self,
@@ -61,12 +66,15 @@ class Session(Generic[T]):
         head: bytes,
         data: T | Mapping[bytes, bytes],
         token: str,
-        was_touched: bool = False,
+        unseen: int = 0,
+        text: bytes = b"",
         *,
         as_fields: bool = False,
     ) -> None:
-        """`as_fields`: the data is given as it was stored, each key and its JSON."""
-        _set(self, "_about", (shard, name, head, token, was_touched))
+        """`as_fields`: the data is given as it was stored, each key and its JSON. `unseen`: µs since
+        `last_seen`."""
+        _set(self, "_about", (shard, name, head, token, unseen))
+        _set(self, "_text", text)
         _set(self, "_fields" if as_fields else "_data", data)
 
     @property
@@ -75,9 +83,19 @@ class Session(Generic[T]):
         return self._about[3]
 
     @property
-    def was_touched(self) -> bool:
-        """Reading it has put off its end."""
-        return self._about[4]
+    def read_at(self) -> float:
+        """The server's time when it was read or made, seconds since 1970."""
+        return self.device.last_seen + self._about[4] / 1e6
+
+    def is_fresh(self, seconds: float) -> bool:
+        """Tell whether the user proved who he is not longer than this before the session was read."""
+        proved = self.device.authenticated_at
+        return proved is not None and self.read_at - proved <= seconds
+
+    @property
+    def text(self) -> bytes:
+        """Its data as Redis holds it, where it was read: one JSON object."""
+        return self._text
 
     @property
     def data(self) -> T:
@@ -125,6 +143,14 @@ class Session(Generic[T]):
         return self.device.expires_at
 
     @property
+    def ends_by(self) -> float:
+        return self.device.ends_by
+
+    @property
+    def authenticated_at(self) -> float | None:
+        return self.device.authenticated_at
+
+    @property
     def version(self) -> int:
         return self.device.version
 
@@ -159,7 +185,8 @@ _set = object.__setattr__
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """`kind`: expired, replayed (an old token was used after its grace), evicted (it made room for another).
+    """`kind`: expired, replayed (an old token was used after its grace), evicted (it made room for another),
+    new_device (a user who is known by other devices began it on one that is not: see `create`).
 
     `handle`: of the session; of a replay, the one that the old token led to, to `end` it.
     """
@@ -173,14 +200,27 @@ def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
     """Each top-level key and its JSON. Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
     fields: dict[bytes, bytes] = {}
     for key, value in _items(data):
-        fields[checked_key(key)] = text = _json(key, value)
+        fields[checked_key(key)] = text = encoded_value(key, value)
         if len(text) > _SURE_BYTES:
-            decoded(text, None)
+            decoded(b'{"":%b}' % text, None)  # as it will be read: in the object, one deeper
     if len(fields) > keys_limit:
         raise SessionDataRefused(f"{len(fields)} keys, the limit is {keys_limit}")
     if (size := sum(map(len, fields)) + sum(map(len, fields.values()))) > limit:
         raise ValueTooLarge(size, limit)
     return fields
+
+
+def encoded_value(key: str, value: object) -> bytes:
+    """Return the JSON of one value, a type that JSON has no word for marked. Raises SessionDataRefused."""
+    try:
+        return _json(key, _MARKS.pack(value))
+    except RecursionError:
+        raise SessionDataRefused(f"{ascii(key)[:80]}: nested too deep, or within itself") from None
+
+
+def decoded_value(text: bytes) -> Any:
+    """Return the value of this JSON, as `encoded_value` wrote it."""
+    return decoded(b'{"":%b}' % text, None)[""]
 
 
 def checked_key(key: object) -> bytes:
@@ -199,12 +239,14 @@ def _name_of(key: str) -> bytes:
 
 
 def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
-    """Raises SessionDataRefused or ValueTooLarge."""
+    """Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
     if not meta:
         return b"{}"
     text = _json("meta", dict(meta))
     if len(text) > META_LIMIT:
         raise ValueTooLarge(len(text), META_LIMIT)
+    if len(text) > _SURE_BYTES:
+        decoded(text, None)
     return text
 
 
@@ -219,6 +261,8 @@ def encoded_tags(tags: Sequence[str]) -> list[bytes]:
 def decoded(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
     """The data, as it is or checked by a type. Raises SessionUnreadable."""
     try:
+        if has_marks(text):
+            return _decoded_marked(text, adapter)
         return from_json(text) if adapter is None else adapter.validate_json(text)
     except ValidationError as error:
         wrong = [
@@ -230,21 +274,34 @@ def decoded(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
         raise SessionUnreadable("a value is not JSON") from None
 
 
+def _decoded_marked(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
+    """The same of data in which some values are marked. A type asked for reads them as pydantic's JSON has them."""
+    try:
+        data = _MARKS.unpack(from_json(text))
+    except (ArithmeticError, AttributeError, TypeError) as error:
+        raise SessionUnreadable(f"a marked value is broken ({error.__class__.__name__})") from None
+    return data if adapter is None else adapter.validate_json(to_json(data))
+
+
 def joined(fields: Mapping[bytes, bytes]) -> bytes:
     """The data as one JSON object, as lua/lib/session.lua puts it together."""
     return b"{%b}" % b",".join([b'"%b":%b' % item for item in fields.items()])
 
 
-def head(user: bytes, now: int, idle: int, absolute: int, tags: bytes, meta: bytes) -> bytes:
+def head(
+    user: bytes, now: int, idle: int, absolute: int, tags: bytes, meta: bytes, proved: bytes
+) -> bytes:
     """What a record says of itself when it begins: see read_device."""
     times = b"%d\t%d\t%d\t%d" % (now, now, now + absolute, idle)
-    return b"\t".join((user, times, b"1", tags, meta))
+    return b"\t".join((user, times, b"1", proved, tags, meta))
 
 
 def read_device(shard: int, name: bytes, head: bytes) -> Device:
     """What a record says besides its data. Raises SessionUnreadable."""
     try:
-        user, created, last_seen, limit, idle, version, tags, meta = head.decode().split("\t")
+        user, created, last_seen, limit, idle, version, proved, tags, meta = head.decode().split(
+            "\t"
+        )
         seen = int(last_seen)
         return Device(
             handle=make_handle(shard, name),
@@ -252,12 +309,27 @@ def read_device(shard: int, name: bytes, head: bytes) -> Device:
             created=int(created) / 1e6,
             last_seen=seen / 1e6,
             expires_at=min(seen + int(idle), int(limit)) / 1e6,
+            ends_by=int(limit) / 1e6,
             version=int(version),
             tags=tuple([_as_given(tag) for tag in tags.split("\n")]) if tags else (),
             meta=from_json(meta) if meta != "{}" else {},
+            authenticated_at=(int(proved or created) / 1e6 or None) if user else None,
         )
     except ValueError:
         raise SessionUnreadable("the record lacks fields of its own") from None
+
+
+def listed_device(shard: int, name: bytes, head: bytes) -> Device | None:
+    """The same for a list, which one bad record must not hide: without its meta if that is what can't be read.
+
+    None: nothing of it can be read.
+    """
+    for text in (head, head.rpartition(b"\t")[0] + b"\t{}"):
+        try:
+            return read_device(shard, name, text)
+        except SessionUnreadable:
+            continue
+    return None
 
 
 def _as_given(name: str) -> str:

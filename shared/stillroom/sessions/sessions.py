@@ -23,10 +23,12 @@ class Sessions:
     touch = blocking(SessionsBody.touch)
     destroy = blocking(SessionsBody.destroy)
     rotate = blocking(SessionsBody.rotate)
+    confirm = blocking(SessionsBody.confirm)
     list_for_user = blocking(SessionsBody.list_for_user)
     end = blocking(SessionsBody.end)
     destroy_for_user = blocking(SessionsBody.destroy_for_user)
     destroy_by_tag = blocking(SessionsBody.destroy_by_tag)
+    destroy_all = blocking(SessionsBody.destroy_all)
     count = blocking(SessionsBody.count)
     sweep = blocking(SessionsBody.sweep)
     deliver = blocking(SessionsBody.deliver)
@@ -34,7 +36,8 @@ class Sessions:
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:
-        """Called in the process that noticed: a session expired, was evicted, or its old token was used."""
+        """Called in the process that noticed: a session expired, was evicted, began on a new device, or its old
+        token was used."""
         return self._body.on_event
 
 
@@ -52,10 +55,12 @@ class AsyncSessions:
     touch = awaiting(SessionsBody.touch)
     destroy = awaiting(SessionsBody.destroy)
     rotate = awaiting(SessionsBody.rotate)
+    confirm = awaiting(SessionsBody.confirm)
     list_for_user = awaiting(SessionsBody.list_for_user)
     end = awaiting(SessionsBody.end)
     destroy_for_user = awaiting(SessionsBody.destroy_for_user)
     destroy_by_tag = awaiting(SessionsBody.destroy_by_tag)
+    destroy_all = awaiting(SessionsBody.destroy_all)
     count = awaiting(SessionsBody.count)
     sweep = awaiting(SessionsBody.sweep)
     deliver = awaiting(SessionsBody.deliver)
@@ -63,5 +68,6 @@ class AsyncSessions:
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:
-        """Called in the process that noticed: a session expired, was evicted, or its old token was used."""
+        """Called in the process that noticed: a session expired, was evicted, began on a new device, or its old
+        token was used."""
         return self._body.on_event

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 SECRET_BYTES = 32
+SHARDS_LIMIT = 256
 _TOKEN_LENGTH = 46
-_SHARDS = {f"{number:02x}.": number for number in range(256)}
+_SHARDS = {f"{number:02x}.": number for number in range(SHARDS_LIMIT)}
 _DIGITS = string.ascii_letters.encode() + string.digits.encode() + b"-_"  # base64url
 _HANDLE = re.compile(r"([0-9a-f]{2})-([A-Za-z0-9_-]{43})", re.ASCII)
 _URLSAFE = bytes.maketrans(b"+/", b"-_")
@@ -77,11 +78,16 @@ def make_token(shard: int, secret: bytes) -> str:
 
 def is_token(text: object) -> bool:
     """Whether this looks like a token of ours. Only Redis knows whether it is one."""
-    return place_of(text, (), len(_SHARDS)) is not None
+    return place_of(text, ()) is not None
 
 
-def place_of(token: object, peppers: tuple[Pepper, ...], shards: int) -> Place | None:
-    """Where the session of this token would be, or None for what no token of ours looks like."""
+def place_of(
+    token: object, peppers: tuple[Pepper, ...], shards: int = SHARDS_LIMIT
+) -> Place | None:
+    """Return where the session of this token would be, or None for what no token of ours looks like.
+
+    The token says its shard. A process that has fewer shards than the one that made it finds it there all the same.
+    """
     if not isinstance(token, str) or len(token) != _TOKEN_LENGTH or not token.isascii():
         return None
     text = token.encode()  # no pattern: each request comes through here
@@ -100,7 +106,7 @@ def make_handle(shard: int, name: bytes) -> str:
     return f"{shard:02x}-{name.decode()}"
 
 
-def read_handle(handle: object, shards: int) -> Place | None:
+def read_handle(handle: object, shards: int = SHARDS_LIMIT) -> Place | None:
     """Where the session of this handle is, or None for what no handle looks like."""
     match = _HANDLE.fullmatch(handle) if isinstance(handle, str) else None
     if match is None or (shard := int(match[1], 16)) >= shards:

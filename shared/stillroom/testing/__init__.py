@@ -2,55 +2,66 @@
 
     pytest_plugins = ["stillroom.testing"]            # in conftest.py
 
-    def test_the_price_is_cached(stillroom, stillroom_clock):
-        stillroom.cache.set("price", 7, ttl=60)
-        stillroom_clock.advance(61)
-        assert stillroom.cache.get("price") is None
+    @pytest.fixture(autouse=True)
+    def room(stillroom_override):                     # the app's own room, on the test's server
+        return stillroom_override(shop.room)
 
-Each test has a room in a namespace of its own. Its background work is done inline, so a stale value is refreshed
-by the read that finds it. An app that makes its own room gives it `stillroom_settings` and `InlineDispatch()`.
+    def test_the_price_is_cached(stillroom_clock):
+        shop.load_price(7)
+        stillroom_clock.advance(61)
+
+Each test has a namespace of its own, which is empty. Background work is done inline, so a stale value is refreshed
+by the read that finds it. `stillroom` and `async_stillroom` are rooms for tests without an app. The deadlines are
+generous, so that a busy machine fails no test; `stillroom_server.freeze()` brings back the real ones.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
 import redis
 from stillroom.dispatch import InlineDispatch
-from stillroom.embedded import EmbeddedServer
 from stillroom.keys import glob_literal
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.settings import Settings
 from stillroom.testing.clock import Clock
+from stillroom.testing.override import overridden
+from stillroom.testing.server import PATIENT, TestServer
 
 __all__ = [
     "Clock",
+    "TestServer",
     "async_stillroom",
+    "overridden",
     "stillroom",
     "stillroom_clock",
     "stillroom_options",
+    "stillroom_override",
     "stillroom_server",
     "stillroom_settings",
 ]
 
-# A busy machine is no reason to give up, where deadlines are not what a test is about.
-PATIENT: dict[str, Any] = {
-    "connect_timeout": 10.0,
-    "command_timeout": 10.0,
-    "call_timeout": 30.0,
-    "request_timeout": 60.0,
-    "pool_timeout": 10.0,
-}
+R = TypeVar("R", Stillroom, AsyncStillroom)
+
+
+class Override(Protocol):
+    """What the fixture `stillroom_override` gives."""
+
+    def __call__(self, room: R, /) -> R: ...
 
 
 @pytest.fixture(scope="session")
-def stillroom_server() -> Iterator[EmbeddedServer]:
-    """One server for all tests. It can `freeze()`, `thaw()`, `kill()` and `restart()`: see EmbeddedServer."""
-    with EmbeddedServer() as server:
+def stillroom_server() -> Iterator[TestServer]:
+    """One server for all tests. It can `freeze()`, `thaw()`, `kill()` and `restart()`: see TestServer.
+
+    A test that leaves it frozen, or dead, does not harm the next one.
+    """
+    with TestServer() as server:
         yield server
 
 
@@ -62,7 +73,7 @@ def stillroom_options() -> dict[str, Any]:
 
 @pytest.fixture
 def stillroom_settings(
-    stillroom_server: EmbeddedServer, stillroom_options: dict[str, Any]
+    stillroom_server: TestServer, stillroom_options: dict[str, Any]
 ) -> Iterator[Settings]:
     """The settings of this test: its own namespace, which is empty, and is emptied afterwards."""
     own = {
@@ -72,6 +83,7 @@ def stillroom_settings(
     }
     settings = Settings(**PATIENT | own | stillroom_options)
     yield settings
+    _revive(stillroom_server)
     with redis.Redis.from_url(settings.redis_url) as client:
         prefix = glob_literal(settings.namespace.encode())
         for key in client.scan_iter(match=prefix + b":*", count=1_000):
@@ -92,6 +104,23 @@ def async_stillroom(stillroom_settings: Settings) -> AsyncStillroom:
 
 
 @pytest.fixture
+def stillroom_override(stillroom_settings: Settings) -> Iterator[Override]:
+    """`stillroom_override(shop.room)`: the app's own room works on this test's server until the test ends.
+
+    Whatever the app has made of the room (cached functions, middleware, sessions) goes along. Returns the room.
+    """
+    with ExitStack() as stack:
+        yield lambda room: stack.enter_context(overridden(room, stillroom_settings))
+
+
+@pytest.fixture
 def stillroom_clock(stillroom: Stillroom) -> Clock:
-    """Moves the time of `stillroom`'s namespace by hand: `stillroom_clock.advance(seconds)`."""
+    """Moves the time of this test's namespace by hand, for all rooms in it: `stillroom_clock.advance(seconds)`."""
     return Clock(stillroom)
+
+
+def _revive(server: TestServer) -> None:
+    if server.is_frozen:
+        server.thaw()
+    if not server.is_running:
+        server.restart()

@@ -7,15 +7,18 @@ from typing import Any
 
 import redis
 from stillroom.keys import glob_literal, kind_of
-from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.room import AsyncStillroom, Stillroom, living_rooms
 
 SESSION_TIMES = (b"_c", b"_l", b"_x", b"_until")
 HIT_BYTES = 11  # of a limit's log: 7 for the µs, 4 for the count
 TIME_BYTES = 7
+ANSWER_WITHIN = 10.0  # seconds: time can't be moved on a frozen server
 
 
 class Clock:
-    """`clock.advance(3600)`: an hour later, for what the room has in Redis and what its process remembers.
+    """`clock.advance(3600)`: an hour later, for what the room has in Redis and what this process remembers.
+
+    All rooms of this process in the same namespace are moved, whichever face they have.
 
     Entries get stale and run out, leases and backoffs end, sessions idle away, quotas come back, bans are served.
     What is ordered by a logical clock (invalidations, revocations) stays as it is. Not for use while others
@@ -32,14 +35,17 @@ class Clock:
         for client in self._clients():
             for key in self._keys(client):
                 _shorten(client, key, seconds)
-                if rewrite := REWRITES.get(kind_of(key)):
+                kind = "orders" if key == self._room.keys.orders else kind_of(key)
+                if rewrite := REWRITES.get(kind):
                     rewrite(client, key, round(seconds * 1_000_000))
         self._forget()
 
     def _clients(self) -> Iterator[Any]:
         settings = self._room.settings
         for url in dict.fromkeys((settings.cache_server, settings.redis_url)):
-            with redis.Redis.from_url(url, password=settings.password) as client:
+            with redis.Redis.from_url(
+                url, password=settings.password, socket_timeout=ANSWER_WITHIN
+            ) as client:
                 yield client
 
     def _keys(self, client: Any) -> list[bytes]:
@@ -47,11 +53,17 @@ class Clock:
         return list(client.scan_iter(match=prefix + b":*", count=1_000))
 
     def _forget(self) -> None:
-        """What a process remembers for a while is over."""
-        for shard in getattr(self._room._cache_body, "shards", [self._room._cache_body]):
-            shard._asked.clear()
-        self._room._limits_body._denials.reset()
-        self._room._limits_body._local.reset()
+        """What this process remembers for a while is over, in each room of the namespace."""
+        for room in {id(room): room for room in (self._room, *living_rooms)}.values():
+            if room.settings.namespace == self._room.settings.namespace:
+                _forget(room)
+
+
+def _forget(room: Any) -> None:
+    for shard in getattr(room._cache_body, "shards", [room._cache_body]):
+        shard._asked.clear()
+    room._limits_body._denials.reset()
+    room._limits_body._local.reset()
 
 
 def _shorten(client: Any, key: bytes, seconds: float) -> None:
@@ -66,14 +78,6 @@ def _age_entry(client: Any, key: bytes, us: int) -> None:
     if len(fields) == 5:
         fields[3] = b"%d" % max(0, int(fields[3]) - us // 1_000)
         client.set(key, b"\t".join(fields), keepttl=True)
-
-
-def _age_lease(client: Any, key: bytes, us: int) -> None:
-    """`backoff.<until ms>.<n>`; the others have no time in them."""
-    parts = (client.get(key) or b"").split(b".")
-    if parts[0] == b"backoff":
-        parts[1] = b"%d" % max(0, int(parts[1]) - us // 1_000)
-        client.set(key, b".".join(parts), keepttl=True)
 
 
 def _age_session(client: Any, key: bytes, us: int) -> None:
@@ -106,10 +110,12 @@ def _earlier(time: bytes, us: int) -> bytes:
 # What holds times besides its TTL, by its kind.
 REWRITES: dict[str, Callable[[Any, bytes, int], None]] = {
     "e": _age_entry,
-    "l": _age_lease,
     "i": _age_scores(1_000),
     "todo": _age_scores(1_000),
+    "orders": _age_scores(1),
     "s": _age_session,
     "x": _age_scores(1),
     "limit": _age_hits,
+    "slots": _age_scores(1),
+    "waiters": _age_scores(1),
 }

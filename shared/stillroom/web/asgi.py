@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import partial
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
 from stillroom.limits import Route
+from stillroom.limits.routes import below
+from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
-from stillroom.web.ending import Header, ending, lacking, report_loss
+from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
+from stillroom.web.ending import Header, lacking, report_loss
+from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import Asked, Middleware
-from stillroom.web.problem import Answer, denied, failed
+from stillroom.web.limited import Charge
+from stillroom.web.problem import Answer, failed, foreign
 from stillroom.web.request_session import AsyncWebSession
+from stillroom.web.scope_session import Ahead, ScopeSession
+from stillroom.web.sockets import (
+    FORBIDDEN,
+    POLICY_VIOLATION,
+    SWITCHING,
+    Handshake,
+    can_answer,
+    refuse,
+)
+from stillroom.web.visit import Visit
 from stillroom.wire import Budget
 
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
-LIMITED = "stillroom.limited"  # its limits have been checked, further out
+STARLETTES = "session"  # where request.session is looked for
+TEST_CLIENT = ("testclient", 50000)
+LIMITED = "stillroom.limited"  # the limits of the table have been checked, further out
+VISIT = "stillroom.visit"  # what limits have done to this request
+LIMITER = "stillroom.limiter"  # the middleware that began the visit
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -30,61 +50,192 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class StillroomMiddleware(Middleware[App, AsyncStillroom]):
-    """Keeps the limits of a route table, and gives each request its session.
+    """Keeps limits, of a route table and of endpoints, and gives each request its session.
 
     `routes`: those a request may not exceed; it is answered with 429, or 503, before the app is called, and each
-    response says how its client stands. None: no limits. `subject` says what is counted besides the address.
+    response says how its client stands. None: no limits but those of endpoints (see stillroom.web.fastapi and
+    .starlette). `subject` says what is counted besides the address and the session's user; `exempt_when` which
+    requests the table passes over; `render` answers a refusal in the app's own words (see stillroom.web.Refusal).
 
-    `scope["stillroom.session"]` is the session: see AsyncWebSession. It is written when the response begins. A
-    response of 5xx writes nothing. Redis away while it is read or written: 503 with Retry-After, also in place of
-    the app's own 500, and the cookie is left as it is. `sessions=False`: there is none.
+    `scope["stillroom.session"]` is the session: see AsyncWebSession; `scope["session"]`, which is
+    `request.session`, is the same as a dict. It is written when the response begins. A response of 5xx writes
+    nothing. Redis away while it is read or written: 503 with Retry-After, also in place of the app's own 500, and
+    the cookie is left as it is. `sessions=False`: there is none. `same_origin=True` refuses what another site's
+    page sends (403): unsafe methods, and websockets, by Sec-Fetch-Site and Origin; a list names the origins that
+    may.
 
-    Around an app that is mounted in another one: what the outer one has done is not done again. Websockets and
-    lifespan pass through untouched. All Redis calls of a request, up to its response, share `request_timeout`.
+    A websocket has its session too, which is written when it is accepted; after that a change is SessionTooLate.
+    Its handshake is limited as GET is: one that is refused is answered with 429 where the server can, else closed
+    with 1008, which is 403, as for a banned client. Around an app that is mounted in another one: what the outer
+    one has done is not done again. Lifespan passes through untouched. All Redis calls of a request, up to its
+    response, share `request_timeout`. Raises SettingsError for a Stillroom, and InvalidLimit for a table that can't
+    be meant.
     """
 
+    _kind = AsyncStillroom
+
+    def _prepare(self) -> None:
+        self._test_cookie = self._cookie.for_test_client()
+        self._at_once = Driver(self._room.state_wire.for_threads)
+        self._ahead = Ahead()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        if self._misfits:
+            misfits, self._misfits = self._misfits, None
+            misfits.tell(self.app, scope.get("root_path", ""))
+        kind = scope["type"]
+        if kind != "http":
+            await self._pass_other(kind, scope, receive, send)
             return
-        route = None if LIMITED in scope else self._gate.route(scope["method"], scope["path"])
+        if self._origin and self._is_foreign(scope):
+            await _refuse(scope, send)
+            return
+        route = None if LIMITED in scope else self._route(scope, scope["method"])
         gives_session = self._has_sessions and KEY not in scope
-        if route is None and not gives_session:
-            await self.app(scope, receive, send)
-            return
-        token = self._cookie.read(_cookies(scope)) if gives_session else None
-        session = AsyncWebSession(self._room._sessions_body, self._room.state, self._cookie, token)
-        seen = {**scope, KEY: session} if gives_session else {**scope}
+        session = self._session(scope, gives_session)
+        seen = self._with_session(scope, session) if gives_session else {**scope}
+        visit, is_inner = self._enter(seen, scope["method"])
         with self._room.request() as budget:
-            await self._respond(route, session, budget, seen, receive, send)
+            if gives_session and route is None and scope["path"] in self._ahead:
+                await self._room.state.run(session.reading_ahead())
+            if route is None or await self._admits(route, visit, seen, send):
+                response = _Response(self, route, session, visit, seen, budget, send, is_inner)
+                try:
+                    await response.of(receive)
+                finally:
+                    self._gate.learn(visit)
+                    if visit.is_holding and not is_inner:
+                        await self._room.state.run(visit.over(self._gate.body))
         report_loss(session)
 
-    async def _respond(
-        self,
-        route: Route | None,
-        session: AsyncWebSession,
-        budget: Budget,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        method = scope["method"]
+    async def _pass_other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is no request: a websocket, or lifespan."""
+        if kind != "websocket":
+            await self.app(scope, receive, send)
+        elif self._origin and self._is_foreign(scope):
+            await _refuse(scope, send)
+        else:
+            await self._connect(scope, receive, send)
+
+    async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A websocket: its handshake is a GET, and is limited as one."""
+        route = None if LIMITED in scope else self._route(scope, "GET")
+        gives_session = self._has_sessions and KEY not in scope
+        session = self._session(scope, gives_session)
+        seen = self._with_session(scope, session) if gives_session else {**scope}
+        visit, is_inner = self._enter(seen, "GET")
+        with self._room.request() as budget:
+            if route is None or await self._admits(route, visit, seen, send):
+                said: list[str] = []
+
+                async def watching(message: Message) -> None:
+                    said.append(message["type"]) if not said else None
+                    await send(message)
+
+                handshake = Handshake(session, self._room, budget, seen, watching)
+                try:
+                    await handshake.of(self.app, seen, receive)
+                finally:
+                    if visit.is_holding and not is_inner:
+                        status = SWITCHING if said == ["websocket.accept"] else FORBIDDEN
+                        await self._room.state.run(self._gate.closing(visit, status))
+        report_loss(session)
+
+    def _is_foreign(self, scope: Scope) -> bool:
+        """Whether another site's page made this request, or opens this websocket."""
+        assert self._origin is not None
+        found = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        said = [found.get(name, "") for name in (b"sec-fetch-site", b"origin", b"host")]
+        if scope["type"] == "websocket":
+            return self._origin.is_foreign(*said)
+        return self._origin.refuses(scope["method"], *said)
+
+    def _session(self, scope: Scope, is_given: bool) -> AsyncWebSession:
+        cookie = self._test_cookie if _is_test(scope) else self._cookie
+        token = cookie.read(_all(scope, b"cookie", "; ") or "") if is_given else None
+        return AsyncWebSession(self._room._sessions_body, self._room.state, cookie, token, scope)
+
+    def _with_session(self, scope: Scope, session: AsyncWebSession) -> Scope:
+        seen = {**scope, KEY: session}
+        if STARLETTES not in scope:
+            seen[STARLETTES] = ScopeSession(session, self._at_once, self._ahead, scope["path"])
+        return seen
+
+    def _route(self, scope: Scope, method: str) -> Route | None:
+        if self._gate.routes is None:
+            return None
+        path, root = scope["path"], self._roots.of(scope.get("root_path", ""))
+        return self._gate.route(method, below(root, path), path, partial(_first, scope))
+
+    def _enter(self, scope: Scope, method: str) -> tuple[Visit, bool]:
+        """The visit that the scope is part of, and whether it began further out."""
+        known: Visit | None = scope.get(VISIT)
+        if known is not None:
+            return known, True
         headers = _decoded(scope["headers"]) if self._gate.reads_headers else []
         asked = Asked(method, scope["path"], _peer(scope), headers)
-        said: list[Header] = []
-        if route is not None:
-            scope[LIMITED] = True
-            decision = await self._room.state.run(self._gate.asking(route, asked, session))
-            if not decision:
-                await _send_answer(send, denied(decision, method))
-                return
-            said = list(decision.headers().items())
-        tell = partial(self._gate.tell, route, asked, session)
-        response = _Response(session, self._room, budget, method, said, tell, send)
+        visit = self._gate.visit(asked, scope.get(KEY), partial(is_meant_in_scope, scope))
+        scope[VISIT], scope[LIMITER] = visit, self
+        return visit, False
+
+    async def _admits(self, route: Route, visit: Visit, scope: Scope, send: Send) -> bool:
+        """Whether the request may go on. If not, it has been answered."""
+        scope[LIMITED] = True
+        await self._room.state.run(self._gate.asking(route, visit))
+        if visit.refused is None:
+            return True
+        answer = self.refusal(scope)
+        if scope["type"] == "websocket":
+            may_answer = (
+                can_answer(scope) and not visit.refused.banned
+            )  # who is told no more than that
+            await refuse(send, answer, may_answer, POLICY_VIOLATION)
+        else:
+            await _send_answer(send, answer, await self.cors_of(scope))
+        return False
+
+    async def charge(self, visit: Visit, charge: Charge, name: str, key: object) -> None:
+        """Charge a request that has come to its endpoint. See Gate.charging."""
+        await self._room.state.run(self._gate.charging(visit, charge, name, key))
+
+    def refusal(self, scope: Scope) -> Answer:
+        """What a request is answered that was refused."""
+        return self._gate.refusal(scope[VISIT], _decoded(scope["headers"]))
+
+    async def cors_of(self, scope: Scope) -> list[Header]:
+        """What the app's CORS layer, further in, says to the page that sent this request. It is asked as a browser
+        asks: by a preflight, which does nothing."""
+        origin, method, path = _first(scope, "origin"), scope["method"], scope["path"]
+        if origin is None or method == "OPTIONS":
+            return []
+        now, key = time.monotonic(), (origin, method, path)
+        known = self._learned.get(key, now)
+        if known is None:
+            known = self._learned.add(key, now, kept(await self._preflight(scope, method, origin)))
+        return with_exposed(known)
+
+    async def _preflight(self, scope: Scope, method: str, origin: str) -> list[Header]:
+        """The headers of the app's answer. The client did not send this, so it is not charged for it."""
+        found: list[Header] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def keep(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                found.extend(_decoded(message.get("headers", ())))
+
+        visit = scope[VISIT]
+        nobody = self._session(scope, False)
+        host = [pair for pair in scope["headers"] if pair[0] == b"host"]
+        headers = [*host, *_encoded(asking_for(method, origin))]
+        asking = {**scope, "method": "OPTIONS", "headers": headers, KEY: nobody}
+        asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant)
         try:
-            await response.of(self.app, scope, receive)
-        finally:
-            self._gate.learn(route, session)
+            await self.app(asking, receive, keep)
+        except Exception as error:  # the client is refused anyway
+            log.warning("a preflight of %s was not answered: %r", scope["path"], error)
+        return found
 
 
 class _Response:
@@ -92,34 +243,40 @@ class _Response:
 
     def __init__(
         self,
+        middleware: StillroomMiddleware,
+        route: Route | None,
         session: AsyncWebSession,
-        room: AsyncStillroom,
+        visit: Visit,
+        scope: Scope,
         budget: Budget,
-        method: str,
-        said: list[Header],
-        tell: Callable[[int], None],
         send: Send,
+        is_inner: bool,
     ) -> None:
+        self._middleware = middleware
+        self._gate = middleware._gate
+        self._run = middleware._room.state.run
+        self._route = route
         self._session = session
-        self._room = room
+        self._visit = visit
+        self._scope = scope
+        self._method = scope["method"]
         self._budget = budget
-        self._method = method
-        self._said = said  # of the limits
-        self._tell = tell  # the status
         self._really_send = send
+        self._is_inner = is_inner  # then the outer one says how the client stands
         self._has_begun = False
         self._is_replaced = False
 
-    async def of(self, app: App, scope: Scope, receive: Receive) -> None:
+    async def of(self, receive: Receive) -> None:
         try:
-            await app(scope, receive, self._send)
+            await self._middleware.app(self._scope, receive, self._send)
         except SessionStoreUnavailable as error:
             # Raised through a framework that has answered with 500 already: that became a 503.
             if error is not self._session.failure or (self._has_begun and not self._is_replaced):
                 raise
             log.warning("a request was not answered for want of its session: %s", error)
             if not self._has_begun:
-                await self._answer(failed(error, self._method))
+                cors = await self._middleware.cors_of(self._scope)
+                await self._answer(failed(error, self._method), cors)
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and not self._has_begun:
@@ -128,30 +285,53 @@ class _Response:
             await self._really_send(message)
 
     async def _begin(self, message: Message) -> None:
-        raw = list(message.get("headers", ()))
+        raw, status = list(message.get("headers", ())), message["status"]
         headers = _decoded(raw)
-        self._tell(message["status"])
-        end = await self._room.state.run(
-            ending(self._session, message["status"], headers, self._method)
-        )
+        act = self._gate.ending(self._route, self._visit, self._session, status, headers)
+        end = await self._run(act)
         if end.instead is not None:
-            await self._answer(end.instead)
+            await self._answer(end.instead, kept(headers))
             return
         self._has_begun = True
         self._budget.left = math.inf  # a stream may be hours long
-        more = _encoded([*end.headers, *lacking(headers, self._said)])
+        without, told = end.without, self._told(headers)
+        if self._tells and _first(self._scope, "origin") and (exposed := exposing(headers)):
+            without |= {EXPOSE}
+            told.append((EXPOSE, exposed))
+        if without:
+            raw = [pair for pair in raw if pair[0].decode("latin-1").lower() not in without]
+        more = _encoded([*end.headers, *told])
         await self._really_send({**message, "headers": [*raw, *more]})
 
-    async def _answer(self, answer: Answer) -> None:
+    async def _answer(self, answer: Answer, cors: list[Header]) -> None:
         self._has_begun = self._is_replaced = True
-        headers = [*answer.headers, *lacking(answer.headers, self._said)]
-        await _send_answer(self._really_send, answer._replace(headers=headers))
+        await _send_answer(self._really_send, answer, [*self._told(answer.headers), *cors])
+
+    @property
+    def _tells(self) -> bool:
+        return bool(self._visit.decisions) and not self._is_inner
+
+    def _told(self, headers: list[Header]) -> list[Header]:
+        """How the client stands, of which the app has said nothing."""
+        return lacking(headers, list(self._visit.headers().items())) if self._tells else []
 
 
-async def _send_answer(send: Send, answer: Answer) -> None:
-    start = {"status": answer.status, "headers": _encoded(answer.headers)}
-    await send({"type": "http.response.start", **start})
+async def _refuse(scope: Scope, send: Send) -> None:
+    if scope["type"] == "http":
+        await _send_answer(send, foreign(scope["method"]), [])
+    else:
+        await refuse(send, foreign(), can_answer(scope), POLICY_VIOLATION)
+
+
+async def _send_answer(send: Send, answer: Answer, more: list[Header]) -> None:
+    headers = _encoded([*answer.headers, *more])
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+def _is_test(scope: Scope) -> bool:
+    """Whether this is Starlette's own test client, on plain http. It keeps cookies as strictly as a browser."""
+    return scope.get("client") == TEST_CLIENT and scope.get("scheme") in ("http", "ws")
 
 
 def _peer(scope: Scope) -> str | None:
@@ -159,10 +339,15 @@ def _peer(scope: Scope) -> str | None:
     return client[0] if client else None
 
 
-def _cookies(scope: Scope) -> str:
-    """All Cookie headers as one: HTTP/2 may send several."""
-    found = [value for name, value in scope["headers"] if name == b"cookie"]
-    return b"; ".join(found).decode("latin-1")
+def _first(scope: Scope, name: str) -> str | None:
+    """A header of the request by its name in small letters."""
+    return _all(scope, name.encode(), ", ")
+
+
+def _all(scope: Scope, name: bytes, between: str) -> str | None:
+    """All headers of this name as one: HTTP/2 may send several cookies. None: there is none."""
+    found = [value for given, value in scope["headers"] if given == name]
+    return between.encode().join(found).decode("latin-1") if found else None
 
 
 def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> list[Header]:

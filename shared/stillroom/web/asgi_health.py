@@ -20,6 +20,7 @@ from stillroom.web.health import (
     has_past,
     sized,
 )
+from stillroom.web.placing import app_and_room
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -28,10 +29,16 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class HealthASGI:
-    """See HealthWSGI: the same for ASGI servers. `app = HealthASGI(room, app)` wraps."""
+    """See HealthWSGI: the same for ASGI servers. `app.add_middleware(HealthASGI, room=room)` wraps an app too."""
 
-    def __init__(self, room: AsyncStillroom, app: Application | None = None) -> None:
-        self._app = app
+    def __init__(
+        self,
+        *given: Application | AsyncStillroom | None,
+        app: Application | None = None,
+        room: AsyncStillroom | None = None,
+    ) -> None:
+        inner, room = app_and_room(given, app, room, AsyncStillroom, "HealthASGI")
+        self._app: Application | None = inner
         self._endpoints = Endpoints(room.settings)
         self._health = room.health
         self._reports = Reports(room.health.check)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
-from stillroom.errors import SessionEnded, SessionStoreUnavailable
+from stillroom.errors import SessionEnded, SessionNotFresh, SessionStoreUnavailable
 from stillroom.operation import Operation
 from stillroom.web.problem import Answer, failed
 from stillroom.web.request_session import RequestSession
@@ -15,12 +16,16 @@ log = logging.getLogger("stillroom.web")
 
 Header = tuple[str, str]
 
+# What tells shared caches more than Cache-Control does (RFC 9213 and those before it).
+FOR_CACHES = ("surrogate-control", "cdn-cache-control", "x-accel-expires")
+
 
 class Ending(NamedTuple):
-    """What is added to the app's headers, or what is answered instead."""
+    """What is added to the app's headers and what is taken from them, or what is answered instead."""
 
     headers: list[Header]
     instead: Answer | None = None
+    without: frozenset[str] = frozenset()  # names, in small letters
 
 
 def ending(
@@ -30,18 +35,31 @@ def ending(
 
     A response of 5xx keeps nothing of what the request did to its session: it failed, as a transaction does. What
     the app has saved itself stays, and its cookie goes out. One of 500 after the session could not be read becomes
-    a 503.
+    a 503, and after `require_fresh` a 401.
     """
     if status >= 500 and session.drop():
         log.warning("a response of %d: its request's changes to the session are dropped", status)
-    if status == 500 and isinstance(session.failure, SessionStoreUnavailable):
+    if status == 500 and isinstance(session.failure, SessionStoreUnavailable | SessionNotFresh):
         return Ending([], failed(session.failure, method))
     try:
         cookie = yield from session.writing()
     except (SessionStoreUnavailable, SessionEnded) as error:
         log.warning("the session of a request was not written: %s", error)
         return Ending([], failed(error, method))
-    return Ending([*_vary(session), *_set_cookie(cookie, headers)])
+    return with_cookie(session, cookie, headers)
+
+
+def with_cookie(session: RequestSession, cookie: str | None, headers: Iterable[Header]) -> Ending:
+    """What the response says of the session, besides its own headers."""
+    if not session.is_looked_at:
+        return Ending([])
+    if cookie is None:
+        return Ending(vary(headers))
+    given = list(headers)
+    if session.cookie.secure and session.is_over_http:
+        _tell_of_http(session.cookie.name)
+    more, without = private(given)
+    return Ending([*more, *vary(given), ("Set-Cookie", cookie)], None, without)
 
 
 def report_loss(session: RequestSession) -> None:
@@ -52,15 +70,53 @@ def report_loss(session: RequestSession) -> None:
         )
 
 
-def _vary(session: RequestSession) -> list[Header]:
-    return [("Vary", "Cookie")] if session.is_looked_at else []
+def vary(headers: Iterable[Header]) -> list[Header]:
+    """Vary: Cookie, unless the app says so itself."""
+    for name, value in headers:
+        if len(name) == 4 and name.lower() == "vary":
+            said = {part.strip().lower() for part in value.split(",")}
+            if said & {"cookie", "*"}:
+                return []
+    return [("Vary", "Cookie")]
 
 
-def _set_cookie(cookie: str | None, headers: Iterable[Header]) -> list[Header]:
-    """A shared cache must not give one visitor's cookie to the next."""
-    if cookie is None:
-        return []
-    return [("Set-Cookie", cookie), *lacking(headers, [("Cache-Control", "private")])]
+def private(headers: Iterable[Header]) -> tuple[list[Header], frozenset[str]]:
+    """What to add, and the names of what to take away, so that no shared cache keeps the response: it has a
+    visitor's cookie in it, and who gets it from a cache is that visitor. No `public` of the app's weighs as much
+    as that."""
+    headers = list(headers)
+    rules = [rule.strip() for rule in _values(headers, "cache-control") if rule.strip()]
+    without = frozenset(name.lower() for name, _ in headers if _is_for_caches(name.lower()))
+    names = {rule.lower() for rule in rules}
+    if names & {"no-store", "private"} and not any(map(_opens, names)):
+        return [], without
+    kept = [rule for rule in rules if not _opens(rule.lower()) and rule.lower() != "private"]
+    return [("Cache-Control", ", ".join(["private", *kept]))], without | {"cache-control"}
+
+
+def _opens(rule: str) -> bool:
+    """Whether this rule lets a shared cache keep the response."""
+    return rule == "public" or rule.partition("=")[0].strip() == "s-maxage"
+
+
+def _is_for_caches(name: str) -> bool:
+    return name in FOR_CACHES or name.endswith("-cdn-cache-control")
+
+
+def _values(headers: Iterable[Header], wanted: str) -> list[str]:
+    found = [value for name, value in headers if name.lower() == wanted]
+    return [part for value in found for part in value.split(",")]
+
+
+@lru_cache
+def _tell_of_http(name: str) -> None:
+    """Once: what a developer sees is a login that is forgotten by the next request."""
+    log.warning(
+        "the cookie %s is Secure and this request came over plain http: most clients will not send it back, so "
+        "nobody stays logged in. Is there a proxy that ends TLS? Then let it send X-Forwarded-Proto. On plain http "
+        'pass cookie=SessionCookie("sid", secure=False)',
+        name,
+    )
 
 
 def lacking(headers: Iterable[Header], more: Iterable[Header]) -> list[Header]:

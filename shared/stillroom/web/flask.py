@@ -1,63 +1,293 @@
-"""Flask: its own `session`, kept by the room: `app.session_interface = StillroomSessions(Stillroom())`."""
+"""Flask: its own `session`, kept by the room, and limits on views and blueprints.
+
+app.session_interface = StillroomSessions(room)
+StillroomLimits(app, room)
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
-from flask import Flask, Request, Response, request
+from flask import Flask, Request, Response, abort, g, has_app_context, request, session
 from flask.sessions import SessionInterface, SessionMixin
 
 from stillroom.errors import SettingsError
+from stillroom.operation import Operation
 from stillroom.room import Stillroom
+from stillroom.sessions import Session
+from stillroom.web.cors import kept
 from stillroom.web.ending import ending
-from stillroom.web.request_session import WebSession
+from stillroom.web.flask_limits import LimitExceeded, StillroomLimits, exempt, limited
+from stillroom.web.request_session import Login, WebSession
 from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.wsgi import ALONG
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+USER = "_user_id"  # where Flask-Login keeps who is logged in
+FRESH = "_fresh"  # … and whether by a password, not by its "remember me" cookie
+PERMANENT = "_permanent"
+FLASKS_NAME, FLASKS_LIFETIME = "session", 31 * 86_400  # its defaults: who has them has set nothing
+OWN = SessionCookie()
+# Where werkzeug's test client says that it keeps the context, for the test to look into when the response is over.
+KEPT_OPEN = "werkzeug.debug.preserve_context"
+
+__all__ = [
+    "FlaskSession",
+    "LimitExceeded",
+    "StillroomLimits",
+    "StillroomSessions",
+    "exempt",
+    "fresh",
+    "limited",
+]
 
 
 class FlaskSession(WebSession, SessionMixin):
-    """`flask.session`: a WebSession, so that it also has `login`, `logout`, `renew` and `user_id`.
+    """`flask.session`: a WebSession, so that it also has `login`, `logout`, `renew`, `confirm` and `user_id`.
 
-    Values are JSON: a tuple comes back as a list. It is read by the first look, and saved where something changed,
-    in a list or dict too, whatever `modified` says.
+    It is read by the first look, and saved where something changed, in a list or dict too, whether or not somebody
+    said `modified`. `clear()` is a logout, as it is in Flask. Who Flask-Login logs in (`_user_id`) is the session's
+    user, and each login gets a new token.
     """
+
+    accessed = False  # Flask says so when somebody has used `flask.session`
+    _app: Flask
+    _is_said_modified = False
+    _follows_flask_login = False  # who is to be logged in is what it says
 
     @property
     def permanent(self) -> bool:
-        """Always: the cookie lives as long as the session does."""
-        return True
+        """Whether the cookie outlives the browser. False unless somebody has set it, as in Flask."""
+        return bool(self.get(PERMANENT, False))
 
     @permanent.setter
     def permanent(self, value: bool) -> None:
-        if not value:
-            raise SettingsError(
-                "permanent=False: a session lives for session_idle, and its cookie too"
-            )
+        if self.permanent != bool(value):
+            self[PERMANENT] = bool(value)
+
+    @property
+    def modified(self) -> bool:
+        """Whether the request has changed it. It need not be set, and may be."""
+        return self._is_said_modified or self.has_changed
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        self._is_said_modified = bool(value)
+
+    @property
+    def new(self) -> bool:  # type: ignore[override]
+        """Whether there was none before this request."""
+        return self.found is None
+
+    def login(self, user_id: str, **options: Any) -> None:
+        """See WebSession.login. It goes before what Flask-Login says in the same request."""
+        if self._follows_flask_login:
+            self._login, self._follows_flask_login = None, False
+        super().login(user_id, **options)
+
+    def is_fresh(self, seconds: float) -> bool:
+        """See WebSession.is_fresh. Who Flask-Login only remembers is not fresh."""
+        return self.get(FRESH, True) is not False and super().is_fresh(seconds)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == PERMANENT and not value and key not in self:
+            return  # it is not, and that alone begins no session
+        confirms = key == FRESH and value is True and self.get(FRESH) is False
+        if key == USER and value is not None:
+            self._log_in(str(value))
+        super().__setitem__(key, value)
+        if confirms:
+            self.confirm()
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        if key == USER and (self._login is None or self._follows_flask_login):
+            # What is left of it is nobody's: a session of its own.
+            self._login, self._is_ended, self._follows_flask_login = None, True, False
+
+    def _log_in(self, user_id: str) -> None:
+        """Flask-Login's login_user(), or its "remember me" cookie."""
+        if self._login is None or self._follows_flask_login:
+            before, kept = self.user_id, {key: self[key] for key in self._changed if key in self}
+            super().login(user_id)
+            self._follows_flask_login = True
+            if before not in (None, user_id):
+                self.update(kept)
+
+    def _settle(self) -> None:
+        self._is_said_modified = self.modified  # also for who looks when it is written
+        if self._is_ended and self._data and self._data.keys() == {PERMANENT}:
+            self._data.clear()  # how long nothing is to be kept
+        changed = self._changed | self._gone | self._mutated
+        if self._login and self._follows_flask_login:
+            is_fresh = self.get(FRESH, True) is not False
+            self._login = Login(self._login.user_id, {"fresh": is_fresh})
+        elif self._found is None or self._login or self._is_ended or PERMANENT not in changed:
+            return
+        elif not self._has_lifetime:
+            self._is_renewed = True  # another cookie, for longer or for less
+        elif (user_id := self._found.user_id) is not None:
+            about = {"tags": self._found.tags, "meta": self._found.meta}
+            self._login = Login(user_id, {**about, "fresh": False})
+        else:
+            self._is_ended = True
+
+    def _writing(self) -> Operation[str | None]:
+        cookie = yield from super()._writing()
+        found = self._found
+        if self._token is None or found is None or self._login or self._is_ended:
+            return cookie
+        if self._is_emptied(found):
+            is_gone = yield from self._body.log_out(self._token, if_empty=True)
+            return self._cookie.clear() if is_gone else cookie
+        if self._touches or self.permanent:
+            return cookie
+        if found.read_at - found.last_seen >= self._body.settings.session_touch:
+            yield from self._body.touch(self._token)
+        return cookie
+
+    def _is_emptied(self, found: Session[Any]) -> bool:
+        """Whether nothing is left of a session that is nobody's: then Flask forgets it."""
+        has_changed = bool(self._gone or self._mutated)
+        return has_changed and not self._data and found.user_id is None and not self._is_renewed
+
+    def _change(self) -> None:
+        if not self._is_written or KEPT_OPEN not in self._request:
+            super()._change()
+
+    def _dropped_at_login(self) -> tuple[str, ...]:
+        field = self._app.config.get("WTF_CSRF_FIELD_NAME")
+        names = {*super()._dropped_at_login(), *([field] if field else ())}
+        for name in names if has_app_context() else ():
+            g.pop(name, None)  # Flask-WTF remembers it for the request
+        return tuple(names)
+
+    @property
+    def _has_lifetime(self) -> bool:
+        """Whether PERMANENT_SESSION_LIFETIME was set."""
+        return self._app.permanent_session_lifetime.total_seconds() != FLASKS_LIFETIME
+
+    def _options(self) -> dict[str, Any]:
+        if not self.permanent or not self._has_lifetime:
+            return {}
+        lifetime = self._app.permanent_session_lifetime.total_seconds()
+        return {
+            "idle": lifetime,
+            "absolute": max(lifetime, self._body.settings.session_absolute),
+        }
+
+    def _kept_for(self, made: Session[Any]) -> float | None:
+        return super()._kept_for(made) if self.permanent else None
 
 
 class StillroomSessions(SessionInterface):
-    """Keeps Flask's sessions in Redis; the cookie is ours, whatever SESSION_COOKIE_NAME says.
+    """Keeps Flask's sessions in Redis.
 
-    A response of 5xx saves nothing. Redis away: the request that looks is answered with 503, the cookie untouched.
+    The cookie is `__Host-sid`, Secure and SameSite=Lax, for this host alone. What Flask's settings say of it
+    holds: SESSION_COOKIE_NAME (then the cookie is Secure only if SESSION_COOKIE_SECURE says so), _DOMAIN and _PATH
+    (then it is `__Secure-sid`), _HTTPONLY, _SAMESITE, _PARTITIONED. `cookie` says it all at once, and goes before
+    them. A session lives as the room's settings say; a permanent one for PERMANENT_SESSION_LIFETIME, where that is
+    set. SESSION_REFRESH_EACH_REQUEST=False: to look at a permanent session does not keep it alive. A response of
+    5xx saves nothing. Redis away: the request that looks is answered with 503, the cookie untouched.
     """
 
     def __init__(self, room: Stillroom, *, cookie: SessionCookie | None = None) -> None:
         self._room = room
-        self._cookie = cookie or SessionCookie()
+        self._cookie = cookie
+        self._cookies: dict[tuple[Any, ...], SessionCookie] = {}
 
     def open_session(self, app: Flask, request: Request) -> FlaskSession:
         """Flask's first step in each request. Nothing is read yet."""
-        token = self._cookie.read(request.headers.get("Cookie", ""))
-        return FlaskSession(self._room._sessions_body, self._room.state, self._cookie, token)
+        cookie = self._cookie or self._cookie_of(app)
+        token = cookie.read(request.headers.get("Cookie", ""))
+        body, driver = self._room._sessions_body, self._room.state
+        opened = FlaskSession(body, driver, cookie, token, request.environ)
+        opened._app = app
+        opened._touches = app.config["SESSION_REFRESH_EACH_REQUEST"]
+        if opened._touches and (along := request.environ.get(ALONG)) is not None:
+            opened.adopt(along)
+        return opened
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
         """Flask's last step: the session is written, or the response becomes one that says why not."""
-        end = self._room.state.run(
-            ending(session, response.status_code, response.headers, request.method)
-        )
+        status, headers = response.status_code, response.headers
+        end = self._room.state.run(ending(session, status, headers, request.method))
+        along = request.environ.get(ALONG) if session._touches and session.is_looked_at else None
+        if along is not None:
+            along.taken_by = session.cookie
         if end.instead is None:
-            response.headers.extend(end.headers)
+            for name in end.without:
+                response.headers.remove(name)
+            for name, value in end.headers:
+                if name == "Vary":
+                    response.vary.add(value)  # to what the app says
+                else:
+                    response.headers.add(name, value)
         else:
             response.status_code = end.instead.status
+            cors = kept(list(response.headers))  # a page of another origin may read this, too
             response.headers.clear()
-            response.headers.extend(end.instead.headers)
+            response.headers.extend([*end.instead.headers, *cors])
             response.set_data(end.instead.body)
+
+    def _cookie_of(self, app: Flask) -> SessionCookie:
+        """The cookie that Flask's settings ask for."""
+        given = tuple(app.config[name] for name in _SETTINGS)
+        cookie = self._cookies.get(given)
+        if cookie is None:
+            cookie = self._cookies[given] = _cookie_of(app.config)
+        return cookie
+
+
+_SETTINGS = (
+    "SESSION_COOKIE_NAME",
+    "SESSION_COOKIE_DOMAIN",
+    "SESSION_COOKIE_PATH",
+    "SESSION_COOKIE_HTTPONLY",
+    "SESSION_COOKIE_SECURE",
+    "SESSION_COOKIE_SAMESITE",
+    "SESSION_COOKIE_PARTITIONED",
+    "APPLICATION_ROOT",
+)
+
+
+def _cookie_of(config: Any) -> SessionCookie:
+    """Raises SettingsError for what browsers refuse."""
+    name, domain, own_path, http_only, secure, same_site, partitioned, root = (
+        config[setting] for setting in _SETTINGS
+    )
+    path = own_path or root
+    is_named = name != FLASKS_NAME
+    if not is_named:
+        name = OWN.name if domain is None and path == "/" else "__Secure-sid"
+    must_be_secure = not is_named or partitioned or name.startswith("__")
+    if same_site is not None and str(same_site).capitalize() not in ("Lax", "Strict", "None"):
+        raise SettingsError(f"SESSION_COOKIE_SAMESITE={same_site!r}: Lax, Strict or None")
+    return SessionCookie(
+        name,
+        secure=bool(secure or must_be_secure),
+        same_site=OWN.same_site if same_site is None else str(same_site).capitalize(),
+        domain=domain,
+        path=path,
+        http_only=bool(http_only),
+        partitioned=bool(partitioned),
+    )
+
+
+def fresh(seconds: float) -> Callable[[View], View]:
+    """Return a decorator for views that change a password or an address: 401 unless the session's user has proved
+    within so many seconds who he is. After he has proved it again call `session.confirm()`."""
+
+    def decorated(view: View) -> View:
+        @wraps(view)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            if not session.is_fresh(seconds):  # type: ignore[attr-defined]
+                abort(401)
+            return view(*args, **kwargs)
+
+        return checked  # type: ignore[return-value]
+
+    return decorated

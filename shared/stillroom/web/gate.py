@@ -5,22 +5,33 @@ And what is told after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from stillroom.limits import Decision, Route, Routes
+from stillroom.errors import InvalidLimit
+from stillroom.limits import Decision, Limit, LimitsBody, Route, Routes
+from stillroom.limits.routes import Counted
 from stillroom.operation import Failed, Operation, together
 from stillroom.room import AsyncStillroom, Stillroom
-from stillroom.web.ending import Header
+from stillroom.web import origin
+from stillroom.web.cors import Learned, is_preflight
+from stillroom.web.ending import Ending, Header, ending
+from stillroom.web.known_routes import Misfits, Roots
+from stillroom.web.limited import Charge, counted_by
+from stillroom.web.placing import checked_room, checked_routes
+from stillroom.web.problem import Answer
+from stillroom.web.refusal import Refusal, Render, checked_render, refused
 from stillroom.web.request_session import RequestSession
 from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.visit import Visit
 
 A = TypeVar("A")
 R = TypeVar("R", Stillroom, AsyncStillroom)
 
 NOT_FOUND = 404
 CLIENTS = 8_192  # addresses that are remembered
+USER = "user"  # whom a limit may count without anybody saying how: the session's
 
 
 class Asked(NamedTuple):
@@ -34,71 +45,186 @@ class Asked(NamedTuple):
 
 # What a request is counted by besides its address: kind → text, such as {"user": "ann"}.
 SubjectOf = Callable[[Asked], Mapping[str, str | None]]
+ExemptWhen = Callable[[Asked], bool]
+
+
+class _Plan(NamedTuple):
+    """What is the same for all requests of a route."""
+
+    limits: tuple[Limit, ...]
+    counted: tuple[Counted, ...]
+    by_ip: bool  # and by nothing else
+    by_user: bool
 
 
 class Gate:
-    """The limits of a route table, for requests of either face.
+    """The limits of a route table, and of endpoints, for requests of either face.
 
-    A session is read along with the check where the route's last request looked at its own: then both are one round
-    trip. Elsewhere it is read when it is looked at, and costs nothing if it is not.
+    A session is read along with the check where the last request on this route, or to this endpoint, looked at its
+    own: then both are one round trip. Elsewhere it is read when it is looked at, and costs nothing if it is not.
     """
 
     def __init__(
-        self, room: Stillroom | AsyncStillroom, routes: Routes | None, subject: SubjectOf | None
+        self,
+        room: Stillroom | AsyncStillroom,
+        routes: Routes | None = None,
+        subject: SubjectOf | None = None,
+        exempt_when: ExemptWhen | None = None,
+        render: Render | None = None,
+        *,
+        has_sessions: bool = True,
     ) -> None:
-        self._body = room._limits_body
+        self.body: LimitsBody = room._limits_body
         self._hold = room._abuse_body.hold
         self._client = room.limits.client
         # Without trusted proxies an address is all there is to know, and most requests come from a known one.
         self._known = lru_cache(CLIENTS)(room.limits.client)
         self._trusts_any = bool(room.settings.trusted_proxies)
-        self.reads_headers = self._trusts_any or subject is not None
-        self._routes = routes
+        self.reads_headers = self._trusts_any or subject is not None or exempt_when is not None
+        self.routes = checked_routes(routes)
         self._subject = subject
-        self._look: set[Route] = set()  # routes whose last request looked at its session
+        self._exempt_when = exempt_when
+        self._render = checked_render(render)
+        # Routes and endpoints whose last request looked at its session, and the cookie it is known by.
+        self._look: dict[object, SessionCookie] = {}
+        self._plans: dict[Route, _Plan] = {}
+        _check_kinds(self.routes, subject, has_sessions)
 
-    def route(self, method: str, path: str) -> Route | None:
-        """The route whose limits a request has; None if it has none."""
-        found = self._routes.find(method, path) if self._routes else None
-        return found if found and found.limits else None
+    def route(
+        self, method: str, path: str, whole: str, header: Callable[[str], str | None]
+    ) -> Route | None:
+        """The route whose limits a request has; None if it has none. See Routes.find."""
+        assert self.routes is not None
+        found = self.routes.find(method, path, whole)
+        if not found.limits:
+            return None
+        # A preflight is nobody's request: it costs nothing, unless the app says that it answers OPTIONS itself.
+        is_spared = (
+            method == "OPTIONS" and method not in found.methods and is_preflight(method, header)
+        )
+        return None if is_spared else found
 
-    def asking(self, route: Route, asked: Asked, session: RequestSession) -> Operation[Decision]:
-        """Whether the request may go on; and have its session ready, if it will be looked at."""
-        others = self._subject(asked) if self._subject else {}
-        subject = {**others, "ip": self._client_of(asked)}
-        checks = self._body.check(subject, route.limits, route.cost, route=route.template)
-        if session.is_read or route not in self._look:
-            return (yield from checks)
-        return (yield from _with_session(checks, session))
+    def visit(
+        self, asked: Asked, session: RequestSession | None, is_meant: Callable[[], bool]
+    ) -> Visit:
+        """A request that comes in."""
+        return Visit(asked, self.client_of(asked), session, is_meant)
 
-    def tell(self, route: Route | None, asked: Asked, session: RequestSession, status: int) -> None:
+    def asking(self, route: Route, visit: Visit) -> Operation[Decision | None]:
+        """Whether the request may go on; and have its session ready, if that is likely. None: it is exempt."""
+        if self._exempt_when is not None and self._exempt_when(visit.asked):
+            return _none()
+        plan = self._plans.get(route) or self._plan(route)
+        if not plan.by_ip or self._subject:
+            return self._asking_by_name(route, plan, visit)
+        charge = Charge(plan.limits, visit.client, route.cost, plan.counted)
+        return self.charging(visit, charge, route.template, route)
+
+    def _asking_by_name(
+        self, route: Route, plan: _Plan, visit: Visit
+    ) -> Operation[Decision | None]:
+        """The same where more than the address is counted."""
+        others = dict(self._subject(visit.asked)) if self._subject else {}
+        if USER not in others and plan.by_user:
+            others[USER] = yield from _user_of(visit)
+        charge = Charge(plan.limits, {**others, "ip": visit.client}, route.cost, plan.counted)
+        return (yield from self.charging(visit, charge, route.template, route))
+
+    def charging(
+        self, visit: Visit, charge: Charge, name: str, key: object
+    ) -> Operation[Decision | None]:
+        """Charge a request. `key`: the route or endpoint it came to, to know it again; `name`: for people."""
+        visit.keys += (key,)
+        checks = visit.charging(self.body, charge, name)
+        if visit.session is None or visit.session.is_read or key not in self._look:
+            return checks
+        return _with_session(checks, visit.session)
+
+    def _plan(self, route: Route) -> _Plan:
+        limits = tuple(route.limits)
+        kinds = {kind for limit in limits for kind in limit.kinds}
+        counted = counted_by(route.count, limits)
+        plan = self._plans[route] = _Plan(limits, counted, kinds <= {"ip"}, USER in kinds)
+        return plan
+
+    def refusal(self, visit: Visit, headers: Sequence[Header]) -> Answer:
+        """What a request is answered that was refused. `headers`: the request's."""
+        assert visit.refused is not None
+        method, path, *_ = visit.asked
+        refusal = Refusal(visit.refused, method, path, headers)
+        return refused(refusal, visit.decisions, self._render)
+
+    def ending(
+        self,
+        route: Route | None,
+        visit: Visit,
+        session: RequestSession,
+        status: int,
+        headers: Sequence[Header],
+    ) -> Operation[Ending]:
+        """What the response needs besides: its session is written, and what does not count is given back."""
+        self._tell(route, visit, session, status)
+        act = ending(session, status, headers, visit.asked.method)
+        return visit.ending(self.body, act, status, headers)
+
+    def closing(self, visit: Visit, status: int) -> Operation[None]:
+        """What a websocket needs when it is closed, whose handshake was answered so."""
+        yield from visit.ending(self.body, _none(), status, [])
+        yield from visit.over(self.body)
+
+    def _tell(
+        self, route: Route | None, visit: Visit, session: RequestSession, status: int
+    ) -> None:
         """What abuse begins with. Waits for nothing: it rides along with the next counts of this process."""
-        if route is not None and status == NOT_FOUND:
-            self._hold("not_found", ip=self._client_of(asked), route=asked.path)
+        if route is not None and status == NOT_FOUND and visit.is_meant():
+            self._hold("not_found", ip=visit.client, route=visit.asked.path)
         if session.is_unknown:
             template = route.template if route else None
-            self._hold("session_unknown", ip=self._client_of(asked), route=template)
+            self._hold("session_unknown", ip=visit.client, route=template, token=session.token)
 
-    def _client_of(self, asked: Asked) -> str:
+    def client_of(self, asked: Asked) -> str:
         if self._trusts_any:
             return self._client(asked.peer, asked.headers)
         return self._known(asked.peer)
 
-    def learn(self, route: Route | None, session: RequestSession) -> None:
-        """What to expect of the next request on this route."""
-        if route is None:
+    def learn(self, visit: Visit) -> None:
+        """What to expect of the next request on this route, or to this endpoint."""
+        session = visit.session
+        if session is None:
             return
-        if session.is_looked_at:
-            self._look.add(route)
-        else:
-            self._look.discard(route)
+        cookie = session.cookie if session.is_looked_at else session.taken_by
+        for key in visit.keys:
+            if cookie is not None:
+                self._look[key] = cookie
+            else:
+                self._look.pop(key, None)
+
+    def cookie_of(self, key: object) -> SessionCookie | None:
+        """The cookie that a framework's own session is read by, where the last request here looked at it."""
+        return self._look.get(key)
 
 
-def _with_session(checks: Operation[Decision], session: RequestSession) -> Operation[Decision]:
+def _none() -> Operation[None]:
+    """An operation that says nothing to Redis."""
+    yield from ()
+
+
+def _user_of(visit: Visit) -> Operation[str | None]:
+    """Who is logged in. A round trip of its own, before the check."""
+    session = visit.session
+    if session is None:
+        return None
+    yield from session.reading()
+    return session.user_id
+
+
+def _with_session(
+    checks: Operation[Decision | None], session: RequestSession
+) -> Operation[Decision | None]:
     """Both in one batch. A client that is denied from memory costs Redis nothing: its session is not asked for."""
-    from_memory: list[Decision] = []
+    from_memory: list[Any] = []
 
-    def checking() -> Operation[Decision]:
+    def checking() -> Operation[Decision | None]:
         decision = yield from checks
         from_memory.append(decision)
         return decision
@@ -113,8 +239,25 @@ def _with_session(checks: Operation[Decision], session: RequestSession) -> Opera
     return decision  # type: ignore[no-any-return]
 
 
+def _check_kinds(routes: Routes | None, subject: object, has_sessions: bool) -> None:
+    """A route that counts by what no request has would raise at each request. Raises InvalidLimit."""
+    if routes is None or subject is not None:
+        return
+    known = {"ip", USER} if has_sessions else {"ip"}
+    for route in (*routes.routes, routes.default):
+        for limit in route.limits:
+            if missing := [kind for kind in limit.kinds if kind not in known]:
+                raise InvalidLimit(
+                    limit.name,
+                    f"{route.template} counts by {missing[0]}: give subject=, a function of the request "
+                    f"that returns {{{missing[0]!r}: …}}, or put the limit on the endpoint",
+                )
+
+
 class Middleware(Generic[A, R]):
     """What the middlewares of both faces are made of."""
+
+    _kind: type[R]
 
     def __init__(
         self,
@@ -123,11 +266,22 @@ class Middleware(Generic[A, R]):
         *,
         routes: Routes | None = None,
         subject: SubjectOf | None = None,
+        exempt_when: ExemptWhen | None = None,
+        render: Render | None = None,
         sessions: bool = True,
         cookie: SessionCookie | None = None,
+        same_origin: bool | Iterable[str] = False,
     ) -> None:
         self.app = app
-        self._room: R = room
-        self._gate = Gate(room, routes, subject)
+        self._room: R = checked_room(room, self._kind, type(self).__name__)
+        self._gate = Gate(room, routes, subject, exempt_when, render, has_sessions=sessions)
+        self._misfits = Misfits(self._gate.routes) if self._gate.routes else None
+        self._roots = Roots(app)
+        self._learned = Learned()
+        self._origin = origin.same_origin(same_origin)
         self._has_sessions = sessions
         self._cookie = cookie or SessionCookie()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What one face needs besides."""

@@ -9,7 +9,8 @@
 | `/status`       | each time  | a page for operators, guarded like the details: see status/                 |
 
 Everybody sees the status. The details are for who has the token, or comes from an operator's network directly: a
-request that a proxy passed on has the proxy's address, which says nothing about who sent it.
+request that a proxy passed on has the proxy's address, which says nothing about who sent it. Where a token is set,
+no network is an operator's unless the setting health_networks says so: a proxy may add no header.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ HELD_S = 2.0  # one check serves everybody for this long
 WAIT_S = 0.25  # for a check under way; longer than one takes, unless a name can't be resolved
 STALE_S = 30.0  # so old may a report be that is served because a new one does not come
 
-FORWARDED = ("forwarded", "x-forwarded-", "x-real-ip", "via")  # how what a proxy adds begins
+FORWARDED = ("forwarded", "x-forwarded-", "x-real-ip", "cf-", "via")  # how what a proxy adds begins
 METHODS = ("GET", "HEAD")
 
 LIVE, READY, HEALTH, METRICS, STATUS = "live", "ready", "health", "metrics", "status"
@@ -93,7 +94,7 @@ class Endpoints:
         self._settings = settings
         token = settings.health_token
         self._token = token.get_secret_value().encode() if token else None
-        self._networks = _networks(settings.health_networks)
+        self._networks = _networks(settings.operators)
         self._proxies = _networks(settings.proxy_networks)
         self._was_ready = False
         find_psutil()  # now, and not while the first request waits

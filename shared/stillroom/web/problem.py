@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
-from stillroom.errors import SessionEnded, StillroomError
-from stillroom.limits.decision import Decision
+from stillroom.errors import SessionEnded, SessionNotFresh, StillroomError
 
 RETRY_AFTER_S = 2  # the breaker's probes come once a second
 
@@ -41,10 +40,14 @@ def answer(
 
 
 def failed(failure: StillroomError, method: str = "GET") -> Answer:
-    """What a request is answered whose session could not be read or written: 503, or 409 if it had ended meanwhile.
+    """What a request is answered whose session could not be read or written: 503, or 409 if it had ended meanwhile;
+    and 401 where its user has to prove again who he is.
 
     The cookie is left as it is: the session may well live.
     """
+    if isinstance(failure, SessionNotFresh):
+        detail = "Confirm who you are, and try again."
+        return answer(401, _sentence(401, detail) | {"max_age": failure.within}, {}, method)
     if isinstance(failure, SessionEnded):
         return answer(
             409, _sentence(409, "The session ended while this request was under way."), {}, method
@@ -53,9 +56,9 @@ def failed(failure: StillroomError, method: str = "GET") -> Answer:
     return answer(503, _sentence(503, "Sessions can't be reached at the moment."), retry, method)
 
 
-def denied(decision: Decision, method: str = "GET") -> Answer:
-    """What a request is answered that is over its limits: 429, or 503 for one that may not be decided now."""
-    return answer(decision.status, decision.problem(), decision.headers(), method)
+def foreign(method: str = "GET") -> Answer:
+    """What a request is answered that another site's page made: 403."""
+    return answer(403, _sentence(403, "This request comes from another site's page."), {}, method)
 
 
 def _sentence(status: int, detail: str) -> dict[str, object]:

@@ -1,27 +1,42 @@
 """The session as one request sees it: read when it is looked at, written once, when the response begins.
 
-`RequestSession` is what both faces share: what the request has done to the session, and the operations that read
+`RequestSession` is what all faces share: what the request has done to the session, and the operations that read
 and write it. Nothing is read for a request that does not look, nothing written for one that changes nothing.
+
+A cookie goes out only where the browser has to keep another one: a session begins, gets a new token, or ends. That
+it was seen is the server's business: the cookie's age is the session's end in any case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
-from pydantic_core import to_json
-
 from stillroom.errors import (
+    SessionConflict,
     SessionEnded,
+    SessionNotFresh,
     SessionNotLoaded,
     SessionStoreUnavailable,
     SessionTooLate,
     StillroomError,
 )
-from stillroom.operation import AsyncDriver, Driver, Failed, Operation, together
-from stillroom.sessions import Session, SessionsBody
-from stillroom.web.fields import field_of, key_of
+from stillroom.marked import FIXED
+from stillroom.operation import AsyncDriver, Driver, Operation
+from stillroom.sessions import Session, SessionsBody, decoded_value, encoded_value, not_fresh
+from stillroom.web.agent import device_of
+from stillroom.web.fields import field_of, to_data, to_fields
+from stillroom.web.merge import GONE, merged_keys
 from stillroom.web.session_cookie import SessionCookie
+
+TRIES = (
+    100  # to merge with what others have written: each lost one means that somebody else's was won
+)
+_SAYS_HTTPS = ("HTTP_X_FORWARDED_PROTO", "HTTP_FORWARDED")
+CLEARS_WITHIN_S = 2.0  # a slower response might meet a login that never knew this cookie
+
+Change = Callable[[dict[str, Any]], Any]
 
 
 class Login(NamedTuple):
@@ -31,35 +46,72 @@ class Login(NamedTuple):
     options: Mapping[str, Any]
 
 
-class RequestSession(MutableMapping[str, Any]):
-    """A mapping of str to JSON values, and who is logged in.
+class Done(NamedTuple):
+    """What a request did to the data: the keys it looked at as they were, and those it changed as it left them."""
 
+    base: Mapping[str, Any]
+    ours: Mapping[str, Any]
+
+    def onto(self, data: dict[str, Any]) -> None:
+        """Do the same to this data."""
+        for key, value in merged_keys(self.base, self.ours, data).items():
+            if value is GONE:
+                data.pop(key, None)
+            else:
+                data[key] = value
+
+
+class RequestSession(MutableMapping[str, Any]):
+    """A mapping of str to values, and who is logged in.
+
+    Values are JSON, and tuples, sets, bytes, dates and times, Decimal, UUID and safe HTML, which keep their type.
     `login(user_id)` begins a new session under a new token, whatever cookie came in; the data of an anonymous
-    session goes along, another user's does not. `logout()` ends it. `renew()` gives it a new token: where rights
-    change. All of it is written together when the response begins; changes of one request leave other requests'
-    keys alone.
+    session goes along, another user's does not. `logout()` and `clear()` end it. `renew()` gives it a new token:
+    where rights change. `confirm()` does that too, and says that the user has just proved who he is. All of it is
+    written together when the response begins; changes of one request leave other requests' keys alone, and what
+    two requests add to one list or dict is both there.
 
     Raises SessionStoreUnavailable where Redis is away (answered with 503, the cookie left as it is), SessionTooLate
     for a change after the response has begun, SessionDataRefused for a key or value that can't be kept.
     """
 
-    failure: StillroomError | None = None  # why it could not be read or written
+    failure: StillroomError | None = None  # why it could not be read or written, or was refused
 
-    def __init__(self, body: SessionsBody, cookie: SessionCookie, token: str | None) -> None:
+    def __init__(
+        self,
+        body: SessionsBody,
+        cookie: SessionCookie,
+        token: str | None,
+        request: Mapping[str, Any],
+    ) -> None:
+        """`request`: the environ or the scope."""
         self._body = body
         self._cookie = cookie
         self._token = token
+        self._request = request
         self._found: Session[Any] | None = None
         self._is_asked = token is None  # whether Redis has said what there is
         self._data: dict[str, Any] | None = None  # None: not looked at
         self._changed: set[str] = set()
         self._gone: set[str] = set()
-        self._handed_out: dict[str, bytes] = {}  # lists and dicts as they were, as JSON
+        # What was looked at and can be changed in place, as JSON; None: the key was not there.
+        self._seen: dict[str, bytes | None] = {}
         self._login: Login | None = None
         self._is_renewed = False
+        self._is_confirmed = False
         self._is_ended = False
         self._is_written = False
         self._set_cookie: str | None = None
+
+    # Of the session that a middleware reads along with the limits: the cookie of who took it over (Flask, Django).
+    taken_by: SessionCookie | None = None
+
+    _touches = True  # whether to look at it keeps it alive
+    _earlier: tuple[
+        tuple[Done, Change], ...
+    ] = ()  # what was done before each `mutate`, and the change itself
+    _mutated: frozenset[str] = frozenset()  # the keys that these changed
+    _looked_at = 0.0  # time.monotonic(), where the cookie opened nothing
 
     # What the app sees
 
@@ -78,19 +130,29 @@ class RequestSession(MutableMapping[str, Any]):
         return self._found
 
     def login(self, user_id: str, **options: Any) -> None:
-        """This user is logged in from now on. `options` are those of `room.sessions.create`: tags, meta, idle …"""
+        """This user is logged in from now on. `options` are those of `room.sessions.create`: tags, meta, idle …
+
+        What must not outlive a login (`session_login_drops`: CSRF tokens) is dropped. Without `device=` the device
+        is the browser and its system, from the User-Agent without its versions.
+        """
         before = self.user_id
         self._change()
         if before not in (None, user_id):
-            self.clear()
+            self._empty()
+        for key in self._dropped_at_login():
+            self.pop(key, None)
         self._login, self._is_ended = Login(user_id, options), False
 
     def logout(self) -> None:
         """The session ends, its data is gone, the browser forgets the cookie."""
         self._look()
         self._change()
-        self.clear()
-        self._login, self._is_ended = None, True
+        self._empty()
+        self._login, self._is_renewed, self._is_ended = None, False, True
+
+    def clear(self) -> None:
+        """Drop all data, and who is logged in: a logout. What is set afterwards begins a new session."""
+        self.logout()
 
     def renew(self) -> None:
         """Give the session a new token; the old one opens nothing any more."""
@@ -98,10 +160,66 @@ class RequestSession(MutableMapping[str, Any]):
         self._change()
         self._is_renewed = True
 
+    def confirm(self) -> None:
+        """The user has just proved again who he is: the session is fresh, under a new token. See
+        `require_fresh`."""
+        self.renew()
+        self._is_confirmed = True
+
+    def is_fresh(self, seconds: float) -> bool:
+        """Tell whether the user proved within so many seconds who he is: by logging in, or by `confirm`."""
+        if self.user_id is None:
+            return False
+        if self._login or self._is_confirmed:
+            return self._is_confirmed or bool(
+                self._login and self._login.options.get("fresh", True)
+            )
+        return self._found is not None and self._found.is_fresh(seconds)
+
+    def require_fresh(self, seconds: float) -> None:
+        """Raise SessionNotFresh unless `is_fresh`: a sensitive page asks again. Unhandled, it is answered with
+        401."""
+        if not self.is_fresh(seconds):
+            found = self._found
+            self.failure = (
+                SessionNotFresh(seconds, None) if found is None else not_fresh(found, seconds)
+            )
+            raise self.failure
+
+    def mutate(self, change: Change) -> None:
+        """Change the data by a function that is called again where another request has written meanwhile.
+
+        `change(data)` changes the dict it is given, or returns another one. It is called now, and the session shows
+        what it did; when the session is written and somebody else was first, it is called with theirs. So a counter
+        that two requests add to counts both.
+        """
+        data = self._look()
+        self._change()
+        before = {key: encoded_value(key, value) for key, value in data.items()}
+        after = _changed_by(change, {key: decoded_value(text) for key, text in before.items()})
+        done = self._done()
+        self._earlier += ((Done(done.base, _copied(done.ours)), change),)
+        changed = {
+            key for key, value in after.items() if before.get(key) != encoded_value(key, value)
+        }
+        self._mutated |= changed | (data.keys() - after.keys()) | self._changed | self._gone
+        self._mutated |= self._altered()
+        data.clear()
+        data.update(after)
+        self._changed, self._gone = set(), set()
+        self._seen = {
+            key: encoded_value(key, data[key]) for key in data if not _is_fixed(data[key])
+        }
+
     def __getitem__(self, key: str) -> Any:
-        value = self._look()[key]
-        if isinstance(value, list | dict) and key not in self._changed | self._handed_out.keys():
-            self._handed_out[key] = to_json(value)
+        data = self._look()
+        try:
+            value = data[key]
+        except KeyError:
+            self._seen.setdefault(key, None)
+            raise
+        if type(value) not in FIXED and key not in self._seen and key not in self._changed:
+            self._seen[key] = encoded_value(key, value)
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -118,6 +236,13 @@ class RequestSession(MutableMapping[str, Any]):
         del data[key]
         self._changed.discard(key)
         self._gone.add(key)
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove the key that came last, as a dict does."""
+        if not (data := self._look()):
+            raise KeyError("the session is empty")
+        key = next(reversed(data))
+        return key, self.pop(key)
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._look()))
@@ -137,6 +262,11 @@ class RequestSession(MutableMapping[str, Any]):
         return self._data is not None or self.failure is not None
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the app may look without anything being read."""
+        return self._data is not None
+
+    @property
     def is_read(self) -> bool:
         """Whether looking at it takes no round trip (any more)."""
         return self._is_asked
@@ -151,6 +281,34 @@ class RequestSession(MutableMapping[str, Any]):
         """Whether a list or dict in it was changed after it was written: nobody will see that."""
         return self._is_written and bool(self._altered())
 
+    @property
+    def token(self) -> str | None:
+        """What came in the cookie."""
+        return self._token
+
+    @property
+    def cookie(self) -> SessionCookie:
+        return self._cookie
+
+    @property
+    def is_over_http(self) -> bool:
+        """Whether the request came over plain http, as far as the app can know."""
+        raise NotImplementedError
+
+    def has_read(self, body: SessionsBody, token: str | None) -> bool:
+        """Whether it has read the session of this token, along with the limits: then `was_read` is that."""
+        return self._is_asked and token is not None and (body, token) == (self._body, self._token)
+
+    @property
+    def was_read(self) -> Session[Any] | None:
+        """What reading it has found so far."""
+        return self._found
+
+    def adopt(self, other: RequestSession) -> None:
+        """Take over what another one has read."""
+        if other.has_read(self._body, self._token):
+            self._found, self._is_asked = other.was_read, True
+
     def reading(self) -> Operation[None]:
         """Read it, unless that was done. Raises SessionStoreUnavailable."""
         if self._data is None:
@@ -159,13 +317,22 @@ class RequestSession(MutableMapping[str, Any]):
             except StillroomError as error:
                 self.failure = error
                 raise
-            self._data = {} if self._found is None else _keys_of(self._found.data)
+            self._data = {} if self._found is None else to_data(self._found.data)
+            if self.is_unknown:
+                self._looked_at = time.monotonic()
 
     def prefetching(self) -> Operation[None]:
         """Have it ready for who looks at it. A failure is no failure before somebody does."""
         if self._token is not None and not self._is_asked:
-            self._found = yield from self._body.get(self._token)
+            self._found = yield from self._body.get(self._token, touch=self._touches)
             self._is_asked = True
+
+    def reading_ahead(self) -> Operation[None]:
+        """The same, and who looks is told of a failure."""
+        try:
+            yield from self.prefetching()
+        except StillroomError:
+            return
 
     def writing(self) -> Operation[str | None]:
         """Write what the request has changed, unless that was done; the Set-Cookie header this takes.
@@ -175,8 +342,13 @@ class RequestSession(MutableMapping[str, Any]):
         if not self._is_written:
             self._is_written = True
             self._changed |= self._altered()
+            if self._data is not None:
+                self._settle()
             try:
                 self._set_cookie = yield from self._writing()
+            except SessionConflict as error:  # another request has just given it a new token
+                self.failure = SessionEnded("rotated")
+                raise self.failure from error
             except (SessionStoreUnavailable, SessionEnded) as error:
                 self.failure = error
                 raise
@@ -185,9 +357,15 @@ class RequestSession(MutableMapping[str, Any]):
 
     def drop(self) -> bool:
         """Write nothing any more: the request failed. Whether there was anything to write."""
-        has_changed = not self._is_written and self._has_changed()
+        has_changed = not self._is_written and self.has_changed
         self._is_written = True
         return has_changed
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the request has changed anything."""
+        asked = self._login or self._is_ended or self._is_renewed or self._mutated
+        return bool(asked or self._changed or self._gone or self._altered())
 
     # Writing
 
@@ -197,53 +375,119 @@ class RequestSession(MutableMapping[str, Any]):
         if self._login or self._is_ended or (self._found is None and self._data):
             return (yield from self._beginning())
         if self._found is None:
-            return None
+            return (yield from self._forgetting()) if self.is_unknown and self._looked_at else None
+        if self._changed or self._gone or self._mutated:
+            yield from self._updating()
         if self._is_renewed:
             return (yield from self._renewing())
-        if self._changed or self._gone:
-            yield from self._updating()
-        elif not self._found.was_touched:
-            return None
-        return self._kept(self._found)
+        return None
 
     def _ending(self) -> Operation[str | None]:
         if self._token is None:
             return None
-        yield from self._body.destroy(self._token)
-        return self._cookie.clear()
+        if (yield from self._body.log_out(self._token)):
+            return self._cookie.clear()
+        return (yield from self._forgetting())
+
+    def _forgetting(self) -> Operation[str | None]:
+        """A cookie that opens nothing is forgotten, unless the browser is just getting another one: the response
+        to a login may have overtaken this one."""
+        assert self._token is not None
+        if self._looked_at and time.monotonic() - self._looked_at > CLEARS_WITHIN_S:
+            return None  # its next request does it
+        try:
+            is_late = yield from self._body.is_late(self._token)
+        except SessionStoreUnavailable:
+            return None
+        return None if is_late else self._cookie.clear()
 
     def _beginning(self) -> Operation[str]:
         """A new session; the one before, if there was one, ends with it."""
-        user_id, options = self._login or (None, {})
-        data = {field_of(key): value for key, value in (self._data or {}).items()}
-        made = yield from self._body.create(user_id, data, replaces=self._token, **options)
-        return self._cookie.write(made.token, _life(made))
+        fields = to_fields(self._data or {}, self._data or {})
+        if self._login:
+            user_id, options = self._login
+            given = {"device": device_of(self._agent()), **self._options(), **options}
+            made = yield from self._body.log_in(self._token, user_id, fields, **given)
+        elif self.is_unknown and not self._is_ended:
+            assert self._token is not None
+            made = yield from self._body.begin(self._token, fields, **self._options())
+        else:
+            made = yield from self._body.create(
+                None, fields, replaces=self._token, **self._options()
+            )
+        return self._cookie.write(made.token, self._kept_for(made))
 
-    def _updating(self) -> Operation[int]:
+    def _updating(self) -> Operation[None]:
+        """Write what changed, merged with what another request has written since this one has read."""
         assert self._token is not None
+        assert self._found is not None
         assert self._data is not None
-        changed = {field_of(key): self._data[key] for key in self._changed}
-        return (
-            yield from self._body.update(self._token, changed, remove=map(field_of, self._gone))
+        keys = self._changed | self._gone | self._mutated
+        data: Mapping[str, Any] = self._data
+        version = self._found.version if self._merges(keys) else None
+        for _ in range(TRIES):
+            kept = [key for key in keys if key in data]
+            gone = [field_of(key) for key in keys if key not in data]
+            try:
+                yield from self._body.update(
+                    self._token, to_fields(data, kept), remove=gone, if_version=version
+                )
+            except SessionConflict as conflict:
+                version = conflict.current
+            else:
+                return
+            keys, data, version = yield from self._merging()
+        raise SessionConflict(version)
+
+    def _merges(self, keys: set[str]) -> bool:
+        """Whether what this request did to these keys could be done to what another one has made of them, too."""
+        data = self._data or {}
+        known = self._seen.keys() & keys
+        return bool(self._mutated) or any(
+            self._seen[key] is not None or not _is_fixed(data.get(key)) for key in known
         )
 
-    def _renewing(self) -> Operation[str]:
-        """First the changes, then the new token: the server does both in one batch, in this order."""
+    def _merging(self) -> Operation[tuple[set[str], dict[str, Any], int]]:
+        """(keys to write, the data to write, its version): what this request did, done to what is there now."""
         assert self._token is not None
-        rotating = self._body.rotate(self._token, grace=0)
-        acts = [self._updating(), rotating] if self._changed or self._gone else [rotating]
-        outcomes = yield from together(*acts)
-        for outcome in outcomes:
-            if isinstance(outcome, Failed):
-                raise outcome.error
-        return self._cookie.write(outcomes[-1].token, _life(outcomes[-1]))
+        theirs = yield from self._body.get(self._token, touch=False)
+        if theirs is None:
+            raise SessionEnded("missing")
+        data = to_data(theirs.data)
+        before = {key: encoded_value(key, value) for key, value in data.items()}
+        for done, change in self._earlier:
+            done.onto(data)
+            data = _changed_by(change, data)
+        self._done().onto(data)
+        after = {key: encoded_value(key, value) for key, value in data.items()}
+        keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        return keys, data, theirs.version
 
-    def _kept(self, found: Session[Any]) -> str | None:
-        """The cookie again, with the time it has from now. Not under a token that was rotated away: a response that
-        is late would put it back over the new one."""
-        if not self._body.is_current(found):
-            return None
-        return self._cookie.write(found.token, _life(found))
+    def _renewing(self) -> Operation[str]:
+        """After the changes: one that is refused leaves the session under the token that the browser has."""
+        assert self._token is not None
+        made = yield from self._body.renew(self._token, is_proof=self._is_confirmed)
+        return self._cookie.write(made.token, self._kept_for(made))
+
+    # What a framework may know better
+
+    def _settle(self) -> None:
+        """The request is over: what it did is known now."""
+
+    def _options(self) -> dict[str, Any]:
+        """What a new session is created with."""
+        return {}
+
+    def _kept_for(self, made: Session[Any]) -> float | None:
+        """Seconds the browser keeps the cookie; None: until it is closed."""
+        return made.ends_by - made.read_at if self._cookie.persistent else None
+
+    def _dropped_at_login(self) -> tuple[str, ...]:
+        return self._body.settings.session_login_drops
+
+    def _agent(self) -> str:
+        """The User-Agent."""
+        raise NotImplementedError
 
     # Small things
 
@@ -256,16 +500,27 @@ class RequestSession(MutableMapping[str, Any]):
                 "the response has begun: change the session before it, or in a request of its own"
             )
 
-    def _has_changed(self) -> bool:
-        asked = self._login or self._is_ended or self._is_renewed
-        return bool(asked or self._changed or self._gone or self._altered())
+    def _empty(self) -> None:
+        data = self._look()
+        self._gone |= data.keys()
+        self._changed.clear()
+        data.clear()
+
+    def _done(self) -> Done:
+        """What was done since the last `mutate`, or since it was read."""
+        data = self._data or {}
+        base = {
+            key: GONE if text is None else decoded_value(text) for key, text in self._seen.items()
+        }
+        ours = {key: data.get(key, GONE) for key in self._changed | self._gone | self._altered()}
+        return Done(base, ours)
 
     def _remember(self) -> None:
         """The lists and dicts as they were written: see is_lost."""
         data = self._data or {}
-        kept = [key for key in self._changed | self._handed_out.keys() if key in data]
-        self._handed_out = {
-            key: to_json(data[key]) for key in kept if isinstance(data[key], list | dict)
+        kept = [key for key in self._changed | self._seen.keys() if key in data]
+        self._seen = {
+            key: encoded_value(key, data[key]) for key in kept if not _is_fixed(data[key])
         }
         self._changed = set()
 
@@ -274,8 +529,11 @@ class RequestSession(MutableMapping[str, Any]):
         data = self._data or {}
         return {
             key
-            for key, before in self._handed_out.items()
-            if key in data and key not in self._changed and to_json(data[key]) != before
+            for key, before in self._seen.items()
+            if before is not None
+            and key in data
+            and key not in self._changed
+            and encoded_value(key, data[key]) != before
         }
 
 
@@ -286,14 +544,27 @@ class WebSession(RequestSession):
     """
 
     def __init__(
-        self, body: SessionsBody, driver: Driver, cookie: SessionCookie, token: str | None
+        self,
+        body: SessionsBody,
+        driver: Driver,
+        cookie: SessionCookie,
+        token: str | None,
+        request: Mapping[str, Any],
     ) -> None:
-        super().__init__(body, cookie, token)
+        super().__init__(body, cookie, token, request)
         self._driver = driver
 
     def save(self) -> None:
         """Write it now. Nothing can be changed afterwards."""
         self._driver.run(self.writing())
+
+    @property
+    def is_over_http(self) -> bool:
+        said = [str(self._request.get(name, "")) for name in _SAYS_HTTPS]
+        return self._request.get("wsgi.url_scheme") == "http" and "https" not in "".join(said)
+
+    def _agent(self) -> str:
+        return str(self._request.get("HTTP_USER_AGENT", ""))
 
     def _look(self) -> dict[str, Any]:
         if self._data is None:
@@ -306,9 +577,14 @@ class AsyncWebSession(RequestSession):
     """For asyncio: `session = await request_session.load()` first, and then as any other."""
 
     def __init__(
-        self, body: SessionsBody, driver: AsyncDriver, cookie: SessionCookie, token: str | None
+        self,
+        body: SessionsBody,
+        driver: AsyncDriver,
+        cookie: SessionCookie,
+        token: str | None,
+        request: Mapping[str, Any],
     ) -> None:
-        super().__init__(body, cookie, token)
+        super().__init__(body, cookie, token, request)
         self._driver = driver
 
     async def load(self) -> AsyncWebSession:
@@ -320,16 +596,36 @@ class AsyncWebSession(RequestSession):
         """Write it now. Nothing can be changed afterwards."""
         await self._driver.run(self.writing())
 
+    @property
+    def is_over_http(self) -> bool:
+        said = self._header(b"x-forwarded-proto") + self._header(b"forwarded")
+        return self._request.get("scheme", "http") in ("http", "ws") and "https" not in said
+
+    def _agent(self) -> str:
+        return self._header(b"user-agent")
+
+    def _header(self, wanted: bytes) -> str:
+        found = [value for name, value in self._request["headers"] if name == wanted]
+        return b", ".join(found).decode("latin-1")
+
     def _look(self) -> dict[str, Any]:
         if self._data is None:
             raise SessionNotLoaded("await session.load() before looking at the session")
         return self._data
 
 
-def _keys_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key_of(field): value for field, value in fields.items()}
+def _is_fixed(value: Any) -> bool:
+    return type(value) in FIXED
 
 
-def _life(session: Session[Any]) -> float:
-    """Seconds from when it was seen to its end."""
-    return session.expires_at - session.last_seen
+def _changed_by(change: Change, data: dict[str, Any]) -> dict[str, Any]:
+    """The data after the change, which may be another dict."""
+    result = change(data)
+    return data if result is None else dict(result)
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value if value is GONE else decoded_value(encoded_value(key, value))
+        for key, value in values.items()
+    }

@@ -1,14 +1,47 @@
-"""A request's session, read: `Depends(load_session)` in FastAPI, `await load_session(request)` in Starlette."""
+"""Starlette: `@limited(AUTH)` on an endpoint, and a request's session: `await load_session(request)`."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
+from stillroom.errors import SessionNotFresh, SessionNotLoaded
 from stillroom.web.asgi import KEY
 from stillroom.web.request_session import AsyncWebSession
+from stillroom.web.starlette_limits import LimitExceeded, exempt, limited
+
+__all__ = ["LimitExceeded", "exempt", "limited", "load_session"]
 
 
 async def load_session(connection: HTTPConnection) -> AsyncWebSession:
-    """The session of this request: see AsyncWebSession. Redis away: SessionStoreUnavailable, answered with 503."""
-    session: AsyncWebSession = connection.scope[KEY]
+    """Return the session of this request or websocket: see AsyncWebSession.
+
+    Raises SessionNotLoaded where no middleware gives one. Redis away: SessionStoreUnavailable, answered with 503.
+    """
+    session: AsyncWebSession | None = connection.scope.get(KEY)
+    if session is None:
+        raise SessionNotLoaded(
+            "this request has no session: add the middleware, app.add_middleware(StillroomMiddleware, room=room), "
+            "and leave sessions=True"
+        )
     return await session.load()
+
+
+def fresh_session(seconds: float) -> Callable[[HTTPConnection], Awaitable[AsyncWebSession]]:
+    """Return a dependency: the session, if its user has proved within so many seconds who he is; else 401.
+
+    `Depends(fresh_session(600))` is for a page that changes a password. After the user has proved it again call
+    `session.confirm()`. Otherwise see `load_session`.
+    """
+
+    async def load(connection: HTTPConnection) -> AsyncWebSession:
+        session = await load_session(connection)
+        try:
+            session.require_fresh(seconds)
+        except SessionNotFresh as error:
+            raise HTTPException(401, str(error)) from error
+        return session
+
+    return load

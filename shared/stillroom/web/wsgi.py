@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from io import BytesIO
 from typing import Any, TypeAlias
 
 from stillroom.errors import SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.room import Stillroom
-from stillroom.web.ending import Header, ending, lacking, report_loss
+from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
+from stillroom.web.ending import Header, lacking, report_loss
+from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Middleware
-from stillroom.web.problem import Answer, denied, failed
+from stillroom.web.problem import Answer, failed, foreign
 from stillroom.web.request_session import WebSession
+from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.visit import Visit
 
 log = logging.getLogger("stillroom.web")
 
 KEY = "stillroom.session"
-LIMITED = "stillroom.limited"  # its limits have been checked, further out
+ALONG = "stillroom.along"  # the session that is read with the limits, for a framework's own to take over
+LIMITED = "stillroom.limited"  # the limits of the table have been checked, further out
+VISIT = "stillroom.visit"  # what limits have done to this request
+NOT_IN_A_PREFLIGHT = ("HTTP_COOKIE", "HTTP_AUTHORIZATION", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
@@ -26,57 +35,122 @@ App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
 class StillroomMiddleware(Middleware[App, Stillroom]):
-    """Keeps the limits of a route table, and gives each request its session.
+    """Keeps limits, of a route table and of endpoints, and gives each request its session.
 
     `routes`: those a request may not exceed; it is answered with 429, or 503, before the app is called, and each
-    response says how its client stands. None: no limits. `subject` says what is counted besides the address.
+    response says how its client stands. None: no limits but those of endpoints (see stillroom.web.flask and
+    stillroom.web.django.limits). `subject` says what is counted besides the address and the session's user;
+    `exempt_when` which requests the table passes over; `render` answers a refusal in the app's own words (see
+    stillroom.web.Refusal).
 
     `environ["stillroom.session"]` is the session: see WebSession. It is written when the app hands over its body,
     or the first piece of it. A response of 5xx writes nothing. Redis away while it is read or written: 503 with
     Retry-After, also in place of the app's own 500, and the cookie is left as it is. `sessions=False`: there is
-    none.
+    none. `same_origin=True` refuses what another site's page sends (403): unsafe methods by Sec-Fetch-Site and
+    Origin; a list names the origins that may.
 
     Around an app that is mounted in another one: what the outer one has done is not done again. All Redis calls of
-    a request, up to its response, share `request_timeout`.
+    a request, up to its response, share `request_timeout`. Raises SettingsError for an AsyncStillroom, and
+    InvalidLimit for a table that can't be meant.
     """
 
-    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        method, path = environ["REQUEST_METHOD"], _path(environ)
-        route = None if LIMITED in environ else self._gate.route(method, path)
-        gives_session = self._has_sessions and KEY not in environ
-        if route is None and not gives_session:
-            return self.app(environ, start_response)
-        token = self._cookie.read(environ.get("HTTP_COOKIE", "")) if gives_session else None
-        session = WebSession(self._room._sessions_body, self._room.state, self._cookie, token)
-        if gives_session:
-            environ[KEY] = session
-        with self._room.request():
-            return self._respond(route, session, environ, start_response)
+    _kind = Stillroom
 
-    def _respond(
-        self,
-        route: Route | None,
-        session: WebSession,
-        environ: Environ,
-        start_response: StartResponse,
-    ) -> Iterable[bytes]:
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if self._misfits:
+            misfits, self._misfits = self._misfits, None
+            misfits.tell(self.app, environ.get("SCRIPT_NAME", ""))
         method = environ["REQUEST_METHOD"]
+        if self._origin and self._origin.refuses(method, *_fetched(environ)):
+            return _answered(foreign(method), start_response)
+        route = None if LIMITED in environ else self._route(environ)
+        gives_session = self._has_sessions and KEY not in environ
+        cookie = self._cookie if gives_session else self._gate.cookie_of(route)
+        session = self._session(environ, cookie)
+        environ[KEY if gives_session else ALONG] = session
+        visit, is_inner = self._enter(environ, session)
+        with self._room.request():
+            if route is not None and (answer := self._refused(route, visit, environ)):
+                return _answered(answer, start_response)
+            response = _Response(self, route, session, visit, environ, start_response, is_inner)
+            try:
+                body = response.of(self.app, environ)
+            except BaseException:
+                response.let_go()
+                raise
+            self._gate.learn(visit)
+            return body
+
+    def _route(self, environ: Environ) -> Route | None:
+        if self._gate.routes is None:
+            return None
+        path = _text(environ.get("PATH_INFO", ""))
+        method, header = environ["REQUEST_METHOD"], partial(_header, environ)
+        return self._gate.route(method, path, _path(environ), header)
+
+    def _session(self, environ: Environ, cookie: SessionCookie | None) -> WebSession:
+        """The session of the token in this cookie; without one, nobody's."""
+        token = cookie.read(environ.get("HTTP_COOKIE", "")) if cookie else None
+        body, driver = self._room._sessions_body, self._room.state
+        return WebSession(body, driver, self._cookie, token, environ)
+
+    def _enter(self, environ: Environ, session: WebSession) -> tuple[Visit, bool]:
+        """The visit that the request is part of, and whether it began further out."""
+        known: Visit | None = environ.get(VISIT)
+        if known is not None:
+            return known, True
         headers = _headers(environ) if self._gate.reads_headers else []
-        asked = Asked(method, _path(environ), environ.get("REMOTE_ADDR"), headers)
-        said: list[Header] = []
-        if route is not None:
-            environ[LIMITED] = True
-            decision = self._room.state.run(self._gate.asking(route, asked, session))
-            if not decision:
-                answer = denied(decision, method)
-                start_response(answer.line, answer.headers)
-                return [answer.body]
-            said = list(decision.headers().items())
-        tell = partial(self._gate.tell, route, asked, session)
-        response = _Response(session, self._room, method, said, tell, start_response)
-        body = response.of(self.app, environ)
-        self._gate.learn(route, session)
-        return body
+        peer = environ.get("REMOTE_ADDR")
+        asked = Asked(environ["REQUEST_METHOD"], _path(environ), peer, headers)
+        visit = self._gate.visit(asked, session, partial(is_meant_in_environ, environ))
+        environ[VISIT] = visit
+        return visit, False
+
+    def _refused(self, route: Route, visit: Visit, environ: Environ) -> Answer | None:
+        """What the request is answered if it may not go on. None: it may."""
+        environ[LIMITED] = True
+        self._room.state.run(self._gate.asking(route, visit))
+        if visit.refused is None:
+            return None
+        answer = self._gate.refusal(visit, _headers(environ))
+        return answer._replace(headers=[*answer.headers, *self.cors_of(environ)])
+
+    def cors_of(self, environ: Environ) -> list[Header]:
+        """What the app's CORS layer, further in, says to the page that sent this request. It is asked as a browser
+        asks: by a preflight, which does nothing."""
+        origin, method = environ.get("HTTP_ORIGIN"), environ["REQUEST_METHOD"]
+        if origin is None or method == "OPTIONS":
+            return []
+        now, key = time.monotonic(), (origin, method, _path(environ))
+        known = self._learned.get(key, now)
+        if known is None:
+            known = self._learned.add(key, now, kept(self._preflight(environ, method, origin)))
+        return with_exposed(known)
+
+    def _preflight(self, environ: Environ, method: str, origin: str) -> list[Header]:
+        """The headers of the app's answer. The client did not send this, so it is not charged for it."""
+        found: list[Header] = []
+
+        def keep(_: str, headers: list[Header], *__: Any) -> Callable[[bytes], object]:
+            found[:] = headers
+            return len
+
+        visit = environ[VISIT]
+        nobody = self._session(environ, None)
+        asking = {name: value for name, value in environ.items() if name not in NOT_IN_A_PREFLIGHT}
+        for name, value in asking_for(method, origin):
+            asking[f"HTTP_{name.upper().replace('-', '_')}"] = value
+        asking |= {"REQUEST_METHOD": "OPTIONS", "CONTENT_LENGTH": "0", "wsgi.input": BytesIO()}
+        asking |= {KEY: nobody, ALONG: nobody}
+        asking[VISIT] = Visit(visit.asked, visit.client, None, visit.is_meant)
+        try:
+            body = self.app(asking, keep)
+            if not found:  # a generator says its headers when it is asked for a piece
+                next(iter(body), b"")
+            _close(body)
+        except Exception as error:  # the client is refused anyway
+            log.warning("a preflight of %s was not answered: %r", _path(environ), error)
+        return found
 
 
 class _Response:
@@ -84,19 +158,24 @@ class _Response:
 
     def __init__(
         self,
+        middleware: StillroomMiddleware,
+        route: Route | None,
         session: WebSession,
-        room: Stillroom,
-        method: str,
-        said: list[Header],
-        tell: Callable[[int], None],
+        visit: Visit,
+        environ: Environ,
         start_response: StartResponse,
+        is_inner: bool,
     ) -> None:
+        self._middleware = middleware
+        self._gate = middleware._gate
+        self._run = middleware._room.state.run
+        self._route = route
         self._session = session
-        self._room = room
-        self._method = method
-        self._said = said  # of the limits
-        self._tell = tell  # the status
+        self._visit = visit
+        self._environ = environ
+        self._method = environ["REQUEST_METHOD"]
         self._start_response = start_response
+        self._is_inner = is_inner  # then the outer one says how the client stands
         self._held: tuple[Any, ...] | None = None  # status, headers, exc_info
         self._write: Callable[[bytes], object] | None = None  # set when the response has begun
         self._instead: Answer | None = None
@@ -106,6 +185,7 @@ class _Response:
         try:
             body = app(environ, self._start)
         except SessionStoreUnavailable as error:
+            self.let_go()
             return [self._explain(error)]
         if self._held is None:  # a generator: it says its headers when it is asked for a piece
             return _Stream(self, body)
@@ -116,9 +196,10 @@ class _Response:
             raise
         if self._instead is not None:
             _close(body)
+            self.let_go()
             return [self._instead.body]
         is_whole = isinstance(body, list | tuple) or not self._session.is_looked_at
-        return body if is_whole else _Stream(self, body)
+        return body if is_whole and not self._visit.is_holding else _Stream(self, body)
 
     def pieces(self, body: Iterable[bytes]) -> Iterator[bytes]:
         """Begin the response when its first piece is there."""
@@ -136,6 +217,12 @@ class _Response:
 
     def over(self) -> None:
         report_loss(self._session)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What was in flight is over."""
+        if self._visit.is_holding and not self._is_inner:
+            self._run(self._visit.over(self._gate.body))
 
     def _start(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -157,13 +244,17 @@ class _Response:
             return
         status, headers, *exc_info = self._held
         code = int(status[:3])
-        self._tell(code)
-        end = self._room.state.run(ending(self._session, code, headers, self._method))
-        if end.instead is None:
-            more = [*end.headers, *lacking(headers, self._said)]
-            self._write = self._start_response(status, [*headers, *more], *exc_info)
-        else:
-            self._answer(end.instead)
+        end = self._run(self._gate.ending(self._route, self._visit, self._session, code, headers))
+        if end.instead is not None:
+            self._answer(end.instead, kept(headers))
+            return
+        without, told = end.without, self._told(headers)
+        if self._tells and "HTTP_ORIGIN" in self._environ and (exposed := exposing(headers)):
+            without |= {EXPOSE}
+            told.append(("Access-Control-Expose-Headers", exposed))
+        if without:
+            headers = [pair for pair in headers if pair[0].lower() not in without]
+        self._write = self._start_response(status, [*headers, *end.headers, *told], *exc_info)
 
     def _explain(self, error: SessionStoreUnavailable) -> bytes:
         """The body of a 503, for an app that did not say anything to this. Raises where it was not the session."""
@@ -171,14 +262,22 @@ class _Response:
             raise error
         log.warning("a request was not answered for want of its session: %s", error)
         answer = failed(error, self._method)
-        self._answer(answer)
+        self._answer(answer, self._middleware.cors_of(self._environ))
         self._instead = None
         return answer.body
 
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, answer: Answer, cors: list[Header]) -> None:
         self._instead = answer
-        headers = [*answer.headers, *lacking(answer.headers, self._said)]
+        headers = [*answer.headers, *self._told(answer.headers), *cors]
         self._write = self._start_response(answer.line, headers)
+
+    @property
+    def _tells(self) -> bool:
+        return bool(self._visit.decisions) and not self._is_inner
+
+    def _told(self, headers: list[Header]) -> list[Header]:
+        """How the client stands, of which the app has said nothing."""
+        return lacking(headers, list(self._visit.headers().items())) if self._tells else []
 
 
 class _Stream:
@@ -196,10 +295,31 @@ class _Stream:
         self._response.over()
 
 
+def _answered(answer: Answer, start_response: StartResponse) -> list[bytes]:
+    start_response(answer.line, answer.headers)
+    return [answer.body]
+
+
+def _fetched(environ: Environ) -> list[str]:
+    """Sec-Fetch-Site, Origin, Host."""
+    return [str(environ.get(f"HTTP_{name}", "")) for name in ("SEC_FETCH_SITE", "ORIGIN", "HOST")]
+
+
 def _path(environ: Environ) -> str:
+    """The whole path, with what the app is mounted under."""
+    return _text(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+
+
+def _text(raw: str) -> str:
     """PEP 3333 decodes paths as Latin-1, whatever they are written in."""
-    raw = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-    return str(raw.encode("latin-1", "replace").decode(errors="replace"))
+    return raw.encode("latin-1", "replace").decode(errors="replace")
+
+
+def _header(environ: Environ, name: str) -> str | None:
+    """A header of the request by its name in small letters."""
+    key = name.upper().replace("-", "_")
+    found: str | None = environ.get(key if key == "CONTENT_LENGTH" else f"HTTP_{key}")
+    return found
 
 
 def _headers(environ: Environ) -> list[Header]:

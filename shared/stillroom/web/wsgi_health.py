@@ -20,6 +20,7 @@ from stillroom.web.health import (
     has_past,
     sized,
 )
+from stillroom.web.placing import app_and_room
 from stillroom.wire import reset_after_fork
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -28,12 +29,19 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class HealthWSGI:
     """`/health`, `/health/live`, `/health/ready`, `/metrics` and the page `/status`.
 
-    Mount it anywhere, or let it wrap your app: `application = HealthWSGI(room, application)`.
+    Mount it anywhere as `HealthWSGI(room)`, or let it wrap your app: `application = HealthWSGI(application, room)`.
+    Raises SettingsError for a room of the other face.
     Whatever Redis or the resolver does, an answer takes 250 ms at the most; the page, which reads a day, some more.
     """
 
-    def __init__(self, room: Stillroom, app: Application | None = None) -> None:
-        self._app = app
+    def __init__(
+        self,
+        *given: Application | Stillroom | None,
+        app: Application | None = None,
+        room: Stillroom | None = None,
+    ) -> None:
+        inner, room = app_and_room(given, app, room, Stillroom, "HealthWSGI")
+        self._app: Application | None = inner
         self._endpoints = Endpoints(room.settings)
         self._health = room.health
         self._reports = Reports(room.health.check)

@@ -16,12 +16,12 @@ from stillroom.wire.cluster import (
 )
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import AWAY, refusal
-from stillroom.wire.server import NOT_AFTER, Clock, Command, Server, pack, words_of
+from stillroom.wire.server import IN_TIME, Clock, Command, Server, pack, words_of
 from stillroom.wire.sync import Wire
 
 __all__ = [
     "AWAY",
-    "NOT_AFTER",
+    "IN_TIME",
     "AsyncClusterWire",
     "AsyncShardWire",
     "AsyncWire",

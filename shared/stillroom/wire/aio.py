@@ -269,8 +269,9 @@ class AsyncWire:
         if not server.is_clock_good:
             server.time_due = 0.0
             await self._exchange(pool, link, b"", 0, deadline)
-        given_up = min(deadline, time.monotonic() + self._settings.command_timeout)
-        packed = pack_timed(commands, server.not_after(given_up))
+        now = time.monotonic()
+        given_up = min(deadline, now + self._settings.command_timeout)
+        packed = pack_timed(commands, server.in_time(now, given_up))
         try:
             return await self._exchange(pool, link, packed, len(commands), given_up)
         except Exception:

@@ -20,7 +20,8 @@ from stillroom.wire.connect import DEADLINED
 # One that is sent often may be the bytes that `pack` makes of it: packing costs more than a system call.
 Command = tuple[bytes | str, ...] | bytes
 
-NOT_AFTER = b"<not after>"  # in a timed batch: becomes the server time at which its caller gives up
+# In a timed batch: becomes `<from>-<to>`, in µs of the server's clock, while its caller waits for it.
+IN_TIME = b"<in time>"
 ASK_TIME_EVERY_S = 5.0  # TIME rides along with a batch this often
 CLOCK_GOOD_FOR_NS = 20_000_000_000  # an older reading is no base for a deadline
 # A server's clock that is being set right slowly moves 500 µs a second, the most that NTP does.
@@ -115,14 +116,16 @@ class Server:
         age = time.monotonic_ns() - self._reading.at
         return self._is_clock_known and age < CLOCK_GOOD_FOR_NS
 
-    def not_after(self, deadline: float) -> bytes:
-        """What the server's clock shows at `deadline` (time.monotonic()), or a moment before that.
+    def in_time(self, now: float, deadline: float) -> bytes:
+        """What the server's clock shows from `now` to `deadline` (time.monotonic()), or a moment before each.
 
-        Never a moment later: what is refused after it can't happen once its caller has given up.
+        Never a moment later: what is refused after the end can't happen once its caller has given up. Before the
+        beginning it is refused, too: then the clock was put back while it was on its way.
         """
         offset, error, at = self._reading
-        drift = (time.monotonic_ns() - at) // DRIFT
-        return b"%d" % ((int(deadline * 1e9) + offset - error - drift) // 1_000)
+        before = offset - error - (time.monotonic_ns() - at) // DRIFT
+        began_us, ends_us = ((int(when * 1e9) + before) // 1_000 for when in (now, deadline))
+        return b"%d-%d" % (began_us, ends_us)
 
     def ask_time(self) -> None:
         """Let TIME ride along with the next batch."""
@@ -180,11 +183,11 @@ def pack(commands: Sequence[Command]) -> bytes:
     return b"".join(map(_packed, commands))
 
 
-def pack_timed(commands: Sequence[Command], not_after: bytes) -> bytes:
-    """The bytes of a batch whose scripts are told when their caller gives up."""
+def pack_timed(commands: Sequence[Command], in_time: bytes) -> bytes:
+    """The bytes of a batch whose scripts are told while its caller waits for it."""
     return pack(
         [
-            tuple(not_after if word is NOT_AFTER else word for word in words_of(command))
+            tuple(in_time if word is IN_TIME else word for word in words_of(command))
             for command in commands
         ]
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # no stubs: signal's functions stand for it
 import _socket
 import queue
 import select
+import signal
+import socket
 import ssl
+import struct
 import threading
 import time
 import weakref
@@ -31,6 +35,13 @@ from stillroom.wire.server import (
 _READ_SIZE = 16 * 1024
 _LARGE_SEND = 8 * 1024  # more than an empty socket buffer is sure to take at once
 _NO_REPLY = "the server closed the connection"
+# The kernel's own timeout (SO_RCVTIMEO) for a receive that is tried at once: two ticks of a slow kernel, seconds.
+_SLICE_S = 0.005
+# Signals that may come in a flood, and whether one has a handler: then each of them interrupts a receive.
+_ALARM, _PROF, _VTALRM, _CHLD = map(
+    int, (signal.SIGALRM, signal.SIGPROF, signal.SIGVTALRM, signal.SIGCHLD)
+)
+_handler_of = _signal.getsignal  # signal's own makes an enum of each answer
 
 
 class Link:
@@ -71,6 +82,8 @@ class Link:
         self._is_plain = _is_plain(self._socket)
         if self._is_plain:
             self._socket.settimeout(None)
+            timeval = struct.pack("@ll", 0, int(_SLICE_S * 1_000_000))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         asked = time.monotonic_ns()
@@ -91,7 +104,7 @@ class Link:
         left = deadline - (time.monotonic() if now is None else now)
         if left <= 0:
             raise TimeoutError
-        sock, reader = self._socket, self._reader
+        reader = self._reader
         replies: list[Any] = []
         if len(packed) > _LARGE_SEND:
             self._send_large(packed, left)
@@ -99,10 +112,9 @@ class Link:
         else:
             if not self._is_plain:
                 self._wait_at_most(left)
-            sock.sendall(packed)
+            self._socket.sendall(packed)
         while True:
-            self._await_data(left)
-            size = sock.recv_into(self._buffer)
+            size = self._receive(left, deadline)
             if not size:
                 refused = replies and isinstance(replies[-1], ReplyError)
                 raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
@@ -116,22 +128,41 @@ class Link:
                 return replies
             left = deadline - time.monotonic()
 
-    def _await_data(self, left: float) -> None:
-        """Wait until there is something to receive, `left` seconds at most, whatever signals come meanwhile.
+    def _receive(self, left: float, deadline: float) -> int:
+        """Receive what there is, in `left` seconds at most, whatever signals come meanwhile. → how many bytes.
 
-        A plain socket blocks and has no timeout in Python's eyes. The kernel's own (SO_RCVTIMEO) would save this
-        system call, and begins again with each receive that a signal interrupts (PEP 475 repeats it): a process
-        with a signal every 50 ms would wait without end.
+        A plain socket blocks for five milliseconds by the kernel's own timeout, which costs no system call and is
+        enough for nearly every reply; then `poll` waits for the rest. The kernel's timeout alone would not do: it
+        begins again with each receive that a signal interrupts (PEP 475 repeats it), so a signal every 50 ms
+        would hold a call of 100 ms for ever. Where a flood of signals could do that to five milliseconds, `poll`
+        is first.
         """
-        if left <= 0:
-            raise TimeoutError
+        sock, buffer = self._socket, self._buffer
         if not self._is_plain:
             self._wait_at_most(left)
-        elif not self._poll.poll(left * 1000):
+            return sock.recv_into(buffer)  # type: ignore[no-any-return]
+        if (
+            left < _SLICE_S
+            or _handler_of(_ALARM)
+            or _handler_of(_PROF)
+            or _handler_of(_VTALRM)
+            or _handler_of(_CHLD)
+        ):
+            self._await_data(left)
+        try:
+            return sock.recv_into(buffer)  # type: ignore[no-any-return]
+        except BlockingIOError:  # the kernel's word for a timeout
+            self._await_data(deadline - time.monotonic())
+            return sock.recv_into(buffer)  # type: ignore[no-any-return]
+
+    def _await_data(self, left: float) -> None:
+        if left <= 0 or not self._poll.poll(left * 1000):
             raise TimeoutError
 
     def _wait_at_most(self, left: float) -> None:
         """TLS and gevent wait in their own way, each time they are called for as long as this says."""
+        if left <= 0:
+            raise TimeoutError
         seconds = min(left, self._patience)
         if seconds != self._timeout:
             self._socket.settimeout(seconds)
@@ -177,6 +208,7 @@ class Wire:
     def __init__(self, server: Server) -> None:
         self.server = server
         self._settings = server.settings
+        self._patience = server.settings.command_timeout
         self.breaker = Breaker(self._settings, server.name, self.ping)
         self.reset()
         reset_after_fork(self)
@@ -206,8 +238,8 @@ class Wire:
         """The replies to one batch, in order. `left`: seconds the call may still take.
 
         Raises RedisUnavailable, or RedisRefused if a reply is an error. The batch is sent a second time only if
-        an idle connection turned out dead and doing it twice does no harm. `timed`: its scripts are told when this
-        caller gives up (NOT_AFTER); it is sent once, and if its connection dies, that time is waited out: what
+        an idle connection turned out dead and doing it twice does no harm. `timed`: its scripts are told while
+        this caller waits (IN_TIME); it is sent once, and if its connection dies, that time is waited out: what
         is still on its way then is refused.
         """
         if self.breaker.is_open:
@@ -243,12 +275,14 @@ class Wire:
     ) -> list[Any]:
         """The replies. Now and then the server's clock is asked for along with them."""
         server, asked = self.server, 0
+        patience = now + self._patience
+        if patience < deadline:
+            deadline = patience
         if now >= server.time_due:
             server.time_due = now + ASK_TIME_EVERY_S
-            packed, asked = packed + TIME, time.monotonic_ns()
+            packed, count, asked = packed + TIME, count + 1, time.monotonic_ns()
         try:
-            patience = min(deadline, now + self._settings.command_timeout)
-            replies = link.exchange(packed, count + bool(asked), patience, now)
+            replies = link.exchange(packed, count, deadline, now)
         except BaseException:
             # Whatever it was, unread replies may follow on this connection: nobody may use it again.
             self._drop(link)
@@ -267,8 +301,8 @@ class Wire:
             server.time_due = 0.0
             self._exchange(link, b"", 0, deadline, now)
             now = time.monotonic()
-        given_up = min(deadline, now + self._settings.command_timeout)
-        packed = pack_timed(commands, server.not_after(given_up))
+        given_up = min(deadline, now + self._patience)
+        packed = pack_timed(commands, server.in_time(now, given_up))
         try:
             return self._exchange(link, packed, len(commands), given_up, now)
         except Exception:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -52,11 +52,18 @@ def register_task(
             reason = "; ".join(_complaints(error))
         except (BadArguments, UnknownLoader) as error:
             reason = str(error)
-        log.error("%s refused: %s", model.__name__, shown(reason))
-        app.letters.refuse(name, args, fields, reason)
+        refuse(app, name, args, fields, reason)
         raise OrderRefused(f"{model.__name__} refused: {shown(reason)}")
 
     app.task(run, name=name, throws=(OrderRefused,), **options)
+
+
+def refuse(
+    app: WorkerApp, task: str, args: Sequence[Any], fields: Mapping[str, Any], reason: str
+) -> None:
+    """Say that an order does not fit, count it, and keep it as a dead letter."""
+    log.error("an order of %s is refused: %s", task, shown(reason))
+    app.letters.refuse(task, args, fields, reason)
 
 
 def _complaints(error: ValidationError) -> Iterator[str]:

@@ -3,39 +3,93 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
+from typing import Any
 
+from celery import signals
+from celery.concurrency.thread import TaskPool
+
+from stillroom import RedisUnavailable, UnknownLoader
+from stillroom.cache.loaders import BadArguments
 from stillroom.dispatch import (
     REFRESH_MANY_TASK,
     REFRESH_TASK,
     RefreshOrder,
     RefreshOrders,
 )
-from stillroom_workers.tasks.checked import Report, register_task
+from stillroom_workers.crew import Alone, Crew, Hands
+from stillroom_workers.tasks.checked import Report, refuse, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
+
+AWAY_S = 5.0  # how long the orders of a message wait for Redis to come back
+LOOK_AGAIN_S = 0.1
 
 
 def register(app: WorkerApp) -> None:
     """`stillroom.refresh` takes one RefreshOrder, `stillroom.refresh_many` up to a hundred.
 
     An error of a loader is the single task's failure, seen in Flower; among many it is logged and counted, and the
-    others are loaded all the same.
+    others are loaded all the same. So is an order that is refused, which is kept as a dead letter in both cases.
     """
+    refreshing = Refreshing(app)
+    signals.worker_ready.connect(refreshing.meet, weak=False)
+    register_task(app, REFRESH_TASK, RefreshOrder, refreshing.one)
+    register_task(app, REFRESH_MANY_TASK, RefreshOrders, refreshing.many)
 
-    def refresh(order: RefreshOrder) -> Report:
-        return app.room.cache.refresh(order)
 
-    def refresh_many(message: RefreshOrders) -> Report:
-        return {"outcomes": dict(Counter(map(outcome, message.orders)))}
+class Refreshing:
+    """The work of both tasks."""
 
-    def outcome(order: RefreshOrder) -> str:
+    def __init__(self, app: WorkerApp) -> None:
+        self._app = app
+        self._hands: Hands[RefreshOrder] = Alone(self._pass_on)
+
+    def meet(self, sender: Any, **_: Any) -> None:
+        """The worker is ready: now it is known whether it has threads. A child of prefork has none."""
+        pool = sender.pool
+        if sender.app is self._app and (isinstance(pool, TaskPool) or pool.is_green):
+            self._hands = Crew(pool.limit)
+
+    def one(self, order: RefreshOrder) -> Report:
+        """Returns its report: outcome, loader, key."""
+        patience = time.monotonic() + AWAY_S
+        return self._hands.one(lambda one: self._refresh(one, patience), order)
+
+    def many(self, message: RefreshOrders) -> Report:
+        """Returns how many orders had which outcome. One that was passed on is another task's."""
+        outcomes: list[str] = []
+        patience = time.monotonic() + AWAY_S
+
+        def work(order: RefreshOrder) -> None:
+            outcomes.append(self._outcome(order, patience))
+
+        self._hands.each(work, message.orders)
+        passed_on = len(message.orders) - len(outcomes)
+        counts = Counter(outcomes) + Counter({"passed on": passed_on})
+        return {"outcomes": dict(counts)}
+
+    def _outcome(self, order: RefreshOrder, patience: float) -> str:
         try:
-            return str(refresh(order)["outcome"])
+            return str(self._refresh(order, patience)["outcome"])
+        except (BadArguments, UnknownLoader) as error:
+            refuse(self._app, REFRESH_TASK, (), order.model_dump(), str(error))
+            return "refused"
         except Exception as error:
             log.error("refresh of %.100r by %r failed: %r", order.key, order.loader, error)
             return "failed"
 
-    register_task(app, REFRESH_TASK, RefreshOrder, refresh)
-    register_task(app, REFRESH_MANY_TASK, RefreshOrders, refresh_many)
+    def _refresh(self, order: RefreshOrder, patience: float) -> Report:
+        """While the breaker is open the order waits: refusing each at once would only empty the queue."""
+        while True:
+            try:
+                return self._app.room.cache.refresh(order)
+            except RedisUnavailable as error:
+                if error.reason != "breaker" or time.monotonic() > patience:
+                    raise
+            time.sleep(LOOK_AGAIN_S)
+
+    def _pass_on(self, order: RefreshOrder) -> None:
+        self._app.send_task(REFRESH_TASK, kwargs=order.model_dump(), retry=False)

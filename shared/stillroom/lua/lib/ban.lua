@@ -10,3 +10,28 @@ local function write_ban(key, index, subject, now, ms, about)
   redis.call('ZADD', index, plain(now + ms), subject)
   redis.call('PEXPIRE', index, plain(INDEX_MS))
 end
+
+-- The widths of networks that have bans, and until when, ms: '4/24 1700000000000,6/40 …'. Whoever checks a limit has to
+-- know them to look for those bans. → false if there are too many
+local function note_width(key, width, now, ms, most)
+  local untils, names, last = {[width] = now + ms}, {width}, now + ms
+  for name, till in string.gmatch(redis.call('GET', key) or '', '(%d/%d+) (%d+)') do
+    till = tonumber(till)
+    if name == width then
+      untils[name] = math.max(untils[name], till)
+    elseif till > now then
+      untils[name] = till
+      names[#names + 1] = name
+    end
+    last = math.max(last, till)
+  end
+  if #names > most then
+    return false
+  end
+  table.sort(names)
+  for i, name in ipairs(names) do
+    names[i] = name .. ' ' .. plain(untils[name])
+  end
+  redis.call('SET', key, table.concat(names, ','), 'PX', plain(last - now))
+  return true
+end

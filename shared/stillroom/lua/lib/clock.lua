@@ -4,6 +4,10 @@
 -- the clock. Everything stamped in another epoch is dead, so loss is a miss and never a stale read.
 -- The epoch is in the member so that a reader who has the clock of one epoch and, a moment later, the marks of
 -- the next can tell.
+--
+-- Clock, marks and entries can also be lost together: a server comes back with an older state of all three, and
+-- nothing shows. So `@` in the marks says which run of the server the epoch lives on, and `#` how many shards the
+-- cache had when it began; verify_epoch.lua compares them with what is.
 
 local function now_us()
   local time = redis.call('TIME')
@@ -14,6 +18,21 @@ local function plain(number)
   return string.format('%.0f', number) -- tostring() would round 1.7e15
 end
 
+-- Whether the caller waits no more for what arrives now. `in_time` is `<from>-<to>` in µs of this clock. Before it,
+-- the clock was put back while the command was on its way.
+local function is_late(in_time)
+  local from, upto = string.match(in_time, '^(%d+)%-(%d+)$')
+  local now = now_us()
+  return now < tonumber(from) or now > tonumber(upto)
+end
+
+-- → the first 48 bits of this server's run id, which a score can hold; 0 where this user may not ask.
+local function this_run()
+  local info = redis.pcall('INFO', 'server')
+  local id = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or '0'
+  return tonumber(string.sub(id, 1, 12), 16)
+end
+
 local function write_clock(clock, marks, epoch, seq)
   local value = epoch .. '.' .. plain(seq)
   redis.call('SET', clock, value)
@@ -21,26 +40,50 @@ local function write_clock(clock, marks, epoch, seq)
   return value
 end
 
--- → epoch, seq, as written. Begins `new_epoch` where there is no clock.
-local function read_clock(clock, marks, new_epoch)
-  local value = redis.call('GET', clock)
-  if value then
-    local epoch, seq = string.match(value, '^(%w+)%.(%d+)$') -- anything else is no clock of ours
-    if epoch and #seq <= 16 then
-      return epoch, tonumber(seq), value
-    end
-  end
-  local newest = redis.call('ZRANGE', marks, '+inf', '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
-  local seq = math.max(now_us(), tonumber(newest[2] or '0') + 1)
-  return new_epoch, seq, write_clock(clock, marks, new_epoch, seq)
+-- Begins an epoch at a seq. → its name: `begin` says how the name starts and, behind `#`, the number of shards. It ends
+-- with the seq, so that no name begins twice, however often a command arrives.
+local function begin_epoch(marks, begin, seq)
+  local name, shards = string.match(begin, '^(%w+)#(%d+)$')
+  redis.call('ZADD', marks, plain(this_run()), '@', shards, '#')
+  return name .. string.format('%x', seq)
 end
 
--- → epoch, seq of a new moment, not yet written.
-local function next_moment(clock, marks, new_epoch)
-  local epoch, seq = read_clock(clock, marks, new_epoch)
-  if tonumber(redis.call('ZSCORE', marks, '~' .. epoch) or '0') ~= seq then
-    redis.call('ZREM', marks, '~' .. epoch)
-    epoch = new_epoch
+-- → epoch, seq, as written; nothing where there is no clock of ours.
+local function known_clock(clock)
+  local value = redis.call('GET', clock)
+  local epoch, seq = string.match(value or '', '^(%w+)%.(%d+)$')
+  if epoch and #seq <= 16 then
+    return epoch, tonumber(seq), value
   end
-  return epoch, math.max(now_us(), seq + 1)
+end
+
+-- → the seq of a new moment, where the clock shows `seq` or is lost.
+local function next_seq(marks, seq)
+  if not seq then
+    local newest = redis.call('ZRANGE', marks, '+inf', '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
+    seq = tonumber(newest[2] or '0')
+  end
+  return math.max(now_us(), seq + 1)
+end
+
+-- → epoch, seq, as written. Begins an epoch where there is no clock.
+local function read_clock(clock, marks, begin)
+  local epoch, seq, value = known_clock(clock)
+  if epoch then
+    return epoch, seq, value
+  end
+  seq = next_seq(marks)
+  epoch = begin_epoch(marks, begin, seq)
+  return epoch, seq, write_clock(clock, marks, epoch, seq)
+end
+
+-- → epoch, seq of a new moment, not yet written, and whether its epoch has just begun.
+local function next_moment(clock, marks, begin)
+  local epoch, now = known_clock(clock)
+  local seq = next_seq(marks, now)
+  if epoch and tonumber(redis.call('ZSCORE', marks, '~' .. epoch) or '0') == now then
+    return epoch, seq, false
+  end
+  redis.call('ZREM', marks, '~' .. (epoch or ''))
+  return begin_epoch(marks, begin, seq), seq, true
 end

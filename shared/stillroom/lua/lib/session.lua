@@ -1,64 +1,57 @@
 -- Sessions. All keys of a shard begin with one prefix and live in one slot, so each act is one script.
 --   s:<h>     the record: _u user ('' anonymous), _c created, _l last seen, _x absolute deadline, _i idle, _s stamp,
 --             _v version, _t tags, one a line, _m meta, _b bytes of data; and the data, one JSON a key. Times: µs.
---             Or, where a session was rotated: _to its new name, _until the end of grace, _u user
+--             _a when the user last proved who he is, where that is not _c (0: never)
+--             Or, where a session was rotated: _to its new name, _until the end of grace, _u user.
+--             The same with _alias, for ever: the name under another pepper, while peppers are changed.
+--             Or _never: its creation or rotation was undone, and must not happen later.
+--             A session that waits for another's creation to be accepted has _held: its _x, which is 0 meanwhile
 --   u:<user>  g:<tag>   names → stamp
+--   d:<user>  what the user's devices are called → when each logged in last, µs
 --   x         <h>\n<user>\n<tags> → when to look at it again, µs: enough to clean up after a record that is gone
 --   rev       u:<user>, g:<tag> revoked and not yet deleted → stamp: what was made up to it is dead
+--   all       a stamp: what was made up to it is dead, whose ever it is
+--   x:<stamp> what x was when that was said: those sessions are still to be deleted
 --   clock     the newest stamp
+--   late:<h>  the browser is getting another cookie, or none, in the place of this name's
 -- A stamp is max(TIME in µs, newest + 1): it orders creations and revocations also where the clock steps back.
 
 local SLACK_MS = 60000 -- a record outlives its session by this: the script decides, not the key's TTL
 local HOPS = 8 -- rotations within one grace that an old name still finds its way through
-
-local function keep_for(key, ms)
-  if redis.call('PTTL', key) < ms then
-    redis.call('PEXPIRE', key, plain(ms))
-  end
-end
-
--- `life`: what it orders is gone after so many ms.
-local function next_stamp(prefix, now, life)
-  local newest = tonumber(redis.call('GET', prefix .. 'clock') or '0')
-  local stamp = plain(math.max(now, newest + 1))
-  redis.call('SET', prefix .. 'clock', stamp, 'KEEPTTL')
-  keep_for(prefix .. 'clock', life)
-  return stamp
-end
+local HOPS_TO_END = 1000 -- and rotations since that an end follows: each is one read of some µs
 
 local function each_line(text)
   return string.gmatch(text, '[^\n]+')
 end
 
-local function member_of(h, user, tags)
-  return h .. '\n' .. user .. '\n' .. tags
+local PARTS = {'_u', '_s', '_l', '_x', '_i', '_t', '_to', '_until'}
+
+local function number(text)
+  return text and tonumber(text)
 end
 
-local function read_member(member)
-  local first = string.find(member, '\n', 1, true)
-  local second = string.find(member, '\n', first + 1, true)
+-- A record from its fields, in the order of PARTS. nil for what is none of ours: of another type, or cut short.
+-- Such a key harms nobody but itself.
+local function parsed(h, key, f)
+  if f.err then
+    return nil
+  end
+  if f[7] then
+    return {h = h, to = f[7], grace_until = number(f[8]) or 0, user = f[1] or ''}
+  end
+  local stamp, seen, limit, idle = number(f[2]), number(f[3]), number(f[4]), number(f[5])
+  if not (stamp and seen and limit and idle and f[1] and f[6]) then
+    return nil
+  end
   return {
-    h = string.sub(member, 1, first - 1),
-    user = string.sub(member, first + 1, second - 1),
-    tags = string.sub(member, second + 1),
+    h = h, key = key, user = f[1], tags = f[6], stamp = stamp, seen = seen, limit = limit, idle = idle,
+    deadline = math.min(seen + idle, limit),
   }
 end
 
 local function read(prefix, h)
   local key = prefix .. 's:' .. h
-  local f = redis.call('HMGET', key, '_u', '_s', '_l', '_x', '_i', '_t', '_to', '_until')
-  if f[7] then
-    return {h = h, to = f[7], grace_until = tonumber(f[8]), user = f[1]}
-  end
-  if not f[2] then
-    return nil
-  end
-  local session = {
-    h = h, key = key, user = f[1], tags = f[6],
-    stamp = tonumber(f[2]), seen = tonumber(f[3]), limit = tonumber(f[4]), idle = tonumber(f[5]),
-  }
-  session.deadline = math.min(session.seen + session.idle, session.limit)
-  return session
+  return parsed(h, key, redis.pcall('HMGET', key, unpack(PARTS)))
 end
 
 -- Beside x: nobody lists, or revokes, the sessions of the anonymous, whose user is ''.
@@ -73,9 +66,19 @@ local function indexes_of(session)
   return names
 end
 
+-- Asked once a script, for each command costs as much as all that is done with its reply.
+local has_revocations, all_up_to
+
 local function is_revoked(prefix, session)
-  if redis.call('EXISTS', prefix .. 'rev') == 0 then
+  if has_revocations == nil then
+    has_revocations = redis.call('EXISTS', prefix .. 'rev', prefix .. 'all') > 0
+  end
+  if not has_revocations then
     return false
+  end
+  all_up_to = all_up_to or number(redis.call('GET', prefix .. 'all') or '0') or 0
+  if session.stamp <= all_up_to then
+    return true
   end
   local names = indexes_of(session)
   for _, stamp in ipairs(names[1] and redis.call('ZMSCORE', prefix .. 'rev', unpack(names)) or {}) do
@@ -91,8 +94,8 @@ local function lives(prefix, session, now)
 end
 
 -- Where an old name leads, as far as its graces go that were not over when it was asked for.
-local function follow(prefix, session, asked)
-  for _ = 1, HOPS do
+local function follow(prefix, session, asked, hops)
+  for _ = 1, hops do
     if not (session and session.to) or asked >= session.grace_until then
       break
     end
@@ -101,15 +104,16 @@ local function follow(prefix, session, asked)
   return session
 end
 
--- The living session under one of these keys, or nil and why not. `asked`: when, if it was not now.
-local function find(prefix, now, keys, asked)
+-- The living session under one of these keys; or nil, why not, the one to be dropped if it is dead, and how long
+-- before it was asked for the grace of its old name was over, µs. `asked`: when, if it was not now.
+local function find(prefix, now, keys, asked, hops)
   asked = asked or now
   for _, key in ipairs(keys) do
-    local session = follow(prefix, read(prefix, string.sub(key, #prefix + 3)), asked)
+    local session = follow(prefix, read(prefix, string.sub(key, #prefix + 3)), asked, hops or HOPS)
     if session and session.to then
       if asked >= session.grace_until then
-        local heir = follow(prefix, session, 0)
-        return nil, {'replayed', heir and heir.h or session.to, session.user}
+        local heir = follow(prefix, session, 0, HOPS)
+        return nil, {'replayed', heir and heir.h or session.to, session.user}, nil, asked - session.grace_until
       end
     elseif session then
       if now >= session.deadline then
@@ -132,41 +136,19 @@ local function see(session, now)
   redis.call('HSET', session.key, '_l', plain(session.seen))
 end
 
--- → whether it was written down
+-- → µs since it was written down that it was seen: 0 if that is now
 local function touch(session, now, interval)
-  local is_due = now - session.seen >= math.min(interval, session.idle / 20)
-  if is_due then
-    see(session, now)
+  local unseen = now - session.seen
+  if unseen < math.min(interval, session.idle / 20) then
+    return math.max(0, unseen)
   end
-  return is_due
-end
-
--- Each call costs more than what it does, so many sessions go with few: at most 1,000, or Lua's stack is full.
-local function drop_all(prefix, sessions)
-  local records, listed = {}, {x = {}}
-  for _, session in ipairs(sessions) do
-    records[#records + 1] = prefix .. 's:' .. session.h
-    table.insert(listed.x, member_of(session.h, session.user, session.tags))
-    for _, index in ipairs(indexes_of(session)) do
-      listed[index] = listed[index] or {}
-      table.insert(listed[index], session.h)
-    end
-  end
-  if #records > 0 then
-    redis.call('UNLINK', unpack(records))
-    for index, members in pairs(listed) do
-      redis.call('ZREM', prefix .. index, unpack(members))
-    end
-  end
-end
-
-local function drop(prefix, session)
-  drop_all(prefix, {session})
+  see(session, now)
+  return 0
 end
 
 -- What a record says of itself, tab between tab, and its data put together to one JSON object. Nothing is decoded:
 -- the parts hold no tab, and each value is JSON already. Two strings are read faster than thirty.
-local OWN = {'_u', '_c', '_l', '_x', '_i', '_v', '_t', '_m'}
+local OWN = {'_u', '_c', '_l', '_x', '_i', '_v', '_a', '_t', '_m'}
 
 local function answer(h, key)
   local all, own, data = redis.call('HGETALL', key), {}, {}
@@ -182,28 +164,4 @@ local function answer(h, key)
     head[i] = own[field] or ''
   end
   return {'ok', h, table.concat(head, '\t'), '{' .. table.concat(data, ',') .. '}'}
-end
-
-local function tell(ended, session)
-  ended[#ended + 1] = session.h
-  ended[#ended + 1] = session.user
-end
-
--- Looks at the sessions that are due, oldest first: drops the dead, puts off the living.
--- Adds h, user of the dead to `ended`; returns how many were due, how long the oldest had been, µs
-local function sweep(prefix, now, most, ended)
-  local due = redis.call('ZRANGEBYSCORE', prefix .. 'x', '-inf', plain(now), 'WITHSCORES', 'LIMIT', 0, most)
-  local dead = {}
-  for i = 1, #due, 2 do
-    local session = read_member(due[i])
-    local record = read(prefix, session.h)
-    if record and not record.to and now < record.deadline then
-      redis.call('ZADD', prefix .. 'x', plain(record.deadline), due[i])
-    else
-      dead[#dead + 1] = session
-      tell(ended, session)
-    end
-  end
-  drop_all(prefix, dead)
-  return #due / 2, due[2] and now - tonumber(due[2]) or 0
 end

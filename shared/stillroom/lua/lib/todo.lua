@@ -1,5 +1,5 @@
--- Work that is promised and not yet done, by due time in ms: `t:<tag>` reclaim what it killed, `s:<tag>` refresh what
--- it made stale, `sweep` reclaim whatever is dead in the whole keyspace, `o:<JSON>` an app's order.
+-- Work that follows from invalidations, by due time in ms: `t:<tag>` reclaim what it killed, `s:<tag>` refresh what
+-- it made stale, `sweep` reclaim whatever is dead in the whole keyspace. It decides nothing that a reader sees.
 -- Without workers it must not grow for ever: past the limit one sweep stands for all tags.
 
 local TODO_LIMIT = 10000

@@ -2,13 +2,23 @@
 
 LOCATION names a part of the room's cache (default: `default`); two of Django's caches with the same LOCATION
 share it, as they do with Django's own. KEY_PREFIX, VERSION, KEY_FUNCTION and TIMEOUT are Django's.
+
+    from django.core.cache import cache
+
+    cache.get_or_set("rates", load_rates, 60, tags=["rates"])   # one caller loads, the others wait for it
+    cache.set("rates", rates, 60, tags=["rates"])
+    cache.invalidate_by_tag("rates")
+
+Tags are those of the room: whatever invalidates one, in Python or after a commit, kills what carries it here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import iscoroutinefunction
 from typing import Any
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from stillroom.cache import Cache
@@ -44,12 +54,24 @@ class StillroomCache(BaseCache):
         return {names[name]: unpack(value) for name, value in found.items()}
 
     def set(
-        self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+        self,
+        key: Any,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Sequence[str] = (),
     ) -> None:
-        self.set_many({key: value}, timeout, version)
+        """A value that was computed before an invalidation and is set after it lives: prefer get_or_set."""
+        self.set_many({key: value}, timeout, version, tags=tags)
 
     def set_many(
-        self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+        self,
+        data: Mapping[Any, Any],
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Sequence[str] = (),
     ) -> list[Any]:
         names = {self._name(key, version): key for key in data}
         values = {name: pack(data[key]) for name, key in names.items()}
@@ -57,16 +79,94 @@ class StillroomCache(BaseCache):
         if ttl is None:  # over before it began
             self._cache.invalidate(*names, defer=True)
             return []
-        stored = self._cache.set_many(values, ttl=ttl, swr=0)
+        stored = self._cache.set_many(values, ttl=ttl, swr=0, tags=tags)
         return [names[name] for name, is_stored in stored.items() if not is_stored]
 
     def add(
-        self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+        self,
+        key: Any,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Sequence[str] = (),
     ) -> bool:
         name, packed, ttl = self._name(key, version), pack(value), self._ttl(timeout)
         if ttl is None:
             return self._cache.get(name, Any, _MISSING) is _MISSING
-        return self._cache.add(name, packed, ttl=ttl, swr=0)
+        return self._cache.add(name, packed, ttl=ttl, swr=0, tags=tags)
+
+    def get_or_set(
+        self,
+        key: Any,
+        default: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Sequence[str] = (),
+        swr: float = 0,
+    ) -> Any:
+        """The value, or `default` (called if it can be), which one caller of all processes makes while others wait.
+
+        An invalidation while it is made wins: what is old is given to its caller and not kept. `swr`: seconds after
+        the timeout in which a stale value is served while one caller makes the next.
+        """
+        ttl = self._ttl(timeout)
+
+        def load() -> Any:
+            return pack(default() if callable(default) else default)
+
+        if ttl is None:
+            return self.get(key, version=version, default=unpack(load()))
+        longest = room().settings.life_limit - ttl
+        return unpack(
+            self._cache.get_or_set(
+                self._name(key, version), load, ttl=ttl, swr=min(swr, longest), tags=tags
+            )
+        )
+
+    async def aset(
+        self,
+        key: Any,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Sequence[str] = (),
+    ) -> None:
+        await sync_to_async(self.set)(key, value, timeout, version, tags=tags)
+
+    async def aadd(
+        self,
+        key: Any,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Sequence[str] = (),
+    ) -> bool:
+        return await sync_to_async(self.add)(key, value, timeout, version, tags=tags)
+
+    async def aget_or_set(
+        self,
+        key: Any,
+        default: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Sequence[str] = (),
+        swr: float = 0,
+    ) -> Any:
+        """`default` may be a coroutine function, too."""
+        make = async_to_sync(default) if iscoroutinefunction(default) else default
+        return await sync_to_async(self.get_or_set)(key, make, timeout, version, tags=tags, swr=swr)
+
+    def invalidate_by_tag(self, *tags: str, soft: bool = False) -> None:
+        """Kill what carries one of these tags, here and in the rest of the room. See Cache.invalidate_by_tag.
+
+        Redis away: it is done before this process trusts another read.
+        """
+        self._cache.invalidate_by_tag(*tags, soft=soft, defer=True)
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         name, ttl = self._name(key, version), self._ttl(timeout)

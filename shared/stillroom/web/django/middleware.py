@@ -1,12 +1,20 @@
-"""Django's session middleware, and a 503 where it would have been a 500: Redis away is no error of the app."""
+"""Django's session middleware, with what shared caches and late responses must not do to its cookie, and a 503
+where it would have been a 500: Redis away is no error of the app."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from django.conf import settings
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessions
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
-from stillroom.errors import SessionStoreUnavailable
+from stillroom.errors import SessionStoreUnavailable, SettingsError
+from stillroom.web.django.sessions import SessionStore
+from stillroom.web.ending import private
 from stillroom.web.problem import failed
+from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.wsgi import ALONG
 
 
 class SessionMiddleware(DjangoSessions):
@@ -14,7 +22,17 @@ class SessionMiddleware(DjangoSessions):
 
     A request whose session can't be read or written is answered with 503 and Retry-After, and its cookie is left as
     it is. Cookie settings are Django's: set SESSION_COOKIE_SECURE, and "__Host-sessionid" as SESSION_COOKIE_NAME.
+    A cookie goes out only where the browser has to keep another one, for as long as the session may live; then the
+    response is private, whatever the view says.
     """
+
+    def process_request(self, request: HttpRequest) -> None:
+        super().process_request(request)
+        session = request.session
+        if isinstance(session, SessionStore):
+            session.is_in_request = True
+            session.agent = request.META.get("HTTP_USER_AGENT", "")
+            session.along = request.META.get(ALONG)
 
     def process_exception(
         self, request: HttpRequest, exception: Exception
@@ -26,10 +44,46 @@ class SessionMiddleware(DjangoSessions):
     def process_response(
         self, request: HttpRequest, response: HttpResponseBase
     ) -> HttpResponseBase:
+        session = getattr(request, "session", None)
         try:
-            return super().process_response(request, response)
+            response = super().process_response(request, response)
+            if isinstance(session, SessionStore):
+                _set_right(request, session, response)
         except SessionStoreUnavailable as error:
             return _unavailable(error)
+        return response
+
+
+def _set_right(request: HttpRequest, session: SessionStore, response: HttpResponseBase) -> None:
+    """Leave the cookie in the response only where it is another one, and then let no shared cache keep it."""
+    name = settings.SESSION_COOKIE_NAME
+    if session.along is not None and session.accessed:
+        session.along.taken_by = _cookie(name)
+    cookie = response.cookies.get(name)
+    if cookie is None:
+        return
+    came = request.COOKIES.get(name)
+    is_kept = cookie.value == came if cookie.value else not session.may_be_forgotten(came or "")
+    if is_kept:
+        del response.cookies[name]
+        return
+    if cookie.value and cookie["max-age"] and session.found is not None:
+        cookie["max-age"] = int(session.found.ends_by - session.found.read_at)
+        cookie["expires"] = ""
+    more, without = private(list(response.items()))
+    for header in without:
+        del response.headers[header]
+    for header, value in more:
+        response.headers[header] = value
+
+
+@lru_cache
+def _cookie(name: str) -> SessionCookie | None:
+    """The cookie, for whoever reads the session along with the limits."""
+    try:
+        return SessionCookie(name)
+    except SettingsError:
+        return None
 
 
 def _unavailable(error: SessionStoreUnavailable) -> HttpResponse:

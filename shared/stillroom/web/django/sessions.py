@@ -6,25 +6,33 @@ user, so `room.sessions.list_for_user(str(user.pk))` and `destroy_for_user` work
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
-from pydantic_core import to_json
 
 from stillroom.errors import SessionConflict, SessionEnded
-from stillroom.sessions import Session, Sessions
+from stillroom.marked import FIXED
+from stillroom.operation import Operation
+from stillroom.sessions import Session, SessionsBody, decoded, decoded_value, encoded_value
+from stillroom.web.agent import device_of
 from stillroom.web.django import room
-from stillroom.web.fields import field_of, key_of
+from stillroom.web.fields import field_of, text_of, to_data, to_fields
+from stillroom.web.merge import GONE, merged_keys
+from stillroom.web.request_session import CLEARS_WITHIN_S, TRIES, RequestSession
+
+T = TypeVar("T")
 
 EXPIRY = "_session_expiry"  # what set_expiry writes
 
 
 class SessionStore(SessionBase):
-    """Data is JSON, whatever SESSION_SERIALIZER says. Only the keys that changed are written.
+    """Data is JSON, whatever SESSION_SERIALIZER says, and the types of stillroom.marked, which are kept. Only the
+    keys that changed are written; what two requests add to one list or dict is both there.
 
     A session's user and lifetime are fixed when it begins: where the data says another user, or set_expiry another
     time, `save` begins a new one in its place, under a new key. It lives for `get_expiry_age()` seconds after it
@@ -36,19 +44,38 @@ class SessionStore(SessionBase):
     _session_key: Any  # a property of SessionBase
     _found: Session[Any] | None = None
     _before: Mapping[str, bytes] | None = None  # what Redis holds, as far as this request knows
+    _version: int | None = None  # … and its version, where that is not the one it was read with
+    _dead: str | None = None  # the key that came, and opened nothing
+    _looked_at = 0.0  # … when: time.monotonic()
+    _cycles = False  # a new key is due, when it is saved
+    _confirms = False  # … for the user has just proved who he is
+
+    # What the middleware says of the request
+    is_in_request = False
+    agent = ""
+    along: RequestSession | None = None
+    has_ended = False  # by this request
+
+    @property
+    def found(self) -> Session[Any] | None:
+        """The session as it was read: its handle, times and user. None: there was none."""
+        self._get_session()
+        return self._found
 
     def load(self) -> dict[str, Any]:
         """The data. A key that opens nothing is forgotten; what no token looks like costs no round trip."""
-        self._found = _sessions().get(self.session_key) if self.session_key else None
+        key = self.session_key
+        if self.along is not None and self.along.has_read(_body(), key):
+            self._found = self.along.was_read
+        else:
+            self._found = room().sessions.get(key) if key else None
         if self._found is None:
-            self._session_key = None
+            self._dead, self._looked_at, self._session_key = key, time.monotonic(), None
             return {}
-        data = {key_of(field): value for field, value in self._found.data.items()}
-        self._before = _encoded(data)
-        return data
+        return to_data(self._found.data)
 
     def exists(self, session_key: str | None) -> bool:
-        return bool(session_key) and _sessions().get(session_key or "", touch=False) is not None
+        return bool(session_key) and room().sessions.get(session_key or "", touch=False) is not None
 
     def create(self) -> None:
         """Begin an empty session, at once."""
@@ -59,27 +86,35 @@ class SessionStore(SessionBase):
 
     def save(self, must_create: bool = False) -> None:
         """Write what changed. Raises UpdateError if the session has ended meanwhile."""
-        data: dict[str, Any] = self._get_session(no_load=must_create)
+        data: dict[Any, Any] = self._get_session(no_load=must_create)
         if must_create and self.session_key and self.exists(self.session_key):
             raise CreateError
-        if must_create or self.session_key is None:
-            self._begin(data)
-        else:
-            self._update(data)
+        try:
+            if must_create or self.session_key is None:
+                self._begin(data)
+            else:
+                self._update(data)
+        except (SessionEnded, SessionConflict) as error:
+            raise UpdateError from error
 
     def delete(self, session_key: str | None = None) -> None:
         key = session_key or self.session_key
-        if key:
-            _sessions().destroy(key)
+        if key and _run(_body().log_out(key)):
+            self.has_ended = True
 
     def cycle_key(self) -> None:
-        """The same session under a new key; the old one opens nothing any more."""
+        """The same session under a new key; the old one opens nothing any more.
+
+        In a request that happens when it is saved: one that fails leaves the visitor what he had.
+        """
         data = self._get_session()
-        if self.session_key is None:
+        if self.is_in_request:
+            self._cycles = True
+        elif self.session_key is None:
             self._begin(data)
         else:
             try:
-                self._session_key = _sessions().rotate(self.session_key, grace=0).token
+                self._rotate()
             except (SessionEnded, SessionConflict) as error:
                 raise UpdateError from error
         self.modified = True
@@ -87,58 +122,141 @@ class SessionStore(SessionBase):
     async def acycle_key(self) -> None:
         await sync_to_async(self.cycle_key)()
 
+    def confirm(self) -> None:
+        """The user has just proved again who he is: the session is fresh, under a new key. See `is_fresh`."""
+        self._get_session()
+        self._cycles = self._confirms = self.modified = True
+
+    def is_fresh(self, seconds: float) -> bool:
+        """Tell whether the user proved within so many seconds who he is: by logging in, or by `confirm`."""
+        data = self._get_session()
+        if self._confirms or self._has_other_user(data):
+            return SESSION_KEY in data
+        return self._found is not None and self._found.is_fresh(seconds)
+
     @classmethod
     def clear_expired(cls) -> None:
         """What the worker does each minute."""
-        _sessions().sweep()
+        room().sessions.sweep()
 
-    def _begin(self, data: Mapping[str, Any]) -> None:
+    def may_be_forgotten(self, key: str) -> bool:
+        """Whether the browser may be told to forget this key: it opens nothing, or has just been ended here. Not if
+        another request has just logged in: the response to that may have overtaken this one."""
+        if self.has_ended:
+            return True
+        if self._looked_at and time.monotonic() - self._looked_at > CLEARS_WITHIN_S:
+            return False
+        return not _run(_body().is_late(key))
+
+    # Writing
+
+    def _begin(self, data: Mapping[Any, Any]) -> None:
         """A new session with this data."""
-        user = data.get(SESSION_KEY)
-        fields = {field_of(key): value for key, value in data.items()}
-        self._before = _encoded(data)
-        idle = self._idle(data)
-        if idle > 0:  # else it is over before it began
-            user_id = None if user is None else str(user)
-            self._found = _sessions().create(user_id, fields, idle=idle)
-            self._session_key = self._found.token
-
-    def _update(self, data: Mapping[str, Any]) -> None:
-        before = self._known()
-        after = _encoded(data)
-        changed = {key for key, text in after.items() if before.get(key) != text}
-        gone = before.keys() - after.keys()
-        if EXPIRY in changed | gone or self._has_other_user(data):
-            self._begin_anew(data)
+        named = _named(data)
+        fields, user, options = to_fields(named, named), _user_of(data), self._options(data)
+        if options["idle"] <= 0:  # it is over before it began
+            self._before = _encoded(named)
             return
-        fields = {field_of(key): data[key] for key in changed}
-        try:
-            _sessions().update(self.session_key, fields, remove=map(field_of, gone))
-        except SessionEnded as error:
-            raise UpdateError from error
-        self._before = after
+        if user is not None:
+            made = _run(_body().log_in(self._dead, user, fields, **options))
+        elif self._dead is not None:
+            made = _run(_body().begin(self._dead, fields, idle=options["idle"]))
+        else:
+            made = _run(_body().create(None, fields, **options))
+        self._began(made, named)
 
-    def _begin_anew(self, data: Mapping[str, Any]) -> None:
-        """Only in the place of one that lives: who ends it first decides, so a logout meanwhile is not undone."""
-        if not _sessions().destroy(self.session_key):
-            raise UpdateError
-        self._begin(data)
+    def _update(self, data: Mapping[Any, Any]) -> None:
+        named = _named(data)
+        before, after = self._known(), _encoded(named)
+        keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        if EXPIRY in keys or self._has_other_user(data):
+            self._begin_anew(data, named)
+        else:
+            if keys:
+                self._write(keys, named)
+            if self._cycles:
+                self._rotate()
+
+    def _write(self, keys: set[str], given: Mapping[str, Any]) -> None:
+        """Set and remove these keys; where another request was first, do to its data what was done to ours."""
+        before, data = self._known(), given
+        base = {key: decoded_value(before[key]) if key in before else GONE for key in keys}
+        ours = {key: data.get(key, GONE) for key in keys}
+        merges = any(map(_is_container, (*base.values(), *ours.values())))
+        assert self._found is not None
+        version = (self._version or self._found.version) if merges else None
+        for _ in range(TRIES):
+            kept = [key for key in keys if key in data]
+            gone = [field_of(key) for key in keys if key not in data]
+            fields = to_fields(data, kept)
+            try:
+                self._version = _run(
+                    _body().update(self.session_key, fields, remove=gone, if_version=version)
+                )
+            except SessionConflict:
+                theirs = _run(_body().get(self.session_key, touch=False))
+                if theirs is None:
+                    raise SessionEnded("missing") from None
+                data = to_data(theirs.data)
+                merged = merged_keys(base, ours, data)
+                keys, version = set(merged), theirs.version
+                data = {k: v for k, v in (data | merged).items() if v is not GONE}
+            else:
+                self._before = _encoded(data)
+                if data is not given:
+                    self._show(data)
+                return
+        raise SessionConflict(version)
+
+    def _show(self, data: Mapping[str, Any]) -> None:
+        """What another request has written belongs to what this one goes on from."""
+        self._session_cache.clear()
+        self._session_cache.update(data)
+
+    def _begin_anew(self, data: Mapping[Any, Any], named: Mapping[str, Any]) -> None:
+        """A new session in the place of the one there is; what can't be written leaves that as it was."""
+        options = self._options(data)
+        if options["idle"] <= 0:
+            self.delete()
+            return
+        made = _run(_body().succeed(self.session_key, _user_of(data), _all(named), **options))
+        self._began(made, named)
+
+    def _rotate(self) -> None:
+        made = _run(_body().renew(self.session_key, is_proof=self._confirms))
+        self._session_key = made.token
+        self._cycles = self._confirms = False
+
+    def _began(self, made: Session[Any], data: Mapping[str, Any]) -> None:
+        self._found, self._session_key, self._version = made, made.token, 1
+        self._before, self._dead = _encoded(data), None
+        self._cycles = self._confirms = False
+
+    def _options(self, data: Mapping[Any, Any]) -> dict[str, Any]:
+        """What a session of this data is created with."""
+        options: dict[str, Any] = {"idle": self._idle(data)}
+        if _user_of(data) is not None:
+            options["device"] = device_of(self.agent)
+            options["fresh"] = self._confirms or self._has_other_user(data)
+        return options
+
+    # What is known
 
     def _known(self) -> Mapping[str, bytes]:
         """What Redis holds; asked for where the data was replaced without having been looked at."""
         if self._before is None:
-            self._found = _sessions().get(self.session_key, touch=False)
+            self._found = self._found or room().sessions.get(self.session_key, touch=False)
             if self._found is None:
-                raise UpdateError
-            self._before = _encoded({key_of(f): v for f, v in self._found.data.items()})
+                raise SessionEnded("missing")
+            # As it was: what the request has now may have been changed in place.
+            self._before = _encoded(to_data(decoded(self._found.text, None)))
         return self._before
 
-    def _has_other_user(self, data: Mapping[str, Any]) -> bool:
-        user = data.get(SESSION_KEY)
+    def _has_other_user(self, data: Mapping[Any, Any]) -> bool:
         known = None if self._found is None else self._found.user_id
-        return known != (None if user is None else str(user))
+        return known != _user_of(data)
 
-    def _idle(self, data: Mapping[str, Any]) -> float:
+    def _idle(self, data: Mapping[Any, Any]) -> float:
         """Seconds the session may go unseen."""
         expiry = data.get(EXPIRY)
         if isinstance(expiry, str):
@@ -146,9 +264,31 @@ class SessionStore(SessionBase):
         return float(self.get_expiry_age(expiry=expiry))
 
 
-def _sessions() -> Sessions:
-    return room().sessions
+def _body() -> SessionsBody:
+    return room()._sessions_body
+
+
+def _run(operation: Operation[T]) -> T:
+    return room().state.run(operation)
+
+
+def _user_of(data: Mapping[Any, Any]) -> str | None:
+    user = data.get(SESSION_KEY)
+    return None if user is None else str(user)
+
+
+def _named(data: Mapping[Any, Any]) -> dict[str, Any]:
+    """The data by keys that are text: what JSON would make of the others."""
+    return {text_of(key): value for key, value in data.items()}
+
+
+def _all(data: Mapping[str, Any]) -> dict[str, Any]:
+    return to_fields(data, data)
 
 
 def _encoded(data: Mapping[str, Any]) -> dict[str, bytes]:
-    return {key: to_json(value) for key, value in data.items()}
+    return {key: encoded_value(key, value) for key, value in data.items()}
+
+
+def _is_container(value: Any) -> bool:
+    return value is not GONE and type(value) not in FIXED

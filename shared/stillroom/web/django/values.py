@@ -1,62 +1,31 @@
-"""What Django keeps in its cache, as JSON. Never pickle: who can write to Redis could run code in every app.
-
-A value that JSON has no word for is `{"!": <its kind>, "v": <its parts>}`: the kinds are those of KINDS. A dict
-of the app's own that has a `!`, or keys that are no text, is the kind `dict`.
-"""
+"""What Django keeps in its cache, as JSON: the kinds of stillroom.marked, and whole responses. Never pickle."""
 
 from __future__ import annotations
 
 import base64
-import datetime
-import decimal
-import uuid
-from collections.abc import Callable
 from http.cookies import SimpleCookie
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.http import HttpResponse
 from django.template.response import SimpleTemplateResponse
-from django.utils.safestring import SafeString
 
 from stillroom.codec import Unencodable
-
-MARK = "!"
-
-
-class Kind(NamedTuple):
-    """How values of one type are taken apart and put together again."""
-
-    name: str
-    type: type
-    parts: Callable[[Any], Any]
-    whole: Callable[[Any], Any]
+from stillroom.marked import Marks, kind
 
 
 def pack(value: Any) -> Any:
-    """As JSON. Raises Unencodable for what is neither JSON nor one of KINDS."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if type(value) is list:
-        return [pack(one) for one in value]
-    if type(value) is dict and MARK not in value and all(type(key) is str for key in value):
-        return {key: pack(one) for key, one in value.items()}
-    for kind in KINDS:
-        if isinstance(value, kind.type):
-            return {MARK: kind.name, "v": kind.parts(value)}
-    raise Unencodable(
-        f"{type(value).__name__}: the cache keeps JSON, {', '.join(kind.name for kind in KINDS)}; not objects"
-    )
+    """Return the value as JSON. Raises Unencodable for what is neither JSON nor of a kind that is kept."""
+    return _MARKS.pack(value)
 
 
 def unpack(value: Any) -> Any:
-    """What pack was given."""
-    if isinstance(value, list):
-        return [unpack(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    if MARK in value:
-        return _BY_NAME[value[MARK]].whole(value["v"])
-    return {key: unpack(one) for key, one in value.items()}
+    """Return what `pack` was given."""
+    return _MARKS.unpack(value)
+
+
+def _refused(value: Any) -> Unencodable:
+    names = ", ".join(kind.name for kind in _MARKS.kinds)
+    return Unencodable(f"{type(value).__name__}: the cache keeps JSON, {names}; not objects")
 
 
 def _response_parts(response: HttpResponse) -> Any:
@@ -85,35 +54,4 @@ def _response(parts: Any) -> HttpResponse:
     return made
 
 
-def _pairs(value: dict[Any, Any]) -> Any:
-    return [[pack(key), pack(one)] for key, one in value.items()]
-
-
-def _list(value: Any) -> Any:
-    return [pack(one) for one in value]
-
-
-# The first that fits: a datetime is a date, a SafeString a str, a bool an int.
-KINDS = [
-    Kind("tuple", tuple, _list, lambda parts: tuple(unpack(parts))),
-    Kind("set", set, _list, lambda parts: set(unpack(parts))),
-    Kind("frozenset", frozenset, _list, lambda parts: frozenset(unpack(parts))),
-    Kind("dict", dict, _pairs, lambda parts: {unpack(key): unpack(one) for key, one in parts}),
-    Kind("bytes", bytes, lambda b: base64.b64encode(b).decode(), base64.b64decode),
-    Kind(
-        "datetime", datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat
-    ),
-    Kind("date", datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
-    Kind("time", datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
-    Kind(
-        "timedelta",
-        datetime.timedelta,
-        lambda delta: [delta.days, delta.seconds, delta.microseconds],
-        lambda parts: datetime.timedelta(*parts),
-    ),
-    Kind("Decimal", decimal.Decimal, str, decimal.Decimal),
-    Kind("UUID", uuid.UUID, str, uuid.UUID),
-    Kind("SafeString", SafeString, str.__str__, SafeString),
-    Kind("HttpResponse", HttpResponse, _response_parts, _response),
-]
-_BY_NAME = {kind.name: kind for kind in KINDS}
+_MARKS = Marks([kind("HttpResponse", HttpResponse, _response_parts, _response)], refuse=_refused)

@@ -14,7 +14,7 @@ ACTIONS = {
     "already": "banned already",
     "capped": "not banned: too many bans in that minute",
     "lifted": "not banned: its ban had been lifted",
-    "spared": "not banned: it never is",
+    "exempt": "not banned: it never is",
 }
 
 

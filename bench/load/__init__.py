@@ -1,0 +1,1 @@
+"""The example shop under load. `python -m bench.load`."""

@@ -1,0 +1,110 @@
+"""The page in Django: alone, with the usual parts, with ours. The server is at REDIS_URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import django
+from django.conf import settings
+from django.http import HttpRequest, JsonResponse
+from django.urls import path
+
+from bench.page import shop
+
+urlpatterns: list[Any] = []
+View = Callable[[HttpRequest], JsonResponse]
+
+
+def bare() -> Any:
+    def page(request: HttpRequest) -> JsonResponse:
+        visit = shop.visit()
+        products = [shop.product(n) for n in visit.products]
+        return JsonResponse(shop.page("dark", products, shop.RATES))
+
+    return _app(lambda: page)
+
+
+def usual() -> Any:
+    """django-redis, Django's sessions in that cache, and django-ratelimit: a fixed window, without headers."""
+    backend = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": os.environ["REDIS_URL"]}
+    return _app(
+        _usual_view,
+        CACHES={"default": backend},
+        SESSION_ENGINE="django.contrib.sessions.backends.cache",
+        MIDDLEWARE=["django.contrib.sessions.middleware.SessionMiddleware"],
+    )
+
+
+def _usual_view() -> View:
+    from django.core.cache import cache
+    from django_ratelimit.decorators import ratelimit
+
+    def product(id: int) -> shop.Product:
+        return cache.get_or_set(f"product:{id}", lambda: shop.load_product(id), shop.TTL)
+
+    @ratelimit(key="ip", rate=f"{shop.ALLOWED}/m")
+    def page(request: HttpRequest) -> JsonResponse:
+        visit = shop.visit()
+        if visit.changed is not None:
+            cache.delete(f"product:{visit.changed}")
+        products = [product(n) for n in visit.products]
+        rates = cache.get_or_set("rates", shop.load_rates, shop.RATES_TTL)
+        return JsonResponse(shop.page(request.session["theme"], products, rates))
+
+    return page
+
+
+def ours() -> Any:
+    return _ours(near=False)
+
+
+def near() -> Any:
+    return _ours(near=True)
+
+
+def _ours(near: bool) -> Any:
+    app = _app(
+        lambda: _our_view(near),
+        SESSION_ENGINE="stillroom.web.django.sessions",
+        SESSION_COOKIE_NAME="__Host-sid",
+        SESSION_COOKIE_SECURE=True,
+        MIDDLEWARE=["stillroom.web.django.middleware.SessionMiddleware"],
+    )
+    from bench.page.ours import ROUTES
+    from stillroom.web.django import room
+    from stillroom.web.wsgi import StillroomMiddleware
+
+    return StillroomMiddleware(app, room(), sessions=False, routes=ROUTES)
+
+
+def _our_view(near: bool) -> View:
+    from bench.page.ours import loaders
+    from stillroom.web.django import room
+
+    cache, load = room().cache, loaders(room(), near)
+
+    def page(request: HttpRequest) -> JsonResponse:
+        visit = shop.visit()
+        if visit.changed is not None:
+            cache.invalidate(f"product:{visit.changed}")
+        products = [load.product(n) for n in visit.products]
+        return JsonResponse(shop.page(request.session["theme"], products, load.rates()))
+
+    return page
+
+
+def _login(request: HttpRequest) -> JsonResponse:
+    request.session.update(shop.SESSION)
+    return JsonResponse({})
+
+
+def _app(view: Callable[[], View], **changes: Any) -> Any:
+    options = {"ROOT_URLCONF": __name__, "ALLOWED_HOSTS": ["*"], "SECRET_KEY": "x" * 50}
+    settings.configure(**options | changes)
+    django.setup()
+    from django.core.handlers.wsgi import WSGIHandler
+
+    urlpatterns.extend([path("login", _login), path("", view())])
+    return WSGIHandler()

@@ -1,0 +1,98 @@
+"""The page in FastAPI: alone, with the usual parts, with ours. The server is at REDIS_URL."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response
+
+from bench.page import ours as our
+from bench.page import shop
+
+
+def bare() -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/")
+    async def page() -> dict[str, Any]:
+        visit = shop.visit()
+        return shop.page("dark", [shop.product(n) for n in visit.products], shop.RATES)
+
+    return app
+
+
+def usual() -> FastAPI:
+    """starsessions, slowapi and cashews, each as its documentation sets it up for Redis."""
+    from cashews import cache
+    from slowapi import Limiter
+    from slowapi.util import get_remote_address
+    from starsessions import SessionAutoloadMiddleware, SessionMiddleware
+    from starsessions.stores.redis import RedisStore
+
+    url = os.environ["REDIS_URL"]
+    app = FastAPI()
+    limiter = Limiter(
+        get_remote_address, strategy="moving-window", headers_enabled=True, storage_uri=url
+    )
+    app.state.limiter = limiter
+    app.add_middleware(SessionAutoloadMiddleware)
+    app.add_middleware(
+        SessionMiddleware, store=RedisStore(url), lifetime=86_400, cookie_https_only=False
+    )
+    cache.setup(url)
+    product = cache(ttl=shop.TTL, key="product:{id}", tags=["product:{id}"])(
+        shop.load_product_async
+    )
+    rates = cache(ttl=shop.RATES_TTL, key="rates")(shop.load_rates_async)
+
+    @app.get("/login")
+    async def login(request: Request) -> dict[str, Any]:
+        request.session.update(shop.SESSION)
+        return {}
+
+    @app.get("/")
+    @limiter.limit(f"{shop.ALLOWED}/minute")
+    async def page(request: Request, response: Response) -> dict[str, Any]:
+        visit = shop.visit()
+        if visit.changed is not None:
+            await cache.delete_tags(f"product:{visit.changed}")
+        products: list[Any] = [await product(id=n) for n in visit.products]
+        return shop.page(request.session["theme"], products, await rates())
+
+    return app
+
+
+def ours() -> FastAPI:
+    return _ours(near=False)
+
+
+def near() -> FastAPI:
+    return _ours(near=True)
+
+
+def _ours(near: bool) -> FastAPI:
+    from stillroom import AsyncStillroom
+    from stillroom.web.asgi import StillroomMiddleware
+    from stillroom.web.starlette import load_session
+
+    room = AsyncStillroom()
+    loaders = our.async_loaders(room, near)
+    app = FastAPI(lifespan=room.lifespan)
+    app.add_middleware(StillroomMiddleware, room=room, routes=our.ROUTES)
+    loaded = Depends(load_session)
+
+    @app.get("/login")
+    async def login(session: Any = loaded) -> dict[str, Any]:
+        session.update(shop.SESSION)
+        return {}
+
+    @app.get("/")
+    async def page(session: Any = loaded) -> dict[str, Any]:
+        visit = shop.visit()
+        if visit.changed is not None:
+            await room.cache.invalidate(f"product:{visit.changed}")
+        products = [await loaders.product(n) for n in visit.products]
+        return shop.page(session["theme"], products, await loaders.rates())
+
+    return app

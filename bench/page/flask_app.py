@@ -1,0 +1,106 @@
+"""The page in Flask: alone, with the usual parts, with ours. The server is at REDIS_URL."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from flask import Flask, session
+
+from bench.page import ours as our
+from bench.page import shop
+
+
+def bare() -> Flask:
+    app = Flask("bare")
+
+    @app.get("/")
+    def page() -> dict[str, Any]:
+        visit = shop.visit()
+        return shop.page("dark", [shop.product(n) for n in visit.products], shop.RATES)
+
+    return app
+
+
+def usual() -> Flask:
+    """Flask-Session, Flask-Limiter and Flask-Caching, each as its documentation sets it up for Redis."""
+    from flask_caching import Cache
+    from flask_limiter import Limiter
+    from flask_limiter.util import get_remote_address
+    from flask_session import Session
+
+    import redis
+
+    url = os.environ["REDIS_URL"]
+    app = Flask("usual")
+    app.config |= {
+        "SESSION_TYPE": "redis",
+        "SESSION_REDIS": redis.Redis.from_url(url),
+        "CACHE_TYPE": "RedisCache",
+        "CACHE_REDIS_URL": url,
+        "CACHE_DEFAULT_TIMEOUT": shop.TTL,
+    }
+    Session(app)
+    cache = Cache(app)
+    limiter = Limiter(
+        get_remote_address,
+        app=app,
+        default_limits=[f"{shop.ALLOWED} per minute"],
+        strategy="moving-window",
+        headers_enabled=True,
+        storage_uri=url,
+    )
+    product: Any = cache.memoize()(shop.load_product)
+    rates = cache.cached(timeout=shop.RATES_TTL, key_prefix="rates")(shop.load_rates)
+
+    @app.get("/login")
+    @limiter.exempt
+    def login() -> dict[str, Any]:
+        session.update(shop.SESSION)
+        return {}
+
+    @app.get("/")
+    def page() -> dict[str, Any]:
+        visit = shop.visit()
+        if visit.changed is not None:
+            cache.delete_memoized(product, visit.changed)
+        return shop.page(session["theme"], [product(n) for n in visit.products], rates())
+
+    return app
+
+
+def ours() -> Flask:
+    return _ours(near=False)
+
+
+def near() -> Flask:
+    return _ours(near=True)
+
+
+def _ours(near: bool) -> Flask:
+    from stillroom import Stillroom
+    from stillroom.web.flask import StillroomSessions
+    from stillroom.web.wsgi import StillroomMiddleware
+
+    room = Stillroom()
+    loaders = our.loaders(room, near)
+    app = Flask("ours")
+    app.session_interface = StillroomSessions(room)
+    app.wsgi_app = StillroomMiddleware(  # type: ignore[method-assign]
+        app.wsgi_app, room, sessions=False, routes=our.ROUTES
+    )
+
+    @app.get("/login")
+    def login() -> dict[str, Any]:
+        session.update(shop.SESSION)
+        return {}
+
+    @app.get("/")
+    def page() -> dict[str, Any]:
+        visit = shop.visit()
+        if visit.changed is not None:
+            room.cache.invalidate(f"product:{visit.changed}")
+        products = [loaders.product(n) for n in visit.products]
+        return shop.page(session["theme"], products, loaders.rates())
+
+    return app

@@ -1,0 +1,9 @@
+"""What our worker imports: a room with the page's loaders."""
+
+from __future__ import annotations
+
+from bench.page.ours import loaders
+from stillroom import Stillroom
+
+room = Stillroom()
+loaders(room)

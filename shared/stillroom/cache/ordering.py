@@ -1,0 +1,146 @@
+"""Orders on their way: written down by apps, carried out by workers, crossed off when they are done.
+
+They decide what readers see, so they are on the state's server, where nothing is evicted: the cache's own list of
+work (`todo`) may be lost, and costs memory then. An order that can't be done now is due again, later each time.
+After eight tries it becomes a dead letter, which a person sends again or drops.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any, NamedTuple
+
+from stillroom.cache.orders import Order, from_body, from_member, to_body, to_member
+from stillroom.dead_letters import DeadLetter, DeadLetters
+from stillroom.dispatch import RECLAIM_TASK, Dispatch
+from stillroom.errors import DispatchFailed, RedisUnavailable
+from stillroom.keys import Keys
+from stillroom.operation import STATE, On, Once, Operation
+from stillroom.scripts import finish_order, take_order, write_orders
+from stillroom.settings import Settings
+from stillroom.stats import Stats
+
+ORDERS_LIMIT = 10_000
+TRIES_LIMIT = 8
+HELD_MS = 60_000  # then the order of a worker that died is due again
+# After the first try it is due for the next run, which may be another worker's; then later each time.
+FIRST_DELAY_MS, LONGEST_DELAY_MS = 15_000, 300_000
+KIND = "order"  # of dead letter
+
+
+class Taken(NamedTuple):
+    """An order that is ours until `due`."""
+
+    member: bytes
+    due: bytes
+    tries: int
+
+
+class Ordering:
+    """The operations. A driver of the cache runs them; orders are read and written on the state's server."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        dispatch: Dispatch,
+        stats: Stats,
+        dead_letters: DeadLetters,
+        cache: Any,
+    ) -> None:
+        self._keys = [keys.orders, keys.order_tries]
+        self._dispatch = dispatch
+        self._stats = stats
+        self._dead_letters = dead_letters
+        self._cache = cache
+        self._keep_ms = int((settings.life_limit + settings.lease_limit) * 1000)
+        dead_letters.senders[KIND] = self._send_again
+
+    def order(self, *orders: Order) -> Operation[None]:
+        """Write down what a worker is to do: it will be done, whatever becomes of workers and broker.
+
+        The same order twice, not yet done, is one. Raises DispatchFailed if 10,000 wait already.
+        Redis away: RedisUnavailable.
+        """
+        yield On([(STATE, self._written(orders))])
+        if not self._dispatch.inline:
+            self._dispatch.wake(RECLAIM_TASK)
+
+    def carry_out(self, budget: float) -> Operation[dict[str, int]]:
+        """Do what is due, for `budget` seconds, each order once.
+
+        Returns counts: orders done, dead (they failed too often), left, and due among those. An order that could
+        not be done is due again. Redis away: RedisUnavailable; the orders stay written down.
+        """
+        deadline = time.monotonic() + budget
+        counts, began_us = Counter[str](), 0
+        while time.monotonic() < deadline:
+            ((taken, now_us),) = yield On([(STATE, self._take(began_us))])
+            if taken is None:
+                break
+            began_us = began_us or now_us  # what becomes due from now on is for the next run
+            counts[(yield from self._try(taken))] += 1
+        ((left, due),) = yield On([(STATE, self._count())])
+        return {"done": counts["done"], "dead": counts["dead"], "left": left, "due": due}
+
+    # Carrying out
+
+    def _try(self, taken: Taken) -> Operation[str]:
+        """→ done, dead or "put off"."""
+        try:
+            order = from_member(taken.member)
+            yield from order.carried_out_by(self._cache)
+        except RedisUnavailable as error:
+            yield from self._failed(taken, error)
+            raise  # and so would the others
+        except Exception as error:
+            return (yield from self._failed(taken, error))
+        yield On([(STATE, self._finish(taken))])
+        return "done"
+
+    def _failed(self, taken: Taken, error: Exception) -> Operation[str]:
+        reason = f"{type(error).__name__}: {error}"
+        if taken.tries >= TRIES_LIMIT:
+            what = "an order failed too often and is a dead letter now"
+            self._stats.say(what, type(error).__name__, reason)
+            yield On([(STATE, self._bury(taken, reason))])
+            return "dead"
+        self._stats.say("an order failed and is tried again", type(error).__name__, reason)
+        later = FIRST_DELAY_MS * 2 ** (taken.tries - 2) if taken.tries > 1 else 0
+        yield On([(STATE, self._finish(taken, min(int(later), LONGEST_DELAY_MS)))])
+        return "put off"
+
+    # On the state's server
+
+    def _written(self, orders: tuple[Order, ...]) -> Operation[None]:
+        members = [to_member(one) for one in orders]
+        (written,) = yield [write_orders(self._keys, ORDERS_LIMIT, self._keep_ms, *members)]
+        if not written:
+            raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
+
+    def _take(self, by_us: int) -> Operation[tuple[Taken | None, int]]:
+        times = (HELD_MS, LONGEST_DELAY_MS, self._keep_ms, by_us)
+        (taken,) = yield Once([take_order(self._keys, *times)])
+        if taken is None:
+            return None, 0
+        member, due, tries, now_us = taken
+        return Taken(member, due, tries), int(now_us)
+
+    def _finish(self, taken: Taken, again_ms: int | None = None) -> Operation[None]:
+        again = b"" if again_ms is None else b"%d" % again_ms
+        yield [finish_order(self._keys, taken.member, taken.due, again)]
+
+    def _bury(self, taken: Taken, reason: str) -> Operation[None]:
+        body, place = to_body(taken.member), (taken.member, taken.due)
+        yield Once([self._dead_letters.burying(KIND, body, reason, taken.tries, *place)])
+
+    def _count(self) -> Operation[tuple[int, int]]:
+        left, (now_s, now_us) = yield [(b"ZCARD", self._keys[0]), (b"TIME",)]
+        now = b"%d" % (int(now_s) * 1_000_000 + int(now_us))
+        (due,) = yield [(b"ZCOUNT", self._keys[0], b"-inf", now)]
+        return left, due
+
+    def _send_again(self, letter: DeadLetter) -> Operation[None]:
+        """What retrying a dead letter does: the order is written down anew. For the state's driver."""
+        yield from self._written((from_body(letter.body),))

@@ -1,0 +1,98 @@
+"""Which tags a change to a row of a model invalidates. The ORMs' modules find the rows that changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from string import Formatter
+from typing import Any, TypeAlias
+
+from stillroom.cache.loaders import Template, several
+from stillroom.errors import InvalidKey, did_you_mean
+from stillroom.keys import sanitized
+
+log = logging.getLogger("stillroom.integrations")
+
+TagSpec: TypeAlias = "str | Callable[[Any], Iterable[str]]"
+ATTRIBUTE = "__stillroom_tags__"
+
+
+class ModelTags:
+    """Texts (`products`), templates of the row's fields (`product:{id}`), and functions of the row."""
+
+    def __init__(self, model: str, specs: Sequence[TagSpec], fields: Iterable[str]) -> None:
+        if not specs:
+            raise ValueError(f"{model}: give at least one tag")
+        known = list(fields)
+        self.model = model
+        self.constant: list[str] = []
+        self._templates: list[Template] = []
+        self._functions: list[Callable[[Any], Iterable[str]]] = []
+        for spec in specs:
+            if callable(spec):
+                self._functions.append(spec)
+            elif names := names_in(spec):
+                for name in names:
+                    if name not in known:
+                        reason = f"{{{name}}} is no field of {model}{did_you_mean(name, known)}"
+                        raise InvalidKey(spec, reason)
+                self._templates.append(Template(spec, names))
+            else:
+                sanitized(spec)
+                self.constant.append(spec)
+        self.fields = frozenset(name for template in self._templates for name in template.names)
+
+    @property
+    def needs_row(self) -> bool:
+        """Whether some tags depend on the row."""
+        return bool(self._templates or self._functions)
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether some tags depend on fields that only a function knows."""
+        return bool(self._functions)
+
+    def of(self, row: Any) -> list[str]:
+        """Return the tags of a row: anything that has the fields as attributes.
+
+        A row must be saved even if one of its tags can't be made, so that is logged and the tag is left out.
+        """
+        tags = list(self.constant)
+        for make in (*map(_filled, self._templates), *self._functions):
+            try:
+                made = list(several(make(row)))
+                for tag in made:
+                    sanitized(tag)
+            except Exception as error:
+                log.error("%s: a tag of a row can't be made: %r", self.model, error)
+            else:
+                tags += made
+        return tags
+
+
+class Before:
+    """A row as it was: the object, with the former values of some fields in front."""
+
+    def __init__(self, row: Any, former: Mapping[str, Any]) -> None:
+        self._row = row
+        self._former = former
+
+    def __getattr__(self, name: str) -> Any:
+        return self._former[name] if name in self._former else getattr(self._row, name)
+
+
+def tags_of_model(model: type) -> ModelTags | None:
+    """Return what `invalidates` said of this class, or of the nearest class it is derived from."""
+    return getattr(model, ATTRIBUTE, None)
+
+
+def _filled(template: Template) -> Callable[[Any], str]:
+    return lambda row: template.fill({name: getattr(row, name) for name in template.names})
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names in braces. Raises InvalidKey for what is no template."""
+    try:
+        return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+    except ValueError as error:
+        raise InvalidKey(text, f"not a template: {error}") from None

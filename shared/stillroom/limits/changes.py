@@ -1,0 +1,152 @@
+"""Limits that operators have changed while the apps run: what Redis holds of them, what becomes of a limit. Pure.
+
+`ns:limits:changes` is a hash: a limit's name → quota, window, until when and who, as JSON. Each process reads it
+once a second, behind a check, so it costs no round trip. A log knows neither quota nor window: nothing else
+changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stillroom.errors import InvalidLimit
+from stillroom.limits.limit import QUOTA_LIMIT, WINDOW_LIMIT, Limit
+
+READ_EVERY_S = 1.0
+LONGEST_S = 30 * 86_400  # that a change may last
+MOST = 200  # names
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_RATE = re.compile(r"([0-9_,]{1,12})/([0-9]{0,9})([smhd]?)", re.ASCII)
+_TIME = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a limit is until a moment. Times are the server's clock, seconds since 1970."""
+
+    name: str
+    quota: int
+    window: int  # seconds
+    until: float
+    since: float = 0.0
+    by: str = ""
+
+    def onto(self, limit: Limit) -> Limit:
+        """The limit as it is for now."""
+        return replace(limit, quota=self.quota, window=self.window)
+
+
+class _Record(BaseModel):
+    """What a field of the hash holds."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    quota: int
+    window: int
+    until: float
+    since: float = 0.0
+    by: str = ""
+
+
+class Changes:
+    """What this process knows of them."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing known."""
+        self.found: Mapping[str, Change] = {}
+        self.due = 0.0  # time.monotonic(): read them with the next check
+        self._applied: dict[tuple[Limit, ...], tuple[Limit, ...]] = {}
+
+    def applied(self, limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
+        """The limits as they are for now."""
+        known = self._applied.get(limits)
+        if known is None:
+            if len(self._applied) >= MOST:
+                self._applied.clear()
+            found = self.found
+            known = tuple(
+                [found[one.name].onto(one) if one.name in found else one for one in limits]
+            )
+            self._applied[limits] = known
+        return known
+
+    def learn(self, reply: Any, now_s: float) -> bool:
+        """Take in what the hash holds, and say whether that is something new."""
+        changes = {one.name: one for one in read_changes(reply) if one.until > now_s}
+        if changes == self.found:
+            return False
+        self.found, self._applied = changes, {}
+        return True
+
+
+def read_changes(reply: Any) -> list[Change]:
+    """What the hash holds. A field that says nothing of the kind is passed over."""
+    if not isinstance(reply, list):
+        return []
+    changes = []
+    for name, text in zip(reply[::2], reply[1::2], strict=False):
+        try:
+            record = _Record.model_validate_json(text)
+            changes.append(checked(name.decode(errors="replace"), **record.model_dump()))
+        except (ValidationError, InvalidLimit):
+            continue
+    return changes
+
+
+def checked(
+    name: str, quota: int, window: int, until: float, since: float = 0.0, by: str = ""
+) -> Change:
+    """Raises InvalidLimit for numbers that no limit has."""
+    Limit(name, quota, window)
+    return Change(name, quota, window, until, since, by)
+
+
+def read_rate(text: str) -> tuple[int, int]:
+    """Quota and window, as people write them. Raises InvalidLimit.
+
+    >>> read_rate("2000/1h"), read_rate("5/300"), read_rate("1_000/m")
+    ((2000, 3600), (5, 300), (1000, 60))
+    """
+    match = _RATE.fullmatch(text.strip())
+    if match is None or not (match[2] or match[3]):
+        raise InvalidLimit(text, "a rate is written as 2000/1h: quota/window, in s, m, h or d")
+    quota = int(re.sub("[_,]", "", match[1]) or "0")
+    window = int(match[2] or "1") * _UNITS[match[3] or "s"]
+    if quota > QUOTA_LIMIT or not 1 <= window <= WINDOW_LIMIT:
+        raise InvalidLimit(
+            text, f"at most {QUOTA_LIMIT:,} hits, in a window of 1 s to {WINDOW_LIMIT // 86_400} d"
+        )
+    return quota, window
+
+
+def read_time(text: str) -> int:
+    """Seconds, as people write them: 90s, 30m, 2h, 7d. Raises InvalidLimit."""
+    match = _TIME.fullmatch(text.strip())
+    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not 1 <= seconds <= LONGEST_S:
+        raise InvalidLimit(text, "a time is written as 90s, 30m, 2h or 7d, and is 30d at most")
+    return seconds
+
+
+def write_rate(quota: int, window: int) -> str:
+    """As read_rate reads it.
+
+    >>> write_rate(2000, 3600), write_rate(5, 90)
+    ('2,000/1h', '5/90s')
+    """
+    fitting = [(unit, window // size) for unit, size in _UNITS.items() if window % size == 0]
+    unit, count = fitting[-1]
+    return f"{quota:,}/{count}{unit}"
+
+
+def known_names(windows: Sequence[bytes]) -> list[str]:
+    """The names of limits that processes have, of what `ns:limits:windows` holds."""
+    return sorted(name.decode(errors="replace") for name in windows)

@@ -1,0 +1,64 @@
+"""What operators do with limits while the apps run: they change them for some time, and look at them."""
+
+from __future__ import annotations
+
+from stillroom.errors import InvalidLimit, did_you_mean
+from stillroom.keys import Keys
+from stillroom.limits.changes import LONGEST_S, MOST, Change, checked, known_names, read_changes
+from stillroom.operation import Operation
+from stillroom.scripts import limit_change
+from stillroom.wire import Server
+
+
+class Operating:
+    """The operations. A driver runs them. They raise RedisUnavailable while Redis is away."""
+
+    _keys: Keys
+    _server: Server
+
+    def change(
+        self, name: str, quota: int, window: int, seconds: float, by: str = ""
+    ) -> Operation[Change]:
+        """Let the limit of this name be another one for so many seconds, up to 30 days, in all processes.
+
+        They see it within a second, in the round trip of a check; a process that nobody asked for a while, with
+        its first. What was counted counts on. `by` is for whoever looks at it. Raises InvalidLimit, also for a
+        name that no process has used, where they have used others.
+        """
+        checked(name, quota, window, 0.0)
+        if not 1 <= seconds <= LONGEST_S:
+            raise InvalidLimit(seconds, f"a change lasts 1 to {LONGEST_S:,} seconds")
+        return self._changing(name, quota, window, round(seconds), by[:100])
+
+    def restore(self, name: str) -> Operation[bool]:
+        """End a change before its time. True if there was one."""
+        words = (name, "", 0, 0, "", MOST)
+        (ended,) = yield [limit_change([self._keys.limit_changes], *words)]
+        return bool(ended)
+
+    def changes(self) -> Operation[list[Change]]:
+        """The changes in force, the one that ends first first."""
+        (reply,) = yield [(b"HGETALL", self._keys.limit_changes)]
+        now = self._server.now_ms() / 1000
+        found = [one for one in read_changes(reply) if one.until > now]
+        return sorted(found, key=lambda change: change.until)
+
+    def names(self) -> Operation[list[str]]:
+        """The names of the limits that processes have used, as far as they have told."""
+        (reply,) = yield [(b"HGETALL", self._keys.limit_windows)]
+        return known_names(reply[::2])
+
+    def _changing(
+        self, name: str, quota: int, window: int, seconds: int, by: str
+    ) -> Operation[Change]:
+        known = yield from self.names()
+        if known and name not in known:
+            raise InvalidLimit(
+                name, f"no process has a limit of this name{did_you_mean(name, known)}"
+            )
+        words = (name, quota, window, seconds, by, MOST)
+        (done,) = yield [limit_change([self._keys.limit_changes], *words)]
+        if done != 1:
+            raise InvalidLimit(name, f"{MOST} limits are changed; restore one of them first")
+        found = yield from self.changes()
+        return next(one for one in found if one.name == name)

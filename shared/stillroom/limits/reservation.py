@@ -1,0 +1,35 @@
+"""Quota that was consumed before the work, and may be given back after it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, replace
+
+from stillroom.limits.decision import Decision
+from stillroom.limits.limit import Limit
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Quota that was consumed and may be given back, once: see `reserve`. True if there was enough."""
+
+    decision: Decision
+    keys: tuple[bytes, ...]
+    id: str = ""
+    at_us: int = 0  # the server's clock; 0: this process decided
+    local: bool = False  # made while Redis was away
+    counted: tuple[Limit, ...] = ()  # the limit of each key
+    may_be_known: bool = False  # Redis was asked, and may have consumed it as well
+
+    def __bool__(self) -> bool:
+        return self.decision.allowed
+
+    @property
+    def allowed(self) -> bool:
+        return self.decision.allowed
+
+    def of(self, limits: Container[Limit]) -> Reservation:
+        """The same reservation as far as these limits go: to settle it there and nowhere else, once."""
+        pairs = [pair for pair in zip(self.keys, self.counted, strict=True) if pair[1] in limits]
+        keys, counted = tuple([key for key, _ in pairs]), tuple([limit for _, limit in pairs])
+        return replace(self, keys=keys, counted=counted)

@@ -1,0 +1,238 @@
+"""What this process and Redis have to tell one another before a subject is asked about: in exchanges of their own.
+
+A batch keeps no order where the server lost a script, and other threads have connections of their own. So nothing
+that must be told first rides in front of a check: it is told, and answered, before the check is sent. Until then
+the process decides by itself (local.py), and knows of all hits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from stillroom.errors import OF_THE_COMMAND, RedisRefused, RedisUnavailable
+from stillroom.keys import Keys
+from stillroom.limits.local import LocalLimits
+from stillroom.limits.log import Charge
+from stillroom.limits.request import WINDOWS, WINDOWS_LIMIT, Request, Requests
+from stillroom.limits.reservation import Reservation
+from stillroom.operation import Once, Operation
+from stillroom.scripts import limit_charge, limit_settle, limit_windows
+from stillroom.settings import Settings
+from stillroom.stats import Stats
+from stillroom.wire import Command
+
+BITE = 100  # charges, or refunds, in one batch …
+RIDING = 20  # … and charges of others before a request
+REFUNDS_LIMIT = 10_000  # that wait for Redis
+OVER_MS = 600_000  # no reservation is on its way for longer
+AWAY, REFUNDS = "away", "refunds"
+_US = 1_000_000
+
+
+class Settling:
+    """The operations that come before a check."""
+
+    def __init__(
+        self, settings: Settings, keys: Keys, requests: Requests, local: LocalLimits, stats: Stats
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._requests = requests
+        self._local = local
+        self._stats = stats
+        # What has to be done before Redis is asked; each request looks whether there is anything.
+        self.waits: dict[str, float] = requests.waits
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing waits: a forked process leaves to its parent what is its parent's."""
+        self._refunds: OrderedDict[str, tuple[Reservation, int]] = OrderedDict()
+        self.waits.pop(REFUNDS, None)
+
+    def before(self, request: Request) -> Operation[Request]:
+        """The request, once nothing of it is owed to Redis. Raises RedisUnavailable where this process decides."""
+        if AWAY in self.waits:
+            self._await_others()
+        yield from self.tell_refunds()
+        if WINDOWS in self.waits:
+            yield from self._compare_windows()
+            request = self._requests.again(request)
+        others = RIDING
+        while charges := self._local.owed(_now_us(), request.logs, others):
+            yield from self.charge(charges)
+            others = 0
+        if self._local.is_owing(request.logs):
+            raise RedisUnavailable(
+                "charging", "Redis is being told of what was admitted without it"
+            )
+        return request
+
+    # After an outage
+
+    def was_away(self) -> None:
+        """Redis is away, and others decide by themselves too."""
+        if self._settings.processes > 1:
+            self.waits[AWAY] = 0.0
+
+    def _await_others(self) -> None:
+        """Let this process decide until all have noticed that Redis is back, and have told it what they admitted.
+
+        Each has its share of the quota. Redis would admit the shares of those that have not told it yet once more.
+        """
+        now = time.monotonic()
+        back_at = self.waits[AWAY] = self.waits.get(AWAY) or now
+        if now < back_at + 2 * self._settings.probe_limit:
+            raise RedisUnavailable("settling", "other processes tell Redis what they admitted")
+        self.waits.pop(AWAY, None)
+
+    def tell_at_once(self, request: Request, error: RedisUnavailable) -> Operation[None]:
+        """Tell Redis of what was decided here only because others still settle."""
+        if error.reason != "settling":
+            return
+        try:
+            if charges := self._local.owed(_now_us(), request.logs, 0):
+                yield from self.charge(charges)
+        except RedisUnavailable:
+            pass  # it stays owed
+
+    # Charges
+
+    def charge(self, charges: Sequence[Charge]) -> Operation[list[Any]]:
+        """Tell Redis of hits that were admitted here. What it replies is what is known of these logs from then on.
+
+        Returns the replies. Raises RedisUnavailable where they are to be told again.
+        """
+        replies: Sequence[Any] = [None] * len(charges)
+        failure: RedisUnavailable | None = None
+        sent = _now_us()
+        try:
+            replies = yield Once(map(self._charging, charges))
+        except RedisRefused as refused:
+            failure = refused
+            if len(refused.replies) == len(charges):
+                replies = refused.replies
+        except RedisUnavailable as error:
+            failure = error
+        finally:  # also where this operation is given up
+            self._settle(charges, replies, sent)
+        if failure is not None and any(map(_is_unsettled, replies)):
+            raise failure
+        return list(replies)
+
+    def _settle(self, charges: Sequence[Charge], replies: Sequence[Any], sent: int) -> None:
+        now = _now_us()
+        for charge, reply in zip(charges, replies, strict=True):
+            self._local.settle([charge], now, told=not _is_unsettled(reply))
+            if isinstance(reply, list):
+                *said, server_us = reply
+                known_as = self._requests.known_as(charge.key, charge.limit)
+                self._local.remember([known_as], said, now, server_us, sent)
+            elif reply is not None:
+                self._stats.say("limits", "charge", f"Redis refuses to count hits: {reply}")
+
+    def _charging(self, charge: Charge) -> Command:
+        keys = [charge.key, self._keys.told(charge.log)]
+        keys += [self._keys.reservation(one.id) for one in charge.reserved]
+        limit, longest = charge.limit, self._requests.longest_window(charge.limit)
+        about = (charge.hits, charge.age_us, limit.quota, limit.window * _US, charge.total, longest)
+        reserved = [number for one in charge.reserved for number in (one.hits, one.age_us)]
+        return limit_charge(keys, *about, *reserved)
+
+    # Reservations
+
+    def settle(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
+        """Whether Redis settled it at this cost, now. None: not known; it will be asked again.
+
+        Redis away: False for what it holds. What was made here it may have to settle later: None.
+        """
+        try:
+            (settled,) = yield Once([self._settlement(reservation, cost)])
+        except RedisUnavailable as error:
+            self._stats.say("refund", error.reason, f"not known to be given back: {error}")
+            if not (error.may_be_done or reservation.local):
+                return False
+            self._settle_later(reservation, cost)
+            return None
+        return bool(settled)
+
+    def commit(self, reservation: Reservation) -> Operation[bool | None]:
+        """Whether it could still be refunded, and can't any more. None: not known. Redis away: False."""
+        try:
+            (done,) = yield Once([(b"UNLINK", self._keys.reservation(reservation.id))])
+        except RedisUnavailable as error:
+            self._stats.say("commit", error.reason, f"a reservation stays as it was: {error}")
+            return None if error.may_be_done else False
+        return bool(done)
+
+    def tell_refunds(self) -> Operation[None]:
+        """Give back what could not be, and is not known to be. Raises RedisUnavailable."""
+        while bite := list(self._refunds.items())[:BITE]:
+            try:
+                replies: Sequence[Any] = yield Once([self._settlement(*one) for _, one in bite])
+            except RedisRefused as refused:
+                replies = refused.replies
+                if len(replies) != len(bite) or all(map(_is_unsettled, replies)):
+                    raise
+            for (name, _), reply in zip(bite, replies, strict=True):
+                if not _is_unsettled(reply):
+                    self._refunds.pop(name, None)
+        self.waits.pop(REFUNDS, None)
+        if self._refunds:  # one that came just now
+            self.waits[REFUNDS] = 0.0
+
+    def _settle_later(self, reservation: Reservation, cost: int) -> None:
+        self._refunds[reservation.id] = reservation, cost
+        if len(self._refunds) > REFUNDS_LIMIT:
+            self._refunds.popitem(last=False)
+            self._stats.say("refund", "full", "too many wait for Redis: the oldest is given up")
+        self.waits[REFUNDS] = 0.0
+
+    def _settlement(self, reservation: Reservation, cost: int) -> Command:
+        keys = (self._keys.reservation(reservation.id), *reservation.keys)
+        over_ms = OVER_MS if reservation.local else 0
+        numbers = [
+            number
+            for limit in reservation.counted
+            for number in (limit.quota, limit.window * _US, self._requests.longest_window(limit))
+        ]
+        before = reservation.decision.cost
+        return limit_settle(keys, reservation.at_us, before, cost, over_ms, *numbers)
+
+    # Windows
+
+    def remind(self) -> list[Command]:
+        """Called with each flush of the counts: now and then the windows of limits are compared."""
+        self._requests.remind()
+        return []
+
+    def _compare_windows(self) -> Operation[None]:
+        """Say which windows this process has, and learn the longest ones. Who may not ask goes on without."""
+        self.waits.pop(WINDOWS, None)
+        own = self._requests.own_windows()
+        words = [word for name, window in own.items() for word in (name, window)]
+        try:
+            (longest,) = yield [limit_windows([self._keys.limit_windows], WINDOWS_LIMIT, *words)]
+        except RedisRefused as refused:
+            if refused.reason not in OF_THE_COMMAND and refused.reason != "noperm":
+                self.waits[WINDOWS] = 0.0
+                raise
+            self._stats.say("limits", refused.reason, f"windows can't be compared: {refused}")
+        except RedisUnavailable:
+            self.waits[WINDOWS] = 0.0
+            raise
+        else:
+            self._requests.learn_windows(list(own), longest)
+
+
+def _is_unsettled(reply: Any) -> bool:
+    """Whether a command has to be sent again: it was not answered, or refused by a server that can't serve."""
+    if isinstance(reply, Exception):
+        return str(reply).partition(" ")[0].lower() not in OF_THE_COMMAND
+    return reply is None
+
+
+def _now_us() -> int:
+    return time.monotonic_ns() // 1_000

@@ -1,0 +1,179 @@
+"""The template of a path, such as `/product/{id}`: what fits it, in time linear in the path's length. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import unquote
+
+from stillroom.errors import InvalidLimit
+
+_FIELD = re.compile(r"\{([^{}]*)\}")
+_NAMED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::([A-Za-z_][A-Za-z0-9_]*))?", re.ASCII)
+_ANGLED = re.compile(r"<(?:[A-Za-z_]+(?:\([^)]*\))?:)?([A-Za-z_][A-Za-z0-9_]*)>")
+_COLONED = re.compile(r":([A-Za-z_][A-Za-z0-9_]*)")
+_FOREIGN = "<>*?#^$|\\()[]"  # signs of other people's templates and of regular expressions
+
+# One part between slashes: the texts around its fields. ("login",) is the word itself, ("", "") any part,
+# ("v", ".json") what begins and ends so, with at least one character between.
+Part = tuple[str, ...]
+REST = None  # any number of parts, none too
+Parts = tuple[Part | None, ...]
+Chunk = list[Part]
+
+
+class Template:
+    """A path's template. `{name}` is one part of a path or a piece of one; `{name:path}` also spans slashes.
+
+    A slash at the end means nothing. Raises InvalidLimit for what is no template, with what was meant.
+    """
+
+    __slots__ = ("_chunks", "_folded", "parts", "text")
+
+    def __init__(self, text: str) -> None:
+        _check(text)
+        self.text = text
+        self.parts: Parts = tuple([_part(part, text) for part in text.split("/") if part])
+        self._chunks = _chunks(self.parts)
+        self._folded = [[_folded(part) for part in chunk] for chunk in self._chunks]
+
+    def fits(self, path: str) -> bool:
+        """Whether a decoded path has this form."""
+        return _fit(self._chunks, _split(path))
+
+    def fits_in_any_case(self, path: str) -> bool:
+        """The same where capitals and small letters are one."""
+        return _fit(self._folded, _split(path.casefold()))
+
+
+def could_meet(one: Parts, other: Parts) -> bool:
+    """Whether there may be a path that fits both. Where that is hard to tell, the answer is yes."""
+    if not one or not other:
+        return all(part is REST for part in one or other)
+    first, second = one[0], other[0]
+    if first is REST:
+        return could_meet(one[1:], other) or could_meet(one, other[1:])
+    if second is REST:
+        return could_meet(other, one)
+    return _parts_could_meet(first, second) and could_meet(one[1:], other[1:])
+
+
+def _fit(chunks: Sequence[Chunk], path: Sequence[str]) -> bool:
+    first, last = chunks[0], chunks[-1]
+    if len(chunks) == 1:
+        return len(first) == len(path) and _fit_at(first, path, 0)
+    end = len(path) - len(last)
+    if end < len(first) or not _fit_at(first, path, 0) or not _fit_at(last, path, end):
+        return False
+    at = len(first)
+    for chunk in chunks[1:-1]:
+        # The leftmost place is as good as any: what follows then has the most room.
+        while at + len(chunk) <= end and not _fit_at(chunk, path, at):
+            at += 1
+        at += len(chunk)
+    return at <= end
+
+
+def _fit_at(chunk: Chunk, path: Sequence[str], at: int) -> bool:
+    return all(_part_fits(part, path[at + n]) for n, part in enumerate(chunk))
+
+
+def _part_fits(part: Part, text: str) -> bool:
+    """The leftmost place of each text between two fields is as good as any, so nothing is ever tried twice."""
+    first, last = part[0], part[-1]
+    if len(part) == 1:
+        return text == first
+    if not text.startswith(first) or not text.endswith(last):
+        return False
+    at, end = len(first), len(text) - len(last)
+    for literal in part[1:-1]:
+        at = text.find(literal, at + 1, end)  # a field has at least one character
+        if at < 0:
+            return False
+        at += len(literal)
+    return at < end
+
+
+def _parts_could_meet(one: Part, other: Part) -> bool:
+    if len(one) == 1:
+        return _part_fits(other, one[0])
+    if len(other) == 1:
+        return _part_fits(one, other[0])
+    begins = one[0].startswith(other[0]) or other[0].startswith(one[0])
+    return begins and (one[-1].endswith(other[-1]) or other[-1].endswith(one[-1]))
+
+
+def _split(path: str) -> list[str]:
+    """The parts of a path, without the empty one that a slash at its end makes."""
+    inner = path.removeprefix("/").rstrip("/")
+    return inner.split("/") if inner else []
+
+
+def _chunks(parts: Parts) -> list[Chunk]:
+    """The parts between one REST and the next."""
+    chunks: list[Chunk] = [[]]
+    for part in parts:
+        if part is REST:
+            chunks.append([])
+        else:
+            chunks[-1].append(part)
+    return chunks
+
+
+def _folded(part: Part) -> Part:
+    return tuple([text.casefold() for text in part])
+
+
+# Reading a template
+
+
+def _check(text: object) -> None:
+    if not isinstance(text, str) or not text.startswith("/"):
+        raise InvalidLimit(text, "a template begins with /")
+    if text.count("{") != text.count("}") or "{" in _FIELD.sub("", text):
+        raise InvalidLimit(text, "its braces do not match")
+    if meant := _meant(text):
+        raise InvalidLimit(
+            text, f"a field is written {{name}} or {{name:path}}; did you mean {meant}?"
+        )
+    bare = _FIELD.sub("", text)
+    if foreign := next((sign for sign in bare if sign in _FOREIGN), None):
+        written = f"%{ord(foreign):02X}"
+        raise InvalidLimit(
+            text, f"{foreign} has no meaning in a template; in a path it is written {written}"
+        )
+    names = [found.partition(":")[0] for found in _FIELD.findall(text)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidLimit(text, f"it has two fields called {twice}; no framework takes that")
+
+
+def _meant(text: str) -> str | None:
+    """The template in our words, of one in the words of Flask and Django, or of Express. None: it is in ours."""
+    if _ANGLED.search(text):
+        return _ANGLED.sub(lambda found: _field(found[1], "path:" in found[0]), text)
+    parts = text.split("/")
+    if not any(part.startswith(":") for part in parts):
+        return None
+    return "/".join([_COLONED.sub(r"{\1}", part) if part[:1] == ":" else part for part in parts])
+
+
+def _field(name: str, spans: bool) -> str:
+    return f"{{{name}:path}}" if spans else f"{{{name}}}"
+
+
+def _part(part: str, template: str) -> Part | None:
+    spans = [_spans(text, template) for text in _FIELD.findall(part)]
+    if any(spans):
+        if _FIELD.sub("", part) or len(spans) > 1:
+            raise InvalidLimit(template, "a {…:path} stands alone between slashes")
+        return REST
+    return tuple([unquote(text) for text in _FIELD.split(part)[::2]])
+
+
+def _spans(text: str, template: str) -> bool:
+    """Whether a field spans slashes."""
+    match = _NAMED.fullmatch(text)
+    if match is None or match[2] not in (None, "path"):
+        meant = f"; did you mean {{{match[1]}}}?" if match else ""
+        raise InvalidLimit(template, f"{{{text}}} is no field: {{name}} or {{name:path}}{meant}")
+    return match[2] == "path"

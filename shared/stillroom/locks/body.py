@@ -1,0 +1,90 @@
+"""What a lock and a semaphore say to Redis. locks.py gives them their faces.
+
+A slot is held under a token, for a lease; the holder renews it. Each taking gets a fencing number that is larger
+than all before it, so that what the lock protects can refuse a holder who has lost it without noticing.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from stillroom.errors import LockTaken, RedisUnavailable
+from stillroom.keys import Keys, sanitized
+from stillroom.locks.renewer import Renewer
+from stillroom.operation import IN_TIME, Freeing, Operation, Pause, Timed
+from stillroom.scripts import slot_renew, slot_take
+from stillroom.wire import Clock
+
+TAKEN, LATE, CROWDED = 1, -1, -2  # what lua/slot_take.lua answers
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.1  # between two tries
+PLACE_KEPT_MS = 2_000  # a waiter that was not heard of for so long loses its place in the queue
+WAITERS = 1_000
+
+
+class Grant(NamedTuple):
+    """A slot that was taken. `until` is this process' clock (time.monotonic()): nobody else has it before."""
+
+    token: bytes
+    fence: int
+    until: float
+
+
+class LocksBody:
+    """The operations. A driver runs them."""
+
+    def __init__(self, clock: Clock, keys: Keys) -> None:
+        self._clock = clock
+        self._keys = keys
+        self.renewer = Renewer()
+
+    def take(self, name: str, slots: int, lease: float, wait: float) -> Operation[Grant]:
+        """Take a slot, or wait for one in the order of asking. Raises LockTaken, RedisUnavailable."""
+        token = secrets.token_hex(8).encode()
+        deadline = time.monotonic() + wait
+        pause = FIRST_PAUSE_S
+        try:
+            while True:
+                asked = time.monotonic()
+                left = deadline - asked
+                reply = yield from self._try(name, token, slots, lease, waits=left > 0)
+                if reply[0] == TAKEN:
+                    return Grant(token, int(reply[1]), asked + lease)
+                if reply[0] == CROWDED or left <= 0:
+                    raise LockTaken(name, wait, crowded=reply[0] == CROWDED)
+                yield Pause(min(left, pause * random.uniform(0.5, 1.5)))
+                pause = min(pause * 1.5, LONGEST_PAUSE_S)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            # Given up, cancelled or not answered: the slot, or a place in the queue, may be ours all the same.
+            with suppress(RedisUnavailable):  # then it runs out by itself
+                yield from self.free(name, token)
+            raise
+
+    def _try(
+        self, name: str, token: bytes, slots: int, lease: float, *, waits: bool
+    ) -> Operation[list[Any]]:
+        keep_ms = PLACE_KEPT_MS if waits else 0
+        given = (token, slots, int(lease * 1_000), keep_ms, IN_TIME, WAITERS)
+        ((code, *rest),) = yield Timed([slot_take(self._keys.slots(sanitized(name)), *given)])
+        if code == LATE:
+            self._clock.doubt_clock()
+        return [code, *rest]
+
+    def renew(self, name: str, token: bytes, lease: float) -> Operation[float]:
+        """Keep the slot for another lease. Returns until when (time.monotonic()), or 0.0 if it is lost."""
+        asked = time.monotonic()
+        keys = self._keys.slots(sanitized(name))[:1]
+        (renewed,) = yield [slot_renew(keys, token, int(lease * 1_000))]
+        return asked + lease if renewed else 0.0
+
+    def free(self, name: str, token: bytes) -> Operation[bool]:
+        """Give the slot back; whether it was still ours. Redis away: RedisUnavailable, and its lease runs out."""
+        slots, queue, waiters, _ = self._keys.slots(sanitized(name))
+        keys = (slots, queue, waiters)
+        (freed, *_) = yield Freeing([(b"ZREM", key, token) for key in keys])
+        return bool(freed)

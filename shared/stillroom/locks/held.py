@@ -1,0 +1,140 @@
+"""A slot of a lock or semaphore while somebody holds it, and how it is renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from stillroom.errors import LockLost, RedisUnavailable
+from stillroom.locks.body import Grant, LocksBody
+from stillroom.operation import AsyncDriver, Driver
+
+log = logging.getLogger("stillroom")
+
+RENEWALS = 3  # in each lease: one that fails is tried again before the slot is lost
+
+
+class _Held:
+    """What both faces share.
+
+    `fence` is larger than that of every holder before: hand it to what the lock protects, which refuses a smaller
+    one than it has seen. `is_held` looks at this process' clock only, so it is true and free of charge also while
+    Redis is away.
+    """
+
+    def __init__(self, name: str, grant: Grant, lease: float, longest: float) -> None:
+        self.name = name
+        self.fence = grant.fence
+        self._token = grant.token
+        self._until = grant.until
+        self._lease = lease
+        self._renewed_until = time.monotonic() + longest
+        self._is_released = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nobody else can hold it now."""
+        return not self._is_released and time.monotonic() < self._until
+
+    def check(self) -> None:
+        """Raise LockLost unless it is held: call it before a step that must not be done by two."""
+        if not self.is_held:
+            raise LockLost(self.name)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} fence {self.fence}>"
+
+    @property
+    def _is_renewed(self) -> bool:
+        return self.is_held and time.monotonic() < self._renewed_until
+
+    def _learn(self, until: float) -> bool:
+        """Take in what renewing was answered with; whether to go on."""
+        if until:
+            self._until = until
+        else:
+            self._until = 0.0
+            log.warning("the lock %r is lost: its lease ran out before it was renewed", self.name)
+        return bool(until)
+
+
+class Held(_Held):
+    """A held slot, for threads and greenlets. A thread renews it."""
+
+    def __init__(
+        self,
+        body: LocksBody,
+        driver: Driver,
+        name: str,
+        grant: Grant,
+        lease: float,
+        longest: float,
+    ) -> None:
+        super().__init__(name, grant, lease, longest)
+        self._body = body
+        self._driver = driver
+        self._renewal = body.renewer.add(lease / RENEWALS, self._renew)
+
+    def release(self) -> None:
+        """Give it back, once. Raises LockLost if it was lost meanwhile. Redis away: its lease runs out."""
+        if self._is_released:
+            return
+        was_held = self.is_held
+        self._is_released = True
+        self._body.renewer.drop(self._renewal)
+        with contextlib.suppress(RedisUnavailable):
+            was_held = self._driver.run(self._body.free(self.name, self._token))
+        if not was_held:
+            raise LockLost(self.name)
+
+    def _renew(self) -> bool:
+        """One renewal; whether there is to be another."""
+        if not self._is_renewed:
+            return False
+        try:
+            until = self._driver.run(self._body.renew(self.name, self._token, self._lease))
+        except RedisUnavailable:
+            return True
+        return self._learn(until)
+
+
+class AsyncHeld(_Held):
+    """A held slot, for asyncio. A task renews it."""
+
+    def __init__(
+        self,
+        body: LocksBody,
+        driver: AsyncDriver,
+        name: str,
+        grant: Grant,
+        lease: float,
+        longest: float,
+    ) -> None:
+        super().__init__(name, grant, lease, longest)
+        self._body = body
+        self._driver = driver
+        self._renewing = asyncio.create_task(self._renew(), name=f"stillroom lock {name}")
+
+    async def release(self) -> None:
+        """See Held.release."""
+        if self._is_released:
+            return
+        was_held = self.is_held
+        self._is_released = True
+        self._renewing.cancel()
+        with contextlib.suppress(RedisUnavailable):
+            was_held = await self._driver.run(self._body.free(self.name, self._token))
+        if not was_held:
+            raise LockLost(self.name)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease / RENEWALS)
+            if not self._is_renewed:
+                return
+            with contextlib.suppress(RedisUnavailable):
+                renewing = self._body.renew(self.name, self._token, self._lease)
+                if not self._learn(await self._driver.run(renewing)):
+                    return

@@ -1,0 +1,115 @@
+"""`room.lock` and `room.semaphore`, for threads and for asyncio."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from stillroom.durations import Duration, seconds_of
+from stillroom.errors import LockLost
+from stillroom.keys import sanitized
+from stillroom.locks.body import LocksBody
+from stillroom.locks.held import AsyncHeld, Held
+from stillroom.operation import AsyncDriver, Driver
+
+LEAST_LEASE_S, LONGEST_LEASE_S = 0.1, 3_600.0
+LONGEST_S = 366 * 86_400.0
+SLOTS_LIMIT = 10_000
+
+
+class Terms:
+    """A name, and on which terms its slots are held. Raises InvalidKey, ValueError."""
+
+    def __init__(
+        self, name: str, slots: int, lease: Duration, wait: Duration, longest: Duration
+    ) -> None:
+        sanitized(name)
+        if not isinstance(slots, int) or not 1 <= slots <= SLOTS_LIMIT:
+            raise ValueError(f"slots={slots!r}: a whole number from 1 to {SLOTS_LIMIT:,}")
+        self.name = name
+        self.slots = slots
+        self.lease = seconds_of(lease, "lease", LEAST_LEASE_S, LONGEST_LEASE_S)
+        self.wait = seconds_of(wait, "wait")
+        self.longest = seconds_of(longest, "longest", LEAST_LEASE_S, LONGEST_S)
+
+
+class Lock:
+    """A lock, or a semaphore, that processes share. `with room.lock("import") as held: …`
+
+    It is held for a lease and renewed by a thread. Who waits is served in the order of asking. It is not reentrant,
+    and an object is for one `with` at a time: `room.lock(…)` costs nothing.
+    Raises LockTaken when waiting was in vain, and LockLost at the end of the block if the lock was lost meanwhile.
+    Redis away: RedisUnavailable, since nobody can say whether somebody else holds it.
+    """
+
+    def __init__(self, body: LocksBody, driver: Driver, terms: Terms) -> None:
+        self._body = body
+        self._driver = driver
+        self._terms = terms
+        self._held: Held | None = None
+
+    def acquire(self) -> Held:
+        """Take it, without `with`: call `release()` of what is returned."""
+        name, terms = self._terms.name, self._terms
+        grant = self._driver.run(self._body.take(name, terms.slots, terms.lease, terms.wait))
+        return Held(self._body, self._driver, name, grant, terms.lease, terms.longest)
+
+    def __enter__(self) -> Held:
+        _refuse_second(self._held)
+        self._held = self.acquire()
+        return self._held
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        held, self._held = self._held, None
+        assert held is not None
+        try:
+            held.release()
+        except LockLost:
+            if error is None:  # else the block's own error says more
+                raise
+
+
+class AsyncLock:
+    """The same for asyncio: `async with room.lock("import") as held: …`. A task renews it. See Lock."""
+
+    def __init__(self, body: LocksBody, driver: AsyncDriver, terms: Terms) -> None:
+        self._body = body
+        self._driver = driver
+        self._terms = terms
+        self._held: AsyncHeld | None = None
+
+    async def acquire(self) -> AsyncHeld:
+        """Take it, without `async with`: await `release()` of what is returned."""
+        name, terms = self._terms.name, self._terms
+        grant = await self._driver.run(self._body.take(name, terms.slots, terms.lease, terms.wait))
+        return AsyncHeld(self._body, self._driver, name, grant, terms.lease, terms.longest)
+
+    async def __aenter__(self) -> AsyncHeld:
+        _refuse_second(self._held)
+        self._held = await self.acquire()
+        return self._held
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        held, self._held = self._held, None
+        assert held is not None
+        try:
+            await held.release()
+        except LockLost:
+            if error is None:
+                raise
+
+
+def _refuse_second(held: Held | AsyncHeld | None) -> None:
+    if held is not None:
+        raise RuntimeError(
+            f"the lock {held.name!r} is in use by this object: call room.lock(…) for each use"
+        )

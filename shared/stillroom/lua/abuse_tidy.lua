@@ -1,0 +1,8 @@
+-- Bans that have run out leave the index.
+-- KEYS  1 bans
+-- ARGV  none
+-- returns how many
+-- include: clock own
+
+own(KEYS[1], 'zset')
+return redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', plain(math.floor(now_us() / 1000)))

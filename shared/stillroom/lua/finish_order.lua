@@ -1,0 +1,18 @@
+-- Crosses off an order that was taken, or lets it be due again. One that was asked for again meanwhile has another due
+-- time, and stays as it is.
+-- KEYS  1 orders  2 their tries
+-- ARGV  1 order  2 its due time when it was taken  3 ms until it is due again, '' if it is done
+-- returns 1 crossed off or put off, 0 it was asked for again
+-- flags: allow-oom
+-- include: clock
+
+if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then
+  return 0
+end
+if ARGV[3] == '' then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('HDEL', KEYS[2], ARGV[1])
+else
+  redis.call('ZADD', KEYS[1], plain(now_us() + 1 + tonumber(ARGV[3]) * 1000), ARGV[1])
+end
+return 1

@@ -1,0 +1,154 @@
+-- What writes a session's indexes, and deletes it from them. Include it behind `session`.
+
+local LONGEST_MS = 366 * 86400000 -- no session is longer
+local FOREVER = '9007199254740991'
+local LATE_MS = 60000 -- a response that began before a login may still be under way
+
+local function keep_for(key, ms)
+  if redis.call('PTTL', key) < ms then
+    redis.call('PEXPIRE', key, plain(ms))
+  end
+end
+
+-- `life`: what it orders is gone after so many ms.
+local function next_stamp(prefix, now, life)
+  local newest = tonumber(redis.call('GET', prefix .. 'clock') or '') or 0
+  local stamp = plain(math.max(now, newest + 1))
+  redis.call('SET', prefix .. 'clock', stamp, 'KEEPTTL')
+  keep_for(prefix .. 'clock', life)
+  return stamp
+end
+
+local function member_of(h, user, tags)
+  return h .. '\n' .. user .. '\n' .. tags
+end
+
+-- nil for what is no member of ours.
+local function read_member(member)
+  local first = string.find(member, '\n', 1, true)
+  local second = first and string.find(member, '\n', first + 1, true)
+  return second and {
+    h = string.sub(member, 1, first - 1),
+    user = string.sub(member, first + 1, second - 1),
+    tags = string.sub(member, second + 1),
+  }
+end
+
+-- The record itself, which alone belongs into an index: not where it went.
+local function read_record(prefix, h)
+  local session = read(prefix, h)
+  return session and not session.to and session or nil
+end
+
+-- What is left of a session, ms, and a little more.
+local function life_of(limit, now)
+  return math.max(0, math.ceil((limit - now) / 1000)) + SLACK_MS
+end
+
+-- Each call costs more than what it does, so many sessions go with few: at most 1,000, or Lua's stack is full.
+local function drop_all(prefix, sessions)
+  local records, listed = {}, {x = {}}
+  for _, session in ipairs(sessions) do
+    records[#records + 1] = prefix .. 's:' .. session.h
+    table.insert(listed.x, member_of(session.h, session.user, session.tags))
+    for _, index in ipairs(indexes_of(session)) do
+      listed[index] = listed[index] or {}
+      table.insert(listed[index], session.h)
+    end
+  end
+  if #records > 0 then
+    redis.call('UNLINK', unpack(records))
+    for index, members in pairs(listed) do
+      redis.call('ZREM', prefix .. index, unpack(members))
+    end
+  end
+end
+
+local function drop(prefix, session)
+  drop_all(prefix, {session})
+end
+
+-- What is no set was written by somebody else, and gives way: it must not keep others from logging in.
+local function put(key, score, member)
+  local done = redis.pcall('ZADD', key, plain(score), member)
+  if type(done) == 'table' and done.err then
+    if not string.find(done.err, 'WRONGTYPE', 1, true) then
+      error(done.err)
+    end
+    redis.call('UNLINK', key)
+    redis.call('ZADD', key, plain(score), member)
+  end
+end
+
+-- Puts a session into its indexes, and into x: when to look at it again. Each has an end, also where it was lost and
+-- begins anew here. `former`: the name it had there; it goes second, as a set that is empty for a moment loses its end.
+local function index_session(prefix, session, life, former)
+  put(prefix .. 'x', session.deadline, member_of(session.h, session.user, session.tags))
+  keep_for(prefix .. 'x', life)
+  if former then
+    redis.call('ZREM', prefix .. 'x', member_of(former, session.user, session.tags))
+  end
+  for _, index in ipairs(indexes_of(session)) do
+    put(prefix .. index, session.stamp, session.h)
+    keep_for(prefix .. index, life)
+    if former then
+      redis.call('ZREM', prefix .. index, former)
+    end
+  end
+end
+
+-- The names of one session under other peppers lead to it: processes that have only these find it too.
+local function write_aliases(prefix, aliases, session, now)
+  for _, key in ipairs(aliases) do
+    redis.call('HSET', key, '_to', session.h, '_until', FOREVER, '_u', session.user, '_alias', '1')
+    redis.call('PEXPIRE', key, plain(life_of(session.limit, now)))
+  end
+end
+
+local function late_key(prefix, key)
+  return prefix .. 'late:' .. string.sub(key, #prefix + 3)
+end
+
+-- The response to this request brings another cookie, or none. Others under the old name may be under way, and arrive
+-- later: they must neither set a cookie over it nor begin a session. A server that is full goes without.
+local function mark_late(prefix, key, session)
+  redis.pcall('SET', late_key(prefix, key), '', 'PX', LATE_MS)
+  if session and session.key and session.key ~= key then -- it was rotated within the grace
+    redis.pcall('SET', late_key(prefix, session.key), '', 'PX', LATE_MS)
+  end
+end
+
+local function is_late(prefix, keys)
+  for _, key in ipairs(keys) do
+    if redis.call('EXISTS', late_key(prefix, key)) == 1 then
+      return true
+    end
+  end
+  return false
+end
+
+local function tell(ended, session)
+  ended[#ended + 1] = session.h
+  ended[#ended + 1] = session.user
+end
+
+-- Looks at the sessions that are due, oldest first: drops the dead, puts off the living.
+-- Adds h, user of the dead to `ended`; returns how many were due, how long the oldest had been, µs
+local function sweep(prefix, now, most, ended)
+  local due = redis.call('ZRANGEBYSCORE', prefix .. 'x', '-inf', plain(now), 'WITHSCORES', 'LIMIT', 0, most)
+  local dead = {}
+  for i = 1, #due, 2 do
+    local session = read_member(due[i])
+    local record = session and read_record(prefix, session.h)
+    if not session then
+      redis.call('ZREM', prefix .. 'x', due[i])
+    elseif record and now < record.deadline then
+      redis.call('ZADD', prefix .. 'x', plain(record.deadline), due[i])
+    else
+      dead[#dead + 1] = session
+      tell(ended, session)
+    end
+  end
+  drop_all(prefix, dead)
+  return #due / 2, due[2] and now - tonumber(due[2]) or 0
+end

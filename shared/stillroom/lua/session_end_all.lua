@@ -1,0 +1,21 @@
+-- Ends all sessions of this shard: they are dead from now on (`all`). Those that x knows are on a list of their own, for
+-- workers to delete.
+-- KEYS  1 x
+-- ARGV  1 prefix  2 how long the longest session lives, ms, where x does not say
+-- returns how many there were, with those that had ended and were not swept
+-- flags: allow-oom
+-- include: clock session session_index
+
+local prefix, now = ARGV[1], now_us()
+local all, x = prefix .. 'all', KEYS[1]
+local count = redis.call('ZCARD', x)
+local life = math.max(redis.call('PTTL', x), redis.call('PTTL', all), tonumber(ARGV[2]))
+local stamp = next_stamp(prefix, now, life)
+redis.call('SET', all, stamp, 'PX', plain(life))
+if count > 0 then
+  local list = 'x:' .. stamp
+  redis.call('RENAME', x, prefix .. list)
+  redis.call('ZADD', prefix .. 'rev', stamp, list)
+  keep_for(prefix .. 'rev', life)
+end
+return count

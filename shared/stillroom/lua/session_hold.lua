@@ -1,0 +1,21 @@
+-- Takes a session out of use until it is known whether another may begin in its place: it reads as expired, and is
+-- deleted a minute later if nobody frees it before (session_free).
+-- KEYS  1… record, under each pepper
+-- ARGV  1 prefix  2 how long ago it was asked for, µs: a name that was rotated since still counts
+-- returns {h}, {''} there was none that lived, or {'', how long before it was asked for the grace of this name was over, µs}
+-- include: clock session session_index
+
+local HELD_US = 60000000
+local now = now_us()
+local session, _, dead, late = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
+if dead and redis.call('HEXISTS', dead.key, '_held') == 1 then
+  return {dead.h} -- it is this call, sent again
+end
+if not session then
+  return {'', late and plain(late)}
+end
+redis.call('PEXPIRE', session.key, plain(life_of(now + HELD_US, now)))
+redis.call('HSET', session.key, '_held', plain(session.limit), '_x', '0')
+redis.call('ZADD', ARGV[1] .. 'x', plain(now + HELD_US), member_of(session.h, session.user, session.tags))
+keep_for(ARGV[1] .. 'x', life_of(session.limit, now))
+return {session.h}

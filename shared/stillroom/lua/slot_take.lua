@@ -1,0 +1,52 @@
+-- Takes one of the slots of a lock or semaphore, in the order of asking. Who waits asks again and again, and keeps
+-- its place in the queue as long as it does. Taking twice under one token is taking once.
+-- KEYS  1 slots: token → when its lease ends, µs  2 queue: token → when it came  3 waiters: token → until when its
+--       place is kept, µs  4 fence: the last fencing number
+-- ARGV  1 token  2 how many slots there are  3 lease, ms  4 how long a place in the queue is kept, ms; 0: none is
+--       wanted  5 while the caller waits (see is_late)  6 most waiters
+-- returns {1, fence} taken: the fence is larger than any that was given for this name before
+--         {0} all slots are taken, or others were first  {-1} the caller has given up  {-2} too many wait
+-- include: clock
+
+if is_late(ARGV[5]) then
+  return {-1}
+end
+local now = now_us()
+local token, slots, keep_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
+for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', plain(now))) do
+  redis.call('ZREM', KEYS[1], ended)
+end
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', plain(now))) do
+  redis.call('ZREM', KEYS[2], gone)
+  redis.call('ZREM', KEYS[3], gone)
+end
+if not redis.call('ZSCORE', KEYS[1], token) then
+  local came = redis.call('ZSCORE', KEYS[2], token)
+  local ahead = redis.call('ZCOUNT', KEYS[2], '-inf', came and '(' .. came or '+inf')
+  if not came then
+    if keep_ms > 0 and ahead >= tonumber(ARGV[6]) then
+      return {-2}
+    end
+    local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2] or '0'
+    if keep_ms > 0 then
+      redis.call('ZADD', KEYS[2], plain(math.max(now, tonumber(last) + 1)), token)
+    end
+  end
+  if redis.call('ZCARD', KEYS[1]) + ahead >= slots then
+    if keep_ms > 0 then
+      redis.call('ZADD', KEYS[3], plain(now + keep_ms * 1000), token)
+      redis.call('PEXPIRE', KEYS[2], plain(keep_ms + 1))
+      redis.call('PEXPIRE', KEYS[3], plain(keep_ms + 1))
+    end
+    return {0}
+  end
+end
+redis.call('ZREM', KEYS[2], token)
+redis.call('ZREM', KEYS[3], token)
+redis.call('ZADD', KEYS[1], plain(now + tonumber(ARGV[3]) * 1000), token)
+local ends = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
+redis.call('PEXPIRE', KEYS[1], plain(math.ceil((tonumber(ends) - now) / 1000) + 1))
+-- The server's time where the last number is lost, so that it grows in any case.
+local fence = math.max(now, tonumber(redis.call('GET', KEYS[4]) or '0') + 1)
+redis.call('SET', KEYS[4], plain(fence), 'PX', 86400000)
+return {1, plain(fence)}

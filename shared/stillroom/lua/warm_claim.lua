@@ -1,0 +1,12 @@
+-- Claims a period of a loader's warm-ups: of all workers one has it.
+-- KEYS  1 claim: the number of the newest period that somebody has
+-- ARGV  1 length of a period, ms
+-- returns 1 it is the caller's, 0 somebody has it
+-- include: clock
+
+local period = plain(math.floor(now_us() / 1000 / tonumber(ARGV[1])))
+if redis.call('GET', KEYS[1]) == period then
+  return 0
+end
+redis.call('SET', KEYS[1], period, 'PX', plain(2 * tonumber(ARGV[1])))
+return 1

@@ -1,0 +1,187 @@
+"""Values that JSON has no word for, written as JSON and read back with their type. Never pickle. Pure.
+
+Such a value is `{"!": <its kind>, "v": <its parts>}`. A dict of the app's own that has a key `!` is the kind
+`dict`, so nothing that a client sends is ever taken for a mark. Who can write to Redis can make values, and can't
+run code.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+MARK, PARTS = "!", "v"
+# What JSON has a word for, by its exact type: a subclass of str may be more than its text.
+ATOMS = frozenset({str, int, float, bool, type(None)})
+# These can't be changed in place.
+FIXED = ATOMS | {bytes, datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
+FIXED |= {decimal.Decimal, uuid.UUID}
+_SIGN = b'{"!":'
+
+
+class Kind(NamedTuple):
+    """How values of one type are taken apart, and put together again."""
+
+    name: str
+    fits: Callable[[Any], bool]
+    parts: Callable[[Any], Any]
+    whole: Callable[[Any], Any]
+
+
+def kind(
+    name: str, type: type, parts: Callable[[Any], Any], whole: Callable[[Any], Any] | None = None
+) -> Kind:
+    """The kind of all instances of a type. `whole` is the type itself unless it is given."""
+    return Kind(name, lambda value: isinstance(value, type), parts, whole or type)
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether JSON alone gives this value back as it is. Costs little: most values are plain."""
+    if type(value) in ATOMS:
+        return True
+    if type(value) is list:
+        inside: Any = value
+    elif type(value) is dict and MARK not in value and set(map(type, value)) <= {str}:
+        inside = value.values()
+    else:
+        return False
+    return set(map(type, inside)) <= ATOMS or all(map(is_plain, inside))
+
+
+def has_marks(text: bytes) -> bool:
+    """Tell whether this JSON may hold a marked value."""
+    return _SIGN in text
+
+
+class Marks:
+    """The kinds that one part of the library keeps.
+
+    `text_keys`: keys that JSON would write as text (int, float, bool, None) become text, as in Flask's and
+    Django's sessions; else a dict with such keys comes back as it was. `refuse` is called with a value of no kind
+    and returns the error to raise; without it such a value is left to whoever writes the JSON.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[Kind] = (),
+        *,
+        text_keys: bool = False,
+        refuse: Callable[[Any], Exception] | None = None,
+    ) -> None:
+        self.kinds = [*self._containers(), *KINDS, *kinds]
+        self._by_name = {kind.name: kind for kind in self.kinds}
+        self._text_keys = text_keys
+        self._refuse = refuse
+
+    def pack(self, value: Any) -> Any:
+        """Return the value as JSON can hold it; a plain one is returned as it is."""
+        if is_plain(value):
+            return value
+        if isinstance(value, list):
+            return self._list(value)
+        if isinstance(value, dict):
+            return self._dict(value)
+        for kind in self.kinds:
+            if kind.fits(value):
+                return {MARK: kind.name, PARTS: kind.parts(value)}
+        if self._refuse is not None:
+            raise self._refuse(value)
+        return value
+
+    def unpack(self, value: Any) -> Any:
+        """Return what `pack` was given. A kind that is not known here stays as it was written."""
+        if isinstance(value, list):
+            return [self.unpack(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        name = value.get(MARK)
+        if isinstance(name, str) and name in self._by_name and PARTS in value:
+            return self._by_name[name].whole(value[PARTS])
+        return {key: self.unpack(one) for key, one in value.items()}
+
+    def _dict(self, value: dict[Any, Any]) -> Any:
+        if self._text_keys:
+            value = {key_text(key): one for key, one in value.items()}
+        if MARK not in value and all(type(key) is str for key in value):
+            return {key: self.pack(one) for key, one in value.items()}
+        return {
+            MARK: "dict",
+            PARTS: [[self.pack(key), self.pack(one)] for key, one in value.items()],
+        }
+
+    def _list(self, values: Any) -> Any:
+        return [self.pack(one) for one in values]
+
+    def _unpacked(self, parts: Any) -> Any:
+        return map(self.unpack, parts)
+
+    def _containers(self) -> list[Kind]:
+        return [
+            kind("tuple", tuple, self._list, lambda parts: tuple(self._unpacked(parts))),
+            kind("set", set, self._list, lambda parts: set(self._unpacked(parts))),
+            kind(
+                "frozenset", frozenset, self._list, lambda parts: frozenset(self._unpacked(parts))
+            ),
+            kind("dict", dict, self._dict, lambda parts: dict(map(self._unpacked, parts))),
+        ]
+
+
+def key_text(key: Any) -> Any:
+    """Return a dict's key as JSON writes it; one that JSON can't write stays as it is.
+
+    >>> key_text(7), key_text(True), key_text(None), key_text("a")
+    ('7', 'true', 'null', 'a')
+    """
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    if key is None:
+        return "null"
+    if isinstance(key, int):
+        return int.__repr__(key)
+    return float.__repr__(key) if isinstance(key, float) else key
+
+
+def _safe_text(module: str, name: str) -> Kind:
+    """Return the kind of a package's text that is HTML already. Where the package is not there it is plain text."""
+
+    def fits(value: Any) -> bool:
+        known = getattr(sys.modules.get(module), name, None)
+        return known is not None and isinstance(value, known)
+
+    def whole(text: str) -> Any:
+        try:
+            return getattr(import_module(module), name)(text)
+        except ImportError:
+            return text
+
+    return Kind(name, fits, str.__str__, whole)
+
+
+# The first that fits: a datetime is a date, safe text is a str.
+KINDS = (
+    kind("bytes", bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
+    kind(
+        "datetime",
+        datetime.datetime,
+        datetime.datetime.isoformat,
+        datetime.datetime.fromisoformat,
+    ),
+    kind("date", datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
+    kind("time", datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
+    kind(
+        "timedelta",
+        datetime.timedelta,
+        lambda delta: [delta.days, delta.seconds, delta.microseconds],
+        lambda parts: datetime.timedelta(*parts),
+    ),
+    kind("Decimal", decimal.Decimal, str),
+    kind("UUID", uuid.UUID, str),
+    _safe_text("markupsafe", "Markup"),
+    _safe_text("django.utils.safestring", "SafeString"),
+)

@@ -1,0 +1,206 @@
+"""How the sessions' operations ask Redis: what has to be told before, which shards, and since when it is asked."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stillroom.agreed import FIELDS_LIMIT, Rule, this_process
+from stillroom.errors import (
+    OF_THE_COMMAND,
+    RedisRefused,
+    RedisUnavailable,
+    SessionStoreUnavailable,
+)
+from stillroom.keys import Keys
+from stillroom.operation import Once, Operation
+from stillroom.scripts import agree
+from stillroom.sessions.ends import End, Undo, late_in
+from stillroom.sessions.token import SHARDS_LIMIT, Place
+from stillroom.settings import Settings
+from stillroom.stats import Stats
+from stillroom.wire import Command, Server
+
+log = logging.getLogger("stillroom.sessions")
+
+DEFERRED_LIMIT = 10_000
+DEFERRED_BITE = 100
+SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
+
+
+class Asking:
+    """What all operations of the sessions share."""
+
+    def __init__(self, settings: Settings, server: Server, keys: Keys, stats: Stats) -> None:
+        self.settings = settings
+        self.stats = stats
+        self._server = server
+        self._keys = keys
+        self._shards = settings.session_shards
+        self._known_shards = self._shards  # the most that any process has said
+        self._says_shards_at = 0.0  # time.monotonic()
+        self._may_compare = True  # until Redis says that this user may not
+        self._deferred: dict[Place, End | Undo] = {}
+
+    def _ask(
+        self, batch: Sequence[Command], kind: type[list[Command]] = list
+    ) -> Operation[list[Any]]:
+        """Return the replies. What has to be told first is told first; counts that are due ride along behind."""
+        if self._deferred:
+            yield from self._tell_ends()
+        if batch and time.monotonic() <= self.stats.due:  # as nearly always
+            try:
+                return (yield kind(batch))  # type: ignore[no-any-return]
+            except RedisUnavailable as error:
+                raise SessionStoreUnavailable(error.reason, error.detail) from error
+        return (yield from self._ask_with_counts(batch, kind))
+
+    def _ask_with_counts(
+        self, batch: Sequence[Command], kind: type[list[Command]]
+    ) -> Operation[list[Any]]:
+        """The same with the counts that are due. Once: no count is added twice, and no event written twice."""
+        flush = self.stats.flush(self._server.now_ms()) if time.monotonic() > self.stats.due else []
+        commands = Once([*batch, *flush]) if flush else kind(batch)
+        if not commands:
+            return []
+        size = len(batch)
+        try:
+            replies = yield commands
+        except RedisRefused as refused:
+            # A server that is full refuses to count, not to do what it was asked.
+            if not flush or any(isinstance(reply, Exception) for reply in refused.replies[:size]):
+                raise SessionStoreUnavailable(refused.reason, refused.detail) from refused
+            replies = refused.replies
+        except RedisUnavailable as error:
+            if flush and batch and kind is list and error.reason == "closed":
+                return (yield from self._ask(batch))  # it may be asked again, without the counts
+            raise SessionStoreUnavailable(error.reason, error.detail) from error
+        return list(replies[:size])
+
+    # Ends
+
+    def _end(self, ending: End) -> Operation[bool]:
+        """End a session; whether it lived."""
+        left: End | None = ending
+        ended = False
+        while left is not None:
+            sent = steady_us()
+            (reply,) = yield from self._ask([left.command(sent)])
+            ended = ended or bool(reply[0])
+            left = left.after(late_in(reply), steady_us() - sent)
+        return ended
+
+    def _defer(self, place: Place, what: End | Undo) -> bool:
+        """Keep it until Redis can be told. False: too many wait already."""
+        waiting = len(self._deferred)
+        if waiting >= DEFERRED_LIMIT:
+            log.error("the end of a session is given up: %d others wait for Redis", waiting)
+            return False
+        self._deferred.setdefault(place, what)  # the first of them was asked for earlier
+        return True
+
+    def _tell_ends(self) -> Operation[None]:
+        """Tell Redis of all that ended here while it was away, in exchanges of their own: nothing overtakes it."""
+        while self._deferred:
+            yield from self._tell_some_ends()
+
+    def _tell_some_ends(self) -> Operation[None]:
+        """Tell of a bite. What Redis refuses for itself, and would each time, is dropped and logged."""
+        told = list(self._deferred.items())[:DEFERRED_BITE]
+        sent = steady_us()
+        try:
+            replies: Sequence[Any] = yield [what.command(sent) for _, what in told]
+        except RedisRefused as refused:
+            replies = refused.replies
+            if len(replies) != len(told) or not any(map(_is_settled, replies)):
+                raise SessionStoreUnavailable(refused.reason, refused.detail) from refused
+        except RedisUnavailable as error:
+            raise SessionStoreUnavailable(error.reason, error.detail) from error
+        took = steady_us() - sent
+        for (place, what), reply in zip(told, replies, strict=True):
+            if isinstance(reply, Exception):
+                log.error("Redis refuses to end a session: %s", reply)
+            left = what if not _is_settled(reply) else _left_of(what, reply, took)
+            if left is None:
+                self._deferred.pop(place, None)
+            elif place in self._deferred:
+                self._deferred[place] = left
+
+    # Shards
+
+    def _everywhere(
+        self, command: Callable[[int], Command], kind: type[list[Command]] = list
+    ) -> Operation[list[Any]]:
+        """Return the replies of all shards, in order: those of this process, and more if another has said so."""
+        known = self._known_shards
+        own = [*map(command, range(known))]
+        compares = [self._comparing_shards()] if self._may_compare else []
+        try:
+            replies = yield from self._ask([*compares, *own], kind)
+        except SessionStoreUnavailable as error:
+            self._compare_no_more(error)
+            return (yield from self._ask(own, kind))
+        if compares:
+            self._learn_shards(replies.pop(0))
+        if self._known_shards > known:
+            more = map(command, range(known, self._known_shards))
+            replies += yield from self._ask(list(more), kind)
+        return replies
+
+    def _saying_shards(self) -> list[Command]:
+        """What says how many shards this process has, now and then: before it makes a session."""
+        is_due = self._may_compare and time.monotonic() >= self._says_shards_at
+        return [self._comparing_shards()] if is_due else []
+
+    def _have_said_shards(self, reply: Sequence[bytes]) -> None:
+        self._learn_shards(reply)
+        self._says_shards_at = time.monotonic() + SHARDS_SAID_S
+
+    def _compare_shards(self) -> Operation[None]:
+        """Learn how many shards there are."""
+        if not self._may_compare:
+            return
+        try:
+            (said,) = yield from self._ask([self._comparing_shards()])
+        except SessionStoreUnavailable as error:
+            self._compare_no_more(error)
+        else:
+            self._learn_shards(said)
+
+    def _compare_no_more(self, error: SessionStoreUnavailable) -> None:
+        """Go on with the shards of this process where its user may not compare. Raises any other error."""
+        if error.reason != "noperm" or not self._may_compare:
+            raise error
+        self._may_compare = False
+        log.error("shards can't be compared with other processes': %s", error)
+
+    def _comparing_shards(self) -> Command:
+        """The command that agrees on the most shards that any process has."""
+        asked = ("session_shards", str(self._shards), Rule.LARGEST.value)
+        return agree([self._keys.agreed], this_process(), FIELDS_LIMIT, *asked)
+
+    def _learn_shards(self, reply: Sequence[bytes]) -> None:
+        said = reply[0]
+        if said.isdigit() and self._known_shards < int(said) <= SHARDS_LIMIT:
+            self._known_shards = int(said)
+
+
+def steady_us() -> int:
+    """This machine's steady clock, µs."""
+    return time.monotonic_ns() // 1_000
+
+
+def _is_settled(reply: Any) -> bool:
+    """Whether a command was done, or refused for itself: then it need not be sent again."""
+    if not isinstance(reply, Exception):
+        return True
+    return str(reply).partition(" ")[0].lower() in OF_THE_COMMAND
+
+
+def _left_of(what: End | Undo, reply: Any, took_us: int) -> End | None:
+    """What is still to be told of an end after its reply."""
+    if isinstance(what, Undo) or isinstance(reply, Exception):
+        return None
+    return what.after(late_in(reply), took_us)

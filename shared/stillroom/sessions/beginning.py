@@ -1,0 +1,142 @@
+"""The creation of one session, and the end of the one it replaces: wherever it is cut off, not both live."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from stillroom.errors import SessionStoreUnavailable
+from stillroom.operation import Once, Operation, Pause
+from stillroom.scripts import session_create, session_free
+from stillroom.sessions.asking import Asking, steady_us
+from stillroom.sessions.ends import End, Undo, late_in
+from stillroom.sessions.token import Place
+
+log = logging.getLogger("stillroom.sessions")
+
+TRIES = 100  # of a login of a user with very many sessions: each clears some away
+MOST, MAKES_ROOM = 5, 6  # their places in `about`
+
+
+class Beginning:
+    """One creation.
+
+    In the shard of the new session its script also ends the one it replaces. In another shard that one ends before,
+    in the same batch. Where the login may still be refused it is only held, and freed if it is.
+    """
+
+    def __init__(
+        self,
+        asking: Asking,
+        place: Place,
+        names: Sequence[bytes],
+        old: Place | None,
+        ending: End | None,
+        about: Sequence[bytes | int],
+        fields: Sequence[bytes],
+    ) -> None:
+        """`about`, `fields`: the arguments of lua/session_create.lua."""
+        self._asking = asking
+        self._place = place
+        self._names = names
+        self._old = old
+        self._ending = ending
+        self._about = about
+        self._fields = fields
+        self._is_near = old is not None and old.shard == place.shard
+        self._held = b""  # the name of the session that is held
+        self.expired: list[bytes] = []  # name, user, name, user … of those that were cleared away
+
+    def run(self) -> Operation[Any]:
+        """What the script replied: `ok` or `full`. Redis away: see SessionsBody.create."""
+        try:
+            reply, in_doubt = yield from self._create()
+        except SessionStoreUnavailable as error:
+            if error.may_be_done:
+                self._give_up()
+            raise
+        if reply[0] != b"ok":
+            yield from self._free()
+        elif self._held or in_doubt:
+            yield from self._end()
+        return reply
+
+    def _create(self) -> Operation[tuple[Any, bool]]:
+        """The reply, and whether the one to replace may live on: it was rotated while this was on its way."""
+        for _ in range(TRIES):
+            sent = steady_us()
+            way, reply = yield from self._send(sent)
+            late = self._late(way, reply)
+            if reply[0] != b"again":
+                return reply, self._is_in_doubt(late, steady_us() - sent)
+            self.expired += reply[1]
+            yield Pause(0)
+        return (b"full", self._about[MOST]), False
+
+    def _send(self, now: int) -> Operation[tuple[Any, Any]]:
+        """The replies to what makes way, or None, and to the creation."""
+        says, way = self._asking._saying_shards(), self._making_way(now)
+        batch = [*says, *way, self._creating(now)]
+        try:
+            replies = yield from self._asking._ask(batch, Once)
+        except SessionStoreUnavailable as error:
+            # The server lacked one of the scripts and had one behind it, so they would be out of order. It has all
+            # of them now, and each that is sent again recognises itself.
+            if error.reason != "noscript":
+                self._asking._compare_no_more(error)
+                says, batch = [], batch[len(says) :]
+            replies = yield from self._asking._ask(batch, Once)
+        if says:
+            self._asking._have_said_shards(replies[0])
+        return replies[-2] if way else None, replies[-1]
+
+    def _making_way(self, now: int) -> list[Any]:
+        if self._ending is None or self._is_near:
+            return []
+        ends = self._about[MAKES_ROOM]
+        return [self._ending.command(now) if ends else self._ending.holding(now)]
+
+    def _creating(self, now: int) -> Any:
+        age = self._ending.age(now) if self._ending else 0
+        replaced = self._ending.keys if self._ending and self._is_near else ()
+        aliases = len(self._names) - 1
+        return session_create([*self._names, *replaced], *self._about, aliases, age, *self._fields)
+
+    def _late(self, way: Any, reply: Any) -> int:
+        """How long before this was asked for the grace of the name to replace was over, µs; -1 if it was not."""
+        if way is None:
+            return int(reply[4]) if reply[0] == b"ok" else -1
+        if isinstance(way[0], bytes):
+            self._held = self._held or way[0]
+        return late_in(way)
+
+    def _is_in_doubt(self, late: int, took: int) -> bool:
+        return self._ending is not None and self._ending.after(late, took) is not None
+
+    def _free(self) -> Operation[None]:
+        """The login was refused: the visitor goes on with the session of before."""
+        if not self._held or self._ending is None:
+            return
+        prefix = self._ending.prefix
+        try:
+            yield from self._asking._ask([session_free([prefix + b"s:" + self._held], prefix)])
+        except SessionStoreUnavailable as error:
+            log.warning("the session before a refused login could not be kept: %s", error)
+
+    def _end(self) -> Operation[None]:
+        """The login is made, so nothing here may fail it."""
+        if self._ending is None or self._old is None:
+            return
+        try:
+            yield from self._asking._end(self._ending)
+        except SessionStoreUnavailable:
+            self._asking._defer(self._old, self._ending)
+
+    def _give_up(self) -> None:
+        """Nobody gets the token: what may have begun, or may still, ends."""
+        prefix = self._about[0]
+        assert isinstance(prefix, bytes)
+        self._asking._defer(self._place, Undo((self._names[0],), prefix))
+        if self._old is not None and self._ending is not None:
+            self._asking._defer(self._old, self._ending)

@@ -1,0 +1,103 @@
+"""Limits and pages of other origins: preflights, and what such a page may read of an answer. Pure.
+
+Source: the Fetch standard. A browser asks before an unsafe request (OPTIONS with Origin and
+Access-Control-Request-Method, never with a cookie, credentials or a body), and hides an answer from the page unless
+it names the page's origin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from stillroom.limits.fields import NAMES
+
+LEARNED_S = 60.0
+LEARNED = 1_024  # origins and paths
+KEY_LENGTH = 400  # characters of those
+ORIGIN = "access-control-allow-origin"
+EXPOSE = "access-control-expose-headers"
+# What an app's CORS layer says of an origin. Its other words are for preflights only.
+_KEPT = (ORIGIN, "access-control-allow-credentials", EXPOSE)
+_NEVER_IN_A_PREFLIGHT = ("cookie", "authorization", "transfer-encoding")
+
+Header = tuple[str, str]
+
+
+def is_preflight(method: str, header: Callable[[str], str | None]) -> bool:
+    """Whether this is what a browser asks before another request. What only looks like it is an ordinary request.
+
+    `header` gives the value of a header by its name in small letters, None where there is none.
+    """
+    return (
+        method == "OPTIONS"
+        and header("origin") is not None
+        and header("access-control-request-method") is not None
+        and header("content-length") in (None, "", "0")
+        and not any(header(name) for name in _NEVER_IN_A_PREFLIGHT)
+    )
+
+
+def asking_for(method: str, origin: str) -> list[Header]:
+    """The headers of a preflight for such a request."""
+    return [("Origin", origin), ("Access-Control-Request-Method", method)]
+
+
+def kept(headers: Sequence[Header]) -> list[Header]:
+    """What the app said to a page's browser, for an answer that goes out in place of the app's."""
+    found = [pair for pair in headers if pair[0].lower() in _KEPT]
+    if not any(name.lower() == ORIGIN for name, _ in found):
+        return []
+    varies = any(name.lower() == "vary" and _names_origin(value) for name, value in headers)
+    return [*found, *([("Vary", "Origin")] if varies else [])]
+
+
+def exposing(headers: Sequence[Header]) -> str | None:
+    """Access-Control-Expose-Headers, by which a page of another origin may read how its client stands.
+
+    With what the app exposes already. None: the app's own is enough.
+    """
+    before = [value for name, value in headers if name.lower() == EXPOSE]
+    known = {name.strip().lower() for value in before for name in value.split(",")}
+    missing = [name for name in NAMES if name.lower() not in known]
+    if not missing or ("*" in known and not _has_credentials(headers)):
+        return None
+    return ", ".join([*before, *missing])
+
+
+def with_exposed(cors: Sequence[Header]) -> list[Header]:
+    """What an app's CORS layer says, and that the page may also read how its client stands."""
+    exposed = exposing(cors) if cors else None
+    if exposed is None:
+        return list(cors)
+    others = [pair for pair in cors if pair[0].lower() != EXPOSE]
+    return [*others, ("Access-Control-Expose-Headers", exposed)]
+
+
+class Learned:
+    """What the app's CORS layer says of an origin, for some time. `now` is of a clock that never goes back."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[tuple[str, str, str], tuple[float, list[Header]]] = OrderedDict()
+
+    def get(self, key: tuple[str, str, str], now: float) -> list[Header] | None:
+        """`key`: origin, method and path. None: ask the app."""
+        at, headers = self._found.get(key, (-math.inf, []))
+        return headers if now - at < LEARNED_S else None
+
+    def add(self, key: tuple[str, str, str], now: float, headers: list[Header]) -> list[Header]:
+        if sum(map(len, key)) <= KEY_LENGTH:
+            self._found[key] = now, headers
+            if len(self._found) > LEARNED:
+                self._found.popitem(last=False)
+        return headers
+
+
+def _names_origin(value: str) -> bool:
+    return any(name.strip().lower() == "origin" for name in value.split(","))
+
+
+def _has_credentials(headers: Sequence[Header]) -> bool:
+    """With them a `*` is a name like any other."""
+    return any(name.lower() == "access-control-allow-credentials" for name, _ in headers)

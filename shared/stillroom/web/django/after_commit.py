@@ -1,0 +1,298 @@
+"""Django's models: invalidate what a transaction changed after it has committed, and nothing after a rollback.
+
+    @invalidates("products", "product:{id}", "brand:{brand_id}")
+    class Product(models.Model):
+        objects = InvalidatingManager()      # for bulk_create, bulk_update and update
+
+    after_commit.invalidate_by_tag("prices")  # by hand, beside raw SQL
+
+All of it is `transaction.on_commit` with `robust=True`: a rolled back savepoint drops what was asked inside it,
+`atomic(durable=True)` changes nothing, and outside a transaction it happens at once. Redis away: the invalidations
+are deferred (see `Cache.invalidate`), and the edit raises nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from asgiref.sync import sync_to_async
+from django.db import DEFAULT_DB_ALIAS, connections, models, transaction
+from django.db.models import signals
+
+from stillroom.integrations.model_tags import (
+    ATTRIBUTE,
+    Before,
+    ModelTags,
+    TagSpec,
+    tags_of_model,
+)
+from stillroom.integrations.pending import Pending, deliver
+from stillroom.unsettled import watch
+from stillroom.web.django import room
+
+log = logging.getLogger("stillroom.web")
+
+M = TypeVar("M", bound=type[models.Model])
+
+
+def invalidates(*tags: TagSpec) -> Callable[[M], M]:
+    """Say which tags a change to a row of this model invalidates: its save, its delete, its many-to-many relations.
+
+    A tag is a text, a template of the model's columns (`product:{id}`, `brand:{brand_id}`), or a function of the
+    row that returns tags. A row that changes invalidates its tags as it was and as it is; where they depend on more
+    than its key, a save asks the database for the row first. Raises InvalidKey for a name that is no column.
+    A model derived from this one has the same tags unless it says its own.
+    """
+
+    def mark(model: M) -> M:
+        columns = [field.attname for field in model._meta.concrete_fields]
+        setattr(model, ATTRIBUTE, ModelTags(model.__name__, tags, [*columns, "pk"]))
+        _listen_to(model)
+        return model
+
+    return mark
+
+
+def invalidate(*keys: str, using: str | None = None) -> None:
+    """Invalidate these keys after the commit. `using` is the database's alias. Raises InvalidKey."""
+    _after_commit(using, lambda pending: pending.add_keys(keys))
+
+
+def invalidate_by_tag(*tags: str, soft: bool = False, using: str | None = None) -> None:
+    """Invalidate these tags after the commit. `soft`: see Cache.invalidate_by_tag. Raises InvalidKey."""
+    _after_commit(using, lambda pending: pending.add_tags(tags, soft=soft))
+
+
+def invalidate_by_pattern(glob: str, *, using: str | None = None) -> None:
+    """Invalidate the keys that this glob matches after the commit. Raises InvalidKey."""
+    _after_commit(using, lambda pending: pending.add_glob(glob))
+
+
+ainvalidate = sync_to_async(invalidate)
+ainvalidate_by_tag = sync_to_async(invalidate_by_tag)
+ainvalidate_by_pattern = sync_to_async(invalidate_by_pattern)
+
+
+class InvalidatingQuerySet(models.QuerySet):
+    """A QuerySet whose bulk methods invalidate, too.
+
+    `bulk_create` and `bulk_update` invalidate the tags of each row. `update` knows no rows: it invalidates the
+    model's constant tags, and what `tagged` says.
+    """
+
+    _said: tuple[str, ...] | None = None
+
+    def tagged(self, *tags: str) -> Any:
+        """Say which tags an `update` invalidates: `Product.objects.tagged("product:7").filter(…).update(…)`."""
+        clone = self._chain()
+        clone._said = tags
+        return clone
+
+    def bulk_create(self, objs: Iterable[Any], *args: Any, **options: Any) -> list[Any]:
+        created: list[Any] = super().bulk_create(objs, *args, **options)
+        self._note(created)
+        return created
+
+    def bulk_update(self, objs: Iterable[Any], *args: Any, **options: Any) -> int:
+        rows = list(objs)
+        tags = tags_of_model(self.model)
+        if tags is not None and _columns_needed(tags, self.model):
+            keys = [row.pk for row in rows]
+            self._note(self.model._base_manager.using(self.db).filter(pk__in=keys))  # as they were
+        count: int = super(InvalidatingQuerySet, self.tagged()).bulk_update(rows, *args, **options)
+        self._note(rows)
+        return count
+
+    def update(self, **values: Any) -> int:
+        count: int = super().update(**values)
+        tags = tags_of_model(self.model)
+        said = self._said if self._said is not None else ()
+        _note_tags([*(tags.constant if tags else ()), *said], self.db)
+        if tags is not None and tags.needs_row and self._said is None:
+            log.warning(
+                "update() changes %s rows, and nothing says which: only %s are invalidated; "
+                "say the others by .tagged(…)",
+                tags.model,
+                ", ".join(tags.constant) or "no tags",
+            )
+        return count
+
+    def _clone(self) -> Any:
+        clone = super()._clone()
+        clone._said = self._said
+        return clone
+
+    def _note(self, rows: Iterable[Any]) -> None:
+        tags = tags_of_model(self.model)
+        if tags is not None:
+            _note_tags((tag for row in rows for tag in tags.of(row)), self.db)
+
+    bulk_create.alters_data = bulk_update.alters_data = update.alters_data = True  # type: ignore[attr-defined]
+
+
+InvalidatingManager = models.Manager.from_queryset(InvalidatingQuerySet, "InvalidatingManager")
+
+
+# What waits for the commit
+
+
+class Delivery:
+    """What one savepoint level of one connection's transaction makes untrue. `run` is its on_commit callback."""
+
+    def __init__(self) -> None:
+        self.pending = Pending()
+
+    def run(self) -> None:
+        deliver(room().cache, self.pending)
+
+
+class Transaction:
+    """Whether a connection's transaction has changed something that is not committed. See unsettled.Work."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def is_settled(self) -> bool:
+        """A test case's own transaction counts for none: it is never committed."""
+        blocks = self._connection.atomic_blocks
+        if all(block._from_testcase for block in blocks):
+            return True
+        return not any(_delivery_of(entry) for entry in self._connection.run_on_commit)
+
+
+def _after_commit(using: str | None, add: Callable[[Pending], None]) -> None:
+    """Add to what this savepoint level collects; outside a transaction it is delivered at once."""
+    connection = connections[using or DEFAULT_DB_ALIAS]
+    level = set(connection.savepoint_ids)
+    for entry in reversed(connection.run_on_commit):
+        known = _delivery_of(entry)
+        if known is not None and entry[0] == level:
+            add(known.pending)
+            return
+    delivery = Delivery()
+    add(delivery.pending)
+    transaction.on_commit(delivery.run, using=using, robust=True)
+    if connection.in_atomic_block:
+        if not hasattr(connection, "_stillroom"):
+            connection._stillroom = Transaction(connection)
+        watch(connection._stillroom)
+
+
+def _delivery_of(entry: tuple[Any, ...]) -> Delivery | None:
+    """Return the delivery of an on_commit entry: (savepoint ids, function, robust)."""
+    owner = getattr(entry[1], "__self__", None)
+    return owner if isinstance(owner, Delivery) else None
+
+
+def _note_tags(tags: Iterable[str], using: str | None) -> None:
+    if noted := list(tags):
+        _after_commit(using, lambda pending: pending.add_tags(noted))
+
+
+# Rows
+
+
+def _listen_to(model: type[models.Model]) -> None:
+    """Listen to this model alone: a listener to the deletes of all models would slow them down."""
+    for signal, receiver in (
+        (signals.pre_save, _about_to_save),
+        (signals.post_save, _saved),
+        (signals.post_delete, _deleted),
+    ):
+        signal.connect(receiver, sender=model, dispatch_uid=("stillroom", id(model)))
+    signals.m2m_changed.connect(_related, dispatch_uid="stillroom")
+
+
+def _prepared(sender: type[models.Model], **_: Any) -> None:
+    if tags_of_model(sender) is not None:
+        _listen_to(sender)
+
+
+signals.class_prepared.connect(
+    _prepared, dispatch_uid="stillroom"
+)  # models derived from a marked one
+
+
+def _about_to_save(sender: type[models.Model], instance: Any, using: str, **_: Any) -> None:
+    """Note the tags of the row as it is in the database: afterwards nobody knows."""
+    tags = _tags_of(sender)
+    columns = _columns_needed(tags, sender)
+    is_new = instance.pk is None or (instance._state.adding and instance._meta.pk.has_default())
+    if columns and not is_new:
+        rows = sender._base_manager.using(using).filter(pk=instance.pk).values(*columns)
+        _note_tags((tag for row in rows for tag in tags.of(Before(instance, row))), using)
+
+
+def _saved(sender: type[models.Model], instance: Any, using: str, **_: Any) -> None:
+    tags = _tags_of(sender)
+    _note_tags(tags.of(Before(instance, _computed(sender, instance, using, tags))), using)
+
+
+def _deleted(sender: type[models.Model], instance: Any, using: str, **_: Any) -> None:
+    _note_tags(_tags_of(sender).of(instance), using)
+
+
+def _related(
+    sender: type[models.Model],
+    instance: Any,
+    action: str,
+    reverse: bool,
+    model: type[models.Model],
+    pk_set: set[Any] | None,
+    using: str,
+    **_: Any,
+) -> None:
+    """Note the tags of the rows on both sides of a many-to-many relation."""
+    if action not in ("post_add", "post_remove", "pre_clear"):
+        return
+    if (own := tags_of_model(type(instance))) is not None:
+        _note_tags(own.of(instance), using)
+    if (theirs := tags_of_model(model)) is not None:
+        keys = _cleared(sender, instance, using, reverse) if pk_set is None else pk_set
+        rows = model._base_manager.using(using).filter(pk__in=keys)
+        _note_tags((tag for row in rows for tag in theirs.of(row)), using)
+
+
+def _cleared(
+    through: type[models.Model],
+    instance: Any,
+    using: str,
+    reverse: bool,
+) -> list[Any]:
+    """Return the keys of the rows that `clear()` is about to part from this one."""
+    ends: list[Any] = [field for field in through._meta.fields if field.many_to_one]
+    here, there = (ends[1], ends[0]) if reverse else (ends[0], ends[1])
+    links = through._base_manager.using(using).filter(**{here.name: instance})
+    return list(links.values_list(there.attname, flat=True))
+
+
+def _tags_of(model: type[models.Model]) -> ModelTags:
+    tags = tags_of_model(model)
+    assert tags is not None, f"{model.__name__} is not marked"
+    return tags
+
+
+def _columns_needed(tags: ModelTags, model: type[models.Model]) -> list[str]:
+    """Return the columns that must be read to know a row's tags; none where its key says them all."""
+    key = model._meta.pk
+    columns = [field.attname for field in model._meta.concrete_fields]
+    if tags.has_functions:
+        return columns
+    others = tags.fields - {"pk", key.attname if key is not None else "pk"}
+    return [name for name in columns if name in others]
+
+
+def _computed(
+    model: type[models.Model], instance: Any, using: str, tags: ModelTags
+) -> Mapping[str, Any]:
+    """Return the columns that the database has computed (`F("price") + 1`), as it has them now."""
+    columns = _columns_needed(tags, model)
+    unknown = [n for n in columns if hasattr(instance.__dict__.get(n), "resolve_expression")]
+    if not unknown:
+        return {}
+    row: dict[str, Any] = (
+        model._base_manager.using(using).filter(pk=instance.pk).values(*unknown).get()
+    )
+    return row

@@ -1,0 +1,351 @@
+"""Limits on views and URLs of Django.
+
+MIDDLEWARE = […, "stillroom.web.django.limits.LimitsMiddleware"]
+
+@limited(AUTH, count=lambda answer: answer.status != 302)
+def login(request): …
+
+urlpatterns = [path("api/", limited(API, by="user")(include("shop.api")))]
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.urls import URLPattern, URLResolver
+from django.utils.deprecation import MiddlewareMixin
+from django.views import View
+
+from stillroom.errors import InvalidLimit, SettingsError
+from stillroom.limits import Limit
+from stillroom.limits.limit import check_limits
+from stillroom.limits.routes import Counted
+from stillroom.web.cors import exposing, is_preflight
+from stillroom.web.django import room
+from stillroom.web.django.sessions import SessionStore
+from stillroom.web.ending import lacking
+from stillroom.web.endpoints import Charger
+from stillroom.web.fetched import is_meant_in_environ
+from stillroom.web.gate import Asked, Gate
+from stillroom.web.limited import EXEMPT, MARK, By, Limitation, Limited, When, carried, declared
+from stillroom.web.problem import Answer
+from stillroom.web.refusal import Refusal
+from stillroom.web.request_session import RequestSession, WebSession
+from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.visit import Visit
+from stillroom.web.wsgi import VISIT
+
+V = TypeVar("V")
+EXPOSE = "Access-Control-Expose-Headers"
+HERE = "_stillroom_limits"  # on the request: the middleware and the visit
+
+
+class LimitsMiddleware(MiddlewareMixin):
+    """Keeps the limits that views carry, and those of the URLs that lead to them, for sync and async views.
+
+    A request is charged when Django has found its view, before the view and its decorators are called. Put this
+    behind what answers preflights (CORS) and behind the sessions, so that a limit may count by user.
+
+    A subclass says what differs: `default`, the limits of views that carry none; `exempt_when(request)`; and
+    `render(refusal)`, which answers a refusal in the app's own words (see stillroom.web.Refusal). A path that leads
+    to no view is charged nothing here: that is for the middleware around the whole app (stillroom.web.wsgi).
+    """
+
+    default: Sequence[Limit] = ()
+
+    def __init__(self, get_response: Callable[..., Any]) -> None:
+        super().__init__(get_response)
+        own = room()
+        gate = Gate(own, render=self.render)
+        gate.reads_headers = bool(own.settings.trusted_proxies)
+        self._charger = Charger(gate, own.state)
+        limits = check_limits(self.default)
+        self._default = (Limited(limits),) if limits else ()
+
+    def exempt_when(self, request: HttpRequest) -> bool:
+        """Whether no view charges this request."""
+        return False
+
+    def render(self, refusal: Refusal) -> tuple[str, str | bytes] | None:
+        """The body of a refusal, and its content type. None: problem+json."""
+        return None
+
+    def process_request(self, request: HttpRequest) -> None:
+        setattr(request, HERE, (self, self._visit(request)))
+
+    def process_view(
+        self, request: HttpRequest, view: Any, _: Sequence[Any], __: dict[str, Any]
+    ) -> HttpResponseBase | None:
+        visit: Visit = getattr(request, HERE)[1]
+        visit.exempt = (
+            _is_answered_by_django(request, view)
+            or bool(getattr(view, EXEMPT, False))
+            or bool(self.exempt_when(request))
+        )
+        if visit.refused is not None:
+            return None
+        self._let_session_ride(request, visit)
+        return self.charge(request, carried(view) or self._default)
+
+    def process_response(
+        self, request: HttpRequest, response: HttpResponseBase
+    ) -> HttpResponseBase:
+        _, visit = getattr(request, HERE, (None, None))
+        if visit is None:
+            return response
+        headers = list(response.items())
+        store: Any = getattr(request, "session", None)
+        along: RequestSession | None = getattr(store, "along", None)
+        if along is not None and along is visit.session:
+            along.taken_by = along.cookie if store.accessed else None
+        if _around(request).get(VISIT) is visit:  # the middleware around the app ends and tells it
+            self._charger.gate.learn(visit)
+            return response
+        self._charger.end(visit, response.status_code, headers)
+        if visit.is_holding:
+            response._resource_closers.append(lambda: self._charger.let_go(visit))
+        if visit.decisions:
+            for name, value in lacking(headers, list(visit.headers().items())):
+                response.headers[name] = value
+            if request.headers.get("Origin") and (exposed := exposing(list(response.items()))):
+                response.headers[EXPOSE] = exposed
+        return response
+
+    def charge(
+        self, request: HttpRequest, declarations: Sequence[Limited]
+    ) -> HttpResponseBase | None:
+        """Charge the request for this. Returns the answer if it is refused."""
+        visit: Visit = getattr(request, HERE)[1]
+        match = request.resolver_match
+        name = f"/{match.route}" if match else request.path
+        key = match._func_path if match else name
+        if self._charger.admits(visit, declarations, _Here(request, visit), name, key):
+            return None
+        return _response(self._charger.gate.refusal(visit, list(request.headers.items())))
+
+    def _let_session_ride(self, request: HttpRequest, visit: Visit) -> None:
+        """Have the session read with the limits, where the view's last request looked at its own."""
+        store, cookie = (
+            getattr(request, "session", None),
+            _session_cookie(settings.SESSION_COOKIE_NAME),
+        )
+        if not isinstance(store, SessionStore) or store.along is not None or cookie is None:
+            return
+        token = cookie.read(request.META.get("HTTP_COOKIE", ""))
+        own = room()
+        body, driver = own._sessions_body, own.state
+        store.along = visit.session = WebSession(body, driver, cookie, token, request.META)
+
+    def _visit(self, request: HttpRequest) -> Visit:
+        """The visit that this request is, begun here or by the middleware around the app."""
+        known: Visit | None = _around(request).get(VISIT)
+        if known is not None:
+            return known
+        headers = list(request.headers.items()) if self._charger.gate.reads_headers else []
+        peer = request.META.get("REMOTE_ADDR")
+        asked = Asked(request.method, request.path, peer, headers)
+        return self._charger.gate.visit(
+            asked, None, functools.partial(is_meant_in_environ, request.META)
+        )
+
+
+def limited(
+    *limits: Limitation,
+    by: By = None,
+    cost: int | Callable[[Any], int] = 1,
+    count: Counted = "all",
+    exempt_when: When = None,
+) -> Callable[[V], V]:
+    """Put limits on a view, sync or async, or on URLs: `path("api/", limited(API)(include("shop.api")))`.
+
+    On a class of views by `method_decorator(limited(AUTH), name="dispatch")`, or on one of its methods; on what
+    `path()` and `re_path()` return, too.
+
+    `limits`: Limits, or one function of the request that returns them (tiers). A limit's name is its bucket: all
+    views that carry it share it. `by`: "ip"; "user", the session's, which is read first, in a round trip of its
+    own; "ip&user"; Header("X-API-Key"); or a function of the request that returns a name, or a mapping of kinds
+    to names. Who has no name is counted by address. None: as each limit says. `cost`: a number or a function of
+    the request. `count`: "all"; "failures", those answered with 400 or more; or a function of the answer (see
+    Answered) that says whether it counts: Django's own LoginView answers a wrong password with 200, a right one
+    with 302. What does not count is given back. `exempt_when`: a function of the request.
+
+    Needs LimitsMiddleware. Raises InvalidLimit for what can't be meant. Redis away: each limit does what its `away`
+    says.
+    """
+    declaration = declared(limits, by, cost, count, exempt_when)
+
+    def put_on(target: V) -> V:
+        if isinstance(target, URLPattern | URLResolver):
+            made: Any = _limited_url(target, declaration)
+        elif isinstance(target, tuple) and len(target) == 3:  # what include() returns
+            made = (_limited_urls(target[0], declaration), *target[1:])
+        elif isinstance(target, type) or not callable(target):
+            meant = 'did you mean @method_decorator(limited(…), name="dispatch")?'
+            raise InvalidLimit(
+                target, f"limits are put on a view, on URLs or on an include(); {meant}"
+            )
+        else:
+            made = _limited(target, declaration)
+        found: V = made
+        return found
+
+    return put_on
+
+
+def exempt(view: V) -> V:
+    """Free a view from the limits of the URLs that lead to it, and from the default."""
+    setattr(view, EXEMPT, True)
+    return view
+
+
+class _Here:
+    """A request as Django shows it."""
+
+    def __init__(self, request: HttpRequest, visit: Visit) -> None:
+        self.request = request
+        self._visit = visit
+
+    def address(self) -> str:
+        return self._visit.client
+
+    def header(self, name: str) -> str | None:
+        value: str | None = self.request.headers.get(name)
+        return value
+
+    def user(self) -> str | None:
+        session = getattr(self.request, "session", None)
+        if session is None:
+            raise SettingsError(
+                "a limit counts by user, and this request has no session: SessionMiddleware comes in "
+                "front of LimitsMiddleware"
+            )
+        user = session.get(SESSION_KEY)
+        self._visit.session = None  # it has been read
+        return None if user is None else str(user)
+
+
+class _LimitedPattern(URLPattern):
+    """A URL whose view is limited. Who reverses it finds the view itself."""
+
+    declarations: tuple[Limited, ...] = ()
+
+    def resolve(self, path: str) -> Any:
+        return _guarded(super().resolve(path), self.declarations)
+
+
+class _LimitedResolver(URLResolver):
+    """URLs all of whose views are limited."""
+
+    declarations: tuple[Limited, ...] = ()
+
+    def resolve(self, path: str) -> Any:
+        return _guarded(super().resolve(path), self.declarations)
+
+
+class _LimitedUrls:
+    """A module of URLs, all of whose views are limited."""
+
+    def __init__(self, module: Any, declaration: Limited) -> None:
+        self._module = module
+        self._declaration = declaration
+
+    @functools.cached_property
+    def urlpatterns(self) -> list[Any]:
+        return [_limited_url(one, self._declaration) for one in self._module.urlpatterns]
+
+
+def _limited_url(url: Any, declaration: Limited) -> Any:
+    if isinstance(url, URLPattern):
+        made: Any = _LimitedPattern(url.pattern, url.callback, url.default_args, url.name)
+    else:
+        given = (url.pattern, url.urlconf_name, url.default_kwargs, url.app_name, url.namespace)
+        made = _LimitedResolver(*given)
+    made.declarations = (declaration, *getattr(url, "declarations", ()))
+    return made
+
+
+def _limited_urls(urls: Any, declaration: Limited) -> Any:
+    if isinstance(urls, list | tuple):
+        return [_limited_url(one, declaration) for one in urls]
+    return _LimitedUrls(urls, declaration)
+
+
+def _guarded(match: Any, declarations: Sequence[Limited]) -> Any:
+    """What was resolved, with its view behind these limits."""
+    if match is not None:
+        for declaration in reversed(declarations):
+            match.func = _known(match.func, declaration)
+    return match
+
+
+def _limited(view: Any, declaration: Limited) -> Any:
+    """The view, which is charged here if nobody has done so: wherever it is called from, it is charged."""
+    if inspect.iscoroutinefunction(view):
+
+        @functools.wraps(view)
+        async def charged_async(*args: Any, **kwargs: Any) -> Any:
+            answer = await sync_to_async(_charge)(args, declaration)
+            return await view(*args, **kwargs) if answer is None else answer
+
+        made: Any = charged_async
+    else:
+
+        @functools.wraps(view)
+        def charged(*args: Any, **kwargs: Any) -> Any:
+            answer = _charge(args, declaration)
+            return view(*args, **kwargs) if answer is None else answer
+
+        made = charged
+    setattr(made, MARK, (declaration, *carried(view)))
+    return made
+
+
+_known = functools.lru_cache(4_096)(_limited)
+
+
+def _charge(args: Sequence[Any], declaration: Limited) -> HttpResponseBase | None:
+    """Charge the request that a view is called with; on a method, it comes after `self`."""
+    given = [
+        getattr(one, "_request", one) for one in args[:2]
+    ]  # other people's requests hold Django's
+    request = next((one for one in given if isinstance(one, HttpRequest)), None)
+    middleware, _ = getattr(request, HERE, (None, None))
+    if request is None or middleware is None:
+        raise SettingsError(
+            "a view is limited, and its request did not come through LimitsMiddleware: add "
+            "stillroom.web.django.limits.LimitsMiddleware to MIDDLEWARE"
+        )
+    found: HttpResponseBase | None = middleware.charge(request, [declaration])
+    return found
+
+
+def _is_answered_by_django(request: HttpRequest, view: Any) -> bool:
+    """Whether this is a preflight that comes to no code of the app."""
+    kind = getattr(view, "view_class", None)
+    is_default = getattr(kind, "options", None) is View.options
+    return is_default and is_preflight(request.method or "", request.headers.get)
+
+
+@functools.lru_cache
+def _session_cookie(name: str) -> SessionCookie | None:
+    """The cookie that Django's session is read by. None: no name that ours could have."""
+    try:
+        return SessionCookie(name)
+    except SettingsError:
+        return None
+
+
+def _around(request: HttpRequest) -> Any:
+    """What the server gave: the environ, or the scope."""
+    return getattr(request, "environ", None) or getattr(request, "scope", {})
+
+
+def _response(answer: Answer) -> HttpResponse:
+    return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))

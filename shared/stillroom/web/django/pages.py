@@ -1,0 +1,221 @@
+"""Django's views, cached with tags: what django.views.decorators.cache.cache_page does, and invalidated by name.
+
+    @cache_page(60, swr=600, tags=["products", "product:{id}"])
+    def product(request, id): …
+
+A page is rendered from the real request. It is not kept if something shows that it was made for one visitor: a
+session that was changed, a CSRF token, Set-Cookie, Cache-Control: private, a Vary that `vary` does not name. Pages
+are told apart by address, the named query parameters and headers, language and time zone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from inspect import iscoroutinefunction
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from asgiref.sync import async_to_sync, sync_to_async
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.utils import timezone, translation
+
+from stillroom.durations import Duration, seconds_of
+from stillroom.errors import SettingsError, did_you_mean
+from stillroom.web.django import room
+from stillroom.web.pages.answer import CDN_HEADERS, answer_from, bypassed
+from stillroom.web.pages.pages import PageTags, Rendering, tag_page
+from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
+from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
+from stillroom.web.problem import Answer
+
+__all__ = ["cache_page", "tag_page"]
+
+V = TypeVar("V", bound=Callable[..., Any])
+
+
+def cache_page(
+    timeout: Duration,
+    *,
+    swr: Duration = 0,
+    tags: Sequence[str] = (),
+    query: Sequence[str] = (),
+    ignore: Sequence[str] = CAMPAIGNS,
+    vary: Sequence[str] = (),
+    sessions: bool = False,
+    max_age: Duration = 0,
+    s_maxage: Duration | None = None,
+    stale_while_revalidate: Duration | None = None,
+    stale_if_error: Duration | None = None,
+    cdn: str | Sequence[str] = (),
+    harmless_cookies: Sequence[str] = ANALYTICS,
+    key_prefix: str = "",
+) -> Callable[[V], V]:
+    """Cache the responses of this view, sync or async. Goes around the view itself, below csrf_exempt and the like.
+
+    `timeout` and `swr`: seconds fresh, and stale while the one reader who holds the lease renders it again. The
+    other options are those of `Pages.page` and `Pages`. Redis away: the view is called. Raises InvalidKey,
+    ValueError.
+    """
+    policy = Policy(
+        query=query,
+        ignore=ignore,
+        vary=vary,
+        sessions=sessions,
+        max_age=max_age,
+        s_maxage=s_maxage,
+        stale_while_revalidate=stale_while_revalidate,
+        stale_if_error=stale_if_error,
+    )
+    kinds = [cdn] if isinstance(cdn, str) else list(cdn)
+    for kind in kinds:
+        if kind not in CDN_HEADERS:
+            known = f"{', '.join(CDN_HEADERS)}{did_you_mean(kind, CDN_HEADERS)}"
+            raise SettingsError(f"cdn={kind!r}: one of {known}")
+    times = seconds_of(timeout, "timeout", 0.001), seconds_of(swr, "swr")
+
+    def decorate(view: V) -> V:
+        name = f"{key_prefix}{view.__module__}.{view.__qualname__}"
+        tagged = PageTags(tags, view, query)
+        cached = CachedView(name, policy, tagged, times, kinds, harmless_cookies)
+        if iscoroutinefunction(view):
+
+            @functools.wraps(view)
+            async def answer_async(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+                blocking = async_to_sync(view)
+                asked = sync_to_async(cached.answer)
+                return await asked(request, kwargs, lambda: blocking(request, *args, **kwargs))
+
+            return answer_async  # type: ignore[return-value]
+
+        @functools.wraps(view)
+        def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            return cached.answer(request, kwargs, lambda: view(request, *args, **kwargs))
+
+        return answer  # type: ignore[return-value]
+
+    return decorate
+
+
+class CachedView:
+    """One view, and how its responses are kept."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        tags: PageTags,
+        times: tuple[float, float],
+        cdn: Sequence[str],
+        harmless: Sequence[str],
+    ) -> None:
+        self._name = name
+        self._policy = policy
+        self._tags = tags
+        self._times = times
+        self._cdn = cdn
+        self._harmless = harmless
+
+    def answer(
+        self, request: HttpRequest, parameters: dict[str, Any], view: Callable[[], HttpResponseBase]
+    ) -> HttpResponseBase:
+        """Return the page from the cache, or what the view says."""
+        visit = _visit(request)
+        identity = identify(visit, self._policy, self._harmless)
+        if not isinstance(identity, Identity):
+            return self._marked(view(), is_private=identity == "session")
+        if visit.method == "HEAD":  # what a view says to it may be less than a page
+            known = room().cache.get(self._key(identity), StoredPage)
+            return (
+                self._marked(view(), is_private=False)
+                if known is None
+                else self._page(known, visit)
+            )
+        rendered: list[HttpResponseBase] = []
+
+        def load() -> StoredPage:
+            with Rendering() as added:
+                response = _rendered(view())
+                rendered.append(response)
+                _refuse_what_is_private(request, self._policy)
+                tags = [*self._tags.of({**request.GET.dict(), **parameters}), *added]
+                return _kept(self._policy, request, response, tags)
+
+        ttl, swr = self._times
+        options: Any = {"ttl": ttl, "swr": swr, "tags": [_tags_of], "type": StoredPage}
+        try:
+            page: StoredPage = room().cache.get_or_set(self._key(identity), load, **options)
+        except RenderFailed:
+            return rendered[-1]
+        except NotKept:
+            return self._marked(rendered[-1], is_private=False)
+        return self._page(page, visit, "fwd=miss; stored" if rendered else "hit")
+
+    def _page(self, page: StoredPage, visit: Visit, status: str = "hit") -> HttpResponse:
+        asked = visit.headers
+        return _response(answer_from(page, self._policy, visit.method, asked, self._cdn, status))
+
+    def _key(self, identity: Identity) -> str:
+        where = [translation.get_language() or "" if settings.USE_I18N else ""]
+        where.append(timezone.get_current_timezone_name() if settings.USE_TZ else "")
+        return (
+            f"page:{self._name}:{urlencode([*zip('lt', where, strict=True)])}:{':'.join(identity)}"
+        )
+
+    def _marked(self, response: HttpResponseBase, *, is_private: bool) -> HttpResponseBase:
+        """Tell caches on the way that this is not the shared page of its address."""
+        more = bypassed(list(response.items()), self._policy, is_private=is_private)
+        for name, value in more:
+            response[name] = value
+        return response
+
+
+def _visit(request: HttpRequest) -> Visit:
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    path, root = request.path, request.META.get("SCRIPT_NAME", "")
+    site = f"{request.scheme}://{request.get_host()}{root}"
+    query = request.META.get("QUERY_STRING", "")
+    return Visit(request.method or "GET", site, path.removeprefix(root), query, headers)
+
+
+def _rendered(response: Any) -> HttpResponseBase:
+    """A TemplateResponse is rendered now: what it shows is what is kept."""
+    if hasattr(response, "render") and callable(response.render):
+        response = response.render()
+    found: HttpResponseBase = response
+    return found
+
+
+def _refuse_what_is_private(request: HttpRequest, policy: Policy) -> None:
+    session = getattr(request, "session", None)
+    if session is not None and session.modified:
+        raise NotKept("its view changed the session")
+    if session is not None and policy.sessions and session.accessed:
+        raise NotKept("its view looked at the session, and sessions=True says it does not")
+    if request.META.get("CSRF_COOKIE_NEEDS_UPDATE"):
+        raise NotKept("it has a CSRF token, which belongs to one visitor")
+
+
+def _kept(policy: Policy, request: HttpRequest, response: Any, tags: Sequence[str]) -> StoredPage:
+    if response.streaming:
+        raise NotKept("it is streamed")
+    if response.cookies:
+        raise NotKept("it sets a cookie")
+    if "Content-Encoding" in response:
+        raise NotKept("it is compressed for whoever asked: compress further out")
+    if "origin" in response.get("Vary", "").lower() and "Origin" in request.headers:
+        raise NotKept("it was made for the Origin that asked")
+    return kept(policy, response.status_code, list(response.items()), response.content, tags)
+
+
+def _response(answer: Answer) -> HttpResponse:
+    response = HttpResponse(answer.body, status=answer.status)
+    del response["Content-Type"]
+    for name, value in answer.headers:
+        response[name.title()] = value
+    return response
+
+
+def _tags_of(page: StoredPage) -> list[str]:
+    return page.tags

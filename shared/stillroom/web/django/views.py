@@ -1,0 +1,43 @@
+"""For Django's views: `@fresh(600)` asks again who somebody is before a password is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.http import HttpRequest, HttpResponse
+
+from stillroom.errors import SessionNotFresh
+from stillroom.web.problem import failed
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def fresh(seconds: float) -> Callable[[View], View]:
+    """Return a decorator: 401 unless the session's user has proved within so many seconds who he is.
+
+    After he has proved it again call `request.session.confirm()`.
+    """
+
+    def decorated(view: View) -> View:
+        @wraps(view)
+        def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            return _refusal(request, seconds) or view(request, *args, **kwargs)
+
+        @wraps(view)
+        async def awaited(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            refusal = await sync_to_async(_refusal)(request, seconds)
+            return refusal or await view(request, *args, **kwargs)
+
+        return awaited if iscoroutinefunction(view) else checked  # type: ignore[return-value]
+
+    return decorated
+
+
+def _refusal(request: HttpRequest, seconds: float) -> HttpResponse | None:
+    if request.session.is_fresh(seconds):
+        return None
+    answer = failed(SessionNotFresh(seconds, None))
+    return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))

@@ -1,0 +1,53 @@
+"""Charging a request for the endpoint it came to, in frameworks of threads: Flask and Django."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from stillroom.operation import Driver, Operation
+from stillroom.web.gate import Gate
+from stillroom.web.limited import Here, Limited, run
+from stillroom.web.visit import Visit, merged
+
+
+class Charger:
+    """Charges what endpoints declare, in as few round trips as that can be."""
+
+    def __init__(self, gate: Gate, driver: Driver) -> None:
+        self.gate = gate
+        self._driver = driver
+
+    def admits(
+        self,
+        visit: Visit,
+        declarations: Iterable[Limited],
+        here: Here,
+        name: str,
+        endpoint: object,
+    ) -> bool:
+        """Whether the request may go on. What it was charged by before, it is not charged by again."""
+        if visit.exempt:
+            return True
+        fresh = visit.fresh(declarations)
+        due = [charge for one in fresh if (charge := run(one.of(here))) is not None]
+        for charge in merged(due) if len(due) > 1 else due:
+            self._driver.run(self.gate.charging(visit, charge, name, endpoint))
+            if visit.refused is not None:
+                return False
+        return True
+
+    def end(self, visit: Visit, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        """Give back what, by this answer, does not count; and learn what the next request will look at."""
+        if visit.is_holding:
+            self._driver.run(visit.ending(self.gate.body, _nothing(), status, headers))
+        self.gate.learn(visit)
+
+    def let_go(self, visit: Visit) -> None:
+        """What was in flight is over."""
+        if visit.is_holding:
+            self._driver.run(visit.over(self.gate.body))
+
+
+def _nothing() -> Operation[None]:
+    """An operation that says nothing to Redis."""
+    yield from ()

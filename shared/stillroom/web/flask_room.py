@@ -1,0 +1,102 @@
+"""`room.init_app(app)`: Flask's pattern for extensions, with or without an app factory.
+
+room = Stillroom()                       # at module level: loaders register on it
+
+def create_app():
+    app = Flask(__name__)
+    room.init_app(app)
+    return app
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from flask import Flask, current_app, has_app_context
+from werkzeug.local import LocalProxy
+
+from stillroom.errors import SettingsError
+from stillroom.limits import Routes
+from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.web.flask import StillroomSessions
+from stillroom.web.gate import SubjectOf
+from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.wsgi import StillroomMiddleware
+from stillroom.web.wsgi_health import HealthWSGI
+
+EXTENSION = "stillroom"
+
+
+def init_app(
+    room: Stillroom,
+    app: Flask,
+    *,
+    sessions: bool = True,
+    cookie: SessionCookie | None = None,
+    routes: Routes | None = None,
+    subject: SubjectOf | None = None,
+    health: bool = False,
+) -> None:
+    """See Stillroom.init_app."""
+    if not isinstance(app, Flask):
+        raise TypeError(f"init_app(app): a Flask app, not {type(app).__name__}")
+    if not isinstance(room, Stillroom):
+        raise SettingsError("Flask needs a Stillroom: an AsyncStillroom is awaited")
+    if app.extensions.get(EXTENSION) not in (None, room):
+        raise SettingsError("this app has another room already")
+    if app.extensions.get(EXTENSION) is room:
+        return
+    app.extensions[EXTENSION] = room
+    if sessions:
+        app.session_interface = StillroomSessions(room, cookie=cookie)
+    inner: Any = _budgeted(room, app.wsgi_app)
+    if routes is not None:
+        inner = StillroomMiddleware(inner, room, sessions=False, routes=routes, subject=subject)
+    if health:
+        inner = HealthWSGI(room, inner)
+    app.wsgi_app = inner  # type: ignore[method-assign]
+    load_within(room, app)
+
+
+def load_within(room: Stillroom | AsyncStillroom, app: Flask) -> None:
+    """Run the room's loaders in the app's context: in a worker, or a script, there is none."""
+
+    around = room.cache.loaders.around
+    # One app at a time: a factory that is called again, as in tests, makes the one that counts.
+    around[:] = [*(one for one in around if not isinstance(one, AppContext)), AppContext(app)]
+
+
+class AppContext:
+    """Makes the context of an app, unless it is there."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+
+    def __call__(self) -> AbstractContextManager[Any]:
+        if has_app_context() and current_app._get_current_object() is self._app:  # type: ignore[attr-defined]
+            return nullcontext()
+        return self._app.app_context()
+
+
+def _budgeted(room: Stillroom, app: Callable[..., Iterable[bytes]]) -> Any:
+    """All Redis calls of a request share `request_timeout`."""
+
+    def budgeted(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        with room.request():
+            return app(environ, start_response)
+
+    return budgeted
+
+
+def _current_room() -> Stillroom:
+    try:
+        room: Stillroom = current_app.extensions[EXTENSION]
+    except KeyError:
+        raise SettingsError("this app has no room: room.init_app(app) comes first") from None
+    return room
+
+
+# The room of the current app, for code that does not import it.
+current_room: Stillroom = LocalProxy(_current_room)  # type: ignore[assignment]

@@ -1,0 +1,164 @@
+"""What can be seen of an app's own routes: to say at start which routes of a table fit none of them.
+
+Apps are asked what they are, not imported: whoever has no Flask needs none.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from stillroom.errors import did_you_mean
+from stillroom.limits.routes import Route, Routes, below
+from stillroom.limits.template import REST, Parts, Template, could_meet
+
+log = logging.getLogger("stillroom.web")
+
+DEEP = 20  # apps within apps
+# A field, and its kind. Those kinds which span no slash; any other may.
+_BRACED = re.compile(r"\{[^{}:]*:?([^{}]*)\}")
+_ANGLED = re.compile(r"<(?:([^<>:]*):)?[^<>]*>")
+_OF_STARLETTE = ("", "str", "int", "float", "uuid")
+_OF_FLASK = ("", "default", "string", "int", "float", "uuid", "any")
+_OF_DJANGO = ("", "str", "int", "slug", "uuid")
+
+
+class Known(NamedTuple):
+    """One route of an app."""
+
+    text: str  # as the app writes it
+    parts: Parts
+    methods: frozenset[str] | None  # None: any
+
+
+class Roots:
+    """The path an app is mounted under, as a FastAPI app says of itself or else its server."""
+
+    def __init__(self, app: object) -> None:
+        found = next((one for one in _inward(app) if hasattr(one, "root_path")), None)
+        self._own = str(getattr(found, "root_path", ""))
+
+    def of(self, root: str) -> str:
+        return self._own or root
+
+
+class Misfits:
+    """Tells of the routes of a table that no route of the app can ever fit."""
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes.routes
+
+    def tell(self, app: object, root: str = "") -> None:
+        """To be called once, with the first request: then the app has all its routes."""
+        try:
+            known = known_routes(app) or []
+        except Exception as error:  # it is only a help
+            log.debug("the routes of the app can't be seen: %r", error)
+            return
+        for route in self._routes if known else ():
+            if not any(_could_fit(route, one, root) for one in known):
+                texts = [one.text for one in known]
+                log.warning(
+                    "the route %s fits no endpoint of this app, so its limits hold for nothing in it%s",
+                    " ".join([*route.methods, route.template]),
+                    did_you_mean(route.template, texts),
+                )
+
+
+def known_routes(app: object) -> list[Known] | None:
+    """All routes of an app of Starlette, FastAPI, Flask or Django. None: they can't be seen."""
+    for one in _inward(app):
+        if hasattr(one, "url_map") and hasattr(one.url_map, "iter_rules"):
+            return [_of_flask(rule) for rule in one.url_map.iter_rules()]
+        if isinstance(getattr(one, "routes", None), Sequence):
+            return list(_of_starlette(one.routes, (), "", 0))
+        if _is_django(one):
+            from django.urls import get_resolver
+
+            return list(_of_django(get_resolver().url_patterns, (), ""))
+    return None
+
+
+def _inward(app: object) -> Iterator[Any]:
+    """The app and the apps it is around, as far as they say so."""
+    seen = getattr(app, "__self__", app)  # app.wsgi_app is a method of the app
+    for _ in range(DEEP):
+        yield seen
+        inner = getattr(seen, "app", None)
+        if inner is None or inner is seen or hasattr(seen, "mounts"):  # several apps side by side
+            return
+        seen = getattr(inner, "__self__", inner)
+
+
+def _could_fit(route: Route, known: Known, root: str) -> bool:
+    methods = set(route.methods)
+    if methods and known.methods is not None and not methods & known.methods:
+        return False
+    forms = {route.template, below(root, route.template)}
+    return any(could_meet(Template(form).parts, known.parts) for form in forms)
+
+
+def _of_starlette(routes: Sequence[Any], before: Parts, text: str, depth: int) -> Iterator[Known]:
+    for route in routes:
+        path, inner = getattr(route, "path", None), getattr(route, "routes", None)
+        if included := getattr(
+            route, "effective_route_contexts", None
+        ):  # a router in a FastAPI app
+            yield from _of_starlette(list(included()), before, text, depth + 1)
+            continue
+        if path is None:  # by host, or of the app's own kind
+            yield Known(f"{text}/…", (*before, REST), None)
+            continue
+        parts = (*before, *_parts(path, _BRACED, _OF_STARLETTE))
+        if inner and depth < DEEP:
+            yield from _of_starlette(inner, parts, text + path, depth + 1)
+        elif not hasattr(route, "endpoint"):  # another app is mounted there
+            yield Known(f"{text}{path}/…", (*parts, REST), None)
+        else:
+            yield Known(text + path, parts, _methods(route))
+
+
+def _of_flask(rule: Any) -> Known:
+    return Known(str(rule.rule), _parts(rule.rule, _ANGLED, _OF_FLASK), _methods(rule))
+
+
+def _of_django(patterns: Sequence[Any], before: Parts, text: str) -> Iterator[Known]:
+    for one in patterns:
+        written = str(one.pattern)
+        is_path = hasattr(one.pattern, "_route")  # else it is a regular expression, or a language
+        parts = (*before, *(_parts(written, _ANGLED, _OF_DJANGO) if is_path else (REST,)))
+        if hasattr(one, "url_patterns"):
+            yield from _of_django(one.url_patterns, parts, text + written)
+        else:
+            yield Known(f"/{text}{written}", parts, None)
+
+
+def _parts(path: str, field: re.Pattern[str], plain: Sequence[str]) -> Parts:
+    """`plain`: the kinds of fields that span no slash."""
+    parts: list[tuple[str, ...] | None] = []
+    for part in filter(None, path.split("/")):
+        kinds = [found.partition("(")[0] for found in field.findall(part)]
+        parts.append(_pieces(part, field) if all(kind in plain for kind in kinds) else REST)
+    return tuple(parts)
+
+
+def _pieces(part: str, field: re.Pattern[str]) -> tuple[str, ...]:
+    """The texts around the fields of a part."""
+    texts, at = [], 0
+    for found in field.finditer(part):
+        texts.append(part[at : found.start()])
+        at = found.end()
+    return (*texts, part[at:])
+
+
+def _methods(route: Any) -> frozenset[str] | None:
+    methods = getattr(route, "methods", None)
+    return frozenset(methods) if methods else None
+
+
+def _is_django(app: object) -> bool:
+    handlers = sys.modules.get("django.core.handlers.base")
+    return handlers is not None and isinstance(app, handlers.BaseHandler)

@@ -1,0 +1,231 @@
+"""What is declared about an endpoint's limits, and what becomes of it for one request. No framework, no Redis.
+
+The declaration is put on an endpoint by the framework's own means: see starlette.py, fastapi.py, flask.py and
+django/limits.py. So the framework says which endpoint a path means, and nobody else has an opinion.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from uuid import UUID
+
+from stillroom.errors import InvalidLimit, SettingsError, did_you_mean
+from stillroom.limits import Limit
+from stillroom.limits.limit import check_cost, check_limits
+from stillroom.limits.request import Subject
+from stillroom.limits.routes import Counted, check_count
+
+T = TypeVar("T")
+# What a function of the request returned is yielded: in an ASGI app it may have to be awaited.
+Steps: TypeAlias = Generator[Any, Any, T]
+LimitsOf: TypeAlias = Callable[[Any], Limit | Sequence[Limit] | Awaitable[Limit | Sequence[Limit]]]
+
+MARK = "__stillroom_limits__"  # on an endpoint: the declarations it carries
+EXEMPT = "__stillroom_exempt__"  # on an endpoint: what is around it does not count here
+KINDS = ("ip", "user")  # that every request has; "user" is the session's, None for a visitor
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
+
+
+class Answered(NamedTuple):
+    """A response, as far as it decides whether its request counts."""
+
+    status: int
+    headers: Mapping[str, str]  # names in small letters
+
+
+class Header(NamedTuple):
+    """`by=Header("X-API-Key")`: a request is counted by this header; one without it, by its address.
+
+    Whoever makes up a new key for each request has a new quota for each. So put a limit by address beside it, or
+    give a function that returns only keys you know.
+    """
+
+    name: str
+
+
+class Here(Protocol):
+    """A request, as a framework shows it."""
+
+    request: Any  # what functions of the request are given
+
+    def address(self) -> str:
+        """The client's, as `limits.client` makes it."""
+
+    def header(self, name: str) -> str | None: ...
+
+    def user(self) -> Any:
+        """Who is logged in, or an awaitable of that; None: nobody."""
+
+
+# What `limited` takes.
+Limitation: TypeAlias = Limit | Sequence[Limit] | LimitsOf
+By: TypeAlias = str | Header | Callable[[Any], object] | None
+When: TypeAlias = Callable[[Any], object] | None
+
+ALL: tuple[Counted, ...] = ()  # every answer counts
+
+
+class Charge(NamedTuple):
+    """What one request is to be charged."""
+
+    limits: tuple[Limit, ...]
+    subject: Subject
+    cost: int = 1
+    counted: tuple[Counted, ...] = ALL  # which answers count, for each limit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Limited:
+    """Limits that an endpoint carries. Raises InvalidLimit for what can't be meant."""
+
+    limits: tuple[Limit, ...] | LimitsOf
+    by: str | Header | Callable[[Any], Any] | None = None
+    cost: int | Callable[[Any], Any] = 1
+    count: Counted = "all"
+    exempt_when: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.limits, tuple):
+            known = (*KINDS, *([_kind_of(self.by)] if self.by else ()))
+            _check_kinds(self.limits, self.by, known)
+        if isinstance(self.by, str):
+            _check_by(self.by)
+        if not callable(self.cost):
+            check_cost(self.cost)
+        check_count(self.count)
+
+    def of(self, here: Here) -> Steps[Charge | None]:
+        """What this request is to be charged; None: nothing."""
+        request = here.request
+        if self.exempt_when is not None and (yield self.exempt_when(request)):
+            return None
+        limits = self.limits
+        if not isinstance(limits, tuple):
+            found = yield limits(request)
+            limits = check_limits([found] if isinstance(found, Limit) else found or ())
+        if not limits:
+            return None
+        limits, subject = yield from self._counted(limits, here)
+        cost = (yield self.cost(request)) if callable(self.cost) else self.cost
+        check_cost(cost)
+        return Charge(limits, subject, cost, counted_by(self.count, limits))
+
+    def _counted(
+        self, limits: tuple[Limit, ...], here: Here
+    ) -> Steps[tuple[tuple[Limit, ...], Subject]]:
+        """The limits, each by the kind it is counted by here, and whom they count."""
+        if self.by is None and all(limit.by == "ip" for limit in limits):
+            return limits, here.address()
+        subject: dict[str, str | None] = {"ip": here.address()}
+        by = self.by
+        if isinstance(by, Header):
+            subject[_kind_of(by)] = here.header(by.name)
+        elif by is not None and not isinstance(by, str):
+            given = yield by(here.request)
+            if isinstance(given, Mapping):
+                subject |= {kind: _text(value) for kind, value in given.items()}
+                by = None
+            else:
+                subject[_kind_of(by)] = _text(given)
+        if by is not None:
+            kind = by if isinstance(by, str) else _kind_of(by)
+            limits = tuple([replace(limit, by=kind) for limit in limits])
+        if any("user" in limit.kinds for limit in limits) and "user" not in subject:
+            subject["user"] = yield here.user()
+        return limits, subject
+
+
+def declared(
+    limits: Sequence[Any], by: By, cost: Any, count: Counted, exempt_when: When
+) -> Limited:
+    """The declaration in `limited(*limits, …)`: limits, one list of them, or one function of the request."""
+    if len(limits) == 1 and callable(limits[0]):
+        return Limited(limits[0], by, cost, count, exempt_when)
+    if len(limits) == 1 and isinstance(limits[0], list | tuple):
+        return Limited(check_limits(limits[0]), by, cost, count, exempt_when)
+    if not limits:
+        raise InvalidLimit("limited()", "which limits? limited(AUTH), or limited(DEFAULT, API)")
+    return Limited(check_limits(limits), by, cost, count, exempt_when)
+
+
+def counted_by(count: Counted, limits: Sequence[Limit]) -> tuple[Counted, ...]:
+    """Which answers count, for each of the limits."""
+    return ALL if count == "all" else (count,) * len(limits)
+
+
+def carried(endpoint: object) -> tuple[Limited, ...]:
+    """The declarations that an endpoint carries."""
+    return getattr(endpoint, MARK, ())
+
+
+def run(steps: Steps[T]) -> T:
+    """Take the steps in a thread. Raises SettingsError for a coroutine function."""
+    try:
+        value = next(steps)
+        while True:
+            if inspect.isawaitable(value):
+                if inspect.iscoroutine(value):
+                    value.close()
+                raise SettingsError(
+                    "a coroutine function says how to limit a request that no event loop serves"
+                )
+            value = steps.send(value)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def run_async(steps: Steps[T]) -> T:
+    """Take the steps in a task."""
+    try:
+        value = next(steps)
+        while True:
+            value = steps.send(await value if inspect.isawaitable(value) else value)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+def _kind_of(by: object) -> str:
+    """What the names that a function or a header gives are called in Redis."""
+    name = by.name if isinstance(by, Header) else getattr(by, "__name__", "")
+    kind = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:32]
+    return kind if _NAME.fullmatch(kind) and kind not in KINDS and kind != "lambda" else "given"
+
+
+def _check_by(by: str) -> None:
+    unknown = [kind for kind in by.split("&") if kind not in KINDS]
+    if unknown:
+        raise InvalidLimit(
+            by,
+            "by= is ip, user, ip&user, a Header(…), or a function of the request that says whom to count"
+            f"{did_you_mean(unknown[0], KINDS)}",
+        )
+
+
+def _check_kinds(limits: Sequence[Limit], by: object, known: Sequence[str]) -> None:
+    """A limit that counts by what no request has would raise at each request."""
+    if by is not None:
+        return
+    for limit in limits:
+        if missing := [kind for kind in limit.kinds if kind not in known]:
+            raise InvalidLimit(
+                limit.name,
+                f"it counts by {missing[0]}, which no request has by itself: give by=, a function of the request "
+                f"that returns {{{missing[0]!r}: …}}",
+            )
+
+
+def _text(value: object) -> str | None:
+    """A subject's name as a text. Raises InvalidLimit for what is none, and does not repeat it."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | UUID) and not isinstance(value, bool):
+        return str(value)
+    raise InvalidLimit(
+        type(value).__name__, "a subject is a str, an int, a UUID, or None for nobody"
+    )

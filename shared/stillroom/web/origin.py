@@ -1,0 +1,70 @@
+"""Requests that another site's page makes in a visitor's name (CSRF), told by what browsers say. Pure.
+
+Sources: W3C Fetch Metadata (Sec-Fetch-Site), RFC 6454 (Origin). A browser that sends neither is from before 2020,
+and most clients that send neither are no browsers: they have no visitor's cookie to misuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from stillroom.errors import SettingsError
+
+SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110: they change nothing
+OWN = frozenset({"same-origin", "none"})  # none: the visitor himself, by a bookmark
+_PORTS = {"http": 80, "https": 443}
+
+
+class SameOrigin:
+    """Which requests are refused. `trusted`: origins of other sites that may send them, such as https://app.example."""
+
+    def __init__(self, trusted: Iterable[str] = ()) -> None:
+        self._trusted = frozenset(map(_origin, trusted))
+
+    def refuses(self, method: str, site: str, origin: str, host: str) -> bool:
+        """Tell whether to refuse a request of this method, by its Sec-Fetch-Site, Origin and Host."""
+        if method in SAFE:
+            return False
+        return self.is_foreign(site, origin, host)
+
+    def is_foreign(self, site: str, origin: str, host: str) -> bool:
+        """Tell whether another site's page sent it; a websocket is foreign whatever its method."""
+        if origin and origin.lower() in self._trusted:
+            return False
+        if site:
+            return site not in OWN
+        return bool(origin) and not _is_of(origin, host)
+
+
+def same_origin(given: bool | Iterable[str]) -> SameOrigin | None:
+    """Return the guard that the middlewares' option asks for. Raises SettingsError."""
+    if isinstance(given, bool):
+        return SameOrigin() if given else None
+    if isinstance(given, str):
+        raise SettingsError(f"same_origin={given!r}: True, or a list of origins")
+    return SameOrigin(given)
+
+
+def _origin(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        is_origin = (
+            parts.scheme in _PORTS and parts.netloc and text == f"{parts.scheme}://{parts.netloc}"
+        )
+    except ValueError:
+        is_origin = False
+    if not is_origin:
+        raise SettingsError(f"same_origin: {text!r} is no origin, such as https://app.example")
+    return text.lower()
+
+
+def _is_of(origin: str, host: str) -> bool:
+    """Whether the page is of this host. Which scheme the visitor sees is not known behind a proxy."""
+    try:
+        page, own = urlsplit(origin), urlsplit(f"//{host}")
+        port = page.port or _PORTS.get(page.scheme)
+        same_port = own.port in (port, None) if page.port is None else own.port == page.port
+    except ValueError:
+        return False
+    return bool(page.hostname) and page.hostname == own.hostname and same_port

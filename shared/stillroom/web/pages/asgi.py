@@ -1,0 +1,288 @@
+"""The cache of pages in FastAPI and Starlette."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from starlette.routing import BaseRoute, Mount, Route
+
+from stillroom.errors import SettingsError
+from stillroom.room import AsyncStillroom
+from stillroom.web.asgi import LIMITED, App, Message, Receive, Scope, Send
+from stillroom.web.pages.answer import bypassed
+from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering
+from stillroom.web.pages.policy import Identity, Visit
+from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
+from stillroom.web.problem import Answer
+
+RENDERING = "stillroom.rendering"  # in the scope of a clean request
+
+_state: ContextVar[Any] = ContextVar("stillroom_page_state", default=None)  # of the app's lifespan
+
+
+def install_asgi(pages: Pages[Any], app: Any) -> None:
+    if not isinstance(pages.room, AsyncStillroom):
+        raise SettingsError("FastAPI and Starlette need Pages(AsyncStillroom())")
+    renderer = Renderer(pages, app)
+    pages.render = renderer.render
+    app.add_middleware(PageMiddleware, renderer=renderer)
+
+
+class Endpoint(NamedTuple):
+    """A route of the app: what its path looks like, and who answers."""
+
+    route: Any
+    endpoint: Any
+
+    def parameters(self, method: str, path: str) -> dict[str, Any] | None:
+        """Return its parameters if it answers this request."""
+        match = self.route.path_regex.match(path)
+        if match is None or method not in (self.route.methods or {method}):
+            return None
+        convertors = self.route.param_convertors
+        return {name: convertors[name].convert(value) for name, value in match.groupdict().items()}
+
+
+class Renderer:
+    """Finds the endpoint of a request as the app's router will, and renders a page through the app."""
+
+    def __init__(self, pages: Pages[Any], app: Any) -> None:
+        self.pages = pages
+        self.inner: App | None = (
+            None  # what is below the middleware; it is made with the first request
+        )
+        self._app = app
+        self._table: list[Endpoint] = []
+        self._counted = -1
+
+    def find(self, method: str, path: str) -> tuple[Any, dict[str, Any]] | None:
+        """Return the endpoint and its parameters. None: no route of ours, or one below a mounted app."""
+        asked = "GET" if method == "HEAD" else method
+        for endpoint in self._endpoints():
+            parameters = endpoint.parameters(asked, path)
+            if parameters is not None:
+                return None if endpoint.endpoint is None else (endpoint.endpoint, parameters)
+        return None
+
+    def _endpoints(self) -> list[Endpoint]:
+        routes = self._app.routes
+        if len(routes) != self._counted:  # routes may be added until the app is served
+            self._table, self._counted = [_endpoint(route) for route in _flat(routes)], len(routes)
+        return self._table
+
+    async def render(self, marked: Marked, identity: Identity) -> StoredPage:
+        """Render a page from a clean request. Raises NotKept, and what the app raises."""
+        scope = self._clean(identity)
+        found = self.find("GET", _route_path(scope))
+        if found is None:
+            raise NotKept("its address leads nowhere any more")
+        response = Collected(self.pages.room.settings.decoded_limit)
+        with Rendering() as added:
+            await self._below()(scope, _no_body(), response.send)
+        tags = [*marked.tags.of({**found[1], **_query(identity)}), *added]
+        return kept(marked.policy, response.status, response.headers, bytes(response.body), tags)
+
+    def _below(self) -> App:
+        if self.inner is None:  # in a worker nobody has asked the app for anything
+            self._app.middleware_stack = self._app.build_middleware_stack()
+        assert self.inner is not None
+        return self.inner
+
+    def _clean(self, identity: Identity) -> Scope:
+        site, target = urlsplit(identity.site), identity.target
+        path, _, query = target.partition("?")
+        port = site.port or (443 if site.scheme == "https" else 80)
+        named = [pair.partition("=") for pair in identity.vary.split("&") if pair]
+        headers = [(b"host", site.netloc.encode("latin-1"))]
+        headers += [
+            (n.encode(), unquote(v.replace("+", " ")).encode("latin-1")) for n, _, v in named
+        ]
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": site.scheme,
+            "path": site.path + unquote(path),
+            "raw_path": (site.path + path).encode(),
+            "query_string": query.encode(),
+            "root_path": site.path,
+            "headers": headers,
+            "client": None,
+            "server": (site.hostname or "", port),
+            "app": self._app,
+            "state": dict(_state.get() or {}),
+            RENDERING: True,
+            LIMITED: True,  # nobody has asked: there is no one whose limits this could spend
+        }
+
+
+class PageMiddleware:
+    """Answers requests from the cache of pages."""
+
+    def __init__(self, app: App, renderer: Renderer) -> None:
+        self.app = app
+        self._renderer = renderer
+        self._pages = renderer.pages
+        renderer.inner = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._find(scope)
+        if found is None:
+            await self.app(scope, receive, send)
+            return
+        asked, visit = found
+        if not isinstance(asked.identity, Identity):
+            await self.app(scope, receive, _bypassing(send, asked))
+            return
+        token = _state.set(scope.get("state"))
+        try:
+            with Asking() as rendered:
+                page = await asked.marked.load(*asked.identity)
+        except RenderFailed as failed:
+            await _send(send, self._pages.failure(failed, visit))
+            return
+        except NotKept as reason:
+            self._pages.remember_pass(asked, reason)
+            await self.app(scope, receive, _bypassing(send, asked))
+            return
+        finally:
+            _state.reset(token)
+        await _send(send, self._pages.answer(asked, visit, page, is_new=bool(rendered)))
+
+    def _find(self, scope: Scope) -> tuple[Found, Visit] | None:
+        if scope["type"] != "http" or RENDERING in scope:
+            return None
+        endpoint = self._renderer.find(scope["method"], _route_path(scope))
+        if endpoint is None:
+            return None
+        visit = _visit(scope)
+        found = self._pages.find(endpoint[0], visit)
+        return None if found is None else (found, visit)
+
+
+class Collected:
+    """A response that is kept instead of being sent."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.status = 0
+        self.headers: list[tuple[str, str]] = []
+        self.body = bytearray()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            raw: Iterable[tuple[bytes, bytes]] = message.get("headers", ())
+            self.headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in raw]
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+            if len(self.body) > self._limit:
+                raise NotKept(f"it has more than {self._limit:,} bytes")
+
+
+def _no_body() -> Receive:
+    """A client that sends nothing, and waits for its answer for as long as it takes."""
+    messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive() -> Message:
+        import asyncio
+
+        for message in messages:
+            return message
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("not reached")
+
+    return receive
+
+
+def _bypassing(send: Send, found: Found) -> Send:
+    """The same, with what caches on the way must know of a response that is not the shared one."""
+    is_private = found.identity == "session"
+
+    async def told(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            raw = [
+                (n.decode("latin-1"), v.decode("latin-1")) for n, v in message.get("headers", ())
+            ]
+            headers = bypassed(raw, found.marked.policy, is_private=is_private)
+            encoded = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in headers]
+            message = {**message, "headers": encoded}
+        await send(message)
+
+    return told
+
+
+async def _send(send: Send, answer: Answer) -> None:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _visit(scope: Scope) -> Visit:
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        text, key = value.decode("latin-1"), name.decode("latin-1").lower()
+        joint = "; " if key == "cookie" else ", "
+        headers[key] = f"{headers[key]}{joint}{text}" if key in headers else text
+    root = scope.get("root_path", "")
+    host = headers.get("host", "localhost")
+    site = f"{scope['scheme']}://{host}{root}"
+    query = scope.get("query_string", b"").decode("latin-1")
+    return Visit(scope["method"], site, _route_path(scope), query, headers)
+
+
+def _route_path(scope: Scope) -> str:
+    """The path below the part that the app is mounted under."""
+    path, root = scope["path"], scope.get("root_path", "")
+    if root and path.startswith(root):
+        return str(path[len(root) :])
+    return str(path)
+
+
+def _query(identity: Identity) -> Mapping[str, str]:
+    from urllib.parse import parse_qsl
+
+    return dict(parse_qsl(identity.target.partition("?")[2], keep_blank_values=True))
+
+
+def _flat(routes: Iterable[BaseRoute]) -> Iterable[Any]:
+    """All routes in their order. FastAPI keeps those of an included router in a route of its own."""
+    fastapi = sys.modules.get("fastapi.routing")
+    iter_contexts = getattr(fastapi, "iter_route_contexts", None)
+    return routes if iter_contexts is None else iter_contexts(list(routes))
+
+
+def _endpoint(route: Any) -> Endpoint:
+    actual = getattr(route, "_effective_route", route)
+    is_endpoint = isinstance(actual, Route) or hasattr(actual, "endpoint")
+    if not hasattr(actual, "path_regex"):
+        return Endpoint(_NOTHING, None)
+    if isinstance(actual, Mount) or not is_endpoint or not hasattr(actual, "methods"):
+        return Endpoint(_Any(actual), None)
+    return Endpoint(actual, actual.endpoint)
+
+
+class _Any:
+    """A route that answers any method."""
+
+    def __init__(self, route: Any) -> None:
+        self.path_regex = route.path_regex
+        self.param_convertors = route.param_convertors
+        self.methods = None
+
+
+class _Nothing:
+    """A route that has no path of its own, such as one of a host."""
+
+    class path_regex:  # noqa: N801
+        @staticmethod
+        def match(_: str) -> None:
+            return None
+
+
+_NOTHING = _Nothing()

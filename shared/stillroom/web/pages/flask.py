@@ -1,0 +1,176 @@
+"""The cache of pages in Flask."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
+
+from flask import Flask
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
+
+from stillroom.errors import SettingsError
+from stillroom.room import Stillroom
+from stillroom.web.pages.answer import bypassed
+from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering
+from stillroom.web.pages.policy import Identity, Visit
+from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
+from stillroom.web.problem import Answer
+from stillroom.web.wsgi import LIMITED, App, Environ, StartResponse
+
+RENDERING = "stillroom.rendering"  # in the environ of a clean request
+
+
+def install_flask(pages: Pages[Any], app: Flask) -> None:
+    if not isinstance(pages.room, Stillroom):
+        raise SettingsError("Flask needs Pages(Stillroom())")
+    middleware = PageMiddleware(app.wsgi_app, pages, app)
+    pages.render = middleware.render
+    app.wsgi_app = middleware  # type: ignore[method-assign]
+
+
+class PageMiddleware:
+    """Answers requests from the cache of pages."""
+
+    def __init__(self, app: App, pages: Pages[Any], flask: Flask) -> None:
+        self.app = app
+        self._pages = pages
+        self._flask = flask
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        found = self._find(environ)
+        if found is None:
+            return self.app(environ, start_response)
+        asked, visit = found
+        if not isinstance(asked.identity, Identity):
+            return self.app(environ, _bypassing(start_response, asked))
+        try:
+            with Asking() as rendered:
+                page = asked.marked.load(*asked.identity)
+        except RenderFailed as failed:
+            return _started(start_response, self._pages.failure(failed, visit))
+        except NotKept as reason:
+            self._pages.remember_pass(asked, reason)
+            return self.app(environ, _bypassing(start_response, asked))
+        answer = self._pages.answer(asked, visit, page, is_new=bool(rendered))
+        return _started(start_response, answer)
+
+    def render(self, marked: Marked, identity: Identity) -> StoredPage:
+        """Render a page from a clean request. Raises NotKept, and what the app raises."""
+        environ = _clean(identity)
+        found = self._endpoint(environ)
+        if found is None:
+            raise NotKept("its address leads nowhere any more")
+        with Rendering() as added:
+            status, headers, body = _collected(
+                self.app, environ, self._pages.room.settings.decoded_limit
+            )
+        query = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
+        tags = [*marked.tags.of({**found[1], **query}), *added]
+        return kept(marked.policy, status, headers, body, tags)
+
+    def _find(self, environ: Environ) -> tuple[Found, Visit] | None:
+        if RENDERING in environ or environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return None
+        endpoint = self._endpoint(environ)
+        if endpoint is None:
+            return None
+        visit = _visit(environ)
+        found = self._pages.find(endpoint[0], visit)
+        return None if found is None else (found, visit)
+
+    def _endpoint(self, environ: Environ) -> tuple[Any, dict[str, Any]] | None:
+        """Return the view and its parameters, as Flask's own router finds them."""
+        try:
+            adapter = self._flask.url_map.bind_to_environ(environ)
+            name, parameters = adapter.match(method="GET")
+        except (HTTPException, RequestRedirect):
+            return None
+        return self._flask.view_functions.get(name), dict(parameters)
+
+
+def _collected(app: App, environ: Environ, limit: int) -> tuple[int, list[tuple[str, str]], bytes]:
+    begun: list[Any] = []
+    body = bytearray()
+
+    def start(status: str, headers: Any, *_: Any) -> Callable[[bytes], object]:
+        begun[:] = [int(status.split(maxsplit=1)[0]), list(headers)]
+        return body.extend
+
+    pieces = app(environ, start)
+    try:
+        for piece in pieces:
+            body += piece
+            if len(body) > limit:
+                raise NotKept(f"it has more than {limit:,} bytes")
+    finally:
+        if hasattr(pieces, "close"):
+            pieces.close()
+    return begun[0], begun[1], bytes(body)
+
+
+def _started(start_response: StartResponse, answer: Answer) -> list[bytes]:
+    start_response(answer.line, [(name.title(), value) for name, value in answer.headers])
+    return [answer.body]
+
+
+def _bypassing(start_response: StartResponse, found: Found) -> StartResponse:
+    """The same, with what caches on the way must know of a response that is not the shared one."""
+    is_private = found.identity == "session"
+
+    def told(status: str, headers: Any, *exc_info: Any) -> Callable[[bytes], object]:
+        more = bypassed(headers, found.marked.policy, is_private=is_private)
+        return start_response(status, more, *exc_info)
+
+    return told
+
+
+def _visit(environ: Environ) -> Visit:
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    host = headers.get("host") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
+    root = _text(environ.get("SCRIPT_NAME", ""))
+    site = f"{environ['wsgi.url_scheme']}://{host}{root}"
+    path = _text(environ.get("PATH_INFO", ""))
+    return Visit(environ["REQUEST_METHOD"], site, path, environ.get("QUERY_STRING", ""), headers)
+
+
+def _clean(identity: Identity) -> Environ:
+    site = urlsplit(identity.site)
+    path, _, query = identity.target.partition("?")
+    named = [pair.partition("=") for pair in identity.vary.split("&") if pair]
+    headers = {
+        f"HTTP_{name.upper().replace('-', '_')}": unquote(value.replace("+", " "))
+        for name, _, value in named
+    }
+    return {
+        "REQUEST_METHOD": "GET",
+        "SCRIPT_NAME": site.path.encode().decode("latin-1"),
+        "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+        "QUERY_STRING": query,
+        "SERVER_NAME": site.hostname or "localhost",
+        "SERVER_PORT": str(site.port or (443 if site.scheme == "https" else 80)),
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": site.netloc,
+        **headers,
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": site.scheme,
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        RENDERING: True,
+        LIMITED: True,  # nobody has asked: there is no one whose limits this could spend
+    }
+
+
+def _text(path: str) -> str:
+    """PEP 3333 decodes paths as Latin-1, whatever they are written in."""
+    return path.encode("latin-1", "replace").decode(errors="replace")

@@ -1,0 +1,324 @@
+"""`Pages`: whole responses of an app, cached with tags and refreshed by workers.
+
+pages = Pages(room)
+pages.install(app)                       # FastAPI, Starlette or Flask
+
+@app.get("/products/{id}")
+@pages.page(ttl=60, swr=600, tags=["products", "product:{id}"])
+async def product(id: int): …
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
+from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
+
+from stillroom.cache.loaders import Template
+from stillroom.durations import Duration, seconds_of
+from stillroom.errors import InvalidKey, SettingsError, did_you_mean
+from stillroom.integrations.model_tags import names_in
+from stillroom.keys import sanitized
+from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.web.pages.answer import CDN_HEADERS, answer_from
+from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
+from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage
+from stillroom.web.problem import Answer
+
+log = logging.getLogger("stillroom.web")
+
+F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R", Stillroom, AsyncStillroom)
+
+ATTRIBUTE = "__stillroom_page__"
+PASS_S = 10.0  # a page that can't be kept is rendered without asking for so long
+PASSES = 10_000  # such pages that a process remembers
+
+# The tags that the view adds while it is rendered, and whether it was rendered for this request.
+_tags: ContextVar[list[str] | None] = ContextVar("stillroom_page_tags", default=None)
+_rendered: ContextVar[list[bool] | None] = ContextVar("stillroom_page_rendered", default=None)
+
+
+def tag_page(*tags: str) -> None:
+    """Give the page that is being rendered more tags; elsewhere this does nothing. Raises InvalidKey."""
+    for tag in tags:
+        sanitized(tag)
+    if (known := _tags.get()) is not None:
+        known.extend(tags)
+
+
+class Marked(NamedTuple):
+    """An endpoint whose responses are cached."""
+
+    name: str
+    origin: str  # where the endpoint is defined
+    policy: Policy
+    tags: PageTags
+    load: Callable[..., Any]  # the cached function: (site, target, vary) → StoredPage
+
+
+class Found(NamedTuple):
+    """A request for such an endpoint: which page it is, or why it is not answered from the cache."""
+
+    marked: Marked
+    identity: Identity | str
+
+
+class PageTags:
+    """The tags of an endpoint's pages: texts, and templates of the parameters in its path and query."""
+
+    def __init__(
+        self, tags: Sequence[str], endpoint: Callable[..., Any], query: Sequence[str]
+    ) -> None:
+        parameters = inspect.signature(endpoint).parameters
+        self._hints = _hints(endpoint)
+        self._templates: list[Template] = []
+        known = [*parameters, *query]
+        for tag in [tags] if isinstance(tags, str) else tags:
+            names = names_in(tag)
+            for name in names:
+                if name not in known and "request" not in parameters:
+                    reason = f"{{{name}}} is no parameter of {endpoint.__name__}"
+                    raise InvalidKey(tag, reason + did_you_mean(name, known))
+            self._templates.append(Template(tag, names))
+
+    def of(self, parameters: Mapping[str, Any]) -> list[str]:
+        """Return the tags of the page with these parameters. Raises NotKept where they do not fit."""
+        return [
+            template.fill({name: self._value(name, parameters) for name in template.names})
+            for template in self._templates
+        ]
+
+    def _value(self, name: str, parameters: Mapping[str, Any]) -> Any:
+        """The parameter as the endpoint gets it: `007` for an int is 7, as it is in the tags of a loader."""
+        if name not in parameters:
+            raise NotKept(f"it has no parameter {name}, which its tags need")
+        hint = self._hints.get(name)
+        if hint is None:
+            return parameters[name]
+        try:
+            return hint.validate_python(parameters[name])
+        except ValidationError as error:
+            raise NotKept(
+                f"its parameter {name} does not fit: {error.errors()[0]['type']}"
+            ) from None
+
+
+class Pages(Generic[R]):
+    """Caches the responses of endpoints that `page` marks, for the room of an app.
+
+    A page is rendered from a clean request: address, named query parameters, named headers, and nothing else. It is
+    never given to a request with Authorization or a cookie, except for cookies that `harmless_cookies` names (those
+    of analytics by default; globs), unless its endpoint says `sessions=True`. Other requests go to the endpoint as
+    ever, and so does a response that may not be kept: another status, Set-Cookie, Cache-Control: private, a Vary
+    that `vary` does not name.
+
+    Each answer has an ETag and is 304 where the client has it already. `cdn` writes the page's tags for caches on
+    the way: "Surrogate-Key", "Cache-Tag", "Cache-Groups".
+    Redis away: each page is rendered.
+    """
+
+    def __init__(
+        self, room: R, *, cdn: str | Sequence[str] = (), harmless_cookies: Sequence[str] = ANALYTICS
+    ) -> None:
+        if not isinstance(room, Stillroom | AsyncStillroom):
+            raise TypeError(f"Pages(room): a Stillroom or AsyncStillroom, not {room!r}")
+        self.room: R = room
+        self.cdn = [cdn] if isinstance(cdn, str) else list(cdn)
+        for kind in self.cdn:
+            if kind not in CDN_HEADERS:
+                known = f"{', '.join(CDN_HEADERS)}{did_you_mean(kind, CDN_HEADERS)}"
+                raise SettingsError(f"cdn={kind!r}: one of {known}")
+        self._harmless = list(harmless_cookies)
+        self._marked: dict[str, Marked] = {}
+        self._passes: dict[tuple[str, Identity], float] = {}
+        self.render: Callable[[Marked, Identity], Any] | None = None  # set by install
+
+    def page(
+        self,
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[str] = (),
+        query: Sequence[str] = (),
+        ignore: Sequence[str] = CAMPAIGNS,
+        vary: Sequence[str] = (),
+        sessions: bool = False,
+        max_age: Duration = 0,
+        s_maxage: Duration | None = None,
+        stale_while_revalidate: Duration | None = None,
+        stale_if_error: Duration | None = None,
+        name: str | None = None,
+    ) -> Callable[[F], F]:
+        """Cache the responses of this endpoint. Goes below the framework's own decorator.
+
+        `ttl` and `swr`: seconds fresh, and stale while a worker renders it again (defaults: the room's settings).
+        `tags`: texts, or templates of its parameters: `product:{id}`. A view adds more by `tag_page`.
+        `query`: query parameters that belong to the page; a request with others is not cached, except for those
+        that `ignore` names (globs). `vary`: request headers that the view looks at. `sessions=True`: the page is
+        the same for everybody, so it is also given to requests with a session.
+        `max_age`, `s_maxage`, `stale_while_revalidate`, `stale_if_error`: seconds for browsers and CDNs, whom no
+        invalidation reaches; by default they ask each time, and mostly hear 304.
+        `name` is what workers call it: keep it stable. Times may be timedeltas. Raises InvalidKey, ValueError.
+        """
+        policy = Policy(
+            query=query,
+            ignore=ignore,
+            vary=vary,
+            sessions=sessions,
+            max_age=max_age,
+            s_maxage=s_maxage,
+            stale_while_revalidate=stale_while_revalidate,
+            stale_if_error=stale_if_error,
+        )
+        times = {
+            kind: seconds_of(given, kind)
+            for kind, given in (("ttl", ttl), ("swr", swr))
+            if given is not None
+        }
+
+        def mark(endpoint: F) -> F:
+            origin = _name_of(endpoint)
+            known = name or origin
+            load = self._load_of(known, origin, times)
+            marked = Marked(known, origin, policy, PageTags(tags, endpoint, query), load)
+            self._marked[known] = marked
+            setattr(endpoint, ATTRIBUTE, marked)
+            return endpoint
+
+        return mark
+
+    def _load_of(self, name: str, origin: str, times: Mapping[str, float]) -> Callable[..., Any]:
+        """Return the cached function of this page, made by the first call of an app's factory."""
+        if (known := self._marked.get(name)) is not None and known.origin == origin:
+            return known.load
+        if f"page.{name}" in self.room.cache.loaders:
+            raise ValueError(f"this room has a page named {name!r} already; give this one name=…")
+
+        def render(site: str, target: str, vary: str) -> StoredPage:
+            page: StoredPage = self._rendering()(self._marked[name], Identity(site, target, vary))
+            return page
+
+        async def render_async(site: str, target: str, vary: str) -> StoredPage:
+            rendering = self._rendering()(self._marked[name], Identity(site, target, vary))
+            page: StoredPage = await rendering
+            return page
+
+        key = f"page:{name}:{{vary}}:{{site}}:{{target}}"
+        options: Any = {"tags": [_tags_of_page], "name": f"page.{name}", **times}
+        register: Any = self.room.cache.cached(key, **options)
+        load: Callable[..., Any] = register(
+            render_async if isinstance(self.room, AsyncStillroom) else render
+        )
+        return load
+
+    def install(self, app: Any) -> None:
+        """Answer this app's requests from the cache: FastAPI and Starlette (AsyncStillroom), Flask (Stillroom)."""
+        if hasattr(app, "add_middleware") and hasattr(app, "router"):
+            from stillroom.web.pages.asgi import install_asgi
+
+            install_asgi(self, app)
+        elif hasattr(app, "wsgi_app") and hasattr(app, "url_map"):
+            from stillroom.web.pages.flask import install_flask
+
+            install_flask(self, app)
+        else:
+            raise TypeError(
+                f"Pages.install(app): FastAPI, Starlette or Flask, not {type(app).__name__}"
+            )
+
+    # What middleware asks
+
+    def find(self, endpoint: Any, visit: Visit) -> Found | None:
+        """Return which page this request is for; None if the endpoint is not marked."""
+        marked: Marked | None = getattr(endpoint, ATTRIBUTE, None)
+        if marked is None:
+            return None
+        identity = identify(visit, marked.policy, self._harmless)
+        if isinstance(identity, Identity):
+            until = self._passes.get((marked.name, identity))
+            if until is not None and time.monotonic() < until:
+                return Found(marked, "not kept")
+        return Found(marked, identity)
+
+    def answer(self, found: Found, visit: Visit, page: StoredPage, *, is_new: bool) -> Answer:
+        status = "fwd=miss; stored" if is_new else "hit"
+        return answer_from(page, found.marked.policy, visit.method, visit.headers, self.cdn, status)
+
+    def failure(self, failed: RenderFailed, visit: Visit) -> Answer:
+        """The app's own answer with 5xx. The view is not called a second time for it."""
+        app: Answer = failed.response
+        said = [*app.headers, ("cache-status", "stillroom; fwd=miss")]
+        return Answer(app.status, said, b"" if visit.method == "HEAD" else app.body)
+
+    def remember_pass(self, found: Found, reason: NotKept) -> None:
+        """This page can't be kept: for a while nobody tries, or waits for one who does."""
+        self.room.stats.say(
+            "a page is not cached", found.marked.name, f"{found.marked.name}: {reason}"
+        )
+        if len(self._passes) >= PASSES:
+            self._passes.clear()
+        assert isinstance(found.identity, Identity)
+        self._passes[found.marked.name, found.identity] = time.monotonic() + PASS_S
+
+    def _rendering(self) -> Callable[[Marked, Identity], Any]:
+        if (rendered := _rendered.get()) is not None:
+            rendered.append(True)
+        if self.render is None:
+            raise SettingsError("Pages.install(app) was not called: nobody can render its pages")
+        return self.render
+
+
+class Rendering:
+    """The time in which a page is rendered: collects the tags that its view adds."""
+
+    def __enter__(self) -> list[str]:
+        tags: list[str] = []
+        self._token = _tags.set(tags)
+        return tags
+
+    def __exit__(self, *_: object) -> None:
+        _tags.reset(self._token)
+
+
+class Asking:
+    """The time in which a page is asked for: tells whether it had to be rendered for it."""
+
+    def __enter__(self) -> list[bool]:
+        rendered: list[bool] = []
+        self._token = _rendered.set(rendered)
+        return rendered
+
+    def __exit__(self, *_: object) -> None:
+        _rendered.reset(self._token)
+
+
+def _tags_of_page(page: Any) -> Iterable[str]:
+    tags: Iterable[str] = page.tags
+    return tags
+
+
+def _name_of(endpoint: Any) -> str:
+    path = f"{endpoint.__module__}.{getattr(endpoint, '__qualname__', type(endpoint).__name__)}"
+    return re.sub(r"[^\w.:-]", "", path.replace("<locals>.", ""), flags=re.ASCII)[-180:]
+
+
+def _hints(endpoint: Any) -> dict[str, TypeAdapter[Any]]:
+    """The types of an endpoint's parameters that have one a path can be read as."""
+    try:
+        hints = get_type_hints(endpoint)
+    except NameError:
+        return {}
+    hints.pop("return", None)
+    plain = {name: hint for name, hint in hints.items() if hint in _PLAIN}
+    return {name: TypeAdapter(hint) for name, hint in plain.items()}
+
+
+_PLAIN = (int, float, bool, UUID)

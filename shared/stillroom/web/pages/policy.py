@@ -1,0 +1,125 @@
+"""How one endpoint's responses are kept, and which requests may share one. Pure.
+
+A page is rendered from a request that has nothing but what its key has: the address, the named query parameters and
+the named headers. So a view can't see what would make its answer true for one visitor only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+from urllib.parse import parse_qsl, quote, urlencode
+
+from stillroom.durations import Duration, seconds_of
+
+# Query parameters that tell who sent the visitor, and change nothing on a page.
+CAMPAIGNS = ("utm_*", "fbclid", "gclid", "msclkid", "mc_cid", "mc_eid")
+# Cookies of analytics. Any other may be a session, under whatever name.
+ANALYTICS = ("_ga", "_ga_*", "_gid", "_gat*", "_gcl_*", "_fbp", "_hj*", "__utm*", "_pk_*", "ajs_*")
+IDENTITY_LIMIT = 700  # bytes of all that tells pages apart: longer requests are not cached
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_PATH_SAFE = "/:@!$&'()*+,;=-._~"
+
+
+class Visit(NamedTuple):
+    """A request, as far as the cache of pages needs it. Header names are lower case."""
+
+    method: str
+    site: str  # https://shop.example/mounted
+    path: str  # below the site, decoded
+    query: str
+    headers: Mapping[str, str]
+
+
+class Identity(NamedTuple):
+    """What tells one page of an endpoint from another. `target` is the path and query, `vary` the named headers."""
+
+    site: str
+    target: str
+    vary: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The options of Pages.page. Raises ValueError."""
+
+    query: Sequence[str] = ()
+    ignore: Sequence[str] = CAMPAIGNS
+    vary: Sequence[str] = ()
+    sessions: bool = False
+    statuses: Sequence[int] = (200, 301, 308)
+    max_age: Duration = 0
+    s_maxage: Duration | None = None
+    stale_while_revalidate: Duration | None = None
+    stale_if_error: Duration | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("query", "ignore", "vary", "statuses"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r}: a list of names")
+        for header in self.vary:
+            if not _HEADER.fullmatch(header) or header.lower() in ("cookie", "authorization"):
+                raise ValueError(f"vary={header!r}: the name of a header other than Cookie")
+        for name in ("max_age", "s_maxage", "stale_while_revalidate", "stale_if_error"):
+            given = getattr(self, name)
+            object.__setattr__(
+                self, name, None if given is None else int(seconds_of(given, name, 0, 31_622_400))
+            )
+
+    @property
+    def cache_control(self) -> str:
+        """What browsers and CDNs are told. Invalidations do not reach them, so by default they ask each time."""
+        words = ["public", f"max-age={self.max_age}"]
+        if self.s_maxage is not None:
+            words.append(f"s-maxage={self.s_maxage}")
+        if self.stale_while_revalidate is not None:
+            words.append(f"stale-while-revalidate={self.stale_while_revalidate}")
+        if self.stale_if_error is not None:
+            words.append(f"stale-if-error={self.stale_if_error}")
+        return ", ".join(words if len(words) > 2 or self.max_age else ["public", "no-cache"])
+
+    @property
+    def varies_by(self) -> list[str]:
+        """The request headers that decide which response is the right one."""
+        return [*self.vary, *([] if self.sessions else ["Cookie", "Authorization"])]
+
+
+def identify(visit: Visit, policy: Policy, harmless: Sequence[str]) -> Identity | str:
+    """Return which page a request asks for, or in a word why it is not answered from the cache."""
+    if visit.method not in ("GET", "HEAD"):
+        return "method"
+    if not policy.sessions and _has_session(visit.headers, harmless):
+        return "session"
+    query = _shared_query(visit.query, policy)
+    if query is None:
+        return "query"
+    target = quote(visit.path, safe=_PATH_SAFE) + (f"?{query}" if query else "")
+    named = {name.lower(): visit.headers.get(name.lower()) for name in policy.vary}
+    values = [(name, " ".join(value.split())) for name, value in named.items() if value is not None]
+    identity = Identity(visit.site, target, urlencode(values))
+    return "length" if sum(len(part) for part in identity) > IDENTITY_LIMIT else identity
+
+
+def _has_session(headers: Mapping[str, str], harmless: Sequence[str]) -> bool:
+    if "authorization" in headers:
+        return True
+    names = [pair.partition("=")[0].strip() for pair in headers.get("cookie", "").split(";")]
+    return any(name and not _fits(name, harmless) for name in names)
+
+
+def _shared_query(query: str, policy: Policy) -> str | None:
+    """Return the parameters that belong to the page, in one order; None if there are others."""
+    if not query:
+        return ""
+    given: list[tuple[str, str]] = parse_qsl(query, keep_blank_values=True)
+    kept = [(name, value) for name, value in given if not _fits(name, policy.ignore)]
+    if any(name not in policy.query for name, _ in kept):
+        return None
+    return urlencode([pair for name in policy.query for pair in kept if pair[0] == name])
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,54 @@
+"""What a middleware is given when it is put around an app: told there and then if it is not what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from stillroom.errors import InvalidLimit, SettingsError
+from stillroom.limits import Route, Routes
+from stillroom.room import AsyncStillroom, Stillroom
+
+R = TypeVar("R", Stillroom, AsyncStillroom)
+
+_OTHER = {
+    Stillroom: "AsyncStillroom() is for asyncio; WSGI apps, Flask and Django take a Stillroom()",
+    AsyncStillroom: "Stillroom() blocks the event loop; ASGI apps take an AsyncStillroom()",
+}
+
+
+def checked_room(room: object, kind: type[R], who: str) -> R:
+    """The room. Raises SettingsError for one of the other face, or for what is none."""
+    if isinstance(room, kind):
+        return room
+    given = type(room).__name__
+    meant = _OTHER[kind] if isinstance(room, Stillroom | AsyncStillroom) else "give room=room"
+    raise SettingsError(f"{who} needs a room of the type {kind.__name__}, not {given}: {meant}")
+
+
+def app_and_room(
+    given: Sequence[Any], app: Any, room: Any, kind: type[R], who: str
+) -> tuple[Any, R]:
+    """The app, or None, and the room, by name or in whichever order they were given.
+
+    Frameworks that add middleware give the app first: `app.add_middleware(HealthASGI, room=room)`.
+    """
+    for one in given:
+        if room is None and isinstance(one, Stillroom | AsyncStillroom):
+            room = one
+        elif app is None:
+            app = one
+        else:
+            raise SettingsError(
+                f"{who} takes an app and a room; {type(one).__name__} is one too many"
+            )
+    return app, checked_room(room, kind, who)
+
+
+def checked_routes(routes: object) -> Routes | None:
+    """The route table. Raises InvalidLimit for a bare list of routes, or for what is none."""
+    if routes is None or isinstance(routes, Routes):
+        return routes
+    if isinstance(routes, list | tuple) and all(isinstance(one, Route) for one in routes):
+        raise InvalidLimit(routes, "routes= is a table; did you mean Routes([…])?")
+    raise InvalidLimit(routes, f"routes= is a Routes([…]), not a {type(routes).__name__}")

@@ -1,0 +1,64 @@
+"""How a request that is over its limits is answered, and an app's own words for it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from stillroom.errors import InvalidLimit
+from stillroom.limits.decision import Decision, headers_of
+from stillroom.web.problem import Answer, answer
+
+Header = tuple[str, str]
+
+
+class Refusal(NamedTuple):
+    """A request that is refused: 429, or 503 where it may not be decided without Redis."""
+
+    decision: Decision
+    method: str
+    path: str
+    headers: Sequence[Header]  # of the request
+
+    @property
+    def status(self) -> int:
+        return self.decision.status
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until it would be admitted. None: never."""
+        return self.decision.retry_after
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """What is said unless the app says something else (RFC 9457)."""
+        return self.decision.problem()
+
+    def header(self, name: str) -> str:
+        """A header of the request, such as Accept; empty where there is none."""
+        found = [value for given, value in self.headers if given.lower() == name.lower()]
+        return ", ".join(found)
+
+
+# An app's own body: (content type, body). None: problem+json after all. Status and headers are not its business.
+Render = Callable[[Refusal], tuple[str, str | bytes] | None]
+
+
+def refused(refusal: Refusal, said: Sequence[Decision], render: Render | None = None) -> Answer:
+    """The answer. `said`: all that was decided about the request, the denial last."""
+    headers = headers_of(said)
+    rendered = render(refusal) if render else None
+    if rendered is None:
+        return answer(refusal.status, refusal.problem, headers, refusal.method)
+    kind, body = rendered
+    raw = body.encode() if isinstance(body, str) else body
+    written = {"Content-Type": kind, "Content-Length": str(len(raw)), "Cache-Control": "no-store"}
+    written |= headers
+    return Answer(refusal.status, list(written.items()), b"" if refusal.method == "HEAD" else raw)
+
+
+def checked_render(render: object) -> Render | None:
+    """Raises InvalidLimit for what can't be called."""
+    if render is not None and not callable(render):
+        raise InvalidLimit(render, "render= is a function: Refusal → (content type, body), or None")
+    return render

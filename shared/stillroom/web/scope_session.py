@@ -1,0 +1,115 @@
+"""`request.session` of Starlette and FastAPI, for what expects a dict there: Authlib, sqladmin, starlette-admin."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Self
+
+from stillroom.operation import Driver
+from stillroom.web.request_session import AsyncWebSession
+
+PATHS = 1_024  # that are remembered
+
+
+class Ahead:
+    """The paths whose last requests used `request.session` without having loaded it: it is read ahead for them."""
+
+    def __init__(self) -> None:
+        self._paths: OrderedDict[str, None] = OrderedDict()
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._paths
+
+    def add(self, path: str) -> None:
+        self._paths[path] = None
+        while len(self._paths) > PATHS:
+            self._paths.popitem(last=False)
+
+
+class ScopeSession(dict[str, Any]):
+    """The request's session (see AsyncWebSession) as a dict that nobody has to load.
+
+    What was not loaded before is read by the first look at it. That holds the event loop for one round trip, so
+    from then on it is read ahead for requests of this path. `await load_session(request)` first is better where the
+    code is one's own. Redis away: SessionStoreUnavailable, answered with 503.
+    """
+
+    def __init__(self, session: AsyncWebSession, driver: Driver, ahead: Ahead, path: str) -> None:
+        super().__init__()
+        self._session = session
+        self._driver = driver
+        self._ahead = ahead
+        self._path = path
+
+    def mark_accessed(self) -> None:
+        """Have it filled: Starlette says so when `request.session` is used. Then it is a dict to anybody."""
+        self._filled()
+
+    def _filled(self) -> AsyncWebSession:
+        """The session, which this dict shows as it is now."""
+        session = self._session
+        if not session.is_loaded:
+            if not session.is_read:
+                self._ahead.add(self._path)
+            self._driver.run(session.reading())
+        super().clear()
+        super().update({key: session[key] for key in session})
+        return session
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._filled()[key] = value
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        del self._filled()[key]
+        super().__delitem__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self._filled()
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self._filled()
+        return super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        self._filled()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self._filled()
+        return super().__len__()
+
+    def __eq__(self, other: object) -> bool:
+        self._filled()
+        return super().__eq__(other)
+
+    def clear(self) -> None:
+        self._filled().clear()
+        super().clear()
+
+    def popitem(self) -> tuple[str, Any]:
+        return self._filled().popitem()
+
+    # All else a dict can do, by way of these.
+    get = MutableMapping.get  # type: ignore[assignment]
+    pop = MutableMapping.pop
+    setdefault = MutableMapping.setdefault
+    update = MutableMapping.update
+    keys = MutableMapping.keys  # type: ignore[assignment]
+    items = MutableMapping.items  # type: ignore[assignment]
+    values = MutableMapping.values  # type: ignore[assignment]
+    __ne__ = object.__ne__
+    __hash__ = None
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def __repr__(self) -> str:
+        return repr(self._session)
+
+    def __getattr__(self, name: str) -> Any:
+        """`login`, `user_id` and the rest are those of the session itself."""
+        return getattr(self._session, name)

@@ -1,0 +1,105 @@
+"""The session of a websocket: read as any other, written with the message that accepts or refuses the handshake."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
+
+from stillroom.errors import SessionEnded, SessionNotFresh, SessionStoreUnavailable, StillroomError
+from stillroom.room import AsyncStillroom
+from stillroom.web.ending import Header, ending
+from stillroom.web.problem import Answer, failed
+from stillroom.web.request_session import AsyncWebSession
+from stillroom.wire import Budget
+
+log = logging.getLogger("stillroom.web")
+
+POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013  # RFC 6455, and IANA's registry
+SWITCHING, FORBIDDEN = 101, 403  # what a handshake was answered, in the words of HTTP
+BEGINS = {"websocket.accept": SWITCHING, "websocket.http.response.start": 0}
+
+Message: TypeAlias = MutableMapping[str, Any]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+
+class Handshake:
+    """A websocket on its way up. Until it is accepted its session may change; what comes later is SessionTooLate.
+
+    A session that can't be read or written refuses the handshake: 503 or 409 where the server knows how to answer
+    one, else the connection is closed (1013, 1008).
+    """
+
+    def __init__(
+        self, session: AsyncWebSession, room: AsyncStillroom, budget: Budget, scope: Any, send: Send
+    ) -> None:
+        self._session = session
+        self._room = room
+        self._budget = budget
+        self._answers = can_answer(scope)
+        self._really_send = send
+        self._has_begun = False
+        self._is_refused = False
+
+    async def of(self, app: Any, scope: Any, receive: Any) -> None:
+        """Run the app."""
+        try:
+            await app(scope, receive, self._send)
+        except (SessionStoreUnavailable, SessionNotFresh) as error:
+            if error is not self._session.failure or self._has_begun:
+                raise
+            log.warning("a websocket was refused for want of its session: %s", error)
+            await self._refuse(error)
+
+    async def _send(self, message: Message) -> None:
+        if self._is_refused:
+            return
+        if not self._has_begun and message["type"] not in BEGINS:
+            self._has_begun = True
+            self._session.drop()  # closed before it was accepted: no response will carry a cookie
+        if self._has_begun:
+            await self._really_send(message)
+            return
+        status = BEGINS[message["type"]] or message["status"]
+        headers = [
+            (n.decode("latin-1"), v.decode("latin-1")) for n, v in message.get("headers", ())
+        ]
+        end = await self._room.state.run(ending(self._session, status, headers, "GET"))
+        if end.instead is not None:
+            await self._refuse(self._session.failure)
+            return
+        self._has_begun = True
+        self._budget.left = math.inf
+        kept = [header for header in headers if header[0].lower() not in end.without]
+        await self._really_send({**message, "headers": _encoded([*kept, *end.headers])})
+
+    async def _refuse(self, error: StillroomError | None) -> None:
+        assert error is not None
+        self._has_begun = self._is_refused = True
+        await refuse(self._really_send, failed(error), self._answers, _code(error))
+
+
+def can_answer(scope: Any) -> bool:
+    """Whether the server can answer a handshake as it answers a request; else it can only close it."""
+    return "websocket.http.response" in (scope.get("extensions") or {})
+
+
+async def refuse(send: Send, answer: Answer, can_answer: bool, code: int) -> None:
+    """Refuse a handshake with this answer where the server can send one, else by closing it."""
+    if can_answer:
+        start = {"status": answer.status, "headers": _encoded(answer.headers)}
+        await send({"type": "websocket.http.response.start", **start})
+        await send({"type": "websocket.http.response.body", "body": answer.body})
+    else:
+        await send({"type": "websocket.close", "code": code, "reason": ""})
+
+
+def _code(error: StillroomError) -> int:
+    return (
+        POLICY_VIOLATION if isinstance(error, SessionEnded | SessionNotFresh) else TRY_AGAIN_LATER
+    )
+
+
+def _encoded(headers: list[Header]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode(), value.encode()) for name, value in headers]

@@ -1,0 +1,276 @@
+"""Limits on endpoints of Starlette, and what FastAPI's share with them: see starlette.py and fastapi.py."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette._utils import is_async_callable
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException, WebSocketException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from stillroom.errors import InvalidLimit, SettingsError
+from stillroom.limits import Decision
+from stillroom.limits.routes import Counted
+from stillroom.web.asgi import LIMITER, VISIT, StillroomMiddleware
+from stillroom.web.cors import is_preflight
+from stillroom.web.limited import (
+    EXEMPT,
+    MARK,
+    By,
+    Limitation,
+    Limited,
+    When,
+    carried,
+    declared,
+    run_async,
+)
+from stillroom.web.problem import Answer
+from stillroom.web.sockets import POLICY_VIOLATION, can_answer, refuse
+from stillroom.web.visit import Visit
+
+E = TypeVar("E")
+
+CONNECTION = "stillroom_connection"  # by which FastAPI hands a decorated endpoint its request
+
+
+class LimitExceeded(HTTPException):
+    """A request was refused at its endpoint: answered with 429 or 503, problem+json.
+
+    An app answers in its own words with `@app.exception_handler(LimitExceeded)`, or with one for 429; what its
+    client is told of limits is added to that answer. `decision` says what there is to say.
+    """
+
+    def __init__(self, decision: Decision, answer: Answer) -> None:
+        super().__init__(answer.status, _said(decision), dict(answer.headers))
+        self.decision = decision
+        self.answer = answer
+
+
+def limited(
+    *limits: Limitation,
+    by: By = None,
+    cost: int | Callable[[Any], int | Awaitable[int]] = 1,
+    count: Counted = "all",
+    exempt_when: When = None,
+) -> Callable[[E], E]:
+    """Put limits on an endpoint: `@limited(AUTH, count="failures")`.
+
+    On a function, sync or async, for http or a websocket; on a method of a class, or the whole class; or around
+    an ASGI app: `Mount("/api", app=limited(API)(api))`, `Mount("/api", routes,
+    middleware=[Middleware(limited(API))])`.
+
+    `limits`: Limits, or one function of the request that returns them (tiers). A limit's name is its bucket: all
+    endpoints that carry it share it. `by`: "ip"; "user", the session's, which is read first, in a round trip of
+    its own; "ip&user"; Header("X-API-Key"); or a function of the request that returns a name, or a mapping of
+    kinds to names. Who has no name is counted by address. None: as each limit says. `cost`: a number or a
+    function of the request. `count`: "all"; "failures", those answered with 400 or more; or a function of the
+    answer (see Answered) that says whether it counts. What does not is given back. `exempt_when`: a function of
+    the request. Any of these functions may be a coroutine function.
+
+    Needs StillroomMiddleware further out. Raises InvalidLimit for what can't be meant. Redis away: each limit
+    does what its `away` says.
+    """
+    declaration = declared(limits, by, cost, count, exempt_when)
+
+    def put_on(endpoint: E) -> E:
+        if isinstance(endpoint, type):
+            made: Any = _limited_class(endpoint, declaration)
+        elif _is_app(endpoint):
+            made = LimitedApp(endpoint, declaration)
+        elif callable(endpoint):
+            made = _limited_function(endpoint, declaration)
+        else:
+            raise InvalidLimit(endpoint, "limits are put on a function, a class or an ASGI app")
+        found: E = made
+        return found
+
+    return put_on
+
+
+def exempt(endpoint: E) -> E:
+    """Free an endpoint of FastAPI from the limits that its routers and its app put on it.
+
+    What stands in front of the routing knows no endpoint: the middleware's table, and limits around an ASGI app.
+    """
+    setattr(endpoint, EXEMPT, True)
+    return endpoint
+
+
+async def charge(connection: HTTPConnection, declaration: Limited) -> Decision | None:
+    """Charge this request. Returns the denial, if it is one. Raises SettingsError without the middleware."""
+    scope = connection.scope
+    limiter, visit = _entered(scope)
+    endpoint = scope.get("endpoint")
+    if getattr(endpoint, EXEMPT, False):
+        return None
+    due = await run_async(declaration.of(_Here(connection, visit)))
+    if due is None:
+        return None
+    name = str(getattr(scope.get("route"), "path", "") or getattr(endpoint, "__name__", ""))
+    await limiter.charge(visit, due, name, endpoint or declaration)
+    return visit.refused
+
+
+async def check(connection: HTTPConnection, declaration: Limited) -> None:
+    """Charge this request. Raises LimitExceeded if it is over a limit, or what closes a websocket with 1008."""
+    denial = await charge(connection, declaration)
+    if denial is None:
+        return
+    scope = connection.scope
+    if scope["type"] == "websocket" and (denial.banned or not can_answer(scope)):
+        raise WebSocketException(POLICY_VIOLATION, _said(denial))
+    handlers = scope.get("starlette.exception_handlers")
+    if handlers:  # an app that has its own handler goes on to have it
+        handlers[0].setdefault(LimitExceeded, _answered)
+    raise LimitExceeded(denial, _entered(scope)[0].refusal(scope))
+
+
+class LimitedApp:
+    """An ASGI app behind limits. A preflight is let through: the app's own CORS layer answers it."""
+
+    def __init__(self, app: Any, declaration: Limited) -> None:
+        self.app: ASGIApp = app
+        self._declaration = declaration
+
+    @property
+    def routes(self) -> list[Any]:
+        """The app's."""
+        return list(getattr(self.app, "routes", []))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and not await _admits(
+            HTTPConnection(scope), send, self._declaration
+        ):
+            return
+        await self.app(scope, receive, send)
+
+
+class _Here:
+    """A request as Starlette shows it."""
+
+    def __init__(self, connection: HTTPConnection, visit: Visit) -> None:
+        self.request = connection
+        self._visit = visit
+
+    def address(self) -> str:
+        return self._visit.client
+
+    def header(self, name: str) -> str | None:
+        return self.request.headers.get(name)
+
+    async def user(self) -> str | None:
+        session = self._visit.session
+        if session is None:
+            raise SettingsError(
+                "a limit counts by user, and this request has no session: StillroomMiddleware needs sessions=True"
+            )
+        await session.load()  # type: ignore[attr-defined]
+        return session.user_id
+
+
+def _entered(scope: Scope) -> tuple[StillroomMiddleware, Visit]:
+    try:
+        return scope[LIMITER], scope[VISIT]
+    except KeyError:
+        raise SettingsError(
+            "this endpoint is limited, and there is no StillroomMiddleware around it: "
+            "app.add_middleware(StillroomMiddleware, room=room)"
+        ) from None
+
+
+async def _admits(connection: HTTPConnection, send: Send, declaration: Limited) -> bool:
+    """Whether the request may go on. If not, it has been answered."""
+    scope = connection.scope
+    if is_preflight(scope.get("method", "GET"), connection.headers.get):
+        return True
+    denial = await charge(connection, declaration)
+    if denial is None:
+        return True
+    answer = _entered(scope)[0].refusal(scope)
+    if scope["type"] == "websocket":
+        await refuse(send, answer, can_answer(scope) and not denial.banned, POLICY_VIOLATION)
+    else:
+        await _response(answer)(scope, _nothing, send)
+    return False
+
+
+def _limited_function(endpoint: Any, declaration: Limited) -> Any:
+    """A function that is charged before it is called, wherever the framework calls it from."""
+    is_async = is_async_callable(endpoint)
+
+    @functools.wraps(endpoint)
+    async def charged(*args: Any, **kwargs: Any) -> Any:
+        given = (kwargs.pop(CONNECTION, None), *args, *kwargs.values())
+        connection = next((one for one in given if isinstance(one, HTTPConnection)), None)
+        if connection is None:
+            raise SettingsError(
+                f"{endpoint.__qualname__} is limited, and is called without its request"
+            )
+        await check(connection, declaration)
+        if is_async:
+            return await endpoint(*args, **kwargs)
+        return await run_in_threadpool(endpoint, *args, **kwargs)
+
+    setattr(charged, MARK, (declaration, *carried(endpoint)))
+    charged.__signature__ = _with_connection(endpoint)  # type: ignore[attr-defined]
+    return charged
+
+
+def _with_connection(endpoint: Any) -> inspect.Signature:
+    """The endpoint's signature, and the request: FastAPI gives a function what its signature names."""
+    signature = inspect.signature(endpoint)
+    known = [one for one in signature.parameters.values() if one.name != CONNECTION]
+    last = [one for one in known if one.kind is inspect.Parameter.VAR_KEYWORD]
+    wanted = inspect.Parameter(
+        CONNECTION, inspect.Parameter.KEYWORD_ONLY, annotation=HTTPConnection
+    )
+    return signature.replace(parameters=[*[one for one in known if one not in last], wanted, *last])
+
+
+def _limited_class(endpoint: type, declaration: Limited) -> type:
+    """A class of endpoints (HTTPEndpoint, WebSocketEndpoint), all of whose methods are limited together."""
+    if not hasattr(endpoint, "dispatch"):
+        raise InvalidLimit(endpoint.__name__, "it has no dispatch: put the limits on its methods")
+
+    async def dispatch(self: Any) -> None:
+        connection = (
+            Request(self.scope) if self.scope["type"] == "http" else HTTPConnection(self.scope)
+        )
+        await check(connection, declaration)
+        await endpoint.dispatch(self)
+
+    marks = {MARK: (declaration, *carried(endpoint)), "dispatch": dispatch}
+    told = {"__doc__": endpoint.__doc__, "__module__": endpoint.__module__}
+    return type(endpoint.__name__, (endpoint,), {**told, **marks})
+
+
+def _is_app(endpoint: Any) -> bool:
+    """Whether this is called as an ASGI app is, and not with a request."""
+    if not inspect.isroutine(endpoint) and not isinstance(endpoint, functools.partial):
+        return callable(endpoint)
+    names = list(inspect.signature(endpoint).parameters)
+    return names[:1] == ["scope"] or names[:2] == ["self", "scope"]
+
+
+def _said(denial: Decision) -> str:
+    """Why, in the few words that a close has room for."""
+    return str(denial.problem().get("title", ""))
+
+
+def _answered(_: object, refused: Exception) -> Response:
+    assert isinstance(refused, LimitExceeded)
+    return _response(refused.answer)
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, dict(answer.headers))
+
+
+async def _nothing() -> Any:
+    return {"type": "http.disconnect"}

@@ -1,0 +1,198 @@
+"""What limits do to one request, from its first check to the end of its response. For either face.
+
+Whoever charges a request, the table in front of the app or the endpoint itself, does it here: so a limit is charged
+once, what was reserved is settled by the answer, and the response tells of all that was decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import compress
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from stillroom.limits import Decision, LimitsBody, Reservation
+from stillroom.limits.decision import headers_of
+from stillroom.limits.limit import Limit
+from stillroom.limits.request import Subject
+from stillroom.limits.routes import Counted
+from stillroom.operation import Failed, Operation, together
+from stillroom.web.limited import ALL, Answered, Charge, Limited
+
+if TYPE_CHECKING:
+    from stillroom.web.gate import Asked
+    from stillroom.web.request_session import RequestSession
+
+T = TypeVar("T")
+FAILED = 400  # the least status that is a failure
+
+
+class Held(NamedTuple):
+    """What a request has reserved, and which answers count, for each limit."""
+
+    reservation: Reservation
+    counted: tuple[Counted, ...]
+
+
+class Visit:
+    """One request, as its limits see it."""
+
+    # What most requests never have.
+    decisions: tuple[Decision, ...] = ()
+    keys: tuple[object, ...] = ()  # the routes and endpoints it was charged for
+    exempt = False  # no endpoint charges it
+    _charges: tuple[Charge, ...] = ()
+    _done: set[object] | None = None  # the declarations it was charged by
+    _held: tuple[Held, ...] = ()  # to be settled by the answer …
+    _in_flight: tuple[Reservation, ...] = ()  # … and given back when the response is over
+
+    def __init__(
+        self,
+        asked: Asked,
+        client: str,
+        session: RequestSession | None,
+        is_meant: Callable[[], bool],
+    ) -> None:
+        self.asked = asked
+        self.client = client
+        self.session = session
+        # Whether its client meant it, and not a page that its browser shows: see fetched.py.
+        self.is_meant = is_meant
+
+    @property
+    def refused(self) -> Decision | None:
+        """The denial, if there was one."""
+        last = self.decisions[-1] if self.decisions else None
+        return None if last is None or last else last
+
+    def fresh(self, declarations: Iterable[Limited]) -> list[Limited]:
+        """Those declarations that have not charged this request. From now on they have."""
+        done = self._done = self._done or set()
+        found = [one for one in dict.fromkeys(declarations) if one not in done]
+        done.update(found)
+        return found
+
+    def charging(self, body: LimitsBody, charge: Charge, route: str) -> Operation[Decision | None]:
+        """Charge the request, unless that was done further out. None: there was nothing left to charge."""
+        if self._charges:
+            charge = self._uncharged(charge)
+        limits, subject, cost, counted = charge
+        if not limits:
+            return None
+        if counted is ALL and not any(limit.in_flight for limit in limits):
+            decision = yield from body.check(
+                subject, limits, cost, route=route, meant=self.is_meant()
+            )
+        else:
+            held = yield from body.reserve(
+                subject, limits, cost, route=route, meant=self.is_meant()
+            )
+            decision = held.decision
+            if held:
+                self._held += (Held(held, _of_each(charge)),)
+        self.decisions += (decision,)
+        self._charges += (charge,)
+        return decision
+
+    def headers(self) -> Mapping[str, str]:
+        """What the response tells of all that was decided."""
+        return headers_of(self.decisions)
+
+    def ending(
+        self, body: LimitsBody, act: Operation[T], status: int, headers: Iterable[tuple[str, str]]
+    ) -> Operation[T]:
+        """The act that ends the request; in its batch is given back what, by this answer, does not count."""
+        return self._settling(body, act, status, headers) if self._held else act
+
+    def _settling(
+        self, body: LimitsBody, act: Operation[T], status: int, headers: Iterable[tuple[str, str]]
+    ) -> Operation[T]:
+        held, self._held = self._held, ()
+        answered = Answered(status, {name.lower(): value for name, value in headers})
+        parts = []
+        for reservation, counted in held:
+            limits = reservation.decision.limits
+            pairs = zip(limits, counted, strict=True)
+            back = [limit for limit, count in pairs if not _counts(count, answered)]
+            if any(limit.in_flight for limit in limits):  # a reservation is settled once
+                back += [limit for limit in limits if limit.in_flight]
+                self._in_flight += (reservation.of(back),)
+            elif back:
+                parts.append(reservation.of(back))
+        outcomes: list[Any] = yield from together(act, *[body.refund(part) for part in parts])
+        if isinstance(outcomes[0], Failed):
+            raise outcomes[0].error
+        result: T = outcomes[0]
+        return result
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether there is something to give back when the response is over."""
+        return bool(self._held or self._in_flight)
+
+    def over(self, body: LimitsBody) -> Operation[None]:
+        """Give back what was in flight. Where no answer ever began, all else stays consumed."""
+        held, parts = self._held, self._in_flight
+        self._held, self._in_flight = (), ()
+        for reservation, _ in held:
+            in_flight = [limit for limit in reservation.decision.limits if limit.in_flight]
+            parts += (reservation.of(in_flight),)
+        for part in parts:
+            if part.keys:
+                yield from body.refund(part)
+
+    def _uncharged(self, charge: Charge) -> Charge:
+        known: dict[tuple[str | None, ...], int] = {}
+        for one in self._charges:
+            known |= {_whom(limit, one.subject): one.cost for limit in one.limits}
+        is_left = [known.get(_whom(one, charge.subject), -1) < charge.cost for one in charge.limits]
+        if all(is_left):
+            return charge
+        counted = charge.counted and tuple(compress(charge.counted, is_left))
+        return charge._replace(limits=tuple(compress(charge.limits, is_left)), counted=counted)
+
+
+def merged(charges: Iterable[Charge]) -> list[Charge]:
+    """As few checks as these can be: what costs the same and counts the same subjects is one."""
+    found: list[Charge] = []
+    for charge in charges:
+        before = found[-1] if found else None
+        if before is None or not _fits(before, charge):
+            found.append(charge)
+            continue
+        one, other = _mapping(before.subject), _mapping(charge.subject)
+        counted = (*_of_each(before), *_of_each(charge))
+        found[-1] = before._replace(
+            limits=(*before.limits, *charge.limits),
+            subject={**one, **other} if len(one) + len(other) > 2 else before.subject,
+            counted=counted if before.counted or charge.counted else ALL,
+        )
+    return found
+
+
+def _fits(one: Charge, other: Charge) -> bool:
+    subject = _mapping(one.subject)
+    names = {limit.name for limit in one.limits}
+    return (
+        one.cost == other.cost
+        and all(subject.get(kind, name) == name for kind, name in _mapping(other.subject).items())
+        and not any(limit.name in names for limit in other.limits)
+    )
+
+
+def _of_each(charge: Charge) -> tuple[Counted, ...]:
+    return charge.counted or tuple(["all" for _ in charge.limits])
+
+
+def _mapping(subject: Subject) -> Mapping[str, str | None]:
+    return {"ip": subject} if isinstance(subject, str) else subject
+
+
+def _whom(limit: Limit, subject: Subject) -> tuple[str | None, ...]:
+    named = _mapping(subject)
+    return (limit.name, limit.by, *[named.get(kind) for kind in limit.kinds])
+
+
+def _counts(count: Counted, answered: Answered) -> bool:
+    if callable(count):
+        return bool(count(answered))
+    return count == "all" or answered.status >= FAILED

@@ -1,0 +1,390 @@
+"""Django's models: what a transaction changed is invalidated after its commit, and nothing is after a rollback."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connection, transaction
+from django.db.models import F
+from django.test import TestCase, override_settings
+
+from stillroom import InvalidKey, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.unsettled import is_unsettled
+from stillroom.web.django import after_commit
+from stillroom.web.django import room as room_of_django
+from tests.app.test_sqlalchemy import ALL, ROW, Tags
+from tests.support.crowd import PATIENT
+from tests.support.django_project import configure
+from tests.support.stepper import Stepper
+
+configure()
+
+from tests.support.djangoshop.models import (  # noqa: E402
+    Bottle,
+    Brand,
+    Cheap,
+    Label,
+    Note,
+    Product,
+)
+
+MODELS = [Label, Brand, Product, Bottle, Note]
+
+
+@pytest.fixture(scope="module")
+def tables() -> Iterator[None]:
+    """The tables of the models, for as long as these tests run."""
+    with connection.schema_editor() as schema:
+        for model in MODELS:
+            schema.create_model(model)
+    yield
+    with connection.schema_editor() as schema:
+        for model in reversed(MODELS):
+            schema.delete_model(model)
+    connection.close()
+
+
+@pytest.fixture
+def room(server: EmbeddedServer) -> Iterator[Stillroom]:
+    """The room Django uses."""
+    given = PATIENT | {"redis_url": server.url, "namespace": "django"}
+    with override_settings(STILLROOM=given):
+        room = room_of_django()
+        yield room
+        room.close()
+
+
+@pytest.fixture
+def rows(tables: None, room: Stillroom) -> Iterator[None]:
+    Brand(id=1, name="acme").save()
+    Brand(id=2, name="other").save()
+    Label(id=3, text="new").save()
+    Product(id=7, price=1, brand_id=1).save()
+    Note(id=1, text="a").save()
+    yield
+    for model in (Product, Label, Brand, Note):
+        model._default_manager.all().delete()
+
+
+@pytest.fixture
+def tags(room: Stillroom, rows: None) -> Tags:
+    return Tags(room, *ALL, "note:1")
+
+
+@contextmanager
+def rolled_back() -> Iterator[None]:
+    """A transaction, or a savepoint, that an error ends."""
+    with suppress(ZeroDivisionError), transaction.atomic():
+        yield
+        raise ZeroDivisionError
+
+
+def product() -> Any:
+    return Product.objects.get(id=7)
+
+
+def reprice() -> None:
+    found = product()
+    found.price = 5
+    found.save()
+
+
+def move() -> None:
+    found = product()
+    found.brand_id = 2
+    found.save(update_fields=["brand_id"])
+
+
+def bulk_move() -> None:
+    found = product()
+    found.brand_id = 2
+    Product.objects.bulk_update([found], ["brand_id"])
+
+
+def compute() -> None:
+    found = product()
+    found.price = F("price") + 4
+    found.save()
+
+
+def label_and_clear() -> None:
+    product().labels.add(3)
+    product().labels.clear()
+
+
+NEW = {"products", "product:8", "brand:2", "price:5"}
+CHANGES: dict[str, tuple[Callable[[], object], set[str]]] = {
+    "a save": (reprice, ROW | {"price:5"}),
+    "a save of one column": (move, ROW | {"brand:2"}),
+    "a save of an expression": (compute, ROW | {"price:5"}),
+    "a save of a row that was never read": (
+        lambda: Product(id=7, price=5, brand_id=2).save(),
+        ROW | {"brand:2", "price:5"},
+    ),
+    "a create": (lambda: Product.objects.create(id=8, price=5, brand_id=2), NEW),
+    "a delete": (lambda: product().delete(), ROW),
+    "a delete of many": (lambda: Product.objects.all().delete(), ROW),
+    "a delete by cascade": (lambda: Brand.objects.get(id=1).delete(), ROW),
+    "update_or_create": (
+        lambda: Product.objects.update_or_create(id=7, defaults={"price": 5}),
+        ROW | {"price:5"},
+    ),
+    "bulk_create": (lambda: Product.objects.bulk_create([Product(id=8, price=5, brand_id=2)]), NEW),
+    "bulk_update": (bulk_move, ROW | {"brand:2"}),
+    "update": (lambda: Product.objects.update(price=5), {"products"}),
+    "update that says its tags": (
+        lambda: Product.objects.filter(id=7).tagged("product:7").update(price=5),
+        {"products", "product:7"},
+    ),
+    "a relation from one side": (lambda: product().labels.add(3), ROW | {"label:3"}),
+    "a relation from the other side": (
+        lambda: Label.objects.get(id=3).product_set.add(7),
+        ROW | {"label:3"},
+    ),
+    "a relation that is cleared": (label_and_clear, ROW | {"label:3"}),
+    "a derived model": (
+        lambda: Bottle(id=8, price=5, brand_id=2).save(),
+        NEW,
+    ),
+    "a proxy": (lambda: Cheap.objects.get(id=7).delete(), ROW),
+    "a model without columns in its tags": (lambda: Note.objects.get(id=1).save(), {"note:1"}),
+    "by hand": (lambda: after_commit.invalidate_by_tag("by hand"), {"by hand"}),
+    "a read": (product, set()),
+}
+change_and_tags = pytest.mark.parametrize(("change", "expected"), CHANGES.values(), ids=CHANGES)
+
+
+@change_and_tags
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_commit_invalidates_the_tags_of_what_changed(
+    tags: Tags, change: Callable[[], object], expected: set[str], durable: bool
+) -> None:
+    """Inside the transaction nothing is invalid; after its commit the tags of what changed are, and no others."""
+    with transaction.atomic(durable=durable):
+        change()
+        assert tags.invalidated() == set()
+    assert tags.invalidated() == expected
+
+
+@change_and_tags
+def test_outside_a_transaction_it_happens_at_once(
+    tags: Tags, change: Callable[[], object], expected: set[str]
+) -> None:
+    """Django commits each statement then."""
+    change()
+    assert tags.invalidated() == expected
+
+
+@change_and_tags
+def test_a_rollback_invalidates_nothing(
+    tags: Tags, change: Callable[[], object], expected: set[str]
+) -> None:
+    """The error that rolls a transaction back also drops what it would have invalidated."""
+    with rolled_back():
+        change()
+    assert tags.invalidated() == set()
+    assert not is_unsettled()
+
+
+def test_a_rolled_back_savepoint_drops_what_was_done_inside_it(tags: Tags) -> None:
+    """What was done before it, after it and in a savepoint that was kept is invalidated all the same."""
+    with transaction.atomic():
+        after_commit.invalidate_by_tag("brand:1")
+        with rolled_back():
+            after_commit.invalidate_by_tag("brand:2")
+            with transaction.atomic():
+                after_commit.invalidate_by_tag("label:3")
+        with transaction.atomic():
+            after_commit.invalidate_by_tag("price:5")
+        after_commit.invalidate_by_tag("by hand")
+    assert tags.invalidated() == {"brand:1", "price:5", "by hand"}
+
+
+def test_keys_globs_and_soft_tags_wait_too(tags: Tags, room: Stillroom) -> None:
+    """Everything the cache can invalidate can be asked for after the commit."""
+    with transaction.atomic():
+        after_commit.invalidate("of price:1")
+        after_commit.invalidate_by_pattern("of brand:*")
+        after_commit.invalidate_by_tag("product:7", soft=True)
+        assert tags.invalidated() == set()
+    assert tags.invalidated() == {"price:1", "brand:1", "brand:2"}
+    entry = room.cache.get_entry("of product:7")
+    assert entry is not None
+    assert entry.freshness.value == "stale"
+
+
+def test_an_async_view_invalidates_after_its_commit(tags: Tags) -> None:
+    """Django's async models run in a thread; what they change is invalidated when they return."""
+
+    async def view() -> None:
+        found = await Product.objects.aget(id=7)
+        found.price = 5
+        await found.asave()
+        await after_commit.ainvalidate_by_tag("by hand")
+
+    asyncio.run(view())
+    assert tags.invalidated() == ROW | {"price:5", "by hand"}
+
+
+MOMENTS = [(a, b, c) for a in range(4) for b in range(a, 4) for c in range(b, 4)]
+
+
+@pytest.mark.parametrize("moments", MOMENTS, ids=str)
+@pytest.mark.parametrize("is_committed", [True, False], ids=["commit", "rollback"])
+def test_no_load_leaves_the_old_value_behind(
+    rows: None, room: Stillroom, make_room: Any, moments: tuple[int, int, int], is_committed: bool
+) -> None:
+    """Wherever a load begins, reads and stores beside a transaction, later readers see what is committed.
+
+    0: before the change. 1: before the commit. 2: between commit and invalidation. 3: after it.
+    """
+    lease_at, read_at, store_at = moments
+    reader: Stillroom = make_room(namespace="django")
+
+    @reader.cache.cached("price:{id}", ttl=60, tags=["product:{id}"])
+    def price(id: int) -> int:
+        other = connection.copy()
+        with other.cursor() as cursor:
+            cursor.execute("SELECT price FROM djangoshop_product WHERE id = %s", [id])
+            found: int = cursor.fetchone()[0]
+        other.close()
+        return found
+
+    load: Stepper | None = None
+
+    def at(moment: int) -> None:
+        nonlocal load
+        if moment == lease_at:
+            load = Stepper(reader, reader._cache_body.call(price.loader, (7,), {}))
+            load.run_to_the_load()
+        if moment == read_at:
+            assert load is not None
+            load.step()
+        if moment == store_at:
+            assert load is not None
+            load.run()
+
+    at(0)
+    with transaction.atomic() if is_committed else rolled_back():
+        transaction.on_commit(lambda: at(2))
+        reprice()
+        at(1)
+    if not is_committed:
+        at(2)
+    at(3)
+    assert price(7) == (5 if is_committed else 1)
+
+
+def test_a_load_inside_a_transaction_stores_nothing_that_may_be_rolled_back(
+    rows: None, room: Stillroom
+) -> None:
+    """A loader that reads the uncommitted row gives it to its caller, and to nobody else."""
+
+    def load() -> int:
+        return int(product().price)
+
+    with rolled_back():
+        assert room.cache.get_or_set("clean", load) == 1
+        reprice()
+        assert room.cache.get_or_set("dirty", load) == 5
+    assert room.cache.get_many(["clean", "dirty"]) == {"clean": 1}
+    assert room.cache.get_or_set("dirty", load) == 1
+    assert room.cache.get("dirty") == 1
+
+
+def test_a_test_case_of_django_caches_as_ever(rows: None, room: Stillroom) -> None:
+    """Its own transaction is never committed and counts for none; captured callbacks invalidate."""
+    seen: list[Any] = []
+
+    class InATest(TestCase):
+        def test_it(self) -> None:
+            reprice()
+            seen.append(room.cache.get_or_set("k", lambda: 1, tags=["product:7"]))
+            seen.append(room.cache.get("k"))
+            with self.captureOnCommitCallbacks(execute=True):
+                reprice()
+            seen.append(room.cache.get("k"))
+
+    result = InATest("test_it").run()
+    assert result is not None
+    assert not result.errors, result.errors
+    assert seen == [1, 1, None]
+
+
+def test_an_edit_is_no_error_while_redis_is_away(
+    rows: None, own_server: EmbeddedServer, room: Stillroom
+) -> None:
+    """The row is saved and the invalidation waits in this process."""
+    given = {"redis_url": own_server.url, "namespace": "away", "session_peppers": "p" * 40}
+    with override_settings(STILLROOM=given):
+        away = room_of_django()
+        away.cache.set("k", 1, ttl=60, tags=["product:7"])
+        own_server.freeze()
+        with transaction.atomic():
+            reprice()
+        assert product().price == 5
+        assert away.cache.deferred
+        own_server.thaw()
+        away.close()
+
+
+def test_other_callbacks_of_the_commit_run_in_any_case(
+    rows: None, room: Stillroom, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An invalidation that fails is logged and stops nobody."""
+    called: list[bool] = []
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(room.cache, "invalidate_by_tag", broken)
+    with transaction.atomic():
+        reprice()
+        transaction.on_commit(lambda: called.append(True))
+    assert called == [True]
+    assert "after a commit" in caplog.text
+
+
+def test_update_without_tags_is_logged(
+    rows: None, room: Stillroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says which tags were invalidated and how to say the others; one that says them is silent."""
+    with caplog.at_level(logging.WARNING):
+        Product.objects.bulk_update([product()], ["price"])
+        Product.objects.tagged("product:7").update(price=5)
+        assert not caplog.records
+        Product.objects.update(price=5)
+    assert "only products are invalidated" in caplog.text
+
+
+def test_models_that_are_not_marked_are_left_alone(rows: None) -> None:
+    """Their deletes stay fast: nobody listens to them."""
+    from django.db.models import signals
+
+    assert not signals.post_delete.has_listeners(Brand)
+    assert not signals.pre_save.has_listeners(Brand)
+    assert signals.post_delete.has_listeners(Product)
+
+
+@pytest.mark.parametrize(
+    ("tag", "said"),
+    [("brand:{brand}", "did you mean brand_id"), ("product:{idd}", "did you mean id")],
+)
+def test_a_mistake_is_told_where_the_model_is_marked(tag: str, said: str) -> None:
+    """A relation is no column, and a slip of the pen is suggested away."""
+    with pytest.raises(InvalidKey, match=said):
+        after_commit.invalidates(tag)(Product)
+
+
+def test_a_failed_statement_rolls_back(tags: Tags) -> None:
+    """The database's own errors drop what was collected, as Django does."""
+    with suppress(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
+        reprice()
+        cursor.execute("SELECT nonsense")
+    assert tags.invalidated() == set()

@@ -1,0 +1,25 @@
+"""One world for all models: its servers are emptied before each run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from tests.explorer.explorer import worlds
+from tests.explorer.world import World
+
+
+@pytest.fixture(scope="session")
+def shared_world() -> Iterator[World]:
+    with worlds() as world:
+        yield world
+
+
+@pytest.fixture
+def world(shared_world: World) -> Iterator[World]:
+    """A world; what the services log of its accidents is not shown."""
+    logging.disable(logging.CRITICAL)
+    yield shared_world
+    logging.disable(logging.NOTSET)

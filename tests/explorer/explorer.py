@@ -1,0 +1,119 @@
+"""Runs models in a World: many short runs, each from a seed, and the story of the first that breaks a promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from tests.explorer.world import Fate, World
+from tests.support.clocked import ClockedServer
+
+SERVERS = 3
+
+# How a run is meant to hurt: the fates of its batches, by weight. Half of the runs have a network that works.
+CALM: dict[Fate, float] = {Fate.ARRIVES: 1.0}
+ROUGH: dict[Fate, float] = {
+    Fate.ARRIVES: 10.0,
+    Fate.UNSENT: 0.5,
+    Fate.HELD: 3.0,
+    Fate.UNANSWERED: 1.0,
+    Fate.CUT: 1.0,
+    Fate.SLOW: 1.0,
+}
+
+
+class Broken(AssertionError):
+    """A promise was broken."""
+
+
+class Model(Protocol):
+    """What is called in a run, and what must be true of it. Made anew for each run."""
+
+    def act(self) -> None:
+        """Begin a call, or let something happen that only this model knows."""
+
+    def end(self) -> None:
+        """All calls have ended: look at everything once more. Raises Broken."""
+
+    def close(self) -> None:
+        """The run is over, whatever came of it."""
+
+
+def run(world: World, seed: int, make: Callable[[World], Model], acts: int = 12) -> None:
+    """One run. Raises Broken, or whatever a call raised that promises not to."""
+    world.begin(seed)
+    with world.inside():
+        world.fates = ROUGH if world.chance(0.5) else CALM
+        is_stormy = world.chance(0.6)
+        model = make(world)
+        try:
+            for _ in range(acts):
+                model.act()
+                world.go_on(world.random.randint(0, 12))
+                if world.chance(0.5):
+                    world.deliver_a_copy()
+                if is_stormy and world.chance(0.25):
+                    accident(world)
+            world.fates = CALM
+            world.finish()
+            model.end()
+        finally:
+            model.close()
+
+
+def accident(world: World) -> None:
+    """One thing that no call has asked for."""
+    chance = world.random
+    match chance.choice(["time", "clock", "snapshot", "snapshot", "server"]):
+        case "time":
+            world.pass_time(chance.choice([0.01, 0.05, 0.2, 1.5, 12.0, 400.0]))
+        case "clock":
+            world.step_clock(chance.choice([-3600.0, -5.0, -0.3, 0.04, 0.3, 5.0, 3600.0]))
+        case "snapshot":
+            world.take_snapshot()
+        case "server":
+            world.change_server(chance.choice(["empty", "snapshot", "snapshot", "all"]))
+
+
+def explore(world: World, seeds: Iterable[int], make: Callable[[World], Model]) -> int:
+    """Run each seed; returns how many. The first that breaks is run again, and its story is told."""
+    world.load_scripts()
+    count = 0
+    for seed in seeds:
+        try:
+            run(world, seed, make)
+        except Exception as error:
+            raise Broken(told(world, seed, make, error)) from error
+        count += 1
+    return count
+
+
+def told(world: World, seed: int, make: Callable[[World], Model], error: BaseException) -> str:
+    """The story of a run, step by step."""
+    world.trace = []
+    try:
+        run(world, seed, make)
+    except Exception as again:
+        story = "\n".join(world.trace)
+        return f"seed {seed}: {again!r}\n{story}"
+    finally:
+        world.trace = None
+    return f"seed {seed}: {error!r}, but not when it was run again"
+
+
+@contextmanager
+def worlds(binary: str = "redis-server") -> Iterator[World]:
+    """A world on real servers whose clocks can be set."""
+    servers = [ClockedServer(binary, options={"maxmemory": "0"}) for _ in range(SERVERS)]
+    started: list[Any] = []
+    try:
+        for server in servers:
+            server.start()
+            started.append(server)
+        world = World(servers)
+        yield world
+        world.close()
+    finally:
+        for server in servers:
+            server.stop()

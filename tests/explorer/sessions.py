@@ -1,0 +1,401 @@
+"""The sessions against a model with two rules.
+
+The first: a read that began after the end of a session had returned yields nothing, by whatever name. What is
+deferred holds for its own process at once, and for all once it is told. The second: a session that nobody ended
+lives, under the newest name that anybody was given; and none lives of which nobody was given a name. No call raises
+what it does not promise, and every key has an end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from stillroom import (
+    NoDispatch,
+    SessionConflict,
+    SessionEnded,
+    SessionStoreUnavailable,
+    Settings,
+    Stillroom,
+    TooManySessions,
+)
+from tests.explorer.explorer import CALM, Broken
+from tests.explorer.watch import Watch, endless
+from tests.explorer.world import Actor, World
+
+WORKER = 2  # the process that works in the background
+CAPPED = "cy"  # each login of this user counts the others
+CAP = 2
+USERS = ("ann", "ann", "bob", CAPPED, None)
+GRACE_S = 10.0
+LATE_S = 400.0  # what is on its way for longer is not known any more
+SETTINGS: dict[str, Any] = {
+    "session_peppers": ["a-pepper-of-thirty-two-bytes-....", "another-of-thirty-two-bytes-....."],
+    "session_shards": 2,
+    "session_idle": 200_000.0,
+    "session_grace": GRACE_S,
+    "breaker_failures": 1_000_000,
+    "breaker_calls": 1_000_000,
+}
+
+
+@dataclass
+class Rotation:
+    """A call that gives a session another token. Its times are the steady clock's."""
+
+    call: Actor
+    began_s: float
+    grace_s: float
+    returned_s: float = math.inf  # if it did so without an error
+
+
+@dataclass
+class Name:
+    """A token, and the calls that gave its session another one."""
+
+    token: str
+    rotations: list[Rotation] = field(default_factory=list)
+
+
+@dataclass
+class Life:
+    """A session under all its names."""
+
+    user: str | None
+    born: Actor
+    names: list[Name]
+    doubts: int = 0  # how many calls may have ended it
+    written: dict[int, int] = field(default_factory=dict)  # version → what was written
+    ends: list[tuple[Actor, int | None]] = field(
+        default_factory=list
+    )  # by which process; None: all
+
+    @property
+    def newest(self) -> Name:
+        return self.names[-1]
+
+    def rotations_since(self, name: Name) -> list[Rotation]:
+        """Of this name and all later ones: it leads from one to the next."""
+        later = self.names[self.names.index(name) :]
+        return [rotation for one in later for rotation in one.rotations]
+
+
+class SessionsModel:
+    """Two processes and a worker."""
+
+    def __init__(self, world: World, settings: Settings) -> None:
+        self.world = world
+        self.watch = Watch(world)
+        self._settings = settings
+        self._opened: list[Stillroom] = []
+        self.rooms = [self._room() for _ in range(3)]
+        self.lives: list[Life] = []
+        self._numbers = iter(range(1_000_000))
+        self._on_cap = world.random.choice(["reject", "evict_oldest"])
+        self._revocations: list[tuple[str, Actor]] = []  # of whom
+        self._is_somebody_lost = False  # a process died, and what it would have undone is not
+
+    def _room(self) -> Stillroom:
+        self._opened.append(Stillroom(self._settings, dispatch=NoDispatch()))
+        return self._opened[-1]
+
+    # What happens
+
+    def act(self) -> None:
+        self._look()
+        chance = self.world.random
+        acts: Sequence[tuple[float, Callable[[int], Any]]] = [
+            (5, self._create),
+            (5, self._read),
+            (2, self._update),
+            (4, self._rotate),
+            (4, self._destroy),
+            (1, self._destroy_all),
+            (1, self._work),
+            (0.5, self._lose_scripts),
+            (0.5, self._begin_anew),
+        ]
+        (act,) = chance.choices([act for _, act in acts], [weight for weight, _ in acts])
+        act(chance.randint(0, 1))
+
+    def _look(self) -> None:
+        before = self.watch.lost
+        self.watch.look()
+        if self.watch.lost > before:  # what ended may be there again, and what began may not
+            self.lives.clear()
+
+    def _create(self, process: int) -> None:
+        chance, sessions = self.world.random, self.rooms[process].sessions
+        user, value = chance.choice(USERS), next(self._numbers)
+        old = self._some() if chance.random() < 0.4 else None
+        cap: dict[str, Any] = {}
+        if user == CAPPED:
+            cap = {"max_per_user": CAP, "on_cap": self._on_cap}
+        replaces = chance.choice(old.names) if old else None
+        token = replaces.token if replaces else None
+
+        def check(call: Actor) -> None:
+            self._expect(call, (SessionStoreUnavailable, TooManySessions))
+            if isinstance(call.error, TooManySessions) and old and self.world.fates is CALM:
+                old.doubts -= 1
+            if call.error is None and call.began > self.watch.lost:
+                born = Life(user, call, [Name(call.value.token)], written={1: value})
+                born.doubts = self._doubts_of_newborn(born)
+                self.lives.append(born)
+                if old and replaces:
+                    self._have_ended(old, replaces, call, began, None)
+
+        create = partial(sessions.create, user, {"n": value}, replaces=token, **cap)
+        called = f"create for {user}, replacing {token and token[:8]}"
+        began = self.world.monotonic
+        self._call(called, process, create, check, [old] if old else [])
+
+    def _read(self, process: int) -> None:
+        life = self._some()
+        if life is None:
+            return
+        name = self.world.random.choice(life.names)
+        get = partial(self.rooms[process].sessions.get, name.token)
+        check = partial(self._check_read, life)
+        self._call(f"get {name.token[:8]}", process, get, check, [])
+
+    def _update(self, process: int) -> None:
+        life = self._some()
+        if life is None:
+            return
+        value = next(self._numbers)
+        token = life.newest.token
+
+        def check(call: Actor) -> None:
+            self._expect(call, (SessionStoreUnavailable, SessionEnded))
+            if call.error is None and call.value in life.written and self._is_known(life):
+                raise Broken(f"{call.name} made version {call.value}, which there was")
+            if call.error is None:
+                self._check_is_over(life, call)
+                life.written[call.value] = value
+
+        update = partial(self.rooms[process].sessions.update, token, {"n": value})
+        self._call(f"update {token[:8]} to {value}", process, update, check, [])
+
+    def _rotate(self, process: int) -> None:
+        life = self._some()
+        if life is None:
+            return
+        name = life.newest
+        grace = self.world.random.choice([GRACE_S, GRACE_S, 0.0])
+
+        def check(call: Actor) -> None:
+            self._expect(call, (SessionStoreUnavailable, SessionEnded, SessionConflict))
+            if call.error is None:
+                self._check_is_over(life, call)
+                life.names.append(Name(call.value.token))
+                rotation.returned_s = self.world.monotonic
+
+        rotate = partial(self.rooms[process].sessions.rotate, name.token, grace=grace)
+        called = f"rotate {name.token[:8]}, {grace=}"
+        call = Actor(self.world, called, process, rotate, check)
+        rotation = Rotation(call, self.world.monotonic, grace)
+        name.rotations.append(rotation)
+        self.world.begin_call(call)
+
+    def _destroy(self, process: int) -> None:
+        life = self._some()
+        if life is None:
+            return
+        chance, sessions = self.world.random, self.rooms[process].sessions
+        name, defer = chance.choice([*life.names, life.newest]), chance.random() < 0.5
+        is_over = self._was_over(life, name)
+
+        def check(call: Actor) -> None:
+            self._expect(call, (SessionStoreUnavailable,))
+            if call.error is None:
+                deferred = self.rooms[process]._sessions_body._deferred
+                self._have_ended(life, name, call, began, process if deferred else None)
+
+        destroy = partial(sessions.destroy, name.token, defer=defer)
+        began = self.world.monotonic
+        told = ", whose grace is over" if is_over else ""
+        called = f"destroy {name.token[:8]}{told}"
+        self._call(called, process, destroy, check, [] if is_over else [life])
+
+    def _destroy_all(self, process: int) -> None:
+        chance, sessions = self.world.random, self.rooms[process].sessions
+        user = chance.choice([user for user in USERS if user])
+        theirs = [life for life in self.lives if life.user == user]
+        kept = chance.choice(theirs) if theirs and chance.random() < 0.5 else None
+        keep = kept.newest.token if kept and not kept.newest.rotations else None
+
+        def check(call: Actor) -> None:
+            self._expect(call, (SessionStoreUnavailable, SessionEnded))
+            for life in theirs:
+                if call.error is None and not (keep and life is kept):
+                    life.ends.append((call, None))
+
+        destroy = partial(sessions.destroy_for_user, user, keep)
+        touched = [life for life in theirs if not (keep and life is kept)]
+        called = f"destroy all of {user} but {keep and keep[:8]}"
+        self._revocations.append((user, self._call(called, process, destroy, check, touched)))
+
+    def _work(self, _: int) -> None:
+        sweep = partial(self.rooms[WORKER].sessions.sweep, 2, 1.0)
+        expect = partial(self._expect, errors=(SessionStoreUnavailable,))
+        self._call("sweep", WORKER, sweep, expect, [])
+
+    def _lose_scripts(self, _: int) -> None:
+        self.world.lose_scripts()
+
+    def _begin_anew(self, process: int) -> None:
+        """A process ends without a word, and another one begins."""
+        dying = [one for one in self.world.actors if one.process == process and not one.is_done]
+        owes = self.rooms[process]._sessions_body._deferred
+        self._is_somebody_lost |= bool(dying or owes)
+        self.world.kill(process)
+        self.rooms[process] = self._room()
+        for life in self.lives:
+            life.ends = [(call, whose) for call, whose in life.ends if whose != process]
+            rotations = life.rotations_since(life.names[0])
+            if owes or any(one.call.is_dead for one in rotations):
+                life.doubts += len(rotations)
+
+    # What must hold
+
+    def close(self) -> None:
+        for room in self._opened:
+            atexit.unregister(room._cache_body.deliver_last)
+
+    def end(self) -> None:
+        world = self.world
+        self._look()
+        for process in (0, 1):
+            self._deliver(process)
+        while world.copies:
+            world.deliver_a_copy()
+        for life in self.lives:
+            for name in life.names:
+                get = partial(self.rooms[0].sessions.get, name.token)
+                called = f"last get {name.token[:8]}"
+                self._check_read(life, world.run(called, 0, get))
+            self._check_lives(life, world.run(called, 0, get))
+        self._check_lists()
+        if endings := endless(world, "*:{s*"):
+            raise Broken(f"these have no end: {endings}")
+
+    def _deliver(self, process: int) -> None:
+        """All that this process has deferred holds for all from now on."""
+        left = self.world.run("deliver", process, self.rooms[process].sessions.deliver).value
+        if left:
+            raise Broken(f"{left} ends were not told")
+        for life in self.lives:
+            ends = [(call, None if whose == process else whose) for call, whose in life.ends]
+            life.ends = ends
+
+    def _check_lists(self) -> None:
+        """No session is there of which nobody was given a name; and a cap is one."""
+        world = self.world
+        for user in ("ann", "bob", CAPPED):
+            devices = world.run(
+                "list", 0, partial(self.rooms[0].sessions.list_for_user, user)
+            ).value
+            if user == CAPPED and not self.watch.lost and len(devices) > CAP:
+                raise Broken(f"{len(devices)} sessions of {user}, who may have {CAP}")
+            known = [life for life in self.lives if life.user == user]
+            is_sure = not (self._is_somebody_lost or self.watch.lost)
+            if is_sure and self.watch.passed < LATE_S and len(devices) > len(known):
+                raise Broken(f"{len(devices)} sessions of {user}, who was given {len(known)}")
+
+    def _check_read(self, life: Life, call: Actor) -> None:
+        self._expect(call, (SessionStoreUnavailable,))
+        if call.error is None and call.value is not None:
+            self._check_is_over(life, call)
+            session = call.value
+            said = life.written.get(session.version, session.data["n"])
+            if self._is_known(life) and session.data["n"] != said:
+                raise Broken(
+                    f"{call.name}: {session.data} is not what version {session.version} was"
+                )
+
+    def _check_is_over(self, life: Life, call: Actor) -> None:
+        """The session was there for this call: then nobody had ended it."""
+        for ended, whose in life.ends:
+            returned = ended.returned
+            is_before = returned is not None and returned < call.began
+            if is_before and whose in (None, call.process) and self._is_known(life):
+                raise Broken(
+                    f"{call.name}, begun at {call.began}, in spite of {ended.name}, ended at {returned}"
+                )
+
+    def _check_lives(self, life: Life, call: Actor) -> None:
+        rotations = life.rotations_since(life.names[0])
+        is_late = any(one.call.error for one in rotations) and self.watch.passed > LATE_S
+        if call.value is None and not life.doubts and not is_late and self._is_known(life):
+            raise Broken(f"{call.name}: gone, and nobody has ended it")
+
+    def _is_known(self, life: Life) -> bool:
+        """Whether the server has lost nothing since this session began."""
+        return any(life is one for one in self.lives)
+
+    # Helpers
+
+    def _some(self) -> Life | None:
+        """Mostly one of the last two."""
+        if not self.lives:
+            return None
+        return self.world.random.choice([*self.lives[-2:], *self.lives[-2:], *self.lives])
+
+    def _doubts_of_newborn(self, life: Life) -> int:
+        """One that may be ended by what began before: an eviction, or a revocation that is still on its way."""
+        evicted = life.user == CAPPED and self._on_cap != "reject"
+        revoked = any(
+            user == life.user
+            and (call.error is not None or not 0 < (call.returned or 0) < life.born.began)
+            for user, call in self._revocations
+        )
+        return int(evicted or revoked)
+
+    def _was_over(self, life: Life, name: Name) -> bool:
+        """Whether a grace on the way from this name is over for sure: what asks now to end it ends nothing."""
+        return any(
+            self.world.monotonic > one.returned_s + one.grace_s + 0.001
+            and not self.watch.stepped(one.call.began)[1]
+            for one in life.rotations_since(name)
+        )
+
+    def _have_ended(
+        self, life: Life, name: Name, call: Actor, began: float, whose: int | None
+    ) -> None:
+        """A call ended the session of this name, if the name was good when it was asked."""
+        was_good = all(
+            (one.call.began > call.began or began < one.began_s + one.grace_s)
+            and not self.watch.stepped(one.call.began)[0]
+            for one in life.rotations_since(name)
+        )
+        if was_good:
+            life.ends.append((call, whose))
+
+    def _call(
+        self,
+        name: str,
+        process: int,
+        act: Callable[[], Any],
+        check: Callable[[Actor], None],
+        touched: Sequence[Life],
+    ) -> Actor:
+        """Begin a call, which may end the sessions that it touches; it is checked as soon as it has ended."""
+        for life in touched:
+            life.doubts += 1
+        return self.world.call(name, process, act, check)
+
+    def _expect(self, call: Actor, errors: tuple[type[Exception], ...]) -> None:
+        self._look()
+        if call.error is not None and not isinstance(call.error, errors):
+            raise Broken(f"{call.name} raised {call.error!r}") from call.error
+
+
+def maker(settings: Settings) -> Callable[[World], SessionsModel]:
+    """Makes a model for each run, all with the same settings."""
+    return lambda world: SessionsModel(world, settings)

@@ -1,0 +1,42 @@
+"""The cache in every accident the explorer knows; and that the explorer would find what is broken."""
+
+from __future__ import annotations
+
+import pytest
+
+from stillroom import Settings
+from tests.explorer.cache import SETTINGS, maker
+from tests.explorer.explorer import Broken, explore
+from tests.explorer.mutants import MUTANTS
+from tests.explorer.world import World
+
+RUNS = 750  # of each kind: together with the other models' they are ten thousand
+FINDS_WITHIN = 2_500
+
+# What happens more often than usual, by what a part of the runs is about.
+ABOUT: dict[str, dict[str, float]] = {
+    "everything": {},
+    "writes": {"write": 12.0, "read": 4.0},
+    "background": {"work": 8.0, "order": 5.0},
+    "loss": {"lose": 6.0, "die": 3.0},
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("about", ABOUT)
+def test_no_accident_breaks_a_promise(world: World, about: str) -> None:
+    """Whatever is lost, late, doubled, restarted or stepped: no read shows what was invalidated."""
+    first = list(ABOUT).index(about) * 1_000_000
+    make = maker(Settings(**SETTINGS), **ABOUT[about])
+    assert explore(world, range(first, first + RUNS), make) == RUNS
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_what_is_broken_is_found(world: World, mutant: str) -> None:
+    """Each broken variant breaks a promise in one of the runs, and its story is told."""
+    acts = {"read": 14.0, "write": 2.0} if "load" in mutant else {"write": 9.0}
+    make = maker(Settings(**SETTINGS), **acts)
+    with MUTANTS[mutant](), pytest.raises(Broken, match="in spite of") as broken:
+        explore(world, range(FINDS_WITHIN), make)
+    assert "begins in process" in str(broken.value)

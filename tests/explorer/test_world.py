@@ -1,0 +1,132 @@
+"""The explorer itself: a run is its seed's, and what it does to a batch is what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.operation import Once, Operation
+from tests.explorer.cache import SETTINGS, maker
+from tests.explorer.explorer import Broken, run, told
+from tests.explorer.world import Fate, World
+
+KEY = b"counter"
+
+
+def batch(kind: type[list[Any]]) -> Operation[Any]:
+    return (yield kind([(b"INCR", KEY), (b"INCR", KEY)]))
+
+
+def story(world: World, seed: int) -> list[str]:
+    """What happened in a run; how it ended is a part of it."""
+    world.trace = []
+    try:
+        run(world, seed, maker(Settings(**SETTINGS)))
+    except Broken as broken:
+        world.trace.append(str(broken))
+    told, world.trace = world.trace, None
+    return told
+
+
+def test_a_run_is_the_same_each_time(world: World) -> None:
+    """Every step of a run follows from its seed."""
+    for seed in range(20):
+        assert story(world, seed) == story(world, seed)
+
+
+def test_a_broken_promise_is_told_as_a_story(world: World) -> None:
+    """The story names the seed and what was said to the server, in order."""
+
+    class Model:
+        def __init__(self, world: World) -> None:
+            self.room = Stillroom(Settings(**SETTINGS), dispatch=NoDispatch())
+            self.world = world
+
+        def act(self) -> None:
+            self.world.run("set k", 0, lambda: self.room.cache.set("k", 1))
+
+        def end(self) -> None:
+            raise Broken("k is gone")
+
+        def close(self) -> None:
+            pass
+
+    text = told(world, 7, Model, AssertionError())
+    assert text.startswith("seed 7: Broken('k is gone')")
+    assert "set k: put.lua" in text
+
+
+@pytest.mark.parametrize(
+    ("fate", "kind", "at_once", "in_the_end"),
+    [
+        (Fate.ARRIVES, list, 2, 2),
+        (Fate.UNSENT, list, 2, 2),  # a used connection died: sent again on another
+        (Fate.UNSENT, Once, 0, 0),
+        (Fate.HELD, list, 2, 4),  # the first copy comes after the second
+        (Fate.HELD, Once, 0, 2),
+        (Fate.UNANSWERED, list, 4, 4),
+        (Fate.UNANSWERED, Once, 2, 2),
+        (Fate.SLOW, list, 0, 2),
+        (Fate.SLOW, Once, 0, 2),
+    ],
+)
+def test_a_fate_is_what_it_says(
+    world: World, fate: Fate, kind: type[list[Any]], at_once: int, in_the_end: int
+) -> None:
+    """How often a batch acts: while its caller waits, and when the held copies have arrived."""
+    world.begin(1)
+    with world.inside():
+        room = Stillroom(Settings(**SETTINGS), dispatch=NoDispatch())
+        world.run("connect", 0, lambda: room.state.run(batch(list)))
+        world.ask("DEL", KEY)
+        fates = iter([fate])
+        choices = world.random.choices
+        world.random.choices = (  # type: ignore[method-assign]  # the next batch's fate, and no other
+            lambda population, weights: (
+                [next(fates, Fate.ARRIVES)]
+                if isinstance(population[0], Fate)
+                else choices(population, weights)
+            )
+        )
+        call = world.run("incr", 0, lambda: room.state.run(batch(kind)))
+        acts = int(world.ask("GET", KEY) or 0)
+        while world.copies:
+            world.deliver_a_copy()
+        assert (acts, int(world.ask("GET", KEY) or 0)) == (at_once, in_the_end)
+        fails = fate is Fate.SLOW or (kind is Once and fate is not Fate.ARRIVES)
+        assert isinstance(call.error, RedisUnavailable) == fails
+
+
+@pytest.mark.parametrize(("how", "left"), [("empty", None), ("snapshot", b"old"), ("all", b"new")])
+def test_another_server_has_what_it_is_said_to_have(
+    world: World, how: str, left: bytes | None
+) -> None:
+    """Nothing, what a snapshot held, or all; and its run id is another."""
+    world.begin(1)
+    before = world.info
+    world.ask("SET", "k", "old", "PX", "5000")
+    world.take_snapshot()
+    world.ask("SET", "k", "new", "PX", "5000")
+    assert world.change_server(how)
+    assert world.ask("GET", "k") == left
+    if left:
+        assert 0 < world.ask("PTTL", "k") <= 5_000
+    assert world.info != before
+
+
+def test_time_is_the_worlds(world: World) -> None:
+    """Keys run out when the world says so, and a step of the server's clock is not time for the processes."""
+    world.begin(1)
+    with world.inside():
+        import time
+
+        began = time.monotonic()
+        world.ask("SET", "k", "v", "PX", "5000")
+        world.pass_time(4.0)
+        assert world.ask("GET", "k") == b"v"
+        assert time.monotonic() == began + 4.0
+        world.step_clock(2.0)
+        assert world.ask("GET", "k") is None
+        assert time.monotonic() == began + 4.0

@@ -1,0 +1,59 @@
+"""What a model has to know of the accidents that it did not make: what was lost, how the clock stepped."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tests.explorer.world import World
+
+MARKER = b"explorer:marker"
+
+
+class Step(NamedTuple):
+    """The server's clock was set to another time."""
+
+    tick: int
+    seconds: float
+
+
+class Watch:
+    """Looks before each act of a model: at most one accident lies between two of them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._began = world.monotonic
+        self._offset = world.clock_offset
+        self._place = world.place
+        self._mark()
+        self.lost = 0  # the tick of the last accident after which the server knew less than before
+        self.steps: list[Step] = []
+
+    def look(self) -> None:
+        """To be called before each act, and at the end."""
+        world = self._world
+        if (offset := world.clock_offset) != self._offset:
+            self.steps.append(Step(world.tick(), offset - self._offset))
+            self._offset = offset
+        if world.ask("GET", MARKER) != self._marker:
+            self.lost = world.tick()
+        self._mark()
+
+    def stepped(self, since: int) -> tuple[bool, bool]:
+        """Whether the clock stepped forward, and whether back, since that tick."""
+        steps = [step.seconds for step in self.steps if step.tick >= since]
+        return any(one > 0 for one in steps), any(one < 0 for one in steps)
+
+    @property
+    def passed(self) -> float:
+        """Seconds since the run began, by the server's clock where that ran ahead."""
+        ahead = sum(step.seconds for step in self.steps if step.seconds > 0)
+        return self._world.monotonic - self._began + ahead
+
+    def _mark(self) -> None:
+        self._marker = b"%d" % self._world.tick()
+        self._world.ask("SET", MARKER, self._marker)
+
+
+def endless(world: World, pattern: str) -> list[bytes]:
+    """The keys that have no end."""
+    return [key for key in world.ask("KEYS", pattern) if world.ask("PTTL", key) == -1]

@@ -1,0 +1,149 @@
+"""Bans while Redis is away: those that some process of the machine knows of hold, whatever a limit does then."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import AUTH, DEFAULT, STATIC, NoDispatch, Settings, Stillroom, known_bans
+from stillroom.embedded import EmbeddedServer
+from tests.support.abuse import ARMED, CLIENT, put
+from tests.support.faces import open_room
+from tests.support.limits import forget_denials
+
+OTHER = "203.0.114.1"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the file is a look."""
+    monkeypatch.setattr(known_bans, "LOOKS_EVERY_S", -1.0)
+
+
+@pytest.fixture(params=["sync", "async"])
+def make(
+    request: pytest.FixtureRequest, own_server: EmbeddedServer, tmp_path: Path
+) -> Iterator[Callable[..., Any]]:
+    """Processes of one machine, as far as bans know."""
+    (rules := tmp_path / "rules.toml").write_text(ARMED)
+    given: dict[str, Any] = {
+        "redis_url": own_server.url,
+        "session_peppers": "p" * 32,
+        "abuse_rules": rules,
+        "ban_file": tmp_path / "bans",
+        "command_timeout": 2.0,
+        "call_timeout": 3.0,
+    }
+    with ExitStack() as stack:
+
+        def room(**changes: Any) -> Any:
+            settings = Settings(**given | changes)
+            return stack.enter_context(open_room(request.param, settings, NoDispatch()))
+
+        yield room
+
+
+def assert_banned(room: Any, address: str) -> None:
+    """By every limit, also those that let everybody through while Redis is away; and they say for how long."""
+    for limits in ([DEFAULT], [AUTH], [STATIC], [STATIC, AUTH]):
+        forget_denials(room)
+        decision = room.limits.check(address, limits)
+        assert (decision.allowed, decision.banned, decision.status) == (False, True, 429)
+        assert 50 <= decision.retry_after <= 61
+        assert decision.degraded
+        assert room.limits.peek(address, limits).banned
+        assert not room.limits.reserve(address, limits)
+
+
+def test_a_ban_that_one_process_has_met_holds_in_all(
+    make: Callable[..., Any], own_server: EmbeddedServer
+) -> None:
+    """Of an address, of a /64 and of a network; others are let through as before."""
+    operator, met, other = make(ban_file=os.devnull), make(), make()
+    for subject, address in (
+        (CLIENT, CLIENT),
+        ("2001:db8:1:2::1", "2001:db8:1:2:3::4"),
+        ("198.51.100.0/24", "198.51.100.7"),
+        ("2001:db8:9::/48", "2001:db8:9:9::9"),
+    ):
+        operator.abuse.ban(subject, 60)
+        assert met.limits.check(address, [DEFAULT]).banned
+    assert other.limits.check(OTHER, [DEFAULT])
+    own_server.kill()
+    for room in (met, other):
+        for address in (CLIENT, "2001:db8:1:2::", "198.51.100.7", "2001:db8:9:9::9"):
+            assert_banned(room, address)
+        assert room.limits.check(OTHER, [DEFAULT])
+        assert room.limits.check("2001:db8:1:3::", [DEFAULT])
+    late = make()  # begun while Redis is away
+    assert late.limits.check(CLIENT, [STATIC]).banned
+
+
+def test_who_bans_knows_it(make: Callable[..., Any], own_server: EmbeddedServer) -> None:
+    """The operator's process, and the worker that has seen the attack: nobody has met the client since."""
+    operator, worker, app = make(), make(), make()
+    operator.abuse.ban(CLIENT, 60)
+    with redis.Redis.from_url(own_server.url) as client:
+        put(client, worker, "denied", ip="203.0.113.77", n="64")
+    assert worker.abuse.scan()["bans"] == 1
+    own_server.kill()
+    assert_banned(app, CLIENT)
+    assert app.limits.check("203.0.113.77", [STATIC]).banned
+
+
+def test_a_ban_ends_when_its_time_is_over(
+    make: Callable[..., Any], own_server: EmbeddedServer
+) -> None:
+    """Also where Redis is still away."""
+    room, other = make(), make()
+    room.abuse.ban(CLIENT, 1)
+    assert other.limits.check(CLIENT, [STATIC]).banned
+    ends = time.monotonic() + 1.1
+    own_server.kill()
+    assert other.limits.check(CLIENT, [STATIC]).banned
+    while time.monotonic() < ends:
+        time.sleep(0.05)
+    for one in (room, other):
+        forget_denials(one)
+        assert one.limits.check(CLIENT, [STATIC])
+
+
+def test_what_was_lifted_does_not_hold(
+    make: Callable[..., Any], own_server: EmbeddedServer
+) -> None:
+    """Lifted on this machine, or elsewhere and the client was seen here since; or it has become exempt."""
+    room, elsewhere = make(), make(ban_file=os.devnull)
+    for address in (CLIENT, OTHER, "192.0.2.1"):
+        room.abuse.ban(address, 60)
+    room.abuse.lift(CLIENT)
+    elsewhere.abuse.lift(OTHER)
+    assert room.limits.check(OTHER, [DEFAULT])
+    own_server.kill()
+    app = make(abuse_allow="192.0.2.0/24")
+    for address in (CLIENT, OTHER, "192.0.2.1"):
+        assert app.limits.check(address, [DEFAULT])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_knows_what_is_in_the_file(own_server: EmbeddedServer, tmp_path: Path) -> None:
+    """A prefork server's child, begun before there was a ban."""
+    settings = Settings(
+        redis_url=own_server.url, session_peppers="p" * 32, ban_file=tmp_path / "bans"
+    )
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.limits.check(CLIENT, [DEFAULT])
+        begin, child_begins = os.pipe()
+        if (child := os.fork()) == 0:
+            os.read(begin, 1)
+            os._exit(17 if room.limits.check(CLIENT, [STATIC]).banned else 1)
+        room.abuse.ban(CLIENT, 60)
+        own_server.kill()
+        os.write(child_begins, b"x")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17

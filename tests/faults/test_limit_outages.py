@@ -1,0 +1,415 @@
+"""An outage is no quota and no gift: however often, for threads and for processes, and whatever is late or lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import Limit, NoDispatch, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.limits.settling import AWAY
+from stillroom.scripts import BY_SHA, limit_charge
+from tests.support.celery_process import until
+from tests.support.limits import forget_denials, read_log
+from tests.support.processes import Program
+from tests.support.proxy import Proxy
+from tests.support.stepper import Stepper
+
+IP = "203.0.113.7"
+LOGIN = Limit("login", 10, 3_600)
+CALM = {"connect_timeout": 2.0, "command_timeout": 2.0, "call_timeout": 3.0}
+BRISK = {"connect_timeout": 0.15, "command_timeout": 0.15, "call_timeout": 0.2}
+
+
+@pytest.fixture
+def make(own_server: EmbeddedServer) -> Iterator[Callable[..., Stillroom]]:
+    with ExitStack() as stack:
+
+        def room(**changes: Any) -> Stillroom:
+            given = {"redis_url": own_server.url, "session_peppers": "p" * 32} | CALM | changes
+            return stack.enter_context(Stillroom(Settings(**given), dispatch=NoDispatch()))
+
+        yield room
+
+
+def knock(room: Stillroom, limit: Limit, times: int, ip: str = IP) -> int:
+    admitted = 0
+    for _ in range(times):
+        forget_denials(room)
+        admitted += bool(room.limits.check(ip, [limit]))
+    return admitted
+
+
+def known(server: EmbeddedServer, room: Stillroom, limit: Limit, ip: str = IP) -> int:
+    """How many hits Redis knows of."""
+    with redis.Redis.from_url(server.url) as client:
+        return sum(n for _, n in read_log(client, room.keys.limits("ip", ip) + limit.name.encode()))
+
+
+def back(room: Stillroom) -> None:
+    until(lambda: not room.state_wire.breaker.is_open, "recovery")
+    until(lambda: not room.limits.peek("203.0.113.99", [LOGIN]).degraded, "an answer")
+
+
+def quietly(room: Stillroom) -> None:
+    """Nobody tells Redis anything when it is back, but the requests themselves."""
+    room.state_wire.breaker.recovered.clear()
+
+
+# Once and again
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_flapping_ten_times_is_one_outage(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom], how: str
+) -> None:
+    """Ten used in all: by Redis, in the first outage, in the second … and never more."""
+    room = make(**(BRISK if how == "frozen" else CALM))
+    admitted = knock(room, LOGIN, 1)
+    for _ in range(10):
+        if how == "killed":
+            own_server.kill()
+        else:
+            own_server.freeze()
+        until(lambda: room.limits.peek("203.0.113.99", [LOGIN]).degraded == "breaker", "an outage")
+        admitted += knock(room, LOGIN, 15)
+        if how == "killed":
+            own_server.restart()
+        else:
+            own_server.thaw()
+        back(room)
+        assert room.limits.deliver() == 0
+        assert admitted <= 10
+    assert admitted == 10
+    assert known(own_server, room, LOGIN) >= 10
+
+
+def test_flaps_of_two_processes_admit_their_shares(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """Each has half of the quota in one window, however often Redis goes away."""
+    rooms = [make(processes=2), make(processes=2)]
+    for room in rooms:
+        room.limits.peek(IP, [LOGIN])
+    admitted = 0
+    for _ in range(4):
+        own_server.kill()
+        for room in rooms:
+            until(
+                lambda room=room: room.limits.peek(IP, [LOGIN]).degraded == "breaker", "an outage"
+            )
+            admitted += knock(room, LOGIN, 15)
+        own_server.restart()
+        for room in rooms:
+            until(lambda room=room: not room.state_wire.breaker.is_open, "recovery")
+            until(lambda room=room: not room._limits_body._local.logs, "the charge")
+    assert admitted == 10
+    assert known(own_server, rooms[0], LOGIN) == 10
+
+
+# Nothing overtakes a charge
+
+
+def test_a_check_does_not_overtake_its_charge(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """One thread is telling Redis of another's subject; whoever asks about it meanwhile is answered here."""
+    room = make()
+    room.limits.check("203.0.113.1", [LOGIN])
+    own_server.kill()
+    assert knock(room, LOGIN, 40) == 10
+    quietly(room)
+    own_server.restart()
+    until(lambda: not room.state_wire.breaker.is_open, "recovery")
+    other = Stepper(room, room._limits_body.check("203.0.113.1", [LOGIN]))
+    while other.at[0][1] != limit_charge.text.sha:
+        other.step()
+    for _ in range(2):  # the charge is on its way; it has arrived, and its reply has not
+        forget_denials(room)
+        decision = room.limits.check(IP, [LOGIN])
+        assert (decision.allowed, decision.degraded) == (False, "charging")
+        other.step()
+    assert other.value().allowed
+    assert known(own_server, room, LOGIN) == 10
+    assert not room.limits.check(IP, [LOGIN]).degraded
+
+
+def test_a_charge_goes_before_the_check_where_scripts_were_lost(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """After a restart another process has brought the script of the check, and nobody that of the charge."""
+    room, other = make(), make()
+    for one in (room, other):
+        one.limits.check("203.0.113.1", [LOGIN])
+    own_server.kill()
+    assert knock(room, LOGIN, 20) == 10
+    quietly(room)
+    own_server.restart()
+    for one in (room, other):
+        until(lambda one=one: not one.state_wire.breaker.is_open, "recovery")
+    back(other)
+    assert knock(room, LOGIN, 3) == 0
+    assert known(own_server, room, LOGIN) == 10
+
+
+def test_a_check_that_redis_may_admit_counts_here(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """Redis has admitted one thread, which does not know it yet, and is gone: the others get one less."""
+    room = make()
+    room.limits.check("203.0.113.1", [LOGIN])
+    for order in ("answered late", "never answered"):
+        limit = Limit(f"login-{order[:5]}", 5, 3_600)
+        room.limits.peek(IP, [limit])
+        first = Stepper(room, room._limits_body.check(IP, [limit]))
+        if order == "answered late":
+            first.step()
+        own_server.kill()
+        assert knock(room, limit, 20) == 4
+        if order == "answered late":
+            assert first.value().allowed
+            assert knock(room, limit, 5) == 0
+        own_server.restart()
+        back(room)
+
+
+@pytest.mark.long
+def test_threads_admit_exactly_the_quota_across_a_restart(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """Sixteen threads ask about three hundred addresses all the time; Redis is killed and comes back."""
+    room, limit = make(**BRISK), Limit("five", 5, 3_600)
+    admitted: Counter[str] = Counter()
+    lock, stop = threading.Lock(), threading.Event()
+
+    def work(seed: int) -> None:
+        for n in count(seed):
+            if stop.is_set():
+                return
+            ip = f"203.0.{n * 7 % 300 // 250}.{n * 7 % 300 % 250}"
+            if room.limits.check(ip, [limit]):
+                with lock:
+                    admitted[ip] += 1
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(16)]
+    for thread in threads:
+        thread.start()
+    until(lambda: sum(admitted.values()) > 100, "traffic")
+    own_server.kill()
+    until(lambda: room.state_wire.breaker.is_open, "the outage")
+    until(lambda: sum(admitted.values()) > 700, "traffic in the outage")
+    own_server.restart()
+    until(lambda: len(admitted) == 300 and min(admitted.values()) >= 5, "all quotas", within=60)
+    until(lambda: not room.state_wire.breaker.is_open, "recovery")
+    until(lambda: room.limits.deliver() == 0, "the charges")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(admitted.values()) == {5}
+
+
+CROWD = """
+    import json, pathlib, threading, time
+    from collections import Counter
+    from itertools import count
+    from stillroom import Limit, NoDispatch, Settings, Stillroom
+    room = Stillroom(Settings(redis_url={url!r}, session_peppers="p" * 32, processes=3), dispatch=NoDispatch())
+    limit, admitted, lock, stop = Limit("six", 6, 3600), Counter(), threading.Lock(), threading.Event()
+    room.limits.check("198.51.100.1", [limit])
+    def work(seed):
+        for n in count(seed):
+            if stop.wait(0.0005):
+                return
+            ip = f"203.0.113.{{n * 7 % 100}}"
+            if room.limits.check(ip, [limit]):
+                with lock:
+                    admitted[ip] += 1
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    def await_word(word):
+        while not pathlib.Path({folder!r}, word).exists():
+            time.sleep(0.01)
+    print("ready now", flush=True)
+    await_word("go")
+    for thread in threads:
+        thread.start()
+    await_word("stop")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    room.close()
+    print("admitted", json.dumps(admitted), flush=True)
+"""
+
+
+@pytest.mark.long
+def test_processes_admit_no_more_than_the_quota_when_redis_is_back(
+    own_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """Three processes with a share of two each: Redis admits nobody before all of them have told it theirs."""
+    total: Counter[str] = Counter()
+    with ExitStack() as stack:
+        source = CROWD.format(url=own_server.url, folder=str(tmp_path))
+        programs = [stack.enter_context(Program(source, within=60)) for _ in range(3)]
+        for program in programs:
+            assert program.read_word("ready ") == "now"
+        own_server.kill()
+        (tmp_path / "go").touch()
+        threading.Event().wait(1.5)  # they find out, and use up their shares
+        own_server.restart()
+        threading.Event().wait(5.0)  # and go on, each in its time
+        (tmp_path / "stop").touch()
+        for program in programs:
+            total.update(json.loads(program.read_word("admitted ")))
+    assert len(total) == 100
+    assert max(total.values()) <= 6
+
+
+# What is late or lost
+
+
+@pytest.fixture
+def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def brisk(proxy: Proxy) -> Iterator[Stillroom]:
+    """A room behind the proxy that gives up soon; its breaker takes longer to open than these tests to fail."""
+    settings = Settings(
+        redis_url=proxy.url,
+        session_peppers="p" * 32,
+        breaker_failures=1_000,
+        **{"breaker_calls": 1_000, **BRISK},
+    )
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.limits.refund(room.limits.reserve("203.0.113.1", [LOGIN]))
+        yield room
+
+
+def test_a_charge_whose_reply_was_lost_counts_once(
+    brisk: Stillroom, proxy: Proxy, server: EmbeddedServer
+) -> None:
+    """It is sent until it is answered, with what was admitted since; Redis adds what is new of it."""
+    limit = Limit("charged", 20, 3_600)
+    brisk.limits.peek(IP, [limit])
+    local = brisk._limits_body._local
+    keys = (brisk.keys.limits("ip", IP) + b"charged",)
+    local.decide((b"stillroom:{rl:ip:x}:y",), [limit], 1, time.monotonic_ns() // 1_000, take=True)
+    assert brisk.limits.deliver() == 0  # the server has the script
+    for hits in range(1, 4):  # each time one more, and its charge is done and not answered
+        local.decide(keys, [limit], 1, time.monotonic_ns() // 1_000, take=True)
+        brisk.sessions.count()  # a connection is open
+        proxy.hold_replies()
+        assert brisk.limits.deliver() == 1
+        proxy.let_go()
+        until(lambda hits=hits: known(server, brisk, limit) == hits, "the charge")
+    assert brisk.limits.deliver() == 0
+    assert known(server, brisk, limit) == 3
+
+
+@pytest.mark.parametrize("told", ["at once", "with the next check", "after it was charged"])
+def test_logins_that_succeed_over_a_slow_redis_use_nothing_up(
+    brisk: Stillroom, proxy: Proxy, server: EmbeddedServer, told: str
+) -> None:
+    """Redis reserves, its reply is late, and this process decides: a refund that says True gives back all of it."""
+    auth = Limit("auth", 5, 3_600)
+    brisk.limits.peek(IP, [auth])
+    for _ in range(5):
+        proxy.hold_replies()
+        held = brisk.limits.reserve(IP, [auth])
+        assert held.local
+        if told != "with the next check":
+            proxy.let_go()
+        if told == "after it was charged":
+            assert brisk.limits.deliver() == 0
+        assert brisk.limits.refund(held) is True
+        proxy.let_go()
+    assert brisk.limits.peek(IP, [auth]).remaining == 5
+    until(lambda: known(server, brisk, auth) == 0, "all of them")
+    held = brisk.limits.reserve(IP, [auth])
+    assert (held.allowed, held.local) == (True, False)
+
+
+def test_a_reservation_that_arrives_after_its_refund_takes_nothing(
+    brisk: Stillroom, proxy: Proxy, server: EmbeddedServer, client: Any
+) -> None:
+    """Held up on its way, it comes when the login is long done."""
+    auth = Limit("auth", 5, 3_600)
+    brisk.limits.peek(IP, [auth])
+    proxy.hold_requests()
+    held = brisk.limits.reserve(IP, [auth])
+    assert held.local
+    refund = brisk._limits_body._settling._settlement(held, 0)
+    assert client.execute_command("EVAL", BY_SHA[refund[1]].source, *refund[2:]) == 0
+    calls = int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+    proxy.let_go()
+    until(
+        lambda: int(client.info("commandstats")["cmdstat_evalsha"]["calls"]) > calls, "its arrival"
+    )
+    assert brisk.limits.refund(held) is True
+    assert known(server, brisk, auth) == 0
+
+
+def test_a_refund_whose_reply_is_late_is_not_known(
+    brisk: Stillroom, proxy: Proxy, server: EmbeddedServer
+) -> None:
+    """None, and not True or False; then it is asked again by itself."""
+    auth = Limit("auth", 5, 3_600)
+    held = [brisk.limits.reserve(IP, [auth]) for _ in range(3)]
+    proxy.hold_replies()
+    assert brisk.limits.refund(held[0]) is None
+    assert brisk.limits.commit(held[1]) is None
+    proxy.let_go()
+    assert brisk.limits.peek(IP, [auth]).remaining == 3
+    assert brisk.limits.refund(held[0]) is False
+    assert brisk.limits.refund(held[2]) is True
+    assert known(server, brisk, auth) == 1
+
+
+def test_a_reservation_of_an_outage_is_refunded_after_it(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """Charged under its own name, so it can be given back there; once, and not after a commit."""
+    room = make()
+    room.limits.peek(IP, [LOGIN])
+    own_server.kill()
+    held = [room.limits.reserve(IP, [LOGIN], cost=2) for _ in range(3)]
+    assert room.limits.commit(held[2]) is True
+    own_server.restart()
+    back(room)
+    assert room.limits.deliver() == 0
+    assert known(own_server, room, LOGIN) == 6
+    assert [room.limits.refund(held[0]), room.limits.refund(held[0])] == [True, False]
+    assert known(own_server, room, LOGIN) == 4
+    assert room.limits.refund(held[2]) is False
+    assert room.limits.peek(IP, [LOGIN]).remaining == 6
+
+
+def test_one_process_waits_for_no_others(
+    own_server: EmbeddedServer, make: Callable[..., Stillroom]
+) -> None:
+    """Alone it asks Redis as soon as that is back; one of several decides by itself for a moment more."""
+    alone, several = make(), make(processes=2)
+    own_server.kill()
+    for room in (alone, several):
+        until(lambda room=room: room.limits.check(IP, [LOGIN]).degraded == "breaker", "an outage")
+    own_server.restart()
+    for room in (alone, several):
+        until(lambda room=room: not room.state_wire.breaker.is_open, "recovery")
+        until(lambda room=room: not room._limits_body._local.logs, "the charge")
+    assert alone.limits.check("203.0.113.8", [LOGIN]).degraded == ""
+    assert several.limits.check("203.0.113.8", [LOGIN]).degraded == "settling"
+    assert known(own_server, several, LOGIN, "203.0.113.8") == 2  # it is told at once
+    several._limits_body._settling.waits[AWAY] -= 60
+    assert several.limits.check("203.0.113.8", [LOGIN]).degraded == ""

@@ -1,0 +1,203 @@
+"""Commands that were done and whose reply was late or lost: each counts once, and nobody is locked out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import NoDispatch, SessionStoreUnavailable, Settings, Stillroom, TooManySessions
+from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import until
+from tests.support.crowd import PATIENT
+from tests.support.proxy import Proxy
+from tests.support.sessions import record_of
+
+BRISK = {"connect_timeout": 0.2, "command_timeout": 0.2, "call_timeout": 0.3}
+PEPPER = str(PATIENT["session_peppers"])
+
+
+@pytest.fixture
+def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def brisk(proxy: Proxy) -> Iterator[Stillroom]:
+    """A room behind the proxy that gives up soon, with its scripts loaded and a connection open."""
+    settings = Settings(redis_url=proxy.url, session_peppers=PEPPER, **BRISK)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        session = room.sessions.create("eve", max_per_user=9, on_cap="reject")
+        room.sessions.destroy(room.sessions.rotate(session))
+        yield room
+
+
+def test_a_login_whose_reply_was_late_takes_no_place_of_a_cap(
+    brisk: Stillroom, proxy: Proxy
+) -> None:
+    """Nobody has its token, so it is ended before the next login is counted, wherever the login is made."""
+    only = {"max_per_user": 1, "on_cap": "reject"}
+    proxy.hold_replies()
+    with pytest.raises(SessionStoreUnavailable):
+        brisk.sessions.create("ann", **only)
+    proxy.let_go()
+    made = brisk.sessions.create("ann", **only)
+    assert [one.handle for one in brisk.sessions.list_for_user("ann")] == [made.handle]
+    with pytest.raises(TooManySessions):
+        brisk.sessions.create("ann", **only)
+
+
+def test_a_login_that_arrives_after_it_was_given_up_begins_nothing(
+    brisk: Stillroom, proxy: Proxy, client: Any, make_room: Any
+) -> None:
+    """Held up on its way, it comes after the command that undoes it."""
+    other = make_room()
+    proxy.hold_requests()
+    with pytest.raises(SessionStoreUnavailable):
+        brisk.sessions.create("ann")
+    assert proxy.held.wait(5)
+    other._sessions_body._deferred.update(brisk._sessions_body._deferred)
+    assert other.sessions.deliver() == 0
+    created = calls_of(client)
+    proxy.let_go()
+    until(lambda: calls_of(client) > created, "the arrival")
+    assert other.sessions.count("ann") == 0
+
+
+def calls_of(client: Any) -> int:
+    """How many scripts the server has run."""
+    return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+
+def test_the_session_before_a_lost_login_ends_too(brisk: Stillroom, proxy: Proxy) -> None:
+    """Whether the login was made is not known; what it was to replace does not open anything afterwards."""
+    for on_cap in ("evict_oldest", "reject"):
+        for _ in range(3):
+            guest = brisk.sessions.create(None)
+            proxy.hold_replies()
+            with pytest.raises(SessionStoreUnavailable):
+                brisk.sessions.create("ann", replaces=guest, max_per_user=3, on_cap=on_cap)
+            proxy.let_go()
+            assert brisk.sessions.get(guest) is None
+            assert brisk.sessions.count("ann") == 0
+
+
+@pytest.mark.parametrize("grace", [0, 60])
+def test_a_rotation_whose_reply_was_late_logs_nobody_out(
+    brisk: Stillroom, proxy: Proxy, grace: int
+) -> None:
+    """The browser keeps the old token, and it is good; nothing is told as a replay."""
+    events: list[Any] = []
+    brisk.sessions.on_event.append(events.append)
+    session = brisk.sessions.create("ann", {"a": 1}, tags=["t"])
+    proxy.hold_replies()
+    with pytest.raises(SessionStoreUnavailable):
+        brisk.sessions.rotate(session, grace=grace)
+    proxy.let_go()
+    found = brisk.sessions.get(session)
+    assert found is not None
+    assert found.data == {"a": 1}
+    assert brisk.sessions.rotate(session).data == {"a": 1}
+    assert brisk.sessions.destroy_by_tag("t") == 1
+    assert events == []
+
+
+@pytest.mark.parametrize("act", ["get", "touch", "list", "count"])
+def test_what_rides_along_is_written_once(
+    brisk: Stillroom, proxy: Proxy, client: Any, act: str
+) -> None:
+    """The connection breaks after the server did it all: what was asked is asked again, without the riders."""
+    session = brisk.sessions.create("ann")
+    acts = {
+        "get": lambda: brisk.sessions.get(session),
+        "touch": lambda: brisk.sessions.touch(session),
+        "list": lambda: brisk.sessions.list_for_user("ann"),
+        "count": lambda: brisk.sessions.count("ann"),
+    }
+    acts[act]()
+    for _ in range(10):
+        brisk._abuse_body.hold("session_unknown", ip="203.0.113.9")
+    brisk.state_stats.due = 0.0
+    counted = brisk.state_stats.counts["sessions_created"]
+    proxy.cuts_next = True
+    assert acts[act]()
+    assert client.xlen(brisk.keys.abuse) == 10
+    totals = client.hget(brisk.keys.counts, "sessions_created")
+    assert int(totals) == counted
+
+
+# Deferred ends
+
+
+@pytest.fixture
+def own_room(own_server: EmbeddedServer) -> Iterator[Stillroom]:
+    settings = Settings(
+        redis_url=own_server.url, session_peppers=PEPPER, command_timeout=1, call_timeout=3
+    )
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        yield room
+
+
+def away(room: Stillroom, server: EmbeddedServer, act: Any) -> None:
+    """Do something while Redis is away; when it is back, no thread has told it anything yet."""
+    server.kill()
+    kept, room.state_wire.breaker.recovered[:] = list(room.state_wire.breaker.recovered), []
+    act()
+    server.restart()
+    until(lambda: not room.state_wire.breaker.is_open, "recovery")
+    room.state_wire.breaker.recovered[:] = kept
+
+
+def test_all_deferred_ends_are_told_before_a_session_is_read(
+    own_room: Stillroom, own_server: EmbeddedServer
+) -> None:
+    """However many there are, and by whatever name this process asks: the new token, a list, a count."""
+    sessions = [own_room.sessions.create(f"u{n}") for n in range(250)]
+    fresh = own_room.sessions.rotate(sessions[-1], grace=3_600)
+
+    def log_out() -> None:
+        for session in sessions:
+            assert own_room.sessions.destroy(session, defer=True) is True
+
+    away(own_room, own_server, log_out)
+    assert own_room.sessions.get(fresh) is None
+    assert own_room.sessions.count("u249") == 0
+    assert own_room.sessions.deliver() == 0
+
+
+def test_a_deferred_end_keeps_its_place_where_scripts_were_lost(
+    own_room: Stillroom, own_server: EmbeddedServer
+) -> None:
+    """After a restart the script that reads is there, another process brought it, and the one that ends is not."""
+    session = own_room.sessions.create("ann")
+    fresh = own_room.sessions.rotate(session, grace=3_600)
+    own_room.sessions.get(fresh)
+    away(own_room, own_server, lambda: own_room.sessions.destroy(session, defer=True))
+    settings = Settings(redis_url=own_server.url, session_peppers=PEPPER)
+    with Stillroom(settings, dispatch=NoDispatch()) as other:
+        assert other.sessions.get("00." + "x" * 43) is None
+        assert own_room.sessions.get(fresh) is None
+
+
+def test_an_end_that_is_refused_for_itself_holds_nobody_up(
+    own_room: Stillroom, own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One record is none by the time Redis is told: it is given up, and the others are told."""
+    bad, good, stays = (own_room.sessions.create(name) for name in ("ann", "bob", "eve"))
+
+    def log_out() -> None:
+        assert own_room.sessions.destroy(bad, defer=True) is True
+        assert own_room.sessions.destroy(good, defer=True) is True
+
+    away(own_room, own_server, log_out)
+    with redis.Redis.from_url(own_server.url) as client:
+        due = own_room.keys.due_sessions(int(bad.handle[:2], 16))
+        client.delete(due)
+        client.set(due, "x")  # the end of `bad` is refused, each time
+        assert own_room.sessions.get(stays) is not None
+        assert "Redis refuses to end a session" in caplog.text
+        assert own_room.sessions.deliver() == 0
+        assert not client.exists(record_of(own_room, good.handle))

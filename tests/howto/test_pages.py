@@ -1,0 +1,176 @@
+"""docs/howto: each page's code is run as it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stillroom import Settings, Stillroom
+from tests.support.guide import DOCS, run_pytest, write_files
+from tests.support.web import Browser, environment_of, serving_process
+
+PLUGIN = 'pytest_plugins = ["stillroom.testing"]\n'
+GUNICORN = ("gunicorn", "--bind", "fd://{fd}", "--log-level", "warning", "--no-control-socket")
+UVICORN = ("uvicorn", "--fd", "{fd}", "--log-level", "warning", "--no-proxy-headers")
+
+
+@pytest.fixture
+def environment(stillroom_settings: Settings) -> dict[str, str]:
+    return environment_of(stillroom_settings)
+
+
+def run(folder: Path, environment: dict[str, str], *words: str) -> str:
+    """Run Python there; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *words],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def first_page(port: int, path: str) -> str:
+    """What a server that is just starting answers with, however busy the machine is."""
+    for _ in range(5):
+        with contextlib.suppress(TimeoutError):
+            return Browser(port).get(path).text
+    return Browser(port).get(path).text
+
+
+def test_testing(tmp_path: Path) -> None:
+    """The page about tests is a test suite that passes."""
+    write_files("howto/testing.md", tmp_path)
+    assert "4 passed" in run_pytest(tmp_path)
+
+
+def test_after_commit_in_sqlalchemy(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Commits, rollbacks, statements and SQL text."""
+    write_files("howto/after-commit.md", tmp_path)
+    run(tmp_path, environment, "edit.py")
+
+
+DJANGO = """
+import django
+from django.conf import settings
+settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "shop.db"}},
+    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+)
+django.setup()
+from django.db import connection
+from models import Brand, Product
+from views import load_price, raise_price, sale
+with connection.schema_editor() as schema:
+    schema.create_model(Brand)
+    schema.create_model(Product)
+Product.objects.create(id=7, price=10, brand=Brand.objects.create())
+assert load_price(7) == 10
+raise_price(7, by=2)
+assert load_price(7) == 12
+sale()
+assert load_price(7) == 1
+connection.close()
+"""
+
+
+def test_after_commit_in_django(tmp_path: Path, environment: dict[str, str]) -> None:
+    """A save, and an update that says its tags."""
+    write_files("howto/after-commit.md", tmp_path, project=DJANGO)
+    run(tmp_path, environment, "project.py")
+
+
+def test_pages(tmp_path: Path) -> None:
+    """A page that is cached, checked and invalidated."""
+    write_files("howto/pages.md", tmp_path, conftest=PLUGIN)
+    assert "1 passed" in run_pytest(tmp_path)
+
+
+PAGES = """
+import django
+from django.conf import settings
+from django.template import Context, Template
+from django.test import Client
+from django.urls import path
+from pathlib import Path
+settings.configure(
+    ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], INSTALLED_APPS=["stillroom.web.django"],
+    CACHES={"default": {"BACKEND": "stillroom.web.django.cache.StillroomCache"}},
+    TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates"}],
+)
+django.setup()
+from views import product
+urlpatterns = [path("products/<int:id>", product)]
+said = [Client().get("/products/7") for _ in range(2)]
+assert [one["Cache-Status"] for one in said] == ["stillroom; fwd=miss; stored", "stillroom; hit"]
+assert "takes long" in Template(Path("product.html").read_text()).render(Context({"request": None}))
+"""
+
+
+def test_pages_in_django(tmp_path: Path, environment: dict[str, str]) -> None:
+    """A view and a fragment."""
+    write_files("howto/pages.md", tmp_path, project=PAGES)
+    run(tmp_path, environment, "project.py")
+
+
+def test_locks(tmp_path: Path, environment: dict[str, str]) -> None:
+    """A lock, a semaphore, and a try without waiting."""
+    write_files("howto/locks.md", tmp_path)
+    run(tmp_path, environment, "jobs.py")
+
+
+def test_warm(tmp_path: Path, environment: dict[str, str], stillroom: Stillroom) -> None:
+    """What the loaders say is loaded by who carries out the orders; a request asks once."""
+    write_files("howto/warm.md", tmp_path)
+    run(tmp_path, environment, "page.py")
+    worker = "from shop import room; print(room.tasks.warm(), room.cache.reclaim())"
+    assert run(tmp_path, environment, "-c", worker).startswith("{'loaders': 2, 'values': 4}")
+    assert stillroom.cache.get("product:3:de") == "product 3 in de"
+    assert stillroom.cache.get("rates") == {"EUR": 1.0}
+
+
+def test_flask(tmp_path: Path, environment: dict[str, str]) -> None:
+    """An app factory behind gunicorn, and its loader in a worker's room."""
+    write_files("howto/frameworks.md", tmp_path)
+    with serving_process([*GUNICORN, "flaskwsgi:app"], tmp_path, environment) as port:
+        assert json.loads(first_page(port, "/price/7")) == {"price": 10, "visits": 1}
+    worker = (
+        "from stillroom import Settings; from stillroom_workers.lifecycle import open_room;"
+        "room = open_room(Settings(loaders=('flaskwsgi:room',)));"
+        "print(room.cache.loaders['load_price'].recipe({'id': 7}).call.function(id=7)); room.close()"
+    )
+    assert run(tmp_path, environment, "-c", worker).strip() == "10"
+
+
+def test_fastapi(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Dependencies and two lifespans behind uvicorn."""
+    write_files("howto/frameworks.md", tmp_path)
+    with serving_process([*UVICORN, "fastshop:app"], tmp_path, environment) as port:
+        assert first_page(port, "/price/7") == "10"
+
+
+def test_django(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Its checks find nothing wrong with the settings of the page."""
+    write_files("howto/frameworks.md", tmp_path)
+    (tmp_path / "settings.py").write_text(
+        (tmp_path / "settings.py").read_text() + "SECRET_KEY = 'x' * 50\nUSE_TZ = True\n"
+    )
+    words = ("-m", "django", "check", "--deploy", "--tag", "stillroom", "--fail-level", "WARNING")
+    named = {**environment, "STILLROOM_PRODUCTION": "1", "DJANGO_SETTINGS_MODULE": "settings"}
+    assert "no issues" in run(tmp_path, {**named, "PYTHONPATH": str(tmp_path)}, *words)
+
+
+def test_every_page_is_run() -> None:
+    """A page that is added has a test here."""
+    known = {"testing", "after-commit", "pages", "locks", "warm", "frameworks"}
+    assert {page.stem for page in (DOCS / "howto").glob("*.md")} == known

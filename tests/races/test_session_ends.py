@@ -1,0 +1,254 @@
+"""Ends of sessions against rotations: what was asked for first is carried out, however long it is on its way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from stillroom import NoDispatch, Settings, Stillroom, TooManySessions
+from stillroom.embedded import EmbeddedServer
+from stillroom.operation import Once, Operation
+from stillroom.scripts import session_create, session_rotate
+from stillroom.sessions.ends import Undo
+from tests.support.clocked import ClockedServer
+from tests.support.crowd import PATIENT
+from tests.support.proxy import Proxy
+from tests.support.sessions import end_grace
+from tests.support.stepper import Stepper
+
+Make = Callable[..., Stillroom]
+REJECT = {"max_per_user": 2, "on_cap": "reject"}
+WAYS: dict[str, Callable[[Any, Any], Any]] = {
+    "destroy": lambda body, session: body.destroy(session),
+    "login": lambda body, session: body.create("bob", replaces=session),
+    "login of few": lambda body, session: body.create("bob", replaces=session, **REJECT),
+    "login of the same user": lambda body, session: body.create("ann", replaces=session),
+}
+
+
+def send(room: Stillroom, *commands: Any) -> list[Any]:
+    """The replies to these commands, in one batch."""
+
+    def sending() -> Operation[list[Any]]:
+        return (yield list(commands))
+
+    return room.state.run(sending())
+
+
+def rotated(room: Stillroom, session: Any, times: int) -> Any:
+    """The session after so many rotations, each of which leaves its old name no grace."""
+    for _ in range(times):
+        session = room.sessions.rotate(session, grace=0)
+    return session
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("times", [1, 9, 40])
+def test_an_end_wins_over_rotations_that_came_after_it_was_asked_for(
+    make_room: Make, way: str, times: int
+) -> None:
+    """However often somebody else rotates the session while the command is on its way, it ends."""
+    here, there = make_room(), make_room()
+    for _ in range(4):  # the new session of a login falls into the same shard or into another
+        session = here.sessions.create("ann")
+        ending = Stepper(here, WAYS[way](here._sessions_body, session))
+        fresh = rotated(there, session, times)
+        ending.value()
+        assert there.sessions.get(fresh) is None
+        there.sessions.destroy_for_user("bob")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_name_whose_grace_was_over_before_ends_nothing(
+    make_room: Make, way: str, times: int
+) -> None:
+    """Whoever comes with a token that was replaced for good ends nobody's session."""
+    here, there = make_room(), make_room()
+    for _ in range(4):
+        session = here.sessions.create("ann")
+        fresh = rotated(there, session, times)
+        Stepper(here, WAYS[way](here._sessions_body, session)).value()
+        assert there.sessions.get(fresh) is not None
+        there.sessions.destroy_for_user("bob")
+
+
+def test_an_end_that_is_held_up_on_its_way_wins(server: EmbeddedServer, make_room: Make) -> None:
+    """The command left before the rotation and arrives after it: its reply says so, and it is sent again."""
+    with Proxy(server.port) as proxy:
+        settings = Settings(**{**PATIENT, "redis_url": proxy.url})
+        with Stillroom(settings, dispatch=NoDispatch()) as slow:
+            there = make_room()
+            session = slow.sessions.create("ann")
+            proxy.hold_requests()
+            said: list[bool] = []
+            logout = threading.Thread(target=lambda: said.append(slow.sessions.destroy(session)))
+            logout.start()
+            assert proxy.held.wait(10)
+            fresh = rotated(there, session, 1)
+            proxy.let_go()
+            logout.join()
+            assert said == [True]
+            assert there.sessions.get(fresh) is None
+
+
+def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make, client: Any) -> None:
+    """Asked for before the rotation: the session is kept under its new name. After it: nothing is."""
+    here, there = make_room(), make_room()
+    kept, other = here.sessions.create("ann"), here.sessions.create("ann")
+    revoking = Stepper(here, here._sessions_body.destroy_for_user("ann", keep=kept))
+    fresh = there.sessions.rotate(kept, grace=0)
+    assert revoking.value() == 1
+    assert there.sessions.get(fresh) is not None
+    assert there.sessions.get(other) is None
+    assert here.sessions.destroy_for_user("ann", keep=kept) == 1
+    assert there.sessions.get(fresh) is None
+
+
+def test_a_handle_ends_what_was_rotated_a_thousand_times_since(make_room: Make) -> None:
+    """Nobody outruns the list of devices by renewing his token, nor the alarm that a token was used again."""
+    here, there = make_room(), make_room()
+    session = here.sessions.create("ann")
+    (device,) = here.sessions.list_for_user("ann")
+    fresh = rotated(there, session, 999)
+    events: list[Any] = []
+    here.sessions.on_event.append(events.append)
+    assert here.sessions.get(session) is None
+    assert [event.kind for event in events] == ["replayed"]
+    assert here.sessions.end("bob", device.handle) is False
+    assert here.sessions.end("ann", events[0].handle) is True
+    assert there.sessions.get(fresh) is None
+    assert here.sessions.end("ann", device.handle) is False
+
+
+def test_a_replay_is_told_as_long_as_the_session_may_live(make_room: Make, client: Any) -> None:
+    """The old token is known until the absolute end, not for one idle time only."""
+    room = make_room()
+    session = room.sessions.create("ann", idle=10, absolute=3_600)
+    fresh = room.sessions.rotate(session, grace=0)
+    end_grace(client, room, session.handle)
+    (key,) = [key for key in client.keys("*:s:*") if client.hexists(key, "_to")]
+    assert 3_590 < client.ttl(key) <= 3_670
+    assert room.sessions.get(fresh) is not None
+
+
+# Deferred, and a server whose clock is not what it was
+
+
+@pytest.fixture
+def clocked() -> Iterator[ClockedServer]:
+    with ClockedServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("before", [3_600, 0, -3_600])
+@pytest.mark.parametrize("after", [3_600, 0, -3_600])
+def test_a_deferred_end_carries_its_age_not_a_time(
+    clocked: ClockedServer, before: int, after: int
+) -> None:
+    """The server's clock steps by an hour while a logout waits: it still knows what came first."""
+    settings = Settings(**{**PATIENT, "redis_url": clocked.url})
+    here, there = (Stillroom(settings, dispatch=NoDispatch()) for _ in range(2))
+    with here, there:
+        clocked.set_clock(before)
+        lost, safe = here.sessions.create("ann", idle=9e4), here.sessions.create("bob", idle=9e4)
+        renewed = there.sessions.rotate(safe, grace=0)
+        body = here._sessions_body
+        time.sleep(0.01)  # the rotation was so long ago when the logout was asked for
+        for session in (lost, safe):
+            place = body._place(session)
+            assert place is not None
+            assert body._defer(place, body._destroying(place))
+        clocked.set_clock(after)
+        fresh = rotated(there, lost, 2)
+        assert here.sessions.deliver() == 0
+        assert there.sessions.get(fresh) is None
+        if before == after:  # else nobody can tell how long that grace had been over
+            assert there.sessions.get(renewed) is not None
+
+
+# What is sent twice, or late
+
+
+@pytest.mark.parametrize("when", ["made", "undone"])
+def test_a_creation_that_arrives_again_recognises_itself(make_room: Make, when: str) -> None:
+    """It makes one session; and none if it was undone because its reply was lost."""
+    room = make_room()
+    room.sessions.create("eve")
+    operation = room._sessions_body.create("ann", {"a": 1})
+    batch = operation.send(None)
+    assert type(batch) is Once  # the wire sends no second copy, which might come after a logout
+    (command,) = batch
+    assert command[1] == session_create.text.sha
+    if when == "undone":
+        assert send(room, Undo((command[3],), command[4]).command(0)) == [0]
+        assert send(room, command) == [[b"never"]]
+        assert room.sessions.count("ann") == 0
+        return
+    with pytest.raises(StopIteration) as made:
+        operation.send(send(room, command))
+    send(room, command)
+    assert room.sessions.count("ann") == 1
+    assert room.sessions.get(made.value.value) is not None
+
+
+def test_a_rotation_that_arrives_after_it_was_undone_does_nothing(make_room: Make) -> None:
+    """Nobody got its token, so the old one stays good."""
+    room = make_room()
+    session = room.sessions.create("ann", {"a": 1}, tags=["t"])
+    room.sessions.rotate(room.sessions.create("eve"))
+    for order in ("late", "lost"):
+        (command,) = room._sessions_body.rotate(session, grace=0).send(None)
+        assert command[1] == session_rotate.text.sha
+        old, new, prefix = command[3], command[4], command[5]
+        undo = Undo((new, old), prefix).command(0)
+        if order == "late":
+            assert send(room, undo) == [0]
+            assert send(room, command) == [[b"conflict"]]
+        else:
+            assert send(room, command)[0][0] == b"ok"
+            assert send(room, undo) == [1]
+        found = room.sessions.get(session)
+        assert found is not None
+        assert found.data == {"a": 1}
+        assert [one.handle for one in room.sessions.list_for_user("ann")] == [session.handle]
+    assert room.sessions.destroy_by_tag("t") == 1
+
+
+@pytest.mark.parametrize("on_cap", ["evict_oldest", "reject"])
+def test_a_login_that_is_killed_between_any_two_steps_leaves_one_session(
+    make_room: Make, on_cap: str
+) -> None:
+    """Never both the session before the login and the one after it, in the same shard and across two."""
+    room = make_room()
+    for stop in range(6):
+        for _ in range(4):
+            guest = room.sessions.create(None)
+            options = {"max_per_user": 3, "on_cap": on_cap}
+            login = Stepper(room, room._sessions_body.create("ann", replaces=guest, **options))
+            for _ in range(stop):
+                if not login.done:
+                    login.step()
+            both = room.sessions.get(guest) is not None and room.sessions.count("ann") > 0
+            assert not both
+            room.sessions.destroy_for_user("ann")
+
+
+def test_a_refused_login_gives_the_visitor_back(make_room: Make) -> None:
+    """Held while the login was decided, the session before it goes on as it was, indexes and all."""
+    room = make_room()
+    for _ in range(2):
+        room.sessions.create("ann")
+    for _ in range(4):
+        guest = room.sessions.create("visitor", {"cart": [1]}, tags=["t"])
+        before = guest.expires_at
+        with pytest.raises(TooManySessions):
+            room.sessions.create("ann", replaces=guest, **REJECT)
+        found = room.sessions.get(guest, touch=False)
+        assert found is not None
+        assert (found.data, found.expires_at) == ({"cart": [1]}, before)
+        assert room.sessions.destroy_by_tag("t") == 1

@@ -1,0 +1,108 @@
+"""Who is exempt is never denied as banned: however the network is written, and whenever it became so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillroom import DEFAULT, BanRefused, Settings, SettingsError, Stillroom
+from tests.support.abuse import ARMED, ban_of, put
+from tests.support.limits import forget_denials
+
+Make = Callable[..., Stillroom]
+FORMS = {
+    "203.0.113.0/24": ["203.0.113.7", "::ffff:203.0.113.7", "64:ff9b::203.0.113.7"],
+    "::ffff:203.0.113.0/120": ["203.0.113.7", "::ffff:203.0.113.7", "64:ff9b::203.0.113.7"],
+    "64:ff9b::203.0.113.0/120": ["203.0.113.7", "::ffff:203.0.113.7", "64:ff9b::203.0.113.7"],
+    "::ffff:203.0.113.7": ["203.0.113.7"],
+    "2001:db8:1::/48": ["2001:db8:1:2::3", "2001:db8:1:2::/64", "2001:db8:1::/48"],
+    "2001:db8:1:2::3": ["2001:db8:1:2::3", "2001:db8:1:2::99", "2001:db8:1::/48"],
+}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "address"), [(a, one) for a, many in FORMS.items() for one in many]
+)
+def test_an_exemption_holds_for_every_spelling(
+    make_room: Make, client: Any, allowed: str, address: str
+) -> None:
+    """Of the network, and of the address; an operator is told, a rule only says what it sees."""
+    room = make_room(abuse_allow=allowed)
+    with pytest.raises(BanRefused, match="STILLROOM_ABUSE_ALLOW"):
+        room.abuse.ban(address, 60)
+    assert client.keys("*!ban") == []
+
+
+def test_neighbours_of_the_exempt_are_not(make_room: Make) -> None:
+    """One address next to the network, in each notation."""
+    room = make_room(abuse_allow="::ffff:203.0.113.0/120, 2001:db8:1::/48")
+    for address in ("203.0.114.7", "::ffff:203.0.112.7", "2001:db8:2::1"):
+        assert room.abuse.ban(address, 60)
+
+
+@pytest.mark.parametrize("name", ["abuse_allow", "trusted_proxies", "health_networks"])
+def test_a_network_of_ipv4_in_ipv6_s_notation_is_that_of_ipv4(name: str) -> None:
+    """As the addresses are that it is compared with; what is no network is refused with its name."""
+    given = Settings(**{name: "::ffff:10.0.0.0/104, 2001:db8::/32"})
+    assert getattr(given, name) == ("10.0.0.0/8", "2001:db8::/32")
+    with pytest.raises(SettingsError, match=name.upper()):
+        Settings(**{name: "::ffff:10.0.0.1/104"})
+
+
+def test_a_proxy_that_is_named_as_a_mapped_network_is_believed(make_room: Make) -> None:
+    """Whom it speaks for is the client."""
+    room = make_room(trusted_proxies="::ffff:10.0.0.0/104")
+    headers = [("X-Forwarded-For", "203.0.113.7")]
+    for peer in ("10.0.0.2", "::ffff:10.0.0.2"):
+        assert room.limits.client(peer, headers) == "203.0.113.7"
+
+
+@pytest.mark.parametrize("address", ["203.0.113.9", "2001:db8:1:2::5"])
+def test_whoever_became_exempt_is_let_in_and_the_ban_is_lifted(
+    make_room: Make, client: Any, caplog: Any, address: str
+) -> None:
+    """Banned before, for a day: restarted processes let him in at once, and the next scan ends the ban for all."""
+    before = make_room()
+    before.abuse.ban(address, 86_400)
+    before.abuse.ban("203.0.113.200", 86_400)
+    assert before.limits.check(address, [DEFAULT]).banned
+    after = make_room(abuse_allow=f"{address}, 2001:db8:1:2::/64")
+    assert after.limits.check(address, [DEFAULT])
+    after.abuse.scan()
+    assert [ban.subject for ban in after.abuse.bans()] == ["203.0.113.200"]
+    forget_denials(before)
+    assert before.limits.check(address, [DEFAULT])
+    assert "was lifted: it is exempt" in caplog.text
+
+
+def test_the_bans_of_many_are_compared_page_by_page(
+    make_room: Make, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only of those that end last; and only now and then."""
+    from stillroom.abuse import body
+
+    monkeypatch.setattr(body, "BANS_LISTED", 10)
+    room = make_room()
+    for n in range(35):
+        room.abuse.ban(f"203.0.113.{n}", 1_000 + n)
+    other = make_room(abuse_allow="203.0.113.0/28")
+    other.abuse.scan()
+    assert client.zcard(other.keys.bans) == 35 - 16
+    room.abuse.ban("203.0.113.1", 60)
+    other.abuse.scan()
+    assert client.zcard(other.keys.bans) == 35 - 16 + 1
+
+
+def test_a_site_that_holds_an_exempt_client_is_not_banned(
+    make_room: Make, client: Any, tmp_path: Path
+) -> None:
+    """Sixteen of its networks are at it: the rule says so, and the /48 goes on."""
+    (path := tmp_path / "rules.toml").write_text(ARMED)
+    room = make_room(abuse_rules=path, abuse_allow="2001:db8:1:ffff::/64")
+    for n in range(16):
+        put(client, room, "denied", ip=f"2001:db8:1:{n:x}::/64")
+    room.abuse.scan()
+    assert ban_of(client, room, "2001:db8:1::/48") is None

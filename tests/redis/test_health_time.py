@@ -1,0 +1,111 @@
+"""Health and the server's clock: a step of it is over within one snapshot; no worker's clock decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import NoDispatch, Settings, Stillroom
+from tests.support.clocked import ClockedServer, misjudge
+from tests.support.crowd import PATIENT
+
+DAY = 86_400
+
+
+@pytest.fixture
+def clocked() -> Iterator[ClockedServer]:
+    with ClockedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def db(clocked: ClockedServer) -> Iterator[Any]:
+    with redis.Redis.from_url(clocked.url) as client:
+        yield client
+
+
+@pytest.fixture
+def room(clocked: ClockedServer, calm_machine: None) -> Iterator[Stillroom]:
+    given = Settings(**{**PATIENT, "redis_url": clocked.url})
+    with Stillroom(given, dispatch=NoDispatch()) as room:
+        yield room
+
+
+@pytest.mark.parametrize("ahead", [3_600, DAY, 7 * DAY])
+@pytest.mark.parametrize("minutes", [1, 7])
+def test_snapshots_go_on_after_the_clock_stood_ahead(
+    clocked: ClockedServer, db: Any, room: Stillroom, ahead: int, minutes: int
+) -> None:
+    """Those from the future are dropped, and one a minute is kept, in both streams; what was before is kept too."""
+    for n in range(6):
+        clocked.set_clock(n * 60)
+        assert room.health.snapshot().error is None
+    for n in range(minutes):
+        clocked.set_clock(ahead + n * 60)
+        room.health.snapshot()
+    for n in range(6, 17):
+        clocked.set_clock(n * 60)
+        assert room.health.snapshot().error is None
+    ids = [name for name, _ in db.xrange(room.keys.health)]
+    assert len(ids) == 17
+    assert ids == sorted(ids, key=lambda name: int(name.partition(b"-")[0]))
+    assert 3 <= db.xlen(room.keys.health_week) <= 5
+    assert len(room.health.history(1)) == 17
+
+
+def test_a_small_step_back_keeps_the_minute_it_has(
+    clocked: ClockedServer, db: Any, room: Stillroom
+) -> None:
+    """Half a minute back is the same minute, or the one before it: no snapshot is lost for that."""
+    for seconds in (0, 60, 120, 90, 95, 180):
+        clocked.set_clock(seconds)
+        room.health.snapshot()
+    assert db.xlen(room.keys.health) == 4
+
+
+def test_a_finding_that_began_in_the_future_began_now(
+    clocked: ClockedServer, db: Any, room: Stillroom, caplog: Any
+) -> None:
+    """It is told once, its age counts from the step, and its end says how long it was."""
+    letters = room.keys.dead_letters
+    clocked.set_clock(DAY)
+    db.xadd(letters, {"kind": "x", "body": "x"})
+    room.health.snapshot()
+    (name,) = db.hkeys(room.keys.health_open)
+    clocked.set_clock(0)
+    room.health.snapshot()
+    seconds, _ = db.time()
+    assert int(db.hget(room.keys.health_open, name)) / 1_000 == pytest.approx(seconds, abs=5)
+    clocked.set_clock(600)
+    db.delete(letters)
+    room.health.snapshot()
+    said = [r.getMessage() for r in caplog.records if name.decode() in r.getMessage()]
+    assert len(said) == 2
+    assert said[1].endswith("over after 10 min")
+
+
+def test_signs_of_life_are_of_the_server_s_clock(
+    clocked: ClockedServer, db: Any, room: Stillroom
+) -> None:
+    """A worker that believes in another time is seen when it is; one of before a step is not seen for ever."""
+    clocked.set_clock(7_200)
+    room.health.seen("one")
+    room.health.ticked("stillroom.snapshot_health")
+    clocked.set_clock(0)
+    misjudge(room.state_wire.server, 7_200)
+    room.health.seen("two")
+    room.health.ticked("a task")
+    seconds, _ = db.time()
+    assert db.zrange(room.keys.workers, 0, -1) == [b"two"]
+    assert db.zscore(room.keys.workers, "two") / 1_000 == pytest.approx(seconds, abs=5)
+    assert int(db.hget(room.keys.ticks, "a task")) / 1_000 == pytest.approx(seconds, abs=5)
+    given = Settings(**{**PATIENT, "redis_url": clocked.url})
+    with Stillroom(given, dispatch=NoDispatch()) as other:
+        tasks = other.health.check().tasks
+    assert tasks is not None
+    assert (tasks.workers, tasks.beat_s) == (1, None)
+    assert tasks.ticks is not None
+    assert tasks.ticks["a task"] < 5

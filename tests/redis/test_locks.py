@@ -1,0 +1,380 @@
+"""Locks and semaphores: one holder (or n) in all processes, leased, renewed, fenced, in the order of asking."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from stillroom import (
+    AsyncStillroom,
+    InvalidKey,
+    LockLost,
+    LockTaken,
+    NoDispatch,
+    RedisUnavailable,
+    Settings,
+    Stillroom,
+)
+from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import PATIENT
+from tests.support.faces import BlockingRoom
+from tests.support.stepper import Stepper
+
+WITHIN = 10.0
+
+
+@contextmanager
+def locked(room: Any, *args: Any, method: str = "lock", **options: Any) -> Iterator[Any]:
+    """`with room.lock(…)`, for both faces: an async lock is driven by the room's event loop."""
+    if not isinstance(room, BlockingRoom):
+        with getattr(room, method)(*args, **options) as held:
+            yield held
+        return
+    lock = getattr(room.inner, method)(*args, **options)
+    held = room._loop.run_until_complete(lock.__aenter__())
+    try:
+        yield held
+    finally:
+        room._loop.run_until_complete(lock.__aexit__(None, None, None))
+
+
+def pass_time(room: Any, seconds: float) -> None:
+    """Let tasks and threads go on for a while."""
+    if isinstance(room, BlockingRoom):
+        room._loop.run_until_complete(asyncio.sleep(seconds))
+    else:
+        time.sleep(seconds)
+
+
+def until(condition: Callable[[], object], room: Any = None) -> None:
+    end = time.monotonic() + WITHIN
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        pass_time(room, 0.005)
+
+
+def test_one_holds_it_and_others_do_not(room: Any, make_room: Any) -> None:
+    """Another process that does not wait is told so; afterwards it is free, and its fence is larger."""
+    other: Stillroom = make_room()
+    with locked(room, "import") as first:
+        assert first.is_held
+        with pytest.raises(LockTaken, match="'import' is held by others: waited 0 s in vain"):
+            other.lock("import", wait=0).acquire()
+        with other.lock("another", wait=0) as unrelated:
+            assert unrelated.is_held
+    assert not first.is_held
+    with other.lock("import", wait=0) as second:
+        assert second.fence > first.fence
+
+
+def test_who_waits_gets_it_when_it_is_free(room: Any, make_room: Any) -> None:
+    """Waiting ends soon after the holder's block does."""
+    other: Stillroom = make_room()
+    held = other.lock("import").acquire()
+    timer = threading.Timer(0.05, held.release)
+    timer.start()
+    with locked(room, "import", wait=WITHIN) as mine:
+        assert mine.fence > held.fence
+    timer.join()
+
+
+def test_waiting_has_a_deadline(room: Any, make_room: Any) -> None:
+    """The time may be a timedelta, too."""
+    other: Stillroom = make_room()
+    began = time.monotonic()
+    with other.lock("import"), pytest.raises(LockTaken) as caught:
+        with locked(room, "import", wait=timedelta(milliseconds=50)):
+            raise AssertionError("not reached")
+    assert caught.value.waited == 0.05
+    assert caught.value.name == "import"
+    assert time.monotonic() - began < 1
+
+
+def test_a_living_holder_renews_its_lease(room: Any, make_room: Any) -> None:
+    """Long after the lease it took, it is still the only one."""
+    other: Stillroom = make_room()
+    with locked(room, "import", lease=0.3) as held:
+        pass_time(room, 1.0)
+        assert held.is_held
+        held.check()
+        with pytest.raises(LockTaken):
+            other.lock("import", wait=0).acquire()
+
+
+def test_a_holder_that_hangs_is_not_renewed_for_ever(room: Any, make_room: Any) -> None:
+    """After `longest` its lease runs out, and it hears of it at the end."""
+    other: Stillroom = make_room()
+    hanging = locked(room, "import", lease=0.2, longest=0.1)
+    held = hanging.__enter__()
+    with other.lock("import", wait=WITHIN) as next_one:
+        assert next_one.fence > held.fence
+        assert not held.is_held
+        with pytest.raises(LockLost, match="'import' was lost"):
+            held.check()
+    with pytest.raises(LockLost):
+        hanging.__exit__(None, None, None)
+
+
+def test_a_dead_holder_s_lease_runs_out(
+    stillroom: Stillroom, stillroom_settings: Settings, stillroom_clock: Any
+) -> None:
+    """Its process renews no more; the next one has it when the lease is over, not before."""
+    grant = stillroom.state.run(stillroom._locks_body.take("import", 1, 30.0, 0.0))
+    stillroom_clock.advance(29)
+    with pytest.raises(LockTaken):
+        stillroom.lock("import", wait=0).acquire()
+    stillroom_clock.advance(2)
+    with stillroom.lock("import", wait=0) as held:
+        assert held.fence > grant.fence
+
+
+def test_a_lost_lock_is_told_at_the_end_unless_the_block_failed(room: Any, client: Any) -> None:
+    """The block's own error says more than the lock's."""
+    lock = (room.inner if isinstance(room, BlockingRoom) else room).lock
+    assert lock("import")
+    with pytest.raises(LockLost), locked(room, "import"):
+        client.flushall()
+
+    def fail() -> None:
+        with room.lock("import"):
+            client.flushall()
+            raise ZeroDivisionError
+
+    if isinstance(room, Stillroom):
+        with pytest.raises(ZeroDivisionError):
+            fail()
+
+
+def test_a_semaphore_has_n_slots(room: Any, make_room: Any) -> None:
+    """Never more at a time, however many ask."""
+    other: Stillroom = make_room()
+    with locked(room, "reports", 2, method="semaphore"):
+        with other.semaphore("reports", 2, wait=0), pytest.raises(LockTaken):
+            other.semaphore("reports", 2, wait=0).acquire()
+        with other.semaphore("reports", 2, wait=0):
+            pass
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_never_more_than_its_slots_in_a_crowd(make_room: Any, slots: int) -> None:
+    """Threads of several processes, and the fences of those who hold it one after the other grow."""
+    rooms = [make_room() for _ in range(3)]
+    inside, most, fences, guard = 0, 0, [], threading.Lock()
+
+    def work(number: int) -> None:
+        nonlocal inside, most
+        with rooms[number % 3].semaphore("crowd", slots, wait=WITHIN) as held:
+            with guard:
+                inside += 1
+                most = max(most, inside)
+                fences.append(held.fence)
+            time.sleep(0.001)
+            with guard:
+                inside -= 1
+
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(work, range(48)))
+    assert most <= slots
+    assert len(set(fences)) == 48
+    if slots == 1:
+        assert fences == sorted(fences)
+
+
+def test_a_crowd_of_tasks(settings: Settings) -> None:
+    """The same in one event loop; none is left waiting."""
+    inside: list[int] = []
+
+    async def main() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+
+            async def work(number: int) -> None:
+                async with room.lock("crowd", wait=WITHIN):
+                    inside.append(number)
+                    assert len(inside) == 1
+                    await asyncio.sleep(0)
+                    inside.remove(number)
+
+            await asyncio.gather(*map(work, range(20)))
+
+    asyncio.run(main())
+
+
+# Step by step
+
+
+def taking(room: Stillroom, wait: float = 60.0, slots: int = 1) -> Stepper:
+    return Stepper(room, room._locks_body.take("k", slots, 30.0, wait))
+
+
+def give_back(room: Stillroom, taken: Stepper) -> bool:
+    return room.state.run(room._locks_body.free("k", taken.value().token))
+
+
+def test_waiters_are_served_in_the_order_of_asking(make_room: Any) -> None:
+    """Nobody who came later overtakes, neither a waiter nor one who does not wait."""
+    room: Stillroom = make_room()
+    holder = taking(room).run()
+    waiters = [taking(room).run() for _ in range(3)]
+    assert all(waiter.is_waiting for waiter in waiters)
+    assert give_back(room, holder)
+    for waiter in reversed(waiters[1:]):  # they ask first, and have to wait all the same
+        waiter.step()
+        assert waiter.run().is_waiting
+    with pytest.raises(LockTaken):
+        taking(room, wait=0).value()
+    for waiter in waiters:
+        waiter.step()
+        waiter.run()
+        assert waiter.done
+        assert give_back(room, waiter)
+
+
+def test_a_waiter_that_died_holds_nobody_up(make_room: Any, client: Any) -> None:
+    """Its place in the queue is kept for two seconds."""
+    room: Stillroom = make_room()
+    holder, dead, waiter = (taking(room).run() for _ in range(3))
+    assert dead.is_waiting
+    assert waiter.is_waiting
+    give_back(room, holder)
+    waiters = room._locks_body._keys.slots(b"k")[2]
+    first = client.zrange(room._locks_body._keys.slots(b"k")[1], 0, 0)[0]
+    client.zadd(waiters, {first: 1})
+    waiter.step()
+    waiter.run()
+    assert waiter.done
+
+
+def test_a_command_that_arrives_twice_takes_one_slot(make_room: Any, client: Any) -> None:
+    """As the wire sends it when a connection was found dead."""
+    room: Stillroom = make_room()
+    stepper = taking(room, slots=2)
+    stepper.twice = True
+    stepper.run()
+    assert client.zcard(room._locks_body._keys.slots(b"k")[0]) == 1
+    assert give_back(room, stepper)
+    assert not give_back(room, stepper)
+
+
+def test_a_command_that_arrives_late_takes_nothing(make_room: Any, client: Any) -> None:
+    """Its caller has given up: a slot without an owner would keep everybody waiting."""
+    room: Stillroom = make_room()
+    assert room.cache.get("x") is None  # the server's clock is known
+    server = room._state_server
+    server._reading = server._reading._replace(offset=server._reading.offset - 3_600_000_000_000)
+    with room.lock("k", wait=0.5) as held:  # asked again, with the clock as it is
+        assert held.is_held
+    keys = room._locks_body._keys.slots(b"k")
+    assert client.exists(*keys[:3]) == 0
+
+
+def test_nothing_is_kept_for_ever(room: Any, make_room: Any, client: Any) -> None:
+    """Every key of a lock has a TTL, also while others wait; a fence is kept for a day."""
+    other: Stillroom = make_room()
+    with locked(room, "k"):
+        waiter = taking(other).run()
+        assert waiter.is_waiting
+        keys = other._locks_body._keys.slots(b"k")
+        assert client.exists(*keys) == 4
+        assert all(client.pttl(key) > 0 for key in keys)
+    waiter.step()
+    waiter.run()
+    give_back(other, waiter)
+    assert client.exists(*keys[:3]) == 0
+
+
+def test_the_queue_is_bounded(make_room: Any, client: Any) -> None:
+    """The thousand and first waiter is refused at once."""
+    room: Stillroom = make_room()
+    slots, queue, waiters, _ = room._locks_body._keys.slots(b"k")
+    with room.lock("k"):
+        later = (time.time() + 60) * 1_000_000
+        client.zadd(queue, {f"w{n}": n for n in range(1_000)})
+        client.zadd(waiters, {f"w{n}": later for n in range(1_000)})
+        with pytest.raises(LockTaken, match="too many wait"):
+            room.lock("k").acquire()
+    assert slots
+
+
+def test_a_cancelled_waiter_leaves_the_queue(settings: Settings, client: Any) -> None:
+    """Whoever comes behind it does not wait for two seconds."""
+
+    async def main() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            held = await room.lock("k").acquire()
+            waiting = asyncio.create_task(room.lock("k").acquire())
+            queue = room._locks_body._keys.slots(b"k")[1]
+            while not client.zcard(queue):
+                await asyncio.sleep(0.005)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert client.zcard(queue) == 0
+            await held.release()
+
+    asyncio.run(main())
+
+
+# Redis away
+
+
+def test_while_redis_is_away_nobody_takes_it_and_the_holder_knows_when_it_is_lost(
+    own_server: EmbeddedServer,
+) -> None:
+    """Taking raises; what is held counts as held until its lease may have run out, by this process' own clock."""
+    patience = {"command_timeout": 0.2, "call_timeout": 0.2}
+    settings = Settings(**PATIENT | patience, redis_url=own_server.url)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        held = room.lock("k", lease=0.6).acquire()
+        own_server.freeze()
+        with pytest.raises(RedisUnavailable):
+            room.lock("another").acquire()
+        assert held.is_held
+        until(lambda: not held.is_held)
+        own_server.thaw()
+        until(lambda: not room.wire.breaker.is_open)
+        with room.lock("k", wait=WITHIN) as other:
+            assert other.fence > held.fence
+        with pytest.raises(LockLost):
+            held.release()
+        held.release()  # once is enough
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lease": 0}, r"lease=0: a number of seconds from 0.1 to 3600, or a timedelta"),
+        ({"lease": "5m"}, "lease='5m'"),
+        ({"wait": -1}, r"wait=-1: a number of seconds from 0, or a timedelta"),
+        ({"longest": timedelta(days=9_999)}, "longest="),
+    ],
+)
+def test_a_mistake_is_told_where_the_lock_is_made(
+    make_room: Any, options: dict[str, Any], said: str
+) -> None:
+    """Nothing is asked of Redis."""
+    with pytest.raises(ValueError, match=said):
+        make_room().lock("k", **options)
+
+
+def test_other_mistakes(make_room: Any) -> None:
+    """A name that is none, slots that are none, a lock object that is used twice at a time."""
+    room: Stillroom = make_room()
+    with pytest.raises(InvalidKey):
+        room.lock("")
+    for slots in (0, 10_001, 1.5):
+        with pytest.raises(ValueError, match=r"slots=.*from 1 to 10,000"):
+            room.semaphore("k", slots)  # type: ignore[arg-type]
+    lock = room.lock("k")
+    with lock, pytest.raises(RuntimeError, match="in use by this object"), lock:
+        pass

@@ -1,0 +1,173 @@
+"""Loaders with `memo=True`: a request asks for a key once, and sees what is invalidated here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stillroom import NoDispatch, Settings, Stillroom
+from stillroom.cache import memo
+from tests.support.entries import age
+
+
+class Counted:
+    """How many batches a room sends."""
+
+    def __init__(self, room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        inner = getattr(room, "inner", room)
+        self.batches = 0
+        execute = inner.wire.execute
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            self.batches += 1
+            return execute(*args, **kwargs)
+
+        monkeypatch.setattr(inner.wire, "execute", counting)
+
+
+@pytest.fixture
+def counted(room: Any, monkeypatch: pytest.MonkeyPatch) -> Counted:
+    counted = Counted(room, monkeypatch)
+    room.stats.due = float("inf")  # counts ride along at their own times
+    return counted
+
+
+def load_of(room: Any, **options: Any) -> Any:
+    @room.cache.cached("price:{id}", **{"ttl": 60, "tags": ["prices"], "memo": True} | options)
+    def price(id: int) -> list[int]:
+        return [id]
+
+    return price
+
+
+def begin(price: Any) -> None:
+    """Load, and let the process learn what was invalidated before it began."""
+    price(7)
+    price(7)
+
+
+def test_the_same_key_twice_is_one_round_trip(room: Any, counted: Counted) -> None:
+    """Each caller has a value of its own; other keys, other requests, and what runs outside of one ask again."""
+    price = load_of(room)
+    begin(price)
+    price(8)
+    counted.batches = 0
+    with room.request():
+        first = price(7)
+        first.append(0)
+        assert price(7) == price(7) == [7]
+        assert counted.batches == 1
+        price(8)
+        assert counted.batches == 2
+    with room.request():
+        price(7)
+    price(7)
+    price(7)
+    assert counted.batches == 5
+
+
+def test_others_do_not_remember(room: Any, counted: Counted) -> None:
+    """It is for loaders that say so: nobody else's promise changes."""
+    price = load_of(room, memo=False)
+    begin(price)
+    counted.batches = 0
+    with room.request():
+        price(7)
+        price(7)
+    assert counted.batches == 2
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "its key": lambda room: room.cache.invalidate("price:7"),
+    "its tag": lambda room: room.cache.invalidate_by_tag("prices"),
+    "a pattern": lambda room: room.cache.invalidate_by_pattern("price:*"),
+    "everything": lambda room: room.cache.clear(),
+    "keys": lambda room: room.cache.invalidate_many(["price:7"]),
+    "a set": lambda room: room.cache.set("price:7", [1]),
+    "a set of many": lambda room: room.cache.set_many({"price:7": [1]}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_this_process_changes_is_seen_in_the_same_request(
+    room: Any, change: Callable[[Any], Any]
+) -> None:
+    """Whoever invalidates or sets reads the new value afterwards."""
+    values = [[1], [2]]
+
+    @room.cache.cached("price:{id}", ttl=60, tags=["prices"], memo=True)
+    def price(id: int) -> list[int]:
+        return values.pop()
+
+    with room.request():
+        assert price(7) == price(7) == [2]
+        change(room)
+        assert price(7) == price(7) == [1]
+
+
+def test_what_another_process_invalidates_is_seen_by_the_next_request(
+    room: Any, make_room: Any
+) -> None:
+    """A request that begins after an invalidation never shows what was loaded before it."""
+    values = [[1], [2]]
+    other: Stillroom = make_room()
+
+    @room.cache.cached("price:{id}", ttl=60, tags=["prices"], memo=True)
+    def price(id: int) -> list[int]:
+        return values.pop()
+
+    price(7)
+    with room.request():
+        assert price(7) == [2]
+        other.cache.invalidate_by_tag("prices")
+        assert price(7) == [2]
+    with room.request():
+        assert price(7) == [1]
+
+
+def test_a_request_does_not_go_back_in_time(room: Any, client: Any, dispatch: Any) -> None:
+    """A stale value that was refreshed meanwhile in this process is not served again."""
+    price = load_of(room, swr=600)
+    price(7)
+    age(client, room.keys.entry(b"price:7"), 61)
+    with room.request():
+        assert price(7) == price(7) == [7]
+        assert len(dispatch.orders) == 1
+        assert dispatch.run_all(room) == ["refreshed"]
+        price(7)
+        assert room.cache.get_entry("price:7").freshness.value == "fresh"
+
+
+def test_a_long_stream_asks_again(
+    room: Any, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read is remembered for five seconds at most, and for a thousand keys."""
+    monkeypatch.setattr(memo, "KEPT_S", -1.0)
+    price = load_of(room)
+    begin(price)
+    counted.batches = 0
+    with room.request():
+        price(7)
+        price(7)
+    assert counted.batches == 2
+    monkeypatch.setattr(memo, "KEPT_S", 60.0)
+    monkeypatch.setattr(memo, "LIMIT", 0)
+    with room.request():
+        price(7)
+        price(7)
+    assert counted.batches == 4
+
+
+def test_away_it_serves_what_the_request_has_read(settings: Settings, own_server: Any) -> None:
+    """The second look needs no Redis."""
+    away = settings.model_copy(update={"redis_url": own_server.url})
+    with Stillroom(away, dispatch=NoDispatch()) as room:
+        price = load_of(room)
+        price(7)
+        with room.request():
+            assert price(7) == [7]
+            own_server.kill()
+            assert price(7) == [7]
+            assert not room.wire.breaker.streak

@@ -1,0 +1,310 @@
+"""Nothing is stored that can't be read, every key has an end, and no record or user harms the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from stillroom import (
+    SessionDataRefused,
+    SessionUnreadable,
+    SettingsError,
+    Stillroom,
+    StillroomError,
+    TooManySessions,
+)
+from stillroom.sessions import body
+from tests.support.sessions import age, assert_bounded, name_of, record_of
+
+Make = Callable[..., Stillroom]
+
+
+@pytest.fixture(autouse=True)
+def bounded(client: Any) -> Iterator[None]:
+    """After every test here each key that is left has an end."""
+    yield
+    assert_bounded(client)
+
+
+# What is stored can be read
+
+
+def nested(depth: int, inside: str = "") -> Any:
+    return json.loads("[" * depth + inside + "]" * depth)
+
+
+HARD: dict[str, Any] = {
+    **{f"{depth} lists": nested(depth) for depth in (150, 198, 199, 200, 201, 202, 250)},
+    **{f"{depth} lists and a text": nested(depth, f'"{"x" * 500}"') for depth in (100, 200, 201)},
+    **{f"a number of {digits} digits": 10 ** (digits - 1) for digits in (4_000, 4_300)},
+    "objects": json.loads('{"a":' * 200 + "1" + "}" * 200),
+    "specials": [float("inf"), -0.0, "\0\u2028\ufffd", {"": None}, 2**63, -(10**300)],
+}
+WRITES: dict[str, Callable[[Any, Any], Any]] = {
+    "create": lambda sessions, value: sessions.create("u1", {"k": value}),
+    "update": lambda sessions, value: _changed(
+        sessions, lambda one: sessions.update(one, {"k": value})
+    ),
+    "mutate": lambda sessions, value: _changed(
+        sessions, lambda one: sessions.mutate(one, lambda data: data | {"k": value})
+    ),
+    "meta": lambda sessions, value: sessions.create("u1", meta={"k": value}),
+}
+
+
+def _changed(sessions: Any, change: Callable[[Any], Any]) -> Any:
+    session = sessions.create("u1", {"before": 1})
+    change(session)
+    return session
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("value", HARD.values(), ids=HARD)
+def test_what_is_accepted_can_be_read(room: Any, write: str, value: Any) -> None:
+    """Whole, in its session and in the list of devices; what could not be read is refused at the call."""
+    good = room.sessions.create("u1", meta={"agent": "Firefox"})
+    try:
+        written = WRITES[write](room.sessions, value)
+    except (SessionUnreadable, SessionDataRefused, ValueError):
+        assert all(room.sessions.get(one.handle) is None for one in [good])
+    else:
+        read = room.sessions.get(written)
+        assert (read.meta if write == "meta" else read.data)["k"] == value
+    assert good.handle in [device.handle for device in room.sessions.list_for_user("u1")]
+
+
+def test_meta_that_an_older_version_stored_hides_no_device(room: Any, client: Any) -> None:
+    """What can't be read of one session is left out of the list; the user sees, and ends, all of them."""
+    deep, good = room.sessions.create("u1"), room.sessions.create("u1")
+    client.hset(record_of(room, deep.handle), "_m", "[" * 250 + "]" * 250)
+    listed = {device.handle: device.meta for device in room.sessions.list_for_user("u1")}
+    assert listed == {deep.handle: {}, good.handle: {}}
+    assert room.sessions.end("u1", deep.handle) is True
+
+
+def test_an_update_is_written_whole_or_not_at_all(room: Any) -> None:
+    """Too many keys to remove are refused before anything is written."""
+    session = room.sessions.create("u1", {"secret": 1, "a": 0})
+    with pytest.raises(SessionDataRefused, match="9,001 keys to remove, the limit is 1,000"):
+        room.sessions.update(session, {"a": 1}, remove=["secret", *(f"k{n}" for n in range(9_000))])
+    read = room.sessions.get(session)
+    assert (read.data, read.version) == ({"secret": 1, "a": 0}, 1)
+    many = ["secret", *(f"k{n}" for n in range(999))]
+    assert room.sessions.update(session, {"a": 1}, remove=many) == 2
+    assert room.sessions.get(session).data == {"a": 1}
+
+
+# Every key has an end
+
+
+ACTS: dict[str, Callable[[Any, Any], Any]] = {
+    "get": lambda sessions, one: sessions.get(one),
+    "touch": lambda sessions, one: sessions.touch(one),
+    "update": lambda sessions, one: sessions.update(one, {"a": 2}),
+    "rotate": lambda sessions, one: sessions.rotate(one),
+    "rotate twice": lambda sessions, one: sessions.rotate(sessions.rotate(one), grace=0),
+    "list": lambda sessions, one: sessions.list_for_user("u1"),
+    "login": lambda sessions, one: sessions.create("u1", tags=["t"], max_per_user=2),
+    "revoke": lambda sessions, one: sessions.destroy_for_user("u1", keep=one),
+    "sweep": lambda sessions, one: sessions.sweep(),
+    "destroy": lambda sessions, one: sessions.destroy(one),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("how", ["lost", "without an end"])
+def test_every_key_has_an_end_where_an_index_was_lost(
+    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch, act: str, how: str
+) -> None:
+    """Deleted, or made persistent by hand: whatever writes there again gives it an end."""
+    monkeypatch.setattr(body, "BITE", 1)
+    session = room.sessions.create("u1", {"a": 1}, tags=["t"])
+    for _ in range(3):
+        room.sessions.create("u1", tags=["t"])
+    indexes = [
+        key for pattern in ("*}:x", "*:u:u1", "*:g:t", "*}:clock") for key in client.keys(pattern)
+    ]
+    for key in indexes:
+        client.delete(key) if how == "lost" else client.persist(key)
+    ACTS[act](room.sessions, session)
+    for key in indexes:
+        if how == "without an end" and client.ttl(key) == -1:
+            client.expire(key, 100)  # this act did not write there
+
+
+# One bad record harms nobody else
+
+
+def spoil(client: Any, key: bytes, how: str) -> None:
+    client.delete(key)
+    if how == "text":
+        client.set(key, "x", ex=100)
+    elif how == "list":
+        client.lpush(key, "x")
+        client.expire(key, 100)
+    else:
+        client.hset(key, mapping={how: "x", "_u": "u1"})
+        client.expire(key, 100)
+
+
+@pytest.mark.parametrize("how", ["text", "list", "_s", "_to", "_l", "other"])
+def test_a_record_that_is_none_harms_nobody_else(room: Any, client: Any, how: str) -> None:
+    """Of another type, or cut short: it opens nothing; lists, logins, logouts and sweeps go on without it."""
+    sessions = room.sessions
+    bad, good = sessions.create("u1", tags=["t"]), sessions.create("u1", tags=["t"])
+    spoil(client, record_of(room, bad.handle), how)
+    assert sessions.get(bad) is None
+    assert sessions.touch(bad) is False
+    assert sessions.destroy(bad, defer=True) is False
+    assert sessions.end("u1", bad.handle) is False
+    for write in (lambda: sessions.update(bad, {"a": 1}), lambda: sessions.rotate(bad)):
+        with pytest.raises(StillroomError):
+            write()
+    assert sessions.get(good) is not None
+    assert [device.handle for device in sessions.list_for_user("u1")] == [good.handle]
+    third = sessions.create("u1", tags=["t"], replaces=bad, max_per_user=2)
+    assert sessions.count("u1") == 2
+    client.zadd(
+        room.keys.due_sessions(int(bad.handle[:2], 16)), {name_of(bad.handle) + b"\nu1\nt": 1}
+    )
+    assert sessions.sweep()["done"]
+    assert sessions.destroy_for_user("u1", keep=bad.token) == 2
+    assert sessions.get(third) is None
+    assert sessions.destroy_by_tag("t") == 0
+
+
+@pytest.mark.parametrize("index", ["x", "u:u1", "g:t", "clock"])
+def test_an_index_that_is_none_keeps_nobody_out(room: Any, client: Any, index: str) -> None:
+    """What somebody else wrote where an index of ours belongs gives way to the next login."""
+    made = room.sessions.create("u1", tags=["t"])
+    key = room.keys.shard(int(made.handle[:2], 16)) + index.encode()
+    client.set(key, "x", ex=100)
+    again = room.sessions.create("u1", tags=["t"])
+    assert room.sessions.get(again) is not None
+    assert again.handle in [device.handle for device in room.sessions.list_for_user("u1")]
+
+
+def test_a_line_that_is_none_does_not_stop_the_sweep(room: Any, client: Any) -> None:
+    """In the index of what is due, written by another program: it is dropped."""
+    made = room.sessions.create("u1", idle=10)
+    due = room.keys.due_sessions(int(made.handle[:2], 16))
+    client.zadd(due, {"nonsense": 1, "one\nline": 2})
+    age(client, room, made.handle, 11)
+    assert room.sessions.sweep()["expired"] == 1
+    assert not client.exists(due)
+
+
+# Many
+
+
+def crowd(room: Any, client: Any, count: int, **fields: str) -> Any:
+    """So many sessions of u1, written as create writes them; the first is a real one."""
+    first = room.sessions.create("u1")
+    record = client.hgetall(record_of(room, first.handle))
+    prefix, stamp = room.keys.shard(int(first.handle[:2], 16)), int(record[b"_s"])
+    pipe = client.pipeline(transaction=False)
+    for n in range(1, count):
+        name = b"%043d" % n
+        pipe.hset(prefix + b"s:" + name, mapping={**record, "_s": str(stamp + n), **fields})
+        pipe.expire(prefix + b"s:" + name, 1_000)
+        pipe.zadd(prefix + b"u:u1", {name: stamp + n})
+    pipe.execute()
+    return first
+
+
+def longest_script(client: Any, act: Callable[[], Any]) -> tuple[Any, int]:
+    """What `act` returned, and how long its longest script took, µs."""
+    client.config_set("slowlog-log-slower-than", 0)
+    client.config_set("slowlog-max-len", 10_000)
+    client.slowlog_reset()
+    try:
+        result = act()
+        said = client.slowlog_get(10_000)
+    finally:
+        client.config_set("slowlog-log-slower-than", 10_000)
+    return result, max(one["duration"] for one in said if one["command"].startswith(b"EVALSHA"))
+
+
+def test_a_list_is_pages(room: Any, client: Any) -> None:
+    """Five thousand sessions of one user are listed and counted, and no script of it holds up the server."""
+    first = crowd(room, client, 5_000)
+    listed, took = longest_script(client, lambda: room.sessions.list_for_user("u1"))
+    assert len({device.handle for device in listed}) == 5_000
+    assert first.handle in [device.handle for device in listed]
+    assert took < 50_000  # 5 ms, and what a busy machine adds
+    assert room.sessions.count("u1") == 5_000
+    newest = room.sessions.list_for_user("u1", limit=250)
+    assert {int(device.handle[3:]) for device in newest} == set(range(4_750, 5_000))
+    assert len(room.sessions.list_for_user("u1", limit=1)) == 1
+    with pytest.raises(SettingsError, match="limit=0: 1 or more"):
+        room.sessions.list_for_user("u1", limit=0)
+
+
+def test_a_list_has_no_gaps_where_sessions_end_between_its_pages(
+    make_room: Make, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page that was shown may end meanwhile: all others are shown once."""
+    monkeypatch.setattr(body, "PAGE", 7)
+    room = make_room()
+    crowd(room, client, 50)
+    listing = room._sessions_body._listed(b"u1", None)
+    seen: list[bytes] = []
+    step = listing.send(None)
+    try:
+        while True:
+            answer = room.state.run(_sent(step)) if isinstance(step, list) else None
+            step = listing.send(answer)
+            if (
+                answer is not None
+            ):  # whoever begins last is ended as soon as the first pages are read
+                for device in room.sessions.list_for_user("u1", limit=1):
+                    room.sessions.end("u1", device.handle)
+    except StopIteration as stop:
+        seen = [name for _, name, _ in stop.value]
+    assert len(seen) == len(set(seen)) == 50
+
+
+def _sent(batch: Any) -> Any:
+    return (yield batch)
+
+
+@pytest.mark.parametrize("on_cap", ["reject", "evict_oldest"])
+def test_a_login_among_thousands_is_short(room: Any, client: Any, on_cap: str) -> None:
+    """It looks at a bounded number of sessions; where it makes room, each login ends some of the oldest."""
+    crowd(room, client, 3_000)
+    options = {"max_per_user": 3, "on_cap": on_cap}
+
+    def login() -> Any:
+        try:
+            return room.sessions.create("u1", **options)
+        except TooManySessions as error:
+            return error
+
+    made, took = longest_script(client, login)
+    assert took < 50_000
+    if on_cap == "reject":
+        assert (made.count, made.limit) == (3_000, 3)
+        return
+    for _ in range(40):
+        made = login()
+    assert room.sessions.count("u1") == 3
+    assert room.sessions.get(made) is not None
+
+
+def test_the_dead_among_thousands_keep_nobody_out(room: Any, client: Any) -> None:
+    """However many have expired and were not swept: they are cleared away in bites, and the login is made."""
+    crowd(room, client, 1_000, _l="1")
+    made = room.sessions.create("u1", max_per_user=2, on_cap="reject")
+    assert room.sessions.count("u1") == 2
+    with pytest.raises(TooManySessions):
+        room.sessions.create("u1", max_per_user=2, on_cap="reject")
+    assert room.sessions.get(made) is not None
+
+
+def test_a_cap_has_a_limit(room: Any) -> None:
+    """A login could not count more without holding up the server."""
+    with pytest.raises(SettingsError, match="max_per_user=301: 1 to 300"):
+        room.sessions.create("u1", max_per_user=301)

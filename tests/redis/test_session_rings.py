@@ -1,0 +1,162 @@
+"""Processes that change over one by one: with other peppers, with another number of shards. No logout is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from stillroom import Stillroom
+from tests.support.sessions import age, assert_bounded, end_grace
+
+OLD, NEW = "o" * 40, "n" * 40
+RINGS = {"old": OLD, "old and new": f"{OLD} {NEW}", "new and old": f"{NEW} {OLD}", "new": NEW}
+NEIGHBOURS = [
+    ("old", "old and new"),
+    ("old and new", "new and old"),
+    ("new and old", "new"),
+    ("old", "new and old"),  # the new one in front at once
+    ("old and new", "new"),
+]
+Make = Callable[..., Stillroom]
+
+
+@pytest.fixture(autouse=True)
+def bounded(client: Any) -> Iterator[None]:
+    """After every test here each key that is left has an end."""
+    yield
+    assert_bounded(client)
+
+
+@pytest.fixture(params=NEIGHBOURS, ids=" | ".join)
+def pair(request: pytest.FixtureRequest, make_room: Make) -> tuple[Any, Any]:
+    """Two processes that run at the same time while peppers are changed."""
+    one, other = (make_room(session_peppers=RINGS[name]) for name in request.param)
+    return one.sessions, other.sessions
+
+
+@pytest.fixture(params=["->", "<-"])
+def both(request: pytest.FixtureRequest, pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The same, in either order."""
+    return pair if request.param == "->" else pair[::-1]
+
+
+def test_a_session_made_by_one_process_is_one_for_the_other(both: tuple[Any, Any]) -> None:
+    """Read, changed, listed, kept and ended under its token, whichever pepper named it."""
+    here, there = both
+    session = here.create("ann", {"a": 1}, tags=["t"])
+    assert there.get(session.token).data == {"a": 1}
+    assert there.update(session.token, {"b": 2}) == 2
+    assert there.touch(session.token) is True
+    assert there.mutate(session.token, lambda data: data | {"c": 3}).version == 3
+    assert here.get(session.token).data == {"a": 1, "b": 2, "c": 3}
+    assert [device.handle for device in there.list_for_user("ann")] == [session.handle]
+    other = here.create("ann")
+    assert there.destroy_for_user("ann", keep=session.token) == 1
+    assert here.get(other.token) is None
+    assert there.destroy(session.token) is True
+    assert here.get(session.token) is None
+
+
+def test_a_session_is_renewed_by_the_other_process(both: tuple[Any, Any], client: Any) -> None:
+    """Its new token is good everywhere, the old one nowhere; the old handle still ends it."""
+    here, there = both
+    session = here.create("ann", {"a": 1})
+    fresh = there.rotate(session.token, grace=0)
+    again = here.rotate(fresh.token, grace=60)
+    for sessions in (here, there):
+        assert sessions.get(session.token) is None
+        assert sessions.get(fresh.token).data == {"a": 1}
+        assert sessions.get(again.token).data == {"a": 1}
+    assert there.end("ann", session.handle) is True
+    assert here.get(again.token) is None
+    assert client.keys("*:u:ann") == []
+
+
+def test_a_login_replaces_what_the_other_process_made(both: tuple[Any, Any]) -> None:
+    """A token planted at a container with the other ring opens nothing after the login."""
+    here, there = both
+    for options in ({}, {"max_per_user": 9, "on_cap": "reject"}):
+        for _ in range(4):
+            planted = here.create(None)
+            session = there.create("ann", replaces=planted.token, **options)
+            assert here.get(planted.token) is None
+            assert here.get(session.token) is not None
+        here.destroy_for_user("ann")
+
+
+def test_a_replay_is_told_by_either_process(
+    both: tuple[Any, Any], make_room: Make, client: Any
+) -> None:
+    """Also where the old token is known by another pepper than the one that renewed it has first."""
+    here, there = both
+    room = make_room()
+    events: list[Any] = []
+    there.on_event.append(events.append)
+    session = here.create("ann")
+    here.rotate(session.token, grace=60)
+    end_grace(client, room, session.handle)
+    assert there.get(session.token) is None
+    assert [event.kind for event in events] == ["replayed"]
+
+
+# Shards
+
+
+def user_in(room: Any, at_least: int) -> tuple[str, Any]:
+    """A user whose sessions this process puts into a shard that a smaller one does not have, and one of them."""
+    for n in range(1_000):
+        session = room.sessions.create(f"u{n}")
+        if int(session.handle[:2], 16) >= at_least:
+            return f"u{n}", session
+        room.sessions.destroy(session)
+    raise AssertionError("no such user")
+
+
+@pytest.mark.parametrize(("few", "many"), [(16, 64), (1, 2), (16, 256)])
+def test_shards_grow_while_processes_change_over(make_room: Make, few: int, many: int) -> None:
+    """One that has fewer reads, lists, counts and ends what one with more has made."""
+    small, large = make_room(session_shards=few), make_room(session_shards=many)
+    small.sessions.create("eve")
+    user, session = user_in(large, few)
+    assert small.sessions.get(session.token) is not None
+    assert [device.handle for device in small.sessions.list_for_user(user)] == [session.handle]
+    assert small.sessions.count(user) == 1
+    assert small.sessions.count() == 2
+    fresh = small.sessions.rotate(session.token, grace=0)
+    assert small.sessions.end(user, session.handle) is True
+    assert large.sessions.get(fresh) is None
+    for end in (
+        lambda made: small.sessions.destroy(made.token),
+        lambda made: small.sessions.destroy_for_user(user),
+        lambda made: small.sessions.destroy_by_tag("t"),
+        lambda made: small.sessions.create("eve", replaces=made.token),
+    ):
+        made = large.sessions.create(user, tags=["t"])
+        assert end(made)
+        assert large.sessions.get(made) is None
+
+
+def test_shards_may_be_fewer_again(make_room: Make, client: Any) -> None:
+    """What was made with more of them is still found by whoever speaks of all sessions; a sweep clears it away."""
+    large = make_room(session_shards=64)
+    user, session = user_in(large, 16)
+    small = make_room()
+    assert small.sessions.destroy_for_user(user) == 1
+    assert large.sessions.get(session) is None
+    brief = large.sessions.create(user, idle=10)
+    age(client, large, brief.handle, 11)
+    report = make_room().sessions.sweep()
+    assert (report["expired"], report["done"]) == (1, True)
+    assert not client.keys("*:u:*")
+
+
+def test_a_small_process_that_spoke_first_learns_of_more_shards(make_room: Make) -> None:
+    """It asks each time, and not only when it began."""
+    small = make_room()
+    assert small.sessions.destroy_for_user("nobody") == 0
+    large = make_room(session_shards=64)
+    user, session = user_in(large, 16)
+    assert small.sessions.destroy_for_user(user) == 1
+    assert large.sessions.get(session) is None

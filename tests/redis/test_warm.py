@@ -1,0 +1,217 @@
+"""Warm-ups as data: loaders say how often and for which arguments, workers load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom_workers.app import make_app
+from stillroom_workers.schedule import SCHEDULE
+
+
+def loader_of(room: Any, loads: list[Any], **options: Any) -> Any:
+    @room.cache.cached("product:{id}:{lang}", ttl=3_600, **options)
+    def product(id: int, lang: str = "en") -> str:
+        loads.append((id, lang))
+        return f"{id} {lang} {len(loads)}"
+
+    return product
+
+
+GIVEN: dict[str, tuple[Any, list[tuple[int, str]]]] = {
+    "dicts": ([{"id": 1}, {"id": 2, "lang": "de"}], [(1, "en"), (2, "de")]),
+    "tuples": ([(1,), (2, "de")], [(1, "en"), (2, "de")]),
+    "single ones": ([1, 2], [(1, "en"), (2, "en")]),
+    "a function": (lambda: iter([1, (2, "de")]), [(1, "en"), (2, "de")]),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), GIVEN.values(), ids=GIVEN)
+def test_values_are_loaded_whether_anybody_asks_or_not(
+    room: Any, given: Any, expected: list[tuple[int, str]]
+) -> None:
+    """For the arguments that the loader says, in whatever form."""
+    loads: list[Any] = []
+    product = loader_of(room, loads, warm_every=60, warm_with=given)
+    assert room.tasks.warm() == {"loaders": 1, "values": 2}
+    room.cache.reclaim()
+    assert sorted(loads) == expected
+    assert product(*expected[0]).startswith("1 en")
+    assert sorted(loads) == expected
+
+
+def test_each_period_is_claimed_by_one_worker(room: Any, make_room: Any, client: Any) -> None:
+    """However many workers and beats there are; the next period is claimed again. It has a TTL."""
+    loads: list[Any] = []
+    other: Stillroom = make_room()
+    every = timedelta(days=1)
+    for one in (room, other):
+        loader_of(one, loads, warm_every=every, warm_with=[1])
+    reports = [one.tasks.warm() for one in (room, other, room)]
+    assert sorted(report["values"] for report in reports) == [0, 0, 1]
+    key = other.keys.warm(b"product")
+    assert 86_400_000 < client.pttl(key) <= 2 * 86_400_000
+    client.decr(key)
+    assert other.tasks.warm() == {"loaders": 1, "values": 1}
+
+
+def test_a_loader_without_parameters_needs_no_list(room: Any) -> None:
+    """Its one value is loaded."""
+    loads: list[int] = []
+
+    @room.cache.cached("rates", warm_every=60)
+    def rates() -> int:
+        loads.append(1)
+        return len(loads)
+
+    @room.cache.cached("other")
+    def other() -> int:
+        raise AssertionError("nobody asked for it")
+
+    assert room.tasks.warm() == {"loaders": 1, "values": 1}
+    room.cache.reclaim()
+    assert rates() == 1
+
+
+def test_a_list_that_can_t_be_made_stops_no_other(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error is logged; the other loaders are warmed."""
+    loads: list[Any] = []
+
+    def broken() -> list[int]:
+        raise ZeroDivisionError("broken")
+
+    @room.cache.cached("a", name="a", warm_every=60, warm_with=broken)
+    def load(id: int = 1) -> int:
+        return id
+
+    loader_of(room, loads, warm_every=60, warm_with=[1])
+    assert room.tasks.warm() == {"loaders": 2, "values": 1}
+    assert "a warm-up failed" in caplog.text
+
+
+def test_several_shards_are_warmed_once(make_room: Any) -> None:
+    """Orders are kept in the first shard and carried out in all."""
+    loads: list[Any] = []
+    room: Stillroom = make_room(shards=4)
+    loader_of(room, loads, warm_every=60, warm_with=range(8))
+    assert room.tasks.warm() == {"loaders": 1, "values": 8}
+    assert room.tasks.warm() == {"loaders": 0, "values": 0}
+    room.cache.reclaim()
+    assert len(loads) == 8
+
+
+def test_away_it_is_raised(make_room: Any) -> None:
+    """Beat asks again in ten seconds."""
+    room = Stillroom(Settings(redis_url="redis://127.0.0.1:1"))
+    loader_of(room, [], warm_every=60, warm_with=[1])
+    with pytest.raises(RedisUnavailable):
+        room.tasks.warm()
+    room.close()
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "too often": ({"warm_every": 1}, ValueError, "warm_every=1: a number of seconds from 10"),
+    "no times": ({"warm_with": [1]}, ValueError, "warm_with needs warm_every"),
+    "too many arguments": (
+        {"warm_every": 60, "warm_with": [(1, "de", 3)]},
+        TypeError,
+        "too many positional",
+    ),
+    "an unknown one": ({"warm_every": 60, "warm_with": [{"id": 1, "x": 1}]}, TypeError, "'x'"),
+    "none at all": ({"warm_every": 60}, TypeError, "missing a required argument: 'id'"),
+}
+
+
+@pytest.mark.parametrize(("options", "kind", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_at_the_loader(
+    make_room: Any, options: dict[str, Any], kind: type[Exception], said: str
+) -> None:
+    """Not by a worker, hours later."""
+    with pytest.raises(kind, match=said):
+        loader_of(make_room(), [], **options)
+
+
+def test_a_worker_of_the_schedule_has_the_task() -> None:
+    """Beat sends it, and a worker knows it by that name."""
+    app = make_app(Settings(redis_url="redis://127.0.0.1:1"))
+    assert "stillroom.warm" in app.tasks
+    assert "stillroom.warm" in {tick.task for tick in SCHEDULE}
+
+
+def test_a_worker_carries_it_out(settings: Settings, make_room: Any) -> None:
+    """The task is a name for the call; its report is read in Flower."""
+    loads: list[Any] = []
+    app = make_app(settings)
+    room: Stillroom = make_room()
+    loader_of(room, loads, warm_every=60, warm_with=[1, 2])
+    app.room.cache.loaders.adopt(room.cache.loaders)
+    assert app.tasks["stillroom.warm"]() == {"loaders": 1, "values": 2}
+    assert app.tasks["stillroom.reclaim"]()["due"] in (0, False)
+    assert sorted(loads) == [(1, "en"), (2, "en")]
+    app.room.close()
+
+
+def test_each_load_happens_inside_what_the_app_wants_around_it(room: Any) -> None:
+    """Contexts are entered in their order and left in the other one, also where the load fails."""
+    story: list[str] = []
+
+    def around(name: str) -> Any:
+        @contextmanager
+        def context() -> Iterator[None]:
+            story.append(f"enter {name}")
+            try:
+                yield
+            finally:
+                story.append(f"leave {name}")
+
+        return context
+
+    @room.cache.cached("good")
+    def good() -> int:
+        story.append("load")
+        return 1
+
+    @room.cache.cached("bad")
+    def bad() -> int:
+        raise ZeroDivisionError
+
+    room.cache.loaders.around += [around("a"), around("b")]
+    assert good() == good() == 1
+    assert story == ["enter a", "enter b", "load", "leave b", "leave a"]
+    with pytest.raises(ZeroDivisionError):
+        bad()
+    assert story[5:] == ["enter a", "enter b", "leave b", "leave a"]
+
+
+def test_an_awaited_load_happens_inside_too(settings: Settings) -> None:
+    """For as long as it is awaited."""
+    story: list[str] = []
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        story.append("enter")
+        yield
+        story.append("leave")
+
+    async def main() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+
+            @room.cache.cached("k")
+            async def load() -> int:
+                await asyncio.sleep(0)
+                story.append("load")
+                return 1
+
+            room.cache.loaders.around.append(around)
+            assert await load() == 1
+
+    asyncio.run(main())
+    assert story == ["enter", "load", "leave"]

@@ -1,0 +1,44 @@
+"""A small catalogue in Django's models."""
+
+from __future__ import annotations
+
+from django.db import models
+
+from stillroom.web.django.after_commit import InvalidatingManager, invalidates
+
+
+@invalidates("label:{pk}")
+class Label(models.Model):
+    text = models.CharField(max_length=20)
+
+
+class Brand(models.Model):
+    name = models.CharField(max_length=20)
+
+
+@invalidates("products", "product:{id}", "brand:{brand_id}", lambda row: [f"price:{row.price}"])
+class Product(models.Model):
+    price = models.IntegerField()
+    brand = models.ForeignKey(Brand, on_delete=models.CASCADE)
+    labels = models.ManyToManyField(Label)
+    objects = InvalidatingManager()
+
+
+class Bottle(Product):
+    """Derived from a marked model."""
+
+    litres = models.IntegerField(default=1)
+
+
+class Cheap(Product):
+    """The same rows under another name."""
+
+    class Meta:
+        proxy = True
+
+
+@invalidates("note:{pk}")
+class Note(models.Model):
+    """Its tags need no more than its key: a save asks for nothing."""
+
+    text = models.CharField(max_length=20)

@@ -1,0 +1,124 @@
+"""Who loads the orders of one message: one thread, several, or another process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from stillroom_workers import crew
+from stillroom_workers.crew import Alone, Crew
+
+PATIENCE_S = 10
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever takes any time takes long."""
+    monkeypatch.setattr(crew, "ALONE_S", 0.0)
+
+
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing takes long."""
+    monkeypatch.setattr(crew, "ALONE_S", 3_600.0)
+
+
+def test_slow_items_are_worked_on_beside_one_another(at_once: None) -> None:
+    """After the first item the other threads help: three items meet at a barrier, which opens for three only."""
+    barrier, met = threading.Barrier(3), []
+
+    def work(item: int) -> None:
+        if item:
+            met.append(barrier.wait(PATIENCE_S))
+
+    Crew[int](3).each(work, range(4))
+    assert len(met) == 3
+
+
+def test_quick_items_stay_in_one_thread(never: None) -> None:
+    """Help costs more than a quick load."""
+    threads: set[int] = set()
+    Crew[int](8).each(lambda _: threads.add(threading.get_ident()), range(50))
+    assert threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_each_item_is_worked_on_once_and_never_more_than_size_at_a_time(
+    at_once: None, size: int
+) -> None:
+    """Several messages and single orders at the same time share the same slots."""
+    many, lock = Crew[str](size), threading.Lock()
+    seen, inside, most = Counter[str](), 0, 0
+
+    def work(item: str) -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.001)
+        with lock:
+            inside -= 1
+            seen[item] += 1
+
+    with ThreadPoolExecutor(12) as tasks:
+        done = [tasks.submit(many.each, work, [f"{n}:{m}" for m in range(9)]) for n in range(6)]
+        done += [tasks.submit(many.one, work, f"one:{n}") for n in range(6)]
+        for task in done:
+            task.result(PATIENCE_S)
+    assert set(seen.values()) == {1}
+    assert len(seen) == 60
+    assert most == size
+
+
+def test_a_message_is_done_when_all_of_it_is(at_once: None) -> None:
+    """A task that is acknowledged has no load under way: not even one that a helper took."""
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        time.sleep(0.01 * item)
+        done.append(item)
+
+    Crew[int](4).each(work, range(4))
+    assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_an_error_of_a_single_item_is_its_callers() -> None:
+    """The single task fails where people look for failed tasks; its slot is free again."""
+    one = Crew[int](1)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            one.one(lambda item: 1 // item, 0)
+
+
+def test_a_process_alone_passes_on_what_takes_long(at_once: None) -> None:
+    """Other processes take the rest."""
+    worked: list[int] = []
+    passed: list[int] = []
+    Alone[int](passed.append).each(worked.append, range(4))
+    assert (worked, passed) == ([], [0, 1, 2, 3])
+
+
+def test_a_process_alone_does_what_is_quick(never: None) -> None:
+    """Passing on costs a task."""
+    worked: list[int] = []
+    Alone[int](_refuse(AssertionError)).each(worked.append, range(4))
+    assert worked == [0, 1, 2, 3]
+
+
+def test_what_can_not_be_passed_on_is_done_here(at_once: None) -> None:
+    """The broker is away: the loads are late, not lost."""
+    worked: list[int] = []
+    Alone[int](_refuse(ConnectionError)).each(worked.append, range(4))
+    assert worked == [0, 1, 2, 3]
+
+
+def _refuse(error: type[BaseException]) -> Callable[[int], object]:
+    def refuse(_: int) -> object:
+        raise error
+
+    return refuse

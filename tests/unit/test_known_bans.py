@@ -1,0 +1,114 @@
+"""The bans that processes of one machine know of."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from stillroom import known_bans
+from stillroom.known_bans import KnownBans, ban_file
+
+NOW = int(time.time() * 1_000)
+KEY, OTHER = b"ns:{rl:ip:203.0.113.7}:!ban", b"ns:{rl:ip:203.0.113.8}:!ban"
+
+
+def known(path: Path | None) -> KnownBans:
+    """A process of the machine."""
+    return KnownBans(lambda: path)
+
+
+def left_ms(bans: KnownBans, keys: Iterable[bytes], now_ms: int) -> int:
+    """What it knows when it looks."""
+    bans.look()
+    return bans.left_ms(keys, now_ms)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look is a look."""
+    monkeypatch.setattr(known_bans, "LOOKS_EVERY_S", -1.0)
+
+
+def test_one_process_learns_what_another_has_met(tmp_path: Path) -> None:
+    """And what it has lifted, and that a ban is longer now."""
+    one, two = known(tmp_path / "bans"), known(tmp_path / "bans")
+    one.learn(KEY, NOW + 5_000)
+    assert left_ms(two, [OTHER, KEY], NOW) == 5_000
+    assert left_ms(two, [OTHER], NOW) == 0
+    assert left_ms(two, [KEY], NOW + 6_000) == 0
+    one.learn(KEY, NOW + 60_000)
+    assert left_ms(two, [KEY], NOW) == 60_000
+    two.forget(KEY)
+    assert left_ms(one, [KEY], NOW) == 0
+
+
+def test_a_ban_that_is_met_again_is_not_written_again(tmp_path: Path) -> None:
+    """A flood of denials is one line."""
+    bans = known(tmp_path / "bans")
+    for n in range(1_000):
+        bans.learn(KEY, NOW + 5_000 + n % 10)
+    assert (tmp_path / "bans").read_bytes().count(b"\n") == 1
+
+
+def test_the_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written anew with what still lasts."""
+    monkeypatch.setattr(known_bans, "FILE_LIMIT", 5_000)
+    bans = known(tmp_path / "bans")
+    for n in range(1_000):
+        bans.learn(b"key %d" % n, NOW - 1 if n % 2 else NOW + 10**6)
+    assert (tmp_path / "bans").stat().st_size < 40_000
+    assert left_ms(known(tmp_path / "bans"), [b"key 998"], NOW) > 0
+    assert [one.name for one in tmp_path.iterdir()] == ["bans"]
+
+
+def test_what_a_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest stay."""
+    monkeypatch.setattr(known_bans, "KNOWN", 10)
+    bans = known(None)
+    for n in range(100):
+        bans.learn(b"key %d" % n, NOW + 5_000)
+    assert [n for n in range(100) if left_ms(bans, [b"key %d" % n], NOW)] == [*range(90, 100)]
+
+
+def test_junk_in_the_file_harms_nobody(tmp_path: Path) -> None:
+    """Cut short, or written by somebody else."""
+    (tmp_path / "bans").write_bytes(b"\n\nx y\n123\n-5 key\n" + b"9" * 400 + b" key\n\xff\xfe\n5")
+    assert left_ms(known(tmp_path / "bans"), [b"none"], NOW) == 0
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/nowhere/at/all", "/proc/none"])
+def test_without_a_file_a_process_has_its_memory(path: str) -> None:
+    """A place that can't be written, or keeps nothing."""
+    bans = known(Path(path))
+    bans.learn(KEY, NOW + 5_000)
+    assert left_ms(bans, [KEY], NOW) == 5_000
+    bans.forget(KEY)
+    assert left_ms(bans, [KEY], NOW) == 0
+
+
+def test_the_file_is_in_a_folder_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else of this machine can write it; where he could, it is not used."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    found = ban_file(None, "shop", "redis://a")
+    assert found is not None
+    assert found.parent.stat().st_mode & 0o077 == 0
+    assert ban_file(None, "shop", "redis://b") != found
+    assert ban_file(Path("/x"), "shop", "redis://a") == Path("/x")
+    found.parent.chmod(0o777)
+    assert ban_file(None, "shop", "redis://a") is None
+    found.parent.rmdir()
+    os.symlink("/tmp", found.parent)
+    assert ban_file(None, "shop", "redis://a") is None
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    """Somebody has put one where the file belongs."""
+    (tmp_path / "bans").symlink_to(tmp_path / "elsewhere")
+    known(tmp_path / "bans").learn(KEY, NOW + 5_000)
+    assert not (tmp_path / "elsewhere").exists()

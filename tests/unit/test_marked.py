@@ -1,0 +1,139 @@
+"""Values that JSON has no word for: there and back with their type, and nothing a client sends is taken for one."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import uuid
+from enum import StrEnum
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
+from pydantic_core import from_json, to_json
+
+from stillroom.marked import Marks, has_marks, is_plain, key_text
+from stillroom.sessions import decoded_value, encoded_value
+
+MARKS = Marks()
+ATOMS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.binary(),
+    st.uuids(),
+    st.decimals(allow_nan=False),
+    st.datetimes(timezones=st.just(datetime.UTC)),
+    st.dates(),
+    st.times(),
+    st.timedeltas(),
+    st.text().map(Markup),
+)
+HASHABLE = st.one_of(st.integers(), st.text(), st.binary(), st.tuples(st.integers(), st.text()))
+VALUES: Any = st.recursive(
+    ATOMS,
+    lambda inside: st.one_of(
+        st.lists(inside, max_size=4),
+        st.dictionaries(st.text(max_size=4), inside, max_size=4),
+        st.dictionaries(HASHABLE, inside, max_size=4),
+        st.lists(inside, max_size=4).map(tuple),
+        st.sets(HASHABLE, max_size=4),
+        st.frozensets(HASHABLE, max_size=4),
+    ),
+    max_leaves=12,
+)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether they are equal and of the same types all the way down."""
+    if type(one) is not type(other) or one != other:
+        return False
+    if isinstance(one, dict):
+        pairs = zip(one.items(), other.items(), strict=True)
+        return all(same(a, b) and same(x, y) for (a, x), (b, y) in pairs)
+    if isinstance(one, list | tuple):
+        return all(same(a, b) for a, b in zip(one, other, strict=True))
+    return True
+
+
+@given(VALUES)
+def test_a_value_comes_back_with_its_type(value: Any) -> None:
+    """Through JSON, however deep it lies."""
+    packed = MARKS.pack(value)
+    assert same(MARKS.unpack(from_json(to_json(packed, inf_nan_mode="constants"))), value)
+
+
+@given(
+    st.recursive(
+        st.text(max_size=3),
+        lambda inside: st.dictionaries(st.sampled_from(["!", "v", "a"]), inside),
+    )
+)
+def test_what_a_client_sends_is_never_taken_for_a_mark(value: Any) -> None:
+    """JSON of any shape, with our own signs in it."""
+    assert MARKS.unpack(json.loads(json.dumps(MARKS.pack(value)))) == value
+
+
+@given(VALUES)
+def test_plain_values_are_left_as_they_are(value: Any) -> None:
+    """Most values are, and cost no more than a look; what is not plain has a mark."""
+    if is_plain(value):
+        assert MARKS.pack(value) is value
+        assert same(from_json(to_json(value, inf_nan_mode="constants")), value)
+    else:
+        assert has_marks(to_json(MARKS.pack(value), inf_nan_mode="constants"))
+
+
+@given(VALUES)
+def test_a_session_keeps_types_but_for_keys(value: Any) -> None:
+    """Keys that JSON writes as text are text, as in Flask's and Django's own sessions; all else is what it was."""
+    kept = decoded_value(encoded_value("k", value))
+    assert same(decoded_value(encoded_value("k", kept)), kept)
+    if not _has_odd_keys(value):
+        assert same(kept, value)
+
+
+def _has_odd_keys(value: Any) -> bool:
+    if isinstance(value, dict):
+        odd = any(type(key) is not str for key in value)
+        return odd or any(map(_has_odd_keys, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_odd_keys, value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (1, ("a", [2])),
+        b"\xff",
+        datetime.datetime(2026, 1, 2, 3, 4, 5, 6, datetime.UTC),
+        uuid.UUID(int=7),
+        decimal.Decimal("1.10"),
+        Markup("<b>"),
+        [("message", Markup("<b>"))],
+    ],
+    ids=repr,
+)
+def test_what_flask_keeps_is_kept(value: Any) -> None:
+    """Each of the types of Flask's own sessions."""
+    assert same(decoded_value(encoded_value("k", value)), value)
+
+
+def test_a_kind_that_is_not_known_here_stays_as_it_was_written() -> None:
+    """A newer process may have written it."""
+    for text in (b'{"!":"matrix","v":[1]}', b'{"!":1,"v":2}', b'{"!":"bytes"}', b'{"!":null}'):
+        assert MARKS.unpack(from_json(text)) == json.loads(text)
+
+
+def test_keys_are_written_as_json_writes_them() -> None:
+    """Numbers, true, false and null; a text of a subclass is a text."""
+
+    class Colour(StrEnum):
+        RED = "red"
+
+    keys = [7, 1.5, True, None, "a", Colour.RED]
+    assert [key_text(key) for key in keys] == [*json.loads(json.dumps(dict.fromkeys(keys)))]

@@ -1,0 +1,158 @@
+"""`manage.py`: checks that say what is misconfigured, and commands."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.core.management import CommandError, call_command
+from django.test import override_settings
+
+from stillroom import Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.web.django import room as room_of_django
+from stillroom.web.django.checks import DJANGOS_MIDDLEWARE, ENGINE, MIDDLEWARE, NEEDS_SESSION
+from tests.support.crowd import PATIENT
+from tests.support.django_project import configure
+
+configure()
+
+GOOD: dict[str, Any] = {
+    "STILLROOM": {
+        "redis_url": "redis://127.0.0.1:1",
+        "session_peppers": "p" * 40,
+        "production": True,
+    },
+    "SESSION_ENGINE": ENGINE,
+    "SESSION_COOKIE_SECURE": True,
+    "SESSION_COOKIE_NAME": "__Host-sessionid",
+    "SESSION_COOKIE_AGE": 86_400,
+    "MIDDLEWARE": [MIDDLEWARE, *NEEDS_SESSION],
+}
+LOCAL = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+OURS = {"default": {"BACKEND": "stillroom.web.django.cache.StillroomCache", "TIMEOUT": 86_400 * 30}}
+
+WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "nothing": ({}, set()),
+    "a misspelled setting": ({"STILLROOM": {"redis_ur": "x"}}, {"E001"}),
+    "a path that leads nowhere": ({"STILLROOM": "nowhere.room"}, {"E001"}),
+    "sessions in a cache": (
+        {"SESSION_ENGINE": "django.contrib.sessions.backends.cached_db"},
+        {"W010"},
+    ),
+    "sessions that are to outlive the room's": ({"SESSION_COOKIE_AGE": 86_400 * 30}, {"W011"}),
+    "Django's own middleware": ({"MIDDLEWARE": [DJANGOS_MIDDLEWARE]}, {"W020"}),
+    "no middleware for sessions": ({"MIDDLEWARE": []}, {"W020"}),
+    "the wrong order": ({"MIDDLEWARE": [*NEEDS_SESSION, MIDDLEWARE]}, {"E021"}),
+    "two middlewares": ({"MIDDLEWARE": [MIDDLEWARE, DJANGOS_MIDDLEWARE]}, {"E022"}),
+    "a timeout that is cut": ({"CACHES": OURS}, {"W030"}),
+    "no Redis": ({"STILLROOM": None}, {"W040", "W041", "E060"}),
+    "no production": (
+        {"STILLROOM": {"redis_url": "redis://x", "session_peppers": "p" * 40}},
+        {"W041"},
+    ),
+    "a cookie in plain text": ({"SESSION_COOKIE_SECURE": False}, {"W050"}),
+    "a cookie that others can plant": ({"SESSION_COOKIE_NAME": "sessionid"}, {"W051"}),
+    "no pepper": ({"STILLROOM": {"redis_url": "redis://x", "production": True}}, {"E060"}),
+    "somebody else's sessions": (
+        {
+            "SESSION_ENGINE": "django.contrib.sessions.backends.db",
+            "MIDDLEWARE": [],
+            "CACHES": LOCAL,
+        },
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), WRONG.values(), ids=WRONG)
+def test_a_check_says_what_is_misconfigured(changes: dict[str, Any], expected: set[str]) -> None:
+    """Each mistake has one message, with what to write instead; a good configuration has none."""
+    with override_settings(**GOOD | changes):
+        found = run_checks(tags=["stillroom"], include_deployment_checks=True)
+    assert {message.id.removeprefix("stillroom.") for message in found if message.id} == expected
+    assert all(
+        message.hint or message.id in ("stillroom.W040", "stillroom.W041") for message in found
+    )
+
+
+def test_production_s_checks_are_for_deployment_only() -> None:
+    """A developer's machine may have no pepper and a plain cookie."""
+    with override_settings(**GOOD | {"STILLROOM": None, "SESSION_COOKIE_SECURE": False}):
+        assert run_checks(tags=["stillroom"]) == []
+
+
+# Commands
+
+
+@pytest.fixture
+def room(server: EmbeddedServer) -> Iterator[Stillroom]:
+    given = PATIENT | {"redis_url": server.url, "namespace": "manage"}
+    with override_settings(STILLROOM=given):
+        room = room_of_django()
+        yield room
+        room.close()
+
+
+def manage(*words: str) -> str:
+    out = io.StringIO()
+    call_command(*words, stdout=out)
+    return out.getvalue()
+
+
+def test_values_are_forgotten(room: Stillroom) -> None:
+    """By key, tag, pattern, or all of them."""
+    for words in (
+        ["k"],
+        ["--tag", "t"],
+        ["--pattern", "k*"],
+        ["--all"],
+        ["--tag", "t", "--tag", "u"],
+    ):
+        room.cache.set("k", 1, tags=["t"])
+        said = manage("stillroom_invalidate", *words)
+        assert "no reader sees the old values" in said
+        assert room.cache.get("k") is None
+    room.cache.set("k", 1, ttl=60, swr=60, tags=["t"])
+    manage("stillroom_invalidate", "--tag", "t", "--soft")
+    assert room.cache.get("k") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "say what"), (["k", "--soft"], "goes with --tag")]
+)
+def test_a_mistake_is_a_sentence(room: Stillroom, words: list[str], said: str) -> None:
+    """Not a traceback."""
+    with pytest.raises(CommandError, match=said):
+        manage("stillroom_invalidate", *words)
+
+
+def test_redis_away_is_a_sentence() -> None:
+    """Of what could not be done."""
+    with override_settings(
+        STILLROOM={"redis_url": "redis://127.0.0.1:1", "session_peppers": "p" * 40}
+    ):
+        for words in (["stillroom_invalidate", "k"], ["stillroom_logout", "7"]):
+            with pytest.raises(CommandError, match="unavailable"):
+                manage(*words)
+        with pytest.raises(SystemExit):
+            manage("stillroom_doctor")
+        room_of_django().close()
+
+
+def test_a_user_is_logged_out_everywhere(room: Stillroom) -> None:
+    """On all devices."""
+    room.sessions.create("7")
+    room.sessions.create("7")
+    assert "user 7: 2 sessions ended" in manage("stillroom_logout", "7")
+    assert room.sessions.count("7") == 0
+
+
+def test_the_doctor_looks_at_django_s_room(room: Stillroom, calm_machine: None) -> None:
+    """Each line says what is right, or what to do."""
+    said = manage("stillroom_doctor")
+    assert "namespace manage" in said
+    assert "rights to cache: this user may do what the app does" in said

@@ -1,0 +1,364 @@
+"""Django: views, fragments and values cached with tags."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from django.core.cache import caches
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.middleware.csrf import get_token
+from django.template import Context, Template, TemplateSyntaxError
+from django.test import AsyncClient, Client, override_settings
+from django.urls import path
+from django.utils import translation
+
+from stillroom import InvalidKey, SettingsError, Stillroom
+from stillroom.embedded import EmbeddedServer
+from stillroom.testing import Clock
+from stillroom.web.django import room as room_of_django
+from stillroom.web.django.pages import cache_page, tag_page
+from tests.support.crowd import PATIENT
+from tests.support.django_project import configure
+from tests.support.web import Reply, ask, serving_wsgi
+
+configure()
+
+PRODUCT = "/products/7"
+calls: list[str] = []
+price = 1
+
+
+@cache_page(60, swr=600, tags=["products", "product:{id}"], query=["sort"], cdn="Surrogate-Key")
+def product(request: HttpRequest, id: int) -> HttpResponse:
+    calls.append("product")
+    tag_page(f"price:{price}")
+    return JsonResponse({"id": id, "price": price, "sort": request.GET.get("sort")})
+
+
+@cache_page(60, vary=["Accept-Language"], max_age=30)
+def greeting(request: HttpRequest) -> HttpResponse:
+    calls.append("greeting")
+    text = f"{translation.get_language()} {request.headers.get('accept-language')}"
+    return HttpResponse(text, headers={"Vary": "Accept-Language"})
+
+
+@cache_page(60, sessions=True)
+def about(request: HttpRequest, look: str = "") -> HttpResponse:
+    calls.append("about")
+    if look:
+        request.session.get("x")
+    return HttpResponse("us")
+
+
+@cache_page(60)
+def kept(request: HttpRequest, how: str) -> Any:
+    calls.append(how)
+    match how:
+        case "session":
+            request.session["x"] = 1
+        case "csrf":
+            return HttpResponse(get_token(request))
+        case "cookie":
+            response = HttpResponse("x")
+            response.set_cookie("a", "b")
+            return response
+        case "private":
+            return HttpResponse("x", headers={"Cache-Control": "private"})
+        case "stream":
+            return StreamingHttpResponse(iter([b"a", b"b"]))
+        case "error":
+            return HttpResponse("x", status=503)
+        case "compressed":
+            return HttpResponse(b"x", headers={"Content-Encoding": "gzip"})
+        case "origin":
+            return HttpResponse("x", headers={"Vary": "Origin"})
+    return HttpResponse("x")
+
+
+@cache_page(60, tags=["products"])
+async def slow(request: HttpRequest) -> HttpResponse:
+    calls.append("slow")
+    await asyncio.sleep(0)
+    return JsonResponse({"price": price})
+
+
+urlpatterns = [
+    path("products/<int:id>", product),
+    path("greeting", greeting),
+    path("about", about),
+    path("about/<look>", about),
+    path("kept/<how>", kept),
+    path("slow", slow),
+]
+
+
+@pytest.fixture(autouse=True)
+def room(server: EmbeddedServer) -> Iterator[Stillroom]:
+    """The room Django uses, and views that nobody has called."""
+    global price
+    calls.clear()
+    price = 1
+    given = PATIENT | {"redis_url": server.url, "namespace": "pages", "request_timeout": 30}
+    with override_settings(STILLROOM=given, ROOT_URLCONF=__name__):
+        room = room_of_django()
+        yield room
+        room.close()
+
+
+@pytest.fixture
+def port(room: Stillroom) -> Iterator[int]:
+    with serving_wsgi(WSGIHandler()) as port:
+        yield port
+
+
+def priced(reply: Reply) -> int:
+    found: int = json.loads(reply.text)["price"]
+    return found
+
+
+# Views
+
+
+def test_a_page_is_rendered_once_until_a_tag_kills_it(port: int, room: Stillroom) -> None:
+    """Its parameters, its view and its decorator give it tags; a CDN hears them."""
+    global price
+    first, second = ask(port, PRODUCT), ask(port, PRODUCT)
+    assert calls == ["product"]
+    assert first.body == second.body
+    assert first.one("cache-status") == "stillroom; fwd=miss; stored"
+    assert second.one("cache-status") == "stillroom; hit"
+    assert second.one("surrogate-key") == "products product:7 price:1"
+    for tag in ("products", "product:7", f"price:{price}"):
+        room.cache.invalidate_by_tag("product:8")
+        assert priced(ask(port, PRODUCT)) == price
+        price += 1
+        room.cache.invalidate_by_tag(tag if tag != "price:1" else f"price:{price - 1}")
+        assert priced(ask(port, PRODUCT)) == price
+
+
+def test_a_view_may_say_less_to_head(port: int) -> None:
+    """So a page is not made of that; one that is there answers HEAD as well."""
+    assert ask(port, PRODUCT, "HEAD").one("cache-status") == "stillroom; fwd=bypass"
+    assert ask(port, PRODUCT).one("cache-status") == "stillroom; fwd=miss; stored"
+    assert ask(port, PRODUCT, "HEAD").one("cache-status") == "stillroom; hit"
+
+
+def test_a_client_that_has_it_hears_304(port: int) -> None:
+    """By the ETag that each page has."""
+    etag = ask(port, PRODUCT).one("etag") or ""
+    reply = ask(port, PRODUCT, headers={"If-None-Match": etag})
+    assert (reply.status, reply.body, reply.one("content-type")) == (304, b"", None)
+    assert ask(port, PRODUCT, "HEAD").body == b""
+    assert calls == ["product"]
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Cookie": "sessionid=1"}, {"Cookie": "x=1"}, {"Authorization": "Bearer x"}]
+)
+def test_requests_with_a_session_go_past_the_cache(port: int, headers: dict[str, str]) -> None:
+    """They get their own page, which no cache on the way gives to others."""
+    global price
+    ask(port, PRODUCT)
+    price = 2
+    reply = ask(port, PRODUCT, headers=headers)
+    assert priced(reply) == 2
+    assert reply.one("cache-control") == "private"
+    assert reply.one("vary") == "Cookie, Authorization"
+    assert priced(ask(port, PRODUCT)) == 1
+
+
+def test_language_and_named_headers_tell_pages_apart(port: int) -> None:
+    """As they do in Django's own cache_page."""
+    client = Client()
+    said = []
+    for language in ("de", "fr", "de"):
+        with translation.override(language):
+            said.append(client.get("/greeting", headers={"Accept-Language": "x"}).content)
+    assert said == [b"de x", b"fr x", b"de x"]
+    assert calls == ["greeting", "greeting"]
+    reply = ask(port, "/greeting", headers={"Accept-Language": "x"})
+    assert reply.one("cache-control") == "public, max-age=30"
+
+
+def test_a_page_that_is_the_same_for_all_may_not_look_at_the_session(port: int) -> None:
+    """It is given to sessions as well; one that looked at a session is not kept."""
+    for _ in range(2):
+        assert ask(port, "/about", headers={"Cookie": "sessionid=1"}).text == "us"
+        assert ask(port, "/about/look", headers={"Cookie": "sessionid=1"}).text == "us"
+    assert calls == ["about"] * 3
+
+
+@pytest.mark.parametrize(
+    "how", ["session", "csrf", "cookie", "private", "stream", "error", "compressed", "origin"]
+)
+def test_a_response_that_is_one_visitor_s_is_not_kept(port: int, how: str) -> None:
+    """It is given to that visitor, and the view is called once for each."""
+    origin = {"Origin": "https://a.example"}
+    replies = [ask(port, f"/kept/{how}", headers=origin) for _ in range(2)]
+    assert calls == [how, how]
+    assert all(reply.body for reply in replies)
+
+
+def test_a_stale_page_is_served_while_one_reader_renders_it(port: int, room: Stillroom) -> None:
+    """The reader with the lease has the new page at once; the others are served meanwhile."""
+    global price
+    ask(port, PRODUCT)
+    price = 2
+    Clock(room).advance(61)
+    barrier = threading.Barrier(4)
+
+    def visit(_: int) -> int:
+        barrier.wait(10)
+        return priced(ask(port, PRODUCT))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(visit, range(4))) <= {1, 2}
+    assert priced(ask(port, PRODUCT)) == 2
+    assert calls == ["product", "product"]
+
+
+def test_an_async_view_is_cached_too(room: Stillroom) -> None:
+    """Under ASGI, in Django's own test client."""
+
+    async def visit() -> list[Any]:
+        client = AsyncClient()
+        return [json.loads((await client.get("/slow")).content)["price"] for _ in range(2)]
+
+    global price
+    assert asyncio.run(visit()) == [1, 1]
+    price = 2
+    room.cache.invalidate_by_tag("products")
+    assert asyncio.run(visit()) == [2, 2]
+    assert calls == ["slow", "slow"]
+    assert ASGIHandler
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"timeout": 0}, "timeout=0: a number of seconds from 0.001"),
+        ({"timeout": 60, "cdn": "Cache-Tags"}, "did you mean Cache-Tag"),
+        ({"timeout": 60, "tags": ["product:{"]}, "not a template"),
+    ],
+)
+def test_a_mistake_is_told_at_the_view(options: dict[str, Any], said: str) -> None:
+    """When its module is imported."""
+    with pytest.raises((InvalidKey, SettingsError, ValueError), match=said):
+        cache_page(**options)(product)
+
+
+# Values
+
+
+def test_values_have_tags(room: Stillroom) -> None:
+    """set, set_many, add and get_or_set, sync and async; whoever invalidates the tag kills them."""
+    cache: Any = caches["default"]
+
+    async def fill() -> None:
+        await cache.aset("d", 1, tags=["t"])
+        assert await cache.aadd("e", 1, tags=["t"])
+
+        async def load() -> tuple[int, int]:
+            return (1, 2)
+
+        assert await cache.aget_or_set("f", load, tags=["t"]) == (1, 2)
+
+    cache.set("a", (1, 2), 60, tags=["t"])
+    cache.set_many({"b": 1}, tags=["t"])
+    assert cache.add("c", 1, tags=["t"])
+    asyncio.run(fill())
+    assert cache.get_or_set("g", lambda: {1, 2}, 60, tags=["t"]) == {1, 2}
+    assert cache.get_or_set("g", lambda: 3, 60, tags=["t"]) == {1, 2}
+    assert cache.get_or_set("h", 5, None) == 5
+    assert cache.get_or_set("i", lambda: 6, 0) == 6
+    assert len(cache.get_many("abcdefgh")) == 8
+    cache.invalidate_by_tag("t")
+    assert cache.get_many("abcdefghi") == {"h": 5}
+
+
+def test_one_caller_makes_a_value_while_others_wait(room: Stillroom) -> None:
+    """Django's own get_or_set makes it as often as it is asked for."""
+    cache: Any = caches["default"]
+    made: list[int] = []
+    barrier = threading.Barrier(8)
+
+    def make() -> int:
+        made.append(1)
+        return len(made)
+
+    def ask_for_it(_: int) -> int:
+        barrier.wait(10)
+        found: int = caches["default"].get_or_set("k", make, 60)  # type: ignore[call-overload]
+        return found
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(ask_for_it, range(8))) == [1] * 8
+    assert cache.get("k") == 1
+
+
+def test_a_value_that_was_overtaken_is_not_kept(room: Stillroom) -> None:
+    """An invalidation while it is made wins, where Django's own get and set would keep the old value."""
+    cache: Any = caches["default"]
+
+    def make() -> str:
+        cache.invalidate_by_tag("t")
+        return "old"
+
+    assert cache.get_or_set("k", make, tags=["t"]) == "old"
+    assert cache.get("k") is None
+
+
+# Fragments
+
+FRAGMENT = (
+    '{% load stillroom %}{% cache 60 sidebar user tags="a, b" swr=600 %}{{ price }}{% endcache %}'
+)
+
+
+def fragment(text: str = FRAGMENT, **context: Any) -> str:
+    return str(Template(text).render(Context(context)))
+
+
+def test_a_fragment_has_tags(room: Stillroom) -> None:
+    """Rendered once for each of its variables, until one of its tags is invalidated."""
+    assert fragment(user=1, price="<1>") == "&lt;1&gt;"
+    assert fragment(user=1, price=2) == "&lt;1&gt;"
+    assert fragment(user=2, price=3) == "3"
+    for tag in ("a", "b"):
+        room.cache.invalidate_by_tag(tag)
+        assert fragment(user=2, price=tag) == tag
+    listed = FRAGMENT.replace('"a, b"', "tags")
+    assert fragment(listed, user=3, price=4, tags=["c"]) == "4"
+    room.cache.invalidate_by_tag("c")
+    assert fragment(listed, user=3, price=5, tags=["c"]) == "5"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{% load stillroom %}{% cache 60 %}{% endcache %}", "a timeout in seconds and a name"),
+        ('{% load stillroom %}{% cache "x" n %}{% endcache %}', "timeout='x' is no number"),
+        ("{% load stillroom %}{% cache x n %}{% endcache %}", "timeout='' is no number"),
+        ('{% load stillroom %}{% cache 60 n using="other" %}{% endcache %}', "no cache 'other'"),
+    ],
+)
+def test_a_mistake_in_a_fragment_is_told(text: str, said: str) -> None:
+    """As Django tells its own."""
+    with pytest.raises(TemplateSyntaxError, match=said):
+        fragment(text)
+
+
+def test_tags_need_our_backend() -> None:
+    """Another one would forget them."""
+    local = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    with override_settings(CACHES=local):
+        with pytest.raises(TemplateSyntaxError, match="need a StillroomCache, not LocMemCache"):
+            fragment(user=1)

@@ -1,0 +1,349 @@
+"""Limits on endpoints, in each framework, by its own routing and on real HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from stillroom import DEFAULT, InvalidLimit, Limit, Settings, SettingsError, Stillroom
+from stillroom.web import Refusal
+from tests.support.celery_process import until
+from tests.support.web import Browser, ask
+from tests.web.limited_apps import FRAMEWORKS, GATE, ORIGIN, PLACE, serving
+from tests.web.test_limits import read
+
+FROM_SPA = {"Origin": ORIGIN}
+PREFLIGHT = FROM_SPA | {"Access-Control-Request-Method": "POST"}
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def settings(server: Any, settings: Settings) -> Settings:
+    return settings.model_copy(update={"trusted_proxies": ("127.0.0.0/8",)})
+
+
+@pytest.fixture
+def port(framework: str, settings: Settings) -> Iterator[int]:
+    with serving(framework, settings) as port:
+        yield port
+
+
+def statuses(
+    port: int, path: str, times: int, method: str = "GET", headers: Mapping[str, str] = {}
+) -> list[int]:
+    return [ask(port, path, method, headers).status for _ in range(times)]
+
+
+def by(address: str) -> dict[str, str]:
+    """What the trusted proxy says of a client."""
+    return {"X-Forwarded-For": address}
+
+
+# What counts
+
+
+def test_only_failures_count(port: int) -> None:
+    """The tenth right login is admitted; the sixth wrong one is not, nor then a right one."""
+    assert statuses(port, "/guess?right=1", 10, "POST") == [200] * 10
+    assert statuses(port, "/guess", 7, "POST") == [401] * 5 + [429] * 2
+    assert statuses(port, "/guess?right=1", 1, "POST") == [429]
+
+
+def test_what_counts_may_be_said_by_a_function_of_the_answer(port: int) -> None:
+    """A form that is shown again, with 200, was wrong; a redirect was right."""
+    assert statuses(port, "/form?right=1", 7, "POST") == [302] * 7
+    assert statuses(port, "/form", 7, "POST") == [200] * 5 + [429] * 2
+
+
+def test_parallel_guesses_are_no_more_than_the_quota(port: int) -> None:
+    """What is given back for right answers was taken before: guesses at the same time find it taken."""
+    with ThreadPoolExecutor(20) as pool:
+        got = list(pool.map(lambda _: ask(port, "/guess", "POST").status, range(60)))
+    assert got.count(401) == 5
+    assert got.count(429) == 55
+
+
+def test_a_limit_may_be_a_function_of_the_request(port: int) -> None:
+    """Who is gold has more."""
+    assert statuses(port, "/tiers", 2) == [200, 429]
+    assert statuses(port, "/tiers", 4, headers={"X-Tier": "gold"}) == [200] * 3 + [429]
+
+
+def test_a_cost_may_be_a_function_of_the_request(port: int) -> None:
+    """4 and 4 of 10, then 3 does not fit and 2 does."""
+    got = [ask(port, f"/cost?n={n}").status for n in (4, 4, 3, 2, 1)]
+    assert got == [200, 200, 429, 200, 429]
+
+
+# By whom
+
+
+def test_a_session_user_is_counted_wherever_he_comes_from(port: int) -> None:
+    """A visitor without a name counts by address, and never shares one quota with all others."""
+    ann, bob = Browser(port), Browser(port)
+    ann.get("/login?who=ann")
+    bob.get("/login?who=bob")
+    got = [ann.get("/mine", headers=by(f"203.0.113.{n}")).status for n in range(3)]
+    assert got == [200, 200, 429]
+    assert [bob.get("/mine").status for _ in range(3)] == [200, 200, 429]
+    for address in ("203.0.113.50", "203.0.113.51"):
+        assert statuses(port, "/mine", 3, headers=by(address)) == [200, 200, 429]
+
+
+@pytest.mark.parametrize(("path", "header"), [("/keyed", "X-API-Key"), ("/tenant", "X-Tenant")])
+def test_a_header_or_a_function_says_whom_to_count(port: int, path: str, header: str) -> None:
+    """Wherever the request comes from; whoever gives no name counts by address."""
+    named = [by(f"203.0.113.{n}") | {header: "a"} for n in range(3)]
+    assert [ask(port, path, headers=one).status for one in named] == [200, 200, 429]
+    assert statuses(port, path, 1, headers={header: "b"}) == [200]
+    for nobody in ({}, {header: ""}, {header: "  "}):
+        address = by(f"203.0.113.{100 + len(str(nobody))}")
+        assert statuses(port, path, 3, headers=nobody | address) == [200, 200, 429]
+
+
+# Which endpoints
+
+
+def test_endpoints_may_share_a_limit(port: int) -> None:
+    """By its name."""
+    got = [ask(port, path).status for path in ("/shared/a", "/shared/b", "/shared/a", "/shared/b")]
+    assert got == [200, 200, 429, 429]
+
+
+def test_several_limits_on_one_endpoint_all_hold(port: int) -> None:
+    """And the response tells of all of them, once."""
+    reply = ask(port, "/both")
+    assert read(reply.one("ratelimit-policy")).keys() == {"api", "two"}
+    assert reply.one("x-ratelimit-limit") == "2"
+    assert statuses(port, "/both", 2) == [200, 429]
+
+
+def test_a_group_limits_its_endpoints(framework: str, port: int) -> None:
+    """Those that have their own too; but for an exempt one, where the group knows which endpoint it is."""
+    assert statuses(port, "/group/own", 2) == [200, 429]
+    if framework != "starlette":  # its Mount limits whatever it leads to
+        assert statuses(port, "/group/free", 5) == [200] * 5
+    assert statuses(port, "/group/x", 3)[-1] == 429
+    assert statuses(port, "/open", 5) == [200] * 5
+    assert not [name for name, _ in ask(port, "/open").headers if "ratelimit" in name.lower()]
+
+
+def test_functions_and_classes_are_endpoints(port: int) -> None:
+    """Sync and async ones, a method of a class and a whole class."""
+    assert statuses(port, "/sync/7", 3) == [200, 200, 429]
+    assert statuses(port, "/async", 3, headers=by("203.0.113.1")) == [200, 200, 429]
+    where = by("203.0.113.2")
+    assert statuses(port, "/class", 1, headers=where) == [200]
+    assert statuses(port, "/class", 2, "POST", where) == [200, 429]
+    where = by("203.0.113.3")
+    assert statuses(port, "/method", 3, headers=where) == [200] * 3
+    assert statuses(port, "/method", 3, "POST", where) == [200, 200, 429]
+
+
+def test_a_request_may_be_exempt_by_a_predicate(port: int) -> None:
+    """Of the endpoint's own limits."""
+    assert statuses(port, "/probed", 3, headers={"X-Probe": "1"}) == [200] * 3
+    assert statuses(port, "/probed", 2) == [200, 429]
+
+
+def test_a_place_is_held_until_the_response_is_over(framework: str, port: int) -> None:
+    """To the last piece of a stream; meanwhile there is none for others."""
+    path = "/async-stream" if framework == "django-asgi" else "/stream"
+    GATE.clear()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.read(5) == b"first"
+        denied = ask(port, path)
+        assert (denied.status, denied.one("retry-after")) == (429, "1")
+        GATE.set()
+        assert response.read() == b"second"
+    finally:
+        GATE.set()
+        connection.close()
+    until(lambda: ask(port, path).status == 200, "a place to be free")
+
+
+def test_a_place_is_given_back_where_the_app_fails(port: int, room: Stillroom) -> None:
+    """Its request is over, whatever came of it."""
+    assert ask(port, "/fails").status == 500
+    until(
+        lambda: room.limits.peek("127.0.0.1", [PLACE]).remaining == 1, "the place to be given back"
+    )
+
+
+# What is told
+
+
+def test_a_refusal_tells_when_to_come_again(port: int) -> None:
+    """429, problem+json, Retry-After; readable for a page of another origin, as all answers are."""
+    for _ in range(2):
+        reply = ask(port, "/sync/7", headers=FROM_SPA)
+        assert read(reply.one("ratelimit-policy")) == {"two": {"q": 2, "w": 60}}
+    denied = ask(port, "/sync/7", headers=FROM_SPA)
+    assert (denied.status, denied.one("content-type")) == (429, "application/problem+json")
+    assert json.loads(denied.text)["violated-policies"] == ["two"]
+    assert 1 <= int(denied.one("retry-after") or 0) <= 60
+    assert denied.one("cache-control") == "no-store"
+    for one in (reply, denied):
+        exposed = {
+            name.strip().lower()
+            for name in str(one.one("access-control-expose-headers")).split(",")
+        }
+        assert {"ratelimit", "ratelimit-policy", "retry-after"} <= exposed
+        assert one.one("access-control-allow-origin") == ORIGIN
+    assert ask(port, "/sync/7").one("access-control-expose-headers") is None
+
+
+def test_a_head_request_gets_no_body(port: int) -> None:
+    """A refusal has one; its length is told all the same."""
+    assert statuses(port, "/sync/7", 2) == [200, 200]
+    head = ask(port, "/sync/7", "HEAD")
+    assert head.body == b""
+    assert head.status in (429, 405)
+
+
+def test_an_app_has_its_own_words(framework: str, settings: Settings) -> None:
+    """For a refusal, by the Accept of the request; None leaves it at problem+json."""
+
+    def render(refusal: Refusal) -> tuple[str, str] | None:
+        if "text/html" not in refusal.header("accept"):
+            return None
+        return "text/html", f"<h1>{refusal.status}: {refusal.path}</h1>"
+
+    with serving(framework, settings, render=render) as port:
+        assert statuses(port, "/sync/7", 2) == [200, 200]
+        page = ask(port, "/sync/7", headers={"Accept": "text/html"})
+        assert (page.status, page.one("content-type")) == (429, "text/html")
+        assert page.text == "<h1>429: /sync/7</h1>"
+        assert page.one("retry-after")
+        assert read(page.one("ratelimit")).keys() == {"two"}
+        assert ask(port, "/sync/7").one("content-type") == "application/problem+json"
+
+
+# Preflights
+
+
+def test_a_preflight_costs_nothing(port: int) -> None:
+    """It is answered by the app's CORS layer, as often as it comes."""
+    for path in ("/sync/7", "/group/x", "/guess"):
+        assert statuses(port, path, 10, "OPTIONS", PREFLIGHT) == [200] * 10
+    assert statuses(port, "/sync/7", 3) == [200, 200, 429]
+    assert ask(port, "/sync/7", "OPTIONS", PREFLIGHT).one("access-control-allow-origin") == ORIGIN
+
+
+# What it costs
+
+
+def test_endpoint_limits_and_session_are_one_round_trip(port: int, client: Any) -> None:
+    """Once an endpoint is known to look at its session."""
+    browser = Browser(port)
+    browser.get("/login?who=ann")
+    for _ in range(3):
+        assert browser.get("/touch").text.strip('"') == "ann"
+    before = client.info("stats")["total_reads_processed"]
+    browser.get("/touch")
+    assert client.info("stats")["total_reads_processed"] - before - 1 == 1
+
+
+def test_a_denied_client_costs_redis_nothing(port: int, client: Any) -> None:
+    """Denied from memory, at the endpoint too."""
+    assert statuses(port, "/sync/7", 3) == [200, 200, 429]
+    before = client.info("stats")["total_commands_processed"]
+    assert statuses(port, "/sync/7", 5) == [429] * 5
+    assert client.info("stats")["total_commands_processed"] - before == 1
+
+
+# What else Flask and Django have
+
+
+@pytest.mark.parametrize("framework", ["flask", "django", "django-asgi"], indirect=True)
+def test_endpoints_without_limits_have_the_default(framework: str, settings: Settings) -> None:
+    """Those that carry their own have only these."""
+    with serving(framework, settings, default=[Limit("default", 3, 60)]) as port:
+        assert statuses(port, "/open", 4) == [200] * 3 + [429]
+        assert statuses(port, "/sync/7", 3) == [200, 200, 429]
+        assert statuses(port, "/group/free", 5) == [200] * 5
+
+
+@pytest.mark.parametrize("framework", ["flask", "django", "django-asgi"], indirect=True)
+def test_requests_may_be_exempt_everywhere(framework: str, settings: Settings) -> None:
+    """By a predicate of the extension or the middleware."""
+
+    def is_probe(request: Any) -> bool:
+        return bool(request.headers.get("X-Probe"))
+
+    with serving(framework, settings, exempt_when=is_probe) as port:
+        for path in ("/sync/7", "/method", "/group/own"):
+            method = "POST" if path == "/method" else "GET"
+            assert statuses(port, path, 4, method, {"X-Probe": "1"}) == [200] * 4
+        assert statuses(port, "/sync/7", 3) == [200, 200, 429]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("where", ["starlette", "fastapi", "flask", "django.limits"])
+@pytest.mark.parametrize(
+    ("limits", "options", "reason"),
+    [
+        ([], {}, "which limits"),
+        (["auth"], {}, "a limit is a Limit"),
+        ([DEFAULT], {"by": "usr"}, r"did you mean user\?"),
+        ([DEFAULT], {"by": "key"}, "a function of the request"),
+        ([Limit("x", 1, 60, by="key")], {}, "counts by key, which no request has"),
+        ([DEFAULT], {"count": "failure"}, r"did you mean failures\?"),
+        ([DEFAULT], {"cost": -1}, "cost is a whole number"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_where_it_is_written(
+    where: str, limits: list[Any], options: dict[str, Any], reason: str
+) -> None:
+    """When the app is made, not when a request comes."""
+    import importlib
+
+    import tests.web.test_django  # noqa: F401 - configures Django
+
+    module = importlib.import_module(f"stillroom.web.{where}")
+    with pytest.raises(InvalidLimit, match=reason):
+        module.limited(*limits, **options)
+
+
+def test_counting_together_holds_under_threads(settings: Settings) -> None:
+    """Two declarations of one request are one script: what the one denies, the other has not taken."""
+    with serving("flask", settings) as port:
+        barrier = threading.Barrier(8)
+
+        def knock(_: int) -> int:
+            barrier.wait()
+            return ask(port, "/both").status
+
+        with ThreadPoolExecutor(8) as pool:
+            got = list(pool.map(knock, range(8)))
+        assert sorted(got) == [200] * 2 + [429] * 6
+    with Stillroom(settings) as room:
+        left = room.limits.peek("127.0.0.1", [Limit("api", 1000, 3600)]).remaining
+    assert left == 998
+
+
+def test_a_room_of_the_other_face_is_refused(settings: Settings) -> None:
+    """By Flask's extension too."""
+    from flask import Flask
+
+    from stillroom import AsyncStillroom
+    from stillroom.web.flask import StillroomLimits
+
+    with pytest.raises(SettingsError, match="needs a room of the type Stillroom"):
+        StillroomLimits(Flask("x"), AsyncStillroom(settings))  # type: ignore[arg-type]

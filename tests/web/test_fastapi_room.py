@@ -1,0 +1,82 @@
+"""FastAPI: dependencies for the room and the session, and a lifespan beside the app's own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
+
+from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom
+from stillroom.web.asgi import StillroomMiddleware
+from stillroom.web.fastapi_room import CurrentRoom, CurrentSession, lifespan
+
+
+def app_of(life: Any, room: AsyncStillroom) -> FastAPI:
+    app = FastAPI(lifespan=life)
+    app.add_middleware(StillroomMiddleware, room=room)
+
+    @app.get("/price")
+    async def price(room: CurrentRoom) -> int:
+        async def load() -> int:
+            return 7
+
+        found: int = await room.cache.get_or_set("price", load)
+        return found
+
+    @app.get("/add/{item}")
+    async def add(item: str, session: CurrentSession) -> list[str]:
+        session.setdefault("cart", []).append(item)
+        cart: list[str] = session["cart"]
+        return cart
+
+    @app.get("/state")
+    async def state(request: Request) -> dict[str, str]:
+        return {"db": request.state.db}
+
+    return app
+
+
+def test_the_app_s_own_lifespan_goes_along(settings: Settings, room: Stillroom) -> None:
+    """The room is open for it; what it yields is the requests' state; it ends before the room does."""
+    mine = AsyncStillroom(settings, dispatch=NoDispatch())
+    story: list[Any] = []
+
+    @asynccontextmanager
+    async def own(app: FastAPI) -> AsyncIterator[dict[str, str]]:
+        story.append(await mine.cache.set("begun", True))
+        yield {"db": "open"}
+        story.append(await mine.cache.get("begun"))
+
+    @asynccontextmanager
+    async def other(app: FastAPI) -> AsyncIterator[None]:
+        yield None
+
+    app = app_of(lifespan(mine, own, other), mine)
+    with TestClient(app, base_url="https://testserver") as client:
+        assert client.get("/price").json() == 7
+        assert client.get("/state").json() == {"db": "open"}
+        assert client.get("/add/tea").json() == ["tea"]
+        assert client.get("/add/jam").json() == ["tea", "jam"]
+    assert story == [True, True]
+    assert room.cache.get("price") == 7
+
+
+def test_the_room_s_own_lifespan_is_enough(settings: Settings) -> None:
+    """It tells the app which room it has."""
+    mine = AsyncStillroom(settings, dispatch=NoDispatch())
+    with TestClient(app_of(mine.lifespan, mine), base_url="https://testserver") as client:
+        assert client.get("/price").json() == 7
+
+
+def test_mistakes(settings: Settings, room: Stillroom) -> None:
+    """A blocking room, and an app without a room."""
+    with pytest.raises(SettingsError, match="needs an AsyncStillroom"):
+        lifespan(room)  # type: ignore[arg-type]
+    mine = AsyncStillroom(settings, dispatch=NoDispatch())
+    client = TestClient(app_of(None, mine), base_url="https://testserver")
+    with pytest.raises(SettingsError, match="this app has no room"):
+        client.get("/price")

@@ -1,0 +1,139 @@
+"""`room.init_app(app)`: sessions, limits, health and a time for Redis, with an app factory or without one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, current_app, session
+
+from stillroom import (
+    AUTH,
+    AsyncStillroom,
+    NoDispatch,
+    Route,
+    Routes,
+    Settings,
+    SettingsError,
+    Stillroom,
+)
+from stillroom.web.flask_room import current_room
+from stillroom.web.session_cookie import SessionCookie
+from stillroom.wire import time_left
+from stillroom_workers.lifecycle import open_room
+
+
+@pytest.fixture
+def shop(settings: Settings) -> Iterator[Stillroom]:
+    """The app's room, made at module level in an app."""
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        yield room
+
+
+def create_app(room: Stillroom, **options: Any) -> Flask:
+    app = Flask("shop")
+    app.config["PRICE"] = 7
+    room.init_app(app, cookie=SessionCookie("sid", secure=False), **options)
+
+    @app.get("/add/<item>")
+    def add(item: str) -> Any:
+        session.setdefault("cart", []).append(item)
+        return session["cart"]
+
+    @app.get("/time")
+    def time() -> Any:
+        budget = time_left()
+        return {
+            "seconds": None if budget is None else round(budget.left),
+            "same": current_room == room,
+        }
+
+    return app
+
+
+def test_an_app_has_sessions_limits_and_a_budget(shop: Stillroom) -> None:
+    """All by one line."""
+    app = create_app(shop, routes=Routes([Route("/time", [AUTH])]), health=True)
+    client = app.test_client()
+    assert client.get("/add/tea").json == ["tea"]
+    assert client.get("/add/jam").json == ["tea", "jam"]
+    assert client.get("/time").json == {"seconds": 30, "same": True}
+    assert [client.get("/time").status_code for _ in range(5)] == [200] * 4 + [429]
+    assert client.get("/health/live").status_code == 200
+    assert app.extensions["stillroom"] is shop
+
+
+def test_it_leaves_out_what_is_not_wanted(shop: Stillroom) -> None:
+    """Flask's own sessions stay, and there is no /health."""
+    app = Flask("shop")
+    before = app.session_interface
+    shop.init_app(app, sessions=False)
+    shop.init_app(app)  # once is enough
+    assert app.session_interface is before
+    assert app.test_client().get("/health/live").status_code == 404
+
+
+def test_a_loader_runs_in_the_app_s_context(shop: Stillroom) -> None:
+    """In a request it is the request's own; in a script or a worker there is none without it."""
+
+    @shop.cache.cached("price")
+    def price() -> int:
+        found: int = current_app.config["PRICE"]
+        return found
+
+    app = create_app(shop)
+    assert price() == 7
+    shop.cache.clear()
+    with app.app_context():
+        before = current_app._get_current_object()  # type: ignore[attr-defined]
+        assert price() == 7
+        assert current_app._get_current_object() is before  # type: ignore[attr-defined]
+    again = create_app(shop)
+    again.config["PRICE"] = 8
+    shop.cache.clear()
+    assert price() == 8
+    assert len(shop.cache.loaders.around) == 1
+
+
+@pytest.mark.parametrize("says", ["room.init_app(app)", "pass"])
+def test_a_worker_loads_in_the_app_s_context(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, says: str
+) -> None:
+    """It finds the app beside the room, also where nobody has said that they belong together."""
+    (tmp_path / "flaskshop.py").write_text(
+        f"""
+from flask import Flask, current_app
+from stillroom import NoDispatch, Settings, Stillroom
+app = Flask(__name__)
+app.config["PRICE"] = 7
+room = Stillroom(Settings(redis_url={settings.redis_url!r}), dispatch=NoDispatch())
+{says}
+@room.cache.cached("price")
+def price() -> int:
+    return current_app.config["PRICE"]
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changed = settings.model_copy(update={"loaders": ("flaskshop",)})
+    with open_room(changed) as worker:
+        loader = worker.cache.loaders["price"]
+        assert loader.recipe({}).call.function() == 7
+    del sys.modules["flaskshop"]
+
+
+def test_mistakes(shop: Stillroom, settings: Settings) -> None:
+    """What is no app, a room that is awaited, a second room, no room at all."""
+    app = Flask("shop")
+    with pytest.raises(TypeError, match="a Flask app, not object"):
+        shop.init_app(object())
+    with app.app_context(), pytest.raises(SettingsError, match=r"room\.init_app"):
+        bool(current_room.cache)
+    shop.init_app(app)
+    with pytest.raises(SettingsError, match="another room already"):
+        Stillroom(settings, dispatch=NoDispatch()).init_app(app)
+    with pytest.raises(TypeError, match="init"):
+        shop.init_app(Flask("other"), rooms=1)
+    assert not hasattr(AsyncStillroom, "init_app")

@@ -1,0 +1,618 @@
+"""The table in front of an app: pages of other origins, websockets, exemptions, and routes that fit nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.core.handlers.wsgi import WSGIHandler
+from django.test import override_settings
+from django.urls import include, path, re_path
+from fastapi import APIRouter, FastAPI
+from flask import Blueprint, Flask, Response
+from starlette.applications import Starlette
+from starlette.endpoints import WebSocketEndpoint
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Host, Mount, WebSocketRoute
+from starlette.routing import Route as StarletteRoute
+from starlette.websockets import WebSocket
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+import tests.web.test_django  # noqa: F401 - configures Django
+from stillroom import (
+    AUTH,
+    AsyncStillroom,
+    InvalidLimit,
+    Limit,
+    NoDispatch,
+    Route,
+    Routes,
+    Settings,
+    SettingsError,
+    Stillroom,
+)
+from stillroom.web import HealthASGI, HealthWSGI, Refusal
+from stillroom.web.asgi import StillroomMiddleware as Asgi
+from stillroom.web.gate import Asked
+from stillroom.web.known_routes import Misfits
+from stillroom.web.starlette import limited
+from stillroom.web.wsgi import StillroomMiddleware as Wsgi
+from tests.support.web import ask, serving_asgi, serving_wsgi
+from tests.web.conftest import Serve
+from tests.web.test_limits import read
+
+SPA = "https://spa.example"
+FROM_SPA = {"Origin": SPA}
+PREFLIGHT = FROM_SPA | {"Access-Control-Request-Method": "POST"}
+TWO = Limit("two", 2, 60)
+TABLE = Routes([], default=[TWO])
+
+
+def names_of(value: str | None) -> set[str]:
+    return {name.strip().lower() for name in (value or "").split(",")}
+
+
+# Apps with a CORS layer, which stands in front of ours or behind it
+
+
+def starlette_with_cors(room: AsyncStillroom, *, in_front: bool, **options: Any) -> Any:
+    async def api(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("ok", headers={"X-Mine": "1"})
+
+    app = Starlette(routes=[StarletteRoute("/api", api, methods=["GET", "POST"])])
+    cors = {"allow_origins": [SPA], "allow_methods": ["*"], "expose_headers": ["X-Mine"]}
+    if not in_front:
+        app.add_middleware(CORSMiddleware, **cors)
+    app.add_middleware(Asgi, room=room, routes=TABLE, **options)
+    if in_front:
+        app.add_middleware(CORSMiddleware, **cors)
+    return app
+
+
+def flask_with_cors(room: Stillroom, **options: Any) -> Flask:
+    app = Flask("cors")
+
+    @app.after_request
+    def cors(response: Response) -> Response:
+        response.headers["Access-Control-Allow-Origin"] = SPA
+        response.headers["Access-Control-Allow-Headers"] = "content-type"
+        response.headers["Vary"] = "Origin"
+        return response
+
+    @app.route("/api", methods=["GET", "POST"])
+    def api() -> str:
+        return "ok"
+
+    app.wsgi_app = Wsgi(app.wsgi_app, room, routes=TABLE, **options)  # type: ignore[method-assign]
+    return app
+
+
+@contextmanager
+def serving(kind: str, settings: Settings, **options: Any) -> Iterator[int]:
+    if kind == "flask":
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            with serving_wsgi(flask_with_cors(room, **options)) as port:
+                yield port
+        return
+    in_front = kind == "cors in front"
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(
+        lambda room: starlette_with_cors(room, in_front=in_front, **options), room
+    ) as port:
+        yield port
+
+
+KINDS = ["cors in front", "cors behind", "flask"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_preflight_costs_nothing_and_is_never_denied(kind: str, settings: Settings) -> None:
+    """Before a request, after the last one that was admitted, and as often as it comes."""
+    with serving(kind, settings) as port:
+        for _ in range(5):
+            assert ask(port, "/api", "OPTIONS", PREFLIGHT).status == 200
+        assert [ask(port, "/api", "POST", FROM_SPA).status for _ in range(3)] == [200, 200, 429]
+        for _ in range(5):
+            reply = ask(port, "/api", "OPTIONS", PREFLIGHT)
+            assert (reply.status, reply.one("access-control-allow-origin")) == (200, SPA)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_may_read_a_refusal_and_how_it_stands(kind: str, settings: Settings) -> None:
+    """Whether the app's CORS layer stands in front of the limits or behind them; strangers may not."""
+    with serving(kind, settings) as port:
+        replies = [ask(port, "/api", "POST", FROM_SPA) for _ in range(4)]
+        assert [reply.status for reply in replies] == [200, 200, 429, 429]
+        for reply in replies:
+            assert reply.one("access-control-allow-origin") == SPA
+            if kind != "cors in front":  # there it is that layer's business: see expose_headers
+                exposed = names_of(reply.one("access-control-expose-headers"))
+                assert {"ratelimit", "retry-after"} <= exposed
+            assert "origin" in names_of(", ".join(reply.all("vary")))
+        if kind != "flask":
+            stranger = ask(port, "/api", "POST", {"Origin": "https://evil.example"})
+            assert stranger.status == 429
+            assert stranger.one("access-control-allow-origin") is None
+        plain = ask(port, "/api", "POST")
+        assert plain.status == 429
+        assert plain.one("access-control-expose-headers") is None
+
+
+def test_what_the_app_exposes_is_kept(settings: Settings) -> None:
+    """Ours is added to it."""
+    with serving("cors behind", settings) as port:
+        exposed = names_of(ask(port, "/api", "POST", FROM_SPA).one("access-control-expose-headers"))
+    assert {"x-mine", "ratelimit"} <= exposed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_session_that_cannot_be_read_is_told_to_a_page_too(kind: str) -> None:
+    """A 503 in place of the app's answer keeps what the app said of the page's origin."""
+    away = Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40)
+    token = "00." + "A" * 43
+
+    async def look(request: Any) -> PlainTextResponse:
+        await request.scope["stillroom.session"].load()
+        return PlainTextResponse("never")
+
+    if kind == "flask":
+        pytest.skip("Flask's own session is kept by StillroomSessions")
+    app = Starlette(routes=[StarletteRoute("/look", look)])
+    layers = [
+        lambda room: app.add_middleware(CORSMiddleware, allow_origins=[SPA]),
+        lambda room: app.add_middleware(Asgi, room=room),
+    ]
+
+    def make(room: AsyncStillroom) -> Any:
+        for layer in layers if kind == "cors behind" else reversed(layers):
+            layer(room)
+        return app
+
+    with serving_asgi(make, AsyncStillroom(away, dispatch=NoDispatch())) as port:
+        reply = ask(port, "/look", headers=FROM_SPA | {"Cookie": f"__Host-sid={token}"})
+    assert (reply.status, reply.one("access-control-allow-origin")) == (503, SPA)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, None),
+        (FROM_SPA, None),
+        ({"Access-Control-Request-Method": "POST"}, None),
+        (PREFLIGHT | {"Cookie": "a=b"}, None),
+        (PREFLIGHT | {"Authorization": "Basic eDp5"}, None),
+        (PREFLIGHT, b"user=ann&password=guess"),
+    ],
+)
+def test_what_only_looks_like_a_preflight_is_charged(
+    settings: Settings, headers: dict[str, str], body: bytes | None
+) -> None:
+    """A browser's never has a cookie, credentials or a body."""
+    import http.client
+
+    with serving("flask", settings) as port:
+        statuses = []
+        for _ in range(3):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("OPTIONS", "/api", body=body, headers=headers)
+            statuses.append(connection.getresponse().status)
+            connection.close()
+    assert statuses == [200, 200, 429]
+
+
+def test_a_route_that_names_options_is_charged_for_preflights(serve: Serve) -> None:
+    """The app has said that it answers them itself."""
+    table = Routes([Route("/plain", [TWO], ["OPTIONS", "GET"])], default=[])
+    with serve(routes=table) as port:
+        got = [ask(port, "/plain", "OPTIONS", PREFLIGHT).status for _ in range(3)]
+    assert got == [200, 200, 429]
+
+
+def test_the_apps_cors_layer_is_asked_once_a_minute(settings: Settings) -> None:
+    """A flood of refused requests is no flood of preflights."""
+    asked: list[str] = []
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        asked.append(environ["REQUEST_METHOD"])
+        start_response("200 OK", [("Access-Control-Allow-Origin", environ.get("HTTP_ORIGIN", ""))])
+        return [b""]
+
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        with serving_wsgi(Wsgi(app, room, routes=Routes([], default=[Limit("no", 0, 60)]))) as port:
+            for _ in range(5):
+                reply = ask(port, "/x", "POST", FROM_SPA | {"Cookie": "secret=1"})
+                assert (reply.status, reply.one("access-control-allow-origin")) == (429, SPA)
+    assert asked == ["OPTIONS"]
+
+
+# Own words
+
+
+def test_an_app_says_in_its_own_words_that_it_refuses(serve: Serve) -> None:
+    """By what the client accepts; status and headers stay."""
+
+    def render(refusal: Refusal) -> tuple[str, bytes] | None:
+        if refusal.header("Accept") != "text/html":
+            return None
+        assert refusal.retry_after is None, "a quota of 0 never comes back"
+        return (
+            "text/html",
+            f"<p>{refusal.method} {refusal.path} {refusal.problem['title']}".encode(),
+        )
+
+    with serve(routes=Routes([], default=[Limit("no", 0, 60)]), render=render) as port:
+        page = ask(port, "/plain", headers={"Accept": "text/html"})
+        assert (page.status, page.one("content-type")) == (429, "text/html")
+        assert page.text == "<p>GET /plain Quota exceeded"
+        assert page.one("cache-control") == "no-store"
+        assert ask(port, "/plain", "HEAD", {"Accept": "text/html"}).body == b""
+        assert json.loads(ask(port, "/plain").text)["status"] == 429
+
+
+# Exempt, failures and users
+
+
+def test_requests_may_be_exempt_by_a_predicate(serve: Serve) -> None:
+    """Of the table."""
+
+    def is_probe(asked: Asked) -> bool:
+        return ("x-probe", "1") in [(name.lower(), value) for name, value in asked.headers]
+
+    with serve(routes=TABLE, exempt_when=is_probe) as port:
+        assert [ask(port, "/plain", headers={"X-Probe": "1"}).status for _ in range(4)] == [200] * 4
+        assert [ask(port, "/plain").status for _ in range(3)] == [200, 200, 429]
+
+
+def test_a_route_may_count_failures_only(serve: Serve) -> None:
+    """What is answered with less than 400 is given back."""
+    table = Routes([Route("/fail/{status}", [AUTH], count="failures")], default=[])
+    with serve(routes=table) as port:
+        assert [ask(port, "/fail/200?x").status for _ in range(8)] == [200] * 8
+        got = [ask(port, "/fail/404?x").status for _ in range(7)]
+        assert got == [404] * 5 + [429] * 2
+
+
+def test_a_table_counts_by_the_sessions_user(serve: Serve, room: Stillroom) -> None:
+    """Whoever is not logged in counts by address."""
+    by_user = Limit("mine", 2, 60, by="user")
+    table = Routes([Route("/who", [by_user])], default=[])
+    from tests.support.web import Browser
+
+    with serve(routes=table) as port:
+        ann = Browser(port)
+        ann.get("/login?ann")
+        assert [ann.get("/who").status for _ in range(3)] == [200, 200, 429]
+        bob = Browser(port)
+        bob.get("/login?bob")
+        assert bob.get("/who").status == 200
+        assert [ask(port, "/who").status for _ in range(3)] == [200, 200, 429]
+
+
+# Websockets
+
+
+HANDSHAKE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": base64.b64encode(b"0123456789abcdef").decode(),
+}
+
+
+@contextmanager
+def serving_websockets(settings: Settings, **options: Any) -> Iterator[int]:
+    """An app with a websocket that anybody may open, and one behind a limit of its own."""
+    import threading
+
+    import uvicorn
+
+    async def ws(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.close()
+
+    @limited(TWO)
+    class Whole(WebSocketEndpoint):
+        async def on_connect(self, websocket: WebSocket) -> None:
+            await websocket.accept()
+            await websocket.close()
+
+    app = Starlette(
+        routes=[
+            WebSocketRoute("/ws", ws),
+            WebSocketRoute("/own", limited(TWO)(ws)),
+            WebSocketRoute("/class", Whole),
+            Mount("/app", app=limited(TWO)(Starlette(routes=[WebSocketRoute("/ws", ws)]))),
+        ]
+    )
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    app.add_middleware(Asgi, room=room, **options)
+    config = uvicorn.Config(app, port=0, log_config=None, ws="wsproto", proxy_headers=False)
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        async with room:
+            await server.serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        while not server.started:
+            thread.join(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.mark.parametrize("path", ["/own", "/class", "/app/ws"])
+def test_a_websocket_has_its_endpoints_limits(settings: Settings, path: str) -> None:
+    """A function, a class, a mounted app. The handshake is answered as a request would be."""
+    with serving_websockets(settings) as port:
+        replies = [ask(port, path, headers=HANDSHAKE) for _ in range(3)]
+        assert [reply.status for reply in replies] == [101, 101, 429]
+        assert replies[-1].one("retry-after")
+        assert ask(port, "/ws", headers=HANDSHAKE).status == 101
+
+
+def test_a_websocket_has_the_limits_of_the_table(settings: Settings) -> None:
+    """As a GET has."""
+    with serving_websockets(settings, routes=Routes([Route("/ws", [TWO])], default=[])) as port:
+        assert [ask(port, "/ws", headers=HANDSHAKE).status for _ in range(3)] == [101, 101, 429]
+
+
+@pytest.mark.parametrize("path", ["/ws", "/own", "/class", "/app/ws"])
+def test_a_banned_client_opens_no_websocket(settings: Settings, room: Stillroom, path: str) -> None:
+    """403, whatever the limit."""
+    settings = settings.model_copy(update={"trusted_proxies": ("127.0.0.0/8",)})
+    room.abuse.ban("203.0.113.9", 60, "test")
+    banned = HANDSHAKE | {"X-Forwarded-For": "203.0.113.9"}
+    with serving_websockets(settings, routes=TABLE) as port:
+        assert [ask(port, path, headers=banned).status for _ in range(3)] == [403] * 3
+
+
+def test_a_server_that_can_only_close_closes(settings: Settings) -> None:
+    """With 1008, before the handshake."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError
+
+    sent: list[Any] = []
+
+    async def main() -> None:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            table = Routes([], default=[Limit("no", 0, 60)])
+            middleware = Asgi(app, room, routes=table)
+            scope = {"type": "websocket", "path": "/", "headers": [], "client": ("203.0.113.1", 1)}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            await middleware(scope, None, send)  # type: ignore[arg-type]
+
+    asyncio.run(main())
+    assert [(one["type"], one["code"]) for one in sent] == [("websocket.close", 1008)]
+
+
+# Mistakes, told when the app is made
+
+
+def test_a_room_of_the_other_face_is_refused(settings: Settings) -> None:
+    """By each middleware, with what was meant."""
+    room, other = Stillroom(settings), AsyncStillroom(settings)
+    for make in (
+        lambda: Asgi(None, room),  # type: ignore[arg-type]
+        lambda: Wsgi(None, other),  # type: ignore[arg-type]
+        lambda: HealthASGI(room),  # type: ignore[arg-type]
+        lambda: HealthWSGI(other),  # type: ignore[arg-type]
+        HealthWSGI,
+        lambda: Wsgi(None, "redis://x"),  # type: ignore[arg-type, type-var]
+    ):
+        with pytest.raises(SettingsError, match="needs a room of the type"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"routes": [Route("/a", [TWO])]}, r"did you mean Routes\("),
+        ({"routes": "/a"}, "routes= is a Routes"),
+        ({"routes": Routes([], default=[Limit("x", 1, 60, by="key")])}, "counts by key"),
+        (
+            {"routes": Routes([], default=[Limit("x", 1, 60, by="user")]), "sessions": False},
+            "counts by user",
+        ),
+        ({"render": "html"}, "render= is a function"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused(
+    settings: Settings, options: dict[str, Any], reason: str
+) -> None:
+    """When the middleware is put around the app."""
+    for middleware, room in ((Wsgi, Stillroom(settings)), (Asgi, AsyncStillroom(settings))):
+        with pytest.raises(InvalidLimit, match=reason):
+            middleware(None, room, **options)  # type: ignore[operator]
+
+
+def test_health_goes_where_frameworks_add_middleware(settings: Settings) -> None:
+    """The app first, the room by name; the other order works too."""
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+
+    async def home(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("home")
+
+    def make(room: AsyncStillroom) -> Starlette:
+        app = Starlette(routes=[StarletteRoute("/", home)])
+        app.add_middleware(HealthASGI, room=room)
+        return app
+
+    with serving_asgi(make, room) as port:
+        assert ask(port, "/health/live").status == 200
+        assert ask(port, "/").text == "home"
+    with Stillroom(settings) as sync_room:
+        for app in (HealthWSGI(flask_app(), sync_room), HealthWSGI(sync_room, app=flask_app())):
+            with serving_wsgi(app) as port:
+                assert ask(port, "/health/live").status == 200
+                assert ask(port, "/login", "POST").text == "in"
+        with pytest.raises(SettingsError, match="one too many"):
+            HealthWSGI(flask_app(), flask_app(), sync_room)
+
+
+# Routes that fit nothing
+
+
+def flask_app() -> Flask:
+    app = Flask("shop")
+    app.add_url_rule("/login", "login", lambda: "in", methods=["POST"])
+    app.add_url_rule("/product/<int:id>", "product", str)
+    app.add_url_rule("/files/<path:name>", "files", lambda name: name)
+    blueprint = Blueprint("admin", __name__, url_prefix="/admin")
+    blueprint.add_url_rule("/users/<string:id>.html", "users", str)
+    app.register_blueprint(blueprint)
+    return app
+
+
+def fastapi_app() -> FastAPI:
+    async def nothing() -> None: ...
+
+    app = FastAPI()
+    app.add_api_route("/login", nothing, methods=["POST"])
+    app.add_api_route("/product/{id}", nothing)
+    app.add_api_route("/files/{name:path}", nothing)
+    router = APIRouter(prefix="/admin")
+    router.add_api_route("/users/{id}.html", nothing)
+    app.include_router(router)
+    return app
+
+
+def starlette_app() -> Starlette:
+    async def nothing(_: Any) -> None: ...
+
+    users = StarletteRoute("/users/{id:int}.html", nothing)
+    routes = [
+        StarletteRoute("/login", nothing, methods=["POST"]),
+        StarletteRoute("/product/{id:int}", nothing),
+        StarletteRoute("/files/{name:path}", nothing),
+        Mount("/admin", routes=[users]),
+    ]
+    return Starlette(routes=routes)
+
+
+def django_app() -> WSGIHandler:
+    return WSGIHandler()
+
+
+class Urls:
+    def view(self, request: Any) -> None: ...
+
+    urlpatterns = [  # noqa: RUF012 - as Django has it
+        path("login", view),
+        path("product/<int:id>", view),
+        path("files/<path:name>", view),
+        path("admin/", include([path("users/<slug:id>.html", view)])),
+    ]
+
+
+APPS: dict[str, Callable[[], Any]] = {
+    "flask": flask_app,
+    "flask.wsgi_app": lambda: flask_app().wsgi_app,
+    "fastapi": fastapi_app,
+    "fastapi behind another": lambda: CORSMiddleware(fastapi_app()),
+    "starlette": starlette_app,
+    "django": django_app,
+}
+
+
+def told(app: Any, caplog: Any, *routes: Route, root: str = "") -> list[str]:
+    caplog.clear()
+    misfits = Misfits(Routes(routes))
+    with caplog.at_level(logging.WARNING, "stillroom.web"):
+        misfits.tell(app, root)
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_a_route_that_fits_no_endpoint_is_told(name: str, caplog: Any) -> None:
+    """Once, with what was probably meant; one that may fit is not."""
+    with override_settings(ROOT_URLCONF=Urls()):
+        app = APPS[name]()
+        assert not told(
+            app,
+            caplog,
+            Route("/login", [AUTH], ["POST"]),
+            Route("/product/{number}"),
+            Route("/files/a/b.css"),
+            Route("/files/{path:path}"),
+            Route("/admin/{path:path}"),
+            Route("/admin/users/{id}.html"),
+            Route("/{path:path}"),
+        )
+        (said,) = told(app, caplog, Route("/lgoin", [AUTH], ["POST"]))
+        assert "the route POST /lgoin fits no endpoint" in said
+        assert "did you mean /login?" in said
+        assert len(told(app, caplog, Route("/products/{id}"), Route("/admin/user/{id}"))) == 2
+        assert not told(app, caplog, Route("/api/login"), root="/api")
+        if name != "django":  # whose views may answer any method
+            assert told(app, caplog, Route("/login", [AUTH], ["GET"]))
+
+
+def test_what_cannot_be_seen_of_an_app_is_not_guessed(caplog: Any) -> None:
+    """Apps of other kinds, several side by side, regular expressions, other hosts."""
+
+    def view(request: Any) -> None: ...
+
+    class Regular:
+        urlpatterns = [re_path(r"^(?P<lang>de|en)/login$", view)]  # noqa: RUF012
+
+    async def nothing(_: Any) -> None: ...
+
+    for app in (
+        lambda environ, start_response: [],
+        DispatcherMiddleware(flask_app(), {"/other": flask_app()}),
+        Starlette(routes=[Host("x.example", app=starlette_app())]),
+        Starlette(routes=[Mount("/", app=lambda scope, receive, send: None)]),  # type: ignore[arg-type, return-value]
+        HealthWSGI(Stillroom(Settings()), flask_app()),
+        None,
+    ):
+        assert not told(app, caplog, Route("/lgoin")), app
+    with override_settings(ROOT_URLCONF=Regular()):
+        assert not told(WSGIHandler(), caplog, Route("/de/login"))
+
+
+def test_it_is_told_at_start(settings: Settings, caplog: Any) -> None:
+    """By lifespan, before the first request; without one, with it."""
+
+    async def main() -> None:
+        room = AsyncStillroom(settings, dispatch=NoDispatch())
+        app = starlette_app()
+        app.add_middleware(Asgi, room=room, routes=Routes([Route("/lgoin", [AUTH])]))
+
+        async def receive() -> Any:
+            return {"type": "lifespan.startup"}
+
+        async def send(message: Any) -> None:
+            raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            await app({"type": "lifespan", "state": {}}, receive, send)
+        await room.close()
+
+    asyncio.run(main())
+    assert "the route /lgoin fits no endpoint" in caplog.text
+
+
+def test_the_first_request_tells_it_too(settings: Settings, caplog: Any) -> None:
+    """Flask's routes are known by then."""
+    app = Flask("late")
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        app.wsgi_app = Wsgi(app.wsgi_app, room, routes=Routes([Route("/lgoin", [AUTH])]))  # type: ignore[method-assign]
+        app.add_url_rule("/login", "login", lambda: "in")
+        with serving_wsgi(app) as port:
+            assert read(ask(port, "/login").one("ratelimit")).keys() == {"default"}
+    assert "did you mean /login?" in caplog.text

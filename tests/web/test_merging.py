@@ -1,0 +1,281 @@
+"""Two requests that change the same list, dict or counter at once: both keep what they did, with each face."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import flask
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom import Stillroom
+from stillroom.web.flask import StillroomSessions
+from stillroom.web.merge import GONE, merged, merged_keys
+from stillroom.web.request_session import RequestSession
+from tests.support.web import WITHIN, Browser, serving_wsgi
+from tests.web.test_late_responses import Face, own
+
+__all__ = ["own"]
+
+Act = Callable[[RequestSession], object]
+
+
+def at_once(face: Face, token: str, *acts: Act) -> list[int]:
+    """All of them read the session, and do something to it, before the first of them writes. The statuses."""
+    from stillroom.web.ending import ending
+
+    sessions = [face.session(token) for _ in acts]
+    for session, act in zip(sessions, acts, strict=True):
+        face.run(session.reading())
+        act(session)
+    ends = [face.run(ending(session, 200, [], "GET")) for session in sessions]
+    return [end.instead.status if end.instead else 200 for end in ends]
+
+
+def append(key: str, item: object) -> Act:
+    return lambda session: session.setdefault(key, []).append(item)
+
+
+def assign(key: str, item: object) -> Act:
+    return lambda session: session.__setitem__(key, [*session.get(key, []), item])
+
+
+STORIES: list[tuple[str, dict[str, Any], list[Act], dict[str, Any]]] = [
+    ("both append", {"l": ["a"]}, [append("l", "b"), append("l", "c")], {"l": ["a", "b", "c"]}),
+    ("both begin one", {}, [append("l", "b"), append("l", "c")], {"l": ["b", "c"]}),
+    (
+        "appended by assignment",
+        {"l": ["a"]},
+        [assign("l", "b"), assign("l", "c")],
+        {"l": ["a", "b", "c"]},
+    ),
+    ("three", {"l": []}, [append("l", n) for n in range(3)], {"l": [0, 1, 2]}),
+    (
+        "one removes, one appends",
+        {"l": ["a", "b"]},
+        [lambda s: s["l"].remove("a"), append("l", "c")],
+        {"l": ["b", "c"]},
+    ),
+    (
+        "one takes it away, one appends",
+        {"l": ["a"]},
+        [lambda s: s.pop("l"), append("l", "b")],
+        {"l": ["b"]},
+    ),
+    (
+        "one appends, one takes it away",
+        {"l": ["a"]},
+        [append("l", "b"), lambda s: s.pop("l")],
+        {"l": ["b"]},
+    ),
+    (
+        "both take it away",
+        {"l": ["a"], "k": 1},
+        [lambda s: s.pop("l"), lambda s: s.pop("l")],
+        {"k": 1},
+    ),
+    (
+        "different keys of a dict",
+        {"d": {"a": 1}},
+        [lambda s: s["d"].update(b=2), lambda s: s["d"].update(c=3)],
+        {"d": {"a": 1, "b": 2, "c": 3}},
+    ),
+    (
+        "deep in a dict",
+        {"d": {"a": {"l": [1]}}},
+        [lambda s: s["d"]["a"]["l"].append(2), lambda s: s["d"]["a"]["l"].append(3)],
+        {"d": {"a": {"l": [1, 2, 3]}}},
+    ),
+    ("a set", {"s": {1}}, [lambda s: s["s"].add(2), lambda s: s["s"].discard(1)], {"s": {2}}),
+    (
+        "a number: the last wins",
+        {"n": 1},
+        [lambda s: s.update(n=2), lambda s: s.update(n=3)],
+        {"n": 3},
+    ),
+    (
+        "another order: the last wins",
+        {"l": [1, 2]},
+        [lambda s: s["l"].reverse(), append("l", 3)],
+        {"l": [2, 1, 3]},
+    ),
+    (
+        "unseen: the last wins",
+        {"l": [1]},
+        [append("l", 2), lambda s: s.__setitem__("l", ["new"])],
+        {"l": ["new"]},
+    ),
+    (
+        "other keys too",
+        {"l": ["a"], "x": 1},
+        [
+            lambda s: (append("l", "b")(s), s.update(x=2)),
+            lambda s: (append("l", "c")(s), s.update(y=3)),
+        ],
+        {"l": ["a", "b", "c"], "x": 2, "y": 3},
+    ),
+    (
+        "counters by mutate",
+        {"n": 1},
+        [lambda s: s.mutate(lambda data: data.update(n=data["n"] + 1))] * 3,
+        {"n": 4},
+    ),
+    (
+        "mutate with another dict",
+        {"n": 1, "gone": 1},
+        [lambda s: s.mutate(lambda data: {"n": data["n"] + 1})] * 2,
+        {"n": 3},
+    ),
+    (
+        "changes before and after a mutate",
+        {"n": 1, "l": ["a"]},
+        [
+            lambda s: (
+                append("l", "b")(s),
+                s.update(n=10),
+                s.mutate(lambda data: data.update(n=data["n"] + 1)),
+                append("l", "c")(s),
+            ),
+            append("l", "d"),
+        ],
+        {"n": 11, "l": ["a", "b", "c", "d"]},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "acts", "after"), STORIES, ids=[story[0] for story in STORIES]
+)
+def test_both_keep_what_they_did(
+    own: Face,
+    room: Stillroom,
+    name: str,
+    before: dict[str, Any],
+    acts: list[Act],
+    after: dict[str, Any],
+) -> None:
+    """Each reads before the other writes. What can be added to the other's is; of what can't, the last wins."""
+    token = room.sessions.create(None, before or {"x": 0}).token
+    assert at_once(own, token, *acts) == [200] * len(acts)
+    found = room.sessions.get(token)
+    assert found is not None
+    data = {key: value for key, value in found.data.items() if before or key != "x"}
+    assert data == after or ("order" in name and sorted(data["l"]) == sorted(after["l"]))
+
+
+def test_nobody_is_lost_in_any_order(own: Face, room: Stillroom) -> None:
+    """Four requests, two of which append: all they did is there, whichever writes first."""
+    acts = [append("l", 1), append("l", 2), lambda s: s.update(a=1), lambda s: s["d"].update(b=2)]
+    for order in permutations(acts):
+        token = room.sessions.create(None, {"l": [0], "d": {}}).token
+        at_once(own, token, *order)
+        found = room.sessions.get(token)
+        assert found is not None
+        assert sorted(found.data["l"]) == [0, 1, 2]
+        assert (found.data["a"], found.data["d"]) == (1, {"b": 2})
+
+
+def test_a_merge_never_brings_a_session_back(own: Face, room: Stillroom) -> None:
+    """The other request has logged out: 409, and nothing is there."""
+    token = room.sessions.create("ann", {"l": [0]}).token
+    statuses = at_once(own, token, append("l", 1), RequestSession.logout, append("l", 2))
+    assert statuses == [200, 200, 409]
+    assert room.sessions.count() == 0
+
+
+def test_a_change_that_fails_changes_nothing(own: Face, room: Stillroom) -> None:
+    """`mutate` raises what the function raises, and the session is as it was."""
+    token = room.sessions.create(None, {"l": [0]}).token
+
+    def fails(data: dict[str, Any]) -> None:
+        data["l"].append(1)
+        raise ValueError("no")
+
+    def act(session: RequestSession) -> None:
+        with pytest.raises(ValueError, match="no"):
+            session.mutate(fails)
+        session["after"] = True
+
+    at_once(own, token, act)
+    found = room.sessions.get(token)
+    assert found is not None
+    assert found.data == {"l": [0], "after": True}
+
+
+def test_mutate_in_a_session_that_begins(own: Face, room: Stillroom) -> None:
+    """There is nobody to compare with."""
+    session = own.session(None)
+    own.run(session.reading())
+    session.mutate(lambda data: data.update(n=data.get("n", 0) + 1))
+    session.mutate(lambda data: data.update(n=data.get("n", 0) + 1))
+    own.run(session.writing())
+    assert room.sessions.count() == 1
+    assert session["n"] == 2
+
+
+def test_two_tabs_append_to_one_list(room: Stillroom) -> None:
+    """Real requests of Flask's, held until both have read."""
+    app = flask.Flask("shop")
+    app.session_interface = StillroomSessions(room)
+    meet = threading.Barrier(2)
+
+    @app.get("/add/<item>")
+    def add(item: str) -> str:
+        cart = flask.session.setdefault("cart", [])
+        if item != "tea":
+            meet.wait(WITHIN)
+        cart.append(item)
+        return item
+
+    with serving_wsgi(app) as port:
+        browser = Browser(port)
+        browser.get("/add/tea")
+        tabs = [
+            threading.Thread(target=Browser(port, browser.token).get, args=(f"/add/{item}",))
+            for item in ("jam", "rye")
+        ]
+        for tab in tabs:
+            tab.start()
+        for tab in tabs:
+            tab.join()
+    found = room.sessions.get(browser.token or "")
+    assert found is not None
+    assert sorted(found.data["cart"]) == ["jam", "rye", "tea"]
+
+
+# The merge itself
+
+SMALL = st.lists(st.integers(0, 3), max_size=5)
+
+
+@given(SMALL, SMALL, SMALL)
+def test_what_is_appended_by_both_is_there_once(
+    base: list[int], ours: list[int], theirs: list[int]
+) -> None:
+    """Theirs first, then ours; and nothing else."""
+    assert merged(base, base + ours, base + theirs) == base + theirs + ours
+
+
+@given(SMALL, SMALL)
+def test_alone_a_request_does_what_it_did(base: list[int], ours: list[int]) -> None:
+    """Where the other one has changed nothing."""
+    assert merged(base, ours, base) == ours
+    assert merged(base, GONE, base) is GONE
+
+
+VALUES = st.recursive(
+    st.integers(0, 2), lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from("ab"), v)
+)
+
+
+@given(VALUES, VALUES, VALUES)
+def test_a_merge_never_fails(base: Any, ours: Any, theirs: Any) -> None:
+    """Whatever became of the type of a value; nobody else's change is nobody's change."""
+    merged(base, ours, theirs)
+    assert merged(base, base, theirs) in (theirs, base)
+    for value in (ours, theirs):
+        assert merged_keys({"k": base}, {"k": value}, {"k": base}) in ({"k": value}, {})

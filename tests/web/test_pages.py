@@ -1,0 +1,561 @@
+"""Cached pages, over real HTTP: with tags, ETag and 304, and never for a request with a session."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import hishel
+import pytest
+from fastapi import BackgroundTasks, FastAPI, Request
+from fastapi.responses import StreamingResponse
+from fastapi.testclient import TestClient
+from flask import Flask
+from hishel.httpx2 import CacheClient
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+
+from stillroom import (
+    AsyncStillroom,
+    InlineDispatch,
+    InvalidKey,
+    Limit,
+    NoDispatch,
+    Routes,
+    Settings,
+    SettingsError,
+    Stillroom,
+)
+from stillroom.testing import Clock
+from stillroom.web.asgi import StillroomMiddleware
+from stillroom.web.pages import Pages
+from tests.support.bookshop import Shop, serving
+from tests.support.entries import Recording
+from tests.support.web import Reply, ask
+
+PRODUCT = "/products/7"
+
+
+@pytest.fixture(params=["fastapi", "flask"])
+def face(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def dispatch() -> Recording:
+    return Recording()
+
+
+@pytest.fixture
+def served(face: str, settings: Settings, dispatch: Recording) -> Iterator[tuple[int, Shop]]:
+    with serving(face, settings, dispatch) as served:
+        yield served
+
+
+@pytest.fixture
+def port(served: tuple[int, Shop]) -> int:
+    return served[0]
+
+
+@pytest.fixture
+def shop(served: tuple[int, Shop]) -> Shop:
+    return served[1]
+
+
+def price(reply: Reply) -> int:
+    assert reply.status == 200
+    found: int = json.loads(reply.text)["price"]
+    return found
+
+
+# Served from the cache
+
+
+def test_a_page_is_rendered_once_and_said_to_be_a_hit(port: int, shop: Shop) -> None:
+    """The answers are alike, but for what they say of where they come from."""
+    first, second = ask(port, PRODUCT), ask(port, PRODUCT)
+    assert shop.calls == ["product"]
+    assert first.body == second.body
+    assert first.one("cache-status") == "stillroom; fwd=miss; stored"
+    assert second.one("cache-status") == "stillroom; hit"
+    assert second.one("content-type") == "application/json"
+    assert second.one("content-length") == str(len(second.body))
+    assert len(second.all("date")) <= 1
+
+
+@pytest.mark.parametrize("tag", ["products", "product:7", "price:1"])
+def test_a_tag_kills_it(port: int, shop: Shop, room: Stillroom, tag: str) -> None:
+    """Constant tags, those of its parameters, and those its view has added."""
+    assert price(ask(port, PRODUCT)) == 1
+    shop.price = 2
+    room.cache.invalidate_by_tag("product:8")
+    assert price(ask(port, PRODUCT)) == 1
+    room.cache.invalidate_by_tag(tag)
+    assert price(ask(port, PRODUCT)) == 2
+
+
+def test_a_parameter_is_what_the_view_gets(port: int, shop: Shop, room: Stillroom) -> None:
+    """`/products/007` is product 7, and is killed with it."""
+    assert price(ask(port, "/products/007")) == 1
+    shop.price = 2
+    room.cache.invalidate_by_tag("product:7")
+    assert price(ask(port, "/products/007")) == 2
+
+
+def test_a_stale_page_is_served_and_refreshed_by_a_worker(
+    port: int, shop: Shop, room: Stillroom, dispatch: Recording, settings: Settings
+) -> None:
+    """A worker renders the page with the app, without a request; nobody waits for it."""
+    assert price(ask(port, PRODUCT)) == 1
+    shop.price = 2
+    Clock(room).advance(61)
+    assert price(ask(port, PRODUCT)) == 1
+    assert [order.loader for order in dispatch.orders] == [
+        "page.tests.support.bookshop.fastapi_shop.product"
+        if shop.face == "fastapi"
+        else "page.tests.support.bookshop.flask_shop.product"
+    ]
+    with Stillroom(settings, dispatch=NoDispatch()) as worker:
+        worker.cache.loaders.adopt(shop.room.cache.loaders)
+        assert dispatch.run_all(worker) == ["refreshed"]
+    assert price(ask(port, PRODUCT)) == 2
+    assert shop.calls == ["product", "product"]
+
+
+def test_a_worker_s_process_renders_with_an_app_nobody_has_asked(
+    face: str, settings: Settings, room: Stillroom
+) -> None:
+    """It imports the app, and never serves it."""
+    kind = Stillroom if face == "flask" else AsyncStillroom
+    recording, there = Recording(), {"Host": "shop.example"}
+    with serving(face, settings, recording) as (port, _):
+        assert price(ask(port, PRODUCT, headers=there)) == 1
+        Clock(room).advance(61)
+        ask(port, PRODUCT, headers=there)
+    imported = Shop(face, kind(settings, dispatch=NoDispatch()))
+    imported.price = 2
+    with Stillroom(settings, dispatch=NoDispatch()) as worker:
+        worker.cache.loaders.adopt(imported.room.cache.loaders)
+        assert recording.run_all(worker) == ["refreshed"]
+    with serving(face, settings) as (port, shop):
+        assert price(ask(port, PRODUCT, headers=there)) == 2
+        assert shop.calls == []
+
+
+def test_many_at_once_render_it_once(port: int, shop: Shop) -> None:
+    """One loads, the others wait for it."""
+    barrier = threading.Barrier(8)
+
+    def visit(_: int) -> int:
+        barrier.wait(10)
+        return price(ask(port, PRODUCT))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(visit, range(8))) == [1] * 8
+    assert shop.calls == ["product"]
+
+
+def test_an_error_of_the_view_is_the_app_s(port: int, shop: Shop, room: Stillroom) -> None:
+    """Nothing is kept of it; a stale page is served in its place."""
+    shop.broken = True
+    assert ask(port, PRODUCT).status == 500
+    shop.broken = False
+    assert price(ask(port, PRODUCT)) == 1
+    shop.broken = True
+    Clock(room).advance(61)
+    assert price(ask(port, PRODUCT)) == 1
+
+
+def test_redis_away_each_page_is_rendered(face: str) -> None:
+    """Nobody is refused a page."""
+    away = Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40)
+    with serving(face, away) as (port, shop):
+        assert [price(ask(port, PRODUCT)) for _ in range(3)] == [1] * 3
+        assert shop.calls == ["product"] * 3
+
+
+# What tells pages apart
+
+
+SAME = {
+    "HEAD": (PRODUCT, {}, "HEAD"),
+    "another browser": (PRODUCT, {"User-Agent": "other", "X-Forwarded-For": "1.2.3.4"}, "GET"),
+    "analytics": (PRODUCT, {"Cookie": "_ga=1; _gid=2"}, "GET"),
+    "a campaign": (PRODUCT + "?utm_source=x&gclid=1", {}, "GET"),
+    "a reload": (PRODUCT, {"Cache-Control": "no-cache", "Pragma": "no-cache"}, "GET"),
+    "a range": (PRODUCT, {"Range": "bytes=0-1"}, "GET"),
+}
+OTHER = {
+    "another host": (PRODUCT, {"Host": "other.example"}, "GET"),
+    "a named parameter": (PRODUCT + "?sort=price", {}, "GET"),
+    "another page": (PRODUCT + "?page=2", {}, "GET"),
+}
+PAST = {
+    "a session": (PRODUCT, {"Cookie": "sid=1"}, "GET"),
+    "any cookie": (PRODUCT, {"Cookie": "_ga=1; theme=dark"}, "GET"),
+    "authorization": (PRODUCT, {"Authorization": "Bearer x"}, "GET"),
+    "an unknown parameter": (PRODUCT + "?q=1", {}, "GET"),
+    "a very long address": (PRODUCT + "?sort=" + "x" * 1_000, {}, "GET"),
+}
+
+
+def visit(port: int, request: tuple[str, Mapping[str, str], str]) -> Reply:
+    path, headers, method = request
+    return ask(port, path, method, headers)
+
+
+@pytest.mark.parametrize("request_", SAME.values(), ids=SAME)
+def test_requests_that_differ_in_nothing_share_a_page(port: int, shop: Shop, request_: Any) -> None:
+    """What the key does not have, the view does not see."""
+    assert visit(port, request_).one("cache-status") == "stillroom; fwd=miss; stored"
+    assert "user-agent" not in json.loads(ask(port, PRODUCT).text)["headers"]
+    assert visit(port, request_).one("cache-status") == "stillroom; hit"
+    assert shop.calls == ["product"]
+
+
+@pytest.mark.parametrize("request_", OTHER.values(), ids=OTHER)
+def test_requests_that_differ_have_pages_of_their_own(port: int, shop: Shop, request_: Any) -> None:
+    """Each is rendered once, from what is its own."""
+    one, other = ask(port, PRODUCT), visit(port, request_)
+    assert one.text != other.text
+    assert visit(port, request_).one("cache-status") == "stillroom; hit"
+    assert shop.calls == ["product", "product"]
+
+
+@pytest.mark.parametrize("request_", PAST.values(), ids=PAST)
+def test_requests_that_are_somebody_s_own_go_past_the_cache(
+    port: int, shop: Shop, request_: Any
+) -> None:
+    """They neither get the shared page nor leave one, and caches on the way hear how they differ."""
+    ask(port, PRODUCT)
+    shop.price = 2
+    past = visit(port, request_)
+    assert price(past) == 2
+    assert past.one("cache-status") == "stillroom; fwd=bypass"
+    assert past.one("vary") == "Cookie, Authorization"
+    is_session = bool({"Cookie", "Authorization"} & request_[1].keys())
+    assert past.one("cache-control") == ("private" if is_session else None)
+    assert price(ask(port, PRODUCT)) == 1
+
+
+def test_the_order_of_parameters_does_not_matter(port: int, shop: Shop) -> None:
+    """Both are one page."""
+    ask(port, PRODUCT + "?sort=a&page=2")
+    assert ask(port, PRODUCT + "?page=2&sort=a").one("cache-status") == "stillroom; hit"
+
+
+def test_a_named_header_tells_pages_apart(port: int, shop: Shop) -> None:
+    """A body that is no UTF-8 comes back as it was; spaces in a header mean nothing."""
+    german = {"Accept-Language": "de,  en"}
+    replies = [
+        ask(port, "/api/greeting", headers=h) for h in (german, {"Accept-Language": "fr"}, german)
+    ]
+    assert [reply.body for reply in replies] == [b"\xe9 de, en", b"\xe9 fr", b"\xe9 de, en"]
+    assert replies[2].one("cache-status") == "stillroom; hit"
+    assert replies[2].one("vary") == "Accept-Language, Cookie, Authorization"
+    assert shop.calls == ["greeting", "greeting"]
+
+
+def test_other_routes_are_left_alone(port: int, shop: Shop) -> None:
+    """Also those that do not exist, and other methods of a cached address."""
+    assert ask(port, "/plain").one("cache-status") is None
+    assert ask(port, "/nothing").status == 404
+    assert ask(port, PRODUCT, "POST").status == 405
+    assert shop.calls == ["plain"]
+
+
+# What may be kept
+
+
+@pytest.mark.parametrize("how", ["cookie", "private", "no-store", "no-cache", "vary"])
+def test_a_response_that_is_not_for_all_is_not_kept(port: int, shop: Shop, how: str) -> None:
+    """It is rendered again for whoever asked; for a while nobody tries to share it."""
+    replies = [ask(port, f"/kept/{how}") for _ in range(3)]
+    assert shop.calls == [how] * 4
+    assert {reply.one("cache-status") for reply in replies} == {"stillroom; fwd=bypass"}
+
+
+def test_a_view_that_answers_with_an_error_is_called_once(port: int, shop: Shop) -> None:
+    """Its answer is sent as it is, and the next request asks again."""
+    replies = [ask(port, "/kept/error") for _ in range(2)]
+    assert [(reply.status, reply.text) for reply in replies] == [(503, "{}")] * 2
+    assert shop.calls == ["error"] * 2
+
+
+def test_a_page_that_is_too_large_is_not_kept(face: str, settings: Settings) -> None:
+    """Nobody collects more of it than a value may have."""
+    small = settings.model_copy(update={"decoded_limit": 200_000})
+    with serving(face, small) as (port, shop):
+        assert [len(ask(port, "/kept/large").body) for _ in range(2)] == [300_000] * 2
+        assert shop.calls == ["large"] * 3
+
+
+def test_a_missing_page_is_not_kept(port: int, shop: Shop) -> None:
+    """Anybody can ask for what does not exist."""
+    assert [ask(port, "/products/1001").status for _ in range(2)] == [404, 404]
+
+
+@pytest.mark.parametrize(("how", "status"), [("moved", 301), ("stream", 200), ("own", 200)])
+def test_other_responses_are_kept(port: int, shop: Shop, how: str, status: int) -> None:
+    """A redirect, one that comes in pieces, one with its own ETag and Cache-Control."""
+    one, other = ask(port, f"/kept/{how}"), ask(port, f"/kept/{how}")
+    assert one.status == other.status == status
+    assert one.body == other.body
+    assert shop.calls == [how]
+    if how == "moved":
+        assert other.one("location") == "/about"
+    if how == "own":
+        assert other.one("etag") == '"own"'
+        assert other.one("cache-control") == "public, max-age=5"
+
+
+def test_a_page_that_is_the_same_for_all_is_given_to_sessions_too(port: int, shop: Shop) -> None:
+    """Where its endpoint says so."""
+    assert ask(port, "/about", headers={"Cookie": "sid=1"}).status == 200
+    reply = ask(port, "/about", headers={"Authorization": "Bearer x"})
+    assert reply.one("cache-status") == "stillroom; hit"
+    assert reply.one("vary") is None
+    said = "public, max-age=10, stale-while-revalidate=60, stale-if-error=3600"
+    assert reply.one("cache-control") == said
+
+
+# Conditional requests and caches on the way
+
+
+def test_a_client_that_has_it_hears_304(port: int, shop: Shop) -> None:
+    """By its ETag, also among others or weakly compared; not by another's. A 304 has no body."""
+    etag = ask(port, PRODUCT).one("etag")
+    assert etag is not None
+    assert etag.startswith('W/"')
+    for given in (etag, f'"other", {etag}', etag.removeprefix("W/"), "*"):
+        reply = ask(port, PRODUCT, headers={"If-None-Match": given})
+        assert (reply.status, reply.body) == (304, b"")
+        assert reply.one("etag") == etag
+        assert reply.one("cache-control") == "public, no-cache"
+        assert reply.one("vary") == "Cookie, Authorization"
+        assert reply.one("content-type") is None
+    assert ask(port, PRODUCT, headers={"If-None-Match": '"other"'}).status == 200
+    assert shop.calls == ["product"]
+
+
+def test_a_client_that_has_an_older_one_hears_200(port: int, shop: Shop, room: Stillroom) -> None:
+    """Also where the request with the condition is the one that renders it."""
+    etag = ask(port, PRODUCT).one("etag") or ""
+    shop.price = 2
+    room.cache.invalidate_by_tag("products")
+    reply = ask(port, PRODUCT, headers={"If-None-Match": etag})
+    assert price(reply) == 2
+    assert reply.one("etag") != etag
+
+
+def test_a_date_decides_where_there_is_no_etag_in_the_request(port: int, shop: Shop) -> None:
+    """If-None-Match is stronger; a date that is none is no condition."""
+    asked = "If-Modified-Since"
+    same, before = "Fri, 27 Nov 2026 10:00:00 GMT", "Thu, 26 Nov 2026 10:00:00 GMT"
+    assert ask(port, "/kept/own", headers={asked: same}).status == 304
+    assert ask(port, "/kept/own", headers={asked: before}).status == 200
+    assert ask(port, "/kept/own", headers={asked: "yesterday"}).status == 200
+    both = {asked: same, "If-None-Match": '"other"'}
+    assert ask(port, "/kept/own", headers=both).status == 200
+
+
+def test_cdns_hear_the_tags(face: str, settings: Settings) -> None:
+    """In the words each of them knows, also with a 304."""
+    kinds = ["Surrogate-Key", "Cache-Tag", "Cache-Groups"]
+    with serving(face, settings, cdn=kinds) as (port, _):
+        for headers in ({}, {"If-None-Match": "*"}):
+            reply = ask(port, PRODUCT, headers=headers)
+            assert reply.one("surrogate-key") == "products product:7 price:1"
+            assert reply.one("cache-tag") == "products,product:7,price:1"
+            assert reply.one("cache-groups") == '"products", "product:7", "price:1"'
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tags": ["product:{idd}"]}, "{idd} is no parameter of product; did you mean id"),
+        ({"query": "page"}, "query='page': a list of names"),
+        ({"vary": ["Cookie"]}, "the name of a header other than Cookie"),
+        ({"max_age": -1}, "max_age=-1: a number of seconds from 0"),
+        ({"ttl": "5m"}, "ttl='5m'"),
+    ],
+)
+def test_a_mistake_is_told_where_it_is_written(
+    room: Stillroom, options: dict[str, Any], said: str
+) -> None:
+    """At the endpoint, when the app is made."""
+
+    def product(id: int) -> None: ...
+
+    with pytest.raises((InvalidKey, ValueError), match=said):
+        Pages(room).page(**options)(product)
+
+
+def test_other_mistakes(room: Stillroom) -> None:
+    """The wrong room for an app, an app that is none, a CDN's header that is none, two pages of one name."""
+    with pytest.raises(TypeError, match="a Stillroom or AsyncStillroom"):
+        Pages("room")  # type: ignore[type-var]
+    with pytest.raises(SettingsError, match="did you mean Surrogate-Key"):
+        Pages(room, cdn="Surrogate-Keys")
+    with pytest.raises(TypeError, match="FastAPI, Starlette or Flask, not object"):
+        Pages(room).install(object())
+    with pytest.raises(SettingsError, match="need Pages\\(AsyncStillroom"):
+        Pages(room).install(FastAPI())
+    away = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1"), dispatch=InlineDispatch())
+    with pytest.raises(SettingsError, match="needs Pages\\(Stillroom"):
+        Pages(away).install(Flask("x"))
+    pages = Pages(room)
+
+    def one() -> None: ...
+    def other() -> None: ...
+
+    pages.page(name="same", ttl=timedelta(minutes=1))(one)
+    with pytest.raises(ValueError, match="a page named 'same' already"):
+        pages.page(name="same")(other)
+    pages.page(name="same")(one)  # an app factory that is called again
+
+
+def test_pages_that_nobody_can_render_say_so(room: Stillroom) -> None:
+    """install was forgotten."""
+    pages = Pages(room)
+
+    def view() -> None: ...
+
+    pages.page(ttl=1)(view)
+    with pytest.raises(SettingsError, match="install"):
+        view.__stillroom_page__.load("http://x", "/", "")  # type: ignore[attr-defined]
+
+
+# Somebody else's cache, which follows RFC 9111, between the client and the shop
+
+
+@pytest.fixture
+def browser(port: int) -> Iterator[Any]:
+    """A shared cache, as a CDN is one."""
+    storage = hishel.SqliteStorage(connection=sqlite3.connect(":memory:", check_same_thread=False))
+    with CacheClient(storage=storage, rfc=True, base_url=f"http://127.0.0.1:{port}") as client:
+        yield client
+
+
+def is_kept(reply: Any) -> bool:
+    """Whether that cache answered without asking us."""
+    return bool(reply.extensions["caching"]["from_cache"])
+
+
+def is_checked(reply: Any) -> bool:
+    """Whether it asked us if what it has is still good."""
+    return bool(reply.extensions["caching"]["revalidated"])
+
+
+def test_another_cache_asks_each_time_and_hears_what_was_invalidated(
+    browser: Any, shop: Shop, room: Stillroom
+) -> None:
+    """By default nothing is served on the way that is not true any more; an unchanged page costs a 304."""
+    assert not is_checked(browser.get(PRODUCT))
+    again = browser.get(PRODUCT)
+    assert is_checked(again)
+    assert again.json()["price"] == 1
+    assert shop.calls == ["product"]
+    shop.price = 2
+    room.cache.invalidate_by_tag("product:7")
+    assert [browser.get(PRODUCT).json()["price"] for _ in range(2)] == [2, 2]
+    assert shop.calls == ["product", "product"]
+
+
+def test_another_cache_keeps_a_page_for_as_long_as_it_may(browser: Any, shop: Shop) -> None:
+    """`s_maxage` is for shared caches; the named header tells pages apart there too."""
+    german, french = {"Accept-Language": "de"}, {"Accept-Language": "fr"}
+    seen = [browser.get("/api/greeting", headers=h) for h in (german, german, french, german)]
+    assert [is_kept(reply) for reply in seen] == [False, True, False, True]
+    assert [reply.content for reply in seen] == [b"\xe9 de", b"\xe9 de", b"\xe9 fr", b"\xe9 de"]
+
+
+def test_another_cache_never_mixes_a_session_with_the_rest(browser: Any, shop: Shop) -> None:
+    """Neither does a visitor with a cookie get the shared page, nor the others hers."""
+    language = {"Accept-Language": "de"}
+    browser.get("/api/greeting", headers=language)
+    for own in ({"Cookie": "sid=1"}, {"Authorization": "Bearer x"}):
+        assert not is_kept(browser.get("/api/greeting", headers=language | own))
+    assert is_kept(browser.get("/api/greeting", headers=language))
+    assert shop.calls == ["greeting"] * 3
+
+
+def test_another_cache_keeps_nothing_that_is_not_for_all(browser: Any, shop: Shop) -> None:
+    """What we do not keep, it does not keep because of us."""
+    for path in ("/kept/private", "/kept/no-store"):
+        assert browser.get(path).extensions["caching"]["stored"] is False
+        assert not is_kept(browser.get(path))
+
+
+def test_another_cache_serves_a_page_that_is_the_same_for_all(browser: Any, shop: Shop) -> None:
+    """Whoever asks, with a session or without."""
+    browser.get("/about")
+    assert is_kept(browser.get("/about", headers={"Cookie": "sid=1"}))
+    assert shop.calls == ["about"]
+
+
+# Beside other middleware
+
+
+def test_rendering_spends_no_limits(settings: Settings) -> None:
+    """Nobody has asked for what is rendered, so there is no one whose limits it could spend."""
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    shop = Shop("fastapi", room)  # pages are the innermost here
+    app = FastAPI(lifespan=room.lifespan)
+    inner = Pages(room)
+    app.add_middleware(StillroomMiddleware, room=room, routes=Routes(default=[Limit("few", 2, 60)]))
+    inner.install(app)  # and the outermost here
+
+    @app.get("/n/{n}")
+    @inner.page(ttl=60)
+    async def number(n: int) -> int:
+        return n
+
+    with TestClient(app) as client:
+        assert [client.get(f"/n/{n}").status_code for n in range(5)] == [200] * 5
+        assert [client.get("/other").status_code for _ in range(3)] == [404, 404, 429]
+    assert shop.calls == []
+
+
+def test_a_page_behind_middleware_of_other_kinds_is_kept(settings: Settings) -> None:
+    """Starlette's BaseHTTPMiddleware, GZip, a background task and a stream."""
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    app, pages, story = FastAPI(lifespan=room.lifespan), Pages(room), []
+
+    class Slow(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: Any) -> Any:
+            response = await call_next(request)
+            response.headers["X-Seen"] = "yes"
+            return response
+
+    app.add_middleware(Slow)
+    app.add_middleware(GZipMiddleware, minimum_size=10)
+    pages.install(app)
+
+    @app.get("/stream")
+    @pages.page(ttl=60)
+    async def stream(background: BackgroundTasks) -> StreamingResponse:
+        background.add_task(story.append, "background")
+        story.append("stream")
+
+        async def pieces() -> Any:
+            for _ in range(3):
+                yield b"x" * 1_000
+
+        return StreamingResponse(pieces(), background=background)
+
+    with TestClient(app) as client:
+        for _ in range(2):
+            response = client.get("/stream")
+            assert response.content == b"x" * 3_000
+            assert response.headers["x-seen"] == "yes"
+    assert story == ["stream", "background"]

@@ -1,0 +1,456 @@
+"""Starlette and FastAPI: their test client, `request.session`, websockets, dependencies, and what others expect."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from base64 import b64encode
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from authlib.integrations.starlette_client import OAuth
+from fastapi import Depends, FastAPI, WebSocket
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route as Path_
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocketDisconnect
+
+from stillroom import (
+    AsyncStillroom,
+    NoDispatch,
+    SessionNotLoaded,
+    SessionTooLate,
+    Settings,
+    Stillroom,
+)
+from stillroom.web.asgi import StillroomMiddleware
+from stillroom.web.ending import _tell_of_http
+from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.starlette import fresh_session, load_session
+from tests.support.monitor import ON_ITS_WAY, sent
+from tests.support.sessions import age
+from tests.support.web import COOKIE, Browser, serving_asgi
+
+SESSION = Depends(load_session)
+FRESH = Depends(fresh_session(600))
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def async_room(settings: Settings) -> AsyncStillroom:
+    return AsyncStillroom(settings, dispatch=NoDispatch())
+
+
+def wrapped(app: Any, room: AsyncStillroom, **options: Any) -> Any:
+    app.add_middleware(StillroomMiddleware, room=room, **options)
+    return app
+
+
+# request.session
+
+
+async def put(request: Request) -> PlainTextResponse:
+    request.session["_state_google_" + "x" * 60] = {"data": {"nonce": 1}}
+    return PlainTextResponse("ok")
+
+
+async def shown(request: Request) -> JSONResponse:
+    return JSONResponse(dict(request.session))
+
+
+async def cleared(request: Request) -> PlainTextResponse:
+    request.session.clear()
+    return PlainTextResponse("ok")
+
+
+async def untouched(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("ok")
+
+
+def dict_app(room: AsyncStillroom) -> Any:
+    paths = {"/put": put, "/shown": shown, "/cleared": cleared, "/untouched": untouched}
+    return wrapped(Starlette(routes=[Path_(path, view) for path, view in paths.items()]), room)
+
+
+def test_request_session_is_the_session_as_a_dict(
+    async_room: AsyncStillroom, room: Stillroom
+) -> None:
+    """For who knows no `load`: long keys, as OAuth's libraries make them, and a clear that logs out."""
+    with serving_asgi(dict_app, async_room) as port:
+        browser = Browser(port)
+        browser.get("/put")
+        assert browser.token
+        assert (
+            browser.get("/shown").text == '{"_state_google_' + "x" * 60 + '":{"data":{"nonce":1}}}'
+        )
+        assert browser.get("/cleared").token == ""
+        assert room.sessions.count() == 0
+        assert browser.get("/shown").text == "{}"
+
+
+def test_what_was_not_loaded_is_read_ahead_from_then_on(
+    async_room: AsyncStillroom, client: Any
+) -> None:
+    """One round trip each time: the first look holds the event loop for it, later ones do not."""
+    with serving_asgi(dict_app, async_room) as port:
+        browser = Browser(port)
+        browser.get("/put")
+        wires: list[bool] = []
+        at_once = async_room.state_wire.for_threads
+        execute = at_once.execute
+        at_once.execute = lambda *given, **named: wires.append(True) or execute(*given, **named)  # type: ignore[method-assign]
+        browser.get("/shown")
+        assert wires.pop()
+        wires.clear()
+        for _ in range(3):
+            assert sent(client, lambda: browser.get("/shown"), but=ON_ITS_WAY) == ["EVALSHA"]
+        assert wires == []
+        assert sent(client, lambda: browser.get("/untouched"), but=ON_ITS_WAY) == []
+
+
+def test_request_session_says_503_while_redis_is_away() -> None:
+    """And the cookie stays; what does not look is served."""
+    away = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
+    with serving_asgi(dict_app, away) as port:
+        token = "00." + "A" * 43
+        for _ in range(2):
+            reply = Browser(port, token).get("/shown")
+            assert (reply.status, reply.one("retry-after"), reply.token) == (503, "2", None)
+        assert Browser(port, token).get("/untouched").status == 200
+        assert Browser(port).get("/shown").text == "{}"
+
+
+def test_another_session_middleware_keeps_its_own(async_room: AsyncStillroom) -> None:
+    """`scope["session"]` that is there already is left alone."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["session"])
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "session": {"theirs": 1}}
+    asyncio.run(StillroomMiddleware(app, async_room)(scope, None, None))  # type: ignore[arg-type]
+    assert seen == [{"theirs": 1}]
+
+
+def test_authlib_finds_what_it_left(async_room: AsyncStillroom) -> None:
+    """The redirect to the provider keeps its state in the session, and the way back finds it there."""
+    oauth = OAuth()
+    oauth.register(
+        "a_provider_with_a_long_name",
+        client_id="id",
+        client_secret="secret",
+        authorize_url="https://provider.example/authorize",
+        access_token_url="https://provider.example/token",
+    )
+    provider = oauth.a_provider_with_a_long_name
+
+    async def login(request: Request) -> Any:
+        return await provider.authorize_redirect(request, "https://shop.example/back")
+
+    async def back(request: Request) -> Any:
+        states = [key for key in request.session if key.startswith("_state_")]
+        return JSONResponse([len(states), request.query_params["state"] in states[0]])
+
+    routes = [Path_("/login", login), Path_("/back", back)]
+    app = wrapped(Starlette(routes=routes, lifespan=async_room.lifespan), async_room)
+    with TestClient(app, follow_redirects=False) as client:
+        state = client.get("/login").headers["location"].partition("state=")[2].partition("&")[0]
+        assert client.get(f"/back?state={state}").json() == [1, True]
+
+
+# Their test client, and plain http
+
+
+def shop(room: AsyncStillroom, **options: Any) -> Any:
+    app = FastAPI(lifespan=room.lifespan)
+
+    @app.post("/login/{user}")
+    async def login(user: str, session: Any = SESSION) -> Any:
+        session.login(user)
+        return {"user": user}
+
+    @app.get("/me")
+    async def me(session: Any = SESSION) -> Any:
+        return {"user": session.user_id}
+
+    @app.post("/password")
+    async def password(session: Any = FRESH) -> Any:
+        return {"user": session.user_id}
+
+    @app.post("/confirm")
+    async def confirm(session: Any = SESSION) -> Any:
+        session.confirm()
+        return {}
+
+    @app.websocket("/ws")
+    async def ws(socket: WebSocket, session: Any = SESSION) -> None:
+        await socket.accept()
+        await socket.send_text(str(session.user_id))
+        await socket.close()
+
+    return wrapped(app, room, **options)
+
+
+def test_the_test_client_stays_logged_in_over_http(
+    async_room: AsyncStillroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its base is http://testserver, and it keeps cookies as strictly as a browser. A websocket has it too."""
+    with TestClient(shop(async_room)) as client:
+        client.post("/login/ann")
+        assert client.get("/me").json() == {"user": "ann"}
+        with client.websocket_connect("/ws") as socket:
+            assert socket.receive_text() == "ann"
+    with TestClient(shop(async_room), base_url="https://testserver") as client:
+        assert "Secure" in client.post("/login/ann").headers["set-cookie"]
+        assert client.get("/me").json() == {"user": "ann"}
+    assert "plain http" not in caplog.text
+
+
+def test_a_secure_cookie_over_http_is_told_once(
+    async_room: AsyncStillroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What would be a login that is silently forgotten; a proxy that speaks https is believed."""
+    _tell_of_http.cache_clear()
+    with serving_asgi(shop, async_room) as port:
+        Browser(port).get("/login/ann", "POST", {"X-Forwarded-Proto": "https"})
+        assert "plain http" not in caplog.text
+        for _ in range(2):
+            assert Browser(port).get("/login/ann", "POST").token
+    said = [r for r in caplog.records if "plain http" in r.message]
+    assert [record.levelno for record in said] == [logging.WARNING]
+    assert COOKIE in said[0].message
+
+
+def test_a_cookie_that_is_not_secure_says_nothing(
+    async_room: AsyncStillroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody has decided so."""
+    _tell_of_http.cache_clear()
+    plain = SessionCookie("sid", secure=False)
+    with serving_asgi(lambda room: shop(room, cookie=plain), async_room) as port:
+        assert Browser(port).get("/login/ann", "POST").all("set-cookie")
+    assert "plain http" not in caplog.text
+
+
+# Dependencies
+
+
+def test_load_session_without_the_middleware_says_what_to_write() -> None:
+    """Not a KeyError."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def page(session: Any = SESSION) -> Any:
+        return {}
+
+    with TestClient(app) as client, pytest.raises(SessionNotLoaded, match="add_middleware"):
+        client.get("/")
+
+
+def test_a_sensitive_page_asks_again(
+    async_room: AsyncStillroom, room: Stillroom, client: Any
+) -> None:
+    """401 for nobody and for who logged in too long ago; after `confirm` it opens, under a new token."""
+    with serving_asgi(shop, async_room) as port:
+        browser = Browser(port)
+        assert browser.get("/password", "POST").status == 401
+        browser.get("/login/ann", "POST")
+        assert browser.get("/password", "POST").status == 200
+        (device,) = room.sessions.list_for_user("ann")
+        age(client, room, device.handle, 601)
+        reply = browser.get("/password", "POST")
+        assert reply.status == 401
+        assert "601 s ago" in reply.text
+        before = browser.token
+        browser.get("/confirm", "POST")
+        assert browser.token not in (before, None)
+        assert room.sessions.get(before or "") is None
+        assert browser.get("/password", "POST").status == 200
+
+
+# Websockets
+
+
+class Socket:
+    """A websocket's handshake, by hand: its status, its headers, and the cookie it brings."""
+
+    def __init__(
+        self, port: int, path: str = "/ws", token: str | None = None, **headers: str
+    ) -> None:
+        key = b64encode(b"0123456789abcdef").decode()
+        lines = [
+            f"GET {path} HTTP/1.1",
+            "Host: shop.example",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+        ]
+        lines += ["Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}"]
+        lines += [f"Cookie: {COOKIE}={token}"] if token else []
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        with socket.create_connection(("127.0.0.1", port), 10) as connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+            head = b""
+            while b"\r\n\r\n" not in head and (got := connection.recv(4096)):
+                head += got
+        first, *rest = head.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+        self.status = int(first.split(" ")[1])
+        self.headers = {line.partition(": ")[0].lower(): line.partition(": ")[2] for line in rest}
+
+    @property
+    def token(self) -> str | None:
+        line = self.headers.get("set-cookie")
+        return None if line is None else line.partition("=")[2].partition(";")[0]
+
+
+def sockets(act: Callable[[Any, WebSocket], Any]) -> Make:
+    async def endpoint(websocket: WebSocket) -> None:
+        await act(await load_session(websocket), websocket)
+
+    return lambda room: wrapped(Starlette(routes=[WebSocketRoute("/ws", endpoint)]), room)
+
+
+@pytest.fixture
+def serve_sockets(async_room: AsyncStillroom, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """uvicorn with websockets."""
+    import uvicorn
+
+    config = uvicorn.Config
+    monkeypatch.setattr(
+        uvicorn, "Config", lambda app, **given: config(app, **given | {"ws": "wsproto"})
+    )
+    return lambda act: serving_asgi(sockets(act), async_room)
+
+
+def test_a_websocket_brings_its_cookie_with_the_handshake(
+    serve_sockets: Make, room: Stillroom
+) -> None:
+    """What is changed before it is accepted is written, and a login changes the token."""
+
+    async def login(session: Any, websocket: WebSocket) -> None:
+        session.login("ann")
+        await websocket.accept()
+        with pytest.raises(SessionTooLate):
+            session["late"] = 1
+        await websocket.close()
+
+    start = room.sessions.create(None, {"cart": ["tea"]}).token
+    with serve_sockets(login) as port:
+        made = Socket(port, token=start)
+    assert made.status == 101
+    assert made.token not in (start, None, "")
+    found = room.sessions.get(made.token or "")
+    assert found is not None
+    assert (found.user_id, found.data) == ("ann", {"cart": ["tea"]})
+    assert room.sessions.get(start) is None
+
+
+def test_a_websocket_that_is_refused_keeps_nothing(serve_sockets: Make, room: Stillroom) -> None:
+    """Closed before it was accepted: no cookie, nothing written."""
+
+    async def refuse(session: Any, websocket: WebSocket) -> None:
+        session["cart"] = ["tea"]
+        await websocket.close()
+
+    with serve_sockets(refuse) as port:
+        assert (Socket(port).status, Socket(port).token) == (403, None)
+    assert room.sessions.count() == 0
+
+
+def test_a_websocket_whose_session_ended_meanwhile_is_refused(
+    serve_sockets: Make, room: Stillroom
+) -> None:
+    """409, as for any other request."""
+    start = room.sessions.create("ann").token
+
+    async def late(session: Any, websocket: WebSocket) -> None:
+        session["a"] = 1
+        await asyncio.to_thread(room.sessions.destroy, start)
+        await websocket.accept()
+
+    with serve_sockets(late) as port:
+        assert Socket(port, token=start).status == 409
+
+
+def test_a_websocket_while_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 with Retry-After; without a cookie there is nothing to read, and it opens."""
+
+    async def accept(session: Any, websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    away = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
+    import uvicorn
+
+    config = uvicorn.Config
+    monkeypatch.setattr(
+        uvicorn, "Config", lambda app, **given: config(app, **given | {"ws": "wsproto"})
+    )
+    with serving_asgi(sockets(accept), away) as port:
+        refused = Socket(port, token="00." + "A" * 43)
+        assert (refused.status, refused.headers["retry-after"]) == (503, "2")
+        assert Socket(port).status == 101
+
+
+def test_a_server_that_can_t_answer_a_handshake_closes_it(async_room: AsyncStillroom) -> None:
+    """1013, try again later; and 1008 for another site's page."""
+    away = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
+    messages: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await scope["stillroom.session"].load()
+
+    async def send(message: Any) -> None:
+        messages.append(message)
+
+    cookie = (b"cookie", f"{COOKIE}=00.{'A' * 43}".encode())
+    scope = {"type": "websocket", "path": "/ws", "headers": [cookie], "scheme": "ws"}
+    asyncio.run(StillroomMiddleware(app, away)(scope, None, send))  # type: ignore[arg-type]
+    foreign = {**scope, "headers": [(b"origin", b"https://evil.example"), (b"host", b"shop")]}
+    guard = StillroomMiddleware(app, async_room, same_origin=True)
+    asyncio.run(guard(foreign, None, send))  # type: ignore[arg-type]
+    assert [message["code"] for message in messages] == [1013, 1008]
+
+
+# Another site's page
+
+
+def test_another_sites_page_is_refused(async_room: AsyncStillroom, room: Stillroom) -> None:
+    """A POST in the visitor's name, and a websocket; what he does himself goes on."""
+    token = room.sessions.create("ann").token
+    with serving_asgi(
+        lambda room: shop(room, same_origin=["https://app.example"]), async_room
+    ) as port:
+        ann = Browser(port, token)
+        evil = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
+        reply = ann.get("/login/bob", "POST", evil)
+        assert (reply.status, reply.one("content-type")) == (403, "application/problem+json")
+        assert reply.token is None
+        assert ann.get("/me", headers=evil).text == '{"user":"ann"}'
+        assert ann.get("/login/ann", "POST", {"Sec-Fetch-Site": "same-origin"}).status == 200
+        trusted = {"Sec-Fetch-Site": "cross-site", "Origin": "https://app.example"}
+        assert ann.get("/login/ann", "POST", trusted).status == 200
+
+
+def test_the_first_websocket_of_a_test_client_that_is_refused(async_room: AsyncStillroom) -> None:
+    """The same over Starlette's own client."""
+    with TestClient(shop(async_room, same_origin=True)) as client:
+        evil = {"Origin": "https://evil.example"}
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/ws", headers=evil):
+            pass
+
+
+def test_a_path_is_read_ahead_for_a_bounded_number_of_paths() -> None:
+    """Paths are as many as their clients like."""
+    from stillroom.web.scope_session import PATHS, Ahead
+
+    ahead = Ahead()
+    for n in range(PATHS + 10):
+        ahead.add(f"/{n}")
+    assert len(ahead._paths) == PATHS
+    assert "/0" not in ahead
+    assert f"/{PATHS}" in ahead

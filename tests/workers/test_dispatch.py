@@ -1,0 +1,128 @@
+"""How an app's process publishes its refresh orders."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from stillroom import Settings
+from stillroom.dispatch import RECLAIM_TASK, CeleryDispatch, RefreshOrder
+from stillroom.embedded import EmbeddedServer
+from stillroom.keys import Keys
+from tests.support.celery_process import until
+
+QUEUE, MAINTENANCE = "stillroom.refresh", "stillroom.maintenance"
+
+
+class Held(CeleryDispatch):
+    """A dispatch whose thread waits before it connects, so that a test can line up orders behind the first."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def _connect(self) -> None:
+        self.began.set()
+        assert self.go_on.wait(10)
+        super()._connect()
+
+
+@pytest.fixture
+def held(own_server: EmbeddedServer, db: Any) -> Iterator[Held]:
+    dispatch = Held(Settings(redis_url=own_server.url), Keys("stillroom"))
+    yield dispatch
+    dispatch.close()
+
+
+def order(n: int, loader: str = "product") -> RefreshOrder:
+    return RefreshOrder(loader=loader, args={"id": n}, key=f"product:{n}", token="0" * 16)
+
+
+def messages(db: Any) -> list[dict[str, Any]]:
+    """The arguments in each message, the oldest first."""
+    raw = [json.loads(one) for one in reversed(db.lrange(QUEUE, 0, -1))]
+    return [json.loads(base64.b64decode(one["body"]))[1] for one in raw]
+
+
+def keys(db: Any) -> list[list[str]]:
+    """The keys of the orders in each message."""
+    return [[one["key"] for one in m.get("orders", [m])] for m in messages(db)]
+
+
+def test_orders_that_wait_go_into_one_message(held: Held, db: Any) -> None:
+    """Up to twenty-five of them, in their order; the first did not wait for any other."""
+    held.send([order(0)], _never)
+    assert held.began.wait(10)
+    for n in range(1, 31):
+        held.send([order(n)], _never)
+    held.go_on.set()
+    until(lambda: db.llen(QUEUE) == 3, "the messages")
+    assert list(map(len, keys(db))) == [1, 25, 5]
+    assert [key for some in keys(db) for key in some] == [f"product:{n}" for n in range(31)]
+
+
+def test_a_message_of_several_loaders_names_all_of_them(held: Held, db: Any) -> None:
+    """Flower shows what a task is about."""
+    held.send([order(0)], _never)
+    assert held.began.wait(10)
+    held.send([order(1), order(2, "rates")], _never)
+    held.send([order(3)], _never)
+    held.go_on.set()
+    until(lambda: db.llen(QUEUE) == 2, "the messages")
+    headers = json.loads(db.lindex(QUEUE, 0))["headers"]
+    assert json.loads(headers["kwargsrepr"]) == {"loader": "product, rates", "orders": 3}
+
+
+def test_many_orders_of_one_caller_are_split(held: Held, db: Any) -> None:
+    """Whoever takes a message takes all of it: a hundred orders are work for several workers."""
+    held.go_on.set()
+    held.send([order(n) for n in range(60)], _never)
+    until(lambda: db.llen(QUEUE) == 3, "the messages")
+    assert list(map(len, keys(db))) == [25, 25, 10]
+
+
+def test_a_wake_between_orders_goes_out_too(held: Held, db: Any) -> None:
+    """It ends the message before it, and nothing is lost."""
+    held.send([order(0)], _never)
+    assert held.began.wait(10)
+    held.send([order(1)], _never)
+    held.wake(RECLAIM_TASK)
+    held.send([order(2)], _never)
+    held.go_on.set()
+    until(lambda: (db.llen(QUEUE), db.llen(MAINTENANCE)) == (3, 1), "the messages")
+
+
+def test_what_waits_is_delivered_at_the_end(held: Held, db: Any) -> None:
+    """Closing does not wait for more orders to come, and loses none."""
+    held.send([order(0)], _never)
+    assert held.began.wait(10)
+    for n in range(1, 4):
+        held.send([order(n)], _never)
+    held.go_on.set()
+    held.close()
+    assert [key for some in keys(db) for key in some] == [f"product:{n}" for n in range(4)]
+
+
+def test_each_caller_is_told_when_a_joined_message_fails(own_server: EmbeddedServer) -> None:
+    """The broker is away: everybody whose orders were in the message frees its leases."""
+    with EmbeddedServer() as gone:
+        url = gone.url
+    settings = Settings(redis_url=own_server.url, broker_url=url)
+    held, told = Held(settings, Keys("stillroom")), list[int]()
+    try:
+        held.send([order(0)], lambda: told.append(0))
+        assert held.began.wait(10)
+        for n in range(1, 5):
+            held.send([order(n)], lambda n=n: told.append(n))
+        held.go_on.set()
+        until(lambda: sorted(told) == [0, 1, 2, 3, 4], "all to be told")
+    finally:
+        held.close()
+
+
+_never: Callable[[], object] = pytest.fail

@@ -1,0 +1,16 @@
+"""Order what is to be loaded again at set times."""
+
+from __future__ import annotations
+
+from stillroom.cache.warm import WARM_TASK
+from stillroom_workers.tasks.checked import NoArguments, Report, register_task
+from stillroom_workers.tasks.room import WorkerApp
+
+
+def register(app: WorkerApp) -> None:
+    """`stillroom.warm`: no arguments. Returns how many loaders were due, and how many values it has ordered."""
+
+    def warm() -> Report:
+        return app.room.tasks.warm()
+
+    register_task(app, WARM_TASK, NoArguments, lambda _: warm())
