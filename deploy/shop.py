@@ -9,21 +9,30 @@
     POST /login            a session; its token comes back as text, as a cookie would carry it
     GET  /me               with the token in X-Session: whose it is
     GET  /health/live      for the container's health check: this process answers; it does not ask Redis
+    GET  /health, /metrics, /status      what operators look at, for whom the health token opens them
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 from stillroom import SessionStoreUnavailable, Stillroom, StillroomError
+from stillroom.web import HealthWSGI
 
-PORT = 8000
+PORT = int(os.environ.get("PORT", "8000"))
+BODY_LIMIT = 64 * 1024  # bytes
+Environ = dict[str, Any]
 Answer = tuple[HTTPStatus, Any]
 
 room = Stillroom()
@@ -45,70 +54,112 @@ def _query(id: int) -> dict[str, Any]:
     return {"id": id, "loaded": time.time()}
 
 
-class Shop(BaseHTTPRequestHandler):
+def shop(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
     """One request. Redis away is no reason to fail: a page is loaded, a change waits, a session answers 503."""
+    page, _, about = environ["PATH_INFO"].strip("/").partition("/")
+    with room.request():
+        if environ["REQUEST_METHOD"] == "POST":
+            status, body = _post(page, about)
+        else:
+            status, body = _get(page, about, environ)
+    start_response(f"{status.value} {status.phrase}", [("Content-Type", "application/json")])
+    return [json.dumps(body).encode()]
+
+
+def _get(page: str, about: str, environ: Environ) -> Answer:
+    match page, about:
+        case "product", id if id.isdecimal():
+            return HTTPStatus.OK, load_product(int(id))
+        case "stock", id if id.isdecimal():
+            return HTTPStatus.OK, load_stock(int(id))
+        case "me", "":
+            return _me(environ.get("HTTP_X_SESSION", ""))
+    return HTTPStatus.NOT_FOUND, "no such page"
+
+
+def _me(token: str) -> Answer:
+    try:
+        session = room.sessions.get(token)
+    except SessionStoreUnavailable:
+        return HTTPStatus.SERVICE_UNAVAILABLE, "nobody can say just now"
+    return (HTTPStatus.OK, session.user_id) if session else (HTTPStatus.UNAUTHORIZED, "log in")
+
+
+def _post(page: str, about: str) -> Answer:
+    try:
+        match page, about:
+            case "product", id if id.isdecimal():
+                room.cache.invalidate_by_tag(f"product:{id}", defer=True)
+            case "order", ids if ids.replace("-", "", 1).isdecimal():
+                first, _, last = ids.partition("-")
+                products = range(int(first), int(last or first) + 1)
+                room.tasks.invalidate_tags(*(f"product:{one}" for one in products))
+            case "login", "":
+                return HTTPStatus.CREATED, room.sessions.create("u1", {}).token
+            case _:
+                return HTTPStatus.NOT_FOUND, "no such page"
+    except StillroomError as error:
+        return HTTPStatus.SERVICE_UNAVAILABLE, type(error).__name__
+    return HTTPStatus.ACCEPTED, "done"
+
+
+application = HealthWSGI(room=room, app=shop)
+
+
+class Gateway(BaseHTTPRequestHandler):
+    """Calls a WSGI application for each request, over connections that stay open: a server without a dependency."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        with room.request():
-            self._answer(*self._get(*self.path.strip("/").split("/")))
+        sent = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), BODY_LIMIT))
+        answer: list[Any] = []
+        body = b"".join(application(self._environ(sent), lambda *given: answer.extend(given)))
+        status, headers, *_ = answer
+        code, _, phrase = status.partition(" ")
+        self.send_response(int(code), phrase)
+        for name, value in headers:
+            self.send_header(name, value)
+        if not any(name.lower() == "content-length" for name, _ in headers):
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_POST(self) -> None:
-        with room.request():
-            self._answer(*self._post(*self.path.strip("/").split("/")))
+        self.do_GET()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Traefik writes the access log."""
 
-    def _get(self, page: str, about: str = "") -> Answer:
-        match page, about:
-            case "health", "live":
-                return HTTPStatus.OK, "alive"
-            case "product", id if id.isdecimal():
-                return HTTPStatus.OK, load_product(int(id))
-            case "stock", id if id.isdecimal():
-                return HTTPStatus.OK, load_stock(int(id))
-            case "me", "":
-                return self._me()
-        return HTTPStatus.NOT_FOUND, "no such page"
-
-    def _me(self) -> Answer:
-        try:
-            session = room.sessions.get(self.headers.get("X-Session", ""))
-        except SessionStoreUnavailable:
-            return HTTPStatus.SERVICE_UNAVAILABLE, "nobody can say just now"
-        return (HTTPStatus.OK, session.user_id) if session else (HTTPStatus.UNAUTHORIZED, "log in")
-
-    def _post(self, page: str, about: str = "") -> Answer:
-        try:
-            match page, about:
-                case "product", id if id.isdecimal():
-                    room.cache.invalidate_by_tag(f"product:{id}", defer=True)
-                case "order", ids if ids.replace("-", "", 1).isdecimal():
-                    first, _, last = ids.partition("-")
-                    products = range(int(first), int(last or first) + 1)
-                    room.tasks.invalidate_tags(*(f"product:{one}" for one in products))
-                case "login", "":
-                    return HTTPStatus.CREATED, room.sessions.create("u1", {}).token
-                case _:
-                    return HTTPStatus.NOT_FOUND, "no such page"
-        except StillroomError as error:
-            return HTTPStatus.SERVICE_UNAVAILABLE, type(error).__name__
-        return HTTPStatus.ACCEPTED, "done"
-
-    def _answer(self, status: HTTPStatus, body: Any) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+    def _environ(self, body: bytes) -> Environ:
+        path, _, query = self.path.partition("?")
+        fields = {
+            f"HTTP_{name.upper().replace('-', '_')}": value for name, value in self.headers.items()
+        }
+        return {
+            "REQUEST_METHOD": self.command,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": unquote(path, "latin-1"),
+            "QUERY_STRING": query,
+            "REMOTE_ADDR": self.client_address[0],
+            "SERVER_NAME": "shop",
+            "SERVER_PORT": str(PORT),
+            "SERVER_PROTOCOL": self.request_version,
+            "CONTENT_TYPE": self.headers.get("Content-Type", ""),
+            "CONTENT_LENGTH": str(len(body)),
+            "wsgi.input": io.BytesIO(body),
+            "wsgi.errors": sys.stderr,
+            "wsgi.url_scheme": "http",
+            **fields,
+        }
 
 
 def main() -> None:
     """Serve until SIGTERM; then finish what was begun."""
-    server = ThreadingHTTPServer(("", PORT), Shop)
+    server = ThreadingHTTPServer(("", PORT), Gateway)
     server.daemon_threads = False
 
     def stop(*_: Any) -> None:

@@ -86,7 +86,11 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
+| ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health/webhook  |
+| ns:webhook:at     | hash   | how far the streams were told; when to try again| 8 d          | health/webhook  |
+| ns:webhook:lease  | string | the worker that tells it                        | 60 s         | health/webhook  |
 | ns:workers        | zset   | worker → when it was last seen, ms              | 10 min       | worker_seen     |
+| ns:workers:about  | hash   | worker → what it does, as JSON                  | 10 min       | worker_seen     |
 | ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
 
 Celery's own keys belong to kombu. Other apps may use the same Redis, so each has the namespace in its name:
@@ -159,7 +163,11 @@ class Keys:
         self.health = f"{namespace}:health".encode()
         self.health_week = f"{namespace}:health:week".encode()
         self.health_open = f"{namespace}:health:open".encode()
+        self.webhook = f"{namespace}:webhook".encode()
+        self.webhook_at = self.webhook + b":at"
+        self.webhook_lease = self.webhook + b":lease"
         self.workers = f"{namespace}:workers".encode()
+        self.workers_about = self.workers + b":about"
         self.ticks = f"{namespace}:ticks".encode()
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()

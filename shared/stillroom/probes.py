@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillroom.cache import CacheProbe, TodoProbe, shard_keys
-from stillroom.health import SNAPSHOT_TASK, HealthBody, Source, TaskProbe
+from stillroom.health import TICKS_OF_BEAT, CrewProbe, HealthBody, Source, TaskProbe
 from stillroom.keys import Keys
 from stillroom.limits import LimitsProbe
 from stillroom.sessions import SessionProbe
@@ -42,7 +42,8 @@ def health_on(
         probes=[
             LimitsProbe(keys),
             SessionProbe(keys, settings.session_shards),
-            TaskProbe(settings, keys, SNAPSHOT_TASK),
+            TaskProbe(settings, keys, TICKS_OF_BEAT),
+            CrewProbe(keys),
         ],
     )
     of_cache = [

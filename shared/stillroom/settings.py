@@ -18,8 +18,10 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -241,6 +243,11 @@ class Settings(BaseSettings):
     # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
     # service, because all of them would leave at once, and the app is made to live through it.
     ready_requires: Words = ()
+    # Codes of findings that are known and accepted, such as server_old: they are no finding then.
+    health_accept: Words = ()
+    # Findings and patterns of abuse are posted there as JSON, by workers. What it is, is often a secret.
+    webhook_url: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_URL")
+    webhook_secret: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_SECRET")  # signs them
     release: str | None = None  # the app's version, as releaseId
     flower_url: str | None = None  # for the link on /status
 
@@ -252,12 +259,15 @@ class Settings(BaseSettings):
     result_backend: RedisUrl | None = None
     heartbeat_file: Path | None = None  # touched while the worker can work
 
+    _in_code: frozenset[str] = PrivateAttr(frozenset())  # what was given by name: it comes first
+
     def __init__(self, **values: Any) -> None:
         _refuse_unknown(os.environ)
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
+        self._in_code = frozenset(values)
 
     @model_validator(mode="before")
     @classmethod
@@ -284,6 +294,13 @@ class Settings(BaseSettings):
             raise ValueError(f"ready_requires has {sorted(unknown)}: the roles are state and cache")
         return self
 
+    @field_validator("webhook_url")
+    @classmethod
+    def _check_webhook(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and urlsplit(url.get_secret_value()).scheme not in ("http", "https"):
+            raise ValueError("a webhook's address begins with https:// or http://")
+        return url
+
     @model_validator(mode="after")
     def _check_cluster(self) -> Settings:
         if not self.cluster:
@@ -297,6 +314,10 @@ class Settings(BaseSettings):
         if parts.scheme == "unix" or database != "0":
             raise ValueError("a cluster is reached by host and port, and has no database but 0")
         return self
+
+    def is_in_code(self, field: str, name: str) -> bool:
+        """Whether a setting was given by name, as a field or as the environment calls it."""
+        return field in self._in_code or name in self._in_code
 
     @property
     def password(self) -> str | None:
@@ -351,6 +372,8 @@ SECRETS = {
     "redis_password": "REDIS_PASSWORD",
     "session_peppers": "STILLROOM_SESSION_PEPPERS",
     "health_token": "STILLROOM_HEALTH_TOKEN",
+    "webhook_url": "STILLROOM_WEBHOOK_URL",
+    "webhook_secret": "STILLROOM_WEBHOOK_SECRET",
 }
 
 
@@ -405,14 +428,14 @@ def _for_broker(url: str, password: str | None) -> str:
     return urlunsplit(parts._replace(netloc=location))
 
 
-def _environment_names() -> dict[str, str]:
+def environment_names() -> dict[str, str]:
     """What each setting is called in the environment."""
     fields = Settings.model_fields
     return {name: field.alias or f"{PREFIX}{name.upper()}" for name, field in fields.items()}
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = {*_environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
+    known = {*environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
     given = [n for n in environment if n.upper().startswith(PREFIX) and not _INJECTED.match(n)]
     unknown = sorted(name for name in given if name.upper() not in known)
     if unknown:
@@ -425,7 +448,7 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    names = _environment_names()
+    names = environment_names()
     fields = {alias: field for field, alias in names.items()} | {field: field for field in names}
     return "\n".join(_explain_one(detail, fields, names) for detail in error.errors())
 
@@ -442,6 +465,6 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
 
 
 def _given(name: str, value: object) -> str:
-    if any(secret in name for secret in ("password", "pepper", "token")):
+    if name in SECRETS:
         return "***"
     return repr(redact(value)) if name.endswith(URLS) and isinstance(value, str) else repr(value)

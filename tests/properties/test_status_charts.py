@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from stillroom.health.report import Measures
 from stillroom.web.status import charts
+from stillroom.web.status.choices import DAY_S
 from stillroom.web.status.figures import COUNT
-from stillroom.web.status.series import DAY_S, Day, Row, Span, low_and_high, thinned, with_gaps
+from stillroom.web.status.series import Period, Row, Span, low_and_high, thinned, with_gaps
 
 NOW = 1_800_001_500.0
 WINDOW = Span(NOW - DAY_S, NOW)
@@ -26,7 +27,7 @@ def days(draw: st.DrawFn) -> list[Row]:
     values = [draw(st.tuples(*[ANY] * series)) for _ in seconds]
     measures = [Measures(time=WINDOW.start + second, servers=()) for second in seconds]
     given_at = {one.time: value for one, value in zip(measures, values, strict=True)}
-    day = Day(WINDOW, measures, (), ())
+    day = Period(WINDOW, measures, (), ())
     return day.rows([lambda m, n=n: given_at[m.time][n] for n in range(series)])
 
 
@@ -40,7 +41,7 @@ def test_what_is_drawn_is_inside_the_plot_and_holds_the_extremes(rows: list[Row]
         assert low_and_high(few, n) == low_and_high(rows, n)
     highest = max((sum(value or 0.0 for value in row.values) for row in rows), default=0.0)
     for is_stacked in (False, True):
-        day = Day(WINDOW, (), (), ())
+        day = Period(WINDOW, (), (), ())
         plot = charts.Plot(day, few, series, COUNT.top(highest), COUNT, is_stacked=is_stacked)
         svg = charts.chart(plot, "says")
         assert not re.search(r"\b(nan|inf)\b", svg)

@@ -14,11 +14,11 @@ import pytest
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
-from stillroom.health.report import Measures, Snapshot
+from stillroom.health.report import Measures, Snapshot, WorkerStats
 from tests.support.crowd import PATIENT
 from tests.support.faces import BlockingRoom
 from tests.support.health import age_stream, count_in_last_minute
-from tests.support.status import a_day, patterns, seed, seed_patterns
+from tests.support.status import a_day, a_week, patterns, seed, seed_patterns
 
 pytestmark = pytest.mark.usefixtures("calm_machine")
 
@@ -142,7 +142,7 @@ def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) ->
     assert client.hget(room.keys.counts, "refreshes_done") == b"5"
 
 
-RIGHTS = "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xlen +xrevrange"
+RIGHTS = "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xlen +xrevrange +zrange"
 RIGHTS_OF_SNAPSHOTS = "+memory|doctor +evalsha +script|load +hincrby +expire +hsetnx +hdel +xadd"
 
 
@@ -256,20 +256,64 @@ def test_a_day_is_read_in_bites(room: Any, client: Any) -> None:
 def test_the_past_is_a_day_and_the_newest_patterns(room: Any, client: Any) -> None:
     """Snapshots oldest first, patterns newest first; what somebody else wrote there is passed over."""
     now = time.time()
-    assert room.health.past() == ([], [])
+    assert room.health.past()[:2] == ([], [])
     seed(client, room.keys.health, a_day(now, minutes=30))
     client.xadd(room.keys.abuse_log, {"rule": "hammer", "count": "many"}, id="1-0")
     seed_patterns(client, room.keys.abuse_log, [*patterns(now)] * 20)
-    history, found = room.health.past()
+    history, found, since = room.health.past()
     assert [one.time for one in history] == [one.time for one in a_day(now, minutes=30)]
     assert found == (patterns(now) * 20)[:50]
+    assert since == pytest.approx(history[0].time, abs=0.01)
+
+
+def test_the_past_of_a_week_is_made_of_every_fifth_minute(room: Any, client: Any) -> None:
+    """It is read from the stream that keeps a week, and says when the first of all was made."""
+    now = time.time()
+    week = [one for one in a_week(now) if one.time > now - 6.5 * 86_400]
+    seed(client, room.keys.health_week, week[::5])
+    seed(client, room.keys.health, week[-30:])
+    history, _, since = room.health.past(hours=168)
+    assert len(history) == len(week[::5])
+    assert since == pytest.approx(week[0].time, abs=0.01)
+    history, _, since = room.health.past(hours=0.25)
+    assert 13 <= len(history) <= 16
+    assert since == pytest.approx(week[0].time, abs=0.01)
+
+
+def test_workers_say_what_they_do(room: Any, client: Any) -> None:
+    """Each is in the report by name, seen last first. What no worker can have said is passed over."""
+    room.health.seen("one", WorkerStats(queues=("q",), threads=8, busy=3, done=12, per_min=4.5))
+    room.health.seen("two")
+    client.hset(room.keys.workers_about, "two", "nonsense")
+    client.hset(room.keys.workers_about, "nobody", "{}")
+    first, second = room.health.check().tasks.crew
+    assert (first.name, first.threads) == ("two", None)
+    assert (second.name, second.threads, second.busy, second.per_min) == ("one", 8, 3, 4.5)
+    assert 0 <= second.seen_s < 30
+    client.zadd(room.keys.workers, {"one": (time.time() - 700) * 1000})
+    room.health.seen("two", WorkerStats(threads=1))
+    (only,) = room.health.check().tasks.crew
+    assert (only.name, only.threads) == ("two", 1)
+    assert not client.hexists(room.keys.workers_about, "one"), "it is forgotten with its name"
+    assert 0 < client.ttl(room.keys.workers_about) <= 600
+
+
+def test_the_newest_tick_is_beats_sign_of_life(room: Any, client: Any) -> None:
+    """Of the tasks that only beat asks for. What an app may ask for too says nothing of beat."""
+    room.health.ticked("stillroom.reclaim")
+    assert room.health.check().tasks.beat_s is None
+    room.health.ticked("stillroom.snapshot_health")
+    client.hset(room.keys.ticks, "stillroom.snapshot_health", int((time.time() - 50) * 1000))
+    assert room.health.check().tasks.beat_s == pytest.approx(50, abs=10)
+    room.health.ticked("stillroom.log_abuse")
+    assert room.health.check().tasks.beat_s < 10
 
 
 def test_the_past_of_a_server_that_is_away_is_not_known(own_server: EmbeddedServer) -> None:
     """Neither is empty, which would be a claim."""
     with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
         own_server.kill()
-        assert room.health.past() == (None, None)
+        assert room.health.past() == (None, None, None)
 
 
 def test_rates_are_differences_of_one_server_run(room: Any, client: Any) -> None:

@@ -11,6 +11,9 @@ distributions and are not copied here.
 from __future__ import annotations
 
 import os
+import sys
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import _pytest.monkeypatch
@@ -21,6 +24,11 @@ from stillroom.web.session_cookie import SessionCookie
 # Flask 3.1's conftest.py asks for it under the name it had before pytest 9.
 if not hasattr(_pytest.monkeypatch, "notset"):
     _pytest.monkeypatch.notset = _pytest.monkeypatch.NOTSET  # type: ignore[attr-defined]
+
+# Flask-Login's tests make a Version of Python's own and do not use it.
+if find_spec("semantic_version") is None:
+    sys.modules["semantic_version"] = ModuleType("semantic_version")
+    sys.modules["semantic_version"].Version = SimpleNamespace  # type: ignore[attr-defined]
 
 
 def replace_flasks() -> None:

@@ -47,6 +47,16 @@ def a_day(now: float, *, two_servers: bool = False, minutes: int = MINUTES) -> l
     return [_minute(now, m, chance, two_servers=two_servers) for m in ago]
 
 
+def a_week(now: float) -> list[Snapshot]:
+    """Seven such days, one behind the other."""
+    day = a_day(now)
+    return [
+        one.model_copy(update={"time": one.time - ago * 86_400})
+        for ago in range(6, -1, -1)
+        for one in day
+    ]
+
+
 def a_report(newest: Snapshot, **changes: Any) -> Report:
     """What a check says at that moment."""
     given: dict[str, Any] = {"status": "pass", "release": "shop 2026.11.3", "took_ms": 3.1}

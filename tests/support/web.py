@@ -129,7 +129,10 @@ def serving_wsgi(app: Any) -> Iterator[int]:
 def serving_asgi(make_app: Callable[[AsyncStillroom], Any], room: AsyncStillroom) -> Iterator[int]:
     """uvicorn in a thread; the room is closed in its event loop. Gives the port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(make_app(room), log_config=None, ws="none", proxy_headers=False)
+    # httptools, where it is installed, refuses header values that h11 hands to the app.
+    config = uvicorn.Config(
+        make_app(room), log_config=None, http="h11", ws="none", proxy_headers=False
+    )
     server = uvicorn.Server(config)
 
     async def serve() -> None:

@@ -15,7 +15,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.test import override_settings
 from django.urls import include, path, re_path
 from fastapi import APIRouter, FastAPI
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Flask, Response, session
 from starlette.applications import Starlette
 from starlette.endpoints import WebSocketEndpoint
 from starlette.middleware.cors import CORSMiddleware
@@ -40,6 +40,7 @@ from stillroom import (
 )
 from stillroom.web import HealthASGI, HealthWSGI, Refusal
 from stillroom.web.asgi import StillroomMiddleware as Asgi
+from stillroom.web.flask import StillroomSessions
 from stillroom.web.gate import Asked
 from stillroom.web.known_routes import Misfits
 from stillroom.web.starlette import limited
@@ -62,22 +63,34 @@ def names_of(value: str | None) -> set[str]:
 # Apps with a CORS layer, which stands in front of ours or behind it
 
 
-def starlette_with_cors(room: AsyncStillroom, *, in_front: bool, **options: Any) -> Any:
+def starlette_with_cors(
+    room: AsyncStillroom, *, in_front: bool, table: Routes | None = TABLE, **options: Any
+) -> Any:
     async def api(request: Any) -> PlainTextResponse:
         return PlainTextResponse("ok", headers={"X-Mine": "1"})
 
-    app = Starlette(routes=[StarletteRoute("/api", api, methods=["GET", "POST"])])
+    async def look(request: Any) -> PlainTextResponse:
+        await request.scope["stillroom.session"].load()
+        return PlainTextResponse("seen")
+
+    app = Starlette(
+        routes=[
+            StarletteRoute("/api", api, methods=["GET", "POST"]),
+            StarletteRoute("/look", look),
+        ]
+    )
     cors = {"allow_origins": [SPA], "allow_methods": ["*"], "expose_headers": ["X-Mine"]}
     if not in_front:
         app.add_middleware(CORSMiddleware, **cors)
-    app.add_middleware(Asgi, room=room, routes=TABLE, **options)
+    app.add_middleware(Asgi, room=room, routes=table, **options)
     if in_front:
         app.add_middleware(CORSMiddleware, **cors)
     return app
 
 
-def flask_with_cors(room: Stillroom, **options: Any) -> Flask:
+def flask_with_cors(room: Stillroom, *, table: Routes | None = TABLE, **options: Any) -> Flask:
     app = Flask("cors")
+    app.session_interface = StillroomSessions(room)
 
     @app.after_request
     def cors(response: Response) -> Response:
@@ -90,7 +103,11 @@ def flask_with_cors(room: Stillroom, **options: Any) -> Flask:
     def api() -> str:
         return "ok"
 
-    app.wsgi_app = Wsgi(app.wsgi_app, room, routes=TABLE, **options)  # type: ignore[method-assign]
+    @app.get("/look")
+    def look() -> str:
+        return "seen" if session.get("name") else "not seen"
+
+    app.wsgi_app = Wsgi(app.wsgi_app, room, routes=table, **options)  # type: ignore[method-assign]
     return app
 
 
@@ -157,25 +174,7 @@ def test_a_session_that_cannot_be_read_is_told_to_a_page_too(kind: str) -> None:
     """A 503 in place of the app's answer keeps what the app said of the page's origin."""
     away = Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40)
     token = "00." + "A" * 43
-
-    async def look(request: Any) -> PlainTextResponse:
-        await request.scope["stillroom.session"].load()
-        return PlainTextResponse("never")
-
-    if kind == "flask":
-        pytest.skip("Flask's own session is kept by StillroomSessions")
-    app = Starlette(routes=[StarletteRoute("/look", look)])
-    layers = [
-        lambda room: app.add_middleware(CORSMiddleware, allow_origins=[SPA]),
-        lambda room: app.add_middleware(Asgi, room=room),
-    ]
-
-    def make(room: AsyncStillroom) -> Any:
-        for layer in layers if kind == "cors behind" else reversed(layers):
-            layer(room)
-        return app
-
-    with serving_asgi(make, AsyncStillroom(away, dispatch=NoDispatch())) as port:
+    with serving(kind, away, table=None) as port:
         reply = ask(port, "/look", headers=FROM_SPA | {"Cookie": f"__Host-sid={token}"})
     assert (reply.status, reply.one("access-control-allow-origin")) == (503, SPA)
 

@@ -19,10 +19,18 @@ import redis
 from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.past import Pattern
-from stillroom.health.report import Connection, Report, Server, Snapshot
+from stillroom.health.report import (
+    Connection,
+    Report,
+    Server,
+    Snapshot,
+    TaskStats,
+    WorkerStats,
+)
 from stillroom.settings import LOOPBACK
 from stillroom.web import HealthASGI, HealthWSGI
-from stillroom.web.status import HEADERS, reload_seconds, render
+from stillroom.web.status import HEADERS, render, view_of
+from stillroom.web.status.choices import CHOICES, Choice
 from stillroom.web.status.figures import PER_MIN
 from stillroom.web.status.page import STYLE
 from tests.support.browser import CHROMIUM, DESKTOP, NARROW, PHONE, Browser
@@ -33,6 +41,7 @@ from tests.support.status import (
     SPIKE_PER_S,
     a_day,
     a_report,
+    a_week,
     advice,
     patterns,
     seed,
@@ -114,14 +123,17 @@ def test_unknown_is_a_dash_and_never_0() -> None:
     assert "which does not answer" in main
     assert "unknown" in main
     assert not outline.all("figure")
-    assert {a["href"] for a in outline.all("a")} == {"#findings", "?every=30"}, "no dead link"
+    within = {a["href"] for a in outline.all("a") if not (a["href"] or "").startswith("?")}
+    assert within == {"#findings"}, "no dead link"
 
 
 def test_the_first_minute_has_a_page_too() -> None:
     """No snapshot yet: what is known now is shown, and what is missing is said."""
     outline = Outline(page())
-    assert len(outline.all("figure")) == 9
+    assert not outline.all("figure")
     assert "No snapshot yet" in outline.text
+    within = {a["href"] for a in outline.all("a") if not (a["href"] or "").startswith("?")}
+    assert within == {"#findings"}, "no tile leads to a chart that is not there"
     assert "No pattern was found." in outline.text
 
 
@@ -145,12 +157,84 @@ def test_each_picture_says_in_a_sentence_what_it_shows(two_servers: bool) -> Non
 
 
 def test_every_chart_has_its_numbers_in_a_table() -> None:
-    """By the hour, the newest first, in a part that opens by keyboard."""
+    """In steps of an hour, the newest first, in a part that opens by keyboard."""
     day = a_day(NOW)
     outline = Outline(render(a_report(day[-1]), day, [], now=NOW))
     assert len(outline.all("details")) == len(outline.all("figure")) == 9
     assert len(outline.all("tbody")) == 9
     assert len(outline.all("tr")) == 9 * (1 + 25)
+
+
+def test_every_chart_says_what_is_good() -> None:
+    """A reader who sees a line for the first time is told what to hope for."""
+    day = a_day(NOW)
+    html = render(a_report(day[-1]), day, [], now=NOW)
+    goods = re.findall(r'<p class="good">Good: ([^<]+)</p>', html.partition("charts")[2])
+    assert len(goods) == 9
+    assert all(good.endswith(".") for good in goods)
+    assert len(set(goods)) == 9
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_page_shows_the_time_that_was_asked_for(choice: Choice) -> None:
+    """15 minutes to 7 days: the axis, the sentences and the tables are of that time."""
+    week = [one for one in a_week(NOW) if one.time > NOW - choice.seconds]
+    every = int(choice.every // 60)
+    history = week[::every]
+    view = view_of(f"for={choice.name}")
+    html = render(a_report(week[-1]), history, [], now=NOW, view=view, since=NOW - 9e6)
+    outline = Outline(html)
+    assert f"The last {choice.said}" in outline.text
+    assert f"in {choice.said} between" in outline.says("Memory: now")
+    (current,) = [a for a in outline.all("a") if a.get("aria-current")]
+    assert current["href"] == (f"?for={choice.name}#charts" if choice.name != "24h" else "?#charts")
+    labels = re.findall(r'class="tick time">([^<]+)<', html.partition("</figure>")[0])
+    assert 2 <= len(labels) <= 8, labels
+    rows = html.partition("</table>")[0].count("<tr>") - 1
+    assert 10 <= rows <= 25
+    assert len(html) < 150_000
+
+
+def test_a_young_system_shows_what_it_has() -> None:
+    """Before the first snapshot there was nothing to measure: the charts begin with it, and nothing is hatched."""
+    day = a_day(NOW, minutes=9)
+    html = render(a_report(day[-1]), day, [], now=NOW, since=day[0].time)
+    outline = Outline(html)
+    assert "The last 9 min" in outline.text.replace("\u202f", " ")
+    assert "Nothing was measured before that." in outline.text
+    assert "No snapshot for" not in outline.says("Memory: now")
+    assert 'class="gap"' not in html
+    old = render(a_report(day[-1]), day, [], now=NOW, since=NOW - 200_000)
+    assert 'class="gap"' in old, "an old system that was off has a gap"
+
+
+def test_workers_are_shown_by_name() -> None:
+    """Queues, busy threads, when it was seen, its rate and its failures; what a worker does not say is a dash."""
+    workers = (
+        WorkerStats(
+            name="refresh-1-7",
+            seen_s=3,
+            queues=("stillroom.refresh",),
+            threads=8,
+            busy=2,
+            up_s=3_700,
+            done=1_204,
+            failed=3,
+            per_min=41.5,
+        ),
+        WorkerStats(name="old-9", seen_s=200),
+    )
+    report = a_report(a_day(NOW, minutes=2)[-1])
+    tasks = TaskStats(workers=1, crew=workers)
+    html = render(report.model_copy(update={"tasks": tasks}), [], [], now=NOW)
+    text = Outline(html.partition('id="workers"')[2].partition("</section>")[0]).text
+    text = text.replace("\u202f", " ")
+    for said in ("refresh-1-7", "refresh", "3 s ago", "2 of 8", "41.5", "1,204", "1 h 2 min"):
+        assert said in text
+    assert "3 min ago: gone?" in text
+    assert text.count("–") == 6
+    none = render(report.model_copy(update={"tasks": TaskStats(crew=())}), [], [], now=NOW)
+    assert "No worker was seen in the last ten minutes." in none
 
 
 def test_patterns_tell_what_was_done_and_what_would_have_been() -> None:
@@ -220,11 +304,12 @@ def test_headings_are_in_order_and_names_are_unique() -> None:
 )  # fmt: skip
 def test_it_reloads_only_for_who_asks(query: str, seconds: int | None) -> None:
     """A page that reloads by itself can't be read with a screen reader: it is off until asked for."""
-    assert reload_seconds(query) == seconds
+    view = view_of(query)
+    assert view.reload_s == seconds
     day = a_day(NOW, minutes=2)
-    html = render(a_report(day[-1]), day, [], now=NOW, reload_s=seconds)
+    html = render(a_report(day[-1]), day, [], now=NOW, view=view)
     assert ('http-equiv="refresh"' in html) == (seconds is not None)
-    assert ("stop" in html) == (seconds is not None)
+    assert (">stop<" in html) == (seconds is not None)
 
 
 def test_any_snapshot_can_be_drawn() -> None:
@@ -355,6 +440,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             day = a_day(time.time())
             seed(client, room.keys.health, day)
             seed_patterns(client, room.keys.abuse_log, patterns(time.time()))
+            at_work = WorkerStats(queues=("stillroom.refresh",), threads=8, busy=1, done=7)
+            room.health.seen("refresh-1-" + "x" * 60, at_work)
+            room.health.seen("maintenance-1-7")
             with serve_wsgi(HealthWSGI(room)) as port:
                 with Browser(tmp_path_factory.mktemp("chromium")) as browser:
                     url = f"http://127.0.0.1:{port}/status"
@@ -486,7 +574,7 @@ def test_all_that_can_be_used_is_reached_by_tab(seen: Seen) -> None:
 
 @browser_test
 def test_the_numbers_open_by_keyboard(seen: Seen) -> None:
-    """Enter on 'By the hour' shows its table."""
+    """Enter on 'In numbers' shows its table."""
     browser = seen.browser
     browser.open(seen.url)
     browser.run("document.querySelector('#memory-redis summary').focus()")
@@ -521,6 +609,35 @@ def test_nothing_is_wider_than_the_screen(seen: Seen, width: tuple[int, int]) ->
         " }).map(one => one.outerHTML.slice(0, 90)); })"
     )
     assert outside == []
+
+
+@browser_test
+@pytest.mark.parametrize("width", [NARROW, PHONE])
+def test_tables_can_be_read_on_a_phone(seen: Seen, width: tuple[int, int]) -> None:
+    """Each value of each row is on the screen, whole, beside its name; nothing scrolls by itself."""
+    browser = seen.browser
+    browser.resize(*width)
+    browser.open(seen.url)
+    cut = browser.run(
+        "[...document.querySelectorAll('.stacks')].flatMap(table => {"
+        " const card = table.getBoundingClientRect();"
+        " const cells = [...table.querySelectorAll('tbody td, tbody th')];"
+        " return [table, ...cells, ...cells.flatMap(cell => [...cell.querySelectorAll('*')])].filter(one => {"
+        "   const box = one.getBoundingClientRect();"
+        "   return box.left < card.left || box.right > card.right + 0.5 || box.right > innerWidth"
+        "     || one.scrollWidth > one.clientWidth + 1 && one.clientWidth > 0;"
+        " }).map(one => one.outerHTML.slice(0, 90)); })"
+    )
+    assert cut == []
+    names = browser.run(
+        "[...document.querySelectorAll('#abuse ~ .stacks tbody tr:first-child > *')]"
+        ".map(cell => getComputedStyle(cell, '::before').content)"
+    )
+    assert names == ['"When"', '"Rule"', '"Who"', '"Events"', '"Done"']
+    nodes = browser.ask("Accessibility.getFullAXTree")["nodes"]
+    roles = [node.get("role", {}).get("value") for node in nodes]
+    assert roles.count("table") >= 2
+    assert roles.count("columnheader") >= 5
 
 
 @browser_test

@@ -8,15 +8,14 @@ import pytest
 
 from stillroom.health.report import Clients, Connection, Measures, RedisInfo, Report, Server
 from stillroom.web.status import charts
+from stillroom.web.status.choices import DAY_S, MINUTE_S
 from stillroom.web.status.numbers import Unit, ago, amount, number, said, share, size, span
 from stillroom.web.status.series import (
-    DAY_S,
-    MINUTE_S,
-    Day,
+    Period,
     Row,
     Span,
-    by_hour,
-    day_of,
+    by_step,
+    period_of,
     thinned,
     with_gaps,
 )
@@ -122,17 +121,17 @@ def test_one_late_snapshot_is_no_gap() -> None:
 def test_a_day_knows_where_nothing_was_written() -> None:
     """Twelve minutes without a snapshot are one gap; the day before the first snapshot is another."""
     whole = a_day(NOW)
-    (gap,) = day_of(a_report(whole[-1]), whole, NOW).gaps
+    (gap,) = period_of(a_report(whole[-1]), whole, NOW).gaps
     assert gap.length == pytest.approx((len(OUTAGE) + 1) * 60)
     late = [one for one in whole if one.time > NOW - 3_600]
-    (gap,) = day_of(a_report(late[-1]), late, NOW).gaps
+    (gap,) = period_of(a_report(late[-1]), late, NOW).gaps
     assert gap == Span(WINDOW.start, late[0].time)
 
 
 def test_a_day_knows_when_a_server_was_away() -> None:
     """From the first snapshot with an error to the minute after the last."""
     day = a_day(NOW, two_servers=True)
-    (failure,) = day_of(a_report(day[-1]), day, NOW).failures
+    (failure,) = period_of(a_report(day[-1]), day, NOW).failures
     assert failure.length == pytest.approx(len(CACHE_AWAY) * 60)
     assert failure.end <= NOW
 
@@ -144,7 +143,7 @@ def test_what_is_not_of_this_day_is_left_out() -> None:
         one.model_copy(update={"time": NOW + add})
         for one, add in zip(whole, (600, -90_000), strict=False)
     ]
-    found = day_of(a_report(whole[-1]), [*reversed(whole), *strange], NOW)
+    found = period_of(a_report(whole[-1]), [*reversed(whole), *strange], NOW)
     times = [one.time for one in found.measures]
     assert times == sorted(times)
     assert len(times) == len(whole) + 1
@@ -154,13 +153,13 @@ def test_what_is_not_of_this_day_is_left_out() -> None:
 def test_wild_values_are_unknown(wild: float) -> None:
     """One corrupt snapshot does not press the line of the day flat."""
     measures = [Measures(time=NOW, servers=())]
-    day = Day(WINDOW, measures, (), ())
+    day = Period(WINDOW, measures, (), ())
     assert day.rows([lambda _: wild, lambda _: 7]) == [Row(NOW, (None, 7))]
 
 
 def test_the_table_has_the_newest_hour_first() -> None:
     """Each hour of UTC with the rows that are in it."""
-    hours = by_hour(rows(*range(120)))
+    hours = by_step(rows(*range(120)), 3_600)
     assert [len(run) for _, run in hours] == [26, 60, 34]
     assert hours[0][0] > hours[1][0]
 
@@ -168,7 +167,7 @@ def test_the_table_has_the_newest_hour_first() -> None:
 def test_stacked_areas_stand_on_each_other() -> None:
     """The last series at the bottom; each area's lower edge is the upper edge of the one below."""
     stack = [Row(WINDOW.start, (6.0, 3.0, 1.0)), Row(NOW, (2.0, 1.0, 1.0))]
-    day = Day(WINDOW, (), (), ())
+    day = Period(WINDOW, (), (), ())
     svg = charts.chart(charts.Plot(day, stack, 3, 10.0, Unit(amount), is_stacked=True), "says")
     areas = re.findall(r'<path d="M([^"]+)Z" class="area', svg)
     corners = [[float(place.split()[1]) for place in area.split("L")] for area in areas]
@@ -189,7 +188,7 @@ def test_a_single_moment_is_enough() -> None:
         connection=Connection(is_up=True, breaker="closed"),
         redis=RedisInfo(clients=Clients(connected=3)),
     )
-    day = day_of(Report(time=NOW, servers=(server,), status="pass"), [], NOW)
+    day = period_of(Report(time=NOW, servers=(server,), status="pass"), [], NOW)
     assert day.rows([lambda m: m.servers[0].redis and m.servers[0].redis.clients.connected]) == [
         Row(NOW, (3,))
     ]

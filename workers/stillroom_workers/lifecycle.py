@@ -20,10 +20,12 @@ from celery import signals
 from celery.worker import state
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
+from stillroom.health import WorkerStats
 from stillroom.own_celery import ignored
 from stillroom.shown import shown
 from stillroom_workers.guards import Channel
 from stillroom_workers.schedule import SCHEDULE
+from stillroom_workers.working import Working
 
 log = logging.getLogger("stillroom.workers")
 
@@ -165,14 +167,15 @@ def attend(app: Any, settings: Settings) -> None:
 
     def beat(**_: Any) -> None:
         if "room" in vars(app) and signs.can_work():
-            signs.give(app.room)
+            signs.give(app.room, working.about)
 
     def done(sender: Any, **_: Any) -> None:
         if sender.app is app and sender.name in scheduled:
             app.room.health.ticked(sender.name)
 
     signs, scheduled = SignsOfLife(settings, app), {tick.task for tick in SCHEDULE}
-    app.receivers = [stop, beat, done]
+    working = Working(app)
+    app.receivers = [*app.receivers, stop, beat, done]
     signals.worker_shutdown.connect(stop, weak=False)
     signals.worker_ready.connect(beat, weak=False)
     signals.heartbeat_sent.connect(beat, weak=False)
@@ -200,14 +203,14 @@ class SignsOfLife:
         began = [request.time_start or time.time() for request in running]
         return len(running) >= self._app.threads and max(began) < time.time() - limit
 
-    def give(self, room: Stillroom) -> None:
+    def give(self, room: Stillroom, about: Callable[[], WorkerStats]) -> None:
         """Celery's heart beats every two seconds. Redis is told every five or six: while it is away that costs
         nothing."""
         if self._settings.heartbeat_file:
             touch(self._settings.heartbeat_file)
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + SEEN_EVERY_S
-            room.health.seen(f"{os.uname().nodename}-{os.getpid()}")
+            room.health.seen(f"{os.uname().nodename}-{os.getpid()}", about())
 
 
 def touch(path: Path) -> None:

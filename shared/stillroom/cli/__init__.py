@@ -19,8 +19,10 @@ from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
+from stillroom.cli.settings import settings
 from stillroom.cli.tables import is_missing_right
 from stillroom.cli.up import up
+from stillroom.cli.version import version
 from stillroom.errors import RedisUnavailable, StillroomError
 from stillroom.shown import shown
 
@@ -30,11 +32,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.callback(invoke_without_command=True)(version)
 app.command()(up)
 app.command()(demo)
 app.command()(invalidate)
 app.command()(health)
 app.command()(doctor)
+app.command()(settings)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -19,7 +19,6 @@ from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
 from stillroom.shown import shown
 
-OLDEST = (6, 2)
 CLOCK_S = 1.0
 SIGNS = {"pass": "✓", "warn": "!", "fail": "✗"}
 REHEARSED = "stillroom-doctor"
@@ -100,6 +99,7 @@ def _of_server(server: Server) -> Iterator[tuple[str, str]]:
     info = server.redis
     if info is None:
         return
+    yield "version", f"{info.product or 'redis'} {info.version or 'unknown'}"
     roles = " and ".join(server.roles)
     limit = "no maxmemory" if info.memory.limit is None else f"of {size(info.memory.limit)}"
     yield "memory", f"{size(info.memory.used)} {limit}; {info.memory.policy} is right for {roles}"
@@ -113,21 +113,11 @@ def _beyond_advice(server: Server) -> Iterator[Line]:
     info = server.redis
     if info is None:
         return
-    if info.version is not None:
-        yield _version(server.name, info.product or "redis", info.version)
     if info.memory.limit is None:
         todo = "It may take all memory of its machine: CONFIG SET maxmemory."
         yield Line("warn", f"{server.name} memory", f"no limit is set. {todo}")
     if info.memory.doctor:
         yield Line("pass", f"{server.name} MEMORY DOCTOR", " ".join(info.memory.doctor.split()))
-
-
-def _version(name: str, product: str, version: str) -> Line:
-    """Valkey begins at 7.2, so its numbers are all new enough."""
-    known = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if product == "redis" and known < OLDEST:
-        return Line("fail", f"{name} version", f"Redis {version} is too old: 6.2 is the least.")
-    return Line("pass", f"{name} version", f"{product} {version}")
 
 
 def _clock(name: str, ahead_s: float) -> Line:

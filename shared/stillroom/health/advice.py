@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from stillroom.health.lifetimes import why_old
 from stillroom.health.report import Advice, Measures, RedisInfo, Server, Severity, Status, worst
 
 MIB = 1024 * 1024
@@ -40,7 +41,7 @@ class Rule(NamedTuple):
 
 def advise(measures: Measures) -> list[Advice]:
     """The findings, the worst first."""
-    found = [*_connections(measures), *_said_no(measures), *_policies(measures)]
+    found = [*_connections(measures), *_said_no(measures), *_policies(measures), *_old(measures)]
     found += [advice for rule in RULES for advice in _applied(rule, measures)]
     return sorted(found, key=lambda advice: advice.severity != "fail")
 
@@ -134,6 +135,25 @@ def _policies(measures: Measures) -> Iterator[Advice]:
                 "noeviction: a full cache stores nothing new.",
                 "allkeys-lfu or allkeys-lru where only the cache lives.",
                 "CONFIG SET maxmemory-policy allkeys-lfu.",
+            )
+
+
+def _old(measures: Measures) -> Iterator[Advice]:
+    for server in measures.servers:
+        info = server.redis
+        if info is None or info.version is None:
+            continue
+        found = why_old(info.product or "redis", info.version, measures.time)
+        if found is not None:
+            severity, sentence = found
+            yield Advice(
+                code="server_old",
+                severity=severity,
+                component=f"{server.name}:version",
+                what=sentence,
+                good="A version that its makers still repair, with the newest patch.",
+                todo="Update it. If your distribution repairs this one under its old number, "
+                "accept the finding: STILLROOM_HEALTH_ACCEPT=server_old.",
             )
 
 
@@ -399,9 +419,9 @@ RULES: list[Rule] = [
         2 * BEAT_EVERY_S + 30,
         10 * BEAT_EVERY_S,
         "Beat's last tick was {v:.0f} s ago.",
-        "A tick each minute.",
+        "One every few seconds.",
         "Is beat running, and a worker for the maintenance queue? celery -A stillroom_workers beat.",
-        "two ticks missed, and half a minute for a busy queue",
+        "what beat orders each minute was missed twice, and half a minute for a busy queue",
     ),
     Rule(
         "dead-letters",

@@ -13,7 +13,7 @@ from typing import Any
 
 from stillroom.errors import RedisUnavailable
 from stillroom.health.advice import advise, status_of
-from stillroom.health.past import NOT_TOLD, Past, patterns_in
+from stillroom.health.past import NOT_TOLD, Past, began, patterns_in
 from stillroom.health.probe import Counts, Probe
 from stillroom.health.report import (
     CacheStats,
@@ -27,6 +27,7 @@ from stillroom.health.report import (
     Snapshot,
     System,
     TaskStats,
+    WorkerStats,
 )
 from stillroom.health.snapshot import (
     KEPT,
@@ -40,6 +41,7 @@ from stillroom.health.snapshot import (
 )
 from stillroom.health.source import Answers, Source, ask, attempt, counts_in, due_counts
 from stillroom.health.system import SystemWatch
+from stillroom.health.webhook import Webhook
 from stillroom.keys import Keys
 from stillroom.operation import Call, On, Once, Operation, Pause
 from stillroom.scripts import health_snapshot, task_ticked, worker_seen
@@ -49,6 +51,15 @@ from stillroom.wire import Command, request_budget
 log = logging.getLogger("stillroom.health")
 
 SNAPSHOT_TASK = "stillroom.snapshot_health"
+WEBHOOK_TASK = "stillroom.tell_webhook"
+# What only beat asks for. The newest of their ends is a sign of life of beat, a few seconds old.
+TICKS_OF_BEAT = (
+    SNAPSHOT_TASK,
+    "stillroom.log_abuse",
+    "stillroom.trim_marks",
+    "stillroom.trim_indexes",
+    "stillroom.warm",
+)
 PATTERNS = 50
 BITE = 120  # snapshots in one reply: some 300 KB
 WORKER_GONE_MS = 600_000
@@ -69,6 +80,7 @@ class HealthBody:
         self._keys = keys
         self._sources = sources  # the first holds the state, and what health itself keeps
         self._system = SystemWatch()
+        self.webhook = Webhook(settings, keys, sources[0].clock.now_ms)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """Let a service add to the report; `role` says on which server it lives."""
@@ -101,6 +113,7 @@ class HealthBody:
         advice = tuple(
             found.model_copy(update={"since": _seconds(since_ms.get(found.name))})
             for found in advise(measures)
+            if found.code not in self.settings.health_accept
         )
         return Report(
             **measures_of(measures),
@@ -136,7 +149,15 @@ class HealthBody:
             log.warning("the snapshot of this minute is not kept: %s", refused.reason)
             return snapshot.model_copy(update={"error": error or f"not kept: {refused.reason}"})
         _tell(report, began, ended)
+        if noting := self.webhook.noting(
+            [one for one in report.advice if one.name in began], ended
+        ):
+            yield from attempt(noting)
         return snapshot
+
+    def tell_webhook(self) -> Operation[dict[str, Any]]:
+        """Post findings and patterns of abuse to the webhook. See Webhook.tell."""
+        return self.webhook.tell()
 
     def _keep(self, snapshot: Snapshot) -> Operation[tuple[list[str], Mapping[str, int]]]:
         """(the findings that began, those that ended and how long they were, ms). Nothing if the minute has one."""
@@ -175,25 +196,38 @@ class HealthBody:
             start = b"(" + entries[-1][0]
             yield Pause(0)  # others first; and each bite has its own deadline
 
-    def past(self) -> Operation[Past]:
-        """A day of snapshots, and the newest 50 patterns of abuse: what /status shows besides a check.
+    def past(self, hours: float = 24.0) -> Operation[Past]:
+        """The snapshots of so many hours, and the newest 50 patterns of abuse: what /status shows besides a check.
 
-        Does not raise. Redis away: neither is known.
+        Does not raise. Redis away: nothing of it is known.
         """
         try:
-            history = yield from self.history()
+            history = yield from self.history(hours)
             newest = self._keys.abuse_log, b"+", b"-", b"COUNT", b"%d" % PATTERNS
-            (entries,) = yield [(b"XREVRANGE", *newest)]
+            entries, *firsts = yield [
+                (b"XREVRANGE", *newest),
+                *((b"XRANGE", s, b"-", b"+", b"COUNT", b"1") for s in self._streams()),
+            ]
         except RedisUnavailable as refused:
             log.debug("the past is not known: %s", refused.reason)
             return NOT_TOLD
-        return Past(history, patterns_in(entries))
+        return Past(
+            history, patterns_in(entries), began([first for rows in firsts for first, _ in rows])
+        )
+
+    def _streams(self) -> list[bytes]:
+        return [self._keys.health, self._keys.health_week]
 
     # Signs of life
 
-    def seen(self, worker: str) -> Operation[None]:
-        """This worker is at work; and what its process has counted is written down. Redis away: nothing happens."""
-        signs = [worker_seen([self._keys.workers], worker, WORKER_GONE_MS)]
+    def seen(self, worker: str, about: WorkerStats | None = None) -> Operation[None]:
+        """Note that this worker is at work, and what it does; and write down what its process has counted.
+
+        Redis away: nothing happens.
+        """
+        said = about.model_dump_json(exclude_defaults=True) if about else ""
+        keys = [self._keys.workers, self._keys.workers_about]
+        signs = [worker_seen(keys, worker, WORKER_GONE_MS, said)]
         batches = [(n, due_counts(source)) for n, source in enumerate(self._sources)]
         yield On([(0, attempt(signs)), *((n, _once(batch)) for n, batch in batches if batch)])
 

@@ -22,6 +22,7 @@ class Health:
     past = blocking(HealthBody.past)
     seen = blocking(HealthBody.seen)
     ticked = blocking(HealthBody.ticked)
+    tell_webhook = blocking(HealthBody.tell_webhook)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""
@@ -42,6 +43,7 @@ class AsyncHealth:
     past = awaiting(HealthBody.past)
     seen = awaiting(HealthBody.seen)
     ticked = awaiting(HealthBody.ticked)
+    tell_webhook = awaiting(HealthBody.tell_webhook)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""

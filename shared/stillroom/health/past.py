@@ -1,4 +1,4 @@
-"""What /status shows besides a check: a day of snapshots, and the newest patterns of abuse. Pure."""
+"""What /status shows besides a check: snapshots, and the newest patterns of abuse. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from stillroom.health.report import Part, Snapshot
+
+COARSE_S = 300.0  # between two snapshots of the stream that keeps a week
 
 
 class Pattern(Part):
@@ -27,6 +29,7 @@ class Past(NamedTuple):
 
     history: Sequence[Snapshot] | None  # oldest first
     patterns: Sequence[Pattern] | None  # newest first
+    since: float | None = None  # when the first snapshot of all was made, as far as they reach back
 
 
 NOT_TOLD = Past(None, None)
@@ -44,3 +47,17 @@ def _pattern(fields: Sequence[bytes]) -> Pattern | None:
         return Pattern.model_validate(dict(zip(texts[::2], texts[1::2], strict=True)))
     except ValidationError:
         return None
+
+
+def began(ids: Sequence[bytes]) -> float | None:
+    """When the first snapshot was made, from the first ids of the streams of minutes and of every fifth minute.
+
+    >>> began([b"600000-0", b"300000-0"]), began([b"600000-0", b"60000-0"]), began([])
+    (600.0, 60.0, None)
+    """
+    if not ids:
+        return None
+    first, *coarse = [int(one.partition(b"-")[0]) / 1000 for one in ids]
+    # A coarse one has the beginning of its five minutes for its time.
+    earlier = [time for time in coarse if time < first - COARSE_S]
+    return min([first, *earlier])

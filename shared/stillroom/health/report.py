@@ -201,6 +201,20 @@ class QueueStats(Part):
     oldest_s: float | None = None  # how long the next message has waited; null: it does not say
 
 
+class WorkerStats(Part):
+    """One worker, as it says itself every few seconds."""
+
+    name: str = ""
+    seen_s: float = 0.0  # since then
+    queues: tuple[str, ...] = ()  # that it takes from
+    threads: int | None = None
+    busy: int | None = None  # tasks it works on now
+    up_s: float | None = None  # since its start, when it was seen
+    done: int | None = None  # tasks since its start
+    failed: int | None = None
+    per_min: float | None = None  # tasks ended in the last minute
+
+
 class TaskStats(Part):
     """Background work."""
 
@@ -209,7 +223,8 @@ class TaskStats(Part):
     todo: int | None = None  # promised work written down by invalidations
     dead_letters: int | None = None  # what could not be done and waits for a person
     workers: int | None = None  # seen in the last half minute
-    beat_s: float | None = None  # since beat's last tick was done; null: none within a day
+    crew: tuple[WorkerStats, ...] | None = None  # the workers, seen last first; not in snapshots
+    beat_s: float | None = None  # since a tick of beat's was done last; null: none within a day
     ticks: Mapping[str, float] | None = None  # scheduled task → seconds since it last ended well
 
     @property

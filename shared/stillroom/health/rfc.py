@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from stillroom.health.advice import status_of
-from stillroom.health.report import Part, Report, Server, Status, TaskStats
+from stillroom.health.report import Part, RedisInfo, Report, Server, Status, TaskStats
 
 MEDIA_TYPE = "application/health+json"
 Checks = dict[str, list[dict[str, Any]]]
@@ -50,7 +50,9 @@ def _checks(report: Report) -> Checks:
 def _of_tasks(known: TaskStats | None) -> Checks:
     tasks = known or TaskStats()
     return {
-        "tasks:queues": [_check("component", known, without=("workers", "beat_s", "ticks"))],
+        "tasks:queues": [
+            _check("component", known, without=("workers", "crew", "beat_s", "ticks"))
+        ],
         "tasks:workers": [_observed("component", tasks.workers, "workers")],
         "tasks:beat": [_observed("component", tasks.beat_s, "s") | {"ticks": tasks.ticks}],
     }
@@ -63,11 +65,17 @@ def _of_server(server: Server) -> Checks:
         about |= info.model_dump(include={"product", "version", "role", "link_up", "uptime_s"})
     return {
         f"{server.name}:connection": [_observed("datastore", connection.latency_ms, "ms") | about],
+        f"{server.name}:version": [_version(info)],
         f"{server.name}:memory": [_check("datastore", info and info.memory)],
         f"{server.name}:clients": [_check("datastore", info and info.clients)],
         f"{server.name}:operations": [_check("datastore", info and info.operations)],
         f"{server.name}:persistence": [_check("datastore", info and info.persistence)],
     }
+
+
+def _version(info: RedisInfo | None) -> dict[str, Any]:
+    product, version = (info.product, info.version) if info else (None, None)
+    return {"componentType": "datastore", "observedValue": version, "product": product}
 
 
 def _check(kind: str, part: Part | None, without: Iterable[str] = ()) -> dict[str, Any]:

@@ -35,7 +35,10 @@ RATES = {
 def snapshot_of(report: Report, error: str | None) -> Snapshot:
     """What is kept of a report: its measures, and the names of its findings."""
     findings = tuple(found.name for found in report.advice)
-    return Snapshot(**measures_of(report), status=report.status, findings=findings, error=error)
+    kept = dict(measures_of(report))
+    if report.tasks is not None:
+        kept["tasks"] = report.tasks.model_copy(update={"crew": None})  # of now only
+    return Snapshot(**kept, status=report.status, findings=findings, error=error)
 
 
 def measures_of(measures: Measures) -> Mapping[str, Any]:

@@ -23,9 +23,9 @@ class TaskProbe:
 
     part = "tasks"
 
-    def __init__(self, settings: Settings, keys: Keys, beat_task: str) -> None:
+    def __init__(self, settings: Settings, keys: Keys, ticks_of_beat: Sequence[str]) -> None:
         self._keys = keys
-        self._beat_task = beat_task  # one that only beat asks for
+        self._ticks_of_beat = ticks_of_beat  # tasks that only beat asks for
         self._broker_here = BrokerHere(settings)
         self._queues = [keys.queue(kind) for kind in QUEUES]
 
@@ -54,7 +54,10 @@ class TaskProbe:
             "workers": workers,
             "dead_letters": letters,
             "ticks": ages,
-            "beat_s": ages.get(self._beat_task) if ages else None,
+            "beat_s": min(
+                (age for task, age in (ages or {}).items() if task in self._ticks_of_beat),
+                default=None,
+            ),
         }
         if not rest or rest[1] is None:
             return known

@@ -60,7 +60,8 @@ class HealthASGI:
     async def _answer(self, request: Request, held: Held | None) -> Response:
         if not self._endpoints.is_page(request):
             return self._endpoints.answer(request, held)
-        past = await self._health.past() if has_past(held) else NOT_TOLD
+        hours = self._endpoints.hours(request)
+        past = await self._health.past(hours) if has_past(held) else NOT_TOLD
         return await asyncio.to_thread(self._endpoints.page, request, held, past)
 
 

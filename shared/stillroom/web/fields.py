@@ -61,10 +61,10 @@ def to_fields(data: Mapping[Any, Any], keys: Iterable[Any]) -> dict[str, Any]:
 
 def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data that these fields keep."""
-    data: dict[str, Any] = {}
-    for field, value in fields.items():
-        key, kept = _item(field, value) if field.startswith(ESCAPED) else (field, value)
-        data[key] = kept
+    data = dict(fields)
+    for field in [field for field in fields if field.startswith(ESCAPED)]:
+        key, value = _item(field, data.pop(field))
+        data[key] = value
     return data
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from operator import itemgetter
 from typing import Any, TypeVar
 
-from flask import Flask, Request, Response, abort, g, has_app_context, request, session
+from flask import Flask, Request, Response, abort, g, has_app_context, session
 from flask.sessions import SessionInterface, SessionMixin
 
 from stillroom.errors import SettingsError
@@ -118,7 +119,8 @@ class FlaskSession(WebSession, SessionMixin):
                 self.update(kept)
 
     def _settle(self) -> None:
-        self._is_said_modified = self.modified  # also for who looks when it is written
+        # Also for who looks when it is written.
+        self._is_said_modified = self._is_said_modified or self._has_acted
         if self._is_ended and self._data and self._data.keys() == {PERMANENT}:
             self._data.clear()  # how long nothing is to be kept
         changed = self._changed | self._gone | self._mutated
@@ -202,30 +204,32 @@ class StillroomSessions(SessionInterface):
     def open_session(self, app: Flask, request: Request) -> FlaskSession:
         """Flask's first step in each request. Nothing is read yet."""
         cookie = self._cookie or self._cookie_of(app)
-        token = cookie.read(request.headers.get("Cookie", ""))
+        environ = request.environ
+        token = cookie.read(environ.get("HTTP_COOKIE", ""))
         body, driver = self._room._sessions_body, self._room.state
-        opened = FlaskSession(body, driver, cookie, token, request.environ)
+        opened = FlaskSession(body, driver, cookie, token, environ)
         opened._app = app
         opened._touches = app.config["SESSION_REFRESH_EACH_REQUEST"]
-        if opened._touches and (along := request.environ.get(ALONG)) is not None:
+        if opened._touches and (along := environ.get(ALONG)) is not None:
             opened.adopt(along)
         return opened
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
         """Flask's last step: the session is written, or the response becomes one that says why not."""
-        status, headers = response.status_code, response.headers
-        end = self._room.state.run(ending(session, status, headers, request.method))
-        along = request.environ.get(ALONG) if session._touches and session.is_looked_at else None
+        environ, headers = session._request, response.headers
+        act = ending(session, response.status_code, headers, environ["REQUEST_METHOD"])
+        end = self._room.state.run(act)
+        along = environ.get(ALONG) if session._touches and session.is_looked_at else None
         if along is not None:
             along.taken_by = session.cookie
         if end.instead is None:
             for name in end.without:
-                response.headers.remove(name)
+                headers.remove(name)
             for name, value in end.headers:
-                if name == "Vary":
+                if name == "Vary" and any(given.lower() == "vary" for given, _ in headers):
                     response.vary.add(value)  # to what the app says
                 else:
-                    response.headers.add(name, value)
+                    headers.add(name, value)
         else:
             response.status_code = end.instead.status
             cors = kept(list(response.headers))  # a page of another origin may read this, too
@@ -235,7 +239,7 @@ class StillroomSessions(SessionInterface):
 
     def _cookie_of(self, app: Flask) -> SessionCookie:
         """The cookie that Flask's settings ask for."""
-        given = tuple(app.config[name] for name in _SETTINGS)
+        given = _given(app.config)
         cookie = self._cookies.get(given)
         if cookie is None:
             cookie = self._cookies[given] = _cookie_of(app.config)
@@ -252,13 +256,12 @@ _SETTINGS = (
     "SESSION_COOKIE_PARTITIONED",
     "APPLICATION_ROOT",
 )
+_given = itemgetter(*_SETTINGS)
 
 
 def _cookie_of(config: Any) -> SessionCookie:
     """Raises SettingsError for what browsers refuse."""
-    name, domain, own_path, http_only, secure, same_site, partitioned, root = (
-        config[setting] for setting in _SETTINGS
-    )
+    name, domain, own_path, http_only, secure, same_site, partitioned, root = _given(config)
     path = own_path or root
     is_named = name != FLASKS_NAME
     if not is_named:

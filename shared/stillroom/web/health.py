@@ -30,7 +30,7 @@ from stillroom.health.report import Report
 from stillroom.health.system import find_psutil
 from stillroom.settings import Settings
 from stillroom.web.status import HEADERS as STATUS_HEADERS
-from stillroom.web.status import reload_seconds, render
+from stillroom.web.status import render, view_of
 
 HELD_S = 2.0  # one check serves everybody for this long
 WAIT_S = 0.25  # for a check under way; longer than one takes, unless a name can't be resolved
@@ -143,8 +143,12 @@ class Endpoints:
         return _health(status, rfc.public_json(held.report.status))
 
     def is_page(self, request: Request) -> bool:
-        """Whether `page` answers this, with health.past(), instead of `answer`."""
+        """Whether `page` answers this, with health.past(hours), instead of `answer`."""
         return self.route(request) == STATUS
+
+    def hours(self, request: Request) -> float:
+        """How much of the past the page is to show."""
+        return view_of(request.query).choice.hours
 
     def page(self, request: Request, held: Held | None, past: Past) -> Response:
         """The page at /status. Takes a tenth of a second of CPU: not for an event loop's thread."""
@@ -152,10 +156,12 @@ class Endpoints:
             return _text(503, "no report in time")
         text = render(
             held.report,
-            *past,
+            past.history,
+            past.patterns,
             flower_url=self._settings.flower_url,
             now=time.time(),
-            reload_s=reload_seconds(request.query),
+            view=view_of(request.query),
+            since=past.since,
         )
         return Response(200, STATUS_HEADERS, text.encode())
 

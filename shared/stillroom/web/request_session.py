@@ -341,8 +341,8 @@ class RequestSession(MutableMapping[str, Any]):
         """
         if not self._is_written:
             self._is_written = True
-            self._changed |= self._altered()
             if self._data is not None:
+                self._changed |= self._altered()
                 self._settle()
             try:
                 self._set_cookie = yield from self._writing()
@@ -352,7 +352,8 @@ class RequestSession(MutableMapping[str, Any]):
             except (SessionStoreUnavailable, SessionEnded) as error:
                 self.failure = error
                 raise
-            self._remember()
+            if self._changed:
+                self._remember()
         return self._set_cookie
 
     def drop(self) -> bool:
@@ -364,8 +365,13 @@ class RequestSession(MutableMapping[str, Any]):
     @property
     def has_changed(self) -> bool:
         """Whether the request has changed anything."""
+        return self._has_acted or bool(self._altered())
+
+    @property
+    def _has_acted(self) -> bool:
+        """The same, but for lists and dicts that were changed in place."""
         asked = self._login or self._is_ended or self._is_renewed or self._mutated
-        return bool(asked or self._changed or self._gone or self._altered())
+        return bool(asked or self._changed or self._gone)
 
     # Writing
 

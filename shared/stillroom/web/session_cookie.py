@@ -74,10 +74,18 @@ class SessionCookie:
         Two different tokens are none: no browser sends two under a `__Host-` name, so one of them was planted, and
         which of them comes first is up to whoever planted it (the longer Path).
         """
-        pairs = (pair.partition("=") for pair in header.split(";") if self.name in pair)
-        values = {value.strip(" \t") for name, _, value in pairs if name.strip(" \t") == self.name}
-        tokens = {value for value in values if is_token(value)}
-        return tokens.pop() if len(tokens) == 1 else None
+        token = None
+        for pair in header.split(";"):
+            if self.name not in pair:
+                continue
+            name, _, value = pair.partition("=")
+            given = value.strip(" \t")
+            if name.strip(" \t") != self.name or given == token or not is_token(given):
+                continue
+            if token is not None:
+                return None
+            token = given
+        return token
 
     def write(self, token: str, seconds: float | None) -> str:
         """Return the Set-Cookie header that keeps this token for so long; None: until the browser is closed."""

@@ -60,7 +60,8 @@ class HealthWSGI:
     def _answer(self, request: Request, held: Held | None) -> Response:
         if not self._endpoints.is_page(request):
             return self._endpoints.answer(request, held)
-        past = self._health.past() if has_past(held) else NOT_TOLD
+        hours = self._endpoints.hours(request)
+        past = self._health.past(hours) if has_past(held) else NOT_TOLD
         return self._endpoints.page(request, held, past)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,12 +20,17 @@ _current: ContextVar[Budget | None] = ContextVar("stillroom_request_budget", def
 time_left = _current.get
 
 
-@contextmanager
-def request_budget(seconds: float) -> Iterator[Budget]:
-    """All calls inside share this many seconds; a nested request has its own."""
-    budget = Budget(seconds)
-    token = _current.set(budget)
-    try:
-        yield budget
-    finally:
-        _current.reset(token)
+class request_budget:  # noqa: N801 - called as the function that it was made for
+    """All calls inside this `with` share so many seconds; a nested request has its own."""
+
+    __slots__ = ("_budget", "_token")
+
+    def __init__(self, seconds: float) -> None:
+        self._budget = Budget(seconds)
+
+    def __enter__(self) -> Budget:
+        self._token = _current.set(self._budget)
+        return self._budget
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)

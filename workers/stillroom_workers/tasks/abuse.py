@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stillroom.abuse import LOG_TASK
 from stillroom_workers.tasks.checked import NoArguments, Report, register_task
+from stillroom_workers.tasks.health import ask_to_tell
 from stillroom_workers.tasks.room import WorkerApp
 
 
@@ -11,6 +12,9 @@ def register(app: WorkerApp) -> None:
     """`stillroom.log_abuse`: no arguments. Returns its report: events, patterns, bans, aside, late, done."""
 
     def log_abuse() -> Report:
-        return app.room.abuse.scan()
+        report: Report = app.room.abuse.scan()
+        if report["patterns"]:
+            ask_to_tell(app)
+        return report
 
     register_task(app, LOG_TASK, NoArguments, lambda _: log_abuse())

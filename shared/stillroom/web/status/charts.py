@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines and stacked areas over a day, and sparklines. Pure.
+"""Charts as inline SVG: lines and stacked areas over a period, and sparklines. Pure.
 
 The SVG *is* the plot; its labels stand outside of it, in the margins that style.css leaves. Positions are percent,
 so a chart is as wide as its column while text and lines keep their size; what can't be given in percent (a path)
@@ -12,19 +12,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
+from stillroom.web.status.choices import DAY_S, tick_s
 from stillroom.web.status.html import Html, el
 from stillroom.web.status.numbers import Unit, clock, date
-from stillroom.web.status.series import HOUR_S, Day, Row, Span
+from stillroom.web.status.series import Period, Row, Span
 
-TICK_S = 6 * HOUR_S
 TICK_CLEAR = 0.04  # no label of a time so near to an edge
-WIDE, HIGH = 1440.0, 100.0  # the inner SVG's own measures: minutes, and percent
+WIDE, HIGH = 1440.0, 100.0  # the inner SVG's own measures: minutes of a day, and percent
 
 
 class Plot(NamedTuple):
     """All that a chart draws."""
 
-    day: Day
+    period: Period
     rows: Sequence[Row]  # thinned
     series: int  # how many
     top: float
@@ -37,10 +37,10 @@ def chart(plot: Plot, says: str) -> Html:
     """A chart; `says` tells in a sentence what it shows."""
     return el(
         "svg",
-        *_bands("failed", plot.day.failures, plot.day.window),
-        *_bands("gap", plot.day.gaps, plot.day.window),
+        *_bands("failed", plot.period.failures, plot.period.window),
+        *_bands("gap", plot.period.gaps, plot.period.window),
         *_value_ticks(plot),
-        *_time_ticks(plot.day.window),
+        *_time_ticks(plot.period.window),
         _stretched(*_shapes(plot)),
         *_limit(plot),
         *_ends(plot),
@@ -75,7 +75,7 @@ def _shapes(plot: Plot) -> Iterator[Html]:
         return
     for n in range(plot.series):
         points = [(row.time, row.values[n]) for row in plot.rows]
-        yield el("path", d=line(points, plot.day.window, plot.top), class_=f"line s{n + 1}")
+        yield el("path", d=line(points, plot.period.window, plot.top), class_=f"line s{n + 1}")
 
 
 def _area(plot: Plot, sums: Sequence[Row], n: int) -> Html:
@@ -84,9 +84,9 @@ def _area(plot: Plot, sums: Sequence[Row], n: int) -> Html:
     for is_known, run in groupby(sums, lambda row: row.values[n] is not None):
         if is_known:
             rows = list(run)
-            above = [_place(r.time, r.values[n] or 0.0, plot.day.window, plot.top) for r in rows]
+            above = [_place(r.time, r.values[n] or 0.0, plot.period.window, plot.top) for r in rows]
             below = [
-                _place(r.time, _under(r, n), plot.day.window, plot.top) for r in reversed(rows)
+                _place(r.time, _under(r, n), plot.period.window, plot.top) for r in reversed(rows)
             ]
             path += "M" + "L".join(above + below) + "Z"
     return el("path", d=path, class_=f"area s{n + 1}")
@@ -141,14 +141,15 @@ def _value_ticks(plot: Plot) -> Iterator[Html]:
 
 
 def _time_ticks(window: Span) -> Iterator[Html]:
-    """Each sixth hour of UTC; midnight by its date."""
-    first = math.ceil(window.start / TICK_S) * TICK_S
-    for time in (first + n * TICK_S for n in range(int(window.length / TICK_S) + 1)):
+    """Round times in UTC; midnight by its date."""
+    tick = tick_s(window.length)
+    first = math.ceil(window.start / tick) * tick
+    for time in (first + n * tick for n in range(int(window.length / tick) + 1)):
         place = window.place(time)
         if TICK_CLEAR <= place <= 1 - TICK_CLEAR:
             x = _percent(place)
             yield el("line", x1=x, x2=x, y2="100%", class_="grid")
-            text = clock(time) if time % (4 * TICK_S) else date(time)
+            text = clock(time) if time % DAY_S else date(time)
             yield el("text", text, x=x, y="100%", dy="18", class_="tick time")
 
 

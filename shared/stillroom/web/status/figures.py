@@ -33,6 +33,7 @@ class Figure(NamedTuple):
     title: str
     unit: Unit
     series: Sequence[tuple[str, Getter]]
+    good: str  # what to hope for
     limit: float | None = None
     is_limit_always_drawn: bool = False
     is_stacked: bool = False
@@ -55,15 +56,53 @@ def figures(report: Report) -> list[Figure]:
     return [
         *(_memory(server) for server in report.servers),
         Figure(
-            "operations", "Operations", PER_S, _per_server(report, lambda i: i.operations.per_s)
+            "operations",
+            "Operations",
+            PER_S,
+            _per_server(report, lambda i: i.operations.per_s),
+            "follows your traffic.",
         ),
         _clients(report),
-        Figure("lookups", "Cache lookups", PER_MIN, LOOKUPS, is_stacked=True),
-        Figure("lag", "Refresh lag", SECONDS, LAG),
-        Figure("sessions", "Sessions", COUNT, [("active", of_sessions(lambda s: s.active))]),
-        Figure("denials", "Denials", PER_MIN, [("denials", of_limits(lambda li: li.denials))]),
-        Figure("banned", "Banned clients", COUNT, [("banned", of_limits(lambda li: li.banned))]),
-        Figure("waiting", "Tasks waiting", COUNT, _queues(report), is_stacked=True),
+        Figure(
+            "lookups",
+            "Cache lookups",
+            PER_MIN,
+            LOOKUPS,
+            "few misses, and no jump of them but after a deploy or a wide invalidation.",
+            is_stacked=True,
+        ),
+        Figure(
+            "lag", "Refresh lag", SECONDS, LAG, "under a minute, and below what a page may lag."
+        ),
+        Figure(
+            "sessions",
+            "Sessions",
+            COUNT,
+            [("active", of_sessions(lambda s: s.active))],
+            "follows your visitors; a cliff is a mass logout.",
+        ),
+        Figure(
+            "denials",
+            "Denials",
+            PER_MIN,
+            [("denials", of_limits(lambda li: li.denials))],
+            "few beside the checks; a plateau is somebody who does not stop.",
+        ),
+        Figure(
+            "banned",
+            "Banned clients",
+            COUNT,
+            [("banned", of_limits(lambda li: li.banned))],
+            "0 on a quiet day; it falls by itself after an attack.",
+        ),
+        Figure(
+            "waiting",
+            "Tasks waiting",
+            COUNT,
+            _queues(report),
+            "back to 0 within half a minute after each peak.",
+            is_stacked=True,
+        ),
     ]
 
 
@@ -122,6 +161,7 @@ def _memory(server: Server) -> Figure:
         f"Memory{whose}",
         BYTES,
         [("used", of_server(server.name, lambda info: info.memory.used))],
+        _good_memory(server),
         limit=server.redis.memory.limit if server.redis else None,
         is_limit_always_drawn=True,
     )
@@ -130,7 +170,15 @@ def _memory(server: Server) -> Figure:
 def _clients(report: Report) -> Figure:
     limits = [s.redis.clients.limit for s in report.servers if s.redis and s.redis.clients.limit]
     series = _per_server(report, lambda info: info.clients.connected)
-    return Figure("clients", "Connections", COUNT, series, limit=min(limits, default=None))
+    good = "steady; steps come with deploys and go again."
+    return Figure("clients", "Connections", COUNT, series, good, limit=min(limits, default=None))
+
+
+def _good_memory(server: Server) -> str:
+    """A cache may be full: it drops what is used least."""
+    if server.roles == ("cache",):
+        return "full is fine while the hit ratio holds."
+    return "under 75 % of the limit: when it is full, writes are refused."
 
 
 def _per_server(

@@ -1,4 +1,4 @@
-"""The page, from its parts: the verdict, what to do, a tile for each part, a day of charts, abuse. Pure.
+"""The page, from its parts: the verdict, what to do, a tile for each part, charts, abuse. Pure.
 
 In the order an operator asks: is it fine, and if not, what do I do? What is it about? What has changed? A state is
 always a word and a shape besides its colour.
@@ -10,16 +10,18 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 from stillroom.health.past import Pattern
 from stillroom.health.report import Advice, Report, Snapshot
 from stillroom.web.status.charts import sparkline
-from stillroom.web.status.day import charts
+from stillroom.web.status.choices import View
+from stillroom.web.status.crew import crew
 from stillroom.web.status.html import Html, el, joined
 from stillroom.web.status.numbers import ago, amount, clock_with_seconds, iso, plural
 from stillroom.web.status.patterns import abuse
-from stillroom.web.status.series import Day, Row, day_of, low_and_high, thinned, with_gaps
+from stillroom.web.status.period import charts, period_said
+from stillroom.web.status.series import Period, Row, low_and_high, period_of, thinned, with_gaps
 from stillroom.web.status.state import SHAPES, icon, labelled, moment
 from stillroom.web.status.tiles import Tile, tiles
 
@@ -40,7 +42,7 @@ HEADERS = (
 
 SPARK_STRETCHES = 48
 RELOAD_S = 30  # what the page offers
-RELOAD_RANGE_S = range(5, 3_601)
+VIEW = View()
 TAB_COLOURS = {"pass": "#1a7f37", "warn": "#b36b00", "fail": "#c62828"}
 
 
@@ -51,39 +53,34 @@ def render(
     *,
     flower_url: str | None = None,
     now: float,
-    reload_s: int | None = None,
+    view: View = VIEW,
+    since: float | None = None,
 ) -> str:
     """The whole page.
 
-    `history`: a day of snapshots, oldest first; `patterns`: the newest first; None: Redis did not tell them.
-    `reload_s`: the browser asks again after so many seconds. Off unless the reader asks for it: a page that reloads
-    under a reader's hands can't be read with a screen reader or a magnifier (WCAG 2.2.1).
+    `history`: the snapshots of the view's time, oldest first; `patterns`: the newest first; None: Redis did not
+    tell them. `since`: when the first snapshot of all was made. `view`: which time it shows, and whether the
+    browser asks again. It does not unless the reader asks for it: a page that reloads under a reader's hands can't
+    be read with a screen reader or a magnifier (WCAG 2.2.1).
     """
-    day = day_of(report, history or (), now)
+    period = period_of(report, history or (), now, view.choice, since)
     body = el(
         "body",
         el("a", "Skip to the findings", href="#findings", class_="skip"),
         _defs(),
-        _header(report, now, reload_s),
+        _header(report, now, view),
         el(
             "main",
             _findings(report, now),
-            _now(report, day, has_charts=history is not None),
-            charts(report, history, day),
+            _now(report, period, has_charts=bool(history)),
+            charts(report, history, period, view),
+            crew(report.tasks),
             abuse(patterns, now),
         ),
         _footer(report, history, flower_url, now),
     )
-    page = el("html", _head(report, reload_s), body, lang="en")
+    page = el("html", _head(report, view.reload_s), body, lang="en")
     return f"<!doctype html>\n{page}\n"
-
-
-def reload_seconds(query: str) -> int | None:
-    """What `?every=30` asks for; None for anything that is no number of seconds from 5 to 3,600."""
-    given = parse_qs(query).get("every", [""])[-1]
-    if not (given.isascii() and given.isdigit() and len(given) < 6):
-        return None
-    return int(given) if int(given) in RELOAD_RANGE_S else None
 
 
 # The top
@@ -121,21 +118,22 @@ def _defs() -> Html:
     return el("svg", el("defs", hatch), class_="defs", aria_hidden="true")
 
 
-def _header(report: Report, now: float, reload_s: int | None) -> Html:
+def _header(report: Report, now: float, view: View) -> Html:
     age = max(0.0, now - report.time)
     when = el("time", f"{clock_with_seconds(report.time)} UTC", datetime=iso(report.time))
     return el(
         "header",
         el("p", el("strong", "Stillroom"), " status", class_="brand"),
-        el("p", "Checked at ", when, f", {ago(age)}. ", _reloading(reload_s), class_="checked"),
+        el("p", "Checked at ", when, f", {ago(age)}. ", _reloading(view), class_="checked"),
         el("h1", icon(report.status), _verdict(report), class_=f"verdict {report.status}"),
     )
 
 
-def _reloading(reload_s: int | None) -> Html:
-    if reload_s:
-        return joined(f"Reloads every {reload_s} s: ", el("a", "stop", href="?"))
-    return el("a", f"Reload every {RELOAD_S} s", href=f"?every={RELOAD_S}")
+def _reloading(view: View) -> Html:
+    if view.reload_s:
+        stop = el("a", "stop", href=view.address(reload_s=None))
+        return joined(f"Reloads every {view.reload_s} s: ", stop)
+    return el("a", f"Reload every {RELOAD_S} s", href=view.address(reload_s=RELOAD_S))
 
 
 def _verdict(report: Report) -> str:
@@ -187,32 +185,33 @@ def _prose(text: str) -> list[str]:
 # Now
 
 
-def _now(report: Report, day: Day, *, has_charts: bool) -> Html:
+def _now(report: Report, period: Period, *, has_charts: bool) -> Html:
     shown = [
-        _tile(tile if has_charts else tile._replace(chart=None), day) for tile in tiles(report)
+        _tile(tile if has_charts else tile._replace(chart=None), period) for tile in tiles(report)
     ]
     return el("section", el("h2", "Now"), el("ul", *shown, class_="tiles"))
 
 
-def _tile(tile: Tile, day: Day) -> Html:
-    rows = thinned(with_gaps(day.rows([tile.get])), day.window, SPARK_STRETCHES)
+def _tile(tile: Tile, period: Period) -> Html:
+    known = with_gaps(period.rows([tile.get]), period.choice.gap_s)
+    rows = thinned(known, period.window, SPARK_STRETCHES)
     name = el("a", tile.name, href=f"#{tile.chart}") if tile.chart else tile.name
     return el(
         "li",
         el("div", el("h3", name), labelled(tile.state), class_="top"),
         el("p", el("strong", tile.number), " ", tile.of, class_="big"),
-        sparkline(rows, day.window, _trend(tile, rows)),
+        sparkline(rows, period.window, _trend(tile, rows, period_said(period))),
         el("ul", *(el("li", fact) for fact in tile.shown_facts), class_="facts"),
         class_=f"tile {tile.state}",
     )
 
 
-def _trend(tile: Tile, rows: Sequence[Row]) -> str:
+def _trend(tile: Tile, rows: Sequence[Row], length: str) -> str:
     """The sparkline in words. The number itself stands beside it."""
     ends = low_and_high(rows, 0)
     if ends is None:
-        return f"{tile.name} in 24 h: unknown"
-    return f"{tile.name} in 24 h: between {tile.say(ends[0])} and {tile.say(ends[1])} {tile.of}"
+        return f"{tile.name} in {length}: unknown"
+    return f"{tile.name} in {length}: between {tile.say(ends[0])} and {tile.say(ends[1])} {tile.of}"
 
 
 # The bottom

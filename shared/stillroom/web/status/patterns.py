@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from stillroom.health.past import Pattern
-from stillroom.web.status.html import Html, el
+from stillroom.web.status.html import Html, el, joined
 from stillroom.web.status.numbers import amount, span
 from stillroom.web.status.state import moment
+from stillroom.web.status.tables import Column, table
 
 ACTIONS = {
     "log": "logged",
@@ -16,6 +17,13 @@ ACTIONS = {
     "lifted": "not banned: its ban had been lifted",
     "exempt": "not banned: it never is",
 }
+COLUMNS = (
+    Column("When"),
+    Column("Rule", is_name=True),
+    Column("Who"),
+    Column("Events", is_number=True),
+    Column("Done"),
+)
 
 
 def abuse(patterns: Sequence[Pattern] | None, now: float) -> Html:
@@ -28,25 +36,15 @@ def _told(patterns: Sequence[Pattern] | None, now: float) -> Html:
         return el("p", "Unknown: the patterns are in Redis, which does not tell them.")
     if not patterns:
         return el("p", "No pattern was found.", class_="nothing")
-    heads = [
-        el("th", head, scope="col", class_="number" if head == "Events" else None)
-        for head in ("When", "Rule", "Who", "Events", "Done")
-    ]
-    rows = [_row(pattern, now) for pattern in patterns]
-    table = el("table", el("thead", el("tr", *heads)), el("tbody", *rows))
-    # What scrolls by itself must be reachable by keyboard.
-    return el("div", table, class_="scrolls", role="region", tabindex="0", aria_labelledby="abuse")
+    return table(COLUMNS, [list(_row(pattern, now)) for pattern in patterns], "abuse")
 
 
-def _row(pattern: Pattern, now: float) -> Html:
-    return el(
-        "tr",
-        el("td", moment(pattern.last, now)),
-        el("th", pattern.rule, scope="row"),
-        el("td", el("code", pattern.subject)),
-        el("td", amount(pattern.count), class_="number"),
-        el("td", *_done(pattern)),
-    )
+def _row(pattern: Pattern, now: float) -> Iterator[str]:
+    yield moment(pattern.last, now)
+    yield pattern.rule
+    yield el("code", pattern.subject)
+    yield amount(pattern.count)
+    yield joined(*_done(pattern))
 
 
 def _done(pattern: Pattern) -> list[str]:

@@ -1,7 +1,7 @@
-"""A day of snapshots as rows of numbers: where nothing is known, and few enough of them to draw. Pure.
+"""Snapshots as rows of numbers: where nothing is known, and few enough of them to draw. Pure.
 
 A picture is some 500 pixels wide and a day has 1,440 minutes. What is left out must not be what matters: of each
-stretch of the day the rows with the lowest and the highest value stay, so a spike of one minute is still there.
+stretch of the period the rows with the lowest and the highest value stay, so a spike of one minute is still there.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from stillroom.health.report import Measures, Report, Snapshot
+from stillroom.web.status.choices import DAY, MINUTE_S, Choice, row_s
 
-DAY_S = 86_400.0
-HOUR_S = 3_600.0
-MINUTE_S = 60.0
-STRETCHES = 100  # of a day; each keeps two rows of a single series
-# Snapshots are a minute apart. One that is late, or lost to a beat that was restarted, is no gap yet.
-GAP_S = 150.0
+STRETCHES = 100  # of a period; each keeps two rows of a single series
+YOUNG_LEAST_S = MINUTE_S  # the shortest period: of a system that has one snapshot
 SANE = 1e15  # nothing measured here is larger: whatever wrote it, it is not known
 
 Getter = Callable[[Measures], float | None]
@@ -31,7 +28,7 @@ class Row(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A part of the day."""
+    """A part of a period."""
 
     start: float
     end: float
@@ -45,47 +42,72 @@ class Span(NamedTuple):
         return (time - self.start) / self.length
 
 
-class Day(NamedTuple):
-    """A day's measurements, oldest first; where there are none; and where they say that a server was away."""
+class Period(NamedTuple):
+    """What was measured in a time, oldest first; where nothing was; and where it says that a server was away."""
 
     window: Span
     measures: Sequence[Measures]
     gaps: Sequence[Span]
     failures: Sequence[Span]
+    choice: Choice = DAY
+
+    @property
+    def is_young(self) -> bool:
+        """Whether there was nothing to measure in the first part of the time that was asked for."""
+        return self.window.length < self.choice.seconds
+
+    @property
+    def step_s(self) -> float:
+        """How long a row of its table stands for."""
+        return row_s(self.window.length)
 
     def rows(self, getters: Sequence[Getter]) -> list[Row]:
         """A row for each measurement."""
         return [Row(one.time, tuple([_sane(get(one)) for get in getters])) for one in self.measures]
 
 
-def day_of(report: Report, history: Iterable[Snapshot], now: float) -> Day:
-    """The 24 hours up to now; the report is the newest measurement."""
-    window = Span(now - DAY_S, now)
+def period_of(
+    report: Report,
+    history: Iterable[Snapshot],
+    now: float,
+    choice: Choice = DAY,
+    since: float | None = None,
+) -> Period:
+    """The time up to now; the report is the newest measurement.
+
+    `since`: when the first snapshot of all was made. A system that is younger than the time asked for has a shorter
+    period: there is nothing missing before its beginning.
+    """
+    start = now - choice.seconds
+    if since is not None:
+        start = min(max(start, since), now - YOUNG_LEAST_S)
+    window = Span(start, now)
     inside = [one for one in history if window.start <= one.time <= min(now, report.time)]
     snapshots = sorted(inside, key=lambda one: one.time)
-    measures = [*snapshots, report]
-    return Day(window, measures, _gaps(measures, window), _failures(snapshots, now))
+    gaps = _gaps([*snapshots, report], window, choice.gap_s)
+    failures = _failures(snapshots, now, choice.every)
+    return Period(window, [*snapshots, report], gaps, failures, choice)
 
 
-def _gaps(measures: Sequence[Measures], window: Span) -> list[Span]:
+def _gaps(measures: Sequence[Measures], window: Span, gap_s: float) -> list[Span]:
     steps = pairwise([window.start, *(one.time for one in measures), window.end])
-    return [Span(*step) for step in steps if step[1] - step[0] > GAP_S]
+    return [Span(*step) for step in steps if step[1] - step[0] > gap_s]
 
 
-def _failures(snapshots: Sequence[Snapshot], now: float) -> list[Span]:
-    """Each stands for its minute."""
+def _failures(snapshots: Sequence[Snapshot], now: float, every: float) -> list[Span]:
+    """Each stands for the time up to the next."""
     found: list[Span] = []
     for has_failed, run in groupby(snapshots, lambda one: one.error is not None):
         if has_failed:
             times = [one.time for one in run]
-            found.append(Span(times[0], min(times[-1] + MINUTE_S, now)))
+            found.append(Span(times[0], min(times[-1] + every, now)))
     return found
 
 
-def with_gaps(rows: Sequence[Row]) -> Iterator[Row]:
+def with_gaps(rows: Sequence[Row], gap_s: float = DAY.gap_s) -> Iterator[Row]:
     """The same, and a row of nothing wherever there is a gap: a line drawn across it would be invented."""
     for before, row in pairwise([None, *rows]):
-        if before is not None and row is not None and row.time - before.time > GAP_S:
+        if before is not None and row is not None and row.time - before.time > gap_s:
             yield Row(before.time, (None,) * len(row.values))
         if row is not None:
             yield row
@@ -114,10 +136,10 @@ def whole(values: Iterable[float | None]) -> float | None:
     return sum(known) if len(known) == len(given) else None
 
 
-def by_hour(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
-    """(the hour's start, its rows), the newest first."""
-    hours = [(hour, list(run)) for hour, run in groupby(rows, lambda row: row.time // HOUR_S)]
-    return [(hour * HOUR_S, run) for hour, run in reversed(hours)]
+def by_step(rows: Sequence[Row], step_s: float) -> list[tuple[float, list[Row]]]:
+    """(the step's start, its rows), the newest first. A step is an hour, or another round length of time."""
+    steps = [(step, list(run)) for step, run in groupby(rows, lambda row: row.time // step_s)]
+    return [(step * step_s, run) for step, run in reversed(steps)]
 
 
 def _sane(value: float | None) -> float | None:

@@ -26,7 +26,7 @@ from stillroom.web.status.figures import (
     of_tasks,
     waiting,
 )
-from stillroom.web.status.numbers import amount, number, said, share, size, span
+from stillroom.web.status.numbers import ago, amount, number, said, share, size, span
 from stillroom.web.status.series import Getter, whole
 from stillroom.web.status.state import State
 
@@ -183,7 +183,7 @@ def _tasks(report: Report) -> Tile:
         (
             f"oldest {said(_oldest(tasks), span)}",
             f"{said(tasks.workers, amount)} {'worker' if tasks.workers == 1 else 'workers'}",
-            f"beat {span(round(beat))} ago" if beat is not None else "beat not seen",
+            f"beat's last tick {ago(beat)}" if beat is not None else "beat not seen",
         ),
         of_tasks(waiting),
         amount,

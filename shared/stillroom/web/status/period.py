@@ -1,4 +1,7 @@
-"""The section with the charts: a day, the same axis of time in all of them, and their numbers by the hour. Pure."""
+"""The section with the charts: the same axis of time in all of them, what is good, and their numbers in a table.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -6,45 +9,74 @@ from collections.abc import Iterator, Sequence
 
 from stillroom.health.report import Report, Snapshot
 from stillroom.web.status.charts import Plot, chart
+from stillroom.web.status.choices import CHOICES, MINUTE_S, View
 from stillroom.web.status.figures import Figure, figures
 from stillroom.web.status.html import Html, el
 from stillroom.web.status.numbers import UNKNOWN, Unit, dated, said, span
-from stillroom.web.status.series import Day, Row, by_hour, low_and_high, thinned, with_gaps
+from stillroom.web.status.series import Period, Row, by_step, low_and_high, thinned, with_gaps
 
 # A limit that is far away would press the line flat: it is drawn where what it limits comes near.
 LIMIT_NEAR = 4.0
 
 
-def charts(report: Report, history: Sequence[Snapshot] | None, day: Day) -> Html:
-    """Without Redis there is nothing to draw."""
-    drawn = [_chart(figure, day) for figure in figures(report)] if history is not None else []
+def charts(report: Report, history: Sequence[Snapshot] | None, period: Period, view: View) -> Html:
+    """Without Redis there is nothing to draw, nor before the first snapshot."""
+    drawn = [_chart(figure, period) for figure in figures(report)] if history else []
     return el(
         "section",
-        el("h2", "The last 24 hours"),
-        el("p", *_about(history), class_="about"),
+        el("h2", f"The last {period_said(period)}", id="charts"),
+        _periods(view),
+        el("p", *_about(history, period), class_="about"),
         el("div", *drawn, class_="charts"),
     )
 
 
-def _about(history: Sequence[Snapshot] | None) -> Iterator[str]:
+def period_said(period: Period) -> str:
+    """How long the period is, as a person says it."""
+    return span(round(period.window.length)) if period.is_young else period.choice.said
+
+
+def _periods(view: View) -> Html:
+    """Links to the other lengths of time."""
+    links = [
+        el(
+            "li",
+            el(
+                "a",
+                choice.said,
+                href=f"{view.address(choice=choice)}#charts",
+                aria_current="page" if choice == view.choice else None,
+            ),
+        )
+        for choice in CHOICES
+    ]
+    return el("nav", el("ul", *links, class_="periods"), aria_label="Period")
+
+
+def _about(history: Sequence[Snapshot] | None, period: Period) -> Iterator[str]:
     if history is None:
         yield "The snapshots are in Redis, which does not answer."
     elif not history:
-        yield "No snapshot yet: beat has one made each minute."
+        yield "No snapshot yet: beat has one made each minute, and charts begin with the first."
     else:
-        yield "A snapshot each minute; times are UTC. "
+        often = (
+            "A snapshot each minute" if period.choice.every == MINUTE_S else "Every fifth snapshot"
+        )
+        yield f"{often}; times are UTC. "
+        if period.is_young:
+            yield "Nothing was measured before that. "
         yield el("span", "no snapshot", class_="key gap")
         yield " "
         yield el("span", "a server was away", class_="key failed")
 
 
-def _chart(figure: Figure, day: Day) -> Html:
-    rows = day.rows(figure.getters)
+def _chart(figure: Figure, period: Period) -> Html:
+    rows = period.rows(figure.getters)
     highest = _highest(figure, rows)
     limit = _drawn_limit(figure, highest)
     plot = Plot(
-        day,
-        thinned(with_gaps(rows), day.window),
+        period,
+        thinned(with_gaps(rows, period.choice.gap_s), period.window),
         len(figure.series),
         figure.unit.top(max(highest, limit or 0.0)),
         figure.unit,
@@ -53,9 +85,15 @@ def _chart(figure: Figure, day: Day) -> Html:
     )
     return el(
         "figure",
-        el("figcaption", el("h3", figure.title), _current(figure, rows), _key(figure, rows)),
-        chart(plot, _sentence(figure, rows, day)),
-        _hours(figure, rows),
+        el(
+            "figcaption",
+            el("h3", figure.title),
+            _current(figure, rows),
+            _key(figure, rows, period),
+            el("p", "Good: ", figure.good, class_="good"),
+        ),
+        chart(plot, _sentence(figure, rows, period)),
+        _table(figure, rows, period),
         id=figure.id,
     )
 
@@ -80,10 +118,11 @@ def _current(figure: Figure, rows: Sequence[Row]) -> Html:
     return el("p", el("strong", figure.unit.said(lead)), limit, class_="current")
 
 
-def _key(figure: Figure, rows: Sequence[Row]) -> Html:
+def _key(figure: Figure, rows: Sequence[Row], period: Period) -> Html:
     """What each series is, and is now; of a single one, between what it was."""
     if len(figure.series) == 1:
-        return el("p", _between(rows, 0, figure.unit), " in 24 h", class_="between")
+        between = _between(rows, 0, figure.unit)
+        return el("p", between, f" in {period_said(period)}", class_="between")
     named = [
         el("li", name, " ", el("b", said(value, figure.unit.text)), class_=f"s{n + 1}")
         for n, (name, value) in enumerate(zip(figure.names, rows[-1].values, strict=True))
@@ -94,17 +133,17 @@ def _key(figure: Figure, rows: Sequence[Row]) -> Html:
 # The same in words, and in a table
 
 
-def _sentence(figure: Figure, rows: Sequence[Row], day: Day) -> str:
+def _sentence(figure: Figure, rows: Sequence[Row], period: Period) -> str:
     """Memory: now 312 MB of 1 GB, in 24 h between 290 MB and 420 MB."""
     if all(low_and_high(rows, n) is None for n in range(len(figure.series))):
         return f"{figure.title}: unknown."
     several = len(figure.series) > 1
     told = [
-        (f"{name} " if several else "") + _told(figure, rows, n)
+        (f"{name} " if several else "") + _told(figure, rows, n, period_said(period))
         for n, name in enumerate(figure.names)
     ]
-    dark = sum(gap.length for gap in day.gaps)
-    away = sum(failure.length for failure in day.failures)
+    dark = sum(gap.length for gap in period.gaps)
+    away = sum(failure.length for failure in period.failures)
     return (
         f"{figure.title}: {'; '.join(told)}."
         + (f" No snapshot for {span(dark)}." if dark else "")
@@ -112,29 +151,29 @@ def _sentence(figure: Figure, rows: Sequence[Row], day: Day) -> str:
     )
 
 
-def _told(figure: Figure, rows: Sequence[Row], n: int) -> str:
+def _told(figure: Figure, rows: Sequence[Row], n: int, length: str) -> str:
     unit, ends = figure.unit, low_and_high(rows, n)
     if ends is None:
         return "unknown"
     current = rows[-1].values[n]
     now = "unknown" if current is None else unit.said(current)
     of = f" of {unit.said(figure.limit)}" if figure.limit is not None else ""
-    return f"now {now}{of}, in 24 h between {unit.said(ends[0])} and {unit.said(ends[1])}"
+    return f"now {now}{of}, in {length} between {unit.said(ends[0])} and {unit.said(ends[1])}"
 
 
-def _hours(figure: Figure, rows: Sequence[Row]) -> Html:
+def _table(figure: Figure, rows: Sequence[Row], period: Period) -> Html:
     """For who does not see the chart, and for who wants to know exactly."""
-    heads = [el("th", head, scope="col") for head in ("Hour (UTC)", *figure.names)]
-    hours = [
+    heads = [el("th", head, scope="col") for head in ("From (UTC)", *figure.names)]
+    steps = [
         el(
             "tr",
-            el("th", dated(hour, rows[-1].time), scope="row"),
+            el("th", dated(start, rows[-1].time), scope="row"),
             *(el("td", _between(run, n, figure.unit)) for n in range(len(figure.names))),
         )
-        for hour, run in by_hour(rows)
+        for start, run in by_step(rows, period.step_s)
     ]
-    table = el("table", el("thead", el("tr", *heads)), el("tbody", *hours))
-    summary = el("summary", "By the hour", el("span", f": {figure.title}", class_="hidden"))
+    table = el("table", el("thead", el("tr", *heads)), el("tbody", *steps))
+    summary = el("summary", "In numbers", el("span", f": {figure.title}", class_="hidden"))
     return el("details", summary, table)
 
 

@@ -1,0 +1,58 @@
+"""The workers by name: what each says of itself with its sign of life."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from stillroom.health.probe import Counts
+from stillroom.health.report import WorkerStats
+from stillroom.keys import Keys
+from stillroom.wire import Command
+
+SHOWN = 50  # workers in a report, those that were seen last
+NAME_LIMIT = 100  # characters
+
+
+class CrewProbe:
+    """For the part `tasks`."""
+
+    part = "tasks"
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    def commands(self, now_ms: int) -> Sequence[Command]:
+        most = (b"LIMIT", b"0", b"%d" % SHOWN, b"WITHSCORES")
+        return [
+            (b"ZRANGE", self._keys.workers, b"+inf", b"-inf", b"BYSCORE", b"REV", *most),
+            (b"HGETALL", self._keys.workers_about),
+        ]
+
+    def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
+        seen, about = replies
+        if seen is None or about is None:
+            return {"crew": None}
+        said = dict(zip(about[::2], about[1::2], strict=True))
+        return {"crew": tuple(_crew(seen, said, now_ms))}
+
+    def count(self, counts: Counts | None) -> Mapping[str, Any]:
+        return {}
+
+
+def _crew(seen: Sequence[bytes], said: Mapping[bytes, bytes], now_ms: int) -> Iterator[WorkerStats]:
+    for worker, ms in zip(seen[::2], seen[1::2], strict=True):
+        about = _about(said.get(worker, b"{}"))
+        name = worker.decode(errors="replace")[:NAME_LIMIT]
+        age_s = max(0.0, (now_ms - float(ms)) / 1000)
+        yield about.model_copy(update={"name": name, "seen_s": age_s})
+
+
+def _about(text: bytes) -> WorkerStats:
+    """What a worker says; of one that says something else, nothing is known."""
+    try:
+        return WorkerStats.model_validate_json(text)
+    except ValidationError:
+        return WorkerStats()

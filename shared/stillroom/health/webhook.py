@@ -1,0 +1,207 @@
+"""Tells somebody outside: findings that begin and end, and patterns of abuse, posted to one address.
+
+What there is to tell stands in two streams, of findings and of patterns; how far it was told stands beside them. So
+nothing is lost while the address does not answer, and a bite that was posted by a worker that died is posted again:
+each event has an id, by which the receiver may drop a second one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from stillroom.health.past import patterns_in
+from stillroom.health.post import Refused, post
+from stillroom.health.report import Advice
+from stillroom.keys import Keys
+from stillroom.operation import Call, Freeing, Operation
+from stillroom.scripts import release
+from stillroom.settings import Settings
+from stillroom.shown import shown
+from stillroom.wire import Command
+
+log = logging.getLogger("stillroom.health")
+
+KEPT = 1_000  # findings in the stream
+KEPT_S = 8 * 86_400  # after the newest
+EVENTS_IN_ONE = 20  # of each stream, in one request
+REQUESTS_IN_ONE = 5  # per task; what is left is told by the next
+LEASE_MS = 60_000  # longer than all requests of a task may take
+FIRST_RETRY_S, LONGEST_RETRY_S = 60, 3_600
+TRIES = 10  # then these events are given up: some eight hours
+TEXT_LIMIT = 300  # characters of one event's line
+FINDINGS, PATTERNS = b"findings", b"patterns"
+Report = dict[str, Any]
+
+
+class Webhook:
+    """The operations. The state's driver runs them."""
+
+    def __init__(self, settings: Settings, keys: Keys, now_ms: Callable[[], int]) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._now_ms = now_ms
+        self._streams = {FINDINGS: keys.webhook, PATTERNS: keys.abuse_log}
+
+    @property
+    def is_on(self) -> bool:
+        return self._settings.webhook_url is not None
+
+    def noting(self, began: Sequence[Advice], ended: Mapping[str, int]) -> list[Command]:
+        """The commands that note findings which began, and which ended after so many ms."""
+        events = [_began(found) for found in began]
+        events += [
+            {"kind": "finding over", "name": n, "lasted_s": ms / 1000} for n, ms in ended.items()
+        ]
+        if not events or not self.is_on:
+            return []
+        most = (b"MAXLEN", b"~", b"%d" % KEPT, b"*", b"event")
+        added = [(b"XADD", self._keys.webhook, *most, json.dumps(one)) for one in events]
+        return [*added, (b"EXPIRE", self._keys.webhook, b"%d" % KEPT_S)]
+
+    def tell(self) -> Operation[Report]:
+        """Post what has happened since it was last told. Returns {"told": events, "outcome"}.
+
+        One worker at a time does it. An address that refuses is tried again after a minute, then after twice as
+        long, up to an hour; after ten tries the events of that request are given up. Redis away: RedisUnavailable.
+        """
+        if not self.is_on:
+            return {"told": 0, "outcome": "no webhook"}
+        token = secrets.token_hex(8)
+        lease = (b"SET", self._keys.webhook_lease, token, b"NX", b"PX", b"%d" % LEASE_MS)
+        got, found = yield [lease, (b"HGETALL", self._keys.webhook_at)]
+        if not got:
+            return {"told": 0, "outcome": "another worker tells it"}
+        try:
+            report: Report = yield from self._tell(dict(zip(found[::2], found[1::2], strict=True)))
+        except GeneratorExit:
+            raise
+        except BaseException:
+            yield self._freeing(token)
+            raise
+        yield self._freeing(token)
+        return report
+
+    def _freeing(self, token: str) -> Freeing:
+        return Freeing([release([self._keys.webhook_lease], token)])
+
+    def _tell(self, at: Mapping[bytes, bytes]) -> Operation[Report]:
+        if self._now_ms() < int(at.get(b"retry_ms", 0)):
+            return {"told": 0, "outcome": "waits to try again"}
+        places = yield from self._places(at)
+        told, failures = 0, int(at.get(b"failures", 0))
+        for _ in range(REQUESTS_IN_ONE):
+            events, places = yield from self._next(places)
+            if not events:
+                break
+            refused = yield from self._post(events)
+            if refused and failures + 1 < TRIES:
+                yield from self._put_off(failures + 1, refused, len(events))
+                return {"told": told, "outcome": refused}
+            if refused:
+                log.error("the webhook is given up for %d events: %s", len(events), shown(refused))
+            failures, told = 0, told + (0 if refused else len(events))
+            yield self._reached(places)
+        return {"told": told, "outcome": "told"}
+
+    def _places(self, at: Mapping[bytes, bytes]) -> Operation[dict[bytes, bytes]]:
+        """How far each stream was told. Patterns of before there was a webhook are not told."""
+        places = {FINDINGS: at.get(FINDINGS, b"0-0"), PATTERNS: at.get(PATTERNS, b"")}
+        if not places[PATTERNS]:
+            newest = (b"XREVRANGE", self._keys.abuse_log, b"+", b"-", b"COUNT", b"1")
+            (entries,) = yield [newest]
+            places[PATTERNS] = entries[0][0] if entries else b"0-0"
+            yield self._reached(places)
+        return places
+
+    def _next(
+        self, places: Mapping[bytes, bytes]
+    ) -> Operation[tuple[list[Report], dict[bytes, bytes]]]:
+        """(the events behind these places, the places behind them)."""
+        count = (b"+", b"COUNT", b"%d" % EVENTS_IN_ONE)
+        asked = [(b"XRANGE", key, b"(" + places[s], *count) for s, key in self._streams.items()]
+        replies = yield asked
+        found = dict(zip(self._streams, replies, strict=True))
+        behind = {s: rows[-1][0] if rows else places[s] for s, rows in found.items()}
+        return [*_findings(found[FINDINGS]), *_patterns(found[PATTERNS])], behind
+
+    def _post(self, events: Sequence[Report]) -> Operation[str]:
+        """Post them → why they were refused, or nothing."""
+        address = self._settings.webhook_url
+        namespace, release = self._settings.namespace, self._settings.release
+        about = {"text": text_of(events, namespace, release), "namespace": namespace}
+        body = json.dumps({**about, "release": release, "events": events}).encode()
+        try:
+            yield Call(post, (address and address.get_secret_value(), body, self._signed(body)))
+        except Refused as refused:
+            return str(refused)
+        return ""
+
+    def _signed(self, body: bytes) -> Mapping[str, str]:
+        secret = self._settings.webhook_secret
+        if secret is None:
+            return {}
+        digest = hmac.new(secret.get_secret_value().encode(), body, hashlib.sha256).hexdigest()
+        return {"Stillroom-Signature": f"sha256={digest}"}
+
+    def _put_off(self, failures: int, why: str, count: int) -> Operation[None]:
+        wait_s = min(FIRST_RETRY_S * 2 ** (failures - 1), LONGEST_RETRY_S)
+        said = "the webhook did not take %d events (%s); it is tried again in %.0f min"
+        log.warning(said, count, shown(why), wait_s / 60)
+        at = self._now_ms() + wait_s * 1000
+        yield self._noting_at(b"failures", b"%d" % failures, b"retry_ms", b"%d" % at)
+
+    def _reached(self, places: Mapping[bytes, bytes]) -> list[Command]:
+        pairs = [word for pair in places.items() for word in pair]
+        return self._noting_at(*pairs, b"failures", b"0", b"retry_ms", b"0")
+
+    def _noting_at(self, *pairs: bytes) -> list[Command]:
+        key = self._keys.webhook_at
+        return [(b"HSET", key, *pairs), (b"EXPIRE", key, b"%d" % KEPT_S)]
+
+
+def _began(found: Advice) -> Report:
+    return {"kind": "finding", "name": found.name, **found.model_dump(exclude={"since"})}
+
+
+def _findings(rows: Iterable[Sequence[Any]]) -> Iterator[Report]:
+    """What another writer put into the stream is passed over."""
+    for name, fields in rows:
+        try:
+            event = json.loads(fields[1])
+        except (ValueError, IndexError):
+            continue
+        if isinstance(event, dict) and isinstance(event.get("kind"), str):
+            yield {"id": f"finding {name.decode()}", **event}
+
+
+def _patterns(rows: Sequence[Sequence[Any]]) -> Iterator[Report]:
+    for row in rows:
+        for pattern in patterns_in([row]):
+            yield {"id": f"pattern {row[0].decode()}", "kind": "pattern", **pattern.model_dump()}
+
+
+def text_of(events: Sequence[Report], namespace: str, release: str | None) -> str:
+    """The same for a person, as chats show it. `<`, `>` and `&` mean something to them, and are escaped."""
+    whose = f"{namespace} ({release})" if release else namespace
+    return "\n".join(_plain(f"{whose}: {_line(event)}") for event in events)
+
+
+def _line(event: Report) -> str:
+    match event["kind"]:
+        case "finding":
+            return f"{event.get('severity')}: {event.get('what')} {event.get('todo')}"
+        case "pattern":
+            done = f"{event['action']}{' (shadow)' if event['shadow'] else ''}"
+            return f"abuse: {event['rule']} by {event['subject']}, {event['count']} events: {done}"
+    return f"over: {event.get('name')}"
+
+
+def _plain(text: str) -> str:
+    line = shown(text, TEXT_LIMIT)
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,220 @@
+"""The webhook: what is told, once and in order; and what happens when nobody takes it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stillroom import NoDispatch, Settings, SettingsError
+from stillroom.health.webhook import KEPT, TRIES, text_of
+from tests.support.crowd import PATIENT
+from tests.support.faces import FACES, open_room
+from tests.support.health import age_stream
+from tests.support.receiver import Receiver, receiving
+from tests.support.status import patterns, seed_patterns
+
+SECRET = "a-canary-that-signs"
+pytestmark = pytest.mark.usefixtures("calm_machine")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(params=FACES)
+def room(request: pytest.FixtureRequest, settings: Settings, receiver: Receiver) -> Iterator[Any]:
+    given = {"redis_url": settings.redis_url, "webhook_url": receiver.url, "release": "shop 7"}
+    with open_room(request.param, Settings(**given | PATIENT), NoDispatch()) as room:
+        yield room
+
+
+def begin_finding(room: Any, client: Any) -> None:
+    client.lpush(room.keys.aside, "what no worker could read")
+    room.health.snapshot()
+
+
+def next_minute(room: Any, client: Any) -> None:
+    age_stream(client, room.keys.health, 60)
+    room.health.snapshot()
+
+
+def test_a_finding_is_told_when_it_begins_and_when_it_is_over(
+    room: Any, client: Any, receiver: Receiver
+) -> None:
+    """Once each, with what is the matter, what would be good, and what to do; in words and as data."""
+    begin_finding(room, client)
+    assert room.health.tell_webhook() == {"told": 1, "outcome": "told"}
+    assert room.health.tell_webhook() == {"told": 0, "outcome": "told"}
+    next_minute(room, client)
+    client.delete(room.keys.aside)
+    next_minute(room, client)
+    room.health.tell_webhook()
+    assert receiver.kinds == ["finding", "finding over"]
+    began, over = receiver.events
+    assert began["name"] == over["name"] == "tasks:queues aside"
+    assert (began["severity"], began["good"]) == ("warn", "None.")
+    assert over["lasted_s"] >= 0
+    assert began["id"] != over["id"]
+    body = receiver.bodies[0]
+    assert (body["namespace"], body["release"]) == ("stillroom", "shop 7")
+    assert body["text"].startswith("stillroom (shop 7): warn: 1 messages were set aside")
+
+
+def test_a_pattern_of_abuse_is_told(room: Any, client: Any, receiver: Receiver) -> None:
+    """Those of before there was a webhook are not; what somebody else wrote into the stream is passed over."""
+    seed_patterns(client, room.keys.abuse_log, patterns(time.time()))
+    assert room.health.tell_webhook()["told"] == 0
+    seed_patterns(client, room.keys.abuse_log, patterns(time.time())[:2])
+    client.xadd(room.keys.abuse_log, {"not": "a pattern"})
+    client.xadd(room.keys.webhook, {"event": "[]"})
+    assert room.health.tell_webhook()["told"] == 2
+    assert [event["rule"] for event in receiver.events] == ["hammer", "credential-stuffing"]
+    assert "abuse: hammer by 198.51.100.7, 2048 events: ban" in receiver.bodies[0]["text"]
+
+
+def test_many_are_told_in_few_requests(room: Any, client: Any, receiver: Receiver) -> None:
+    """Twenty in one, a hundred in a task; the rest by the next task, and no event is left out or told twice."""
+    room.health.tell_webhook()
+    for _ in range(33):
+        seed_patterns(client, room.keys.abuse_log, patterns(time.time()))
+    assert [room.health.tell_webhook()["told"] for _ in range(3)] == [100, 65, 0]
+    assert len(receiver.bodies) == 9
+    assert len({event["id"] for event in receiver.events}) == len(receiver.events) == 165
+
+
+@pytest.mark.parametrize("status", [0, 302, 404, 500])
+def test_what_was_not_taken_is_told_again(
+    status: int, room: Any, client: Any, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a minute, then after two; a redirect is no answer. Neither the log nor Redis has the address."""
+    begin_finding(room, client)
+    receiver.answers = [status] * 2
+    waits = []
+    for _ in range(2):
+        assert room.health.tell_webhook()["told"] == 0
+        assert room.health.tell_webhook()["outcome"] == "waits to try again"
+        waits.append(int(client.hget(room.keys.webhook_at, "retry_ms")) - time.time() * 1000)
+        client.hset(room.keys.webhook_at, "retry_ms", 0)
+    assert waits == pytest.approx([60_000, 120_000], abs=20_000)
+    assert room.health.tell_webhook()["told"] == 1
+    assert receiver.kinds == ["finding"]
+    assert client.hget(room.keys.webhook_at, "failures") == b"0"
+    assert "a-secret-path" not in caplog.text
+    assert "the webhook did not take 1 events" in caplog.text
+
+
+def test_an_address_that_takes_nothing_is_given_up_after_ten_tries(
+    room: Any, client: Any, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only for those events: what comes later is told, when somebody takes it again."""
+    caplog.set_level(logging.ERROR, "stillroom.health")
+    begin_finding(room, client)
+    receiver.answers = [400] * TRIES
+    for _ in range(TRIES):
+        client.hset(room.keys.webhook_at, "retry_ms", 0)
+        room.health.tell_webhook()
+    assert "given up for 1 events: HTTP 400" in caplog.text
+    client.delete(room.keys.aside)
+    next_minute(room, client)
+    assert room.health.tell_webhook()["told"] == 1
+    assert receiver.kinds == ["finding over"]
+
+
+def test_one_worker_at_a_time_tells_it(room: Any, client: Any, receiver: Receiver) -> None:
+    """While one does, another passes; of one that died, another takes over within a minute."""
+    begin_finding(room, client)
+    client.set(room.keys.webhook_lease, "another's", px=60_000)
+    assert room.health.tell_webhook()["outcome"] == "another worker tells it"
+    assert client.get(room.keys.webhook_lease) == b"another's"
+    client.delete(room.keys.webhook_lease)
+    assert room.health.tell_webhook()["told"] == 1
+    assert not client.exists(room.keys.webhook_lease)
+
+
+def test_it_is_signed_where_there_is_a_secret(
+    settings: Settings, client: Any, receiver: Receiver
+) -> None:
+    """By HMAC-SHA256 of the body, which the receiver can make itself."""
+    changes = {"webhook_url": receiver.url, "webhook_secret": SECRET}
+    given = {"redis_url": settings.redis_url} | changes | PATIENT
+    with open_room("sync", Settings(**given), NoDispatch()) as room:
+        begin_finding(room, client)
+        room.health.tell_webhook()
+    digest = hmac.new(SECRET.encode(), receiver.raw[0], hashlib.sha256).hexdigest()
+    assert receiver.headers[0]["stillroom-signature"] == f"sha256={digest}"
+
+
+def test_everything_that_is_kept_has_a_bound(room: Any, client: Any) -> None:
+    """The stream, the place and the lease run out by themselves, and the stream is short."""
+    begin_finding(room, client)
+    for _ in range(3):
+        with client.pipeline() as pipeline:
+            for _ in range(500):
+                pipeline.xadd(room.keys.webhook, {"event": "{}"})
+            pipeline.execute()
+    client.delete(room.keys.aside)
+    next_minute(room, client)
+    assert client.xlen(room.keys.webhook) <= KEPT + 200  # the server trims whole nodes
+    room.health.tell_webhook()
+    for key in (room.keys.webhook, room.keys.webhook_at):
+        assert 0 < client.ttl(key) <= 8 * 86_400
+
+
+def test_without_a_webhook_nothing_is_written(settings: Settings, client: Any) -> None:
+    """A room that tells nobody keeps nothing to tell."""
+    with open_room("sync", settings, NoDispatch()) as room:
+        begin_finding(room, client)
+        assert room.health.tell_webhook() == {"told": 0, "outcome": "no webhook"}
+        assert not client.exists(room.keys.webhook, room.keys.webhook_at)
+
+
+def test_what_a_chat_would_take_for_a_command_is_text() -> None:
+    """A name with a mention or a control sequence in it comes out as what it is, on one line."""
+    evil = "<!channel> & \x1b[31m\nbye"
+    event = {"kind": "finding", "severity": "warn", "what": evil, "todo": "x" * 999}
+    (line,) = text_of([event], "stillroom", evil).splitlines()
+    assert "<" not in line
+    assert "&lt;!channel&gt; &amp; \\x1b[31m\\nbye" in line
+    assert len(line) < 400
+
+
+@pytest.mark.parametrize("url", ["ftp://h/x", "h/x", "file:///etc/passwd", ""])
+def test_an_address_is_a_web_address(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else is refused where it is set, and not shown; set to nothing is not set."""
+    if not url:
+        monkeypatch.setenv("STILLROOM_WEBHOOK_URL", url)
+        assert Settings().webhook_url is None
+        return
+    with pytest.raises(SettingsError, match="a webhook's address begins with") as refused:
+        Settings(webhook_url=url)
+    assert url not in str(refused.value)
+
+
+def test_an_address_that_hangs_ends_within_its_time(
+    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receiver that accepts and says nothing costs a task its few seconds, and not more."""
+    import socket
+
+    monkeypatch.setattr("stillroom.health.post.WITHIN_S", 0.2)
+    begin_finding(room, client)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        given = {"redis_url": room.settings.redis_url, "webhook_url": url} | PATIENT
+        with open_room("sync", Settings(**given), NoDispatch()) as other:
+            done: list[Any] = []
+            thread = threading.Thread(target=lambda: done.append(other.health.tell_webhook()))
+            thread.start()
+            thread.join(10)
+    assert done == [{"told": 0, "outcome": "TimeoutError"}]
+    assert json.dumps(done)

@@ -1,0 +1,96 @@
+"""What is in force and where it comes from; and that no secret is ever told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from stillroom import Settings
+from stillroom.cli.version import versions
+from stillroom.in_force import HIDDEN, InForce, in_force
+from stillroom.settings import SECRETS, environment_names
+
+STILLROOM = str(Path(sys.executable).with_name("stillroom"))
+CANARY = "canary-7f3a-" + "x" * 32
+
+
+def found(settings: Settings) -> dict[str, InForce]:
+    return {one.name: one for one in in_force(settings)}
+
+
+def test_each_setting_is_there_once_and_says_where_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The default, the environment, a secret's file, or the app's code, which comes before the environment."""
+    (tmp_path / "token").write_text(CANARY)
+    monkeypatch.setenv("STILLROOM_HEALTH_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("STILLROOM_TTL", "60")
+    monkeypatch.setenv("stillroom_swr", "30")
+    monkeypatch.setenv("STILLROOM_WAIT", "5")
+    told = found(Settings(wait=7, redis_url="redis://h"))
+    assert len(told) == len(environment_names())
+    assert told["STILLROOM_TTL"] == ("STILLROOM_TTL", "60", "environment")
+    assert told["STILLROOM_SWR"].source == "environment"
+    assert told["STILLROOM_WAIT"] == ("STILLROOM_WAIT", "7", "code")
+    assert told["REDIS_URL"] == ("REDIS_URL", "redis://h", "code")
+    assert told["STILLROOM_HEALTH_TOKEN"].source == "STILLROOM_HEALTH_TOKEN_FILE"
+    assert told["STILLROOM_POOL_SIZE"] == ("STILLROOM_POOL_SIZE", "64", "default")
+    by_alias = found(Settings(REDIS_URL="redis://a"))
+    assert by_alias["REDIS_URL"].source == "code"
+
+
+def canaries() -> dict[str, Any]:
+    """A value with a canary in it for every setting that may hold a secret."""
+    given: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        if name == "webhook_url":
+            given[name] = f"https://host/{CANARY}"
+        elif name in SECRETS or SecretStr in getattr(field.annotation, "__args__", ()):
+            given[name] = CANARY
+        elif name in ("cache_url", "redis_url", "broker_url"):
+            given[name] = f"redis://user:{CANARY}@host:1"
+    return given
+
+
+def test_no_secret_is_told() -> None:
+    """Whatever may hold one: a secret is ***, and a URL has no password."""
+    given = canaries()
+    assert set(SECRETS) <= set(given)
+    told = found(Settings(**given))
+    assert CANARY not in repr(told)
+    names = environment_names()
+    assert {told[names[field]].value for field in SECRETS} == {HIDDEN}
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run(
+        [STILLROOM, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_command_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a table or as JSON, all of them or those that were changed; without a server."""
+    monkeypatch.setenv("REDIS_URL", f"redis://:{CANARY}@127.0.0.1:1")
+    monkeypatch.setenv("STILLROOM_HEALTH_TOKEN", CANARY)
+    told = {one["name"]: one for one in json.loads(run("settings", "--json"))}
+    assert told["REDIS_URL"]["value"] == "redis://:***@127.0.0.1:1"
+    assert told["STILLROOM_POOL_SIZE"]["source"] == "default"
+    table = run("settings", "--changed")
+    assert "STILLROOM_HEALTH_TOKEN" in table
+    assert "STILLROOM_POOL_SIZE" not in table
+    assert CANARY not in table + json.dumps(told)
+
+
+def test_the_version_is_told() -> None:
+    """In a line, or as JSON; with the versions of what Stillroom stands on."""
+    assert run("--version").startswith(f"stillroom {versions()['stillroom']} (python 3.")
+    assert json.loads(run("--version", "--json")) == versions()
+    assert {"redis", "celery", "kombu"} <= set(versions())
