@@ -142,7 +142,9 @@ def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) ->
     assert client.hget(room.keys.counts, "refreshes_done") == b"5"
 
 
-RIGHTS = "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xlen +xrevrange +zrange"
+RIGHTS = (
+    "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xlen +xrevrange +zrange"
+)
 RIGHTS_OF_SNAPSHOTS = "+memory|doctor +evalsha +script|load +hincrby +expire +hsetnx +hdel +xadd"
 
 

@@ -32,6 +32,7 @@ log = logging.getLogger("stillroom.workers")
 SEEN_EVERY_S = 5.0
 # The broker answers at least every two seconds: to BRPOP, or to the heartbeat that is published beside it.
 ANSWERED_WITHIN_S = 15.0
+BEAT_WITHIN_S = 20.0  # its tightest tick comes every five
 # Twice as long as the longest lease: what has not ended by then is not going to, and its value would be refused.
 STUCK_AFTER_LEASES = 2.0
 
@@ -173,7 +174,8 @@ def attend(app: Any, settings: Settings) -> None:
         if sender.app is app and sender.name in scheduled:
             app.room.health.ticked(sender.name)
 
-    signs, scheduled = SignsOfLife(settings, app), {tick.task for tick in SCHEDULE}
+    signs = app.signs = SignsOfLife(settings, app)
+    scheduled = {tick.task for tick in SCHEDULE}
     working = Working(app)
     app.receivers = [*app.receivers, stop, beat, done]
     signals.worker_shutdown.connect(stop, weak=False)
@@ -190,12 +192,21 @@ class SignsOfLife:
         self._app = app
         self._is_redis = settings.broker.partition("://")[0] in ("redis", "rediss", "redis+socket")
         self._due = 0.0  # time.monotonic()
-        self.beside: list[Callable[[], bool]] = []  # what else has to be at work in this process
+        self._beat = time.monotonic() - BEAT_WITHIN_S  # when it last sent what was due
+        self.with_beat = False  # whether beat is a thread of this worker, not a process of its own
 
     def can_work(self) -> bool:
         """Whether the broker answers and a thread is free, or will be. The room is open, and has its loaders."""
-        answered = not self._is_redis or time.monotonic() - Channel.answered < ANSWERED_WITHIN_S
-        return answered and not self._is_stuck() and all(is_well() for is_well in self.beside)
+        now = time.monotonic()
+        answered = not self._is_redis or now - Channel.answered < ANSWERED_WITHIN_S
+        beats = not self.with_beat or now - self._beat < BEAT_WITHIN_S
+        return answered and beats and not self._is_stuck()
+
+    def of_beat(self) -> None:
+        """Beat's last tick reached the broker. In a process of its own that is all there is to say."""
+        self._beat = time.monotonic()
+        if self._settings.heartbeat_file and not self.with_beat:
+            touch(self._settings.heartbeat_file)
 
     def _is_stuck(self) -> bool:
         running = list(state.active_requests)

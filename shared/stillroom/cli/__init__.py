@@ -23,6 +23,7 @@ from stillroom.cli.settings import settings
 from stillroom.cli.tables import is_missing_right
 from stillroom.cli.up import up
 from stillroom.cli.version import version
+from stillroom.cli.worker import worker
 from stillroom.errors import RedisUnavailable, StillroomError
 from stillroom.shown import shown
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(version)
 app.command()(up)
+app.command()(worker)
 app.command()(demo)
 app.command()(invalidate)
 app.command()(health)
