@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help demo test check bench load up lock image clean
+.PHONY: help demo test check docs spec bench load up lock image clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,12 +18,15 @@ up: $(VENV)/.run  ## Worker, beat and Flower on this machine; Ctrl-C ends them
 test: $(VENV)/.dev  ## All tests; ARGS="-k name" for some of them
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/.dev  ## Lint, format, types, layers
+check: $(VENV)/.dev docs  ## Lint, format, types, layers, docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing/public.py
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev  ## The documentation, with its reference from the code, into docs/_build/html; a broken link fails
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 bench: $(VENV)/.bench  ## What calls and pages cost beside others, into bench/results; ARGS=--quick: a few minutes
 	$(BIN)/python -m bench $(ARGS)
@@ -40,7 +43,7 @@ image:  ## The image of the stack; ARGS="--build-arg PYTHON_IMAGE=…" for anoth
 	docker build --tag stillroom:$(VERSION) $(ARGS) .
 
 clean:  ## Remove what the targets made
-	rm -rf $(VENV) dist artefacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist artefacts docs/_build docs/reference .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The virtual environment grows with what is asked of it: .run, .dev, .bench, .load
 $(VENV)/bin/python:

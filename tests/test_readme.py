@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from stillroom import Settings
 from stillroom.cli.recorder import Recorder
 from stillroom.embedded import EmbeddedServer
-from stillroom.settings import _environment_names
+from stillroom.settings import environment_names
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,7 +90,7 @@ def test_the_python_examples_run_and_send_what_they_say(monkeypatch: pytest.Monk
 
 def test_the_settings_it_names_exist_with_these_defaults() -> None:
     """The table is the truth about the environment."""
-    environment = {name: field for field, name in _environment_names().items()}
+    environment = {name: field for field, name in environment_names().items()}
     rows = re.findall(r"^\| (`[A-Z].*?) \| (.*?) \|", README, flags=re.MULTILINE)
     assert len(rows) >= 8
     settings = Settings()

@@ -1,0 +1,461 @@
+"""Makes docs/reference from the code, so that nothing is said twice. `make docs` calls it; it needs no Redis.
+
+Each function returns one page. What a page says stands in a docstring, a field or a table of the library.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import typer.main
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import stillroom
+from stillroom import Settings, errors, keys
+from stillroom import cli as command_line
+from stillroom.abuse.allowance import EVENTS_A_SECOND
+from stillroom.abuse.body import EVENTS_KEPT
+from stillroom.cache import orders
+from stillroom.cache.memo import LIMIT as MEMO_LIMIT
+from stillroom.cache.ordering import ORDERS_LIMIT, TRIES_LIMIT
+from stillroom.dead_letters import KEPT_S, LETTERS_LIMIT
+from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK, RefreshOrder, RefreshOrders
+from stillroom.health import advice, metrics
+from stillroom.health.report import Report
+from stillroom.limits.changes import LONGEST_S, MOST
+from stillroom.limits.denials import REMEMBERED_S
+from stillroom.limits.limit import QUOTA_LIMIT, WINDOW_LIMIT
+from stillroom.limits.log import SLICES
+from stillroom.locks.body import WAITERS
+from stillroom.settings import PEPPER_LEAST, SECRETS, environment_names
+from stillroom_workers import app as celery
+from stillroom_workers.schedule import SCHEDULE
+
+GLOBS_KEPT = int(
+    re.findall(r"GLOBS_LIMIT = (\d+)", (files("stillroom") / "lua/mark.lua").read_text())[0]
+)
+MADE = "% Made by docs/reference.py.\n\n"
+
+
+def write(folder: Path) -> None:
+    """Write all pages; a page that has not changed is left alone, so that Sphinx need not read it again."""
+    folder.mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        path, text = folder / f"{name}.md", MADE + page()
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+# Settings
+
+
+def settings() -> str:
+    """Every setting: name, unit and meaning from its docstring, default, range."""
+    names, says = environment_names(), docstrings_of_fields(Settings)
+    rows = [
+        (
+            f"`{names[name]}`" + (f", `{SECRETS[name]}_FILE`" if name in SECRETS else ""),
+            f"`{name}`",
+            _default(field),
+            _range(field),
+            says[name],
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+    return (
+        "# Settings\n\n"
+        "Settings come from the environment, or from `Settings(name=…)` in Python. They are read once, "
+        "when the room is made. A name that is unknown, a value of the wrong type or out of its range "
+        "raises `SettingsError` then: the message says which setting, what was given, what is allowed and "
+        "what was probably meant. A secret may come from a file, whose path stands in the variable with "
+        "`_FILE`.\n\n"
+        "Times are seconds and sizes are bytes unless the text says otherwise.\n\n"
+        + _table(("Variable", "In Python", "Default", "Allowed", "Meaning"), rows)
+    )
+
+
+def docstrings_of_fields(model: type) -> dict[str, str]:
+    """What stands below each attribute of a class as its docstring, or beside it as a comment, on one line."""
+    source = textwrap.dedent(inspect.getsource(model))
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
+    lines, found = source.splitlines(), {}
+    for field, text in itertools.pairwise(definition.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(said))):
+                found[name] = _line(said)
+            case ast.AnnAssign(target=ast.Name(name)), _:
+                beside = lines[field.lineno - 1 : field.end_lineno]
+                comments = [line.partition("  # ")[2] for line in beside]
+                found[name] = _line(" ".join(comments).replace("…", " "))
+    return found
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if value in (None, (), ""):
+        return "none"
+    if isinstance(value, tuple):
+        return "`" + " ".join(map(str, value)) + "`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _range(field: FieldInfo) -> str:
+    if field.annotation is bool:
+        return "`0` or `1`"
+    return ", ".join(word for part in field.metadata for word in _bounds(part))
+
+
+def _bounds(part: Any) -> Iterator[str]:
+    """A constraint of pydantic's in words; one inside an Annotated is looked into."""
+    if isinstance(part, FieldInfo):
+        for inner in part.metadata:
+            yield from _bounds(inner)
+    for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
+        if (bound := getattr(part, name, None)) is not None:
+            yield f"{sign} {bound:,}"
+    if pattern := getattr(part, "pattern", None):
+        yield f"`{pattern}`"
+
+
+# Errors
+
+
+def error_pages() -> str:
+    """Every error, what it means and what to answer: its docstring."""
+    parts = [
+        f"## {error.__name__}\n\n{_derived(error)}\n\n{_prose(error)}\n"
+        for error in errors_of(errors)
+    ]
+    return (
+        "# Errors\n\n"
+        "All errors that Stillroom raises on purpose are `StillroomError`. Each has a sentence, and data "
+        "that a caller may act on. *Answer* says what a web app does with it.\n\n"
+        + "\n".join(parts)
+    )
+
+
+def errors_of(module: Any) -> list[type[errors.StillroomError]]:
+    """The errors a module defines, in their order."""
+    found = [thing for thing in vars(module).values() if inspect.isclass(thing)]
+    return [
+        kind
+        for kind in found
+        if issubclass(kind, errors.StillroomError) and kind.__module__ == module.__name__
+    ]
+
+
+def _derived(error: type) -> str:
+    where = "stillroom" if error.__name__ in stillroom.__all__ else error.__module__
+    bases = ", ".join(f"`{base.__name__}`" for base in error.__bases__)
+    return f"`from {where} import {error.__name__}`, derived from {bases}."
+
+
+# Tasks
+
+SEND = """client.send_task(
+    "stillroom.invalidate_tags", kwargs={"tags": ["products"]}, queue="stillroom.maintenance"
+)"""
+
+
+def tasks() -> str:
+    """Every task by its name, for any Celery client."""
+    rows = [
+        (
+            f"`{name}`",
+            f"`{celery.conf.task_routes.get(name, {}).get('queue', celery.conf.task_default_queue)}`",
+            _fields(name),
+            _when(name),
+        )
+        for name in sorted(celery.tasks)
+        if name.startswith("stillroom.")
+    ]
+    return (
+        "# Tasks\n\n"
+        "Any Celery client may send these by name, with named arguments, as JSON:\n\n"
+        f"```python\n{SEND}\n```\n\n"
+        "Arguments are checked. An order with unknown or missing ones is refused, and the refusal is the "
+        "task's result. Every task may run twice, late, or in another order.\n\n"
+        + _table(("Task", "Queue", "Arguments", "Sent by beat"), rows)
+        + "\n## What beat does\n\n"
+        + _table(("Tick", "Every", "Why"), [(t.name, f"{t.every:g} s", t.why) for t in SCHEDULE])
+    )
+
+
+def _fields(task: str) -> str:
+    model = ORDERS.get(task)
+    fields = model.model_json_schema()["properties"] if model else {}
+    return "; ".join(f"`{name}`: {_kind(schema)}" for name, schema in fields.items()) or "none"
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    """A field's JSON type, with its bounds."""
+    inner = schema.get("items", {})
+    least, most = schema.get("minItems"), schema.get("maxItems")
+    of = f" of {inner.get('type', 'orders')}, {least} to {most:,}" if most else ""
+    default = f", default {json.dumps(schema['default'])}" if "default" in schema else ""
+    return f"{schema['type']}{of}{default}"
+
+
+def _when(task: str) -> str:
+    found = [tick for tick in SCHEDULE if tick.task == task]
+    return f"every {found[0].every:g} s" if found else ""
+
+
+ORDERS: Mapping[str, type[BaseModel]] = {
+    REFRESH_TASK: RefreshOrder,
+    REFRESH_MANY_TASK: RefreshOrders,
+    **{f"stillroom.{kind}": model for kind, model in orders.KINDS.items()},
+}
+
+
+# Metrics, findings, keys, commands
+
+
+def metric_names() -> str:
+    """Every metric of /metrics."""
+    rows = [(f"`{family.name}`", family.kind, family.about) for family in families()]
+    return (
+        "# Metrics\n\n"
+        "`/metrics` is Prometheus' text format, version 0.0.4. Counters are added up in Redis by all "
+        "processes, so any process may be scraped, and one is enough. A figure that is not known is left "
+        "out. Labels never hold a key, an address or a user.\n\n"
+        + _table(("Metric", "Type", "Meaning"), rows)
+    )
+
+
+def families() -> list[metrics.Family]:
+    """The metrics of a report that knows nothing; their names are the same in each."""
+    report = Report.model_construct(
+        status="pass",
+        advice=[],
+        servers=[],
+        cache=None,
+        sessions=None,
+        limits=None,
+        tasks=None,
+        totals={"hits": 0},
+    )
+    return [
+        *metrics._overall(report, 0.0),
+        *metrics._servers(report),
+        *metrics._services(report),
+        *metrics._counted(report.totals or {}),
+    ]
+
+
+def findings() -> str:
+    """Every finding of the health report that is a threshold."""
+    rows = [
+        (
+            f"`{rule.code}`",
+            _threshold(rule),
+            rule.what.format(v=Measured()),
+            rule.good,
+            rule.todo,
+            rule.source,
+        )
+        for rule in advice.RULES
+    ]
+    return (
+        "# Findings\n\n"
+        "`room.health.check()`, `/health`, `/status` and `stillroom health` tell these. *v* is the value that "
+        "was measured.\n\n"
+        + _table(("Finding", "Warns, fails at", "What", "Good", "Do", "Source"), rows)
+    )
+
+
+class Measured:
+    """Stands for the value in a finding's sentence, whatever its format."""
+
+    def __format__(self, spec: str) -> str:
+        return "*v*"
+
+
+def _threshold(rule: advice.Rule) -> str:
+    return ", ".join("–" if level is None else f"{level:g}" for level in (rule.warn, rule.fail))
+
+
+def key_dictionary() -> str:
+    """The data dictionary of keys.py, as it stands there."""
+    return f"# Keys in Redis\n\n```text\n{inspect.cleandoc(keys.__doc__ or '')}\n```\n"
+
+
+def commands() -> str:
+    """`stillroom --help` and the help of each command."""
+    root = typer.main.get_command(command_line.app)
+    return "# The `stillroom` command\n\n" + "\n".join(_helps("stillroom", root))
+
+
+def _helps(name: str, command: Any) -> Iterator[str]:
+    children = getattr(command, "commands", {})
+    if not children:
+        yield f"## `{name}`\n\n{_line(command.help or '')}\n\n{_options(command)}"
+    for word in sorted(children):
+        yield from _helps(f"{name} {word}", children[word])
+
+
+def _options(command: Any) -> str:
+    rows = [
+        (f"`{_called(one)}`", _given(one.default), _line(getattr(one, "help", None) or ""))
+        for one in command.params
+        if one.name != "help"
+    ]
+    return _table(("Option", "Default", "Meaning"), rows) if rows else ""
+
+
+def _called(one: Any) -> str:
+    names = [*one.opts, *one.secondary_opts]
+    return ", ".join(names) if one.param_type_name == "option" else str(one.name).upper()
+
+
+def _given(default: Any) -> str:
+    return "" if default in (None, False) or callable(default) else f"`{default}`"
+
+
+# Numbers
+
+
+def numbers() -> str:
+    """Every limit that is no setting, with what happens past it."""
+    rows = [(what, f"{number:,}", past) for what, number, past in NUMBERS]
+    return (
+        "# Numbers\n\n"
+        "Limits that are in the code. Those that can be changed are [settings](settings.md).\n\n"
+        + _table(("Limit", "Number", "Past it"), rows)
+    )
+
+
+NUMBERS: Sequence[tuple[str, float, str]] = [
+    ("bytes of a key or tag, escaped", keys.KEY_LIMIT, "`InvalidKey`"),
+    (
+        "globs among the marks of invalidations",
+        GLOBS_KEPT,
+        "the next one begins a new epoch, as `clear()` does",
+    ),
+    ("keys in one `invalidate_keys` order", 1_000, "the order is refused"),
+    ("orders that wait in Redis", ORDERS_LIMIT, "`DispatchFailed`"),
+    ("tries of an order", TRIES_LIMIT, "it becomes a dead letter"),
+    ("dead letters kept", LETTERS_LIMIT, "the oldest go"),
+    ("days a dead letter is kept", KEPT_S / 86_400, "it goes"),
+    ("entries one request remembers (`memo=True`)", MEMO_LIMIT, "further keys are asked for again"),
+    ("hits in a limit's quota", QUOTA_LIMIT, "`InvalidLimit`"),
+    ("days in a limit's window", WINDOW_LIMIT / 86_400, "`InvalidLimit`"),
+    (
+        "slices of a window in which hits are merged",
+        SLICES,
+        "a quota up to this number is exact; a larger one admits a little less, never more",
+    ),
+    ("seconds a denial is answered from memory at most", REMEMBERED_S, "Redis is asked again"),
+    ("names of limits that operators changed", MOST, "the next change is refused"),
+    ("days such a change may last", LONGEST_S / 86_400, "it is refused"),
+    ("events of abuse kept in the stream", EVENTS_KEPT, "the oldest go"),
+    ("events of one kind a process reports a second", EVENTS_A_SECOND, "they are counted together"),
+    ("waiters of one lock", WAITERS, "`LockTaken` at once"),
+    ("characters of a pepper, at least", PEPPER_LEAST, "`SettingsError`"),
+]
+
+
+# The API, from docstrings, by Sphinx itself
+
+API: Mapping[str, Sequence[str]] = {
+    "The room": ("Stillroom", "AsyncStillroom"),
+    "The cache": ("Cache", "CachedFunction", "CachedValue", "Freshness", "ImageInfo"),
+    "Sessions": ("Sessions", "Session", "Device", "SessionEvent"),
+    "Limits": (
+        "Limits",
+        "Limit",
+        "Decision",
+        "Reservation",
+        "Route",
+        "Routes",
+        "Standing",
+        "Change",
+    ),
+    "Abuse": ("Abuse", "Ban", "Rule"),
+    "Health": ("Health",),
+    "Locks": ("Lock", "Held"),
+    "Dispatch": ("CeleryDispatch", "InlineDispatch", "NoDispatch"),
+}
+AWAITED = (
+    "AsyncCache",
+    "AsyncCachedFunction",
+    "AsyncSessions",
+    "AsyncLimits",
+    "AsyncAbuse",
+    "AsyncHealth",
+    "AsyncLock",
+    "AsyncHeld",
+)
+
+
+def api() -> str:
+    """The public classes by autodoc."""
+    parts = [
+        f"## {title}\n\n```{{eval-rst}}\n"
+        + "\n".join(f".. autoclass:: stillroom.{name}\n" for name in names)
+        + "```\n"
+        for title, names in API.items()
+    ]
+    awaited = ", ".join(f"`{name}`" for name in AWAITED)
+    return (
+        "# The API\n\n"
+        "`from stillroom import …` has all of these. The awaiting faces have the same names, arguments and "
+        f"results as the blocking ones, with `await`: {awaited}.\n\n" + "\n".join(parts)
+    )
+
+
+def index() -> str:
+    """The table of contents of the reference."""
+    names = [name for name in PAGES if name != "index"]
+    return (
+        "# Reference\n\nMade from the code.\n\n```{toctree}\n:maxdepth: 1\n\n"
+        + "\n".join(names)
+        + "\n```\n"
+    )
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "index": index,
+    "api": api,
+    "settings": settings,
+    "errors": error_pages,
+    "tasks": tasks,
+    "metrics": metric_names,
+    "findings": findings,
+    "keys": key_dictionary,
+    "commands": commands,
+    "numbers": numbers,
+}
+
+
+# Text
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
+    )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _prose(thing: object) -> str:
+    return inspect.getdoc(thing) or ""
+
+
+if __name__ == "__main__":
+    write(Path(__file__).parent / "reference")

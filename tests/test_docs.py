@@ -1,0 +1,135 @@
+"""What the documentation names is there: settings, tests, pages, metrics."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from stillroom import Stillroom
+from stillroom.settings import SECRETS, environment_names
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+# What is no setting of ours: a task queue's, an image's, a make variable.
+OF_OTHERS = {"STILLROOM_IMAGE"}
+
+
+def written_pages() -> list[Path]:
+    """The pages that people write; the reference is made from the code."""
+    made = {DOCS / "reference", DOCS / "_build"}
+    pages = [page for page in DOCS.rglob("*.md") if not made & set(page.parents)]
+    return [*pages, *ROOT.glob("*.md"), ROOT / "examples/shop/README.md"]
+
+
+@pytest.mark.parametrize("page", written_pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_only_settings_that_exist(page: Path) -> None:
+    """Each variable that a page names is spelled as the settings spell it."""
+    known = {*environment_names().values(), *(f"{name}_FILE" for name in SECRETS.values())}
+    named = set(
+        re.findall(
+            r"\b(?:STILLROOM_[A-Z0-9_]*[A-Z0-9]|REDIS_URL|REDIS_PASSWORD)\b", page.read_text()
+        )
+    )
+    assert named - OF_OTHERS <= known
+
+
+def test_asvs_names_tests_that_exist() -> None:
+    """Each line of the ASVS page that Stillroom answers names a test, and the test is there."""
+    page = (DOCS / "asvs.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+\.\d+\.\d+) \|(.+)\|$", page, flags=re.MULTILINE)
+    assert len(rows) >= 45
+    for line, rest in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", rest)
+        assert named or "| app |" in rest, f"{line} names no test"
+        for file, name in named:
+            assert name in named_in(file), f"{line}: {file}::{name}"
+
+
+@cache
+def named_in(file: str) -> frozenset[str]:
+    """The tests in a file, those of a class as `Class::test`."""
+    body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    found = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    for group in (node for node in body if isinstance(node, ast.ClassDef)):
+        found |= {
+            f"{group.name}::{node.name}" for node in group.body if isinstance(node, ast.FunctionDef)
+        }
+    return frozenset(found)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference, made from the code as a build of the documentation makes it."""
+    folder = tmp_path_factory.mktemp("docs") / "reference"
+    script = f"import reference, pathlib; reference.write(pathlib.Path({str(folder)!r}))"
+    subprocess.run([sys.executable, "-c", script], cwd=DOCS, check=True, timeout=60)
+    return folder
+
+
+def test_each_setting_is_in_the_reference(reference: Path) -> None:
+    """The reference has every setting with its default."""
+    rows = re.findall(
+        r"^\| `(\w+)`.*\| `(\w+)` \| (.+?) \| .* \| (.*?) \|$",
+        (reference / "settings.md").read_text(),
+        re.MULTILINE,
+    )
+    assert {field for _, field, _, _ in rows} == set(environment_names())
+
+
+def test_each_metric_is_in_the_reference(reference: Path, room: Stillroom) -> None:
+    """What /metrics tells a scraper is described in the reference."""
+    from stillroom.health.metrics import exposition
+
+    room.cache.get("nothing")
+    room.cache.flush_stats()
+    text = exposition(room.health.check(), 0.0).decode()
+    told = set(re.findall(r"^# TYPE (\w+)", text, flags=re.MULTILINE))
+    assert len(told) > 10
+    assert told <= set(re.findall(r"`(stillroom_\w+)`", (reference / "metrics.md").read_text()))
+
+
+def test_each_task_is_in_the_reference(reference: Path) -> None:
+    """Other Celery clients find every task by its name, with its arguments."""
+    from stillroom_workers import app
+
+    page = (reference / "tasks.md").read_text()
+    for name in (name for name in app.tasks if name.startswith("stillroom.")):
+        assert f"| `{name}` |" in page
+    assert (
+        "| `stillroom.invalidate_tags` | `stillroom.maintenance` | `tags`: array of string" in page
+    )
+
+
+def test_each_page_says_what_it_does_not_do() -> None:
+    """Guides, explanations and the tutorial say where they end, or when to use something else."""
+    said = re.compile(
+        r"^## (What (it|this \w+) (does not do|leaves out)|When to use something else)",
+        re.MULTILINE,
+    )
+    pages = [
+        *(DOCS / "howto").glob("*.md"),
+        *(DOCS / "explanation").glob("*.md"),
+        DOCS / "tutorial.md",
+    ]
+    silent = [
+        page.name for page in pages if page.name != "index.md" and not said.search(page.read_text())
+    ]
+    assert silent == []
+
+
+def test_decisions_are_numbered_once_and_have_three_parts() -> None:
+    """A decision has a number of its own, a title, its context, the choice and what it costs."""
+    pages = sorted((DOCS / "decisions").glob("0*.md"))
+    numbers = [page.name[:4] for page in pages]
+    assert len(numbers) == len(set(numbers))
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert re.match(rf"# {int(page.name[:4])}\. [A-Z].+\n", text), page.name
+        for part in ("**Context", "**Choice", "**Cost"):
+            assert part in text, f"{page.name}: {part}"
