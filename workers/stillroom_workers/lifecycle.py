@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from celery import signals
-from celery.worker import state
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
-from stillroom.health import WorkerStats
 from stillroom.own_celery import ignored
 from stillroom.shown import shown
-from stillroom_workers.guards import Channel
 from stillroom_workers.schedule import SCHEDULE
+from stillroom_workers.signs import SignsOfLife
 from stillroom_workers.working import Working
 
 log = logging.getLogger("stillroom.workers")
-
-SEEN_EVERY_S = 5.0
-# The broker answers at least every two seconds: to BRPOP, or to the heartbeat that is published beside it.
-ANSWERED_WITHIN_S = 15.0
-BEAT_WITHIN_S = 20.0  # its tightest tick comes every five
-# Twice as long as the longest lease: what has not ended by then is not going to, and its value would be refused.
-STUCK_AFTER_LEASES = 2.0
 
 
 def open_room(settings: Settings) -> Stillroom:
@@ -163,12 +152,11 @@ def attend(app: Any, settings: Settings) -> None:
     def stop(**_: Any) -> None:
         if "room" in vars(app):
             app.room.close()
-        if settings.heartbeat_file:
-            settings.heartbeat_file.unlink(missing_ok=True)
+        signs.end()
 
     def beat(**_: Any) -> None:
-        if "room" in vars(app) and signs.can_work():
-            signs.give(app.room, working.about)
+        if "room" in vars(app):
+            signs.of_worker(app.room, working.about)
 
     def done(sender: Any, **_: Any) -> None:
         if sender.app is app and sender.name in scheduled:
@@ -182,49 +170,3 @@ def attend(app: Any, settings: Settings) -> None:
     signals.worker_ready.connect(beat, weak=False)
     signals.heartbeat_sent.connect(beat, weak=False)
     signals.task_success.connect(done, weak=False)
-
-
-class SignsOfLife:
-    """Says, to the container and to Redis, that this worker could run a task just now."""
-
-    def __init__(self, settings: Settings, app: Any) -> None:
-        self._settings = settings
-        self._app = app
-        self._is_redis = settings.broker.partition("://")[0] in ("redis", "rediss", "redis+socket")
-        self._due = 0.0  # time.monotonic()
-        self._beat = time.monotonic() - BEAT_WITHIN_S  # when it last sent what was due
-        self.with_beat = False  # whether beat is a thread of this worker, not a process of its own
-
-    def can_work(self) -> bool:
-        """Whether the broker answers and a thread is free, or will be. The room is open, and has its loaders."""
-        now = time.monotonic()
-        answered = not self._is_redis or now - Channel.answered < ANSWERED_WITHIN_S
-        beats = not self.with_beat or now - self._beat < BEAT_WITHIN_S
-        return answered and beats and not self._is_stuck()
-
-    def of_beat(self) -> None:
-        """Beat's last tick reached the broker. In a process of its own that is all there is to say."""
-        self._beat = time.monotonic()
-        if self._settings.heartbeat_file and not self.with_beat:
-            touch(self._settings.heartbeat_file)
-
-    def _is_stuck(self) -> bool:
-        running = list(state.active_requests)
-        limit = self._settings.lease_limit * STUCK_AFTER_LEASES
-        began = [request.time_start or time.time() for request in running]
-        return len(running) >= self._app.threads and max(began) < time.time() - limit
-
-    def give(self, room: Stillroom, about: Callable[[], WorkerStats]) -> None:
-        """Celery's heart beats every two seconds. Redis is told every five or six: while it is away that costs
-        nothing."""
-        if self._settings.heartbeat_file:
-            touch(self._settings.heartbeat_file)
-        if time.monotonic() >= self._due:
-            self._due = time.monotonic() + SEEN_EVERY_S
-            room.health.seen(f"{os.uname().nodename}-{os.getpid()}", about())
-
-
-def touch(path: Path) -> None:
-    """Say that the worker can work. A disk that is full must not end a worker that does."""
-    with contextlib.suppress(OSError):
-        path.touch()
