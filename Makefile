@@ -23,6 +23,7 @@ check: $(VENV)/.dev docs  ## Lint, format, types, layers, docs
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing/public.py
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.dev  ## The documentation, with its reference from the code, into docs/_build/html; a broken link fails

@@ -40,7 +40,9 @@ def test_celery_is_imported_only_when_it_is_needed() -> None:
         assert repr(heavy) not in done.stdout
 
 
-@pytest.mark.parametrize("service", ["abuse", "cache", "health", "limits", "sessions"])
+@pytest.mark.parametrize(
+    "service", ["abuse", "cache", "health", "limits", "sessions", "tasks", "upkeep"]
+)
 def test_both_faces_have_the_same_methods(service: str) -> None:
     """The same names, signatures and docstrings, and a docstring each."""
     faces = [getattr(room(Settings()), service) for room in (Stillroom, AsyncStillroom)]

@@ -27,6 +27,7 @@ SENT = "# => "
 class Product(BaseModel):
     id: int
     name: str
+    brand: str = "acme"
 
 
 class Database:

@@ -10,14 +10,18 @@ from stillroom.cache import (
     Freshness,
     ImageInfo,
 )
+from stillroom.codec import Unencodable
 from stillroom.dispatch import CeleryDispatch, InlineDispatch, NoDispatch
 from stillroom.errors import (
     BanRefused,
     EventRefused,
     ImageRefused,
     ImagesUnavailable,
+    InvalidArgument,
     InvalidKey,
     InvalidLimit,
+    LoadFailed,
+    LoadShed,
     LockLost,
     LockTaken,
     OrderRefused,
@@ -90,10 +94,13 @@ __all__ = [
     "ImageRefused",
     "ImagesUnavailable",
     "InlineDispatch",
+    "InvalidArgument",
     "InvalidKey",
     "InvalidLimit",
     "Limit",
     "Limits",
+    "LoadFailed",
+    "LoadShed",
     "Lock",
     "LockLost",
     "LockTaken",
@@ -122,6 +129,7 @@ __all__ = [
     "Stillroom",
     "StillroomError",
     "TooManySessions",
+    "Unencodable",
     "UnknownLoader",
     "ValueTooLarge",
 ]

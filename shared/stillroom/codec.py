@@ -1,32 +1,46 @@
 """Values ⇄ bytes: pydantic's JSON, compressed above a threshold, bounded both ways. Never pickle.
 
-A codec is one letter in the entry: `j` is JSON as it stands, `z` is JSON compressed by zlib.
+**What is read is what was written**, in value and in type, or it is not written. JSON alone does not promise that:
+it has no infinity, no bytes, no subclasses. So each value is decoded once when it is written; reads pay nothing.
+
+A codec is one letter in the entry:
+
+    j  JSON as it stands          z  the same, compressed by zlib
+    x  JSON with bytes as base64  y  the same, compressed
+    b  bytes as they are
 """
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar, get_origin
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+import pydantic_core
+from pydantic import (
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import PydanticSerializationError
 
-from stillroom.errors import StillroomError, ValueTooLarge
+from stillroom.errors import InvalidArgument, StillroomError, ValueTooLarge
+from stillroom.fingerprint import fingerprint
+from stillroom.sameness import has_iterator, is_plain, is_same, lost_in
 from stillroom.settings import Settings
 
-T = TypeVar("T")
-
-JSON, ZLIB = b"j", b"z"
+JSON, EXACT, BYTES = b"j", b"x", b"b"
+PACKED = {JSON: b"z", EXACT: b"y"}
+UNPACKED = {packed: plain for plain, packed in PACKED.items()}
 MISS: Any = object()  # no value: None is one
+T = TypeVar("T")
 TYPES_LIMIT = 500  # an app has so many; types made in each request must not pile up
 
-
-def _adapter(type: Any) -> TypeAdapter[Any]:
-    try:
-        return TypeAdapter(type, config=ConfigDict(ser_json_inf_nan="constants"))
-    except PydanticUserError:  # a model, a dataclass: it has a configuration of its own
-        return TypeAdapter(type)
+_PLAIN_JSON = (b"j", b"j:")
+_INPUT = re.compile(r",? ?input_value=.*?(?=, input_type=|])")
 
 
 def _kept(made: dict[Any, T], type: Any, one: T) -> T:
@@ -40,7 +54,15 @@ class Undecodable(ValueError):
 
 
 class Unencodable(StillroomError, TypeError):
-    """The value has no JSON of the type it was declared to be."""
+    """The value has no JSON that gives it back; the message says what would be lost."""
+
+
+class Encoded(NamedTuple):
+    """A value as it is stored, and `back`: what a reader of it gets."""
+
+    codec: bytes
+    payload: bytes
+    back: Any
 
 
 class Codec:
@@ -51,71 +73,83 @@ class Codec:
         self._decoded_limit = settings.decoded_limit
         self._compress_above = settings.compress_above
         self._adapters: dict[Any, TypeAdapter[Any]] = {}
+        self._exact_adapters: dict[Any, TypeAdapter[Any]] = {}
+        self._open: dict[Any, bool] = {Any: True}
         self._readers: dict[Any, Callable[[bytes], Any]] = {}
+        self._fingerprints: dict[Any, bytes] = {}
 
     def adapter(self, type: Any) -> TypeAdapter[Any]:
-        """The validator for a type, made once."""
-        try:
-            return self._adapters[type]
-        except KeyError:
-            return _kept(self._adapters, type, _adapter(type))
-        except TypeError:  # an unhashable type, such as Annotated with a list
-            return _adapter(type)
+        """Return the validator for a type, made once. Raises InvalidArgument for what is no type."""
+        adapter: TypeAdapter[Any] = _made(self._adapters, type, _adapter)
+        return adapter
 
-    def _reader(self, type: Any) -> Callable[[bytes], Any]:
-        """JSON of this type → value, past the adapter's own method, which is Python: it runs on every hit."""
+    def reader(self, type: Any) -> Callable[[bytes], Any]:
+        """Return what makes values of this type of their JSON. Raises InvalidArgument for what is no type.
+
+        It is run on every hit, so it goes past the adapter's own method, which is Python.
+        """
         try:
             return self._readers[type]
         except KeyError:
             read = self.adapter(type).validator.validate_json
             return _kept(self._readers, type, read)
         except TypeError:
-            return _adapter(type).validator.validate_json
+            return self.adapter(type).validator.validate_json
 
-    def encode(self, value: object, type: Any = Any) -> tuple[bytes, bytes]:
-        """→ (codec, payload). Raises ValueTooLarge or Unencodable."""
-        # By alias and for the round trip: what is written must be what validation reads.
-        try:
-            text = self.adapter(type).dump_json(
-                value, by_alias=True, round_trip=True, warnings="error"
-            )
-        except PydanticSerializationError as error:
-            raise Unencodable(f"{value.__class__.__name__}: {error}") from None
-        if type is not Any:
-            self._check_the_way_back(text, value, type)
-        codec, payload = JSON, text
-        if len(text) > self._compress_above:
+    def fingerprint(self, type: Any) -> bytes:
+        """Return what tells values of this type from those of another shape. See fingerprint.py."""
+        found: bytes = _made(self._fingerprints, type, lambda t: fingerprint(t, self.adapter(t)))
+        return found
+
+    def encode(self, value: Any, type: Any = Any) -> tuple[bytes, bytes]:
+        """Return (codec, payload). See encoded."""
+        codec, payload, _ = self.encoded(value, type)
+        return codec, payload
+
+    def encoded(self, value: Any, type: Any = Any) -> Encoded:
+        """Return the value encoded. Raises ValueTooLarge, or Unencodable where a reader would get another value.
+
+        Where the type leaves open what the value is (Any, or part of it), a reader may get another form of it: a
+        list in the place of a tuple, text in the place of a date. `back` has that form, for whoever loaded it. An
+        int where a float is declared is a float there.
+        """
+        codec, text, back = self._on_its_way_back(value, type)
+        payload = text
+        if codec in PACKED and len(text) > self._compress_above:
             packed = zlib.compress(text, 1)
             if len(packed) < len(text):
-                codec, payload = ZLIB, packed
+                codec, payload = PACKED[codec], packed
         if len(text) > self._decoded_limit:
             raise ValueTooLarge(len(text), self._decoded_limit)
         if len(payload) > self._value_limit:
             raise ValueTooLarge(len(payload), self._value_limit)
-        return codec, payload
-
-    def _check_the_way_back(self, text: bytes, value: object, type: Any) -> None:
-        """What could not be read again is refused now: None for an int, an alias that is only written."""
-        try:
-            self.adapter(type).validate_json(text)
-        except ValidationError as error:
-            raise Unencodable(f"{value.__class__.__name__} is no {error.title}") from None
+        return Encoded(codec, payload, back)
 
     def decode(self, codec: bytes, payload: bytes, type: Any = Any) -> Any:
-        """→ value. Raises Undecodable."""
-        if codec != JSON:
-            payload = self._unpacked(codec, payload)
+        """Return the value. Raises Undecodable."""
         try:
-            return self._reader(type)(payload)
+            if codec[:2] in _PLAIN_JSON:  # behind a colon stands whose value it is
+                return self.reader(type)(payload)
+            return self._decode_other(codec.partition(b":")[0], payload, type)
         except ValidationError as error:
             kinds = ", ".join(
                 sorted({detail["type"] for detail in error.errors(include_input=False)})
             )
             raise Undecodable(f"{error.title}: {kinds}") from None
 
-    def _unpacked(self, codec: bytes, payload: bytes) -> bytes:
-        if codec != ZLIB:
-            raise Undecodable(f"unknown codec {codec!r}")
+    def _decode_other(self, codec: bytes, payload: bytes, type: Any) -> Any:
+        if codec in UNPACKED:
+            codec, payload = UNPACKED[codec], self._unpacked(payload)
+        match codec:
+            case b"j":
+                return self.reader(type)(payload)
+            case b"x":
+                return self._exact(type).validate_json(payload)
+            case b"b":
+                return self.adapter(type).validate_python(payload, strict=True)
+        raise Undecodable(f"unknown codec {codec!r}")
+
+    def _unpacked(self, payload: bytes) -> bytes:
         unpacker = zlib.decompressobj()
         try:
             text = unpacker.decompress(payload, self._decoded_limit)
@@ -124,3 +158,118 @@ class Codec:
         if not unpacker.eof:
             raise Undecodable(f"cut short, or more than {self._decoded_limit:,} bytes")
         return text
+
+    # The way back
+
+    def _on_its_way_back(self, value: Any, type: Any) -> Encoded:
+        """The first form of the value that gives it back; for an open type, the first that loses nothing."""
+        is_trusted = type is Any and is_plain(value)
+        if not is_trusted and self._is_used_up(value, type):
+            raise Unencodable(f"{_named(value)}: an iterator can be read once only; make it a list")
+        why = "it has no JSON"
+        for codec, make in self._forms(value, type):
+            try:
+                text = make()
+                back = value if is_trusted else self.decode(codec, text, type)
+            except (PydanticSerializationError, Undecodable, ValueError, RecursionError) as error:
+                why = _without_values(error)
+                continue
+            if is_trusted or is_same(value, back):
+                return Encoded(codec, text, value)
+            lost = lost_in(value, back)
+            if lost is None and (self._is_open(type) or is_same(value, back, True)):
+                return Encoded(codec, text, back)
+            why = lost or f"what comes back is another value, or of another type ({_named(back)})"
+        raise Unencodable(f"{_named(value)}: {why}")
+
+    def _forms(self, value: Any, type: Any) -> Iterator[tuple[bytes, Callable[[], bytes]]]:
+        """The forms a value may have, the usual one first: (codec, what makes it)."""
+        # By alias and for the round trip: what is written must be what validation reads.
+        options: Any = {"by_alias": True, "round_trip": True, "warnings": "error"}
+        if isinstance(value, bytes):
+            yield BYTES, lambda: bytes(value)
+        adapter = self.adapter(type)
+        yield JSON, lambda: adapter.dump_json(value, **options)
+        # A model's or a dataclass' own configuration writes null for an infinity.
+        yield JSON, lambda: _with_infinities(adapter.dump_python(value, **options))
+        yield EXACT, lambda: self._exact(type).dump_json(value, **options)
+
+    def _is_used_up(self, value: Any, type: Any) -> bool:
+        """Whether to encode the value would leave nothing of it."""
+        return has_iterator(value) if self._is_open(type) else hasattr(value, "__next__")
+
+    def _exact(self, type: Any) -> TypeAdapter[Any]:
+        adapter: TypeAdapter[Any] = _made(self._exact_adapters, type, _exact_adapter)
+        return adapter
+
+    def _is_open(self, type: Any) -> bool:
+        return bool(
+            _made(self._open, type, lambda kind: _mentions_any(self.adapter(kind).core_schema))
+        )
+
+
+def _made(made: dict[Any, Any], type: Any, make: Callable[[Any], Any]) -> Any:
+    try:
+        return made[type]
+    except KeyError:
+        return _kept(made, type, make(type))
+    except TypeError:  # it can't be hashed, such as Annotated with a list
+        return make(type)
+
+
+def _adapter(type: Any) -> TypeAdapter[Any]:
+    if not _is_type(type):
+        raise InvalidArgument(f"{type!r:.100} is no type; a default is given as default=…")
+    try:
+        return TypeAdapter(type, config=ConfigDict(ser_json_inf_nan="constants"))
+    except PydanticUserError:  # a model, a dataclass: it has a configuration of its own
+        return _plain_adapter(type)
+
+
+def _plain_adapter(type: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(type)
+    except PydanticSchemaGenerationError:
+        reason = "a value is a model, a dataclass, a TypedDict, or made of what JSON has"
+        raise InvalidArgument(f"{type!r:.100} has no schema; {reason}") from None
+    except PydanticUserError as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidArgument(f"{type!r:.100} has no schema: {reason}") from None
+
+
+def _exact_adapter(type: Any) -> TypeAdapter[Any]:
+    exact = ConfigDict(
+        ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"
+    )
+    try:
+        return TypeAdapter(type, config=exact)
+    except PydanticUserError:
+        return _adapter(type)
+
+
+def _is_type(given: Any) -> bool:
+    """Whether this can be what a value is: a class, Any, list[int], int | None, a name for one of these."""
+    if isinstance(given, type) or given is Any or get_origin(given) is not None:
+        return True
+    is_name = hasattr(given, "__supertype__") or hasattr(given, "__value__")  # NewType, type X = …
+    return is_name or getattr(given, "__module__", "") in ("typing", "typing_extensions")
+
+
+def _mentions_any(schema: Any) -> bool:
+    """Whether there is an Any in it, at whatever depth."""
+    if isinstance(schema, dict):
+        return schema.get("type") == "any" or any(map(_mentions_any, schema.values()))
+    return isinstance(schema, list | tuple) and any(map(_mentions_any, schema))
+
+
+def _with_infinities(value: Any) -> bytes:
+    return pydantic_core.to_json(value, inf_nan_mode="constants")
+
+
+def _named(value: Any) -> str:
+    return type(value).__name__
+
+
+def _without_values(error: Exception) -> str:
+    """An error's sentence for the log, which does not repeat what is in a value."""
+    return _INPUT.sub("", " ".join(str(error).split()))

@@ -1,21 +1,30 @@
-"""Lengths of time as apps write them: a number of seconds, or a timedelta."""
+"""Durations as an app gives them: seconds, or a timedelta. Pure."""
 
 from __future__ import annotations
 
-import math
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from stillroom.errors import InvalidArgument
 
 Duration: TypeAlias = float | timedelta
 
 
-def seconds_of(given: Duration, name: str, least: float = 0.0, most: float = math.inf) -> float:
-    """Return the seconds. Raises ValueError, which says what was given and what is allowed."""
+def seconds_of(name: str, given: Any, *, least: float = 0.001, most: float = float("inf")) -> float:
+    """Return a duration in seconds. `name` is the argument's; `least` and `most` are what it may be.
+
+    Raises InvalidArgument for text, a bool, NaN, and what is out of range.
+    """
+    if isinstance(given, bool) or not isinstance(given, float | int | timedelta):
+        raise InvalidArgument(f"{name}={given!r}: a number of seconds, or a timedelta")
     seconds = given.total_seconds() if isinstance(given, timedelta) else given
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not is_number or not least <= seconds <= most or math.isinf(seconds):
-        upper = "" if math.isinf(most) else f" to {most:g}"
-        raise ValueError(
-            f"{name}={given!r}: a number of seconds from {least:g}{upper}, or a timedelta"
+    if not least <= seconds <= most or seconds == float("inf"):
+        upper = "" if most == float("inf") else f" to {_plain(most)}"
+        raise InvalidArgument(
+            f"{name}={given!r}: a number of seconds from {_plain(least)}{upper}, or a timedelta"
         )
     return float(seconds)
+
+
+def _plain(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 1_000 else f"{seconds:g}"

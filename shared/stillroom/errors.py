@@ -15,6 +15,10 @@ class SettingsError(StillroomError, ValueError):
     """A setting is unknown, missing or out of its range; the message names each one."""
 
 
+class InvalidArgument(StillroomError, TypeError, ValueError):
+    """An argument can't be used: an unknown keyword, the wrong type, out of range. It says what is."""
+
+
 class InvalidKey(StillroomError, ValueError):
     """A key, tag or key template can't be used; `given` is what came in, `reason` why not."""
 
@@ -48,6 +52,37 @@ class ImageRefused(StillroomError, ValueError):
 
 class ImagesUnavailable(StillroomError):
     """Images can't be looked at here: no root is set, or Pillow is not installed."""
+
+
+class LoadFailed(StillroomError):
+    """Another process' load, which this call waited for, has failed; `kind` is the name of its error's class.
+
+    Whoever waited in that process has the error itself. The next call tries again.
+    """
+
+    def __init__(self, loader: str, kind: str, detail: str = "") -> None:
+        super().__init__(
+            f"{loader}: the load that was waited for failed with {kind}"
+            + (f": {detail}" if detail else "")
+        )
+        self.loader = loader
+        self.kind = kind
+        self.detail = detail
+
+
+class LoadShed(StillroomError):
+    """As many loads of this loader are under way as `at_once` allows, and the queue is too long.
+
+    Answer 503 with `Retry-After: retry_after` (seconds).
+    """
+
+    def __init__(self, loader: str, at_once: int, retry_after: float) -> None:
+        super().__init__(
+            f"{loader}: {at_once} loads are under way, and as many more wait; try again in {retry_after:g} s"
+        )
+        self.loader = loader
+        self.at_once = at_once
+        self.retry_after = retry_after
 
 
 class UnknownLoader(StillroomError, LookupError):
@@ -254,10 +289,10 @@ class DeadLetterRefused(StillroomError, ValueError):
         self.reason = reason
 
 
-def did_you_mean(given: object, known: Iterable[str]) -> str:
-    """`; did you mean …?` for a slip of the pen, or nothing."""
+def did_you_mean(given: object, known: Iterable[str], form: str = "%s") -> str:
+    """Return `; did you mean …?` for a slip of the pen, or nothing. `form` is how the name is written."""
     near = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {form % near[0]}?" if near else ""
 
 
 def _shortened(given: object, limit: int = 120) -> str:

@@ -13,8 +13,13 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
 |                   |        |                                                 |              | add, replace    |
+| …e:<key>%other    | string | the same, of a second release of the app: see   | ttl + swr    | commit          |
+|                   |        | lua/lib/places.lua                              |              |                 |
 | ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
 |                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
+| ns:{0}:f:<key>    | string | `<lease> <error as JSON>`: the load that failed | 2 s          | fail_load       |
+| ns:{0}:n:<loader> | zset   | loads that run → until, ms (at_once=)           | a lease      | take_place      |
+| ns:{0}:q:<loader> | zset   | loads that wait for a place → until, ms         | 2 s          | take_place      |
 | ns:{0}:i:<tag>    | zset   | index: key → when its entry runs out, ms. Finds | longest      | put, commit     |
 |                   |        | memory to reclaim; decides nothing              | member       | add, replace    |
 | ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
@@ -120,6 +125,7 @@ WOULD_DENY = (
     "limit_would_deny:"  # and the name of a limit in shadow: a field of ns:stats and ns:counts
 )
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
+OTHER = b"%other"  # behind an entry's key: its other place. No escaped key ends so
 
 # Control characters would break the entry's header line and every log they are printed in;
 # `%` is escaped so that no two keys are ever written the same.
@@ -176,6 +182,9 @@ class Keys:
         self.index_prefix = f"{cache}i:".encode()
         self._shards = _session_shards(namespace)
         self._lease = f"{cache}l:".encode()
+        self._failure = f"{cache}f:".encode()
+        self._places = f"{cache}n:".encode()
+        self._queue = f"{cache}q:".encode()
         self._at = f"{cache}at:".encode()
         self._warm = f"{cache}warm:".encode()
         self._limits = f"{namespace}:{{rl:".encode()
@@ -184,8 +193,20 @@ class Keys:
     def entry(self, name: bytes) -> bytes:
         return self.entry_prefix + name
 
+    def other(self, name: bytes) -> bytes:
+        """The entry's other place: see lua/lib/places.lua."""
+        return self.entry_prefix + name + OTHER
+
     def lease(self, name: bytes) -> bytes:
         return self._lease + name
+
+    def failure(self, name: bytes) -> bytes:
+        return self._failure + name
+
+    def places(self, loader: str) -> list[bytes]:
+        """A loader's places, and the queue for them."""
+        name = loader.encode()
+        return [self._places + name, self._queue + name]
 
     def index(self, tag: bytes) -> bytes:
         return self.index_prefix + tag

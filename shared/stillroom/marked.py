@@ -22,6 +22,8 @@ ATOMS = frozenset({str, int, float, bool, type(None)})
 # These can't be changed in place.
 FIXED = ATOMS | {bytes, datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
 FIXED |= {decimal.Decimal, uuid.UUID}
+# These come back as they are; what is derived from one of them would come back as that one.
+EXACT = FIXED | {list, dict, tuple, set, frozenset}
 _SIGN = b'{"!":'
 
 
@@ -63,8 +65,9 @@ class Marks:
     """The kinds that one part of the library keeps.
 
     `text_keys`: keys that JSON would write as text (int, float, bool, None) become text, as in Flask's and
-    Django's sessions; else a dict with such keys comes back as it was. `refuse` is called with a value of no kind
-    and returns the error to raise; without it such a value is left to whoever writes the JSON.
+    Django's sessions; else a dict with such keys comes back as it was. `refuse` is called with each value that
+    JSON alone can't give back, and returns the error to raise, or None; without it a value of no kind is left to
+    whoever writes the JSON.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Marks:
         kinds: Sequence[Kind] = (),
         *,
         text_keys: bool = False,
-        refuse: Callable[[Any], Exception] | None = None,
+        refuse: Callable[[Any], Exception | None] | None = None,
     ) -> None:
         self.kinds = [*self._containers(), *KINDS, *kinds]
         self._by_name = {kind.name: kind for kind in self.kinds}
@@ -83,6 +86,8 @@ class Marks:
         """Return the value as JSON can hold it; a plain one is returned as it is."""
         if is_plain(value):
             return value
+        if self._refuse is not None and (error := self._refuse(value)):
+            raise error
         if isinstance(value, list):
             return self._list(value)
         if isinstance(value, dict):
@@ -90,8 +95,6 @@ class Marks:
         for kind in self.kinds:
             if kind.fits(value):
                 return {MARK: kind.name, PARTS: kind.parts(value)}
-        if self._refuse is not None:
-            raise self._refuse(value)
         return value
 
     def unpack(self, value: Any) -> Any:
@@ -147,6 +150,11 @@ def key_text(key: Any) -> Any:
     return float.__repr__(key) if isinstance(key, float) else key
 
 
+def is_safe_text(value: Any) -> bool:
+    """Tell whether the value is text of one of the packages that have a type for what is HTML already."""
+    return any(type(value).__name__ == kind.name and kind.fits(value) for kind in SAFE_TEXTS)
+
+
 def _safe_text(module: str, name: str) -> Kind:
     """Return the kind of a package's text that is HTML already. Where the package is not there it is plain text."""
 
@@ -163,6 +171,10 @@ def _safe_text(module: str, name: str) -> Kind:
     return Kind(name, fits, str.__str__, whole)
 
 
+SAFE_TEXTS = (
+    _safe_text("markupsafe", "Markup"),
+    _safe_text("django.utils.safestring", "SafeString"),
+)
 # The first that fits: a datetime is a date, safe text is a str.
 KINDS = (
     kind("bytes", bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
@@ -182,6 +194,5 @@ KINDS = (
     ),
     kind("Decimal", decimal.Decimal, str),
     kind("UUID", uuid.UUID, str),
-    _safe_text("markupsafe", "Markup"),
-    _safe_text("django.utils.safestring", "SafeString"),
+    *SAFE_TEXTS,
 )

@@ -17,14 +17,13 @@ beginning. A Call, a Pause and an On are bounded by whoever yields them; what fo
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.scripts import BY_SHA, Script
@@ -56,14 +55,11 @@ __all__ = [
     "Repair",
     "Timed",
     "async_drivers_of",
-    "awaiting",
-    "blocking",
     "drivers_of",
     "together",
 ]
 
 T = TypeVar("T")
-P = ParamSpec("P")
 Operation: TypeAlias = Generator[Any, Any, T]
 
 STATE = -1  # where a step On runs: on the state's server; shards count from 0
@@ -459,34 +455,6 @@ def _all_good(outcomes: list[Any]) -> list[Any]:
         if isinstance(outcome, Failed):
             raise outcome.error
     return outcomes
-
-
-def blocking(
-    operation: Callable[Concatenate[Any, P], Operation[T]],
-) -> Callable[Concatenate[Any, P], T]:
-    """A method of a sync face: runs the operation of this name of its body."""
-    name = operation.__name__
-
-    @functools.wraps(operation)
-    def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        result: T = self._driver.run(getattr(self._body, name)(*args, **kwargs))
-        return result
-
-    return method
-
-
-def awaiting(
-    operation: Callable[Concatenate[Any, P], Operation[T]],
-) -> Callable[Concatenate[Any, P], Awaitable[T]]:
-    """A method of an async face: runs the operation of this name of its body."""
-    name = operation.__name__
-
-    @functools.wraps(operation)
-    def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
-        result: Awaitable[T] = self._driver.run(getattr(self._body, name)(*args, **kwargs))
-        return result
-
-    return method
 
 
 class Repair:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet
 
 from stillroom.abuse import Abuse, AbuseBody, AsyncAbuse
@@ -20,7 +21,8 @@ from stillroom.cache import (
     AsyncCache,
     AsyncTasks,
     Cache,
-    ImageBody,
+    CacheBody,
+    CacheParts,
     ShardedBody,
     Tasks,
     TasksBody,
@@ -30,7 +32,8 @@ from stillroom.cache import (
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.durations import Duration
-from stillroom.errors import FINAL, RedisUnavailable
+from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable
+from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
 from stillroom.known_bans import KnownBans, ban_file
@@ -46,6 +49,7 @@ from stillroom.probes import health_on, wires_of_cache
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
+from stillroom.upkeep import MOVED, AsyncUpkeep, Upkeep
 from stillroom.wire import (
     AsyncClusterWire,
     AsyncShardWire,
@@ -66,14 +70,41 @@ log = logging.getLogger("stillroom")
 living_rooms: WeakSet[_Room] = WeakSet()  # of this process: stillroom.testing moves the time of all
 
 
+D = TypeVar("D", Driver, AsyncDriver)
+
+
+@dataclass
+class Operations(Generic[D]):
+    """The operations behind the services, for what is made of several of them: web/, tests, parts of an app's own.
+
+    Each is a generator (see operation.py), which `state` runs, and `together` runs side by side in one round trip.
+    """
+
+    cache: CacheBody | ShardedBody
+    sessions: SessionsBody
+    limits: LimitsBody
+    abuse: AbuseBody
+    health: HealthBody
+    cache_in_threads: Cache  # the cache, for a thread that has no event loop
+    state: D  # runs what is about sessions, limits and abuse, which are on one server
+
+
 class _Room:
     """What both rooms share. Nothing connects before the first call."""
 
     wire: Any
+    settings: Settings
+    upkeep: Any
+    _cache_body: CacheBody | ShardedBody
+    _limits_body: LimitsBody
 
-    def __init__(self, settings: Settings | None, dispatch: Dispatch | None) -> None:
+    def __init__(
+        self, settings: Settings | str | None, dispatch: Dispatch | None, values: Mapping[str, Any]
+    ) -> None:
         living_rooms.add(self)
-        self.settings = settings or Settings()
+        self.settings = _settings_of(settings, values)
+        if isinstance(dispatch, type):
+            raise InvalidArgument(f"dispatch={dispatch.__name__}: write {dispatch.__name__}()")
         self.keys = shard_keys(self.settings)[0]
         self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys)
         # Two roles: what may be evicted, and what may not. One server plays both unless settings say otherwise.
@@ -105,7 +136,7 @@ class _Room:
         server, stats = self._state_server, self.state_stats
         return LimitsBody(self.settings, server, breaker, self.keys, stats, self._bans)
 
-    def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> ImageBody | ShardedBody:
+    def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> CacheParts:
         """The cache's operations, on these wires: one for each shard."""
         clocks = [wire if self.settings.cluster else wire.server for wire in wires]
         runs = [driver.run for driver in aside]
@@ -117,6 +148,17 @@ class _Room:
         """Health's operations, for the state's driver and those of `wires_of_cache`."""
         cache = wires_of_cache(self.settings, wires), self.wire.breaker, self.stats
         return health_on(self.settings, state_wire, self.state_stats, *cache)
+
+    def _services(self) -> list[Any]:
+        """The faces that the upkeep is made of."""
+        return [getattr(self, name) for name in ("cache", "sessions", "limits", "abuse", "health")]
+
+    def _operations(self, health: HealthBody, cache_in_threads: Cache, state: D) -> Operations[D]:
+        for name, moved in MOVED.items():  # what moved to the upkeep can still be called there
+            service: Any = getattr(self, name)
+            service._moved, service._upkeep = moved, self.upkeep
+        bodies = self._cache_body, self._sessions_body, self._limits_body, self._abuse_body
+        return Operations(*bodies, health, cache_in_threads, state)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """What the wire to a cluster is made of."""
@@ -154,14 +196,29 @@ class _Room:
 class Stillroom(_Room):
     """The services of one app, for threads and greenlets.
 
-    Settings come from the environment unless given. `dispatch` (default: Celery) is how background work
-    is asked for; `InlineDispatch()` does it on the spot.
+    They are `cache`, `sessions`, `limits`, `abuse`, `health` and `tasks`. `upkeep` is what workers do.
+    Settings come from the environment unless given: `Stillroom()`, `Stillroom("redis://…")`, `Stillroom(ttl=60)`
+    with any of them by name, or `Stillroom(Settings(…))`. `dispatch` (default: Celery) is how background work is
+    asked for; `InlineDispatch()` does it on the spot.
     """
 
+    cache: Cache
+    sessions: Sessions
+    limits: Limits
+    abuse: Abuse
+    health: Health
+    tasks: Tasks
+    upkeep: Upkeep
+    operations: Operations[Driver]
+
     def __init__(
-        self, settings: Settings | None = None, *, dispatch: Dispatch | None = None
+        self,
+        settings: Settings | str | None = None,
+        *,
+        dispatch: Dispatch | None = None,
+        **values: Any,
     ) -> None:
-        super().__init__(settings, dispatch)
+        super().__init__(settings, dispatch, values)
         self.wire: Wire | ClusterWire
         wires: Sequence[Wire | ShardWire[Wire]]
         if self.settings.cluster:
@@ -172,19 +229,26 @@ class Stillroom(_Room):
             self.state_wire = one if self._is_one_server else Wire(self._state_server)
             wires = [one] * self.settings.shards
         drivers = drivers_of(wires, self.state_wire)
-        self._cache_body = self._cache(wires, drivers)
-        self.cache = Cache(self._cache_body, drivers[0])
-        self.tasks = Tasks(TasksBody(self._cache_body), drivers[0])
+        parts = self._cache(wires, drivers)
+        self._cache_body = parts.cache
+        self.cache = Cache(parts.cache, parts.images, drivers[0])
+        self.tasks = Tasks(TasksBody(parts.orders), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.state = Driver(self.state_wire)  # runs what web/ makes of several services
         self.sessions = Sessions(self._sessions_body, self.state)
         self._limits_body = self._limits(self.state_wire.breaker)
         self.limits = Limits(self._limits_body, self.state)
-        self.state_wire.breaker.recovered += [self.sessions.deliver, self.limits.deliver]
         self.abuse = Abuse(self._abuse_body, Driver(self.state_wire))
         asked: list[Driver] = [Driver(self.state_wire)]
         asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
-        self.health = Health(self._health(self.state_wire, wires), Driver(self.state_wire, asked))
+        health = self._health(self.state_wire, wires)
+        self.health = Health(health, Driver(self.state_wire, asked))
+        self.upkeep = Upkeep(Service(parts.housekeeping, drivers[0]), *self._services())
+        self.state_wire.breaker.recovered += [
+            self.upkeep.deliver_logouts,
+            self.upkeep.deliver_charges,
+        ]
+        self.operations = self._operations(health, self.cache, self.state)
 
     def init_app(self, app: Any, **options: Any) -> None:
         """Make this the room of a Flask app. For an app factory, too; the room itself is made at module level.
@@ -238,13 +302,13 @@ class Stillroom(_Room):
         """Deliver what waits, write the counts down, close the connections. The room can be used again."""
         self.dispatch.close()
         if not self.wire.breaker.is_open:
-            self.cache.flush_stats()
+            self.upkeep.flush_cache_stats()
         self._cache_body.deliver_last()
-        self.limits.deliver()
-        _complain(self.sessions.deliver())
+        self.upkeep.deliver_charges()
+        _complain(self.upkeep.deliver_logouts())
         if not self.state_wire.breaker.is_open:
-            self.sessions.flush_stats()
-        self.abuse.deliver()
+            self.upkeep.flush_session_stats()
+        self.upkeep.deliver_events()
         self.wire.close()
         self.state_wire.close()
 
@@ -263,10 +327,23 @@ class Stillroom(_Room):
 class AsyncStillroom(_Room):
     """The services of one app, for asyncio: the same names, awaited. See Stillroom."""
 
+    cache: AsyncCache
+    sessions: AsyncSessions
+    limits: AsyncLimits
+    abuse: AsyncAbuse
+    health: AsyncHealth
+    tasks: AsyncTasks
+    upkeep: AsyncUpkeep
+    operations: Operations[AsyncDriver]
+
     def __init__(
-        self, settings: Settings | None = None, *, dispatch: Dispatch | None = None
+        self,
+        settings: Settings | str | None = None,
+        *,
+        dispatch: Dispatch | None = None,
+        **values: Any,
     ) -> None:
-        super().__init__(settings, dispatch)
+        super().__init__(settings, dispatch, values)
         self.wire: AsyncWire | AsyncClusterWire
         wires: Sequence[AsyncWire | AsyncShardWire]
         # The dispatcher's thread has no event loop: it frees a lease through a wire of its own.
@@ -283,10 +360,11 @@ class AsyncStillroom(_Room):
                 [one.for_threads] * self.settings.shards,
             )
         aside = drivers_of(for_threads, self.state_wire.for_threads)
-        self._cache_body = self._cache(wires, aside)
+        parts = self._cache(wires, aside)
+        self._cache_body = parts.cache
         drivers = async_drivers_of(wires, self.state_wire)
-        self.cache = AsyncCache(self._cache_body, drivers[0])
-        self.tasks = AsyncTasks(TasksBody(self._cache_body), drivers[0])
+        self.cache = AsyncCache(parts.cache, parts.images, drivers[0])
+        self.tasks = AsyncTasks(TasksBody(parts.orders), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
         self.state = AsyncDriver(self.state_wire)
         self.sessions = AsyncSessions(self._sessions_body, self.state)
@@ -295,15 +373,17 @@ class AsyncStillroom(_Room):
         self.abuse = AsyncAbuse(self._abuse_body, AsyncDriver(self.state_wire))
         # Nor has the prober, which tells of Redis' return.
         for_prober = Driver(self.state_wire.for_threads)
-        sessions, limits = (
-            Sessions(self._sessions_body, for_prober),
-            Limits(self._limits_body, for_prober),
-        )
-        self.state_wire.breaker.recovered += [sessions.deliver, limits.deliver]
+        self.state_wire.breaker.recovered += [
+            lambda: for_prober.run(self._sessions_body.deliver()),
+            lambda: for_prober.run(self._limits_body.deliver()),
+        ]
         asked = [AsyncDriver(self.state_wire)]
         asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
-        driver = AsyncDriver(self.state_wire, asked)
-        self.health = AsyncHealth(self._health(self.state_wire, wires), driver)
+        health = self._health(self.state_wire, wires)
+        self.health = AsyncHealth(health, AsyncDriver(self.state_wire, asked))
+        self.upkeep = AsyncUpkeep(Service(parts.housekeeping, drivers[0]), *self._services())
+        in_threads = Cache(parts.cache, parts.images, aside[0])
+        self.operations = self._operations(health, in_threads, self.state)
 
     def lock(
         self,
@@ -336,13 +416,13 @@ class AsyncStillroom(_Room):
         """See Stillroom.close."""
         await asyncio.to_thread(self.dispatch.close)
         if not self.wire.breaker.is_open:
-            await self.cache.flush_stats()
+            await self.upkeep.flush_cache_stats()
         await asyncio.to_thread(self._cache_body.deliver_last)
-        await self.limits.deliver()
-        _complain(await self.sessions.deliver())
+        await self.upkeep.deliver_charges()
+        _complain(await self.upkeep.deliver_logouts())
         if not self.state_wire.breaker.is_open:
-            await self.sessions.flush_stats()
-        await self.abuse.deliver()
+            await self.upkeep.flush_session_stats()
+        await self.upkeep.deliver_events()
         await self.wire.close()
         await self.state_wire.close()
 
@@ -368,6 +448,27 @@ class AsyncStillroom(_Room):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
+    """What a room was given as its settings: none, a Redis URL, them, or some by name."""
+    if isinstance(given, str):
+        if "redis_url" in values:
+            raise InvalidArgument(
+                "the Redis URL is given twice: as the first argument, and by name"
+            )
+        return Settings(**{"redis_url": given, **values})
+    if given is None:
+        return Settings(**values)
+    if not isinstance(given, Settings):
+        raise InvalidArgument(
+            f"{given!r:.100}: a room is given Settings(…), the URL of Redis, or settings by name"
+        )
+    if values:
+        raise InvalidArgument(
+            f"Settings(…) and {', '.join(values)} are both given: put all of them into Settings(…)"
+        )
+    return given
 
 
 def _ban_file(settings: Settings) -> Path | None:

@@ -36,8 +36,8 @@ SCHEMES = ("redis", "rediss", "unix")
 URLS = ("_url", "_backend")  # how a setting's name ends that may hold a password in the middle
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
-# The wire owns patience: an option of these kinds in a URL would silently overrule it.
 PEPPER_LEAST = 32  # characters
+# The wire owns patience: an option of these kinds in a URL would silently overrule it.
 URL_OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
 
 
@@ -98,6 +98,14 @@ def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(text for text in proxies if text != UNIX)
 
 
+def _seconds(value: object) -> object:
+    """A timedelta as seconds. True would be read as one."""
+    if isinstance(value, bool):
+        raise ValueError("a number of seconds, or a timedelta")
+    total_seconds = getattr(value, "total_seconds", None)
+    return total_seconds() if total_seconds else value
+
+
 def _peppers(value: object) -> object:
     given = value.get_secret_value() if isinstance(value, SecretStr) else value
     peppers = given.replace(",", " ").split() if isinstance(given, str) else given
@@ -114,7 +122,9 @@ _INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
 
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
-Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+LONGEST = 366 * 86_400
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST)]
+SecondsOrNone = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=LONGEST)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_peppers)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
@@ -166,9 +176,9 @@ class Settings(BaseSettings):
 
     # The cache.
     ttl: Seconds = 300.0  # how long an entry is fresh
-    swr: float = Field(
-        0.0, ge=0, le=366 * 86_400
-    )  # how long after that it may be served while refreshed
+    swr: SecondsOrNone = 0.0  # how long after that it may be served while refreshed
+    # The share of its ttl by which an entry may end earlier: what is stored together does not end together.
+    jitter: float = Field(0.1, ge=0, le=0.5)
     life_limit: Seconds = (
         7 * 86_400.0
     )  # ttl + swr may not pass this: it bounds how long marks are kept
@@ -198,7 +208,9 @@ class Settings(BaseSettings):
     session_touch: Seconds = (
         60.0  # being seen is written down this often, or 20 times per idle time
     )
-    session_grace: float = Field(10.0, ge=0, le=3_600)  # the old token works on after a rotation
+    session_grace: Annotated[SecondsOrNone, Field(le=3_600)] = (
+        10.0  # the old token works on after a rotation
+    )
     session_shards: int = Field(16, ge=1, le=256)  # may grow, never shrink while sessions live
     session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
     session_keys_limit: int = Field(64, ge=1, le=1_000)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 
 from stillroom import (
+    InvalidArgument,
     RedisUnavailable,
     Settings,
     SettingsError,
@@ -404,3 +405,12 @@ def test_shards_work_on_one_server_too(
         room.cache.invalidate_by_tag("all")
         assert room.cache.get_many(NAMES) == {}
         assert room.cache.reclaim()["deleted"] == len(NAMES)
+
+
+def test_one_key_is_not_taken_for_many(room: Any) -> None:
+    """A text where keys are wanted would be as many keys as it has letters."""
+    for call in (room.cache.get_many, room.cache.invalidate_many):
+        with pytest.raises(InvalidArgument, match=r"write \[key\]"):
+            call("product:7")
+    with pytest.raises(TypeError, match="did you mean ttl"):
+        room.cache.set("product:7", 1, tll=60)

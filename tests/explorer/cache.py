@@ -38,6 +38,7 @@ EVERYTHING = "everything"
 SETTINGS: dict[str, Any] = {
     "ttl": 60.0,
     "swr": 300.0,
+    "jitter": 0.0,  # every step follows from the seed
     "life_limit": 900.0,
     "lease": 2.0,
     "wait": 3.0,

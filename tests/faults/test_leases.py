@@ -42,7 +42,7 @@ def test_a_tag_that_is_none_costs_the_entry_and_not_the_answer(
 def test_arguments_without_json_are_no_obstacle(room: Any, client: Any, dispatch: Any) -> None:
     """A database session as an argument: cached like any other value; only no worker can refresh it."""
 
-    @room.cache.cached("k:{id}", ttl=60, swr=60)
+    @room.cache.cached("k:{id}", ttl=60, swr=60, ignore=["session"])
     def load(session: Any, id: int) -> int:
         return id
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stillroom import AsyncStillroom, Freshness, Settings, Stillroom
+from stillroom import AsyncStillroom, Freshness, LoadFailed, Settings, Stillroom
 from stillroom.cache.body import CacheBody
 from tests.support.entries import Recording, age
 from tests.support.held import WITHIN, Held, is_lease_request
@@ -385,19 +385,21 @@ def test_a_failing_load_leaves_no_lease(
     assert other.cache.get_or_set("k", lambda: "new") == "new"
 
 
-def test_a_waiter_takes_over_from_a_load_that_fails(
+def test_a_waiter_is_told_of_a_load_that_fails(
     room: Any, other: Any, client: Any, aside: Any
 ) -> None:
-    """The error is the first caller's; whoever waited loads for itself."""
+    """The error is everybody's who waited for it; whoever comes after them loads."""
     held = Held(LookupError("gone"))
     loading = begin_load(aside, other, held)
     watching = Event()
     letting = aside.submit(held.let_go_when_waited_for, client, room.keys.lease(b"k"), watching)
     assert watching.wait(WITHIN)
-    assert room.cache.get_or_set("k", lambda: "new") == "new"
+    with pytest.raises(LoadFailed, match="failed with LookupError: gone"):
+        room.cache.get_or_set("k", lambda: "new")
     letting.result(WITHIN)
     with pytest.raises(LookupError):
         loading.result(WITHIN)
+    assert room.cache.get_or_set("k", lambda: "new") == "new"
     assert other.cache.get("k") == "new"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stillroom import ValueTooLarge
+from stillroom import LoadFailed, ValueTooLarge
 from tests.support.entries import age
 
 
@@ -202,8 +202,10 @@ def test_overlapping_batches_load_each_key_once(make_room: Any) -> None:
     assert all(result == squares(list(result)) and len(result) == 10 for result in results)
 
 
-def test_whoever_waits_for_a_failed_load_loads_and_stores(make_room: Any, client: Any) -> None:
-    """The other caller's loader raises: ours is called for the keys it had, and the values are stored."""
+def test_whoever_waits_for_a_failed_load_is_told_and_the_next_call_loads(
+    make_room: Any, client: Any
+) -> None:
+    """The other caller's loader raises: that is ours too, at once. What we had to load ourselves is stored."""
     one, two = make_room(), make_room()
     began, finish = threading.Event(), threading.Event()
 
@@ -216,13 +218,11 @@ def test_whoever_waits_for_a_failed_load_loads_and_stores(make_room: Any, client
         with pytest.raises(LookupError):
             one.cache.get_or_set_many(["n:1", "n:2"], fail)
 
-    results: list[Any] = []
-    threads = [
-        threading.Thread(target=first),
-        threading.Thread(
-            target=lambda: results.append(two.cache.get_or_set_many(["n:2", "n:3"], squares))
-        ),
-    ]
+    def second() -> None:
+        with pytest.raises(LoadFailed, match="failed with LookupError: no"):
+            two.cache.get_or_set_many(["n:2", "n:3"], squares)
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
     began.wait(10)
     threads[1].start()
@@ -231,5 +231,6 @@ def test_whoever_waits_for_a_failed_load_loads_and_stores(make_room: Any, client
     finish.set()
     for thread in threads:
         thread.join()
-    assert results == [{"n:2": 4, "n:3": 9}]
+    assert two.cache.get_many(["n:2", "n:3"]) == {"n:3": 9}
+    assert two.cache.get_or_set_many(["n:2", "n:3"], squares) == {"n:2": 4, "n:3": 9}
     assert two.cache.get_many(["n:2", "n:3"]) == {"n:2": 4, "n:3": 9}

@@ -353,7 +353,7 @@ def test_while_redis_is_away_nobody_takes_it_and_the_holder_knows_when_it_is_los
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"lease": 0}, r"lease=0: a number of seconds from 0.1 to 3600, or a timedelta"),
+        ({"lease": 0}, r"lease=0: a number of seconds from 0.1 to 3,600, or a timedelta"),
         ({"lease": "5m"}, "lease='5m'"),
         ({"wait": -1}, r"wait=-1: a number of seconds from 0, or a timedelta"),
         ({"longest": timedelta(days=9_999)}, "longest="),

@@ -88,7 +88,7 @@ def test_a_list_that_can_t_be_made_stops_no_other(
     def broken() -> list[int]:
         raise ZeroDivisionError("broken")
 
-    @room.cache.cached("a", name="a", warm_every=60, warm_with=broken)
+    @room.cache.cached("a:{id}", name="a", warm_every=60, warm_with=broken)
     def load(id: int = 1) -> int:
         return id
 

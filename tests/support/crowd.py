@@ -18,6 +18,7 @@ from stillroom.dispatch import RefreshOrder
 
 # Patience is not what these tests are about, and a hundred threads on two cores need some.
 PATIENT: dict[str, Any] = {
+    "jitter": 0.0,
     "connect_timeout": 10.0,
     "command_timeout": 10.0,
     "call_timeout": 30.0,

@@ -73,6 +73,7 @@ class BlockingRoom:
         self.limits = Blocking(room.limits, loop)
         self.abuse = Blocking(room.abuse, loop)
         self.health = Blocking(room.health, loop)
+        self.upkeep = Blocking(room.upkeep, loop)
         self.state = Blocking(room.state, loop)
         self.dead_letters = room.dead_letters
         self.agreed = room.agreed

@@ -1,31 +1,37 @@
-"""What a type checker makes of the public API. Checked by mypy in `make check`, never run."""
+"""What type checkers make of the public API. Checked by mypy and pyright in `make check`, never run."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any, assert_type
 
 from pydantic import BaseModel
 from sqlalchemy.orm import Session as Session_
+from starlette.background import BackgroundTasks
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from stillroom import (
     AUTH,
     AsyncHeld,
+    AsyncSessions,
     AsyncStillroom,
     Ban,
+    Cache,
     CachedValue,
     Change,
     Decision,
     Device,
     Held,
+    InlineDispatch,
     Limit,
     Reservation,
     Route,
     Routes,
     Rule,
     Session,
+    Settings,
     Stillroom,
 )
 from stillroom.health import Report, Snapshot
@@ -72,6 +78,30 @@ def blocking(room: Stillroom) -> None:
     room.cache.get(7)  # type: ignore[call-overload]
     room.cache.set("k", 1, tll=3)  # type: ignore[call-arg]
     room.cache.cached("k", tll=3)  # type: ignore[call-arg]
+    room.cache.set("k", 1, ttl="60")  # type: ignore[arg-type]
+    room.cache.set("k", 1, ttl=timedelta(minutes=1), swr=0.5)
+    assert_type(room.upkeep.reclaim(), dict[str, int])
+    room.cache.reclaim()  # type: ignore[attr-defined]
+    room.cache.gett("k")  # type: ignore[attr-defined]
+
+    class Shelf:
+        @room.cache.cached("book:{id}", ignore=["self"])
+        def book(self, id: int) -> str:
+            return f"book {id}"
+
+    assert_type(Shelf().book(7), str)
+    assert_type(Shelf().book.key(7), str)
+    assert_type(Shelf().book.invalidate(7), int)
+    Shelf().book("seven")  # type: ignore[arg-type]
+
+
+def rooms() -> None:
+    Stillroom()
+    Stillroom("redis://cache:6379", ttl=60)
+    AsyncStillroom(redis_url="redis://cache:6379", dispatch=InlineDispatch())
+    assert_type(Stillroom(Settings()).cache, Cache)
+    assert_type(AsyncStillroom().sessions, AsyncSessions)
+    Stillroom(7)  # type: ignore[arg-type]
 
 
 def in_a_request(session: WebSession, app: App, room: Stillroom) -> None:
@@ -105,13 +135,18 @@ async def awaiting(room: AsyncStillroom) -> None:
     def price(id: int) -> int:
         return id
 
+    running = asyncio.create_task(room.cache.invalidate("k"))
+    assert_type(await running, int)
+    tasks = BackgroundTasks()
+    tasks.add_task(room.cache.invalidate_by_tag, "products", soft=True)
+    tasks.add_task(load.invalidate, 7)
     assert_type(await load(7), Product)
     assert_type(await price(7), int)
 
 
 def health(room: Stillroom, application: App) -> None:
     assert_type(room.health.check(), Report)
-    assert_type(room.health.snapshot(), Snapshot)
+    assert_type(room.upkeep.snapshot(), Snapshot)
     assert_type(room.health.history(hours=48), list[Snapshot])
     HealthWSGI(room)
     HealthWSGI(application, room)
@@ -183,7 +218,7 @@ def limits_on_endpoints(room: AsyncStillroom) -> None:
 
 def abuse(room: Stillroom) -> None:
     assert_type(room.abuse.report("auth_fail", ip="203.0.113.9", user="ann"), bool | None)
-    assert_type(room.abuse.scan(), dict[str, Any])
+    assert_type(room.upkeep.scan_abuse(), dict[str, Any])
     assert_type(room.abuse.ban("203.0.113.9", 600, reason="loud"), Ban)
     assert_type(room.abuse.lift("203.0.113.9"), bool)
     assert_type(room.abuse.bans(), list[Ban])

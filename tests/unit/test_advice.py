@@ -119,6 +119,8 @@ def test_a_servers_findings(said: RedisInfo, roles: Any, expected: set[Any]) -> 
         ({"cache": CacheStats(fallbacks=1)}, {("fallbacks", "warn")}),
         ({"cache": CacheStats(decode_errors=1)}, {("decoding", "warn")}),
         ({"cache": CacheStats(load_errors=1)}, {("loading", "warn")}),
+        ({"cache": CacheStats(not_kept={"price": 3})}, {("not-kept", "warn")}),
+        ({"cache": CacheStats(not_kept={})}, set()),
         ({"cache": CacheStats(refresh_lag_p95_s=15)}, set()),
         ({"cache": CacheStats(refresh_lag_p95_s=300)}, {("refresh-lag", "warn")}),
         (

@@ -25,6 +25,7 @@ KINDS = {
     "jpeg": "image/jpeg",
     "webp": "image/webp",
     "gif": "image/gif",
+    "avif": "image/avif",
     "bmp": "image/bmp",
     "tiff": "image/tiff",
 }
@@ -75,6 +76,50 @@ def test_the_type_is_what_the_content_says(root: Path, kind: str) -> None:
     assert info.sha256 == sha256(path.read_bytes()).hexdigest()
     assert info.timestamp == pytest.approx(path.stat().st_mtime)
     assert info.filename == "a/picture.exe"
+
+
+def test_a_second_picture_makes_no_other_type(root: Path) -> None:
+    """A camera's Multi-Picture JPEG is a JPEG to every browser, and a PNG that moves a PNG."""
+    more = [Image.new("RGB", (30, 20), "red")]
+    Image.new("RGB", (30, 20)).save(root / "photo", "MPO", save_all=True, append_images=more)
+    Image.new("RGB", (30, 20)).save(root / "moves", "PNG", save_all=True, append_images=more)
+    assert read_image(root, "photo", *LIMITS).type == "image/jpeg"  # type: ignore[union-attr]
+    assert read_image(root, "moves", *LIMITS).type == "image/png"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "avif"])
+def test_width_and_height_are_those_that_are_shown(root: Path, kind: str, orientation: int) -> None:
+    """A phone writes how it was held; browsers turn the picture."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(root / "photo", kind, exif=exif)
+    info = read_image(root, "photo", *LIMITS)
+    assert info is not None
+    assert (info.width, info.height) == ((30, 20) if orientation < 5 else (20, 30))
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\0" * 5_000])
+def test_an_exif_that_cannot_be_read_is_none(root: Path, exif: bytes) -> None:
+    """Or the file is refused; nothing else happens."""
+    Image.new("RGB", (30, 20)).save(root / "photo", "JPEG", exif=exif)
+    assert outcome(root, "photo") in ("answered", "content")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<svg xmlns="http://www.w3.org/2000/svg" width="3"/>',
+        '\ufeff<?xml version="1.0"?>\n<!-- a drawing -->\n<!DOCTYPE svg>\n<svg>',
+        "  \n<SVG>",
+    ],
+)
+def test_a_drawing_is_refused_by_its_name(root: Path, text: str) -> None:
+    """An SVG has no pixels of its own: how large it is says the page that shows it."""
+    (root / "drawing").write_text(text, encoding="utf-8")
+    with pytest.raises(ImageRefused, match="it is an SVG, a drawing that has no pixels") as refused:
+        read_image(root, "drawing", *LIMITS)
+    assert refused.value.reason == "content"
 
 
 @pytest.mark.parametrize(

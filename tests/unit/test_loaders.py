@@ -5,43 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from stillroom import InvalidKey, NoDispatch, Settings, Stillroom, UnknownLoader
-from stillroom.cache.loaders import BadArguments, Template
-
-
-@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
-def test_different_arguments_never_share_a_key(one: tuple[str, str], two: tuple[str, str]) -> None:
-    """Whatever is in them, separators and percent signs too."""
-    template = Template("k:{a}:{b}", ["a", "b"])
-    keys = [template.fill(dict(zip("ab", pair, strict=True))) for pair in (one, two)]
-    assert (keys[0] == keys[1]) == (one == two)
-
-
-def test_a_single_value_stands_as_it_is() -> None:
-    """`get("user:a:b")` finds what `load("a:b")` stored."""
-    assert Template("user:{name}", ["name"]).fill({"name": "a:b%"}) == "user:a:b%"
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("k:{idd}", r"\{idd\} is not a parameter of the loader; did you mean \{id\}\?"),
-        ("k:{nothing}", r"it has id, brand"),
-        ("k:{id!r}", "only the name of a parameter"),
-        ("k:{id:>3}", "only the name of a parameter"),
-        ("k:{id.x}", "only the name of a parameter"),
-        ("k:{}", "only the name of a parameter"),
-        ("k:{id", "not a template"),
-        ("k:{id}{brand}", "something must stand before {brand}"),
-    ],
-)
-def test_a_template_that_cannot_work_says_why(text: str, why: str) -> None:
-    """When the loader is registered, not when the first request comes."""
-    with pytest.raises(InvalidKey, match=why):
-        Template(text, ["id", "brand"])
+from stillroom import NoDispatch, Settings, Stillroom, UnknownLoader
+from stillroom.cache.loaders import BadArguments
 
 
 @pytest.fixture
@@ -78,7 +44,7 @@ def test_a_loaders_name_is_checked_when_it_is_given(room: Stillroom, name: str) 
 
 def test_a_lease_is_some_time(room: Stillroom) -> None:
     """With none nothing would ever be stored."""
-    with pytest.raises(ValueError, match=r"lease=0: a number of seconds, from 0\.001"):
+    with pytest.raises(ValueError, match=r"lease=0: a number of seconds from 0\.001"):
         room.cache.cached("k", lease=0)(lambda: 1)
 
 
@@ -122,7 +88,7 @@ def test_a_type_that_cannot_be_found_is_named(room: Stillroom) -> None:
 def test_a_wrong_call_is_the_same_type_error(room: Stillroom, args: Any, kwargs: Any) -> None:
     """As if the function itself had been called."""
 
-    @room.cache.cached("k:{id}")
+    @room.cache.cached("k:{id}", ignore=["brand"])
     def load(id: int, brand: str = "acme") -> int:
         return id
 
@@ -133,7 +99,7 @@ def test_a_wrong_call_is_the_same_type_error(room: Stillroom, args: Any, kwargs:
 def test_arguments_from_a_message_are_checked(room: Stillroom) -> None:
     """By the types of the signature, unknown ones refused."""
 
-    @room.cache.cached("k:{id}")
+    @room.cache.cached("k:{id}:{brand}")
     def load(id: int, brand: str = "acme") -> int:
         return id
 

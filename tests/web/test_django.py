@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import datetime
 import decimal
+import http
 import json
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from django.contrib.auth import SESSION_KEY
@@ -500,6 +502,41 @@ def test_what_could_only_be_pickled_is_refused(cache: BaseCache) -> None:
     """At the call, with what is possible; nothing is stored."""
     with pytest.raises(Unencodable, match="object: the cache keeps JSON, tuple, set"):
         cache.set("k", [object()])
+    assert cache.get("k") is None
+
+
+class Place(NamedTuple):
+    """What Wagtail, for one, keeps of a site."""
+
+    site: int
+    path: str
+
+
+class Moment(datetime.datetime):
+    """As libraries for times have them."""
+
+
+@pytest.mark.parametrize(
+    ("value", "base"),
+    [
+        (Place(1, "/"), "tuple"),
+        ([Place(1, "/")], "tuple"),
+        (collections.OrderedDict(a=1), "dict"),
+        (collections.Counter("aab"), "dict"),
+        (collections.defaultdict(list), "dict"),
+        (Moment(2026, 1, 1), "datetime"),
+        (http.HTTPStatus.OK, "int"),
+        (type("Text", (str,), {})("x"), "str"),
+        ({"a": type("Many", (list,), {})()}, "list"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_would_come_back_as_its_base_is_refused(
+    cache: BaseCache, value: Any, base: str
+) -> None:
+    """A JSON cache that made tuples of them has broken an admin."""
+    with pytest.raises(Unencodable, match=f"it would come back as {base}; make it one"):
+        cache.set("k", value)
     assert cache.get("k") is None
 
 

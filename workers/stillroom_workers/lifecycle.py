@@ -160,7 +160,7 @@ def attend(app: Any, settings: Settings) -> None:
 
     def done(sender: Any, **_: Any) -> None:
         if sender.app is app and sender.name in scheduled:
-            app.room.health.ticked(sender.name)
+            app.room.upkeep.record_tick(sender.name)
 
     signs = app.signs = SignsOfLife(settings, app)
     scheduled = {tick.task for tick in SCHEDULE}

@@ -56,7 +56,7 @@ class SignsOfLife:
         self._show()
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + SEEN_EVERY_S
-            room.health.seen(f"{os.uname().nodename}-{os.getpid()}", about())
+            room.upkeep.record_heartbeat(f"{os.uname().nodename}-{os.getpid()}", about())
 
     def end(self) -> None:
         """The process ends well: nobody is to take the last sign for a new one."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from stillroom.abuse.body import AbuseBody
 from stillroom.abuse.rules import Rule
-from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.face import Face, awaiting, blocking
+from stillroom.operation import AsyncDriver, Driver
 
 
-class Abuse:
+class Abuse(Face):
     """Events in, patterns and bans out, for threads and greenlets: `room.abuse`."""
 
     def __init__(self, body: AbuseBody, driver: Driver) -> None:
@@ -15,8 +16,6 @@ class Abuse:
         self._driver = driver
 
     report = blocking(AbuseBody.report)
-    deliver = blocking(AbuseBody.deliver)
-    scan = blocking(AbuseBody.scan)
     ban = blocking(AbuseBody.ban)
     lift = blocking(AbuseBody.lift)
     bans = blocking(AbuseBody.bans)
@@ -27,7 +26,7 @@ class Abuse:
         return self._body.rules
 
 
-class AsyncAbuse:
+class AsyncAbuse(Face):
     """Events in, patterns and bans out, for asyncio: `room.abuse`. The same names, awaited."""
 
     def __init__(self, body: AbuseBody, driver: AsyncDriver) -> None:
@@ -35,8 +34,6 @@ class AsyncAbuse:
         self._driver = driver
 
     report = awaiting(AbuseBody.report)
-    deliver = awaiting(AbuseBody.deliver)
-    scan = awaiting(AbuseBody.scan)
     ban = awaiting(AbuseBody.ban)
     lift = awaiting(AbuseBody.lift)
     bans = awaiting(AbuseBody.bans)

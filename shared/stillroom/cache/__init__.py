@@ -1,12 +1,16 @@
 """The cache: typed values with a TTL, stale-while-revalidate and tags."""
 
-from stillroom.cache.body import CachedValue
-from stillroom.cache.cache import AsyncCache, AsyncCachedFunction, Cache, CachedFunction
+from stillroom.cache.assembly import CacheParts, cache_on
+from stillroom.cache.body import CacheBody
+from stillroom.cache.cache import AsyncCache, Cache
+from stillroom.cache.cached import AsyncCachedFunction, CachedFunction
+from stillroom.cache.core import CachedValue
 from stillroom.cache.entry import Freshness
-from stillroom.cache.images import ImageBody, ImageInfo
+from stillroom.cache.housekeeping import Housekeeping
+from stillroom.cache.images import ImageInfo, Images
 from stillroom.cache.probe import CacheProbe, TodoProbe
 from stillroom.cache.reclaim import Progress
-from stillroom.cache.sharded import ShardedBody, cache_on, shard_keys
+from stillroom.cache.sharded import ShardedBody, shard_keys
 from stillroom.cache.tasks import AsyncTasks, Tasks, TasksBody
 
 __all__ = [
@@ -14,12 +18,15 @@ __all__ = [
     "AsyncCachedFunction",
     "AsyncTasks",
     "Cache",
+    "CacheBody",
+    "CacheParts",
     "CacheProbe",
     "CachedFunction",
     "CachedValue",
     "Freshness",
-    "ImageBody",
+    "Housekeeping",
     "ImageInfo",
+    "Images",
     "Progress",
     "ShardedBody",
     "Tasks",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeAlias
@@ -11,11 +10,11 @@ from typing import Any, TypeAlias
 Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
-def within(around: Sequence[Around], function: Callable[..., Any]) -> Callable[..., Any]:
+def within(
+    around: Sequence[Around], function: Callable[..., Any], *, is_async: bool
+) -> Callable[..., Any]:
     """Return the function with these contexts entered around each of its calls, in their order."""
-    if not around:
-        return function
-    if inspect.iscoroutinefunction(function):
+    if is_async:
 
         @functools.wraps(function)
         async def load_async(*args: Any, **kwargs: Any) -> Any:

@@ -1,17 +1,18 @@
-"""The cache's operations on many keys: one round trip where one key takes one, and each key fails for itself."""
+"""The cache's operations on many keys: as many round trips as for one, and the failure of one key is no other's."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar, Unpack, overload
+from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
-from stillroom.cache.body import LATE, WON, Ready, Stale, load_lease
-from stillroom.cache.change import ChangeBody
+from stillroom.cache.core import LATE, WON, Attempt, Core, Ready, Stale, load_lease, loading
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.loaders import KeepOptions, Recipe, SetOptions, several
+from stillroom.cache.keeping import TtlOf
+from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
 from stillroom.codec import MISS
-from stillroom.errors import RedisUnavailable
+from stillroom.durations import Duration
+from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
 
@@ -27,8 +28,8 @@ class Turn(NamedTuple):
     clock: bytes
 
 
-class BulkBody(ChangeBody):
-    """ChangeBody, and the same for many keys."""
+class Bulk(Core):
+    """The operations on many keys."""
 
     @overload
     def get_many(self, keys: Iterable[str], type: type[T]) -> Operation[dict[str, T]]: ...
@@ -39,9 +40,12 @@ class BulkBody(ChangeBody):
 
         Source: one MGET. A value that does not fit `type` is absent. Redis away: {}.
         """
-        names = {key: sanitized(key) for key in keys}
+        names = names_of(keys)
+        self._codec.reader(type)
         try:
-            found = yield from self._look_many(list(names.values()))
+            found = yield from self._look_many(
+                list(names.values()), lambda entry: self._decode(entry, type) is not MISS
+            )
         except RedisUnavailable as error:
             self._fall_back("get_many", error)
             return {}
@@ -50,21 +54,36 @@ class BulkBody(ChangeBody):
         return values
 
     def set_many(
-        self, values: Mapping[str, Any], **options: Unpack[SetOptions]
+        self,
+        values: Mapping[str, Any],
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[str] = (),
+        type: Any = Any,
     ) -> Operation[dict[str, bool]]:
-        """Store values by key; which of them were stored, by key. See `set`. Source: one batch of scripts.
+        """Store values by key; which of them were stored, by key. The options are those of `set`.
 
-        A value or key that can't be stored raises before anything is sent. Redis away: False for all.
+        Source: one batch of scripts. A value or key that can't be stored raises before anything is sent.
+        Redis away: False for all.
         """
-        return (yield from self.store_many(self.pack_many(values, options)))
+        return (yield from self.store_many(self.pack_many(values, ttl, swr, tags, type)))
 
-    def pack_many(self, values: Mapping[str, Any], options: SetOptions) -> dict[str, Ready]:
-        """Ready to be stored, by key. Raises ValueTooLarge, Unencodable, InvalidKey."""
-        ttl, swr = self._times(options)
-        tags, kind = several(options.get("tags", ())), options.get("type", Any)
+    def pack_many(
+        self,
+        values: Mapping[str, Any],
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[str] = (),
+        type: Any = Any,
+    ) -> dict[str, Ready]:
+        """Ready to be stored, by key. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument."""
+        life, given = self._keeper.life(ttl, swr), several("tags", tags)
+        if not isinstance(values, Mapping):
+            raise InvalidArgument(f"values: a mapping of keys to values, not {values!r:.100}")
         names = {key: sanitized(key) for key in values}
         return {
-            key: Ready(names[key], self._pack(names[key], value, kind, tags, b""), ttl, swr)
+            key: Ready(names[key], self._pack(names[key], value, type, given, b"", life))
             for key, value in values.items()
         }
 
@@ -78,13 +97,14 @@ class BulkBody(ChangeBody):
 
         Redis away: RedisUnavailable; nothing is promised then.
         """
-        names = {key: sanitized(key) for key in keys}
+        names = names_of(keys)
         if not names:
             return {}
-        yield from self.agree()
-        leases = [self._keys.lease(name) for name in names.values()]
-        batch = [(b"DEL", *leases), *((b"UNLINK", self._keys.entry(n)) for n in names.values())]
-        _, *counts = yield from self._changing(batch)
+        yield from self.terms.agree()
+        leases = [self.keys.lease(name) for name in names.values()]
+        places = [(self.keys.entry(name), self.keys.other(name)) for name in names.values()]
+        batch = [(b"DEL", *leases), *((b"UNLINK", *both) for both in places)]
+        _, *counts = yield from self._memo.changing(batch)
         return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload
@@ -92,35 +112,56 @@ class BulkBody(ChangeBody):
         self,
         keys: Iterable[str],
         load_many: Callable[[list[str]], Coroutine[Any, Any, Mapping[str, T]]],
-        **options: Unpack[KeepOptions],
+        *,
+        ttl: Duration | TtlOf | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
     ) -> Operation[dict[str, T]]: ...
     @overload
     def get_or_set_many(
         self,
         keys: Iterable[str],
         load_many: Callable[[list[str]], Mapping[str, T]],
-        **options: Unpack[KeepOptions],
+        *,
+        ttl: Duration | TtlOf | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
     ) -> Operation[dict[str, T]]: ...
     def get_or_set_many(
         self,
         keys: Iterable[str],
         load_many: Callable[[list[str]], Any],
-        **options: Unpack[KeepOptions],
+        *,
+        ttl: Duration | TtlOf | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
     ) -> Operation[dict[str, Any]]:
         """The values of all keys: `load_many` is called once, with those this caller has to load.
 
         It gives a mapping; a key that it lacks has no value, and is absent. Keys that another caller is loading are
         waited for. What can't be stored is returned all the same. Stale values are served; this caller loads those
         whose turn it is to be refreshed along with the missing ones. An error of `load_many` reaches its caller if
-        anything was missing. Redis away: loads all and returns them.
+        anything was missing. The options are those of `get_or_set`; `type` is that of each value.
+        Redis away: loads all and returns them.
         """
-        names = {key: sanitized(key) for key in keys}
-        recipe = self._recipe(lambda: None, options)
+        names = names_of(keys)
+        kind = value_type_of(load_many) if type is None else type
+        keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
+        recipe = self.recipe(Call(load_many), tags, kind, keeping)
         try:
-            found = yield from self._look_many(list(names.values()))
+            found = yield from self._look_many(list(names.values()), recipe.owns)
         except RedisUnavailable as error:
             self._fall_back("get_or_set_many", error)
-            return (yield from self._load_all(list(names), load_many))
+            return (yield from self._load_all(list(names), load_many, recipe))
         values, stale = self._sorted_out(names, found, recipe.type)
         missing = {key: name for key, name in names.items() if key not in values}
         refreshed = yield from self._turns_to_refresh(stale)
@@ -133,13 +174,33 @@ class BulkBody(ChangeBody):
 
     # Steps
 
-    def _look_many(self, names: Sequence[bytes]) -> Operation[list[Found | None]]:
-        """For each of these names the entry and its freshness, or None where there is none."""
+    def _look_many(
+        self, names: Sequence[bytes], fits: Callable[[Entry], bool]
+    ) -> Operation[list[Found | None]]:
+        """For each of these names the entry and its freshness, or None where there is none.
+
+        Where another release's value is in the way that does not fit, the key's other place is looked at.
+        """
+        prefix = self.keys.entry_prefix
+        found = yield from self._look_in([prefix + name for name in names], names)
+        unfit = [n for n, one in enumerate(found) if one and one[0].release and not fits(one[0])]
+        if unfit:
+            others = [names[n] for n in unfit]
+            beside = yield from self._look_in([self.keys.other(name) for name in others], others)
+            for n, one in zip(unfit, beside, strict=True):
+                found[n] = None
+                if one is not None and fits(one[0]):
+                    found[n] = one[0]._replace(is_beside=True), one[1]
+        return found
+
+    def _look_in(
+        self, places: Sequence[bytes], names: Sequence[bytes]
+    ) -> Operation[list[Found | None]]:
+        """What is in these places, which are of these names."""
         if not names:
             return []
         known = self._judges.synced
-        prefix = self._keys.entry_prefix
-        *raws, clock = yield from self._read([prefix + name for name in names], known)
+        *raws, clock = yield from self._read(places, known)
         parse = self._parsed
         parsed = [raw and parse(raw, name) for raw, name in zip(raws, names, strict=True)]
         entries = [entry for entry in parsed if entry]
@@ -171,7 +232,7 @@ class BulkBody(ChangeBody):
     def _turns_to_refresh(self, stale: Mapping[str, Stale]) -> Operation[dict[str, Turn]]:
         """The stale keys this caller may refresh: nobody else does, and no worker can."""
         mine = {key: one for key, one in stale.items() if self._may_ask(one.name, one.entry)}
-        leases = yield from self._lease_refreshes(list(mine.values()))
+        leases = yield from self.lease_refreshes(list(mine.values()))
         clock = self._judges.clock
         turns = {key: Turn(lease, clock) for key, lease in zip(mine, leases, strict=True) if lease}
         if clock:
@@ -191,21 +252,23 @@ class BulkBody(ChangeBody):
         values: dict[str, Any] = {}
         pending, turns_of_stale = dict(missing), dict(refreshed)
         patience = time.monotonic() + self.settings.wait
+        waited_for: dict[bytes, None] = {}
         while pending or turns_of_stale:
-            try:
-                turns, there = yield from self._take_turns(pending, recipe)
-            except RedisUnavailable as error:
-                self._fall_back("get_or_set_many", error)
+            taken = yield from self._turns_if_there(pending, recipe, waited_for)
+            if taken is None:
                 yield from self._give_up(turns_of_stale, names)
-                return values | (yield from self._load_all([*pending, *turns_of_stale], load_many))
+                return values | (
+                    yield from self._load_all([*pending, *turns_of_stale], load_many, recipe)
+                )
+            turns, there = taken
             values |= there
             values |= yield from self._load_ours(turns, turns_of_stale, names, load_many, recipe)
             turns_of_stale = {}
             pending = {k: n for k, n in pending.items() if k not in turns and k not in there}
             if pending and time.monotonic() > patience:
-                return values | (yield from self._load_all(list(pending), load_many))
+                return values | (yield from self._load_all(list(pending), load_many, recipe))
             if pending:
-                found = yield from self._await_others(pending, recipe, patience)
+                found = yield from self._await_others(pending, recipe, patience, waited_for)
                 values |= found
                 pending = {key: name for key, name in pending.items() if key not in found}
         return values
@@ -230,10 +293,23 @@ class BulkBody(ChangeBody):
             self.stats.say("a refresh failed", "here", repr(error))
             return {}
 
+    def _turns_if_there(
+        self, missing: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
+    ) -> Operation[tuple[dict[str, Turn], dict[str, Any]] | None]:
+        """What `_take_turns` gives, or None where Redis is away."""
+        try:
+            return (yield from self._take_turns(missing, recipe, waited_for))
+        except RedisUnavailable as error:
+            self._fall_back("get_or_set_many", error)
+            return None
+
     def _take_turns(
-        self, missing: Mapping[str, bytes], recipe: Recipe
+        self, missing: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
     ) -> Operation[tuple[dict[str, Turn], dict[str, Any]]]:
-        """(the keys whose load is ours, the values that others have stored since we looked)."""
+        """(the keys whose load is ours, the values that others have stored since we looked).
+
+        The leases of the loads that are others' are put into `waited_for`.
+        """
         if not missing:
             return {}, {}
         known = self._judges.synced
@@ -244,7 +320,8 @@ class BulkBody(ChangeBody):
                 self._lease_load(name, leases[key], recipe.lease) for key, name in missing.items()
             )
             if any(reply[0] == LATE for reply in replies):
-                self._clock.doubt_clock()
+                self.clock.doubt_clock()
+            waited_for.update((reply[1], None) for reply in replies if len(reply) == 2)
             won = {
                 key: reply for key, reply in zip(missing, replies, strict=True) if reply[0] == WON
             }
@@ -262,7 +339,8 @@ class BulkBody(ChangeBody):
     ) -> Operation[dict[str, Any]]:
         """The values that others have stored between our look and our leases."""
         values: dict[str, Any] = {}
-        for key, (_, clock, raw, _) in won.items():
+        for key, (_, clock, first, _, other) in won.items():
+            raw, _ = self._own(first, other, missing[key], recipe.release)
             entry, _ = yield from self._judge(raw, missing[key], clock, known)
             if entry is not None and (value := self._decode(entry, recipe.type)) is not MISS:
                 values[key] = value
@@ -281,30 +359,30 @@ class BulkBody(ChangeBody):
             loaded = _mapping((yield Call(load_many, [list(turns)])))
         except GeneratorExit:
             raise
-        except BaseException:
+        except BaseException as error:
             self.stats.counts["load_errors"] += 1
-            yield from self._failed_turns(leases.values())
+            yield from self._failed_turns(leases.values(), error)
             raise
         self.stats.counts["loads"] += 1
         wanted = {key: loaded[key] for key in turns if key in loaded}
-        packed = {
-            key: self._pack_or_none(names[key], value, recipe) for key, value in wanted.items()
-        }
+        ready = {key: self._pack_loaded(names[key], value, recipe) for key, value in wanted.items()}
+        packed = {key: one for key, (one, _) in ready.items() if one is not None}
         batch = Freeing(
-            self._commit(names[key], turns[key].lease, turns[key].clock, one, recipe)
+            self._commit(names[key], turns[key].lease, turns[key].clock, one)
             for key, one in packed.items()
-            if one is not None
         )
-        yield from self._release(lease for key, lease in leases.items() if packed.get(key) is None)
+        yield from self._release(lease for key, lease in leases.items() if key not in packed)
         stored = yield from self._each("store", batch)
         self.stats.counts["leases_lost"] += sum(reply in (0, -1) for reply in stored)
-        return wanted
+        return {key: back for key, (_, back) in ready.items()}
 
-    def _failed_turns(self, leases: Iterable[tuple[bytes, bytes]]) -> Operation[None]:
-        """A load of ours failed: others may load what is missing, and refreshes back off, as single ones do."""
+    def _failed_turns(
+        self, leases: Iterable[tuple[bytes, bytes]], error: BaseException
+    ) -> Operation[None]:
+        """A load of ours failed: whoever waited for it is told, and refreshes back off, as single ones do."""
         some = list(leases)
         missing = [(name, held) for name, held in some if held.startswith(b"load.")]
-        yield from self._release(missing)
+        yield from self._free_failed(missing, error)
         refreshed = [lease for lease in some if lease not in missing]
         self.stats.counts["refresh_errors"] += len(refreshed)
         yield from self._back_off_all(refreshed)
@@ -313,47 +391,72 @@ class BulkBody(ChangeBody):
         yield from self._release((names[key], turn.lease) for key, turn in turns.items())
 
     def _await_others(
-        self, waiting: Mapping[str, bytes], recipe: Recipe, patience: float
+        self,
+        waiting: Mapping[str, bytes],
+        recipe: Recipe,
+        patience: float,
+        waited_for: dict[bytes, None],
     ) -> Operation[dict[str, Any]]:
-        """The values others have loaded; returns when nobody is loading the rest any more, or patience is over."""
+        """The values others have loaded; returns when nobody is loading the rest any more, or patience is over.
+
+        Raises what a load has failed with that was waited for.
+        """
         values: dict[str, Any] = {}
         held = dict(waiting)
         while held and time.monotonic() < patience:
             yield Pause(0.01)
             try:
-                looks = yield from self._look_again_many(held, recipe)
+                looks = yield from self._look_again_many(held, recipe, waited_for)
             except RedisUnavailable as error:
                 self._fall_back("get_or_set_many", error)
                 return values
-            values |= {key: value for key, (value, _) in looks.items() if value is not MISS}
-            held = {
-                key: held[key] for key, (value, busy) in looks.items() if value is MISS and busy
-            }
+            failure = next((look.failure for look in looks.values() if look.failure), None)
+            if failure is not None:
+                raise failure
+            values |= {key: look.value for key, look in looks.items() if look.value is not MISS}
+            held = {key: held[key] for key, look in looks.items() if look.holder}
+            waited_for.update((look.holder, None) for look in looks.values() if look.holder)
         return values
 
     def _look_again_many(
-        self, held: Mapping[str, bytes], recipe: Recipe
-    ) -> Operation[dict[str, tuple[Any, bool]]]:
-        """By key: (the value or MISS, whether somebody is loading it)."""
-        found = yield from self._look_many(list(held.values()))
-        (holders,) = yield [(b"MGET", *(self._keys.lease(name) for name in held.values()))]
-        looks = {}
-        for key, one, holder in zip(held, found, holders, strict=True):
+        self, held: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
+    ) -> Operation[dict[str, Attempt]]:
+        """What has become of the loads that are waited for, by key."""
+        found = yield from self._look_many(list(held.values()), recipe.owns)
+        leases = [self.keys.lease(name) for name in held.values()]
+        failures = [self.keys.failure(name) for name in held.values()]
+        ((*told,),) = yield [(b"MGET", *leases, *failures)]
+        looks: dict[str, Attempt] = {}
+        places = zip(held, found, told[: len(held)], told[len(held) :], strict=True)
+        for key, one, holder, failure in places:
             entry = one[0] if one is not None and one[1] is not DEAD else None
             value = MISS if entry is None else self._decode(entry, recipe.type)
-            looks[key] = value, holder is not None and holder.startswith(b"load.")
+            if value is not MISS:
+                looks[key] = Attempt(value=value)
+            else:
+                failed = self._failures.of(failure, waited_for.keys(), recipe.name)
+                looks[key] = Attempt(failure=failed, holder=loading(holder))
         return looks
 
     def _load_all(
-        self, keys: list[str], load_many: Callable[[list[str]], Any]
+        self, keys: list[str], load_many: Callable[[list[str]], Any], recipe: Recipe
     ) -> Operation[dict[str, Any]]:
         """Load without storing."""
         loaded = _mapping((yield Call(load_many, [keys])) if keys else {})
         self.stats.counts["loads"] += 1
-        return {key: loaded[key] for key in keys if key in loaded}
+        return {key: self._as_read(loaded[key], recipe) for key in keys if key in loaded}
+
+
+def names_of(keys: Iterable[str]) -> dict[str, bytes]:
+    """The sanitized keys by key. Raises InvalidArgument for one text: it is not as many keys as it has letters."""
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+        raise InvalidArgument(f"keys={keys!r:.100}: several keys; of one write [key]")
+    return {key: sanitized(key) for key in keys}
 
 
 def _mapping(loaded: Any) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping):
-        raise TypeError(f"load_many gives a mapping of keys to values, not {type(loaded).__name__}")
+        raise InvalidArgument(
+            f"load_many gives a mapping of keys to values, not {type(loaded).__name__}"
+        )
     return loaded

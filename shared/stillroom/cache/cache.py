@@ -1,110 +1,53 @@
-"""The cache's two faces: blocking and awaiting. The logic of both is body.py."""
+"""The cache's two faces: blocking and awaiting. The operations of both are body.py's."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Coroutine
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from stillroom.cache.body import CacheBody
-from stillroom.cache.bulk import BulkBody
-from stillroom.cache.change import ChangeBody
-from stillroom.cache.images import ImageBody
-from stillroom.cache.loaders import Loader, LoaderOptions, Loaders
-from stillroom.cache.reclaim import ReclaimBody
+from stillroom.cache.cached import AsyncCachedFunction, AsyncRegister, CachedFunction
+from stillroom.cache.images import Images
+from stillroom.cache.keeping import TtlOf
+from stillroom.cache.loaders import Loaders, TagSpec, is_coroutine_function, name_of
 from stillroom.cache.sharded import ShardedBody
-from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.durations import Duration
+from stillroom.errors import InvalidArgument
+from stillroom.face import Face, Part, Service, awaiting, blocking
+from stillroom.misuse import explained
+from stillroom.operation import AsyncDriver, Driver
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
 
-
-class _Cached(Generic[P, T_co]):
-    """A loader that answers from the cache."""
-
-    def __init__(self, loader: Loader, body: ImageBody | ShardedBody, driver: Any) -> None:
-        self.loader = loader
-        self._body = body
-        self._driver = driver
-        functools.update_wrapper(self, loader.function)  # type: ignore[arg-type]  # an instance is fine
-
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
-        """The key of this call, as `get` and `invalidate` of the cache take it."""
-        return self.loader.key(self.loader.values(args, kwargs))
+IMAGES = Part("_images")
 
 
-class CachedFunction(_Cached[P, T_co]):
-    """Called like the function it stands for."""
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
-        """The cached value, loaded if it has to be. See Cache.get_or_set."""
-        value: T_co = self._driver.run(self._body.call(self.loader, args, kwargs))
-        return value
-
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
-        """Forget the value of this call. See Cache.invalidate."""
-        count: int = self._driver.run(self._body.invalidate(self.key(*args, **kwargs)))
-        return count
-
-
-class AsyncCachedFunction(_Cached[P, T_co]):
-    """The same, awaited. A plain function runs in a thread, so that it may block."""
-
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
-        """The cached value, loaded if it has to be. See Cache.get_or_set."""
-        value: T_co = await self._driver.run(self._body.call(self.loader, args, kwargs))
-        return value
-
-    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
-        """Forget the value of this call. See Cache.invalidate."""
-        count: int = await self._driver.run(self._body.invalidate(self.key(*args, **kwargs)))
-        return count
-
-
-class AsyncRegister(Protocol):
-    """What `AsyncCache.cached(…)` returns: takes a coroutine function, or a plain one."""
-
-    @overload
-    def __call__(
-        self, function: Callable[P, Coroutine[Any, Any, T]], /
-    ) -> AsyncCachedFunction[P, T]: ...
-    @overload
-    def __call__(self, function: Callable[P, T], /) -> AsyncCachedFunction[P, T]: ...
-
-
-class Cache:
+class Cache(Face):
     """The cache for threads and greenlets: `room.cache`."""
 
-    def __init__(self, body: ImageBody | ShardedBody, driver: Driver) -> None:
+    def __init__(self, body: CacheBody | ShardedBody, images: Images, driver: Driver) -> None:
         self._body = body
         self._driver = driver
+        self._images = Service(images, driver)
 
     get = blocking(CacheBody.get)
     get_entry = blocking(CacheBody.get_entry)
     get_or_set = blocking(CacheBody.get_or_set)
-    get_many = blocking(BulkBody.get_many)
-    get_or_set_many = blocking(BulkBody.get_or_set_many)
+    get_many = blocking(CacheBody.get_many)
+    get_or_set_many = blocking(CacheBody.get_or_set_many)
     set = blocking(CacheBody.set)
-    set_many = blocking(BulkBody.set_many)
-    add = blocking(ChangeBody.add)
-    incr = blocking(ChangeBody.incr)
-    touch = blocking(ChangeBody.touch)
+    set_many = blocking(CacheBody.set_many)
+    add = blocking(CacheBody.add)
+    incr = blocking(CacheBody.incr)
+    touch = blocking(CacheBody.touch)
     invalidate = blocking(CacheBody.invalidate)
-    invalidate_many = blocking(BulkBody.invalidate_many)
+    invalidate_many = blocking(CacheBody.invalidate_many)
     invalidate_by_tag = blocking(CacheBody.invalidate_by_tag)
     invalidate_by_pattern = blocking(CacheBody.invalidate_by_pattern)
     clear = blocking(CacheBody.clear)
-    get_image_info = blocking(ImageBody.get_image_info)
-    invalidate_image = blocking(ImageBody.invalidate_image)
-    refresh = blocking(CacheBody.refresh)
-    load = blocking(CacheBody.load)
-    reclaim = blocking(ReclaimBody.reclaim)
-    pending = blocking(ReclaimBody.pending)
-    trim_marks = blocking(CacheBody.trim_marks)
-    trim_indexes = blocking(ReclaimBody.trim_indexes)
-    flush_stats = blocking(CacheBody.flush_stats)
+    get_image_info = IMAGES.blocking(Images.get_image_info)
+    invalidate_image = IMAGES.blocking(Images.invalidate_image)
 
     @property
     def deferred(self) -> int:
@@ -116,55 +59,99 @@ class Cache:
         """The registered loaders, by name."""
         return self._body.loaders
 
+    @explained
     def cached(
-        self, key: str, **options: Unpack[LoaderOptions]
+        self,
+        key: str,
+        *,
+        ttl: Duration | TtlOf | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
+        name: str | None = None,
+        lease: Duration | None = None,
+        ignore: Sequence[str] = (),
+        at_once: int | None = None,
+        version: str | int | None = None,
+        memo: bool = False,
+        warm_every: Duration | None = None,
+        warm_with: Any = None,
     ) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
         """Register a function as a loader, and answer its calls from the cache.
 
-        `key` is a template of its parameters, `product:{id}`. The options are those of LoaderOptions.
+        `@room.cache.cached("product:{id}")`: the key is a template of the function's parameters. Each of them
+        stands in it, or in `ignore`: calls that differ in one of these share a value.
+
+        `ttl`: how long a value is fresh; `swr`: how long after that it is served while it is loaded again; seconds
+        or a timedelta, by default the settings'. `ttl` may be a function of the value that gives one, or None for
+        the settings'. `keep`: a function of the value; what it says no to is not kept, or only for `negative_ttl`,
+        which without `keep` is what None is kept for. `tags`: texts, templates as the key is, or functions of the
+        value that give texts. `type`: what the value is, by default what the function says it returns. `name`: what
+        messages to workers call it, by default the function's name; keep it stable. `lease`: a load that takes
+        longer is not stored; seconds or a timedelta. `at_once`: so many loads run at the same time in all
+        processes (for each shard of the cache); as many more wait for a second, all others raise LoadShed: a 503.
+        While two releases of an app run, values of another shape of type are kept apart; so are those of another
+        `version`, for what the type does not show. `memo`: within `room.request()` a key is asked for once.
+        `warm_every`: a worker loads its values this often, asked for or not, from 10 seconds on. `warm_with`: for
+        which arguments: dicts, tuples or single ones, or a function that gives these.
+        Raises InvalidArgument, InvalidKey.
         """
+        _check_key(key)
 
         def register(function: Callable[P, T]) -> CachedFunction[P, T]:
-            if inspect.iscoroutinefunction(function):
-                raise TypeError(f"{function.__name__} is a coroutine function: use AsyncStillroom")
-            return CachedFunction(
-                self._body.loader(function, key, options), self._body, self._driver
+            if is_coroutine_function(function):
+                raise InvalidArgument(
+                    f"{name_of(function)} is a coroutine function: use AsyncStillroom"
+                )
+            loader = self._body.loader(
+                *(function, key),
+                ttl=ttl,
+                swr=swr,
+                tags=tags,
+                type=type,
+                keep=keep,
+                negative_ttl=negative_ttl,
+                name=name,
+                lease=lease,
+                ignore=ignore,
+                at_once=at_once,
+                version=version,
+                memo=memo,
+                warm_every=warm_every,
+                warm_with=warm_with,
             )
+            return CachedFunction(loader, self._body, self._driver)
 
         return register
 
 
-class AsyncCache:
+class AsyncCache(Face):
     """The cache for asyncio: `room.cache`. The same names, awaited."""
 
-    def __init__(self, body: ImageBody | ShardedBody, driver: AsyncDriver) -> None:
+    def __init__(self, body: CacheBody | ShardedBody, images: Images, driver: AsyncDriver) -> None:
         self._body = body
         self._driver = driver
+        self._images = Service(images, driver)
 
     get = awaiting(CacheBody.get)
     get_entry = awaiting(CacheBody.get_entry)
     get_or_set = awaiting(CacheBody.get_or_set)
-    get_many = awaiting(BulkBody.get_many)
-    get_or_set_many = awaiting(BulkBody.get_or_set_many)
+    get_many = awaiting(CacheBody.get_many)
+    get_or_set_many = awaiting(CacheBody.get_or_set_many)
     set = awaiting(CacheBody.set)
-    set_many = awaiting(BulkBody.set_many)
-    add = awaiting(ChangeBody.add)
-    incr = awaiting(ChangeBody.incr)
-    touch = awaiting(ChangeBody.touch)
+    set_many = awaiting(CacheBody.set_many)
+    add = awaiting(CacheBody.add)
+    incr = awaiting(CacheBody.incr)
+    touch = awaiting(CacheBody.touch)
     invalidate = awaiting(CacheBody.invalidate)
-    invalidate_many = awaiting(BulkBody.invalidate_many)
+    invalidate_many = awaiting(CacheBody.invalidate_many)
     invalidate_by_tag = awaiting(CacheBody.invalidate_by_tag)
     invalidate_by_pattern = awaiting(CacheBody.invalidate_by_pattern)
     clear = awaiting(CacheBody.clear)
-    get_image_info = awaiting(ImageBody.get_image_info)
-    invalidate_image = awaiting(ImageBody.invalidate_image)
-    refresh = awaiting(CacheBody.refresh)
-    load = awaiting(CacheBody.load)
-    reclaim = awaiting(ReclaimBody.reclaim)
-    pending = awaiting(ReclaimBody.pending)
-    trim_marks = awaiting(CacheBody.trim_marks)
-    trim_indexes = awaiting(ReclaimBody.trim_indexes)
-    flush_stats = awaiting(CacheBody.flush_stats)
+    get_image_info = IMAGES.awaiting(Images.get_image_info)
+    invalidate_image = IMAGES.awaiting(Images.invalidate_image)
 
     @property
     def deferred(self) -> int:
@@ -176,14 +163,56 @@ class AsyncCache:
         """The registered loaders, by name."""
         return self._body.loaders
 
-    def cached(self, key: str, **options: Unpack[LoaderOptions]) -> AsyncRegister:
+    @explained
+    def cached(
+        self,
+        key: str,
+        *,
+        ttl: Duration | TtlOf | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
+        name: str | None = None,
+        lease: Duration | None = None,
+        ignore: Sequence[str] = (),
+        at_once: int | None = None,
+        version: str | int | None = None,
+        memo: bool = False,
+        warm_every: Duration | None = None,
+        warm_with: Any = None,
+    ) -> AsyncRegister:
         """Register a coroutine function, or a plain one, as a loader, and answer its calls from the cache.
 
-        `key` is a template of its parameters, `product:{id}`. The options are those of LoaderOptions.
+        See Cache.cached. A plain function runs in a thread, so it may block.
         """
+        _check_key(key)
 
         def register(function: Any) -> Any:
-            loader = self._body.loader(function, key, options)
+            loader = self._body.loader(
+                *(function, key),
+                ttl=ttl,
+                swr=swr,
+                tags=tags,
+                type=type,
+                keep=keep,
+                negative_ttl=negative_ttl,
+                name=name,
+                lease=lease,
+                ignore=ignore,
+                at_once=at_once,
+                version=version,
+                memo=memo,
+                warm_every=warm_every,
+                warm_with=warm_with,
+            )
             return AsyncCachedFunction(loader, self._body, self._driver)
 
         return register
+
+
+def _check_key(key: object) -> None:
+    if callable(key):
+        name = name_of(key)
+        raise InvalidArgument(f'write @….cache.cached("{name}:{{…}}") above {name}, with its key')

@@ -2,6 +2,8 @@
 
     1⇥<epoch>⇥<stamp>⇥<fresh until, ms>⇥<crc32 of the rest>⇥<codec>⇥<source>⇥<key>⇥<tag>⇥<tag>…⏎<payload>
 
+The codec is a letter (codec.py), and behind a colon the fingerprint of the release whose value it is.
+
 A line of text, then the JSON, so that `redis-cli GET` shows all of it. Scripts write the first four
 fields (the server's clocks decide them) in front of the rest, which is made here and is covered by
 the checksum: cut short, altered, or another key's bytes are a miss, never a value.
@@ -36,6 +38,12 @@ class Entry(NamedTuple):
     key: bytes
     tags: list[bytes]
     payload: bytes
+    is_beside: bool = False  # it was read in its key's other place: see lua/lib/places.lua
+
+    @property
+    def release(self) -> bytes:
+        """The fingerprint of the app's release whose value it is; nothing for everybody's."""
+        return self.codec[2:]
 
 
 _entry = tuple.__new__
@@ -59,7 +67,7 @@ def parse(raw: bytes, key: bytes) -> Entry:
             raise Corrupt("a time that no clock shows")
         # Past NamedTuple's own constructor, which is Python: this is read on every hit.
         return _entry(
-            Entry, (epoch, int(stamp), int(fresh_until), codec, source, name, tags, payload)
+            Entry, (epoch, int(stamp), int(fresh_until), codec, source, name, tags, payload, False)
         )
     except ValueError as error:
         raise Corrupt(str(error)) from None

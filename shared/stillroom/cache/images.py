@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +18,30 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from stillroom.cache.reclaim import ReclaimBody
-from stillroom.errors import ImageRefused, ImagesUnavailable
+from stillroom.cache.body import CacheBody
+from stillroom.cache.sharded import ShardedBody
+from stillroom.errors import ImageRefused, ImagesUnavailable, LoadFailed
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Operation
 
-# Formats whose header can be read without decoding the picture, the most frequent first.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Formats whose header can be read without decoding the picture, the most frequent first, and what browsers call
+# them: a camera's second picture behind a JPEG, or a PNG that moves, makes no other type of it.
+FORMATS = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "AVIF": "image/avif",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+}
+TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is what is shown as the height
+ORIENTATION = 0x0112  # its tag in EXIF
+CHUNKS = 1_000  # of a PNG that are passed over in search of its EXIF
+SVG = re.compile(
+    rb"\s*(<\?xml[^>]*\?>|<!--.*?-->|<!DOCTYPE[^>]*>|\s)*<svg[\s>]", re.DOTALL | re.IGNORECASE
+)
+SVG_WITHIN = 4_096  # bytes
 NAME_LIMIT = 512  # bytes of a file's name with its folders
 TRIES = 3  # to read a file that is being written
 CHUNK = 256 * 1024
@@ -42,7 +60,7 @@ class ImageInfo(BaseModel):
     type: str  # from its content: "image/png"
     sha256: str  # of its bytes, hexadecimal
     timestamp: float  # its modification time, seconds since 1970
-    width: int  # pixels
+    width: int  # pixels, as it is shown: a photo that says that it lies on its side is turned
     height: int
 
 
@@ -54,8 +72,12 @@ class Answer(BaseModel):
     sentence: str = ""
 
 
-class ImageBody(ReclaimBody):
-    """ReclaimBody, and images."""
+class Images:
+    """The operations on images, whose answers are in a cache. A driver of that runs them."""
+
+    def __init__(self, cache: CacheBody | ShardedBody) -> None:
+        self._cache = cache
+        self._settings = cache.settings
 
     def get_image_info(self, filename: str) -> Operation[ImageInfo | None]:
         """What an image under `image_root` is, or None if there is no such file.
@@ -72,7 +94,7 @@ class ImageBody(ReclaimBody):
                 return None
             try:
                 answer = yield from self._answer_for(root, name, version)
-            except OtherVersion:
+            except (OtherVersion, LoadFailed):  # also in another process, that has read it for us
                 continue
             break
         else:
@@ -82,11 +104,11 @@ class ImageBody(ReclaimBody):
         return answer.info
 
     def _answer_for(self, root: Path, name: str, version: str) -> Operation[Answer]:
-        limits = self.settings.image_byte_limit, self.settings.image_pixel_limit
-        options: Any = {"type": Answer, "tags": [tag_of(name)]}
-        recipe = self._recipe(lambda: _answer(root, name, version, *limits), options)
+        limits = self._settings.image_byte_limit, self._settings.image_pixel_limit
+        call = Call(_answer, (root, name, version, *limits))
+        recipe = self._cache.recipe(call, [tag_of(name)], Answer)
         key = sanitized(f"{tag_of(name)}@{version}")
-        answer: Answer = yield from self.obtain(key, recipe)
+        answer: Answer = yield from self._cache.obtain(key, recipe)
         return answer
 
     def invalidate_image(self, filename: str, *, defer: bool = False) -> Operation[None]:
@@ -94,14 +116,14 @@ class ImageBody(ReclaimBody):
 
         Redis away: RedisUnavailable. `defer`: see `invalidate`.
         """
-        yield from self.invalidate_by_tag(tag_of(normalised(filename)), defer=defer)
+        yield from self._cache.invalidate_by_tag(tag_of(normalised(filename)), defer=defer)
 
     def _image_root(self) -> Path:
-        if self.settings.image_root is None:
+        if self._settings.image_root is None:
             raise ImagesUnavailable(
                 "STILLROOM_IMAGE_ROOT is not set: it names the folder of the images"
             )
-        return self.settings.image_root
+        return self._settings.image_root
 
 
 def normalised(filename: str) -> str:
@@ -234,30 +256,64 @@ def _hashed(file: IO[bytes], byte_limit: int) -> str | None:
 
 
 def _header(file: IO[bytes], name: str) -> tuple[str, tuple[int, int]]:
-    """→ (type, (width, height)). By Pillow's readers, without Image.open: that warns of bombs after the fact."""
+    """→ (type, (width, height) as shown). By Pillow's readers: Image.open warns of bombs after the fact."""
     try:
         from PIL import Image
     except ImportError:
         raise ImagesUnavailable('images need Pillow: pip install "stillroom[images]"') from None
     Image.preinit()
-    if "WEBP" not in Image.OPEN or "TIFF" not in Image.OPEN:
+    if not FORMATS.keys() <= Image.OPEN.keys():
         Image.init()
     file.seek(0)
     start = file.read(16)
-    for kind in FORMATS:
+    for kind, mime in FORMATS.items():
         factory, accepts = Image.OPEN.get(kind, (None, None))
         if factory is None or accepts is None or accepts(start) is not True:
             continue
         file.seek(0)
         try:
             with factory(file, "") as image:
-                return str(image.get_format_mimetype()), image.size
+                width, height = image.size
+                is_turned = _orientation(image, file) in TURNED
+                return mime, (height, width) if is_turned else (width, height)
         except MemoryError:
             raise
         except Exception as error:  # whatever a reader makes of bytes that are no image
             sentence = f"its header is no {kind}'s ({type(error).__name__})"
             raise ImageRefused(name, "content", sentence) from None
+    file.seek(0)
+    if SVG.match(file.read(SVG_WITHIN).removeprefix(b"\xef\xbb\xbf")):
+        raise ImageRefused(name, "content", "it is an SVG, a drawing that has no pixels of its own")
     raise ImageRefused(name, "content", f"it is none of {', '.join(FORMATS)}")
+
+
+def _orientation(image: Any, file: IO[bytes]) -> int:
+    """How the picture lies, as EXIF counts it; 1 if it does not say. Nothing of it is decoded."""
+    from PIL import Image
+
+    if image.format == "TIFF":
+        return 1  # Pillow has turned it already
+    found = _png_exif(file) if image.format == "PNG" else image.info.get("exif")
+    if not found:
+        return 1
+    exif = Image.Exif()
+    exif.load(found)
+    orientation = exif.get(ORIENTATION, 1)
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _png_exif(file: IO[bytes]) -> bytes | None:
+    """The EXIF of a PNG, which may stand behind the picture."""
+    file.seek(8)
+    for _ in range(CHUNKS):
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return None
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            return file.read(min(length, CHUNK))
+        file.seek(length + 4, os.SEEK_CUR)
+    return None
 
 
 def _version(found: os.stat_result) -> str:

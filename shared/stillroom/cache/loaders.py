@@ -2,136 +2,75 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from string import Formatter
-from typing import Any, NamedTuple, Protocol, TypeAlias, get_type_hints
+from typing import (
+    Any,
+    NamedTuple,
+    NotRequired,
+    Protocol,
+    TypeAlias,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from stillroom.cache.arguments import Texts, Unkeyable
 from stillroom.cache.around import Around, within
+from stillroom.cache.entry import Entry
+from stillroom.cache.keeping import Keeping
+from stillroom.cache.template import Template, shortened
 from stillroom.cache.warm import check, warm_of
 from stillroom.durations import Duration
-from stillroom.errors import InvalidKey, StillroomError, UnknownLoader
+from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
+from stillroom.misuse import misuse
 from stillroom.operation import Call
+from stillroom.sameness import is_plain, is_same
 
-TagSpec: TypeAlias = "str | Callable[[Any], Iterable[str]]"
-
-
-class TimeOptions(TypedDict, total=False):
-    """For how long a value is good."""
-
-    ttl: float  # seconds fresh; default: the setting
-    swr: float  # seconds after that in which it is served stale while refreshed; default: the setting
-
-
-class SetOptions(TimeOptions, total=False):
-    """How a value is kept."""
-
-    tags: Sequence[str]
-    type: Any  # what it is encoded as; default: whatever it is
-
-
-class KeepOptions(TimeOptions, total=False):
-    """How a loaded value is kept."""
-
-    tags: Sequence[TagSpec]  # texts, or functions of the value that give texts
-    type: Any  # what a cached value is checked against; default: anything
-
-
-class LoaderOptions(KeepOptions, total=False):
-    """How a loader's values are kept: tags may be templates, as the key is; its type is what it returns."""
-
-    name: str  # what messages to workers carry: keep it stable; default: the function's name
-    lease: float  # seconds; a load that takes longer is not stored; default: the setting
-    memo: bool  # within `room.request()` a key is asked for once: see cache/memo.py
-    warm_every: Duration  # seconds: a worker loads its values this often, asked for or not; from 10
-    warm_with: (
-        Any  # for which arguments: dicts, tuples or single ones, or a function that returns them
-    )
+TagSpec: TypeAlias = str | Callable[[Any], Iterable[str]]
 
 
 class Recipe(NamedTuple):
-    """One value to be had: the call that makes it and how it is kept. Times in ms."""
+    """One value to be had: the call that makes it and how it is kept."""
 
     call: Call
     type: Any
-    ttl: int
-    swr: int
-    lease: int
+    keeping: Keeping
+    lease: int  # ms
     tags: Callable[[Any], list[str]]
+    release: bytes  # what tells its values from those of another release of the app
     loader: Loader | None = None  # a registered one can be run by a worker
     values: Mapping[str, Any] = {}
+    at_once: int = 0  # loads of this loader that may run at the same time; 0: any number
+
+    def owns(self, entry: Entry) -> bool:
+        """Whether an entry is this release's, or everybody's."""
+        return not self.release or entry.release in (self.release, b"")
+
+    @property
+    def name(self) -> str:
+        """What the load is called in logs and counts."""
+        return self.loader.name if self.loader else place_of(self.call.function)
 
 
+PLACES_LIMIT = 1_000
+RESULTS_LIMIT = 10_000  # annotations that are remembered
+_results: dict[tuple[Any, str], Any] = {}
 _NAME = re.compile(r"[\w.:-]{1,200}", re.ASCII)
-
-
-class Template:
-    """`product:{id}`: text with the names of parameters in braces.
-
-    Arguments whose texts differ never make the same key: in each value but the last, the character that ends it
-    in the template is written as %XX. (7 and "7" have the same text.)
-    """
-
-    def __init__(self, text: str, parameters: Sequence[str]) -> None:
-        self.text = text
-        self.names = [name for name in self._parse(text, parameters) if name]
-        self._format = text.format_map
-        self._escapes = {name: end for name, end in self._endings(text) if end}
-
-    def _parse(self, text: str, parameters: Sequence[str]) -> Iterable[str | None]:
-        try:
-            pieces = list(Formatter().parse(text))
-        except ValueError as error:
-            raise InvalidKey(text, f"not a template: {error}") from None
-        for index, (literal, name, spec, conversion) in enumerate(pieces):
-            if name is not None:
-                self._check(text, name, spec, conversion, parameters)
-                if index and not literal and pieces[index - 1][1] is not None:
-                    raise InvalidKey(
-                        text, f"something must stand before {{{name}}} to keep values apart"
-                    )
-            yield name
-
-    @staticmethod
-    def _check(
-        text: str, name: str, spec: str | None, conversion: str | None, parameters: Sequence[str]
-    ) -> None:
-        if spec or conversion or not name.isidentifier():
-            raise InvalidKey(text, f"{{{name}}}: only the name of a parameter can stand in braces")
-        if name not in parameters:
-            near = difflib.get_close_matches(name, parameters, n=1)
-            hint = (
-                f"did you mean {{{near[0]}}}?"
-                if near
-                else f"it has {', '.join(parameters) or 'none'}"
-            )
-            raise InvalidKey(text, f"{{{name}}} is not a parameter of the loader; {hint}")
-
-    @staticmethod
-    def _endings(text: str) -> Iterable[tuple[str, str]]:
-        pieces = list(Formatter().parse(text))
-        for (_, name, _, _), (following, *_) in zip(pieces, [*pieces[1:], ("",)], strict=True):
-            if name is not None:
-                yield name, (following or "")[:1]
-
-    def fill(self, values: Mapping[str, Any]) -> str:
-        """The text for these arguments."""
-        if not self._escapes:
-            return self._format(values)
-        return self._format({name: self._escaped(name, values[name]) for name in self.names})
-
-    def _escaped(self, name: str, value: Any) -> str:
-        text = str(value)
-        end = self._escapes.get(name)
-        if end is None or (end not in text and "%" not in text):
-            return text
-        return text.replace("%", "%25").replace(end, f"%{ord(end):02X}")
+_ITERATED = (
+    "Iterator",
+    "Iterable",
+    "Generator",
+    "AsyncIterator",
+    "AsyncIterable",
+    "AsyncGenerator",
+)
 
 
 class Loader:
@@ -141,34 +80,50 @@ class Loader:
         self,
         function: Callable[..., Any],
         key: str,
-        options: LoaderOptions,
-        ttl_ms: int,
-        swr_ms: int,
-        lease_ms: int,
+        keeping: Keeping,
+        lease: int,
+        texts: Texts,
+        *,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        name: str | None = None,
+        ignore: Sequence[str] = (),
+        at_once: int | None = None,
+        version: str | int | None = None,
+        memo: bool = False,
+        warm_every: Duration | None = None,
+        warm_with: Any = None,
     ) -> None:
         self.function = function
-        self.name = options.get("name") or function.__name__
+        self.version = version
+        self.release = b""  # set where it is registered
+        self.at_once = _checked_places(at_once)
+        self.keeping = keeping
+        self.lease = lease
+        self.name = _checked_name(name_of(function) if name is None else name)
+        _check_function(function, self.name)
         self._signature = inspect.signature(function)
-        if not _NAME.fullmatch(self.name):
-            raise ValueError(
-                f"{self.name!r}: a loader's name has 1 to 200 letters, digits or any of _ . : -"
-            )
         self._names = _plain_parameters(self._signature, self.name)
-        self._known = frozenset(self._names)
-        hints = _hints(function, self.name)
-        self.type = options.get("type", hints.get("return", Any))
-        self._template = Template(key, self._names)
+        self._hints = _hints(function, self.name)
+        self._texts = texts
+        self.type = result_of(function) if type is None else type
+        self._template = Template(key, self._names, self._text_of)
+        ignored = self._check_use(several("ignore", ignore))
         self._tags = [
-            t if callable(t) else Template(t, self._names) for t in several(options.get("tags", ()))
+            tag if callable(tag) else Template(tag, self._names, self._text_of)
+            for tag in several("tags", tags)
         ]
-        self._defaults = {
-            n: p.default for n, p in self._signature.parameters.items() if p.default is not p.empty
-        }
-        self._arguments = _arguments_type(self._signature, hints, self.name)
-        self._times = ttl_ms, swr_ms, lease_ms
-        self.is_remembered = bool(options.get("memo", False))
+        parameters = self._signature.parameters
+        self._places = [
+            n for n in self._names if parameters[n].kind is not inspect.Parameter.KEYWORD_ONLY
+        ]
+        self._known = frozenset(self._names)
+        self._defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+        self._not_sent = frozenset(n for n in ignored if n in self._defaults)
+        self._arguments = self._arguments_type()
+        self.is_remembered = memo
         self.around: list[Around] | None = None  # of the registry it was registered in first
-        self.warm = warm_of(options.get("warm_every"), options.get("warm_with"))
+        self.warm = warm_of(warm_every, warm_with)
         if self.warm is not None:
             check(self.values, self.warm.given)
 
@@ -178,30 +133,42 @@ class Loader:
         return self._template.text
 
     def values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments by name, defaults filled in. Raises TypeError as the call itself would."""
-        values = dict(zip(self._names, args, strict=False))
+        """Return the arguments by name, defaults filled in. Raises TypeError as the call itself would."""
+        values = dict(zip(self._places, args, strict=False))
         values.update(kwargs)
-        if kwargs and not kwargs.keys() <= self._known:
-            self._signature.bind(*args, **kwargs)
-        if len(values) != len(self._names) or len(args) + len(kwargs) != len(values):
-            if len(args) + len(kwargs) != len(values) or not values.keys() <= set(self._names):
-                self._signature.bind(*args, **kwargs)
+        if len(args) + len(kwargs) != len(values) or (kwargs and not values.keys() <= self._known):
+            self._refuse(args, kwargs)
+        if len(values) != len(self._names):
             values = {**self._defaults, **values}
             if len(values) != len(self._names):
-                self._signature.bind(*args, **kwargs)
+                self._refuse(args, kwargs)
         return values
 
+    def _refuse(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        error = misuse(TypeError(), self.function, args, kwargs)
+        raise error if error else TypeError(f"{self.name}() can't be called so")
+
     def key(self, values: Mapping[str, Any]) -> str:
-        return self._template.fill(values)
+        """Return the key of a call. Raises Unkeyable for an argument that no text says all of."""
+        try:
+            return shortened(self._template.fill(values))
+        except Unkeyable as error:
+            raise Unkeyable(f"{self.name}(): {error}") from None
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
+        """Return what a call of it is kept by."""
         function = self.within(self.function) if self.around else self.function
-        call = Call(function, (), values)
-        return Recipe(call, self.type, *self._times, self._tagger(values), self, values)
+        call, tags = Call(function, (), values), self._tagger(values)
+        return Recipe(
+            *(call, self.type, self.keeping, self.lease, tags, self.release, self, values),
+            self.at_once,
+        )
 
     def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, called as the app wants its loaders to be called: see Loaders.around."""
-        return within(self.around, function) if self.around else function
+        if not self.around:
+            return function
+        return within(self.around, function, is_async=is_coroutine_function(function))
 
     def _tagger(self, values: Mapping[str, Any]) -> Callable[[Any], list[str]]:
         def tags(value: Any) -> list[str]:
@@ -210,26 +177,84 @@ class Loader:
                 if isinstance(tag, Template):
                     found.append(tag.fill(values))
                 else:
-                    found.extend(several(tag(value)))
+                    found.extend(several("tags", tag(value)))
             return found
 
         return tags
 
     def source(self, values: Mapping[str, Any]) -> bytes:
-        """`<name> <arguments as JSON>`: how an entry says what made it."""
-        return self.name.encode() + b" " + self._arguments.dump_json(dict(values), warnings=False)
+        """Return `<name> <arguments as JSON>`: how an entry says what made it.
+
+        Raises ValueError for arguments that another process could not have as they are.
+        """
+        return self.name.encode() + b" " + self._as_json(values)
 
     def json_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments as a message carries them. Raises ValueError for what has no JSON."""
-        fields: dict[str, Any] = json.loads(self._arguments.dump_json(dict(values), warnings=False))
+        """Return the arguments as a message carries them. Raises ValueError as `source` does."""
+        fields: dict[str, Any] = json.loads(self._as_json(values))
         return fields
 
+    def _as_json(self, values: Mapping[str, Any]) -> bytes:
+        sent = {n: value for n, value in values.items() if n not in self._not_sent}
+        text = self._arguments.dump_json(sent, by_alias=True, round_trip=True, warnings=False)
+        if not is_plain(sent):
+            back = self.validated(json.loads(text))
+            for name, value in sent.items():
+                if not is_same(value, back[name]):
+                    kind = type(value).__name__
+                    raise ValueError(f"{name}: {kind} is another value once it has been JSON")
+        return text
+
     def validated(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments from a message, by the types of the signature. Raises BadArguments."""
+        """Return the arguments of a message, by the types of the signature. Raises BadArguments."""
         try:
-            return self._arguments.validate_python(args)
+            given = self._arguments.validate_python(args)
         except ValidationError as error:
             raise BadArguments(f"{self.name}: {_brief(error)}") from None
+        return {**{name: self._defaults[name] for name in self._not_sent}, **given}
+
+    # When it is registered
+
+    def _text_of(self, name: str) -> Any:
+        try:
+            return self._texts.of(self._hints.get(name, Any))
+        except Unkeyable as error:
+            raise Unkeyable(f"{self.name}: {{{name}}}: {error}") from None
+
+    def _check_use(self, ignored: Sequence[str]) -> Sequence[str]:
+        """Each parameter is in the key, or is said not to matter."""
+        for name in ignored:
+            if name not in self._names:
+                hint = (
+                    did_you_mean(name, self._names)
+                    or f"; it has {', '.join(self._names) or 'none'}"
+                )
+                raise InvalidArgument(f"{self.name}: ignore={name!r} is no parameter of it{hint}")
+        unused = [n for n in self._names if n not in self._template.names and n not in ignored]
+        if unused and unused[0] in ("self", "cls") and unused[0] == self._names[0]:
+            raise InvalidArgument(
+                f"{self.name}: a method's {unused[0]} is an argument like any other. Put {{{unused[0]}}} into the "
+                f"key, or write ignore=[{unused[0]!r}]: then no worker can call it. Better load by a function"
+            )
+        if unused:
+            raise InvalidArgument(
+                f"{self.name}: {unused[0]} is not in the key {self.template!r}, so calls that differ in it would "
+                f"share a value; put {{{unused[0]}}} into the key, or write ignore=[{unused[0]!r}]"
+            )
+        return ignored
+
+    def _arguments_type(self) -> TypeAdapter[dict[str, Any]]:
+        fields = {
+            n: NotRequired[self._hints.get(n, Any)]
+            if n in self._not_sent
+            else self._hints.get(n, Any)
+            for n in self._names
+        }
+        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+        make: Any = (
+            TypedDict  # a type checker wants literals; a signature is known when the app runs
+        )
+        return TypeAdapter(with_config(config)(make(f"{self.name} arguments", fields)))
 
 
 class BadArguments(StillroomError, ValueError):
@@ -248,16 +273,20 @@ class Loaders:
         self.around: list[Around] = []
 
     def register(self, loader: Loader) -> None:
-        if loader.name in self._by_name:
-            raise ValueError(f"a loader named {loader.name!r} exists already; give this one name=…")
-        for other in self._by_name.values():
+        """Add a loader. One that is defined again, as when a module is reloaded, takes the earlier one's place."""
+        others = [other for other in self._by_name.values() if not _is_again(loader, other)]
+        if any(other.name == loader.name for other in others):
+            raise InvalidArgument(
+                f"a loader named {loader.name!r} exists already; give this one name=…"
+            )
+        for other in others:
             if other.template == loader.template:
-                raise ValueError(
+                raise InvalidArgument(
                     f"{loader.name}: the loader {other.name!r} has the key {loader.template!r}"
                 )
         if loader.around is None:
             loader.around = self.around
-        self._by_name[loader.name] = loader
+        self._by_name = {other.name: other for other in [*others, loader]}
 
     def adopt(self, others: Loaders) -> None:
         """Take over another room's loaders."""
@@ -281,8 +310,8 @@ class Loaders:
         return len(self._by_name)
 
 
-class Asked(Protocol):
-    """Whoever names a loader and its arguments."""
+class LoaderCall(Protocol):
+    """What names a loader and its arguments: a message, an order."""
 
     @property
     def loader(self) -> str: ...
@@ -290,22 +319,142 @@ class Asked(Protocol):
     def args(self) -> dict[str, Any]: ...
 
 
-def recipe_of(order: Asked, loaders: Loaders) -> Recipe:
-    """What an order asks for. Raises UnknownLoader or BadArguments."""
+def recipe_of(order: LoaderCall, loaders: Loaders) -> Recipe:
+    """Return the recipe that an order asks for. Raises UnknownLoader or BadArguments."""
     loader = loaders[order.loader]
     return loader.recipe(loader.validated(order.args))
 
 
-def several(tags: Any) -> Sequence[Any]:
-    """Tags as they were meant: one text is one tag, not as many as it has letters."""
-    return [tags] if isinstance(tags, str) or callable(tags) else list(tags)
+def several(what: str, given: Any) -> Sequence[Any]:
+    """Return names as they were meant: one text is one name, not as many as it has letters."""
+    if isinstance(given, str) or callable(given):
+        return [given]
+    if given is None or not isinstance(given, Iterable):
+        raise InvalidArgument(f"{what}={given!r}: a text, or a list of them; leave it out for none")
+    return list(given)
 
 
-def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+def name_of(function: Any) -> str:
+    """Return the name of a function, or of what is called like one."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def result_of(function: Any) -> Any:
+    """Return the type of what a loader returns, by its annotation; Any if it has none. Raises InvalidArgument.
+
+    Asked for on each get_or_set: what has been found once is remembered by the function's code.
+    """
+    called = _called(function)
+    annotation = getattr(called, "__annotations__", {}).get("return", Any)
+    if annotation is Any:
+        return Any
+    if isinstance(annotation, str):
+        place = called.__code__, annotation
+        if place not in _results:
+            if len(_results) > RESULTS_LIMIT:
+                _results.clear()
+            _results[place] = _hints(function, name_of(function)).get("return", Any)
+        annotation = _results[place]
+    return _checked_result(annotation, name_of(function))
+
+
+def value_type_of(load_many: Any) -> Any:
+    """Return the type of the values in the mapping that a loader of many returns; Any if it does not say."""
+    result = result_of(load_many)
+    args = get_args(result)
+    is_mapping = isinstance(get_origin(result), type) and issubclass(get_origin(result), Mapping)
+    return args[1] if is_mapping and len(args) == 2 else Any
+
+
+def place_of(function: Any) -> str:
+    """Return where a function is written: `shop.views.page.<locals>.load`."""
+    function = _called(function)
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', name_of(function))}"
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Whether calling it gives a coroutine: also of a partial, and of an object with such a `__call__`."""
+    function = _called(function)
+    return inspect.iscoroutinefunction(function)
+
+
+def _called(function: Any) -> Any:
+    """The function behind a partial, a static method or an object that can be called."""
+    while isinstance(function, functools.partial | staticmethod):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    return function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+
+
+def _is_again(one: Loader, other: Loader) -> bool:
+    """Whether a loader is the other one defined anew: in the same place of the same module.
+
+    Of functions inside functions, lambdas and partials there may be several in one place: there name and key must
+    be the same as well.
+    """
+    if _place_of(one) != _place_of(other):
+        return False
+    if one.name == other.name and one.template == other.template:
+        return True
+    is_one_of_a_kind = inspect.isfunction(one.function) and "<" not in one.function.__qualname__
+    return is_one_of_a_kind and one.function is not other.function
+
+
+def _place_of(loader: Loader) -> tuple[str, str]:
+    function = _called(loader.function)
+    return str(getattr(function, "__module__", "")), str(getattr(function, "__qualname__", ""))
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"{name!r}: a loader's name has 1 to 200 letters, digits or any of _ . : -"
+        )
+    return name
+
+
+def _checked_places(at_once: Any) -> int:
+    if at_once is None:
+        return 0
+    if (
+        not isinstance(at_once, int)
+        or isinstance(at_once, bool)
+        or not 1 <= at_once <= PLACES_LIMIT
+    ):
+        raise InvalidArgument(f"at_once={at_once!r}: 1 to {PLACES_LIMIT:,} loads")
+    return at_once
+
+
+def _check_function(function: Any, name: str) -> None:
+    if isinstance(function, classmethod):
+        raise InvalidArgument(f"{name}: write @classmethod above @….cached(…), not below it")
+    if isinstance(function, type) or not callable(function):
+        raise InvalidArgument(f"{name}: a loader is a function, not {function!r:.100}")
+    called = _called(function)
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise InvalidArgument(f"{name}: what it yields could be read once only; return a list")
+
+
+def _checked_result(result: Any, name: str) -> Any:
+    """The type of a result; of one that is awaited, what it is then."""
+    kind = get_origin(result) or result
+    if getattr(kind, "__module__", "") != "collections.abc":
+        return type(None) if result is None else result
+    if kind.__name__ in ("Awaitable", "Coroutine"):
+        return (get_args(result) or (Any,))[-1]
+    if kind.__name__ in _ITERATED:
+        raise InvalidArgument(
+            f"{name}: {kind.__name__} could be read once only; declare and return a list"
+        )
+    return result
+
+
+def _hints(function: Any, name: str) -> dict[str, Any]:
     try:
-        return get_type_hints(function, include_extras=True)
+        return get_type_hints(_called(function), include_extras=True)
     except NameError as error:
-        raise TypeError(
+        raise InvalidArgument(
             f"{name}: {error}; types in a loader's signature are found in its module"
         ) from None
 
@@ -313,17 +462,10 @@ def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
 def _plain_parameters(signature: inspect.Signature, name: str) -> list[str]:
     for parameter in signature.parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise TypeError(f"{name}: a loader has plain named parameters only, not {parameter}")
+            raise InvalidArgument(
+                f"{name}: a loader has plain named parameters only, not {parameter}"
+            )
     return list(signature.parameters)
-
-
-def _arguments_type(
-    signature: inspect.Signature, hints: Mapping[str, Any], name: str
-) -> TypeAdapter[dict[str, Any]]:
-    fields = {parameter: hints.get(parameter, Any) for parameter in signature.parameters}
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    make: Any = TypedDict  # a type checker wants literals; a signature is known when the app runs
-    return TypeAdapter(with_config(config)(make(f"{name} arguments", fields)))
 
 
 def _brief(error: ValidationError) -> str:

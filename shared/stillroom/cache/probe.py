@@ -24,6 +24,8 @@ COUNTED = {
     "decode_errors": "decode_errors",
     "not_stored": "not_stored",
 }
+NOT_KEPT = "not_kept:"  # in front of a loader's name: its values that could not be kept
+NAMED = 20  # loaders that are named in a report; those with the most
 
 
 def lag_bucket(seconds: float) -> str:
@@ -45,9 +47,10 @@ class CacheProbe:
     def count(self, counts: Mapping[str, int] | None) -> Mapping[str, Any]:
         if counts is None:
             return {}
-        fields = {field: counts.get(name, 0) for field, name in COUNTED.items()}
+        fields: dict[str, Any] = {f: counts.get(name, 0) for f, name in COUNTED.items()}
         answered = fields["hits"] + fields["stale"]
         lookups = answered + fields["misses"]
+        fields["not_kept"] = _by_loader(counts)
         return {**fields, "hit_ratio": answered / lookups if lookups else None, **_lag(counts)}
 
 
@@ -67,6 +70,11 @@ class TodoProbe:
 
     def count(self, counts: Mapping[str, int] | None) -> Mapping[str, Any]:
         return {}
+
+
+def _by_loader(counts: Mapping[str, int]) -> dict[str, int]:
+    found = [(n.removeprefix(NOT_KEPT), c) for n, c in counts.items() if n.startswith(NOT_KEPT)]
+    return dict(sorted(found, key=lambda pair: (-pair[1], pair[0]))[:NAMED])
 
 
 def _lag(counts: Mapping[str, int]) -> Mapping[str, float | None]:

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
-from stillroom.cache.body import Stale
-from stillroom.cache.bulk import BulkBody
+from stillroom.cache.body import CacheBody
+from stillroom.cache.core import Stale
 from stillroom.cache.entry import Entry, parse_head
-from stillroom.cache.invalidation import LEASE_LIMIT
 from stillroom.cache.marks import TRIMMED, Marks, Verdict, question, read_clock
-from stillroom.cache.ordering import Ordering
-from stillroom.cache.orders import Order
+from stillroom.cache.terms import LEASE_LIMIT, LIFE_LIMIT
 from stillroom.errors import RedisRefused, RedisUnavailable
-from stillroom.keys import glob_literal
+from stillroom.keys import OTHER, glob_literal
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import (
     drop_globs,
@@ -34,11 +31,11 @@ from stillroom.scripts import (
     reclaim_tag,
     take_todo,
     trim_index,
+    trim_marks,
 )
 from stillroom.wire import Command
 
-BUDGET_S = 20.0  # of one run; what it leaves is due at once
-HELD_MS = 60_000  # three budgets: then the work of a worker that died is due again
+HELD_MS = 60_000  # three times what a run takes: then the work of a worker that died is due again
 SAVE_EVERY_S = 0.5
 KEPT_S = b"600"  # for how long one can see how far a piece of work has got
 HEAD_BYTES = 1_024  # fetched of an entry to read its header; more where that was not all of it
@@ -46,6 +43,7 @@ HEAD_LIMIT = 64 * 1_024
 ON = b"+"  # in front of work that has begun: go on with it
 SWEEP, TAG, SOFT = b"sweep", b"t:", b"s:"
 HOTTEST = 200  # refreshed in one pass over an index; the next pass finds the next ones
+TRIM_BITE = 5_000  # marks dropped by one script call
 BYTES = "latin-1"  # any bytes as text: a cursor may name an entry
 SCRIPT_KEYS = 1_000  # Lua's stack takes no more at once
 LOOKS = 3  # at a bite in which something dead could not be deleted
@@ -142,25 +140,12 @@ class Hottest:
         return [stale for _, _, stale in sorted(self._heap, key=lambda hot: -hot[0])]
 
 
-class ReclaimBody(BulkBody):
-    """BulkBody, and the work behind invalidations."""
+class Reclaim:
+    """The work behind the invalidations of a cache, or of one of its shards. A driver of it runs the operations."""
 
-    orders: Ordering  # what apps ordered from workers; whoever makes the cache sets it
-
-    def reclaim(
-        self, *, budget: float = BUDGET_S, progress: Report | None = None
-    ) -> Operation[dict[str, int]]:
-        """Carry out what apps ordered, and then what invalidations left to do, for `budget` seconds.
-
-        What is due the longest comes first. Orders get half of the time at the most. `progress` is called with a
-        Progress twice a second. Returns counts: work done, orders that became dead letters, entries seen, deleted
-        and refreshed, patterns dropped, how much work is left, and how much of that is due.
-        Redis away: RedisUnavailable; the work stays written down.
-        """
-        began = time.monotonic()
-        ordered = yield from self.orders.carry_out(budget / 2)
-        rest = budget - (time.monotonic() - began)
-        return added_up([ordered, (yield from self.clear_up(budget=rest, progress=progress))])
+    def __init__(self, cache: CacheBody) -> None:
+        self._cache = cache
+        self._keys = cache.keys
 
     def clear_up(
         self, *, budget: float, progress: Report | None = None
@@ -180,7 +165,7 @@ class ReclaimBody(BulkBody):
         return {**counts, "left": left, "due": due}
 
     def pending(self, *members: bytes) -> Operation[dict[bytes, Progress | None]]:
-        """Those of these works that are not done, with how far they have got, None if nobody has begun."""
+        """See Housekeeping.pending."""
         if not members:
             return {}
         names = [name for member in members for name in (member, ON + member)]
@@ -197,15 +182,21 @@ class ReclaimBody(BulkBody):
             if member in waiting
         }
 
-    def order(self, *orders: Order) -> Operation[None]:
-        """See Ordering.order."""
-        return self.orders.order(*orders)
+    def trim_marks(self) -> Operation[dict[str, int]]:
+        """See Housekeeping.trim_marks."""
+        terms = self._cache.terms
+        longest = terms.longest(LIFE_LIMIT) + terms.longest(LEASE_LIMIT)
+        keys = [self._keys.clock, self._keys.marks, self._keys.globs]
+        dropped = 0
+        while True:
+            ((bite, left),) = yield [trim_marks(keys, int(longest * 1_000_000), TRIM_BITE)]
+            dropped += bite
+            if bite < TRIM_BITE:
+                return {"dropped": dropped, "left": left}
+            yield Pause(0)  # others first; and each bite has its own deadline
 
-    def trim_indexes(self, *, budget: float = 5.0) -> Operation[dict[str, int]]:
-        """Take out of the tag indexes what has run out by itself, for `budget` seconds, and go on there next time.
-
-        Returns {"indexes": looked at, "members": taken out}.
-        """
+    def trim_indexes(self, *, budget: float) -> Operation[dict[str, int]]:
+        """See Housekeeping.trim_indexes."""
         run, counts = Run(budget, None), {"indexes": 0, "members": 0}
         run_id, _ = yield from self._about_server()
         (at,) = yield [(b"GET", self._keys.trimmed)]
@@ -273,11 +264,11 @@ class ReclaimBody(BulkBody):
         return not state.is_broken and run_id != "" and run_id == state.run
 
     def _sweep_again_ms(self) -> int:
-        return int(self._longest(LEASE_LIMIT) * 1000) + 1
+        return int(self._cache.terms.longest(LEASE_LIMIT) * 1000) + 1
 
     def _drop_globs(self, state: Progress) -> Operation[tuple[int, bool]]:
         """→ (patterns dropped, whether some are left)."""
-        longest_us = int(self._longest(LEASE_LIMIT) * 1_000_000)
+        longest_us = int(self._cache.terms.longest(LEASE_LIMIT) * 1_000_000)
         keys = [self._keys.marks, self._keys.globs]
         ((dropped, newest),) = yield [drop_globs(keys, state.began_us, longest_us)]
         return dropped, newest is not None
@@ -392,7 +383,7 @@ class ReclaimBody(BulkBody):
                 break
         else:
             state.is_broken = True
-        if self._clock.run.decode() != state.run:
+        if self._cache.clock.run.decode() != state.run:
             state.is_broken = True
         return cursor, len(keys)
 
@@ -445,8 +436,10 @@ class ReclaimBody(BulkBody):
                 texts[n] = raw or b""
         heads = {}
         for key, text in zip(keys, texts, strict=True):
-            if head := parse_head(text, key.removeprefix(self._keys.entry_prefix)):
-                heads[key] = head
+            name = key.removeprefix(self._keys.entry_prefix)
+            if head := parse_head(text, name.removesuffix(OTHER)):
+                begins, entry = head
+                heads[key] = begins, entry._replace(is_beside=name.endswith(OTHER))
         return heads, clock, globs or []
 
     def _tolerant(self, batch: Sequence[Command]) -> Operation[list[Any]]:
@@ -466,7 +459,7 @@ class ReclaimBody(BulkBody):
         tag, state = work.name.removeprefix(SOFT), work.progress
         _, policy = yield from self._about_server()
         (score,) = yield [(b"ZSCORE", self._keys.marks, work.name)]
-        hottest = Hottest("lfu" in policy, tag, int(score or 0), set(self.loaders.names()))
+        hottest = Hottest("lfu" in policy, tag, int(score or 0), set(self._cache.loaders.names()))
         state.total = yield from self._count_index(tag)
         finding = Run(run.left / 2, run.report)
         yield from self._walk(work, finding, partial(self._bite_stale, hottest, tag))
@@ -493,19 +486,21 @@ class ReclaimBody(BulkBody):
     def _refresh_one(self, stale: Stale, state: Progress) -> Operation[bool]:
         """Load it, unless somebody does; at `refresh_rate` a second at the most. → whether it is fresh now."""
         began = time.monotonic()
-        (lease,) = yield from self._lease_refreshes([stale])
-        task = self._order(stale, lease) if lease else None
+        (lease,) = yield from self._cache.lease_refreshes([stale])
+        task = self._cache.order_of(stale, lease) if lease else None
         if task is None:
             return False
         try:
-            refreshed = bool((yield from self.refresh(task))["outcome"] == "refreshed")
+            refreshed = bool((yield from self._cache.refresh(task))["outcome"] == "refreshed")
         except RedisUnavailable:
             raise
         except Exception as error:
-            self.stats.say("a refresh failed", task.loader, f"{stale.name[:100]!r}: {error!r}")
+            self._cache.stats.say(
+                "a refresh failed", task.loader, f"{stale.name[:100]!r}: {error!r}"
+            )
             refreshed = False
         state.refreshed += refreshed
-        yield Pause(max(0.0, 1 / self.settings.refresh_rate - (time.monotonic() - began)))
+        yield Pause(max(0.0, 1 / self._cache.settings.refresh_rate - (time.monotonic() - began)))
         return refreshed
 
     # Small things
@@ -526,14 +521,6 @@ class ReclaimBody(BulkBody):
         lines = b"\n".join(reply or b"" for reply in replies).decode().splitlines()
         facts = dict(line.split(":", 1) for line in lines if ":" in line)
         return facts.get("run_id", ""), facts.get("maxmemory_policy", "")
-
-
-def added_up(reports: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The counts of several reports together."""
-    total: Counter[str] = Counter()
-    for report in reports:
-        total.update(report)
-    return dict(total)
 
 
 def _head(key: bytes, size: int = HEAD_BYTES) -> Command:

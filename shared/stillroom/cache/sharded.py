@@ -1,36 +1,32 @@
 """A cache of several shards: each key has one, tags and patterns go to all of them.
 
 A shard is a whole cache: its own clock, marks, indexes, work and outbox, in one slot of a Redis Cluster. So all
-that body.py promises of a key holds as it does there. What goes to several shards is done when it is done in each;
+that core.py promises of a key holds as it does there. What goes to several shards is done when it is done in each;
 an error of one is raised after all have been tried.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from zlib import crc32
 
 from stillroom.agreed import Agreed
 from stillroom.cache.body import CacheBody
-from stillroom.cache.bulk import BulkBody
-from stillroom.cache.change import ChangeBody
-from stillroom.cache.images import ImageBody, normalised, tag_of
-from stillroom.cache.invalidation import InvalidationBody, require_agreement
-from stillroom.cache.loaders import Asked, Loader, LoaderOptions, recipe_of
-from stillroom.cache.ordering import Ordering
-from stillroom.cache.orders import Order
-from stillroom.cache.reclaim import BUDGET_S, Progress, ReclaimBody, Report, added_up
-from stillroom.dead_letters import DeadLetters
+from stillroom.cache.bulk import names_of
+from stillroom.cache.core import Means, Place
+from stillroom.cache.loaders import Loader, LoaderCall, Loaders, Recipe, recipe_of
+from stillroom.cache.terms import Terms
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import Keys, sanitized
 from stillroom.operation import On, Operation
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Clock
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def shard_of(name: bytes, shards: int) -> int:
@@ -44,245 +40,183 @@ def shard_keys(settings: Settings) -> list[Keys]:
     return [Keys(namespace, shard, in_cluster=in_cluster) for shard in range(settings.shards)]
 
 
-def cache_on(
-    settings: Settings,
-    clocks: Sequence[Clock],
-    dispatch: Dispatch,
-    stats: Stats,
-    agreed: Agreed,
-    dead_letters: DeadLetters,
-    run_aside: Sequence[Callable[[Operation[Any]], Any]],
-) -> ImageBody | ShardedBody:
-    """The cache's operations. For each shard: its server's clock, and what runs an operation where none runs."""
-    require_agreement(agreed, settings)
-    bodies = [
-        ImageBody(settings, clock, keys, dispatch, stats, agreed)
-        for clock, keys in zip(clocks, shard_keys(settings), strict=True)
-    ]
-    for body, run in zip(bodies, run_aside, strict=True):
-        body.run_aside = run
-    whole = bodies[0] if len(bodies) == 1 else ShardedBody(bodies)
-    keys = shard_keys(settings)[0]
-    whole.orders = Ordering(settings, keys, dispatch, stats, dead_letters, whole)
-    return whole
+# The rules: which shards run an operation of a cache, and what becomes of their results.
+
+
+def _of_key(_: ShardedBody, key: str, *_args: Any, **_options: Any) -> bytes:
+    return sanitized(key)
+
+
+def _of_name(_: ShardedBody, name: bytes, _recipe: Recipe) -> bytes:
+    return name
+
+
+def _of_call(
+    _: ShardedBody, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> bytes:
+    return sanitized(loader.key(loader.values(args, kwargs)))
+
+
+def _of_refresh(_: ShardedBody, order: RefreshOrder) -> bytes:
+    return order.key.encode()
+
+
+def _of_order(cache: ShardedBody, order: LoaderCall) -> bytes:
+    values = recipe_of(order, cache.loaders).values
+    return sanitized(cache.loaders[order.loader].key(values))
+
+
+def one_key(
+    operation: Callable[Concatenate[CacheBody, P], Operation[T]],
+    name_of: Callable[..., bytes] = _of_key,
+) -> Callable[Concatenate[Any, P], Operation[T]]:
+    """The shard of the key runs it. `name_of`: the sanitized key, by the arguments."""
+
+    def spread(self: ShardedBody, /, *args: P.args, **options: P.kwargs) -> Operation[T]:
+        shard = shard_of(name_of(self, *args, **options), len(self.shards))
+        (result,) = yield from self.on([(shard, operation(self.shards[shard], *args, **options))])
+        return result
+
+    return spread
+
+
+def each_key(
+    operation: Callable[Concatenate[CacheBody, Iterable[str], P], Operation[dict[str, T]]],
+) -> Callable[Concatenate[Any, Iterable[str], P], Operation[dict[str, T]]]:
+    """The shards that have some of the keys run it; what they give is put together in the order of the keys."""
+
+    def spread(
+        self: ShardedBody, /, keys: Iterable[str], *args: P.args, **options: P.kwargs
+    ) -> Operation[dict[str, T]]:
+        names = names_of(keys)
+        operations = [
+            (shard, operation(self.shards[shard], some, *args, **options))
+            for shard, some in self.by_shard(names).items()
+        ]
+        return _in_order(names, (yield from self.on(operations)))
+
+    return spread  # type: ignore[return-value]  # `keys` may be named
+
+
+def all_shards(
+    operation: Callable[Concatenate[CacheBody, P], Operation[None]],
+) -> Callable[Concatenate[Any, P], Operation[None]]:
+    """Every shard runs it."""
+
+    def spread(self: ShardedBody, /, *args: P.args, **options: P.kwargs) -> Operation[None]:
+        yield from self.everywhere([operation(shard, *args, **options) for shard in self.shards])
+
+    return spread
 
 
 class ShardedBody:
-    """The operations of ImageBody, which says what each does."""
+    """The operations of CacheBody, which says what each does."""
 
-    orders: Ordering
+    def __init__(
+        self,
+        settings: Settings,
+        agreed: Agreed,
+        dispatch: Dispatch,
+        stats: Stats,
+        places: Sequence[Place],
+    ) -> None:
+        self.settings = settings
+        self.stats = stats
+        self.loaders = Loaders()
+        self._terms = Terms(settings, agreed, self.clear)
+        means = Means(settings, self._terms, dispatch, stats, self.loaders)
+        self.shards = [CacheBody(means, place) for place in places]
 
-    def __init__(self, shards: Sequence[ImageBody]) -> None:
-        self.shards = shards
-        self.loaders = shards[0].loaders
-        for shard in shards:
-            shard.loaders = self.loaders
-            shard.whole = self
+    get = one_key(CacheBody.get)
+    get_entry = one_key(CacheBody.get_entry)
+    get_or_set = one_key(CacheBody.get_or_set)
+    set = one_key(CacheBody.set)
+    add = one_key(CacheBody.add)
+    incr = one_key(CacheBody.incr)
+    touch = one_key(CacheBody.touch)
+    obtain = one_key(CacheBody.obtain, _of_name)
+    call = one_key(CacheBody.call, _of_call)
+    load = one_key(CacheBody.load, _of_order)
+    refresh = one_key(CacheBody.refresh, _of_refresh)
 
-    # One key
+    get_many = each_key(CacheBody.get_many)
+    get_or_set_many = each_key(CacheBody.get_or_set_many)
+    invalidate_many = each_key(CacheBody.invalidate_many)
 
-    def get(self, key: str, *args: Any, **options: Any) -> Operation[Any]:
-        return self._at(key, CacheBody.get, key, *args, **options)
-
-    def get_entry(self, key: str, *args: Any, **options: Any) -> Operation[Any]:
-        return self._at(key, CacheBody.get_entry, key, *args, **options)
-
-    def get_or_set(self, key: str, load: Callable[[], Any], **options: Any) -> Operation[Any]:
-        return self._at(key, CacheBody.get_or_set, key, load, **options)
-
-    def set(self, key: str, value: Any, **options: Any) -> Operation[bool]:
-        return self._at(key, CacheBody.set, key, value, **options)
-
-    def add(self, key: str, value: Any, **options: Any) -> Operation[bool]:
-        return self._at(key, ChangeBody.add, key, value, **options)
-
-    def incr(self, key: str, by: float = 1) -> Operation[float | None]:
-        return self._at(key, ChangeBody.incr, key, by)
-
-    def touch(self, key: str, **options: Any) -> Operation[bool]:
-        return self._at(key, ChangeBody.touch, key, **options)
-
-    def loader(self, function: Callable[..., Any], key: str, options: LoaderOptions) -> Loader:
-        return self.shards[0].loader(function, key, options)
-
-    def call(
-        self, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Operation[Any]:
-        key = loader.key(loader.values(args, kwargs))
-        return self._at(key, CacheBody.call, loader, args, kwargs)
-
-    def refresh(self, order: RefreshOrder) -> Operation[dict[str, Any]]:
-        return self._on(order.key.encode(), CacheBody.refresh, order)
-
-    def load(self, order: Asked) -> Operation[dict[str, Any]]:
-        key = self.loaders[order.loader].key(recipe_of(order, self.loaders).values)
-        return self._at(key, CacheBody.load, order)
-
-    def get_image_info(self, filename: str) -> Operation[Any]:
-        """An image's entries are in the shard of its tag."""
-        return self._at(tag_of(normalised(filename)), ImageBody.get_image_info, filename)
-
-    def invalidate_image(self, filename: str, *, defer: bool = False) -> Operation[None]:
-        name = tag_of(normalised(filename))
-        return self._at(name, ImageBody.invalidate_image, filename, defer=defer)
-
-    # Many keys
-
-    def get_many(self, keys: Iterable[str], *args: Any, **options: Any) -> Operation[Any]:
-        wanted = list(keys)
-        found = yield from self._each(wanted, BulkBody.get_many, *args, **options)
-        return _in_order(wanted, found)
+    invalidate_by_tag = all_shards(CacheBody.invalidate_by_tag)
+    invalidate_by_pattern = all_shards(CacheBody.invalidate_by_pattern)
+    clear = all_shards(CacheBody.clear)
 
     def set_many(self, values: Mapping[str, Any], **options: Any) -> Operation[dict[str, bool]]:
-        ready = self.shards[0].pack_many(values, options)  # type: ignore[arg-type]
-        parts = self._parts(values)
-        stored = yield from self._spread(
-            [
-                (shard, self.shards[shard].store_many({key: ready[key] for key in part}))
-                for shard, part in parts.items()
-            ]
-        )
-        return _in_order(values, stored)
-
-    def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
-        wanted = list(keys)
-        return _in_order(wanted, (yield from self._each(wanted, BulkBody.invalidate_many)))
-
-    def get_or_set_many(
-        self, keys: Iterable[str], load_many: Callable[[list[str]], Any], **options: Any
-    ) -> Operation[dict[str, Any]]:
-        """`load_many` is called once for each shard that lacks some."""
-        wanted = list(keys)
-        found = yield from self._each(wanted, BulkBody.get_or_set_many, load_many, **options)
-        return _in_order(wanted, found)
-
-    # Invalidating
+        """Pack all values before anything is sent, and store each in its shard."""
+        ready = self.shards[0].pack_many(values, **options)
+        operations = [
+            (shard, self.shards[shard].store_many({key: ready[key] for key in some}))
+            for shard, some in self.by_shard(names_of(values)).items()
+        ]
+        return _in_order(values, (yield from self.on(operations)))
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
-        counts = yield from self._spread(
-            [
-                (shard, self.shards[shard].invalidate(*part, defer=defer))
-                for shard, part in self._parts(keys).items()
-            ]
-        )
-        return sum(counts)
+        """Forget each key in its shard, and add up how many held a value."""
+        operations = [
+            (shard, self.shards[shard].invalidate(*some, defer=defer))
+            for shard, some in self.by_shard(names_of(keys)).items()
+        ]
+        return sum((yield from self.on(operations)))
 
-    def invalidate_by_tag(
-        self, *tags: str, soft: bool = False, defer: bool = False
-    ) -> Operation[None]:
-        yield from self._all(InvalidationBody.invalidate_by_tag, *tags, soft=soft, defer=defer)
+    def flush_stats(self) -> Operation[None]:
+        """Write the counts down, which the shards share."""
+        yield from self.on_first(self.shards[0].flush_stats())
 
-    def invalidate_by_pattern(self, glob: str, *, defer: bool = False) -> Operation[None]:
-        yield from self._all(InvalidationBody.invalidate_by_pattern, glob, defer=defer)
+    def loader(self, function: Callable[..., Any], key: str, **options: Any) -> Loader:
+        """Register a function of the app, for all shards."""
+        return self.shards[0].loader(function, key, **options)
 
-    def clear(self, *, defer: bool = False) -> Operation[None]:
-        yield from self._all(InvalidationBody.clear, defer=defer)
+    def recipe(self, *args: Any) -> Recipe:
+        """Return what makes a value, in whichever shard."""
+        return self.shards[0].recipe(*args)
 
     @property
     def deferred(self) -> int:
+        """How many deferred invalidations wait in this process."""
         return sum(shard.deferred for shard in self.shards)
 
     def deliver_aside(self) -> None:
+        """Deliver them where no operation is running."""
         for shard in self.shards:
             shard.deliver_aside()
 
     def deliver_last(self) -> None:
+        """Deliver them at the end of the room."""
         for shard in self.shards:
             shard.deliver_last()
 
-    # Background work
-
-    def order(self, *orders: Order) -> Operation[None]:
-        """Orders wait on the state's server, and are carried out on all shards."""
-        return self.orders.order(*orders)
-
-    def reclaim(
-        self, *, budget: float = BUDGET_S, progress: Report | None = None
-    ) -> Operation[dict[str, int]]:
-        began = time.monotonic()
-        ordered = yield from self.orders.carry_out(budget / 2)
-        share = (budget - (time.monotonic() - began)) / len(self.shards)
-        cleared = yield from self._all(ReclaimBody.clear_up, budget=share, progress=progress)
-        return added_up([ordered, *cleared])
-
-    def pending(self, *members: bytes) -> Operation[dict[bytes, Progress | None]]:
-        """What is done in every shard is done; how far the rest has got is added up over those that have begun."""
-        waiting: dict[bytes, Progress | None] = {}
-        for found in (yield from self._all(ReclaimBody.pending, *members)):
-            for member, progress in found.items():
-                waiting[member] = _added(waiting.get(member), progress)
-        return waiting
-
-    def trim_marks(self) -> Operation[dict[str, int]]:
-        return added_up((yield from self._all(CacheBody.trim_marks)))
-
-    def trim_indexes(self, *, budget: float = 5.0) -> Operation[dict[str, int]]:
-        share = budget / len(self.shards)
-        return added_up((yield from self._all(ReclaimBody.trim_indexes, budget=share)))
-
-    def flush_stats(self) -> Operation[None]:
-        yield On([(0, self.shards[0].flush_stats())])
-
     # Where it goes
 
-    def _spread(self, operations: Sequence[tuple[int, Operation[Any]]]) -> Operation[list[Any]]:
-        """Run these on their shards, once it is known how many shards there are: see InvalidationBody.agree."""
+    def on(self, operations: Sequence[tuple[int, Operation[T]]]) -> Operation[list[T]]:
+        """Run these on their shards, once it is known how many shards there are: see Terms.agree."""
         with contextlib.suppress(RedisUnavailable):  # each of them says what that means for it
-            yield from self.shards[0].agree()
-        results: list[Any] = yield On(operations)
+            yield from self._terms.agree()
+        results: list[T] = yield On(operations)
         return results
 
-    def _at(
-        self, key: str, method: Callable[..., Any], *args: Any, **options: Any
-    ) -> Operation[Any]:
-        return (yield from self._on(sanitized(key), method, *args, **options))
+    def on_first(self, operation: Operation[T]) -> Operation[T]:
+        """Run an operation of one shard that does it for all of them."""
+        (result,) = yield On([(0, operation)])
+        return result  # type: ignore[no-any-return]
 
-    def _on(
-        self, name: bytes, method: Callable[..., Any], *args: Any, **options: Any
-    ) -> Operation[Any]:
-        shard = shard_of(name, len(self.shards))
-        (result,) = yield from self._spread([(shard, method(self.shards[shard], *args, **options))])
-        return result
+    def everywhere(self, operations: Sequence[Operation[T]]) -> Operation[list[T]]:
+        """Run one operation on each of the shards."""
+        return (yield from self.on(list(enumerate(operations))))
 
-    def _each(
-        self, keys: list[str], method: Callable[..., Any], *args: Any, **options: Any
-    ) -> Operation[list[Any]]:
-        """The results of the shards that have some of the keys."""
-        results = yield from self._spread(
-            [
-                (shard, method(self.shards[shard], part, *args, **options))
-                for shard, part in self._parts(keys).items()
-            ]
-        )
-        return results
-
-    def _all(self, method: Callable[..., Any], *args: Any, **options: Any) -> Operation[list[Any]]:
-        results = yield from self._spread(
-            [(n, method(shard, *args, **options)) for n, shard in enumerate(self.shards)]
-        )
-        return results
-
-    def _parts(self, keys: Iterable[str]) -> dict[int, list[str]]:
-        """The keys by shard. Raises InvalidKey before anything is sent."""
+    def by_shard(self, names: Mapping[str, bytes]) -> dict[int, list[str]]:
+        """Return the keys of these names by shard."""
         parts: dict[int, list[str]] = {}
-        for key in keys:
-            parts.setdefault(shard_of(sanitized(key), len(self.shards)), []).append(key)
+        for key, name in names.items():
+            parts.setdefault(shard_of(name, len(self.shards)), []).append(key)
         return parts
 
 
-def _in_order(keys: Iterable[str], parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _in_order(keys: Iterable[str], parts: Iterable[Mapping[str, T]]) -> dict[str, T]:
     merged = {key: value for part in parts for key, value in part.items()}
     return {key: merged[key] for key in keys if key in merged}
-
-
-def _added(one: Progress | None, other: Progress | None) -> Progress | None:
-    if one is None or other is None:
-        return one or other
-    known = [state.total for state in (one, other)]
-    return Progress(
-        seen=one.seen + other.seen,
-        deleted=one.deleted + other.deleted,
-        refreshed=one.refreshed + other.refreshed,
-        total=None if None in known else sum(total or 0 for total in known),
-        done=one.done and other.done,
-    )

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from stillroom.cache.cache import AsyncCachedFunction, CachedFunction
+from stillroom.cache.cached import AsyncCachedFunction, CachedFunction
+from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags, Load
-from stillroom.cache.reclaim import ReclaimBody
-from stillroom.cache.sharded import ShardedBody
-from stillroom.cache.warm import WarmBody
+from stillroom.errors import InvalidArgument
+from stillroom.face import Service, awaiting, blocking
 from stillroom.keys import pattern, sanitized
-from stillroom.operation import AsyncDriver, Driver, Operation, awaiting, blocking
+from stillroom.operation import Operation
 
 T = TypeVar("T")
 KEYS_IN_ONE, TAGS_IN_ONE = 1_000, 100
@@ -24,8 +24,8 @@ KEYS_IN_ONE, TAGS_IN_ONE = 1_000, 100
 class TasksBody:
     """The operations. Each raises RedisUnavailable when Redis is away, DispatchFailed if 10,000 orders wait."""
 
-    def __init__(self, cache: ReclaimBody | ShardedBody) -> None:
-        self._cache = cache
+    def __init__(self, orders: Ordering) -> None:
+        self._orders = orders
 
     def invalidate_keys(self, *keys: str) -> Operation[None]:
         """Have these keys forgotten. See Cache.invalidate. Source: one script."""
@@ -49,46 +49,34 @@ class TasksBody:
         The arguments travel as JSON: what has none raises ValueError.
         """
         if not isinstance(function, CachedFunction | AsyncCachedFunction):
-            raise TypeError(f"a function made by room.cache.cached is loaded, not {function!r}")
+            raise InvalidArgument(
+                f"a function made by room.cache.cached is loaded, not {function!r}"
+            )
         values = function.loader.values(args, kwargs)
         fields = function.loader.json_values(values)
         yield from self._order([Load(loader=function.loader.name, args=fields)])
 
-    def warm(self) -> Operation[dict[str, int]]:
-        """Order what loaders with `warm_every` are due to load. Beat asks for it. See WarmBody.warm."""
-        return WarmBody(self._cache).warm()
-
     def _order(self, orders: Any) -> Operation[None]:
         if several := list(orders):
-            yield from self._cache.order(*several)
+            yield from self._orders.order(*several)
 
 
-class Tasks:
+class Tasks(Service):
     """`room.tasks` for threads and greenlets."""
-
-    def __init__(self, body: TasksBody, driver: Driver) -> None:
-        self._body = body
-        self._driver = driver
 
     invalidate_keys = blocking(TasksBody.invalidate_keys)
     invalidate_tags = blocking(TasksBody.invalidate_tags)
     invalidate_pattern = blocking(TasksBody.invalidate_pattern)
     load = blocking(TasksBody.load)
-    warm = blocking(TasksBody.warm)
 
 
-class AsyncTasks:
+class AsyncTasks(Service):
     """`room.tasks` for asyncio."""
-
-    def __init__(self, body: TasksBody, driver: AsyncDriver) -> None:
-        self._body = body
-        self._driver = driver
 
     invalidate_keys = awaiting(TasksBody.invalidate_keys)
     invalidate_tags = awaiting(TasksBody.invalidate_tags)
     invalidate_pattern = awaiting(TasksBody.invalidate_pattern)
     load = awaiting(TasksBody.load)
-    warm = awaiting(TasksBody.warm)
 
 
 def _check(names: Sequence[str]) -> None:

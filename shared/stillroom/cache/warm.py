@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from stillroom.cache.ordering import Ordering
 from stillroom.cache.orders import Load
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import DispatchFailed, RedisUnavailable
-from stillroom.operation import Call, On, Operation
+from stillroom.errors import InvalidArgument, RedisUnavailable
+from stillroom.operation import Call, Operation
 from stillroom.scripts import warm_claim
 
 WARM_TASK = "stillroom.warm"
@@ -30,12 +31,15 @@ class Warm(NamedTuple):
 
 
 def warm_of(every: Duration | None, given: Any) -> Warm | None:
-    """Read the options `warm_every` and `warm_with`. Raises ValueError."""
+    """Read the options `warm_every` and `warm_with`. Raises InvalidArgument."""
     if every is None:
         if given is not None:
-            raise ValueError("warm_with needs warm_every: how often, in seconds")
+            raise InvalidArgument(
+                "warm_with needs warm_every: how often, in seconds or as a timedelta"
+            )
         return None
-    return Warm(seconds_of(every, "warm_every", LEAST_S, MOST_S), [{}] if given is None else given)
+    seconds = seconds_of("warm_every", every, least=LEAST_S, most=MOST_S)
+    return Warm(seconds, [{}] if given is None else given)
 
 
 def arguments_of(one: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -45,11 +49,12 @@ def arguments_of(one: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     return (one, {}) if isinstance(one, tuple) else ((one,), {})
 
 
-class WarmBody:
-    """The operation. `cache` is the whole cache, of one shard or several."""
+class Warming:
+    """The operation. `cache` is the whole cache, of one shard or several; a driver of it runs this."""
 
-    def __init__(self, cache: Any) -> None:
+    def __init__(self, cache: Any, orders: Ordering) -> None:
         self._cache = cache
+        self._orders = orders
 
     def warm(self) -> Operation[dict[str, int]]:
         """Order what is due to be loaded. Returns {"loaders": that were due, "values": ordered}.
@@ -67,19 +72,14 @@ class WarmBody:
         return report
 
     def _claim(self, loader: Any) -> Operation[bool]:
-        first = getattr(self._cache, "shards", [self._cache])[0]
-        command = warm_claim(
-            [first._keys.warm(loader.name.encode())], int(loader.warm.every * 1_000)
-        )
+        first = self._cache.shards[0]
+        key = first.keys.warm(loader.name.encode())
 
         def claiming() -> Operation[bool]:
-            (claimed,) = yield [command]
+            (claimed,) = yield [warm_claim([key], int(loader.warm.every * 1_000))]
             return bool(claimed)
 
-        if first is self._cache:
-            return (yield from claiming())
-        (claimed,) = yield On([(0, claiming())])
-        return bool(claimed)
+        return (yield from self._cache.on_first(claiming()))  # type: ignore[no-any-return]
 
     def _order(self, loader: Any) -> Operation[int]:
         count = 0
@@ -89,17 +89,13 @@ class WarmBody:
             orders = [_order_of(loader, one) for one in found]
             for start in range(0, len(orders), AT_ONCE):
                 some = orders[start : start + AT_ONCE]
-                yield from self._cache.order(*some)
+                yield from self._orders.order(*some)
                 count += len(some)
         except RedisUnavailable:
             raise
-        except (DispatchFailed, Exception) as error:
-            self._stats.say("a warm-up failed", loader.name, f"{loader.name}: {error!r}")
+        except Exception as error:
+            self._cache.stats.say("a warm-up failed", loader.name, f"{loader.name}: {error!r}")
         return count
-
-    @property
-    def _stats(self) -> Any:
-        return getattr(self._cache, "shards", [self._cache])[0].stats
 
 
 def _order_of(loader: Any, one: Any) -> Load:

@@ -91,7 +91,7 @@ def _reclaim_here(room: Stillroom, bars: Progress, bar: TaskID) -> bool:
     """Whether this process may. An app's user of Redis looks through no keyspace. The work stays written down."""
     bars.console.print("no worker takes it: reclaiming here")
     try:
-        room.cache.reclaim(progress=lambda done: _show(bars, bar, [done]))
+        room.upkeep.reclaim(progress=lambda done: _show(bars, bar, [done]))
     except RedisUnavailable as error:
         if not is_missing_right(error):
             raise
@@ -103,7 +103,7 @@ def _reclaim_here(room: Stillroom, bars: Progress, bar: TaskID) -> bool:
 
 def _under_way(room: Stillroom, works: list[bytes]) -> dict[bytes, Done | None]:
     """What of it is not done. A sweep that only waits to drop its patterns is."""
-    pending = room.cache.pending(*works)
+    pending = room.upkeep.pending(*works)
     return {work: done for work, done in pending.items() if not (done and done.done)}
 
 

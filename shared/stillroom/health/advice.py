@@ -42,6 +42,7 @@ class Rule(NamedTuple):
 def advise(measures: Measures) -> list[Advice]:
     """The findings, the worst first."""
     found = [*_connections(measures), *_said_no(measures), *_policies(measures), *_old(measures)]
+    found += _not_kept(measures)
     found += [advice for rule in RULES for advice in _applied(rule, measures)]
     return sorted(found, key=lambda advice: advice.severity != "fail")
 
@@ -155,6 +156,21 @@ def _old(measures: Measures) -> Iterator[Advice]:
                 todo="Update it. If your distribution repairs this one under its old number, "
                 "accept the finding: STILLROOM_HEALTH_ACCEPT=server_old.",
             )
+
+
+def _not_kept(measures: Measures) -> Iterator[Advice]:
+    """Loaders whose values are loaded by every call, because they would come back as something else."""
+    loaders = (measures.cache and measures.cache.not_kept) or {}
+    if loaders:
+        yield Advice(
+            code="not-kept",
+            severity="warn",
+            component="cache:stats",
+            what=f"{sum(loaders.values())} values could not be kept in the last minute: {', '.join(loaders)}.",
+            good="None: each call loads what can't be kept.",
+            todo="The log says what would be lost ('a loaded value can't be kept'). Declare what the loader "
+            "returns, and return that.",
+        )
 
 
 def _policy(server: Server, severity: Severity, what: str, good: str, todo: str) -> Advice:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from stillroom.face import Face, awaiting, blocking
 from stillroom.health.body import HealthBody
 from stillroom.health.probe import Probe
 from stillroom.health.report import Role
-from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.operation import AsyncDriver, Driver
 
 
-class Health:
+class Health(Face):
     """Health for threads and greenlets: `room.health`."""
 
     def __init__(self, body: HealthBody, driver: Driver) -> None:
@@ -17,19 +18,15 @@ class Health:
 
     check = blocking(HealthBody.check)
     examine = blocking(HealthBody.examine)
-    snapshot = blocking(HealthBody.snapshot)
     history = blocking(HealthBody.history)
     past = blocking(HealthBody.past)
-    seen = blocking(HealthBody.seen)
-    ticked = blocking(HealthBody.ticked)
-    tell_webhook = blocking(HealthBody.tell_webhook)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""
         self._body.register(role, probe, shard)
 
 
-class AsyncHealth:
+class AsyncHealth(Face):
     """Health for asyncio: `room.health`. The same names, awaited."""
 
     def __init__(self, body: HealthBody, driver: AsyncDriver) -> None:
@@ -38,12 +35,8 @@ class AsyncHealth:
 
     check = awaiting(HealthBody.check)
     examine = awaiting(HealthBody.examine)
-    snapshot = awaiting(HealthBody.snapshot)
     history = awaiting(HealthBody.history)
     past = awaiting(HealthBody.past)
-    seen = awaiting(HealthBody.seen)
-    ticked = awaiting(HealthBody.ticked)
-    tell_webhook = awaiting(HealthBody.tell_webhook)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""

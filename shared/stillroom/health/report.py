@@ -179,6 +179,7 @@ class CacheStats(Part):
     fallbacks: int | None = None  # calls answered without Redis
     decode_errors: int | None = None
     not_stored: int | None = None
+    not_kept: Mapping[str, int] | None = None  # loader → values that JSON could not give back
 
 
 class SessionStats(Part):

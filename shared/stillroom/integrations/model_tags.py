@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Any, TypeAlias
 
-from stillroom.cache.loaders import Template, several
+from stillroom.cache.arguments import text_of
+from stillroom.cache.loaders import several
+from stillroom.cache.template import Template
 from stillroom.errors import InvalidKey, did_you_mean
 from stillroom.keys import sanitized
 
@@ -36,7 +38,7 @@ class ModelTags:
                     if name not in known:
                         reason = f"{{{name}}} is no field of {model}{did_you_mean(name, known)}"
                         raise InvalidKey(spec, reason)
-                self._templates.append(Template(spec, names))
+                self._templates.append(Template(spec, names, lambda _: text_of))
             else:
                 sanitized(spec)
                 self.constant.append(spec)
@@ -60,7 +62,7 @@ class ModelTags:
         tags = list(self.constant)
         for make in (*map(_filled, self._templates), *self._functions):
             try:
-                made = list(several(make(row)))
+                made = list(several("tags", make(row)))
                 for tag in made:
                     sanitized(tag)
             except Exception as error:

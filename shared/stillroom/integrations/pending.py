@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from stillroom.cache import AsyncCache, Cache
 from stillroom.keys import pattern, sanitized
-from stillroom.operation import drivers_of
 from stillroom.room import AsyncStillroom, Stillroom
 
 log = logging.getLogger("stillroom.integrations")
@@ -89,12 +88,7 @@ async def deliver_async(cache: AsyncCache, pending: Pending) -> None:
 
 def blocking_cache(room: Stillroom | AsyncStillroom) -> Cache:
     """Return the room's cache for a thread that has no event loop. An async room lends its wire for threads."""
-    if isinstance(room, Stillroom):
-        return room.cache
-    if room.settings.cluster:
-        return Cache(room._cache_body, drivers_of(room.wire.shards_for_threads)[0])  # type: ignore[union-attr]
-    wires = [room.wire.for_threads] * room.settings.shards  # type: ignore[union-attr]
-    return Cache(room._cache_body, drivers_of(wires)[0])
+    return room.operations.cache_in_threads
 
 
 def _complain(act: Act, error: Exception) -> None:

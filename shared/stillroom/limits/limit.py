@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from stillroom.errors import InvalidLimit
+from stillroom.misuse import explained
 
 Away = Literal["local", "open", "strict"]
 
@@ -18,6 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _BY = re.compile(r"[a-z][a-z0-9_]{0,31}(&[a-z][a-z0-9_]{0,31}){0,3}", re.ASCII)
 
 
+@explained
 @dataclass(frozen=True, slots=True)
 class Limit:
     """At most `quota` hits of one subject in any `window` seconds, wherever the window begins.

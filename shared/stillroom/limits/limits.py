@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
+from stillroom.face import Face, awaiting, blocking
 from stillroom.limits.body import LimitsBody
 from stillroom.limits.identity import Clients, Header
 from stillroom.limits.limit import Limit
 from stillroom.limits.request import Subject
 from stillroom.limits.reservation import Reservation
-from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.misuse import explained
+from stillroom.operation import AsyncDriver, Driver
 
 
-class _Face:
+class _Face(Face):
     """What needs neither Redis nor an event loop."""
 
     def __init__(self, body: LimitsBody) -> None:
@@ -44,12 +46,12 @@ class Limits(_Face):
     settle = blocking(LimitsBody.settle)
     commit = blocking(LimitsBody.commit)
     reset = blocking(LimitsBody.reset)
-    deliver = blocking(LimitsBody.deliver)
     change = blocking(LimitsBody.change)
     restore = blocking(LimitsBody.restore)
     changes = blocking(LimitsBody.changes)
     names = blocking(LimitsBody.names)
 
+    @explained
     @contextmanager
     def hold(
         self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""
@@ -82,12 +84,12 @@ class AsyncLimits(_Face):
     settle = awaiting(LimitsBody.settle)
     commit = awaiting(LimitsBody.commit)
     reset = awaiting(LimitsBody.reset)
-    deliver = awaiting(LimitsBody.deliver)
     change = awaiting(LimitsBody.change)
     restore = awaiting(LimitsBody.restore)
     changes = awaiting(LimitsBody.changes)
     names = awaiting(LimitsBody.names)
 
+    @explained
     @asynccontextmanager
     async def hold(
         self, subject: Subject, limits: Sequence[Limit], cost: int = 1, *, route: str = ""

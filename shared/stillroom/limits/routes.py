@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from stillroom.errors import InvalidLimit, did_you_mean
 from stillroom.limits.limit import DEFAULT, Limit, check_cost, check_limits
 from stillroom.limits.template import Template
+from stillroom.misuse import explained
 
 Counted = Literal["all", "failures"] | Callable[[Any], bool]
 
@@ -32,6 +33,7 @@ _PARAMETERS = re.compile(r";[^/]*")  # of one part, in old servers
 _UNSEEN = "".join(map(chr, (*range(0x21), *range(0x7F, 0xA1)))) + "\u2028\u2029\ufeff"
 
 
+@explained
 @dataclass(frozen=True, slots=True)
 class Route:
     """The limits of a path's template: `/product/{id}`, `/static/{path:path}`; `{…:path}` also spans slashes.
@@ -63,6 +65,7 @@ class Route:
         return not self.methods or method in self.methods
 
 
+@explained
 class Routes:
     """The table: the first route that a request fits into has its limits. All others share `default`."""
 

@@ -27,9 +27,9 @@ class Terms:
             raise ValueError(f"slots={slots!r}: a whole number from 1 to {SLOTS_LIMIT:,}")
         self.name = name
         self.slots = slots
-        self.lease = seconds_of(lease, "lease", LEAST_LEASE_S, LONGEST_LEASE_S)
-        self.wait = seconds_of(wait, "wait")
-        self.longest = seconds_of(longest, "longest", LEAST_LEASE_S, LONGEST_S)
+        self.lease = seconds_of("lease", lease, least=LEAST_LEASE_S, most=LONGEST_LEASE_S)
+        self.wait = seconds_of("wait", wait, least=0)
+        self.longest = seconds_of("longest", longest, least=LEAST_LEASE_S, most=LONGEST_S)
 
 
 class Lock:

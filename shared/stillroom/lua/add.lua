@@ -1,5 +1,5 @@
 -- Stores a value where there is none, or what the caller has read there and found dead; else as put.
--- KEYS  1 entry  2 lease  3 clock  4 marks  5… indexes of its tags
+-- KEYS  1 entry  2 lease  3 clock  4 marks  5 its other place  6… indexes of its tags
 -- ARGV  1 epoch to begin  2 while the caller waits (see is_late)  3 name  4 body  5 ttl ms  6 life ms
 --       7 how the dead one begins, '' for none
 -- returns 1 stored, 0 something else is there, -1 too late
@@ -13,6 +13,7 @@ if type(there) == 'string' and there ~= ARGV[7] then -- no string: none of ours
   return 0
 end
 local epoch, seq = read_clock(KEYS[3], KEYS[4], ARGV[1])
-write_entry(KEYS[1], epoch, plain(seq), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[3], 5)
+write_entry(KEYS[1], epoch, plain(seq), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[3], 6)
+redis.call('UNLINK', KEYS[5])
 redis.call('DEL', KEYS[2])
 return 1

@@ -2,11 +2,11 @@
 -- a set, or another loader after the lease ran out has taken it away. What is dead already (another epoch, a tag
 -- invalidated since the load began) or could be (a pattern was left and dropped since: `*`) is not stored: no reader
 -- would have it, or none would know, and reclaim may have passed.
--- KEYS  1 entry  2 lease  3 clock  4 marks  5… indexes of its tags
+-- KEYS  1 entry  2 lease  3 clock  4 marks  5 its other place  6… indexes of its tags
 -- ARGV  1 the lease's value  2 epoch  3 stamp: the clock before the load began  4 name  5 body  6 ttl ms
---       7 life ms  8… the marks `t:<tag>` of its tags
+--       7 life ms  8 release  9… the marks `t:<tag>` of its tags
 -- returns 1 stored, 0 the lease is lost, -1 dead already
--- include: clock entry
+-- include: clock entry places
 
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
   return 0
@@ -16,10 +16,12 @@ local stamp = tonumber(ARGV[3])
 if known_clock(KEYS[3]) ~= ARGV[2] or tonumber(redis.call('ZSCORE', KEYS[4], '*') or '0') > stamp then
   return -1
 end
-for i = 8, #ARGV do
+for i = 9, #ARGV do
   if tonumber(redis.call('ZSCORE', KEYS[4], ARGV[i]) or '0') > stamp then
     return -1
   end
 end
-write_entry(KEYS[1], ARGV[2], ARGV[3], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[4], 5)
+local place = place_of(KEYS[1], KEYS[5], ARGV[8], ARGV[2])
+local name = string.sub(place, #KEYS[1] - #ARGV[4] + 1)
+write_entry(place, ARGV[2], ARGV[3], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), name, 6)
 return 1

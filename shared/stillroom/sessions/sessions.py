@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stillroom.operation import AsyncDriver, Driver, awaiting, blocking
+from stillroom.face import Face, awaiting, blocking
+from stillroom.operation import AsyncDriver, Driver
 from stillroom.sessions.body import SessionsBody
 from stillroom.sessions.session import SessionEvent
 
 
-class Sessions:
+class Sessions(Face):
     """The sessions for threads and greenlets: `room.sessions`."""
 
     def __init__(self, body: SessionsBody, driver: Driver) -> None:
@@ -30,9 +31,6 @@ class Sessions:
     destroy_by_tag = blocking(SessionsBody.destroy_by_tag)
     destroy_all = blocking(SessionsBody.destroy_all)
     count = blocking(SessionsBody.count)
-    sweep = blocking(SessionsBody.sweep)
-    deliver = blocking(SessionsBody.deliver)
-    flush_stats = blocking(SessionsBody.flush_stats)
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:
@@ -41,7 +39,7 @@ class Sessions:
         return self._body.on_event
 
 
-class AsyncSessions:
+class AsyncSessions(Face):
     """The sessions for asyncio: `room.sessions`. The same names, awaited."""
 
     def __init__(self, body: SessionsBody, driver: AsyncDriver) -> None:
@@ -62,9 +60,6 @@ class AsyncSessions:
     destroy_by_tag = awaiting(SessionsBody.destroy_by_tag)
     destroy_all = awaiting(SessionsBody.destroy_all)
     count = awaiting(SessionsBody.count)
-    sweep = awaiting(SessionsBody.sweep)
-    deliver = awaiting(SessionsBody.deliver)
-    flush_stats = awaiting(SessionsBody.flush_stats)
 
     @property
     def on_event(self) -> list[Callable[[SessionEvent], object]]:

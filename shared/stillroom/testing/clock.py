@@ -60,10 +60,10 @@ class Clock:
 
 
 def _forget(room: Any) -> None:
-    for shard in getattr(room._cache_body, "shards", [room._cache_body]):
-        shard._asked.clear()
-    room._limits_body._denials.reset()
-    room._limits_body._local.reset()
+    for shard in room.operations.cache.shards:
+        shard.forget_asked()
+    room.operations.limits._denials.reset()
+    room.operations.limits._local.reset()
 
 
 def _shorten(client: Any, key: bytes, seconds: float) -> None:

@@ -11,6 +11,7 @@ from stillroom.testing.parts import parts_of
 
 # A busy machine is no reason to give up, where deadlines are not what a test is about.
 PATIENT: dict[str, Any] = {
+    "jitter": 0.0,  # nor is chance what a test is about
     "connect_timeout": 10.0,
     "command_timeout": 10.0,
     "call_timeout": 30.0,

@@ -153,7 +153,9 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     def _session(self, scope: Scope, is_given: bool) -> AsyncWebSession:
         cookie = self._test_cookie if _is_test(scope) else self._cookie
         token = cookie.read(_all(scope, b"cookie", "; ") or "") if is_given else None
-        return AsyncWebSession(self._room._sessions_body, self._room.state, cookie, token, scope)
+        return AsyncWebSession(
+            self._room.operations.sessions, self._room.state, cookie, token, scope
+        )
 
     def _with_session(self, scope: Scope, session: AsyncWebSession) -> Scope:
         seen = {**scope, KEY: session}

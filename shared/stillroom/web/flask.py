@@ -206,7 +206,7 @@ class StillroomSessions(SessionInterface):
         cookie = self._cookie or self._cookie_of(app)
         environ = request.environ
         token = cookie.read(environ.get("HTTP_COOKIE", ""))
-        body, driver = self._room._sessions_body, self._room.state
+        body, driver = self._room.operations.sessions, self._room.state
         opened = FlaskSession(body, driver, cookie, token, environ)
         opened._app = app
         opened._touches = app.config["SESSION_REFRESH_EACH_REQUEST"]

@@ -74,8 +74,8 @@ class Gate:
         *,
         has_sessions: bool = True,
     ) -> None:
-        self.body: LimitsBody = room._limits_body
-        self._hold = room._abuse_body.hold
+        self.body: LimitsBody = room.operations.limits
+        self._hold = room.operations.abuse.hold
         self._client = room.limits.client
         # Without trusted proxies an address is all there is to know, and most requests come from a known one.
         self._known = lru_cache(CLIENTS)(room.limits.client)

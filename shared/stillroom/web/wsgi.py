@@ -91,7 +91,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
     def _session(self, environ: Environ, cookie: SessionCookie | None) -> WebSession:
         """The session of the token in this cookie; without one, nobody's."""
         token = cookie.read(environ.get("HTTP_COOKIE", "")) if cookie else None
-        body, driver = self._room._sessions_body, self._room.state
+        body, driver = self._room.operations.sessions, self._room.state
         return WebSession(body, driver, self._cookie, token, environ)
 
     def _enter(self, environ: Environ, session: WebSession) -> tuple[Visit, bool]:

@@ -17,6 +17,8 @@ from stillroom.errors import RedisUnavailable
 from stillroom.settings import Settings
 
 log = logging.getLogger("stillroom.wire")
+# Of its own: a thread that drew from the app's numbers would change them for an app that seeds them.
+_random = random.SystemRandom()
 
 
 class Breaker:
@@ -81,7 +83,7 @@ class Breaker:
     def _watch(self, stop: threading.Event) -> None:
         began = time.monotonic()
         delay = self._settings.probe_delay
-        while not stop.wait(delay * random.uniform(0.8, 1.0)):
+        while not stop.wait(delay * _random.uniform(0.8, 1.0)):
             try:
                 self._probe()
             except RedisUnavailable as error:

@@ -12,7 +12,7 @@ def register(app: WorkerApp) -> None:
     """`stillroom.log_abuse`: no arguments. Returns its report: events, patterns, bans, aside, late, done."""
 
     def log_abuse() -> Report:
-        report: Report = app.room.abuse.scan()
+        report: Report = app.room.upkeep.scan_abuse()
         if report["patterns"]:
             ask_to_tell(app)
         return report

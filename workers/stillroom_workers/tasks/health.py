@@ -17,12 +17,12 @@ def register(app: WorkerApp) -> None:
     """
 
     def snapshot_health() -> dict[str, Any]:
-        snapshot = app.room.health.snapshot()
+        snapshot = app.room.upkeep.snapshot()
         ask_to_tell(app)
         return snapshot.model_dump(include={"status", "findings", "error"})
 
     def tell_webhook() -> Report:
-        return app.room.health.tell_webhook()
+        return app.room.upkeep.tell_webhook()
 
     register_task(app, SNAPSHOT_TASK, NoArguments, lambda _: snapshot_health())
     register_task(app, WEBHOOK_TASK, NoArguments, lambda _: tell_webhook())

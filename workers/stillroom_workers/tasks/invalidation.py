@@ -32,13 +32,13 @@ def register(app: WorkerApp) -> None:
         return reclaim()
 
     def reclaim() -> Report:
-        report: Report = app.room.cache.reclaim(progress=partial(tell, current_task))
+        report: Report = app.room.upkeep.reclaim(progress=partial(tell, current_task))
         if report["due"]:
             app.send_task(RECLAIM_TASK)
         return report
 
     def trim_indexes() -> Report:
-        return app.room.cache.trim_indexes()
+        return app.room.upkeep.trim_indexes()
 
     def task(name: str, model: Any, work: Any) -> None:
         register_task(app, name, model, work, ignore_result=False)

@@ -85,7 +85,7 @@ class Refreshing:
         """While the breaker is open the order waits: refusing each at once would only empty the queue."""
         while True:
             try:
-                return self._app.room.cache.refresh(order)
+                return self._app.room.upkeep.refresh(order)
             except RedisUnavailable as error:
                 if error.reason != "breaker" or time.monotonic() > patience:
                     raise

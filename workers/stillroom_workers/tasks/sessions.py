@@ -13,6 +13,6 @@ def register(app: WorkerApp) -> None:
     """`stillroom.sweep_sessions`: no arguments. Returns its report: expired, deleted, lag_s, done."""
 
     def sweep_sessions() -> dict[str, Any]:
-        return app.room.sessions.sweep()
+        return app.room.upkeep.sweep_sessions()
 
     register_task(app, SWEEP_TASK, NoArguments, lambda _: sweep_sessions())

@@ -11,6 +11,6 @@ def register(app: WorkerApp) -> None:
     """`stillroom.warm`: no arguments. Returns how many loaders were due, and how many values it has ordered."""
 
     def warm() -> Report:
-        return app.room.tasks.warm()
+        return app.room.upkeep.warm()
 
     register_task(app, WARM_TASK, NoArguments, lambda _: warm())

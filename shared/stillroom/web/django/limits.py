@@ -140,7 +140,7 @@ class LimitsMiddleware(MiddlewareMixin):
             return
         token = cookie.read(request.META.get("HTTP_COOKIE", ""))
         own = room()
-        body, driver = own._sessions_body, own.state
+        body, driver = own.operations.sessions, own.state
         store.along = visit.session = WebSession(body, driver, cookie, token, request.META)
 
     def _visit(self, request: HttpRequest) -> Visit:

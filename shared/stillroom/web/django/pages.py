@@ -73,7 +73,7 @@ def cache_page(
         if kind not in CDN_HEADERS:
             known = f"{', '.join(CDN_HEADERS)}{did_you_mean(kind, CDN_HEADERS)}"
             raise SettingsError(f"cdn={kind!r}: one of {known}")
-    times = seconds_of(timeout, "timeout", 0.001), seconds_of(swr, "swr")
+    times = seconds_of("timeout", timeout), seconds_of("swr", swr, least=0)
 
     def decorate(view: V) -> V:
         name = f"{key_prefix}{view.__module__}.{view.__qualname__}"

@@ -137,7 +137,7 @@ class SessionStore(SessionBase):
     @classmethod
     def clear_expired(cls) -> None:
         """What the worker does each minute."""
-        room().sessions.sweep()
+        room().upkeep.sweep_sessions()
 
     def may_be_forgotten(self, key: str) -> bool:
         """Whether the browser may be told to forget this key: it opens nothing, or has just been ended here. Not if
@@ -265,7 +265,7 @@ class SessionStore(SessionBase):
 
 
 def _body() -> SessionsBody:
-    return room()._sessions_body
+    return room().operations.sessions
 
 
 def _run(operation: Operation[T]) -> T:

@@ -10,7 +10,7 @@ from django.http import HttpResponse
 from django.template.response import SimpleTemplateResponse
 
 from stillroom.codec import Unencodable
-from stillroom.marked import Marks, kind
+from stillroom.marked import EXACT, Marks, is_safe_text, kind
 
 
 def pack(value: Any) -> Any:
@@ -23,9 +23,16 @@ def unpack(value: Any) -> Any:
     return _MARKS.unpack(value)
 
 
-def _refused(value: Any) -> Unencodable:
+def _refused(value: Any) -> Unencodable | None:
+    """Why a value is not kept, or None if it is. A NamedTuple, say, would come back as a tuple."""
+    if type(value) in EXACT or isinstance(value, HttpResponse) or is_safe_text(value):
+        return None
+    name = type(value).__name__
+    base = next((one.__name__ for one in type(value).__mro__[1:] if one in EXACT), None)
+    if base:
+        return Unencodable(f"{name}: it would come back as {base}; make it one before you store it")
     names = ", ".join(kind.name for kind in _MARKS.kinds)
-    return Unencodable(f"{type(value).__name__}: the cache keeps JSON, {names}; not objects")
+    return Unencodable(f"{name}: the cache keeps JSON, {names}; not objects")
 
 
 def _response_parts(response: HttpResponse) -> Any:

@@ -21,7 +21,8 @@ from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from stillroom.cache.loaders import Template
+from stillroom.cache.arguments import text_of
+from stillroom.cache.template import Template
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidKey, SettingsError, did_you_mean
 from stillroom.integrations.model_tags import names_in
@@ -87,7 +88,7 @@ class PageTags:
                 if name not in known and "request" not in parameters:
                     reason = f"{{{name}}} is no parameter of {endpoint.__name__}"
                     raise InvalidKey(tag, reason + did_you_mean(name, known))
-            self._templates.append(Template(tag, names))
+            self._templates.append(Template(tag, names, lambda _: text_of))
 
     def of(self, parameters: Mapping[str, Any]) -> list[str]:
         """Return the tags of the page with these parameters. Raises NotKept where they do not fit."""
@@ -179,7 +180,7 @@ class Pages(Generic[R]):
             stale_if_error=stale_if_error,
         )
         times = {
-            kind: seconds_of(given, kind)
+            kind: seconds_of(kind, given, least=0)
             for kind, given in (("ttl", ttl), ("swr", swr))
             if given is not None
         }

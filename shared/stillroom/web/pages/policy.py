@@ -65,9 +65,9 @@ class Policy:
                 raise ValueError(f"vary={header!r}: the name of a header other than Cookie")
         for name in ("max_age", "s_maxage", "stale_while_revalidate", "stale_if_error"):
             given = getattr(self, name)
-            object.__setattr__(
-                self, name, None if given is None else int(seconds_of(given, name, 0, 31_622_400))
-            )
+            if given is not None:
+                given = int(seconds_of(name, given, least=0, most=31_622_400))
+            object.__setattr__(self, name, given)
 
     @property
     def cache_control(self) -> str:

@@ -7,15 +7,18 @@ same one. So a change that an invalidation overtakes has found nothing, and brin
 from __future__ import annotations
 
 import random
-from typing import Any, NamedTuple, Unpack
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from stillroom.cache.body import LATE, STORED, CacheBody
+from stillroom.cache.core import LATE, STORED, Core
 from stillroom.cache.entry import Entry
-from stillroom.cache.loaders import SetOptions, TimeOptions, several
+from stillroom.cache.keeping import Life
+from stillroom.cache.loaders import several
 from stillroom.cache.marks import read_clock
 from stillroom.codec import MISS
+from stillroom.durations import Duration
 from stillroom.errors import RedisUnavailable
-from stillroom.keys import sanitized
+from stillroom.keys import original, sanitized
 from stillroom.operation import IN_TIME, Backoff, Operation, Timed
 from stillroom.scripts import add, replace
 from stillroom.wire import Command
@@ -34,19 +37,28 @@ class Seen(NamedTuple):
     seq: int = 0  # of the clock that was read with it
 
 
-class ChangeBody(CacheBody):
-    """CacheBody, and changes that depend on what is there."""
+class Changes(Core):
+    """The operations that change a value only if it is there, or only if it is not."""
 
-    def add(self, key: str, value: Any, **options: Unpack[SetOptions]) -> Operation[bool]:
-        """Store a value if the key has none; True when it is stored. The options are those of SetOptions.
+    def add(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[str] = (),
+        type: Any = Any,
+    ) -> Operation[bool]:
+        """Store a value if the key has none; True when it is stored. Of several at once one wins.
 
-        Of several at once one wins. Raises ValueTooLarge, Unencodable, InvalidKey. Redis away, full or read-only:
-        False.
+        The options are those of `set`. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument.
+        Redis away, full or read-only: False.
         """
         name = sanitized(key)
-        ttl, swr = self._times(options)
-        tags = several(options.get("tags", ()))
-        packed = self._pack(name, value, options.get("type", Any), tags, b"")
+        packed = self._pack(
+            *(name, value, type, several("tags", tags), b""), self._keeper.life(ttl, swr)
+        )
         keys = self._writing_keys(name, packed)
         try:
             yield from self._before_writing()
@@ -54,13 +66,13 @@ class ChangeBody(CacheBody):
                 seen = yield from self._see(name)
                 if seen.entry is not None:
                     return False
-                epoch = self._new_epoch()
-                given = (epoch, IN_TIME, name, packed.rest, ttl, ttl + swr, seen.head)
-                (reply,) = yield from self._changing(Timed([add(keys, *given)]))
+                epoch, life = self.terms.new_epoch(), packed.life
+                given = (epoch, IN_TIME, name, packed.rest, life.ttl, life.whole, seen.head)
+                (reply,) = yield from self._memo.changing(Timed([add(keys, *given)]))
                 if reply == STORED:
                     return True
                 if reply == LATE:
-                    self._clock.doubt_clock()
+                    self.clock.doubt_clock()
                 yield Backoff(turn * PAUSE_S * random.random())
         except RedisUnavailable as error:
             self._fall_back("add", error)
@@ -81,35 +93,38 @@ class ChangeBody(CacheBody):
                 return None
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise TypeError(f"{key!r} holds a {type(number).__name__}, which can't be added to")
-            tags = [tag.decode() for tag in seen.entry.tags]
-            packed = self._pack(name, number + by, Any, tags, seen.entry.source)
+            tags = [original(tag).decode() for tag in seen.entry.tags]
+            encoded = self._codec.encoded(number + by)
+            packed = self._packed(name, encoded, tags, seen.entry.source, Life(0, 0))
             adds = self._replace(name, seen, packed.rest, "", "", is_new=True)
-            (replaced,) = yield from self._changing(Timed([adds]))
+            (replaced,) = yield from self._memo.changing(Timed([adds]))
             if replaced == STORED:
                 return number + by
             if replaced == LATE:
-                self._clock.doubt_clock()
+                self.clock.doubt_clock()
             yield Backoff(turn * PAUSE_S * random.random())
         raise RedisUnavailable("contended", f"{TRIES} others were first")
 
-    def touch(self, key: str, **options: Unpack[TimeOptions]) -> Operation[bool]:
+    def touch(
+        self, key: str, *, ttl: Duration | None = None, swr: Duration | None = None
+    ) -> Operation[bool]:
         """Let the value under `key` live from now on for `ttl` and `swr`; False where there is none.
 
-        What was invalidated stays so. Redis away: False.
+        Seconds or a timedelta, by default the settings'. What was invalidated stays so. Redis away: False.
         """
         name = sanitized(key)
-        ttl, swr = self._times(options)
+        life = self._keeper.jittered(self._keeper.life(ttl, swr))
         try:
             for turn in range(TRIES):
                 seen = yield from self._see(name)
                 if seen.entry is None:
                     return False
-                touches = self._replace(name, seen, seen.rest, str(ttl), str(ttl + swr))
-                (replaced,) = yield from self._changing(Timed([touches]))
+                touches = self._replace(name, seen, seen.rest, str(life.ttl), str(life.whole))
+                (replaced,) = yield from self._memo.changing(Timed([touches]))
                 if replaced == STORED:
                     return True
                 if replaced == LATE:
-                    self._clock.doubt_clock()
+                    self.clock.doubt_clock()
                 yield Backoff(turn * PAUSE_S * random.random())
         except RedisUnavailable as error:
             self._fall_back("touch", error)
@@ -117,8 +132,12 @@ class ChangeBody(CacheBody):
 
     def _see(self, name: bytes) -> Operation[Seen]:
         known = self._judges.synced
-        raw, clock = yield from self._read((self._keys.entry(name),), known)
-        entry, _ = yield from self._judge(raw, name, clock, known)
+        keys = self.keys.entry(name), self.keys.other(name)
+        first, other, clock = yield from self._read(keys, known)
+        raw, is_beside = self._own(first, other, name, b"")
+        entry, _ = yield from self._judge(raw, name, clock, known, is_beside)
+        if entry is None:
+            raw = first  # how it begins decides whether it may be replaced
         if raw is None:
             return Seen(b"", b"", None)
         fields = raw.split(b"\t", 4)
@@ -134,7 +153,9 @@ class ChangeBody(CacheBody):
         """`is_new`: the value is another, and a load that is under way is to lose to it."""
         entry = seen.entry
         assert entry is not None
-        keys = [self._keys.entry(name), self._keys.lease(name), self._keys.marks]
-        keys += map(self._keys.index, entry.tags)
-        becomes = (entry.epoch, entry.stamp, name, body, ttl, life)
+        place = self.keys.other if entry.is_beside else self.keys.entry
+        keys = [place(name), self.keys.lease(name), self.keys.marks]
+        keys += map(self.keys.index, entry.tags)
+        indexed = place(name).removeprefix(self.keys.entry_prefix)
+        becomes = (entry.epoch, entry.stamp, indexed, body, ttl, life)
         return replace(keys, seen.head, *becomes, IN_TIME, seen.seq, int(is_new))

@@ -1,0 +1,404 @@
+"""How an argument stands in a key: a text that says all of its value, the same in every process.
+
+A parameter that is declared to be of one type has the plain text: `7` for an int, the text itself for a str. Where
+several types are possible, a str that looks like another type's text is quoted: `7` and `'7'`, `None` and `'None'`.
+The other types carry their name there: `UUID(…)`. A value of another type than declared is marked: `%1F"7"`.
+
+The table of types is closed. Of anything else (a connection, an object of a class) no text says what it is: str(),
+repr() and hash() differ between processes, or do not differ where they should. So it is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import operator
+import re
+import types
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum, Flag
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, NewType, TypeAlias, TypeVar, Union, get_args, get_origin
+from uuid import UUID
+
+from pydantic import AnyUrl, BaseModel, Secret, SecretBytes, SecretStr
+from typing_extensions import is_typeddict
+
+from stillroom import pepper
+from stillroom.errors import InvalidArgument
+from stillroom.settings import Settings
+
+Text: TypeAlias = Callable[[Any], str]
+
+MARK = "\x1f"  # in front of a value of another type than declared; in Redis it is %1F
+DEPTH_LIMIT = 50  # containers in containers
+SECRET_DIGITS = 32  # of an HMAC, hexadecimal
+
+SECRETS = (SecretStr, SecretBytes, Secret)
+ADDRESSES = (
+    *(IPv4Interface, IPv6Interface, IPv4Network, IPv6Network, IPv4Address, IPv6Address),
+    *(AnyUrl, PurePath),
+)
+CONTAINERS = (list, tuple, set, frozenset, dict)
+TABLE = (
+    "None, bool, int, float, str, bytes, Decimal, UUID, date, time, datetime, timedelta, Enum, paths, URLs and IP "
+    "addresses, models and dataclasses, and lists, tuples, sets and dicts of these"
+)
+
+# What the texts of other values than a str's look like.
+_OTHERS = re.compile(
+    r"'.*|None|True|False|-?[0-9].*|-?inf|nan|[\[({].*|[A-Za-z_][\w.]*[({].*", re.DOTALL
+)
+_NONE = re.compile(r"'.*|None", re.DOTALL)
+
+
+class Unkeyable(InvalidArgument):
+    """A value or a type has no text that says all of it."""
+
+
+class Texts:
+    """Makes the texts of arguments. `hide` is given a secret, and returns what may be seen of it."""
+
+    def __init__(self, hide: Callable[[bytes], str]) -> None:
+        self._hide = hide
+
+    def of(self, annotation: Any) -> Text:
+        """Return what makes the text of an argument that is declared so; Any: it is not declared.
+
+        Raises Unkeyable for a type of which no value has a text.
+        """
+        members = list(dict.fromkeys(_members(annotation)))
+        kinds = [_base_of(member) for member in members if member is not types.NoneType]
+        if len(kinds) != 1 or kinds[0] is Any:
+            return self.open
+        is_optional = len(members) > 1
+        if kinds[0] is str:
+            return self._text_or_none if is_optional else self._text
+        plain = self._plain_of(kinds[0])
+        return self._or_none(plain) if is_optional else self._or_marked(plain)
+
+    def open(self, value: Any) -> str:
+        """Return the text of a value that may be of any type."""
+        if type(value) is not str:
+            return self.canonical(value)
+        return f"'{value}'" if _OTHERS.fullmatch(value) else value
+
+    def _text(self, value: Any) -> str:
+        if type(value) is not str:
+            if not isinstance(value, str):
+                return MARK + self.canonical(value)
+            value = str.__str__(value)
+        return f"{MARK}'{value}'" if value.startswith(MARK) else value
+
+    def _text_or_none(self, value: Any) -> str:
+        if value is None:
+            return "None"
+        text = self._text(value)
+        return f"'{text}'" if _NONE.fullmatch(text) else text
+
+    def _or_marked(self, plain: Callable[[Any], str | None]) -> Text:
+        def text(value: Any) -> str:
+            found = plain(value)
+            return MARK + self.canonical(value) if found is None else found
+
+        return text
+
+    def _or_none(self, plain: Callable[[Any], str | None]) -> Text:
+        def text(value: Any) -> str:
+            if value is None:
+                return "None"
+            found = plain(value)
+            return MARK + self.canonical(value) if found in (None, "None") else found
+
+        return text
+
+    def _plain_of(self, kind: Any) -> Callable[[Any], str | None]:
+        """Return what makes the plain text of a value of this kind, and None of any other."""
+        if kind is int:
+            return _int_like
+        if kind is float:
+            return _float_like
+        if kind in CONTAINERS:
+            return lambda value: self.canonical(value) if isinstance(value, CONTAINERS) else None
+        if issubclass(kind, Enum):
+            return lambda value: _name_of(value) if type(value) is kind else None
+        if issubclass(kind, SECRETS):
+            return lambda value: self._secret(value) if isinstance(value, kind) else None
+        if issubclass(kind, ADDRESSES):
+            return lambda value: str(value) if isinstance(value, kind) else None
+        if plain := _PLAIN.get(kind):
+            return lambda value: plain(value) if _kind_of(value) is kind else None
+        return lambda value: self._record(value, 0) if type(value) is kind else None
+
+    def canonical(self, value: Any, depth: int = 0) -> str:
+        """Return the text of a value, whatever was declared. Raises Unkeyable."""
+        if depth > DEPTH_LIMIT:
+            raise Unkeyable(f"a value that goes {DEPTH_LIMIT} deep has no text to stand in a key")
+        if isinstance(value, CONTAINERS):
+            return self._container(value, depth)
+        if isinstance(value, SECRETS):
+            return f"secret({self._secret(value)})"
+        if (text := _scalar(value)) is not None:
+            return text
+        if _is_record(value):
+            return _full_name(type(value)) + self._record(value, depth)
+        raise Unkeyable(_sentence(type(value)))
+
+    def _container(self, value: Any, depth: int) -> str:
+        def text(one: Any) -> str:
+            return self.canonical(one, depth + 1)
+
+        if isinstance(value, list):
+            return f"[{','.join(map(text, value))}]"
+        if isinstance(value, tuple):
+            return f"({','.join(map(text, value))})"
+        if isinstance(value, dict):
+            pairs = sorted(f"{text(key)}:{text(one)}" for key, one in value.items())
+            return f"{{{','.join(pairs) or ':'}}}"
+        return f"{{{','.join(sorted(map(text, value)))}}}"
+
+    def _record(self, value: Any, depth: int) -> str:
+        """The fields of a model or a dataclass, private ones too."""
+        fields = sorted(
+            f"{name}:{self.canonical(one, depth + 1)}" for name, one in _fields_of(value)
+        )
+        return f"{{{','.join(fields)}}}"
+
+    def _secret(self, value: Any) -> str:
+        secret = value.get_secret_value()
+        if isinstance(secret, bytes):
+            return self._hide(b"b" + secret)
+        text = secret if isinstance(secret, str) else self.canonical(secret)
+        return self._hide(b"s" + text.encode("utf-8", "surrogatepass"))
+
+
+def text_of(value: Any) -> str:
+    """Return the text of an argument that is declared to be of just the type it has. Raises Unkeyable."""
+    return Texts(_refuse).of(type(value))(value)
+
+
+def _refuse(_: bytes) -> str:
+    raise Unkeyable("a secret has no text")
+
+
+class Secrets:
+    """What stands in keys for secret arguments. The pepper is asked for with the first of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pepper = b""
+
+    def __call__(self, secret: bytes) -> str:
+        """Return an HMAC of the secret."""
+        if not self._pepper:
+            (self._pepper, *_) = pepper.ring(
+                self._settings,
+                self._settings.session_peppers,
+                "STILLROOM_SESSION_PEPPERS",
+                without="cached values of secret arguments are known to this process only",
+            )
+        return hidden_with(self._pepper, secret)
+
+
+def hidden_with(pepper: bytes, secret: bytes) -> str:
+    """Return what stands in a key for a secret: an HMAC of it."""
+    message = b"stillroom argument\0" + secret
+    return hmac.digest(pepper, message, hashlib.sha256).hex()[:SECRET_DIGITS]
+
+
+# Types
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation admits; Any where that can't be said."""
+    annotation = _meant(annotation)
+    origin = get_origin(annotation)
+    if origin is Literal:
+        yield from map(type, get_args(annotation))
+    elif origin is Union or isinstance(annotation, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    elif annotation in (Any, object):
+        yield Any
+    else:
+        yield annotation if origin is None else origin
+
+
+def _meant(annotation: Any) -> Any:
+    """The type behind a name for it, and without what is written beside it."""
+    if annotation is None:
+        return types.NoneType
+    if isinstance(annotation, NewType):
+        return _meant(annotation.__supertype__)
+    if hasattr(annotation, "__value__"):  # type Id = int
+        return _meant(annotation.__value__)
+    if get_origin(annotation) is Annotated:
+        return _meant(get_args(annotation)[0])
+    if isinstance(annotation, TypeVar):
+        return _meant(Any if annotation.__bound__ is None else annotation.__bound__)
+    return dict if is_typeddict(annotation) else annotation
+
+
+def _base_of(kind: Any) -> Any:
+    """The type of the table that this one is, or is a kind of; Any where a value has to tell. Raises Unkeyable."""
+    if kind is Any or not isinstance(kind, type) or _is_open(kind):
+        return Any
+    if issubclass(kind, (Enum, *SECRETS, *ADDRESSES)):
+        return kind
+    for base in (*_PLAIN, int, float, str, *CONTAINERS):
+        if issubclass(kind, base):
+            return base
+    if issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
+        return kind
+    raise Unkeyable(_sentence(kind))
+
+
+def _is_open(kind: type) -> bool:
+    """Whether it stands for values of other types: a protocol, Mapping, Hashable, pydantic's EmailStr."""
+    if getattr(kind, "_is_protocol", False) or kind.__module__ in ("collections.abc", "numbers"):
+        return True
+    return kind.__module__.startswith("pydantic.") and not issubclass(
+        kind, (BaseModel, *SECRETS, *ADDRESSES)
+    )
+
+
+def _sentence(kind: type) -> str:
+    return f"{_full_name(kind)} has no text that says all of a value; a key is made of {TABLE}"
+
+
+# Values
+
+
+def _scalar(value: Any) -> str | None:
+    """The text of a value that has no parts; None for any other."""
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, Enum):
+        return f"{_full_name(type(value))}({_name_of(value)})"
+    if isinstance(value, str):
+        return json.dumps(str.__str__(value), ensure_ascii=False)
+    if isinstance(value, int):
+        return _int_text(int(value))
+    if isinstance(value, float):
+        return _float_text(value)
+    if isinstance(value, ADDRESSES):
+        return f"{type(value).__name__}({json.dumps(str(value), ensure_ascii=False)})"
+    kind = _kind_of(value)
+    return None if kind is None else f"{kind.__name__}({_PLAIN[kind](value)})"
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, BaseModel) or dataclasses.is_dataclass(type(value))
+
+
+def _fields_of(value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, BaseModel):
+        for field in dataclasses.fields(value):
+            yield field.name, getattr(value, field.name)
+        return
+    for name in type(value).model_fields:
+        yield name, getattr(value, name)
+    for more in (value.model_extra, value.__pydantic_private__):
+        yield from (more or {}).items()
+
+
+def _kind_of(value: Any) -> type | None:
+    """Which of the types with a plain text a value is of, subclasses included."""
+    return next((kind for kind in _PLAIN if isinstance(value, kind)), None)
+
+
+def _int_text(value: int) -> str:
+    # Python writes no decimals for numbers of more than 4,300 digits.
+    return str(value) if value.bit_length() < 10_000 else hex(value)
+
+
+def _int_like(value: Any) -> str | None:
+    """Also of numpy's ints, and those of an IntEnum: they are equal to an int."""
+    if type(value) is int:
+        return _int_text(value)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    return _int_text(operator.index(value))
+
+
+def _float_like(value: Any) -> str | None:
+    """Also of an int, which may stand for a float it is equal to."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return _float_text(number) if number == value or isinstance(value, float) else None
+
+
+def _float_text(value: float) -> str:
+    return float.__repr__(float(value) + 0.0)  # 0.0 and -0.0 are equal
+
+
+def _name_of(value: Enum) -> str:
+    return str(value.value) if isinstance(value, Flag | str | int) else value.name
+
+
+def _decimal_text(value: Decimal) -> str:
+    """One text for 1.5 and 1.50, which are equal."""
+    if not value.is_finite():
+        return str(value)
+    sign, digits, exponent = value.as_tuple()
+    number = "".join(map(str, digits)).lstrip("0")
+    stripped = number.rstrip("0")
+    if not stripped:
+        return "0"
+    assert isinstance(exponent, int)
+    power = exponent + len(number) - len(stripped)
+    return f"{'-' * sign}{stripped}" + (f"E{power}" if power else "")
+
+
+def _datetime_text(value: datetime) -> str:
+    """One text for a moment in any zone: those are equal."""
+    plain = datetime(
+        *(value.year, value.month, value.day, value.hour, value.minute, value.second),
+        *(value.microsecond, value.tzinfo),
+        fold=value.fold,
+    )
+    if plain != value:  # a subclass that knows more than these
+        raise Unkeyable(_sentence(type(value)))
+    if plain.utcoffset() is None:
+        return plain.replace(tzinfo=None, fold=0).isoformat()
+    return plain.astimezone(UTC).isoformat()
+
+
+def _time_text(value: time) -> str:
+    if value.utcoffset() is None:
+        return value.replace(tzinfo=None, fold=0).isoformat()
+    return _datetime_text(datetime.combine(date(2000, 1, 1), value))
+
+
+# Types with a plain text for each value, the more special ones first: a datetime is a date.
+_PLAIN: dict[type, Callable[[Any], str]] = {
+    datetime: _datetime_text,
+    date: date.isoformat,
+    time: _time_text,
+    timedelta: str,
+    Decimal: _decimal_text,
+    UUID: str,
+    bytes: bytes.hex,
+    bool: str,
+}
+
+
+def _full_name(kind: type) -> str:
+    name = kind.__qualname__
+    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"

@@ -1,0 +1,137 @@
+"""Cached functions: a loader in the place of the function it was made from."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+
+from stillroom.cache.loaders import Loader
+from stillroom.face import drop_our_frames
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+
+
+class _Cached(Generic[P, T_co]):
+    """A loader that answers from the cache. In a class it is a method, as a function is."""
+
+    def __init__(self, loader: Loader, body: Any, driver: Any) -> None:
+        functools.update_wrapper(self, loader.function)  # type: ignore[arg-type]  # an instance is fine
+        self.__name__ = getattr(self, "__name__", loader.name)
+        self.loader = loader
+        self._body = body
+        self._driver = driver
+        self._first: tuple[Any, ...] = ()  # what it is bound to
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Return the key of this call, as `get` and `invalidate` of the cache take it. Never awaited."""
+        return self.loader.key(self.loader.values(self._first + args, kwargs))
+
+    def _bound_to(self, instance: Any) -> Any:
+        if instance is None or isinstance(self.loader.function, staticmethod):
+            return self
+        bound = object.__new__(type(self))
+        vars(bound).update(vars(self), _first=(instance,))
+        return bound
+
+    def __reduce__(self) -> Any:
+        """Pickled by its name, as a function is."""
+        if self._first:
+            return getattr, (*self._first, self.__name__)
+        return getattr(self, "__qualname__", self.__name__)
+
+    def __repr__(self) -> str:
+        return f"<cached {self.loader.name}: {self.loader.template!r}>"
+
+
+class CachedFunction(_Cached[P, T_co]):
+    """Called like the function it stands for."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
+        """Return the cached value, loaded if it has to be. See Cache.get_or_set."""
+        try:
+            value: T_co = self._driver.run(self._body.call(self.loader, self._first + args, kwargs))
+        except Exception as error:
+            drop_our_frames(error)
+            raise
+        return value
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
+        """Forget the value of this call. See Cache.invalidate."""
+        try:
+            count: int = self._driver.run(self._body.invalidate(self.key(*args, **kwargs)))
+        except Exception as error:
+            drop_our_frames(error)
+            raise
+        return count
+
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> Self: ...
+    @overload
+    def __get__(
+        self: CachedFunction[Concatenate[Any, Q], T], instance: object, owner: Any = None
+    ) -> CachedFunction[Q, T]: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self._bound_to(instance)
+
+
+class AsyncCachedFunction(_Cached[P, T_co]):
+    """Called like the function it stands for, and awaited. A plain function runs in a thread, so it may block."""
+
+    def __init__(self, loader: Loader, body: Any, driver: Any) -> None:
+        super().__init__(loader, body, driver)
+        _mark_coroutine_function(self)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
+        """Return the cached value, loaded if it has to be. See Cache.get_or_set."""
+        try:
+            value: T_co = await self._driver.run(
+                self._body.call(self.loader, self._first + args, kwargs)
+            )
+        except Exception as error:
+            drop_our_frames(error)
+            raise
+        return value
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
+        """Forget the value of this call. See Cache.invalidate."""
+        try:
+            count: int = await self._driver.run(self._body.invalidate(self.key(*args, **kwargs)))
+        except Exception as error:
+            drop_our_frames(error)
+            raise
+        return count
+
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> Self: ...
+    @overload
+    def __get__(
+        self: AsyncCachedFunction[Concatenate[Any, Q], T], instance: object, owner: Any = None
+    ) -> AsyncCachedFunction[Q, T]: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self._bound_to(instance)
+
+
+def _mark_coroutine_function(cached: Any) -> None:
+    """Let inspect.iscoroutinefunction say what it says of the function this stands for."""
+    if hasattr(inspect, "markcoroutinefunction"):  # from Python 3.12 on
+        inspect.markcoroutinefunction(cached)
+        return
+    # Before that it looks for what every function has.
+    cached.__code__ = AsyncCachedFunction.__call__.__code__
+    cached.__defaults__ = cached.__kwdefaults__ = None
+
+
+class AsyncRegister(Protocol):
+    """What `AsyncCache.cached(…)` returns: takes a coroutine function, or a plain one."""
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> AsyncCachedFunction[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> AsyncCachedFunction[P, T]: ...

@@ -1,0 +1,1148 @@
+"""The core of the cache: reading, loading, refreshing and writing a value are one conversation with Redis.
+
+body.py puts the other operations beside it, and cache.py gives all of them their two faces.
+
+The invariant everything here serves: **a read that began after an invalidation returned never yields
+a value loaded before it.** An entry carries the clock as it was before its load began; marks.py decides.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar, overload
+
+from stillroom.cache.arguments import Secrets, Texts
+from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
+from stillroom.cache.failures import TOLD_MS, Failures, as_json
+from stillroom.cache.invalidation import Invalidator
+from stillroom.cache.judge import Judge
+from stillroom.cache.keeping import Keeper, Keeping, Life, TtlOf
+from stillroom.cache.loaders import (
+    BadArguments,
+    Loader,
+    LoaderCall,
+    Loaders,
+    Recipe,
+    TagSpec,
+    recipe_of,
+    result_of,
+    several,
+)
+from stillroom.cache.marks import read_clock
+from stillroom.cache.memo import Memo
+from stillroom.cache.probe import LAG_SUM, NOT_KEPT, lag_bucket
+from stillroom.cache.terms import Terms
+from stillroom.codec import MISS, Codec, Encoded, Undecodable
+from stillroom.dispatch import Dispatch, RefreshOrder
+from stillroom.durations import Duration
+from stillroom.errors import LoadShed, RedisRefused, RedisUnavailable, UnknownLoader
+from stillroom.fingerprint import fingerprint
+from stillroom.keys import Keys, sanitized
+from stillroom.operation import IN_TIME, Call, Freeing, Once, Operation, Pause, Timed
+from stillroom.scripts import (
+    back_off,
+    claim_refresh,
+    commit,
+    fail_load,
+    lease_load,
+    lease_refresh,
+    put,
+    release,
+    take_place,
+    verify_epoch,
+)
+from stillroom.settings import Settings
+from stillroom.stats import Stats
+from stillroom.unsettled import is_unsettled
+from stillroom.wire import Clock, Command
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one waits for
+ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
+ASKED_LIMIT = 10_000
+FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
+WON = STORED = 1  # what a script answers that did what it is for
+LATE = -1  # what each answers that arrived after its caller gave up
+TAKEN, QUEUED = 1, 0  # what lua/take_place.lua answers; -1: the queue is full
+QUEUE_S = 1.0  # how long a load waits for a place …
+QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
+RETRY_AFTER_S = 1.0
+APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
+NOT_KEPT_LIMIT, NAME_LIMIT = 100, 100  # loaders that are counted by name, and its letters
+TRIES = 2  # to put a value
+
+
+@dataclass(frozen=True, slots=True)
+class CachedValue(Generic[T]):
+    """A value with what the cache knows of it. `fresh_until` is the server's clock, seconds since 1970."""
+
+    value: T
+    freshness: Freshness
+    fresh_until: float
+    tags: tuple[str, ...]
+    loader: str | None
+
+
+class Stale(NamedTuple):
+    """An entry that should be loaded again, and what made it: `<loader> <arguments as JSON>`."""
+
+    name: bytes
+    entry: Entry
+    source: bytes
+
+
+class Packed(NamedTuple):
+    """A value ready to be stored: what entry.body makes of it, its tags, and for how long."""
+
+    rest: bytes
+    tags: list[bytes]
+    life: Life
+    release: bytes
+
+
+class Attempt(NamedTuple):
+    """Where a caller stands that has found no value: it loads, or another's load serves it, or it has to wait."""
+
+    clock: bytes | None = None  # the load is ours, and this is the clock before it
+    value: Any = MISS  # another load has brought it
+    failure: Exception | None = None  # the load that was waited for has failed
+    holder: bytes = b""  # the lease of the load that is under way
+
+    @property
+    def is_open(self) -> bool:
+        return self.clock is None and self.value is MISS and self.failure is None
+
+
+class Ready(NamedTuple):
+    """A value ready to be put under its sanitized key."""
+
+    name: bytes
+    packed: Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a cache is made of. Its shards share it."""
+
+    settings: Settings
+    terms: Terms
+    dispatch: Dispatch
+    stats: Stats
+    loaders: Loaders
+
+
+class Place(NamedTuple):
+    """Where a cache is, or one of its shards. `run_aside` runs an operation where none is running."""
+
+    keys: Keys
+    clock: Clock
+    run_aside: Callable[[Operation[Any]], Any]
+
+
+class Core:
+    """The operations on one value, and the steps that all operations are made of. A driver runs them."""
+
+    def __init__(self, means: Means, place: Place) -> None:
+        settings = self.settings = means.settings
+        self.terms = means.terms
+        self.dispatch = means.dispatch
+        self.stats = means.stats
+        self.loaders = means.loaders
+        self.keys = place.keys
+        self.clock = place.clock
+        self.now_ms = place.clock.now_ms
+        self._run_aside = place.run_aside
+        self._memo = Memo()
+        self._invalidator = Invalidator(
+            *(settings.outbox_limit, self.keys, self.terms, self._memo),
+            *(self.dispatch, self.stats, place.run_aside),
+        )
+        self._codec = Codec(settings)
+        self._keeper = Keeper(settings)
+        self._texts = Texts(Secrets(settings))
+        self._judges = self._judge_of(settings.marks_limit)
+        # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
+        self._asked: dict[bytes, tuple[int, float]] = {}
+        self._failures = Failures()
+        self._apart_until = 0.0  # two releases of the app were seen to be at work; time.monotonic()
+        self._not_kept: set[str] = set()  # loaders whose values could not be kept
+
+    # Reading
+
+    @overload
+    def get(self, key: str, type: type[T], default: None = None) -> Operation[T | None]: ...
+    @overload
+    def get(self, key: str, type: type[T], default: D) -> Operation[T | D]: ...
+    @overload
+    def get(self, key: str, type: Any = ..., default: Any = None) -> Operation[Any]: ...
+    def get(self, key: str, type: Any = Any, default: Any = None) -> Operation[Any]:
+        """The value under `key`, or `default` on a miss. A stale one is served, and refreshed if a loader made it.
+
+        Source: the entry and the clock in one MGET. A value that does not fit `type` is a miss.
+        Redis away: `default`, within the call's deadline; counted and logged, never raised.
+        """
+        name = sanitized(key)
+        self._codec.reader(type)  # what is no type is refused on a miss, too
+        try:
+            entry, freshness = yield from self._look(name)
+            value = MISS if entry is None else self._decode(entry, type)
+            if value is MISS and entry is not None and entry.release:
+                entry, freshness, value = yield from self._look_beside(name, type)
+        except RedisUnavailable as error:
+            self._fall_back("get", error)
+            return default
+        self._count(value, freshness)
+        if value is MISS or entry is None:
+            return default
+        if freshness is Freshness.STALE and entry.source:
+            yield from self._ask_for_refreshes([Stale(name, entry, entry.source)])
+        return value
+
+    @overload
+    def get_entry(self, key: str, type: type[T]) -> Operation[CachedValue[T] | None]: ...
+    @overload
+    def get_entry(self, key: str, type: Any = ...) -> Operation[CachedValue[Any] | None]: ...
+    def get_entry(self, key: str, type: Any = Any) -> Operation[CachedValue[Any] | None]:
+        """The value with its freshness, tags and loader, or None on a miss. Asks for no refresh.
+
+        Redis away: None.
+        """
+        name = sanitized(key)
+        self._codec.reader(type)
+        try:
+            entry, freshness = yield from self._look(name)
+            value = MISS if entry is None else self._decode(entry, type)
+            if value is MISS and entry is not None and entry.release:
+                entry, freshness, value = yield from self._look_beside(name, type)
+        except RedisUnavailable as error:
+            self._fall_back("get_entry", error)
+            return None
+        if value is MISS or entry is None:
+            return None
+        return CachedValue(
+            value,
+            freshness,
+            entry.fresh_until / 1000,
+            tuple(tag.decode(errors="replace") for tag in entry.tags),
+            entry.source.partition(b" ")[0].decode(errors="replace") or None,
+        )
+
+    @overload
+    def get_or_set(
+        self,
+        key: str,
+        load: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        ttl: Duration | TtlOf | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
+    ) -> Operation[T]: ...
+    @overload
+    def get_or_set(
+        self,
+        key: str,
+        load: Callable[[], T],
+        *,
+        ttl: Duration | TtlOf | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
+    ) -> Operation[T]: ...
+    def get_or_set(
+        self,
+        key: str,
+        load: Callable[[], Any],
+        *,
+        ttl: Duration | TtlOf | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
+    ) -> Operation[Any]:
+        """Return the value under `key`, or what `load()` returns, which is then stored.
+
+        One caller loads while all others, in every process, wait for it. A stale value is served at once; one
+        caller per stale period loads the next (a function that is not registered can't be run by a worker: use
+        `cached` for that). An error of `load` reaches its caller. Redis away: loads and returns.
+
+        `ttl`: how long the value is fresh; `swr`: how long after that it is served stale; seconds or a timedelta,
+        by default the settings'. `tags`: texts, or functions of the value that give texts. `type`: what the value
+        is, by default what `load` says it returns.
+        """
+        name = sanitized(key)
+        keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
+        return (yield from self.obtain(name, self.recipe(Call(load), tags, type, keeping)))
+
+    def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
+        """The value under a sanitized key, loaded by its recipe if it has to be."""
+        found = yield from self._look_if_there("get_or_set", name, recipe)
+        if found is None:
+            return (yield from self._load_for_myself(recipe))
+        entry, freshness = found
+        value = MISS if entry is None else self._decode(entry, recipe.type)
+        self._count(value, freshness)
+        if value is MISS or entry is None:
+            return (yield from self._load(name, recipe))
+        if freshness is Freshness.FRESH:
+            return value
+        if recipe.loader is None:
+            return (yield from self._refresh_here(name, entry, value, recipe))
+        source = self._source(recipe)
+        if not source:
+            return (yield from self._refresh_here(name, entry, value, recipe))
+        yield from self._ask_for_refreshes([Stale(name, entry, source)])
+        return value
+
+    def loader(
+        self,
+        function: Callable[..., Any],
+        key: str,
+        *,
+        ttl: Duration | TtlOf | None = None,
+        swr: Duration | None = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
+        lease: Duration | None = None,
+        **options: Any,
+    ) -> Loader:
+        """Register a function of the app. The options are those of Cache.cached."""
+        keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
+        lease_ms = self._keeper.lease(lease)
+        loader = Loader(function, key, keeping, lease_ms, self._texts, **options)
+        loader.release = fingerprint(loader.type, self._codec.adapter(loader.type), loader.version)
+        self.loaders.register(loader)
+        return loader
+
+    def call(
+        self, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Operation[Any]:
+        """What calling a registered loader is answered with."""
+        values = loader.values(args, kwargs)
+        return self.obtain(sanitized(loader.key(values)), loader.recipe(values))
+
+    # Writing
+
+    def set(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ttl: Duration | None = None,
+        swr: Duration | None = None,
+        tags: Sequence[str] = (),
+        type: Any = Any,
+    ) -> Operation[bool]:
+        """Store a value; True when it is stored. A load of the same key that is under way loses to it.
+
+        `ttl`: how long it is fresh; `swr`: how long after that it is served stale; seconds or a timedelta, by
+        default the settings'. `type`: what it is encoded as, by default whatever it is.
+        Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument.
+        Redis away, full or read-only: False; a write that arrives after this returned is refused by the script.
+        """
+        name = sanitized(key)
+        life = self._keeper.life(ttl, swr)
+        packed = self._pack(name, value, type, several("tags", tags), b"", life)
+        (stored,) = yield from self._put_all("set", [Ready(name, packed)])
+        return stored
+
+    def _put_all(self, what: str, values: Sequence[Ready]) -> Operation[list[bool]]:
+        """Store these values; which of them were stored. Each fails for itself."""
+        stored = [False] * len(values)
+        try:
+            yield from self._before_writing()
+        except RedisUnavailable as error:
+            self._fall_back(what, error)
+            return stored
+        verified_on, left = self._judges.run, list(range(len(values)))
+        for _ in range(TRIES):
+            epoch = self.terms.new_epoch()
+            puts = Timed(self._put(*values[place], epoch) for place in left)
+            replies = dict(zip(left, (yield from self._each(what, puts)), strict=True))
+            for place, reply in replies.items():
+                stored[place] = reply == STORED
+            left = yield from self._left_to_put(what, replies, verified_on)
+            if not left:
+                break
+        return stored
+
+    def _left_to_put(
+        self, what: str, replies: Mapping[int, Any], verified_on: bytes | None
+    ) -> Operation[list[int]]:
+        """Which of these to put once more, though they were answered."""
+        if verified_on is not None and self._judges.is_unverified:
+            # This very call met another run of the server. What it stored there is as dead as the epoch it is in.
+            try:
+                yield from self._judges.verify()
+            except RedisUnavailable as error:
+                self._fall_back(what, error)
+                return []
+            return list(replies)
+        late = [place for place, reply in replies.items() if reply == LATE]
+        if late:  # and yet its answer is here in time: the server's clock is not where we thought
+            self.clock.doubt_clock()
+        return late
+
+    def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
+        """The replies to a batch, in which each command fails for itself: None is a failure."""
+        if not batch:
+            return []
+        try:
+            replies: list[Any] = yield from self._memo.changing(batch)
+        except RedisUnavailable as error:
+            self._fall_back(what, error)
+            replies = getattr(error, "replies", None) or [None] * len(batch)
+        return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+    # Background work
+
+    def refresh(self, order: RefreshOrder) -> Operation[dict[str, Any]]:
+        """Load a stale value again, in a worker. Returns a report: `outcome` and `key`.
+
+        Safe twice, late, and out of order: the lease names the order that may do it.
+        Raises UnknownLoader, BadArguments, RedisUnavailable, and what the loader raises.
+        """
+        name = order.key.encode()
+        claim = self._lease_keys(name)
+        try:
+            recipe = recipe_of(order, self.loaders)
+        except (UnknownLoader, BadArguments):
+            # Another worker may know it: the lease runs out, and the next stale read asks again.
+            self.stats.counts["refresh_errors"] += 1
+            raise
+        known = self._judges.synced
+        yield from self.terms.agree()
+        (claimed,) = yield Once(
+            [claim_refresh(claim, order.token, recipe.lease, self.terms.new_epoch())]
+        )
+        if claimed is None:
+            return self._report(order, "superseded")
+        held, clock, first, other = claimed
+        raw, _ = self._own(first, other, name, recipe.release)
+        entry, freshness = yield from self._judge(raw, name, clock, known)
+        if entry is None and raw is None and first is not None:
+            # Whoever asked is served its own until it ends. Asking at once again would change nothing.
+            yield from self._back_off_all([(name, held)])
+            return self._report(order, "another release's")
+        if entry is None or freshness is not Freshness.STALE:
+            # Fresh again, or gone: then its next reader loads it.
+            yield from self._release([(name, held)])
+            return self._report(order, "not needed")
+        _, lost = yield from self._load_under(name, held, clock, recipe, self._back_off)
+        if not lost:
+            self._count_refresh(entry)
+        return self._report(order, lost or "refreshed")
+
+    def _count_refresh(self, entry: Entry) -> None:
+        """And how late it was; of one that was invalidated softly, before its time, nobody knows."""
+        self.stats.counts["refreshes_done"] += 1
+        lag_ms = self.now_ms() - entry.fresh_until
+        if lag_ms > 0:
+            self.stats.counts[lag_bucket(lag_ms / 1000)] += 1
+            self.stats.counts[LAG_SUM] += lag_ms
+
+    def load(self, order: LoaderCall) -> Operation[dict[str, Any]]:
+        """Load a value because an app ordered it, whatever is there. Returns a report: `outcome` and `key`.
+
+        An older load that is under way loses its lease to this one: its value would be too old.
+        Raises UnknownLoader, BadArguments, RedisUnavailable, and what the loader raises.
+        """
+        recipe = recipe_of(order, self.loaders)
+        key = self.loaders[order.loader].key(recipe.values)
+        name = sanitized(key)
+        lease = load_lease(recipe.lease)
+        yield from self._before_writing()
+        takes = Timed([self._lease_load(name, lease, recipe.lease, over=True)])
+        (reply,) = yield takes
+        if reply[0] == LATE:
+            self.clock.doubt_clock()
+            (reply,) = yield takes
+        if reply[0] != WON:
+            return {"outcome": "too late", "loader": order.loader, "key": key}
+        _, lost = yield from self._load_under(name, lease, reply[1], recipe, self._share_failure)
+        return {"outcome": lost or "loaded", "loader": order.loader, "key": key}
+
+    def undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> Operation[None]:
+        """Refreshes could not be sent: free their leases, and let the next stale read ask again."""
+        self.stats.counts["refreshes_undelivered"] += len(leases)
+        for name, _ in leases:
+            self._asked.pop(name, None)
+        yield from self._release(leases)
+
+    def forget_asked(self) -> None:
+        """Ask again for refreshes that were asked for: a test has moved the clock."""
+        self._asked.clear()
+
+    def flush_stats(self) -> Operation[None]:
+        """Write the counts of this process down now. Redis away: they are lost."""
+        if counts := self.stats.flush(self.now_ms(), self.keys):
+            try:
+                yield Once(counts)
+            except RedisUnavailable as error:
+                self._fall_back("flush_stats", error)
+
+    # Looking
+
+    def _judge_of(self, limit: int) -> Judge:
+        """A judge that knows nothing yet, and will remember so many marks."""
+
+        def verifying(epoch: bytes, seq: int) -> Operation[Command]:
+            yield from self.terms.agree()
+            keys = self.keys.clock, self.keys.marks, self.keys.globs, self.keys.todo
+            given = (self.terms.new_epoch(), self.terms.keep_ms, epoch, seq)
+            return verify_epoch(keys, *given)
+
+        return Judge(self.keys, self.clock, limit, verifying)
+
+    def _before_writing(self) -> Operation[None]:
+        """Let Redis know what this process knows, and this process whether it may write, and into which epoch."""
+        if self._invalidator.waiting:
+            yield from self._invalidator.deliver()
+        yield from self.terms.agree()
+        if self._judges.is_unverified:
+            yield from self._judges.verify()
+
+    def _look_once(self, name: bytes, release: bytes) -> Operation[tuple[Entry | None, Freshness]]:
+        """What `_look` gives, asked for once in a request: see memo.py."""
+        if (known := self._memo.recall(name, release)) is not None:
+            return known.entry, known.freshness
+        changes = self._memo.changes
+        entry, freshness = yield from self._look(name, release)
+        if entry is not None:
+            self._memo.remember(name, release, entry, freshness, changes)
+        return entry, freshness
+
+    def _look(self, name: bytes, release: bytes = b"") -> Operation[tuple[Entry | None, Freshness]]:
+        """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands.
+
+        With a `release` another release's value is none: then the key's other place is looked at.
+        """
+        known = self._judges.synced
+        if self._apart_until and time.monotonic() < self._apart_until:
+            return (yield from self._look_at_both(name, release))
+        raw, clock = yield from self._read((self.keys.entry(name),), known)
+        entry, freshness = self._judge_at_once(raw, name, clock)
+        if freshness is None:
+            entry, freshness = yield from self._judge(raw, name, clock, known)
+        if release and entry is not None and entry.codec[2:] not in (release, b""):
+            return (yield from self._look_at_both(name, release))
+        return entry, freshness
+
+    def _look_at_both(
+        self, name: bytes, release: bytes
+    ) -> Operation[tuple[Entry | None, Freshness]]:
+        """The same while two releases of the app are at work: of both places, in one round trip."""
+        known = self._judges.synced
+        keys = self.keys.entry(name), self.keys.other(name)
+        first, other, clock = yield from self._read(keys, known)
+        raw, is_beside = self._own(first, other, name, release)
+        if raw is not first:
+            self._apart_until = time.monotonic() + APART_S
+        return (yield from self._judge(raw, name, clock, known, is_beside))
+
+    def _own(
+        self, first: bytes | None, other: bytes | None, name: bytes, release: bytes
+    ) -> tuple[bytes | None, bool]:
+        """(which of the entries in a key's two places is this release's, whether that is the other place)."""
+        entry = self._parsed(first, name) if first is not None else None
+        if entry is not None and (not release or entry.release in (release, b"")):
+            return first, False
+        beside = self._parsed(other, name) if other is not None else None
+        if beside is not None and (not release or beside.release == release):
+            return other, True
+        return None, False
+
+    def _look_beside(
+        self, name: bytes, type: Any
+    ) -> Operation[tuple[Entry | None, Freshness, Any]]:
+        """The entry, its freshness and its value for a reader whom that of another release does not fit."""
+        self._apart_until = time.monotonic() + APART_S
+        known = self._judges.synced
+        raw, clock = yield from self._read((self.keys.other(name),), known)
+        entry, freshness = yield from self._judge(raw, name, clock, known, True)
+        value = MISS if entry is None else self._decode(entry, type)
+        return entry, freshness, value
+
+    def _look_if_there(
+        self, what: str, name: bytes, recipe: Recipe
+    ) -> Operation[tuple[Entry | None, Freshness] | None]:
+        """What `_look` gives, or None where Redis is away."""
+        is_remembered = recipe.loader is not None and recipe.loader.is_remembered
+        look = self._look_once if is_remembered else self._look
+        try:
+            return (yield from look(name, recipe.release))
+        except RedisUnavailable as error:
+            self._fall_back(what, error)
+            return None
+
+    def _read(self, keys: Sequence[bytes], known: int) -> Operation[Any]:
+        """What is under these keys, and last the clock: one MGET, and whatever rides along with it."""
+        if (
+            self._invalidator.waiting
+        ):  # no read is trusted before Redis knows what this process knows
+            yield from self._invalidator.deliver()
+        now = time.monotonic()
+        batch: list[Command] = [(b"MGET", *keys, self.keys.clock)]
+        if riding := known and self._judges.is_moving(now):
+            batch.append(self._judges.marks_since(known))
+        if now > self.stats.due:
+            self.clock.ask_time()
+            if counted := self.stats.flush(self.now_ms(), self.keys):
+                batch = Once([*batch, *counted])
+        try:
+            replies = yield batch
+        except RedisRefused as refused:
+            # A server that is full refuses to count, not to read.
+            if not refused.replies or isinstance(refused.replies[0], Exception):
+                raise
+            replies = refused.replies
+        found = replies[0]
+        if riding and not isinstance(replies[1], Exception):
+            self._judges.learn(known, replies[1], (), found[-1])
+        return found
+
+    def _judge_at_once(
+        self, raw: bytes | None, name: bytes, clock: bytes | None
+    ) -> tuple[Entry | None, Freshness | None]:
+        """(the living entry, its freshness), (None, DEAD), or (entry, None) where more has to be asked."""
+        entry = self._parsed(raw, name) if raw is not None else None
+        if entry is None:
+            return None, Freshness.DEAD
+        freshness = self._judges.at_once(entry, clock)
+        return (None if freshness is Freshness.DEAD else entry), freshness
+
+    def _judge(
+        self,
+        raw: bytes | None,
+        name: bytes,
+        clock: bytes | None,
+        known: int,
+        is_beside: bool = False,
+    ) -> Operation[tuple[Entry | None, Freshness]]:
+        """The same, having asked. `known` is how far this process knew before it read them."""
+        entry, freshness = self._judge_at_once(raw, name, clock)
+        if entry is not None and freshness is None:
+            (freshness,) = yield from self._judges.settle([entry], clock, known)
+        if entry is None or freshness is None or freshness is Freshness.DEAD:
+            return None, Freshness.DEAD
+        return (entry._replace(is_beside=True) if is_beside else entry), freshness
+
+    def _parsed(self, raw: bytes, name: bytes) -> Entry | None:
+        try:
+            return parse(raw, name)
+        except Corrupt as error:
+            self._count_unreadable("entry", name, error)
+            return None
+
+    def _decode(self, entry: Entry, type: Any) -> Any:
+        try:
+            return self._codec.decode(entry.codec, entry.payload, type)
+        except Undecodable as error:
+            self._count_unreadable("value", entry.key, error)
+            return MISS
+
+    def _count_unreadable(self, what: str, name: bytes, error: ValueError) -> None:
+        self.stats.counts["decode_errors"] += 1
+        self.stats.say(f"unreadable {what}, a miss", what, f"{name[:100]!r}: {error}")
+
+    def _count(self, value: Any, freshness: Freshness) -> None:
+        """Count one more lookup of its kind."""
+        if value is MISS:
+            self.stats.counts["misses"] += 1
+        else:
+            self.stats.counts["hits" if freshness is Freshness.FRESH else "stale"] += 1
+
+    # Loading
+
+    def _load(self, name: bytes, recipe: Recipe) -> Operation[Any]:
+        """Load, or be served by the one who does. Raises what the load raises that was waited for."""
+        lease = load_lease(recipe.lease)
+        attempt = yield from self._attempt_if_there(name, lease, recipe)
+        if attempt is None:
+            return (yield from self._load_for_myself(recipe))
+        if attempt.failure is not None:
+            raise attempt.failure
+        if attempt.value is not MISS:
+            return attempt.value
+        if attempt.clock is None:
+            if recipe.at_once:
+                raise LoadShed(recipe.name, recipe.at_once, RETRY_AFTER_S)
+            self.stats.say(
+                "gave up waiting for another caller's load; loading without storing",
+                *("wait", f"{name[:100]!r}"),
+            )
+            return (yield from self._load_for_myself(recipe))
+        value, _ = yield from self._load_under(
+            name, lease, attempt.clock, recipe, self._share_failure
+        )
+        return value
+
+    def _attempt_if_there(
+        self, name: bytes, lease: bytes, recipe: Recipe
+    ) -> Operation[Attempt | None]:
+        """The attempt, or None where Redis is away."""
+        try:
+            return (yield from self._await_turn(name, lease, recipe))
+        except RedisUnavailable as error:
+            self._fall_back("get_or_set", error)
+            return None
+
+    def _await_turn(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
+        """Wait until the load is ours, or another's is done: its value, or its failure, is everybody's who waited.
+
+        Whoever waits reads again and decides again: a value whose load began before an invalidation is as dead
+        for those who were waiting for it as for everybody else.
+        """
+        patience = time.monotonic() + self.settings.wait
+        pause = FIRST_PAUSE_S
+        waited_for: dict[bytes, None] = {}
+        attempt = yield from self._try_lease(name, lease, recipe)
+        while attempt.is_open and time.monotonic() < patience:
+            waited_for[attempt.holder] = None
+            yield Pause(pause * random.uniform(0.5, 1.5))
+            pause = min(pause * 1.5, LONGEST_PAUSE_S)
+            attempt = yield from self._look_again(name, recipe, waited_for.keys())
+            if attempt.is_open and not attempt.holder:
+                attempt = yield from self._try_lease(name, lease, recipe)
+        return attempt
+
+    def _look_again(
+        self, name: bytes, recipe: Recipe, waited_for: AbstractSet[bytes]
+    ) -> Operation[Attempt]:
+        """What has become of the load that is waited for."""
+        known = self._judges.synced
+        written = self.keys.entry(name), self.keys.other(name), self.keys.clock
+        told = self.keys.lease(name), self.keys.failure(name)
+        ((first, other, clock, holder, failure),) = yield [(b"MGET", *written, *told)]
+        raw, _ = self._own(first, other, name, recipe.release)
+        entry, _ = yield from self._judge(raw, name, clock, known)
+        value = MISS if entry is None else self._decode(entry, recipe.type)
+        if value is not MISS:
+            return Attempt(value=value)
+        failed = self._failures.of(failure, waited_for, recipe.name) if failure else None
+        return Attempt(failure=failed, holder=loading(holder))
+
+    def _try_lease(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
+        """Try to make the load ours. There may be a value by now: another load was done since we looked."""
+        known = self._judges.synced
+        try:
+            yield from self._before_writing()
+            (reply,) = yield Timed([self._lease_load(name, lease, recipe.lease)])
+            if reply[0] == LATE:
+                self.clock.doubt_clock()
+            if reply[0] != WON:
+                return Attempt(holder=reply[1] if len(reply) > 1 else b"")
+            _, clock, first, foreign, other = reply
+            if foreign:
+                self._count_unreadable("key", name, ValueError("not a string"))
+            raw, _ = self._own(first, other, name, recipe.release)
+            entry, _ = yield from self._judge(raw, name, clock, known)
+        except GeneratorExit:
+            raise
+        except (
+            BaseException
+        ):  # timed out or cancelled in the middle: the lease may be ours all the same
+            yield from self._release([(name, lease)])
+            raise
+        if entry is None or (value := self._decode(entry, recipe.type)) is MISS:
+            return Attempt(clock=clock)
+        yield from self._release([(name, lease)])
+        return Attempt(value=value)
+
+    def _load_for_myself(self, recipe: Recipe) -> Operation[Any]:
+        """Load without storing: there is no lease to say that the value may still be stored."""
+        value = yield recipe.call
+        self.stats.counts["loads"] += 1
+        return self._as_read(value, recipe)
+
+    def _load_under(
+        self,
+        name: bytes,
+        held: bytes,
+        clock: bytes,
+        recipe: Recipe,
+        on_failure: Callable[[bytes, bytes, BaseException, Sequence[Command]], Operation[None]],
+    ) -> Operation[tuple[Any, str]]:
+        """Load under a lease and store. → (the value as a reader gets it, why it was not stored or nothing)."""
+        leaving = self._leaving(held, recipe)
+        try:
+            if recipe.at_once:
+                yield from self._take_place(name, held, recipe)
+            value = yield recipe.call
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.stats.counts["loads_shed" if isinstance(error, LoadShed) else "load_errors"] += 1
+            yield from on_failure(name, held, error, leaving)
+            raise
+        self.stats.counts["loads"] += 1
+        packed, back = self._pack_loaded(name, value, recipe)
+        return back, (yield from self._store(name, held, clock, packed, leaving))
+
+    def _take_place(self, name: bytes, held: bytes, recipe: Recipe) -> Operation[None]:
+        """Wait for one of the places that loads of this loader have. Raises LoadShed where too many wait."""
+        keys = [*self.keys.places(recipe.name), self.keys.lease(name)]
+        patience = time.monotonic() + QUEUE_S
+        taken = QUEUED
+        try:
+            while taken == QUEUED and time.monotonic() < patience:
+                (taken,) = yield [take_place(keys, held, recipe.at_once, recipe.lease, QUEUE_MS)]
+                if taken == QUEUED:
+                    yield Pause(LONGEST_PAUSE_S * random.uniform(0.5, 1.5))
+        except RedisUnavailable as error:
+            self._fall_back("take_place", error)
+            return
+        if taken != TAKEN:
+            raise LoadShed(recipe.name, recipe.at_once, RETRY_AFTER_S)
+
+    def _leaving(self, held: bytes, recipe: Recipe) -> list[Command]:
+        """The commands that give a load's place back, or its place in the queue."""
+        if not recipe.at_once:
+            return []
+        return [(b"ZREM", key, held) for key in self.keys.places(recipe.name)]
+
+    def _store(
+        self,
+        name: bytes,
+        held: bytes,
+        clock: bytes,
+        packed: Packed | None,
+        leaving: Sequence[Command],
+    ) -> Operation[str]:
+        """Commit, if the lease is still ours. The caller has its value either way. → why not, or nothing."""
+        if packed is None:
+            yield from self._release([(name, held)], leaving)
+            return "not kept"
+        try:
+            commits = Freeing([self._commit(name, held, clock, packed), *leaving])
+            stored, *_ = yield from self._memo.changing(commits)
+        except RedisUnavailable as error:
+            self._fall_back("store", error)
+            return error.reason
+        if stored != STORED:
+            self.stats.counts["leases_lost"] += 1
+            slow = "invalidated meanwhile, or the load took longer than its lease"
+            self.stats.say(
+                "a load was not stored", "lease", f"{name[:100]!r}: {slow}", logging.INFO
+            )
+        return "" if stored == STORED else "lease lost"
+
+    def _pack_loaded(self, name: bytes, value: Any, recipe: Recipe) -> tuple[Packed | None, Any]:
+        """→ (a loaded value ready to be stored, or None; the value as a reader gets it).
+
+        What can't be kept is returned to its caller all the same.
+        """
+        back = value
+        try:
+            life = recipe.keeping.life_of(value)
+            encoded = self._codec.encoded(value, recipe.type)
+            back = encoded.back
+            # A load in a transaction may show rows that will be rolled back, and a rollback invalidates nothing.
+            if life is None or is_unsettled():
+                return None, back
+            tags, source = recipe.tags(value), self._source(recipe)
+            return self._packed(name, encoded, tags, source, life, recipe.release), back
+        except Exception as error:  # too large, no JSON, a tag that is none, a function that failed
+            self._count_not_kept(recipe.name)
+            self.stats.say(
+                "a loaded value can't be kept",
+                recipe.name,
+                f"{name[:100]!r}: {recipe.name}: {error}",
+            )
+            return None, back
+
+    def _as_read(self, value: Any, recipe: Recipe) -> Any:
+        """A loaded value as a reader would get it, if it were stored."""
+        try:
+            return self._codec.encoded(value, recipe.type).back
+        except Exception:
+            return value
+
+    def _count_not_kept(self, loader: str) -> None:
+        self.stats.counts["not_stored"] += 1
+        if loader not in self._not_kept and len(self._not_kept) >= NOT_KEPT_LIMIT:
+            loader = "others"
+        self._not_kept.add(loader)
+        self.stats.counts[f"{NOT_KEPT}{loader[:NAME_LIMIT]}"] += 1
+
+    def _source(self, recipe: Recipe) -> bytes:
+        """What a worker needs to load this again; nothing where the arguments have no JSON, such as a session."""
+        if recipe.loader is None:
+            return b""
+        try:
+            return recipe.loader.source(recipe.values)
+        except ValueError as error:
+            why = f"its arguments have no JSON: {error}"
+            self.stats.say(f"no worker can run {recipe.loader.name}", recipe.loader.name, why)
+            return b""
+
+    # Refreshing
+
+    def _ask_for_refreshes(self, stale: Sequence[Stale]) -> Operation[None]:
+        """Have a worker load them again: one task for all, once per stale period, for however many readers."""
+        if not self.dispatch.ready:
+            return
+        wanted = [one for one in stale if self._may_ask(one.name, one.entry)]
+        held = yield from self.lease_refreshes(wanted)
+        leased = [(one, lease) for one, lease in zip(wanted, held, strict=True) if lease]
+        orders = [(self.order_of(one, lease), one.name, lease) for one, lease in leased]
+        good = [(order, name, lease) for order, name, lease in orders if order is not None]
+        self.stats.counts["refreshes_asked"] += len(good)
+        if self.dispatch.inline:
+            for order, _, _ in good:
+                yield from self._refresh_inline(order)
+        elif good:
+            leases = [(name, lease) for _, name, lease in good]
+            self.dispatch.send([order for order, _, _ in good], partial(self._undelivered, leases))
+
+    def _refresh_inline(self, order: RefreshOrder) -> Operation[None]:
+        try:
+            yield from self.refresh(order)
+        except Exception as error:
+            self.stats.say("a refresh failed", order.loader, f"{order.key[:100]!r}: {error!r}")
+
+    def _refresh_here(
+        self, name: bytes, entry: Entry, value: Any, recipe: Recipe
+    ) -> Operation[Any]:
+        """No worker can run this load: the reader with the lease does it; all others are served stale."""
+        stale = Stale(name, entry, b"")
+        if not self._may_ask(name, entry):
+            return value
+        (held,) = yield from self.lease_refreshes([stale])
+        if held is None:
+            return value
+        clock = self._judges.clock
+        if not clock:  # this process begins anew: the next reader's turn
+            yield from self._release([(name, held)])
+            return value
+        try:
+            fresh, _ = yield from self._load_under(name, held, clock, recipe, self._back_off)
+        except Exception as error:
+            self.stats.say("a refresh failed", "here", f"{name[:100]!r}: {error!r}")
+            return value
+        return fresh
+
+    def lease_refreshes(self, stale: Sequence[Stale]) -> Operation[list[bytes | None]]:
+        """The refresh leases of these entries, where they could be had. One round trip."""
+        if not stale:
+            return []
+        lease_ms = int(self.settings.refresh_lease * 1000)
+        batch = Timed()
+        for one in stale:
+            place = self.keys.other if one.entry.is_beside else self.keys.entry
+            keys = [self.keys.lease(one.name), place(one.name)]
+            seen = b"1\t%b\t%d\t%d\t" % (one.entry.epoch, one.entry.stamp, one.entry.fresh_until)
+            given = (new_token(), lease_ms, seen, IN_TIME, FAILURES_KEPT_MS)
+            batch.append(lease_refresh(keys, *given))
+        try:
+            replies = yield batch
+        except RedisUnavailable as error:
+            self._fall_back("refresh", error)
+            return [None] * len(stale)
+        if LATE in replies:
+            self.clock.doubt_clock()
+        return [held if isinstance(held, bytes) else None for held in replies]
+
+    def _may_ask(self, name: bytes, entry: Entry) -> bool:
+        """Whether to try for the refresh lease: once a second per process and stale entry."""
+        now = time.monotonic()
+        fresh_until, asked_until = self._asked.get(name, (0, 0.0))
+        if fresh_until == entry.fresh_until and now < asked_until:
+            return False
+        if len(self._asked) >= ASKED_LIMIT:
+            self._asked.clear()
+        self._asked[name] = entry.fresh_until, now + ASK_AGAIN_S
+        return True
+
+    def order_of(self, stale: Stale, lease: bytes) -> RefreshOrder | None:
+        loader, _, args = stale.source.partition(b" ")
+        token = lease.split(b".")[1]
+        try:
+            return RefreshOrder(
+                loader=loader.decode(),
+                args=json.loads(args),
+                key=stale.name.decode(),
+                token=token.decode(),
+            )
+        except ValueError as error:
+            self._count_unreadable("source", stale.name, error)
+            return None
+
+    def _report(self, order: RefreshOrder, outcome: str) -> dict[str, Any]:
+        return {"outcome": outcome, "loader": order.loader, "key": order.key}
+
+    def _undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> None:
+        self._run_aside(self.undelivered(leases))
+
+    # Leases
+
+    def _release(
+        self, leases: Iterable[tuple[bytes, bytes]], besides: Sequence[Command] = ()
+    ) -> Operation[None]:
+        """Free those of these leases (key, value) that are still ours."""
+        batch = Freeing([release([self.keys.lease(name)], held) for name, held in leases])
+        batch += besides
+        try:
+            if batch:
+                yield batch
+        except RedisUnavailable as error:
+            self._fall_back("release", error)  # they run out by themselves
+
+    def _share_failure(
+        self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
+    ) -> Operation[None]:
+        yield from self._free_failed([(name, held)], error, besides)
+
+    def _free_failed(
+        self,
+        leases: Sequence[tuple[bytes, bytes]],
+        error: BaseException,
+        besides: Sequence[Command] = (),
+    ) -> Operation[None]:
+        """Free the leases of a load that failed, and tell everybody who has waited for it."""
+        if not isinstance(error, Exception):  # cancelled: that is nobody else's failure
+            yield from self._release(leases, besides)
+            return
+        told, batch = as_json(error), Freeing(besides)
+        for name, held in leases:
+            self._failures.keep(held, error)
+            keys = [self.keys.lease(name), self.keys.failure(name)]
+            batch.append(fail_load(keys, held, told, TOLD_MS))
+        try:
+            if batch:
+                yield batch
+        except RedisUnavailable as away:
+            self._fall_back("release", away)
+
+    def _back_off(
+        self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
+    ) -> Operation[None]:
+        """A refresh failed: nobody tries again for a while. One that was shed is tried with the next stale read."""
+        if isinstance(error, LoadShed):
+            yield from self._release([(name, held)], besides)
+            return
+        self.stats.counts["refresh_errors"] += 1
+        yield from self._back_off_all([(name, held)], besides)
+
+    def _back_off_all(
+        self, leases: Sequence[tuple[bytes, bytes]], besides: Sequence[Command] = ()
+    ) -> Operation[None]:
+        """Nobody is to try these refreshes again for a while."""
+        first, longest = int(self.settings.backoff * 1000), int(self.settings.backoff_limit * 1000)
+        batch = Freeing(besides)
+        for name, held in leases:
+            given = (held, first, longest, random.randint(500, 1000), FAILURES_KEPT_MS)
+            batch.append(back_off([self.keys.lease(name)], *given))
+        try:
+            if batch:
+                yield batch
+        except RedisUnavailable as error:
+            self._fall_back("back_off", error)
+
+    # Small things
+
+    def _put(self, name: bytes, packed: Packed, epoch: str) -> Command:
+        keys, life = self._writing_keys(name, packed), packed.life
+        return put(keys, epoch, IN_TIME, name, packed.rest, life.ttl, life.whole)
+
+    def _commit(self, name: bytes, held: bytes, clock: bytes, packed: Packed) -> Command:
+        epoch, seq = read_clock(clock)
+        marks = [b"t:" + tag for tag in packed.tags]
+        keys, life = self._writing_keys(name, packed), packed.life
+        times = life.ttl, life.whole
+        return commit(keys, held, epoch, seq, name, packed.rest, *times, packed.release, *marks)
+
+    def _writing_keys(self, name: bytes, packed: Packed) -> list[bytes]:
+        written = [self.keys.entry(name), self.keys.lease(name)]
+        others = [self.keys.clock, self.keys.marks, self.keys.other(name)]
+        return [*written, *others, *map(self.keys.index, packed.tags)]
+
+    def _lease_load(self, name: bytes, lease: bytes, ms: int, *, over: bool = False) -> Command:
+        """`over`: take it from an older load."""
+        given = (lease, ms, self.terms.new_epoch(), IN_TIME, int(over))
+        return lease_load(self._lease_keys(name), *given)
+
+    def _lease_keys(self, name: bytes) -> list[bytes]:
+        places = self.keys.entry(name), self.keys.other(name)
+        return [self.keys.lease(name), places[0], self.keys.clock, self.keys.marks, places[1]]
+
+    def recipe(
+        self,
+        call: Call,
+        tags: Sequence[TagSpec] = (),
+        type: Any = None,
+        keeping: Keeping | None = None,
+    ) -> Recipe:
+        """What makes a value: a call of a function that is not registered. `keeping`: by default the settings'."""
+        given, kind = several("tags", tags), result_of(call.function) if type is None else type
+        self._codec.adapter(kind)  # a type that is none is told before anything is loaded
+
+        def tags_of(value: Any) -> list[str]:
+            return [
+                t
+                for tag in given
+                for t in (several("tags", tag(value)) if callable(tag) else [tag])
+            ]
+
+        release = self._codec.fingerprint(kind)
+        keeping = keeping or self._keeper.keeping()
+        return Recipe(call, kind, keeping, self._keeper.lease(None), tags_of, release)
+
+    def _pack(
+        self,
+        name: bytes,
+        value: Any,
+        type: Any,
+        tags: Sequence[str],
+        source: bytes,
+        life: Life,
+    ) -> Packed:
+        encoded = self._codec.encoded(value, type)
+        return self._packed(name, encoded, tags, source, self._keeper.jittered(life))
+
+    def _packed(
+        self,
+        name: bytes,
+        encoded: Encoded,
+        tags: Sequence[str],
+        source: bytes,
+        life: Life,
+        release: bytes = b"",
+    ) -> Packed:
+        names = [sanitized(tag) for tag in tags]
+        codec = b"%b:%b" % (encoded.codec, release) if release else encoded.codec
+        rest = body(codec, source, name, names, encoded.payload)
+        return Packed(rest, names, life, release)
+
+    def _fall_back(self, operation: str, error: RedisUnavailable) -> None:
+        self.stats.counts["fallbacks"] += 1
+        self.stats.say(f"cache.{operation} went without Redis", error.reason, error)
+
+
+def loading(holder: bytes | None) -> bytes:
+    """The lease, if it is a load's."""
+    return holder if holder is not None and holder.startswith(b"load.") else b""
+
+
+def new_token() -> bytes:
+    return secrets.token_hex(8).encode()
+
+
+def load_lease(ms: int) -> bytes:
+    """What stands under a key's lease while it is loaded: see lua/lib/lease.lua."""
+    return b"load.%b.%d" % (new_token(), ms)

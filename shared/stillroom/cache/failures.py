@@ -1,0 +1,82 @@
+"""What failed in a load: told to those who have waited for it, in this process and in all others."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from stillroom.errors import LoadFailed, LoadShed
+from stillroom.settings import redact
+
+TOLD_MS = 2_000  # a waiter looks every 75 ms at the latest
+KEPT_S = TOLD_MS / 1000
+KEPT_LIMIT = 1_000  # errors of this process
+DETAIL_LIMIT = 200  # characters of an error's message
+
+
+class Failures:
+    """The errors of this process' loads, for as long as somebody may still wait for one. By the load's lease."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, tuple[float, Exception]] = {}
+
+    def keep(self, lease: bytes, error: Exception) -> None:
+        """Remember an error for a moment."""
+        now = time.monotonic()
+        if len(self._kept) >= KEPT_LIMIT:
+            self._kept = {one: kept for one, kept in self._kept.items() if kept[0] > now}
+        if len(self._kept) < KEPT_LIMIT:
+            self._kept[lease] = now + KEPT_S, error
+
+    def of(
+        self, told: bytes | None, waited_for: AbstractSet[bytes], loader: str
+    ) -> Exception | None:
+        """Return the error of a load that was waited for, if this is what Redis tells of one.
+
+        In the process of the load it is the error itself, or its copy; elsewhere a LoadFailed or LoadShed.
+        """
+        lease, _, text = (told or b"").partition(b" ")
+        if not lease or lease not in waited_for:
+            return None
+        if (kept := self._kept.get(lease)) is not None:
+            return _again(kept[1])
+        return _from_json(text, loader)
+
+
+def as_json(error: Exception) -> bytes:
+    """Return what other processes are told of an error: its class and its message, without passwords in URLs."""
+    told: dict[str, Any] = {"kind": type(error).__name__}
+    if isinstance(error, LoadShed):
+        told |= {"at_once": error.at_once, "retry_after": error.retry_after}
+    else:
+        told["detail"] = redact(" ".join(str(error).split()))[:DETAIL_LIMIT]
+    return json.dumps(told).encode()
+
+
+def _from_json(text: bytes, loader: str) -> Exception:
+    try:
+        told = json.loads(text)
+        if "retry_after" in told:
+            return LoadShed(loader, int(told["at_once"]), float(told["retry_after"]))
+        return LoadFailed(loader, str(told["kind"]), str(told.get("detail", "")))
+    except (ValueError, TypeError, KeyError):
+        return LoadFailed(loader, "an error that can't be read")
+
+
+def _again(error: Exception) -> Exception:
+    """The same error for another caller: threads that raise one object write into one traceback."""
+    try:
+        another = copy.copy(error)
+    except Exception:  # it is made of what can't be copied
+        return error
+    if type(another) is not type(error):
+        return error
+    another.__traceback__, another.__cause__ = error.__traceback__, error.__cause__
+    another.__context__, another.__suppress_context__ = (
+        error.__context__,
+        error.__suppress_context__,
+    )
+    return another

@@ -1,0 +1,98 @@
+"""What workers do for a cache: carry out orders, free memory, refresh, trim. On shards each of them does it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from stillroom.cache.body import CacheBody
+from stillroom.cache.ordering import Ordering
+from stillroom.cache.reclaim import Progress, Reclaim, Report
+from stillroom.cache.sharded import ShardedBody
+from stillroom.cache.warm import Warming
+from stillroom.operation import Operation
+
+BUDGET_S = 20.0  # of one run; what it leaves is due at once
+
+
+class Housekeeping:
+    """The operations. A driver of the cache runs them."""
+
+    def __init__(self, cache: CacheBody | ShardedBody, orders: Ordering) -> None:
+        self._cache = cache
+        self._orders = orders
+        self._warming = Warming(cache, orders)
+        self._parts = [Reclaim(shard) for shard in cache.shards]
+
+    def reclaim(
+        self, *, budget: float = BUDGET_S, progress: Report | None = None
+    ) -> Operation[dict[str, int]]:
+        """Carry out what apps ordered, and then what invalidations left to do, for `budget` seconds.
+
+        What is due the longest comes first. Orders get half of the time at the most. `progress` is called with a
+        Progress twice a second. Returns counts: work done, orders that became dead letters, entries seen, deleted
+        and refreshed, patterns dropped, how much work is left, and how much of that is due.
+        Redis away: RedisUnavailable; the work stays written down.
+        """
+        began = time.monotonic()
+        ordered = yield from self._orders.carry_out(budget / 2)
+        share = (budget - (time.monotonic() - began)) / len(self._parts)
+        cleared = yield from self._cache.everywhere(
+            [part.clear_up(budget=share, progress=progress) for part in self._parts]
+        )
+        return _added_up([ordered, *cleared])
+
+    def pending(self, *members: bytes) -> Operation[dict[bytes, Progress | None]]:
+        """Return which of these items of `todo` are unfinished, with their Progress; None if no worker has begun.
+
+        What is done in every shard is done; the progress of the rest is added up over the shards that have begun.
+        """
+        waiting: dict[bytes, Progress | None] = {}
+        parts = [part.pending(*members) for part in self._parts]
+        for found in (yield from self._cache.everywhere(parts)):
+            for member, progress in found.items():
+                waiting[member] = _added(waiting.get(member), progress)
+        return waiting
+
+    def warm(self) -> Operation[dict[str, int]]:
+        """Order what loaders with `warm_every` are due to load. Returns {"loaders": due, "values": ordered}.
+
+        Safe in several workers at once. Redis away: RedisUnavailable.
+        """
+        return self._warming.warm()
+
+    def trim_marks(self) -> Operation[dict[str, int]]:
+        """Drop marks that are older than any entry can be. Returns {"dropped", "left"}."""
+        parts = [part.trim_marks() for part in self._parts]
+        return _added_up((yield from self._cache.everywhere(parts)))
+
+    def trim_indexes(self, *, budget: float = 5.0) -> Operation[dict[str, int]]:
+        """Take out of the tag indexes what has run out by itself, for `budget` seconds, and go on there next time.
+
+        Returns {"indexes": looked at, "members": taken out}.
+        """
+        share = budget / len(self._parts)
+        parts = [part.trim_indexes(budget=share) for part in self._parts]
+        return _added_up((yield from self._cache.everywhere(parts)))
+
+
+def _added_up(reports: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The counts of several reports together."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report)
+    return dict(total)
+
+
+def _added(one: Progress | None, other: Progress | None) -> Progress | None:
+    if one is None or other is None:
+        return one or other
+    known = [state.total for state in (one, other)]
+    return Progress(
+        seen=one.seen + other.seen,
+        deleted=one.deleted + other.deleted,
+        refreshed=one.refreshed + other.refreshed,
+        total=None if None in known else sum(total or 0 for total in known),
+        done=one.done and other.done,
+    )

@@ -1,0 +1,97 @@
+"""For how long a value is kept: what was asked for, what the settings allow, and a little chance."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from stillroom.durations import Duration, seconds_of
+from stillroom.errors import InvalidArgument
+from stillroom.settings import Settings
+
+TtlOf: TypeAlias = Callable[[Any], Duration | None]  # of a value; None: the setting's
+
+
+class Life(NamedTuple):
+    """For how long a value is fresh, and for how long after that it is served stale; ms."""
+
+    ttl: int
+    swr: int
+
+    @property
+    def whole(self) -> int:
+        return self.ttl + self.swr
+
+
+class Keeping(NamedTuple):
+    """How long the values of one kind are kept."""
+
+    keeper: Keeper
+    ttl: Duration | TtlOf | None = None
+    swr: Duration | None = None
+    keep: Callable[[Any], object] | None = None
+    negative_ttl: Duration | None = None
+
+    def life_of(self, value: Any) -> Life | None:
+        """Return how long this value is to be kept, with some chance in it; None: not at all."""
+        if not self._is_wanted(value):
+            if self.negative_ttl is None:
+                return None
+            return self.keeper.jittered(self.keeper.life(self.negative_ttl, 0))
+        ttl = self.ttl(value) if callable(self.ttl) else self.ttl
+        return self.keeper.jittered(self.keeper.life(ttl, self.swr))
+
+    def _is_wanted(self, value: Any) -> bool:
+        if self.keep is not None:
+            return bool(self.keep(value))
+        return value is not None or self.negative_ttl is None
+
+
+class Keeper:
+    """Reads what an app gives as times, and keeps them within the settings' limits."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def life(self, ttl: Duration | None, swr: Duration | None) -> Life:
+        """Return the times of a value, None being the settings'. Raises InvalidArgument."""
+        fresh = seconds_of("ttl", self._settings.ttl if ttl is None else ttl)
+        stale = seconds_of("swr", self._settings.swr if swr is None else swr, least=0)
+        if fresh + stale > self._settings.life_limit:
+            limit = f"life_limit allows {self._settings.life_limit:g} s"
+            raise InvalidArgument(f"ttl + swr is {fresh + stale:g} s; {limit}")
+        return Life(int(fresh * 1000), int(stale * 1000))
+
+    def keeping(
+        self,
+        ttl: Duration | TtlOf | None = None,
+        swr: Duration | None = None,
+        keep: Callable[[Any], object] | None = None,
+        negative_ttl: Duration | None = None,
+    ) -> Keeping:
+        """Return how values are kept. What can be checked without one is checked now. Raises InvalidArgument."""
+        self.life(None if callable(ttl) else ttl, swr)
+        if negative_ttl is not None:
+            seconds_of("negative_ttl", negative_ttl)
+            self.life(negative_ttl, 0)
+        if keep is not None and not callable(keep):
+            raise InvalidArgument(
+                f"keep={keep!r:.100}: a function of the value that says whether to keep it"
+            )
+        return Keeping(self, ttl, swr, keep, negative_ttl)
+
+    def jittered(self, life: Life) -> Life:
+        """Return a life that ends a little earlier: what is stored together must not be loaded again together."""
+        share = self._settings.jitter
+        if not share:
+            return life
+        return Life(max(1, int(life.ttl * (1 - share * random.random()))), life.swr)
+
+    def lease(self, lease: Duration | None) -> int:
+        """Return how long a load may take, ms; None is the setting's. Raises InvalidArgument."""
+        seconds = seconds_of("lease", self._settings.lease if lease is None else lease)
+        if seconds > self._settings.lease_limit:
+            limit = f"lease_limit allows {self._settings.lease_limit:g} s"
+            raise InvalidArgument(f"lease={seconds:g} s; {limit}")
+        return int(seconds * 1000)

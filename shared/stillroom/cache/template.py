@@ -1,0 +1,109 @@
+"""Templates of keys and tags: `product:{id}`. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from string import Formatter
+from typing import Any, NamedTuple
+
+from stillroom.cache.arguments import Text
+from stillroom.errors import InvalidKey, did_you_mean
+from stillroom.keys import sanitized
+
+HASHED = "\x1e"  # between the readable front of a long key and its hash; in Redis it is %1E
+FRONT = 200  # characters
+_HEXADECIMAL = frozenset("0123456789ABCDEF")
+
+
+class Piece(NamedTuple):
+    """Text of the template, a parameter that follows it, and the character that ends the parameter's value."""
+
+    literal: str
+    name: str = ""
+    end: str = ""
+
+
+class Template:
+    """`product:{id}`: text with the names of parameters in braces.
+
+    Different arguments never make the same text: in each value but the last, the character that ends it in the
+    template is written as %XX (and % as %25).
+    """
+
+    def __init__(
+        self, text: str, parameters: Sequence[str], text_of: Callable[[str], Text] = lambda _: str
+    ) -> None:
+        """`text_of` is given a parameter's name, and returns what makes the text of its arguments."""
+        if not isinstance(text, str):
+            raise InvalidKey(text, f"a template is a str, not {type(text).__name__}")
+        self.text = text
+        pieces = list(_parsed(text, parameters))
+        self.names = [piece.name for piece in pieces if piece.name]
+        self._parts = [(p.literal, p.name, p.name and text_of(p.name), p.end) for p in pieces]
+
+    def fill(self, values: Mapping[str, Any]) -> str:
+        """Return the text for these arguments. Raises Unkeyable."""
+        filled = ""
+        for literal, name, text, end in self._parts:
+            filled += literal
+            if text:
+                value = text(values[name])
+                filled += _escaped(value, end) if end else value
+        return filled
+
+
+def shortened(text: str) -> str:
+    """Return a key as it can be stored: itself, or, where it is too long or no UTF-8, its front and its hash."""
+    if HASHED not in text:
+        try:
+            sanitized(text)
+        except InvalidKey:
+            pass
+        else:
+            return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    front = text[:FRONT].encode("utf-8", "replace").decode().replace(HASHED, "?")
+    return f"{front}{HASHED}{digest}"
+
+
+def _escaped(value: str, end: str) -> str:
+    """The value without its end character. The escapes contain none either."""
+    if end == "%":
+        return value.replace("~", "~t").replace("%", "~p")
+    if end not in value and "%" not in value:
+        return value
+    if end in _HEXADECIMAL or end > "\xff":  # %XX would hold it, or begin as %25 does
+        return value.replace("%", "%p").replace(end, "%e")
+    return value.replace("%", "%25").replace(end, f"%{ord(end):02X}")
+
+
+def _parsed(text: str, parameters: Sequence[str]) -> Iterator[Piece]:
+    try:
+        pieces = list(Formatter().parse(text))
+    except ValueError as error:
+        raise InvalidKey(text, f"not a template: {error}") from None
+    followed = zip(pieces, [*(literal for literal, *_ in pieces[1:]), ""], strict=True)
+    for (literal, name, spec, conversion), following in followed:
+        if name is None:
+            yield Piece(literal)
+            continue
+        _check(text, name, f"{conversion or ''}{spec or ''}", parameters)
+        yield Piece(literal, name, following[:1])
+    _check_gaps(text, pieces)
+
+
+def _check(text: str, name: str, more: str, parameters: Iterable[str]) -> None:
+    if more or not name.isidentifier():
+        raise InvalidKey(text, f"{{{name}}}: only the name of a parameter can stand in braces")
+    known = list(parameters)
+    if name not in known:
+        near = did_you_mean(name, known, "{%s}") or f"; it has {', '.join(known) or 'none'}"
+        raise InvalidKey(text, f"{{{name}}} is not a parameter of the loader{near}")
+
+
+def _check_gaps(text: str, pieces: Sequence[Any]) -> None:
+    for (_, before, *_), (literal, name, *_) in itertools.pairwise(pieces):
+        if before is not None and name is not None and not literal:
+            raise InvalidKey(text, f"something must stand before {{{name}}} to keep values apart")

@@ -1,0 +1,43 @@
+"""What tells the values of one release of an app from those of another: the shape of their type. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import TypeAdapter
+
+LENGTH = 8  # hexadecimal digits
+# What a schema says to people, and what is not in a stored value.
+NOT_SHAPE = frozenset({"title", "description", "examples", "default", "deprecated"})
+
+
+def fingerprint(type: Any, adapter: TypeAdapter[Any], version: object = None) -> bytes:
+    """Return 8 digits that change with the fields and types of a value, and with `version`.
+
+    Nothing where neither is known: of an untyped value every release makes the same of its JSON. Docstrings, titles
+    and defaults are not part of a shape; nor is anything that differs from process to process.
+    """
+    if type is Any and version is None:
+        return b""
+    shape = json.dumps([_schema(adapter), str(version or "")], sort_keys=True)
+    return hashlib.sha256(shape.encode()).hexdigest()[:LENGTH].encode()
+
+
+def _schema(adapter: TypeAdapter[Any]) -> Any:
+    try:
+        return _shape(adapter.json_schema(by_alias=True))
+    except Exception:  # a type of the app's own may have validators and no schema
+        return None
+
+
+def _shape(schema: Any, *, is_names: bool = False) -> Any:
+    """The schema without what it says to people. Of a mapping of names to schemas no name is left out."""
+    if isinstance(schema, dict):
+        return {
+            name: _shape(part, is_names=not is_names and name in ("properties", "$defs"))
+            for name, part in schema.items()
+            if is_names or name not in NOT_SHAPE
+        }
+    return [_shape(part) for part in schema] if isinstance(schema, list) else schema

@@ -1,0 +1,36 @@
+-- Takes one of a loader's places, so that no more than its budget of loads run at once, in all processes. A place is
+-- held no longer than a load may take; whoever finds none queues for a moment, with as many others as there are places.
+-- Members that run out later than any could are of a clock that was put back.
+-- KEYS  1 places (zset: load → until, ms)  2 queue (the same)  3 lease
+-- ARGV  1 the lease's value: the load  2 how many places  3 for how long, ms  4 how long one may queue, ms
+-- returns 1 taken, and the lease begins anew; 0 queued: ask again; -1 the queue is full
+-- include: clock
+
+local now = math.floor(now_us() / 1000)
+local limit = tonumber(ARGV[2])
+
+local function clear(key, longest)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', plain(now))
+  redis.call('ZREMRANGEBYSCORE', key, '(' .. plain(now + longest), '+inf')
+end
+
+local function join(key, longest)
+  redis.call('ZADD', key, plain(now + longest), ARGV[1])
+  redis.call('PEXPIRE', key, longest)
+end
+
+clear(KEYS[1], tonumber(ARGV[3]))
+clear(KEYS[2], tonumber(ARGV[4]))
+if redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('ZCARD', KEYS[1]) < limit then
+  join(KEYS[1], tonumber(ARGV[3]))
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  if redis.call('GET', KEYS[3]) == ARGV[1] then
+    redis.call('PEXPIRE', KEYS[3], ARGV[3])
+  end
+  return 1
+end
+if redis.call('ZSCORE', KEYS[2], ARGV[1]) or redis.call('ZCARD', KEYS[2]) < limit then
+  join(KEYS[2], tonumber(ARGV[4]))
+  return 0
+end
+return -1

@@ -1,0 +1,65 @@
+"""What is wrong with a call whose arguments do not fit: Python's sentence, and what was probably meant. Pure."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from stillroom.errors import InvalidArgument, did_you_mean
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def explained(given: C) -> C:
+    """Let a function, or a class when it is made, suggest the right name for a keyword it does not know."""
+    if isinstance(given, type):
+        given.__init__ = explained(given.__init__)  # type: ignore[misc]
+        return given
+
+    @functools.wraps(given)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return given(*args, **kwargs)
+        except TypeError as error:
+            wrong = misuse(error, given, args, kwargs)
+            if wrong is None:
+                raise
+        raise wrong
+
+    return called  # type: ignore[return-value]
+
+
+def misuse(
+    error: Exception, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> InvalidArgument | None:
+    """Return what is wrong with a call that has failed; None if its arguments fit.
+
+    A call that is right pays nothing for it.
+    """
+    if type(error) is not TypeError:
+        return None
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as unfit:
+        name = _name_of(function, args)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        unknown = () if takes_any else [n for n in kwargs if n not in signature.parameters]
+        if unknown:
+            known = [n for n in signature.parameters if n != "self"]
+            return InvalidArgument(_unknown(name, unknown[0], known))
+        return InvalidArgument(f"{name}(): {unfit}")
+    return None
+
+
+def _name_of(function: Callable[..., Any], args: Sequence[Any]) -> str:
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return type(args[0]).__name__ if name.endswith("__init__") and args else name
+
+
+def _unknown(function: str, given: str, known: Iterable[str]) -> str:
+    names = list(known)
+    hint = did_you_mean(given, names) or f"; it takes {', '.join(names)}"
+    return f"{function}() got an unexpected keyword argument {given!r}{hint}"

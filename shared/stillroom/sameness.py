@@ -1,0 +1,215 @@
+"""Whether a value that has been to Redis and back is the one that was sent: equal, and of the same types. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, time
+from enum import Enum
+from functools import partial
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
+
+NATIVE = frozenset((str, int, float, bool, type(None)))  # JSON has these
+DEPTH_LIMIT = 100  # containers in containers: deeper ones are looked at, not trusted
+INT_LIMIT = 1 << 10_000  # parsers refuse numbers of more than 4,300 digits
+KINDS_LIMIT = 10_000  # types that are remembered
+SEQUENCES = (list, tuple, set, frozenset, deque)
+MISSING: Any = object()
+WITHOUT_JSON = (SecretStr, SecretBytes, Secret, bytes, bytearray, memoryview)
+
+
+def is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether JSON gives the value back by itself: lists, dicts with text keys, text, numbers, None."""
+    kind = type(value)
+    if kind is int:
+        return bool(-INT_LIMIT < value < INT_LIMIT)
+    if kind is list:
+        return depth < DEPTH_LIMIT and all(is_plain(one, depth + 1) for one in value)
+    if kind is dict:
+        parts = value.values() if all(type(key) is str for key in value) else [MISSING]
+        return depth < DEPTH_LIMIT and all(is_plain(one, depth + 1) for one in parts)
+    return kind in NATIVE
+
+
+def has_iterator(value: Any, depth: int = 0) -> bool:
+    """Whether there is something in the value that can be read once only: to encode it would use it up."""
+    kind = type(value)
+    if kind in NATIVE:
+        return False
+    if hasattr(kind, "__next__"):
+        return True
+    if issubclass(kind, Mapping):
+        parts: Any = value.values()
+    elif issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
+        parts = _fields_of(value).values()
+    else:
+        parts = value if issubclass(kind, SEQUENCES) else ()
+    return depth < DEPTH_LIMIT and any(has_iterator(one, depth + 1) for one in parts)
+
+
+def is_same(sent: Any, back: Any, widened: bool = False) -> bool:
+    """Whether two values are equal and of the same types, all the way down.
+
+    A moment is the same in every zone with its offset. Which fields of a model were given, and its cached
+    properties, are not part of its value. With `widened` an int may have become the float that it is equal to, a
+    bool the int, and a generic model one with its parameters: a type checker takes one for the other.
+    """
+    kind = type(sent)
+    if kind is not type(back):
+        return widened and _is_widened(sent, back)
+    if kind in NATIVE:
+        return bool(sent == back) or bool(sent != sent and back != back)
+    compare = _comparisons.get(kind)
+    if compare is None:
+        if len(_comparisons) > KINDS_LIMIT:
+            _comparisons.clear()
+        compare = _comparisons[kind] = _comparison_of(kind)
+    return compare(sent, back, widened)
+
+
+def _is_widened(sent: Any, back: Any) -> bool:
+    if isinstance(sent, BaseModel):
+        origin = (
+            type(back).__pydantic_generic_metadata__["origin"]
+            if isinstance(back, BaseModel)
+            else None
+        )
+        return origin is type(sent) and _same_model(sent, back, True)
+    return type(sent) in (bool, int) and type(back) in (int, float) and bool(sent == back)
+
+
+Comparison: TypeAlias = Callable[[Any, Any, bool], bool]
+
+_comparisons: dict[type, Comparison] = {}
+
+
+def _comparison_of(kind: type) -> Comparison:
+    """How two values of this type are compared. Chosen once for each type: a list may have thousands of one."""
+    if issubclass(kind, Mapping):
+        return _same_mapping
+    if issubclass(kind, set | frozenset):
+        return _same_set
+    if issubclass(kind, SEQUENCES):
+        return _same_sequence
+    if issubclass(kind, BaseModel):
+        return _same_model
+    if dataclasses.is_dataclass(kind):
+        return partial(_same_fields, [field.name for field in dataclasses.fields(kind)])
+    if issubclass(kind, datetime | time):
+        return lambda one, other, _: bool(one == other and one.utcoffset() == other.utcoffset())
+    if issubclass(kind, Enum):
+        return lambda one, other, _: one is other
+    return lambda one, other, _: bool(one == other)
+
+
+def _same_sequence(sent: Any, back: Any, widened: bool) -> bool:
+    pairs = zip(sent, back, strict=False)
+    return len(sent) == len(back) and all(is_same(*pair, widened) for pair in pairs)
+
+
+def _same_mapping(sent: Any, back: Any, widened: bool) -> bool:
+    is_keys = _same_sequence(sent, back, widened)
+    return is_keys and _same_sequence(sent.values(), back.values(), widened)
+
+
+def _same_set(sent: Any, back: Any, widened: bool) -> bool:
+    found = {one: one for one in back}
+    return bool(sent == back) and all(is_same(one, found[one], widened) for one in sent)
+
+
+def _same_model(sent: Any, back: Any, widened: bool) -> bool:
+    fields, others = sent.__dict__, back.__dict__
+    for name in type(sent).__pydantic_fields__:
+        if not is_same(fields.get(name), others.get(name), widened):
+            return False
+    more = (sent.__pydantic_extra__, sent.__pydantic_private__)
+    return more == (None, None) or is_same(
+        more, (back.__pydantic_extra__, back.__pydantic_private__), widened
+    )
+
+
+def _same_fields(names: Sequence[str], sent: Any, back: Any, widened: bool) -> bool:
+    return all(is_same(getattr(sent, n), getattr(back, n), widened) for n in names)
+
+
+def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
+    """Return what a value has lost on its way to JSON and back, in words; None if it has only another form.
+
+    A tuple may come back as a list, a date as text, a model as a dict. Secrets, infinities, bytes, keys that have
+    one text, and fields that are left out are lost. The sentence names no value, only its place.
+    """
+    if isinstance(sent, WITHOUT_JSON):
+        return f"{place or 'it'} is {type(sent).__name__}, which has no JSON of its own"
+    parts = _parts(sent, back)
+    if parts is not None:
+        for name, one, other in parts:
+            if other is MISSING:
+                return f"{place}{name} is left out"
+            if lost := lost_in(one, other, f"{place}{name}"):
+                return lost
+        return None
+    if isinstance(sent, set | frozenset):
+        is_whole = isinstance(back, list | set | frozenset) and len(back) == len(sent)
+        return None if is_whole else f"{place or 'it'} comes back as {type(back).__name__}"
+    return (
+        None if _has_a_form(sent, back) else f"{place or 'it'} comes back as {_words(sent, back)}"
+    )
+
+
+def _parts(sent: Any, back: Any) -> Iterable[tuple[str, Any, Any]] | None:
+    """(place, part that was sent, part that came back) for each part; None where there are none, or not as many."""
+    if isinstance(sent, BaseModel) or dataclasses.is_dataclass(type(sent)):
+        found = _fields_of(back) if type(back) is type(sent) else back
+        if not isinstance(found, Mapping):
+            return None
+        names = {name: _alias(sent, name) for name in _fields_of(sent)}
+        return [
+            (f".{name}", one, found.get(names[name], found.get(name, MISSING)))
+            for name, one in _fields_of(sent).items()
+        ]
+    if not _are_alike(sent, back) or len(sent) != len(back):
+        return None
+    if isinstance(sent, Mapping):
+        return [("[…]", *pair) for pair in zip(sent.values(), back.values(), strict=True)]
+    return [(f"[{n}]", *pair) for n, pair in enumerate(zip(sent, back, strict=True))]
+
+
+def _are_alike(sent: Any, back: Any) -> bool:
+    """Whether both are mappings, or both sequences."""
+    kinds = Mapping if isinstance(sent, Mapping) else (list, tuple, deque)
+    return isinstance(sent, kinds) and isinstance(back, kinds)
+
+
+def _has_a_form(sent: Any, back: Any) -> bool:
+    """Whether there is something of a value without parts in what came back."""
+    if isinstance(sent, Mapping | list | tuple | deque):
+        return False
+    if isinstance(sent, float):
+        return type(back) in (float, int) and is_same(float(sent), float(back))
+    if type(sent) in NATIVE:
+        return bool(sent == back)
+    return back is not None or (isinstance(sent, Enum) and sent.value is None)
+
+
+def _words(sent: Any, back: Any) -> str:
+    if isinstance(sent, Mapping) and isinstance(back, Mapping):
+        return f"{len(back)} of its {len(sent)} keys: some have one text"
+    if type(sent) is type(back):
+        return f"another {type(back).__name__}"
+    return type(back).__name__
+
+
+def _alias(model: Any, name: str) -> str:
+    field = type(model).model_fields.get(name) if isinstance(model, BaseModel) else None
+    return (field and field.serialization_alias) or name
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a model or a dataclass by name; a model's private attributes too."""
+    if not isinstance(value, BaseModel):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    fields = {name: value.__dict__.get(name) for name in type(value).model_fields}
+    return {**fields, **(value.model_extra or {}), **(value.__pydantic_private__ or {})}

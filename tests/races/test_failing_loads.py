@@ -1,0 +1,311 @@
+"""Loads that fail, and loads that are too many: told at once to all who wait, in all processes, from one load."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stillroom import AsyncStillroom, LoadFailed, LoadShed, NoDispatch, Settings, Stillroom
+from stillroom.cache.failures import Failures, as_json
+from tests.support.crowd import PATIENT
+from tests.support.entries import age
+from tests.support.stepper import Stepper
+
+
+class Down(ConnectionError):
+    """The app's own error, with an argument that it was made with."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"redis://app:secret@{host} is away")
+        self.host = host
+
+
+def at_once(count: int, call: Callable[[int], Any]) -> list[Any]:
+    """Call in so many threads; what each returned or raised."""
+    results: list[Any] = [None] * count
+
+    def run(n: int) -> None:
+        try:
+            results[n] = call(n)
+        except Exception as error:
+            results[n] = error
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+class Failing:
+    """A loader that fails when it is told to; and how often it was called."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.began, self.finish = threading.Event(), threading.Event()
+
+    def __call__(self) -> int:
+        self.calls += 1
+        self.began.set()
+        assert self.finish.wait(20)
+        raise Down("db")
+
+
+@pytest.mark.parametrize("way", ["get_or_set", "cached", "many"])
+def test_one_failure_is_everybodys_who_waited(make_room: Any, way: str) -> None:
+    """Of twelve callers in one process one loads, and all have its error, with what it was made of."""
+    room: Stillroom = make_room()
+    load = Failing()
+    kept = room.cache.cached("k", name="load")(load)
+    calls: dict[str, Callable[[int], Any]] = {
+        "get_or_set": lambda _: room.cache.get_or_set("k", load),
+        "cached": lambda _: kept(),
+        "many": lambda _: room.cache.get_or_set_many(["k"], lambda keys: {"k": load()}),
+    }
+
+    def call(n: int) -> Any:
+        if n == 0:
+            return calls[way](n)
+        assert load.began.wait(20)
+        return calls[way](n)
+
+    def let_fail() -> None:
+        while room.stats.counts["misses"] < 12:
+            time.sleep(0.005)
+        load.finish.set()
+
+    threading.Thread(target=let_fail).start()
+    results = at_once(12, call)
+    assert all(type(error) is Down and error.host == "db" for error in results), results
+    assert load.calls == 1
+    with pytest.raises(Down):  # and the next caller tries again
+        calls[way](0)
+    assert load.calls == 2
+
+
+def test_another_process_is_told_what_failed(make_room: Any, client: Any) -> None:
+    """By name and message, without the password in it; and the one after that loads."""
+    one, two = make_room(), make_room()
+    load = Failing()
+    first = Stepper(one, one._cache_body.get_or_set("k", load))
+    first.run_to_the_load()
+    second = Stepper(two, two._cache_body.get_or_set("k", lambda: 7)).run()
+    assert second.is_waiting
+    load.finish.set()
+    first.run()
+    assert isinstance(first.error, Down)
+    second.step()
+    second.run()
+    assert isinstance(second.error, LoadFailed)
+    assert str(second.error).endswith("failed with Down: redis://app:***@db is away")
+    assert client.pttl(two.keys.failure(b"k")) > 0
+    assert two.cache.get_or_set("k", lambda: 7) == 7
+
+
+def test_an_earlier_failure_is_nobody_elses(make_room: Any) -> None:
+    """Whoever came after it has waited for another load, and has that one's value."""
+    rooms = [make_room() for _ in range(3)]
+    with pytest.raises(ZeroDivisionError):
+        rooms[0].cache.get_or_set("k", lambda: 1 / 0)
+    leader = Stepper(rooms[1], rooms[1]._cache_body.get_or_set("k", lambda: 7))
+    leader.run_to_the_load()
+    late = Stepper(rooms[2], rooms[2]._cache_body.get_or_set("k", lambda: 8)).run()
+    late.step()
+    late.run()
+    assert late.is_waiting, "the failure that Redis still tells of is of a load before it came"
+    assert leader.value() == 7
+    late.step()
+    assert late.value() == 7
+
+
+def test_a_cancelled_load_is_no_failure(settings: Settings) -> None:
+    """Whoever waited for it loads by itself."""
+
+    async def story() -> Any:
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            began = asyncio.Event()
+
+            async def forever() -> int:
+                began.set()
+                await asyncio.sleep(60)
+                return 1
+
+            async def seven() -> int:
+                return 7
+
+            leader = asyncio.create_task(room.cache.get_or_set("k", forever))
+            await began.wait()
+            waiter = asyncio.create_task(room.cache.get_or_set("k", seven))
+            await asyncio.sleep(0.02)
+            leader.cancel()
+            return await waiter
+
+    assert asyncio.run(story()) == 7
+
+
+PROCESS = """
+import json, sys, time
+from stillroom import NoDispatch, Settings, Stillroom
+room = Stillroom(Settings(**json.loads(sys.argv[1])), dispatch=NoDispatch())
+calls = []
+def away():
+    calls.append(1)
+    time.sleep(0.5)
+    raise ConnectionError("the database is away")
+began = time.monotonic()
+try:
+    room.cache.get_or_set("k", away)
+except Exception as error:
+    print(json.dumps([type(error).__name__, len(calls), time.monotonic() - began]))
+"""
+
+
+def test_processes_share_a_failure(settings: Settings) -> None:
+    """A database that times out is not asked by each of those who wait, one after another."""
+    given = json.dumps(
+        {"redis_url": settings.redis_url, "namespace": settings.namespace, **PATIENT}
+    )
+    children = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, given], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    results = [json.loads(child.communicate(timeout=60)[0]) for child in children]
+    # Those that came while the first was loading have waited for it; a process may start much later than others.
+    assert {name for name, _, _ in results} <= {"ConnectionError", "LoadFailed"}
+    assert all(calls <= 1 for _, calls, _ in results)
+    assert all(took < 5 for _, _, took in results)
+
+
+def test_an_error_that_cannot_be_copied_is_raised_itself() -> None:
+    """It is given to all, as it is."""
+
+    class Odd(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__("odd")
+
+    failures, odd = Failures(), Odd(1, 2)
+    failures.keep(b"load.1", odd)
+    assert failures.of(b"load.1 " + as_json(odd), {b"load.1"}, "k") is odd
+    assert failures.of(b"load.2 " + as_json(odd), {b"load.1"}, "k") is None
+    assert failures.of(None, {b""}, "k") is None
+    unreadable = failures.of(b"load.3 {", {b"load.3"}, "k")
+    assert isinstance(unreadable, LoadFailed)
+
+
+# A budget of loads
+
+
+class Busy:
+    """A loader that counts how many of its loads run at the same time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self.running = self.most = self.calls = 0
+
+    def __call__(self, n: int) -> int:
+        with self._lock:
+            self.calls += 1
+            self.running += 1
+            self.most = max(self.most, self.running)
+        time.sleep(self._seconds)
+        with self._lock:
+            self.running -= 1
+        return n
+
+
+@pytest.mark.parametrize("rooms", [1, 3])
+def test_no_more_loads_run_than_the_budget_allows(make_room: Any, client: Any, rooms: int) -> None:
+    """60 cold keys, five places, in one process or three: the others wait, or are told to come again."""
+    load = Busy(0.1)
+    processes = [make_room() for _ in range(rooms)]
+    kept = [r.cache.cached("k:{n}", name="load", at_once=5)(load) for r in processes]
+    results = at_once(60, lambda n: kept[n % rooms](n))
+    assert load.most <= 5
+    shed = [one for one in results if isinstance(one, LoadShed)]
+    served = [one for one in results if isinstance(one, int)]
+    assert len(shed) + len(served) == 60
+    assert len(served) == load.calls >= 5
+    assert all(one.retry_after == 1.0 and one.at_once == 5 for one in shed)
+    assert client.keys("*:n:*") == client.keys("*:q:*") == [], "every place is given back"
+    assert client.keys("*:l:*") == []
+    assert sum(room.stats.counts["loads_shed"] for room in processes) == len(shed)
+
+
+def test_a_short_queue_is_waited_out(make_room: Any) -> None:
+    """As many may wait as may load; nobody of these is refused."""
+    room = make_room()
+    load = Busy(0.05)
+    kept = room.cache.cached("k:{n}", at_once=5, name="load")(load)
+    assert at_once(10, kept) == list(range(10))
+    assert load.most <= 5
+
+
+def calling(room: Any, kept: Any, n: int) -> Stepper:
+    return Stepper(room, room._cache_body.call(kept.loader, (n,), {}))
+
+
+def test_all_who_wait_for_a_load_that_is_shed_are_told(make_room: Any, client: Any) -> None:
+    """In another process too: a LoadShed, with the time to come again."""
+    one, two = make_room(), make_room()
+    kept = [r.cache.cached("k:{n}", name="load", at_once=1)(Busy(0)) for r in (one, two)]
+    calling(one, kept[0], 0).run_to_the_load()
+    assert calling(one, kept[0], 1).run().is_waiting
+    third = calling(one, kept[0], 2)
+    while not client.exists(one.keys.lease(b"k:2")):
+        third.step()
+    waiter = calling(two, kept[1], 2).run()
+    assert waiter.is_waiting
+    assert isinstance(third.run().error, LoadShed)
+    waiter.step()
+    told = waiter.run().error
+    assert isinstance(told, LoadShed)
+    assert (told.retry_after, told.at_once, told.loader) == (1.0, 1, "load")
+
+
+def test_a_place_is_free_again_when_its_process_is_gone(make_room: Any, client: Any) -> None:
+    """When the lease of its load is over, whatever became of it; also if the server's clock was put back."""
+    room = make_room()
+    kept = room.cache.cached("k:{n}", at_once=1, name="load", lease=20)(Busy(0))
+    places, _ = room.keys.places("load")
+    for hours in (-1, 1):
+        gone = calling(room, kept, 10 + hours).run_to_the_load()
+        ((load, until),) = client.zrange(places, 0, -1, withscores=True)
+        assert 0 < client.pttl(places) <= 20_000
+        client.zadd(places, {load: until + hours * 3_600_000})
+        assert kept(20 + hours) == 20 + hours
+        gone.run()
+    assert client.exists(places) == 0
+
+
+def test_a_refresh_over_the_budget_leaves_the_stale_value(
+    make_room: Any, client: Any, dispatch: Any
+) -> None:
+    """It is served, and asked for again by a later read: no backoff, for nothing has failed."""
+    room = make_room()
+    kept = room.cache.cached("k:{n}", at_once=1, name="load", ttl=60, swr=600)(Busy(0))
+    assert kept(1) == 1
+    age(client, room.keys.entry(b"k:1"), 61)
+    calling(room, kept, 2).run_to_the_load()
+    assert calling(room, kept, 3).run().is_waiting
+    assert kept(1) == 1
+    (outcome,) = dispatch.run_all(room)
+    assert isinstance(outcome, LoadShed)
+    assert client.get(room.keys.lease(b"k:1")) is None
+    assert kept(1) == 1
+
+
+@pytest.mark.parametrize("given", [0, -1, 1.5, True, "5", 10_000])
+def test_a_budget_is_a_number_of_loads(make_room: Any, given: Any) -> None:
+    """1 to 1,000."""
+    with pytest.raises(TypeError, match="at_once="):
+        make_room().cache.cached("k", at_once=given)(dict)

@@ -1,0 +1,327 @@
+"""Cached functions: what is decorated stays what it was, and what can't be cached is refused where it stands."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import importlib
+import inspect
+import pickle
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from stillroom import AsyncStillroom, InvalidArgument, NoDispatch, Settings, Stillroom
+from stillroom.keys import sanitized
+from tests.support.entries import age
+
+THE_ROOM = Stillroom(Settings(), dispatch=NoDispatch())
+THE_ASYNC_ROOM = AsyncStillroom(Settings(), dispatch=NoDispatch())
+
+
+@THE_ROOM.cache.cached("number:{id}")
+def number(id: int) -> int:
+    """Return a number."""
+    return id
+
+
+@THE_ASYNC_ROOM.cache.cached("number:{id}")
+async def async_number(id: int) -> int:
+    return id
+
+
+class Shelf:
+    """Loaders in a class."""
+
+    name = "top"
+
+    @THE_ROOM.cache.cached("book:{id}", ignore=["self"])
+    def book(self, id: int) -> str:
+        return f"{self.name} {id}"
+
+
+def refusals() -> dict[str, tuple[Callable[[Any], Any], str]]:
+    """What can't be a loader, and the sentence that says so."""
+
+    def generator(n: int) -> Iterator[int]:
+        yield from range(n)
+
+    async def async_generator(n: int) -> AsyncIterator[int]:
+        yield n
+
+    def returns_iterable(n: int) -> Iterable[int]:
+        return [n]
+
+    class Book:
+        def title(self, id: int) -> str:
+            return "a title"
+
+        @classmethod
+        def of(cls, n: int) -> int:
+            return n
+
+    class Numbers:
+        def __call__(self, n: int) -> Iterator[int]:
+            yield n
+
+    def connection(n: object, db: object) -> int:
+        return 1
+
+    return {
+        "a generator": (lambda cached: cached("k:{n}")(generator), "could be read once only"),
+        "an async generator": (
+            lambda cached: cached("k:{n}")(async_generator),
+            "could be read once only",
+        ),
+        "an object that yields": (lambda cached: cached("k:{n}")(Numbers()), "read once only"),
+        "an iterable": (
+            lambda cached: cached("k:{n}")(returns_iterable),
+            "declare and return a list",
+        ),
+        "a method": (lambda cached: cached("k:{id}")(Book.title), r"ignore=\['self'\]"),
+        "a class method": (
+            lambda cached: cached("k:{n}")(vars(Book)["of"]),
+            "write @classmethod above",
+        ),
+        "a class": (lambda cached: cached("k:{id}")(Book), "a loader is a function"),
+        "no function": (lambda cached: cached("k")(7), "a loader is a function, not 7"),
+        "no parentheses": (lambda cached: cached(generator), r'cached\("generator:\{…\}"\)'),
+        "a parameter that is in no key": (
+            lambda cached: cached("k:{n}")(connection),
+            r"db is not in the key 'k:\{n\}'.*ignore=\['db'\]",
+        ),
+        "a parameter in a tag only": (
+            lambda cached: cached("k:{n}", tags=["db:{db}"])(connection),
+            "db is not in the key",
+        ),
+        "a misspelt ignore": (
+            lambda cached: cached("k:{n}", ignore=["bd"])(connection),
+            "did you mean db",
+        ),
+        "a misspelt option": (lambda cached: cached("k:{n}", tll=3), "did you mean ttl"),
+        "tags that are none": (
+            lambda cached: cached("k:{id}", tags=None)(number.loader.function),
+            "tags=None",
+        ),
+        "a type that is none": (
+            lambda cached: cached("k:{id}", type=7)(number.loader.function),
+            "7 is no type",
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", refusals())
+@pytest.mark.parametrize("cache", [THE_ROOM.cache, THE_ASYNC_ROOM.cache], ids=["sync", "async"])
+def test_what_cannot_be_cached_is_refused_where_it_is_written(cache: Any, what: str) -> None:
+    """With what to write instead, before any request."""
+    make, sentence = refusals()[what]
+    with pytest.raises(InvalidArgument, match=sentence):
+        make(cache.cached)
+
+
+def test_a_cached_function_is_pickled_by_its_name() -> None:
+    """As functools.lru_cache's are: the other process has its own."""
+    for function in (number, async_number):
+        assert pickle.loads(pickle.dumps(function)) is function
+        assert copy.deepcopy(function) is function
+    assert pickle.loads(pickle.dumps(Shelf.book)) is Shelf.book
+    assert pickle.loads(pickle.dumps(Shelf().book)).key(id=7) == "book:7"
+
+
+def test_a_cached_function_looks_like_the_function() -> None:
+    """Name, docstring, signature; and an awaited one is a coroutine function."""
+    assert number.__name__ == "number"  # type: ignore[attr-defined]
+    assert inspect.getdoc(number) == "Return a number."
+    assert str(inspect.signature(number)) == "(id: 'int') -> 'int'"
+    assert inspect.iscoroutinefunction(async_number)
+    assert inspect.iscoroutinefunction(async_number.invalidate)
+    assert asyncio.iscoroutinefunction(async_number)
+    assert not inspect.iscoroutinefunction(number)
+
+
+def test_a_partial_and_an_object_are_functions_too(room: Any) -> None:
+    """Whatever can be called, with a name of its own or without."""
+
+    def fetch(table: str, id: int) -> str:
+        return f"{table} {id}"
+
+    class Fetch:
+        def __call__(self, id: int) -> int:
+            return id
+
+    assert room.cache.cached("t:{id}")(functools.partial(fetch, "t"))(7) == "t 7"
+    assert room.cache.cached("f:{id}")(Fetch())(id=7) == 7
+    assert room.cache.cached("g:{id}", name="g")(Fetch())(id=7) == 7
+    assert sorted(getattr(room, "inner", room).cache.loaders.names()) == ["Fetch", "fetch", "g"]
+
+
+def test_a_method_binds(room: Any, client: Any) -> None:
+    """`self` is ignored by name, or it is an argument with a text. Each reader refreshes by itself."""
+    calls: list[Any] = []
+    inner = getattr(room, "inner", room)
+
+    class Page(BaseModel):
+        site: str
+
+        def body(self, path: str) -> str:
+            calls.append((self.site, path))
+            return f"{self.site}{path}"
+
+    kept = inner.cache.cached("page:{self}:{path}", ttl=60, swr=60)(Page.body)
+    Page.kept = kept  # type: ignore[attr-defined]
+    run = (lambda one: one) if room is inner else room._loop.run_until_complete
+    for site in ("a", "b", "a"):
+        assert run(Page(site=site).kept("/")) == f"{site}/"  # type: ignore[attr-defined]
+    assert calls == [("a", "/"), ("b", "/")]
+    key = Page(site="a").kept.key("/")  # type: ignore[attr-defined]
+    assert room.cache.get_entry(key).loader is None, "no worker could make its self"
+    age(client, room.keys.entry(sanitized(key)), 61)
+    assert run(Page(site="a").kept("/")) == "a/"  # type: ignore[attr-defined]
+    assert len(calls) == 3
+
+
+def test_a_static_method_is_a_function(room: Any) -> None:
+    """In either order of the decorators; a class method stands above."""
+    inner = getattr(room, "inner", room)
+    run = (lambda one: one) if room is inner else room._loop.run_until_complete
+
+    class Shop:
+        @staticmethod
+        @inner.cache.cached("one:{id}")
+        def one(id: int) -> int:
+            return id
+
+        @inner.cache.cached("two:{id}")
+        @staticmethod
+        def two(id: int) -> int:
+            return id
+
+        @classmethod
+        @inner.cache.cached("three:{id}", ignore=["cls"])
+        def three(cls, id: int) -> str:
+            return f"{cls.__name__} {id}"
+
+    shop: Any = Shop
+    assert [run(shop.one(1)), run(shop().one(1)), run(shop.two(2)), run(shop().two(2))] == [
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert [run(shop.three(3)), run(shop().three(3))] == ["Shop 3", "Shop 3"]
+
+
+@pytest.mark.parametrize("hit", [False, True])
+def test_a_wrong_call_is_a_type_error(room: Any, hit: bool) -> None:
+    """As if the function itself had been called, on a hit too; and it says what was meant."""
+
+    @room.cache.cached("search:{query}", ignore=["limit"])
+    def search(query: str, *, limit: int = 3) -> str:
+        return query
+
+    if hit:
+        search("a")
+    for args, kwargs, said in [
+        ((), {"qeury": "a"}, "did you mean query"),
+        (("a",), {"lim": 3}, "did you mean limit"),
+        (("a", 3), {}, "too many positional arguments"),
+        ((), {}, "missing a required argument: 'query'"),
+        (("a",), {"query": "a"}, "multiple values"),
+    ]:
+        for call in (search, search.key, search.invalidate):
+            with pytest.raises(TypeError, match=said):
+                call(*args, **kwargs)
+
+
+def test_a_long_or_strange_argument_is_no_error(room: Any) -> None:
+    """A visitor's search text may be anything."""
+    calls: list[str] = []
+
+    @room.cache.cached("search:{q}")
+    def search(q: str) -> int:
+        calls.append(q)
+        return len(q)
+
+    for q in ("x" * 2_000, "x" * 2_001, "\ud800", "", "\x1e"):
+        assert search(q) == search(q) == len(q)
+        assert room.cache.get(search.key(q)) == len(q)
+        assert search.invalidate(q) == 1
+    assert len(calls) == 5
+
+
+def test_secrets_stay_out_of_redis(room: Any, client: Any, dispatch: Any) -> None:
+    """Of an argument that is one neither the key nor the entry nor a message has more than an HMAC."""
+
+    @room.cache.cached("profile:{token}", ttl=60, swr=60)
+    def profile(token: SecretStr) -> int:
+        return len(token.get_secret_value())
+
+    assert [profile(SecretStr("alice!")), profile(SecretStr("bob!"))] == [6, 4]
+    for key in client.scan_iter(match="*:e:*"):
+        assert b"alice" not in key + client.get(key)
+        age(client, key, 61)
+    assert profile(SecretStr("alice!")) == 6
+    assert dispatch.orders == [], "a worker would be given stars"
+    with pytest.raises(ValueError, match="token: SecretStr is another value once it has been JSON"):
+        room.tasks.load(getattr(profile, "_inner", profile), SecretStr("alice!"))
+
+
+def test_an_ignored_argument_with_a_default_is_not_sent(
+    room: Any, client: Any, dispatch: Any
+) -> None:
+    """A connection has no JSON; a worker calls the loader without."""
+    seen: list[Any] = []
+
+    @room.cache.cached("n:{id}", ttl=60, swr=60, ignore=["db"])
+    def load(id: int, db: Any = None) -> int:
+        seen.append(db)
+        return id
+
+    connection = object()
+    load(7, connection)
+    age(client, room.keys.entry(b"n:7"), 61)
+    assert load(7, object()) == 7
+    assert dispatch.run_all(room) == ["refreshed"]
+    assert seen == [connection, None]
+
+
+def test_a_module_may_be_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reloader, or a notebook's cell that is run twice: the newest definition counts, with another key too."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a_room.py").write_text(
+        "from stillroom import NoDispatch, Stillroom\nroom = Stillroom(dispatch=NoDispatch())\n"
+    )
+    module = tmp_path / "some_loaders.py"
+    source = "from a_room import room\n@room.cache.cached('{}:{{id}}')\ndef load(id: int) -> int: return id\n"
+    module.write_text(source.format("p"))
+    loaders: Any = importlib.import_module("some_loaders")
+    first = loaders.load
+    importlib.reload(loaders)
+    module.write_text(source.format("another"))
+    importlib.invalidate_caches()
+    sys.modules["some_loaders"].__dict__.pop("load")
+    exec(compile(module.read_text(), str(module), "exec"), vars(loaders))
+    assert loaders.load is not first
+    registered = loaders.room.cache.loaders
+    assert registered.names() == ["load"]
+    assert registered["load"].template == "another:{id}"
+
+
+def test_two_loaders_of_one_factory_are_told_apart(room: Any) -> None:
+    """They are two functions in one place of the source, alive at the same time."""
+    inner = getattr(room, "inner", room)
+
+    def make(key: str) -> None:
+        @inner.cache.cached(key)
+        def load() -> int:
+            return 1
+
+    make("one")
+    make("one")
+    with pytest.raises(InvalidArgument, match="a loader named 'load' exists already"):
+        make("two")

@@ -1,0 +1,228 @@
+"""What is kept and for how long: by the value, with a little chance, and as a reader will get it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from stillroom import InvalidArgument, NoDispatch, Stillroom
+from tests.support.entries import age
+
+
+class Product(BaseModel):
+    id: int
+
+
+class Book(Product):
+    author: str = ""
+
+
+class Secretive(BaseModel):
+    password: SecretStr
+
+
+def seconds_left(room: Any, client: Any, key: str) -> float:
+    return float(client.pttl(room.keys.entry(key.encode()))) / 1000
+
+
+def test_what_keep_says_no_to_is_not_kept(room: Any, client: Any) -> None:
+    """Its caller has it; the next one asks again."""
+    answers: list[list[int]] = [[], [], [1]]
+    calls: list[int] = []
+
+    @room.cache.cached("k", ttl=60, keep=bool)
+    def load() -> list[int]:
+        calls.append(1)
+        return answers[len(calls) - 1]
+
+    assert [load(), load(), load(), load()] == [[], [], [1], [1]]
+    assert len(calls) == 3
+    assert client.keys("*:l:*") == [], "the lease is free"
+    assert room.stats.counts["not_stored"] == 0
+
+
+@pytest.mark.parametrize("options", [{"keep": lambda found: found != "none"}, {}])
+def test_a_negative_answer_may_be_kept_for_less(room: Any, client: Any, options: Any) -> None:
+    """What `keep` says no to, or, without it, None."""
+    nothing = "none" if options else None
+    calls: list[str] = []
+
+    @room.cache.cached("k:{name}", ttl=600, swr=600, negative_ttl=timedelta(seconds=5), **options)
+    def find(name: str) -> str | None:
+        calls.append(name)
+        return nothing if name == "no" else name
+
+    assert [find("no"), find("no"), find("yes"), find("yes")] == [nothing, nothing, "yes", "yes"]
+    assert calls == ["no", "yes"]
+    assert 4 < seconds_left(room, client, "k:no") <= 5
+    assert 1_199 < seconds_left(room, client, "k:yes") <= 1_200
+
+
+def test_a_ttl_may_come_from_the_value(room: Any, client: Any) -> None:
+    """In seconds or as a timedelta; None is the setting's."""
+    until: dict[str, Any] = {"a": 7, "b": timedelta(minutes=1), "c": None}
+    for key in until:
+        room.cache.get_or_set(key, lambda: key, ttl=lambda value: until[value])  # noqa: B023
+        assert room.cache.get(key) == key
+        wanted = {"a": 7, "b": 60, "c": room.settings.ttl}[key]
+        assert wanted - 1 < seconds_left(room, client, key) <= wanted
+    many = room.cache.get_or_set_many(
+        ["d"], lambda keys: {"d": "a"}, ttl=lambda value: until[value]
+    )
+    assert many == {"d": "a"}
+    assert 6 < seconds_left(room, client, "d") <= 7
+
+
+@pytest.mark.parametrize("given", [-1, 0, "5", 10**9, lambda: 1])
+def test_a_ttl_of_a_value_that_is_none_is_told_and_nothing_is_kept(
+    room: Any, caplog: pytest.LogCaptureFixture, given: Any
+) -> None:
+    """It is found out behind the load, and the caller has nothing to do with it."""
+    assert room.cache.get_or_set("k", lambda: 1, ttl=lambda _: given) == 1
+    assert room.cache.get("k") is None
+    assert "can't be kept" in caplog.text
+    assert "ttl" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep": 1}, {"keep": "yes"}, {"negative_ttl": "5"}, {"negative_ttl": -1}]
+)
+def test_how_to_keep_is_checked_where_it_is_written(room: Any, options: Any) -> None:
+    """As all options are."""
+    with pytest.raises(InvalidArgument, match=next(iter(options))):
+        room.cache.get_or_set("k", lambda: 1, **options)
+
+
+def test_what_is_stored_together_does_not_end_together(make_room: Any, client: Any) -> None:
+    """Spread over a tenth of the ttl, and never later than asked, whichever way it was stored."""
+    room = make_room(jitter=0.1)
+    keys = [f"k:{n}" for n in range(60)]
+    load = room.cache.cached("n:{n}", ttl=100, name="load")(lambda n: n)
+    room.cache.set_many(dict.fromkeys(keys[:10], 1), ttl=100)
+    for key in keys[10:20]:
+        room.cache.set(key, 1, ttl=100)
+    for key in keys[20:30]:
+        room.cache.add(key, 1, ttl=100)
+    for key in keys[30:40]:
+        room.cache.set(key, 1, ttl=1)
+        room.cache.touch(key, ttl=100)
+    room.cache.get_or_set_many(keys[40:50], lambda missing: dict.fromkeys(missing, 1), ttl=100)
+    for n in range(10):
+        load(n)
+    left = [seconds_left(room, client, key) for key in [*keys[:50], *(f"n:{n}" for n in range(10))]]
+    assert all(89 < one <= 100 for one in left)
+    for start in range(0, 60, 10):
+        assert max(left[start : start + 10]) - min(left[start : start + 10]) > 0.5
+
+
+def test_stale_time_is_not_shortened(make_room: Any, client: Any) -> None:
+    """Jitter moves the end of being fresh; `swr` is what was asked."""
+    room = make_room(jitter=0.5)
+    room.cache.set("k", 1, ttl=100, swr=50)
+    fresh_until = room.cache.get_entry("k").fresh_until
+    now, _ = client.time()
+    assert seconds_left(room, client, "k") - (fresh_until - now) == pytest.approx(50, abs=1.5)
+
+
+@pytest.mark.parametrize("way", ["get_or_set", "cached", "many"])
+def test_a_miss_gives_what_a_hit_gives(room: Any, way: str) -> None:
+    """Without a type too: in the form that JSON has for it."""
+    at = dt.datetime(2026, 11, 27, tzinfo=dt.UTC)
+    value = {"pair": (1, 2), "at": at, "product": Product(id=1), 7: "seven"}
+    wanted = {
+        "pair": [1, 2],
+        "at": "2026-11-27T00:00:00Z",
+        "product": {"id": 1},
+        "7": "seven",
+    }
+
+    def load() -> Any:
+        return value
+
+    if way == "many":
+        answers = [room.cache.get_or_set_many(["k"], lambda _: {"k": value})["k"] for _ in range(2)]
+    elif way == "cached":
+        kept = room.cache.cached("k")(load)
+        answers = [kept(), kept()]
+    else:
+        answers = [room.cache.get_or_set("k", load) for _ in range(2)]
+    assert answers == [wanted, wanted]
+
+
+def test_a_load_without_redis_gives_what_a_hit_gives() -> None:
+    """An outage changes no types."""
+    away = Stillroom("redis://127.0.0.1:1", dispatch=NoDispatch())
+    assert away.cache.get_or_set("k", lambda: (1, 2)) == [1, 2]
+    assert away.cache.get_or_set_many(["k"], lambda _: {"k": (1, 2)}) == {"k": [1, 2]}
+    assert away.cache.cached("k")(pair)() == [1, 2]
+
+
+def pair() -> Any:
+    return (1, 2)
+
+
+def test_get_or_set_takes_the_type_from_its_load(room: Any) -> None:
+    """As cached does. So a hit is a Product, as the type checker was told."""
+
+    def load() -> Product:
+        return Product(id=1)
+
+    async def load_async() -> Product:
+        return Product(id=2)
+
+    def load_many(keys: list[str]) -> dict[str, Product]:
+        return {key: Product(id=3) for key in keys}
+
+    for _ in range(2):
+        assert room.cache.get_or_set("one", load) == Product(id=1)
+        assert room.cache.get_or_set("two", load_async) == Product(id=2)
+        assert room.cache.get_or_set_many(["three"], load_many) == {"three": Product(id=3)}
+
+
+def test_what_cannot_be_kept_is_told_and_counted_by_its_loader(
+    room: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each loader once in half a minute; its caller has the value each time."""
+
+    @room.cache.cached("secret:{id}")
+    def secret(id: int) -> Secretive:
+        return Secretive(password=SecretStr("hunter2"))
+
+    @room.cache.cached("books:{id}")
+    def books(id: int) -> list[Product]:
+        return [Book(id=id, author="Le Guin")]
+
+    with caplog.at_level(logging.WARNING, "stillroom"):
+        for id in (1, 2):  # noqa: A001
+            assert secret(id).password.get_secret_value() == "hunter2"
+            assert books(id) == [Book(id=id, author="Le Guin")]
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("secret: Secretive: .password is SecretStr" in line for line in told) == 1
+    assert sum("books: list: what comes back is another value" in line for line in told) == 1
+    assert "hunter2" not in caplog.text
+    assert room.stats.counts["not_kept:secret"] == room.stats.counts["not_kept:books"] == 2
+    report = room.health.check()
+    assert [advice.code for advice in report.advice if advice.code == "not-kept"] == []
+
+
+def test_a_stale_value_that_no_worker_can_load_is_loaded_by_a_reader(
+    room: Any, client: Any, dispatch: Any
+) -> None:
+    """Its arguments have no JSON; it would else be stale until it dies."""
+    versions = iter(range(9))
+
+    @room.cache.cached("k:{at}", ttl=60, swr=60)
+    def load(at: SecretStr) -> int:
+        return next(versions)
+
+    key = SecretStr("x")
+    assert load(key) == 0
+    (name,) = client.keys("*:e:*")
+    age(client, name, 61)
+    assert [load(key), load(key)] == [1, 1]
+    assert dispatch.orders == []

@@ -1,0 +1,397 @@
+"""Keys of arguments: a text says all of a value, in every process, and no other value has it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import ipaddress
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Literal, NamedTuple, NewType, Optional, TypedDict
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, PositiveInt, SecretBytes, SecretStr
+
+from stillroom.cache.arguments import Texts, Unkeyable, hidden_with
+from stillroom.cache.template import Template, shortened
+from stillroom.errors import InvalidArgument, InvalidKey
+from stillroom.keys import sanitized
+
+texts = Texts(lambda secret: hidden_with(b"pepper", secret))
+
+
+class Color(enum.Enum):
+    RED = "red"
+    NONE = "None"
+
+
+class Size(enum.StrEnum):
+    NONE = "None"
+    BIG = "big"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Query(BaseModel):
+    text: str
+    pages: set[int] = set()
+    hidden: str = Field("", repr=False)
+
+
+@dataclasses.dataclass
+class Tenant:
+    name: str
+    token: str = dataclasses.field(default="", repr=False, compare=False)
+
+
+class Row(TypedDict):
+    id: int
+
+
+Id = NewType("Id", int)
+A_UUID = UUID("12345678-1234-5678-1234-567812345678")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "text"),
+    [
+        (int, 7, "7"),
+        (int, -7, "-7"),
+        (Id, 7, "7"),
+        (PositiveInt, 7, "7"),
+        (Annotated[int, "of a product"], 7, "7"),
+        (int, Level.LOW, "1"),
+        (str, "acme", "acme"),
+        (str, "7", "7"),
+        (str, "None", "None"),
+        (str, "a:b%", "a:b%"),
+        (str, Size.BIG, "big"),
+        (str | None, "acme", "acme"),
+        (str | None, "7", "7"),
+        (Optional[int], 7, "7"),  # noqa: UP045  # the other spelling
+        (Optional[int], None, "None"),  # noqa: UP045
+        (bool, True, "True"),
+        (float, 1.5, "1.5"),
+        (float, 1, "1.0"),
+        (Decimal, Decimal("1.50"), "15E-1"),
+        (UUID, A_UUID, str(A_UUID)),
+        (UUID | None, A_UUID, str(A_UUID)),
+        (dt.date, dt.date(2026, 11, 27), "2026-11-27"),
+        (dt.datetime, dt.datetime(2026, 11, 27, 12, tzinfo=dt.UTC), "2026-11-27T12:00:00+00:00"),
+        (dt.datetime, dt.datetime(2026, 11, 27, 12), "2026-11-27T12:00:00"),
+        (dt.time, dt.time(12, 30), "12:30:00"),
+        (dt.timedelta, dt.timedelta(days=1), "1 day, 0:00:00"),
+        (bytes, b"\xff\x00", "ff00"),
+        (Color, Color.RED, "RED"),
+        (Size, Size.BIG, "big"),
+        (Literal["a", "b"], "a", "a"),
+        (pathlib.PurePosixPath, pathlib.PurePosixPath("a/b"), "a/b"),
+        (ipaddress.IPv4Address, ipaddress.ip_address("192.0.2.1"), "192.0.2.1"),
+        (list[int], [1, 2], "[1,2]"),
+        (tuple[str, int], ("a", 1), '("a",1)'),
+        (Point, Point(1, 2), "(1,2)"),
+        (set[str], {"b", "a"}, '{"a","b"}'),
+        (frozenset[str], frozenset("ba"), '{"a","b"}'),
+        (dict[str, int], {"b": 1, "a": 2}, '{"a":2,"b":1}'),
+        (Row, {"id": 7}, '{"id":7}'),
+        (Query, Query(text="x", pages={2, 1}), '{hidden:"",pages:{1,2},text:"x"}'),
+        (Tenant, Tenant("acme", "s"), '{name:"acme",token:"s"}'),
+        (Any, 7, "7"),
+        (Any, "acme", "acme"),
+        (Any, "7", "'7'"),
+        (Any, None, "None"),
+        (Any, "None", "'None'"),
+        (object, "hello, world", "hello, world"),
+        (int | str, "7", "'7'"),
+        (int | str, 7, "7"),
+        (Any, A_UUID, f"UUID({A_UUID})"),
+        (Iterable[int], [1], "[1]"),
+    ],
+)
+def test_what_is_declared_has_a_plain_text(annotation: Any, value: Any, text: str) -> None:
+    """A key is what a person would write, so that it can be written by hand too."""
+    assert texts.of(annotation)(value) == text
+
+
+EVERYTHING: list[Any] = [
+    *(None, "None", True, "True", False, 1, "1", 1.0, "1.0", -1, "'1'", "", "''", 10**5000, "nan"),
+    *(Decimal(1), "Decimal(1E0)", A_UUID, str(A_UUID), f"UUID({A_UUID})", b"1", "31", "bytes(31)"),
+    *(
+        dt.date(2026, 1, 1),
+        "2026-01-01",
+        dt.datetime(2026, 1, 1),
+        dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+    ),
+    *(
+        dt.time(1),
+        dt.timedelta(1),
+        Color.RED,
+        Color.NONE,
+        Size.NONE,
+        Level.LOW,
+        float("inf"),
+        "inf",
+    ),
+    *(
+        [],
+        (),
+        set(),
+        {},
+        [1],
+        (1,),
+        {1},
+        {1: 1},
+        ["1"],
+        [[1]],
+        [1, 1],
+        {"a": 1},
+        ("a", 1),
+        '["1"]',
+        "{}",
+    ),
+    *(Query(text="x"), Query(text="y"), Query(text="x", hidden="h"), Tenant("a"), Tenant("a", "t")),
+    *(
+        SecretStr("a"),
+        SecretStr("b"),
+        SecretBytes(b"a"),
+        "secret(a)",
+        pathlib.PurePosixPath("a"),
+        "a",
+    ),
+    *(
+        ipaddress.ip_address("::1"),
+        "::1",
+        ipaddress.ip_network("::1"),
+        {None: 1},
+        {"None": 1},
+        "\x1f7",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        *(Any, object, int, str, str | None, bool, float, Decimal, UUID, bytes, dt.date, Color),
+        *(dt.datetime, Size | None, Query, Tenant, list[int], tuple[int, ...], set[int], int | str),
+        *(dict[str, int], SecretStr, int | None, Literal["a", 1], Mapping[str, int]),
+        pathlib.PurePath | None,
+    ],
+    ids=str,
+)
+def test_no_two_values_share_a_text(annotation: Any) -> None:
+    """Whatever a parameter is declared to be, and whatever it is given; equal ones of other types may."""
+    text_of = texts.of(annotation)
+    found: dict[str, Any] = {}
+    for value in EVERYTHING:
+        text = text_of(value)
+        assert found.setdefault(text, value) == value, text
+
+
+@pytest.mark.parametrize("annotation", [Any, dt.datetime, dt.datetime | None])
+def test_equal_values_have_one_text(annotation: Any) -> None:
+    """One moment in two zones, 1.5 and 1.50, 0.0 and -0.0, a set in any order."""
+    noon = dt.datetime(2026, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    pairs = [
+        (noon, noon.astimezone(dt.UTC)),
+        (Decimal("1.5"), Decimal("1.50")),
+        (Decimal(100), Decimal("1E2")),
+        (Decimal(0), Decimal("-0.00")),
+        (0.0, -0.0),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({3, 1, 2}, frozenset({1, 2, 3})),
+        (dt.time(12, tzinfo=dt.UTC), dt.time(14, tzinfo=dt.timezone(dt.timedelta(hours=2)))),
+    ]
+    for one, other in pairs:
+        assert one == other
+        assert texts.of(annotation)(one) == texts.of(annotation)(other)
+
+
+SCALARS = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5)),
+    *(st.binary(max_size=3), st.uuids(), st.dates(), st.datetimes(), st.decimals(allow_nan=False)),
+    *(st.timedeltas(), st.times(), st.sampled_from(Color), st.sampled_from(Size)),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(st.text(), inner)
+    ),
+    max_leaves=5,
+)
+
+
+@given(VALUES, VALUES)
+def test_different_values_have_different_texts(one: Any, other: Any) -> None:
+    """Of any types, in any nesting."""
+    for annotation in (Any, str, int, str | None, float):
+        text_of = texts.of(annotation)
+        if text_of(one) == text_of(other):
+            assert one == other
+
+
+def test_a_text_is_the_same_in_every_process() -> None:
+    """Sets and dicts too, whose order differs from process to process."""
+    program = (
+        "from stillroom.cache.arguments import Texts\n"
+        "print(Texts(str).open([set('stillroom'), {'b': frozenset('xyz'), 'a': 2}]))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert said == {'[{"i","l","m","o","r","s","t"},{"a":2,"b":{"x","y","z"}}]\n'}
+
+
+class Connection:
+    """No text says what it is."""
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [Connection, Connection | None, type[int], pathlib.Path | Connection, subprocess.Popen],
+)
+def test_a_type_without_a_text_is_refused_where_it_is_declared(annotation: Any) -> None:
+    """Not at the first request."""
+    with pytest.raises(Unkeyable, match="has no text that says all of a value"):
+        texts.of(annotation)
+
+
+@pytest.mark.parametrize("value", [Connection(), [Connection()], {"a": object()}, len, int])
+def test_a_value_without_a_text_is_refused(value: Any) -> None:
+    """Also inside a container. Its address would be taken for another one's later."""
+    with pytest.raises(Unkeyable, match="has no text"):
+        texts.of(Any)(value)
+
+
+def test_a_value_that_holds_itself_is_refused() -> None:
+    """It has no end."""
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(Unkeyable, match="deep"):
+        texts.of(Any)(endless)
+
+
+@pytest.mark.parametrize("annotation", [SecretStr, Any, SecretStr | None, Mapping[str, Any]])
+def test_a_secret_does_not_stand_in_a_key(annotation: Any) -> None:
+    """An HMAC does, so that two secrets have two keys."""
+    one, other = SecretStr("hunter2"), SecretStr("hunter3")
+    text_of = texts.of(annotation)
+    assert "hunter" not in text_of(one) + text_of({"password": one})
+    assert text_of(one) == text_of(SecretStr("hunter2")) != text_of(other)
+    assert text_of(one) != Texts(lambda s: hidden_with(b"another pepper", s)).of(annotation)(one)
+
+
+# Templates
+
+DELIMITERS = [chr(n) for n in range(32, 127) if chr(n) not in "{}"] + [
+    "─",
+    "\u2500",
+    "é",
+    "😀",
+    "%%",
+    "%2",
+]
+
+
+@pytest.mark.parametrize("delimiter", DELIMITERS)
+def test_different_arguments_never_make_the_same_text(delimiter: str) -> None:
+    """Whatever stands between them in the template: all short texts of the letters that could do harm."""
+    letters = sorted({*delimiter, "%", "2", "5", "~"})
+    values = [""] + ["".join(word) for n in (1, 2) for word in itertools.product(letters, repeat=n)]
+    template = Template(f"{{a}}{delimiter}{{b}}{delimiter}", ["a", "b"])
+    pairs = list(itertools.product(values, repeat=2))
+    assert len({template.fill({"a": a, "b": b}) for a, b in pairs}) == len(pairs)
+
+
+@given(st.characters(exclude_characters="{}"), st.data())
+def test_a_delimiter_may_be_any_character(delimiter: str, data: st.DataObject) -> None:
+    """Any of Unicode, in the values too."""
+    template = Template(f"{{a}}{delimiter}{{b}}{delimiter}", ["a", "b"])
+    words = st.text(alphabet=sorted({delimiter, *"%25~pe00"}), max_size=6)
+    pairs = data.draw(st.tuples(st.tuples(words, words), st.tuples(words, words)))
+    one, other = (template.fill(dict(zip("ab", pair, strict=True))) for pair in pairs)
+    assert (one == other) == (pairs[0] == pairs[1])
+
+
+@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
+@example(("1:2", "x"), ("1", "2:x"))
+def test_a_parameter_may_stand_in_a_template_twice(one: Any, other: Any) -> None:
+    """Each time its value is told from what follows it there."""
+    template = Template("{a}:{b}/{a}", ["a", "b"])
+    filled = [template.fill(dict(zip("ab", pair, strict=True))) for pair in (one, other)]
+    assert (filled[0] == filled[1]) == (one == other)
+
+
+def test_a_single_value_stands_as_it_is() -> None:
+    """`get("user:a:b")` finds what `load("a:b")` stored."""
+    assert Template("user:{name}", ["name"]).fill({"name": "a:b%"}) == "user:a:b%"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("k:{idd}", r"\{idd\} is not a parameter of the loader; did you mean \{id\}\?"),
+        ("k:{nothing}", r"it has id, brand"),
+        ("k:{id!r}", "only the name of a parameter"),
+        ("k:{id:>3}", "only the name of a parameter"),
+        ("k:{id.x}", "only the name of a parameter"),
+        ("k:{}", "only the name of a parameter"),
+        ("k:{id", "not a template"),
+        ("k:{id}{brand}", "something must stand before {brand}"),
+        (7, "a template is a str, not int"),
+    ],
+)
+def test_a_template_that_cannot_work_says_why(text: Any, why: str) -> None:
+    """When the loader is registered, not when the first request comes."""
+    with pytest.raises(InvalidKey, match=why):
+        Template(text, ["id", "brand"])
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 1_025, "", "\ud800", "search:" + "ü" * 600, "a\x1eb", "%" * 400]
+)
+def test_a_key_that_cannot_be_stored_is_hashed(text: str) -> None:
+    """A long search of a visitor's is no error. One still sees what it is of, and a pattern matches its front."""
+    short = shortened(text)
+    assert sanitized(short)
+    assert short.startswith(text[:50].replace("\ud800", "?").replace("\x1e", "?"))
+    assert shortened(text + "y") != short != shortened(short), (
+        "nobody can give a text that is another's hash"
+    )
+
+
+def test_a_key_that_fits_stays_as_it_is() -> None:
+    """Up to 1,024 bytes."""
+    for text in ("product:7", "a b\n%", "ü" * 512):
+        assert shortened(text) is text
+
+
+def test_all_refusals_are_of_one_family() -> None:
+    """A wrong argument is a TypeError and a ValueError, whichever one looks for."""
+    assert issubclass(Unkeyable, InvalidArgument)
+    assert issubclass(InvalidArgument, TypeError)
+    assert issubclass(InvalidArgument, ValueError)

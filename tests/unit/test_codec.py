@@ -1,0 +1,323 @@
+"""The codec's promise: what is read is what was written, in value and in type, or it is not written."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime as dt
+import enum
+from decimal import Decimal
+from typing import Any, Generic, NamedTuple, TypeVar
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import AnyUrl, BaseModel, ConfigDict, Field, PrivateAttr, SecretBytes, SecretStr
+
+from stillroom import InvalidArgument, Settings
+from stillroom.codec import Codec, Undecodable, Unencodable
+from stillroom.sameness import is_plain, is_same
+
+codec = Codec(Settings())
+INF, NAN = float("inf"), float("nan")
+NOW = dt.datetime(2026, 11, 27, 12, tzinfo=dt.UTC)
+T = TypeVar("T")
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Item(BaseModel):
+    id: int
+
+
+class Book(Item):
+    author: str = ""
+
+
+class Price(BaseModel):
+    limit: float | None = None
+    more: dict[str, Any] = {}
+
+
+@dataclasses.dataclass
+class Score:
+    x: float
+    cached: int = dataclasses.field(default=0, compare=False)
+
+
+class Secretive(BaseModel):
+    password: SecretStr
+
+
+class Excluding(BaseModel):
+    a: int
+    b: int = Field(0, exclude=True)
+
+
+class Private(BaseModel):
+    a: int
+    _b: int = PrivateAttr(0)
+
+
+class Aliased(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+    a: int = Field(alias="A")
+
+
+class Written(BaseModel):
+    a: int = Field(serialization_alias="B")
+
+
+class Blob(BaseModel):
+    data: bytes
+
+
+class Base64Blob(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+    data: bytes
+
+
+class Extra(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Page(BaseModel, Generic[T]):
+    items: list[T]
+
+
+class Point(NamedTuple):
+    x: int
+    y: str
+
+
+def private(b: int) -> Private:
+    made = Private(a=1)
+    made._b = b
+    return made
+
+
+def deep(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+KEPT: list[tuple[Any, Any]] = [
+    *((7, int), ("ü", str), (True, bool), (None, type(None)), (1.5, float), (-0.0, float)),
+    *((INF, float), (NAN, float), ([INF, NAN], list[float]), ({"a": NAN}, Any)),
+    *((Price(limit=INF), Price), (Price(limit=NAN), Price), (Price(more={"a": [INF]}), Price)),
+    *((Score(INF), Score), ([Score(-INF)], list[Score]), ([Price(limit=INF)], list[Price])),
+    *(
+        (b"\x89PNG\xff", bytes),
+        (b"text", bytes),
+        (b"\xff", Any),
+        (b"\xff", bytes | None),
+        (None, bytes | None),
+    ),
+    *(
+        ({"a": b"\xff"}, dict[str, bytes]),
+        ((b"\xff", "image/png"), tuple[bytes, str]),
+        ("x", bytes | str),
+    ),
+    *((Blob(data=b"text"), Blob), (Base64Blob(data=b"\xff"), Base64Blob)),
+    *(({1: "a"}, dict[int, str]), ({NOW: 1}, dict[dt.datetime, int]), ({1, 2}, set[int])),
+    *(((1, "a"), tuple[int, str]), (Point(1, "a"), Point), (frozenset({1}), frozenset[int])),
+    *(
+        (collections.deque([1]), collections.deque[int]),
+        (collections.OrderedDict(a=1), collections.OrderedDict[str, int]),
+    ),
+    *(
+        (NOW, dt.datetime),
+        (NOW.astimezone(ZoneInfo("Europe/Berlin")), dt.datetime),
+        (NOW, dt.datetime | str),
+    ),
+    *(
+        (dt.date(2026, 1, 1), dt.date),
+        (dt.time(1, 2, 3), dt.time),
+        (dt.timedelta(microseconds=1), dt.timedelta),
+    ),
+    *((Decimal("1.50"), Decimal), (Color.RED, Color), (AnyUrl("https://a.example/"), AnyUrl)),
+    *((Item(id=1), Item), (Book(id=1, author="x"), Book), ([Book(id=1)], list[Book | Item])),
+    *(
+        (Excluding(a=1), Excluding),
+        (private(0), Private),
+        (Aliased(a=1), Aliased),
+        (Extra(x=[1]), Extra),
+    ),
+    *((Page[int](items=[1]), Page[int]), (deep(90), Any), (10**4_000, int), (2**200, Any)),
+    *(({"a": [1, "x", None, True, 1.5]}, Any), ({"a": 1}, dict[str, Any]), ([], list[Any])),
+]
+
+
+@pytest.mark.parametrize(("value", "type"), KEPT, ids=lambda one: f"{one!r:.30}")
+def test_what_is_kept_comes_back_the_same(value: Any, type: Any) -> None:
+    """In value and in type, all the way down; whoever loaded it has it already."""
+    stored = codec.encoded(value, type)
+    assert is_same(codec.decode(stored.codec, stored.payload, type), value)
+    assert stored.back is value
+
+
+OTHER_FORM: list[tuple[Any, Any, Any]] = [
+    *(((1, 2), Any, [1, 2]), ({1: "a"}, Any, {"1": "a"}), (NOW, Any, "2026-11-27T12:00:00Z")),
+    *(
+        (Item(id=1), Any, {"id": 1}),
+        ({"p": Price(limit=INF)}, Any, {"p": {"limit": INF, "more": {}}}),
+    ),
+    *(({"at": NOW}, dict[str, Any], {"at": "2026-11-27T12:00:00Z"}), (Color.RED, Any, "red")),
+    *((Price(more={"at": (1,)}), Price, Price(more={"at": [1]})), (Aliased(a=1), Any, {"A": 1})),
+    *(
+        (1, float, 1.0),
+        ([1, 2.5], list[float], [1.0, 2.5]),
+        (True, int, 1),
+        (Point(1, "a"), Any, [1, "a"]),
+    ),
+    *(
+        (Page(items=[1]), Page[int], Page[int](items=[1])),
+        ([Page(items=[1])], list[Page[int]], [Page[int](items=[1])]),
+    ),
+    *((Page(items=[Item(id=1)]), Page, Page(items=[{"id": 1}])), (Decimal("1.5"), Any, "1.5")),
+]
+
+
+@pytest.mark.parametrize(("value", "type", "back"), OTHER_FORM, ids=lambda one: f"{one!r:.30}")
+def test_what_is_not_declared_may_have_another_form(value: Any, type: Any, back: Any) -> None:
+    """Then whoever loaded it gets that form as well: a hit and a miss agree."""
+    stored = codec.encoded(value, type)
+    assert is_same(stored.back, back)
+    assert is_same(codec.decode(stored.codec, stored.payload, type), back)
+
+
+REFUSED: list[tuple[Any, Any]] = [
+    *(
+        ([Book(id=1, author="x")], list[Item]),
+        (Book(id=1), Item),
+        ({"a": Book(id=1)}, dict[str, Item]),
+    ),
+    *(
+        (Secretive(password=SecretStr("x")), Secretive),
+        (SecretStr("x"), Any),
+        (SecretBytes(b"x"), SecretBytes),
+    ),
+    *(({"s": Secretive(password=SecretStr("x"))}, Any), ({"a": [SecretStr("x")]}, dict[str, Any])),
+    *(
+        (Excluding(a=1, b=2), Excluding),
+        (Excluding(a=1, b=2), Any),
+        (private(5), Private),
+        ({"p": private(5)}, Any),
+    ),
+    *(
+        (Blob(data=b"\xff"), Blob),
+        ({"a": b"x"}, Any),
+        (bytearray(b"x"), Any),
+        (Written(a=1), Written),
+    ),
+    *((str(uuid4()), UUID | str), (Color.RED, Color | str), ((1, 2), list[int] | tuple[int, int])),
+    *(({1}, list[int] | set[int]), ("2026-01-01", dt.date | str), (Score(1, cached=2), None)),
+    *(
+        ({1: "a", "1": "b"}, Any),
+        ({1: "a", "1": "b"}, dict[int | str, str]),
+        ({None: 1, "None": 2}, Any),
+    ),
+    *(
+        (10**5_000, Any),
+        (10**5_000, int),
+        (deep(250), Any),
+        (deep(250), list[Any]),
+        ("\ud800", str),
+    ),
+    *((map(str, [1]), Any), ([map(str, [1])], Any), ((n for n in [1]), list[int]), (object(), Any)),
+    *(("seven", int), (None, int), ({"id": 1}, Item), (1.5, int), (Decimal("NaN"), Decimal)),
+]
+
+
+@pytest.mark.parametrize(("value", "type"), REFUSED, ids=lambda one: f"{type(one).__name__}")
+def test_what_would_come_back_as_something_else_is_refused(value: Any, type: Any) -> None:
+    """With a sentence that says what would be lost, and not what it is."""
+    with pytest.raises((Unencodable, InvalidArgument)) as refused:
+        codec.encoded(value, type)
+    assert "seven" not in str(refused.value)
+
+
+def test_what_is_refused_is_not_used_up() -> None:
+    """An iterator is returned to its caller as it was."""
+    numbers = iter([1, 2])
+    for value in (numbers, [numbers], {"a": {"b": numbers}}, Price(more={"a": numbers})):
+        with pytest.raises(Unencodable, match="read once only"):
+            codec.encoded(value, type(value) if isinstance(value, Price) else Any)
+    assert list(numbers) == [1, 2]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+ANYTHING = st.recursive(
+    st.one_of(
+        JSON, st.binary(), st.dates(), st.datetimes(), st.uuids(), st.decimals(), st.just(Color.RED)
+    ),
+    lambda inner: st.one_of(
+        *(st.lists(inner, max_size=3), st.tuples(inner, inner), st.builds(Price, more=st.just({}))),
+        st.dictionaries(st.none() | st.integers() | st.text(), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+@given(JSON)
+def test_json_is_kept_as_it_is(value: Any) -> None:
+    """Untyped, without a look at the way back."""
+    stored = codec.encoded(value)
+    assert is_plain(value)
+    assert is_same(codec.decode(stored.codec, stored.payload), value)
+
+
+@given(
+    ANYTHING,
+    st.sampled_from([Any, dict[str, Any], list[Any], object, int | str, Price, str, bytes]),
+)
+def test_a_hit_is_what_the_miss_got(value: Any, type: Any) -> None:
+    """Or nothing is stored."""
+    try:
+        stored = codec.encoded(value, type)
+    except Unencodable:
+        return
+    assert is_same(codec.decode(stored.codec, stored.payload, type), stored.back)
+
+
+@pytest.mark.parametrize("given", [None, 0, {}, "", "Item", [], 1.5, True, lambda: 1, Item(id=1)])
+def test_what_is_no_type_is_refused(given: Any) -> None:
+    """`get(key, None)` was meant to be a default."""
+    for use in (codec.reader, codec.adapter, lambda one: codec.encoded(1, one)):
+        with pytest.raises(InvalidArgument, match=r"is no type; a default is given as default="):
+            use(given)
+
+
+def test_a_class_without_json_is_refused_in_our_words() -> None:
+    """pydantic's are for who writes models."""
+    with pytest.raises(InvalidArgument, match="has no schema; a value is a model, a dataclass"):
+        codec.adapter(type("Plain", (), {}))
+
+
+def test_bytes_are_read_as_bytes_only() -> None:
+    """Not as text that happens to have them."""
+    stored = codec.encoded(b"text", bytes)
+    assert stored.codec == b"b"
+    assert codec.decode(b"b", b"text") == b"text"
+    for other in (str, int, Item, list[int]):
+        with pytest.raises(Undecodable):
+            codec.decode(b"b", b"1", other)
+
+
+def test_a_large_value_is_compressed_whatever_its_form() -> None:
+    """And comes back."""
+    many = {"a": b"\xff" * 20_000}
+    stored = Codec(Settings(compress_above=1_000)).encoded(many, dict[str, bytes])
+    assert stored.codec == b"y"
+    assert len(stored.payload) < 1_000
+    assert codec.decode(*stored[:2], dict[str, bytes]) == many

@@ -1,0 +1,296 @@
+"""The two faces: what an app sees of an operation, and what it is told when a call can't be meant."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import pydoc
+import traceback
+import typing
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from stillroom import (
+    API,
+    AsyncStillroom,
+    InlineDispatch,
+    InvalidArgument,
+    InvalidKey,
+    Limit,
+    NoDispatch,
+    Route,
+    Routes,
+    Settings,
+    SettingsError,
+    Stillroom,
+)
+from stillroom.cache import AsyncCache, Cache, CacheBody, Images, ShardedBody
+
+SERVICES = ("cache", "sessions", "limits", "abuse", "health", "tasks", "upkeep")
+# Never awaited, in both faces.
+PLAIN = {"cache.cached", "limits.client", "limits.hold", "health.register"}
+
+
+@pytest.fixture(scope="module")
+def sync_room() -> Stillroom:
+    return Stillroom(dispatch=NoDispatch())
+
+
+@pytest.fixture(scope="module")
+def async_room() -> AsyncStillroom:
+    return AsyncStillroom(dispatch=NoDispatch())
+
+
+def methods_of(room: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for service in SERVICES:
+        for name, method in inspect.getmembers(getattr(room, service), callable):
+            if not name.startswith("_"):
+                yield f"{service}.{name}", method
+
+
+def test_every_awaited_method_is_a_coroutine_function(async_room: AsyncStillroom) -> None:
+    """Starlette and FastAPI decide by that whether to await a background task."""
+    found = dict(methods_of(async_room))
+    assert len(found) > 50
+    for name, method in found.items():
+        assert inspect.iscoroutinefunction(method) == (name not in PLAIN), name
+
+
+def test_no_blocking_method_is_a_coroutine_function(sync_room: Stillroom) -> None:
+    """What a coroutine function returns is nothing until it is awaited."""
+    assert not any(inspect.iscoroutinefunction(method) for _, method in methods_of(sync_room))
+
+
+@pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])
+def test_a_signature_says_what_a_method_returns(kind: Any) -> None:
+    """Not what the library makes of it inside; and it can be evaluated."""
+    for name, method in methods_of(kind(dispatch=NoDispatch())):
+        signature = str(inspect.signature(method))
+        assert "Operation[" not in signature + pydoc.plain(pydoc.render_doc(method)), name
+        assert "Unpack" not in signature, name
+        assert typing.get_type_hints(method), name
+        assert inspect.signature(method).return_annotation is not inspect.Signature.empty, name
+
+
+@pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])
+def test_the_services_are_known_to_the_class(kind: Any) -> None:
+    """help(), editors and documentation tools look there."""
+    hints = typing.get_type_hints(kind)
+    room = kind(dispatch=NoDispatch())
+    for service in SERVICES:
+        assert type(getattr(room, service)) is hints[service]
+
+
+def test_a_method_is_the_faces(sync_room: Stillroom) -> None:
+    """In help() and in a traceback it has the name that the app knows."""
+    assert sync_room.cache.get.__qualname__ == "Cache.get"  # type: ignore[attr-defined]
+    assert "Help on method get in module stillroom.cache.cache" in pydoc.render_doc(
+        sync_room.cache.get, "Help on %s", renderer=pydoc.plaintext
+    )
+
+
+CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "cache.get": ("defalt", ("k",)),
+    "cache.set": ("tll", ("k", 1)),
+    "cache.get_or_set": ("tag", ("k", int)),
+    "cache.get_many": ("typ", (["k"],)),
+    "cache.set_many": ("ttls", ({"k": 1},)),
+    "cache.get_or_set_many": ("swrr", (["k"], dict)),
+    "cache.add": ("tll", ("k", 1)),
+    "cache.touch": ("tll", ("k",)),
+    "cache.invalidate": ("deferr", ("k",)),
+    "cache.invalidate_by_tag": ("sfot", ("t",)),
+    "cache.clear": ("defered", ()),
+    "cache.cached": ("tll", ("k",)),
+    "sessions.create": ("idel", ("u",)),
+    "sessions.get": ("tuch", ("t",)),
+    "sessions.destroy_for_user": ("keeep", ("u",)),
+    "limits.check": ("costs", ("192.0.2.1", [])),
+    "limits.reserve": ("rout", ("192.0.2.1", [])),
+    "abuse.report": ("usr", ("auth_fail",)),
+    "abuse.ban": ("reson", ("192.0.2.1", 60)),
+    "tasks.invalidate_tags": ("sotf", ("t",)),
+    "health.history": ("hour", ()),
+    "upkeep.reclaim": ("budgt", ()),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])
+def test_an_option_nobody_knows_is_refused_with_the_right_one(kind: Any, call: str) -> None:
+    """On every call, before anything is asked of Redis."""
+    room = kind("redis://127.0.0.1:1", dispatch=NoDispatch())
+    service, _, name = call.partition(".")
+    wrong, args = CALLS[call]
+    method = getattr(getattr(room, service), name)
+    with pytest.raises(
+        TypeError, match=rf"{name}\(\) got an unexpected .* '{wrong}'; did you mean"
+    ):
+        _finish(method(*args, **{wrong: 1}))
+
+
+def _finish(result: Any) -> Any:
+    return asyncio.run(result) if inspect.iscoroutine(result) else result
+
+
+def test_a_type_error_from_within_is_not_taken_for_a_wrong_call(sync_room: Stillroom) -> None:
+    """Whatever arguments it was called with: these are right."""
+
+    def fails() -> int:
+        raise TypeError("load() got an unexpected keyword argument 'x'")
+
+    with pytest.raises(TypeError, match=r"^load") as caught:
+        sync_room.cache.get_or_set("k", fails, ttl=1)
+    assert not isinstance(caught.value, InvalidArgument)
+
+
+WRONG_TIMES = ["60", True, float("nan"), float("inf"), -1, timedelta(seconds=-1), [60], b"60"]
+
+
+@pytest.mark.parametrize("given", WRONG_TIMES, ids=repr)
+def test_a_time_is_a_number_of_seconds_or_a_timedelta(sync_room: Stillroom, given: Any) -> None:
+    """Text, a bool and what is out of range are refused with the name of the argument."""
+    cache = sync_room.cache
+    for name, call in {
+        "ttl": lambda: cache.set("k", 1, ttl=given),
+        "swr": lambda: cache.get_or_set("k", int, swr=given),
+        "lease": lambda: cache.cached("k", lease=given, name="x")(test_option),
+    }.items():
+        with pytest.raises((InvalidArgument, SettingsError), match=f"{name}="):
+            call()
+
+
+def test_option() -> None:
+    """A function without parameters, and a test that a test may be one."""
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "a number as settings": (lambda: Stillroom(7), "7: a room is given Settings"),  # type: ignore[arg-type]
+    "a URL twice": (lambda: Stillroom("redis://a", redis_url="redis://b"), "given twice"),
+    "settings and more": (lambda: Stillroom(Settings(), ttl=3), "ttl are both given"),
+    "a class as dispatch": (
+        lambda: Stillroom(dispatch=InlineDispatch),  # type: ignore[arg-type]
+        r"write InlineDispatch\(\)",
+    ),
+    "no URL": (lambda: Stillroom("localhost:6379"), "a Redis URL starts with one of redis://"),
+    "a misspelt setting": (lambda: AsyncStillroom(tll=3), "did you mean ttl"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_a_room_can_not_be_made_of_is_refused(what: str) -> None:
+    """Where it is made."""
+    make, sentence = REFUSED[what]
+    with pytest.raises((InvalidArgument, SettingsError), match=sentence):
+        make()
+
+
+@pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])
+def test_a_room_is_given_a_url_settings_or_values(kind: Any) -> None:
+    """What everybody types first works."""
+    assert kind("redis://one:1").settings.redis_url == "redis://one:1"
+    assert kind("redis://one:1", ttl=timedelta(minutes=1)).settings.ttl == 60
+    assert kind(redis_url="redis://two:2", namespace="n").settings.namespace == "n"
+    settings = Settings(ttl=5)
+    assert kind(settings).settings is settings
+    assert kind().settings == Settings()
+
+
+def app() -> Any:
+    """A line of the app's."""
+    return 1 / 0
+
+
+def frames_of(error: BaseException) -> list[str]:
+    return [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def test_a_traceback_shows_the_apps_frames_and_at_most_one_of_ours(sync_room: Stillroom) -> None:
+    """Of errors of ours, and of a loader's, which ends where it was raised."""
+    room = AsyncStillroom("redis://127.0.0.1:1", dispatch=NoDispatch())
+    sync = Stillroom("redis://127.0.0.1:1", dispatch=NoDispatch())
+
+    async def load() -> Any:
+        return app()
+
+    calls: dict[str, Callable[[], Any]] = {
+        "ours": lambda: sync.cache.get(7),  # type: ignore[call-overload]
+        "away": lambda: sync.cache.invalidate("k"),
+        "option": lambda: sync.cache.set("k", 1, ttl="5"),  # type: ignore[arg-type]
+        "keyword": lambda: sync.cache.set("k", 1, tll=5),  # type: ignore[call-arg]
+        "loader": lambda: sync.cache.get_or_set("k", app),
+        "cached": sync.cache.cached("cached")(app),
+        "async loader in a thread": lambda: sync.cache.get_or_set("k", load),
+        "awaited": lambda: asyncio.run(room.cache.get_or_set("k", load)),
+        "in a thread": lambda: asyncio.run(room.cache.get_or_set("k", app)),
+        "nested": lambda: sync.cache.get_or_set("k", lambda: sync.cache.get(7)),  # type: ignore[call-overload]
+    }
+    for name, call in calls.items():
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            call()
+        frames = frames_of(caught.value)
+        assert sum("shared/stillroom" in frame for frame in frames) <= 1, name
+        own = [frame for frame in frames if frame == __file__]
+        assert len(own) >= (3 if "loader" in name or name in ("nested", "awaited") else 2), name
+        if isinstance(caught.value, ZeroDivisionError):
+            assert frames[-1] == __file__, name
+
+
+def test_a_bug_of_ours_keeps_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reports it can say where it was."""
+    room = Stillroom(dispatch=NoDispatch())
+    monkeypatch.setattr(room.cache._body, "keys", None)
+    with pytest.raises(AttributeError) as caught:
+        room.cache.get("k")
+    assert any(frame.endswith("cache/core.py") for frame in frames_of(caught.value))
+
+
+def test_limits_and_routes_say_what_was_meant() -> None:
+    """The same of what is made once, when the app starts."""
+    with pytest.raises(TypeError, match="did you mean away"):
+        Limit("mine", 5, 60, awy="open")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="did you mean methods"):
+        Route("/a", [API], methds=["GET"])  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="did you mean default"):
+        Routes([], defalt=[API])  # type: ignore[call-arg]
+
+
+def test_a_key_is_a_str(sync_room: Stillroom) -> None:
+    """And several keys are a list: one text is one key, not as many as it has letters."""
+    with pytest.raises(InvalidKey, match="a key is a str, not int"):
+        sync_room.cache.get(7)  # type: ignore[call-overload]
+    for call in (sync_room.cache.get_many, sync_room.cache.invalidate_many):
+        with pytest.raises(InvalidArgument, match=r"several keys; of one write \[key\]"):
+            call("product:7")
+    with pytest.raises(InvalidArgument, match="several keys"):
+        sync_room.cache.get_or_set_many("product:7", lambda keys: {})
+    with pytest.raises(InvalidArgument, match="a mapping of keys to values"):
+        sync_room.cache.set_many(["product:7"])  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="tags=None: a text, or a list of them"):
+        sync_room.cache.set("k", 1, tags=None)  # type: ignore[arg-type]
+
+
+# What the shards of a cache say among themselves; each of the others has to say which shards run it.
+OF_ONE_SHARD = {
+    "pack_many",
+    "store_many",
+    "order_of",
+    "lease_refreshes",
+    "undelivered",
+    "forget_asked",
+}
+
+
+def test_every_operation_of_the_cache_has_a_rule_for_its_shards() -> None:
+    """And each that an app may call is in both faces."""
+    operations = {name for name in dir(CacheBody) if not name.startswith("_")} - OF_ONE_SHARD
+    assert operations - {"shards"} <= set(dir(ShardedBody))
+    of_apps = {name for face in (Cache, AsyncCache) for name in dir(face) if name[0] != "_"}
+    assert of_apps - {"cached"} <= operations | {n for n in dir(Images) if n[0] != "_"} | {
+        "loaders"
+    }
+    for face in (Cache, AsyncCache):
+        assert {name for name in dir(face) if name[0] != "_"} == of_apps

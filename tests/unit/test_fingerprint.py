@@ -1,0 +1,107 @@
+"""Fingerprints: two releases of an app are told apart by the shape of their values, and by nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from decimal import Decimal
+from typing import Any
+
+from pydantic import BaseModel, Field, TypeAdapter, create_model
+from typing_extensions import TypedDict
+
+from stillroom.fingerprint import fingerprint
+
+
+def of(type: Any, version: object = None) -> bytes:
+    return fingerprint(type, TypeAdapter(type), version)
+
+
+def model(**fields: Any) -> Any:
+    """A release's model. All have one name."""
+    return create_model("Product", **fields)
+
+
+def test_a_field_more_less_or_of_another_type_is_another_shape() -> None:
+    """Also deep inside, and what a new field's default would have hidden."""
+    shapes = [
+        model(id=(int, ...)),
+        model(id=(int, ...), price=(float, ...)),
+        model(id=(int, ...), price=(float, 0.0)),
+        model(id=(int, ...), price=(Decimal, ...)),
+        model(id=(int, ...), title=(str, ...)),
+        model(id=(int, ...), price=(float | None, ...)),
+        model(id=(int, ...), parts=(list[model(id=(int, ...))], ...)),
+        model(id=(int, ...), parts=(list[model(id=(str, ...))], ...)),
+        list[model(id=(int, ...))],
+        *(int, str, dict[str, int], dict[str, Any], TypedDict("Row", {"id": int})),
+    ]
+    prints = [of(shape) for shape in shapes]
+    assert len(set(prints)) >= len(shapes) - 1, (
+        "whether a field that is there has a default is no matter"
+    )
+    assert all(len(one) == 8 for one in prints)
+
+
+def test_what_is_said_to_people_is_no_shape() -> None:
+    """A better docstring is no reason to load everything again."""
+
+    class Product(BaseModel):
+        """As it was."""
+
+        id: int = Field(7, description="its number", title="No.", examples=[1])
+
+    earlier = of(Product)
+
+    class Product(BaseModel):  # type: ignore[no-redef]
+        """In better words."""
+
+        id: int = Field(8)
+
+    assert of(Product) == earlier
+
+
+def test_a_version_is_part_of_it() -> None:
+    """For what a schema does not say: the same field, computed in another way."""
+    assert of(int, 1) != of(int, 2) != of(int)
+    assert of(Any) == b""
+    assert of(Any, "2026-11") != b""
+    assert of(int, 1) == of(int, "1")
+
+
+@dataclasses.dataclass
+class Thing:
+    tags: set[str]
+    size: int = 3
+
+
+def test_it_is_the_same_in_every_process() -> None:
+    """Whatever the order of sets and the addresses of classes."""
+    program = (
+        "from pydantic import TypeAdapter; from stillroom.fingerprint import fingerprint\n"
+        "import dataclasses\n"
+        "@dataclasses.dataclass\nclass Thing:\n    tags: set[str]\n    size: int = 3\n"
+        "print(fingerprint(Thing, TypeAdapter(Thing)).decode())"
+    )
+    for seed in "12":
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, check=True
+        )
+        assert done.stdout.strip() == of(Thing)
+
+
+def test_a_type_without_a_schema_has_a_fingerprint_all_the_same() -> None:
+    """Of its version, if there is one."""
+
+    class Odd:
+        @classmethod
+        def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+            from pydantic_core import core_schema
+
+            return core_schema.no_info_plain_validator_function(lambda value: value)
+
+    assert of(Odd) != b""
+    assert of(Odd, 1) != of(Odd, 2)
