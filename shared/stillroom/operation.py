@@ -200,7 +200,7 @@ class Driver:
     def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
             result = _called(step)
-            return _in_background_loop(result) if inspect.isawaitable(result) else result
+            return in_background_loop(result) if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return time.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
@@ -551,7 +551,7 @@ _background: asyncio.AbstractEventLoop | None = None
 _background_lock = threading.RLock()
 
 
-def _in_background_loop(awaitable: Awaitable[Any]) -> Any:
+def in_background_loop(awaitable: Awaitable[Any]) -> Any:
     """Await from a thread: all of a process' in one loop, so that they may share a database pool."""
     if _background is not None and asyncio._get_running_loop() is _background:
         if inspect.iscoroutine(awaitable):

@@ -19,6 +19,7 @@ from celery import signals
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
 from stillroom.own_celery import ignored
 from stillroom.shown import shown
+from stillroom_workers.frameworks import wrap_loads
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
 from stillroom_workers.working import Working
@@ -65,7 +66,7 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
     if not rooms:
         what = f"{attribute} in {path} is not" if attribute else f"nothing in {path} is"
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {what} a Stillroom or AsyncStillroom")
-    _load_within_flask(module, rooms)
+    wrap_loads(module, rooms)
     return rooms
 
 
@@ -75,18 +76,6 @@ def _where(error: BaseException) -> str:
     if isinstance(error, SyntaxError) or not frames:
         return ""
     return f" ({frames[-1].filename}, line {frames[-1].lineno})"
-
-
-def _load_within_flask(module: ModuleType, rooms: list[Stillroom | AsyncStillroom]) -> None:
-    """Loaders beside a Flask app want its context, even if nobody has said so by `room.init_app(app)`."""
-    flask = sys.modules.get("flask")
-    apps = [one for one in vars(module).values() if flask and isinstance(one, flask.Flask)]
-    if len(apps) == 1:
-        from stillroom.web.flask_room import load_within
-
-        for room in rooms:
-            if not room.cache.loaders.around:
-                load_within(room, apps[0])
 
 
 def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStillroom]:
