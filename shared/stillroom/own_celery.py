@@ -46,7 +46,7 @@ class OwnCelery(_StockCelery):  # type: ignore[misc]
             "stillroom",
             broker=broker,
             set_as_current=False,
-            loader=Loader,
+            loader=f"{__name__}:Loader",  # by name: Celery's patch for Django looks for its own in there
             fixups=fixups or set(),
             **options,
         )
