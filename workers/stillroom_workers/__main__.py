@@ -15,7 +15,6 @@ from stillroom_workers.app import make_app
 from stillroom_workers.beat import Beat
 from stillroom_workers.lifecycle import ending_the_process
 
-
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _command: Any = celery.celery
 
