@@ -29,6 +29,7 @@ class Rule(Enum):
 
     SAME = "same"  # it is an error: see Agreed.check
     LARGEST = "largest"  # the larger number becomes the agreed one, for all who ask from then on
+    SMALLEST = "smallest"  # the smaller one does
     CHANGE = "change"  # it becomes the agreed one: a person has said so
 
 
@@ -74,6 +75,10 @@ class Agreed:
         if self._compared_on is not None and self._compared_on == self._server.run:
             return False
         return time.monotonic() >= self._not_before
+
+    def ask_again(self) -> None:
+        """Have them compared before the next call: another server may know otherwise."""
+        self._compared_on, self._not_before = None, 0.0
 
     def compare(self) -> Operation[Mapping[str, Agreement]]:
         """Ask what is agreed. Returns the agreements by setting.

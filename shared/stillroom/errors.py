@@ -97,20 +97,25 @@ class UnknownLoader(StillroomError, LookupError):
 class RedisUnavailable(StillroomError):
     """Redis did not answer in time, or at all.
 
-    `reason` is one word: refused, timeout, closed, breaker, pool, budget, contended, nocluster; auth, select or
-    time for the part of a connection's handshake that was refused; settings: see SettingsDiffer; or, in
-    `RedisRefused`, the server's own error code in lower case.
+    `reason` is one word: refused, name (the host has none), timeout, tls, closed, breaker, pool, budget, contended,
+    nocluster; auth, select or time for the part of a connection's handshake that was refused; readonly (it is a
+    replica), sentinel (they name no primary), proxy; settings: see SettingsDiffer; or, in `RedisRefused`, the
+    server's own error code in lower case. `detail` says which setting leads there, and what to do.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", *, may_be_done: bool = False) -> None:
         super().__init__(f"Redis is unavailable ({reason})" + (f": {detail}" if detail else ""))
         self.reason = reason
         self.detail = detail
+        self._may_be_done = may_be_done
 
     @property
     def may_be_done(self) -> bool:
-        """Whether Redis may have done, or may still do, what it was asked for: it was sent, and no answer came."""
-        return self.reason in UNANSWERED
+        """Whether Redis may have done, or may still do, what it was asked for: it was sent, and no answer came.
+
+        Or a server has done it that was no primary any more.
+        """
+        return self._may_be_done or self.reason in UNANSWERED
 
 
 class RedisRefused(RedisUnavailable):
@@ -148,17 +153,25 @@ class SettingsDiffer(RedisUnavailable):
 
 
 # Reasons that say nothing of whether a command was done.
-UNANSWERED = frozenset({"timeout", "closed", "protocol"})
+UNANSWERED = frozenset({"timeout", "closed", "protocol", "proxy", "unblocked"})
 # What a server answers that refuses this one command, and would any time: it is not away.
 OF_THE_COMMAND = frozenset({"wrongtype", "err"})
 # Reasons that another attempt, later, will not mend.
 FINAL = frozenset(
-    {"auth", "select", "time", "noauth", "wrongpass", "noperm", "protocol", "nocluster", "settings"}
+    {
+        *("auth", "select", "time", "tls", "noauth", "wrongpass", "noperm"),
+        *("protocol", "nocluster", "nomaster", "settings"),
+    }
 )
 
 
 class SessionStoreUnavailable(RedisUnavailable):
     """Redis is away, so nobody can say whether the session lives. Not a logout: answer 503, leave the cookie."""
+
+    @classmethod
+    def of(cls, error: RedisUnavailable) -> SessionStoreUnavailable:
+        """The same error, for sessions."""
+        return cls(error.reason, error.detail, may_be_done=error.may_be_done)
 
 
 class SessionEnded(StillroomError, LookupError):

@@ -9,7 +9,8 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:{0}:clock      | string | `<epoch>.<seq>`, the clock of invalidations     | none, 1 key  | lib/clock.lua   |
 | ns:{0}:marks      | zset   | `t:<tag>` `s:<tag>` `p:<glob>` → seq;           | trimmed past | mark, trim_marks|
 |                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua   |
-|                   |        | `!` how far they are trimmed                    |              |                 |
+|                   |        | `!` how far they are trimmed; `@` the server's  |              |                 |
+|                   |        | run, `&` its history, `#` how many shards       |              |                 |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
 |                   |        |                                                 |              | add, replace    |
@@ -242,6 +243,9 @@ class Keys:
 
     def revocations(self, shard: int) -> bytes:
         return self.shard(shard) + b"rev"
+
+    def all_revoked(self, shard: int) -> bytes:
+        return self.shard(shard) + b"all"
 
     def limits(self, kind: str, value: str) -> bytes:
         """What all keys of one subject of the limits begin with."""

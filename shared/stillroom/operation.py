@@ -3,6 +3,7 @@
 An operation is a generator. It yields steps and is sent their results:
 
 * a list of commands: one batch to Redis, answered by the list of replies (see Once, Freeing and Timed);
+* `Kept`: such a batch, which is to be on replicas when it returns;
 * `Call`: a function of the app, a loader; answered by what it returns;
 * `Pause` and `Backoff`: some seconds without doing anything;
 * `On`: other operations, on the servers of the cache's shards or of the state.
@@ -48,6 +49,7 @@ __all__ = [
     "Driver",
     "Failed",
     "Freeing",
+    "Kept",
     "On",
     "Once",
     "Operation",
@@ -62,6 +64,7 @@ __all__ = [
 T = TypeVar("T")
 Operation: TypeAlias = Generator[Any, Any, T]
 
+WAIT_SHARE = 0.7  # of the time that is left; the rest is for the replies to come back
 STATE = -1  # where a step On runs: on the state's server; shards count from 0
 
 
@@ -85,6 +88,61 @@ class Timed(list[Command]):
 
     It is never sent a second time: two copies could arrive in any order, with others' acts between them.
     """
+
+
+class Replies(list[Any]):
+    """The replies to a batch that was to be Kept."""
+
+    replicas = 0  # so many had all of it in time
+    trouble = ""  # why they could not be asked
+
+
+class Kept:
+    """A batch that is to be on so many replicas when it returns: WAIT rides behind it. Answered by Replies.
+
+    Too few replicas in time are no error: what the batch does has happened.
+    """
+
+    __slots__ = ("_batch", "_replicas")
+
+    def __init__(self, batch: list[Command], replicas: int) -> None:
+        self._batch = batch
+        self._replicas = replicas
+
+    @property
+    def is_timed(self) -> bool:
+        return isinstance(self._batch, Timed)
+
+    @property
+    def is_idempotent(self) -> bool:
+        return not isinstance(self._batch, Once | Timed)
+
+    def with_wait(self, patience_s: float) -> list[Command]:
+        """The batch and WAIT, which is answered before `patience_s` seconds are over."""
+        budget = time_left()
+        left = patience_s if budget is None else min(patience_s, budget.left)
+        ms = max(1, int(left * WAIT_SHARE * 1000))
+        batch = [*self._batch, (b"WAIT", b"%d" % self._replicas, b"%d" % ms)]
+        parts = getattr(self._batch, "parts", ())
+        if not parts:
+            return batch
+        batch = once = Once(batch)
+        once.parts = [*parts, (1, False)]
+        return batch
+
+    def answered(self, replies: Sequence[Any], refused: RedisRefused | None = None) -> Replies:
+        """What the batch is answered with. Raises `refused` if it is of the batch, and not of WAIT."""
+        *rest, kept = replies or [None]
+        if refused is not None and not rest:
+            raise refused
+        if any(isinstance(reply, Exception) for reply in rest):
+            raise refusal(rest)
+        told = Replies(rest)
+        if isinstance(kept, Exception):
+            told.trouble = str(kept)
+        else:
+            told.replicas = int(kept)
+        return told
 
 
 class Call:
@@ -209,9 +267,21 @@ class Driver:
         if isinstance(step, Timed):
             given_up = min(deadline, time.monotonic() + self._command_timeout)
             return self._exchange(step, given_up, timed=True)
+        if isinstance(step, Kept):
+            return self._exchange_kept(step, deadline)
         if isinstance(step, On):
             return _all_good([self._outcome(*one) for one in step.operations])
         raise TypeError(f"{type(step).__name__} is no step of an operation")
+
+    def _exchange_kept(self, step: Kept, deadline: float) -> Replies:
+        now = time.monotonic()
+        given_up = min(deadline, now + self._command_timeout)
+        batch, how = step.with_wait(given_up - now), step.is_idempotent
+        try:
+            replies = self._exchange(batch, given_up, idempotent=how, timed=step.is_timed)
+        except RedisRefused as refused:
+            return step.answered(refused.replies, refused)
+        return step.answered(replies)
 
     def _outcome(self, place: int, operation: Operation[Any]) -> Any:
         try:
@@ -306,6 +376,8 @@ class AsyncDriver:
         if isinstance(step, Timed):
             given_up = min(deadline, time.monotonic() + self._command_timeout)
             return await self._exchange(step, given_up, timed=True)
+        if isinstance(step, Kept):
+            return await self._exchange_kept(step, deadline)
         if isinstance(step, On):
             if len(step.operations) == 1:
                 return _all_good([await self._outcome(*step.operations[0])])
@@ -313,6 +385,16 @@ class AsyncDriver:
                 await asyncio.gather(*(self._outcome(*one) for one in step.operations))
             )
         raise TypeError(f"{type(step).__name__} is no step of an operation")
+
+    async def _exchange_kept(self, step: Kept, deadline: float) -> Replies:
+        now = time.monotonic()
+        given_up = min(deadline, now + self._command_timeout)
+        batch, how = step.with_wait(given_up - now), step.is_idempotent
+        try:
+            replies = await self._exchange(batch, given_up, idempotent=how, timed=step.is_timed)
+        except RedisRefused as refused:
+            return step.answered(refused.replies, refused)
+        return step.answered(replies)
 
     async def _outcome(self, place: int, operation: Operation[Any]) -> Any:
         try:
@@ -491,12 +573,11 @@ class Repair:
         behind = range(missing[0], part.stop)
         if not is_once:
             return list(behind)
-        has_lost_order = any(
-            words_of(self._batch[place])[0] == b"EVALSHA"
-            for place in behind
-            if place not in missing
-        )
-        return [] if has_lost_order else missing
+        words = {place: words_of(self._batch[place])[0] for place in behind}
+        if any(words[place] == b"EVALSHA" for place in behind if place not in missing):
+            return []  # another script has run behind it: their order would be lost
+        # Whatever is waited for has only now been done.
+        return sorted([*missing, *(place for place in behind if words[place] == b"WAIT")])
 
     def _prepare(self) -> None:
         missing = {place: BY_SHA[said[1]].script for place, said in self._words.items()}

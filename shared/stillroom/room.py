@@ -111,7 +111,8 @@ class _Room:
         self.keys = shard_keys(self.settings)[0]
         self.dispatch = dispatch or CeleryDispatch(self.settings, self.keys)
         # Two roles: what may be evicted, and what may not. One server plays both unless settings say otherwise.
-        self._server = Server(self.settings, self.settings.cache_server, "the cache's Redis")
+        own = "redis_url" if self.settings.cache_url is None else "cache_url"
+        self._server = Server(self.settings, self.settings.cache_server, "the cache's Redis", own)
         self.stats = Stats(self.keys)
         self._is_one_server = self.settings.cache_server == self.settings.redis_url
         if self._is_one_server:
@@ -130,7 +131,7 @@ class _Room:
         self._abuse_body = AbuseBody(
             self.settings, self._state_server, self.keys, self.state_stats, self._bans
         )
-        self._locks_body = LocksBody(self._state_server, self.keys)
+        self._locks_body = LocksBody(self.settings, self._state_server, self.keys, self.state_stats)
         self.state_stats.riders.append(self._abuse_body.riding)
         self._sessions_body.on_event.append(self._tell_abuse)
 

@@ -26,43 +26,26 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from stillroom.address import SCHEMES, SERVERS, check_url, is_sentinel, read_sentinel
 from stillroom.edges import EDGES, networks_of
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.place import is_same_place
 from stillroom.subject import unwrapped_network
 
 PREFIX = "STILLROOM_"
-SCHEMES = ("redis", "rediss", "unix")
 URLS = ("_url", "_backend")  # how a setting's name ends that may hold a password in the middle
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
 PEPPER_LEAST = 32  # characters
-# The wire owns patience: an option of these kinds in a URL would silently overrule it.
-URL_OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
-
-
-def _redis_url(url: str) -> str:
-    scheme = url.partition("://")[0]
-    if scheme not in SCHEMES or "://" not in url:
-        raise ValueError(f"a Redis URL starts with one of {', '.join(s + '://' for s in SCHEMES)}")
-    try:
-        parts = urlsplit(url)
-        _ = parts.port, parts.hostname
-    except ValueError:
-        raise ValueError(
-            "it can't be read; # ? / [ ] in a password are written as %23 %3F %2F %5B %5D"
-        ) from None
-    if "@" in parts.path + parts.query + parts.fragment:
-        raise ValueError("its password holds a # ? or /, which are written as %23 %3F %2F in a URL")
-    for option in parse_qs(parts.query):
-        if any(word in option for word in URL_OPTIONS_REFUSED):
-            raise ValueError(f"the option {option!r} does not belong in a URL: it has its setting")
-    return url
 
 
 def _broker_url(url: str) -> str:
     """A Redis URL is checked like one; other brokers' are kombu's to read."""
-    return _redis_url(url) if url.partition("://")[0] in SCHEMES and ";" not in url else url
+    scheme = url.partition("://")[0]
+    if scheme == "sentinel":
+        form = "redis+sentinel://host:26379,host:26379/<master>/<database>"
+        raise ValueError(f"Sentinels are named as in REDIS_URL: {form}")
+    return check_url(url) if scheme in SCHEMES and ";" not in url else url
 
 
 def _words(value: object) -> object:
@@ -120,7 +103,7 @@ def _peppers(value: object) -> object:
 # What Kubernetes puts into every pod for a Service that is called stillroom.
 _INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
 
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+RedisUrl = Annotated[str, AfterValidator(check_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 LONGEST = 366 * 86_400
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=LONGEST)]
@@ -145,11 +128,17 @@ class Settings(BaseSettings):
     # Where Redis is. Three roles, one server until you say otherwise.
     redis_url: RedisUrl = Field("redis://redis:6379", alias="REDIS_URL")
     redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")
+    # Of the Sentinels that a redis+sentinel:// URL names, where they ask for one.
+    sentinel_user: str | None = None
+    sentinel_password: SecretStr | None = None
     cache_url: RedisUrl | None = None  # default: redis_url
     cluster: bool = False  # cache_url is any node of a Redis Cluster
     # All processes of a namespace have the same number; another one is another cache, empty at first.
     shards: int = Field(1, ge=1, le=64)  # of the cache; in a cluster each is on one node
     broker_url: BrokerUrl | None = None  # default: redis_url; any broker kombu speaks
+    # Invalidations, logouts, rotations and reservations return when this many replicas have them. All processes of
+    # a namespace have the same number: see docs/operating.md.
+    replicas: int = Field(0, ge=0, le=10)
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
 
     # Starting up: patient, and says so.
@@ -194,6 +183,9 @@ class Settings(BaseSettings):
     compress_above: int = Field(1024 * 1024, ge=0)  # bytes of JSON; less costs CPU, saves memory
     outbox_limit: int = Field(10_000, ge=1)  # deferred invalidations; one more becomes a clear()
     marks_limit: int = Field(20_000, ge=100)  # invalidations a process remembers
+    # While Redis is away, how long a process serves a value that it has just loaded; 0: each caller's is its own.
+    away_ttl: float = Field(1.0, ge=0, le=60)
+    away_limit: int = Field(16 * 1024 * 1024, ge=0)  # bytes of such values
 
     # Images.
     image_root: Path | None = None  # the folder that `get_image_info` looks in
@@ -314,6 +306,21 @@ class Settings(BaseSettings):
         return url
 
     @model_validator(mode="after")
+    def _check_sentinels(self) -> Settings:
+        urls = [self.redis_url, self.cache_url or "", self.broker_url or ""]
+        has_login = self.sentinel_password is not None or self.sentinel_user is not None
+        if has_login and not any(map(is_sentinel, urls)):
+            raise ValueError(
+                "STILLROOM_SENTINEL_USER and STILLROOM_SENTINEL_PASSWORD are for the Sentinels that a "
+                "redis+sentinel:// URL names, and no URL names any"
+            )
+        if self.sentinel_user is not None and self.sentinel_password is None:
+            raise ValueError(
+                "STILLROOM_SENTINEL_USER is set, and STILLROOM_SENTINEL_PASSWORD is not"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_cluster(self) -> Settings:
         if not self.cluster:
             return self
@@ -321,6 +328,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 "cluster is for the cache alone: give its cache_url, and a redis_url that is no cluster"
             )
+        if is_sentinel(self.cache_url):
+            raise ValueError("a cluster fails over by itself: its URL names a node, no Sentinels")
         parts = urlsplit(self.cache_url)
         database = parts.path.strip("/") or parse_qs(parts.query).get("db", ["0"])[0]
         if parts.scheme == "unix" or database != "0":
@@ -353,6 +362,14 @@ class Settings(BaseSettings):
         return () if self.health_token else LOOPBACK
 
     @property
+    def sentinel_login(self) -> dict[str, str]:
+        """Who one is to the Sentinels, as redis-py's options."""
+        if self.sentinel_password is None:
+            return {}
+        named = {} if self.sentinel_user is None else {"username": self.sentinel_user}
+        return named | {"password": self.sentinel_password.get_secret_value()}
+
+    @property
     def cache_server(self) -> str:
         """The URL of the server that holds the cache (without the password setting)."""
         return self.cache_url or self.redis_url
@@ -376,12 +393,14 @@ class Settings(BaseSettings):
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            yield name, redact(value) if name and name.endswith(URLS) and value else value
+            is_url = name and name.endswith(URLS) and isinstance(value, str)
+            yield name, redact(value) if is_url else value
 
 
 # What may come from a file: setting → its name in the environment, which `_FILE` is added to.
 SECRETS = {
     "redis_password": "REDIS_PASSWORD",
+    "sentinel_password": "STILLROOM_SENTINEL_PASSWORD",
     "session_peppers": "STILLROOM_SESSION_PEPPERS",
     "health_token": "STILLROOM_HEALTH_TOKEN",
     "webhook_url": "STILLROOM_WEBHOOK_URL",
@@ -424,9 +443,21 @@ def _redact_one(url: str) -> str:
 
 
 def _for_broker(url: str, password: str | None) -> str:
-    """A Redis URL as kombu reads it, the password filled in where it has none."""
+    """A Redis URL as kombu reads it, the password filled in where it has none.
+
+    Of Sentinels kombu wants one URL each; the primary's name is among its options: see dispatch.py.
+    """
+    if is_sentinel(url):
+        sentinels, _, primary = read_sentinel(url)
+        direct = urlsplit(_for_broker(primary, password))
+        who, at, _ = direct.netloc.rpartition("@")
+        hosts = [f"[{host}]" if ":" in host else host for host, _ in sentinels]
+        return ";".join(
+            f"sentinel://{who}{at}{host}:{port}{direct.path}"
+            for host, (_, port) in zip(hosts, sentinels, strict=True)
+        )
     parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
+    if parts.scheme not in SERVERS:
         return url
     query = parse_qs(parts.query)
     password = query.pop("password", [password])[0] if not parts.password else None

@@ -41,7 +41,7 @@ def replaced(owner: Any, name: str, function: Any) -> Iterator[None]:
 def _does_not_wait(self: Wire, link: Any, commands: Any, deadline: float) -> Any:
     server, now = self.server, time.monotonic()
     if not server.is_clock_good:
-        server.time_due = 0.0
+        server.due = 0.0
         self._exchange(link, b"", 0, deadline, now)
     given_up = min(deadline, time.monotonic() + server.settings.command_timeout)
     packed = pack_timed(commands, server.in_time(now, given_up))

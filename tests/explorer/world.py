@@ -133,6 +133,7 @@ class SteppedLink:
         self._server = server
         self._place = -1
         self._is_open = False
+        self.generation = server.generation
         self.used = False
 
     def open(self, deadline: float) -> None:
@@ -146,7 +147,7 @@ class SteppedLink:
             world.info if part == "info" else world.execute(self._place, [pack([command])])[0]
             for part, command in server.handshake
         ]
-        greeted(replies, server, asked)
+        greeted(replies, server, asked, self)
 
     def exchange(
         self, packed: bytes, count: int, deadline: float, now: float | None = None

@@ -134,7 +134,7 @@ FAULTS: dict[str, tuple[Any, str, int, str]] = {
     "killed": (killed, "redis:connection away", 503, "refused"),
     "frozen": (frozen, "redis:connection away", 503, "timeout"),
     "full": (full, "redis:memory memory", 503, ""),
-    "read-only": (read_only, "redis:connection read-only", 503, ""),
+    "read-only": (read_only, "redis:connection away", 503, "readonly"),
     "wrong password": (wrong_password, "redis:connection away", 503, "auth"),
     "no INFO": (as_user("-info"), "redis:connection rights", 200, "noperm"),
     "nothing but TIME": (as_user("-@all +time +auth"), "redis:connection rights", 200, "noperm"),

@@ -164,6 +164,7 @@ def test_a_server_that_only_copies_is_no_logout(own_room: Any, own_server: Embed
         assert sessions.destroy(leaves, defer=True) is True
         assert sessions.get(leaves) is None
         client.replicaof("NO", "ONE")
+    until(lambda: not own_room.wire.breaker.is_open, "recovery")
     assert sessions.get(session).data == {"a": 1}
     with other(own_server) as elsewhere:
         assert elsewhere.sessions.get(leaves.token) is None

@@ -170,7 +170,7 @@ def test_an_app_s_room_works_on_the_test_s_server(
     stillroom: Stillroom, stillroom_settings: Settings, stillroom_clock: Clock, shards: int
 ) -> None:
     """Whoever got hold of a part of the room is led to the test's server, and back again afterwards."""
-    room = Stillroom(Settings(**APP_SETTINGS, shards=shards))
+    room = Stillroom(Settings(**APP_SETTINGS, shards=shards, away_ttl=0))
     loads: list[int] = []
     replayed: list[Any] = []
     room.sessions.on_event.append(replayed.append)

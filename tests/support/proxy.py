@@ -14,10 +14,10 @@ class Proxy:
     """Forwards to `port`. What a client sent while requests are held arrives when they are let go,
     even if the client has closed its connection by then: that is what a slow network does."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, host: str = "127.0.0.1", own_port: int = 0) -> None:
         self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener = socket.create_server((host, own_port))
+        self.url = f"redis://{host}:{self._listener.getsockname()[1]}"
         self._flowing = threading.Event()
         self._flowing.set()
         self._closed = threading.Event()
@@ -26,6 +26,7 @@ class Proxy:
         self.drip: float | None = None  # seconds between two bytes of a reply
         self.sip: float | None = None  # seconds between two pieces of a request, 64 KB each
         self.held = threading.Event()  # set when a request is being held back
+        self._is_cut = False
         self.cuts_next = False  # what the server answers next is lost, and the connection with it
         self._answering = threading.Event()
         self._answering.set()
@@ -41,6 +42,17 @@ class Proxy:
     def hold_replies(self) -> None:
         """The server does what it is asked, and its answers are late."""
         self._answering.clear()
+
+    def cut(self) -> None:
+        """From now on nothing passes, and nobody is told: connections stay open and silent."""
+        self._is_cut = True
+
+    def heal(self) -> None:
+        """New connections pass again. Those that were cut are closed."""
+        self._is_cut = False
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> Self:
         self._start(self._accept)
@@ -72,6 +84,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                if self._is_cut:
+                    self._sockets.append(near)
+                    continue
                 far = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets += [near, far]
                 for sock in (near, far):
@@ -82,6 +97,8 @@ class Proxy:
     def _requests(self, near: socket.socket, far: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := near.recv(65536):
+                if self._is_cut:
+                    continue
                 if not self._flowing.is_set():
                     self.held.set()
                     self._flowing.wait()
@@ -94,6 +111,8 @@ class Proxy:
     def _replies(self, far: socket.socket, near: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := far.recv(65536):
+                if self._is_cut:
+                    continue
                 self._answering.wait()
                 if self.cuts_next:
                     self.cuts_next = False

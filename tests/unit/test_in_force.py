@@ -53,7 +53,9 @@ def canaries() -> dict[str, Any]:
             given[name] = f"https://host/{CANARY}"
         elif name in SECRETS or SecretStr in getattr(field.annotation, "__args__", ()):
             given[name] = CANARY
-        elif name in ("cache_url", "redis_url", "broker_url"):
+        elif name == "cache_url":
+            given[name] = f"redis+sentinel://user:{CANARY}@host:1,host:2/primary/0"
+        elif name in ("redis_url", "broker_url"):
             given[name] = f"redis://user:{CANARY}@host:1"
     return given
 
@@ -62,7 +64,9 @@ def test_no_secret_is_told() -> None:
     """Whatever may hold one: a secret is ***, and a URL has no password."""
     given = canaries()
     assert set(SECRETS) <= set(given)
+    given["sentinel_user"] = "app"
     told = found(Settings(**given))
+    assert CANARY not in repr(Settings(**given))
     assert CANARY not in repr(told)
     names = environment_names()
     assert {told[names[field]].value for field in SECRETS} == {HIDDEN}

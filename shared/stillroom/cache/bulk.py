@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
+from stillroom.cache.bites import KEYS_AT_ONCE, Bites, in_bites
 from stillroom.cache.core import LATE, WON, Attempt, Core, Ready, Stale, load_lease, loading
 from stillroom.cache.entry import Entry, Freshness
+from stillroom.cache.invalidation import INVALIDATION
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
 from stillroom.codec import MISS
@@ -15,6 +17,7 @@ from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
+from stillroom.wire import Command
 
 T = TypeVar("T")
 Found: TypeAlias = tuple[Entry, Freshness]
@@ -38,7 +41,7 @@ class Bulk(Core):
     def get_many(self, keys: Iterable[str], type: Any = Any) -> Operation[dict[str, Any]]:
         """The values of those keys that have one, by key. Stale ones are served, and refreshed by one task.
 
-        Source: one MGET. A value that does not fit `type` is absent. Redis away: {}.
+        Source: one MGET for each 500 keys. A value that does not fit `type` is absent. Redis away: {}.
         """
         names = names_of(keys)
         self._codec.reader(type)
@@ -64,7 +67,7 @@ class Bulk(Core):
     ) -> Operation[dict[str, bool]]:
         """Store values by key; which of them were stored, by key. The options are those of `set`.
 
-        Source: one batch of scripts. A value or key that can't be stored raises before anything is sent.
+        Source: scripts, 100 in a batch. A value or key that can't be stored raises before anything is sent.
         Redis away: False for all.
         """
         return (yield from self.store_many(self.pack_many(values, ttl, swr, tags, type)))
@@ -95,17 +98,34 @@ class Bulk(Core):
     def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
         """Forget these keys and their loads; which of them held a value, by key. See `invalidate`.
 
-        Redis away: RedisUnavailable; nothing is promised then.
+        Many keys go in bites, and all of them are tried. Redis away: RedisUnavailable; nothing is promised then.
         """
         names = names_of(keys)
         if not names:
             return {}
+        self.away.forget(b"k:" + name for name in names.values())
+        held: list[Any] = []
+        failure: RedisUnavailable | None = None
+        bites = Bites([*names.values()], KEYS_AT_ONCE)
+        while bites.left:
+            yield from bites.turn()
+            try:
+                held += yield from self._invalidate_bite(bites.next())
+            except RedisUnavailable as error:
+                if bites.again(error):
+                    continue
+                failure = failure or error
+            bites.done()
+        if failure is not None:
+            raise failure
+        return {key: bool(count) for key, count in zip(names, held, strict=True)}
+
+    def _invalidate_bite(self, names: Sequence[bytes]) -> Operation[list[Any]]:
         yield from self.terms.agree()
-        leases = [self.keys.lease(name) for name in names.values()]
-        places = [(self.keys.entry(name), self.keys.other(name)) for name in names.values()]
-        batch = [(b"DEL", *leases), *((b"UNLINK", *both) for both in places)]
-        _, *counts = yield from self._memo.changing(batch)
-        return {key: bool(count) for key, count in zip(names, counts, strict=True)}
+        batch: list[Command] = [(b"DEL", *map(self.keys.lease, names))]
+        batch += [(b"UNLINK", self.keys.entry(name), self.keys.other(name)) for name in names]
+        _, *counts = yield from self._memo.changing(batch, INVALIDATION)
+        return counts
 
     @overload
     def get_or_set_many(
@@ -161,7 +181,7 @@ class Bulk(Core):
             found = yield from self._look_many(list(names.values()), recipe.owns)
         except RedisUnavailable as error:
             self._fall_back("get_or_set_many", error)
-            return (yield from self._load_all(list(names), load_many, recipe))
+            return (yield from self._load_all_away(names, load_many, recipe, error))
         values, stale = self._sorted_out(names, found, recipe.type)
         missing = {key: name for key, name in names.items() if key not in values}
         refreshed = yield from self._turns_to_refresh(stale)
@@ -196,9 +216,35 @@ class Bulk(Core):
     def _look_in(
         self, places: Sequence[bytes], names: Sequence[bytes]
     ) -> Operation[list[Found | None]]:
-        """What is in these places, which are of these names."""
-        if not names:
-            return []
+        """What is in these places, which are of these names.
+
+        Many go in bites. Raises RedisUnavailable if none of these could be read.
+        """
+        found: list[Found | None] = []
+        failure: RedisUnavailable | None = None
+        has_read = not names
+        bites = Bites(range(len(names)), KEYS_AT_ONCE)
+        while bites.left:
+            yield from bites.turn()
+            some = bites.next()
+            try:
+                found += yield from self._look_in_bite(
+                    [places[n] for n in some], [names[n] for n in some]
+                )
+                has_read = True
+            except RedisUnavailable as error:
+                if bites.again(error):
+                    continue
+                failure = error
+                found += [None] * len(some)
+            bites.done()
+        if failure is not None and not has_read:
+            raise failure
+        return found
+
+    def _look_in_bite(
+        self, places: Sequence[bytes], names: Sequence[bytes]
+    ) -> Operation[list[Found | None]]:
         known = self._judges.synced
         *raws, clock = yield from self._read(places, known)
         parse = self._parsed
@@ -254,13 +300,13 @@ class Bulk(Core):
         patience = time.monotonic() + self.settings.wait
         waited_for: dict[bytes, None] = {}
         while pending or turns_of_stale:
-            taken = yield from self._turns_if_there(pending, recipe, waited_for)
-            if taken is None:
+            try:
+                turns, there = yield from self._take_turns(pending, recipe, waited_for)
+            except RedisUnavailable as error:
+                self._fall_back("get_or_set_many", error)
                 yield from self._give_up(turns_of_stale, names)
-                return values | (
-                    yield from self._load_all([*pending, *turns_of_stale], load_many, recipe)
-                )
-            turns, there = taken
+                rest = {key: names[key] for key in (*pending, *turns_of_stale)}
+                return values | (yield from self._load_all_away(rest, load_many, recipe, error))
             values |= there
             values |= yield from self._load_ours(turns, turns_of_stale, names, load_many, recipe)
             turns_of_stale = {}
@@ -293,16 +339,6 @@ class Bulk(Core):
             self.stats.say("a refresh failed", "here", repr(error))
             return {}
 
-    def _turns_if_there(
-        self, missing: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
-    ) -> Operation[tuple[dict[str, Turn], dict[str, Any]] | None]:
-        """What `_take_turns` gives, or None where Redis is away."""
-        try:
-            return (yield from self._take_turns(missing, recipe, waited_for))
-        except RedisUnavailable as error:
-            self._fall_back("get_or_set_many", error)
-            return None
-
     def _take_turns(
         self, missing: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
     ) -> Operation[tuple[dict[str, Turn], dict[str, Any]]]:
@@ -316,9 +352,10 @@ class Bulk(Core):
         leases = {key: load_lease(recipe.lease) for key in missing}
         try:
             yield from self._before_writing()
-            replies = yield Timed(
+            takes = Timed(
                 self._lease_load(name, leases[key], recipe.lease) for key, name in missing.items()
             )
+            replies = yield from in_bites(takes)
             if any(reply[0] == LATE for reply in replies):
                 self.clock.doubt_clock()
             waited_for.update((reply[1], None) for reply in replies if len(reply) == 2)
@@ -423,12 +460,17 @@ class Bulk(Core):
     ) -> Operation[dict[str, Attempt]]:
         """What has become of the loads that are waited for, by key."""
         found = yield from self._look_many(list(held.values()), recipe.owns)
-        leases = [self.keys.lease(name) for name in held.values()]
-        failures = [self.keys.failure(name) for name in held.values()]
-        ((*told,),) = yield [(b"MGET", *leases, *failures)]
+        holders: list[bytes | None] = []
+        failures: list[bytes | None] = []
+        bites = Bites([*held.values()], KEYS_AT_ONCE)
+        while bites.left:
+            bite = bites.next()
+            told = [*map(self.keys.lease, bite)], [*map(self.keys.failure, bite)]
+            some = yield [(b"MGET", *keys) for keys in told]
+            holders, failures = holders + some[0], failures + some[1]
+            bites.done()
         looks: dict[str, Attempt] = {}
-        places = zip(held, found, told[: len(held)], told[len(held) :], strict=True)
-        for key, one, holder, failure in places:
+        for key, one, holder, failure in zip(held, found, holders, failures, strict=True):
             entry = one[0] if one is not None and one[1] is not DEAD else None
             value = MISS if entry is None else self._decode(entry, recipe.type)
             if value is not MISS:
@@ -438,13 +480,36 @@ class Bulk(Core):
                 looks[key] = Attempt(failure=failed, holder=loading(holder))
         return looks
 
+    def _load_all_away(
+        self,
+        names: Mapping[str, bytes],
+        load_many: Callable[[list[str]], Any],
+        recipe: Recipe,
+        error: RedisUnavailable,
+    ) -> Operation[dict[str, Any]]:
+        """The values of all these keys while Redis is away: see away.py."""
+        keys = {name: key for key, name in names.items()}
+
+        def load(wanted: list[bytes]) -> Operation[Mapping[bytes, Any]]:
+            loaded = yield from self._loaded([keys[name] for name in wanted], load_many)
+            return {names[key]: value for key, value in loaded.items()}
+
+        values = yield from self._obtain_away(list(keys), load, recipe, error)
+        return {key: values[name] for key, name in names.items() if name in values}
+
     def _load_all(
         self, keys: list[str], load_many: Callable[[list[str]], Any], recipe: Recipe
     ) -> Operation[dict[str, Any]]:
         """Load without storing."""
+        loaded = yield from self._loaded(keys, load_many)
+        return {key: self._as_read(value, recipe) for key, value in loaded.items()}
+
+    def _loaded(
+        self, keys: list[str], load_many: Callable[[list[str]], Any]
+    ) -> Operation[dict[str, Any]]:
         loaded = _mapping((yield Call(load_many, [keys])) if keys else {})
         self.stats.counts["loads"] += 1
-        return {key: self._as_read(loaded[key], recipe) for key in keys if key in loaded}
+        return {key: loaded[key] for key in keys if key in loaded}
 
 
 def names_of(keys: Iterable[str]) -> dict[str, bytes]:

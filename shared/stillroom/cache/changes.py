@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from stillroom.cache.core import LATE, STORED, Core
+from stillroom.cache.core import LATE, STORED, STORED_VALUE, Core
 from stillroom.cache.entry import Entry
 from stillroom.cache.keeping import Life
 from stillroom.cache.loaders import several
@@ -60,6 +60,7 @@ class Changes(Core):
             *(name, value, type, several("tags", tags), b""), self._keeper.life(ttl, swr)
         )
         keys = self._writing_keys(name, packed)
+        self.away.forget([b"k:" + name])
         try:
             yield from self._before_writing()
             for turn in range(TRIES):
@@ -68,7 +69,7 @@ class Changes(Core):
                     return False
                 epoch, life = self.terms.new_epoch(), packed.life
                 given = (epoch, IN_TIME, name, packed.rest, life.ttl, life.whole, seen.head)
-                (reply,) = yield from self._memo.changing(Timed([add(keys, *given)]))
+                (reply,) = yield from self._memo.changing(Timed([add(keys, *given)]), STORED_VALUE)
                 if reply == STORED:
                     return True
                 if reply == LATE:
@@ -86,6 +87,7 @@ class Changes(Core):
         Redis away: RedisUnavailable; whether it was added is unknown then.
         """
         name = sanitized(key)
+        self.away.forget([b"k:" + name])
         for turn in range(TRIES):
             seen = yield from self._see(name)
             number = MISS if seen.entry is None else self._decode(seen.entry, Any)
@@ -97,7 +99,7 @@ class Changes(Core):
             encoded = self._codec.encoded(number + by)
             packed = self._packed(name, encoded, tags, seen.entry.source, Life(0, 0))
             adds = self._replace(name, seen, packed.rest, "", "", is_new=True)
-            (replaced,) = yield from self._memo.changing(Timed([adds]))
+            (replaced,) = yield from self._memo.changing(Timed([adds]), STORED_VALUE)
             if replaced == STORED:
                 return number + by
             if replaced == LATE:

@@ -20,6 +20,9 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from stillroom.cache.arguments import Secrets, Texts
+from stillroom.cache.away import Away, Form, Load, Taken
+from stillroom.cache.away import Packed as PackedAway
+from stillroom.cache.bites import SCRIPTS_AT_ONCE, Bites, in_bites
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.failures import TOLD_MS, Failures, as_json
 from stillroom.cache.invalidation import Invalidator
@@ -80,6 +83,7 @@ RETRY_AFTER_S = 1.0
 APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
 NOT_KEPT_LIMIT, NAME_LIMIT = 100, 100  # loaders that are counted by name, and its letters
 TRIES = 2  # to put a value
+STORED_VALUE = "a value that was stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +166,11 @@ class Core:
         self.clock = place.clock
         self.now_ms = place.clock.now_ms
         self._run_aside = place.run_aside
-        self._memo = Memo()
+        self._memo = Memo(settings, self.stats)
+        limit = settings.away_limit // settings.shards
+        self.away = Away(settings.away_ttl, limit, settings.wait)
         self._invalidator = Invalidator(
-            *(settings.outbox_limit, self.keys, self.terms, self._memo),
+            *(settings, self.keys, self.terms, self._memo, self.away),
             *(self.dispatch, self.stats, place.run_aside),
         )
         self._codec = Codec(settings)
@@ -291,10 +297,13 @@ class Core:
 
     def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """The value under a sanitized key, loaded by its recipe if it has to be."""
-        found = yield from self._look_if_there("get_or_set", name, recipe)
-        if found is None:
-            return (yield from self._load_for_myself(recipe))
-        entry, freshness = found
+        try:
+            is_remembered = recipe.loader is not None and recipe.loader.is_remembered
+            look = self._look_once if is_remembered else self._look
+            entry, freshness = yield from look(name, recipe.release)
+        except RedisUnavailable as error:
+            self._fall_back("get_or_set", error)
+            return (yield from self._load_away(name, recipe, error))
         value = MISS if entry is None else self._decode(entry, recipe.type)
         self._count(value, freshness)
         if value is MISS or entry is None:
@@ -364,6 +373,9 @@ class Core:
     def _put_all(self, what: str, values: Sequence[Ready]) -> Operation[list[bool]]:
         """Store these values; which of them were stored. Each fails for itself."""
         stored = [False] * len(values)
+        self.away.forget(b"k:" + value.name for value in values)
+        if len(values) > SCRIPTS_AT_ONCE:
+            yield Pause(0)  # to make so many ready took longer than one call may
         try:
             yield from self._before_writing()
         except RedisUnavailable as error:
@@ -399,14 +411,26 @@ class Core:
         return late
 
     def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
-        """The replies to a batch, in which each command fails for itself: None is a failure."""
-        if not batch:
-            return []
-        try:
-            replies: list[Any] = yield from self._memo.changing(batch)
-        except RedisUnavailable as error:
-            self._fall_back(what, error)
-            replies = getattr(error, "replies", None) or [None] * len(batch)
+        """The replies to a batch, in which each command fails for itself: None is a failure.
+
+        It goes in bites. One that there was no time for goes again in smaller ones: what is still on its way is
+        refused by then, and what is stored twice is the same.
+        """
+        replies: list[Any] = []
+        bites = Bites(batch, SCRIPTS_AT_ONCE)
+        while bites.left:
+            yield from bites.turn()
+            bite = type(batch)(bites.next())
+            try:
+                # What a loader brought can be loaded again.
+                kept_as = "" if isinstance(batch, Freeing) else STORED_VALUE
+                replies += yield from self._memo.changing(bite, kept_as)
+            except RedisUnavailable as error:
+                if bites.again(error) and isinstance(batch, Timed):
+                    continue
+                self._fall_back(what, error)
+                replies += getattr(error, "replies", None) or [None] * len(bite)
+            bites.done()
         return [None if isinstance(reply, Exception) else reply for reply in replies]
 
     # Background work
@@ -485,8 +509,9 @@ class Core:
         yield from self._release(leases)
 
     def forget_asked(self) -> None:
-        """Ask again for refreshes that were asked for: a test has moved the clock."""
+        """Ask again for refreshes that were asked for, and keep nothing: a test has moved the clock."""
         self._asked.clear()
+        self.away.clear()
 
     def flush_stats(self) -> Operation[None]:
         """Write the counts of this process down now. Redis away: they are lost."""
@@ -502,7 +527,7 @@ class Core:
         """A judge that knows nothing yet, and will remember so many marks."""
 
         def verifying(epoch: bytes, seq: int) -> Operation[Command]:
-            yield from self.terms.agree()
+            yield from self.terms.agree_anew()
             keys = self.keys.clock, self.keys.marks, self.keys.globs, self.keys.todo
             given = (self.terms.new_epoch(), self.terms.keep_ms, epoch, seq)
             return verify_epoch(keys, *given)
@@ -577,18 +602,6 @@ class Core:
         entry, freshness = yield from self._judge(raw, name, clock, known, True)
         value = MISS if entry is None else self._decode(entry, type)
         return entry, freshness, value
-
-    def _look_if_there(
-        self, what: str, name: bytes, recipe: Recipe
-    ) -> Operation[tuple[Entry | None, Freshness] | None]:
-        """What `_look` gives, or None where Redis is away."""
-        is_remembered = recipe.loader is not None and recipe.loader.is_remembered
-        look = self._look_once if is_remembered else self._look
-        try:
-            return (yield from look(name, recipe.release))
-        except RedisUnavailable as error:
-            self._fall_back(what, error)
-            return None
 
     def _read(self, keys: Sequence[bytes], known: int) -> Operation[Any]:
         """What is under these keys, and last the clock: one MGET, and whatever rides along with it."""
@@ -672,9 +685,11 @@ class Core:
     def _load(self, name: bytes, recipe: Recipe) -> Operation[Any]:
         """Load, or be served by the one who does. Raises what the load raises that was waited for."""
         lease = load_lease(recipe.lease)
-        attempt = yield from self._attempt_if_there(name, lease, recipe)
-        if attempt is None:
-            return (yield from self._load_for_myself(recipe))
+        try:
+            attempt = yield from self._await_turn(name, lease, recipe)
+        except RedisUnavailable as error:
+            self._fall_back("get_or_set", error)
+            return (yield from self._load_away(name, recipe, error))
         if attempt.failure is not None:
             raise attempt.failure
         if attempt.value is not MISS:
@@ -691,16 +706,6 @@ class Core:
             name, lease, attempt.clock, recipe, self._share_failure
         )
         return value
-
-    def _attempt_if_there(
-        self, name: bytes, lease: bytes, recipe: Recipe
-    ) -> Operation[Attempt | None]:
-        """The attempt, or None where Redis is away."""
-        try:
-            return (yield from self._await_turn(name, lease, recipe))
-        except RedisUnavailable as error:
-            self._fall_back("get_or_set", error)
-            return None
 
     def _await_turn(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
         """Wait until the load is ours, or another's is done: its value, or its failure, is everybody's who waited.
@@ -763,6 +768,47 @@ class Core:
             return Attempt(clock=clock)
         yield from self._release([(name, lease)])
         return Attempt(value=value)
+
+    def _load_away(self, name: bytes, recipe: Recipe, error: RedisUnavailable) -> Operation[Any]:
+        """The value while Redis is away: see away.py."""
+
+        def load(_: list[bytes]) -> Operation[Mapping[bytes, Any]]:
+            value = yield recipe.call
+            self.stats.counts["loads"] += 1
+            return {name: value}
+
+        values = yield from self._obtain_away([name], load, recipe, error)
+        if name not in values:  # a load of many keys, which was waited for, has found none
+            return (yield from self._load_for_myself(recipe))
+        return values[name]
+
+    def _obtain_away(
+        self, names: Sequence[bytes], load: Load, recipe: Recipe, error: RedisUnavailable
+    ) -> Operation[dict[bytes, Any]]:
+        def take(name: bytes, value: Any) -> Taken:
+            return self._taken_away(name, value, recipe)
+
+        def unpack(name: bytes, raw: bytes) -> Any:
+            entry = self._parsed(raw, name)
+            if entry is None or entry.release not in (recipe.release, b""):
+                return MISS
+            return self._decode(entry, recipe.type)
+
+        breaker = self.stats.breaker
+        is_open = error.reason == "breaker" or (breaker is not None and breaker.is_open)
+        return (yield from self.away.obtain(names, load, Form(take, unpack), is_open=is_open))
+
+    def _taken_away(self, name: bytes, value: Any, recipe: Recipe) -> Taken:
+        """A value that was loaded while Redis is away. One that is not to be kept serves those who wait for it."""
+        packed, back = self._pack_loaded(name, value, recipe)
+        if packed is None:
+            try:
+                encoded = self._codec.encoded(value, recipe.type)
+                packed = self._packed(name, encoded, (), b"", Life(0, 0), recipe.release)
+            except Exception:  # it was told why
+                return Taken(None, back)
+        kept = PackedAway(b"1\t0\t0\t0\t" + packed.rest, packed.tags, packed.life.ttl / 1000)
+        return Taken(kept, back)
 
     def _load_for_myself(self, recipe: Recipe) -> Operation[Any]:
         """Load without storing: there is no lease to say that the value may still be stored."""
@@ -950,7 +996,7 @@ class Core:
             given = (new_token(), lease_ms, seen, IN_TIME, FAILURES_KEPT_MS)
             batch.append(lease_refresh(keys, *given))
         try:
-            replies = yield batch
+            replies = yield from in_bites(batch)
         except RedisUnavailable as error:
             self._fall_back("refresh", error)
             return [None] * len(stale)
@@ -998,8 +1044,7 @@ class Core:
         batch = Freeing([release([self.keys.lease(name)], held) for name, held in leases])
         batch += besides
         try:
-            if batch:
-                yield batch
+            yield from in_bites(batch)
         except RedisUnavailable as error:
             self._fall_back("release", error)  # they run out by themselves
 
@@ -1024,8 +1069,7 @@ class Core:
             keys = [self.keys.lease(name), self.keys.failure(name)]
             batch.append(fail_load(keys, held, told, TOLD_MS))
         try:
-            if batch:
-                yield batch
+            yield from in_bites(batch)
         except RedisUnavailable as away:
             self._fall_back("release", away)
 
@@ -1049,8 +1093,7 @@ class Core:
             given = (held, first, longest, random.randint(500, 1000), FAILURES_KEPT_MS)
             batch.append(back_off([self.keys.lease(name)], *given))
         try:
-            if batch:
-                yield batch
+            yield from in_bites(batch)
         except RedisUnavailable as error:
             self._fall_back("back_off", error)
 

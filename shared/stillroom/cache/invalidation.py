@@ -6,9 +6,11 @@ import atexit
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from stillroom.cache.away import Away
+from stillroom.cache.bites import KEYS_AT_ONCE, Bites
 from stillroom.cache.memo import Memo
 from stillroom.cache.outbox import EVERYTHING, Outbox
 from stillroom.cache.terms import Terms
@@ -16,14 +18,15 @@ from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys, pattern, sanitized
 from stillroom.operation import Operation
+from stillroom.replicas import kept
 from stillroom.scripts import clear, mark
+from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import Command
 
 log = logging.getLogger("stillroom")
 
-DELIVERED_AT_ONCE = 500  # deferred invalidations in one batch
-MARKED_AT_ONCE = 500  # by one script: others wait while it runs
+INVALIDATION = "an invalidation"
 
 
 class Invalidator:
@@ -34,18 +37,21 @@ class Invalidator:
 
     def __init__(
         self,
-        limit: int,
+        settings: Settings,
         keys: Keys,
         terms: Terms,
         memo: Memo,
+        away: Away,
         dispatch: Dispatch,
         stats: Stats,
         run_aside: Callable[[Operation[Any]], Any],
     ) -> None:
-        self._outbox = Outbox(limit)
+        self._settings = settings
+        self._outbox = Outbox(settings.outbox_limit)
         self._keys = keys
         self._terms = terms
         self._memo = memo
+        self._away = away
         self._dispatch = dispatch
         self._stats = stats
         self._run_aside = run_aside
@@ -56,22 +62,40 @@ class Invalidator:
         return self._outbox.waiting
 
     def tell(self, names: list[bytes], defer: bool) -> Operation[list[Any]]:
-        """Tell Redis of these names (see outbox.py); if that is impossible and may wait, keep them. → replies."""
-        try:
-            yield from self._terms.agree()
-            return (yield from self._memo.changing(list(self._commands(names))))
-        except RedisUnavailable as error:
-            if not defer or error.reason in FINAL:
-                raise
-            self._defer(names, error)
-            return []
+        """Tell Redis of these names (see outbox.py); if that is impossible and may wait, keep them. → replies.
+
+        Many names go in bites, and all of them are tried; then the first error is raised.
+        """
+        self._away.forget(names)
+        replies: list[Any] = []
+        failure: RedisUnavailable | None = None
+        bites = Bites(names, KEYS_AT_ONCE)
+        while bites.left:
+            yield from bites.turn()
+            bite = bites.next()
+            try:
+                yield from self._terms.agree()
+                told = list(self._commands(bite))
+                replies += yield from self._memo.changing(told, INVALIDATION)
+            except RedisUnavailable as error:
+                if bites.again(error):
+                    continue
+                if defer and error.reason not in FINAL:
+                    self._defer(bite, error)
+                else:
+                    failure = failure or error
+            bites.done()
+        if failure is not None:
+            raise failure
+        return replies
 
     def deliver(self) -> Operation[int]:
         """Tell Redis what was deferred. → how many names. Redis away: RedisUnavailable; what is left waits on."""
         count = 0
         yield from self._terms.agree()
-        while names := self._outbox.first(DELIVERED_AT_ONCE):
-            yield list(self._commands(names))
+        while names := self._outbox.first(KEYS_AT_ONCE):
+            told = list(self._commands(names))
+            yield from kept(told, self._settings, self._stats, INVALIDATION)
             self._outbox.delivered(names)
             count += len(names)
         if count:
@@ -80,7 +104,8 @@ class Invalidator:
         return count
 
     def deliver_aside(self) -> None:
-        """Deliver where no operation is running."""
+        """Deliver where no operation is running: Redis is back, so nothing that was kept meanwhile is needed."""
+        self._away.clear()
         if self.waiting:
             with contextlib.suppress(RedisUnavailable):  # the next read tries again
                 self._run_aside(self.deliver())
@@ -111,11 +136,9 @@ class Invalidator:
             elif kind == EVERYTHING:
                 yield clear(marking, self._terms.new_epoch(), keep_ms)
             else:
-                for start in range(0, len(some), MARKED_AT_ONCE):
-                    bite = some[start : start + MARKED_AT_ONCE]
-                    yield mark(marking, self._terms.new_epoch(), keep_ms, *bite)
+                yield mark(marking, self._terms.new_epoch(), keep_ms, *some)
 
-    def _defer(self, names: list[bytes], error: RedisUnavailable) -> None:
+    def _defer(self, names: Sequence[bytes], error: RedisUnavailable) -> None:
         if not self.waiting:
             atexit.unregister(self.deliver_last)
             atexit.register(self.deliver_last)
@@ -143,7 +166,7 @@ class Invalidations:
         if not names:
             return 0
         replies = yield from self._invalidator.tell([b"k:" + name for name in names], defer)
-        return int(replies[-1]) if replies else 0
+        return sum(replies[1::2])  # a DEL and an UNLINK for each bite
 
     def invalidate_by_tag(
         self, *tags: str, soft: bool = False, defer: bool = False

@@ -9,11 +9,13 @@ request, or five seconds later. What this process invalidates or writes is seen 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from stillroom.cache.entry import Entry, Freshness
 from stillroom.operation import Operation
+from stillroom.replicas import kept
+from stillroom.settings import Settings
+from stillroom.stats import Stats
 from stillroom.wire import Command, time_left
 
 LIMIT = 1_000  # entries that one request remembers
@@ -32,12 +34,19 @@ class Remembered(NamedTuple):
 class Memo:
     """What requests remember of one cache, and how often this process has changed something in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings, stats: Stats) -> None:
         self.changes = 0
+        self._settings = settings
+        self._stats = stats
 
-    def changing(self, batch: Sequence[Command]) -> Operation[list[Any]]:
-        """Send a batch that changes something. → the replies."""
+    def changing(self, batch: list[Command], kept_as: str = "") -> Operation[list[Any]]:
+        """Send a batch that changes something. → the replies.
+
+        `kept_as`: what it is called where it is to be on replicas when this returns.
+        """
         try:
+            if kept_as:
+                return (yield from kept(batch, self._settings, self._stats, kept_as))
             replies: list[Any] = yield batch
             return replies
         finally:

@@ -17,6 +17,7 @@ from stillroom.dispatch import RECLAIM_TASK, Dispatch
 from stillroom.errors import DispatchFailed, RedisUnavailable
 from stillroom.keys import Keys
 from stillroom.operation import STATE, On, Once, Operation
+from stillroom.replicas import kept
 from stillroom.scripts import finish_order, take_order, write_orders
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -49,6 +50,7 @@ class Ordering:
         dead_letters: DeadLetters,
         cache: Any,
     ) -> None:
+        self._settings = settings
         self._keys = [keys.orders, keys.order_tries]
         self._dispatch = dispatch
         self._stats = stats
@@ -115,7 +117,8 @@ class Ordering:
 
     def _written(self, orders: tuple[Order, ...]) -> Operation[None]:
         members = [to_member(one) for one in orders]
-        (written,) = yield [write_orders(self._keys, ORDERS_LIMIT, self._keep_ms, *members)]
+        writes = write_orders(self._keys, ORDERS_LIMIT, self._keep_ms, *members)
+        (written,) = yield from kept([writes], self._settings, self._stats, "an order")
         if not written:
             raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
 

@@ -1,4 +1,4 @@
-"""What all processes of a cache must have alike: the number of shards, the longest life, the longest lease."""
+"""What all processes of a cache must have alike: shards, replicas, the longest life, the longest lease."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stillroom.operation import STATE, On, Operation
 from stillroom.settings import Settings
 
 SHARDS, LEASE_LIMIT, LIFE_LIMIT = "shards", "lease_limit", "life_limit"
+REPLICAS = "replicas"
 SAME = (SHARDS,)  # another value is another cache
 
 
@@ -31,6 +32,7 @@ class Terms:
         self._agreed = agreed
         self._begin_anew = begin_anew
         agreed.require(SHARDS, settings.shards)
+        agreed.require(REPLICAS, settings.replicas, Rule.SMALLEST)
         agreed.require(LEASE_LIMIT, f"{settings.lease_limit:g}", Rule.LARGEST)
         agreed.require(LIFE_LIMIT, f"{settings.life_limit:g}", Rule.LARGEST)
 
@@ -47,6 +49,11 @@ class Terms:
                     yield from self._begin_anew()
         self._agreed.check(*SAME)
 
+    def agree_anew(self) -> Operation[None]:
+        """The same with what the state's Redis knows now: another server may know otherwise."""
+        self._agreed.ask_again()
+        yield from self.agree()
+
     def longest(self, limit: str) -> float:
         """Return a limit in seconds: this process's own, or that of the process that has the largest."""
         agreement = self._agreed.of(limit)
@@ -59,5 +66,12 @@ class Terms:
         return int((self.longest(LIFE_LIMIT) + self.longest(LEASE_LIMIT)) * 1000)
 
     def new_epoch(self) -> str:
-        """Return how an epoch's name starts, should one have to begin, and the number of shards it is for."""
-        return f"{secrets.token_hex(4)}#{self._settings.shards}"
+        """Return how an epoch's name starts, should one have to begin: see lua/lib/clock.lua."""
+        heritable = "+" if self._is_heritable else ""
+        return f"{secrets.token_hex(4)}#{self._settings.shards}{heritable}"
+
+    @property
+    def _is_heritable(self) -> bool:
+        """Whether every process waits until a replica has what it invalidates."""
+        agreement = self._agreed.of(REPLICAS)
+        return self._settings.replicas > 0 and agreement is not None and agreement.agreed != "0"

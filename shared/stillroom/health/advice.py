@@ -71,6 +71,15 @@ def _applied(rule: Rule, measures: Measures) -> Iterator[Advice]:
 # The wire's word for why → what to do about it.
 WHY: dict[str, str] = {
     "refused": "Is the server running, and is its address in REDIS_URL right?",
+    "name": "The host in REDIS_URL has no address: correct it, or look at the name server.",
+    "closed": "It, or a proxy before it, closes connections: compare clients with maxclients, and look at its log.",
+    "proxy": "A proxy before it has lost the server: look at the proxy's log.",
+    "tls": "TLS fails: look at the server's certificate, and at ssl_ca_certs in the URL.",
+    "readonly": "It is a replica: let the setting lead to the primary, or see that one is promoted.",
+    "sentinel": "Most Sentinels that the URL names must run, reach each other, and name the same primary.",
+    "nomaster": "The Sentinels know no primary of the name in the URL: correct it.",
+    "unblocked": "It has just become a replica: see that the setting leads to the primary.",
+    "noreplicas": "It wants replicas (min-replicas-to-write), and too few follow it: start them.",
     "timeout": "It is frozen, overloaded or cut off: look at its CPU, at SLOWLOG, and at the network between.",
     "auth": "The password or user is wrong: compare REDIS_PASSWORD with the server's ACL.",
     "noauth": "The server wants a password: set REDIS_PASSWORD.",

@@ -28,6 +28,7 @@ from stillroom.limits.request import QUIET, Request, Requests, Subject
 from stillroom.limits.reservation import Reservation
 from stillroom.limits.settling import BITE, Settling
 from stillroom.operation import Once, Operation, Pause
+from stillroom.replicas import kept
 from stillroom.scripts import limit_check
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -42,6 +43,7 @@ LONGEST_WAIT_S = 3_600.0
 UNREAD_EVERY_S = 30.0  # who can't read what operators changed asks no more often
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
+RESERVATION = "a reservation"  # what is said of one that no replica has in time
 EVENTS_KEPT = 100_000
 TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
 # What limit_check replies first; else 1 admitted, 0 denied.
@@ -272,7 +274,7 @@ class LimitsBody(Operating):
             request = yield from self._settled(request)
             sent = time.monotonic()
             unseen, key = self._unseen(request), self._reservation(name)
-            reply = yield from self._ask(_taking(request, unseen, key))
+            reply = yield from self._ask(_taking(request, unseen, key), RESERVATION)
             if reply[0] == _OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, request.mode, unseen, key)
             decision = self._learned(request, reply, asked_at, sent, RESERVED_S)
@@ -464,16 +466,21 @@ class LimitsBody(Operating):
 
     # Asking
 
-    def _ask(self, command: Command) -> Operation[Any]:
-        """The reply. Counts that are due ride along behind."""
+    def _ask(self, command: Command, kept_as: str = "") -> Operation[Any]:
+        """The reply. Counts that are due ride along behind. `kept_as`: see stillroom/replicas.py."""
         now = time.monotonic()
         reading: list[Command] = []
         if now > self._changes.due:
             self._changes.due = now + READ_EVERY_S
             reading = [(b"HGETALL", self._keys.limit_changes)]
         flush = self.stats.flush(self._server.now_ms()) if now > self.stats.due else []
+        batch = Once([command, *reading, *flush])
         try:
-            replies: Sequence[Any] = yield Once([command, *reading, *flush])
+            replies: Sequence[Any]
+            if kept_as:
+                replies = yield from kept(batch, self.settings, self.stats, kept_as)
+            else:
+                replies = yield batch
         except RedisRefused as refused:
             # A server that is full refuses to count, not to decide.
             replies = refused.replies or [refused]
@@ -521,7 +528,7 @@ class LimitsBody(Operating):
             self._requests.learn_widths(reply[2])
             request = self._requests.again(request)
             words = request.words(mode, unseen, reservation)
-            reply = yield from self._ask(limit_check.run(words))
+            reply = yield from self._ask(limit_check.run(words), RESERVATION if reservation else "")
         return request, reply
 
     def _unseen(self, request: Request) -> bytes:

@@ -16,7 +16,10 @@ from stillroom.errors import LockTaken, RedisUnavailable
 from stillroom.keys import Keys, sanitized
 from stillroom.locks.renewer import Renewer
 from stillroom.operation import IN_TIME, Freeing, Operation, Pause, Timed
+from stillroom.replicas import kept
 from stillroom.scripts import slot_renew, slot_take
+from stillroom.settings import Settings
+from stillroom.stats import Stats
 from stillroom.wire import Clock
 
 TAKEN, LATE, CROWDED = 1, -1, -2  # what lua/slot_take.lua answers
@@ -36,9 +39,11 @@ class Grant(NamedTuple):
 class LocksBody:
     """The operations. A driver runs them."""
 
-    def __init__(self, clock: Clock, keys: Keys) -> None:
+    def __init__(self, settings: Settings, clock: Clock, keys: Keys, stats: Stats) -> None:
+        self._settings = settings
         self._clock = clock
         self._keys = keys
+        self._stats = stats
         self.renewer = Renewer()
 
     def take(self, name: str, slots: int, lease: float, wait: float) -> Operation[Grant]:
@@ -70,7 +75,8 @@ class LocksBody:
     ) -> Operation[list[Any]]:
         keep_ms = PLACE_KEPT_MS if waits else 0
         given = (token, slots, int(lease * 1_000), keep_ms, IN_TIME, WAITERS)
-        ((code, *rest),) = yield Timed([slot_take(self._keys.slots(sanitized(name)), *given)])
+        takes = Timed([slot_take(self._keys.slots(sanitized(name)), *given)])
+        ((code, *rest),) = yield from kept(takes, self._settings, self._stats, "a lock")
         if code == LATE:
             self._clock.doubt_clock()
         return [code, *rest]

@@ -2,6 +2,7 @@
 -- are told that value, and who brought it. A rule says what another value means:
 --   same     it changes nothing: the process that has it is told what the others have
 --   largest  the larger number is agreed from now on
+--   smallest the smaller number is
 --   change   it is agreed from now on: a person has said so
 -- The id of an agreement is the time it was made. It changes when `change` brings another value.
 -- KEYS  1 agreed
@@ -36,7 +37,7 @@ for i = 3, #ARGV, 3 do
     value, id, who = keep(name, mine, plain(now_us()))
   elseif rule == 'change' and mine ~= value then
     value, id, who = keep(name, mine, plain(math.max(now_us(), tonumber(id) + 1)))
-  elseif rule == 'largest' and is_larger(mine, value) then
+  elseif rule == 'largest' and is_larger(mine, value) or rule == 'smallest' and is_larger(value, mine) then
     value, id, who = keep(name, mine, id)
   end
   told[#told + 1] = value

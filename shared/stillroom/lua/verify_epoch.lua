@@ -1,6 +1,10 @@
 -- Begins a new epoch where the one that is there can't be trusted: it lived on another run of the server (a restart
 -- with an older state, a replica that took over, a slot that moved here), or in a cache of another number of shards,
 -- or the clock has gone back. What was acknowledged since may be missing there, and nothing else would show it.
+--
+-- A replica that took over may go on with the epoch where every process had waited until a replica had what it
+-- invalidated. It is one if its history continues that of the server before, and it has copied the end of it itself: a
+-- server that was started with an older state says the same of its history, and has no byte of it in its backlog.
 -- KEYS  1 clock  2 marks  3 globs  4 todo
 -- ARGV  1 epoch to begin  2 how long what is to be done is kept, ms  3 an epoch the caller has seen
 --       4 how far its clock had got then
@@ -13,13 +17,30 @@ if not epoch then
   return false
 end
 
-local function is_another(member, id)
-  return id ~= 0 and tonumber(redis.call('ZSCORE', KEYS[2], member) or '0') ~= id
+local function noted(member)
+  return tonumber(redis.call('ZSCORE', KEYS[2], member) or '0')
 end
 
-local shards = tonumber(string.match(ARGV[1], '#(%d+)$'))
+local function is_another(member, id)
+  return id ~= 0 and noted(member) ~= id
+end
+
+local function is_heir()
+  local said = info('replication')
+  local taken_over = tonumber(string.match(said, 'second_repl_offset:(%d+)') or '0')
+  local copied_from = tonumber(string.match(said, 'repl_backlog_first_byte_offset:(%d+)') or '0')
+  local before = short_id(said, 'master_replid2')
+  return before ~= 0 and before == noted('&') and copied_from > 0 and copied_from < taken_over
+end
+
+local shards, heritable = string.match(ARGV[1], '#(%d+)(%+?)$')
 local seen = epoch == ARGV[3] and tonumber(ARGV[4]) or 0
-if seq >= seen and not is_another('@', this_run()) and not is_another('#', shards) then
+local is_whole = seq >= seen and not is_another('#', tonumber(shards))
+local is_here = not is_another('@', this_run())
+if is_whole and (is_here or heritable == '+' and is_heir()) then
+  if not is_here or (heritable == '+') ~= (noted('&') ~= 0) then
+    settle_epoch(KEYS[2], heritable == '+')
+  end
   return value
 end
 seq = next_seq(KEYS[2], math.max(seq, seen))

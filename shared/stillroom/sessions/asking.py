@@ -16,6 +16,7 @@ from stillroom.errors import (
 )
 from stillroom.keys import Keys
 from stillroom.operation import Once, Operation
+from stillroom.replicas import kept
 from stillroom.scripts import agree
 from stillroom.sessions.ends import End, Undo, late_in
 from stillroom.sessions.token import SHARDS_LIMIT, Place
@@ -27,6 +28,7 @@ log = logging.getLogger("stillroom.sessions")
 
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
+LOGOUT, ROTATION = "a logout", "a rotation"  # what is said of them where no replica has them
 SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
 
 
@@ -45,20 +47,28 @@ class Asking:
         self._deferred: dict[Place, End | Undo] = {}
 
     def _ask(
-        self, batch: Sequence[Command], kind: type[list[Command]] = list
+        self, batch: Sequence[Command], kind: type[list[Command]] = list, kept_as: str = ""
     ) -> Operation[list[Any]]:
-        """Return the replies. What has to be told first is told first; counts that are due ride along behind."""
+        """Return the replies. What has to be told first is told first; counts that are due ride along behind.
+
+        `kept_as`: what the batch is called where it is to be on replicas when this returns.
+        """
         if self._deferred:
             yield from self._tell_ends()
         if batch and time.monotonic() <= self.stats.due:  # as nearly always
             try:
+                if kept_as:
+                    return (yield from self._on_replicas(kind(batch), kept_as))
                 return (yield kind(batch))  # type: ignore[no-any-return]
             except RedisUnavailable as error:
-                raise SessionStoreUnavailable(error.reason, error.detail) from error
-        return (yield from self._ask_with_counts(batch, kind))
+                raise SessionStoreUnavailable.of(error) from error
+        return (yield from self._ask_with_counts(batch, kind, kept_as))
+
+    def _on_replicas(self, batch: list[Command], what: str) -> Operation[list[Any]]:
+        return kept(batch, self.settings, self.stats, what)
 
     def _ask_with_counts(
-        self, batch: Sequence[Command], kind: type[list[Command]]
+        self, batch: Sequence[Command], kind: type[list[Command]], kept_as: str
     ) -> Operation[list[Any]]:
         """The same with the counts that are due. Once: no count is added twice, and no event written twice."""
         flush = self.stats.flush(self._server.now_ms()) if time.monotonic() > self.stats.due else []
@@ -67,16 +77,19 @@ class Asking:
             return []
         size = len(batch)
         try:
-            replies = yield commands
+            replies = (
+                (yield from self._on_replicas(commands, kept_as)) if kept_as else (yield commands)
+            )
         except RedisRefused as refused:
             # A server that is full refuses to count, not to do what it was asked.
             if not flush or any(isinstance(reply, Exception) for reply in refused.replies[:size]):
-                raise SessionStoreUnavailable(refused.reason, refused.detail) from refused
+                raise SessionStoreUnavailable.of(refused) from refused
             replies = refused.replies
         except RedisUnavailable as error:
             if flush and batch and kind is list and error.reason == "closed":
-                return (yield from self._ask(batch))  # it may be asked again, without the counts
-            raise SessionStoreUnavailable(error.reason, error.detail) from error
+                # It may be asked again, without the counts.
+                return (yield from self._ask(batch, kept_as=kept_as))
+            raise SessionStoreUnavailable.of(error) from error
         return list(replies[:size])
 
     # Ends
@@ -87,7 +100,7 @@ class Asking:
         ended = False
         while left is not None:
             sent = steady_us()
-            (reply,) = yield from self._ask([left.command(sent)])
+            (reply,) = yield from self._ask([left.command(sent)], kept_as=LOGOUT)
             ended = ended or bool(reply[0])
             left = left.after(late_in(reply), steady_us() - sent)
         return ended
@@ -111,13 +124,14 @@ class Asking:
         told = list(self._deferred.items())[:DEFERRED_BITE]
         sent = steady_us()
         try:
-            replies: Sequence[Any] = yield [what.command(sent) for _, what in told]
+            ends: list[Command] = [what.command(sent) for _, what in told]
+            replies: Sequence[Any] = yield from self._on_replicas(ends, LOGOUT)
         except RedisRefused as refused:
             replies = refused.replies
             if len(replies) != len(told) or not any(map(_is_settled, replies)):
-                raise SessionStoreUnavailable(refused.reason, refused.detail) from refused
+                raise SessionStoreUnavailable.of(refused) from refused
         except RedisUnavailable as error:
-            raise SessionStoreUnavailable(error.reason, error.detail) from error
+            raise SessionStoreUnavailable.of(error) from error
         took = steady_us() - sent
         for (place, what), reply in zip(told, replies, strict=True):
             if isinstance(reply, Exception):
@@ -131,22 +145,25 @@ class Asking:
     # Shards
 
     def _everywhere(
-        self, command: Callable[[int], Command], kind: type[list[Command]] = list
+        self,
+        command: Callable[[int], Command],
+        kind: type[list[Command]] = list,
+        kept_as: str = "",
     ) -> Operation[list[Any]]:
         """Return the replies of all shards, in order: those of this process, and more if another has said so."""
         known = self._known_shards
         own = [*map(command, range(known))]
         compares = [self._comparing_shards()] if self._may_compare else []
         try:
-            replies = yield from self._ask([*compares, *own], kind)
+            replies = yield from self._ask([*compares, *own], kind, kept_as)
         except SessionStoreUnavailable as error:
             self._compare_no_more(error)
-            return (yield from self._ask(own, kind))
+            return (yield from self._ask(own, kind, kept_as))
         if compares:
             self._learn_shards(replies.pop(0))
         if self._known_shards > known:
             more = map(command, range(known, self._known_shards))
-            replies += yield from self._ask(list(more), kind)
+            replies += yield from self._ask(list(more), kind, kept_as)
         return replies
 
     def _saying_shards(self) -> list[Command]:

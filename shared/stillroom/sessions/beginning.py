@@ -9,7 +9,7 @@ from typing import Any
 from stillroom.errors import SessionStoreUnavailable
 from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import session_create, session_free
-from stillroom.sessions.asking import Asking, steady_us
+from stillroom.sessions.asking import LOGOUT, Asking, steady_us
 from stillroom.sessions.ends import End, Undo, late_in
 from stillroom.sessions.token import Place
 
@@ -78,15 +78,16 @@ class Beginning:
         """The replies to what makes way, or None, and to the creation."""
         says, way = self._asking._saying_shards(), self._making_way(now)
         batch = [*says, *way, self._creating(now)]
+        kept_as = LOGOUT if self._ending else ""  # the one to replace must not live on
         try:
-            replies = yield from self._asking._ask(batch, Once)
+            replies = yield from self._asking._ask(batch, Once, kept_as)
         except SessionStoreUnavailable as error:
             # The server lacked one of the scripts and had one behind it, so they would be out of order. It has all
             # of them now, and each that is sent again recognises itself.
             if error.reason != "noscript":
                 self._asking._compare_no_more(error)
                 says, batch = [], batch[len(says) :]
-            replies = yield from self._asking._ask(batch, Once)
+            replies = yield from self._asking._ask(batch, Once, kept_as)
         if says:
             self._asking._have_said_shards(replies[0])
         return replies[-2] if way else None, replies[-1]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import hiredis
 
-from stillroom.errors import RedisUnavailable
+from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.breaker import Breaker
+from stillroom.wire.failure import unavailable
 from stillroom.wire.idle import OWN_LIMIT_S, IdleTimeout, Lateness
-from stillroom.wire.outcome import checked, greeted, judged
+from stillroom.wire.outcome import PeerFailed, checked, greeted, judged, may_repeat
 from stillroom.wire.server import (
-    ASK_TIME_EVERY_S,
-    TIME,
+    NOT_YET,
+    TOO_MANY,
     Command,
     ReplyError,
     Server,
@@ -29,20 +32,33 @@ from stillroom.wire.sync import Wire
 _READ_SIZE = 64 * 1024
 _LATE_S = 0.005  # a timer that comes so late says that the loop was busy
 _NO_REPLY = "the server closed the connection"
+TEN_YEARS_S = 3e8
 
 
 class AsyncLink:
     """One connection and its reader, for one event loop."""
 
-    __slots__ = ("_reader", "_stream", "_timer", "_transport", "_writer", "expired", "used")
+    __slots__ = (
+        "_reader",
+        "_stream",
+        "_timer",
+        "_transport",
+        "_writer",
+        "expired",
+        "generation",
+        "is_dropped",
+        "used",
+    )
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, generation: int) -> None:
         self._stream: asyncio.StreamReader = connection._reader
         self._writer: asyncio.StreamWriter = connection._writer
         self._transport = self._writer.transport
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(notEnoughData=NOT_YET)
         connection._reader = connection._writer = None  # redis-py has done its part
+        self.generation = generation
         self.expired = False
+        self.is_dropped = False
         self.used = False
 
     @classmethod
@@ -53,17 +69,18 @@ class AsyncLink:
 
         Returns the deadline too: the loop's own work has moved it.
         """
-        now = time.monotonic()
-        connection = server.async_connection()
-        until = min(deadline, now + server.settings.connect_timeout)
+        generation = server.generation
+        until = min(deadline, time.monotonic() + server.settings.connect_timeout)
+        connection = await server.connection_soon(until)
         async with IdleTimeout(lateness, until) as wait:
             await connection.connect()
         deadline += wait.deadline - until
-        link = cls(connection)
+        link = cls(connection, generation)
         try:
             asked_ns = time.monotonic_ns()
             packed = pack([command for _, command in server.handshake])
-            greeted(await link.exchange(packed, len(server.handshake), deadline), server, asked_ns)
+            replies = await link.exchange(packed, len(server.handshake), deadline)
+            greeted(replies, server, asked_ns, link)
         except BaseException:
             link.close()
             raise
@@ -87,13 +104,11 @@ class AsyncLink:
                     refused = replies and isinstance(replies[-1], ReplyError)
                     raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
                 reader.feed(data)
-                while len(replies) < count:
-                    reply = reader.gets()
-                    if reply is False:
-                        break
-                    replies.append(reply)
-                else:
+                replies.extend(iter(reader.gets, NOT_YET))
+                if len(replies) == count:
                     return replies
+                if len(replies) > count:
+                    raise EOFError(TOO_MANY)
         except BaseException:
             if self.expired:
                 raise TimeoutError from None
@@ -131,6 +146,7 @@ class _Pool:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._lateness = Lateness()
         self.open = 0
+        self.guard: AsyncGenerator[None, None] | None = None  # what closes it with its loop
 
     async def lease(self, deadline: float, *, check: bool) -> tuple[AsyncLink, float]:
         """A connection, and the deadline as the loop's own work has moved it."""
@@ -141,7 +157,8 @@ class _Pool:
                 deadline = await self._await_idle(deadline)
                 continue
             link = self._idle.pop()
-            if not check or link.is_alive():
+            is_current = link.generation == self._server.generation
+            if is_current and (not check or link.is_alive()):
                 return link, deadline
             self.drop(link)
 
@@ -149,16 +166,33 @@ class _Pool:
         self.open += 1
         try:
             return await AsyncLink.open(self._server, deadline, self._lateness)
-        except BaseException:
+        except BaseException as error:
             self.open -= 1
             self._wake_one()
-            raise
+            failure = unavailable(error)
+            if failure is None:
+                raise
+            self._server.doubt()
+            raise self._server.explain(failure) from None
 
     def give_back(self, link: AsyncLink) -> None:
+        if link.generation != self._server.generation:
+            return self.drop(link)
         self._idle.append(link)
         self._wake_one()
+        return None
+
+    def leave(self, link: AsyncLink) -> None:
+        """See Wire._leave."""
+        self._server.leave(link.generation)
+        self._server.doubt()
+        self.drop(link)
+        self.discard_idle()
 
     def drop(self, link: AsyncLink) -> None:
+        if link.is_dropped:
+            return
+        link.is_dropped = True
         self.open -= 1
         link.close()
         self._wake_one()
@@ -187,6 +221,26 @@ class _Pool:
                 return
 
 
+async def _until_the_loop_ends(pool: _Pool) -> AsyncGenerator[None, None]:
+    """Close a pool's connections with its event loop: a loop that ends closes the generators that it has begun."""
+    try:
+        yield
+    finally:
+        pool.discard_idle()
+        await asyncio.sleep(0)  # the event loop closes an aborted socket in its next round
+
+
+def _begin_pool(server: Server, loop: asyncio.AbstractEventLoop) -> _Pool:
+    """A pool that lives as long as the event loop, and keeps no loop alive."""
+    pool = _Pool(server)
+    pool.guard = _until_the_loop_ends(pool)
+    with contextlib.suppress(StopIteration):  # it is begun, and has nothing to wait for
+        pool.guard.__anext__().send(None)
+    # The loop holds the pool, and nobody else does: connections hold their loop.
+    loop.call_later(TEN_YEARS_S, pool.discard_idle)
+    return pool
+
+
 class AsyncWire:
     """Batches to one server, from any event loop: each has connections of its own.
 
@@ -198,14 +252,19 @@ class AsyncWire:
         self._settings = server.settings
         self.for_threads = Wire(server)  # the prober's, and whoever has no event loop
         self.breaker: Breaker = self.for_threads.breaker
-        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[_Pool]] = (
+            WeakKeyDictionary()
+        )
         # The last loop and its pool, as one value: two loops may run in two threads.
-        self._current: tuple[asyncio.AbstractEventLoop | None, _Pool] = None, _Pool(server)
+        self._current: tuple[Callable[[], Any], Callable[[], _Pool | None]] = _nobody, _nobody
 
     @property
     def connections(self) -> int:
-        """How many are open now, in all event loops."""
-        return sum(pool.open for pool in self._pools.values())
+        """How many are open now, in all event loops that run on."""
+        pools = [
+            (loop, pool) for loop, ref in list(self._pools.items()) if (pool := ref()) is not None
+        ]
+        return sum(pool.open for loop, pool in pools if not loop.is_closed())
 
     async def execute(
         self,
@@ -222,42 +281,86 @@ class AsyncWire:
             raise RedisUnavailable("budget")
         once = timed or not idempotent
         deadline = time.monotonic() + left
-        packed = b"" if timed else pack(commands)
-        pool = self._pool()
+        pool, link = self._pool(), None
         try:
             link, deadline = await pool.lease(deadline, check=once)
             if timed:
                 replies = await self._exchange_timed(pool, link, commands, deadline)
             else:
+                packed = pack(commands)
                 try:
                     replies = await self._exchange(pool, link, packed, len(commands), deadline)
                 except (OSError, EOFError) as error:
                     if isinstance(error, TimeoutError) or once or not link.used:
                         raise
-                    pool.discard_idle()
+                    pool.leave(link)
                     link, deadline = await pool.open_link(deadline)
                     replies = await self._exchange(pool, link, packed, len(commands), deadline)
+            pool.give_back(link)
+            return checked(replies, self.breaker)
+        except PeerFailed as failed:
+            return await self._ask_another(
+                pool, link, commands, failed, deadline, once=once, timed=timed
+            )
+        except RedisRefused:
+            raise
         except BaseException as error:
             raise judged(error, self.breaker) from None
-        pool.give_back(link)
-        return checked(replies, self.breaker)
+
+    async def _ask_another(
+        self,
+        pool: _Pool,
+        left: AsyncLink | None,
+        commands: Sequence[Command],
+        failed: PeerFailed,
+        deadline: float,
+        *,
+        once: bool,
+        timed: bool,
+    ) -> list[Any]:
+        """See Wire._ask_another."""
+        if left is not None:
+            pool.leave(left)
+        try:
+            if not may_repeat(commands, failed.replies, idempotent=not once):
+                failed.is_in_doubt = True
+                raise failed
+            link, deadline = await pool.open_link(deadline)
+            if timed:
+                replies = await self._exchange_timed(pool, link, commands, deadline)
+            else:
+                packed = pack(commands)
+                replies = await self._exchange(pool, link, packed, len(commands), deadline)
+            pool.give_back(link)
+            return checked(replies, self.breaker)
+        except RedisRefused:
+            raise
+        except BaseException as error:
+            raise judged(error, self.breaker) from None
 
     async def _exchange(
         self, pool: _Pool, link: AsyncLink, packed: bytes, count: int, deadline: float
     ) -> list[Any]:
         """See Wire._exchange."""
-        server, asked, now = self.server, 0, time.monotonic()
-        if now >= server.time_due:
-            server.time_due = now + ASK_TIME_EVERY_S
-            packed, asked = packed + TIME, time.monotonic_ns()
+        server, asked, riding, now = self.server, 0, 0, time.monotonic()
+        if now >= server.due:
+            look, riding = server.look(now)
+            packed, asked = packed + look, time.monotonic_ns()
         try:
             patience = min(deadline, now + self._settings.command_timeout)
-            replies = await link.exchange(packed, count + bool(asked), patience, now)
+            replies = await link.exchange(packed, count + riding, patience, now)
         except BaseException:
             pool.drop(link)
             raise
-        if asked and not isinstance(said := replies.pop(), ReplyError):
-            server.learn_clock(said, asked)
+        if riding:
+            look_replies = replies[count:]
+            del replies[count:]
+            try:
+                server.looked(look_replies, asked)
+            except RedisUnavailable as failure:
+                pool.drop(link)
+                told = server.explain(failure)
+                raise PeerFailed(told.reason, told.detail, replies) from None
         link.used = True
         return replies
 
@@ -267,23 +370,30 @@ class AsyncWire:
         """See Wire._exchange_timed."""
         server = self.server
         if not server.is_clock_good:
-            server.time_due = 0.0
+            server.due = 0.0
             await self._exchange(pool, link, b"", 0, deadline)
         now = time.monotonic()
         given_up = min(deadline, now + self._settings.command_timeout)
         packed = pack_timed(commands, server.in_time(now, given_up))
         try:
             return await self._exchange(pool, link, packed, len(commands), given_up)
+        except PeerFailed:
+            raise
         except Exception:
             await asyncio.sleep(max(0.0, given_up - time.monotonic()))
             raise
 
     def _pool(self) -> _Pool:
         loop = asyncio.get_running_loop()
-        last, pool = self._current
-        if last is not loop:
-            pool = self._pools.setdefault(loop, _Pool(self.server))
-            self._current = loop, pool
+        last, current = self._current
+        if last() is loop and (pool := current()) is not None:
+            return pool
+        known = self._pools.get(loop)
+        pool = None if known is None else known()
+        if pool is None:
+            pool = _begin_pool(self.server, loop)
+            self._pools[loop] = weakref.ref(pool)
+        self._current = weakref.ref(loop), weakref.ref(pool)
         return pool
 
     def ping(self) -> None:
@@ -295,3 +405,7 @@ class AsyncWire:
         self.for_threads.close()
         self._pool().discard_idle()
         await asyncio.sleep(0)  # the event loop closes an aborted socket in its next round
+
+
+def _nobody() -> None:
+    """No event loop, and no pool."""

@@ -40,6 +40,7 @@ class Breaker:
         """Closed, with no memory and no prober: a new process starts like this after a fork."""
         self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self._stop = threading.Event()
+        self._nudge = threading.Event()
         self._failures: deque[tuple[float, int]] = (
             deque()
         )  # when, and after how many answered calls
@@ -75,6 +76,7 @@ class Breaker:
         except RuntimeError:  # no more threads: nobody would close it again, so it stays closed
             return
         self._stop = stop
+        self._nudge.clear()
         self.is_open = True
         self.down_since = time.time()
         self.reason = error.reason
@@ -83,7 +85,7 @@ class Breaker:
     def _watch(self, stop: threading.Event) -> None:
         began = time.monotonic()
         delay = self._settings.probe_delay
-        while not stop.wait(delay * _random.uniform(0.8, 1.0)):
+        while self._waits(stop, delay * _random.uniform(0.8, 1.0)):
             try:
                 self._probe()
             except RedisUnavailable as error:
@@ -92,6 +94,16 @@ class Breaker:
             else:
                 return self._close(time.monotonic() - began)
         return None
+
+    def _waits(self, stop: threading.Event, seconds: float) -> bool:
+        """Wait for the next probe's time, or for a reason not to. False: there is to be no other probe."""
+        self._nudge.wait(seconds)
+        self._nudge.clear()
+        return not stop.is_set()
+
+    def hurry(self) -> None:
+        """There is news of the server: probe it now."""
+        self._nudge.set()
 
     def _close(self, downtime: float) -> None:
         with self._lock:
@@ -111,5 +123,6 @@ class Breaker:
     def stop(self) -> None:
         """End the prober, and let the next call find out for itself."""
         self._stop.set()
+        self._nudge.set()
         self.is_open = False
         self.streak = 0

@@ -7,12 +7,16 @@ from typing import Any
 
 
 class Budget:
-    """Seconds left for one request; the driver takes off what each batch took."""
+    """Seconds left for one request; the driver takes off what each batch took.
 
-    __slots__ = ("left", "memo")
+    `unconfirmed`: how many of its acts fewer than `STILLROOM_REPLICAS` replicas had in time.
+    """
+
+    __slots__ = ("left", "memo", "unconfirmed")
 
     def __init__(self, seconds: float) -> None:
         self.left = seconds
+        self.unconfirmed = 0
         self.memo: dict[Any, Any] = {}  # what the request has read: see cache/memo.py
 
 

@@ -200,7 +200,8 @@ class _Cluster(Generic[W]):
     def _new(self, address: Address) -> W:
         host, port = address
         url = at_address(self._url, host, port)
-        wire = self._make(Server(self._settings, url, f"{self._name}, node {len(self._wires) + 1}"))
+        name = f"{self._name}, node {len(self._wires) + 1}"
+        wire = self._make(Server(self._settings, url, name, "cache_url", is_node=True))
         wire.breaker.recovered = self.breaker.recovered
         return wire
 

@@ -1,4 +1,4 @@
-"""redis-py's connections with one deadline for all addresses of a name.
+"""redis-py's connections with one deadline for the name and all of its addresses.
 
 redis-py tries one address after the other, and gives each the whole `socket_connect_timeout`: a name with five
 addresses that do not answer takes five times as long as one. Here they share the time. Each gets its part of what
@@ -7,13 +7,26 @@ is left, so that one that drops our packets does not keep us from the next.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from typing import Any
 
+import redis.asyncio
+
 import redis
+from stillroom.wire.idle import IdleTimeout, Lateness
+from stillroom.wire.names import NAMES
 
 LEAST_S = 0.001
+
+
+def time_for(deadline: float, among: int = 1) -> float:
+    """Each one's part of the seconds that are left. Raises TimeoutError if there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return max(LEAST_S, left / among)
 
 
 class TcpConnection(redis.Connection):
@@ -23,11 +36,12 @@ class TcpConnection(redis.Connection):
 
     def _connect(self) -> Any:
         name, failure = self._host, OSError("the name has no address")
-        found = socket.getaddrinfo(name, self.port, self.socket_type, socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        addresses = NAMES.addresses(name, self.deadline)
         for number, address in enumerate(addresses):
             try:
-                return self._connect_to(address, among=len(addresses) - number)
+                sock = self._connect_to(address, among=len(addresses) - number)
+                NAMES.worked(name, address, addresses)
+                return sock
             except OSError as error:
                 failure = error
             finally:
@@ -36,21 +50,61 @@ class TcpConnection(redis.Connection):
 
     def _connect_to(self, address: str, *, among: int) -> Any:
         self._host = address
-        self.socket_connect_timeout = self.socket_timeout = self._left() / among
+        self.socket_connect_timeout = self.socket_timeout = time_for(self.deadline, among)
         sock = super()._connect()  # type: ignore[no-untyped-call]
-        sock.settimeout(self._left())  # what TLS may still take
+        sock.settimeout(time_for(self.deadline))  # what TLS may still take
         return sock
-
-    def _left(self) -> float:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return max(LEAST_S, left)
 
 
 class TlsConnection(redis.SSLConnection, TcpConnection):
     """The same under TLS."""
 
 
+class AsyncTcpConnection(redis.asyncio.Connection):
+    """The same for asyncio."""
+
+    deadline = 0.0
+
+    async def _connect(self) -> None:
+        name, failure = self.host, OSError("the name has no address")
+        addresses = await NAMES.addresses_soon(name, self.deadline)
+        for number, address in enumerate(addresses):
+            try:
+                part = time_for(self.deadline, len(addresses) - number)
+                async with IdleTimeout(Lateness(), time.monotonic() + part):
+                    streams = await asyncio.open_connection(**self._arguments(address))
+            except OSError as error:
+                failure = error
+                continue
+            self._reader, self._writer = streams
+            NAMES.worked(name, address, addresses)
+            return self._set_options(self._writer.get_extra_info("socket"))
+        raise failure
+
+    def _arguments(self, address: str) -> dict[str, Any]:
+        given = dict(self._connection_arguments()) | {"host": address}
+        return given | ({"server_hostname": self.host} if "ssl" in given else {})
+
+    def _set_options(self, sock: Any) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.socket_keepalive:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            options: Any = self.socket_keepalive_options
+            for option, value in options.items():
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class AsyncTlsConnection(redis.asyncio.SSLConnection, AsyncTcpConnection):
+    """The same under TLS."""
+
+
 # redis-py's class, as its URL names it → ours
-DEADLINED = {redis.Connection: TcpConnection, redis.SSLConnection: TlsConnection}
+DEADLINED: dict[type, type] = {
+    redis.Connection: TcpConnection,
+    redis.SSLConnection: TlsConnection,
+}
+FOR_ASYNCIO: dict[type, type] = {
+    redis.Connection: AsyncTcpConnection,
+    redis.SSLConnection: AsyncTlsConnection,
+    redis.UnixDomainSocketConnection: redis.asyncio.UnixDomainSocketConnection,
+}

@@ -1,48 +1,133 @@
-"""How a batch ended: replies, an error of the server, or no answer; and what the breaker hears of it."""
+"""How a batch ended: replies, an error of the server, or no answer; and what the breaker hears of it.
+
+An error has an owner. The command's: it alone was refused, and the connection is good. The peer's: this server is
+not, or not now, the one to talk to, whatever it was asked (a replica, a server that loads its data, a proxy that
+lost its own connection). The configuration's: see explain.py.
+"""
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
-import hiredis
-
-import redis
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.breaker import Breaker
-from stillroom.wire.server import ReplyError, Server
+from stillroom.wire.failure import unavailable
+from stillroom.wire.server import Command, ReplyError, Server, words_of
 
-_RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
-
+# What a server says that is not the one to talk to. It has done nothing that was refused with one of these.
+UNAPPLIED = {"readonly", "masterdown", "loading", "noreplicas", "noauth"}
+# The same, and whether the command was carried out is not known.
+UNKNOWN = {"unblocked", "proxy"}
+PEER = UNAPPLIED | UNKNOWN
+# Of these the other replies of the batch are good: it is the right server, and not ready for everything.
+ANSWERS_KEPT = {"masterdown", "loading", "noreplicas", "noauth"}
 # Error replies that mean the server can't serve anybody right now; they count toward the breaker.
-AWAY = {"loading", "masterdown", "busy", "clusterdown", "tryagain"}
+AWAY = {"busy", "clusterdown", "tryagain"} | PEER - {"noauth"}
+
+# What proxies say in a server's place: twemproxy the system's own words, Envoy and others what is behind them.
+_PROXY = re.compile(
+    r"upstream|closed|backend conn|host is down|no route to host|server connection"
+    r"|connection (reset|refused|timed out|failed)",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"[A-Z]{2,}$")
+_IN_SCRIPT = re.compile(
+    r"-(READONLY|MASTERDOWN|LOADING|NOREPLICAS) "
+)  # how Redis 6 tells what a script met
+# May be sent to another server though this one has answered: reads; and counts, which a failover may double.
+_HARMLESS = {
+    *(b"MGET", b"GET", b"HGETALL", b"HMGET", b"ZRANGE", b"ZSCORE", b"ZMSCORE", b"ZCARD", b"EXISTS"),
+    *(b"XREVRANGE", b"XLEN", b"LLEN", b"LINDEX", b"INFO", b"TIME", b"SLOWLOG", b"PING", b"SCRIPT"),
+    *(b"HINCRBY", b"EXPIRE", b"WAIT"),
+}
+
+
+class PeerFailed(RedisUnavailable):
+    """The server that answered is not the one to talk to: the wire drops it, and finds out who is.
+
+    `replies`: what it said to the batch.
+    """
+
+    def __init__(self, reason: str, detail: str, replies: Sequence[Any]) -> None:
+        super().__init__(reason, detail)
+        self.replies = replies
+        self.is_in_doubt = False  # something of it may have been applied, where it may be lost
+
+    def told(self) -> RedisUnavailable:
+        """What the caller is told. What a replica was asked to read is older than anybody knows."""
+        if self.reason in ANSWERS_KEPT:
+            return RedisRefused(self.reason.upper(), self.detail, self.replies)
+        return RedisUnavailable(self.reason, self.detail, may_be_done=self.is_in_doubt)
 
 
 def checked(replies: list[Any], breaker: Breaker) -> list[Any]:
-    """The replies, unless one is an error."""
+    """The replies, unless one is an error. Raises RedisRefused, or PeerFailed."""
     breaker.calls += 1
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            refused = refusal(replies)
-            if refused.reason in AWAY:
-                breaker.failed(refused)
-            raise refused
+    if ReplyError in map(type, replies):
+        raise _refused(replies, breaker)
     if breaker.streak:
         breaker.streak = 0
     return replies
 
 
+def _refused(replies: list[Any], breaker: Breaker) -> RedisUnavailable:
+    for reply in replies:
+        if isinstance(reply, ReplyError) and (reason := owner_of(str(reply))) in PEER:
+            return PeerFailed(reason, str(reply).partition(" ")[2], replies)
+    refused = refusal(replies)
+    if refused.reason in AWAY:
+        breaker.failed(refused)
+    return refused
+
+
+def owner_of(text: str) -> str:
+    """The reason in an error reply: its code in lower case, `proxy` for what no server says."""
+    code, _, detail = text.partition(" ")
+    if code != "ERR" and _CODE.match(code):
+        return code.lower()
+    if in_script := _IN_SCRIPT.search(detail):
+        return in_script[1].lower()
+    return "proxy" if _PROXY.search(text) else "err"
+
+
+def may_repeat(commands: Sequence[Command], replies: Sequence[Any], *, idempotent: bool) -> bool:
+    """Whether a batch may be sent to another server after this one has said that it is not the right one.
+
+    Yes where nothing was sent, nothing can have been applied, or twice does no harm.
+    """
+    if idempotent or not replies:
+        return True
+    parts = getattr(commands, "parts", ()) or [(len(commands), True)]
+    place = 0
+    for length, is_once in parts:
+        part = range(place, place + length)
+        if is_once and not all(_is_harmless(commands[n], replies[n]) for n in part):
+            return False
+        place += length
+    return True
+
+
+def _is_harmless(command: Command, reply: Any) -> bool:
+    if isinstance(reply, ReplyError):
+        return owner_of(str(reply)) not in UNKNOWN
+    word = words_of(command)[0]
+    return (word if isinstance(word, bytes) else word.encode()) in _HARMLESS
+
+
 def judged(error: BaseException, breaker: Breaker) -> BaseException:
     """The error to raise. Waiting in vain for a connection of ours says nothing about the server."""
-    failure = unavailable(error)
+    failure = error.told() if isinstance(error, PeerFailed) else unavailable(error)
     if failure is None:
         return error
-    if failure.reason not in ("pool", "budget"):
+    if failure.reason not in ("pool", "budget") and not _is_the_commands(failure):
         breaker.failed(failure)
     return failure
+
+
+def _is_the_commands(failure: RedisUnavailable) -> bool:
+    return isinstance(failure, RedisRefused) and failure.reason not in AWAY
 
 
 def refusal(replies: Sequence[Any]) -> RedisRefused:
@@ -52,60 +137,35 @@ def refusal(replies: Sequence[Any]) -> RedisRefused:
     return RedisRefused(code, detail, replies)
 
 
-def greeted(replies: Sequence[Any], server: Server, asked_ns: int) -> None:
-    """Take in the replies to a handshake: the server's clock, and which run of it this is.
+class Generational(Protocol):
+    """A connection: see Server.generation."""
+
+    generation: int
+
+
+def greeted(replies: Sequence[Any], server: Server, asked_ns: int, link: Generational) -> None:
+    """Take in the replies to a handshake: the server's clock, which run of it this is, and its role.
 
     Raises RedisUnavailable if a part of it was refused; the reason is that part (`auth`, `select`, `time`), or the
     server's own word where it can't serve anybody. A user who may not ask for the run id is let in all the same.
     """
     said = {part: reply for (part, _), reply in zip(server.handshake, replies, strict=True)}
-    info = said.pop("info")
-    for part, reply in said.items():
-        if isinstance(reply, ReplyError):
+    for part in ("auth", "select", "time"):
+        if isinstance(reply := said.get(part), ReplyError):
             raise _not_let_in(part, str(reply))
     server.learn_clock(said["time"], asked_ns)
-    found = None if isinstance(info, ReplyError) else _RUN_ID.search(info)
-    server.run = found[1] if found else b""
+    if server.learn_peer(said["info"], said["role"]):
+        link.generation = server.generation
 
 
 def _not_let_in(part: str, text: str) -> RedisUnavailable:
     """What a refused part of the handshake means. Its replies stay here: no service may read them as its own."""
     code, _, detail = text.partition(" ")
-    if code.lower() in AWAY:
-        return RedisUnavailable(code.lower(), detail)
+    reason = owner_of(text)
+    if reason in AWAY:
+        return RedisUnavailable(reason, detail)
     if code in ("WRONGPASS", "NOAUTH") or (part == "auth" and "AUTH" in text):
         return RedisUnavailable("auth", detail)
     if part == "auth" and code == "ERR" and "password" not in text:
         return RedisUnavailable("refused", detail)  # too many clients …
     return RedisUnavailable(part, detail)
-
-
-def unavailable(error: BaseException) -> RedisUnavailable | None:
-    """What an error of the socket or of redis-py means, or None if it is not Redis' fault."""
-    if isinstance(error, RedisUnavailable):
-        return error
-    if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
-        return RedisUnavailable("auth", str(error))
-    if isinstance(error, redis.TimeoutError | TimeoutError):
-        return RedisUnavailable("timeout")
-    if isinstance(error, redis.exceptions.BusyLoadingError):
-        return RedisUnavailable("loading")
-    if isinstance(error, ConnectionRefusedError | socket.gaierror | redis.ConnectionError):
-        return RedisUnavailable("refused", _without_address(error))
-    if isinstance(error, redis.RedisError | hiredis.HiredisError):
-        return RedisUnavailable("protocol", str(error))
-    if isinstance(error, OSError | EOFError):
-        return RedisUnavailable("closed", _without_address(error))
-    return None
-
-
-def _without_address(error: BaseException) -> str:
-    """What the system said, without where to: errors end up in logs, which more people read than settings."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        return str(error)  # redis-py's own, of a connection that it has
-    if isinstance(cause, socket.gaierror):
-        return str(cause.strerror)
-    return os.strerror(cause.errno) if cause.errno else "none of its addresses answers"

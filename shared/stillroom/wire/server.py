@@ -1,7 +1,9 @@
-"""One Redis server as both wires see it: how to reach it, which run of it that is, and its clock."""
+"""One Redis server as both wires see it: how to reach it, which run of it that is, its role, and its clock."""
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -12,8 +14,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import redis
+from stillroom.address import is_sentinel, read_sentinel
+from stillroom.errors import RedisUnavailable
 from stillroom.settings import Settings
-from stillroom.wire.connect import DEADLINED
+from stillroom.wire.connect import DEADLINED, FOR_ASYNCIO
+from stillroom.wire.explain import explained, source_of
+from stillroom.wire.forks import reset_after_fork
+from stillroom.wire.sentinel import Watch
 
 # Never a number: hiredis packs one through repr(), which may run a signal handler, and does not look at the
 # result. A handler that raises just then ends the process (hiredis 3.5, src/pack.c).
@@ -22,7 +29,10 @@ Command = tuple[bytes | str, ...] | bytes
 
 # In a timed batch: becomes `<from>-<to>`, in µs of the server's clock, while its caller waits for it.
 IN_TIME = b"<in time>"
-ASK_TIME_EVERY_S = 5.0  # TIME rides along with a batch this often
+LOOK_EVERY_S = (
+    2.0  # TIME, and the question after the server's role, ride along with a batch this often
+)
+FOLLOWS_S = 1  # a replica that follows has said so this many seconds ago at the most
 CLOCK_GOOD_FOR_NS = 20_000_000_000  # an older reading is no base for a deadline
 # A server's clock that is being set right slowly moves 500 µs a second, the most that NTP does.
 DRIFT = 2_000
@@ -31,6 +41,15 @@ LEAST_ERROR_NS = 50_000
 pack_command: Any = hiredis.pack_command  # its stubs want a tuple of one
 ReplyError = hiredis.ReplyError
 TIME: bytes = pack_command((b"TIME",))
+NOT_YET = object()  # what a reader says while a reply has not come as a whole
+TOO_MANY = "the server said more than it was asked"
+PING: bytes = pack_command((b"PING",))
+ROLE: Command = ("INFO", "replication")
+LOOK: bytes = TIME + pack_command(ROLE)
+
+_RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
+_IS_REPLICA = re.compile(rb"^role:slave", re.MULTILINE)
+_FOLLOWER = re.compile(rb"^slave\d+:.*\bstate=online\b.*\blag=(\d+)", re.MULTILINE)
 
 
 class Clock(Protocol):
@@ -59,16 +78,38 @@ class Reading(NamedTuple):
 
 
 class Server:
-    """The address and manners of one server, which run of it answers, and how far its clock is from ours."""
+    """The address and manners of one server, which run of it answers, and how far its clock is from ours.
 
-    def __init__(self, settings: Settings, url: str, name: str) -> None:
+    `setting`: the field of the settings that holds the URL. `is_node`: one of a cluster, where a replica sends its
+    clients on by itself.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        name: str,
+        setting: str = "redis_url",
+        *,
+        is_node: bool = False,
+    ) -> None:
         self.settings = settings
         self.name = name
         self.run = b""  # the server's run id, as the newest connection heard it; empty while it is not known
+        # Counts up when the server that answered turns out not to be, or no longer, the one to talk to. Connections
+        # of an earlier generation are closed when they are looked at next.
+        self.generation = 0
+        self._source = source_of(settings, setting, url)
+        self._is_node = is_node
+        self._followers = (
+            0  # replicas that followed when it was last known for sure who is the primary
+        )
+        self.reset()
+        reset_after_fork(self)
         # redis-py as a connection factory, without its patience: the wire keeps the deadlines. RESP2, because
         # pushes on RESP3 switch off redis-py's check for unread replies, and two handshake replies are enough.
         pool = redis.ConnectionPool.from_url(
-            url,
+            read_sentinel(url).primary if is_sentinel(url) else url,
             protocol=2,
             socket_timeout=settings.connect_timeout,
             socket_connect_timeout=settings.connect_timeout,
@@ -78,30 +119,118 @@ class Server:
         self._options: dict[str, Any] = dict(pool.connection_kwargs)
         self.handshake = _handshake({"password": settings.password, **self._options})
         self._connection_class = pool.connection_class
-        self.time_due = 0.0  # time.monotonic(): TIME rides along with the next batch after it
+        self.watch = self._watch_of(url) if is_sentinel(url) else None
+        self.due = 0.0  # time.monotonic(): a look rides along with the next batch after it
         self._is_clock_known = False
         # Until the first reply to TIME this machine's own clock: it may label counts, and decides nothing.
         self._reading = Reading(time.time_ns() - time.monotonic_ns(), 0, 0)
 
+    def reset(self) -> None:
+        """A lock that no other thread holds."""
+        self._lock = threading.RLock()
+
+    # Connecting
+
     def connection(self, deadline: float) -> Any:
         """A new redis-py connection that will connect (TCP, TLS, socket) and no more, before `deadline`."""
+        where = {} if self.watch is None else self.watch.primary(deadline)
+        return self._connection_to(where, deadline)
+
+    async def connection_soon(self, deadline: float) -> Any:
+        """The same for asyncio, where redis-py's own timeouts are off: they know nothing of a loop that is late."""
+        where = {} if self.watch is None else await self.watch.primary_soon(deadline)
+        kind = FOR_ASYNCIO[self._connection_class]
+        retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+        options = {**self._options, "socket_connect_timeout": None, "socket_timeout": None, **where}
+        connection = kind(retry=retry, redis_connect_func=_connected, **options)
+        connection.deadline = deadline
+        return connection
+
+    def _connection_to(self, where: Mapping[str, Any], deadline: float) -> Any:
         seconds = max(0.001, deadline - time.monotonic())
-        options = self._options | {"socket_connect_timeout": seconds, "socket_timeout": seconds}
+        patience = {"socket_connect_timeout": seconds, "socket_timeout": seconds}
+        options = {**self._options, **patience, **where}
         kind = DEADLINED.get(self._connection_class, self._connection_class)
         connection = kind(retry=Retry(NoBackoff(), 0), redis_connect_func=_connected, **options)
         connection.deadline = deadline
         return connection
 
-    def async_connection(self) -> Any:
-        """The same for asyncio, which has its own way to keep the deadline: redis-py's timeouts are off."""
-        kinds = {
-            redis.SSLConnection: redis.asyncio.SSLConnection,
-            redis.UnixDomainSocketConnection: redis.asyncio.UnixDomainSocketConnection,
-        }
-        kind = kinds.get(self._connection_class, redis.asyncio.Connection)
-        retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
-        options = self._options | {"socket_connect_timeout": None, "socket_timeout": None}
-        return kind(retry=retry, redis_connect_func=_connected, **options)
+    def _watch_of(self, url: str) -> Watch:
+        """Whoever asks the Sentinels where the primary is."""
+        login = _handshake(self.settings.sentinel_login)
+        said_first = [command for part, command in login if part == "auth"]
+
+        def connect(host: str, port: int, deadline: float) -> Any:
+            return self._connection_to({"host": host, "port": port}, deadline)
+
+        address = read_sentinel(url)
+        return Watch(self.settings, address, connect, said_first, self.ask_time, self.leave)
+
+    def explain(self, failure: RedisUnavailable) -> RedisUnavailable:
+        """The failure to make a connection, with the setting that leads there and what to do."""
+        return explained(failure, self._source)
+
+    # Who answers
+
+    def leave(self, generation: int | None = None) -> None:
+        """The server that connections of this generation (None: of any) lead to is not the one to talk to."""
+        with self._lock:
+            if generation in (None, self.generation):
+                self.generation += 1
+
+    def doubt(self) -> None:
+        """The server that the Sentinels named was not there, or not the primary: they are asked again."""
+        if self.watch is not None:
+            self.watch.doubt()
+
+    def learn_peer(self, info: Any, replication: Any) -> bool:
+        """Take in what a server says of itself on a new connection, as far as this user may ask.
+
+        True if it is another server, or another run of it, than the one before. Raises RedisUnavailable for a
+        replica.
+        """
+        self._refuse_replica(replication)
+        found = None if isinstance(info, ReplyError) else _RUN_ID.search(info)
+        run = found[1] if found else b""
+        with self._lock:
+            is_another = bool(self.run) and run != self.run
+            self.run = run
+            self.generation += is_another  # connections to the one before may still look alive
+        return is_another
+
+    def look(self, now: float) -> tuple[bytes, int]:
+        """What rides along with a batch, as bytes, and how many replies it has."""
+        self.due = now + LOOK_EVERY_S
+        if self.watch is not None:
+            self.due = min(self.due, max(now, self.watch.believed_until))
+        return LOOK, 2
+
+    def looked(self, replies: Sequence[Any], asked_ns: int) -> None:
+        """Take in the replies to a look. Raises RedisUnavailable if this is not the server to talk to."""
+        clock, replication = replies
+        if not isinstance(clock, ReplyError):
+            self.learn_clock(clock, asked_ns)
+        self._refuse_replica(replication)
+        if self.watch is not None and not isinstance(replication, ReplyError):
+            self._must_be_believed(replication)
+
+    def _refuse_replica(self, replication: Any) -> None:
+        is_told = not isinstance(replication, ReplyError) and not self._is_node
+        if is_told and _IS_REPLICA.search(replication):
+            raise RedisUnavailable("readonly")
+
+    def _must_be_believed(self, replication: bytes) -> None:
+        """Most Sentinels have named this server a moment ago; or, while they are silent, its replicas still follow.
+
+        Where neither is so, it may have been cut off from the others, who have another primary by now.
+        """
+        followers = sum(int(lag) <= FOLLOWS_S for lag in _FOLLOWER.findall(replication))
+        if self.watch is None or time.monotonic() < self.watch.believed_until:
+            self._followers = followers
+        elif not followers or followers < self._followers:
+            raise RedisUnavailable("sentinel", self.watch.trouble)
+
+    # Its clock
 
     def now_ms(self) -> int:
         """The server's clock, in ms since 1970, as well as this process knows it."""
@@ -129,7 +258,7 @@ class Server:
 
     def ask_time(self) -> None:
         """Let TIME ride along with the next batch."""
-        self.time_due = 0.0
+        self.due = 0.0
 
     def doubt_clock(self) -> None:
         """What is known of the clock is wrong: a script said "too late" and its reply was here in time.
@@ -137,7 +266,7 @@ class Server:
         TIME is asked for before another deadline is made from it.
         """
         self._is_clock_known = False
-        self.time_due = 0.0
+        self.due = 0.0
 
     def learn_clock(self, reply: Sequence[bytes], asked_ns: int) -> None:
         """Take in a reply to TIME that was asked for at `asked_ns` (time.monotonic_ns()).
@@ -165,7 +294,7 @@ def _connected(_: Any) -> None:
 def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:
     """What a new connection says first, in one batch, each part by its name.
 
-    Who it is, which database it wants, what time it is there, and which run of the server answers.
+    Who it is, which database it wants, what time it is there, which run of the server answers, and its role.
     """
     parts: list[tuple[str, Command]] = []
     if password := options.get("password"):
@@ -173,13 +302,18 @@ def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:
         parts.append(("auth", ("AUTH", username, password) if username else ("AUTH", password)))
     if database := options.get("db"):
         parts.append(("select", ("SELECT", str(database))))
-    return [*parts, ("time", ("TIME",)), ("info", ("INFO", "server"))]
+    return [*parts, ("time", ("TIME",)), ("info", ("INFO", "server")), ("role", ROLE)]
+
+
+_BYTES = {bytes}
 
 
 def pack(commands: Sequence[Command]) -> bytes:
     """The bytes of a batch."""
     if len(commands) == 1:
         return _packed(commands[0])
+    if {*map(type, commands)} == _BYTES:
+        return b"".join(commands)  # type: ignore[arg-type]  # all of them are packed
     return b"".join(map(_packed, commands))
 
 

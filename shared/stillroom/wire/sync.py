@@ -18,13 +18,22 @@ from typing import Any
 
 import hiredis
 
-from stillroom.errors import RedisUnavailable
+from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.breaker import Breaker
+from stillroom.wire.failure import unavailable
 from stillroom.wire.forks import reset_after_fork
-from stillroom.wire.outcome import checked, greeted, judged, refusal, unavailable
+from stillroom.wire.outcome import (
+    PeerFailed,
+    checked,
+    greeted,
+    judged,
+    may_repeat,
+    refusal,
+)
 from stillroom.wire.server import (
-    ASK_TIME_EVERY_S,
-    TIME,
+    NOT_YET,
+    PING,
+    TOO_MANY,
     Command,
     ReplyError,
     Server,
@@ -58,22 +67,25 @@ class Link:
         "_server",
         "_socket",
         "_timeout",
+        "generation",
         "used",
     )
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._reader: Any = hiredis.Reader()  # its stubs do not know that it reads buffers
+        self._reader: Any = hiredis.Reader(
+            notEnoughData=NOT_YET
+        )  # its stubs do not know that it reads buffers
         self._buffer = bytearray(_READ_SIZE)
         self._patience = server.settings.command_timeout
         self._connection: Any = None
         self._is_plain = False
         self._timeout = 0.0
+        self.generation = server.generation
         self.used = False
 
     def open(self, deadline: float) -> None:
-        """Connect, say who we are, and learn which server answers and its clock, before `deadline` (but for a slow
-        DNS)."""
+        """Connect, say who we are, and learn which server answers and its clock, before `deadline`."""
         server = self._server
         patience = time.monotonic() + server.settings.connect_timeout
         self._connection = server.connection(min(deadline, patience))
@@ -88,14 +100,16 @@ class Link:
         self._poll.register(self._socket, select.POLLIN)
         asked = time.monotonic_ns()
         packed = pack([command for _, command in server.handshake])
-        greeted(self.exchange(packed, len(server.handshake), deadline), server, asked)
+        greeted(self.exchange(packed, len(server.handshake), deadline), server, asked, self)
 
-    def ask(self, command: Command) -> Any:
-        """The reply to one command. Raises RedisRefused."""
-        (reply,) = self.exchange(pack([command]), 1, time.monotonic() + self._patience)
-        if isinstance(reply, ReplyError):
-            raise refusal([reply])
-        return reply
+    def ping(self) -> None:
+        """One PING, and a look at who answers. Raises RedisUnavailable."""
+        server, now, asked = self._server, time.monotonic(), time.monotonic_ns()
+        look, count = server.look(now)
+        pong, *looked = self.exchange(PING + look, 1 + count, now + self._patience)
+        if isinstance(pong, ReplyError):
+            raise refusal([pong])
+        server.looked(looked, asked)
 
     def exchange(
         self, packed: bytes, count: int, deadline: float, now: float | None = None
@@ -119,13 +133,11 @@ class Link:
                 refused = replies and isinstance(replies[-1], ReplyError)
                 raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
             reader.feed(self._buffer, 0, size)
-            while len(replies) < count:
-                reply = reader.gets()
-                if reply is False:  # RESP2 has no booleans: hiredis' word for "not yet"
-                    break
-                replies.append(reply)
-            else:
+            replies.extend(iter(reader.gets, NOT_YET))
+            if len(replies) == count:
                 return replies
+            if len(replies) > count:
+                raise EOFError(TOO_MANY)
             left = deadline - time.monotonic()
 
     def _receive(self, left: float, deadline: float) -> int:
@@ -210,6 +222,8 @@ class Wire:
         self._settings = server.settings
         self._patience = server.settings.command_timeout
         self.breaker = Breaker(self._settings, server.name, self.ping)
+        if server.watch is not None:
+            server.watch.news.append(self.breaker.hurry)
         self.reset()
         reset_after_fork(self)
 
@@ -249,46 +263,91 @@ class Wire:
         once = timed or not idempotent
         now = time.monotonic()
         deadline = now + left
-        packed = b"" if timed else pack(commands)
+        link: Link | None = None
         try:
             link = self._lease(deadline, check=once)
             if timed:
                 replies = self._exchange_timed(link, commands, deadline)
             else:
+                packed = pack(commands)
                 try:
                     when = now if link.used else time.monotonic()
                     replies = self._exchange(link, packed, len(commands), deadline, when)
                 except (OSError, EOFError) as error:
                     if isinstance(error, TimeoutError) or once or not link.used:
                         raise
-                    self._discard_idle()
+                    self._leave(link)
                     link = self._open_link(deadline) or self._await_idle(deadline)
                     when = time.monotonic()
                     replies = self._exchange(link, packed, len(commands), deadline, when)
+            self._give_back(link)
+            return checked(replies, self.breaker)
+        except PeerFailed as failed:
+            return self._ask_another(link, commands, failed, deadline, once=once, timed=timed)
+        except RedisRefused:
+            raise
         except BaseException as error:
             raise judged(error, self.breaker) from None
-        self._idle.put(link)
-        return checked(replies, self.breaker)
+
+    def _ask_another(
+        self,
+        left: Link | None,
+        commands: Sequence[Command],
+        failed: PeerFailed,
+        deadline: float,
+        *,
+        once: bool,
+        timed: bool,
+    ) -> list[Any]:
+        """Another server's replies. The one that answered is not, or no longer, the one to talk to.
+
+        The batch is sent once more where nothing of it can have been applied, or twice does no harm.
+        """
+        if left is not None:
+            self._leave(left)
+        try:
+            if not may_repeat(commands, failed.replies, idempotent=not once):
+                failed.is_in_doubt = True
+                raise failed
+            link = self._open_link(deadline) or self._await_idle(deadline)
+            if timed:
+                replies = self._exchange_timed(link, commands, deadline)
+            else:
+                packed, when = pack(commands), time.monotonic()
+                replies = self._exchange(link, packed, len(commands), deadline, when)
+            self._give_back(link)
+            return checked(replies, self.breaker)
+        except RedisRefused:
+            raise
+        except BaseException as error:
+            raise judged(error, self.breaker) from None
 
     def _exchange(
         self, link: Link, packed: bytes, count: int, deadline: float, now: float
     ) -> list[Any]:
-        """The replies. Now and then the server's clock is asked for along with them."""
-        server, asked = self.server, 0
+        """The replies. Now and then the server is asked for its clock and its role along with them."""
+        server, asked, riding = self.server, 0, 0
         patience = now + self._patience
         if patience < deadline:
             deadline = patience
-        if now >= server.time_due:
-            server.time_due = now + ASK_TIME_EVERY_S
-            packed, count, asked = packed + TIME, count + 1, time.monotonic_ns()
+        if now >= server.due:
+            look, riding = server.look(now)
+            packed, asked = packed + look, time.monotonic_ns()
         try:
-            replies = link.exchange(packed, count, deadline, now)
+            replies = link.exchange(packed, count + riding, deadline, now)
         except BaseException:
             # Whatever it was, unread replies may follow on this connection: nobody may use it again.
             self._drop(link)
             raise
-        if asked and not isinstance(said := replies.pop(), ReplyError):
-            server.learn_clock(said, asked)
+        if riding:
+            look_replies = replies[count:]
+            del replies[count:]
+            try:
+                server.looked(look_replies, asked)
+            except RedisUnavailable as failure:
+                self._drop(link)
+                told = server.explain(failure)
+                raise PeerFailed(told.reason, told.detail, replies) from None
         link.used = True
         return replies
 
@@ -298,13 +357,15 @@ class Wire:
         """The same for a batch whose scripts are told until when they may act."""
         server, now = self.server, time.monotonic()
         if not server.is_clock_good:
-            server.time_due = 0.0
+            server.due = 0.0
             self._exchange(link, b"", 0, deadline, now)
             now = time.monotonic()
         given_up = min(deadline, now + self._patience)
         packed = pack_timed(commands, server.in_time(now, given_up))
         try:
             return self._exchange(link, packed, len(commands), given_up, now)
+        except PeerFailed:
+            raise
         except Exception:
             time.sleep(max(0.0, given_up - time.monotonic()))
             raise
@@ -315,7 +376,7 @@ class Wire:
                 link = self._idle.get_nowait()
             except queue.Empty:
                 return self._open_link(deadline) or self._await_idle(deadline)
-            if not check or link.is_alive():
+            if link.generation == self.server.generation and (not check or link.is_alive()):
                 return link
             self._drop(link)
 
@@ -328,10 +389,29 @@ class Wire:
             self._links.add(link)
         try:
             link.open(deadline)
+        except Exception as error:
+            self._drop(link)
+            self.server.doubt()
+            failure = unavailable(error)
+            raise (error if failure is None else self.server.explain(failure)) from None
         except BaseException:
             self._drop(link)
             raise
         return link
+
+    def _give_back(self, link: Link) -> None:
+        if link.generation == self.server.generation:
+            self._idle.put(link)
+        else:
+            self._drop(link)
+            # Another call has found out meanwhile that this server is not the one to talk to.
+
+    def _leave(self, link: Link) -> None:
+        """Close this connection, and all that lead to the same server: it is not the one to talk to."""
+        self.server.leave(link.generation)
+        self.server.doubt()
+        self._drop(link)
+        self._discard_idle()
 
     def _await_idle(self, deadline: float) -> Link:
         left = deadline - time.monotonic()
@@ -347,7 +427,7 @@ class Wire:
         link.close()
 
     def _discard_idle(self) -> None:
-        """One idle connection was dead: its server went away, so all of them are."""
+        """Close all idle connections."""
         while True:
             try:
                 self._drop(self._idle.get_nowait())
@@ -360,13 +440,17 @@ class Wire:
         try:
             patience = self._settings.connect_timeout + self._settings.command_timeout
             link.open(time.monotonic() + patience)
-            link.ask((b"PING",))
+            link.ping()
         except Exception as error:
-            raise unavailable(error) or error from None
+            self.server.doubt()
+            failure = unavailable(error)
+            raise (error if failure is None else self.server.explain(failure)) from None
         finally:
             link.close()
 
     def close(self) -> None:
         """Close every idle connection and end the prober. The wire can be used again."""
         self.breaker.stop()
+        if self.server.watch is not None:
+            self.server.watch.stop()
         self._discard_idle()

@@ -7,7 +7,8 @@
 --
 -- Clock, marks and entries can also be lost together: a server comes back with an older state of all three, and
 -- nothing shows. So `@` in the marks says which run of the server the epoch lives on, and `#` how many shards the
--- cache had when it began; verify_epoch.lua compares them with what is.
+-- cache had when it began; verify_epoch.lua compares them with what is. `&` is there where every process waits until
+-- a replica has what it invalidates: the id of the history that the server writes and its replicas copy.
 
 local function now_us()
   local time = redis.call('TIME')
@@ -26,11 +27,19 @@ local function is_late(in_time)
   return now < tonumber(from) or now > tonumber(upto)
 end
 
--- → the first 48 bits of this server's run id, which a score can hold; 0 where this user may not ask.
+-- → what the server says of itself; nothing where this user may not ask.
+local function info(section)
+  local text = redis.pcall('INFO', section)
+  return type(text) == 'string' and text or ''
+end
+
+-- → the first 48 bits of an id, which a score can hold; 0 where there is none.
+local function short_id(text, name)
+  return tonumber(string.sub(string.match(text, name .. ':(%x+)') or '0', 1, 12), 16)
+end
+
 local function this_run()
-  local info = redis.pcall('INFO', 'server')
-  local id = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or '0'
-  return tonumber(string.sub(id, 1, 12), 16)
+  return short_id(info('server'), 'run_id')
 end
 
 local function write_clock(clock, marks, epoch, seq)
@@ -40,11 +49,22 @@ local function write_clock(clock, marks, epoch, seq)
   return value
 end
 
--- Begins an epoch at a seq. → its name: `begin` says how the name starts and, behind `#`, the number of shards. It ends
--- with the seq, so that no name begins twice, however often a command arrives.
+-- Says where the epoch lives, and whether whoever takes this server's place may go on with it.
+local function settle_epoch(marks, is_heritable)
+  redis.call('ZADD', marks, plain(this_run()), '@')
+  if is_heritable then
+    redis.call('ZADD', marks, plain(short_id(info('replication'), 'master_replid')), '&')
+  else
+    redis.call('ZREM', marks, '&')
+  end
+end
+
+-- Begins an epoch at a seq. → its name: `begin` says how the name starts and, behind `#`, the number of shards, and `+`
+-- where it may be inherited. The name ends with the seq, so that none begins twice, however often a command arrives.
 local function begin_epoch(marks, begin, seq)
-  local name, shards = string.match(begin, '^(%w+)#(%d+)$')
-  redis.call('ZADD', marks, plain(this_run()), '@', shards, '#')
+  local name, shards, heritable = string.match(begin, '^(%w+)#(%d+)(%+?)$')
+  redis.call('ZADD', marks, shards, '#')
+  settle_epoch(marks, heritable == '+')
   return name .. string.format('%x', seq)
 end
 

@@ -1,7 +1,7 @@
 -- Drops marks that are older than any entry can be, the oldest first, and remembers up to where (`!`): what is stamped
 -- before that is dead without a mark. What is said of the epoch itself stays.
-local STAYS = {['!'] = true, ['*'] = true, ['@'] = true, ['#'] = true}
-local STAYING = 5 -- these and `~<epoch>`; some are always the oldest
+local STAYS = {['!'] = true, ['*'] = true, ['@'] = true, ['#'] = true, ['&'] = true}
+local STAYING = 6 -- these and `~<epoch>`; some are always the oldest
 
 -- → how many were dropped. `age_us`: the longest life of an entry and of the load before it.
 local function drop_old_marks(epoch, newest, marks, globs, age_us, most)

@@ -1,0 +1,119 @@
+"""Where Redis is, as a URL says it: a server, a socket file, or a primary that Sentinels know by its name.
+
+    redis+sentinel://[user:password@]host:26379,host:26379/<master>/<database>
+
+User, password, database and options are those of the primary. All Sentinels that there are should be named: a
+process believes what most of the named ones say.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from stillroom.errors import did_you_mean
+
+SERVERS = ("redis", "rediss", "unix")
+SENTINELS = ("redis+sentinel", "rediss+sentinel")
+SCHEMES = (*SERVERS, *SENTINELS)
+# The wire owns patience: an option of these kinds in a URL would silently overrule it.
+OPTIONS_REFUSED = ("retry", "timeout", "max_connections", "decode_responses", "protocol")
+SENTINEL_PORT = 26379
+SENTINEL_FORM = "redis+sentinel://host:26379,host:26379/<master>/<database>"
+
+_SENTINEL_URL = re.compile(
+    r"(?P<scheme>rediss?)\+sentinel://(?:(?P<who>[^@/?#]*)@)?(?P<hosts>[^/?#]*)"
+    r"(?P<path>/[^?#]*)?(?:\?(?P<options>[^#]*))?"
+)
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.%]+\]|[^\[\]:,]+)(?::(?P<port>\d{1,5}))?")
+
+Host = tuple[str, int]
+
+
+class SentinelAddress(NamedTuple):
+    """What a Sentinel URL says."""
+
+    sentinels: tuple[Host, ...]
+    master: str  # the name that the Sentinels know the primary by
+    primary: str  # the URL of the primary; only its host and port are not known yet
+
+
+def is_sentinel(url: str) -> bool:
+    """Whether the URL names Sentinels."""
+    return url.partition("://")[0] in SENTINELS
+
+
+def read_sentinel(url: str) -> SentinelAddress:
+    """Take a Sentinel URL apart. Raises ValueError, which says what is wrong and never the password."""
+    match = _SENTINEL_URL.fullmatch(url)
+    if match is None:
+        raise ValueError(f"a Sentinel URL is written {SENTINEL_FORM}")
+    hosts = tuple(map(_host, match["hosts"].split(",")))
+    if len(set(hosts)) < len(hosts):
+        raise ValueError("a Sentinel is named twice; name each of them once")
+    master, _, database = (match["path"] or "/").removeprefix("/").partition("/")
+    if not master:
+        raise ValueError(f"the primary's name is missing: {SENTINEL_FORM}")
+    options = match["options"] or ""
+    if "db" in parse_qs(options):
+        raise ValueError("the database is the last part of the path, behind the primary's name")
+    who = f"{match['who']}@" if match["who"] else ""
+    tail = f"/{_database(database)}" + (f"?{options}" if options else "")
+    return SentinelAddress(hosts, master, f"{match['scheme']}://{who}primary{tail}")
+
+
+def check_url(url: str) -> str:
+    """The URL, unless Redis can't be there. Raises ValueError."""
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES or "://" not in url:
+        listed = ", ".join(f"{known}://" for known in SCHEMES)
+        meant = SENTINEL_FORM if "sentinel" in scheme else did_you_mean(scheme, SCHEMES)[2:]
+        raise ValueError(
+            f"a Redis URL starts with one of {listed}" + (f"; {meant}" if meant else "")
+        )
+    if is_sentinel(url):
+        return _checked_sentinel(url)
+    _check_server(url, scheme)
+    return url
+
+
+def _checked_sentinel(url: str) -> str:
+    rest = url.partition("://")[2]
+    if "@" in rest.partition("/")[2]:
+        raise ValueError("its password holds a # ? or /, which are written as %23 %3F %2F in a URL")
+    _check_server(read_sentinel(url).primary, "redis")
+    return url
+
+
+def _check_server(url: str, scheme: str) -> None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port, parts.hostname
+    except ValueError:
+        raise ValueError(
+            "it can't be read; # ? / [ ] in a password are written as %23 %3F %2F %5B %5D"
+        ) from None
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("its password holds a # ? or /, which are written as %23 %3F %2F in a URL")
+    if scheme != "unix":
+        _database(parts.path.strip("/"))
+    for option in parse_qs(parts.query):
+        if any(word in option for word in OPTIONS_REFUSED):
+            raise ValueError(f"the option {option!r} does not belong in a URL: it has its setting")
+
+
+def _host(text: str) -> Host:
+    match = _HOST.fullmatch(text)
+    port = int(match["port"] or SENTINEL_PORT) if match else 0
+    if match is None or not 0 < port < 65_536:
+        raise ValueError(f"{text!r} is no host of a Sentinel; the form is {SENTINEL_FORM}")
+    return match["name"].strip("[]"), port
+
+
+def _database(text: str) -> int:
+    if not text:
+        return 0
+    if not text.isdigit():
+        raise ValueError(f"{text!r} is no database: databases are numbers, mostly 0 to 15")
+    return int(text)

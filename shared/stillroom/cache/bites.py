@@ -1,0 +1,93 @@
+"""Large batches in bites: each has its own deadline, and others get their turn in between.
+
+One batch of 20,000 values takes longer than one batch may, so all of them would be given up. A bite that there was
+no time for goes again, with less in it. What fits into one bite has the time of one call, and is tried once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+from stillroom.errors import RedisUnavailable
+from stillroom.operation import Operation, Pause
+
+T = TypeVar("T")
+
+SCRIPTS_AT_ONCE = 100  # 6 ms of the server, or 25 on a bad day
+KEYS_AT_ONCE = 500  # to read, or to delete
+LEAST = 10  # so many, when there was no time for more
+TRIES = 4  # of one bite. Where Redis is away the breaker ends them earlier
+BYTES_AT_ONCE = 512 * 1024  # to send
+
+
+class Bites(Generic[T]):
+    """Things in order, some of them at a time.
+
+    bites = Bites(names, KEYS_AT_ONCE)
+    while bites.left:
+        yield from bites.turn()
+        try:
+            … bites.next() …
+        except RedisUnavailable as error:
+            if bites.again(error):
+                continue
+            …
+        bites.done()
+    """
+
+    def __init__(self, things: Sequence[T], most: int) -> None:
+        self._things = things
+        self._most = self._size = most
+        self._start = self._tried = 0
+        self._bite: Sequence[T] = ()
+        self._are_several = len(things) > most
+
+    @property
+    def left(self) -> bool:
+        """Whether there are more."""
+        return self._start < len(self._things)
+
+    def turn(self) -> Operation[None]:
+        """Let others go first, where this is not the only bite. What follows is another call, with its own time."""
+        if self._are_several:
+            yield Pause(0)
+
+    def next(self) -> Sequence[T]:
+        """The next ones."""
+        self._bite = self._things[self._start : self._start + self._size]
+        if isinstance(self._bite[0], tuple):  # commands
+            self._bite = _small_enough(self._bite)
+        return self._bite
+
+    def done(self) -> None:
+        """Go on to those behind them, with more at a time if these went well."""
+        self._start += len(self._bite)
+        self._size, self._tried = min(self._most, self._size * 2), 0
+
+    def again(self, error: RedisUnavailable) -> bool:
+        """Whether to try these again, less at a time. Only for what does no harm twice."""
+        self._tried += 1
+        self._size = max(min(LEAST, self._most), len(self._bite) // 3)
+        return self._are_several and error.reason == "timeout" and self._tried < TRIES
+
+
+def in_bites(batch: list[Any]) -> Operation[list[Any]]:
+    """The replies to commands that stand for themselves. The first bite that fails raises."""
+    replies: list[Any] = []
+    bites = Bites(batch, SCRIPTS_AT_ONCE)
+    while bites.left:
+        yield from bites.turn()
+        replies += yield type(batch)(bites.next())
+        bites.done()
+    return replies
+
+
+def _small_enough(commands: Sequence[Any]) -> Sequence[Any]:
+    """The first of these commands, no more bytes than one batch may have."""
+    size = 0
+    for number, command in enumerate(commands):
+        size += sum(map(len, command))
+        if number and size > BYTES_AT_ONCE:
+            return commands[:number]
+    return commands

@@ -1,0 +1,61 @@
+"""What an error of the socket, of TLS, of a name server or of redis-py means: in one word, without an address."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+
+import hiredis
+
+import redis
+from stillroom.errors import RedisUnavailable
+from stillroom.wire.names import NameUnanswered
+
+
+def unavailable(error: BaseException) -> RedisUnavailable | None:
+    """What an error of the socket or of redis-py means, or None if it is not Redis' fault."""
+    if isinstance(error, RedisUnavailable):
+        return error
+    if not isinstance(error, OSError | EOFError | redis.RedisError | hiredis.HiredisError):
+        return None
+    reason, detail = _reason(error, _cause(error))
+    return RedisUnavailable(reason, detail)
+
+
+def _reason(error: BaseException, cause: OSError | None) -> tuple[str, str]:
+    """(one word, what the system said)."""
+    if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
+        return "auth", str(error)
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        return "loading", ""
+    if isinstance(cause, socket.gaierror):
+        return "name", str(cause.strerror)
+    if isinstance(cause, ssl.SSLError):
+        return "tls", _of_tls(cause)
+    if isinstance(cause, TimeoutError) or isinstance(error, redis.TimeoutError):
+        return "timeout", str(cause) if isinstance(cause, NameUnanswered) else ""
+    if isinstance(error, ConnectionRefusedError | redis.ConnectionError):
+        return "refused", _without_address(error, cause)
+    if isinstance(error, redis.RedisError | hiredis.HiredisError):
+        return "protocol", str(error)
+    return "closed", _without_address(error, cause)
+
+
+def _cause(error: BaseException) -> OSError | None:
+    """The system's own error, which redis-py wraps in its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _of_tls(error: ssl.SSLError) -> str:
+    return getattr(error, "verify_message", "") or error.reason or str(error)
+
+
+def _without_address(error: BaseException, cause: OSError | None) -> str:
+    """What the system said, without where to: errors end up in logs, which more people read than settings."""
+    if cause is None:
+        return str(error)  # redis-py's own, of a connection that it has
+    return os.strerror(cause.errno) if cause.errno else "none of its addresses answers"

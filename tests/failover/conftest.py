@@ -1,0 +1,48 @@
+"""A primary, two replicas and three Sentinels, formed once for a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from stillroom import NoDispatch, Settings
+from tests.conftest import SERVERS, binary_of
+from tests.support.faces import FACES, open_room
+from tests.support.sentinels import Sentinels
+
+PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def formed(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Sentinels]:
+    folder = tmp_path_factory.mktemp("sentinels")
+    with Sentinels(folder, binary=binary_of(request), proxied=True) as formed:
+        yield formed
+
+
+@pytest.fixture
+def sentinels(formed: Sentinels) -> Sentinels:
+    """All of them well: what a test before this one broke has healed."""
+    formed.await_replicas()
+    formed.client(formed.primary).flushall()
+    return formed
+
+
+@pytest.fixture(params=FACES)
+def face(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make(face: str) -> Iterator[Callable[..., Any]]:
+    """Makes rooms with this face, closed at the end. Each stands for a process."""
+    with ExitStack() as stack:
+
+        def make(url: str, **changes: Any) -> Any:
+            settings = Settings(redis_url=url, session_peppers=PEPPER, **changes)
+            return stack.enter_context(open_room(face, settings, NoDispatch()))
+
+        yield make

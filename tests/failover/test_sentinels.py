@@ -1,0 +1,162 @@
+"""Redis fails over, real Sentinels decide it, and no process is restarted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from stillroom import AUTH, RedisUnavailable
+from tests.support.celery_process import until
+from tests.support.sentinels import MASTER, Sentinels
+
+RECOVERS_S = 1.5  # after another server was made the primary
+Make = Callable[..., Any]
+
+
+def recovered_within(room: Any) -> float:
+    """Seconds until this room's writes are done again."""
+    began = time.monotonic()
+    until(lambda: room.cache.set("recovered", 1), "a write", 15)
+    return time.monotonic() - began
+
+
+def test_the_sentinels_say_where_the_primary_is(sentinels: Sentinels, make: Make) -> None:
+    """Every service works by a Sentinel URL, and what it writes is on the primary."""
+    room = make(sentinels.url)
+    room.connect()
+    assert room.cache.set("k", 1)
+    assert room.cache.get("k") == 1
+    session = room.sessions.create("u1", {"a": 1})
+    assert room.sessions.get(session).data == {"a": 1}
+    assert [bool(room.limits.check("192.0.2.1", [AUTH])) for _ in range(6)] == [True] * 5 + [False]
+    primary = sentinels.client(sentinels.primary)
+    assert primary.exists(room.keys.entry(b"k"))
+
+
+def test_a_database_of_the_primary_is_the_last_part_of_the_path(
+    sentinels: Sentinels, make: Make
+) -> None:
+    """What is written with /3 is in database 3, and not in database 0."""
+    room = make(sentinels.url_to(sentinels.sentinels, database=3))
+    assert room.cache.set("k", 1)
+    primary = sentinels.client(sentinels.primary)
+    keyspaces = primary.execute_command("INFO", "keyspace").decode()
+    assert "db3:" in keyspaces
+    assert "db0:" not in keyspaces
+
+
+@pytest.mark.parametrize("accident", ["killed", "frozen", "cut"])
+def test_a_running_process_goes_on_with_the_new_primary(
+    sentinels: Sentinels, make: Make, accident: str
+) -> None:
+    """Whatever happened to the old one: within 1.5 s of the promotion reads, writes and logins work again."""
+    room, reader = make(sentinels.url), make(sentinels.url)
+    assert room.cache.set("k", "before")
+    assert reader.cache.get("k") == "before"
+    with sentinels.accident(accident):
+        sentinels.promote_another()
+        assert recovered_within(room) < RECOVERS_S
+        assert recovered_within(reader) < RECOVERS_S
+        assert room.cache.set("k", "after")
+        assert reader.cache.get("k") == "after"
+        assert room.sessions.get(room.sessions.create("u1")) is not None
+        assert not room.limits.check("192.0.2.1", [AUTH]).degraded
+    assert reader.cache.get("k") == "after"
+    assert room.cache.set("k", "healed")
+    assert reader.cache.get("k") == "healed"
+
+
+def test_a_primary_that_is_demoted_by_hand_is_left_at_once(
+    sentinels: Sentinels, make: Make
+) -> None:
+    """`SENTINEL FAILOVER` leaves connections to the old primary open: the first write finds the new one."""
+    room, reader = make(sentinels.url), make(sentinels.url)
+    assert room.cache.set("k", "before")
+    assert reader.cache.get("k") == "before"
+    old = sentinels.primary
+    sentinels.client(sentinels.sentinels[0]).execute_command("SENTINEL", "FAILOVER", MASTER)
+    sentinels.await_primary(lambda server: server is not old)
+    assert recovered_within(room) < RECOVERS_S
+    assert room.cache.set("k", "after")
+    # Who only reads finds out by asking who answers, which rides along with a read every other second.
+    until(lambda: reader.cache.get("k") == "after", "a read from the new primary", 4)
+    sentinels.await_replicas()
+
+
+def test_an_invalidation_that_was_lost_with_the_primary_makes_a_cold_cache(
+    sentinels: Sentinels, make: Make
+) -> None:
+    """The replica that takes over never heard of it. Nothing that was cached before is served."""
+    room, reader = make(sentinels.url), make(sentinels.url)
+    old = sentinels.primary
+    assert room.cache.set("k", "old", tags=["t"])
+    assert reader.cache.get("k") == "old"
+    sentinels.await_that("the replicas have it", lambda: _has_copied(sentinels))
+    # From now on the replicas hear nothing of the primary, and the Sentinels do.
+    for server in sentinels.servers:
+        if server is not old:
+            sentinels.client(server).execute_command("DEBUG", "SLEEP", "0")
+    sentinels.client(old).execute_command("CLIENT", "KILL", "TYPE", "replica")
+    room.cache.invalidate_by_tag("t")
+    with sentinels.accident("killed"):
+        sentinels.promote_another()
+        recovered_within(reader)
+        assert reader.cache.get("k") is None
+
+
+def test_sentinels_that_agree_on_nothing_name_no_primary(sentinels: Sentinels, make: Make) -> None:
+    """A name that no Sentinel knows, and Sentinels that do not answer: the error says which, and where to look."""
+    unknown = make(sentinels.url.replace(MASTER, "another"))
+    with pytest.raises(RedisUnavailable, match=r"nomaster.*REDIS_URL"):
+        unknown.connect()
+    nobody = make(f"redis+sentinel://127.0.0.1:1,127.0.0.1:2/{MASTER}/0", connect_attempts=1)
+    with pytest.raises(RedisUnavailable, match=r"sentinel.*REDIS_URL.*0 of 2 answered"):
+        nobody.connect()
+
+
+def test_one_sentinel_of_three_is_not_believed(sentinels: Sentinels, make: Make) -> None:
+    """With the other two dead the room goes on as long as the primary's replicas follow it."""
+    room = make(sentinels.url)
+    assert room.cache.set("k", 1)
+    dead = sentinels.sentinels[1:]
+    for sentinel in dead:
+        sentinel.freeze()
+    try:
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            assert room.cache.get("k") == 1
+            time.sleep(0.05)
+    finally:
+        for sentinel in dead:
+            sentinel.thaw()
+    assert room.cache.set("k", 2)
+
+
+def test_nothing_is_left_of_rooms_that_were_closed(sentinels: Sentinels, make: Make) -> None:
+    """Threads and connections to Sentinels end with the room."""
+
+    def watching() -> int:
+        return sum(thread.name == "stillroom sentinels" for thread in threading.enumerate())
+
+    before, process = watching(), psutil.Process()
+    descriptors = process.num_fds()
+    for _ in range(5):
+        room = make(sentinels.url)
+        assert room.cache.set("k", 1)
+        room.close()
+    assert watching() == before
+    assert process.num_fds() <= descriptors + 5
+
+
+def _has_copied(sentinels: Sentinels) -> bool:
+    primary = sentinels.replication(sentinels.primary)
+    offset = primary["master_repl_offset"]
+    followers = [
+        value for name, value in primary.items() if name[:5] == "slave" and "offset=" in value
+    ]
+    return all(f"offset={offset}," in value for value in followers)

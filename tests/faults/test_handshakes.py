@@ -1,0 +1,244 @@
+"""A connection that the server does not let in: every service says so, and none takes its answers for its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import (
+    AUTH,
+    AsyncStillroom,
+    NoDispatch,
+    RedisUnavailable,
+    SessionStoreUnavailable,
+    Settings,
+    Stillroom,
+)
+from stillroom.embedded import EmbeddedServer
+from stillroom.errors import FINAL
+from tests.support.faces import BlockingRoom
+
+PASSWORD = "canary-5e1f"
+PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
+
+
+class Door(EmbeddedServer):
+    """A server with a password, and a user for each thing that one may not do on it."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(options={"requirepass": PASSWORD}, **given)
+
+    def url_of(self, user: str = "", password: str = PASSWORD, database: int = 0) -> str:
+        return f"redis://{user}:{password}@127.0.0.1:{self.port}/{database}"
+
+
+def wrong_password(door: Door, admin: Any) -> str:
+    return door.url_of(password="canary-wrong")
+
+
+def no_password(door: Door, admin: Any) -> str:
+    return f"redis://127.0.0.1:{door.port}"
+
+
+def user_is_off(door: Door, admin: Any) -> str:
+    admin.acl_setuser("gone", enabled=False, passwords=[f"+{PASSWORD}"], commands=["+@all"])
+    return door.url_of("gone")
+
+
+def no_such_database(door: Door, admin: Any) -> str:
+    return door.url_of(database=99)
+
+
+def may_not_select(door: Door, admin: Any) -> str:
+    return door.url_of(user_without(admin, "select"), database=3)
+
+
+def may_not_time(door: Door, admin: Any) -> str:
+    return door.url_of(user_without(admin, "time"))
+
+
+def a_replica(door: Door, admin: Any) -> str:
+    admin.replicaof("127.0.0.1", 1)
+    return door.url_of()
+
+
+def too_many_clients(door: Door, admin: Any) -> str:
+    admin.config_set("maxclients", 1)
+    return door.url_of()
+
+
+def user_without(admin: Any, command: str) -> str:
+    admin.acl_setuser(
+        "app",
+        enabled=True,
+        passwords=[f"+{PASSWORD}"],
+        keys=["*"],
+        channels=["*"],
+        commands=["+@all", f"-{command}"],
+    )
+    return "app"
+
+
+# What stands in the way → the reasons that errors may give. A server that is full closes the connection, and what
+# it said before may be lost with it.
+REFUSALS: dict[Callable[[Door, Any], str], set[str]] = {
+    wrong_password: {"auth"},
+    no_password: {"auth"},
+    user_is_off: {"auth"},
+    no_such_database: {"select"},
+    may_not_select: {"select"},
+    may_not_time: {"time"},
+    a_replica: {"readonly"},
+    too_many_clients: {"refused", "closed"},
+}
+Refused = tuple[str, set[str]]
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[Door]:
+    with Door() as door:
+        yield door
+
+
+@pytest.fixture(scope="module")
+def token(door: Door) -> str:
+    settings = Settings(redis_url=door.url_of(), session_peppers=PEPPER)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        return room.sessions.create("u1").token
+
+
+@pytest.fixture(params=REFUSALS, ids=lambda refuse: refuse.__name__)
+def refused(request: pytest.FixtureRequest, door: Door) -> Iterator[Refused]:
+    """(the URL, the reasons why it leads nowhere)."""
+    with redis.Redis(port=door.port, password=PASSWORD) as admin:
+        try:
+            yield request.param(door, admin), REFUSALS[request.param]
+        finally:
+            admin.config_set("maxclients", 1_000)
+            admin.replicaof("NO", "ONE")
+            admin.acl_deluser("app", "gone")
+
+
+@pytest.fixture(params=["sync", "async"])
+def room(request: pytest.FixtureRequest, refused: Refused) -> Iterator[Any]:
+    """A room whose breaker stays closed: each call meets the refusal itself."""
+    patient = dict.fromkeys(("connect_timeout", "command_timeout", "call_timeout"), 5.0)
+    settings = Settings(
+        redis_url=refused[0],
+        session_peppers=PEPPER,
+        health_timeout=5,
+        breaker_failures=100_000,
+        breaker_calls=100_000,
+        **patient,
+    )
+    with ExitStack() as stack:
+        if request.param == "sync":
+            yield stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
+            return
+        runner = stack.enter_context(asyncio.Runner())
+        face = BlockingRoom(AsyncStillroom(settings, dispatch=NoDispatch()), runner.get_loop())
+        stack.callback(face.close)
+        yield face
+
+
+def test_the_cache_falls_back(room: Any, refused: Refused) -> None:
+    """Reads give their default, loads are served, writes say that they are not done."""
+    cache = room.cache
+    assert cache.get("k", default="d") == "d"
+    assert cache.get_entry("k") is None
+    assert cache.get_many(["a", "b"]) == {}
+    assert cache.get_or_set("k", lambda: 5) == 5
+    assert cache.get_or_set_many(["a", "b"], lambda keys: dict.fromkeys(keys, 1)) == {
+        "a": 1,
+        "b": 1,
+    }
+    assert cache.set("k", 1) is False
+    assert cache.set_many({"a": 1, "b": 2}) == {"a": False, "b": False}
+    assert cache.set_many({"a": 1, "b": 2, "c": 3}) == dict.fromkeys("abc", False)
+
+
+def test_what_must_not_be_lost_raises(room: Any, refused: Refused) -> None:
+    """An invalidation, a change and a lock are done or raise; the error has the reason, and no password."""
+    cache = room.cache
+    acts: list[Callable[[], Any]] = [
+        lambda: cache.invalidate("k"),
+        lambda: cache.invalidate_many(["a", "b"]),
+        lambda: cache.invalidate_by_tag("t"),
+        lambda: cache.invalidate_by_pattern("k*"),
+        cache.clear,
+        lambda: cache.incr("k"),
+        lambda: room.abuse.ban("192.0.2.1", seconds=60),
+    ]
+    for act in acts:
+        with unavailable(refused[1]):
+            act()
+
+
+def test_sessions_never_say_that_somebody_is_logged_out(
+    room: Any, refused: Refused, token: str
+) -> None:
+    """Whatever they are asked, the answer is that nobody can know."""
+    sessions = room.sessions
+    acts: list[Callable[[], Any]] = [
+        lambda: sessions.create("u1"),
+        lambda: sessions.get(token),
+        lambda: sessions.touch(token),
+        lambda: sessions.destroy(token),
+        lambda: sessions.rotate(token),
+        lambda: sessions.list_for_user("u1"),
+        lambda: sessions.destroy_for_user("u1"),
+    ]
+    for act in acts:
+        with unavailable(refused[1], SessionStoreUnavailable):
+            act()
+
+
+def test_limits_are_counted_here(room: Any, refused: Refused) -> None:
+    """The first check, too: five of six attempts are admitted, and each decision says why it was made here."""
+    decisions = [room.limits.check("192.0.2.1", [AUTH]) for _ in range(6)]
+    assert [bool(one) for one in decisions] == [True] * 5 + [False]
+    assert {one.degraded for one in decisions} <= refused[1]
+    held = room.limits.reserve("192.0.2.2", [AUTH])
+    assert held.decision
+    assert held.decision.degraded in refused[1]
+
+
+def test_health_says_what_is_refused(room: Any, refused: Refused) -> None:
+    """The report has the reason, what to do about it, and is no error."""
+    report = room.health.check()
+    (server,) = report.servers
+    assert not server.connection.is_up
+    assert server.connection.error in refused[1]
+    (away,) = [advice for advice in report.advice if advice.code == "away"]
+    assert not away.todo.startswith("Look at")
+    assert "canary" not in report.model_dump_json()
+
+
+def test_who_waits_for_redis_at_the_start_is_told_at_once(
+    room: Any, refused: Refused, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What another attempt can't mend is raised by the first; the sentence names the setting and no password."""
+    if not refused[1] <= FINAL:
+        pytest.skip("another attempt may mend it")
+    with caplog.at_level(logging.WARNING), unavailable(refused[1]) as caught:
+        room.connect()
+    assert "REDIS_URL" in str(caught[0]) or "REDIS_PASSWORD" in str(caught[0])
+    assert "canary" not in caplog.text
+
+
+@contextmanager
+def unavailable(
+    reasons: set[str], kind: type[RedisUnavailable] = RedisUnavailable
+) -> Iterator[list[Any]]:
+    caught: list[Any] = []
+    with pytest.raises(kind) as info:
+        yield caught
+    caught.append(info.value)
+    assert info.value.reason in reasons
+    assert "canary" not in str(info.value)
