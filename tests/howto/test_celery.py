@@ -23,7 +23,7 @@ from tests.support.guide import write_files
 
 PAGE = "howto/celery.md"
 BIN = Path(sys.executable).parent
-START_S = 90.0
+START_S = 150.0
 
 DJANGO_SETTINGS = """
 SECRET_KEY = "x" * 50
@@ -167,7 +167,7 @@ def test_django_beside_its_own_celery(project: Project, own_server: EmbeddedServ
     assert "stillroom.refresh" not in theirs.read_text()
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_flask_with_an_app_factory(project: Project, own_server: EmbeddedServer) -> None:
     """Each load has the app's context, and a database session of its own: the second sees what changed."""
     pytest.importorskip("flask_sqlalchemy")
@@ -183,14 +183,14 @@ def test_flask_with_an_app_factory(project: Project, own_server: EmbeddedServer)
     assert refreshed(own_server, "book:{id}", "flaskbooks.load_book", "zero") == "two"
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_fastapi_with_what_its_lifespan_opens(project: Project, own_server: EmbeddedServer) -> None:
     """The pool that the lifespan makes is there for loads of a worker, which has no server."""
     project.start("stillroom", "worker", STILLROOM_LOADERS="fastbooks")
     assert refreshed(own_server, "book:{id}", "fastbooks.load_book", "zero") == "one"
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_a_context_around_each_load(project: Project, own_server: EmbeddedServer) -> None:
     """What `around_load` makes is entered in the worker as in the app."""
     assert project.run("import around; print(around.load_who(1))") == "the loader"

@@ -57,7 +57,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
     """systemd's end of the notifications."""
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(90)
+        listener.settimeout(110)
         yield listener
 
 
@@ -100,7 +100,7 @@ def test_a_mistake_in_loaders_ends_it(start_one: StartOne, tmp_path: Path) -> No
     """With one sentence and exit code 1, as the workers of the stack."""
     (tmp_path / "mistake.py").write_text("1 / 0\n")
     worker = start_one(STILLROOM_LOADERS="mistake")
-    assert worker.process.wait(90) == 1
+    assert worker.process.wait(110) == 1
     assert "mistake raised ZeroDivisionError" in worker.log
     assert "Traceback" not in worker.log
 
@@ -108,7 +108,7 @@ def test_a_mistake_in_loaders_ends_it(start_one: StartOne, tmp_path: Path) -> No
 def test_a_mistake_in_settings_ends_it(start_one: StartOne) -> None:
     """Before anything is started: the sentence names the setting."""
     worker = start_one(STILLROOM_WORKER_THREADS="many")
-    assert worker.process.wait(90) == 1
+    assert worker.process.wait(110) == 1
     assert "STILLROOM_WORKER_THREADS" in worker.log
     assert "Traceback" not in worker.log
 
@@ -129,7 +129,7 @@ def test_it_does_not_go_on_without_its_schedule(start_one: StartOne, tmp_path: P
     """If beat ends, the process does, and whoever watches it starts it again."""
     (tmp_path / "clockless.py").write_text(NO_CLOCK)
     worker = start_one(STILLROOM_LOADERS="clockless")
-    assert worker.process.wait(90) != 0
+    assert worker.process.wait(110) != 0
     assert "beat ended, and the worker ends with it: RuntimeError('no clock')" in worker.log
     assert not (tmp_path / "heartbeat").exists()
 
