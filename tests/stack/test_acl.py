@@ -19,7 +19,7 @@ from tests.support.celery_process import until
 from tests.support.company import Company, company_at_work
 from tests.support.roles import admin, granted, server_with_roles, settings_of
 
-pytestmark = pytest.mark.timeout(300)  # everybody works for a minute, longer on a busy machine
+pytestmark = pytest.mark.timeout(500)  # everybody works for a minute, longer on a busy machine
 
 # What no role may: each could take over the server, empty it, listen in, or fill its memory.
 NOBODY = [

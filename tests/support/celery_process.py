@@ -59,7 +59,7 @@ class CeleryProcess:
         )
         assert text in self.log, self.log
 
-    def terminate(self, within: float = 10.0) -> int:
+    def terminate(self, within: float = 30.0) -> int:
         """SIGTERM, as a container is stopped. Returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within)

@@ -163,7 +163,7 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
             at_work.enter_context(company.process("beat", *beat, app="tests.support.quick_beat"))
             flower = ("flower", "--address=127.0.0.1", f"--port={company.flower_port}")
             at_work.enter_context(company.process("flower", *flower))
-            worker.await_line(" ready.", 90)
+            worker.await_line(" ready.", 200)
             _work_as_web(company)
             _work_as_producer(company, worker)
             _come_back_to_what_a_killed_worker_held(company, worker)
