@@ -204,6 +204,10 @@ def _load_here(id: int) -> dict[str, Any]:
     return {"id": id, "loaded": 0}
 
 
+def _few(n: int) -> int:
+    return n
+
+
 def _use_cache(room: Any) -> None:
     room.cache.set("a", 1, ttl=60, tags=["t"])
     room.cache.set_many({"b": 1, "c": 2}, ttl=60, tags=["t"])
@@ -211,6 +215,7 @@ def _use_cache(room: Any) -> None:
     room.cache.get_entry("a")
     room.cache.get_or_set("d", lambda: 1, ttl=60)
     room.cache.get_or_set_many(["e", "f"], lambda keys: dict.fromkeys(keys, 1), ttl=60)
+    assert room.cache.cached("few:{n}", at_once=2)(_few)(1) == 1
     with pytest.raises(ZeroDivisionError):
         room.cache.get_or_set("g", lambda: 1 // 0, ttl=60)
     room.cache.invalidate("a")

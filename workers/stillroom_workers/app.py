@@ -15,6 +15,7 @@ from stillroom_workers.letters import Letters
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.neighbour import Neighbour, Registry
 from stillroom_workers.schedule import beat_schedule
+from stillroom_workers.spans import tell_of_tasks
 from stillroom_workers.tasks import abuse, health, invalidation, marks, refresh, sessions, warm
 from stillroom_workers.worker import Worker
 
@@ -81,6 +82,7 @@ def make_app(settings: Settings | None = None) -> StillroomCelery:
     for module in (refresh, invalidation, marks, warm, sessions, abuse, health):
         module.register(app)
     attend(app, settings)
+    tell_of_tasks(app)
     return app
 
 

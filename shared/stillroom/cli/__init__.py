@@ -14,11 +14,15 @@ from rich.text import Text
 
 from stillroom.cli import dead_letters, limits, sessions
 from stillroom.cli.abuse import abuse, bans
+from stillroom.cli.agree import agree
+from stillroom.cli.check import check
 from stillroom.cli.credentials import write_secrets
-from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
+from stillroom.cli.look import explain, loaders, show
+from stillroom.cli.pause import pause, resume
+from stillroom.cli.routes import routes
 from stillroom.cli.settings import settings
 from stillroom.cli.tables import is_missing_right
 from stillroom.cli.up import up
@@ -36,10 +40,17 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(version)
 app.command()(up)
 app.command()(worker)
-app.command()(demo)
 app.command()(invalidate)
+app.command()(show)
+app.command()(explain)
+app.command()(loaders)
+app.command()(routes)
+app.command()(pause)
+app.command()(resume)
 app.command()(health)
 app.command()(doctor)
+app.command()(agree)
+app.command()(check)
 app.command()(settings)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
