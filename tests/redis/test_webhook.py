@@ -67,7 +67,7 @@ def test_a_finding_is_told_when_it_begins_and_when_it_is_over(
     assert began["id"] != over["id"]
     body = receiver.bodies[0]
     assert (body["namespace"], body["release"]) == ("stillroom", "shop 7")
-    assert body["text"].startswith("stillroom (shop 7): warn: 1 messages were set aside")
+    assert body["text"].startswith("stillroom (shop 7): warn: 1 dead letters wait")
 
 
 def test_a_pattern_of_abuse_is_told(room: Any, client: Any, receiver: Receiver) -> None:
