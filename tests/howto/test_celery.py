@@ -176,18 +176,18 @@ def test_flask_with_an_app_factory(project: Project, own_server: EmbeddedServer)
         STILLROOM_LOADERS="flaskworker",
         FLASK_SQLALCHEMY_DATABASE_URI=f"sqlite:///{project.folder}/books.db",
     )
-    assert refreshed(own_server, "book:{id}", "flaskbooks.load_book", "zero") == "one"
+    assert refreshed(own_server, "book:{id}", "load_book", "zero") == "one"
     project.retitle("two")
     with redis.Redis.from_url(own_server.url) as db:
         db.delete("stillroom:{0}:e:book:7")
-    assert refreshed(own_server, "book:{id}", "flaskbooks.load_book", "zero") == "two"
+    assert refreshed(own_server, "book:{id}", "load_book", "zero") == "two"
 
 
 @pytest.mark.timeout(300)
 def test_fastapi_with_what_its_lifespan_opens(project: Project, own_server: EmbeddedServer) -> None:
     """The pool that the lifespan makes is there for loads of a worker, which has no server."""
     project.start("stillroom", "worker", STILLROOM_LOADERS="fastbooks")
-    assert refreshed(own_server, "book:{id}", "fastbooks.load_book", "zero") == "one"
+    assert refreshed(own_server, "book:{id}", "load_book", "zero") == "one"
 
 
 @pytest.mark.timeout(300)
@@ -195,4 +195,4 @@ def test_a_context_around_each_load(project: Project, own_server: EmbeddedServer
     """What `around_load` makes is entered in the worker as in the app."""
     assert project.run("import around; print(around.load_who(1))") == "the loader"
     project.start("stillroom", "worker", STILLROOM_LOADERS="around")
-    assert refreshed(own_server, "who:{id}", "around.load_who", "nobody") == "the loader"
+    assert refreshed(own_server, "who:{id}", "load_who", "nobody") == "the loader"
