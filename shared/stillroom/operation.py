@@ -258,7 +258,7 @@ class Driver:
     def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
             result = _called(step)
-            return _in_background_loop(result) if inspect.isawaitable(result) else result
+            return in_background_loop(result) if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return time.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
@@ -311,6 +311,9 @@ class AsyncDriver:
                     if kind is list or kind is Once:
                         left = deadline - time.monotonic()
                         answer = await self._exchange(step, left, idempotent=kind is list)
+                        # Later than the wire waits: this loop was busy. What follows is not to pay for that.
+                        if (now := time.monotonic()) > deadline:
+                            deadline = now + self._call_timeout
                     else:
                         answer = await self._take(step, deadline)
                         if isinstance(step, _OTHERS_TIME) and not isinstance(step, Backoff):
@@ -354,7 +357,7 @@ class AsyncDriver:
             return repair.mended(second)
         finally:
             if budget is not None:
-                budget.left -= time.monotonic() - began
+                budget.left -= min(max(0.0, left), time.monotonic() - began)
 
     async def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
@@ -656,22 +659,38 @@ _background: asyncio.AbstractEventLoop | None = None
 _background_lock = threading.RLock()
 
 
-def _in_background_loop(awaitable: Awaitable[Any]) -> Any:
+def in_background_loop(awaitable: Awaitable[Any]) -> Any:
     """Await from a thread: all of a process' in one loop, so that they may share a database pool."""
-    global _background
     if _background is not None and asyncio._get_running_loop() is _background:
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise RuntimeError(
             "an async loader called a blocking room that has async loaders: use AsyncStillroom in it"
         )
+    try:
+        loop = _background_loop()
+    except BaseException:
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+        raise
+    return asyncio.run_coroutine_threadsafe(_finish(awaitable), loop).result()
+
+
+def _background_loop() -> asyncio.AbstractEventLoop:
+    """The loop, and a thread that runs it. It is kept when it runs: else every later load would wait for nobody."""
+    global _background
     with _background_lock:
         if _background is None or _background.is_closed():
-            _background = asyncio.new_event_loop()
-            threading.Thread(
-                target=_background.run_forever, name="stillroom async loaders", daemon=True
-            ).start()
-    return asyncio.run_coroutine_threadsafe(_finish(awaitable), _background).result()
+            loop = asyncio.new_event_loop()
+            try:
+                threading.Thread(
+                    target=loop.run_forever, name="stillroom async loaders", daemon=True
+                ).start()
+            except BaseException:  # no thread is free now; there may be one for the next load
+                loop.close()
+                raise
+            _background = loop
+        return _background
 
 
 async def _finish(awaitable: Awaitable[Any]) -> Any:
