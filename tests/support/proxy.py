@@ -87,7 +87,11 @@ class Proxy:
                 if self._is_cut:
                     self._sockets.append(near)
                     continue
-                far = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # the server is dead, and may be back later
+                    near.close()
+                    continue
                 self._sockets += [near, far]
                 for sock in (near, far):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

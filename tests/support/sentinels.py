@@ -194,6 +194,14 @@ class Sentinels:
         wanted = len(self.servers) - 1 if count is None else count
         self.await_that("the others follow", lambda: self._followers() == wanted)
 
+    def await_copies(self) -> None:
+        """Until all replicas have all that the primary has written."""
+        with self.client(self.primary).pipeline(transaction=False) as batch:
+            batch.execute_command("SET", "copied", "1", "PX", "1")
+            batch.execute_command("WAIT", len(self.servers) - 1, int(AGREED_WITHIN_S * 1000))
+            _, copied = batch.execute()
+        assert copied == len(self.servers) - 1
+
     def await_that(self, what: str, holds: Callable[[], bool]) -> None:
         until = time.monotonic() + AGREED_WITHIN_S
         while True:
