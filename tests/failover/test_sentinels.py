@@ -123,7 +123,7 @@ def test_sentinels_that_agree_on_nothing_name_no_primary(sentinels: Sentinels, m
 def test_sentinels_that_are_silent_stop_nobody_whose_replicas_follow(
     sentinels: Sentinels, make: Make
 ) -> None:
-    """Two of three are frozen: nobody can say who is the primary, and nobody else can be, for its replicas follow."""
+    """With two of three frozen nobody says who is the primary. Nobody else can be: its replicas follow it."""
     room = make(sentinels.url)
     assert room.cache.set("k", 1)
     watch = room.wire.server.watch
