@@ -229,6 +229,9 @@ class Keys:
     def revocations(self, shard: int) -> bytes:
         return self.shard(shard) + b"rev"
 
+    def all_revoked(self, shard: int) -> bytes:
+        return self.shard(shard) + b"all"
+
     def limits(self, kind: str, value: str) -> bytes:
         """What all keys of one subject of the limits begin with."""
         return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())

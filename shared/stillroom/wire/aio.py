@@ -18,6 +18,8 @@ from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import unavailable
 from stillroom.wire.outcome import PeerFailed, checked, greeted, judged, may_repeat
 from stillroom.wire.server import (
+    NOT_YET,
+    TOO_MANY,
     Command,
     ReplyError,
     Server,
@@ -49,7 +51,7 @@ class AsyncLink:
         self._stream: asyncio.StreamReader = connection._reader
         self._writer: asyncio.StreamWriter = connection._writer
         self._transport = self._writer.transport
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(notEnoughData=NOT_YET)
         connection._reader = connection._writer = None  # redis-py has done its part
         self.generation = generation
         self.expired = False
@@ -93,13 +95,11 @@ class AsyncLink:
                     refused = replies and isinstance(replies[-1], ReplyError)
                     raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
                 reader.feed(data)
-                while len(replies) < count:
-                    reply = reader.gets()
-                    if reply is False:
-                        break
-                    replies.append(reply)
-                else:
+                replies.extend(iter(reader.gets, NOT_YET))
+                if len(replies) == count:
                     return replies
+                if len(replies) > count:
+                    raise EOFError(TOO_MANY)
         except BaseException:
             if self.expired:
                 raise TimeoutError from None

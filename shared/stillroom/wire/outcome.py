@@ -65,9 +65,8 @@ class PeerFailed(RedisUnavailable):
 def checked(replies: list[Any], breaker: Breaker) -> list[Any]:
     """The replies, unless one is an error. Raises RedisRefused, or PeerFailed."""
     breaker.calls += 1
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            raise _refused(replies, breaker)
+    if ReplyError in map(type, replies):
+        raise _refused(replies, breaker)
     if breaker.streak:
         breaker.streak = 0
     return replies

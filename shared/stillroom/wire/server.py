@@ -41,6 +41,8 @@ LEAST_ERROR_NS = 50_000
 pack_command: Any = hiredis.pack_command  # its stubs want a tuple of one
 ReplyError = hiredis.ReplyError
 TIME: bytes = pack_command((b"TIME",))
+NOT_YET = object()  # what a reader says while a reply has not come as a whole
+TOO_MANY = "the server said more than it was asked"
 PING: bytes = pack_command((b"PING",))
 ROLE: Command = ("INFO", "replication")
 LOOK: bytes = TIME + pack_command(ROLE)
@@ -303,10 +305,15 @@ def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:
     return [*parts, ("time", ("TIME",)), ("info", ("INFO", "server")), ("role", ROLE)]
 
 
+_BYTES = {bytes}
+
+
 def pack(commands: Sequence[Command]) -> bytes:
     """The bytes of a batch."""
     if len(commands) == 1:
         return _packed(commands[0])
+    if {*map(type, commands)} == _BYTES:
+        return b"".join(commands)  # type: ignore[arg-type]  # all of them are packed
     return b"".join(map(_packed, commands))
 
 

@@ -31,7 +31,9 @@ from stillroom.wire.outcome import (
     refusal,
 )
 from stillroom.wire.server import (
+    NOT_YET,
     PING,
+    TOO_MANY,
     Command,
     ReplyError,
     Server,
@@ -71,7 +73,9 @@ class Link:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._reader: Any = hiredis.Reader()  # its stubs do not know that it reads buffers
+        self._reader: Any = hiredis.Reader(
+            notEnoughData=NOT_YET
+        )  # its stubs do not know that it reads buffers
         self._buffer = bytearray(_READ_SIZE)
         self._patience = server.settings.command_timeout
         self._connection: Any = None
@@ -129,13 +133,11 @@ class Link:
                 refused = replies and isinstance(replies[-1], ReplyError)
                 raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
             reader.feed(self._buffer, 0, size)
-            while len(replies) < count:
-                reply = reader.gets()
-                if reply is False:  # RESP2 has no booleans: hiredis' word for "not yet"
-                    break
-                replies.append(reply)
-            else:
+            replies.extend(iter(reader.gets, NOT_YET))
+            if len(replies) == count:
                 return replies
+            if len(replies) > count:
+                raise EOFError(TOO_MANY)
             left = deadline - time.monotonic()
 
     def _receive(self, left: float, deadline: float) -> int:

@@ -1,0 +1,44 @@
+"""A session is read without a script: no accident lets a read show what had ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stillroom import Settings
+from stillroom.sessions import body
+from stillroom.sessions.reading import read_plain
+from tests.explorer.explorer import Broken, explore
+from tests.explorer.mutants import replaced
+from tests.explorer.sessions import SETTINGS, maker
+from tests.explorer.world import World
+
+RUNS = 750
+FINDS_WITHIN = 1_000
+
+
+@pytest.fixture(autouse=True)
+def revocations_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has more than one session leaves a revocation behind, and a worker deletes the records."""
+    monkeypatch.setattr(body, "BITE", 1)
+
+
+def _finds_no_revocation(names: Any, replies: list[Any], touch_us: int) -> Any:
+    return read_plain(names, [0, *replies[1:]], touch_us)
+
+
+@pytest.mark.long
+def test_no_accident_shows_a_session_that_had_ended(world: World) -> None:
+    """Each run has revocations, workers that delete what was revoked, rotations and two peppers."""
+    assert explore(world, range(RUNS), maker(Settings(**SETTINGS))) == RUNS
+
+
+@pytest.mark.long
+def test_a_read_that_looks_for_no_revocations_is_found(world: World) -> None:
+    """A session that was revoked and not yet deleted seems to live."""
+    with (
+        replaced(body, "read_plain", _finds_no_revocation),
+        pytest.raises(Broken, match="in spite of"),
+    ):
+        explore(world, range(FINDS_WITHIN), maker(Settings(**SETTINGS)))
