@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 from stillroom import InlineDispatch, RedisUnavailable, Settings, Stillroom
 from tests.support.history import Floor, Read
@@ -64,7 +64,7 @@ class History:
         assert done, f"no {count} writes within {within_s} s"
         return time.monotonic() - began
 
-    def __enter__(self) -> History:
+    def __enter__(self) -> Self:
         rooms = [self._room() for _ in range(READERS + 1)]
         acts = [lambda room=room: self._read(room) for room in rooms[1:] * 2]
         acts.append(lambda: self._write(rooms[0]))
