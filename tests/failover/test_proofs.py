@@ -49,7 +49,7 @@ def test_twenty_failovers_and_no_stale_read(
     with capsys.disabled():
         print(
             f"\n{promise}: {len(took)} failovers, {len(history.reads):,} reads, {len(history.floors):,} writes,"
-            f" {history.refused} refused; recovered in {max(took):.2f} s at most"
+            f" {history.unconfirmed} unconfirmed, {history.refused} refused; recovered in {max(took):.2f} s at most"
         )
     assert stale_reads(history.reads, history.floors) == []
     assert len(history.reads) > 1_000

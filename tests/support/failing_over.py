@@ -49,7 +49,9 @@ class History:
         self.keys = [f"{kind}:{n}" for kind in KINDS for n in range(EACH)]
         self.reads: list[Read] = []
         self.floors: list[Floor] = []
-        self.refused = 0  # invalidations that promised nothing
+        self.done = 0  # invalidations that have returned …
+        self.unconfirmed = 0  # … those among them that too few replicas had in time …
+        self.refused = 0  # … and those that have not
         self.errors: list[BaseException] = []
         self._database = Database()
         self._stop = threading.Event()
@@ -58,9 +60,9 @@ class History:
 
     def await_writes(self, count: int, within_s: float) -> float:
         """Until so many more invalidations have returned. → how long that took, in seconds."""
-        began, wanted = time.monotonic(), len(self.floors) + count
+        began, wanted = time.monotonic(), self.done + count
         with self._written:
-            done = self._written.wait_for(lambda: len(self.floors) >= wanted, within_s)
+            done = self._written.wait_for(lambda: self.done >= wanted, within_s)
         assert done, f"no {count} writes within {within_s} s"
         return time.monotonic() - began
 
@@ -134,20 +136,21 @@ class History:
         while not self._stop.wait(PAUSE_S):
             key = random.choices(self.keys, weights)[0]
             version = self._database.next(key)
-            if self._is_told(room, key, version):
-                with self._written:
-                    self.floors.append(Floor(key, time.monotonic_ns(), version))
-                    self._written.notify_all()
-            else:
+            with room.request() as request:
+                try:
+                    is_done = self._tell(room, key, version)
+                except RedisUnavailable:
+                    is_done = False
+            if not is_done:
                 self.refused += 1
-
-    def _is_told(self, room: Stillroom, key: str, version: int) -> bool:
-        with room.request() as request:
-            try:
-                done = self._tell(room, key, version)
-            except RedisUnavailable:
-                return False
-            return done and not request.unconfirmed
+                continue
+            if request.unconfirmed:
+                self.unconfirmed += 1
+            else:
+                self.floors.append(Floor(key, time.monotonic_ns(), version))
+            with self._written:
+                self.done += 1
+                self._written.notify_all()
 
     def _tell(self, room: Stillroom, key: str, version: int) -> bool:
         cache = room.cache

@@ -24,7 +24,7 @@ from tests.support.proxy import Proxy
 
 MASTER = "mymaster"
 PUBLIC = "127.0.0.2"
-AGREED_WITHIN_S = 30.0
+AGREED_WITHIN_S = 60.0  # a busy machine elects slowly
 DOWN_AFTER_MS = 1_000
 QUORUM = 2
 # Sentinels make a replica of a primary that has come back when they have looked at it for long enough.

@@ -9,7 +9,7 @@ from celery import Celery
 from kombu import Queue
 
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import broker_tls, sent_now
+from stillroom.dispatch import broker_tls, sent_now, sentinel_options
 from stillroom.keys import Keys
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.schedule import beat_schedule
@@ -115,4 +115,5 @@ def transport_options(settings: Settings) -> dict[str, Any]:
         "socket_keepalive": True,
         "client_name": f"{settings.namespace}-worker",
         "set_aside_key": Keys(settings.namespace).aside,
+        **sentinel_options(settings),
     }
