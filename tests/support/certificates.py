@@ -1,4 +1,4 @@
-"""A certificate authority of a test's own, and what it signs. Needs openssl, which every system has that has Redis."""
+"""A certificate authority of a test's own, and what it signs. Needs the program openssl."""
 
 from __future__ import annotations
 

@@ -179,6 +179,26 @@ class Transport(_StockTransport):  # type: ignore[misc]
     Channel = Channel
 
 
+class SentinelChannel(Channel, transport.SentinelChannel):
+    """The same for a primary that Sentinels name. kombu asks them each time it connects."""
+
+    from_transport_options = tuple(
+        dict.fromkeys(
+            (*Channel.from_transport_options, *transport.SentinelChannel.from_transport_options)
+        )
+    )
+
+
+class SentinelTransport(Transport, transport.SentinelTransport):
+    """kombu's transport for Sentinels with the guarded channel."""
+
+    default_port = transport.SentinelTransport.default_port
+    Channel = SentinelChannel
+
+
+GUARDED = {_StockTransport: Transport, transport.SentinelTransport: SentinelTransport}
+
+
 class Connection(_StockConnection):  # type: ignore[misc]
     """A broker connection that takes the guarded transport where kombu takes its own for Redis.
 
@@ -192,9 +212,9 @@ class Connection(_StockConnection):  # type: ignore[misc]
     """
 
     def get_transport_cls(self) -> Any:
-        """The guarded transport for `redis://` and `rediss://`; any other scheme gets its own."""
+        """The guarded transport for Redis, also behind Sentinels; any other scheme gets its own."""
         stock = super().get_transport_cls()
-        return Transport if stock is _StockTransport else stock
+        return GUARDED.get(stock, stock)
 
 
 class AMQP(_StockAMQP):  # type: ignore[misc]

@@ -76,8 +76,8 @@ def parse_info(text: bytes, *, slowlog: int | None = None, at: float | None = No
 def followers_in(text: bytes) -> tuple[Follower, ...]:
     """The replicas in a reply to INFO: `slave0:ip=…,port=…,state=online,offset=…,lag=0`.
 
-    >>> said = b"slave0:ip=10.0.0.2,port=6379,state=online,offset=90,lag=1\\r\\nconnected_slaves:1\\r\\nmaster_repl_offset:100"
-    >>> followers_in(said)
+    >>> one = b"slave0:ip=10.0.0.2,port=6379,state=online,offset=90,lag=1"
+    >>> followers_in(one + b"\\r\\nconnected_slaves:1\\r\\nmaster_repl_offset:100")
     (Follower(address='10.0.0.2:6379', is_online=True, lag_s=1, behind=10),)
     """
     said = Fields(text)
