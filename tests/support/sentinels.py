@@ -91,6 +91,8 @@ class Sentinels:
         self._password = password
         login = {} if password is None else {"requirepass": password, "masterauth": password}
         more = {"repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1"}
+        if proxied:  # in the file: a server that is started again announces the same address
+            more["replica-announce-ip"] = PUBLIC
         self.servers = [
             EmbeddedServer(binary=binary, options={**more, **login, **options})
             for _ in range(1 + replicas)
@@ -235,7 +237,6 @@ class Sentinels:
             if self._proxied:
                 proxy = Proxy(server.port, host=PUBLIC, own_port=server.port)
                 self._proxies[server] = self._stack.enter_context(proxy)
-                self.client(server).execute_command("CONFIG", "SET", "replica-announce-ip", PUBLIC)
         first, *others = self.servers
         self._before = first
         for server in others:
