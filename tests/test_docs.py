@@ -138,6 +138,18 @@ def test_each_page_says_what_it_does_not_do() -> None:
     assert silent == []
 
 
+def test_machines_find_every_page() -> None:
+    """llms.txt lists each page that people write, with its title; `python docs/reference.py` renews it."""
+    script = "import reference, pathlib; print(reference.llms_txt(pathlib.Path()), end='')"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=DOCS, check=True, timeout=60, capture_output=True, text=True)
+    listed = (DOCS / "llms.txt").read_text(encoding="utf-8")
+    assert listed == done.stdout
+    pages = {page.relative_to(DOCS).as_posix() for page in written_pages() if DOCS in page.parents}
+    ours = {page for page in pages if not page.startswith("decisions/") and "index" not in page}
+    assert set(re.findall(r"\]\(([\w./-]+\.md)\)", listed)) == ours
+
+
 def test_decisions_are_numbered_once_and_have_three_parts() -> None:
     """A decision has a number of its own, a title, its context, the choice and what it costs."""
     pages = sorted((DOCS / "decisions").glob("0*.md"))

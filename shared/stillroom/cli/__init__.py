@@ -15,6 +15,7 @@ from stillroom.cli.credentials import write_secrets
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
+from stillroom.cli.pages import docs
 from stillroom.cli.settings import settings
 from stillroom.cli.up import up
 from stillroom.cli.version import version
@@ -32,6 +33,7 @@ app.command()(invalidate)
 app.command()(health)
 app.command()(doctor)
 app.command()(settings)
+app.command()(docs)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(limits.app, name="limits")
