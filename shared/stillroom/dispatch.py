@@ -120,12 +120,18 @@ def _nothing() -> None:
     """Nobody holds anything for an errand that only wakes."""
 
 
+def _no_headers() -> Mapping[str, str]:
+    """Nothing goes along with a message."""
+    return {}
+
+
 class _Errand(NamedTuple):
     """What the thread is to publish: orders or a wake. Neither: it is to look at its watch."""
 
     orders: Sequence[RefreshOrder] = ()
     undelivered: Callable[[], object] = _nothing  # what to do if that turns out impossible
     wakes: str = ""  # a task
+    carried: Mapping[str, str] = {}  # headers of the message: where its spans belong
 
 
 class CeleryDispatch:
@@ -149,6 +155,9 @@ class CeleryDispatch:
     def __init__(self, settings: Settings, keys: Keys) -> None:
         self._settings = settings
         self._keys = keys
+        self.carry: Callable[[], Mapping[str, str]] = (
+            _no_headers  # what else a message's header says
+        )
         self._down_until = 0.0
         self._woken: dict[
             str, float
@@ -164,6 +173,7 @@ class CeleryDispatch:
         self._refused: deque[Callable[[], object]] = deque(maxlen=self.waiting_limit)
         self._lock = threading.RLock()  # so that two first orders start one thread
         self._owed: dict[str, float] = {}  # wakes that were put off → until when
+        self._carried: Mapping[str, str] = {}  # of the message that is being sent
         self._due = 0.0  # time.monotonic() from which the next orders are published
         self._thread: threading.Thread | None = None
         self._producer: Any = None
@@ -174,7 +184,7 @@ class CeleryDispatch:
         return time.monotonic() >= self._down_until
 
     def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
-        self._enqueue(_Errand(orders, undelivered))
+        self._enqueue(_Errand(orders, undelivered, carried=self.carry()))
 
     def wake(self, task: str) -> None:
         now, due = time.monotonic(), self._woken.get(task, 0.0)
@@ -277,6 +287,7 @@ class CeleryDispatch:
             if errand.wakes:
                 self._deliver_wake(errand.wakes)
         orders = [order for errand in errands for order in errand.orders]
+        self._carried = next((errand.carried for errand in errands if errand.carried), {})
         pace = PACE_S if len(errands) > 1 else 0.0
         for start in range(0, len(orders), JOINED_LIMIT):
             if self._deliver_orders(orders[start : start + JOINED_LIMIT]):
@@ -286,21 +297,33 @@ class CeleryDispatch:
     def _deliver_orders(self, some: list[RefreshOrder]) -> int:
         """Publish them. → how many tasks were waiting for a worker."""
         message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
-        loaders = ", ".join(sorted({order.loader for order in some}))
+        loaders = sorted({order.loader for order in some})
+        task = REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK
         return self._publish(
-            REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
+            task,
             message.model_dump(),
             kind="refresh",
-            shown={"loader": loaders, "orders": len(some)},
+            shown={"loader": ", ".join(loaders), "orders": len(some)},
+            # Of several loaders there would be as many names as there are sets of them: Flower counts by name.
+            shown_name=f"{task} {loaders[0]}" if len(loaders) == 1 else None,
         )
 
     def _deliver_wake(self, task: str) -> None:
         if self._length(self._keys.queue("maintenance")) < WAKES_LIMIT:
             self._publish(task, {}, kind="maintenance", shown={})
 
-    def _publish(self, task: str, fields: Mapping[str, Any], *, kind: str, shown: Any) -> int:
+    def _publish(
+        self,
+        task: str,
+        fields: Mapping[str, Any],
+        *,
+        kind: str,
+        shown: Any,
+        shown_name: str | None = None,
+    ) -> int:
         """Send the task. → how many were waiting in its queue.
 
+        `shown` and `shown_name`: its arguments and its name as logs and Flower show them.
         Raises OverflowError where nobody takes them.
         """
         self._connect_once()
@@ -313,11 +336,12 @@ class CeleryDispatch:
             kwargs=fields,
             queue=queue_name,
             producer=self._producer,
-            headers=sent_now(),
+            headers={**sent_now(), **self._carried},
             retry=False,
             ignore_result=True,
             argsrepr="",  # nothing to format, and arguments stay out of Flower
             kwargsrepr=json.dumps(shown),
+            shadow=shown_name,
         )
         return waiting
 

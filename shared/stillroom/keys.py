@@ -1,30 +1,32 @@
 """Every Redis key, and what may be in one. This is the data dictionary.
 
 `ns` is the namespace setting (default `stillroom`); `{0}` is the hash tag of the cache's first shard: all keys of
-a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…` and
-`ns:counts` have a shard's tag too, for they ride along with the shard's batches.
+a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…`,
+`ns:counts` and `ns:errors` have a shard's tag too, for they ride along with the shard's batches.
 
 | key               | type   | meaning                                         | lifetime     | written by      |
 |-------------------|--------|-------------------------------------------------|--------------|-----------------|
 | ns:{0}:clock      | string | `<epoch>.<seq>`, the clock of invalidations     | none, 1 key  | lib/clock.lua   |
 | ns:{0}:marks      | zset   | `t:<tag>` `s:<tag>` `p:<glob>` → seq;           | trimmed past | mark, trim_marks|
-|                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua   |
-|                   |        | `!` how far they are trimmed; `@` the server's  |              |                 |
-|                   |        | run, `&` its history, `#` how many shards       |              |                 |
+|                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua,  |
+|                   |        | `!` how far they are trimmed, `*` how far       |              | lib/marks.lua,  |
+|                   |        | patterns were dropped; of the epoch: `@` the run|              | drop_globs,     |
+|                   |        | of the server (48 bits of its id), `&` its      |              | verify_epoch,   |
+|                   |        | history, `#` how many shards there are          |              | clear           |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
 |                   |        |                                                 |              | add, replace    |
 | …e:<key>%other    | string | the same, of a second release of the app: see   | ttl + swr    | commit          |
 |                   |        | lua/lib/places.lua                              |              |                 |
-| ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
-|                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
+| ns:{0}:l:<key>    | string | lease: who is loading or refreshing it, for how | seconds      | lease_*, claim, |
+|                   |        | long; or a backoff (lib/lease.lua)              |              | back_off        |
 | ns:{0}:f:<key>    | string | `<lease> <error as JSON>`: the load that failed | 2 s          | fail_load       |
 | ns:{0}:n:<loader> | zset   | loads that run → until, ms (at_once=)           | a lease      | take_place      |
 | ns:{0}:q:<loader> | zset   | loads that wait for a place → until, ms         | 2 s          | take_place      |
 | ns:{0}:i:<tag>    | zset   | index: key → when its entry runs out, ms. Finds | longest      | put, commit     |
 |                   |        | memory to reclaim; decides nothing              | member       | add, replace    |
-| ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
-|                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
+| ns:{0}:todo       | zset   | work that invalidations left → when it is due,  | until done,  | mark, clear,    |
+|                   |        | ms (lib/todo.lua lists the kinds)               | life_limit   | verify_epoch    |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
 | ns:{0}:warm:<loader> | string | the newest period whose warm-up is claimed  | 2 periods    | warm_claim      |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |
@@ -90,9 +92,13 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 | ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
+| ns:errors         | hash   | loader → its last error, as JSON: kind, place,  | 8 d          | stats.py        |
+|                   |        | when; never its message                         |              |                 |
 | ns:health         | stream | a snapshot a minute, as JSON; the id is the time| a day's,     | health_snapshot |
 | ns:health:week    | stream | every fifth minute's                            | a week's; 8 d| health_snapshot |
 | ns:health:open    | hash   | finding → since when, ms: told once             | 8 d          | health_snapshot |
+| ns:paused:<what>  | string | what workers leave alone for now, and who said so| as was said, | pauses.py       |
+|                   |        |                                                 | 1 d at most  |                 |
 | ns:webhook        | stream | findings that began or ended, as JSON: `event`  | 1,000; 8 d   | health/webhook  |
 | ns:webhook:at     | hash   | how far the streams were told; when to try again| 8 d          | health/webhook  |
 | ns:webhook:lease  | string | the worker that tells it                        | 60 s         | health/webhook  |
@@ -136,6 +142,7 @@ class Keys:
         counted = cache if in_cluster else f"{namespace}:"
         self._stats = f"{counted}stats:"
         self.counts = f"{counted}counts".encode()
+        self.errors = f"{counted}errors".encode()
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
         self.aside = f"{namespace}:aside"
@@ -155,6 +162,7 @@ class Keys:
         self.health = f"{namespace}:health".encode()
         self.health_week = f"{namespace}:health:week".encode()
         self.health_open = f"{namespace}:health:open".encode()
+        self._paused = f"{namespace}:paused:".encode()
         self.webhook = f"{namespace}:webhook".encode()
         self.webhook_at = self.webhook + b":at"
         self.webhook_lease = self.webhook + b":lease"
@@ -267,6 +275,9 @@ class Keys:
     def stats(self, minute: int) -> bytes:
         """`minute` counts from 1970."""
         return f"{self._stats}{minute}".encode()
+
+    def paused(self, what: str) -> bytes:
+        return self._paused + what.encode()
 
     def queue(self, kind: str) -> str:
         """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillroom.cache import CacheProbe, TodoProbe, shard_keys
-from stillroom.health import TICKS_OF_BEAT, CrewProbe, HealthBody, Source, TaskProbe
+from stillroom.health import TICKS_OF_BEAT, CrewProbe, HealthBody, PauseProbe, Source, TaskProbe
 from stillroom.keys import Keys
 from stillroom.limits import LimitsProbe
 from stillroom.sessions import SessionProbe
@@ -44,6 +44,7 @@ def health_on(
             SessionProbe(keys, settings.session_shards),
             TaskProbe(settings, keys, TICKS_OF_BEAT),
             CrewProbe(keys),
+            PauseProbe(keys),
         ],
     )
     of_cache = [
@@ -51,7 +52,7 @@ def health_on(
         for clock, own in zip(_clocks(settings, cache), shard_keys(settings), strict=False)
     ]
     for source, shards in _shards_on(settings, of_cache or [first]):
-        source.probes.extend([CacheProbe(), TodoProbe(shards)])
+        source.probes.extend([CacheProbe(source.keys), TodoProbe(shards)])
     return HealthBody(settings, keys, [first, *of_cache])
 
 

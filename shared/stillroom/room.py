@@ -33,6 +33,7 @@ from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.durations import Duration
 from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable
+from stillroom.events import Event, Observer, Watch, hook_to, watch_drivers
 from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
 from stillroom.keys import Keys
@@ -45,6 +46,7 @@ from stillroom.operation import (
     async_drivers_of,
     drivers_of,
 )
+from stillroom.pauses import Pauses
 from stillroom.probes import health_on, wires_of_cache
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
@@ -120,6 +122,8 @@ class _Room:
         # Operations for `state`: what must be alike in all processes, and what could not be done.
         self.agreed = Agreed(self.keys, self._state_server)
         self.dead_letters = DeadLetters(self.keys)
+        self._pauses = Pauses(self.keys)
+        self.watch = Watch()  # who is told of each operation: see on_event
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
@@ -150,14 +154,45 @@ class _Room:
         cache = wires_of_cache(self.settings, wires), self.wire.breaker, self.stats
         return health_on(self.settings, state_wire, self.state_stats, *cache)
 
-    def _services(self) -> list[Any]:
+    def _services(self, state: Any) -> list[Any]:
         """The faces that the upkeep is made of."""
-        return [getattr(self, name) for name in ("cache", "sessions", "limits", "abuse", "health")]
+        names = ("cache", "sessions", "limits", "abuse", "health")
+        return [*(getattr(self, name) for name in names), Service(self._pauses, state)]
+
+    def on_event(self, hook: Callable[[Event], object]) -> None:
+        """Have `hook` called with an Event after each call of a service, each load and each task of this room.
+
+        It is called where the operation runs, an event loop perhaps: it must not wait. What it raises is logged.
+        """
+        self._watched()
+        hook_to(self.watch, hook)
+
+    def observe(self, observer: Observer) -> None:
+        """Tell somebody when an operation begins and when it has ended: see events.py and otel.py."""
+        self._watched()
+        self.watch.observers.append(observer)
+
+    def _watched(self) -> None:
+        """From now on operations are told of. Until then that costs nothing."""
+        watch_drivers(self._drivers(), self.watch)
+        self.stats.watch = self.state_stats.watch = self.watch
+
+    def _drivers(self) -> list[Any]:
+        """All that run what an app calls. A face's own is that of its service."""
+        names = ("cache", "sessions", "limits", "abuse", "tasks")
+        services: list[Any] = [getattr(self, name) for name in names]
+        faces = [*services, self.upkeep._cache, self.upkeep._housekeeping]
+        return [*(face._driver for face in faces), vars(self)["state"]]
 
     def _operations(self, health: HealthBody, cache_in_threads: Cache, state: D) -> Operations[D]:
         for name, moved in MOVED.items():  # what moved to the upkeep can still be called there
             service: Any = getattr(self, name)
             service._moved, service._upkeep = moved, self.upkeep
+        if self.settings.otel:  # by name: who does not want it need not have it
+            otel = import_module("stillroom.otel")
+            self.observe(otel.Telemetry())
+            if isinstance(self.dispatch, CeleryDispatch):
+                self.dispatch.carry = otel.carried
         bodies = self._cache_body, self._sessions_body, self._limits_body, self._abuse_body
         return Operations(*bodies, health, cache_in_threads, state)
 
@@ -230,6 +265,7 @@ class Stillroom(_Room):
             self.state_wire = one if self._is_one_server else Wire(self._state_server)
             wires = [one] * self.settings.shards
         drivers = drivers_of(wires, self.state_wire)
+        self._cache_driver = drivers[0]
         parts = self._cache(wires, drivers)
         self._cache_body = parts.cache
         self.cache = Cache(parts.cache, parts.images, drivers[0])
@@ -244,7 +280,7 @@ class Stillroom(_Room):
         asked += [Driver(wire) for wire in wires_of_cache(self.settings, wires)]
         health = self._health(self.state_wire, wires)
         self.health = Health(health, Driver(self.state_wire, asked))
-        self.upkeep = Upkeep(Service(parts.housekeeping, drivers[0]), *self._services())
+        self.upkeep = Upkeep(Service(parts.housekeeping, drivers[0]), *self._services(self.state))
         self.state_wire.breaker.recovered += [
             self.upkeep.deliver_logouts,
             self.upkeep.deliver_charges,
@@ -295,9 +331,12 @@ class Stillroom(_Room):
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
 
-        A wrong password or missing right is raised at once. Not needed in an app: each call connects by itself.
+        A wrong password or missing right is raised at once, and so is SettingsDiffer, where the other processes of
+        the namespace have another value of a setting that all must have alike.
+        Not needed in an app: each call connects by itself.
         """
         self._connect(self.wire, self.state_wire)
+        self._cache_driver.run(self._cache_body.terms.agree())
 
     def close(self) -> None:
         """Deliver what waits, write the counts down, close the connections. The room can be used again."""
@@ -364,6 +403,7 @@ class AsyncStillroom(_Room):
         parts = self._cache(wires, aside)
         self._cache_body = parts.cache
         drivers = async_drivers_of(wires, self.state_wire)
+        self._cache_driver = drivers[0]
         self.cache = AsyncCache(parts.cache, parts.images, drivers[0])
         self.tasks = AsyncTasks(TasksBody(parts.orders), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
@@ -382,7 +422,9 @@ class AsyncStillroom(_Room):
         asked += [AsyncDriver(wire) for wire in wires_of_cache(self.settings, wires)]
         health = self._health(self.state_wire, wires)
         self.health = AsyncHealth(health, AsyncDriver(self.state_wire, asked))
-        self.upkeep = AsyncUpkeep(Service(parts.housekeeping, drivers[0]), *self._services())
+        self.upkeep = AsyncUpkeep(
+            Service(parts.housekeeping, drivers[0]), *self._services(self.state)
+        )
         in_threads = Cache(parts.cache, parts.images, aside[0])
         self.operations = self._operations(health, in_threads, self.state)
 
@@ -412,6 +454,7 @@ class AsyncStillroom(_Room):
     async def connect(self) -> None:
         """See Stillroom.connect."""
         await asyncio.to_thread(self._connect, self.wire, self.state_wire)
+        await self._cache_driver.run(self._cache_body.terms.agree())
 
     async def close(self) -> None:
         """See Stillroom.close."""

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from stillroom.counted import OTHERS
 from stillroom.keys import Keys
 from stillroom.wire import Command, reset_after_fork
 
@@ -15,6 +16,9 @@ FLUSH_EVERY_S = 5.0
 KEPT_SECONDS = 2 * 3600
 TOTALS_KEPT_SECONDS = 30 * 86_400
 QUIET_SECONDS = 30.0  # between two lines that say the same
+NAMES_LIMIT = 100  # things of a kind that are counted by name, and …
+NAME_LIMIT = 100  # … characters of a name
+ERRORS_KEPT_SECONDS = 8 * 86_400
 
 log = logging.getLogger("stillroom")
 
@@ -30,6 +34,10 @@ class Stats:
         self._keys = keys
         self._said: dict[tuple[str, str], float] = {}
         self.counts: defaultdict[str, int] = defaultdict(int)
+        self.errors: dict[str, str] = {}  # by loader its last error, as JSON; see cache/figures.py
+        self._names: dict[str, dict[str, str]] = {}  # kind → name → what it is counted as
+        self._fields: dict[tuple[str, str, str], str] = {}
+        self.watch: Any = None  # who is told of each operation, if anybody is: see events.py
         self.breaker: Any = None  # of the server they are written to; the room knows it
         self.due = 0.0  # time.monotonic(): flush at the next read after it
         self.riders: list[Callable[[], list[Command]]] = []  # what else rides along with a flush
@@ -38,6 +46,25 @@ class Stats:
     def reset(self) -> None:
         """Nothing counted: the parent will write down what it counted."""
         self.counts = defaultdict(int)
+        self.errors = {}
+
+    def counted_as(self, kind: str, what: str, name: str) -> str:
+        """Return what something is counted as by its name, `loader:hits:product`: see counted.py."""
+        field = self._fields.get((kind, what, name))
+        if field is None:
+            field = f"{kind}:{what}:{self.named(kind, name)}"
+            if len(self._fields) < 100 * NAMES_LIMIT:
+                self._fields[kind, what, name] = field
+        return field
+
+    def named(self, kind: str, name: str) -> str:
+        """Return the name to count under. After the first hundred names of a kind it is `others`."""
+        known = self._names.setdefault(kind, {})
+        if name not in known:
+            if len(known) >= NAMES_LIMIT:
+                return OTHERS
+            known[name] = name[:NAME_LIMIT]
+        return known[name]
 
     def flush(self, now_ms: int, keys: Keys | None = None) -> list[Command]:
         """The commands that add the counts since the last flush to this minute, and to all there ever were.
@@ -48,12 +75,19 @@ class Stats:
         if self.breaker is not None and self.breaker.is_open:
             return []
         ridden = [command for rider in self.riders for command in rider()]
+        if self.errors:
+            ridden += self._telling_errors(keys or self._keys)
         if not self.counts:
             return ridden
         counts, self.counts = self.counts, defaultdict(int)
         names = keys or self._keys
         minute = _adding(names.stats(now_ms // 60_000), counts, KEPT_SECONDS)
         return [*ridden, *minute, *_adding(names.counts, counts, TOTALS_KEPT_SECONDS)]
+
+    def _telling_errors(self, keys: Keys) -> list[Command]:
+        errors, self.errors = self.errors, {}
+        told = [word for pair in errors.items() for word in pair]
+        return [(b"HSET", keys.errors, *told), (b"EXPIRE", keys.errors, str(ERRORS_KEPT_SECONDS))]
 
     def say(self, what: str, reason: str, detail: object, level: int = logging.WARNING) -> None:
         """Log once per 30 s for the same thing and reason."""

@@ -9,18 +9,26 @@ from stillroom.cache import CacheBody, Housekeeping
 from stillroom.face import Face, Part
 from stillroom.health import HealthBody
 from stillroom.limits import LimitsBody
+from stillroom.pauses import Pauses
 from stillroom.sessions import SessionsBody
 
 CACHE, SESSIONS, LIMITS = Part("_cache"), Part("_sessions"), Part("_limits")
 ABUSE, HEALTH = Part("_abuse"), Part("_health")
-HOUSEKEEPING = Part("_housekeeping")
+HOUSEKEEPING, PAUSES = Part("_housekeeping"), Part("_pauses")
 
 
 class Upkeep(Face):
     """The work behind the services, for threads. A task of the workers is a name for one of these methods."""
 
     def __init__(
-        self, housekeeping: Any, cache: Any, sessions: Any, limits: Any, abuse: Any, health: Any
+        self,
+        housekeeping: Any,
+        cache: Any,
+        sessions: Any,
+        limits: Any,
+        abuse: Any,
+        health: Any,
+        pauses: Any,
     ) -> None:
         """The services' faces: each knows its operations and what runs them."""
         self._housekeeping = housekeeping
@@ -29,12 +37,15 @@ class Upkeep(Face):
         self._limits = limits
         self._abuse = abuse
         self._health = health
+        self._pauses = pauses
 
     refresh = CACHE.blocking(CacheBody.refresh)
     load = CACHE.blocking(CacheBody.load)
+    explain = CACHE.blocking(CacheBody.explain)
     reclaim = HOUSEKEEPING.blocking(Housekeeping.reclaim)
     pending = HOUSEKEEPING.blocking(Housekeeping.pending)
     warm = HOUSEKEEPING.blocking(Housekeeping.warm)
+    order_load = HOUSEKEEPING.blocking(Housekeeping.order_load)
     trim_marks = HOUSEKEEPING.blocking(Housekeeping.trim_marks)
     trim_indexes = HOUSEKEEPING.blocking(Housekeeping.trim_indexes)
     flush_cache_stats = CACHE.blocking(CacheBody.flush_stats)
@@ -48,13 +59,24 @@ class Upkeep(Face):
     tell_webhook = HEALTH.blocking(HealthBody.tell_webhook)
     record_heartbeat = HEALTH.blocking(HealthBody.seen)
     record_tick = HEALTH.blocking(HealthBody.ticked)
+    pause = PAUSES.blocking(Pauses.pause)
+    resume = PAUSES.blocking(Pauses.resume)
+    pauses = PAUSES.blocking(Pauses.pauses)
+    refreshes_are_paused = PAUSES.blocking(Pauses.refreshes_are_paused)
 
 
 class AsyncUpkeep(Face):
     """The work behind the services, for asyncio. The same names, awaited."""
 
     def __init__(
-        self, housekeeping: Any, cache: Any, sessions: Any, limits: Any, abuse: Any, health: Any
+        self,
+        housekeeping: Any,
+        cache: Any,
+        sessions: Any,
+        limits: Any,
+        abuse: Any,
+        health: Any,
+        pauses: Any,
     ) -> None:
         """See Upkeep."""
         self._housekeeping = housekeeping
@@ -63,12 +85,15 @@ class AsyncUpkeep(Face):
         self._limits = limits
         self._abuse = abuse
         self._health = health
+        self._pauses = pauses
 
     refresh = CACHE.awaiting(CacheBody.refresh)
     load = CACHE.awaiting(CacheBody.load)
+    explain = CACHE.awaiting(CacheBody.explain)
     reclaim = HOUSEKEEPING.awaiting(Housekeeping.reclaim)
     pending = HOUSEKEEPING.awaiting(Housekeeping.pending)
     warm = HOUSEKEEPING.awaiting(Housekeeping.warm)
+    order_load = HOUSEKEEPING.awaiting(Housekeeping.order_load)
     trim_marks = HOUSEKEEPING.awaiting(Housekeeping.trim_marks)
     trim_indexes = HOUSEKEEPING.awaiting(Housekeeping.trim_indexes)
     flush_cache_stats = CACHE.awaiting(CacheBody.flush_stats)
@@ -82,6 +107,10 @@ class AsyncUpkeep(Face):
     tell_webhook = HEALTH.awaiting(HealthBody.tell_webhook)
     record_heartbeat = HEALTH.awaiting(HealthBody.seen)
     record_tick = HEALTH.awaiting(HealthBody.ticked)
+    pause = PAUSES.awaiting(Pauses.pause)
+    resume = PAUSES.awaiting(Pauses.resume)
+    pauses = PAUSES.awaiting(Pauses.pauses)
+    refreshes_are_paused = PAUSES.awaiting(Pauses.refreshes_are_paused)
 
 
 # What stood among the services' own methods before: service → old name → name of today.

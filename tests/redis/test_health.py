@@ -142,7 +142,7 @@ def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) ->
     assert client.hget(room.keys.counts, "refreshes_done") == b"5"
 
 
-RIGHTS = "+time +info +slowlog|len +hgetall +hlen +zcard +zcount +llen +lindex +xrevrange +zrange"
+RIGHTS = "+time +info +slowlog|len +get +pttl +hgetall +hlen +zcard +zcount +llen +lindex +xrevrange +zrange"
 RIGHTS_OF_SNAPSHOTS = "+memory|doctor +evalsha +script|load +hincrby +expire +hsetnx +hdel +xadd"
 
 
@@ -154,7 +154,7 @@ def test_these_rights_are_all_it_takes(server: EmbeddedServer, client: Any) -> N
     try:
         with Stillroom(Settings(**{"redis_url": url} | PATIENT), dispatch=NoDispatch()) as room:
             assert room.health.check().advice == ()
-            assert room.health.snapshot().error is None
+            assert room.upkeep.snapshot().error is None
             assert client.xlen(room.keys.health) == 1
     finally:
         client.execute_command("ACL", "DELUSER", "health")
@@ -209,13 +209,13 @@ def test_junk_among_our_keys_is_passed_over(room: Any, client: Any) -> None:
 def test_a_minute_has_one_snapshot(room: Any, client: Any) -> None:
     """Two beats, or ten workers, add nothing to the first; the week has every fifth minute's."""
     for _ in range(3):
-        room.health.snapshot()
+        room.upkeep.snapshot()
     assert (client.xlen(room.keys.health), client.xlen(room.keys.health_week)) == (1, 1)
     age_stream(client, room.keys.health, 60)
-    room.health.snapshot()
+    room.upkeep.snapshot()
     age_stream(client, room.keys.health, 60)
     age_stream(client, room.keys.health_week, 300)
-    room.health.snapshot()
+    room.upkeep.snapshot()
     assert (client.xlen(room.keys.health), client.xlen(room.keys.health_week)) == (3, 2)
     moments = [snapshot.time for snapshot in room.health.history()]
     assert moments == sorted(moments)
@@ -230,7 +230,7 @@ def test_the_streams_are_bounded(room: Any, client: Any) -> None:
         for n in range(1, 2_100):
             pipeline.xadd(room.keys.health_week, {"snapshot": "{}"}, id=f"{n}-0")
         pipeline.execute()
-    room.health.snapshot()
+    room.upkeep.snapshot()
     assert client.xlen(room.keys.health) == 1_440
     assert client.xlen(room.keys.health_week) == 2_016
     for key in (room.keys.health, room.keys.health_week):
@@ -260,7 +260,7 @@ def test_the_past_is_a_day_and_the_newest_patterns(room: Any, client: Any) -> No
     seed(client, room.keys.health, a_day(now, minutes=30))
     client.xadd(room.keys.abuse_log, {"rule": "hammer", "count": "many"}, id="1-0")
     seed_patterns(client, room.keys.abuse_log, [*patterns(now)] * 20)
-    history, found, since = room.health.past()
+    history, found, since, _ = room.health.past()
     assert [one.time for one in history] == [one.time for one in a_day(now, minutes=30)]
     assert found == (patterns(now) * 20)[:50]
     assert since == pytest.approx(history[0].time, abs=0.01)
@@ -272,10 +272,12 @@ def test_the_past_of_a_week_is_made_of_every_fifth_minute(room: Any, client: Any
     week = [one for one in a_week(now) if one.time > now - 6.5 * 86_400]
     seed(client, room.keys.health_week, week[::5])
     seed(client, room.keys.health, week[-30:])
-    history, _, since = room.health.past(hours=168)
+    history, _, since, figures = room.health.past(hours=168)
+    assert figures.minutes == 60
     assert len(history) == len(week[::5])
     assert since == pytest.approx(week[0].time, abs=0.01)
-    history, _, since = room.health.past(hours=0.25)
+    history, _, since, figures = room.health.past(hours=0.25)
+    assert figures.minutes == 15
     assert 13 <= len(history) <= 16
     assert since == pytest.approx(week[0].time, abs=0.01)
 
@@ -313,13 +315,13 @@ def test_the_past_of_a_server_that_is_away_is_not_known(own_server: EmbeddedServ
     """Neither is empty, which would be a claim."""
     with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
         own_server.kill()
-        assert room.health.past() == (None, None, None)
+        assert room.health.past() == (None, None, None, None)
 
 
 def test_rates_are_differences_of_one_server_run(room: Any, client: Any) -> None:
     """Against the last snapshot; a restarted server counts from 0, and its rates are unknown, not negative."""
     assert room.health.check().servers[0].redis.operations.errors_per_s is None
-    room.health.snapshot()
+    room.upkeep.snapshot()
     age_stream(client, room.keys.health, 60)
     for _ in range(3):
         with pytest.raises(Exception, match="WRONGTYPE"):
@@ -341,7 +343,7 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
     caplog.set_level(logging.WARNING, "stillroom.health")
     client.lpush(room.keys.aside, "what no worker could read")
     for _ in range(3):
-        room.health.snapshot()
+        room.upkeep.snapshot()
         age_stream(client, room.keys.health, 60)
     begun = [line for line in caplog.messages if "tasks:queues aside" in line]
     assert len(begun) == 1
@@ -351,7 +353,7 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
     assert advice.since == pytest.approx(time.time(), abs=30)
     client.delete(room.keys.aside)
     for _ in range(2):
-        room.health.snapshot()
+        room.upkeep.snapshot()
         age_stream(client, room.keys.health, 60)
     lines = [line for line in caplog.messages if "tasks:queues aside" in line]
     assert len(lines) == 2
@@ -361,7 +363,7 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
 
 def test_a_snapshot_has_the_measures_of_a_report(room: Any) -> None:
     """The same fields, so that a chart need not know which of them it draws; and MEMORY DOCTOR's words."""
-    snapshot = room.health.snapshot()
+    snapshot = room.upkeep.snapshot()
     assert set(Measures.model_fields) <= set(Snapshot.model_fields)
     (kept,) = room.health.history()
     assert kept == snapshot
@@ -373,11 +375,11 @@ def test_a_snapshot_has_the_measures_of_a_report(room: Any) -> None:
 
 def test_a_snapshot_is_kept_when_memory_is_full(room: Any, client: Any) -> None:
     """That is the moment one wants to see afterwards; where the server lets scripts say so."""
-    room.health.snapshot()
+    room.upkeep.snapshot()
     age_stream(client, room.keys.health, 60)
     client.config_set("maxmemory", "1")
     try:
-        snapshot = room.health.snapshot()
+        snapshot = room.upkeep.snapshot()
         assert "redis:memory memory" in snapshot.findings
         assert snapshot.status == "fail"
     finally:
@@ -409,7 +411,7 @@ def at_once(rooms: list[Stillroom]) -> None:
 
     def snapshot(room: Stillroom) -> None:
         begin.wait()
-        room.health.snapshot()
+        room.upkeep.snapshot()
 
     threads = [threading.Thread(target=snapshot, args=(room,)) for room in rooms]
     for thread in threads:

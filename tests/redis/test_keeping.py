@@ -205,7 +205,11 @@ def test_what_cannot_be_kept_is_told_and_counted_by_its_loader(
     assert sum("secret: Secretive: .password is SecretStr" in line for line in told) == 1
     assert sum("books: list: what comes back is another value" in line for line in told) == 1
     assert "hunter2" not in caplog.text
-    assert room.stats.counts["not_kept:secret"] == room.stats.counts["not_kept:books"] == 2
+    assert (
+        room.stats.counts["loader:not_kept:secret"]
+        == room.stats.counts["loader:not_kept:books"]
+        == 2
+    )
     report = room.health.check()
     assert [advice.code for advice in report.advice if advice.code == "not-kept"] == []
 

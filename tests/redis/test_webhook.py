@@ -40,12 +40,12 @@ def room(request: pytest.FixtureRequest, settings: Settings, receiver: Receiver)
 
 def begin_finding(room: Any, client: Any) -> None:
     client.lpush(room.keys.aside, "what no worker could read")
-    room.health.snapshot()
+    room.upkeep.snapshot()
 
 
 def next_minute(room: Any, client: Any) -> None:
     age_stream(client, room.keys.health, 60)
-    room.health.snapshot()
+    room.upkeep.snapshot()
 
 
 def test_a_finding_is_told_when_it_begins_and_when_it_is_over(
@@ -53,12 +53,12 @@ def test_a_finding_is_told_when_it_begins_and_when_it_is_over(
 ) -> None:
     """Once each, with what is the matter, what would be good, and what to do; in words and as data."""
     begin_finding(room, client)
-    assert room.health.tell_webhook() == {"told": 1, "outcome": "told"}
-    assert room.health.tell_webhook() == {"told": 0, "outcome": "told"}
+    assert room.upkeep.tell_webhook() == {"told": 1, "outcome": "told"}
+    assert room.upkeep.tell_webhook() == {"told": 0, "outcome": "told"}
     next_minute(room, client)
     client.delete(room.keys.aside)
     next_minute(room, client)
-    room.health.tell_webhook()
+    room.upkeep.tell_webhook()
     assert receiver.kinds == ["finding", "finding over"]
     began, over = receiver.events
     assert began["name"] == over["name"] == "tasks:queues aside"
@@ -73,21 +73,21 @@ def test_a_finding_is_told_when_it_begins_and_when_it_is_over(
 def test_a_pattern_of_abuse_is_told(room: Any, client: Any, receiver: Receiver) -> None:
     """Those of before there was a webhook are not; what somebody else wrote into the stream is passed over."""
     seed_patterns(client, room.keys.abuse_log, patterns(time.time()))
-    assert room.health.tell_webhook()["told"] == 0
+    assert room.upkeep.tell_webhook()["told"] == 0
     seed_patterns(client, room.keys.abuse_log, patterns(time.time())[:2])
     client.xadd(room.keys.abuse_log, {"not": "a pattern"})
     client.xadd(room.keys.webhook, {"event": "[]"})
-    assert room.health.tell_webhook()["told"] == 2
+    assert room.upkeep.tell_webhook()["told"] == 2
     assert [event["rule"] for event in receiver.events] == ["hammer", "credential-stuffing"]
     assert "abuse: hammer by 198.51.100.7, 2048 events: ban" in receiver.bodies[0]["text"]
 
 
 def test_many_are_told_in_few_requests(room: Any, client: Any, receiver: Receiver) -> None:
     """Twenty in one, a hundred in a task; the rest by the next task, and no event is left out or told twice."""
-    room.health.tell_webhook()
+    room.upkeep.tell_webhook()
     for _ in range(33):
         seed_patterns(client, room.keys.abuse_log, patterns(time.time()))
-    assert [room.health.tell_webhook()["told"] for _ in range(3)] == [100, 65, 0]
+    assert [room.upkeep.tell_webhook()["told"] for _ in range(3)] == [100, 65, 0]
     assert len(receiver.bodies) == 9
     assert len({event["id"] for event in receiver.events}) == len(receiver.events) == 165
 
@@ -101,12 +101,12 @@ def test_what_was_not_taken_is_told_again(
     receiver.answers = [status] * 2
     waits = []
     for _ in range(2):
-        assert room.health.tell_webhook()["told"] == 0
-        assert room.health.tell_webhook()["outcome"] == "waits to try again"
+        assert room.upkeep.tell_webhook()["told"] == 0
+        assert room.upkeep.tell_webhook()["outcome"] == "waits to try again"
         waits.append(int(client.hget(room.keys.webhook_at, "retry_ms")) - time.time() * 1000)
         client.hset(room.keys.webhook_at, "retry_ms", 0)
     assert waits == pytest.approx([60_000, 120_000], abs=20_000)
-    assert room.health.tell_webhook()["told"] == 1
+    assert room.upkeep.tell_webhook()["told"] == 1
     assert receiver.kinds == ["finding"]
     assert client.hget(room.keys.webhook_at, "failures") == b"0"
     assert "a-secret-path" not in caplog.text
@@ -122,11 +122,11 @@ def test_an_address_that_takes_nothing_is_given_up_after_ten_tries(
     receiver.answers = [400] * TRIES
     for _ in range(TRIES):
         client.hset(room.keys.webhook_at, "retry_ms", 0)
-        room.health.tell_webhook()
+        room.upkeep.tell_webhook()
     assert "given up for 1 events: HTTP 400" in caplog.text
     client.delete(room.keys.aside)
     next_minute(room, client)
-    assert room.health.tell_webhook()["told"] == 1
+    assert room.upkeep.tell_webhook()["told"] == 1
     assert receiver.kinds == ["finding over"]
 
 
@@ -134,10 +134,10 @@ def test_one_worker_at_a_time_tells_it(room: Any, client: Any, receiver: Receive
     """While one does, another passes; of one that died, another takes over within a minute."""
     begin_finding(room, client)
     client.set(room.keys.webhook_lease, "another's", px=60_000)
-    assert room.health.tell_webhook()["outcome"] == "another worker tells it"
+    assert room.upkeep.tell_webhook()["outcome"] == "another worker tells it"
     assert client.get(room.keys.webhook_lease) == b"another's"
     client.delete(room.keys.webhook_lease)
-    assert room.health.tell_webhook()["told"] == 1
+    assert room.upkeep.tell_webhook()["told"] == 1
     assert not client.exists(room.keys.webhook_lease)
 
 
@@ -149,7 +149,7 @@ def test_it_is_signed_where_there_is_a_secret(
     given = {"redis_url": settings.redis_url} | changes | PATIENT
     with open_room("sync", Settings(**given), NoDispatch()) as room:
         begin_finding(room, client)
-        room.health.tell_webhook()
+        room.upkeep.tell_webhook()
     digest = hmac.new(SECRET.encode(), receiver.raw[0], hashlib.sha256).hexdigest()
     assert receiver.headers[0]["stillroom-signature"] == f"sha256={digest}"
 
@@ -165,7 +165,7 @@ def test_everything_that_is_kept_has_a_bound(room: Any, client: Any) -> None:
     client.delete(room.keys.aside)
     next_minute(room, client)
     assert client.xlen(room.keys.webhook) <= KEPT + 200  # the server trims whole nodes
-    room.health.tell_webhook()
+    room.upkeep.tell_webhook()
     for key in (room.keys.webhook, room.keys.webhook_at):
         assert 0 < client.ttl(key) <= 8 * 86_400
 
@@ -174,7 +174,7 @@ def test_without_a_webhook_nothing_is_written(settings: Settings, client: Any) -
     """A room that tells nobody keeps nothing to tell."""
     with open_room("sync", settings, NoDispatch()) as room:
         begin_finding(room, client)
-        assert room.health.tell_webhook() == {"told": 0, "outcome": "no webhook"}
+        assert room.upkeep.tell_webhook() == {"told": 0, "outcome": "no webhook"}
         assert not client.exists(room.keys.webhook, room.keys.webhook_at)
 
 
@@ -213,7 +213,7 @@ def test_an_address_that_hangs_ends_within_its_time(
         given = {"redis_url": room.settings.redis_url, "webhook_url": url} | PATIENT
         with open_room("sync", Settings(**given), NoDispatch()) as other:
             done: list[Any] = []
-            thread = threading.Thread(target=lambda: done.append(other.health.tell_webhook()))
+            thread = threading.Thread(target=lambda: done.append(other.upkeep.tell_webhook()))
             thread.start()
             thread.join(10)
     assert done == [{"told": 0, "outcome": "TimeoutError"}]

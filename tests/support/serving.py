@@ -22,11 +22,15 @@ class Answer(NamedTuple):
 
 
 def ask(
-    port: int, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
+    port: int,
+    path: str,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
 ) -> Answer:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WITHIN)
     try:
-        connection.request(method, path, headers=dict(headers or {}))
+        connection.request(method, path, body, headers=dict(headers or {}))
         response = connection.getresponse()
         named = {name.lower(): value for name, value in response.getheaders()}
         return Answer(response.status, named, response.read())
@@ -82,8 +86,11 @@ class AsgiServer:
                 "client": writer.get_extra_info("peername")[:2],
             }
 
+            length = next((int(v) for n, v in headers if n.lower() == "content-length"), 0)
+
             async def receive() -> dict[str, Any]:
-                return {"type": "http.request", "body": b"", "more_body": False}
+                body = await reader.readexactly(length)
+                return {"type": "http.request", "body": body, "more_body": False}
 
             async def send(message: dict[str, Any]) -> None:
                 if message["type"] == "http.response.start":

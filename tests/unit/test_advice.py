@@ -30,6 +30,7 @@ from stillroom.health.report import (
 )
 from stillroom.health.snapshot import packed, rates_between, snapshot_of, unpacked, with_rates
 from stillroom.health.system import SystemWatch
+from stillroom.keys import Keys
 
 UP = Connection(is_up=True, breaker="closed", latency_ms=0.5)
 BOTH, STATE, CACHE = ("cache", "state"), ("state",), ("cache",)
@@ -192,7 +193,7 @@ def test_every_rule_is_complete() -> None:
     for rule in RULES:
         assert rule.warn is not None or rule.fail is not None
         assert all((rule.what, rule.good, rule.todo, rule.source)), rule.code
-        for sentence in (rule.what.format(v=0.5), rule.good):
+        for sentence in (rule.what.format(v=0.5, whose=""), rule.good):
             assert sentence[0].isalnum(), sentence
             assert sentence.endswith("."), sentence
 
@@ -257,14 +258,14 @@ def test_the_usual_ratio_moves_slowly() -> None:
 def test_a_lag_has_a_bucket(seconds: float) -> None:
     """Every one has, and its bound is over it."""
     name = lag_bucket(seconds)
-    counted = CacheProbe().count({name: 1, LAG_SUM: int(seconds * 1000)})
+    counted = CacheProbe(Keys("stillroom")).count({name: 1, LAG_SUM: int(seconds * 1000)})
     assert counted["refresh_lag_s"] == pytest.approx(seconds, abs=0.001)
     assert counted["refresh_lag_p95_s"] >= min(seconds, 86_400)
 
 
 def test_a_lag_is_the_95th_of_a_hundred() -> None:
     """Five in a hundred may be slower than the figure says; without a refresh there is none."""
-    probe = CacheProbe()
+    probe = CacheProbe(Keys("stillroom"))
     assert probe.count({"refresh_lag_1": 95, "refresh_lag_60": 5})["refresh_lag_p95_s"] == 1
     assert probe.count({"refresh_lag_1": 94, LAG_LONGER: 6})["refresh_lag_p95_s"] == 86_400
     assert "refresh_lag_s" not in probe.count({"hits": 1})

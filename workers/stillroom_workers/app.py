@@ -13,6 +13,7 @@ from stillroom.dispatch import broker_tls, sent_now
 from stillroom.keys import Keys
 from stillroom_workers.lifecycle import attend, open_room
 from stillroom_workers.schedule import beat_schedule
+from stillroom_workers.spans import tell_of_tasks
 from stillroom_workers.tasks import abuse, health, invalidation, marks, refresh, sessions, warm
 
 
@@ -49,6 +50,7 @@ def make_app(settings: Settings | None = None) -> StillroomCelery:
     for module in (refresh, invalidation, marks, warm, sessions, abuse, health):
         module.register(app)
     attend(app, settings)
+    tell_of_tasks(app)
     return app
 
 

@@ -26,6 +26,7 @@ from stillroom.abuse.patterns import (
     samples_of,
 )
 from stillroom.abuse.rules import Rule
+from stillroom.counted import RULE
 from stillroom.errors import OF_THE_COMMAND, RedisRefused, RedisUnavailable
 from stillroom.exempt import Exempt
 from stillroom.keys import Keys
@@ -306,9 +307,17 @@ class Scan:
         if is_new:
             self._done["patterns"] += 1
             self._stats.counts["abuse_patterns"] += 1
+            self._count(pattern, "patterns")
+            if pattern.shadow:
+                self._count(pattern, "shadow")
         if is_new and pattern.action == "ban" and not pattern.shadow:
             self._done["bans"] += 1
             self._stats.counts["bans"] += 1
+            self._count(pattern, "bans")
+
+    def _count(self, pattern: Pattern, what: str) -> None:
+        """One more of the rule's."""
+        self._stats.counts[self._stats.counted_as(RULE, what, pattern.rule)] += 1
 
     def _tell_ban(self, pattern: Pattern, ban_ms: int) -> None:
         """A ban for a pattern that was said before, when the cap was full or another ban in force: no new line."""
@@ -318,6 +327,7 @@ class Scan:
         )
         self._done["bans"] += 1
         self._stats.counts["bans"] += 1
+        self._count(pattern, "bans")
 
 
 def _name_of(rule: Rule) -> tuple[str, int]:

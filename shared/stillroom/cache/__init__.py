@@ -6,6 +6,7 @@ from stillroom.cache.cache import AsyncCache, Cache
 from stillroom.cache.cached import AsyncCachedFunction, CachedFunction
 from stillroom.cache.core import CachedValue
 from stillroom.cache.entry import Freshness
+from stillroom.cache.explain import Explanation
 from stillroom.cache.housekeeping import Housekeeping
 from stillroom.cache.images import ImageInfo, Images
 from stillroom.cache.probe import CacheProbe, TodoProbe
@@ -23,6 +24,7 @@ __all__ = [
     "CacheProbe",
     "CachedFunction",
     "CachedValue",
+    "Explanation",
     "Freshness",
     "Housekeeping",
     "ImageInfo",

@@ -7,13 +7,14 @@ from typing import TypeVar
 
 from stillroom.cache.bulk import Bulk
 from stillroom.cache.changes import Changes
+from stillroom.cache.explain import Explainer
 from stillroom.cache.invalidation import Invalidations
 from stillroom.operation import Operation
 
 T = TypeVar("T")
 
 
-class CacheBody(Invalidations, Changes, Bulk):
+class CacheBody(Invalidations, Changes, Bulk, Explainer):
     """A cache, or one of its shards. A driver runs the operations."""
 
     @property

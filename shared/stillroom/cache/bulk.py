@@ -393,14 +393,12 @@ class Bulk(Core):
         """Call the loader for these keys and store what it gives, each under its own lease."""
         leases = {key: (names[key], turn.lease) for key, turn in turns.items()}
         try:
-            loaded = _mapping((yield Call(load_many, [list(turns)])))
+            loaded = _mapping((yield from self._call(recipe, Call(load_many, [list(turns)]))))
         except GeneratorExit:
             raise
         except BaseException as error:
-            self.stats.counts["load_errors"] += 1
             yield from self._failed_turns(leases.values(), error)
             raise
-        self.stats.counts["loads"] += 1
         wanted = {key: loaded[key] for key in turns if key in loaded}
         ready = {key: self._pack_loaded(names[key], value, recipe) for key, value in wanted.items()}
         packed = {key: one for key, (one, _) in ready.items() if one is not None}
@@ -491,7 +489,7 @@ class Bulk(Core):
         keys = {name: key for key, name in names.items()}
 
         def load(wanted: list[bytes]) -> Operation[Mapping[bytes, Any]]:
-            loaded = yield from self._loaded([keys[name] for name in wanted], load_many)
+            loaded = yield from self._loaded([keys[name] for name in wanted], load_many, recipe)
             return {names[key]: value for key, value in loaded.items()}
 
         values = yield from self._obtain_away(list(keys), load, recipe, error)
@@ -501,14 +499,15 @@ class Bulk(Core):
         self, keys: list[str], load_many: Callable[[list[str]], Any], recipe: Recipe
     ) -> Operation[dict[str, Any]]:
         """Load without storing."""
-        loaded = yield from self._loaded(keys, load_many)
+        loaded = yield from self._loaded(keys, load_many, recipe)
         return {key: self._as_read(value, recipe) for key, value in loaded.items()}
 
     def _loaded(
-        self, keys: list[str], load_many: Callable[[list[str]], Any]
+        self, keys: list[str], load_many: Callable[[list[str]], Any], recipe: Recipe
     ) -> Operation[dict[str, Any]]:
-        loaded = _mapping((yield Call(load_many, [keys])) if keys else {})
-        self.stats.counts["loads"] += 1
+        if not keys:
+            return {}
+        loaded = _mapping((yield from self._call(recipe, Call(load_many, [keys]))))
         return {key: loaded[key] for key in keys if key in loaded}
 
 

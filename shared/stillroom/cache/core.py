@@ -25,6 +25,7 @@ from stillroom.cache.away import Packed as PackedAway
 from stillroom.cache.bites import SCRIPTS_AT_ONCE, Bites, in_bites
 from stillroom.cache.entry import Corrupt, Entry, Freshness, body, parse
 from stillroom.cache.failures import TOLD_MS, Failures, as_json
+from stillroom.cache.figures import LOOKUPS, LoaderFigures
 from stillroom.cache.invalidation import Invalidator
 from stillroom.cache.judge import Judge
 from stillroom.cache.keeping import Keeper, Keeping, Life, TtlOf
@@ -41,7 +42,7 @@ from stillroom.cache.loaders import (
 )
 from stillroom.cache.marks import read_clock
 from stillroom.cache.memo import Memo
-from stillroom.cache.probe import LAG_SUM, NOT_KEPT, lag_bucket
+from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.cache.terms import Terms
 from stillroom.codec import MISS, Codec, Encoded, Undecodable
 from stillroom.dispatch import Dispatch, RefreshOrder
@@ -81,8 +82,9 @@ QUEUE_S = 1.0  # how long a load waits for a place …
 QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
 APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
-NOT_KEPT_LIMIT, NAME_LIMIT = 100, 100  # loaders that are counted by name, and its letters
 TRIES = 2  # to put a value
+_OUTCOMES = ("hit", "stale", "miss")  # what an event says of a lookup: see LOOKUPS
+_FRESH = Freshness.FRESH
 STORED_VALUE = "a value that was stored"
 
 
@@ -181,7 +183,7 @@ class Core:
         self._asked: dict[bytes, tuple[int, float]] = {}
         self._failures = Failures()
         self._apart_until = 0.0  # two releases of the app were seen to be at work; time.monotonic()
-        self._not_kept: set[str] = set()  # loaders whose values could not be kept
+        self._figures = LoaderFigures(means.stats)
 
     # Reading
 
@@ -305,7 +307,7 @@ class Core:
             self._fall_back("get_or_set", error)
             return (yield from self._load_away(name, recipe, error))
         value = MISS if entry is None else self._decode(entry, recipe.type)
-        self._count(value, freshness)
+        self._count(value, freshness, recipe.loader)
         if value is MISS or entry is None:
             return (yield from self._load(name, recipe))
         if freshness is Freshness.FRESH:
@@ -335,6 +337,7 @@ class Core:
         lease_ms = self._keeper.lease(lease)
         loader = Loader(function, key, keeping, lease_ms, self._texts, **options)
         loader.release = fingerprint(loader.type, self._codec.adapter(loader.type), loader.version)
+        loader.counted_as = self._figures.lookups(loader.name)
         self.loaders.register(loader)
         return loader
 
@@ -448,6 +451,7 @@ class Core:
         except (UnknownLoader, BadArguments):
             # Another worker may know it: the lease runs out, and the next stale read asks again.
             self.stats.counts["refresh_errors"] += 1
+            self._figures.refresh_failed(order.loader)
             raise
         known = self._judges.synced
         yield from self.terms.agree()
@@ -467,15 +471,21 @@ class Core:
             # Fresh again, or gone: then its next reader loads it.
             yield from self._release([(name, held)])
             return self._report(order, "not needed")
-        _, lost = yield from self._load_under(name, held, clock, recipe, self._back_off)
+        try:
+            _, lost = yield from self._load_under(name, held, clock, recipe, self._back_off)
+        except Exception as error:
+            if not isinstance(error, LoadShed):
+                self._figures.refresh_failed(recipe.name)
+            raise
         if not lost:
-            self._count_refresh(entry)
+            self._count_refresh(entry, recipe)
         return self._report(order, lost or "refreshed")
 
-    def _count_refresh(self, entry: Entry) -> None:
-        """And how late it was; of one that was invalidated softly, before its time, nobody knows."""
+    def _count_refresh(self, entry: Entry, recipe: Recipe) -> None:
+        """Count a refresh, and how long the entry had been stale. After a soft invalidation there is no lag."""
         self.stats.counts["refreshes_done"] += 1
         lag_ms = self.now_ms() - entry.fresh_until
+        self._figures.refreshed(recipe.name, lag_ms)
         if lag_ms > 0:
             self.stats.counts[lag_bucket(lag_ms / 1000)] += 1
             self.stats.counts[LAG_SUM] += lag_ms
@@ -673,12 +683,15 @@ class Core:
         self.stats.counts["decode_errors"] += 1
         self.stats.say(f"unreadable {what}, a miss", what, f"{name[:100]!r}: {error}")
 
-    def _count(self, value: Any, freshness: Freshness) -> None:
-        """Count one more lookup of its kind."""
-        if value is MISS:
-            self.stats.counts["misses"] += 1
-        else:
-            self.stats.counts["hits" if freshness is Freshness.FRESH else "stale"] += 1
+    def _count(self, value: Any, freshness: Freshness, loader: Loader | None = None) -> None:
+        """Count one more lookup of its kind, and one of its loader's. This is on the way of every hit."""
+        stats = self.stats
+        place = 2 if value is MISS else int(freshness is not _FRESH)
+        stats.counts[LOOKUPS[place]] += 1
+        if loader is not None:
+            stats.counts[loader.counted_as[place]] += 1
+        if stats.watch is not None:
+            stats.watch.note(_OUTCOMES[place], loader.name if loader else "")
 
     # Loading
 
@@ -773,9 +786,7 @@ class Core:
         """The value while Redis is away: see away.py."""
 
         def load(_: list[bytes]) -> Operation[Mapping[bytes, Any]]:
-            value = yield recipe.call
-            self.stats.counts["loads"] += 1
-            return {name: value}
+            return {name: (yield from self._call(recipe, recipe.call))}
 
         values = yield from self._obtain_away([name], load, recipe, error)
         if name not in values:  # a load of many keys, which was waited for, has found none
@@ -812,9 +823,27 @@ class Core:
 
     def _load_for_myself(self, recipe: Recipe) -> Operation[Any]:
         """Load without storing: there is no lease to say that the value may still be stored."""
-        value = yield recipe.call
-        self.stats.counts["loads"] += 1
+        value = yield from self._call(recipe, recipe.call)
         return self._as_read(value, recipe)
+
+    def _call(self, recipe: Recipe, call: Call) -> Operation[Any]:
+        """Call the loader, and count how that went."""
+        began, watch = time.monotonic(), self.stats.watch
+        try:
+            if watch is None:
+                value = yield call
+            else:
+                with watch.event("load", recipe.name, recipe.name):
+                    value = yield call
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.stats.counts["load_errors"] += 1
+            self._figures.failed(recipe.name, time.monotonic() - began, error)
+            raise
+        self.stats.counts["loads"] += 1
+        self._figures.loaded(recipe.name, time.monotonic() - began)
+        return value
 
     def _load_under(
         self,
@@ -829,14 +858,14 @@ class Core:
         try:
             if recipe.at_once:
                 yield from self._take_place(name, held, recipe)
-            value = yield recipe.call
+            value = yield from self._call(recipe, recipe.call)
         except GeneratorExit:
             raise
         except BaseException as error:
-            self.stats.counts["loads_shed" if isinstance(error, LoadShed) else "load_errors"] += 1
+            if isinstance(error, LoadShed):
+                self.stats.counts["loads_shed"] += 1
             yield from on_failure(name, held, error, leaving)
             raise
-        self.stats.counts["loads"] += 1
         packed, back = self._pack_loaded(name, value, recipe)
         return back, (yield from self._store(name, held, clock, packed, leaving))
 
@@ -921,10 +950,7 @@ class Core:
 
     def _count_not_kept(self, loader: str) -> None:
         self.stats.counts["not_stored"] += 1
-        if loader not in self._not_kept and len(self._not_kept) >= NOT_KEPT_LIMIT:
-            loader = "others"
-        self._not_kept.add(loader)
-        self.stats.counts[f"{NOT_KEPT}{loader[:NAME_LIMIT]}"] += 1
+        self._figures.not_kept(loader)
 
     def _source(self, recipe: Recipe) -> bytes:
         """What a worker needs to load this again; nothing where the arguments have no JSON, such as a session."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from stillroom.cache.body import CacheBody
 from stillroom.cache.ordering import Ordering
+from stillroom.cache.orders import Load
 from stillroom.cache.reclaim import Progress, Reclaim, Report
 from stillroom.cache.sharded import ShardedBody
 from stillroom.cache.warm import Warming
@@ -61,6 +63,13 @@ class Housekeeping:
         Safe in several workers at once. Redis away: RedisUnavailable.
         """
         return self._warming.warm()
+
+    def order_load(self, loader: str, args: Mapping[str, Any]) -> Operation[None]:
+        """Have a worker load a value by the name of its loader, whatever is there. See Tasks.load.
+
+        Redis away: RedisUnavailable. DispatchFailed if 10,000 orders wait.
+        """
+        return self._orders.order(Load(loader=loader, args=dict(args)))
 
     def trim_marks(self) -> Operation[dict[str, int]]:
         """Drop marks that are older than any entry can be. Returns {"dropped", "left"}."""

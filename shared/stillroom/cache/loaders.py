@@ -97,6 +97,11 @@ class Loader:
         self.function = function
         self.version = version
         self.release = b""  # set where it is registered
+        self.counted_as: Sequence[str] = (
+            "",
+            "",
+            "",
+        )  # its lookups, set there too: see figures.LOOKUPS
         self.at_once = _checked_places(at_once)
         self.keeping = keeping
         self.lease = lease
@@ -131,6 +136,11 @@ class Loader:
     def template(self) -> str:
         """The template of its key."""
         return self._template.text
+
+    @property
+    def tag_templates(self) -> list[str]:
+        """The templates of its tags. Those that are functions of the value are not among them."""
+        return [tag.text for tag in self._tags if isinstance(tag, Template)]
 
     def values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, defaults filled in. Raises TypeError as the call itself would."""

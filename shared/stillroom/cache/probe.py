@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from stillroom.cache.figures import figures_in
 from stillroom.keys import Keys
 from stillroom.wire import Command
 
@@ -24,8 +26,8 @@ COUNTED = {
     "decode_errors": "decode_errors",
     "not_stored": "not_stored",
 }
-NOT_KEPT = "not_kept:"  # in front of a loader's name: its values that could not be kept
-NAMED = 20  # loaders that are named in a report; those with the most
+NAMED = 20  # loaders that an advice may name; those with the most
+LOADERS_MOST = 100  # in a report, those that are used most
 
 
 def lag_bucket(seconds: float) -> str:
@@ -34,15 +36,19 @@ def lag_bucket(seconds: float) -> str:
 
 
 class CacheProbe:
-    """The part `cache`: counts only, so it asks for nothing."""
+    """The part `cache`: counts, and the loaders' last errors."""
 
     part = "cache"
 
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
     def commands(self, now_ms: int) -> Sequence[Command]:
-        return ()
+        return [(b"HGETALL", self._keys.errors)]
 
     def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
-        return {}
+        (errors,) = replies
+        return {"errors": None if errors is None else tuple(_errors(errors))}
 
     def count(self, counts: Mapping[str, int] | None) -> Mapping[str, Any]:
         if counts is None:
@@ -50,7 +56,9 @@ class CacheProbe:
         fields: dict[str, Any] = {f: counts.get(name, 0) for f, name in COUNTED.items()}
         answered = fields["hits"] + fields["stale"]
         lookups = answered + fields["misses"]
-        fields["not_kept"] = _by_loader(counts)
+        loaders = figures_in(counts)
+        fields["loaders"] = tuple(loaders[:LOADERS_MOST])
+        fields["not_kept"] = _not_kept(loaders)
         return {**fields, "hit_ratio": answered / lookups if lookups else None, **_lag(counts)}
 
 
@@ -72,9 +80,24 @@ class TodoProbe:
         return {}
 
 
-def _by_loader(counts: Mapping[str, int]) -> dict[str, int]:
-    found = [(n.removeprefix(NOT_KEPT), c) for n, c in counts.items() if n.startswith(NOT_KEPT)]
+def _not_kept(loaders: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    found = [(one["name"], one["not_kept"]) for one in loaders if one["not_kept"]]
     return dict(sorted(found, key=lambda pair: (-pair[1], pair[0]))[:NAMED])
+
+
+def _errors(pairs: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    """The loaders' last errors. What another writer put there is left out."""
+    for name, text in zip(pairs[::2], pairs[1::2], strict=True):
+        try:
+            told = json.loads(text)
+            error = {
+                "kind": str(told["kind"]),
+                "place": str(told["place"]),
+                "at": float(told["at"]),
+            }
+        except (ValueError, TypeError, KeyError):
+            continue
+        yield {"name": name.decode(errors="replace"), **error}
 
 
 def _lag(counts: Mapping[str, int]) -> Mapping[str, float | None]:

@@ -11,11 +11,16 @@ from rich.markup import escape
 
 from stillroom.cli import limits, sessions
 from stillroom.cli.abuse import abuse, bans
+from stillroom.cli.agree import agree
+from stillroom.cli.check import check
 from stillroom.cli.credentials import write_secrets
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
+from stillroom.cli.look import explain, loaders, show
 from stillroom.cli.pages import docs
+from stillroom.cli.pause import pause, resume
+from stillroom.cli.routes import routes
 from stillroom.cli.settings import settings
 from stillroom.cli.up import up
 from stillroom.cli.version import version
@@ -30,8 +35,16 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(version)
 app.command()(up)
 app.command()(invalidate)
+app.command()(show)
+app.command()(explain)
+app.command()(loaders)
+app.command()(routes)
+app.command()(pause)
+app.command()(resume)
 app.command()(health)
 app.command()(doctor)
+app.command()(agree)
+app.command()(check)
 app.command()(settings)
 app.command()(docs)
 app.command("secrets")(write_secrets)

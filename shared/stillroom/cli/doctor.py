@@ -17,8 +17,10 @@ from stillroom.health.report import Server, Status, worst
 from stillroom.limits import Limit
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
+from stillroom.shown import shown
 
 CLOCK_S = 1.0
+JUST_STARTED_S = 90.0  # every tick is due within a minute, and a worker takes some time to begin
 SIGNS = {"pass": "✓", "warn": "!", "fail": "✗"}
 REHEARSED = "stillroom-doctor"
 
@@ -38,13 +40,19 @@ def doctor() -> None:
     """
     with Stillroom(dispatch=NoDispatch()) as room:
         lines = list(examined(room))
+    print_lines(lines)
+    if worst([line.status for line in lines]) == "fail":
+        raise typer.Exit(1)
+
+
+def print_lines(lines: Iterable[Line]) -> None:
+    """Print the findings, each with its sign. What somebody else has written is text."""
     printer = console()
     for line in lines:
         colour = COLOURS[line.status]
         sign = f"[{colour}]{SIGNS[line.status]}[/{colour}]"
-        printer.print(f"{sign} {line.about}: {escape(line.sentence)}", soft_wrap=True)
-    if worst([line.status for line in lines]) == "fail":
-        raise typer.Exit(1)
+        said = f"{escape(shown(line.about))}: {escape(shown(line.sentence))}"
+        printer.print(f"{sign} {said}", soft_wrap=True)
 
 
 def examined(room: Stillroom) -> Iterator[Line]:
@@ -64,10 +72,7 @@ def examined(room: Stillroom) -> Iterator[Line]:
             wire = room.state_wire if "state" in server.roles else room.wire
             yield _clock(server.name, wire.server.now_ms() / 1000 - time.time())
     if all(server.connection.is_up for server in report.servers):
-        yield _rehearsed("rights to cache", lambda: _use_cache(room))
-        yield _rehearsed("rights to sessions", lambda: _use_sessions(room))
-        yield _rehearsed("rights to limits", lambda: _use_limits(room))
-        yield _rehearsed("rights to abuse", lambda: _use_abuse(room))
+        yield from rights(room)
     yield from _pending(report)
     if report.system is None:
         yield Line("pass", "system", "not looked at: pip install 'stillroom[health]' brings psutil")
@@ -132,6 +137,14 @@ def _judged(about: str, advice: Iterable[Advice], good: str) -> Iterator[Line]:
 # Whether this user may do what the app does is found out by doing it.
 
 
+def rights(room: Stillroom) -> Iterator[Line]:
+    """Whether this user may do what the app does."""
+    yield _rehearsed("rights to cache", lambda: _use_cache(room))
+    yield _rehearsed("rights to sessions", lambda: _use_sessions(room))
+    yield _rehearsed("rights to limits", lambda: _use_limits(room))
+    yield _rehearsed("rights to abuse", lambda: _use_abuse(room))
+
+
 def _rehearsed(about: str, act: Callable[[], None]) -> Line:
     try:
         act()
@@ -184,6 +197,17 @@ def _pending(report: Report) -> Iterator[Line]:
         else f", {number(sessions.expired_pending)} sessions due for the sweep"
     )
     yield Line("pass", "pending work", f"{waiting}{due}")
-    if tasks.beat_s is None:
+    if tasks.beat_s is None and _has_just_started(report):
+        yield Line("pass", "beat", "just started: its first tick is done within a minute")
+    elif tasks.beat_s is None:
         todo = "Start a worker and a beat: stillroom up, or see the README."
         yield Line("warn", "beat", f"no tick was seen for a day. {todo}")
+
+
+def _has_just_started(report: Report) -> bool:
+    """Whether a worker, or Redis itself, has begun so lately that no tick could be done yet."""
+    workers = (report.tasks and report.tasks.crew) or ()
+    ages = [one.up_s + one.seen_s for one in workers if one.up_s is not None]
+    told = [server.redis.uptime_s for server in report.servers if server.redis]
+    ages += [uptime for uptime in told if uptime is not None]
+    return min(ages, default=JUST_STARTED_S) < JUST_STARTED_S

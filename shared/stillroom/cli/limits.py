@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
+import json
 from typing import Annotated
 
 import typer
@@ -15,14 +17,22 @@ from stillroom.limits.changes import Change, read_rate, read_time, write_rate
 app = typer.Typer(help="Which limits are changed, and changing one.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The limit's name, such as api.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 COLUMNS = ("limit", "is now", "until", "since", "by")
 
 
 @app.command("show")
-def show() -> None:
+def show(as_json: AsJson = False) -> None:
     """The limits that processes use, and those that are changed for now, the one that ends first first."""
     with open_room() as room:
         changes, names = room.limits.changes(), room.limits.names()
+    if as_json:
+        told = {
+            "names": sorted(names),
+            "changes": [dataclasses.asdict(change) for change in changes],
+        }
+        typer.echo(json.dumps(told, indent=2))
+        return
     print_table(_table(changes))
     unchanged = sorted(set(names) - {change.name for change in changes})
     typer.echo(f"as the app says: {', '.join(unchanged) or 'none is known'}")
@@ -54,6 +64,7 @@ def reset(
     subject: Annotated[str, typer.Argument(help="An address, or a user's name with --by user.")],
     name: Name,
     by: Annotated[str, typer.Option(help="What the limit counts by.")] = "ip",
+    as_json: AsJson = False,
 ) -> None:
     """Forget what somebody has used of a limit. A process that has just denied him may do so for 5 s more."""
     with open_room() as room:
@@ -63,7 +74,8 @@ def reset(
                 f"to reset a limit by {by} needs the app's STILLROOM_SESSION_PEPPERS"
             )
         room.limits.reset({by: subject}, [Limit(name, 1, 1, by=by)])
-    typer.echo(f"{name}: what this {by} has used is forgotten")
+    said = f"{name}: what this {by} has used is forgotten"
+    typer.echo(json.dumps({"reset": name, "by": by}) if as_json else said)
 
 
 def _table(changes: list[Change]) -> Table:

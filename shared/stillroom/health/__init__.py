@@ -1,7 +1,7 @@
 """Health: what is the matter with Redis, the services and the workers, and what to do about it."""
 
 from stillroom.health.body import SNAPSHOT_TASK, TICKS_OF_BEAT, WEBHOOK_TASK, HealthBody
-from stillroom.health.crew import CrewProbe
+from stillroom.health.crew import CrewProbe, PauseProbe
 from stillroom.health.health import AsyncHealth, Health
 from stillroom.health.probe import Probe
 from stillroom.health.report import Advice, Report, Snapshot, WorkerStats
@@ -17,6 +17,7 @@ __all__ = [
     "CrewProbe",
     "Health",
     "HealthBody",
+    "PauseProbe",
     "Probe",
     "Report",
     "Snapshot",

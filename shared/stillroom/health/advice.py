@@ -17,6 +17,7 @@ WASTE_LEAST = 10 * MIB
 USED_LEAST = 5 * MIB
 LOOKUPS_LEAST = 1_000  # a minute's ratio of fewer says nothing
 BEAT_EVERY_S = 60.0
+NAMED = 5  # loaders or limits in a sentence, the worst ones
 
 Value = tuple[str, float | None]  # component, what is measured there
 
@@ -32,6 +33,9 @@ class Rule(NamedTuple):
     good: str
     todo: str
     source: str  # where the thresholds come from
+    whose: Callable[[Measures], str] = lambda _: (
+        ""
+    )  # {whose} in `what`: which loaders, which limits
 
     def judge(self, value: float) -> Severity | None:
         if self.fail is not None and value >= self.fail:
@@ -42,7 +46,7 @@ class Rule(NamedTuple):
 def advise(measures: Measures) -> list[Advice]:
     """The findings, the worst first."""
     found = [*_connections(measures), *_said_no(measures), *_policies(measures), *_old(measures)]
-    found += _not_kept(measures)
+    found += [*_not_kept(measures), *_paused(measures)]
     found += [advice for rule in RULES for advice in _applied(rule, measures)]
     return sorted(found, key=lambda advice: advice.severity != "fail")
 
@@ -60,7 +64,7 @@ def _applied(rule: Rule, measures: Measures) -> Iterator[Advice]:
                 code=rule.code,
                 severity=severity,
                 component=component,
-                what=rule.what.format(v=value),
+                what=rule.what.format(v=value, whose=rule.whose(measures)),
                 good=rule.good,
                 todo=rule.todo,
             )
@@ -182,6 +186,20 @@ def _not_kept(measures: Measures) -> Iterator[Advice]:
         )
 
 
+def _paused(measures: Measures) -> Iterator[Advice]:
+    tasks = measures.tasks
+    if tasks is not None and tasks.paused_s is not None:
+        whose = f", by {tasks.paused_by}" if tasks.paused_by else ""
+        yield Advice(
+            code="paused",
+            severity="warn",
+            component="tasks:refreshes",
+            what=f"Refreshes are paused for {tasks.paused_s / 60:.0f} min more{whose}: stale values stay.",
+            good="They run, but while a database is being repaired.",
+            todo="It ends by itself; `stillroom resume refresh` ends it now.",
+        )
+
+
 def _policy(server: Server, severity: Severity, what: str, good: str, todo: str) -> Advice:
     component = f"{server.name}:memory"
     return Advice(
@@ -246,6 +264,40 @@ def _broken(fine: bool | None) -> float | None:
 def _oldest_waiting(measures: Measures) -> Iterator[Value]:
     for queue in (measures.tasks and measures.tasks.queues) or ():
         yield "tasks:queues", queue.oldest_s
+
+
+def _loaders_that_fail(measures: Measures) -> str:
+    """Which, the worst first, and the newest error among theirs."""
+    cache = measures.cache
+    named = _worst((one.name, one.load_errors) for one in (cache and cache.loaders) or ())
+    if cache is None or not named:
+        return ""
+    errors = [error for name, _ in named if (error := cache.last_error(name)) is not None]
+    last = max(errors, key=lambda error: error.at, default=None)
+    said = "" if last is None else f". The last error: {last.kind} at {last.place or 'no place'}"
+    return f": {_listed(named)}{said}"
+
+
+def _loaders_that_lag(measures: Measures) -> str:
+    loaders = (measures.cache and measures.cache.loaders) or ()
+    slow = sorted(loaders, key=lambda one: -(one.refresh_lag_s or 0))[:NAMED]
+    said = [f"{one.name} ({one.refresh_lag_s:.0f} s)" for one in slow if one.refresh_lag_s]
+    return f". The latest in the mean: {', '.join(said)}" if said else ""
+
+
+def _limits_without_redis(measures: Measures) -> str:
+    limits = (measures.limits and measures.limits.each) or ()
+    named = _worst((one.name, one.degraded) for one in limits)
+    return f": {_listed(named)}" if named else ""
+
+
+def _worst(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    found = [(name, count) for name, count in counted if count]
+    return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:NAMED]
+
+
+def _listed(named: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in named)
 
 
 def _workers_missing(measures: Measures) -> float | None:
@@ -403,20 +455,22 @@ RULES: list[Rule] = [
         _one("cache:stats", lambda m: m.cache.load_errors if m.cache else None),
         1,
         None,
-        "{v:.0f} loads failed in the last minute.",
+        "{v:.0f} loads failed in the last minute{whose}.",
         "None.",
         "The loaders' errors are the app's: look at its log, and at the database behind it.",
         "a failed load reaches the caller",
+        _loaders_that_fail,
     ),
     Rule(
         "refresh-lag",
         _one("cache:stats", lambda m: m.cache.refresh_lag_p95_s if m.cache else None),
         60,
         None,
-        "Refreshes come late: 5 % took longer than {v:.0f} s.",
+        "Refreshes come late: 5 % took longer than {v:.0f} s{whose}.",
         "Under a minute.",
         "Start more workers for the refresh queue, or look for slow loaders.",
         "twice the refresh lease",
+        _loaders_that_lag,
     ),
     Rule(
         "queue-age",
@@ -463,10 +517,11 @@ RULES: list[Rule] = [
         _one("limits:stats", lambda m: m.limits.degraded if m.limits else None),
         1,
         None,
-        "{v:.0f} rate-limit decisions of the last minute were made without Redis.",
+        "{v:.0f} rate-limit decisions of the last minute were made without Redis{whose}.",
         "None.",
         "Quotas are kept per process meanwhile: bring Redis back.",
         "each process counts alone then",
+        _limits_without_redis,
     ),
     Rule(
         "abuse-dropped",

@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stillroom.errors import RedisUnavailable
+from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.health.advice import advise, status_of
 from stillroom.health.past import NOT_TOLD, Past, began, patterns_in
 from stillroom.health.probe import Counts, Probe
 from stillroom.health.report import (
     CacheStats,
+    Figures,
     Limits,
     Measures,
     Part,
@@ -39,7 +40,17 @@ from stillroom.health.snapshot import (
     unpacked,
     with_rates,
 )
-from stillroom.health.source import Answers, Source, ask, attempt, counts_in, due_counts
+from stillroom.health.source import (
+    Answers,
+    Source,
+    Told,
+    added,
+    ask,
+    ask_counts,
+    attempt,
+    counts_in,
+    due_counts,
+)
 from stillroom.health.system import SystemWatch
 from stillroom.health.webhook import Webhook
 from stillroom.keys import Keys
@@ -61,6 +72,7 @@ TICKS_OF_BEAT = (
     "stillroom.warm",
 )
 PATTERNS = 50
+SHORT_FIGURES, LONG_FIGURES, FIGURES_MOST = 15, 60, 119  # minutes
 BITE = 120  # snapshots in one reply: some 300 KB
 WORKER_GONE_MS = 600_000
 TICKS_KEPT_MS = 86_400_000
@@ -121,7 +133,7 @@ class HealthBody:
             advice=advice,
             release=self.settings.release,
             took_ms=round((time.monotonic() - started) * 1000, 3),
-            totals=_added([answer.totals for answer in answers]),
+            totals=added([answer.totals for answer in answers]),
         )
 
     def examine(self) -> Operation[Report]:
@@ -211,9 +223,23 @@ class HealthBody:
         except RedisUnavailable as refused:
             log.debug("the past is not known: %s", refused.reason)
             return NOT_TOLD
-        return Past(
-            history, patterns_in(entries), began([first for rows in firsts for first, _ in rows])
+        figures = yield from self.figures(SHORT_FIGURES if hours <= 0.25 else LONG_FIGURES)
+        since = began([first for rows in firsts for first, _ in rows])
+        return Past(history, patterns_in(entries), since, figures)
+
+    def figures(self, minutes: int = 15) -> Operation[Figures]:
+        """What was counted in the last `minutes` whole minutes, 1 to 119: of each loader, limit and rule.
+
+        Does not raise. Redis away: what can't be known is null.
+        """
+        if not 1 <= minutes <= FIGURES_MOST:
+            raise InvalidArgument(f"minutes={minutes}: counts are kept for {FIGURES_MOST} minutes")
+        parts: Mapping[str, type[Part]] = {"cache": CacheStats, "limits": Limits}
+        counted = yield On(
+            [(n, ask_counts(one, minutes, list(parts))) for n, one in enumerate(self._sources)]
         )
+        found = {name: _part(name, model, counted) for name, model in parts.items()}
+        return Figures(minutes=minutes, **found)
 
     def _streams(self) -> list[bytes]:
         return [self._keys.health, self._keys.health_week]
@@ -246,7 +272,7 @@ def _measured(answers: Sequence[Answers], system: System | None) -> Measures:
     )
 
 
-def _part(name: str, model: type[Part], answers: Sequence[Answers]) -> Part | None:
+def _part(name: str, model: type[Part], answers: Sequence[Told]) -> Part | None:
     """One part of the report; None if nobody knows anything of it."""
     try:
         fields = _fields(name, answers)
@@ -256,11 +282,11 @@ def _part(name: str, model: type[Part], answers: Sequence[Answers]) -> Part | No
         return None
 
 
-def _fields(name: str, answers: Sequence[Answers]) -> Mapping[str, Any]:
+def _fields(name: str, answers: Sequence[Told]) -> Mapping[str, Any]:
     """What all probes of this part say."""
     fields: dict[str, Any] = {}
     knowing = {n: a for n, a in enumerate(answers) if any(p.part == name for p, _ in a.probed)}
-    minute = _added([answer.minute for answer in knowing.values()])
+    minute = added([answer.minute for answer in knowing.values()])
     probed = [(a, probe, replies) for a in knowing.values() for probe, replies in a.probed]
     for answer, probe, replies in probed:
         if probe.part == name:
@@ -275,17 +301,6 @@ def _sum(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
         for name in fields.keys() & more.keys()
     }
     return {**fields, **more, **both}
-
-
-def _added(counts: Sequence[Counts | None]) -> Counts | None:
-    """Added up by name; None if any of them is not known."""
-    added: dict[str, int] = {}
-    for one in counts:
-        if one is None:
-            return None
-        for name, number in one.items():
-            added[name] = added.get(name, 0) + number
-    return added
 
 
 def _seconds(ms: int | None) -> float | None:

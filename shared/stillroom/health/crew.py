@@ -1,4 +1,4 @@
-"""The workers by name: what each says of itself with its sign of life."""
+"""The workers by name: what each says of itself with its sign of life; and whether they are to pause."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from stillroom.health.probe import Counts
 from stillroom.health.report import WorkerStats
 from stillroom.keys import Keys
+from stillroom.pauses import REFRESH, said_by
 from stillroom.wire import Command
 
 SHOWN = 50  # workers in a report, those that were seen last
@@ -37,6 +38,27 @@ class CrewProbe:
             return {"crew": None}
         said = dict(zip(about[::2], about[1::2], strict=True))
         return {"crew": tuple(_crew(seen, said, now_ms))}
+
+    def count(self, counts: Counts | None) -> Mapping[str, Any]:
+        return {}
+
+
+class PauseProbe:
+    """For the part `tasks`: whether refreshes are paused."""
+
+    part = "tasks"
+
+    def __init__(self, keys: Keys) -> None:
+        self._key = keys.paused(REFRESH)
+
+    def commands(self, now_ms: int) -> Sequence[Command]:
+        return [(b"PTTL", self._key), (b"GET", self._key)]
+
+    def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
+        left_ms, text = replies
+        if left_ms is None or left_ms <= 0:
+            return {}
+        return {"paused_s": left_ms / 1000, "paused_by": said_by(text)}
 
     def count(self, counts: Counts | None) -> Mapping[str, Any]:
         return {}

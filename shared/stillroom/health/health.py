@@ -20,6 +20,7 @@ class Health(Face):
     examine = blocking(HealthBody.examine)
     history = blocking(HealthBody.history)
     past = blocking(HealthBody.past)
+    figures = blocking(HealthBody.figures)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""
@@ -37,6 +38,7 @@ class AsyncHealth(Face):
     examine = awaiting(HealthBody.examine)
     history = awaiting(HealthBody.history)
     past = awaiting(HealthBody.past)
+    figures = awaiting(HealthBody.figures)
 
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from stillroom.counted import LIMIT, LOAD_BOUNDS, LOADER, OTHERS, RULE, TOOK, by_name
 from stillroom.health.report import ORDER, RedisInfo, Report, Server
 from stillroom.keys import WOULD_DENY
 
@@ -30,6 +31,7 @@ class Family(NamedTuple):
     kind: str
     about: str
     samples: Sequence[Sample]
+    suffixes: Sequence[str] = ()  # of the samples' names: a histogram has samples of three
 
 
 class Question(NamedTuple):
@@ -160,12 +162,89 @@ def _counted(totals: Mapping[str, int]) -> Iterator[Family]:
     ]
     about = "Requests that a limit in shadow would have denied."
     yield Family("stillroom_limit_would_deny_total", "counter", about, shadows)
+    yield from _by_name(totals)
     others: list[Sample] = [
         ({"event": name}, number)
         for name, number in sorted(totals.items())
         if name not in ASKED and _OURS.fullmatch(name)
     ]
     yield Family("stillroom_events_total", "counter", "Whatever else is counted.", others)
+
+
+class Named(NamedTuple):
+    """A metric of things that are counted by name: loaders, limits, rules."""
+
+    name: str
+    about: str
+    kind: str  # of the things; also the label
+    label: str  # what tells its samples apart besides; empty: nothing
+    whats: Mapping[str, str]  # what is counted → the label's value
+    scale: float = 1.0
+
+
+_RESULTS = {"hits": "hit", "stale": "stale", "misses": "miss"}
+_OUTCOMES = {"checks": "all", "denials": "denied", "cached": "cached", "degraded": "degraded"}
+# Name without `stillroom_`, what it is, kind, label, what is counted → the label's value, scale.
+NAMED: Sequence[Named] = [
+    Named("loader_requests_total", "Lookups, by how they ended.", LOADER, "result", _RESULTS),
+    Named("loader_loads_total", "Loads that ended well.", LOADER, "", {"loads": ""}),
+    Named("loader_load_errors_total", "Loads that failed.", LOADER, "", {"load_errors": ""}),
+    Named("loader_refreshes_total", "Refreshes that ended well.", LOADER, "", {"refreshes": ""}),
+    Named("loader_refresh_errors_total", "And that failed.", LOADER, "", {"refresh_errors": ""}),
+    Named(
+        "loader_refresh_lag_seconds_total",
+        "How long values had been stale when they were refreshed, added up.",
+        *(LOADER, "", {"lag_ms": ""}, 0.001),
+    ),
+    Named("loader_not_kept_total", "Values that can't be kept.", LOADER, "", {"not_kept": ""}),
+    Named("limit_requests_total", "Checks of a limit, by outcome.", LIMIT, "outcome", _OUTCOMES),
+    Named("rule_patterns_total", "Patterns of abuse it has found.", RULE, "", {"patterns": ""}),
+    Named("rule_bans_total", "Bans by a rule.", RULE, "", {"bans": ""}),
+    Named("rule_shadow_total", "Bans that shadow has spared.", RULE, "", {"shadow": ""}),
+]
+NAMES_MOST = 100  # of a kind; the least counted are added up as `others`
+
+
+def _by_name(totals: Mapping[str, int]) -> Iterator[Family]:
+    """What is counted of each loader, limit and rule."""
+    counted = {kind: _bounded(by_name(totals, kind)) for kind in (LOADER, LIMIT, RULE)}
+    for metric in NAMED:
+        samples: list[Sample] = [
+            (
+                {metric.kind: name} | ({metric.label: value} if metric.label else {}),
+                counts.get(what, 0) * metric.scale,
+            )
+            for name, counts in counted[metric.kind].items()
+            for what, value in metric.whats.items()
+        ]
+        yield Family(f"stillroom_{metric.name}", "counter", metric.about, samples)
+    yield _load_seconds(counted[LOADER])
+
+
+def _bounded(found: dict[str, dict[str, int]]) -> Mapping[str, Mapping[str, int]]:
+    """Those that are counted most, by name; the rest added up."""
+    others = found.pop(OTHERS, {})
+    by_use = sorted(found, key=lambda name: (-sum(found[name].values()), name))
+    for name in by_use[NAMES_MOST:]:
+        for what, number in found.pop(name).items():
+            others[what] = others.get(what, 0) + number
+    return dict(sorted(found.items())) | ({OTHERS: others} if others else {})
+
+
+def _load_seconds(loaders: Mapping[str, Mapping[str, int]]) -> Family:
+    samples: list[Sample] = []
+    suffixes: list[str] = []
+    bounds = [*(f"{bound / 1000:g}" for bound in LOAD_BOUNDS), "+Inf"]
+    for name, counts in loaders.items():
+        reached = 0
+        for bound, what in zip(bounds, TOOK, strict=True):
+            reached += counts.get(what, 0)
+            samples.append(({LOADER: name, "le": bound}, reached))
+        samples.append(({LOADER: name}, counts.get("load_ms", 0) / 1000))
+        samples.append(({LOADER: name}, reached))
+        suffixes += [*["_bucket"] * len(bounds), "_sum", "_count"]
+    about = "How long loads took, whether they ended well or not."
+    return Family("stillroom_loader_load_seconds", "histogram", about, samples, suffixes)
 
 
 def _gauge(name: str, about: str, samples: Sequence[Sample]) -> Family:
@@ -186,18 +265,19 @@ def _seconds(ms: float | None) -> float | None:
 
 
 def _lines(family: Family) -> Iterator[str]:
-    known = [(labels, value) for labels, value in family.samples if value is not None]
+    suffixes = family.suffixes or [""] * len(family.samples)
+    known = [
+        (family.name + suffix, labels, value)
+        for suffix, (labels, value) in zip(suffixes, family.samples, strict=True)
+        if value is not None
+    ]
     if not known:
         return
     yield f"# HELP {family.name} {family.about}"
     yield f"# TYPE {family.name} {family.kind}"
-    for labels, value in known:
-        named = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
-        yield (
-            f"{family.name}{{{named}}} {float(value)!r}"
-            if named
-            else f"{family.name} {float(value)!r}"
-        )
+    for name, labels, value in known:
+        named = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+        yield f"{name}{{{named}}} {float(value)!r}" if named else f"{name} {float(value)!r}"
 
 
 def _escaped(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from stillroom.health.report import Part, Snapshot
+from stillroom.health.report import Figures, Part, Snapshot
 
 COARSE_S = 300.0  # between two snapshots of the stream that keeps a week
 
@@ -30,6 +30,7 @@ class Past(NamedTuple):
     history: Sequence[Snapshot] | None  # oldest first
     patterns: Sequence[Pattern] | None  # newest first
     since: float | None = None  # when the first snapshot of all was made, as far as they reach back
+    figures: Figures | None = None  # what was counted by name, lately
 
 
 NOT_TOLD = Past(None, None)

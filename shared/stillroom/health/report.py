@@ -148,6 +148,26 @@ class System(Part):
     rss: int | None = None  # of this process
 
 
+class LimitStats(Part):
+    """One limit by its name, in the last whole minute."""
+
+    name: str
+    checks: int = 0
+    denials: int = 0
+    cached: int = 0  # of the denials: from memory
+    degraded: int = 0  # decided without Redis
+    would_deny: int = 0  # in shadow
+
+
+class RuleStats(Part):
+    """One rule of abuse by its name, in the last whole minute."""
+
+    name: str
+    patterns: int = 0
+    bans: int = 0
+    shadow: int = 0  # patterns for which it would have banned
+
+
 class Limits(Part):
     """Rate limits and abuse, in the last whole minute."""
 
@@ -160,6 +180,37 @@ class Limits(Part):
     events: int | None = None
     dropped: int | None = None  # abuse events that found no room
     patterns: int | None = None
+    each: tuple[LimitStats, ...] | None = None  # by name; not in snapshots
+    rules: tuple[RuleStats, ...] | None = None  # by name; not in snapshots
+
+
+class LoaderStats(Part):
+    """One loader by its name, in the last whole minute. A function that is not registered has loads only."""
+
+    name: str
+    hits: int = 0
+    stale: int = 0
+    misses: int = 0
+    hit_ratio: float | None = None
+    loads: int = 0
+    load_errors: int = 0
+    load_p50_ms: float | None = None  # half of the loads took no longer; estimated within a bucket
+    load_p95_ms: float | None = None
+    load_ms: int = 0  # all of them together
+    took: Mapping[str, int] | None = None  # the buckets: see cache/figures.py
+    refreshes: int = 0
+    refresh_errors: int = 0
+    refresh_lag_s: float | None = None  # mean
+    not_kept: int = 0  # values that could not be kept
+
+
+class LoadError(Part):
+    """The last error of a loader: what it was and where, never its message, which may hold anything."""
+
+    name: str  # the loader's
+    kind: str  # the error's class
+    place: str  # where it was raised, `shop.db:41`
+    at: float
 
 
 class CacheStats(Part):
@@ -180,6 +231,21 @@ class CacheStats(Part):
     decode_errors: int | None = None
     not_stored: int | None = None
     not_kept: Mapping[str, int] | None = None  # loader → values that JSON could not give back
+    loaders: tuple[LoaderStats, ...] | None = None  # by name; not in snapshots
+    errors: tuple[LoadError, ...] | None = None  # the loaders' last ones; not in snapshots
+
+    def last_error(self, loader: str) -> LoadError | None:
+        """The newest error of a loader that is known."""
+        found = [one for one in self.errors or () if one.name == loader]
+        return max(found, key=lambda one: one.at, default=None)
+
+
+class Figures(Part):
+    """What was counted in several minutes: of each loader, limit and rule. Null: Redis did not tell it."""
+
+    minutes: int
+    cache: CacheStats | None = None
+    limits: Limits | None = None
 
 
 class SessionStats(Part):
@@ -226,6 +292,8 @@ class TaskStats(Part):
     workers: int | None = None  # seen in the last half minute
     crew: tuple[WorkerStats, ...] | None = None  # the workers, seen last first; not in snapshots
     beat_s: float | None = None  # since a tick of beat's was done last; null: none within a day
+    paused_s: float | None = None  # refreshes are paused for so much longer; null: they are not
+    paused_by: str | None = None
     ticks: Mapping[str, float] | None = None  # scheduled task → seconds since it last ended well
 
 

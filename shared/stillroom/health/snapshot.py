@@ -22,6 +22,13 @@ KEPT_COARSE = 7 * 24 * 12  # … and every fifth minute's for a week
 KEPT_S = 8 * 86_400  # without a new one
 USUAL_WEIGHT = 1 / 60  # of the newest minute in the moving average: an hour's worth of memory
 
+# What is of now only: it would be long, 1,440 times.
+OF_NOW = {
+    "tasks": ("crew",),
+    "cache": ("loaders", "errors"),
+    "limits": ("each", "rules"),
+}
+
 # The rate in a report → the counter it is the growth of.
 RATES = {
     "evicted_per_s": "evicted",
@@ -36,8 +43,9 @@ def snapshot_of(report: Report, error: str | None) -> Snapshot:
     """What is kept of a report: its measures, and the names of its findings."""
     findings = tuple(found.name for found in report.advice)
     kept = dict(measures_of(report))
-    if report.tasks is not None:
-        kept["tasks"] = report.tasks.model_copy(update={"crew": None})  # of now only
+    for part, fields in OF_NOW.items():
+        if kept[part] is not None:
+            kept[part] = kept[part].model_copy(update=dict.fromkeys(fields))
     return Snapshot(**kept, status=report.status, findings=findings, error=error)
 
 

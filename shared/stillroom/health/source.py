@@ -53,6 +53,25 @@ class Answers(NamedTuple):
     rest: Sequence[Any]  # the replies to what was asked besides
 
 
+class Told(Protocol):
+    """What a part of a report is made of."""
+
+    @property
+    def minute(self) -> Counts | None: ...
+    @property
+    def now_ms(self) -> int: ...
+    @property
+    def probed(self) -> Sequence[tuple[Probe, Sequence[Any]]]: ...
+
+
+class Counted(NamedTuple):
+    """What one source has counted in several minutes, as if it were one."""
+
+    minute: Counts | None
+    now_ms: int
+    probed: Sequence[tuple[Probe, Sequence[Any]]]
+
+
 class Outcome(NamedTuple):
     """Replies, None for each that could not be had; the first error, in one word; whether anybody answered."""
 
@@ -87,6 +106,30 @@ def ask(source: Source, besides: Sequence[Command]) -> Operation[Answers]:
         probed=[(probe, [next(place) for _ in commands]) for probe, commands in asked],
         now_ms=now_ms,
     )
+
+
+def ask_counts(source: Source, minutes: int, parts: Sequence[str]) -> Operation[Counted]:
+    """Ask what was counted in the last so many whole minutes, and the probes of these parts. Does not raise."""
+    now_ms = source.clock.now_ms()
+    newest = now_ms // MINUTE_MS - 1
+    probes = [probe for probe in source.probes if probe.part in parts]
+    asked = [(probe, probe.commands(now_ms)) for probe in probes]
+    stats = [(b"HGETALL", source.keys.stats(newest - ago)) for ago in range(minutes)]
+    outcome = yield from attempt([*stats, *(one for _, commands in asked for one in commands)])
+    place = iter(outcome.replies)
+    counted = added([counts_in(next(place)) for _ in stats])
+    return Counted(counted, now_ms, [(p, [next(place) for _ in c]) for p, c in asked])
+
+
+def added(counts: Sequence[Counts | None]) -> Counts | None:
+    """Add up by name; None if any of them is not known."""
+    summed: dict[str, int] = {}
+    for one in counts:
+        if one is None:
+            return None
+        for name, number in one.items():
+            summed[name] = summed.get(name, 0) + number
+    return summed
 
 
 def attempt(batch: Sequence[Command], counts: Sequence[Command] = ()) -> Operation[Outcome]:

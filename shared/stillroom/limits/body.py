@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from stillroom.counted import LIMIT
 from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable
 from stillroom.keys import WOULD_DENY, Keys
 from stillroom.known_bans import KnownBans
@@ -69,7 +70,7 @@ class LimitsBody(Operating):
         self._server, self._keys = server, keys
         self._breaker = breaker
         self._reservation = keys.reservation
-        self._requests = Requests(settings, keys)
+        self._requests = Requests(settings, keys, stats)
         self._denials = Denials(settings.limits_memory)
         self._local = LocalLimits(settings.processes, settings.local_limits, settings.limits_memory)
         self._settling = Settling(settings, keys, self._requests, self._local, stats)
@@ -234,7 +235,7 @@ class LimitsBody(Operating):
     def _decided(self, request: Request) -> Operation[Decision]:
         if request.exempt:
             return self._passed(request)
-        self.stats.counts["limit_checks"] += 1
+        self._count_checks(request)
         if self._denials.found and (denied := self._remembered(request)) is not None:
             yield from self._reading_changes()
             return denied
@@ -264,7 +265,7 @@ class LimitsBody(Operating):
     def _reserved(self, request: Request) -> Operation[Reservation]:
         if request.exempt:
             return Reservation(self._passed(request), ())
-        self.stats.counts["limit_checks"] += 1
+        self._count_checks(request)
         if self._denials.found and (denied := self._remembered(request)) is not None:
             yield from self._reading_changes()
             return Reservation(denied, request.keys)
@@ -352,7 +353,7 @@ class LimitsBody(Operating):
             times = _now_us(), reply[1], int(sent * _US)
             self._local.remember(request.known_as, reply[2:], *times)
         if decision.status != OK:
-            self.stats.counts["limit_denials"] += 1
+            self._count_denial(decision)
             if asked_at == self._denials.forgotten:
                 self._remember(request, decision, longest)
         if request.plan.letters:
@@ -380,6 +381,8 @@ class LimitsBody(Operating):
     ) -> Decision:
         """What this process decides by itself."""
         self.stats.counts["limit_degraded"] += 1
+        for limit in request.limits:
+            self._count_named("degraded", limit)
         limits, reason, now_us = request.limits, error.reason, self._server.now_us()
         self.stats.say("limits", reason, f"decided without Redis: {error}")
         if left_ms := self._banned_ms(request, now_us // 1_000):
@@ -391,14 +394,33 @@ class LimitsBody(Operating):
         if take and reason == "breaker":
             self._settling.was_away()
         status, said = self._decide_here(request, take=take, id=id)
-        if take and status != OK:
-            self.stats.counts["limit_denials"] += 1
         wait_us = TRY_AGAIN_US if status == UNAVAILABLE else 0
-        return Decision(
+        decision = Decision(
             *(limits, status, request.cost, now_us, request.folded(said)),
             wait_us=wait_us,
             degraded=reason,
         )
+        if take and status != OK:
+            self._count_denial(decision)
+        return decision
+
+    # Counting
+
+    def _count_checks(self, request: Request) -> None:
+        """Count a check, and one of each of its limits."""
+        counts = self.stats.counts
+        counts["limit_checks"] += 1
+        for name in request.plan.counted_as:
+            counts[name] += 1
+
+    def _count_denial(self, decision: Decision) -> None:
+        """Count a denial, and one of each limit that the request did not fit into. A ban is none of a limit's."""
+        self.stats.counts["limit_denials"] += 1
+        for limit in decision.violated:
+            self._count_named("denials", limit)
+
+    def _count_named(self, what: str, limit: Limit) -> None:
+        self.stats.counts[self.stats.counted_as(LIMIT, what, limit.name)] += 1
 
     def _banned_ms(self, request: Request, now_ms: int) -> int:
         """How long the client is still banned, as far as this machine knows; 0: it is not."""
@@ -435,6 +457,9 @@ class LimitsBody(Operating):
             denial.unseen += 1
         self.stats.counts["limit_denials"] += 1
         self.stats.counts["limit_cached"] += 1
+        if denial.limit is not None:
+            self._count_named("denials", denial.limit)
+            self._count_named("cached", denial.limit)
         before, age_us = denial.decision, int((now - denial.at) * _US)
         said = before.said
         if said and (denial.keys != keys or before.limits != limits):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stillroom.keys import Keys
+from stillroom.counted import LIMIT, RULE, by_name
+from stillroom.keys import WOULD_DENY, Keys
 from stillroom.wire import Command
 
 COUNTED = {
@@ -18,6 +19,7 @@ COUNTED = {
     "dropped": "abuse_dropped",
     "patterns": "abuse_patterns",
 }
+NAMED_MOST = 100  # limits in a report, and rules
 
 
 class LimitsProbe:
@@ -37,4 +39,22 @@ class LimitsProbe:
     def count(self, counts: Mapping[str, int] | None) -> Mapping[str, Any]:
         if counts is None:
             return {}
-        return {field: counts.get(name, 0) for field, name in COUNTED.items()}
+        fields: dict[str, Any] = {f: counts.get(name, 0) for f, name in COUNTED.items()}
+        fields["each"] = _named(_with_shadows(by_name(counts, LIMIT), counts))
+        fields["rules"] = _named(by_name(counts, RULE))
+        return fields
+
+
+def _with_shadows(
+    limits: dict[str, dict[str, int]], counts: Mapping[str, int]
+) -> Mapping[str, Mapping[str, int]]:
+    for field, number in counts.items():
+        if field.startswith(WOULD_DENY):
+            limits.setdefault(field.removeprefix(WOULD_DENY), {})["would_deny"] = number
+    return limits
+
+
+def _named(found: Mapping[str, Mapping[str, int]]) -> tuple[Mapping[str, Any], ...]:
+    """Those that are counted most, first."""
+    names = sorted(found, key=lambda name: (-max(found[name].values()), name))
+    return tuple([{"name": name, **found[name]} for name in names[:NAMED_MOST]])

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from stillroom import pepper
+from stillroom.counted import LIMIT
 from stillroom.edges import CLOUDFLARE
 from stillroom.errors import InvalidLimit
 from stillroom.exempt import Exempt
@@ -22,6 +23,7 @@ from stillroom.limits.identity import CROWD, Crowd, Networks
 from stillroom.limits.limit import Limit, check_cost, check_limits
 from stillroom.scripts import Text, limit_check
 from stillroom.settings import Settings
+from stillroom.stats import Stats
 from stillroom.subject import (
     BAN_PREFIXES,
     SITE_PREFIX,
@@ -47,6 +49,9 @@ ROUTE_LIMIT = 200  # characters, in an event
 WINDOWS_LIMIT = 1_000  # names of limits whose windows are compared
 WINDOWS = "windows"
 QUIET = b"quiet"  # of Request.mode
+LOG_SLACK_MS = (
+    1_000  # what a log is kept beyond the longest window of its name: see lua/lib/hits.lua
+)
 _US = 1_000_000
 _WIDTH = re.compile(rb"([46])/(\d{1,3}) ")
 
@@ -55,7 +60,7 @@ class Plan(NamedTuple):
     """What is the same each time these limits are asked for."""
 
     names: tuple[bytes, ...]
-    numbers: tuple[bytes, ...]  # quota, window µs, longest window of the name µs, quota …
+    numbers: tuple[bytes, ...]  # quota, window µs, ms that the log is kept, quota …
     how_many: bytes
     kinds: frozenset[str]
     counted_away: bool  # what Redis says of them matters while it is away
@@ -64,6 +69,7 @@ class Plan(NamedTuple):
     memory: tuple[bytes, ...]  # what is remembered of a log is told apart by: see Request.known_as
     letters: bytes  # one for each limit, if one is in shadow: see lua/limit_check.lua
     in_flight: str  # the name of a limit of what is in flight, if there is one
+    counted_as: tuple[str, ...] = ()  # what a check of each limit is counted as
 
 
 class Request(NamedTuple):
@@ -159,9 +165,10 @@ class Client(NamedTuple):
 class Requests:
     """Makes them."""
 
-    def __init__(self, settings: Settings, keys: Keys) -> None:
+    def __init__(self, settings: Settings, keys: Keys, stats: Stats) -> None:
         self._settings = settings
         self._keys = keys
+        self._counted_as = stats.counted_as
         self._peppers: tuple[bytes, ...] = ()
         self.waits: dict[
             str, float
@@ -329,7 +336,9 @@ class Requests:
 
     def _make_plan(self, limits: tuple[Limit, ...]) -> Plan:
         """Raises InvalidLimit."""
-        plan = _plan_of(limits, self._windows)
+        plan = _plan_of(limits, self._windows)._replace(
+            counted_as=tuple([self._counted_as(LIMIT, "checks", limit.name) for limit in limits])
+        )
         own = self._own_windows
         news = [one for one in limits if one.window * _US > own.get(one.name, 0)]
         for limit in news if len(own) < WINDOWS_LIMIT else ():
@@ -439,7 +448,8 @@ def _plan_of(limits: tuple[Limit, ...], windows: Mapping[str, int]) -> Plan:
     numbers: list[int] = []
     for limit in limits:
         window = limit.window * _US
-        numbers += (limit.quota, window, max(window, windows.get(limit.name, 0)))
+        longest = max(window, windows.get(limit.name, 0))
+        numbers += (limit.quota, window, longest // 1_000 + LOG_SLACK_MS)
     return Plan(
         tuple(name.encode() for name in names),
         tuple(b"%d" % number for number in numbers),

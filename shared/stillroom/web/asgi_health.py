@@ -20,6 +20,7 @@ from stillroom.web.health import (
     has_past,
     sized,
 )
+from stillroom.web.operate import BODY_LIMIT
 from stillroom.web.placing import app_and_room
 
 Message = MutableMapping[str, Any]
@@ -41,6 +42,7 @@ class HealthASGI:
         self._app: Application | None = inner
         self._endpoints = Endpoints(room.settings)
         self._health = room.health
+        self._loaders = room.cache.loaders
         self._reports = Reports(room.health.check)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -53,6 +55,10 @@ class HealthASGI:
         if request is None:
             return None  # a WebSocket: closed by the server, for it was not accepted
         response = self._endpoints.at_once(request)
+        if response is None and self._endpoints.is_operating(request):
+            if self._endpoints.is_act(request):
+                request = request._replace(body=await _body(receive))
+            response = await asyncio.to_thread(self._endpoints.operate, request, self._loaders)
         if response is None:
             response = await self._answer(request, await self._reports.newest())
         return await _send(request, response, send)
@@ -102,6 +108,20 @@ def _request(scope: Message) -> Request:
     client = scope.get("client")
     query = scope.get("query_string", b"").decode("latin-1")
     return Request(scope["method"], path, root, client[0] if client else None, headers, query)
+
+
+async def _body(receive: Receive) -> bytes:
+    """The body of a form; none of one that is too long."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b""
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > BODY_LIMIT:
+            return b""
+    return body
 
 
 async def _send(request: Request, response: Response, send: Send) -> None:

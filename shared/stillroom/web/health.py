@@ -7,6 +7,7 @@
 | `/health/ready` | 1 in 2 s   | 200, or 503 before Redis has answered once, or while a required role is away|
 | `/metrics`      | 1 in 2 s   | Prometheus text; guarded like the details unless `metrics_open`             |
 | `/status`       | each time  | a page for operators, guarded like the details: see status/                 |
+| `/operate`      | each act   | a page on which operators act: for who has the token, see operate.py        |
 
 Everybody sees the status. The details are for who has the token, or comes from an operator's network directly: a
 request that a proxy passed on has the proxy's address, which says nothing about who sent it. Where a token is set,
@@ -16,19 +17,25 @@ no network is an operator's unless the setting health_networks says so: a proxy 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hmac
 import ipaddress
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from stillroom.acts import act
+from stillroom.cache.loaders import Loaders
+from stillroom.errors import StillroomError
 from stillroom.health import rfc
 from stillroom.health.metrics import MEDIA_TYPE as METRICS_TYPE
 from stillroom.health.metrics import exposition
 from stillroom.health.past import Past
 from stillroom.health.report import Report
 from stillroom.health.system import find_psutil
+from stillroom.room import Stillroom
 from stillroom.settings import Settings
+from stillroom.web import operate
 from stillroom.web.status import HEADERS as STATUS_HEADERS
 from stillroom.web.status import render, view_of
 
@@ -40,10 +47,12 @@ FORWARDED = ("forwarded", "x-forwarded-", "x-real-ip", "cf-", "via")  # how what
 METHODS = ("GET", "HEAD")
 
 LIVE, READY, HEALTH, METRICS, STATUS = "live", "ready", "health", "metrics", "status"
+OPERATE = "operate"
 # What opens them. A browser can't be told a bearer token, but asks its user for a password.
 GUARDED: Mapping[str, str] = {
     METRICS: 'Bearer realm="stillroom"',
     STATUS: 'Basic realm="stillroom", charset="UTF-8"',
+    OPERATE: 'Basic realm="stillroom", charset="UTF-8"',
 }
 ROUTES: Mapping[str, str] = {
     "/health": HEALTH,
@@ -51,6 +60,7 @@ ROUTES: Mapping[str, str] = {
     "/health/ready": READY,
     "/metrics": METRICS,
     "/status": STATUS,
+    "/operate": OPERATE,
 }
 
 
@@ -63,6 +73,7 @@ class Request(NamedTuple):
     peer: str | None  # the address it came from
     headers: Mapping[str, str]
     query: str = ""
+    body: bytes = b""  # of a form
 
 
 class Response(NamedTuple):
@@ -111,6 +122,8 @@ class Endpoints:
         route = self.route(request)
         if route is None:
             return _text(404, "not found")
+        if route == OPERATE:
+            return self._refused(request)
         if request.method not in METHODS:
             return _text(405, "GET or HEAD", ("Allow", ", ".join(METHODS)))
         if route == LIVE:
@@ -142,6 +155,44 @@ class Endpoints:
             return _health(status, rfc.details_json(*held_with_age(held)))
         return _health(status, rfc.public_json(held.report.status))
 
+    # The operators' page
+
+    def is_operating(self, request: Request) -> bool:
+        """Whether `operate` answers this, in a thread that may wait for Redis."""
+        return self.route(request) == OPERATE
+
+    def is_act(self, request: Request) -> bool:
+        """Whether it has a body that is to be read, up to operate.BODY_LIMIT bytes."""
+        return request.method == "POST" and self.is_operating(request)
+
+    def _refused(self, request: Request) -> Response | None:
+        """Why nobody may act here, or None. The token is asked for, from whichever network it is."""
+        if request.method not in (*METHODS, "POST"):
+            return _text(405, "GET, HEAD or POST", ("Allow", ", ".join((*METHODS, "POST"))))
+        if self._token is None:
+            return _text(404, "for operators: set STILLROOM_HEALTH_TOKEN")
+        if not self._has_token(request):
+            return _text(401, "for operators", ("WWW-Authenticate", GUARDED[OPERATE]))
+        return None
+
+    def operate(self, request: Request, loaders: Loaders) -> Response:
+        """Do what a form says, and answer with the page. Takes as long as Redis does."""
+        secret, at = self._token or b"", operate.now()
+        if request.method != "POST":
+            return _page(200, operate.render(secret, at))
+        form = operate.form_of(request.body)
+        given = form.pop(operate.CODE_FIELD, "")
+        if not operate.is_from_here(request.headers) or not operate.is_good(given, secret, at):
+            said = "This form is too old, or stood on another page. Nothing was done: try again."
+            return _page(403, operate.render(secret, at, wrong=said))
+        try:
+            with Stillroom(self._settings) as room:
+                room.cache.loaders.adopt(loaders)
+                done = act(room, form.pop("act", ""), form, _who(request))
+        except (StillroomError, ValueError, LookupError) as error:
+            return _page(200, operate.render(secret, at, wrong=f"This failed: {error}"))
+        return _page(200, operate.render(secret, at, done))
+
     def is_page(self, request: Request) -> bool:
         """Whether `page` answers this, with health.past(hours), instead of `answer`."""
         return self.route(request) == STATUS
@@ -162,19 +213,28 @@ class Endpoints:
             now=time.time(),
             view=view_of(request.query),
             since=past.since,
+            figures=past.figures,
         )
         return Response(200, STATUS_HEADERS, text.encode())
 
     def is_operator(self, request: Request) -> bool:
         """Whether this one may see the details."""
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        kind = request.headers.get("authorization", "").partition(" ")[0]
         if self._token and kind.lower() == "bearer":
-            return hmac.compare_digest(given.strip().encode(), self._token)
-        if self._token and hmac.compare_digest(_password(kind, given), self._token):
+            return self._has_token(request)
+        if self._has_token(request):
             return True
         if any(name.startswith(FORWARDED) for name in request.headers):
             return False
         return self._is_near(request.peer)
+
+    def _has_token(self, request: Request) -> bool:
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if not self._token:
+            return False
+        if kind.lower() == "bearer":
+            return hmac.compare_digest(given.strip().encode(), self._token)
+        return hmac.compare_digest(_password(kind, given), self._token)
 
     def _is_near(self, peer: str | None) -> bool:
         try:
@@ -203,6 +263,20 @@ class Endpoints:
 
 def _networks(texts: Sequence[str]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     return [ipaddress.ip_network(text) for text in texts]
+
+
+def _who(request: Request) -> str:
+    """For the log: the name that a browser was given, and the address."""
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    name = b""
+    if kind.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            name = base64.b64decode(given).partition(b":")[0]
+    return f"{name.decode(errors='replace') or 'an operator'} at {request.peer or 'no address'}"
+
+
+def _page(status: int, text: str) -> Response:
+    return Response(status, operate.HEADERS, text.encode())
 
 
 def _password(kind: str, given: str) -> bytes:

@@ -58,14 +58,25 @@ class Misfits:
         except Exception as error:  # it is only a help
             log.debug("the routes of the app can't be seen: %r", error)
             return
-        for route in self._routes if known else ():
-            if not any(_could_fit(route, one, root) for one in known):
-                texts = [one.text for one in known]
-                log.warning(
-                    "the route %s fits no endpoint of this app, so its limits hold for nothing in it%s",
-                    " ".join([*route.methods, route.template]),
-                    did_you_mean(route.template, texts),
-                )
+        for name, hint in _misfits(self._routes, known, root):
+            log.warning(
+                "the route %s fits no endpoint of this app, so its limits hold for nothing in it%s",
+                *(name, hint),
+            )
+
+
+def misfits(routes: Routes, app: object, root: str = "") -> list[tuple[str, str]]:
+    """Return the routes of a table that fit no endpoint of an app, and what was probably meant."""
+    return list(_misfits(routes.routes, known_routes(app) or [], root))
+
+
+def _misfits(
+    routes: Sequence[Route], known: Sequence[Known], root: str
+) -> Iterator[tuple[str, str]]:
+    for route in routes if known else ():
+        if not any(_could_fit(route, one, root) for one in known):
+            hint = did_you_mean(route.template, [one.text for one in known])
+            yield " ".join([*route.methods, route.template]), hint
 
 
 def known_routes(app: object) -> list[Known] | None:

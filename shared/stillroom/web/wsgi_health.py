@@ -20,6 +20,7 @@ from stillroom.web.health import (
     has_past,
     sized,
 )
+from stillroom.web.operate import BODY_LIMIT
 from stillroom.web.placing import app_and_room
 from stillroom.wire import reset_after_fork
 
@@ -44,6 +45,7 @@ class HealthWSGI:
         self._app: Application | None = inner
         self._endpoints = Endpoints(room.settings)
         self._health = room.health
+        self._loaders = room.cache.loaders
         self._reports = Reports(room.health.check)
 
     def __call__(
@@ -53,6 +55,10 @@ class HealthWSGI:
         if self._app is not None and self._endpoints.route(request) is None:
             return self._app(environ, start_response)
         response = self._endpoints.at_once(request)
+        if response is None and self._endpoints.is_operating(request):
+            if self._endpoints.is_act(request):
+                request = request._replace(body=_body(environ))
+            response = self._endpoints.operate(request, self._loaders)
         if response is None:
             response = self._answer(request, self._reports.newest())
         return _send(request, response, start_response)
@@ -112,6 +118,15 @@ def _request(environ: dict[str, Any]) -> Request:
     method, path = environ.get("REQUEST_METHOD", "GET"), environ.get("PATH_INFO", "")
     mount, query = environ.get("SCRIPT_NAME", ""), environ.get("QUERY_STRING", "")
     return Request(method, path, mount, environ.get("REMOTE_ADDR"), headers, query)
+
+
+def _body(environ: dict[str, Any]) -> bytes:
+    """The body of a form; none of one that is too long, or says nothing of its length."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    if not length.isdecimal() or int(length) > BODY_LIMIT:
+        return b""
+    body: bytes = environ["wsgi.input"].read(int(length))
+    return body
 
 
 def _send(

@@ -78,10 +78,16 @@ class Refreshing:
             return "failed"
 
     def _refresh(self, order: RefreshOrder, patience: float) -> Report:
-        """While the breaker is open the order waits: refusing each at once would only empty the queue."""
+        """While the breaker is open the order waits: refusing each at once would only empty the queue.
+
+        While refreshes are paused it is let go: its lease runs out, and a stale read after that asks again.
+        """
+        upkeep = self._app.room.upkeep
+        if upkeep.refreshes_are_paused():
+            return {"outcome": "paused", "loader": order.loader, "key": order.key}
         while True:
             try:
-                return self._app.room.upkeep.refresh(order)
+                return upkeep.refresh(order)
             except RedisUnavailable as error:
                 if error.reason != "breaker" or time.monotonic() > patience:
                     raise

@@ -11,6 +11,7 @@ def register(app: WorkerApp) -> None:
     """`stillroom.warm`: no arguments. Returns how many loaders were due, and how many values it has ordered."""
 
     def warm() -> Report:
-        return app.room.upkeep.warm()
+        upkeep = app.room.upkeep
+        return {"outcome": "paused"} if upkeep.refreshes_are_paused() else upkeep.warm()
 
     app.task(checked(NoArguments, lambda _: warm()), name=WARM_TASK)

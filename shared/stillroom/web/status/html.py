@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-VOID = ("meta", "link")
+VOID = ("meta", "link", "input")
 
 
 class Html(str):

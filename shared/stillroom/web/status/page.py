@@ -13,11 +13,12 @@ from importlib.resources import files
 from urllib.parse import quote
 
 from stillroom.health.past import Pattern
-from stillroom.health.report import Advice, Report, Snapshot
+from stillroom.health.report import Advice, Figures, Report, Snapshot
 from stillroom.web.status.charts import sparkline
 from stillroom.web.status.choices import View
 from stillroom.web.status.crew import crew
 from stillroom.web.status.html import Html, el, joined
+from stillroom.web.status.names import names
 from stillroom.web.status.numbers import ago, amount, clock_with_seconds, iso, plural
 from stillroom.web.status.patterns import abuse
 from stillroom.web.status.period import charts, period_said
@@ -55,13 +56,14 @@ def render(
     now: float,
     view: View = VIEW,
     since: float | None = None,
+    figures: Figures | None = None,
 ) -> str:
     """The whole page.
 
     `history`: the snapshots of the view's time, oldest first; `patterns`: the newest first; None: Redis did not
-    tell them. `since`: when the first snapshot of all was made. `view`: which time it shows, and whether the
-    browser asks again. It does not unless the reader asks for it: a page that reloads under a reader's hands can't
-    be read with a screen reader or a magnifier (WCAG 2.2.1).
+    tell them. `since`: when the first snapshot of all was made. `figures`: what was counted by name. `view`: which
+    time it shows, and whether the browser asks again. It does not unless the reader asks for it: a page that
+    reloads under a reader's hands can't be read with a screen reader or a magnifier (WCAG 2.2.1).
     """
     period = period_of(report, history or (), now, view.choice, since)
     body = el(
@@ -75,6 +77,7 @@ def render(
             _now(report, period, has_charts=bool(history)),
             charts(report, history, period, view),
             crew(report.tasks),
+            names(figures, now),
             abuse(patterns, now),
         ),
         _footer(report, history, flower_url, now),

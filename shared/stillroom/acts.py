@@ -1,0 +1,290 @@
+"""What an operator does: looks at keys, sessions, bans and limits, and changes them. Each act is told in the log.
+
+The page at /operate offers them; the command line has a command for each. An act takes the texts of a form and
+gives back a sentence and rows, never the value of an entry or of a session.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from stillroom.cache.explain import fields_of
+from stillroom.errors import InvalidArgument, StillroomError, did_you_mean
+from stillroom.limits import Limit
+from stillroom.limits.changes import read_time, write_rate
+from stillroom.room import Stillroom
+from stillroom.shown import shown
+
+log = logging.getLogger("stillroom.operator")
+
+ROWS_MOST = 200
+Form = Mapping[str, str]
+
+
+class Button(NamedTuple):
+    """An act that a row offers, and what it would be given."""
+
+    label: str
+    act: str
+    form: Form
+
+
+class Row(NamedTuple):
+    """What is known of one thing. A moment is a float, seconds since 1970."""
+
+    cells: tuple[str | float, ...]
+    buttons: tuple[Button, ...] = ()
+
+
+class Done(NamedTuple):
+    """What came of an act."""
+
+    said: str
+    heads: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
+
+
+class Field(NamedTuple):
+    """What a form asks for."""
+
+    name: str
+    label: str
+    example: str = ""
+    is_needed: bool = True
+
+
+class Act(NamedTuple):
+    """One thing to do. `changes`: whether it is more than to look."""
+
+    title: str
+    fields: tuple[Field, ...]
+    run: Callable[[Stillroom, Form], Done]
+    changes: bool = True
+
+
+def act(room: Stillroom, name: str, form: Form, who: str) -> Done:
+    """Do it, and say so in the log. Raises InvalidArgument for what is missing; what the services raise."""
+    if name not in ACTS:
+        raise InvalidArgument(f"{shown(name, 50)} is no act{did_you_mean(name, ACTS)}")
+    one = ACTS[name]
+    given = {field.name: form.get(field.name, "").strip() for field in one.fields}
+    for field in one.fields:
+        if field.is_needed and not given[field.name]:
+            raise InvalidArgument(f"{field.label} is missing")
+    about = " ".join(f"{key}={shown(text, 200)}" for key, text in given.items() if text)
+    level = logging.WARNING if one.changes else logging.INFO
+    try:
+        done = one.run(room, given)
+    except StillroomError as error:
+        log.log(level, "%s by %s: %s failed: %s", name, shown(who, 100), about, shown(error, 300))
+        raise
+    log.log(level, "%s by %s: %s: %s", name, shown(who, 100), about, shown(done.said, 300))
+    return done
+
+
+# The cache
+
+
+def _look(room: Stillroom, form: Form) -> Done:
+    key = form["key"]
+    found = room.upkeep.explain(key)
+    facts: dict[str, str | float | None] = {
+        "a read is": found.outcome,
+        "loader": found.loader,
+        "tags": ", ".join(found.tags) or None,
+        "bytes": None if found.size is None else f"{found.size:,}",
+        "age": None if found.age_s is None else f"{found.age_s:,.0f} s",
+        "fresh until": found.fresh_until,
+        "ends": found.ends_at,
+        "invalidated": found.invalidated_at,
+        "under way": found.loading,
+    }
+    rows = tuple(Row((name, fact)) for name, fact in facts.items() if fact is not None)
+    buttons = [Button("Invalidate", "invalidate", {"key": key})]
+    if found.loader is not None:
+        buttons.append(Button("Load it now", "load", {"key": key}))
+    return Done(f"{key}: {found.why}", ("", ""), (*rows, Row(("",), tuple(buttons))))
+
+
+def _invalidate(room: Stillroom, form: Form) -> Done:
+    held = room.cache.invalidate(form["key"])
+    return Done(f"{form['key']} is invalidated; it held {'a' if held else 'no'} value.")
+
+
+def _invalidate_tag(room: Stillroom, form: Form) -> Done:
+    soft = bool(form["soft"])
+    room.cache.invalidate_by_tag(form["tag"], soft=soft)
+    how = "are served stale and loaded again" if soft else "are gone for every reader"
+    return Done(f"The values with the tag {form['tag']} {how}.")
+
+
+def _invalidate_pattern(room: Stillroom, form: Form) -> Done:
+    room.cache.invalidate_by_pattern(form["pattern"])
+    return Done(f"The values whose key {form['pattern']} matches are gone for every reader.")
+
+
+def _load(room: Stillroom, form: Form) -> Done:
+    key = form["key"]
+    found = room.upkeep.explain(key)
+    loader, args = found.loader, found.args
+    if args is None and loader is not None and loader in room.cache.loaders:
+        args = fields_of(room.cache.loaders[loader].template, key)
+    if loader is None or args is None:
+        raise InvalidArgument(
+            f"no loader is known for {key}: who knows it, loads it with the next read"
+        )
+    room.upkeep.order_load(loader, args)
+    return Done(f"A worker was asked to load {key} by {loader}.")
+
+
+# Sessions
+
+
+def _sessions(room: Stillroom, form: Form) -> Done:
+    user = form["user"]
+    devices = room.sessions.list_for_user(user, limit=ROWS_MOST)
+    rows = tuple(
+        Row(
+            (device.handle, device.last_seen, device.created, device.expires_at),
+            (Button("End", "end_session", {"user": user, "handle": device.handle}),),
+        )
+        for device in devices
+    )
+    heads = ("session", "last seen", "began", "ends")
+    return Done(f"{len(devices)} sessions of {user}.", heads, rows)
+
+
+def _end_session(room: Stillroom, form: Form) -> Done:
+    ended = room.sessions.end(form["user"], form["handle"])
+    return Done("The session is ended." if ended else "There is no such session.")
+
+
+def _end_sessions(room: Stillroom, form: Form) -> Done:
+    count = room.sessions.destroy_for_user(form["user"])
+    return Done(f"{count} sessions of {form['user']} are ended.")
+
+
+# Bans and limits
+
+
+def _bans(room: Stillroom, _: Form) -> Done:
+    found = room.abuse.bans(ROWS_MOST)
+    rows = tuple(
+        Row(
+            (ban.subject, ban.until, ban.since, ban.rule or ban.by, ban.reason),
+            (Button("Lift", "lift", {"subject": ban.subject}),),
+        )
+        for ban in found
+    )
+    return Done(f"{len(found)} bans.", ("subject", "until", "since", "by", "reason"), rows)
+
+
+def _lift(room: Stillroom, form: Form) -> Done:
+    lifted = room.abuse.lift(form["subject"])
+    said = "is not banned any more; for ten minutes no rule bans it" if lifted else "was not banned"
+    return Done(f"{form['subject']} {said}.")
+
+
+def _ban(room: Stillroom, form: Form) -> Done:
+    ban = room.abuse.ban(form["subject"], read_time(form["for"]), form["reason"])
+    return Done(f"{ban.subject} is banned for {form['for']}.")
+
+
+def _limits(room: Stillroom, _: Form) -> Done:
+    changes = {change.name: change for change in room.limits.changes()}
+    rows = []
+    for name in sorted({*room.limits.names(), *changes}):
+        change = changes.get(name)
+        said = write_rate(change.quota, change.window) if change else "as the app says"
+        rows.append(Row((name, said, change.until if change else "", change.by if change else "")))
+    return Done(f"{len(rows)} limits.", ("limit", "is", "until", "by"), tuple(rows[:ROWS_MOST]))
+
+
+def _reset(room: Stillroom, form: Form) -> Done:
+    by = form["by"] or "ip"
+    if by != "ip" and not room.settings.session_peppers:
+        raise InvalidArgument(f"to reset a limit by {by} needs STILLROOM_SESSION_PEPPERS")
+    room.limits.reset({by: form["subject"]}, [Limit(form["limit"], 1, 1, by=by)])
+    return Done(f"What {form['subject']} has used of {form['limit']} is forgotten.")
+
+
+# Dead letters and refreshes
+
+
+def _letters(room: Stillroom, _: Form) -> Done:
+    letters = room.state.run(room.dead_letters.list(ROWS_MOST))
+    rows = tuple(
+        Row(
+            (letter.when, letter.kind, letter.reason, letter.id),
+            (
+                Button("Send again", "retry", {"id": letter.id}),
+                Button("Drop", "drop", {"id": letter.id}),
+            ),
+        )
+        for letter in letters
+    )
+    return Done(f"{len(letters)} dead letters.", ("when", "kind", "reason", "id"), rows)
+
+
+def _retry(room: Stillroom, form: Form) -> Done:
+    room.state.run(room.dead_letters.retry(form["id"]))
+    return Done(f"{form['id']} is sent again.")
+
+
+def _drop(room: Stillroom, form: Form) -> Done:
+    dropped = room.state.run(room.dead_letters.drop(form["id"]))
+    return Done(f"{form['id']} is dropped." if dropped else "There is no such letter.")
+
+
+def _pause(room: Stillroom, form: Form) -> Done:
+    room.upkeep.pause("refresh", read_time(form["for"]), by="operator")
+    return Done(f"Refreshes are paused for {form['for']}.")
+
+
+def _resume(room: Stillroom, _: Form) -> Done:
+    ended = room.upkeep.resume("refresh")
+    return Done("Refreshes go on." if ended else "Refreshes were not paused.")
+
+
+_KEY = Field("key", "Key", "product:7")
+_USER = Field("user", "User", "42")
+_SUBJECT = Field("subject", "Address or network", "203.0.113.7")
+_FOR = Field("for", "For", "10m")
+_ID = Field("id", "Letter")
+
+ACTS: Mapping[str, Act] = {
+    "look": Act("Look at a key", (_KEY,), _look, changes=False),
+    "invalidate": Act("Invalidate a key", (_KEY,), _invalidate),
+    "invalidate_tag": Act(
+        "Invalidate a tag",
+        (Field("tag", "Tag", "products"), Field("soft", "Softly (write yes)", "", False)),
+        _invalidate_tag,
+    ),
+    "invalidate_pattern": Act(
+        "Invalidate a pattern", (Field("pattern", "Glob", "product:*"),), _invalidate_pattern
+    ),
+    "load": Act("Load a key now", (_KEY,), _load),
+    "sessions": Act("Look at a user's sessions", (_USER,), _sessions, changes=False),
+    "end_session": Act("End one session", (_USER, Field("handle", "Session")), _end_session),
+    "end_sessions": Act("End all sessions of a user", (_USER,), _end_sessions),
+    "bans": Act("Look at the bans", (), _bans, changes=False),
+    "ban": Act("Ban", (_SUBJECT, _FOR, Field("reason", "Reason", "", False)), _ban),
+    "lift": Act("Lift a ban", (_SUBJECT,), _lift),
+    "limits": Act("Look at the limits", (), _limits, changes=False),
+    "reset": Act(
+        "Reset a limit",
+        (
+            Field("subject", "Address or user", "203.0.113.7"),
+            Field("limit", "Limit", "auth"),
+            Field("by", "By", "ip", False),
+        ),
+        _reset,
+    ),
+    "letters": Act("Look at the dead letters", (), _letters, changes=False),
+    "retry": Act("Send a dead letter again", (_ID,), _retry),
+    "drop": Act("Drop a dead letter", (_ID,), _drop),
+    "pause": Act("Pause refreshes", (_FOR,), _pause),
+    "resume": Act("Resume refreshes", (), _resume),
+}

@@ -1,0 +1,294 @@
+"""Why a read of a key is a hit, stale or a miss: told by what stands in Redis, not by what this process knows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from stillroom.cache.core import Core
+from stillroom.cache.entry import Corrupt, Entry, parse
+from stillroom.cache.glob import compile_glob
+from stillroom.cache.loaders import Loader
+from stillroom.cache.marks import TRIMMED, question, read_clock
+from stillroom.codec import Undecodable
+from stillroom.keys import original, sanitized
+from stillroom.operation import Operation
+
+_FIELD = re.compile(r"\\\{(\w+)\\\}")  # a parameter in a template that was escaped for `re`
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What there is under a key, and why a reader gets what it gets. Times: seconds since 1970, the server's clock.
+
+    `outcome` is what a read would be now: `hit`, `stale` or `miss`. `cause` is one word for why: `fresh`, `expired`
+    (its ttl is over), `soft` (invalidated softly), `tag`, `pattern`, `epoch` (the cache was cleared, or its clock
+    was lost), `trimmed`, `release` (another release's), `unreadable`, `gone` (its time was up), `removed` (evicted,
+    or invalidated by its key), `never` (nothing says that it was ever stored). `why` says it in a sentence.
+    """
+
+    key: str
+    outcome: str
+    cause: str
+    why: str
+    by: str | None = None  # the tag or the pattern that invalidated it
+    invalidated_at: float | None = None
+    loader: str | None = None
+    tags: tuple[str, ...] = ()
+    size: int | None = None  # bytes in Redis
+    fresh_until: float | None = None
+    ends_at: float | None = None
+    age_s: float | None = None  # where the loader is known here, and its ttl is a number
+    loading: str | None = (
+        None  # what is under way: `load`, `refresh asked for`, `refresh`, `backoff`
+    )
+    args: Mapping[str, Any] | None = (
+        None  # what the loader was called with, as far as the entry says so
+    )
+    value: Any = None  # only where it was asked for
+
+
+class _Found(NamedTuple):
+    """What Redis has under a key."""
+
+    raw: bytes | None
+    other: bytes | None
+    clock: bytes | None
+    lease: bytes | None
+    left_ms: int
+    now_ms: int
+
+
+class _Why(NamedTuple):
+    outcome: str
+    cause: str
+    why: str
+    by: bytes = b""
+    seq: int = 0
+
+
+class Explainer(Core):
+    """The operation. It changes nothing, and counts nothing."""
+
+    def explain(self, key: str, *, value: bool = False) -> Operation[Explanation]:
+        """Say what is under `key`, and why a reader of it has a hit, gets a stale value, or misses.
+
+        `value`: with the value itself, as far as it can be read. For operators: it takes a few round trips.
+        Raises InvalidKey. Redis away: RedisUnavailable.
+        """
+        name = sanitized(key)
+        found = yield from self._everything_under(name)
+        loader = self._loader_of(key)
+        entry, why = yield from self._why(name, found, loader)
+        if entry is None and found.raw is None and found.other is None and loader is not None:
+            why = (yield from self._why_absent(name, key, loader, found.now_ms)) or why
+        return self._explained(key, found, entry, why, loader, value)
+
+    def _everything_under(self, name: bytes) -> Operation[_Found]:
+        keys = self.keys
+        places = keys.entry(name), keys.other(name)
+        asked = [
+            (b"MGET", *places, keys.clock, keys.lease(name)),
+            (b"PTTL", places[0]),
+            (b"PTTL", places[1]),
+        ]
+        (raw, other, clock, lease), *left = yield asked
+        return _Found(raw, other, clock, lease, max(left), self.now_ms())
+
+    def _why(
+        self, name: bytes, found: _Found, loader: Loader | None
+    ) -> Operation[tuple[Entry | None, _Why]]:
+        """→ (the entry, if it can be read; what a reader makes of it)."""
+        release = loader.release if loader else b""
+        read = [_read(raw, name) for raw in (found.raw, found.other)]
+        entries = [one for one in read if one is not None]
+        own = [e for e in entries if not release or e.release in (release, b"")]
+        if not entries:
+            if found.raw is None and found.other is None:
+                return None, _Why("miss", "never", "Nothing is stored under this key.")
+            said = "What is stored under this key is no entry that can be read."
+            return None, _Why("miss", "unreadable", said)
+        if not own:
+            said = "It was stored by another release of the app, whose values have another type."
+            return entries[0], _Why("miss", "release", said)
+        return own[0], (yield from self._verdict(own[0], found))
+
+    def _verdict(self, entry: Entry, found: _Found) -> Operation[_Why]:
+        try:
+            epoch, seq = read_clock(found.clock or b"")
+        except ValueError:
+            said = (
+                "The clock of invalidations is lost: nothing that was stored before can be trusted."
+            )
+            return _Why("miss", "epoch", said)
+        if entry.epoch != epoch:
+            said = "It is of another epoch: the cache was cleared since, or its server was another one."
+            return _Why("miss", "epoch", said)
+        if entry.stamp > seq:
+            return _Why("miss", "epoch", "Its stamp is ahead of the clock, which was put back.")
+        return (yield from self._by_marks(entry, epoch, found.now_ms))
+
+    def _by_marks(self, entry: Entry, epoch: bytes, now_ms: int) -> Operation[_Why]:
+        asked = question(entry.tags, epoch)
+        scores, globs = yield [
+            (b"ZMSCORE", self.keys.marks, *asked),
+            (b"ZRANGE", self.keys.globs, b"0", b"-1", b"WITHSCORES"),
+        ]
+        at = {member: int(score) for member, score in zip(asked, scores, strict=True) if score}
+        if at.get(TRIMMED, 0) > entry.stamp:
+            said = "It is older than any entry can be: the marks of its time are gone."
+            return _Why("miss", "trimmed", said)
+        hard = _newest((tag, at.get(b"t:" + tag, 0)) for tag in entry.tags)
+        if hard[1] > entry.stamp:
+            return _Why("miss", "tag", f"Its tag {_text(hard[0])} was invalidated.", *hard)
+        written = original(entry.key)
+        matching = ((g, int(s)) for g, s in zip(globs[::2], globs[1::2], strict=True))
+        glob = _newest((g, s) for g, s in matching if s > entry.stamp and compile_glob(g)(written))
+        if glob[1]:
+            said = f"The pattern {_text(glob[0])} was invalidated, which matches it."
+            return _Why("miss", "pattern", said, *glob)
+        soft = _newest((tag, at.get(b"s:" + tag, 0)) for tag in entry.tags)
+        if soft[1] > entry.stamp:
+            said = f"Its tag {_text(soft[0])} was invalidated softly: it is served while it is loaded again."
+            return _Why("stale", "soft", said, *soft)
+        if now_ms < entry.fresh_until:
+            return _Why("hit", "fresh", "It is fresh.")
+        return _Why("stale", "expired", "Its ttl is over: it is served while it is loaded again.")
+
+    def _why_absent(
+        self, name: bytes, key: str, loader: Loader, now_ms: int
+    ) -> Operation[_Why | None]:
+        """What the indexes of its tags remember of an entry that is not there."""
+        tags = [sanitized(tag) for tag in tags_of_key(loader, key)]
+        if not tags:
+            return None
+        scores = yield [(b"ZSCORE", self.keys.index(tag), name) for tag in tags]
+        ends_ms = max((int(float(score)) for score in scores if score), default=0)
+        if not ends_ms:
+            return None
+        if ends_ms <= now_ms:
+            ago = (now_ms - ends_ms) / 1000
+            return _Why("miss", "gone", f"Its ttl and swr were over {ago:.0f} s ago.")
+        left = (ends_ms - now_ms) / 1000
+        said = f"It had {left:.0f} s to live: the server has evicted it, or it was invalidated by its key."
+        return _Why("miss", "removed", said)
+
+    def _loader_of(self, key: str) -> Loader | None:
+        """The loader whose keys look like this one; of several the one with the longest text."""
+        known = [self.loaders[name] for name in self.loaders.names()]
+        fitting = [one for one in known if fields_of(one.template, key) is not None]
+        return max(fitting, key=lambda one: len(one.template), default=None)
+
+    def _explained(
+        self,
+        key: str,
+        found: _Found,
+        entry: Entry | None,
+        why: _Why,
+        loader: Loader | None,
+        with_value: bool,
+    ) -> Explanation:
+        raw = found.other if entry is not None and entry.is_beside else found.raw or found.other
+        said: Mapping[str, Any] = {} if entry is None else self._facts(entry, found, loader)
+        if entry is not None and with_value:
+            said = {**said, "value": self._shown_value(entry)}
+        return Explanation(
+            key=key,
+            outcome=why.outcome,
+            cause=why.cause,
+            why=why.why,
+            by=_text(why.by) or None,
+            invalidated_at=why.seq / 1e6 if why.seq else None,
+            size=None if raw is None else len(raw),
+            loading=_loading(found.lease),
+            **{"loader": loader.name if loader else None, **said},
+        )
+
+    def _facts(self, entry: Entry, found: _Found, loader: Loader | None) -> Mapping[str, Any]:
+        made_by = _text(entry.source.partition(b" ")[0]) or None
+        ttl = loader.keeping.ttl if loader else None
+        age = None
+        if loader is not None and not callable(ttl):
+            life = loader.keeping.keeper.life(ttl, loader.keeping.swr)
+            age = max(0.0, (found.now_ms - entry.fresh_until + life.ttl) / 1000)
+        return {
+            "loader": made_by or (loader.name if loader else None),
+            "tags": tuple(map(_text, entry.tags)),
+            "fresh_until": entry.fresh_until / 1000,
+            "args": _args(entry.source),
+            "ends_at": (found.now_ms + found.left_ms) / 1000 if found.left_ms > 0 else None,
+            "age_s": age,
+        }
+
+    def _shown_value(self, entry: Entry) -> Any:
+        try:
+            return self._codec.decode(entry.codec, entry.payload, Any)
+        except Undecodable:
+            return None
+
+
+def fields_of(template: str, key: str) -> dict[str, str] | None:
+    """Return what stands in a key for each parameter of a loader's template; None if the key is none of its.
+
+    >>> fields_of("product:{id}:{lang}", "product:7:de"), fields_of("product:{id}", "user:7")
+    ({'id': '7', 'lang': 'de'}, None)
+    """
+    pattern, seen = re.escape(template), set[str]()
+
+    def field(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>.*?)"
+
+    found = re.fullmatch(_FIELD.sub(field, pattern), key, re.DOTALL)
+    return None if found is None else found.groupdict()
+
+
+def tags_of_key(loader: Loader, key: str) -> Iterator[str]:
+    """Return the tags that an entry under this key has, as far as the key shows them."""
+    fields = fields_of(loader.template, key) or {}
+    for template in loader.tag_templates:
+        try:
+            yield template.format_map(fields)
+        except KeyError:
+            continue
+
+
+def _read(raw: bytes | None, name: bytes) -> Entry | None:
+    try:
+        return None if raw is None else parse(raw, name)
+    except Corrupt:
+        return None
+
+
+def _newest(marked: Iterable[tuple[bytes, int]]) -> tuple[bytes, int]:
+    return max(marked, key=lambda one: one[1], default=(b"", 0))
+
+
+_LEASES: Mapping[bytes, str] = {
+    b"load": "load",
+    b"refresh": "refresh asked for",
+    b"working": "refresh",
+    b"backoff": "backoff",
+}
+
+
+def _loading(lease: bytes | None) -> str | None:
+    return _LEASES.get((lease or b"").partition(b".")[0])
+
+
+def _args(source: bytes) -> Mapping[str, Any] | None:
+    try:
+        args = json.loads(source.partition(b" ")[2])
+    except ValueError:
+        return None
+    return args if isinstance(args, dict) else None
+
+
+def _text(name: bytes) -> str:
+    return original(name).decode(errors="replace")

@@ -1,0 +1,83 @@
+"""The app's own modules, for the commands that look at its loaders, routes and limits."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from stillroom.errors import SettingsError
+from stillroom.limits.routes import Routes
+from stillroom.room import AsyncStillroom, Stillroom
+from stillroom.settings import Settings
+
+DEEP = 20  # apps within apps
+
+
+@contextmanager
+def open_room_with_loaders() -> Iterator[Stillroom]:
+    """Open a room that is connected, and knows the loaders of the modules that STILLROOM_LOADERS names."""
+    with Stillroom() as room:
+        for found in rooms_of(room.settings):
+            room.cache.loaders.adopt(found.cache.loaders)
+        room.connect()
+        yield room
+
+
+def rooms_of(settings: Settings) -> list[Stillroom | AsyncStillroom]:
+    """Import the modules that STILLROOM_LOADERS names, and return their rooms. Raises SettingsError."""
+    if not settings.loaders:
+        return []
+    # By name: the library knows no workers, and only who has the command line has both.
+    find_rooms = importlib.import_module("stillroom_workers.lifecycle").find_rooms
+    return [room for spec in settings.loaders for room in find_rooms(spec)]
+
+
+def apps_of(specs: Sequence[str]) -> list[tuple[str, Any]]:
+    """Return what `shop.web` (all there is in it) or `shop.web:app` (that one) names. Raises SettingsError."""
+    found: list[tuple[str, Any]] = []
+    for spec in specs:
+        path, _, attribute = spec.partition(":")
+        try:
+            module = importlib.import_module(path)
+            names = [attribute] if attribute else [n for n in vars(module) if n[:1] != "_"]
+            found += [(f"{path}:{name}", getattr(module, name)) for name in names]
+        except Exception as error:
+            raise SettingsError(f"{spec}: {type(error).__name__}: {error}") from error
+    return found
+
+
+def tables_in(found: Sequence[tuple[str, Any]]) -> dict[str, Routes]:
+    """Return the tables of limits by where they were found: a Routes itself, or an app that a middleware guards."""
+    tables: dict[int, tuple[str, Routes]] = {}
+    for name, thing in found:
+        for one in _inward(thing):
+            routes = (
+                one if isinstance(one, Routes) else getattr(_part(one, "_gate"), "routes", None)
+            )
+            if isinstance(routes, Routes):
+                tables.setdefault(id(routes), (name, routes))
+    return dict(tables.values())
+
+
+def _inward(thing: Any) -> Iterator[Any]:
+    """The app, and the apps it is around; the middleware a Starlette app will be made of, too."""
+    seen = thing
+    for _ in range(DEEP):
+        yield seen
+        for middleware in _part(seen, "user_middleware") or ():
+            options = getattr(middleware, "kwargs", {})
+            yield from (value for value in options.values() if isinstance(value, Routes))
+        inner = _part(seen, "app") or _part(seen, "wsgi_app")
+        if inner is None or inner is seen:
+            return
+        seen = inner
+
+
+def _part(thing: Any, name: str) -> Any:
+    """An attribute of an app; of what makes up attributes as they are asked for, nothing."""
+    try:
+        return vars(thing).get(name)
+    except TypeError:
+        return None

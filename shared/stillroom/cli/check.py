@@ -1,0 +1,198 @@
+"""`stillroom check`: what can be seen to be wrong before anything is started; for images and CI."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated
+
+import typer
+
+from stillroom.cli.application import apps_of, rooms_of, tables_in
+from stillroom.cli.doctor import Line, print_lines, rights
+from stillroom.cli.version import versions
+from stillroom.dispatch import NoDispatch
+from stillroom.errors import SettingsError, StillroomError
+from stillroom.health.report import ORDER, Status, worst
+from stillroom.limits import AUTH, Limit, Route, Routes
+from stillroom.room import Stillroom
+from stillroom.settings import Settings
+from stillroom.web.known_routes import known_routes, misfits
+
+App = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--app", help="Where the app or its Routes is: shop.web:app. Default: STILLROOM_LOADERS."
+    ),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Without asking Redis.")]
+Strict = Annotated[bool, typer.Option(help="A warning is a failure too.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
+
+
+def check(
+    app: App = None, offline: Offline = False, strict: Strict = False, as_json: AsJson = False
+) -> None:
+    """Settings, loaders, routes, rights and versions, before the start: which combination breaks a promise.
+
+    The app's modules are imported. Exit code: 1 if something fails (with --strict: or warns).
+    """
+    lines = list(_checked(app or [], offline=offline))
+    if as_json:
+        typer.echo(json.dumps([line._asdict() for line in lines], indent=2))
+    else:
+        print_lines(lines)
+    if ORDER[worst([line.status for line in lines])] >= (1 if strict else 2):
+        raise typer.Exit(1)
+
+
+def _checked(specs: Sequence[str], *, offline: bool) -> Iterator[Line]:
+    yield from _versions()
+    try:
+        settings = Settings()
+    except SettingsError as error:
+        yield Line("fail", "settings", str(error))
+        return
+    yield from _settings(settings)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        yield from _loaders(room)
+        yield from _routes([*settings.loaders, *specs])
+        if not offline:
+            yield from _online(room)
+
+
+def _versions() -> Iterator[Line]:
+    found = ", ".join(f"{name} {number}" for name, number in versions().items())
+    yield Line("pass", "versions", f"{found}, {platform.system()}")
+
+
+def _settings(settings: Settings) -> Iterator[Line]:
+    if "REDIS_URL" not in os.environ:
+        yield Line("warn", "settings", f"REDIS_URL is not set: it is {settings.redis_url} then.")
+    if not settings.session_peppers:
+        severity: Status = "fail" if settings.production else "warn"
+        why = "sessions, and limits by user, end with the process that made them"
+        yield Line(severity, "settings", f"STILLROOM_SESSION_PEPPERS is not set: {why}.")
+    if settings.webhook_secret is not None and settings.webhook_url is None:
+        said = "STILLROOM_WEBHOOK_SECRET is set and STILLROOM_WEBHOOK_URL is not: nobody is told."
+        yield Line("warn", "settings", said)
+    if settings.production and settings.health_token is None and not settings.health_networks:
+        todo = "set STILLROOM_HEALTH_TOKEN, or nobody behind a proxy sees /status and /metrics"
+        yield Line("warn", "settings", f"no health token: {todo}.")
+    if settings.refresh_lease > settings.swr > 0:
+        said = (
+            f"refresh_lease ({settings.refresh_lease:g} s) is longer than swr ({settings.swr:g} s): "
+            "where a worker dies, a value is gone before another one is asked."
+        )
+        yield Line("warn", "settings", said)
+    yield Line("pass", "settings", f"namespace {settings.namespace}")
+
+
+# Loaders
+
+
+def _loaders(room: Stillroom) -> Iterator[Line]:
+    if not room.settings.loaders:
+        said = "STILLROOM_LOADERS is not set: a worker of this environment refreshes nothing."
+        yield Line("warn", "loaders", said)
+        return
+    try:
+        for found in rooms_of(room.settings):
+            room.cache.loaders.adopt(found.cache.loaders)
+    except StillroomError as error:
+        yield Line("fail", "loaders", str(error))
+        return
+    loaders = [room.cache.loaders[name] for name in room.cache.loaders.names()]
+    for loader in loaders:
+        if callable(loader.keeping.ttl):
+            continue
+        life = loader.keeping.keeper.life(loader.keeping.ttl, loader.keeping.swr)
+        if 0 < life.swr < loader.lease:
+            said = (
+                f"its swr ({life.swr / 1000:g} s) is shorter than its lease ({loader.lease / 1000:g} s): "
+                "a slow refresh comes after the value is gone."
+            )
+            yield Line("warn", f"loader {loader.name}", said)
+    names = ", ".join(loader.name for loader in loaders) or "none"
+    yield Line("pass" if loaders else "warn", "loaders", f"{len(loaders)}: {names}")
+
+
+# Routes
+
+
+def _routes(specs: Sequence[str]) -> Iterator[Line]:
+    try:
+        found = apps_of(specs)
+    except StillroomError as error:
+        yield Line("fail", "routes", str(error))
+        return
+    tables = tables_in(found)
+    apps = [thing for _, thing in found if _has_routes(thing)]
+    for name, table in tables.items():
+        yield from _table(name, table)
+        for app in apps:
+            for route, hint in misfits(table, app):
+                said = f"{route} fits no endpoint of the app: its limits hold for nothing{hint}."
+                yield Line("warn", f"routes {name}", said)
+    said = ", ".join(f"{name} ({len(table.routes)})" for name, table in tables.items())
+    yield Line("pass", "routes", said or "no table of limits is in these modules")
+
+
+def _table(name: str, table: Routes) -> Iterator[Line]:
+    for route in table.routes:
+        if _counts_looking(route):
+            said = (
+                f"{route.template} has {AUTH.name} on GET: who looks at the form uses up the tries of a login. "
+                "Write methods=['POST'], or count='failures'."
+            )
+            yield Line("warn", f"routes {name}", said)
+    limits = [limit for route in (*table.routes, table.default) for limit in route.limits]
+    for limit, other in _at_odds(limits):
+        said = f"{limit.name} is {limit.quota}/{limit.window} s here and {other.quota}/{other.window} s there."
+        yield Line("warn", f"routes {name}", f"{said} Two limits need two names: they share a log.")
+
+
+def _counts_looking(route: Route) -> bool:
+    names = {limit.name for limit in route.limits}
+    return AUTH.name in names and route.takes("GET") and route.count == "all"
+
+
+def _at_odds(limits: Iterable[Limit]) -> Iterator[tuple[Limit, Limit]]:
+    known: dict[str, Limit] = {}
+    for limit in limits:
+        other = known.setdefault(limit.name, limit)
+        if (other.quota, other.window) != (limit.quota, limit.window):
+            yield other, limit
+
+
+def _has_routes(thing: object) -> bool:
+    try:
+        return not isinstance(thing, type | Routes | Stillroom) and bool(known_routes(thing))
+    except Exception:
+        return False
+
+
+# Redis
+
+
+def _online(room: Stillroom) -> Iterator[Line]:
+    report = room.health.check()
+    for server in report.servers:
+        if not server.connection.is_up:
+            yield Line("fail", server.name, f"it does not answer: {server.connection.error}")
+    if not all(server.connection.is_up for server in report.servers):
+        return
+    yield from rights(room)
+    for found in report.advice:
+        if found.code in ("policy", "server_old", "read-only", "replica"):
+            yield Line(found.severity, found.component, f"{found.what} {found.todo}")
+    loaders = [room.cache.loaders[name] for name in room.cache.loaders.names()]
+    has_swr = any(loader.keeping.keeper.life(None, loader.keeping.swr).swr for loader in loaders)
+    if has_swr and report.tasks is not None and report.tasks.workers == 0:
+        said = (
+            "values have an swr and no worker was seen: stale ones are served to its end, then readers wait. "
+            "Start celery -A stillroom_workers worker, or set swr=0."
+        )
+        yield Line("warn", "workers", said)

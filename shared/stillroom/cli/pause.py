@@ -1,0 +1,40 @@
+"""`stillroom pause` and `stillroom resume`: workers leave refreshes alone for a while."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from typing import Annotated
+
+import typer
+
+from stillroom.cli.tables import open_room
+from stillroom.limits.changes import read_time
+from stillroom.shown import shown
+
+What = Annotated[str, typer.Argument(help="refresh")]
+AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
+
+
+def pause(
+    what: What,
+    for_: Annotated[str, typer.Option("--for", help="90s, 10m, 2h; up to 24h.")] = "10m",
+    as_json: AsJson = False,
+) -> None:
+    """Let workers leave refreshes alone for a while, for a database that is being repaired.
+
+    Stale values are served until their swr ends; what is missing is still loaded, by readers. It ends by itself.
+    """
+    seconds = read_time(for_)
+    with open_room() as room:
+        room.upkeep.pause(what, seconds, by=getpass.getuser())
+    said = f"{shown(what)} is paused for {for_}"
+    typer.echo(json.dumps({"paused": what, "seconds": seconds}) if as_json else said)
+
+
+def resume(what: What, as_json: AsJson = False) -> None:
+    """End a pause before its time."""
+    with open_room() as room:
+        ended = room.upkeep.resume(what)
+    said = f"{shown(what)} goes on" if ended else f"{shown(what)} was not paused"
+    typer.echo(json.dumps({"resumed": what, "was_paused": ended}) if as_json else said)

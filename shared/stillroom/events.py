@@ -1,0 +1,202 @@
+"""One event for each operation, with the same fields for all: for an app's own hooks, and for OpenTelemetry.
+
+Off, it costs nothing: who watches a room puts itself in front of its drivers' `run`. What an operation knows itself
+(whether a lookup was a hit, by which loader) it notes in the event that is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from stillroom.errors import RedisUnavailable
+from stillroom.operation import AsyncDriver, Driver, Operation
+
+log = logging.getLogger("stillroom")
+
+# Where an operation is written → the service it belongs to. What is in none of them is Stillroom's own business.
+SERVICES = {
+    "Core": "cache",
+    "Bulk": "cache",
+    "Changes": "cache",
+    "Invalidations": "cache",
+    "Images": "cache",
+    "CacheBody": "cache",
+    "SessionsBody": "sessions",
+    "LimitsBody": "limits",
+    "AbuseBody": "abuse",
+    "TasksBody": "tasks",
+    "LocksBody": "locks",
+    "Gate": "web",
+}
+# An operation whose generator has another name than the method that an app calls.
+NAMES = {
+    "obtain": "cached",
+    "_decided": "check",
+    "_waiting": "wait",
+    "_reserved": "reserve",
+    "_settled_at": "settle",
+    "asking": "request",
+}
+LOAD = "load"
+
+
+@dataclass(slots=True)
+class Event:
+    """What became of one operation. Hooks are given it when it has ended, and change nothing in it."""
+
+    service: str  # cache, sessions, limits, abuse, tasks, locks, web; load: one call of a loader; task: of a worker
+    operation: str  # get, cached, check …; of a load and of a task its name
+    began: float = field(default_factory=time.time)  # seconds since 1970, by this machine's clock
+    seconds: float = 0.0
+    outcome: str = (
+        "done"  # hit, stale, miss; allowed, denied, banned; found, none; error; else done
+    )
+    name: str = ""  # the loader, or the limits
+    error: str = ""  # the error's class, or why Redis is away; never its message
+    degraded: str = ""  # why Redis could not be asked, where that was no error
+
+
+class Observer(Protocol):
+    """Who is told when an operation begins and when it has ended. It does not raise."""
+
+    def began(self, event: Event) -> Any:
+        """Return whatever `ended` is to be given."""
+
+    def ended(self, token: Any, event: Event) -> None: ...
+
+
+class _Hook:
+    """A function of the app's, told at the end."""
+
+    def __init__(self, hook: Callable[[Event], object]) -> None:
+        self._hook = hook
+
+    def began(self, event: Event) -> None:
+        pass
+
+    def ended(self, _: None, event: Event) -> None:
+        self._hook(event)
+
+
+_open: ContextVar[Event | None] = ContextVar("stillroom_event", default=None)
+
+
+class Watch:
+    """The observers of one room."""
+
+    def __init__(self) -> None:
+        self.observers: list[Observer] = []
+
+    def note(self, outcome: str, name: str) -> None:
+        """Say in the event that is open how a lookup ended."""
+        event = _open.get()
+        if event is not None:
+            event.outcome = outcome
+            event.name = name or event.name
+
+    @contextmanager
+    def event(self, service: str, operation: str, name: str = "") -> Iterator[Event]:
+        """Tell of what happens inside, when it has ended."""
+        event = Event(service, operation, name=name)
+        started = time.perf_counter()
+        tokens = [(one, _safely(one.began, event)) for one in self.observers]
+        before = _open.set(event)
+        try:
+            yield event
+        except BaseException as error:
+            event.outcome = "error"
+            event.error = error.reason if isinstance(error, RedisUnavailable) else _kind(error)
+            raise
+        finally:
+            event.seconds = time.perf_counter() - started
+            _open.reset(before)
+            for observer, token in reversed(tokens):
+                _safely(observer.ended, token, event)
+
+
+def watch_drivers(drivers: list[Any], known: Watch) -> None:
+    """Let these drivers tell of the operations that they run."""
+    for driver in {id(one): one for one in drivers}.values():
+        if "run" not in vars(driver):
+            watched = _watched_async if isinstance(driver, AsyncDriver) else _watched
+            driver.run = watched(driver, known)
+
+
+def hook_to(known: Watch, function: Callable[[Event], object]) -> None:
+    """Have a function called with each event. What it raises is logged."""
+    known.observers.append(_Hook(function))
+
+
+def _watched(driver: Driver, known: Watch) -> Callable[[Operation[Any]], Any]:
+    run = driver.run
+
+    def watched(operation: Operation[Any]) -> Any:
+        service, name = named(operation)
+        if not service:
+            return run(operation)
+        with known.event(service, name) as event:
+            result = run(operation)
+            _read(event, result)
+            return result
+
+    return watched
+
+
+def _watched_async(driver: AsyncDriver, known: Watch) -> Callable[[Operation[Any]], Any]:
+    run = driver.run
+
+    async def watched(operation: Operation[Any]) -> Any:
+        service, name = named(operation)
+        if not service:
+            return await run(operation)
+        with known.event(service, name) as event:
+            result = await run(operation)
+            _read(event, result)
+            return result
+
+    return watched
+
+
+def named(operation: Any) -> tuple[str, str]:
+    """Return the service and the name of an operation, by where it is written; empty if it is none of an app's."""
+    where, _, name = operation.__qualname__.rpartition(".")
+    return SERVICES.get(where.rpartition(".")[2], ""), NAMES.get(name, name.strip("_"))
+
+
+def _read(event: Event, result: Any) -> None:
+    """What the result of an operation says of its outcome."""
+    if event.service == "limits":
+        decision = getattr(result, "decision", result)
+        if hasattr(decision, "allowed"):
+            event.outcome = _decided(decision)
+            event.name = ",".join(limit.name for limit in decision.limits)
+            event.degraded = decision.degraded
+    elif event.service == "sessions" and event.operation in ("get", "touch", "rotate"):
+        event.outcome = "none" if result is None else "found"
+
+
+def _decided(decision: Any) -> str:
+    if decision.allowed:
+        return "allowed"
+    return "banned" if decision.banned else "denied"
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return type(error).__name__
+
+
+def _safely(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except Exception:
+        log.exception("a hook for events failed")
+        return None

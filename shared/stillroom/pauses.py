@@ -1,0 +1,90 @@
+"""What workers are told to leave alone for a while: refreshes, while somebody repairs a database.
+
+A pause is a key that runs out by itself, on the state's server: nobody can forget to end it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+
+from stillroom.errors import InvalidArgument, RedisUnavailable, did_you_mean
+from stillroom.keys import Keys
+from stillroom.operation import Operation
+
+REFRESH = "refresh"
+WHATS = (REFRESH,)
+LONGEST_S = 86_400
+LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """One pause that is in force."""
+
+    what: str
+    left_s: float
+    by: str
+
+
+class Pauses:
+    """The operations. The state's driver runs them."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._due = 0.0  # time.monotonic(): look again
+        self._is_paused = False
+
+    def pause(self, what: str, seconds: float, by: str = "") -> Operation[None]:
+        """Let workers leave something alone for so many seconds, up to a day. They see it within a second.
+
+        `refresh`: stale values are served until their swr ends; then readers load them. Warm-ups wait too.
+        Another pause takes the place of this one. Raises InvalidArgument. Redis away: RedisUnavailable.
+        """
+        _check(what)
+        if not 1 <= seconds <= LONGEST_S:
+            raise InvalidArgument(f"seconds={seconds!r}: a pause lasts 1 to {LONGEST_S:,} seconds")
+        return self._pausing(what, seconds, by[:100])
+
+    def _pausing(self, what: str, seconds: float, by: str) -> Operation[None]:
+        ms = b"%d" % (seconds * 1000)
+        yield [(b"SET", self._keys.paused(what), json.dumps({"by": by}), b"PX", ms)]
+
+    def resume(self, what: str) -> Operation[bool]:
+        """End a pause; True if there was one. Raises InvalidArgument. Redis away: RedisUnavailable."""
+        _check(what)
+        (ended,) = yield [(b"DEL", self._keys.paused(what))]
+        return bool(ended)
+
+    def pauses(self) -> Operation[list[Paused]]:
+        """The pauses in force. Redis away: RedisUnavailable."""
+        keys = [self._keys.paused(what) for what in WHATS]
+        (texts, *left) = yield [(b"MGET", *keys), *((b"PTTL", key) for key in keys)]
+        found = zip(WHATS, texts, left, strict=True)
+        return [Paused(what, ms / 1000, said_by(text)) for what, text, ms in found if ms > 0]
+
+    def refreshes_are_paused(self) -> Operation[bool]:
+        """Whether workers are to leave refreshes alone. Asks once a second. Redis away: as it was last seen."""
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + LOOK_EVERY_S
+            try:
+                (text,) = yield [(b"GET", self._keys.paused(REFRESH))]
+            except RedisUnavailable:
+                return self._is_paused
+            self._is_paused = text is not None
+        return self._is_paused
+
+
+def _check(what: str) -> None:
+    if what not in WHATS:
+        raise InvalidArgument(f"{what!r}: {' or '.join(WHATS)}{did_you_mean(str(what), WHATS)}")
+
+
+def said_by(text: bytes | None) -> str:
+    """Return who has made a pause; empty if it does not say."""
+    try:
+        return str(json.loads(text or b"{}")["by"])
+    except (ValueError, TypeError, KeyError):
+        return ""

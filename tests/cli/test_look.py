@@ -1,0 +1,131 @@
+"""`stillroom show`, `explain`, `loaders` and `routes`, as a person types them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stillroom.cli import app
+
+SHOP = """
+from stillroom import AUTH, Limit, Route, Routes, Stillroom
+from stillroom.web.wsgi import StillroomMiddleware
+room = Stillroom()
+@room.cache.cached("product:{number}", ttl=600, swr=60, tags=["products"])
+def product(number: int) -> dict[str, int]:
+    return {"number": number}
+@room.cache.cached("unused:{number}")
+def unused(number: int) -> int:
+    raise OSError
+routes = Routes([Route("/login", [AUTH], methods=["POST"])], default=[Limit("shop", 100, 60, shadow=True)])
+application = StillroomMiddleware(lambda environ, start: [], room, routes=routes)
+"""
+
+
+@pytest.fixture
+def shop(server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The app's module, as its processes and the command import it."""
+    name = f"shop_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(SHOP)
+    monkeypatch.setenv("REDIS_URL", server.url)
+    monkeypatch.setenv("STILLROOM_LOADERS", name)
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield __import__(name)
+    sys.modules.pop(name).room.close()
+
+
+@pytest.fixture
+def run(shop: Any) -> Callable[..., str]:
+    """What a command prints."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == code, (result.output, result.exception)
+        mistake = None if isinstance(result.exception, SystemExit) else result.exception
+        return result.output + (repr(mistake) if mistake else "")
+
+    return run
+
+
+def test_a_key_is_shown_and_explained(run: Callable[..., str], shop: Any) -> None:
+    """Freshness, tags, loader, age and size; the value only where it is asked for."""
+    assert "never" in run("show", "product:7", "--json", code=1)
+    assert "miss: Nothing is stored under this key." in run("explain", "product:7")
+    shop.product(7)
+    shown = run("show", "product:7")
+    for fact in ("a hit: It is fresh.", "product", "products", "age", "fresh until"):
+        assert fact in shown
+    assert '{"number": 7}' not in shown
+    assert '{"number": 7}' in run("show", "product:7", "--value")
+    told = json.loads(run("show", "product:7", "--json"))
+    assert (told["outcome"], told["cause"], told["loader"]) == ("hit", "fresh", "product")
+    assert "value" not in told
+    shop.room.cache.invalidate_by_tag("products")
+    said = run("explain", "product:7")
+    assert said.startswith("miss: Its tag products was invalidated. It was at ")
+    assert json.loads(run("explain", "product:7", "--json"))["by"] == "products"
+
+
+def test_a_value_is_text_whatever_it_is(run: Callable[..., str], shop: Any) -> None:
+    """Nothing that an app has stored moves the terminal's cursor, or is taken for markup."""
+    shop.room.cache.set("[red]k", "\x1b[31m[bold]evil\u202e", tags=["\x1b]0;x\x07"])
+    shown = run("show", "[red]k", "--value")
+    assert "[red]k" in shown
+    assert "[bold]evil" in shown
+    assert not {"\x1b", "\u202e", "\x07"} & set(shown)
+
+
+def test_the_loaders_are_listed_with_their_figures(run: Callable[..., str], shop: Any) -> None:
+    """Those that were used, and those that were not; with their keys."""
+    minute = shop.room.state_wire.server.now_ms() // 60_000 - 1
+    for what, count in {"hits": 90, "misses": 10, "loads": 10, "took_5": 10}.items():
+        shop.room.state.run(_counting(shop, minute, f"loader:{what}:product", count))
+    shown = run("loaders")
+    assert "product:{number}" in shown
+    assert "90%" in shown
+    assert "unused" in shown
+    told = {one["name"]: one for one in json.loads(run("loaders", "--minutes", "5", "--json"))}
+    assert (told["product"]["hit_ratio"], told["product"]["load_p50_ms"]) == (0.9, 3.5)
+    assert (told["unused"]["loads"], told["unused"]["key"]) == (0, "unused:{number}")
+    run("loaders", "--minutes", "120", code=2)
+
+
+def _counting(shop: Any, minute: int, name: str, count: int) -> Any:
+    yield [(b"HINCRBY", shop.room.keys.stats(minute), name, str(count))]
+
+
+def test_the_routes_are_listed(run: Callable[..., str], shop: Any) -> None:
+    """The table, with what all other paths have; or what one path has."""
+    shown = run("routes")
+    for fact in ("/login", "POST", "auth 5/5m by ip", "all others", "shop 100/1m by ip in shadow"):
+        assert fact in shown
+    (login,) = json.loads(run("routes", "/login", "--method", "POST", "--json"))
+    assert (login["path"], login["limits"][0]["name"]) == ("/login", "auth")
+    (other,) = json.loads(run("routes", "/login", "--json"))
+    assert other["path"] == "all others"
+    of_app = json.loads(run("routes", "--app", f"{shop.__name__}:application", "--json"))
+    assert [row["path"] for row in of_app] == ["/login", "all others"]
+
+
+def test_an_app_without_routes_is_told(run: Callable[..., str], shop: Any) -> None:
+    """What was looked at, and what to write."""
+    assert "there is no Routes in" in run("routes", "--app", f"{shop.__name__}:room", code=1)
+    assert "nothing:app: ModuleNotFoundError" in run("routes", "--app", "nothing:app", code=1)
+
+
+def test_limits_are_shown_as_json(run: Callable[..., str], shop: Any) -> None:
+    """The names in use and the changes; and what is reset."""
+    shop.room.limits.check("203.0.113.9", shop.routes.default.limits)
+    run("limits", "set", "shop", "5/1m")
+    told = json.loads(run("limits", "show", "--json"))
+    assert told["names"] == ["shop"]
+    assert (told["changes"][0]["name"], told["changes"][0]["quota"]) == ("shop", 5)
+    reset = json.loads(run("limits", "reset", "203.0.113.9", "shop", "--json"))
+    assert reset == {"reset": "shop", "by": "ip"}

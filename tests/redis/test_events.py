@@ -1,0 +1,258 @@
+"""One event for each operation, for an app's own hooks; and the same as spans and metrics."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from stillroom import InlineDispatch, Limit, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.dispatch import CeleryDispatch
+from stillroom.events import Event
+from stillroom.otel import Telemetry, carried, task
+from tests.support.crowd import PATIENT
+from tests.support.faces import FACES, open_room
+
+CANARY = "canary-in-a-message"
+
+
+@pytest.fixture(params=FACES)
+def room(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
+    given = {"redis_url": settings.redis_url}
+    with open_room(request.param, Settings(**given | PATIENT), InlineDispatch()) as room:
+        yield room
+
+
+def inner(room: Any) -> Any:
+    return getattr(room, "inner", room)
+
+
+def told(events: list[Event]) -> list[tuple[str, str, str, str]]:
+    return [(one.service, one.operation, one.outcome, one.name) for one in events]
+
+
+def use(room: Any) -> None:
+    """A miss with its load, a hit, a denial, a session."""
+
+    @room.cache.cached("page:{number}", ttl=60)
+    def page(number: int) -> int:
+        return number
+
+    page(1)
+    page(1)
+    room.cache.get("nothing")
+    for _ in range(2):
+        room.limits.check("203.0.113.9", [Limit("narrow", 1, 60)])
+    made = room.sessions.create("u1")
+    room.sessions.get(made.token)
+    room.sessions.get("no-such-token")
+
+
+def test_each_operation_is_one_event(room: Any) -> None:
+    """With its service, its name, how it ended and how long it took; a load is one of its own, inside."""
+    events: list[Event] = []
+    inner(room).on_event(events.append)
+    use(room)
+    assert told(events) == [
+        ("load", "page", "done", "page"),
+        ("cache", "cached", "miss", "page"),
+        ("cache", "cached", "hit", "page"),
+        ("cache", "get", "miss", ""),
+        ("limits", "check", "allowed", "narrow"),
+        ("limits", "check", "denied", "narrow"),
+        ("sessions", "create", "done", ""),
+        ("sessions", "get", "found", ""),
+        ("sessions", "get", "none", ""),
+    ]
+    assert all(0 < one.seconds < 60 and abs(one.began - time.time()) < 60 for one in events)
+
+
+def test_an_error_is_an_event_too(room: Any) -> None:
+    """With the same fields, and the error's kind; not with its message."""
+    events: list[Event] = []
+    inner(room).on_event(events.append)
+
+    def load() -> int:
+        raise ConnectionError(CANARY)
+
+    with pytest.raises(ConnectionError):
+        room.cache.get_or_set("k", load)
+    assert [(one.service, one.outcome, one.error) for one in events] == [
+        ("load", "error", "ConnectionError"),
+        ("cache", "error", "ConnectionError"),
+    ]
+    assert CANARY not in repr(events)
+
+
+def test_a_hook_that_fails_breaks_nothing(room: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the others hear of it."""
+    events: list[Event] = []
+
+    def bad(event: Event) -> None:
+        raise ValueError
+
+    inner(room).on_event(bad)
+    inner(room).on_event(events.append)
+    with caplog.at_level(logging.CRITICAL):
+        room.cache.set("k", 1)
+        assert room.cache.get("k") == 1
+    assert told(events)[-1] == ("cache", "get", "hit", "")
+
+
+def test_redis_away_is_told() -> None:
+    """What fell back is no error; what raised is one, with the reason."""
+    events: list[Event] = []
+    settings = Settings(redis_url="redis://127.0.0.1:1", **PATIENT)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.on_event(events.append)
+        room.limits.check("203.0.113.9", [Limit("narrow", 1, 60)])
+        with pytest.raises(RedisUnavailable):
+            room.cache.invalidate("k")
+    by_name = {one.operation: one for one in events}
+    assert (by_name["check"].outcome, by_name["check"].error) == ("allowed", "")
+    assert by_name["check"].degraded
+    assert by_name["invalidate"].outcome == "error"
+
+
+def test_who_watches_nothing_pays_nothing(settings: Settings) -> None:
+    """No driver is wrapped before somebody asks for it."""
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        assert not any("run" in vars(one) for one in room._drivers())
+        assert room.stats.watch is None
+        room.on_event(lambda event: None)
+        assert all("run" in vars(one) for one in room._drivers())
+
+
+# OpenTelemetry
+
+
+class Sdk:
+    """What an app has set up."""
+
+    def __init__(self) -> None:
+        self.spans = InMemorySpanExporter()
+        self.reader = InMemoryMetricReader()
+        self.tracers = TracerProvider()
+        self.tracers.add_span_processor(SimpleSpanProcessor(self.spans))
+        meters = MeterProvider(metric_readers=[self.reader])
+        self.telemetry = Telemetry(self.tracers, meters)
+
+    def metrics(self) -> dict[str, list[Any]]:
+        data: Any = self.reader.get_metrics_data()
+        found = data.resource_metrics[0].scope_metrics[0].metrics
+        return {one.name: list(one.data.data_points) for one in found}
+
+
+def test_calls_and_loads_are_spans(room: Any) -> None:
+    """A load is inside the call that needed it, and what the loader does is inside the load."""
+    sdk = Sdk()
+    inner(room).observe(sdk.telemetry)
+    tracer = sdk.tracers.get_tracer("app")
+
+    @room.cache.cached("page:{number}", ttl=60)
+    def page(number: int) -> int:
+        with tracer.start_as_current_span("SELECT"):
+            return number
+
+    with tracer.start_as_current_span("GET /page"):
+        page(1)
+    spans = {one.name: one for one in sdk.spans.get_finished_spans()}
+    for child, parent in (
+        ("SELECT", "load page"),
+        ("load page", "cache cached"),
+        ("cache cached", "GET /page"),
+    ):
+        assert spans[child].parent is not None
+        assert spans[child].parent.span_id == spans[parent].context.span_id
+    call = spans["cache cached"]
+    assert call.kind is trace.SpanKind.CLIENT
+    assert call.attributes is not None
+    assert dict(call.attributes) == {
+        "db.system.name": "redis",
+        "db.operation.name": "cached",
+        "stillroom.service": "cache",
+        "stillroom.outcome": "miss",
+        "stillroom.loader": "page",
+    }
+
+
+def test_a_failed_call_is_a_span_with_an_error(room: Any) -> None:
+    """Its kind, and nothing of what it says."""
+    sdk = Sdk()
+    inner(room).observe(sdk.telemetry)
+
+    def load() -> int:
+        raise ConnectionError(CANARY)
+
+    with pytest.raises(ConnectionError):
+        room.cache.get_or_set("k", load)
+    for span in sdk.spans.get_finished_spans():
+        assert span.status.status_code is trace.StatusCode.ERROR
+        assert (span.attributes or {})["error.type"] == "ConnectionError"
+        assert CANARY not in span.to_json()
+
+
+def test_calls_are_measured(room: Any) -> None:
+    """How long they took, and what lookups found, with labels of ours."""
+    sdk = Sdk()
+    inner(room).observe(sdk.telemetry)
+    use(room)
+    metrics = sdk.metrics()
+    durations = metrics["db.client.operation.duration"]
+    counts = {dict(one.attributes)["db.operation.name"]: one.count for one in durations}
+    assert (counts["check"], counts["create"]) == (2, 1)
+    assert sum(one.count for one in metrics["stillroom.load.duration"]) == 1
+    lookups = {
+        tuple(sorted(one.attributes.items())): one.value
+        for one in metrics["stillroom.cache.lookups"]
+    }
+    assert lookups[("stillroom.loader", "page"), ("stillroom.outcome", "hit")] == 1
+
+
+def test_the_span_of_a_stale_read_is_carried_to_the_task(settings: Settings) -> None:
+    """In the message's header; a worker's spans are inside it."""
+    sdk = Sdk()
+    given = Settings(**{"redis_url": settings.redis_url, "otel": True} | PATIENT)
+    with Stillroom(given) as room:
+        assert isinstance(room.dispatch, CeleryDispatch)
+        assert room.dispatch.carry is carried
+        room.observe(sdk.telemetry)
+        with sdk.tracers.get_tracer("app").start_as_current_span("GET /page") as span:
+            headers = room.dispatch.carry()
+        with task(room.watch, "stillroom.refresh", headers):
+            room.cache.get("k")
+    spans = {one.name: one for one in sdk.spans.get_finished_spans()}
+    asked, done = spans["GET /page"], spans["task stillroom.refresh"]
+    assert done.parent is not None
+    assert done.parent.span_id == span.get_span_context().span_id
+    assert spans["cache get"].context.trace_id == asked.context.trace_id
+    assert spans["cache get"].parent is not None
+
+
+def test_it_is_not_imported_unless_it_is_on() -> None:
+    """Nobody needs the package who does not want it; who does, and has it not, is told what to install."""
+    code = (
+        "import sys, stillroom; stillroom.Stillroom(); assert 'stillroom.otel' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    missing = (
+        "import sys; sys.modules['opentelemetry'] = None\n"
+        "import stillroom\n"
+        "try: stillroom.Stillroom(otel=True)\n"
+        "except stillroom.SettingsError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", missing], timeout=60, check=False, capture_output=True, text=True
+    )
+    assert "pip install 'stillroom[otel]'" in done.stdout

@@ -1,0 +1,144 @@
+"""`room.upkeep.explain`: why a read is a hit, stale or a miss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stillroom import InvalidKey, NoDispatch, Settings
+from stillroom.cache.explain import fields_of
+from tests.support.crowd import PATIENT
+from tests.support.faces import FACES, open_room
+
+
+@pytest.fixture(params=FACES)
+def room(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
+    given = {"redis_url": settings.redis_url}
+    with open_room(request.param, Settings(**given | PATIENT), NoDispatch()) as room:
+        yield room
+
+
+def outcome(room: Any, key: str = "k") -> tuple[str, str, str | None]:
+    """What is said of a key; and that what is said is what a reader sees."""
+    found = room.upkeep.explain(key)
+    entry = room.cache.get_entry(key)
+    read = "miss" if entry is None else {"fresh": "hit"}.get(entry.freshness.value, "stale")
+    assert read == found.outcome
+    return found.outcome, found.cause, found.by
+
+
+def test_an_entry_is_fresh_then_stale_then_gone(room: Any, client: Any) -> None:
+    """By the ttl, and by the end of its life; nothing is counted by looking."""
+    assert outcome(room) == ("miss", "never", None)
+    room.cache.set("k", [1, 2], ttl=60, swr=60, tags=["a", "b"])
+    assert outcome(room) == ("hit", "fresh", None)
+    before = dict(room.stats.counts)
+    found = room.upkeep.explain("k", value=True)
+    assert dict(room.stats.counts) == before
+    assert (found.tags, found.value, found.loader) == (("a", "b"), [1, 2], None)
+    assert found.fresh_until == pytest.approx(time.time() + 60, abs=5)
+    assert found.ends_at == pytest.approx(time.time() + 120, abs=5)
+    assert found.size == client.strlen(room.keys.entry(b"k"))
+    assert room.upkeep.explain("k").value is None
+    room.cache.set("k", 1, ttl=0.001, swr=60)
+    time.sleep(0.01)
+    assert outcome(room) == ("stale", "expired", None)
+
+
+def test_an_invalidation_is_named(room: Any) -> None:
+    """The tag, softly or not, the pattern, the end of an epoch; and when it was."""
+    room.cache.set("k", 1, ttl=60, tags=["a", "b"])
+    room.cache.invalidate_by_tag("b", soft=True)
+    assert outcome(room) == ("stale", "soft", "b")
+    room.cache.invalidate_by_tag("a")
+    assert outcome(room) == ("miss", "tag", "a")
+    at = room.upkeep.explain("k").invalidated_at
+    assert at == pytest.approx(time.time(), abs=5)
+    room.cache.set("k", 1, ttl=60)
+    room.cache.invalidate_by_pattern("x*")
+    assert outcome(room) == ("hit", "fresh", None)
+    room.cache.invalidate_by_pattern("k*")
+    assert outcome(room) == ("miss", "pattern", "k*")
+    room.cache.set("k", 1, ttl=60)
+    room.cache.clear()
+    assert outcome(room)[:2] == ("miss", "epoch")
+
+
+def test_what_was_lost_or_changed_is_said(room: Any, client: Any) -> None:
+    """A clock that is gone, and bytes that are no entry."""
+    room.cache.set("k", 1, ttl=60)
+    client.delete(room.keys.clock)
+    assert room.upkeep.explain("k").cause == "epoch"
+    client.set(room.keys.entry(b"k"), b"somebody else's")
+    assert outcome(room) == ("miss", "unreadable", None)
+
+
+def test_of_what_is_gone_the_indexes_remember(room: Any, client: Any) -> None:
+    """Evicted, or its time was up: the index of a tag in the key says when it would have ended."""
+
+    @room.cache.cached("product:{number}", ttl=60, swr=60, tags=["product:{number}", "all"])
+    def product(number: int) -> int:
+        return number
+
+    product(7)
+    found = room.upkeep.explain("product:7")
+    assert (found.outcome, found.loader) == ("hit", "product")
+    assert found.age_s == pytest.approx(0, abs=5)
+    client.delete(room.keys.entry(b"product:7"))
+    assert outcome(room, "product:7")[:2] == ("miss", "removed")
+    for tag in (b"product:7", b"all"):
+        client.zadd(room.keys.index(tag), {b"product:7": time.time() * 1000 - 5_000})
+    assert outcome(room, "product:7")[:2] == ("miss", "gone")
+    assert room.upkeep.explain("product:8").cause == "never"
+
+
+def test_another_release_s_value_is_said(settings: Settings) -> None:
+    """A reader of this release loads its own."""
+    given = Settings(**{"redis_url": settings.redis_url} | PATIENT)
+
+    def loader_of(room: Any, version: int) -> Any:
+        @room.cache.cached("page:{number}", version=version)
+        def page(number: int) -> int:
+            return number
+
+        return page
+
+    with open_room("sync", given, NoDispatch()) as old:
+        loader_of(old, 1)(7)
+        with open_room("sync", given, NoDispatch()) as new:
+            loader_of(new, 2)
+            assert new.upkeep.explain("page:7").cause == "release"
+            assert old.upkeep.explain("page:7").cause == "fresh"
+
+
+def test_what_is_under_way_is_said(room: Any, client: Any) -> None:
+    """A load, a refresh that was asked for, one that failed and is not tried again yet."""
+    for lease, said in {
+        b"load.0123456789abcdef.5000": "load",
+        b"refresh.0123456789abcdef.5000.0": "refresh asked for",
+        b"backoff.5000.1": "backoff",
+        b"what": None,
+    }.items():
+        client.set(room.keys.lease(b"k"), lease, px=60_000)
+        assert room.upkeep.explain("k").loading == said
+    with pytest.raises(InvalidKey):
+        room.upkeep.explain("")
+
+
+@pytest.mark.parametrize(
+    ("template", "key", "fields"),
+    [
+        ("{a}", "x", {"a": "x"}),
+        ("{a}:{b}", "1:2:3", {"a": "1", "b": "2:3"}),
+        ("{a}-{a}", "1-1", {"a": "1"}),
+        ("{a}-{a}", "1-2", None),
+        ("a.b:{a}", "axb:1", None),
+        ("plain", "plain", {}),
+    ],
+)
+def test_a_key_shows_what_stands_in_it(template: str, key: str, fields: Any) -> None:
+    """For each parameter; None if it is not one of this loader's."""
+    assert fields_of(template, key) == fields

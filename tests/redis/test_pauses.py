@@ -1,0 +1,92 @@
+"""`stillroom pause refresh`: workers leave refreshes alone for a while, and it ends by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stillroom import InvalidArgument, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.cli import app
+from stillroom.pauses import Pauses
+from tests.support.crowd import PATIENT
+from tests.support.faces import FACES, open_room
+
+pytestmark = pytest.mark.usefixtures("calm_machine")
+
+
+@pytest.fixture(params=FACES)
+def room(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
+    given = {"redis_url": settings.redis_url}
+    with open_room(request.param, Settings(**given | PATIENT), NoDispatch()) as room:
+        yield room
+
+
+def look_again(room: Any) -> None:
+    """A second has passed."""
+    pauses: Pauses = getattr(room, "inner", room)._pauses
+    pauses._due = 0.0
+
+
+def test_refreshes_are_paused_and_go_on(room: Any, client: Any) -> None:
+    """It is seen within a second, is a finding meanwhile, and has an end by itself."""
+    assert room.upkeep.refreshes_are_paused() is False
+    room.upkeep.pause("refresh", 600, by="ann")
+    assert room.upkeep.refreshes_are_paused() is False, "asked once a second"
+    look_again(room)
+    assert room.upkeep.refreshes_are_paused() is True
+    (paused,) = room.upkeep.pauses()
+    assert (paused.what, paused.by) == ("refresh", "ann")
+    assert 0 < client.pttl(room.keys.paused("refresh")) <= 600_000
+    (found,) = [one for one in room.health.check().advice if one.code == "paused"]
+    assert "for 10 min more, by ann" in found.what
+    assert room.upkeep.resume("refresh") is True
+    assert room.upkeep.resume("refresh") is False
+    look_again(room)
+    assert room.upkeep.refreshes_are_paused() is False
+    assert not [one for one in room.health.check().advice if one.code == "paused"]
+
+
+def test_what_another_writer_put_there_pauses_too(room: Any, client: Any) -> None:
+    """Who it was is not known then; a key without an end is no pause that is told."""
+    client.set(room.keys.paused("refresh"), b"\xff", px=60_000)
+    assert [one.by for one in room.upkeep.pauses()] == [""]
+    assert room.upkeep.refreshes_are_paused() is True
+
+
+@pytest.mark.parametrize(("what", "seconds"), [("refreshs", 60), ("refresh", 0), ("refresh", 1e9)])
+def test_what_cannot_be_meant_is_refused(room: Any, what: str, seconds: float) -> None:
+    """With what is allowed."""
+    with pytest.raises(InvalidArgument, match=r"did you mean refresh|1 to 86,400"):
+        room.upkeep.pause(what, seconds)
+    assert room.upkeep.pauses() == []
+
+
+def test_who_does_not_answer_pauses_nothing() -> None:
+    """A worker works on; a person is told."""
+    settings = Settings(redis_url="redis://127.0.0.1:1", **PATIENT)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        assert room.upkeep.refreshes_are_paused() is False
+        with pytest.raises(RedisUnavailable):
+            room.upkeep.pause("refresh", 60)
+
+
+def test_the_command_pauses_and_resumes(
+    server: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In words, or as JSON."""
+    monkeypatch.setenv("REDIS_URL", server.url)
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "refresh is paused for 10m" in run("pause", "refresh", "--for", "10m")
+    assert json.loads(run("pause", "refresh", "--json")) == {"paused": "refresh", "seconds": 600}
+    assert "refresh goes on" in run("resume", "refresh")
+    told = json.loads(run("resume", "refresh", "--json"))
+    assert told == {"resumed": "refresh", "was_paused": False}

@@ -1,0 +1,244 @@
+"""The page at /operate: who may act, what each act does, and that it is told in the log."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+import time
+from collections.abc import Iterator
+from html import unescape
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import pytest
+
+from stillroom import AUTH, AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.acts import ACTS
+from stillroom.settings import LOOPBACK
+from stillroom.web import HealthASGI, HealthWSGI
+from stillroom.web.operate import GROUPS, code
+from tests.support.crowd import PATIENT
+from tests.support.serving import ask, serve_asgi, serve_wsgi
+
+TOKEN = "a-canary-token-for-operators"
+BASIC = {"Authorization": "Basic " + base64.b64encode(f"ann:{TOKEN}".encode()).decode()}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+pytestmark = pytest.mark.usefixtures("calm_machine")
+
+
+class Site(NamedTuple):
+    """A server with the page, and a room to see what came of it."""
+
+    port: int
+    room: Stillroom
+
+    def get(self, **headers: str) -> Any:
+        return ask(self.port, "/operate", headers=BASIC | headers)
+
+    def act(self, name: str, headers: dict[str, str] | None = None, **form: str) -> str:
+        given = {"code": code(TOKEN.encode(), time.time()), "act": name, **form}
+        answer = self.post(given, headers or {})
+        assert answer.status == 200, answer.body
+        return text(answer.body)
+
+    def post(self, form: dict[str, str], headers: dict[str, str]) -> Any:
+        body = urlencode(form).encode()
+        return ask(self.port, "/operate", "POST", headers=BASIC | FORM | headers, body=body)
+
+
+def text(page: Any) -> str:
+    """What a reader sees of it."""
+    html = page.decode() if isinstance(page, bytes) else page
+    outcome = html.partition('class="outcome')[2].partition("</section>")[0]
+    return unescape(re.sub(r"<[^>]+>", " ", outcome))
+
+
+@pytest.fixture(params=["wsgi", "asgi"])
+def site(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Site]:
+    own = {"redis_url": settings.redis_url, "health_token": TOKEN, "health_networks": LOOPBACK}
+    given = Settings(**own | PATIENT)
+    with Stillroom(given, dispatch=NoDispatch()) as room:
+        if request.param == "wsgi":
+            with serve_wsgi(HealthWSGI(room)) as port:
+                yield Site(port, room)
+        else:
+
+            def make() -> Any:
+                room = AsyncStillroom(given, dispatch=NoDispatch())
+                return HealthASGI(room), room.close
+
+            with serve_asgi(make) as port:
+                yield Site(port, room)
+
+
+def test_only_who_has_the_token_sees_it(site: Site) -> None:
+    """From whichever network: to look at /status may be for all of the operators' machines, to act is not."""
+    assert ask(site.port, "/status").status == 200
+    refused = ask(site.port, "/operate")
+    assert refused.status == 401
+    assert refused.headers["www-authenticate"].startswith("Basic")
+    assert ask(site.port, "/operate", "POST", body=b"act=look").status == 401
+    page = site.get()
+    assert page.status == 200
+    assert "form-action 'self'" in page.headers["content-security-policy"]
+    assert "script" not in page.headers["content-security-policy"]
+    assert TOKEN.encode() not in page.body
+
+
+def test_without_a_token_there_is_no_such_page(settings: Settings) -> None:
+    """Not even for this machine."""
+    with (
+        Stillroom(settings, dispatch=NoDispatch()) as room,
+        serve_wsgi(HealthWSGI(room)) as port,
+    ):
+        assert ask(port, "/operate").status == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "headers"),
+    [
+        ({"code": ""}, {}),
+        ({"code": "0" * 64}, {}),
+        ({"code": code(TOKEN.encode(), time.time() - 3 * 3_600)}, {}),
+        ({"code": code(b"another token", time.time())}, {}),
+        ({"code": "\xff"}, {}),
+        ({}, {"Sec-Fetch-Site": "cross-site"}),
+        ({}, {"Sec-Fetch-Site": "same-site"}),
+        ({}, {"Origin": "https://evil.example"}),
+        ({}, {"Origin": "null"}),
+    ],
+)
+def test_a_form_of_another_page_does_nothing(
+    site: Site, change: dict[str, str], headers: dict[str, str]
+) -> None:
+    """A browser sends the password along with anybody's form."""
+    site.room.cache.set("k", 1)
+    form = {"code": code(TOKEN.encode(), time.time()), "act": "invalidate", "key": "k"} | change
+    answer = site.post(form, headers)
+    assert answer.status == 403
+    assert b"Nothing was done" in answer.body
+    assert site.room.cache.get("k") == 1
+    good = {"Origin": f"http://127.0.0.1:{site.port}", "Host": f"127.0.0.1:{site.port}"}
+    assert site.post(form | {"code": code(TOKEN.encode(), time.time())}, good).status == 200
+    assert site.room.cache.get("k") is None
+
+
+def test_a_key_is_looked_at_and_invalidated(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """By itself, by its tag, by a pattern; each time there is a line with who did it. The value is never shown."""
+    caplog.set_level(logging.INFO, "stillroom.operator")
+    cache = site.room.cache
+    cache.set("k", "a-secret-value", ttl=60, tags=["t"])
+    shown = site.act("look", key="k")
+    assert "k: It is fresh." in shown
+    assert "a-secret-value" not in shown
+    assert "it held a value" in site.act("invalidate", key="k")
+    assert cache.get("k") is None
+    for act, form in (("invalidate_tag", {"tag": "t"}), ("invalidate_pattern", {"pattern": "k*"})):
+        cache.set("k", 1, ttl=60, tags=["t"])
+        site.act(act, **form)
+        assert cache.get("k") is None
+    cache.set("k", 1, ttl=60, tags=["t"])
+    site.act("invalidate_tag", tag="t", soft="yes")
+    assert cache.get("k") == 1
+    records = [record for record in caplog.records if record.name == "stillroom.operator"]
+    lines = [record.getMessage() for record in records]
+    assert len(lines) == 5
+    assert all("by ann at 127.0.0.1" in line for line in lines)
+    assert "invalidate by ann at 127.0.0.1: key=k: k is invalidated; it held a value." in lines
+    assert [record.levelname for record in records] == ["INFO", *["WARNING"] * 4]
+
+
+def test_sessions_are_listed_and_ended(site: Site) -> None:
+    """One, or all of a user; what is in them is not shown."""
+    sessions = site.room.sessions
+    made = [sessions.create("u1", {"data": "a-secret-value"}) for _ in range(3)]
+    shown = site.act("sessions", user="u1")
+    assert "3 sessions of u1." in shown
+    assert all(one.handle in shown and one.token not in shown for one in made)
+    assert "a-secret-value" not in shown
+    assert "is ended" in site.act("end_session", user="u1", handle=made[0].handle)
+    assert "2 sessions of u1 are ended." in site.act("end_sessions", user="u1")
+    assert sessions.list_for_user("u1") == []
+
+
+def test_bans_and_limits_are_changed(site: Site) -> None:
+    """A ban is made, listed and lifted; what somebody has used is forgotten."""
+    assert "203.0.113.7 is banned for 10m." in site.act(
+        "ban", subject="203.0.113.7", reason="<b>why</b>", **{"for": "10m"}
+    )
+    shown = site.act("bans")
+    assert "203.0.113.7" in shown
+    assert "<b>why</b>" in shown, "text, not markup"
+    assert "is not banned any more" in site.act("lift", subject="203.0.113.7")
+    limits = site.room.limits
+    for _ in range(5):
+        limits.check("203.0.113.9", [AUTH])
+    assert not limits.peek("203.0.113.9", [AUTH])
+    assert "auth" in site.act("limits")
+    site.act("reset", subject="203.0.113.9", limit="auth")
+    assert limits.peek("203.0.113.9", [AUTH])
+
+
+def test_dead_letters_are_listed_and_dropped(site: Site) -> None:
+    """With the reason; one that nobody here can send again says so."""
+    room = site.room
+    letter = room.state.run(room.dead_letters.add("test", "{}", "because"))
+    shown = site.act("letters")
+    assert letter in shown
+    assert "because" in shown
+    assert "This" not in site.act("drop", id=letter)
+    assert "There is no such letter." in site.act("drop", id=letter)
+    assert "failed" in site.act("retry", id=letter)
+
+
+def test_a_key_is_loaded_now(site: Site, client: Any) -> None:
+    """A worker is asked to, by what the entry says of its loader; without one that is said."""
+    room = site.room
+
+    @room.cache.cached("product:{number}")
+    def product(number: int) -> int:
+        return number
+
+    product(7)
+    assert "A worker was asked to load product:7 by product." in site.act("load", key="product:7")
+    (order,) = client.zrange(room.keys.orders, 0, -1)
+    assert b'"product"' in order
+    assert b'"number":7' in order.replace(b" ", b"")
+    assert "no loader is known for other" in site.act("load", key="other")
+
+
+def test_refreshes_are_paused(site: Site) -> None:
+    """And go on."""
+    site.act("pause", **{"for": "10m"})
+    assert [one.what for one in site.room.upkeep.pauses()] == ["refresh"]
+    assert "go on" in site.act("resume")
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "said"),
+    [
+        ("look", {}, "Key is missing"),
+        ("lok", {"key": "k"}, "did you mean look?"),
+        ("look", {"key": "x" * 2_000}, "1 to 1,024 bytes"),
+        ("ban", {"subject": "127.0.0.1", "for": "10m"}, "127.0.0.1"),
+        ("ban", {"subject": "203.0.113.7", "for": "soon"}, "90s, 30m"),
+        ("retry", {"id": "nonsense"}, "nonsense"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    site: Site, name: str, form: dict[str, str], said: str
+) -> None:
+    """In a sentence; nothing else happens."""
+    assert said in site.act(name, **form)
+
+
+def test_a_long_body_is_no_form(site: Site) -> None:
+    """Nothing is kept of it."""
+    assert site.post({"act": "look", "key": "x" * 20_000}, {}).status == 403
+
+
+def test_every_act_can_be_reached() -> None:
+    """From the top of the page, or from a row of another act's."""
+    offered = {name for names in GROUPS.values() for name in names}
+    assert offered | {"end_session", "retry", "drop"} == set(ACTS)

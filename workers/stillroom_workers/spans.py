@@ -1,0 +1,32 @@
+"""A span for each task, inside the span of the read that asked for it: where OpenTelemetry is on."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from celery import signals
+
+
+def tell_of_tasks(app: Any) -> None:
+    """Open a span when a task begins, and close it when it has ended. Receivers are kept by the app."""
+    if not app.settings.otel:
+        return
+    from stillroom import otel
+
+    def begin(task_id: str, task: Any, **_: Any) -> None:
+        if task.app is app:
+            stack = ExitStack()
+            given = getattr(task.request, "headers", None) or {}
+            stack.enter_context(otel.task(app.room.watch, task.name, given))
+            running[task_id] = stack
+
+    def end(task_id: str, **_: Any) -> None:
+        stack = running.pop(task_id, None)
+        if stack is not None:
+            stack.close()
+
+    running: dict[str, ExitStack] = {}
+    app.receivers = [*getattr(app, "receivers", ()), begin, end]
+    signals.task_prerun.connect(begin, weak=False)
+    signals.task_postrun.connect(end, weak=False)
