@@ -261,7 +261,7 @@ def findings() -> str:
         (
             f"`{rule.code}`",
             _threshold(rule),
-            rule.what.format(v=Measured()),
+            rule.what.format_map(Sentence()),
             rule.good,
             rule.todo,
             rule.source,
@@ -276,11 +276,18 @@ def findings() -> str:
     )
 
 
-class Measured:
-    """Stands for the value in a finding's sentence, whatever its format."""
+class Measured(str):
+    """Stands for a value in a finding's sentence, whatever its format."""
 
     def __format__(self, spec: str) -> str:
-        return "*v*"
+        return f"*{self}*"
+
+
+class Sentence(dict[str, Measured]):
+    """The values of a finding's sentence by their names."""
+
+    def __missing__(self, name: str) -> Measured:
+        return Measured(name)
 
 
 def _threshold(rule: advice.Rule) -> str:
