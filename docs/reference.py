@@ -261,7 +261,7 @@ def findings() -> str:
         (
             f"`{rule.code}`",
             _threshold(rule),
-            rule.what.format_map(Sentence()),
+            rule.what.format(v=Measured(), whose=""),
             rule.good,
             rule.todo,
             rule.source,
@@ -276,18 +276,11 @@ def findings() -> str:
     )
 
 
-class Measured(str):
-    """Stands for a value in a finding's sentence, whatever its format."""
+class Measured:
+    """Stands for the value in a finding's sentence, whatever its format."""
 
     def __format__(self, spec: str) -> str:
-        return f"*{self}*"
-
-
-class Sentence(dict[str, Measured]):
-    """The values of a finding's sentence by their names."""
-
-    def __missing__(self, name: str) -> Measured:
-        return Measured(name)
+        return "*v*"
 
 
 def _threshold(rule: advice.Rule) -> str:
