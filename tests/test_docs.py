@@ -13,6 +13,7 @@ import pytest
 
 from stillroom import Settings, Stillroom
 from stillroom.settings import SECRETS, environment_names
+from tests.specification import sentences
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -160,3 +161,15 @@ def test_decisions_are_numbered_once_and_have_three_parts() -> None:
         assert re.match(rf"# 0*{int(page.name[:4])}[.:] [A-Z].+\n", text), page.name
         for part in ("Context", "Choice", "Cost|What it costs"):
             assert re.search(rf"^\*\*({part})", text, re.MULTILINE), f"{page.name}: {part}"
+
+
+def test_the_tests_read_as_a_specification() -> None:
+    """Each test says in a sentence what is true, and `make spec` prints all of them."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    said = [(file.name, sentence) for file in files for sentence in sentences(file)]
+    assert len(said) > 1_000
+    unsaid = [one for one in said if not re.search(r"\w.*[.!?:\"`)]$", one[1])]
+    assert unsaid == []
+    command = [sys.executable, "-m", "tests.specification", "test_docs"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
+    assert "  - Each test says in a sentence" in done.stdout
