@@ -18,8 +18,10 @@ from pydantic import SecretStr
 from stillroom import pepper
 from stillroom.codec import Codec
 from stillroom.dispatch import Dispatch
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     OF_THE_COMMAND,
+    InvalidArgument,
     SessionConflict,
     SessionDataRefused,
     SessionEnded,
@@ -45,7 +47,15 @@ from stillroom.scripts import (
 )
 from stillroom.sessions.asking import LOGOUT, ROTATION, Asking, steady_us
 from stillroom.sessions.beginning import Beginning
-from stillroom.sessions.ends import BRINGS_ANOTHER, NO_COOKIE, TAKES_AWAY, UNLESS_LATE, End, Undo
+from stillroom.sessions.ends import (
+    BOTH,
+    BRINGS_ANOTHER,
+    NO_COOKIE,
+    TAKES_AWAY,
+    UNLESS_LATE,
+    End,
+    Undo,
+)
 from stillroom.sessions.reading import read_plain, touch_after
 from stillroom.sessions.session import (
     Device,
@@ -129,8 +139,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
@@ -145,8 +155,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
@@ -160,8 +170,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
@@ -170,7 +180,8 @@ class SessionsBody(Asking):
     ) -> Operation[Session[Any]]:
         """Begin a session; its `token` goes into the cookie. `user_id=None` makes an anonymous session.
 
-        `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds.
+        `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds, or
+        timedeltas.
         `replaces`: the session before the login, which ends with it (a token planted there opens
         nothing afterwards). `max_per_user` (up to 300) with `on_cap` "evict_oldest" or "reject", which raises
         TooManySessions and ends nothing. Where an app has begun to cap late, each login evicts up to 100.
@@ -184,7 +195,7 @@ class SessionsBody(Asking):
         return (
             yield from self._create(
                 *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
-                *(device, fresh, NO_COOKIE),
+                *(device, fresh, NO_COOKIE, None),
             )
         )
 
@@ -196,21 +207,24 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
         device: str | None = None,
         fresh: bool = True,
+        asked_us: int | None = None,
     ) -> Operation[Session[Any]]:
         """The `create` of a login whose response brings the browser its cookie, in the place of the session before.
 
-        Responses to other requests of that browser, which are under way, do not set theirs over it.
+        Responses to other requests of that browser, which are under way, do not set theirs over it. `asked_us`:
+        when the request looked at the session before, by this machine's steady clock: a new token that another
+        request has given to that one since does not save it. None: now.
         """
         return (
             yield from self._create(
                 *(user_id, data, tags, meta, idle, absolute, before, max_per_user, on_cap),
-                *(device, fresh, BRINGS_ANOTHER),
+                *(device, fresh, BRINGS_ANOTHER, asked_us),
             )
         )
 
@@ -234,18 +248,21 @@ class SessionsBody(Asking):
         token: str,
         data: Mapping[str, Any],
         *,
-        idle: float | None = None,
-        absolute: float | None = None,
+        ends: bool = False,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
+        asked_us: int | None = None,
     ) -> Operation[Session[Any]]:
-        """Begin an anonymous session in the place of one that has ended, for a request that came with its token.
+        """Begin an anonymous session in the place of the one of this token, for a request that came with it.
 
-        Raises SessionEnded if another request has just logged in, logged out or got a new token in its place: the
-        response to this one may arrive later, and must not set its cookie over that. Otherwise see `create`.
+        That one has ended, or ends now (`ends`). Raises SessionEnded if it is gone because another request has just
+        logged in or out or got a new token: the response to this one may arrive later, and must not set its cookie
+        over that. `asked_us`: see `log_in`. Otherwise see `create`.
         """
         return (
             yield from self._create(
                 *(None, data, (), None, idle, absolute, token, None, "evict_oldest"),
-                *(None, True, UNLESS_LATE),
+                *(None, True, BOTH if ends else UNLESS_LATE, asked_us),
             )
         )
 
@@ -255,14 +272,15 @@ class SessionsBody(Asking):
         data: Any,
         tags: Sequence[str],
         meta: Mapping[str, Any] | None,
-        idle: float | None,
-        absolute: float | None,
+        idle: Duration | None,
+        absolute: Duration | None,
         replaces: Known | None,
         max_per_user: int | None,
         on_cap: str,
         device: str | None,
         fresh: bool,
         cookie: int,
+        asked_us: int | None,
     ) -> Operation[Session[Any]]:
         user = b"" if user_id is None else sanitized(user_id)
         _check_cap(user_id, max_per_user, on_cap)
@@ -274,8 +292,8 @@ class SessionsBody(Asking):
         # Who is nobody yet stays where he was: then one script does all of it.
         shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
         token, place = self._new_place(shard)
-        ends_with = BRINGS_ANOTHER if cookie == BRINGS_ANOTHER else NO_COOKIE
-        ending = None if old is None else self._destroying(old, ends_with)
+        ends_with = cookie & BRINGS_ANOTHER
+        ending = None if old is None else self._destroying(old, ends_with, asked_us)
         numbers = (*times, max_per_user or 0, int(on_cap == "evict_oldest"))
         about = (self._keys.shard(place.shard), user, labels, *numbers, note)
         proved = b"" if fresh else b"0"
@@ -308,11 +326,11 @@ class SessionsBody(Asking):
         type: None = None,
         *,
         touch: bool = True,
-        fresh: float | None = None,
+        fresh: Duration | None = None,
     ) -> Operation[Session[dict[str, Any]] | None]: ...
     @overload
     def get(
-        self, session: Known, type: type[T], *, touch: bool = True, fresh: float | None = None
+        self, session: Known, type: type[T], *, touch: bool = True, fresh: Duration | None = None
     ) -> Operation[Session[T] | None]: ...
     def get(
         self,
@@ -320,13 +338,13 @@ class SessionsBody(Asking):
         type: Any = None,
         *,
         touch: bool = True,
-        fresh: float | None = None,
+        fresh: Duration | None = None,
     ) -> Operation[Session[Any] | None]:
         """The session of this token or id; None if it never was, has ended, has expired, or was rotated away.
 
         `type`: a pydantic model or any other type of its data. `touch=False`: reading it does not keep it alive.
-        `fresh`: seconds; raises SessionNotFresh for a session whose user has not proved within them who he is, by
-        the login that began it or by `confirm`.
+        `fresh`: seconds, or a timedelta; raises SessionNotFresh for a session whose user has not proved within
+        them who he is, by the login that began it or by `confirm`.
         What no token of ours looks like costs no round trip. Raises SessionUnreadable.
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
@@ -442,14 +460,14 @@ class SessionsBody(Asking):
 
     @overload
     def rotate(
-        self, session: Known, type: None = None, *, grace: float | None = None
+        self, session: Known, type: None = None, *, grace: Duration | None = None
     ) -> Operation[Session[dict[str, Any]]]: ...
     @overload
     def rotate(
-        self, session: Known, type: type[T], *, grace: float | None = None
+        self, session: Known, type: type[T], *, grace: Duration | None = None
     ) -> Operation[Session[T]]: ...
     def rotate(
-        self, session: Known, type: Any = None, *, grace: float | None = None
+        self, session: Known, type: Any = None, *, grace: Duration | None = None
     ) -> Operation[Session[Any]]:
         """Give the session a new token. The old one works for `grace` seconds more (default: the settings').
 
@@ -460,7 +478,7 @@ class SessionsBody(Asking):
         """
         return (yield from self._rotate(session, type, grace, is_proof=False))
 
-    def confirm(self, session: Known, *, grace: float | None = None) -> Operation[Session[Any]]:
+    def confirm(self, session: Known, *, grace: Duration | None = None) -> Operation[Session[Any]]:
         """The user has just proved again who he is: the session is fresh from now on, under a new token.
 
         See `get(fresh=…)`, and `rotate` for everything else.
@@ -475,7 +493,7 @@ class SessionsBody(Asking):
         self,
         session: Known,
         type: Any,
-        grace: float | None,
+        grace: Duration | None,
         *,
         is_proof: bool,
         brings_cookie: bool = False,
@@ -483,9 +501,8 @@ class SessionsBody(Asking):
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")
-        seconds = self.settings.session_grace if grace is None else grace
-        if not 0 <= seconds <= 3_600:
-            raise SettingsError(f"grace={seconds!r}: 0 to 3,600 seconds")
+        given = self.settings.session_grace if grace is None else grace
+        seconds = _seconds("grace", given, least=0.0, most=3_600.0)
         token, fresh = self._new_place(place.shard)
         old, new = self._names(place), self._names(fresh)
         prefix = self._keys.shard(place.shard)
@@ -636,15 +653,19 @@ class SessionsBody(Asking):
 
     # For a request
 
-    def log_out(self, token: str, *, if_empty: bool = False) -> Operation[bool]:
+    def log_out(
+        self, token: str, *, if_empty: bool = False, asked_us: int | None = None
+    ) -> Operation[bool]:
         """`destroy`, where the response takes the cookie away: a slower one must begin no session in its place.
 
-        `if_empty`: only if there is no data in it, whoever has written last.
+        `if_empty`: only if there is no data in it, whoever has written last. `asked_us`: see `log_in`.
         """
         place = self._place(token, denied=True)
         if place is None:
             return False
-        ending = self._destroying(place, TAKES_AWAY)._replace(only=b"1" if if_empty else b"")
+        ending = self._destroying(place, TAKES_AWAY, asked_us)
+        if if_empty:
+            ending = ending._replace(only=b"1")
         ended: bool = yield from self._end(ending)
         self.stats.counts["sessions_destroyed"] += ended
         return ended
@@ -861,10 +882,12 @@ class SessionsBody(Asking):
         options = self._keys.shard(shard), self._touch if touch else b""
         return session_get(self._keys.sessions(shard, names), *options)
 
-    def _destroying(self, place: Place, cookie: int = NO_COOKIE) -> End:
+    def _destroying(
+        self, place: Place, cookie: int = NO_COOKIE, asked_us: int | None = None
+    ) -> End:
         """The end of this session. `cookie`: what the response does to the browser's."""
         names, prefix = tuple(self._names(place)), self._keys.shard(place.shard)
-        return End(names, prefix, steady_us(), cookie)
+        return End(names, prefix, steady_us() if asked_us is None else asked_us, cookie)
 
     def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
         """What a device is called in Redis, and how many ms it is known."""
@@ -882,16 +905,13 @@ class SessionsBody(Asking):
             raise SessionEnded("missing")  # better none is ended than all by mistake
         return place
 
-    def _times_of(self, idle: float | None, absolute: float | None) -> tuple[int, int]:
+    def _times_of(self, idle: Duration | None, absolute: Duration | None) -> tuple[int, int]:
         """In µs. Raises SettingsError."""
-        times = (
-            self.settings.session_idle if idle is None else idle,
-            self.settings.session_absolute if absolute is None else absolute,
-        )
-        for name, seconds in zip(("idle", "absolute"), times, strict=True):
-            if not 0.001 <= seconds <= LONGEST_S:
-                raise SettingsError(f"{name}={seconds!r}: 0.001 to {LONGEST_S:,} seconds")
-        return _us(times[0]), _us(times[1])
+        idle = self.settings.session_idle if idle is None else idle
+        absolute = self.settings.session_absolute if absolute is None else absolute
+        given = ("idle", idle), ("absolute", absolute)
+        first, last = [_us(_seconds(name, one, least=0.001, most=LONGEST_S)) for name, one in given]
+        return first, last
 
     def _limits(self) -> tuple[int, int]:
         return self.settings.session_data_limit, self.settings.session_keys_limit
@@ -930,10 +950,10 @@ class SessionsBody(Asking):
                 log.exception("a listener of session events failed")
 
 
-def not_fresh(session: Session[Any], within: float) -> SessionNotFresh:
+def not_fresh(session: Session[Any], within: Duration) -> SessionNotFresh:
     """The error to raise for a session that is not fresh."""
-    proved = session.authenticated_at
-    return SessionNotFresh(within, None if proved is None else session.read_at - proved)
+    proved, seconds = session.authenticated_at, seconds_of("fresh", within, least=0)
+    return SessionNotFresh(seconds, None if proved is None else session.read_at - proved)
 
 
 def _token_of(session: Known) -> str:
@@ -942,6 +962,14 @@ def _token_of(session: Known) -> str:
     if isinstance(session, Session):
         return session.token
     return session.get_secret_value() if isinstance(session, SecretStr) else str(session)
+
+
+def _seconds(name: str, given: Duration, *, least: float, most: float) -> float:
+    """Raises SettingsError: an argument stands in the place of a setting."""
+    try:
+        return seconds_of(name, given, least=least, most=most)
+    except InvalidArgument as error:
+        raise SettingsError(str(error)) from None
 
 
 def _us(seconds: float) -> int:

@@ -14,6 +14,7 @@ from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision, Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
+from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
 from stillroom.web.ending import lacking
@@ -25,7 +26,7 @@ from stillroom.web.placing import checked_room
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Render
 from stillroom.web.request_session import RequestSession
-from stillroom.web.visit import Visit
+from stillroom.web.visit import RENDERING, Visit
 from stillroom.web.wsgi import VISIT
 
 V = TypeVar("V")
@@ -47,6 +48,7 @@ class LimitExceeded(HTTPException):
         self.decision = decision
 
 
+@explained
 class StillroomLimits:
     """Keeps the limits of an app's views: `StillroomLimits(app, room)`, or `init_app(app, room)` later.
 
@@ -99,7 +101,8 @@ class StillroomLimits:
         visit = self._visit()
         view = current_app.view_functions.get(request.endpoint or "")
         visit.exempt = (
-            _is_answered_by_flask()
+            RENDERING in request.environ
+            or _is_answered_by_flask()
             or getattr(view, EXEMPT, False)
             or bool(self._exempt_when and self._exempt_when(request))
         )
@@ -148,6 +151,7 @@ class StillroomLimits:
         return LimitExceeded(visit.refused, answer)
 
 
+@explained
 def limited(
     *limits: Limitation,
     by: By = None,

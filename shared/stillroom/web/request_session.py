@@ -10,9 +10,10 @@ it was seen is the server's business: the cookie's age is the session's end in a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     SessionConflict,
     SessionEnded,
@@ -23,8 +24,16 @@ from stillroom.errors import (
     StillroomError,
 )
 from stillroom.marked import FIXED
+from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
-from stillroom.sessions import Session, SessionsBody, decoded_value, encoded_value, not_fresh
+from stillroom.sessions import (
+    Session,
+    SessionsBody,
+    decoded_value,
+    encoded_value,
+    not_fresh,
+    steady_us,
+)
 from stillroom.web.agent import device_of
 from stillroom.web.fields import field_of, to_data, to_fields
 from stillroom.web.merge import GONE, merged_keys
@@ -107,11 +116,14 @@ class RequestSession(MutableMapping[str, Any]):
     taken_by: SessionCookie | None = None
 
     _touches = True  # whether to look at it keeps it alive
+    # The keys whose values are not worth an error where the session was over before they were written.
+    _may_be_lost: frozenset[str] = frozenset()
     _earlier: tuple[
         tuple[Done, Change], ...
     ] = ()  # what was done before each `mutate`, and the change itself
     _mutated: frozenset[str] = frozenset()  # the keys that these changed
     _looked_at = 0.0  # time.monotonic(), where the cookie opened nothing
+    _asked_us: int | None = None  # when it was read, by this machine's steady clock
 
     # What the app sees
 
@@ -129,19 +141,44 @@ class RequestSession(MutableMapping[str, Any]):
         self._look()
         return self._found
 
-    def login(self, user_id: str, **options: Any) -> None:
-        """This user is logged in from now on. `options` are those of `room.sessions.create`: tags, meta, idle …
+    @explained
+    def login(
+        self,
+        user_id: str,
+        *,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
+        max_per_user: int | None = None,
+        on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
+    ) -> None:
+        """This user is logged in from now on. The options are those of `room.sessions.create`.
 
         What must not outlive a login (`session_login_drops`: CSRF tokens) is dropped. Without `device=` the device
-        is the browser and its system, from the User-Agent without its versions.
+        is the browser and its system, from the User-Agent without its versions; `device=""` is none.
         """
+        options: dict[str, Any] = {
+            "tags": tags,
+            "meta": meta,
+            "max_per_user": max_per_user,
+            "on_cap": on_cap,
+        }
+        given = {"idle": idle, "absolute": absolute, "device": device}
+        options |= {name: one for name, one in given.items() if one is not None}
+        self._begin_login(Login(user_id, {**options, "fresh": fresh}))
+
+    def _begin_login(self, login: Login) -> None:
+        user_id = login.user_id
         before = self.user_id
         self._change()
         if before not in (None, user_id):
             self._empty()
         for key in self._dropped_at_login():
             self.pop(key, None)
-        self._login, self._is_ended = Login(user_id, options), False
+        self._login, self._is_ended = login, False
 
     def logout(self) -> None:
         """The session ends, its data is gone, the browser forgets the cookie."""
@@ -166,8 +203,9 @@ class RequestSession(MutableMapping[str, Any]):
         self.renew()
         self._is_confirmed = True
 
-    def is_fresh(self, seconds: float) -> bool:
+    def is_fresh(self, seconds: Duration) -> bool:
         """Tell whether the user proved within so many seconds who he is: by logging in, or by `confirm`."""
+        seconds = seconds_of("seconds", seconds, least=0)
         if self.user_id is None:
             return False
         if self._login or self._is_confirmed:
@@ -176,9 +214,10 @@ class RequestSession(MutableMapping[str, Any]):
             )
         return self._found is not None and self._found.is_fresh(seconds)
 
-    def require_fresh(self, seconds: float) -> None:
+    def require_fresh(self, seconds: Duration) -> None:
         """Raise SessionNotFresh unless `is_fresh`: a sensitive page asks again. Unhandled, it is answered with
         401."""
+        seconds = seconds_of("seconds", seconds, least=0)
         if not self.is_fresh(seconds):
             found = self._found
             self.failure = (
@@ -300,6 +339,11 @@ class RequestSession(MutableMapping[str, Any]):
         return self._is_asked and token is not None and (body, token) == (self._body, self._token)
 
     @property
+    def asked_us(self) -> int | None:
+        """When it was read, by this machine's steady clock. None: it was not."""
+        return self._asked_us
+
+    @property
     def was_read(self) -> Session[Any] | None:
         """What reading it has found so far."""
         return self._found
@@ -308,6 +352,7 @@ class RequestSession(MutableMapping[str, Any]):
         """Take over what another one has read."""
         if other.has_read(self._body, self._token):
             self._found, self._is_asked = other.was_read, True
+            self._asked_us = other.asked_us
 
     def reading(self) -> Operation[None]:
         """Read it, unless that was done. Raises SessionStoreUnavailable."""
@@ -324,6 +369,7 @@ class RequestSession(MutableMapping[str, Any]):
     def prefetching(self) -> Operation[None]:
         """Have it ready for who looks at it. A failure is no failure before somebody does."""
         if self._token is not None and not self._is_asked:
+            self._asked_us = steady_us()
             self._found = yield from self._body.get(self._token, touch=self._touches)
             self._is_asked = True
 
@@ -391,7 +437,7 @@ class RequestSession(MutableMapping[str, Any]):
     def _ending(self) -> Operation[str | None]:
         if self._token is None:
             return None
-        if (yield from self._body.log_out(self._token)):
+        if (yield from self._body.log_out(self._token, asked_us=self._asked_us)):
             return self._cookie.clear()
         return (yield from self._forgetting())
 
@@ -407,21 +453,28 @@ class RequestSession(MutableMapping[str, Any]):
             return None
         return None if is_late else self._cookie.clear()
 
-    def _beginning(self) -> Operation[str]:
+    def _beginning(self) -> Operation[str | None]:
         """A new session; the one before, if there was one, ends with it."""
-        fields = to_fields(self._data or {}, self._data or {})
+        try:
+            made = yield from self._begun(to_fields(self._data or {}, self._data or {}))
+        except SessionEnded:
+            if self._changed <= self._may_be_lost:
+                return None  # a logout, say, that was clicked twice
+            raise
+        return self._cookie.write(made.token, self._kept_for(made))
+
+    def _begun(self, fields: Mapping[str, Any]) -> Operation[Session[Any]]:
         if self._login:
             user_id, options = self._login
             given = {"device": device_of(self._agent()), **self._options(), **options}
-            made = yield from self._body.log_in(self._token, user_id, fields, **given)
-        elif self.is_unknown and not self._is_ended:
-            assert self._token is not None
-            made = yield from self._body.begin(self._token, fields, **self._options())
+            given["asked_us"] = self._asked_us
+            made: Session[Any] = yield from self._body.log_in(self._token, user_id, fields, **given)
+        elif self._token is None:
+            made = yield from self._body.create(None, fields, **self._options())
         else:
-            made = yield from self._body.create(
-                None, fields, replaces=self._token, **self._options()
-            )
-        return self._cookie.write(made.token, self._kept_for(made))
+            own = {**self._options(), "ends": self._is_ended, "asked_us": self._asked_us}
+            made = yield from self._body.begin(self._token, fields, **own)
+        return made
 
     def _updating(self) -> Operation[None]:
         """Write what changed, merged with what another request has written since this one has read."""

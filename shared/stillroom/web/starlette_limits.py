@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
+from stillroom.misuse import explained
 from stillroom.web.asgi import LIMITER, VISIT, StillroomMiddleware
 from stillroom.web.cors import is_preflight
 from stillroom.web.limited import (
@@ -32,7 +33,7 @@ from stillroom.web.limited import (
 )
 from stillroom.web.problem import Answer
 from stillroom.web.sockets import POLICY_VIOLATION, can_answer, refuse
-from stillroom.web.visit import Visit
+from stillroom.web.visit import RENDERING, Visit
 
 E = TypeVar("E")
 
@@ -52,6 +53,7 @@ class LimitExceeded(HTTPException):
         self.answer = answer
 
 
+@explained
 def limited(
     *limits: Limitation,
     by: By = None,
@@ -105,10 +107,10 @@ def exempt(endpoint: E) -> E:
 async def charge(connection: HTTPConnection, declaration: Limited) -> Decision | None:
     """Charge this request. Returns the denial, if it is one. Raises SettingsError without the middleware."""
     scope = connection.scope
-    limiter, visit = _entered(scope)
     endpoint = scope.get("endpoint")
-    if getattr(endpoint, EXEMPT, False):
+    if RENDERING in scope or getattr(endpoint, EXEMPT, False):
         return None
+    limiter, visit = _entered(scope)
     due = await run_async(declaration.of(_Here(connection, visit)))
     if due is None:
         return None

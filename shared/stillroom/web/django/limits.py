@@ -27,6 +27,7 @@ from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
+from stillroom.misuse import explained
 from stillroom.web.cors import exposing, is_preflight
 from stillroom.web.django import room
 from stillroom.web.django.sessions import SessionStore
@@ -39,7 +40,7 @@ from stillroom.web.problem import Answer
 from stillroom.web.refusal import Refusal
 from stillroom.web.request_session import RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
-from stillroom.web.visit import Visit
+from stillroom.web.visit import RENDERING, Visit
 from stillroom.web.wsgi import VISIT
 
 V = TypeVar("V")
@@ -85,7 +86,8 @@ class LimitsMiddleware(MiddlewareMixin):
     ) -> HttpResponseBase | None:
         visit: Visit = getattr(request, HERE)[1]
         visit.exempt = (
-            _is_answered_by_django(request, view)
+            RENDERING in _around(request)
+            or _is_answered_by_django(request, view)
             or bool(getattr(view, EXEMPT, False))
             or bool(self.exempt_when(request))
         )
@@ -156,6 +158,7 @@ class LimitsMiddleware(MiddlewareMixin):
         )
 
 
+@explained
 def limited(
     *limits: Limitation,
     by: By = None,
