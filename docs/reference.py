@@ -85,19 +85,14 @@ def settings() -> str:
 
 
 def docstrings_of_fields(model: type) -> dict[str, str]:
-    """What stands below each attribute of a class as its docstring, or beside it as a comment, on one line."""
-    source = textwrap.dedent(inspect.getsource(model))
-    (definition,) = ast.parse(source).body
+    """The docstring below each attribute of a class, on one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(definition, ast.ClassDef)
-    lines, found = source.splitlines(), {}
+    found = {}
     for field, text in itertools.pairwise(definition.body):
         match field, text:
             case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(said))):
                 found[name] = _line(said)
-            case ast.AnnAssign(target=ast.Name(name)), _:
-                beside = lines[field.lineno - 1 : field.end_lineno]
-                comments = [line.partition("  # ")[2] for line in beside]
-                found[name] = _line(" ".join(comments).replace("…", " "))
     return found
 
 

@@ -73,14 +73,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_setting_is_in_the_reference(reference: Path) -> None:
-    """The reference has every setting with its default."""
+def test_each_setting_says_what_it_is(reference: Path) -> None:
+    """The reference has every setting with its default and a sentence, which is its docstring."""
     rows = re.findall(
         r"^\| `(\w+)`.*\| `(\w+)` \| (.+?) \| .* \| (.*?) \|$",
         (reference / "settings.md").read_text(),
         re.MULTILINE,
     )
     assert {field for _, field, _, _ in rows} == set(environment_names())
+    assert [field for _, field, _, says in rows if not re.match(r"[A-Z].{15,}", says)] == []
 
 
 def test_the_reference_tells_the_defaults(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
