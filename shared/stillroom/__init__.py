@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Return a public name, or a module of the package; it is asked for once."""
-        if name.startswith("__") and name != "__all__":  # tools look for many of these
-            raise AttributeError(f"module 'stillroom' has no attribute {name!r}")
+        """Return a public name, which has a capital, or a module, which has none. Each is asked for once."""
+        if name != "__all__" and (name.startswith("__") or name.islower()):
+            return _module(name)
         public = import_module("stillroom.public")
-        if name == "__all__" or name in public.__all__:
-            found = globals()[name] = getattr(public, name)
-            return found
+        if name != "__all__" and name not in public.__all__:
+            raise AttributeError(f"module 'stillroom' has no attribute {name!r}")
+        found = globals()[name] = getattr(public, name)
+        return found
+
+    def _module(name: str) -> Any:
+        # Not through public.py: a module that it imports may be asking for another one.
         try:
             return import_module(f"stillroom.{name}")
         except ModuleNotFoundError as missing:

@@ -79,6 +79,13 @@ def test_every_public_name_is_there() -> None:
         {"Stillroom", "AUTH", "RedisUnavailable"} <= set(stillroom.__all__) <= set(dir(stillroom))
     )
     assert [name for name in stillroom.__all__ if not hasattr(stillroom, name)] == []
+    assert [name for name in stillroom.__all__ if name.islower()] == [], "modules have such names"
+
+
+@pytest.mark.parametrize("module", ["room", "pepper", "cli", "web.asgi", "testing", "abuse.body"])
+def test_any_module_may_be_the_first(module: str) -> None:
+    """A process may begin with any module of the package; none waits for one that waits for it."""
+    assert f"stillroom.{module}" in loaded(f"import stillroom.{module}")
 
 
 def test_modules_can_be_reached_through_the_package() -> None:
