@@ -202,23 +202,6 @@ def test_limits(tmp_path: Path, environment: dict[str, str]) -> None:
             assert seen == [200] * quota + [429], (path, key)
 
 
-def test_workers(tmp_path: Path, environment: dict[str, str]) -> None:
-    """A worker runs async loaders on one loop, and Django's with its settings."""
-    write_files("howto/workers.md", tmp_path, project='SHOP_NAME = "jam"\nUSE_TZ = True\n')
-    load = (
-        "from stillroom import Settings; from stillroom_workers.lifecycle import open_room;"
-        "from stillroom.cache.orders import Load;"
-        "room = open_room(Settings(loaders=({0!r},)));"
-        "made = [room.upkeep.load(Load(loader={1!r}, args={{'id': id}})) for id in (1, 2)];"
-        "print([room.cache.get(one['key']) for one in made]); room.close()"
-    )
-    said = run(tmp_path, environment, "-c", load.format("shop", "load_price"))
-    assert said.strip() == "[301, 302]"
-    named = environment | {"DJANGO_SETTINGS_MODULE": "project"}
-    code = "import django; django.setup();" + load.format("loaders", "load_title")
-    assert run(tmp_path, named, "-c", code).strip() == "['jam 1', 'jam 2']"
-
-
 def test_status(tmp_path: Path, environment: dict[str, str]) -> None:
     """The public learns a status; a token opens the details, the metrics and the page."""
     write_files("howto/status.md", tmp_path)
@@ -266,7 +249,7 @@ def test_every_page_is_run() -> None:
         "frameworks",
         "tags",
         "limits",
-        "workers",
+        "celery",
         "status",
         "deploy",
     }
