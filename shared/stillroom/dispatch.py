@@ -13,9 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stillroom.address import is_sentinel, read_sentinel
 from stillroom.errors import DispatchFailed
 from stillroom.keys import KEY_LIMIT, Keys
 from stillroom.settings import Settings
@@ -465,6 +467,7 @@ def producer_settings(settings: Settings) -> Mapping[str, Any]:
             "socket_timeout": 1.0,
             "socket_connect_timeout": 0.25,
             "max_retries": 0,
+            **sentinel_options(settings),
         },
         "broker_use_ssl": broker_tls(settings),
     }
@@ -490,8 +493,25 @@ def own_names(settings: Settings) -> dict[str, Any]:
     }
 
 
+def sentinel_options(settings: Settings) -> dict[str, Any]:
+    """What kombu has to be told of Sentinels beside their addresses, which are in its URL."""
+    url = settings.broker_url or settings.redis_url
+    if not is_sentinel(url):
+        return {}
+    patience = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5}
+    tls = broker_tls(settings)
+    own = patience | settings.sentinel_login | ({} if tls is None else {"ssl": True, **tls})
+    return {"master_name": read_sentinel(url).master, "sentinel_kwargs": own}
+
+
 def broker_tls(settings: Settings) -> dict[str, Any] | None:
     """kombu's own `rediss://` takes any certificate, password and all; ours has to be a valid one."""
+    url = settings.broker_url or settings.redis_url
+    if is_sentinel(url):
+        options = parse_qs(urlsplit(read_sentinel(url).primary).query)
+        given = {name: values[-1] for name, values in options.items() if name.startswith("ssl_")}
+        needed: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        return needed | given if url.startswith("rediss") else None
     if not settings.broker.startswith("rediss://") or "ssl_cert_reqs" in settings.broker:
         return None
     return {"ssl_cert_reqs": ssl.CERT_REQUIRED}

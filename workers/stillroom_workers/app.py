@@ -8,7 +8,7 @@ from typing import Any
 from kombu import Exchange, Queue
 
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import broker_tls, own_names, sent_now
+from stillroom.dispatch import broker_tls, own_names, sent_now, sentinel_options
 from stillroom.keys import Keys
 from stillroom.own_celery import OwnCelery
 from stillroom_workers.letters import Letters
@@ -159,4 +159,5 @@ def transport_options(settings: Settings) -> dict[str, Any]:
         "socket_connect_timeout": 2,
         "socket_keepalive": True,
         "client_name": f"{settings.namespace}-worker",
+        **sentinel_options(settings),
     }

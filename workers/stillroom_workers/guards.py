@@ -274,6 +274,26 @@ class Transport(_StockTransport):  # type: ignore[misc]
         super()._deliver(message, queue)
 
 
+class SentinelChannel(Channel, transport.SentinelChannel):
+    """The same for a primary that Sentinels name. kombu asks them each time it connects."""
+
+    from_transport_options = tuple(
+        dict.fromkeys(
+            (*Channel.from_transport_options, *transport.SentinelChannel.from_transport_options)
+        )
+    )
+
+
+class SentinelTransport(Transport, transport.SentinelTransport):
+    """kombu's transport for Sentinels with the guarded channel."""
+
+    default_port = transport.SentinelTransport.default_port
+    Channel = SentinelChannel
+
+
+GUARDED = {_StockTransport: Transport, transport.SentinelTransport: SentinelTransport}
+
+
 class Connection(_StockConnection):  # type: ignore[misc]
     """A broker connection that takes the guarded transport where kombu takes its own for Redis.
 
@@ -285,7 +305,7 @@ class Connection(_StockConnection):  # type: ignore[misc]
     """
 
     def get_transport_cls(self) -> Any:
-        """The guarded transport for `redis://` and `rediss://`; any other scheme gets its own."""
+        """The guarded transport for Redis, also behind Sentinels; any other scheme gets its own."""
         return _guarded(super().get_transport_cls())
 
     def Pool(self, limit: int | None = None, **options: Any) -> Any:  # noqa: N802  # kombu's name
@@ -308,7 +328,7 @@ class PooledConnection(_StockPooledConnection):  # type: ignore[misc]
 
 
 def _guarded(stock: Any) -> Any:
-    return Transport if stock is _StockTransport else stock
+    return GUARDED.get(stock, stock)
 
 
 class AMQP(_StockAMQP):  # type: ignore[misc]

@@ -59,6 +59,10 @@ class Clock(Protocol):
     def run(self) -> bytes:
         """The server's run id, empty while it is not known."""
 
+    @property
+    def primary(self) -> str | None:
+        """Where the Sentinels say that the server is; None where nobody asks any."""
+
     def now_ms(self) -> int:
         """ms since 1970."""
 
@@ -171,6 +175,12 @@ class Server:
         return explained(failure, self._source)
 
     # Who answers
+
+    @property
+    def primary(self) -> str | None:
+        """Where the Sentinels say that the server is: `host:port`. None where the URL names none, or they none."""
+        where = None if self.watch is None else self.watch.last_named
+        return None if where is None else f"{where[0]}:{where[1]}"
 
     def leave(self, generation: int | None = None) -> None:
         """The server that connections of this generation (None: of any) lead to is not the one to talk to."""
