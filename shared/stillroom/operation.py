@@ -251,6 +251,8 @@ class Driver:
                     )
                 except RedisRefused as again:
                     second = again.replies
+                except RedisUnavailable as error:
+                    raise repair.failed(error) from None
             return repair.mended(second)
         finally:
             if budget is not None:
@@ -356,6 +358,8 @@ class AsyncDriver:
                     )
                 except RedisRefused as again:
                     second = again.replies
+                except RedisUnavailable as error:
+                    raise repair.failed(error) from None
             return repair.mended(second)
         finally:
             if budget is not None:
@@ -632,6 +636,12 @@ class Repair:
             Script.flags_are_known = False
             self._prepare()
         return flags_refused
+
+    def failed(self, error: RedisUnavailable) -> RedisUnavailable:
+        """The error of a batch whose second try failed: what was not missing had been done by then."""
+        is_partly_done = len(self._missing) < len(self._batch)
+        done = is_partly_done or error.may_be_done
+        return RedisUnavailable(error.reason, error.detail, may_be_done=done)
 
     def mended(self, second: Sequence[Any]) -> list[Any]:
         """The first replies, with those of the second try in the places that were sent again.
