@@ -9,8 +9,8 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.run  ## The example shop's story, over HTTP and with timings; ends by itself; ARGS=--serve: stays open
-	$(BIN)/stillroom demo $(ARGS)
+demo: $(VENV)/.run  ## The example shop's story, over HTTP and with timings; ends by itself; ARGS=--serve: stays open; -v: Redis' commands
+	PYTHONPATH=examples $(BIN)/python -m shop.demo $(ARGS)
 
 up: $(VENV)/.run  ## Worker, beat and Flower on this machine; Ctrl-C ends them
 	$(BIN)/stillroom up
@@ -33,7 +33,7 @@ bench: $(VENV)/.bench  ## What calls and pages cost beside others, into bench/re
 	$(BIN)/python -m bench $(ARGS)
 
 load: $(VENV)/.load  ## The example shop under load, with Stillroom and without, and while things go wrong
-	$(BIN)/python -m bench.load
+	PYTHONPATH=examples $(BIN)/python -m bench.load
 
 lock: | $(VENV)/bin/python  ## Pin what the image is built from, with hashes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

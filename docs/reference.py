@@ -107,7 +107,8 @@ def _default(field: FieldInfo) -> str:
         return "none"
     if isinstance(value, tuple):
         return "`" + " ".join(map(str, value)) + "`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+    is_whole = isinstance(value, float) and value.is_integer()
+    return f"`{int(value) if is_whole else value}`"
 
 
 def _range(field: FieldInfo) -> str:

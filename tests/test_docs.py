@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom import Stillroom
+from stillroom import Settings, Stillroom
 from stillroom.settings import SECRETS, environment_names
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +82,21 @@ def test_each_setting_is_in_the_reference(reference: Path) -> None:
     assert {field for _, field, _, _ in rows} == set(environment_names())
 
 
+def test_the_reference_tells_the_defaults(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default in the reference is what a room has that was told nothing."""
+    for name in environment_names().values():
+        monkeypatch.delenv(name, raising=False)
+    settings, fields = Settings(), {name: field for field, name in environment_names().items()}
+    rows = re.findall(
+        r"^\| `(\w+)`.*?\| `\w+` \| (.+?) \|", (reference / "settings.md").read_text(), re.M
+    )
+    assert len(rows) > 60
+    for variable, told in rows:
+        actual = getattr(settings, fields[variable])
+        text = " ".join(map(str, actual)) if isinstance(actual, tuple) else f"{actual}"
+        assert told.strip("`") in (text, text.removesuffix(".0")) or not actual, variable
+
+
 def test_each_metric_is_in_the_reference(reference: Path, room: Stillroom) -> None:
     """What /metrics tells a scraper is described in the reference."""
     from stillroom.health.metrics import exposition
@@ -130,6 +145,6 @@ def test_decisions_are_numbered_once_and_have_three_parts() -> None:
     assert len(numbers) == len(set(numbers))
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        assert re.match(rf"# {int(page.name[:4])}\. [A-Z].+\n", text), page.name
-        for part in ("**Context", "**Choice", "**Cost"):
-            assert part in text, f"{page.name}: {part}"
+        assert re.match(rf"# 0*{int(page.name[:4])}[.:] [A-Z].+\n", text), page.name
+        for part in ("Context", "Choice", "Cost|What it costs"):
+            assert re.search(rf"^\*\*({part})", text, re.MULTILINE), f"{page.name}: {part}"

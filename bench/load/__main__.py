@@ -19,9 +19,9 @@ from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
+from shop.demo.browser import Browser
+from shop.demo.stage import environment_of_shop, shop_service
 from stillroom import NoDispatch, Settings, Stillroom
-from stillroom.cli.browser import Browser
-from stillroom.cli.demo import environment_of_shop, find_examples, shop_service
 from stillroom.cli.stack import services
 from stillroom.cli.supervisor import Supervisor
 from stillroom.embedded import EmbeddedServer, free_port
@@ -144,7 +144,7 @@ def _read(path: Path) -> Line:
 def open_shop(app: str) -> Iterator[Shop]:
     """The shop in two processes, a worker, and Redis."""
     with tempfile.TemporaryDirectory(prefix="stillroom-") as folder, EmbeddedServer() as redis:
-        environment = environment_of_shop(redis.url, Path(folder), find_examples()) | {
+        environment = environment_of_shop(redis.url, Path(folder)) | {
             "STILLROOM_TTL": str(FRESH_S),
             "STILLROOM_TRUSTED_PROXIES": "127.0.0.0/8",
             "SHOP_QUERY_MS": str(QUERY_MS),

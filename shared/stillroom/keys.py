@@ -8,23 +8,25 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |-------------------|--------|-------------------------------------------------|--------------|-----------------|
 | ns:{0}:clock      | string | `<epoch>.<seq>`, the clock of invalidations     | none, 1 key  | lib/clock.lua   |
 | ns:{0}:marks      | zset   | `t:<tag>` `s:<tag>` `p:<glob>` → seq;           | trimmed past | mark, trim_marks|
-|                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua   |
-|                   |        | `!` how far they are trimmed; `@` the server's  |              |                 |
-|                   |        | run, `&` its history, `#` how many shards       |              |                 |
+|                   |        | `~<epoch>` the newest mark, `?` the newest glob,| life_limit   | lib/clock.lua,  |
+|                   |        | `!` how far they are trimmed, `*` how far       |              | lib/marks.lua,  |
+|                   |        | patterns were dropped; of the epoch: `@` the run|              | drop_globs,     |
+|                   |        | of the server (48 bits of its id), `&` its      |              | verify_epoch,   |
+|                   |        | history, `#` how many shards there are          |              | clear           |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
 |                   |        |                                                 |              | add, replace    |
 | …e:<key>%other    | string | the same, of a second release of the app: see   | ttl + swr    | commit          |
 |                   |        | lua/lib/places.lua                              |              |                 |
-| ns:{0}:l:<key>    | string | lease: `load.<token>`, `refresh.<token>.<n>`,   | seconds      | lease_*, claim, |
-|                   |        | `working.<token>.<n>`, `backoff.<until ms>.<n>` |              | back_off        |
+| ns:{0}:l:<key>    | string | lease: who is loading or refreshing it, for how | seconds      | lease_*, claim, |
+|                   |        | long; or a backoff (lib/lease.lua)              |              | back_off        |
 | ns:{0}:f:<key>    | string | `<lease> <error as JSON>`: the load that failed | 2 s          | fail_load       |
 | ns:{0}:n:<loader> | zset   | loads that run → until, ms (at_once=)           | a lease      | take_place      |
 | ns:{0}:q:<loader> | zset   | loads that wait for a place → until, ms         | 2 s          | take_place      |
 | ns:{0}:i:<tag>    | zset   | index: key → when its entry runs out, ms. Finds | longest      | put, commit     |
 |                   |        | memory to reclaim; decides nothing              | member       | add, replace    |
-| ns:{0}:todo       | zset   | work promised and not yet done → due, ms        | until done,  | mark, clear,    |
-|                   |        | (lib/todo.lua lists the kinds)                  | life_limit   | order           |
+| ns:{0}:todo       | zset   | work that invalidations left → when it is due,  | until done,  | mark, clear,    |
+|                   |        | ms (lib/todo.lua lists the kinds)               | life_limit   | verify_epoch    |
 | ns:{0}:at:<work>  | string | how far it has got, as JSON                     | 10 min       | reclaim.py      |
 | ns:{0}:warm:<loader> | string | the newest period whose warm-up is claimed  | 2 periods    | warm_claim      |
 | ns:{0}:trimmed    | string | how far the trimming of indexes has got         | 10 min       | reclaim.py      |

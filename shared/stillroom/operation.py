@@ -208,7 +208,8 @@ class Driver:
                 try:
                     kind = type(step)
                     if kind is list or kind is Once:
-                        answer = self._exchange(step, deadline, idempotent=kind is list)
+                        left = deadline - time.monotonic()
+                        answer = self._exchange(step, left, idempotent=kind is list)
                     else:
                         answer = self._take(step, deadline)
                         if isinstance(step, _OTHERS_TIME) and not isinstance(step, Backoff):
@@ -224,18 +225,17 @@ class Driver:
     def _exchange(
         self,
         batch: Sequence[Command],
-        deadline: float,
+        left: float,
         *,
         idempotent: bool = True,
         timed: bool = False,
         budgeted: bool = True,
     ) -> list[Any]:
-        now = time.monotonic()
+        began = time.monotonic()
         budget = time_left() if budgeted else None
         if budget is not None:
-            deadline = min(deadline, now + budget.left)
+            left = min(left, budget.left)
         try:
-            left = deadline - now
             return self.wire.execute(batch, left, idempotent=idempotent, timed=timed)
         except RedisRefused as refused:
             repair = Repair(batch, refused, may_repeat=idempotent and not timed)
@@ -244,7 +244,7 @@ class Driver:
                 try:
                     second = self.wire.execute(
                         repair.commands,
-                        deadline - time.monotonic(),
+                        began + left - time.monotonic(),
                         idempotent=idempotent,
                         timed=timed,
                     )
@@ -253,7 +253,7 @@ class Driver:
             return repair.mended(second)
         finally:
             if budget is not None:
-                budget.left -= time.monotonic() - now
+                budget.left -= time.monotonic() - began
 
     def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
@@ -262,11 +262,10 @@ class Driver:
         if isinstance(step, Pause):
             return time.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
-            freed_by = time.monotonic() + self._call_timeout
-            return self._exchange(step, freed_by, budgeted=False)
+            return self._exchange(step, self._call_timeout, budgeted=False)
         if isinstance(step, Timed):
-            given_up = min(deadline, time.monotonic() + self._command_timeout)
-            return self._exchange(step, given_up, timed=True)
+            left = min(deadline - time.monotonic(), self._command_timeout)
+            return self._exchange(step, left, timed=True)
         if isinstance(step, Kept):
             return self._exchange_kept(step, deadline)
         if isinstance(step, On):
@@ -274,11 +273,10 @@ class Driver:
         raise TypeError(f"{type(step).__name__} is no step of an operation")
 
     def _exchange_kept(self, step: Kept, deadline: float) -> Replies:
-        now = time.monotonic()
-        given_up = min(deadline, now + self._command_timeout)
-        batch, how = step.with_wait(given_up - now), step.is_idempotent
+        left = min(deadline - time.monotonic(), self._command_timeout)
+        batch, how = step.with_wait(left), step.is_idempotent
         try:
-            replies = self._exchange(batch, given_up, idempotent=how, timed=step.is_timed)
+            replies = self._exchange(batch, left, idempotent=how, timed=step.is_timed)
         except RedisRefused as refused:
             return step.answered(refused.replies, refused)
         return step.answered(replies)
@@ -311,7 +309,8 @@ class AsyncDriver:
                 try:
                     kind = type(step)
                     if kind is list or kind is Once:
-                        answer = await self._exchange(step, deadline, idempotent=kind is list)
+                        left = deadline - time.monotonic()
+                        answer = await self._exchange(step, left, idempotent=kind is list)
                     else:
                         answer = await self._take(step, deadline)
                         if isinstance(step, _OTHERS_TIME) and not isinstance(step, Backoff):
@@ -327,18 +326,17 @@ class AsyncDriver:
     async def _exchange(
         self,
         batch: Sequence[Command],
-        deadline: float,
+        left: float,
         *,
         idempotent: bool = True,
         timed: bool = False,
         budgeted: bool = True,
     ) -> list[Any]:
-        now = time.monotonic()
+        began = time.monotonic()
         budget = time_left() if budgeted else None
         if budget is not None:
-            deadline = min(deadline, now + budget.left)
+            left = min(left, budget.left)
         try:
-            left = deadline - now
             return await self.wire.execute(batch, left, idempotent=idempotent, timed=timed)
         except RedisRefused as refused:
             repair = Repair(batch, refused, may_repeat=idempotent and not timed)
@@ -347,7 +345,7 @@ class AsyncDriver:
                 try:
                     second = await self.wire.execute(
                         repair.commands,
-                        deadline - time.monotonic(),
+                        began + left - time.monotonic(),
                         idempotent=idempotent,
                         timed=timed,
                     )
@@ -356,7 +354,7 @@ class AsyncDriver:
             return repair.mended(second)
         finally:
             if budget is not None:
-                budget.left -= time.monotonic() - now
+                budget.left -= time.monotonic() - began
 
     async def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
@@ -368,11 +366,10 @@ class AsyncDriver:
         if isinstance(step, Pause):
             return await asyncio.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
-            freed_by = time.monotonic() + self._call_timeout
-            return await self._exchange(step, freed_by, budgeted=False)
+            return await self._exchange(step, self._call_timeout, budgeted=False)
         if isinstance(step, Timed):
-            given_up = min(deadline, time.monotonic() + self._command_timeout)
-            return await self._exchange(step, given_up, timed=True)
+            left = min(deadline - time.monotonic(), self._command_timeout)
+            return await self._exchange(step, left, timed=True)
         if isinstance(step, Kept):
             return await self._exchange_kept(step, deadline)
         if isinstance(step, On):
@@ -384,11 +381,10 @@ class AsyncDriver:
         raise TypeError(f"{type(step).__name__} is no step of an operation")
 
     async def _exchange_kept(self, step: Kept, deadline: float) -> Replies:
-        now = time.monotonic()
-        given_up = min(deadline, now + self._command_timeout)
-        batch, how = step.with_wait(given_up - now), step.is_idempotent
+        left = min(deadline - time.monotonic(), self._command_timeout)
+        batch, how = step.with_wait(left), step.is_idempotent
         try:
-            replies = await self._exchange(batch, given_up, idempotent=how, timed=step.is_timed)
+            replies = await self._exchange(batch, left, idempotent=how, timed=step.is_timed)
         except RedisRefused as refused:
             return step.answered(refused.replies, refused)
         return step.answered(replies)

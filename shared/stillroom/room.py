@@ -265,6 +265,7 @@ class Stillroom(_Room):
             self.state_wire = one if self._is_one_server else Wire(self._state_server)
             wires = [one] * self.settings.shards
         drivers = drivers_of(wires, self.state_wire)
+        self._cache_driver = drivers[0]
         parts = self._cache(wires, drivers)
         self._cache_body = parts.cache
         self.cache = Cache(parts.cache, parts.images, drivers[0])
@@ -330,9 +331,12 @@ class Stillroom(_Room):
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
 
-        A wrong password or missing right is raised at once. Not needed in an app: each call connects by itself.
+        A wrong password or missing right is raised at once, and so is SettingsDiffer, where the other processes of
+        the namespace have another value of a setting that all must have alike.
+        Not needed in an app: each call connects by itself.
         """
         self._connect(self.wire, self.state_wire)
+        self._cache_driver.run(self._cache_body.terms.agree())
 
     def close(self) -> None:
         """Deliver what waits, write the counts down, close the connections. The room can be used again."""
@@ -399,6 +403,7 @@ class AsyncStillroom(_Room):
         parts = self._cache(wires, aside)
         self._cache_body = parts.cache
         drivers = async_drivers_of(wires, self.state_wire)
+        self._cache_driver = drivers[0]
         self.cache = AsyncCache(parts.cache, parts.images, drivers[0])
         self.tasks = AsyncTasks(TasksBody(parts.orders), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
@@ -449,6 +454,7 @@ class AsyncStillroom(_Room):
     async def connect(self) -> None:
         """See Stillroom.connect."""
         await asyncio.to_thread(self._connect, self.wire, self.state_wire)
+        await self._cache_driver.run(self._cache_body.terms.agree())
 
     async def close(self) -> None:
         """See Stillroom.close."""

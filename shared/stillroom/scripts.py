@@ -56,16 +56,23 @@ class Text:
 BY_SHA: dict[bytes | str, Text] = {}
 
 
-def _with_includes(text: str) -> str:
-    """The script with the lua/lib files named in its header in front."""
-    names = [
-        name
-        for line in text.splitlines()
-        if line.startswith(_INCLUDE)
-        for name in line.removeprefix(_INCLUDE).split()
-    ]
-    libraries = [(_FOLDER / "lib" / f"{name}.lua").read_text(encoding="utf-8") for name in names]
-    return "\n".join([*libraries, text])
+def _with_includes(text: str, known: set[str] | None = None) -> str:
+    """The script with the lua/lib files that it names, each once, in the place of the line that names it.
+
+    Redis makes the functions of a script anew each time it runs, so what is rarely needed is included where it is.
+    """
+    known = set() if known is None else known
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.lstrip().startswith(_INCLUDE):
+            lines.append(line)
+            continue
+        for name in line.partition(_INCLUDE)[2].split():
+            if name not in known:
+                known.add(name)
+                library = (_FOLDER / "lib" / f"{name}.lua").read_text(encoding="utf-8")
+                lines.append(_with_includes(library, known))
+    return "\n".join(lines)
 
 
 abuse_count = Script("abuse_count")

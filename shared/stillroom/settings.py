@@ -131,7 +131,8 @@ class Settings(BaseSettings):
     sentinel_password: SecretStr | None = None
     cache_url: RedisUrl | None = None  # default: redis_url
     cluster: bool = False  # cache_url is any node of a Redis Cluster
-    # All processes of a namespace have the same number; another one is another cache, empty at first.
+    # All processes of a namespace have the same number: one that has another is told so (SettingsDiffer), and works
+    # without the cache. docs/operating.md has the steps for changing it.
     shards: int = Field(1, ge=1, le=64)  # of the cache; in a cluster each is on one node
     broker_url: BrokerUrl | None = None  # default: redis_url; any broker kombu speaks
     # Invalidations, logouts, rotations and reservations return when this many replicas have them. All processes of

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from shop.demo.story import read_page
 from stillroom import Settings
-from stillroom.cli.story import read_page
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import until
 from tests.support.crowd import PATIENT

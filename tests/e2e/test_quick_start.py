@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from shop.demo.browser import Browser
 from stillroom import Settings, Stillroom
-from stillroom.cli.browser import Browser
 from stillroom.embedded import EmbeddedServer, free_port
 from tests.support.celery_process import until
 from tests.support.shop import EXAMPLES
@@ -101,7 +101,7 @@ def test_the_make_targets_and_extras_it_names_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make (\w+)", README)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
-    assert "stillroom demo $(ARGS)" in makefile
+    assert "-m shop.demo $(ARGS)" in makefile
     assert re.findall(r"'\.\[(\w+)\]'", README) == ["example"]
     assert "\nexample = [" in (ROOT / "pyproject.toml").read_text()
 

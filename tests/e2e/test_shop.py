@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import pytest
 
+from shop.demo.browser import Reply
 from stillroom import Settings, Stillroom
-from stillroom.cli.browser import Reply
 from tests.support.celery_process import until
 from tests.support.shop import HEALTH_TOKEN, SERVERS, Shop, counts, open_shop
 

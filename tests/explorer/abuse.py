@@ -9,8 +9,9 @@ an end.
 from __future__ import annotations
 
 import atexit
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,16 @@ WORKERS = (2, 3)  # the processes that work in the background
 FREE = Limit("free", 1_000_000, 60)
 PEACE_S, REMEMBERED_S = 600.0, 5.0
 KEPT_S = 58.0  # what has to be read by another worker, a minute later, still counts then
-LATE_S = 400.0  # what is on its way for longer is not known any more
 STREAMS = (b":abuse", b":abuse:log", b":abuse:aside")  # these have a length
+WEIGHTS: dict[str, float] = {
+    "report": 8,
+    "scan": 3,
+    "check": 2,
+    "lift": 0.7,
+    "time": 0.7,
+    "die": 0.7,
+    "lose": 0.3,
+}
 SETTINGS: dict[str, Any] = {
     "session_peppers": ["a-pepper-of-thirty-two-bytes-...."],
     "abuse_rules": Path(__file__).with_name("rules.toml"),
@@ -74,14 +83,16 @@ class Lift:
 class AbuseModel:
     """Two processes that tell, and two workers that judge."""
 
-    def __init__(self, world: World, settings: Settings) -> None:
+    def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
         self.world = world
         self.watch = Watch(world)
         self._settings = settings
+        self._weights = weights
         self._opened: list[Stillroom] = []
         self.rooms = [self._room() for _ in range(4)]
         self.events: list[Event] = []
         self.lifts: list[Lift] = []
+        self._has_lifted = False
         self._numbers = iter(range(1_000_000))
         self._ended_s = 0.0
 
@@ -94,17 +105,17 @@ class AbuseModel:
     def act(self) -> None:
         self._look()
         chance = self.world.random
-        acts: Sequence[tuple[float, Callable[[], Any]]] = [
-            (8, self._report),
-            (3, self._scan),
-            (2, self._check),
-            (0.7, self._lift),
-            (0.7, self._pass_time),
-            (0.7, self._let_a_worker_die),
-            (0.3, self.world.lose_scripts),
-        ]
-        (act,) = chance.choices([act for _, act in acts], [weight for weight, _ in acts])
-        act()
+        acts: dict[str, Callable[[], None]] = {
+            "report": self._report,
+            "scan": self._scan,
+            "check": self._check,
+            "lift": self._lift,
+            "time": self._pass_time,
+            "die": self._let_a_worker_die,
+            "lose": self.world.lose_scripts,
+        }
+        (name,) = chance.choices(list(self._weights), list(self._weights.values()))
+        acts[name]()
 
     def _look(self) -> None:
         self.watch.look()
@@ -154,6 +165,7 @@ class AbuseModel:
             if call.error is None:
                 self.lifts.append(Lift(ip, call, self.world.monotonic))
 
+        self._has_lifted = True
         lift = partial(self.rooms[process].abuse.lift, ip)
         self.world.call(f"lift {ip}", process, lift, check)
 
@@ -237,20 +249,16 @@ class AbuseModel:
         """Whether there may have been enough events in one window, as far as the server's clock can tell."""
         back = -sum(step.seconds for step in self.watch.steps if step.seconds < 0)
         window = rule.window + 2 * back
+        if any(one.name.startswith("report") and not one.is_done for one in self.world.actors):
+            return True
         times = [
-            (one.began_s, one.ended_s if one.is_written is not None else one.ended_s + LATE_S)
+            (one.began_s, math.inf if one.is_written is None else one.ended_s)
             for one in self._of(rule, ip)
             if one.is_written is not False
         ]
-        flying = [
-            one for one in self.world.actors if one.name.startswith("report") and not one.is_done
-        ]
-        if flying:
-            return True
         return any(
-            sum(began < first[1] + window and ended > first[1] - window for began, ended in times)
-            >= rule.threshold
-            for first in times
+            sum(began < end + window and end <= ended for began, ended in times) >= rule.threshold
+            for end in {moment for pair in times for moment in pair}
         )
 
     def _is_complete(self, rule: Rule, ip: str) -> bool:
@@ -268,7 +276,7 @@ class AbuseModel:
 
     def _may_be_excused(self) -> bool:
         """What was lost, lifted or of another time need not be judged."""
-        return bool(self.watch.lost or self.watch.steps or self.lifts)
+        return bool(self.watch.lost or self.watch.steps or self._has_lifted)
 
     def _of(self, rule: Rule, ip: str) -> Iterable[Event]:
         return [one for one in self.events if (one.kind, one.ip) == (rule.kind, ip)]
@@ -285,6 +293,6 @@ class AbuseModel:
             raise Broken(f"{call.name} raised {call.error!r}") from call.error
 
 
-def maker(settings: Settings) -> Callable[[World], AbuseModel]:
-    """Makes a model for each run, all with the same settings."""
-    return lambda world: AbuseModel(world, settings)
+def maker(settings: Settings, **weights: float) -> Callable[[World], AbuseModel]:
+    """Makes a model for each run, with these settings, and other weights for what happens."""
+    return lambda world: AbuseModel(world, settings, WEIGHTS | weights)

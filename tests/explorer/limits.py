@@ -9,7 +9,7 @@ given back. No check raises anything, and every key has an end.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,18 @@ LONG, SHORT, MANY = Limit("long", 4, 60), Limit("short", 3, 20), Limit("many", 3
 LIMITS = (LONG, SHORT, MANY)
 ASKED_NOBODY = ("breaker", "charging", "settling")  # why Redis had no part in a decision
 LATE_S = 400.0  # what is on its way for longer is not known any more
+WEIGHTS: dict[str, float] = {
+    "check": 6,
+    "reserve": 4,
+    "refund": 3,
+    "commit": 1,
+    "peek": 1,
+    "deliver": 1,
+    "away": 1.5,
+    "reset": 0.3,
+    "lose": 0.5,
+    "die": 0.3,
+}
 SETTINGS: dict[str, Any] = {
     "session_peppers": ["a-pepper-of-thirty-two-bytes-...."],
     "probe_limit": 2.0,
@@ -63,10 +75,11 @@ class Hits:
 class LimitsModel:
     """One process that has all of a quota, or two that share it."""
 
-    def __init__(self, world: World, settings: Settings) -> None:
+    def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
         self.world = world
         self.watch = Watch(world)
         self.processes = world.random.choice([1, 2])
+        self._weights = weights
         self._settings = settings.model_copy(update={"processes": self.processes})
         self._opened: list[Stillroom] = []
         self.rooms = [self._room() for _ in range(self.processes)]
@@ -83,20 +96,20 @@ class LimitsModel:
     def act(self) -> None:
         self._look()
         chance = self.world.random
-        acts: Sequence[tuple[float, Callable[[int], Any]]] = [
-            (6, self._check),
-            (4, self._reserve),
-            (3, self._refund),
-            (1, self._commit),
-            (1, self._peek),
-            (1, self._deliver),
-            (1.5, self._open_or_close),
-            (0.3, self._reset),
-            (0.5, self._lose_scripts),
-            (0.3, self._begin_anew),
-        ]
-        (act,) = chance.choices([act for _, act in acts], [weight for weight, _ in acts])
-        act(chance.randrange(self.processes))
+        acts: dict[str, Callable[[int], None]] = {
+            "check": self._check,
+            "reserve": self._reserve,
+            "refund": self._refund,
+            "commit": self._commit,
+            "peek": self._peek,
+            "deliver": self._deliver,
+            "away": self._open_or_close,
+            "reset": self._reset,
+            "lose": self._lose_scripts,
+            "die": self._begin_anew,
+        }
+        (name,) = chance.choices(list(self._weights), list(self._weights.values()))
+        acts[name](chance.randrange(self.processes))
 
     def _look(self) -> None:
         self.watch.look()
@@ -295,6 +308,6 @@ def _within(hits: Iterable[Hits], begin: float, end: float) -> int:
     return sum(one.cost for one in hits if begin <= one.began_s and one.ended_s < end)
 
 
-def maker(settings: Settings) -> Callable[[World], LimitsModel]:
-    """Makes a model for each run, all with the same settings."""
-    return lambda world: LimitsModel(world, settings)
+def maker(settings: Settings, **weights: float) -> Callable[[World], LimitsModel]:
+    """Makes a model for each run, with these settings, and other weights for what happens."""
+    return lambda world: LimitsModel(world, settings, WEIGHTS | weights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import atexit
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,10 +30,21 @@ from tests.explorer.world import Actor, World
 
 WORKER = 2  # the process that works in the background
 CAPPED = "cy"  # each login of this user counts the others
-CAP = 2
-USERS = ("ann", "ann", "bob", CAPPED, None)
+CAP = 1
+USERS = ("ann", "bob", CAPPED, CAPPED, None)
 GRACE_S = 10.0
 LATE_S = 400.0  # what is on its way for longer is not known any more
+WEIGHTS: dict[str, float] = {
+    "create": 5,
+    "read": 5,
+    "update": 2,
+    "rotate": 4,
+    "destroy": 4,
+    "destroy all": 1,
+    "work": 1,
+    "lose": 0.5,
+    "die": 0.5,
+}
 SETTINGS: dict[str, Any] = {
     "session_peppers": ["a-pepper-of-thirty-two-bytes-....", "another-of-thirty-two-bytes-....."],
     "session_shards": 2,
@@ -88,10 +99,11 @@ class Life:
 class SessionsModel:
     """Two processes and a worker."""
 
-    def __init__(self, world: World, settings: Settings) -> None:
+    def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
         self.world = world
         self.watch = Watch(world)
         self._settings = settings
+        self._weights = weights
         self._opened: list[Stillroom] = []
         self.rooms = [self._room() for _ in range(3)]
         self.lives: list[Life] = []
@@ -109,19 +121,19 @@ class SessionsModel:
     def act(self) -> None:
         self._look()
         chance = self.world.random
-        acts: Sequence[tuple[float, Callable[[int], Any]]] = [
-            (5, self._create),
-            (5, self._read),
-            (2, self._update),
-            (4, self._rotate),
-            (4, self._destroy),
-            (1, self._destroy_all),
-            (1, self._work),
-            (0.5, self._lose_scripts),
-            (0.5, self._begin_anew),
-        ]
-        (act,) = chance.choices([act for _, act in acts], [weight for weight, _ in acts])
-        act(chance.randint(0, 1))
+        acts: dict[str, Callable[[int], None]] = {
+            "create": self._create,
+            "read": self._read,
+            "update": self._update,
+            "rotate": self._rotate,
+            "destroy": self._destroy,
+            "destroy all": self._destroy_all,
+            "work": self._work,
+            "lose": self._lose_scripts,
+            "die": self._begin_anew,
+        }
+        (name,) = chance.choices(list(self._weights), list(self._weights.values()))
+        acts[name](chance.randint(0, 1))
 
     def _look(self) -> None:
         before = self.watch.lost
@@ -396,6 +408,6 @@ class SessionsModel:
             raise Broken(f"{call.name} raised {call.error!r}") from call.error
 
 
-def maker(settings: Settings) -> Callable[[World], SessionsModel]:
-    """Makes a model for each run, all with the same settings."""
-    return lambda world: SessionsModel(world, settings)
+def maker(settings: Settings, **weights: float) -> Callable[[World], SessionsModel]:
+    """Makes a model for each run, with these settings, and other weights for what happens."""
+    return lambda world: SessionsModel(world, settings, WEIGHTS | weights)

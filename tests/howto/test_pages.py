@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import json
 import os
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stillroom import Settings, Stillroom
-from tests.support.guide import DOCS, run_pytest, write_files
+from stillroom.settings import SECRETS, environment_names
+from tests.support.guide import DOCS, blocks, run_pytest, write_files
 from tests.support.web import Browser, environment_of, serving_process
 
 PLUGIN = 'pytest_plugins = ["stillroom.testing"]\n'
@@ -170,7 +173,101 @@ def test_django(tmp_path: Path, environment: dict[str, str]) -> None:
     assert "no issues" in run(tmp_path, {**named, "PYTHONPATH": str(tmp_path)}, *words)
 
 
+def test_tags(tmp_path: Path, environment: dict[str, str]) -> None:
+    """An edit invalidates the thing, its groups and the lists that show it."""
+    write_files("howto/tags.md", tmp_path)
+    run(tmp_path, environment, "edit.py")
+
+
+def test_limits(tmp_path: Path, environment: dict[str, str]) -> None:
+    """A user, a key and a plan have quotas of their own, and right logins use nothing up."""
+    write_files("howto/limits.md", tmp_path)
+    run(tmp_path, environment, "task.py")
+    kind = {"Content-Type": "application/json"}
+    right = json.dumps({"user": "ann", "password": "ann's secret"}).encode()
+    with serving_process([*UVICORN, "shop:app"], tmp_path, environment) as port:
+        ann = Browser(port)
+        assert [ann.get("/login", "POST", kind, right).status for _ in range(7)] == [200] * 7
+        assert [ann.get("/export").status for _ in range(3)] == [200, 200, 429]
+        assert Browser(port).get("/export").status == 200, "a visitor counts by address"
+        for path, key, quota in (
+            ("/search", "a", 3),
+            ("/search", "b", 3),
+            ("/report", "k1", 3),
+            ("/report", "k2", 1),
+        ):
+            seen = [
+                Browser(port).get(path, "GET", {"X-API-Key": key}).status for _ in range(quota + 1)
+            ]
+            assert seen == [200] * quota + [429], (path, key)
+
+
+def test_workers(tmp_path: Path, environment: dict[str, str]) -> None:
+    """A worker runs async loaders on one loop, and Django's with its settings."""
+    write_files("howto/workers.md", tmp_path, project='SHOP_NAME = "jam"\nUSE_TZ = True\n')
+    load = (
+        "from stillroom import Settings; from stillroom_workers.lifecycle import open_room;"
+        "from stillroom.cache.orders import Load;"
+        "room = open_room(Settings(loaders=({0!r},)));"
+        "made = [room.upkeep.load(Load(loader={1!r}, args={{'id': id}})) for id in (1, 2)];"
+        "print([room.cache.get(one['key']) for one in made]); room.close()"
+    )
+    said = run(tmp_path, environment, "-c", load.format("shop", "load_price"))
+    assert said.strip() == "[301, 302]"
+    named = environment | {"DJANGO_SETTINGS_MODULE": "project"}
+    code = "import django; django.setup();" + load.format("loaders", "load_title")
+    assert run(tmp_path, named, "-c", code).strip() == "['jam 1', 'jam 2']"
+
+
+def test_status(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The public learns a status; a token opens the details, the metrics and the page."""
+    write_files("howto/status.md", tmp_path)
+    token = {"Authorization": "Bearer of-sixteen-or-more-characters"}
+    named = environment | {"STILLROOM_HEALTH_TOKEN": "of-sixteen-or-more-characters"}
+    with serving_process([*GUNICORN, "shop:app"], tmp_path, named) as port:
+        assert first_page(port, "/health/live")
+        paths = ("/health/ready", "/health", "/metrics", "/status")
+        assert [Browser(port).get(path).status for path in paths[:2]] == [200, 200]
+        assert all(Browser(port).get(path).status in (401, 403, 404) for path in paths[2:])
+        assert [Browser(port).get(path, "GET", token).status for path in paths] == [200] * 4
+
+
+def test_deploy() -> None:
+    """The files are YAML and units that name our programs, and settings that there are."""
+    compose, worker = (yaml.safe_load(block) for block in blocks("howto/deploy.md", "yaml"))
+    assert set(compose["services"]) == {"redis", "redis-cache", "web", "worker", "beat"}
+    (container,) = worker["spec"]["template"]["spec"]["containers"]
+    given = {
+        **compose["services"]["web"]["environment"],
+        **{one["name"]: "x" for one in container["env"]},
+    }
+    known = set(environment_names().values()) | {f"{name}_FILE" for name in SECRETS.values()}
+    assert set(given) <= known
+    (unit,) = blocks("howto/deploy.md", "ini")
+    parsed = configparser.ConfigParser(interpolation=None)
+    parsed.read_string(unit)
+    programs = [
+        parsed["Service"]["ExecStart"],
+        compose["services"]["beat"]["command"],
+        " ".join(container["command"]),
+    ]
+    assert all("celery -A stillroom_workers" in program for program in programs)
+
+
 def test_every_page_is_run() -> None:
     """A page that is added has a test here."""
-    known = {"index", "testing", "after-commit", "pages", "locks", "warm", "frameworks"}
+    known = {
+        "index",
+        "testing",
+        "after-commit",
+        "pages",
+        "locks",
+        "warm",
+        "frameworks",
+        "tags",
+        "limits",
+        "workers",
+        "status",
+        "deploy",
+    }
     assert {page.stem for page in (DOCS / "howto").glob("*.md")} == known

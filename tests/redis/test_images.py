@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from shop.demo.recorder import Recorder
 from stillroom import ImageRefused, ImagesUnavailable, Settings, Stillroom
 from stillroom.cache import images
-from stillroom.cli.recorder import Recorder
 from stillroom.embedded import EmbeddedServer
 from tests.support.faces import FACES, open_room
 

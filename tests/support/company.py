@@ -127,7 +127,7 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
             at_work.enter_context(company.process("beat", *beat, app="tests.support.quick_beat"))
             flower = ("flower", "--address=127.0.0.1", f"--port={company.flower_port}")
             at_work.enter_context(company.process("flower", *flower))
-            worker.await_line(" ready.", 30)
+            worker.await_line(" ready.", 90)
             _work_as_web(company)
             _work_as_producer(company, worker)
             _come_back_to_what_a_killed_worker_held(company, worker)
@@ -183,6 +183,10 @@ def _load_here(id: int) -> dict[str, Any]:
     return {"id": id, "loaded": 0}
 
 
+def _few(n: int) -> int:
+    return n
+
+
 def _use_cache(room: Any) -> None:
     room.cache.set("a", 1, ttl=60, tags=["t"])
     room.cache.set_many({"b": 1, "c": 2}, ttl=60, tags=["t"])
@@ -190,6 +194,7 @@ def _use_cache(room: Any) -> None:
     room.cache.get_entry("a")
     room.cache.get_or_set("d", lambda: 1, ttl=60)
     room.cache.get_or_set_many(["e", "f"], lambda keys: dict.fromkeys(keys, 1), ttl=60)
+    assert room.cache.cached("few:{n}", at_once=2)(_few)(1) == 1
     with pytest.raises(ZeroDivisionError):
         room.cache.get_or_set("g", lambda: 1 // 0, ttl=60)
     room.cache.invalidate("a")

@@ -30,6 +30,32 @@ class Proxy:
         self.cuts_next = False  # what the server answers next is lost, and the connection with it
         self._answering = threading.Event()
         self._answering.set()
+        self._word: bytes | None = None
+        self._kept: tuple[socket.socket, bytes] | None = None
+        self._answered_late = threading.Event()
+
+    def keep(self, word: bytes) -> None:
+        """Keep back the next request that holds `word`, and cut its client off: for it the connection has died."""
+        self._word, self._kept = word, None
+
+    @property
+    def has_kept(self) -> bool:
+        return self._kept is not None
+
+    def deliver_late(self) -> None:
+        """What was kept back arrives now; returns when the server has answered it, to nobody."""
+        assert self._kept is not None, "nothing was kept back"
+        far, data = self._kept
+        self._answered_late.clear()
+        far.sendall(data)
+        assert self._answered_late.wait(5), "no answer to what came late"
+
+    def lead_to(self, port: int) -> None:
+        """Another server is behind this address from now on; connections to the one before are cut."""
+        self._target = port
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def hold_requests(self) -> None:
         self.held.clear()
@@ -87,7 +113,11 @@ class Proxy:
                 if self._is_cut:
                     self._sockets.append(near)
                     continue
-                far = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # nobody is there
+                    near.close()
+                    continue
                 self._sockets += [near, far]
                 for sock in (near, far):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -99,6 +129,10 @@ class Proxy:
             while data := near.recv(65536):
                 if self._is_cut:
                     continue
+                if self._word is not None and self._word in data:
+                    self._word, self._kept = None, (far, data)
+                    near.shutdown(socket.SHUT_RDWR)
+                    return
                 if not self._flowing.is_set():
                     self.held.set()
                     self._flowing.wait()
@@ -112,6 +146,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := far.recv(65536):
                 if self._is_cut:
+                    continue
+                if self._kept is not None and self._kept[0] is far:
+                    self._answered_late.set()
                     continue
                 self._answering.wait()
                 if self.cuts_next:

@@ -12,9 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from shop.demo.browser import Browser, Reply
+from shop.demo.story import Page, read_page
 from stillroom import Settings
-from stillroom.cli.browser import Browser, Reply
-from stillroom.cli.story import Page, read_page
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.web import environment_of, serving_process
 

@@ -83,12 +83,15 @@ class Stepper:
         if isinstance(self.at, Call | On):
             return self._driver._take(self.at, time.monotonic() + PATIENCE)
         batch = type(self.at)([self.at[len(self._answers)]])  # its kind says how it is sent
-        plain = type(batch) in (list, Once)
-        send = self._driver._exchange if plain else self._driver._take
         if self.twice and type(batch) in (list, Freeing):
-            send(batch, time.monotonic() + PATIENCE)
-        (reply,) = send(batch, time.monotonic() + PATIENCE)
+            self._send(batch)
+        (reply,) = self._send(batch)
         return reply
+
+    def _send(self, batch: Any) -> Any:
+        if type(batch) in (list, Once):
+            return self._driver._exchange(batch, PATIENCE)
+        return self._driver._take(batch, time.monotonic() + PATIENCE)
 
     def _deliver(self) -> None:
         answers, self._answers = self._answers, []

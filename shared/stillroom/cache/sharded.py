@@ -123,8 +123,8 @@ class ShardedBody:
         self.settings = settings
         self.stats = stats
         self.loaders = Loaders()
-        self._terms = Terms(settings, agreed, self.clear)
-        means = Means(settings, self._terms, dispatch, stats, self.loaders)
+        self.terms = Terms(settings, agreed, self.clear)
+        means = Means(settings, self.terms, dispatch, stats, self.loaders)
         self.shards = [CacheBody(means, place) for place in places]
 
     get = one_key(CacheBody.get)
@@ -197,7 +197,7 @@ class ShardedBody:
     def on(self, operations: Sequence[tuple[int, Operation[T]]]) -> Operation[list[T]]:
         """Run these on their shards, once it is known how many shards there are: see Terms.agree."""
         with contextlib.suppress(RedisUnavailable):  # each of them says what that means for it
-            yield from self._terms.agree()
+            yield from self.terms.agree()
         results: list[T] = yield On(operations)
         return results
 

@@ -11,9 +11,9 @@ from rich.markup import escape
 
 from stillroom.cli import limits, sessions
 from stillroom.cli.abuse import abuse, bans
+from stillroom.cli.agree import agree
 from stillroom.cli.check import check
 from stillroom.cli.credentials import write_secrets
-from stillroom.cli.demo import demo
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
@@ -33,7 +33,6 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(version)
 app.command()(up)
-app.command()(demo)
 app.command()(invalidate)
 app.command()(show)
 app.command()(explain)
@@ -43,6 +42,7 @@ app.command()(pause)
 app.command()(resume)
 app.command()(health)
 app.command()(doctor)
+app.command()(agree)
 app.command()(check)
 app.command()(settings)
 app.command("secrets")(write_secrets)

@@ -49,6 +49,9 @@ ROUTE_LIMIT = 200  # characters, in an event
 WINDOWS_LIMIT = 1_000  # names of limits whose windows are compared
 WINDOWS = "windows"
 QUIET = b"quiet"  # of Request.mode
+LOG_SLACK_MS = (
+    1_000  # what a log is kept beyond the longest window of its name: see lua/lib/hits.lua
+)
 _US = 1_000_000
 _WIDTH = re.compile(rb"([46])/(\d{1,3}) ")
 
@@ -57,7 +60,7 @@ class Plan(NamedTuple):
     """What is the same each time these limits are asked for."""
 
     names: tuple[bytes, ...]
-    numbers: tuple[bytes, ...]  # quota, window µs, longest window of the name µs, quota …
+    numbers: tuple[bytes, ...]  # quota, window µs, ms that the log is kept, quota …
     how_many: bytes
     kinds: frozenset[str]
     counted_away: bool  # what Redis says of them matters while it is away
@@ -445,7 +448,8 @@ def _plan_of(limits: tuple[Limit, ...], windows: Mapping[str, int]) -> Plan:
     numbers: list[int] = []
     for limit in limits:
         window = limit.window * _US
-        numbers += (limit.quota, window, max(window, windows.get(limit.name, 0)))
+        longest = max(window, windows.get(limit.name, 0))
+        numbers += (limit.quota, window, longest // 1_000 + LOG_SLACK_MS)
     return Plan(
         tuple(name.encode() for name in names),
         tuple(b"%d" % number for number in numbers),

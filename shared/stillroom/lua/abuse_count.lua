@@ -11,7 +11,7 @@
 --       of each event: which of these rules; member, or '' only to look; when by its id, ms
 -- returns for each event {count}; from the threshold on {count, first ms, last ms, up to five of the newest members …}
 -- flags: allow-oom
--- include: clock own
+-- include: time own
 
 local GROUP_MS = 86400000 -- no count is kept longer; a longer one is only dropped too soon
 local MISSED = 2 -- windows in a row may be this far apart: an event late in one and early in the next but one

@@ -9,7 +9,7 @@
 -- returns {'new' or 'again' (this event has said so before), action, level, ban ms}, {'late', 'ban', level, ban ms}
 --         a ban without a line, or {'known'} in this window
 -- flags: allow-oom
--- include: clock own ban
+-- include: time own ban
 
 local MINUTE_MS = 60000
 local now = math.floor(now_us() / 1000)

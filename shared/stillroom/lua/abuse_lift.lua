@@ -4,7 +4,7 @@
 -- ARGV  1 subject  2 how long `lifted` is kept, ms
 -- returns 1 if it was banned
 -- flags: allow-oom
--- include: clock
+-- include: time
 
 local was_banned = redis.call('DEL', KEYS[1])
 redis.call('DEL', KEYS[2], unpack(KEYS, 5))

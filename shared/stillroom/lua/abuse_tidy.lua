@@ -2,7 +2,7 @@
 -- KEYS  1 bans
 -- ARGV  none
 -- returns how many
--- include: clock own
+-- include: time own
 
 own(KEYS[1], 'zset')
 return redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', plain(math.floor(now_us() / 1000)))

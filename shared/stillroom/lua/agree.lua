@@ -9,7 +9,7 @@
 -- ARGV  1 who asks  2 most settings that are kept  3… name, value, rule of each setting
 -- returns for each setting the agreed value, the agreement's id, who brought it, and 1 if nothing was agreed before
 -- flags: allow-oom
--- include: clock
+-- include: time
 
 local function kept(name)
   local value, id, who = string.match(redis.call('HGET', KEYS[1], name) or '', '^([^\t]*)\t(%d+)\t(.*)$')

@@ -4,7 +4,7 @@
 --       5 how many such widths there may be
 -- returns {since, until} in ms; {} where there are too many widths
 -- flags: allow-oom
--- include: clock ban
+-- include: time ban
 
 local now = math.floor(now_us() / 1000)
 local ms = tonumber(ARGV[2])

@@ -6,7 +6,7 @@
 -- ARGV  1 when the sweep began (server time, µs)  2 the longest lease, µs
 -- returns {patterns dropped, seq of the newest that is left or nil}
 -- flags: allow-oom
--- include: clock
+-- include: time
 
 local bound = plain(tonumber(ARGV[1]) - tonumber(ARGV[2]))
 local old = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. bound, 'WITHSCORES')

@@ -4,7 +4,7 @@
 -- ARGV  1 order  2 its due time when it was taken  3 ms until it is due again, '' if it is done
 -- returns 1 crossed off or put off, 0 it was asked for again
 -- flags: allow-oom
--- include: clock
+-- include: time
 
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then
   return 0

@@ -3,7 +3,7 @@
 -- ARGV  1 member  2 its due time when it was taken  3 what is left to do, or nothing  4 ms until that is due
 -- returns 1 crossed off, 0 it was asked for again
 -- flags: allow-oom
--- include: clock
+-- include: time
 
 local ours = redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2]
 if ours then

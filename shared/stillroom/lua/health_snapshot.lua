@@ -4,7 +4,7 @@
 -- returns {1, {findings that began}, {finding that ended, for how long it was open, ms, …}}, or {0, {}, {}}: this minute
 --         has one
 -- flags: allow-oom
--- include: clock
+-- include: time
 
 local now_ms = math.floor(now_us() / 1000)
 local keep = tonumber(ARGV[4])

@@ -2,7 +2,7 @@
 -- KEYS  1 changes
 -- ARGV  1 limit  2 quota, '' to end it  3 window, s  4 for how long, s  5 who says so  6 most names
 -- returns 1 it is so now, 0 there was nothing to end, -1 too many limits are changed
--- include: clock
+-- include: time
 -- flags: allow-oom
 
 local now = math.floor(now_us() / 1000000)

@@ -5,12 +5,13 @@
 --       5 how many such hits there have ever been  6 longest window of the limit's name, µs
 --       7… hits of each reservation, µs since them
 -- returns {hits used, µs until some come back, 0, µs until all have, now}
--- include: clock hits reservation
+-- include: time hits reservation
 -- flags: allow-oom
 
 local now, quota, window = now_us(), tonumber(ARGV[3]), tonumber(ARGV[4])
 local keep = tonumber(ARGV[6]) or window
-local log, used, old = read_hits(KEYS[1], redis.call('MGET', KEYS[1])[1], now, window, keep)
+local life = life_of(keep)
+local log, used, old = read_hits(KEYS[1], redis.call('MGET', KEYS[1])[1], now, window, life)
 local has_changed = false
 
 local function charge(hits, age)
@@ -38,7 +39,7 @@ for i = 3, #KEYS do
   end
 end
 if has_changed then
-  save(KEYS[1], log, keep, old)
+  save(KEYS[1], log, life, old)
 end
 local some, all = comes_back(log, now, window)
 return {used, some, 0, all, now}

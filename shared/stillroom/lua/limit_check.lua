@@ -6,20 +6,18 @@
 --       6 ms a reservation lives, '' for none  7 number of limits that tell of being near: the first ones
 --       8 the widths of bans as the process knows them: it has named the bans of those
 --       9 a letter for each limit, 's' for one in shadow, which denies nothing; '' where none is
---       10… quota, window µs, longest window of its name µs of each limit; then the fields of an event: 'ip', address,
+--       10… quota, window µs, and ms that its log is kept, of each limit: see lib/hits; then the fields of an event: 'ip', address,
 --       'user', HMAC …
 -- returns {1 admitted | 0 denied, now, then for each limit: hits used, µs until some come back (0: none are used),
 --          µs until this request fits (0: it does, -1: never), µs until all have come back}
 --         {-1, now, ms the ban lasts, the number of the ban}
 --         {-2, now, the widths of bans}: others than the process knows. Nothing was done: it is to ask again
--- include: clock hits reservation
+-- include: time hits
 -- flags: allow-oom
 
-local DENIED_MS = 600000
 local NEAR_SHARE, NEAR_LEAST = 0.8, 10
 local taking, telling, cost = ARGV[1] ~= 'look', ARGV[1] == 'take', tonumber(ARGV[2])
 local bans, count = tonumber(ARGV[3]), tonumber(ARGV[4])
-local fields = 10 + 3 * count
 local now = now_us()
 
 -- One MGET for all of them: each command of a script costs as much as the rest of it.
@@ -41,94 +39,64 @@ for i = 1, bans do
   end
 end
 
-local limits, denied = {}, nil
-for i = 1, count do
-  local numbers = 7 + 3 * i
-  local limit = {
-    key = KEYS[2 + bans + i],
-    quota = tonumber(ARGV[numbers]), window = tonumber(ARGV[numbers + 1]), keep = tonumber(ARGV[numbers + 2]),
-  }
-  limit.log, limit.used, limit.old = read_hits(limit.key, held[1 + bans + i], now, limit.window, limit.keep)
-  limits[i] = limit
-end
-
 -- µs until the oldest hits that are too many have left.
-local function wait_of(limit)
-  local excess = limit.used + cost - limit.quota
-  if excess <= 0 then
-    return 0
-  end
-  for i = 1, #limit.log, 2 do
-    excess = excess - limit.log[i + 1]
+local function wait_of(log, excess, window)
+  for i = 1, #log, 2 do
+    excess = excess - log[i + 1]
     if excess <= 0 then
-      return limit.log[i] + limit.window - now
+      return log[i] + window - now
     end
   end
   return -1
 end
 
-for i, limit in ipairs(limits) do
-  limit.wait = wait_of(limit)
+local limits, denied = {}, nil
+for i = 1, count do
+  local key, numbers = KEYS[2 + bans + i], 7 + 3 * i
+  local quota, window, life = tonumber(ARGV[numbers]), tonumber(ARGV[numbers + 1]), ARGV[numbers + 2]
+  local log, used, old, raw = read_hits(key, held[1 + bans + i], now, window, life)
+  local excess = used + cost - quota
+  local wait = excess > 0 and wait_of(log, excess, window) or 0
   -- A limit in shadow counts what it would have admitted, and nobody is denied for it.
-  limit.is_let_off = limit.wait ~= 0 and string.sub(ARGV[9], i, i) == 's'
-  if limit.wait ~= 0 and not limit.is_let_off and not denied then
-    denied = limit
-  end
-end
-
--- A limit that does not count by address tells of none. One by user counts guesses from everywhere: who makes the 64th
--- may be the user himself, and his address must not be banned for the 63 of others.
-local function first_field(limit)
-  local kinds = '&' .. string.match(limit.key, '{rl:([^:]+):') .. '&'
-  local is_told = ARGV[fields] ~= 'ip' or string.find(kinds, '&ip&', 1, true)
-  return is_told and fields or fields + 2
-end
-
-local function tell(kind, n, limit)
-  local name = string.match(limit.key, '[^:]+$')
-  -- A server that will not take an event still answers.
-  redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', 100000, '*', 'kind', kind, 'n', plain(n), 'limit', name,
-    unpack(ARGV, first_field(limit)))
-end
-
-local function crosses_power_of_two(before, after)
-  local power = 1
-  while power <= before do
-    power = power * 2
-  end
-  return power <= after
-end
-
--- However many denials there are, their events are few: at 1, 2, 4, 8 …
-local function count_denials(limit, more)
-  local key = string.match(limit.key, '^.*:') .. '!denied'
-  redis.call('UNLINK', key .. '!') -- there is none, and it takes no memory: see write
-  local n = redis.call('INCRBY', key, plain(more))
-  if n == more then
-    redis.call('PEXPIRE', key, DENIED_MS)
-  end
-  if crosses_power_of_two(n - more, n) then
-    tell('denied', n, limit)
-  end
-end
-
-local function tell_if_near(limit)
-  if limit.quota >= NEAR_LEAST and limit.used >= NEAR_SHARE * limit.quota
-    and redis.call('SET', limit.key .. '!near', '', 'NX', 'PX', plain(limit.window / 1000)) then
-    tell('near', limit.used, limit)
-  end
-end
-
-local function consume(limit)
-  put_hits(limit.log, now, cost, limit.quota, limit.window)
-  limit.used = limit.used + cost
-  save(limit.key, limit.log, limit.keep, limit.old)
+  local is_let_off = wait ~= 0 and string.sub(ARGV[9], i, i) == 's'
+  limits[i] = {
+    key = key, quota = quota, window = window, life = life,
+    log = log, used = used, old = old, raw = raw, wait = wait, is_let_off = is_let_off,
+  }
+  denied = denied or (wait ~= 0 and not is_let_off and limits[i])
 end
 
 -- One that was refunded before it came here, or that comes a second time, takes nothing.
 local is_reserved = ARGV[6] ~= '' and redis.call('EXISTS', KEYS[#KEYS]) == 1
 
-if taking and not is_reserved then
+local near = nil
+if taking and not is_reserved and not denied and cost > 0 then
+  for i = 1, count do
+    local limit = limits[i]
+    if not limit.is_let_off then
+      local same = put_hits(limit.log, now, cost, limit.quota, limit.window)
+      limit.used = limit.used + cost
+      save(limit.key, limit.log, limit.life, limit.old, limit.raw, same)
+      if limit.used >= NEAR_SHARE * limit.quota and limit.quota >= NEAR_LEAST and i <= tonumber(ARGV[7]) then
+        near = near or {}
+        near[#near + 1] = limit
+      end
+    end
+  end
+  if ARGV[6] ~= '' then
+    -- include: reservation
+    for _, limit in ipairs(limits) do
+      if not limit.is_let_off then
+        note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
+      end
+    end
+    redis.call('PEXPIRE', KEYS[#KEYS], ARGV[6])
+  end
+end
+
+if taking and not is_reserved and (denied or near or ARGV[5] ~= '') then
+  -- include: limit_events
+  local fields = 10 + 3 * count
   for number, more in string.gmatch(ARGV[5], '(%d+):(%d+)') do
     limits[tonumber(number)].denials = tonumber(more)
   end
@@ -137,33 +105,20 @@ if taking and not is_reserved then
   end
   for _, limit in ipairs(limits) do
     if limit.denials then
-      count_denials(limit, limit.denials)
+      count_denials(limit, limit.denials, fields)
     end
   end
-  if not denied and cost > 0 then
-    for i, limit in ipairs(limits) do
-      if not limit.is_let_off then
-        consume(limit)
-        if telling and i <= tonumber(ARGV[7]) then
-          tell_if_near(limit)
-        end
-        if ARGV[6] ~= '' then
-          note_reserved(KEYS[#KEYS], limit.key, now, now, tonumber(ARGV[6]))
-        end
-      end
-    end
-    if ARGV[6] ~= '' then
-      redis.call('PEXPIRE', KEYS[#KEYS], ARGV[6])
-    end
+  for _, limit in ipairs(telling and near or {}) do
+    tell_if_near(limit, fields)
   end
 end
 
-local reply = {denied and 0 or 1, now}
-for _, limit in ipairs(limits) do
-  local some, all = comes_back(limit.log, now, limit.window)
-  reply[#reply + 1] = limit.used
-  reply[#reply + 1] = some
-  reply[#reply + 1] = limit.wait
-  reply[#reply + 1] = all
+local function said_of(i)
+  local limit = limits[i]
+  if limit then
+    local some, all = comes_back(limit.log, now, limit.window)
+    return limit.used, some, limit.wait, all, said_of(i + 1)
+  end
 end
-return reply
+
+return {denied and 0 or 1, now, said_of(1)}

@@ -5,7 +5,7 @@
 --       4 how long to remember that it is over, ms: it may still be on its way; 0: it is not
 --       5… quota, window µs, and longest window of its name, µs, of each limit
 -- returns 1 settled, 0 it had been before, or was committed, or its time is over, or it is not known
--- include: clock hits reservation
+-- include: time hits reservation
 -- flags: allow-oom
 
 local now, held_cost, cost = now_us(), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -57,22 +57,22 @@ end
 local held = redis.call('MGET', unpack(KEYS, 2))
 for i = 2, #KEYS do
   local numbers = 3 * i - 1
-  local quota, window, keep = tonumber(ARGV[numbers]), tonumber(ARGV[numbers + 1]), tonumber(ARGV[numbers + 2])
+  local quota, window, life = tonumber(ARGV[numbers]), tonumber(ARGV[numbers + 1]), life_of(ARGV[numbers + 2])
   local at = reserved_at(noted[i], KEYS[i])
   if at and tonumber(ARGV[1]) > 0 then
     at = tonumber(ARGV[1])
   end
-  local log, _, old = read_hits(KEYS[i], held[i - 1], now, window, keep)
+  local log, _, old = read_hits(KEYS[i], held[i - 1], now, window, life)
   local hits = at and (at > now - window and log or old)
   if cost > held_cost and at then
     put_hits(log, now, cost - held_cost, quota, window)
-    save(KEYS[i], log, keep, old)
+    save(KEYS[i], log, life, old)
   elseif cost < held_cost and hits and #hits > 0 then
     take_out(hits, at, held_cost - cost)
     if #log == 0 and (not old or #old == 0) then
       redis.call('UNLINK', KEYS[i])
     else
-      save(KEYS[i], log, keep, old)
+      save(KEYS[i], log, life, old)
     end
   end
 end

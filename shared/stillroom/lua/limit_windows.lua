@@ -3,7 +3,7 @@
 -- KEYS  1 windows
 -- ARGV  1 most names  2… name, window µs …
 -- returns the longest window of each name, µs
--- include: clock
+-- include: time
 -- flags: allow-oom
 
 local KEPT_MS = 366 * 86400000

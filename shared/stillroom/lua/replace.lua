@@ -6,7 +6,7 @@
 --       8 while the caller waits (see is_late)  9 seq of the clock that the caller read with it
 --       10 '1': the value is another, and a load that is under way must not overwrite it
 -- returns 1 replaced, 0 another is there now, or none, or look again, -1 too late
--- include: clock entry
+-- include: time entry
 
 if is_late(ARGV[8]) then
   return -1

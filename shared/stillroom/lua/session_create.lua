@@ -13,7 +13,7 @@
 --         for the grace of the name to replace was over, µs, or -1, 1 if the device is new to a user who has others}
 --         {'full', how many sessions the user has}, {'replaced'}, {'again', {h, user … of those that had expired}} some of very
 --         many were looked at and cleared away: go on, or {'never'} this call was undone before it came here
--- include: clock session session_index
+-- include: time session session_index
 
 local LOOKED_AT = 300 -- sessions of the user, the oldest first: no call holds up the server for long
 local DROPPED = 100 -- of those, to make room

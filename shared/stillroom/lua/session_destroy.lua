@@ -4,7 +4,7 @@
 --       3 the response to this 1 takes the cookie away if there was a session, 2 brings another one; 0 neither
 --       4 1: only if it has no data, '' otherwise
 -- returns {1} ended, {0} there was none that lived, or {0, how long before it was asked for the grace of this name was over, µs}
--- include: clock session session_index
+-- include: time session session_index
 
 local now = now_us()
 local session, _, dead, late = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)

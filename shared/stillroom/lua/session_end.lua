@@ -3,7 +3,7 @@
 -- KEYS  1 record
 -- ARGV  1 prefix  2 user
 -- returns 1 ended, 0 there was none that lived
--- include: clock session session_index
+-- include: time session session_index
 
 local session, _, dead = find(ARGV[1], now_us(), KEYS, 0, HOPS_TO_END)
 local found = session or dead

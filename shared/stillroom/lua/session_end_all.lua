@@ -4,7 +4,7 @@
 -- ARGV  1 prefix  2 how long the longest session lives, ms, where x does not say
 -- returns how many there were, with those that had ended and were not swept
 -- flags: allow-oom
--- include: clock session session_index
+-- include: time session session_index
 
 local prefix, now = ARGV[1], now_us()
 local all, x = prefix .. 'all', KEYS[1]

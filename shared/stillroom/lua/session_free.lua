@@ -2,7 +2,7 @@
 -- KEYS  1 record
 -- ARGV  1 prefix
 -- returns 1 it lives, 0 it was gone
--- include: clock session session_index
+-- include: time session session_index
 
 local now = now_us()
 local limit = redis.call('HGET', KEYS[1], '_held')

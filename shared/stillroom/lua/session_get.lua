@@ -2,7 +2,7 @@
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 µs between two touches, '' to leave it untouched
 -- returns {'ok', h, what the record says of itself, its data, µs since it was written down that it was seen}, or {'missing' | 'expired' | 'revoked'}, or {'replayed', h, user}
--- include: clock session
+-- include: time session
 
 local now = now_us()
 local session, refusal = find(ARGV[1], now, KEYS)

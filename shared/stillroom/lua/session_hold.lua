@@ -3,7 +3,7 @@
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 how long ago it was asked for, µs: a name that was rotated since still counts
 -- returns {h}, {''} there was none that lived, or {'', how long before it was asked for the grace of this name was over, µs}
--- include: clock session session_index
+-- include: time session session_index
 
 local HELD_US = 60000000
 local now = now_us()

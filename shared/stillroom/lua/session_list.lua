@@ -3,7 +3,7 @@
 -- KEYS  1 user index
 -- ARGV  1 prefix  2 the stamp to go on below: `+inf`, then `(` and what the page before it returned  3 most on it
 -- returns {the stamp to go on below, '' if there are no more, h, what the record says of itself, h …}
--- include: clock session
+-- include: time session
 
 local FIELDS = {'_u', '_s', '_l', '_x', '_i', '_t', '_to', '_until', '_c', '_v', '_m', '_a'} -- PARTS, and the rest of OWN
 local prefix, now, found, gone = ARGV[1], now_us(), {''}, {}

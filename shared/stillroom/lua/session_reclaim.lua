@@ -2,7 +2,7 @@
 -- KEYS  1 rev
 -- ARGV  1 prefix  2 most to delete
 -- returns {how many were deleted, how many revocations are left, how long the oldest has waited, µs}
--- include: clock session session_index
+-- include: time session session_index
 
 local prefix, most = ARGV[1], tonumber(ARGV[2])
 local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')

@@ -4,7 +4,7 @@
 -- ARGV  1 prefix  2 u:<user> or g:<tag>  3 most to delete here  4 how long ago it was asked for, µs
 -- returns {how many ended that lived, 1 if there is work left}, or, where nothing was done,
 --         {-1, how long before it was asked for the grace of the name to keep was over, µs}
--- include: clock session session_index
+-- include: time session session_index
 
 local prefix, now, most = ARGV[1], now_us(), tonumber(ARGV[3])
 local index = table.remove(KEYS, 1)

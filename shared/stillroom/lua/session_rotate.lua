@@ -4,7 +4,7 @@
 -- ARGV  1 prefix  2 grace µs  3 how many names the new one has  4 1: the user has just proved who he is
 --       5 1: the response brings the browser the new name
 -- returns {'ok', h, what the record says of itself, its data}, {'conflict'} somebody else has rotated it, or why not: see session_get
--- include: clock session session_index
+-- include: time session session_index
 
 local prefix, now = ARGV[1], now_us()
 local names = #KEYS - tonumber(ARGV[3])

@@ -2,7 +2,7 @@
 -- KEYS  1 x
 -- ARGV  1 prefix  2 most to look at
 -- returns {{h, user … of the expired}, how many were due, how long the oldest had been, µs}
--- include: clock session session_index
+-- include: time session session_index
 
 -- A server that is full refuses a script's first write if it takes memory, and only the first: so this one takes none.
 redis.call('ZREM', KEYS[1], '')

@@ -2,7 +2,7 @@
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 µs between two touches
 -- returns {'ok'}, or why not: see session_get
--- include: clock session
+-- include: time session
 
 local now = now_us()
 local session, refusal = find(ARGV[1], now, KEYS)

@@ -3,7 +3,7 @@
 -- KEYS  1 the name nobody knows  2… the name it was rotated from, under each pepper
 -- ARGV  1 prefix
 -- returns 1 undone, 0 it had not happened
--- include: clock session session_index
+-- include: time session session_index
 
 local MINUTES_MS = 600000 -- no command is under way for longer
 local prefix, now = ARGV[1], now_us()

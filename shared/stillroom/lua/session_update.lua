@@ -3,7 +3,7 @@
 -- ARGV  1 prefix  2 the version it must have, '' for any  3 most bytes  4 most keys  5 number of keys to set
 --       6… key, JSON, key, JSON … then the keys to remove
 -- returns {'ok', version, h}, {'conflict', version}, {'large', bytes}, {'many', keys}, or why not: see session_get
--- include: clock session
+-- include: time session
 
 local now = now_us()
 local session, refusal = find(ARGV[1], now, KEYS)

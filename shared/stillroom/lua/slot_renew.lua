@@ -2,7 +2,7 @@
 -- KEYS  1 slots
 -- ARGV  1 token  2 lease, ms
 -- returns 1 renewed, 0 it is lost
--- include: clock
+-- include: time
 
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return 0

@@ -6,7 +6,7 @@
 --       4 due no later than this, µs: so that a run takes each order once; 0: now
 -- returns {order, the due time that says it is ours, tries with this one, server time in µs}, or nil if nothing is due
 -- flags: allow-oom
--- include: clock
+-- include: time
 
 local now = now_us()
 local by = ARGV[4] == '0' and plain(now) or ARGV[4]

@@ -4,7 +4,7 @@
 -- ARGV  1 ms until it is due again  2 the longest delay, ms
 -- returns {member, the due time that says it is ours, server time in µs}, or nil if nothing is due
 -- flags: allow-oom
--- include: clock
+-- include: time
 
 local now = now_us()
 local now_ms = math.floor(now / 1000)

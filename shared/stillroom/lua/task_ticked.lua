@@ -2,7 +2,7 @@
 -- KEYS  1 ticks
 -- ARGV  1 task  2 how long they are remembered, ms
 -- returns 1
--- include: clock own
+-- include: time own
 
 own(KEYS[1], 'hash')
 redis.call('PEXPIRE', KEYS[1], ARGV[2]) -- first what takes no memory: see lib/hits

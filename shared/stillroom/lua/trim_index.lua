@@ -3,7 +3,7 @@
 -- ARGV  1 most members to take out
 -- returns how many were taken out
 -- flags: allow-oom
--- include: clock
+-- include: time
 
 local now_ms = plain(math.floor(now_us() / 1000))
 local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms, 'LIMIT', 0, ARGV[1])

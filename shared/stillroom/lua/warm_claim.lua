@@ -2,7 +2,7 @@
 -- KEYS  1 claim: the number of the newest period that somebody has
 -- ARGV  1 length of a period, ms
 -- returns 1 it is the caller's, 0 somebody has it
--- include: clock
+-- include: time
 
 local period = plain(math.floor(now_us() / 1000 / tonumber(ARGV[1])))
 if redis.call('GET', KEYS[1]) == period then

@@ -2,7 +2,7 @@
 -- KEYS  1 workers  2 workers:about
 -- ARGV  1 which worker  2 how long it is remembered, ms  3 what it does, JSON, or nothing
 -- returns 1
--- include: clock own
+-- include: time own
 
 local now = math.floor(now_us() / 1000)
 local before, since = plain(now - tonumber(ARGV[2])), '(' .. plain(now)

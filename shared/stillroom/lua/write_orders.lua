@@ -2,7 +2,7 @@
 -- KEYS  1 orders  2 their tries
 -- ARGV  1 most orders that may wait  2 how long they are kept, ms  3… orders
 -- returns 1 written down, 0 too many wait already: none is
--- include: clock
+-- include: time
 
 local new = 0
 for i = 3, #ARGV do

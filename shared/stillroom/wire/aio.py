@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import time
 import weakref
 from collections import deque
@@ -37,6 +38,7 @@ class AsyncLink:
     """One connection and its reader, for one event loop."""
 
     __slots__ = (
+        "_poll",
         "_reader",
         "_stream",
         "_transport",
@@ -52,6 +54,8 @@ class AsyncLink:
         self._writer: asyncio.StreamWriter = connection._writer
         self._transport = self._writer.transport
         self._reader = hiredis.Reader(notEnoughData=NOT_YET)
+        self._poll = select.poll()
+        self._poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
         connection._reader = connection._writer = None  # redis-py has done its part
         self.generation = generation
         self.expired = False
@@ -111,8 +115,13 @@ class AsyncLink:
         self.expired = True
         self._transport.abort()
 
-    def is_alive(self) -> bool:
-        """Whether the idle connection is open and silent."""
+    async def is_alive(self) -> bool:
+        """Whether the idle connection is open and silent. Costs a system call."""
+        if self._poll.poll(0):  # what the event loop has not seen yet: it was busy since it came
+            await asyncio.sleep(0)
+            await asyncio.sleep(
+                0
+            )  # it looks at its sockets in the first round, and reads in this one
         unread = self._stream._buffer  # type: ignore[attr-defined]  # no public way to look without reading
         return not (self._transport.is_closing() or self._stream.at_eof() or unread)
 
@@ -140,7 +149,7 @@ class _Pool:
                 continue
             link = self._idle.pop()
             is_current = link.generation == self._server.generation
-            if is_current and (not check or link.is_alive()):
+            if is_current and (not check or await link.is_alive()):
                 return link
             self.drop(link)
 

@@ -9,23 +9,7 @@
 -- nothing shows. So `@` in the marks says which run of the server the epoch lives on, and `#` how many shards the
 -- cache had when it began; verify_epoch.lua compares them with what is. `&` is there where every process waits until
 -- a replica has what it invalidates: the id of the history that the server writes and its replicas copy.
-
-local function now_us()
-  local time = redis.call('TIME')
-  return time[1] * 1000000 + time[2]
-end
-
-local function plain(number)
-  return string.format('%.0f', number) -- tostring() would round 1.7e15
-end
-
--- Whether the caller waits no more for what arrives now. `in_time` is `<from>-<to>` in µs of this clock. Before it,
--- the clock was put back while the command was on its way.
-local function is_late(in_time)
-  local from, upto = string.match(in_time, '^(%d+)%-(%d+)$')
-  local now = now_us()
-  return now < tonumber(from) or now > tonumber(upto)
-end
+-- include: time
 
 -- → what the server says of itself; nothing where this user may not ask.
 local function info(section)

@@ -6,33 +6,24 @@
 -- while it lives. Two limits may have one name and two windows: two plans, or a deploy that changes one. What the
 -- shorter one does not count it does not drop: `keep` is the longest window of the name, in µs as all times here.
 
-local ENTRY, FORMAT = 11, 'I7I4'
+local ENTRY, ONE = 11, '>I7I4'
 local SLICES = 24
 local MOST = 4294967295
 local SLACK_MS = 1000 -- the key outlives its hits by this: the script decides, not the key's TTL
+local floor = math.floor
 
--- What is not a log of ours is none: it was written by somebody else.
-local function unpacked(raw)
-  if not raw or #raw == 0 or #raw % ENTRY ~= 0 then
-    return {}
-  end
-  local log = {struct.unpack('>' .. string.rep(FORMAT, #raw / ENTRY), raw)}
-  log[#log] = nil -- where the next entry would begin
-  return log
+local function format_of(entries)
+  return entries == 1 and ONE or '>' .. string.rep('I7I4', entries)
 end
 
-local function packed(log)
-  return struct.pack('>' .. string.rep(FORMAT, #log / 2), unpack(log))
+-- A log's key lives as long as the longest window of its name, `keep`, and a little more. As text: to make one of a
+-- number costs as much as half a command.
+local function life_of(keep)
+  return plain(keep / 1000 + SLACK_MS)
 end
 
--- A server that is full, and too old to know flags, refuses a script's first write if it takes memory, and only the
--- first: a PEXPIRE takes none.
-local function write(key, log, keep)
-  local value, ms = packed(log), plain(keep / 1000 + SLACK_MS)
-  if redis.pcall('SET', key, value, 'PX', ms).err then
-    redis.call('PEXPIRE', key, ms)
-    redis.call('SET', key, value, 'PX', ms)
-  end
+local function keep_of(life)
+  return (life - SLACK_MS) * 1000
 end
 
 -- Hits that only the longer window counts. If they are many they share entries: of its slices, not of the shorter one's.
@@ -43,7 +34,7 @@ local function coalesced(old, keep)
   local slice, log = keep / SLICES, {}
   for i = 1, #old, 2 do
     local n = #log
-    if n > 0 and math.floor(log[n - 1] / slice) == math.floor(old[i] / slice) then
+    if n > 0 and floor(log[n - 1] / slice) == floor(old[i] / slice) then
       log[n - 1], log[n] = old[i], math.min(log[n] + old[i + 1], MOST)
     else
       log[n + 1], log[n + 2] = old[i], old[i + 1]
@@ -52,68 +43,87 @@ local function coalesced(old, keep)
   return log
 end
 
--- `old`: what read_hits gave beside the log, if there was any.
-local function save(key, log, keep, old)
+-- `old`, `raw`: what read_hits gave beside the log. `same`: how many entries at its front are as they were in `raw`.
+-- A server that is full, and too old to know flags, refuses a script's first write if it takes memory, and only the
+-- first: a PEXPIRE takes none.
+local function save(key, log, life, old, raw, same)
   if old then
-    local all = coalesced(old, keep)
+    local all = coalesced(old, keep_of(life))
     for _, part in ipairs(log) do
       all[#all + 1] = part
     end
-    log = all
+    log, raw = all, nil
   end
-  write(key, log, keep)
+  same = raw and same or 0
+  local value = struct.pack(format_of(#log / 2 - same), unpack(log, 2 * same + 1))
+  if same > 0 then
+    value = string.sub(raw, 1, ENTRY * same) .. value
+  end
+  if redis.pcall('SET', key, value, 'PX', life).err then
+    redis.call('PEXPIRE', key, life)
+    redis.call('SET', key, value, 'PX', life)
+  end
 end
 
 -- A clock that stepped back (a failover, NTP) must give nobody a fresh quota, and nobody an endless wait: the
 -- log moves along, so that its newest hit is now. Written at once, or each look would find it at now again.
-local function follow_clock(key, log, now, keep)
-  local ahead = #log > 0 and log[#log - 1] - now or 0
-  if ahead > 0 then
-    for i = 1, #log, 2 do
-      log[i] = log[i] - ahead
-    end
-    write(key, log, keep)
+local function follow_clock(key, log, ahead, life)
+  for i = 1, #log, 2 do
+    log[i] = log[i] - ahead
   end
+  save(key, log, life)
 end
 
--- `raw`: what a log's key holds. → the hits that count, how many they are, and those that only a longer window counts
-local function read_hits(key, raw, now, window, keep)
-  local all = unpacked(raw)
-  follow_clock(key, all, now, keep)
-  local oldest, used, log, old = now - window, 0, {}, nil
-  for i = 1, #all, 2 do
-    if all[i] > oldest then
-      log[#log + 1] = all[i]
-      log[#log + 1] = all[i + 1]
-      used = used + all[i + 1]
-    elseif all[i] > now - keep then
-      old = old or {}
-      old[#old + 1] = all[i]
-      old[#old + 1] = all[i + 1]
-    end
+-- `raw`: what a log's key holds. What is not a log of ours is none: it was written by somebody else.
+-- → the hits that count, how many they are, those that only a longer window counts, and the first as they are packed
+local function read_hits(key, raw, now, window, life)
+  local size = raw and #raw / ENTRY or 0
+  if size == 0 or size % 1 ~= 0 then
+    return {}, 0
   end
-  return log, used, old
+  local log, last = {struct.unpack(format_of(size), raw)}, 2 * size
+  log[last + 1] = nil -- where the next entry would begin
+  if log[last - 1] > now then
+    follow_clock(key, log, log[last - 1] - now, life)
+    raw = nil
+  end
+  local first, used, old = 1, 0, nil
+  while first < last and log[first] <= now - window do
+    first = first + 2
+  end
+  if first > 1 then
+    local forgotten, oldest = 1, now - keep_of(life)
+    while forgotten < first and log[forgotten] <= oldest do
+      forgotten = forgotten + 2
+    end
+    old = forgotten < first and {unpack(log, forgotten, first - 1)} or nil
+    log, raw = {unpack(log, first, last)}, raw and string.sub(raw, (first - 1) / 2 * ENTRY + 1)
+  end
+  for i = 2, #log, 2 do
+    used = used + log[i]
+  end
+  return log, used, old, raw
 end
 
-local function in_one_slice(one, other, window)
-  local slice = window / SLICES
-  return one and other and math.floor(one / slice) == math.floor(other / slice)
-end
-
+-- → how many entries before it are as they were
 local function put_hits(log, at, count, quota, window)
-  local place = #log + 1
+  local place, slice = #log + 1, window / SLICES
   while place > 1 and log[place - 2] > at do
     place = place - 2
   end
-  if quota > SLICES and in_one_slice(log[place - 2], at, window) then
-    log[place - 2] = at
-    log[place - 1] = math.min(log[place - 1] + count, MOST)
-  elseif quota > SLICES and in_one_slice(at, log[place], window) then -- a charge, told of after a later hit
+  local before, after = log[place - 2], log[place]
+  if quota > SLICES and before and floor(before / slice) == floor(at / slice) then
+    place = place - 2
+    log[place], log[place + 1] = at, math.min(log[place + 1] + count, MOST)
+  elseif not after then
+    log[place], log[place + 1] = at, math.min(count, MOST)
+  elseif quota > SLICES and floor(after / slice) == floor(at / slice) then -- a charge, told of after a later hit
     log[place + 1] = math.min(log[place + 1] + count, MOST)
   else
     table.insert(log, place, at)
     table.insert(log, place + 1, math.min(count, MOST))
   end
+  return (place - 1) / 2
 end
 
 -- → µs until some hits come back, and until all have: 0 where there are none

@@ -1,4 +1,4 @@
-"""What `stillroom demo` tells: the main job in four steps, each done by a browser and checked."""
+"""The demo's story: four steps, each done by a browser and checked, each with the line of code that does it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 
-from stillroom.cli.browser import Browser, Reply
-from stillroom.cli.recorder import Recorder
+from shop.demo.browser import Browser, Reply
+from shop.demo.recorder import Recorder
+from shop.demo.stage import EXAMPLES
 
 T = TypeVar("T")
 
@@ -46,13 +48,21 @@ class Story:
     """The steps. Each returns what it saw, or raises StepFailed."""
 
     def __init__(
-        self, port: int, database: Path, recorder: Recorder, log: io.StringIO, console: Console
+        self,
+        port: int,
+        database: Path,
+        recorder: Recorder,
+        log: io.StringIO,
+        console: Console,
+        *,
+        verbose: bool = False,
     ) -> None:
         self._port = port
         self._database = database
         self._recorder = recorder
         self._log = log
         self._console = console
+        self._verbose = verbose
         self.steps = [self.miss, self.hits, self.stale, self.edit]
 
     def tell(self) -> int:
@@ -61,21 +71,27 @@ class Story:
         return sum(1 for _ in takewhile(lambda pair: self._tell_step(*pair), numbered))
 
     def _tell_step(self, number: int, step: Callable[[], str]) -> bool:
-        """Run a step and print what it saw and what it said to Redis. False if it did not happen."""
-        title = (step.__doc__ or "").splitlines()[0]
+        """Run a step, and print what it saw. Return False if it did not happen."""
+        title, _, code = (step.__doc__ or "").partition("\n")
         self._console.print(f"\n[bold]{number}. {title}[/bold]")
+        self._console.print(f"   [cyan]{escape(line_of_code(code.strip()))}[/cyan]")
         self._recorder.commands()
         try:
             seen, ok = step(), True
         except (StepFailed, OSError) as failed:
             seen, ok = f"{failed}\nthe log:\n{self._log.getvalue()[-2_000:]}", False
-        self._console.print(f"   [{'green' if ok else 'red'}]{seen}[/]")
-        for command in self._recorder.commands():
-            self._console.print(f"   [dim]# => {command}[/dim]", markup=True)
+        self._console.print(f"   [{'green' if ok else 'red'}]{escape(seen)}[/]")
+        commands = self._recorder.commands()
+        if self._verbose:
+            for command in commands:
+                self._console.print(f"   [dim]# => {escape(command)}[/dim]")
         return ok
 
     def miss(self) -> str:
-        """A miss: 20 browsers ask for a page at once, the database is asked once."""
+        """Twenty visitors open a page at the same time, and the database is asked once.
+
+        shop/cache.py: @room.cache.cached("product:{id}"
+        """
         self._await(self._is_open, "the shop to open")
         started = time.perf_counter()
         pages: list[Page] = []
@@ -93,7 +109,10 @@ class Story:
         return f"{VISITORS} pages in {took}, 1 query of 100 ms"
 
     def hits(self) -> str:
-        """Hits: a page is two round trips to Redis, one for the limits and one for the value."""
+        """The next two hundred visitors get the value from Redis, and nobody waits for the database.
+
+        shop/app.py: cache.load_product(id)
+        """
         times = []
         with Browser(self._port) as browser:
             for _ in range(HITS):
@@ -104,7 +123,10 @@ class Story:
         return f"{HITS} pages over HTTP, median {statistics.median(times) * 1e3:.1f} ms, no query"
 
     def stale(self) -> str:
-        """A stale page: the old one at once, and a worker brings the new one."""
+        """After a second the value is stale: a visitor sees it at once, while a worker brings the new one.
+
+        shop/cache.py: STALE = 3600
+        """
         shop = self._processes()
         self._await(lambda: self._look().how != "stale", "a fresh page")
         self._set_price(399)  # nobody tells the cache
@@ -120,7 +142,10 @@ class Story:
         return f"3.50 from before, and 3.99 after {_ms(started)}: the worker, {new.read_by}, asked"
 
     def edit(self) -> str:
-        """An edit: whoever saves it invalidates it, and no process shows the old page any more."""
+        """An admin saves an edit, and from then on no process shows the old price.
+
+        shop/cache.py: room.cache.invalidate(load_product.key(id)
+        """
         with Browser(self._port) as admin:
             self._submit(admin, "/login", name="admin", password="quince")
             started = time.perf_counter()
@@ -169,6 +194,15 @@ class Story:
             expect(time.monotonic() < deadline, f"waited {PATIENCE:g} s in vain for {what}")
             time.sleep(PAUSE)
         return found
+
+
+def line_of_code(where: str) -> str:
+    """The line of the shop that a step is about, as it stands in its file: `<file>: <part of the line>`."""
+    name, _, part = where.partition(": ")
+    for number, line in enumerate((EXAMPLES / name).read_text(encoding="utf-8").splitlines(), 1):
+        if part in line:
+            return f"{line.partition('  # ')[0].strip()}    # {name}:{number}"
+    raise StepFailed(f"{name} has no line with {part!r}")
 
 
 def read_page(reply: Reply) -> Page:

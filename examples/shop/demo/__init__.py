@@ -1,0 +1,1 @@
+"""The shop's story, told over HTTP: `make demo`."""

@@ -1,0 +1,39 @@
+"""What the demo runs: the shop in two processes, a worker, and what they are told."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from stillroom.cli.supervisor import Service
+
+EXAMPLES = Path(__file__).parents[2]
+FRESH = "1"  # seconds a page is fresh in the story …
+QUERY_MS = "100"  # what a query of the shop takes
+
+
+def shop_service(environment: Mapping[str, str], port: int, app: str = "shop.app:app") -> Service:
+    """The shop, in two processes."""
+    gunicorn = ["gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "2", "--threads", "8"]
+    quietly = ["--no-control-socket", "--log-level", "warning"]
+    command = [sys.executable, "-m", *gunicorn, *quietly, app]
+    return Service("shop", command, environment)
+
+
+def environment_of_shop(url: str, folder: Path) -> dict[str, str]:
+    """What the shop and its worker are told; `folder` takes the database."""
+    return {
+        "REDIS_URL": url,
+        "PYTHONPATH": os.pathsep.join(
+            [str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+        "STILLROOM_NAMESPACE": f"demo-{os.getpid()}",  # beside whatever else lives on that server
+        "STILLROOM_LOADERS": "shop.cache",
+        "STILLROOM_TTL": FRESH,
+        "STILLROOM_SESSION_PEPPERS": secrets.token_urlsafe(32),  # the shop's processes share them
+        "SHOP_DATABASE": str(folder / "shop.db"),
+        "SHOP_QUERY_MS": QUERY_MS,
+    }

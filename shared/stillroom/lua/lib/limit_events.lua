@@ -1,0 +1,46 @@
+-- What is told of limits in the stream of events, KEYS[1]: denials, at 1, 2, 4, 8 … of a subject, and who is near to his.
+-- `fields`: where among the arguments the fields of an event begin.
+
+local DENIED_MS = 600000
+
+-- A limit that does not count by address tells of none. One by user counts guesses from everywhere: who makes the 64th
+-- may be the user himself, and his address must not be banned for the 63 of others.
+local function first_field(limit, fields)
+  local kinds = '&' .. string.match(limit.key, '{rl:([^:]+):') .. '&'
+  local is_told = ARGV[fields] ~= 'ip' or string.find(kinds, '&ip&', 1, true)
+  return is_told and fields or fields + 2
+end
+
+local function tell(kind, n, limit, fields)
+  local name = string.match(limit.key, '[^:]+$')
+  -- A server that will not take an event still answers.
+  redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', 100000, '*', 'kind', kind, 'n', plain(n), 'limit', name,
+    unpack(ARGV, first_field(limit, fields)))
+end
+
+local function crosses_power_of_two(before, after)
+  local power = 1
+  while power <= before do
+    power = power * 2
+  end
+  return power <= after
+end
+
+-- However many denials there are, their events are few.
+local function count_denials(limit, more, fields)
+  local key = string.match(limit.key, '^.*:') .. '!denied'
+  redis.call('UNLINK', key .. '!') -- there is none, and it takes no memory: see write
+  local n = redis.call('INCRBY', key, plain(more))
+  if n == more then
+    redis.call('PEXPIRE', key, DENIED_MS)
+  end
+  if crosses_power_of_two(n - more, n) then
+    tell('denied', n, limit, fields)
+  end
+end
+
+local function tell_if_near(limit, fields)
+  if redis.call('SET', limit.key .. '!near', '', 'NX', 'PX', plain(limit.window / 1000)) then
+    tell('near', limit.used, limit, fields)
+  end
+end

@@ -1,0 +1,68 @@
+"""Sessions, limits and abuse in every accident the explorer knows; and that it would find what is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stillroom import Settings
+from tests.explorer import abuse, limits, sessions
+from tests.explorer.explorer import Broken, explore
+from tests.explorer.state_mutants import ABUSE, LIMITS, SESSIONS
+from tests.explorer.world import World
+
+RUNS = 875  # of each kind: together with the cache's they are ten thousand
+FINDS_WITHIN = 2_500
+
+MODELS: dict[str, Any] = {"sessions": sessions, "limits": limits, "abuse": abuse}
+# What happens more often than usual, by what a part of the runs is about.
+ABOUT: dict[str, tuple[str, dict[str, float]]] = {
+    "sessions": ("sessions", {}),
+    "ends": ("sessions", {"destroy": 10.0, "rotate": 8.0}),
+    "logins": ("sessions", {"create": 12.0, "destroy all": 4.0}),
+    "limits": ("limits", {}),
+    "outages": ("limits", {"away": 6.0, "check": 10.0}),
+    "reservations": ("limits", {"reserve": 10.0, "refund": 8.0, "commit": 3.0}),
+    "abuse": ("abuse", {}),
+    "workers": ("abuse", {"die": 3.0, "scan": 8.0, "lift": 2.0}),
+}
+MUTANTS: dict[str, tuple[str, Callable[[], Any]]] = {
+    name: (model, mutant)
+    for model, mutants in (("sessions", SESSIONS), ("limits", LIMITS), ("abuse", ABUSE))
+    for name, mutant in mutants.items()
+}
+# What makes a mutant show itself soon.
+SHOWN_BY: dict[str, dict[str, float]] = {
+    "a revocation is sent twice": {"destroy all": 12.0, "create": 10.0},
+    "a name ends its session for ever": {"rotate": 12.0, "destroy": 8.0},
+    "a check does not wait for what is owed": {"away": 6.0, "check": 10.0},
+}
+
+
+def maker(model: str, weights: dict[str, float]) -> Callable[[World], Any]:
+    made: Callable[[World], Any] = MODELS[model].maker(
+        Settings(**MODELS[model].SETTINGS), **weights
+    )
+    return made
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("about", ABOUT)
+def test_no_accident_breaks_a_promise(world: World, about: str) -> None:
+    """Whatever is lost, late, doubled, restarted or stepped: what ended stays so, no quota is exceeded, nobody is
+    banned for nothing."""
+    first = list(ABOUT).index(about) * 1_000_000
+    assert explore(world, range(first, first + RUNS), maker(*ABOUT[about])) == RUNS
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_what_is_broken_is_found(world: World, mutant: str) -> None:
+    """Each broken variant breaks a promise in one of the runs, and its story is told."""
+    model, broken = MUTANTS[mutant]
+    with broken(), pytest.raises(Broken) as told:
+        explore(world, range(FINDS_WITHIN), maker(model, SHOWN_BY.get(mutant, {})))
+    assert "begins in process" in str(told.value)

@@ -1,0 +1,272 @@
+"""The server's clock steps, by up to an hour and either way: all is right again within one period.
+
+A real server, whose clock is moved while it runs and while calls are on their way. No wall clock of a process is
+looked at.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import AUTH, NoDispatch, Settings
+from stillroom.dispatch import RefreshOrder
+from stillroom.leash import until
+from tests.conftest import SERVERS, binary_of
+from tests.support.clocked import ClockedServer
+from tests.support.crowd import PATIENT
+from tests.support.entries import Recording
+from tests.support.faces import FACES, open_room
+from tests.support.proxy import Proxy
+
+HOUR = 3_600
+STEPS = [-HOUR, -5, 5, HOUR]
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def shared_clocked(request: pytest.FixtureRequest) -> Iterator[ClockedServer]:
+    binary = "redis-server" if request.param == "redis" else None
+    binary_of(request)
+    with ClockedServer(binary) as server:
+        yield server
+
+
+@pytest.fixture
+def clocked(shared_clocked: ClockedServer) -> ClockedServer:
+    """A server without data, whose clock is right."""
+    shared_clocked.set_clock(0)
+    with redis.Redis.from_url(shared_clocked.url) as client:
+        client.flushall()
+        client.script_flush()
+    return shared_clocked
+
+
+@pytest.fixture
+def make(clocked: ClockedServer) -> Iterator[Callable[..., Any]]:
+    """Makes rooms on that server."""
+    with ExitStack() as stack:
+
+        def make(face: str = "sync", dispatch: Any = None, **changes: Any) -> Any:
+            settings = Settings(**{"redis_url": clocked.url} | PATIENT | changes)
+            return stack.enter_context(open_room(face, settings, dispatch or NoDispatch()))
+
+        yield make
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("seconds", STEPS)
+def test_no_write_is_refused_or_lost_for_it(
+    clocked: ClockedServer, make: Any, face: str, seconds: int
+) -> None:
+    """Each kind of write is done at the first call after the step: it finds out, and is made again."""
+    for name, write in {
+        "set": lambda app: app.cache.set("k", 1),
+        "set_many": lambda app: all(app.cache.set_many({"k": 1, "l": 1}).values()),
+        "add": lambda app: app.cache.add("new", 1),
+        "touch": lambda app: app.cache.touch("there"),
+        "incr": lambda app: app.cache.incr("there") is not None,
+        "get_or_set": lambda app: app.cache.get_or_set("load", lambda: 1) and app.cache.get("load"),
+        "get_or_set_many": lambda app: (
+            app.cache.get_or_set_many(["m"], lambda keys: dict.fromkeys(keys, 1))
+            and app.cache.get("m")
+        ),
+    }.items():
+        clocked.set_clock(0)
+        app = make(face, command_timeout=2.0)
+        app.cache.clear()
+        app.cache.set("there", 1, ttl=2 * HOUR)
+        clocked.set_clock(seconds)
+        assert write(app), name
+        assert app.wire.server.now_ms() == pytest.approx((time.time() + seconds) * 1000, abs=500)
+
+
+@pytest.mark.parametrize("seconds", STEPS)
+def test_what_was_invalidated_stays_so(clocked: ClockedServer, make: Any, seconds: int) -> None:
+    """Marks that were made before a step, and after it, name what they named."""
+    app, other = make(), make()
+    tags = {f"k{n}": [f"t{n}"] for n in range(4)}
+    for key, tagged in tags.items():
+        app.cache.set(key, "old", tags=tagged, ttl=3 * HOUR)
+    app.cache.invalidate_by_tag("t0")
+    clocked.set_clock(seconds)
+    app.cache.invalidate_by_tag("t1")
+    app.cache.invalidate_by_pattern("k2")
+    for room in (app, other, make()):
+        assert room.cache.get_many(list(tags)).keys() <= {"k3"}
+    clocked.set_clock(0)
+    other.cache.invalidate_by_tag("t3")
+    for room in (app, other, make()):
+        assert room.cache.get_many(list(tags)) == {}
+
+
+@pytest.mark.parametrize("seconds", [-HOUR, -5, -1])
+@pytest.mark.parametrize("hits", [0, 20])
+def test_a_write_that_was_given_up_before_a_step_back_never_lands(
+    clocked: ClockedServer, make: Any, seconds: int, hits: int
+) -> None:
+    """The clock goes back while it is on its way, or just before; it arrives in what looks like its time."""
+    with Proxy(clocked.port) as proxy:
+        app = make(redis_url=proxy.url, connect_timeout=2.0, command_timeout=0.2, call_timeout=2.0)
+        other = make()
+        app.cache.set("warm", 1)
+        for _ in range(hits):
+            app.wire.server.ask_time()
+            app.cache.get("warm")
+        proxy.hold_requests()
+        assert app.cache.set("k", "old", tags=["t"], ttl=600) is False
+        clocked.set_clock(seconds)
+        other.cache.invalidate_by_tag("t")
+        proxy.let_go()
+        assert app.cache.set("next", 1)  # behind it on its way
+        assert other.cache.get("k") is None
+
+
+@pytest.mark.parametrize("seconds", [-HOUR, HOUR])
+def test_work_and_orders_are_done_at_the_next_look(
+    clocked: ClockedServer, make: Any, seconds: int
+) -> None:
+    """What is due in an hour, because the clock was ahead when it was written, is due now; once."""
+    clocked.set_clock(-seconds if seconds < 0 else 0)
+    app, worker = make(), make()
+    loads: list[int] = []
+
+    def load(id: int) -> int:
+        loads.append(id)
+        return id
+
+    registered = app.cache.cached("p:{id}", ttl=600)(load)
+    worker.cache.cached("p:{id}", ttl=600)(load)
+    app.cache.set("k", "old", tags=["t"], ttl=24 * HOUR)
+    app.cache.set("l", "old", tags=["u"], ttl=24 * HOUR)
+    app.tasks.invalidate_tags("t")
+    app.tasks.load(registered, 7)
+    app.cache.invalidate_by_tag("u")
+    clocked.set_clock(0 if seconds < 0 else seconds)
+    report = worker.cache.reclaim(budget=5)
+    assert app.cache.get("k") is None
+    assert loads == [7]
+    assert report["due"] == 0
+    worker.cache.reclaim(budget=5)
+    assert loads == [7]
+
+
+@pytest.mark.parametrize("kind", ["load", "refresh", "backoff"])
+def test_a_lease_of_before_a_step_back_lasts_no_longer_than_it_was_given(
+    clocked: ClockedServer, make: Any, kind: str
+) -> None:
+    """The server keeps a dead loader's key for an hour more; nobody waits for it."""
+    clocked.set_clock(HOUR)
+    recording = Recording()
+    times = {"lease": 1.0, "refresh_lease": 1.0, "wait": 0.2, "backoff": 1.0}
+    app = make(dispatch=recording, **times)
+    value = {"v": "old"}
+
+    @app.cache.cached("k", ttl=600, tags=["t"])
+    def load() -> str:
+        if value["v"] == "error":
+            raise OSError("the database is away")
+        return value["v"]
+
+    with redis.Redis.from_url(clocked.url) as client:
+        if kind == "load":
+            lease = b"load.0123456789abcdef.1000"
+            client.set(app.keys.lease(b"k"), lease, px=1_000)
+            clocked.set_clock(0)
+            assert until(lambda: load() == "old" and app.cache.get("k") == "old", 5.0)
+            return
+        load()
+        app.cache.invalidate_by_tag("t", soft=True)
+        assert load() == "old"
+        assert len(recording.orders) == 1
+        if kind == "backoff":
+            value["v"] = "error"
+            recording.run_all(app)
+        recording.orders.clear()
+        clocked.set_clock(0)
+        value["v"] = "new"
+
+        def is_asked_again() -> bool:
+            assert load() == "old"
+            return bool(recording.orders)
+
+        assert until(is_asked_again, 6.0)
+        assert recording.run_all(app) == ["refreshed"]
+    assert load() == "new"
+
+
+@pytest.mark.parametrize("seconds", STEPS)
+def test_a_refresh_order_has_no_wall_clock_in_it(
+    clocked: ClockedServer, make: Any, seconds: int
+) -> None:
+    """The lease alone says whether it may still be done: an app or worker whose clock is wrong loses nothing."""
+    recording = Recording()
+    app, worker = make(dispatch=recording), make()
+    value = {"v": "old"}
+
+    def load() -> str:
+        return value["v"]
+
+    asked = app.cache.cached("k", ttl=24 * HOUR, tags=["t"])(load)
+    worker.cache.cached("k", ttl=24 * HOUR, tags=["t"])(load)
+    asked()
+    app.cache.invalidate_by_tag("t", soft=True)
+    asked()
+    (order,) = recording.orders
+    assert isinstance(order, RefreshOrder)
+    value["v"] = "new"
+    clocked.set_clock(
+        min(seconds, 0)
+    )  # forward, its lease has run out, and the next read asks again
+    assert worker.cache.refresh(order)["outcome"] == "refreshed"
+    assert asked() == "new"
+
+
+def test_limits_slide_on(clocked: ClockedServer, make: Any) -> None:
+    """An hour back and forth: what was admitted is never admitted again within its window."""
+    app = make()
+    for _ in range(AUTH.quota):
+        assert app.limits.check("203.0.113.9", [AUTH])
+    for seconds in (-HOUR, 0, -5, 0):
+        clocked.set_clock(seconds)
+        assert not app.limits.check("203.0.113.9", [AUTH])
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.06])
+def test_a_clock_that_was_learned_from_a_slow_reply_makes_no_deadline_too_late(
+    clocked: ClockedServer, make: Any, delay: float
+) -> None:
+    """The handshake met a busy server: half of its time is what the estimate is off by, and that is taken off."""
+    with SlowProxy(clocked.port) as proxy:
+        app = make(redis_url=proxy.url, connect_timeout=1.0, command_timeout=0.1, call_timeout=1.0)
+        other = make()
+        other.cache.set("warm", 1)
+        proxy.delay = delay
+        app.cache.get("warm")
+        stored = None
+        for hold in (0.102, 0.118, 0.14):
+            proxy.delay = hold
+            stored = app.cache.set("k", "old", tags=["t"], ttl=600)
+            other.cache.invalidate_by_tag("t")
+            time.sleep(0.1)  # it may still be on its way
+            assert other.cache.get("k") is None, (hold, stored)
+
+
+class SlowProxy(Proxy):
+    """Hands each piece of a request on after `delay` seconds, whoever has left by then."""
+
+    delay = 0.0
+
+    def _requests(self, near: socket.socket, far: socket.socket) -> None:
+        try:
+            while data := near.recv(65536):
+                threading.Event().wait(self.delay)
+                far.sendall(data)
+        except OSError:
+            return

@@ -1,0 +1,139 @@
+"""Signals: however often they come, and whatever their handlers call, each call keeps its deadline."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from stillroom import AUTH, NoDispatch, SessionStoreUnavailable, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.lag import Stopwatch
+
+CALL = 0.25  # the most one call may take, seconds
+PEPPER = "a-pepper-of-thirty-two-bytes-...."
+
+
+@contextmanager
+def flooded(every: float, kind: int = signal.SIGALRM) -> Iterator[None]:
+    """A signal with a handler of Python's, this often. Who sends it does not matter: a timer here."""
+    timers = {signal.SIGALRM: signal.ITIMER_REAL, signal.SIGPROF: signal.ITIMER_PROF}
+    before = signal.signal(kind, lambda *_: None)
+    stop = threading.Event()
+    me = threading.main_thread().ident
+    assert me is not None
+
+    def send() -> None:
+        while not stop.wait(every):
+            signal.pthread_kill(me, kind)
+
+    sender = threading.Thread(target=send, daemon=True)
+    if kind in timers:
+        signal.setitimer(timers[kind], every, every)
+    else:
+        sender.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if kind in timers:
+            signal.setitimer(timers[kind], 0)
+        else:
+            sender.join()
+        signal.signal(kind, before)
+
+
+@pytest.fixture
+def app(own_server: EmbeddedServer) -> Iterator[Stillroom]:
+    settings = Settings(redis_url=own_server.url, session_peppers=PEPPER, breaker_failures=1_000)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.cache.set("k", 1)
+        assert room.cache.get("k") == 1
+        room.limits.check("203.0.113.9", [AUTH])
+        yield room
+
+
+@pytest.mark.parametrize("every", [0.001, 0.01, 0.05])
+@pytest.mark.parametrize("kind", [signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1])
+def test_a_flood_of_signals_takes_no_deadline_away(
+    own_server: EmbeddedServer, app: Stillroom, every: float, kind: int
+) -> None:
+    """Redis is frozen, a signal comes more often than the deadline, and each kind of call ends in time."""
+    session = app.sessions.create("ann")
+    calls: dict[str, Callable[[], Any]] = {
+        "get": lambda: app.cache.get("k"),
+        "set": lambda: app.cache.set("k", 2),
+        "get_many": lambda: app.cache.get_many(["k", "l"]),
+        "get_or_set": lambda: app.cache.get_or_set("l", lambda: 1),
+        "check": lambda: app.limits.check("203.0.113.9", [AUTH]),
+        "session": lambda: _away(lambda: app.sessions.get(session.token)),
+    }
+    own_server.freeze()
+    try:
+        with flooded(every, kind):
+            for name, call in calls.items():
+                with Stopwatch() as watch:
+                    call()
+                assert watch.seconds < CALL, name
+    finally:
+        own_server.thaw()
+
+
+def _away(call: Callable[[], Any]) -> None:
+    with pytest.raises(SessionStoreUnavailable):
+        call()
+
+
+def test_a_connection_is_begun_in_time_whatever_signals_come(own_server: EmbeddedServer) -> None:
+    """The handshake has the call's deadline too: a server that takes connections and says nothing."""
+    own_server.freeze()
+    try:
+        with (
+            Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room,
+            flooded(0.01),
+        ):
+            with Stopwatch() as watch:
+                assert room.cache.get("k") is None
+            assert watch.seconds < CALL
+    finally:
+        own_server.thaw()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("every", [0.0007, 0.003])
+def test_a_handler_may_use_the_room_it_interrupts(app: Stillroom, every: float) -> None:
+    """A handler that reads, writes, checks and counts, in the thread that holds a lock just then: nobody waits for
+    himself, and no reply goes to another."""
+    wrong: list[Any] = []
+    rounds = 0
+
+    def handler(*_: Any) -> None:
+        nonlocal rounds
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        rounds += 1
+        if (found := app.cache.get("other")) not in ("o", None):
+            wrong.append(found)
+        app.cache.set("other", "o")
+        app.cache.invalidate_by_tag("t")
+        app.limits.check("203.0.113.9", [AUTH])
+        app.abuse.report("auth_fail", ip="203.0.113.9")
+        signal.setitimer(signal.ITIMER_REAL, every)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, every)
+        for turn in range(4_000):
+            app.cache.set("k", turn, tags=["t"]) if turn % 20 == 0 else None
+            if (found := app.cache.get("k")) is not None and not isinstance(found, int):
+                wrong.append(found)
+            if rounds > 150:
+                break
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert wrong == []
+    assert rounds > 20

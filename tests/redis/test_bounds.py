@@ -1,0 +1,375 @@
+"""Whatever happens, each memory has its bound, and each call does what its single sibling does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from PIL import Image
+from pydantic import create_model
+
+from stillroom import AsyncStillroom, Freshness, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.cache.body import CacheBody
+from stillroom.cache.images import Images
+from stillroom.cache.outbox import Outbox
+from stillroom.cache.reclaim import Reclaim
+from stillroom.codec import TYPES_LIMIT
+from stillroom.embedded import EmbeddedServer
+from stillroom.scripts import forget
+from tests.support.clocked import ClockedServer
+from tests.support.crowd import PATIENT
+from tests.support.proxy import Proxy
+from tests.support.stepper import Stepper
+
+NEVER = 1 << 62  # seconds
+
+# Memories that grow
+
+
+@pytest.mark.parametrize("kind", ["tags", "soft tags", "patterns", "clears"])
+def test_marks_have_a_bound_without_a_beat(kind: str) -> None:
+    """Nobody trims them; each invalidation drops as many as it leaves, once they are too old to matter."""
+    with ClockedServer(options={"maxmemory": "0"}) as server:
+        settings = Settings(**{"redis_url": server.url, "life_limit": 60.0, "ttl": 60.0} | PATIENT)
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            sizes = []
+            for turn in range(4):
+                server.set_clock(turn * 1_000)
+                for n in range(0, 2_000, 200):
+                    names = [f"{turn}:{n + k}" for k in range(200)]
+                    if kind == "patterns":
+                        for name in names[:20]:
+                            room.cache.invalidate_by_pattern(name)
+                    elif kind == "clears":
+                        room.cache.clear()
+                    else:
+                        room.cache.invalidate_by_tag(*names, soft=kind == "soft tags")
+                count = room.wire.execute([(b"ZCARD", room.keys.marks)], 5.0)[0]
+                sizes.append(count)
+            assert sizes[-1] <= sizes[0] + 10
+
+
+def test_types_that_are_made_for_each_request_are_let_go(room: Any) -> None:
+    """A class in a function, a Literal of what a visitor sent, a model that is made."""
+    for n in range(3 * TYPES_LIMIT):
+        kinds: list[Any] = [Literal[f"{n}"], create_model(f"M{n}", id=(int, 1))]
+        for kind in kinds:
+            value = f"{n}" if kind is kinds[0] else kind(id=n)
+            if n % 50 == 0:
+                room.cache.set("k", value, type=kind)
+            room.cache.get("k", kind)
+    codec = (room.inner if hasattr(room, "inner") else room)._cache_body._codec
+    assert len(codec._adapters) <= TYPES_LIMIT
+    assert len(codec._readers) <= TYPES_LIMIT
+
+
+def test_pending_without_work_asks_nothing(room: Any) -> None:
+    """No members are no question."""
+    assert room.cache.pending() == {}
+
+
+# Threads
+
+
+def test_threads_that_deliver_side_by_side_raise_nothing() -> None:
+    """Two look at a name before either crosses it off."""
+    box = Outbox(100)
+    box.put([b"k:a", b"k:b"])
+    names = box.first(10)
+    barrier = threading.Barrier(2)
+
+    class Numbers(dict[bytes, int]):
+        def get(self, *args: Any) -> Any:
+            found = dict.get(self, *args)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait(0.5)
+            return found
+
+    box._numbers = Numbers(box._numbers)
+    errors: list[Exception] = []
+
+    def deliver() -> None:
+        try:
+            box.delivered(names)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=deliver) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert box.waiting == 0
+
+
+def test_counts_that_grow_while_they_are_written_down_raise_nothing(make_room: Any) -> None:
+    """A thread holds the counts that another one exchanges, and adds a name to them just then."""
+    stats = make_room().stats
+    counts = stats.counts
+
+    class Growing(dict[str, int]):
+        def items(self) -> Any:
+            for number, pair in enumerate(list(dict.items(self))):
+                counts[f"new:{number}"] = 1  # another thread's
+                yield pair
+
+    stats.counts["hits"] = stats.counts["misses"] = 1
+    assert stats.flush(0)
+    grown = Growing(stats.counts, hits=1, misses=2)
+    stats.counts = grown
+    counts = grown
+    assert stats.flush(0)
+
+
+def test_one_failing_reaction_to_recovery_keeps_none_from_its_turn(
+    own_server: EmbeddedServer,
+) -> None:
+    """When Redis is back the outbox, the sessions and the limits are told in turn; one that raises is logged."""
+    settings = Settings(redis_url=own_server.url, breaker_failures=1)
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        told = threading.Event()
+
+        def fails() -> None:
+            raise KeyError("k")
+
+        room.wire.breaker.recovered[:0] = [fails]
+        room.wire.breaker.recovered.append(told.set)
+        own_server.kill()
+        assert room.cache.get("k") is None
+        own_server.restart()
+        assert told.wait(10)
+        assert room.cache.set("k", 1)
+
+
+# Time of one call
+
+
+def test_pauses_of_a_contended_change_are_a_part_of_its_time(own_server: EmbeddedServer) -> None:
+    """Forty incr at once over a network of 30 ms: none takes much longer than a call may, done or not."""
+    with Proxy(own_server.port) as proxy:
+        settings = Settings(
+            redis_url=proxy.url, pool_size=64, breaker_failures=10_000, breaker_calls=10_000
+        )
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            room.cache.set("n", 0, ttl=600)
+            proxy.sip = 0.0
+            times: list[float] = []
+
+            def count() -> None:
+                began = time.monotonic()
+                with contextlib.suppress(RedisUnavailable):
+                    room.cache.incr("n")
+                times.append(time.monotonic() - began)
+
+            proxy.sip = 0.03
+            threads = [threading.Thread(target=count) for _ in range(40)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    assert sorted(times)[len(times) // 2] < 0.4
+    assert max(times) < 0.8  # forty threads on a busy machine; it was two seconds
+
+
+def test_orders_that_do_not_fit_cost_the_event_loop_nothing(own_server: EmbeddedServer) -> None:
+    """They are given back by the dispatcher's thread: no batch to Redis in the loop's own."""
+    with EmbeddedServer() as broker:
+        settings = Settings(redis_url=own_server.url, broker_url=broker.url, ttl=0.01, swr=600)
+
+        async def overflow() -> list[str]:
+            async with AsyncStillroom(settings) as app:
+                app.dispatch.waiting_limit = 1  # type: ignore[attr-defined]
+                callers: list[str] = []
+                body = app.operations.cache
+                assert isinstance(body, CacheBody)
+                run_aside = body._run_aside
+
+                def noted(operation: Any) -> Any:
+                    callers.append(threading.current_thread().name)
+                    return run_aside(operation)
+
+                body._run_aside = noted
+
+                @app.cache.cached("k:{n}")
+                async def load(n: int) -> int:
+                    return n
+
+                for n in range(10):
+                    await load(n)
+                await asyncio.sleep(0.05)
+                broker.freeze()
+                for n in range(10):
+                    await load(n)
+                broker.thaw()
+                for _ in range(100):
+                    if callers:
+                        break
+                    await asyncio.sleep(0.05)
+                return callers
+
+        callers = asyncio.run(overflow())
+    assert callers
+    assert "MainThread" not in callers
+
+
+# Single and many
+
+
+def test_a_failing_refresh_backs_off_in_a_batch_too(make_room: Any) -> None:
+    """Two processes read it eight times: each loader is called once while its backoff lasts."""
+    calls = {"one": 0, "many": 0}
+
+    def one() -> int:
+        calls["one"] += 1
+        raise OSError
+
+    def many(keys: list[str]) -> dict[str, int]:
+        calls["many"] += 1
+        raise OSError
+
+    times = {"ttl": 0.01, "swr": 600, "backoff": 60}
+    app = make_room(**times)
+    app.cache.set("one", 1)
+    app.cache.set("many", 1)
+    time.sleep(0.02)
+    for _ in range(4):
+        for process in (make_room(**times), make_room(**times)):
+            process.cache.get("x")
+            assert process.cache.get_or_set("one", one) == 1
+            assert process.cache.get_or_set_many(["many"], many) == {"many": 1}
+    assert calls == {"one": 1, "many": 1}
+
+
+@pytest.mark.parametrize("change", ["touch", "get", "get_many"])
+def test_a_refresh_that_is_under_way_is_stopped_by_no_read_and_no_touch(
+    make_room: Any, dispatch: Any, change: str
+) -> None:
+    """The value they leave is the older one. An incr, a set and an invalidation do stop it: theirs is newer."""
+    room = make_room()
+    value = {"v": "old"}
+
+    def page() -> str:
+        loaded = value["v"]
+        {
+            "touch": lambda: room.cache.touch("k", ttl=600),
+            "get": lambda: room.cache.get("k"),
+            "get_many": lambda: room.cache.get_many(["k"]),
+        }[change]()
+        return loaded
+
+    load = room.cache.cached("k", ttl=600, tags=["t"])(page)
+    worker = make_room()
+    worker.cache.cached("k", ttl=600, tags=["t"])(page)
+    load()
+    value["v"] = "new"
+    room.cache.invalidate_by_tag("t", soft=True)
+    load()
+    assert dispatch.run_all(worker) == ["refreshed"]
+    entry = room.cache.get_entry("k")
+    assert (entry.value, entry.freshness) == ("new", Freshness.FRESH)
+
+
+# Nothing alive is deleted, nothing dead stays
+
+
+@pytest.mark.parametrize("tags", [3, 300])
+@pytest.mark.parametrize("again", ["set", "get_or_set", "incr"])
+def test_a_sweep_deletes_nothing_that_came_while_it_looked(
+    make_room: Any, tags: int, again: str
+) -> None:
+    """Between any two of its commands the clock goes on and a new value comes, its header short or long."""
+    tagged = [f"tag-{n:04}" for n in range(tags)]
+    app, worker = make_room(), make_room()
+    app.stats.due = worker.stats.due = NEVER
+    for stop in range(300):
+        app.cache.clear()
+        app.cache.set("k", 1, tags=tagged, ttl=600)
+        app.cache.invalidate_by_pattern("nothing*")
+        sweep = Stepper(worker, Reclaim(worker._cache_body).clear_up(budget=60))
+        for _ in range(stop):
+            if not sweep.done:
+                _on(sweep)
+        app.cache.invalidate_by_tag("another")
+        if again == "incr":
+            assert app.cache.incr("k") == 2
+        elif again == "set":
+            assert app.cache.set("k", 2, tags=tagged, ttl=600)
+        else:
+            app.cache.invalidate("k")
+            assert app.cache.get_or_set("k", lambda: 2, tags=tagged, ttl=600) == 2
+        was_done = sweep.done
+        while not sweep.done:
+            _on(sweep)
+        assert app.cache.get("k") == 2, f"after {stop} steps"
+        if was_done:
+            return
+    raise AssertionError("the sweep never ended")
+
+
+def _on(stepper: Stepper) -> None:
+    if stepper.is_waiting:
+        stepper._resume(None)
+    else:
+        stepper.step()
+
+
+def test_a_touch_between_a_sweeps_look_and_its_deletion_keeps_nothing_alive(make_room: Any) -> None:
+    """What could not be deleted is looked at again, and no pattern is dropped before it is gone."""
+    limits = {"lease": 0.2, "refresh_lease": 0.2, "lease_limit": 0.2}
+    app, worker = make_room(**limits), make_room(**limits)
+    app.stats.due = worker.stats.due = NEVER
+    app.cache.set("k", "old", ttl=60)
+    assert app.cache.get("k") == "old"
+    touch = Stepper(app, app._cache_body.touch("k", ttl=600))
+    while not (isinstance(touch.at, list) and touch.at[0][0] == b"EVALSHA"):
+        touch.step()
+    worker.cache.invalidate_by_pattern("k*")
+    time.sleep(0.3)  # the process that touches was stopped for longer than any lease
+    sweep = Stepper(worker, Reclaim(worker._cache_body).clear_up(budget=60))
+    while not _is_deleting(sweep):
+        _on(sweep)
+    touch.value()
+    while not sweep.done:
+        _on(sweep)
+    assert make_room(**limits).cache.get("k") is None
+
+
+def _is_deleting(sweep: Stepper) -> bool:
+    at = sweep.at
+    return (
+        isinstance(at, list) and bool(at) and at[0][0] == b"EVALSHA" and at[0][1] == forget.text.sha
+    )
+
+
+def test_an_answer_is_kept_under_the_version_that_was_read(make_room: Any, tmp_path: Path) -> None:
+    """A deploy replaces the file between the look at it and its reading; a rollback that keeps its time is served
+    what it is."""
+
+    def picture(name: str, width: int) -> None:
+        Image.new("RGB", (width, 10)).save(tmp_path / name, "BMP")
+
+    picture("v1.bmp", 10)
+    os.utime(tmp_path / "v1.bmp", (1_700_000_000, 1_700_000_000))
+    for stop in range(1, 12):
+        app = make_room(image_root=tmp_path)
+        app.stats.due = NEVER
+        app.cache.clear()
+        picture("v2.bmp", 77)
+        shutil.copy2(tmp_path / "v1.bmp", tmp_path / "logo.bmp")
+        call = Stepper(app, Images(app._cache_body).get_image_info("logo.bmp"))
+        for _ in range(stop):
+            if not call.done:
+                call.step()
+        os.replace(tmp_path / "v2.bmp", tmp_path / "logo.bmp")
+        assert call.value().width in (10, 77)
+        shutil.copy2(tmp_path / "v1.bmp", tmp_path / "logo.bmp")
+        info = app.cache.get_image_info("logo.bmp")
+        assert (info.width, info.size) == (10, (tmp_path / "logo.bmp").stat().st_size), stop

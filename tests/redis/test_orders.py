@@ -1,0 +1,204 @@
+"""What an app ordered is done, or becomes a dead letter: nothing makes room for anything else by forgetting it."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import NoDispatch, Settings, Stillroom
+from stillroom.cache import ordering
+from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import PATIENT
+from tests.support.faces import FACES, open_room
+
+ORDERS: dict[str, Callable[[Any], object]] = {
+    "keys": lambda app: app.tasks.invalidate_keys("k"),
+    "tags": lambda app: app.tasks.invalidate_tags("ordered"),
+    "pattern": lambda app: app.tasks.invalidate_pattern("k*"),
+}
+FLOODS: dict[str, Callable[[Any], object]] = {
+    "tags": lambda app: [
+        app.cache.invalidate_by_tag(*(f"flood:{start + n}" for n in range(500)))
+        for start in range(0, 10_500, 500)
+    ],
+    "soft tags": lambda app: [
+        app.cache.invalidate_by_tag(*(f"flood:{start + n}" for n in range(500)), soft=True)
+        for start in range(0, 10_500, 500)
+    ],
+    "patterns": lambda app: [app.cache.invalidate_by_pattern(f"flood:{n}") for n in range(1_005)],
+    "clears": lambda app: [app.cache.clear() for _ in range(3)],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("flood", FLOODS)
+def test_no_flood_of_work_drops_an_order(room: Any, make_room: Any, order: str, flood: str) -> None:
+    """Ten thousand lines of work, or a thousand patterns, become one sweep; the order is carried out."""
+    ORDERS[order](room)
+    FLOODS[flood](room)
+    room.cache.set("k", "old", tags=["ordered"], ttl=3_600)
+    make_room().cache.reclaim()
+    assert room.cache.get("k") is None
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_orders_lie_where_nothing_is_evicted(
+    server: EmbeddedServer, face: str, order: str, shards: int
+) -> None:
+    """On the state's server: the cache's one may lose all it has, and the order is carried out."""
+    with EmbeddedServer() as cache:
+        places = {"redis_url": server.url, "cache_url": cache.url, "shards": shards}
+        with open_room(face, Settings(**PATIENT | places), NoDispatch()) as app:
+            ORDERS[order](app)
+            with redis.Redis.from_url(cache.url) as client:
+                assert not client.keys("*orders*")
+                client.flushall()
+            app.cache.set("k", "old", tags=["ordered"], ttl=3_600)
+            assert app.cache.reclaim()["done"] >= 1
+            assert app.cache.get("k") is None
+
+
+class TestLoads:
+    """An order to load is done when the value is there that was to be there."""
+
+    @pytest.fixture
+    def database(self) -> dict[str, Any]:
+        return {"v": "old", "fails": 0}
+
+    @pytest.fixture
+    def load(self, database: dict[str, Any]) -> Callable[[int], str]:
+        def product(id: int) -> str:
+            if database["fails"]:
+                database["fails"] -= 1
+                raise OSError("the database has restarted")
+            return str(database["v"])
+
+        return product
+
+    @pytest.fixture
+    def app(self, make_room: Any, load: Any) -> Any:
+        app = make_room()
+        app.product = app.cache.cached("product:{id}", ttl=600)(load)
+        return app
+
+    @pytest.fixture
+    def worker(self, make_room: Any, load: Any) -> Stillroom:
+        worker: Stillroom = make_room()
+        worker.cache.cached("product:{id}", ttl=600)(load)
+        return worker
+
+    def test_a_worker_that_does_not_know_the_loader_leaves_it_to_one_that_does(
+        self, app: Any, worker: Stillroom, make_room: Any, database: dict[str, Any]
+    ) -> None:
+        """During a deploy the workers of the release before run too."""
+        app.product(7)
+        database["v"] = "new"
+        app.tasks.load(app.product, 7)
+        assert make_room().cache.reclaim()["done"] == 0
+        assert worker.cache.reclaim()["done"] == 1
+        assert app.product(7) == "new"
+
+    def test_an_older_load_that_is_under_way_loses_to_it(
+        self, app: Any, worker: Stillroom, make_room: Any, database: dict[str, Any]
+    ) -> None:
+        """What that one brings is of before the order."""
+        started, go = threading.Event(), threading.Event()
+
+        def slow() -> str:
+            value = str(database["v"])
+            started.set()
+            assert go.wait(10)
+            return value
+
+        older = make_room()
+        loading = threading.Thread(
+            target=lambda: older.cache.get_or_set("product:7", slow, ttl=600)
+        )
+        loading.start()
+        assert started.wait(10)
+        database["v"] = "new"
+        app.tasks.load(app.product, 7)
+        assert worker.cache.reclaim()["done"] == 1
+        go.set()
+        loading.join()
+        assert app.product(7) == "new"
+
+    @pytest.mark.parametrize("times", [1, 3])
+    def test_a_loader_that_fails_is_called_again(
+        self,
+        app: Any,
+        worker: Stillroom,
+        database: dict[str, Any],
+        times: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Later each time."""
+        monkeypatch.setattr(ordering, "FIRST_DELAY_MS", 0)
+        app.product(7)
+        database.update(v="new", fails=times)
+        app.tasks.load(app.product, 7)
+        for _ in range(times):
+            assert worker.cache.reclaim()["done"] == 0
+            assert app.product(7) == "old"
+        assert worker.cache.reclaim()["done"] == 1
+        assert app.product(7) == "new"
+
+    def test_a_worker_that_dies_with_it_leaves_it_to_the_next(
+        self, app: Any, worker: Stillroom, state_client: Any, database: dict[str, Any]
+    ) -> None:
+        """What it took is due again after a minute."""
+        database["v"] = "new"
+        app.tasks.load(app.product, 7)
+        orders: Any = worker.tasks._body._orders
+        worker.state.run(orders._take(0))  # and then it is killed
+        assert worker.cache.reclaim()["done"] == 0
+        for member, due in state_client.zrange(app.keys.orders, 0, -1, withscores=True):
+            state_client.zadd(app.keys.orders, {member: due - 61e6})
+        assert worker.cache.reclaim()["done"] == 1
+        assert app.product(7) == "new"
+
+
+def test_whatever_is_ordered_is_done_once_or_buried(
+    make_room: Any, state_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred orders of all kinds, two workers at once, loaders that fail now and then: none is lost."""
+    monkeypatch.setattr(ordering, "FIRST_DELAY_MS", 0)
+    dice = random.Random(13)
+    app, *workers = (make_room() for _ in range(3))
+    loaded: list[int] = []
+
+    def item(n: int) -> int:
+        if n % 10 == 9 or dice.random() < 0.3:
+            raise OSError
+        loaded.append(n)
+        return n
+
+    for room in (app, *workers):
+        room.item = room.cache.cached("item:{n}")(item)
+    for n in range(50):
+        app.tasks.load(app.item, n)
+        app.cache.set(f"k:{n}", 1, tags=[f"t:{n}"])
+        app.tasks.invalidate_keys(f"k:{n}") if n % 2 else app.tasks.invalidate_tags(f"t:{n}")
+    dead = 0
+    for _ in range(20):
+        with ThreadPoolExecutor() as pool:
+            reports = list(pool.map(lambda worker: worker.cache.reclaim(budget=10), workers))
+        dead += sum(report["dead"] for report in reports)
+        if not state_client.zcard(app.keys.orders):
+            break
+    assert state_client.zcard(app.keys.orders) == 0
+    assert app.cache.get_many([f"k:{n}" for n in range(50)]) == {}
+    letters = app.state.run(app.dead_letters.list())
+    assert dead == len(letters)
+    assert {n for n in range(50) if n % 10 != 9} - set(loaded) <= {
+        int(letter.body.rpartition('"n":')[2].split("}")[0]) for letter in letters
+    }
+    assert len(loaded) == len(set(loaded))
