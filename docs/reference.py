@@ -261,7 +261,7 @@ def findings() -> str:
         (
             f"`{rule.code}`",
             _threshold(rule),
-            rule.what.format(v=Measured()),
+            rule.what.format(v=Measured(), whose=""),
             rule.good,
             rule.todo,
             rule.source,
