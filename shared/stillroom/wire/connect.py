@@ -51,7 +51,11 @@ class TcpConnection(redis.Connection):
         self._host = address
         self.socket_connect_timeout = self.socket_timeout = time_for(self.deadline, among)
         sock = super()._connect()  # type: ignore[no-untyped-call]
-        sock.settimeout(time_for(self.deadline))  # what TLS may still take
+        try:
+            sock.settimeout(time_for(self.deadline))  # what TLS may still take
+        except TimeoutError:
+            sock.close()
+            raise
         return sock
 
 
