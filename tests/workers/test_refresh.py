@@ -60,6 +60,29 @@ def version(room: Stillroom) -> Any:
     return room.cache.get("product:7")["version"]
 
 
+def test_a_pause_leaves_stale_values_alone(
+    start_worker: StartWorker, own_server: EmbeddedServer, db: Any
+) -> None:
+    """An order that comes meanwhile is let go; after the pause, when its lease is over, a stale read asks again."""
+    worker = start_worker("-l", "INFO")
+    db.set("db:version", 5)
+    brief = Settings(redis_url=own_server.url, swr=600, refresh_lease=1)
+    with Stillroom(brief) as room:
+
+        @room.cache.cached("product:{id}", ttl=60, name="product")
+        def product(id: int) -> Any:
+            return {"id": id, "version": -1}
+
+        room.upkeep.pause("refresh", 600)
+        product(7)
+        make_stale(db)
+        product(7)
+        until(lambda: "'outcome': 'paused'" in worker.log, "the order")
+        assert version(room) == -1
+        room.upkeep.resume("refresh")
+        until(lambda: product(7)["version"] == 5, "the refresh")
+
+
 @pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
 def test_a_worker_refreshes_what_a_request_found_stale(
     start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any, pool: str
