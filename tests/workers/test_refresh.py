@@ -46,7 +46,9 @@ def app_room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
 @pytest.fixture
 def product(app_room: Stillroom, db: Any) -> Callable[[int], dict[str, Any]]:
     @app_room.cache.cached("product:{id}", ttl=60, name="product")
-    def product(id: int) -> dict[str, Any]:
+    def product(
+        id: int,
+    ) -> Any:  # the worker's declares a model: of another type it would be another release's
         return {"id": id, "version": -1}
 
     return product
