@@ -130,8 +130,8 @@ def _bounds(part: Any) -> Iterator[str]:
 def error_pages() -> str:
     """Every error, what it means and what to answer: its docstring."""
     parts = [
-        f"## {error.__name__}\n\n{_derived(error)}\n\n{_prose(error)}\n"
-        for error in errors_of(errors)
+        f"## {error.__name__}\n\n{_derived(error)}\n\n{_prose(error).replace('Answer:', '*Answer:*')}\n"
+        for error in all_errors()
     ]
     return (
         "# Errors\n\n"
@@ -141,14 +141,11 @@ def error_pages() -> str:
     )
 
 
-def errors_of(module: Any) -> list[type[errors.StillroomError]]:
-    """The errors a module defines, in their order."""
-    found = [thing for thing in vars(module).values() if inspect.isclass(thing)]
-    return [
-        kind
-        for kind in found
-        if issubclass(kind, errors.StillroomError) and kind.__module__ == module.__name__
-    ]
+def all_errors() -> list[type[errors.StillroomError]]:
+    """The errors of errors.py in their order, then those of other modules that have a public name."""
+    named = [getattr(stillroom, name) for name in stillroom.__all__]
+    kinds = [thing for thing in [*vars(errors).values(), *named] if inspect.isclass(thing)]
+    return [kind for kind in dict.fromkeys(kinds) if issubclass(kind, errors.StillroomError)]
 
 
 def _derived(error: type) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import stillroom
 from stillroom import Settings, Stillroom
 from stillroom.settings import SECRETS, environment_names
 from tests.specification import sentences
@@ -97,6 +98,20 @@ def test_the_reference_tells_the_defaults(reference: Path, monkeypatch: pytest.M
         actual = getattr(settings, fields[variable])
         text = " ".join(map(str, actual)) if isinstance(actual, tuple) else f"{actual}"
         assert told.strip("`") in (text, text.removesuffix(".0")) or not actual, variable
+
+
+def test_each_error_says_what_to_answer(reference: Path) -> None:
+    """The reference has every public error, with what a web app answers."""
+    page = (reference / "errors.md").read_text()
+    parts = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
+    kinds = {name for name in stillroom.__all__ if is_error(getattr(stillroom, name))}
+    assert kinds <= set(parts)
+    silent = {name for name, text in parts.items() if "*Answer:*" not in text}
+    assert silent <= {"StillroomError", "UnknownSetting"}
+
+
+def is_error(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, stillroom.StillroomError)
 
 
 def test_each_metric_is_in_the_reference(reference: Path, room: Stillroom) -> None:
