@@ -34,6 +34,7 @@ PARTS = [
     "refreshes",
     "page",
     "growth",
+    "away",
 ]
 
 

@@ -46,9 +46,12 @@ def health_on(
             CrewProbe(keys),
             PauseProbe(keys),
         ],
+        replicas=settings.replicas,
     )
     of_cache = [
-        Source("redis.cache", ("cache",), clock, cache_breaker, own, cache_stats, [])
+        Source(
+            "redis.cache", ("cache",), clock, cache_breaker, own, cache_stats, [], settings.replicas
+        )
         for clock, own in zip(_clocks(settings, cache), shard_keys(settings), strict=False)
     ]
     for source, shards in _shards_on(settings, of_cache or [first]):

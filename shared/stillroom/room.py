@@ -29,10 +29,11 @@ from stillroom.cache import (
     cache_on,
     shard_keys,
 )
+from stillroom.cache.around import checked
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.durations import Duration
-from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable
+from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable, UnknownSetting, did_you_mean
 from stillroom.events import Event, Observer, Watch, hook_to, watch_drivers
 from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
@@ -40,6 +41,7 @@ from stillroom.keys import Keys
 from stillroom.known_bans import KnownBans, ban_file
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
+from stillroom.misuse import explained
 from stillroom.operation import (
     AsyncDriver,
     Driver,
@@ -73,6 +75,7 @@ living_rooms: WeakSet[_Room] = WeakSet()  # of this process: stillroom.testing m
 
 
 D = TypeVar("D", Driver, AsyncDriver)
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 @dataclass
@@ -96,6 +99,7 @@ class _Room:
 
     wire: Any
     settings: Settings
+    cache: Any
     upkeep: Any
     _cache_body: CacheBody | ShardedBody
     _limits_body: LimitsBody
@@ -206,6 +210,16 @@ class _Room:
         if event.kind == "replayed":
             self._abuse_body.hold("session_replay", user=event.user_id)
 
+    def around_load(self, make: Make) -> Make:
+        """Have each load of this room's loaders happen inside a context, in the app's processes and in workers.
+
+        `make` is a function that returns a context manager, such as Flask's `app.app_context`, or a generator
+        function that yields once. Async loaders may have async ones. It can be used as a decorator, and more than
+        once: contexts are entered in that order. What it raises is the load's failure. Raises InvalidArgument.
+        """
+        self.cache.loaders.around.append(checked(make))
+        return make
+
     def request(self) -> AbstractContextManager[Budget]:
         """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
         return request_budget(self.settings.request_timeout)
@@ -287,6 +301,7 @@ class Stillroom(_Room):
         ]
         self.operations = self._operations(health, self.cache, self.state)
 
+    @explained
     def init_app(self, app: Any, **options: Any) -> None:
         """Make this the room of a Flask app. For an app factory, too; the room itself is made at module level.
 
@@ -298,6 +313,7 @@ class Stillroom(_Room):
         # By name: rooms know no framework, and only who calls this has one.
         import_module("stillroom.web.flask_room").init_app(self, app, **options)
 
+    @explained
     def lock(
         self,
         name: str,
@@ -316,6 +332,7 @@ class Stillroom(_Room):
         """
         return Lock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
+    @explained
     def semaphore(
         self,
         name: str,
@@ -428,6 +445,7 @@ class AsyncStillroom(_Room):
         in_threads = Cache(parts.cache, parts.images, aside[0])
         self.operations = self._operations(health, in_threads, self.state)
 
+    @explained
     def lock(
         self,
         name: str,
@@ -439,6 +457,7 @@ class AsyncStillroom(_Room):
         """A lock that all processes share: `async with room.lock("import") as held: …`. See Stillroom.lock."""
         return AsyncLock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
+    @explained
     def semaphore(
         self,
         name: str,
@@ -496,6 +515,10 @@ class AsyncStillroom(_Room):
 
 def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
     """What a room was given as its settings: none, a Redis URL, them, or some by name."""
+    known = [*Settings.model_fields, "dispatch"]
+    if unknown := [name for name in values if name not in known]:
+        near = did_you_mean(unknown[0], known)
+        raise UnknownSetting(f"{unknown[0]} is not a setting{near}")
     if isinstance(given, str):
         if "redis_url" in values:
             raise InvalidArgument(

@@ -13,7 +13,13 @@ from tests.conftest import SERVERS, binary_of
 from tests.support.faces import FACES, open_room
 from tests.support.sentinels import Sentinels
 
-PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
+# Deadlines for a busy machine, and yet shorter than what a Sentinel waits before it gives a primary up.
+UNHURRIED: dict[str, Any] = {
+    "session_peppers": "a-pepper-for-tests-long-enough-to-be-one",
+    "connect_timeout": 0.3,
+    "command_timeout": 0.3,
+    "call_timeout": 0.5,
+}
 
 
 @pytest.fixture(scope="module", params=SERVERS)
@@ -42,7 +48,7 @@ def make(face: str) -> Iterator[Callable[..., Any]]:
     with ExitStack() as stack:
 
         def make(url: str, **changes: Any) -> Any:
-            settings = Settings(redis_url=url, session_peppers=PEPPER, **changes)
+            settings = Settings(**{"redis_url": url, **UNHURRIED} | changes)
             return stack.enter_context(open_room(face, settings, NoDispatch()))
 
         yield make

@@ -69,6 +69,10 @@ class Proxy:
         """The server does what it is asked, and its answers are late."""
         self._answering.clear()
 
+    def leads_to(self, port: int) -> None:
+        """New connections go to another server. Those that there are stay."""
+        self._target = port
+
     def cut(self) -> None:
         """From now on nothing passes, and nobody is told: connections stay open and silent."""
         self._is_cut = True

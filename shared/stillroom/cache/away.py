@@ -114,9 +114,13 @@ class Away:
         if is_unsettled():  # what a transaction sees before it is committed is nobody else's
             return (yield from _alone(names, load, form))
         came = time.monotonic()
-        values = self._served(names, form) if is_open else {}
-        left = [name for name in names if name not in values]
+        values: dict[bytes, Any] = {}
+        left = list(names)
         while left:
+            if is_open and (served := self._served(left, form)):
+                values |= served
+                left = [name for name in left if name not in served]
+                continue
             ours, others = self._take_off(left)
             if ours:
                 values |= yield from self._fly(ours, load, form)

@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from stillroom.cli.health import COLOURS, console, number, size
 from stillroom.dispatch import NoDispatch
 from stillroom.errors import RedisUnavailable
 from stillroom.health import Advice, Report
-from stillroom.health.report import Server, Status, worst
+from stillroom.health.report import Replication, Server, Status, worst
 from stillroom.limits import Limit
 from stillroom.room import Stillroom
 from stillroom.settings import Settings, redact
 from stillroom.shown import shown
+from stillroom.wire.sentinel import Watch
 
 CLOCK_S = 1.0
 JUST_STARTED_S = 90.0  # every tick is due within a minute, and a worker takes some time to begin
@@ -50,9 +51,10 @@ def print_lines(lines: Iterable[Line]) -> None:
     printer = console()
     for line in lines:
         colour = COLOURS[line.status]
-        sign = f"[{colour}]{SIGNS[line.status]}[/{colour}]"
-        said = f"{escape(shown(line.about))}: {escape(shown(line.sentence))}"
-        printer.print(f"{sign} {said}", soft_wrap=True)
+        told = Text.assemble(
+            (SIGNS[line.status], colour), f" {shown(line.about)}: {shown(line.sentence)}"
+        )
+        printer.print(told, soft_wrap=True)
 
 
 def examined(room: Stillroom) -> Iterator[Line]:
@@ -68,8 +70,9 @@ def examined(room: Stillroom) -> Iterator[Line]:
             told += advice
             yield from _judged(f"{server.name} {part}", advice, sentence)
         yield from _beyond_advice(server)
+        wire = room.state_wire if "state" in server.roles else room.wire
+        yield from _sentinels(server.name, wire.server.watch)
         if server.connection.is_up:
-            wire = room.state_wire if "state" in server.roles else room.wire
             yield _clock(server.name, wire.server.now_ms() / 1000 - time.time())
     if all(server.connection.is_up for server in report.servers):
         yield from rights(room)
@@ -108,6 +111,7 @@ def _of_server(server: Server) -> Iterator[tuple[str, str]]:
     yield "clients", f"{number(info.clients.connected)} of {number(info.clients.limit)}"
     yield "operations", f"{number(info.operations.slowlog)} commands in the slowlog, no new ones"
     yield "persistence", "the last writes to disk went well"
+    yield "replication", _replication(server.replication)
 
 
 def _beyond_advice(server: Server) -> Iterator[Line]:
@@ -120,6 +124,28 @@ def _beyond_advice(server: Server) -> Iterator[Line]:
         yield Line("warn", f"{server.name} memory", f"no limit is set. {todo}")
     if info.memory.doctor:
         yield Line("pass", f"{server.name} MEMORY DOCTOR", " ".join(info.memory.doctor.split()))
+
+
+def _replication(known: Replication) -> str:
+    """Who is the primary, who follows, and how far behind."""
+    who = f"the primary is {known.primary}" if known.primary else "a primary"
+    if known.followers is None:
+        return f"{who}; it does not say who follows"
+    if not known.followers:
+        return f"{who}; nobody follows"
+    behind = [
+        f"{one.address} ({number(one.lag_s)} s, {number(one.behind)} bytes behind)"
+        if one.is_online
+        else f"{one.address} (does not copy yet)"
+        for one in known.followers
+    ]
+    return f"{who}; it is followed by {', '.join(behind)}"
+
+
+def _sentinels(name: str, watch: Watch | None) -> Iterator[Line]:
+    """What each of them says."""
+    for host, is_good, words in [] if watch is None else watch.said():
+        yield Line("pass" if is_good else "warn", f"{name} Sentinel {host}", words)
 
 
 def _clock(name: str, ahead_s: float) -> Line:

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from stillroom.health.lifetimes import why_old
-from stillroom.health.report import Advice, Measures, RedisInfo, Server, Severity, Status, worst
+from stillroom.health.report import (
+    Advice,
+    Measures,
+    RedisInfo,
+    Replication,
+    Server,
+    Severity,
+    Status,
+    worst,
+)
 
 MIB = 1024 * 1024
 # MEMORY DOCTOR's own measure: less waste, or a server with less in it, is nothing to complain of.
@@ -234,6 +243,26 @@ def _of_servers(
     return values
 
 
+def _of_replication(
+    part: str, measure: Callable[[Replication], float | None]
+) -> Callable[[Measures], Iterator[Value]]:
+    """For each server, of who copies it."""
+
+    def values(measures: Measures) -> Iterator[Value]:
+        for server in measures.servers:
+            yield f"{server.name}:{part}", measure(server.replication)
+
+    return values
+
+
+def _missing_replicas(known: Replication) -> float | None:
+    return None if known.online is None else known.wanted - known.online
+
+
+def _lag(known: Replication) -> float | None:
+    return max((one.lag_s or 0 for one in known.followers or ()), default=None)
+
+
 def _one(component: str, measure: Callable[[Measures], float | None]) -> Callable[..., list[Value]]:
     return lambda measures: [(component, measure(measures))]
 
@@ -303,9 +332,9 @@ def _listed(named: Iterable[tuple[str, int]]) -> str:
 def _workers_missing(measures: Measures) -> float | None:
     """Only where work waits: a room that has no workers wants none."""
     tasks = measures.tasks
-    if tasks is None or tasks.workers is None or tasks.queues is None:
+    if tasks is None or tasks.workers is None:
         return None
-    waiting = sum(queue.depth or 0 for queue in tasks.queues) + (tasks.todo or 0)
+    waiting = sum(queue.depth or 0 for queue in tasks.queues or ()) + (tasks.todo or 0)
     return float(waiting) if tasks.workers == 0 else None
 
 
@@ -421,6 +450,36 @@ RULES: list[Rule] = [
         "INFO replication",
     ),
     Rule(
+        "replicas",
+        _of_replication("replication", _missing_replicas),
+        1,
+        None,
+        "{v:.0f} replicas are missing that STILLROOM_REPLICAS wants: what is acknowledged now can be lost.",
+        "As many follow as STILLROOM_REPLICAS says, or more.",
+        "Start them, or look at their logs for why they do not follow.",
+        "INFO replication",
+    ),
+    Rule(
+        "replica-lag",
+        _of_replication("replication", _lag),
+        10,
+        None,
+        "A replica was last heard of {v:.0f} s ago: were it promoted now, what was written since would be missing.",
+        "Under two seconds: replicas say each second how far they are.",
+        "Look at that replica's CPU, and at the network between.",
+        "ten of their reports",
+    ),
+    Rule(
+        "unconfirmed",
+        _of_replication("replication", lambda known: known.unconfirmed if known.wanted else None),
+        1,
+        None,
+        "{v:.0f} acts of the last minute were done, and too few replicas had them in time.",
+        "None: STILLROOM_REPLICAS replicas have what is acknowledged.",
+        "See that replicas follow, and that WAIT is answered within STILLROOM_COMMAND_TIMEOUT.",
+        "each can be lost if the primary fails before they copy it",
+    ),
+    Rule(
         "hit-ratio",
         _one("cache:stats", _ratio_drop),
         0.20,
@@ -503,13 +562,13 @@ RULES: list[Rule] = [
         "what beat orders each minute was missed twice, and half a minute for a busy queue",
     ),
     Rule(
-        "aside",
-        _one("tasks:queues", lambda m: m.tasks.aside if m.tasks else None),
+        "dead-letters",
+        _one("tasks:queues", lambda m: m.tasks.dead_letters if m.tasks else None),
         1,
         None,
-        "{v:.0f} messages were set aside: no worker could read them.",
+        "{v:.0f} dead letters wait for a person: orders that were refused, messages that no worker takes.",
         "None.",
-        "Look at the list <namespace>:aside: who sent them? Then delete it.",
+        "`stillroom dead-letters list` shows them with their reasons; then `retry` or `drop` each.",
         "each was somebody's order",
     ),
     Rule(

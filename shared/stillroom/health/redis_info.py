@@ -8,6 +8,7 @@ from typing import TypeVar
 from stillroom.health.report import (
     Clients,
     Counters,
+    Follower,
     Memory,
     Operations,
     Persistence,
@@ -69,6 +70,30 @@ def parse_info(text: bytes, *, slowlog: int | None = None, at: float | None = No
         operations=Operations(per_s=said.ratio("instantaneous_ops_per_sec"), slowlog=slowlog),
         persistence=_persistence(said),
         counters=_counters(said, slowlog, at),
+    )
+
+
+def followers_in(text: bytes) -> tuple[Follower, ...]:
+    """The replicas in a reply to INFO: `slave0:ip=…,port=…,state=online,offset=…,lag=0`.
+
+    >>> one = b"slave0:ip=10.0.0.2,port=6379,state=online,offset=90,lag=1"
+    >>> followers_in(one + b"\\r\\nconnected_slaves:1\\r\\nmaster_repl_offset:100")
+    (Follower(address='10.0.0.2:6379', is_online=True, lag_s=1, behind=10),)
+    """
+    said = Fields(text)
+    written = said.number("master_repl_offset")
+    rows = [said.text(f"slave{n}") for n in range(said.number("connected_slaves") or 0)]
+    return tuple(_follower(row, written) for row in rows if row)
+
+
+def _follower(row: str, written: int | None) -> Follower:
+    told = dict(part.partition("=")[::2] for part in row.split(","))
+    offset, lag = told.get("offset", ""), told.get("lag", "")
+    return Follower(
+        address=f"{told.get('ip', '')}:{told.get('port', '')}",
+        is_online=told.get("state") == "online",
+        lag_s=int(lag) if lag.isdigit() else None,
+        behind=max(0, written - int(offset)) if written is not None and offset.isdigit() else None,
     )
 
 

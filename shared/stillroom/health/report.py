@@ -127,6 +127,31 @@ class RedisInfo(Part):
     counters: Counters = Counters()
 
 
+class Follower(Part):
+    """A replica, as its primary sees it."""
+
+    address: str
+    is_online: bool  # it copies; else it is connecting, or being sent everything
+    lag_s: int | None = None  # since it last said how far it is
+    behind: int | None = None  # bytes that it had yet to copy then
+
+
+class Replication(Part):
+    """Who copies a server, and what for."""
+
+    primary: str | None = None  # where the Sentinels say that it is; null: nobody asks any
+    followers: tuple[Follower, ...] | None = None  # null: it did not say
+    wanted: int = 0  # STILLROOM_REPLICAS
+    unconfirmed: int | None = None  # acts that fewer had in time, in the last whole minute
+
+    @property
+    def online(self) -> int | None:
+        """How many copy it now."""
+        if self.followers is None:
+            return None
+        return sum(one.is_online for one in self.followers)
+
+
 class Server(Part):
     """One server, by what it is for."""
 
@@ -134,6 +159,7 @@ class Server(Part):
     roles: tuple[Role, ...]
     connection: Connection
     redis: RedisInfo | None = None  # null: it did not say (away, or this user may not ask)
+    replication: Replication = Replication()
 
 
 class System(Part):
@@ -288,13 +314,18 @@ class TaskStats(Part):
     queues: tuple[QueueStats, ...] | None = None  # null: the broker is another, or not known
     unacked: int | None = None  # taken by a worker and not done
     todo: int | None = None  # promised work written down by invalidations
-    aside: int | None = None  # messages no worker could read
+    dead_letters: int | None = None  # what could not be done and waits for a person
     workers: int | None = None  # seen in the last half minute
     crew: tuple[WorkerStats, ...] | None = None  # the workers, seen last first; not in snapshots
     beat_s: float | None = None  # since a tick of beat's was done last; null: none within a day
     paused_s: float | None = None  # refreshes are paused for so much longer; null: they are not
     paused_by: str | None = None
     ticks: Mapping[str, float] | None = None  # scheduled task → seconds since it last ended well
+
+    @property
+    def aside(self) -> int | None:
+        """What `dead_letters` was called in 0.1."""
+        return self.dead_letters
 
 
 class Measures(Part):

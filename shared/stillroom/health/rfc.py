@@ -70,7 +70,17 @@ def _of_server(server: Server) -> Checks:
         f"{server.name}:clients": [_check("datastore", info and info.clients)],
         f"{server.name}:operations": [_check("datastore", info and info.operations)],
         f"{server.name}:persistence": [_check("datastore", info and info.persistence)],
+        **_of_replication(server),
     }
+
+
+def _of_replication(server: Server) -> Checks:
+    """Where replicas follow, are wanted, or Sentinels say who is the primary."""
+    known = server.replication
+    if not (known.followers or known.wanted or known.primary):
+        return {}
+    observed = _observed("datastore", known.online, "replicas")
+    return {f"{server.name}:replication": [observed | known.model_dump()]}
 
 
 def _version(info: RedisInfo | None) -> dict[str, Any]:

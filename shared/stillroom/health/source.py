@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.health.probe import Counts, Probe
-from stillroom.health.redis_info import parse_info
-from stillroom.health.report import Connection, RedisInfo, Role, Server
+from stillroom.health.redis_info import followers_in, parse_info
+from stillroom.health.report import Connection, RedisInfo, Replication, Role, Server
 from stillroom.keys import Keys
 from stillroom.operation import Operation
+from stillroom.replicas import UNCONFIRMED
 from stillroom.stats import Stats
 from stillroom.wire import AWAY, Clock, Command
 
@@ -39,6 +40,7 @@ class Source(NamedTuple):
     keys: Keys
     stats: Stats
     probes: list[Probe]
+    replicas: int = 0  # so many are to have what is acknowledged
 
 
 class Answers(NamedTuple):
@@ -92,6 +94,7 @@ def ask(source: Source, besides: Sequence[Command]) -> Operation[Answers]:
     latency_ms = (time.monotonic() - started) * 1000
     place = iter(outcome.replies)
     info, slowlog, clock, minute, totals = [next(place) for _ in own]
+    counted = counts_in(minute)
     return Answers(
         source,
         Server(
@@ -99,8 +102,9 @@ def ask(source: Source, besides: Sequence[Command]) -> Operation[Answers]:
             roles=source.roles,
             connection=_connection(source.breaker, outcome, latency_ms),
             redis=_redis(info, slowlog, clock),
+            replication=_replication(source, info, counted),
         ),
-        counts_in(minute),
+        counted,
         counts_in(totals),
         rest=[next(place) for _ in besides],
         probed=[(probe, [next(place) for _ in commands]) for probe, commands in asked],
@@ -182,6 +186,15 @@ def _connection(breaker: Breaker, outcome: Outcome, latency_ms: float) -> Connec
         breaker="open" if breaker.is_open else "closed",
         down_since=breaker.down_since,
         error=breaker.reason if outcome.error == "breaker" else outcome.error,
+    )
+
+
+def _replication(source: Source, info: bytes | None, minute: Counts | None) -> Replication:
+    return Replication(
+        primary=source.clock.primary,
+        followers=None if info is None else followers_in(info),
+        wanted=source.replicas,
+        unconfirmed=None if minute is None else minute.get(UNCONFIRMED, 0),
     )
 
 

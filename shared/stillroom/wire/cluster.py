@@ -262,6 +262,10 @@ class _Follower(Generic[W]):
         """The run id of that node: a slot that has moved is on another server."""
         return self.server.run
 
+    @property
+    def primary(self) -> str | None:
+        return self.server.primary
+
     def now_ms(self) -> int:
         return self.server.now_ms()
 

@@ -207,6 +207,24 @@ class Watch:
                 async with asyncio.timeout(left):
                     await changed
 
+    @property
+    def last_named(self) -> Host | None:
+        """The last primary that they have named."""
+        return self._primary
+
+    def said(self) -> list[tuple[str, bool, str]]:
+        """(host, whether it answers and stands by the primary, what it says), for a person."""
+        return [(f"{host}:{port}", *self._saying((host, port))) for host, port in self._sentinels]
+
+    def _saying(self, host: Host) -> tuple[bool, str]:
+        told, error = self.told.get(host), self._errors.get(host)
+        if told is None:
+            return False, "does not answer" + (f" ({error.reason})" if error else " yet")
+        where = f"{told.address[0]}:{told.address[1]}"
+        if not told.is_well:
+            return False, f"gives the primary up, or replaces it: {where}"
+        return True, f"names {where}"
+
     def doubt(self) -> None:
         """What is known was wrong: the next connection waits for a new answer."""
         with self._changed:

@@ -59,6 +59,10 @@ class Clock(Protocol):
     def run(self) -> bytes:
         """The server's run id, empty while it is not known."""
 
+    @property
+    def primary(self) -> str | None:
+        """Where the Sentinels say that the server is; None where nobody asks any."""
+
     def now_ms(self) -> int:
         """ms since 1970."""
 
@@ -137,11 +141,11 @@ class Server:
         return self._connection_to(where, deadline)
 
     async def connection_soon(self, deadline: float) -> Any:
-        """The same for asyncio."""
+        """The same for asyncio, where redis-py's own timeouts are off: they know nothing of a loop that is late."""
         where = {} if self.watch is None else await self.watch.primary_soon(deadline)
         kind = FOR_ASYNCIO[self._connection_class]
         retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
-        options = {**self._options, **where}
+        options = {**self._options, "socket_connect_timeout": None, "socket_timeout": None, **where}
         connection = kind(retry=retry, redis_connect_func=_connected, **options)
         connection.deadline = deadline
         return connection
@@ -171,6 +175,12 @@ class Server:
         return explained(failure, self._source)
 
     # Who answers
+
+    @property
+    def primary(self) -> str | None:
+        """Where the Sentinels say that the server is: `host:port`. None where the URL names none, or they none."""
+        where = None if self.watch is None else self.watch.last_named
+        return None if where is None else f"{where[0]}:{where[1]}"
 
     def leave(self, generation: int | None = None) -> None:
         """The server that connections of this generation (None: of any) lead to is not the one to talk to."""

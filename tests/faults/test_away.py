@@ -1,0 +1,379 @@
+"""While Redis is away: one load at a time for each key of a process, and its value for a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import until
+from tests.support.faces import FACES, open_room
+
+NOBODY = "redis://127.0.0.1:1"
+TTL_S = 1.0
+LOAD_S = 0.05
+AWAY_S = 3.0
+CALLERS = 20
+
+
+class Source:
+    """What is loaded from: a number that grows with each load, and may be held back."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+        self.at_once = 0
+        self.most = 0
+        self.began = threading.Event()
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+        self._lock = threading.Lock()
+
+    def hold(self) -> None:
+        self.began.clear()
+        self.goes_on.clear()
+
+    def load(self) -> dict[str, int]:
+        with self._lock:
+            self.loads += 1
+            number = self.loads
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+        self.began.set()
+        self.goes_on.wait(10)
+        with self._lock:
+            self.at_once -= 1
+        return {"number": number}
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture(params=FACES)
+def open_here(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    with ExitStack() as stack:
+
+        def open_here(url: str = NOBODY, **changes: Any) -> Any:
+            settings = Settings(**{"redis_url": url, "breaker_failures": 1} | changes)
+            room = stack.enter_context(open_room(request.param, settings, NoDispatch()))
+            room.cache.get("is it there")
+            return room
+
+        yield open_here
+
+
+def obtained(room: Any, source: Source, key: str = "k", **options: Any) -> Any:
+    return room.cache.get_or_set(key, source.load, **options)["number"]
+
+
+# A moment
+
+
+def test_a_value_serves_for_a_moment(open_here: Any, source: Source) -> None:
+    """For `away_ttl` seconds, and no longer than its own ttl."""
+    room = open_here(away_ttl=0.3)
+    assert [obtained(room, source) for _ in range(5)] == [1] * 5
+    until(lambda: obtained(room, source) == 2, "the next load", 2)
+    assert obtained(room, source, "short", ttl=0.01) == 3
+    time.sleep(0.02)
+    assert obtained(room, source, "short", ttl=0.01) == 4
+
+
+def test_nobody_shares_an_object(open_here: Any, source: Source) -> None:
+    """What a caller does to his value is nobody else's."""
+    room = open_here()
+    mine = room.cache.get_or_set("k", source.load)
+    mine["number"] = "spoilt"
+    assert obtained(room, source) == 1
+
+
+INVALIDATIONS: dict[str, Callable[[Any], Any]] = {
+    "key": lambda cache: cache.invalidate("k", defer=True),
+    "tag": lambda cache: cache.invalidate_by_tag("t", defer=True),
+    "soft": lambda cache: cache.invalidate_by_tag("t", soft=True, defer=True),
+    "pattern": lambda cache: cache.invalidate_by_pattern("[k]*", defer=True),
+    "clear": lambda cache: cache.clear(defer=True),
+    "set": lambda cache: cache.set("k", {"number": 0}),
+    "set_many": lambda cache: cache.set_many({"k": {"number": 0}}),
+    "add": lambda cache: cache.add("k", {"number": 0}),
+}
+
+
+@pytest.mark.parametrize("kind", INVALIDATIONS)
+def test_what_this_process_invalidates_is_not_served(
+    open_here: Any, source: Source, kind: str
+) -> None:
+    """By key, by tag, by pattern, all of it, or by storing another value. What it does not mean stays."""
+    room = open_here()
+    assert obtained(room, source, tags=["t"]) == 1
+    assert obtained(room, source, "other") == 2
+    INVALIDATIONS[kind](room.cache)
+    assert obtained(room, source, tags=["t"]) == 3
+    assert obtained(room, source, "other") == (4 if kind == "clear" else 2)
+
+
+def test_a_tag_that_only_the_value_knows_is_obeyed(open_here: Any, source: Source) -> None:
+    """Tags are asked of the loaded value, as if it were stored."""
+    room = open_here()
+    tags = [lambda value: f"number:{value['number']}"]
+    assert obtained(room, source, tags=tags) == 1
+    room.cache.invalidate_by_tag("number:2", defer=True)
+    assert obtained(room, source, tags=tags) == 1
+    room.cache.invalidate_by_tag("number:1", defer=True)
+    assert obtained(room, source, tags=tags) == 2
+
+
+def test_a_refused_invalidation_is_obeyed_here_all_the_same(open_here: Any, source: Source) -> None:
+    """It raises, for nobody else has heard of it; this process has."""
+    room = open_here()
+    assert obtained(room, source) == 1
+    with pytest.raises(Exception, match="unavailable"):
+        room.cache.invalidate("k")
+    assert obtained(room, source) == 2
+
+
+def test_what_is_kept_has_a_bound_in_bytes(open_here: Any) -> None:
+    """The oldest goes first; what is larger than all of it is not kept."""
+    room = open_here(away_limit=10_000)
+    loads: list[str] = []
+
+    def load(key: str, size: int) -> Callable[[], str]:
+        return lambda: loads.append(key) or "x" * size  # type: ignore[func-returns-value]
+
+    for n in range(10):
+        room.cache.get_or_set(f"k{n}", load(f"k{n}", 2_000))
+    for key in ("k9", "k0", "huge", "huge"):
+        room.cache.get_or_set(key, load(key, 20_000 if key == "huge" else 2_000))
+    assert loads == [f"k{n}" for n in range(10)] + ["k0", "huge", "huge"]
+
+
+def test_when_redis_is_back_nothing_is_kept(
+    open_here: Any, own_server: EmbeddedServer, source: Source
+) -> None:
+    """The first call meets Redis again, where one load serves all processes."""
+    room = open_here(own_server.url, away_ttl=60, command_timeout=1, call_timeout=2)
+    own_server.kill()
+    until(lambda: room.cache.get("k") is None and room.wire.breaker.is_open, "the outage")
+    assert [obtained(room, source) for _ in range(3)] == [1] * 3
+    own_server.restart()
+    until(lambda: not room.wire.breaker.is_open, "recovery")
+    assert obtained(room, source) == 2
+    assert room.cache.get("k") == {"number": 2}
+
+
+def test_many_keys_share_what_is_kept_with_single_ones(open_here: Any, source: Source) -> None:
+    """get_or_set_many loads what nobody has loaded a moment ago, in one call."""
+    room = open_here()
+    asked: list[list[str]] = []
+
+    def load_many(keys: list[str]) -> dict[str, Any]:
+        asked.append(keys)
+        return {key: {"number": 7} for key in keys if key != "none"}
+
+    kind = dict[str, int]
+    assert obtained(room, source, "a", type=kind) == 1
+    for _ in range(2):
+        found = room.cache.get_or_set_many(["a", "b", "none"], load_many, type=kind)
+        assert found == {"a": {"number": 1}, "b": {"number": 7}}
+    assert asked == [["b", "none"], ["none"]]
+    assert obtained(room, source, "b", type=kind) == 7
+
+
+# One load at a time, in threads
+
+
+def in_threads(*acts: Callable[[], Any]) -> tuple[list[threading.Thread], list[Any]]:
+    results: list[Any] = [None] * len(acts)
+
+    def run(place: int, act: Callable[[], Any]) -> None:
+        try:
+            results[place] = act()
+        except Exception as error:
+            results[place] = error
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(acts)]
+    for thread in threads:
+        thread.start()
+    return threads, results
+
+
+@pytest.fixture
+def make_room() -> Iterator[Callable[..., Stillroom]]:
+    with ExitStack() as stack:
+
+        def make(**changes: Any) -> Stillroom:
+            settings = Settings(**{"redis_url": NOBODY, "breaker_failures": 1} | changes)
+            room = stack.enter_context(Stillroom(settings, dispatch=NoDispatch()))
+            room.cache.get("is it there")
+            return room
+
+        yield make
+
+
+def test_callers_at_the_same_time_are_one_load(make_room: Any, source: Source) -> None:
+    """They wait for the load that is under way, and have its value."""
+    room = make_room()
+    source.hold()
+    threads, results = in_threads(*[lambda: obtained(room, source)] * 10)
+    source.began.wait(5)
+    time.sleep(0.05)
+    source.goes_on.set()
+    for thread in threads:
+        thread.join()
+    assert (results, source.loads) == ([1] * 10, 1)
+
+
+@pytest.mark.parametrize("kind", ["key", "tag", "pattern", "clear"])
+def test_nobody_is_given_a_load_that_an_invalidation_overtook(
+    make_room: Any, source: Source, kind: str
+) -> None:
+    """Who came after the invalidation loads anew, and so does everybody behind him; nothing old is kept."""
+    room = make_room()
+    source.hold()
+    first, early = in_threads(lambda: obtained(room, source, tags=["t"]))
+    source.began.wait(5)
+    INVALIDATIONS[kind](room.cache)
+    second, late = in_threads(*[lambda: obtained(room, source, tags=["t"])] * 3)
+    time.sleep(0.05)
+    source.goes_on.set()
+    for thread in [*first, *second]:
+        thread.join()
+    assert early == [1]
+    assert 1 not in late
+    assert obtained(room, source, tags=["t"]) != 1
+
+
+def test_without_a_moment_nobody_joins_a_load_that_began_before_he_came(
+    make_room: Any, source: Source
+) -> None:
+    """`away_ttl=0`: what other processes invalidate can't be known, so only a load that began later will do."""
+    room = make_room(away_ttl=0)
+    source.hold()
+    first, early = in_threads(lambda: obtained(room, source))
+    source.began.wait(5)
+    second, late = in_threads(*[lambda: obtained(room, source)] * 5)
+    time.sleep(0.05)
+    source.goes_on.set()
+    for thread in [*first, *second]:
+        thread.join()
+    assert early == [1]
+    assert 1 not in late
+    assert obtained(room, source) != obtained(room, source)
+    assert source.most == 1
+
+
+def test_a_load_that_fails_fails_for_all_who_waited(make_room: Any, source: Source) -> None:
+    """They do not try one after another; the next caller does."""
+    room = make_room()
+    source.hold()
+
+    def fail() -> Any:
+        source.load()
+        raise ValueError("no database")
+
+    threads, results = in_threads(*[lambda: room.cache.get_or_set("k", fail)] * 5)
+    source.began.wait(5)
+    time.sleep(0.05)
+    source.goes_on.set()
+    for thread in threads:
+        thread.join()
+    assert {str(error) for error in results} == {"no database"}
+    assert source.loads == 1
+    assert obtained(room, source) == 2
+
+
+def test_a_caller_who_is_cancelled_leaves_his_load_to_the_next(source: Source) -> None:
+    """A request that was given up takes nobody along."""
+
+    async def play() -> list[int]:
+        settings = Settings(redis_url=NOBODY, breaker_failures=1)
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            await room.cache.get("is it there")
+            begun, numbers = asyncio.Event(), iter(range(1, 10))
+
+            async def load() -> int:
+                number = next(numbers)
+                begun.set()
+                await asyncio.sleep(10 if number == 1 else 0)
+                return number
+
+            first = asyncio.create_task(room.cache.get_or_set("k", load))
+            await begun.wait()
+            others = [asyncio.create_task(room.cache.get_or_set("k", load)) for _ in range(3)]
+            await asyncio.sleep(0.02)
+            first.cancel()
+            return await asyncio.gather(*others)
+
+    assert asyncio.run(play()) == [2, 2, 2]
+
+
+# The herd
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_hot_key_is_loaded_a_few_times(face: str, own_server: EmbeddedServer) -> None:
+    """Twenty callers without a pause for three seconds: a load a second, and a call costs microseconds."""
+    took, loads = sync_herd(own_server) if face == "sync" else asyncio.run(async_herd(own_server))
+    took.sort()
+    assert loads <= 8
+    assert len(took) > 500
+    assert took[len(took) // 2] < 0.01
+
+
+def sync_herd(server: EmbeddedServer) -> tuple[list[float], int]:
+    took: list[float] = []
+    loads: list[float] = []
+
+    def load() -> int:
+        loads.append(time.monotonic())
+        time.sleep(LOAD_S)
+        return 1
+
+    with Stillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
+        room.cache.get("k")
+        server.freeze()
+        ends = time.monotonic() + AWAY_S
+
+        def call() -> None:
+            while (began := time.monotonic()) < ends:
+                room.cache.get_or_set("k", load)
+                took.append(time.monotonic() - began)
+
+        threads, _ = in_threads(*[call] * CALLERS)
+        for thread in threads:
+            thread.join()
+        server.thaw()
+    return took, len(loads)
+
+
+async def async_herd(server: EmbeddedServer) -> tuple[list[float], int]:
+    took: list[float] = []
+    loads: list[float] = []
+
+    async def load() -> int:
+        loads.append(time.monotonic())
+        await asyncio.sleep(LOAD_S)
+        return 1
+
+    async with AsyncStillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
+        await room.cache.get("k")
+        server.freeze()
+        ends = time.monotonic() + AWAY_S
+
+        async def call() -> None:
+            while (began := time.monotonic()) < ends:
+                await room.cache.get_or_set("k", load)
+                took.append(time.monotonic() - began)
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*(call() for _ in range(CALLERS)))
+        server.thaw()
+    return took, len(loads)

@@ -1,0 +1,112 @@
+"""One async room in many event loops: each has connections of its own, and leaves none behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+from asgiref.sync import async_to_sync
+
+import redis
+from stillroom import AsyncStillroom, NoDispatch, Settings
+from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import until
+from tests.support.crowd import PATIENT
+
+LOOPS = 100
+
+
+@pytest.fixture
+def room(server: EmbeddedServer) -> AsyncStillroom:
+    return AsyncStillroom(Settings(**{"redis_url": server.url} | PATIENT), dispatch=NoDispatch())
+
+
+@pytest.fixture
+def is_clean(server: EmbeddedServer, room: AsyncStillroom) -> Iterator[None]:
+    """As many connections and descriptors after the test as before it."""
+    with redis.Redis.from_url(server.url) as client:
+        before, descriptors = len(client.client_list()), psutil.Process().num_fds()
+        yield
+        gc.collect()
+        until(lambda: len(client.client_list()) <= before, "the server sees them go")
+        assert room.wire.connections == 0
+        assert psutil.Process().num_fds() <= descriptors
+
+
+async def use(room: AsyncStillroom) -> None:
+    assert await room.cache.set("a", 1)
+    values = await asyncio.gather(*(room.cache.get("a") for _ in range(3)))
+    assert values == [1, 1, 1]
+
+
+def ran(room: AsyncStillroom) -> None:
+    asyncio.run(use(room))
+
+
+def adapted(room: AsyncStillroom) -> None:
+    async_to_sync(use)(room)
+
+
+def in_a_thread(room: AsyncStillroom) -> None:
+    thread = threading.Thread(target=ran, args=(room,))
+    thread.start()
+    thread.join()
+
+
+def cancelled(room: AsyncStillroom) -> None:
+    async def begin() -> None:
+        await use(room)
+        task = asyncio.ensure_future(room.cache.get("a"))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(begin())
+
+
+WAYS: list[Callable[[AsyncStillroom], None]] = [ran, adapted, in_a_thread, cancelled]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("is_clean")
+def test_a_loop_that_ends_leaves_no_connection_behind(
+    room: AsyncStillroom, way: Callable[[AsyncStillroom], None]
+) -> None:
+    """A hundred of them: asyncio.run, async_to_sync, threads, tasks that were cancelled."""
+    for _ in range(LOOPS if way is ran else LOOPS // 4):
+        way(room)
+
+
+@pytest.mark.usefixtures("is_clean")
+def test_no_loop_is_kept_alive(room: AsyncStillroom) -> None:
+    """The room knows loops weakly, and its connections are held by their loop only."""
+    loops: list[Any] = []
+
+    async def note() -> None:
+        await use(room)
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+
+    for _ in range(5):
+        asyncio.run(note())
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 5
+
+
+@pytest.mark.usefixtures("is_clean")
+def test_two_loops_at_once_have_their_own(room: AsyncStillroom) -> None:
+    """In two threads, each with a loop that the other's end does not disturb."""
+
+    async def often() -> None:
+        for _ in range(50):
+            await use(room)
+
+    threads = [threading.Thread(target=lambda: asyncio.run(often())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

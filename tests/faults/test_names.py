@@ -1,0 +1,133 @@
+"""A name server that hangs, or has no answer: a call takes no longer than it may."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import AsyncStillroom, NoDispatch, RedisUnavailable, Settings
+from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import until
+from tests.support.faces import FACES, open_room
+
+CALL_S = 0.25
+HOST = "cache.test"
+_real = socket.getaddrinfo
+
+
+class NameServer:
+    """Knows one name. It can hang, be away, or forget it."""
+
+    def __init__(self) -> None:
+        self.address: str | None = "127.0.0.1"
+        self.is_away = False
+        self.asked = 0
+        self._answers = threading.Event()
+        self._answers.set()
+
+    def hang(self) -> None:
+        self._answers.clear()
+
+    def answer(self) -> None:
+        self._answers.set()
+
+    def look_up(self, host: Any, *rest: Any, **options: Any) -> Any:
+        if host != HOST:
+            return _real(host, *rest, **options)
+        self.asked += 1
+        self._answers.wait()
+        if self.is_away:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        if self.address is None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return _real(self.address, *rest, **options)
+
+
+@pytest.fixture
+def name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
+    made = NameServer()
+    monkeypatch.setattr(socket, "getaddrinfo", made.look_up)
+    monkeypatch.setattr("stillroom.wire.names.NAMES._worked", {})
+    yield made
+    made.answer()
+
+
+@pytest.fixture(params=FACES)
+def room(
+    request: pytest.FixtureRequest, name_server: NameServer, own_server: EmbeddedServer
+) -> Iterator[Any]:
+    url = f"redis://{HOST}:{own_server.port}"
+    with ExitStack() as stack:
+        yield stack.enter_context(
+            open_room(request.param, Settings(redis_url=url, connect_attempts=1), NoDispatch())
+        )
+
+
+def drop_connections(server: EmbeddedServer) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.client_kill_filter(skipme=True, _type="normal")
+
+
+def test_a_name_server_that_hangs_costs_one_deadline(room: Any, name_server: NameServer) -> None:
+    """Nothing is known of the name: the call falls back in time, and works when the answer has come."""
+    name_server.hang()
+    for _ in range(3):
+        began = time.monotonic()
+        assert room.cache.get("k", default="d") == "d"
+        assert time.monotonic() - began < CALL_S
+    assert name_server.asked == 1  # one question at a time, whoever waits for it
+    name_server.answer()
+    until(lambda: room.cache.set("k", 1), "recovery")
+
+
+def test_the_last_good_address_is_used_meanwhile(
+    room: Any, name_server: NameServer, own_server: EmbeddedServer
+) -> None:
+    """A connection is lost while the name server hangs, or is away: the call is answered all the same."""
+    assert room.cache.set("k", 1)
+    name_server.hang()
+    drop_connections(own_server)
+    until(lambda: room.cache.get("k") == 1, "an answer", 1)
+    name_server.is_away = True
+    name_server.answer()
+    drop_connections(own_server)
+    until(lambda: room.cache.get("k") == 1, "an answer", 1)
+
+
+def test_a_name_that_leads_elsewhere_now_is_followed(
+    room: Any, name_server: NameServer, own_server: EmbeddedServer
+) -> None:
+    """Each new connection asks again: the last good address is for want of a better one."""
+    assert room.cache.set("k", 1)
+    name_server.address = "127.0.0.3"  # nobody listens there
+    drop_connections(own_server)
+    until(lambda: room.cache.get("k") is None, "the new address")
+    name_server.address = "127.0.0.1"
+    until(lambda: room.cache.get("k") == 1, "recovery")
+
+
+def test_a_name_that_is_unknown_is_told_as_that(room: Any, name_server: NameServer) -> None:
+    """With the setting that it stands in."""
+    name_server.address = None
+    with pytest.raises(RedisUnavailable, match=r"\(name\).*REDIS_URL.*no address"):
+        room.connect()
+
+
+def test_an_event_loop_that_ends_does_not_wait_for_the_name_server(
+    name_server: NameServer, own_server: EmbeddedServer
+) -> None:
+    """asyncio.run waits for the threads of its own executor: lookups use none of them."""
+    settings = Settings(redis_url=f"redis://{HOST}:{own_server.port}")
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    name_server.hang()
+    began = time.monotonic()
+    assert asyncio.run(room.cache.get("k", default="d")) == "d"
+    assert time.monotonic() - began < 1

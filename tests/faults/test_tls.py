@@ -1,0 +1,151 @@
+"""TLS with a certificate authority of one's own: both faces, orders, workers, and what stands in the way."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.embedded import EmbeddedServer, EmbeddedServerError, free_port
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.certificates import Authority
+from tests.support.faces import FACES, open_room
+
+NAME = "redis.test"
+PATIENT = {"connect_timeout": 5, "command_timeout": 5, "call_timeout": 10}
+
+
+class TlsServer(EmbeddedServer):
+    """A server that also listens for TLS. `asks`: it wants a certificate of its clients."""
+
+    def __init__(self, folder: Path, *addresses: str, asks: bool = False) -> None:
+        self.authority = Authority(folder)
+        self.own = self.authority.sign(NAME, *addresses)
+        self.client = self.authority.sign("client")
+        self.tls_port = free_port()
+        options = {
+            "tls-port": str(self.tls_port),
+            "tls-cert-file": str(self.own.certificate),
+            "tls-key-file": str(self.own.key),
+            "tls-ca-cert-file": str(self.authority.certificate),
+            "tls-auth-clients": "yes" if asks else "no",
+        }
+        super().__init__(binary="redis-server", options=options)
+
+    def tls_url(self, authority: Authority | None = None, *, certified: bool = False) -> str:
+        options = [] if authority is None else [f"ssl_ca_certs={authority.certificate}"]
+        if certified:
+            options += [f"ssl_certfile={self.client.certificate}", f"ssl_keyfile={self.client.key}"]
+        return f"rediss://127.0.0.1:{self.tls_port}/0?{'&'.join(options)}"
+
+
+@pytest.fixture(scope="module")
+def make_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., TlsServer]]:
+    """Starts servers, which end with the module. Skips where there is none with TLS."""
+    if not Authority.is_possible() or shutil.which("redis-server") is None:
+        pytest.skip("there is no openssl, or no redis-server with TLS")
+    with ExitStack() as stack:
+
+        def make(*addresses: str, asks: bool = False) -> TlsServer:
+            server = TlsServer(tmp_path_factory.mktemp("tls"), *addresses, asks=asks)
+            try:
+                return stack.enter_context(server)
+            except EmbeddedServerError as error:
+                pytest.skip(f"this redis-server has no TLS: {error}")
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def server(make_server: Callable[..., TlsServer]) -> TlsServer:
+    return make_server("127.0.0.1")
+
+
+@pytest.fixture(params=FACES)
+def face(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def opened(stack: ExitStack, face: str, url: str, **changes: Any) -> Any:
+    settings = Settings(**{"redis_url": url, "session_peppers": "p" * 40} | PATIENT | changes)
+    return stack.enter_context(open_room(face, settings, NoDispatch()))
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_a_room_speaks_tls_with_an_authority_of_ones_own(
+    server: TlsServer, stack: ExitStack, face: str
+) -> None:
+    """Small values and large ones, sessions, and a connection that was idle."""
+    room = opened(stack, face, server.tls_url(server.authority))
+    room.connect()
+    large = "x" * 500_000
+    assert room.cache.set("large", large)
+    assert room.cache.get("large") == large
+    session = room.sessions.create("u1")
+    assert room.sessions.get(session).user_id == "u1"
+    assert room.cache.invalidate("large") == 1
+
+
+def test_a_certificate_of_nobody_known_is_refused(
+    server: TlsServer, stack: ExitStack, face: str, tmp_path: Path
+) -> None:
+    """At once, with the option that is missing; and so is one of another authority."""
+    for authority in (None, Authority(tmp_path, "another")):
+        room = opened(stack, face, server.tls_url(authority), connect_delay=60)
+        with pytest.raises(RedisUnavailable, match=r"\(tls\).*REDIS_URL.*ssl_ca_certs"):
+            room.connect()
+        assert room.cache.set("k", 1) is False
+
+
+def test_a_certificate_of_another_name_is_refused(
+    make_server: Callable[..., TlsServer], stack: ExitStack, face: str
+) -> None:
+    """It was signed for redis.test, and the URL says 127.0.0.1."""
+    elsewhere = make_server()
+    room = opened(stack, face, elsewhere.tls_url(elsewhere.authority), connect_delay=60)
+    with pytest.raises(RedisUnavailable, match=r"\(tls\).*127\.0\.0\.1|\(tls\).*certificate"):
+        room.connect()
+
+
+def test_a_server_may_want_a_certificate_of_its_clients(
+    make_server: Callable[..., TlsServer], stack: ExitStack, face: str
+) -> None:
+    """With one the room is let in; without, it falls back."""
+    asking = make_server("127.0.0.1", asks=True)
+    room = opened(stack, face, asking.tls_url(asking.authority, certified=True))
+    assert room.cache.set("k", 1)
+    without = opened(stack, face, asking.tls_url(asking.authority))
+    assert without.cache.get("k") is None
+    assert without.cache.get_or_set("k", lambda: 2) == 2
+
+
+def test_orders_and_workers_speak_tls(
+    make_server: Callable[..., TlsServer], tmp_path: Path
+) -> None:
+    """A room orders work and a worker does it, each with a client's certificate."""
+    asking = make_server("127.0.0.1", asks=True)
+    url = asking.tls_url(asking.authority, certified=True)
+    log, arguments = tmp_path / "worker.log", ("worker", "-l", "INFO", "-P", "threads")
+    worker = CeleryProcess(log, {"REDIS_URL": url}, *arguments)
+    try:
+        worker.await_line("ready.", 60)
+        settings = Settings(redis_url=url, **PATIENT)
+        with Stillroom(settings) as room:
+            room.dispatch.wake("stillroom.trim_marks")
+            until(lambda: "stillroom.trim_marks" in worker.log, "the task", 30)
+            until(lambda: "succeeded" in worker.log, "its end", 30)
+        assert worker.terminate() == 0
+    finally:
+        worker.kill()

@@ -1,0 +1,78 @@
+"""Whose error it is: the command's, the peer's, or the configuration's; and what may be sent once more."""
+
+from __future__ import annotations
+
+import pytest
+
+from stillroom.operation import Once
+from stillroom.wire.outcome import PEER, may_repeat, owner_of
+from stillroom.wire.server import ReplyError
+
+
+@pytest.mark.parametrize(
+    ("text", "owner"),
+    [
+        ("READONLY You can't write against a read only replica.", "readonly"),
+        (
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "masterdown",
+        ),
+        ("LOADING Redis is loading the dataset in memory", "loading"),
+        ("UNBLOCKED force unblock from blocking operation, instance state changed", "unblocked"),
+        ("NOREPLICAS Not enough good replicas to write.", "noreplicas"),
+        # What a script met, as Redis 6 tells it.
+        (
+            "ERR Error running script (call to f_1): @user_script:3: -READONLY You can't write",
+            "readonly",
+        ),
+        (
+            "ERR Error running script (call to f_1): @user_script:3: -LOADING Redis is loading",
+            "loading",
+        ),
+        # What proxies say in a server's place.
+        ("ERR upstream failure", "proxy"),
+        ("ERR Connection reset by peer", "proxy"),
+        ("ERR server closed the connection", "proxy"),
+        ("ERR backend connection refused", "proxy"),
+        ("ERR Host is down", "proxy"),
+        # The command's own.
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", "wrongtype"),
+        ("NOSCRIPT No matching script. Please use EVAL.", "noscript"),
+        ("OOM command not allowed when used memory > 'maxmemory'.", "oom"),
+        ("NOPERM this user has no permissions to run the 'get' command", "noperm"),
+        ("ERR unknown command 'FOO'", "err"),
+        ("ERR value is not an integer or out of range", "err"),
+    ],
+)
+def test_an_error_has_an_owner(text: str, owner: str) -> None:
+    """The code says it; without one, the words that proxies use."""
+    assert owner_of(text) == owner
+
+
+READONLY = ReplyError("READONLY You can't write against a read only replica.")
+UNBLOCKED = ReplyError("UNBLOCKED force unblock from blocking operation")
+
+
+@pytest.mark.parametrize(
+    ("replies", "may"),
+    [
+        ([READONLY, READONLY], True),  # nothing was done
+        ([READONLY, b"1"], False),  # the second script was
+        ([READONLY, UNBLOCKED], False),  # the second may have been
+        ([], True),  # it was not sent
+    ],
+)
+def test_a_batch_that_must_not_be_sent_twice_is_sent_again_only_if_nothing_was_done(
+    replies: list[object], may: bool
+) -> None:
+    """Scripts that a replica refused have changed nothing. Reads and counts beside them do no harm."""
+    batch = Once([(b"EVALSHA", b"a", b"0"), (b"EVALSHA", b"b", b"0")])
+    assert may_repeat(batch, replies, idempotent=False) is may
+    assert may_repeat(batch, replies, idempotent=True)
+    with_counts = Once([*batch, (b"HINCRBY", b"stats", b"hits", b"1")])
+    assert may_repeat(with_counts, [*replies, 5] if replies else [], idempotent=False) is may
+
+
+def test_what_is_the_peers_is_dropped_and_found_anew() -> None:
+    """The words of the README's table."""
+    assert {"readonly", "masterdown", "loading", "unblocked", "proxy"} <= PEER
