@@ -41,7 +41,8 @@ def rehearsal(keys: Sequence[bytes], server: Explaining) -> Operation[None]:
     try:
         yield [(b"SCRIPT", b"LOAD", rehearse.text.source), rehearse(keys)]
     except RedisRefused as refused:
-        if is_misconfigured(refused):
+        # A script that has just been loaded can't be missing: several servers answer.
+        if is_misconfigured(refused) or refused.reason == "noscript":
             raise server.explain(RedisUnavailable(refused.reason, refused.detail)) from None
     except RedisUnavailable as away:
         if is_misconfigured(away):
