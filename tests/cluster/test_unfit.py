@@ -223,5 +223,5 @@ def test_a_flushed_script_is_no_mistake(
 
 
 def test_what_may_pass_is_deferred() -> None:
-    """A slot on its way, and scripts that are loaded for the next call, keep no invalidation from being delivered."""
+    """A slot on its way, and a script that is loaded for the next call, do not make an invalidation impossible."""
     assert not {"moved", "ask", "noscript", "tryagain", "clusterdown", "readonly"} & FINAL
