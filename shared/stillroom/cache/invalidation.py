@@ -174,7 +174,7 @@ class Invalidations:
         if not names:
             return 0
         replies = yield from self._invalidator.tell([b"k:" + name for name in names], defer)
-        return sum(min(count, 1) for counts in replies for count in counts)
+        return sum(count for counts in replies for count in counts)
 
     def invalidate_by_tag(
         self, *tags: str, soft: bool = False, defer: bool = False
