@@ -18,7 +18,8 @@ def wrap_loads(module: ModuleType, rooms: Sequence[Stillroom | AsyncStillroom]) 
 def _within_flask(module: ModuleType, rooms: Sequence[Stillroom | AsyncStillroom]) -> None:
     """Loaders beside a Flask app want its context, even if nobody has said so by `room.init_app(app)`."""
     flask = sys.modules.get("flask")
-    apps = [one for one in vars(module).values() if flask and isinstance(one, flask.Flask)]
+    names = vars(module).values()
+    apps = [one for one in names if flask and issubclass(type(one), flask.Flask)]  # not a proxy
     if len(apps) == 1:
         from stillroom.web.flask_room import load_within
 

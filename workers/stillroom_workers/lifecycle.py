@@ -80,8 +80,9 @@ def _where(error: BaseException) -> str:
 
 def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStillroom]:
     names = vars(module)
-    candidates = [names.get(attribute)] if attribute else list(names.values())
-    rooms = [room for room in candidates if isinstance(room, Stillroom | AsyncStillroom)]
+    candidates: list[Any] = [names.get(attribute)] if attribute else list(names.values())
+    # By type, not isinstance: that would ask a proxy, such as a shared task of Celery's, what it stands for.
+    rooms = [room for room in candidates if issubclass(type(room), Stillroom | AsyncStillroom)]
     return list({id(room): room for room in rooms}.values())
 
 
