@@ -19,7 +19,7 @@ from celery import signals
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
 from stillroom.own_celery import ignored
 from stillroom.shown import shown
-from stillroom_workers.frameworks import wrap_loads
+from stillroom_workers.frameworks import room_of_django, wrap_loads
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
 from stillroom_workers.working import Working
@@ -48,6 +48,8 @@ def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:
 def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
     """The rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one).
 
+    Where a module has none, Django's is meant, if there is one: its loaders are registered on `room()`.
+
     Raises SettingsError, whatever the module raises: an import may do anything, and end in SystemExit too.
     """
     path, _, attribute = spec.partition(":")
@@ -62,7 +64,7 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
     except BaseException as error:
         what = f"{type(error).__name__}: {error}{_where(error)}"
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {path} raised {what}") from error
-    rooms = _rooms_in(module, attribute)
+    rooms = _rooms_in(module, attribute) or ([] if attribute else room_of_django())
     if not rooms:
         what = f"{attribute} in {path} is not" if attribute else f"nothing in {path} is"
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {what} a Stillroom or AsyncStillroom")
