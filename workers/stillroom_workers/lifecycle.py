@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Iterator
@@ -25,6 +26,12 @@ from stillroom_workers.signs import SignsOfLife
 from stillroom_workers.working import Working
 
 log = logging.getLogger("stillroom.workers")
+
+LIBRARIES = (
+    sysconfig.get_path("stdlib"),
+    sysconfig.get_path("purelib"),
+    sysconfig.get_path("platlib"),
+)
 
 
 def open_room(settings: Settings) -> Stillroom:
@@ -73,11 +80,12 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
 
 
 def _where(error: BaseException) -> str:
-    """The line that raised it, or nothing for a SyntaxError, which says so itself."""
+    """The last line of the project's own that led to it, or nothing for a SyntaxError, which says so itself."""
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, SyntaxError) or not frames:
+    own = [one for one in frames if not one.filename.startswith((*LIBRARIES, "<frozen"))] or frames
+    if isinstance(error, SyntaxError) or not own:
         return ""
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    return f" ({own[-1].filename}, line {own[-1].lineno})"
 
 
 def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStillroom]:
