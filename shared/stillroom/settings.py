@@ -224,6 +224,11 @@ class Settings(BaseSettings):
     """Deferred invalidations a process keeps while Redis is away. One more turns them into one `clear()`."""
     marks_limit: int = Field(20_000, ge=100)
     """Invalidations a process remembers."""
+    near_limit: int = Field(64 * 1024 * 1024, ge=0)
+    """Bytes of copies that a process keeps for loaders and reads with `near`."""
+    near_away: SecondsOrNone = 0.0
+    """Seconds for which a process serves such copies while Redis is away. Others may have invalidated them.
+    0: it does not."""
     away_ttl: float = Field(1.0, ge=0, le=60)
     """Seconds for which a process serves a value that it has just loaded while Redis is away. 0: each caller
     loads for itself."""

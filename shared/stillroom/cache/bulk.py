@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 from stillroom.cache.bites import KEYS_AT_ONCE, Bites, in_bites
 from stillroom.cache.core import LATE, WON, Attempt, Core, Ready, Stale, load_lease, loading
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.invalidation import INVALIDATION
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
 from stillroom.codec import MISS
@@ -17,7 +16,6 @@ from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
-from stillroom.wire import Command
 
 T = TypeVar("T")
 Found: TypeAlias = tuple[Entry, Freshness]
@@ -103,29 +101,11 @@ class Bulk(Core):
         names = names_of(keys)
         if not names:
             return {}
-        self.away.forget(b"k:" + name for name in names.values())
-        held: list[Any] = []
-        failure: RedisUnavailable | None = None
-        bites = Bites([*names.values()], KEYS_AT_ONCE)
-        while bites.left:
-            yield from bites.turn()
-            try:
-                held += yield from self._invalidate_bite(bites.next())
-            except RedisUnavailable as error:
-                if bites.again(error):
-                    continue
-                failure = failure or error
-            bites.done()
-        if failure is not None:
-            raise failure
-        return {key: bool(count) for key, count in zip(names, held, strict=True)}
-
-    def _invalidate_bite(self, names: Sequence[bytes]) -> Operation[list[Any]]:
-        yield from self.terms.agree()
-        batch: list[Command] = [(b"DEL", *map(self.keys.lease, names))]
-        batch += [(b"UNLINK", self.keys.entry(name), self.keys.other(name)) for name in names]
-        _, *counts = yield from self._memo.changing(batch, INVALIDATION)
-        return counts
+        replies = yield from self._invalidator.tell(
+            [b"k:" + name for name in names.values()], False
+        )
+        counts = [count for some in replies for count in some]
+        return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload
     def get_or_set_many(

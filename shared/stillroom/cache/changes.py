@@ -159,8 +159,10 @@ class Changes(Core):
         entry = seen.entry
         assert entry is not None
         place = self.keys.other if entry.is_beside else self.keys.entry
-        keys = [place(name), self.keys.lease(name), self.keys.marks]
+        keys = [place(name), self.keys.lease(name), self.keys.clock, self.keys.marks]
+        keys += [self.keys.near, self.keys.named]
         keys += map(self.keys.index, entry.tags)
         indexed = place(name).removeprefix(self.keys.entry_prefix)
         becomes = (entry.epoch, entry.stamp, indexed, body, ttl, life)
-        return replace(keys, seen.head, *becomes, IN_TIME, seen.seq, int(is_new))
+        given = IN_TIME, seen.seq, int(is_new), self.terms.new_epoch(), name
+        return replace(keys, seen.head, *becomes, *given)
