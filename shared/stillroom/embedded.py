@@ -23,6 +23,7 @@ from typing import IO, Self
 
 from stillroom.errors import StillroomError
 from stillroom.leash import Leashed, until
+from stillroom.misuse import explained
 
 HOST = "127.0.0.1"
 START_WITHIN = 10.0  # seconds, reading an append-only file included
@@ -49,6 +50,7 @@ class EmbeddedServerError(StillroomError):
         self.log = log
 
 
+@explained
 class EmbeddedServer:
     """A Valkey server on 127.0.0.1 that lives as long as the `with` block, or until `stop()`.
 

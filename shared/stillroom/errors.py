@@ -19,6 +19,10 @@ class InvalidArgument(StillroomError, TypeError, ValueError):
     """An argument can't be used: an unknown keyword, the wrong type, out of range. It says what is."""
 
 
+class UnknownSetting(SettingsError, InvalidArgument):
+    """A room was given by name what is no setting."""
+
+
 class InvalidKey(StillroomError, ValueError):
     """A key, tag or key template can't be used; `given` is what came in, `reason` why not."""
 
@@ -73,7 +77,8 @@ class LoadFailed(StillroomError):
 class LoadShed(StillroomError):
     """As many loads of this loader are under way as `at_once` allows, and the queue is too long.
 
-    Answer 503 with `Retry-After: retry_after` (seconds).
+    Where nobody handles it, the middlewares, Flask's `init_app` and Django's session middleware answer 503 with
+    `Retry-After: retry_after` (seconds).
     """
 
     def __init__(self, loader: str, at_once: int, retry_after: float) -> None:

@@ -32,7 +32,7 @@ from stillroom.cache import (
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.durations import Duration
-from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable
+from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable, UnknownSetting, did_you_mean
 from stillroom.events import Event, Observer, Watch, hook_to, watch_drivers
 from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
@@ -40,6 +40,7 @@ from stillroom.keys import Keys
 from stillroom.known_bans import KnownBans, ban_file
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
+from stillroom.misuse import explained
 from stillroom.operation import (
     AsyncDriver,
     Driver,
@@ -287,6 +288,7 @@ class Stillroom(_Room):
         ]
         self.operations = self._operations(health, self.cache, self.state)
 
+    @explained
     def init_app(self, app: Any, **options: Any) -> None:
         """Make this the room of a Flask app. For an app factory, too; the room itself is made at module level.
 
@@ -298,6 +300,7 @@ class Stillroom(_Room):
         # By name: rooms know no framework, and only who calls this has one.
         import_module("stillroom.web.flask_room").init_app(self, app, **options)
 
+    @explained
     def lock(
         self,
         name: str,
@@ -316,6 +319,7 @@ class Stillroom(_Room):
         """
         return Lock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
+    @explained
     def semaphore(
         self,
         name: str,
@@ -428,6 +432,7 @@ class AsyncStillroom(_Room):
         in_threads = Cache(parts.cache, parts.images, aside[0])
         self.operations = self._operations(health, in_threads, self.state)
 
+    @explained
     def lock(
         self,
         name: str,
@@ -439,6 +444,7 @@ class AsyncStillroom(_Room):
         """A lock that all processes share: `async with room.lock("import") as held: …`. See Stillroom.lock."""
         return AsyncLock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
+    @explained
     def semaphore(
         self,
         name: str,
@@ -496,6 +502,10 @@ class AsyncStillroom(_Room):
 
 def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
     """What a room was given as its settings: none, a Redis URL, them, or some by name."""
+    known = [*Settings.model_fields, "dispatch"]
+    if unknown := [name for name in values if name not in known]:
+        near = did_you_mean(unknown[0], known)
+        raise UnknownSetting(f"{unknown[0]} is not a setting{near}")
     if isinstance(given, str):
         if "redis_url" in values:
             raise InvalidArgument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import takewhile
 from typing import Any
 
@@ -15,6 +16,7 @@ from stillroom import (
     SessionConflict,
     SessionDataRefused,
     SessionEnded,
+    SessionNotFresh,
     SessionStoreUnavailable,
     SessionUnreadable,
     SettingsError,
@@ -298,6 +300,22 @@ def test_settings_out_of_range_say_what_is_allowed(room: Any) -> None:
         room.sessions.create(None, max_per_user=1)
     with pytest.raises(SettingsError, match="grace"):
         room.sessions.rotate(room.sessions.create("u1"), grace=-1)
+
+
+def test_times_may_be_timedeltas(room: Any) -> None:
+    """As everywhere."""
+    hour = timedelta(hours=1)
+    made = room.sessions.create("u1", idle=hour, absolute=2 * hour)
+    assert made.expires_at == pytest.approx(made.read_at + 3600)
+    assert room.sessions.get(made, fresh=hour) is not None
+    assert made.is_fresh(hour)
+    with pytest.raises(SettingsError, match="grace='5': a number of seconds"):
+        room.sessions.rotate(made, grace="5")
+    rotated = room.sessions.rotate(made, grace=hour)
+    assert room.sessions.get(made.token) is not None
+    assert rotated.token != made.token
+    with pytest.raises(SessionNotFresh):
+        room.sessions.get(room.sessions.create("u1", fresh=False), fresh=hour)
 
 
 NASTY = [

@@ -9,9 +9,11 @@ import traceback
 import typing
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
+from flask import Flask
 
 from stillroom import (
     API,
@@ -26,8 +28,15 @@ from stillroom import (
     Settings,
     SettingsError,
     Stillroom,
+    web,
 )
 from stillroom.cache import AsyncCache, Cache, CacheBody, Images, ShardedBody
+from stillroom.embedded import EmbeddedServer
+from stillroom.integrations.sqlalchemy import AfterCommit
+from stillroom.testing import Clock
+from stillroom.testing.override import overridden
+from stillroom.web import WebSession, asgi, fastapi, flask, starlette, wsgi
+from stillroom.web.pages import Pages
 
 SERVICES = ("cache", "sessions", "limits", "abuse", "health", "tasks", "upkeep")
 # Never awaited, in both faces.
@@ -132,6 +141,52 @@ def test_an_option_nobody_knows_is_refused_with_the_right_one(kind: Any, call: s
         _finish(method(*args, **{wrong: 1}))
 
 
+MADE: dict[str, tuple[Callable[..., Any], str]] = {
+    "Stillroom": (Stillroom, "dispach"),
+    "AsyncStillroom": (AsyncStillroom, "tll"),
+    "Stillroom.lock": (Stillroom(dispatch=NoDispatch()).lock, "leese"),
+    "AsyncStillroom.lock": (AsyncStillroom(dispatch=NoDispatch()).lock, "waits"),
+    "Stillroom.semaphore": (Stillroom(dispatch=NoDispatch()).semaphore, "slot"),
+    "AsyncStillroom.semaphore": (AsyncStillroom(dispatch=NoDispatch()).semaphore, "longst"),
+    "Limits.hold": (Stillroom(dispatch=NoDispatch()).limits.hold, "rout"),
+    "AsyncLimits.hold": (AsyncStillroom(dispatch=NoDispatch()).limits.hold, "costs"),
+    "Limit": (Limit, "in_fligth"),
+    "Route": (Route, "methdos"),
+    "Routes": (Routes, "defalt"),
+    "ASGI's StillroomMiddleware": (asgi.StillroomMiddleware, "route"),
+    "WSGI's StillroomMiddleware": (wsgi.StillroomMiddleware, "sesions"),
+    "HealthASGI": (web.HealthASGI, "rom"),
+    "HealthWSGI": (web.HealthWSGI, "rom"),
+    "SessionCookie": (web.SessionCookie, "same_sit"),
+    "WebSession.login": (partial(WebSession.login, None, "ann"), "idel"),
+    "FlaskSession.login": (partial(flask.FlaskSession.login, None, "ann"), "mata"),
+    "Starlette's limited": (starlette.limited, "cots"),
+    "Starlette's fresh_session": (starlette.fresh_session, "second"),
+    "FastAPI's limited": (fastapi.limited, "exempt_wen"),
+    "Flask's limited": (flask.limited, "coun"),
+    "Flask's fresh": (flask.fresh, "second"),
+    "StillroomLimits": (flask.StillroomLimits, "rende"),
+    "StillroomSessions": (flask.StillroomSessions, "cokie"),
+    "init_app": (partial(Stillroom(dispatch=NoDispatch()).init_app, Flask("app")), "sesions"),
+    "Pages": (Pages, "cdnn"),
+    "Pages.page": (Pages(Stillroom(dispatch=NoDispatch())).page, "swrr"),
+    "AfterCommit.invalidate_by_tag": (
+        partial(AfterCommit(Stillroom(dispatch=NoDispatch())).invalidate_by_tag, None),
+        "sotf",
+    ),
+    "EmbeddedServer": (EmbeddedServer, "prot"),
+    "overridden": (overridden, "dispach"),
+}
+
+
+@pytest.mark.parametrize("what", MADE)
+def test_what_is_made_or_decorated_suggests_the_right_option_too(what: str) -> None:
+    """Frameworks' classes, decorators, locks and what tests are made with: where it is written."""
+    call, wrong = MADE[what]
+    with pytest.raises(TypeError, match=rf"'?{wrong}\b.*did you mean"):
+        call(**{wrong: 1})
+
+
 def _finish(result: Any) -> Any:
     return asyncio.run(result) if inspect.iscoroutine(result) else result
 
@@ -145,6 +200,30 @@ def test_a_type_error_from_within_is_not_taken_for_a_wrong_call(sync_room: Still
     with pytest.raises(TypeError, match=r"^load") as caught:
         sync_room.cache.get_or_set("k", fails, ttl=1)
     assert not isinstance(caught.value, InvalidArgument)
+
+
+TIMES: dict[str, Callable[[Stillroom, Any], Any]] = {
+    "sessions' idle": lambda room, t: room.sessions.create("ann", idle=t),
+    "sessions' absolute": lambda room, t: room.sessions.create("ann", absolute=t),
+    "a limit's wait": lambda room, t: room.limits.wait("203.0.113.9", [API], timeout=t),
+    "a change of a limit": lambda room, t: room.limits.change("api", 1, 1, t),
+    "a ban": lambda room, t: room.abuse.ban("203.0.113.9", t),
+    "a lock's lease": lambda room, t: room.lock("k", lease=t),
+    "Flask's fresh": lambda _, t: flask.fresh(t),
+    "Starlette's fresh_session": lambda _, t: starlette.fresh_session(t),
+    "a page": lambda room, t: Pages(room).page(ttl=t),
+    "a clock": lambda room, t: Clock(room).advance(t),
+}
+
+
+@pytest.mark.parametrize("given", ["60", True, float("nan"), float("-inf"), [60], None], ids=repr)
+@pytest.mark.parametrize("what", TIMES)
+def test_other_times_are_so_too(sync_room: Stillroom, what: str, given: Any) -> None:
+    """Nowhere is text a time; None is the default where there is one."""
+    if given is None and what in ("sessions' idle", "sessions' absolute", "a page"):
+        pytest.skip("None is the setting's")
+    with pytest.raises((InvalidArgument, SettingsError), match=r"=.*a number of seconds"):
+        TIMES[what](sync_room, given)
 
 
 WRONG_TIMES = ["60", True, float("nan"), float("inf"), -1, timedelta(seconds=-1), [60], b"60"]

@@ -19,13 +19,14 @@ from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.test import override_settings
+from django.test import RequestFactory, override_settings
 from django.urls import path
 from django.utils.safestring import SafeString, mark_safe
 from django.views.decorators.cache import cache_page
 
 from stillroom import (
     DEFAULT,
+    LoadShed,
     RedisUnavailable,
     Routes,
     SessionDataRefused,
@@ -35,6 +36,7 @@ from stillroom import (
 )
 from stillroom.codec import Unencodable
 from stillroom.web.django import room as room_of_django
+from stillroom.web.django.middleware import SessionMiddleware
 from stillroom.web.django.sessions import SessionStore
 from stillroom.web.django.views import fresh
 from stillroom.web.wsgi import StillroomMiddleware
@@ -514,6 +516,16 @@ class Place(NamedTuple):
 
 class Moment(datetime.datetime):
     """As libraries for times have them."""
+
+
+def test_a_load_that_is_shed_is_a_503_that_says_when_to_come_again() -> None:
+    """Of a view that does not handle it; other errors are left to Django."""
+    middleware = SessionMiddleware(lambda _: HttpResponse())
+    request = RequestFactory().get("/")
+    answer = middleware.process_exception(request, LoadShed("prices", 20, 1.5))
+    assert answer is not None
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+    assert middleware.process_exception(request, ValueError()) is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from stillroom.abuse.ban import Ban, read_ban
 from stillroom.abuse.event import Event, check_kind, cleaned, cleaned_route, kinds_of_apps
 from stillroom.abuse.rules import Rule, kinds_of, read_rules
 from stillroom.abuse.scan import EVENT_LIFE_MS, PEACE_MS, Scan
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import BanRefused, EventRefused, RedisRefused, RedisUnavailable
 from stillroom.exempt import Exempt
 from stillroom.keys import Keys
@@ -156,7 +157,7 @@ class AbuseBody:
 
     # Bans
 
-    def ban(self, subject: str, seconds: float, reason: str = "") -> Operation[Ban]:
+    def ban(self, subject: str, seconds: Duration, reason: str = "") -> Operation[Ban]:
         """Ban an address (of IPv6: the client's /64), or any network, for so long. An earlier ban is replaced.
 
         Each width of networks that has a ban (`203.0.113.0/24`) costs every check a look; there may be 8 of them at
@@ -165,6 +166,7 @@ class AbuseBody:
         a client's, a ninth width, and a time out of range. Redis away: RedisUnavailable.
         """
         name = self._bannable(subject)
+        seconds = seconds_of("seconds", seconds, least=-LONGEST_BY_HAND_S)
         if not 1 <= seconds <= LONGEST_BY_HAND_S:
             raise BanRefused(subject, f"{seconds:g} seconds; a ban is for 1 second to 30 days")
         ms, why = round(seconds * 1000), cleaned(reason)

@@ -6,6 +6,7 @@ from stillroom.face import Face, awaiting, blocking
 from stillroom.health.body import HealthBody
 from stillroom.health.probe import Probe
 from stillroom.health.report import Role
+from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver
 
 
@@ -22,6 +23,7 @@ class Health(Face):
     past = blocking(HealthBody.past)
     figures = blocking(HealthBody.figures)
 
+    @explained
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""
         self._body.register(role, probe, shard)
@@ -40,6 +42,7 @@ class AsyncHealth(Face):
     past = awaiting(HealthBody.past)
     figures = awaiting(HealthBody.figures)
 
+    @explained
     def register(self, role: Role, probe: Probe, shard: int = 0) -> None:
         """See HealthBody.register."""
         self._body.register(role, probe, shard)

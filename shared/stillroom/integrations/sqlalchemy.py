@@ -44,6 +44,7 @@ from stillroom.integrations.model_tags import (
     tags_of_model,
 )
 from stillroom.integrations.pending import Pending, blocking_cache, deliver, deliver_async
+from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.unsettled import watch
 
@@ -134,6 +135,7 @@ class AfterCommit:
         """Invalidate these keys after the commit of the session's transaction. Raises InvalidKey."""
         self._pending_of(session).add_keys(keys)
 
+    @explained
     def invalidate_by_tag(self, session: AnySession, *tags: str, soft: bool = False) -> None:
         """Invalidate these tags after the commit. `soft`: see Cache.invalidate_by_tag. Raises InvalidKey."""
         self._pending_of(session).add_tags(tags, soft=soft)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stillroom.counted import LIMIT
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable
 from stillroom.keys import WOULD_DENY, Keys
 from stillroom.known_bans import KnownBans
@@ -114,7 +115,7 @@ class LimitsBody(Operating):
         limits: Sequence[Limit],
         cost: int = 1,
         *,
-        timeout: float = 10.0,
+        timeout: Duration = 10.0,
         route: str = "",
     ) -> Operation[Decision]:
         """Consume as soon as it fits: for calls that this app makes itself, to an API that limits them.
@@ -123,10 +124,9 @@ class LimitsBody(Operating):
         comes at once where waiting would take longer, or would be in vain: a ban, a cost over a whole quota. To
         wait is no denial: nobody is told. Several that wait are served in no order. Otherwise like `check`.
         """
-        if not 0 <= timeout <= LONGEST_WAIT_S:
-            raise InvalidLimit(timeout, f"timeout is 0 to {LONGEST_WAIT_S:,.0f} seconds")
+        seconds = seconds_of("timeout", timeout, least=0, most=LONGEST_WAIT_S)
         _check_holds_nothing(self._requests.make(subject, limits, cost, route))
-        return self._waiting(subject, limits, cost, timeout, route)
+        return self._waiting(subject, limits, cost, seconds, route)
 
     def peek(self, subject: Subject, limits: Sequence[Limit], cost: int = 1) -> Operation[Decision]:
         """What `check` would decide. Consumes, counts and tells nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidLimit, did_you_mean
 from stillroom.keys import Keys
 from stillroom.limits.changes import LONGEST_S, MOST, Change, checked, known_names, read_changes
@@ -17,7 +18,7 @@ class Operating:
     _server: Server
 
     def change(
-        self, name: str, quota: int, window: int, seconds: float, by: str = ""
+        self, name: str, quota: int, window: int, seconds: Duration, by: str = ""
     ) -> Operation[Change]:
         """Let the limit of this name be another one for so many seconds, up to 30 days, in all processes.
 
@@ -26,9 +27,8 @@ class Operating:
         name that no process has used, where they have used others.
         """
         checked(name, quota, window, 0.0)
-        if not 1 <= seconds <= LONGEST_S:
-            raise InvalidLimit(seconds, f"a change lasts 1 to {LONGEST_S:,} seconds")
-        return self._changing(name, quota, window, round(seconds), by[:100])
+        lasts = seconds_of("seconds", seconds, least=1, most=LONGEST_S)
+        return self._changing(name, quota, window, round(lasts), by[:100])
 
     def restore(self, name: str) -> Operation[bool]:
         """End a change before its time. True if there was one."""

@@ -18,8 +18,10 @@ from pydantic import SecretStr
 from stillroom import pepper
 from stillroom.codec import Codec
 from stillroom.dispatch import Dispatch
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     OF_THE_COMMAND,
+    InvalidArgument,
     SessionConflict,
     SessionDataRefused,
     SessionEnded,
@@ -129,8 +131,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
@@ -145,8 +147,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
@@ -160,8 +162,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         replaces: Known | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
@@ -170,7 +172,8 @@ class SessionsBody(Asking):
     ) -> Operation[Session[Any]]:
         """Begin a session; its `token` goes into the cookie. `user_id=None` makes an anonymous session.
 
-        `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds.
+        `data`: a mapping, a model or a dataclass. `meta` is for lists of devices. `idle`, `absolute`: seconds, or
+        timedeltas.
         `replaces`: the session before the login, which ends with it (a token planted there opens
         nothing afterwards). `max_per_user` (up to 300) with `on_cap` "evict_oldest" or "reject", which raises
         TooManySessions and ends nothing. Where an app has begun to cap late, each login evicts up to 100.
@@ -196,8 +199,8 @@ class SessionsBody(Asking):
         *,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
         max_per_user: int | None = None,
         on_cap: str = "evict_oldest",
         device: str | None = None,
@@ -234,8 +237,8 @@ class SessionsBody(Asking):
         token: str,
         data: Mapping[str, Any],
         *,
-        idle: float | None = None,
-        absolute: float | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
     ) -> Operation[Session[Any]]:
         """Begin an anonymous session in the place of one that has ended, for a request that came with its token.
 
@@ -255,8 +258,8 @@ class SessionsBody(Asking):
         data: Any,
         tags: Sequence[str],
         meta: Mapping[str, Any] | None,
-        idle: float | None,
-        absolute: float | None,
+        idle: Duration | None,
+        absolute: Duration | None,
         replaces: Known | None,
         max_per_user: int | None,
         on_cap: str,
@@ -308,11 +311,11 @@ class SessionsBody(Asking):
         type: None = None,
         *,
         touch: bool = True,
-        fresh: float | None = None,
+        fresh: Duration | None = None,
     ) -> Operation[Session[dict[str, Any]] | None]: ...
     @overload
     def get(
-        self, session: Known, type: type[T], *, touch: bool = True, fresh: float | None = None
+        self, session: Known, type: type[T], *, touch: bool = True, fresh: Duration | None = None
     ) -> Operation[Session[T] | None]: ...
     def get(
         self,
@@ -320,13 +323,13 @@ class SessionsBody(Asking):
         type: Any = None,
         *,
         touch: bool = True,
-        fresh: float | None = None,
+        fresh: Duration | None = None,
     ) -> Operation[Session[Any] | None]:
         """The session of this token or id; None if it never was, has ended, has expired, or was rotated away.
 
         `type`: a pydantic model or any other type of its data. `touch=False`: reading it does not keep it alive.
-        `fresh`: seconds; raises SessionNotFresh for a session whose user has not proved within them who he is, by
-        the login that began it or by `confirm`.
+        `fresh`: seconds, or a timedelta; raises SessionNotFresh for a session whose user has not proved within
+        them who he is, by the login that began it or by `confirm`.
         What no token of ours looks like costs no round trip. Raises SessionUnreadable.
         Redis away: SessionStoreUnavailable, which is not a logout.
         """
@@ -442,14 +445,14 @@ class SessionsBody(Asking):
 
     @overload
     def rotate(
-        self, session: Known, type: None = None, *, grace: float | None = None
+        self, session: Known, type: None = None, *, grace: Duration | None = None
     ) -> Operation[Session[dict[str, Any]]]: ...
     @overload
     def rotate(
-        self, session: Known, type: type[T], *, grace: float | None = None
+        self, session: Known, type: type[T], *, grace: Duration | None = None
     ) -> Operation[Session[T]]: ...
     def rotate(
-        self, session: Known, type: Any = None, *, grace: float | None = None
+        self, session: Known, type: Any = None, *, grace: Duration | None = None
     ) -> Operation[Session[Any]]:
         """Give the session a new token. The old one works for `grace` seconds more (default: the settings').
 
@@ -460,7 +463,7 @@ class SessionsBody(Asking):
         """
         return (yield from self._rotate(session, type, grace, is_proof=False))
 
-    def confirm(self, session: Known, *, grace: float | None = None) -> Operation[Session[Any]]:
+    def confirm(self, session: Known, *, grace: Duration | None = None) -> Operation[Session[Any]]:
         """The user has just proved again who he is: the session is fresh from now on, under a new token.
 
         See `get(fresh=…)`, and `rotate` for everything else.
@@ -475,7 +478,7 @@ class SessionsBody(Asking):
         self,
         session: Known,
         type: Any,
-        grace: float | None,
+        grace: Duration | None,
         *,
         is_proof: bool,
         brings_cookie: bool = False,
@@ -483,9 +486,8 @@ class SessionsBody(Asking):
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")
-        seconds = self.settings.session_grace if grace is None else grace
-        if not 0 <= seconds <= 3_600:
-            raise SettingsError(f"grace={seconds!r}: 0 to 3,600 seconds")
+        given = self.settings.session_grace if grace is None else grace
+        seconds = _seconds("grace", given, least=0.0, most=3_600.0)
         token, fresh = self._new_place(place.shard)
         old, new = self._names(place), self._names(fresh)
         prefix = self._keys.shard(place.shard)
@@ -882,16 +884,13 @@ class SessionsBody(Asking):
             raise SessionEnded("missing")  # better none is ended than all by mistake
         return place
 
-    def _times_of(self, idle: float | None, absolute: float | None) -> tuple[int, int]:
+    def _times_of(self, idle: Duration | None, absolute: Duration | None) -> tuple[int, int]:
         """In µs. Raises SettingsError."""
-        times = (
-            self.settings.session_idle if idle is None else idle,
-            self.settings.session_absolute if absolute is None else absolute,
-        )
-        for name, seconds in zip(("idle", "absolute"), times, strict=True):
-            if not 0.001 <= seconds <= LONGEST_S:
-                raise SettingsError(f"{name}={seconds!r}: 0.001 to {LONGEST_S:,} seconds")
-        return _us(times[0]), _us(times[1])
+        idle = self.settings.session_idle if idle is None else idle
+        absolute = self.settings.session_absolute if absolute is None else absolute
+        given = ("idle", idle), ("absolute", absolute)
+        first, last = [_us(_seconds(name, one, least=0.001, most=LONGEST_S)) for name, one in given]
+        return first, last
 
     def _limits(self) -> tuple[int, int]:
         return self.settings.session_data_limit, self.settings.session_keys_limit
@@ -930,10 +929,10 @@ class SessionsBody(Asking):
                 log.exception("a listener of session events failed")
 
 
-def not_fresh(session: Session[Any], within: float) -> SessionNotFresh:
+def not_fresh(session: Session[Any], within: Duration) -> SessionNotFresh:
     """The error to raise for a session that is not fresh."""
-    proved = session.authenticated_at
-    return SessionNotFresh(within, None if proved is None else session.read_at - proved)
+    proved, seconds = session.authenticated_at, seconds_of("fresh", within, least=0)
+    return SessionNotFresh(seconds, None if proved is None else session.read_at - proved)
 
 
 def _token_of(session: Known) -> str:
@@ -942,6 +941,14 @@ def _token_of(session: Known) -> str:
     if isinstance(session, Session):
         return session.token
     return session.get_secret_value() if isinstance(session, SecretStr) else str(session)
+
+
+def _seconds(name: str, given: Duration, *, least: float, most: float) -> float:
+    """Raises SettingsError: an argument stands in the place of a setting."""
+    try:
+        return seconds_of(name, given, least=least, most=most)
+    except InvalidArgument as error:
+        raise SettingsError(str(error)) from None
 
 
 def _us(seconds: float) -> int:

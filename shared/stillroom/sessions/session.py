@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import SecretStr, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionDataRefused, SessionUnreadable, ValueTooLarge
 from stillroom.keys import original, sanitized
 from stillroom.marked import Marks, has_marks
@@ -87,10 +88,10 @@ class Session(Generic[T]):
         """The server's time when it was read or made, seconds since 1970."""
         return self.device.last_seen + self._about[4] / 1e6
 
-    def is_fresh(self, seconds: float) -> bool:
+    def is_fresh(self, seconds: Duration) -> bool:
         """Tell whether the user proved who he is not longer than this before the session was read."""
-        proved = self.device.authenticated_at
-        return proved is not None and self.read_at - proved <= seconds
+        most, proved = seconds_of("seconds", seconds, least=0), self.device.authenticated_at
+        return proved is not None and self.read_at - proved <= most
 
     @property
     def text(self) -> bytes:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import redis
+from stillroom.durations import Duration, seconds_of
+from stillroom.errors import InvalidArgument
 from stillroom.keys import glob_literal, kind_of
 from stillroom.room import AsyncStillroom, Stillroom, living_rooms
 
@@ -28,10 +30,12 @@ class Clock:
     def __init__(self, room: Stillroom | AsyncStillroom) -> None:
         self._room = room
 
-    def advance(self, seconds: float) -> None:
-        """`seconds`: more than 0."""
-        if not seconds > 0:
-            raise ValueError(f"seconds={seconds!r}: a clock is moved forward")
+    def advance(self, seconds: Duration) -> None:
+        """Move it forward by `seconds`, or a timedelta: at least 0.001 s. Raises InvalidArgument."""
+        try:
+            seconds = seconds_of("seconds", seconds)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{error}: a clock is moved forward") from None
         for client in self._clients():
             for key in self._keys(client):
                 _shorten(client, key, seconds)

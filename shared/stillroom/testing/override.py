@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from stillroom.dispatch import Dispatch, InlineDispatch
+from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.settings import Settings
 from stillroom.testing.parts import parts_of, twins
@@ -15,6 +16,7 @@ from stillroom.testing.parts import parts_of, twins
 R = TypeVar("R", Stillroom, AsyncStillroom)
 
 
+@explained
 @contextmanager
 def overridden(room: R, settings: Settings, *, dispatch: Dispatch | None = None) -> Iterator[R]:
     """Let this room, and whoever got hold of a part of it, work with these settings until the block ends.

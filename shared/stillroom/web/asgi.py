@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from stillroom.errors import SessionStoreUnavailable
+from stillroom.errors import LoadShed, SessionStoreUnavailable
 from stillroom.limits import Route
 from stillroom.limits.routes import below
+from stillroom.misuse import explained
 from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
@@ -19,7 +20,7 @@ from stillroom.web.ending import Header, lacking, report_loss
 from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import Asked, Middleware
 from stillroom.web.limited import Charge
-from stillroom.web.problem import Answer, failed, foreign
+from stillroom.web.problem import Answer, failed, foreign, shed
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.scope_session import Ahead, ScopeSession
 from stillroom.web.sockets import (
@@ -49,6 +50,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+@explained
 class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     """Keeps limits, of a route table and of endpoints, and gives each request its session.
 
@@ -279,6 +281,11 @@ class _Response:
             if not self._has_begun:
                 cors = await self._middleware.cors_of(self._scope)
                 await self._answer(failed(error, self._method), cors)
+        except LoadShed as error:
+            if self._has_begun:
+                raise
+            cors = await self._middleware.cors_of(self._scope)
+            await self._answer(shed(error, self._method), cors)
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and not self._has_begun:

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillroom.health import Report
 from stillroom.health.past import NOT_TOLD
+from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom
 from stillroom.web.health import (
     STALE_S,
@@ -29,6 +30,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
+@explained
 class HealthASGI:
     """See HealthWSGI: the same for ASGI servers. `app.add_middleware(HealthASGI, room=room)` wraps an app too."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from stillroom.limits.routes import Counted
+from stillroom.misuse import explained
 from stillroom.web.limited import MARK, By, Limitation, When, declared
 from stillroom.web.starlette import load_session
 from stillroom.web.starlette_limits import LimitExceeded, check, exempt
@@ -20,6 +21,7 @@ from stillroom.web.starlette_limits import LimitExceeded, check, exempt
 __all__ = ["LimitExceeded", "exempt", "limited", "load_session"]
 
 
+@explained
 def limited(
     *limits: Limitation,
     by: By = None,

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from flask import Flask, Request, Response, abort, g, has_app_context, session
 from flask.sessions import SessionInterface, SessionMixin
 
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SettingsError
+from stillroom.misuse import explained
 from stillroom.operation import Operation
 from stillroom.room import Stillroom
 from stillroom.sessions import Session
@@ -83,13 +85,13 @@ class FlaskSession(WebSession, SessionMixin):
         """Whether there was none before this request."""
         return self.found is None
 
-    def login(self, user_id: str, **options: Any) -> None:
-        """See WebSession.login. It goes before what Flask-Login says in the same request."""
+    def _begin_login(self, login: Login) -> None:
+        """It goes before what Flask-Login says in the same request."""
         if self._follows_flask_login:
             self._login, self._follows_flask_login = None, False
-        super().login(user_id, **options)
+        super()._begin_login(login)
 
-    def is_fresh(self, seconds: float) -> bool:
+    def is_fresh(self, seconds: Duration) -> bool:
         """See WebSession.is_fresh. Who Flask-Login only remembers is not fresh."""
         return self.get(FRESH, True) is not False and super().is_fresh(seconds)
 
@@ -185,6 +187,7 @@ class FlaskSession(WebSession, SessionMixin):
         return super()._kept_for(made) if self.permanent else None
 
 
+@explained
 class StillroomSessions(SessionInterface):
     """Keeps Flask's sessions in Redis.
 
@@ -280,9 +283,11 @@ def _cookie_of(config: Any) -> SessionCookie:
     )
 
 
-def fresh(seconds: float) -> Callable[[View], View]:
+@explained
+def fresh(seconds: Duration) -> Callable[[View], View]:
     """Return a decorator for views that change a password or an address: 401 unless the session's user has proved
     within so many seconds who he is. After he has proved it again call `session.confirm()`."""
+    seconds = seconds_of("seconds", seconds, least=0)
 
     def decorated(view: View) -> View:
         @wraps(view)

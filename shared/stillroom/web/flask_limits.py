@@ -14,6 +14,7 @@ from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision, Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
+from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
 from stillroom.web.ending import lacking
@@ -47,6 +48,7 @@ class LimitExceeded(HTTPException):
         self.decision = decision
 
 
+@explained
 class StillroomLimits:
     """Keeps the limits of an app's views: `StillroomLimits(app, room)`, or `init_app(app, room)` later.
 
@@ -148,6 +150,7 @@ class StillroomLimits:
         return LimitExceeded(visit.refused, answer)
 
 
+@explained
 def limited(
     *limits: Limitation,
     by: By = None,

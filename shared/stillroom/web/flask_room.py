@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from flask import Flask, current_app, has_app_context
+from flask import Flask, Response, current_app, has_app_context
 from werkzeug.local import LocalProxy
 
-from stillroom.errors import SettingsError
+from stillroom.errors import LoadShed, SettingsError
 from stillroom.limits import Routes
+from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.flask import StillroomSessions
 from stillroom.web.gate import SubjectOf
+from stillroom.web.problem import shed
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import StillroomMiddleware
 from stillroom.web.wsgi_health import HealthWSGI
@@ -29,6 +31,7 @@ from stillroom.web.wsgi_health import HealthWSGI
 EXTENSION = "stillroom"
 
 
+@explained
 def init_app(
     room: Stillroom,
     app: Flask,
@@ -57,7 +60,14 @@ def init_app(
     if health:
         inner = HealthWSGI(room, inner)
     app.wsgi_app = inner  # type: ignore[method-assign]
+    if LoadShed not in app.error_handler_spec[None][None]:  # Flask would make a 500 of it
+        app.register_error_handler(LoadShed, _answer_shed)
     load_within(room, app)
+
+
+def _answer_shed(error: LoadShed) -> Response:
+    answer = shed(error)
+    return Response(answer.body, answer.status, answer.headers)
 
 
 def load_within(room: Stillroom | AsyncStillroom, app: Flask) -> None:

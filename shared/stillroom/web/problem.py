@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
-from stillroom.errors import SessionEnded, SessionNotFresh, StillroomError
+from stillroom.errors import LoadShed, SessionEnded, SessionNotFresh, StillroomError
 
 RETRY_AFTER_S = 2  # the breaker's probes come once a second
 
@@ -54,6 +55,12 @@ def failed(failure: StillroomError, method: str = "GET") -> Answer:
         )
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     return answer(503, _sentence(503, "Sessions can't be reached at the moment."), retry, method)
+
+
+def shed(error: LoadShed, method: str = "GET") -> Answer:
+    """What a request is answered whose load found no place: 503, and when to come again."""
+    retry = {"Retry-After": str(math.ceil(error.retry_after))}
+    return answer(503, _sentence(503, "Too many ask for this at the moment."), retry, method)
 
 
 def foreign(method: str = "GET") -> Answer:

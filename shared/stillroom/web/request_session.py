@@ -10,9 +10,10 @@ it was seen is the server's business: the cookie's age is the session's end in a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import (
     SessionConflict,
     SessionEnded,
@@ -23,6 +24,7 @@ from stillroom.errors import (
     StillroomError,
 )
 from stillroom.marked import FIXED
+from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
 from stillroom.sessions import Session, SessionsBody, decoded_value, encoded_value, not_fresh
 from stillroom.web.agent import device_of
@@ -129,19 +131,44 @@ class RequestSession(MutableMapping[str, Any]):
         self._look()
         return self._found
 
-    def login(self, user_id: str, **options: Any) -> None:
-        """This user is logged in from now on. `options` are those of `room.sessions.create`: tags, meta, idle …
+    @explained
+    def login(
+        self,
+        user_id: str,
+        *,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        idle: Duration | None = None,
+        absolute: Duration | None = None,
+        max_per_user: int | None = None,
+        on_cap: str = "evict_oldest",
+        device: str | None = None,
+        fresh: bool = True,
+    ) -> None:
+        """This user is logged in from now on. The options are those of `room.sessions.create`.
 
         What must not outlive a login (`session_login_drops`: CSRF tokens) is dropped. Without `device=` the device
-        is the browser and its system, from the User-Agent without its versions.
+        is the browser and its system, from the User-Agent without its versions; `device=""` is none.
         """
+        options: dict[str, Any] = {
+            "tags": tags,
+            "meta": meta,
+            "max_per_user": max_per_user,
+            "on_cap": on_cap,
+        }
+        given = {"idle": idle, "absolute": absolute, "device": device}
+        options |= {name: one for name, one in given.items() if one is not None}
+        self._begin_login(Login(user_id, {**options, "fresh": fresh}))
+
+    def _begin_login(self, login: Login) -> None:
+        user_id = login.user_id
         before = self.user_id
         self._change()
         if before not in (None, user_id):
             self._empty()
         for key in self._dropped_at_login():
             self.pop(key, None)
-        self._login, self._is_ended = Login(user_id, options), False
+        self._login, self._is_ended = login, False
 
     def logout(self) -> None:
         """The session ends, its data is gone, the browser forgets the cookie."""
@@ -166,8 +193,9 @@ class RequestSession(MutableMapping[str, Any]):
         self.renew()
         self._is_confirmed = True
 
-    def is_fresh(self, seconds: float) -> bool:
+    def is_fresh(self, seconds: Duration) -> bool:
         """Tell whether the user proved within so many seconds who he is: by logging in, or by `confirm`."""
+        seconds = seconds_of("seconds", seconds, least=0)
         if self.user_id is None:
             return False
         if self._login or self._is_confirmed:
@@ -176,9 +204,10 @@ class RequestSession(MutableMapping[str, Any]):
             )
         return self._found is not None and self._found.is_fresh(seconds)
 
-    def require_fresh(self, seconds: float) -> None:
+    def require_fresh(self, seconds: Duration) -> None:
         """Raise SessionNotFresh unless `is_fresh`: a sensitive page asks again. Unhandled, it is answered with
         401."""
+        seconds = seconds_of("seconds", seconds, least=0)
         if not self.is_fresh(seconds):
             found = self._found
             self.failure = (

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 from stillroom.errors import SettingsError, did_you_mean
+from stillroom.misuse import explained
 from stillroom.sessions.token import is_token
 
 SAME_SITE = ("Lax", "Strict", "None")
@@ -21,6 +22,7 @@ _DOMAIN = re.compile(r"\.?[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", re.ASCII)
 _PATH = re.compile(r"/[!-:<-~]{0,255}", re.ASCII)  # no ; and no space
 
 
+@explained
 @dataclass(frozen=True, slots=True)
 class SessionCookie:
     """How the cookie is called and kept. The defaults are for https.

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionNotFresh, SessionNotLoaded
+from stillroom.misuse import explained
 from stillroom.web.asgi import KEY
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.starlette_limits import LimitExceeded, exempt, limited
@@ -29,17 +31,19 @@ async def load_session(connection: HTTPConnection) -> AsyncWebSession:
     return await session.load()
 
 
-def fresh_session(seconds: float) -> Callable[[HTTPConnection], Awaitable[AsyncWebSession]]:
+@explained
+def fresh_session(seconds: Duration) -> Callable[[HTTPConnection], Awaitable[AsyncWebSession]]:
     """Return a dependency: the session, if its user has proved within so many seconds who he is; else 401.
 
     `Depends(fresh_session(600))` is for a page that changes a password. After the user has proved it again call
     `session.confirm()`. Otherwise see `load_session`.
     """
+    within = seconds_of("seconds", seconds, least=0)
 
     async def load(connection: HTTPConnection) -> AsyncWebSession:
         session = await load_session(connection)
         try:
-            session.require_fresh(seconds)
+            session.require_fresh(within)
         except SessionNotFresh as error:
             raise HTTPException(401, str(error)) from error
         return session

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Decision
 from stillroom.limits.routes import Counted
+from stillroom.misuse import explained
 from stillroom.web.asgi import LIMITER, VISIT, StillroomMiddleware
 from stillroom.web.cors import is_preflight
 from stillroom.web.limited import (
@@ -52,6 +53,7 @@ class LimitExceeded(HTTPException):
         self.answer = answer
 
 
+@explained
 def limited(
     *limits: Limitation,
     by: By = None,

@@ -9,14 +9,15 @@ from functools import partial
 from io import BytesIO
 from typing import Any, TypeAlias
 
-from stillroom.errors import SessionStoreUnavailable
+from stillroom.errors import LoadShed, SessionStoreUnavailable
 from stillroom.limits import Route
+from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, report_loss
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Middleware
-from stillroom.web.problem import Answer, failed, foreign
+from stillroom.web.problem import Answer, failed, foreign, shed
 from stillroom.web.request_session import WebSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.visit import Visit
@@ -34,6 +35,7 @@ StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
 App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
+@explained
 class StillroomMiddleware(Middleware[App, Stillroom]):
     """Keeps limits, of a route table and of endpoints, and gives each request its session.
 
@@ -184,7 +186,7 @@ class _Response:
         """The body to send. It is the app's own object where it can be, so that a file stays a file."""
         try:
             body = app(environ, self._start)
-        except SessionStoreUnavailable as error:
+        except (SessionStoreUnavailable, LoadShed) as error:
             self.let_go()
             return [self._explain(error)]
         if self._held is None:  # a generator: it says its headers when it is asked for a piece
@@ -210,7 +212,7 @@ class _Response:
                     break
                 yield piece
             self._begin()
-        except SessionStoreUnavailable as error:
+        except (SessionStoreUnavailable, LoadShed) as error:
             yield self._explain(error)
         if self._instead is not None:
             yield self._instead.body
@@ -256,12 +258,17 @@ class _Response:
             headers = [pair for pair in headers if pair[0].lower() not in without]
         self._write = self._start_response(status, [*headers, *end.headers, *told], *exc_info)
 
-    def _explain(self, error: SessionStoreUnavailable) -> bytes:
+    def _explain(self, error: SessionStoreUnavailable | LoadShed) -> bytes:
         """The body of a 503, for an app that did not say anything to this. Raises where it was not the session."""
-        if self._write is not None or error is not self._session.failure:
+        if self._write is not None:
             raise error
-        log.warning("a request was not answered for want of its session: %s", error)
-        answer = failed(error, self._method)
+        if isinstance(error, LoadShed):
+            answer = shed(error, self._method)
+        elif error is self._session.failure:
+            log.warning("a request was not answered for want of its session: %s", error)
+            answer = failed(error, self._method)
+        else:
+            raise error
         self._answer(answer, self._middleware.cors_of(self._environ))
         self._instead = None
         return answer.body

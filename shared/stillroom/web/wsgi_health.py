@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from stillroom.health.past import NOT_TOLD
+from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.health import (
     STALE_S,
@@ -27,6 +28,7 @@ from stillroom.wire import reset_after_fork
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
+@explained
 class HealthWSGI:
     """`/health`, `/health/live`, `/health/ready`, `/metrics` and the page `/status`.
 

@@ -27,6 +27,7 @@ from stillroom.errors import InvalidLimit, SettingsError
 from stillroom.limits import Limit
 from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
+from stillroom.misuse import explained
 from stillroom.web.cors import exposing, is_preflight
 from stillroom.web.django import room
 from stillroom.web.django.sessions import SessionStore
@@ -156,6 +157,7 @@ class LimitsMiddleware(MiddlewareMixin):
         )
 
 
+@explained
 def limited(
     *limits: Limitation,
     by: By = None,

@@ -9,10 +9,10 @@ from django.conf import settings
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessions
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
-from stillroom.errors import SessionStoreUnavailable, SettingsError
+from stillroom.errors import LoadShed, SessionStoreUnavailable, SettingsError
 from stillroom.web.django.sessions import SessionStore
 from stillroom.web.ending import private
-from stillroom.web.problem import failed
+from stillroom.web.problem import Answer, failed, shed
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import ALONG
 
@@ -39,7 +39,7 @@ class SessionMiddleware(DjangoSessions):
     ) -> HttpResponseBase | None:
         if isinstance(exception, SessionStoreUnavailable):
             return _unavailable(exception)
-        return None
+        return _sent(shed(exception)) if isinstance(exception, LoadShed) else None
 
     def process_response(
         self, request: HttpRequest, response: HttpResponseBase
@@ -87,5 +87,8 @@ def _cookie(name: str) -> SessionCookie | None:
 
 
 def _unavailable(error: SessionStoreUnavailable) -> HttpResponse:
-    answer = failed(error)
+    return _sent(failed(error))
+
+
+def _sent(answer: Answer) -> HttpResponse:
     return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))

@@ -23,6 +23,7 @@ from django.utils import timezone, translation
 
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SettingsError, did_you_mean
+from stillroom.misuse import explained
 from stillroom.web.django import room
 from stillroom.web.pages.answer import CDN_HEADERS, answer_from, bypassed
 from stillroom.web.pages.pages import PageTags, Rendering, tag_page
@@ -35,6 +36,7 @@ __all__ = ["cache_page", "tag_page"]
 V = TypeVar("V", bound=Callable[..., Any])
 
 
+@explained
 def cache_page(
     timeout: Duration,
     *,

@@ -15,6 +15,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 
+from stillroom.durations import Duration
 from stillroom.errors import SessionConflict, SessionEnded
 from stillroom.marked import FIXED
 from stillroom.operation import Operation
@@ -127,7 +128,7 @@ class SessionStore(SessionBase):
         self._get_session()
         self._cycles = self._confirms = self.modified = True
 
-    def is_fresh(self, seconds: float) -> bool:
+    def is_fresh(self, seconds: Duration) -> bool:
         """Tell whether the user proved within so many seconds who he is: by logging in, or by `confirm`."""
         data = self._get_session()
         if self._confirms or self._has_other_user(data):

@@ -9,26 +9,30 @@ from typing import Any, TypeVar
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse
 
+from stillroom.durations import Duration, seconds_of
 from stillroom.errors import SessionNotFresh
+from stillroom.misuse import explained
 from stillroom.web.problem import failed
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 
-def fresh(seconds: float) -> Callable[[View], View]:
+@explained
+def fresh(seconds: Duration) -> Callable[[View], View]:
     """Return a decorator: 401 unless the session's user has proved within so many seconds who he is.
 
     After he has proved it again call `request.session.confirm()`.
     """
+    within = seconds_of("seconds", seconds, least=0)
 
     def decorated(view: View) -> View:
         @wraps(view)
         def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            return _refusal(request, seconds) or view(request, *args, **kwargs)
+            return _refusal(request, within) or view(request, *args, **kwargs)
 
         @wraps(view)
         async def awaited(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            refusal = await sync_to_async(_refusal)(request, seconds)
+            refusal = await sync_to_async(_refusal)(request, within)
             return refusal or await view(request, *args, **kwargs)
 
         return awaited if iscoroutinefunction(view) else checked  # type: ignore[return-value]

@@ -27,6 +27,7 @@ from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidKey, SettingsError, did_you_mean
 from stillroom.integrations.model_tags import names_in
 from stillroom.keys import sanitized
+from stillroom.misuse import explained
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web.pages.answer import CDN_HEADERS, answer_from
 from stillroom.web.pages.policy import ANALYTICS, CAMPAIGNS, Identity, Policy, Visit, identify
@@ -112,6 +113,7 @@ class PageTags:
             ) from None
 
 
+@explained
 class Pages(Generic[R]):
     """Caches the responses of endpoints that `page` marks, for the room of an app.
 
@@ -142,6 +144,7 @@ class Pages(Generic[R]):
         self._passes: dict[tuple[str, Identity], float] = {}
         self.render: Callable[[Marked, Identity], Any] | None = None  # set by install
 
+    @explained
     def page(
         self,
         *,

@@ -1,0 +1,77 @@
+"""A load that found no place: the visitor is told when to come again, by each of the frameworks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from flask import Flask
+from werkzeug.test import Client
+
+from stillroom import AsyncStillroom, LoadShed, NoDispatch, Stillroom
+from stillroom.web import asgi, wsgi
+
+AWAY = "redis://127.0.0.1:1"
+
+
+def shed() -> Any:
+    raise LoadShed("prices", 20, 1.5)
+
+
+def plain_wsgi(environ: Any, start: Any) -> Any:
+    return shed()
+
+
+def streamed_wsgi(environ: Any, start: Any) -> Any:
+    start("200 OK", [])
+    yield shed()
+
+
+def by_wsgi(app: Any) -> Any:
+    room = Stillroom(AWAY, dispatch=NoDispatch())
+    return Client(wsgi.StillroomMiddleware(app, room)).get("/")
+
+
+def by_fastapi() -> Any:
+    app = FastAPI()
+    app.get("/")(shed)
+    app.add_middleware(asgi.StillroomMiddleware, room=AsyncStillroom(AWAY, dispatch=NoDispatch()))
+    return TestClient(app).get("/")
+
+
+def by_flask() -> Any:
+    app = Flask("app")
+    app.get("/")(shed)
+    Stillroom(AWAY, dispatch=NoDispatch()).init_app(app)
+    return app.test_client().get("/")
+
+
+ANSWERS = {
+    "WSGI": lambda: by_wsgi(plain_wsgi),
+    "a WSGI stream": lambda: by_wsgi(streamed_wsgi),
+    "FastAPI": by_fastapi,
+    "Flask": by_flask,
+}
+
+
+@pytest.mark.parametrize("framework", ANSWERS)
+def test_a_load_that_is_shed_is_a_503_that_says_when_to_come_again(framework: str) -> None:
+    """In whole seconds, rounded up; and no cache keeps it."""
+    answer = ANSWERS[framework]()
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "2"
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_an_app_of_flask_may_answer_it_in_its_own_words() -> None:
+    """A handler of its own, registered before or after, goes first."""
+    for is_first in (True, False):
+        app, room = Flask("app"), Stillroom(AWAY, dispatch=NoDispatch())
+        app.get("/")(shed)
+        steps = [lambda: app.register_error_handler(LoadShed, lambda _: ("busy", 503))]  # noqa: B023
+        steps.insert(0 if not is_first else 1, lambda: room.init_app(app))  # noqa: B023
+        for step in steps:
+            step()
+        assert app.test_client().get("/").text == "busy"
