@@ -5,6 +5,7 @@
 #
 # An app adds its code: FROM stillroom, COPY shop /app/shop, ENV STILLROOM_LOADERS=shop.cache
 
+# The base by tag, for its repairs; by digest, for the same image again: --build-arg PYTHON_IMAGE=python:3.13-slim@sha256:…
 ARG PYTHON_IMAGE=python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS build
@@ -39,4 +40,4 @@ USER 10001:10001
 # workers, costs two seconds of CPU, and kills a worker for its neighbour's trouble. Other roles have their own.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
   CMD ["sh", "-c", "test -n \"$(find /tmp/heartbeat -mmin -0.5)\""]
-CMD ["celery", "-A", "stillroom_workers", "worker", "--without-gossip", "--without-mingle", "-l", "INFO"]
+CMD ["celery", "-A", "stillroom_workers", "worker", "-l", "INFO"]

@@ -65,26 +65,26 @@ def near() -> Any:
 
 
 def _ours(near: bool) -> Any:
-    app = _app(
+    return _app(
         lambda: _our_view(near),
         SESSION_ENGINE="stillroom.web.django.sessions",
         SESSION_COOKIE_NAME="__Host-sid",
         SESSION_COOKIE_SECURE=True,
-        MIDDLEWARE=["stillroom.web.django.middleware.SessionMiddleware"],
+        MIDDLEWARE=[
+            "stillroom.web.django.middleware.SessionMiddleware",
+            "stillroom.web.django.limits.LimitsMiddleware",
+        ],
     )
-    from bench.page.ours import ROUTES
-    from stillroom.web.django import room
-    from stillroom.web.wsgi import StillroomMiddleware
-
-    return StillroomMiddleware(app, room(), sessions=False, routes=ROUTES)
 
 
 def _our_view(near: bool) -> View:
-    from bench.page.ours import loaders
+    from bench.page.ours import LIMIT, loaders
     from stillroom.web.django import room
+    from stillroom.web.django.limits import limited
 
     cache, load = room().cache, loaders(room(), near)
 
+    @limited(LIMIT)
     def page(request: HttpRequest) -> JsonResponse:
         visit = shop.visit()
         if visit.changed is not None:

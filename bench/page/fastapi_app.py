@@ -74,12 +74,13 @@ def near() -> FastAPI:
 def _ours(near: bool) -> FastAPI:
     from stillroom import AsyncStillroom
     from stillroom.web.asgi import StillroomMiddleware
+    from stillroom.web.fastapi import limited
     from stillroom.web.starlette import load_session
 
     room = AsyncStillroom()
     loaders = our.async_loaders(room, near)
     app = FastAPI(lifespan=room.lifespan)
-    app.add_middleware(StillroomMiddleware, room=room, routes=our.ROUTES)
+    app.add_middleware(StillroomMiddleware, room=room)
     loaded = Depends(load_session)
 
     @app.get("/login")
@@ -87,7 +88,7 @@ def _ours(near: bool) -> FastAPI:
         session.update(shop.SESSION)
         return {}
 
-    @app.get("/")
+    @app.get("/", dependencies=[Depends(limited(our.LIMIT))])
     async def page(session: Any = loaded) -> dict[str, Any]:
         visit = shop.visit()
         if visit.changed is not None:

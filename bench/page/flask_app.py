@@ -79,16 +79,13 @@ def near() -> Flask:
 
 def _ours(near: bool) -> Flask:
     from stillroom import Stillroom
-    from stillroom.web.flask import StillroomSessions
-    from stillroom.web.wsgi import StillroomMiddleware
+    from stillroom.web.flask import StillroomLimits, StillroomSessions, limited
 
     room = Stillroom()
     loaders = our.loaders(room, near)
     app = Flask("ours")
     app.session_interface = StillroomSessions(room)
-    app.wsgi_app = StillroomMiddleware(  # type: ignore[method-assign]
-        app.wsgi_app, room, sessions=False, routes=our.ROUTES
-    )
+    StillroomLimits(app, room)
 
     @app.get("/login")
     def login() -> dict[str, Any]:
@@ -96,6 +93,7 @@ def _ours(near: bool) -> Flask:
         return {}
 
     @app.get("/")
+    @limited(our.LIMIT)
     def page() -> dict[str, Any]:
         visit = shop.visit()
         if visit.changed is not None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bench.page import shop
-from stillroom import AsyncStillroom, Limit, Routes, Stillroom
+from stillroom import AsyncStillroom, Limit, Stillroom
 from stillroom.cache.cache import Cache
 
-ROUTES = Routes([], default=[Limit("page", shop.ALLOWED, shop.PER_S)])
+LIMIT = Limit("page", shop.ALLOWED, shop.PER_S)
 
 
 class Loaders(NamedTuple):

@@ -11,13 +11,14 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.address import is_sentinel, read_sentinel
+from stillroom.errors import DispatchFailed
 from stillroom.keys import KEY_LIMIT, Keys
 from stillroom.settings import Settings
 from stillroom.wire import reset_after_fork
@@ -28,6 +29,12 @@ REFRESH_TASK = "stillroom.refresh"
 REFRESH_MANY_TASK = "stillroom.refresh_many"
 RECLAIM_TASK = "stillroom.reclaim"
 ORDERS_LIMIT = 100  # in one message
+MESSAGE_LIMIT = (
+    1024 * 1024
+)  # bytes of a message as it lies in the queue: workers take no larger one
+FIELDS_LIMIT = (
+    MESSAGE_LIMIT * 5 // 8
+)  # … of its fields as JSON, which becomes base64 and gets headers
 # A task costs a worker 2 ms, whatever it has to do. So orders that come at the same time are published together, at
 # most this many in a message. Where there were several, the next ones get some time to gather. An order that comes
 # alone is published at once.
@@ -200,19 +207,26 @@ class CeleryDispatch:
             self._enqueue(_Errand())
 
     def _enqueue(self, errand: _Errand) -> None:
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._start()
+        try:
+            with self._lock:
+                if self._thread is None or not self._thread.is_alive():
+                    self._start()
+        except RuntimeError as error:  # "can't start new thread": there may be one later
+            self._failed(error)
+            self._give_back(errand.undelivered)
+            return
         if self._errands.qsize() < self.waiting_limit:
             self._errands.put(errand)
         else:
             self._refused.append(errand.undelivered)
 
     def _start(self) -> None:
-        self._thread = threading.Thread(
+        """Start the thread. It is kept when it runs: one that could not be started can't be joined either."""
+        thread = threading.Thread(
             target=self._work, args=(self._errands,), name="stillroom dispatch", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread
         atexit.register(self.close)
 
     def close(self) -> None:
@@ -288,13 +302,26 @@ class CeleryDispatch:
         for errand in errands:
             if errand.wakes:
                 self._deliver_wake(errand.wakes)
-        orders = [order for errand in errands for order in errand.orders]
+        orders = [order for errand in errands for order in self._sendable(errand)]
         self._carried = next((errand.carried for errand in errands if errand.carried), {})
         pace = PACE_S if len(errands) > 1 else 0.0
-        for start in range(0, len(orders), JOINED_LIMIT):
-            if self._deliver_orders(orders[start : start + JOINED_LIMIT]):
+        for some in batches(orders):
+            if self._deliver_orders(some):
                 pace = BUSY_PACE_S
         self._due = time.monotonic() + pace
+
+    def _sendable(self, errand: _Errand) -> Sequence[RefreshOrder]:
+        """The errand's orders, or none if one of them is larger than what a worker takes."""
+        for order in errand.orders:
+            if (size := _size(order)) > FIELDS_LIMIT:
+                log.error(
+                    "an order is not sent: the arguments of %r have %s bytes as JSON",
+                    order.loader,
+                    f"{size:,}",
+                )
+                self._give_back(errand.undelivered)
+                return ()
+        return errand.orders
 
     def _deliver_orders(self, some: list[RefreshOrder]) -> int:
         """Publish them. → how many tasks were waiting for a worker."""
@@ -354,9 +381,9 @@ class CeleryDispatch:
             self._connect()
 
     def _connect(self) -> None:
-        import celery
+        from stillroom.own_celery import OwnCelery  # takes a while: only who publishes imports it
 
-        self._app = celery.Celery(broker=self._settings.broker, set_as_current=False)
+        self._app = OwnCelery(broker=self._settings.broker)
         self._app.conf.update(producer_settings(self._settings))
         self._producer = self._app.amqp.Producer(self._app.connection_for_write())
 
@@ -368,7 +395,10 @@ class CeleryDispatch:
 
     def _failed(self, error: Exception) -> None:
         if self.ready:
-            why = error if isinstance(error, OverflowError) else type(error).__name__
+            ours = isinstance(
+                error, OverflowError | RuntimeError
+            )  # too much waits, or no thread is left
+            why = error if ours else type(error).__name__
             log.warning("the broker takes no tasks (%s); stale values are served meanwhile", why)
         self._down_until = time.monotonic() + self.retry_after
         self._hang_up()
@@ -380,6 +410,46 @@ class CeleryDispatch:
                 producer.connection.collect(socket_timeout=0.1)
 
 
+def batches(orders: Iterable[RefreshOrder]) -> Iterator[list[RefreshOrder]]:
+    """The orders in messages that a worker takes."""
+    some: list[RefreshOrder] = []
+    size = 0
+    for order in orders:
+        more = _size(order)
+        if some and (len(some) == JOINED_LIMIT or size + more > FIELDS_LIMIT):
+            yield some
+            some, size = [], 0
+        some.append(order)
+        size += more
+    if some:
+        yield some
+
+
+def _size(order: RefreshOrder) -> int:
+    return len(order.model_dump_json())
+
+
+def publish(
+    settings: Settings, task: str, queue: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Send one message, now, from the calling thread. Raises DispatchFailed if the broker does not take it."""
+    from stillroom.own_celery import OwnCelery
+
+    keys = Keys(settings.namespace)
+    if queue not in map(keys.queue, ("refresh", "maintenance")):
+        raise DispatchFailed(f"{queue!r} is no queue of this namespace")
+    with OwnCelery(broker=settings.broker) as app:
+        app.conf.update(producer_settings(settings))
+        try:
+            app.send_task(
+                task, list(args), dict(kwargs), queue=queue, headers=sent_now(), retry=False
+            )
+        except Exception as error:  # kombu's, redis-py's and the socket's, of any broker
+            raise DispatchFailed(
+                f"the broker did not take it: {type(error).__name__}: {error}"
+            ) from error
+
+
 def sent_now() -> dict[str, Any]:
     """The header of a message that is sent now."""
     return {SENT_HEADER: int(time.time() * 1000)}
@@ -387,17 +457,39 @@ def sent_now() -> dict[str, Any]:
 
 def producer_settings(settings: Settings) -> Mapping[str, Any]:
     """What a process that only publishes tells Celery. kombu's default patience with a dead broker is endless."""
-    return {
+    own = own_names(settings)
+    return own | {
         "task_serializer": "json",
         "task_ignore_result": True,
         "broker_connection_retry": False,
-        "broker_transport_options": {
+        "broker_transport_options": own["broker_transport_options"]
+        | {
             "socket_timeout": 1.0,
             "socket_connect_timeout": 0.25,
             "max_retries": 0,
             **sentinel_options(settings),
         },
         "broker_use_ssl": broker_tls(settings),
+    }
+
+
+def own_names(settings: Settings) -> dict[str, Any]:
+    """Celery's settings that keep apps on one broker apart.
+
+    Their defaults are the same for every app: each gives back the others' unacknowledged messages by its own
+    patience, and a command to one app's workers reaches all.
+    """
+    keys = Keys(settings.namespace)
+    return {
+        "control_exchange": keys.control,
+        "event_exchange": keys.events,
+        "event_queue_prefix": keys.events,
+        "broker_transport_options": {
+            "unacked_key": keys.unacked,
+            "unacked_index_key": keys.unacked_index,
+            "unacked_mutex_key": keys.unacked_mutex,
+            "keyprefix_binding_deadlines": keys.binding_deadlines,
+        },
     }
 
 

@@ -283,6 +283,13 @@ class DispatchFailed(StillroomError):
     """Background work could not be handed over: too much of it waits already, or the broker is away."""
 
 
+class OrderRefused(StillroomError, ValueError):
+    """An order to the workers does not fit its task, and will not fit next time either; the message says why.
+
+    Raised in the worker: the task fails with it, and whoever waits for its result gets it.
+    """
+
+
 class NoDeadLetter(StillroomError, LookupError):
     """There is no dead letter with this `id`: it was retried, dropped, or made room for newer ones."""
 

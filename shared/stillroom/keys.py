@@ -89,7 +89,6 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | `kind` `body` `reason` `tries` `cut`            |              |                 |
 | ns:agreed         | hash   | settings that all processes have alike: name →  | none, 1,000  | agree           |
 |                   |        | value, id, who brought it                       | fields       |                 |
-| ns:aside          | list   | queue elements no worker could make a task of   | 7 d, 1,000   | guards.py       |
 | ns:stats:<minute> | hash   | counts of all processes: hits, misses, loads …  | 2 h          | stats.py        |
 | ns:counts         | hash   | the same, since they began to count             | 30 d unused  | stats.py        |
 | ns:errors         | hash   | loader → its last error, as JSON: kind, place,  | 8 d          | stats.py        |
@@ -106,7 +105,19 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 | ns:workers:about  | hash   | worker → what it does, as JSON                  | 10 min       | worker_seen     |
 | ns:ticks          | hash   | scheduled task → when it last ended well, ms    | 1 d          | task_ticked     |
 
-Celery's own keys (lists named as the queues below, `_kombu.*`, `unacked*`) belong to kombu.
+Celery's own keys belong to kombu. Other apps may use the same Redis, so each has the namespace in its name:
+
+| key                       | type | meaning                                       | lifetime          |
+|---------------------------|------|-----------------------------------------------|-------------------|
+| ns.refresh, ns.maintenance| list | a queue: messages, the oldest at the right end| until taken       |
+|                           |      | (`\\x06\\x163` and so on: of other priorities)  |                   |
+| ns:unacked                | hash | what workers have taken and not done          | until done, 1 h   |
+| ns:unacked_index          | zset | the same → when it was taken, s               | as the hash       |
+| ns:unacked_mutex          | string | who gives back what a killed worker held    | 5 min             |
+| ns:binding_deadlines      | zset | exchanges of short-lived queues → until, ms   | swept             |
+| _kombu.binding*.ns.*      | set  | which queues an exchange has                  | none; one for each|
+| <worker>.ns.pidbox        | list | replies to `celery inspect`                   | 10 s              |
+| ns.celeryev.<id>          | list | events for one listener                       | 60 s              |
 """
 
 from __future__ import annotations
@@ -117,7 +128,6 @@ from functools import lru_cache
 
 from stillroom.errors import InvalidKey
 
-UNACKED = "unacked"  # kombu's own name for what workers have taken and not done
 WOULD_DENY = (
     "limit_would_deny:"  # and the name of a limit in shadow: a field of ns:stats and ns:counts
 )
@@ -145,7 +155,12 @@ class Keys:
         self.errors = f"{counted}errors".encode()
         self.clock = f"{cache}clock".encode()
         self.marks = f"{cache}marks".encode()
-        self.aside = f"{namespace}:aside"
+        self.unacked = f"{namespace}:unacked"
+        self.unacked_index = f"{namespace}:unacked_index"
+        self.unacked_mutex = f"{namespace}:unacked_mutex"
+        self.binding_deadlines = f"{namespace}:binding_deadlines"
+        self.control = namespace  # kombu adds `.pidbox`
+        self.events = f"{namespace}.celeryev"
         self.orders = f"{namespace}:orders".encode()
         self.order_tries = self.orders + b":tries"
         self.dead_letters = f"{namespace}:dead-letters".encode()

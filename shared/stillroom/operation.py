@@ -258,7 +258,7 @@ class Driver:
     def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
             result = _called(step)
-            return _in_background_loop(result) if inspect.isawaitable(result) else result
+            return in_background_loop(result) if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return time.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
@@ -311,6 +311,9 @@ class AsyncDriver:
                     if kind is list or kind is Once:
                         left = deadline - time.monotonic()
                         answer = await self._exchange(step, left, idempotent=kind is list)
+                        # Later than the wire waits: this loop was busy. What follows is not to pay for that.
+                        if (now := time.monotonic()) > deadline:
+                            deadline = now + self._call_timeout
                     else:
                         answer = await self._take(step, deadline)
                         if isinstance(step, _OTHERS_TIME) and not isinstance(step, Backoff):
@@ -354,7 +357,7 @@ class AsyncDriver:
             return repair.mended(second)
         finally:
             if budget is not None:
-                budget.left -= time.monotonic() - began
+                budget.left -= min(max(0.0, left), time.monotonic() - began)
 
     async def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
@@ -425,26 +428,53 @@ def together(*operations: Operation[Any]) -> Operation[list[Any]]:
     try:
         for side in sides:
             side.resume()
-        while waiting := [side for side in sides if not side.is_done]:
-            batches = [side for side in waiting if type(side.step) in (list, Once)]
-            if batches == waiting:
-                yield from _joined(batches)
-            else:
-                yield from next(side for side in waiting if side not in batches).alone()
+        yield from _run_all(sides)
         return [side.outcome for side in sides]
     finally:
         for side in sides:
             side.operation.close()
 
 
+def beside(operation: Operation[T], rider: Operation[Any]) -> Operation[T]:
+    """Run an operation, and another one in its batches, which is not begun where the first has nothing to say.
+
+    Answered by the result of the first. Why the other one fails is nobody's business here.
+    """
+    first = _Side(operation)
+    try:
+        first.resume()
+        if not first.is_done:
+            second = _Side(rider)
+            second.resume()
+            yield from _run_all([first, second])
+        if type(first.outcome) is Failed:
+            raise first.outcome.error
+        return first.outcome  # type: ignore[no-any-return]
+    finally:
+        operation.close()
+        rider.close()
+
+
+def _run_all(sides: Sequence[_Side]) -> Operation[None]:
+    """Run sides that have begun to their ends."""
+    while waiting := [side for side in sides if not side.is_done]:
+        for side in waiting:
+            if type(side.step) is not list and type(side.step) is not Once:
+                yield from side.alone()
+                break
+        else:
+            yield from _joined(waiting)
+
+
 class _Side:
     """One of several operations that are run together, and the step it waits at."""
 
+    step: Any = None
+    outcome: Any = None
+    is_done = False
+
     def __init__(self, operation: Operation[Any]) -> None:
         self.operation = operation
-        self.step: Any = None
-        self.outcome: Any = None
-        self.is_done = False
 
     def resume(self, answer: Any = None, error: BaseException | None = None) -> None:
         """Hand over what its step was answered with."""
@@ -476,29 +506,33 @@ class _Side:
 
 def _joined(sides: Sequence[_Side]) -> Operation[None]:
     """Send the batches of these as one, and give each its share of what comes back."""
-    lengths = [len(side.step) for side in sides]
-    commands = [command for side in sides for command in side.step]
-    batch: list[Command] = commands
-    if any(isinstance(side.step, Once) for side in sides):
-        batch = once = Once(commands)
-        once.parts = [(len(side.step), isinstance(side.step, Once)) for side in sides]
+    batch = Once()
+    parts: list[tuple[int, bool]] = []
+    is_once = False
+    for side in sides:
+        step, own = side.step, type(side.step) is Once
+        batch += step
+        parts.append((len(step), own))
+        is_once = is_once or own
+    batch.parts = parts
     try:
-        replies = yield batch
+        replies = yield batch if is_once else list(batch)
     except RedisRefused as refused:
-        if len(refused.replies) != sum(
-            lengths
-        ):  # not the batch: what it needed could not be loaded
+        if len(refused.replies) != len(batch):  # not the batch: what it needed could not be loaded
             for side in sides:
                 side.resume(error=refused)
             return
-        replies = refused.replies
+        rest = iter(refused.replies)
+        for side, (length, _) in zip(sides, parts, strict=True):
+            side.take(list(islice(rest, length)))
     except Exception as error:
         for side in sides:
             side.resume(error=error)
-        return
-    rest = iter(replies)
-    for side, length in zip(sides, lengths, strict=True):
-        side.take(list(islice(rest, length)))
+    else:
+        start = 0
+        for side, (length, _) in zip(sides, parts, strict=True):
+            side.resume(replies[start : start + length])
+            start += length
 
 
 def drivers_of(wires: Sequence[Wire | ShardWire[Any]], state: Wire | None = None) -> list[Driver]:
@@ -625,22 +659,38 @@ _background: asyncio.AbstractEventLoop | None = None
 _background_lock = threading.RLock()
 
 
-def _in_background_loop(awaitable: Awaitable[Any]) -> Any:
+def in_background_loop(awaitable: Awaitable[Any]) -> Any:
     """Await from a thread: all of a process' in one loop, so that they may share a database pool."""
-    global _background
     if _background is not None and asyncio._get_running_loop() is _background:
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise RuntimeError(
             "an async loader called a blocking room that has async loaders: use AsyncStillroom in it"
         )
+    try:
+        loop = _background_loop()
+    except BaseException:
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+        raise
+    return asyncio.run_coroutine_threadsafe(_finish(awaitable), loop).result()
+
+
+def _background_loop() -> asyncio.AbstractEventLoop:
+    """The loop, and a thread that runs it. It is kept when it runs: else every later load would wait for nobody."""
+    global _background
     with _background_lock:
         if _background is None or _background.is_closed():
-            _background = asyncio.new_event_loop()
-            threading.Thread(
-                target=_background.run_forever, name="stillroom async loaders", daemon=True
-            ).start()
-    return asyncio.run_coroutine_threadsafe(_finish(awaitable), _background).result()
+            loop = asyncio.new_event_loop()
+            try:
+                threading.Thread(
+                    target=loop.run_forever, name="stillroom async loaders", daemon=True
+                ).start()
+            except BaseException:  # no thread is free now; there may be one for the next load
+                loop.close()
+                raise
+            _background = loop
+        return _background
 
 
 async def _finish(awaitable: Awaitable[Any]) -> Any:

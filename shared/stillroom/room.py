@@ -29,6 +29,7 @@ from stillroom.cache import (
     cache_on,
     shard_keys,
 )
+from stillroom.cache.around import checked
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import CeleryDispatch, Dispatch
 from stillroom.durations import Duration
@@ -74,6 +75,7 @@ living_rooms: WeakSet[_Room] = WeakSet()  # of this process: stillroom.testing m
 
 
 D = TypeVar("D", Driver, AsyncDriver)
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 @dataclass
@@ -97,6 +99,7 @@ class _Room:
 
     wire: Any
     settings: Settings
+    cache: Any
     upkeep: Any
     _cache_body: CacheBody | ShardedBody
     _limits_body: LimitsBody
@@ -206,6 +209,16 @@ class _Room:
         """A token used after it was replaced: stolen? Never waits: an event loop may be calling."""
         if event.kind == "replayed":
             self._abuse_body.hold("session_replay", user=event.user_id)
+
+    def around_load(self, make: Make) -> Make:
+        """Have each load of this room's loaders happen inside a context, in the app's processes and in workers.
+
+        `make` is a function that returns a context manager, such as Flask's `app.app_context`, or a generator
+        function that yields once. Async loaders may have async ones. It can be used as a decorator, and more than
+        once: contexts are entered in that order. What it raises is the load's failure. Raises InvalidArgument.
+        """
+        self.cache.loaders.around.append(checked(make))
+        return make
 
     def request(self) -> AbstractContextManager[Budget]:
         """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""

@@ -29,9 +29,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from stillroom.address import SCHEMES, SERVERS, check_url, is_sentinel, read_sentinel
 from stillroom.edges import EDGES, networks_of
 from stillroom.errors import SettingsError, did_you_mean
+from stillroom.place import is_same_place
 from stillroom.subject import unwrapped_network
 
 PREFIX = "STILLROOM_"
+URLS = ("_url", "_backend")  # how a setting's name ends that may hold a password in the middle
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 UNIX = "unix"  # among the trusted proxies: whoever comes through a socket file
 PEPPER_LEAST = 32  # characters
@@ -259,8 +261,11 @@ class Settings(BaseSettings):
 
     # The workers.
     loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"
+    loaders_timeout: Seconds = 60.0  # for importing them: a worker that hangs there ends
     worker_threads: int = Field(8, ge=1, le=1_000)
-    heartbeat_file: Path | None = None  # touched while the worker is connected
+    # Where the results of orders sent by name are kept, for an hour. None: nowhere.
+    result_backend: RedisUrl | None = None
+    heartbeat_file: Path | None = None  # touched while the worker can work
 
     _in_code: frozenset[str] = PrivateAttr(frozenset())  # what was given by name: it comes first
 
@@ -378,14 +383,22 @@ class Settings(BaseSettings):
         """The broker's URL for Celery, the password filled in where the URL has none."""
         return _for_broker(self.broker_url or self.redis_url, self.password)
 
+    @property
+    def results(self) -> str | None:
+        """Where workers keep results, as Celery wants to know it, or None.
+
+        Celery's own CELERY_RESULT_BACKEND counts only where it is the broker: a project that has a Celery app too
+        sets it for that app, and a sender of ours that looks for its result there means the same Redis.
+        """
+        url = self.result_backend
+        if url is None and is_same_place(os.environ.get("CELERY_RESULT_BACKEND"), self.broker):
+            return self.broker
+        return None if url is None else _for_broker(url, self.password)
+
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            yield (
-                name,
-                redact(value)
-                if name and name.endswith("_url") and isinstance(value, str)
-                else value,
-            )
+            is_url = name and name.endswith(URLS) and isinstance(value, str)
+            yield name, redact(value) if is_url else value
 
 
 # What may come from a file: setting → its name in the environment, which `_FILE` is added to.
@@ -409,9 +422,10 @@ def _with_secret_file(values: dict[str, Any], field: str, name: str) -> dict[str
         raise ValueError(f"{name} and {name}_FILE are both set; keep one")
     try:
         secret = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{name}_FILE: {path}: {error.strerror}") from None
-    return values | {name: secret.removesuffix("\n")}
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ValueError(f"{name}_FILE: {path}: {why}") from None
+    return values | {name: secret.rstrip("\r\n")}
 
 
 def redact(url: str) -> str:
@@ -500,4 +514,4 @@ def _explain_one(detail: Any, fields: Mapping[str, str], names: Mapping[str, str
 def _given(name: str, value: object) -> str:
     if name in SECRETS:
         return "***"
-    return repr(redact(value)) if name.endswith("_url") and isinstance(value, str) else repr(value)
+    return repr(redact(value)) if name.endswith(URLS) and isinstance(value, str) else repr(value)

@@ -53,7 +53,7 @@ def test_a_script_reads_the_exit_code_and_the_json(own_server: EmbeddedServer) -
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "pass"
     with redis.Redis.from_url(own_server.url) as client:
-        client.lpush("stillroom:aside", "junk")
+        client.xadd("stillroom:dead-letters", {"kind": "message"})
     assert run(own_server.url, "health", "--json").returncode == 0
     strict = run(own_server.url, "health", "--json", "--strict")
     assert (strict.returncode, json.loads(strict.stdout)["status"]) == (1, "warn")
@@ -94,14 +94,14 @@ def test_a_person_reads_the_table(make_room: Any, client: Any) -> None:
     """Status first, then servers, services and advice; what is not known is a question mark or left out."""
     room = make_room()
     count_in_last_minute(client, room, hits=900, misses=100)
-    client.lpush(room.keys.aside, "junk")
+    client.xadd(room.keys.dead_letters, {"kind": "message"})
     text = text_of(room.health.check())
     assert text.startswith("WARN")
     assert "hit ratio 90%, hits 900" in text
     assert "no limit" in text
-    assert "1 messages were set aside" in text
+    assert "1 dead letters wait" in text
     assert "good: None." in text
-    assert "to do: Look at the list" in text
+    assert "to do: `stillroom dead-letters list`" in text
     assert "None," not in text
 
 

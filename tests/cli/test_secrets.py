@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from itertools import pairwise
 from pathlib import Path
@@ -10,10 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 import redis
+from stillroom import Settings
 from stillroom.cli import app
 from stillroom.cli.credentials import NothingToPromote, UnknownSecret, names
+from stillroom.cli.secret_files import SecretRefused
 from stillroom.embedded import EmbeddedServer
-from tests.support.roles import admin, server_with_roles, url_of
+from tests.support.roles import admin, environment_of, server_with_roles, url_of
 
 
 def secrets(folder: Path, *arguments: str) -> str:
@@ -153,3 +157,102 @@ def test_a_name_that_is_no_secret_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownSecret, match="no secret is called wb_password"):
         secrets(tmp_path, "--rotate", "wb_password")
     assert not list(tmp_path.iterdir())
+
+
+def refused(folder: Path, *arguments: str) -> str:
+    """The command fails with a sentence."""
+    done = CliRunner().invoke(app, ["secrets", str(folder), *arguments])
+    assert isinstance(done.exception, SecretRefused), done.output
+    return str(done.exception)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n"])
+def test_a_line_break_behind_a_password_is_no_part_of_it(tmp_path: Path, ending: str) -> None:
+    """An editor or a restored copy adds one: what is hashed is what a process sends."""
+    secrets(tmp_path)
+    path = tmp_path / "worker_password"
+    path.write_text(path.read_text() + ending)
+    with server_with_roles(tmp_path, None) as server:
+        environment = environment_of(server, tmp_path, "worker")
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            sent = Settings().password
+        assert sent is not None
+        assert may_enter(server, "worker", sent)
+
+
+def test_what_lies_there_is_not_followed(tmp_path: Path) -> None:
+    """A link in place of a secret, or of what it was once written beside, leads nobody's secret away."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    for name in names():
+        (folder / f"{name}.new").symlink_to(victim)
+    secrets(folder)
+    assert victim.read_text() == "mine"
+    for name in ("web_password", "session_peppers", "flower_config"):
+        (folder / name).unlink()
+        (folder / name).symlink_to(victim)
+        assert f"{name} is a link" in refused(folder)
+        (folder / name).unlink()
+    (folder / "users.acl").unlink()
+    (folder / "users.acl").symlink_to(victim)
+    secrets(folder)
+    assert victim.read_text() == "mine"
+    assert not (folder / "users.acl").is_symlink()
+
+
+def test_a_secret_that_others_could_have_written_is_refused(tmp_path: Path) -> None:
+    """Whoever wrote it knows it."""
+    secrets(tmp_path)
+    (tmp_path / "web_password").chmod(0o622)
+    assert "could be written by others (mode 622)" in refused(tmp_path)
+
+
+def test_a_secret_that_others_could_read_is_closed_and_told_of(tmp_path: Path) -> None:
+    """It works on until the operator replaces it."""
+    secrets(tmp_path)
+    (tmp_path / "web_password").chmod(0o644)
+    assert "web_password could be read by others" in secrets(tmp_path)
+    assert stat.S_IMODE((tmp_path / "web_password").stat().st_mode) == 0o600
+    assert "could be read" not in secrets(tmp_path)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_modes_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
+    """Nobody else reads a secret, and its owner can."""
+    before = os.umask(umask)
+    try:
+        folder = tmp_path / "secrets"
+        folder.mkdir()
+        folder.chmod(0o777)
+        assert "others could write here" in secrets(folder)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\xff"])
+def test_a_file_without_a_secret_in_it_is_refused(tmp_path: Path, text: str) -> None:
+    """The hash of nothing would let everybody in."""
+    secrets(tmp_path)
+    (tmp_path / "worker_password").write_bytes(text.encode("latin-1"))
+    assert "worker_password" in refused(tmp_path)
+    (tmp_path / "session_peppers").write_text("\n")
+    assert "is empty" in refused(tmp_path, "--forget", "session_peppers")
+
+
+def test_a_full_disk_harms_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old ones stay, nothing is left beside them, and the sentence says why."""
+    secrets(tmp_path)
+    before = contents(tmp_path)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left on device" in refused(tmp_path, "--rotate", "web_password")
+    assert contents(tmp_path) == before

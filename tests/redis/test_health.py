@@ -93,7 +93,7 @@ def test_waiting_work_is_seen(room: Any, client: Any) -> None:
     client.lpush(queue, json.dumps({"headers": {"stillroom_sent_ms": sent_ms}}))
     client.lpush(queue, json.dumps({"headers": {"stillroom_sent_ms": sent_ms + 30_000}}))
     client.lpush(room.keys.queue("maintenance"), b"\xff not a message")
-    client.hset("unacked", "tag", "message")
+    client.hset(room.keys.unacked, "tag", "message")
     client.zadd(room.keys.bans, {"a": int(time.time() * 1000) + 60_000, "b": 1})
     room.cache.set("k", 1, tags=["t"])
     room.cache.invalidate_by_tag("t")
@@ -142,7 +142,7 @@ def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) ->
     assert client.hget(room.keys.counts, "refreshes_done") == b"5"
 
 
-RIGHTS = "+time +info +slowlog|len +get +pttl +hgetall +hlen +zcard +zcount +llen +lindex +xrevrange +zrange"
+RIGHTS = "+time +info +slowlog|len +get +pttl +hgetall +hlen +zcard +zcount +llen +lindex +xlen +xrevrange +zrange"
 RIGHTS_OF_SNAPSHOTS = "+memory|doctor +evalsha +script|load +hincrby +expire +hsetnx +hdel +xadd"
 
 
@@ -341,21 +341,21 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
 ) -> None:
     """One line each, however many snapshots and workers see it, and the report says since when."""
     caplog.set_level(logging.WARNING, "stillroom.health")
-    client.lpush(room.keys.aside, "what no worker could read")
+    client.xadd(room.keys.dead_letters, {"kind": "message"})
     for _ in range(3):
         room.upkeep.snapshot()
         age_stream(client, room.keys.health, 60)
-    begun = [line for line in caplog.messages if "tasks:queues aside" in line]
+    begun = [line for line in caplog.messages if "tasks:queues dead-letters" in line]
     assert len(begun) == 1
-    assert "1 messages were set aside" in begun[0]
-    assert "Look at the list" in begun[0]
-    (advice,) = [one for one in room.health.check().advice if one.code == "aside"]
+    assert "1 dead letters wait" in begun[0]
+    assert "stillroom dead-letters list" in begun[0]
+    (advice,) = [one for one in room.health.check().advice if one.code == "dead-letters"]
     assert advice.since == pytest.approx(time.time(), abs=30)
-    client.delete(room.keys.aside)
+    client.delete(room.keys.dead_letters)
     for _ in range(2):
         room.upkeep.snapshot()
         age_stream(client, room.keys.health, 60)
-    lines = [line for line in caplog.messages if "tasks:queues aside" in line]
+    lines = [line for line in caplog.messages if "tasks:queues dead-letters" in line]
     assert len(lines) == 2
     assert "over after" in lines[1]
     assert client.ttl(room.keys.health_open) > 0 or not client.exists(room.keys.health_open)
@@ -396,12 +396,12 @@ def test_workers_in_a_race_tell_a_finding_once(
     keys = rooms[0].keys
     for junk, expected in ((True, 1), (False, 2)):
         if junk:
-            client.lpush(keys.aside, "junk")
+            client.xadd(keys.dead_letters, {"kind": "message"})
         else:
-            client.delete(keys.aside)
+            client.delete(keys.dead_letters)
             age_stream(client, keys.health, 60)
         at_once(rooms)
-        lines = [line for line in caplog.messages if "tasks:queues aside" in line]
+        lines = [line for line in caplog.messages if "tasks:queues dead-letters" in line]
         assert len(lines) == expected
         assert client.xlen(keys.health) in (expected, expected + 1)  # a minute may begin meanwhile
 

@@ -70,9 +70,9 @@ def test_a_finding_that_began_in_the_future_began_now(
     clocked: ClockedServer, db: Any, room: Stillroom, caplog: Any
 ) -> None:
     """It is told once, its age counts from the step, and its end says how long it was."""
-    aside = room.keys.aside
+    letters = room.keys.dead_letters
     clocked.set_clock(DAY)
-    db.lpush(aside, "x")
+    db.xadd(letters, {"kind": "x", "body": "x"})
     room.health.snapshot()
     (name,) = db.hkeys(room.keys.health_open)
     clocked.set_clock(0)
@@ -80,7 +80,7 @@ def test_a_finding_that_began_in_the_future_began_now(
     seconds, _ = db.time()
     assert int(db.hget(room.keys.health_open, name)) / 1_000 == pytest.approx(seconds, abs=5)
     clocked.set_clock(600)
-    db.delete(aside)
+    db.delete(letters)
     room.health.snapshot()
     said = [r.getMessage() for r in caplog.records if name.decode() in r.getMessage()]
     assert len(said) == 2

@@ -39,7 +39,7 @@ def room(request: pytest.FixtureRequest, settings: Settings, receiver: Receiver)
 
 
 def begin_finding(room: Any, client: Any) -> None:
-    client.lpush(room.keys.aside, "what no worker could read")
+    client.xadd(room.keys.dead_letters, {"kind": "message"})
     room.upkeep.snapshot()
 
 
@@ -56,18 +56,18 @@ def test_a_finding_is_told_when_it_begins_and_when_it_is_over(
     assert room.upkeep.tell_webhook() == {"told": 1, "outcome": "told"}
     assert room.upkeep.tell_webhook() == {"told": 0, "outcome": "told"}
     next_minute(room, client)
-    client.delete(room.keys.aside)
+    client.delete(room.keys.dead_letters)
     next_minute(room, client)
     room.upkeep.tell_webhook()
     assert receiver.kinds == ["finding", "finding over"]
     began, over = receiver.events
-    assert began["name"] == over["name"] == "tasks:queues aside"
+    assert began["name"] == over["name"] == "tasks:queues dead-letters"
     assert (began["severity"], began["good"]) == ("warn", "None.")
     assert over["lasted_s"] >= 0
     assert began["id"] != over["id"]
     body = receiver.bodies[0]
     assert (body["namespace"], body["release"]) == ("stillroom", "shop 7")
-    assert body["text"].startswith("stillroom (shop 7): warn: 1 messages were set aside")
+    assert body["text"].startswith("stillroom (shop 7): warn: 1 dead letters wait")
 
 
 def test_a_pattern_of_abuse_is_told(room: Any, client: Any, receiver: Receiver) -> None:
@@ -124,7 +124,7 @@ def test_an_address_that_takes_nothing_is_given_up_after_ten_tries(
         client.hset(room.keys.webhook_at, "retry_ms", 0)
         room.upkeep.tell_webhook()
     assert "given up for 1 events: HTTP 400" in caplog.text
-    client.delete(room.keys.aside)
+    client.delete(room.keys.dead_letters)
     next_minute(room, client)
     assert room.upkeep.tell_webhook()["told"] == 1
     assert receiver.kinds == ["finding over"]
@@ -162,7 +162,7 @@ def test_everything_that_is_kept_has_a_bound(room: Any, client: Any) -> None:
             for _ in range(500):
                 pipeline.xadd(room.keys.webhook, {"event": "{}"})
             pipeline.execute()
-    client.delete(room.keys.aside)
+    client.delete(room.keys.dead_letters)
     next_minute(room, client)
     assert client.xlen(room.keys.webhook) <= KEPT + 200  # the server trims whole nodes
     room.upkeep.tell_webhook()

@@ -21,7 +21,9 @@ def test_no_chapter_tells_what_to_do_only_in_words() -> None:
         "Secrets",
         "Scale",
         "Look",
+        "Dead letters",
         "Back up",
+        "Restore",
     }
 
 
@@ -49,4 +51,4 @@ def test_docker_reads_the_stack_with_nothing_edited(files: list[str]) -> None:
     if "is not a docker command" in done.stderr:
         pytest.skip("this docker has no `stack config`")
     assert done.returncode == 0, done.stderr
-    assert "redis:7.2-alpine" in done.stdout
+    assert "redis:7.2.14-alpine" in done.stdout

@@ -97,15 +97,23 @@ def test_it_comes_up_from_nothing(swarm: Swarm) -> None:
         assert found["Config"]["User"] == "10001:10001", service
         assert found["HostConfig"]["ReadonlyRootfs"], service
         assert found["HostConfig"]["CapDrop"] == ["ALL"], service
+    for service in ("redis", "redis-cache"):
+        (found,) = json.loads(docker("inspect", swarm.containers(service)[0]))
+        assert found["Config"]["User"] == "999", service
+        assert found["HostConfig"]["ReadonlyRootfs"], service
+        assert found["HostConfig"]["CapDrop"] == ["ALL"], service
 
 
 def test_every_service_has_its_limits(swarm: Swarm) -> None:
-    """Of memory and of logs; a grace to stop in, and what happens when it ends or is updated."""
+    """Of memory, CPU, processes and logs; a grace to stop in, and what happens when it ends or is updated."""
     names = docker("stack", "services", "--quiet", STACK).split()
     for service in json.loads(docker("service", "inspect", *names)):
         spec = service["Spec"]
         task, name = spec["TaskTemplate"], spec["Name"]
-        assert task["Resources"]["Limits"]["MemoryBytes"] > 0, name
+        limits, reserved = task["Resources"]["Limits"], task["Resources"]["Reservations"]
+        assert limits["MemoryBytes"] > reserved["MemoryBytes"] > 0, name
+        assert limits["NanoCPUs"] <= 1_000_000_000, name  # more than a node has is refused there
+        assert limits["Pids"] > 0, name
         assert task["RestartPolicy"]["Condition"] == "any", name
         assert task["LogDriver"]["Options"]["max-size"] == "10m", name
         assert task["ContainerSpec"]["StopGracePeriod"] >= 30_000_000_000, name
@@ -220,22 +228,57 @@ def test_an_update_under_load_loses_nothing(swarm: Swarm) -> None:
 
 
 def test_what_the_guide_says_to_type_works(swarm: Swarm) -> None:
-    """To build, to look and to back up."""
-    build, secrets, network, _, services, state = guide()["Deploy"]
+    """To build, to look, to back up and to restore."""
+    init, build, secrets, network, _, services, state = guide()["Deploy"]
+    assert init.startswith("docker swarm init")  # as swarm_with_stack has done
     swarm.type(build, folder=ROOT)
     swarm.type(secrets)
     swarm.type(network)
     docker("network", "rm", f"{STACK}-another")
     assert "maintenance" in swarm.type(services)
     assert swarm.type(state).strip() in {"", "completed"}
-    memory, logs, invalidate, sessions = map(swarm.type, guide()["Look"])
+    look, read, change, ask = guide()["Look"]
+    memory, invalidate, sessions = map(swarm.type, (look, change, ask))
+    logs = swarm.type(f"{read} 2>&1")  # a terminal shows both
+    swarm.type(*guide()["Dead letters"])
     assert "used_memory" in memory
     assert "stillroom." in logs
     assert "invalidated" in invalidate
     assert " sessions" in sessions
     (back_up,) = guide()["Back up"]
+    swarm.stillroom("maintenance", "bans", "add", "203.0.113.7", "--for", "1h")
     swarm.type(back_up)
     assert "appendonlydir" in swarm.type("tar -tf redis-data.tar")
+    swarm.stillroom("maintenance", "bans", "lift", "203.0.113.7")
+    for command in guide()["Restore"]:
+        swarm.type(command)
+    swarm.await_healthy()
+    until(lambda: "203.0.113.7" in swarm.stillroom("maintenance", "bans", "list"), "the backup", 30)
+
+
+BROKEN = """
+FROM {image}
+COPY broken.py ./
+"""
+
+
+def test_workers_that_cannot_work_are_rolled_back(swarm: Swarm) -> None:
+    """An image whose loaders raise takes no task: Swarm goes back to the version before, and nothing is lost."""
+    folder = swarm.folder / "broken"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text(BROKEN.format(image=IMAGE))
+    (folder / "broken.py").write_text("import os\n\nos.environ['NOT_SET_ANYWHERE']\n")
+    docker("build", "--quiet", "--tag", f"{IMAGE}-broken", str(folder))
+    workers = ("refresh", "maintenance")
+    with customers(20, 200) as report:
+        swarm.deploy(STILLROOM_IMAGE=f"{IMAGE}-broken", STILLROOM_LOADERS="broken")
+        until(lambda: swarm.states(*workers) == {"rollback_completed"}, "both rolled back", 150)
+        swarm.await_healthy()
+        assert_nothing_was_lost(report())
+    assert "broken raised KeyError: 'NOT_SET_ANYWHERE' (/app/broken.py, line 3)" in swarm.logs()
+    docker("tag", IMAGE, f"{IMAGE}-mended")
+    swarm.deploy(STILLROOM_IMAGE=f"{IMAGE}-mended", STILLROOM_LOADERS="shop")
+    swarm.await_updates()
 
 
 def test_scaling_loses_nothing(swarm: Swarm) -> None:

@@ -24,6 +24,8 @@ def until(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
 class CeleryProcess:
     """`celery -A <app> …` with settings from `environment`, in a process group of its own."""
 
+    program: tuple[str, ...] = ()  # another one, without an app
+
     def __init__(
         self,
         log: Path,
@@ -34,7 +36,7 @@ class CeleryProcess:
         self._log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", app, *arguments],
+                [*(self.program or (sys.executable, "-m", "celery", "-A", app)), *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={
@@ -57,7 +59,7 @@ class CeleryProcess:
         )
         assert text in self.log, self.log
 
-    def terminate(self, within: float = 10.0) -> int:
+    def terminate(self, within: float = 30.0) -> int:
         """SIGTERM, as a container is stopped. Returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 import urllib.request
@@ -15,9 +14,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from typer.testing import CliRunner
 
 import redis
 from stillroom import API, AUTH, Limit, Stillroom
+from stillroom.cli import app as command_line
 from stillroom.embedded import EmbeddedServer, free_port
 from stillroom_workers.schedule import SCHEDULE
 from tests.support import sessions as session_time
@@ -43,6 +44,41 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "stillroom.invalidate_tags": {"tags": ["t"], "soft": True},
     "stillroom.invalidate_pattern": {"pattern": "z*"},
 }
+MESSAGE = json.dumps(
+    {
+        "body": "W1tdLCB7fSwgbnVsbF0=",  # [[], {}, null]
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"task": "stillroom.trim_marks", "id": "held", "lang": "py"},
+        "properties": {
+            "delivery_tag": "held",
+            "body_encoding": "base64",
+            "delivery_info": {
+                "exchange": "stillroom.maintenance",
+                "routing_key": "stillroom.maintenance",
+            },
+        },
+    }
+)
+COMMANDS = [
+    ["health"],
+    ["invalidate", "--tag", "t", "--pattern", "x*", "--wait"],
+    ["invalidate", "--all"],
+    ["sessions", "list", "people"],
+    ["sessions", "count"],
+    ["sessions", "end", "people"],
+    ["bans", "add", "203.0.113.50", "--for", "60s"],
+    ["bans", "list"],
+    ["bans", "lift", "203.0.113.50"],
+    ["bans", "add", "198.51.100.0/25", "--for", "1s"],
+    ["limits", "set", "few", "5/60s", "--for", "60s"],
+    ["limits", "set", "few", "4/60s", "--for", "60s"],
+    ["limits", "show"],
+    ["limits", "unset", "few"],
+    ["limits", "reset", "203.0.113.7", "few"],
+    ["abuse", "rules"],
+    ["dead-letters", "list"],
+]
 LOOKS = [
     "INFO",
     "DBSIZE",
@@ -71,14 +107,18 @@ class Company:
         self.acl = folder / "users.acl"
         self.admin = admin(server)
         self.flower_port = free_port()
+        self.rules = folder / "rules.toml"
+        self.rules.write_text("[rules.credential_stuffing]\nshadow = false\n")
 
     def password(self, role: str) -> str:
         return (self.folder / f"{role}_password").read_text()
 
     def environment(self, role: str) -> dict[str, str]:
         """What the stack tells a process of this role."""
-        return environment_of(self.server, self.folder, role) | {
+        broker = "producer" if role == "web" else role
+        return environment_of(self.server, self.folder, role, broker) | {
             "STILLROOM_LOADERS": "shop",
+            "STILLROOM_ABUSE_RULES": str(self.rules),
             "PYTHONPATH": os.pathsep.join([str(ROOT / "deploy"), *filter(None, sys.path)]),
         }
 
@@ -103,17 +143,13 @@ class Company:
             yield client
 
     def command(self, role: str, *arguments: str) -> str:
-        """`stillroom …` as this role."""
+        """`stillroom …` as this role, in this process: there are many, and Python takes its time to start."""
         with self.witness.visit(role):
-            done = subprocess.run(
-                [sys.executable, "-c", "from stillroom.cli import main; main()", *arguments],
-                env={**os.environ, **self.environment(role)},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+            done = CliRunner().invoke(command_line, arguments, env=self.environment(role))
+        assert done.exit_code == 0, (
+            f"{role}: {' '.join(arguments)}: {done.output} {done.exception!r}"
+        )
+        return str(done.stdout)
 
 
 @contextmanager
@@ -127,28 +163,15 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
             at_work.enter_context(company.process("beat", *beat, app="tests.support.quick_beat"))
             flower = ("flower", "--address=127.0.0.1", f"--port={company.flower_port}")
             at_work.enter_context(company.process("flower", *flower))
-            worker.await_line(" ready.", 90)
+            worker.await_line(" ready.", 200)
             _work_as_web(company)
             _work_as_producer(company, worker)
             _come_back_to_what_a_killed_worker_held(company, worker)
             _work_as_flower(company)
-            company.command("worker", "invalidate", "--tag", "t", "--pattern", "x*", "--wait")
-            for words in (
-                ["add", "203.0.113.50", "--for", "60s"],
-                ["list"],
-                ["lift", "203.0.113.50"],
-                ["add", "198.51.100.0/25", "--for", "1s"],
-            ):
-                company.command("worker", "bans", *words)
-            for words in (
-                ["set", "few", "5/60s", "--for", "60s"],
-                ["set", "few", "4/60s", "--for", "60s"],
-                ["show"],
-                ["unset", "few"],
-                ["reset", "203.0.113.7", "few"],
-            ):
-                company.command("worker", "limits", *words)
-            company.command("web", "limits", "show")
+            for role in ("web", "worker"):  # people type them in the container of either
+                for words in COMMANDS:
+                    company.command(role, *words)
+            _use_dead_letters(company)
             _look(company)
         yield company  # all have ended: what a role says in its last moments was heard too
 
@@ -174,8 +197,6 @@ def _work_as_web(company: Company) -> None:
         _use_limits(room)
         _use_abuse(room, company.admin)
         _use_health(room, company.admin)
-    company.command("web", "sessions", "list", "u1")
-    company.command("web", "health")
     company.command("web", "doctor")
 
 
@@ -238,6 +259,7 @@ def _use_sessions(room: Any, admin: Any) -> None:
     sessions.end("u1", sessions.list_for_user("u1")[0].handle)
     sessions.destroy(third)
     sessions.destroy_by_tag("mobile")
+    sessions.create("people", {})
     sessions.create("u2", {})
     sessions.destroy_for_user("u2")
     sessions.count("u1")
@@ -290,6 +312,7 @@ def _use_abuse(room: Any, admin: Any) -> None:
         room.abuse.report("auth_fail", ip="203.0.113.9", user=f"user{n}", route="/login")
     room.abuse.report("auth_ok", ip="203.0.113.9", user="user1")
     until(lambda: admin.xlen("stillroom:abuse:log"), "a pattern", 30)
+    until(lambda: admin.llen("stillroom:bans:times"), "a ban by a rule", 30)
     until(lambda: admin.xlen("stillroom:abuse:aside"), "an event set aside", 30)
 
 
@@ -314,29 +337,34 @@ def _work_as_producer(company: Company, worker: CeleryProcess) -> None:
     with company.client("producer") as client:
         client.lpush("stillroom.maintenance", b"no message")
     for name in MESSAGES:
-        worker.await_line(f"Task {name}[")
-    until(lambda: company.admin.llen("stillroom:aside") == 1, "a bad element set aside")
+        worker.await_line(f"Task {name}")
+    until(lambda: company.admin.xlen("stillroom:dead-letters") == 1, "a dead letter")
     for tick in SCHEDULE:
         worker.await_line(f"Task {tick.task}[")
+
+
+def _use_dead_letters(company: Company) -> None:
+    """A worker's container has the rights for it: it may publish and delete."""
+    (letter,) = json.loads(company.command("worker", "dead-letters", "list", "--json"))
+    company.command("worker", "dead-letters", "show", letter["id"])
+    with company.client("producer") as client:
+        message = json.loads(MESSAGE)
+        message["headers"] |= {"task": "stillroom.unknown", "id": "later"}
+        message["properties"]["delivery_tag"] = "later"
+        client.lpush("stillroom.maintenance", json.dumps(message))
+    until(lambda: company.admin.xlen("stillroom:dead-letters") == 2, "another letter")
+    _, other = json.loads(company.command("worker", "dead-letters", "list", "--json"))
+    company.command("worker", "dead-letters", "retry", other["id"])
+    company.command("worker", "dead-letters", "drop", letter["id"])
 
 
 def _come_back_to_what_a_killed_worker_held(company: Company, worker: CeleryProcess) -> None:
     """A message whose visibility timeout is over is delivered again."""
     queue = "stillroom.maintenance"
-    message = {
-        "body": "W1tdLCB7fSwgbnVsbF0=",  # [[], {}, null]
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": {"task": "stillroom.trim_marks", "id": "held", "lang": "py"},
-        "properties": {
-            "delivery_tag": "held",
-            "body_encoding": "base64",
-            "delivery_info": {"exchange": queue, "routing_key": queue},
-        },
-    }
+    message = json.loads(MESSAGE)
     held = json.dumps([message, queue, queue])
-    company.admin.hset("unacked", "held", held)
-    company.admin.zadd("unacked_index", {"held": 1})
+    company.admin.hset("stillroom:unacked", "held", held)
+    company.admin.zadd("stillroom:unacked_index", {"held": 1})
     worker.await_line("trim_marks[held]")
 
 
@@ -363,8 +391,8 @@ def _page(company: Company, path: str) -> str:
 
 def _look(company: Company) -> None:
     """A person with redis-cli, a container's check, an exporter of metrics."""
-    with company.client("ops") as ops, company.client("health") as health:
+    with company.witness.visit("ops"), company.client("ops") as ops:
         for command in LOOKS:
             ops.execute_command(*command.split())
-        health.ping()
+    with company.witness.visit("health"), company.client("health") as health:
         health.info()

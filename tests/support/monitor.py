@@ -8,7 +8,9 @@ from typing import Any
 
 ABOUT_CONNECTIONS = {"HELLO", "CLIENT", "MONITOR"}
 # A first connection, a first script, counts that were due.
-ON_ITS_WAY = {"TIME", "SCRIPT", "HINCRBY", "EXPIRE"}
+ON_ITS_WAY = {"TIME", "INFO", "SCRIPT", "HINCRBY", "EXPIRE"}
+
+READS_SESSION = ["EXISTS", "HGETALL"]  # and the server's TIME, in one exchange
 
 
 def sent(client: Any, act: Callable[[], object], but: Iterable[str] = ()) -> list[str]:

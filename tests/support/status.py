@@ -225,5 +225,5 @@ def _tasks(traffic: float, ago: int, chance: random.Random) -> TaskStats:
             QueueStats(name="stillroom.refresh", depth=refresh, oldest_s=0.4 if refresh else None),
             QueueStats(name="stillroom.maintenance", depth=chance.randint(0, 2)),
         ),
-        unacked=1, todo=4, aside=0, workers=2, beat_s=12.0,
+        unacked=1, todo=4, dead_letters=0, workers=2, beat_s=12.0,
     )  # fmt: skip

@@ -25,7 +25,7 @@ TRAEFIK = f"{STACK}-public"
 REDIS_PORT, CACHE_PORT, FLOWER_PORT = 26_379, 26_380, 25_555  # stack.test.yml
 FILES = (ROOT / "stack.yml", ROOT / "tests/stack/stack.test.yml")
 # Where no registry can be reached, what stands in for the official images is called so.
-STAND_INS = {"python:3.13-slim": "local/python:3.13-slim", "redis:7.2-alpine": "local/redis:7"}
+STAND_INS = {"python:3.13-slim": "local/python:3.13-slim", "redis:7.2.14-alpine": "local/redis:7"}
 HEALTHY_WITHIN = 90.0  # seconds
 
 
@@ -93,7 +93,7 @@ class Swarm:
         self.folder, self.secrets = folder, folder / "secrets"
         self.environment = {
             "STILLROOM_IMAGE": IMAGE,
-            "REDIS_IMAGE": image_of("redis:7.2-alpine"),
+            "REDIS_IMAGE": image_of("redis:7.2.14-alpine"),
             "PYTHON_IMAGE": image_of("python:3.13-slim"),
             "REDIS_FSYNC": "always",  # servers are killed here, and nothing acknowledged may be lost
             "SECRETS_FOLDER": str(self.secrets),
@@ -151,17 +151,19 @@ class Swarm:
     def await_updates(self, within: float = 150.0) -> None:
         """Until no update is under way; an update that was rolled back fails the test."""
 
-        def states() -> set[str]:
-            names = docker("stack", "services", "--quiet", STACK).split()
-            form = "{{with .UpdateStatus}}{{.State}}{{end}}"
-            return set(docker("service", "inspect", "--format", form, *names).split())
-
         until(
-            lambda: states() <= {"completed"} or any("roll" in s for s in states()),
+            lambda: self.states() <= {"completed"} or any("roll" in s for s in self.states()),
             "updates",
             within,
         )
-        assert states() <= {"completed"}
+        assert self.states() <= {"completed"}
+
+    def states(self, *services: str) -> set[str]:
+        """What became of the last updates of these services, or of all."""
+        names = [f"{STACK}_{service}" for service in services]
+        names = names or docker("stack", "services", "--quiet", STACK).split()
+        form = "{{with .UpdateStatus}}{{.State}}{{end}}"
+        return set(docker("service", "inspect", "--format", form, *names).split())
 
     def kill(self, container: str) -> None:
         """SIGKILL, as the kernel does it when memory is short."""

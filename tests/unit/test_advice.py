@@ -132,10 +132,12 @@ def test_a_servers_findings(said: RedisInfo, roles: Any, expected: set[Any]) -> 
         ({"tasks": TaskStats(beat_s=149)}, set()),
         ({"tasks": TaskStats(beat_s=151)}, {("beat", "warn")}),
         ({"tasks": TaskStats(beat_s=601)}, {("beat", "fail")}),
-        ({"tasks": TaskStats(aside=1)}, {("aside", "warn")}),
+        ({"tasks": TaskStats(dead_letters=1)}, {("dead-letters", "warn")}),
         ({"tasks": TaskStats(workers=0, queues=(), todo=0)}, set()),
         ({"tasks": TaskStats(workers=0, queues=(), todo=1)}, {("workers", "warn")}),
-        ({"tasks": TaskStats(workers=0, todo=1)}, set()),  # another broker: nobody knows
+        # Another broker, whose queues nobody sees: workers and what is left to do are known all the same.
+        ({"tasks": TaskStats(workers=0, todo=1)}, {("workers", "warn")}),
+        ({"tasks": TaskStats(todo=1)}, set()),
         ({"tasks": TaskStats(queues=(QueueStats(name="q", oldest_s=29),))}, set()),
         (
             {"tasks": TaskStats(queues=(QueueStats(name="q", oldest_s=31),))},

@@ -8,7 +8,7 @@ import hiredis
 import pytest
 
 from stillroom.errors import RedisRefused, RedisUnavailable
-from stillroom.operation import Call, Failed, Once, Operation, Pause, Timed, together
+from stillroom.operation import Call, Failed, Once, Operation, Pause, Timed, beside, together
 from stillroom.wire import refusal
 
 
@@ -122,3 +122,30 @@ def test_an_operation_that_is_given_up_closes_its_parts() -> None:
     with pytest.raises(KeyboardInterrupt):
         running.throw(KeyboardInterrupt())
     assert closed == ["one", "other"]
+
+
+def test_a_rider_goes_along_in_each_batch() -> None:
+    """The result is the first one's; both get their share of the replies."""
+    rider = asking([(b"C",), (b"D",)], [(b"F",)])
+    result, steps = answered(beside(asking([(b"A",)], [(b"E",)]), rider), [1, 2, 3], [4, 5])
+    assert steps == [[(b"A",), (b"C",), (b"D",)], [(b"E",), (b"F",)]]
+    assert result == [[1], [4]]
+
+
+def test_a_rider_is_not_begun_where_there_is_nothing_to_ride_on() -> None:
+    """Nothing is said to Redis, and the rider is closed."""
+    rider = asking([(b"A",)])
+    with pytest.raises(StopIteration) as stopped:
+        beside(asking(), rider).send(None)
+    assert stopped.value.value == []
+    assert list(rider) == []
+
+
+def test_a_rider_that_fails_fails_alone() -> None:
+    """The first one gets its replies; and its own failure is raised, whatever becomes of the rider."""
+    refused = refusal([1, hiredis.ReplyError("NOPERM no")])
+    result, _ = answered(beside(asking([(b"A",)]), asking([(b"B",)])), refused)
+    assert result == [[1]]
+    refused = refusal([hiredis.ReplyError("NOPERM no"), 1])
+    with pytest.raises(RedisRefused, match="noperm"):
+        answered(beside(asking([(b"A",)]), asking([(b"B",)])), refused)

@@ -465,7 +465,7 @@ def test_the_session_is_read_along_with_the_limits(room: Stillroom, client: Any)
             assert browser.get("/cart").text == '["tea"]'
         finally:
             room.state_wire.execute = execute  # type: ignore[method-assign]
-    assert batches == [2]
+    assert batches == [4]
 
 
 # The cache

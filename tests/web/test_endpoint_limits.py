@@ -5,15 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from stillroom import DEFAULT, InvalidLimit, Limit, Settings, SettingsError, Stillroom
+from stillroom import DEFAULT, InvalidLimit, Limit, Routes, Settings, SettingsError, Stillroom
 from stillroom.web import Refusal
 from tests.support.celery_process import until
+from tests.support.monitor import ON_ITS_WAY, sent
 from tests.support.web import Browser, ask
 from tests.web.limited_apps import FRAMEWORKS, GATE, ORIGIN, PLACE, serving
 from tests.web.test_limits import read
@@ -248,14 +249,37 @@ def test_a_preflight_costs_nothing(port: int) -> None:
 
 
 def test_endpoint_limits_and_session_are_one_round_trip(port: int, client: Any) -> None:
-    """Once an endpoint is known to look at its session."""
+    """With a read, once an endpoint is known to look at its session; where it does not look, without."""
     browser = Browser(port)
     browser.get("/login?who=ann")
     for _ in range(3):
         assert browser.get("/touch").text.strip('"') == "ann"
+        browser.get("/cost?n=0")
+    assert trips(client, lambda: browser.get("/touch")) == (1, 3)
+    assert trips(client, lambda: browser.get("/cost?n=0")) == (1, 1)
+    assert trips(client, lambda: browser.get("/open")) == (0, 0)
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "starlette"], indirect=True)
+def test_the_table_and_the_session_are_one_round_trip_and_the_endpoint_another(
+    framework: str, settings: Settings, client: Any
+) -> None:
+    """What is in front of the routing is charged before anybody knows the endpoint."""
+    table = Routes([], default=[Limit("all", 1_000, 60)])
+    with serving(framework, settings, routes=table) as port:
+        browser = Browser(port)
+        browser.get("/login?who=ann")
+        for _ in range(3):
+            browser.get("/touch")
+        assert trips(client, lambda: browser.get("/touch")) == (2, 4)
+
+
+def trips(client: Any, act: Callable[[], object]) -> tuple[int, int]:
+    """Round trips and commands that an act takes, without what is on its way now and then."""
     before = client.info("stats")["total_reads_processed"]
-    browser.get("/touch")
-    assert client.info("stats")["total_reads_processed"] - before - 1 == 1
+    act()
+    reads = client.info("stats")["total_reads_processed"] - before - 1
+    return reads, len(sent(client, act, but=ON_ITS_WAY))
 
 
 def test_a_denied_client_costs_redis_nothing(port: int, client: Any) -> None:

@@ -349,6 +349,21 @@ def test_flashes_are_shown_as_they_were_meant(room: Stillroom) -> None:
     assert browser.get("/show").text == ""
 
 
+def test_it_is_a_dict_to_who_writes_so(room: Stillroom) -> None:
+    """`|=`, `|` and `copy`; a user who is set that way is logged in."""
+    app = make_app(room, PLAIN)
+
+    @app.get("/joined")
+    def joined() -> Any:
+        flask.session |= {"a": 1, "_user_id": "ann"}
+        return {**(flask.session | {"b": 2}), "copied": flask.session.copy() == {**flask.session}}
+
+    with app.test_client() as browser:
+        shown = browser.get("/joined").get_json()
+        assert shown == {"a": 1, "b": 2, "_user_id": "ann", "copied": True}
+        assert browser.get("/me").get_json() == {"user": "ann"}
+
+
 @pytest.mark.parametrize(
     "key", ["/a/path?x=1", "\u0438\u043c\u044f" * 40, "_state_" + "x" * 300, "a b", "", "\n", "x.y"]
 )
@@ -616,7 +631,7 @@ def test_who_is_only_remembered_is_not_fresh(room: Stillroom, client: Any) -> No
 def test_flasks_session_is_read_along_with_the_limits(room: Stillroom, client: Any) -> None:
     """Where the route's last request has looked: one batch, as with the middleware's own session."""
     from stillroom import DEFAULT, Routes
-    from tests.support.monitor import ON_ITS_WAY, sent
+    from tests.support.monitor import ON_ITS_WAY, READS_SESSION, sent
 
     app = make_app(room, SESSION_COOKIE_NAME="__Host-mine")
     put(app, "/plain", lambda: "plain")
@@ -640,8 +655,8 @@ def test_flasks_session_is_read_along_with_the_limits(room: Stillroom, client: A
             assert get("/me").text == '{"user":"ann"}\n'
         room.state_stats.due = float("inf")
         room.state_wire.execute = counted  # type: ignore[method-assign]
-        assert sent(client, lambda: get("/me"), but=ON_ITS_WAY) == ["EVALSHA", "EVALSHA"]
-        assert batches == [2]
+        assert sent(client, lambda: get("/me"), but=ON_ITS_WAY) == ["EVALSHA", *READS_SESSION]
+        assert batches == [4]
         get("/plain")  # looks not, so the next one is not read ahead
         batches.clear()
         get("/plain")

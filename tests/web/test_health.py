@@ -289,12 +289,12 @@ def test_two_hundred_at_once_are_one_check(asking: Ask, server: EmbeddedServer) 
 
 def test_a_finding_is_in_its_check(serve: Serve, server: EmbeddedServer, client: Any) -> None:
     """Its status, its words, and the advice; a warning is not a failure to a load balancer."""
-    client.lpush(Keys("stillroom").aside, "junk")
+    client.xadd(Keys("stillroom").dead_letters, {"kind": "message"})
     answer = serve(settings_for(server))("/health")
     body = json.loads(answer.body)
     assert (answer.status, body["status"]) == (200, "warn")
     (queues,) = body["checks"]["tasks:queues"]
     assert queues["status"] == "warn"
-    assert "set aside" in queues["output"]
+    assert "dead letters wait" in queues["output"]
     (advice,) = body["advice"]
     assert {"code", "severity", "component", "what", "good", "todo"} <= set(advice)

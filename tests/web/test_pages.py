@@ -7,12 +7,13 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import hishel
 import pytest
-from fastapi import BackgroundTasks, FastAPI, Request
+from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from flask import Flask
@@ -33,7 +34,11 @@ from stillroom import (
 )
 from stillroom.testing import Clock
 from stillroom.web.asgi import StillroomMiddleware
+from stillroom.web.fastapi import limited as limited_by_fastapi
+from stillroom.web.flask import StillroomLimits
+from stillroom.web.flask import limited as limited_by_flask
 from stillroom.web.pages import Pages
+from stillroom.web.wsgi import StillroomMiddleware as WsgiMiddleware
 from tests.support.bookshop import Shop, serving
 from tests.support.entries import Recording
 from tests.support.web import Reply, ask
@@ -524,6 +529,58 @@ def test_rendering_spends_no_limits(settings: Settings) -> None:
         assert [client.get(f"/n/{n}").status_code for n in range(5)] == [200] * 5
         assert [client.get("/other").status_code for _ in range(3)] == [404, 404, 429]
     assert shop.calls == []
+
+
+@pytest.mark.parametrize("are_outermost", [True, False])
+def test_rendering_spends_no_limits_of_an_endpoint(
+    face: str, settings: Settings, are_outermost: bool
+) -> None:
+    """A page from the cache does not count at its endpoint; what is answered to one visitor does."""
+    make = fastapi_with_a_limit if face == "fastapi" else flask_with_a_limit
+    with make(settings, are_outermost) as get:
+        assert [get(f"/n/{n}", {}) for n in range(5)] == [200] * 5
+        assert [get("/n/1", {"Authorization": "Bearer x"}) for _ in range(3)] == [200, 200, 429]
+        assert get("/n/7", {}) == 200
+
+
+@contextmanager
+def fastapi_with_a_limit(settings: Settings, are_outermost: bool) -> Iterator[Any]:
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    app, pages = FastAPI(lifespan=room.lifespan), Pages(room)
+
+    @app.get("/n/{n}", dependencies=[Depends(limited_by_fastapi(Limit("few", 2, 60)))])
+    @pages.page(ttl=60)
+    async def number(n: int) -> int:
+        return n
+
+    if not are_outermost:
+        pages.install(app)
+    app.add_middleware(StillroomMiddleware, room=room)
+    if are_outermost:
+        pages.install(app)
+    with TestClient(app) as client:
+        yield lambda path, headers: client.get(path, headers=headers).status_code
+
+
+@contextmanager
+def flask_with_a_limit(settings: Settings, are_outermost: bool) -> Iterator[Any]:
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        app, pages = Flask("limited"), Pages(room)
+        StillroomLimits(app, room)
+
+        @app.get("/n/<int:n>")
+        @limited_by_flask(Limit("few", 2, 60))
+        @pages.page(ttl=60)
+        def number(n: int) -> Any:
+            return str(n)
+
+        if not are_outermost:
+            pages.install(app)
+        app.wsgi_app = WsgiMiddleware(app.wsgi_app, room, sessions=False)  # type: ignore[method-assign]
+        if are_outermost:
+            pages.install(app)
+        with app.test_client() as client:
+            yield lambda path, headers: client.get(path, headers=headers).status_code
 
 
 def test_a_page_behind_middleware_of_other_kinds_is_kept(settings: Settings) -> None:

@@ -15,6 +15,7 @@ from starlette.routing import Route as Path_
 
 from stillroom import AsyncStillroom, Limit, NoDispatch, Routes, Settings, Stillroom
 from stillroom.web.asgi import StillroomMiddleware as Asgi
+from stillroom.web.ending import private
 from stillroom.web.flask import StillroomSessions
 from stillroom.web.wsgi import StillroomMiddleware as Wsgi
 from tests.support.crowd import PATIENT
@@ -106,6 +107,20 @@ def test_a_stranger_never_gets_anothers_session(cached: int, room: Stillroom) ->
             assert reply.one("age") is None or (page, reply.text) == ("about", "about us")
             if page in ("who", "set", "renew", "logout"):
                 assert reply.text == "None", (page, first)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Surrogate-Control", "CDN-Cache-Control", "Cloudflare-CDN-Cache-Control"),
+        *("Akamai-Cache-Control", "Edge-Control", "X-LiteSpeed-Cache-Control", "X-Accel-Expires"),
+    ],
+)
+def test_no_header_for_caches_outlives_a_cookie(name: str) -> None:
+    """Whatever a cache of some kind reads in the place of Cache-Control is taken away."""
+    more, without = private([("Cache-Control", "Public, S-MaxAge=60"), (name, "max-age=60")])
+    assert dict(more) == {"Cache-Control": "private"}
+    assert without == {"cache-control", name.lower()}
 
 
 def test_a_page_that_looks_at_no_session_is_kept_by_the_cache(cached: int, room: Stillroom) -> None:

@@ -57,7 +57,7 @@ def start_worker(start: Callable[..., CeleryProcess]) -> Callable[..., CeleryPro
 
     def start_worker(*arguments: str, **changes: str) -> CeleryProcess:
         worker = start("worker", "--without-gossip", "--without-mingle", *arguments, **changes)
-        worker.await_line(" ready.", 30)
+        worker.await_line(" ready.", 90)
         return worker
 
     return start_worker

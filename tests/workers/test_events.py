@@ -52,8 +52,9 @@ def test_events_count_arguments_and_never_quote_them(
 
 @pytest.fixture
 def stranger(own_server: EmbeddedServer, db: Any) -> Any:
-    """A client that knows Celery and nothing of us: it writes its arguments into the message's headers."""
+    """A client that knows Celery and our channels, no more: it writes its arguments into the message's headers."""
     with Celery(broker=own_server.url, set_as_current=False) as app:
+        app.conf.update(event_exchange="stillroom.celeryev", control_exchange="stillroom")
         yield app
 
 

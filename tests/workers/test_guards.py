@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,23 @@ from stillroom_workers import guards
 pytestmark = pytest.mark.long
 
 APP = f"""
-import os, time
+import json, os, time
 from pathlib import Path
 import redis
 from celery import Celery
+from {guards.__name__} import _log_undeliverable
+
+def keep(raw, queue, reason):
+    _log_undeliverable(raw, queue, reason)
+    about = dict(queue=queue, reason=reason, bytes=len(raw))
+    note.lpush("kept", json.dumps(about).encode() + b"\\n" + raw)
 
 guarded, url, here = os.environ["GUARDED"] == "yes", os.environ["BROKER"], Path(__file__).parent
 app = Celery("probe", broker=url, amqp="{guards.__name__}:AMQP" if guarded else None)
 if guarded:
     app.conf.worker_consumer = "{guards.__name__}:Consumer"
 app.conf.update(
-    broker_transport_options=__import__("json").loads(os.environ["OPTIONS"]),
+    broker_transport_options=json.loads(os.environ["OPTIONS"]) | dict(undeliverable=keep),
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     accept_content=["json"],
@@ -81,7 +87,8 @@ OPTIONS = {
     "socket_keepalive": True,
     "health_check_interval": 5,
 }
-ASIDE = guards.Channel.set_aside_key
+KEPT = "kept"
+LATER = (datetime.now(UTC) + timedelta(minutes=50)).isoformat()
 PRIVATE = "x" * 5_000  # stands for what people put into arguments
 
 
@@ -105,9 +112,9 @@ class Broker(EmbeddedServer):
         """As a producer would, oldest first."""
         self.redis.lpush("celery", *elements)
 
-    def aside(self) -> list[tuple[dict[str, Any], bytes]]:
-        """What was set aside, newest first: (about, raw)."""
-        elements: Any = self.redis.lrange(ASIDE, 0, -1)
+    def kept(self) -> list[tuple[dict[str, Any], bytes]]:
+        """What could not be delivered, newest first: (about, raw)."""
+        elements: Any = self.redis.lrange(KEPT, 0, -1)
         pairs = [element.partition(b"\n") for element in elements]
         return [(json.loads(about), raw) for about, _, raw in pairs]
 
@@ -186,7 +193,7 @@ def worker(tmp_path: Path, broker: Broker) -> Iterator[StartWorker]:
                 **env,
             )
             started.callback(process.kill)
-            until(lambda: " ready." in process.log, "the worker is ready", 20)
+            until(lambda: " ready." in process.log, "the worker is ready", 60)
             return process
 
         yield start
@@ -293,7 +300,7 @@ def hold(broker: Broker, gate: Path) -> None:
     """A running task that acks late, and one that waits for its time: two unacked messages."""
     broker.push(
         envelope([["slow", str(gate)], {}, {}], headers__task="hold"),
-        mark("later", headers__eta="2099-01-01T00:00:00+00:00"),
+        mark("later", headers__eta=LATER),
     )
     until(lambda: broker.redis.exists("began:slow"), "the slow task runs")
     until(lambda: broker.redis.hlen("unacked") == 2, "both messages are unacked")
@@ -355,7 +362,7 @@ def test_guarded_worker_outlives_a_killed_connection(
 def test_other_pools_outlive_a_restart_too(broker: Broker, worker: StartWorker, pool: str) -> None:
     """The guard is in the channel, so the pool makes no difference."""
     guarded = worker(guarded=True, pool=pool)
-    broker.push(mark("later", headers__eta="2099-01-01T00:00:00+00:00"))
+    broker.push(mark("later", headers__eta=LATER))
     until(lambda: broker.redis.hlen("unacked") == 1, "the message is unacked")
     broker.restart()
     broker.push(mark("after"))
@@ -412,44 +419,49 @@ def test_one_published_element_ends_every_stock_worker(broker: Broker, worker: S
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "prefork"])
-def test_bad_elements_are_set_aside(broker: Broker, worker: StartWorker, pool: str) -> None:
+def test_bad_elements_are_kept(broker: Broker, worker: StartWorker, pool: str) -> None:
     """Each bad element is kept, logged once without its data, acknowledged; the next one runs."""
     guarded = worker(guarded=True, pool=pool)
     broker.redis.publish("/0.celery.pidbox", "[1]")
-    until(lambda: len(broker.aside()) == 1, "what was published is set aside")
+    until(lambda: len(broker.kept()) == 1, "what was published is kept")
     for element in BAD.values():
         broker.push(element)
     broker.push(mark("good"))
     until(lambda: broker.redis.exists("ran:good"), "the next good one runs")
     until(lambda: not broker.redis.exists("unacked"), "all are acknowledged")
 
-    kept = [raw for _, raw in reversed(broker.aside())][1:]
+    kept = [raw for _, raw in reversed(broker.kept())][1:]
     assert len(kept) == len(BAD)
     for name, was, is_now in zip(BAD, BAD.values(), kept, strict=True):
         assert is_now == _same(was, is_now), name
     assert broker.redis.llen("celery") == 0
-    assert guarded.log.count("ERROR") == guarded.log.count("Set aside") == len(BAD) + 1
+    assert guarded.log.count("ERROR") == guarded.log.count("can't run") == len(BAD) + 1
     assert "CRITICAL" not in guarded.log
     assert "x" * (guards.REASON_LENGTH + 1) not in guarded.log
     assert guarded.stop() == 0
 
 
 def _same(was: str | bytes, is_now: bytes) -> bytes:
-    """The bytes themselves, cut; or, where kombu had decoded them, other bytes of the same JSON."""
+    """The bytes themselves; or, where kombu had decoded them, other bytes of the same message."""
     raw = was.encode() if isinstance(was, str) else was
-    with suppress(ValueError, RecursionError):
-        if json.loads(raw) == json.loads(is_now):
+    with suppress(ValueError, RecursionError, TypeError, KeyError):
+        if _unrouted(json.loads(raw)) == _unrouted(json.loads(is_now)):
             return is_now
-    return raw[: guards.SET_ASIDE_BYTES]
+    return raw
 
 
-def test_set_aside_element_runs_when_it_is_put_back(broker: Broker, worker: StartWorker) -> None:
-    """What was set aside by a worker without the task runs once it is pushed to one that has it."""
+def _unrouted(message: Any) -> Any:
+    """Its consumer's tag is kombu's, and its route is the queue it lay in."""
+    return message | {"properties": message["properties"] | {"delivery_info": None}}
+
+
+def test_what_was_kept_runs_when_it_is_put_back(broker: Broker, worker: StartWorker) -> None:
+    """What a worker without the task has kept runs once it is pushed to one that has it."""
     worker(guarded=True)
     early = mark("early", headers__task="mark.later")
     broker.push(early)
-    until(lambda: broker.redis.exists(ASIDE), "it is set aside")
-    ((about, raw),) = broker.aside()
+    until(lambda: broker.redis.exists(KEPT), "it is kept")
+    ((about, raw),) = broker.kept()
     assert about["queue"] == "celery"
     assert about["bytes"] == len(raw)
     assert "no such task here" in about["reason"]
@@ -463,40 +475,7 @@ def test_broken_pool_costs_no_message(broker: Broker, worker: StartWorker) -> No
     broker.push(mark("good"))
     until(lambda: guarded.exit_code is not None, "it exits, as stock does")
     assert broker.redis.llen("celery") == 1
-    assert not broker.redis.exists(ASIDE)
-
-
-@pytest.fixture
-def channel(broker: Broker) -> Iterator[Any]:
-    options = {"global_keyprefix": "prefix:"}
-    url = f"redis://127.0.0.1:{broker.port}/0"
-    with guards.Connection(url, transport_options=options) as connection:
-        yield connection.channel()
-
-
-def test_the_list_is_bounded(broker: Broker, channel: Any) -> None:
-    """The list keeps the newest 1,000, 64 KiB of each, 7 days, under its own name."""
-    for number in range(guards.SET_ASIDE_LENGTH + 3):
-        channel.set_aside(b"%d" % number, queue="q", reason="a test")
-    channel.set_aside(b"\x00\n" * 50_000, queue="q", reason="r" * 1_000)
-    (about, raw), (_, before), *_, (_, oldest) = broker.aside()
-    assert raw == (b"\x00\n" * 50_000)[: guards.SET_ASIDE_BYTES]
-    assert about["bytes"] == 100_000
-    assert len(about["reason"]) == guards.REASON_LENGTH
-    assert (before, oldest) == (b"1002", b"4")
-    assert broker.redis.llen(ASIDE) == guards.SET_ASIDE_LENGTH
-    assert 0 < broker.redis.ttl(ASIDE) <= guards.SET_ASIDE_TTL
-
-
-def test_a_full_server_does_not_end_the_worker(
-    broker: Broker, channel: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A server that refuses to keep the element is logged, not raised."""
-    broker.redis.config_set("maxmemory", 1)
-    with caplog.at_level(logging.ERROR):
-        channel.set_aside(b"raw", queue="q", reason="a test")
-    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
-    assert "refused that element" in caplog.text
+    assert not broker.redis.exists(KEPT)
 
 
 # 3. A half-open connection ────────────────────────────────────────────────────────────────────────
@@ -622,3 +601,78 @@ def test_beat_and_producers_share_the_wiring(
         assert beat.stop() == 0
     finally:
         beat.kill()
+
+
+# 4. Another server, and keys of another type ──────────────────────────────────────────────────────
+
+
+def test_stock_worker_exits_when_its_server_becomes_a_replica(
+    broker: Broker, worker: StartWorker
+) -> None:
+    """A failover answers a waiting worker with an error about the server, which stock takes for its own."""
+    stock = worker(guarded=False)
+    broker.redis.replicaof("127.0.0.1", "1")
+    until(lambda: "UNBLOCKED" in stock.log or "READONLY" in stock.log, "the server's error")
+    until(lambda: stock.exit_code is not None, "it exits")
+    broker.redis.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
+@pytest.mark.parametrize("seconds", [0.5, 4.0])
+def test_guarded_worker_outlives_a_failover(
+    broker: Broker, worker: StartWorker, pool: str, seconds: float
+) -> None:
+    """It takes the error for a lost connection, asks again each second, and works when there is a master."""
+    guarded = worker(guarded=True, pool=pool)
+    for _ in range(2):
+        broker.redis.replicaof("127.0.0.1", "1")
+        time.sleep(seconds)  # how long a failover takes
+        broker.redis.replicaof("NO", "ONE")
+    broker.push(mark("after"))
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work", 15)
+    assert guarded.exit_code is None
+    assert "Frequent restarts" not in guarded.log
+    assert guarded.stop() == 0
+
+
+def test_guarded_worker_outlives_a_disk_that_is_full(broker: Broker, worker: StartWorker) -> None:
+    """A server that takes no writes says so to BRPOP too; the worker waits for it."""
+    guarded = worker(guarded=True)
+    broker.redis.config_set("min-replicas-to-write", 1)  # refused as it is with a full disk
+    until(lambda: "NOREPLICAS" in guarded.log or "NotTheServer" in guarded.log, "the refusal")
+    broker.redis.config_set("min-replicas-to-write", 0)
+    broker.push(mark("after"))
+    until(lambda: broker.redis.exists("ran:after"), "it takes new work", 15)
+    assert guarded.exit_code is None
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "celery",
+        "celery\x06\x163",
+        "unacked",
+        "unacked_index",
+        "unacked_mutex",
+        "_kombu.binding.celery",
+    ],
+)
+def test_a_key_of_a_wrong_type_ends_no_guarded_worker(
+    broker: Broker, worker: StartWorker, key: str, when: str
+) -> None:
+    """Whoever wrote it there: it is deleted, and work goes on."""
+    if when == "before":
+        broker.redis.xadd(key, {"a": 1})
+    guarded = worker(guarded=True)
+    if when == "after":
+        broker.redis.delete(key)
+        broker.redis.xadd(key, {"a": 1})
+    deadline = time.monotonic() + 20
+    while not broker.redis.exists("ran:after"):
+        assert time.monotonic() < deadline, guarded.log[-3_000:]
+        with suppress(redis.ResponseError):  # it is not yet healed
+            broker.push(mark("after"))
+        time.sleep(0.2)
+    assert guarded.exit_code is None
+    assert "Unrecoverable" not in guarded.log

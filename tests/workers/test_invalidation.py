@@ -53,17 +53,28 @@ def test_each_task_is_called_by_name_and_returns_counts(
     db: Any,
 ) -> None:
     """Keys, tags, a pattern; what does not fit the fields is refused, and nothing is done."""
-    start_worker(CELERY_RESULT_BACKEND=own_server.url)
+    start_worker(STILLROOM_RESULT_BACKEND=own_server.url)
     room.cache.set_many({f"k:{n}": n for n in range(50)}, tags=["t"])
     room.cache.set_many({f"p:{n}": n for n in range(50)}, tags=["u"])
 
+    def asked(task: str, **fields: Any) -> dict[str, Any]:
+        """The whole result, as Celery keeps it."""
+        task_id = stranger.send_task(f"stillroom.{task}", kwargs=fields, queue=QUEUE).id
+        return dict(until(lambda: ended(db.get(f"celery-task-meta-{task_id}")), "the result", 30))
+
     def ask(task: str, **fields: Any) -> Any:
-        return stranger.send_task(f"stillroom.{task}", kwargs=fields, queue=QUEUE).get(timeout=30)
+        return asked(task, **fields)["result"]
 
     assert ask("invalidate_keys", keys=["k:1", "nobody"]) == {"deleted": 1}
-    assert ask("invalidate_tags", tags=["t"], more=1)["outcome"] == "refused"
-    assert ask("invalidate_tags", tags=[])["outcome"] == "refused"
-    assert ask("reclaim", budget=1)["outcome"] == "refused"
+    for task, fields in [
+        ("invalidate_tags", {"tags": ["t"], "more": 1}),
+        ("invalidate_tags", {"tags": []}),
+        ("reclaim", {"budget": 1}),
+    ]:
+        refused = asked(task, **fields)
+        assert refused["status"] == "FAILURE"
+        assert refused["result"]["exc_type"] == "OrderRefused"
+        assert "refused: " in refused["result"]["exc_message"][0]
     assert entries(db, room) == 99
     assert ask("invalidate_tags", tags=["t"])["deleted"] == 49
     assert ask("invalidate_pattern", pattern="p:1*")["deleted"] == 11
@@ -71,6 +82,12 @@ def test_each_task_is_called_by_name_and_returns_counts(
     assert ask("reclaim")["deleted"] == 0
     assert entries(db, room) == 39
     assert room.cache.get("p:1") is None
+
+
+def ended(kept: bytes | None) -> Any:
+    """The result of a task that is over, or None."""
+    result = json.loads(kept or b"{}")
+    return result if result.get("status") in ("SUCCESS", "FAILURE") else None
 
 
 def test_progress_is_a_state_of_the_task(
@@ -81,7 +98,7 @@ def test_progress_is_a_state_of_the_task(
     db: Any,
 ) -> None:
     """Where a result backend is: how many were seen and deleted, of how many."""
-    start_worker(CELERY_RESULT_BACKEND=own_server.url)
+    start_worker(STILLROOM_RESULT_BACKEND=own_server.url)
     for start in range(0, 60_000, 5_000):
         room.cache.set_many({f"k:{n}": n for n in range(start, start + 5_000)}, tags=["t"])
     states: list[Any] = []

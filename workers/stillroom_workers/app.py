@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
-from celery import Celery
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import broker_tls, sent_now, sentinel_options
+from stillroom.dispatch import broker_tls, own_names, sent_now, sentinel_options
 from stillroom.keys import Keys
+from stillroom.own_celery import OwnCelery
+from stillroom_workers.letters import Letters
 from stillroom_workers.lifecycle import attend, open_room
+from stillroom_workers.neighbour import Neighbour, Registry
 from stillroom_workers.schedule import beat_schedule
 from stillroom_workers.spans import tell_of_tasks
 from stillroom_workers.tasks import abuse, health, invalidation, marks, refresh, sessions, warm
+from stillroom_workers.worker import Worker
+
+GUARDS = "stillroom_workers.guards"
+RESULT_TTL_S = 3_600
+DJANGO = "celery.fixups.django:fixup"  # calls django.setup() where DJANGO_SETTINGS_MODULE is set
 
 
-class StillroomCelery(Celery):
+class StillroomCelery(OwnCelery):
     """A Celery app with a room."""
 
-    settings: Settings
+    registry_cls = Registry
+    amqp_cls = f"{GUARDS}:AMQP"
+    control_cls = f"{GUARDS}:Control"
+    log_cls = "stillroom_workers.logs:Logging"
+    task_cls = "stillroom_workers.tasks.base:Task"
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(broker=settings.broker, fixups={DJANGO})
+        self.settings = settings
+        self.neighbour = Neighbour(self)
+        self.letters = Letters(self)
+        self.threads = settings.worker_threads  # of this worker: it may be told another number
 
     @cached_property
     def room(self) -> Stillroom:
         """The room of this process, with the apps' loaders. Beat and Flower never ask for it."""
         return open_room(self.settings)
 
-    def task(self, *args: Any, **options: Any) -> Any:
-        """Not shared with other apps of this process: each has tasks that work on its own room."""
-        return super().task(*args, **{"shared": False} | options)
+    @cached_property
+    def Worker(self) -> Any:  # noqa: N802  # Celery's name
+        """The worker program that `celery worker` runs."""
+        return self.subclass_with_self(Worker)
+
+    def task(self, body: Any, **options: Any) -> Any:
+        """Make a task. It is not shared with other apps of this process: each has tasks that work on its own room.
+
+        While it runs, the project's Celery app is the current one: loaders may call the project's tasks.
+        """
+
+        @wraps(body)
+        def run(*args: Any, **fields: Any) -> Any:
+            with self.neighbour.at_home():
+                return body(*args, **fields)
+
+        return super().task(run, **{"shared": False} | options)
+
+    def queue_of(self, task: str) -> str:
+        """The queue that a task of ours goes to."""
+        return str(self.amqp.router.route({}, task)["queue"].name)
 
     def send_task(self, *args: Any, **options: Any) -> Any:
         """With the time it is sent, which Celery's messages lack: beat's ticks come this way too."""
@@ -40,13 +76,9 @@ class StillroomCelery(Celery):
 def make_app(settings: Settings | None = None) -> StillroomCelery:
     """The app for worker, beat and Flower. Settings come from the environment unless given."""
     settings = settings or Settings()
-    guards = "stillroom_workers.guards"
-    app = StillroomCelery(
-        "stillroom", broker=settings.broker, amqp=f"{guards}:AMQP", set_as_current=False
-    )
-    app.conf.worker_consumer = f"{guards}:Consumer"
-    app.settings = settings
+    app = StillroomCelery(settings)
     app.conf.update(configuration(settings))
+    app.conf.broker_transport_options["undeliverable"] = app.letters.bury
     for module in (refresh, invalidation, marks, warm, sessions, abuse, health):
         module.register(app)
     attend(app, settings)
@@ -59,8 +91,12 @@ def configuration(settings: Settings) -> dict[str, Any]:
     keys = Keys(settings.namespace)
     refresh_queue, maintenance_queue = keys.queue("refresh"), keys.queue("maintenance")
     return {
-        # Two queues: a refresh is short and someone waits for it; maintenance is bulk, in bites.
-        "task_queues": [Queue(refresh_queue), Queue(maintenance_queue)],
+        **own_names(settings),
+        "worker_consumer": "stillroom_workers.worker:Consumer",
+        # Two queues: a refresh is short and someone waits for it; maintenance is bulk, in bites. Each has
+        # an exchange and a key of its own. Celery's default is one exchange for all: an order sent to it
+        # comes out of both.
+        "task_queues": [_queue(refresh_queue), _queue(maintenance_queue)],
         "task_default_queue": maintenance_queue,
         "task_routes": {"stillroom.refresh*": {"queue": refresh_queue}},
         "beat_schedule": beat_schedule(maintenance_queue),
@@ -72,9 +108,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "accept_content": ["json"],
         "enable_utc": True,
         "timezone": "UTC",
-        # No results are kept: what a task did is in Redis, in the log, and in Flower's events.
+        # No results are kept unless a place for them is named: what a task did is in Redis, in the log, and in
+        # Flower's events. Redis forgets them by itself: on a server that evicts nothing they would fill it.
         "task_ignore_result": True,
-        "result_expires": None,  # else beat adds a daily clean-up of the results that do not exist
+        "result_backend": settings.results,
+        "result_expires": RESULT_TTL_S if settings.results else None,
         # The work waits on Redis and on loaders; threads stop in half a second, prefork has hung.
         "worker_pool": "threads",
         "worker_concurrency": settings.worker_threads,
@@ -103,9 +141,14 @@ def configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _queue(name: str) -> Queue:
+    return Queue(name, Exchange(name, type="direct"), routing_key=name)
+
+
 def transport_options(settings: Settings) -> dict[str, Any]:
     """kombu's Redis transport: it has no deadlines of its own."""
-    return {
+    names: dict[str, Any] = own_names(settings)["broker_transport_options"]
+    return names | {
         # Longer than any task: what a killed worker held comes back after it, within seconds.
         "visibility_timeout": 3_600,
         "unacked_restore_interval": 5,
@@ -116,6 +159,5 @@ def transport_options(settings: Settings) -> dict[str, Any]:
         "socket_connect_timeout": 2,
         "socket_keepalive": True,
         "client_name": f"{settings.namespace}-worker",
-        "set_aside_key": Keys(settings.namespace).aside,
         **sentinel_options(settings),
     }

@@ -1,15 +1,27 @@
-"""Beat for a container: it keeps no file, and gives a sign of life for the health check."""
+"""Beat for a container, or in a thread of a worker: it keeps no file, and gives a sign of life."""
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 from typing import Any
 
-from celery import beat
+from celery import beat, bootsteps
+from celery.worker import state
 
-from stillroom_workers.lifecycle import touch
+from stillroom.shown import shown
+
+log = logging.getLogger("stillroom.workers")
+
+STOPS_WITHIN_S = 5.0
+LOOKS_EVERY_S = 1.0  # in a worker, which does not want to wait longer for it to stop
 
 # celery's types differ with and without stubs; as Any they look the same to mypy.
 _StockScheduler: Any = beat.Scheduler
+_StockStep: Any = bootsteps.StartStopStep
+_StockService: Any = beat.Service
+_worker_state: Any = state
 
 
 class Scheduler(_StockScheduler):  # type: ignore[misc]
@@ -20,8 +32,55 @@ class Scheduler(_StockScheduler):  # type: ignore[misc]
     lock or to find corrupt.
     """
 
+    _is_heard = False  # whether the broker took what was sent last
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        """Send a task. Stock logs what goes wrong with it, and goes on."""
+        self._is_heard = False
+        sent = super().apply_async(*args, **options)
+        self._is_heard = True
+        return sent
+
     def tick(self, *args: Any, **kwargs: Any) -> Any:
-        """Send what is due; returns the seconds until the next is."""
-        if heartbeat := self.app.settings.heartbeat_file:
-            touch(heartbeat)
-        return super().tick(*args, **kwargs)
+        """Send what is due; returns the seconds until the next is. Its sign of life: the broker took it."""
+        seconds = super().tick(*args, **kwargs)
+        if self._is_heard:
+            self.app.signs.of_beat()
+        return seconds
+
+
+class Beat(_StockStep):  # type: ignore[misc]
+    """Beat in a thread of the worker. If it ends, the worker does: half a system that looks alive helps nobody."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._service: Any = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, worker: Any) -> None:
+        app = worker.app
+        self._service = _StockService(
+            app,
+            max_interval=LOOKS_EVERY_S,
+            scheduler_cls=app.conf.beat_scheduler,
+            remote_control=False,  # the worker's own answers for this process
+        )
+        self._thread = threading.Thread(target=self._run, name="stillroom beat", daemon=True)
+        self._thread.start()
+
+    def stop(self, worker: Any) -> None:
+        if self._service is not None:
+            self._service.stop()
+        if self._thread is not None:
+            self._thread.join(STOPS_WITHIN_S)
+
+    terminate = stop
+
+    def _run(self) -> None:
+        try:
+            self._service.start()
+        except BaseException as error:
+            log.critical("beat ended, and the worker ends with it: %s", shown(repr(error), 200))
+            _worker_state.should_stop = os.EX_SOFTWARE

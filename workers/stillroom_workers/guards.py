@@ -1,23 +1,17 @@
-"""What a Celery worker on Redis needs to outlive a restart of Redis and a bad element in its queue.
+"""What a Celery worker on Redis needs to outlive a restart or failover of Redis and a bad element in its queue.
 
-Stock Celery 5.7.0 with kombu 5.7.0 ends the worker process in both cases. Each guard names the
+Stock Celery 5.7.0 with kombu 5.7.0 ends the worker process in each case. Each guard names the
 function that does it; the tests show the stock worker dying before the guarded one living.
 
 Wiring, on the one app that worker, beat, Flower and producers share. The URL stays what it is:
 
     app = Celery("stillroom", broker="redis://…", amqp="stillroom_workers.guards:AMQP")
     app.conf.worker_consumer = "stillroom_workers.guards:Consumer"
-    app.conf.broker_transport_options = {"set_aside_key": "stillroom:aside", …}  # or the default
+    app.conf.broker_transport_options = {"undeliverable": bury, …}
 
-The one key written here, `set_aside_key`, is a list: newest first, at most 1,000 elements, gone
-7 days after the last addition. An element is one JSON line `{at, queue, reason, bytes}`, a newline,
-then the raw bytes (at most 64 KiB):
-
-    LPUSH stillroom:aside <element>
-    LTRIM stillroom:aside 0 999
-    EXPIRE stillroom:aside 604800
-
-To run one after all: what follows the first newline is what lay in the queue, `LPUSH` it back.
+`bury(raw, queue, reason)` is called with each element that no task can be made of: the bytes that lay in the queue
+(for some, the same JSON in other bytes), where they lay, and what is wrong. It keeps them (letters.py) and does not
+raise.
 
 A half-open connection needs options, not code: `socket_timeout` *and* `health_check_interval`, both
 5 s. Cut off without a word, the worker went on after 10 to 12 s. With the first alone it took 53 s,
@@ -26,30 +20,33 @@ with the second alone or with neither it was still deaf after 30 s.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, partial
-from time import time
+from time import monotonic, sleep
 from typing import Any
 
 from celery import signals
-from celery.app import amqp
-from celery.worker import consumer, state
-from kombu import connection
+from celery.app import amqp, control
+from celery.worker import consumer, request, state
+from kombu import connection, pidbox
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import redis as transport
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 import redis
+from stillroom.shown import shown
+from stillroom_workers.hygiene import (
+    RAW_LIMIT,
+    flaw_in_envelope,
+    flaw_in_task,
+    keep_what_a_task_needs,
+)
 
-__all__ = ["AMQP", "Channel", "Connection", "Consumer", "Transport"]
+__all__ = ["AMQP", "Channel", "Connection", "Consumer", "Control", "Request", "Transport"]
 
-SET_ASIDE_LENGTH = 1_000  # elements; times SET_ASIDE_BYTES, the list is at most 64 MiB
-SET_ASIDE_BYTES = 64 * 1024  # of each element's raw bytes
-SET_ASIDE_TTL = 7 * 24 * 3600  # seconds after the last addition
-REASON_LENGTH = 200  # characters; a reason may quote the message, and messages hold people's data
+REASON_LENGTH = 200  # characters
 
 # What Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the
 # worker's trouble and must not cost a good message its place in the queue. KeyError belongs here
@@ -65,12 +62,38 @@ _WRONG_SHAPE = (
     ContentDisallowed,
 )
 
+# A server that says this is not, or no longer, the one to talk to. It is no fault of the command: the connection is
+# given up, and made anew. (The other half redis-py knows by itself.)
+_PEER_ERRORS = (
+    "UNBLOCKED",
+    "READONLY",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "MISCONF",
+    "CLUSTERDOWN",
+    "BUSY",
+)
+_PEER_CLASSES = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.ClusterDownError,  # and MASTERDOWN
+    redis.exceptions.TryAgainError,
+)
+PEER_PAUSE_S = (
+    1.0  # between two connections to a server that says so: it answers at once, and for seconds
+)
+
 # Neither library has types of its own. As Any they look the same to mypy with and without stubs.
 _StockChannel: Any = transport.Channel
 _StockTransport: Any = transport.Transport
 _StockConnection: Any = connection.Connection
+_StockPool: Any = connection.ConnectionPool
+_StockPooledConnection: Any = connection.PooledConnection
 _StockAMQP: Any = amqp.AMQP
 _StockConsumer: Any = consumer.Consumer
+_StockControl: Any = control.Control
+_StockMailbox: Any = pidbox.Mailbox
+_StockNode: Any = pidbox.Node
+_StockRequest: Any = request.Request
 
 _logger = logging.getLogger(__name__)
 
@@ -78,8 +101,14 @@ _logger = logging.getLogger(__name__)
 class Channel(_StockChannel):  # type: ignore[misc]
     """kombu's Redis channel, whose connection may be gone and whose queues may hold anything."""
 
-    set_aside_key = "stillroom:aside"
-    from_transport_options = (*_StockChannel.from_transport_options, "set_aside_key")
+    undeliverable: Callable[[bytes, str, str], None] | None = None
+    from_transport_options = (
+        *_StockChannel.from_transport_options,
+        "undeliverable",
+        "keyprefix_binding_deadlines",
+    )
+    # When the broker last answered anybody in this process: time.monotonic().
+    answered = 0.0
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         """Where to connect to; a connection error once this channel's own connection is gone.
@@ -100,7 +129,8 @@ class Channel(_StockChannel):  # type: ignore[misc]
                 "the connection this message came by is gone; "
                 "it is delivered again after the visibility timeout"
             )
-        return super()._connparams(asynchronous=asynchronous)
+        params = super()._connparams(asynchronous=asynchronous)
+        return params | {"connection_class": _that_knows_its_peer(params["connection_class"])}
 
     @cached_property
     def client(self) -> Any:
@@ -119,64 +149,129 @@ class Channel(_StockChannel):  # type: ignore[misc]
     ) -> Any:
         """The reply, or None, which is how BRPOP says that nothing came."""
         reply = parse(connection, command, **options)
+        Channel.answered = monotonic()
         if command != "BRPOP" or not reply or self._is_message(reply[1], source=reply[0]):
             return reply
         return None
+
+    def _put_fanout(self, *args: Any, **options: Any) -> None:
+        """Publish. The worker's own heartbeat comes this way, while all its threads are busy and it takes
+        nothing."""
+        super()._put_fanout(*args, **options)
+        Channel.answered = monotonic()
 
     def _handle_message(self, client: Any, reply: Any) -> Any:
         """The same for what is published: one `[1]` on the control channel ended *every* worker."""
         event = super()._handle_message(client, reply)
         published = bytes_to_str(event["type"]).endswith("message")
-        if published and not self._is_message(event["data"], source=event["channel"]):
+        if published and not self._is_message(event["data"], source=None):
             event["data"] = None  # `_receive_one` delivers nothing then
         return event
 
-    def _is_message(self, raw: bytes, *, source: bytes) -> bool:
-        """Whether kombu can make a message of these bytes; if not, they are set aside.
+    def _is_message(self, raw: bytes, *, source: bytes | None) -> bool:
+        """Whether kombu can make a message of these bytes, and may; if not, they are a dead letter.
 
         Tried rather than described: the same decoding and the same constructor that kombu runs
-        next, then what `QoS.append` reads. About 10 µs; running the smallest task costs 2,000.
+        next, then what `QoS.append` reads. About 15 µs; running the smallest task costs 2,000.
+        What would take memory is looked at before it does.
+
+        source: the list they lay in; None for what was published.
         """
+        queue = None if source is None else bytes_to_str(source).rsplit(self.sep, 1)[0]
+        flaw = self._flaw(raw, queue)
+        if flaw is not None:
+            self.bury(raw, queue or "", f"not a message: {flaw}")
+        return flaw is None
+
+    def _flaw(self, raw: bytes, queue: str | None) -> str | None:
+        if len(raw) > RAW_LIMIT:
+            return f"it has {len(raw):,} bytes, and may have {RAW_LIMIT:,}"
         try:
-            message = self.Message(loads(bytes_to_str(raw)), channel=self)
-            _ = message.delivery_info["exchange"], message.delivery_info["routing_key"]
-            if not isinstance(message.delivery_tag, str):
-                raise TypeError("delivery_tag is not a string")
+            envelope = loads(bytes_to_str(raw))
+            # A reply to remote control comes by an exchange, and is not given back.
+            flaw = flaw_in_envelope(envelope, None if queue in self.auto_delete_queues else queue)
+            if flaw is None:
+                self.Message(envelope, channel=self)
         except _WRONG_SHAPE as exc:
-            queue = bytes_to_str(source).rsplit(self.sep, 1)[0]
-            self.set_aside(raw, queue=queue, reason=f"not a message: {exc!r}")
-            return False
-        return True
+            return repr(exc)
+        return flaw
 
-    def set_aside(self, raw: bytes, *, queue: str, reason: str) -> None:
-        """Keep an element that can't run where a person finds it, and say so in one ERROR line.
+    def bury(self, raw: bytes, queue: str, reason: str) -> None:
+        """Hand an element that can't run to whoever keeps such."""
+        (self.undeliverable or _log_undeliverable)(raw, queue, reason)
 
-        raw: its bytes, of which the first 64 KiB are kept. queue: where it was.
-        reason: what is wrong; the first 200 characters are logged and kept.
+    def heal(self, queues: Iterable[Any]) -> None:
+        """Delete what has another type than kombu keeps under that name: somebody else wrote it there, and as
+        long as it is there no message is taken, from any queue."""
+        kinds = {self.unacked_key: "hash", self.unacked_index_key: "zset"}
+        for queue in queues:
+            kinds |= {self._q_for_pri(queue.name, step): "list" for step in self.priority_steps}
+            for table in (self.keyprefix_queue, self.keyprefix_binding_permanent):
+                kinds[table % queue.exchange.name] = "set"
+        with redis.Redis(connection_pool=self.pool) as client:
+            for key, kind in {**kinds, self.unacked_mutex_key: "string"}.items():
+                found = bytes_to_str(client.type(key))
+                if found not in (kind, "none"):
+                    client.delete(key)
+                    _logger.error("%r was a %s, not a %s; it is deleted", key, found, kind)
 
-        Raises redis.ConnectionError and redis.TimeoutError. A server that *refuses* the write
-        (memory full, ACL) is logged instead: raised, it would end the worker after all.
-        """
-        reason, key = reason[:REASON_LENGTH], self.set_aside_key
-        _logger.error(
-            "Set aside a bad element of %r: %s (%d bytes, in %r)", queue, reason, len(raw), key
-        )
-        about = {"at": round(time(), 3), "queue": queue, "reason": reason, "bytes": len(raw)}
-        # A plain client: kombu's own puts `global_keyprefix` before LPUSH but not before LTRIM.
-        with redis.Redis(connection_pool=self.pool).pipeline() as pipe:
-            pipe.lpush(key, json.dumps(about).encode() + b"\n" + raw[:SET_ASIDE_BYTES])
-            pipe.ltrim(key, 0, SET_ASIDE_LENGTH - 1)
-            pipe.expire(key, SET_ASIDE_TTL)
+
+class _NotTheServer(redis.ConnectionError):
+    """The server said that it is not the one to talk to."""
+
+
+class _WrongType(redis.ConnectionError):
+    """A key of ours holds something else."""
+
+
+def _that_knows_its_peer(stock: Any) -> Any:
+    """A connection class that takes an error about the server, or a key of a wrong type, for a lost connection.
+
+    Stock raises ResponseError, which neither kombu nor Celery counts among the errors of a connection: during a
+    failover the reply to BRPOP is `UNBLOCKED`, then `READONLY`, and the worker exits.
+    """
+
+    class PeerAware(stock):  # type: ignore[misc]
+        def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                pipe.execute()
-            except redis.ResponseError as exc:
-                _logger.error("%r refused that element, it is lost: %s", key, exc)
+                reply = super().read_response(*args, **options)
+            except redis.ResponseError as error:
+                self._judge(error)
+                raise
+            if isinstance(
+                reply, list
+            ):  # a transaction's: the errors of its commands are among the replies
+                for one in reply:
+                    if isinstance(one, redis.ResponseError):
+                        self._judge(one)
+            return reply
+
+        def _judge(self, error: redis.ResponseError) -> None:
+            if kind := _as_connection_error(error):
+                self.disconnect()
+                raise kind(str(error)) from error
+
+    return PeerAware
+
+
+def _as_connection_error(error: redis.ResponseError) -> type[redis.ConnectionError] | None:
+    if isinstance(error, _PEER_CLASSES) or str(error).startswith(_PEER_ERRORS):
+        return _NotTheServer
+    return _WrongType if str(error).startswith("WRONGTYPE") else None
 
 
 class Transport(_StockTransport):  # type: ignore[misc]
     """kombu's Redis transport with the guarded channel."""
 
     Channel = Channel
+
+    def _deliver(self, message: Any, queue: Any) -> None:
+        """Hand a message to its consumer. Whatever it says of its route: it came from this queue.
+
+        Given back, it goes where this says. The consumer's tag in there would spare it the acknowledgement.
+        """
+        message["properties"]["delivery_info"] = {"exchange": "", "routing_key": queue}
+        super()._deliver(message, queue)
 
 
 class SentinelChannel(Channel, transport.SentinelChannel):
@@ -207,14 +302,33 @@ class Connection(_StockConnection):  # type: ignore[misc]
     `as_uri()` (the worker's banner, Flower's broker page) says `module:Class://…`, and the second
     URL of a failover list is stock again. An alias in `kombu.transport.TRANSPORT_ALIASES` keeps the
     scheme, but changes every other app of the process too.
-
-    Connections in kombu's producer pools stay stock: they read no queue and hold no message.
     """
 
     def get_transport_cls(self) -> Any:
         """The guarded transport for Redis, also behind Sentinels; any other scheme gets its own."""
-        stock = super().get_transport_cls()
-        return GUARDED.get(stock, stock)
+        return _guarded(super().get_transport_cls())
+
+    def Pool(self, limit: int | None = None, **options: Any) -> Any:  # noqa: N802  # kombu's name
+        """What publishes: beat's ticks, events, replies to remote control."""
+        return Pool(self, limit, **options)
+
+
+class Pool(_StockPool):  # type: ignore[misc]
+    """Connections that take the guarded transport too: what they declare bears the names we give."""
+
+    def new(self) -> Any:
+        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
+
+
+class PooledConnection(_StockPooledConnection):  # type: ignore[misc]
+    """One of them."""
+
+    def get_transport_cls(self) -> Any:
+        return _guarded(super().get_transport_cls())
+
+
+def _guarded(stock: Any) -> Any:
+    return GUARDED.get(stock, stock)
 
 
 class AMQP(_StockAMQP):  # type: ignore[misc]
@@ -225,7 +339,7 @@ class AMQP(_StockAMQP):  # type: ignore[misc]
 
 
 class Consumer(_StockConsumer):  # type: ignore[misc]
-    """Celery's consumer, which sets a message aside where stock would exit, loop or delete it.
+    """Celery's consumer, which makes a dead letter of a message where stock would exit, loop or delete it.
 
     A sound envelope may still hold no task. Stock (`celery/worker/consumer/consumer.py`,
     `create_task_handler`) foresees three exceptions; `worker/strategy.py` and `worker/request.py`
@@ -233,7 +347,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
     message back, the next worker reads it: one element takes them all down, again and again.
     What stock does foresee it deletes, and prints up to 1,024 characters of the arguments.
 
-    No result is stored for what is set aside: whoever waits for one waits for his own timeout.
+    No result is stored for a dead letter: whoever waits for one waits for his own timeout.
     """
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
@@ -244,43 +358,133 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
             try:
                 flaw = _flaw(message)
                 if flaw is None:
-                    _hide_arguments(message)
+                    self._trim(message)
                     stock(message)
                     return
             except _WRONG_SHAPE as exc:
                 if _is_handed_over(message):
                     raise  # it may be running: whatever broke, it wasn't the message
                 flaw = repr(exc)
-            self._set_aside(message, flaw)
+            self._bury(message, flaw)
 
         return on_task_received
 
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        super().on_connection_error_before_connected(exc)
+        self._mend(exc)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        super().on_connection_error_after_connected(exc)
+        self._mend(exc)
+
+    def _mend(self, error: Exception) -> None:
+        """Before the next connection: a server that is not the one, or has a key of a wrong type, answers at
+        once."""
+        if isinstance(error, _WrongType):
+            self._heal()
+        if isinstance(error, _NotTheServer | _WrongType):
+            sleep(PEER_PAUSE_S)
+
+    def _heal(self) -> None:
+        """By a channel of its own: those that there are have lost their connections."""
+        try:
+            with self.app.connection_for_write() as connection:
+                connection.channel().heal(self.app.amqp.queues.consume_from.values())
+        except (redis.RedisError, OSError) as error:
+            why = shown(error, REASON_LENGTH)
+            _logger.error("A key of a wrong type could not be deleted: %s", why)
+
+    def shown_name(self, task: str, fields: Any) -> str:
+        """What events and logs call a task with these arguments."""
+        return task
+
+    def _trim(self, message: Any) -> None:
+        """Keep what a task needs, and let events tell how much it was given, not what.
+
+        Events go to Flower, which keeps them and shows them to whoever may look. Arguments name keys, and
+        keys name people. A client of ours sends no more than that anyway; Celery's own writes out whatever it
+        is given, for the worker to pass on. Not in the message itself, of which a dead letter may be made.
+        """
+        body = message.payload
+        args, fields = (
+            body[:2] if isinstance(body, list) else (body.get("args"), body.get("kwargs"))
+        )
+        task = message.headers.get("task") or body["task"]
+        message.headers = keep_what_a_task_needs(message.headers, body) | {
+            "argsrepr": f"({len(args)})" if args else "",
+            "kwargsrepr": ", ".join(map(_shown, list((fields or {}).items())[:SHOWN_FIELDS])),
+            "shadow": self.shown_name(task, fields or {}),
+        }
+
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Names a task neither in the headers (protocol 2) nor in the body (protocol 1)."""
-        self._set_aside(message, "names no task")
+        self._bury(message, "names no task")
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Names a task this worker doesn't have: a typo, or a producer newer than the worker."""
-        self._set_aside(message, "no such task here")
+        self._bury(message, "no such task here")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """An ETA that is no date, a content type that isn't accepted."""
-        self._set_aside(message, repr(exc))
+        self._bury(message, repr(exc))
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """A body that doesn't decode or decompress."""
-        self._set_aside(message, repr(exc))
+        self._bury(message, repr(exc))
 
-    def _set_aside(self, message: Any, reason: str) -> None:
+    def _bury(self, message: Any, reason: str) -> None:
         """Kept, then acknowledged: if Redis leaves in between it comes back and is kept twice."""
         task, task_id = message.headers.get("task"), message.headers.get("id")
-        message.channel.set_aside(
-            dumps(message._raw).encode(),
-            queue=message.delivery_info["routing_key"],
-            reason=f"task {task!r:.60} id {task_id!r:.40}: {reason}",
-        )
+        options = self.app.conf.broker_transport_options
+        raw, queue = dumps(message._raw).encode(), message.delivery_info["routing_key"]
+        why = f"task {task!r:.60} id {task_id!r:.40}: {reason}"
+        options.get("undeliverable", _log_undeliverable)(raw, queue, why)
         message.ack()
         signals.task_rejected.send(sender=self, message=message, exc=None)
+
+
+def _log_undeliverable(raw: bytes, queue: str, reason: str) -> None:
+    why = shown(reason, REASON_LENGTH)
+    _logger.error("A message of %d bytes in %r can't run: %s", len(raw), queue, why)
+
+
+class Control(_StockControl):  # type: ignore[misc]
+    """Remote control, whose replies go to who asked and nowhere else."""
+
+    class Mailbox(_StockMailbox):  # type: ignore[misc]
+        class node_cls(_StockNode):  # type: ignore[misc]  # noqa: N801  # kombu's name
+            def reply(
+                self, data: Any, exchange: Any, routing_key: Any, ticket: Any, **_: Any
+            ) -> None:
+                """Stock publishes wherever the command says. A reply that can't be sent is nobody's loss but
+                theirs."""
+                try:
+                    super().reply(data, self.mailbox.reply_exchange.name, routing_key, ticket)
+                except redis.ResponseError as error:
+                    _logger.error(
+                        "A reply to a remote command was refused: %s", shown(error, REASON_LENGTH)
+                    )
+
+
+class Request(_StockRequest):  # type: ignore[misc]
+    """A request whose events are small: whoever watches the workers keeps thousands of them."""
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        super().send_event(
+            type, **{name: _shortened(name, value) for name, value in fields.items()}
+        )
+
+
+EVENT_LIMITS = {"traceback": 4_000, "exception": 500, "result": 500}  # characters
+
+
+def _shortened(name: str, value: Any) -> Any:
+    """The beginning and the end: there the error began, and here it was raised."""
+    limit = EVENT_LIMITS.get(name)
+    if limit is None or not isinstance(value, str) or len(value) <= limit:
+        return value
+    half = limit // 2
+    return f"{value[:half]}\n… {len(value) - 2 * half:,} characters …\n{value[-half:]}"
 
 
 def _flaw(message: Any) -> str | None:
@@ -291,74 +495,28 @@ def _flaw(message: Any) -> str | None:
     another: four times, and a worker with four threads consumes nothing while it still looks alive.
     In the solo pool the worker exits.
     """
-    if "task" not in message.headers:
-        return None  # protocol 1, which other languages' clients still speak: stock reads it itself
-    return _flaw_in_headers(message.headers) or _flaw_in_body(message.payload)
+    held = partial(_held, message)
+    return flaw_in_task(message.headers, message.payload, held)
 
 
-def _flaw_in_headers(headers: Any) -> str | None:
-    match headers.get("id"), headers["task"], headers.get("shadow"):
-        case str(), str(), str() | None:
-            pass
-        case _:
-            return "id, task or shadow is not a string"
-    match headers.get("timelimit"):
-        case None | [] | [int() | float() | None, int() | float() | None]:
-            pass
-        case _:
-            return "timelimit is not [hard, soft]"
-    match headers.get("stamped_headers"):
-        case None:
-            return None
-        case [*stamps] if all(isinstance(stamp, str) for stamp in stamps):
-            return None
-    return "stamped_headers is not a list of strings"
+def _held(message: Any) -> tuple[int, int]:
+    """(bytes of a message, how many messages this worker has taken and not acknowledged)."""
+    return len(dumps(message._raw)), len(message.channel.qos._delivered)
 
 
-def _flaw_in_body(body: Any) -> str | None:
-    match body:
-        case {"args": _}:
-            return None  # protocol 1 under headers: stock says InvalidTaskError if it can't use it
-        case [[*_], dict(), None]:
-            return None
-        case [[*_], dict(), dict() as embed]:
-            # Read when the task fails, outside the tracer; the other members are read inside it.
-            if all(_is_signature(errback) for errback in embed.get("errbacks") or []):
-                return None
-            return "errbacks are not a list of signatures"
-    return "the body is not [args, kwargs, embed]"
-
-
-def _hide_arguments(message: Any) -> None:
-    """Let events, which Flower keeps and shows to whoever may look, tell how much a task was given, not what.
-
-    Arguments name keys, and keys name people. A client of ours sends no more than that anyway; Celery's own writes
-    out whatever it is given, for the worker to pass on.
-    """
-    match message.payload:
-        case [args, kwargs, _] if "task" in message.headers:
-            shown = {"argsrepr": f"({len(args)})" if args else ""}
-            shown["kwargsrepr"] = ", ".join(map(_shown, kwargs.items()))
-            # Not in the dict itself, which is the message as it came, and as it is set aside.
-            message.headers = {**message.headers, **shown}
+SHOWN_FIELDS = 8  # of a task's arguments
 
 
 def _shown(field: tuple[str, Any]) -> str:
+    name = shown(field[0], 40)
     match field:
         case "loader", str(loader):
-            return f"loader: {loader}"
-        case name, [*_] | dict() as many:
+            return f"loader: {shown(loader, 200)}"
+        case _, [*_] | dict() as many:
             return f"{name}: {len(many)}"
-        case name, bool() as flag:
+        case _, bool() as flag:
             return f"{name}: {flag}"
-    return f"{field[0]}: …"
-
-
-def _is_signature(errback: Any) -> bool:
-    match errback:
-        case {"task": str(), "args": [*_], "kwargs": dict(), "options": dict()}:
-            return True
-    return False
+    return f"{name}: …"
 
 
 def _is_handed_over(message: Any) -> bool:

@@ -1,14 +1,15 @@
-"""The room of a worker process: made before the first task, closed after the last, seen to be alive."""
+"""The room of a worker process: made before the first task, closed after the last, seen to be able to work."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 from celery import signals
 
 from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
-from stillroom.health import WorkerStats
+from stillroom.own_celery import ignored
+from stillroom.shown import shown
+from stillroom_workers.frameworks import wrap_loads
 from stillroom_workers.schedule import SCHEDULE
+from stillroom_workers.signs import SignsOfLife
 from stillroom_workers.working import Working
 
 log = logging.getLogger("stillroom.workers")
-
-SEEN_EVERY_S = 5.0
 
 
 def open_room(settings: Settings) -> Stillroom:
@@ -44,7 +46,10 @@ def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:
 
 
 def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
-    """The rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one)."""
+    """The rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one).
+
+    Raises SettingsError, whatever the module raises: an import may do anything, and end in SystemExit too.
+    """
     path, _, attribute = spec.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `celery -A` does: the app's own folder
@@ -52,24 +57,25 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
         module = importlib.import_module(path)
     except ImportError as error:
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: can't import {path}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        what = f"{type(error).__name__}: {error}{_where(error)}"
+        raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {path} raised {what}") from error
     rooms = _rooms_in(module, attribute)
     if not rooms:
         what = f"{attribute} in {path} is not" if attribute else f"nothing in {path} is"
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {what} a Stillroom or AsyncStillroom")
-    _load_within_flask(module, rooms)
+    wrap_loads(module, rooms)
     return rooms
 
 
-def _load_within_flask(module: ModuleType, rooms: list[Stillroom | AsyncStillroom]) -> None:
-    """Loaders beside a Flask app want its context, even if nobody has said so by `room.init_app(app)`."""
-    flask = sys.modules.get("flask")
-    apps = [one for one in vars(module).values() if flask and isinstance(one, flask.Flask)]
-    if len(apps) == 1:
-        from stillroom.web.flask_room import load_within
-
-        for room in rooms:
-            if not room.cache.loaders.around:
-                load_within(room, apps[0])
+def _where(error: BaseException) -> str:
+    """The line that raised it, or nothing for a SyntaxError, which says so itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:
+        return ""
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStillroom]:
@@ -79,55 +85,77 @@ def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStill
     return list({id(room): room for room in rooms}.values())
 
 
+def begin(app: Any) -> None:
+    """Import the loaders and reach Redis. Whatever hinders that is raised."""
+    for sentence in ignored():
+        log.warning("%s", sentence)
+    with within(
+        app.settings.loaders_timeout, f"STILLROOM_LOADERS={','.join(app.settings.loaders)}"
+    ):
+        room = app.room
+    room.connect()
+    log.info("loaders: %s", ", ".join(room.cache.loaders.names()) or "none")
+
+
+@contextmanager
+def ending_the_process() -> Iterator[None]:
+    """What is raised inside ends the process with one sentence and exit code 1.
+
+    Celery logs what a receiver of its signals raises, and goes on: the worker would take tasks and fail them all.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        _give_up(str(error) if isinstance(error, StillroomError) else repr(error))
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def within(seconds: float, what: str) -> Iterator[None]:
+    """End the process if what is inside takes longer: an import that hangs can't be interrupted by anything
+    else."""
+    timer = threading.Timer(seconds, _end_hanging, [seconds, what])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _end_hanging(seconds: float, what: str) -> None:
+    _give_up(f"{what}: the import has not ended within STILLROOM_LOADERS_TIMEOUT, {seconds:g} s")
+    logging.shutdown()
+    os._exit(1)
+
+
+def _give_up(why: str) -> None:
+    log.critical("the worker can't start: %s", shown(why))
+
+
 def attend(app: Any, settings: Settings) -> None:
     """Tie the room to the worker's life. Receivers are kept by the app, as long as it lives."""
 
-    def start(**_: Any) -> None:
-        try:
-            app.room.connect()
-        except StillroomError as error:
-            log.critical("the worker can't start: %s", error)
-            raise SystemExit(1) from None
-        log.info("loaders: %s", ", ".join(app.room.cache.loaders.names()) or "none")
-
     def stop(**_: Any) -> None:
-        app.room.close()
-        if settings.heartbeat_file:
-            settings.heartbeat_file.unlink(missing_ok=True)
+        if "room" in vars(app):
+            app.room.close()
+        signs.end()
 
     def beat(**_: Any) -> None:
-        if settings.heartbeat_file:
-            touch(settings.heartbeat_file)
-        signs.give(app.room, working.about)
+        if "room" in vars(app):
+            signs.of_worker(app.room, working.about)
 
     def done(sender: Any, **_: Any) -> None:
         if sender.app is app and sender.name in scheduled:
             app.room.upkeep.record_tick(sender.name)
 
-    signs, scheduled = SignsOfLife(), {tick.task for tick in SCHEDULE}
+    signs = app.signs = SignsOfLife(settings, app)
+    scheduled = {tick.task for tick in SCHEDULE}
     working = Working(app)
-    app.receivers = [*app.receivers, start, stop, beat, done]
-    signals.worker_init.connect(start, weak=False)
+    app.receivers = [*app.receivers, stop, beat, done]
     signals.worker_shutdown.connect(stop, weak=False)
     signals.worker_ready.connect(beat, weak=False)
     signals.heartbeat_sent.connect(beat, weak=False)
     signals.task_success.connect(done, weak=False)
-
-
-class SignsOfLife:
-    """Tells Redis now and then that this worker is at work. While Redis is away that costs nothing."""
-
-    def __init__(self) -> None:
-        self._due = 0.0  # time.monotonic()
-
-    def give(self, room: Stillroom, about: Callable[[], WorkerStats]) -> None:
-        """Celery's heart beats every two seconds; this is done every five or six."""
-        if time.monotonic() >= self._due:
-            self._due = time.monotonic() + SEEN_EVERY_S
-            room.upkeep.record_heartbeat(f"{os.uname().nodename}-{os.getpid()}", about())
-
-
-def touch(path: Path) -> None:
-    """Say that the worker is connected. A disk that is full must not end a worker that works."""
-    with contextlib.suppress(OSError):
-        path.touch()

@@ -1,26 +1,55 @@
-"""What an app wants around each load: an application context, a database session. See Loaders.around."""
+"""What an app wants around each load: an application context, a database session. See `around_load` of a room."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from inspect import isasyncgenfunction, isgeneratorfunction
 from typing import Any, TypeAlias
 
-Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
+from stillroom.errors import InvalidArgument
+
+Around: TypeAlias = Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
+
+
+def checked(make: Any) -> Around:
+    """The function, which makes a context manager. A generator function is made one. Raises InvalidArgument."""
+    if not callable(make):
+        raise InvalidArgument(
+            f"around_load takes a function that makes a context manager, such as app.app_context, not a "
+            f"{type(make).__name__}"
+        )
+    if isgeneratorfunction(make):
+        return contextmanager(make)
+    return asynccontextmanager(make) if isasyncgenfunction(make) else make
 
 
 def within(
     around: Sequence[Around], function: Callable[..., Any], *, is_async: bool
 ) -> Callable[..., Any]:
-    """Return the function with these contexts entered around each of its calls, in their order."""
+    """Return the function with these contexts entered around each of its calls, in their order.
+
+    An async function may have async ones as well. A blocking function that has one raises InvalidArgument.
+    """
     if is_async:
 
         @functools.wraps(function)
         async def load_async(*args: Any, **kwargs: Any) -> Any:
-            with ExitStack() as stack:
+            async with AsyncExitStack() as stack:
                 for make in around:
-                    stack.enter_context(make())
+                    context = make()
+                    if isinstance(context, AbstractAsyncContextManager):
+                        await stack.enter_async_context(context)
+                    else:
+                        stack.enter_context(context)
                 return await function(*args, **kwargs)
 
         return load_async
@@ -29,7 +58,13 @@ def within(
     def load(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
             for make in around:
-                stack.enter_context(make())
+                context = make()
+                if not isinstance(context, AbstractContextManager):
+                    raise InvalidArgument(
+                        f"the loader {function.__name__} is not async, and around_load gives it a "
+                        f"{type(context).__name__}, which only an async one can enter"
+                    )
+                stack.enter_context(context)
             return function(*args, **kwargs)
 
     return load

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
+from typing import TextIO
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from stillroom.cli import limits, sessions
+from stillroom.cli import dead_letters, limits, sessions
 from stillroom.cli.abuse import abuse, bans
 from stillroom.cli.agree import agree
 from stillroom.cli.check import check
@@ -21,9 +24,12 @@ from stillroom.cli.look import explain, loaders, show
 from stillroom.cli.pause import pause, resume
 from stillroom.cli.routes import routes
 from stillroom.cli.settings import settings
+from stillroom.cli.tables import is_missing_right
 from stillroom.cli.up import up
 from stillroom.cli.version import version
-from stillroom.errors import StillroomError
+from stillroom.cli.worker import worker
+from stillroom.errors import RedisUnavailable, StillroomError
+from stillroom.shown import shown
 
 app = typer.Typer(
     help="The Redis services a web app shares, and the workers that keep them fresh.",
@@ -33,6 +39,7 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(version)
 app.command()(up)
+app.command()(worker)
 app.command()(invalidate)
 app.command()(show)
 app.command()(explain)
@@ -47,6 +54,7 @@ app.command()(check)
 app.command()(settings)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(limits.app, name="limits")
 app.add_typer(bans, name="bans")
 app.add_typer(abuse, name="abuse")
@@ -54,10 +62,46 @@ app.add_typer(abuse, name="abuse")
 
 def main() -> None:
     """Run the command. A mistake is a sentence on stderr and exit code 2, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        _write_anything(stream)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough
+        code = _close_output()
+    except OSError as error:
+        _tell("can't write the output", error.strerror or str(error))
+        code = _close_output() or 1
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         app()
     except StillroomError as error:
-        console = Console(stderr=True, highlight=False)
-        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}")
-        sys.exit(2)
+        if isinstance(error, RedisUnavailable) and is_missing_right(error):
+            _tell("not allowed", f"{error.detail}; users.acl says what this user of Redis may do")
+        else:
+            _tell(type(error).__name__, str(error))
+        return 2
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _tell(what: str, sentence: str) -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print(Text(what, "red") + Text(f": {shown(sentence)}"))
+
+
+def _write_anything(stream: TextIO) -> None:
+    """A terminal or pipe that is not UTF-8 gets what it can't show as `\\u2713`, instead of an error."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _close_output() -> int:
+    """Python flushes stdout once more when it ends, and would tell of the same error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -6,6 +6,7 @@ While a password is replaced the server takes the new one and the one before it:
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator
@@ -16,8 +17,10 @@ from typing import Annotated
 
 import typer
 
+from stillroom.cli import secret_files
 from stillroom.errors import StillroomError
 from stillroom.settings import Settings
+from stillroom.shown import shown
 
 USERS = files("stillroom") / "cli" / "users.acl"
 ROLE = re.compile(r"#<(\w+)>")
@@ -57,7 +60,10 @@ def write_secrets(
     """Make what is missing: a password per role, peppers, Flower's login. Write users.acl, which holds hashes."""
     rotate, promote, forget = rotate or [], promote or [], forget or []
     _refuse_unknown([*rotate, *promote, *forget])
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    secret_files.open_folder(folder)
+    for path in _all_there_may_be(folder):
+        if os.path.lexists(path):
+            secret_files.check(path)
     for name in rotate:
         _rotate(folder, name)
     for name in promote:
@@ -68,7 +74,15 @@ def write_secrets(
         if not (folder / name).exists():
             _write(folder / name, _new(name))
     _write(folder / "users.acl", users_acl(folder, Settings().namespace))
-    typer.echo(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    made = ", ".join(sorted(path.name for path in folder.iterdir()))
+    typer.echo(shown(f"{folder}: {made}"))
+
+
+def _all_there_may_be(folder: Path) -> Iterator[Path]:
+    """The files of every secret: the value in use, the one before it, and the one that waits to be used."""
+    for name in names():
+        path = folder / name
+        yield from (path, _previous(path), _next(path))
 
 
 def names() -> list[str]:
@@ -104,15 +118,17 @@ def users(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _hashes(folder: Path, role: str) -> str:
+    """Of what is sent: the text without the line break behind it."""
     paths = [folder / _password(role), _previous(folder / _password(role))]
-    return " ".join(f"#{sha256(path.read_bytes()).hexdigest()}" for path in paths if path.exists())
+    sent = [secret_files.read(path) for path in paths if os.path.lexists(path)]
+    return " ".join(f"#{sha256(text.encode()).hexdigest()}" for text in sent)
 
 
 def _rotate(folder: Path, name: str) -> None:
     path = folder / name
     if not path.exists():
         return  # it is made in a moment
-    old = path.read_text(encoding="utf-8")
+    old = secret_files.read(path)
     if name == PEPPERS:
         _add_pepper(path, old.split())
         return
@@ -133,14 +149,14 @@ def _promote(folder: Path, name: str) -> None:
     path = folder / name
     if not _next(path).exists():
         raise NothingToPromote(f"no new {name} waits: say --rotate {name} and deploy first")
-    fresh, ring = _next(path).read_text(encoding="utf-8"), path.read_text(encoding="utf-8").split()
+    fresh, ring = secret_files.read(_next(path)), secret_files.read(path).split()
     _write(path, " ".join([fresh, *(pepper for pepper in ring if pepper != fresh)]))
     _next(path).unlink()
 
 
 def _forget(folder: Path, name: str) -> None:
     if name == PEPPERS and (folder / name).exists():
-        _write(folder / name, (folder / name).read_text(encoding="utf-8").split()[0])
+        _write(folder / name, secret_files.read(folder / name).split()[0])
         _next(folder / name).unlink(missing_ok=True)
     _previous(folder / name).unlink(missing_ok=True)
 
@@ -155,11 +171,7 @@ def _new(name: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a half-written secret would lock everybody out."""
-    beside = path.with_name(path.name + ".new")
-    beside.touch(mode=0o600)
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    secret_files.write(path, text)
 
 
 def _password(role: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from stillroom.cli.health import COLOURS, console, number, size
 from stillroom.dispatch import NoDispatch
@@ -51,9 +51,10 @@ def print_lines(lines: Iterable[Line]) -> None:
     printer = console()
     for line in lines:
         colour = COLOURS[line.status]
-        sign = f"[{colour}]{SIGNS[line.status]}[/{colour}]"
-        said = f"{escape(shown(line.about))}: {escape(shown(line.sentence))}"
-        printer.print(f"{sign} {said}", soft_wrap=True)
+        told = Text.assemble(
+            (SIGNS[line.status], colour), f" {shown(line.about)}: {shown(line.sentence)}"
+        )
+        printer.print(told, soft_wrap=True)
 
 
 def examined(room: Stillroom) -> Iterator[Line]:

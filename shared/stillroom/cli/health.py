@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,14 +11,14 @@ from typing import Annotated
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from stillroom.cli.tables import Table
 from stillroom.dispatch import NoDispatch
 from stillroom.health import Advice, Report
 from stillroom.health.report import Server
 from stillroom.room import Stillroom
+from stillroom.shown import shown as plain
 
 EVERY_S = 2.0
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -38,7 +39,7 @@ def health(as_json: AsJson = False, watch: Watch = False, strict: Strict = False
         if watch:
             report = _watched(room, report, as_json)
         elif as_json:
-            typer.echo(report.model_dump_json(indent=2))
+            typer.echo(_json(report, indent=2))
         else:
             console().print(shown(report))
     if report.status == "fail" or (strict and report.status == "warn"):
@@ -50,7 +51,7 @@ def _watched(room: Stillroom, report: Report, as_json: bool) -> Report:
     try:
         if as_json:
             while True:
-                typer.echo(report.model_dump_json())
+                typer.echo(_json(report))
                 time.sleep(EVERY_S)
                 report = room.health.check()
         with Live(shown(report), console=console(), auto_refresh=False) as live:
@@ -68,6 +69,11 @@ def console() -> Console:
     if not made.is_terminal:
         made.width = 160
     return made
+
+
+def _json(report: Report, indent: int | None = None) -> str:
+    """In ASCII: valid JSON whatever the terminal or pipe can show."""
+    return json.dumps(report.model_dump(mode="json"), indent=indent)
 
 
 def shown(report: Report) -> RenderableType:
@@ -90,14 +96,14 @@ def _servers(servers: tuple[Server, ...]) -> Table:
     return table
 
 
-def _answers(server: Server) -> str:
+def _answers(server: Server) -> Text:
     connection = server.connection
     if connection.is_up:
-        return f"in {connection.latency_ms:.1f} ms"
+        return Text(f"in {connection.latency_ms:.1f} ms")
     since = (
         "" if connection.down_since is None else f" for {time.time() - connection.down_since:.0f} s"
     )
-    return f"[red]no ({escape(connection.error or 'unknown')}){since}[/red]"
+    return Text(f"no ({plain(connection.error or 'unknown')}){since}", "red")
 
 
 def _figures(server: Server) -> Iterator[str]:
@@ -149,9 +155,10 @@ def _facts(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 def _advice(advice: tuple[Advice, ...]) -> Iterator[RenderableType]:
     for found in advice:
         colour = COLOURS[found.severity]
-        yield Text.from_markup(
-            f"\n[{colour}]{found.severity}[/{colour}] {found.component}: {escape(found.what)}\n"
-            f"     good: {escape(found.good)}\n     to do: {escape(found.todo)}"
+        yield Text.assemble(
+            ("\n" + found.severity, colour),
+            f" {plain(found.component)}: {plain(found.what)}\n"
+            f"     good: {plain(found.good)}\n     to do: {plain(found.todo)}",
         )
 
 

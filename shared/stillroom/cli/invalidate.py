@@ -18,8 +18,11 @@ from rich.progress import (
 
 from stillroom.cache import Progress as Done
 from stillroom.cache.reclaim import SOFT, SWEEP, TAG
+from stillroom.cli.tables import is_missing_right
+from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.room import Stillroom
+from stillroom.shown import shown
 
 LOOK_EVERY_S = 0.2
 WORKER_WITHIN_S = 5.0  # after that the work is done here
@@ -40,7 +43,10 @@ def invalidate(
     soft: Soft = False,
     wait: Wait = False,
 ) -> None:
-    """Forget keys, tags, patterns or all there is. True for every reader when it ends; workers free the memory."""
+    """Forget keys, tags, patterns or all there is. True for every reader when it ends; workers free the memory.
+
+    Exit code 0: it is invalidated, whether the memory could be freed within --wait or not.
+    """
     if not (keys or tags or patterns or everything):
         raise typer.BadParameter("say what: KEY, --tag, --pattern or --all")
     if soft and not tags:
@@ -75,11 +81,24 @@ def _await(room: Stillroom, works: list[bytes], console: Console) -> None:
             _show(bars, bar, list(pending.values()))
             if any(pending.values()):
                 patience = time.monotonic() + WORKER_WITHIN_S
-            if time.monotonic() > patience:
-                bars.console.print("no worker takes it: reclaiming here")
-                room.upkeep.reclaim(progress=lambda done: _show(bars, bar, [done]))
+            if time.monotonic() > patience and not _reclaim_here(room, bars, bar):
+                return
             time.sleep(LOOK_EVERY_S)
         bars.update(bar, total=1, completed=1, description="reclaimed")
+
+
+def _reclaim_here(room: Stillroom, bars: Progress, bar: TaskID) -> bool:
+    """Whether this process may. An app's user of Redis looks through no keyspace. The work stays written down."""
+    bars.console.print("no worker takes it: reclaiming here")
+    try:
+        room.upkeep.reclaim(progress=lambda done: _show(bars, bar, [done]))
+    except RedisUnavailable as error:
+        if not is_missing_right(error):
+            raise
+        bars.console.print("not allowed here: " + shown(error.detail), markup=False)
+        bars.console.print("the next worker that starts frees the memory")
+        return False
+    return True
 
 
 def _under_way(room: Stillroom, works: list[bytes]) -> dict[bytes, Done | None]:

@@ -13,6 +13,7 @@ from stillroom.cli.tables import Table, open_room, print_table, when
 from stillroom.errors import SettingsError
 from stillroom.limits import Limit
 from stillroom.limits.changes import Change, read_rate, read_time, write_rate
+from stillroom.shown import shown
 
 app = typer.Typer(help="Which limits are changed, and changing one.", no_args_is_help=True)
 
@@ -35,7 +36,7 @@ def show(as_json: AsJson = False) -> None:
         return
     print_table(_table(changes))
     unchanged = sorted(set(names) - {change.name for change in changes})
-    typer.echo(f"as the app says: {', '.join(unchanged) or 'none is known'}")
+    typer.echo(f"as the app says: {shown(', '.join(unchanged)) or 'none is known'}")
 
 
 @app.command("set")

@@ -27,9 +27,7 @@ def redis_url() -> Iterator[tuple[str, bool]]:
 def services(environment: Mapping[str, str], *, flower_port: int | None) -> list[Service]:
     """Worker, beat and Flower, in the order they start."""
     found = [
-        _celery(
-            "worker", environment, "worker", "--without-gossip", "--without-mingle", "-l", "INFO"
-        ),
+        _celery("worker", environment, "worker", "-l", "INFO"),
         _celery("beat", environment, "beat", "--pidfile=", "-l", "INFO"),
     ]
     if flower_port is not None and importlib.util.find_spec("flower"):

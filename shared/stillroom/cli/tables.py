@@ -13,8 +13,12 @@ from rich import table
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from stillroom.errors import RedisUnavailable
 from stillroom.room import Stillroom
 from stillroom.shown import shown
+
+# What Redis 7.0 says inside a script of a right that is missing. It has no code of its own there.
+NO_RIGHT = "The user executing the script can't"
 
 
 @contextmanager
@@ -23,6 +27,11 @@ def open_room() -> Iterator[Stillroom]:
     with Stillroom() as room:
         room.connect()
         yield room
+
+
+def is_missing_right(error: RedisUnavailable) -> bool:
+    """Whether the server is there, and this user may not do that."""
+    return error.reason == "noperm" or NO_RIGHT in error.detail
 
 
 class Table(table.Table):

@@ -332,9 +332,9 @@ def _listed(named: Iterable[tuple[str, int]]) -> str:
 def _workers_missing(measures: Measures) -> float | None:
     """Only where work waits: a room that has no workers wants none."""
     tasks = measures.tasks
-    if tasks is None or tasks.workers is None or tasks.queues is None:
+    if tasks is None or tasks.workers is None:
         return None
-    waiting = sum(queue.depth or 0 for queue in tasks.queues) + (tasks.todo or 0)
+    waiting = sum(queue.depth or 0 for queue in tasks.queues or ()) + (tasks.todo or 0)
     return float(waiting) if tasks.workers == 0 else None
 
 
@@ -562,13 +562,13 @@ RULES: list[Rule] = [
         "what beat orders each minute was missed twice, and half a minute for a busy queue",
     ),
     Rule(
-        "aside",
-        _one("tasks:queues", lambda m: m.tasks.aside if m.tasks else None),
+        "dead-letters",
+        _one("tasks:queues", lambda m: m.tasks.dead_letters if m.tasks else None),
         1,
         None,
-        "{v:.0f} messages were set aside: no worker could read them.",
+        "{v:.0f} dead letters wait for a person: orders that were refused, messages that no worker takes.",
         "None.",
-        "Look at the list <namespace>:aside: who sent them? Then delete it.",
+        "`stillroom dead-letters list` shows them with their reasons; then `retry` or `drop` each.",
         "each was somebody's order",
     ),
     Rule(

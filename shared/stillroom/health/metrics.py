@@ -96,6 +96,7 @@ OF_SERVICES: Sequence[tuple[str, str, str, str]] = [
     ("workers", "Seen in the last half minute.", "tasks", "workers"),
     ("beat_age_seconds", "Since beat's last tick was done.", "tasks", "beat_s"),
     ("todo", "Pieces of work that invalidations left to do.", "tasks", "todo"),
+    ("dead_letters", "What could not be done and waits for a person.", "tasks", "dead_letters"),
     ("unacked_tasks", "Taken by a worker and not done.", "tasks", "unacked"),
     ("refresh_lag_seconds", "Mean of the last whole minute.", "cache", "refresh_lag_s"),
 ]

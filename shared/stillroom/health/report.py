@@ -314,13 +314,18 @@ class TaskStats(Part):
     queues: tuple[QueueStats, ...] | None = None  # null: the broker is another, or not known
     unacked: int | None = None  # taken by a worker and not done
     todo: int | None = None  # promised work written down by invalidations
-    aside: int | None = None  # messages no worker could read
+    dead_letters: int | None = None  # what could not be done and waits for a person
     workers: int | None = None  # seen in the last half minute
     crew: tuple[WorkerStats, ...] | None = None  # the workers, seen last first; not in snapshots
     beat_s: float | None = None  # since a tick of beat's was done last; null: none within a day
     paused_s: float | None = None  # refreshes are paused for so much longer; null: they are not
     paused_by: str | None = None
     ticks: Mapping[str, float] | None = None  # scheduled task → seconds since it last ended well
+
+    @property
+    def aside(self) -> int | None:
+        """What `dead_letters` was called in 0.1."""
+        return self.dead_letters
 
 
 class Measures(Part):

@@ -18,11 +18,13 @@ class SystemWatch:
         self._last: tuple[float, float] | None = None  # CPU seconds: busy, all
 
     def look(self) -> System | None:
-        """Takes under a millisecond. None without psutil (the extra `stillroom[health]`)."""
+        """Takes under a millisecond. Does not raise. None without psutil (the extra `stillroom[health]`)."""
         psutil = find_psutil()
         if psutil is None:
             return None
-        process = psutil.Process()
+        process = _known(psutil.Process)
+        if process is None:  # it opens files, and there may be none left to open
+            return None
         return System(
             cpu=_known(lambda: self._cpu(psutil)),
             load1=_known(lambda: os.getloadavg()[0] / (os.cpu_count() or 1)),

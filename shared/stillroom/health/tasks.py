@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stillroom.dispatch import SENT_HEADER
+from stillroom.dispatch import MESSAGE_LIMIT, SENT_HEADER
 from stillroom.health.probe import Counts
+from stillroom.health.queues import BrokerHere
 from stillroom.health.source import counts_in
-from stillroom.keys import UNACKED, Keys
+from stillroom.keys import Keys
 from stillroom.settings import Settings
 from stillroom.wire import Command
 
@@ -25,17 +26,17 @@ class TaskProbe:
     def __init__(self, settings: Settings, keys: Keys, ticks_of_beat: Sequence[str]) -> None:
         self._keys = keys
         self._ticks_of_beat = ticks_of_beat  # tasks that only beat asks for
-        is_here = settings.broker_url in (None, settings.redis_url)
-        self._queues = [keys.queue(kind) for kind in QUEUES] if is_here else []
+        self._broker_here = BrokerHere(settings)
+        self._queues = [keys.queue(kind) for kind in QUEUES]
 
     def commands(self, now_ms: int) -> Sequence[Command]:
         since, till = b"%d" % (now_ms - SEEN_WITHIN_MS), b"%d" % (now_ms + SEEN_WITHIN_MS)
         always: list[Command] = [
             (b"ZCOUNT", self._keys.workers, since, till),
             (b"HGETALL", self._keys.ticks),
-            (b"LLEN", self._keys.aside),
+            (b"XLEN", self._keys.dead_letters),
         ]
-        if not self._queues:
+        if not self._broker_here.answer:
             return always
         # Workers take from the right: what stands there has waited longest.
         of_queues = [
@@ -43,15 +44,15 @@ class TaskProbe:
             for queue in self._queues
             for command in ((b"LLEN", queue), (b"LINDEX", queue, b"-1"))
         ]
-        return [*always, (b"HLEN", UNACKED), *of_queues]
+        return [*always, (b"HLEN", self._keys.unacked), *of_queues]
 
     def read(self, replies: Sequence[Any], now_ms: int) -> Mapping[str, Any]:
-        workers, ticked, aside, *rest = replies
+        workers, ticked, letters, *rest = replies
         ticks = counts_in(ticked)
         ages = None if ticks is None else _ages(ticks, now_ms)
         known = {
             "workers": workers,
-            "aside": aside,
+            "dead_letters": letters,
             "ticks": ages,
             "beat_s": min(
                 (age for task, age in (ages or {}).items() if task in self._ticks_of_beat),
@@ -80,8 +81,10 @@ def _ages(ticks: Mapping[str, int], now_ms: int) -> dict[str, float]:
 
 def _waited(message: bytes | None, now_ms: int) -> float | None:
     """How long ago a message was sent, if it says so: one of another sender's may say nothing, or anything."""
+    if message is None or len(message) > MESSAGE_LIMIT:
+        return None  # too large for a worker: it takes it, and makes a dead letter of it
     try:
-        sent_ms = json.loads(message or b"{}")["headers"][SENT_HEADER]
+        sent_ms = json.loads(message)["headers"][SENT_HEADER]
         return max(0.0, (now_ms - float(sent_ms)) / 1000)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -6,8 +6,8 @@
 --       6 most sessions of this user, 0 for any number  7 1: end the oldest to make room, 0: refuse
 --       8 meta  9 how many names under other peppers  10 how long ago it was asked for, µs
 --       11 when the user last proved who he is, '' for now, '0' for never
---       12 the response 1 brings a cookie, and so nothing is begun if the browser is getting another one in the place
---       of what this replaces, 2 brings one that others under the old name must not set theirs over; 0 neither
+--       12 the response brings a cookie: 1 nothing is begun if what this replaces is gone and the browser is getting
+--       another one in its place, 2 others under the old name must not set theirs over it, 3 both; 0 it brings none
 --       13 what the user's device is called, '' for none  14 ms it is known  15… key, JSON, key, JSON …
 -- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}, how long before it was asked
 --         for the grace of the name to replace was over, µs, or -1, 1 if the device is new to a user who has others}
@@ -32,10 +32,11 @@ end
 
 local others = tonumber(ARGV[9])
 local old = {unpack(KEYS, 2 + others)}
-if ARGV[12] == '1' and is_late(prefix, old) then
+local cookie = tonumber(ARGV[12])
+local replaced, _, _, late = find(prefix, now, old, now - tonumber(ARGV[10]), HOPS_TO_END)
+if cookie % 2 == 1 and not replaced and is_late(prefix, old) then
   return {'replaced'}
 end
-local replaced, _, _, late = find(prefix, now, old, now - tonumber(ARGV[10]), HOPS_TO_END)
 local most, living, stale, gone, unseen = tonumber(ARGV[6]), {}, {replaced}, {}, 0
 local index = prefix .. 'u:' .. user
 if most > 0 then
@@ -111,8 +112,10 @@ for i = 1, most > 0 and math.min(#living - most + 1, DROPPED) or 0 do
   drop(prefix, living[i])
   evicted[i] = living[i].h
 end
-if ARGV[12] == '2' and old[1] then
+if cookie >= 2 and old[1] then
   mark_late(prefix, old[1], replaced)
+elseif cookie == 1 and old[1] then
+  mark_begun(prefix, old[1])
 end
 sweep(prefix, now, 2, ended)
 local is_new = is_new_device(ARGV[13], ARGV[14]) and 1 or 0

@@ -1,5 +1,6 @@
 """Sessions: who is logged in, from where, and for how long."""
 
+from stillroom.sessions.asking import steady_us
 from stillroom.sessions.body import SWEEP_TASK, SessionsBody, not_fresh
 from stillroom.sessions.probe import SessionProbe
 from stillroom.sessions.session import (
@@ -25,4 +26,5 @@ __all__ = [
     "decoded_value",
     "encoded_value",
     "not_fresh",
+    "steady_us",
 ]

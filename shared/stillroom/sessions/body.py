@@ -47,7 +47,15 @@ from stillroom.scripts import (
 )
 from stillroom.sessions.asking import LOGOUT, ROTATION, Asking, steady_us
 from stillroom.sessions.beginning import Beginning
-from stillroom.sessions.ends import BRINGS_ANOTHER, NO_COOKIE, TAKES_AWAY, UNLESS_LATE, End, Undo
+from stillroom.sessions.ends import (
+    BOTH,
+    BRINGS_ANOTHER,
+    NO_COOKIE,
+    TAKES_AWAY,
+    UNLESS_LATE,
+    End,
+    Undo,
+)
 from stillroom.sessions.reading import read_plain, touch_after
 from stillroom.sessions.session import (
     Device,
@@ -187,7 +195,7 @@ class SessionsBody(Asking):
         return (
             yield from self._create(
                 *(user_id, data, tags, meta, idle, absolute, replaces, max_per_user, on_cap),
-                *(device, fresh, NO_COOKIE),
+                *(device, fresh, NO_COOKIE, None),
             )
         )
 
@@ -205,15 +213,18 @@ class SessionsBody(Asking):
         on_cap: str = "evict_oldest",
         device: str | None = None,
         fresh: bool = True,
+        asked_us: int | None = None,
     ) -> Operation[Session[Any]]:
         """The `create` of a login whose response brings the browser its cookie, in the place of the session before.
 
-        Responses to other requests of that browser, which are under way, do not set theirs over it.
+        Responses to other requests of that browser, which are under way, do not set theirs over it. `asked_us`:
+        when the request looked at the session before, by this machine's steady clock: a new token that another
+        request has given to that one since does not save it. None: now.
         """
         return (
             yield from self._create(
                 *(user_id, data, tags, meta, idle, absolute, before, max_per_user, on_cap),
-                *(device, fresh, BRINGS_ANOTHER),
+                *(device, fresh, BRINGS_ANOTHER, asked_us),
             )
         )
 
@@ -237,18 +248,21 @@ class SessionsBody(Asking):
         token: str,
         data: Mapping[str, Any],
         *,
+        ends: bool = False,
         idle: Duration | None = None,
         absolute: Duration | None = None,
+        asked_us: int | None = None,
     ) -> Operation[Session[Any]]:
-        """Begin an anonymous session in the place of one that has ended, for a request that came with its token.
+        """Begin an anonymous session in the place of the one of this token, for a request that came with it.
 
-        Raises SessionEnded if another request has just logged in, logged out or got a new token in its place: the
-        response to this one may arrive later, and must not set its cookie over that. Otherwise see `create`.
+        That one has ended, or ends now (`ends`). Raises SessionEnded if it is gone because another request has just
+        logged in or out or got a new token: the response to this one may arrive later, and must not set its cookie
+        over that. `asked_us`: see `log_in`. Otherwise see `create`.
         """
         return (
             yield from self._create(
                 *(None, data, (), None, idle, absolute, token, None, "evict_oldest"),
-                *(None, True, UNLESS_LATE),
+                *(None, True, BOTH if ends else UNLESS_LATE, asked_us),
             )
         )
 
@@ -266,6 +280,7 @@ class SessionsBody(Asking):
         device: str | None,
         fresh: bool,
         cookie: int,
+        asked_us: int | None,
     ) -> Operation[Session[Any]]:
         user = b"" if user_id is None else sanitized(user_id)
         _check_cap(user_id, max_per_user, on_cap)
@@ -277,8 +292,8 @@ class SessionsBody(Asking):
         # Who is nobody yet stays where he was: then one script does all of it.
         shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
         token, place = self._new_place(shard)
-        ends_with = BRINGS_ANOTHER if cookie == BRINGS_ANOTHER else NO_COOKIE
-        ending = None if old is None else self._destroying(old, ends_with)
+        ends_with = cookie & BRINGS_ANOTHER
+        ending = None if old is None else self._destroying(old, ends_with, asked_us)
         numbers = (*times, max_per_user or 0, int(on_cap == "evict_oldest"))
         about = (self._keys.shard(place.shard), user, labels, *numbers, note)
         proved = b"" if fresh else b"0"
@@ -638,15 +653,19 @@ class SessionsBody(Asking):
 
     # For a request
 
-    def log_out(self, token: str, *, if_empty: bool = False) -> Operation[bool]:
+    def log_out(
+        self, token: str, *, if_empty: bool = False, asked_us: int | None = None
+    ) -> Operation[bool]:
         """`destroy`, where the response takes the cookie away: a slower one must begin no session in its place.
 
-        `if_empty`: only if there is no data in it, whoever has written last.
+        `if_empty`: only if there is no data in it, whoever has written last. `asked_us`: see `log_in`.
         """
         place = self._place(token, denied=True)
         if place is None:
             return False
-        ending = self._destroying(place, TAKES_AWAY)._replace(only=b"1" if if_empty else b"")
+        ending = self._destroying(place, TAKES_AWAY, asked_us)
+        if if_empty:
+            ending = ending._replace(only=b"1")
         ended: bool = yield from self._end(ending)
         self.stats.counts["sessions_destroyed"] += ended
         return ended
@@ -863,10 +882,12 @@ class SessionsBody(Asking):
         options = self._keys.shard(shard), self._touch if touch else b""
         return session_get(self._keys.sessions(shard, names), *options)
 
-    def _destroying(self, place: Place, cookie: int = NO_COOKIE) -> End:
+    def _destroying(
+        self, place: Place, cookie: int = NO_COOKIE, asked_us: int | None = None
+    ) -> End:
         """The end of this session. `cookie`: what the response does to the browser's."""
         names, prefix = tuple(self._names(place)), self._keys.shard(place.shard)
-        return End(names, prefix, steady_us(), cookie)
+        return End(names, prefix, steady_us() if asked_us is None else asked_us, cookie)
 
     def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
         """What a device is called in Redis, and how many ms it is known."""

@@ -10,7 +10,7 @@ from stillroom.wire import Command
 
 TRIES = 5  # to find out which was first, an end or a rotation; then as many that favour the end more and more
 # What the response does: see lua/session_destroy.lua and session_create.lua.
-NO_COOKIE, TAKES_AWAY, UNLESS_LATE, BRINGS_ANOTHER = 0, 1, 1, 2
+NO_COOKIE, TAKES_AWAY, UNLESS_LATE, BRINGS_ANOTHER, BOTH = 0, 1, 1, 2, 3
 
 
 class End(NamedTuple):

@@ -78,7 +78,7 @@ def make_token(shard: int, secret: bytes) -> str:
 
 def is_token(text: object) -> bool:
     """Whether this looks like a token of ours. Only Redis knows whether it is one."""
-    return place_of(text, ()) is not None
+    return _shard_in(text) is not None
 
 
 def place_of(
@@ -88,15 +88,22 @@ def place_of(
 
     The token says its shard. A process that has fewer shards than the one that made it finds it there all the same.
     """
-    if not isinstance(token, str) or len(token) != _TOKEN_LENGTH or not token.isascii():
+    shard = _shard_in(token)
+    if shard is None or shard >= shards:
         return None
-    text = token.encode()  # no pattern: each request comes through here
-    shard = _SHARDS.get(token[:3], shards)
-    if shard >= shards or text.translate(None, _DIGITS) != b".":
-        return None
+    text = token.encode()  # type: ignore[attr-defined]  # it is a str
     if len(peppers) == 1:
         return _new_tuple(Place, (shard, (peppers[0].name(text),)))
     return Place(shard, tuple([pepper.name(text) for pepper in peppers]))
+
+
+def _shard_in(token: object) -> int | None:
+    """The shard that a token names. No pattern: each request comes through here."""
+    if not isinstance(token, str) or len(token) != _TOKEN_LENGTH or not token.isascii():
+        return None
+    if token.encode().translate(None, _DIGITS) != b".":
+        return None
+    return _SHARDS.get(token[:3])
 
 
 _new_tuple = tuple.__new__

@@ -16,8 +16,8 @@ log = logging.getLogger("stillroom.web")
 
 Header = tuple[str, str]
 
-# What tells shared caches more than Cache-Control does (RFC 9213 and those before it).
-FOR_CACHES = ("surrogate-control", "cdn-cache-control", "x-accel-expires")
+# What tells shared caches more than Cache-Control does: RFC 9213 (…-Cache-Control), and those before it.
+FOR_CACHES = ("surrogate-control", "edge-control", "x-accel-expires")
 
 
 class Ending(NamedTuple):
@@ -100,7 +100,7 @@ def _opens(rule: str) -> bool:
 
 
 def _is_for_caches(name: str) -> bool:
-    return name in FOR_CACHES or name.endswith("-cdn-cache-control")
+    return name in FOR_CACHES or name.endswith("-cache-control")
 
 
 def _values(headers: Iterable[Header], wanted: str) -> list[str]:

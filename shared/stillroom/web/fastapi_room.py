@@ -8,14 +8,17 @@ async def product(id: int, room: CurrentRoom, session: CurrentSession): …
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from fastapi import Depends
+from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 
 from stillroom.errors import SettingsError
+from stillroom.operation import in_background_loop
 from stillroom.room import AsyncStillroom
 from stillroom.web.request_session import AsyncWebSession
 from stillroom.web.starlette import load_session
@@ -41,6 +44,72 @@ def lifespan(room: AsyncStillroom, *others: Lifespan) -> Lifespan:
             yield state
 
     return open_all
+
+
+def load_within(room: AsyncStillroom, app: Starlette) -> None:
+    """Have the app's lifespan run where its loaders do.
+
+    In a worker no server runs it: the first load does, once, and it lasts as long as the process. Where a server
+    runs it, nothing changes.
+
+    What loaders need stands in `app.state`; what the lifespan yields is for requests only.
+    """
+    room.around_load(AppLifespan(app))
+
+
+class AppLifespan:
+    """The context of a load: the lifespan of the app is running."""
+
+    def __init__(self, app: Starlette) -> None:
+        self._app = app
+        self._lifespan = app.router.lifespan_context
+        app.router.lifespan_context = self._run_by_server
+        self._is_served = False
+        self._ours: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[None] | None = None
+
+    def __call__(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> None:
+        if self._is_served:
+            return
+        loop, ready = asyncio.get_running_loop(), self._ready
+        if ready is None or ready.get_loop() is not loop or (ready.done() and ready.exception()):
+            ready = self._ready = loop.create_future()
+            self._ours = loop.create_task(self._run_here(ready))
+        await asyncio.shield(ready)
+
+    async def __aexit__(self, *_: object) -> None:
+        """It goes on."""
+
+    def __enter__(self) -> None:
+        """Of a loader that is not async: it waits until the lifespan has begun, on the loop of the async ones."""
+        if not self._is_served:
+            in_background_loop(self.__aenter__())
+
+    def __exit__(self, *_: object) -> None:
+        """It goes on."""
+
+    @asynccontextmanager
+    async def _run_by_server(self, app: Any) -> AsyncIterator[Any]:
+        async with self._lifespan(app) as state:
+            self._is_served = True
+            try:
+                yield state
+            finally:
+                self._is_served = False
+
+    async def _run_here(self, ready: asyncio.Future[None]) -> None:
+        """In a task of its own, for what began in a task may have to end in it."""
+        try:
+            async with self._lifespan(self._app):
+                ready.set_result(None)
+                await asyncio.Event().wait()
+        except Exception as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
 
 
 async def current_room(connection: HTTPConnection) -> AsyncStillroom:

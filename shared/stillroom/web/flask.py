@@ -6,10 +6,10 @@ StillroomLimits(app, room)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from flask import Flask, Request, Response, abort, g, has_app_context, session
 from flask.sessions import SessionInterface, SessionMixin
@@ -32,6 +32,7 @@ View = TypeVar("View", bound=Callable[..., Any])
 USER = "_user_id"  # where Flask-Login keeps who is logged in
 FRESH = "_fresh"  # … and whether by a password, not by its "remember me" cookie
 PERMANENT = "_permanent"
+FLASHES = "_flashes"
 FLASKS_NAME, FLASKS_LIFETIME = "session", 31 * 86_400  # its defaults: who has them has set nothing
 OWN = SessionCookie()
 # Where werkzeug's test client says that it keeps the context, for the test to look into when the response is over.
@@ -58,6 +59,10 @@ class FlaskSession(WebSession, SessionMixin):
 
     accessed = False  # Flask says so when somebody has used `flask.session`
     _app: Flask
+    _may_be_lost = frozenset({FLASHES, PERMANENT})
+    _has_another_life = (
+        False  # it is to live for another time: another session, with the same in it
+    )
     _is_said_modified = False
     _follows_flask_login = False  # who is to be logged in is what it says
 
@@ -84,6 +89,17 @@ class FlaskSession(WebSession, SessionMixin):
     def new(self) -> bool:  # type: ignore[override]
         """Whether there was none before this request."""
         return self.found is None
+
+    def copy(self) -> dict[str, Any]:
+        """Return the data as a dict of its own, as Flask's session does."""
+        return dict(self)
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return self.copy() | dict(other)
+
+    def __ior__(self, other: Mapping[str, Any]) -> Self:
+        self.update(other)
+        return self
 
     def _begin_login(self, login: Login) -> None:
         """It goes before what Flask-Login says in the same request."""
@@ -131,27 +147,38 @@ class FlaskSession(WebSession, SessionMixin):
             self._login = Login(self._login.user_id, {"fresh": is_fresh})
         elif self._found is None or self._login or self._is_ended or PERMANENT not in changed:
             return
-        elif not self._has_lifetime:
-            self._is_renewed = True  # another cookie, for longer or for less
-        elif (user_id := self._found.user_id) is not None:
-            about = {"tags": self._found.tags, "meta": self._found.meta}
-            self._login = Login(user_id, {**about, "fresh": False})
+        elif self._has_lifetime:
+            self._has_another_life = True
         else:
-            self._is_ended = True
+            self._is_renewed = True  # another cookie, for longer or for less
 
     def _writing(self) -> Operation[str | None]:
+        if self._has_another_life:
+            return (yield from self._beginning())
         cookie = yield from super()._writing()
         found = self._found
         if self._token is None or found is None or self._login or self._is_ended:
             return cookie
         if self._is_emptied(found):
-            is_gone = yield from self._body.log_out(self._token, if_empty=True)
+            is_gone = yield from self._body.log_out(
+                self._token, if_empty=True, asked_us=self._asked_us
+            )
             return self._cookie.clear() if is_gone else cookie
         if self._touches or self.permanent:
             return cookie
         if found.read_at - found.last_seen >= self._body.settings.session_touch:
             yield from self._body.touch(self._token)
         return cookie
+
+    def _begun(self, fields: Mapping[str, Any]) -> Operation[Session[Any]]:
+        if not self._has_another_life:
+            return (yield from super()._begun(fields))
+        assert self._token is not None
+        assert self._found is not None
+        found = self._found
+        about: Mapping[str, Any] = {"tags": found.tags, "meta": found.meta, "fresh": False}
+        given = {**about, **self._options()}
+        return (yield from self._body.succeed(self._token, found.user_id, fields, **given))
 
     def _is_emptied(self, found: Session[Any]) -> bool:
         """Whether nothing is left of a session that is nobody's: then Flask forgets it."""

@@ -26,7 +26,7 @@ from stillroom.web.placing import checked_room
 from stillroom.web.problem import Answer
 from stillroom.web.refusal import Render
 from stillroom.web.request_session import RequestSession
-from stillroom.web.visit import Visit
+from stillroom.web.visit import RENDERING, Visit
 from stillroom.web.wsgi import VISIT
 
 V = TypeVar("V")
@@ -101,7 +101,8 @@ class StillroomLimits:
         visit = self._visit()
         view = current_app.view_functions.get(request.endpoint or "")
         visit.exempt = (
-            _is_answered_by_flask()
+            RENDERING in request.environ
+            or _is_answered_by_flask()
             or getattr(view, EXEMPT, False)
             or bool(self._exempt_when and self._exempt_when(request))
         )

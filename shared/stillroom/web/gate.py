@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from stillroom.errors import InvalidLimit
 from stillroom.limits import Decision, Limit, LimitsBody, Route, Routes
 from stillroom.limits.routes import Counted
-from stillroom.operation import Failed, Operation, together
+from stillroom.operation import Operation, beside
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web import origin
 from stillroom.web.cors import Learned, is_preflight
@@ -138,7 +138,8 @@ class Gate:
         checks = visit.charging(self.body, charge, name)
         if visit.session is None or visit.session.is_read or key not in self._look:
             return checks
-        return _with_session(checks, visit.session)
+        # A client that is denied from memory costs Redis nothing: its session is not asked for.
+        return beside(checks, visit.session.prefetching())
 
     def _plan(self, route: Route) -> _Plan:
         limits = tuple(route.limits)
@@ -216,27 +217,6 @@ def _user_of(visit: Visit) -> Operation[str | None]:
         return None
     yield from session.reading()
     return session.user_id
-
-
-def _with_session(
-    checks: Operation[Decision | None], session: RequestSession
-) -> Operation[Decision | None]:
-    """Both in one batch. A client that is denied from memory costs Redis nothing: its session is not asked for."""
-    from_memory: list[Any] = []
-
-    def checking() -> Operation[Decision | None]:
-        decision = yield from checks
-        from_memory.append(decision)
-        return decision
-
-    def riding() -> Operation[None]:  # begun when the check waits for Redis, or is done
-        if not from_memory:
-            yield from session.prefetching()
-
-    decision, _ = yield from together(checking(), riding())
-    if isinstance(decision, Failed):
-        raise decision.error
-    return decision  # type: ignore[no-any-return]
 
 
 def _check_kinds(routes: Routes | None, subject: object, has_sessions: bool) -> None:

@@ -26,7 +26,14 @@ from stillroom.errors import (
 from stillroom.marked import FIXED
 from stillroom.misuse import explained
 from stillroom.operation import AsyncDriver, Driver, Operation
-from stillroom.sessions import Session, SessionsBody, decoded_value, encoded_value, not_fresh
+from stillroom.sessions import (
+    Session,
+    SessionsBody,
+    decoded_value,
+    encoded_value,
+    not_fresh,
+    steady_us,
+)
 from stillroom.web.agent import device_of
 from stillroom.web.fields import field_of, to_data, to_fields
 from stillroom.web.merge import GONE, merged_keys
@@ -109,11 +116,14 @@ class RequestSession(MutableMapping[str, Any]):
     taken_by: SessionCookie | None = None
 
     _touches = True  # whether to look at it keeps it alive
+    # The keys whose values are not worth an error where the session was over before they were written.
+    _may_be_lost: frozenset[str] = frozenset()
     _earlier: tuple[
         tuple[Done, Change], ...
     ] = ()  # what was done before each `mutate`, and the change itself
     _mutated: frozenset[str] = frozenset()  # the keys that these changed
     _looked_at = 0.0  # time.monotonic(), where the cookie opened nothing
+    _asked_us: int | None = None  # when it was read, by this machine's steady clock
 
     # What the app sees
 
@@ -329,6 +339,11 @@ class RequestSession(MutableMapping[str, Any]):
         return self._is_asked and token is not None and (body, token) == (self._body, self._token)
 
     @property
+    def asked_us(self) -> int | None:
+        """When it was read, by this machine's steady clock. None: it was not."""
+        return self._asked_us
+
+    @property
     def was_read(self) -> Session[Any] | None:
         """What reading it has found so far."""
         return self._found
@@ -337,6 +352,7 @@ class RequestSession(MutableMapping[str, Any]):
         """Take over what another one has read."""
         if other.has_read(self._body, self._token):
             self._found, self._is_asked = other.was_read, True
+            self._asked_us = other.asked_us
 
     def reading(self) -> Operation[None]:
         """Read it, unless that was done. Raises SessionStoreUnavailable."""
@@ -353,6 +369,7 @@ class RequestSession(MutableMapping[str, Any]):
     def prefetching(self) -> Operation[None]:
         """Have it ready for who looks at it. A failure is no failure before somebody does."""
         if self._token is not None and not self._is_asked:
+            self._asked_us = steady_us()
             self._found = yield from self._body.get(self._token, touch=self._touches)
             self._is_asked = True
 
@@ -420,7 +437,7 @@ class RequestSession(MutableMapping[str, Any]):
     def _ending(self) -> Operation[str | None]:
         if self._token is None:
             return None
-        if (yield from self._body.log_out(self._token)):
+        if (yield from self._body.log_out(self._token, asked_us=self._asked_us)):
             return self._cookie.clear()
         return (yield from self._forgetting())
 
@@ -436,21 +453,28 @@ class RequestSession(MutableMapping[str, Any]):
             return None
         return None if is_late else self._cookie.clear()
 
-    def _beginning(self) -> Operation[str]:
+    def _beginning(self) -> Operation[str | None]:
         """A new session; the one before, if there was one, ends with it."""
-        fields = to_fields(self._data or {}, self._data or {})
+        try:
+            made = yield from self._begun(to_fields(self._data or {}, self._data or {}))
+        except SessionEnded:
+            if self._changed <= self._may_be_lost:
+                return None  # a logout, say, that was clicked twice
+            raise
+        return self._cookie.write(made.token, self._kept_for(made))
+
+    def _begun(self, fields: Mapping[str, Any]) -> Operation[Session[Any]]:
         if self._login:
             user_id, options = self._login
             given = {"device": device_of(self._agent()), **self._options(), **options}
-            made = yield from self._body.log_in(self._token, user_id, fields, **given)
-        elif self.is_unknown and not self._is_ended:
-            assert self._token is not None
-            made = yield from self._body.begin(self._token, fields, **self._options())
+            given["asked_us"] = self._asked_us
+            made: Session[Any] = yield from self._body.log_in(self._token, user_id, fields, **given)
+        elif self._token is None:
+            made = yield from self._body.create(None, fields, **self._options())
         else:
-            made = yield from self._body.create(
-                None, fields, replaces=self._token, **self._options()
-            )
-        return self._cookie.write(made.token, self._kept_for(made))
+            own = {**self._options(), "ends": self._is_ended, "asked_us": self._asked_us}
+            made = yield from self._body.begin(self._token, fields, **own)
+        return made
 
     def _updating(self) -> Operation[None]:
         """Write what changed, merged with what another request has written since this one has read."""

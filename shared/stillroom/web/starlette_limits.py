@@ -33,7 +33,7 @@ from stillroom.web.limited import (
 )
 from stillroom.web.problem import Answer
 from stillroom.web.sockets import POLICY_VIOLATION, can_answer, refuse
-from stillroom.web.visit import Visit
+from stillroom.web.visit import RENDERING, Visit
 
 E = TypeVar("E")
 
@@ -107,10 +107,10 @@ def exempt(endpoint: E) -> E:
 async def charge(connection: HTTPConnection, declaration: Limited) -> Decision | None:
     """Charge this request. Returns the denial, if it is one. Raises SettingsError without the middleware."""
     scope = connection.scope
-    limiter, visit = _entered(scope)
     endpoint = scope.get("endpoint")
-    if getattr(endpoint, EXEMPT, False):
+    if RENDERING in scope or getattr(endpoint, EXEMPT, False):
         return None
+    limiter, visit = _entered(scope)
     due = await run_async(declaration.of(_Here(connection, visit)))
     if due is None:
         return None

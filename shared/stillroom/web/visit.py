@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stillroom.web.request_session import RequestSession
 
 T = TypeVar("T")
+# In the scope or environ of a page that is rendered for a cache. Nobody has asked, so there is no one to charge.
+RENDERING = "stillroom.rendering"
 FAILED = 400  # the least status that is a failure
 
 

@@ -101,11 +101,17 @@ class Reports:
         with self._lock:
             is_at_work = self._thread is not None and self._thread.is_alive()
             if not is_at_work and not self._is_fresh():
-                self._thread = threading.Thread(
-                    target=self._make, name="stillroom health", daemon=True
-                )
-                self._thread.start()
+                self._thread = self._started()
             return self._thread
+
+    def _started(self) -> threading.Thread | None:
+        """None where no thread can be started: then the last report is what there is."""
+        thread = threading.Thread(target=self._make, name="stillroom health", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return None
+        return thread
 
     def _make(self) -> None:
         self._held = Held(self._check(), time.monotonic())

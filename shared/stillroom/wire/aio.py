@@ -17,6 +17,7 @@ import hiredis
 from stillroom.errors import RedisRefused, RedisUnavailable
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import unavailable
+from stillroom.wire.idle import OWN_LIMIT_S, IdleTimeout, Lateness
 from stillroom.wire.outcome import PeerFailed, checked, greeted, judged, may_repeat
 from stillroom.wire.server import (
     NOT_YET,
@@ -30,6 +31,7 @@ from stillroom.wire.server import (
 from stillroom.wire.sync import Wire
 
 _READ_SIZE = 64 * 1024
+_LATE_S = 0.005  # a timer that comes so late says that the loop was busy
 _NO_REPLY = "the server closed the connection"
 TEN_YEARS_S = 3e8
 
@@ -41,6 +43,7 @@ class AsyncLink:
         "_poll",
         "_reader",
         "_stream",
+        "_timer",
         "_transport",
         "_writer",
         "expired",
@@ -63,23 +66,29 @@ class AsyncLink:
         self.used = False
 
     @classmethod
-    async def open(cls, server: Server, deadline: float) -> AsyncLink:
-        """Connect, say who we are, and learn which server answers and its clock, before `deadline`."""
+    async def open(
+        cls, server: Server, deadline: float, lateness: Lateness
+    ) -> tuple[AsyncLink, float]:
+        """Connect, say who we are, and learn which server answers and its clock, before `deadline`.
+
+        Returns the deadline too: the loop's own work has moved it.
+        """
         generation = server.generation
-        connecting = min(deadline, time.monotonic() + server.settings.connect_timeout)
-        connection = await server.connection_soon(connecting)
-        async with asyncio.timeout(connecting - time.monotonic()):
+        until = min(deadline, time.monotonic() + server.settings.connect_timeout)
+        connection = await server.connection_soon(until)
+        async with IdleTimeout(lateness, until) as wait:
             await connection.connect()
+        deadline += wait.deadline - until
         link = cls(connection, generation)
         try:
-            asked = time.monotonic_ns()
+            asked_ns = time.monotonic_ns()
             packed = pack([command for _, command in server.handshake])
             replies = await link.exchange(packed, len(server.handshake), deadline)
-            greeted(replies, server, asked, link)
+            greeted(replies, server, asked_ns, link)
         except BaseException:
             link.close()
             raise
-        return link
+        return link, deadline
 
     async def exchange(
         self, packed: bytes, count: int, deadline: float, now: float | None = None
@@ -88,7 +97,7 @@ class AsyncLink:
         left = deadline - (time.monotonic() if now is None else now)
         if left <= 0:
             raise TimeoutError
-        timer = asyncio.get_running_loop().call_later(left, self._expire)
+        self._timer = asyncio.get_running_loop().call_later(left, self._expire, deadline)
         stream, reader = self._stream, self._reader
         replies: list[Any] = []
         try:
@@ -109,9 +118,16 @@ class AsyncLink:
                 raise TimeoutError from None
             raise
         finally:
-            timer.cancel()
+            self._timer.cancel()
 
-    def _expire(self) -> None:
+    def _expire(self, deadline: float, granted: float = 0.0) -> None:
+        """Give up; or, if the loop was busy when this was due, read first what has arrived meanwhile."""
+        now = time.monotonic()
+        late = now - deadline
+        if late > _LATE_S and granted < OWN_LIMIT_S:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(late, self._expire, now + late, granted + late)
+            return
         self.expired = True
         self._transport.abort()
 
@@ -137,26 +153,28 @@ class _Pool:
         self._settings = server.settings
         self._idle: list[AsyncLink] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._lateness = Lateness()
         self.open = 0
         self.guard: AsyncGenerator[None, None] | None = None  # what closes it with its loop
 
-    async def lease(self, deadline: float, *, check: bool) -> AsyncLink:
+    async def lease(self, deadline: float, *, check: bool) -> tuple[AsyncLink, float]:
+        """A connection, and the deadline as the loop's own work has moved it."""
         while True:
             if not self._idle:
                 if self.open < self._settings.pool_size:
                     return await self.open_link(deadline)
-                await self._await_idle(deadline)
+                deadline = await self._await_idle(deadline)
                 continue
             link = self._idle.pop()
             is_current = link.generation == self._server.generation
             if is_current and (not check or await link.is_alive()):
-                return link
+                return link, deadline
             self.drop(link)
 
-    async def open_link(self, deadline: float) -> AsyncLink:
+    async def open_link(self, deadline: float) -> tuple[AsyncLink, float]:
         self.open += 1
         try:
-            return await AsyncLink.open(self._server, deadline)
+            return await AsyncLink.open(self._server, deadline, self._lateness)
         except BaseException as error:
             self.open -= 1
             self._wake_one()
@@ -192,16 +210,17 @@ class _Pool:
         while self._idle:
             self.drop(self._idle.pop())
 
-    async def _await_idle(self, deadline: float) -> None:
+    async def _await_idle(self, deadline: float) -> float:
+        """Wait in line for all of the call's time: a burst of tasks is not an outage. Returns the deadline then."""
         freed = asyncio.get_running_loop().create_future()
         self._waiting.append(freed)
-        left = deadline - time.monotonic()
         try:
-            async with asyncio.timeout(min(left, self._settings.pool_timeout)):
+            async with IdleTimeout(self._lateness, deadline) as wait:
                 await freed
         except TimeoutError:
             busy = f"{self._settings.pool_size} connections are in use"
             raise RedisUnavailable("pool", busy) from None
+        return wait.deadline
 
     def _wake_one(self) -> None:
         while self._waiting:
@@ -273,7 +292,7 @@ class AsyncWire:
         deadline = time.monotonic() + left
         pool, link = self._pool(), None
         try:
-            link = await pool.lease(deadline, check=once)
+            link, deadline = await pool.lease(deadline, check=once)
             if timed:
                 replies = await self._exchange_timed(pool, link, commands, deadline)
             else:
@@ -284,7 +303,7 @@ class AsyncWire:
                     if isinstance(error, TimeoutError) or once or not link.used:
                         raise
                     pool.leave(link)
-                    link = await pool.open_link(deadline)
+                    link, deadline = await pool.open_link(deadline)
                     replies = await self._exchange(pool, link, packed, len(commands), deadline)
             pool.give_back(link)
             return checked(replies, self.breaker)
@@ -315,7 +334,7 @@ class AsyncWire:
             if not may_repeat(commands, failed.replies, idempotent=not once):
                 failed.is_in_doubt = True
                 raise failed
-            link = await pool.open_link(deadline)
+            link, deadline = await pool.open_link(deadline)
             if timed:
                 replies = await self._exchange_timed(pool, link, commands, deadline)
             else:

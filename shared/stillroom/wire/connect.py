@@ -15,6 +15,7 @@ from typing import Any
 import redis.asyncio
 
 import redis
+from stillroom.wire.idle import IdleTimeout, Lateness
 from stillroom.wire.names import NAMES
 
 LEAST_S = 0.001
@@ -73,7 +74,8 @@ class AsyncTcpConnection(redis.asyncio.Connection):
         addresses = await NAMES.addresses_soon(name, self.deadline)
         for number, address in enumerate(addresses):
             try:
-                async with asyncio.timeout(time_for(self.deadline, len(addresses) - number)):
+                part = time_for(self.deadline, len(addresses) - number)
+                async with IdleTimeout(Lateness(), time.monotonic() + part):
                     streams = await asyncio.open_connection(**self._arguments(address))
             except OSError as error:
                 failure = error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stillroom.abuse import LOG_TASK
-from stillroom_workers.tasks.checked import NoArguments, Report, checked
+from stillroom_workers.tasks.checked import NoArguments, Report, register_task
 from stillroom_workers.tasks.health import ask_to_tell
 from stillroom_workers.tasks.room import WorkerApp
 
@@ -17,4 +17,4 @@ def register(app: WorkerApp) -> None:
             ask_to_tell(app)
         return report
 
-    app.task(checked(NoArguments, lambda _: log_abuse()), name=LOG_TASK)
+    register_task(app, LOG_TASK, NoArguments, lambda _: log_abuse())

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stillroom import UnknownLoader
+from stillroom import OrderRefused, UnknownLoader
 from stillroom.cache.loaders import BadArguments
+from stillroom.shown import shown
+from stillroom_workers.tasks.room import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
 
 Order = TypeVar("Order", bound=BaseModel)
 Report = dict[str, Any]
+COMPLAINTS = 5  # told of one order
+FIELD_LENGTH = 60  # characters of a field's name
 
 
 class NoArguments(BaseModel):
@@ -23,11 +28,17 @@ class NoArguments(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def checked(model: type[Order], work: Callable[[Order], Report]) -> Callable[..., Report]:
-    """A task body: check the message, then do the work.
+def register_task(
+    app: WorkerApp,
+    name: str,
+    model: type[Order],
+    work: Callable[[Order], Report],
+    **options: Any,
+) -> None:
+    """Make a task of the app: it checks its message, then does the work.
 
-    A message that does not fit will not fit next time either: it is refused and reported, not retried. The line
-    that says so names fields, never their contents.
+    A message that does not fit will not fit next time either: the task fails with OrderRefused, and its order is
+    kept as a dead letter. What is logged names fields, never their contents.
     """
 
     def run(*args: Any, **fields: Any) -> Report:
@@ -38,17 +49,26 @@ def checked(model: type[Order], work: Callable[[Order], Report]) -> Callable[...
                 )
             return work(model.model_validate(fields))
         except ValidationError as error:
-            return _refused(model, "; ".join(_complaint(detail) for detail in error.errors()))
+            reason = "; ".join(_complaints(error))
         except (BadArguments, UnknownLoader) as error:
-            return _refused(model, str(error))
+            reason = str(error)
+        refuse(app, name, args, fields, reason)
+        raise OrderRefused(f"{model.__name__} refused: {shown(reason)}")
 
-    return run
-
-
-def _refused(model: type[BaseModel], reason: str) -> Report:
-    log.error("%s refused: %s", model.__name__, reason)
-    return {"outcome": "refused", "reason": reason}
+    app.task(run, name=name, throws=(OrderRefused,), **options)
 
 
-def _complaint(detail: Any) -> str:
-    return f"{'.'.join(map(str, detail['loc'])) or 'arguments'}: {detail['msg']}"
+def refuse(
+    app: WorkerApp, task: str, args: Sequence[Any], fields: Mapping[str, Any], reason: str
+) -> None:
+    """Say that an order does not fit, count it, and keep it as a dead letter."""
+    log.error("an order of %s is refused: %s", task, shown(reason))
+    app.letters.refuse(task, args, fields, reason)
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    for detail in islice(error.errors(include_url=False), COMPLAINTS):
+        where = shown(".".join(map(str, detail["loc"])) or "arguments", FIELD_LENGTH)
+        yield f"{where}: {detail['msg']}"
+    if (more := error.error_count() - COMPLAINTS) > 0:
+        yield f"and {more:,} more"

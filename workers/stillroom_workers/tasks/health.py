@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.health import SNAPSHOT_TASK, WEBHOOK_TASK
-from stillroom_workers.tasks.checked import NoArguments, Report, checked
+from stillroom_workers.tasks.checked import NoArguments, Report, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 
@@ -24,8 +24,8 @@ def register(app: WorkerApp) -> None:
     def tell_webhook() -> Report:
         return app.room.upkeep.tell_webhook()
 
-    app.task(snapshot_health, name=SNAPSHOT_TASK)
-    app.task(checked(NoArguments, lambda _: tell_webhook()), name=WEBHOOK_TASK)
+    register_task(app, SNAPSHOT_TASK, NoArguments, lambda _: snapshot_health())
+    register_task(app, WEBHOOK_TASK, NoArguments, lambda _: tell_webhook())
 
 
 def ask_to_tell(app: WorkerApp) -> None:

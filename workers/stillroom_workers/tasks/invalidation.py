@@ -10,7 +10,7 @@ from celery import current_task
 from stillroom.cache import Progress
 from stillroom.cache.orders import InvalidateKeys, InvalidatePattern, InvalidateTags
 from stillroom.dispatch import RECLAIM_TASK
-from stillroom_workers.tasks.checked import NoArguments, Report, checked
+from stillroom_workers.tasks.checked import NoArguments, Report, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 
@@ -40,15 +40,14 @@ def register(app: WorkerApp) -> None:
     def trim_indexes() -> Report:
         return app.room.upkeep.trim_indexes()
 
-    bodies = {
-        "stillroom.invalidate_keys": checked(InvalidateKeys, invalidate_keys),
-        "stillroom.invalidate_tags": checked(InvalidateTags, invalidate_tags),
-        "stillroom.invalidate_pattern": checked(InvalidatePattern, invalidate_pattern),
-        "stillroom.trim_indexes": checked(NoArguments, lambda _: trim_indexes()),
-        RECLAIM_TASK: checked(NoArguments, lambda _: reclaim()),
-    }
-    for name, body in bodies.items():
-        app.task(body, name=name, ignore_result=False)
+    def task(name: str, model: Any, work: Any) -> None:
+        register_task(app, name, model, work, ignore_result=False)
+
+    task("stillroom.invalidate_keys", InvalidateKeys, invalidate_keys)
+    task("stillroom.invalidate_tags", InvalidateTags, invalidate_tags)
+    task("stillroom.invalidate_pattern", InvalidatePattern, invalidate_pattern)
+    task("stillroom.trim_indexes", NoArguments, lambda _: trim_indexes())
+    task(RECLAIM_TASK, NoArguments, lambda _: reclaim())
 
 
 def tell(task: Any, progress: Progress) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stillroom_workers.tasks.checked import NoArguments, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 
@@ -11,4 +12,4 @@ def register(app: WorkerApp) -> None:
     def trim_marks() -> dict[str, int]:
         return app.room.upkeep.trim_marks()
 
-    app.task(trim_marks, name="stillroom.trim_marks")
+    register_task(app, "stillroom.trim_marks", NoArguments, lambda _: trim_marks())

@@ -10,7 +10,8 @@ from typing import Any
 from celery import signals
 from celery.concurrency.thread import TaskPool
 
-from stillroom import RedisUnavailable
+from stillroom import RedisUnavailable, UnknownLoader
+from stillroom.cache.loaders import BadArguments
 from stillroom.dispatch import (
     REFRESH_MANY_TASK,
     REFRESH_TASK,
@@ -18,7 +19,7 @@ from stillroom.dispatch import (
     RefreshOrders,
 )
 from stillroom_workers.crew import Alone, Crew, Hands
-from stillroom_workers.tasks.checked import Report, checked
+from stillroom_workers.tasks.checked import Report, refuse, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 log = logging.getLogger("stillroom.workers")
@@ -31,12 +32,12 @@ def register(app: WorkerApp) -> None:
     """`stillroom.refresh` takes one RefreshOrder, `stillroom.refresh_many` up to a hundred.
 
     An error of a loader is the single task's failure, seen in Flower; among many it is logged and counted, and the
-    others are loaded all the same.
+    others are loaded all the same. So is an order that is refused, which is kept as a dead letter in both cases.
     """
     refreshing = Refreshing(app)
     signals.worker_ready.connect(refreshing.meet, weak=False)
-    app.task(checked(RefreshOrder, refreshing.one), name=REFRESH_TASK)
-    app.task(checked(RefreshOrders, refreshing.many), name=REFRESH_MANY_TASK)
+    register_task(app, REFRESH_TASK, RefreshOrder, refreshing.one)
+    register_task(app, REFRESH_MANY_TASK, RefreshOrders, refreshing.many)
 
 
 class Refreshing:
@@ -73,6 +74,9 @@ class Refreshing:
     def _outcome(self, order: RefreshOrder, patience: float) -> str:
         try:
             return str(self._refresh(order, patience)["outcome"])
+        except (BadArguments, UnknownLoader) as error:
+            refuse(self._app, REFRESH_TASK, (), order.model_dump(), str(error))
+            return "refused"
         except Exception as error:
             log.error("refresh of %.100r by %r failed: %r", order.key, order.loader, error)
             return "failed"

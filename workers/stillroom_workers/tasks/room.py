@@ -1,4 +1,4 @@
-"""What a task may use of its app: the room of its process."""
+"""What a task may use of its app: the room of its process, and where to leave what can't be done."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ class WorkerApp(Protocol):
     @property
     def room(self) -> Stillroom: ...
 
-    def task(self, body: Any, *, name: str, ignore_result: bool = True) -> Any: ...
+    @property
+    def letters(self) -> Any: ...
+
+    def task(self, body: Any, **options: Any) -> Any: ...
 
     def send_task(self, name: str, **options: Any) -> Any: ...

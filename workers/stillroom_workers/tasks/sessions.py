@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.sessions import SWEEP_TASK
+from stillroom_workers.tasks.checked import NoArguments, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 
@@ -14,4 +15,4 @@ def register(app: WorkerApp) -> None:
     def sweep_sessions() -> dict[str, Any]:
         return app.room.upkeep.sweep_sessions()
 
-    app.task(sweep_sessions, name=SWEEP_TASK)
+    register_task(app, SWEEP_TASK, NoArguments, lambda _: sweep_sessions())

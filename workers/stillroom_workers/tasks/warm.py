@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stillroom.cache.warm import WARM_TASK
-from stillroom_workers.tasks.checked import NoArguments, Report, checked
+from stillroom_workers.tasks.checked import NoArguments, Report, register_task
 from stillroom_workers.tasks.room import WorkerApp
 
 
@@ -14,4 +14,4 @@ def register(app: WorkerApp) -> None:
         upkeep = app.room.upkeep
         return {"outcome": "paused"} if upkeep.refreshes_are_paused() else upkeep.warm()
 
-    app.task(checked(NoArguments, lambda _: warm()), name=WARM_TASK)
+    register_task(app, WARM_TASK, NoArguments, lambda _: warm())

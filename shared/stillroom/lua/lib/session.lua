@@ -13,7 +13,8 @@
 --   all       a stamp: what was made up to it is dead, whose ever it is
 --   x:<stamp> what x was when that was said: those sessions are still to be deleted
 --   clock     the newest stamp
---   late:<h>  the browser is getting another cookie, or none, in the place of this name's
+--   late:<h>  the browser is getting another cookie, or none, in the place of this name's; `begun`: of one that
+--             opened nothing
 -- A stamp is max(TIME in µs, newest + 1): it orders creations and revocations also where the clock steps back.
 
 local SLACK_MS = 60000 -- a record outlives its session by this: the script decides, not the key's TTL

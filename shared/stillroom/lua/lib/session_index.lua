@@ -2,6 +2,7 @@
 
 local LONGEST_MS = 366 * 86400000 -- no session is longer
 local FOREVER = '9007199254740991'
+local BEGUN = 'begun'
 local LATE_MS = 60000 -- a response that began before a login may still be under way
 
 local function keep_for(key, ms)
@@ -118,9 +119,17 @@ local function mark_late(prefix, key, session)
   end
 end
 
+-- A session was begun where this name opened nothing. Others under it may begin theirs; they must not take away the
+-- cookie.
+local function mark_begun(prefix, key)
+  redis.pcall('SET', late_key(prefix, key), BEGUN, 'PX', LATE_MS)
+end
+
+-- Whether a session must not be begun under any of these names.
 local function is_late(prefix, keys)
   for _, key in ipairs(keys) do
-    if redis.call('EXISTS', late_key(prefix, key)) == 1 then
+    local mark = redis.call('GET', late_key(prefix, key))
+    if mark and mark ~= BEGUN then
       return true
     end
   end

@@ -40,7 +40,7 @@ from stillroom.web.problem import Answer
 from stillroom.web.refusal import Refusal
 from stillroom.web.request_session import RequestSession, WebSession
 from stillroom.web.session_cookie import SessionCookie
-from stillroom.web.visit import Visit
+from stillroom.web.visit import RENDERING, Visit
 from stillroom.web.wsgi import VISIT
 
 V = TypeVar("V")
@@ -86,7 +86,8 @@ class LimitsMiddleware(MiddlewareMixin):
     ) -> HttpResponseBase | None:
         visit: Visit = getattr(request, HERE)[1]
         visit.exempt = (
-            _is_answered_by_django(request, view)
+            RENDERING in _around(request)
+            or _is_answered_by_django(request, view)
             or bool(getattr(view, EXEMPT, False))
             or bool(self.exempt_when(request))
         )

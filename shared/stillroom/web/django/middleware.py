@@ -10,6 +10,7 @@ from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessio
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from stillroom.errors import LoadShed, SessionStoreUnavailable, SettingsError
+from stillroom.sessions import steady_us
 from stillroom.web.django.sessions import SessionStore
 from stillroom.web.ending import private
 from stillroom.web.problem import Answer, failed, shed
@@ -31,6 +32,7 @@ class SessionMiddleware(DjangoSessions):
         session = request.session
         if isinstance(session, SessionStore):
             session.is_in_request = True
+            session.asked_us = steady_us()
             session.agent = request.META.get("HTTP_USER_AGENT", "")
             session.along = request.META.get(ALONG)
 

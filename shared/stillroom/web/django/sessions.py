@@ -19,7 +19,13 @@ from stillroom.durations import Duration
 from stillroom.errors import SessionConflict, SessionEnded
 from stillroom.marked import FIXED
 from stillroom.operation import Operation
-from stillroom.sessions import Session, SessionsBody, decoded, decoded_value, encoded_value
+from stillroom.sessions import (
+    Session,
+    SessionsBody,
+    decoded,
+    decoded_value,
+    encoded_value,
+)
 from stillroom.web.agent import device_of
 from stillroom.web.django import room
 from stillroom.web.fields import field_of, text_of, to_data, to_fields
@@ -50,10 +56,12 @@ class SessionStore(SessionBase):
     _looked_at = 0.0  # … when: time.monotonic()
     _cycles = False  # a new key is due, when it is saved
     _confirms = False  # … for the user has just proved who he is
+    _logs_in = False  # somebody has said who is logged in
 
     # What the middleware says of the request
     is_in_request = False
     agent = ""
+    asked_us: int | None = None  # when it came in, by this machine's steady clock
     along: RequestSession | None = None
     has_ended = False  # by this request
 
@@ -100,8 +108,10 @@ class SessionStore(SessionBase):
 
     def delete(self, session_key: str | None = None) -> None:
         key = session_key or self.session_key
-        if key and _run(_body().log_out(key)):
+        if key and _run(_body().log_out(key, asked_us=self.asked_us)):
             self.has_ended = True
+        elif key and key == self.session_key:
+            self._dead = key
 
     def cycle_key(self) -> None:
         """The same session under a new key; the old one opens nothing any more.
@@ -122,6 +132,14 @@ class SessionStore(SessionBase):
 
     async def acycle_key(self) -> None:
         await sync_to_async(self.cycle_key)()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._logs_in |= key == SESSION_KEY
+
+    async def aset(self, key: Any, value: Any) -> None:
+        await super().aset(key, value)
+        self._logs_in |= key == SESSION_KEY
 
     def confirm(self) -> None:
         """The user has just proved again who he is: the session is fresh, under a new key. See `is_fresh`."""
@@ -159,7 +177,7 @@ class SessionStore(SessionBase):
             self._before = _encoded(named)
             return
         if user is not None:
-            made = _run(_body().log_in(self._dead, user, fields, **options))
+            made = _run(self._logging_in(self._dead, user, fields, options))
         elif self._dead is not None:
             made = _run(_body().begin(self._dead, fields, idle=options["idle"]))
         else:
@@ -170,7 +188,9 @@ class SessionStore(SessionBase):
         named = _named(data)
         before, after = self._known(), _encoded(named)
         keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-        if EXPIRY in keys or self._has_other_user(data):
+        if self._logs_in_by(data):
+            self._log_in_anew(data, named)
+        elif EXPIRY in keys or self._has_other_user(data):
             self._begin_anew(data, named)
         else:
             if keys:
@@ -223,6 +243,21 @@ class SessionStore(SessionBase):
         made = _run(_body().succeed(self.session_key, _user_of(data), _all(named), **options))
         self._began(made, named)
 
+    def _log_in_anew(self, data: Mapping[Any, Any], named: Mapping[str, Any]) -> None:
+        """A login begins a session, whatever others did to the one there was: a button may be clicked twice."""
+        options, user = self._options(data), _user_of(data)
+        assert user is not None
+        if options["idle"] <= 0:
+            self.delete()
+            return
+        logging_in = self._logging_in(self.session_key, user, _all(named), options)
+        self._began(_run(logging_in), named)
+
+    def _logging_in(
+        self, before: str | None, user: str, fields: Mapping[str, Any], options: dict[str, Any]
+    ) -> Operation[Session[Any]]:
+        return _body().log_in(before, user, fields, asked_us=self.asked_us, **options)
+
     def _rotate(self) -> None:
         made = _run(_body().renew(self.session_key, is_proof=self._confirms))
         self._session_key = made.token
@@ -231,14 +266,15 @@ class SessionStore(SessionBase):
     def _began(self, made: Session[Any], data: Mapping[str, Any]) -> None:
         self._found, self._session_key, self._version = made, made.token, 1
         self._before, self._dead = _encoded(data), None
-        self._cycles = self._confirms = False
+        self._cycles = self._confirms = self._logs_in = False
 
     def _options(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         """What a session of this data is created with."""
         options: dict[str, Any] = {"idle": self._idle(data)}
         if _user_of(data) is not None:
             options["device"] = device_of(self.agent)
-            options["fresh"] = self._confirms or self._has_other_user(data)
+            is_login = self._logs_in_by(data) or self._has_other_user(data)
+            options["fresh"] = self._confirms or is_login
         return options
 
     # What is known
@@ -252,6 +288,10 @@ class SessionStore(SessionBase):
             # As it was: what the request has now may have been changed in place.
             self._before = _encoded(to_data(decoded(self._found.text, None)))
         return self._before
+
+    def _logs_in_by(self, data: Mapping[Any, Any]) -> bool:
+        """Whether this data is of a login, as django.contrib.auth does one: a new key, and a user."""
+        return self._logs_in and self._cycles and _user_of(data) is not None
 
     def _has_other_user(self, data: Mapping[Any, Any]) -> bool:
         known = None if self._found is None else self._found.user_id

@@ -18,8 +18,7 @@ from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
-
-RENDERING = "stillroom.rendering"  # in the scope of a clean request
+from stillroom.web.visit import RENDERING
 
 _state: ContextVar[Any] = ContextVar("stillroom_page_state", default=None)  # of the app's lifespan
 

@@ -19,9 +19,8 @@ from stillroom.web.pages.pages import Asking, Found, Marked, Pages, Rendering
 from stillroom.web.pages.policy import Identity, Visit
 from stillroom.web.pages.stored import NotKept, RenderFailed, StoredPage, kept
 from stillroom.web.problem import Answer
+from stillroom.web.visit import RENDERING
 from stillroom.web.wsgi import LIMITED, App, Environ, StartResponse
-
-RENDERING = "stillroom.rendering"  # in the environ of a clean request
 
 
 def install_flask(pages: Pages[Any], app: Flask) -> None:

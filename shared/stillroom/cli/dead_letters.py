@@ -1,0 +1,118 @@
+"""`stillroom dead-letters`: what could not be done, why, and sending it again."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from stillroom.cli.tables import Table, open_room, print_table, when
+from stillroom.dead_letters import PAGE, DeadLetter
+from stillroom.dead_messages import KIND, sender
+from stillroom.dispatch import publish
+from stillroom.room import Stillroom
+from stillroom.shown import shown
+
+app = typer.Typer(help="What could not be done, and sending it again.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(help="As `list` shows it.")]
+Ids = Annotated[list[str], typer.Argument(help="As `list` shows them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
+COLUMNS = ("id", "when", "kind", "what", "tries", "reason")
+WHAT_LENGTH, REASON_LENGTH = 60, 120  # characters in the list
+
+
+@app.command("list")
+def show_all(
+    limit: Annotated[int, typer.Option(min=1, help="Not more than so many.")] = PAGE,
+    after: Annotated[str, typer.Option(help="Those behind this id.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """The dead letters, the oldest first."""
+    with open_room() as room:
+        letters = room.state.run(room.dead_letters.list(limit, after=after))
+        total = room.state.run(room.dead_letters.count())
+    if as_json:
+        typer.echo(json.dumps([_as_json(letter) for letter in letters], indent=2))
+        return
+    table = Table(*COLUMNS)
+    for letter in letters:
+        what, why = shown(_what(letter), WHAT_LENGTH), shown(letter.reason, REASON_LENGTH)
+        table.add_row(letter.id, when(letter.when), letter.kind, what, str(letter.tries), why)
+    print_table(table)
+    typer.echo(f"{len(letters)} of {total} dead letters")
+
+
+@app.command()
+def show(id: Id, as_json: AsJson = False) -> None:
+    """One letter with all that was kept of it. It may hold what an app put into its arguments."""
+    with open_room() as room:
+        letter = room.state.run(room.dead_letters.show(id))
+    if as_json:
+        typer.echo(json.dumps(_as_json(letter), indent=2))
+        return
+    table = Table("", "", show_header=False)
+    facts = {
+        "id": letter.id,
+        "when": f"{when(letter.when)} UTC",
+        "kind": letter.kind,
+        "tries": str(letter.tries),
+        "reason": letter.reason,
+        "body": letter.body + (f" … {letter.cut:,} bytes were not kept" if letter.cut else ""),
+    }
+    for name, fact in facts.items():
+        table.add_row(name, fact)
+    print_table(table)
+
+
+@app.command()
+def retry(ids: Ids, as_json: AsJson = False) -> None:
+    """Send the work of these letters again, and drop them. It may end here once more, as a new letter."""
+    with open_room() as room:
+        _teach(room)
+        for one in ids:
+            room.state.run(room.dead_letters.retry(one))
+            if not as_json:
+                typer.echo(f"{shown(one)} is sent again")
+    if as_json:
+        typer.echo(json.dumps({"retried": ids}))
+
+
+@app.command()
+def drop(ids: Ids, as_json: AsJson = False) -> None:
+    """Delete these letters: what they asked for is not done."""
+    with open_room() as room:
+        dropped = room.state.run(room.dead_letters.drop(*ids))
+    typer.echo(json.dumps({"dropped": dropped}) if as_json else f"{dropped} dropped")
+
+
+def _teach(room: Stillroom) -> None:
+    """How a Celery message is sent: straight away, for somebody waits to hear whether it could be."""
+    room.dead_letters.senders[KIND] = sender(
+        lambda task, queue, args, kwargs: publish(room.settings, task, queue, args, kwargs)
+    )
+
+
+def _as_json(letter: DeadLetter) -> dict[str, Any]:
+    fields = {name: getattr(letter, name) for name in ("id", "kind", "reason", "tries", "cut")}
+    return fields | {"when": letter.when, "body": _body(letter)}
+
+
+def _body(letter: DeadLetter) -> Any:
+    """As it is where it is JSON, else as text."""
+    try:
+        return json.loads(letter.body)
+    except ValueError:
+        return letter.body
+
+
+def _what(letter: DeadLetter) -> str:
+    """What was asked for: the name of a task or order, and of a loader."""
+    body = _body(letter)
+    if not isinstance(body, dict):
+        return letter.body
+    kwargs = body.get("kwargs")
+    loader = (kwargs if isinstance(kwargs, dict) else body).get("loader")
+    named = [body.get("task") or body.get("kind"), loader]
+    return " ".join(str(name) for name in named if name) or f"no task in {body.get('queue')}"

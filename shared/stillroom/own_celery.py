@@ -1,0 +1,105 @@
+"""A Celery app that does what Stillroom's settings say, whatever else of Celery is in its process or environment.
+
+Stock Celery lets the environment win over what an app was told (CELERY_BROKER_URL and three like it), reads
+the module that CELERY_CONFIG_MODULE names, takes over the tasks that other apps of the process share, and
+with Django makes itself the default app of the process. A project that has a Celery app of its own sets all
+of these for that app.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import celery
+from celery import _state
+from celery.app import utils
+from celery.loaders.app import AppLoader
+from celery.local import maybe_evaluate
+
+# What Celery would read from the environment → what says it here.
+AMBIENT = {
+    "CELERY_BROKER_URL": "STILLROOM_BROKER_URL or REDIS_URL",
+    "CELERY_BROKER_READ_URL": "STILLROOM_BROKER_URL or REDIS_URL",
+    "CELERY_BROKER_WRITE_URL": "STILLROOM_BROKER_URL or REDIS_URL",
+    "CELERY_RESULT_BACKEND": "STILLROOM_RESULT_BACKEND",
+    "CELERY_CONFIG_MODULE": "STILLROOM_… variables",
+    "CELERY_LOADER": "STILLROOM_LOADERS",
+}
+
+# Neither has types of its own. As Any they look the same to mypy with and without stubs.
+_StockCelery: Any = celery.Celery
+_StockSettings: Any = utils.Settings
+_StockLoader: Any = AppLoader
+_registry: Any = _state
+
+
+class OwnCelery(_StockCelery):  # type: ignore[misc]
+    """A Celery app for itself: nothing around it changes it, and it changes nothing around it."""
+
+    finalized: bool
+
+    def __init__(self, *, broker: str, fixups: set[str] | None = None, **options: Any) -> None:
+        """`broker` is its URL. `fixups` are Celery's patches for frameworks: none unless given."""
+        super().__init__(
+            "stillroom",
+            broker=broker,
+            set_as_current=False,
+            loader=f"{__name__}:Loader",  # by name: Celery's patch for Django looks for its own in there
+            fixups=fixups or set(),
+            **options,
+        )
+        # Its attributes are the settings themselves, so a plain assignment would only set one more.
+        object.__setattr__(self._conf, "__class__", Configuration)
+        _registry._deregister_app(
+            self
+        )  # else `@shared_task` puts its task into each app of the process
+
+    def finalize(self, auto: bool = False) -> None:
+        """Bind the tasks of this app. Stock also makes those that other modules share, and Celery's own."""
+        with self._finalize_mutex:
+            if self.finalized:
+                return
+            self.finalized = True
+            while self._pending:
+                maybe_evaluate(self._pending.popleft())
+            for task in self._tasks.values():
+                task.bind(self)
+            self.on_after_finalize.send(sender=self)
+
+
+class Loader(_StockLoader):  # type: ignore[misc]
+    """Celery's loader, which reads no module of settings."""
+
+    def read_configuration(self, env: str = "") -> Mapping[str, Any]:
+        return {}
+
+
+class Configuration(_StockSettings):  # type: ignore[misc]
+    """An app's configuration, which looks into no environment."""
+
+    @property
+    def broker_url(self) -> Any:
+        return self.get("broker_url")
+
+    @property
+    def broker_read_url(self) -> Any:
+        return self.get("broker_read_url") or self.broker_url
+
+    @property
+    def broker_write_url(self) -> Any:
+        return self.get("broker_write_url") or self.broker_url
+
+    @property
+    def result_backend(self) -> Any:
+        return self.get("result_backend")
+
+
+def ignored(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each of Celery's variables that is set and has no effect here."""
+    return [
+        f"{name} is set and has no effect on Stillroom, whose settings are {instead}"
+        for name, instead in AMBIENT.items()
+        if environment.get(name)
+    ]

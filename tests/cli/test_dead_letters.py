@@ -1,0 +1,112 @@
+"""`stillroom dead-letters`, as a person types it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stillroom.cli import app
+from stillroom.dead_messages import KIND
+from stillroom.errors import DispatchFailed
+
+ORDER = {
+    "task": "stillroom.invalidate_tags",
+    "queue": "stillroom.maintenance",
+    "args": [["t"]],
+    "kwargs": {},
+}
+
+
+@pytest.fixture
+def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a command prints."""
+    monkeypatch.setenv("REDIS_URL", server.url)
+
+    def run(*arguments: str, raises: type[Exception] | None = None) -> str:
+        result = CliRunner().invoke(app, ["dead-letters", *arguments])
+        assert (result.exit_code == 0) == (raises is None), result.output
+        if raises is not None:
+            assert isinstance(result.exception, raises)
+            return str(result.exception)
+        return result.output
+
+    return run
+
+
+@pytest.fixture
+def room(make_room: Any) -> Any:
+    return make_room()
+
+
+@pytest.fixture
+def letter(room: Any) -> str:
+    """The id of one."""
+    return str(room.state.run(room.dead_letters.add(KIND, json.dumps(ORDER), "it does not fit")))
+
+
+def test_a_person_finds_what_was_asked_and_why_it_was_not_done(run: Any, letter: str) -> None:
+    """The list says which task and the reason; one letter is shown whole; both as JSON too."""
+    listed = run("list")
+    for part in (
+        letter,
+        KIND,
+        "stillroom.invalidate_tags",
+        "it does not fit",
+        "1 of 1 dead letters",
+    ):
+        assert part in listed
+    assert '[["t"]]' in run("show", letter)
+    (one,) = json.loads(run("list", "--json"))
+    assert one == json.loads(run("show", letter, "--json"))
+    assert one["body"] == ORDER
+    assert one["reason"] == "it does not fit"
+
+
+def test_retry_sends_it_again_and_drops_the_letter(run: Any, client: Any, letter: str) -> None:
+    """A new message with the same arguments lies in the queue it came from."""
+    assert f"{letter} is sent again" in run("retry", letter)
+    (raw,) = client.lrange("stillroom.maintenance", 0, -1)
+    message = json.loads(raw)
+    assert message["headers"]["task"] == "stillroom.invalidate_tags"
+    assert message["properties"]["delivery_info"]["routing_key"] == "stillroom.maintenance"
+    assert "0 of 0 dead letters" in run("list")
+
+
+def test_drop_deletes_it(run: Any, client: Any, letter: str) -> None:
+    """What it asked for is not done."""
+    assert json.loads(run("drop", letter, "--json")) == {"dropped": 1}
+    assert run("drop", letter) == "0 dropped\n"
+    assert not client.exists("stillroom.maintenance")
+
+
+def test_what_can_not_be_sent_again_stays_a_letter(run: Any, room: Any, client: Any) -> None:
+    """A message without a task, one for a queue of somebody else's, and no letter at all: each says why."""
+    add = room.dead_letters.add
+    raw, foreign, cut = (
+        room.state.run(add(KIND, body, "why"))
+        for body in (
+            json.dumps({"queue": "stillroom.maintenance", "raw": "\x00"}),
+            json.dumps(ORDER | {"queue": "stillroom:{0}:todo"}),
+            json.dumps(ORDER | {"args": ["a" * 100_000]}),
+        )
+    )
+    assert "no task can be made of it" in run("retry", raw, raises=ValueError)
+    assert "is no queue of this namespace" in run("retry", foreign, raises=DispatchFailed)
+    assert "were not kept" in run("retry", cut, raises=ValueError)
+    assert "there is no dead letter" in run("show", "1-1", raises=LookupError)
+    assert "there is no dead letter" in run("retry", "nonsense", raises=LookupError)
+    assert client.keys("stillroom.*") == []
+    assert "3 of 3 dead letters" in run("list")
+
+
+def test_a_broker_that_is_away_keeps_the_letter(
+    run: Any, letter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent before it is dropped: where it can't be sent it stays."""
+    monkeypatch.setenv("STILLROOM_BROKER_URL", "redis://127.0.0.1:1")
+    assert "the broker did not take it" in run("retry", letter, raises=DispatchFailed)
+    monkeypatch.delenv("STILLROOM_BROKER_URL")
+    assert "1 of 1 dead letters" in run("list")

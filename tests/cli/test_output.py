@@ -1,0 +1,110 @@
+"""What the command prints: any text as text, in any encoding and width, and to an output that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillroom.embedded import EmbeddedServer
+from tests.unit.test_shown import HOSTILE
+
+STILLROOM = str(Path(sys.executable).with_name("stillroom"))
+EVIL = "Mozilla \x1b]0;owned\x07\x9b31m\u202e\n10:00:00  FORGED  [red]x[/red] — ünï"
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def run(server: EmbeddedServer) -> Run:
+    """Runs the command in a process of its own; bytes come out."""
+
+    def run(
+        *arguments: str, into: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        words = [STILLROOM, *arguments]
+        if into:
+            words = ["sh", "-c", f'exec "$@" {into}', "sh", *words]
+        variables = os.environ | {"REDIS_URL": server.url} | environment
+        return subprocess.run(words, env=variables, capture_output=True, timeout=60, check=False)
+
+    return run
+
+
+@pytest.fixture
+def visited(make_room: Any, client: Any) -> None:
+    """A visitor, a banned one and a producer have chosen what they send."""
+    room = make_room(session_peppers="p" * 32)
+    for text in (EVIL, *HOSTILE[:5]):
+        room.sessions.create("u1", tags=["mobile"], meta={"agent": text})
+    room.abuse.ban("203.0.113.5", 600, EVIL.replace("\n", " "))
+    room.state.run(room.dead_letters.add("message", json.dumps({"task": EVIL}), EVIL))
+
+
+COMMANDS = [
+    ("sessions", "list", "u1"),
+    ("bans", "list"),
+    ("abuse", "rules"),
+    ("dead-letters", "list"),
+    ("doctor",),
+    ("health",),
+    ("health", "--json"),
+    ("invalidate", EVIL),
+    ("bans", "lift", "203.0.113.99"),
+    ("bans", "add", "no\x1b[31maddress", "--for", "1m"),
+    ("dead-letters", "drop", "\x1b[31m"),
+    ("dead-letters", "list", "--json"),
+]
+
+
+@pytest.mark.usefixtures("visited")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words)[:30])
+def test_text_of_others_is_text(run: Run, command: tuple[str, ...], encoding: str) -> None:
+    """No escape sequence, no forged row, no traceback, whatever the terminal can show."""
+    done = run(*command, PYTHONIOENCODING=encoding, COLUMNS="60")
+    printed = (done.stdout + done.stderr).decode(encoding)
+    assert "Traceback" not in printed
+    assert not set(printed) & set("\x1b\x07\x9b\u202e\r\x00")
+    assert not any(line.startswith("10:00:00  FORGED") for line in printed.splitlines())
+    assert done.returncode in (0, 1, 2)
+    if "--json" in command:
+        json.loads(done.stdout)
+
+
+@pytest.mark.usefixtures("visited")
+@pytest.mark.parametrize("command", COMMANDS[:6], ids=" ".join)
+def test_a_narrow_terminal_shows_it_too(run: Run, command: tuple[str, ...]) -> None:
+    """Twenty columns, on a real terminal: it wraps, and does not fail."""
+    words = f"TERM=xterm COLUMNS=20 script -qec '{STILLROOM} {' '.join(command)}' /dev/null"
+    done = run(into=">/dev/null; " + words)
+    printed = done.stdout.decode()
+    assert "Traceback" not in printed
+    assert "\x1b]0" not in printed
+    assert "\x9b" not in printed
+    assert "\u202e" not in printed
+
+
+@pytest.mark.parametrize(
+    "command", [("health",), ("doctor",), ("abuse", "rules"), ("health", "--json")]
+)
+def test_an_output_that_is_full_is_a_sentence(run: Run, command: tuple[str, ...]) -> None:
+    """A full disk: one line on stderr and exit code 1."""
+    done = run(*command, into=">/dev/full")
+    assert done.returncode == 1
+    assert (
+        done.stderr.decode().splitlines()[-1] == "can't write the output: No space left on device"
+    )
+    assert b"Traceback" not in done.stderr
+
+
+def test_whoever_stops_reading_hears_no_complaint(run: Run) -> None:
+    """`stillroom abuse rules | head -1`"""
+    done = run("abuse", "rules", into="| true")
+    assert b"Traceback" not in done.stderr
+    assert b"BrokenPipe" not in done.stderr

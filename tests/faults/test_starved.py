@@ -1,0 +1,227 @@
+"""No thread, no file descriptor, no turn in the event loop: our own want is not Redis' outage, and nothing
+hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom, operation
+from stillroom.cache.orders import Load
+from stillroom.dispatch import RECLAIM_TASK, CeleryDispatch, RefreshOrder
+from stillroom.embedded import EmbeddedServer
+from stillroom.health.system import SystemWatch
+from stillroom.keys import Keys
+from stillroom.web.wsgi_health import HealthWSGI
+from stillroom.wire.idle import IdleTimeout, Lateness
+
+FEW = {"pool_size": 8}  # connections, so that a burst waits in line
+
+
+# The event loop
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_a_burst_of_tasks_waits_in_line(server: EmbeddedServer, warm: bool) -> None:
+    """Two thousand reads at once over eight connections all get the value, and the breaker stays closed."""
+
+    async def burst() -> None:
+        # A second, not 0.1: what is tested is a loop that is busy for longer than a call may wait for Redis.
+        settings = Settings(redis_url=server.url, call_timeout=0.15, command_timeout=0.1, **FEW)
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            assert await until_stored(room)
+            if warm:
+                await asyncio.gather(*(room.cache.get("k", int) for _ in range(FEW["pool_size"])))
+            found = await asyncio.gather(*(room.cache.get("k", int) for _ in range(2_000)))
+            assert found.count(7) >= 1_980  # the machine may be busy with something else
+            assert not room.wire.breaker.is_open
+
+    asyncio.run(burst())
+
+
+async def until_stored(room: AsyncStillroom) -> bool:
+    for _ in range(50):
+        if await room.cache.set("k", 7):
+            return True
+    return False
+
+
+def test_a_line_before_a_frozen_server_ends_in_time(own_server: EmbeddedServer) -> None:
+    """The line moves a deadline by the loop's own work only: a server that does not answer is given up as ever."""
+
+    async def stand_in_line() -> float:
+        settings = Settings(redis_url=own_server.url, breaker_failures=10_000, **FEW)
+        async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
+            assert await until_stored(room)
+            own_server.freeze()
+            try:
+                began = time.monotonic()
+                found = await asyncio.gather(*(room.cache.get("k", int) for _ in range(200)))
+                took = time.monotonic() - began
+            finally:
+                own_server.thaw()
+            assert found == [None] * 200
+            return took
+
+    assert asyncio.run(stand_in_line()) < 2.0
+
+
+def test_a_loop_that_was_held_up_reads_what_has_arrived(server: EmbeddedServer) -> None:
+    """A task that blocks the loop for half a second costs others their time, not their value, nor Redis its
+    name."""
+
+    async def hold_up() -> None:
+        async with AsyncStillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
+            assert await until_stored(room)
+            failures = len(room.wire.breaker._failures)
+            reads = [asyncio.create_task(room.cache.get("k", int)) for _ in range(20)]
+            await asyncio.sleep(0)  # they have asked
+            time.sleep(0.5)
+            assert await asyncio.gather(*reads) == [7] * 20
+            assert len(room.wire.breaker._failures) == failures
+
+    asyncio.run(hold_up())
+
+
+def test_only_the_loops_own_time_moves_a_deadline() -> None:
+    """A wait in an idle loop ends on time; one in a loop that works gets that time on top."""
+
+    async def wait(work: float) -> tuple[float, float]:
+        began = time.monotonic()
+        try:
+            async with IdleTimeout(Lateness(), began + 0.2) as waiting:
+                await asyncio.sleep(0)
+                time.sleep(work)
+                await asyncio.Event().wait()
+        except TimeoutError:
+            pass
+        return time.monotonic() - began, waiting.deadline - began
+
+    took, deadline = asyncio.run(wait(0.0))
+    assert 0.19 < took < 0.4
+    took, deadline = asyncio.run(wait(0.6))
+    assert took > 0.75
+    assert deadline > 0.75
+
+
+# Threads
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A switch: while it is on, no thread starts, as with a limit of processes that is reached."""
+    start, on = threading.Thread.start, threading.Event()
+
+    def refuse(thread: threading.Thread) -> None:
+        if on.is_set():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    yield on
+    on.clear()
+
+
+def test_an_async_loader_goes_on_after_a_moment_without_threads(
+    server: EmbeddedServer, no_threads: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first load fails; the next one starts the loop that the first could not."""
+    monkeypatch.setattr(operation, "_background", None)
+    settings = Settings(redis_url=server.url)
+    source = AsyncStillroom(settings, dispatch=NoDispatch())
+
+    @source.cache.cached("a:{id}", name="a", ttl=60)
+    async def a(id: int) -> int:
+        return id
+
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        room.cache.loaders.adopt(source.cache.loaders)
+        no_threads.set()
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            room.cache.load(Load(loader="a", args={"id": 1}))
+        no_threads.clear()
+        done: list[Any] = []
+        load = threading.Thread(
+            target=lambda: done.append(room.cache.load(Load(loader="a", args={"id": 2}))),
+            daemon=True,
+        )
+        load.start()
+        load.join(10)
+        assert done
+
+
+def test_nothing_that_promises_not_to_raise_does(
+    server: EmbeddedServer, no_threads: threading.Event, make_room: Any
+) -> None:
+    """Orders are given back, wakes are left to beat, health answers, and the room closes."""
+    settings = Settings(redis_url=server.url)
+    dispatch = CeleryDispatch(settings, Keys(settings.namespace))
+    order = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
+    given_back: list[int] = []
+    no_threads.set()
+    dispatch.send([order], lambda: given_back.append(1))
+    assert given_back == [1]
+    assert not dispatch.ready  # nobody takes a lease for nothing
+    dispatch._down_until = 0.0
+    dispatch.wake(RECLAIM_TASK)
+    dispatch.close()
+    with Stillroom(settings) as room:
+
+        @room.cache.cached("p:{id}", ttl=0.001, swr=60)
+        def p(id: int) -> int:
+            return id
+
+        assert p(1) == 1
+        time.sleep(0.01)
+        assert p(1) == 1  # stale, and nobody to refresh it
+        room.cache.invalidate_by_tag("t")
+        room.tasks.invalidate_tags("t")
+        statuses: list[str] = []
+        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/health", "REMOTE_ADDR": "127.0.0.1"}
+        body = HealthWSGI(room)(environ, lambda status, headers: statuses.append(status))
+        assert b"".join(body)
+        assert statuses[0].startswith(("200", "503"))
+    no_threads.clear()
+    dispatch.wake(RECLAIM_TASK)
+    dispatch.close()
+
+
+# File descriptors
+
+
+@contextmanager
+def without_files() -> Iterator[None]:
+    """As many files are open as may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 4, hard))
+    held = []
+    try:
+        try:
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            yield
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_health_answers_without_a_file_descriptor(server: EmbeddedServer) -> None:
+    """The machine is not known then; the report is there all the same."""
+    pytest.importorskip("psutil")
+    with Stillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
+        room.health.check()
+        with without_files():
+            report = room.health.check()
+            assert SystemWatch().look() is None or report.system is not None
+        assert report.status in ("pass", "warn", "fail")
+        assert room.health.check().system is not None

@@ -1,0 +1,328 @@
+"""Whoever may publish can't make a worker write where only workers may, nor end it, nor write into its log."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import uuid
+import zlib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom_workers.hygiene import (
+    CALLS,
+    HEADERS,
+    RAW_LIMIT,
+    WAITING_LIMIT,
+    WAITING_RAW_LIMIT,
+    flaw_in_envelope,
+    flaw_in_task,
+    keep_what_a_task_needs,
+)
+from tests.support.celery_process import CeleryProcess, until
+
+StartWorker = Callable[..., CeleryProcess]
+QUEUE = "stillroom.maintenance"
+VICTIM = "stillroom:{0}:todo"  # a list in its place would end all invalidation
+TASK = "stillroom.trim_marks"
+MIB = 1024 * 1024
+
+
+def signature(queue: str) -> dict[str, Any]:
+    """A task to be called afterwards, by way of a key."""
+    options = {"queue": queue, "routing_key": queue, "exchange": ""}
+    return {"task": "x", "args": [], "kwargs": {}, "options": options, "immutable": True}
+
+
+def ahead(**span: float) -> str:
+    return (datetime.now(UTC) + timedelta(**span)).isoformat()
+
+
+def message(
+    task: str = TASK,
+    fields: Any = None,
+    *,
+    embed: Any = None,
+    headers: Any = None,
+    properties: Any = None,
+    route: Any = None,
+    raw: bytes | None = None,
+) -> str:
+    """What a Celery client sends, with some of it changed."""
+    task_id = str(uuid.uuid4())
+    body = json.dumps([[], fields or {}, embed or {}]).encode() if raw is None else raw
+    return json.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {"lang": "py", "task": task, "id": task_id, "root_id": task_id}
+            | (headers or {}),
+            "properties": {
+                "correlation_id": task_id,
+                "reply_to": str(uuid.uuid4()),
+                "delivery_info": route or {"exchange": "", "routing_key": QUEUE},
+                "delivery_tag": str(uuid.uuid4()),
+                "body_encoding": "base64",
+                "priority": 0,
+            }
+            | (properties or {}),
+        }
+    )
+
+
+def protocol_1(**changes: Any) -> str:
+    """The same as an older client sends it: everything is in the body."""
+    body = {"task": TASK, "id": str(uuid.uuid4()), "args": [], "kwargs": {}, "retries": 0} | changes
+    envelope = json.loads(message(raw=json.dumps(body).encode()))
+    return json.dumps(envelope | {"headers": {}})
+
+
+CALL = signature(VICTIM)
+# Each names a key that its sender has no right to, or takes a worker's memory.
+HOSTILE: dict[str, str] = {
+    **{f"embedded {name}": message(embed={name: [CALL]}) for name in CALLS},
+    **{f"{name} in a header": message(headers={name: [CALL]}) for name in CALLS},
+    **{f"{name} of protocol 1": protocol_1(**{name: [CALL]}) for name in CALLS},
+    "a chord's body": message(embed={"chord": CALL}),
+    "errbacks for a task that fails": message(fields={"no": 1}, embed={"errbacks": [CALL]}),
+    "something else embedded": message(embed={"reply_to": VICTIM}),
+    "reply_to": message(properties={"reply_to": VICTIM}),
+    "routing key": message(route={"exchange": "", "routing_key": VICTIM}),
+    "exchange": message(route={"exchange": VICTIM, "routing_key": QUEUE}),
+    "no route": message(route={"x": 1}),
+    "compressed": message(
+        raw=zlib.compress(b" " * 50_000_000), headers={"compression": "application/x-gzip"}
+    ),
+    "compressed by another name": message(raw=b"{}", headers={"compression": "zstd"}),
+    "large": message(fields={"keys": ["a" * RAW_LIMIT]}),
+    "far eta": message(headers={"eta": ahead(hours=2)}),
+    "far eta, naive": message(headers={"eta": "2099-12-31T23:59:59"}),
+    "far eta of protocol 1": protocol_1(eta=ahead(hours=2)),
+    "large with an eta": message(
+        fields={"keys": ["a" * WAITING_RAW_LIMIT]}, headers={"eta": ahead(minutes=5)}
+    ),
+    "large header with an eta": message(
+        headers={"eta": ahead(minutes=5), "origin": "a" * WAITING_RAW_LIMIT}
+    ),
+    "long id": message(headers={"id": "i" * 50_000}),
+    "long root id": message(headers={"root_id": "i" * 300}),
+    "long parent id": message(headers={"parent_id": "i" * 300}),
+    "long group": message(headers={"group": "i" * 300}),
+    "long id of protocol 1": protocol_1(id="i" * 300),
+    "long task": message("t" * 300),
+    "long tag": message(properties={"delivery_tag": "t" * 300}),
+    "long correlation": message(properties={"correlation_id": "t" * 300}),
+    "id with a line break": message(headers={"id": "a\nFORGED"}),
+    "id with an escape": message(headers={"id": "a\x1b[31mFORGED"}),
+    "id that turns the text around": message(headers={"id": "a\u202eFORGED"}),
+    "task with a line break": message("a\nFORGED"),
+    "many retries": message(headers={"retries": 10**9}),
+    "retries that are text": message(headers={"retries": "x" * 1_000}),
+}
+
+
+ITS_OWN = {
+    "dead-letters",
+    "counts",
+    "ticks",
+    "workers",
+    "clock",
+    "marks",
+    str(int(time.time() / 60)),
+}
+
+
+@pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    loaders = {"STILLROOM_LOADERS": "tests.support.shop_app", "STILLROOM_WORKER_THREADS": "2"}
+    return environment | loaders
+
+
+def test_no_message_is_run_that_asks_for_more_than_its_task(
+    start_worker: StartWorker, db: Any
+) -> None:
+    """Each becomes a dead letter with its reason, and one line of the log. No other key is made; the worker
+    works on."""
+    worker = start_worker()
+    before = set(db.keys("*"))
+    db.lpush(QUEUE, *HOSTILE.values(), message())
+    worker.await_line("stillroom.trim_marks[")
+    until(lambda: "succeeded in" in worker.log, "the sound one to be done")
+    until(lambda: db.xlen("stillroom:dead-letters") == len(HOSTILE), "a letter for each other")
+    assert not db.exists(VICTIM)
+    new = {key.decode() for key in set(db.keys("*")) - before}
+    assert {key.rsplit(":", 1)[-1] for key in new} <= ITS_OWN
+    assert not db.exists("stillroom:unacked")
+    forged = [line for line in worker.log.splitlines() if line.lstrip().startswith("FORGED")]
+    assert forged == []
+    assert "\x1b" not in worker.log
+    assert "\u202e" not in worker.log
+    assert max(map(len, worker.log.splitlines())) < 1_000
+    assert worker.log.count("received") == 1
+
+
+def test_a_bomb_takes_no_memory(start_worker: StartWorker, db: Any) -> None:
+    """200 MB in 200 kB, and a megabyte a thousand times: neither reaches the worker's memory."""
+    worker = start_worker()
+    before = memory_of(worker)
+    bomb = zlib.compress(b'[[], {"keys": ["' + b"a" * 200_000_000 + b'"]}, {}]', 9)
+    db.lpush(QUEUE, message(raw=bomb, headers={"compression": "application/x-gzip"}))
+    for _ in range(100):
+        db.lpush(QUEUE, message(fields={"keys": ["a" * RAW_LIMIT]}))
+    db.lpush(QUEUE, message())
+    until(lambda: "succeeded in" in worker.log, "the sound one to be done", 30)
+    assert peak_of(worker) < before + 40 * MIB
+
+
+@pytest.mark.parametrize("eta", [{"days": 400}, {"minutes": 50}], ids=["far", "near"])
+def test_a_flood_of_tasks_that_wait_takes_no_memory(
+    start_worker: StartWorker, db: Any, eta: dict[str, float]
+) -> None:
+    """However many there are, a worker holds a thousand small ones; it takes other work meanwhile."""
+    worker = start_worker()
+    before = memory_of(worker)
+    waiting = message(headers={"eta": ahead(**eta)})
+    for _ in range(10):
+        db.lpush(QUEUE, *(waiting for _ in range(400)))
+    db.lpush(QUEUE, message())
+    until(lambda: "succeeded in" in worker.log, "the sound one to be done", 60)
+    until(lambda: db.llen(QUEUE) == 0, "the queue to be read", 60)
+    assert db.hlen("stillroom:unacked") <= WAITING_LIMIT + 1
+    assert memory_of(worker) < before + 60 * MIB
+
+
+def memory_of(worker: CeleryProcess) -> int:
+    return int(psutil.Process(worker.process.pid).memory_info().rss)
+
+
+def peak_of(worker: CeleryProcess) -> int:
+    with open(f"/proc/{worker.process.pid}/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"),
+    [
+        ("stillroom.invalidate_keys", {"keys": ["a"], "z\nFORGED \x1b[31m": 1}),
+        (
+            "stillroom.refresh",
+            {"loader": "product", "args": {"a\nFORGED \x1b[31m": 1}, "key": "k", "token": "0" * 16},
+        ),
+        (
+            "stillroom.refresh",
+            {"loader": "no\nFORGED \x1b[31m", "args": {}, "key": "k", "token": "0" * 16},
+        ),
+        ("stillroom.invalidate_keys", {f"field {n}\nFORGED": 1 for n in range(5_000)}),
+        ("stillroom.trim_indexes", {f"\x1b[2J{n}": 1 for n in range(5_000)}),
+    ],
+)
+def test_what_a_refused_order_says_is_shown_as_text(
+    start_worker: StartWorker, db: Any, task: str, fields: dict[str, Any]
+) -> None:
+    """The names of its fields are written out, and not all of them."""
+    worker = start_worker()
+    db.lpush(QUEUE, message(task, fields))
+    worker.await_line("refused")
+    assert not any(line.startswith("FORGED") for line in worker.log.splitlines())
+    assert "\x1b" not in worker.log
+    assert max(map(len, worker.log.splitlines())) < 1_000
+
+
+# The checks alone
+
+
+def checked(raw: str) -> str | None:
+    envelope = json.loads(raw)
+    body = json.loads(base64.b64decode(envelope["body"]))
+    return flaw_in_envelope(envelope, QUEUE) or flaw_in_task(
+        envelope["headers"], body, lambda: (len(raw), 0)
+    )
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        message(),
+        protocol_1(),
+        message(route={"exchange": QUEUE, "routing_key": QUEUE}),
+        message(properties={"reply_to": ""}),
+        message(properties={"reply_to": None}),
+        message(headers={"eta": ahead(minutes=59)}),
+        message(headers={"eta": ahead(days=-3)}),
+        message(headers={"eta": "2020-01-01T00:00:00Z"}),
+        message(headers={"timelimit": [None, 3.5]}),
+        message(headers={"root_id": None, "parent_id": "", "group": None}),
+        message(headers={"id": "ein-Auftrag von Jürgen"}),
+        message(embed=dict.fromkeys(CALLS)),
+        message(embed={"callbacks": [], "errbacks": []}),
+        message(headers={"stillroom_sent_ms": 1, "origin": "gen1@host", "argsrepr": "()"}),
+    ],
+)
+def test_what_clients_send_is_let_through(sound: str) -> None:
+    """Of either protocol, with what Celery's own clients and others' add."""
+    assert checked(sound) is None
+
+
+def test_a_thousand_may_wait() -> None:
+    """One more becomes a dead letter; one that need not wait is not counted."""
+    waits = {"task": TASK, "id": "x", "eta": ahead(minutes=1)}
+    assert flaw_in_task(waits, [[], {}, {}], lambda: (10, WAITING_LIMIT)) is None
+    assert "wait for their eta" in str(
+        flaw_in_task(waits, [[], {}, {}], lambda: (10, WAITING_LIMIT + 1))
+    )
+    now = {"task": TASK, "id": "x"}
+    assert flaw_in_task(now, [[], {}, {}], lambda: pytest.fail("asked")) is None
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=20)
+    | st.just(VICTIM)
+    | st.just(CALL),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(
+    [*HEADERS, *CALLS, "reply_to", "timelimit", "stamped_headers", "delivery_info", "is_eager"]
+)
+
+
+@given(st.dictionaries(NAMES, ANYTHING), st.dictionaries(NAMES, ANYTHING), st.booleans())
+def test_nothing_but_what_a_task_needs_reaches_it(
+    headers: dict[str, Any], embed: dict[str, Any], old: bool
+) -> None:
+    """Whatever is in a message: it becomes a dead letter, or its request has plain fields and calls nothing."""
+    given_headers = {"task": TASK, "id": "x"} | headers
+    body: Any = (
+        {"task": TASK, "id": "x", "args": [], "kwargs": {}} | embed if old else [[], {}, embed]
+    )
+    flaw = flaw_in_task(given_headers, body, lambda: (10, 0))
+    assert flaw is None or flaw.isprintable()
+    if flaw is not None:
+        return
+    kept = keep_what_a_task_needs(given_headers, body)
+    assert set(kept) <= HEADERS
+    seen = {**body, **kept} if old else {**embed, **kept}
+    assert not any(seen.get(name) for name in CALLS)
+    for name in ("id", "task", "root_id", "parent_id", "group"):
+        assert kept.get(name) is None or (len(kept[name]) <= 255 and kept[name].isprintable())
+
+
+@given(ANYTHING)
+def test_an_envelope_of_any_shape_is_judged(envelope: Any) -> None:
+    """No shape makes the check itself fail."""
+    assert flaw_in_envelope(envelope, QUEUE)
+    assert flaw_in_envelope({"headers": envelope, "properties": envelope}, None)

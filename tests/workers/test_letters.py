@@ -1,0 +1,178 @@
+"""An order that is refused is a failed task, is counted, and is kept until a person sends it again or drops it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from typer.testing import CliRunner
+
+from stillroom import Settings, Stillroom
+from stillroom.cli import app as command
+from stillroom.embedded import EmbeddedServer
+from stillroom_workers.app import make_app
+from stillroom_workers.letters import readable
+from tests.support.celery_process import CeleryProcess, until
+from tests.workers.test_hygiene import message, protocol_1
+
+StartWorker = Callable[..., CeleryProcess]
+QUEUE = "stillroom.maintenance"
+
+
+@pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    return environment | {
+        "STILLROOM_LOADERS": "tests.support.shop_app",
+        "STILLROOM_WORKER_THREADS": "2",
+    }
+
+
+@pytest.fixture
+def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
+    with Stillroom(Settings(redis_url=own_server.url, command_timeout=5, call_timeout=5)) as room:
+        yield room
+
+
+@pytest.fixture
+def stranger(own_server: EmbeddedServer, db: Any) -> Iterator[Celery]:
+    """A client that knows the tasks' names."""
+    with Celery(broker=own_server.url, set_as_current=False) as app:
+        app.conf.update(event_exchange="stillroom.celeryev", control_exchange="stillroom")
+        yield app
+
+
+def letters(room: Stillroom) -> list[Any]:
+    return list(room.state.run(room.dead_letters.list()))
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("invalidate_tags", {"args": [["k"]]}, "1 positional arguments"),
+    ("invalidate_tags", {"kwargs": {"tags": "k"}}, "tags: Input should be a valid list"),
+    ("invalidate_tags", {"kwargs": {"tags": ["k"], "hard": True}}, "hard: Extra inputs"),
+    ("invalidate_tags", {"kwargs": {"tags": ["t" * 1_025]}}, "at most 1024 characters"),
+    ("invalidate_keys", {"kwargs": {"keys": ["k"] * 1_001}}, "at most 1000 items"),
+    ("invalidate_pattern", {}, "pattern: Field required"),
+    ("trim_marks", {"kwargs": {"all": True}}, "all: Extra inputs"),
+    ("sweep_sessions", {"args": [1]}, "1 positional arguments"),
+]
+
+
+def test_a_refused_order_fails_and_is_kept(
+    start_worker: StartWorker, stranger: Celery, room: Stillroom, db: Any
+) -> None:
+    """Flower sees it fail, health has a finding, a count goes up, and the letter has the order and the reason."""
+    start_worker()
+    failed: list[dict[str, Any]] = []
+    with stranger.connection_for_read() as connection:
+        handlers = {"task-failed": failed.append, "task-succeeded": failed.append}
+        heard = stranger.events.Receiver(connection, handlers=handlers).consume(
+            limit=None, timeout=10
+        )
+        next(heard)
+        for task, how, _ in REFUSED:
+            stranger.send_task(f"stillroom.{task}", queue=QUEUE, **how)
+        while len(failed) < len(REFUSED):
+            next(heard)
+        heard.close()
+    assert {event["type"] for event in failed} == {"task-failed"}
+    assert all("OrderRefused" in event["exception"] for event in failed)
+    kept = letters(room)
+    assert len(kept) == len(REFUSED)
+    for letter, (task, how, reason) in zip(kept, REFUSED, strict=True):
+        assert reason in letter.reason
+        body = json.loads(letter.body)
+        assert (body["task"], body["queue"]) == (f"stillroom.{task}", QUEUE)
+        assert body["args"] == how.get("args", [])
+        assert body["kwargs"] == how.get("kwargs", {})
+    assert "dead-letters" in {found.code for found in room.health.check().advice}
+    until(
+        lambda: db.hget(room.keys.counts, "orders_refused") == b"%d" % len(REFUSED), "the count", 15
+    )
+
+
+def test_what_is_sent_again_is_carried_out(
+    start_worker: StartWorker,
+    room: Stillroom,
+    own_server: EmbeddedServer,
+    db: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A message set aside for what it asked besides runs without that, when a person sends it again."""
+    worker = start_worker()
+    room.cache.set("k", 1, ttl=100, tags=["t"])
+    call = {"task": "x", "args": [], "kwargs": {}, "options": {"queue": "stillroom:{0}:todo"}}
+    db.lpush(
+        QUEUE, message("stillroom.invalidate_tags", {"tags": ["t"]}, embed={"callbacks": [call]})
+    )
+    (letter,) = until(lambda: letters(room), "the letter")
+    assert room.cache.get("k") == 1
+    monkeypatch.setenv("REDIS_URL", own_server.url)
+    done = CliRunner().invoke(command, ["dead-letters", "retry", letter.id])
+    assert done.exit_code == 0, done.output
+    until(lambda: room.cache.get("k") is None, "the invalidation")
+    assert letters(room) == []
+    assert "Traceback" not in worker.log
+
+
+def test_refreshes_that_nobody_can_do_do_not_push_out_other_letters(
+    start_worker: StartWorker, stranger: Celery, room: Stillroom
+) -> None:
+    """A worker without the app's loaders refuses each: one letter a minute says so."""
+    worker = start_worker()
+    order = {"args": {"id": 1}, "token": "0" * 16}
+    for n in range(20):
+        fields = order | {"loader": "of a newer release", "key": f"k:{n}"}
+        stranger.send_task("stillroom.refresh", kwargs=fields, queue="stillroom.refresh")
+    until(lambda: worker.log.count("RefreshOrder refused") == 20, "all to be refused")
+    (letter,) = letters(room)
+    assert "no loader named 'of a newer release'" in letter.reason
+
+
+def test_a_letter_that_can_not_be_written_does_not_end_the_worker(
+    own_server: EmbeddedServer, db: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server takes no writes: two lines in the log, no exception."""
+    with make_app(Settings(redis_url=own_server.url)) as app, caplog.at_level(logging.ERROR):
+        assert app.room is not None
+        db.config_set("min-replicas-to-write", 1)
+        try:
+            app.letters.bury(b"raw\x00", "q", "a\ntest")
+        finally:
+            db.config_set("min-replicas-to-write", 0)
+        app.room.close()
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert "No dead letter could be written" in caplog.text
+    assert "a\\ntest" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [
+        (message("t", {"a": 1}), {"task": "t", "args": [], "kwargs": {"a": 1}}),
+        (protocol_1(args=[5]), {"task": "stillroom.trim_marks", "args": [5], "kwargs": {}}),
+        (message("t", headers={"compression": "zlib"}), None),
+        (message(raw=b"\xff"), None),
+        (message(raw=b"[1, 2, 3]"), None),
+        (message(raw=b"[" * 100_000), None),
+        ("[]", None),
+        ("{", None),
+    ],
+    ids=[
+        "protocol 2",
+        "protocol 1",
+        "compressed",
+        "no text",
+        "no task",
+        "deep",
+        "a list",
+        "no JSON",
+    ],
+)
+def test_a_letter_has_the_order_where_there_is_one(raw: str, kept: dict[str, Any] | None) -> None:
+    """Else it has the bytes, to be looked at."""
+    body = readable(raw.encode(), "q")
+    assert body == ({"queue": "q"} | (kept or {"raw": raw}))

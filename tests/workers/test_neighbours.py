@@ -1,0 +1,330 @@
+"""Beside somebody else's Celery: on one Redis, in one process, in one environment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from celery import Celery
+
+import redis
+from stillroom import Settings, Stillroom
+from stillroom.dispatch import CeleryDispatch
+from stillroom.embedded import EmbeddedServer
+from stillroom.keys import Keys
+from stillroom.own_celery import AMBIENT
+from stillroom_workers.app import make_app
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.entries import age
+
+StartCelery = Callable[..., CeleryProcess]
+PROJECT = "tests.support.project"
+NOWHERE = "redis://127.0.0.1:1"
+
+
+@pytest.fixture
+def environment(environment: dict[str, str], own_server: EmbeddedServer) -> dict[str, str]:
+    return environment | {"PROJECT_BROKER": own_server.url, "STILLROOM_WORKER_THREADS": "2"}
+
+
+@pytest.fixture
+def their_app(own_server: EmbeddedServer, db: Any) -> Iterator[Celery]:
+    """The project's Celery app, as its web process has it."""
+    with Celery("project", broker=own_server.url, set_as_current=False) as app:
+        app.conf.update(task_default_queue="project", task_ignore_result=True)
+        yield app
+
+
+@pytest.fixture
+def start_theirs(start: StartCelery) -> StartCelery:
+    """Starts a worker of the project and waits until it is ready."""
+
+    def start_theirs(*arguments: str) -> CeleryProcess:
+        worker = start("worker", "-P", "threads", "-c", "2", *arguments, app=PROJECT)
+        worker.await_line(" ready.", 90)
+        return worker
+
+    return start_theirs
+
+
+# On one Redis
+
+
+class Listener:
+    """Writes down the keys and channels of every command that reaches the server."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._client = redis.Redis.from_url(server.url, socket_timeout=None)
+        self._asking = redis.Redis.from_url(server.url).connection_pool.get_connection()
+        self._monitor = self._client.monitor()
+        self.touched: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._monitor.__enter__()
+        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        self._asking.disconnect()
+
+    def _listen(self) -> None:
+        try:
+            for event in self._monitor.listen():
+                words = event["command"].split(" ")
+                if words[0].upper() not in ("COMMAND", "MONITOR"):
+                    self.touched |= set(self._keys(words))
+        except (redis.RedisError, ValueError, OSError):
+            return  # the test has ended
+
+    def _keys(self, words: list[str]) -> list[str]:
+        if words[0].upper() in ("PUBLISH", "PSUBSCRIBE", "PUNSUBSCRIBE"):
+            return words[1:2]
+        try:
+            self._asking.send_command("COMMAND", "GETKEYS", *words)
+            keys: list[bytes] = self._asking.read_response()
+        except redis.ResponseError:
+            return []  # it has none
+        return [key.decode(errors="replace") for key in keys]
+
+
+def test_all_that_is_ours_has_our_name(
+    start: StartCelery, start_worker: StartCelery, own_server: EmbeddedServer, db: Any
+) -> None:
+    """Worker, beat, an app and remote control touch no key and no channel without the namespace in its name."""
+    names = {"STILLROOM_NAMESPACE": "ours", "STILLROOM_LOADERS": "tests.support.shop_app"}
+    with Listener(own_server) as listener:
+        worker = start_worker(**names)
+        start("beat", "--pidfile=", app="tests.support.quick_beat", **names)
+        worker.await_line("stillroom.snapshot_health", 30)
+        with make_app(Settings(redis_url=own_server.url, namespace="ours")) as app:
+            assert [*app.control.inspect(timeout=5).ping()] == [node_name_of(worker)]
+        order_a_refresh(own_server, "ours", db)
+        until(
+            lambda: "ours:unacked_mutex" in listener.touched,
+            "what a dead worker held to be looked for",
+        )
+        assert worker.terminate() == 0
+    theirs = {key for key in listener.touched if "ours" not in key and not key.startswith("db:")}
+    assert theirs == set()
+
+
+def node_name_of(worker: CeleryProcess) -> str:
+    line = next(line for line in worker.log.splitlines() if line.endswith(" ready."))
+    return line.split()[-2]
+
+
+def order_a_refresh(server: EmbeddedServer, namespace: str, db: Any) -> None:
+    settings = Settings(redis_url=server.url, namespace=namespace, swr=600)
+    with Stillroom(settings) as room:
+
+        @room.cache.cached("product:{id}", ttl=60, name="product")
+        def product(id: int) -> dict[str, int]:
+            return {"id": id, "version": -1}
+
+        product(7)
+        age(db, f"{namespace}:{{0}}:e:product:7".encode(), 61)
+        product(7)
+        until(lambda: room.cache.get("product:7") == {"id": 7, "version": 0}, "the refresh")
+
+
+def test_their_eta_task_runs_once(
+    start_theirs: StartCelery, start_worker: StartCelery, their_app: Celery, db: Any
+) -> None:
+    """What their worker holds for longer than our patience is not given back by ours."""
+    start_theirs()
+    start_worker(STILLROOM_NAMESPACE="ours")
+    their_app.send_task("project.mail", ["hello"], countdown=14, expires=3_600)
+    until(lambda: db.zcard("unacked_index") == 1, "their worker to hold it")
+    (tag,) = db.zrange("unacked_index", 0, -1)
+    db.zincrby("unacked_index", -3_700, tag)  # an hour has passed
+    looked = db.object("idletime", "unacked_index")
+    assert looked is not None
+    until(lambda: db.llen("project:mails"), "the mail", 30)
+    with pytest.raises(AssertionError, match="a second mail"):
+        until(lambda: db.llen("project:mails") > 1, "a second mail", 3)
+
+
+def test_remote_control_reaches_its_own_workers_only(
+    start_theirs: StartCelery,
+    start_worker: StartCelery,
+    their_app: Celery,
+    own_server: EmbeddedServer,
+) -> None:
+    """Each app sees its own worker, under another name, and a shutdown of one leaves the other's at work."""
+    theirs, ours = start_theirs(), start_worker()
+    with make_app(Settings(redis_url=own_server.url)) as our_app:
+        (their_name,), (our_name,) = [
+            [*app.control.inspect(timeout=5).ping()] for app in (their_app, our_app)
+        ]
+        assert their_name != our_name
+        assert our_name.partition("@")[2].startswith("stillroom-")
+        their_app.control.shutdown()
+        assert theirs.process.wait(20) == 0
+        assert [*our_app.control.inspect(timeout=5).ping()] == [our_name]
+        start_theirs("-n", "second@%h")
+        our_app.control.shutdown()
+        assert ours.process.wait(20) == 0
+        assert len(their_app.control.inspect(timeout=5).ping()) == 1
+    assert "DuplicateNodename" not in ours.log + theirs.log
+
+
+def test_an_order_to_a_queues_exchange_is_carried_out_once(
+    start_worker: StartCelery, their_app: Celery, db: Any
+) -> None:
+    """Each queue has an exchange and a routing key of its own."""
+    worker = start_worker()
+    order = {"kwargs": {"tags": ["k"]}, "routing_key": "stillroom.maintenance"}
+    their_app.send_task("stillroom.invalidate_tags", exchange="stillroom.maintenance", **order)
+    their_app.send_task(
+        "stillroom.invalidate_keys", kwargs={"keys": ["k"]}, queue="stillroom.maintenance"
+    )
+    worker.await_line("invalidate_keys[")
+    until(lambda: worker.log.count("succeeded in") >= 2, "both to be done")
+    assert worker.log.count("invalidate_tags[") == 2  # received, succeeded
+
+
+# In one process
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
+@pytest.mark.parametrize("imported", ["early", "late"])
+def test_a_loader_calls_its_projects_shared_tasks(
+    start_worker: StartCelery, own_server: EmbeddedServer, db: Any, pool: str, imported: str
+) -> None:
+    """They go to the project's queue, whenever they were imported, and our worker runs none of them."""
+    worker = start_worker(
+        *("-P", pool), STILLROOM_LOADERS="tests.support.project_loaders", PROJECT_TASKS=imported
+    )
+    order_pages(own_server, db)
+    until(lambda: db.llen("project") == 2, "two tasks in the project's queue")
+    assert not db.exists("project:told")
+    assert "project.tell" not in worker.log
+    assert not db.exists("stillroom.maintenance")
+
+
+def test_a_shared_task_of_no_app_says_what_to_do(
+    start_worker: StartCelery, own_server: EmbeddedServer, db: Any
+) -> None:
+    """Where the process has no Celery app but ours the loader fails with the way out."""
+    worker = start_worker(
+        STILLROOM_LOADERS="tests.support.project_loaders", PROJECT_TASKS="orphaned"
+    )
+    order_pages(own_server, db)
+    worker.await_line("'project.tell' is no task of Stillroom's worker")
+    assert "import that app in a module that STILLROOM_LOADERS names" in worker.log
+
+
+def order_pages(server: EmbeddedServer, db: Any) -> None:
+    """A stale read of each loader's page."""
+    with Stillroom(Settings(redis_url=server.url, swr=600)) as room:
+        for template, name in (("page:{id}", "page"), ("async-page:{id}", "async_page")):
+
+            @room.cache.cached(template, ttl=60, name=name)
+            def page(id: int) -> int:
+                return -1
+
+            page(7)
+            age(db, b"stillroom:{0}:e:" + template.replace("{id}", "7").encode(), 61)
+            page(7)
+        until(lambda: room.dispatch.ready, "the dispatch")
+
+
+# In one environment
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Every variable by which Celery could be told something else."""
+    return {
+        name: "tests.support.nowhere" if name.endswith(("MODULE", "LOADER")) else NOWHERE
+        for name in AMBIENT
+    }
+
+
+def test_celerys_own_variables_change_nothing(
+    start_worker: StartCelery,
+    foreign: dict[str, str],
+    own_server: EmbeddedServer,
+    db: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With all of them set a stale read is refreshed as ever; the worker says which it does not listen to."""
+    for name, value in foreign.items():
+        monkeypatch.setenv(name, value)
+    worker = start_worker(STILLROOM_LOADERS="tests.support.shop_app")
+    order_a_refresh(own_server, "stillroom", db)
+    for name in AMBIENT:
+        assert f"{name} is set and has no effect on Stillroom" in worker.log
+
+
+def test_no_configuration_of_another_app_is_read(
+    foreign: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither our workers nor what an app publishes with look at Celery's module of settings."""
+    (tmp_path / "their_settings.py").write_text(
+        "task_annotations = {'*': {'rate_limit': '1/m'}}\nimports = ['no_such_module']\n"
+        "task_always_eager = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CELERY_CONFIG_MODULE", "their_settings")
+    settings = Settings()
+    with make_app(settings) as app:
+        assert app.conf.imports == ()
+        assert app.tasks["stillroom.reclaim"].rate_limit is None
+        assert not app.conf.task_always_eager
+    dispatch = CeleryDispatch(settings, Keys(settings.namespace))
+    dispatch._connect()
+    assert not dispatch._app.conf.task_always_eager
+
+
+def test_publishing_leaves_the_projects_celery_alone(
+    own_server: EmbeddedServer, db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app of Django that has published a refresh has no new current or default Celery app, in no thread."""
+    from celery import _state
+
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "tests.support.nowhere")
+    monkeypatch.setattr(_state, "default_app", None)
+    before = set(_state._get_active_apps())
+    with Stillroom(Settings(redis_url=own_server.url)) as room:
+        room.dispatch.wake("stillroom.reclaim")
+        until(lambda: db.llen("stillroom.maintenance"), "what was published")
+    assert _state.default_app is None
+    assert set(_state._get_active_apps()) <= before
+
+
+def test_results_that_are_asked_for_expire(
+    start_worker: StartCelery, own_server: EmbeddedServer, db: Any
+) -> None:
+    """Where a place for results is named each is gone after an hour."""
+    start_worker(STILLROOM_RESULT_BACKEND=own_server.url)
+    with Celery(broker=own_server.url, backend=own_server.url, set_as_current=False) as sender:
+        order = {"kwargs": {"tags": ["t"]}, "queue": "stillroom.maintenance"}
+        result = sender.send_task("stillroom.invalidate_tags", **order)
+        assert result.get(timeout=30)["deleted"] == 0
+        assert 0 < db.ttl(f"celery-task-meta-{result.id}") <= 3_600
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "results"),
+    [
+        (None, None, None),
+        (NOWHERE, None, None),  # the project's own
+        ("django-db", None, None),
+        ("redis://broker:6379/0", None, "redis://:pw@broker:6379"),  # a sender of ours looks there
+        (NOWHERE, "redis://results", "redis://:pw@results"),
+    ],
+)
+def test_where_results_go(
+    theirs: str | None, ours: str | None, results: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stillroom's setting says it. Celery's variable counts only where it names the broker."""
+    if theirs:
+        monkeypatch.setenv("CELERY_RESULT_BACKEND", theirs)
+    settings = Settings(redis_url="redis://broker:6379", redis_password="pw", result_backend=ours)
+    assert settings.results == results
+    assert "pw" not in repr(settings)

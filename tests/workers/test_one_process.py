@@ -1,0 +1,197 @@
+"""`stillroom worker`: all background work in one process, with signs of life for a container and for systemd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillroom import Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.entries import age
+
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "deploy/systemd/stillroom-worker.service"
+STILLROOM = Path(sys.executable).parent / "stillroom"
+
+StartOne = Callable[..., CeleryProcess]
+
+
+class OneProcess(CeleryProcess):
+    """`stillroom worker …`, as a person types it."""
+
+    program = (str(STILLROOM),)
+
+
+@pytest.fixture
+def start_one(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[StartOne]:
+    started: list[OneProcess] = []
+
+    def start_one(*arguments: str, **changes: str) -> OneProcess:
+        environment = {
+            "REDIS_URL": own_server.url,
+            "STILLROOM_HEARTBEAT_FILE": str(tmp_path / "heartbeat"),
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)]),
+        }
+        log = tmp_path / f"{len(started)}.log"
+        started.append(OneProcess(log, environment | changes, "worker", *arguments))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    """systemd's end of the notifications."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(110)
+        yield listener
+
+
+def test_one_process_does_it_all(
+    start_one: StartOne,
+    own_server: EmbeddedServer,
+    tmp_path: Path,
+    db: Any,
+    listener: socket.socket,
+) -> None:
+    """A stale value is loaded again, the schedule ticks, both are seen from outside, and SIGTERM ends it well."""
+    worker = start_one(
+        *("--threads", "3"),
+        STILLROOM_LOADERS="tests.support.shop_app",
+        NOTIFY_SOCKET=str(tmp_path / "notify"),
+    )
+    assert listener.recv(100) == b"READY=1\nWATCHDOG=1"
+    assert (tmp_path / "heartbeat").exists()
+    assert "concurrency: 3" in worker.log
+    assert db.hexists("stillroom:ticks", "stillroom.log_abuse")
+    with Stillroom(Settings(redis_url=own_server.url, swr=600)) as room:
+
+        @room.cache.cached("product:{id}", ttl=60, name="product")
+        def product(id: int) -> dict[str, int]:
+            return {"id": id, "loads": 0}
+
+        product(1)
+        age(db, b"stillroom:{0}:e:product:1", 61)
+        product(1)
+        until(lambda: product(1)["loads"] != 0 or "refreshed" in worker.log, "the value", 30)
+    assert worker.terminate(20) == 0
+    said = set()
+    listener.settimeout(0.2)
+    while b"STOPPING=1" not in said:
+        said.add(listener.recv(100))
+    assert not (tmp_path / "heartbeat").exists()
+
+
+def test_a_mistake_in_loaders_ends_it(start_one: StartOne, tmp_path: Path) -> None:
+    """With one sentence and exit code 1, as the workers of the stack."""
+    (tmp_path / "mistake.py").write_text("1 / 0\n")
+    worker = start_one(STILLROOM_LOADERS="mistake")
+    assert worker.process.wait(110) == 1
+    assert "mistake raised ZeroDivisionError" in worker.log
+    assert "Traceback" not in worker.log
+
+
+def test_a_mistake_in_settings_ends_it(start_one: StartOne) -> None:
+    """Before anything is started: the sentence names the setting."""
+    worker = start_one(STILLROOM_WORKER_THREADS="many")
+    assert worker.process.wait(110) == 1
+    assert "STILLROOM_WORKER_THREADS" in worker.log
+    assert "Traceback" not in worker.log
+
+
+NO_CLOCK = """
+from stillroom import Stillroom
+from stillroom_workers.beat import Scheduler
+
+def tick(self, *args, **options):
+    raise RuntimeError("no clock")
+
+Scheduler.tick = tick
+room = Stillroom()
+"""
+
+
+def test_it_does_not_go_on_without_its_schedule(start_one: StartOne, tmp_path: Path) -> None:
+    """If beat ends, the process does, and whoever watches it starts it again."""
+    (tmp_path / "clockless.py").write_text(NO_CLOCK)
+    worker = start_one(STILLROOM_LOADERS="clockless")
+    assert worker.process.wait(110) != 0
+    assert "beat ended, and the worker ends with it: RuntimeError('no clock')" in worker.log
+    assert not (tmp_path / "heartbeat").exists()
+
+
+@pytest.fixture
+def voiceless(own_server: EmbeddedServer, db: Any) -> Iterator[str]:
+    """The URL of a user who may do everything but publish."""
+    rights = ("on", ">voiceless", "~*", "&*", "+@all", "-lpush")
+    db.execute_command("ACL", "SETUSER", "voiceless", *rights)
+    yield f"redis://voiceless:voiceless@127.0.0.1:{own_server.port}"
+    db.execute_command("ACL", "DELUSER", "voiceless")
+
+
+def test_a_beat_that_nobody_hears_shows_no_life(
+    start: Callable[..., CeleryProcess], voiceless: str, tmp_path: Path
+) -> None:
+    """Celery logs that a tick could not be sent, and goes on. The sign of life says that the broker took it."""
+    heartbeat = tmp_path / "heartbeat"
+    beat = start(
+        *("beat", "--pidfile="),
+        app="tests.support.quick_beat",
+        REDIS_URL=voiceless,
+        STILLROOM_HEARTBEAT_FILE=str(heartbeat),
+    )
+    until(lambda: beat.log.count("Message Error") > 3, "ticks that are refused", 90)
+    assert not heartbeat.exists()
+
+
+def test_the_unit_is_what_systemd_reads() -> None:
+    """`systemd-analyze verify` has nothing to say against it but that the program is not installed here."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(UNIT)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    about_us = [line for line in done.stderr.splitlines() if "stillroom-worker" in line]
+    assert [line for line in about_us if "is not executable" not in line] == []
+
+
+def test_the_unit_starts_a_command_that_there_is() -> None:
+    """It waits for the sign of life longer than two of them are apart, and has the limits of the stack."""
+    unit = ConfigParser(strict=False, interpolation=None, delimiters="=", comment_prefixes="#")
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(UNIT)
+    service = unit["Service"]
+    assert service["ExecStart"].endswith("/stillroom worker")
+    assert (service["Type"], service["WatchdogSec"]) == ("notify", "30")
+    assert f'memory: {service["MemoryMax"]}, cpus: "1", pids: {service["TasksMax"]}' in (
+        ROOT / "stack.yml"
+    ).read_text(encoding="utf-8")
+
+
+def test_a_manager_that_does_not_listen_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No socket, one that is gone, an address of another kind: nothing is raised."""
+    from stillroom_workers.signs import notify
+
+    for address in ("", str(tmp_path / "gone"), "vsock:2:1", "@nobody", "/"):
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        notify("READY=1")

@@ -1,0 +1,166 @@
+"""A worker that can't work says why and ends; one that can shows it, and no other does."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillroom import Settings, Stillroom
+from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import CeleryProcess, until
+from tests.support.entries import age
+
+StartCelery = Callable[..., CeleryProcess]
+
+# What a module of loaders does → what the sentence says. A name in here is nothing that the worker foresees.
+MISTAKES = {
+    "import os; os.environ['NOT_SET_ANYWHERE']": "raised KeyError: 'NOT_SET_ANYWHERE'",
+    "def broken(:": "SyntaxError",
+    "1 / 0": "raised ZeroDivisionError: division by zero",
+    "raise SystemExit('no license')": "raised SystemExit: no license",
+    "import sys; sys.exit(0)": "raised SystemExit: 0",
+    "raise BaseException('rare')": "raised BaseException: rare",
+    "import asyncio; raise asyncio.CancelledError": "raised CancelledError",
+    "raise ValueError('two\\nlines \\x1b[31m')": r"raised ValueError: two\nlines \x1b[31m",
+    "from no_such_package import loaders": "can't import mistake: No module named 'no_such_package'",
+    "from os import no_such_name": "cannot import name 'no_such_name'",
+    "import django.contrib.auth.models": "ImproperlyConfigured",
+    "room = None": "nothing in mistake is a Stillroom",
+    """
+from stillroom import Stillroom
+room, other = Stillroom(), Stillroom()
+room.cache.cached("a:{n}", name="a")(lambda n: n)
+other.cache.cached("b:{n}", name="a")(lambda n: n)
+""": "a loader named 'a' exists already",
+    "from stillroom import Settings; Settings(ttl=-1)": "raised SettingsError",
+}
+
+
+@pytest.fixture
+def heartbeat(tmp_path: Path) -> Path:
+    return tmp_path / "heartbeat"
+
+
+@pytest.fixture
+def environment(environment: dict[str, str], heartbeat: Path, tmp_path: Path) -> dict[str, str]:
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    return environment | {"STILLROOM_HEARTBEAT_FILE": str(heartbeat), "PYTHONPATH": paths}
+
+
+@pytest.mark.parametrize(("source", "sentence"), MISTAKES.items(), ids=list(MISTAKES.values()))
+def test_whatever_loaders_raise_ends_the_worker_with_a_sentence(
+    start: StartCelery, tmp_path: Path, heartbeat: Path, source: str, sentence: str
+) -> None:
+    """One line says which module, what it raised and where. The exit code is 1, and the worker was never ready."""
+    (tmp_path / "mistake.py").write_text(source + "\n")
+    worker = start("worker", STILLROOM_LOADERS="mistake")
+    assert worker.process.wait(30) == 1
+    (told,) = [line for line in worker.log.splitlines() if "the worker can't start" in line]
+    assert "STILLROOM_LOADERS" in told or "a loader named" in told
+    assert sentence in told
+    assert " ready." not in worker.log
+    assert "Traceback" not in worker.log
+    assert not heartbeat.exists()
+
+
+def test_a_line_of_the_module_is_named(start: StartCelery, tmp_path: Path) -> None:
+    """The sentence leads to the mistake, also where it is made by what the module calls."""
+    (tmp_path / "helper.py").write_text("def connect():\n    raise OSError('no database')\n")
+    (tmp_path / "mistake.py").write_text("import helper\n\nhelper.connect()\n")
+    worker = start("worker", STILLROOM_LOADERS="mistake")
+    assert worker.process.wait(30) == 1
+    assert f"raised OSError: no database ({tmp_path}/helper.py, line 2)" in worker.log
+
+
+@pytest.mark.parametrize(
+    "hang",
+    [
+        "import time; time.sleep(600)",
+        "while True: pass",
+        "import threading; threading.Event().wait()",
+    ],
+)
+def test_loaders_that_hang_end_the_worker(
+    start: StartCelery, tmp_path: Path, heartbeat: Path, hang: str
+) -> None:
+    """Past STILLROOM_LOADERS_TIMEOUT the process ends, whatever its import waits for."""
+    (tmp_path / "slow.py").write_text(hang + "\n")
+    worker = start("worker", STILLROOM_LOADERS="slow", STILLROOM_LOADERS_TIMEOUT="0.5")
+    assert worker.process.wait(30) == 1
+    assert "has not ended within STILLROOM_LOADERS_TIMEOUT, 0.5 s" in worker.log
+    assert not heartbeat.exists()
+
+
+def test_a_queue_of_nobody_is_refused(start: StartCelery) -> None:
+    """A misspelt queue would be read, and found empty, for ever by a worker that looks alive."""
+    worker = start("worker", "-Q", "stillroom.refersh")
+    assert worker.process.wait(30) == 1
+    assert (
+        "'stillroom.refersh' is no queue of Stillroom; did you mean stillroom.refresh?"
+        in worker.log
+    )
+
+
+@pytest.mark.long
+def test_the_heartbeat_stops_with_the_broker(
+    start_worker: StartCelery, heartbeat: Path, own_server: EmbeddedServer
+) -> None:
+    """It says that the broker answers: a frozen server leaves its connections open, and the file to grow old."""
+    worker = start_worker()
+    until(heartbeat.exists, "the first sign of life")
+    own_server.freeze()
+    try:
+        until(lambda: age_of(heartbeat) > 17, "the sign of life to grow old", 45)
+    finally:
+        own_server.thaw()
+    until(lambda: age_of(heartbeat) < 3, "a sign of life again", 30)
+    assert worker.terminate(20) == 0
+
+
+def age_of(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+def test_a_worker_whose_threads_are_all_stuck_shows_no_life(
+    start_worker: StartCelery, heartbeat: Path, tmp_path: Path, own_server: EmbeddedServer, db: Any
+) -> None:
+    """Loads that never end hold all threads: such a worker can't run a task, however alive its event loop is."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    leases = {f"STILLROOM_{name}": "0.5" for name in ("LEASE", "REFRESH_LEASE", "LEASE_LIMIT")}
+    start_worker(STILLROOM_LOADERS="stuck", STILLROOM_WORKER_THREADS="2", **leases)
+    until(heartbeat.exists, "the first sign of life")
+    with Stillroom(Settings(redis_url=own_server.url, swr=600)) as room:
+
+        @room.cache.cached("stuck:{id}", ttl=60, name="stuck", lease=0.5)
+        def stuck(id: int) -> int:
+            return id
+
+        for n in range(2):
+            stuck(n)
+            age(db, b"stillroom:{0}:e:stuck:%d" % n, 61)
+            stuck(n)
+        until(lambda: db.llen("db:stuck") == 2, "both threads to be stuck")
+    time.sleep(1.1)  # twice the longest lease: what would still be running now is stuck
+    heartbeat.unlink(missing_ok=True)
+    with pytest.raises(AssertionError, match="another sign of life"):
+        until(heartbeat.exists, "another sign of life", 5)
+
+
+STUCK = """
+import threading
+import redis
+from stillroom import Settings, Stillroom
+
+room = Stillroom()
+
+@room.cache.cached("stuck:{id}", ttl=60, name="stuck", lease=0.5)
+def stuck(id: int) -> int:
+    redis.Redis.from_url(Settings().redis_url).rpush("db:stuck", id)
+    threading.Event().wait()
+"""

@@ -1,0 +1,39 @@
+"""What a framework does around each request, done around each load of a worker, where nobody has asked for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from stillroom import AsyncStillroom, Stillroom
+
+
+def wrap_loads(module: ModuleType, rooms: Sequence[Stillroom | AsyncStillroom]) -> None:
+    """Wrap the loads of the rooms of a loaders module, as the frameworks that it uses want them."""
+    _within_flask(module, rooms)
+    _beside_django(rooms)
+
+
+def _within_flask(module: ModuleType, rooms: Sequence[Stillroom | AsyncStillroom]) -> None:
+    """Loaders beside a Flask app want its context, even if nobody has said so by `room.init_app(app)`."""
+    flask = sys.modules.get("flask")
+    apps = [one for one in vars(module).values() if flask and isinstance(one, flask.Flask)]
+    if len(apps) == 1:
+        from stillroom.web.flask_room import load_within
+
+        for room in rooms:
+            if not room.cache.loaders.around:
+                load_within(room, apps[0])
+
+
+def _beside_django(rooms: Sequence[Stillroom | AsyncStillroom]) -> None:
+    """A worker's threads end no request, which is when Django lets go of connections that its database closed."""
+    django = sys.modules.get("django.apps")
+    if django is None or not django.apps.ready:
+        return
+    from stillroom.web.django.loads import looked_after
+
+    for room in rooms:
+        if looked_after not in room.cache.loaders.around:
+            room.cache.loaders.around.insert(0, looked_after)

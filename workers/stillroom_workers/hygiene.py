@@ -1,0 +1,169 @@
+"""What a message may be before a worker takes it: small, plain, and about nothing but its own task.
+
+Whoever may publish writes messages as he likes, and is not to gain a worker's rights by it. Celery lets a
+message name queues to which the worker sends on (callbacks, errbacks, chains, chords), the queue to which it
+is given back, headers that become attributes of the running task, an encoding that unfolds 200 kB to 200 MB,
+and a time until which the worker holds it in memory. None of Stillroom's tasks needs any of that.
+
+These functions look at plain values and say what is wrong, or None.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from time import time
+from typing import Any
+
+from celery.utils.time import maybe_iso8601
+
+from stillroom.dispatch import MESSAGE_LIMIT
+from stillroom.shown import shown
+
+RAW_LIMIT = MESSAGE_LIMIT
+WAITING_RAW_LIMIT = 8 * 1024  # … of one that waits for its time, in the memory of a worker …
+WAITING_LIMIT = 1_000  # … and how many may: 8 MB with what Celery keeps of each
+AHEAD_S = 3_600.0  # the visibility timeout: a message that is held longer is delivered again anyway
+NAME_LIMIT = 255  # characters of an id or a name
+RETRIES_LIMIT = 1_000
+
+CALLS = ("callbacks", "errbacks", "chain", "chord")
+# What a request is made of. Everything else in a header would become an attribute of the running task.
+HEADERS = frozenset(
+    (
+        "lang",
+        "task",
+        "id",
+        "root_id",
+        "parent_id",
+        "group",
+        "eta",
+        "expires",
+        "retries",
+        "ignore_result",
+    )
+)
+PROTOCOL_1 = HEADERS | {"args", "kwargs", "utc"}
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def flaw_in_envelope(envelope: Any, queue: str | None) -> str | None:
+    """`envelope` is what lies in the queue, decoded from JSON. `queue` is where it lay; None: on no queue."""
+    if not isinstance(envelope, dict):
+        return f"it is a {type(envelope).__name__}, not an object"
+    headers, properties = envelope.get("headers"), envelope.get("properties")
+    if isinstance(headers, dict) and headers.get("compression"):
+        return "it is compressed; Stillroom unfolds nothing"
+    if not isinstance(properties, dict):
+        return "it has no properties"
+    if not _is_name(properties.get("delivery_tag")):
+        return "delivery_tag is not a name"
+    if not _is_name(properties.get("correlation_id"), optional=True):
+        return "correlation_id is not a name"
+    if (reply_to := properties.get("reply_to")) and not _is_uuid(reply_to):
+        return "reply_to is not a UUID"
+    return None if queue is None else _flaw_in_route(properties.get("delivery_info"), queue)
+
+
+def _flaw_in_route(route: Any, queue: str) -> str | None:
+    """A message that is given back goes where this says."""
+    match route:
+        case {"exchange": str() | None as exchange, "routing_key": str(key)}:
+            if key == queue and exchange in (None, "", queue):
+                return None
+            return f"it is routed to {shown(key, 60)!r}, and lay in {queue!r}"
+    return "delivery_info has no exchange and routing_key"
+
+
+def flaw_in_task(headers: Any, body: Any, held: Callable[[], tuple[int, int]]) -> str | None:
+    """`headers` and `body` are a message's, decoded. `held` is asked of one that waits for its time: how many
+    bytes it has, and how many messages this worker has taken and not acknowledged."""
+    fields, embed = _parts(headers, body)
+    if fields is None:
+        names_none = isinstance(headers, dict) and "task" not in headers
+        return "it names no task" if names_none else "the body is not [args, kwargs, embed]"
+    for name in CALLS:
+        if fields.get(name) or embed.get(name):
+            return f"it has {name}; no task of Stillroom's calls another"
+    if unknown := sorted(set(embed) - set(CALLS)):
+        return f"embed has {shown(unknown[0], 60)!r}"
+    return _flaw_in_fields(fields) or _flaw_in_time(fields.get("eta"), held)
+
+
+def _parts(headers: Any, body: Any) -> tuple[Mapping[Any, Any] | None, Mapping[Any, Any]]:
+    """The fields of a task and what is embedded in it, of either protocol; None where neither can be told."""
+    match headers, body:
+        case {"task": _}, [[*_], dict(), dict() | None as embed]:
+            return headers, embed or {}
+        case dict(), {"args": [*_]} | {"kwargs": dict()}:
+            return {**body, **headers}, {}
+    return None, {}
+
+
+def _flaw_in_fields(fields: Mapping[Any, Any]) -> str | None:
+    for name in ("id", "task"):
+        if not _is_name(fields.get(name)):
+            return f"{name} is not a name of at most {NAME_LIMIT} printable characters"
+    for name in ("root_id", "parent_id", "group"):
+        if not _is_name(fields.get(name), optional=True):
+            return f"{name} is not a name of at most {NAME_LIMIT} printable characters"
+    match fields.get("shadow"), fields.get("timelimit"):
+        case str() | None, None | [] | [int() | float() | None, int() | float() | None]:
+            pass
+        case _:
+            return "shadow is not a string, or timelimit is not [hard, soft]"
+    match fields.get("retries"), fields.get("stamped_headers"):
+        case int() | None as retries, None | [*_] as stamps:
+            if not 0 <= (retries or 0) <= RETRIES_LIMIT:
+                return f"retries is not between 0 and {RETRIES_LIMIT}"
+            if not all(isinstance(stamp, str) for stamp in stamps or ()):
+                return "stamped_headers is not a list of strings"
+        case _:
+            return "retries is not a number, or stamped_headers is not a list"
+    return None
+
+
+def _flaw_in_time(eta: Any, held: Callable[[], tuple[int, int]]) -> str | None:
+    """A worker holds what waits for its time in memory, as many as there are."""
+    if eta is None:
+        return None
+    try:
+        at = maybe_iso8601(eta)
+        ahead = 0.0 if at is None else _seconds_ahead(at)
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return "eta is not a date"
+    if ahead > AHEAD_S:
+        return f"eta is more than {AHEAD_S:,.0f} s ahead"
+    size, waiting = held()
+    if size > WAITING_RAW_LIMIT:
+        return (
+            f"it has {size:,} bytes; one that waits for its eta has at most {WAITING_RAW_LIMIT:,}"
+        )
+    if waiting > WAITING_LIMIT:
+        return f"{WAITING_LIMIT:,} messages wait for their eta here already"
+    return None
+
+
+def _seconds_ahead(at: datetime) -> float:
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - time()
+
+
+def keep_what_a_task_needs(headers: Mapping[Any, Any], body: Any) -> dict[Any, Any]:
+    """The headers that a request is made of. A body of protocol 1, which is made into headers, is cut in place."""
+    if isinstance(body, dict):
+        for name in set(body) - PROTOCOL_1:
+            del body[name]
+        body.setdefault("args", [])
+    return {name: headers[name] for name in HEADERS & set(headers)}
+
+
+def _is_name(value: Any, *, optional: bool = False) -> bool:
+    if value is None or value == "":
+        return optional
+    return isinstance(value, str) and len(value) <= NAME_LIMIT and value.isprintable()
+
+
+def _is_uuid(value: Any) -> bool:
+    return isinstance(value, str) and _UUID.fullmatch(value) is not None

@@ -1,0 +1,92 @@
+"""What shows that a process of ours can work: a file for a container, a message for systemd, a word in Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery.worker import state
+
+from stillroom import Settings, Stillroom
+from stillroom.health import WorkerStats
+from stillroom_workers.guards import Channel
+
+SEEN_EVERY_S = 5.0
+# The broker answers at least every two seconds: to BRPOP, or to the heartbeat that is published beside it.
+ANSWERED_WITHIN_S = 15.0
+BEAT_WITHIN_S = 20.0  # its tightest tick comes every five
+# Twice as long as the longest lease: what has not ended by then is not going to, and its value would be refused.
+STUCK_AFTER_LEASES = 2.0
+
+
+class SignsOfLife:
+    """Says, to the container, to systemd and to Redis, that this worker could run a task just now."""
+
+    def __init__(self, settings: Settings, app: Any) -> None:
+        self._settings = settings
+        self._app = app
+        self._is_redis = settings.broker.partition("://")[0] in ("redis", "rediss", "redis+socket")
+        self._due = 0.0  # time.monotonic()
+        self._beat = time.monotonic() - BEAT_WITHIN_S  # when it last sent what was due
+        self.with_beat = False  # whether beat is a thread of this worker, not a process of its own
+
+    def can_work(self) -> bool:
+        """Whether the broker answers and a thread is free, or will be. The room is open, and has its loaders."""
+        now = time.monotonic()
+        answered = not self._is_redis or now - Channel.answered < ANSWERED_WITHIN_S
+        beats = not self.with_beat or now - self._beat < BEAT_WITHIN_S
+        return answered and beats and not self._is_stuck()
+
+    def of_beat(self) -> None:
+        """Beat's last tick reached the broker. In a process of its own that is all there is to say."""
+        self._beat = time.monotonic()
+        if not self.with_beat:
+            self._show()
+
+    def of_worker(self, room: Stillroom, about: Callable[[], WorkerStats]) -> None:
+        """Celery's heart beats every two seconds. Redis is told every five or six: while it is away that costs
+        nothing."""
+        if not self.can_work():
+            return
+        self._show()
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + SEEN_EVERY_S
+            room.upkeep.record_heartbeat(f"{os.uname().nodename}-{os.getpid()}", about())
+
+    def end(self) -> None:
+        """The process ends well: nobody is to take the last sign for a new one."""
+        notify("STOPPING=1")
+        if self._settings.heartbeat_file:
+            self._settings.heartbeat_file.unlink(missing_ok=True)
+
+    def _show(self) -> None:
+        notify("READY=1\nWATCHDOG=1")
+        if self._settings.heartbeat_file:
+            touch(self._settings.heartbeat_file)
+
+    def _is_stuck(self) -> bool:
+        running = list(state.active_requests)
+        limit = self._settings.lease_limit * STUCK_AFTER_LEASES
+        began = [request.time_start or time.time() for request in running]
+        return len(running) >= self._app.threads and max(began) < time.time() - limit
+
+
+def touch(path: Path) -> None:
+    """Say that the worker can work. A disk that is full must not end a worker that does."""
+    with contextlib.suppress(OSError):
+        path.touch()
+
+
+def notify(message: str) -> None:
+    """Tell systemd, where it asks to be told: see sd_notify(3). A manager that does not listen costs nothing."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+        link.setblocking(False)
+        link.sendto(message.encode(), address if address[0] == "/" else "\0" + address[1:])

@@ -1,0 +1,98 @@
+"""Celery's worker program as Stillroom starts it: under a name of its own, and only if it can work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery.apps import worker
+from celery.utils.nodenames import default_nodename, nodename, nodesplit
+from celery.utils.text import str_to_list
+
+from stillroom import SettingsError
+from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK
+from stillroom.errors import did_you_mean
+from stillroom.shown import shown
+from stillroom_workers import guards
+from stillroom_workers.lifecycle import begin, ending_the_process
+
+# celery's types differ with and without stubs; as Any they look the same to mypy.
+_StockWorker: Any = worker.Worker
+
+NAMES_SHOWN = 3  # loaders that the name of a task tells
+
+
+class Worker(_StockWorker):  # type: ignore[misc]
+    """A worker that is ready when its room is open, or ends with a sentence and exit code 1."""
+
+    def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
+        ours = app or self.app
+        # Neither helps here. Gossip reads the events of all workers; mingle holds up each start for a second.
+        alone = {"without_gossip": True, "without_mingle": True}
+        with ending_the_process():
+            super().__init__(
+                app=ours, hostname=node_name(ours.settings.namespace, hostname), **options | alone
+            )
+
+    def on_before_init(self, **options: Any) -> None:
+        """Celery makes our app the current one here; with Django the project's has been that until now."""
+        self.app.neighbour.look()
+        super().on_before_init(**options)
+
+    def setup_queues(self, include: Any, exclude: Any = None) -> None:
+        """A queue that is not ours would be found empty for ever."""
+        known = [queue.name for queue in self.app.conf.task_queues]
+        for name in [*(str_to_list(include) or ()), *(str_to_list(exclude) or ())]:
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; there are {' and '.join(known)}"
+                raise SettingsError(f"{name!r} is no queue of Stillroom{hint}")
+        super().setup_queues(include, exclude)
+
+    def on_init_blueprint(self) -> None:
+        """What the worker is made of is decided from here on, and its log is set up."""
+        super().on_init_blueprint()
+        self.app.threads = self.concurrency
+        begin(self.app)
+        self.app.neighbour.look()
+        self.app.neighbour.move_in()
+
+
+class Consumer(guards.Consumer):
+    """Takes messages from Stillroom's queues, and calls each by what it is about."""
+
+    def shown_name(self, task: str, fields: Any) -> str:
+        """`stillroom.refresh: product`: people look for the loader, and there are many refreshes.
+
+        Only what is the name of a loader here is shown: names in Flower and its metrics are kept for ever.
+        """
+        orders = {REFRESH_TASK: [fields], REFRESH_MANY_TASK: fields.get("orders")}.get(task)
+        asked = {name for order in orders or () for name in _loader_of(order)}
+        known = sorted(name for name in asked if name in self.app.room.cache.loaders)
+        if not known:
+            return task
+        return (
+            f"{task}: {', '.join(known) if len(known) <= NAMES_SHOWN else f'{len(known)} loaders'}"
+        )
+
+    def add_task_queue(self, queue: str, *args: Any, **options: Any) -> None:
+        """Take from another queue, as a remote command asks. Only from ours: any list of Redis looks like one."""
+        if queue not in {ours.name for ours in self.app.conf.task_queues}:
+            raise ValueError(f"{shown(queue, 60)!r} is no queue of Stillroom")
+        super().add_task_queue(queue, *args, **options)
+
+
+def _loader_of(order: Any) -> Iterator[str]:
+    match order:
+        case {"loader": str(name)}:
+            yield name
+
+
+def node_name(namespace: str, hostname: str | None) -> str:
+    """`celery@stillroom-web1`: other apps on this machine have workers too, by default all of one name.
+
+    >>> node_name("stillroom", "w1@web1"), node_name("stillroom", "celery@stillroom-web1")
+    ('w1@stillroom-web1', 'celery@stillroom-web1')
+    """
+    name, host = nodesplit(default_nodename(hostname or ""))
+    prefix = f"{namespace}-"
+    return str(nodename(str(name), host if host.startswith(prefix) else prefix + host))
