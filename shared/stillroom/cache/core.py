@@ -67,7 +67,7 @@ from stillroom.scripts import (
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import Clock, Command
+from stillroom.wire import Clock, Command, time_left
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -194,7 +194,7 @@ class Core:
         self._judges = self._judge_of(settings.marks_limit)
         self.near = Near(
             *(means.copies, self.keys, self.clock, self._judges),
-            *(self._memo, self.stats, self._decode),
+            *(self._memo, self.stats, self._decode, settings.lease_limit),
         )
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
@@ -361,7 +361,11 @@ class Core:
         value = MISS if entry is None else decode(entry, recipe.type)
         self._count(value, freshness, recipe.loader)
         if value is MISS or entry is None:
-            return (yield from self._load(name, recipe))
+            asked = self.near.asking()
+            value = yield from self._load(name, recipe)
+            if recipe.near is not None:
+                self._remember_loaded(name, recipe, value, asked)
+            return value
         if freshness is Freshness.FRESH:
             return value
         if recipe.loader is None:
@@ -614,15 +618,26 @@ class Core:
             return known.entry, known.freshness
         asked = self.near.asking()
         entry, freshness = yield from self._look(name, release)
-        self._remember(name, release, entry, freshness, asked)
+        self._remember(name, entry, freshness, asked)
         return entry, freshness
 
     def _remember(
-        self, name: bytes, release: bytes, entry: Entry | None, freshness: Freshness, asked: Proof
+        self, name: bytes, entry: Entry | None, freshness: Freshness, asked: Proof
     ) -> None:
         if entry is not None:
-            known = Remembered(entry, freshness, asked.changes, asked.asked)
-            self._memo.remember(name, release, known)
+            self._memo.remember(name, Remembered(entry, freshness, asked.changes, asked.asked))
+
+    def _remember_loaded(self, name: bytes, recipe: Recipe, value: Any, asked: Proof) -> None:
+        """Let this request read again what it has loaded, or was served by who did."""
+        if time_left() is None or is_unsettled():
+            return
+        try:
+            encoded = self._codec.encoded(value, recipe.type)
+        except Exception:  # what has no bytes is never read, but loaded each time
+            return
+        codec = b"%b:%b" % (encoded.codec, recipe.release) if recipe.release else encoded.codec
+        entry = Entry(b"", 0, 0, codec, b"", name, [], encoded.payload)
+        self._remember(name, entry, Freshness.FRESH, asked)
 
     def _look_near(self, name: bytes, wish: Wish) -> Operation[tuple[Entry | None, Freshness]]:
         """What `_look` gives, from what this process keeps if that is proven: see near.py."""
@@ -633,10 +648,10 @@ class Core:
             return known.entry, known.freshness
         copy = near.store.of_name(near, name)
         if copy is not None and copy.entry.release in (release, b""):
-            kept = near.usable(copy, wish.near)
+            kept = near.usable(copy, wish.near, release)
             if kept is None and near.may_be_alive(copy):
                 yield from self.prove()
-                kept = near.usable(copy, wish.near)
+                kept = near.usable(copy, wish.near, release)
             if kept is not None:
                 if wish.call is not None:
                     near.store.name(copy, wish.call)
@@ -655,11 +670,13 @@ class Core:
         raw, registry, clock = yield from self._read((self.keys.entry(name), self.keys.near), known)
         entry, freshness = yield from self._judge(raw, name, clock, known)
         if entry is not None and release and entry.release not in (release, b""):
-            return (yield from self._look_at_both(name, release))
+            entry, freshness = yield from self._look_at_both(name, release)
+            self._remember(name, entry, freshness, asked)
+            return entry, freshness
         seq = yield from self._learn_if_there(asked, registry, clock, known)
         if entry is not None and seq and freshness is Freshness.FRESH:
-            near.keep(entry, wish.type, seq, registry, wish.call)
-        self._remember(name, release, entry, freshness, asked)
+            near.keep(entry, wish.type, asked, seq, registry, wish.call)
+        self._remember(name, entry, freshness, asked)
         return entry, freshness
 
     def prove(self) -> Operation[None]:
@@ -746,7 +763,7 @@ class Core:
         """The value that this process keeps, where the app lets it be served while Redis is away; or MISS."""
         if recipe.near is None or not self.settings.near_away:
             return MISS
-        kept = self.near.away(name, self.settings.near_away)
+        kept = self.near.away(name, recipe.release, self.settings.near_away)
         return MISS if kept is None else self._decode(kept, recipe.type)
 
     def _read(self, keys: Sequence[bytes], known: int) -> Operation[Any]:
@@ -1042,9 +1059,7 @@ class Core:
         try:
             commits = Freeing([self._commit(name, held, clock, packed), *leaving])
             stored, *_ = yield commits
-            self._memo.forget(
-                name, packed.release
-            )  # who has seen the new value is not shown the old one
+            self._memo.forget(name)  # who has seen the new value is not shown the old one
             self.near.forget(name)
         except RedisUnavailable as error:
             self._fall_back("store", error)

@@ -151,6 +151,7 @@ class Invalidator:
             atexit.unregister(self.deliver_last)
             atexit.register(self.deliver_last)
         self._outbox.put(names)
+        self._memo.changed()  # again: until it was put there, a read could be answered without it
         self._stats.counts["deferred"] += len(names)
         self._stats.say("invalidations are deferred", error.reason, error)
 
