@@ -18,6 +18,7 @@ import pytest
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import CeleryProcess, until
+from tests.support.crowd import PATIENT
 from tests.support.entries import age
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +79,7 @@ def test_one_process_does_it_all(
     assert (tmp_path / "heartbeat").exists()
     assert "concurrency: 3" in worker.log
     assert db.hexists("stillroom:ticks", "stillroom.log_abuse")
-    with Stillroom(Settings(redis_url=own_server.url, swr=600)) as room:
+    with Stillroom(Settings(redis_url=own_server.url, swr=600, **PATIENT)) as room:
 
         @room.cache.cached("product:{id}", ttl=60, name="product")
         def product(id: int) -> dict[str, int]:
