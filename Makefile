@@ -29,6 +29,9 @@ check: $(VENV)/.dev docs  ## Lint, format, types, layers, docs
 docs: $(VENV)/.dev  ## The documentation, with its reference from the code, into docs/_build/html; a broken link fails
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
 
+spec: | $(VENV)/bin/python  ## What the tests promise, as sentences; ARGS=sessions: those of some files
+	@$(BIN)/python -m tests.specification $(ARGS)
+
 bench: $(VENV)/.bench  ## What calls and pages cost beside others, into bench/results; ARGS=--quick: a few minutes
 	$(BIN)/python -m bench $(ARGS)
 

@@ -85,19 +85,14 @@ def settings() -> str:
 
 
 def docstrings_of_fields(model: type) -> dict[str, str]:
-    """What stands below each attribute of a class as its docstring, or beside it as a comment, on one line."""
-    source = textwrap.dedent(inspect.getsource(model))
-    (definition,) = ast.parse(source).body
+    """The docstring below each attribute of a class, on one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(definition, ast.ClassDef)
-    lines, found = source.splitlines(), {}
+    found = {}
     for field, text in itertools.pairwise(definition.body):
         match field, text:
             case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(said))):
                 found[name] = _line(said)
-            case ast.AnnAssign(target=ast.Name(name)), _:
-                beside = lines[field.lineno - 1 : field.end_lineno]
-                comments = [line.partition("  # ")[2] for line in beside]
-                found[name] = _line(" ".join(comments).replace("…", " "))
     return found
 
 
@@ -135,8 +130,8 @@ def _bounds(part: Any) -> Iterator[str]:
 def error_pages() -> str:
     """Every error, what it means and what to answer: its docstring."""
     parts = [
-        f"## {error.__name__}\n\n{_derived(error)}\n\n{_prose(error)}\n"
-        for error in errors_of(errors)
+        f"## {error.__name__}\n\n{_derived(error)}\n\n{_prose(error).replace('Answer:', '*Answer:*')}\n"
+        for error in all_errors()
     ]
     return (
         "# Errors\n\n"
@@ -146,14 +141,11 @@ def error_pages() -> str:
     )
 
 
-def errors_of(module: Any) -> list[type[errors.StillroomError]]:
-    """The errors a module defines, in their order."""
-    found = [thing for thing in vars(module).values() if inspect.isclass(thing)]
-    return [
-        kind
-        for kind in found
-        if issubclass(kind, errors.StillroomError) and kind.__module__ == module.__name__
-    ]
+def all_errors() -> list[type[errors.StillroomError]]:
+    """The errors of errors.py in their order, then those of other modules that have a public name."""
+    named = [getattr(stillroom, name) for name in stillroom.__all__]
+    kinds = [thing for thing in [*vars(errors).values(), *named] if inspect.isclass(thing)]
+    return [kind for kind in dict.fromkeys(kinds) if issubclass(kind, errors.StillroomError)]
 
 
 def _derived(error: type) -> str:
@@ -261,7 +253,7 @@ def findings() -> str:
         (
             f"`{rule.code}`",
             _threshold(rule),
-            rule.what.format(v=Measured()),
+            rule.what.format(v=Measured(), whose=""),
             rule.good,
             rule.todo,
             rule.source,
@@ -440,6 +432,46 @@ PAGES: Mapping[str, Callable[[], str]] = {
 }
 
 
+# For machines
+
+ABOUT = """# Stillroom
+
+> The Redis state a web app shares (cache, sessions, rate limits, health), called inside its requests, and the
+> Celery workers that keep it fresh. Python 3.11 or newer; FastAPI, Starlette, Flask, Django, any WSGI or ASGI app.
+
+Each page is Markdown. `stillroom docs PAGE` prints one. The reference is made from the code when the documentation
+is built; the same stands in the docstrings of `stillroom.settings.Settings`, `stillroom.errors`, `stillroom.keys`,
+`stillroom.Cache`, `Sessions`, `Limits`, `Abuse`, `Health` and `Stillroom`.
+"""
+SECTIONS: Mapping[str, str] = {
+    "Begin": "tutorial.md recipes.md wire.md glossary.md",
+    "How to": "howto/*.md",
+    "Migrate": "migration/*.md",
+    "Understand": "explanation/*.md architecture.md",
+    "Run": "operating.md asvs.md",
+}
+
+
+def llms_txt(docs: Path) -> str:
+    """The list of pages, with the first sentence of each: https://llmstxt.org."""
+    parts = [ABOUT]
+    for title, patterns in SECTIONS.items():
+        found = [page for one in patterns.split() for page in sorted(docs.glob(one))]
+        lines = [_entry(page, docs) for page in found if page.stem != "index"]
+        parts.append(f"## {title}\n\n" + "".join(lines))
+    return "\n".join(parts)
+
+
+def _entry(page: Path, docs: Path) -> str:
+    title, _, text = page.read_text(encoding="utf-8").partition("\n")
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    first = next(
+        part for part in prose.split("\n\n") if part.strip()[:1].isalpha() or "`" in part[:2]
+    )
+    sentence = re.split(r"(?<=\.) ", re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", _line(first)))[0]
+    return f"- [{title.removeprefix('# ')}]({page.relative_to(docs)}): {sentence}\n"
+
+
 # Text
 
 
@@ -459,4 +491,6 @@ def _prose(thing: object) -> str:
 
 
 if __name__ == "__main__":
-    write(Path(__file__).parent / "reference")
+    here = Path(__file__).parent
+    write(here / "reference")
+    (here / "llms.txt").write_text(llms_txt(here), encoding="utf-8")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import stillroom
 from stillroom import Settings, Stillroom
 from stillroom.settings import SECRETS, environment_names
+from tests.specification import sentences
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -72,14 +74,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_setting_is_in_the_reference(reference: Path) -> None:
-    """The reference has every setting with its default."""
+def test_each_setting_says_what_it_is(reference: Path) -> None:
+    """The reference has every setting with its default and a sentence, which is its docstring."""
     rows = re.findall(
         r"^\| `(\w+)`.*\| `(\w+)` \| (.+?) \| .* \| (.*?) \|$",
         (reference / "settings.md").read_text(),
         re.MULTILINE,
     )
     assert {field for _, field, _, _ in rows} == set(environment_names())
+    assert [field for _, field, _, says in rows if not re.match(r"[A-Z].{15,}", says)] == []
 
 
 def test_the_reference_tells_the_defaults(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +98,20 @@ def test_the_reference_tells_the_defaults(reference: Path, monkeypatch: pytest.M
         actual = getattr(settings, fields[variable])
         text = " ".join(map(str, actual)) if isinstance(actual, tuple) else f"{actual}"
         assert told.strip("`") in (text, text.removesuffix(".0")) or not actual, variable
+
+
+def test_each_error_says_what_to_answer(reference: Path) -> None:
+    """The reference has every public error, with what a web app answers."""
+    page = (reference / "errors.md").read_text()
+    parts = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
+    kinds = {name for name in stillroom.__all__ if is_error(getattr(stillroom, name))}
+    assert kinds <= set(parts)
+    silent = {name for name, text in parts.items() if "*Answer:*" not in text}
+    assert silent <= {"StillroomError", "UnknownSetting"}
+
+
+def is_error(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, stillroom.StillroomError)
 
 
 def test_each_metric_is_in_the_reference(reference: Path, room: Stillroom) -> None:
@@ -138,6 +155,18 @@ def test_each_page_says_what_it_does_not_do() -> None:
     assert silent == []
 
 
+def test_machines_find_every_page() -> None:
+    """llms.txt lists each page that people write, with its title; `python docs/reference.py` renews it."""
+    script = "import reference, pathlib; print(reference.llms_txt(pathlib.Path()), end='')"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=DOCS, check=True, timeout=60, capture_output=True, text=True)
+    listed = (DOCS / "llms.txt").read_text(encoding="utf-8")
+    assert listed == done.stdout
+    pages = {page.relative_to(DOCS).as_posix() for page in written_pages() if DOCS in page.parents}
+    ours = {page for page in pages if not page.startswith("decisions/") and "index" not in page}
+    assert set(re.findall(r"\]\(([\w./-]+\.md)\)", listed)) == ours
+
+
 def test_decisions_are_numbered_once_and_have_three_parts() -> None:
     """A decision has a number of its own, a title, its context, the choice and what it costs."""
     pages = sorted((DOCS / "decisions").glob("0*.md"))
@@ -148,3 +177,15 @@ def test_decisions_are_numbered_once_and_have_three_parts() -> None:
         assert re.match(rf"# 0*{int(page.name[:4])}[.:] [A-Z].+\n", text), page.name
         for part in ("Context", "Choice", "Cost|What it costs"):
             assert re.search(rf"^\*\*({part})", text, re.MULTILINE), f"{page.name}: {part}"
+
+
+def test_the_tests_read_as_a_specification() -> None:
+    """Each test says in a sentence what is true, and `make spec` prints all of them."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    said = [(file.name, sentence) for file in files for sentence in sentences(file)]
+    assert len(said) > 1_000
+    unsaid = [one for one in said if not re.search(r"\w.*[.!?:\"`)]$", one[1])]
+    assert unsaid == []
+    command = [sys.executable, "-m", "tests.specification", "test_docs"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
+    assert "  - Each test says in a sentence" in done.stdout

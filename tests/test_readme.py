@@ -72,7 +72,7 @@ def matches(sent: str, claimed: str) -> bool:
     return sent.startswith(begins) if cut else sent == claimed
 
 
-@pytest.mark.parametrize(("page", "commands"), [(README, 0), (WIRE, 18)], ids=["README", "wire"])
+@pytest.mark.parametrize(("page", "commands"), [(README, 0), (WIRE, 17)], ids=["README", "wire"])
 def test_the_python_examples_run_and_send_what_they_say(
     monkeypatch: pytest.MonkeyPatch, page: str, commands: int
 ) -> None:

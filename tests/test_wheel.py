@@ -53,6 +53,19 @@ def test_it_holds_the_scripts_the_style_and_the_types(names: set[str]) -> None:
     assert {"stillroom/py.typed", "stillroom_workers/py.typed", "stillroom/cli/users.acl"} <= names
 
 
+def test_it_holds_the_documentation(names: set[str]) -> None:
+    """Pages for people and llms.txt for machines are in the wheel; what builds the site is not."""
+    written = {
+        path.relative_to(ROOT / "docs").as_posix()
+        for path in (ROOT / "docs").rglob("*.md")
+        if path.parent.name not in ("decisions", "reference") and "_build" not in path.parts
+    }
+    assert len(written) > 20
+    held = {name.removeprefix("stillroom/docs/") for name in names if "/docs/" in name}
+    assert written | {"llms.txt", "explanation/clock.svg"} <= held
+    assert [name for name in held if name.endswith(".py") or "_build" in name] == []
+
+
 def test_the_source_roots_are_no_packages() -> None:
     """`shared/` and `workers/` hold packages and are none."""
     assert not (ROOT / "shared/__init__.py").exists()

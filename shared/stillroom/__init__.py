@@ -1,135 +1,35 @@
-"""Stillroom: the Redis services a web app shares, and the workers that keep them fresh."""
+"""Stillroom: the Redis services a web app shares, and the workers that keep them fresh.
 
-from stillroom.abuse import Abuse, AsyncAbuse, Ban, Rule
-from stillroom.cache import (
-    AsyncCache,
-    AsyncCachedFunction,
-    Cache,
-    CachedFunction,
-    CachedValue,
-    Freshness,
-    ImageInfo,
-)
-from stillroom.codec import Unencodable
-from stillroom.dispatch import CeleryDispatch, InlineDispatch, NoDispatch
-from stillroom.errors import (
-    BanRefused,
-    EventRefused,
-    ImageRefused,
-    ImagesUnavailable,
-    InvalidArgument,
-    InvalidKey,
-    InvalidLimit,
-    LoadFailed,
-    LoadShed,
-    LockLost,
-    LockTaken,
-    OrderRefused,
-    RedisRefused,
-    RedisUnavailable,
-    SessionConflict,
-    SessionDataRefused,
-    SessionEnded,
-    SessionNotFresh,
-    SessionNotLoaded,
-    SessionStoreUnavailable,
-    SessionTooLate,
-    SessionUnreadable,
-    SettingsError,
-    StillroomError,
-    TooManySessions,
-    UnknownLoader,
-    ValueTooLarge,
-)
-from stillroom.health import AsyncHealth, Health
-from stillroom.limits import (
-    API,
-    AUTH,
-    DEFAULT,
-    STATIC,
-    AsyncLimits,
-    Change,
-    Decision,
-    Limit,
-    Limits,
-    Reservation,
-    Route,
-    Routes,
-    Standing,
-)
-from stillroom.locks import AsyncHeld, AsyncLock, Held, Lock
-from stillroom.room import AsyncStillroom, Stillroom
-from stillroom.sessions import AsyncSessions, Device, Session, SessionEvent, Sessions
-from stillroom.settings import Settings
+The names are in public.py. They are imported when the first of them is used: a command line, a settings module or a
+test that only mentions the package does not wait for pydantic and redis-py.
+"""
 
-__all__ = [
-    "API",
-    "AUTH",
-    "DEFAULT",
-    "STATIC",
-    "Abuse",
-    "AsyncAbuse",
-    "AsyncCache",
-    "AsyncCachedFunction",
-    "AsyncHealth",
-    "AsyncHeld",
-    "AsyncLimits",
-    "AsyncLock",
-    "AsyncSessions",
-    "AsyncStillroom",
-    "Ban",
-    "BanRefused",
-    "Cache",
-    "CachedFunction",
-    "CachedValue",
-    "CeleryDispatch",
-    "Change",
-    "Decision",
-    "Device",
-    "EventRefused",
-    "Freshness",
-    "Health",
-    "Held",
-    "ImageInfo",
-    "ImageRefused",
-    "ImagesUnavailable",
-    "InlineDispatch",
-    "InvalidArgument",
-    "InvalidKey",
-    "InvalidLimit",
-    "Limit",
-    "Limits",
-    "LoadFailed",
-    "LoadShed",
-    "Lock",
-    "LockLost",
-    "LockTaken",
-    "NoDispatch",
-    "OrderRefused",
-    "RedisRefused",
-    "RedisUnavailable",
-    "Reservation",
-    "Route",
-    "Routes",
-    "Rule",
-    "Session",
-    "SessionConflict",
-    "SessionDataRefused",
-    "SessionEnded",
-    "SessionEvent",
-    "SessionNotFresh",
-    "SessionNotLoaded",
-    "SessionStoreUnavailable",
-    "SessionTooLate",
-    "SessionUnreadable",
-    "Sessions",
-    "Settings",
-    "SettingsError",
-    "Standing",
-    "Stillroom",
-    "StillroomError",
-    "TooManySessions",
-    "Unencodable",
-    "UnknownLoader",
-    "ValueTooLarge",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.public import *  # noqa: F403  # type checkers read its __all__
+    from stillroom.public import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Return a public name, which has a capital, or a module, which has none. Each is asked for once."""
+        if name != "__all__" and (name.startswith("__") or name.islower()):
+            return _module(name)
+        public = import_module("stillroom.public")
+        if name != "__all__" and name not in public.__all__:
+            raise AttributeError(f"module 'stillroom' has no attribute {name!r}")
+        found = globals()[name] = getattr(public, name)
+        return found
+
+    def _module(name: str) -> Any:
+        # Not through public.py: a module that it imports may be asking for another one.
+        try:
+            return import_module(f"stillroom.{name}")
+        except ModuleNotFoundError as missing:
+            if missing.name != f"stillroom.{name}":
+                raise
+            raise AttributeError(f"module 'stillroom' has no attribute {name!r}") from None
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module("stillroom.public").__all__})

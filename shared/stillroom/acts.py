@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from stillroom.cache.explain import fields_of
+from stillroom.dead_messages import KIND, sender
+from stillroom.dispatch import publish
 from stillroom.errors import InvalidArgument, StillroomError, did_you_mean
 from stillroom.limits import Limit
 from stillroom.limits.changes import read_time, write_rate
@@ -228,7 +230,15 @@ def _letters(room: Stillroom, _: Form) -> Done:
     return Done(f"{len(letters)} dead letters.", ("when", "kind", "reason", "id"), rows)
 
 
+def teach_messages(room: Stillroom) -> None:
+    """Let a room send Celery's messages again: straight away, for somebody waits to hear whether it could be."""
+    room.dead_letters.senders[KIND] = sender(
+        lambda task, queue, args, kwargs: publish(room.settings, task, queue, args, kwargs)
+    )
+
+
 def _retry(room: Stillroom, form: Form) -> Done:
+    teach_messages(room)
     room.state.run(room.dead_letters.retry(form["id"]))
     return Done(f"{form['id']} is sent again.")
 

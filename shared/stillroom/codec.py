@@ -54,7 +54,10 @@ class Undecodable(ValueError):
 
 
 class Unencodable(StillroomError, TypeError):
-    """The value has no JSON that gives it back; the message says what would be lost."""
+    """The value has no JSON that gives it back. The message says what would be lost.
+
+    Answer: a mistake in the code; annotate the type, or store another value.
+    """
 
 
 class Encoded(NamedTuple):

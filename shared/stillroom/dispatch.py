@@ -126,7 +126,7 @@ class NoDispatch:
 
 
 def _nothing() -> None:
-    """Nobody holds anything for an errand that only wakes."""
+    """Do nothing: a wake-up holds no lease that would have to be freed."""
 
 
 def _no_headers() -> Mapping[str, str]:
@@ -327,32 +327,20 @@ class CeleryDispatch:
         """Publish them. → how many tasks were waiting for a worker."""
         message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
         loaders = sorted({order.loader for order in some})
-        task = REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK
         return self._publish(
-            task,
+            REFRESH_TASK if len(some) == 1 else REFRESH_MANY_TASK,
             message.model_dump(),
             kind="refresh",
             shown={"loader": ", ".join(loaders), "orders": len(some)},
-            # Of several loaders there would be as many names as there are sets of them: Flower counts by name.
-            shown_name=f"{task} {loaders[0]}" if len(loaders) == 1 else None,
         )
 
     def _deliver_wake(self, task: str) -> None:
         if self._length(self._keys.queue("maintenance")) < WAKES_LIMIT:
             self._publish(task, {}, kind="maintenance", shown={})
 
-    def _publish(
-        self,
-        task: str,
-        fields: Mapping[str, Any],
-        *,
-        kind: str,
-        shown: Any,
-        shown_name: str | None = None,
-    ) -> int:
+    def _publish(self, task: str, fields: Mapping[str, Any], *, kind: str, shown: Any) -> int:
         """Send the task. → how many were waiting in its queue.
 
-        `shown` and `shown_name`: its arguments and its name as logs and Flower show them.
         Raises OverflowError where nobody takes them.
         """
         self._connect_once()
@@ -370,7 +358,6 @@ class CeleryDispatch:
             ignore_result=True,
             argsrepr="",  # nothing to format, and arguments stay out of Flower
             kwargsrepr=json.dumps(shown),
-            shadow=shown_name,
         )
         return waiting
 

@@ -8,23 +8,34 @@ from typing import Any
 
 
 class StillroomError(Exception):
-    """Everything Stillroom raises on purpose."""
+    """The base of everything that Stillroom raises on purpose."""
 
 
 class SettingsError(StillroomError, ValueError):
-    """A setting is unknown, missing or out of its range; the message names each one."""
+    """A setting is unknown, missing or out of its range; the message names each one.
+
+    Answer: do not start; print the message.
+    """
 
 
 class InvalidArgument(StillroomError, TypeError, ValueError):
-    """An argument can't be used: an unknown keyword, the wrong type, out of range. It says what is."""
+    """An argument can't be used: its name is unknown, its type is wrong, or it is out of range.
+
+    The message says what is allowed.
+
+    Answer: a mistake in the code; let it fail a test.
+    """
 
 
 class UnknownSetting(SettingsError, InvalidArgument):
-    """A room was given by name what is no setting."""
+    """A room was given a keyword that is no setting. The message names the setting that was probably meant."""
 
 
 class InvalidKey(StillroomError, ValueError):
-    """A key, tag or key template can't be used; `given` is what came in, `reason` why not."""
+    """A key, tag or key template can't be used. `given` is what came in, `reason` says why it is refused.
+
+    Answer: a mistake in the code; 400 where the key came from a visitor.
+    """
 
     def __init__(self, given: object, reason: str) -> None:
         super().__init__(f"{_shortened(given)}: {reason}")
@@ -33,7 +44,10 @@ class InvalidKey(StillroomError, ValueError):
 
 
 class ValueTooLarge(StillroomError, ValueError):
-    """An encoded value is over the limit (`size` and `limit` in bytes)."""
+    """An encoded value is over the limit (`size` and `limit` in bytes).
+
+    Answer: store less, or raise `STILLROOM_VALUE_LIMIT`.
+    """
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"the encoded value has {size:,} bytes, the limit is {limit:,}")
@@ -45,6 +59,8 @@ class ImageRefused(StillroomError, ValueError):
     """This file is not an image to be looked at; `reason` is one word, `sentence` says why.
 
     Reasons: name, link, special (no plain file), bytes, pixels, content, changing, denied.
+
+    Answer: 404 for `name`, `link` and `special`; 422 for the others.
     """
 
     def __init__(self, filename: str, reason: str, sentence: str) -> None:
@@ -55,13 +71,18 @@ class ImageRefused(StillroomError, ValueError):
 
 
 class ImagesUnavailable(StillroomError):
-    """Images can't be looked at here: no root is set, or Pillow is not installed."""
+    """Images can't be read here: no root is set, or Pillow is not installed.
+
+    Answer: 500; set `STILLROOM_IMAGE_ROOT`, install `stillroom[images]`.
+    """
 
 
 class LoadFailed(StillroomError):
     """Another process' load, which this call waited for, has failed; `kind` is the name of its error's class.
 
     Whoever waited in that process has the error itself. The next call tries again.
+
+    Answer: what you answer when the loader itself fails; mostly 502 or 503.
     """
 
     def __init__(self, loader: str, kind: str, detail: str = "") -> None:
@@ -79,6 +100,8 @@ class LoadShed(StillroomError):
 
     Where nobody handles it, the middlewares, Flask's `init_app` and Django's session middleware answer 503 with
     `Retry-After: retry_after` (seconds).
+
+    Answer: 503 with `Retry-After`.
     """
 
     def __init__(self, loader: str, at_once: int, retry_after: float) -> None:
@@ -91,7 +114,10 @@ class LoadShed(StillroomError):
 
 
 class UnknownLoader(StillroomError, LookupError):
-    """No loader is registered under this name in this process."""
+    """No loader is registered under this `name` in this process. `known` are those that are.
+
+    Answer: name its module in `STILLROOM_LOADERS`.
+    """
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         super().__init__(f"no loader named {name!r}; registered: {', '.join(known) or 'none'}")
@@ -106,6 +132,8 @@ class RedisUnavailable(StillroomError):
     nocluster; auth, select or time for the part of a connection's handshake that was refused; readonly (it is a
     replica), sentinel (they name no primary), proxy; settings: see SettingsDiffer; or, in `RedisRefused`, the
     server's own error code in lower case. `detail` says which setting leads there, and what to do.
+
+    Answer: 503, or go on without; after an edit that was saved, `defer=True` instead.
     """
 
     def __init__(self, reason: str, detail: str = "", *, may_be_done: bool = False) -> None:
@@ -127,6 +155,8 @@ class RedisRefused(RedisUnavailable):
     """The server answered with an error: OOM, READONLY, NOPERM, LOADING, WRONGTYPE …
 
     `replies` holds the whole batch's replies, errors in their places: a batch is not a transaction.
+
+    Answer: as RedisUnavailable; an operator looks at the code.
     """
 
     def __init__(self, code: str, detail: str, replies: Sequence[Any] = ()) -> None:
@@ -140,6 +170,8 @@ class SettingsDiffer(RedisUnavailable):
     Redis would answer, but what this process reads and writes there would not be what the others mean. So its calls
     do what they do without Redis. `setting` is the setting's name; `mine` and `agreed` are the two values; `who`
     is the process that brought the agreed one.
+
+    Answer: as RedisUnavailable; an operator makes the settings alike.
     """
 
     def __init__(self, setting: str, mine: str, agreed: str, who: str) -> None:
@@ -171,7 +203,10 @@ FINAL = frozenset(
 
 
 class SessionStoreUnavailable(RedisUnavailable):
-    """Redis is away, so nobody can say whether the session lives. Not a logout: answer 503, leave the cookie."""
+    """Redis is away, so nobody can say whether the session lives. It is not a logout.
+
+    Answer: 503, and leave the cookie.
+    """
 
     @classmethod
     def of(cls, error: RedisUnavailable) -> SessionStoreUnavailable:
@@ -180,7 +215,10 @@ class SessionStoreUnavailable(RedisUnavailable):
 
 
 class SessionEnded(StillroomError, LookupError):
-    """There is no such session to write to; `reason` is missing, expired, revoked or replayed."""
+    """There is no such session to write to. `reason` is missing, expired, revoked or replayed.
+
+    Answer: 401, and clear the cookie.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"this session does not live ({reason})")
@@ -188,7 +226,10 @@ class SessionEnded(StillroomError, LookupError):
 
 
 class SessionConflict(StillroomError):
-    """Somebody else was first: the session has another version now (`current`), or was rotated (None)."""
+    """Another request changed the session first. `current` is its version now, or None if it was rotated.
+
+    Answer: read the session and try again, or 409; `mutate` does so by itself.
+    """
 
     def __init__(self, current: int | None) -> None:
         super().__init__(
@@ -200,7 +241,10 @@ class SessionConflict(StillroomError):
 
 
 class TooManySessions(StillroomError):
-    """The user has as many sessions as one may have (`count` and `limit`)."""
+    """The user already has `limit` live sessions (`count`).
+
+    Answer: 409 or 403: the user ends another session first.
+    """
 
     def __init__(self, count: int, limit: int) -> None:
         super().__init__(f"the user has {count} sessions, the limit is {limit}")
@@ -209,13 +253,18 @@ class TooManySessions(StillroomError):
 
 
 class SessionNotLoaded(StillroomError, RuntimeError):
-    """A request's session was looked at before it was read: `await session.load()` comes first."""
+    """A request's session was looked at before it was read: `await session.load()` comes first.
+
+    Answer: a mistake in the code.
+    """
 
 
 class SessionNotFresh(StillroomError):
     """The user proved who he is too long ago for this, or never in this session: ask again, then `confirm`.
 
     `within`: seconds that were asked for. `age`: seconds since the proof, None where there was none.
+
+    Answer: 401 or 403, and ask for the password again.
     """
 
     def __init__(self, within: float, age: float | None) -> None:
@@ -226,23 +275,38 @@ class SessionNotFresh(StillroomError):
 
 
 class SessionTooLate(StillroomError, RuntimeError):
-    """The response has begun, so the session of this request can't be changed any more."""
+    """The response has begun, so the session of this request can't be changed any more.
+
+    Answer: a mistake in the code; change the session before the response begins.
+    """
 
 
 class SessionUnreadable(StillroomError, ValueError):
-    """What the session holds is not the type asked for; the message names fields, never their contents."""
+    """What the session holds is not the type asked for; the message names fields, never their contents.
+
+    Answer: treat the session as empty, or end it.
+    """
 
 
 class SessionDataRefused(StillroomError, ValueError):
-    """The data can't be kept in a session: too many keys, a key out of its grammar, no JSON for a value."""
+    """The data can't be kept in a session: too many keys, a key out of its grammar, no JSON for a value.
+
+    Answer: a mistake in the code; 413 where a visitor's input was too much.
+    """
 
 
 class EventRefused(StillroomError, ValueError):
-    """This is no event of abuse: its kind is unknown, or it says of nobody."""
+    """The event is refused: its kind is unknown, or it names neither an `ip` nor a `user`.
+
+    Answer: a mistake in the code.
+    """
 
 
 class BanRefused(StillroomError, ValueError):
-    """This subject can't be banned (`subject`), and why not (`reason`)."""
+    """This `subject` can't be banned. `reason` says why.
+
+    Answer: tell the operator.
+    """
 
     def __init__(self, subject: object, reason: str) -> None:
         super().__init__(f"{_shortened(subject)} can't be banned: {reason}")
@@ -251,7 +315,10 @@ class BanRefused(StillroomError, ValueError):
 
 
 class InvalidLimit(StillroomError, ValueError):
-    """A limit, a route or what is asked of them makes no sense; `given` is what came in, `reason` why not."""
+    """A limit, a route or a subject makes no sense. `given` is what came in, `reason` says why it is refused.
+
+    Answer: a mistake in the code; 400 where the subject came from a visitor.
+    """
 
     def __init__(self, given: object, reason: str) -> None:
         super().__init__(f"{_shortened(given)}: {reason}")
@@ -260,7 +327,10 @@ class InvalidLimit(StillroomError, ValueError):
 
 
 class LockTaken(StillroomError, TimeoutError):
-    """Others hold the lock (`name`), and waiting for it (`waited` seconds) was in vain."""
+    """Other holders kept the lock (`name`) for all of the `waited` seconds.
+
+    Answer: try later, 409 or 503.
+    """
 
     def __init__(self, name: str, waited: float, *, crowded: bool = False) -> None:
         why = "too many wait for it already" if crowded else f"waited {waited:g} s in vain"
@@ -270,7 +340,10 @@ class LockTaken(StillroomError, TimeoutError):
 
 
 class LockLost(StillroomError, RuntimeError):
-    """The lock (`name`) ran out before it was renewed: somebody else may have held it meanwhile."""
+    """The lock (`name`) ran out before it was renewed. Somebody else may have held it meanwhile.
+
+    Answer: stop, and undo what a second holder must not find.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -280,18 +353,26 @@ class LockLost(StillroomError, RuntimeError):
 
 
 class DispatchFailed(StillroomError):
-    """Background work could not be handed over: too much of it waits already, or the broker is away."""
+    """Background work could not be handed over: too much of it waits already, or the broker is away.
+
+    Answer: 503; start workers.
+    """
 
 
 class OrderRefused(StillroomError, ValueError):
     """An order to the workers does not fit its task, and will not fit next time either; the message says why.
 
     Raised in the worker: the task fails with it, and whoever waits for its result gets it.
+
+    Answer: a mistake in the code.
     """
 
 
 class NoDeadLetter(StillroomError, LookupError):
-    """There is no dead letter with this `id`: it was retried, dropped, or made room for newer ones."""
+    """There is no dead letter with this `id`: it was retried, dropped, or made room for newer ones.
+
+    Answer: 404.
+    """
 
     def __init__(self, id: object) -> None:
         super().__init__(f"there is no dead letter {_shortened(id)}")
@@ -299,7 +380,10 @@ class NoDeadLetter(StillroomError, LookupError):
 
 
 class DeadLetterRefused(StillroomError, ValueError):
-    """This dead letter can't be sent again (`id`); `reason` says why."""
+    """This dead letter (`id`) can't be sent again. `reason` says why.
+
+    Answer: tell the operator.
+    """
 
     def __init__(self, id: str, reason: str) -> None:
         super().__init__(f"dead letter {id} can't be sent again: {reason}")

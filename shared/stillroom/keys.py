@@ -12,8 +12,13 @@ a shard live in one Redis Cluster slot, so that one script may touch them togeth
 |                   |        | `!` how far they are trimmed, `*` how far       |              | lib/marks.lua,  |
 |                   |        | patterns were dropped; of the epoch: `@` the run|              | drop_globs,     |
 |                   |        | of the server (48 bits of its id), `&` its      |              | verify_epoch,   |
-|                   |        | history, `#` how many shards there are          |              | clear           |
+|                   |        | history, `#` how many shards there are;         |              | clear,          |
+|                   |        | `K` the newest key in `named`                   |              | lib/near.lua    |
 | ns:{0}:globs      | zset   | the globs among the marks → seq                 | as the marks | mark, trim_marks|
+| ns:{0}:near       | string | prefixes of keys that processes keep copies of: | 8 d without  | near_join       |
+|                   |        | an id, then one a line                          | such one     |                 |
+| ns:{0}:named      | zset   | `k:<key>` → seq: such a key whose value was     | 10 min,      | lib/near.lua    |
+|                   |        | changed; `!` since when they are complete       | 11,000       |                 |
 | ns:{0}:e:<key>    | string | entry: one header line, then the payload        | ttl + swr    | put, commit,    |
 |                   |        |                                                 |              | add, replace    |
 | …e:<key>%other    | string | the same, of a second release of the app: see   | ttl + swr    | commit          |
@@ -187,6 +192,8 @@ class Keys:
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()
         self.trimmed = f"{cache}trimmed".encode()
+        self.near = f"{cache}near".encode()
+        self.named = f"{cache}named".encode()
         self.entry_prefix = f"{cache}e:".encode()
         self.index_prefix = f"{cache}i:".encode()
         self._shards = _session_shards(namespace)

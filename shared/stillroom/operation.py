@@ -35,6 +35,7 @@ from stillroom.wire import (
     Command,
     ShardWire,
     Wire,
+    load_begun,
     refusal,
     time_left,
     words_of,
@@ -69,7 +70,7 @@ STATE = -1  # where a step On runs: on the state's server; shards count from 0
 
 
 class Once(list[Command]):
-    """A batch that must not be sent a second time: doing it twice is not doing it once.
+    """A batch that is not idempotent, so it must not be sent a second time.
 
     `parts`: where it was put together from several operations' batches, how long each part is, and whether that
     part is such a batch itself. The order of commands matters within a part, and not between parts.
@@ -250,6 +251,8 @@ class Driver:
                     )
                 except RedisRefused as again:
                     second = again.replies
+                except RedisUnavailable as error:
+                    raise repair.failed(error) from None
             return repair.mended(second)
         finally:
             if budget is not None:
@@ -257,8 +260,9 @@ class Driver:
 
     def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
-            result = _called(step)
-            return in_background_loop(result) if inspect.isawaitable(result) else result
+            with load_begun():
+                result = _called(step)
+                return in_background_loop(result) if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return time.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
@@ -354,6 +358,8 @@ class AsyncDriver:
                     )
                 except RedisRefused as again:
                     second = again.replies
+                except RedisUnavailable as error:
+                    raise repair.failed(error) from None
             return repair.mended(second)
         finally:
             if budget is not None:
@@ -361,11 +367,12 @@ class AsyncDriver:
 
     async def _take(self, step: Any, deadline: float) -> Any:
         if isinstance(step, Call):
-            if inspect.iscoroutinefunction(step.function):
-                return await step.function(*step.args, **step.kwargs)
-            # A plain function may block for as long as a database takes: not in the event loop.
-            result = await asyncio.to_thread(_called, step)
-            return await result if inspect.isawaitable(result) else result
+            with load_begun():
+                if inspect.iscoroutinefunction(step.function):
+                    return await step.function(*step.args, **step.kwargs)
+                # A plain function may block for as long as a database takes: not in the event loop.
+                result = await asyncio.to_thread(_called, step)
+                return await result if inspect.isawaitable(result) else result
         if isinstance(step, Pause):
             return await asyncio.sleep(_paused(step, deadline))
         if isinstance(step, Freeing):
@@ -629,6 +636,12 @@ class Repair:
             Script.flags_are_known = False
             self._prepare()
         return flags_refused
+
+    def failed(self, error: RedisUnavailable) -> RedisUnavailable:
+        """The error of a batch whose second try failed: what was not missing had been done by then."""
+        is_partly_done = len(self._missing) < len(self._batch)
+        done = is_partly_done or error.may_be_done
+        return RedisUnavailable(error.reason, error.detail, may_be_done=done)
 
     def mended(self, second: Sequence[Any]) -> list[Any]:
         """The first replies, with those of the second try in the places that were sent again.

@@ -2,6 +2,7 @@
 
 A setting is read from the environment under the name in its alias, or under `STILLROOM_` and its own
 name in capitals. A secret may come from a file: `REDIS_PASSWORD_FILE` names it (both set is an error).
+The docstring below a setting is what the reference says of it.
 """
 
 from __future__ import annotations
@@ -127,145 +128,224 @@ class Settings(BaseSettings):
 
     # Where Redis is. Three roles, one server until you say otherwise.
     redis_url: RedisUrl = Field("redis://redis:6379", alias="REDIS_URL")
+    """The Redis server: `redis://`, `rediss://` (TLS) or `unix://`, with an ACL user and a database where
+    wanted; or Sentinels, `redis+sentinel://host:26379,host:26379/<master>/<database>`."""
     redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")
-    # Of the Sentinels that a redis+sentinel:// URL names, where they ask for one.
+    """The password for all servers whose URL has none. No log, error or repr shows it."""
     sentinel_user: str | None = None
+    """The user at the Sentinels that a `redis+sentinel://` URL names, where they ask for one."""
     sentinel_password: SecretStr | None = None
-    cache_url: RedisUrl | None = None  # default: redis_url
-    cluster: bool = False  # cache_url is any node of a Redis Cluster
-    # All processes of a namespace have the same number: one that has another is told so (SettingsDiffer), and works
-    # without the cache. docs/operating.md has the steps for changing it.
-    shards: int = Field(1, ge=1, le=64)  # of the cache; in a cluster each is on one node
-    broker_url: BrokerUrl | None = None  # default: redis_url; any broker kombu speaks
-    # Invalidations, logouts, rotations and reservations return when this many replicas have them. All processes of
-    # a namespace have the same number: see docs/operating.md.
+    """The password at the Sentinels."""
+    cache_url: RedisUrl | None = None
+    """The server that may evict (`allkeys-lfu`). Losing it is a cold cache. Default: REDIS_URL."""
+    cluster: bool = False
+    """Whether `cache_url` is a node of a Redis Cluster."""
+    shards: int = Field(1, ge=1, le=64)
+    """How many shards the cache has; in a cluster each is on one node. All processes of a namespace have the
+    same number. A process with another one is told so (SettingsDiffer) and works without the cache;
+    docs/operating.md has the steps for changing it."""
+    broker_url: BrokerUrl | None = None
+    """The Celery broker: a server that may not evict (`noeviction`), or any broker kombu speaks. Default:
+    REDIS_URL."""
     replicas: int = Field(0, ge=0, le=10)
+    """How many replicas must have an invalidation, a logout, a rotation or a reservation before the call
+    returns. All processes of a namespace have the same number; docs/operating.md has the steps for changing
+    it."""
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """The first part of every key. Apps that share a server have different ones."""
 
     # Starting up: patient, and says so.
     connect_attempts: int = Field(5, ge=1, le=1_000)
-    connect_delay: Seconds = 5.0  # between two attempts
+    """How often `room.connect()` tries to reach Redis."""
+    connect_delay: Seconds = 5.0
+    """Seconds between two of these attempts."""
 
     # Inside a request: never sleeps.
     connect_timeout: Seconds = 0.1
-    command_timeout: Seconds = 0.1  # one batch, from send to last reply
-    call_timeout: Seconds = (
-        0.15  # all batches of one call together; a loader's own time is not counted
-    )
-    request_timeout: Seconds = 0.25  # all calls inside `with room.request()` together
-    pool_size: int = Field(64, ge=1, le=10_000)  # connections per process and server
-    pool_timeout: Seconds = 0.02  # the wait for a free connection
+    """Seconds to open a connection."""
+    command_timeout: Seconds = 0.1
+    """Seconds for one batch of commands, from its sending to its last reply."""
+    call_timeout: Seconds = 0.15
+    """Seconds for all batches of one call together. A loader's own time is not counted."""
+    request_timeout: Seconds = 0.25
+    """Seconds for all calls inside `with room.request()` together. Then they fall back at once."""
+    pool_size: int = Field(64, ge=1, le=10_000)
+    """Connections to each server that a process may open."""
+    pool_timeout: Seconds = 0.02
+    """Seconds to wait for a free connection."""
 
     # The circuit breaker.
-    breaker_failures: int = Field(5, ge=1)  # in a row
-    breaker_ratio: float = Field(0.5, gt=0, le=1)  # or this share …
-    breaker_calls: int = Field(20, ge=1)  # … of at least this many calls …
-    breaker_window: Seconds = 10.0  # … in this time
-    probe_delay: Seconds = 0.25  # the first probe; each next waits twice as long …
-    probe_limit: Seconds = 1.0  # … up to this
+    breaker_failures: int = Field(5, ge=1)
+    """The breaker opens after this many failures in a row."""
+    breaker_ratio: float = Field(0.5, gt=0, le=1)
+    """The breaker also opens when this share of the calls of a window fails."""
+    breaker_calls: int = Field(20, ge=1)
+    """How many calls a window must have before their share counts."""
+    breaker_window: Seconds = 10.0
+    """Seconds of such a window."""
+    probe_delay: Seconds = 0.25
+    """Seconds from the opening to the first probe. Each next probe waits twice as long."""
+    probe_limit: Seconds = 1.0
+    """Seconds between two probes at most."""
 
     # The cache.
-    ttl: Seconds = 300.0  # how long an entry is fresh
-    swr: SecondsOrNone = 0.0  # how long after that it may be served while refreshed
-    # The share of its ttl by which an entry may end earlier: what is stored together does not end together.
+    ttl: Seconds = 300.0
+    """Seconds an entry is fresh."""
+    swr: SecondsOrNone = 0.0
+    """Seconds after that in which an entry is served stale while a worker refreshes it."""
     jitter: float = Field(0.1, ge=0, le=0.5)
-    life_limit: Seconds = (
-        7 * 86_400.0
-    )  # ttl + swr may not pass this: it bounds how long marks are kept
-    lease_limit: Seconds = 300.0  # no lease may be longer: it bounds how late a load can be stored
-    lease: Seconds = 10.0  # a loader that takes longer does not get to store its value
-    wait: Seconds = 10.0  # how long a caller waits for another's load before it loads for itself
-    refresh_lease: Seconds = 30.0  # from asking for a refresh to asking again
-    backoff: Seconds = 1.0  # after a failed refresh; doubles with each failure …
-    backoff_limit: Seconds = 300.0  # … up to this
-    refresh_rate: float = Field(20.0, gt=0, le=10_000)  # loads a second after a soft invalidation
-    value_limit: int = Field(1024 * 1024, ge=64)  # bytes stored
-    decoded_limit: int = Field(8 * 1024 * 1024, ge=64)  # bytes after decompression
-    compress_above: int = Field(1024 * 1024, ge=0)  # bytes of JSON; less costs CPU, saves memory
-    outbox_limit: int = Field(10_000, ge=1)  # deferred invalidations; one more becomes a clear()
-    marks_limit: int = Field(20_000, ge=100)  # invalidations a process remembers
-    # While Redis is away, how long a process serves a value that it has just loaded; 0: each caller's is its own.
+    """The share of its `ttl` by which an entry may end earlier, by chance, so that entries stored together do
+    not end together."""
+    life_limit: Seconds = 7 * 86_400.0
+    """The most that `ttl` and `swr` of an entry may be together, in seconds. Marks of invalidations are kept
+    this long."""
+    lease_limit: Seconds = 300.0
+    """The longest lease, in seconds. It bounds how late a load can still be stored."""
+    lease: Seconds = 10.0
+    """Seconds a loader may take. The value of a slower one is returned and not stored."""
+    wait: Seconds = 10.0
+    """Seconds a caller waits for another caller's load of the key before it loads for itself."""
+    refresh_lease: Seconds = 30.0
+    """Seconds from asking for a refresh to asking again."""
+    backoff: Seconds = 1.0
+    """Seconds without a refresh after one has failed. They double with each failure in a row."""
+    backoff_limit: Seconds = 300.0
+    """The longest such pause, in seconds."""
+    refresh_rate: float = Field(20.0, gt=0, le=10_000)
+    """Loads a second that workers make after a soft invalidation."""
+    value_limit: int = Field(1024 * 1024, ge=64)
+    """The largest value, in bytes as stored. A larger one raises ValueTooLarge, or is returned and not stored
+    by a loader."""
+    decoded_limit: int = Field(8 * 1024 * 1024, ge=64)
+    """The largest value after decompression, in bytes. A larger one is a miss."""
+    compress_above: int = Field(1024 * 1024, ge=0)
+    """Bytes of JSON above which a value is compressed. A lower number saves memory and costs CPU."""
+    outbox_limit: int = Field(10_000, ge=1)
+    """Deferred invalidations a process keeps while Redis is away. One more turns them into one `clear()`."""
+    marks_limit: int = Field(20_000, ge=100)
+    """Invalidations a process remembers."""
+    near_limit: int = Field(64 * 1024 * 1024, ge=0)
+    """Bytes of copies that a process keeps for loaders and reads with `near`."""
+    near_away: SecondsOrNone = 0.0
+    """Seconds for which a process serves such copies while Redis is away. Others may have invalidated them.
+    0: it does not."""
     away_ttl: float = Field(1.0, ge=0, le=60)
-    away_limit: int = Field(16 * 1024 * 1024, ge=0)  # bytes of such values
+    """Seconds for which a process serves a value that it has just loaded while Redis is away. 0: each caller
+    loads for itself."""
+    away_limit: int = Field(16 * 1024 * 1024, ge=0)
+    """Bytes of such values that a process keeps."""
 
     # Images.
-    image_root: Path | None = None  # the folder that `get_image_info` looks in
-    image_byte_limit: int = Field(50 * 1024 * 1024, ge=1)  # of a file
-    image_pixel_limit: int = Field(100_000_000, ge=1)  # width times height
-    # Sessions.
-    production: bool = False  # then what is only fit for a developer's machine is an error
-    # What tokens are hashed with: the first for new ones, all of them for those that are out there.
-    session_peppers: Secrets = Field((), alias="STILLROOM_SESSION_PEPPERS")
-    session_idle: Seconds = 86_400.0  # without a request for this long a session ends …
-    session_absolute: Seconds = 7 * 86_400.0  # … and after this in any case
-    session_touch: Seconds = (
-        60.0  # being seen is written down this often, or 20 times per idle time
-    )
-    session_grace: Annotated[SecondsOrNone, Field(le=3_600)] = (
-        10.0  # the old token works on after a rotation
-    )
-    session_shards: int = Field(16, ge=1, le=256)  # may grow, never shrink while sessions live
-    session_data_limit: int = Field(64 * 1024, ge=64)  # bytes of keys and JSON
-    session_keys_limit: int = Field(64, ge=1, le=1_000)
-    session_device_memory: Seconds = 180 * 86_400.0  # a user's device is no news for this long
-    # What a login does not take along from the session before: who planted that one knows it.
-    session_login_drops: Words = ("csrf_token", "_csrf_token", "csrf", "_csrftoken")
+    image_root: Path | None = None
+    """The folder in which `get_image_info` looks. Without it, it raises ImagesUnavailable."""
+    image_byte_limit: int = Field(50 * 1024 * 1024, ge=1)
+    """The largest image file, in bytes."""
+    image_pixel_limit: int = Field(100_000_000, ge=1)
+    """The largest image, in pixels (width times height)."""
 
-    # Rate limits: who a client is …
-    # "10.0.0.0/8, unix, cloudflare": only they are believed …
+    # Sessions.
+    production: bool = False
+    """Whether this is no developer's machine. Then sessions without a pepper are an error."""
+    session_peppers: Secrets = Field((), alias="STILLROOM_SESSION_PEPPERS")
+    """Secrets of 32 characters or more that tokens and user names are hashed with. The first is for new tokens,
+    all are for those that are in use."""
+    session_idle: Seconds = 86_400.0
+    """Seconds without a request after which a session ends."""
+    session_absolute: Seconds = 7 * 86_400.0
+    """Seconds after which a session ends in any case."""
+    session_touch: Seconds = 60.0
+    """Seconds between two writes of when a session was last seen; or a twentieth of its idle time, if that is
+    shorter."""
+    session_grace: Annotated[SecondsOrNone, Field(le=3_600)] = 10.0
+    """Seconds in which the old token still works after a rotation."""
+    session_shards: int = Field(16, ge=1, le=256)
+    """How many shards the sessions' indexes have. The number may grow; it must not shrink while sessions
+    live."""
+    session_data_limit: int = Field(64 * 1024, ge=64)
+    """The largest session, in bytes of keys and JSON."""
+    session_keys_limit: int = Field(64, ge=1, le=1_000)
+    """The most keys in a session."""
+    session_device_memory: Seconds = 180 * 86_400.0
+    """Seconds for which a user's device is known after its last login. A login from an unknown one is an
+    event."""
+    session_login_drops: Words = ("csrf_token", "_csrf_token", "csrf", "_csrftoken")
+    """Keys that a login does not take along from the session before: whoever planted that session knows
+    them."""
+
+    # Rate limits.
     trusted_proxies: Proxies = ()
-    # … and only in the header that they write. Any other is whatever the client sent. The first two are chains that
-    # each proxy adds to; the others hold one address, so the proxy next to the app must overwrite what it was sent.
+    """The only peers whose header about the client is believed: networks (`10.0.0.0/8`), `unix` for a socket
+    file, `cloudflare`. Everybody else is the client."""
     proxy_header: Literal["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"] = (
         "x-forwarded-for"
     )
-    limit_v6_prefix: int = Field(64, ge=56, le=64)  # bits: one household has a whole network
-    # … who is not limited at all (None: abuse_allow, for whom nobody may ban) …
+    """The header in which trusted proxies name the client. The first two are chains to which each proxy adds.
+    The others hold one address, so the proxy next to the app must overwrite what it was sent."""
+    limit_v6_prefix: int = Field(64, ge=56, le=64)
+    """Bits of an IPv6 address that count as one client: a household has a whole network."""
     limit_exempt: Networks | None = None
-    # … and what happens while Redis is away.
-    processes: int = Field(1, ge=1, le=100_000)  # of the app: each has its share of a quota then
-    limits_strict_503: bool = False  # limits that are strict answer 503, not with their share
-    local_limits: int = Field(50_000, ge=1)  # subjects and limits a process counts by itself
-    limits_memory: int = Field(10_000, ge=1)  # … whose last state, or denial, it remembers
+    """Networks that no limit counts. Default: those of `abuse_allow`."""
+    processes: int = Field(1, ge=1, le=100_000)
+    """How many processes the app has. While Redis is away each admits its share of a quota."""
+    limits_strict_503: bool = False
+    """Whether strict limits (AUTH) answer 503 while Redis is away, instead of admitting this process's
+    share."""
+    local_limits: int = Field(50_000, ge=1)
+    """Pairs of subject and limit that a process counts by itself while Redis is away."""
+    limits_memory: int = Field(10_000, ge=1)
+    """Pairs of subject and limit whose last state, or denial, a process remembers."""
 
-    # Abuse: what it looks like, and whom to ban for it.
-    abuse_rules: Path | None = None  # a TOML file that changes the built-in rules and adds others
-    abuse_allow: Networks = ()  # never banned, as the trusted proxies and private ranges
-    # Where processes of this machine tell each other of bans, so that these hold while Redis is away. None: in a
-    # folder of this user's own under the temporary one. /dev/null: nowhere, each process knows those it has met.
+    # Abuse.
+    abuse_rules: Path | None = None
+    """A TOML file that changes the built-in rules and adds others."""
+    abuse_allow: Networks = ()
+    """Networks that are never banned. Trusted proxies and private ranges never are."""
     ban_file: Path | None = None
-    ban_cap: int = Field(60, ge=0, le=10_000)  # bans a minute; past it patterns are only logged
+    """The file through which processes of this machine tell each other of bans, so that these hold while Redis
+    is away. Default: a file in the temporary folder of this user. `/dev/null`: each process knows the bans it
+    has met."""
+    ban_cap: int = Field(60, ge=0, le=10_000)
+    """Bans a minute. Past it patterns are only logged."""
 
     # Health.
-    health_timeout: Seconds = 0.2  # one check, whatever Redis does
-    # Opens the details, /metrics and /status; 16 characters or more. `Authorization: Bearer …`, or the
-    # password of `Basic …`, which is what a browser asks its user for.
+    health_timeout: Seconds = 0.2
+    """Seconds for one check, whatever Redis does."""
     health_token: SecretStr | None = Field(None, alias="STILLROOM_HEALTH_TOKEN", min_length=16)
-    # So do these, for who comes directly: no trusted proxy. None: this machine, unless a token is set, for a proxy
-    # on this machine that adds no header looks like an operator.
+    """A secret of 16 characters or more that opens the details of /health, /metrics and /status: as
+    `Authorization: Bearer …`, or as the password that a browser asks for."""
     health_networks: Networks | None = None
-    metrics_open: bool = False  # /metrics for everybody who can reach it
-    # /health/ready is 503 while one of these is away ("state", "cache"). None: an outage takes no process out of
-    # service, because all of them would leave at once, and the app is made to live through it.
+    """Networks that need no token, for requests that come through no trusted proxy. Default: this machine,
+    unless a token is set, for a proxy on this machine that adds no header looks like an operator."""
+    metrics_open: bool = False
+    """Whether /metrics is for everybody who can reach it."""
     ready_requires: Words = ()
-    # Codes of findings that are known and accepted, such as server_old: they are no finding then.
+    """Roles (`state`, `cache`) whose outage makes /health/ready answer 503. Without any, an outage takes no
+    process out of service, because all of them would leave at once and the app is made to live through it."""
     health_accept: Words = ()
-    # Findings and patterns of abuse are posted there as JSON, by workers. What it is, is often a secret.
+    """Codes of findings that are known and accepted, such as `server_old`. They are no finding then."""
     webhook_url: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_URL")
-    webhook_secret: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_SECRET")  # signs them
-    release: str | None = None  # the app's version, as releaseId
-    otel: bool = (
-        False  # spans and metrics of each call by OpenTelemetry; needs the extra `stillroom[otel]`
-    )
-    flower_url: str | None = None  # for the link on /status
+    """Where workers post findings and patterns of abuse, as JSON: `https://…` or `http://…`. It is treated as a
+    secret."""
+    webhook_secret: SecretStr | None = Field(None, alias="STILLROOM_WEBHOOK_SECRET")
+    """The secret that signs these posts."""
+    release: str | None = None
+    """The app's version, shown in /health as `releaseId`."""
+    otel: bool = False
+    """Whether calls are told to OpenTelemetry as spans and metrics. Needs the extra `stillroom[otel]`."""
+    flower_url: str | None = None
+    """Where Flower is, for the link on /status."""
 
     # The workers.
-    loaders: Words = ()  # modules that register loaders, "shop.cache" or "shop.cache:room"
-    loaders_timeout: Seconds = 60.0  # for importing them: a worker that hangs there ends
+    loaders: Words = ()
+    """Modules that register loaders, as `shop.cache` or `shop.cache:room`, with commas between several."""
+    loaders_timeout: Seconds = 60.0
+    """Seconds for importing these modules. A worker that hangs there ends."""
     worker_threads: int = Field(8, ge=1, le=1_000)
-    # Where the results of orders sent by name are kept, for an hour. None: nowhere.
+    """Threads of a worker."""
     result_backend: RedisUrl | None = None
-    heartbeat_file: Path | None = None  # touched while the worker can work
+    """The server that keeps the results of orders sent by name, for an hour. Without one they are not kept."""
+    heartbeat_file: Path | None = None
+    """A file that a worker touches while it can work, for a container's health check."""
 
     _in_code: frozenset[str] = PrivateAttr(frozenset())  # what was given by name: it comes first
 

@@ -137,6 +137,8 @@ def test_the_doctor_knows_a_system_that_has_just_started(
 ) -> None:
     """In its first minute no tick is missing; later one is."""
     monkeypatch.setenv("REDIS_URL", server.url)
+    for name, value in PATIENT.items():
+        monkeypatch.setenv(f"STILLROOM_{name.upper()}", str(value))
     monkeypatch.setattr(sys.modules["stillroom.cli.doctor"], "JUST_STARTED_S", 0.0)
     assert "no tick was seen" in CliRunner().invoke(app, ["doctor"]).output
     monkeypatch.setattr(sys.modules["stillroom.cli.doctor"], "JUST_STARTED_S", 90.0)

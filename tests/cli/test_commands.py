@@ -218,3 +218,17 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(nothing_left: None, command: li
     assert done.returncode == 2
     assert "STILLROOM_TLL is not a setting; did you mean STILLROOM_TTL?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_docs_prints_the_pages(tmp_path: Path) -> None:
+    """`stillroom docs` lists the pages, prints one, and knows one that is spelled alike."""
+
+    def said(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [STILLROOM, "docs", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    assert "(howto/tags.md)" in said().stdout
+    assert said("howto/tags").stdout.startswith("# How to choose tags\n")
+    wrong = said("howto/tag")
+    assert wrong.returncode == 2
+    assert "did you mean howto/tags?" in wrong.stderr

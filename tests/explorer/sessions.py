@@ -74,6 +74,17 @@ class Name:
 
 
 @dataclass
+class Ended:
+    """A call that ended a session."""
+
+    call: Actor
+    whose: int | None = None  # the process that knows so far; None: all do
+    is_by_grace: bool = (
+        False  # it waited under an old name, which a clock that jumps forward makes worthless
+    )
+
+
+@dataclass
 class Life:
     """A session under all its names."""
 
@@ -82,9 +93,7 @@ class Life:
     names: list[Name]
     doubts: int = 0  # how many calls may have ended it
     written: dict[int, int] = field(default_factory=dict)  # version → what was written
-    ends: list[tuple[Actor, int | None]] = field(
-        default_factory=list
-    )  # by which process; None: all
+    ends: list[Ended] = field(default_factory=list)
 
     @property
     def newest(self) -> Name:
@@ -246,7 +255,7 @@ class SessionsModel:
             self._expect(call, (SessionStoreUnavailable, SessionEnded))
             for life in theirs:
                 if call.error is None and not (keep and life is kept):
-                    life.ends.append((call, None))
+                    life.ends.append(Ended(call))
 
         destroy = partial(sessions.destroy_for_user, user, keep)
         touched = [life for life in theirs if not (keep and life is kept)]
@@ -269,7 +278,7 @@ class SessionsModel:
         self.world.kill(process)
         self.rooms[process] = self._room()
         for life in self.lives:
-            life.ends = [(call, whose) for call, whose in life.ends if whose != process]
+            life.ends = [end for end in life.ends if end.whose != process]
             rotations = life.rotations_since(life.names[0])
             if owes or any(one.call.is_dead for one in rotations):
                 life.doubts += len(rotations)
@@ -303,8 +312,8 @@ class SessionsModel:
         if left:
             raise Broken(f"{left} ends were not told")
         for life in self.lives:
-            ends = [(call, None if whose == process else whose) for call, whose in life.ends]
-            life.ends = ends
+            for end in life.ends:
+                end.whose = None if end.whose == process else end.whose
 
     def _check_lists(self) -> None:
         """No session is there of which nobody was given a name; and a cap is one."""
@@ -333,12 +342,14 @@ class SessionsModel:
 
     def _check_is_over(self, life: Life, call: Actor) -> None:
         """The session was there for this call: then nobody had ended it."""
-        for ended, whose in life.ends:
-            returned = ended.returned
+        for end in life.ends:
+            returned = end.call.returned
             is_before = returned is not None and returned < call.began
-            if is_before and whose in (None, call.process) and self._is_known(life):
+            is_known = end.whose in (None, call.process) and self._is_known(life)
+            is_missed = end.is_by_grace and self.watch.stepped(end.call.began)[0]
+            if is_before and is_known and not is_missed:
                 raise Broken(
-                    f"{call.name}, begun at {call.began}, in spite of {ended.name}, ended at {returned}"
+                    f"{call.name}, begun at {call.began}, in spite of {end.call.name}, ended at {returned}"
                 )
 
     def _check_lives(self, life: Life, call: Actor) -> None:
@@ -387,7 +398,8 @@ class SessionsModel:
             for one in life.rotations_since(name)
         )
         if was_good:
-            life.ends.append((call, whose))
+            waits = whose is not None and bool(life.rotations_since(name))
+            life.ends.append(Ended(call, whose, waits))
 
     def _call(
         self,

@@ -12,6 +12,7 @@ import pytest
 
 from stillroom import AUTH, NoDispatch, SessionStoreUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import PATIENT
 from tests.support.lag import Stopwatch
 
 CALL = 0.25  # the most one call may take, seconds
@@ -105,9 +106,14 @@ def test_a_connection_is_begun_in_time_whatever_signals_come(own_server: Embedde
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("every", [0.0007, 0.003])
-def test_a_handler_may_use_the_room_it_interrupts(app: Stillroom, every: float) -> None:
+def test_a_handler_may_use_the_room_it_interrupts(own_server: EmbeddedServer, every: float) -> None:
     """A handler that reads, writes, checks and counts, in the thread that holds a lock just then: nobody waits for
     himself, and no reply goes to another."""
+    with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as app:
+        _interrupt(app, every)
+
+
+def _interrupt(app: Stillroom, every: float) -> None:
     wrong: list[Any] = []
     rounds = 0
 

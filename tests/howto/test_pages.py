@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import json
 import os
@@ -14,7 +13,7 @@ import pytest
 import yaml
 
 from stillroom import Settings, Stillroom
-from stillroom.settings import SECRETS, environment_names
+from stillroom.settings import environment_names
 from tests.support.guide import DOCS, blocks, run_pytest, write_files
 from tests.support.web import Browser, environment_of, serving_process
 
@@ -202,23 +201,6 @@ def test_limits(tmp_path: Path, environment: dict[str, str]) -> None:
             assert seen == [200] * quota + [429], (path, key)
 
 
-def test_workers(tmp_path: Path, environment: dict[str, str]) -> None:
-    """A worker runs async loaders on one loop, and Django's with its settings."""
-    write_files("howto/workers.md", tmp_path, project='SHOP_NAME = "jam"\nUSE_TZ = True\n')
-    load = (
-        "from stillroom import Settings; from stillroom_workers.lifecycle import open_room;"
-        "from stillroom.cache.orders import Load;"
-        "room = open_room(Settings(loaders=({0!r},)));"
-        "made = [room.upkeep.load(Load(loader={1!r}, args={{'id': id}})) for id in (1, 2)];"
-        "print([room.cache.get(one['key']) for one in made]); room.close()"
-    )
-    said = run(tmp_path, environment, "-c", load.format("shop", "load_price"))
-    assert said.strip() == "[301, 302]"
-    named = environment | {"DJANGO_SETTINGS_MODULE": "project"}
-    code = "import django; django.setup();" + load.format("loaders", "load_title")
-    assert run(tmp_path, named, "-c", code).strip() == "['jam 1', 'jam 2']"
-
-
 def test_status(tmp_path: Path, environment: dict[str, str]) -> None:
     """The public learns a status; a token opens the details, the metrics and the page."""
     write_files("howto/status.md", tmp_path)
@@ -233,25 +215,11 @@ def test_status(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def test_deploy() -> None:
-    """The files are YAML and units that name our programs, and settings that there are."""
-    compose, worker = (yaml.safe_load(block) for block in blocks("howto/deploy.md", "yaml"))
-    assert set(compose["services"]) == {"redis", "redis-cache", "web", "worker", "beat"}
-    (container,) = worker["spec"]["template"]["spec"]["containers"]
-    given = {
-        **compose["services"]["web"]["environment"],
-        **{one["name"]: "x" for one in container["env"]},
-    }
-    known = set(environment_names().values()) | {f"{name}_FILE" for name in SECRETS.values()}
-    assert set(given) <= known
-    (unit,) = blocks("howto/deploy.md", "ini")
-    parsed = configparser.ConfigParser(interpolation=None)
-    parsed.read_string(unit)
-    programs = [
-        parsed["Service"]["ExecStart"],
-        compose["services"]["beat"]["command"],
-        " ".join(container["command"]),
-    ]
-    assert all("celery -A stillroom_workers" in program for program in programs)
+    """The file for Kubernetes is YAML that names our program, and settings that there are."""
+    (block,) = blocks("howto/deploy.md", "yaml")
+    (container,) = yaml.safe_load(block)["spec"]["template"]["spec"]["containers"]
+    assert {one["name"] for one in container["env"]} <= set(environment_names().values())
+    assert " ".join(container["command"]).startswith("celery -A stillroom_workers worker")
 
 
 def test_every_page_is_run() -> None:
@@ -266,7 +234,7 @@ def test_every_page_is_run() -> None:
         "frameworks",
         "tags",
         "limits",
-        "workers",
+        "celery",
         "status",
         "deploy",
     }

@@ -22,6 +22,7 @@ PATIENT: dict[str, Any] = {
     "connect_timeout": 10.0,
     "command_timeout": 10.0,
     "call_timeout": 30.0,
+    "request_timeout": 30.0,
     "pool_timeout": 10.0,
     "health_timeout": 30.0,
     "pool_size": 256,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import re
 import time
@@ -20,8 +21,15 @@ from stillroom import AsyncStillroom, NoDispatch, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.health.past import Pattern
 from stillroom.health.report import (
+    CacheStats,
     Connection,
+    Figures,
+    Limits,
+    LimitStats,
+    LoadError,
+    LoaderStats,
     Report,
+    RuleStats,
     Server,
     Snapshot,
     TaskStats,
@@ -98,6 +106,40 @@ def away() -> Report:
 
 
 # What it says
+
+
+def figures() -> Figures:
+    """Of a quarter of an hour, with names that no page should take for markup."""
+    loaders = (
+        LoaderStats(name="<b>page", hits=900, stale=50, misses=50, hit_ratio=0.95, loads=50, load_errors=3,
+                    load_p50_ms=4.2, load_p95_ms=180.0, refresh_lag_s=1.5),
+        LoaderStats(name="shop.views.page.<locals>.load", loads=7),
+    )  # fmt: skip
+    errors = (LoadError(name="<b>page", kind="OSError", place="shop.db:41", at=NOW - 60),)
+    limits = Limits(
+        each=(LimitStats(name="auth", checks=40, denials=3, cached=1),),
+        rules=(RuleStats(name="hammer", patterns=2, bans=1),),
+    )
+    return Figures(minutes=15, cache=CacheStats(loaders=loaders, errors=errors), limits=limits)
+
+
+def test_loaders_limits_and_rules_are_named() -> None:
+    """Each with what is good; of a function that is not registered lookups are not known, and not 0."""
+    report = a_report(a_day(NOW, minutes=2)[-1])
+    html = render(report, (), (), now=NOW, figures=figures())
+    shown = Outline(html).text.replace("\u202f", " ")
+    for said in (
+        *("<b>page", "OSError at shop.db:41, 1 min ago", "0.18 s", "95 %", "In the last 15 min."),
+        *("Good: no load fails", "auth", "hammer", "Rules of abuse"),
+    ):
+        assert said in shown
+    row = shown.partition("<locals>.load")[2]
+    assert row.startswith("––––7")
+    assert "<b>page" not in html
+    assert "Unknown: what was counted" in render(report, (), (), now=NOW)
+    assert "None was used in the last 15 min." in render(
+        report, (), (), now=NOW, figures=Figures(minutes=15, cache=CacheStats(), limits=Limits())
+    ).replace("\u202f", " ")
 
 
 def test_it_begins_with_the_verdict_and_what_to_do() -> None:
@@ -440,6 +482,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             day = a_day(time.time())
             seed(client, room.keys.health, day)
             seed_patterns(client, room.keys.abuse_log, patterns(time.time()))
+            minute = int(time.time()) // 60 - 2
+            names = ("product", "shop.views.page.<locals>.load_everything_for_the_front_page")
+            for what in ("hits", "misses", "loads", "load_errors", "took_20"):
+                for name in names:
+                    client.hset(room.keys.stats(minute), f"loader:{what}:{name}", 12_345)
+            client.hset(room.keys.stats(minute), "limit:checks:auth", 7)
+            said = {"kind": "sqlalchemy.exc.OperationalError", "place": "shop.db:41", "at": 5}
+            client.hset(room.keys.errors, "product", json.dumps(said))
             at_work = WorkerStats(queues=("stillroom.refresh",), threads=8, busy=1, done=7)
             room.health.seen("refresh-1-" + "x" * 60, at_work)
             room.health.seen("maintenance-1-7")

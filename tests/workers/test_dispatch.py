@@ -76,8 +76,6 @@ def test_a_message_of_several_loaders_names_all_of_them(held: Held, db: Any) -> 
     until(lambda: db.llen(QUEUE) == 2, "the messages")
     headers = json.loads(db.lindex(QUEUE, 0))["headers"]
     assert json.loads(headers["kwargsrepr"]) == {"loader": "product, rates", "orders": 3}
-    assert headers["shadow"] is None
-    assert json.loads(db.lindex(QUEUE, 1))["headers"]["shadow"] == "stillroom.refresh product"
 
 
 def test_many_orders_of_one_caller_are_split(held: Held, db: Any) -> None:

@@ -44,8 +44,12 @@ HEADERS = frozenset(
         "ignore_result",
     )
 )
+CARRIED = ("traceparent", "tracestate")  # where the spans of the task belong
 PROTOCOL_1 = HEADERS | {"args", "kwargs", "utc"}
 
+_TRACE = re.compile(
+    r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}|[\w@/*=,.+: -]{1,512}", re.ASCII
+)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -156,7 +160,13 @@ def keep_what_a_task_needs(headers: Mapping[Any, Any], body: Any) -> dict[Any, A
         for name in set(body) - PROTOCOL_1:
             del body[name]
         body.setdefault("args", [])
-    return {name: headers[name] for name in HEADERS & set(headers)}
+    kept = {name: headers[name] for name in HEADERS & set(headers)}
+    return kept | {name: headers[name] for name in CARRIED if _is_trace(headers.get(name))}
+
+
+def _is_trace(value: Any) -> bool:
+    """Whether it is a header of W3C's trace context: an id in its form, or a short list of vendors' words."""
+    return isinstance(value, str) and _TRACE.fullmatch(value) is not None
 
 
 def _is_name(value: Any, *, optional: bool = False) -> bool:

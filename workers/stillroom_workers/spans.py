@@ -7,6 +7,8 @@ from typing import Any
 
 from celery import signals
 
+from stillroom_workers.hygiene import CARRIED
+
 
 def tell_of_tasks(app: Any) -> None:
     """Open a span when a task begins, and close it when it has ended. Receivers are kept by the app."""
@@ -17,7 +19,7 @@ def tell_of_tasks(app: Any) -> None:
     def begin(task_id: str, task: Any, **_: Any) -> None:
         if task.app is app:
             stack = ExitStack()
-            given = getattr(task.request, "headers", None) or {}
+            given = {name: getattr(task.request, name, None) for name in CARRIED}
             stack.enter_context(otel.task(app.room.watch, task.name, given))
             running[task_id] = stack
 

@@ -11,6 +11,7 @@ from stillroom.cache.core import Means, Place
 from stillroom.cache.housekeeping import Housekeeping
 from stillroom.cache.images import Images
 from stillroom.cache.loaders import Loaders
+from stillroom.cache.near import Store
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.sharded import ShardedBody, shard_keys
 from stillroom.cache.terms import Terms
@@ -46,7 +47,10 @@ def cache_on(
     cache: CacheBody | ShardedBody
     if len(places) == 1:
         terms = Terms(settings, agreed)
-        cache = CacheBody(Means(settings, terms, dispatch, stats, Loaders()), places[0])
+        cache = CacheBody(
+            Means(settings, terms, dispatch, stats, Loaders(), Store(settings.near_limit, stats)),
+            places[0],
+        )
     else:
         cache = ShardedBody(settings, agreed, dispatch, stats, places)
     orders = Ordering(settings, every_keys[0], dispatch, stats, dead_letters, cache)

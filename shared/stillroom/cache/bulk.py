@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 from stillroom.cache.bites import KEYS_AT_ONCE, Bites, in_bites
 from stillroom.cache.core import LATE, WON, Attempt, Core, Ready, Stale, load_lease, loading
 from stillroom.cache.entry import Entry, Freshness
-from stillroom.cache.invalidation import INVALIDATION
 from stillroom.cache.keeping import TtlOf
 from stillroom.cache.loaders import Recipe, TagSpec, several, value_type_of
 from stillroom.codec import MISS
@@ -17,7 +16,6 @@ from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.operation import Call, Freeing, Operation, Pause, Timed
-from stillroom.wire import Command
 
 T = TypeVar("T")
 Found: TypeAlias = tuple[Entry, Freshness]
@@ -39,9 +37,9 @@ class Bulk(Core):
     @overload
     def get_many(self, keys: Iterable[str], type: Any = ...) -> Operation[dict[str, Any]]: ...
     def get_many(self, keys: Iterable[str], type: Any = Any) -> Operation[dict[str, Any]]:
-        """The values of those keys that have one, by key. Stale ones are served, and refreshed by one task.
+        """Return the values of the keys that have one, by key. Stale values are served; one task refreshes them.
 
-        Source: one MGET for each 500 keys. A value that does not fit `type` is absent. Redis away: {}.
+        Cost: one MGET for each 500 keys. A value that does not fit `type` is absent. Redis away: {}.
         """
         names = names_of(keys)
         self._codec.reader(type)
@@ -65,9 +63,9 @@ class Bulk(Core):
         tags: Sequence[str] = (),
         type: Any = Any,
     ) -> Operation[dict[str, bool]]:
-        """Store values by key; which of them were stored, by key. The options are those of `set`.
+        """Store values by key, and return which of them were stored, by key. The options are those of `set`.
 
-        Source: scripts, 100 in a batch. A value or key that can't be stored raises before anything is sent.
+        Cost: scripts, 100 in a batch. A value or key that can't be stored raises before anything is sent.
         Redis away: False for all.
         """
         return (yield from self.store_many(self.pack_many(values, ttl, swr, tags, type)))
@@ -96,36 +94,18 @@ class Bulk(Core):
         return dict(zip(values, stored, strict=True))
 
     def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
-        """Forget these keys and their loads; which of them held a value, by key. See `invalidate`.
+        """Forget these keys and their loads. Return which of them held a value, by key. See `invalidate`.
 
         Many keys go in bites, and all of them are tried. Redis away: RedisUnavailable; nothing is promised then.
         """
         names = names_of(keys)
         if not names:
             return {}
-        self.away.forget(b"k:" + name for name in names.values())
-        held: list[Any] = []
-        failure: RedisUnavailable | None = None
-        bites = Bites([*names.values()], KEYS_AT_ONCE)
-        while bites.left:
-            yield from bites.turn()
-            try:
-                held += yield from self._invalidate_bite(bites.next())
-            except RedisUnavailable as error:
-                if bites.again(error):
-                    continue
-                failure = failure or error
-            bites.done()
-        if failure is not None:
-            raise failure
-        return {key: bool(count) for key, count in zip(names, held, strict=True)}
-
-    def _invalidate_bite(self, names: Sequence[bytes]) -> Operation[list[Any]]:
-        yield from self.terms.agree()
-        batch: list[Command] = [(b"DEL", *map(self.keys.lease, names))]
-        batch += [(b"UNLINK", self.keys.entry(name), self.keys.other(name)) for name in names]
-        _, *counts = yield from self._memo.changing(batch, INVALIDATION)
-        return counts
+        replies = yield from self._invalidator.tell(
+            [b"k:" + name for name in names.values()], False
+        )
+        counts = [count for some in replies for count in some]
+        return {key: bool(count) for key, count in zip(names, counts, strict=True)}
 
     @overload
     def get_or_set_many(
@@ -165,7 +145,7 @@ class Bulk(Core):
         keep: Callable[[Any], object] | None = None,
         negative_ttl: Duration | None = None,
     ) -> Operation[dict[str, Any]]:
-        """The values of all keys: `load_many` is called once, with those this caller has to load.
+        """Return the values of all keys. `load_many` is called once, with the keys that this caller has to load.
 
         It gives a mapping; a key that it lacks has no value, and is absent. Keys that another caller is loading are
         waited for. What can't be stored is returned all the same. Stale values are served; this caller loads those

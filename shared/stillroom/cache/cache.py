@@ -51,7 +51,7 @@ class Cache(Face):
 
     @property
     def deferred(self) -> int:
-        """How many deferred invalidations wait in this process. See `invalidate`."""
+        """The number of deferred invalidations that wait in this process. See `invalidate`."""
         return self._body.deferred
 
     @property
@@ -76,6 +76,7 @@ class Cache(Face):
         at_once: int | None = None,
         version: str | int | None = None,
         memo: bool = False,
+        near: bool | Duration | None = None,
         warm_every: Duration | None = None,
         warm_with: Any = None,
     ) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
@@ -94,6 +95,10 @@ class Cache(Face):
         processes (for each shard of the cache); as many more wait for a second, all others raise LoadShed: a 503.
         While two releases of an app run, values of another shape of type are kept apart; so are those of another
         `version`, for what the type does not show. `memo`: within `room.request()` a key is asked for once.
+        `near`: this process keeps values. True: within `room.request()` one look at the clock proves all that it
+        keeps, and a read never shows what was invalidated before the request began, nor what this process
+        invalidated. Seconds, or a timedelta, up to a minute: outside of one, too, nothing that was invalidated
+        longer ago. A value that nobody can change (a scalar, a tuple, a frozen model) is the same object each time.
         `warm_every`: a worker loads its values this often, asked for or not, from 10 seconds on. `warm_with`: for
         which arguments: dicts, tuples or single ones, or a function that gives these.
         Raises InvalidArgument, InvalidKey.
@@ -119,6 +124,7 @@ class Cache(Face):
                 at_once=at_once,
                 version=version,
                 memo=memo,
+                near=near,
                 warm_every=warm_every,
                 warm_with=warm_with,
             )
@@ -155,7 +161,7 @@ class AsyncCache(Face):
 
     @property
     def deferred(self) -> int:
-        """How many deferred invalidations wait in this process. See `invalidate`."""
+        """The number of deferred invalidations that wait in this process. See `invalidate`."""
         return self._body.deferred
 
     @property
@@ -180,6 +186,7 @@ class AsyncCache(Face):
         at_once: int | None = None,
         version: str | int | None = None,
         memo: bool = False,
+        near: bool | Duration | None = None,
         warm_every: Duration | None = None,
         warm_with: Any = None,
     ) -> AsyncRegister:
@@ -204,6 +211,7 @@ class AsyncCache(Face):
                 at_once=at_once,
                 version=version,
                 memo=memo,
+                near=near,
                 warm_every=warm_every,
                 warm_with=warm_with,
             )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 from stillroom.cache.loaders import Loader
+from stillroom.codec import MISS
 from stillroom.face import drop_our_frames
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ class _Cached(Generic[P, T_co]):
         self.__name__ = getattr(self, "__name__", loader.name)
         self.loader = loader
         self._body = body
+        self._copies = body.copies
         self._driver = driver
         self._first: tuple[Any, ...] = ()  # what it is bound to
 
@@ -53,6 +55,10 @@ class CachedFunction(_Cached[P, T_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
         """Return the cached value, loaded if it has to be. See Cache.get_or_set."""
+        if self.loader.near is not None and not kwargs:
+            kept: T_co = self._copies.of_call(self.loader, self._first + args)
+            if kept is not MISS:
+                return kept
         try:
             value: T_co = self._driver.run(self._body.call(self.loader, self._first + args, kwargs))
         except Exception as error:
@@ -88,6 +94,10 @@ class AsyncCachedFunction(_Cached[P, T_co]):
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
         """Return the cached value, loaded if it has to be. See Cache.get_or_set."""
+        if self.loader.near is not None and not kwargs:
+            kept: T_co = self._copies.of_call(self.loader, self._first + args)
+            if kept is not MISS:
+                return kept
         try:
             value: T_co = await self._driver.run(
                 self._body.call(self.loader, self._first + args, kwargs)

@@ -28,7 +28,7 @@ from stillroom.cache.failures import TOLD_MS, Failures, as_json
 from stillroom.cache.figures import LOOKUPS, LoaderFigures
 from stillroom.cache.invalidation import Invalidator
 from stillroom.cache.judge import Judge
-from stillroom.cache.keeping import Keeper, Keeping, Life, TtlOf
+from stillroom.cache.keeping import Keeper, Keeping, Life, TtlOf, near_of
 from stillroom.cache.loaders import (
     BadArguments,
     Loader,
@@ -41,7 +41,8 @@ from stillroom.cache.loaders import (
     several,
 )
 from stillroom.cache.marks import read_clock
-from stillroom.cache.memo import Memo
+from stillroom.cache.memo import Memo, Remembered
+from stillroom.cache.near import KEYED, Near, Proof, Store, near_prefix
 from stillroom.cache.probe import LAG_SUM, lag_bucket
 from stillroom.cache.terms import Terms
 from stillroom.codec import MISS, Codec, Encoded, Undecodable
@@ -129,6 +130,16 @@ class Attempt(NamedTuple):
         return self.clock is None and self.value is MISS and self.failure is None
 
 
+class Wish(NamedTuple):
+    """What a reader asks for who lets this process keep a copy."""
+
+    type: Any
+    near: float  # seconds
+    release: bytes = b""
+    prefix: bytes | None = None  # of the loader's keys; None: that of the key
+    call: tuple[Any, ...] | None = None  # see near.Store
+
+
 class Ready(NamedTuple):
     """A value ready to be put under its sanitized key."""
 
@@ -145,6 +156,7 @@ class Means:
     dispatch: Dispatch
     stats: Stats
     loaders: Loaders
+    copies: Store
 
 
 class Place(NamedTuple):
@@ -169,6 +181,7 @@ class Core:
         self.now_ms = place.clock.now_ms
         self._run_aside = place.run_aside
         self._memo = Memo(settings, self.stats)
+        self.copies = means.copies
         limit = settings.away_limit // settings.shards
         self.away = Away(settings.away_ttl, limit, settings.wait)
         self._invalidator = Invalidator(
@@ -179,6 +192,10 @@ class Core:
         self._keeper = Keeper(settings)
         self._texts = Texts(Secrets(settings))
         self._judges = self._judge_of(settings.marks_limit)
+        self.near = Near(
+            *(means.copies, self.keys, self.clock, self._judges),
+            *(self._memo, self.stats, self._decode),
+        )
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
         self._failures = Failures()
@@ -188,21 +205,50 @@ class Core:
     # Reading
 
     @overload
-    def get(self, key: str, type: type[T], default: None = None) -> Operation[T | None]: ...
+    def get(
+        self,
+        key: str,
+        type: type[T],
+        default: None = None,
+        *,
+        near: bool | Duration | None = None,
+    ) -> Operation[T | None]: ...
     @overload
-    def get(self, key: str, type: type[T], default: D) -> Operation[T | D]: ...
+    def get(
+        self, key: str, type: type[T], default: D, *, near: bool | Duration | None = None
+    ) -> Operation[T | D]: ...
     @overload
-    def get(self, key: str, type: Any = ..., default: Any = None) -> Operation[Any]: ...
-    def get(self, key: str, type: Any = Any, default: Any = None) -> Operation[Any]:
-        """The value under `key`, or `default` on a miss. A stale one is served, and refreshed if a loader made it.
+    def get(
+        self,
+        key: str,
+        type: Any = ...,
+        default: Any = None,
+        *,
+        near: bool | Duration | None = None,
+    ) -> Operation[Any]: ...
+    def get(
+        self,
+        key: str,
+        type: Any = Any,
+        default: Any = None,
+        *,
+        near: bool | Duration | None = None,
+    ) -> Operation[Any]:
+        """Return the value under `key`, or `default` on a miss. A stale value is served and refreshed.
 
-        Source: the entry and the clock in one MGET. A value that does not fit `type` is a miss.
+        `near`: this process may keep it, see `cached`.
+
+        Cost: the entry and the clock in one MGET. A value that does not fit `type` is a miss.
         Redis away: `default`, within the call's deadline; counted and logged, never raised.
         """
         name = sanitized(key)
         self._codec.reader(type)  # what is no type is refused on a miss, too
+        kept_for = near_of(near)
         try:
-            entry, freshness = yield from self._look(name)
+            if kept_for is None:
+                entry, freshness = yield from self._look(name)
+            else:
+                entry, freshness = yield from self._look_near(name, Wish(type, kept_for))
             value = MISS if entry is None else self._decode(entry, type)
             if value is MISS and entry is not None and entry.release:
                 entry, freshness, value = yield from self._look_beside(name, type)
@@ -221,7 +267,7 @@ class Core:
     @overload
     def get_entry(self, key: str, type: Any = ...) -> Operation[CachedValue[Any] | None]: ...
     def get_entry(self, key: str, type: Any = Any) -> Operation[CachedValue[Any] | None]:
-        """The value with its freshness, tags and loader, or None on a miss. Asks for no refresh.
+        """Return the value with its freshness, tags and loader, or None on a miss. It asks for no refresh.
 
         Redis away: None.
         """
@@ -257,6 +303,7 @@ class Core:
         type: Any = None,
         keep: Callable[[Any], object] | None = None,
         negative_ttl: Duration | None = None,
+        near: bool | Duration | None = None,
     ) -> Operation[T]: ...
     @overload
     def get_or_set(
@@ -270,6 +317,7 @@ class Core:
         type: Any = None,
         keep: Callable[[Any], object] | None = None,
         negative_ttl: Duration | None = None,
+        near: bool | Duration | None = None,
     ) -> Operation[T]: ...
     def get_or_set(
         self,
@@ -282,6 +330,7 @@ class Core:
         type: Any = None,
         keep: Callable[[Any], object] | None = None,
         negative_ttl: Duration | None = None,
+        near: bool | Duration | None = None,
     ) -> Operation[Any]:
         """Return the value under `key`, or what `load()` returns, which is then stored.
 
@@ -291,22 +340,25 @@ class Core:
 
         `ttl`: how long the value is fresh; `swr`: how long after that it is served stale; seconds or a timedelta,
         by default the settings'. `tags`: texts, or functions of the value that give texts. `type`: what the value
-        is, by default what `load` says it returns.
+        is, by default what `load` says it returns. `near`: this process may keep it, see `cached`.
         """
         name = sanitized(key)
         keeping = self._keeper.keeping(ttl, swr, keep, negative_ttl)
-        return (yield from self.obtain(name, self.recipe(Call(load), tags, type, keeping)))
+        recipe = self.recipe(Call(load), tags, type, keeping)
+        return (yield from self.obtain(name, recipe._replace(near=near_of(near))))
 
-    def obtain(self, name: bytes, recipe: Recipe) -> Operation[Any]:
-        """The value under a sanitized key, loaded by its recipe if it has to be."""
+    def obtain(
+        self, name: bytes, recipe: Recipe, call: tuple[Any, ...] | None = None
+    ) -> Operation[Any]:
+        """The value under a sanitized key, loaded by its recipe if it has to be. `call`: see near.Store."""
         try:
-            is_remembered = recipe.loader is not None and recipe.loader.is_remembered
-            look = self._look_once if is_remembered else self._look
-            entry, freshness = yield from look(name, recipe.release)
+            entry, freshness = yield from self._look_for(name, recipe, call)
         except RedisUnavailable as error:
             self._fall_back("get_or_set", error)
-            return (yield from self._load_away(name, recipe, error))
-        value = MISS if entry is None else self._decode(entry, recipe.type)
+            kept = self._kept_near(name, recipe)
+            return (yield from self._load_away(name, recipe, error)) if kept is MISS else kept
+        decode = self._decode if recipe.near is None else self.near.value
+        value = MISS if entry is None else decode(entry, recipe.type)
         self._count(value, freshness, recipe.loader)
         if value is MISS or entry is None:
             return (yield from self._load(name, recipe))
@@ -346,7 +398,9 @@ class Core:
     ) -> Operation[Any]:
         """What calling a registered loader is answered with."""
         values = loader.values(args, kwargs)
-        return self.obtain(sanitized(loader.key(values)), loader.recipe(values))
+        is_simple = loader.near is not None and not kwargs and KEYED.issuperset(map(type, args))
+        call = (loader, *args) if is_simple else None
+        return self.obtain(sanitized(loader.key(values)), loader.recipe(values), call)
 
     # Writing
 
@@ -360,7 +414,7 @@ class Core:
         tags: Sequence[str] = (),
         type: Any = Any,
     ) -> Operation[bool]:
-        """Store a value; True when it is stored. A load of the same key that is under way loses to it.
+        """Store a value, and return True when it is stored. It wins over a load of the same key that is under way.
 
         `ttl`: how long it is fresh; `swr`: how long after that it is served stale; seconds or a timedelta, by
         default the settings'. `type`: what it is encoded as, by default whatever it is.
@@ -509,6 +563,8 @@ class Core:
         if reply[0] != WON:
             return {"outcome": "too late", "loader": order.loader, "key": key}
         _, lost = yield from self._load_under(name, lease, reply[1], recipe, self._share_failure)
+        if not lost:
+            yield from self._memo.changing([self._invalidator.naming([name])])
         return {"outcome": lost or "loaded", "loader": order.loader, "key": key}
 
     def undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> Operation[None]:
@@ -556,11 +612,75 @@ class Core:
         """What `_look` gives, asked for once in a request: see memo.py."""
         if (known := self._memo.recall(name, release)) is not None:
             return known.entry, known.freshness
-        changes = self._memo.changes
+        asked = self.near.asking()
         entry, freshness = yield from self._look(name, release)
-        if entry is not None:
-            self._memo.remember(name, release, entry, freshness, changes)
+        self._remember(name, release, entry, freshness, asked)
         return entry, freshness
+
+    def _remember(
+        self, name: bytes, release: bytes, entry: Entry | None, freshness: Freshness, asked: Proof
+    ) -> None:
+        if entry is not None:
+            known = Remembered(entry, freshness, asked.changes, asked.asked)
+            self._memo.remember(name, release, known)
+
+    def _look_near(self, name: bytes, wish: Wish) -> Operation[tuple[Entry | None, Freshness]]:
+        """What `_look` gives, from what this process keeps if that is proven: see near.py."""
+        near, release = self.near, wish.release
+        if not wish.near and not near.is_in_request():
+            return (yield from self._look(name, release))
+        if (known := self._memo.recall(name, release)) is not None:
+            return known.entry, known.freshness
+        copy = near.store.of_name(near, name)
+        if copy is not None and copy.entry.release in (release, b""):
+            kept = near.usable(copy, wish.near)
+            if kept is None and near.may_be_alive(copy):
+                yield from self.prove()
+                kept = near.usable(copy, wish.near)
+            if kept is not None:
+                if wish.call is not None:
+                    near.store.name(copy, wish.call)
+                return kept, Freshness.FRESH
+        return (yield from self._look_to_keep(name, wish))
+
+    def _look_to_keep(self, name: bytes, wish: Wish) -> Operation[tuple[Entry | None, Freshness]]:
+        """Look, and keep a copy of what is there."""
+        near, release = self.near, wish.release
+        try:
+            yield from near.joining(wish.prefix if wish.prefix is not None else near_prefix(name))
+        except RedisRefused as error:  # a replica, say: what can't be entered can't be kept
+            self.stats.say("no copies are kept", error.reason, error)
+            return (yield from self._look_once(name, release))
+        asked, known = near.asking(), self._judges.synced
+        raw, registry, clock = yield from self._read((self.keys.entry(name), self.keys.near), known)
+        entry, freshness = yield from self._judge(raw, name, clock, known)
+        if entry is not None and release and entry.release not in (release, b""):
+            return (yield from self._look_at_both(name, release))
+        seq = yield from self._learn_if_there(asked, registry, clock, known)
+        if entry is not None and seq and freshness is Freshness.FRESH:
+            near.keep(entry, wish.type, seq, registry, wish.call)
+        self._remember(name, release, entry, freshness, asked)
+        return entry, freshness
+
+    def prove(self) -> Operation[None]:
+        """Have all that this process keeps proved by one look at the clock. Redis away: nothing is proved."""
+        if not len(self.near.store):
+            return
+        asked, known = self.near.asking(), self._judges.synced
+        try:
+            registry, clock = yield from self._read((self.keys.near,), known)
+            yield from self.near.learn(asked, registry, clock, known)
+        except RedisUnavailable as error:
+            self._fall_back("prove", error)
+
+    def _learn_if_there(
+        self, asked: Proof, registry: bytes | None, clock: bytes | None, known: int
+    ) -> Operation[int]:
+        try:
+            return (yield from self.near.learn(asked, registry, clock, known))
+        except RedisUnavailable as error:  # what was read is right all the same
+            self._fall_back("learn", error)
+            return 0
 
     def _look(self, name: bytes, release: bytes = b"") -> Operation[tuple[Entry | None, Freshness]]:
         """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands.
@@ -612,6 +732,22 @@ class Core:
         entry, freshness = yield from self._judge(raw, name, clock, known, True)
         value = MISS if entry is None else self._decode(entry, type)
         return entry, freshness, value
+
+    def _look_for(
+        self, name: bytes, recipe: Recipe, call: tuple[Any, ...] | None
+    ) -> Operation[tuple[Entry | None, Freshness]]:
+        """What `_look` gives, in the way that the recipe's loader wants."""
+        if recipe.near is not None:
+            return self._look_near(name, _wish(recipe, call))
+        is_remembered = recipe.loader is not None and recipe.loader.is_remembered
+        return (self._look_once if is_remembered else self._look)(name, recipe.release)
+
+    def _kept_near(self, name: bytes, recipe: Recipe) -> Any:
+        """The value that this process keeps, where the app lets it be served while Redis is away; or MISS."""
+        if recipe.near is None or not self.settings.near_away:
+            return MISS
+        kept = self.near.away(name, self.settings.near_away)
+        return MISS if kept is None else self._decode(kept, recipe.type)
 
     def _read(self, keys: Sequence[bytes], known: int) -> Operation[Any]:
         """What is under these keys, and last the clock: one MGET, and whatever rides along with it."""
@@ -905,7 +1041,11 @@ class Core:
             return "not kept"
         try:
             commits = Freeing([self._commit(name, held, clock, packed), *leaving])
-            stored, *_ = yield from self._memo.changing(commits)
+            stored, *_ = yield commits
+            self._memo.forget(
+                name, packed.release
+            )  # who has seen the new value is not shown the old one
+            self.near.forget(name)
         except RedisUnavailable as error:
             self._fall_back("store", error)
             return error.reason
@@ -1132,14 +1272,18 @@ class Core:
     def _commit(self, name: bytes, held: bytes, clock: bytes, packed: Packed) -> Command:
         epoch, seq = read_clock(clock)
         marks = [b"t:" + tag for tag in packed.tags]
-        keys, life = self._writing_keys(name, packed), packed.life
+        keys, life = self._writing_keys(name, packed, ()), packed.life
         times = life.ttl, life.whole
         return commit(keys, held, epoch, seq, name, packed.rest, *times, packed.release, *marks)
 
-    def _writing_keys(self, name: bytes, packed: Packed) -> list[bytes]:
+    def _writing_keys(
+        self, name: bytes, packed: Packed, near: Sequence[bytes] | None = None
+    ) -> list[bytes]:
+        """`near`: by default what a change is told by to who keeps copies."""
+        near = (self.keys.near, self.keys.named) if near is None else near
         written = [self.keys.entry(name), self.keys.lease(name)]
         others = [self.keys.clock, self.keys.marks, self.keys.other(name)]
-        return [*written, *others, *map(self.keys.index, packed.tags)]
+        return [*written, *others, *near, *map(self.keys.index, packed.tags)]
 
     def _lease_load(self, name: bytes, lease: bytes, ms: int, *, over: bool = False) -> Command:
         """`over`: take it from an older load."""
@@ -1201,6 +1345,11 @@ class Core:
     def _fall_back(self, operation: str, error: RedisUnavailable) -> None:
         self.stats.counts["fallbacks"] += 1
         self.stats.say(f"cache.{operation} went without Redis", error.reason, error)
+
+
+def _wish(recipe: Recipe, call: tuple[Any, ...] | None) -> Wish:
+    prefix = recipe.loader.near_prefix if recipe.loader is not None else None
+    return Wish(recipe.type, recipe.near or 0.0, recipe.release, prefix, call)
 
 
 def loading(holder: bytes | None) -> bytes:

@@ -19,7 +19,7 @@ from stillroom.errors import FINAL, RedisUnavailable
 from stillroom.keys import Keys, pattern, sanitized
 from stillroom.operation import Operation
 from stillroom.replicas import kept
-from stillroom.scripts import clear, mark
+from stillroom.scripts import clear, drop, mark
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import Command
@@ -129,14 +129,22 @@ class Invalidator:
         for kind, group in itertools.groupby(names, lambda name: name[:2]):
             some = list(group)
             if kind == b"k:":
-                bare = [name[2:] for name in some]
-                # The lease first: without it no load can store its value behind the UNLINK.
-                yield (b"DEL", *map(keys.lease, bare))
-                yield (b"UNLINK", *map(keys.entry, bare), *map(keys.other, bare))
+                yield self._dropping([name[2:] for name in some])
             elif kind == EVERYTHING:
                 yield clear(marking, self._terms.new_epoch(), keep_ms)
             else:
                 yield mark(marking, self._terms.new_epoch(), keep_ms, *some)
+
+    def _dropping(self, names: Sequence[bytes]) -> Command:
+        """The command that forgets these keys, answered by how many entries each had."""
+        keys = self._keys
+        places = [(keys.lease(name), keys.entry(name), keys.other(name)) for name in names]
+        return self.naming(names, [key for three in places for key in three])
+
+    def naming(self, names: Sequence[bytes], keys: Sequence[bytes] = ()) -> Command:
+        """The command that tells whoever keeps copies of these keys, and forgets what is under `keys`."""
+        near = self._keys.clock, self._keys.marks, self._keys.near, self._keys.named
+        return drop([*near, *keys], self._terms.new_epoch(), *names)
 
     def _defer(self, names: Sequence[bytes], error: RedisUnavailable) -> None:
         if not self.waiting:
@@ -153,9 +161,9 @@ class Invalidations:
     _invalidator: Invalidator
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
-        """Forget these keys, and any load of them that is under way. Returns how many held a value.
+        """Forget these keys, and any load of them that is under way. Return how many held a value.
 
-        Source: UNLINK of entries, DEL of leases. Redis away: RedisUnavailable; nothing is promised then.
+        Cost: one script for up to 500 keys. Redis away: RedisUnavailable; nothing is promised then.
 
         With `defer=True` it is kept in this process instead (0 is returned) and delivered before it trusts another
         read: as soon as Redis answers, with the next call, or when the room is closed or the process ends.
@@ -166,12 +174,12 @@ class Invalidations:
         if not names:
             return 0
         replies = yield from self._invalidator.tell([b"k:" + name for name in names], defer)
-        return sum(replies[1::2])  # a DEL and an UNLINK for each bite
+        return sum(count for counts in replies for count in counts)
 
     def invalidate_by_tag(
         self, *tags: str, soft: bool = False, defer: bool = False
     ) -> Operation[None]:
-        """Kill every entry that carries one of these tags, also those whose load is under way. O(number of tags).
+        """Invalidate every entry that carries one of these tags, also if its load is under way. O(number of tags).
 
         True for every reader when it returns. `soft=True`: they are served stale and refreshed instead.
         Redis away: RedisUnavailable; nothing is promised then. `defer`: see `invalidate`.
@@ -183,7 +191,7 @@ class Invalidations:
         self._invalidator.wake()
 
     def invalidate_by_pattern(self, glob: str, *, defer: bool = False) -> Operation[None]:
-        """Kill every entry whose key the glob matches, also those whose load is under way. O(1).
+        """Invalidate every entry whose key the glob matches, also if its load is under way. O(1).
 
         Globs mean exactly what Redis' MATCH means: `*`, `?`, `[a-z]`, `[^a]`, `\\x`. True for every reader when it
         returns. Until a worker has swept, each read of an older entry tries each pattern: a tag is cheaper.
@@ -193,7 +201,7 @@ class Invalidations:
         self._invalidator.wake()
 
     def clear(self, *, defer: bool = False) -> Operation[None]:
-        """Kill every entry of the namespace: a new epoch begins. O(number of marks).
+        """Invalidate every entry of the namespace: a new epoch begins. O(number of marks).
 
         True for every reader when it returns. Redis away: RedisUnavailable; nothing is promised then.
         `defer`: see `invalidate`.

@@ -58,6 +58,11 @@ class Judge:
         return self._marks.synced
 
     @property
+    def marks(self) -> Marks:
+        """What this process knows of invalidations."""
+        return self._marks
+
+    @property
     def clock(self) -> bytes:
         """The clock up to which the marks are complete."""
         return self._marks.clock
@@ -108,9 +113,7 @@ class Judge:
 
         `known` is `synced` as it was before entries and clock were read.
         """
-        marks = self._marks
-        if marks.clock != clock or self._run != self._clock.run:
-            marks = yield from self._catch_up(clock, known)
+        marks = yield from self.caught_up(clock, known)
         verdicts = [marks.verdict(entry) for entry in entries]
         if Verdict.ASK in verdicts:
             asked = zip(entries, verdicts, strict=True)
@@ -128,6 +131,13 @@ class Judge:
         now = self._now_ms()
         graded = zip(entries, verdicts, strict=True)
         return [_graded(entry, verdict, now) or Freshness.DEAD for entry, verdict in graded]
+
+    def caught_up(self, clock: bytes | None, known: int) -> Operation[Marks]:
+        """The marks up to a clock that was read, those of no epoch where they are lost. See settle."""
+        marks = self._marks
+        if marks.clock == clock and self._run == self._clock.run:
+            return marks
+        return (yield from self._catch_up(clock, known))
 
     def _catch_up(self, clock: bytes | None, known: int) -> Operation[Marks]:
         try:

@@ -13,6 +13,21 @@ from stillroom.settings import Settings
 TtlOf: TypeAlias = Callable[[Any], Duration | None]  # of a value; None: the setting's
 
 
+LONGEST_NEAR_S = 60.0
+
+
+def near_of(given: bool | Duration | None) -> float | None:
+    """Return how old a proof of a kept copy may be, outside of requests, in seconds; None: no copy is kept.
+
+    True is 0: copies serve requests only. Raises InvalidArgument.
+    """
+    if given is None or given is False:
+        return None
+    if given is True:
+        return 0.0
+    return seconds_of("near", given, most=LONGEST_NEAR_S)
+
+
 class Life(NamedTuple):
     """For how long a value is fresh, and for how long after that it is served stale; ms."""
 

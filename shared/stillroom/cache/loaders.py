@@ -24,8 +24,8 @@ from typing_extensions import TypedDict
 from stillroom.cache.arguments import Texts, Unkeyable
 from stillroom.cache.around import Around, within
 from stillroom.cache.entry import Entry
-from stillroom.cache.keeping import Keeping
-from stillroom.cache.template import Template, shortened
+from stillroom.cache.keeping import Keeping, near_of
+from stillroom.cache.template import Template, prefix_of, shortened
 from stillroom.cache.warm import check, warm_of
 from stillroom.durations import Duration
 from stillroom.errors import InvalidArgument, StillroomError, UnknownLoader, did_you_mean
@@ -48,6 +48,9 @@ class Recipe(NamedTuple):
     loader: Loader | None = None  # a registered one can be run by a worker
     values: Mapping[str, Any] = {}
     at_once: int = 0  # loads of this loader that may run at the same time; 0: any number
+    near: float | None = (
+        None  # how old a proof of a kept copy may be outside of a request; None: none is kept
+    )
 
     def owns(self, entry: Entry) -> bool:
         """Whether an entry is this release's, or everybody's."""
@@ -91,6 +94,7 @@ class Loader:
         at_once: int | None = None,
         version: str | int | None = None,
         memo: bool = False,
+        near: bool | Duration | None = None,
         warm_every: Duration | None = None,
         warm_with: Any = None,
     ) -> None:
@@ -127,6 +131,8 @@ class Loader:
         self._not_sent = frozenset(n for n in ignored if n in self._defaults)
         self._arguments = self._arguments_type()
         self.is_remembered = memo
+        self.near = near_of(near)
+        self.near_prefix = prefix_of(self._template.head)
         self.around: list[Around] | None = None  # of the registry it was registered in first
         self.warm = warm_of(warm_every, warm_with)
         if self.warm is not None:
@@ -172,6 +178,7 @@ class Loader:
         return Recipe(
             *(call, self.type, self.keeping, self.lease, tags, self.release, self, values),
             self.at_once,
+            self.near,
         )
 
     def within(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,8 +2,9 @@
 
 Their promise is a little weaker than the cache's: **a read in a request that began after an invalidation returned
 never shows what was loaded before it.** What another process invalidates while the request runs is seen by the next
-request, or five seconds later. What this process invalidates or writes is seen at once: it adds to the number of
-`changes`, and an entry that was remembered under another number is forgotten.
+request, or five seconds later. What this process invalidates or sets is seen at once: it adds to the number of
+`changes`, and an entry that was remembered under another number is forgotten. A loader sees nothing that was read
+before it was called: what it makes of it is stored for others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from stillroom.operation import Operation
 from stillroom.replicas import kept
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, time_left
+from stillroom.wire import Budget, Command, loading_since, time_left
 
 LIMIT = 1_000  # entries that one request remembers
 KEPT_S = 5.0  # a request may be a stream that goes on for hours
@@ -27,8 +28,8 @@ class Remembered(NamedTuple):
 
     entry: Entry
     freshness: Freshness
-    changes: int
-    until: float  # time.monotonic()
+    changes: int  # before it was asked for
+    asked: float  # when that was, time.monotonic()
 
 
 class Memo:
@@ -58,16 +59,26 @@ class Memo:
         found: Remembered | None = None
         if request is not None:
             found = request.memo.get((id(self), name, release))
-        if found is None or found.changes != self.changes or time.monotonic() > found.until:
-            return None
-        return found
+        return found if found is not None and self.is_valid(found, time.monotonic()) else None
 
-    def remember(
-        self, name: bytes, release: bytes, entry: Entry, freshness: Freshness, changes: int
-    ) -> None:
-        """Remember it until the request ends. `changes`: how many there were before the entry was asked for."""
+    def is_valid(self, known: Remembered, now: float) -> bool:
+        """Whether it may be read again at this time.monotonic()."""
+        is_unchanged = known.changes == self.changes and now - known.asked < KEPT_S
+        return is_unchanged and known.asked >= loading_since()
+
+    def remember(self, name: bytes, release: bytes, known: Remembered) -> None:
+        """Remember it until the request ends."""
         request = time_left()
-        if request is not None and len(request.memo) < LIMIT:
-            until = time.monotonic() + KEPT_S
-            known = Remembered(entry, freshness, changes, until)
+        if request is not None:
+            self.remember_in(request, name, release, known)
+
+    def forget(self, name: bytes, release: bytes) -> None:
+        """Forget it in this request: it has been loaded anew."""
+        request = time_left()
+        if request is not None:
+            request.memo.pop((id(self), name, release), None)
+
+    def remember_in(self, request: Budget, name: bytes, release: bytes, known: Remembered) -> None:
+        """The same in the request that is running."""
+        if len(request.memo) < LIMIT:
             request.memo[id(self), name, release] = known

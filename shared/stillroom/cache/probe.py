@@ -25,6 +25,9 @@ COUNTED = {
     "fallbacks": "fallbacks",
     "decode_errors": "decode_errors",
     "not_stored": "not_stored",
+    "near_hits": "near_hits",
+    "near_proofs": "near_proofs",
+    "near_evictions": "near_evictions",
 }
 NAMED = 20  # loaders that an advice may name; those with the most
 LOADERS_MOST = 100  # in a report, those that are used most
@@ -54,6 +57,7 @@ class CacheProbe:
         if counts is None:
             return {}
         fields: dict[str, Any] = {f: counts.get(name, 0) for f, name in COUNTED.items()}
+        fields["hits"] += fields["near_hits"]
         answered = fields["hits"] + fields["stale"]
         lookups = answered + fields["misses"]
         loaders = figures_in(counts)

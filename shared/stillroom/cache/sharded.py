@@ -17,6 +17,7 @@ from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import names_of
 from stillroom.cache.core import Means, Place
 from stillroom.cache.loaders import Loader, LoaderCall, Loaders, Recipe, recipe_of
+from stillroom.cache.near import Store
 from stillroom.cache.terms import Terms
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.errors import RedisUnavailable
@@ -124,7 +125,10 @@ class ShardedBody:
         self.stats = stats
         self.loaders = Loaders()
         self.terms = Terms(settings, agreed, self.clear)
-        means = Means(settings, self.terms, dispatch, stats, self.loaders)
+        means = Means(
+            settings, self.terms, dispatch, stats, self.loaders, Store(settings.near_limit, stats)
+        )
+        self.copies = means.copies
         self.shards = [CacheBody(means, place) for place in places]
 
     get = one_key(CacheBody.get)

@@ -14,6 +14,7 @@ from stillroom.keys import sanitized
 
 HASHED = "\x1e"  # between the readable front of a long key and its hash; in Redis it is %1E
 FRONT = 200  # characters
+PREFIX = 100  # bytes
 _HEXADECIMAL = frozenset("0123456789ABCDEF")
 
 
@@ -41,6 +42,7 @@ class Template:
         self.text = text
         pieces = list(_parsed(text, parameters))
         self.names = [piece.name for piece in pieces if piece.name]
+        self.head = pieces[0].literal if pieces else ""  # what all its texts begin with
         self._parts = [(p.literal, p.name, p.name and text_of(p.name), p.end) for p in pieces]
 
     def fill(self, values: Mapping[str, Any]) -> str:
@@ -52,6 +54,11 @@ class Template:
                 value = text(values[name])
                 filled += _escaped(value, end) if end else value
         return filled
+
+
+def prefix_of(text: str) -> bytes:
+    """Return what all keys begin with, as they stand in Redis, that begin with this text."""
+    return sanitized(text).partition(b"%")[0][:PREFIX] if text else b""
 
 
 def shortened(text: str) -> str:

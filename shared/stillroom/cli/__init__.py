@@ -21,6 +21,7 @@ from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
 from stillroom.cli.look import explain, loaders, show
+from stillroom.cli.pages import docs
 from stillroom.cli.pause import pause, resume
 from stillroom.cli.routes import routes
 from stillroom.cli.settings import settings
@@ -52,6 +53,7 @@ app.command()(doctor)
 app.command()(agree)
 app.command()(check)
 app.command()(settings)
+app.command()(docs)
 app.command("secrets")(write_secrets)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.acts import teach_messages
 from stillroom.cli.tables import Table, open_room, print_table, when
 from stillroom.dead_letters import PAGE, DeadLetter
-from stillroom.dead_messages import KIND, sender
-from stillroom.dispatch import publish
-from stillroom.room import Stillroom
 from stillroom.shown import shown
 
 app = typer.Typer(help="What could not be done, and sending it again.", no_args_is_help=True)
@@ -70,7 +68,7 @@ def show(id: Id, as_json: AsJson = False) -> None:
 def retry(ids: Ids, as_json: AsJson = False) -> None:
     """Send the work of these letters again, and drop them. It may end here once more, as a new letter."""
     with open_room() as room:
-        _teach(room)
+        teach_messages(room)
         for one in ids:
             room.state.run(room.dead_letters.retry(one))
             if not as_json:
@@ -85,13 +83,6 @@ def drop(ids: Ids, as_json: AsJson = False) -> None:
     with open_room() as room:
         dropped = room.state.run(room.dead_letters.drop(*ids))
     typer.echo(json.dumps({"dropped": dropped}) if as_json else f"{dropped} dropped")
-
-
-def _teach(room: Stillroom) -> None:
-    """How a Celery message is sent: straight away, for somebody waits to hear whether it could be."""
-    room.dead_letters.senders[KIND] = sender(
-        lambda task, queue, args, kwargs: publish(room.settings, task, queue, args, kwargs)
-    )
 
 
 def _as_json(letter: DeadLetter) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 -- Stores a value where there is none, or what the caller has read there and found dead; else as put.
--- KEYS  1 entry  2 lease  3 clock  4 marks  5 its other place  6… indexes of its tags
+-- KEYS  1 entry  2 lease  3 clock  4 marks  5 its other place  6 registry of what is kept near
+--       7 the names that changed  8… indexes of its tags
 -- ARGV  1 epoch to begin  2 while the caller waits (see is_late)  3 name  4 body  5 ttl ms  6 life ms
 --       7 how the dead one begins, '' for none
 -- returns 1 stored, 0 something else is there, -1 too late
--- include: clock entry
+-- include: clock entry near
 
 if is_late(ARGV[2]) then
   return -1
@@ -13,7 +14,8 @@ if type(there) == 'string' and there ~= ARGV[7] then -- no string: none of ours
   return 0
 end
 local epoch, seq = read_clock(KEYS[3], KEYS[4], ARGV[1])
-write_entry(KEYS[1], epoch, plain(seq), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[3], 6)
+write_entry(KEYS[1], epoch, plain(seq), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[3], 8)
 redis.call('UNLINK', KEYS[5])
 redis.call('DEL', KEYS[2])
+name_changed(KEYS[6], KEYS[7], KEYS[3], KEYS[4], ARGV[1], {ARGV[3]})
 return 1

@@ -87,10 +87,18 @@ class Beginning:
             if error.reason != "noscript":
                 self._asking._compare_no_more(error)
                 says, batch = [], batch[len(says) :]
-            replies = yield from self._asking._ask(batch, Once, kept_as)
+            replies = yield from self._once_more(batch, kept_as)
         if says:
             self._asking._have_said_shards(replies[0])
         return replies[-2] if way else None, replies[-1]
+
+    def _once_more(self, batch: list[Any], kept_as: str) -> Operation[list[Any]]:
+        """The replies to a batch of which a part was done already: whatever becomes of this one."""
+        try:
+            return (yield from self._asking._ask(batch, Once, kept_as))
+        except SessionStoreUnavailable as error:
+            failure = SessionStoreUnavailable(error.reason, error.detail, may_be_done=True)
+            raise failure from error
 
     def _making_way(self, now: int) -> list[Any]:
         if self._ending is None or self._is_near:

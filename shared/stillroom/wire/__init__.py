@@ -6,7 +6,13 @@ once, writes it in one send and reads the replies with hiredis. Nothing here sle
 
 from stillroom.wire.aio import AsyncWire
 from stillroom.wire.breaker import Breaker
-from stillroom.wire.budget import Budget, request_budget, time_left
+from stillroom.wire.budget import (
+    Budget,
+    load_begun,
+    loading_since,
+    request_budget,
+    time_left,
+)
 from stillroom.wire.cluster import (
     AsyncClusterWire,
     AsyncShardWire,
@@ -33,6 +39,8 @@ __all__ = [
     "Server",
     "ShardWire",
     "Wire",
+    "load_begun",
+    "loading_since",
     "pack",
     "refusal",
     "request_budget",

@@ -1,7 +1,8 @@
-"""How much time the calls of one request may still spend on Redis, all together."""
+"""How much time the calls of one request may still spend on Redis, all together; since when, and what it loads."""
 
 from __future__ import annotations
 
+import time
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,16 +13,19 @@ class Budget:
     `unconfirmed`: how many of its acts fewer than `STILLROOM_REPLICAS` replicas had in time.
     """
 
-    __slots__ = ("left", "memo", "unconfirmed")
+    __slots__ = ("began", "left", "memo", "unconfirmed")
 
     def __init__(self, seconds: float) -> None:
         self.left = seconds
+        self.began = time.monotonic()
         self.unconfirmed = 0
         self.memo: dict[Any, Any] = {}  # what the request has read: see cache/memo.py
 
 
 _current: ContextVar[Budget | None] = ContextVar("stillroom_request_budget", default=None)
 time_left = _current.get
+_loading: ContextVar[float] = ContextVar("stillroom_loading_since", default=0.0)
+loading_since = _loading.get  # time.monotonic(); 0.0 outside of a load
 
 
 class request_budget:  # noqa: N801 - called as the function that it was made for
@@ -38,3 +42,15 @@ class request_budget:  # noqa: N801 - called as the function that it was made fo
 
     def __exit__(self, *_: object) -> None:
         _current.reset(self._token)
+
+
+class load_begun:  # noqa: N801 - as above
+    """Inside this `with` a loader runs. It reads nothing that is older than the clock of its own value."""
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        self._token = _loading.set(time.monotonic())
+
+    def __exit__(self, *_: object) -> None:
+        _loading.reset(self._token)

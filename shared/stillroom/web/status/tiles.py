@@ -184,11 +184,20 @@ def _tasks(report: Report) -> Tile:
             f"oldest {said(_oldest(tasks), span)}",
             f"{said(tasks.workers, amount)} {'worker' if tasks.workers == 1 else 'workers'}",
             f"beat's last tick {ago(beat)}" if beat is not None else "beat not seen",
+            *_letters(tasks),
         ),
         of_tasks(waiting),
         amount,
         "waiting",
     )
+
+
+def _letters(tasks: TaskStats) -> Iterator[str]:
+    """Only where there are some: each waits for a person."""
+    if tasks.dead_letters:
+        yield f"{amount(tasks.dead_letters)} dead {'letter' if tasks.dead_letters == 1 else 'letters'}"
+    if tasks.paused_s:
+        yield f"refreshes paused for {span(tasks.paused_s)}"
 
 
 def _oldest(tasks: TaskStats) -> float | None:

@@ -1,0 +1,439 @@
+"""What this process keeps of the cache, and how one look at the clock proves all of it.
+
+The promise, for loaders and reads that ask for it with `near`: **a read in a request never shows what was
+invalidated before the request began, nor what this process invalidated at any time**; outside of a request, nothing
+that was invalidated more than `near` seconds ago.
+
+A copy was read together with a clock. It is served if three things hold:
+
+* It is *proven*: the clock was asked for again since the request began (or less than `near` seconds ago), and
+  nothing was changed here since. The marks up to that clock are known then, and so are the keys whose values were
+  changed (lua/lib/near.lua); their copies are gone.
+* By the marks it is alive, as an entry would be.
+* It is fresh. A stale one takes a look at Redis, which asks for its refresh.
+
+Inside a load the proof has to be as new as the load: nothing is stored that was made of what is older than its
+clock.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from stillroom.cache.entry import Entry, Freshness
+from stillroom.cache.judge import Judge
+from stillroom.cache.marks import Verdict, read_clock
+from stillroom.cache.memo import KEPT_S, Memo, Remembered
+from stillroom.cache.sharing import is_frozen
+from stillroom.cache.template import PREFIX
+from stillroom.codec import MISS
+from stillroom.keys import Keys
+from stillroom.operation import Operation
+from stillroom.scripts import near_join
+from stillroom.stats import Stats
+from stillroom.wire import Clock, Command, loading_since, reset_after_fork, time_left
+
+COPY_S = 240.0  # a copy is read anew after that; Redis remembers changed keys for 10 minutes
+REQUEST_S = KEPT_S  # a request that takes longer has it proved again
+NAMES_AT_ONCE = 1_000  # changed keys that are asked for; more of them: all copies are dropped
+JOINED_S = 3_600.0  # how often the prefixes are entered again
+REGISTRY_MS = 8 * 86_400_000  # how long they stay without that
+PREFIXES = 100  # more are one: every key
+COPY_BYTES = 600  # what a copy takes beside its text, measured
+SHARED_FACTOR = 4  # a decoded value takes so many times its text
+CALLS = 4  # ways to call a loader that mean one key: with a default, and without
+LOST_NAME, FLOOR = b"K", b"!"  # see lua/lib/near.lua
+UNKNOWN: Any = object()  # a value that was not yet asked for
+KEYED = frozenset([int, str, bytes, type(None)])  # arguments that are equal only if their keys are
+
+
+def near_prefix(name: bytes) -> bytes:
+    """The prefix that a key which no loader owns is kept under: up to its last colon, or all of it."""
+    head, colon, _ = name.rpartition(b":")
+    return (head + colon or name).partition(b"%")[0][:PREFIX]
+
+
+class Proof(NamedTuple):
+    """When the clock was asked for (time.monotonic()), and how much this process had changed by then."""
+
+    asked: float
+    changes: int
+
+
+class Copy:
+    """An entry that this process keeps, and its value where it can be shared."""
+
+    __slots__ = (
+        "calls",
+        "entry",
+        "is_gone",
+        "is_used",
+        "judged",
+        "near",
+        "read",
+        "size",
+        "type",
+        "until",
+        "value",
+    )
+
+    def __init__(self, near: Near, entry: Entry, type: Any, read: int) -> None:
+        self.near = near
+        self.entry = entry
+        self.type = type
+        self.value: Any = UNKNOWN
+        self.read = read  # the clock that was read with it
+        self.judged = b""  # the last clock by which it was alive
+        self.until = time.monotonic() + COPY_S
+        self.is_used = self.is_gone = False
+        self.calls: list[tuple[Any, ...]] = []
+        texts = 2 * len(entry.key) + sum(map(len, entry.tags)) + len(entry.payload)
+        self.size = COPY_BYTES + texts
+
+
+class Called(Protocol):
+    """What the copies of a call are found by: a loader."""
+
+    near: float | None
+    name: str
+    counted_as: tuple[str, ...]
+
+
+class Store:
+    """The copies of one cache, in all its shards. Bounded by bytes; a hit takes no lock.
+
+    The oldest goes first, unless it was used since it was last the oldest: so a scan of keys that are read once
+    leaves what is read often.
+    """
+
+    def __init__(self, limit: int, stats: Stats) -> None:
+        self._limit = limit
+        self._stats = stats
+        self.reset()
+        reset_after_fork(self)
+
+    def reset(self) -> None:
+        """Keep nothing: a forked child has its own process' changes to make, and nobody else's lock."""
+        self._lock = threading.RLock()
+        self.bytes = 0
+        self._copies: dict[tuple[Near, bytes], Copy] = {}
+        self._calls: dict[tuple[Any, ...], Copy] = {}
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def of_call(self, loader: Called, args: tuple[Any, ...]) -> Any:
+        """The value that a loader's call is answered with, or MISS where it takes more than a look here."""
+        for arg in args:
+            if arg.__class__ not in KEYED:
+                return MISS
+        copy = self._calls.get((loader, *args))
+        if copy is None:
+            return MISS
+        entry = copy.near.usable(copy, loader.near)
+        if entry is None:
+            return MISS
+        stats = self._stats
+        stats.counts[loader.counted_as[0]] += 1
+        if stats.watch is not None:
+            stats.watch.note("hit", loader.name)
+        return self.value_of(copy, entry)
+
+    def of_name(self, near: Near, name: bytes) -> Copy | None:
+        """The copy of a key."""
+        return self._copies.get((near, name))
+
+    def put(
+        self, copy: Copy, call: tuple[Any, ...] | None, is_complete: Callable[[], bool]
+    ) -> None:
+        """Keep a copy, unless a change was learned that it may not show: `is_complete` says so."""
+        if copy.size * 8 > self._limit:
+            return
+        place = copy.near, copy.entry.key
+        with self._lock:
+            if not is_complete():
+                return
+            self._drop(place)
+            self._copies[place] = copy
+            self.bytes += copy.size
+            self._name(copy, call)
+            while self.bytes > self._limit:
+                self._evict()
+
+    def name(self, copy: Copy, call: tuple[Any, ...] | None) -> None:
+        """Let a copy be found by this call too."""
+        with self._lock:
+            if self._copies.get((copy.near, copy.entry.key)) is copy:
+                self._name(copy, call)
+
+    def learn(self, near: Near, names: Sequence[tuple[bytes, int]]) -> None:
+        """Drop the copies of keys that have changed since they were read."""
+        with self._lock:
+            for name, seq in names:
+                copy = self._copies.get((near, name))
+                if copy is not None and copy.read < seq:
+                    self._drop((near, name))
+
+    def drop(self, near: Near, name: bytes) -> None:
+        """Drop the copy of a key."""
+        if (near, name) in self._copies:
+            with self._lock:
+                self._drop((near, name))
+
+    def forget(self, near: Near) -> None:
+        """Drop all copies of a shard."""
+        with self._lock:
+            for place in [place for place in self._copies if place[0] is near]:
+                self._drop(place)
+
+    def value_of(self, copy: Copy, entry: Entry) -> Any:
+        """The value of an entry that is served in the place of a read: its caller's own, or one that all share."""
+        is_copied = entry is copy.entry
+        if is_copied and copy.value is not MISS and copy.value is not UNKNOWN:
+            return copy.value
+        value = copy.near.decode(entry, copy.type)
+        if is_copied and copy.value is UNKNOWN:
+            if value is MISS or not is_frozen(value):
+                copy.value = MISS
+            else:
+                self._share(copy, value)
+        return value
+
+    def _share(self, copy: Copy, value: Any) -> None:
+        more = SHARED_FACTOR * len(copy.entry.payload)
+        with self._lock:
+            if copy.is_gone or copy.value is not UNKNOWN:
+                return
+            copy.value = value
+            copy.size += more
+            self.bytes += more
+            while self.bytes > self._limit:
+                self._evict()
+
+    def _name(self, copy: Copy, call: tuple[Any, ...] | None) -> None:
+        if call is not None and call not in copy.calls and len(copy.calls) < CALLS:
+            copy.calls.append(call)
+            self._calls[call] = copy
+
+    def _evict(self) -> None:
+        place, copy = next(iter(self._copies.items()))
+        if copy.is_used:
+            copy.is_used = False
+            self._copies[place] = self._copies.pop(place)
+        else:
+            self._drop(place)
+            self._stats.counts["near_evictions"] += 1
+
+    def _drop(self, place: tuple[Near, bytes]) -> None:
+        copy = self._copies.pop(place, None)
+        if copy is not None:
+            copy.is_gone = True
+            self.bytes -= copy.size
+            for call in copy.calls:
+                if self._calls.get(call) is copy:
+                    del self._calls[call]
+
+
+class Near:
+    """What this process knows of the copies of one shard. Threads share it."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        clock: Clock,
+        judge: Judge,
+        memo: Memo,
+        stats: Stats,
+        decode: Callable[[Entry, Any], Any],
+    ) -> None:
+        self.store = store
+        self._keys = keys
+        self._now_ms = clock.now_ms
+        self._judge = judge
+        self._memo = memo
+        self._stats = stats
+        self.decode = decode  # an entry, and the type of its value → the value, or MISS
+        self.reset()
+        reset_after_fork(self)
+
+    def reset(self) -> None:
+        """Know nothing: no lock of another thread, no proof of another process."""
+        self._lock = threading.RLock()
+        self._registry: bytes | None = None
+        self._prefixes: tuple[bytes, ...] = ()  # that are in it
+        self._joined: dict[bytes, float] = {}  # prefix → when it was entered, time.monotonic()
+        self._epoch = b""
+        self._synced = 0  # up to this clock the changed keys are known
+        self._proof = Proof(float("-inf"), -1)
+
+    # Without Redis
+
+    def usable(self, copy: Copy, near: float | None) -> Entry | None:
+        """The entry to be served in the place of a read, or None. What a request has read it reads again."""
+        now = time.monotonic()
+        request, memo, entry = time_left(), self._memo, copy.entry
+        since = loading_since()
+        if request is not None:
+            known: Remembered | None = request.memo.get((id(memo), entry.key, entry.release))
+            if known is not None and memo.is_valid(known, now):
+                self._stats.counts["near_hits"] += 1
+                return known.entry
+            since = max(since, request.began, now - REQUEST_S)
+        elif not since:
+            since = now - (near or 0.0)
+        asked, changes = self._proof
+        if asked < since or changes != memo.changes or not self._is_alive(copy, now):
+            return None
+        if copy.is_gone:  # to be looked at last: by that proof, or by one that came in the meantime
+            return None
+        copy.is_used = True
+        self._stats.counts["near_hits"] += 1
+        if request is not None:
+            known = Remembered(entry, Freshness.FRESH, changes, asked)
+            memo.remember_in(request, entry.key, entry.release, known)
+        return entry
+
+    def value(self, entry: Entry, type: Any) -> Any:
+        """The value of an entry that was looked at, shared if a copy of it is kept and it can be."""
+        copy = self.store.of_name(self, entry.key)
+        if copy is None or copy.entry is not entry or copy.type is not type:
+            return self.decode(entry, type)
+        return self.store.value_of(copy, entry)
+
+    def away(self, name: bytes, seconds: float) -> Entry | None:
+        """The entry to be served while Redis is away, if its clock was asked for less than so many seconds ago."""
+        copy = self.store.of_name(self, name)
+        asked, changes = self._proof
+        now = time.monotonic()
+        if copy is None or now - asked > seconds or changes != self._memo.changes:
+            return None
+        if asked < loading_since() or copy.is_gone or not self._is_alive(copy, now):
+            return None
+        return copy.entry
+
+    def is_in_request(self) -> bool:
+        """Whether what is read has a beginning: a request's, or a load's."""
+        return time_left() is not None or bool(loading_since())
+
+    def may_be_alive(self, copy: Copy) -> bool:
+        """Whether to ask for a proof is likely to spare a read."""
+        return not copy.is_gone and self._is_alive(copy, time.monotonic())
+
+    def asking(self) -> Proof:
+        """What stands now, before a clock is asked for."""
+        return Proof(time.monotonic(), self._memo.changes)
+
+    def _is_alive(self, copy: Copy, now: float) -> bool:
+        marks = self._judge.marks
+        clock = marks.clock
+        if copy.judged != clock:
+            if marks.verdict(copy.entry) is not Verdict.ALIVE:
+                return False
+            copy.judged = clock
+        return now < copy.until and self._now_ms() < copy.entry.fresh_until
+
+    def forget(self, name: bytes) -> None:
+        """Drop the copy of a key that this process has loaded anew."""
+        self.store.drop(self, name)
+
+    # With Redis
+
+    def joining(self, prefix: bytes) -> Operation[None]:
+        """Enter the prefix of keys that are to be kept, before any of them is read for that."""
+        now = time.monotonic()
+        if now - self._joined.get(prefix, float("-inf")) < JOINED_S:
+            return
+        fresh_id, prefixes = secrets.token_hex(8), {*self._joined, prefix}
+        (registry,) = yield [
+            near_join([self._keys.near], fresh_id, REGISTRY_MS, PREFIXES, *prefixes)
+        ]
+        with self._lock:
+            self._joined = dict.fromkeys(prefixes, now)
+            self._take_registry(registry)
+
+    def names_since(self) -> list[Command]:
+        """The commands that bring the names which have changed since they were last asked for."""
+        since, most = b"(%d" % self._synced, b"%d" % NAMES_AT_ONCE
+        newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", most, b"WITHSCORES")
+        # In this order: a name that comes in between is among the names, and none is taken for lost.
+        return [
+            (b"ZSCORE", self._keys.marks, LOST_NAME),
+            (b"ZRANGE", self._keys.named, b"+inf", since, *newest_first),
+        ]
+
+    def learn(
+        self, asked: Proof, registry: bytes | None, clock: bytes | None, known: int
+    ) -> Operation[int]:
+        """Take in a clock and a registry that were read together. → its number, or 0 where it proves nothing.
+
+        `asked`: what stood when they were asked for; `known`: how far the marks went then.
+        """
+        if registry is None or clock is None:
+            with self._lock:
+                self._take_registry(registry)
+            return 0
+        marks = yield from self._judge.caught_up(clock, known)
+        epoch, seq = read_clock(clock)
+        if marks.epoch != epoch or marks.synced < seq:
+            return 0
+        with self._lock:
+            self._take_registry(registry)
+            if self._epoch != epoch:
+                self._begin(epoch, seq)
+            is_behind = seq > self._synced
+        if is_behind:
+            since = self._synced
+            newest, rows = yield self.names_since()
+            self._learn_names(epoch, seq, since, int(newest or 0), rows)
+        with self._lock:
+            if self._epoch == epoch and self._synced >= seq and asked.asked > self._proof.asked:
+                self._proof = asked
+                self._stats.counts["near_proofs"] += 1
+        return seq
+
+    def keep(
+        self, entry: Entry, type: Any, seq: int, registry: bytes, call: tuple[Any, ...] | None
+    ) -> None:
+        """Keep an entry that was read together with this registry and a clock of this number. `learn` has both."""
+
+        def is_complete() -> bool:
+            is_same = self._registry == registry and self._epoch == entry.epoch
+            return is_same and seq >= self._synced and entry.key.startswith(self._prefixes)
+
+        self.store.put(Copy(self, entry, type, seq), call, is_complete)
+
+    def _learn_names(
+        self, epoch: bytes, seq: int, since: int, newest: int, rows: Sequence[bytes]
+    ) -> None:
+        names = list(zip(rows[::2], map(int, rows[1::2]), strict=True))
+        reached = max((score for _, score in names), default=0)
+        is_lost = newest > since and reached < newest
+        is_cut = len(names) >= NAMES_AT_ONCE or any(
+            name == FLOOR and score > since for name, score in names
+        )
+        with self._lock:
+            if self._epoch != epoch or self._synced > since:
+                return  # another thread was faster
+            if is_lost or is_cut:
+                self.store.forget(self)
+            self._synced = seq
+            self.store.learn(self, [(name[2:], score) for name, score in names])
+
+    def _take_registry(self, registry: bytes | None) -> None:
+        """Another registry than was seen: changes may have gone by that nobody was told of."""
+        before, self._registry = self._registry, registry
+        if before == registry:
+            return
+        self._prefixes = tuple(registry.split(b"\n")[1:]) if registry else ()
+        if before is not None and (registry is None or not registry.startswith(before)):
+            self._joined = {}
+            self.store.forget(self)
+
+    def _begin(self, epoch: bytes, seq: int) -> None:
+        self._epoch, self._synced = epoch, seq
+        self.store.forget(self)

@@ -1,0 +1,48 @@
+-- Processes may keep copies of the values whose keys begin with one of the prefixes in the registry: an id, and a
+-- prefix a line. Whoever changes such a value moves the clock on and names the key, so that who kept the one before
+-- reads it anew. A change by a tag or a pattern has a mark that says it.
+-- There are as many names as are read by who asks often, and some more: `!` says since when they are complete, and
+-- `K` in the marks how new the newest must be. So names that are lost show, and an id that is another says that the
+-- registry itself was lost, and changes with it that nobody was told of.
+
+local NAMES_LIMIT = 10000
+local NAMES_DROPPED = 1000
+local NAMES_MS = 600000 -- no copy is kept for half as long
+
+local function may_be_kept(registry, name)
+  for prefix in string.gmatch(registry, '\n([^\n]*)') do
+    if string.sub(name, 1, #prefix) == prefix then
+      return true
+    end
+  end
+  return false
+end
+
+-- Names the keys among these that somebody may keep. `begin`: the epoch to begin where the clock or the marks are lost.
+local function name_changed(near, named, clock, marks, begin, names)
+  local registry = redis.call('GET', near)
+  if not registry then
+    return
+  end
+  local kept = {}
+  for _, name in ipairs(names) do
+    if may_be_kept(registry, name) then
+      kept[#kept + 1] = name
+    end
+  end
+  if #kept == 0 then
+    return
+  end
+  local epoch, seq = next_moment(clock, marks, begin)
+  local score = plain(seq)
+  for _, name in ipairs(kept) do
+    redis.call('ZADD', named, score, 'k:' .. name)
+  end
+  if redis.call('ZCARD', named) > NAMES_LIMIT + NAMES_DROPPED then
+    local dropped = redis.call('ZPOPMIN', named, redis.call('ZCARD', named) - NAMES_LIMIT)
+    redis.call('ZADD', named, dropped[#dropped], '!')
+  end
+  redis.call('PEXPIRE', named, NAMES_MS)
+  redis.call('ZADD', marks, score, 'K')
+  write_clock(clock, marks, epoch, seq)
+end

@@ -1,0 +1,585 @@
+"""Copies that a process keeps: one look at the clock proves all of them, and nothing that was changed is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from stillroom import AsyncStillroom, InvalidArgument, Settings, Stillroom
+from stillroom.cache import near
+from tests.support.entries import age
+from tests.support.faces import open_room
+
+
+class Trips:
+    """How many batches a room has sent."""
+
+    def __init__(self, room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        inner = getattr(room, "inner", room)
+        inner.stats.due = float("inf")  # counts ride along at their own times
+        self.count = 0
+        execute = inner.wire.execute
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            return execute(*args, **kwargs)
+
+        monkeypatch.setattr(inner.wire, "execute", counting)
+
+    def taken(self) -> int:
+        """How many since it was asked last."""
+        count, self.count = self.count, 0
+        return count
+
+
+@pytest.fixture
+def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
+    return Trips(room, monkeypatch)
+
+
+def price_of(room: Any, first: int = 1, **options: Any) -> Any:
+    """A loader whose nth load brings n."""
+    loads = iter(range(first, 1_000))
+
+    @room.cache.cached("price:{id}", **{"ttl": 600, "tags": ["prices"], "near": True} | options)
+    def price(id: int) -> list[int]:
+        return [next(loads)]
+
+    return price
+
+
+def kept(price: Any, room: Any) -> list[int]:
+    """Have this process keep a copy of price:7. → its value"""
+    with room.request():
+        price(7)
+    with room.request():
+        price(7)
+        return price(7)  # type: ignore[no-any-return]
+
+
+def test_one_look_at_the_clock_proves_all_that_is_kept(room: Any, trips: Trips) -> None:
+    """Twenty values that were read before are one small round trip in the next request."""
+    price = price_of(room)
+    for _ in range(3):
+        with room.request():
+            values = [price(n) for n in range(20)]
+    trips.taken()
+    with room.request():
+        assert [price(n) for n in range(20)] == values
+    assert trips.taken() == 1
+    assert values == [[n + 1] for n in range(20)]
+
+
+def test_outside_of_requests_each_read_asks_unless_seconds_are_given(
+    room: Any, make_room: Any, trips: Trips
+) -> None:
+    """`near=True` is for requests; `near=30` serves what was proved in the last half minute."""
+    always, seldom = price_of(room), price_of(make_room(), near=30)
+    always(7), always(7)
+    trips.taken()
+    always(7), always(7)
+    assert trips.taken() == 2
+    seldom(7), seldom(7)
+    room.cache.invalidate_by_tag("prices")
+    before = seldom(7)
+    assert seldom(7) == before
+
+
+def refreshed(room: Any, price: Any, dispatch: Any) -> None:
+    """Read until a stale value has asked for its refresh, and run that."""
+    while not dispatch.orders:
+        with room.request():
+            price(7)
+    assert dispatch.run_all(room) == ["refreshed"]
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "its key": lambda room: room.cache.invalidate("price:7"),
+    "its key, deferred": lambda room: room.cache.invalidate("price:7", defer=True),
+    "its tag": lambda room: room.cache.invalidate_by_tag("prices"),
+    "its tag, softly": lambda room: room.cache.invalidate_by_tag("prices", soft=True),
+    "a pattern": lambda room: room.cache.invalidate_by_pattern("price:*"),
+    "everything": lambda room: room.cache.clear(),
+    "keys": lambda room: room.cache.invalidate_many(["price:7", "price:8"]),
+    "a set": lambda room: room.cache.set("price:7", [1_000]),
+    "a set of many": lambda room: room.cache.set_many({"price:7": [1_000]}),
+    "a shorter life": lambda room: room.cache.touch("price:7", ttl=0.001, swr=60),
+}
+MISSED = {"its tag, softly", "a shorter life"}  # what is stale is served, and refreshed
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_next_request_shows_what_another_process_changed(
+    room: Any, make_room: Any, change: str, dispatch: Any
+) -> None:
+    """However it was changed, a request that begins afterwards never shows the copy from before."""
+    price = price_of(room, swr=60)
+    other: Stillroom = make_room()
+    assert kept(price, room) == [1]
+    CHANGES[change](other)
+    if change in MISSED:
+        refreshed(room, price, dispatch)
+    with room.request():
+        assert price(7) != [1]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_same_request_shows_what_this_process_changed(
+    room: Any, change: str, dispatch: Any
+) -> None:
+    """Whoever invalidates or sets reads the new value at once."""
+    price = price_of(room, swr=60)
+    with room.request():
+        price(7)
+        assert price(7) == price(7) == [1]
+        CHANGES[change](room)
+        if change in MISSED:
+            refreshed(room, price, dispatch)
+        assert price(7) != [1]
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if name not in MISSED])
+def test_a_request_reads_the_same_value_twice(room: Any, make_room: Any, change: str) -> None:
+    """What another process changes while it runs is for the next one: a request is a snapshot."""
+    price = price_of(room)
+    other: Stillroom = make_room()
+    kept(price, room)
+    with room.request():
+        assert price(7) == [1]
+        CHANGES[change](other)
+        assert price(7) == [1]
+        price(8)  # which learns of the change
+        assert price(7) == [1]
+    with room.request():
+        assert price(7) != [1]
+
+
+def test_a_number_and_an_ordered_load_are_changes_too(room: Any, make_room: Any) -> None:
+    """`incr`, `add` after an invalidation, and a load that an app ordered."""
+    other: Stillroom = make_room()
+    room.cache.set("visits:1", 1)
+
+    def visits() -> Any:
+        with room.request():
+            room.cache.get("visits:1", near=True)
+            return room.cache.get("visits:1", near=True)
+
+    assert visits() == 1
+    other.cache.incr("visits:1")
+    assert visits() == 2
+    other.cache.invalidate("visits:1")
+    assert other.cache.add("visits:1", 7)
+    assert visits() == 7
+
+    price = price_of(room)
+    price_of(other)
+    kept(price, room)
+    order = type("Order", (), {"loader": "price", "args": {"id": 7}})()
+    other.upkeep.load(order)
+    other.cache.get("price:7")
+    with room.request():
+        assert price(7) == other.cache.get("price:7")
+
+
+def test_an_entry_that_redis_has_evicted_can_still_be_invalidated(
+    room: Any, make_room: Any, client: Any
+) -> None:
+    """Nothing is there to delete, but somebody may keep a copy."""
+    price = price_of(room)
+    other: Stillroom = make_room()
+    kept(price, room)
+    client.unlink(room.keys.entry(b"price:7"))
+    other.cache.invalidate("price:7")
+    with room.request():
+        assert price(7) == [2]
+
+
+LOSSES: dict[str, Callable[[Any, Any], Any]] = {
+    "the registry": lambda client, keys: client.delete(keys.near),
+    "the names": lambda client, keys: client.delete(keys.named),
+    "the marks": lambda client, keys: client.delete(keys.marks),
+    "the clock": lambda client, keys: client.delete(keys.clock),
+    "everything": lambda client, keys: client.flushall(),
+}
+
+
+@pytest.mark.parametrize("moment", ["before the change", "after the change", "both"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_lost_in_redis_is_a_miss(
+    room: Any, make_room: Any, client: Any, loss: str, moment: str
+) -> None:
+    """Redis may evict any of its keys: a change that nobody could be told of is not missed."""
+    price = price_of(room)
+    other: Stillroom = make_room()
+    kept(price, room)
+    if moment != "after the change":
+        LOSSES[loss](client, room.keys)
+    other.cache.invalidate("price:7")
+    if moment != "before the change":
+        LOSSES[loss](client, room.keys)
+    with room.request():
+        assert price(7) == [2]
+
+
+def test_a_registry_that_was_lost_and_made_again_shows(
+    room: Any, make_room: Any, client: Any
+) -> None:
+    """Changes in between were told to nobody, so all copies from before are dropped."""
+    price = price_of(room)
+    other, third = make_room(), make_room()
+    kept(price, room)
+    client.delete(room.keys.near)
+    other.cache.invalidate("price:7")
+    assert kept(price_of(third, 500), third) == [500]  # it enters the prefix anew
+    with room.request():
+        assert price(7) == [500]
+
+
+def test_more_names_than_redis_keeps(
+    room: Any, make_room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was told too little drops all its copies."""
+    price = price_of(room)
+    other: Stillroom = make_room()
+    kept(price, room)
+    other.cache.invalidate("price:7")
+    other.cache.invalidate_many([f"price:{n}" for n in range(100, 12_000)])
+    with room.request():
+        assert price(7) == [2]
+
+
+def test_names_are_bounded(make_room: Any, client: Any) -> None:
+    """Redis keeps eleven thousand changed keys at most, for ten minutes."""
+    room: Stillroom = make_room()
+    kept(price_of(room), room)
+    for start in range(0, 24_000, 4_000):
+        room.cache.invalidate_many([f"price:{n}" for n in range(start, start + 4_000)])
+        assert client.zcard(room.keys.named) <= 11_001
+    assert 0 < client.pttl(room.keys.named) <= 600_000
+
+
+def test_keys_that_nobody_keeps_cost_no_name(room: Any, make_room: Any, client: Any) -> None:
+    """The clock stands still for them, as it did before."""
+    other: Stillroom = make_room()
+    kept(price_of(room), room)
+    before = client.get(room.keys.clock)
+    other.cache.set("page:7", 1)
+    other.cache.invalidate("page:7")
+    other.cache.invalidate("prices")
+    assert client.get(room.keys.clock) == before
+    assert not client.exists(room.keys.named)
+
+
+def test_a_hundred_prefixes_are_as_many_as_every_key(room: Any, make_room: Any) -> None:
+    """The registry is bounded, too."""
+    for n in range(110):
+        room.cache.set(f"kind{n}:1", n)
+        room.cache.get(f"kind{n}:1", near=True)
+    other: Stillroom = make_room()
+    with room.request():
+        assert room.cache.get("kind3:1", near=True) == 3
+    other.cache.set("kind3:1", 4)
+    with room.request():
+        assert room.cache.get("kind3:1", near=True) == 4
+
+
+REMEMBERED: dict[str, dict[str, Any]] = {
+    "near": {"near": True},
+    "memo": {"near": None, "memo": True},
+}
+
+
+@pytest.mark.parametrize("options", REMEMBERED.values(), ids=REMEMBERED)
+def test_a_loader_is_not_served_what_was_read_before_it_was_called(
+    make_room: Any, options: dict[str, Any]
+) -> None:
+    """What it makes is stored under a newer clock: others would take it for new."""
+    room, other = make_room(), make_room()
+    price = price_of(room, **options)
+
+    @room.cache.cached("page:{id}", ttl=600, tags=["pages"])
+    def page(id: int) -> list[int]:
+        return price(id)  # type: ignore[no-any-return]
+
+    with room.request():
+        assert price(7) == price(7) == [1]
+        other.cache.invalidate_by_tag("prices", "pages")
+        assert page(7) == [2]
+    assert page(7) == [2]
+
+
+@pytest.mark.parametrize("options", REMEMBERED.values(), ids=REMEMBERED)
+def test_nor_is_a_loader_that_is_awaited(
+    settings: Any, make_room: Any, options: dict[str, Any]
+) -> None:
+    """The same in an event loop."""
+    other: Stillroom = make_room()
+
+    async def main() -> None:
+        loads = iter(range(1, 100))
+        async with AsyncStillroom(settings) as room:
+
+            @room.cache.cached("price:{id}", ttl=600, tags=["prices"], **options)
+            async def price(id: int) -> list[int]:
+                return [next(loads)]
+
+            @room.cache.cached("page:{id}", ttl=600, tags=["pages"])
+            async def page(id: int) -> list[int]:
+                return await price(id)
+
+            with room.request():
+                await price(7)
+            with room.request():
+                assert await price(7) == await price(7) == [1]
+                await asyncio.to_thread(other.cache.invalidate_by_tag, "prices", "pages")
+                assert await page(7) == [2]
+            assert await page(7) == [2]
+
+    asyncio.run(main())
+
+
+def test_a_stale_copy_is_no_answer(room: Any, client: Any, dispatch: Any, trips: Trips) -> None:
+    """Past its time a value is read from Redis, which asks for the refresh."""
+    price = price_of(room, ttl=60, swr=600)
+    price(7)
+    age(client, room.keys.entry(b"price:7"), 59.9)
+    kept(price, room)
+    age(client, room.keys.entry(b"price:7"), 1)
+    refreshed(room, price, dispatch)
+    with room.request():
+        assert price(7) == [2]
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
+class Money:
+    amount: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Basket:
+    items: list[int]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    name: str
+
+
+class Open(BaseModel):
+    name: str
+
+
+SHARED = {
+    "a text": "a text that is long enough to be no constant " * 3,
+    "a tuple": (1.5, "b"),
+    "a named tuple": Point(1, 2),
+    "a frozen dataclass": Money(1, ("a", "b")),
+    "a frozen model": Frozen(name="x"),
+}
+OWN = {
+    "a list": [1],
+    "a dict": {"a": 1},
+    "a tuple with a list": ("a", [1]),
+    "a frozen dataclass with a list": Basket([1]),
+    "a model": Open(name="x"),
+}
+
+
+def values_of(room: Any, value: Any, type: Any) -> list[Any]:
+    @room.cache.cached("value:{id}", ttl=60, near=True, type=type)
+    def load(id: int) -> Any:
+        return value
+
+    for _ in range(3):
+        with room.request():
+            load(1)
+    with room.request():
+        return [load(1), load(1)]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_nobody_can_change_is_one_object(room: Any, name: str) -> None:
+    """It is decoded once, not for each caller."""
+    kinds = {"a tuple": tuple[float, str]}
+    value = SHARED[name]
+    first, second = values_of(room, value, kinds.get(name, type(value)))
+    assert first == second == value
+    assert first is second
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_can_be_changed_is_each_callers_own(room: Any, name: str) -> None:
+    """A list that somebody appends to is nobody else's."""
+    kinds = {"a tuple with a list": tuple[str, list[int]]}
+    value = OWN[name]
+    first, second = values_of(room, value, kinds.get(name, type(value)))
+    assert first == second == value
+    assert first is not second
+
+
+def test_arguments_that_are_equal_but_other_keys_are_other_values(room: Any) -> None:
+    """1, 1.0 and True are one key of a dict, and three keys of the cache."""
+
+    @room.cache.cached("of:{x}", ttl=60, near=True)
+    def of(x: Any) -> str:
+        return repr(x)
+
+    for _ in range(3):
+        with room.request():
+            assert [of(1), of(True), of("1x"), of(2)] == ["1", "True", "'1x'", "2"]
+
+
+def test_a_scan_leaves_what_is_read_often(make_room: Any) -> None:
+    """The store is bounded in bytes, and what was used is not the first to go."""
+    room: Stillroom = make_room(near_limit=100_000)
+    body = "x" * 1_000
+
+    @room.cache.cached("text:{id}", ttl=600, near=True)
+    def text(id: int) -> str:
+        return body
+
+    def read(ids: Any) -> None:
+        for n in ids:
+            with room.request():
+                text(n)
+
+    often = range(5)
+    read([*often] * 3)
+    for start in range(100, 500, 5):
+        read([*range(start, start + 5), *often])
+        read(range(start, start + 5))
+    store = room.cache._body.copies
+    assert store.bytes <= 100_000
+    with room.request():
+        text(0)
+        before = room.stats.counts["near_hits"]
+        for n in often:
+            text(n)
+        assert room.stats.counts["near_hits"] - before == 5
+    assert room.stats.counts["near_evictions"] > 100
+
+
+def test_a_value_that_would_fill_the_store_is_not_kept(make_room: Any) -> None:
+    """One large value does not push out everything else."""
+    room: Stillroom = make_room(near_limit=100_000)
+    room.cache.set("large:1", "x" * 50_000)
+    for _ in range(3):
+        with room.request():
+            assert len(room.cache.get("large:1", near=True)) == 50_000
+    assert len(room.cache._body.copies) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_keeps_nothing(make_room: Any) -> None:
+    """Its parent's copies are not proved by what the child asks."""
+    room: Stillroom = make_room()
+    kept(price_of(room), room)
+    store = room.cache._body.copies
+    assert len(store)
+    child = os.fork()
+    if not child:
+        os._exit(0 if len(store) == 0 and store.bytes == 0 else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert len(store)
+
+
+@pytest.mark.parametrize("given", ["5", -1, 61, float("nan")])
+def test_a_strange_near_is_refused_where_it_is_written(room: Any, given: Any) -> None:
+    """It is True, False, or seconds up to a minute."""
+    with pytest.raises(InvalidArgument, match="near="):
+        price_of(room, near=given)
+    with pytest.raises(InvalidArgument, match="near="):
+        room.cache.get("a", near=given)
+
+
+def test_another_epoch_drops_what_is_kept(room: Any, make_room: Any) -> None:
+    """Copies from before a clear take no memory."""
+    price = price_of(room)
+    kept(price, room)
+    make_room().cache.clear()
+    body = getattr(room, "inner", room).cache._body
+    with room.request():
+        price(8)
+    assert len(body.copies) == 0
+
+
+def test_two_shards_prove_for_themselves(settings: Any, dispatch: Any, make_room: Any) -> None:
+    """Each shard has a clock of its own."""
+    room: Stillroom = make_room(shards=2)
+    other: Stillroom = make_room(shards=2)
+    price = price_of(room)
+    for n in range(10):
+        kept_value = [price(n) for _ in range(2)]
+        assert kept_value[0] == kept_value[1]
+    with room.request():
+        before = [price(n) for n in range(10)]
+    other.cache.invalidate("price:3")
+    with room.request():
+        after = [price(n) for n in range(10)]
+    assert [n for n in range(10) if before[n] != after[n]] == [3]
+    other.cache.invalidate_by_tag("prices")
+    with room.request():
+        assert not any(price(n) in after for n in range(10))
+
+
+def test_kept_values_may_be_served_while_redis_is_away(own_server: Any) -> None:
+    """If the app says for how long; not what this process has changed since."""
+    for seconds, served in ((0.0, [2]), (60.0, [1])):
+        settings = Settings(
+            redis_url=own_server.url,
+            near_away=seconds,
+            away_ttl=0,
+            command_timeout=2.0,
+            namespace=f"n{seconds:.0f}",
+        )
+        with open_room("sync", settings, None) as room:
+            price = price_of(room)
+            assert kept(price, room) == [1]
+            own_server.freeze()
+            room.stats.due = float("inf")
+            try:
+                with room.request():
+                    assert price(7) == served
+                room.cache.invalidate("price:7", defer=True)
+                with room.request():
+                    assert price(7) != [1]
+            finally:
+                own_server.thaw()
+
+
+def test_the_promise_of_others_is_not_changed(room: Any, make_room: Any, trips: Trips) -> None:
+    """A loader without `near` asks each time, also where others of the same room have copies."""
+    price = price_of(room)
+
+    @room.cache.cached("plain:{id}", ttl=600, tags=["prices"])
+    def plain(id: int) -> int:
+        return id
+
+    kept(price, room)
+    plain(7), plain(7)
+    trips.taken()
+    with room.request():
+        plain(7), plain(7)
+    assert trips.taken() == 2
+
+
+def test_near_module_says_how_long_a_copy_may_be_kept() -> None:
+    """Redis remembers a changed key for longer than any process keeps a copy of it."""
+    text = near.__loader__.get_data(  # type: ignore[union-attr]
+        os.path.join(os.path.dirname(near.__file__), "..", "lua", "lib", "near.lua")
+    ).decode()
+    assert "NAMES_MS = 600000" in text
+    assert near.COPY_S * 2 < 600

