@@ -236,6 +236,8 @@ def test_every_page_is_run() -> None:
         "tags",
         "limits",
         "celery",
+        "near",
+        "seen",
         "status",
         "deploy",
     }
