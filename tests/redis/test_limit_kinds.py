@@ -428,5 +428,5 @@ def test_calls_that_wait_never_make_more_than_the_quota(make_room: Any) -> None:
 @pytest.mark.parametrize("timeout", [-1, 4_000, float("nan")])
 def test_a_wait_has_a_bound(room: Any, timeout: float) -> None:
     """An hour."""
-    with pytest.raises(InvalidArgument, match="timeout=.*: a number of seconds from 0 to 3,600"):
+    with pytest.raises(InvalidArgument, match=r"timeout=.*: a number of seconds from 0 to 3,600"):
         room.limits.wait(IP, [DEFAULT], timeout=timeout)
