@@ -111,7 +111,7 @@ class Party:
         self._first = iter(self.own)
         self.near = None if face == "plain" else NEAR
         self._database: Any = redis.Redis.from_url(url, socket_timeout=None)
-        self._tags: list[Any] = ["all:{key}", lambda value: shelves(value)]
+        self._tags: list[Any] = ["all:{key}", shelves]
         self._load = self.room.cache.cached(
             "{key}", tags=self._tags, near=self.near, name="fetch", lease=LEASE
         )(self.fetch)
@@ -192,59 +192,63 @@ class Party:
             self.records.append(Floor(key, writer, time.monotonic_ns(), version))
 
     async def _tell(self, key: str, version: int) -> bool:
+        """Whether the cache has taken the word: then no read may show an older version."""
         cache, value = self.room.cache, as_value(key, version)
         tags = [f"all:{key}", f"shelf:{key}"]
-        match key.partition(":")[0]:
-            case "key":
-                await awaited(cache.invalidate(key))
-            case "many":
-                await awaited(cache.invalidate_many([key, "another"]))
-            case "tag":
-                await awaited(cache.invalidate_by_tag(f"all:{key}"))
-            case "value":
-                await awaited(cache.invalidate_by_tag(f"shelf:{key}"))
-            case "pattern":
-                others = "".join(random.choices("abcdefgh", k=3))
-                await awaited(cache.invalidate_by_pattern(f"{key[:-1]}[{key[-1]}{others}]"))
-            case "clear":
-                await awaited(cache.clear())
-            case "set":
-                return bool(await awaited(cache.set(key, value, tags=tags)))
-            case "set_many":
-                stored = await awaited(cache.set_many({key: value}, tags=tags))
-                return bool(stored[key])
-            case "add":
-                await awaited(cache.invalidate(key))
-                await awaited(cache.add(key, value, tags=tags))
-            case "incr":
-                return await self._incr(key, version, tags)
-            case "touch":
-                stored = await awaited(cache.set(key, value, tags=tags))
-                await awaited(cache.touch(key, ttl=random.choice([0.01, 1.0]), swr=SWR))
-                return bool(stored)
-            case "load":
-                return await self._order(key)
-            case "soft":
-                await awaited(cache.invalidate_by_tag(f"all:{key}", soft=True))
-                return await self._is_refreshed(key, version)
+        others = "".join(random.choices("abcdefgh", k=3))  # many patterns, each seldom
+        invalidate: dict[str, Callable[[], Any]] = {
+            "key": lambda: cache.invalidate(key),
+            "many": lambda: cache.invalidate_many([key, "another"]),
+            "tag": lambda: cache.invalidate_by_tag(f"all:{key}"),
+            "value": lambda: cache.invalidate_by_tag(f"shelf:{key}"),
+            "pattern": lambda: cache.invalidate_by_pattern(f"{key[:-1]}[{key[-1]}{others}]"),
+            "clear": cache.clear,
+        }
+        kind = key.partition(":")[0]
+        if kind in invalidate:
+            await awaited(invalidate[kind]())
+            return True
+        return await {
+            "set": self._set,
+            "set_many": self._set_many,
+            "add": self._add,
+            "incr": self._incr,
+            "touch": self._touch,
+            "load": self._order,
+            "soft": self._soften,
+        }[kind](key, value, tags)
+
+    async def _set(self, key: str, value: Any, tags: list[str]) -> bool:
+        return bool(await awaited(self.room.cache.set(key, value, tags=tags)))
+
+    async def _set_many(self, key: str, value: Any, tags: list[str]) -> bool:
+        return bool((await awaited(self.room.cache.set_many({key: value}, tags=tags)))[key])
+
+    async def _add(self, key: str, value: Any, tags: list[str]) -> bool:
+        await awaited(self.room.cache.invalidate(key))
+        await awaited(self.room.cache.add(key, value, tags=tags))
         return True
 
-    async def _incr(self, key: str, version: int, tags: list[str]) -> bool:
-        seen = await awaited(self.room.cache.incr(key))
-        if seen is None or int(seen) != version:
-            return bool(await awaited(self.room.cache.set(key, version, tags=tags)))
-        return True
+    async def _touch(self, key: str, value: Any, tags: list[str]) -> bool:
+        stored = await self._set(key, value, tags)
+        await awaited(self.room.cache.touch(key, ttl=random.choice([0.01, 1.0]), swr=SWR))
+        return stored
 
-    async def _order(self, key: str) -> bool:
+    async def _incr(self, key: str, value: Any, tags: list[str]) -> bool:
+        is_next = await awaited(self.room.cache.incr(key)) == value
+        return is_next or await self._set(key, value, tags)
+
+    async def _order(self, key: str, value: Any, tags: list[str]) -> bool:
         order = type("Order", (), {"loader": "fetch", "args": {"key": key}})()
         report = await awaited(self.room.upkeep.load(order))
         return bool(report["outcome"] == "loaded")
 
-    async def _is_refreshed(self, key: str, version: int) -> bool:
-        """Whether the value that was invalidated softly has been replaced by this one, or a newer one."""
+    async def _soften(self, key: str, value: Any, tags: list[str]) -> bool:
+        """Whether the value that was invalidated softly has been replaced by this one."""
+        await awaited(self.room.cache.invalidate_by_tag(tags[0], soft=True))
         for _ in range(100):
             entry = await awaited(self.room.cache.get_entry(key))
-            if entry is None or version_of(entry.value) >= version:
+            if entry is None or version_of(entry.value) >= version_of(value):
                 return True
             await awaited(self._load(key))
             await self.pause(0.005)

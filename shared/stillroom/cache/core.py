@@ -490,7 +490,8 @@ class Core:
                 if bites.again(error) and isinstance(batch, Timed):
                     continue
                 self._fall_back(what, error)
-                replies += getattr(error, "replies", None) or [None] * len(bite)
+                told = getattr(error, "replies", None) or ()  # of more commands where scripts were loaded
+                replies += told if len(told) == len(bite) else [None] * len(bite)
             bites.done()
         return [None if isinstance(reply, Exception) else reply for reply in replies]
 
