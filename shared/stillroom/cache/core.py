@@ -490,7 +490,9 @@ class Core:
                 if bites.again(error) and isinstance(batch, Timed):
                     continue
                 self._fall_back(what, error)
-                told = getattr(error, "replies", None) or ()  # of more commands where scripts were loaded
+                told = (
+                    getattr(error, "replies", None) or ()
+                )  # of more commands where scripts were loaded
                 replies += told if len(told) == len(bite) else [None] * len(bite)
             bites.done()
         return [None if isinstance(reply, Exception) else reply for reply in replies]
@@ -768,9 +770,7 @@ class Core:
         kept = self.near.away(name, recipe.release, self.settings.near_away)
         return MISS if kept is None else self._decode(kept, recipe.type)
 
-    def _read(
-        self, keys: Sequence[bytes], known: int, *, is_near: bool = False
-    ) -> Operation[Any]:
+    def _read(self, keys: Sequence[bytes], known: int, *, is_near: bool = False) -> Operation[Any]:
         """What is under these keys, and last the clock: one MGET, and whatever rides along with it.
 
         `is_near`: while the clock moves, the names of changed keys ride along too.

@@ -88,7 +88,7 @@ class Gate:
         self._render = checked_render(render)
         # Routes and endpoints whose last request looked at its session, and the cookie it is known by.
         self._look: dict[object, SessionCookie] = {}
-        # Routes and endpoints whose last request read what this process keeps, and what proves it in the same batch.
+        # Routes and endpoints whose last request read what this process keeps, and what proves it in one batch.
         self._near: set[object] = set()
         self._prove = room.operations.prove
         self._plans: dict[Route, _Plan] = {}

@@ -20,7 +20,9 @@ class Budget:
         self.began = time.monotonic()
         self.unconfirmed = 0
         self.memo: dict[Any, Any] = {}  # what the request has read: see cache/memo.py
-        self.reads_near = False  # whether it has looked at what this process keeps: see cache/near.py
+        self.reads_near = (
+            False  # whether it has looked at what this process keeps: see cache/near.py
+        )
 
 
 _current: ContextVar[Budget | None] = ContextVar("stillroom_request_budget", default=None)
