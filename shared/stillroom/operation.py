@@ -70,7 +70,7 @@ STATE = -1  # where a step On runs: on the state's server; shards count from 0
 
 
 class Once(list[Command]):
-    """A batch that must not be sent a second time: doing it twice is not doing it once.
+    """A batch that is not idempotent, so it must not be sent a second time.
 
     `parts`: where it was put together from several operations' batches, how long each part is, and whether that
     part is such a batch itself. The order of commands matters within a part, and not between parts.

@@ -334,7 +334,7 @@ class Stillroom(_Room):
         `longest` seconds in all. `wait`: seconds to wait for it; 0 tries once. Times may be timedeltas.
         `held.fence` is a number that is larger than every holder's before. Raises LockTaken when waiting was in
         vain, LockLost at the end if it was lost meanwhile, InvalidKey. Redis away: RedisUnavailable.
-        Source: one script to take it, one to renew it, ZREM to give it back.
+        Cost: one script to take it, one to renew it, ZREM to give it back.
         """
         return Lock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
@@ -550,4 +550,4 @@ def _ban_file(settings: Settings) -> Path | None:
 
 def _complain(left: int) -> None:
     if left:
-        log.error("%d sessions were ended while Redis was away, and it could not be told", left)
+        log.error("%d logouts that were made while Redis was away are lost", left)

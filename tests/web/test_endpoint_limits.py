@@ -384,3 +384,38 @@ def test_a_room_of_the_other_face_is_refused(settings: Settings) -> None:
 
     with pytest.raises(SettingsError, match="needs a room of the type Stillroom"):
         StillroomLimits(Flask("x"), AsyncStillroom(settings))  # type: ignore[arg-type]
+
+
+def test_a_limit_above_the_route_is_told(room: Stillroom, caplog: pytest.LogCaptureFixture) -> None:
+    """Once: the app has the view as it was before. In the right order, and on a class, nothing is said."""
+    from flask import Flask
+    from flask.views import MethodView
+
+    from stillroom.web.flask import StillroomLimits, limited
+
+    app = Flask("orders")
+    StillroomLimits(app, room)
+
+    @limited(DEFAULT)
+    @app.get("/lost")
+    def lost() -> str:
+        return "lost"
+
+    @app.get("/kept")
+    @limited(DEFAULT)
+    @limited(Limit("more", 10, 60))
+    def kept() -> str:
+        return "kept"
+
+    @limited(DEFAULT)
+    class Whole(MethodView):
+        def get(self) -> str:
+            return "whole"
+
+    app.add_url_rule("/whole", view_func=Whole.as_view("whole"))
+    with app.test_client() as browser:
+        for path in ("/kept", "/lost", "/whole", "/kept"):
+            assert browser.get(path).status_code == 200
+    told = [record.getMessage() for record in caplog.records if "limits nothing" in record.message]
+    assert len(told) == 1
+    assert "the view lost" in told[0]

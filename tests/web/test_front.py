@@ -206,6 +206,19 @@ def test_what_only_looks_like_a_preflight_is_charged(
     assert statuses == [200, 200, 429]
 
 
+def test_an_app_that_is_a_function_is_charged_for_preflights(settings: Settings) -> None:
+    """It has no CORS layer, and does the same for each method."""
+
+    async def guess(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("wrong", 401)(scope, receive, send)
+
+    app = Starlette(routes=[Mount("/guess", app=limited(TWO)(guess))])
+    room = AsyncStillroom(settings, dispatch=NoDispatch())
+    with serving_asgi(lambda room: Asgi(app, room), room) as port:
+        got = [ask(port, "/guess/", "OPTIONS", PREFLIGHT).status for _ in range(3)]
+    assert got == [401, 401, 429]
+
+
 def test_a_route_that_names_options_is_charged_for_preflights(serve: Serve) -> None:
     """The app has said that it answers them itself."""
     table = Routes([Route("/plain", [TWO], ["OPTIONS", "GET"])], default=[])

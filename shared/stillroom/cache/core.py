@@ -234,11 +234,11 @@ class Core:
         *,
         near: bool | Duration | None = None,
     ) -> Operation[Any]:
-        """The value under `key`, or `default` on a miss. A stale one is served, and refreshed if a loader made it.
+        """Return the value under `key`, or `default` on a miss. A stale value is served and refreshed.
 
         `near`: this process may keep it, see `cached`.
 
-        Source: the entry and the clock in one MGET. A value that does not fit `type` is a miss.
+        Cost: the entry and the clock in one MGET. A value that does not fit `type` is a miss.
         Redis away: `default`, within the call's deadline; counted and logged, never raised.
         """
         name = sanitized(key)
@@ -267,7 +267,7 @@ class Core:
     @overload
     def get_entry(self, key: str, type: Any = ...) -> Operation[CachedValue[Any] | None]: ...
     def get_entry(self, key: str, type: Any = Any) -> Operation[CachedValue[Any] | None]:
-        """The value with its freshness, tags and loader, or None on a miss. Asks for no refresh.
+        """Return the value with its freshness, tags and loader, or None on a miss. It asks for no refresh.
 
         Redis away: None.
         """
@@ -418,7 +418,7 @@ class Core:
         tags: Sequence[str] = (),
         type: Any = Any,
     ) -> Operation[bool]:
-        """Store a value; True when it is stored. A load of the same key that is under way loses to it.
+        """Store a value, and return True when it is stored. It wins over a load of the same key that is under way.
 
         `ttl`: how long it is fresh; `swr`: how long after that it is served stale; seconds or a timedelta, by
         default the settings'. `type`: what it is encoded as, by default whatever it is.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from flask import Blueprint, Flask, Response, current_app, g, request, session
@@ -33,6 +35,9 @@ from stillroom.web.wsgi import VISIT
 V = TypeVar("V")
 EXTENSION = "stillroom.limits"
 HERE = "_stillroom_visit"  # on flask.g
+WITHIN = "__stillroom_within__"  # on a view: a limited one is around it
+
+log = logging.getLogger("stillroom.web")
 
 
 class LimitExceeded(HTTPException):
@@ -86,6 +91,7 @@ class StillroomLimits:
         self._charger = Charger(gate, room.state)
         app.extensions[EXTENSION] = self
         app.wsgi_app = budgeted(room, app.wsgi_app)  # type: ignore[method-assign]
+        self._has_told = False
         # In front of what others have registered: they may be dear, and look at the session.
         app.before_request_funcs.setdefault(None, []).insert(0, self._begin)
         app.after_request_funcs.setdefault(None, []).insert(0, self._end)  # called last
@@ -100,6 +106,9 @@ class StillroomLimits:
             raise self._refusal(visit)
 
     def _begin(self) -> None:
+        if not self._has_told:
+            self._has_told = True
+            _tell_of_lost(current_app.view_functions)
         visit = self._visit()
         view = current_app.view_functions.get(request.endpoint or "")
         visit.exempt = (
@@ -273,7 +282,20 @@ def _limited(view: Any, declaration: Limited) -> Any:
 
         made = charged
     setattr(made, MARK, (declaration, *carried(view)))
+    with contextlib.suppress(AttributeError):  # of a bound method
+        setattr(view, WITHIN, True)
     return made
+
+
+def _tell_of_lost(views: Mapping[str, Any]) -> None:
+    """Say which views stand in the app without the limits that were put around them."""
+    for name, view in views.items():
+        if getattr(view, WITHIN, False):
+            log.warning(
+                "the view %s has a @limited that the app does not know, so it limits nothing: put it below "
+                "@app.route, which takes what it finds there",
+                name,
+            )
 
 
 def _limited_class(view: type, declaration: Limited) -> type:

@@ -134,11 +134,15 @@ async def check(connection: HTTPConnection, declaration: Limited) -> None:
 
 
 class LimitedApp:
-    """An ASGI app behind limits. A preflight is let through: the app's own CORS layer answers it."""
+    """An ASGI app behind limits. A preflight is let through: the app's own CORS layer answers it.
+
+    A function has no such layer: it is an endpoint that answers OPTIONS itself, and is charged for a preflight too.
+    """
 
     def __init__(self, app: Any, declaration: Limited) -> None:
         self.app: ASGIApp = app
         self._declaration = declaration
+        self._is_endpoint = inspect.isroutine(app)
 
     @property
     def routes(self) -> list[Any]:
@@ -146,10 +150,13 @@ class LimitedApp:
         return list(getattr(self.app, "routes", []))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket") and not await _admits(
-            HTTPConnection(scope), send, self._declaration
-        ):
-            return
+        if scope["type"] in ("http", "websocket"):
+            connection = HTTPConnection(scope)
+            is_free = not self._is_endpoint and is_preflight(
+                scope.get("method", "GET"), connection.headers.get
+            )
+            if not is_free and not await _admits(connection, send, self._declaration):
+                return
         await self.app(scope, receive, send)
 
 
@@ -189,8 +196,6 @@ def _entered(scope: Scope) -> tuple[StillroomMiddleware, Visit]:
 async def _admits(connection: HTTPConnection, send: Send, declaration: Limited) -> bool:
     """Whether the request may go on. If not, it has been answered."""
     scope = connection.scope
-    if is_preflight(scope.get("method", "GET"), connection.headers.get):
-        return True
     denial = await charge(connection, declaration)
     if denial is None:
         return True
