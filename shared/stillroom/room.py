@@ -45,6 +45,7 @@ from stillroom.misuse import explained
 from stillroom.operation import (
     AsyncDriver,
     Driver,
+    Operation,
     async_drivers_of,
     drivers_of,
 )
@@ -92,6 +93,8 @@ class Operations(Generic[D]):
     health: HealthBody
     cache_in_threads: Cache  # the cache, for a thread that has no event loop
     state: D  # runs what is about sessions, limits and abuse, which are on one server
+    # Has proved what this process keeps of the cache, in a batch of `state`; None where the cache is elsewhere.
+    prove: Callable[[], Operation[None]] | None
 
 
 class _Room:
@@ -198,7 +201,10 @@ class _Room:
             if isinstance(self.dispatch, CeleryDispatch):
                 self.dispatch.carry = otel.carried
         bodies = self._cache_body, self._sessions_body, self._limits_body, self._abuse_body
-        return Operations(*bodies, health, cache_in_threads, state)
+        cache = self._cache_body
+        is_here = self._is_one_server and not self.settings.cluster
+        prove = cache.prove if is_here and isinstance(cache, CacheBody) else None
+        return Operations(*bodies, health, cache_in_threads, state, prove)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """What the wire to a cluster is made of."""

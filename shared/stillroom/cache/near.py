@@ -284,6 +284,7 @@ class Near:
         request, memo, entry = time_left(), self._memo, copy.entry
         since = loading_since()
         if request is not None:
+            request.reads_near = True
             if (known := memo.recall(entry.key, release)) is not None:
                 self._stats.counts["near_hits"] += 1
                 return known.entry
@@ -359,9 +360,14 @@ class Near:
             self._joined = dict.fromkeys(prefixes, now)
             self._take_registry(registry, now)
 
-    def names_since(self) -> list[Command]:
+    @property
+    def synced(self) -> int:
+        """How far the changed keys are known. To be read before they are asked for."""
+        return self._synced
+
+    def names_since(self, synced: int) -> list[Command]:
         """The commands that bring the names which have changed since they were last asked for."""
-        since, most = b"(%d" % self._synced, b"%d" % NAMES_AT_ONCE
+        since, most = b"(%d" % synced, b"%d" % NAMES_AT_ONCE
         newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", most, b"WITHSCORES")
         # In this order: a name that comes in between is among the names, and none is taken for lost.
         return [
@@ -388,11 +394,10 @@ class Near:
             self._take_registry(registry, asked.asked)
             if self._epoch != epoch:
                 self._begin(epoch, seq)
-            is_behind = seq > self._synced
-        if is_behind:
             since = self._synced
-            newest, rows = yield self.names_since()
-            self._learn_names(epoch, seq, since, int(newest or 0), rows)
+        if seq > since:
+            newest, rows = yield self.names_since(since)
+            self.learn_names(since, clock, newest, rows)
         with self._lock:
             if self._epoch == epoch and self._synced >= seq and asked.asked > self._proof.asked:
                 self._proof = asked
@@ -417,9 +422,15 @@ class Near:
         copy = Copy(self, entry, type, seq, asked.asked + self._longest)
         self.store.put(copy, call, is_complete)
 
-    def _learn_names(
-        self, epoch: bytes, seq: int, since: int, newest: int, rows: Sequence[bytes]
+    def learn_names(
+        self, since: int, clock: bytes | None, told: bytes | None, rows: Sequence[bytes]
     ) -> None:
+        """Take in what `names_since` was answered with, which was asked for after this clock."""
+        try:
+            epoch, seq = read_clock(clock or b"")
+        except ValueError:
+            return
+        newest = int(told or 0)
         names = list(zip(rows[::2], map(int, rows[1::2]), strict=True))
         reached = max((score for _, score in names), default=0)
         is_lost = newest > since and reached < newest
@@ -427,8 +438,10 @@ class Near:
             name == FLOOR and score > since for name, score in names
         )
         with self._lock:
-            if self._epoch != epoch or self._synced > since:
+            if self._epoch != epoch or self._synced != since:
                 return  # another thread was faster
+            if seq < since:
+                return  # this clock is older than what is known
             if is_lost or is_cut:
                 self.store.forget(self)
             self._synced = seq
