@@ -51,6 +51,7 @@ from stillroom.operation import (
 )
 from stillroom.pauses import Pauses
 from stillroom.probes import health_on, wires_of_cache
+from stillroom.rehearsal import of_cache, of_state, rehearsal
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -234,6 +235,12 @@ class _Room:
         for wire in {id(wire): wire for wire in wires}.values():
             self._await_answer(wire.server.name, wire.ping)
 
+    def _rehearse_cache(self) -> Operation[None]:
+        return rehearsal(of_cache(self.keys), self.wire.server)
+
+    def _rehearse_state(self) -> Operation[None]:
+        return rehearsal(of_state(Keys(self.settings.namespace)), self._state_server)
+
     def _await_answer(self, name: str, ping: Callable[[], None]) -> None:
         attempts = self.settings.connect_attempts
         for attempt in range(1, attempts + 1):
@@ -354,11 +361,15 @@ class Stillroom(_Room):
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
 
-        A wrong password or missing right is raised at once, and so is SettingsDiffer, where the other processes of
-        the namespace have another value of a setting that all must have alike.
+        A wrong password or missing right is raised at once. So is a server that can't do what it is there for: a
+        node of a Redis Cluster without the setting for it, a version before Redis 6.2, a proxy without scripts. And
+        so is SettingsDiffer, where the other processes of the namespace have another value of a setting that all
+        must have alike.
         Not needed in an app: each call connects by itself.
         """
         self._connect(self.wire, self.state_wire)
+        self._cache_driver.run(self._rehearse_cache())
+        self.state.run(self._rehearse_state())
         self._cache_driver.run(self._cache_body.terms.agree())
 
     def close(self) -> None:
@@ -479,6 +490,8 @@ class AsyncStillroom(_Room):
     async def connect(self) -> None:
         """See Stillroom.connect."""
         await asyncio.to_thread(self._connect, self.wire, self.state_wire)
+        await self._cache_driver.run(self._rehearse_cache())
+        await self.state.run(self._rehearse_state())
         await self._cache_driver.run(self._cache_body.terms.agree())
 
     async def close(self) -> None:
