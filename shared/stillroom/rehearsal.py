@@ -35,7 +35,8 @@ def of_cache(keys: Keys) -> Sequence[bytes]:
 def rehearsal(keys: Sequence[bytes], server: Explaining) -> Operation[None]:
     """Load and run a script that does nothing.
 
-    Raises RedisUnavailable where the server can't do what it is there for. Redis away: nothing is known, and this returns.
+    Raises RedisUnavailable where the server can't do what it is there for. Redis away: nothing is known, and it
+    returns.
     """
     try:
         yield [(b"SCRIPT", b"LOAD", rehearse.text.source), rehearse(keys)]
