@@ -13,6 +13,14 @@ from stillroom.cli.supervisor import Service
 EXAMPLES = Path(__file__).parents[2]
 FRESH = "1"  # seconds a page is fresh in the story …
 QUERY_MS = "100"  # what a query of the shop takes
+# By the usual deadlines a machine that is busy for a moment is an outage of Redis, and that is another story.
+PATIENCE = {
+    "STILLROOM_CONNECT_TIMEOUT": "5",
+    "STILLROOM_COMMAND_TIMEOUT": "5",
+    "STILLROOM_CALL_TIMEOUT": "10",
+    "STILLROOM_REQUEST_TIMEOUT": "10",
+    "STILLROOM_POOL_TIMEOUT": "5",
+}
 
 
 def shop_service(environment: Mapping[str, str], port: int, app: str = "shop.app:app") -> Service:
@@ -36,4 +44,5 @@ def environment_of_shop(url: str, folder: Path) -> dict[str, str]:
         "STILLROOM_SESSION_PEPPERS": secrets.token_urlsafe(32),  # the shop's processes share them
         "SHOP_DATABASE": str(folder / "shop.db"),
         "SHOP_QUERY_MS": QUERY_MS,
+        **PATIENCE,
     }
