@@ -44,5 +44,4 @@ def environment_of_shop(url: str, folder: Path) -> dict[str, str]:
         "STILLROOM_SESSION_PEPPERS": secrets.token_urlsafe(32),  # the shop's processes share them
         "SHOP_DATABASE": str(folder / "shop.db"),
         "SHOP_QUERY_MS": QUERY_MS,
-        **PATIENCE,
     }
