@@ -83,7 +83,7 @@ class Agreed:
     def compare(self) -> Operation[Mapping[str, Agreement]]:
         """Ask what is agreed. Returns the agreements by setting.
 
-        Source: one script. Redis away: RedisUnavailable; then nothing is known, and it is due again.
+        Cost: one script. Redis away: RedisUnavailable; then nothing is known, and it is due again.
         """
         try:
             told = yield from self._ask(

@@ -126,7 +126,7 @@ class NoDispatch:
 
 
 def _nothing() -> None:
-    """Nobody holds anything for an errand that only wakes."""
+    """Do nothing: a wake-up holds no lease that would have to be freed."""
 
 
 def _no_headers() -> Mapping[str, str]:

@@ -70,7 +70,7 @@ STATE = -1  # where a step On runs: on the state's server; shards count from 0
 
 
 class Once(list[Command]):
-    """A batch that must not be sent a second time: doing it twice is not doing it once.
+    """A batch that is not idempotent, so it must not be sent a second time.
 
     `parts`: where it was put together from several operations' batches, how long each part is, and whether that
     part is such a batch itself. The order of commands matters within a part, and not between parts.
@@ -442,24 +442,26 @@ def together(*operations: Operation[Any]) -> Operation[list[Any]]:
             side.operation.close()
 
 
-def beside(operation: Operation[T], rider: Operation[Any]) -> Operation[T]:
-    """Run an operation, and another one in its batches, which is not begun where the first has nothing to say.
+def beside(operation: Operation[T], *riders: Operation[Any]) -> Operation[T]:
+    """Run an operation, and others in its batches, which are not begun where the first has nothing to say.
 
-    Answered by the result of the first. Why the other one fails is nobody's business here.
+    Answered by the result of the first. Why another one fails is nobody's business here.
     """
     first = _Side(operation)
     try:
         first.resume()
         if not first.is_done:
-            second = _Side(rider)
-            second.resume()
-            yield from _run_all([first, second])
+            others = [_Side(rider) for rider in riders]
+            for side in others:
+                side.resume()
+            yield from _run_all([first, *others])
         if type(first.outcome) is Failed:
             raise first.outcome.error
         return first.outcome  # type: ignore[no-any-return]
     finally:
         operation.close()
-        rider.close()
+        for rider in riders:
+            rider.close()
 
 
 def _run_all(sides: Sequence[_Side]) -> Operation[None]:

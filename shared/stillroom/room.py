@@ -94,6 +94,8 @@ class Operations(Generic[D]):
     health: HealthBody
     cache_in_threads: Cache  # the cache, for a thread that has no event loop
     state: D  # runs what is about sessions, limits and abuse, which are on one server
+    # Has proved what this process keeps of the cache, in a batch of `state`; None where the cache is elsewhere.
+    prove: Callable[[], Operation[None]] | None
 
 
 class _Room:
@@ -200,7 +202,10 @@ class _Room:
             if isinstance(self.dispatch, CeleryDispatch):
                 self.dispatch.carry = otel.carried
         bodies = self._cache_body, self._sessions_body, self._limits_body, self._abuse_body
-        return Operations(*bodies, health, cache_in_threads, state)
+        cache = self._cache_body
+        is_here = self._is_one_server and not self.settings.cluster
+        prove = cache.prove if is_here and isinstance(cache, CacheBody) else None
+        return Operations(*bodies, health, cache_in_threads, state, prove)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """What the wire to a cluster is made of."""
@@ -336,7 +341,7 @@ class Stillroom(_Room):
         `longest` seconds in all. `wait`: seconds to wait for it; 0 tries once. Times may be timedeltas.
         `held.fence` is a number that is larger than every holder's before. Raises LockTaken when waiting was in
         vain, LockLost at the end if it was lost meanwhile, InvalidKey. Redis away: RedisUnavailable.
-        Source: one script to take it, one to renew it, ZREM to give it back.
+        Cost: one script to take it, one to renew it, ZREM to give it back.
         """
         return Lock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
@@ -558,4 +563,4 @@ def _ban_file(settings: Settings) -> Path | None:
 
 def _complain(left: int) -> None:
     if left:
-        log.error("%d sessions were ended while Redis was away, and it could not be told", left)
+        log.error("%d logouts that were made while Redis was away are lost", left)

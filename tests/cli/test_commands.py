@@ -136,6 +136,7 @@ def test_the_shop_stays_open_until_ctrl_c(nothing_left: None) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
         process_group=0,
+        env=CHECKOUT,
     ) as process:
         guard = threading.Timer(60, process.kill)
         guard.start()

@@ -61,7 +61,7 @@ def _too_late(self: Server, now: float, deadline: float) -> bytes:
 
 def _trusts_any_server(self: Judge, marks: Any) -> Any:
     self._run = self._clock.run
-    clock = (yield [(b"GET", self._keys.clock)])[0]
+    clock = (yield [(b"GET", self.keys.clock)])[0]
     return (yield from self._from_the_beginning(clock, []))
 
 

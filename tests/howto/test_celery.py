@@ -24,6 +24,7 @@ from tests.support.guide import write_files
 PAGE = "howto/celery.md"
 BIN = Path(sys.executable).parent
 START_S = 150.0
+PATIENT: Any = {"connect_timeout": 5, "command_timeout": 5, "call_timeout": 10}  # seconds
 
 DJANGO_SETTINGS = """
 SECRET_KEY = "x" * 50
@@ -122,7 +123,7 @@ def refreshed(server: EmbeddedServer, template: str, name: str, old: Any) -> Any
     key = template.replace("{id}", "7")
     with (
         redis.Redis.from_url(server.url) as db,
-        Stillroom(Settings(redis_url=server.url)) as room,
+        Stillroom(Settings(redis_url=server.url, **PATIENT)) as room,
     ):
 
         @room.cache.cached(template, ttl=60, swr=3_600, name=name)

@@ -185,6 +185,7 @@ def test_limits(tmp_path: Path, environment: dict[str, str]) -> None:
     kind = {"Content-Type": "application/json"}
     right = json.dumps({"user": "ann", "password": "ann's secret"}).encode()
     with serving_process([*UVICORN, "shop:app"], tmp_path, environment) as port:
+        assert first_page(port, "/openapi.json")
         ann = Browser(port)
         assert [ann.get("/login", "POST", kind, right).status for _ in range(7)] == [200] * 7
         assert [ann.get("/export").status for _ in range(3)] == [200, 200, 429]
@@ -235,6 +236,8 @@ def test_every_page_is_run() -> None:
         "tags",
         "limits",
         "celery",
+        "near",
+        "seen",
         "status",
         "deploy",
     }

@@ -75,6 +75,7 @@ SELDOM = {
         "exists",  # lists sessions while none is revoked
         "srem",  # takes its own mailbox away when it stops, if it is given the time
         "zrank",  # goes on behind an entry that stayed
+        "object|freq",  # looks which entries are read most, where more than one waits
         "zpopmin",  # forgets the oldest of too many counts
         "rpush",  # gives a message back that came as it was told to stop
         "unwatch",  # lets go of one that could not be given back

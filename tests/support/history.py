@@ -245,7 +245,7 @@ def _stamp_at_commit() -> None:
     def store(
         self: CacheBody, name: bytes, held: bytes, clock: bytes, *rest: Any
     ) -> Operation[bool]:
-        (now,) = yield [(b"GET", self._keys.clock)]
+        (now,) = yield [(b"GET", self.keys.clock)]
         return (yield from right(self, name, held, now or clock, *rest))
 
     CacheBody._store = store  # type: ignore[assignment, method-assign]
@@ -255,7 +255,7 @@ def _leave_the_lease() -> None:
     """Invalidate a key, and leave the load of it that is under way alone."""
 
     def invalidate(self: CacheBody, *keys: str, defer: bool = False) -> Operation[int]:
-        (count,) = yield [(b"UNLINK", *[self._keys.entry(sanitized(key)) for key in keys])]
+        (count,) = yield [(b"UNLINK", *[self.keys.entry(sanitized(key)) for key in keys])]
         return int(count)
 
     CacheBody.invalidate = invalidate  # type: ignore[method-assign]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -33,14 +33,19 @@ CONNECTION = "@connection"  # what libraries say about themselves, by the name o
 
 @contextmanager
 def server_with_roles(
-    folder: Path, binary: str | None, *, appendonly: bool = False
+    folder: Path,
+    binary: str | None,
+    *,
+    appendonly: bool = False,
+    options: Mapping[str, str] = {},
+    **places: Any,
 ) -> Iterator[EmbeddedServer]:
     """A server whose users are those of `stillroom secrets`, and the test's."""
     write_secrets(folder)
     acl = folder / "users.acl"
     acl.write_text(acl.read_text() + f"user {ADMIN} on nopass ~* &* +@all\n")
-    options = {"aclfile": str(acl)}
-    with EmbeddedServer(binary=binary, options=options, appendonly=appendonly) as server:
+    given = {**options, "aclfile": str(acl)}
+    with EmbeddedServer(binary=binary, options=given, appendonly=appendonly, **places) as server:
         yield server
 
 

@@ -32,7 +32,7 @@ def server(stillroom_server: EmbeddedServer) -> EmbeddedServer:
 @pytest.fixture
 def settings(server: EmbeddedServer) -> Settings:
     """Patient for a whole request, too: tests/faults/test_web.py is about that."""
-    return Settings(**{"redis_url": server.url} | PATIENT, request_timeout=30)
+    return Settings(**{"redis_url": server.url} | PATIENT)
 
 
 @pytest.fixture(params=["wsgi", "asgi"])

@@ -260,6 +260,19 @@ def test_endpoint_limits_and_session_are_one_round_trip(port: int, client: Any) 
     assert trips(client, lambda: browser.get("/open")) == (0, 0)
 
 
+def test_limits_session_and_five_values_that_are_kept_are_one_round_trip(
+    port: int, client: Any
+) -> None:
+    """The proof of what the process keeps rides along, where the endpoint's last request read it."""
+    browser = Browser(port)
+    browser.get("/login?who=ann")
+    for _ in range(4):
+        assert browser.get("/page").text.strip('"') == "ann 10"
+        browser.get("/cost?n=0")
+    assert trips(client, lambda: browser.get("/page")) == (1, 4)
+    assert trips(client, lambda: browser.get("/cost?n=0")) == (1, 1)
+
+
 @pytest.mark.parametrize("framework", ["fastapi", "starlette"], indirect=True)
 def test_the_table_and_the_session_are_one_round_trip_and_the_endpoint_another(
     framework: str, settings: Settings, client: Any

@@ -14,6 +14,7 @@ import pytest
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import CeleryProcess, until
+from tests.support.crowd import PATIENT
 from tests.support.entries import age
 
 StartCelery = Callable[..., CeleryProcess]
@@ -146,7 +147,7 @@ def test_a_worker_whose_threads_are_all_stuck_shows_no_life(
     leases = {f"STILLROOM_{name}": "0.5" for name in ("LEASE", "REFRESH_LEASE", "LEASE_LIMIT")}
     start_worker(STILLROOM_LOADERS="stuck", STILLROOM_WORKER_THREADS="2", **leases)
     until(heartbeat.exists, "the first sign of life")
-    with Stillroom(Settings(redis_url=own_server.url, swr=600)) as room:
+    with Stillroom(Settings(redis_url=own_server.url, swr=600, **PATIENT)) as room:
 
         @room.cache.cached("stuck:{id}", ttl=60, name="stuck", lease=0.5)
         def stuck(id: int) -> int:

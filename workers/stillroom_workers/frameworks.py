@@ -15,10 +15,17 @@ def wrap_loads(module: ModuleType, rooms: Sequence[Stillroom | AsyncStillroom]) 
     _beside_django(rooms)
 
 
+def room_of_django() -> list[Stillroom | AsyncStillroom]:
+    """The room that Django's cache, sessions and loaders share, if this process has asked for it."""
+    django = sys.modules.get("stillroom.web.django")
+    return [django.room()] if django is not None and django.has_room() else []
+
+
 def _within_flask(module: ModuleType, rooms: Sequence[Stillroom | AsyncStillroom]) -> None:
     """Loaders beside a Flask app want its context, even if nobody has said so by `room.init_app(app)`."""
     flask = sys.modules.get("flask")
-    apps = [one for one in vars(module).values() if flask and isinstance(one, flask.Flask)]
+    names = vars(module).values()
+    apps = [one for one in names if flask and issubclass(type(one), flask.Flask)]  # not a proxy
     if len(apps) == 1:
         from stillroom.web.flask_room import load_within
 

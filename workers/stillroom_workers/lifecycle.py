@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Iterator
@@ -30,13 +31,18 @@ from stillroom.errors import is_misconfigured
 from stillroom.own_celery import ignored
 from stillroom.shown import shown
 from stillroom.wire import Server, Wire
-from stillroom_workers.frameworks import wrap_loads
+from stillroom_workers.frameworks import room_of_django, wrap_loads
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
 from stillroom_workers.working import Working
 
 log = logging.getLogger("stillroom.workers")
 
+LIBRARIES = (
+    sysconfig.get_path("stdlib"),
+    sysconfig.get_path("purelib"),
+    sysconfig.get_path("platlib"),
+)
 BROKERS_WE_KNOW = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
@@ -61,6 +67,8 @@ def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:
 def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
     """The rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one).
 
+    Where a module has none, Django's is meant, if there is one: its loaders are registered on `room()`.
+
     Raises SettingsError, whatever the module raises: an import may do anything, and end in SystemExit too.
     """
     path, _, attribute = spec.partition(":")
@@ -75,7 +83,7 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
     except BaseException as error:
         what = f"{type(error).__name__}: {error}{_where(error)}"
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {path} raised {what}") from error
-    rooms = _rooms_in(module, attribute)
+    rooms = _rooms_in(module, attribute) or ([] if attribute else room_of_django())
     if not rooms:
         what = f"{attribute} in {path} is not" if attribute else f"nothing in {path} is"
         raise SettingsError(f"STILLROOM_LOADERS={spec!r}: {what} a Stillroom or AsyncStillroom")
@@ -84,17 +92,19 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
 
 
 def _where(error: BaseException) -> str:
-    """The line that raised it, or nothing for a SyntaxError, which says so itself."""
+    """The last line of the project's own that led to it, or nothing for a SyntaxError, which says so itself."""
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, SyntaxError) or not frames:
+    own = [one for one in frames if not one.filename.startswith((*LIBRARIES, "<frozen"))] or frames
+    if isinstance(error, SyntaxError) or not own:
         return ""
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    return f" ({own[-1].filename}, line {own[-1].lineno})"
 
 
 def _rooms_in(module: ModuleType, attribute: str) -> list[Stillroom | AsyncStillroom]:
     names = vars(module)
-    candidates = [names.get(attribute)] if attribute else list(names.values())
-    rooms = [room for room in candidates if isinstance(room, Stillroom | AsyncStillroom)]
+    candidates: list[Any] = [names.get(attribute)] if attribute else list(names.values())
+    # By type, not isinstance: that would ask a proxy, such as a shared task of Celery's, what it stands for.
+    rooms = [room for room in candidates if issubclass(type(room), Stillroom | AsyncStillroom)]
     return list({id(room): room for room in rooms}.values())
 
 

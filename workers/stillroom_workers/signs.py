@@ -65,9 +65,9 @@ class SignsOfLife:
             self._settings.heartbeat_file.unlink(missing_ok=True)
 
     def _show(self) -> None:
-        notify("READY=1\nWATCHDOG=1")
         if self._settings.heartbeat_file:
             touch(self._settings.heartbeat_file)
+        notify("READY=1\nWATCHDOG=1")
 
     def _is_stuck(self) -> bool:
         running = list(state.active_requests)

@@ -52,8 +52,9 @@ class Worker(_StockWorker):  # type: ignore[misc]
         """What the worker is made of is decided from here on, and its log is set up."""
         super().on_init_blueprint()
         self.app.threads = self.concurrency
-        begin(self.app)
-        self.app.neighbour.look()
+        with self.app.neighbour.at_home():  # a loaders module may look at its project's tasks
+            begin(self.app)
+            self.app.neighbour.look()
         self.app.neighbour.move_in()
 
 

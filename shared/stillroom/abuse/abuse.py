@@ -22,7 +22,7 @@ class Abuse(Face):
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules in force: the built-in ones, with what STILLROOM_ABUSE_RULES changes and adds."""
+        """Return the rules in force: the built-in ones, changed and extended by STILLROOM_ABUSE_RULES."""
         return self._body.rules
 
 
@@ -40,5 +40,5 @@ class AsyncAbuse(Face):
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules in force: the built-in ones, with what STILLROOM_ABUSE_RULES changes and adds."""
+        """Return the rules in force: the built-in ones, changed and extended by STILLROOM_ABUSE_RULES."""
         return self._body.rules

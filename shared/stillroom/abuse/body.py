@@ -88,7 +88,7 @@ class AbuseBody:
         route: str | None = None,
         token: str | None = None,
     ) -> Operation[bool | None]:
-        """Tell of something that, done often, is abuse: auth_fail, auth_ok, not_found, session_unknown, csrf_fail …
+        """Report an event that is abuse if it is frequent: auth_fail, auth_ok, not_found, csrf_fail …
 
         `ip`: the client's address. `user`: whom it tried to be, kept as an HMAC only. `route`: the template of the
         path, or for `not_found` the path; its query, and what could be a token, are left out. `token`: what opened
@@ -112,7 +112,7 @@ class AbuseBody:
         route: str | None = None,
         token: str | None = None,
     ) -> None:
-        """The same without a round trip: it rides along with this process' next counts. Of nobody: nothing.
+        """Queue an event, to be sent with this process' next counts. Without `ip` and `user` it is ignored.
 
         Each kind has a limit of its own: a flood of one that any client can make drowns no other's alarm.
         """
@@ -158,7 +158,7 @@ class AbuseBody:
     # Bans
 
     def ban(self, subject: str, seconds: Duration, reason: str = "") -> Operation[Ban]:
-        """Ban an address (of IPv6: the client's /64), or any network, for so long. An earlier ban is replaced.
+        """Ban an address (of IPv6: the client's /64) or a network for some time. It replaces an earlier ban.
 
         Each width of networks that has a ban (`203.0.113.0/24`) costs every check a look; there may be 8 of them at
         a time, besides an IPv4 address and an IPv6 /64, /60, /56 and /48, which are looked for anyway.
@@ -183,7 +183,7 @@ class AbuseBody:
         return Ban(name, "operator", "", why, 0, since / 1000, until / 1000)
 
     def lift(self, subject: str) -> Operation[bool]:
-        """End a ban, and forget what led to it; True if there was one. For ten minutes no rule bans it again.
+        """End a ban, and forget what led to it. Return True if there was one. No rule bans again for ten minutes.
 
         A process that has just denied the subject may do so, from memory, for 5 s more.
         Redis away: RedisUnavailable.
@@ -222,7 +222,7 @@ class AbuseBody:
         self._compares_exempt_at = time.monotonic() + EXEMPT_EVERY_S
 
     def bans(self, limit: int = BANS_LISTED) -> Operation[list[Ban]]:
-        """The bans in force, up to `limit`, the one that ends last first. Redis away: RedisUnavailable."""
+        """Return the bans in force, up to `limit`, the one that ends last first. Redis away: RedisUnavailable."""
         query = (b"ZREVRANGE", self._keys.bans, b"0", b"%d" % (limit - 1), b"WITHSCORES")
         clock, found = yield [(b"TIME",), query]
         now_ms = int(clock[0]) * 1_000 + int(clock[1]) // 1_000

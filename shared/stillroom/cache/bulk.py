@@ -37,9 +37,9 @@ class Bulk(Core):
     @overload
     def get_many(self, keys: Iterable[str], type: Any = ...) -> Operation[dict[str, Any]]: ...
     def get_many(self, keys: Iterable[str], type: Any = Any) -> Operation[dict[str, Any]]:
-        """The values of those keys that have one, by key. Stale ones are served, and refreshed by one task.
+        """Return the values of the keys that have one, by key. Stale values are served; one task refreshes them.
 
-        Source: one MGET for each 500 keys. A value that does not fit `type` is absent. Redis away: {}.
+        Cost: one MGET for each 500 keys. A value that does not fit `type` is absent. Redis away: {}.
         """
         names = names_of(keys)
         self._codec.reader(type)
@@ -63,9 +63,9 @@ class Bulk(Core):
         tags: Sequence[str] = (),
         type: Any = Any,
     ) -> Operation[dict[str, bool]]:
-        """Store values by key; which of them were stored, by key. The options are those of `set`.
+        """Store values by key, and return which of them were stored, by key. The options are those of `set`.
 
-        Source: scripts, 100 in a batch. A value or key that can't be stored raises before anything is sent.
+        Cost: scripts, 100 in a batch. A value or key that can't be stored raises before anything is sent.
         Redis away: False for all.
         """
         return (yield from self.store_many(self.pack_many(values, ttl, swr, tags, type)))
@@ -94,7 +94,7 @@ class Bulk(Core):
         return dict(zip(values, stored, strict=True))
 
     def invalidate_many(self, keys: Iterable[str]) -> Operation[dict[str, bool]]:
-        """Forget these keys and their loads; which of them held a value, by key. See `invalidate`.
+        """Forget these keys and their loads. Return which of them held a value, by key. See `invalidate`.
 
         Many keys go in bites, and all of them are tried. Redis away: RedisUnavailable; nothing is promised then.
         """
@@ -145,7 +145,7 @@ class Bulk(Core):
         keep: Callable[[Any], object] | None = None,
         negative_ttl: Duration | None = None,
     ) -> Operation[dict[str, Any]]:
-        """The values of all keys: `load_many` is called once, with those this caller has to load.
+        """Return the values of all keys. `load_many` is called once, with the keys that this caller has to load.
 
         It gives a mapping; a key that it lacks has no value, and is absent. Keys that another caller is loading are
         waited for. What can't be stored is returned all the same. Stale values are served; this caller loads those

@@ -51,7 +51,7 @@ class Cache(Face):
 
     @property
     def deferred(self) -> int:
-        """How many deferred invalidations wait in this process. See `invalidate`."""
+        """The number of deferred invalidations that wait in this process. See `invalidate`."""
         return self._body.deferred
 
     @property
@@ -161,7 +161,7 @@ class AsyncCache(Face):
 
     @property
     def deferred(self) -> int:
-        """How many deferred invalidations wait in this process. See `invalidate`."""
+        """The number of deferred invalidations that wait in this process. See `invalidate`."""
         return self._body.deferred
 
     @property

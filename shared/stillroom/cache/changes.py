@@ -50,7 +50,7 @@ class Changes(Core):
         tags: Sequence[str] = (),
         type: Any = Any,
     ) -> Operation[bool]:
-        """Store a value if the key has none; True when it is stored. Of several at once one wins.
+        """Store a value if the key has none, and return True when it is stored. Of several at once one wins.
 
         The options are those of `set`. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument.
         Redis away, full or read-only: False.
@@ -83,7 +83,7 @@ class Changes(Core):
         return False
 
     def incr(self, key: str, by: float = 1) -> Operation[float | None]:
-        """Add to the number under `key`; what it is then, or None where there is none. Its end and tags stay.
+        """Add to the number under `key`, and return the sum; None where there is none. Its end and tags stay.
 
         None of several at once is lost; one whose time is up before its turn has come raises RedisUnavailable.
         Raises TypeError for a value that is no number.
@@ -113,7 +113,7 @@ class Changes(Core):
     def touch(
         self, key: str, *, ttl: Duration | None = None, swr: Duration | None = None
     ) -> Operation[bool]:
-        """Let the value under `key` live from now on for `ttl` and `swr`; False where there is none.
+        """Let the value under `key` live for `ttl` and `swr` from now on. Return False where there is no value.
 
         Seconds or a timedelta, by default the settings'. What was invalidated stays so. Redis away: False.
         """

@@ -67,7 +67,7 @@ from stillroom.scripts import (
 from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.unsettled import is_unsettled
-from stillroom.wire import Clock, Command
+from stillroom.wire import Clock, Command, time_left
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -194,7 +194,7 @@ class Core:
         self._judges = self._judge_of(settings.marks_limit)
         self.near = Near(
             *(means.copies, self.keys, self.clock, self._judges),
-            *(self._memo, self.stats, self._decode),
+            *(self._memo, self.stats, self._decode, settings.lease_limit),
         )
         # key → which stale entry was asked for, and until when (time.monotonic()) that is enough
         self._asked: dict[bytes, tuple[int, float]] = {}
@@ -234,11 +234,11 @@ class Core:
         *,
         near: bool | Duration | None = None,
     ) -> Operation[Any]:
-        """The value under `key`, or `default` on a miss. A stale one is served, and refreshed if a loader made it.
+        """Return the value under `key`, or `default` on a miss. A stale value is served and refreshed.
 
         `near`: this process may keep it, see `cached`.
 
-        Source: the entry and the clock in one MGET. A value that does not fit `type` is a miss.
+        Cost: the entry and the clock in one MGET. A value that does not fit `type` is a miss.
         Redis away: `default`, within the call's deadline; counted and logged, never raised.
         """
         name = sanitized(key)
@@ -267,7 +267,7 @@ class Core:
     @overload
     def get_entry(self, key: str, type: Any = ...) -> Operation[CachedValue[Any] | None]: ...
     def get_entry(self, key: str, type: Any = Any) -> Operation[CachedValue[Any] | None]:
-        """The value with its freshness, tags and loader, or None on a miss. Asks for no refresh.
+        """Return the value with its freshness, tags and loader, or None on a miss. It asks for no refresh.
 
         Redis away: None.
         """
@@ -361,7 +361,11 @@ class Core:
         value = MISS if entry is None else decode(entry, recipe.type)
         self._count(value, freshness, recipe.loader)
         if value is MISS or entry is None:
-            return (yield from self._load(name, recipe))
+            asked = self.near.asking()
+            value = yield from self._load(name, recipe)
+            if recipe.near is not None:
+                self._remember_loaded(name, recipe, value, asked)
+            return value
         if freshness is Freshness.FRESH:
             return value
         if recipe.loader is None:
@@ -414,7 +418,7 @@ class Core:
         tags: Sequence[str] = (),
         type: Any = Any,
     ) -> Operation[bool]:
-        """Store a value; True when it is stored. A load of the same key that is under way loses to it.
+        """Store a value, and return True when it is stored. It wins over a load of the same key that is under way.
 
         `ttl`: how long it is fresh; `swr`: how long after that it is served stale; seconds or a timedelta, by
         default the settings'. `type`: what it is encoded as, by default whatever it is.
@@ -486,7 +490,10 @@ class Core:
                 if bites.again(error) and isinstance(batch, Timed):
                     continue
                 self._fall_back(what, error)
-                replies += getattr(error, "replies", None) or [None] * len(bite)
+                told = (
+                    getattr(error, "replies", None) or ()
+                )  # of more commands where scripts were loaded
+                replies += told if len(told) == len(bite) else [None] * len(bite)
             bites.done()
         return [None if isinstance(reply, Exception) else reply for reply in replies]
 
@@ -614,15 +621,26 @@ class Core:
             return known.entry, known.freshness
         asked = self.near.asking()
         entry, freshness = yield from self._look(name, release)
-        self._remember(name, release, entry, freshness, asked)
+        self._remember(name, entry, freshness, asked)
         return entry, freshness
 
     def _remember(
-        self, name: bytes, release: bytes, entry: Entry | None, freshness: Freshness, asked: Proof
+        self, name: bytes, entry: Entry | None, freshness: Freshness, asked: Proof
     ) -> None:
         if entry is not None:
-            known = Remembered(entry, freshness, asked.changes, asked.asked)
-            self._memo.remember(name, release, known)
+            self._memo.remember(name, Remembered(entry, freshness, asked.changes, asked.asked))
+
+    def _remember_loaded(self, name: bytes, recipe: Recipe, value: Any, asked: Proof) -> None:
+        """Let this request read again what it has loaded, or was served by who did."""
+        if time_left() is None or is_unsettled():
+            return
+        try:
+            encoded = self._codec.encoded(value, recipe.type)
+        except Exception:  # what has no bytes is never read, but loaded each time
+            return
+        codec = b"%b:%b" % (encoded.codec, recipe.release) if recipe.release else encoded.codec
+        entry = Entry(b"", 0, 0, codec, b"", name, [], encoded.payload)
+        self._remember(name, entry, Freshness.FRESH, asked)
 
     def _look_near(self, name: bytes, wish: Wish) -> Operation[tuple[Entry | None, Freshness]]:
         """What `_look` gives, from what this process keeps if that is proven: see near.py."""
@@ -633,10 +651,10 @@ class Core:
             return known.entry, known.freshness
         copy = near.store.of_name(near, name)
         if copy is not None and copy.entry.release in (release, b""):
-            kept = near.usable(copy, wish.near)
+            kept = near.usable(copy, wish.near, release)
             if kept is None and near.may_be_alive(copy):
                 yield from self.prove()
-                kept = near.usable(copy, wish.near)
+                kept = near.usable(copy, wish.near, release)
             if kept is not None:
                 if wish.call is not None:
                     near.store.name(copy, wish.call)
@@ -652,14 +670,17 @@ class Core:
             self.stats.say("no copies are kept", error.reason, error)
             return (yield from self._look_once(name, release))
         asked, known = near.asking(), self._judges.synced
-        raw, registry, clock = yield from self._read((self.keys.entry(name), self.keys.near), known)
+        places = self.keys.entry(name), self.keys.near
+        raw, registry, clock = yield from self._read(places, known, is_near=True)
         entry, freshness = yield from self._judge(raw, name, clock, known)
         if entry is not None and release and entry.release not in (release, b""):
-            return (yield from self._look_at_both(name, release))
+            entry, freshness = yield from self._look_at_both(name, release)
+            self._remember(name, entry, freshness, asked)
+            return entry, freshness
         seq = yield from self._learn_if_there(asked, registry, clock, known)
         if entry is not None and seq and freshness is Freshness.FRESH:
-            near.keep(entry, wish.type, seq, registry, wish.call)
-        self._remember(name, release, entry, freshness, asked)
+            near.keep(entry, wish.type, asked, seq, registry, wish.call)
+        self._remember(name, entry, freshness, asked)
         return entry, freshness
 
     def prove(self) -> Operation[None]:
@@ -668,7 +689,7 @@ class Core:
             return
         asked, known = self.near.asking(), self._judges.synced
         try:
-            registry, clock = yield from self._read((self.keys.near,), known)
+            registry, clock = yield from self._read((self.keys.near,), known, is_near=True)
             yield from self.near.learn(asked, registry, clock, known)
         except RedisUnavailable as error:
             self._fall_back("prove", error)
@@ -746,11 +767,14 @@ class Core:
         """The value that this process keeps, where the app lets it be served while Redis is away; or MISS."""
         if recipe.near is None or not self.settings.near_away:
             return MISS
-        kept = self.near.away(name, self.settings.near_away)
+        kept = self.near.away(name, recipe.release, self.settings.near_away)
         return MISS if kept is None else self._decode(kept, recipe.type)
 
-    def _read(self, keys: Sequence[bytes], known: int) -> Operation[Any]:
-        """What is under these keys, and last the clock: one MGET, and whatever rides along with it."""
+    def _read(self, keys: Sequence[bytes], known: int, *, is_near: bool = False) -> Operation[Any]:
+        """What is under these keys, and last the clock: one MGET, and whatever rides along with it.
+
+        `is_near`: while the clock moves, the names of changed keys ride along too.
+        """
         if (
             self._invalidator.waiting
         ):  # no read is trusted before Redis knows what this process knows
@@ -759,6 +783,9 @@ class Core:
         batch: list[Command] = [(b"MGET", *keys, self.keys.clock)]
         if riding := known and self._judges.is_moving(now):
             batch.append(self._judges.marks_since(known))
+            if is_near:
+                named_since = self.near.synced
+                batch += self.near.names_since(named_since)
         if now > self.stats.due:
             self.clock.ask_time()
             if counted := self.stats.flush(self.now_ms(), self.keys):
@@ -773,6 +800,8 @@ class Core:
         found = replies[0]
         if riding and not isinstance(replies[1], Exception):
             self._judges.learn(known, replies[1], (), found[-1])
+            if is_near and not any(isinstance(reply, Exception) for reply in replies[2:4]):
+                self.near.learn_names(named_since, found[-1], *replies[2:4])
         return found
 
     def _judge_at_once(
@@ -1042,9 +1071,7 @@ class Core:
         try:
             commits = Freeing([self._commit(name, held, clock, packed), *leaving])
             stored, *_ = yield commits
-            self._memo.forget(
-                name, packed.release
-            )  # who has seen the new value is not shown the old one
+            self._memo.forget(name)  # who has seen the new value is not shown the old one
             self.near.forget(name)
         except RedisUnavailable as error:
             self._fall_back("store", error)

@@ -80,9 +80,9 @@ class Images:
         self._settings = cache.settings
 
     def get_image_info(self, filename: str) -> Operation[ImageInfo | None]:
-        """What an image under `image_root` is, or None if there is no such file.
+        """Return what an image under `image_root` is, or None if there is no such file.
 
-        Source: one stat, and one MGET; where the file is new or has changed, one caller in all processes reads it.
+        Cost: one stat, and one MGET; where the file is new or has changed, one caller in all processes reads it.
         A missing file costs the stat alone. Raises ImageRefused for what is no image, too large, or no plain file
         under the root (answered from the cache too, while the file does not change), ImagesUnavailable without
         `image_root` or Pillow. Redis away: the file is read.
@@ -112,7 +112,7 @@ class Images:
         return answer
 
     def invalidate_image(self, filename: str, *, defer: bool = False) -> Operation[None]:
-        """Forget what is known of an image: needed only where the file's size and time stayed the same.
+        """Forget an image's answer. It is needed only where the file changed and its size and time did not.
 
         Redis away: RedisUnavailable. `defer`: see `invalidate`.
         """

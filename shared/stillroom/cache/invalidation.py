@@ -151,6 +151,7 @@ class Invalidator:
             atexit.unregister(self.deliver_last)
             atexit.register(self.deliver_last)
         self._outbox.put(names)
+        self._memo.changed()  # again: until it was put there, a read could be answered without it
         self._stats.counts["deferred"] += len(names)
         self._stats.say("invalidations are deferred", error.reason, error)
 
@@ -161,9 +162,9 @@ class Invalidations:
     _invalidator: Invalidator
 
     def invalidate(self, *keys: str, defer: bool = False) -> Operation[int]:
-        """Forget these keys, and any load of them that is under way. Returns how many held a value.
+        """Forget these keys, and any load of them that is under way. Return how many held a value.
 
-        Source: one script for up to 500 keys. Redis away: RedisUnavailable; nothing is promised then.
+        Cost: one script for up to 500 keys. Redis away: RedisUnavailable; nothing is promised then.
 
         With `defer=True` it is kept in this process instead (0 is returned) and delivered before it trusts another
         read: as soon as Redis answers, with the next call, or when the room is closed or the process ends.
@@ -174,12 +175,12 @@ class Invalidations:
         if not names:
             return 0
         replies = yield from self._invalidator.tell([b"k:" + name for name in names], defer)
-        return sum(min(count, 1) for counts in replies for count in counts)
+        return sum(count for counts in replies for count in counts)
 
     def invalidate_by_tag(
         self, *tags: str, soft: bool = False, defer: bool = False
     ) -> Operation[None]:
-        """Kill every entry that carries one of these tags, also those whose load is under way. O(number of tags).
+        """Invalidate every entry that carries one of these tags, also if its load is under way. O(number of tags).
 
         True for every reader when it returns. `soft=True`: they are served stale and refreshed instead.
         Redis away: RedisUnavailable; nothing is promised then. `defer`: see `invalidate`.
@@ -191,7 +192,7 @@ class Invalidations:
         self._invalidator.wake()
 
     def invalidate_by_pattern(self, glob: str, *, defer: bool = False) -> Operation[None]:
-        """Kill every entry whose key the glob matches, also those whose load is under way. O(1).
+        """Invalidate every entry whose key the glob matches, also if its load is under way. O(1).
 
         Globs mean exactly what Redis' MATCH means: `*`, `?`, `[a-z]`, `[^a]`, `\\x`. True for every reader when it
         returns. Until a worker has swept, each read of an older entry tries each pattern: a tag is cheaper.
@@ -201,7 +202,7 @@ class Invalidations:
         self._invalidator.wake()
 
     def clear(self, *, defer: bool = False) -> Operation[None]:
-        """Kill every entry of the namespace: a new epoch begins. O(number of marks).
+        """Invalidate every entry of the namespace: a new epoch begins. O(number of marks).
 
         True for every reader when it returns. Redis away: RedisUnavailable; nothing is promised then.
         `defer`: see `invalidate`.

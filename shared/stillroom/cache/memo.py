@@ -2,8 +2,8 @@
 
 Their promise is a little weaker than the cache's: **a read in a request that began after an invalidation returned
 never shows what was loaded before it.** What another process invalidates while the request runs is seen by the next
-request, or five seconds later. What this process invalidates or sets is seen at once: it adds to the number of
-`changes`, and an entry that was remembered under another number is forgotten. A loader sees nothing that was read
+request, or five seconds later. What this process invalidates or sets is seen at once: it puts a new object in
+`changes`, and an entry that was remembered under another one is forgotten. A loader sees nothing that was read
 before it was called: what it makes of it is stored for others.
 """
 
@@ -17,7 +17,7 @@ from stillroom.operation import Operation
 from stillroom.replicas import kept
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Budget, Command, loading_since, time_left
+from stillroom.wire import Command, loading_since, time_left
 
 LIMIT = 1_000  # entries that one request remembers
 KEPT_S = 5.0  # a request may be a stream that goes on for hours
@@ -28,15 +28,16 @@ class Remembered(NamedTuple):
 
     entry: Entry
     freshness: Freshness
-    changes: int  # before it was asked for
+    changes: object  # before it was asked for
     asked: float  # when that was, time.monotonic()
 
 
 class Memo:
-    """What requests remember of one cache, and how often this process has changed something in it."""
+    """What requests remember of one cache, and an object that is another one after each change of this process."""
 
     def __init__(self, settings: Settings, stats: Stats) -> None:
-        self.changes = 0
+        # No number: of two threads that add one to it, the slower could set it back to one that was proved.
+        self.changes = object()
         self._settings = settings
         self._stats = stats
 
@@ -51,34 +52,35 @@ class Memo:
             replies: list[Any] = yield batch
             return replies
         finally:
-            self.changes += 1
+            self.changed()
+
+    def changed(self) -> None:
+        """Forget what was remembered, and void what was proved: this process has changed something."""
+        self.changes = object()
 
     def recall(self, name: bytes, release: bytes) -> Remembered | None:
         """Return what this request has read under a key, unless this process has changed something since."""
         request = time_left()
         found: Remembered | None = None
         if request is not None:
-            found = request.memo.get((id(self), name, release))
-        return found if found is not None and self.is_valid(found, time.monotonic()) else None
+            found = request.memo.get((id(self), name))
+        if found is None or not self._is_valid(found, time.monotonic()):
+            return None
+        return found if not release or found.entry.release in (release, b"") else None
 
-    def is_valid(self, known: Remembered, now: float) -> bool:
+    def _is_valid(self, known: Remembered, now: float) -> bool:
         """Whether it may be read again at this time.monotonic()."""
-        is_unchanged = known.changes == self.changes and now - known.asked < KEPT_S
+        is_unchanged = known.changes is self.changes and now - known.asked < KEPT_S
         return is_unchanged and known.asked >= loading_since()
 
-    def remember(self, name: bytes, release: bytes, known: Remembered) -> None:
+    def remember(self, name: bytes, known: Remembered) -> None:
         """Remember it until the request ends."""
         request = time_left()
-        if request is not None:
-            self.remember_in(request, name, release, known)
+        if request is not None and len(request.memo) < LIMIT:
+            request.memo[id(self), name] = known
 
-    def forget(self, name: bytes, release: bytes) -> None:
+    def forget(self, name: bytes) -> None:
         """Forget it in this request: it has been loaded anew."""
         request = time_left()
         if request is not None:
-            request.memo.pop((id(self), name, release), None)
-
-    def remember_in(self, request: Budget, name: bytes, release: bytes, known: Remembered) -> None:
-        """The same in the request that is running."""
-        if len(request.memo) < LIMIT:
-            request.memo[id(self), name, release] = known
+            request.memo.pop((id(self), name), None)

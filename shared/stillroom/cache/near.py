@@ -58,10 +58,10 @@ def near_prefix(name: bytes) -> bytes:
 
 
 class Proof(NamedTuple):
-    """When the clock was asked for (time.monotonic()), and how much this process had changed by then."""
+    """When the clock was asked for (time.monotonic()), and the last change of this process before that."""
 
     asked: float
-    changes: int
+    changes: object
 
 
 class Copy:
@@ -81,14 +81,14 @@ class Copy:
         "value",
     )
 
-    def __init__(self, near: Near, entry: Entry, type: Any, read: int) -> None:
+    def __init__(self, near: Near, entry: Entry, type: Any, read: int, until: float) -> None:
         self.near = near
         self.entry = entry
         self.type = type
         self.value: Any = UNKNOWN
         self.read = read  # the clock that was read with it
-        self.judged = b""  # the last clock by which it was alive
-        self.until = time.monotonic() + COPY_S
+        self.judged: bytes | None = None  # the last clock by which it was alive
+        self.until = until  # time.monotonic()
         self.is_used = self.is_gone = False
         self.calls: list[tuple[Any, ...]] = []
         texts = 2 * len(entry.key) + sum(map(len, entry.tags)) + len(entry.payload)
@@ -100,6 +100,7 @@ class Called(Protocol):
 
     near: float | None
     name: str
+    release: bytes
     counted_as: tuple[str, ...]
 
 
@@ -134,7 +135,7 @@ class Store:
         copy = self._calls.get((loader, *args))
         if copy is None:
             return MISS
-        entry = copy.near.usable(copy, loader.near)
+        entry = copy.near.usable(copy, loader.near, loader.release)
         if entry is None:
             return MISS
         stats = self._stats
@@ -250,6 +251,7 @@ class Near:
         memo: Memo,
         stats: Stats,
         decode: Callable[[Entry, Any], Any],
+        longest: float,
     ) -> None:
         self.store = store
         self._keys = keys
@@ -257,6 +259,8 @@ class Near:
         self._judge = judge
         self._memo = memo
         self._stats = stats
+        # A pattern's mark is dropped when no load from before it can be under way, and no such copy may be left.
+        self._longest = min(COPY_S, longest)
         self.decode = decode  # an entry, and the type of its value → the value, or MISS
         self.reset()
         reset_after_fork(self)
@@ -265,37 +269,37 @@ class Near:
         """Know nothing: no lock of another thread, no proof of another process."""
         self._lock = threading.RLock()
         self._registry: bytes | None = None
+        self._registry_asked = float("-inf")  # when it was asked for, time.monotonic()
         self._prefixes: tuple[bytes, ...] = ()  # that are in it
         self._joined: dict[bytes, float] = {}  # prefix → when it was entered, time.monotonic()
         self._epoch = b""
         self._synced = 0  # up to this clock the changed keys are known
-        self._proof = Proof(float("-inf"), -1)
+        self._proof = Proof(float("-inf"), None)
 
     # Without Redis
 
-    def usable(self, copy: Copy, near: float | None) -> Entry | None:
+    def usable(self, copy: Copy, near: float | None, release: bytes) -> Entry | None:
         """The entry to be served in the place of a read, or None. What a request has read it reads again."""
         now = time.monotonic()
         request, memo, entry = time_left(), self._memo, copy.entry
         since = loading_since()
         if request is not None:
-            known: Remembered | None = request.memo.get((id(memo), entry.key, entry.release))
-            if known is not None and memo.is_valid(known, now):
+            request.reads_near = True
+            if (known := memo.recall(entry.key, release)) is not None:
                 self._stats.counts["near_hits"] += 1
                 return known.entry
             since = max(since, request.began, now - REQUEST_S)
         elif not since:
             since = now - (near or 0.0)
         asked, changes = self._proof
-        if asked < since or changes != memo.changes or not self._is_alive(copy, now):
+        if asked < since or changes is not memo.changes or not self._is_alive(copy, now):
             return None
         if copy.is_gone:  # to be looked at last: by that proof, or by one that came in the meantime
             return None
         copy.is_used = True
         self._stats.counts["near_hits"] += 1
         if request is not None:
-            known = Remembered(entry, Freshness.FRESH, changes, asked)
-            memo.remember_in(request, entry.key, entry.release, known)
+            memo.remember(entry.key, Remembered(entry, Freshness.FRESH, changes, asked))
         return entry
 
     def value(self, entry: Entry, type: Any) -> Any:
@@ -305,16 +309,16 @@ class Near:
             return self.decode(entry, type)
         return self.store.value_of(copy, entry)
 
-    def away(self, name: bytes, seconds: float) -> Entry | None:
+    def away(self, name: bytes, release: bytes, seconds: float) -> Entry | None:
         """The entry to be served while Redis is away, if its clock was asked for less than so many seconds ago."""
         copy = self.store.of_name(self, name)
         asked, changes = self._proof
         now = time.monotonic()
-        if copy is None or now - asked > seconds or changes != self._memo.changes:
+        if copy is None or now - asked > seconds or changes is not self._memo.changes:
             return None
-        if asked < loading_since() or copy.is_gone or not self._is_alive(copy, now):
+        if asked < loading_since() or not self._is_alive(copy, now) or copy.is_gone:
             return None
-        return copy.entry
+        return copy.entry if copy.entry.release in (release, b"") else None
 
     def is_in_request(self) -> bool:
         """Whether what is read has a beginning: a request's, or a load's."""
@@ -354,11 +358,16 @@ class Near:
         ]
         with self._lock:
             self._joined = dict.fromkeys(prefixes, now)
-            self._take_registry(registry)
+            self._take_registry(registry, now)
 
-    def names_since(self) -> list[Command]:
+    @property
+    def synced(self) -> int:
+        """How far the changed keys are known. To be read before they are asked for."""
+        return self._synced
+
+    def names_since(self, synced: int) -> list[Command]:
         """The commands that bring the names which have changed since they were last asked for."""
-        since, most = b"(%d" % self._synced, b"%d" % NAMES_AT_ONCE
+        since, most = b"(%d" % synced, b"%d" % NAMES_AT_ONCE
         newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", most, b"WITHSCORES")
         # In this order: a name that comes in between is among the names, and none is taken for lost.
         return [
@@ -375,21 +384,20 @@ class Near:
         """
         if registry is None or clock is None:
             with self._lock:
-                self._take_registry(registry)
+                self._take_registry(registry, asked.asked)
             return 0
         marks = yield from self._judge.caught_up(clock, known)
         epoch, seq = read_clock(clock)
         if marks.epoch != epoch or marks.synced < seq:
             return 0
         with self._lock:
-            self._take_registry(registry)
+            self._take_registry(registry, asked.asked)
             if self._epoch != epoch:
                 self._begin(epoch, seq)
-            is_behind = seq > self._synced
-        if is_behind:
             since = self._synced
-            newest, rows = yield self.names_since()
-            self._learn_names(epoch, seq, since, int(newest or 0), rows)
+        if seq > since:
+            newest, rows = yield self.names_since(since)
+            self.learn_names(since, clock, newest, rows)
         with self._lock:
             if self._epoch == epoch and self._synced >= seq and asked.asked > self._proof.asked:
                 self._proof = asked
@@ -397,7 +405,13 @@ class Near:
         return seq
 
     def keep(
-        self, entry: Entry, type: Any, seq: int, registry: bytes, call: tuple[Any, ...] | None
+        self,
+        entry: Entry,
+        type: Any,
+        asked: Proof,
+        seq: int,
+        registry: bytes,
+        call: tuple[Any, ...] | None,
     ) -> None:
         """Keep an entry that was read together with this registry and a clock of this number. `learn` has both."""
 
@@ -405,11 +419,18 @@ class Near:
             is_same = self._registry == registry and self._epoch == entry.epoch
             return is_same and seq >= self._synced and entry.key.startswith(self._prefixes)
 
-        self.store.put(Copy(self, entry, type, seq), call, is_complete)
+        copy = Copy(self, entry, type, seq, asked.asked + self._longest)
+        self.store.put(copy, call, is_complete)
 
-    def _learn_names(
-        self, epoch: bytes, seq: int, since: int, newest: int, rows: Sequence[bytes]
+    def learn_names(
+        self, since: int, clock: bytes | None, told: bytes | None, rows: Sequence[bytes]
     ) -> None:
+        """Take in what `names_since` was answered with, which was asked for after this clock."""
+        try:
+            epoch, seq = read_clock(clock or b"")
+        except ValueError:
+            return
+        newest = int(told or 0)
         names = list(zip(rows[::2], map(int, rows[1::2]), strict=True))
         reached = max((score for _, score in names), default=0)
         is_lost = newest > since and reached < newest
@@ -417,15 +438,23 @@ class Near:
             name == FLOOR and score > since for name, score in names
         )
         with self._lock:
-            if self._epoch != epoch or self._synced > since:
+            if self._epoch != epoch or self._synced != since:
                 return  # another thread was faster
+            if seq < since:
+                return  # this clock is older than what is known
             if is_lost or is_cut:
                 self.store.forget(self)
             self._synced = seq
             self.store.learn(self, [(name[2:], score) for name, score in names])
 
-    def _take_registry(self, registry: bytes | None) -> None:
-        """Another registry than was seen: changes may have gone by that nobody was told of."""
+    def _take_registry(self, registry: bytes | None, asked: float) -> None:
+        """Another registry than was seen: changes may have gone by that nobody was told of.
+
+        One that was asked for before the last one is old news: what was read with it is not kept.
+        """
+        if asked < self._registry_asked:
+            return
+        self._registry_asked = asked
         before, self._registry = self._registry, registry
         if before == registry:
             return

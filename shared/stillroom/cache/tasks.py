@@ -28,7 +28,7 @@ class TasksBody:
         self._orders = orders
 
     def invalidate_keys(self, *keys: str) -> Operation[None]:
-        """Have these keys forgotten. See Cache.invalidate. Source: one script."""
+        """Have these keys forgotten. See Cache.invalidate. Cost: one script."""
         _check(keys)
         yield from self._order(InvalidateKeys(keys=some) for some in _bites(keys, KEYS_IN_ONE))
 

@@ -62,7 +62,7 @@ def lift(subject: Subject) -> None:
 
 @abuse.command()
 def rules() -> None:
-    """The rules in force: the built-in ones, with what STILLROOM_ABUSE_RULES changes and adds."""
+    """Return the rules in force: the built-in ones, changed and extended by STILLROOM_ABUSE_RULES."""
     print_table(_rule_table(read_rules(Settings().abuse_rules)))
 
 

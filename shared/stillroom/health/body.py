@@ -102,7 +102,7 @@ class HealthBody:
     # Now
 
     def check(self) -> Operation[Report]:
-        """How everything is, now: servers, machine, services, and advice. Takes `health_timeout` seconds at most.
+        """Return a report of servers, machine and services, with advice. Takes `health_timeout` seconds at most.
 
         Does not raise. Redis away: the report says so, and what can't be known is null.
         """
@@ -145,7 +145,7 @@ class HealthBody:
         return [*(one for one in found if one.code != "degraded"), misconfigured(mistake)]
 
     def examine(self) -> Operation[Report]:
-        """A check with MEMORY DOCTOR's words, which take the server longer: for operators and for snapshots.
+        """Check, and ask MEMORY DOCTOR too, which takes the server longer. For operators and snapshots.
 
         Does not raise.
         """
@@ -201,7 +201,7 @@ class HealthBody:
         return report.model_copy(update={"servers": servers})
 
     def history(self, hours: float = 24.0) -> Operation[list[Snapshot]]:
-        """The snapshots of the last so many hours, oldest first: each minute's up to 24 h, else every fifth's.
+        """Return the snapshots of the last hours, oldest first: each minute's up to 24 h, else every fifth.
 
         Redis away: RedisUnavailable.
         """
@@ -217,7 +217,7 @@ class HealthBody:
             yield Pause(0)  # others first; and each bite has its own deadline
 
     def past(self, hours: float = 24.0) -> Operation[Past]:
-        """The snapshots of so many hours, and the newest 50 patterns of abuse: what /status shows besides a check.
+        """Return the snapshots of some hours and the newest 50 patterns of abuse, as /status shows them.
 
         Does not raise. Redis away: nothing of it is known.
         """
@@ -236,7 +236,7 @@ class HealthBody:
         return Past(history, patterns_in(entries), since, figures)
 
     def figures(self, minutes: int = 15) -> Operation[Figures]:
-        """What was counted in the last `minutes` whole minutes, 1 to 119: of each loader, limit and rule.
+        """Return the counts of each loader, limit and rule in the last `minutes` whole minutes, 1 to 119.
 
         Does not raise. Redis away: what can't be known is null.
         """

@@ -93,7 +93,7 @@ class LimitsBody(Operating):
         route: str = "",
         meant: bool = True,
     ) -> Operation[Decision]:
-        """Consume `cost` of all these limits, or of none of them: the decision says which. One round trip.
+        """Take `cost` from all these limits, or from none of them, and return the decision. One round trip.
 
         `subject`: an address, or kind → text, such as {"ip": "203.0.113.7", "user": "ann"}; each limit counts the
         kinds in its `by`. Who has no name (None, or blank) is counted by address. Texts are stored as an HMAC only.
@@ -118,7 +118,7 @@ class LimitsBody(Operating):
         timeout: Duration = 10.0,
         route: str = "",
     ) -> Operation[Decision]:
-        """Consume as soon as it fits: for calls that this app makes itself, to an API that limits them.
+        """Wait until it fits, then take it. For calls that this app makes itself, to an API that limits them.
 
         Sleeps until there is room, `timeout` seconds at the most (up to an hour). A decision that is denied
         comes at once where waiting would take longer, or would be in vain: a ban, a cost over a whole quota. To
@@ -129,7 +129,7 @@ class LimitsBody(Operating):
         return self._waiting(subject, limits, cost, seconds, route)
 
     def peek(self, subject: Subject, limits: Sequence[Limit], cost: int = 1) -> Operation[Decision]:
-        """What `check` would decide. Consumes, counts and tells nothing.
+        """Return what `check` would decide. It takes, counts and reports nothing.
 
         Raises InvalidLimit. Redis away: what this process knows by itself.
         """
@@ -154,7 +154,7 @@ class LimitsBody(Operating):
         route: str = "",
         meant: bool = True,
     ) -> Operation[Reservation]:
-        """Consume first, then do the work, and `refund` if it should not have counted: a login that succeeds.
+        """Take before the work is done; `refund` afterwards if it should not count, as a login that succeeds.
 
         To look, work and count afterwards would let a hundred guesses through that are made at the same time.
         What is neither refunded nor committed stays consumed. Otherwise like `check`.
@@ -162,7 +162,7 @@ class LimitsBody(Operating):
         return self._reserved(self._requests.make(subject, limits, cost, route, meant))
 
     def refund(self, reservation: Reservation) -> Operation[bool | None]:
-        """Give back what was consumed: once, and not after `commit`, `settle` or the longest window.
+        """Give back what a reservation took: once, and not after `commit`, `settle` or the longest window.
 
         True: it is given back. What this process admitted while Redis was away may be given back here, and Redis
         hears of it before this process asks about the subject again. False: it stays consumed, or was given back
@@ -172,7 +172,7 @@ class LimitsBody(Operating):
         return self.settle(reservation, 0)
 
     def settle(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
-        """Say what it cost in the end, for work whose price is known afterwards (tokens, rows, bytes): once.
+        """Charge, once, what the work cost in the end: for a price that is known afterwards (tokens, rows, bytes).
 
         Less than was reserved is given back; more is counted now, whatever the quota says, because it has been
         used. 0 refunds all. Otherwise like `refund`. Raises InvalidLimit for what no request can cost.
@@ -195,7 +195,7 @@ class LimitsBody(Operating):
         return True if here else settled
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
-        """It counts: from now on it can't be refunded. True if that was still possible; None: not known.
+        """Keep what a reservation took, for good. Return True if it could still be refunded; None: not known.
 
         Redis away: False.
         """

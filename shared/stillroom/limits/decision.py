@@ -55,22 +55,22 @@ class Decision(NamedTuple):
 
     @property
     def banned(self) -> bool:
-        """Denied for what this client did before, not for this request."""
+        """Whether the client is denied because it is banned, not because of this request."""
         return self.status == TOO_MANY and not self.said
 
     @property
     def standings(self) -> tuple[Standing, ...]:
-        """One for each limit that could be looked at, the one that binds most first."""
+        """One for each limit that was evaluated, the tightest first."""
         return tuple([self._standing(*row) for row in self.rows()])
 
     @property
     def violated(self) -> tuple[Limit, ...]:
-        """The limits that this request does not fit into."""
+        """The limits that deny this request."""
         return tuple(one.limit for one in self.standings if one.retry_after != 0)
 
     @property
     def remaining(self) -> int | None:
-        """The least that is left of any quota. None: no limit could be looked at."""
+        """The least that is left of any quota. None: no limit was evaluated."""
         return min((one.remaining for one in self.standings), default=None)
 
     @property
@@ -84,7 +84,7 @@ class Decision(NamedTuple):
         return None if None in waits else max((wait for wait in waits if wait), default=0.0)
 
     def headers(self) -> dict[str, str]:
-        """For the response, whatever its status. Of what nobody could look at, nothing is said."""
+        """Return the rate-limit headers for any response. Limits that could not be evaluated are left out."""
         limits = self.limits
         policy = policy_field(limits) if limits else ""
         headers = {"RateLimit-Policy": policy} if policy else {}
@@ -108,7 +108,7 @@ class Decision(NamedTuple):
 
     @property
     def would_deny(self) -> tuple[Limit, ...]:
-        """The limits in shadow that this request does not fit into: they would have denied it."""
+        """The limits in shadow that would have denied this request."""
         said = self.said
         return tuple(
             [

@@ -114,5 +114,5 @@ class Denials:
             self.found.pop(key, None)
 
     def reset(self) -> None:
-        """None: a forked process has denied nobody yet."""
+        """Forget all denials after a fork."""
         self.found.clear()

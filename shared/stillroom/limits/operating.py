@@ -20,7 +20,7 @@ class Operating:
     def change(
         self, name: str, quota: int, window: int, seconds: Duration, by: str = ""
     ) -> Operation[Change]:
-        """Let the limit of this name be another one for so many seconds, up to 30 days, in all processes.
+        """Change the limit of this name in all processes for some seconds, up to 30 days.
 
         They see it within a second, in the round trip of a check; a process that nobody asked for a while, with
         its first. What was counted counts on. `by` is for whoever looks at it. Raises InvalidLimit, also for a
@@ -31,20 +31,20 @@ class Operating:
         return self._changing(name, quota, window, round(lasts), by[:100])
 
     def restore(self, name: str) -> Operation[bool]:
-        """End a change before its time. True if there was one."""
+        """End a change before its time. Return True if there was one."""
         words = (name, "", 0, 0, "", MOST)
         (ended,) = yield [limit_change([self._keys.limit_changes], *words)]
         return bool(ended)
 
     def changes(self) -> Operation[list[Change]]:
-        """The changes in force, the one that ends first first."""
+        """Return the changes in force, ordered by their end."""
         (reply,) = yield [(b"HGETALL", self._keys.limit_changes)]
         now = self._server.now_ms() / 1000
         found = [one for one in read_changes(reply) if one.until > now]
         return sorted(found, key=lambda change: change.until)
 
     def names(self) -> Operation[list[str]]:
-        """The names of the limits that processes have used, as far as they have told."""
+        """Return the names of the limits that processes have reported."""
         (reply,) = yield [(b"HGETALL", self._keys.limit_windows)]
         return known_names(reply[::2])
 

@@ -29,7 +29,7 @@ class Reservation:
         return self.decision.allowed
 
     def of(self, limits: Container[Limit]) -> Reservation:
-        """The same reservation as far as these limits go: to settle it there and nowhere else, once."""
+        """Return the part of the reservation that these limits hold, to settle it there and nowhere else, once."""
         pairs = [pair for pair in zip(self.keys, self.counted, strict=True) if pair[1] in limits]
         keys, counted = tuple([key for key, _ in pairs]), tuple([limit for _, limit in pairs])
         return replace(self, keys=keys, counted=counted)

@@ -78,7 +78,7 @@ class Held(_Held):
         self._renewal = body.renewer.add(lease / RENEWALS, self._renew)
 
     def release(self) -> None:
-        """Give it back, once. Raises LockLost if it was lost meanwhile. Redis away: its lease runs out."""
+        """Give the slot back, once. Raises LockLost if it was lost meanwhile. Redis away: its lease runs out."""
         if self._is_released:
             return
         was_held = self.is_held

@@ -48,7 +48,7 @@ class Lock:
         self._held: Held | None = None
 
     def acquire(self) -> Held:
-        """Take it, without `with`: call `release()` of what is returned."""
+        """Take the lock without `with`. Call `release()` of the result."""
         name, terms = self._terms.name, self._terms
         grant = self._driver.run(self._body.take(name, terms.slots, terms.lease, terms.wait))
         return Held(self._body, self._driver, name, grant, terms.lease, terms.longest)

@@ -340,7 +340,7 @@ class SessionsBody(Asking):
         touch: bool = True,
         fresh: Duration | None = None,
     ) -> Operation[Session[Any] | None]:
-        """The session of this token or id; None if it never was, has ended, has expired, or was rotated away.
+        """Return the session of this token or id, or None if it ended, expired or was rotated, or never was.
 
         `type`: a pydantic model or any other type of its data. `touch=False`: reading it does not keep it alive.
         `fresh`: seconds, or a timedelta; raises SessionNotFresh for a session whose user has not proved within
@@ -368,11 +368,12 @@ class SessionsBody(Asking):
         remove: Iterable[str] = (),
         if_version: int | None = None,
     ) -> Operation[int]:
-        """Set these top-level keys and remove those; the others are left alone. Returns the new version.
+        """Set some top-level keys and remove others; the rest is left alone. Return the new version.
 
         Two updates of different keys never undo one another; of the same key the last one wins, unless `if_version`
         says which version it must still have: SessionConflict. Also keeps the session alive.
-        Raises SessionEnded (nothing is ever brought back), SessionDataRefused, SessionUnreadable, ValueTooLarge.
+        An update never brings an ended session back. Raises SessionEnded, SessionDataRefused, SessionUnreadable,
+        ValueTooLarge.
         Redis away or full: SessionStoreUnavailable; whether it was written is unknown then.
         """
         fields = encoded(
@@ -423,7 +424,7 @@ class SessionsBody(Asking):
         raise SessionConflict(current)
 
     def touch(self, session: Known) -> Operation[bool]:
-        """Keep the session alive for another idle time, never past its absolute end. False if there is none.
+        """Keep the session alive for another idle time, never past its absolute end. Return False if there is none.
 
         Written down once in `session_touch` seconds. Redis away: SessionStoreUnavailable.
         """
@@ -437,7 +438,7 @@ class SessionsBody(Asking):
         return bool(reply[0] == b"ok")
 
     def destroy(self, session: Known, *, defer: bool = False) -> Operation[bool]:
-        """End a session; True if it lived. It works on a server that is full.
+        """End a session, and return True if it lived. It works on a server that is full.
 
         A rotation after this was asked for does not save it. An old token whose grace was over by then ends none.
         Redis away: SessionStoreUnavailable, unless `defer`: then the session has ended for this process at once
@@ -538,7 +539,7 @@ class SessionsBody(Asking):
         return sorted(devices, key=lambda device: device.last_seen, reverse=True)
 
     def end(self, user_id: str, handle: str) -> Operation[bool]:
-        """End one session by the handle that a list shows; True if it lived and was this user's.
+        """End one session by the handle that a list shows. Return True if it lived and was this user's.
 
         Also if it was rotated since it was listed, up to 1,000 times.
         Redis away: SessionStoreUnavailable.
@@ -553,7 +554,7 @@ class SessionsBody(Asking):
         return bool(ended)
 
     def destroy_for_user(self, user_id: str, keep: Known | None = None) -> Operation[int]:
-        """End all sessions of a user, but for one (a session, its token, or its handle). Returns how many lived.
+        """End all sessions of a user except `keep` (a session, its token, or its handle). Return how many lived.
 
         True for every reader when it returns, also for logins that began before; of many the memory is reclaimed by
         workers, and those among them that had ended already are counted too. One to keep that does not live is not
@@ -565,7 +566,7 @@ class SessionsBody(Asking):
         return (yield from self._revoke(b"u:" + user, kept))
 
     def destroy_by_tag(self, *tags: str) -> Operation[int]:
-        """End all sessions that carry one of these tags. Returns how many lived. See destroy_for_user."""
+        """End all sessions that carry one of these tags. Return how many lived. See destroy_for_user."""
         ended = 0
         for tag in encoded_tags(tags):
             ended += yield from self._revoke(b"g:" + tag, None)

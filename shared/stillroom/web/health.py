@@ -288,7 +288,7 @@ def _password(kind: str, given: str) -> bytes:
 
 
 def has_past(held: Held | None) -> bool:
-    """Whether to ask for it: who has just been found away would only be waited for again."""
+    """Whether to ask for the history: where the state's server is away, that would be a second timeout."""
     servers = held.report.servers if held else ()
     return any(server.connection.is_up and "state" in server.roles for server in servers)
 

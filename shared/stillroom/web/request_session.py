@@ -367,7 +367,7 @@ class RequestSession(MutableMapping[str, Any]):
                 self._looked_at = time.monotonic()
 
     def prefetching(self) -> Operation[None]:
-        """Have it ready for who looks at it. A failure is no failure before somebody does."""
+        """Prefetch the session. An error counts only if the app looks at the session."""
         if self._token is not None and not self._is_asked:
             self._asked_us = steady_us()
             self._found = yield from self._body.get(self._token, touch=self._touches)

@@ -82,7 +82,7 @@ class Reports:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """Nothing known and nobody at work: a forked child's parent has the thread."""
+        """Begin without report and thread: a thread does not survive a fork."""
         self._held: Held | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -122,7 +122,7 @@ def _is_harmless(command: Command, reply: Any) -> bool:
 
 
 def judged(error: BaseException, breaker: Breaker) -> BaseException:
-    """The error to raise. Waiting in vain for a connection of ours says nothing about the server."""
+    """Return the error to raise. An exhausted pool or budget is ours, and does not count against the server."""
     failure = error.told() if isinstance(error, PeerFailed) else unavailable(error)
     if failure is None:
         return error

@@ -280,7 +280,7 @@ class Wire:
                     link = self._open_link(deadline) or self._await_idle(deadline)
                     when = time.monotonic()
                     replies = self._exchange(link, packed, len(commands), deadline, when)
-            self._give_back(link)
+            self._idle.put(link)
             return checked(replies, self.breaker)
         except PeerFailed as failed:
             return self._ask_another(link, commands, failed, deadline, once=once, timed=timed)
@@ -315,7 +315,7 @@ class Wire:
             else:
                 packed, when = pack(commands), time.monotonic()
                 replies = self._exchange(link, packed, len(commands), deadline, when)
-            self._give_back(link)
+            self._idle.put(link)
             return checked(replies, self.breaker)
         except RedisRefused:
             raise
@@ -332,16 +332,16 @@ class Wire:
             deadline = patience
         if now >= server.due:
             look, riding = server.look(now)
-            packed, asked = packed + look, time.monotonic_ns()
+            packed, count, asked = packed + look, count + riding, time.monotonic_ns()
         try:
-            replies = link.exchange(packed, count + riding, deadline, now)
+            replies = link.exchange(packed, count, deadline, now)
         except BaseException:
             # Whatever it was, unread replies may follow on this connection: nobody may use it again.
             self._drop(link)
             raise
         if riding:
-            look_replies = replies[count:]
-            del replies[count:]
+            look_replies = replies[-riding:]
+            del replies[-riding:]
             try:
                 server.looked(look_replies, asked)
             except RedisUnavailable as failure:
@@ -398,13 +398,6 @@ class Wire:
             self._drop(link)
             raise
         return link
-
-    def _give_back(self, link: Link) -> None:
-        if link.generation == self.server.generation:
-            self._idle.put(link)
-        else:
-            self._drop(link)
-            # Another call has found out meanwhile that this server is not the one to talk to.
 
     def _leave(self, link: Link) -> None:
         """Close this connection, and all that lead to the same server: it is not the one to talk to."""

@@ -38,9 +38,11 @@ local function name_changed(near, named, clock, marks, begin, names)
   for _, name in ipairs(kept) do
     redis.call('ZADD', named, score, 'k:' .. name)
   end
-  if redis.call('ZCARD', named) > NAMES_LIMIT + NAMES_DROPPED then
-    local dropped = redis.call('ZPOPMIN', named, redis.call('ZCARD', named) - NAMES_LIMIT)
-    redis.call('ZADD', named, dropped[#dropped], '!')
+  local more = redis.call('ZCARD', named) - NAMES_LIMIT
+  if more > NAMES_DROPPED then
+    local upto = redis.call('ZRANGE', named, more - 1, more - 1, 'WITHSCORES')[2]
+    redis.call('ZREMRANGEBYSCORE', named, '-inf', upto)
+    redis.call('ZADD', named, upto, '!')
   end
   redis.call('PEXPIRE', named, NAMES_MS)
   redis.call('ZADD', marks, score, 'K')

@@ -36,6 +36,11 @@ def room() -> Stillroom:
     return known[1]
 
 
+def has_room() -> bool:
+    """Whether this process has asked for the room that the settings name."""
+    return settings.configured and id(getattr(settings, "STILLROOM", None)) in _rooms
+
+
 def _room(given: Any) -> Stillroom:
     if isinstance(given, str):
         found = import_string(given.replace(":", "."))
