@@ -197,15 +197,14 @@ UNANSWERED = frozenset({"timeout", "closed", "protocol", "proxy", "unblocked"})
 OF_THE_COMMAND = frozenset({"wrongtype", "err", "unsupported"})
 # Stillroom can't work as it is configured: the server is of the wrong kind, or this user lacks a right. Unlike an
 # outage this does not end by itself.
-MISCONFIGURED = frozenset(
-    {"cluster", "old", "crossslot", "moved", "ask", "noscript", "unsupported", "noperm"}
-)
+MISCONFIGURED = frozenset({"cluster", "old", "crossslot", "moved", "ask", "unsupported", "noperm"})
 # Reasons that another attempt, later, will not mend.
 FINAL = frozenset(
     {
         *("auth", "select", "time", "tls", "noauth", "wrongpass"),
         *("protocol", "nocluster", "nomaster", "settings"),
-        *MISCONFIGURED,
+        # Not moved and ask: on a cluster with its setting a slot is on its way, and arrives.
+        *MISCONFIGURED - {"moved", "ask"},
     }
 )
 

@@ -35,13 +35,14 @@ def of_cache(keys: Keys) -> Sequence[bytes]:
 def rehearsal(keys: Sequence[bytes], server: Explaining) -> Operation[None]:
     """Load and run a script that does nothing.
 
-    Raises RedisUnavailable where the server can't do what it is there for. Redis away: nothing is known, and it
-    returns.
+    Raises RedisUnavailable where the server can't do what it is there for.
+    Redis away: nothing is known, and this returns.
     """
     try:
         yield [(b"SCRIPT", b"LOAD", rehearse.text.source), rehearse(keys)]
     except RedisRefused as refused:
-        if is_misconfigured(refused):
+        # A script that has just been loaded can't be missing: several servers answer.
+        if is_misconfigured(refused) or refused.reason == "noscript":
             raise server.explain(RedisUnavailable(refused.reason, refused.detail)) from None
     except RedisUnavailable as away:
         if is_misconfigured(away):

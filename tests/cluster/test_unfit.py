@@ -12,6 +12,7 @@ from stillroom import AUTH, DEFAULT, Limit, NoDispatch, RedisUnavailable, Settin
 from stillroom.cli.check import _online
 from stillroom.cli.doctor import examined
 from stillroom.embedded import EmbeddedServer
+from stillroom.errors import FINAL
 from tests.support.cluster import RedisCluster
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
@@ -208,3 +209,19 @@ def test_a_right_that_is_taken_away_is_a_finding_at_once(
 
 def codes(room: Any) -> set[str]:
     return {one.code for one in room.health.check().advice}
+
+
+def test_a_flushed_script_is_no_mistake(
+    state_server: EmbeddedServer, state_client: Any, face: str
+) -> None:
+    """Scripts that a restart has lost are loaded again: a strict limit goes on, and nothing is found."""
+    with open_room(face, settings_for(redis_url=state_server.url), Recording()) as room:
+        for _ in range(3):
+            state_client.script_flush()
+            assert room.limits.check(IP, [AUTH]).degraded == ""
+        assert codes(room).isdisjoint({"degraded"})
+
+
+def test_what_may_pass_is_deferred() -> None:
+    """A slot on its way, and a script that is loaded for the next call, do not make an invalidation impossible."""
+    assert not {"moved", "ask", "noscript", "tryagain", "clusterdown", "readonly"} & FINAL
