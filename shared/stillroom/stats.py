@@ -34,6 +34,7 @@ class Stats:
         self._keys = keys
         self._said: dict[tuple[str, str], float] = {}
         self.counts: defaultdict[str, int] = defaultdict(int)
+        self.gauges: dict[str, Callable[[], int]] = {}  # what this process has just now, by name
         self.errors: dict[str, str] = {}  # by loader its last error, as JSON; see cache/figures.py
         self._names: dict[str, dict[str, str]] = {}  # kind → name → what it is counted as
         self._fields: dict[tuple[str, str, str], str] = {}
