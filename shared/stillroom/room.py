@@ -43,6 +43,7 @@ from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
 from stillroom.misuse import explained
 from stillroom.operation import (
+    STATE,
     AsyncDriver,
     Driver,
     Operation,
@@ -94,8 +95,10 @@ class Operations(Generic[D]):
     health: HealthBody
     cache_in_threads: Cache  # the cache, for a thread that has no event loop
     state: D  # runs what is about sessions, limits and abuse, which are on one server
-    # Has proved what this process keeps of the cache, in a batch of `state`; None where the cache is elsewhere.
-    prove: Callable[[], Operation[None]] | None
+    # What proves all that this process keeps of the cache: where in a step On of `state`, and how; in one batch of
+    # `state` where that is `is_near_here`.
+    proofs: Callable[[], list[tuple[int, Operation[None]]]]
+    is_near_here: bool
 
 
 class _Room:
@@ -202,10 +205,9 @@ class _Room:
             if isinstance(self.dispatch, CeleryDispatch):
                 self.dispatch.carry = otel.carried
         bodies = self._cache_body, self._sessions_body, self._limits_body, self._abuse_body
-        cache = self._cache_body
-        is_here = self._is_one_server and not self.settings.cluster
-        prove = cache.prove if is_here and isinstance(cache, CacheBody) else None
-        return Operations(*bodies, health, cache_in_threads, state, prove)
+        is_here = self._is_one_server and not self.settings.cluster and self.settings.shards == 1
+        proofs = self._cache_body.proofs
+        return Operations(*bodies, health, cache_in_threads, state, proofs, is_here)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """What the wire to a cluster is made of."""
@@ -441,7 +443,7 @@ class AsyncStillroom(_Room):
         self.cache = AsyncCache(parts.cache, parts.images, drivers[0])
         self.tasks = AsyncTasks(TasksBody(parts.orders), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
-        self.state = AsyncDriver(self.state_wire)
+        self.state = drivers[0].at(STATE)
         self.sessions = AsyncSessions(self._sessions_body, self.state)
         self._limits_body = self._limits(self.state_wire.breaker)
         self.limits = AsyncLimits(self._limits_body, self.state)

@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from stillroom import AsyncStillroom, InvalidArgument, Settings, Stillroom
-from stillroom.cache import near
+from stillroom.cache import CacheProbe, near
+from stillroom.health.report import CacheStats
 from tests.support.entries import age
 from tests.support.faces import open_room
 
@@ -612,6 +613,28 @@ def test_the_promise_of_others_is_not_changed(room: Any, make_room: Any, trips: 
     with room.request():
         plain(7), plain(7)
     assert trips.taken() == 2
+
+
+def test_health_tells_what_is_kept(make_room: Any) -> None:
+    """Hits, those near among them, proofs, evictions, and the bytes that this process keeps."""
+    room: Stillroom = make_room(near_limit=20_000)
+    price = price_of(room)
+    for _ in range(3):
+        with room.request():
+            price(7), price(7)
+    for n in range(100, 200):
+        for _ in range(2):
+            with room.request():
+                price(n)
+    store, counts = room.cache._body.copies, room.stats.counts
+    assert 0 < counts["near_hits"] < counts["hits"]
+    assert counts["near_proofs"] > 0
+    fields = CacheProbe(room.keys, room.stats).count(counts)
+    assert CacheStats(**fields).near_bytes == store.bytes > 0
+    assert fields["near_evictions"] == counts["near_evictions"] > 0
+    report = room.health.check()
+    assert report.cache is not None
+    assert report.cache.near_bytes == store.bytes
 
 
 def test_near_module_says_how_long_a_copy_may_be_kept() -> None:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from stillroom.cache.entry import Entry, Freshness
+from stillroom.cache.figures import LOOKUPS
 from stillroom.cache.judge import Judge
 from stillroom.cache.marks import Verdict, read_clock
 from stillroom.cache.memo import KEPT_S, Memo, Remembered
@@ -46,6 +47,7 @@ PREFIXES = 100  # more are one: every key
 COPY_BYTES = 600  # what a copy takes beside its text, measured
 SHARED_FACTOR = 4  # a decoded value takes so many times its text
 CALLS = 4  # ways to call a loader that mean one key: with a default, and without
+HITS = LOOKUPS[0]
 LOST_NAME, FLOOR = b"K", b"!"  # see lua/lib/near.lua
 UNKNOWN: Any = object()  # a value that was not yet asked for
 KEYED = frozenset([int, str, bytes, type(None)])  # arguments that are equal only if their keys are
@@ -114,6 +116,7 @@ class Store:
     def __init__(self, limit: int, stats: Stats) -> None:
         self._limit = limit
         self._stats = stats
+        stats.gauges["near_bytes"] = lambda: self.bytes
         self.reset()
         reset_after_fork(self)
 
@@ -139,6 +142,7 @@ class Store:
         if entry is None:
             return MISS
         stats = self._stats
+        stats.counts[HITS] += 1
         stats.counts[loader.counted_as[0]] += 1
         if stats.watch is not None:
             stats.watch.note("hit", loader.name)

@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from stillroom.errors import InvalidLimit
 from stillroom.limits import Decision, Limit, LimitsBody, Route, Routes
 from stillroom.limits.routes import Counted
-from stillroom.operation import Operation, beside
+from stillroom.operation import Operation, beside, beside_elsewhere
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web import origin
 from stillroom.web.cors import Learned, is_preflight
@@ -88,9 +88,11 @@ class Gate:
         self._render = checked_render(render)
         # Routes and endpoints whose last request looked at its session, and the cookie it is known by.
         self._look: dict[object, SessionCookie] = {}
-        # Routes and endpoints whose last request read what this process keeps, and what proves it in one batch.
+        # Routes and endpoints whose last request read what this process keeps, and what proves it: in the same
+        # batch, or in another one at the same time, which takes an event loop.
         self._near: set[object] = set()
-        self._prove = room.operations.prove
+        self._proofs, self._is_near_here = room.operations.proofs, room.operations.is_near_here
+        self._has_loop = isinstance(room, AsyncStillroom)
         self._plans: dict[Route, _Plan] = {}
         _check_kinds(self.routes, subject, has_sessions)
 
@@ -143,10 +145,13 @@ class Gate:
         riders: list[Operation[Any]] = []
         if visit.session is not None and not visit.session.is_read and key in self._look:
             riders.append(visit.session.prefetching())
-        if key in self._near and self._prove is not None:
-            riders.append(self._prove())
+        is_near = key in self._near
+        if is_near and self._is_near_here:
+            riders += [proof for _, proof in self._proofs()]
         # A client that is denied from memory costs Redis nothing: its session is not asked for.
-        return beside(checks, *riders) if riders else checks
+        asking = beside(checks, *riders) if riders else checks
+        is_at_once = is_near and self._has_loop and not self._is_near_here
+        return beside_elsewhere(asking, self._proofs) if is_at_once else asking
 
     def _plan(self, route: Route) -> _Plan:
         limits = tuple(route.limits)
