@@ -245,7 +245,7 @@ def test_a_time_is_a_number_of_seconds_or_a_timedelta(sync_room: Stillroom, give
 
 
 def test_option() -> None:
-    """Functions without parameters, and tests named `test_…`, can have options."""
+    """This function without parameters is cached by the tests; a test may be one, too."""
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {

@@ -49,14 +49,14 @@ def test_what_is_said_to_people_is_no_shape() -> None:
     """Docstrings and titles do not change the fingerprint."""
 
     class Product(BaseModel):
-        """Return a product in its first wording."""
+        """A product in its first wording."""
 
         id: int = Field(7, description="its number", title="No.", examples=[1])
 
     earlier = of(Product)
 
     class Product(BaseModel):  # type: ignore[no-redef]
-        """Return a product in better words."""
+        """A product in better words."""
 
         id: int = Field(8)
 
