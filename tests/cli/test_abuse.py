@@ -1,4 +1,4 @@
-"""`stillroom bans` and `stillroom abuse`, as a person types them."""
+"""`stillroom bans` and `stillroom abuse` work as a person types them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.abuse import ARMED, put
 
 @pytest.fixture
 def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a command prints."""
+    """Run a command and return what it prints."""
     monkeypatch.setenv("REDIS_URL", server.url)
 
     def run(*arguments: str, code: int = 0) -> str:
@@ -30,7 +30,7 @@ def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_add_list_and_lift(run: Any, make_room: Any) -> None:
-    """A ban is in force when the command returns, and gone when it is lifted; text is not taken for markup."""
+    """A ban is in force when the command returns and gone when lifted, and text is not taken for markup."""
     room = make_room()
     said = run("bans", "add", "203.0.113.9", "--for", "10m", "--reason", "[red]loud")
     assert said.startswith("203.0.113.9 is banned until ")
@@ -48,7 +48,7 @@ def test_add_list_and_lift(run: Any, make_room: Any) -> None:
 
 
 def test_a_network_is_banned_and_lifted_by_its_name(run: Any, make_room: Any) -> None:
-    """Whoever lifts one address of it is told what is banned."""
+    """A network is banned and lifted by name, and lifting one of its addresses says what is banned."""
     room = make_room()
     assert run("bans", "add", "203.0.113.9/24", "--for", "10m").startswith("203.0.113.0/24 is")
     assert "203.0.113.0/24" in run("bans", "list")
@@ -68,7 +68,7 @@ def _default() -> Any:
 def test_what_a_rule_banned_is_listed_with_it(
     run: Any, make_room: Any, client: Any, tmp_path: Path
 ) -> None:
-    """The rule's name stands where the operator would."""
+    """A rule's ban is listed with the rule's name in the operator's place."""
     (path := tmp_path / "rules.toml").write_text(ARMED)
     room = make_room(abuse_rules=path)
     put(client, room, "denied", ip="203.0.113.9", n="64")
@@ -77,7 +77,7 @@ def test_what_a_rule_banned_is_listed_with_it(
 
 
 def test_a_mistake_is_a_sentence(run: Any) -> None:
-    """What is no time, and who can't be banned."""
+    """An invalid time and a client that cannot be banned are answered with a sentence."""
     assert "is no time" in run("bans", "add", "203.0.113.9", "--for", "soon", code=2)
     assert "--for" in run("bans", "add", "203.0.113.9", code=2)
     with pytest.raises(BanRefused, match="is private"):
@@ -88,7 +88,7 @@ def test_a_mistake_is_a_sentence(run: Any) -> None:
 def test_the_rules_in_force_are_shown(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them, and what the operator's file made of them; no server is asked."""
+    """All rules in force are shown with the operator's changes, without asking a server."""
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
     shown = run("abuse", "rules")
     assert all(name in shown for name in BUILT_IN)

@@ -1,4 +1,4 @@
-"""`stillroom agree`, as a person types it."""
+"""`stillroom agree` works as a person types it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stillroom.errors import SettingsDiffer, SettingsError
 
 @pytest.fixture
 def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """→ what a command prints, with these variables set."""
+    """Return a function that runs a command with these variables and returns what it prints."""
     monkeypatch.setenv("REDIS_URL", server.url)
     monkeypatch.setenv("COLUMNS", "120")
 
@@ -28,7 +28,7 @@ def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_it_shows_what_is_agreed_and_by_whom(run: Any, make_room: Any) -> None:
-    """Also where this process has another value."""
+    """The command shows each agreed value and who set it, also where this process has another."""
     make_room(shards=4).cache.get("k")
     shown = run()
     assert re.search(r"shards +4 +1 .*\(process \d+\)", shown)
@@ -36,7 +36,7 @@ def test_it_shows_what_is_agreed_and_by_whom(run: Any, make_room: Any) -> None:
 
 
 def test_a_person_changes_the_number_of_shards(run: Any, make_room: Any) -> None:
-    """The cache begins empty, and who has the number of before is told so."""
+    """A person changes the number of shards: the cache begins empty and processes with the old number are told."""
     before = make_room(shards=1)
     before.cache.set("k", "old", ttl=600)
     run("shards", STILLROOM_SHARDS="4")
@@ -50,7 +50,7 @@ def test_a_person_changes_the_number_of_shards(run: Any, make_room: Any) -> None
 
 
 def test_a_limit_is_made_smaller(run: Any, make_room: Any) -> None:
-    """What only grows by itself shrinks when a person says so."""
+    """A limit that only grows by itself is made smaller by a person."""
     make_room(lease_limit=900.0).cache.set("k", 1)
     assert re.search(r"lease_limit +900 +300", run())
     run("lease_limit")
@@ -58,6 +58,6 @@ def test_a_limit_is_made_smaller(run: Any, make_room: Any) -> None:
 
 
 def test_what_is_no_such_setting_is_told_so(run: Any) -> None:
-    """With what was probably meant."""
+    """An unknown setting is refused with the probable one."""
     with pytest.raises(SettingsError, match="shards"):
         run("shard")

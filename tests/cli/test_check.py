@@ -1,4 +1,4 @@
-"""`stillroom check`, and what `stillroom doctor` says of a system that has just started."""
+"""`stillroom check`, and `stillroom doctor` on a system that has just started, say what is right and wrong."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def product(number: int) -> int:
 def check(
     server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[..., dict[str, str]]]:
-    """What the command finds in a module: status and sentence."""
+    """Return the findings of the command in a module: status and sentence."""
     monkeypatch.setenv("REDIS_URL", server.url)
     monkeypatch.setenv("STILLROOM_SESSION_PEPPERS", "p" * 40)
     for name, value in PATIENT.items():
@@ -74,7 +74,7 @@ def said(lines: list[str], *words: str) -> bool:
 
 
 def test_what_is_right_is_said(check: Callable[..., list[str]]) -> None:
-    """Versions, settings, loaders, routes and rights; without a worker stale values have nobody."""
+    """The command confirms versions, settings, loaders, routes and rights, and warns when no worker refreshes."""
     lines = check(GOOD)
     for words in (
         ("pass versions", "stillroom"),
@@ -91,7 +91,7 @@ def test_what_is_right_is_said(check: Callable[..., list[str]]) -> None:
 
 
 def test_what_breaks_a_promise_is_named(check: Callable[..., list[str]]) -> None:
-    """With the loader, the route or the limit that it is about, and what to write."""
+    """A broken promise is named with its loader, route or limit and what to write."""
     lines = check(BAD, "--offline")
     for words in (
         ("warn loader product", "swr (1 s) is shorter than its lease"),
@@ -103,7 +103,7 @@ def test_what_breaks_a_promise_is_named(check: Callable[..., list[str]]) -> None
 
 
 def test_what_cannot_be_imported_fails(check: Callable[..., list[str]]) -> None:
-    """A tag's template without its argument is such a mistake."""
+    """A module that cannot be imported fails the check, as with a tag's template without its argument."""
     lines = check(BROKEN, "--offline", code=1)
     assert said(lines, "fail", "{nmber}", "did you mean {number}?"), lines
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_imported_fails(check: Callable[..., list[str]]) -> None:
 def test_settings_that_cannot_be_fail(
     check: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what is missing is named."""
+    """Bad settings fail the check, and a missing one is named."""
     monkeypatch.delenv("STILLROOM_SESSION_PEPPERS")
     monkeypatch.delenv("REDIS_URL")
     lines = check(GOOD, "--offline")
@@ -126,7 +126,7 @@ def test_settings_that_cannot_be_fail(
 def test_away_is_a_failure(
     check: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless nobody is to be asked."""
+    """When Redis is away the check fails, unless it was told not to ask."""
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
     assert said(check(GOOD, code=1), "fail redis", "refused")
     check(GOOD, "--offline")
@@ -135,7 +135,7 @@ def test_away_is_a_failure(
 def test_the_doctor_knows_a_system_that_has_just_started(
     server: Any, make_room: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In its first minute no tick is missing; later one is."""
+    """In a system's first minute the doctor misses no tick, and later it does."""
     monkeypatch.setenv("REDIS_URL", server.url)
     for name, value in PATIENT.items():
         monkeypatch.setenv(f"STILLROOM_{name.upper()}", str(value))

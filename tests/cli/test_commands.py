@@ -1,4 +1,4 @@
-"""The `stillroom` command as a person runs it."""
+"""The `stillroom` command works as a person runs it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHECKOUT = {**os.environ, "PYTHONPATH": str(ROOT / "examples")}
 
 
 def children_of_nobody(before: set[int]) -> list[str]:
-    """Processes that appeared since and still live: what was left behind."""
+    """Return the processes that appeared since and still live."""
     mine = psutil.Process().children(recursive=True)
     return [
         " ".join(p.cmdline())
@@ -40,7 +40,7 @@ def children_of_nobody(before: set[int]) -> list[str]:
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    """After the test, no process of it is alive."""
+    """Check that no process of the test is alive afterwards."""
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     yield
     assert children_of_nobody(before) == []
@@ -110,7 +110,7 @@ def test_the_demo_fails_where_a_step_does_not_happen(nothing_left: None) -> None
 
 
 def test_the_demo_is_the_examples(tmp_path: Path) -> None:
-    """A wheel offers `stillroom up`, and no demo that it could not run."""
+    """A wheel has `stillroom up` and no demo, which it could not run."""
     package = tmp_path / "site/of/a/wheel"
     shutil.copytree(Path(stillroom.__file__).parent, package / "stillroom")
     done = subprocess.run(
@@ -128,7 +128,7 @@ def test_the_demo_is_the_examples(tmp_path: Path) -> None:
 
 
 def test_the_shop_stays_open_until_ctrl_c(nothing_left: None) -> None:
-    """`--serve` says where the shop, its health and Flower are; a page can be had; Ctrl-C ends all with code 0."""
+    """`--serve` prints the addresses of shop, health and Flower, serves pages, and ends with code 0 on Ctrl-C."""
     port, flower = free_port(), free_port()
     program = [*DEMO, "--serve", "--port", str(port), "--flower-port", str(flower)]
     with subprocess.Popen(
@@ -156,7 +156,7 @@ def free_port() -> int:
 
 
 def test_up_runs_everything_until_ctrl_c(nothing_left: None) -> None:
-    """One readable log of worker, beat and Flower; Ctrl-C ends all of them with exit code 0."""
+    """`stillroom up` runs worker, beat and Flower with one log, and Ctrl-C ends all with exit code 0."""
     port = free_port()
     with subprocess.Popen(
         [STILLROOM, "up", "--flower-port", str(port)],
@@ -192,7 +192,7 @@ def test_up_runs_everything_until_ctrl_c(nothing_left: None) -> None:
 
 
 def test_a_mistake_may_look_like_markup() -> None:
-    """What was given is printed as it was given."""
+    """A mistake that looks like markup is printed as it was given."""
     done = subprocess.run(
         [STILLROOM, "up"],
         env=os.environ | {"STILLROOM_TTL": "[/red]"},
@@ -207,7 +207,7 @@ def test_a_mistake_may_look_like_markup() -> None:
 
 @pytest.mark.parametrize("command", [[STILLROOM, "up"], DEMO], ids=["up", "demo"])
 def test_a_mistake_is_a_sentence_and_exit_code_2(nothing_left: None, command: list[str]) -> None:
-    """A setting that is none is named, with what was probably meant and without a traceback."""
+    """An unknown setting exits with 2 and a sentence with the probable one, without a traceback."""
     done = subprocess.run(
         command,
         env=CHECKOUT | {"STILLROOM_TLL": "5"},

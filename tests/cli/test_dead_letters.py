@@ -1,4 +1,4 @@
-"""`stillroom dead-letters`, as a person types it."""
+"""`stillroom dead-letters` works as a person types it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ORDER = {
 
 @pytest.fixture
 def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a command prints."""
+    """Run a command and return what it prints."""
     monkeypatch.setenv("REDIS_URL", server.url)
 
     def run(*arguments: str, raises: type[Exception] | None = None) -> str:
@@ -43,12 +43,12 @@ def room(make_room: Any) -> Any:
 
 @pytest.fixture
 def letter(room: Any) -> str:
-    """The id of one."""
+    """Return the id of one dead letter."""
     return str(room.state.run(room.dead_letters.add(KIND, json.dumps(ORDER), "it does not fit")))
 
 
 def test_a_person_finds_what_was_asked_and_why_it_was_not_done(run: Any, letter: str) -> None:
-    """The list says which task and the reason; one letter is shown whole; both as JSON too."""
+    """The list shows task and reason and one letter is shown whole, both as JSON too."""
     listed = run("list")
     for part in (
         letter,
@@ -66,7 +66,7 @@ def test_a_person_finds_what_was_asked_and_why_it_was_not_done(run: Any, letter:
 
 
 def test_retry_sends_it_again_and_drops_the_letter(run: Any, client: Any, letter: str) -> None:
-    """A new message with the same arguments lies in the queue it came from."""
+    """Retry puts a message with the same arguments into its queue and drops the letter."""
     assert f"{letter} is sent again" in run("retry", letter)
     (raw,) = client.lrange("stillroom.maintenance", 0, -1)
     message = json.loads(raw)
@@ -76,14 +76,14 @@ def test_retry_sends_it_again_and_drops_the_letter(run: Any, client: Any, letter
 
 
 def test_drop_deletes_it(run: Any, client: Any, letter: str) -> None:
-    """What it asked for is not done."""
+    """Drop deletes a letter, and its order is not carried out."""
     assert json.loads(run("drop", letter, "--json")) == {"dropped": 1}
     assert run("drop", letter) == "0 dropped\n"
     assert not client.exists("stillroom.maintenance")
 
 
 def test_what_can_not_be_sent_again_stays_a_letter(run: Any, room: Any, client: Any) -> None:
-    """A message without a task, one for a queue of somebody else's, and no letter at all: each says why."""
+    """A message without a task, one for a foreign queue and a missing letter are not sent, each with its reason."""
     add = room.dead_letters.add
     raw, foreign, cut = (
         room.state.run(add(KIND, body, "why"))
@@ -105,7 +105,7 @@ def test_what_can_not_be_sent_again_stays_a_letter(run: Any, room: Any, client: 
 def test_a_broker_that_is_away_keeps_the_letter(
     run: Any, letter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sent before it is dropped: where it can't be sent it stays."""
+    """When the broker is away a letter stays, because it is dropped only after it was sent."""
     monkeypatch.setenv("STILLROOM_BROKER_URL", "redis://127.0.0.1:1")
     assert "the broker did not take it" in run("retry", letter, raises=DispatchFailed)
     monkeypatch.delenv("STILLROOM_BROKER_URL")

@@ -1,4 +1,4 @@
-"""`stillroom invalidate` as an operator runs it."""
+"""`stillroom invalidate` works as an operator runs it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(room: Stillroom, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_tag_is_invalidated_and_with_wait_its_memory_is_freed(room: Stillroom) -> None:
-    """Without a worker the command does the work itself, and says so."""
+    """A tag is invalidated, and with --wait and no worker the command frees the memory itself and says so."""
     done = run(room, "--tag", "t", "--wait")
     assert done.returncode == 0, done.stderr
     assert "no reader sees the old values" in done.stdout
@@ -61,7 +61,7 @@ def test_a_tag_is_invalidated_and_with_wait_its_memory_is_freed(room: Stillroom)
     ],
 )
 def test_keys_patterns_tags_and_all_of_it(room: Stillroom, arguments: list[str], left: int) -> None:
-    """True for every reader when the command ends."""
+    """Keys, patterns, tags and everything are invalid for every reader when the command ends."""
     done = run(room, *arguments)
     assert done.returncode == 0, done.stderr
     names = [*(f"k:{n}" for n in range(500)), "other"]
@@ -72,7 +72,7 @@ def test_keys_patterns_tags_and_all_of_it(room: Stillroom, arguments: list[str],
 
 @pytest.mark.parametrize("arguments", [[], ["--soft", "k"], ["--tag", ""], ["x" * 2000]])
 def test_a_mistake_is_a_sentence(room: Stillroom, arguments: list[str]) -> None:
-    """Exit code 2, nothing invalidated."""
+    """A mistake exits with 2 and a sentence, and invalidates nothing."""
     done = run(room, *arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -80,7 +80,7 @@ def test_a_mistake_is_a_sentence(room: Stillroom, arguments: list[str]) -> None:
 
 
 def test_redis_away_is_a_sentence(room: Stillroom, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the setting that says for how long to try."""
+    """When Redis is away the command names the setting for how long it tries."""
     monkeypatch.setenv("STILLROOM_CONNECT_ATTEMPTS", "1")
     done = subprocess.run(
         [STILLROOM, "invalidate", "k"],

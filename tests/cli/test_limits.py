@@ -1,4 +1,4 @@
-"""`stillroom limits`, as a person types it."""
+"""`stillroom limits` works as a person types it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IP = "203.0.113.9"
 
 @pytest.fixture
 def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a command prints."""
+    """Run a command and return what it prints."""
     monkeypatch.setenv("REDIS_URL", server.url)
     monkeypatch.setenv("COLUMNS", "120")
 
@@ -29,12 +29,12 @@ def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def read_now(room: Any) -> None:
-    """A second has passed: the next check reads what was changed."""
+    """Let a second pass, so that the next check reads the changed limits."""
     room._limits_body._changes.due = 0.0
 
 
 def test_a_limit_is_changed_shown_and_restored(run: Any, make_room: Any) -> None:
-    """It holds in a running process; text is not taken for markup; who did it is told."""
+    """A change holds in a running process, shows who made it, and treats text as no markup."""
     room = make_room()
     assert room.limits.check(IP, [AUTH]).remaining == 4
     assert re.match(r"auth is 2/1h until .+ UTC", run("set", "auth", "2/1h", "--for", "2h"))
@@ -50,7 +50,7 @@ def test_a_limit_is_changed_shown_and_restored(run: Any, make_room: Any) -> None
 
 
 def test_a_name_nobody_uses_is_refused(run: Any, make_room: Any) -> None:
-    """With the one that was probably meant; nothing is changed."""
+    """An unused name is refused with the probable one, and nothing is changed."""
     room = make_room()
     room.limits.check(IP, [AUTH, Limit("api", 10, 60)])
     assert "'apii'" in (said := run("set", "apii", "2/1h", code=1))
@@ -70,7 +70,7 @@ def test_a_name_nobody_uses_is_refused(run: Any, make_room: Any) -> None:
 def test_what_cannot_be_read_is_refused(
     run: Any, make_room: Any, arguments: tuple[str, ...], said: str
 ) -> None:
-    """Said is what was given, and how it is written."""
+    """A rate or time that cannot be read is refused with the given text and the right form."""
     make_room().limits.check(IP, [AUTH])
     assert said in run("set", *arguments, code=1)
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_read_is_refused(
 def test_what_somebody_has_used_is_forgotten(
     run: Any, make_room: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By address, or by what the limit counts by: Redis knows that by a hash, which needs the app's pepper."""
+    """A client's used quota is reset by address, or by another subject, whose hash needs the app's pepper."""
     pepper = "q" * 32
     room, mine = make_room(session_peppers=pepper), Limit("mine", 3, 60, by="user")
     for _ in range(2):

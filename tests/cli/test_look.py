@@ -1,4 +1,4 @@
-"""`stillroom show`, `explain`, `loaders` and `routes`, as a person types them."""
+"""`stillroom show`, `explain`, `loaders` and `routes` work as a person types them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ application = StillroomMiddleware(lambda environ, start: [], room, routes=routes
 
 @pytest.fixture
 def shop(server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """The app's module, as its processes and the command import it."""
+    """Write the app's module, as its processes and the command import it."""
     name = f"shop_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(SHOP)
     monkeypatch.setenv("REDIS_URL", server.url)
@@ -43,7 +43,7 @@ def shop(server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 
 @pytest.fixture
 def run(shop: Any) -> Callable[..., str]:
-    """What a command prints."""
+    """Run a command and return what it prints."""
 
     def run(*arguments: str, code: int = 0) -> str:
         result = CliRunner().invoke(app, list(arguments))
@@ -55,7 +55,7 @@ def run(shop: Any) -> Callable[..., str]:
 
 
 def test_a_key_is_shown_and_explained(run: Callable[..., str], shop: Any) -> None:
-    """Freshness, tags, loader, age and size; the value only where it is asked for."""
+    """A key is shown with freshness, tags, loader, age and size, and its value only with the option."""
     assert "never" in run("show", "product:7", "--json", code=1)
     assert "miss: Nothing is stored under this key." in run("explain", "product:7")
     shop.product(7)
@@ -74,7 +74,7 @@ def test_a_key_is_shown_and_explained(run: Callable[..., str], shop: Any) -> Non
 
 
 def test_a_value_is_text_whatever_it_is(run: Callable[..., str], shop: Any) -> None:
-    """Nothing that an app has stored moves the terminal's cursor, or is taken for markup."""
+    """A stored value moves no cursor of the terminal and is not taken for markup."""
     shop.room.cache.set("[red]k", "\x1b[31m[bold]evil\u202e", tags=["\x1b]0;x\x07"])
     shown = run("show", "[red]k", "--value")
     assert "[red]k" in shown
@@ -83,7 +83,7 @@ def test_a_value_is_text_whatever_it_is(run: Callable[..., str], shop: Any) -> N
 
 
 def test_the_loaders_are_listed_with_their_figures(run: Callable[..., str], shop: Any) -> None:
-    """Those that were used, and those that were not; with their keys."""
+    """The loaders are listed with their keys and figures, used or not."""
     minute = shop.room.state_wire.server.now_ms() // 60_000 - 1
     for what, count in {"hits": 90, "misses": 10, "loads": 10, "took_5": 10}.items():
         shop.room.state.run(_counting(shop, minute, f"loader:{what}:product", count))
@@ -102,7 +102,7 @@ def _counting(shop: Any, minute: int, name: str, count: int) -> Any:
 
 
 def test_the_routes_are_listed(run: Callable[..., str], shop: Any) -> None:
-    """The table, with what all other paths have; or what one path has."""
+    """The route table is listed with the default, or one path with its limits."""
     shown = run("routes")
     for fact in ("/login", "POST", "auth 5/5m by ip", "all others", "shop 100/1m by ip in shadow"):
         assert fact in shown
@@ -115,13 +115,13 @@ def test_the_routes_are_listed(run: Callable[..., str], shop: Any) -> None:
 
 
 def test_an_app_without_routes_is_told(run: Callable[..., str], shop: Any) -> None:
-    """What was looked at, and what to write."""
+    """An app without routes is told what was looked for and what to write."""
     assert "there is no Routes in" in run("routes", "--app", f"{shop.__name__}:room", code=1)
     assert "nothing:app: ModuleNotFoundError" in run("routes", "--app", "nothing:app", code=1)
 
 
 def test_limits_are_shown_as_json(run: Callable[..., str], shop: Any) -> None:
-    """The names in use and the changes; and what is reset."""
+    """The limits' names, changes and resets are shown as JSON."""
     shop.room.limits.check("203.0.113.9", shop.routes.default.limits)
     run("limits", "set", "shop", "5/1m")
     told = json.loads(run("limits", "show", "--json"))

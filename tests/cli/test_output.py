@@ -1,4 +1,4 @@
-"""What the command prints: any text as text, in any encoding and width, and to an output that fails."""
+"""The command prints any text as text, in any encoding and width, and to an output that fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 @pytest.fixture
 def run(server: EmbeddedServer) -> Run:
-    """Runs the command in a process of its own; bytes come out."""
+    """Run the command in a process of its own; return its bytes."""
 
     def run(
         *arguments: str, into: str = "", **environment: str
@@ -38,7 +38,7 @@ def run(server: EmbeddedServer) -> Run:
 
 @pytest.fixture
 def visited(make_room: Any, client: Any) -> None:
-    """A visitor, a banned one and a producer have chosen what they send."""
+    """Let a visitor, a banned client and a producer choose hostile text."""
     room = make_room(session_peppers="p" * 32)
     for text in (EVIL, *HOSTILE[:5]):
         room.sessions.create("u1", tags=["mobile"], meta={"agent": text})
@@ -66,7 +66,7 @@ COMMANDS = [
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp1252"])
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words)[:30])
 def test_text_of_others_is_text(run: Run, command: tuple[str, ...], encoding: str) -> None:
-    """No escape sequence, no forged row, no traceback, whatever the terminal can show."""
+    """Foreign text makes no escape sequence, forged row or traceback on any terminal."""
     done = run(*command, PYTHONIOENCODING=encoding, COLUMNS="60")
     printed = (done.stdout + done.stderr).decode(encoding)
     assert "Traceback" not in printed
@@ -80,7 +80,7 @@ def test_text_of_others_is_text(run: Run, command: tuple[str, ...], encoding: st
 @pytest.mark.usefixtures("visited")
 @pytest.mark.parametrize("command", COMMANDS[:6], ids=" ".join)
 def test_a_narrow_terminal_shows_it_too(run: Run, command: tuple[str, ...]) -> None:
-    """Twenty columns, on a real terminal: it wraps, and does not fail."""
+    """A real terminal of twenty columns wraps the output."""
     words = f"TERM=xterm COLUMNS=20 script -qec '{STILLROOM} {' '.join(command)}' /dev/null"
     done = run(into=">/dev/null; " + words)
     printed = done.stdout.decode()
@@ -94,7 +94,7 @@ def test_a_narrow_terminal_shows_it_too(run: Run, command: tuple[str, ...]) -> N
     "command", [("health",), ("doctor",), ("abuse", "rules"), ("health", "--json")]
 )
 def test_an_output_that_is_full_is_a_sentence(run: Run, command: tuple[str, ...]) -> None:
-    """A full disk: one line on stderr and exit code 1."""
+    """A full disk is one line on stderr and exit code 1."""
     done = run(*command, into=">/dev/full")
     assert done.returncode == 1
     assert (
@@ -104,7 +104,7 @@ def test_an_output_that_is_full_is_a_sentence(run: Run, command: tuple[str, ...]
 
 
 def test_whoever_stops_reading_hears_no_complaint(run: Run) -> None:
-    """`stillroom abuse rules | head -1`"""
+    """A reader that stops, as in `stillroom abuse rules | head -1`, causes no complaint."""
     done = run("abuse", "rules", into="| true")
     assert b"Traceback" not in done.stderr
     assert b"BrokenPipe" not in done.stderr

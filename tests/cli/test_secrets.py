@@ -1,4 +1,4 @@
-"""`stillroom secrets`: made once, replaced without a pause."""
+"""`stillroom secrets` makes secrets once and replaces them without an interruption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.roles import admin, environment_of, server_with_roles, url_of
 
 
 def secrets(folder: Path, *arguments: str) -> str:
-    """The command, as one types it."""
+    """Run the command as a person types it."""
     done = CliRunner().invoke(app, ["secrets", str(folder), *arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
@@ -40,7 +40,9 @@ def may_enter(server: EmbeddedServer, user: str, password: str) -> bool:
 
 
 def test_each_secret_is_a_file_for_its_owner_alone(tmp_path: Path) -> None:
-    """One per role, the peppers, Flower's login; different, and long enough for what they are for."""
+    """Each secret (one per role, the peppers, Flower's login) is a different, long value in a file for
+    its owner alone.
+    """
     folder = tmp_path / "secrets"
     assert "web_password" in secrets(folder)
     made = contents(folder)
@@ -52,7 +54,7 @@ def test_each_secret_is_a_file_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_the_server_s_file_holds_hashes_only(tmp_path: Path) -> None:
-    """It may be read by whoever may read the stack's configuration."""
+    """The server's file holds only hashes, because readers of the stack's configuration may read it."""
     secrets(tmp_path)
     made = contents(tmp_path)
     acl = made.pop("users.acl")
@@ -62,7 +64,7 @@ def test_the_server_s_file_holds_hashes_only(tmp_path: Path) -> None:
 
 
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
-    """It makes what is missing."""
+    """A second run makes only missing secrets."""
     secrets(tmp_path)
     before = contents(tmp_path)
     secrets(tmp_path)
@@ -77,7 +79,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_an_old_password_works_until_it_is_forgotten(tmp_path: Path) -> None:
-    """Processes change over one by one; then the old one is worth nothing."""
+    """An old password works until it is forgotten, so that processes change over one by one."""
     with server_with_roles(tmp_path, None) as server:
 
         def write(*arguments: str) -> None:
@@ -98,7 +100,7 @@ def test_an_old_password_works_until_it_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_an_app_s_password_opens_the_queues_too(tmp_path: Path) -> None:
-    """One secret per process: it publishes as `producer` with what it has."""
+    """An app publishes as `producer` with its one secret."""
     with server_with_roles(tmp_path, None) as server:
         assert may_enter(server, "producer", (tmp_path / "web_password").read_text())
         assert not may_enter(server, "web", (tmp_path / "producer_password").read_text())
@@ -109,7 +111,7 @@ def ring_of(folder: Path) -> list[str]:
 
 
 def test_a_new_pepper_is_read_by_all_before_any_uses_it_first(tmp_path: Path) -> None:
-    """Rotated it is the last of the ring; promoted, after the deploy, it is the first. Three are kept."""
+    """A rotated pepper is last in the ring, promoted after the deploy it is first, and three are kept."""
     secrets(tmp_path)
     rings = [ring_of(tmp_path)]
     for _ in range(3):
@@ -127,7 +129,7 @@ def test_a_new_pepper_is_read_by_all_before_any_uses_it_first(tmp_path: Path) ->
 
 
 def test_a_pepper_is_promoted_once(tmp_path: Path) -> None:
-    """Without a new one there is nothing to promote: the message says which step comes first."""
+    """Promoting without a new pepper is refused with the step that comes first."""
     secrets(tmp_path)
     with pytest.raises(NothingToPromote, match="say --rotate session_peppers and deploy first"):
         secrets(tmp_path, "--promote", "session_peppers")
@@ -142,7 +144,7 @@ def test_a_pepper_is_promoted_once(tmp_path: Path) -> None:
 
 
 def test_a_pepper_that_was_not_promoted_may_be_forgotten(tmp_path: Path) -> None:
-    """What is in use stays the first."""
+    """Forgetting a pepper that was not promoted keeps the current one first."""
     secrets(tmp_path)
     (before,) = ring_of(tmp_path)
     secrets(tmp_path, "--rotate", "session_peppers")
@@ -153,14 +155,14 @@ def test_a_pepper_that_was_not_promoted_may_be_forgotten(tmp_path: Path) -> None
 
 
 def test_a_name_that_is_no_secret_is_refused(tmp_path: Path) -> None:
-    """Before anything is written; the message lists those there are."""
+    """An unknown name is refused before anything is written, with the list of secrets."""
     with pytest.raises(UnknownSecret, match="no secret is called wb_password"):
         secrets(tmp_path, "--rotate", "wb_password")
     assert not list(tmp_path.iterdir())
 
 
 def refused(folder: Path, *arguments: str) -> str:
-    """The command fails with a sentence."""
+    """Run a command that fails, and return its sentence."""
     done = CliRunner().invoke(app, ["secrets", str(folder), *arguments])
     assert isinstance(done.exception, SecretRefused), done.output
     return str(done.exception)
@@ -168,7 +170,7 @@ def refused(folder: Path, *arguments: str) -> str:
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n"])
 def test_a_line_break_behind_a_password_is_no_part_of_it(tmp_path: Path, ending: str) -> None:
-    """An editor or a restored copy adds one: what is hashed is what a process sends."""
+    """A line break behind a password, from an editor or a copy, is not part of its hash."""
     secrets(tmp_path)
     path = tmp_path / "worker_password"
     path.write_text(path.read_text() + ending)
@@ -183,7 +185,7 @@ def test_a_line_break_behind_a_password_is_no_part_of_it(tmp_path: Path, ending:
 
 
 def test_what_lies_there_is_not_followed(tmp_path: Path) -> None:
-    """A link in place of a secret, or of what it was once written beside, leads nobody's secret away."""
+    """A link in the place of a secret or its temporary file is not followed."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
     folder = tmp_path / "secrets"
@@ -205,14 +207,14 @@ def test_what_lies_there_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_secret_that_others_could_have_written_is_refused(tmp_path: Path) -> None:
-    """Whoever wrote it knows it."""
+    """A secret file that others could have written is refused."""
     secrets(tmp_path)
     (tmp_path / "web_password").chmod(0o622)
     assert "could be written by others (mode 622)" in refused(tmp_path)
 
 
 def test_a_secret_that_others_could_read_is_closed_and_told_of(tmp_path: Path) -> None:
-    """It works on until the operator replaces it."""
+    """A secret file that others could read is closed, reported, and used until it is replaced."""
     secrets(tmp_path)
     (tmp_path / "web_password").chmod(0o644)
     assert "web_password could be read by others" in secrets(tmp_path)
@@ -222,7 +224,7 @@ def test_a_secret_that_others_could_read_is_closed_and_told_of(tmp_path: Path) -
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
 def test_modes_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
-    """Nobody else reads a secret, and its owner can."""
+    """Whatever the umask, only the owner can read a secret."""
     before = os.umask(umask)
     try:
         folder = tmp_path / "secrets"
@@ -237,7 +239,7 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "\xff"])
 def test_a_file_without_a_secret_in_it_is_refused(tmp_path: Path, text: str) -> None:
-    """The hash of nothing would let everybody in."""
+    """An empty secret file is refused, because its hash would let everybody in."""
     secrets(tmp_path)
     (tmp_path / "worker_password").write_bytes(text.encode("latin-1"))
     assert "worker_password" in refused(tmp_path)
@@ -246,7 +248,7 @@ def test_a_file_without_a_secret_in_it_is_refused(tmp_path: Path, text: str) -> 
 
 
 def test_a_full_disk_harms_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old ones stay, nothing is left beside them, and the sentence says why."""
+    """A full disk leaves the old secrets and no other file, and the sentence names the reason."""
     secrets(tmp_path)
     before = contents(tmp_path)
 

@@ -1,4 +1,4 @@
-"""`stillroom sessions`, as a person types it."""
+"""`stillroom sessions` works as a person types it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stillroom.cli import app
 
 @pytest.fixture
 def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a command prints."""
+    """Run a command and return what it prints."""
     monkeypatch.setenv("REDIS_URL", server.url)
 
     def run(*arguments: str, code: int = 0) -> str:
@@ -24,7 +24,7 @@ def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_list_shows_handles_and_no_tokens(run: Any, make_room: Any) -> None:
-    """Each session with what a person knows it by; nothing in a user's text is taken for markup."""
+    """The list shows handles and meta without tokens, and no text is taken for markup."""
     sessions = make_room().sessions
     made = [
         sessions.create("u1", tags=["mobile"], meta={"agent": "[red]Firefox"}) for _ in range(2)
@@ -41,7 +41,7 @@ def test_list_shows_handles_and_no_tokens(run: Any, make_room: Any) -> None:
 
 
 def test_end_ends_one_all_but_one_or_all(run: Any, make_room: Any) -> None:
-    """As it says, and without the app's pepper."""
+    """`end` ends one session, all but one, or all of a user, without the app's pepper."""
     sessions = make_room().sessions
     made = [sessions.create("u1") for _ in range(4)]
     assert "1 sessions ended" in run("end", "u1", "--handle", made[0].handle)
@@ -54,7 +54,7 @@ def test_end_ends_one_all_but_one_or_all(run: Any, make_room: Any) -> None:
 
 
 def test_all_ends_everybodys(run: Any, make_room: Any) -> None:
-    """Users and the anonymous; beside a user, or a handle, it is a slip of the hand."""
+    """`--all` ends all users' and anonymous sessions, and is refused beside a user or a handle."""
     sessions = make_room().sessions
     made = [sessions.create(user) for user in ("u1", "u2", None)]
     for slip in (("u1", "--all"), ("--all", "--keep", made[0].handle), ()):

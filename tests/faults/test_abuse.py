@@ -1,4 +1,4 @@
-"""Abuse while Redis is away, frozen or full: no request fails because of it, and no ban is lost or doubled."""
+"""While Redis is away, frozen or full no request fails because of abuse, and no ban is lost or doubled."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def db(own_server: EmbeddedServer) -> Iterator[Any]:
 def test_a_report_never_fails_because_redis_is_away(
     own_room: Any, own_server: EmbeddedServer, caplog: Any
 ) -> None:
-    """False, counted, said once, and after a few in microseconds; what operators and workers call raises."""
+    """When Redis is away a report returns False, is counted and logged once; operators' and workers'
+    calls raise.
+    """
     assert own_room.abuse.report("auth_fail", ip=CLIENT) is True
     own_server.kill()
     started = time.monotonic()
@@ -72,7 +74,7 @@ def test_a_report_never_fails_because_redis_is_away(
 def test_a_frozen_redis_costs_a_report_its_deadline(
     own_room: Any, own_server: EmbeddedServer
 ) -> None:
-    """A tenth of a second; whether it will be written is not known. Never longer than a call may take."""
+    """A report to a frozen Redis ends after a tenth of a second without knowing whether it will be written."""
     own_room.abuse.report("auth_fail", ip=CLIENT)
     own_server.freeze()
     started = time.monotonic()
@@ -82,7 +84,7 @@ def test_a_frozen_redis_costs_a_report_its_deadline(
 
 
 def test_a_full_redis_drops_events_and_still_bans(own_room: Any, db: Any, caplog: Any) -> None:
-    """The stream takes no more, the worker goes on with what is in it: counts, bans and lifts are small."""
+    """A full Redis drops new events, and the worker still judges the stream, bans and lifts."""
     caplog.set_level(logging.CRITICAL)
     for n in range(25):
         put(db, own_room, "not_found", ip=CLIENT, route=f"/{n}")
@@ -103,7 +105,7 @@ def test_a_full_redis_drops_events_and_still_bans(own_room: Any, db: Any, caplog
 def test_a_scan_that_redis_left_in_the_middle_is_finished(
     own_room: Any, own_server: EmbeddedServer
 ) -> None:
-    """Killed and restarted with events read and not judged: a minute later they are."""
+    """A scan that Redis' death interrupted is finished a minute after the restart."""
     with redis.Redis.from_url(own_server.url) as client:
         name = put(client, own_room, "denied", ip=CLIENT, n="64")
         client.xgroup_create(own_room.keys.abuse, "workers", "0")
@@ -122,7 +124,7 @@ def test_a_scan_that_redis_left_in_the_middle_is_finished(
 def test_a_report_whose_answer_is_late_is_neither_written_nor_lost(
     server: EmbeddedServer, client: Any
 ) -> None:
-    """None: it is written a moment later, and an app that told it again would count it twice."""
+    """A report with a late answer returns None: it will be written, and sending it again would count it twice."""
     with Proxy(server.port) as proxy:
         brisk = {"command_timeout": 0.2, "call_timeout": 0.3, "session_peppers": PEPPER}
         with Stillroom(Settings(redis_url=proxy.url, **brisk), dispatch=NoDispatch()) as room:

@@ -1,4 +1,4 @@
-"""A name with several addresses: all of them share the time of one call."""
+"""All addresses of one name share the time of one call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "redis.internal"
 
 
 class Silent:
-    """An address on which no connection comes about, and none is refused: as behind a firewall."""
+    """An address on which no connection comes about and none is refused, as behind a firewall."""
 
     def __init__(self, host: str, port: int = 0) -> None:
         self._sockets = [socket.socket()]
@@ -40,7 +40,7 @@ class Silent:
 
 @pytest.fixture
 def silent(own_server: EmbeddedServer) -> Iterator[list[str]]:
-    """Nine addresses with the server's port that do not answer."""
+    """Return nine silent addresses with the server's port."""
     hosts = [f"127.0.0.{n}" for n in range(2, 11)]
     sockets = [Silent(host, own_server.port) for host in hosts]
     yield hosts
@@ -50,7 +50,7 @@ def silent(own_server: EmbeddedServer) -> Iterator[list[str]]:
 
 @pytest.fixture
 def resolves(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """→ how to say which addresses the name has, in which order."""
+    """Return a function that sets which addresses the name has, in which order."""
     addresses: list[str] = []
     look_up = socket.getaddrinfo
 
@@ -71,7 +71,7 @@ def resolves(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_addresses_that_do_not_answer_share_one_deadline(
     face: str, own_server: EmbeddedServer, silent: list[str], resolves: Any, count: int
 ) -> None:
-    """However many there are: reads fall back, invalidations raise, and each is back in time."""
+    """Any number of silent addresses share one deadline: reads fall back and invalidations raise in time."""
     resolves(silent[:count])
     settings = Settings(
         redis_url=f"redis://{NAME}:{own_server.port}", breaker_failures=1_000, breaker_calls=1_000
@@ -91,7 +91,7 @@ def test_addresses_that_do_not_answer_share_one_deadline(
 def test_an_address_that_answers_is_found_in_the_same_call(
     face: str, own_server: EmbeddedServer, silent: list[str], resolves: Any, before: int
 ) -> None:
-    """Behind one that is silent there is time left for the next: `localhost` is often two, one of them dead."""
+    """An address behind a silent one is found in the same call, as with `localhost`, whose first is often dead."""
     resolves([*silent[:before], "127.0.0.1"])
     patience = {"connect_timeout": 2.0, "command_timeout": 2.0, "call_timeout": 4.0}
     settings = Settings(redis_url=f"redis://{NAME}:{own_server.port}", **patience)

@@ -36,7 +36,7 @@ ACTS: dict[str, Callable[[Any], Any]] = {
 
 
 class Places:
-    """A server behind an address that stays, and what becomes of it."""
+    """A server behind an address that stays, and the states it can go through."""
 
     def __init__(self, binary: str | None, stack: ExitStack) -> None:
         self._binary, self._stack = binary, stack
@@ -47,7 +47,7 @@ class Places:
         return self._stack.enter_context(EmbeddedServer(binary=self._binary))
 
     def keep(self, how: str) -> None:
-        """What will come back is as it is now."""
+        """Keep the current state as the one that will come back."""
         if how == "snapshot":
             with redis.Redis.from_url(self.server.url) as client:
                 client.save()
@@ -62,7 +62,7 @@ class Places:
                 client.execute_command("REPLICAOF", "NO", "ONE")
 
     def come_back(self, how: str) -> None:
-        """The server is gone, and another run of one answers under its address."""
+        """Stop the server and start another run of it under its address."""
         if how == "snapshot":
             self.server.kill()
             self.server.restart()
@@ -93,7 +93,9 @@ def opened(places: Places) -> Iterator[Opening]:
 def test_nothing_that_was_invalidated_comes_back(
     places: Places, opened: Opening, how: str, act: str, shards: int
 ) -> None:
-    """Not for the process that invalidated, nor for one that knew of it, nor for a new one; with either face."""
+    """No invalidated value comes back, in the process that invalidated, one that knew, or a new one,
+    with either face.
+    """
     actor, reader, other = (opened(face, shards=shards) for face in ("sync", "async", "sync"))
     actor.cache.set_many({"k": "old", "l": "old"}, tags=["t"], ttl=3_600)
     assert reader.cache.get("k") == other.cache.get("k") == "old"
@@ -119,7 +121,7 @@ def test_nothing_that_was_invalidated_comes_back(
 def test_what_is_stored_at_the_first_call_after_it_is_kept(
     places: Places, opened: Opening, face: str, act: str
 ) -> None:
-    """The call that finds the other run does not put its value into the epoch that is about to end."""
+    """The call that finds the other run stores its value into the new epoch, so that it is kept."""
     app, other = opened(face), opened()
     app.cache.set("k", "old", ttl=3_600)
     other.cache.get("k")
@@ -137,7 +139,7 @@ def test_what_is_stored_at_the_first_call_after_it_is_kept(
 
 
 def test_a_load_that_began_before_is_not_stored_behind_it(places: Places, opened: Opening) -> None:
-    """Its stamp is of an epoch that has ended; what it loaded may be older than an invalidation that is lost."""
+    """A load that began in the ended epoch is not stored, because it may be older than a lost invalidation."""
     app, other = opened(), opened()
 
     def load() -> str:
@@ -152,7 +154,7 @@ def test_a_load_that_began_before_is_not_stored_behind_it(places: Places, opened
 
 
 def test_counters_and_locks_of_before_are_gone(places: Places, opened: Opening) -> None:
-    """An older count is no count: incr finds nothing, and add stores."""
+    """A counter from before is no counter: incr finds nothing, and add stores."""
     app = opened()
     app.cache.set("n", 1)
     places.keep("snapshot")
@@ -167,7 +169,7 @@ def test_counters_and_locks_of_before_are_gone(places: Places, opened: Opening) 
 def test_a_sweep_that_meets_another_run_drops_no_pattern(
     places: Places, opened: Opening, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """It does not go on with its cursor there: what it did not see stays dead for every process to come."""
+    """A sweep that meets another run does not go on with its cursor, so that entries it missed stay dead."""
     monkeypatch.setattr(reclaim, "SAVE_EVERY_S", 0.0)  # it tells after each bite
     limits = {"lease": 0.2, "refresh_lease": 0.2, "lease_limit": 0.2}
     app, worker = opened(**limits), opened(**limits)
@@ -193,7 +195,7 @@ def test_a_sweep_that_meets_another_run_drops_no_pattern(
 def test_an_invalidation_that_was_deferred_is_delivered_to_the_other_run(
     places: Places, opened: Opening
 ) -> None:
-    """It waits in the process, and the older state that comes back is no newer than it."""
+    """A deferred invalidation is delivered to the other run, whose older state is no newer."""
     app, other = opened(connect_timeout=0.3, command_timeout=0.3, call_timeout=0.5), opened()
     app.cache.set("k", "old", tags=["t"], ttl=3_600)
     places.keep("snapshot")

@@ -1,4 +1,4 @@
-"""While Redis is away: one load at a time for each key of a process, and its value for a moment."""
+"""While Redis is away a process runs one load at a time for each key and keeps its value for a moment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALLERS = 20
 
 
 class Source:
-    """What is loaded from: a number that grows with each load, and may be held back."""
+    """A number that grows with each load, and whose load can be held back."""
 
     def __init__(self) -> None:
         self.loads = 0
@@ -78,7 +78,7 @@ def obtained(room: Any, source: Source, key: str = "k", **options: Any) -> Any:
 
 
 def test_a_value_serves_for_a_moment(open_here: Any, source: Source) -> None:
-    """For `away_ttl` seconds, and no longer than its own ttl."""
+    """While Redis is away a value is kept for `away_ttl` seconds and no longer than its own ttl."""
     room = open_here(away_ttl=0.3)
     assert [obtained(room, source) for _ in range(5)] == [1] * 5
     until(lambda: obtained(room, source) == 2, "the next load", 2)
@@ -88,7 +88,7 @@ def test_a_value_serves_for_a_moment(open_here: Any, source: Source) -> None:
 
 
 def test_nobody_shares_an_object(open_here: Any, source: Source) -> None:
-    """What a caller does to his value is nobody else's."""
+    """Callers do not share an object, so that one caller's change of a value is nobody else's."""
     room = open_here()
     mine = room.cache.get_or_set("k", source.load)
     mine["number"] = "spoilt"
@@ -111,7 +111,7 @@ INVALIDATIONS: dict[str, Callable[[Any], Any]] = {
 def test_what_this_process_invalidates_is_not_served(
     open_here: Any, source: Source, kind: str
 ) -> None:
-    """By key, by tag, by pattern, all of it, or by storing another value. What it does not mean stays."""
+    """An invalidation by key, tag, pattern or all, and another set, is obeyed while Redis is away."""
     room = open_here()
     assert obtained(room, source, tags=["t"]) == 1
     assert obtained(room, source, "other") == 2
@@ -121,7 +121,7 @@ def test_what_this_process_invalidates_is_not_served(
 
 
 def test_a_tag_that_only_the_value_knows_is_obeyed(open_here: Any, source: Source) -> None:
-    """Tags are asked of the loaded value, as if it were stored."""
+    """A tag made from the loaded value is obeyed while Redis is away."""
     room = open_here()
     tags = [lambda value: f"number:{value['number']}"]
     assert obtained(room, source, tags=tags) == 1
@@ -132,7 +132,7 @@ def test_a_tag_that_only_the_value_knows_is_obeyed(open_here: Any, source: Sourc
 
 
 def test_a_refused_invalidation_is_obeyed_here_all_the_same(open_here: Any, source: Source) -> None:
-    """It raises, for nobody else has heard of it; this process has."""
+    """An invalidation that raises, because no other process learned it, is obeyed in this process."""
     room = open_here()
     assert obtained(room, source) == 1
     with pytest.raises(Exception, match="unavailable"):
@@ -141,7 +141,7 @@ def test_a_refused_invalidation_is_obeyed_here_all_the_same(open_here: Any, sour
 
 
 def test_what_is_kept_has_a_bound_in_bytes(open_here: Any) -> None:
-    """The oldest goes first; what is larger than all of it is not kept."""
+    """The kept values have a bound in bytes: the oldest goes first, and a larger value is not kept."""
     room = open_here(away_limit=10_000)
     loads: list[str] = []
 
@@ -158,7 +158,7 @@ def test_what_is_kept_has_a_bound_in_bytes(open_here: Any) -> None:
 def test_when_redis_is_back_nothing_is_kept(
     open_here: Any, own_server: EmbeddedServer, source: Source
 ) -> None:
-    """The first call meets Redis again, where one load serves all processes."""
+    """When Redis is back nothing of the process is kept, and one load serves all processes."""
     room = open_here(own_server.url, away_ttl=60, command_timeout=1, call_timeout=2)
     own_server.kill()
     until(lambda: room.cache.get("k") is None and room.wire.breaker.is_open, "the outage")
@@ -170,7 +170,7 @@ def test_when_redis_is_back_nothing_is_kept(
 
 
 def test_many_keys_share_what_is_kept_with_single_ones(open_here: Any, source: Source) -> None:
-    """get_or_set_many loads what nobody has loaded a moment ago, in one call."""
+    """get_or_set_many shares the kept values with single calls, and loads the others in one call."""
     room = open_here()
     asked: list[list[str]] = []
 
@@ -219,7 +219,7 @@ def make_room() -> Iterator[Callable[..., Stillroom]]:
 
 
 def test_callers_at_the_same_time_are_one_load(make_room: Any, source: Source) -> None:
-    """They wait for the load that is under way, and have its value."""
+    """Callers at the same time wait for the load under way and get its value."""
     room = make_room()
     source.hold()
     threads, results = in_threads(*[lambda: obtained(room, source)] * 10)
@@ -235,7 +235,7 @@ def test_callers_at_the_same_time_are_one_load(make_room: Any, source: Source) -
 def test_nobody_is_given_a_load_that_an_invalidation_overtook(
     make_room: Any, source: Source, kind: str
 ) -> None:
-    """Who came after the invalidation loads anew, and so does everybody behind him; nothing old is kept."""
+    """A caller from after an invalidation loads anew, and so does everybody behind; nothing old is kept."""
     room = make_room()
     source.hold()
     first, early = in_threads(lambda: obtained(room, source, tags=["t"]))
@@ -254,7 +254,7 @@ def test_nobody_is_given_a_load_that_an_invalidation_overtook(
 def test_without_a_moment_nobody_joins_a_load_that_began_before_he_came(
     make_room: Any, source: Source
 ) -> None:
-    """`away_ttl=0`: what other processes invalidate can't be known, so only a load that began later will do."""
+    """With `away_ttl=0` a caller joins only a load that began later, because others' invalidations are unknown."""
     room = make_room(away_ttl=0)
     source.hold()
     first, early = in_threads(lambda: obtained(room, source))
@@ -271,7 +271,7 @@ def test_without_a_moment_nobody_joins_a_load_that_began_before_he_came(
 
 
 def test_a_load_that_fails_fails_for_all_who_waited(make_room: Any, source: Source) -> None:
-    """They do not try one after another; the next caller does."""
+    """A failing load fails for all waiting callers at once, and the next caller tries again."""
     room = make_room()
     source.hold()
 
@@ -291,7 +291,7 @@ def test_a_load_that_fails_fails_for_all_who_waited(make_room: Any, source: Sour
 
 
 def test_a_caller_who_is_cancelled_leaves_his_load_to_the_next(source: Source) -> None:
-    """A request that was given up takes nobody along."""
+    """A cancelled caller leaves its load to the next one and takes no other along."""
 
     async def play() -> list[int]:
         settings = Settings(redis_url=NOBODY, breaker_failures=1)
@@ -320,7 +320,7 @@ def test_a_caller_who_is_cancelled_leaves_his_load_to_the_next(source: Source) -
 
 @pytest.mark.parametrize("face", FACES)
 def test_a_hot_key_is_loaded_a_few_times(face: str, own_server: EmbeddedServer) -> None:
-    """Twenty callers without a pause for three seconds: a load a second, and a call costs microseconds."""
+    """Twenty callers without a pause for three seconds load once a second, and a call takes microseconds."""
     took, loads = sync_herd(own_server) if face == "sync" else asyncio.run(async_herd(own_server))
     took.sort()
     assert loads <= 8

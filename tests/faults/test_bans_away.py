@@ -1,4 +1,4 @@
-"""Bans while Redis is away: those that some process of the machine knows of hold, whatever a limit does then."""
+"""While Redis is away the bans that a process of the machine knows hold for all of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHER = "203.0.114.1"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look at the file is a look."""
+    """Make each look read the file."""
     monkeypatch.setattr(known_bans, "LOOKS_EVERY_S", -1.0)
 
 
@@ -31,7 +31,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(
     request: pytest.FixtureRequest, own_server: EmbeddedServer, tmp_path: Path
 ) -> Iterator[Callable[..., Any]]:
-    """Processes of one machine, as far as bans know."""
+    """Open processes of one machine, as far as bans know."""
     (rules := tmp_path / "rules.toml").write_text(ARMED)
     given: dict[str, Any] = {
         "redis_url": own_server.url,
@@ -51,7 +51,7 @@ def make(
 
 
 def assert_banned(room: Any, address: str) -> None:
-    """By every limit, also those that let everybody through while Redis is away; and they say for how long."""
+    """Check that every limit denies as banned and says for how long, also limits that admit everybody meanwhile."""
     for limits in ([DEFAULT], [AUTH], [STATIC], [STATIC, AUTH]):
         forget_denials(room)
         decision = room.limits.check(address, limits)
@@ -65,7 +65,7 @@ def assert_banned(room: Any, address: str) -> None:
 def test_a_ban_that_one_process_has_met_holds_in_all(
     make: Callable[..., Any], own_server: EmbeddedServer
 ) -> None:
-    """Of an address, of a /64 and of a network; others are let through as before."""
+    """A ban on an address, a /64 or a network that one process met holds in all, and others are admitted."""
     operator, met, other = make(ban_file=os.devnull), make(), make()
     for subject, address in (
         (CLIENT, CLIENT),
@@ -87,7 +87,7 @@ def test_a_ban_that_one_process_has_met_holds_in_all(
 
 
 def test_who_bans_knows_it(make: Callable[..., Any], own_server: EmbeddedServer) -> None:
-    """The operator's process, and the worker that has seen the attack: nobody has met the client since."""
+    """The process that bans, an operator's or a worker's, makes the ban known before the client is met."""
     operator, worker, app = make(), make(), make()
     operator.abuse.ban(CLIENT, 60)
     with redis.Redis.from_url(own_server.url) as client:
@@ -101,7 +101,7 @@ def test_who_bans_knows_it(make: Callable[..., Any], own_server: EmbeddedServer)
 def test_a_ban_ends_when_its_time_is_over(
     make: Callable[..., Any], own_server: EmbeddedServer
 ) -> None:
-    """Also where Redis is still away."""
+    """A ban ends when its time is over, also while Redis is still away."""
     room, other = make(), make()
     room.abuse.ban(CLIENT, 1)
     assert other.limits.check(CLIENT, [STATIC]).banned
@@ -118,7 +118,7 @@ def test_a_ban_ends_when_its_time_is_over(
 def test_what_was_lifted_does_not_hold(
     make: Callable[..., Any], own_server: EmbeddedServer
 ) -> None:
-    """Lifted on this machine, or elsewhere and the client was seen here since; or it has become exempt."""
+    """A ban that was lifted here, or whose client was seen or became exempt here since, does not hold."""
     room, elsewhere = make(), make(ban_file=os.devnull)
     for address in (CLIENT, OTHER, "192.0.2.1"):
         room.abuse.ban(address, 60)
@@ -133,7 +133,7 @@ def test_what_was_lifted_does_not_hold(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_knows_what_is_in_the_file(own_server: EmbeddedServer, tmp_path: Path) -> None:
-    """A prefork server's child, begun before there was a ban."""
+    """A forked child of a prefork server knows a ban that is newer than its fork, from the file."""
     settings = Settings(
         redis_url=own_server.url, session_peppers="p" * 32, ban_file=tmp_path / "bans"
     )

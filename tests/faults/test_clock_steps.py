@@ -40,7 +40,7 @@ def shared_clocked(request: pytest.FixtureRequest) -> Iterator[ClockedServer]:
 
 @pytest.fixture
 def clocked(shared_clocked: ClockedServer) -> ClockedServer:
-    """A server without data, whose clock is right."""
+    """Start a server without data whose clock is right."""
     shared_clocked.set_clock(0)
     with redis.Redis.from_url(shared_clocked.url) as client:
         client.flushall()
@@ -50,7 +50,7 @@ def clocked(shared_clocked: ClockedServer) -> ClockedServer:
 
 @pytest.fixture
 def make(clocked: ClockedServer) -> Iterator[Callable[..., Any]]:
-    """Makes rooms on that server."""
+    """Return a function that makes rooms on that server."""
     with ExitStack() as stack:
 
         def make(face: str = "sync", dispatch: Any = None, **changes: Any) -> Any:
@@ -65,7 +65,7 @@ def make(clocked: ClockedServer) -> Iterator[Callable[..., Any]]:
 def test_no_write_is_refused_or_lost_for_it(
     clocked: ClockedServer, make: Any, face: str, seconds: int
 ) -> None:
-    """Each kind of write is done at the first call after the step: it finds out, and is made again."""
+    """Each kind of write meets the clock step at its first call, finds out, and is made again."""
     for name, write in {
         "set": lambda app: app.cache.set("k", 1),
         "set_many": lambda app: all(app.cache.set_many({"k": 1, "l": 1}).values()),
@@ -89,7 +89,7 @@ def test_no_write_is_refused_or_lost_for_it(
 
 @pytest.mark.parametrize("seconds", STEPS)
 def test_what_was_invalidated_stays_so(clocked: ClockedServer, make: Any, seconds: int) -> None:
-    """Marks that were made before a step, and after it, name what they named."""
+    """Marks made before and after a clock step still end the entries they name."""
     app, other = make(), make()
     tags = {f"k{n}": [f"t{n}"] for n in range(4)}
     for key, tagged in tags.items():
@@ -111,7 +111,9 @@ def test_what_was_invalidated_stays_so(clocked: ClockedServer, make: Any, second
 def test_a_write_that_was_given_up_before_a_step_back_never_lands(
     clocked: ClockedServer, make: Any, seconds: int, hits: int
 ) -> None:
-    """The clock goes back while it is on its way, or just before; it arrives in what looks like its time."""
+    """A write that was given up before the clock stepped back never lands, though it arrives in what
+    seems its time.
+    """
     with Proxy(clocked.port) as proxy:
         app = make(redis_url=proxy.url, connect_timeout=2.0, command_timeout=0.2, call_timeout=2.0)
         other = make()
@@ -132,7 +134,7 @@ def test_a_write_that_was_given_up_before_a_step_back_never_lands(
 def test_work_and_orders_are_done_at_the_next_look(
     clocked: ClockedServer, make: Any, seconds: int
 ) -> None:
-    """What is due in an hour, because the clock was ahead when it was written, is due now; once."""
+    """Work that a clock ahead postponed by an hour is due at the next look, and is done once."""
     clocked.set_clock(-seconds if seconds < 0 else 0)
     app, worker = make(), make()
     loads: list[int] = []
@@ -161,7 +163,7 @@ def test_work_and_orders_are_done_at_the_next_look(
 def test_a_lease_of_before_a_step_back_lasts_no_longer_than_it_was_given(
     clocked: ClockedServer, make: Any, kind: str
 ) -> None:
-    """The server keeps a dead loader's key for an hour more; nobody waits for it."""
+    """A lease from before a step back lasts no longer than given, though the server keeps its key an hour more."""
     clocked.set_clock(HOUR)
     recording = Recording()
     times = {"lease": 1.0, "refresh_lease": 1.0, "wait": 0.2, "backoff": 1.0}
@@ -205,7 +207,7 @@ def test_a_lease_of_before_a_step_back_lasts_no_longer_than_it_was_given(
 def test_a_refresh_order_has_no_wall_clock_in_it(
     clocked: ClockedServer, make: Any, seconds: int
 ) -> None:
-    """The lease alone says whether it may still be done: an app or worker whose clock is wrong loses nothing."""
+    """A refresh order has no wall clock in it, so that a wrong clock in an app or worker loses nothing."""
     recording = Recording()
     app, worker = make(dispatch=recording), make()
     value = {"v": "old"}
@@ -229,7 +231,7 @@ def test_a_refresh_order_has_no_wall_clock_in_it(
 
 
 def test_limits_slide_on(clocked: ClockedServer, make: Any) -> None:
-    """An hour back and forth: what was admitted is never admitted again within its window."""
+    """A hit is never admitted again within its window, when the clock steps an hour either way."""
     app = make()
     for _ in range(AUTH.quota):
         assert app.limits.check("203.0.113.9", [AUTH])
@@ -242,7 +244,7 @@ def test_limits_slide_on(clocked: ClockedServer, make: Any) -> None:
 def test_a_clock_that_was_learned_from_a_slow_reply_makes_no_deadline_too_late(
     clocked: ClockedServer, make: Any, delay: float
 ) -> None:
-    """The handshake met a busy server: half of its time is what the estimate is off by, and that is taken off."""
+    """A clock learned from a slow handshake makes no deadline too late: half of its time is subtracted."""
     with SlowProxy(clocked.port) as proxy:
         app = make(redis_url=proxy.url, connect_timeout=1.0, command_timeout=0.1, call_timeout=1.0)
         other = make()
@@ -259,7 +261,7 @@ def test_a_clock_that_was_learned_from_a_slow_reply_makes_no_deadline_too_late(
 
 
 class SlowProxy(Proxy):
-    """Hands each piece of a request on after `delay` seconds, whoever has left by then."""
+    """A proxy that hands each piece of a request on after `delay` seconds, though the client may have left."""
 
     delay = 0.0
 

@@ -1,4 +1,4 @@
-"""One async room in many event loops: each has connections of its own, and leaves none behind."""
+"""One async room in many event loops has connections of its own in each and leaves none behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def room(server: EmbeddedServer) -> AsyncStillroom:
 
 @pytest.fixture
 def is_clean(server: EmbeddedServer, room: AsyncStillroom) -> Iterator[None]:
-    """As many connections and descriptors after the test as before it."""
+    """Check that as many connections and descriptors are open after the test as before it."""
     with redis.Redis.from_url(server.url) as client:
         before, descriptors = len(client.client_list()), psutil.Process().num_fds()
         yield
@@ -77,14 +77,14 @@ WAYS: list[Callable[[AsyncStillroom], None]] = [ran, adapted, in_a_thread, cance
 def test_a_loop_that_ends_leaves_no_connection_behind(
     room: AsyncStillroom, way: Callable[[AsyncStillroom], None]
 ) -> None:
-    """A hundred of them: asyncio.run, async_to_sync, threads, tasks that were cancelled."""
+    """A hundred event loops of asyncio.run, async_to_sync, threads and cancelled tasks leave no connection."""
     for _ in range(LOOPS if way is ran else LOOPS // 4):
         way(room)
 
 
 @pytest.mark.usefixtures("is_clean")
 def test_no_loop_is_kept_alive(room: AsyncStillroom) -> None:
-    """The room knows loops weakly, and its connections are held by their loop only."""
+    """The room keeps no event loop alive, and only the loop holds its connections."""
     loops: list[Any] = []
 
     async def note() -> None:
@@ -99,7 +99,7 @@ def test_no_loop_is_kept_alive(room: AsyncStillroom) -> None:
 
 @pytest.mark.usefixtures("is_clean")
 def test_two_loops_at_once_have_their_own(room: AsyncStillroom) -> None:
-    """In two threads, each with a loop that the other's end does not disturb."""
+    """Two event loops in two threads have their own connections, and the end of one does not disturb the other."""
 
     async def often() -> None:
         for _ in range(50):

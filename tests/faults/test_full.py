@@ -1,4 +1,4 @@
-"""A server whose memory is full still forgets: that is how it gets memory back."""
+"""A server whose memory is full still invalidates, which is how it gets memory back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def room(own_server: EmbeddedServer) -> Iterator[Stillroom]:
 
 
 def fill_up(room: Stillroom) -> None:
-    """Entries, then no memory for more."""
+    """Write entries, then allow no more memory."""
     room.cache.set_many({f"k:{n}": "x" * 1000 for n in range(200)}, tags=["t"])
     room.wire.execute([(b"CONFIG", b"SET", b"maxmemory", b"1")], 5.0)
     with pytest.raises(RedisUnavailable, match="oom"):
@@ -29,7 +29,7 @@ def fill_up(room: Stillroom) -> None:
 
 
 def test_invalidations_and_reclaim_work_when_memory_is_full(room: Stillroom) -> None:
-    """By tag, pattern, key and all of it; nothing can be stored, and everything can be forgotten."""
+    """Invalidations by tag, pattern, key and clear work when memory is full, though nothing can be stored."""
     fill_up(room)
     assert not room.cache.set("new", 1)
     assert room.cache.get("k:1") == "x" * 1000
@@ -43,7 +43,7 @@ def test_invalidations_and_reclaim_work_when_memory_is_full(room: Stillroom) -> 
 
 
 def test_memory_that_is_full_is_freed_by_reclaim(room: Stillroom) -> None:
-    """All of what the tag killed."""
+    """reclaim frees a full memory of all entries that a tag ended."""
     fill_up(room)
     room.cache.invalidate_by_tag("t")
     report = room.cache.reclaim()  # it can't write down how far it has got
@@ -54,7 +54,7 @@ def test_memory_that_is_full_is_freed_by_reclaim(room: Stillroom) -> None:
 def test_a_server_that_knows_no_flags_gets_the_scripts_without_them(
     room: Stillroom, monkeypatch: pytest.MonkeyPatch, flags: str
 ) -> None:
-    """Redis 6.2 refuses a text that has any; after the first such answer none is sent."""
+    """Redis 6.2, which refuses scripts with flags, gets them without flags after its first such answer."""
     monkeypatch.setattr(Script, "flags_are_known", True)
     for script in (mark, clear):
         text: Any = Text(script, f"#!lua flags={flags}\n{script.plain.source}")

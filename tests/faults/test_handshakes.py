@@ -1,4 +1,4 @@
-"""A connection that the server does not let in: every service says so, and none takes its answers for its own."""
+"""When the server refuses a connection every service says so, and none takes the refusal for an answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PEPPER = "a-pepper-for-tests-long-enough-to-be-one"
 
 
 class Door(EmbeddedServer):
-    """A server with a password, and a user for each thing that one may not do on it."""
+    """A server with a password, and a user for each refused act."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(options={"requirepass": PASSWORD}, **given)
@@ -115,7 +115,7 @@ def token(door: Door) -> str:
 
 @pytest.fixture(params=REFUSALS, ids=lambda refuse: refuse.__name__)
 def refused(request: pytest.FixtureRequest, door: Door) -> Iterator[Refused]:
-    """(the URL, the reasons why it leads nowhere)."""
+    """Return the URL, and the reasons why it leads nowhere."""
     with redis.Redis(port=door.port, password=PASSWORD) as admin:
         try:
             yield request.param(door, admin), REFUSALS[request.param]
@@ -127,7 +127,7 @@ def refused(request: pytest.FixtureRequest, door: Door) -> Iterator[Refused]:
 
 @pytest.fixture(params=["sync", "async"])
 def room(request: pytest.FixtureRequest, refused: Refused) -> Iterator[Any]:
-    """A room whose breaker stays closed: each call meets the refusal itself."""
+    """Open a room whose breaker stays closed, so that each call meets the refusal itself."""
     patient = dict.fromkeys(("connect_timeout", "command_timeout", "call_timeout"), 5.0)
     settings = Settings(
         redis_url=refused[0],
@@ -148,7 +148,7 @@ def room(request: pytest.FixtureRequest, refused: Refused) -> Iterator[Any]:
 
 
 def test_the_cache_falls_back(room: Any, refused: Refused) -> None:
-    """Reads give their default, loads are served, writes say that they are not done."""
+    """When connections are refused reads return their default, loads are served, and writes return False."""
     cache = room.cache
     assert cache.get("k", default="d") == "d"
     assert cache.get_entry("k") is None
@@ -164,7 +164,9 @@ def test_the_cache_falls_back(room: Any, refused: Refused) -> None:
 
 
 def test_what_must_not_be_lost_raises(room: Any, refused: Refused) -> None:
-    """An invalidation, a change and a lock are done or raise; the error has the reason, and no password."""
+    """When connections are refused an invalidation, a change and a lock raise with the reason and
+    without the password.
+    """
     cache = room.cache
     acts: list[Callable[[], Any]] = [
         lambda: cache.invalidate("k"),
@@ -183,7 +185,7 @@ def test_what_must_not_be_lost_raises(room: Any, refused: Refused) -> None:
 def test_sessions_never_say_that_somebody_is_logged_out(
     room: Any, refused: Refused, token: str
 ) -> None:
-    """Whatever they are asked, the answer is that nobody can know."""
+    """When connections are refused every session call raises, so that nobody is logged out."""
     sessions = room.sessions
     acts: list[Callable[[], Any]] = [
         lambda: sessions.create("u1"),
@@ -200,7 +202,7 @@ def test_sessions_never_say_that_somebody_is_logged_out(
 
 
 def test_limits_are_counted_here(room: Any, refused: Refused) -> None:
-    """The first check, too: five of six attempts are admitted, and each decision says why it was made here."""
+    """When connections are refused the process limits from the first check on, and each decision says why."""
     decisions = [room.limits.check("192.0.2.1", [AUTH]) for _ in range(6)]
     assert [bool(one) for one in decisions] == [True] * 5 + [False]
     assert {one.degraded for one in decisions} <= refused[1]
@@ -210,7 +212,7 @@ def test_limits_are_counted_here(room: Any, refused: Refused) -> None:
 
 
 def test_health_says_what_is_refused(room: Any, refused: Refused) -> None:
-    """The report has the reason, what to do about it, and is no error."""
+    """When connections are refused the health report has the reason and advice, and raises nothing."""
     report = room.health.check()
     (server,) = report.servers
     assert not server.connection.is_up
@@ -223,7 +225,7 @@ def test_health_says_what_is_refused(room: Any, refused: Refused) -> None:
 def test_who_waits_for_redis_at_the_start_is_told_at_once(
     room: Any, refused: Refused, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What another attempt can't mend is raised by the first; the sentence names the setting and no password."""
+    """`connect` raises at the first attempt where another cannot help, and names the setting and no password."""
     if not refused[1] <= FINAL:
         pytest.skip("another attempt may mend it")
     with caplog.at_level(logging.WARNING), unavailable(refused[1]) as caught:

@@ -1,4 +1,4 @@
-"""The endpoints while Redis is refused, frozen, loading, full, read-only, or says no: the right status, in time."""
+"""The health endpoints answer in time with the right status, whatever is wrong with Redis."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ Ask = Callable[..., Answer]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report serves everybody for a moment only, so that a test need not wait two seconds for the next."""
+    """Let a report serve everybody for a moment only, so that a test need not wait for the next."""
     monkeypatch.setattr(web_health, "HELD_S", 0.02)
 
 
 @pytest.fixture(params=["wsgi", "asgi"])
 def serve(request: pytest.FixtureRequest) -> Iterator[Callable[[Settings], Ask]]:
-    """An HTTP server with the endpoints of a room with these settings; → how to ask it."""
+    """Serve the endpoints of a room with these settings; yield a function that asks them."""
     with ExitStack() as stack:
 
         def start(settings: Settings) -> Ask:
@@ -63,7 +63,7 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Callable[[Settings], Ask]]
 
 
 def timed(asking: Ask, path: str, limit: float) -> Answer:
-    """The answer, and that it came in time, if not at the first then at the third try of a busy machine."""
+    """Return the answer and whether it came in time, in up to three tries on a busy machine."""
     for attempt in range(3):
         with Stopwatch() as watch:
             answer = asking(path, headers=BEARER)
@@ -115,7 +115,7 @@ def wrong_password(server: EmbeddedServer) -> Iterator[None]:
 
 
 def as_user(rights: str) -> Callable[[EmbeddedServer], Any]:
-    """The default user has these rights less."""
+    """Take these rights from the default user."""
 
     @contextmanager
     def change(server: EmbeddedServer) -> Iterator[None]:
@@ -146,7 +146,7 @@ FAULTS: dict[str, tuple[Any, str, int, str]] = {
 def test_every_endpoint_answers_in_time_with_the_right_status(
     serve: Callable[[Settings], Ask], own_server: EmbeddedServer, fault: str
 ) -> None:
-    """Whatever Redis does: alive at once, ready as it was (it had been connected), and health says what it is."""
+    """Whatever Redis does, alive answers at once, ready stays as it was, and health says the state."""
     break_it, finding, status, error = FAULTS[fault]
     asking = serve(Settings(redis_url=own_server.url, health_token=TOKEN))
     until(lambda: asking("/health/ready").status == 200, "the first contact")
@@ -176,7 +176,7 @@ def named(answer: Answer) -> set[str]:
 def test_the_first_answer_of_all_comes_in_time(
     serve: Callable[[Settings], Ask], own_server: EmbeddedServer, freeze: bool
 ) -> None:
-    """No connection, no report, nothing cached, and Redis does not answer: not ready, and failing."""
+    """Without any connection or report the first answer is in time: not ready, and failing."""
     with frozen(own_server) if freeze else killed(own_server):
         asking = serve(Settings(redis_url=own_server.url))
         with Stopwatch() as watch:
@@ -187,7 +187,7 @@ def test_the_first_answer_of_all_comes_in_time(
 
 
 def test_a_server_that_is_loading(serve: Callable[[Settings], Ask], tmp_path: Any) -> None:
-    """It answers INFO and refuses the rest: it is away, and the report says why and still knows its memory."""
+    """A loading server is away: the report has the reason, and its memory from INFO."""
     options = {
         "enable-debug-command": "yes",
         "key-load-delay": "2000",
@@ -230,7 +230,7 @@ def test_ready_may_require_a_role(
     server: EmbeddedServer,
     required: str,
 ) -> None:
-    """The state's server goes away: who needs it is not ready, who needs the cache or nothing is."""
+    """Ready may require a role: when the state's server is away, only apps that need it are not ready."""
     settings = Settings(
         redis_url=own_server.url, cache_url=server.url, ready_requires=required, health_token=TOKEN
     )
@@ -248,7 +248,7 @@ def test_ready_may_require_a_role(
 def test_two_frozen_servers_are_told_of_in_time(
     serve: Callable[[Settings], Ask], own_server: EmbeddedServer
 ) -> None:
-    """One after the other for threads, both at once for asyncio; either way within the same time."""
+    """Two frozen servers are reported within the time of one, one after the other or at once."""
     with EmbeddedServer() as second:
         asking = serve(Settings(redis_url=own_server.url, cache_url=second.url, health_token=TOKEN))
         assert asking("/health").status == 200
@@ -261,7 +261,7 @@ def test_two_frozen_servers_are_told_of_in_time(
 def test_a_resolver_that_hangs_holds_nobody_up(
     serve: Callable[[Settings], Ask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No deadline of ours ends a look-up in the operating system; an answer is given without it."""
+    """A resolver that hangs delays no answer, though the operating system's look-up has no deadline."""
     answered, look_up = threading.Event(), socket.getaddrinfo
 
     def hanging(host: Any, *rest: Any, **options: Any) -> Any:
@@ -282,7 +282,7 @@ def test_a_resolver_that_hangs_holds_nobody_up(
 
 
 def test_a_forked_child_asks_for_itself(own_server: EmbeddedServer) -> None:
-    """A server that forks its workers has answered before: the child knows no report, and makes one."""
+    """A forked child makes its own report, because it does not have its parent's."""
     program = Program(
         f"""
         import os
@@ -307,7 +307,7 @@ def test_a_forked_child_asks_for_itself(own_server: EmbeddedServer) -> None:
 
 
 def test_what_is_counted_during_an_outage_is_told_after_it(own_server: EmbeddedServer) -> None:
-    """Fallbacks happen while nobody can write them down: they wait in the process until Redis is back."""
+    """Fallbacks counted during an outage are kept in the process and written when Redis is back."""
     with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
         room.cache.get("k")
         with killed(own_server):
@@ -330,7 +330,7 @@ def test_what_is_counted_during_an_outage_is_told_after_it(own_server: EmbeddedS
 def test_a_snapshot_that_nobody_keeps(
     own_server: EmbeddedServer, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The task does not fail: it returns the same fields as ever, the error among them, and says so in the log."""
+    """A snapshot that cannot be stored returns the same fields with the error, logs it, and does not raise."""
     break_it, finding, *_ = FAULTS[fault]
     with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
         well = room.health.snapshot()
@@ -349,7 +349,7 @@ def test_a_snapshot_that_nobody_keeps(
 def test_secrets_are_nowhere(
     serve: Callable[[Settings], Ask], own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Canaries in the password, the token, keys, users, addresses: none in an answer, a metric or the log."""
+    """No secret from the password, token, keys, users or addresses is in an answer, a metric or the log."""
     caplog.set_level(logging.DEBUG)
     settings = Settings(
         redis_url=own_server.url, redis_password=SECRET, health_token=TOKEN, metrics_open=True

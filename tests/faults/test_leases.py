@@ -1,4 +1,4 @@
-"""Whatever interrupts a load, nobody waits for a lease that has no owner."""
+"""No caller waits for a lease without an owner, whatever interrupts a load."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fail(_: Any) -> list[str]:
 def test_a_tag_that_is_none_costs_the_entry_and_not_the_answer(
     room: Any, client: Any, tags: Any
 ) -> None:
-    """The value is returned, nothing is stored, the lease is free; for one key and for many."""
+    """An invalid tag lets the value be returned, stores nothing and frees the lease, for one key and for many."""
     assert room.cache.get_or_set("k", lambda: 1, tags=tags) == 1
     assert room.cache.get_or_set_many(
         ["a", "b"], lambda keys: dict.fromkeys(keys, 1), tags=tags
@@ -40,7 +40,7 @@ def test_a_tag_that_is_none_costs_the_entry_and_not_the_answer(
 
 
 def test_arguments_without_json_are_no_obstacle(room: Any, client: Any, dispatch: Any) -> None:
-    """A database session as an argument: cached like any other value; only no worker can refresh it."""
+    """A loader with arguments without JSON form, such as a database session, is cached; no worker refreshes it."""
 
     @room.cache.cached("k:{id}", ttl=60, swr=60, ignore=["session"])
     def load(session: Any, id: int) -> int:
@@ -54,7 +54,7 @@ def test_arguments_without_json_are_no_obstacle(room: Any, client: Any, dispatch
 
 
 def test_a_type_that_is_none_is_told_before_anything_is_loaded(room: Any, client: Any) -> None:
-    """pydantic says why, and the loader is not called."""
+    """A type that pydantic refuses raises before the loader is called."""
     calls: list[int] = []
     with pytest.raises(Exception, match="schema"):
         room.cache.get_or_set("k", lambda: calls.append(1), type=threading.Thread)
@@ -67,7 +67,7 @@ def test_a_type_that_is_none_is_told_before_anything_is_loaded(room: Any, client
 def test_any_exception_of_a_loader_reaches_its_caller(
     room: Any, client: Any, error: type[BaseException]
 ) -> None:
-    """Those that mean something to generators as a RuntimeError that names them."""
+    """Every exception of a loader reaches its caller; one that generators use becomes a RuntimeError naming it."""
 
     def load() -> int:
         raise error("from the loader")
@@ -79,7 +79,7 @@ def test_any_exception_of_a_loader_reaches_its_caller(
 
 
 def test_load_many_has_to_give_a_mapping(room: Any, client: Any) -> None:
-    """None instead of one is a TypeError, and every lease is free."""
+    """A loader of many that returns None raises TypeError, and every lease is free."""
     with pytest.raises(TypeError, match="a mapping of keys to values, not NoneType"):
         room.cache.get_or_set_many(["a", "b"], lambda keys: None)
     assert leases(client) == []
@@ -88,7 +88,7 @@ def test_load_many_has_to_give_a_mapping(room: Any, client: Any) -> None:
 def test_a_request_whose_time_is_up_still_stores_and_frees(
     room: Any, client: Any, monkeypatch: Any
 ) -> None:
-    """The load took the request's whole budget: others are waiting for its value."""
+    """A load that took the request's whole budget is stored and frees its lease, because others wait for it."""
     with room.request() as budget:
 
         def load() -> int:
@@ -109,7 +109,7 @@ def test_a_request_whose_time_is_up_still_stores_and_frees(
 
 
 def test_cancelled_calls_leave_no_lease(server: EmbeddedServer, client: Any) -> None:
-    """600 loads, of which many are cancelled, at every instant of their way, alone and in batches."""
+    """600 loads, many cancelled at every instant, alone and in batches, leave no lease."""
 
     async def scenario() -> int:
         cancelled = 0
@@ -142,14 +142,14 @@ def test_cancelled_calls_leave_no_lease(server: EmbeddedServer, client: Any) -> 
 
 
 def test_thousands_of_absent_keys_leave_no_lease(room: Any, client: Any) -> None:
-    """What the loader has no value for is freed in one batch."""
+    """Thousands of keys for which the loader has no value are freed in one batch."""
     keys = [f"n:{n}" for n in range(3_000)]
     assert room.cache.get_or_set_many(keys, lambda _: {}) == {}
     assert leases(client) == []
 
 
 def test_a_write_is_too_late_when_its_caller_has_given_up(own_server: EmbeddedServer) -> None:
-    """Not when the longest patience is over: a request with 20 ms left gives up after 20 ms."""
+    """A write is too late when its own caller gave up: after 20 ms for a request with 20 ms left."""
     with Proxy(own_server.port) as proxy:
         slow = Stillroom(Settings(redis_url=proxy.url), dispatch=NoDispatch())
         quick = Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch())
@@ -172,7 +172,7 @@ def test_a_write_is_too_late_when_its_caller_has_given_up(own_server: EmbeddedSe
 
 @pytest.mark.parametrize("step", [-3_600, 3_600])
 def test_this_machines_clock_may_step(room: Any, client: Any, monkeypatch: Any, step: int) -> None:
-    """The wall clock of an app's machine decides nothing: not freshness, not what is too late."""
+    """The wall clock of the app's machine decides neither freshness nor lateness."""
     room.cache.set("k", 1, ttl=60, swr=60)
     real = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real() + step * 1_000_000_000)
@@ -185,7 +185,7 @@ def test_this_machines_clock_may_step(room: Any, client: Any, monkeypatch: Any, 
 
 
 def test_marks_that_cannot_be_read_are_a_miss(room: Any, client: Any) -> None:
-    """While they ride along and the counts do too: no exception out of get."""
+    """Unreadable marks that arrive with a read and its counts are a miss and raise nothing."""
     room.cache.set("k", 1)
     room.cache.get("k")
     room.cache.invalidate_by_tag("x")
@@ -198,7 +198,7 @@ def test_marks_that_cannot_be_read_are_a_miss(room: Any, client: Any) -> None:
 
 
 def test_a_foreign_clock_while_marks_ride_along_is_a_miss(room: Any, client: Any) -> None:
-    """Text that is no clock: a miss, not an exception."""
+    """A text that is no clock, arriving with marks, is a miss and raises nothing."""
     room.cache.set("k", 1)
     room.cache.get("k")
     room.cache.invalidate_by_tag("x")
@@ -225,7 +225,7 @@ def test_a_quiet_time_is_no_reason_to_forget(room: Any, client: Any) -> None:
 
 
 def test_an_async_loader_that_calls_back_is_told_so(server: EmbeddedServer) -> None:
-    """A blocking room inside an async loader of a blocking room would wait for itself for ever."""
+    """A blocking room inside an async loader of a blocking room raises, because it would wait for itself."""
     with Stillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
 
         async def inner() -> int:

@@ -1,4 +1,4 @@
-"""An outage is no quota and no gift: however often, for threads and for processes, and whatever is late or lost."""
+"""An outage gives nobody a fresh quota, however often it happens and whatever reply is late or lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def knock(room: Stillroom, limit: Limit, times: int, ip: str = IP) -> int:
 
 
 def known(server: EmbeddedServer, room: Stillroom, limit: Limit, ip: str = IP) -> int:
-    """How many hits Redis knows of."""
+    """Return how many hits Redis knows of."""
     with redis.Redis.from_url(server.url) as client:
         return sum(n for _, n in read_log(client, room.keys.limits("ip", ip) + limit.name.encode()))
 
@@ -62,7 +62,7 @@ def back(room: Stillroom) -> None:
 
 
 def quietly(room: Stillroom) -> None:
-    """Nobody tells Redis anything when it is back, but the requests themselves."""
+    """Let only the requests themselves tell Redis anything when it is back."""
     room.state_wire.breaker.recovered.clear()
 
 
@@ -73,7 +73,7 @@ def quietly(room: Stillroom) -> None:
 def test_flapping_ten_times_is_one_outage(
     own_server: EmbeddedServer, make: Callable[..., Stillroom], how: str
 ) -> None:
-    """Ten used in all: by Redis, in the first outage, in the second … and never more."""
+    """Redis that goes away ten times admits ten in all, together with the process."""
     room = make(**(BRISK if how == "frozen" else CALM))
     admitted = knock(room, LOGIN, 1)
     for _ in range(10):
@@ -97,7 +97,7 @@ def test_flapping_ten_times_is_one_outage(
 def test_flaps_of_two_processes_admit_their_shares(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:
-    """Each has half of the quota in one window, however often Redis goes away."""
+    """Two processes each admit half of the quota in one window, however often Redis goes away."""
     rooms = [make(processes=2), make(processes=2)]
     for room in rooms:
         room.limits.peek(IP, [LOGIN])
@@ -123,7 +123,7 @@ def test_flaps_of_two_processes_admit_their_shares(
 def test_a_check_does_not_overtake_its_charge(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:
-    """One thread is telling Redis of another's subject; whoever asks about it meanwhile is answered here."""
+    """While one thread charges a subject to Redis, a check of that subject is decided here."""
     room = make()
     room.limits.check("203.0.113.1", [LOGIN])
     own_server.kill()
@@ -147,7 +147,7 @@ def test_a_check_does_not_overtake_its_charge(
 def test_a_charge_goes_before_the_check_where_scripts_were_lost(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:
-    """After a restart another process has brought the script of the check, and nobody that of the charge."""
+    """After a restart the charge is sent before the check, though only the check's script is loaded."""
     room, other = make(), make()
     for one in (room, other):
         one.limits.check("203.0.113.1", [LOGIN])
@@ -165,7 +165,7 @@ def test_a_charge_goes_before_the_check_where_scripts_were_lost(
 def test_a_check_that_redis_may_admit_counts_here(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:
-    """Redis has admitted one thread, which does not know it yet, and is gone: the others get one less."""
+    """A hit that Redis may have admitted for one thread counts as used for the others."""
     room = make()
     room.limits.check("203.0.113.1", [LOGIN])
     for order in ("answered late", "never answered"):
@@ -187,7 +187,7 @@ def test_a_check_that_redis_may_admit_counts_here(
 def test_threads_admit_exactly_the_quota_across_a_restart(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:
-    """Sixteen threads ask about three hundred addresses all the time; Redis is killed and comes back."""
+    """Sixteen threads on three hundred addresses admit exactly the quota across a kill of Redis."""
     room, limit = make(**BRISK), Limit("five", 5, 3_600)
     admitted: Counter[str] = Counter()
     lock, stop = threading.Lock(), threading.Event()
@@ -255,7 +255,7 @@ CROWD = """
 def test_processes_admit_no_more_than_the_quota_when_redis_is_back(
     own_server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    """Three processes with a share of two each: Redis admits nobody before all of them have told it theirs."""
+    """Of three processes with shares of two Redis admits nobody before all have told it theirs."""
     total: Counter[str] = Counter()
     with ExitStack() as stack:
         source = CROWD.format(url=own_server.url, folder=str(tmp_path))
@@ -285,7 +285,7 @@ def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
 
 @pytest.fixture
 def brisk(proxy: Proxy) -> Iterator[Stillroom]:
-    """A room behind the proxy that gives up soon; its breaker takes longer to open than these tests to fail."""
+    """Open a room behind the proxy that gives up soon and whose breaker opens late."""
     settings = Settings(
         redis_url=proxy.url,
         session_peppers="p" * 32,
@@ -300,7 +300,7 @@ def brisk(proxy: Proxy) -> Iterator[Stillroom]:
 def test_a_charge_whose_reply_was_lost_counts_once(
     brisk: Stillroom, proxy: Proxy, server: EmbeddedServer
 ) -> None:
-    """It is sent until it is answered, with what was admitted since; Redis adds what is new of it."""
+    """A charge with a lost reply is sent until it is answered, and Redis counts each hit once."""
     limit = Limit("charged", 20, 3_600)
     brisk.limits.peek(IP, [limit])
     local = brisk._limits_body._local
@@ -322,7 +322,9 @@ def test_a_charge_whose_reply_was_lost_counts_once(
 def test_logins_that_succeed_over_a_slow_redis_use_nothing_up(
     brisk: Stillroom, proxy: Proxy, server: EmbeddedServer, told: str
 ) -> None:
-    """Redis reserves, its reply is late, and this process decides: a refund that says True gives back all of it."""
+    """A login over a slow Redis, decided here after a late reservation, is refunded in full by a
+    refund that returns True.
+    """
     auth = Limit("auth", 5, 3_600)
     brisk.limits.peek(IP, [auth])
     for _ in range(5):
@@ -344,7 +346,7 @@ def test_logins_that_succeed_over_a_slow_redis_use_nothing_up(
 def test_a_reservation_that_arrives_after_its_refund_takes_nothing(
     brisk: Stillroom, proxy: Proxy, server: EmbeddedServer, client: Any
 ) -> None:
-    """Held up on its way, it comes when the login is long done."""
+    """A reservation that arrives after its refund takes nothing."""
     auth = Limit("auth", 5, 3_600)
     brisk.limits.peek(IP, [auth])
     proxy.hold_requests()
@@ -364,7 +366,7 @@ def test_a_reservation_that_arrives_after_its_refund_takes_nothing(
 def test_a_refund_whose_reply_is_late_is_not_known(
     brisk: Stillroom, proxy: Proxy, server: EmbeddedServer
 ) -> None:
-    """None, and not True or False; then it is asked again by itself."""
+    """A refund with a late reply returns None and is repeated by itself."""
     auth = Limit("auth", 5, 3_600)
     held = [brisk.limits.reserve(IP, [auth]) for _ in range(3)]
     proxy.hold_replies()
@@ -380,7 +382,7 @@ def test_a_refund_whose_reply_is_late_is_not_known(
 def test_a_reservation_of_an_outage_is_refunded_after_it(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:
-    """Charged under its own name, so it can be given back there; once, and not after a commit."""
+    """A reservation of an outage, charged under its own name, is refunded in Redis once, and not after a commit."""
     room = make()
     room.limits.peek(IP, [LOGIN])
     own_server.kill()
@@ -399,7 +401,7 @@ def test_a_reservation_of_an_outage_is_refunded_after_it(
 def test_one_process_waits_for_no_others(
     own_server: EmbeddedServer, make: Callable[..., Stillroom]
 ) -> None:
-    """Alone it asks Redis as soon as that is back; one of several decides by itself for a moment more."""
+    """A process alone asks Redis as soon as it is back; one of several decides by itself for a moment more."""
     alone, several = make(), make(processes=2)
     own_server.kill()
     for room in (alone, several):

@@ -1,4 +1,4 @@
-"""Limits while Redis is away, slow, read-only or full: each class does what it says, and nobody profits from it."""
+"""While Redis is away, slow, read-only or full each class of limits does what it says."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Make = Callable[..., Any]
 
 @pytest.fixture(params=["sync", "async"])
 def make(request: pytest.FixtureRequest, own_server: EmbeddedServer) -> Iterator[Make]:
-    """Rooms on a server of the test's own, with either face."""
+    """Return a function that makes rooms on a server of the test's own, with either face."""
     rooms: list[Any] = []
     runner = asyncio.Runner()
 
@@ -72,7 +72,7 @@ def admitted(room: Any, limit: Limit, tries: int, ip: str = IP) -> int:
 
 
 def remaining(server: EmbeddedServer, limit: Limit, ip: str = IP) -> int:
-    """What another process sees; it has no memory of its own."""
+    """Return what another process, without memory of its own, sees remaining."""
     settings = Settings(redis_url=server.url, command_timeout=5, call_timeout=5)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         left = room.limits.peek(ip, [limit]).remaining
@@ -85,7 +85,7 @@ def recovered(room: Any) -> None:
 
 
 def test_each_class_does_what_it_says(make: Make, own_server: EmbeddedServer) -> None:
-    """STATIC lets through, DEFAULT and AUTH count their share; every decision says that it is degraded."""
+    """While Redis is away STATIC admits, DEFAULT and AUTH count their share, and every decision is degraded."""
     room = make(processes=4)
     own_server.kill()
     assert admitted(room, STATIC, 1_100) == 1_100
@@ -100,7 +100,7 @@ def test_each_class_does_what_it_says(make: Make, own_server: EmbeddedServer) ->
 
 
 def test_who_has_many_addresses_locks_nobody_out(make: Make, own_server: EmbeddedServer) -> None:
-    """He fills what a process may count while Redis is away; others log in, and are counted."""
+    """A client with many addresses fills a process's table and locks nobody out."""
     room = make(local_limits=1_000)
     own_server.kill()
     for n in range(2_000):
@@ -111,7 +111,7 @@ def test_who_has_many_addresses_locks_nobody_out(make: Make, own_server: Embedde
 
 
 def test_strict_limits_may_answer_503(make: Make, own_server: EmbeddedServer) -> None:
-    """If the settings say so; the other classes go on."""
+    """A setting makes strict limits answer 503 while Redis is away; the other classes go on."""
     room = make(limits_strict_503=True)
     own_server.kill()
     denied = room.limits.check(IP, [DEFAULT, AUTH])
@@ -122,7 +122,7 @@ def test_strict_limits_may_answer_503(make: Make, own_server: EmbeddedServer) ->
 
 
 def test_all_or_none_holds_without_redis(make: Make, own_server: EmbeddedServer) -> None:
-    """A limit that denies costs the others nothing here either."""
+    """A limit that denies takes nothing of the other limits, without Redis too."""
     room = make()
     own_server.kill()
     for _ in range(8):
@@ -131,7 +131,7 @@ def test_all_or_none_holds_without_redis(make: Make, own_server: EmbeddedServer)
 
 
 def test_an_outage_is_no_fresh_quota_nor_is_its_end(make: Make, own_server: EmbeddedServer) -> None:
-    """Three used before, two during it: after it there is nothing left, for any process, without another call."""
+    """After three hits before an outage and two in it nothing is left of five, for any process."""
     room = make()
     assert admitted(room, AUTH, 3) == 3
     own_server.kill()
@@ -148,7 +148,7 @@ def test_an_outage_is_no_fresh_quota_nor_is_its_end(make: Make, own_server: Embe
 def test_what_was_admitted_goes_in_front_of_the_next_check(
     make: Make, own_server: EmbeddedServer
 ) -> None:
-    """Redis is back before the breaker noticed: the subject's next check charges it, and is then decided."""
+    """Hits admitted by the process are charged before the subject's next check, when Redis is back."""
     room = make(command_timeout=0.05, call_timeout=0.05)
     assert admitted(room, AUTH, 1) == 1
     own_server.freeze()
@@ -168,7 +168,7 @@ def test_what_was_admitted_goes_in_front_of_the_next_check(
 
 
 def test_a_frozen_redis_costs_a_few_short_waits(make: Make, own_server: EmbeddedServer) -> None:
-    """A handful of calls wait, none longer than its budget; then a decision takes microseconds."""
+    """A frozen Redis costs a few calls their budget; then a decision takes microseconds."""
     room = make(**BRISK)
     room.limits.check(IP, [DEFAULT])
     own_server.freeze()
@@ -189,7 +189,7 @@ def test_a_frozen_redis_costs_a_few_short_waits(make: Make, own_server: Embedded
 
 
 def test_a_slow_redis_is_given_up(own_server: EmbeddedServer) -> None:
-    """A reply that drips does not hold a request; the decision is this process'."""
+    """A reply that drips is given up, and the process decides."""
     with Proxy(own_server.port) as proxy:
         settings = Settings(redis_url=proxy.url, session_peppers="p" * 32)
         with Stillroom(settings, dispatch=NoDispatch()) as room:
@@ -204,7 +204,7 @@ def test_a_slow_redis_is_given_up(own_server: EmbeddedServer) -> None:
 
 
 def test_a_read_only_redis_is_one_that_is_away(make: Make, own_server: EmbeddedServer) -> None:
-    """A replica that was left alone refuses to consume: the classes do what they say."""
+    """A read-only replica counts as away, and each class does what it says."""
     room = make()
     assert admitted(room, AUTH, 3) == 3
     with redis.Redis.from_url(own_server.url) as client:
@@ -221,7 +221,7 @@ def test_a_read_only_redis_is_one_that_is_away(make: Make, own_server: EmbeddedS
 def test_a_full_redis_still_counts(
     make: Make, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, flags: bool
 ) -> None:
-    """With flags as without, which is how Redis 6.2 runs the scripts: nothing is degraded, denials included."""
+    """A full Redis still counts and denies, with script flags and without, and nothing is degraded."""
     monkeypatch.setattr(Script, "flags_are_known", flags)
     room = make()
     with redis.Redis.from_url(own_server.url) as client:
@@ -244,7 +244,7 @@ def test_a_full_redis_still_counts(
 def test_counts_ride_along_and_a_full_redis_refuses_only_them(
     make: Make, own_server: EmbeddedServer
 ) -> None:
-    """The check that carries them is decided all the same."""
+    """A full Redis refuses the counts sent with a check and decides the check."""
     room = make()
     room.limits.check(IP, [AUTH])
     with redis.Redis.from_url(own_server.url) as client:
@@ -262,7 +262,7 @@ def test_counts_ride_along_and_a_full_redis_refuses_only_them(
 
 
 def test_reservations_without_redis(make: Make, own_server: EmbeddedServer) -> None:
-    """Made and refunded here, once. One that Redis holds stays consumed while Redis is away."""
+    """Without Redis a reservation is made and refunded here once; one that Redis holds stays consumed."""
     room = make()
     before = room.limits.reserve(IP, [AUTH])
     own_server.kill()
@@ -286,7 +286,7 @@ def test_reservations_without_redis(make: Make, own_server: EmbeddedServer) -> N
 def test_what_is_settled_without_redis_is_charged_as_it_was_settled(
     make: Make, own_server: EmbeddedServer
 ) -> None:
-    """What was reserved here costs what was said last. What Redis holds stays as it was, and that is told."""
+    """A reservation made here is charged at its settled cost; one in Redis stays and the call says so."""
     room, tokens = make(), Limit("tokens", 100, 300)
     before = room.limits.reserve(IP, [tokens], cost=10)
     own_server.kill()
@@ -305,7 +305,7 @@ def test_what_is_settled_without_redis_is_charged_as_it_was_settled(
 
 
 def test_places_are_held_without_redis(own_server: EmbeddedServer) -> None:
-    """A process admits its share of them, and gives them back; also what a block held that failed."""
+    """Without Redis a process admits its share of places and frees them, also after a block that raised."""
     settings = Settings(**{"redis_url": own_server.url, "processes": 2} | CALM)
     exports = Limit("exports", 4, 300, in_flight=True)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
@@ -324,7 +324,7 @@ def test_places_are_held_without_redis(own_server: EmbeddedServer) -> None:
 
 
 def test_async_places_are_held_without_redis(own_server: EmbeddedServer) -> None:
-    """The same with the other face."""
+    """Without Redis places are held and freed with the async face too."""
     settings = Settings(**{"redis_url": own_server.url, "processes": 2} | CALM)
     exports = Limit("exports", 2, 300, in_flight=True)
 
@@ -341,7 +341,7 @@ def test_async_places_are_held_without_redis(own_server: EmbeddedServer) -> None
 
 
 def test_nobody_is_denied_for_a_limit_in_shadow(make: Make, own_server: EmbeddedServer) -> None:
-    """Whatever it would do with Redis away: it says nothing then."""
+    """A limit in shadow denies nobody while Redis is away."""
     shadow = Limit("shadow", 1, 300, away="strict", shadow=True)
     room = make(limits_strict_503=True)
     own_server.kill()
@@ -351,7 +351,7 @@ def test_nobody_is_denied_for_a_limit_in_shadow(make: Make, own_server: Embedded
 
 
 def test_a_change_outlives_an_outage(make: Make, own_server: EmbeddedServer) -> None:
-    """What was read last holds meanwhile; to change a limit needs Redis."""
+    """The last change holds during an outage, and a new change needs Redis."""
     room = make()
     room.limits.change("auth", 2, 300, 3_600)
     getattr(room, "inner", room)._limits_body._changes.due = 0.0
@@ -365,7 +365,7 @@ def test_a_change_outlives_an_outage(make: Make, own_server: EmbeddedServer) -> 
 
 
 def test_a_call_does_not_wait_for_redis(make: Make, own_server: EmbeddedServer) -> None:
-    """Who waits for room is decided by this process, with its share, and waits no longer than he said."""
+    """Without Redis a call with a wait is decided by the process's share, within the given time."""
     room, slow = make(), Limit("slow", 1, 2)
     own_server.kill()
     began = time.monotonic()
@@ -376,7 +376,7 @@ def test_a_call_does_not_wait_for_redis(make: Make, own_server: EmbeddedServer) 
 
 
 def test_a_dead_connection_does_not_count_twice(make: Make, own_server: EmbeddedServer) -> None:
-    """A restart between two checks: each is counted once, by Redis or here."""
+    """A check whose idle connection died in a restart is counted once, by Redis or here."""
     room = make()
     assert room.limits.check(IP, [AUTH])
     own_server.restart()
@@ -387,7 +387,7 @@ def test_a_dead_connection_does_not_count_twice(make: Make, own_server: Embedded
 
 
 def test_a_room_that_closes_tells_what_it_owes(own_server: EmbeddedServer) -> None:
-    """What it admitted by itself is charged before it goes."""
+    """A room that closes charges its own hits before it ends."""
     settings = Settings(**{"redis_url": own_server.url} | CALM)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         room.limits.check(IP, [AUTH])

@@ -1,4 +1,4 @@
-"""A name server that hangs, or has no answer: a call takes no longer than it may."""
+"""A name server that hangs or has no answer costs a call no more than its deadline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _real = socket.getaddrinfo
 
 
 class NameServer:
-    """Knows one name. It can hang, be away, or forget it."""
+    """A name server that knows one name, and can hang, be away, or forget it."""
 
     def __init__(self) -> None:
         self.address: str | None = "127.0.0.1"
@@ -77,7 +77,7 @@ def drop_connections(server: EmbeddedServer) -> None:
 
 
 def test_a_name_server_that_hangs_costs_one_deadline(room: Any, name_server: NameServer) -> None:
-    """Nothing is known of the name: the call falls back in time, and works when the answer has come."""
+    """When the name server hangs on an unknown name the call falls back in time and works once it answered."""
     name_server.hang()
     for _ in range(3):
         began = time.monotonic()
@@ -91,7 +91,7 @@ def test_a_name_server_that_hangs_costs_one_deadline(room: Any, name_server: Nam
 def test_the_last_good_address_is_used_meanwhile(
     room: Any, name_server: NameServer, own_server: EmbeddedServer
 ) -> None:
-    """A connection is lost while the name server hangs, or is away: the call is answered all the same."""
+    """When a connection is lost while the name server hangs, the last good address is used."""
     assert room.cache.set("k", 1)
     name_server.hang()
     drop_connections(own_server)
@@ -105,7 +105,7 @@ def test_the_last_good_address_is_used_meanwhile(
 def test_a_name_that_leads_elsewhere_now_is_followed(
     room: Any, name_server: NameServer, own_server: EmbeddedServer
 ) -> None:
-    """Each new connection asks again: the last good address is for want of a better one."""
+    """Each new connection resolves the name again, so that a changed address is followed."""
     assert room.cache.set("k", 1)
     name_server.address = "127.0.0.3"  # nobody listens there
     drop_connections(own_server)
@@ -115,7 +115,7 @@ def test_a_name_that_leads_elsewhere_now_is_followed(
 
 
 def test_a_name_that_is_unknown_is_told_as_that(room: Any, name_server: NameServer) -> None:
-    """With the setting that it stands in."""
+    """An unknown name raises an error that names its setting."""
     name_server.address = None
     with pytest.raises(RedisUnavailable, match=r"\(name\).*REDIS_URL.*no address"):
         room.connect()
@@ -124,7 +124,7 @@ def test_a_name_that_is_unknown_is_told_as_that(room: Any, name_server: NameServ
 def test_an_event_loop_that_ends_does_not_wait_for_the_name_server(
     name_server: NameServer, own_server: EmbeddedServer
 ) -> None:
-    """asyncio.run waits for the threads of its own executor: lookups use none of them."""
+    """asyncio.run ends without waiting for the name server, because lookups use threads of their own."""
     settings = Settings(redis_url=f"redis://{HOST}:{own_server.port}")
     room = AsyncStillroom(settings, dispatch=NoDispatch())
     name_server.hang()

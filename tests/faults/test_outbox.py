@@ -1,4 +1,4 @@
-"""Invalidations while Redis is away: raised, or deferred and delivered before this process trusts another read."""
+"""An invalidation while Redis is away raises, or is deferred and delivered before this process trusts a read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HURRIED: dict[str, Any] = {"command_timeout": 0.7, "call_timeout": 1.0, "probe_d
 
 @pytest.fixture
 def pair(own_server: EmbeddedServer) -> Iterator[tuple[Stillroom, Stillroom]]:
-    """Two processes' rooms on a server that comes back with its data."""
+    """Return two processes' rooms on a server that comes back with its data."""
     settings = Settings(**HURRIED, redis_url=own_server.url)
     with (
         Stillroom(settings, dispatch=NoDispatch()) as mine,
@@ -52,7 +52,7 @@ def test_a_deferred_invalidation_is_true_for_its_process_at_once_and_for_all_whe
     pair: tuple[Stillroom, Stillroom],
     invalidation: Callable[[Stillroom], Any],
 ) -> None:
-    """No read in between serves the old value here; the first one that reaches Redis tells it first."""
+    """A deferred invalidation holds in its process at once, and for all from the first call that reaches Redis."""
     mine, other = pair
     mine.cache.set("k", "old", tags=["t"])
     assert other.cache.get("k") == "old"
@@ -72,7 +72,7 @@ def test_a_deferred_invalidation_is_true_for_its_process_at_once_and_for_all_whe
 def test_recovery_delivers_without_a_read(
     own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
 ) -> None:
-    """The prober that finds Redis back delivers, whether or not anybody reads."""
+    """The prober that finds Redis back delivers deferred invalidations without any read."""
     mine, other = pair
     other.cache.set("k", "old", tags=["t"])
     own_server.kill()
@@ -89,7 +89,7 @@ def test_recovery_delivers_without_a_read(
 def test_a_read_that_cannot_deliver_is_not_trusted(
     own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
 ) -> None:
-    """Redis answers reads and refuses scripts: better to load than to serve what is known to be dead."""
+    """A read is a miss while Redis refuses the scripts that would deliver an invalidation."""
     mine, other = pair
     mine.cache.set("k", "old", tags=["t"])
     own_server.freeze()
@@ -105,7 +105,7 @@ def test_a_read_that_cannot_deliver_is_not_trusted(
 
 
 def test_what_will_not_be_mended_is_raised(own_server: EmbeddedServer) -> None:
-    """A user who may not write scripts never will: deferring would end in a process without a cache."""
+    """A refusal that will not end, such as missing rights, raises instead of deferring."""
     settings = Settings(**HURRIED, redis_url=own_server.url)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         room.cache.set("k", "old")
@@ -119,7 +119,7 @@ def test_what_will_not_be_mended_is_raised(own_server: EmbeddedServer) -> None:
 def test_a_deferred_invalidation_and_a_later_set_of_the_same_key_go_in_order(
     own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
 ) -> None:
-    """The value that was set after it lives."""
+    """A value that is set after a deferred invalidation of its key lives."""
     mine, other = pair
     mine.cache.set("k", "old", tags=["t"])
     own_server.freeze()
@@ -132,7 +132,7 @@ def test_a_deferred_invalidation_and_a_later_set_of_the_same_key_go_in_order(
 def test_the_end_of_the_room_delivers(
     own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
 ) -> None:
-    """`close` is the last moment that is sure to come."""
+    """`close` delivers deferred invalidations."""
     mine, other = pair
     other.cache.set("k", "old", tags=["t"])
     own_server.freeze()
@@ -147,7 +147,7 @@ def test_what_is_lost_at_the_end_is_said(
     pair: tuple[Stillroom, Stillroom],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Redis was away to the end: an error, with how many."""
+    """Deferred invalidations that Redis' absence loses at the end are logged as an error with their number."""
     mine, _ = pair
     own_server.kill()
     mine.cache.invalidate("a", "b", defer=True)
@@ -159,7 +159,7 @@ def test_what_is_lost_at_the_end_is_said(
 def test_a_process_that_ends_delivers_or_says_what_is_lost(
     own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom], redis_is_back: bool
 ) -> None:
-    """Without a `close`, at the exit of the interpreter."""
+    """A process that exits without `close` delivers deferred invalidations or logs their loss."""
     _, other = pair
     other.cache.set("k", "old", tags=["t"])
     program = textwrap.dedent("""
@@ -196,7 +196,7 @@ def test_a_process_that_ends_delivers_or_says_what_is_lost(
 def test_a_forked_child_trusts_no_read_before_it_has_delivered_too(
     own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
 ) -> None:
-    """The parent may be the slower one."""
+    """A forked child delivers its inherited invalidations before it trusts a read, though its parent does too."""
     mine, _ = pair
     mine.cache.set("k", "old", tags=["t"])
     own_server.freeze()
@@ -214,7 +214,7 @@ def test_a_forked_child_trusts_no_read_before_it_has_delivered_too(
 def test_many_threads_defer_and_read_and_none_sees_the_old_value(
     own_server: EmbeddedServer, pair: tuple[Stillroom, Stillroom]
 ) -> None:
-    """Each begins its read after its own deferral returned."""
+    """Many threads that defer and then read never see the old value."""
     mine, other = pair
     keys = [f"k:{n}" for n in range(16)]
     mine.cache.set_many(dict.fromkeys(keys, "old"))

@@ -1,4 +1,4 @@
-"""A server that is not, or not now, the one to talk to: running processes find the one that is."""
+"""Running processes find the primary when they talk to a server that is not it any more, or not yet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_here(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
 
 
 class Pair:
-    """A primary and its replica behind one address, which leads to the primary: a name, a Service, a proxy."""
+    """A primary and its replica behind one address that leads to the primary: a name, a Service, a proxy."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.old, self.new = (stack.enter_context(EmbeddedServer()) for _ in range(2))
@@ -45,7 +45,7 @@ class Pair:
         self._follows(1, self.old)
 
     def fail_over(self) -> None:
-        """The address leads to the new primary. Connections to the old one, a replica now, stay open."""
+        """Let the address lead to the new primary; connections to the old one, a replica now, stay open."""
         self._clients[1].replicaof("NO", "ONE")
         self.address.leads_to(self.new.port)
         self._follows(0, self.new)
@@ -63,7 +63,7 @@ def pair() -> Iterator[Pair]:
 
 
 def test_the_first_write_after_a_failover_is_done(pair: Pair, open_here: Any) -> None:
-    """The replica refuses it, and it is done by the new primary within the same call."""
+    """The first write after a failover is refused by the replica and done by the new primary in the same call."""
     room = open_here(pair.address.url)
     assert room.cache.set("before", 1, tags=["t"])
     session = room.sessions.create("u1")
@@ -82,7 +82,7 @@ def test_the_first_write_after_a_failover_is_done(pair: Pair, open_here: Any) ->
 def test_whatever_is_asked_first_is_done_by_the_new_primary(
     pair: Pair, open_here: Any, first: str
 ) -> None:
-    """An invalidation, a login, a check, a load: each finds the new primary by itself."""
+    """An invalidation, a login, a check and a load each find the new primary by themselves."""
     room = open_here(pair.address.url)
     assert room.cache.set("k", 1, tags=["t"])
     room.sessions.create("u1")
@@ -102,7 +102,7 @@ def test_whatever_is_asked_first_is_done_by_the_new_primary(
 
 
 def test_who_only_reads_notices_within_seconds(pair: Pair, open_here: Any) -> None:
-    """Reads ask who answers now and then: nobody reads from a replica for long."""
+    """A process that only reads asks now and then which server answers, and leaves a replica within seconds."""
     room, writer = open_here(pair.address.url), open_here(pair.address.url)
     assert writer.cache.set("k", "before")
     assert room.cache.get("k") == "before"
@@ -116,7 +116,7 @@ def test_who_only_reads_notices_within_seconds(pair: Pair, open_here: Any) -> No
 
 
 def test_a_server_that_loads_its_data_is_away_until_it_has_them(open_here: Any) -> None:
-    """Reads fall back, nothing is said to be done, and no process is restarted."""
+    """A loading server counts as away: reads fall back, writes are not confirmed, and no restart is needed."""
     options = {
         "enable-debug-command": "yes",
         "key-load-delay": "1000",
@@ -144,7 +144,7 @@ def _reload(server: EmbeddedServer) -> None:
 
 
 def test_a_restart_with_an_older_state_is_a_cold_cache(open_here: Any) -> None:
-    """Another run of the server may have forgotten an invalidation: what it kept is served by nobody."""
+    """After a restart with an older state no entry is served, because an invalidation may be lost."""
     with EmbeddedServer() as server:
         room = open_here(server.url)
         assert room.cache.set("k", "old", tags=["t"])

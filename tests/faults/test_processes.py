@@ -1,4 +1,4 @@
-"""Forks, threads that can't start, event loops that come and go, rooms that are closed."""
+"""Forks, threads that cannot start, event loops and closed rooms leave each process in order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUEUE = "stillroom.refresh"
 
 
 def in_child(act: Callable[[], bool]) -> bool:
-    """Whether it is true in a forked child, which may take ten seconds."""
+    """Return whether a condition is true in a forked child, within ten seconds."""
     pid = os.fork()
     if pid == 0:
         threading.Timer(10, lambda: os._exit(2)).start()
@@ -34,7 +34,7 @@ def in_child(act: Callable[[], bool]) -> bool:
 
 
 def test_a_child_counts_only_what_it_did(own_server: EmbeddedServer) -> None:
-    """The parent writes down what the parent counted."""
+    """A forked child counts only its own acts."""
     with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
         room.stats.due = float("inf")
         room.cache.set("k", 1)
@@ -45,7 +45,7 @@ def test_a_child_counts_only_what_it_did(own_server: EmbeddedServer) -> None:
 
 
 def test_a_fork_while_marks_are_learned_does_not_lock_the_child(own_server: EmbeddedServer) -> None:
-    """Another thread held the lock: the child has one of its own."""
+    """A fork while another thread learns marks does not lock the child."""
     with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
         room.cache.set("k", 1)
         with room._cache_body._judges._lock:
@@ -53,7 +53,7 @@ def test_a_fork_while_marks_are_learned_does_not_lock_the_child(own_server: Embe
 
 
 def test_a_fork_while_orders_are_queued_does_not_lock_the_child(own_server: EmbeddedServer) -> None:
-    """The child has a queue, a thread and a connection of its own, and does not repeat the parent's orders."""
+    """A fork while orders are queued gives the child its own queue and connection, and repeats no order."""
     dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), Keys("stillroom"))
 
     def child() -> bool:
@@ -68,7 +68,7 @@ def test_a_fork_while_orders_are_queued_does_not_lock_the_child(own_server: Embe
 
 
 def test_closed_rooms_leave_nothing_behind(own_server: EmbeddedServer) -> None:
-    """Ten rooms that each sent an order: no thread, no connection, no open file more than before."""
+    """Ten closed rooms that each sent an order leave no thread, connection or open file."""
     with redis.Redis.from_url(own_server.url) as client:
         client.ping()
 
@@ -89,7 +89,7 @@ def test_closed_rooms_leave_nothing_behind(own_server: EmbeddedServer) -> None:
 
 
 def test_twenty_first_orders_start_one_thread(own_server: EmbeddedServer) -> None:
-    """However many requests are the first to find something stale."""
+    """Twenty requests that first find something stale start one thread."""
     dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), Keys("stillroom"))
     barrier, before = threading.Barrier(20), set(threading.enumerate())
 
@@ -109,7 +109,7 @@ def test_twenty_first_orders_start_one_thread(own_server: EmbeddedServer) -> Non
 def test_a_queue_nobody_takes_from_is_not_filled_further(
     own_server: EmbeddedServer, caplog: Any
 ) -> None:
-    """Without workers refreshes would pile up for ever; the orders are given back instead."""
+    """Without workers a queue is filled up to a bound, and further orders are given back."""
     dispatch = CeleryDispatch(Settings(**PATIENT, redis_url=own_server.url), Keys("stillroom"))
     dispatch.queue_limit = 3
     given_back = threading.Event()
@@ -128,7 +128,7 @@ def test_a_queue_nobody_takes_from_is_not_filled_further(
 def test_a_breaker_whose_thread_cannot_start_stays_closed(
     own_server: EmbeddedServer, monkeypatch: Any
 ) -> None:
-    """Open with nobody to close it would be for ever."""
+    """A breaker whose thread cannot start stays closed, because nobody would close it again."""
     with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
         room.cache.set("k", 1)
         own_server.kill()
@@ -146,7 +146,7 @@ def test_a_breaker_whose_thread_cannot_start_stays_closed(
 
 
 def test_a_closed_room_can_be_used_again(own_server: EmbeddedServer) -> None:
-    """Also one that was closed during an outage, and it recovers from the next one."""
+    """A closed room can be used again, also after an outage, and recovers from the next one."""
     room = Stillroom(Settings(redis_url=own_server.url), dispatch=InlineDispatch())
     room.cache.set("k", 1)
     for _ in range(2):
@@ -164,7 +164,7 @@ def test_a_closed_room_can_be_used_again(own_server: EmbeddedServer) -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_one_async_room_serves_several_event_loops(own_server: EmbeddedServer) -> None:
-    """Two at once in two threads, and one after the other: each has its own connections."""
+    """One async room serves two event loops at once and one after the other, each with its own connections."""
     room = AsyncStillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch())
     wrong: list[Any] = []
 
@@ -185,7 +185,7 @@ def test_one_async_room_serves_several_event_loops(own_server: EmbeddedServer) -
 
 
 def test_a_unix_socket_serves_cache_and_broker(tmp_path: Any) -> None:
-    """kombu spells it differently; the setting is one."""
+    """A Unix socket serves cache and broker by one setting, though kombu spells it differently."""
     path = f"{tmp_path}/redis.sock"
     options = {"unixsocket": path, "requirepass": "p#/ss"}
     with EmbeddedServer(options=options):
@@ -199,7 +199,7 @@ def test_a_unix_socket_serves_cache_and_broker(tmp_path: Any) -> None:
 
 
 def test_a_user_who_may_not_load_scripts_is_told_so() -> None:
-    """noperm, which is the operator's to mend; not noscript, which is nobody's."""
+    """A user without the right to load scripts gets the error noperm, which an operator can mend, not noscript."""
     from stillroom import RedisUnavailable
 
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:

@@ -48,7 +48,7 @@ def test_no_acknowledged_invalidation_is_lost(own_server: EmbeddedServer) -> Non
 
 
 def entries_of(room: Stillroom) -> list[bytes]:
-    """The keys of all entries, dead or alive."""
+    """Return the keys of all entries, dead or alive."""
     keys: list[bytes] = room.wire.execute([(b"KEYS", room.keys.entry_prefix + b"*")], 10.0)[0]
     return keys
 
@@ -56,7 +56,7 @@ def entries_of(room: Stillroom) -> list[bytes]:
 def invalidate(
     room: Stillroom, names: list[str], acknowledged: list[str], fatal: int, enough: threading.Event
 ) -> None:
-    """One after the other, until Redis is away; a tag mostly, a key often, a pattern now and then."""
+    """Invalidate one after the other until Redis is away: mostly tags, often keys, sometimes patterns."""
     for number, name in enumerate(names):
         try:
             if number % 50 == 0:

@@ -1,4 +1,4 @@
-"""What is sent twice is done once: a first copy that a proxy delivers late changes nothing that came after it."""
+"""A command that is sent twice acts once, and a copy that a proxy delivers late changes nothing newer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
 
 @pytest.fixture(params=FACES)
 def app(request: pytest.FixtureRequest, proxy: Proxy) -> Iterator[Any]:
-    """A process behind the proxy, with a connection that is idle and scripts that are loaded."""
+    """Open a process behind the proxy, with an idle connection and loaded scripts."""
     patience = {"connect_timeout": 5.0, "command_timeout": COMMAND_S, "call_timeout": 5.0}
     with open_room(request.param, Settings(redis_url=proxy.url, **patience), NoDispatch()) as room:
         room.cache.get_or_set("warm", lambda: 1, tags=["warm"])
@@ -44,7 +44,7 @@ def app(request: pytest.FixtureRequest, proxy: Proxy) -> Iterator[Any]:
 
 @pytest.fixture
 def other(make_room: Any) -> Stillroom:
-    """A process with a better network."""
+    """Open another process with a better network."""
     room: Stillroom = make_room()
     room.cache.get("warm")
     return room
@@ -53,7 +53,7 @@ def other(make_room: Any) -> Stillroom:
 def test_a_set_whose_connection_died_says_so_when_it_can_no_longer_act(
     app: Any, proxy: Proxy, other: Stillroom
 ) -> None:
-    """It waits until its copy is refused; what is invalidated after that stays so."""
+    """A set whose connection died returns once its copy can no longer act, so that later invalidations hold."""
     proxy.keep(put.text.sha)
     began = time.monotonic()
     assert app.cache.set("k", "v1", tags=["t"], ttl=600) is False
@@ -65,7 +65,7 @@ def test_a_set_whose_connection_died_says_so_when_it_can_no_longer_act(
 
 @pytest.mark.parametrize("many", [False, True])
 def test_an_older_set_does_not_overwrite_a_newer_one(app: Any, proxy: Proxy, many: bool) -> None:
-    """One process, one thread: its first value comes late, and its second stays."""
+    """A late copy of an older set does not overwrite a newer one of the same thread."""
 
     def store(value: str) -> None:
         app.cache.set_many({"k": value}) if many else app.cache.set("k", value)
@@ -80,7 +80,7 @@ def test_an_older_set_does_not_overwrite_a_newer_one(app: Any, proxy: Proxy, man
 def test_a_lease_that_was_asked_for_is_not_taken_once_more(
     app: Any, proxy: Proxy, other: Stillroom
 ) -> None:
-    """A load whose lease an invalidation took away does not get it back from a copy of its own request."""
+    """A copy of a lease request does not take back a lease that an invalidation removed."""
     database = {"k": "v1"}
 
     def load() -> str:
@@ -101,7 +101,7 @@ def test_a_lease_that_was_asked_for_is_not_taken_once_more(
 def test_an_invalidation_that_arrives_twice_forgets_no_other(
     app: Any, proxy: Proxy, other: Stillroom, how: str
 ) -> None:
-    """Its first copy comes after somebody else's: both stand, and what is stored since may only be missing."""
+    """A late copy of an invalidation keeps other invalidations; newer entries may at most be missing."""
     acts: dict[str, Callable[[], Any]] = {
         "tag": lambda: app.cache.invalidate_by_tag("a"),
         "soft tag": lambda: app.cache.invalidate_by_tag("a", soft=True),
@@ -117,7 +117,7 @@ def test_an_invalidation_that_arrives_twice_forgets_no_other(
 
 
 def test_a_clear_that_arrives_twice_is_one(app: Any, proxy: Proxy, other: Stillroom) -> None:
-    """What was stored since lives, and what was invalidated since stays dead."""
+    """A clear that arrives twice acts once: newer entries live and newer invalidations hold."""
     proxy.keep(clear.text.sha)
     app.cache.clear()
     other.cache.set("living", 1)
@@ -129,7 +129,7 @@ def test_a_clear_that_arrives_twice_is_one(app: Any, proxy: Proxy, other: Stillr
 
 
 def test_a_late_clear_revives_nothing(app: Any, proxy: Proxy, other: Stillroom) -> None:
-    """Another epoch has begun since: the copy begins a third one, and no name begins twice."""
+    """A late copy of a clear begins a third epoch and revives nothing."""
     other.cache.set("first", 1)
     proxy.keep(clear.text.sha)
     app.cache.clear()
@@ -141,7 +141,7 @@ def test_a_late_clear_revives_nothing(app: Any, proxy: Proxy, other: Stillroom) 
 
 
 def test_what_is_added_once_is_not_added_again(app: Any, proxy: Proxy, other: Stillroom) -> None:
-    """incr, touch and add that failed do nothing later."""
+    """A copy of a failed incr, touch or add does nothing later."""
     app.cache.set("n", 5, ttl=600)
     proxy.keep(replace.text.sha)
     with pytest.raises(Exception, match="unavailable"):
@@ -157,7 +157,7 @@ def test_what_is_added_once_is_not_added_again(app: Any, proxy: Proxy, other: St
 def test_two_threads_do_not_wait_for_each_others_late_copies(
     app: Any, proxy: Proxy, make_room: Any
 ) -> None:
-    """A request whose connection was cut is its caller's alone: others go on meanwhile."""
+    """A cut connection delays its own caller only, and other threads go on."""
     if not isinstance(app, Stillroom):
         pytest.skip("a blocking call")
     proxy.keep(put.text.sha)
@@ -173,7 +173,7 @@ def test_two_threads_do_not_wait_for_each_others_late_copies(
 def test_a_clock_that_is_not_where_it_was_thought_to_be_refuses_nothing_for_long(
     app: Any, seconds: float
 ) -> None:
-    """A write that was too late, or too early, by a wrong estimate is made again by a right one."""
+    """A write refused by a wrong estimate of the clock is made again by a right one."""
     misjudge(app.wire.server, seconds)
     assert app.cache.set("k", 1)
     misjudge(app.wire.server, seconds)

@@ -1,4 +1,4 @@
-"""Commands that were done and whose reply was late or lost: each counts once, and nobody is locked out."""
+"""A command whose reply was late or lost counts once, and nobody is locked out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
 
 @pytest.fixture
 def brisk(proxy: Proxy) -> Iterator[Stillroom]:
-    """A room behind the proxy that gives up soon, with its scripts loaded and a connection open."""
+    """Open a room behind the proxy that gives up soon, with loaded scripts and an open connection."""
     settings = Settings(redis_url=proxy.url, session_peppers=PEPPER, **BRISK)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         session = room.sessions.create("eve", max_per_user=9, on_cap="reject")
@@ -38,7 +38,7 @@ def brisk(proxy: Proxy) -> Iterator[Stillroom]:
 def test_a_login_whose_reply_was_late_takes_no_place_of_a_cap(
     brisk: Stillroom, proxy: Proxy
 ) -> None:
-    """Nobody has its token, so it is ended before the next login is counted, wherever the login is made."""
+    """A login with a late reply is ended before the next login is counted, so that it takes no place of a cap."""
     only = {"max_per_user": 1, "on_cap": "reject"}
     proxy.hold_replies()
     with pytest.raises(SessionStoreUnavailable):
@@ -53,7 +53,7 @@ def test_a_login_whose_reply_was_late_takes_no_place_of_a_cap(
 def test_a_login_that_arrives_after_it_was_given_up_begins_nothing(
     brisk: Stillroom, proxy: Proxy, client: Any, make_room: Any
 ) -> None:
-    """Held up on its way, it comes after the command that undoes it."""
+    """A login that arrives after the command that undoes it begins nothing."""
     other = make_room()
     proxy.hold_requests()
     with pytest.raises(SessionStoreUnavailable):
@@ -68,12 +68,12 @@ def test_a_login_that_arrives_after_it_was_given_up_begins_nothing(
 
 
 def calls_of(client: Any) -> int:
-    """How many scripts the server has run."""
+    """Return how many scripts the server has run."""
     return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
 
 
 def test_the_session_before_a_lost_login_ends_too(brisk: Stillroom, proxy: Proxy) -> None:
-    """Whether the login was made is not known; what it was to replace does not open anything afterwards."""
+    """The session that a lost login was to replace opens nothing afterwards."""
     for on_cap in ("evict_oldest", "reject"):
         for _ in range(3):
             guest = brisk.sessions.create(None)
@@ -89,7 +89,7 @@ def test_the_session_before_a_lost_login_ends_too(brisk: Stillroom, proxy: Proxy
 def test_a_rotation_whose_reply_was_late_logs_nobody_out(
     brisk: Stillroom, proxy: Proxy, grace: int
 ) -> None:
-    """The browser keeps the old token, and it is good; nothing is told as a replay."""
+    """A rotation with a late reply leaves the old token good and reports no replay."""
     events: list[Any] = []
     brisk.sessions.on_event.append(events.append)
     session = brisk.sessions.create("ann", {"a": 1}, tags=["t"])
@@ -109,7 +109,7 @@ def test_a_rotation_whose_reply_was_late_logs_nobody_out(
 def test_what_rides_along_is_written_once(
     brisk: Stillroom, proxy: Proxy, client: Any, act: str
 ) -> None:
-    """The connection breaks after the server did it all: what was asked is asked again, without the riders."""
+    """When a connection breaks after the server acted, the question is asked again without its riders."""
     session = brisk.sessions.create("ann")
     acts = {
         "get": lambda: brisk.sessions.get(session),
@@ -142,7 +142,7 @@ def own_room(own_server: EmbeddedServer) -> Iterator[Stillroom]:
 
 
 def away(room: Stillroom, server: EmbeddedServer, act: Any) -> None:
-    """Do something while Redis is away; when it is back, no thread has told it anything yet."""
+    """Act while Redis is away; when it is back, no thread has told it anything yet."""
     server.kill()
     kept, room.state_wire.breaker.recovered[:] = list(room.state_wire.breaker.recovered), []
     act()
@@ -154,7 +154,7 @@ def away(room: Stillroom, server: EmbeddedServer, act: Any) -> None:
 def test_all_deferred_ends_are_told_before_a_session_is_read(
     own_room: Stillroom, own_server: EmbeddedServer
 ) -> None:
-    """However many there are, and by whatever name this process asks: the new token, a list, a count."""
+    """All deferred ends are told before a session is read by token, list or count."""
     sessions = [own_room.sessions.create(f"u{n}") for n in range(250)]
     fresh = own_room.sessions.rotate(sessions[-1], grace=3_600)
 
@@ -171,7 +171,7 @@ def test_all_deferred_ends_are_told_before_a_session_is_read(
 def test_a_deferred_end_keeps_its_place_where_scripts_were_lost(
     own_room: Stillroom, own_server: EmbeddedServer
 ) -> None:
-    """After a restart the script that reads is there, another process brought it, and the one that ends is not."""
+    """A deferred end is told before a read after a restart, though only the read's script is loaded."""
     session = own_room.sessions.create("ann")
     fresh = own_room.sessions.rotate(session, grace=3_600)
     own_room.sessions.get(fresh)
@@ -185,7 +185,7 @@ def test_a_deferred_end_keeps_its_place_where_scripts_were_lost(
 def test_an_end_that_is_refused_for_itself_holds_nobody_up(
     own_room: Stillroom, own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One record is none by the time Redis is told: it is given up, and the others are told."""
+    """A deferred end that Redis refuses is given up, and the others are told."""
     bad, good, stays = (own_room.sessions.create(name) for name in ("ann", "bob", "eve"))
 
     def log_out() -> None:

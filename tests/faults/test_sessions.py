@@ -1,4 +1,4 @@
-"""Sessions while Redis is away: never "you are logged out", and an end that is deferred is not forgotten."""
+"""While Redis is away a session is never reported as ended, and a deferred end is not forgotten."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def other(server: EmbeddedServer) -> Stillroom:
 def test_nobody_is_logged_out_because_redis_is_away(
     own_room: Any, own_server: EmbeddedServer
 ) -> None:
-    """Every operation says that it can't know, quickly; the session is there when Redis is."""
+    """When Redis is away every session call raises quickly, and the session is there when Redis is back."""
     session = own_room.sessions.create("u1", {"a": 1})
     own_server.kill()
     sessions = own_room.sessions
@@ -74,7 +74,7 @@ def test_nobody_is_logged_out_because_redis_is_away(
 
 
 def test_a_deferred_end_is_delivered_on_recovery(own_room: Any, own_server: EmbeddedServer) -> None:
-    """Ended here at once, in Redis as soon as it is back, without another call of this process."""
+    """A deferred end holds here at once and in Redis as soon as it is back, without another call."""
     session, stays = own_room.sessions.create("u1"), own_room.sessions.create("u1")
     own_server.kill()
     with pytest.raises(SessionStoreUnavailable):
@@ -110,7 +110,7 @@ def _get(room: Stillroom, session: Any) -> Any:
 def test_a_deferred_end_goes_in_front_of_the_next_read(
     own_room: Any, own_server: EmbeddedServer
 ) -> None:
-    """Redis is back before the breaker noticed anything: the first read of this process tells it."""
+    """A deferred end is told before this process's next read, though the breaker noticed nothing."""
     session, stays = own_room.sessions.create("u1"), own_room.sessions.create("u1")
     own_server.freeze()
     try:
@@ -127,7 +127,7 @@ def test_a_deferred_end_goes_in_front_of_the_next_read(
 def test_a_deferred_end_reaches_who_was_rotated_meanwhile(
     own_room: Any, own_server: EmbeddedServer
 ) -> None:
-    """Another process gives it a new token before Redis hears of the logout, and the old one has no grace."""
+    """A deferred end reaches a session that another process rotated meanwhile without grace."""
     session, stays = own_room.sessions.create("u1"), own_room.sessions.create("u1")
     stolen = own_room.sessions.create("u1")
     with other(own_server) as elsewhere:
@@ -146,7 +146,7 @@ def test_a_deferred_end_reaches_who_was_rotated_meanwhile(
 
 
 def test_a_server_that_only_copies_is_no_logout(own_room: Any, own_server: EmbeddedServer) -> None:
-    """After a failover, until the address is the new master's: no write is said to be made, no session gone."""
+    """After a failover writes to a replica raise and no session seems ended, until the address is the primary's."""
     session, leaves = own_room.sessions.create("u1", {"a": 1}), own_room.sessions.create("u1")
     sessions = own_room.sessions
     with redis.Redis.from_url(own_server.url) as client:
@@ -173,7 +173,7 @@ def test_a_server_that_only_copies_is_no_logout(own_room: Any, own_server: Embed
 def test_the_outbox_has_a_bound(
     own_room: Any, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Past it nothing is promised any more."""
+    """A full outbox of ends raises for further ones."""
     monkeypatch.setattr(asking, "DEFERRED_LIMIT", 2)
     sessions = [own_room.sessions.create("u1") for _ in range(3)]
     own_server.kill()
@@ -187,7 +187,7 @@ def test_the_outbox_has_a_bound(
 def test_what_could_not_be_told_at_the_end_is_said(
     own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A room that closes while Redis is away logs how many ends are lost; one that closes after tells them."""
+    """A room that closes while Redis is away logs how many ends are lost; after an outage it tells them."""
     for back in (False, True):
         room = other(own_server)
         session = room.sessions.create("u1")
@@ -207,7 +207,9 @@ def test_what_could_not_be_told_at_the_end_is_said(
 
 
 def test_a_process_that_exits_takes_its_promise_with_it(own_server: EmbeddedServer) -> None:
-    """Documented: without `close()` what waits is lost; the session lives, and its user can end it again."""
+    """Without `close()` a process that exits loses its deferred ends, as documented, and the user can
+    end them again.
+    """
     with other(own_server) as room:
         session = room.sessions.create("u1")
         own_server.freeze()
@@ -233,7 +235,7 @@ def test_a_process_that_exits_takes_its_promise_with_it(own_server: EmbeddedServ
 def test_a_dead_connection_does_not_count_an_update_twice(
     own_room: Any, own_server: EmbeddedServer
 ) -> None:
-    """A restart between two calls: the update is made once, or not at all."""
+    """An update whose connection died in a restart is made once or not at all."""
     session = own_room.sessions.create("u1")
     assert own_room.sessions.update(session, {"a": 1}) == 2
     own_server.restart()
@@ -246,7 +248,7 @@ def test_a_dead_connection_does_not_count_an_update_twice(
 
 
 def test_counts_ride_along_with_the_operations(own_room: Any, own_server: EmbeddedServer) -> None:
-    """When they are due, and without a round trip of their own."""
+    """Counts are sent with the operations when due, without a round trip of their own."""
     stats = own_room.state_stats
     stats.due = time.monotonic() + 1_000
     session = own_room.sessions.create("u1")
@@ -263,7 +265,7 @@ def test_counts_ride_along_with_the_operations(own_room: Any, own_server: Embedd
 
 
 def test_the_last_counts_are_written_down(own_server: EmbeddedServer) -> None:
-    """Also where the cache has a server of its own: on the sessions', when the room is closed."""
+    """The last counts are written when the room is closed, to the sessions' server where there are two."""
     settings = Settings(
         redis_url=f"{own_server.url}/1", cache_url=f"{own_server.url}/2", session_peppers=PEPPER
     )

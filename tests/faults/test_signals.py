@@ -1,4 +1,4 @@
-"""Signals: however often they come, and whatever their handlers call, each call keeps its deadline."""
+"""Each call keeps its deadline however often signals come and whatever their handlers call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PEPPER = "a-pepper-of-thirty-two-bytes-...."
 
 @contextmanager
 def flooded(every: float, kind: int = signal.SIGALRM) -> Iterator[None]:
-    """A signal with a handler of Python's, this often. Who sends it does not matter: a timer here."""
+    """Send a signal with a Python handler this often, by a timer."""
     timers = {signal.SIGALRM: signal.ITIMER_REAL, signal.SIGPROF: signal.ITIMER_PROF}
     before = signal.signal(kind, lambda *_: None)
     stop = threading.Event()
@@ -63,7 +63,7 @@ def app(own_server: EmbeddedServer) -> Iterator[Stillroom]:
 def test_a_flood_of_signals_takes_no_deadline_away(
     own_server: EmbeddedServer, app: Stillroom, every: float, kind: int
 ) -> None:
-    """Redis is frozen, a signal comes more often than the deadline, and each kind of call ends in time."""
+    """Each kind of call to a frozen Redis ends in time, though signals come more often than the deadline."""
     session = app.sessions.create("ann")
     calls: dict[str, Callable[[], Any]] = {
         "get": lambda: app.cache.get("k"),
@@ -90,7 +90,7 @@ def _away(call: Callable[[], Any]) -> None:
 
 
 def test_a_connection_is_begun_in_time_whatever_signals_come(own_server: EmbeddedServer) -> None:
-    """The handshake has the call's deadline too: a server that takes connections and says nothing."""
+    """A handshake with a silent server ends in time under signals."""
     own_server.freeze()
     try:
         with (

@@ -55,7 +55,7 @@ async def until_stored(room: AsyncStillroom) -> bool:
 
 
 def test_a_line_before_a_frozen_server_ends_in_time(own_server: EmbeddedServer) -> None:
-    """The line moves a deadline by the loop's own work only: a server that does not answer is given up as ever."""
+    """A queue of reads before a frozen server ends in time: only the loop's own work moves a deadline."""
 
     async def stand_in_line() -> float:
         settings = Settings(redis_url=own_server.url, breaker_failures=10_000, **FEW)
@@ -92,7 +92,7 @@ def test_a_loop_that_was_held_up_reads_what_has_arrived(server: EmbeddedServer) 
 
 
 def test_only_the_loops_own_time_moves_a_deadline() -> None:
-    """A wait in an idle loop ends on time; one in a loop that works gets that time on top."""
+    """A wait in an idle loop ends on time, and one in a working loop gets that time on top."""
 
     async def wait(work: float) -> tuple[float, float]:
         began = time.monotonic()
@@ -117,7 +117,7 @@ def test_only_the_loops_own_time_moves_a_deadline() -> None:
 
 @pytest.fixture
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A switch: while it is on, no thread starts, as with a limit of processes that is reached."""
+    """Let no thread start, as with a limit of processes that is reached."""
     start, on = threading.Thread.start, threading.Event()
 
     def refuse(thread: threading.Thread) -> None:
@@ -133,7 +133,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_an_async_loader_goes_on_after_a_moment_without_threads(
     server: EmbeddedServer, no_threads: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first load fails; the next one starts the loop that the first could not."""
+    """An async loader that could not start its thread fails once, and the next load works."""
     monkeypatch.setattr(operation, "_background", None)
     settings = Settings(redis_url=server.url)
     source = AsyncStillroom(settings, dispatch=NoDispatch())
@@ -161,7 +161,7 @@ def test_an_async_loader_goes_on_after_a_moment_without_threads(
 def test_nothing_that_promises_not_to_raise_does(
     server: EmbeddedServer, no_threads: threading.Event, make_room: Any
 ) -> None:
-    """Orders are given back, wakes are left to beat, health answers, and the room closes."""
+    """Without threads orders are given back, wakes are left to beat, health answers, and the room closes."""
     settings = Settings(redis_url=server.url)
     dispatch = CeleryDispatch(settings, Keys(settings.namespace))
     order = RefreshOrder(loader="x", args={}, key="k", token="0" * 16)
@@ -199,7 +199,7 @@ def test_nothing_that_promises_not_to_raise_does(
 
 @contextmanager
 def without_files() -> Iterator[None]:
-    """As many files are open as may be."""
+    """Open as many files as may be open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 4, hard))
     held = []
@@ -216,7 +216,7 @@ def without_files() -> Iterator[None]:
 
 
 def test_health_answers_without_a_file_descriptor(server: EmbeddedServer) -> None:
-    """The machine is not known then; the report is there all the same."""
+    """Health reports without a file descriptor; only the machine is unknown."""
     pytest.importorskip("psutil")
     with Stillroom(Settings(redis_url=server.url), dispatch=NoDispatch()) as room:
         room.health.check()

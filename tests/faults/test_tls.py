@@ -1,4 +1,4 @@
-"""TLS with a certificate authority of one's own: both faces, orders, workers, and what stands in the way."""
+"""TLS with an authority of one's own works for both faces, orders and workers, and refuses what it must."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENT = {"connect_timeout": 5, "command_timeout": 5, "call_timeout": 10}
 
 
 class TlsServer(EmbeddedServer):
-    """A server that also listens for TLS. `asks`: it wants a certificate of its clients."""
+    """A server that also listens for TLS; with `asks` it wants a certificate of its clients."""
 
     def __init__(self, folder: Path, *addresses: str, asks: bool = False) -> None:
         self.authority = Authority(folder)
@@ -48,7 +48,7 @@ class TlsServer(EmbeddedServer):
 def make_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., TlsServer]]:
-    """Starts servers, which end with the module. Skips where there is none with TLS."""
+    """Return a function that starts servers for the module; skip where there is none with TLS."""
     if not Authority.is_possible() or shutil.which("redis-server") is None:
         pytest.skip("there is no openssl, or no redis-server with TLS")
     with ExitStack() as stack:
@@ -87,7 +87,7 @@ def stack() -> Iterator[ExitStack]:
 def test_a_room_speaks_tls_with_an_authority_of_ones_own(
     server: TlsServer, stack: ExitStack, face: str
 ) -> None:
-    """Small values and large ones, sessions, and a connection that was idle."""
+    """A room over TLS with its own authority reads small and large values, sessions, and on idle connections."""
     room = opened(stack, face, server.tls_url(server.authority))
     room.connect()
     large = "x" * 500_000
@@ -101,7 +101,7 @@ def test_a_room_speaks_tls_with_an_authority_of_ones_own(
 def test_a_certificate_of_nobody_known_is_refused(
     server: TlsServer, stack: ExitStack, face: str, tmp_path: Path
 ) -> None:
-    """At once, with the option that is missing; and so is one of another authority."""
+    """A certificate of an unknown or another authority is refused at once with the missing option."""
     for authority in (None, Authority(tmp_path, "another")):
         room = opened(stack, face, server.tls_url(authority), connect_delay=60)
         with pytest.raises(RedisUnavailable, match=r"\(tls\).*REDIS_URL.*ssl_ca_certs"):
@@ -112,7 +112,7 @@ def test_a_certificate_of_nobody_known_is_refused(
 def test_a_certificate_of_another_name_is_refused(
     make_server: Callable[..., TlsServer], stack: ExitStack, face: str
 ) -> None:
-    """It was signed for redis.test, and the URL says 127.0.0.1."""
+    """A certificate for redis.test is refused for a URL with 127.0.0.1."""
     elsewhere = make_server()
     room = opened(stack, face, elsewhere.tls_url(elsewhere.authority), connect_delay=60)
     with pytest.raises(RedisUnavailable, match=r"\(tls\).*127\.0\.0\.1|\(tls\).*certificate"):
@@ -122,7 +122,7 @@ def test_a_certificate_of_another_name_is_refused(
 def test_a_server_may_want_a_certificate_of_its_clients(
     make_server: Callable[..., TlsServer], stack: ExitStack, face: str
 ) -> None:
-    """With one the room is let in; without, it falls back."""
+    """Where the server wants client certificates a room with one is let in and one without falls back."""
     asking = make_server("127.0.0.1", asks=True)
     room = opened(stack, face, asking.tls_url(asking.authority, certified=True))
     assert room.cache.set("k", 1)
@@ -134,7 +134,7 @@ def test_a_server_may_want_a_certificate_of_its_clients(
 def test_orders_and_workers_speak_tls(
     make_server: Callable[..., TlsServer], tmp_path: Path
 ) -> None:
-    """A room orders work and a worker does it, each with a client's certificate."""
+    """A room orders work and a worker does it over TLS, each with a client's certificate."""
     asking = make_server("127.0.0.1", asks=True)
     url = asking.tls_url(asking.authority, certified=True)
     log, arguments = tmp_path / "worker.log", ("worker", "-l", "INFO", "-P", "threads")

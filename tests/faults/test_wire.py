@@ -1,4 +1,4 @@
-"""The wire when things go wrong: deadlines, the breaker, recovery, interrupted calls."""
+"""The wire keeps deadlines, opens its breaker, recovers, and never mixes up replies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def timed(call: Any) -> tuple[float, Any]:
 
 
 def await_recovery(room: Any) -> float:
-    """Seconds until the room reads from Redis again."""
+    """Return the seconds until the room reads from Redis again."""
     recovered = threading.Event()
     room.wire.breaker.recovered.append(recovered.set)
     with Stopwatch() as watch:
@@ -45,7 +45,7 @@ def await_recovery(room: Any) -> float:
 
 @pytest.fixture(params=["sync", "async"])
 def make(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Makes rooms with this face for a URL."""
+    """Return a function that makes rooms with this face for a URL."""
     closing: list[Any] = []
     with asyncio.Runner() as runner:
 
@@ -71,7 +71,7 @@ def refused_url() -> str:
 
 
 def test_refused_falls_back_at_once(make: Any) -> None:
-    """No server: every kind of call does what it promises, inside its deadline."""
+    """Without a server every kind of call does what it promises, inside its deadline."""
     room = make(refused_url())
     for call, expected in [
         (lambda: room.cache.get("k", default="d"), "d"),
@@ -88,7 +88,7 @@ def test_refused_falls_back_at_once(make: Any) -> None:
 
 
 def test_the_breaker_opens_and_calls_cost_microseconds(make: Any) -> None:
-    """After five failures in a row nothing is tried any more."""
+    """After five failures in a row the breaker opens and calls cost microseconds."""
     room = make(refused_url())
     for _ in range(5):
         room.cache.get("k")
@@ -99,7 +99,7 @@ def test_the_breaker_opens_and_calls_cost_microseconds(make: Any) -> None:
 
 
 def test_a_frozen_server_costs_one_deadline(make: Any, own_server: EmbeddedServer) -> None:
-    """SIGSTOP: each call ends in time, loads are served, and after SIGCONT all is well within 1.5 s."""
+    """With a frozen server each call ends in time and loads are served; after SIGCONT all is well within 1.5 s."""
     room = make(own_server.url)
     room.cache.set("k", "stored")
     before = room.wire.connections
@@ -114,7 +114,7 @@ def test_a_frozen_server_costs_one_deadline(make: Any, own_server: EmbeddedServe
 
 
 def test_a_killed_server_is_found_again(make: Any, own_server: EmbeddedServer) -> None:
-    """kill -9 and restart: recovery within 1.5 s, with as many connections as before."""
+    """After kill -9 and a restart the room recovers within 1.5 s with as many connections as before."""
     room = make(own_server.url)
     room.cache.set("k", "stored", ttl=60)
     before = room.wire.connections
@@ -148,7 +148,7 @@ def test_a_restart_between_two_calls_is_not_seen(make: Any, own_server: Embedded
 
 
 def test_a_dripping_link_is_cut_off(make: Any, own_server: EmbeddedServer) -> None:
-    """A byte every 30 ms is not progress: the deadline is the call's, not each receive's."""
+    """A reply of one byte every 30 ms is cut off, because the deadline is the call's."""
     with Proxy(own_server.port) as proxy:
         room = make(proxy.url)
         room.cache.set("k", "x" * 50)
@@ -162,7 +162,7 @@ def test_a_dripping_link_is_cut_off(make: Any, own_server: EmbeddedServer) -> No
 
 
 def test_a_server_that_sips_is_given_up(own_server: EmbeddedServer) -> None:
-    """It takes a large batch piece by piece, for six seconds: the deadline is the call's, not each piece's."""
+    """A server that takes a large batch piece by piece is given up, because the deadline is the call's."""
     batch = [("SET", "large", b"x" * 20_000_000)]
     with Proxy(own_server.port) as proxy, Stillroom(Settings(redis_url=proxy.url)) as room:
         room.cache.set("k", 1)
@@ -176,7 +176,7 @@ def test_a_server_that_sips_is_given_up(own_server: EmbeddedServer) -> None:
 
 
 def test_a_late_write_is_refused(make: Any, own_server: EmbeddedServer) -> None:
-    """A set that timed out, then an invalidation, then the set arrives: it does not come back from the dead."""
+    """A set that timed out and arrives after an invalidation is refused."""
     with Proxy(own_server.port) as proxy:
         slow, quick = make(proxy.url), make(own_server.url)
         slow.cache.set("warm", 1)
@@ -194,7 +194,7 @@ def test_a_late_write_is_refused(make: Any, own_server: EmbeddedServer) -> None:
 
 
 def test_a_late_lease_makes_nobody_wait(make: Any, own_server: EmbeddedServer) -> None:
-    """A load whose lease request timed out leaves no lease behind when it arrives after all."""
+    """A lease request that timed out leaves no lease when it arrives after all."""
     with Proxy(own_server.port) as proxy, redis.Redis.from_url(own_server.url) as client:
         slow = make(proxy.url)
         slow.cache.set("warm", 1)
@@ -225,7 +225,7 @@ def test_a_request_shares_one_budget(make: Any, own_server: EmbeddedServer) -> N
 
 
 def test_the_pool_is_bounded(own_server: EmbeddedServer) -> None:
-    """More threads than connections: whoever gets none falls back, and the server is not to blame."""
+    """With more threads than connections a thread without one falls back, and the breaker stays closed."""
     settings = Settings(redis_url=own_server.url, pool_size=2)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         room.cache.set("k", 1)
@@ -250,7 +250,7 @@ def test_the_pool_is_bounded(own_server: EmbeddedServer) -> None:
 
 
 def test_a_cancelled_task_leaves_no_pool_waiter_behind(own_server: EmbeddedServer) -> None:
-    """With one connection, a hundred tasks take turns."""
+    """A hundred tasks take turns on one connection, and a cancelled one leaves no waiter."""
 
     async def scenario() -> None:
         settings = Settings(**PATIENT | {"redis_url": own_server.url, "pool_size": 1})
@@ -268,7 +268,7 @@ def test_a_cancelled_task_leaves_no_pool_waiter_behind(own_server: EmbeddedServe
 
 
 def test_connect_tries_five_times_and_says_so(make: Any, caplog: Any) -> None:
-    """A log line per attempt, then a clear error."""
+    """connect tries five times, logs each, and raises a clear error."""
     room = make(refused_url(), connect_delay=0.001)
     with caplog.at_level("WARNING"), pytest.raises(RedisUnavailable, match="refused"):
         room.connect()
@@ -279,7 +279,7 @@ def test_connect_tries_five_times_and_says_so(make: Any, caplog: Any) -> None:
 
 
 def test_connect_waits_for_a_server_that_comes_up(make: Any, own_server: EmbeddedServer) -> None:
-    """Started before Redis: the first attempts fail, a later one succeeds."""
+    """connect waits for a server that comes up after the first attempts."""
     own_server.kill()
     room = make(
         own_server.url, connect_delay=0.05, connect_attempts=100, command_timeout=5, call_timeout=5
@@ -292,7 +292,7 @@ def test_connect_waits_for_a_server_that_comes_up(make: Any, own_server: Embedde
 
 
 def test_a_wrong_password_is_told_at_once(make: Any) -> None:
-    """No second attempt, no password in the error."""
+    """A wrong password raises at the first attempt, without the password."""
     with EmbeddedServer(options={"requirepass": "right"}) as server:
         room = make(server.url, redis_password="wrong-canary", connect_delay=60)
         with pytest.raises(RedisUnavailable, match="auth") as caught:
@@ -307,7 +307,7 @@ def test_a_wrong_password_is_told_at_once(make: Any) -> None:
 
 
 def test_an_acl_user_and_a_database_in_the_url(make: Any) -> None:
-    """redis-py makes the connection, so a URL means what it always meant."""
+    """A URL with an ACL user and a database means what it means in redis-py."""
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
         client.acl_setuser(
             "app", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"]
@@ -319,7 +319,9 @@ def test_an_acl_user_and_a_database_in_the_url(make: Any) -> None:
 
 
 def test_a_refusing_server_degrades_reads_and_fails_invalidations(make: Any) -> None:
-    """Out of memory: reads go on, set says False, invalidations work. Read-only: they raise the server's word."""
+    """Out of memory reads go on, set returns False and invalidations work; read-only they raise the
+    server's word.
+    """
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
         room = make(server.url)
         room.cache.set("k", 1)
@@ -340,7 +342,7 @@ def test_a_refusing_server_degrades_reads_and_fails_invalidations(make: Any) -> 
 
 
 def test_the_servers_clock_may_step(make: Any, own_server: EmbeddedServer) -> None:
-    """A clock that turns out to be elsewhere is read again: writes and loads are not refused for it."""
+    """A clock that stepped is read again, and writes and loads are not refused for it."""
     room = make(own_server.url)
     room.cache.set("warm", 1)
     for step in (-3_600, 3_600):
@@ -358,7 +360,7 @@ def test_the_servers_clock_may_step(make: Any, own_server: EmbeddedServer) -> No
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_signal_in_the_middle_never_mixes_up_replies(own_server: EmbeddedServer) -> None:
-    """40,000 reads interrupted at random instants: 0 wrong values, no connection lost."""
+    """40,000 reads interrupted by signals at random instants return no wrong value and lose no connection."""
     program = Path(__file__).with_name("interrupted.py")
     done = subprocess.run(
         [sys.executable, program, own_server.url, "40000"],
@@ -375,7 +377,7 @@ def test_a_signal_in_the_middle_never_mixes_up_replies(own_server: EmbeddedServe
 
 
 def test_a_cancellation_in_the_middle_never_mixes_up_replies(own_server: EmbeddedServer) -> None:
-    """20,000 reads cancelled at random instants, among others that go on: 0 wrong values."""
+    """20,000 reads cancelled at random instants among others return no wrong value."""
 
     async def scenario() -> tuple[int, int, int]:
         async with AsyncStillroom(
@@ -404,7 +406,7 @@ def test_a_cancellation_in_the_middle_never_mixes_up_replies(own_server: Embedde
 
 
 def test_an_unread_reply_is_never_the_next_ones(own_server: EmbeddedServer) -> None:
-    """A call interrupted between send and receive closes its connection."""
+    """A call interrupted between send and receive closes its connection, so that no other reads its reply."""
     with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
         room.cache.set("a", "A")
         room.cache.set("b", "B")
@@ -426,7 +428,7 @@ def test_an_unread_reply_is_never_the_next_ones(own_server: EmbeddedServer) -> N
 
 
 def test_a_forked_child_has_connections_of_its_own(own_server: EmbeddedServer) -> None:
-    """Parent and children talk at the same time, on different sockets, also when a call was under way."""
+    """A forked child talks on connections of its own, also when a call was under way."""
     with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
         for n in range(5):
             room.cache.set(f"k:{n}", n)
@@ -442,7 +444,7 @@ def test_a_forked_child_has_connections_of_its_own(own_server: EmbeddedServer) -
 
 
 def test_many_threads_share_the_wire(own_server: EmbeddedServer) -> None:
-    """Sixteen threads read their own values; connections are no more than threads."""
+    """Sixteen threads read their own values on no more connections than threads."""
     with Stillroom(Settings(**PATIENT, redis_url=own_server.url), dispatch=NoDispatch()) as room:
         wrong: list[Any] = []
 
@@ -460,7 +462,7 @@ def test_many_threads_share_the_wire(own_server: EmbeddedServer) -> None:
 
 
 def test_fifty_outages_leave_no_file_descriptors(own_server: EmbeddedServer) -> None:
-    """After each fault the process has as many open files as before."""
+    """After fifty faults the process has as many open files as before."""
     with Stillroom(
         Settings(redis_url=own_server.url, breaker_failures=1_000, breaker_calls=10_000),
         dispatch=NoDispatch(),
@@ -499,7 +501,7 @@ print("connections", room.wire.connections)
 
 
 def test_greenlets_share_the_wire(own_server: EmbeddedServer) -> None:
-    """Under gevent each greenlet has a connection while its batch lasts, and nobody blocks the hub."""
+    """Under gevent each greenlet has a connection while its batch lasts, and none blocks the hub."""
     done = subprocess.run(
         [sys.executable, "-c", GEVENT, own_server.url],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The server whose clock tests move."""
+"""The server for tests of time has a clock that moves."""
 
 from __future__ import annotations
 

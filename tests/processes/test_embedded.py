@@ -1,4 +1,4 @@
-"""The embedded server: there when asked for, gone afterwards, and honest when it can't start."""
+"""The embedded server is there when asked for, gone afterwards, and says why it cannot start."""
 
 import errno
 import importlib.metadata
@@ -24,7 +24,7 @@ REDIS = shutil.which("redis-server")
 
 @pytest.fixture
 def others() -> set[int]:
-    """The processes of other fixtures, such as a server for the whole session."""
+    """Return the processes of other fixtures, such as a server for the whole session."""
     return our_children()
 
 
@@ -41,7 +41,7 @@ def durable() -> Iterator[EmbeddedServer]:
 
 
 def ask(server: EmbeddedServer, *commands: str, timeout: float = 5.0) -> list[str]:
-    """The reply lines to inline commands on a connection of their own."""
+    """Send inline commands on a connection of their own and return the reply lines."""
     with socket.create_connection(("127.0.0.1", server.port), timeout) as wire:
         wire.sendall("\r\n".join([*commands, "QUIT", ""]).encode())
         return wire.makefile("rb").read().decode().splitlines()[:-1]
@@ -75,7 +75,7 @@ def test_it_answers_under_its_url(server: EmbeddedServer) -> None:
 
 
 def test_it_saves_nothing_and_binds_this_machine_only(server: EmbeddedServer) -> None:
-    """Neither snapshots nor an append-only file, and no other interface than loopback."""
+    """The server saves neither snapshots nor an append-only file, and binds loopback only."""
     assert ask(server, "CONFIG GET save")[-1] == ""
     assert ask(server, "CONFIG GET appendonly")[-1] == "no"
     assert ask(server, "CONFIG GET bind")[-1] == "127.0.0.1"
@@ -190,7 +190,7 @@ def test_two_in_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_lost_race_for_the_port_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If somebody else binds the port first, even another Redis, the next port is tried."""
+    """When another program binds the port first, even another Redis, the next port is tried."""
     with EmbeddedServer() as winner:
         ports = iter([winner.port, winner.port, embedded.free_port()])
         monkeypatch.setattr(embedded, "free_port", lambda: next(ports))

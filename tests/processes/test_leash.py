@@ -24,7 +24,7 @@ leashed = Leashed([sys.executable, "-I", "-S", "-c", "import time; time.sleep(60
 
 @pytest.fixture
 def others() -> set[int]:
-    """The processes of other fixtures, such as a server for the whole session."""
+    """Return the processes of other fixtures, such as a server for the whole session."""
     return our_children()
 
 

@@ -1,4 +1,4 @@
-"""The middleware under the servers people use: processes forked before and after the room was used, greenlets."""
+"""The middleware works under common servers: forks before and after the room was used, and greenlets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SERVERS = {
 
 @pytest.fixture(params=SERVERS)
 def port(request: pytest.FixtureRequest, stillroom_settings: Settings) -> Iterator[int]:
-    """Two processes of a server, with the shop."""
+    """Serve the shop with two processes of a server, and return the port."""
     is_used = "1" if request.param in ("preload", "threads") else ""
     environment = environment_of(stillroom_settings) | {"USED_BEFORE_THE_FORK": is_used}
     with serving_process(SERVERS[request.param], ROOT, environment) as port:
@@ -43,7 +43,7 @@ def port(request: pytest.FixtureRequest, stillroom_settings: Settings) -> Iterat
 
 
 def pids_at_once(threads: ThreadPoolExecutor, port: int) -> set[str]:
-    """The processes that answer when many ask at the same time; which they are is up to the kernel."""
+    """Return the processes that answer when many ask at once; the kernel chooses which."""
     return set(threads.map(lambda _: ask(port, "/pid").text, range(40)))
 
 
@@ -78,7 +78,7 @@ def test_all_processes_share_sessions_and_limits(
 
 @pytest.mark.long
 def test_a_websocket_talks_through_the_middleware(stillroom_settings: Settings) -> None:
-    """Twenty words there and back, to an app that is closed to everybody by a limit of none, but for this path."""
+    """A websocket talks through the middleware, twenty words there and back, on the one path that is open."""
     command = ("uvicorn", "--fd", "{fd}", "--log-level", "warning", "--ws", "wsproto")
     app = "tests.processes.served:talking"
     with serving_process((*command, app), ROOT, environment_of(stillroom_settings)) as port:

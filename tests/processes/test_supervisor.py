@@ -1,4 +1,4 @@
-"""The supervisor: one log, one Ctrl-C, nobody left behind."""
+"""The supervisor has one log and one Ctrl-C, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -52,41 +52,41 @@ def python(name: str, source: str, stop_after: float = 10.0) -> Service:
 
 
 def supervise(*services: str) -> Program:
-    """A program running the services, given as source: python('name', 'source', stop_after=1)."""
+    """Return a program that runs the services, given as source: python('name', 'source', stop_after=1)."""
     return Program(SUPERVISE.format(services=", ".join(services)))
 
 
 def run(*services: Service) -> tuple[int, list[str]]:
-    """Run the services here until one ends: the exit code and the log."""
+    """Run the services here until one ends; return the exit code and the log."""
     out = io.StringIO()
     return Supervisor(services, out=out).run(), out.getvalue().splitlines()
 
 
 def lines_of(name: str, log: list[str]) -> list[str]:
-    """What one service wrote."""
+    """Return the lines that one service wrote."""
     prefix = re.compile(rf"{name} *\| ")
     return [line[found.end() :] for line in log if (found := prefix.match(line))]
 
 
 def has_written(out: io.StringIO, text: str, times: int) -> bool:
-    """True once `text` is so many times in the log; waits for it."""
+    """Wait until `text` is that many times in the log."""
     return until(lambda: out.getvalue().count(text) == times, WITHIN)
 
 
 def acts(log: list[str]) -> list[str]:
-    """What the supervisor did."""
+    """Return the supervisor's own lines."""
     return [line for line in lines_of("up", log) if "started" not in line]
 
 
 @pytest.fixture
 def others() -> set[int]:
-    """The processes of other fixtures, such as a server for the whole session."""
+    """Return the processes of other fixtures, such as a server for the whole session."""
     return our_children()
 
 
 @pytest.fixture(autouse=True)
 def nobody_left(others: set[int]) -> Iterator[None]:
-    """No test leaves a process of its own, not even a zombie."""
+    """Check that no test leaves a process of its own, not even a zombie."""
     yield
     assert our_children() == others
 
@@ -124,7 +124,7 @@ def test_a_child_that_ignores_sigterm_is_killed_with_its_children() -> None:
 
 
 def test_a_second_ctrl_c_kills_at_once() -> None:
-    """Who presses Ctrl-C twice does not wait for anybody's grace."""
+    """A second Ctrl-C kills all services at once."""
     services = [f"python({name!r}, {STUBBORN!r}, stop_after=60)" for name in ("mule", "donkey")]
     with supervise(*services) as program:
         seen = program.read_until("grandchild") + program.read_until("grandchild")
@@ -287,7 +287,7 @@ def test_a_reader_that_leaves_stops_all() -> None:
 
 
 def test_a_command_that_does_not_exist(others: set[int]) -> None:
-    """The error names the service and its command, and those already started are stopped."""
+    """A command that does not exist is named with its service, and the started services are stopped."""
     services = [python("polite", POLITE), Service("web", ["/no/such", "thing"])]
     with pytest.raises(ServiceError, match=r"can't start web \(/no/such thing\): No such file"):
         Supervisor(services, out=io.StringIO()).run()

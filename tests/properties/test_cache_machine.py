@@ -57,12 +57,12 @@ most = st.sampled_from([0, 1, 9, 9, 9])  # the same, and often to its end
 
 
 class LoaderFailed(Exception):
-    """What a failing loader raises."""
+    """The error of a failing loader."""
 
 
 @dataclass
 class Made:
-    """A value: where it belongs, and when it was made."""
+    """A value: the key it belongs to and when it was made."""
 
     key: str
     tags: tuple[str, ...]
@@ -72,7 +72,7 @@ class Made:
 
 @dataclass
 class Invalidation:
-    """What it names (a key, a tag or a glob of keys), and its time."""
+    """An invalidation: the key, tag or glob it names, and its time."""
 
     what: str
     soft: bool
@@ -80,7 +80,7 @@ class Invalidation:
     returned: int | None = None
 
     def forbids(self, made: Made, began: int) -> bool:
-        """Whether a read that began then may not be told that this value is fresh."""
+        """Return whether a read that began at that time may not see this value as fresh."""
         in_order = self.returned is not None and made.born < self.began and self.returned <= began
         return in_order and (
             self.what in (made.key, *made.tags)
@@ -89,7 +89,7 @@ class Invalidation:
 
 
 class Seen(NamedTuple):
-    """One value that was read, and its freshness if that was told."""
+    """A value that was read, and its freshness if that was returned."""
 
     key: str
     value: int
@@ -128,7 +128,7 @@ def tags_of(n: int, value: int) -> tuple[str, ...]:
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Rules are what can happen; every one of them moves the time on."""
+    """A state machine whose rules are everything that can happen; each rule moves the time on."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(room=rooms, n=numbers, how=how_to_load)
     def begin_a_load(self, room: int, n: int, how: str) -> None:
-        """Up to the loader's call, if it comes to that."""
+        """Begin a load and run it up to the loader's call, if it gets there."""
         reading = self._reading(room, n, how)
         while not (reading.stepper.done or reading.stepper.is_waiting):
             if reading.stepper.is_loading:
@@ -252,7 +252,10 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(pick=picks, steps=few, twice=st.booleans())
     def go_on(self, pick: int, steps: int, twice: bool) -> None:
-        """`twice`: its commands arrive, the connection dies before their replies, and they are sent again."""
+        """Run the operation on.
+
+        With `twice` its connection dies before the replies and its commands are sent again.
+        """
         running = self._taken(pick)
         running.stepper.twice = twice
         self.is_clean = self.is_clean and not twice
@@ -268,7 +271,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(room=rooms, n=numbers, many=st.booleans())
     def set(self, room: int, n: int, many: bool) -> None:
-        """It also forgets what was loaded before, and what it stored is there for everybody."""
+        """Set a value, which forgets earlier loads and is seen by every process."""
         forgets = Invalidation(key_of(n), False, self._tick())
         key, value = key_of(n), self._make(n)
         cache: Any = self.rooms[room].cache
@@ -318,7 +321,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(room=rooms, times=st.integers(1, 2))
     def flood(self, room: int, times: int) -> None:
-        """More invalidations than one of the two remembers."""
+        """Invalidate more than one of the two processes remembers."""
         for _ in range(times):
             self.rooms[room].cache.invalidate_by_tag(*[f"flood:{n}" for n in range(FLOOD)])
 
@@ -327,7 +330,7 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.dispatch.orders)
     @rule(pick=picks, room=rooms, again=st.booleans(), steps=few)
     def work(self, pick: int, room: int, again: bool, steps: int) -> None:
-        """A worker takes an order; `again`: it will be delivered twice."""
+        """Let a worker take an order; with `again` it is delivered twice."""
         order = self._order(pick)
         if again:
             self.dispatch.orders.append(order)
@@ -355,7 +358,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(room=rooms, moving=st.booleans())
     def let_a_second_pass(self, room: int, moving: bool) -> None:
-        """A process asks for a refresh once a second at most; while the clock moves, the marks ride along."""
+        """Let a second pass, because a process asks for a refresh and for marks once a second at most."""
         self.rooms[room]._cache_body._asked.clear()
         self.rooms[room]._cache_body._judges._moving_until = NEVER if moving else 0
 
@@ -459,7 +462,7 @@ class CacheMachine(RuleBasedStateMachine):
         self._keep(running)
 
     def _finish(self, running: Running) -> None:
-        """To its end, or to where it waits for another's load."""
+        """Run the operation to its end, or to where it waits for another's load."""
         self._step(running)
         while not (running.stepper.done or running.stepper.is_waiting):
             self._step(running)
@@ -492,7 +495,7 @@ class CacheMachine(RuleBasedStateMachine):
         return None if seen is None else int(seen.value)
 
     def _there(self, room: int, n: int) -> int | None:
-        """What this process finds; one that remembers little may have to begin anew, and look once more."""
+        """Return what this process finds; a forgetful one may have to begin anew and look once more."""
         seen = self._look(room, n)
         return self._look(room, n) if seen is None else seen
 
@@ -513,7 +516,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_no_order_of_steps_shows_what_was_invalidated(server: EmbeddedServer) -> None:
-    """Two processes, operations interleaved command by command, and every accident that we know of."""
+    """No order of steps of two processes, with every known accident, shows an invalidated value."""
     run_state_machine_as_test(
         functools.partial(CacheMachine, server),  # type: ignore[arg-type]  # a factory is as good
         settings=settings(

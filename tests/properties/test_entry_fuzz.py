@@ -1,4 +1,4 @@
-"""Anything may be under an entry's key. Only what the library wrote there, whole, is ever a value."""
+"""Anything may be under an entry's key, and only bytes that the library wrote there whole are ever a value."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ moments = st.integers(0, 2**50).map(lambda n: b"%d" % n)  # µs since 1970, some
 
 @pytest.fixture
 def stillroom(server: EmbeddedServer) -> Iterator[Stillroom]:
-    """One room for all examples of a test; an entry is put under its key by hand."""
+    """Share one room for all examples of a test; an entry is put under its key by hand."""
     with patient_room(server.url, Recording()) as room:
         yield room
 
 
 def read_in_every_way(room: Stillroom, type: Any = Any) -> list[Any]:
-    """What the readers see under `k`; a miss is left out."""
+    """Return what each kind of reader sees under `k`, without the misses."""
     entry = room.cache.get_entry("k", type)
     seen = [room.cache.get("k", type), entry and entry.value]
     return [value for value in [*seen, *room.cache.get_many(["k"], type).values()] if value]
@@ -103,7 +103,7 @@ def real_entry(room: Stillroom, client: Any) -> bytes:
 @example(b"1\tepoch\t0\t0\t0\tj\t\tk\n1")
 @example(b"1\t\t0\t0\t%d\tj\t\tk\n1" % crc32(b"j\t\tk\n1"))
 def test_any_bytes_are_a_miss(stillroom: Stillroom, client: Any, raw: bytes) -> None:
-    """Never a value, never an exception; and the next load takes their place."""
+    """Random bytes are never a value and never raise, and the next load replaces them."""
     key = stillroom.keys.entry(b"k")
     client.set(key, raw)
     assert read_in_every_way(stillroom) == []
@@ -140,7 +140,7 @@ def test_a_damaged_entry_is_a_miss(
     where: float,
     by: int,
 ) -> None:
-    """Flipped, cut or stretched anywhere behind the server's own fields: the checksum sees it."""
+    """An entry that is flipped, cut or stretched behind the server's fields is a miss, by its checksum."""
     raw = real_entry(stillroom, client)
     rest = raw.split(b"\t", FRONT)[-1]
     # The checksum's own number may be written in other ways: +1, 01, 1_0. Behind it every byte counts.
@@ -158,7 +158,7 @@ def test_a_damaged_entry_is_a_miss(
 def test_a_damaged_front_is_a_miss_or_the_value(
     stillroom: Stillroom, client: Any, index: int, field: bytes
 ) -> None:
-    """The server's own fields are not under the checksum: a reader may believe them, and never fails on them."""
+    """An entry with damaged server fields, which have no checksum, is a miss or the value and never raises."""
     parts = real_entry(stillroom, client).split(b"\t", FRONT)
     parts[index] = field
     client.set(stillroom.keys.entry(b"k"), b"\t".join(parts))
@@ -184,7 +184,7 @@ def test_a_whole_entry_of_anything_is_no_exception(
     payload: bytes,
     is_stale: bool,
 ) -> None:
-    """With a right checksum, as a later version of the library might write it: a value that fits, or a miss."""
+    """An entry with a right checksum and any content is a value that fits or a miss."""
     front = real_entry(stillroom, client).split(b"\t", FRONT)[:FRONT]
     if is_stale:
         front[3] = b"1"
@@ -208,7 +208,7 @@ def test_a_whole_entry_of_anything_is_no_exception(
 def test_any_bytes_as_the_clock_are_no_exception(
     stillroom: Stillroom, client: Any, raw: bytes
 ) -> None:
-    """What was stored before is a miss, loads are served, and the next invalidation sets the clock right."""
+    """Random bytes as the clock make earlier entries a miss, and the next invalidation sets the clock right."""
     client.flushall()
     stillroom.cache.set("k", "before", tags=["t"])
     client.set(stillroom.keys.clock, raw)
@@ -233,7 +233,7 @@ def codec_of(**changes: Any) -> Codec:
 @example(value=math.inf, compress_above=0)
 @example(value={"": [{}, [], "", 0, -0.0, 1e-320, 2**70]}, compress_above=0)
 def test_every_json_value_comes_back(value: Any, compress_above: int) -> None:
-    """As it was, plain and compressed."""
+    """Every JSON value comes back as it was, plain and compressed."""
     codec = codec_of(compress_above=compress_above)
     assert codec.decode(*codec.encode(value)) == value
 
@@ -241,7 +241,7 @@ def test_every_json_value_comes_back(value: Any, compress_above: int) -> None:
 @settings(quickly, max_examples=300)
 @given(book=books, compress_above=st.sampled_from([0, 4096]))
 def test_every_model_comes_back_as_itself(book: Book, compress_above: int) -> None:
-    """Written by its aliases, read as the model or as plain JSON."""
+    """Every model, written by its aliases, comes back as the model or as plain JSON."""
     codec = codec_of(compress_above=compress_above)
     for declared in (Any, Book):
         encoded = codec.encode(book, declared)
@@ -269,7 +269,7 @@ def test_every_model_comes_back_as_itself(book: Book, compress_above: int) -> No
     type=st.sampled_from([Any, int, str, list[int], dict[str, float], Book]),
 )
 def test_a_value_is_refused_or_comes_back(value: Any, type: Any) -> None:
-    """Whatever is given: an error of ours that says so, or bytes that read as the type it was declared to be."""
+    """Any value is refused with our error, or its bytes read as the declared type."""
     codec = codec_of()
     try:
         encoded = codec.encode(value, type)
@@ -281,7 +281,7 @@ def test_a_value_is_refused_or_comes_back(value: Any, type: Any) -> None:
 @settings(quickly, max_examples=50)
 @given(size=st.integers(0, 400), compress_above=st.sampled_from([0, 4096]))
 def test_what_is_stored_can_be_read(size: int, compress_above: int) -> None:
-    """The limits of writing and of reading are the same ones."""
+    """Every stored value can be read, because writing and reading have the same limits."""
     codec = codec_of(value_limit=100, decoded_limit=200, compress_above=compress_above)
     for value in ("x" * size, [n * 7919 % 1000 for n in range(size)]):
         try:

@@ -1,4 +1,4 @@
-"""Patterns mean exactly what Redis' MATCH means: compared with a real server."""
+"""Patterns mean exactly what Redis' MATCH means, compared with a real server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KEYS = st.lists(
 @example(b"[]", b"a")
 @example(b"*a*b*", b"zazbz")
 def test_a_pattern_means_what_the_server_says(client: Any, pattern: bytes, key: bytes) -> None:
-    """KEYS on a server that holds one key: it matches there if and only if it matches here."""
+    """A pattern matches a key here if and only if KEYS on a real server matches it."""
     if not key or not pattern:
         return
     client.flushall()

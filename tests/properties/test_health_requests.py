@@ -1,4 +1,6 @@
-"""Any request to the endpoints, with Redis well, away or frozen: an answer of the documented shape, never a 500."""
+"""Any request to the health endpoints, with Redis well, away or frozen, gets a documented answer and
+never a 500.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ STATUSES = {200, 401, 404, 405, 503}
 
 
 class Check(BaseModel):
-    """One entry of the draft's `checks`, with whatever else we say in it."""
+    """An entry of the draft's `checks`, with our own fields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -31,7 +33,7 @@ class Check(BaseModel):
 
 
 class Health(BaseModel):
-    """The draft's document: the public has `status` only."""
+    """The draft's document, of which the public gets `status` only."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -124,7 +126,7 @@ def ask(request: pytest.FixtureRequest, settings_of_room: Settings) -> Iterator[
 
 
 def test_every_answer_has_its_shape(ask: Requester) -> None:
-    """The status is a documented one, the body is what it says it is, and only operators see details."""
+    """Every answer has a documented status and the body that it declares, and only operators see details."""
 
     @settings(max_examples=60, deadline=None)
     @given(method=methods, path=paths, given_headers=headers, peer=peers)

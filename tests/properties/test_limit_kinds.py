@@ -48,7 +48,7 @@ def one_room(shared_server: EmbeddedServer) -> Iterator[Stillroom]:
 
 @dataclass
 class Held:
-    """A reservation, what it was made for, and in true time what it costs in each limit."""
+    """A reservation, its request, and its true-time cost in each limit."""
 
     made: Reservation
     at: int
@@ -58,7 +58,7 @@ class Held:
 
 @dataclass
 class Story:
-    """What was reserved, and what came of it."""
+    """The story of all reservations and what became of them."""
 
     room: Stillroom
     client: Any
@@ -125,7 +125,7 @@ class Story:
 def test_limits_of_every_kind_admit_what_fits_and_nothing_else(
     one_room: Stillroom, client: Any, steps: Any
 ) -> None:
-    """Whatever was given back, added to, or ended in between; what can be settled is settled once."""
+    """Limits of every kind admit exactly what fits, whatever was refunded, settled or ended in between."""
     one_room.limits.reset(IP, LIMITS)
     story = Story(one_room, client)
     for act, number, more in steps:

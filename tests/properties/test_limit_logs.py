@@ -1,4 +1,4 @@
-"""What limit_check leaves of a log: the script keeps what is packed already, and packs only what has changed."""
+"""limit_check leaves a log packed: it keeps packed entries and packs only changed ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def unpacked(raw: bytes) -> Log:
 
 
 def taken(log: Log, now: int, window: int, keep: int, quota: int, cost: int) -> Log:
-    """The log after a hit, as lua/lib/hits.lua says it should be."""
+    """Return the log after a hit, as lua/lib/hits.lua documents it."""
     ahead = max(0, log[-1][0] - now) if log else 0
     log = [(at - ahead, hits) for at, hits in log]
     kept = [(at, hits) for at, hits in log if at > now - keep]
@@ -46,7 +46,7 @@ def taken(log: Log, now: int, window: int, keep: int, quota: int, cost: int) -> 
 
 
 def check(client: Any, window: int, keep: int, quota: int, cost: int) -> Sequence[int]:
-    """What the script replies to one hit."""
+    """Return the script's reply to one hit."""
     keys = (b"stillroom:abuse", b"stillroom:{rl:!widths}", KEY)
     about = ("take", cost, 0, 1, "", "", 1, "", "")
     numbers = (quota, window, keep // 1_000 + 1_000)
@@ -59,7 +59,9 @@ def check(client: Any, window: int, keep: int, quota: int, cost: int) -> Sequenc
 def test_a_log_after_a_hit_is_what_the_model_says(
     make_room: Callable[..., Stillroom], client: Any, seed: int
 ) -> None:
-    """Hits that left, hits that only a longer window counts, shared slices, a clock that stepped back."""
+    """A log after a hit is the model's, with expired hits, two windows, shared slices and a clock that
+    stepped back.
+    """
     chance = random.Random(seed)
     for _ in range(15):
         window = chance.choice([1, 60, 300, 3_600]) * 1_000_000

@@ -38,7 +38,7 @@ def one_room(shared_server: EmbeddedServer) -> Iterator[Stillroom]:
 
 
 class Traffic:
-    """One client, and what it was admitted, in true time."""
+    """One client and its admitted hits, in true time."""
 
     def __init__(self, room: Stillroom, client: Any, limit: Limit) -> None:
         self.room, self.client, self.limit = room, client, limit
@@ -86,7 +86,7 @@ class Traffic:
 def test_never_more_than_the_quota_in_any_window(
     one_room: Stillroom, client: Any, quota: int, window: int, steps: Any, share: int
 ) -> None:
-    """Quotas of 1 to 1,000, costs, bursts at the edges, and limits that change while they are in use."""
+    """Admitted hits are never above the quota in any window, with costs, bursts at edges and changed limits."""
     traffic = Traffic(one_room, client, Limit("x", quota, window))
     for how, cost, changes in steps:
         traffic.move(how)
@@ -104,7 +104,7 @@ def test_never_more_than_the_quota_in_any_window(
 def test_the_stand_in_decides_as_the_script_does(
     one_room: Stillroom, server: EmbeddedServer
 ) -> None:
-    """One algorithm in two languages: over more than a window of dense traffic they say the same."""
+    """The Python stand-in decides as the Lua script does, over more than a window of dense traffic."""
     random = Random(7)
     limits = [Limit("few", 20, 1), Limit("many", 300, 1)]
     keys = [one_room.keys.limits("ip", IP) + limit.name.encode() for limit in limits]

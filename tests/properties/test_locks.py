@@ -1,4 +1,4 @@
-"""Locks and semaphores in any order of asking, giving back, dying and time: against a model of a few lines."""
+"""Locks and semaphores agree with a model of a few lines, in any order of asking, giving back, dying and time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = st.lists(
 
 
 class Model:
-    """Holders, and waiters in the order in which they came."""
+    """The holders, and the waiters in the order in which they came."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -30,7 +30,7 @@ class Model:
         self.queue: list[str] = []
 
     def ask(self, who: str, *, waits: bool) -> bool:
-        """Whether it is taken now."""
+        """Ask for a slot; return whether it is taken now."""
         if waits and who not in self.queue and who not in self.holders:
             self.queue.append(who)
         ahead = self.queue.index(who) if who in self.queue else len(self.queue)
@@ -62,7 +62,7 @@ def client(stillroom_server: EmbeddedServer) -> Iterator[Any]:
 def test_slots_are_given_as_the_model_gives_them(
     room: Stillroom, client: Any, steps: list[tuple[str, int]], slots: int
 ) -> None:
-    """Never more holders than slots, nobody overtakes, and every fence is larger than all before it."""
+    """There are never more holders than slots, nobody overtakes, and every fence is larger than all before it."""
     client.flushall()
     model, fences = Model(slots), [0]
     for step, number in steps:
@@ -88,7 +88,7 @@ def test_slots_are_given_as_the_model_gives_them(
 
 
 def outlive(client: Any, room: Stillroom, who: str) -> None:
-    """Its lease, or its place in the queue, has run out."""
+    """Let the lease, or the place in the queue, run out."""
     slots, _, waiters, _ = room.keys.slots(b"k")
     for key in (slots, waiters):
         client.zadd(key, {who: 1}, xx=True)

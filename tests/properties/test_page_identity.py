@@ -1,4 +1,4 @@
-"""Two requests share a page if they differ in nothing that was named, and never otherwise."""
+"""Two requests share a page if and only if they agree in everything that was named."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VISITS = st.builds(
 
 
 def named(visit: Visit) -> Any:
-    """All that may tell pages apart, as a model."""
+    """Return all that may tell pages apart, as a model."""
     query = parse_qsl(visit.query, keep_blank_values=True)
     values = {name: [v for n, v in query if n == name] for name in ("page", "sort")}
     return visit.site, visit.path, values, visit.headers.get("accept-language")
@@ -39,14 +39,14 @@ def named(visit: Visit) -> Any:
 
 @given(VISITS, VISITS)
 def test_an_identity_is_what_was_named_and_no_more(one: Visit, other: Visit) -> None:
-    """Equal where all that was named is equal, different where it is not."""
+    """Identities are equal where all named parts are equal, and differ where one differs."""
     same = identify(one, POLICY, ANALYTICS) == identify(other, POLICY, ANALYTICS)
     assert same == (named(one) == named(other))
 
 
 @given(VISITS)
 def test_a_clean_request_can_be_made_of_an_identity(visit: Visit) -> None:
-    """Address, parameters and headers come back as they were."""
+    """A clean request made of an identity has the same address, parameters and headers."""
     identity = identify(visit, POLICY, ANALYTICS)
     assert isinstance(identity, Identity)
     path, _, query = identity.target.partition("?")
@@ -68,7 +68,7 @@ def test_a_clean_request_can_be_made_of_an_identity(visit: Visit) -> None:
     st.booleans(),
 )
 def test_nobody_with_a_session_shares_a_page(headers: dict[str, str], sessions: bool) -> None:
-    """Whatever the cookie is called, unless the page is the same for all."""
+    """A request with a session of any cookie name shares no page, unless the page is for everybody."""
     visit = Visit("GET", "https://a.example", "/", "", headers)
     identity = identify(visit, Policy(sessions=sessions), ["_ga"])
     names = [pair.partition("=")[0].strip() for pair in headers.get("cookie", "").split(";")]
@@ -78,7 +78,7 @@ def test_nobody_with_a_session_shares_a_page(headers: dict[str, str], sessions: 
 
 @given(st.binary(max_size=50), st.booleans())
 def test_a_body_comes_back_as_it_was(body: bytes, is_head: bool) -> None:
-    """Text or not, with its length; and a client that has it hears 304."""
+    """A body, text or not, comes back with its length, and a client that has it is answered 304."""
     page: StoredPage = kept(POLICY, 200, [("Content-Type", "text/plain")], body, ["t", "t"])
     answer = answer_from(page, POLICY, "HEAD" if is_head else "GET", {}, [], "hit")
     assert answer.body == (b"" if is_head else body)

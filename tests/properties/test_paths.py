@@ -122,7 +122,7 @@ MARKS = [
 
 
 def spelling(random: Random) -> str:
-    """A path that somebody has played with."""
+    """Draw a path that somebody has played with."""
     path = random.choice(PATHS)
     for _ in range(random.choice([0, 1, 1, 2, 2, 3])):
         at = random.randrange(len(path) + 1)
@@ -136,7 +136,7 @@ def spelling(random: Random) -> str:
 
 
 def charged(headers: Any) -> set[str]:
-    """The limits that a response tells of."""
+    """Return the limits that a response reports."""
     named = {name.lower(): value for name, value in headers}
     return {
         one.partition('"')[2].partition('"')[0]
@@ -210,7 +210,7 @@ def django_urls(on: Any) -> list[Any]:
 def by_asgi(
     app: Any, loop: asyncio.AbstractEventLoop, root: str = "", *, prepends: bool = False
 ) -> Ask:
-    """As uvicorn does; `prepends`: with --root-path it puts that in front of the path."""
+    """Make the request as uvicorn does; with `prepends` its --root-path goes in front of the path."""
 
     def ask(method: str, raw: str) -> tuple[str | None, set[str]]:
         target = quote(raw, safe="%/?#;&=+\\{}~")
@@ -239,7 +239,7 @@ def by_asgi(
 
 
 def by_wsgi(app: Any, root: str = "") -> Ask:
-    """As gunicorn does."""
+    """Make the request as gunicorn does."""
 
     def ask(method: str, raw: str) -> tuple[str | None, set[str]]:
         target = quote(raw, safe="%/?#;&=+\\{}~")
@@ -266,7 +266,7 @@ def nothing(_: str) -> Callable[[Any], Any]:
 
 
 def own(limited: Any) -> Callable[[str], Any]:
-    """On each endpoint its own limit, but for the free one."""
+    """Give each endpoint its own limit, except the free one."""
     return lambda name: limited(LIMITS[name]) if name in LIMITS else lambda endpoint: endpoint
 
 
@@ -376,7 +376,7 @@ class Urls:
 def asking(
     request: pytest.FixtureRequest, rooms: Any, loop: Any, stillroom_server: Any
 ) -> Iterator[Ask]:
-    """One server, one framework, its limits in the table or on its endpoints."""
+    """Return a function that asks one server and framework, with limits in the table or on the endpoints."""
     name: str = request.param
     if not name.startswith("django"):
         yield make(name, rooms, loop)
@@ -392,7 +392,7 @@ def asking(
 
 @pytest.mark.long
 def test_whatever_reaches_an_endpoint_was_charged_its_limits(asking: Ask) -> None:
-    """However its path and method are spelled."""
+    """Every request that reaches an endpoint was charged its limits, however path and method are spelled."""
     random = Random(7)
     reached_by: dict[str, set[str]] = {}
     for _ in range(1_500):
@@ -408,7 +408,7 @@ def test_whatever_reaches_an_endpoint_was_charged_its_limits(asking: Ask) -> Non
 
 @pytest.mark.long
 def test_all_known_spellings(asking: Ask) -> None:
-    """Those that have led past a limit somewhere, and each mark in each place of each path."""
+    """All spellings that once led past a limit, and each mark in each place of each path, are charged."""
     for path in PATHS:
         for mark in MARKS:
             for at in {1, len(path) // 2, len(path) - 1, len(path)}:

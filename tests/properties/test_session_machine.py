@@ -43,7 +43,7 @@ keys = st.sampled_from(["a", "b"])
 
 @dataclass
 class Modelled:
-    """One session."""
+    """A session of the model."""
 
     user: str | None
     tags: set[str]
@@ -56,7 +56,7 @@ class Modelled:
 
 @dataclass
 class Token:
-    """What a browser may still send: until when if it was rotated, and what it was rotated to."""
+    """A token that a browser may still send: its grace if it was rotated, and its successor."""
 
     id: SecretStr
     session: Modelled
@@ -66,7 +66,7 @@ class Token:
 
 
 class SessionMachine(RuleBasedStateMachine):
-    """Rules are what can happen; the invariant asks for every token there ever was."""
+    """A state machine whose rules are what can happen; the invariant asks for every token there ever was."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.sessions = self.room.sessions
 
     def teardown(self) -> None:
-        """When everything has ended and was swept, nothing is left but rotated names and clocks."""
+        """When everything has ended and was swept, only rotated names and clocks are left."""
         self.advance(1_000)
         self.sessions.sweep(limit=BITE)
         left = [key for key in sessions_keys(self.client) if self.client.type(key) != b"hash"]
@@ -103,7 +103,7 @@ class SessionMachine(RuleBasedStateMachine):
         return not session.ended and self.now < deadline
 
     def opens(self, token: Token) -> Modelled | None:
-        """The living session that this token leads to."""
+        """Return the living session that this token opens."""
         for _ in range(HOPS + 1):
             if token.until is None:
                 return token.session if self.lives(token.session) else None
@@ -113,7 +113,7 @@ class SessionMachine(RuleBasedStateMachine):
         return None
 
     def leads_to(self, token: Token) -> Modelled | None:
-        """The living session that a handle names: old ones count on, however often it was rotated since."""
+        """Return the living session that a handle names, however often it was rotated since."""
         return token.session if self.lives(token.session) else None
 
     def living(self, user: str | None) -> list[Modelled]:
@@ -297,7 +297,7 @@ class SessionMachine(RuleBasedStateMachine):
 def test_sessions_are_what_the_model_says(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every operation in any order, time between them, and every token there ever was after each step."""
+    """Sessions agree with the model in any order of operations and time, for every token after each step."""
     monkeypatch.setattr(body, "BITE", BITE)
     run_state_machine_as_test(
         functools.partial(SessionMachine, server),  # type: ignore[arg-type]  # a factory is as good

@@ -1,4 +1,4 @@
-"""Any day can be drawn, whatever was measured and whenever: inside its plot, and with its extremes."""
+"""Any day can be drawn inside its plot and with its extremes, whatever was measured and whenever."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERIES = st.integers(1, 3)
 
 @st.composite
 def days(draw: st.DrawFn) -> list[Row]:
-    """Rows of one to three series, some of them known, at any seconds of the day."""
+    """Draw rows of one to three series, some of them known, at any seconds of the day."""
     series = draw(SERIES)
     seconds = draw(st.lists(st.integers(0, int(DAY_S)), unique=True, max_size=400).map(sorted))
     values = [draw(st.tuples(*[ANY] * series)) for _ in seconds]
@@ -34,7 +34,7 @@ def days(draw: st.DrawFn) -> list[Row]:
 @settings(max_examples=150, deadline=None)
 @given(days())
 def test_what_is_drawn_is_inside_the_plot_and_holds_the_extremes(rows: list[Row]) -> None:
-    """No point outside, no number that is none; the lowest and highest of each series are among the points."""
+    """No drawn point is outside the plot or not a number, and each series keeps its lowest and highest."""
     few = thinned(with_gaps(rows), WINDOW)
     series = len(rows[0].values) if rows else 1
     for n in range(series):

@@ -1,4 +1,4 @@
-"""After the commit, in any order of savepoints: what is invalidated is what a database would have kept."""
+"""After a commit, with any order of savepoints, exactly the invalidations of kept changes happen."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Model:
         self.stack[-1] |= top
 
     def end(self, *, commit: bool) -> set[str]:
-        """What is committed; open savepoints go with their transaction."""
+        """Return what is committed; open savepoints go with their transaction."""
         return set().union(*self.stack) if commit else set()
 
 
 class Recorded(AfterCommit):
-    """Tells nobody, and remembers what it would have told."""
+    """A recorder that invalidates nothing and remembers every invalidation."""
 
     def __init__(self, room: Stillroom) -> None:
         super().__init__(room)
@@ -54,7 +54,7 @@ def room() -> Iterator[Stillroom]:
 @given(steps=STEPS, commit=st.booleans())
 @settings(deadline=None)
 def test_sqlalchemy_s_savepoints(room: Stillroom, steps: list[str], commit: bool) -> None:
-    """Released savepoints hand on what they collected, rolled back ones and what is in them forget it."""
+    """A released savepoint hands on its invalidations, and a rolled back one forgets them with its inner ones."""
     engine = create_engine("sqlite://")
     recorded, model, savepoints = Recorded(room), Model(), []
     with Session(engine) as session:

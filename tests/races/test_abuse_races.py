@@ -1,4 +1,4 @@
-"""Abuse under races: several workers on one stream, a lift beside a scan, many threads that report."""
+"""Abuse holds under races: several workers on one stream, a lift beside a scan, many threads that report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Act = Callable[[], Any]
 
 
 def together(*acts: Act) -> list[Any]:
-    """What each returned, all begun at the same moment."""
+    """Begin all acts at the same moment and return their results."""
     barrier = threading.Barrier(len(acts))
 
     def run(act: Act) -> Any:
@@ -48,7 +48,9 @@ def rules(tmp_path: Path) -> Path:
 def test_four_workers_share_the_stream(
     make_room: Callable[..., Stillroom], client: Any, rules: Path
 ) -> None:
-    """A hundred attacks at once: each event is read by one, each attack is one pattern, one ban and one step up."""
+    """Four workers share a hundred attacks: one reads each event, and each attack is one pattern, ban
+    and step up.
+    """
     rooms = [make_room(abuse_rules=rules, ban_cap=10_000) for _ in range(4)]
     attackers = [f"203.0.113.{n}" for n in range(100)]
     for page in range(25):
@@ -69,7 +71,7 @@ def test_four_workers_share_the_stream(
 def test_the_cap_holds_between_workers(
     make_room: Callable[..., Stillroom], client: Any, rules: Path
 ) -> None:
-    """Four of them find two hundred at the same moment: seven bans a minute are seven."""
+    """Four workers that find two hundred attacks at once make no more bans a minute than the cap of seven."""
     rooms = [make_room(abuse_rules=rules, ban_cap=7) for _ in range(4)]
     for n in range(200):
         put(client, rooms[0], "denied", ip=f"203.0.113.{n}", n="64")
@@ -81,7 +83,7 @@ def test_the_cap_holds_between_workers(
 def test_a_lift_beside_a_scan_is_final(
     make_room: Callable[..., Stillroom], client: Any, rules: Path
 ) -> None:
-    """Whichever is first, when both are done there is no ban; what happened before does not bring it back."""
+    """After a lift beside a scan there is no ban in either order, and earlier events do not bring it back."""
     scanner, operator = make_room(abuse_rules=rules), make_room(abuse_rules=rules)
     for turn in range(50):
         ip = f"203.0.113.{turn}"
@@ -94,7 +96,7 @@ def test_a_lift_beside_a_scan_is_final(
 
 
 def test_many_threads_report(make_room: Callable[..., Stillroom], client: Any) -> None:
-    """Sixteen threads of one process, and what a listener holds meanwhile: every event is written once."""
+    """Sixteen threads of one process report at once, and every event is written once."""
     room = make_room()
 
     def report() -> int:

@@ -1,4 +1,4 @@
-"""Loads that fail, and loads that are too many: told at once to all who wait, in all processes, from one load."""
+"""A failed or shed load is told at once to every waiting caller, in all processes, from one load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.stepper import Stepper
 
 
 class Down(ConnectionError):
-    """The app's own error, with an argument that it was made with."""
+    """The app's own error, with an argument."""
 
     def __init__(self, host: str) -> None:
         super().__init__(f"redis://app:secret@{host} is away")
@@ -29,7 +29,7 @@ class Down(ConnectionError):
 
 
 def at_once(count: int, call: Callable[[int], Any]) -> list[Any]:
-    """Call in so many threads; what each returned or raised."""
+    """Call in that many threads; return each result or error."""
     results: list[Any] = [None] * count
 
     def run(n: int) -> None:
@@ -47,7 +47,7 @@ def at_once(count: int, call: Callable[[int], Any]) -> list[Any]:
 
 
 class Failing:
-    """A loader that fails when it is told to; and how often it was called."""
+    """A loader that fails when told to, and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -62,7 +62,7 @@ class Failing:
 
 @pytest.mark.parametrize("way", ["get_or_set", "cached", "many"])
 def test_one_failure_is_everybodys_who_waited(make_room: Any, way: str) -> None:
-    """Of twelve callers in one process one loads, and all have its error, with what it was made of."""
+    """Of twelve callers in one process one loads, and all get its error with its arguments."""
     room: Stillroom = make_room()
     load = Failing()
     kept = room.cache.cached("k", name="load")(load)
@@ -93,7 +93,7 @@ def test_one_failure_is_everybodys_who_waited(make_room: Any, way: str) -> None:
 
 
 def test_another_process_is_told_what_failed(make_room: Any, client: Any) -> None:
-    """By name and message, without the password in it; and the one after that loads."""
+    """Another process gets the failed load's name and message without a password, and its next caller loads."""
     one, two = make_room(), make_room()
     load = Failing()
     first = Stepper(one, one._cache_body.get_or_set("k", load))
@@ -112,7 +112,7 @@ def test_another_process_is_told_what_failed(make_room: Any, client: Any) -> Non
 
 
 def test_an_earlier_failure_is_nobody_elses(make_room: Any) -> None:
-    """Whoever came after it has waited for another load, and has that one's value."""
+    """A caller that comes after a failure waits for another load and gets that load's value."""
     rooms = [make_room() for _ in range(3)]
     with pytest.raises(ZeroDivisionError):
         rooms[0].cache.get_or_set("k", lambda: 1 / 0)
@@ -128,7 +128,7 @@ def test_an_earlier_failure_is_nobody_elses(make_room: Any) -> None:
 
 
 def test_a_cancelled_load_is_no_failure(settings: Settings) -> None:
-    """Whoever waited for it loads by itself."""
+    """A cancelled load is no failure: a waiting caller loads by itself."""
 
     async def story() -> Any:
         async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
@@ -170,7 +170,7 @@ except Exception as error:
 
 
 def test_processes_share_a_failure(settings: Settings) -> None:
-    """A database that times out is not asked by each of those who wait, one after another."""
+    """Waiting processes share one failure, so that a slow database is not asked by each in turn."""
     given = json.dumps(
         {"redis_url": settings.redis_url, "namespace": settings.namespace, **PATIENT}
     )
@@ -186,7 +186,7 @@ def test_processes_share_a_failure(settings: Settings) -> None:
 
 
 def test_an_error_that_cannot_be_copied_is_raised_itself() -> None:
-    """It is given to all, as it is."""
+    """An error that cannot be copied is raised itself in every waiting caller."""
 
     class Odd(Exception):
         def __init__(self, one: int, two: int) -> None:
@@ -225,7 +225,7 @@ class Busy:
 
 @pytest.mark.parametrize("rooms", [1, 3])
 def test_no_more_loads_run_than_the_budget_allows(make_room: Any, client: Any, rooms: int) -> None:
-    """60 cold keys, five places, in one process or three: the others wait, or are told to come again."""
+    """Of 60 cold keys no more are loaded at once than the budget of five, in one process or three."""
     load = Busy(0.1)
     processes = [make_room() for _ in range(rooms)]
     kept = [r.cache.cached("k:{n}", name="load", at_once=5)(load) for r in processes]
@@ -242,7 +242,7 @@ def test_no_more_loads_run_than_the_budget_allows(make_room: Any, client: Any, r
 
 
 def test_a_short_queue_is_waited_out(make_room: Any) -> None:
-    """As many may wait as may load; nobody of these is refused."""
+    """As many callers may wait as may load, and none of them is refused."""
     room = make_room()
     load = Busy(0.05)
     kept = room.cache.cached("k:{n}", at_once=5, name="load")(load)
@@ -255,7 +255,7 @@ def calling(room: Any, kept: Any, n: int) -> Stepper:
 
 
 def test_all_who_wait_for_a_load_that_is_shed_are_told(make_room: Any, client: Any) -> None:
-    """In another process too: a LoadShed, with the time to come again."""
+    """Every caller that waits for a shed load gets LoadShed with the time to come again, in other processes too."""
     one, two = make_room(), make_room()
     kept = [r.cache.cached("k:{n}", name="load", at_once=1)(Busy(0)) for r in (one, two)]
     calling(one, kept[0], 0).run_to_the_load()
@@ -273,7 +273,7 @@ def test_all_who_wait_for_a_load_that_is_shed_are_told(make_room: Any, client: A
 
 
 def test_a_place_is_free_again_when_its_process_is_gone(make_room: Any, client: Any) -> None:
-    """When the lease of its load is over, whatever became of it; also if the server's clock was put back."""
+    """The place of a process that is gone is free when its load's lease ends, also after a clock step back."""
     room = make_room()
     kept = room.cache.cached("k:{n}", at_once=1, name="load", lease=20)(Busy(0))
     places, _ = room.keys.places("load")
@@ -290,7 +290,7 @@ def test_a_place_is_free_again_when_its_process_is_gone(make_room: Any, client: 
 def test_a_refresh_over_the_budget_leaves_the_stale_value(
     make_room: Any, client: Any, dispatch: Any
 ) -> None:
-    """It is served, and asked for again by a later read: no backoff, for nothing has failed."""
+    """A refresh over the budget leaves the stale value without a backoff, and a later read asks again."""
     room = make_room()
     kept = room.cache.cached("k:{n}", at_once=1, name="load", ttl=60, swr=600)(Busy(0))
     assert kept(1) == 1
@@ -306,6 +306,6 @@ def test_a_refresh_over_the_budget_leaves_the_stale_value(
 
 @pytest.mark.parametrize("given", [0, -1, 1.5, True, "5", 10_000])
 def test_a_budget_is_a_number_of_loads(make_room: Any, given: Any) -> None:
-    """1 to 1,000."""
+    """A budget is 1 to 1,000 loads."""
     with pytest.raises(TypeError, match="at_once="):
         make_room().cache.cached("k", at_once=given)(dict)

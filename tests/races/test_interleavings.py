@@ -1,4 +1,4 @@
-"""Single steps of two operations in one exact order: the orders that need luck, or a bad day, to happen."""
+"""Single steps of two operations run in one exact order, which luck or a bad day would need to produce."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ LITTLE = 3  # marks a forgetful process remembers: the setting has no use for so
 
 @pytest.fixture
 def writer(make_room: Any) -> Stillroom:
-    """The process that invalidates."""
+    """Open the process that invalidates."""
     return quiet(make_room())
 
 
 @pytest.fixture
 def reader(make_room: Any) -> Stillroom:
-    """Another process, whose reads are taken apart."""
+    """Open another process, whose reads are taken apart."""
     return quiet(make_room())
 
 
 @pytest.fixture
 def forgetful(make_room: Any) -> Stillroom:
-    """A process that remembers few marks, and has to ask for the others."""
+    """Open a process that remembers few marks and asks for the others."""
     room = quiet(make_room())
     body = room._cache_body
     body._judges = body._judge_of(LITTLE)
@@ -37,13 +37,13 @@ def forgetful(make_room: Any) -> Stillroom:
 
 
 def quiet(room: Stillroom) -> Stillroom:
-    """No counts ride along with its reads."""
+    """Keep counts from being sent with the reads."""
     room.stats.due = NEVER
     return room
 
 
 def ride(room: Stillroom, riding: bool) -> None:
-    """Whether marks ride along with its reads, as they do while the clock moves."""
+    """Set whether marks are sent with reads, as they are while the clock moves."""
     room._cache_body._judges._moving_until = NEVER if riding else 0
 
 
@@ -52,7 +52,7 @@ def begin_get(room: Stillroom, key: str) -> Stepper:
 
 
 def run_to(stepper: Stepper, command: bytes) -> Stepper:
-    """On, until this command has been answered and its reply has not arrived."""
+    """Run on until this command has been answered and its reply has not arrived."""
     while not (isinstance(stepper.at, list) and stepper.at[0][0] == command):
         assert not stepper.done, f"it ended without {command!r}"
         stepper.step()
@@ -61,13 +61,13 @@ def run_to(stepper: Stepper, command: bytes) -> Stepper:
 
 
 def flood(room: Stillroom) -> None:
-    """More invalidations than a forgetful process remembers."""
+    """Invalidate more than a forgetful process remembers."""
     for n in range(2 * LITTLE):
         room.cache.invalidate_by_tag(f"flood:{n}")
 
 
 def make_it_forget(forgetful: Stillroom, writer: Stillroom) -> None:
-    """Let it catch up past everything so far, with room for the newest marks only."""
+    """Let the process catch up with everything so far and keep the newest marks only."""
     flood(writer)
     writer.cache.set("new", 1)
     for _ in range(
@@ -83,7 +83,7 @@ def make_it_forget(forgetful: Stillroom, writer: Stillroom) -> None:
 def test_marks_that_arrive_late_take_back_no_newer_ones(
     reader: Stillroom, writer: Stillroom
 ) -> None:
-    """Two reads of one process fetch the marks; the older answer comes in last, and the newer marks stand."""
+    """An older answer with marks that arrives last removes no newer marks."""
     writer.cache.set("k", "old", tags=["t"])
     writer.cache.invalidate_by_tag("first")
     assert reader.cache.get("k") == "old"
@@ -102,7 +102,7 @@ def test_marks_that_arrive_late_take_back_no_newer_ones(
 def test_a_read_under_way_is_not_misled_by_marks_that_arrive_late(
     forgetful: Stillroom, writer: Stillroom, how: str
 ) -> None:
-    """It has caught up and asks for an old tag; an older answer comes in meanwhile."""
+    """A read that asks for an old tag is not misled by an older answer that arrives meanwhile."""
 
     def invalidate() -> None:
         if how == "tag":
@@ -133,7 +133,7 @@ def test_a_read_under_way_is_not_misled_by_marks_that_arrive_late(
 def test_a_pattern_that_arrives_late_takes_back_no_newer_one(
     reader: Stillroom, writer: Stillroom
 ) -> None:
-    """The same pattern twice, the older answer last: what lies between the two is dead."""
+    """An older answer about a pattern that arrives last removes no newer mark of it."""
     writer.cache.set("other", 1)
     writer.cache.invalidate_by_tag("first")
     assert reader.cache.get("other") == 1
@@ -158,7 +158,7 @@ def test_a_pattern_that_arrives_late_takes_back_no_newer_one(
 def test_the_marks_of_a_new_epoch_say_nothing_of_an_older_entry(
     reader: Stillroom, writer: Stillroom, client: Any, how: str, riding: bool
 ) -> None:
-    """The clock was read, then its marks were lost and others began: that these go far enough proves nothing."""
+    """Marks of a new epoch prove nothing about an older entry whose marks were lost."""
     writer.cache.set("k", "old", tags=["t"])
     writer.cache.invalidate_by_tag("first")
     assert reader.cache.get("k") == "old"
@@ -176,7 +176,7 @@ def test_the_marks_of_a_new_epoch_say_nothing_of_an_older_entry(
 def test_a_new_process_does_not_mix_two_epochs(
     reader: Stillroom, writer: Stillroom, client: Any
 ) -> None:
-    """The same for one that knows nothing yet, between any two of its commands."""
+    """A new process does not mix two epochs, between any two of its commands."""
     for steps in range(1, 5):
         body = reader._cache_body
         body._judges = body._judge_of(20_000)
@@ -193,7 +193,7 @@ def test_a_new_process_does_not_mix_two_epochs(
 def test_a_pattern_that_comes_in_while_a_process_learns_kills_only_what_it_matches(
     reader: Stillroom, writer: Stillroom
 ) -> None:
-    """A new process fetches all marks in one batch; wherever in it a pattern comes in, the others' values live."""
+    """A pattern that comes while a new process fetches all marks ends only the entries it matches."""
     for steps in range(1, 6):
         body = reader._cache_body
         body._judges = body._judge_of(20_000)
@@ -213,7 +213,7 @@ def test_a_pattern_that_comes_in_while_a_process_learns_kills_only_what_it_match
 def test_silence_about_an_old_tag_is_not_consent(
     forgetful: Stillroom, writer: Stillroom, client: Any
 ) -> None:
-    """The marks are gone, and with them the tag's: an entry that a process has to ask about is dead."""
+    """When the marks are lost, an entry that a process has to ask about is dead."""
     writer.cache.set("k", "old", tags=["t"])
     writer.cache.invalidate_by_tag("t")
     make_it_forget(forgetful, writer)
@@ -224,7 +224,7 @@ def test_silence_about_an_old_tag_is_not_consent(
 def test_silence_about_an_old_tag_is_not_consent_with_the_limit_of_the_settings(
     make_room: Any, client: Any
 ) -> None:
-    """The same with nothing but settings: a hundred marks, and a hundred and fifty invalidations."""
+    """The same holds with the settings alone: a hundred remembered marks and a hundred and fifty invalidations."""
     writer, forgetful = make_room(), make_room(marks_limit=100)
     writer.cache.set("k", "old", tags=["t"])
     writer.cache.invalidate_by_tag("t")
@@ -238,7 +238,7 @@ def test_silence_about_an_old_tag_is_not_consent_with_the_limit_of_the_settings(
 def test_marks_lost_between_the_question_and_its_answer(
     forgetful: Stillroom, writer: Stillroom, client: Any
 ) -> None:
-    """A new epoch begins while a read is about to ask for an old tag."""
+    """A read is a miss when a new epoch begins just before it asks for an old tag."""
     writer.cache.set("k", "old", tags=["t"])
     writer.cache.invalidate_by_tag("t")
     make_it_forget(forgetful, writer)
@@ -252,7 +252,7 @@ def test_marks_lost_between_the_question_and_its_answer(
 def test_lost_patterns_are_a_miss(
     forgetful: Stillroom, writer: Stillroom, client: Any, another: bool
 ) -> None:
-    """The patterns' own key is evicted, and maybe begun anew: what the lost ones may have named is dead."""
+    """When the patterns' key is evicted or begun anew, every entry that a lost pattern may have matched is dead."""
     writer.cache.set("k", "old")
     writer.cache.invalidate_by_pattern("k*")
     flood(writer)
@@ -268,7 +268,7 @@ def test_lost_patterns_are_a_miss(
 def test_a_reader_that_refreshes_survives_a_process_that_begins_anew(
     reader: Stillroom, writer: Stillroom, client: Any
 ) -> None:
-    """Its marks are thrown away between its lease and its load: all is served, and no lease is left."""
+    """When a reader's marks are thrown away between lease and load, all values are served and no lease is left."""
     reader.cache.get_or_set("k", lambda: "old", ttl=60, swr=600)
     age(client, reader.keys.entry(b"k"), 61)
     body = reader._cache_body
@@ -291,7 +291,7 @@ def test_a_reader_that_refreshes_survives_a_process_that_begins_anew(
 def test_many_keys_are_loaded_though_the_servers_clock_has_stepped(
     make_room: Any, client: Any
 ) -> None:
-    """A lease that was asked for too late, by the server's new clock, is asked for again by that clock."""
+    """A lease refused because the server's clock stepped is asked for again by the new clock, for many keys."""
     room = make_room()
     room.cache.get("warm")
     misjudge(room.wire.server, -3_600)
@@ -306,7 +306,7 @@ def test_many_keys_are_loaded_though_the_servers_clock_has_stepped(
 def test_a_load_of_many_that_cannot_be_stored_leaves_no_lease(
     room: Any, client: Any, tags: Any
 ) -> None:
-    """Its caller has the values, and nobody waits for it."""
+    """A load of many keys that cannot be stored returns its values and leaves no lease."""
     values = room.cache.get_or_set_many(
         ["a", "b"], lambda keys: {key: {} for key in keys}, tags=[tags]
     )
@@ -315,7 +315,7 @@ def test_a_load_of_many_that_cannot_be_stored_leaves_no_lease(
 
 
 def test_a_load_of_many_that_is_no_mapping_leaves_no_lease(room: Any, client: Any) -> None:
-    """It fails like any other load."""
+    """A load of many keys that returns no mapping fails and leaves no lease."""
     with pytest.raises(TypeError):
         room.cache.get_or_set_many(["a", "b"], lambda keys: None)
     assert client.keys("*:l:*") == []
@@ -324,7 +324,7 @@ def test_a_load_of_many_that_is_no_mapping_leaves_no_lease(room: Any, client: An
 def test_a_load_of_many_overtaken_is_not_seen_afterwards(
     reader: Stillroom, writer: Stillroom
 ) -> None:
-    """Each key for itself: by key, by tag, by pattern; the one that nobody touched is stored."""
+    """Of a load of many keys each overtaken key is not seen afterwards, and an untouched key is stored."""
     operation = reader._cache_body.get_or_set_many(
         ["a", "b", "c", "d"],
         lambda keys: {key: f"old {key}" for key in keys},
@@ -342,7 +342,7 @@ def test_a_load_of_many_overtaken_is_not_seen_afterwards(
 def test_whoever_waits_for_many_is_not_served_an_older_load(
     reader: Stillroom, writer: Stillroom, make_room: Any
 ) -> None:
-    """One that came after the invalidation waits, and then loads what died; the rest it takes over."""
+    """A caller that came after an invalidation waits, loads the dead keys and takes over the others."""
     load = Stepper(
         reader,
         reader._cache_body.get_or_set_many(
@@ -365,14 +365,14 @@ def test_whoever_waits_for_many_is_not_served_an_older_load(
 
 @pytest.mark.parametrize(("key", "glob"), [("a%b", "a?b"), ("a\nb", "a[^x]b"), ("a%b", "a*b")])
 def test_a_pattern_sees_the_key_as_it_was_given(reader: Stillroom, key: str, glob: str) -> None:
-    """A character that is written as %XX in Redis is still one character."""
+    """A pattern matches a key as given, where Redis stores a character as %XX."""
     reader.cache.set(key, 1)
     reader.cache.invalidate_by_pattern(glob)
     assert reader.cache.get(key) is None
 
 
 def test_a_soft_mark_after_a_pattern_does_not_revive(reader: Stillroom, writer: Stillroom) -> None:
-    """Hard wins over soft, whatever the kinds and the order."""
+    """A soft mark after a pattern revives nothing: hard wins in any kind and order."""
     for order in (0, 1):
         writer.cache.set("k", "old", tags=["t"])
         for step in (order, 1 - order):

@@ -1,4 +1,4 @@
-"""Limits under races: threads, processes, and everybody at once."""
+"""Limits hold under races of threads and processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IP = "203.0.113.7"
 
 
 def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
-    """What each of so many threads returned, all let go at the same moment."""
+    """Let all threads go at the same moment and return their results."""
     barrier = threading.Barrier(count)
 
     def run(number: int) -> Any:
@@ -32,7 +32,7 @@ def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
 
 
 def test_many_processes_and_threads_admit_exactly_the_quota(server: EmbeddedServer) -> None:
-    """4 processes with 16 threads each want 1,280 hits of 500; together they get 500."""
+    """Four processes with 16 threads each want 1,280 hits of 500, and together get exactly 500."""
     crowd = Crowd(server.url)
     source = f"""
         from tests.support.crowd import hit_in_threads
@@ -50,7 +50,9 @@ def test_many_processes_and_threads_admit_exactly_the_quota(server: EmbeddedServ
 def test_a_hundred_parallel_guesses_are_five(
     make_room: Callable[..., Stillroom], client: Any
 ) -> None:
-    """Quota is consumed before the password is looked at: five of a hundred guesses reach the checker."""
+    """Of a hundred parallel guesses five reach the checker, because quota is consumed before the
+    password is checked.
+    """
     rooms = [make_room(), make_room()]
     checked: list[int] = []
 
@@ -66,7 +68,7 @@ def test_a_hundred_parallel_guesses_are_five(
 
 
 def test_logins_that_succeed_use_nothing_up(make_room: Callable[..., Stillroom]) -> None:
-    """A hundred, eight at a time under a quota of five: whoever got in gave back; then all five are there."""
+    """A hundred logins that succeed, eight at a time under a quota of five, leave all five places."""
     room = make_room()
 
     def login(_: int) -> int:
@@ -82,7 +84,7 @@ def test_logins_that_succeed_use_nothing_up(make_room: Callable[..., Stillroom])
 
 
 def test_a_reservation_is_refunded_by_one(make_room: Callable[..., Stillroom]) -> None:
-    """Of sixteen who try at once, or of a refund and a commit, one wins."""
+    """Of sixteen refunds of one reservation, or of a refund and a commit, one wins."""
     room = make_room()
     for _ in range(20):
         held = room.limits.reserve(IP, [AUTH], cost=2)
@@ -98,7 +100,7 @@ def test_a_reservation_is_refunded_by_one(make_room: Callable[..., Stillroom]) -
 
 
 def test_a_reservation_is_settled_by_one(make_room: Callable[..., Stillroom]) -> None:
-    """At what the first of sixteen says it cost; or it is refunded, or committed: one of them wins."""
+    """Of settle, refund and commit on one reservation one wins, and it is settled at the first cost."""
     room, tokens = make_room(), Limit("tokens", 1_000, 300)
     for _ in range(10):
         held = room.limits.reserve(IP, [tokens], cost=100)
@@ -123,7 +125,7 @@ def test_a_reservation_is_settled_by_one(make_room: Callable[..., Stillroom]) ->
 def test_processes_that_change_a_limit_leave_one_of_their_changes(
     make_room: Callable[..., Stillroom], client: Any
 ) -> None:
-    """Whole, and with an end; each process then uses it."""
+    """Processes that change one limit leave one whole change with an end, which each process then uses."""
     rooms = [make_room(), make_room()]
     at_once(16, lambda n: rooms[n % 2].limits.change("auth", n + 1, n + 1, 60 + n))
     (change,) = rooms[0].limits.changes()
@@ -139,7 +141,7 @@ def test_processes_that_change_a_limit_leave_one_of_their_changes(
 def test_a_denial_that_was_on_its_way_is_not_remembered(
     make_room: Callable[..., Stillroom], how: str
 ) -> None:
-    """Denied by Redis, then a refund, then its reply arrives: the next request asks again, and is admitted."""
+    """A denial overtaken by a refund is not remembered, and the next request is admitted."""
     room = make_room()
     held = [room.limits.reserve(IP, [AUTH]) for _ in range(5)]
     room.state_stats.due = 1 << 62
@@ -156,7 +158,7 @@ def test_a_denial_that_was_on_its_way_is_not_remembered(
 
 
 def test_a_denied_request_burns_nothing_under_load(make_room: Callable[..., Stillroom]) -> None:
-    """Thirty-two threads, three limits, subjects that overlap: each limit counts exactly what was admitted."""
+    """Under load a denied request takes nothing: each limit counts exactly what was admitted."""
     rooms = [make_room(), make_room()]
     ip, user = Limit("ip", 400, 3600), Limit("user", 60, 3600, by="user")
     pair = Limit("pair", 25, 3600, by="ip&user")
@@ -183,7 +185,7 @@ def test_a_denied_request_burns_nothing_under_load(make_room: Callable[..., Stil
 def test_a_million_denials_are_a_handful_of_events(
     make_room: Callable[..., Stillroom], client: Any
 ) -> None:
-    """In memory as in Redis a flood of denials takes no more room than one."""
+    """A million denials take no more room than one and make a handful of events, in memory as in Redis."""
     room = make_room()
     for _ in range(6):
         room.limits.check(IP, [AUTH])
@@ -207,7 +209,7 @@ def bytes_of_keys(client: Any) -> int:
 
 
 def test_a_flood_of_addresses_keeps_bounded_memory(make_room: Callable[..., Stillroom]) -> None:
-    """Denied or not, a process remembers so many and no more."""
+    """A process remembers a bounded number of addresses, denied or not."""
     room = make_room(limits_memory=100)
     for number in range(1_000):
         for _ in range(2):

@@ -48,14 +48,14 @@ overtaken = pytest.mark.parametrize("overtake", EVERY.values(), ids=EVERY)
 
 @pytest.fixture
 def aside() -> Iterator[ThreadPoolExecutor]:
-    """Threads for what has to stand still while the test goes on."""
+    """Return threads for acts that stand still while the test goes on."""
     with ThreadPoolExecutor() as pool:
         yield pool
 
 
 @pytest.fixture
 def other(room: Any, make_room: Any) -> Stillroom:
-    """Another process, which has invalidated before; the first one knows it."""
+    """Open another process that has invalidated before; the first one knows it."""
     other: Stillroom = make_room()
     other.cache.set("before", 1, tags=["known"])
     other.cache.invalidate_by_tag("known")
@@ -65,7 +65,7 @@ def other(room: Any, make_room: Any) -> Stillroom:
 
 
 def begin(aside: ThreadPoolExecutor, held: Held, call: Any, *args: Any, **how: Any) -> Future[Any]:
-    """Start a call that loads, up to the middle of its loader."""
+    """Start a call that loads and run it to the middle of its loader."""
     future = aside.submit(call, *args, **how)
     held.wait_until_called()
     return future
@@ -81,7 +81,7 @@ def end(held: Held, future: Future[Any]) -> Any:
 
 
 def assert_nobody_sees(forbidden: str, *rooms: Any) -> None:
-    """Neither a plain read nor a detailed one, in processes old and new."""
+    """Check that no read, plain or detailed, in an old or a new process, sees the value."""
     for room in rooms:
         assert room.cache.get("k") in (None, "set", "new")
         entry = room.cache.get_entry("k")
@@ -95,7 +95,7 @@ def assert_nobody_sees(forbidden: str, *rooms: Any) -> None:
 def test_a_load_overtaken_is_not_seen_afterwards(
     room: Any, other: Any, make_room: Any, client: Any, aside: Any, overtake: Overtake
 ) -> None:
-    """Its own caller, who began before, has the value; whoever reads next does not."""
+    """A load that an invalidation overtook serves its own caller, who began before, and no later reader."""
     held = Held()
     loading = begin_load(aside, room, held)
     overtake(other, client)
@@ -110,7 +110,7 @@ def test_a_load_overtaken_is_not_seen_afterwards(
 def test_a_registered_load_overtaken_is_not_seen_afterwards(
     room: Any, other: Any, make_room: Any, client: Any, aside: Any, overtake: Overtake
 ) -> None:
-    """The same for a loader with a name."""
+    """The same holds for a loader with a name: no later reader sees the overtaken value."""
     held = Held()
 
     @room.cache.cached("k", ttl=60, swr=60, tags=TAGS)
@@ -126,7 +126,7 @@ def test_a_registered_load_overtaken_is_not_seen_afterwards(
 def test_a_load_overtaken_softly_is_stale(
     room: Any, other: Any, make_room: Any, aside: Any
 ) -> None:
-    """What was loaded before a soft invalidation may be served, and everybody is told that it is stale."""
+    """A value whose load a soft invalidation overtook is served as stale to every reader."""
     held = Held()
     loading = begin_load(aside, room, held)
     other.cache.invalidate_by_tag("new", soft=True)
@@ -139,7 +139,7 @@ def test_a_load_overtaken_softly_is_stale(
 def test_lost_marks_alone_make_nothing_older_true(
     room: Any, other: Any, make_room: Any, client: Any, aside: Any
 ) -> None:
-    """Marks evicted in the middle of a load that had been overtaken: nobody takes silence for consent."""
+    """When marks are evicted during an overtaken load, no process takes their absence for consent."""
     held = Held()
     loading = begin_load(aside, room, held)
     other.cache.invalidate_by_tag("new")
@@ -158,7 +158,7 @@ def test_lost_marks_alone_make_nothing_older_true(
 def test_a_waiter_that_came_after_is_not_served_the_older_load(
     make_room: Any, client: Any, aside: Any, overtake: Overtake, same_process: bool
 ) -> None:
-    """It waits, finds what the older load stored dead, and loads itself."""
+    """A waiter that came after the invalidation finds the stored value dead and loads itself."""
     first, third = make_room(), make_room()
     second = first if same_process else make_room()
     held = Held()
@@ -178,7 +178,7 @@ def test_a_waiter_that_came_after_is_not_served_the_older_load(
 def test_after_the_key_was_invalidated_nobody_waits_for_the_older_load(
     make_room: Any, client: Any, aside: Any, overtake: Overtake, same_process: bool
 ) -> None:
-    """Its lease is gone with the value: the next caller is served at once, and the older load is not stored."""
+    """After its key was invalidated no caller waits for the older load, whose value is not stored."""
     first, third = make_room(), make_room()
     second = first if same_process else make_room()
     held = Held()
@@ -194,7 +194,7 @@ def test_after_the_key_was_invalidated_nobody_waits_for_the_older_load(
 def test_a_waiter_is_served_what_may_still_be_served(
     room: Any, other: Any, client: Any, aside: Any, overtaken: bool, expected: str
 ) -> None:
-    """Really waiting, on both faces: another's load if nothing came in between, its own if something did."""
+    """A waiter gets another's value if nothing came in between and its own otherwise, with both faces."""
     held = Held()
     loading = begin_load(aside, other, held)
     if overtaken:
@@ -208,7 +208,7 @@ def test_a_waiter_is_served_what_may_still_be_served(
 
 
 def test_tasks_of_one_event_loop_follow_the_same_rule(settings: Settings, client: Any) -> None:
-    """A task that came before the invalidation has the old value; one that came after it the new one."""
+    """In one event loop a task from before an invalidation gets the old value and one from after it the new one."""
 
     async def scenario() -> tuple[list[Any], Any]:
         called, let_go = asyncio.Event(), asyncio.Event()
@@ -239,7 +239,7 @@ def test_tasks_of_one_event_loop_follow_the_same_rule(settings: Settings, client
 
 
 def stale_entry(room: Any, dispatch: Recording, client: Any, held: Held) -> Any:
-    """Store `first` by a loader that then stands still, make it stale; the order to refresh it."""
+    """Store `first` by a loader that then stands still, make it stale, and return the order to refresh it."""
     values = iter([lambda: "first", held.load])
 
     @room.cache.cached("k", ttl=60, swr=600, tags=TAGS)
@@ -263,7 +263,7 @@ def test_a_refresh_overtaken_brings_nothing_back(
     dispatch: Recording,
     overtake: Overtake,
 ) -> None:
-    """Neither the stale value nor the one that was being loaded is seen afterwards."""
+    """After an overtaken refresh neither the stale nor the loaded value is seen."""
     held = Held()
     order = stale_entry(room, dispatch, client, held)
     refreshing = begin(aside, held, room.cache.refresh, order)
@@ -278,7 +278,7 @@ def test_a_refresh_overtaken_brings_nothing_back(
 def test_a_refresh_overtaken_softly_is_stale(
     room: Any, other: Any, client: Any, aside: Any, dispatch: Recording
 ) -> None:
-    """What it loaded is served, and asked for once more."""
+    """A refresh that a soft invalidation overtook is served as stale and ordered once more."""
     held = Held()
     order = stale_entry(room, dispatch, client, held)
     refreshing = begin(aside, held, room.cache.refresh, order)
@@ -294,7 +294,7 @@ def test_a_refresh_overtaken_softly_is_stale(
 def test_a_refresh_by_a_reader_overtaken_brings_nothing_back(
     room: Any, other: Any, make_room: Any, client: Any, aside: Any, overtake: Overtake
 ) -> None:
-    """The same where no worker can run the load, and the reader does it."""
+    """An overtaken refresh by a reader, where no worker can load, brings nothing back either."""
     room.cache.get_or_set("k", lambda: "first", ttl=60, swr=600, tags=TAGS)
     age(client, room.keys.entry(b"k"), 61)
     held = Held()
@@ -309,7 +309,7 @@ def test_a_refresh_by_a_reader_overtaken_brings_nothing_back(
 def test_a_load_takes_over_from_a_refresh(
     room: Any, other: Any, client: Any, aside: Any, dispatch: Recording
 ) -> None:
-    """The stale value is gone, so a reader loads; the refresh that is late does not overwrite it."""
+    """A load takes over from a refresh whose stale value is gone, and the late refresh does not overwrite it."""
     held = Held()
     order = stale_entry(room, dispatch, client, held)
     refreshing = begin(aside, held, room.cache.refresh, order)
@@ -325,7 +325,9 @@ def test_a_load_takes_over_from_a_refresh(
 def test_a_load_longer_than_its_lease_is_not_stored(
     room: Any, other: Any, client: Any, aside: Any
 ) -> None:
-    """The second loader's lease and value are its own, whoever ends first."""
+    """A load longer than its lease is not stored; the second loader's lease and value stay, whichever
+    ends first.
+    """
     lease = room.keys.lease(b"k")
     slow, second = Held(), Held("second")
     slow_load = begin_load(aside, room, slow)
@@ -343,7 +345,7 @@ def test_a_load_longer_than_its_lease_is_not_stored(
 def test_a_load_that_ends_after_its_successor_is_not_stored(
     room: Any, other: Any, client: Any, aside: Any
 ) -> None:
-    """The value of the load that began later stays."""
+    """The value of the load that began later stays, when the earlier one ends last."""
     slow = Held()
     slow_load = begin_load(aside, room, slow)
     client.delete(room.keys.lease(b"k"))
@@ -355,7 +357,7 @@ def test_a_load_that_ends_after_its_successor_is_not_stored(
 def test_a_failing_load_does_not_free_its_successors_lease(
     room: Any, other: Any, client: Any, aside: Any
 ) -> None:
-    """Only its own lease is given back."""
+    """A failing load gives back its own lease and not its successor's."""
     lease = room.keys.lease(b"k")
     failing, second = Held(LookupError("gone")), Held("second")
     failing_load = begin_load(aside, room, failing)
@@ -369,14 +371,14 @@ def test_a_failing_load_does_not_free_its_successors_lease(
 
 
 class Farewell(BaseException):
-    """Not an Exception: as KeyboardInterrupt and SystemExit are not."""
+    """A BaseException such as KeyboardInterrupt and SystemExit."""
 
 
 @pytest.mark.parametrize("error", [LookupError("gone"), Farewell("bye")])
 def test_a_failing_load_leaves_no_lease(
     room: Any, other: Any, client: Any, aside: Any, error: BaseException
 ) -> None:
-    """Its error reaches its caller, and the next one tries again at once."""
+    """A failing load's error reaches its caller, and the next caller loads at once."""
     held = Held(error)
     loading = begin_load(aside, room, held)
     with pytest.raises(type(error)):
@@ -388,7 +390,7 @@ def test_a_failing_load_leaves_no_lease(
 def test_a_waiter_is_told_of_a_load_that_fails(
     room: Any, other: Any, client: Any, aside: Any
 ) -> None:
-    """The error is everybody's who waited for it; whoever comes after them loads."""
+    """A failing load's error reaches every waiter, and the next caller loads."""
     held = Held(LookupError("gone"))
     loading = begin_load(aside, other, held)
     watching = Event()
@@ -407,7 +409,7 @@ def test_a_waiter_is_told_of_a_load_that_fails(
     "tags", [lambda value: [value["no such field"]], lambda value: [""], lambda value: None]
 )
 def test_a_failing_tag_function_leaves_no_lease(room: Any, client: Any, tags: Any) -> None:
-    """Whatever goes wrong between the load and its storing: nobody has to wait for it."""
+    """A failing tag function leaves no lease, so that nobody waits for it."""
     assert room.cache.get_or_set("k", dict, tags=[tags]) == {}
     assert client.keys("*:l:*") == client.keys("*:e:*") == []
 
@@ -415,7 +417,7 @@ def test_a_failing_tag_function_leaves_no_lease(room: Any, client: Any, tags: An
 def test_a_failing_tag_function_in_a_refresh_leaves_the_stale_value(
     room: Any, client: Any, dispatch: Recording
 ) -> None:
-    """What can't be stored replaces nothing, and the lease is free for the next try."""
+    """A failing tag function in a refresh leaves the stale value, and the lease is free."""
     values = iter([{"shelf": "a"}, {}])
 
     @room.cache.cached("k", ttl=60, swr=600, tags=[lambda value: [value["shelf"]]])
@@ -433,7 +435,7 @@ def test_a_failing_tag_function_in_a_refresh_leaves_the_stale_value(
 def test_a_load_that_raises_stop_iteration_fails_like_any_other(
     make_room: Any, client: Any
 ) -> None:
-    """The operations are generators, and none of them takes it for its own end."""
+    """A loader that raises StopIteration fails like any other and does not end the operation's generator."""
     with pytest.raises(RuntimeError, match="StopIteration"):
         make_room().cache.get_or_set("k", lambda: next(iter([])))
     assert client.keys("*:l:*") == []
@@ -442,7 +444,7 @@ def test_a_load_that_raises_stop_iteration_fails_like_any_other(
 def test_a_load_in_a_thread_that_raises_stop_iteration_ends(
     settings: Settings, client: Any
 ) -> None:
-    """A future can't hold a StopIteration; its caller is told all the same, and does not hang."""
+    """A loader in a thread that raises StopIteration reaches its caller, though a future cannot hold it."""
 
     async def scenario() -> None:
         async with AsyncStillroom(settings, dispatch=Recording()) as room:
@@ -455,7 +457,7 @@ def test_a_load_in_a_thread_that_raises_stop_iteration_ends(
 
 
 def test_a_load_that_is_cancelled_leaves_no_lease(settings: Settings, client: Any) -> None:
-    """A client that hangs up in the middle of a load does not keep the others waiting."""
+    """A load cancelled because its client hung up leaves no lease."""
 
     async def scenario() -> None:
         called = asyncio.Event()
@@ -477,7 +479,7 @@ def test_a_load_that_is_cancelled_leaves_no_lease(settings: Settings, client: An
 
 
 def test_a_lease_request_that_is_cancelled_leaves_no_lease(settings: Settings, client: Any) -> None:
-    """Cancelled between the server's answer and its arrival: the lease, if it was granted, is given back."""
+    """A lease request that is cancelled before its reply arrives gives the lease back."""
 
     async def scenario() -> None:
         granted = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Crowds: 200 callers in four processes, and a loader that is killed."""
+"""In a crowd of 200 callers and four processes each key has one load, and a killed loader has one successor."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def crowd(server: EmbeddedServer) -> Iterator[Crowd]:
 
 
 class Act:
-    """The same act in several processes."""
+    """Run the same act in several processes."""
 
     def __init__(self, stack: ExitStack, call: str, processes: int = PROCESSES) -> None:
         source = f"from tests.support.crowd import *; {call}"
         self.programs = [stack.enter_context(Program(source)) for _ in range(processes)]
 
     def values(self) -> list[Any]:
-        """What all of them tell in the end."""
+        """Return the values that all processes report at the end."""
         told = [json.loads(program.read_word("values ")) for program in self.programs]
         return [value for values in told for value in values]
 
@@ -43,7 +43,7 @@ class Act:
 def test_200_concurrent_misses_are_one_load(
     server: EmbeddedServer, crowd: Crowd, act: str, voices: int
 ) -> None:
-    """Four processes of 50: one of them loads, and all have its value."""
+    """Of 200 callers in four processes one loads, and all get its value."""
     with ExitStack() as stack:
         crowd_of_four = Act(stack, f"{act}({server.url!r}, {EACH}, {TOTAL})")
         crowd.await_ready(PROCESSES * voices)
@@ -57,7 +57,7 @@ def test_200_concurrent_misses_are_one_load(
 def test_200_concurrent_stale_readers_are_one_order(
     server: EmbeddedServer, client: Any, crowd: Crowd
 ) -> None:
-    """Each stale period is one refresh, whoever reads; and all are served at once."""
+    """Each stale period is one refresh for 200 concurrent readers, who are all served at once."""
     rounds = 5
     orders = ToRedis(server.url)
     with ExitStack() as stack, patient_room(server.url, orders) as room:
@@ -79,7 +79,7 @@ def test_200_concurrent_stale_readers_are_one_order(
 def test_a_killed_loader_has_one_successor(
     server: EmbeddedServer, client: Any, crowd: Crowd
 ) -> None:
-    """SIGKILL in the middle of a load: its lease runs out, one of those who wait loads, all have its value."""
+    """When SIGKILL ends a loader its lease runs out, one waiter loads, and all get the value."""
     with ExitStack() as stack, patient_room(server.url) as room:
         doomed = Act(stack, f"load_forever({server.url!r}, lease=0.5)", processes=1)
         heirs = Act(stack, f"outlive({server.url!r}, {EACH // 2})", processes=2)

@@ -1,4 +1,4 @@
-"""A plain read of a session is three commands: what happens between any two, and what the script says instead."""
+"""A plain read of a session, three commands, agrees with the script whatever happens between them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCRIPT = ["EVALSHA"]
 
 
 def revoke(room: Stillroom, session: Any) -> None:
-    """End all sessions of its user, and leave the records to the workers."""
+    """End all sessions of the user and leave the records to the workers."""
     assert room.sessions.destroy_for_user("ann") >= 1
 
 
@@ -37,7 +37,7 @@ ENDS: dict[str, Callable[[Stillroom, Any], Any]] = {
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A revocation of more than one session leaves their records to the workers."""
+    """Make a revocation of more than one session leave its records to the workers."""
     monkeypatch.setattr(body, "BITE", 1)
 
 
@@ -47,7 +47,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_read_begun_after_an_end_shows_nothing_whatever_the_workers_do_meanwhile(
     make_room: Make, end: str, steps: int
 ) -> None:
-    """The workers delete the record, and forget the revocation, between any two of its commands."""
+    """A read that began after an end shows nothing, though workers delete record and revocation in between."""
     app, worker = make_room(), make_room()
     session = app.sessions.create("ann", {"n": 1}, tags=["mobile"])
     app.sessions.create("ann", tags=["mobile"])
@@ -65,7 +65,7 @@ def test_a_read_begun_after_an_end_shows_nothing_whatever_the_workers_do_meanwhi
 def test_a_read_that_an_end_overtakes_shows_the_session_as_it_was_or_nothing(
     make_room: Make, end: str, steps: int
 ) -> None:
-    """The session ends, and is swept away, between any two commands of the read."""
+    """A read that an end overtakes shows the session as it was or nothing."""
     app = make_room()
     session = app.sessions.create("ann", {"n": 1}, tags=["mobile"])
     app.sessions.create("ann", tags=["mobile"])
@@ -79,19 +79,19 @@ def test_a_read_that_an_end_overtakes_shows_the_session_as_it_was_or_nothing(
 
 
 def without_plain_reads(room: Stillroom, forever: bool = True) -> None:
-    """The script reads all sessions of this room; or no longer."""
+    """Make the script read all sessions of this room, or stop that."""
     room._sessions_body._scripted_until = [float("inf") if forever else 0.0] * 256
 
 
 def has_script(room: Stillroom, token: str) -> None:
-    """The server knows the script from now on."""
+    """Make the server know the script from now on."""
     without_plain_reads(room)
     assert room.sessions.get(token)
     without_plain_reads(room, forever=False)
 
 
 def be_somebodys(client: Any, key: bytes) -> None:
-    """Another app's hash is under the key."""
+    """Put another app's hash under the key."""
     client.delete(key)
     client.hset(key, "mine", "1")
 
@@ -127,7 +127,7 @@ CHANGES: dict[str, Callable[[Any, bytes], Any]] = {
 
 
 def make_strange(room: Stillroom, client: Any, change: str) -> str:
-    """A session whose record is not as it began; its token."""
+    """Make a session whose record has changed, and return its token."""
     data = {"n": 1, "text": 'a "_quote"', "in": {"_x": 1}}
     session = room.sessions.create("ann", data, tags=["a", "b"], meta={"m": 1})
     if change in CALLS:
@@ -138,7 +138,7 @@ def make_strange(room: Stillroom, client: Any, change: str) -> str:
 
 
 def fields_of(text: bytes) -> dict[str, Any]:
-    """The data of a session, whose keys are in no order."""
+    """Return the data of a session, whose keys are in no order."""
     found: dict[str, Any] = json.loads(text)
     return found
 
@@ -150,7 +150,7 @@ def fields_of(text: bytes) -> dict[str, Any]:
 def test_a_plain_read_says_what_the_script_says(
     make_room: Make, client: Any, change: str, maker: list[str]
 ) -> None:
-    """Also while peppers are changed, in each of the two steps; and events and counts are the same."""
+    """A plain read returns what the script returns, also while peppers change, with the same events and counts."""
     token = make_strange(make_room(session_peppers=maker), client, change)
     plain, scripted = (make_room(session_peppers=PEPPERS) for _ in range(2))
     without_plain_reads(scripted)
@@ -166,7 +166,7 @@ def test_a_plain_read_says_what_the_script_says(
 
 
 def assert_alike(one: Any, other: Any) -> None:
-    """The same session, but that some time may have passed between two reads."""
+    """Check that two sessions are the same, but for the time between two reads."""
     if one[0] and other[0]:
         assert one[0][2][4] <= other[0][2][4] < one[0][2][4] + 60_000_000
         one, other = ((first[0][:2], first[0][2][:4], *first[1:]) for first in (one, other))
@@ -176,7 +176,7 @@ def assert_alike(one: Any, other: Any) -> None:
 def test_a_session_that_is_due_is_touched_and_costs_its_process_one_round_trip(
     make_room: Make, client: Any
 ) -> None:
-    """Who has read it before asks the script at once; who has not finds out by a plain read."""
+    """A session due for a touch costs one round trip in a process that read it before, by the script."""
     room, other = make_room(session_touch=0.2), make_room(session_touch=0.2)
     token = room.sessions.create("ann").token
     (key,) = client.keys("*:s:*")
@@ -199,7 +199,7 @@ def test_a_session_that_is_due_is_touched_and_costs_its_process_one_round_trip(
 def test_where_there_are_revocations_the_script_is_asked_for_a_while(
     make_room: Make, client: Any
 ) -> None:
-    """One plain read finds them, and those after it are one round trip again."""
+    """After a plain read found revocations the script is used for a while, in one round trip."""
     room = make_room(session_shards=1)
     room.state_stats.due = float("inf")
     token = room.sessions.create("bob").token
@@ -217,7 +217,7 @@ def test_where_there_are_revocations_the_script_is_asked_for_a_while(
 def test_no_more_touches_are_remembered_than_a_bound(
     make_room: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a process knows of sessions does not grow with their number."""
+    """The touches that a process remembers have a bound, whatever the number of sessions."""
     monkeypatch.setattr(body, "TOUCHES_KNOWN", 5)
     room = make_room()
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""Two releases of an app at work at once: each has its own entries, and an invalidation reaches both."""
+"""Two releases of an app at once have their own entries, and an invalidation reaches both."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class V3(BaseModel):
 
 
 class Release:
-    """A process of one release: its room, and its loader of a product."""
+    """A process of one release: its room and its loader of a product."""
 
     def __init__(self, room: Stillroom, kind: Any, **options: Any) -> None:
         self.room = room
@@ -61,7 +61,7 @@ def releases(make_room: Any) -> list[Release]:
 
 @pytest.mark.parametrize("kinds", [(V1, V2), (V1, V3), (V3, V1), (int, V2), (V2, int)], ids=str)
 def test_each_release_has_its_own_entry_and_one_load(make_room: Any, kinds: Any) -> None:
-    """However often both ask, in whichever order; and each has the type it loads."""
+    """Each release has one entry of its own type and one load, however often both ask."""
     both = [Release(make_room(), kind) for kind in kinds]
     answers = [(one.load(7), other.load(7)) for _ in range(6) for one, other in [both]]
     assert len(set(map(str, answers))) == 1
@@ -70,7 +70,7 @@ def test_each_release_has_its_own_entry_and_one_load(make_room: Any, kinds: Any)
 
 
 def test_a_version_keeps_releases_apart(make_room: Any) -> None:
-    """For what the type does not show: the same number, computed in another way."""
+    """A version keeps two releases apart when the type does not differ."""
     old, new = (Release(make_room(), int, version=version) for version in (1, 2))
     next(new.versions)
     assert [old.load(7), new.load(7), old.load(7), new.load(7)] == [1, 2, 1, 2]
@@ -90,7 +90,7 @@ def invalidations(room: Stillroom) -> Iterator[tuple[str, Callable[[], Any]]]:
 @pytest.mark.parametrize("way", ["key", "many", "tag", "pattern", "clear"])
 @pytest.mark.parametrize("by", [0, 1])
 def test_an_invalidation_by_either_reaches_both(releases: list[Release], way: str, by: int) -> None:
-    """By key, tag or pattern; whoever loads next loads anew."""
+    """An invalidation by key, tag or pattern from either release reaches both."""
     for release in releases:
         release.load(7)
     dict(invalidations(releases[by].room))[way]()
@@ -104,7 +104,7 @@ def test_an_invalidation_by_either_reaches_both(releases: list[Release], way: st
 def test_an_invalidation_by_argument_or_order_reaches_both(
     releases: list[Release], by: int
 ) -> None:
-    """`load.invalidate(7)`, and what an app orders from a worker of the other release."""
+    """`load.invalidate(7)`, and an order to a worker of the other release, reach both releases."""
     for turn in (1, 2):
         for release in releases:
             release.load(7)
@@ -117,7 +117,7 @@ def test_an_invalidation_by_argument_or_order_reaches_both(
 
 
 def test_a_value_that_is_set_is_everybodys(releases: list[Release]) -> None:
-    """Both releases' loads lose to it. Who can't read it loads its own again."""
+    """A value that is set belongs to both releases. A release that cannot read it loads its own again."""
     for release in releases:
         release.load(7)
     releases[0].room.cache.set("product:7", {"id": 7, "price": 99.0})
@@ -127,7 +127,7 @@ def test_a_value_that_is_set_is_everybodys(releases: list[Release]) -> None:
 
 
 def test_what_a_loader_stored_is_found_by_hand(releases: list[Release]) -> None:
-    """With a type, in whichever place it is; without one, whatever is there."""
+    """A reader with a type finds a loader's value in its place, and one without a type any value there."""
     for release in releases:
         release.load(7)
     for release in releases:
@@ -146,7 +146,7 @@ def test_what_a_loader_stored_is_found_by_hand(releases: list[Release]) -> None:
 
 
 def test_many_keys_keep_releases_apart_too(make_room: Any) -> None:
-    """get_or_set_many is a loader like any other."""
+    """get_or_set_many keeps releases apart like any loader."""
     rooms = [make_room(), make_room()]
     calls: list[Any] = []
 
@@ -173,7 +173,9 @@ def test_many_keys_keep_releases_apart_too(make_room: Any) -> None:
 def test_a_stale_value_is_refreshed_by_a_worker_of_its_release(
     releases: list[Release], client: Any, dispatch: Any
 ) -> None:
-    """Each in its own place; a worker of the other release leaves it alone, and is not asked again at once."""
+    """A stale value is refreshed by a worker of its release; another release's worker leaves it and is
+    not asked at once.
+    """
     for release in releases:
         release.load(7)
     room = releases[0].room
@@ -195,7 +197,7 @@ def test_a_stale_value_is_refreshed_by_a_worker_of_its_release(
 def test_the_places_change_hands_as_releases_come_and_go(
     releases: list[Release], make_room: Any, client: Any
 ) -> None:
-    """A third release takes the place of the one whose entry ends first; a value is never in two places."""
+    """A third release takes the place of the entry that ends first, and a value is never in two places."""
     for release in releases:
         release.load(7)
     keys = releases[0].room.keys
@@ -226,7 +228,9 @@ def _order() -> Any:
 def test_nothing_loaded_before_an_invalidation_is_read_after_it(
     releases: list[Release], make_room: Any, way: str, loading: int
 ) -> None:
-    """Whichever release loads, whoever invalidates, and between whichever two of the load's steps."""
+    """No value loaded before an invalidation is read after it, whichever release loads or invalidates,
+    at every step.
+    """
     for steps in range(40):
         both = [Release(make_room(namespace=f"n{steps}"), kind) for kind in (V1, V2)]
         both[1 - loading].load(7)  # the other one has its value, in the first place
@@ -250,7 +254,7 @@ def test_nothing_loaded_before_an_invalidation_is_read_after_it(
 
 
 def test_loads_of_two_releases_and_an_invalidation_in_every_order(make_room: Any) -> None:
-    """Both load at once, one after the other as the lease goes; the invalidation comes at each moment."""
+    """Loads of two releases and an invalidation at each moment obey the rule in every order."""
     for cut in range(60):
         both = [Release(make_room(namespace=f"c{cut}"), kind) for kind in (V1, V2)]
         one, other = both[0].step(), both[1].step()

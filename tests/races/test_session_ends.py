@@ -1,4 +1,4 @@
-"""Ends of sessions against rotations: what was asked for first is carried out, however long it is on its way."""
+"""An end of a session that was asked for before a rotation is carried out, however late it arrives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAYS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def send(room: Stillroom, *commands: Any) -> list[Any]:
-    """The replies to these commands, in one batch."""
+    """Send these commands in one batch and return the replies."""
 
     def sending() -> Operation[list[Any]]:
         return (yield list(commands))
@@ -40,7 +40,7 @@ def send(room: Stillroom, *commands: Any) -> list[Any]:
 
 
 def rotated(room: Stillroom, session: Any, times: int) -> Any:
-    """The session after so many rotations, each of which leaves its old name no grace."""
+    """Return the session after that many rotations without grace."""
     for _ in range(times):
         session = room.sessions.rotate(session, grace=0)
     return session
@@ -51,7 +51,7 @@ def rotated(room: Stillroom, session: Any, times: int) -> Any:
 def test_an_end_wins_over_rotations_that_came_after_it_was_asked_for(
     make_room: Make, way: str, times: int
 ) -> None:
-    """However often somebody else rotates the session while the command is on its way, it ends."""
+    """A session ends though it is rotated any number of times while the command is on its way."""
     here, there = make_room(), make_room()
     for _ in range(4):  # the new session of a login falls into the same shard or into another
         session = here.sessions.create("ann")
@@ -67,7 +67,7 @@ def test_an_end_wins_over_rotations_that_came_after_it_was_asked_for(
 def test_a_name_whose_grace_was_over_before_ends_nothing(
     make_room: Make, way: str, times: int
 ) -> None:
-    """Whoever comes with a token that was replaced for good ends nobody's session."""
+    """A token whose grace was over before ends nobody's session."""
     here, there = make_room(), make_room()
     for _ in range(4):
         session = here.sessions.create("ann")
@@ -78,7 +78,7 @@ def test_a_name_whose_grace_was_over_before_ends_nothing(
 
 
 def test_an_end_that_is_held_up_on_its_way_wins(server: EmbeddedServer, make_room: Make) -> None:
-    """The command left before the rotation and arrives after it: its reply says so, and it is sent again."""
+    """An end that left before a rotation and arrives after it learns so from its reply and is sent again."""
     with Proxy(server.port) as proxy:
         settings = Settings(**{**PATIENT, "redis_url": proxy.url})
         with Stillroom(settings, dispatch=NoDispatch()) as slow:
@@ -97,7 +97,9 @@ def test_an_end_that_is_held_up_on_its_way_wins(server: EmbeddedServer, make_roo
 
 
 def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make, client: Any) -> None:
-    """Asked for before the rotation: the session is kept under its new name. After it: nothing is."""
+    """A session to keep, named before its rotation without grace, is kept under its new name, and not
+    if named after.
+    """
     here, there = make_room(), make_room()
     kept, other = here.sessions.create("ann"), here.sessions.create("ann")
     revoking = Stepper(here, here._sessions_body.destroy_for_user("ann", keep=kept))
@@ -110,7 +112,7 @@ def test_a_rotation_without_grace_keeps_what_was_to_be_kept(make_room: Make, cli
 
 
 def test_a_handle_ends_what_was_rotated_a_thousand_times_since(make_room: Make) -> None:
-    """Nobody outruns the list of devices by renewing his token, nor the alarm that a token was used again."""
+    """A handle, or the alarm of a replay, ends a session that was rotated a thousand times since."""
     here, there = make_room(), make_room()
     session = here.sessions.create("ann")
     (device,) = here.sessions.list_for_user("ann")
@@ -126,7 +128,7 @@ def test_a_handle_ends_what_was_rotated_a_thousand_times_since(make_room: Make) 
 
 
 def test_a_replay_is_told_as_long_as_the_session_may_live(make_room: Make, client: Any) -> None:
-    """The old token is known until the absolute end, not for one idle time only."""
+    """A replay is recognized until the absolute end of the session, not for one idle time only."""
     room = make_room()
     session = room.sessions.create("ann", idle=10, absolute=3_600)
     fresh = room.sessions.rotate(session, grace=0)
@@ -150,7 +152,7 @@ def clocked() -> Iterator[ClockedServer]:
 def test_a_deferred_end_carries_its_age_not_a_time(
     clocked: ClockedServer, before: int, after: int
 ) -> None:
-    """The server's clock steps by an hour while a logout waits: it still knows what came first."""
+    """A deferred end carries its age, so that a clock step of an hour does not change what came first."""
     settings = Settings(**{**PATIENT, "redis_url": clocked.url})
     here, there = (Stillroom(settings, dispatch=NoDispatch()) for _ in range(2))
     with here, there:
@@ -176,7 +178,7 @@ def test_a_deferred_end_carries_its_age_not_a_time(
 
 @pytest.mark.parametrize("when", ["made", "undone"])
 def test_a_creation_that_arrives_again_recognises_itself(make_room: Make, when: str) -> None:
-    """It makes one session; and none if it was undone because its reply was lost."""
+    """A create that arrives twice makes one session, and none if it was undone because its reply was lost."""
     room = make_room()
     room.sessions.create("eve")
     operation = room._sessions_body.create("ann", {"a": 1})
@@ -197,7 +199,7 @@ def test_a_creation_that_arrives_again_recognises_itself(make_room: Make, when: 
 
 
 def test_a_rotation_that_arrives_after_it_was_undone_does_nothing(make_room: Make) -> None:
-    """Nobody got its token, so the old one stays good."""
+    """A rotation that arrives after it was undone does nothing, so that the old token stays good."""
     room = make_room()
     session = room.sessions.create("ann", {"a": 1}, tags=["t"])
     room.sessions.rotate(room.sessions.create("eve"))
@@ -223,7 +225,7 @@ def test_a_rotation_that_arrives_after_it_was_undone_does_nothing(make_room: Mak
 def test_a_login_that_is_killed_between_any_two_steps_leaves_one_session(
     make_room: Make, on_cap: str
 ) -> None:
-    """Never both the session before the login and the one after it, in the same shard and across two."""
+    """A login killed between any two steps leaves one session and never two, in one shard and across two."""
     room = make_room()
     for stop in range(6):
         for _ in range(4):
@@ -239,7 +241,7 @@ def test_a_login_that_is_killed_between_any_two_steps_leaves_one_session(
 
 
 def test_a_refused_login_gives_the_visitor_back(make_room: Make) -> None:
-    """Held while the login was decided, the session before it goes on as it was, indexes and all."""
+    """A refused login leaves the session before it as it was, with its indexes."""
     room = make_room()
     for _ in range(2):
         room.sessions.create("ann")

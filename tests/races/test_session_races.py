@@ -1,4 +1,4 @@
-"""Sessions under races: two processes' worth of rooms, let go at the same moment, again and again."""
+"""Sessions of two processes hold under races that begin at the same moment, again and again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Act = Callable[[], Any]
 
 
 def together(*acts: Act) -> list[Any]:
-    """What each returned or raised, all begun at the same moment."""
+    """Begin all acts at the same moment; return each result or error."""
     barrier = threading.Barrier(len(acts))
 
     def run(act: Act) -> Any:
@@ -35,7 +35,7 @@ def together(*acts: Act) -> list[Any]:
 
 
 def assert_no_trace(client: Any) -> None:
-    """No record, no partial record, no line in an index; a tombstone may be left, and is cleared away."""
+    """Check that no record and no index line is left; a tombstone may be, and is cleared away."""
     for key in sessions_keys(client):
         assert client.type(key) == b"hash", (key, client.zrange(key, 0, -1))
         assert client.hexists(key, "_to"), (key, client.hgetall(key))
@@ -46,7 +46,7 @@ def assert_no_trace(client: Any) -> None:
 def test_a_session_that_was_destroyed_stays_so(
     make_room: Callable[..., Stillroom], client: Any
 ) -> None:
-    """A thousand times against an update, a touch, a get, a rotation and a sweep: never back, never in part."""
+    """A destroyed session never comes back, whole or in part, against a thousand concurrent operations."""
     rooms = [make_room(session_touch=0.001) for _ in range(6)]
     one, two, three, four, five, six = [room.sessions for room in rooms]
     turns = 1_000
@@ -105,7 +105,7 @@ def test_a_session_that_was_destroyed_stays_so(
 
 
 def test_of_fifty_rotations_one_wins(make_room: Callable[..., Stillroom]) -> None:
-    """The others are told, and the session is in one place, under one new token."""
+    """Of fifty rotations one wins, the others raise, and the session is in one place under one new token."""
     rooms = [make_room() for _ in range(5)]
     session = rooms[0].sessions.create("u1", {"a": 1}, tags=["t"])
     results = together(*[lambda n=n: rooms[n % 5].sessions.rotate(session) for n in range(50)])
@@ -117,7 +117,7 @@ def test_of_fifty_rotations_one_wins(make_room: Callable[..., Stillroom]) -> Non
 
 
 def test_a_rotation_loses_no_update(make_room: Callable[..., Stillroom]) -> None:
-    """An update under the old token lands in the session, or is refused: never said to be and lost."""
+    """An update under the old token during a rotation is stored or refused, and never lost silently."""
     one, two = make_room().sessions, make_room().sessions
     for n in range(100):
         session = one.create("u1", {"n": -1})
@@ -130,7 +130,7 @@ def test_a_rotation_loses_no_update(make_room: Callable[..., Stillroom]) -> None
 
 
 def test_updates_of_different_keys_are_all_kept(make_room: Callable[..., Stillroom]) -> None:
-    """Eight threads, fifty updates each, a key of one's own: none is lost, and each counts a version."""
+    """Eight threads with fifty updates on their own keys lose none, and each update counts a version."""
     rooms = [make_room() for _ in range(8)]
     session = rooms[0].sessions.create("u1")
 
@@ -146,7 +146,7 @@ def test_updates_of_different_keys_are_all_kept(make_room: Callable[..., Stillro
 
 
 def test_a_counter_by_compare_and_set_is_exact(make_room: Callable[..., Stillroom]) -> None:
-    """Eight threads count to fifty each."""
+    """Eight threads count to fifty each by compare-and-set, and the sum is exact."""
     rooms = [make_room() for _ in range(8)]
     session = rooms[0].sessions.create("u1", {"n": 0})
 
@@ -167,7 +167,7 @@ def test_a_counter_by_compare_and_set_is_exact(make_room: Callable[..., Stillroo
 def test_parallel_logins_never_pass_the_cap(
     make_room: Callable[..., Stillroom], on_cap: str
 ) -> None:
-    """Fifty at once where three may be: three are, at the end and whenever somebody looks."""
+    """Fifty parallel logins under a cap of three leave three sessions, and never show more."""
     rooms = [make_room() for _ in range(5)]
     watching = threading.Event()
     counts: list[int] = []
@@ -193,7 +193,7 @@ def test_parallel_logins_never_pass_the_cap(
 
 
 def test_a_revocation_against_logins(make_room: Callable[..., Stillroom]) -> None:
-    """Whatever was created before it is dead, whatever after it lives, in each shard by the server's order."""
+    """A session created before a revocation is dead and one created after it lives, by each shard's order."""
     one, two, three = (make_room().sessions for _ in range(3))
     for turn in range(30):
         user = f"u{turn}"
@@ -213,7 +213,7 @@ def test_a_revocation_against_logins(make_room: Callable[..., Stillroom]) -> Non
 
 
 def test_a_revocation_against_a_rotation(make_room: Callable[..., Stillroom]) -> None:
-    """A session that is rotated at that moment is dead under both tokens."""
+    """A session rotated during a revocation is dead under both tokens."""
     one, two = make_room().sessions, make_room().sessions
     for by in ("user", "tag") * 25:
         session = one.create("u1", tags=["t"])
@@ -228,7 +228,7 @@ def test_a_revocation_against_a_rotation(make_room: Callable[..., Stillroom]) ->
 
 
 def test_a_sweep_against_touches(make_room: Callable[..., Stillroom], client: Any) -> None:
-    """Two workers sweep what is due while each is seen once more: who was seen in time lives, whole."""
+    """A session touched in time lives whole while two workers sweep."""
     rooms = [make_room() for _ in range(4)]
     sessions = rooms[0].sessions
     for _ in range(10):
@@ -250,7 +250,7 @@ def test_a_sweep_against_touches(make_room: Callable[..., Stillroom], client: An
 
 
 def test_two_workers_share_a_sweep(make_room: Callable[..., Stillroom], client: Any) -> None:
-    """Each expired session is deleted, and told of, once."""
+    """Two workers that sweep delete and report each expired session once."""
     rooms = [make_room() for _ in range(2)]
     told: list[str] = []
     for room in rooms:

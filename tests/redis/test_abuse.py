@@ -1,4 +1,4 @@
-"""Abuse: events in, patterns and bans out, on real servers, with both faces."""
+"""Abuse: events come in, patterns and bans come out, on real servers and with both faces."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALLOWED = "192.0.2.0/24"
 
 @pytest.fixture
 def armed(tmp_path: Path) -> Path:
-    """A file of the operator's with which the rules that ban do so."""
+    """Write an operator's rules file whose rules for this pattern ban."""
     path = tmp_path / "rules.toml"
     path.write_text(ARMED)
     return path
@@ -56,13 +56,13 @@ def settings(server: Any, armed: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def bounded(client: Any) -> Iterator[None]:
-    """After every test here each key that is left has an end."""
+    """Check after every test that each remaining key has a TTL."""
     yield
     assert_bounded(client)
 
 
 def hammer(client: Any, room: Any, ip: str = CLIENT, ago: float = 0.0) -> bytes:
-    """One event is enough: 64 denials."""
+    """Record one event that is enough for a ban: 64 denials."""
     return put(client, room, "denied", ago, ip=ip, n="64", limit="default")
 
 
@@ -70,7 +70,7 @@ def hammer(client: Any, room: Any, ip: str = CLIENT, ago: float = 0.0) -> bytes:
 
 
 def test_an_event_is_written_down(room: Any, client: Any) -> None:
-    """What is known, and nothing else; the user as an HMAC, however the name was typed."""
+    """An event holds only the known facts; the user is an HMAC, however the name was typed."""
     assert room.abuse.report("auth_fail", ip="2001:db8:1:2::7", user="Ann ", route="/login?a=b")
     assert room.abuse.report("auth_ok", user="ann")
     assert room.abuse.report("csrf_fail", ip="no address")
@@ -88,7 +88,7 @@ def test_an_event_is_written_down(room: Any, client: Any) -> None:
 
 
 def test_a_report_is_one_round_trip(room: Any, client: Any) -> None:
-    """One XADD, which cuts the stream."""
+    """A report is one XADD, which also trims the stream."""
     room.abuse.report("auth_fail", ip=CLIENT)
     with client.monitor() as monitor:
         room.abuse.report("auth_fail", ip=CLIENT)
@@ -102,7 +102,7 @@ def test_a_report_is_one_round_trip(room: Any, client: Any) -> None:
 
 
 def test_an_event_is_never_sent_twice(make_room: Any) -> None:
-    """Not on a connection that broke under it, either: what was written twice would count twice."""
+    """An event is never sent again when its connection breaks, because a second copy would count twice."""
     room = make_room()
     room._abuse_body.hold("auth_ok", user="ann")
     for operation in (
@@ -115,7 +115,7 @@ def test_an_event_is_never_sent_twice(make_room: Any) -> None:
 
 
 def test_a_report_of_nothing_is_refused(room: Any, client: Any) -> None:
-    """A kind no rule could know, or an event of nobody, is a mistake of the app's."""
+    """A report with a kind no rule can know, or without a subject, raises an error in the app."""
     with pytest.raises(EventRefused, match="did you mean auth_fail"):
         room.abuse.report("auth_fial", ip=CLIENT)
     with pytest.raises(EventRefused, match="of whom"):
@@ -124,7 +124,7 @@ def test_a_report_of_nothing_is_refused(room: Any, client: Any) -> None:
 
 
 def test_a_rule_may_name_a_kind_of_the_apps_own(room: Any, client: Any) -> None:
-    """The rule `card_testing` in the operator's file does: five declined cards are a pattern."""
+    """A rule may count an app's own kind of event: five declined cards are a pattern."""
     for _ in range(5):
         assert room.abuse.report("card_declined", ip=CLIENT)
     room.abuse.scan()
@@ -132,7 +132,7 @@ def test_a_rule_may_name_a_kind_of_the_apps_own(room: Any, client: Any) -> None:
 
 
 def test_a_flood_of_reports_is_cut_short(room: Any, client: Any, monkeypatch: Any) -> None:
-    """A process sends so many of one kind and no more: False, and counted; the others go on."""
+    """A process sends a bounded number of reports of one kind. Further ones return False and are counted."""
     inner = getattr(room, "inner", room)._abuse_body
     monkeypatch.setattr(inner, "_allowance", body.Allowance(rate=0.001, burst=20))
     told = [room.abuse.report("not_found", ip=CLIENT, route=f"/{n}") for n in range(1_000)]
@@ -143,7 +143,7 @@ def test_a_flood_of_reports_is_cut_short(room: Any, client: Any, monkeypatch: An
 
 
 def test_the_stream_is_cut(room: Any, client: Any, monkeypatch: Any) -> None:
-    """Without a worker it keeps its newest events, and no more than its length."""
+    """Without a worker the stream keeps its newest events and never grows past its length."""
     monkeypatch.setattr(body, "EVENTS_KEPT", 100)
     for _ in range(450):
         room.abuse.report("auth_fail", ip=CLIENT)
@@ -151,7 +151,7 @@ def test_the_stream_is_cut(room: Any, client: Any, monkeypatch: Any) -> None:
 
 
 def test_a_replayed_token_is_told_by_itself(room: Any, client: Any) -> None:
-    """The sessions' replay is an event of abuse: it rides along with a later batch, and is a pattern."""
+    """The replay of a session token is an event of abuse. It is sent with a later batch and is a pattern."""
     first = room.sessions.create("ann")
     room.sessions.rotate(first)
     end_grace(client, room, first.handle)
@@ -167,7 +167,7 @@ def test_a_replayed_token_is_told_by_itself(room: Any, client: Any) -> None:
 
 
 def test_what_waits_to_ride_is_sent_with_a_report_and_at_the_end(room: Any, client: Any) -> None:
-    """Nothing is lost when the room is closed; what waits is bounded."""
+    """Queued events are bounded, are sent with the next report, and are not lost when the room is closed."""
     inner = getattr(room, "inner", room)._abuse_body
     inner.hold("session_replay", user="ann")
     inner.hold("session_replay", user=None)
@@ -187,7 +187,7 @@ def test_what_waits_to_ride_is_sent_with_a_report_and_at_the_end(room: Any, clie
 
 @pytest.mark.parametrize("flood", [["not_found"], ["not_found", "session_unknown", "csrf_fail"]])
 def test_a_flood_of_one_kind_drowns_no_other(room: Any, client: Any, flood: list[str]) -> None:
-    """What any client can make fills its own queue; the alarm of a stolen token is written, and first."""
+    """A flood of one kind fills only its own queue. The alarm of a stolen token is written, and written first."""
     inner = getattr(room, "inner", room)._abuse_body
     room.state_stats.due = 1 << 62
     for n in range(1_200):
@@ -246,7 +246,7 @@ RULES: list[tuple[str, Callable[[int], dict[str, str]], int]] = [
 def test_a_rule_sees_its_pattern_and_nothing_less(
     room: Any, client: Any, rule: str, event: Callable[[int], dict[str, str]], count: int
 ) -> None:
-    """One event too few is none; one more, and it is there, once, however it goes on."""
+    """A rule finds nothing one event below its threshold. The next event makes one pattern, however many follow."""
     events = [event(n) for n in range(count)] + [event(count - 1)] * 3
     for fields in events[: count - 1]:
         put(client, room, ago=float(fields.pop("ago", "0")), **fields)
@@ -271,7 +271,7 @@ def test_a_rule_sees_its_pattern_and_nothing_less(
     ids=lambda event: event["kind"],
 )
 def test_the_same_a_hundred_times_is_none_of_these(room: Any, client: Any, event: Any) -> None:
-    """One page, one user, one client: where different ones are counted it stays at one."""
+    """A rule that counts different pages, users or clients counts a repeated one once."""
     for _ in range(100):
         put(client, room, **event)
     room.abuse.scan()
@@ -279,7 +279,7 @@ def test_the_same_a_hundred_times_is_none_of_these(room: Any, client: Any, event
 
 
 def test_what_is_older_than_the_window_does_not_count(room: Any, client: Any) -> None:
-    """Nineteen pages a minute ago and nineteen now are no scanner; the twentieth is."""
+    """Events older than the window do not count: nineteen pages a minute ago and nineteen now are no scanner."""
     for n in range(19):
         put(client, room, "not_found", ago=70, ip=CLIENT, route=f"/a{n}")
     for n in range(19):
@@ -292,7 +292,9 @@ def test_what_is_older_than_the_window_does_not_count(room: Any, client: Any) ->
 
 
 def test_a_pause_ends_a_row_of_windows(room: Any, client: Any) -> None:
-    """Fifteen minutes near the quota, five without, and fifteen more are not thirty in a row."""
+    """A pause ends a row of windows: fifteen minutes near the quota, five without and fifteen more are
+    not thirty.
+    """
     for minute in range(36):
         if not 15 <= minute < 20:
             put(client, room, "near", ago=60.0 * (36 - minute), ip=CLIENT, limit="api")
@@ -302,7 +304,7 @@ def test_a_pause_ends_a_row_of_windows(room: Any, client: Any) -> None:
 
 
 def test_an_attack_that_goes_on_is_said_again_in_each_window(room: Any, client: Any) -> None:
-    """Once in ten minutes, not once for each denial."""
+    """An attack that goes on is reported once in ten minutes, not once for each denial."""
     for ago in (1_500, 1_400, 1_000, 650, 300, 0):
         hammer(client, room, ago=ago)
         room.abuse.scan()
@@ -312,7 +314,7 @@ def test_an_attack_that_goes_on_is_said_again_in_each_window(room: Any, client: 
 def test_a_success_after_failures_is_told_for_each_account(
     room: Any, client: Any, caplog: Any
 ) -> None:
-    """`compromised?`: which user it was, as an HMAC; a second account of the same attack is not passed over."""
+    """Each account's success after failures is reported with the user's HMAC, also within one attack."""
     for n in range(6):
         room.abuse.report("auth_fail", ip=CLIENT, user=f"user{n}")
     for name in ("ann", "bob", "ann"):
@@ -325,7 +327,7 @@ def test_a_success_after_failures_is_told_for_each_account(
 
 
 def test_spraying_does_not_lock_its_victim_out(room: Any, client: Any) -> None:
-    """Two hundred addresses guess one user's password: it is seen, and nobody is banned for it."""
+    """When two hundred addresses guess one user's password, the pattern is found and nobody is banned for it."""
     for n in range(200):
         room.abuse.report("auth_fail", ip=f"203.0.113.{n}", user="victim", route="/login")
     room.abuse.scan()
@@ -342,7 +344,9 @@ def test_spraying_does_not_lock_its_victim_out(room: Any, client: Any) -> None:
 
 
 def test_a_pattern_is_a_line_and_an_entry(room: Any, client: Any, caplog: Any) -> None:
-    """The same in both: rule, subject, count, when, examples, what was done, and the event that completed it."""
+    """A pattern's log line and its entry hold the same: rule, subject, count, time, examples, action and last
+    event.
+    """
     names = [
         put(client, room, "not_found", ago=1 - n / 100, ip=CLIENT, route=f"/{n}") for n in range(25)
     ]
@@ -379,7 +383,7 @@ def test_a_pattern_is_a_line_and_an_entry(room: Any, client: Any, caplog: Any) -
 
 
 def test_no_line_and_no_key_holds_a_name_or_a_token(room: Any, client: Any, caplog: Any) -> None:
-    """Users are HMACs, queries and tokens are cut out: in commands, keys, values and the log."""
+    """Users are stored as HMACs and queries and tokens are cut out of commands, keys, values and logs."""
     caplog.set_level(logging.DEBUG)
     token = "07.Zx8Jx0fQ2LkT7uVw5yZa1bZx8Jx0fQ2LkT7uVw5yZa1"
     with client.monitor() as monitor:
@@ -399,7 +403,7 @@ def test_no_line_and_no_key_holds_a_name_or_a_token(room: Any, client: Any, capl
 
 @pytest.mark.parametrize("text", ["/a\nERROR: x", "/\x1b[2J", '/", "rule": "x', "/\ud800é"])
 def test_a_line_can_not_be_forged(room: Any, client: Any, caplog: Any, text: str) -> None:
-    """One line, printable ASCII, whatever was asked for; what others wrote into the stream is cleaned too."""
+    """A pattern is logged as one line of printable ASCII, whatever a request or another writer put into it."""
     for n in range(10):
         room.abuse.report("not_found", ip=CLIENT, route=f"{text}{n}")
         raw = f"{text}x{n}".encode("utf-8", "surrogatepass")
@@ -415,7 +419,7 @@ def test_a_line_can_not_be_forged(room: Any, client: Any, caplog: Any, text: str
 
 
 def test_a_rule_in_shadow_bans_nobody(make_room: Any, client: Any, caplog: Any) -> None:
-    """As they come, the rules say what they would do, and leave no ban, no level, no index."""
+    """The default rules report what they would ban and leave no ban, no level and no index."""
     room = make_room()
     hammer(client, room)
     report = room.abuse.scan()
@@ -426,7 +430,7 @@ def test_a_rule_in_shadow_bans_nobody(make_room: Any, client: Any, caplog: Any) 
 
 
 def test_a_ban_is_a_key_that_says_why(room: Any, client: Any) -> None:
-    """Its TTL is the ban: five minutes, and up to a tenth more, so that not all come back at once."""
+    """A ban's TTL is its length: five minutes plus up to a tenth, so that not all clients return at once."""
     hammer(client, room)
     room.abuse.scan()
     assert 295_000 < client.pttl(room.keys.ban(CLIENT)) <= 330_000
@@ -440,7 +444,10 @@ def test_a_ban_is_a_key_that_says_why(room: Any, client: Any) -> None:
 
 
 def test_bans_grow_longer_and_a_quiet_week_forgets(room: Any, client: Any) -> None:
-    """5 minutes, 20, 80 …, a day at most; once the level has run out, 5 minutes again."""
+    """Bans last 5 minutes, then 20, then 80, and a day at most.
+
+    They begin at 5 again once the level has expired.
+    """
     for level, seconds in enumerate([300, 1_200, 4_800, 19_200, 76_800, 86_400, 86_400]):
         hammer(client, room)
         room.abuse.scan()
@@ -455,7 +462,7 @@ def test_bans_grow_longer_and_a_quiet_week_forgets(room: Any, client: Any) -> No
 
 
 def test_two_rules_that_see_one_attack_are_one_ban(room: Any, client: Any) -> None:
-    """The second says `already`: no longer ban, no step up."""
+    """A second rule that sees the same attack says `already`; the ban gets no longer and the level stays."""
     hammer(client, room)
     for n in range(20):
         put(client, room, "not_found", ip=CLIENT, route=f"/{n}")
@@ -465,7 +472,7 @@ def test_two_rules_that_see_one_attack_are_one_ban(room: Any, client: Any) -> No
 
 
 def test_bans_have_a_cap(make_room: Any, client: Any, armed: Path) -> None:
-    """Past so many in a minute patterns are only logged: a rule gone wild must not lock everybody out."""
+    """Past the cap of bans in a minute patterns are only logged, so that one bad rule cannot lock everybody out."""
     room = make_room(abuse_rules=armed, ban_cap=3)
     for n in range(10):
         hammer(client, room, f"203.0.113.{n}")
@@ -481,7 +488,7 @@ def test_bans_have_a_cap(make_room: Any, client: Any, armed: Path) -> None:
 
 
 def test_a_cap_of_none_bans_nobody(make_room: Any, client: Any, armed: Path) -> None:
-    """`ban_cap=0` is a switch."""
+    """`ban_cap=0` switches all bans off."""
     room = make_room(abuse_rules=armed, ban_cap=0)
     hammer(client, room)
     room.abuse.scan()
@@ -492,7 +499,7 @@ def test_a_cap_of_none_bans_nobody(make_room: Any, client: Any, armed: Path) -> 
     "ip", ["127.0.0.1", "10.0.0.5", PROXY, "192.0.2.44", "fd00:1:2:3::/64", "unknown"]
 )
 def test_some_are_never_banned(room: Any, client: Any, ip: str) -> None:
-    """Private ranges, proxies, the allowlist, and the bucket of those nobody knows: said, and exempt."""
+    """Private ranges, proxies, the allowlist and the bucket of unknown clients are reported and never banned."""
     hammer(client, room, ip)
     room.abuse.scan()
     assert [(p["subject"], p["action"]) for p in patterns(client, room)] == [(ip, "exempt")]
@@ -500,7 +507,7 @@ def test_some_are_never_banned(room: Any, client: Any, ip: str) -> None:
 
 
 def test_rotating_addresses_are_banned_as_one_site(room: Any, client: Any) -> None:
-    """Sixteen /64 of a /48 that hammer: the /48 is banned, under the key that the limiter looks at."""
+    """When sixteen /64 of one /48 hammer, the /48 is banned under the key that the limiter reads."""
     for n in range(16):
         put(client, room, "denied", ip=f"2001:db8:1:{n:x}::/64", n="16")
     room.abuse.scan()
@@ -521,7 +528,7 @@ EACH = [
 def test_a_site_is_banned_only_for_addresses_that_did_enough_by_themselves(
     room: Any, client: Any, kind: str, least: int, about: Callable[[int], dict[str, str]]
 ) -> None:
-    """A hundred customers of one carrier, each with one event too few, are no attack; sixteen with enough are."""
+    """A site is banned for sixteen clients with enough events each, not for a hundred with one too few."""
     for customer in range(100):
         for n in range(least - 1):
             put(client, room, kind, ip=f"2001:db8:1:{customer:x}::/64", **about(n))
@@ -539,7 +546,9 @@ def test_a_site_is_banned_only_for_addresses_that_did_enough_by_themselves(
 def test_what_browsers_ask_for_by_themselves_is_no_attack(
     room: Any, client: Any, path: str
 ) -> None:
-    """However many there are, of one address and of a whole site."""
+    """Files that browsers request by themselves are no attack, however many one address or a whole
+    site requests.
+    """
     for n in range(100):
         folder = "" if path.startswith("/.") else f"/folder{n}"
         put(client, room, "not_found", ip=CLIENT, route=folder + path)
@@ -549,7 +558,7 @@ def test_what_browsers_ask_for_by_themselves_is_no_attack(
 
 
 def test_one_token_shown_again_and_again_is_one_guess(room: Any, client: Any) -> None:
-    """A page that polls with a cookie whose session has ended; other tokens are other guesses."""
+    """A page that polls with the cookie of an ended session makes one guess; another token is another guess."""
     for n in range(20):
         for _ in range(50):
             put(client, room, "session_unknown", ip=CLIENT, token="stale" if n < 19 else f"t{n}")
@@ -565,7 +574,7 @@ def test_one_token_shown_again_and_again_is_one_guess(room: Any, client: Any) ->
 
 
 def test_an_operator_bans_and_lifts(room: Any, client: Any) -> None:
-    """By hand, for any time up to 30 days; in the list, the one that ends last first."""
+    """An operator bans for any time up to 30 days and lifts bans. The list begins with the ban that ends last."""
     one = room.abuse.ban("203.0.113.7", 60, reason="seen in\nthe logs")
     room.abuse.ban("2001:db8:1:2::99", 600)
     room.abuse.ban("2001:DB8:2::/48", 86_400)
@@ -602,14 +611,14 @@ def test_an_operator_bans_and_lifts(room: Any, client: Any) -> None:
 def test_an_operator_is_told_what_can_not_be_banned(
     room: Any, client: Any, subject: str, seconds: float, why: str
 ) -> None:
-    """With the range it is in, and where that comes from."""
+    """An operator who bans an exempt address is told which range it is in and where that range was set."""
     with pytest.raises(BanRefused, match=why):
         room.abuse.ban(subject, seconds)
     assert client.keys("*") == []
 
 
 def test_a_ban_that_was_lifted_does_not_come_back(room: Any, client: Any) -> None:
-    """Events of before wait in the stream, others follow: for ten minutes they are only said."""
+    """For ten minutes after a lift, earlier and new events are reported and do not ban again."""
     hammer(client, room)
     for n in range(19):
         put(client, room, "not_found", ip=CLIENT, route=f"/{n}")
@@ -628,7 +637,7 @@ def test_a_ban_that_was_lifted_does_not_come_back(room: Any, client: Any) -> Non
 
 
 def test_bans_that_ran_out_leave_the_index(room: Any, client: Any) -> None:
-    """A scan drops them, also where nobody is banned any more; the list does not show them meanwhile."""
+    """A scan drops expired bans from the index even where nobody is banned any more. The list never shows them."""
     for n in range(5):
         room.abuse.ban(f"203.0.113.{n}", 60)
     client.delete(room.keys.ban("203.0.113.0"))
@@ -641,7 +650,7 @@ def test_bans_that_ran_out_leave_the_index(room: Any, client: Any) -> None:
 
 
 def test_a_ban_written_by_another_hand_is_a_ban(room: Any, client: Any) -> None:
-    """Whatever it says of itself."""
+    """A ban key that another program wrote bans its subject, whatever its value."""
     room.abuse.ban(CLIENT, 60)
     client.set(room.keys.ban(CLIENT), "because", ex=60)
     assert [(found.subject, found.by) for found in room.abuse.bans()] == [(CLIENT, "unknown")]
@@ -651,7 +660,7 @@ def test_a_ban_written_by_another_hand_is_a_ban(room: Any, client: Any) -> None:
 
 
 def killed_before_its_ack(room: Stillroom) -> None:
-    """A scan as far as all it does but the acknowledgement."""
+    """Run a scan and stop before it acknowledges its events."""
     scanning = Stepper(room, room._abuse_body.scan())
     while not (scanning.at and isinstance(scanning.at, list) and scanning.at[0][0] == b"XACK"):
         assert not scanning.done, scanning.error
@@ -661,7 +670,9 @@ def killed_before_its_ack(room: Stillroom) -> None:
 def test_an_event_that_is_read_again_bans_once(
     make_room: Any, client: Any, caplog: Any, armed: Path
 ) -> None:
-    """The worker was killed between the ban and the acknowledgement: it is said again, and nothing is done."""
+    """An event read again after a worker was killed between ban and acknowledgement is reported, and
+    bans no more.
+    """
     room = make_room(abuse_rules=armed)
     for n in range(25):
         put(client, room, "not_found", ip=CLIENT, route=f"/{n}")
@@ -692,7 +703,7 @@ def test_an_event_that_is_read_again_bans_once(
 def test_an_event_that_is_read_again_after_its_ban_ran_out_bans_once(
     room: Any, client: Any
 ) -> None:
-    """Its worker was away for longer than the ban: no second one, no step up, for as long as it may be judged."""
+    """An event that is read again after its ban expired makes no second ban and no step up."""
     name = hammer(client, room, ago=900)
     room.abuse.scan()
     (said,) = client.keys("*:abuse:seen:*")
@@ -705,7 +716,7 @@ def test_an_event_that_is_read_again_after_its_ban_ran_out_bans_once(
 
 
 def test_events_that_are_read_twice_count_once(room: Any, client: Any) -> None:
-    """Fifteen unknown tokens, read again and again, are fifteen."""
+    """Events that are read several times count once: fifteen unknown tokens stay fifteen."""
     for _ in range(15):
         put(client, room, "session_unknown", ip=CLIENT)
     for _ in range(4):
@@ -717,7 +728,7 @@ def test_events_that_are_read_twice_count_once(room: Any, client: Any) -> None:
 
 
 def test_what_a_dead_worker_left_is_taken_over(room: Any, client: Any) -> None:
-    """After a minute; what somebody has just read is his."""
+    """A worker takes over a dead worker's events after a minute, and leaves events that were just read."""
     for n in range(10):
         put(client, room, "auth_fail", ip=CLIENT, user=f"u{n}")
     leave_behind(client, room, count=7)
@@ -728,7 +739,7 @@ def test_what_a_dead_worker_left_is_taken_over(room: Any, client: Any) -> None:
 
 
 def test_entries_that_the_stream_lost_are_not_pending_for_ever(room: Any, client: Any) -> None:
-    """It was cut under the worker that read them: on no version do they stay."""
+    """Entries that the stream dropped under their reader do not stay pending, on any server version."""
     for n in range(10):
         put(client, room, "auth_fail", ip=CLIENT, user=f"u{n}")
     names = leave_behind(client, room)
@@ -739,7 +750,7 @@ def test_entries_that_the_stream_lost_are_not_pending_for_ever(room: Any, client
 
 
 def test_an_event_that_nobody_finishes_is_set_aside(room: Any, client: Any, caplog: Any) -> None:
-    """Five times read and never finished: it may be what kills its readers. The others go on."""
+    """An event that was read five times and never finished becomes a dead letter. The others go on."""
     poison = hammer(client, room)
     leave_behind(client, room, deliveries=5)
     good = hammer(client, room, "203.0.113.10")
@@ -756,7 +767,9 @@ def test_an_event_that_nobody_finishes_is_set_aside(room: Any, client: Any, capl
 
 
 def test_an_event_that_can_not_be_read_is_set_aside(room: Any, client: Any, caplog: Any) -> None:
-    """At once, with the reason, cleaned and cut; the events around it count."""
+    """An unreadable event becomes a dead letter at once, with a cleaned and shortened reason; its
+    neighbours count.
+    """
     for n in range(20):
         put(client, room, "not_found", ip=CLIENT, route=f"/{n}")
         client.xadd(room.keys.abuse, {"kind": "Not\nFound", "x": b"\xff" * 5_000})
@@ -770,7 +783,7 @@ def test_an_event_that_can_not_be_read_is_set_aside(room: Any, client: Any, capl
 
 
 def test_an_event_from_long_ago_is_not_judged(room: Any, client: Any) -> None:
-    """No worker ran for a day: whoever has the address now is not banned for it."""
+    """After a day without a worker, old events ban nobody: the address may be another client's by now."""
     hammer(client, room, ago=86_400)
     hammer(client, room, ago=3_700)
     hammer(client, room, "203.0.113.10", ago=3_500)
@@ -782,7 +795,7 @@ def test_an_event_from_long_ago_is_not_judged(room: Any, client: Any) -> None:
 def test_an_error_in_judging_leaves_the_events(
     room: Any, client: Any, caplog: Any, monkeypatch: Any
 ) -> None:
-    """A bug met by one event costs the others nothing but a minute: they are read again, one by one."""
+    """When one event makes judging fail, the other events are read again one by one, a minute later."""
     poison = put(client, room, "auth_fail", ip="203.0.113.66")
     hammer(client, room)
     real = scan.samples_of
@@ -804,7 +817,7 @@ def test_an_error_in_judging_leaves_the_events(
 
 
 def test_a_group_that_got_lost_is_made_again(room: Any, client: Any) -> None:
-    """At first, after a flush, after somebody destroyed it; two workers may both make it."""
+    """A lost consumer group is made again at the start, after a flush and after a deletion, also by two workers."""
     assert room.abuse.scan()["events"] == 0
     client.flushall()
     hammer(client, room)
@@ -815,7 +828,7 @@ def test_a_group_that_got_lost_is_made_again(room: Any, client: Any) -> None:
 
 
 def test_a_scan_ends_in_time_and_the_next_goes_on(room: Any, client: Any) -> None:
-    """At the end of its seconds it has done a bite, and says that there is more."""
+    """A scan ends when its seconds are over. It has done one bite and says that there is more."""
     for _ in range(30):
         put(client, room, "auth_fail", ip=CLIENT)
     report = room.abuse.scan(limit=10, seconds=0)
@@ -828,7 +841,7 @@ def test_a_scan_ends_in_time_and_the_next_goes_on(room: Any, client: Any) -> Non
 
 
 def test_counts_have_a_limit(room: Any, client: Any, monkeypatch: Any) -> None:
-    """A flood of addresses pushes out those that grew longest ago, and no others: who is at it stays counted."""
+    """A flood of addresses pushes out the counts that grew longest ago. An active attacker stays counted."""
     monkeypatch.setattr(scan, "GROUPS_LIMIT", 20)
     for n in range(200):
         put(client, room, "session_unknown", ip=f"203.0.113.{n}")
@@ -840,7 +853,7 @@ def test_counts_have_a_limit(room: Any, client: Any, monkeypatch: Any) -> None:
 
 
 def test_a_count_has_a_limit(room: Any, client: Any) -> None:
-    """A thousand pages are kept as eighty: enough to say that it is bad."""
+    """A thousand pages are kept as eighty, which is enough for every rule."""
     for n in range(1_000):
         put(client, room, "not_found", ip=CLIENT, route=f"/{n}")
     room.abuse.scan()
@@ -848,7 +861,9 @@ def test_a_count_has_a_limit(room: Any, client: Any) -> None:
 
 
 def test_twenty_thousand_events_keep_little(room: Any, client: Any) -> None:
-    """From as many addresses as a flood has, at the speed of a worker; everything has an end."""
+    """Twenty thousand events from as many addresses are judged at full speed and leave few keys, each
+    with a TTL.
+    """
     pipe = client.pipeline(transaction=False)
     for n in range(20_000):
         ip = f"203.{n // 65_536}.{n // 256 % 256}.{n % 256}"
@@ -862,7 +877,7 @@ def test_twenty_thousand_events_keep_little(room: Any, client: Any) -> None:
 def test_events_that_are_counted_together_count_as_one_by_one(
     make_room: Any, client: Any, monkeypatch: Any
 ) -> None:
-    """However many events one script counts, the counts, the patterns and the bans are the same."""
+    """Counts, patterns and bans are the same whether one script counts one event or many."""
     monkeypatch.setattr(
         scan, "MEMBERS_AT_ONCE", 300
     )  # some scripts are full by this, some by number

@@ -1,4 +1,4 @@
-"""Abuse and the limiter together: what one bans the other denies, and both know a user by the same name."""
+"""Abuse and limits agree: a ban is a denial of every limit, and both know a user by the same name."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def settings(server: Any, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def other(make_room: Any) -> Iterator[Any]:
-    """Another process of the app, which remembers no denial."""
+    """Open another process of the app, which remembers no denial."""
     return make_room()
 
 
 def test_a_ban_is_a_denial_of_every_limit(room: Any, other: Any) -> None:
-    """For as long as the ban lasts; a limit that was never used is denied too."""
+    """A ban denies every limit for as long as it lasts, also one that was never used."""
     room.abuse.ban(CLIENT, 60)
     for limit in (DEFAULT, AUTH, Limit("another", 1_000, 1)):
         decision = room.limits.check({"ip": CLIENT, "user": "ann"}, [limit])
@@ -40,7 +40,7 @@ def test_a_ban_is_a_denial_of_every_limit(room: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("subject", ["2001:db8:1:2::/64", "2001:db8:1::/48"])
 def test_a_banned_prefix_is_all_its_addresses(room: Any, subject: str) -> None:
-    """The client's /64, or the /48 around it; its neighbours are let through."""
+    """A ban on the client's /64 or on its /48 denies all addresses in it and no neighbour."""
     room.abuse.ban(subject, 60)
     assert room.limits.check("2001:db8:1:2::7", [DEFAULT]).banned
     assert room.limits.check("2001:db8:1:2:ffff::", [DEFAULT]).banned
@@ -48,7 +48,7 @@ def test_a_banned_prefix_is_all_its_addresses(room: Any, subject: str) -> None:
 
 
 def test_both_know_a_user_by_the_same_name(room: Any, client: Any) -> None:
-    """A rule may count denials and failures of one user together."""
+    """A rule may count a user's denials and failures together, because both use the same HMAC."""
     limit = Limit("login", 1, 60, by="user")
     for _ in range(2):
         room.limits.check({"ip": CLIENT, "user": "Ann"}, [limit])
@@ -62,7 +62,7 @@ LOGIN = Limit("login", 5, 60, by="user")
 
 
 def test_nobody_is_banned_for_guesses_at_his_own_name(room: Any, client: Any) -> None:
-    """Others are denied 63 times as this user. The 64th denial is the user's own, and makes him no hammer."""
+    """A user is not banned for guesses at their name: after 63 denials of others, their own 64th bans nobody."""
     for n in range(5 + 63):
         room.limits.check({"ip": f"198.51.100.{n}", "user": "ann"}, [LOGIN])
         forget_denials(room)
@@ -74,7 +74,9 @@ def test_nobody_is_banned_for_guesses_at_his_own_name(room: Any, client: Any) ->
 
 
 def test_denials_from_memory_count_for_whom_they_were(room: Any, client: Any) -> None:
-    """A process denies a hundred guesses at a user's name; he comes himself, and none of them is his."""
+    """A process counts denials from memory for the client that was denied, not for the user whose name
+    was guessed.
+    """
     limits = [DEFAULT, LOGIN]
     for n in range(5 + 100):
         room.limits.check({"ip": f"198.51.100.{n}", "user": "ann"}, limits)
@@ -87,7 +89,9 @@ def test_denials_from_memory_count_for_whom_they_were(room: Any, client: Any) ->
 
 
 def test_who_rotates_through_a_site_is_banned_with_it(room: Any, other: Any, client: Any) -> None:
-    """Sixteen /64 of one /48, each denied a login: the next address of the site is banned before it begins."""
+    """After sixteen /64 of one /48 were denied a login, the next address of the site is banned at its first
+    request.
+    """
     limit = Limit("login", 1, 60)
     for n in range(16):
         for _ in range(2):
@@ -98,7 +102,7 @@ def test_who_rotates_through_a_site_is_banned_with_it(room: Any, other: Any, cli
 
 
 def test_a_flood_of_denials_is_few_events(room: Any, client: Any) -> None:
-    """Three hundred of one client, each asked of Redis, are nine; the hammer among them is seen once."""
+    """Three hundred denials of one client by Redis make nine events, and the hammer among them is found once."""
     for n in range(300):
         room.limits.check(CLIENT, [Limit("login", 5, 3_600 + n)])
     events = [fields for _, fields in client.xrange(room.keys.abuse)]
@@ -108,7 +112,7 @@ def test_a_flood_of_denials_is_few_events(room: Any, client: Any) -> None:
 
 
 def test_who_is_denied_from_memory_and_moves_on_is_seen(room: Any, client: Any) -> None:
-    """He sends all at once, from one /64 after the other, and asks no more: the counts of a process tell of it."""
+    """A client that leaves each /64 after a burst is found, because the process reports its denials from memory."""
     page = Limit("page", 1, 60)
     for n in range(16):
         for _ in range(1 + 16):
@@ -127,7 +131,7 @@ def test_who_is_denied_from_memory_and_moves_on_is_seen(room: Any, client: Any) 
 
 
 def test_denials_from_memory_are_told_a_hundred_at_a_time(room: Any, client: Any) -> None:
-    """Those of whom there is most to tell first; none of them twice, and none is lost."""
+    """Denials from memory are reported a hundred at a time, the largest counts first, and each exactly once."""
     page = Limit("page", 1, 60)
     for n in range(150):
         for _ in range(2 + (3 if n >= 140 else 1)):
@@ -161,7 +165,7 @@ NETWORKS = [
 def test_any_network_can_be_banned(
     room: Any, other: Any, client: Any, network: str, inside: str, outside: str
 ) -> None:
-    """For every process at once, however it is asked; and lifted, and nothing of it stays behind."""
+    """A network of any width can be banned for every process at once, and a lift leaves nothing behind."""
     for address in (inside, outside):
         assert other.limits.check(address, [DEFAULT])
     ban = room.abuse.ban(network, 60)
@@ -182,7 +186,7 @@ def test_any_network_can_be_banned(
 
 
 def test_a_check_looks_for_few_widths(room: Any, other: Any, client: Any) -> None:
-    """Eight of those that have bans, besides the usual ones, and none that has none any more."""
+    """A check looks for the usual widths and at most eight others, and forgets a width whose bans have ended."""
     for width in range(24, 32):
         room.abuse.ban(f"203.0.113.0/{width}", 60)
     room.abuse.ban("203.0.113.128/25", 120)
@@ -202,7 +206,7 @@ def test_a_check_looks_for_few_widths(room: Any, other: Any, client: Any) -> Non
 
 @pytest.mark.parametrize("junk", [b"", b"x", b"4/99 1", b"6/200 9,4/ 3,", b"4/24", b"\xff" * 99])
 def test_junk_in_the_widths_stops_nobody(room: Any, client: Any, junk: bytes) -> None:
-    """Whoever wrote it."""
+    """A check ignores foreign values among the ban widths."""
     client.set(room.keys.ban_widths, junk, ex=60)
     for address in (CLIENT, "2001:db8::1"):
         assert room.limits.check(address, [DEFAULT])
@@ -213,7 +217,7 @@ def test_junk_in_the_widths_stops_nobody(room: Any, client: Any, junk: bytes) ->
 def test_denials_from_memory_are_told_though_widths_have_changed(
     room: Any, other: Any, client: Any
 ) -> None:
-    """The request that carries them is asked a second time, and they are counted once."""
+    """When the ban widths changed, a request is sent a second time and its denials from memory are counted once."""
     limit = Limit("login", 1, 60)
     for _ in range(1 + 10):
         room.limits.check(CLIENT, [limit])
@@ -227,7 +231,7 @@ def test_denials_from_memory_are_told_though_widths_have_changed(
 
 
 def test_what_nobody_meant_is_no_hammer(room: Any, client: Any) -> None:
-    """A page's hundred pictures are denied, asked of Redis or from memory, and no event tells of it."""
+    """A page whose hundred images are denied makes no event of abuse."""
     limit = Limit("page", 10, 60)
     for n in range(300):
         room.limits.check(CLIENT, [limit], meant=False)

@@ -1,4 +1,4 @@
-"""Who is exempt is never denied as banned: however the network is written, and whenever it became so."""
+"""An exempt client is never denied as banned, however its network is written and whenever it became exempt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMS = {
 def test_an_exemption_holds_for_every_spelling(
     make_room: Make, client: Any, allowed: str, address: str
 ) -> None:
-    """Of the network, and of the address; an operator is told, a rule only says what it sees."""
+    """An exemption holds for every spelling of the network and of the address, for operators and for rules."""
     room = make_room(abuse_allow=allowed)
     with pytest.raises(BanRefused, match="STILLROOM_ABUSE_ALLOW"):
         room.abuse.ban(address, 60)
@@ -37,7 +37,7 @@ def test_an_exemption_holds_for_every_spelling(
 
 
 def test_neighbours_of_the_exempt_are_not(make_room: Make) -> None:
-    """One address next to the network, in each notation."""
+    """The addresses next to an exempt network are not exempt, in each notation."""
     room = make_room(abuse_allow="::ffff:203.0.113.0/120, 2001:db8:1::/48")
     for address in ("203.0.114.7", "::ffff:203.0.112.7", "2001:db8:2::1"):
         assert room.abuse.ban(address, 60)
@@ -45,7 +45,10 @@ def test_neighbours_of_the_exempt_are_not(make_room: Make) -> None:
 
 @pytest.mark.parametrize("name", ["abuse_allow", "trusted_proxies", "health_networks"])
 def test_a_network_of_ipv4_in_ipv6_s_notation_is_that_of_ipv4(name: str) -> None:
-    """As the addresses are that it is compared with; what is no network is refused with its name."""
+    """An IPv4 network in IPv6 notation counts as that IPv4 network.
+
+    A text that is no network is refused by name.
+    """
     given = Settings(**{name: "::ffff:10.0.0.0/104, 2001:db8::/32"})
     assert getattr(given, name) == ("10.0.0.0/8", "2001:db8::/32")
     with pytest.raises(SettingsError, match=name.upper()):
@@ -53,7 +56,7 @@ def test_a_network_of_ipv4_in_ipv6_s_notation_is_that_of_ipv4(name: str) -> None
 
 
 def test_a_proxy_that_is_named_as_a_mapped_network_is_believed(make_room: Make) -> None:
-    """Whom it speaks for is the client."""
+    """A proxy that is named as an IPv4-mapped network is believed: the address it forwards is the client."""
     room = make_room(trusted_proxies="::ffff:10.0.0.0/104")
     headers = [("X-Forwarded-For", "203.0.113.7")]
     for peer in ("10.0.0.2", "::ffff:10.0.0.2"):
@@ -64,7 +67,9 @@ def test_a_proxy_that_is_named_as_a_mapped_network_is_believed(make_room: Make) 
 def test_whoever_became_exempt_is_let_in_and_the_ban_is_lifted(
     make_room: Make, client: Any, caplog: Any, address: str
 ) -> None:
-    """Banned before, for a day: restarted processes let him in at once, and the next scan ends the ban for all."""
+    """A banned client that becomes exempt is admitted by restarted processes at once, and the next scan lifts its
+    ban.
+    """
     before = make_room()
     before.abuse.ban(address, 86_400)
     before.abuse.ban("203.0.113.200", 86_400)
@@ -81,7 +86,7 @@ def test_whoever_became_exempt_is_let_in_and_the_ban_is_lifted(
 def test_the_bans_of_many_are_compared_page_by_page(
     make_room: Make, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not only of those that end last; and only now and then."""
+    """A scan compares all bans with the exemptions page by page, and does so only now and then."""
     from stillroom.abuse import body
 
     monkeypatch.setattr(body, "BANS_LISTED", 10)
@@ -99,7 +104,7 @@ def test_the_bans_of_many_are_compared_page_by_page(
 def test_a_site_that_holds_an_exempt_client_is_not_banned(
     make_room: Make, client: Any, tmp_path: Path
 ) -> None:
-    """Sixteen of its networks are at it: the rule says so, and the /48 goes on."""
+    """A rule reports a site that holds an exempt client, and does not ban its /48."""
     (path := tmp_path / "rules.toml").write_text(ARMED)
     room = make_room(abuse_rules=path, abuse_allow="2001:db8:1:ffff::/64")
     for n in range(16):

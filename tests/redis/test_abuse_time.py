@@ -45,7 +45,10 @@ def rules(tmp_path: Path) -> Path:
 def test_what_a_dead_worker_left_makes_no_fuller_window(
     make_room: Make, client: Any, rules: Path
 ) -> None:
-    """One page each 3.5 s for two minutes, the older ones read last: 18 of 20 in any minute, and no ban."""
+    """Events that a dead worker left and that are read late do not fill a window:
+
+    18 of 20 in any minute ban nobody.
+    """
     room = make_room(abuse_rules=rules)
     for n in range(17):
         put(client, room, "not_found", 125 - n * 3.5, ip=CLIENT, route=f"/old{n}")
@@ -62,7 +65,7 @@ def test_what_a_dead_worker_left_makes_no_fuller_window(
 
 
 def test_a_burst_that_is_read_late_is_found(make_room: Make, client: Any, rules: Path) -> None:
-    """Twenty pages in one minute are a pattern, also where newer events were counted before."""
+    """A burst of twenty pages in one minute is a pattern, even when newer events were counted before it."""
     room = make_room(abuse_rules=rules)
     for n in range(20):
         put(client, room, "not_found", 100 - n, ip=CLIENT, route=f"/old{n}")
@@ -80,7 +83,7 @@ def test_a_burst_that_is_read_late_is_found(make_room: Make, client: Any, rules:
 def test_a_login_completes_only_what_came_before_it(
     make_room: Make, client: Any, rules: Path
 ) -> None:
-    """Failures after a success make no success after failures, whichever is read first."""
+    """A login completes only failures that came before it, in whatever order the events are read."""
     room = make_room(abuse_rules=rules)
     put(client, room, "auth_ok", 20, user="ann")
     left = read(client, room)
@@ -96,7 +99,7 @@ WINDOW, THRESHOLD = 1_000, 4
 
 
 def counted_by(run: Any, member: str, at: int, most: int) -> Any:
-    """What abuse_count says of one event, counted by a rule whose threshold is 1."""
+    """Return what the script abuse_count says of one event, counted by a rule whose threshold is 1."""
     rule = (WINDOW, WINDOW, most, 0, 1, 0)
     return run(["groups", "c"], [100, 1, *rule, 1, member, at])[0]
 
@@ -111,7 +114,7 @@ EVENTS = st.lists(st.tuples(st.integers(0, 3_500), st.integers(0, 5)), min_size=
 def test_no_order_of_reading_makes_a_fuller_window_than_there_was(
     shared_server: Any, events: Any, order: Any, distinct: bool
 ) -> None:
-    """Late, repeated and reordered: a count is never over the fullest true window that holds its event."""
+    """A count is never above the fullest true window that holds its event, however late, repeated or reordered."""
     with redis.Redis.from_url(shared_server.url) as client:
         client.delete("c", "groups")
         run = client.register_script(abuse_count.plain.source)
@@ -130,7 +133,7 @@ def test_no_order_of_reading_makes_a_fuller_window_than_there_was(
 
 
 def test_in_order_the_count_is_exact(client: Any) -> None:
-    """Read as they came, events count what the window that ends with them holds, and say its first and last."""
+    """Events that are read in order count exactly what their window holds, and report its first and last."""
     run = client.register_script(abuse_count.plain.source)
     seconds, us = client.time()
     start = seconds * 1_000 + us // 1_000 - 10_000
@@ -174,7 +177,7 @@ def clocked_room(clocked: ClockedServer, rules: Path) -> Iterator[Callable[..., 
 
 
 def scans(room: Stillroom, count: int, ip: str = CLIENT, word: str = "") -> dict[str, Any]:
-    """So many missing pages, and a scan."""
+    """Record that many missing pages and run a scan."""
     for n in range(count):
         assert room.abuse.report("not_found", ip=ip, route=f"/{word}{n}")
     return room.abuse.scan()
@@ -184,7 +187,7 @@ def scans(room: Stillroom, count: int, ip: str = CLIENT, word: str = "") -> dict
 def test_a_worker_sees_after_a_step_of_the_clock(
     clocked: ClockedServer, db: Any, clocked_room: Make, step: int
 ) -> None:
-    """Connected before it: nothing is late, bans in force are listed, and an attack is banned."""
+    """A worker that connected before a clock step drops no event as late, lists the bans and bans an attack."""
     clocked.set_clock(10 * HOUR)
     room = clocked_room()
     room.abuse.ban("203.0.113.77", 3 * HOUR)
@@ -202,7 +205,7 @@ def test_a_worker_sees_after_a_step_of_the_clock(
 def test_a_minute_is_no_hour_after_the_clock_stepped_back(
     clocked: ClockedServer, db: Any, clocked_room: Make
 ) -> None:
-    """The stream's ids stand still until the clock has caught up; the rules' windows do not."""
+    """After the clock stepped back an hour the stream's ids stand still, and the rules' windows still move."""
     room = clocked_room()
     clocked.set_clock(HOUR)
     room.abuse.report("not_found", ip="198.51.100.1", route="/x")
@@ -216,7 +219,7 @@ def test_a_minute_is_no_hour_after_the_clock_stepped_back(
 def test_an_attack_is_said_again_after_the_clock_stepped_back(
     clocked: ClockedServer, db: Any, clocked_room: Make
 ) -> None:
-    """What was said before the step is not said for an hour: the next window says it."""
+    """After the clock stepped back an hour the next window reports the attack again."""
     room = clocked_room()
     clocked.set_clock(HOUR)
     assert scans(room, 25)["patterns"] == 1
@@ -229,7 +232,7 @@ def test_an_attack_is_said_again_after_the_clock_stepped_back(
 def test_a_ban_and_a_lift_last_no_longer_after_the_clock_stepped_back(
     clocked: ClockedServer, db: Any, clocked_room: Make
 ) -> None:
-    """A ban of five minutes is over in five minutes, and so is the peace of a lift in ten."""
+    """After the clock stepped back a ban of five minutes ends in five minutes, and a lift's peace in ten."""
     room = clocked_room()
     clocked.set_clock(HOUR)
     assert scans(room, 25)["bans"] == 1
@@ -250,7 +253,7 @@ def test_a_ban_and_a_lift_last_no_longer_after_the_clock_stepped_back(
 def test_the_cap_is_a_minutes_after_the_clock_stepped_back(
     clocked: ClockedServer, db: Any, clocked_room: Make
 ) -> None:
-    """Bans of before the step do not fill it until the clock has caught up."""
+    """Bans from before a clock step do not fill the cap until the clock has caught up."""
     room = clocked_room(ban_cap=1)
     clocked.set_clock(HOUR)
     assert scans(room, 25)["bans"] == 1
@@ -266,7 +269,9 @@ def test_the_cap_is_a_minutes_after_the_clock_stepped_back(
 def test_a_ban_that_could_not_be_is_made_as_soon_as_it_can(
     clocked: ClockedServer, db: Any, clocked_room: Make, caplog: Any, why: str
 ) -> None:
-    """The cap was full, or a short ban in force: the next events ban, without a second line of the pattern."""
+    """A ban that the cap or a short ban prevented is made by the next events, without a second line of
+    the pattern.
+    """
     room = clocked_room(ban_cap=1)
     if why == "capped":
         scans(room, 25, "198.51.100.1")
@@ -294,7 +299,9 @@ def test_a_ban_that_could_not_be_is_made_as_soon_as_it_can(
 def test_what_happened_during_a_ban_does_not_ban_after_it(
     make_room: Make, client: Any, rules: Path
 ) -> None:
-    """Two rules see one attack and the worker is late: events from before the end of a ban make no second one."""
+    """When two rules see one attack and the worker is late, events from before the end of a ban make
+    no second one.
+    """
     room = make_room(abuse_rules=rules)
     put(client, room, "denied", 400, ip=CLIENT, n="64")
     room.abuse.scan()
@@ -326,7 +333,9 @@ def test_what_happened_during_a_ban_does_not_ban_after_it(
 def test_a_key_of_another_type_does_not_blind_the_rules(
     make_room: Make, client: Any, rules: Path, key: str
 ) -> None:
-    """Written by an older version, or by hand: it gives way, and this very attack is banned."""
+    """A key of another type, from an older version or another writer, is replaced, and the current attack is
+    banned.
+    """
     room = make_room(abuse_rules=rules)
     wrong = client.hset if key != "bans:times" else client.sadd
     wrong(f"stillroom:{key}", *(("a", "b") if key != "bans:times" else ("a",)))
@@ -341,7 +350,9 @@ def test_a_key_of_another_type_does_not_blind_the_rules(
 def test_an_event_that_redis_refuses_to_judge_stops_no_others(
     make_room: Make, client: Any, rules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is left, and read again by itself; what comes behind it is judged in the same scan."""
+    """An event that Redis refuses to judge is left and read again by itself; later events are judged in the same
+    scan.
+    """
     room = make_room(abuse_rules=rules)
     real = scan.Scan._counting
 

@@ -12,12 +12,12 @@ from stillroom.errors import RedisUnavailable, SettingsDiffer
 
 
 def another(room: Any) -> Agreed:
-    """What another process of the same namespace compares."""
+    """Make the settings comparison of another process in the same namespace."""
     return Agreed(room.keys, room.wire.server)
 
 
 def test_the_first_value_is_the_agreed_one(room: Any) -> None:
-    """The process that comes second is told what the first one has, and who that is."""
+    """The second process is told the agreed value and which process set it."""
     one, two = another(room), another(room)
     one.require("fruits", 1)
     two.require("fruits", 4)
@@ -37,7 +37,7 @@ def test_the_first_value_is_the_agreed_one(room: Any) -> None:
 
 
 def test_nothing_is_checked_before_it_could_be_compared(room: Any) -> None:
-    """A process whose state's Redis is away goes on without knowing."""
+    """A process that cannot reach the state's server goes on without a comparison."""
     one = another(room)
     one.require("fruits", 1)
     one.check("fruits")
@@ -45,7 +45,7 @@ def test_nothing_is_checked_before_it_could_be_compared(room: Any) -> None:
 
 
 def test_the_largest_number_is_agreed(room: Any) -> None:
-    """It grows and does not shrink; whoever asks is told the largest that anybody had."""
+    """The largest number is agreed: it only grows, and every process is told the largest one."""
     agreed = []
     for value in (5, 30, 7, 9.5):
         one = another(room)
@@ -55,7 +55,7 @@ def test_the_largest_number_is_agreed(room: Any) -> None:
 
 
 def test_a_change_is_another_agreement(room: Any) -> None:
-    """Whoever changes a value gets it agreed, under a new id; the others differ from then on."""
+    """A changed value is a new agreement with a new id, and the other processes differ from then on."""
     one, two = another(room), another(room)
     one.require("fruits", 1)
     two.require("fruits", 4)
@@ -71,7 +71,7 @@ def test_a_change_is_another_agreement(room: Any) -> None:
 
 
 def test_several_settings_are_one_script(room: Any, client: Any) -> None:
-    """They are compared in one round trip, each by its own rule."""
+    """Several settings are compared by one script in one round trip, each by its own rule."""
     one = another(room)
     one.require("a", "x y")
     one.require("b", 2, Rule.LARGEST)
@@ -93,7 +93,7 @@ def test_the_number_of_settings_is_bounded(make_room: Any, client: Any) -> None:
 
 
 def test_it_is_due_again_on_another_run_of_the_server(make_room: Any) -> None:
-    """Another run may have forgotten what was agreed."""
+    """A comparison is due again when the server was restarted, because it may have lost the agreements."""
     room: Stillroom = make_room()
     one = another(room)
     one.require("fruits", 1)

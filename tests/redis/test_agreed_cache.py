@@ -23,7 +23,7 @@ LIMITS = {"lease": 0.2, "refresh_lease": 0.2, "lease_limit": 0.2}
 
 @pytest.fixture
 def open_one(server: EmbeddedServer) -> Iterator[Any]:
-    """Opens a process of either face."""
+    """Open a process with either face."""
     with ExitStack() as stack:
 
         def make(face: str = "sync", **changes: Any) -> Any:
@@ -38,7 +38,10 @@ def open_one(server: EmbeddedServer) -> Iterator[Any]:
 def test_two_numbers_of_shards_are_not_one_cache(
     open_one: Any, face: str, first: int, second: int
 ) -> None:
-    """The second process is told; it reads nothing, writes nothing, and no invalidation of its says it was done."""
+    """A process with another number of shards is told so.
+
+    It reads and writes nothing, and its invalidations raise.
+    """
     one, two = open_one(face, shards=first), open_one(face, shards=second)
     assert one.cache.set("k", "v", tags=["t"])
     assert two.cache.get("k") is None
@@ -64,7 +67,7 @@ def test_two_numbers_of_shards_are_not_one_cache(
 def test_going_to_another_number_and_back_revives_nothing(
     open_one: Any, server: EmbeddedServer
 ) -> None:
-    """A release with four shards invalidates, and is rolled back: what it invalidated stays so."""
+    """What a release with four shards invalidated stays invalidated after a rollback to the old number."""
     before = open_one(shards=1)
     before.cache.set("k", "v1", ttl=3_600)
     _agree_anew(server)
@@ -81,7 +84,7 @@ def test_going_to_another_number_and_back_revives_nothing(
 
 
 def _agree_anew(server: EmbeddedServer) -> None:
-    """All that was agreed is forgotten: an operator's DEL, a state's server that lost its data."""
+    """Drop all agreements, as an operator's DEL or a server that lost its data does."""
     with redis.Redis.from_url(server.url) as client:
         client.delete("stillroom:agreed")
 
@@ -122,8 +125,10 @@ def test_no_load_outlives_a_pattern_that_was_dropped_behind_it(face: str, order:
 
 @pytest.mark.parametrize("binary", SERVERS, indirect=True)
 def test_the_state_and_the_cache_may_be_lost_apart(binary: str | None) -> None:
-    """Agreements are on the state's server: where it begins anew, what is in the cache is not trusted on another
-    number of shards."""
+    """Agreements live on the state's server.
+
+    When it loses them, the cache on another number of shards is not trusted.
+    """
     with EmbeddedServer(binary=binary) as state, EmbeddedServer(binary=binary) as cache:
         places = {"redis_url": state.url, "cache_url": cache.url} | PATIENT
         with Stillroom(Settings(**places, shards=4), dispatch=Recording()) as one:

@@ -1,4 +1,4 @@
-"""Whatever happens, each memory has its bound, and each call does what its single sibling does."""
+"""Each memory of a process has a bound, and each bulk call does what its single sibling does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NEVER = 1 << 62  # seconds
 
 @pytest.mark.parametrize("kind", ["tags", "soft tags", "patterns", "clears"])
 def test_marks_have_a_bound_without_a_beat(kind: str) -> None:
-    """Nobody trims them; each invalidation drops as many as it leaves, once they are too old to matter."""
+    """Marks have a bound without beat: each invalidation drops as many old marks as it adds."""
     with ClockedServer(options={"maxmemory": "0"}) as server:
         settings = Settings(**{"redis_url": server.url, "life_limit": 60.0, "ttl": 60.0} | PATIENT)
         with Stillroom(settings, dispatch=NoDispatch()) as room:
@@ -57,7 +57,9 @@ def test_marks_have_a_bound_without_a_beat(kind: str) -> None:
 
 
 def test_types_that_are_made_for_each_request_are_let_go(room: Any) -> None:
-    """A class in a function, a Literal of what a visitor sent, a model that is made."""
+    """Types made for each request are let go: a class in a function, a Literal of a visitor's text, a
+    made model.
+    """
     for n in range(3 * TYPES_LIMIT):
         kinds: list[Any] = [Literal[f"{n}"], create_model(f"M{n}", id=(int, 1))]
         for kind in kinds:
@@ -71,7 +73,7 @@ def test_types_that_are_made_for_each_request_are_let_go(room: Any) -> None:
 
 
 def test_pending_without_work_asks_nothing(room: Any) -> None:
-    """No members are no question."""
+    """`pending` without members sends no command."""
     assert room.cache.pending() == {}
 
 
@@ -79,7 +81,7 @@ def test_pending_without_work_asks_nothing(room: Any) -> None:
 
 
 def test_threads_that_deliver_side_by_side_raise_nothing() -> None:
-    """Two look at a name before either crosses it off."""
+    """Two threads that deliver the same name side by side raise nothing."""
     box = Outbox(100)
     box.put([b"k:a", b"k:b"])
     names = box.first(10)
@@ -111,7 +113,7 @@ def test_threads_that_deliver_side_by_side_raise_nothing() -> None:
 
 
 def test_counts_that_grow_while_they_are_written_down_raise_nothing(make_room: Any) -> None:
-    """A thread holds the counts that another one exchanges, and adds a name to them just then."""
+    """A thread may add a name to the counts while another thread writes them down."""
     stats = make_room().stats
     counts = stats.counts
 
@@ -132,7 +134,7 @@ def test_counts_that_grow_while_they_are_written_down_raise_nothing(make_room: A
 def test_one_failing_reaction_to_recovery_keeps_none_from_its_turn(
     own_server: EmbeddedServer,
 ) -> None:
-    """When Redis is back the outbox, the sessions and the limits are told in turn; one that raises is logged."""
+    """When Redis is back the outbox, the sessions and the limits are told in turn, though one of them raises."""
     settings = Settings(redis_url=own_server.url, breaker_failures=1)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         told = threading.Event()
@@ -153,7 +155,7 @@ def test_one_failing_reaction_to_recovery_keeps_none_from_its_turn(
 
 
 def test_pauses_of_a_contended_change_are_a_part_of_its_time(own_server: EmbeddedServer) -> None:
-    """Forty incr at once over a network of 30 ms: none takes much longer than a call may, done or not."""
+    """Forty concurrent incr over a network of 30 ms each end within a call's deadline, done or not."""
     with Proxy(own_server.port) as proxy:
         settings = Settings(
             redis_url=proxy.url, pool_size=64, breaker_failures=10_000, breaker_calls=10_000
@@ -180,7 +182,7 @@ def test_pauses_of_a_contended_change_are_a_part_of_its_time(own_server: Embedde
 
 
 def test_orders_that_do_not_fit_cost_the_event_loop_nothing(own_server: EmbeddedServer) -> None:
-    """They are given back by the dispatcher's thread: no batch to Redis in the loop's own."""
+    """Orders that do not fit are given back by the dispatcher's thread: the event loop sends no batch for them."""
     with EmbeddedServer() as broker:
         settings = Settings(redis_url=own_server.url, broker_url=broker.url, ttl=0.01, swr=600)
 
@@ -224,7 +226,7 @@ def test_orders_that_do_not_fit_cost_the_event_loop_nothing(own_server: Embedded
 
 
 def test_a_failing_refresh_backs_off_in_a_batch_too(make_room: Any) -> None:
-    """Two processes read it eight times: each loader is called once while its backoff lasts."""
+    """In a batch a failing refresh backs off too: eight reads in two processes call each loader once."""
     calls = {"one": 0, "many": 0}
 
     def one() -> int:
@@ -252,7 +254,7 @@ def test_a_failing_refresh_backs_off_in_a_batch_too(make_room: Any) -> None:
 def test_a_refresh_that_is_under_way_is_stopped_by_no_read_and_no_touch(
     make_room: Any, dispatch: Any, change: str
 ) -> None:
-    """The value they leave is the older one. An incr, a set and an invalidation do stop it: theirs is newer."""
+    """A read or touch does not stop a refresh under way. An incr, set or invalidation does, because it is newer."""
     room = make_room()
     value = {"v": "old"}
 
@@ -285,7 +287,7 @@ def test_a_refresh_that_is_under_way_is_stopped_by_no_read_and_no_touch(
 def test_a_sweep_deletes_nothing_that_came_while_it_looked(
     make_room: Any, tags: int, again: str
 ) -> None:
-    """Between any two of its commands the clock goes on and a new value comes, its header short or long."""
+    """A sweep deletes no value that was written between any two of its commands, however long its header."""
     tagged = [f"tag-{n:04}" for n in range(tags)]
     app, worker = make_room(), make_room()
     app.stats.due = worker.stats.due = NEVER
@@ -322,7 +324,7 @@ def _on(stepper: Stepper) -> None:
 
 
 def test_a_touch_between_a_sweeps_look_and_its_deletion_keeps_nothing_alive(make_room: Any) -> None:
-    """What could not be deleted is looked at again, and no pattern is dropped before it is gone."""
+    """An entry touched between a sweep's look and its deletion is looked at again before its pattern is dropped."""
     limits = {"lease": 0.2, "refresh_lease": 0.2, "lease_limit": 0.2}
     app, worker = make_room(**limits), make_room(**limits)
     app.stats.due = worker.stats.due = NEVER
@@ -350,8 +352,9 @@ def _is_deleting(sweep: Stepper) -> bool:
 
 
 def test_an_answer_is_kept_under_the_version_that_was_read(make_room: Any, tmp_path: Path) -> None:
-    """A deploy replaces the file between the look at it and its reading; a rollback that keeps its time is served
-    what it is."""
+    """An image answer is stored under the version that was read, also when a deploy replaces the file
+    in between.
+    """
 
     def picture(name: str, width: int) -> None:
         Image.new("RGB", (width, 10)).save(tmp_path / name, "BMP")

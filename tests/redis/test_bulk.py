@@ -1,4 +1,4 @@
-"""Many keys at once: one round trip, one load, and each key fails for itself."""
+"""Bulk calls: many keys take one round trip and one load, and each key fails for itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def squares(keys: list[str]) -> dict[str, int]:
 
 
 def commands(client: Any, act: Any) -> list[str]:
-    """The names of the commands that clients sent while `act` ran."""
+    """Return the names of the commands that clients sent while `act` ran."""
     with client.monitor() as monitor:
         act()
         client.echo("done")
@@ -28,7 +28,10 @@ def commands(client: Any, act: Any) -> list[str]:
 
 
 def test_many_are_set_and_read_in_one_round_trip(room: Any, client: Any) -> None:
-    """What was set comes back by key; what was not is absent."""
+    """set_many and get_many take one round trip each.
+
+    Stored values come back by key and missing keys are absent.
+    """
     assert room.cache.set_many({"a": 1, "b": 2}, ttl=60, tags=["t"]) == {"a": True, "b": True}
     room.stats.due = 1 << 62
     assert room.cache.get_many(["a", "gone", "b"], int) == {"a": 1, "b": 2}
@@ -40,21 +43,21 @@ def test_many_are_set_and_read_in_one_round_trip(room: Any, client: Any) -> None
 
 
 def test_what_does_not_fit_the_type_is_absent(room: Any) -> None:
-    """One wrong value does not take the others with it."""
+    """A value that does not fit the type is absent, and the other values are returned."""
     room.cache.set_many({"a": 1, "b": "x"})
     assert room.cache.get_many(["a", "b"], int) == {"a": 1}
     assert room.stats.counts["decode_errors"] == 1
 
 
 def test_one_bad_value_refuses_all_before_anything_is_written(room: Any) -> None:
-    """Nothing is half-written."""
+    """One value that cannot be stored refuses the whole set_many before anything is written."""
     with pytest.raises(ValueTooLarge):
         room.cache.set_many({"a": 1, "b": "x" * 9_000_000})
     assert room.cache.get_many(["a", "b"]) == {}
 
 
 def test_each_key_fails_for_itself(room: Any, client: Any) -> None:
-    """A lease under which no lease can be: that key is not stored, the others are."""
+    """A key whose lease cannot be taken is not stored, and the other keys are."""
     client.hset(room.keys.lease(b"b"), "x", "y")
     client.set(room.keys.clock, "e1.5")
     client.zadd(room.keys.marks, {"~e1": 5})
@@ -67,7 +70,7 @@ def test_each_key_fails_for_itself(room: Any, client: Any) -> None:
 
 
 def test_invalidate_many_says_which_were_there(room: Any, client: Any) -> None:
-    """By key, and loads under way are forgotten too."""
+    """invalidate_many returns which keys were there, and forgets loads under way."""
     room.cache.set_many({"a": 1, "b": 2})
     client.set(room.keys.lease(b"c"), "load.someone")
     assert room.cache.invalidate_many(["a", "c", "b"]) == {"a": True, "c": False, "b": True}
@@ -76,7 +79,7 @@ def test_invalidate_many_says_which_were_there(room: Any, client: Any) -> None:
 
 
 def test_tags_kill_among_many(room: Any, make_room: Any) -> None:
-    """A reader of a hundred keys, some of them dead, also one that remembers little."""
+    """A reader of a hundred keys gets only those whose tags live, also one that remembers few marks."""
     for n in range(100):
         room.cache.set(f"n:{n}", n, tags=[f"mod:{n % 3}"])
     for n in range(300):
@@ -88,7 +91,7 @@ def test_tags_kill_among_many(room: Any, make_room: Any) -> None:
 
 
 def test_the_missing_are_loaded_in_one_call(room: Any) -> None:
-    """The loader sees only what is missing, once."""
+    """The loader gets only the missing keys, in one call."""
     calls: list[list[str]] = []
 
     def load(keys: list[str]) -> dict[str, int]:
@@ -104,7 +107,7 @@ def test_the_missing_are_loaded_in_one_call(room: Any) -> None:
 
 
 def test_an_async_loader_of_many_is_awaited(room: Any) -> None:
-    """A coroutine function works with either face."""
+    """An async loader of many keys works with either face."""
 
     async def load(keys: list[str]) -> dict[str, int]:
         return squares(keys)
@@ -113,14 +116,14 @@ def test_an_async_loader_of_many_is_awaited(room: Any) -> None:
 
 
 def test_a_key_the_loader_lacks_is_absent_and_its_lease_free(room: Any, client: Any) -> None:
-    """No value, no entry, and the next caller asks for it again."""
+    """A key that the loader leaves out is absent and has no entry. The next caller loads it again."""
     assert room.cache.get_or_set_many(["n:1", "n:2"], lambda keys: squares(["n:1"])) == {"n:1": 1}
     assert client.keys("*:l:*") == []
     assert room.cache.get_or_set_many(["n:2"], squares) == {"n:2": 4}
 
 
 def test_a_value_that_cannot_be_stored_does_not_stop_the_others(room: Any, client: Any) -> None:
-    """It is returned; the others are returned and stored."""
+    """A value that cannot be stored is returned, and the other values are returned and stored."""
     values = {"a": "x" * 9_000_000, "b": "small"}
     assert room.cache.get_or_set_many(["a", "b"], lambda keys: values) == values
     assert room.cache.get_many(["a", "b"]) == {"b": "small"}
@@ -128,7 +131,7 @@ def test_a_value_that_cannot_be_stored_does_not_stop_the_others(room: Any, clien
 
 
 def test_the_loaders_error_frees_every_lease(room: Any, client: Any) -> None:
-    """It reaches the caller, and nobody waits for a load that failed."""
+    """A loader's error reaches its caller and frees every lease, so that nobody waits for the failed load."""
 
     def fail(keys: list[str]) -> dict[str, int]:
         raise LookupError("no")
@@ -139,7 +142,7 @@ def test_the_loaders_error_frees_every_lease(room: Any, client: Any) -> None:
 
 
 def test_stale_ones_are_served_and_refreshed_with_the_missing(room: Any, client: Any) -> None:
-    """One call loads what is missing and what is stale; an error serves the stale values."""
+    """One call loads the missing and the stale keys. When the loader fails, the stale values are served."""
     calls: list[list[str]] = []
 
     def load(keys: list[str]) -> dict[str, int]:
@@ -160,7 +163,7 @@ def test_stale_ones_are_served_and_refreshed_with_the_missing(room: Any, client:
 
 
 def test_the_refreshes_of_a_batch_are_one_task(room: Any, dispatch: Any, client: Any) -> None:
-    """Stale values of registered loaders, read together, are asked for together."""
+    """Stale values that are read together are refreshed by one task."""
 
     @room.cache.cached("n:{n}", ttl=60, swr=600)
     def load(n: int) -> int:
@@ -178,7 +181,7 @@ def test_the_refreshes_of_a_batch_are_one_task(room: Any, dispatch: Any, client:
 
 
 def test_overlapping_batches_load_each_key_once(make_room: Any) -> None:
-    """Eight callers with overlapping keys: every key is loaded by one of them, the others wait for it."""
+    """When eight callers ask for overlapping keys, each key is loaded by one of them and the others wait."""
     loaded: list[str] = []
     barrier = threading.Barrier(8)
     results: list[dict[str, int]] = []
@@ -205,7 +208,7 @@ def test_overlapping_batches_load_each_key_once(make_room: Any) -> None:
 def test_whoever_waits_for_a_failed_load_is_told_and_the_next_call_loads(
     make_room: Any, client: Any
 ) -> None:
-    """The other caller's loader raises: that is ours too, at once. What we had to load ourselves is stored."""
+    """A caller that waits for another's failed load gets its error at once, and its own loads are stored."""
     one, two = make_room(), make_room()
     began, finish = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""The cache on a real server, with both faces."""
+"""The cache keeps its promises on a real server, with both faces."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_value_of_another_type_is_a_miss_and_counted(room: Any) -> None:
 
 
 def test_an_entry_tells_its_freshness_and_tags(room: Any) -> None:
-    """get_entry gives the value with everything the cache knows of it."""
+    """get_entry returns the value with its freshness and tags."""
     room.cache.set("k", [1], ttl=60, swr=60, tags=["a", "b c"])
     entry = room.cache.get_entry("k", list[int])
     assert (entry.value, entry.freshness, entry.tags) == ([1], Freshness.FRESH, ("a", "b c"))
@@ -92,20 +92,20 @@ def test_the_value_is_readable_in_redis(room: Any, client: Any) -> None:
 
 
 def test_redis_forgets_an_entry_after_ttl_and_swr(room: Any, client: Any) -> None:
-    """The entry's own TTL is ttl + swr."""
+    """The TTL of an entry in Redis is ttl + swr."""
     room.cache.set("k", 1, ttl=10, swr=20)
     assert 29_000 < client.pttl(room.keys.entry(b"k")) <= 30_000
 
 
 def test_a_large_value_is_compressed(room: Any, client: Any) -> None:
-    """A value that would not fit otherwise is compressed, and reads the same."""
+    """A value that is too large as it is is stored compressed, and reads the same."""
     room.cache.set("k", "jam " * 300_000)
     assert client.strlen(room.keys.entry(b"k")) < 40_000
     assert room.cache.get("k", str) == "jam " * 300_000
 
 
 def test_a_value_that_fits_is_stored_as_it_is(room: Any, make_room: Any, client: Any) -> None:
-    """Decompression costs more than a round trip; who wants the memory back says so, and both read either kind."""
+    """A value that fits is stored uncompressed unless the app asks for compression. Both forms can be read."""
     thrifty = make_room(compress_above=4_096)
     room.cache.set("plain", "jam " * 25_000)
     thrifty.cache.set("packed", "jam " * 25_000)
@@ -115,7 +115,7 @@ def test_a_value_that_fits_is_stored_as_it_is(room: Any, make_room: Any, client:
 
 
 def test_a_value_over_the_limit_is_refused_and_the_old_one_stays(room: Any) -> None:
-    """set says what was given and what is allowed."""
+    """set refuses a value over the limit, says the size and the limit, and leaves the old value in place."""
     room.cache.set("k", "old")
     with pytest.raises(ValueTooLarge, match=r"9,000,002 bytes, the limit is 8,388,608"):
         room.cache.set("k", "x" * 9_000_000)
@@ -123,7 +123,7 @@ def test_a_value_over_the_limit_is_refused_and_the_old_one_stays(room: Any) -> N
 
 
 def test_a_value_without_json_is_refused(room: Any) -> None:
-    """An object that JSON can't hold raises, and nothing is stored."""
+    """A value without a JSON form raises, and nothing is stored."""
     with pytest.raises(Unencodable, match="object"):
         room.cache.set("k", object())
     with pytest.raises(Unencodable):
@@ -141,7 +141,7 @@ def test_a_value_without_json_is_refused(room: Any) -> None:
     ],
 )
 def test_a_key_that_cannot_be_used_says_why(room: Any, key: Any, why: str) -> None:
-    """A bad key raises before anything is sent."""
+    """A key that cannot be used raises before anything is sent."""
     for operation in (room.cache.get, room.cache.invalidate, room.cache.invalidate_by_tag):
         with pytest.raises(InvalidKey, match=why):
             operation(key)
@@ -153,7 +153,7 @@ def test_a_key_that_cannot_be_used_says_why(room: Any, key: Any, why: str) -> No
     "key", ["a b", "a\nb", "a\tb", "a%0Ab", "{x}", "*?[a]", "🍓", "a\x00b", "é" * 500]
 )
 def test_any_other_text_is_a_key_and_a_tag(room: Any, key: str) -> None:
-    """Braces, globs, control characters and emoji neither break an entry nor meet another key."""
+    """Braces, globs, control characters and emoji are allowed in keys and tags and never meet another key."""
     others = [key + "x", key.replace("\n", "%0A") + "y"]
     for name in [key, *others]:
         room.cache.set(name, name, tags=[name])
@@ -166,7 +166,7 @@ def test_any_other_text_is_a_key_and_a_tag(room: Any, key: str) -> None:
     "times", [{"ttl": 0}, {"ttl": -1}, {"swr": -1}, {"ttl": float("nan")}, {"ttl": 1e9}]
 )
 def test_times_out_of_range_are_refused(room: Any, times: Any) -> None:
-    """A TTL of nothing, a negative one, or one past life_limit raises."""
+    """A TTL of zero, below zero or over life_limit raises."""
     with pytest.raises(ValueError, match=r"ttl|swr"):
         room.cache.set("k", 1, **times)
 
@@ -175,7 +175,7 @@ def test_times_out_of_range_are_refused(room: Any, times: Any) -> None:
 
 
 def test_invalidate_forgets_keys(room: Any) -> None:
-    """The keys are gone, and the count says how many there were."""
+    """invalidate deletes the keys and returns how many there were."""
     room.cache.set("a", 1)
     room.cache.set("b", 2)
     assert room.cache.invalidate("a", "b", "c") == 2
@@ -184,7 +184,7 @@ def test_invalidate_forgets_keys(room: Any) -> None:
 
 
 def test_a_tag_kills_every_entry_that_carries_it(room: Any, make_room: Any) -> None:
-    """One call, true for every process, and for that tag only."""
+    """One invalidation of a tag ends every entry with that tag, for every process, and no other entry."""
     other = make_room()
     for n in range(20):
         room.cache.set(f"p:{n}", n, tags=["products", f"brand:{n % 2}"])
@@ -221,7 +221,7 @@ def test_hard_wins_over_soft_in_any_order(room: Any, order: tuple[bool, bool]) -
     "tags", ["products", lambda v: "products", [lambda v: "products"], {"products"}]
 )
 def test_one_text_is_one_tag(room: Any, tags: Any) -> None:
-    """Not as many tags as it has letters, wherever tags are given."""
+    """A single text given as tags is one tag, not a tag for each letter."""
     if not callable(tags) and not (isinstance(tags, list) and callable(tags[0])):
         room.cache.set("set", 1, tags=tags)
         room.cache.set_many({"many": 1}, tags=tags)
@@ -236,7 +236,7 @@ def test_one_text_is_one_tag(room: Any, tags: Any) -> None:
     ("glob", "key"), [("50?", "50%"), ("50[%]", "50%"), ("a?b", "a\tb"), ("a\nb", "a\nb")]
 )
 def test_a_pattern_matches_keys_as_they_were_written(room: Any, glob: str, key: str) -> None:
-    """How a percent sign or a tab stands in Redis is our business."""
+    """A pattern matches keys as the app writes them, whatever escapes Redis stores."""
     room.cache.set(key, 1)
     room.cache.invalidate_by_pattern(glob)
     assert room.cache.get(key) is None
@@ -258,7 +258,7 @@ def test_a_pattern_matches_keys_as_they_were_written(room: Any, glob: str, key: 
 def test_a_pattern_kills_every_key_it_matches(
     room: Any, make_room: Any, glob: str, dead: list[str]
 ) -> None:
-    """For every process, one that remembers little too; what is stored after it lives."""
+    """A pattern ends every matching entry for every process. A value that is stored afterwards lives."""
     keys = ["*", "product:1", "product:2", "user:1", "user:2"]
     readers = [room, make_room(), make_room(marks_limit=100)]
     room.cache.set_many(dict.fromkeys(keys, 1))
@@ -278,7 +278,7 @@ def test_a_pattern_kills_every_key_it_matches(
 def test_more_patterns_than_there_may_be_begin_a_new_epoch(
     room: Any, make_room: Any, client: Any
 ) -> None:
-    """A thousand are kept; the one after that costs a cold cache, and nothing that was named comes back."""
+    """A thousand patterns are kept. The next one begins an epoch with a cold cache and revives nothing."""
     other = make_room()
     room.cache.set("k:5", 1)
     room.cache.set("bystander", 1)
@@ -293,7 +293,7 @@ def test_more_patterns_than_there_may_be_begin_a_new_epoch(
 
 
 def test_old_patterns_are_trimmed_with_the_marks(room: Any, client: Any) -> None:
-    """Past the longest life of an entry there is nothing left that they could name."""
+    """Patterns older than the longest life of an entry are trimmed with the marks."""
     room.cache.invalidate_by_pattern("young*")
     client.zadd(room.keys.marks, {"p:old*": 1})
     client.zadd(room.keys.globs, {"old*": 1})
@@ -302,7 +302,7 @@ def test_old_patterns_are_trimmed_with_the_marks(room: Any, client: Any) -> None
 
 
 def test_clear_kills_everything(room: Any, make_room: Any, client: Any) -> None:
-    """Also what is being loaded; and the marks, which nobody needs any more."""
+    """clear ends every entry and every load under way, and drops the marks."""
     other = make_room()
     room.cache.set("k", 1, tags=["t"])
     room.cache.invalidate_by_tag("u")
@@ -320,7 +320,7 @@ def test_clear_kills_everything(room: Any, make_room: Any, client: Any) -> None:
 
 
 def test_a_pattern_kills_what_is_being_loaded(room: Any, make_room: Any) -> None:
-    """The load began before the invalidation returned, so its value is dead on arrival."""
+    """A load that began before a pattern was invalidated stores nothing."""
     other = make_room()
 
     def load() -> str:
@@ -335,7 +335,7 @@ def test_a_pattern_kills_what_is_being_loaded(room: Any, make_room: Any) -> None
 
 
 def test_a_loader_is_called_once(room: Any) -> None:
-    """A miss loads; after that the cache answers."""
+    """A miss calls the loader once; after that the cache answers."""
     calls = []
 
     @room.cache.cached("product:{id}", ttl=60, tags=["products", "brand:{brand}"], ignore=["brand"])
@@ -356,7 +356,7 @@ def test_a_loader_is_called_once(room: Any) -> None:
 
 
 def test_a_loaded_none_is_a_value(room: Any) -> None:
-    """A loader that finds nothing is not asked again."""
+    """A loaded None is a value, and the loader is not called again."""
     calls = []
 
     @room.cache.cached("k:{n}", ttl=60)
@@ -370,7 +370,7 @@ def test_a_loaded_none_is_a_value(room: Any) -> None:
 
 
 def test_tags_may_come_from_the_value(room: Any) -> None:
-    """A tag that only the loaded value knows invalidates it like any other."""
+    """A tag that is made from the loaded value invalidates it like any other tag."""
 
     @room.cache.cached(
         "p:{id}", ttl=60, tags=[lambda p: [f"shelf:{shelf}" for shelf in p["shelves"]]]
@@ -404,7 +404,7 @@ def test_arguments_and_values_keep_their_types(room: Any, dispatch: Any, client:
 
 
 def test_the_loaders_error_reaches_its_caller_and_leaves_no_lease(room: Any, client: Any) -> None:
-    """The next caller tries again at once."""
+    """A loader's error reaches its caller and leaves no lease, so that the next caller loads at once."""
     failing = [True]
 
     @room.cache.cached("k", ttl=60)
@@ -421,14 +421,14 @@ def test_the_loaders_error_reaches_its_caller_and_leaves_no_lease(room: Any, cli
 
 
 def test_a_value_that_cannot_be_stored_is_returned_all_the_same(room: Any, client: Any) -> None:
-    """The caller has its value; nothing is stored, and the lease is free."""
+    """A loaded value that cannot be stored is returned; nothing is stored, and the lease is free."""
     assert len(room.cache.get_or_set("k", lambda: "x" * 9_000_000)) == 9_000_000
     assert client.keys("*:l:*") == []
     assert counts(room)["not_stored"] == 1
 
 
 def test_a_loader_of_another_type_than_it_says_is_not_stored(room: Any) -> None:
-    """What would not come back as it went in does not go in."""
+    """A loaded value that does not fit the loader's return type is not stored."""
 
     @room.cache.cached("k", ttl=60)
     def load() -> int:
@@ -439,7 +439,7 @@ def test_a_loader_of_another_type_than_it_says_is_not_stored(room: Any) -> None:
 
 
 def test_get_or_set_loads_what_is_missing(room: Any) -> None:
-    """A function without a name of its own is loaded by whoever needs it."""
+    """get_or_set loads a missing value with a function that has no name of its own."""
     assert room.cache.get_or_set("k", lambda: 5, ttl=60, tags=["t", lambda v: [f"v:{v}"]]) == 5
     assert room.cache.get_or_set("k", lambda: 6, ttl=60) == 5
     assert room.cache.get_entry("k").tags == ("t", "v:5")
@@ -451,7 +451,7 @@ def test_get_or_set_loads_what_is_missing(room: Any) -> None:
 def test_a_stale_value_is_served_and_one_order_is_sent(
     room: Any, dispatch: Any, client: Any
 ) -> None:
-    """However often it is read: one task per stale period, and the entry's bytes are not touched."""
+    """A stale value is served and one task is sent for each stale period, however often it is read."""
     versions = iter(range(100))
 
     @room.cache.cached("k", ttl=60, swr=600)
@@ -476,7 +476,7 @@ def test_a_stale_value_is_served_and_one_order_is_sent(
 
 
 def test_a_plain_get_of_a_stale_value_asks_too(room: Any, dispatch: Any, client: Any) -> None:
-    """The entry says what made it, so get needs no loader at hand."""
+    """A plain get of a stale value orders its refresh too, because the entry names its loader."""
 
     @room.cache.cached("k:{n}", ttl=60, swr=600)
     def load(n: int) -> int:
@@ -489,7 +489,9 @@ def test_a_plain_get_of_a_stale_value_asks_too(room: Any, dispatch: Any, client:
 
 
 def test_a_soft_invalidation_asks_for_a_refresh(room: Any, dispatch: Any) -> None:
-    """The next reader is served the old value, the one after the refresh the new one."""
+    """After a soft invalidation the next reader gets the old value, and readers after the refresh get
+    the new one.
+    """
     versions = iter(range(100))
 
     @room.cache.cached("k", ttl=60, swr=600, tags=["t"])
@@ -505,7 +507,10 @@ def test_a_soft_invalidation_asks_for_a_refresh(room: Any, dispatch: Any) -> Non
 
 
 def test_without_a_name_one_reader_refreshes_itself(room: Any, client: Any) -> None:
-    """get_or_set with a bare function: the reader with the lease loads; an error serves the stale value."""
+    """With a bare function in get_or_set the reader that gets the lease refreshes.
+
+    An error serves the stale value.
+    """
     room.cache.get_or_set("k", lambda: 1, ttl=60, swr=600)
     age(client, room.keys.entry(b"k"), 61)
     assert room.cache.get_or_set("k", lambda: 1 / 0, ttl=60, swr=600) == 1
@@ -518,7 +523,7 @@ def test_without_a_name_one_reader_refreshes_itself(room: Any, client: Any) -> N
 def test_a_failed_refresh_backs_off_twice_as_long_each_time(
     room: Any, dispatch: Any, client: Any
 ) -> None:
-    """The stale value is served all the while; success forgets the failures."""
+    """Each failed refresh doubles the backoff, the stale value is served meanwhile, and success resets it."""
     failing = [True]
 
     @room.cache.cached("k", ttl=60, swr=600)
@@ -556,7 +561,7 @@ def test_a_failed_refresh_backs_off_twice_as_long_each_time(
 def test_a_refresh_done_twice_late_or_for_nothing_changes_nothing(
     room: Any, dispatch: Any, client: Any
 ) -> None:
-    """The lease names the order that may do it; any other finds nothing to do."""
+    """A refresh is done only by the order that its lease names. Any other order does nothing."""
     versions = iter(range(100))
 
     @room.cache.cached("k", ttl=60, swr=600)
@@ -583,7 +588,7 @@ def test_a_refresh_done_twice_late_or_for_nothing_changes_nothing(
 def test_an_order_for_what_is_fresh_again_frees_the_lease(
     room: Any, dispatch: Any, client: Any
 ) -> None:
-    """A worker that comes after the fact does not load."""
+    """A worker that comes after the value was renewed does not load, and frees the lease."""
     calls = []
 
     @room.cache.cached("k", ttl=60, swr=600)
@@ -603,7 +608,9 @@ def test_an_order_for_what_is_fresh_again_frees_the_lease(
 def test_an_order_that_cannot_be_delivered_frees_its_lease(
     room: Any, dispatch: Any, client: Any
 ) -> None:
-    """With the broker away the stale value is served, and the next reader asks again."""
+    """When the broker is away the stale value is served and the lease is freed, so that the next
+    reader asks again.
+    """
 
     @room.cache.cached("k", ttl=60, swr=600)
     def load() -> int:
@@ -645,7 +652,7 @@ def test_an_order_that_cannot_be_delivered_frees_its_lease(
     ],
 )
 def test_damaged_bytes_are_a_miss_and_counted(room: Any, client: Any, damage: Any) -> None:
-    """Cut, altered, foreign or of another version: never a value, and the next load repairs it."""
+    """Cut, altered or foreign bytes are a counted miss, and the next load repairs them."""
     room.cache.set("k1", [12])
     key = room.keys.entry(b"k1")
     client.set(key, damage(client.get(key)))
@@ -656,14 +663,14 @@ def test_damaged_bytes_are_a_miss_and_counted(room: Any, client: Any, damage: An
 
 
 def test_another_keys_entry_is_a_miss(room: Any, client: Any) -> None:
-    """An entry carries its key: a mix-up can't show one key's value for another."""
+    """An entry under another key is a miss, because it carries its own key."""
     room.cache.set("a", "secret of a")
     client.copy(room.keys.entry(b"a"), room.keys.entry(b"b"))
     assert room.cache.get("b") is None
 
 
 def test_a_decompression_bomb_is_a_miss(room: Any, client: Any) -> None:
-    """What would unpack to more than the limit is not unpacked."""
+    """An entry that would decompress to more than the limit is a miss."""
     import zlib
 
     from stillroom.cache.entry import body
@@ -680,7 +687,7 @@ def test_a_decompression_bomb_is_a_miss(room: Any, client: Any) -> None:
 
 
 def test_another_type_under_the_key_is_a_miss_and_counted(room: Any, client: Any) -> None:
-    """A list where the entry should be: a miss; the next load replaces it and counts it."""
+    """A key of another type is a counted miss, and the next load replaces it."""
     client.rpush(room.keys.entry(b"k"), "x")
     assert room.cache.get("k") is None
     assert room.cache.get_or_set("k", lambda: 1) == 1
@@ -689,7 +696,7 @@ def test_another_type_under_the_key_is_a_miss_and_counted(room: Any, client: Any
 
 
 def test_a_foreign_clock_degrades_and_never_lies(room: Any, client: Any) -> None:
-    """A clock of another type: values are loaded and served, nothing is stored or believed."""
+    """With a clock key of another type values are loaded and served, and nothing is stored or believed."""
     room.cache.set("k", "old")
     client.delete(room.keys.clock)
     client.rpush(room.keys.clock, "x")
@@ -702,7 +709,7 @@ def test_a_foreign_clock_degrades_and_never_lies(room: Any, client: Any) -> None
 def test_lost_clocks_and_marks_are_a_miss(
     room: Any, client: Any, make_room: Any, lost: str
 ) -> None:
-    """Evicted or flushed: everything stored before is dead for everyone, whatever comes after."""
+    """When clock or marks were lost, every entry stored before is a miss for every process."""
     other = make_room()
     room.cache.set("k", 1, tags=["t"])
     room.cache.invalidate_by_tag("unrelated")
@@ -718,7 +725,7 @@ def test_lost_clocks_and_marks_are_a_miss(
 
 
 def test_scripts_are_loaded_again_after_a_flush(room: Any, client: Any) -> None:
-    """SCRIPT FLUSH in the middle costs one more round trip and nothing else."""
+    """SCRIPT FLUSH costs one more round trip and nothing else."""
     room.cache.set("k", 1)
     client.script_flush()
     assert room.cache.get_or_set("new", lambda: 2) == 2
@@ -728,7 +735,7 @@ def test_scripts_are_loaded_again_after_a_flush(room: Any, client: Any) -> None:
 
 
 def test_flushdb_in_the_middle_of_a_load_stores_nothing(room: Any, client: Any) -> None:
-    """The lease is gone, so the commit is refused; the caller has its value."""
+    """A load that a FLUSHDB interrupts stores nothing, and its caller has the value."""
 
     def load() -> int:
         client.flushall()
@@ -743,7 +750,7 @@ def test_flushdb_in_the_middle_of_a_load_stores_nothing(room: Any, client: Any) 
 
 
 def test_marks_are_trimmed_only_past_the_longest_life(room: Any, client: Any) -> None:
-    """Young marks stay; old ones go, and what is stamped before them is dead without a mark."""
+    """Trimming keeps young marks. An entry older than the trimmed marks is dead without a mark."""
     room.cache.set("k", 1, tags=["t"])
     for n in range(10):
         room.cache.invalidate_by_tag(f"other:{n}")
@@ -758,7 +765,7 @@ def test_marks_are_trimmed_only_past_the_longest_life(room: Any, client: Any) ->
 def test_an_entry_older_than_the_trimmed_marks_is_dead(
     room: Any, client: Any, make_room: Any
 ) -> None:
-    """Nothing says that its tags were not invalidated, so it is a miss."""
+    """An entry older than the trimmed marks is a miss, because its tags may have been invalidated."""
     room.cache.set("k", 1, tags=["t"])
     room.cache.invalidate_by_tag("other")
     newest = client.zscore(
@@ -769,7 +776,7 @@ def test_an_entry_older_than_the_trimmed_marks_is_dead(
 
 
 def test_a_process_that_remembers_little_asks_for_the_rest(room: Any, make_room: Any) -> None:
-    """With more marks than it keeps, a process decides the same, by asking for the tags of old entries."""
+    """A process that keeps fewer marks than there are decides the same, by asking for the tags of old entries."""
     room.cache.set("dead", 1, tags=["t:0"])
     room.cache.set("alive", 2, tags=["never"])
     room.cache.set("soft", 3, ttl=60, tags=["s"])
@@ -788,7 +795,7 @@ def test_a_process_that_remembers_little_asks_for_the_rest(room: Any, make_room:
 
 
 def test_a_new_process_asks_for_few_marks(room: Any, make_room: Any, client: Any) -> None:
-    """Its first read brings a thousand marks at most; about older entries it asks by tag, once for each tag."""
+    """A new process reads a thousand marks at most, and asks for each tag of older entries once."""
     keys = [f"k:{n}" for n in range(40)]
     for n, key in enumerate(keys):
         room.cache.set(key, n, tags=[f"old:{n}"])
@@ -814,7 +821,7 @@ def test_a_new_process_asks_for_few_marks(room: Any, make_room: Any, client: Any
 def test_every_key_has_a_ttl_or_a_bound(
     room: Any, dispatch: Any, client: Any, state_client: Any
 ) -> None:
-    """After every operation, each key but the clock, the marks and what is agreed ends by itself."""
+    """Each key but the clock, the marks and the agreements has a TTL after every operation."""
 
     @room.cache.cached("k:{n}", ttl=60, swr=60, tags=["t"])
     def load(n: int) -> int:
@@ -838,7 +845,7 @@ def test_every_key_has_a_ttl_or_a_bound(
 
 
 def test_counts_of_all_processes_add_up(room: Any, make_room: Any, client: Any) -> None:
-    """Hits, misses and loads of every process are in the minute's hash, with its TTL."""
+    """Hits, misses and loads of all processes are added up in the minute's hash, which has a TTL."""
     other = make_room()
     room.cache.get_or_set("k", lambda: 1)
     other.cache.get("k")
@@ -856,7 +863,7 @@ def test_counts_of_all_processes_add_up(room: Any, make_room: Any, client: Any) 
 
 
 def test_a_hit_is_one_round_trip(room: Any, client: Any) -> None:
-    """While invalidations go on, a read stays one round trip: the marks ride along."""
+    """A read stays one round trip while invalidations go on, because it brings new marks along."""
     room.cache.set("k", 1, tags=["t"])
     room.cache.invalidate_by_tag("x")
     room.cache.get("k")  # catches up
@@ -872,7 +879,7 @@ def test_a_hit_is_one_round_trip(room: Any, client: Any) -> None:
 
 
 def test_nothing_of_a_value_or_password_is_logged(room: Any, client: Any, caplog: Any) -> None:
-    """A bad entry is named by its key, never by its content."""
+    """A log line about a bad entry names its key and never its content."""
     room.cache.set("k", "canary-value")
     with caplog.at_level(logging.DEBUG):
         room.cache.get("k", int)
@@ -881,7 +888,7 @@ def test_nothing_of_a_value_or_password_is_logged(room: Any, client: Any, caplog
 
 
 def test_a_full_server_refuses_to_count_and_still_answers(room: Any, client: Any) -> None:
-    """The counts that ride along with a read may be refused; the read is not."""
+    """A full server may refuse the counts that are sent with a read, and the read still answers."""
     room.cache.set("k", 1)
     room.cache.get("k")
     client.config_set("maxmemory", 1)
@@ -895,7 +902,7 @@ def test_a_full_server_refuses_to_count_and_still_answers(room: Any, client: Any
 
 
 def test_a_function_that_returns_an_awaitable_is_awaited(room: Any) -> None:
-    """A lambda around a coroutine is what one writes in an async app."""
+    """A loader that returns an awaitable, such as a lambda around a coroutine, is awaited."""
 
     async def fetch() -> int:
         return 5
@@ -905,13 +912,13 @@ def test_a_function_that_returns_an_awaitable_is_awaited(room: Any) -> None:
 
 
 def test_numbers_json_has_no_word_for_survive(room: Any) -> None:
-    """Infinity stays infinity."""
+    """Infinity, which JSON cannot write, comes back as infinity."""
     room.cache.set("k", [float("inf"), -1.5])
     assert room.cache.get("k", list[float]) == [float("inf"), -1.5]
 
 
 def test_waiting_does_not_use_up_the_call(make_room: Any) -> None:
-    """Whoever waits looks again and again, and each look has the deadline of a call of its own."""
+    """Each look of a waiting caller has a deadline of its own."""
     room = make_room(call_timeout=0.3)
 
     def wait() -> Any:

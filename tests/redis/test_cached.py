@@ -1,4 +1,4 @@
-"""Cached functions: what is decorated stays what it was, and what can't be cached is refused where it stands."""
+"""A cached function stays what it was, and a function that cannot be cached is refused where it is decorated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def async_number(id: int) -> int:
 
 
 class Shelf:
-    """Loaders in a class."""
+    """A class with loaders as methods."""
 
     name = "top"
 
@@ -46,7 +46,7 @@ class Shelf:
 
 
 def refusals() -> dict[str, tuple[Callable[[Any], Any], str]]:
-    """What can't be a loader, and the sentence that says so."""
+    """Yield functions that cannot be loaders, each with the error text that says so."""
 
     def generator(n: int) -> Iterator[int]:
         yield from range(n)
@@ -118,14 +118,14 @@ def refusals() -> dict[str, tuple[Callable[[Any], Any], str]]:
 @pytest.mark.parametrize("what", refusals())
 @pytest.mark.parametrize("cache", [THE_ROOM.cache, THE_ASYNC_ROOM.cache], ids=["sync", "async"])
 def test_what_cannot_be_cached_is_refused_where_it_is_written(cache: Any, what: str) -> None:
-    """With what to write instead, before any request."""
+    """A function that cannot be cached is refused at its decorator, and the error says what to write instead."""
     make, sentence = refusals()[what]
     with pytest.raises(InvalidArgument, match=sentence):
         make(cache.cached)
 
 
 def test_a_cached_function_is_pickled_by_its_name() -> None:
-    """As functools.lru_cache's are: the other process has its own."""
+    """A cached function is pickled by its name, as one with functools.lru_cache is."""
     for function in (number, async_number):
         assert pickle.loads(pickle.dumps(function)) is function
         assert copy.deepcopy(function) is function
@@ -134,7 +134,7 @@ def test_a_cached_function_is_pickled_by_its_name() -> None:
 
 
 def test_a_cached_function_looks_like_the_function() -> None:
-    """Name, docstring, signature; and an awaited one is a coroutine function."""
+    """A cached function keeps name, docstring and signature, and an async one is a coroutine function."""
     assert number.__name__ == "number"  # type: ignore[attr-defined]
     assert inspect.getdoc(number) == "Return a number."
     assert str(inspect.signature(number)) == "(id: 'int') -> 'int'"
@@ -145,7 +145,7 @@ def test_a_cached_function_looks_like_the_function() -> None:
 
 
 def test_a_partial_and_an_object_are_functions_too(room: Any) -> None:
-    """Whatever can be called, with a name of its own or without."""
+    """A partial or a callable object can be cached, with or without a name of its own."""
 
     def fetch(table: str, id: int) -> str:
         return f"{table} {id}"
@@ -161,7 +161,10 @@ def test_a_partial_and_an_object_are_functions_too(room: Any) -> None:
 
 
 def test_a_method_binds(room: Any, client: Any) -> None:
-    """`self` is ignored by name, or it is an argument with a text. Each reader refreshes by itself."""
+    """A method binds:
+
+    `self` is left out by name or is an argument with a text, and each reader refreshes itself.
+    """
     calls: list[Any] = []
     inner = getattr(room, "inner", room)
 
@@ -186,7 +189,7 @@ def test_a_method_binds(room: Any, client: Any) -> None:
 
 
 def test_a_static_method_is_a_function(room: Any) -> None:
-    """In either order of the decorators; a class method stands above."""
+    """A static method can be cached in either order of the decorators; a class method stands above `cached`."""
     inner = getattr(room, "inner", room)
     run = (lambda one: one) if room is inner else room._loop.run_until_complete
 
@@ -218,7 +221,7 @@ def test_a_static_method_is_a_function(room: Any) -> None:
 
 @pytest.mark.parametrize("hit", [False, True])
 def test_a_wrong_call_is_a_type_error(room: Any, hit: bool) -> None:
-    """As if the function itself had been called, on a hit too; and it says what was meant."""
+    """A wrong call raises the function's own TypeError, on a hit too, and says what was meant."""
 
     @room.cache.cached("search:{query}", ignore=["limit"])
     def search(query: str, *, limit: int = 3) -> str:
@@ -239,7 +242,7 @@ def test_a_wrong_call_is_a_type_error(room: Any, hit: bool) -> None:
 
 
 def test_a_long_or_strange_argument_is_no_error(room: Any) -> None:
-    """A visitor's search text may be anything."""
+    """A long or strange argument, such as a visitor's search text, is no error."""
     calls: list[str] = []
 
     @room.cache.cached("search:{q}")
@@ -255,7 +258,7 @@ def test_a_long_or_strange_argument_is_no_error(room: Any) -> None:
 
 
 def test_secrets_stay_out_of_redis(room: Any, client: Any, dispatch: Any) -> None:
-    """Of an argument that is one neither the key nor the entry nor a message has more than an HMAC."""
+    """Key, entry and messages hold only an HMAC of a secret argument."""
 
     @room.cache.cached("profile:{token}", ttl=60, swr=60)
     def profile(token: SecretStr) -> int:
@@ -274,7 +277,7 @@ def test_secrets_stay_out_of_redis(room: Any, client: Any, dispatch: Any) -> Non
 def test_an_ignored_argument_with_a_default_is_not_sent(
     room: Any, client: Any, dispatch: Any
 ) -> None:
-    """A connection has no JSON; a worker calls the loader without."""
+    """An ignored argument with a default, such as a connection, is not sent: a worker loads without it."""
     seen: list[Any] = []
 
     @room.cache.cached("n:{id}", ttl=60, swr=60, ignore=["db"])
@@ -291,7 +294,7 @@ def test_an_ignored_argument_with_a_default_is_not_sent(
 
 
 def test_a_module_may_be_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reloader, or a notebook's cell that is run twice: the newest definition counts, with another key too."""
+    """When a module is loaded again the newest definition counts, also with another key."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "a_room.py").write_text(
         "from stillroom import NoDispatch, Stillroom\nroom = Stillroom(dispatch=NoDispatch())\n"
@@ -313,7 +316,7 @@ def test_a_module_may_be_loaded_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_two_loaders_of_one_factory_are_told_apart(room: Any) -> None:
-    """They are two functions in one place of the source, alive at the same time."""
+    """Two loaders that one factory made at the same place in the source are told apart."""
     inner = getattr(room, "inner", room)
 
     def make(key: str) -> None:

@@ -1,4 +1,4 @@
-"""add, incr and touch: what depends on what is there, and on its still being there."""
+"""add, incr and touch depend on the current entry and on its still being there."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def entry_of(room: Any, key: str) -> bytes:
 
 
 def run_to_the_change(stepper: Stepper) -> None:
-    """It has decided, and its script has not been sent."""
+    """Run the change until it has decided and before its script is sent."""
     while not (isinstance(stepper.at, list) and stepper.at[0][0] == b"EVALSHA"):
         stepper.step()
 
 
 def finish(stepper: Stepper) -> Any:
-    """Its result. It may pause: it waits for nobody then."""
+    """Finish the change and return its result. Pauses are allowed: they wait for nobody."""
     while not stepper.done:
         stepper.step()
     return stepper.result
 
 
 def test_add_stores_only_where_there_is_nothing(room: Any, client: Any) -> None:
-    """The first one is kept, its time and tags are what was asked for; None is a value too."""
+    """add stores only where nothing is, with the given time and tags; None is a value too."""
     assert room.cache.add("k", {"a": 1}, ttl=60, tags=["t"]) is True
     assert room.cache.add("k", 2) is False
     assert room.cache.get("k") == {"a": 1}
@@ -44,7 +44,7 @@ def test_add_stores_only_where_there_is_nothing(room: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("how", ["invalidate", "tag", "pattern", "clear", "expiry"])
 def test_add_takes_the_place_of_what_is_dead(room: Any, client: Any, how: str) -> None:
-    """What no reader would get counts as nothing."""
+    """add replaces an entry that no reader would get."""
     room.cache.set("k", 1, ttl=60, tags=["t"])
     match how:
         case "invalidate":
@@ -63,7 +63,7 @@ def test_add_takes_the_place_of_what_is_dead(room: Any, client: Any, how: str) -
 
 @pytest.mark.parametrize("foreign", [b"junk", b"\t\t", b"1\tx\t" + b"y" * 5_000])
 def test_add_takes_the_place_of_foreign_bytes(room: Any, client: Any, foreign: bytes) -> None:
-    """What is no entry, and what is no string."""
+    """add replaces bytes that are no entry and keys that are no string."""
     client.set(entry_of(room, "k"), foreign)
     assert room.cache.add("k", 2) is True
     client.delete(entry_of(room, "k"))
@@ -73,7 +73,7 @@ def test_add_takes_the_place_of_foreign_bytes(room: Any, client: Any, foreign: b
 
 
 def test_of_many_adds_one_wins(make_room: Any) -> None:
-    """Eight threads of eight rooms: one True, and its value is the one that is there."""
+    """When eight threads of eight rooms add one key, one gets True, and its value is the stored one."""
     rooms = [make_room() for _ in range(8)]
     for turn in range(20):
         key = f"k{turn}"
@@ -85,7 +85,7 @@ def test_of_many_adds_one_wins(make_room: Any) -> None:
 
 
 def test_incr_counts(room: Any, client: Any) -> None:
-    """Up and down, also fractions; its end, tags and place in an index stay."""
+    """incr counts up and down, also in fractions, and keeps the entry's end, tags and place in an index."""
     room.cache.set("n", 41, ttl=60, swr=40, tags=["t"])
     assert room.cache.incr("n") == 42
     assert room.cache.incr("n", 10) == 52
@@ -102,7 +102,7 @@ def test_incr_counts(room: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("value", [None, "1", True, [1], {"a": 1}])
 def test_what_is_no_number_is_not_added_to(room: Any, value: Any) -> None:
-    """A clear error, and the value stays."""
+    """incr on a value that is no number raises a clear error and leaves the value."""
     room.cache.set("n", value)
     with pytest.raises(TypeError, match="can't be added to"):
         room.cache.incr("n")
@@ -110,7 +110,7 @@ def test_what_is_no_number_is_not_added_to(room: Any, value: Any) -> None:
 
 
 def test_no_incr_is_lost(make_room: Any) -> None:
-    """Four rooms, four threads, two hundred each."""
+    """No incr is lost when four rooms in four threads make two hundred each."""
     rooms = [make_room() for _ in range(4)]
     rooms[0].cache.set("n", 0)
     with ThreadPoolExecutor(4) as threads:
@@ -119,7 +119,7 @@ def test_no_incr_is_lost(make_room: Any) -> None:
 
 
 def test_touch_moves_the_end(room: Any, client: Any) -> None:
-    """A value that was about to die lives on as it is; what is not there is not touched."""
+    """touch moves the end of an entry as it is, and does nothing to a missing one."""
     room.cache.set("k", {"a": [1]}, ttl=60, tags=["t"])
     age(client, entry_of(room, "k"), 50)
     assert room.cache.touch("k", ttl=600) is True
@@ -133,7 +133,7 @@ def test_touch_moves_the_end(room: Any, client: Any) -> None:
 @pytest.mark.parametrize("how", ["invalidate", "tag", "pattern", "clear"])
 @pytest.mark.parametrize("act", ["incr", "touch", "add"])
 def test_an_invalidation_in_between_wins(make_room: Any, how: str, act: str) -> None:
-    """It came after the value was read and before the change was made: what was read is not brought back."""
+    """An invalidation between the read and the change of a value wins: the old value does not come back."""
     ours, theirs = make_room(), make_room()
     ours.stats.due = NEVER
     ours.cache.set("k", 1, tags=["t"])
@@ -155,7 +155,7 @@ def test_an_invalidation_in_between_wins(make_room: Any, how: str, act: str) -> 
 
 
 def test_a_set_in_between_is_what_is_added_to(make_room: Any) -> None:
-    """The number changed between look and change: it is looked at again."""
+    """incr adds to the number that a concurrent set wrote, because it looks again."""
     ours, theirs = make_room(), make_room()
     ours.stats.due = NEVER
     ours.cache.set("n", 1)
@@ -166,7 +166,7 @@ def test_a_set_in_between_is_what_is_added_to(make_room: Any) -> None:
 
 
 def test_redis_away() -> None:
-    """add and touch say that they did nothing, incr that it can't know."""
+    """When Redis is away add and touch return False and incr raises."""
     with Stillroom(Settings(redis_url="redis://127.0.0.1:1")) as room:
         assert room.cache.add("k", 1) is False
         assert room.cache.touch("k", ttl=1) is False
@@ -175,7 +175,7 @@ def test_redis_away() -> None:
 
 
 def test_the_same_on_shards(make_room: Any) -> None:
-    """Each key in its own."""
+    """add, incr and touch work on shards, each key on its own shard."""
     room = make_room(shards=4)
     for n in range(8):
         assert room.cache.add(f"k{n}", n)

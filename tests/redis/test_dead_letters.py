@@ -1,4 +1,4 @@
-"""Work that could not be done is kept for a person."""
+"""Work that could not be done is kept as a dead letter for a person to read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add(
 
 
 def test_a_letter_comes_back_as_it_was_kept(room: Any, client: Any) -> None:
-    """Kind, body, reason and tries of a letter are what was given, and it says when it was kept."""
+    """A dead letter comes back with the kind, body, reason and tries it was kept with, and the time."""
     kept = add(room, "message", '{"a": "Käse\\n"}', "no loader named 'x'", 3)
     letter = room.state.run(room.dead_letters.show(kept))
     assert (letter.kind, json.loads(letter.body), letter.reason, letter.tries, letter.cut) == (
@@ -35,7 +35,7 @@ def test_a_letter_comes_back_as_it_was_kept(room: Any, client: Any) -> None:
 
 
 def test_letters_are_listed_in_pages_the_oldest_first(room: Any) -> None:
-    """A page begins after the last letter that was seen."""
+    """Dead letters are listed in pages, the oldest first; a page begins after the last id of the one before."""
     ids = [add(room, body=str(n)) for n in range(5)]
     page = room.state.run(room.dead_letters.list(2))
     assert [letter.id for letter in page] == ids[:2]
@@ -44,7 +44,7 @@ def test_letters_are_listed_in_pages_the_oldest_first(room: Any) -> None:
 
 
 def test_only_the_newest_are_kept(room: Any, client: Any) -> None:
-    """Past the limit the oldest letters go, and the key has an end."""
+    """Past the limit the oldest dead letters go, and the key has a TTL."""
     first = add(room)
     for _ in range(LETTERS_LIMIT):
         room.state.run(room.dead_letters.add("message", "{}", "why"))
@@ -72,7 +72,7 @@ def test_a_letter_is_sent_again_by_who_knows_its_kind(room: Any) -> None:
 
 
 def test_a_letter_whose_sending_fails_is_still_there(room: Any) -> None:
-    """It goes only after it was sent."""
+    """A dead letter whose sending failed stays; it goes only after it was sent."""
 
     def send(letter: DeadLetter) -> Operation[None]:
         yield [(b"PING",)]
@@ -86,7 +86,7 @@ def test_a_letter_whose_sending_fails_is_still_there(room: Any) -> None:
 
 
 def test_what_was_cut_or_is_of_another_kind_is_not_sent(room: Any) -> None:
-    """Of a long body the beginning is kept; half a message is no message."""
+    """A letter that was shortened or is of another kind is not sent again."""
     long = add(room, body="x" * (BODY_LIMIT + 7))
     assert room.state.run(room.dead_letters.show(long)).cut == 7
     room.dead_letters.senders["message"] = lambda letter: iter(())
@@ -97,7 +97,7 @@ def test_what_was_cut_or_is_of_another_kind_is_not_sent(room: Any) -> None:
 
 
 def test_letters_are_dropped(room: Any) -> None:
-    """Those that are named go, the others stay."""
+    """The named dead letters are dropped and the others stay."""
     one, two = add(room), add(room)
     assert room.state.run(room.dead_letters.drop(one, "1-1")) == 1
     assert [letter.id for letter in room.state.run(room.dead_letters.list())] == [two]
@@ -115,6 +115,6 @@ def test_what_is_no_id_is_told_so(make_room: Any, id: str) -> None:
 
 
 def test_bytes_that_are_no_text_are_kept_as_escapes(room: Any) -> None:
-    """Whatever a message held, its letter can be kept and read."""
+    """Bytes that are no text are kept as escapes, so that every message can be kept and read."""
     letter = room.state.run(room.dead_letters.show(add(room, body="\ud800", reason="\udfff")))
     assert (letter.body, letter.reason) == ("\\ud800", "\\udfff")

@@ -1,4 +1,4 @@
-"""One event for each operation, for an app's own hooks; and the same as spans and metrics."""
+"""Each operation makes one event, which an app's hooks, spans and metrics all see."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def told(events: list[Event]) -> list[tuple[str, str, str, str]]:
 
 
 def use(room: Any) -> None:
-    """A miss with its load, a hit, a denial, a session."""
+    """Use the room: a miss with its load, a hit, a denial, a session."""
 
     @room.cache.cached("page:{number}", ttl=60)
     def page(number: int) -> int:
@@ -60,7 +60,7 @@ def use(room: Any) -> None:
 
 
 def test_each_operation_is_one_event(room: Any) -> None:
-    """With its service, its name, how it ended and how long it took; a load is one of its own, inside."""
+    """Each operation is one event with service, name, outcome and time. A load is an event inside it."""
     events: list[Event] = []
     inner(room).on_event(events.append)
     use(room)
@@ -79,7 +79,7 @@ def test_each_operation_is_one_event(room: Any) -> None:
 
 
 def test_an_error_is_an_event_too(room: Any) -> None:
-    """With the same fields, and the error's kind; not with its message."""
+    """An error is an event with the same fields and the error's kind, and without its message."""
     events: list[Event] = []
     inner(room).on_event(events.append)
 
@@ -96,7 +96,7 @@ def test_an_error_is_an_event_too(room: Any) -> None:
 
 
 def test_a_hook_that_fails_breaks_nothing(room: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged, and the others hear of it."""
+    """A hook that raises is logged, and the other hooks are called."""
     events: list[Event] = []
 
     def bad(event: Event) -> None:
@@ -111,7 +111,7 @@ def test_a_hook_that_fails_breaks_nothing(room: Any, caplog: pytest.LogCaptureFi
 
 
 def test_redis_away_is_told() -> None:
-    """What fell back is no error; what raised is one, with the reason."""
+    """When Redis is away a fallback is an event without error, and a raised error is one with its reason."""
     events: list[Event] = []
     settings = Settings(redis_url="redis://127.0.0.1:1", **PATIENT)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
@@ -126,7 +126,7 @@ def test_redis_away_is_told() -> None:
 
 
 def test_who_watches_nothing_pays_nothing(settings: Settings) -> None:
-    """No driver is wrapped before somebody asks for it."""
+    """Drivers are wrapped only once somebody asks for events."""
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         assert not any("run" in vars(one) for one in room._drivers())
         assert room.stats.watch is None
@@ -138,7 +138,7 @@ def test_who_watches_nothing_pays_nothing(settings: Settings) -> None:
 
 
 class Sdk:
-    """What an app has set up."""
+    """The OpenTelemetry SDK as an app sets it up."""
 
     def __init__(self) -> None:
         self.spans = InMemorySpanExporter()
@@ -155,7 +155,7 @@ class Sdk:
 
 
 def test_calls_and_loads_are_spans(room: Any) -> None:
-    """A load is inside the call that needed it, and what the loader does is inside the load."""
+    """A load is a span inside its call's span, and the loader's own spans are inside the load's."""
     sdk = Sdk()
     inner(room).observe(sdk.telemetry)
     tracer = sdk.tracers.get_tracer("app")
@@ -188,7 +188,7 @@ def test_calls_and_loads_are_spans(room: Any) -> None:
 
 
 def test_a_failed_call_is_a_span_with_an_error(room: Any) -> None:
-    """Its kind, and nothing of what it says."""
+    """A failed call is a span with the error's kind and without its message."""
     sdk = Sdk()
     inner(room).observe(sdk.telemetry)
 
@@ -204,7 +204,7 @@ def test_a_failed_call_is_a_span_with_an_error(room: Any) -> None:
 
 
 def test_calls_are_measured(room: Any) -> None:
-    """How long they took, and what lookups found, with labels of ours."""
+    """Calls are measured by time and lookups by outcome, with Stillroom's labels."""
     sdk = Sdk()
     inner(room).observe(sdk.telemetry)
     use(room)
@@ -221,7 +221,7 @@ def test_calls_are_measured(room: Any) -> None:
 
 
 def test_the_span_of_a_stale_read_is_carried_to_the_task(settings: Settings) -> None:
-    """In the message's header; a worker's spans are inside it."""
+    """The span of a stale read travels in the message's header, and a worker's spans are inside it."""
     sdk = Sdk()
     given = Settings(**{"redis_url": settings.redis_url, "otel": True} | PATIENT)
     with Stillroom(given) as room:
@@ -241,7 +241,7 @@ def test_the_span_of_a_stale_read_is_carried_to_the_task(settings: Settings) -> 
 
 
 def test_it_is_not_imported_unless_it_is_on() -> None:
-    """Nobody needs the package who does not want it; who does, and has it not, is told what to install."""
+    """OpenTelemetry is imported only where it is on. Where it is on and missing, the error says what to install."""
     code = (
         "import sys, stillroom; stillroom.Stillroom(); assert 'stillroom.otel' not in sys.modules"
     )

@@ -1,4 +1,4 @@
-"""`room.upkeep.explain`: why a read is a hit, stale or a miss."""
+"""`room.upkeep.explain` says why a read is a hit, stale or a miss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def room(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
 
 
 def outcome(room: Any, key: str = "k") -> tuple[str, str, str | None]:
-    """What is said of a key; and that what is said is what a reader sees."""
+    """Return the explained outcome of a key, and check that a reader sees the same."""
     found = room.upkeep.explain(key)
     entry = room.cache.get_entry(key)
     read = "miss" if entry is None else {"fresh": "hit"}.get(entry.freshness.value, "stale")
@@ -31,7 +31,7 @@ def outcome(room: Any, key: str = "k") -> tuple[str, str, str | None]:
 
 
 def test_an_entry_is_fresh_then_stale_then_gone(room: Any, client: Any) -> None:
-    """By the ttl, and by the end of its life; nothing is counted by looking."""
+    """explain shows an entry fresh, then stale by its ttl, then gone at its end, and counts nothing."""
     assert outcome(room) == ("miss", "never", None)
     room.cache.set("k", [1, 2], ttl=60, swr=60, tags=["a", "b"])
     assert outcome(room) == ("hit", "fresh", None)
@@ -49,7 +49,7 @@ def test_an_entry_is_fresh_then_stale_then_gone(room: Any, client: Any) -> None:
 
 
 def test_an_invalidation_is_named(room: Any) -> None:
-    """The tag, softly or not, the pattern, the end of an epoch; and when it was."""
+    """explain names the invalidation and its time: tag, hard or soft, pattern, or the end of an epoch."""
     room.cache.set("k", 1, ttl=60, tags=["a", "b"])
     room.cache.invalidate_by_tag("b", soft=True)
     assert outcome(room) == ("stale", "soft", "b")
@@ -68,7 +68,7 @@ def test_an_invalidation_is_named(room: Any) -> None:
 
 
 def test_what_was_lost_or_changed_is_said(room: Any, client: Any) -> None:
-    """A clock that is gone, and bytes that are no entry."""
+    """explain names a lost clock, and bytes that are no entry."""
     room.cache.set("k", 1, ttl=60)
     client.delete(room.keys.clock)
     assert room.upkeep.explain("k").cause == "epoch"
@@ -77,7 +77,7 @@ def test_what_was_lost_or_changed_is_said(room: Any, client: Any) -> None:
 
 
 def test_of_what_is_gone_the_indexes_remember(room: Any, client: Any) -> None:
-    """Evicted, or its time was up: the index of a tag in the key says when it would have ended."""
+    """Of an evicted or expired entry explain says when it would have ended, from the index of its tag."""
 
     @room.cache.cached("product:{number}", ttl=60, swr=60, tags=["product:{number}", "all"])
     def product(number: int) -> int:
@@ -96,7 +96,7 @@ def test_of_what_is_gone_the_indexes_remember(room: Any, client: Any) -> None:
 
 
 def test_another_release_s_value_is_said(settings: Settings) -> None:
-    """A reader of this release loads its own."""
+    """explain says that another release's value is not read by this one."""
     given = Settings(**{"redis_url": settings.redis_url} | PATIENT)
 
     def loader_of(room: Any, version: int) -> Any:
@@ -115,7 +115,7 @@ def test_another_release_s_value_is_said(settings: Settings) -> None:
 
 
 def test_what_is_under_way_is_said(room: Any, client: Any) -> None:
-    """A load, a refresh that was asked for, one that failed and is not tried again yet."""
+    """explain names a load under way, an ordered refresh, and a failed one in its backoff."""
     for lease, said in {
         b"load.0123456789abcdef.5000": "load",
         b"refresh.0123456789abcdef.5000.0": "refresh asked for",
@@ -140,5 +140,5 @@ def test_what_is_under_way_is_said(room: Any, client: Any) -> None:
     ],
 )
 def test_a_key_shows_what_stands_in_it(template: str, key: str, fields: Any) -> None:
-    """For each parameter; None if it is not one of this loader's."""
+    """explain shows the text of each parameter in a key, and None for a key of another loader."""
     assert fields_of(template, key) == fields

@@ -1,4 +1,4 @@
-"""What is counted by name: of each loader, limit and rule; in the report, in metrics, in the advice."""
+"""Loaders, limits and rules are counted by name, in the report, the metrics and the advice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def room(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
 
 @pytest.fixture
 def last_minute(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Report]:
-    """The report once the minute is over: what was counted is written down, and the server's clock moved on."""
+    """Write down the counts, move the server's clock past the minute and return its report."""
 
     def report(room: Any) -> Report:
         for stats in {id(one): one for one in (room.stats, room.state_stats)}.values():
@@ -55,7 +55,7 @@ def loader_of(report: Report, name: str) -> LoaderStats:
 def test_a_loader_has_its_own_figures(
     room: Any, last_minute: Callable[[Any], Report], client: Any
 ) -> None:
-    """Lookups, loads and how long they took, refreshes; and one that fails says with what, and where."""
+    """A loader's figures are its lookups, loads, load times and refreshes, and its last error with its place."""
 
     @room.cache.cached("good:{id}", ttl=60, swr=60, tags=["good"])
     def good(id: int) -> int:
@@ -90,7 +90,7 @@ def test_a_loader_has_its_own_figures(
 
 
 def test_the_advice_names_the_loader(room: Any, last_minute: Callable[[Any], Report]) -> None:
-    """The worst first, and the last error."""
+    """The advice names the worst loader first, with its last error."""
 
     @room.cache.cached("one:{id}")
     def one(id: int) -> int:
@@ -112,7 +112,7 @@ def test_the_advice_names_the_loader(room: Any, last_minute: Callable[[Any], Rep
 
 
 def test_a_limit_has_its_own_figures(room: Any, last_minute: Callable[[Any], Report]) -> None:
-    """Checks and denials of each limit, told apart from memory, and in shadow."""
+    """A limit's figures are its checks and denials, with those from memory and in shadow apart."""
     narrow, shadow = Limit("narrow", 1, 600), Limit("shadow", 1, 600, shadow=True)
     for _ in range(3):
         room.limits.check("203.0.113.9", [API, narrow, shadow])
@@ -126,7 +126,7 @@ def test_a_limit_has_its_own_figures(room: Any, last_minute: Callable[[Any], Rep
 
 
 def test_there_are_only_so_many_names(room: Any, last_minute: Callable[[Any], Report]) -> None:
-    """A function of the request may make up any: a hundred are counted by name, the rest together."""
+    """A hundred names are counted, and the rest together, so that requests cannot make up any number of names."""
     for n in range(150):
         room.limits.check("203.0.113.9", [Limit(f"made-up-{n}", 10, 60)])
     report = last_minute(room)
@@ -142,7 +142,7 @@ def test_there_are_only_so_many_names(room: Any, last_minute: Callable[[Any], Re
 
 
 def test_the_metrics_are_by_name(room: Any, last_minute: Callable[[Any], Report]) -> None:
-    """As Prometheus wants them: a histogram's buckets grow, and end with all there are."""
+    """The metrics are Prometheus histograms by name: buckets grow and end with the total."""
 
     @room.cache.cached("page:{id}")
     def page(id: int) -> int:
@@ -164,7 +164,7 @@ def test_the_metrics_are_by_name(room: Any, last_minute: Callable[[Any], Report]
 
 
 def test_a_snapshot_has_no_names(room: Any, client: Any) -> None:
-    """They would be kept 1,440 times."""
+    """A snapshot has no figures by name, because they would be kept 1,440 times."""
 
     @room.cache.cached("page:{id}")
     def page(id: int) -> int:
@@ -178,7 +178,7 @@ def test_a_snapshot_has_no_names(room: Any, client: Any) -> None:
 
 
 def test_figures_of_several_minutes_are_added_up(room: Any, client: Any) -> None:
-    """As the page and the command show them; the minute that is not over is left out."""
+    """The page and the command add up figures of several whole minutes."""
     minute = getattr(room, "inner", room).state_wire.server.now_ms() // 60_000
     for ago, hits in ((0, 100), (1, 2), (5, 3), (20, 50)):
         client.hset(room.keys.stats(minute - ago), "loader:hits:page", hits)
@@ -193,7 +193,7 @@ def test_figures_of_several_minutes_are_added_up(room: Any, client: Any) -> None
 
 
 def test_who_does_not_answer_tells_no_figures() -> None:
-    """Redis away: null, and nothing is raised."""
+    """When Redis is away the figures are null and nothing is raised."""
     settings = Settings(redis_url="redis://127.0.0.1:1", **PATIENT)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         figures = room.health.figures()

@@ -1,4 +1,4 @@
-"""The report on a real server: what is known, what is not, and what is kept of it each minute."""
+"""The health report on a real server says what is known and what is not, and is kept each minute."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("calm_machine")
 
 
 def test_a_report_has_every_part(room: Any, client: Any) -> None:
-    """Connection, server, machine and services of a room that is well."""
+    """The report of a healthy room has connection, server, machine and services."""
     report = room.health.check()
     assert report.status == "pass", report.advice
     (server,) = report.servers
@@ -49,7 +49,7 @@ def test_a_report_has_every_part(room: Any, client: Any) -> None:
 
 
 def test_what_happened_is_counted_by_the_minute(room: Any, client: Any) -> None:
-    """The last whole minute's counts, of all processes; ratios only where something was looked up."""
+    """The report has all processes' counts of the last whole minute, and ratios only where there were lookups."""
     report = room.health.check()
     assert (report.cache.hits, report.cache.hit_ratio) == (0, None)
     count_in_last_minute(
@@ -64,7 +64,7 @@ def test_what_happened_is_counted_by_the_minute(room: Any, client: Any) -> None:
 
 
 def test_totals_only_grow(room: Any, client: Any) -> None:
-    """What /metrics is made of: the counts of all minutes, written with those of the minute."""
+    """The totals of /metrics only grow: they are written with each minute's counts."""
     for n in range(3):
         room.cache.get(f"k{n}")
         room.state_stats.due = 0.0
@@ -74,7 +74,7 @@ def test_totals_only_grow(room: Any, client: Any) -> None:
 
 
 def test_sessions_are_counted(room: Any, client: Any) -> None:
-    """Those that are there, those due for the sweep, and those revoked and not yet deleted."""
+    """The report counts live sessions, sessions due for the sweep, and revoked ones that are not deleted yet."""
     for n in range(3):
         room.sessions.create(f"u{n}")
     found = room.health.check().sessions
@@ -87,7 +87,7 @@ def test_sessions_are_counted(room: Any, client: Any) -> None:
 
 
 def test_waiting_work_is_seen(room: Any, client: Any) -> None:
-    """Queue depths, how long the next message has waited if it says so, and what invalidations left to do."""
+    """The report has queue depths, the age of the next message if it says so, and the work of invalidations."""
     queue = room.keys.queue("refresh")
     sent_ms = int((time.time() - 40) * 1000)
     client.lpush(queue, json.dumps({"headers": {"stillroom_sent_ms": sent_ms}}))
@@ -109,7 +109,7 @@ def test_waiting_work_is_seen(room: Any, client: Any) -> None:
 
 
 def test_another_broker_is_not_looked_into(settings: Settings) -> None:
-    """Its queues are unknown, not empty."""
+    """The queues of a broker other than Redis are unknown, not empty."""
     changed = Settings(redis_url=settings.redis_url, broker_url="amqp://broker", **PATIENT)
     with Stillroom(changed, dispatch=NoDispatch()) as room:
         tasks = room.health.check().tasks
@@ -118,7 +118,7 @@ def test_another_broker_is_not_looked_into(settings: Settings) -> None:
 
 
 def test_signs_of_life(room: Any, client: Any) -> None:
-    """Workers and ticks are seen by when they were last seen; both have an end."""
+    """Workers and ticks are listed by when they were last seen, and both expire."""
     room.health.seen("celery@one")
     room.health.seen("celery@two")
     room.health.ticked("stillroom.snapshot_health")
@@ -135,7 +135,7 @@ def test_signs_of_life(room: Any, client: Any) -> None:
 
 
 def test_a_worker_that_is_seen_writes_its_counts_down(room: Any, client: Any) -> None:
-    """A worker reads nothing that its counts could ride along with."""
+    """A worker that reports itself writes its counts down, because it makes no read that could carry them."""
     room.state_stats.counts["refreshes_done"] += 5
     room.state_stats.due = 0.0
     room.health.seen("celery@one")
@@ -147,7 +147,10 @@ RIGHTS_OF_SNAPSHOTS = "+memory|doctor +evalsha +script|load +hincrby +expire +hs
 
 
 def test_these_rights_are_all_it_takes(server: EmbeddedServer, client: Any) -> None:
-    """For a check, and with a few more for snapshots: nothing of it that shows keys or configuration."""
+    """A check works with the documented rights and snapshots with a few more.
+
+    Neither needs to read keys or settings.
+    """
     rights = ["-@all", *RIGHTS.split(), *RIGHTS_OF_SNAPSHOTS.split()]
     client.execute_command("ACL", "SETUSER", "health", "on", ">h", "resetkeys", "~*", *rights)
     url = f"redis://health:h@127.0.0.1:{server.port}"
@@ -176,7 +179,7 @@ class Broken:
 
 
 def test_a_probes_mistake_costs_its_part(room: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """The rest of the report is there, and the log says what happened."""
+    """A probe that raises costs its own part of the report, and the log says what happened."""
     room.health.register("state", Broken())
     report = room.health.check()
     assert report.limits is None
@@ -186,7 +189,7 @@ def test_a_probes_mistake_costs_its_part(room: Any, caplog: pytest.LogCaptureFix
 
 
 def test_junk_among_our_keys_is_passed_over(room: Any, client: Any) -> None:
-    """Other types, and texts where numbers stand: the check does not raise, the rest is known."""
+    """The check passes over keys of other types and texts in place of numbers, and reports the rest."""
     client.hset(room.keys.counts, mapping={"hits": 3, "odd": "many"})
     client.hset(room.keys.ticks, "task", "yesterday")
     client.set(room.keys.workers, "a string")
@@ -207,7 +210,7 @@ def test_junk_among_our_keys_is_passed_over(room: Any, client: Any) -> None:
 
 
 def test_a_minute_has_one_snapshot(room: Any, client: Any) -> None:
-    """Two beats, or ten workers, add nothing to the first; the week has every fifth minute's."""
+    """Two beats or ten workers make one snapshot a minute. The week keeps every fifth minute's."""
     for _ in range(3):
         room.upkeep.snapshot()
     assert (client.xlen(room.keys.health), client.xlen(room.keys.health_week)) == (1, 1)
@@ -223,7 +226,7 @@ def test_a_minute_has_one_snapshot(room: Any, client: Any) -> None:
 
 
 def test_the_streams_are_bounded(room: Any, client: Any) -> None:
-    """A day of minutes and a week of fives; what nobody adds to goes after eight days."""
+    """The streams keep a day of minutes and a week of five minutes, and expire eight days after the last entry."""
     with client.pipeline() as pipeline:
         for n in range(1, 1_500):
             pipeline.xadd(room.keys.health, {"snapshot": "{}"}, id=f"{n}-0")
@@ -238,7 +241,7 @@ def test_the_streams_are_bounded(room: Any, client: Any) -> None:
 
 
 def test_a_day_is_read_in_bites(room: Any, client: Any) -> None:
-    """Every snapshot of the stream, in order; what another program wrote into it is passed over."""
+    """A day is read in bites: every snapshot in order, without what another program wrote."""
     now_ms = int(time.time() * 1000)
     with client.pipeline() as pipeline:
         for n in range(500):
@@ -254,7 +257,7 @@ def test_a_day_is_read_in_bites(room: Any, client: Any) -> None:
 
 
 def test_the_past_is_a_day_and_the_newest_patterns(room: Any, client: Any) -> None:
-    """Snapshots oldest first, patterns newest first; what somebody else wrote there is passed over."""
+    """The past is the snapshots, oldest first, and the patterns, newest first, without foreign entries."""
     now = time.time()
     assert room.health.past()[:2] == ([], [])
     seed(client, room.keys.health, a_day(now, minutes=30))
@@ -267,7 +270,7 @@ def test_the_past_is_a_day_and_the_newest_patterns(room: Any, client: Any) -> No
 
 
 def test_the_past_of_a_week_is_made_of_every_fifth_minute(room: Any, client: Any) -> None:
-    """It is read from the stream that keeps a week, and says when the first of all was made."""
+    """The past of a week has every fifth minute, and says when the first snapshot was made."""
     now = time.time()
     week = [one for one in a_week(now) if one.time > now - 6.5 * 86_400]
     seed(client, room.keys.health_week, week[::5])
@@ -283,7 +286,7 @@ def test_the_past_of_a_week_is_made_of_every_fifth_minute(room: Any, client: Any
 
 
 def test_workers_say_what_they_do(room: Any, client: Any) -> None:
-    """Each is in the report by name, seen last first. What no worker can have said is passed over."""
+    """The report lists each worker by name, the last seen first, and passes over impossible entries."""
     room.health.seen("one", WorkerStats(queues=("q",), threads=8, busy=3, done=12, per_min=4.5))
     room.health.seen("two")
     client.hset(room.keys.workers_about, "two", "nonsense")
@@ -301,7 +304,7 @@ def test_workers_say_what_they_do(room: Any, client: Any) -> None:
 
 
 def test_the_newest_tick_is_beats_sign_of_life(room: Any, client: Any) -> None:
-    """Of the tasks that only beat asks for. What an app may ask for too says nothing of beat."""
+    """The newest tick of a task that only beat sends is beat's sign of life."""
     room.health.ticked("stillroom.reclaim")
     assert room.health.check().tasks.beat_s is None
     room.health.ticked("stillroom.snapshot_health")
@@ -312,14 +315,14 @@ def test_the_newest_tick_is_beats_sign_of_life(room: Any, client: Any) -> None:
 
 
 def test_the_past_of_a_server_that_is_away_is_not_known(own_server: EmbeddedServer) -> None:
-    """Neither is empty, which would be a claim."""
+    """The past of a server that is away is unknown, not empty."""
     with Stillroom(Settings(redis_url=own_server.url), dispatch=NoDispatch()) as room:
         own_server.kill()
         assert room.health.past() == (None, None, None, None)
 
 
 def test_rates_are_differences_of_one_server_run(room: Any, client: Any) -> None:
-    """Against the last snapshot; a restarted server counts from 0, and its rates are unknown, not negative."""
+    """Rates are differences to the last snapshot of the same server run. After a restart they are unknown."""
     assert room.health.check().servers[0].redis.operations.errors_per_s is None
     room.upkeep.snapshot()
     age_stream(client, room.keys.health, 60)
@@ -339,7 +342,7 @@ def test_rates_are_differences_of_one_server_run(room: Any, client: Any) -> None
 def test_a_finding_is_told_when_it_begins_and_when_it_ends(
     room: Any, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line each, however many snapshots and workers see it, and the report says since when."""
+    """A finding is logged once when it begins and once when it ends, and the report says since when it lasts."""
     caplog.set_level(logging.WARNING, "stillroom.health")
     client.xadd(room.keys.dead_letters, {"kind": "message"})
     for _ in range(3):
@@ -362,7 +365,7 @@ def test_a_finding_is_told_when_it_begins_and_when_it_ends(
 
 
 def test_a_snapshot_has_the_measures_of_a_report(room: Any) -> None:
-    """The same fields, so that a chart need not know which of them it draws; and MEMORY DOCTOR's words."""
+    """A snapshot has the same fields as a report, so that one chart draws both, and the words of MEMORY DOCTOR."""
     snapshot = room.upkeep.snapshot()
     assert set(Measures.model_fields) <= set(Snapshot.model_fields)
     (kept,) = room.health.history()
@@ -374,7 +377,7 @@ def test_a_snapshot_has_the_measures_of_a_report(room: Any) -> None:
 
 
 def test_a_snapshot_is_kept_when_memory_is_full(room: Any, client: Any) -> None:
-    """That is the moment one wants to see afterwards; where the server lets scripts say so."""
+    """A snapshot is kept when memory is full, where the server lets a script write then."""
     room.upkeep.snapshot()
     age_stream(client, room.keys.health, 60)
     client.config_set("maxmemory", "1")
@@ -390,7 +393,7 @@ def test_a_snapshot_is_kept_when_memory_is_full(room: Any, client: Any) -> None:
 def test_workers_in_a_race_tell_a_finding_once(
     make_room: Any, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Eight of them at the same moment, when it begins and when it ends: one snapshot and one line each time."""
+    """Eight workers that see a finding begin and end at one moment make one snapshot and one line each time."""
     caplog.set_level(logging.WARNING, "stillroom.health")
     rooms = [make_room() for _ in range(8)]
     keys = rooms[0].keys
@@ -427,7 +430,7 @@ def at_once(rooms: list[Stillroom]) -> None:
 def two_roles(
     request: pytest.FixtureRequest, server: EmbeddedServer, own_server: EmbeddedServer
 ) -> Iterator[Any]:
-    """A room whose cache has a server of its own, which is the test's."""
+    """Open a room whose cache has a server of its own, which is the test's."""
     changes = {"redis_url": server.url, "cache_url": own_server.url} | PATIENT
     settings = Settings(**changes)
     if request.param == "sync":
@@ -441,7 +444,7 @@ def two_roles(
 
 
 def test_two_servers_are_reported_by_their_roles(two_roles: Any, client: Any) -> None:
-    """Each with its own figures; what the services say comes from the one they live on."""
+    """Two servers are reported by their roles, and each service is read from the server it lives on."""
     two_roles.cache.get("k")
     two_roles.sessions.create("u1")
     report = two_roles.health.check()
@@ -458,7 +461,9 @@ def test_two_servers_are_reported_by_their_roles(two_roles: Any, client: Any) ->
 
 
 def test_one_of_two_is_away(two_roles: Any, own_server: EmbeddedServer, client: Any) -> None:
-    """Its part is unknown and it is named; the other is told of in full, and the snapshot is kept."""
+    """When one of two servers is away it is named and its part unknown; the other is reported and the snapshot
+    kept.
+    """
     own_server.kill()
     report = two_roles.health.check()
     cache, state = report.servers

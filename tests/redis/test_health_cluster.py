@@ -1,4 +1,4 @@
-"""Health where the cache is a Redis Cluster: its shards are added up, and one node speaks for the servers."""
+"""Where the cache is a Redis Cluster, health adds its shards up and one node speaks for the servers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def room(
 
 
 def test_shards_are_added_up(room: Any, cluster: RedisCluster) -> None:
-    """What all shards counted and still have to do; two servers, by their roles."""
+    """The report adds up the counts and the waiting work of all shards, and shows two servers by their roles."""
     for n in range(20):
         room.cache.get(f"missing:{n}")
     room.cache.invalidate_by_tag("t")

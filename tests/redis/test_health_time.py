@@ -1,4 +1,4 @@
-"""Health and the server's clock: a step of it is over within one snapshot; no worker's clock decides anything."""
+"""A step of the server's clock ends within one snapshot, and no worker's clock decides anything."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def room(clocked: ClockedServer, calm_machine: None) -> Iterator[Stillroom]:
 def test_snapshots_go_on_after_the_clock_stood_ahead(
     clocked: ClockedServer, db: Any, room: Stillroom, ahead: int, minutes: int
 ) -> None:
-    """Those from the future are dropped, and one a minute is kept, in both streams; what was before is kept too."""
+    """After the clock stood ahead future snapshots are dropped and one a minute is kept, with all earlier ones."""
     for n in range(6):
         clocked.set_clock(n * 60)
         assert room.health.snapshot().error is None
@@ -59,7 +59,7 @@ def test_snapshots_go_on_after_the_clock_stood_ahead(
 def test_a_small_step_back_keeps_the_minute_it_has(
     clocked: ClockedServer, db: Any, room: Stillroom
 ) -> None:
-    """Half a minute back is the same minute, or the one before it: no snapshot is lost for that."""
+    """No snapshot is lost when the clock steps back half a minute."""
     for seconds in (0, 60, 120, 90, 95, 180):
         clocked.set_clock(seconds)
         room.health.snapshot()
@@ -69,7 +69,10 @@ def test_a_small_step_back_keeps_the_minute_it_has(
 def test_a_finding_that_began_in_the_future_began_now(
     clocked: ClockedServer, db: Any, room: Stillroom, caplog: Any
 ) -> None:
-    """It is told once, its age counts from the step, and its end says how long it was."""
+    """A finding that began in the future is logged once.
+
+    Its age counts from the step, and its end says how long.
+    """
     letters = room.keys.dead_letters
     clocked.set_clock(DAY)
     db.xadd(letters, {"kind": "x", "body": "x"})
@@ -90,7 +93,7 @@ def test_a_finding_that_began_in_the_future_began_now(
 def test_signs_of_life_are_of_the_server_s_clock(
     clocked: ClockedServer, db: Any, room: Stillroom
 ) -> None:
-    """A worker that believes in another time is seen when it is; one of before a step is not seen for ever."""
+    """A worker's sign of life has the server's time, and one from before a clock step expires."""
     clocked.set_clock(7_200)
     room.health.seen("one")
     room.health.ticked("stillroom.snapshot_health")

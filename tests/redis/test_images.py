@@ -1,4 +1,4 @@
-"""get_image_info: one stat and one MGET, and the file as it is."""
+"""get_image_info costs one stat and one MGET and describes the file as it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.faces import FACES, open_room
 def room(
     request: pytest.FixtureRequest, settings: Settings, dispatch: Any, tmp_path: Path
 ) -> Iterator[Any]:
-    """A room whose images are in tmp_path."""
+    """Open a room whose images are in tmp_path."""
     settings = Settings(**{**settings.model_dump(exclude_unset=True), "image_root": tmp_path})
     with open_room(request.param, settings, dispatch) as room:
         yield room
@@ -29,7 +29,7 @@ def room(
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were read."""
+    """Record the files that are read."""
     names: list[str] = []
     real = images.read_image
 
@@ -48,7 +48,10 @@ def save(path: Path, size: tuple[int, int] = (30, 20)) -> None:
 def test_a_file_is_read_once_per_version(
     room: Any, server: EmbeddedServer, tmp_path: Path, reads: list[str]
 ) -> None:
-    """A hit costs one MGET; a file that changed is seen at once, without any invalidation."""
+    """A file is read once for each version.
+
+    A hit is one MGET, and a changed file is seen without an invalidation.
+    """
     save(tmp_path / "a.png")
     info = room.cache.get_image_info("a.png")
     assert (info.width, info.type) == (30, "image/png")
@@ -66,7 +69,7 @@ def test_a_file_is_read_once_per_version(
 def test_an_image_whose_size_and_time_stayed_is_invalidated_by_name(
     room: Any, tmp_path: Path, reads: list[str]
 ) -> None:
-    """All versions of it."""
+    """Invalidating an image by name forgets all its versions, for a file whose size and time did not change."""
     save(tmp_path / "a.png", (10, 20))
     before = (tmp_path / "a.png").stat()
     assert room.cache.get_image_info("a.png").width == 10
@@ -82,7 +85,7 @@ def test_an_image_whose_size_and_time_stayed_is_invalidated_by_name(
 def test_a_missing_file_costs_no_redis_and_no_file_is_made_up(
     room: Any, server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    """None, at the price of one stat; seen as soon as it is there."""
+    """A missing file is None at the price of one stat, and is seen as soon as it exists."""
     with Recorder(server.url) as recorder:
         assert room.cache.get_image_info("a.png") is None
         assert recorder.commands() == []
@@ -93,7 +96,7 @@ def test_a_missing_file_costs_no_redis_and_no_file_is_made_up(
 def test_a_refusal_is_cached_until_the_file_changes(
     room: Any, tmp_path: Path, reads: list[str]
 ) -> None:
-    """The same error, without reading it again."""
+    """A file that cannot be used raises the same error without a second reading, until it changes."""
     (tmp_path / "a.png").write_bytes(b"text")
     for _ in range(3):
         with pytest.raises(ImageRefused, match="none of JPEG") as refused:
@@ -105,7 +108,7 @@ def test_a_refusal_is_cached_until_the_file_changes(
 
 
 def test_bad_names_never_reach_redis(room: Any, server: EmbeddedServer) -> None:
-    """Nor the file system."""
+    """A bad name reaches neither Redis nor the file system."""
     with Recorder(server.url) as recorder:
         for name in ("../a", "/etc/passwd", "a\0", ""):
             with pytest.raises(ImageRefused):
@@ -118,7 +121,7 @@ def test_bad_names_never_reach_redis(room: Any, server: EmbeddedServer) -> None:
 def test_without_a_root_or_pillow_it_says_what_to_do(
     make_room: Any, room: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each by the name of what is missing."""
+    """Without an images root or Pillow the error names what is missing."""
     with pytest.raises(ImagesUnavailable, match="STILLROOM_IMAGE_ROOT"):
         make_room().cache.get_image_info("a.png")
     save(tmp_path / "a.png")
@@ -128,7 +131,7 @@ def test_without_a_root_or_pillow_it_says_what_to_do(
 
 
 def test_redis_away_reads_the_file(tmp_path: Path, dispatch: Any) -> None:
-    """As any loader is called then."""
+    """When Redis is away the file is read."""
     save(tmp_path / "a.png")
     settings = Settings(redis_url="redis://127.0.0.1:1", image_root=tmp_path)
     with Stillroom(settings, dispatch=dispatch) as room:

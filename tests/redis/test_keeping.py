@@ -1,4 +1,4 @@
-"""What is kept and for how long: by the value, with a little chance, and as a reader will get it."""
+"""What is kept, and for how long, may depend on the value, and every reader gets the same type."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def seconds_left(room: Any, client: Any, key: str) -> float:
 
 
 def test_what_keep_says_no_to_is_not_kept(room: Any, client: Any) -> None:
-    """Its caller has it; the next one asks again."""
+    """A value that `keep` refuses is returned to its caller and not stored; the next caller loads again."""
     answers: list[list[int]] = [[], [], [1]]
     calls: list[int] = []
 
@@ -48,7 +48,7 @@ def test_what_keep_says_no_to_is_not_kept(room: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("options", [{"keep": lambda found: found != "none"}, {}])
 def test_a_negative_answer_may_be_kept_for_less(room: Any, client: Any, options: Any) -> None:
-    """What `keep` says no to, or, without it, None."""
+    """A negative answer may be kept for a shorter time: one that `keep` refuses or, without `keep`, None."""
     nothing = "none" if options else None
     calls: list[str] = []
 
@@ -64,7 +64,7 @@ def test_a_negative_answer_may_be_kept_for_less(room: Any, client: Any, options:
 
 
 def test_a_ttl_may_come_from_the_value(room: Any, client: Any) -> None:
-    """In seconds or as a timedelta; None is the setting's."""
+    """A ttl made from the value is seconds or a timedelta, and None means the setting."""
     until: dict[str, Any] = {"a": 7, "b": timedelta(minutes=1), "c": None}
     for key in until:
         room.cache.get_or_set(key, lambda: key, ttl=lambda value: until[value])  # noqa: B023
@@ -82,7 +82,7 @@ def test_a_ttl_may_come_from_the_value(room: Any, client: Any) -> None:
 def test_a_ttl_of_a_value_that_is_none_is_told_and_nothing_is_kept(
     room: Any, caplog: pytest.LogCaptureFixture, given: Any
 ) -> None:
-    """It is found out behind the load, and the caller has nothing to do with it."""
+    """A ttl function that returns no time is logged; the value is returned and not stored."""
     assert room.cache.get_or_set("k", lambda: 1, ttl=lambda _: given) == 1
     assert room.cache.get("k") is None
     assert "can't be kept" in caplog.text
@@ -93,13 +93,13 @@ def test_a_ttl_of_a_value_that_is_none_is_told_and_nothing_is_kept(
     "options", [{"keep": 1}, {"keep": "yes"}, {"negative_ttl": "5"}, {"negative_ttl": -1}]
 )
 def test_how_to_keep_is_checked_where_it_is_written(room: Any, options: Any) -> None:
-    """As all options are."""
+    """The options of keeping are checked at the decorator."""
     with pytest.raises(InvalidArgument, match=next(iter(options))):
         room.cache.get_or_set("k", lambda: 1, **options)
 
 
 def test_what_is_stored_together_does_not_end_together(make_room: Any, client: Any) -> None:
-    """Spread over a tenth of the ttl, and never later than asked, whichever way it was stored."""
+    """The ttl is spread over a tenth and never longer than asked, whichever call stored the value."""
     room = make_room(jitter=0.1)
     keys = [f"k:{n}" for n in range(60)]
     load = room.cache.cached("n:{n}", ttl=100, name="load")(lambda n: n)
@@ -121,7 +121,7 @@ def test_what_is_stored_together_does_not_end_together(make_room: Any, client: A
 
 
 def test_stale_time_is_not_shortened(make_room: Any, client: Any) -> None:
-    """Jitter moves the end of being fresh; `swr` is what was asked."""
+    """Jitter shortens the ttl and never `swr`."""
     room = make_room(jitter=0.5)
     room.cache.set("k", 1, ttl=100, swr=50)
     fresh_until = room.cache.get_entry("k").fresh_until
@@ -131,7 +131,7 @@ def test_stale_time_is_not_shortened(make_room: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("way", ["get_or_set", "cached", "many"])
 def test_a_miss_gives_what_a_hit_gives(room: Any, way: str) -> None:
-    """Without a type too: in the form that JSON has for it."""
+    """A miss returns the same form of a value as a hit, also without a type."""
     at = dt.datetime(2026, 11, 27, tzinfo=dt.UTC)
     value = {"pair": (1, 2), "at": at, "product": Product(id=1), 7: "seven"}
     wanted = {
@@ -155,7 +155,7 @@ def test_a_miss_gives_what_a_hit_gives(room: Any, way: str) -> None:
 
 
 def test_a_load_without_redis_gives_what_a_hit_gives() -> None:
-    """An outage changes no types."""
+    """A load without Redis returns the same types as a hit."""
     away = Stillroom("redis://127.0.0.1:1", dispatch=NoDispatch())
     assert away.cache.get_or_set("k", lambda: (1, 2)) == [1, 2]
     assert away.cache.get_or_set_many(["k"], lambda _: {"k": (1, 2)}) == {"k": [1, 2]}
@@ -167,7 +167,7 @@ def pair() -> Any:
 
 
 def test_get_or_set_takes_the_type_from_its_load(room: Any) -> None:
-    """As cached does. So a hit is a Product, as the type checker was told."""
+    """get_or_set takes the type from its loader, so that a hit is a Product as the type checker was told."""
 
     def load() -> Product:
         return Product(id=1)
@@ -187,7 +187,7 @@ def test_get_or_set_takes_the_type_from_its_load(room: Any) -> None:
 def test_what_cannot_be_kept_is_told_and_counted_by_its_loader(
     room: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each loader once in half a minute; its caller has the value each time."""
+    """A value that cannot be stored is returned each time, and logged once per loader in half a minute."""
 
     @room.cache.cached("secret:{id}")
     def secret(id: int) -> Secretive:
@@ -217,7 +217,7 @@ def test_what_cannot_be_kept_is_told_and_counted_by_its_loader(
 def test_a_stale_value_that_no_worker_can_load_is_loaded_by_a_reader(
     room: Any, client: Any, dispatch: Any
 ) -> None:
-    """Its arguments have no JSON; it would else be stale until it dies."""
+    """A stale value whose arguments have no JSON form is refreshed by a reader, because no worker can load it."""
     versions = iter(range(9))
 
     @room.cache.cached("k:{at}", ttl=60, swr=60)

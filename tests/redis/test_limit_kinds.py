@@ -1,4 +1,4 @@
-"""Limits of other kinds: what is in flight, settled afterwards, in shadow, changed while apps run, waited for."""
+"""Limits also count what is in flight, settle afterwards, run in shadow, change while apps run, and wait."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEN = Limit("ten", 10, 60)
 
 @pytest.fixture(autouse=True)
 def bounded(client: Any) -> Iterator[None]:
-    """After every test here each key that is left has an end."""
+    """Check after every test that each remaining key has a TTL."""
     yield
     assert_bounded(client)
     assert client.ttl("stillroom:limits:changes") != -1
@@ -35,7 +35,7 @@ def bounded(client: Any) -> Iterator[None]:
 
 
 def test_so_many_are_in_flight_and_not_one_more(room: Any) -> None:
-    """The fourth is refused until one of the three is over."""
+    """A limit of three in flight refuses the fourth until one of the three is over."""
     held = [room.limits.reserve(IP, [EXPORTS]) for _ in range(4)]
     assert [bool(one) for one in held] == [True, True, True, False]
     assert room.limits.reserve(OTHER, [EXPORTS]), "another client has places of its own"
@@ -45,7 +45,7 @@ def test_so_many_are_in_flight_and_not_one_more(room: Any) -> None:
 
 
 def test_a_place_whose_process_died_comes_back_when_the_lease_ends(room: Any, client: Any) -> None:
-    """Nobody gives it back; the server's clock does."""
+    """The place of a process that died is free again when its lease ends by the server's clock."""
     for _ in range(3):
         assert room.limits.reserve(IP, [EXPORTS])
     age(client, 59)
@@ -55,7 +55,10 @@ def test_a_place_whose_process_died_comes_back_when_the_lease_ends(room: Any, cl
 
 
 def test_a_place_is_given_back_at_the_end_of_a_block(make_room: Any) -> None:
-    """Also if the block raises. Without a place the block runs, and looks."""
+    """A place is given back at the end of its block, also if the block raises.
+
+    Without a place the block still runs.
+    """
     room = make_room()
     with room.limits.hold(IP, [EXPORTS]) as first, room.limits.hold(IP, [EXPORTS]):
         assert first
@@ -73,7 +76,7 @@ def fail_in_flight(room: Any) -> None:
 
 
 def test_an_async_block_gives_its_place_back(settings: Any, dispatch: Any) -> None:
-    """`async with`."""
+    """`async with` gives its place back."""
     import asyncio
 
     from stillroom import AsyncStillroom
@@ -89,7 +92,7 @@ def test_an_async_block_gives_its_place_back(settings: Any, dispatch: Any) -> No
 
 
 def test_a_refusal_of_what_is_in_flight_is_not_remembered(room: Any) -> None:
-    """It may be over at any moment, in another process too."""
+    """A denial of a limit in flight is not remembered, because a place may be free at any moment."""
     held = [room.limits.reserve(IP, [EXPORTS]) for _ in range(3)]
     denied = room.limits.reserve(IP, [EXPORTS])
     assert not denied
@@ -103,7 +106,7 @@ def test_a_refusal_of_what_is_in_flight_is_not_remembered(room: Any) -> None:
 
 
 def test_what_is_in_flight_is_reserved_with_all_other_limits_or_none(room: Any) -> None:
-    """What the one refuses, the other has not taken."""
+    """A limit in flight is reserved together with all other limits or not at all."""
     for _ in range(3):
         assert room.limits.reserve(IP, [EXPORTS, TEN])
     assert not room.limits.reserve(IP, [TEN, EXPORTS])
@@ -111,14 +114,14 @@ def test_what_is_in_flight_is_reserved_with_all_other_limits_or_none(room: Any) 
 
 
 def test_a_check_can_hold_nothing(room: Any) -> None:
-    """It would never be given back."""
+    """A check does not hold places, because nobody would give them back."""
     for act in (room.limits.check, room.limits.wait):
         with pytest.raises(InvalidLimit, match="reserve and refund"):
             act(IP, [EXPORTS])
 
 
 def test_parallel_requests_never_hold_more_than_there_are_places(make_room: Any) -> None:
-    """Twenty threads of two processes, each holding and giving back, again and again."""
+    """Twenty threads of two processes that hold and give back never hold more than there are places."""
     rooms, most, now, lock = [make_room(), make_room()], [0], [0], threading.Lock()
 
     def work(number: int) -> None:
@@ -145,7 +148,7 @@ def test_parallel_requests_never_hold_more_than_there_are_places(make_room: Any)
     ("cost", "used"), [(0, 0), (30, 30), (100, 100), (250, 250), (5_000, 5_000)]
 )
 def test_what_it_cost_is_said_afterwards(room: Any, client: Any, cost: int, used: int) -> None:
-    """Less is given back; more is counted, whatever the quota says."""
+    """A request settles its true cost afterwards: less is given back, more is counted whatever the quota."""
     held = room.limits.reserve(IP, [TOKENS, DEFAULT], cost=100)
     assert held
     assert room.limits.settle(held, cost)
@@ -156,7 +159,7 @@ def test_what_it_cost_is_said_afterwards(room: Any, client: Any, cost: int, used
 
 
 def test_it_is_settled_once(room: Any) -> None:
-    """Not again, not refunded or committed afterwards, and not after that either."""
+    """A reservation is settled once and is not refunded, committed or settled afterwards."""
     held = room.limits.reserve(IP, [TOKENS], cost=100)
     assert room.limits.settle(held, 40) is True
     assert room.limits.settle(held, 0) is False
@@ -170,7 +173,7 @@ def test_it_is_settled_once(room: Any) -> None:
 
 
 def test_what_it_cost_more_is_counted_from_now_on(room: Any, client: Any) -> None:
-    """The reservation's own hits leave first."""
+    """The additional cost of a settled request counts from now on, and the reservation's own hits leave first."""
     held = room.limits.reserve(IP, [TOKENS], cost=100)
     age(client, 50)
     held = __import__("dataclasses").replace(held, at_us=held.at_us - 50_000_000)
@@ -181,7 +184,7 @@ def test_what_it_cost_more_is_counted_from_now_on(room: Any, client: Any) -> Non
 
 
 def test_what_no_request_can_cost_is_refused(room: Any) -> None:
-    """Before anything is sent."""
+    """A cost that no request can have is refused before anything is sent."""
     held = room.limits.reserve(IP, [TOKENS])
     for cost in (-1, 1.5, 10**7, None):
         with pytest.raises(InvalidLimit, match="cost is a whole number"):
@@ -195,7 +198,7 @@ def test_what_no_request_can_cost_is_refused(room: Any) -> None:
 def test_a_limit_in_shadow_denies_nothing_and_says_what_it_would_have(
     room: Any, client: Any
 ) -> None:
-    """It counts what it would have admitted; headers, denials and events say nothing of it."""
+    """A limit in shadow denies nothing and counts what it would have denied, without headers or events."""
     decisions = [room.limits.check(IP, [SHADOW, TEN]) for _ in range(4)]
     assert all(decisions)
     assert [d.would_deny for d in decisions] == [(), (), (SHADOW,), (SHADOW,)]
@@ -211,7 +214,7 @@ def test_a_limit_in_shadow_denies_nothing_and_says_what_it_would_have(
 
 
 def test_a_limit_in_shadow_takes_nothing_of_what_another_denies(room: Any, client: Any) -> None:
-    """All or none, as ever."""
+    """A limit in shadow takes no hit of a request that another limit denies."""
     one = Limit("one", 1, 60)
     assert room.limits.check(IP, [one, SHADOW])
     forget_denials(room)
@@ -222,7 +225,7 @@ def test_a_limit_in_shadow_takes_nothing_of_what_another_denies(room: Any, clien
 
 
 def test_a_limit_in_shadow_may_be_reserved(room: Any) -> None:
-    """What it did not count, it does not give back."""
+    """A limit in shadow may be reserved, and gives back only what it counted."""
     held = [room.limits.reserve(IP, [SHADOW, TEN]) for _ in range(4)]
     assert all(held)
     for one in held:
@@ -235,12 +238,12 @@ def test_a_limit_in_shadow_may_be_reserved(room: Any) -> None:
 
 
 def read_now(room: Any) -> None:
-    """A second has passed: the next check reads what was changed."""
+    """Let a second pass, so that the next check reads the changed limits."""
     getattr(room, "inner", room)._limits_body._changes.due = 0.0
 
 
 def test_a_change_is_seen_by_every_process(room: Any, make_room: Any, client: Any) -> None:
-    """Behind a check, without a round trip of its own; what was counted counts on."""
+    """Every process sees a change behind a check, without a round trip of its own, and earlier hits still count."""
     other = make_room()
     ten = Limit("ten", 10, 60)
     for _ in range(4):
@@ -264,7 +267,7 @@ def test_a_change_is_seen_by_every_process(room: Any, make_room: Any, client: An
 
 
 def test_changes_are_read_once_a_second_and_with_a_check(room: Any, client: Any) -> None:
-    """Never in a batch of their own, but where all are denied from memory."""
+    """Changes are read once a second with a check, and alone only where every check is denied from memory."""
     room.limits.check(IP, [DEFAULT])
     with client.monitor() as monitor:
         read_now(room)
@@ -284,7 +287,7 @@ def test_changes_are_read_once_a_second_and_with_a_check(room: Any, client: Any)
 
 
 def test_who_is_denied_from_memory_sees_a_change_too(room: Any, make_room: Any) -> None:
-    """A second later; nobody waits for the denial to be forgotten."""
+    """A client that is denied from memory sees a change a second later, before the denial is forgotten."""
     one = Limit("one", 1, 3_600)
     for _ in range(3):
         room.limits.check(IP, [one])
@@ -296,7 +299,7 @@ def test_who_is_denied_from_memory_sees_a_change_too(room: Any, make_room: Any) 
 
 
 def test_a_change_ends_by_itself(room: Any, client: Any) -> None:
-    """By the server's clock; what ended is forgotten by the next one."""
+    """A change ends by itself by the server's clock, and the next change removes the ended one."""
     room.limits.check(IP, [TEN])
     room.limits.check(IP, [TEN])
     room.limits.change("ten", 5, 60, 100)
@@ -312,7 +315,10 @@ def test_a_change_ends_by_itself(room: Any, client: Any) -> None:
 
 
 def test_a_name_that_nobody_has_is_refused(room: Any) -> None:
-    """With what was meant; where no process has told of any, all are taken."""
+    """The name of an unknown limit is refused with the nearest name.
+
+    Any name is taken where no process has told its own.
+    """
     assert room.limits.change("anything", 5, 60, 100)
     room.limits.check(IP, [TEN, DEFAULT])
     room.limits.check(IP, [TEN, DEFAULT])
@@ -327,7 +333,7 @@ def test_a_name_that_nobody_has_is_refused(room: Any) -> None:
 
 
 def test_no_more_than_so_many_limits_are_changed(make_room: Any, client: Any) -> None:
-    """The hash has a bound."""
+    """The hash of changed limits has a bound."""
     room = make_room()
     for number in range(MOST):
         room.limits.change(f"l{number}", 5, 60, 100)
@@ -349,7 +355,7 @@ def test_no_more_than_so_many_limits_are_changed(make_room: Any, client: Any) ->
     ],
 )
 def test_a_rate_is_read_as_people_write_it(text: str, rate: tuple[int, int]) -> None:
-    """And written so that it is read again."""
+    """A rate is read in the forms people write, and is written so that it can be read again."""
     assert read_rate(text) == rate
     assert read_rate(write_rate(*rate)) == rate
 
@@ -358,21 +364,21 @@ def test_a_rate_is_read_as_people_write_it(text: str, rate: tuple[int, int]) -> 
     "text", ["", "5", "5/", "/1h", "5/1w", "5 per hour", "5/0s", "-5/1h", "9999999999/1h"]
 )
 def test_what_is_no_rate_is_said(text: str) -> None:
-    """With what one looks like."""
+    """A text that is no rate is refused with an example of one."""
     with pytest.raises(InvalidLimit, match=r"2000/1h|at most"):
         read_rate(text)
 
 
 @pytest.mark.parametrize("text", ["", "2", "h", "2w", "31d", "0s"])
 def test_what_is_no_time_is_said(text: str) -> None:
-    """With what one looks like."""
+    """A text that is no time is refused with an example of one."""
     with pytest.raises(InvalidLimit, match="90s, 30m, 2h or 7d"):
         read_time(text)
     assert read_time("2h") == 7_200
 
 
 def test_what_is_kept_of_changed_limits_has_a_bound() -> None:
-    """Tenants with a quota each have many sets of limits."""
+    """The memory for changed limits has a bound, also where each tenant has a quota of its own."""
     changes = Changes()
     changes.learn([b"a", b'{"quota": 1, "window": 1, "until": 9}'], 5.0)
     for quota in range(3 * MOST):
@@ -385,7 +391,7 @@ def test_what_is_kept_of_changed_limits_has_a_bound() -> None:
 
 
 def test_a_call_waits_until_there_is_room(room: Any, client: Any) -> None:
-    """It is consumed then, and nobody was denied anything."""
+    """A call with a wait is consumed once there is room, and nobody is denied."""
     slow = Limit("slow", 1, 1)
     api = {"ip": IP}
     assert room.limits.wait(api, [slow])
@@ -397,7 +403,7 @@ def test_a_call_waits_until_there_is_room(room: Any, client: Any) -> None:
 
 
 def test_who_would_wait_for_too_long_does_not_wait(room: Any) -> None:
-    """The denial comes at once; so it does where waiting is in vain."""
+    """A call whose wait would be too long, or in vain, is denied at once."""
     assert room.limits.wait(IP, [AUTH], cost=5)
     began = time.monotonic()
     denied = room.limits.wait(IP, [AUTH], timeout=2)
@@ -410,7 +416,7 @@ def test_who_would_wait_for_too_long_does_not_wait(room: Any) -> None:
 
 
 def test_calls_that_wait_never_make_more_than_the_quota(make_room: Any) -> None:
-    """Ten of them for two places a second: at most two in any second."""
+    """Ten waiting calls for two places a second are never more than two in any second."""
     room, pair = make_room(), Limit("pair", 2, 1)
     moments: list[float] = []
 
@@ -427,6 +433,6 @@ def test_calls_that_wait_never_make_more_than_the_quota(make_room: Any) -> None:
 
 @pytest.mark.parametrize("timeout", [-1, 4_000, float("nan")])
 def test_a_wait_has_a_bound(room: Any, timeout: float) -> None:
-    """An hour."""
+    """A wait is one hour at most; a longer one is refused."""
     with pytest.raises(InvalidArgument, match=r"timeout=.*: a number of seconds from 0 to 3,600"):
         room.limits.wait(IP, [DEFAULT], timeout=timeout)

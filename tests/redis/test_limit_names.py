@@ -1,4 +1,4 @@
-"""One name with two windows, one user under two peppers, one network of two widths: nobody gets a second quota."""
+"""Nobody gets a second quota by one name with two windows, two peppers, or two widths of a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Make = Callable[..., Stillroom]
 
 @pytest.fixture(autouse=True)
 def bounded(client: Any) -> Iterator[None]:
-    """After every test here each key that is left has an end."""
+    """Check after every test that each remaining key has a TTL."""
     yield
     assert_bounded(client)
 
@@ -37,7 +37,7 @@ def takes(room: Any, limit: Limit, times: int = 1, subject: Any = IP) -> int:
 def test_a_shorter_window_drops_nothing_of_a_longer_one(
     make_room: Make, client: Any, who: str
 ) -> None:
-    """Two plans, two routes, a deploy that shortens a window: each limit counts all hits of its own window."""
+    """Where two plans, routes or deploys give one limit two windows, each counts all hits of its own window."""
     one = make_room()
     other = one if who == "one process" else make_room()
     if who == "the shorter one first":
@@ -57,7 +57,7 @@ def test_a_shorter_window_drops_nothing_of_a_longer_one(
 
 
 def test_a_log_that_two_windows_share_stays_small(room: Any, client: Any) -> None:
-    """A thousand hits in an hour by the shorter window are as few entries as the longer one needs."""
+    """A log that two windows share has as few entries as the longer window needs, also after a thousand hits."""
     long, short = Limit("api", 10_000, 3_600), Limit("api", 100, 1)
     assert room.limits.check(IP, [long])
     for _ in range(300):
@@ -72,7 +72,7 @@ def test_a_log_that_two_windows_share_stays_small(room: Any, client: Any) -> Non
 
 
 def test_a_window_that_nobody_has_any_more_is_forgotten(make_room: Make, client: Any) -> None:
-    """Once it is over since it was last said, logs are kept for the shorter one again."""
+    """A longer window that nobody uses any more is forgotten once it is over, and logs get shorter again."""
     takes(make_room(), LONG)
     room = make_room()
     takes(room, SHORT)
@@ -89,7 +89,10 @@ def test_a_window_that_nobody_has_any_more_is_forgotten(make_room: Make, client:
 
 
 def test_windows_are_compared_once_and_then_now_and_then(room: Any, client: Any) -> None:
-    """The first check of a name asks for them; a user who may not ask is limited all the same."""
+    """The first check of a name reads its windows.
+
+    A user without the right to read them is limited all the same.
+    """
     from tests.support.monitor import sent
 
     room.state_stats.due = 1 << 62
@@ -118,7 +121,7 @@ ANN = {"ip": IP, "user": "ann"}
 
 @pytest.fixture(params=PAIRS, ids=" | ".join)
 def pair(request: pytest.FixtureRequest, make_room: Make) -> tuple[Stillroom, Stillroom]:
-    """Two processes that run at the same time while peppers are changed."""
+    """Open two processes that run at the same time while peppers are changed."""
     one, other = (make_room(session_peppers=RINGS[name]) for name in request.param)
     return one, other
 
@@ -128,7 +131,7 @@ def pair(request: pytest.FixtureRequest, make_room: Make) -> tuple[Stillroom, St
 def test_a_user_has_one_quota_while_peppers_are_changed(
     pair: tuple[Stillroom, Stillroom], limit: Limit, first: int
 ) -> None:
-    """Whichever process asks, and in whatever order: five guesses are five."""
+    """While peppers are changed a user has one quota, whichever process asks and in whatever order."""
     here, there = pair if first == 0 else pair[::-1]
     admitted = takes(here, limit, 2, ANN) + takes(there, limit, 2, ANN) + takes(here, limit, 9, ANN)
     admitted += takes(there, limit, 9, ANN)
@@ -143,7 +146,7 @@ def test_a_user_has_one_quota_while_peppers_are_changed(
 
 
 def test_a_refund_is_one_for_all_names(pair: tuple[Stillroom, Stillroom]) -> None:
-    """What one process reserved and gives back, the other may take."""
+    """A reservation of one process is refunded by another one for all names of the user."""
     here, there = pair
     held = [here.limits.reserve(ANN, [PIN]) for _ in range(5)]
     assert not there.limits.check(ANN, [PIN])
@@ -155,7 +158,7 @@ def test_a_refund_is_one_for_all_names(pair: tuple[Stillroom, Stillroom]) -> Non
 
 
 def test_an_event_is_told_once_for_all_names(make_room: Make, client: Any) -> None:
-    """A user with two logs who is near his quota, or denied, is one."""
+    """A user with two logs makes one event when near the quota or denied."""
     room = make_room(session_peppers=RINGS["new and old"])
     limit = Limit("ten", 10, 60, by="user")
     assert takes(room, limit, 12, ANN) == 10
@@ -169,7 +172,7 @@ def test_an_event_is_told_once_for_all_names(make_room: Make, client: Any) -> No
 
 
 def test_a_ban_is_seen_by_processes_with_another_prefix(make_room: Make) -> None:
-    """While the width of a client's network is changed, each process looks at the bans of both, and lifts both."""
+    """While the width of a client's network is changed, each process reads and lifts the bans of both widths."""
     address = "2001:db8:1:2::5"
     rooms = {width: make_room(limit_v6_prefix=width) for width in (64, 60, 56)}
     for banning in rooms.values():

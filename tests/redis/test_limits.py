@@ -1,4 +1,4 @@
-"""Limits: what each operation does, on real servers, with both faces."""
+"""Limits do what each operation promises, on real servers and with both faces."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAIR = Limit("auth-pair", 3, 300, by="ip&user", away="strict")
 
 @pytest.fixture(autouse=True)
 def bounded(client: Any) -> Iterator[None]:
-    """After every test here each key that is left has an end."""
+    """Check after every test that each remaining key has a TTL."""
     yield
     assert_bounded(client)
 
@@ -42,7 +42,7 @@ def bounded(client: Any) -> Iterator[None]:
 
 
 def test_a_quota_is_admitted_and_not_one_more(room: Any) -> None:
-    """Five of AUTH's five; the sixth is denied, and told when it may come again."""
+    """AUTH admits its five, denies the sixth and says when the client may come again."""
     decisions = [room.limits.check(IP, [AUTH]) for _ in range(6)]
     assert [d.allowed for d in decisions] == [True] * 5 + [False]
     assert [d.remaining for d in decisions] == [4, 3, 2, 1, 0, 0]
@@ -53,7 +53,7 @@ def test_a_quota_is_admitted_and_not_one_more(room: Any) -> None:
 
 
 def test_a_check_is_one_round_trip(room: Any, client: Any) -> None:
-    """However many limits it has; so are its peek, its reservation and what becomes of that."""
+    """A check is one round trip with any number of limits, and so are peek, reserve, commit and refund."""
     limits, subject = [DEFAULT, API, USER, PAIR], {"ip": IP, "user": "ann"}
     for act in (room.limits.check, room.limits.peek):
         act(subject, limits)  # loads the script
@@ -68,7 +68,7 @@ def test_a_check_is_one_round_trip(room: Any, client: Any) -> None:
 
 
 def test_all_limits_are_consumed_or_none(room: Any, client: Any) -> None:
-    """A request that one limit denies costs the others nothing, whichever comes first."""
+    """A request that one limit denies takes nothing of the other limits, whatever their order."""
     small, large = Limit("small", 2, 60), Limit("large", 100, 3600)
     for order in ([small, large], [large, small]):
         for _ in range(5):
@@ -79,7 +79,7 @@ def test_all_limits_are_consumed_or_none(room: Any, client: Any) -> None:
 
 
 def test_subjects_of_different_kinds_are_counted_together(room: Any) -> None:
-    """AUTH by address, user and pair: all of them, or none."""
+    """AUTH consumes its limits by address, user and pair together or not at all."""
     limits = [AUTH, USER, PAIR]
     for _ in range(3):
         assert room.limits.check({"ip": IP, "user": "ann"}, limits)
@@ -93,7 +93,7 @@ def test_subjects_of_different_kinds_are_counted_together(room: Any) -> None:
 
 
 def test_users_are_stored_as_an_hmac_only(room: Any, client: Any) -> None:
-    """However the name is typed it is the same user; its text is in no key, value or event."""
+    """A user's name is in no key, value or event; its HMAC is the same however the name is typed."""
     for name in ("Ann@Example.org", " ann@example.org", "ANN@EXAMPLE.ORG", "ａnn@example.org"):
         room.limits.check({"ip": IP, "user": name, "key": name}, [USER, Limit("k", 1, 9, by="key")])
     left = room.limits.peek({"user": "ann@example.org"}, [USER])
@@ -111,7 +111,7 @@ def test_users_are_stored_as_an_hmac_only(room: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("nobody", [None, "", "  ", "\u3000\t"])
 def test_who_has_no_name_is_counted_by_address(room: Any, nobody: str | None) -> None:
-    """Visitors without a name do not share one bucket, and do not go uncounted."""
+    """Visitors without a name are counted by address, and do not share one bucket."""
     once = Limit("once", 1, 60, by="user")
     first, second = {"ip": IP, "user": nobody}, {"ip": "203.0.113.8", "user": nobody}
     assert [bool(room.limits.check(who, [once])) for who in (first, second, first)] == [
@@ -124,7 +124,9 @@ def test_who_has_no_name_is_counted_by_address(room: Any, nobody: str | None) ->
 
 
 def test_nobody_without_an_address_is_refused(room: Any) -> None:
-    """There would be one bucket for all of them."""
+    """A check without a name and without an address is refused, because all such visitors would share
+    one bucket.
+    """
     for who in ({"user": None}, {"user": ""}, {"user": " ", "ip": None}, {"user": None, "ip": ""}):
         with pytest.raises(InvalidLimit, match="give its address too"):
             room.limits.check(who, [USER])
@@ -146,7 +148,7 @@ def test_nobody_without_an_address_is_refused(room: Any) -> None:
     ],
 )
 def test_a_text_that_is_no_address_is_refused(room: Any, given: str, meant: str) -> None:
-    """All such texts would share one bucket. The message says what was meant, and does not repeat the name."""
+    """A text that is no address is refused with what was meant, and the message does not repeat a name."""
     for who in (given, {"ip": given}):
         with pytest.raises(InvalidLimit, match=f"did you mean {{{meant}: …}}") as caught:
             room.limits.check(who, [DEFAULT])
@@ -155,7 +157,7 @@ def test_a_text_that_is_no_address_is_refused(room: Any, given: str, meant: str)
 
 
 def test_addresses_that_are_one_client_share_a_bucket(room: Any) -> None:
-    """One network of IPv6; a mapped address and the address."""
+    """All addresses of one IPv6 network share a bucket, and so do an address and its IPv4-mapped form."""
     two = Limit("two", 2, 60)
     for same in (
         ["2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "[2001:DB8:0:1::3]:443"],
@@ -166,7 +168,7 @@ def test_addresses_that_are_one_client_share_a_bucket(room: Any) -> None:
 
 @pytest.mark.parametrize("setting", ["limit_exempt", "abuse_allow"])
 def test_a_network_may_be_exempt(make_room: Any, client: Any, setting: str) -> None:
-    """Who is in it is admitted without asking Redis, whatever is reserved, peeked or refunded."""
+    """A client in an exempt network is admitted without asking Redis by check, reserve, peek and refund."""
     room = make_room(**{setting: "203.0.113.0/24 2001:db8:7::/48"})
     for who in (IP, {"ip": IP, "user": "ann"}, "2001:db8:7:1::9", f"::ffff:{IP}"):
 
@@ -185,7 +187,9 @@ def test_a_network_may_be_exempt(make_room: Any, client: Any, setting: str) -> N
 
 
 def test_who_may_not_be_banned_may_be_limited(make_room: Any) -> None:
-    """The setting limit_exempt says who is exempt from limits, if it says anything."""
+    """The setting limit_exempt, when it is given, says who is exempt from limits, apart from who is
+    never banned.
+    """
     room = make_room(abuse_allow="203.0.113.0/24", limit_exempt="198.51.100.7")
     assert not room.limits.check(IP, [Limit("x", 0, 60)])
     assert room.limits.check("198.51.100.7", [Limit("x", 0, 60)])
@@ -195,13 +199,13 @@ def test_who_may_not_be_banned_may_be_limited(make_room: Any) -> None:
     ("given", "reason"), [(["api"], "a limit is a Limit"), (DEFAULT, r"did you mean \[Limit")]
 )
 def test_what_is_no_list_of_limits_is_said(room: Any, given: Any, reason: str) -> None:
-    """With what was meant."""
+    """A value that is no list of limits is refused with what was meant."""
     with pytest.raises(InvalidLimit, match=reason):
         room.limits.check(IP, given)
 
 
 def test_a_limit_needs_its_subject(room: Any) -> None:
-    """A kind that is not given is an error that says which, never an uncounted request."""
+    """A limit whose subject is not given raises an error that names the kind, and counts nothing."""
     with pytest.raises(
         InvalidLimit, match="'auth-pair': it counts by ip&user; the subject has no user"
     ):
@@ -219,7 +223,7 @@ def test_a_limit_needs_its_subject(room: Any) -> None:
 
 
 def test_without_limits_only_bans_are_looked_at(room: Any, client: Any) -> None:
-    """A route without limits admits; who is banned is banned there too."""
+    """A check without limits admits everybody but a banned client."""
     assert room.limits.check(IP, []).headers() == {}
     assert room.limits.check({}, [])
     assert room.limits.reserve(IP, [])
@@ -232,7 +236,7 @@ def test_without_limits_only_bans_are_looked_at(room: Any, client: Any) -> None:
 
 
 def test_a_request_may_cost_more(room: Any) -> None:
-    """It is admitted only where all of its cost fits."""
+    """A request with a cost is admitted only where all of its cost fits."""
     ten = Limit("ten", 10, 60)
     assert room.limits.check(IP, [ten], cost=7).remaining == 3
     denied = room.limits.check(IP, [ten], cost=4)
@@ -241,7 +245,7 @@ def test_a_request_may_cost_more(room: Any) -> None:
 
 
 def test_a_cost_over_the_quota_is_never_admitted_and_says_so(room: Any) -> None:
-    """No Retry-After: there is no use in trying again."""
+    """A cost above the quota is denied without Retry-After, because trying again is in vain."""
     denied = room.limits.check(IP, [Limit("ten", 10, 60), AUTH], cost=11)
     assert (denied.status, denied.retry_after) == (429, None)
     assert "Retry-After" not in denied.headers()
@@ -249,13 +253,13 @@ def test_a_cost_over_the_quota_is_never_admitted_and_says_so(room: Any) -> None:
 
 
 def test_a_quota_of_nothing_admits_nothing(room: Any) -> None:
-    """Quota 0 is a way to say no."""
+    """A limit with quota 0 admits nothing."""
     denied = room.limits.check(IP, [Limit("closed", 0, 60)])
     assert (denied.status, denied.retry_after, denied.remaining) == (429, None, 0)
 
 
 def test_a_cost_of_nothing_takes_nothing(room: Any, client: Any) -> None:
-    """Cost 0 is admitted up to the quota, and leaves no key behind."""
+    """A request of cost 0 is admitted up to the quota and leaves no key behind."""
     assert room.limits.check(IP, [AUTH], cost=0).remaining == 5
     assert not logs(client)
     for _ in range(5):
@@ -266,7 +270,7 @@ def test_a_cost_of_nothing_takes_nothing(room: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("cost", [-1, 1.5, "1", None, 10**9])
 def test_a_cost_is_a_whole_number(room: Any, cost: Any) -> None:
-    """What no request can cost is an error."""
+    """A cost that is not a whole number, or that no request can have, raises an error."""
     with pytest.raises(InvalidLimit, match="cost is a whole number, 0 to 1,000,000 hits"):
         room.limits.check(IP, [AUTH], cost=cost)
 
@@ -275,7 +279,7 @@ def test_a_cost_is_a_whole_number(room: Any, cost: Any) -> None:
 
 
 def wait_almost(client: Any, room: Any, denied: Any, cost: int, us: int) -> tuple[int, bool]:
-    """Let it be `us` after a denial, and look: (how many µs it was in truth, whether it was admitted)."""
+    """Wait `us` after a denial; return how many µs truly passed and whether the request was admitted."""
     (key,) = logs(client)
     before = read_log(client, key)
     seconds, now = client.time()
@@ -319,7 +323,7 @@ def test_quota_comes_back_hit_by_hit(room: Any, client: Any) -> None:
 def test_a_clock_that_steps_back_gives_no_fresh_quota_and_no_endless_wait(
     room: Any, client: Any
 ) -> None:
-    """An hour back: the hits are as old as they can be, and leave in one window from then."""
+    """After the clock stepped back an hour the hits are as old as possible and leave within one window."""
     for _ in range(5):
         room.limits.check(IP, [AUTH])
     age(client, -3_600)
@@ -333,7 +337,7 @@ def test_a_clock_that_steps_back_gives_no_fresh_quota_and_no_endless_wait(
 
 
 def test_limits_change_while_they_are_in_use(room: Any, client: Any) -> None:
-    """What was used counts against the new quota, and the new window."""
+    """When quota or window are changed, earlier hits count against the new ones."""
     for _ in range(10):
         room.limits.check(IP, [DEFAULT])
     assert room.limits.check(IP, [dataclasses.replace(DEFAULT, quota=11)]).remaining == 0
@@ -344,7 +348,7 @@ def test_limits_change_while_they_are_in_use(room: Any, client: Any) -> None:
 
 
 def test_the_log_of_a_busy_client_stays_small(room: Any, client: Any) -> None:
-    """A hundred hits a minute, for two minutes: 25 entries at most, and none of them forgotten."""
+    """A client with a hundred hits a minute has 25 entries at most in its log, and no hit is forgotten."""
     for _ in range(48):
         for _ in range(4):
             assert room.limits.check(IP, [DEFAULT])
@@ -356,7 +360,7 @@ def test_the_log_of_a_busy_client_stays_small(room: Any, client: Any) -> None:
 
 
 def test_what_many_processes_admitted_stays_small_too(make_room: Any, client: Any) -> None:
-    """Forty of them tell of one client after an outage, latest hits first: one entry a slice, none forgotten."""
+    """When forty processes report one client after an outage, the log has one entry a slice and forgets none."""
     room = make_room()
     key = room.keys.limits("ip", IP) + b"default"
     for age_ms in range(40):
@@ -368,7 +372,7 @@ def test_what_many_processes_admitted_stays_small_too(make_room: Any, client: An
 
 
 def test_what_is_told_of_late_shares_the_entry_of_its_slice(room: Any, client: Any) -> None:
-    """Hits admitted elsewhere before ours, charged after it: one entry with the later time, and none is lost."""
+    """A hit that is reported late shares the entry of its slice, with the later time, and none is lost."""
     assert room.limits.check(IP, [WEEK])
     (key,), slice_us = logs(client), WEEK.window * 1_000_000 // 24
     seconds, us = client.time()
@@ -386,7 +390,7 @@ def test_what_is_told_of_late_shares_the_entry_of_its_slice(room: Any, client: A
 
 
 def test_peek_consumes_and_tells_nothing(room: Any, client: Any) -> None:
-    """Not even where it says no."""
+    """peek consumes nothing and makes no event, even where it denies."""
     for _ in range(5):
         room.limits.check(IP, [AUTH])
     before = room.limits.peek(IP, [AUTH])
@@ -398,7 +402,7 @@ def test_peek_consumes_and_tells_nothing(room: Any, client: Any) -> None:
 
 
 def test_reset_forgets(room: Any, client: Any) -> None:
-    """The hits, the denials, the markers; other limits and subjects keep theirs."""
+    """reset forgets hits, denials and markers of its subject, and leaves other limits and subjects."""
     near = Limit("near", 10, 60)
     for _ in range(6):
         room.limits.check(IP, [AUTH])
@@ -414,7 +418,7 @@ def test_reset_forgets(room: Any, client: Any) -> None:
 
 
 def test_a_refund_gives_back_what_was_consumed_once(room: Any, client: Any) -> None:
-    """Of all limits, exactly; a second refund, by whomever, does nothing."""
+    """A refund gives back exactly what was consumed from all limits; a second one does nothing."""
     limits = [AUTH, USER, PAIR]
     subject = {"ip": IP, "user": "ann"}
     room.limits.check(subject, limits)
@@ -428,7 +432,7 @@ def test_a_refund_gives_back_what_was_consumed_once(room: Any, client: Any) -> N
 
 
 def test_a_refund_comes_out_of_the_place_it_went_into(room: Any, client: Any) -> None:
-    """Between two others; of an entry that others share; and not at all once its window has passed."""
+    """A refund takes its hits from their own entry, also a shared one, and nothing once their window has passed."""
     held = []
     for _ in range(3):
         held.append(room.limits.reserve(IP, [AUTH]))
@@ -446,7 +450,7 @@ def test_a_refund_comes_out_of_the_place_it_went_into(room: Any, client: Any) ->
 
 
 def test_a_shared_entry_gives_back_only_what_is_its(room: Any, client: Any) -> None:
-    """Hits that merged with others' are subtracted from what they merged into."""
+    """A refund of hits that were merged with others subtracts only its own hits from the shared entry."""
     held = room.limits.reserve(IP, [API], cost=3)
     room.limits.check(IP, [API], cost=4)
     assert room.limits.refund(held)
@@ -454,7 +458,7 @@ def test_a_shared_entry_gives_back_only_what_is_its(room: Any, client: Any) -> N
 
 
 def test_a_refund_after_a_denial_admits_at_once(room: Any) -> None:
-    """This process forgets that it denied."""
+    """After a refund the process forgets its denial and admits at once."""
     held = [room.limits.reserve(IP, [AUTH]) for _ in range(5)]
     assert not room.limits.check(IP, [AUTH])
     assert not room.limits.check(IP, [AUTH])
@@ -463,7 +467,7 @@ def test_a_refund_after_a_denial_admits_at_once(room: Any) -> None:
 
 
 def test_what_is_committed_is_not_refunded(room: Any) -> None:
-    """And what was denied held nothing."""
+    """A committed reservation is not refunded, and a denied one held nothing."""
     held = room.limits.reserve(IP, [AUTH])
     assert room.limits.commit(held) is True
     assert room.limits.commit(held) is False
@@ -478,7 +482,7 @@ def test_what_is_committed_is_not_refunded(room: Any) -> None:
 
 
 def test_a_refund_where_the_clock_has_stepped_back(room: Any, client: Any) -> None:
-    """The hits have moved along with it; one is given back all the same."""
+    """A refund after the clock has stepped back gives one hit back, though the hits have moved."""
     held = [room.limits.reserve(IP, [AUTH]) for _ in range(2)]
     age_us(client, 60_000_000)
     assert room.limits.refund(held[0])
@@ -487,7 +491,7 @@ def test_a_refund_where_the_clock_has_stepped_back(room: Any, client: Any) -> No
 
 @pytest.mark.parametrize("quota", [5, 24, 25, 1_000])
 def test_what_a_reset_forgot_is_not_given_back(room: Any, quota: int) -> None:
-    """A reservation from before it gives back nothing of what was used since."""
+    """A reservation from before a reset gives back none of the hits consumed since."""
     limit = Limit("login", quota, 3_600)
     held = [room.limits.reserve(IP, [limit]) for _ in range(5)]
     room.limits.reset(IP, [limit])
@@ -503,7 +507,7 @@ def test_what_a_reset_forgot_is_not_given_back(room: Any, quota: int) -> None:
 def test_hits_of_the_very_same_time_are_given_back_whole(
     room: Any, client: Any, quota: int
 ) -> None:
-    """Two reservations and a hit of one microsecond: each refund takes as much as was consumed, of whichever."""
+    """Each refund takes as many hits as were consumed, though two reservations and a hit share a microsecond."""
     limit = Limit("ties", quota, 3_600)
     held = [room.limits.reserve(IP, [limit], cost=cost) for cost in (1, 3, 2)]
     (key,) = logs(client)
@@ -525,7 +529,7 @@ def test_hits_of_the_very_same_time_are_given_back_whole(
 
 
 def test_a_ban_comes_first(room: Any, client: Any) -> None:
-    """Nothing is consumed; it lasts as long as its key."""
+    """A banned client is denied before anything is consumed, for as long as the ban's key lives."""
     client.set(room.keys.ban(IP), "{}", px=90_000)
     denied = room.limits.check(IP, [DEFAULT])
     assert (denied.status, denied.banned, denied.standings) == (429, True, ())
@@ -541,7 +545,7 @@ def test_a_ban_comes_first(room: Any, client: Any) -> None:
 
 
 def test_a_site_of_ipv6_may_be_banned_whole(room: Any, client: Any) -> None:
-    """The client's /64, and the /48 it is in."""
+    """A ban on the client's /64, or on the /48 around it, denies the client."""
     client.set(room.keys.ban("2001:db8:1::/48"), "{}", px=90_000)
     assert room.limits.check("2001:db8:1:2::3", [DEFAULT]).banned
     assert room.limits.check("2001:db8:2:2::3", [DEFAULT])
@@ -552,7 +556,7 @@ def test_a_site_of_ipv6_may_be_banned_whole(room: Any, client: Any) -> None:
 
 
 def test_denials_tell_at_powers_of_two(room: Any, client: Any) -> None:
-    """A hundred denials are seven events, which say who, what and where."""
+    """A hundred denials make seven events, at powers of two, and each says who, what and where."""
     for _ in range(5 + 100):
         room.limits.check({"ip": IP, "user": "ann"}, [AUTH], route="/login")
         forget_denials(room)
@@ -565,7 +569,7 @@ def test_denials_tell_at_powers_of_two(room: Any, client: Any) -> None:
 
 
 def test_denials_from_memory_are_told_with_the_next_one(room: Any, client: Any) -> None:
-    """Redis is not asked again for a while; what it missed it counts then."""
+    """Redis is not asked again for a while after a denial, and later counts the denials from memory."""
     for _ in range(6):
         room.limits.check(IP, [AUTH])
     room.state_stats.due = 1 << 62
@@ -580,7 +584,7 @@ def test_denials_from_memory_are_told_with_the_next_one(room: Any, client: Any) 
 
 
 def test_a_denial_from_memory_says_what_redis_would(room: Any, client: Any) -> None:
-    """The same headers; of limits that count somebody else it says nothing."""
+    """A denial from memory has the headers that Redis would give, and says nothing of limits that count others."""
     limits = [DEFAULT, AUTH]
     for _ in range(6):
         first = room.limits.check(IP, limits)
@@ -596,7 +600,7 @@ def test_a_denial_from_memory_says_what_redis_would(room: Any, client: Any) -> N
 
 
 def test_cheaper_requests_are_not_denied_from_memory(room: Any) -> None:
-    """Nor those under another quota."""
+    """A denial from memory does not hold for a cheaper request or for another quota."""
     ten = Limit("ten", 10, 60)
     room.limits.check(IP, [ten], cost=7)
     assert not room.limits.check(IP, [ten], cost=5)
@@ -606,7 +610,7 @@ def test_cheaper_requests_are_not_denied_from_memory(room: Any) -> None:
 
 
 def test_use_near_the_quota_is_told_once_a_window(room: Any, client: Any) -> None:
-    """At 80 % of it, if it is 10 or more."""
+    """Use at 80 % of a quota of 10 or more makes one event a window."""
     ten = Limit("ten", 10, 60)
     for _ in range(10):
         room.limits.check(IP, [ten, AUTH, STATIC], cost=0)
@@ -616,7 +620,7 @@ def test_use_near_the_quota_is_told_once_a_window(room: Any, client: Any) -> Non
 
 
 def test_a_log_that_somebody_else_wrote_is_none(room: Any, client: Any) -> None:
-    """Another type, another form: it is written anew, and has an end again."""
+    """A log of another type or form is written anew and has a TTL again."""
     room.limits.check(IP, [AUTH])
     (key,) = logs(client)
     for spoil in (
@@ -629,7 +633,7 @@ def test_a_log_that_somebody_else_wrote_is_none(room: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("address", ["10.0.0.2", IP, "2001:db8:1:2::/64"])
 def test_a_proxy_that_nobody_named_is_noticed(room: Any, caplog: Any, address: str) -> None:
-    """A thousand requests from one address, private or not: a warning that says what to do, once."""
+    """A thousand requests from one address make one warning that names the setting for proxies."""
     for _ in range(2_100):
         room.limits.check(address, [Limit("x", 0, 60)])
     (said,) = [r.getMessage() for r in caplog.records if "TRUSTED_PROXIES" in r.getMessage()]
@@ -638,7 +642,7 @@ def test_a_proxy_that_nobody_named_is_noticed(room: Any, caplog: Any, address: s
 
 
 def test_the_edges_of_a_public_proxy_are_noticed(room: Any, caplog: Any) -> None:
-    """They are many, so none of them sends nearly all requests; but it is known whose they are."""
+    """Many edges of one public proxy make the same warning, because their networks are known."""
     for number in range(100):
         room.limits.check(f"172.68.{number}.1", [DEFAULT])
     said = [r.getMessage() for r in caplog.records if "TRUSTED_PROXIES" in r.getMessage()]
@@ -647,7 +651,7 @@ def test_the_edges_of_a_public_proxy_are_noticed(room: Any, caplog: Any) -> None
 
 
 def test_this_machine_is_no_proxy(room: Any, caplog: Any) -> None:
-    """Where development happens nothing is said."""
+    """This machine's own address makes no warning, because development happens there."""
     for _ in range(2_100):
         room.limits.check("127.0.0.1", [DEFAULT])
         room.limits.check("::1", [DEFAULT])
@@ -655,7 +659,7 @@ def test_this_machine_is_no_proxy(room: Any, caplog: Any) -> None:
 
 
 def test_a_client_is_whom_the_proxies_speak_for(make_room: Any) -> None:
-    """`client` gives what `check` takes."""
+    """`client` returns the client's address in the form that `check` takes."""
     room = make_room(trusted_proxies="10.0.0.0/8")
     client = room.limits.client("10.0.0.2", [("X-Forwarded-For", f"6.6.6.6, {IP}")])
     assert client == IP
@@ -664,7 +668,7 @@ def test_a_client_is_whom_the_proxies_speak_for(make_room: Any) -> None:
 
 
 def test_a_household_may_be_larger(make_room: Any) -> None:
-    """The bits of a client's network are a setting, for `client` as for `check`."""
+    """The bits of a client's network are a setting, which `client` and `check` share."""
     room = make_room(limit_v6_prefix=56)
     assert room.limits.client("2001:db8:1:2ff::1") == "2001:db8:1:200::/56"
     room.limits.check("2001:db8:1:2ff::1", [AUTH])
@@ -672,7 +676,7 @@ def test_a_household_may_be_larger(make_room: Any) -> None:
 
 
 def test_production_needs_a_pepper_for_names_only(make_room: Any) -> None:
-    """Addresses are no secret; a user's name is."""
+    """Production needs a pepper for the names of users, and none for addresses."""
     room = make_room(session_peppers=(), production=True)
     assert room.limits.check(IP, [AUTH])
     with pytest.raises(SettingsError, match="STILLROOM_SESSION_PEPPERS"):
@@ -680,7 +684,7 @@ def test_production_needs_a_pepper_for_names_only(make_room: Any) -> None:
 
 
 def test_counts_are_kept(room: Any) -> None:
-    """For health and graphs."""
+    """Each minute counts its checks and denials for health and graphs."""
     counts = room.state_stats.counts
     room.state_stats.due = 1 << 62
     before = dict(counts)

@@ -1,4 +1,4 @@
-"""Locks and semaphores: one holder (or n) in all processes, leased, renewed, fenced, in the order of asking."""
+"""A lock has one holder in all processes, a semaphore n: leased, renewed, fenced, in the order of asking."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WITHIN = 10.0
 
 @contextmanager
 def locked(room: Any, *args: Any, method: str = "lock", **options: Any) -> Iterator[Any]:
-    """`with room.lock(…)`, for both faces: an async lock is driven by the room's event loop."""
+    """Enter `with room.lock(…)` with either face; the room's event loop drives an async lock."""
     if not isinstance(room, BlockingRoom):
         with getattr(room, method)(*args, **options) as held:
             yield held
@@ -47,7 +47,7 @@ def locked(room: Any, *args: Any, method: str = "lock", **options: Any) -> Itera
 
 
 def pass_time(room: Any, seconds: float) -> None:
-    """Let tasks and threads go on for a while."""
+    """Let tasks and threads run for that many seconds."""
     if isinstance(room, BlockingRoom):
         room._loop.run_until_complete(asyncio.sleep(seconds))
     else:
@@ -62,7 +62,7 @@ def until(condition: Callable[[], object], room: Any = None) -> None:
 
 
 def test_one_holds_it_and_others_do_not(room: Any, make_room: Any) -> None:
-    """Another process that does not wait is told so; afterwards it is free, and its fence is larger."""
+    """While one process holds the lock, another is refused; afterwards it gets the lock with a larger fence."""
     other: Stillroom = make_room()
     with locked(room, "import") as first:
         assert first.is_held
@@ -76,7 +76,7 @@ def test_one_holds_it_and_others_do_not(room: Any, make_room: Any) -> None:
 
 
 def test_who_waits_gets_it_when_it_is_free(room: Any, make_room: Any) -> None:
-    """Waiting ends soon after the holder's block does."""
+    """A waiter gets the lock soon after the holder's block ends."""
     other: Stillroom = make_room()
     held = other.lock("import").acquire()
     timer = threading.Timer(0.05, held.release)
@@ -87,7 +87,7 @@ def test_who_waits_gets_it_when_it_is_free(room: Any, make_room: Any) -> None:
 
 
 def test_waiting_has_a_deadline(room: Any, make_room: Any) -> None:
-    """The time may be a timedelta, too."""
+    """A wait ends at its deadline, which may be a timedelta."""
     other: Stillroom = make_room()
     began = time.monotonic()
     with other.lock("import"), pytest.raises(LockTaken) as caught:
@@ -99,7 +99,7 @@ def test_waiting_has_a_deadline(room: Any, make_room: Any) -> None:
 
 
 def test_a_living_holder_renews_its_lease(room: Any, make_room: Any) -> None:
-    """Long after the lease it took, it is still the only one."""
+    """A living holder renews its lease and is still the only one long after the first lease."""
     other: Stillroom = make_room()
     with locked(room, "import", lease=0.3) as held:
         pass_time(room, 1.0)
@@ -110,7 +110,7 @@ def test_a_living_holder_renews_its_lease(room: Any, make_room: Any) -> None:
 
 
 def test_a_holder_that_hangs_is_not_renewed_for_ever(room: Any, make_room: Any) -> None:
-    """After `longest` its lease runs out, and it hears of it at the end."""
+    """A holder that hangs is renewed until `longest`; then the lease runs out and the end of the block raises."""
     other: Stillroom = make_room()
     hanging = locked(room, "import", lease=0.2, longest=0.1)
     held = hanging.__enter__()
@@ -126,7 +126,7 @@ def test_a_holder_that_hangs_is_not_renewed_for_ever(room: Any, make_room: Any) 
 def test_a_dead_holder_s_lease_runs_out(
     stillroom: Stillroom, stillroom_settings: Settings, stillroom_clock: Any
 ) -> None:
-    """Its process renews no more; the next one has it when the lease is over, not before."""
+    """When a holder died, the next one gets the lock once the lease is over and not before."""
     grant = stillroom.state.run(stillroom._locks_body.take("import", 1, 30.0, 0.0))
     stillroom_clock.advance(29)
     with pytest.raises(LockTaken):
@@ -137,7 +137,7 @@ def test_a_dead_holder_s_lease_runs_out(
 
 
 def test_a_lost_lock_is_told_at_the_end_unless_the_block_failed(room: Any, client: Any) -> None:
-    """The block's own error says more than the lock's."""
+    """A lost lock raises at the end of the block, unless the block raised an error of its own."""
     lock = (room.inner if isinstance(room, BlockingRoom) else room).lock
     assert lock("import")
     with pytest.raises(LockLost), locked(room, "import"):
@@ -154,7 +154,7 @@ def test_a_lost_lock_is_told_at_the_end_unless_the_block_failed(room: Any, clien
 
 
 def test_a_semaphore_has_n_slots(room: Any, make_room: Any) -> None:
-    """Never more at a time, however many ask."""
+    """A semaphore of n never has more than n holders, however many ask."""
     other: Stillroom = make_room()
     with locked(room, "reports", 2, method="semaphore"):
         with other.semaphore("reports", 2, wait=0), pytest.raises(LockTaken):
@@ -165,7 +165,7 @@ def test_a_semaphore_has_n_slots(room: Any, make_room: Any) -> None:
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_never_more_than_its_slots_in_a_crowd(make_room: Any, slots: int) -> None:
-    """Threads of several processes, and the fences of those who hold it one after the other grow."""
+    """In a crowd of threads and processes a semaphore never has more holders than slots, and the fences grow."""
     rooms = [make_room() for _ in range(3)]
     inside, most, fences, guard = 0, 0, [], threading.Lock()
 
@@ -189,7 +189,7 @@ def test_never_more_than_its_slots_in_a_crowd(make_room: Any, slots: int) -> Non
 
 
 def test_a_crowd_of_tasks(settings: Settings) -> None:
-    """The same in one event loop; none is left waiting."""
+    """In a crowd of tasks of one event loop no task is left waiting."""
     inside: list[int] = []
 
     async def main() -> None:
@@ -219,7 +219,7 @@ def give_back(room: Stillroom, taken: Stepper) -> bool:
 
 
 def test_waiters_are_served_in_the_order_of_asking(make_room: Any) -> None:
-    """Nobody who came later overtakes, neither a waiter nor one who does not wait."""
+    """Waiters are served in the order of asking, and a caller that does not wait overtakes none of them."""
     room: Stillroom = make_room()
     holder = taking(room).run()
     waiters = [taking(room).run() for _ in range(3)]
@@ -238,7 +238,7 @@ def test_waiters_are_served_in_the_order_of_asking(make_room: Any) -> None:
 
 
 def test_a_waiter_that_died_holds_nobody_up(make_room: Any, client: Any) -> None:
-    """Its place in the queue is kept for two seconds."""
+    """A dead waiter's place in the queue is kept for two seconds."""
     room: Stillroom = make_room()
     holder, dead, waiter = (taking(room).run() for _ in range(3))
     assert dead.is_waiting
@@ -253,7 +253,7 @@ def test_a_waiter_that_died_holds_nobody_up(make_room: Any, client: Any) -> None
 
 
 def test_a_command_that_arrives_twice_takes_one_slot(make_room: Any, client: Any) -> None:
-    """As the wire sends it when a connection was found dead."""
+    """A command that the wire sends twice takes one slot."""
     room: Stillroom = make_room()
     stepper = taking(room, slots=2)
     stepper.twice = True
@@ -264,7 +264,7 @@ def test_a_command_that_arrives_twice_takes_one_slot(make_room: Any, client: Any
 
 
 def test_a_command_that_arrives_late_takes_nothing(make_room: Any, client: Any) -> None:
-    """Its caller has given up: a slot without an owner would keep everybody waiting."""
+    """A command that arrives after its caller gave up takes no slot."""
     room: Stillroom = make_room()
     assert room.cache.get("x") is None  # the server's clock is known
     server = room._state_server
@@ -304,7 +304,7 @@ def test_the_queue_is_bounded(make_room: Any, client: Any) -> None:
 
 
 def test_a_cancelled_waiter_leaves_the_queue(settings: Settings, client: Any) -> None:
-    """Whoever comes behind it does not wait for two seconds."""
+    """A cancelled waiter leaves the queue, so that the next one does not wait for two seconds."""
 
     async def main() -> None:
         async with AsyncStillroom(settings, dispatch=NoDispatch()) as room:
@@ -328,7 +328,9 @@ def test_a_cancelled_waiter_leaves_the_queue(settings: Settings, client: Any) ->
 def test_while_redis_is_away_nobody_takes_it_and_the_holder_knows_when_it_is_lost(
     own_server: EmbeddedServer,
 ) -> None:
-    """Taking raises; what is held counts as held until its lease may have run out, by this process' own clock."""
+    """When Redis is away taking raises, and a held lock counts as held until its lease may be over by
+    this clock.
+    """
     patience = {"command_timeout": 0.2, "call_timeout": 0.2}
     settings = Settings(**PATIENT | patience, redis_url=own_server.url)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
@@ -362,13 +364,13 @@ def test_while_redis_is_away_nobody_takes_it_and_the_holder_knows_when_it_is_los
 def test_a_mistake_is_told_where_the_lock_is_made(
     make_room: Any, options: dict[str, Any], said: str
 ) -> None:
-    """Nothing is asked of Redis."""
+    """A bad option raises where the lock is made, before anything is sent."""
     with pytest.raises(ValueError, match=said):
         make_room().lock("k", **options)
 
 
 def test_other_mistakes(make_room: Any) -> None:
-    """A name that is none, slots that are none, a lock object that is used twice at a time."""
+    """An empty name, a semaphore without slots and a lock object used twice at a time raise."""
     room: Stillroom = make_room()
     with pytest.raises(InvalidKey):
         room.lock("")

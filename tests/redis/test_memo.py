@@ -1,4 +1,4 @@
-"""Loaders with `memo=True`: a request asks for a key once, and sees what is invalidated here."""
+"""With `memo=True` a request asks for a key once, and sees what its own process invalidates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.entries import age
 
 
 class Counted:
-    """How many batches a room sends."""
+    """Count how many batches a room sends."""
 
     def __init__(self, room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         inner = getattr(room, "inner", room)
@@ -43,13 +43,13 @@ def load_of(room: Any, **options: Any) -> Any:
 
 
 def begin(price: Any) -> None:
-    """Load, and let the process learn what was invalidated before it began."""
+    """Load the value, and let the process learn earlier invalidations."""
     price(7)
     price(7)
 
 
 def test_the_same_key_twice_is_one_round_trip(room: Any, counted: Counted) -> None:
-    """Each caller has a value of its own; other keys, other requests, and what runs outside of one ask again."""
+    """One request asks once for a key, and each caller gets a copy. Other keys and other requests ask again."""
     price = load_of(room)
     begin(price)
     price(8)
@@ -69,7 +69,7 @@ def test_the_same_key_twice_is_one_round_trip(room: Any, counted: Counted) -> No
 
 
 def test_others_do_not_remember(room: Any, counted: Counted) -> None:
-    """It is for loaders that say so: nobody else's promise changes."""
+    """A loader without `memo=True` is asked each time."""
     price = load_of(room, memo=False)
     begin(price)
     counted.batches = 0
@@ -94,7 +94,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 def test_what_this_process_changes_is_seen_in_the_same_request(
     room: Any, change: Callable[[Any], Any]
 ) -> None:
-    """Whoever invalidates or sets reads the new value afterwards."""
+    """After this process sets or invalidates a key, the same request reads the new value."""
     values = [[1], [2]]
 
     @room.cache.cached("price:{id}", ttl=60, tags=["prices"], memo=True)
@@ -110,7 +110,7 @@ def test_what_this_process_changes_is_seen_in_the_same_request(
 def test_what_another_process_invalidates_is_seen_by_the_next_request(
     room: Any, make_room: Any
 ) -> None:
-    """A request that begins after an invalidation never shows what was loaded before it."""
+    """A request that begins after another process's invalidation never sees an older value."""
     values = [[1], [2]]
     other: Stillroom = make_room()
 
@@ -128,7 +128,7 @@ def test_what_another_process_invalidates_is_seen_by_the_next_request(
 
 
 def test_a_request_does_not_go_back_in_time(room: Any, client: Any, dispatch: Any) -> None:
-    """A stale value that was refreshed meanwhile in this process is not served again."""
+    """A request does not see a stale value again once this process has refreshed it."""
     price = load_of(room, swr=600)
     price(7)
     age(client, room.keys.entry(b"price:7"), 61)
@@ -143,7 +143,7 @@ def test_a_request_does_not_go_back_in_time(room: Any, client: Any, dispatch: An
 def test_a_long_stream_asks_again(
     room: Any, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was read is remembered for five seconds at most, and for a thousand keys."""
+    """A request remembers a value for five seconds at most, and a thousand keys at most."""
     monkeypatch.setattr(memo, "KEPT_S", -1.0)
     price = load_of(room)
     begin(price)
@@ -161,7 +161,7 @@ def test_a_long_stream_asks_again(
 
 
 def test_away_it_serves_what_the_request_has_read(settings: Settings, own_server: Any) -> None:
-    """The second look needs no Redis."""
+    """When Redis is away a request is served what it has read before."""
     away = settings.model_copy(update={"redis_url": own_server.url})
     with Stillroom(away, dispatch=NoDispatch()) as room:
         price = load_of(room)

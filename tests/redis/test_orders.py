@@ -1,4 +1,4 @@
-"""What an app ordered is done, or becomes a dead letter: nothing makes room for anything else by forgetting it."""
+"""Every order of an app is carried out or becomes a dead letter, and other work never pushes it out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FLOODS: dict[str, Callable[[Any], object]] = {
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("flood", FLOODS)
 def test_no_flood_of_work_drops_an_order(room: Any, make_room: Any, order: str, flood: str) -> None:
-    """Ten thousand lines of work, or a thousand patterns, become one sweep; the order is carried out."""
+    """Ten thousand tasks, or a thousand patterns, become one sweep, and the order is still carried out."""
     ORDERS[order](room)
     FLOODS[flood](room)
     room.cache.set("k", "old", tags=["ordered"], ttl=3_600)
@@ -53,7 +53,10 @@ def test_no_flood_of_work_drops_an_order(room: Any, make_room: Any, order: str, 
 def test_orders_lie_where_nothing_is_evicted(
     server: EmbeddedServer, face: str, order: str, shards: int
 ) -> None:
-    """On the state's server: the cache's one may lose all it has, and the order is carried out."""
+    """Orders are kept on the state's server.
+
+    The cache's server may lose all its data and the order is carried out.
+    """
     with EmbeddedServer() as cache:
         places = {"redis_url": server.url, "cache_url": cache.url, "shards": shards}
         with open_room(face, Settings(**PATIENT | places), NoDispatch()) as app:
@@ -67,7 +70,7 @@ def test_orders_lie_where_nothing_is_evicted(
 
 
 class TestLoads:
-    """An order to load is done when the value is there that was to be there."""
+    """An order to load is done when its value is there."""
 
     @pytest.fixture
     def database(self) -> dict[str, Any]:
@@ -98,7 +101,7 @@ class TestLoads:
     def test_a_worker_that_does_not_know_the_loader_leaves_it_to_one_that_does(
         self, app: Any, worker: Stillroom, make_room: Any, database: dict[str, Any]
     ) -> None:
-        """During a deploy the workers of the release before run too."""
+        """During a deploy a worker without the loader leaves the order to a worker that has it."""
         app.product(7)
         database["v"] = "new"
         app.tasks.load(app.product, 7)
@@ -109,7 +112,7 @@ class TestLoads:
     def test_an_older_load_that_is_under_way_loses_to_it(
         self, app: Any, worker: Stillroom, make_room: Any, database: dict[str, Any]
     ) -> None:
-        """What that one brings is of before the order."""
+        """A load that began before the order loses to it, because its value is older."""
         started, go = threading.Event(), threading.Event()
 
         def slow() -> str:
@@ -140,7 +143,7 @@ class TestLoads:
         times: int,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Later each time."""
+        """When the loader fails, the order is tried again, later each time."""
         monkeypatch.setattr(ordering, "FIRST_DELAY_MS", 0)
         app.product(7)
         database.update(v="new", fails=times)
@@ -154,7 +157,7 @@ class TestLoads:
     def test_a_worker_that_dies_with_it_leaves_it_to_the_next(
         self, app: Any, worker: Stillroom, state_client: Any, database: dict[str, Any]
     ) -> None:
-        """What it took is due again after a minute."""
+        """The order of a worker that died is due again after a minute."""
         database["v"] = "new"
         app.tasks.load(app.product, 7)
         orders: Any = worker.tasks._body._orders
@@ -169,7 +172,7 @@ class TestLoads:
 def test_whatever_is_ordered_is_done_once_or_buried(
     make_room: Any, state_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred orders of all kinds, two workers at once, loaders that fail now and then: none is lost."""
+    """A hundred orders with two workers and failing loaders are each carried out once or become dead letters."""
     monkeypatch.setattr(ordering, "FIRST_DELAY_MS", 0)
     dice = random.Random(13)
     app, *workers = (make_room() for _ in range(3))

@@ -1,4 +1,4 @@
-"""`stillroom pause refresh`: workers leave refreshes alone for a while, and it ends by itself."""
+"""`stillroom pause refresh` makes workers leave refreshes alone for a while and ends by itself."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def room(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
 
 
 def look_again(room: Any) -> None:
-    """A second has passed."""
+    """Let a second pass, so that the pause is read again."""
     pauses: Pauses = getattr(room, "inner", room)._pauses
     pauses._due = 0.0
 
 
 def test_refreshes_are_paused_and_go_on(room: Any, client: Any) -> None:
-    """It is seen within a second, is a finding meanwhile, and has an end by itself."""
+    """A pause is seen within a second, is a finding while it lasts, and ends by itself."""
     assert room.upkeep.refreshes_are_paused() is False
     room.upkeep.pause("refresh", 600, by="ann")
     assert room.upkeep.refreshes_are_paused() is False, "asked once a second"
@@ -51,7 +51,7 @@ def test_refreshes_are_paused_and_go_on(room: Any, client: Any) -> None:
 
 
 def test_what_another_writer_put_there_pauses_too(room: Any, client: Any) -> None:
-    """Who it was is not known then; a key without an end is no pause that is told."""
+    """A pause that another program wrote counts without a name; a key without a TTL is no pause."""
     client.set(room.keys.paused("refresh"), b"\xff", px=60_000)
     assert [one.by for one in room.upkeep.pauses()] == [""]
     assert room.upkeep.refreshes_are_paused() is True
@@ -59,14 +59,14 @@ def test_what_another_writer_put_there_pauses_too(room: Any, client: Any) -> Non
 
 @pytest.mark.parametrize(("what", "seconds"), [("refreshs", 60), ("refresh", 0), ("refresh", 1e9)])
 def test_what_cannot_be_meant_is_refused(room: Any, what: str, seconds: float) -> None:
-    """With what is allowed."""
+    """A pause that cannot be meant is refused with what is allowed."""
     with pytest.raises(InvalidArgument, match=r"did you mean refresh|1 to 86,400"):
         room.upkeep.pause(what, seconds)
     assert room.upkeep.pauses() == []
 
 
 def test_who_does_not_answer_pauses_nothing() -> None:
-    """A worker works on; a person is told."""
+    """When Redis is away a worker goes on, and a person is told so."""
     settings = Settings(redis_url="redis://127.0.0.1:1", **PATIENT)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         assert room.upkeep.refreshes_are_paused() is False
@@ -77,7 +77,7 @@ def test_who_does_not_answer_pauses_nothing() -> None:
 def test_the_command_pauses_and_resumes(
     server: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In words, or as JSON."""
+    """The command pauses and resumes, and answers in words or as JSON."""
     monkeypatch.setenv("REDIS_URL", server.url)
 
     def run(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What happens behind an invalidation: memory is freed, and nothing alive is touched."""
+"""After an invalidation the memory is reclaimed and nothing alive is touched."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def entries(client: Any, room: Any) -> int:
 
 
 def let_pass(client: Any, room: Any, seconds: float) -> None:
-    """Work that is due in so many seconds is due now."""
+    """Make work that is due in that many seconds due now."""
     for member, due in client.zrange(room.keys.todo, 0, -1, withscores=True):
         client.zadd(room.keys.todo, {member: due - seconds * 1000})
 
 
 def age_globs(client: Any, room: Any, seconds: float) -> None:
-    """Patterns were invalidated so many seconds earlier."""
+    """Make the invalidated patterns that many seconds older."""
     for key, member in [(room.keys.globs, g) for g in client.zrange(room.keys.globs, 0, -1)]:
         client.zincrby(key, -seconds * 1e6, member)
         client.zincrby(room.keys.marks, -seconds * 1e6, b"p:" + member)
@@ -44,7 +44,7 @@ class TestTags:
     def test_what_a_tag_killed_is_deleted_and_the_work_crossed_off(
         self, room: Any, client: Any
     ) -> None:
-        """Entries, index and the line in todo are gone; other tags' entries are not."""
+        """reclaim deletes the entries, the index and the todo line of an invalidated tag, and no other entries."""
         fill(room, 300)
         fill(room, 20, tag="other", prefix="o")
         room.cache.invalidate_by_tag("t")
@@ -58,7 +58,7 @@ class TestTags:
         assert room.cache.get("o:3") == 3
 
     def test_an_entry_written_after_the_invalidation_lives(self, room: Any, client: Any) -> None:
-        """Its stamp is younger than the mark; it stays in the index for the next time."""
+        """An entry that was written after the invalidation lives and stays in the tag's index."""
         fill(room, 10)
         room.cache.invalidate_by_tag("t")
         room.cache.set("k:3", "new", tags=["t"])
@@ -67,7 +67,7 @@ class TestTags:
         assert client.zrange(room.keys.index(b"t"), 0, -1) == [b"k:3"]
 
     def test_an_entry_that_lost_the_tag_lives(self, room: Any, client: Any) -> None:
-        """It was written again without it: the index is wrong, and only the index is mended."""
+        """An entry that was written again without the tag lives, and the tag's index is mended."""
         fill(room, 2)
         room.cache.set("k:0", "untagged", tags=["tt", "at"])
         room.cache.invalidate_by_tag("t")
@@ -79,7 +79,7 @@ class TestTags:
     def test_a_tag_that_looks_like_another_part_of_the_header_is_none(
         self, room: Any, client: Any, place: str
     ) -> None:
-        """The script looks for tags where tags are."""
+        """reclaim reads tags only where a header has its tags."""
         if place == "key":
             room.cache.set("t", 1, tags=["x"])
             key = "t"
@@ -100,7 +100,7 @@ class TestTags:
     def test_an_index_that_is_missing_or_wrong_changes_nothing_but_memory(
         self, room: Any, client: Any
     ) -> None:
-        """Gone, of another type, or full of names that are nobody's."""
+        """A missing, foreign or wrong index costs memory and nothing else."""
         for damage in (
             client.delete,
             lambda key: client.set(key, "text"),
@@ -116,7 +116,7 @@ class TestTags:
             assert room.cache.reclaim()["left"] == 0
 
     def test_a_header_of_any_length_is_read_whole(self, room: Any, client: Any) -> None:
-        """The longest key, and more tags than fit the first piece of it."""
+        """A header of any length is read whole, with the longest key and more tags than its first piece holds."""
         tags = [f"tag-{n}-{'x' * 40}" for n in range(60)]
         room.cache.set("k" * 1024, 1, tags=[*tags, "last"])
         room.cache.set("alive", 1, tags=tags)
@@ -125,7 +125,7 @@ class TestTags:
         assert room.cache.get("alive") == 1
 
     def test_keys_and_tags_of_any_text_are_reclaimed(self, room: Any, client: Any) -> None:
-        """Globs, braces, newlines, percent signs and emoji."""
+        """Keys and tags with globs, braces, newlines, percent signs and emoji are reclaimed."""
         texts = ["*", "{0}", "a\nb", "%0A", "[a-z]", "\\", "🍯", "a b", "t:", "+sweep", "x" * 1000]
         for text in texts:
             room.cache.set(text, 1, tags=[text])
@@ -137,7 +137,7 @@ class TestTags:
     def test_writes_trim_an_index_and_its_life_is_its_longest_entrys(
         self, room: Any, client: Any
     ) -> None:
-        """Two that ran out go with each write."""
+        """Each write drops two expired members of an index, whose life is that of its longest entry."""
         index = room.keys.index(b"t")
         client.zadd(index, {f"old:{n}": n + 1 for n in range(5)})
         room.cache.set("a", 1, ttl=50, tags=["t"])
@@ -148,7 +148,7 @@ class TestTags:
         assert 490_000 < client.pttl(index) <= 500_000
 
     def test_indexes_nobody_writes_are_trimmed_by_beat(self, room: Any, client: Any) -> None:
-        """All of them, in one pass or several; a foreign key among them is left alone."""
+        """beat trims all unused indexes, in one pass or several, and leaves a foreign key alone."""
         for n in range(30):
             client.zadd(room.keys.index(b"t%d" % n), {"old": 1, "young": 9e15})
         client.set(room.keys.index(b"foreign"), "text")
@@ -159,7 +159,7 @@ class TestTags:
     def test_a_load_that_ends_after_its_tag_was_invalidated_stores_nothing(
         self, room: Any, client: Any
     ) -> None:
-        """It would be dead on arrival, and reclaim may have passed by."""
+        """A load that ends after its tag was invalidated stores nothing, because reclaim may be done already."""
 
         def load() -> int:
             other = Stillroom(room.settings)
@@ -174,7 +174,7 @@ class TestTags:
 
 class TestSweeps:
     def test_a_pattern_and_a_clear_leave_one_sweep(self, room: Any, client: Any) -> None:
-        """However many there are."""
+        """Any number of patterns and clears leave one sweep."""
         fill(room, 10)
         fill(room, 10, prefix="o")
         for _ in range(3):
@@ -186,7 +186,7 @@ class TestSweeps:
         assert entries(client, room) == 0
 
     def test_a_sweep_takes_what_tags_killed_too(self, room: Any, client: Any) -> None:
-        """So that it can stand for all tags when too much work waits."""
+        """A sweep deletes entries that tags ended, so that it can stand for all tags when too much work waits."""
         fill(room, 5)
         room.cache.set("alive", 1, tags=["u"])
         room.cache.invalidate_by_tag("t")
@@ -196,7 +196,7 @@ class TestSweeps:
         assert room.cache.get("alive") == 1
 
     def test_too_much_work_becomes_one_sweep(self, room: Any, client: Any) -> None:
-        """Without workers todo does not grow for ever."""
+        """Too much waiting work becomes one sweep, so that todo does not grow without workers."""
         fill(room, 3)
         room.cache.invalidate_by_tag("t")
         client.zadd(room.keys.todo, {f"t:{n}": 9e15 for n in range(10_000)})
@@ -205,7 +205,7 @@ class TestSweeps:
         assert room.cache.reclaim()["deleted"] == 3
 
     def test_foreign_keys_under_our_prefix_are_left_alone(self, room: Any, client: Any) -> None:
-        """A list, a text that is no entry, another key's entry."""
+        """A sweep leaves a list, a text that is no entry, and another key's entry under the prefix alone."""
         fill(room, 2)
         client.rpush(room.keys.entry(b"list"), "x")
         client.set(room.keys.entry(b"text"), "x")
@@ -217,7 +217,7 @@ class TestSweeps:
     def test_a_pattern_is_dropped_when_swept_and_no_load_can_be_as_old(
         self, room: Any, client: Any
     ) -> None:
-        """Not by the sweep that follows at once, but by one after the longest lease."""
+        """A pattern is dropped by a sweep after the longest lease, and not by the sweep that follows at once."""
         fill(room, 3)
         room.cache.invalidate_by_pattern("k:*")
         assert room.cache.reclaim()["patterns_dropped"] == 0
@@ -237,7 +237,7 @@ class TestSweeps:
         assert Stillroom(room.settings).cache.get("k:1") == "new"
 
     def test_a_younger_pattern_keeps_its_mark(self, room: Any, client: Any) -> None:
-        """And with it the memory of how new the newest is."""
+        """A younger pattern keeps its mark, and with it the time of the newest pattern."""
         room.cache.invalidate_by_pattern("old*")
         age_globs(client, room, room.settings.lease_limit + 1)
         room.cache.set("young", 1)
@@ -252,7 +252,7 @@ class TestSweeps:
         assert client.get(room.keys.clock).split(b".")[0] == clock.split(b".")[0]
 
     def test_a_hundred_patterns_are_one_sweep(self, room: Any, client: Any) -> None:
-        """And a star takes everything."""
+        """A hundred patterns are one sweep, and the pattern `*` takes every entry."""
         fill(room, 200)
         for n in range(100):
             room.cache.invalidate_by_pattern(f"k:{n}")
@@ -262,7 +262,7 @@ class TestSweeps:
         assert room.cache.reclaim()["deleted"] == 100
 
     def test_a_lost_clock_deletes_nothing(self, room: Any, client: Any) -> None:
-        """Nobody can say what is dead; whoever writes next begins an epoch, and asks for a sweep."""
+        """Without a clock nothing is deleted. The next write begins an epoch and asks for a sweep."""
         fill(room, 3)
         room.cache.invalidate_by_pattern("k:*")
         client.delete(room.keys.clock)
@@ -270,12 +270,12 @@ class TestSweeps:
 
 
 class TestRuns:
-    """One run's budget, its bites, and going on where the last one stopped."""
+    """A run has a budget and bites, and the next run goes on where it stopped."""
 
     def test_a_run_goes_on_where_the_last_one_stopped(
         self, make_room: Callable[..., Stillroom], client: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The cursor and the counts are kept; two runs look at no more than one would."""
+        """Two runs keep the cursor and the counts, and together look at no more entries than one."""
         room = make_room()
         fill(room, 2_000)
         monkeypatch.setattr(Run, "FIRST", 100)
@@ -298,7 +298,7 @@ class TestRuns:
         assert first["deleted"] + second["deleted"] == 1_111
 
     def test_after_a_restart_of_the_server_it_begins_anew(self, room: Any, client: Any) -> None:
-        """A cursor of another run of the server would pass by entries."""
+        """After a restart of the server a run begins anew, because an old cursor would miss entries."""
         fill(room, 50)
         room.cache.invalidate_by_pattern("*")
         state = Progress(cursor="12345", run="another run", seen=7, deleted=7)
@@ -307,7 +307,7 @@ class TestRuns:
         assert (report["seen"], report["deleted"]) == (50, 50)
 
     def test_work_whose_worker_died_is_due_again(self, room: Any, client: Any) -> None:
-        """It was never crossed off, only put off."""
+        """Work whose worker died is due again, because it was only postponed."""
         fill(room, 5)
         room.cache.invalidate_by_tag("t")
         now = room.cache.reclaim  # a worker takes it …
@@ -319,7 +319,7 @@ class TestRuns:
     def test_a_tag_invalidated_again_while_it_is_reclaimed_is_reclaimed_again(
         self, make_room: Callable[..., Stillroom], client: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What was passed by as alive is dead now."""
+        """A tag that is invalidated again while it is reclaimed is reclaimed again."""
         room, other = make_room(), make_room()
         fill(room, 50)
         room.cache.invalidate_by_tag("t")
@@ -339,7 +339,7 @@ class TestRuns:
     def test_a_clear_while_a_sweep_is_under_way_is_swept(
         self, make_room: Callable[..., Stillroom], client: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The sweep has passed by what the clear kills."""
+        """A clear during a sweep asks for another sweep."""
         room, other = make_room(), make_room()
         fill(room, 500)
         room.cache.invalidate_by_pattern("k:1*")
@@ -362,7 +362,7 @@ class TestRuns:
     def test_two_workers_at_once_do_no_harm(
         self, make_room: Callable[..., Stillroom], client: Any
     ) -> None:
-        """Everything dead is deleted once, everything alive lives, all work is crossed off."""
+        """Two workers at once delete everything dead once, keep everything alive, and finish all work."""
         rooms = [make_room() for _ in range(3)]
         for n in range(20):
             fill(rooms[0], 30, tag=f"t{n}", prefix=f"k{n}")
@@ -386,7 +386,10 @@ class TestRuns:
         assert client.zrange(rooms[0].keys.todo, 0, -1) == [b"sweep"]  # the pattern's last one
 
     def test_bites_shrink_when_redis_is_slow_and_grow_when_it_is_not(self) -> None:
-        """Measured by the clock; what a smaller bite would not mend is raised."""
+        """Bites shrink when Redis is slow and grow when it is fast.
+
+        An error that a smaller bite cannot mend is raised.
+        """
         run = Run(20, None)
         assert run.took(0.0001) == 0.0001 * Run.PAUSED
         assert run.bite == 25
@@ -400,7 +403,7 @@ class TestRuns:
         assert run.bite == Run.LARGEST
 
     def test_progress_can_be_seen_by_others(self, room: Any, client: Any) -> None:
-        """While it waits, while it is done, and no more when it is done."""
+        """The progress of work can be read while it waits and while it is done, and not afterwards."""
         fill(room, 30)
         room.cache.invalidate_by_tag("t")
         assert room.cache.pending(b"t:t", b"t:u") == {b"t:t": None}
@@ -416,7 +419,7 @@ class TestSoft:
     def test_entries_with_a_loader_are_loaded_again_the_hottest_first(
         self, room: Any, client: Any
     ) -> None:
-        """The next reader finds a fresh value, and nobody waited for it."""
+        """Invalidated entries with a loader are loaded again, the hottest first, so that no reader waits."""
         loaded: list[int] = []
 
         @room.cache.cached("n:{n}", swr=100, tags=["t"])
@@ -448,7 +451,7 @@ class TestSoft:
     def test_more_than_fit_one_pass_are_loaded_in_several(
         self, room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Until a pass finds nothing it can load; one whose loader fails does not hold up the rest."""
+        """More keys than one pass takes are loaded in several, and a failing loader does not stop the others."""
         monkeypatch.setattr(reclaim, "HOTTEST", 3)
         failing: set[int] = set()
 
@@ -469,7 +472,7 @@ class TestSoft:
     def test_an_index_of_names_whose_entries_are_gone_is_no_hindrance(
         self, room: Any, client: Any
     ) -> None:
-        """There is nothing to ask of the server then."""
+        """reclaim sends no command for an index whose entries are all gone."""
         room.cache.set("k", 1, tags=["t"])
         room.cache.invalidate("k")
         room.cache.invalidate_by_tag("t", soft=True)
@@ -480,7 +483,7 @@ class TestOrders:
     def test_an_order_is_written_down_before_a_task_is_sent_and_carried_out(
         self, room: Any, client: Any, state_client: Any, dispatch: Any
     ) -> None:
-        """By keys, tags and pattern; the same order twice is one."""
+        """An order by keys, tags or pattern is stored before its task is sent, and the same order twice is one."""
         fill(room, 4)
         fill(room, 4, tag="u", prefix="o")
         room.cache.set("p:1", 1)
@@ -497,7 +500,7 @@ class TestOrders:
         assert state_client.exists(room.keys.orders, room.keys.order_tries) == 0
 
     def test_a_load_is_ordered_by_the_call_it_is_for(self, room: Any) -> None:
-        """Also over a value that is fresh."""
+        """An order to load loads the given call, also over a fresh value."""
         values = iter([1, 2])
 
         @room.cache.cached("n:{n}", tags=["t"])
@@ -512,7 +515,7 @@ class TestOrders:
         assert load(7) == 2
 
     def test_orders_of_any_number_are_split(self, room: Any, state_client: Any) -> None:
-        """A thousand keys, a hundred tags in one."""
+        """An order of any size is split: a thousand keys or a hundred tags are one piece."""
         room.tasks.invalidate_keys(*(f"k:{n}" for n in range(2_500)))
         room.tasks.invalidate_tags(*(f"t:{n}" for n in range(101)))
         room.tasks.invalidate_keys()
@@ -522,7 +525,7 @@ class TestOrders:
         )  # the tags' own work follows, and a first epoch sweeps
 
     def test_bad_orders_are_refused_at_the_call(self, room: Any, state_client: Any) -> None:
-        """Nothing is written down."""
+        """A bad order raises at the call, and nothing is stored."""
         with pytest.raises(InvalidKey):
             room.tasks.invalidate_keys("good", "")
         with pytest.raises(InvalidKey):
@@ -545,7 +548,10 @@ class TestOrders:
     def test_an_order_that_never_can_be_carried_out_becomes_a_dead_letter(
         self, room: Any, state_client: Any, member: bytes, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is tried again, later each time, and said; work behind it is done at once."""
+        """An impossible order is tried later each time, logged, and becomes a dead letter.
+
+        Other work is done at once.
+        """
         state_client.zadd(room.keys.orders, {member: 1})
         fill(room, 2)
         room.cache.invalidate_by_tag("t")
@@ -567,7 +573,7 @@ class TestOrders:
         assert "an order failed" in caplog.text
 
     def test_too_many_orders_are_refused(self, room: Any, state_client: Any) -> None:
-        """The app hears of it; nothing is dropped. An order that waits already may be given again."""
+        """Too many orders raise at the call and none is dropped. A waiting order may be given again."""
         waiting = {f'invalidate_keys {{"keys":["{n}"]}}': 9e17 for n in range(10_000)}
         state_client.zadd(room.keys.orders, waiting)
         with pytest.raises(DispatchFailed, match="10,000"):
@@ -578,7 +584,7 @@ class TestOrders:
 
 
 def test_every_key_has_an_end(room: Any, client: Any) -> None:
-    """The whole keyspace is walked: what has no TTL is the clock, the marks, the globs and what is agreed."""
+    """Every key of the keyspace has a TTL, except the clock, the marks, the globs and the agreements."""
     random.seed(7)
     fill(room, 20)
     room.cache.get_or_set("x", lambda: 1, tags=["u"])
@@ -596,7 +602,7 @@ def test_every_key_has_an_end(room: Any, client: Any) -> None:
 def test_a_lease_may_not_outlive_what_patterns_wait_for(
     make_room: Callable[..., Stillroom],
 ) -> None:
-    """Their marks are dropped after the longest lease: a longer one is refused where it is given."""
+    """A lease longer than the life of a pattern's mark is refused where it is given."""
     room = make_room()
     with pytest.raises(ValueError, match="lease_limit allows 300 s"):
         room.cache.cached("k:{n}", lease=301)(lambda n: n)

@@ -1,4 +1,4 @@
-"""Nothing is stored that can't be read, every key has an end, and no record or user harms the others."""
+"""Every stored session can be read, every key has a TTL, and no record or user harms the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Make = Callable[..., Stillroom]
 
 @pytest.fixture(autouse=True)
 def bounded(client: Any) -> Iterator[None]:
-    """After every test here each key that is left has an end."""
+    """Check after every test that each remaining key has a TTL."""
     yield
     assert_bounded(client)
 
@@ -64,7 +64,7 @@ def _changed(sessions: Any, change: Callable[[Any], Any]) -> Any:
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("value", HARD.values(), ids=HARD)
 def test_what_is_accepted_can_be_read(room: Any, write: str, value: Any) -> None:
-    """Whole, in its session and in the list of devices; what could not be read is refused at the call."""
+    """Accepted data is read whole, in its session and in the list of devices; other data is refused at the call."""
     good = room.sessions.create("u1", meta={"agent": "Firefox"})
     try:
         written = WRITES[write](room.sessions, value)
@@ -77,7 +77,7 @@ def test_what_is_accepted_can_be_read(room: Any, write: str, value: Any) -> None
 
 
 def test_meta_that_an_older_version_stored_hides_no_device(room: Any, client: Any) -> None:
-    """What can't be read of one session is left out of the list; the user sees, and ends, all of them."""
+    """The list of devices leaves out unreadable meta of an older version, and the user still ends every device."""
     deep, good = room.sessions.create("u1"), room.sessions.create("u1")
     client.hset(record_of(room, deep.handle), "_m", "[" * 250 + "]" * 250)
     listed = {device.handle: device.meta for device in room.sessions.list_for_user("u1")}
@@ -86,7 +86,7 @@ def test_meta_that_an_older_version_stored_hides_no_device(room: Any, client: An
 
 
 def test_an_update_is_written_whole_or_not_at_all(room: Any) -> None:
-    """Too many keys to remove are refused before anything is written."""
+    """An update that removes too many keys is refused before anything is written."""
     session = room.sessions.create("u1", {"secret": 1, "a": 0})
     with pytest.raises(SessionDataRefused, match="9,001 keys to remove, the limit is 1,000"):
         room.sessions.update(session, {"a": 1}, remove=["secret", *(f"k{n}" for n in range(9_000))])
@@ -119,7 +119,7 @@ ACTS: dict[str, Callable[[Any, Any], Any]] = {
 def test_every_key_has_an_end_where_an_index_was_lost(
     room: Any, client: Any, monkeypatch: pytest.MonkeyPatch, act: str, how: str
 ) -> None:
-    """Deleted, or made persistent by hand: whatever writes there again gives it an end."""
+    """The next write gives a TTL to every key that lost it by hand or whose index was deleted."""
     monkeypatch.setattr(body, "BITE", 1)
     session = room.sessions.create("u1", {"a": 1}, tags=["t"])
     for _ in range(3):
@@ -152,7 +152,7 @@ def spoil(client: Any, key: bytes, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["text", "list", "_s", "_to", "_l", "other"])
 def test_a_record_that_is_none_harms_nobody_else(room: Any, client: Any, how: str) -> None:
-    """Of another type, or cut short: it opens nothing; lists, logins, logouts and sweeps go on without it."""
+    """A record of another type, or a short one, opens nothing, and lists, logins, logouts and sweeps go on."""
     sessions = room.sessions
     bad, good = sessions.create("u1", tags=["t"]), sessions.create("u1", tags=["t"])
     spoil(client, record_of(room, bad.handle), how)
@@ -178,7 +178,7 @@ def test_a_record_that_is_none_harms_nobody_else(room: Any, client: Any, how: st
 
 @pytest.mark.parametrize("index", ["x", "u:u1", "g:t", "clock"])
 def test_an_index_that_is_none_keeps_nobody_out(room: Any, client: Any, index: str) -> None:
-    """What somebody else wrote where an index of ours belongs gives way to the next login."""
+    """A foreign key in the place of an index is replaced by the next login."""
     made = room.sessions.create("u1", tags=["t"])
     key = room.keys.shard(int(made.handle[:2], 16)) + index.encode()
     client.set(key, "x", ex=100)
@@ -188,7 +188,7 @@ def test_an_index_that_is_none_keeps_nobody_out(room: Any, client: Any, index: s
 
 
 def test_a_line_that_is_none_does_not_stop_the_sweep(room: Any, client: Any) -> None:
-    """In the index of what is due, written by another program: it is dropped."""
+    """The sweep drops a foreign line from the index of due sessions and goes on."""
     made = room.sessions.create("u1", idle=10)
     due = room.keys.due_sessions(int(made.handle[:2], 16))
     client.zadd(due, {"nonsense": 1, "one\nline": 2})
@@ -201,7 +201,7 @@ def test_a_line_that_is_none_does_not_stop_the_sweep(room: Any, client: Any) -> 
 
 
 def crowd(room: Any, client: Any, count: int, **fields: str) -> Any:
-    """So many sessions of u1, written as create writes them; the first is a real one."""
+    """Write `count` sessions of u1 as create does; the first is created for real."""
     first = room.sessions.create("u1")
     record = client.hgetall(record_of(room, first.handle))
     prefix, stamp = room.keys.shard(int(first.handle[:2], 16)), int(record[b"_s"])
@@ -216,7 +216,7 @@ def crowd(room: Any, client: Any, count: int, **fields: str) -> Any:
 
 
 def longest_script(client: Any, act: Callable[[], Any]) -> tuple[Any, int]:
-    """What `act` returned, and how long its longest script took, µs."""
+    """Return the result of `act` and the time of its longest script in µs."""
     client.config_set("slowlog-log-slower-than", 0)
     client.config_set("slowlog-max-len", 10_000)
     client.slowlog_reset()
@@ -229,7 +229,7 @@ def longest_script(client: Any, act: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def test_a_list_is_pages(room: Any, client: Any) -> None:
-    """Five thousand sessions of one user are listed and counted, and no script of it holds up the server."""
+    """Five thousand sessions of one user are listed and counted without a long script."""
     first = crowd(room, client, 5_000)
     listed, took = longest_script(client, lambda: room.sessions.list_for_user("u1"))
     assert len({device.handle for device in listed}) == 5_000
@@ -246,7 +246,7 @@ def test_a_list_is_pages(room: Any, client: Any) -> None:
 def test_a_list_has_no_gaps_where_sessions_end_between_its_pages(
     make_room: Make, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page that was shown may end meanwhile: all others are shown once."""
+    """When sessions of a shown page end, every other session is still listed exactly once."""
     monkeypatch.setattr(body, "PAGE", 7)
     room = make_room()
     crowd(room, client, 50)
@@ -273,7 +273,7 @@ def _sent(batch: Any) -> Any:
 
 @pytest.mark.parametrize("on_cap", ["reject", "evict_oldest"])
 def test_a_login_among_thousands_is_short(room: Any, client: Any, on_cap: str) -> None:
-    """It looks at a bounded number of sessions; where it makes room, each login ends some of the oldest."""
+    """A login among thousands of sessions looks at a bounded number and ends some of the oldest."""
     crowd(room, client, 3_000)
     options = {"max_per_user": 3, "on_cap": on_cap}
 
@@ -295,7 +295,7 @@ def test_a_login_among_thousands_is_short(room: Any, client: Any, on_cap: str) -
 
 
 def test_the_dead_among_thousands_keep_nobody_out(room: Any, client: Any) -> None:
-    """However many have expired and were not swept: they are cleared away in bites, and the login is made."""
+    """Any number of expired sessions is deleted in bites and does not stop a login."""
     crowd(room, client, 1_000, _l="1")
     made = room.sessions.create("u1", max_per_user=2, on_cap="reject")
     assert room.sessions.count("u1") == 2
@@ -305,6 +305,6 @@ def test_the_dead_among_thousands_keep_nobody_out(room: Any, client: Any) -> Non
 
 
 def test_a_cap_has_a_limit(room: Any) -> None:
-    """A login could not count more without holding up the server."""
+    """A cap above the limit is refused, because counting more would hold up the server."""
     with pytest.raises(SettingsError, match="max_per_user=301: 1 to 300"):
         room.sessions.create("u1", max_per_user=301)

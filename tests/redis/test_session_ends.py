@@ -1,4 +1,4 @@
-"""Sessions of everybody, proofs of who somebody is, and devices: on real servers, with both faces."""
+"""All sessions can end at once, logins are proofs for a while, and devices are remembered."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.support.stepper import Stepper
 
 @pytest.fixture(autouse=True)
 def bounded(client: Any) -> Iterator[None]:
-    """After every test here each key that is left has an end."""
+    """Check after every test that each remaining key has a TTL."""
     yield
     assert_bounded(client)
 
 
 def inner(room: Any) -> Any:
-    """The sessions' operations, whichever face the room has."""
+    """Return the operations of the sessions with either face."""
     return getattr(room, "inner", room)._sessions_body
 
 
@@ -39,7 +39,7 @@ def inner(room: Any) -> Any:
 
 
 def test_all_sessions_end_at_once(room: Any, client: Any) -> None:
-    """Users' and anonymous ones, in every shard; those that begin afterwards live."""
+    """revoke_all ends users' and anonymous sessions in every shard, and later sessions live."""
     made = [room.sessions.create(user, {"a": 1}, tags=["t"]) for user in ("u1", "u2", None) * 20]
     assert room.sessions.destroy_all() == 60
     assert [room.sessions.get(one) for one in made] == [None] * 60
@@ -58,7 +58,7 @@ def test_all_sessions_end_at_once(room: Any, client: Any) -> None:
 
 
 def test_it_costs_one_script_a_shard_however_many_there_are(room: Any, client: Any) -> None:
-    """And a worker gives the memory back, in bites; what lives meanwhile is left alone."""
+    """revoke_all is one script a shard. A worker frees the memory in bites and leaves new sessions alone."""
     for n in range(400):
         room.sessions.create(f"u{n % 7}", {"a": "x" * 100}, tags=["t"])
     batch = next(inner(room).destroy_all())
@@ -76,7 +76,7 @@ def test_it_costs_one_script_a_shard_however_many_there_are(room: Any, client: A
 
 
 def test_a_session_may_not_slip_through(make_room: Callable[..., Stillroom]) -> None:
-    """Whatever is under way when all are ended, at every step of it: it has ended, or began afterwards."""
+    """A session operation under way at any step of revoke_all ends up either ended or newer."""
     for name in ("create", "rotate", "update", "touch", "get"):
         for steps in range(4):
             one, two = make_room(session_shards=1), make_room(session_shards=1)
@@ -104,7 +104,7 @@ def test_a_session_may_not_slip_through(make_room: Callable[..., Stillroom]) -> 
 
 
 def test_memory_that_was_lost_brings_nobody_back(room: Any, client: Any) -> None:
-    """The list of sessions is gone: those it had are dead all the same."""
+    """When the list of sessions was lost, all of them stay ended."""
     made = room.sessions.create("u1")
     shard = int(made.handle[:2], 16)
     client.delete(room.keys.due_sessions(shard))
@@ -115,7 +115,7 @@ def test_memory_that_was_lost_brings_nobody_back(room: Any, client: Any) -> None
 
 
 def test_ending_all_twice_forgets_none(room: Any, client: Any) -> None:
-    """Before a worker has seen the first: a session of before both is dead for as long as it could have lived."""
+    """After two revoke_all before any sweep, each older session is dead for as long as it could live."""
     long = room.sessions.create("u1", absolute=30 * 86_400, idle=30 * 86_400)
     room.sessions.destroy_all()
     room.sessions.create("u1", absolute=60, idle=60)
@@ -127,7 +127,7 @@ def test_ending_all_twice_forgets_none(room: Any, client: Any) -> None:
 
 
 def test_a_user_s_revocation_counts_only_who_lived(room: Any) -> None:
-    """Those that ended with everybody's are not counted again."""
+    """Revoking a user counts only the sessions that lived, not those that revoke_all ended."""
     for _ in range(150):
         room.sessions.create("u1")
     room.sessions.destroy_all()
@@ -140,7 +140,7 @@ def test_a_user_s_revocation_counts_only_who_lived(room: Any) -> None:
 
 
 def test_a_login_is_a_proof_for_a_while(room: Any, client: Any) -> None:
-    """By the server's clock; `get(fresh=…)` refuses an older one, and says how old it is."""
+    """A login is a proof by the server's clock; `get(fresh=…)` refuses an older one and says its age."""
     made = room.sessions.create("u1", {"a": 1})
     assert made.authenticated_at == made.created
     assert made.is_fresh(0)
@@ -158,7 +158,7 @@ def test_a_login_is_a_proof_for_a_while(room: Any, client: Any) -> None:
 
 
 def test_a_proof_is_measured_to_the_second_between_two_touches(room: Any, client: Any) -> None:
-    """That it was seen is written down once a minute; how old its proof is does not wait for that."""
+    """The age of a proof is exact to the second, though a touch is written down once a minute."""
     made = room.sessions.create("u1")
     client.hincrby(record_of(room, made.handle), "_c", -50_000_000)
     client.hincrby(record_of(room, made.handle), "_l", -50_000_000)
@@ -170,7 +170,10 @@ def test_a_proof_is_measured_to_the_second_between_two_touches(room: Any, client
 
 
 def test_to_confirm_is_a_new_proof_under_a_new_token(room: Any, client: Any) -> None:
-    """The old token works through the grace, or not at all; other fields, and the data, are as they were."""
+    """confirm makes a new proof under a new token and keeps all data.
+
+    The old token works through the grace, if any.
+    """
     made = room.sessions.create("u1", {"a": 1}, tags=["t"], meta={"m": 1})
     age(client, room, made.handle, 3_600)
     fresh = room.sessions.confirm(made, grace=0)
@@ -189,7 +192,7 @@ def test_to_confirm_is_a_new_proof_under_a_new_token(room: Any, client: Any) -> 
 
 
 def test_what_proves_nothing_is_not_fresh(room: Any) -> None:
-    """Nobody's session, and one that a "remember me" cookie began."""
+    """An anonymous session, and one that a "remember me" cookie began, are no proof."""
     for made in (room.sessions.create(None), room.sessions.create("u1", fresh=False)):
         assert made.authenticated_at is None
         assert not made.is_fresh(10)
@@ -201,7 +204,7 @@ def test_what_proves_nothing_is_not_fresh(room: Any) -> None:
 
 
 def test_a_session_may_have_as_many_keys_with_a_proof_as_without(make_room: Any) -> None:
-    """The field it is kept in is none of the app's."""
+    """A session with a proof may hold as many keys as one without."""
     room = make_room(session_keys_limit=3)
     made = room.sessions.create("u1", {"a": 1, "b": 2}, fresh=False)
     room.sessions.update(made, {"c": 3})
@@ -214,7 +217,7 @@ def test_a_session_may_have_as_many_keys_with_a_proof_as_without(make_room: Any)
 
 
 def test_a_new_device_is_told(room: Any, client: Any) -> None:
-    """Not the first one, not one that is known; the name itself is stored nowhere."""
+    """A new device is reported, except the first one and a known one. Its name is stored nowhere."""
     told: list[SessionEvent] = []
     room.sessions.on_event.append(told.append)
     made = [room.sessions.create("u1", device=name) for name in ("phone", "phone", "laptop")]
@@ -233,7 +236,7 @@ def test_a_new_device_is_told(room: Any, client: Any) -> None:
 
 
 def test_devices_are_bounded_and_forgotten(make_room: Any, client: Any) -> None:
-    """Fifty of a user; for as long as `session_device_memory` says after the last login."""
+    """A user has fifty devices at most, which expire `session_device_memory` after the last login."""
     room = make_room(session_device_memory=1_000)
     for n in range(60):
         room.sessions.create("u1", device=f"d{n}")
@@ -251,7 +254,7 @@ def test_devices_are_bounded_and_forgotten(make_room: Any, client: Any) -> None:
 
 
 class Cart(BaseModel):
-    """As an app might have it."""
+    """A cart as an app may define it."""
 
     items: tuple[str, ...]
     at: datetime.datetime
@@ -259,7 +262,7 @@ class Cart(BaseModel):
 
 
 def test_values_keep_their_type(room: Any) -> None:
-    """Through create, get, update and mutate; and as a model has them, where one is asked for."""
+    """create, get, update and mutate keep the types of values, and return a model where one is asked for."""
     at = datetime.datetime(2026, 1, 2, 3, 4, 5, 6, datetime.UTC)
     data = {"items": ("tea", "jam"), "at": at, "price": decimal.Decimal("1.10")}
     made = room.sessions.create("u1", data)
@@ -277,7 +280,7 @@ def test_values_keep_their_type(room: Any) -> None:
 
 
 def test_a_mark_that_is_broken_is_told(room: Any, client: Any) -> None:
-    """Somebody has written to Redis by hand: an error that names no contents."""
+    """A value that was broken by hand raises SessionUnreadable, which names no contents."""
     made = room.sessions.create("u1", {"a": 1})
     for bad in ('{"!":"UUID","v":"secret"}', '{"!":"Decimal","v":"x"}', '{"!":"date","v":7}'):
         client.hset(record_of(room, made.handle), "a", bad)
@@ -287,7 +290,7 @@ def test_a_mark_that_is_broken_is_told(room: Any, client: Any) -> None:
 
 
 def test_a_request_with_its_limits_is_one_batch(make_room: Any) -> None:
-    """What was added to reading costs no round trip."""
+    """Reading a session together with limits takes one batch."""
     room = make_room()
     made = room.sessions.create("u1")
     operation = together(room._sessions_body.get(made.token))

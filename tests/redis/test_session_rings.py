@@ -1,4 +1,4 @@
-"""Processes that change over one by one: with other peppers, with another number of shards. No logout is lost."""
+"""No logout is lost while processes change over one by one to other peppers or another number of shards."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ Make = Callable[..., Stillroom]
 
 @pytest.fixture(autouse=True)
 def bounded(client: Any) -> Iterator[None]:
-    """After every test here each key that is left has an end."""
+    """Check after every test that each remaining key has a TTL."""
     yield
     assert_bounded(client)
 
 
 @pytest.fixture(params=NEIGHBOURS, ids=" | ".join)
 def pair(request: pytest.FixtureRequest, make_room: Make) -> tuple[Any, Any]:
-    """Two processes that run at the same time while peppers are changed."""
+    """Open two processes that run at the same time while peppers are changed."""
     one, other = (make_room(session_peppers=RINGS[name]) for name in request.param)
     return one.sessions, other.sessions
 
 
 @pytest.fixture(params=["->", "<-"])
 def both(request: pytest.FixtureRequest, pair: tuple[Any, Any]) -> tuple[Any, Any]:
-    """The same, in either order."""
+    """Open two processes in either order."""
     return pair if request.param == "->" else pair[::-1]
 
 
 def test_a_session_made_by_one_process_is_one_for_the_other(both: tuple[Any, Any]) -> None:
-    """Read, changed, listed, kept and ended under its token, whichever pepper named it."""
+    """A session of one process is read, changed, listed, kept and ended by the other, whatever its pepper."""
     here, there = both
     session = here.create("ann", {"a": 1}, tags=["t"])
     assert there.get(session.token).data == {"a": 1}
@@ -60,7 +60,7 @@ def test_a_session_made_by_one_process_is_one_for_the_other(both: tuple[Any, Any
 
 
 def test_a_session_is_renewed_by_the_other_process(both: tuple[Any, Any], client: Any) -> None:
-    """Its new token is good everywhere, the old one nowhere; the old handle still ends it."""
+    """A session that the other process rotated has one good token everywhere, and its old handle still ends it."""
     here, there = both
     session = here.create("ann", {"a": 1})
     fresh = there.rotate(session.token, grace=0)
@@ -75,7 +75,7 @@ def test_a_session_is_renewed_by_the_other_process(both: tuple[Any, Any], client
 
 
 def test_a_login_replaces_what_the_other_process_made(both: tuple[Any, Any]) -> None:
-    """A token planted at a container with the other ring opens nothing after the login."""
+    """After a login with the other ring of peppers the replaced token opens nothing."""
     here, there = both
     for options in ({}, {"max_per_user": 9, "on_cap": "reject"}):
         for _ in range(4):
@@ -89,7 +89,7 @@ def test_a_login_replaces_what_the_other_process_made(both: tuple[Any, Any]) -> 
 def test_a_replay_is_told_by_either_process(
     both: tuple[Any, Any], make_room: Make, client: Any
 ) -> None:
-    """Also where the old token is known by another pepper than the one that renewed it has first."""
+    """Either process reports a replay, also where their first peppers differ."""
     here, there = both
     room = make_room()
     events: list[Any] = []
@@ -105,7 +105,7 @@ def test_a_replay_is_told_by_either_process(
 
 
 def user_in(room: Any, at_least: int) -> tuple[str, Any]:
-    """A user whose sessions this process puts into a shard that a smaller one does not have, and one of them."""
+    """Return a user whose sessions lie in a shard that the smaller process lacks, and one such session."""
     for n in range(1_000):
         session = room.sessions.create(f"u{n}")
         if int(session.handle[:2], 16) >= at_least:
@@ -116,7 +116,7 @@ def user_in(room: Any, at_least: int) -> tuple[str, Any]:
 
 @pytest.mark.parametrize(("few", "many"), [(16, 64), (1, 2), (16, 256)])
 def test_shards_grow_while_processes_change_over(make_room: Make, few: int, many: int) -> None:
-    """One that has fewer reads, lists, counts and ends what one with more has made."""
+    """A process with fewer shards reads, lists, counts and ends sessions of one with more."""
     small, large = make_room(session_shards=few), make_room(session_shards=many)
     small.sessions.create("eve")
     user, session = user_in(large, few)
@@ -139,7 +139,7 @@ def test_shards_grow_while_processes_change_over(make_room: Make, few: int, many
 
 
 def test_shards_may_be_fewer_again(make_room: Make, client: Any) -> None:
-    """What was made with more of them is still found by whoever speaks of all sessions; a sweep clears it away."""
+    """After a change to fewer shards, calls on all sessions still find the old ones, and a sweep deletes them."""
     large = make_room(session_shards=64)
     user, session = user_in(large, 16)
     small = make_room()
@@ -153,7 +153,7 @@ def test_shards_may_be_fewer_again(make_room: Make, client: Any) -> None:
 
 
 def test_a_small_process_that_spoke_first_learns_of_more_shards(make_room: Make) -> None:
-    """It asks each time, and not only when it began."""
+    """A process with fewer shards learns of more on each call, not only at its start."""
     small = make_room()
     assert small.sessions.destroy_for_user("nobody") == 0
     large = make_room(session_shards=64)

@@ -1,4 +1,4 @@
-"""Sessions: what each operation does, on real servers, with both faces."""
+"""Sessions do what each operation promises, on real servers and with both faces."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Plain:
 
 @pytest.fixture(autouse=True)
 def bounded(client: Any) -> Any:
-    """After every test here each key that is left has an end."""
+    """Check after every test that each remaining key has a TTL."""
     yield
     assert_bounded(client)
 
@@ -58,7 +58,7 @@ def bounded(client: Any) -> Any:
 
 
 def test_a_session_is_created_and_read(room: Any) -> None:
-    """Everything that was given comes back, with the server's times."""
+    """A created session is read with everything that was given and the server's times."""
     made = room.sessions.create(
         "u1",
         {"cart": [1], "big": 2**60, "none": None, "empty": {}},
@@ -80,7 +80,7 @@ def test_a_session_is_created_and_read(room: Any) -> None:
 
 
 def test_nobody_has_a_session_before_the_login(room: Any) -> None:
-    """An anonymous session belongs to no user, and is in no user's list."""
+    """An anonymous session belongs to no user and is in no user's list."""
     made = room.sessions.create(None, {"a": 1})
     assert made.user_id is None
     assert room.sessions.get(made).data == {"a": 1}
@@ -88,8 +88,7 @@ def test_nobody_has_a_session_before_the_login(room: Any) -> None:
 
 
 def test_every_operation_is_one_round_trip(room: Any, client: Any) -> None:
-    """One script each, and plain commands where there is nothing to write. A user's or a tag's take one script for
-    each shard, in one batch."""
+    """Every operation is one round trip. Those on a user or a tag send one script for each shard, in one batch."""
     made = room.sessions.create("u1", {"a": 1}, tags=["t"])
     room.sessions.rotate(room.sessions.create("u1"))
     room.sessions.update(made, {"a": 2})
@@ -109,7 +108,7 @@ def test_every_operation_is_one_round_trip(room: Any, client: Any) -> None:
 
 
 def test_what_is_no_token_costs_no_round_trip(room: Any, client: Any) -> None:
-    """Wrong in form: answered here."""
+    """A malformed token is refused without a round trip."""
     wrong = [
         "",
         "x",
@@ -132,7 +131,7 @@ def test_what_is_no_token_costs_no_round_trip(room: Any, client: Any) -> None:
 
 
 def test_a_token_that_a_client_chose_opens_nothing(room: Any, client: Any) -> None:
-    """Right in form, never given out: nothing is found, and nothing comes to be."""
+    """A well-formed token that was never given out finds nothing and creates nothing."""
     token = "07." + "a" * 43
     assert room.sessions.get(token) is None
     with pytest.raises(SessionEnded, match="missing"):
@@ -142,7 +141,7 @@ def test_a_token_that_a_client_chose_opens_nothing(room: Any, client: Any) -> No
 
 
 def test_update_sets_and_removes_keys(room: Any) -> None:
-    """The others are left alone, and the version counts."""
+    """update sets and removes its keys, leaves the others, and raises the version by one."""
     made = room.sessions.create("u1", {"a": 1, "b": 2})
     assert room.sessions.update(made, {"b": 3, "c": 4}, remove=["a", "gone"]) == 2
     read = room.sessions.get(made)
@@ -155,7 +154,7 @@ def test_update_sets_and_removes_keys(room: Any) -> None:
 
 
 def test_update_with_a_version(room: Any) -> None:
-    """Only if nobody wrote since; the conflict says which version there is."""
+    """update with a version writes only if nobody wrote since. The conflict names the current version."""
     made = room.sessions.create("u1", {"a": 1})
     assert room.sessions.update(made, {"a": 2}, if_version=1) == 2
     with pytest.raises(SessionConflict) as caught:
@@ -165,7 +164,7 @@ def test_update_with_a_version(room: Any) -> None:
 
 
 def test_mutate_changes_what_is_there(room: Any) -> None:
-    """In place or anew; keys that are no longer there are removed."""
+    """mutate changes the data in place or returns new data, and removes the keys that are gone."""
     made = room.sessions.create("u1", {"a": 1, "b": 2})
     assert room.sessions.mutate(made, lambda data: data.update(a=5)).data == {"a": 5, "b": 2}
     changed = room.sessions.mutate(made, lambda data: {"c": data["a"]})
@@ -173,7 +172,7 @@ def test_mutate_changes_what_is_there(room: Any) -> None:
 
 
 def test_mutate_tries_again_with_what_somebody_else_wrote(room: Any, client: Any) -> None:
-    """A write between reading and storing is not lost, and the change is made again."""
+    """mutate runs again when somebody wrote between reading and storing, and no write is lost."""
     made = room.sessions.create("u1", {"n": 0})
     seen: list[int] = []
 
@@ -188,7 +187,7 @@ def test_mutate_tries_again_with_what_somebody_else_wrote(room: Any, client: Any
 
 
 def test_data_may_have_a_type(room: Any, client: Any) -> None:
-    """A model in, a model out; what does not fit is an error that names the field and no more."""
+    """A model is stored and read as that model. Data that does not fit raises an error naming only the field."""
     made = room.sessions.create("u1", Cart(items=[1, 2]))
     assert made.data == Cart(items=[1, 2])
     assert room.sessions.get(made, Cart).data == Cart(items=[1, 2])
@@ -208,7 +207,7 @@ def test_data_may_have_a_type(room: Any, client: Any) -> None:
 
 
 def test_no_session_and_no_error_shows_its_token(room: Any, client: Any, caplog: Any) -> None:
-    """Not in a repr, a log, an exception, a key, a value; MONITOR does not see it."""
+    """A token is in no repr, log, exception, key or value, and MONITOR does not show it."""
     caplog.set_level(logging.DEBUG)
     shown: list[str] = []
     tokens: list[str] = []
@@ -243,7 +242,7 @@ def test_no_session_and_no_error_shows_its_token(room: Any, client: Any, caplog:
 
 @pytest.mark.parametrize("key", ["_u", "_x", "", "1a", "a b", "a\n", "é", "a" * 65, 'a"', 7])
 def test_keys_have_a_grammar(room: Any, key: Any) -> None:
-    """The reserved names among them can't be set, nor removed."""
+    """Keys outside the grammar and reserved keys can be neither set nor removed."""
     made = room.sessions.create("u1", {"a": 1})
     with pytest.raises(SessionDataRefused):
         room.sessions.create("u1", {key: 1})
@@ -255,7 +254,7 @@ def test_keys_have_a_grammar(room: Any, key: Any) -> None:
 
 
 def test_there_is_a_limit_to_what_a_session_holds(room: Any) -> None:
-    """64 KiB and 64 keys, all together, however they came; what is too much changes nothing."""
+    """A session holds 64 KiB and 64 keys at most, and a change beyond that changes nothing."""
     with pytest.raises(ValueTooLarge):
         room.sessions.create("u1", {"a": "x" * 65_536})
     with pytest.raises(SessionDataRefused, match="65 keys"):
@@ -274,7 +273,7 @@ def test_there_is_a_limit_to_what_a_session_holds(room: Any) -> None:
 
 
 def test_what_has_no_json_is_refused(room: Any) -> None:
-    """An error at the call, not a session that can't be read."""
+    """A value without a JSON form raises at the call, and nothing is stored."""
     for data in ({"a": object()}, [1], "text", 7):
         with pytest.raises(SessionDataRefused):
             room.sessions.create("u1", data)
@@ -292,7 +291,7 @@ def test_what_has_no_json_is_refused(room: Any) -> None:
 
 
 def test_settings_out_of_range_say_what_is_allowed(room: Any) -> None:
-    """What was given, and what may be."""
+    """A setting out of range is refused with the given value and the allowed ones."""
     for options in ({"idle": 0}, {"absolute": -1}, {"max_per_user": 0}, {"on_cap": "x"}):
         with pytest.raises(SettingsError, match=next(iter(options))):
             room.sessions.create("u1", **options)
@@ -303,7 +302,7 @@ def test_settings_out_of_range_say_what_is_allowed(room: Any) -> None:
 
 
 def test_times_may_be_timedeltas(room: Any) -> None:
-    """As everywhere."""
+    """Times may be timedeltas."""
     hour = timedelta(hours=1)
     made = room.sessions.create("u1", idle=hour, absolute=2 * hour)
     assert made.expires_at == pytest.approx(made.read_at + 3600)
@@ -325,7 +324,7 @@ NASTY = [
 
 
 def test_users_and_tags_are_any_text(room: Any, client: Any) -> None:
-    """None leaves its slot, or meets another; each is listed and ended by itself."""
+    """Users and tags may be any text: each stays in its slot, meets no other, and is listed and ended alone."""
     made = {user: room.sessions.create(user, tags=[f"t{user}"]) for user in NASTY}
     prefixes = {room.keys.shard(n) for n in range(16)}
     assert all(key[: len(b"stillroom:{s00}:")] in prefixes for key in client.keys("*:{s*"))
@@ -344,7 +343,7 @@ def test_users_and_tags_are_any_text(room: Any, client: Any) -> None:
 
 
 def test_a_session_ends_when_it_is_idle(room: Any, client: Any) -> None:
-    """A day without a request; what is left answers nothing and takes nothing."""
+    """A session ends after a day without a request; then it answers nothing and takes nothing."""
     made = room.sessions.create("u1", {"a": 1})
     age(client, room, made.handle, DAY - 1)
     assert room.sessions.get(made, touch=False) is not None
@@ -360,7 +359,7 @@ def test_a_session_ends_when_it_is_idle(room: Any, client: Any) -> None:
 
 
 def test_a_session_that_is_used_lives_on_to_its_absolute_end(room: Any, client: Any) -> None:
-    """Each request gives it another day, and none passes the seventh."""
+    """Each request gives a session another day, and none passes the seventh."""
     made = room.sessions.create("u1")
     for day in range(8):
         read = room.sessions.get(made)
@@ -375,7 +374,7 @@ def test_a_session_that_is_used_lives_on_to_its_absolute_end(room: Any, client: 
 
 @pytest.mark.parametrize("by", ["idle", "absolute"])
 def test_the_end_is_exact(room: Any, client: Any, by: str) -> None:
-    """At the microsecond of its deadline it has ended; with time to go it has not."""
+    """A session has ended at the microsecond of its deadline and not before."""
     made = room.sessions.create("u1", idle=1_000, absolute=1_000)
     key = record_of(room, made.handle)
     seconds, us = client.time()
@@ -388,7 +387,7 @@ def test_the_end_is_exact(room: Any, client: Any, by: str) -> None:
 
 
 def test_touch_is_written_down_once_a_minute(room: Any, client: Any) -> None:
-    """And by each of touch, get and update; touch=False leaves it."""
+    """touch, get and update write a touch down once a minute, and touch=False writes none."""
     made = room.sessions.create("u1")
     age(client, room, made.handle, 59)
     assert room.sessions.touch(made)
@@ -405,7 +404,7 @@ def test_touch_is_written_down_once_a_minute(room: Any, client: Any) -> None:
 
 
 def test_a_touch_writes_no_index(room: Any, client: Any) -> None:
-    """What is indexed stays as it is."""
+    """A touch leaves every index as it is."""
     made = room.sessions.create("u1", tags=["t"])
     age(client, room, made.handle, 100)
     shard = int(made.handle[:2], 16)
@@ -421,7 +420,7 @@ def test_a_touch_writes_no_index(room: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("step", [5, -5])
 def test_a_step_of_the_servers_clock_ends_nothing(room: Any, client: Any, step: int) -> None:
-    """Five seconds forth or back: it lives, its order is kept, and what was revoked stays so."""
+    """A clock step of five seconds ends no session, keeps their order, and revives no revoked one."""
     made = room.sessions.create("u1", tags=["t"])
     shard = int(made.handle[:2], 16)
     us = step * 1_000_000
@@ -444,7 +443,7 @@ def test_a_step_of_the_servers_clock_ends_nothing(room: Any, client: Any, step: 
 def test_a_clock_that_was_lost_has_an_end_again(
     room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A revocation writes it anew where no login did, and what it revoked stays so."""
+    """A revocation gives a lost clock its TTL again, and the revoked session stays so."""
     monkeypatch.setattr(body, "BITE", 2)
     made = [room.sessions.create("u1") for _ in range(4)]
     clock = room.keys.shard(int(made[0].handle[:2], 16)) + b"clock"
@@ -458,7 +457,9 @@ def test_a_clock_that_was_lost_has_an_end_again(
 
 
 def test_the_old_token_works_for_a_moment(room: Any, client: Any) -> None:
-    """Requests under way with it reach the same session, also through two rotations, and can end it."""
+    """A request with the old token reaches the same session for a moment, also after two rotations,
+    and can end it.
+    """
     first = room.sessions.create("u1", {"a": 1}, tags=["t"])
     second = room.sessions.rotate(first)
     third = room.sessions.rotate(second)
@@ -473,7 +474,7 @@ def test_the_old_token_works_for_a_moment(room: Any, client: Any) -> None:
 
 
 def test_a_token_used_after_its_grace_is_a_replay(room: Any, client: Any) -> None:
-    """It opens nothing, and who listens is told whose it was; the session itself lives."""
+    """A token after its grace opens nothing and is reported as a replay with its user. The session lives."""
     events: list[Any] = []
     room.sessions.on_event.append(events.append)
     first = room.sessions.create("u1")
@@ -491,7 +492,7 @@ def test_a_token_used_after_its_grace_is_a_replay(room: Any, client: Any) -> Non
 
 
 def test_a_replay_names_the_session_that_can_be_ended(room: Any, client: Any) -> None:
-    """However often it was rotated since; whoever hears of it may end what the thief or the victim holds."""
+    """A replay names the current session, however often it was rotated, so that an app can end it."""
     events: list[Any] = []
     room.sessions.on_event.append(events.append)
     first = room.sessions.create("u1")
@@ -508,7 +509,7 @@ def test_a_replay_names_the_session_that_can_be_ended(room: Any, client: Any) ->
 
 
 def test_a_rotation_without_grace(room: Any) -> None:
-    """Where rights change, the old token opens nothing from then on."""
+    """After a rotation without grace the old token opens nothing."""
     first = room.sessions.create("u1", {"a": 1})
     second = room.sessions.rotate(first, grace=0)
     assert room.sessions.get(first) is None
@@ -516,7 +517,7 @@ def test_a_rotation_without_grace(room: Any) -> None:
 
 
 def test_a_rotated_token_rotates_no_more(room: Any) -> None:
-    """The first wins; who comes with the old token is told so."""
+    """Only the first rotation of a token wins. A later one raises."""
     first = room.sessions.create("u1")
     room.sessions.rotate(first)
     with pytest.raises(SessionConflict) as caught:
@@ -525,7 +526,7 @@ def test_a_rotated_token_rotates_no_more(room: Any) -> None:
 
 
 def test_a_rotated_session_is_revoked_like_any(room: Any, client: Any) -> None:
-    """By user, by tag, and by time."""
+    """A rotated session is revoked by user, by tag and by time like any other."""
     for end in (
         lambda: room.sessions.destroy_for_user("u1"),
         lambda: room.sessions.destroy_by_tag("t"),
@@ -543,7 +544,7 @@ def test_a_rotated_session_is_revoked_like_any(room: Any, client: Any) -> None:
 
 
 def test_a_login_ends_the_session_before_it(room: Any) -> None:
-    """A token planted before the login opens nothing after it, and its data is not copied."""
+    """A login ends the session before it, so that a planted token opens nothing and its data is not copied."""
     planted = room.sessions.create(None, {"admin": False})
     session = room.sessions.create("u1", {"a": 1}, replaces=planted.token)
     assert room.sessions.get(planted) is None
@@ -552,7 +553,7 @@ def test_a_login_ends_the_session_before_it(room: Any) -> None:
 
 
 def test_a_login_that_is_refused_ends_nothing(room: Any) -> None:
-    """The visitor goes on as before; one's own session makes room for the one that replaces it."""
+    """A refused login ends nothing, and the replaced session makes room for its own successor."""
     visitor = room.sessions.create(None, {"cart": [1]})
     mine = [room.sessions.create("u1", max_per_user=2) for _ in range(2)]
     full = {"max_per_user": 2, "on_cap": "reject"}
@@ -567,7 +568,7 @@ def test_a_login_that_is_refused_ends_nothing(room: Any) -> None:
 
 
 def test_who_replaces_its_own_session_evicts_nobody(room: Any) -> None:
-    """The one it replaces goes first, also under its old token; the oldest stays, and nothing is told."""
+    """A login that replaces a session evicts no other, also when it gives the old token."""
     events: list[Any] = []
     room.sessions.on_event.append(events.append)
     made = [room.sessions.create("u1", max_per_user=3) for _ in range(3)]
@@ -579,7 +580,7 @@ def test_who_replaces_its_own_session_evicts_nobody(room: Any) -> None:
 
 
 def test_what_a_login_finds_expired_is_told(room: Any, client: Any) -> None:
-    """Once: not by the sweep as well."""
+    """An expired session that a login finds is reported once, and not by the sweep again."""
     events: list[Any] = []
     room.sessions.on_event.append(events.append)
     made = room.sessions.create("u1", max_per_user=2)
@@ -592,7 +593,7 @@ def test_what_a_login_finds_expired_is_told(room: Any, client: Any) -> None:
 
 
 def test_a_user_may_have_so_many(room: Any, client: Any) -> None:
-    """One more ends the oldest, or is refused; the dead do not count."""
+    """A login past the cap ends the oldest session or is refused. Expired sessions do not count."""
     made = [room.sessions.create("u1", max_per_user=3) for _ in range(3)]
     more = room.sessions.create("u1", max_per_user=3)
     assert [room.sessions.get(one) is None for one in [*made, more]] == [True, False, False, False]
@@ -617,7 +618,7 @@ def test_a_user_may_have_so_many(room: Any, client: Any) -> None:
 
 
 def test_a_users_sessions_are_listed(room: Any) -> None:
-    """The one seen last first, each with what a person knows it by."""
+    """A user's sessions are listed with the last seen first, each with its meta."""
     one = room.sessions.create("u1", {"secret": 1}, meta={"agent": "Firefox"})
     two = room.sessions.create("u1", meta={"agent": "Safari"})
     room.sessions.create("u2")
@@ -634,7 +635,7 @@ def test_a_users_sessions_are_listed(room: Any) -> None:
 
 
 def test_a_user_ends_one_of_their_own(room: Any) -> None:
-    """By the handle of the list; another user's handle does nothing."""
+    """A user ends one of their own sessions by its handle; another user's handle does nothing."""
     mine, other = room.sessions.create("u1"), room.sessions.create("u2")
     assert room.sessions.end("u1", other.handle) is False
     assert room.sessions.end("u1", "nonsense") is False
@@ -645,7 +646,7 @@ def test_a_user_ends_one_of_their_own(room: Any) -> None:
 
 
 def test_a_handle_outlives_rotations(room: Any, client: Any) -> None:
-    """The list was shown a while ago: its handle ends the session all the same, and opens nothing."""
+    """A handle ends its session after rotations too, and opens nothing."""
     listed = room.sessions.create("u1")
     rotated = room.sessions.rotate(room.sessions.rotate(listed, grace=0), grace=0)
     assert room.sessions.end("u2", listed.handle) is False
@@ -656,7 +657,7 @@ def test_a_handle_outlives_rotations(room: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("by", ["session", "token", "handle"])
 def test_all_but_this_one(room: Any, by: str) -> None:
-    """After a change of the password: everywhere else is logged out."""
+    """After a change of the password all sessions of a user but the current one are ended."""
     made = [room.sessions.create("u1") for _ in range(5)]
     keep = {"session": made[2], "token": made[2].token, "handle": made[2].handle}[by]
     assert room.sessions.destroy_for_user("u1", keep=keep) == 4
@@ -673,7 +674,7 @@ def test_all_but_this_one(room: Any, by: str) -> None:
 
 
 def test_the_one_to_keep_may_have_been_rotated_a_moment_ago(room: Any) -> None:
-    """The request that changes the password came with the old token; after its grace that keeps nothing."""
+    """The session to keep may be named by its old token within the grace, and not after it."""
     first, other = room.sessions.create("u1"), room.sessions.create("u1")
     second = room.sessions.rotate(first)
     assert room.sessions.destroy_for_user("u1", keep=first) == 1
@@ -685,7 +686,7 @@ def test_the_one_to_keep_may_have_been_rotated_a_moment_ago(room: Any) -> None:
 
 
 def test_what_was_revoked_is_not_kept(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Revoked and not yet deleted, it is named as the one to keep: it stays dead."""
+    """A revoked session that is named as the one to keep stays revoked."""
     monkeypatch.setattr(body, "BITE", 2)
     made = [room.sessions.create("u1", tags=["t"]) for _ in range(9)]
     assert room.sessions.destroy_by_tag("t") == 9
@@ -697,7 +698,7 @@ def test_what_was_revoked_is_not_kept(room: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_only_who_lived_is_counted(room: Any, client: Any) -> None:
-    """Not who had expired, nor who was ended before."""
+    """A revocation counts the sessions that lived, not those expired or ended before."""
     made = [room.sessions.create("u1") for _ in range(5)]
     client.hincrby(record_of(room, made[0].handle), "_l", -round((DAY + 1) * 1e6))
     assert room.sessions.destroy_for_user("u1") == 4
@@ -705,7 +706,7 @@ def test_only_who_lived_is_counted(room: Any, client: Any) -> None:
 
 
 def test_a_tag_ends_across_users(room: Any) -> None:
-    """All that carry one of the tags, whoever's they are."""
+    """revoke_tags ends all sessions with one of the tags, whoever owns them."""
     made = {n: room.sessions.create(f"u{n}", tags=["mobile", f"v{n % 3}"]) for n in range(30)}
     web = room.sessions.create("u1", tags=["web"])
     assert room.sessions.destroy_by_tag("v0", "v1") == 20
@@ -718,7 +719,9 @@ def test_a_tag_ends_across_users(room: Any) -> None:
 def test_many_are_dead_at_once_and_deleted_by_a_worker(
     room: Any, dispatch: Any, client: Any
 ) -> None:
-    """Nobody waits for the deletion of a thousand, and nobody reads one; the one to keep lives, and new ones."""
+    """A thousand revoked sessions are dead at once, and a worker deletes them later; the kept and the new ones
+    live.
+    """
     made = [room.sessions.create("u1", tags=["t"]) for _ in range(1_000)]
     kept = made[0]
     assert room.sessions.destroy_for_user("u1", keep=kept) == 999
@@ -742,7 +745,7 @@ def test_many_are_dead_at_once_and_deleted_by_a_worker(
 
 
 def test_the_sweep_deletes_the_expired_and_tells(room: Any, client: Any) -> None:
-    """Oldest first, in bites; those seen since are put off; a second sweep finds nothing."""
+    """The sweep deletes expired sessions oldest first in bites, reports them, and finds nothing the second time."""
     events: list[Any] = []
     room.sessions.on_event.append(events.append)
     made = [room.sessions.create(f"u{n}", tags=["t"]) for n in range(50)]
@@ -773,7 +776,7 @@ def test_the_sweep_deletes_the_expired_and_tells(room: Any, client: Any) -> None
 
 
 def test_a_worker_that_was_off_for_a_day_catches_up(room: Any, client: Any) -> None:
-    """Also where the records themselves are gone: nothing is left in any index."""
+    """After a day without a worker the sweep leaves nothing in any index, also where the records are gone."""
     made = [room.sessions.create(f"u{n}", tags=["t"]) for n in range(300)]
     for one in made:
         age(client, room, one.handle, 2 * DAY)
@@ -787,7 +790,7 @@ def test_a_worker_that_was_off_for_a_day_catches_up(room: Any, client: Any) -> N
 
 
 def test_sessions_do_not_pile_up_without_a_worker(room: Any, client: Any) -> None:
-    """Each new one ends two that are overdue, and leaves no trace of them."""
+    """Each new session deletes two overdue ones, so that sessions do not pile up without a worker."""
     for _ in range(200):
         made = room.sessions.create("u1", tags=["t"])
         age(client, room, made.handle, DAY + 1)
@@ -795,7 +798,7 @@ def test_sessions_do_not_pile_up_without_a_worker(room: Any, client: Any) -> Non
 
 
 def test_a_sweep_stops_when_its_time_is_up(room: Any, client: Any) -> None:
-    """The next one goes on."""
+    """A sweep stops when its seconds are over, and the next one goes on."""
     for _ in range(100):
         age(client, room, room.sessions.create("u1", tags=["t"]).handle, DAY + 1)
     assert room.sessions.sweep(seconds=0)["done"] is False
@@ -807,7 +810,7 @@ def test_a_sweep_stops_when_its_time_is_up(room: Any, client: Any) -> None:
 def test_the_lag_is_also_that_of_a_revocation(
     room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody reads what was revoked, but its memory waits."""
+    """The lag of the sweep includes revoked sessions, whose memory still waits."""
     monkeypatch.setattr(body, "BITE", 2)
     made = [room.sessions.create("u1") for _ in range(4)]
     room.sessions.destroy_for_user("u1")
@@ -817,7 +820,7 @@ def test_the_lag_is_also_that_of_a_revocation(
 
 
 def test_nothing_is_left_of_ten_thousand(make_room: Any, client: Any) -> None:
-    """Created, some of them rotated, and destroyed: no index is left, and only rotated names wait for their end."""
+    """After ten thousand sessions were created and destroyed only rotated names are left, each with a TTL."""
     sessions = make_room().sessions
     for n in range(10_000):
         session = sessions.create(f"u{n % 50}", {"n": n}, tags=["a", f"b{n % 7}"])
@@ -833,7 +836,7 @@ def test_nothing_is_left_of_ten_thousand(make_room: Any, client: Any) -> None:
 
 
 def test_a_pepper_is_changed_without_logging_anybody_out(make_room: Any) -> None:
-    """The new one first, the old one behind it; without the old one its sessions are not found."""
+    """With the new pepper first and the old one behind it nobody is logged out. Without the old one they are."""
     old, new = "o" * 32, "n" * 32
     before = make_room(session_peppers=old)
     during = make_room(session_peppers=f"{new},{old}")
@@ -852,7 +855,7 @@ def test_a_pepper_is_changed_without_logging_anybody_out(make_room: Any) -> None
 
 
 def test_production_needs_a_pepper(make_room: Any, caplog: Any) -> None:
-    """Without one it is an error; on a developer's machine a random one will do, and is said once."""
+    """Production without a pepper raises; a developer's machine uses a random one and says so once."""
     with pytest.raises(SettingsError, match="STILLROOM_SESSION_PEPPERS"):
         make_room(session_peppers=(), production=True).sessions.create("u1")
     room = make_room(session_peppers=())
@@ -866,7 +869,7 @@ def test_production_needs_a_pepper(make_room: Any, caplog: Any) -> None:
 
 
 def test_a_full_server_ends_sessions_and_begins_none(room: Any, client: Any) -> None:
-    """Create and update say so and leave nothing behind; get, touch, destroy and revoke work."""
+    """On a full server create and update raise and leave nothing; get, touch, destroy and revoke work."""
     made = [room.sessions.create("u1", {"a": 1}) for _ in range(300)]
     other = room.sessions.create("u2", {"a": 1})
     age(client, room, other.handle, 100)
@@ -897,7 +900,7 @@ def test_a_full_server_ends_sessions_and_begins_none(room: Any, client: Any) -> 
 
 
 def test_scripts_that_the_server_lost_are_sent_again(room: Any, client: Any) -> None:
-    """SCRIPT FLUSH, a failover: nobody notices."""
+    """A script that the server lost, by SCRIPT FLUSH or a failover, is sent again unnoticed."""
     made = room.sessions.create("u1", {"a": 1})
     client.script_flush()
     assert room.sessions.get(made) == made
@@ -915,7 +918,7 @@ def test_scripts_that_the_server_lost_are_sent_again(room: Any, client: Any) -> 
 
 
 def test_a_create_that_was_sent_twice_is_one_session(room: Any, client: Any) -> None:
-    """A connection that was found dead: the second sending is the same call."""
+    """A create that the wire sends twice makes one session."""
     body = getattr(room, "inner", room)._sessions_body
     operation = body.create("u1", {"a": 1}, max_per_user=1)
     command = next(operation)[-1]

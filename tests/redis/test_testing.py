@@ -1,4 +1,4 @@
-"""What an app gets for its own tests: a room of its own, inline work, and a clock moved by hand."""
+"""An app's tests get a room of their own, inline work and a clock that they move by hand."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_nothing_is_left_behind(stillroom_server):
 
 
 def test_an_app_s_suite_runs_with_one_line_in_its_conftest(tmp_path: Path) -> None:
-    """As a plugin, in a pytest of its own; no test sees another's keys, and none are left."""
+    """The pytest plugin gives each test of an app an empty room and leaves no keys."""
     (tmp_path / "conftest.py").write_text(APP)
     (tmp_path / "test_app.py").write_text(TEST)
     assert "3 passed" in run_pytest(tmp_path)
@@ -60,7 +60,7 @@ def test_an_app_s_suite_runs_with_one_line_in_its_conftest(tmp_path: Path) -> No
 def test_a_stale_value_is_refreshed_by_the_read_that_finds_it(
     stillroom: Stillroom, stillroom_clock: Clock
 ) -> None:
-    """ttl and swr pass by hand; what a worker would do is done at once."""
+    """After ttl passed by hand, the read that finds a stale value refreshes it at once, without a worker."""
     loads: list[int] = []
 
     @stillroom.cache.cached("price:{id}", ttl=60, swr=600, tags=["prices"])
@@ -87,7 +87,7 @@ def test_a_stale_value_is_refreshed_by_the_read_that_finds_it(
 def test_a_failed_refresh_backs_off_and_comes_again(
     stillroom: Stillroom, stillroom_clock: Clock
 ) -> None:
-    """The backoff passes by hand, too."""
+    """A failed refresh is tried again after its backoff has passed by hand."""
     calls: list[bool] = []
 
     @stillroom.cache.cached("k", ttl=60, swr=6_000)
@@ -108,7 +108,7 @@ def test_a_failed_refresh_backs_off_and_comes_again(
 
 
 def test_sessions_idle_away(stillroom: Stillroom, stillroom_clock: Clock) -> None:
-    """Seen within the day they live, a day later they have ended, a week later in any case."""
+    """A session lives within its idle time, and has ended a day later and after a week in any case."""
     session = stillroom.sessions.create("ann")
     for _ in range(6):
         stillroom_clock.advance(86_000)
@@ -130,7 +130,7 @@ def test_sessions_idle_away(stillroom: Stillroom, stillroom_clock: Clock) -> Non
 
 
 def test_quotas_come_back(stillroom: Stillroom, stillroom_clock: Clock) -> None:
-    """Denied, also from memory, until the time has passed."""
+    """A denied client is admitted once the time has passed, also where the denial was remembered."""
     client = "192.0.2.1"
     decisions = [stillroom.limits.check(client, [AUTH]).allowed for _ in range(7)]
     assert decisions == [True] * 5 + [False] * 2
@@ -143,7 +143,7 @@ def test_quotas_come_back(stillroom: Stillroom, stillroom_clock: Clock) -> None:
 def test_both_rooms_share_the_namespace(
     stillroom: Stillroom, async_stillroom: AsyncStillroom
 ) -> None:
-    """An async app is looked at with blocking calls."""
+    """The sync and the async room share a namespace, so that a test reads an async app with blocking calls."""
 
     async def app() -> None:
         async with async_stillroom as room:
@@ -155,7 +155,7 @@ def test_both_rooms_share_the_namespace(
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
 def test_a_clock_is_not_moved_back(stillroom_clock: Clock, seconds: float) -> None:
-    """It says what it was given."""
+    """Moving the clock back raises an error with the given value."""
     with pytest.raises(ValueError, match="a clock is moved forward"):
         stillroom_clock.advance(seconds)
 
@@ -169,7 +169,7 @@ APP_SETTINGS: dict[str, Any] = {"redis_url": "redis://127.0.0.1:1", "session_pep
 def test_an_app_s_room_works_on_the_test_s_server(
     stillroom: Stillroom, stillroom_settings: Settings, stillroom_clock: Clock, shards: int
 ) -> None:
-    """Whoever got hold of a part of the room is led to the test's server, and back again afterwards."""
+    """Every part of an app's room works on the test's server during an override and on its own afterwards."""
     room = Stillroom(Settings(**APP_SETTINGS, shards=shards, away_ttl=0))
     loads: list[int] = []
     replayed: list[Any] = []
@@ -211,7 +211,7 @@ def test_an_app_s_room_works_on_the_test_s_server(
 def test_parts_that_are_taken_during_an_override_are_led_back_too(
     stillroom_settings: Settings,
 ) -> None:
-    """A middleware is often made by the first request of the first test: it is the app's in the next one, too."""
+    """A part that was taken during an override works on the app's own server afterwards."""
     room = Stillroom(Settings(**APP_SETTINGS))
     taken: list[Any] = []
     for _ in range(2):
@@ -224,7 +224,7 @@ def test_parts_that_are_taken_during_an_override_are_led_back_too(
 def test_an_async_app_s_room_works_on_the_test_s_server(
     stillroom: Stillroom, stillroom_override: Any, stillroom_clock: Clock
 ) -> None:
-    """In event loops that begin and end within the test."""
+    """An async app's room works on the test's server, also in event loops that begin and end within the test."""
     room = AsyncStillroom(Settings(**APP_SETTINGS))
 
     @room.cache.cached("price:{id}", ttl=60)
@@ -253,7 +253,7 @@ def test_a_frozen_server_is_given_up_as_fast_as_in_production(
     stillroom_server: TestServer,
     stillroom_override: Any,
 ) -> None:
-    """Generous deadlines are for a server that answers; a frozen one costs less than a second."""
+    """A call to a frozen server ends in less than a second; the generous deadlines are for one that answers."""
     stillroom.cache.set("k", 1)
     app = stillroom_override(Stillroom(Settings(**APP_SETTINGS)))
     app.cache.set("k", 1)
@@ -276,7 +276,7 @@ def test_a_frozen_server_is_given_up_as_fast_as_in_production(
 
 
 def test_a_server_that_a_test_left_frozen_or_dead_is_there_for_the_next(tmp_path: Path) -> None:
-    """Each test may end where it likes."""
+    """A server that a test left frozen or dead serves the next test."""
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["stillroom.testing"]\n')
     (tmp_path / "test_app.py").write_text(
         "def test_a(stillroom, stillroom_server): stillroom_server.freeze()\n"

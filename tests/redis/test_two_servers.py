@@ -1,4 +1,4 @@
-"""Two servers, two roles: what may be evicted is on one, everything else on the other."""
+"""With two servers the cache is on one, where eviction is allowed, and the state is on the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IP = "203.0.113.9"
 def test_each_service_is_on_its_server(
     face: str, server: EmbeddedServer, own_server: EmbeddedServer, client: Any
 ) -> None:
-    """And so are its counts, with what rides along with them: all written down when the room is closed."""
+    """Each service keeps its data and its counts on its own server, and closing the room writes all counts."""
     places = {"redis_url": server.url, "cache_url": own_server.url}
     with open_room(face, Settings(**PATIENT | places), NoDispatch()) as room:
         room.cache.set("k", 1, tags=["t"])
@@ -43,7 +43,7 @@ def test_each_service_is_on_its_server(
 
 
 def kinds(client: Any) -> set[str]:
-    """What the keys begin with, behind the namespace."""
+    """Return the first parts of all keys, behind the namespace."""
     firsts = {key.decode().split(":")[1] for key in client.keys("*")}
     return {"{s..}" if first.startswith("{s") else first for first in firsts}
 

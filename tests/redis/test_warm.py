@@ -1,4 +1,4 @@
-"""Warm-ups as data: loaders say how often and for which arguments, workers load."""
+"""Loaders say how often and for which arguments they are warmed, and workers load them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GIVEN: dict[str, tuple[Any, list[tuple[int, str]]]] = {
 def test_values_are_loaded_whether_anybody_asks_or_not(
     room: Any, given: Any, expected: list[tuple[int, str]]
 ) -> None:
-    """For the arguments that the loader says, in whatever form."""
+    """Warm-ups load the arguments that a loader lists, in any form, whether anybody asks for them or not."""
     loads: list[Any] = []
     product = loader_of(room, loads, warm_every=60, warm_with=given)
     assert room.tasks.warm() == {"loaders": 1, "values": 2}
@@ -47,7 +47,7 @@ def test_values_are_loaded_whether_anybody_asks_or_not(
 
 
 def test_each_period_is_claimed_by_one_worker(room: Any, make_room: Any, client: Any) -> None:
-    """However many workers and beats there are; the next period is claimed again. It has a TTL."""
+    """One worker claims each period, however many workers and beats there are. The claim has a TTL."""
     loads: list[Any] = []
     other: Stillroom = make_room()
     every = timedelta(days=1)
@@ -62,7 +62,7 @@ def test_each_period_is_claimed_by_one_worker(room: Any, make_room: Any, client:
 
 
 def test_a_loader_without_parameters_needs_no_list(room: Any) -> None:
-    """Its one value is loaded."""
+    """A loader without parameters needs no list: its one value is loaded."""
     loads: list[int] = []
 
     @room.cache.cached("rates", warm_every=60)
@@ -82,7 +82,7 @@ def test_a_loader_without_parameters_needs_no_list(room: Any) -> None:
 def test_a_list_that_can_t_be_made_stops_no_other(
     room: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The error is logged; the other loaders are warmed."""
+    """A list that raises is logged, and the other loaders are warmed."""
     loads: list[Any] = []
 
     def broken() -> list[int]:
@@ -98,7 +98,7 @@ def test_a_list_that_can_t_be_made_stops_no_other(
 
 
 def test_several_shards_are_warmed_once(make_room: Any) -> None:
-    """Orders are kept in the first shard and carried out in all."""
+    """Several shards are warmed once: the orders are in the first shard and are carried out in all."""
     loads: list[Any] = []
     room: Stillroom = make_room(shards=4)
     loader_of(room, loads, warm_every=60, warm_with=range(8))
@@ -109,7 +109,7 @@ def test_several_shards_are_warmed_once(make_room: Any) -> None:
 
 
 def test_away_it_is_raised(make_room: Any) -> None:
-    """Beat asks again in ten seconds."""
+    """When Redis is away the warm-up raises, and beat asks again in ten seconds."""
     room = Stillroom(Settings(redis_url="redis://127.0.0.1:1"))
     loader_of(room, [], warm_every=60, warm_with=[1])
     with pytest.raises(RedisUnavailable):
@@ -134,20 +134,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_a_mistake_is_told_at_the_loader(
     make_room: Any, options: dict[str, Any], kind: type[Exception], said: str
 ) -> None:
-    """Not by a worker, hours later."""
+    """A bad warm-up option raises at the loader and not hours later in a worker."""
     with pytest.raises(kind, match=said):
         loader_of(make_room(), [], **options)
 
 
 def test_a_worker_of_the_schedule_has_the_task() -> None:
-    """Beat sends it, and a worker knows it by that name."""
+    """beat sends the warm-up task, and a worker knows it by that name."""
     app = make_app(Settings(redis_url="redis://127.0.0.1:1"))
     assert "stillroom.warm" in app.tasks
     assert "stillroom.warm" in {tick.task for tick in SCHEDULE}
 
 
 def test_a_worker_carries_it_out(settings: Settings, make_room: Any) -> None:
-    """The task is a name for the call; its report is read in Flower."""
+    """The task runs the warm-up, and its report is shown in Flower."""
     loads: list[Any] = []
     app = make_app(settings)
     room: Stillroom = make_room()
@@ -160,7 +160,7 @@ def test_a_worker_carries_it_out(settings: Settings, make_room: Any) -> None:
 
 
 def test_each_load_happens_inside_what_the_app_wants_around_it(room: Any) -> None:
-    """Contexts are entered in their order and left in the other one, also where the load fails."""
+    """Each warmed load runs inside the app's contexts, which are left in reverse order, also after an error."""
     story: list[str] = []
 
     def around(name: str) -> Any:
@@ -192,7 +192,7 @@ def test_each_load_happens_inside_what_the_app_wants_around_it(room: Any) -> Non
 
 
 def test_an_awaited_load_happens_inside_too(settings: Settings) -> None:
-    """For as long as it is awaited."""
+    """An async load runs inside the app's contexts for as long as it is awaited."""
     story: list[str] = []
 
     @contextmanager

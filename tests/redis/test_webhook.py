@@ -1,4 +1,4 @@
-"""The webhook: what is told, once and in order; and what happens when nobody takes it."""
+"""The webhook tells each event once and in order, and keeps it while nobody takes it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def next_minute(room: Any, client: Any) -> None:
 def test_a_finding_is_told_when_it_begins_and_when_it_is_over(
     room: Any, client: Any, receiver: Receiver
 ) -> None:
-    """Once each, with what is the matter, what would be good, and what to do; in words and as data."""
+    """A finding is told when it begins and when it ends, with the cause, good values and advice, as
+    text and data.
+    """
     begin_finding(room, client)
     assert room.upkeep.tell_webhook() == {"told": 1, "outcome": "told"}
     assert room.upkeep.tell_webhook() == {"told": 0, "outcome": "told"}
@@ -71,7 +73,7 @@ def test_a_finding_is_told_when_it_begins_and_when_it_is_over(
 
 
 def test_a_pattern_of_abuse_is_told(room: Any, client: Any, receiver: Receiver) -> None:
-    """Those of before there was a webhook are not; what somebody else wrote into the stream is passed over."""
+    """A pattern of abuse is told, except earlier ones and foreign entries of the stream."""
     seed_patterns(client, room.keys.abuse_log, patterns(time.time()))
     assert room.upkeep.tell_webhook()["told"] == 0
     seed_patterns(client, room.keys.abuse_log, patterns(time.time())[:2])
@@ -83,7 +85,10 @@ def test_a_pattern_of_abuse_is_told(room: Any, client: Any, receiver: Receiver) 
 
 
 def test_many_are_told_in_few_requests(room: Any, client: Any, receiver: Receiver) -> None:
-    """Twenty in one, a hundred in a task; the rest by the next task, and no event is left out or told twice."""
+    """A request tells twenty events and a task a hundred.
+
+    The next task tells the rest, and each event exactly once.
+    """
     room.upkeep.tell_webhook()
     for _ in range(33):
         seed_patterns(client, room.keys.abuse_log, patterns(time.time()))
@@ -96,7 +101,7 @@ def test_many_are_told_in_few_requests(room: Any, client: Any, receiver: Receive
 def test_what_was_not_taken_is_told_again(
     status: int, room: Any, client: Any, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a minute, then after two; a redirect is no answer. Neither the log nor Redis has the address."""
+    """An event that was not taken is told again after a minute, then two. Neither log nor Redis has the address."""
     begin_finding(room, client)
     receiver.answers = [status] * 2
     waits = []
@@ -116,7 +121,7 @@ def test_what_was_not_taken_is_told_again(
 def test_an_address_that_takes_nothing_is_given_up_after_ten_tries(
     room: Any, client: Any, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only for those events: what comes later is told, when somebody takes it again."""
+    """After ten tries an address gets no more of those events, and gets later ones when it answers again."""
     caplog.set_level(logging.ERROR, "stillroom.health")
     begin_finding(room, client)
     receiver.answers = [400] * TRIES
@@ -131,7 +136,7 @@ def test_an_address_that_takes_nothing_is_given_up_after_ten_tries(
 
 
 def test_one_worker_at_a_time_tells_it(room: Any, client: Any, receiver: Receiver) -> None:
-    """While one does, another passes; of one that died, another takes over within a minute."""
+    """One worker at a time tells events. A dead worker's place is taken within a minute."""
     begin_finding(room, client)
     client.set(room.keys.webhook_lease, "another's", px=60_000)
     assert room.upkeep.tell_webhook()["outcome"] == "another worker tells it"
@@ -144,7 +149,7 @@ def test_one_worker_at_a_time_tells_it(room: Any, client: Any, receiver: Receive
 def test_it_is_signed_where_there_is_a_secret(
     settings: Settings, client: Any, receiver: Receiver
 ) -> None:
-    """By HMAC-SHA256 of the body, which the receiver can make itself."""
+    """With a secret each request is signed by HMAC-SHA256 of its body, as a receiver can compute."""
     changes = {"webhook_url": receiver.url, "webhook_secret": SECRET}
     given = {"redis_url": settings.redis_url} | changes | PATIENT
     with open_room("sync", Settings(**given), NoDispatch()) as room:
@@ -155,7 +160,7 @@ def test_it_is_signed_where_there_is_a_secret(
 
 
 def test_everything_that_is_kept_has_a_bound(room: Any, client: Any) -> None:
-    """The stream, the place and the lease run out by themselves, and the stream is short."""
+    """The stream, the position and the lease of the webhook have a TTL, and the stream is short."""
     begin_finding(room, client)
     for _ in range(3):
         with client.pipeline() as pipeline:
@@ -171,7 +176,7 @@ def test_everything_that_is_kept_has_a_bound(room: Any, client: Any) -> None:
 
 
 def test_without_a_webhook_nothing_is_written(settings: Settings, client: Any) -> None:
-    """A room that tells nobody keeps nothing to tell."""
+    """A room without a webhook writes nothing for it."""
     with open_room("sync", settings, NoDispatch()) as room:
         begin_finding(room, client)
         assert room.upkeep.tell_webhook() == {"told": 0, "outcome": "no webhook"}
@@ -179,7 +184,7 @@ def test_without_a_webhook_nothing_is_written(settings: Settings, client: Any) -
 
 
 def test_what_a_chat_would_take_for_a_command_is_text() -> None:
-    """A name with a mention or a control sequence in it comes out as what it is, on one line."""
+    """A mention or a control sequence in a name is sent as plain text on one line."""
     evil = "<!channel> & \x1b[31m\nbye"
     event = {"kind": "finding", "severity": "warn", "what": evil, "todo": "x" * 999}
     (line,) = text_of([event], "stillroom", evil).splitlines()
@@ -190,7 +195,7 @@ def test_what_a_chat_would_take_for_a_command_is_text() -> None:
 
 @pytest.mark.parametrize("url", ["ftp://h/x", "h/x", "file:///etc/passwd", ""])
 def test_an_address_is_a_web_address(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anything else is refused where it is set, and not shown; set to nothing is not set."""
+    """A setting that is no web address is refused without being shown; an empty one counts as unset."""
     if not url:
         monkeypatch.setenv("STILLROOM_WEBHOOK_URL", url)
         assert Settings().webhook_url is None
@@ -203,7 +208,7 @@ def test_an_address_is_a_web_address(url: str, monkeypatch: pytest.MonkeyPatch) 
 def test_an_address_that_hangs_ends_within_its_time(
     room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A receiver that accepts and says nothing costs a task its few seconds, and not more."""
+    """A receiver that accepts and never answers costs a task a few seconds and no more."""
     import socket
 
     monkeypatch.setattr("stillroom.health.post.WITHIN_S", 0.2)

@@ -35,7 +35,7 @@ def addresses() -> list[str]:
 
 
 def ask(method: str, path: str, headers: Mapping[str, str] = {}) -> tuple[int, Any]:
-    """(status, body); (0, why) if nobody could be reached."""
+    """Ask for a page; return (status, body), or (0, reason) if no container could be reached."""
     why = "nobody"
     for attempt in range(ATTEMPTS):
         for address in addresses():
@@ -53,7 +53,7 @@ def ask(method: str, path: str, headers: Mapping[str, str] = {}) -> tuple[int, A
 
 
 class Customer(threading.Thread):
-    """Looks at pages, orders changes, stays logged in; remembers what was promised."""
+    """A customer who looks at pages, orders changes, stays logged in, and remembers what was promised."""
 
     def __init__(self, until: float, products: list[int], at_once: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Customer(threading.Thread):
 
 
 def broken(promised: dict[int, float]) -> list[int]:
-    """The products whose page is still the one from before the change, when all patience is at an end."""
+    """Return the products whose page is still the one from before the change at the end."""
     deadline = time.time() + PATIENCE
     left = dict(promised)
     while left and time.time() < deadline:
@@ -102,7 +102,7 @@ def broken(promised: dict[int, float]) -> list[int]:
 
 
 def is_logged_out(token: str) -> bool:
-    """A busy machine may say 503 for a moment: that nobody knows."""
+    """Return whether the customer is logged out; a 503 of a busy machine does not say so."""
     deadline = time.time() + PATIENCE
     while (status := ask("GET", "/me", {"X-Session": token})[0]) == 503 and time.time() < deadline:
         time.sleep(0.5)

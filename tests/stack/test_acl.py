@@ -1,4 +1,4 @@
-"""Each role of the stack has a Redis user that can do its work, and nothing else."""
+"""Each role of the stack has a Redis user that can do its work and nothing else."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ NOT_THEIRS = [
 def company(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Company]:
-    """Everybody has done their work, once, all at the same time."""
+    """Let every role do its work once, all at the same time."""
     with company_at_work(tmp_path_factory.mktemp("secrets"), binary_of(request)) as company:
         yield company
 
@@ -194,13 +194,13 @@ def test_a_role_may_do_what_it_does_and_no_more(company: Company, role: str) -> 
     ],
 )
 def test_a_role_may_not_do_the_others_work(company: Company, role: str, command: str) -> None:
-    """Asked, the server says no; of what the role does need it says yes."""
+    """The server refuses a role the work of the others and allows its own."""
     assert may(company, "web", "GET stillroom:{0}:clock")
     assert not may(company, role, command)
 
 
 def may(company: Company, user: str, command: str) -> bool:
-    """Whether the server would do it. A command or subcommand that it does not know is done for nobody."""
+    """Return whether the server allows the command; an unknown one is allowed to nobody."""
     try:
         said = company.admin.execute_command("ACL DRYRUN", user, *command.split())
     except redis.ResponseError as error:
@@ -209,7 +209,7 @@ def may(company: Company, user: str, command: str) -> bool:
 
 
 def test_a_worker_pushes_to_queues_and_nothing_else(company: Company) -> None:
-    """The lists it may push to are these; each other key of the server, whatever wrote it, is refused."""
+    """A worker may push to these lists only; every other key of the server is refused."""
     queues = [
         "stillroom.refresh",
         "stillroom.refresh\x06\x163",
@@ -231,7 +231,7 @@ def test_a_worker_pushes_to_queues_and_nothing_else(company: Company) -> None:
 
 
 def test_somebody_may_end_a_script_that_does_not_end(company: Company) -> None:
-    """A person, as `ops`; a script that any role loaded holds up everybody."""
+    """`ops` may end a script of any role that does not end and holds up everybody."""
     with company.client("flower") as flower, company.client("ops") as ops:
         flower.connection_pool.connection_kwargs["socket_timeout"] = 60
         endless = flower.script_load("while true do end")
@@ -258,7 +258,7 @@ def is_busy(client: Any) -> bool:
 
 
 def test_nobody_comes_in_without_their_password(company: Company) -> None:
-    """Not with none, not with a wrong one, not with somebody else's."""
+    """A connection with no password, a wrong one or another role's is refused."""
     for user, password in [
         (None, None),
         ("default", ""),
@@ -272,7 +272,7 @@ def test_nobody_comes_in_without_their_password(company: Company) -> None:
 
 @pytest.mark.parametrize("binary", SERVERS, indirect=True)
 def test_a_restart_finds_what_was_written(binary: str | None, tmp_path: Path) -> None:
-    """The server reads its own file as a user too: Redis 7.0 threw scripts' writes away when it had no rights."""
+    """After a restart the server finds all that was written, for which Redis 7.0 needs rights of its own user."""
     with server_with_roles(tmp_path, binary, appendonly=True) as server:
         with Stillroom(settings_of(server, tmp_path, "web")) as room:
             session = room.sessions.create("u1", {"cart": [7]}, tags=["mobile"])

@@ -27,7 +27,7 @@ SPARE = 0.75  # of the limit: what the worst day may take
 
 
 def options(folder: Path) -> list[str]:
-    """Flower's, as in the stack, but for its login and its file."""
+    """Return Flower's options as in the stack, without its login and file."""
     given = re.findall(r"^      - (--[^ ]+)", FLOWER, flags=re.MULTILINE)
     own = ("--conf", "--db", "--read_only", "--xheaders", "--state_save_interval")
     return [*(one for one in given if not one.startswith(own)), f"--db={folder}/flower"]
@@ -68,7 +68,7 @@ def answers(port: int) -> bool:
 
 
 def seen(port: int) -> int:
-    """How many failures Flower has counted."""
+    """Return how many failures Flower has counted."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         text = answer.read().decode()
     found = re.search(r'^flower_events_total\{.*type="task-failed".*\} (\S+)$', text, re.MULTILINE)
@@ -76,7 +76,7 @@ def seen(port: int) -> int:
 
 
 def fail(server: EmbeddedServer, count: int) -> None:
-    """What workers tell of tasks that fail, each with as much as they ever tell of one."""
+    """Send events of failing tasks, each as large as a worker's largest."""
     app = make_app(Settings(redis_url=server.url))
     traceback = "x" * EVENT_LIMITS["traceback"]
     with app.connection_for_write() as connection:

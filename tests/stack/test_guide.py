@@ -1,4 +1,4 @@
-"""docs/operating.md: its commands are the ones that work."""
+"""The commands of docs/operating.md work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STACK_FILE = (ROOT / "stack.yml").read_text(encoding="utf-8")
 
 
 def test_no_chapter_tells_what_to_do_only_in_words() -> None:
-    """Each has commands; test_swarm.py runs them."""
+    """Each chapter of the guide has commands, which test_swarm.py runs."""
     assert {chapter for chapter, found in guide().items() if found} == {
         "Deploy",
         "Secrets",
@@ -28,7 +28,7 @@ def test_no_chapter_tells_what_to_do_only_in_words() -> None:
 
 
 def test_the_stack_has_every_secret_it_needs() -> None:
-    """Each is declared once, given to somebody, and made by `stillroom secrets`."""
+    """Each secret of the stack is declared once, given to a service, and made by `stillroom secrets`."""
     declared = set(
         re.findall(r"^  (\w+): \{name: \"stillroom_\w+_\$\{SECRETS", STACK_FILE, re.MULTILINE)
     )
@@ -41,7 +41,7 @@ def test_the_stack_has_every_secret_it_needs() -> None:
 
 @pytest.mark.parametrize("files", [["stack.yml"], ["stack.yml", "stack.local.yml"]])
 def test_docker_reads_the_stack_with_nothing_edited(files: list[str]) -> None:
-    """`docker stack config`: no variable has to be set, no file to be changed."""
+    """`docker stack config` reads the stack without a set variable or an edited file."""
     words = [word for file in files for word in ("--compose-file", file)]
     if shutil.which("docker") is None:
         pytest.skip("docker is not installed")

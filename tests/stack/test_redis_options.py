@@ -1,4 +1,4 @@
-"""What stack.yml tells Redis: no user can fill it, a full disk leaves it healthy, and somebody may end a script."""
+"""With the options of stack.yml no user fills Redis, a full disk leaves it healthy, and scripts can be ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPARE_MB = 256  # beside what Redis counts: the limit of the container is 768
 
 
 def options() -> dict[str, str]:
-    """As in the stack, with its defaults for variables."""
+    """Return the options as in the stack, with defaults for variables."""
     lines = re.findall(r"^      - --([\w-]+) ([^#\n]+)", STATE, flags=re.MULTILINE)
     plain = {name: re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value).strip() for name, value in lines}
     return {name: value for name, value in plain.items() if name not in OWN}
@@ -48,7 +48,7 @@ def client(server: EmbeddedServer, folder: Path, role: str) -> Any:
 
 @contextmanager
 def connection(server: EmbeddedServer, folder: Path, role: str) -> Iterator[socket.socket]:
-    """A socket that is logged in, and says what it likes."""
+    """Return a logged-in socket that sends anything."""
     password = (folder / "secrets" / f"{role}_password").read_text(encoding="utf-8")
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as link:
         link.sendall(f"AUTH {role} {password}\r\n".encode())
@@ -57,7 +57,7 @@ def connection(server: EmbeddedServer, folder: Path, role: str) -> Iterator[sock
 
 
 def flood(link: socket.socket, data: bytes, times: int) -> None:
-    """Send it so often, unless the server has had enough."""
+    """Send the command that often, until the server refuses."""
     with suppress(OSError):
         for _ in range(times):
             link.sendall(data)
@@ -79,7 +79,7 @@ HALF_A_COMMAND = b"*2\r\n$4\r\nPING\r\n$500000000\r\n"
 def test_no_low_user_stops_the_app(
     server: EmbeddedServer, tmp_path: Path, begin: bytes, data: bytes, times: int
 ) -> None:
-    """What a connection sends, or does not read, is not counted as data: the app writes, in bounds of memory."""
+    """Connections that send or do not read much memory are bounded, and the app still writes."""
     with (
         client(server, tmp_path, "web") as web,
         connection(server, tmp_path, "health") as first,
@@ -94,14 +94,14 @@ def test_no_low_user_stops_the_app(
 
 
 def test_who_says_nothing_is_closed() -> None:
-    """Connections of strangers can't fill the server's list for ever."""
+    """Silent connections of strangers are closed, so that they do not fill the server's list."""
     assert 0 < int(options()["timeout"]) <= 600
 
 
 def test_the_wire_lives_with_connections_that_were_closed(
     own_server: EmbeddedServer,
 ) -> None:
-    """Redis closes idle connections: what the app asks next is answered."""
+    """A call after Redis closed the idle connection is answered."""
     settings = Settings(redis_url=own_server.url, command_timeout=5, call_timeout=10)
     with Stillroom(settings) as room, redis.Redis.from_url(own_server.url) as db:
         room.cache.set("a", 1, ttl=60)
@@ -118,7 +118,7 @@ def health_check() -> str:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """12 MB, where mounting is allowed."""
+    """Mount a disk of 12 MB, where mounting is allowed."""
     folder = tmp_path / "disk"
     folder.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
@@ -131,7 +131,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_leaves_redis_healthy(tmp_path: Path, small_disk: Path) -> None:
-    """It answers every read, so nobody is to kill it: the check passes, where PING says MISCONF."""
+    """The health check passes on a full disk, where PING says MISCONF, because every read is answered."""
     if shutil.which("redis-cli") is None:
         pytest.skip("redis-cli is not installed")
     secrets = tmp_path / "secrets"
@@ -163,7 +163,7 @@ def _is_refused(client: Any) -> bool:
 
 
 def test_the_pinned_server_is_one_that_is_safe() -> None:
-    """For what is known today: `stillroom doctor` has nothing against it."""
+    """`stillroom doctor` has no finding about the pinned server."""
     found = re.search(r"\$\{REDIS_IMAGE:-redis:(\d+)\.(\d+)\.(\d+)-alpine\}", STACK_FILE)
     assert found
     major, minor, patch = map(int, found.groups())

@@ -1,4 +1,4 @@
-"""The stack on a real Swarm of one node: it comes up, is updated under load, and outlives what happens to it."""
+"""The stack on a real Swarm of one node comes up, is updated under load, and outlives its failures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GOOD = {"product 200", "stock 200", "order 202", "login 201", "me 200"}
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
-    """One stack for all tests; each leaves it healthy."""
+    """Start one stack for all tests; each leaves it healthy."""
     require_engine()
     build_image()
     with swarm_with_stack(tmp_path_factory.mktemp("stack")) as swarm:
@@ -52,7 +52,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
 
 @pytest.fixture(autouse=True)
 def healthy(swarm: Swarm) -> Iterator[None]:
-    """Whatever was done to it, the stack heals."""
+    """Wait until the stack is healthy again."""
     yield
     swarm.await_healthy()
 
@@ -60,7 +60,7 @@ def healthy(swarm: Swarm) -> Iterator[None]:
 def flower(
     swarm: Swarm, path: str, *, anonymous: bool = False, method: str = "GET"
 ) -> tuple[int, str]:
-    """(status, page)."""
+    """Ask Flower; return (status, page)."""
     request = urllib.request.Request(f"http://127.0.0.1:{FLOWER_PORT}/{path}", method=method)
     if not anonymous:
         request.add_header("Authorization", f"Basic {login(swarm)}")
@@ -80,7 +80,7 @@ def flower_login(swarm: Swarm) -> str:
 
 
 def assert_nothing_was_lost(told: dict[str, Any]) -> None:
-    """Every request was answered as promised, every order carried out, nobody logged out."""
+    """Check that every request was answered as promised, every order carried out and nobody logged out."""
     assert set(told["answers"]) <= GOOD | DEGRADED, told
     assert all(told["answers"][answer] > 0 for answer in GOOD), told
     assert told["promised"] > 0
@@ -89,7 +89,7 @@ def assert_nothing_was_lost(told: dict[str, Any]) -> None:
 
 
 def test_it_comes_up_from_nothing(swarm: Swarm) -> None:
-    """All services are healthy, and our containers can do little: no root, no capability, nothing to write."""
+    """All services become healthy from nothing, without root, capabilities or anything to write to."""
     assert set(swarm.services()) == OUR_SERVICES | {"redis", "redis-cache"}
     for service in OUR_SERVICES:
         (found,) = json.loads(docker("inspect", swarm.containers(service)[0]))
@@ -105,7 +105,7 @@ def test_it_comes_up_from_nothing(swarm: Swarm) -> None:
 
 
 def test_every_service_has_its_limits(swarm: Swarm) -> None:
-    """Of memory, CPU, processes and logs; a grace to stop in, and what happens when it ends or is updated."""
+    """Every service has limits of memory, CPU, processes and logs, a grace to stop in, and rules for updates."""
     names = docker("stack", "services", "--quiet", STACK).split()
     for service in json.loads(docker("service", "inspect", *names)):
         spec = service["Spec"]
@@ -121,7 +121,7 @@ def test_every_service_has_its_limits(swarm: Swarm) -> None:
 
 
 def test_the_server_knows_each_process_by_its_role(swarm: Swarm) -> None:
-    """Nobody is there but the stack's users, on the server and on the cache."""
+    """Only the stack's users are connected to the server and to the cache."""
 
     def users() -> set[str]:
         return {client["user"] for client in swarm.redis().client_list()}
@@ -132,7 +132,7 @@ def test_the_server_knows_each_process_by_its_role(swarm: Swarm) -> None:
 
 
 def test_tasks_flow_and_flower_shows_them(swarm: Swarm, tmp_path: Path) -> None:
-    """What was stale has its task, and Flower has the task's name and the worker's, which is its place."""
+    """A stale value has its task, and Flower shows the task's name and the worker's place."""
     with customers(3, 20) as report:
         assert_nothing_was_lost(report())
     until(
@@ -149,7 +149,7 @@ DATATABLE = "draw=1&start=0&length=10000&search[value]=&order[0][column]=0&order
 
 
 def picture(swarm: Swarm, page: str, path: Path) -> None:
-    """The page in Chromium, as a person sees it; skipped quietly where there is none."""
+    """Take a picture of the page in Chromium, or skip quietly where there is none."""
     browser = shutil.which("chromium")
     if browser is None:
         return
@@ -172,14 +172,14 @@ def picture(swarm: Swarm, page: str, path: Path) -> None:
 
 
 def test_flower_is_closed_and_read_only(swarm: Swarm) -> None:
-    """Without its password nobody sees a page; with it nobody stops a worker."""
+    """Flower shows no page without its password, and stops no worker with it."""
     assert flower(swarm, "tasks", anonymous=True)[0] == 401
     assert flower(swarm, "tasks")[0] == 200
     assert flower(swarm, "api/worker/shutdown/celery@refresh-1", method="POST")[0] == 403
 
 
 def test_no_secret_is_to_be_seen(swarm: Swarm) -> None:
-    """Not in what Docker tells of containers, services and the image, not in their logs, not in Flower."""
+    """No secret is in Docker's data on containers, services and image, in logs, or in Flower."""
     secrets = {
         word.strip('"')
         for path in swarm.secrets.iterdir()
@@ -228,7 +228,7 @@ def test_an_update_under_load_loses_nothing(swarm: Swarm) -> None:
 
 
 def test_what_the_guide_says_to_type_works(swarm: Swarm) -> None:
-    """To build, to look, to back up and to restore."""
+    """The guide's commands to build, look, back up and restore work."""
     init, build, secrets, network, _, services, state = guide()["Deploy"]
     assert init.startswith("docker swarm init")  # as swarm_with_stack has done
     swarm.type(build, folder=ROOT)
@@ -263,7 +263,7 @@ COPY broken.py ./
 
 
 def test_workers_that_cannot_work_are_rolled_back(swarm: Swarm) -> None:
-    """An image whose loaders raise takes no task: Swarm goes back to the version before, and nothing is lost."""
+    """An image whose loaders raise takes no task, and Swarm rolls back without a loss."""
     folder = swarm.folder / "broken"
     folder.mkdir()
     (folder / "Dockerfile").write_text(BROKEN.format(image=IMAGE))
@@ -282,7 +282,7 @@ def test_workers_that_cannot_work_are_rolled_back(swarm: Swarm) -> None:
 
 
 def test_scaling_loses_nothing(swarm: Swarm) -> None:
-    """Workers 1 → 4 → 1 under load, and by mistake a second beat."""
+    """Workers scaled 1 → 4 → 1 under load, and a second beat by mistake, lose nothing."""
     (scale,) = guide()["Scale"]
     with customers(12, 200) as report:
         for count in (1, 4, 1):
@@ -307,7 +307,7 @@ def test_killed_containers_cost_nothing_that_was_promised(swarm: Swarm) -> None:
 
 
 def test_ten_thousand_changes_outlive_twenty_killed_workers(swarm: Swarm) -> None:
-    """Changes are ordered and pages refreshed all the while; when it is quiet nothing is left to do."""
+    """Twenty killed workers lose none of ten thousand ordered changes, and nothing is left to do at the end."""
     swarm.scale(maintenance=4, refresh=4)
     swarm.await_healthy()
     with customers(30, 2_000, at_once=25) as report:

@@ -1,4 +1,4 @@
-"""Events of abuse: what is taken from a client's words, and what is made of them. No server needed."""
+"""Events of abuse take what a client sent and make safe lines and entries of it, without a server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NASTY = [
 
 @pytest.mark.parametrize("text", NASTY)
 def test_nothing_that_a_client_sends_breaks_a_line(text: str) -> None:
-    """Newlines, escapes, quotes, 10 kB, lone surrogates: a line is printable ASCII, and JSON that says the same."""
+    """No client text breaks a line: the line is printable ASCII and the JSON says the same."""
     event = Event("not_found", ip="203.0.113.9", user=cleaned(text), route=cleaned_route(text))
     (sample,) = [
         s
@@ -56,7 +56,7 @@ def test_nothing_that_a_client_sends_breaks_a_line(text: str) -> None:
 
 @pytest.mark.parametrize("text", NASTY)
 def test_an_event_is_read_as_it_was_written(text: str) -> None:
-    """Through the stream and back nothing changes: what is clean stays as it is."""
+    """An event is read from the stream as it was written, and clean text stays as it is."""
     event = Event("denied", ip=cleaned(text), user="u", route=cleaned_route(text), n=8, limit="a")
     assert read_event(event.fields()) == event
 
@@ -73,7 +73,7 @@ def test_an_event_is_read_as_it_was_written(text: str) -> None:
     ],
 )
 def test_a_route_keeps_no_secrets(route: str, kept: str) -> None:
-    """Neither its query nor a part that could be a token."""
+    """A route is kept without its query and without parts that could be a token."""
     assert cleaned_route(route) == kept
 
 
@@ -94,20 +94,20 @@ def test_a_route_keeps_no_secrets(route: str, kept: str) -> None:
     ],
 )
 def test_what_is_no_event_says_why(fields: list[bytes], message: str) -> None:
-    """And what of it is shown is clean."""
+    """An entry that is no event is refused with the reason, and what the reason quotes is clean."""
     with pytest.raises(BadEvent, match=message):
         read_event(fields)
 
 
 def test_fields_nobody_knows_are_passed_over() -> None:
-    """A newer limiter may say more."""
+    """Fields that a newer limiter added are ignored."""
     assert read_event([b"kind", b"near", b"more", b"\xff", b"ip", b"unknown"]) == Event(
         "near", ip="unknown"
     )
 
 
 def test_kinds_are_known() -> None:
-    """A slip of the pen is answered with what was meant; the limiter's own words are not the app's."""
+    """A misspelt kind is answered with the probable one, and an app cannot use the limiter's own kinds."""
     allowed = kinds_of_apps([*KINDS, "card_declined"])
     for kind in ("auth_fail", "csrf_fail", "card_declined"):
         check_kind(kind, allowed)
@@ -128,7 +128,7 @@ def test_an_allowance_is_per_kind_and_comes_back() -> None:
 
 
 def test_a_million_events_are_a_bounded_number() -> None:
-    """Over a minute of flood no more leave the process than the burst and the rate."""
+    """Over a minute of flood no more events leave the process than burst and rate allow."""
     allowance = Allowance(rate=50, burst=500)
     sent = sum(allowance.take("not_found", now=n * 60 / 1_000_000) for n in range(1_000_000))
     assert 3_490 <= sent <= 3_500
@@ -164,7 +164,7 @@ def test_a_million_events_are_a_bounded_number() -> None:
     ],
 )
 def test_some_are_never_banned(subject: str) -> None:
-    """Private ranges, this machine, proxies, the allowlist, what is around them, and what no ban would reach."""
+    """Private ranges, this machine, proxies, the allowlist and wider networks around them are never banned."""
     exempt = Exempt(["192.0.2.64/26", "2001:db8:a:1::/64"], ["198.51.100.7"])
     assert exempt.why(subject)
 
@@ -177,12 +177,12 @@ def test_some_are_never_banned(subject: str) -> None:
     ],
 )
 def test_others_may_be(subject: str) -> None:
-    """Clients of the open internet, and networks of them."""
+    """Clients of the open internet and their networks may be banned."""
     assert Exempt(["192.0.2.64/26"], ["198.51.100.7"]).why(subject) == ""
 
 
 def test_a_rule_counts_what_it_says() -> None:
-    """Members are event ids, values, or numbers of windows; who says nothing of it is not counted."""
+    """A rule counts event ids, values or numbers of windows, and ignores events that have none of its field."""
 
     def members(rule: dict[str, object], event: Event) -> list[tuple[str, bytes]]:
         made = Rule.model_validate(
@@ -212,7 +212,7 @@ def test_a_rule_counts_what_it_says() -> None:
 
 
 def test_a_scanner_does_not_hide_behind_long_names() -> None:
-    """What could be a token is cut out, and two of them are still two."""
+    """A scanner with long names is found: each token is cut out, and two of them still count as two."""
     routes = {cleaned_route(f"/backup-of-the-database-{n}.sql") for n in range(100)}
     assert len(routes) > 95
     assert all(len(route) == 6 for route in routes)

@@ -1,4 +1,4 @@
-"""The rules: the built-in ones, the operator's file, and what a mistake in it is answered with."""
+"""The built-in rules and the operator's file are checked, and a mistake in it is answered clearly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def named(rules: tuple[Rule, ...]) -> dict[str, Rule]:
 
 
 def test_the_built_in_rules_are_valid_and_only_say_what_they_would_do() -> None:
-    """Each of the patterns that were asked for has one; none bans before somebody says so; none bans users."""
+    """Each known pattern has a built-in rule, which is valid, only reports, and bans no users."""
     rules = named(read_rules(None))
     assert rules.keys() == BUILT_IN.keys()
     assert rules.keys() >= ASKED_FOR
@@ -47,7 +47,7 @@ def test_the_built_in_rules_are_valid_and_only_say_what_they_would_do() -> None:
 
 
 def test_a_file_changes_and_adds(write: object) -> None:
-    """A built-in rule keeps the fields that the file does not name; another table is a new rule."""
+    """A built-in rule keeps the fields that the file does not name, and another table is a new rule."""
     path = write(  # type: ignore[operator]
         """
         [rules.scanner]
@@ -135,7 +135,7 @@ def test_a_file_changes_and_adds(write: object) -> None:
     ],
 )
 def test_a_mistake_names_file_rule_and_field(write: object, text: str, message: str) -> None:
-    """What was given, what is allowed, what was probably meant."""
+    """A mistake in the file names the file, rule and field, the given value and the allowed or probable one."""
     path = write(text)  # type: ignore[operator]
     with pytest.raises(SettingsError) as caught:
         read_rules(path)
@@ -144,7 +144,7 @@ def test_a_mistake_names_file_rule_and_field(write: object, text: str, message: 
 
 
 def test_all_mistakes_are_named_at_once(write: object) -> None:
-    """One line each."""
+    """All mistakes of a file are named at once, one a line."""
     path = write("[rules.scanner]\nwindow = 0\nbann = 3\n[rules.hammer]\nn = 0")  # type: ignore[operator]
     with pytest.raises(SettingsError) as caught:
         read_rules(path)
@@ -152,13 +152,13 @@ def test_all_mistakes_are_named_at_once(write: object) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    """Said at once, when the room is made."""
+    """A missing file raises when the room is made."""
     with pytest.raises(SettingsError, match="No such file"):
         read_rules(tmp_path / "none.toml")
 
 
 def test_the_settings_of_abuse_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks are read from one line; one that is none is named."""
+    """The settings of abuse have limits, and a text in a list that is no network is named."""
     monkeypatch.setenv("STILLROOM_ABUSE_ALLOW", "192.0.2.0/24, 2001:db8::/32")
     assert Settings().abuse_allow == ("192.0.2.0/24", "2001:db8::/32")
     monkeypatch.setenv("STILLROOM_ABUSE_ALLOW", "192.0.2.0/33")

@@ -1,4 +1,4 @@
-"""Findings: where each begins and where it does not; and what INFO, snapshots and metrics make of odd input."""
+"""A finding begins at its threshold and not before, and odd INFO, snapshots and metrics do no harm."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def findings(*servers: Server, **parts: Any) -> set[tuple[str, str]]:
 
 
 def test_nothing_known_is_no_finding() -> None:
-    """Nulls are neither good nor bad; a server that is up and says nothing more is just that."""
+    """Unknown values make no finding, and a server that is up and says nothing more is just up."""
     assert findings(server(RedisInfo())) == set()
     assert findings() == set()
     everything = {"cache": CacheStats(), "sessions": SessionStats(), "limits": Limits()}
@@ -110,7 +110,7 @@ def operations(**rates: float) -> RedisInfo:
     ],
 )
 def test_a_servers_findings(said: RedisInfo, roles: Any, expected: set[Any]) -> None:
-    """Each at its threshold and not before, by what the server is for."""
+    """Each finding of a server begins at its threshold and not before, by the server's role."""
     assert findings(server(said, roles)) == expected
 
 
@@ -152,7 +152,7 @@ def test_a_servers_findings(said: RedisInfo, roles: Any, expected: set[Any]) -> 
     ],
 )
 def test_the_services_findings(parts: dict[str, Any], expected: set[Any]) -> None:
-    """The same for cache, limits, sessions, tasks and the machine."""
+    """Each finding of cache, limits, sessions, tasks and machine begins at its threshold and not before."""
     assert findings(**parts) == expected
 
 
@@ -161,13 +161,16 @@ def test_the_services_findings(parts: dict[str, Any], expected: set[Any]) -> Non
     [(700, 0.89, set()), (700, 0.91, {("hit-ratio", "warn")}), (70, 0.91, set())],
 )
 def test_a_drop_of_the_hit_ratio(hits: int, usual: float, expected: set[Any]) -> None:
-    """Twenty points under the hour's average, and only of a thousand lookups or more."""
+    """The hit ratio is a finding at twenty points under the hour's average and a thousand lookups or more."""
     cache = CacheStats(hits=hits, stale=0, misses=hits * 3 // 7, hit_ratio=0.7, usual_ratio=usual)
     assert findings(cache=cache) == expected
 
 
 def test_whoever_is_away_is_a_failure_with_its_reason() -> None:
-    """And says what to do about that reason; the worst finding is the first, and the status of the whole."""
+    """A server that is away is a failure with its reason and advice.
+
+    The worst finding is first and sets the status.
+    """
     away = Connection(is_up=False, breaker="open", error="auth")
     advice = advise(
         measures(server(None, CACHE, away), server(info(persistence={"rdb_ok": False}), STATE))
@@ -182,7 +185,7 @@ def test_whoever_is_away_is_a_failure_with_its_reason() -> None:
 
 
 def test_a_user_without_rights_is_told_which() -> None:
-    """The server is up, and not all could be asked: a warning that says what stays unknown."""
+    """A user without rights is told which are missing, as a warning that names what stays unknown."""
     no_info = Connection(is_up=True, breaker="closed", error="noperm")
     (found,) = advise(measures(server(None, BOTH, no_info)))
     assert (found.code, found.severity) == ("rights", "warn")
@@ -191,7 +194,9 @@ def test_a_user_without_rights_is_told_which() -> None:
 
 
 def test_every_rule_is_complete() -> None:
-    """What, good and to do are sentences, with a source, and no two rules of one place have the same name."""
+    """Every rule has sentences for cause, good values and advice, a source, and a name that is unique
+    in its place.
+    """
     for rule in RULES:
         assert rule.warn is not None or rule.fail is not None
         assert all((rule.what, rule.good, rule.todo, rule.source)), rule.code
@@ -204,7 +209,7 @@ def test_every_rule_is_complete() -> None:
 
 
 def test_what_info_does_not_say_is_null() -> None:
-    """Nothing is 0 for want of a line; a line that is no number is not one."""
+    """A value that INFO lacks, or that is no number, is null and not 0."""
     nothing = parse_info(b"")
     assert nothing == RedisInfo()
     odd = parse_info(
@@ -220,7 +225,7 @@ def test_what_info_does_not_say_is_null() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_text_can_be_read(text: bytes) -> None:
-    """Whatever a server, or something else on its port, says."""
+    """Any text of a server, or of something else on its port, can be read."""
     assert isinstance(parse_info(text), RedisInfo)
 
 
@@ -228,7 +233,7 @@ def test_any_text_can_be_read(text: bytes) -> None:
 
 
 def test_rates_between_two_looks() -> None:
-    """Growth by the server's own clock; unknown where either is, or where the count was reset."""
+    """Rates are growth by the server's clock, and unknown where a value is missing or the count was reset."""
     before = Counters(at=100.0, evicted=5, hits=10, misses=10, errors=7)
     now = Counters(at=160.0, evicted=65, hits=40, misses=20, errors=3, rejected=1)
     rates = rates_between(before, now)
@@ -240,7 +245,7 @@ def test_rates_between_two_looks() -> None:
 
 
 def test_the_usual_ratio_moves_slowly() -> None:
-    """An hour's memory: a minute without lookups changes nothing, a bad one little."""
+    """The usual ratio remembers an hour: a minute without lookups changes nothing and a bad one little."""
 
     def at(ratio: float | None, usual: float | None = None) -> Measures:
         return measures(cache=CacheStats(hit_ratio=ratio, usual_ratio=usual))
@@ -258,7 +263,7 @@ def test_the_usual_ratio_moves_slowly() -> None:
 
 @given(st.floats(0, 1e6))
 def test_a_lag_has_a_bucket(seconds: float) -> None:
-    """Every one has, and its bound is over it."""
+    """Every lag has a bucket, whose bound is above it."""
     name = lag_bucket(seconds)
     counted = CacheProbe(Keys("stillroom")).count({name: 1, LAG_SUM: int(seconds * 1000)})
     assert counted["refresh_lag_s"] == pytest.approx(seconds, abs=0.001)
@@ -266,7 +271,7 @@ def test_a_lag_has_a_bucket(seconds: float) -> None:
 
 
 def test_a_lag_is_the_95th_of_a_hundred() -> None:
-    """Five in a hundred may be slower than the figure says; without a refresh there is none."""
+    """The lag is the 95th of a hundred, and unknown without a refresh."""
     probe = CacheProbe(Keys("stillroom"))
     assert probe.count({"refresh_lag_1": 95, "refresh_lag_60": 5})["refresh_lag_p95_s"] == 1
     assert probe.count({"refresh_lag_1": 94, LAG_LONGER: 6})["refresh_lag_p95_s"] == 86_400
@@ -277,7 +282,7 @@ def test_a_lag_is_the_95th_of_a_hundred() -> None:
 
 
 def test_the_machine_is_looked_at() -> None:
-    """Ratios from 0 to 1, counts of this process; use of the CPU is known from the second look on."""
+    """The machine's ratios are from 0 to 1, and CPU use is known from the second look on."""
     watch = SystemWatch()
     first = watch.look()
     assert first is not None
@@ -298,7 +303,7 @@ def test_the_machine_is_looked_at() -> None:
 
 
 def test_what_a_system_does_not_tell_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows has no load, macOS no limits of a process: the rest is told all the same."""
+    """A figure that a system lacks, as Windows its load, is null, and the others are reported."""
     monkeypatch.delattr("os.getloadavg")
     monkeypatch.setattr("psutil.disk_usage", lambda _: 1 / 0)
     looked = SystemWatch().look()
@@ -317,7 +322,7 @@ names = st.text(max_size=20)
 def test_metrics_are_a_text_that_can_be_read(
     queue: str, event: str, totals: dict[str, int]
 ) -> None:
-    """Whatever is in Redis: every line parses, and each sample is there once."""
+    """The metrics parse whatever is in Redis, and each sample is there once."""
     queues = (QueueStats(name=queue, depth=1), QueueStats(name=f"{queue}2", oldest_s=99))
     report = Report(
         time=1.0,
@@ -335,7 +340,7 @@ def test_metrics_are_a_text_that_can_be_read(
 
 
 def test_a_snapshot_survives_the_stream() -> None:
-    """Written without its nulls, read with them; a newer version's fields are passed over."""
+    """A snapshot comes back from the stream with its nulls, and a newer version's fields are ignored."""
     report = Report(
         time=1.0, servers=(server(info(role="master")),), status="pass", totals={"a": 1}
     )

@@ -1,4 +1,4 @@
-"""Keys of arguments: a text says all of a value, in every process, and no other value has it."""
+"""The text of an argument says all of its value, is the same in every process, and belongs to one value only."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ A_UUID = UUID("12345678-1234-5678-1234-567812345678")
     ],
 )
 def test_what_is_declared_has_a_plain_text(annotation: Any, value: Any, text: str) -> None:
-    """A key is what a person would write, so that it can be written by hand too."""
+    """A declared type has the plain text that a person would write in a key by hand."""
     assert texts.of(annotation)(value) == text
 
 
@@ -197,7 +197,7 @@ EVERYTHING: list[Any] = [
     ids=str,
 )
 def test_no_two_values_share_a_text(annotation: Any) -> None:
-    """Whatever a parameter is declared to be, and whatever it is given; equal ones of other types may."""
+    """No two different values of a declared type share a text; equal values of other types may."""
     text_of = texts.of(annotation)
     found: dict[str, Any] = {}
     for value in EVERYTHING:
@@ -207,7 +207,7 @@ def test_no_two_values_share_a_text(annotation: Any) -> None:
 
 @pytest.mark.parametrize("annotation", [Any, dt.datetime, dt.datetime | None])
 def test_equal_values_have_one_text(annotation: Any) -> None:
-    """One moment in two zones, 1.5 and 1.50, 0.0 and -0.0, a set in any order."""
+    """Equal values have one text: a moment in two zones, 1.5 and 1.50, 0.0 and -0.0, a set in any order."""
     noon = dt.datetime(2026, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
     pairs = [
         (noon, noon.astimezone(dt.UTC)),
@@ -240,7 +240,7 @@ VALUES = st.recursive(
 
 @given(VALUES, VALUES)
 def test_different_values_have_different_texts(one: Any, other: Any) -> None:
-    """Of any types, in any nesting."""
+    """Different values of any types and nesting have different texts."""
     for annotation in (Any, str, int, str | None, float):
         text_of = texts.of(annotation)
         if text_of(one) == text_of(other):
@@ -248,7 +248,7 @@ def test_different_values_have_different_texts(one: Any, other: Any) -> None:
 
 
 def test_a_text_is_the_same_in_every_process() -> None:
-    """Sets and dicts too, whose order differs from process to process."""
+    """A text is the same in every process, for sets and dicts too."""
     program = (
         "from stillroom.cache.arguments import Texts\n"
         "print(Texts(str).open([set('stillroom'), {'b': frozenset('xyz'), 'a': 2}]))"
@@ -267,7 +267,7 @@ def test_a_text_is_the_same_in_every_process() -> None:
 
 
 class Connection:
-    """No text says what it is."""
+    """A connection, which no text describes."""
 
 
 @pytest.mark.parametrize(
@@ -275,20 +275,20 @@ class Connection:
     [Connection, Connection | None, type[int], pathlib.Path | Connection, subprocess.Popen],
 )
 def test_a_type_without_a_text_is_refused_where_it_is_declared(annotation: Any) -> None:
-    """Not at the first request."""
+    """A type without a text is refused where it is declared and not at the first request."""
     with pytest.raises(Unkeyable, match="has no text that says all of a value"):
         texts.of(annotation)
 
 
 @pytest.mark.parametrize("value", [Connection(), [Connection()], {"a": object()}, len, int])
 def test_a_value_without_a_text_is_refused(value: Any) -> None:
-    """Also inside a container. Its address would be taken for another one's later."""
+    """A value without a text is refused, also in a container, because its address would later be another's."""
     with pytest.raises(Unkeyable, match="has no text"):
         texts.of(Any)(value)
 
 
 def test_a_value_that_holds_itself_is_refused() -> None:
-    """It has no end."""
+    """A value that contains itself is refused."""
     endless: list[Any] = []
     endless.append(endless)
     with pytest.raises(Unkeyable, match="deep"):
@@ -297,7 +297,7 @@ def test_a_value_that_holds_itself_is_refused() -> None:
 
 @pytest.mark.parametrize("annotation", [SecretStr, Any, SecretStr | None, Mapping[str, Any]])
 def test_a_secret_does_not_stand_in_a_key(annotation: Any) -> None:
-    """An HMAC does, so that two secrets have two keys."""
+    """A secret stands in a key as an HMAC, so that two secrets have two keys."""
     one, other = SecretStr("hunter2"), SecretStr("hunter3")
     text_of = texts.of(annotation)
     assert "hunter" not in text_of(one) + text_of({"password": one})
@@ -319,7 +319,7 @@ DELIMITERS = [chr(n) for n in range(32, 127) if chr(n) not in "{}"] + [
 
 @pytest.mark.parametrize("delimiter", DELIMITERS)
 def test_different_arguments_never_make_the_same_text(delimiter: str) -> None:
-    """Whatever stands between them in the template: all short texts of the letters that could do harm."""
+    """Different arguments never make the same text, whatever stands between them in the template."""
     letters = sorted({*delimiter, "%", "2", "5", "~"})
     values = [""] + ["".join(word) for n in (1, 2) for word in itertools.product(letters, repeat=n)]
     template = Template(f"{{a}}{delimiter}{{b}}{delimiter}", ["a", "b"])
@@ -329,7 +329,7 @@ def test_different_arguments_never_make_the_same_text(delimiter: str) -> None:
 
 @given(st.characters(exclude_characters="{}"), st.data())
 def test_a_delimiter_may_be_any_character(delimiter: str, data: st.DataObject) -> None:
-    """Any of Unicode, in the values too."""
+    """Any character of Unicode may be a delimiter, and may occur in the values too."""
     template = Template(f"{{a}}{delimiter}{{b}}{delimiter}", ["a", "b"])
     words = st.text(alphabet=sorted({delimiter, *"%25~pe00"}), max_size=6)
     pairs = data.draw(st.tuples(st.tuples(words, words), st.tuples(words, words)))
@@ -340,14 +340,14 @@ def test_a_delimiter_may_be_any_character(delimiter: str, data: st.DataObject) -
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
 @example(("1:2", "x"), ("1", "2:x"))
 def test_a_parameter_may_stand_in_a_template_twice(one: Any, other: Any) -> None:
-    """Each time its value is told from what follows it there."""
+    """A parameter may stand in a template twice, each time told apart from what follows it there."""
     template = Template("{a}:{b}/{a}", ["a", "b"])
     filled = [template.fill(dict(zip("ab", pair, strict=True))) for pair in (one, other)]
     assert (filled[0] == filled[1]) == (one == other)
 
 
 def test_a_single_value_stands_as_it_is() -> None:
-    """`get("user:a:b")` finds what `load("a:b")` stored."""
+    """A single value stands in its key as it is: `get("user:a:b")` finds what `load("a:b")` stored."""
     assert Template("user:{name}", ["name"]).fill({"name": "a:b%"}) == "user:a:b%"
 
 
@@ -366,7 +366,7 @@ def test_a_single_value_stands_as_it_is() -> None:
     ],
 )
 def test_a_template_that_cannot_work_says_why(text: Any, why: str) -> None:
-    """When the loader is registered, not when the first request comes."""
+    """A template that cannot work is refused when the loader is registered."""
     with pytest.raises(InvalidKey, match=why):
         Template(text, ["id", "brand"])
 
@@ -375,7 +375,7 @@ def test_a_template_that_cannot_work_says_why(text: Any, why: str) -> None:
     "text", ["x" * 1_025, "", "\ud800", "search:" + "ü" * 600, "a\x1eb", "%" * 400]
 )
 def test_a_key_that_cannot_be_stored_is_hashed(text: str) -> None:
-    """A long search of a visitor's is no error. One still sees what it is of, and a pattern matches its front."""
+    """A key that is too long to store is hashed behind its readable front, which patterns match."""
     short = shortened(text)
     assert sanitized(short)
     assert short.startswith(text[:50].replace("\ud800", "?").replace("\x1e", "?"))
@@ -385,13 +385,13 @@ def test_a_key_that_cannot_be_stored_is_hashed(text: str) -> None:
 
 
 def test_a_key_that_fits_stays_as_it_is() -> None:
-    """Up to 1,024 bytes."""
+    """A key of up to 1,024 bytes stays as it is."""
     for text in ("product:7", "a b\n%", "ü" * 512):
         assert shortened(text) is text
 
 
 def test_all_refusals_are_of_one_family() -> None:
-    """A wrong argument is a TypeError and a ValueError, whichever one looks for."""
+    """A refused argument is a TypeError and a ValueError."""
     assert issubclass(Unkeyable, InvalidArgument)
     assert issubclass(InvalidArgument, TypeError)
     assert issubclass(InvalidArgument, ValueError)

@@ -1,4 +1,4 @@
-"""The codec's promise: what is read is what was written, in value and in type, or it is not written."""
+"""The codec writes only values that are read again with the same value and type."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ KEPT: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("value", "type"), KEPT, ids=lambda one: f"{one!r:.30}")
 def test_what_is_kept_comes_back_the_same(value: Any, type: Any) -> None:
-    """In value and in type, all the way down; whoever loaded it has it already."""
+    """A stored value comes back with the same value and types at every depth, and its loader's caller
+    gets the same.
+    """
     stored = codec.encoded(value, type)
     assert is_same(codec.decode(stored.codec, stored.payload, type), value)
     assert stored.back is value
@@ -186,7 +188,7 @@ OTHER_FORM: list[tuple[Any, Any, Any]] = [
 
 @pytest.mark.parametrize(("value", "type", "back"), OTHER_FORM, ids=lambda one: f"{one!r:.30}")
 def test_what_is_not_declared_may_have_another_form(value: Any, type: Any, back: Any) -> None:
-    """Then whoever loaded it gets that form as well: a hit and a miss agree."""
+    """Where no type is declared, the loader's caller gets the form that a hit has."""
     stored = codec.encoded(value, type)
     assert is_same(stored.back, back)
     assert is_same(codec.decode(stored.codec, stored.payload, type), back)
@@ -237,14 +239,14 @@ REFUSED: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("value", "type"), REFUSED, ids=lambda one: f"{type(one).__name__}")
 def test_what_would_come_back_as_something_else_is_refused(value: Any, type: Any) -> None:
-    """With a sentence that says what would be lost, and not what it is."""
+    """A value that would come back different is refused with what would be lost, and not with the value."""
     with pytest.raises((Unencodable, InvalidArgument)) as refused:
         codec.encoded(value, type)
     assert "seven" not in str(refused.value)
 
 
 def test_what_is_refused_is_not_used_up() -> None:
-    """An iterator is returned to its caller as it was."""
+    """A refused iterator is returned to its caller unused."""
     numbers = iter([1, 2])
     for value in (numbers, [numbers], {"a": {"b": numbers}}, Price(more={"a": numbers})):
         with pytest.raises(Unencodable, match="read once only"):
@@ -271,7 +273,7 @@ ANYTHING = st.recursive(
 
 @given(JSON)
 def test_json_is_kept_as_it_is(value: Any) -> None:
-    """Untyped, without a look at the way back."""
+    """Untyped JSON is stored without reading it back."""
     stored = codec.encoded(value)
     assert is_plain(value)
     assert is_same(codec.decode(stored.codec, stored.payload), value)
@@ -282,7 +284,7 @@ def test_json_is_kept_as_it_is(value: Any) -> None:
     st.sampled_from([Any, dict[str, Any], list[Any], object, int | str, Price, str, bytes]),
 )
 def test_a_hit_is_what_the_miss_got(value: Any, type: Any) -> None:
-    """Or nothing is stored."""
+    """A hit equals what its miss returned, or nothing is stored."""
     try:
         stored = codec.encoded(value, type)
     except Unencodable:
@@ -292,20 +294,20 @@ def test_a_hit_is_what_the_miss_got(value: Any, type: Any) -> None:
 
 @pytest.mark.parametrize("given", [None, 0, {}, "", "Item", [], 1.5, True, lambda: 1, Item(id=1)])
 def test_what_is_no_type_is_refused(given: Any) -> None:
-    """`get(key, None)` was meant to be a default."""
+    """A text or None in the place of a type is refused: `get(key, None)` was meant as a default."""
     for use in (codec.reader, codec.adapter, lambda one: codec.encoded(1, one)):
         with pytest.raises(InvalidArgument, match=r"is no type; a default is given as default="):
             use(given)
 
 
 def test_a_class_without_json_is_refused_in_our_words() -> None:
-    """pydantic's are for who writes models."""
+    """A class without a JSON form is refused in Stillroom's words, not in pydantic's."""
     with pytest.raises(InvalidArgument, match="has no schema; a value is a model, a dataclass"):
         codec.adapter(type("Plain", (), {}))
 
 
 def test_bytes_are_read_as_bytes_only() -> None:
-    """Not as text that happens to have them."""
+    """Bytes are read as bytes only, and not as text of the same bytes."""
     stored = codec.encoded(b"text", bytes)
     assert stored.codec == b"b"
     assert codec.decode(b"b", b"text") == b"text"
@@ -315,7 +317,7 @@ def test_bytes_are_read_as_bytes_only() -> None:
 
 
 def test_a_large_value_is_compressed_whatever_its_form() -> None:
-    """And comes back."""
+    """A large value of any form is compressed and comes back."""
     many = {"a": b"\xff" * 20_000}
     stored = Codec(Settings(compress_above=1_000)).encoded(many, dict[str, bytes])
     assert stored.codec == b"y"

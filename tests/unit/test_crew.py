@@ -1,4 +1,4 @@
-"""Who loads the orders of one message: one thread, several, or another process."""
+"""The loads of one message are run by one thread, by several, or by another process."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PATIENCE_S = 10
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever takes any time takes long."""
+    """Treat every load as slow."""
     monkeypatch.setattr(crew, "ALONE_S", 0.0)
 
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing takes long."""
+    """Treat no load as slow."""
     monkeypatch.setattr(crew, "ALONE_S", 3_600.0)
 
 
 def test_slow_items_are_worked_on_beside_one_another(at_once: None) -> None:
-    """After the first item the other threads help: three items meet at a barrier, which opens for three only."""
+    """Slow items run side by side: three meet at a barrier that opens only for three."""
     barrier, met = threading.Barrier(3), []
 
     def work(item: int) -> None:
@@ -41,7 +41,7 @@ def test_slow_items_are_worked_on_beside_one_another(at_once: None) -> None:
 
 
 def test_quick_items_stay_in_one_thread(never: None) -> None:
-    """Help costs more than a quick load."""
+    """Quick items stay in one thread, because help costs more than a quick load."""
     threads: set[int] = set()
     Crew[int](8).each(lambda _: threads.add(threading.get_ident()), range(50))
     assert threads == {threading.get_ident()}
@@ -51,7 +51,7 @@ def test_quick_items_stay_in_one_thread(never: None) -> None:
 def test_each_item_is_worked_on_once_and_never_more_than_size_at_a_time(
     at_once: None, size: int
 ) -> None:
-    """Several messages and single orders at the same time share the same slots."""
+    """Several messages and single loads share the slots; each item is run once and no more at a time than slots."""
     many, lock = Crew[str](size), threading.Lock()
     seen, inside, most = Counter[str](), 0, 0
 
@@ -76,7 +76,7 @@ def test_each_item_is_worked_on_once_and_never_more_than_size_at_a_time(
 
 
 def test_a_message_is_done_when_all_of_it_is(at_once: None) -> None:
-    """A task that is acknowledged has no load under way: not even one that a helper took."""
+    """A message is done only when all its loads are, also one that a helper thread took."""
     done: list[int] = []
 
     def work(item: int) -> None:
@@ -88,7 +88,7 @@ def test_a_message_is_done_when_all_of_it_is(at_once: None) -> None:
 
 
 def test_an_error_of_a_single_item_is_its_callers() -> None:
-    """The single task fails where people look for failed tasks; its slot is free again."""
+    """An error of a single load reaches its caller, and its slot is free again."""
     one = Crew[int](1)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
@@ -96,7 +96,7 @@ def test_an_error_of_a_single_item_is_its_callers() -> None:
 
 
 def test_a_process_alone_passes_on_what_takes_long(at_once: None) -> None:
-    """Other processes take the rest."""
+    """A process with one thread passes slow loads on to other processes."""
     worked: list[int] = []
     passed: list[int] = []
     Alone[int](passed.append).each(worked.append, range(4))
@@ -104,14 +104,14 @@ def test_a_process_alone_passes_on_what_takes_long(at_once: None) -> None:
 
 
 def test_a_process_alone_does_what_is_quick(never: None) -> None:
-    """Passing on costs a task."""
+    """A process with one thread runs quick loads itself, because a task costs more."""
     worked: list[int] = []
     Alone[int](_refuse(AssertionError)).each(worked.append, range(4))
     assert worked == [0, 1, 2, 3]
 
 
 def test_what_can_not_be_passed_on_is_done_here(at_once: None) -> None:
-    """The broker is away: the loads are late, not lost."""
+    """When the broker is away the loads that cannot be passed on are run here."""
     worked: list[int] = []
     Alone[int](_refuse(ConnectionError)).each(worked.append, range(4))
     assert worked == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""Decisions: what the headers and problem details say, read by a parser of structured fields that is not ours."""
+"""Decisions make correct headers and problem details, read by an independent parser of structured fields."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ S = 1_000_000
 
 
 def parsed(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """The members of a structured list: a string and its parameters."""
+    """Return the members of a structured list: a string and its parameters."""
     found = http_sfv.List()
     found.parse(text.encode())
     return [(item.value, dict(item.params)) for item in found]
 
 
 def test_what_is_left_is_said_exactly() -> None:
-    """As in the draft's examples, and what older clients read."""
+    """The headers say exactly what is left, as in the draft's examples, and in the form of older clients."""
     decision = Decision(
         (DEFAULT, API), OK, 1, NOW, [13, 41 * S + 1, 0, 59 * S, 1, 3600 * S, 0, 3600 * S]
     )
@@ -41,7 +41,7 @@ def test_what_is_left_is_said_exactly() -> None:
 
 
 def test_a_denial_says_when_and_why() -> None:
-    """429, rounded up; the limit that denied comes first."""
+    """A denial is 429 with the time rounded up, and the limit that denied comes first."""
     decision = Decision(
         (API, AUTH), TOO_MANY, 1, NOW, [10, 99 * S, 0, 99 * S, 5, 10 * S, 10 * S + 1, 300 * S]
     )
@@ -60,7 +60,7 @@ def test_a_denial_says_when_and_why() -> None:
 
 
 def test_a_ban_is_not_a_quota() -> None:
-    """Nothing is said of what is left: it does not matter."""
+    """A ban reports no quota."""
     decision = Decision((AUTH,), TOO_MANY, 1, NOW, wait_us=90_000_001)
     assert decision.banned
     assert decision.headers() == {
@@ -72,7 +72,7 @@ def test_a_ban_is_not_a_quota() -> None:
 
 
 def test_what_cannot_be_decided_is_503() -> None:
-    """Temporary, and not the client's fault."""
+    """A decision that cannot be made is 503: temporary, and not the client's fault."""
     decision = Decision((AUTH,), UNAVAILABLE, 1, NOW, wait_us=S, degraded="breaker")
     assert (decision.allowed, decision.banned, decision.status) == (False, False, 503)
     assert decision.headers()["Retry-After"] == "1"
@@ -80,7 +80,7 @@ def test_what_cannot_be_decided_is_503() -> None:
 
 
 def test_of_what_nobody_looked_at_nothing_is_said() -> None:
-    """An open limit while Redis is away has a policy and no state."""
+    """A limit that nobody could look at, open while Redis is away, reports its policy and no state."""
     decision = Decision(
         (AUTH, DEFAULT), OK, 1, NOW, [*UNTOLD, 1, 60 * S, 0, 60 * S], degraded="timeout"
     )
@@ -92,14 +92,14 @@ def test_of_what_nobody_looked_at_nothing_is_said() -> None:
 
 
 def test_a_quota_that_is_all_there_has_no_reset() -> None:
-    """There is nothing to come back; the reset of older clients is now."""
+    """A full quota has no reset, and for older clients the reset is now."""
     headers = Decision((AUTH,), OK, 0, NOW, (0, 0, 0, 0)).headers()
     assert headers["RateLimit"] == '"auth";r=5'
     assert headers["X-RateLimit-Reset"] == "1800000001"
 
 
 def test_a_remembered_denial_grows_old() -> None:
-    """Its times are from when it is told, not from when it was made."""
+    """A remembered denial's times count from when it is reported, not from when it was made."""
     decision = Decision((AUTH,), TOO_MANY, 1, NOW, (5, 10 * S, 10 * S, 99 * S), age_us=4 * S)
     assert decision.retry_after == 6.0
     assert decision.headers()["Retry-After"] == "6"
@@ -107,7 +107,7 @@ def test_a_remembered_denial_grows_old() -> None:
 
 
 def test_several_decisions_are_told_as_one() -> None:
-    """What binds most comes first; a name that two share is told once, and a denial says when to come again."""
+    """Several decisions are reported as one: tightest first, a shared name once, and a denial with its time."""
     first = Decision((DEFAULT, API), OK, 1, NOW, [13, S, 0, S, 990, 9 * S, 0, 9 * S])
     by_user = Decision((API,), OK, 1, NOW, [1, 60 * S, 0, 60 * S])
     assert headers_of([first, by_user]) == {
@@ -142,7 +142,9 @@ waits = st.one_of(st.just(0), st.just(NEVER), st.integers(1, 31_622_400 * S))
     st.integers(0, 5 * S),
 )
 def test_whatever_was_decided_the_headers_are_well_formed(rows: Any, age_us: int) -> None:
-    """Integers of 0 and more, strings of the names; Retry-After is never too early."""
+    """For every decision the headers are well-formed: integers from 0, names as strings, Retry-After
+    never early.
+    """
     denied = any(wait for _, _, _, wait, _ in rows)
     said = [number for _, *numbers in rows for number in numbers]
     decision = Decision(
@@ -166,6 +168,6 @@ def test_whatever_was_decided_the_headers_are_well_formed(rows: Any, age_us: int
 
 @pytest.mark.parametrize("status", [OK, TOO_MANY, UNAVAILABLE])
 def test_a_decision_is_true_where_the_request_may_go_on(status: int) -> None:
-    """`if room.limits.check(…)` means what it says."""
+    """A decision is true where the request may go on, so that `if room.limits.check(…)` is right."""
     decision = Decision((AUTH,), status, 1, NOW, (5, S, S, S))
     assert bool(decision) is decision.allowed is (status == OK)

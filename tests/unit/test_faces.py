@@ -1,4 +1,4 @@
-"""The two faces: what an app sees of an operation, and what it is told when a call can't be meant."""
+"""Both faces have the right signatures, and a call that cannot be meant is refused clearly."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def methods_of(room: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def test_every_awaited_method_is_a_coroutine_function(async_room: AsyncStillroom) -> None:
-    """Starlette and FastAPI decide by that whether to await a background task."""
+    """Every awaited method is a coroutine function, by which Starlette and FastAPI decide to await it."""
     found = dict(methods_of(async_room))
     assert len(found) > 50
     for name, method in found.items():
@@ -69,13 +69,13 @@ def test_every_awaited_method_is_a_coroutine_function(async_room: AsyncStillroom
 
 
 def test_no_blocking_method_is_a_coroutine_function(sync_room: Stillroom) -> None:
-    """What a coroutine function returns is nothing until it is awaited."""
+    """No blocking method is a coroutine function."""
     assert not any(inspect.iscoroutinefunction(method) for _, method in methods_of(sync_room))
 
 
 @pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])
 def test_a_signature_says_what_a_method_returns(kind: Any) -> None:
-    """Not what the library makes of it inside; and it can be evaluated."""
+    """A signature states the type a caller gets, and its annotations can be evaluated."""
     for name, method in methods_of(kind(dispatch=NoDispatch())):
         signature = str(inspect.signature(method))
         assert "Operation[" not in signature + pydoc.plain(pydoc.render_doc(method)), name
@@ -86,7 +86,7 @@ def test_a_signature_says_what_a_method_returns(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])
 def test_the_services_are_known_to_the_class(kind: Any) -> None:
-    """help(), editors and documentation tools look there."""
+    """The services are attributes of the class, where help(), editors and documentation tools look."""
     hints = typing.get_type_hints(kind)
     room = kind(dispatch=NoDispatch())
     for service in SERVICES:
@@ -94,7 +94,7 @@ def test_the_services_are_known_to_the_class(kind: Any) -> None:
 
 
 def test_a_method_is_the_faces(sync_room: Stillroom) -> None:
-    """In help() and in a traceback it has the name that the app knows."""
+    """A method has its face's name in help() and in a traceback."""
     assert sync_room.cache.get.__qualname__ == "Cache.get"  # type: ignore[attr-defined]
     assert "Help on method get in module stillroom.cache.cache" in pydoc.render_doc(
         sync_room.cache.get, "Help on %s", renderer=pydoc.plaintext
@@ -130,7 +130,7 @@ CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])
 def test_an_option_nobody_knows_is_refused_with_the_right_one(kind: Any, call: str) -> None:
-    """On every call, before anything is asked of Redis."""
+    """An unknown option of any call is refused with the probable one before anything is sent."""
     room = kind("redis://127.0.0.1:1", dispatch=NoDispatch())
     service, _, name = call.partition(".")
     wrong, args = CALLS[call]
@@ -181,7 +181,9 @@ MADE: dict[str, tuple[Callable[..., Any], str]] = {
 
 @pytest.mark.parametrize("what", MADE)
 def test_what_is_made_or_decorated_suggests_the_right_option_too(what: str) -> None:
-    """Frameworks' classes, decorators, locks and what tests are made with: where it is written."""
+    """Classes, decorators, locks and test helpers refuse an unknown option with the probable one where
+    it is written.
+    """
     call, wrong = MADE[what]
     with pytest.raises(TypeError, match=rf"'?{wrong}\b.*did you mean"):
         call(**{wrong: 1})
@@ -192,7 +194,7 @@ def _finish(result: Any) -> Any:
 
 
 def test_a_type_error_from_within_is_not_taken_for_a_wrong_call(sync_room: Stillroom) -> None:
-    """Whatever arguments it was called with: these are right."""
+    """A TypeError from within a correct call is not taken for a wrong call."""
 
     def fails() -> int:
         raise TypeError("load() got an unexpected keyword argument 'x'")
@@ -219,7 +221,7 @@ TIMES: dict[str, Callable[[Stillroom, Any], Any]] = {
 @pytest.mark.parametrize("given", ["60", True, float("nan"), float("-inf"), [60], None], ids=repr)
 @pytest.mark.parametrize("what", TIMES)
 def test_other_times_are_so_too(sync_room: Stillroom, what: str, given: Any) -> None:
-    """Nowhere is text a time; None is the default where there is one."""
+    """Other times refuse text in every place, and None is the default where there is one."""
     if given is None and what in ("sessions' idle", "sessions' absolute", "a page"):
         pytest.skip("None is the setting's")
     with pytest.raises((InvalidArgument, SettingsError), match=r"=.*a number of seconds"):
@@ -231,7 +233,7 @@ WRONG_TIMES = ["60", True, float("nan"), float("inf"), -1, timedelta(seconds=-1)
 
 @pytest.mark.parametrize("given", WRONG_TIMES, ids=repr)
 def test_a_time_is_a_number_of_seconds_or_a_timedelta(sync_room: Stillroom, given: Any) -> None:
-    """Text, a bool and what is out of range are refused with the name of the argument."""
+    """A time is a number of seconds or a timedelta; text, a bool and other values are refused by argument name."""
     cache = sync_room.cache
     for name, call in {
         "ttl": lambda: cache.set("k", 1, ttl=given),
@@ -243,7 +245,7 @@ def test_a_time_is_a_number_of_seconds_or_a_timedelta(sync_room: Stillroom, give
 
 
 def test_option() -> None:
-    """A function without parameters, and a test that a test may be one."""
+    """This function without parameters is cached by the tests; a test may be one, too."""
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -261,7 +263,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_a_room_can_not_be_made_of_is_refused(what: str) -> None:
-    """Where it is made."""
+    """An argument that no room can be made of is refused where the room is made."""
     make, sentence = REFUSED[what]
     with pytest.raises((InvalidArgument, SettingsError), match=sentence):
         make()
@@ -269,7 +271,7 @@ def test_what_a_room_can_not_be_made_of_is_refused(what: str) -> None:
 
 @pytest.mark.parametrize("kind", [Stillroom, AsyncStillroom])
 def test_a_room_is_given_a_url_settings_or_values(kind: Any) -> None:
-    """What everybody types first works."""
+    """A room is made of a URL, of settings or of values."""
     assert kind("redis://one:1").settings.redis_url == "redis://one:1"
     assert kind("redis://one:1", ttl=timedelta(minutes=1)).settings.ttl == 60
     assert kind(redis_url="redis://two:2", namespace="n").settings.namespace == "n"
@@ -279,7 +281,7 @@ def test_a_room_is_given_a_url_settings_or_values(kind: Any) -> None:
 
 
 def app() -> Any:
-    """A line of the app's."""
+    """Run a line of the app."""
     return 1 / 0
 
 
@@ -288,7 +290,7 @@ def frames_of(error: BaseException) -> list[str]:
 
 
 def test_a_traceback_shows_the_apps_frames_and_at_most_one_of_ours(sync_room: Stillroom) -> None:
-    """Of errors of ours, and of a loader's, which ends where it was raised."""
+    """A traceback shows the app's frames and at most one of ours, for our errors and for a loader's."""
     room = AsyncStillroom("redis://127.0.0.1:1", dispatch=NoDispatch())
     sync = Stillroom("redis://127.0.0.1:1", dispatch=NoDispatch())
 
@@ -319,7 +321,7 @@ def test_a_traceback_shows_the_apps_frames_and_at_most_one_of_ours(sync_room: St
 
 
 def test_a_bug_of_ours_keeps_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever reports it can say where it was."""
+    """The traceback of a bug in Stillroom keeps its frames, so that a reporter sees where it was."""
     room = Stillroom(dispatch=NoDispatch())
     monkeypatch.setattr(room.cache._body, "keys", None)
     with pytest.raises(AttributeError) as caught:
@@ -328,7 +330,7 @@ def test_a_bug_of_ours_keeps_its_frames(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_limits_and_routes_say_what_was_meant() -> None:
-    """The same of what is made once, when the app starts."""
+    """Limits and routes made at start name the option that was probably meant."""
     with pytest.raises(TypeError, match="did you mean away"):
         Limit("mine", 5, 60, awy="open")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="did you mean methods"):
@@ -338,7 +340,7 @@ def test_limits_and_routes_say_what_was_meant() -> None:
 
 
 def test_a_key_is_a_str(sync_room: Stillroom) -> None:
-    """And several keys are a list: one text is one key, not as many as it has letters."""
+    """A key is a str and several keys are a list: one text is one key, not one for each letter."""
     with pytest.raises(InvalidKey, match="a key is a str, not int"):
         sync_room.cache.get(7)  # type: ignore[call-overload]
     for call in (sync_room.cache.get_many, sync_room.cache.invalidate_many):
@@ -364,7 +366,7 @@ OF_ONE_SHARD = {
 
 
 def test_every_operation_of_the_cache_has_a_rule_for_its_shards() -> None:
-    """And each that an app may call is in both faces."""
+    """Every operation of the cache has a rule for its shards, and every public one is in both faces."""
     operations = {name for name in dir(CacheBody) if not name.startswith("_")} - OF_ONE_SHARD
     assert operations - {"shards"} <= set(dir(ShardedBody))
     of_apps = {name for face in (Cache, AsyncCache) for name in dir(face) if name[0] != "_"}

@@ -1,4 +1,4 @@
-"""Fingerprints: two releases of an app are told apart by the shape of their values, and by nothing else."""
+"""The fingerprint tells two releases apart by the shape of their values and by nothing else."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def of(type: Any, version: object = None) -> bytes:
 
 
 def model(**fields: Any) -> Any:
-    """A release's model. All have one name."""
+    """Make a release's model; all models have one name."""
     return create_model("Product", **fields)
 
 
 def test_a_field_more_less_or_of_another_type_is_another_shape() -> None:
-    """Also deep inside, and what a new field's default would have hidden."""
+    """A field more, less or of another type changes the fingerprint, also deep inside and with a default."""
     shapes = [
         model(id=(int, ...)),
         model(id=(int, ...), price=(float, ...)),
@@ -46,17 +46,17 @@ def test_a_field_more_less_or_of_another_type_is_another_shape() -> None:
 
 
 def test_what_is_said_to_people_is_no_shape() -> None:
-    """A better docstring is no reason to load everything again."""
+    """Docstrings and titles do not change the fingerprint."""
 
     class Product(BaseModel):
-        """As it was."""
+        """A product in its first wording."""
 
         id: int = Field(7, description="its number", title="No.", examples=[1])
 
     earlier = of(Product)
 
     class Product(BaseModel):  # type: ignore[no-redef]
-        """In better words."""
+        """A product in better words."""
 
         id: int = Field(8)
 
@@ -64,7 +64,7 @@ def test_what_is_said_to_people_is_no_shape() -> None:
 
 
 def test_a_version_is_part_of_it() -> None:
-    """For what a schema does not say: the same field, computed in another way."""
+    """A version changes the fingerprint, for a change that the schema does not show."""
     assert of(int, 1) != of(int, 2) != of(int)
     assert of(Any) == b""
     assert of(Any, "2026-11") != b""
@@ -78,7 +78,7 @@ class Thing:
 
 
 def test_it_is_the_same_in_every_process() -> None:
-    """Whatever the order of sets and the addresses of classes."""
+    """The fingerprint is the same in every process, whatever the order of sets and the addresses of classes."""
     program = (
         "from pydantic import TypeAdapter; from stillroom.fingerprint import fingerprint\n"
         "import dataclasses\n"
@@ -94,7 +94,7 @@ def test_it_is_the_same_in_every_process() -> None:
 
 
 def test_a_type_without_a_schema_has_a_fingerprint_all_the_same() -> None:
-    """Of its version, if there is one."""
+    """A type without a schema has a fingerprint of its version, if there is one."""
 
     class Odd:
         @classmethod

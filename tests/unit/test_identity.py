@@ -1,4 +1,4 @@
-"""Who a client is: nobody gets a bucket of their own by what they write into a header."""
+"""A client cannot get a bucket of its own by what it writes into a header."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ def clients(**changes: Any) -> Clients:
     ],
 )
 def test_an_address_has_one_subject(text: str, subject: str) -> None:
-    """With port, brackets, zone or wrapping; and all junk shares one."""
+    """An address has one subject in every spelling, and all junk shares one."""
     assert subject_of(text) == subject
     assert subject_of(subject) == subject
 
 
 @given(st.text(max_size=200))
 def test_any_text_has_a_subject(text: str) -> None:
-    """An address, a network, or `unknown`; nothing that could leave its key."""
+    """Any text has a subject: an address, a network or `unknown`, without a character that leaves its key."""
     subject = subject_of(text)
     assert subject == UNKNOWN or parse_address(subject.partition("/")[0]) is not None
     assert not set(subject) & set("{}%!& \n")
 
 
 def test_a_household_has_one_network() -> None:
-    """As many bits as the settings say; the site around it is a /48."""
+    """A household has one network of as many bits as the setting says, inside a /48 site."""
     assert subject_of("2001:db8:1:2ff::1", 56) == "2001:db8:1:200::/56"
     assert site_of("2001:db8:1:2::/64") == "2001:db8:1::/48"
     assert (site_of(IP), site_of(UNKNOWN)) == (None, None)
@@ -80,7 +80,7 @@ def test_a_household_has_one_network() -> None:
     [("2002:a00:1::5", "2002:a00:1::/64"), ("64:ff9b::a00:1", "10.0.0.1")],
 )
 def test_a_tunnel_to_a_proxys_address_is_no_proxy(tunnel: str, client: str) -> None:
-    """What it forwards for is not believed: as a peer, and in the chain."""
+    """A tunnel to a proxy's address is not believed as that proxy, as a peer or in the chain."""
     victim = [("X-Forwarded-For", "198.51.100.7")]
     assert clients().subject(tunnel, victim) == client
     chain = [("X-Forwarded-For", f"198.51.100.7, {tunnel}")]
@@ -89,7 +89,7 @@ def test_a_tunnel_to_a_proxys_address_is_no_proxy(tunnel: str, client: str) -> N
 
 
 def test_without_trusted_proxies_the_peer_is_the_client() -> None:
-    """Whatever the headers say."""
+    """Without trusted proxies the peer is the client, whatever the headers say."""
     spoofed = [(XFF, "198.51.100.1"), ("Forwarded", "for=198.51.100.1"), ("X-Real-IP", "1.1.1.1")]
     assert clients(trusted_proxies=()).subject(IP, spoofed) == IP
     assert clients().subject(IP, spoofed) == IP
@@ -121,7 +121,7 @@ def test_without_trusted_proxies_the_peer_is_the_client() -> None:
     ],
 )
 def test_the_header_is_walked_from_the_right(values: list[str], subject: str) -> None:
-    """Past our proxies, to whoever the last of them heard from; further left is hearsay."""
+    """X-Forwarded-For is read from the right past trusted proxies to the address the last of them heard from."""
     headers = [("Host", "x"), *[("x-forwarded-FOR", value) for value in values]]
     assert clients().subject(PROXY, headers) == subject
     raw = [(name.encode(), value.encode()) for name, value in headers]
@@ -157,7 +157,7 @@ def test_the_header_is_walked_from_the_right(values: list[str], subject: str) ->
     ],
 )
 def test_forwarded_is_walked_too_where_the_settings_say_so(values: list[str], subject: str) -> None:
-    """By its grammar (RFC 7239); a quote that a client opened hides nothing. The other header is not looked at."""
+    """Forwarded (RFC 7239) is read the same way where the setting says so, and an open quote hides nothing."""
     headers = [(XFF, "198.51.100.99"), *[("Forwarded", value) for value in values]]
     assert clients(proxy_header="forwarded").subject(PROXY, headers) == subject
     assert clients().subject(PROXY, headers) == "198.51.100.99"
@@ -180,7 +180,7 @@ def test_forwarded_is_walked_too_where_the_settings_say_so(values: list[str], su
 def test_a_header_of_one_address_is_believed_from_a_proxy(
     header: str, values: list[str], subject: str
 ) -> None:
-    """Only if it holds one: a second one is a client's. From anybody else it is not looked at."""
+    """A header of one address is believed from a proxy only, and only if it holds one."""
     headers = [(XFF, "198.51.100.99"), *[(header.title(), value) for value in values]]
     assert clients(proxy_header=header).subject(PROXY, headers) == subject
     assert clients(proxy_header=header).subject(IP, headers) == IP
@@ -188,7 +188,7 @@ def test_a_header_of_one_address_is_believed_from_a_proxy(
 
 
 def test_the_networks_of_a_public_proxy_have_a_name() -> None:
-    """`cloudflare` stands for what its operator publishes; a name that nobody knows is said."""
+    """`cloudflare` stands for its published networks, and an unknown name raises."""
     trusting = clients(trusted_proxies="cloudflare, 10.0.0.0/8", proxy_header="cf-connecting-ip")
     named = [("CF-Connecting-IP", IP)]
     assert trusting.subject("172.68.1.1", named) == IP
@@ -200,7 +200,7 @@ def test_the_networks_of_a_public_proxy_have_a_name() -> None:
 
 
 def test_reading_forwarded_takes_time_by_its_length() -> None:
-    """Quotes that nobody closed are looked at once."""
+    """Reading Forwarded takes time linear in its length, with unclosed quotes too."""
     few, many = (
         steps_of(lambda n=n: list(forwarded_for('\\"' * n + ';"' * n))) for n in (1_000, 4_000)
     )
@@ -208,7 +208,7 @@ def test_reading_forwarded_takes_time_by_its_length() -> None:
 
 
 def test_a_proxy_may_come_through_a_socket_file() -> None:
-    """Then there is no peer; `unix` among the proxies says that it is believed."""
+    """A proxy behind a socket file has no peer; `unix` among the proxies makes it believed."""
     headers = [(XFF, IP)]
     assert clients(trusted_proxies="unix").subject("", headers) == IP
     assert clients(trusted_proxies="unix").subject(None, []) == UNKNOWN
@@ -217,13 +217,13 @@ def test_a_proxy_may_come_through_a_socket_file() -> None:
 
 @pytest.mark.parametrize("network", ["10.0.0.1/8", "10.0.0.0/33", "proxy", "10.0.0.0-10.0.0.9"])
 def test_a_network_is_checked(network: str) -> None:
-    """With what is allowed."""
+    """A network setting that is none is refused with what is allowed."""
     with pytest.raises(SettingsError, match="a network is written as"):
         clients(trusted_proxies=network)
 
 
 def test_names_are_the_same_however_they_are_typed() -> None:
-    """NFKC, case and spaces; each kind is a world of its own, and so is each pepper."""
+    """A name has one HMAC however it is typed (NFKC, case, spaces), and another for each kind and pepper."""
     pepper = b"p" * 32
     name = hidden("user", "Straße", pepper)
     assert len(name) == 22
@@ -238,7 +238,7 @@ def test_names_are_the_same_however_they_are_typed() -> None:
 
 
 def test_a_crowd_from_one_private_address_is_noticed() -> None:
-    """More than nine in ten of a thousand requests, whatever came before."""
+    """A private address with over nine in ten of a thousand requests is reported, whatever came before."""
     for share, noticed in ((1.0, True), (0.95, True), (0.8, False)):
         crowd, seen = Crowd(), set()
         for n in range(3 * CROWD):
@@ -250,7 +250,7 @@ def test_a_crowd_from_one_private_address_is_noticed() -> None:
 
 
 def test_private_is_what_is_inside_a_network() -> None:
-    """Not this machine, where development happens, and not the public."""
+    """Private addresses are those inside a network: not this machine and not public ones."""
     assert all(
         map(is_private, ("10.1.1.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd00::/64"))
     )

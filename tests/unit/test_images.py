@@ -1,4 +1,4 @@
-"""Image files: found under one root only, read without decoding, refused with a reason."""
+"""Image files are found under one root only, read without decoding, and refused with a reason."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def outcome(root: Path, name: str) -> str:
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG that declares a size and has nothing in it."""
+    """Return a PNG that declares a size and has no content."""
     fields = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = b"IHDR" + fields
     chunk = struct.pack(">I", len(fields)) + header + struct.pack(">I", zlib.crc32(header))
@@ -67,7 +67,7 @@ def png(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_type_is_what_the_content_says(root: Path, kind: str) -> None:
-    """Whatever the file is called."""
+    """The type is read from the content, whatever the file is called."""
     path = save(root / "a" / "picture.exe", kind)
     info = read_image(root, "a/picture.exe", *LIMITS)
     assert info is not None
@@ -79,7 +79,7 @@ def test_the_type_is_what_the_content_says(root: Path, kind: str) -> None:
 
 
 def test_a_second_picture_makes_no_other_type(root: Path) -> None:
-    """A camera's Multi-Picture JPEG is a JPEG to every browser, and a PNG that moves a PNG."""
+    """A second picture makes no other type: a Multi-Picture JPEG is a JPEG, an animated PNG a PNG."""
     more = [Image.new("RGB", (30, 20), "red")]
     Image.new("RGB", (30, 20)).save(root / "photo", "MPO", save_all=True, append_images=more)
     Image.new("RGB", (30, 20)).save(root / "moves", "PNG", save_all=True, append_images=more)
@@ -90,7 +90,7 @@ def test_a_second_picture_makes_no_other_type(root: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "avif"])
 def test_width_and_height_are_those_that_are_shown(root: Path, kind: str, orientation: int) -> None:
-    """A phone writes how it was held; browsers turn the picture."""
+    """Width and height are those that browsers show, after the rotation that a phone wrote."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (30, 20)).save(root / "photo", kind, exif=exif)
@@ -101,7 +101,7 @@ def test_width_and_height_are_those_that_are_shown(root: Path, kind: str, orient
 
 @pytest.mark.parametrize("exif", [b"", b"Exif", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\0" * 5_000])
 def test_an_exif_that_cannot_be_read_is_none(root: Path, exif: bytes) -> None:
-    """Or the file is refused; nothing else happens."""
+    """An unreadable EXIF counts as none, or the file is refused."""
     Image.new("RGB", (30, 20)).save(root / "photo", "JPEG", exif=exif)
     assert outcome(root, "photo") in ("answered", "content")
 
@@ -115,7 +115,7 @@ def test_an_exif_that_cannot_be_read_is_none(root: Path, exif: bytes) -> None:
     ],
 )
 def test_a_drawing_is_refused_by_its_name(root: Path, text: str) -> None:
-    """An SVG has no pixels of its own: how large it is says the page that shows it."""
+    """An SVG is refused by name, because it has no pixels of its own."""
     (root / "drawing").write_text(text, encoding="utf-8")
     with pytest.raises(ImageRefused, match="it is an SVG, a drawing that has no pixels") as refused:
         read_image(root, "drawing", *LIMITS)
@@ -127,14 +127,14 @@ def test_a_drawing_is_refused_by_its_name(root: Path, text: str) -> None:
     ["", ".", "/", "/etc/passwd", "..", "a/../../b", "a\\b", "a\0b", "a\nb", "\x7f", "\ud800"],
 )
 def test_a_name_that_is_no_path_under_a_root_is_refused(name: str) -> None:
-    """Before anything is looked at."""
+    """A name that is no path under a root is refused before any file is looked at."""
     with pytest.raises(ImageRefused) as refused:
         normalised(name)
     assert refused.value.reason == "name"
 
 
 def test_names_have_one_spelling_and_a_length() -> None:
-    """So that an image has one tag."""
+    """An image name has one spelling and a maximal length, so that an image has one tag."""
     assert normalised("./a//b/./c.png") == "a/b/c.png"
     with pytest.raises(ImageRefused, match="512 bytes, not 600"):
         normalised("ä" * 300)
@@ -143,7 +143,7 @@ def test_names_have_one_spelling_and_a_length() -> None:
 
 
 def test_links_are_not_followed_wherever_they_stand(root: Path, tmp_path: Path) -> None:
-    """As the file, as a folder on the way, to the outside or not."""
+    """No link is followed, as the file or as a folder on the way, wherever it leads."""
     save(tmp_path / "outside" / "secret.png")
     save(root / "inside.png")
     (root / "file").symlink_to(tmp_path / "outside" / "secret.png")
@@ -154,7 +154,7 @@ def test_links_are_not_followed_wherever_they_stand(root: Path, tmp_path: Path) 
 
 
 def test_what_is_no_plain_file_is_refused_at_once(root: Path) -> None:
-    """A FIFO without a writer, a device, a folder, a socket."""
+    """A FIFO without a writer, a device, a folder and a socket are refused at once."""
     os.mkfifo(root / "fifo")
     (root / "folder").mkdir()
     assert reason(root, "fifo") == "special"
@@ -163,7 +163,7 @@ def test_what_is_no_plain_file_is_refused_at_once(root: Path) -> None:
 
 
 def test_a_missing_file_is_none(root: Path) -> None:
-    """Also one under a folder that is a file."""
+    """A missing file is None, also under a folder that is a file."""
     save(root / "a.png")
     assert read_image(root, "b.png", *LIMITS) is None
     assert read_image(root, "a.png/b.png", *LIMITS) is None
@@ -172,7 +172,7 @@ def test_a_missing_file_is_none(root: Path) -> None:
 
 
 def test_limits_are_told_with_what_was_found(root: Path) -> None:
-    """Bytes of the file; pixels it declares, none of which are decoded."""
+    """A file over the limit of bytes or declared pixels is refused with its figure, without decoding."""
     save(root / "large.png", size=(400, 400))
     with pytest.raises(ImageRefused, match="bytes; the limit is 100") as refused:
         read_image(root, "large.png", 100, 1_000_000)
@@ -188,7 +188,7 @@ def test_limits_are_told_with_what_was_found(root: Path) -> None:
     [b"", b"x", b"<svg/>", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff", b"RIFF"],
 )
 def test_what_is_no_image_is_refused(root: Path, content: bytes) -> None:
-    """Nothing, text, other formats, headers that end too early."""
+    """An empty file, text, other formats and short headers are refused."""
     (root / "file").write_bytes(content)
     assert reason(root, "file") == "content"
 
@@ -196,7 +196,7 @@ def test_what_is_no_image_is_refused(root: Path, content: bytes) -> None:
 def test_a_file_that_may_not_be_read_is_refused(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the system's own word for it."""
+    """An unreadable file is refused with the system's own words."""
     save(root / "a.png")
     monkeypatch.setattr(images, "OPEN_FILE", os.O_WRONLY | os.O_EXCL | os.O_CREAT)
     with pytest.raises(ImageRefused, match="File exists") as refused:
@@ -207,7 +207,7 @@ def test_a_file_that_may_not_be_read_is_refused(
 def test_a_file_that_is_written_while_it_is_read_is_read_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once it is noticed and read anew; one that never rests is refused."""
+    """A file that is written while it is read is read again, and refused if it never rests."""
     path = save(root / "a.png")
     real, changes = images._hashed, iter([1])
 
@@ -232,7 +232,7 @@ def test_a_file_that_is_written_while_it_is_read_is_read_again(
 
 
 def test_swapping_a_file_for_a_link_never_reads_the_link(root: Path, tmp_path: Path) -> None:
-    """However the two alternate while it is read."""
+    """Swapping a file for a link while it is read never reads the link."""
     save(tmp_path / "secret.png", size=(77, 77))
     plain = save(root / "a.png")
     stop = threading.Event()
@@ -272,7 +272,7 @@ def test_swapping_a_file_for_a_link_never_reads_the_link(root: Path, tmp_path: P
 def test_damaged_files_are_answered_or_refused(
     root: Path, kind: str, changes: list[tuple[int, int]], cut: int
 ) -> None:
-    """Never another error: bytes changed anywhere in the header, and the end cut off."""
+    """A file with changed or missing bytes is answered or refused, and raises no other error."""
     content = bytearray(save(root / "x", kind, (8, 8)).read_bytes()[: cut or None])
     for place, value in changes:
         if place < len(content):
@@ -301,6 +301,6 @@ def test_damaged_files_are_answered_or_refused(
 def test_random_bytes_behind_any_magic_are_answered_or_refused(
     root: Path, magic: bytes, rest: bytes
 ) -> None:
-    """The readers' own errors do not get out."""
+    """Random bytes behind any magic number are answered or refused, and raise no other error."""
     (root / "x").write_bytes(magic + rest)
     assert outcome(root, "x") in ("answered", "content", "pixels")

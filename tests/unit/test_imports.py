@@ -1,4 +1,4 @@
-"""What an app waits for when it imports Stillroom."""
+"""Importing Stillroom loads little."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OF_REDIS_AND_PYDANTIC = (
 
 
 def loaded(code: str) -> set[str]:
-    """The modules of a new process that has run this."""
+    """Return the modules of a new process that has run this code."""
     script = f"import json, sys\n{code}\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
@@ -54,18 +54,18 @@ def packages(modules: set[str]) -> set[str]:
 
 
 def test_the_package_alone_imports_nothing() -> None:
-    """`import stillroom` loads neither redis nor pydantic; the first name that is used does."""
+    """`import stillroom` loads neither redis nor pydantic, and the first used name does."""
     assert packages(loaded("import stillroom")) & {"redis", "pydantic", *OPTIONAL} == set()
 
 
 def test_a_room_imports_no_framework_and_no_celery() -> None:
-    """`from stillroom import Stillroom` loads redis and pydantic, and nothing that only some apps have."""
+    """`from stillroom import Stillroom` loads redis and pydantic, and no framework and no Celery."""
     of_a_room = loaded("from stillroom import Stillroom, AsyncStillroom")
     assert packages(of_a_room - loaded("import redis, pydantic")) & OPTIONAL == set()
 
 
 def test_a_room_is_a_bounded_number_of_modules() -> None:
-    """Beyond what redis and pydantic load themselves, a room is Stillroom's own modules and a few of Python's."""
+    """Beyond redis and pydantic a room loads Stillroom's own modules and a few of Python's."""
     base = loaded(OF_REDIS_AND_PYDANTIC)
     more = loaded(f"{OF_REDIS_AND_PYDANTIC}\nfrom stillroom import Stillroom") - base
     others = {name for name in more if not name.startswith("stillroom")}
@@ -74,7 +74,7 @@ def test_a_room_is_a_bounded_number_of_modules() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    """Each name of `__all__` can be had from the package, and completion shows it."""
+    """Each name of `__all__` can be imported from the package and is in its completion."""
     assert (
         {"Stillroom", "AUTH", "RedisUnavailable"} <= set(stillroom.__all__) <= set(dir(stillroom))
     )
@@ -84,12 +84,12 @@ def test_every_public_name_is_there() -> None:
 
 @pytest.mark.parametrize("module", ["room", "pepper", "cli", "web.asgi", "testing", "abuse.body"])
 def test_any_module_may_be_the_first(module: str) -> None:
-    """A process may begin with any module of the package; none waits for one that waits for it."""
+    """A process may import any module of the package first, because none is in a cycle."""
     assert f"stillroom.{module}" in loaded(f"import stillroom.{module}")
 
 
 def test_modules_can_be_reached_through_the_package() -> None:
-    """`stillroom.errors` is the module, with or without an import of its own; a slip of the pen is none."""
+    """`stillroom.errors` is the module without an import of its own, and a misspelt name raises."""
     code = "import stillroom; assert stillroom.errors.InvalidKey is stillroom.InvalidKey"
     assert "stillroom.errors" in loaded(code)
     with pytest.raises(AttributeError, match="Stilroom"):

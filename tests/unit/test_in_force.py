@@ -1,4 +1,4 @@
-"""What is in force and where it comes from; and that no secret is ever told."""
+"""The settings in force are shown with their source and without any secret."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def found(settings: Settings) -> dict[str, InForce]:
 def test_each_setting_is_there_once_and_says_where_it_comes_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The default, the environment, a secret's file, or the app's code, which comes before the environment."""
+    """Each setting is shown once with its source: the default, environment, secret file or app code, which wins."""
     (tmp_path / "token").write_text(CANARY)
     monkeypatch.setenv("STILLROOM_HEALTH_TOKEN_FILE", str(tmp_path / "token"))
     monkeypatch.setenv("STILLROOM_TTL", "60")
@@ -46,7 +46,7 @@ def test_each_setting_is_there_once_and_says_where_it_comes_from(
 
 
 def canaries() -> dict[str, Any]:
-    """A value with a canary in it for every setting that may hold a secret."""
+    """Return a value with a canary for every setting that may hold a secret."""
     given: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
         if name == "webhook_url":
@@ -61,7 +61,7 @@ def canaries() -> dict[str, Any]:
 
 
 def test_no_secret_is_told() -> None:
-    """Whatever may hold one: a secret is ***, and a URL has no password."""
+    """No secret is shown: a secret is ***, and a URL has no password."""
     given = canaries()
     assert set(SECRETS) <= set(given)
     given["sentinel_user"] = "app"
@@ -81,7 +81,7 @@ def run(*arguments: str) -> str:
 
 
 def test_the_command_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a table or as JSON, all of them or those that were changed; without a server."""
+    """The command shows all or only the changed settings, as a table or JSON, without a server."""
     monkeypatch.setenv("REDIS_URL", f"redis://:{CANARY}@127.0.0.1:1")
     monkeypatch.setenv("STILLROOM_HEALTH_TOKEN", CANARY)
     told = {one["name"]: one for one in json.loads(run("settings", "--json"))}
@@ -94,7 +94,7 @@ def test_the_command_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_version_is_told() -> None:
-    """In a line, or as JSON; with the versions of what Stillroom stands on."""
+    """The version is shown in a line or as JSON, with the versions of the packages it uses."""
     assert run("--version").startswith(f"stillroom {versions()['stillroom']} (python 3.")
     assert json.loads(run("--version", "--json")) == versions()
     assert {"redis", "celery", "kombu"} <= set(versions())

@@ -1,4 +1,4 @@
-"""The bans that processes of one machine know of."""
+"""The processes of one machine share the bans they know of."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ KEY, OTHER = b"ns:{rl:ip:203.0.113.7}:!ban", b"ns:{rl:ip:203.0.113.8}:!ban"
 
 
 def known(path: Path | None) -> KnownBans:
-    """A process of the machine."""
+    """Open the known bans as a process of the machine does."""
     return KnownBans(lambda: path)
 
 
 def left_ms(bans: KnownBans, keys: Iterable[bytes], now_ms: int) -> int:
-    """What it knows when it looks."""
+    """Return what a process knows of a ban when it looks."""
     bans.look()
     return bans.left_ms(keys, now_ms)
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look is a look."""
+    """Make every look read the file."""
     monkeypatch.setattr(known_bans, "LOOKS_EVERY_S", -1.0)
 
 
 def test_one_process_learns_what_another_has_met(tmp_path: Path) -> None:
-    """And what it has lifted, and that a ban is longer now."""
+    """A process learns from another which bans were met, lifted or prolonged."""
     one, two = known(tmp_path / "bans"), known(tmp_path / "bans")
     one.learn(KEY, NOW + 5_000)
     assert left_ms(two, [OTHER, KEY], NOW) == 5_000
@@ -47,7 +47,7 @@ def test_one_process_learns_what_another_has_met(tmp_path: Path) -> None:
 
 
 def test_a_ban_that_is_met_again_is_not_written_again(tmp_path: Path) -> None:
-    """A flood of denials is one line."""
+    """A known ban is not written again, so that a flood of denials is one line."""
     bans = known(tmp_path / "bans")
     for n in range(1_000):
         bans.learn(KEY, NOW + 5_000 + n % 10)
@@ -55,7 +55,7 @@ def test_a_ban_that_is_met_again_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_the_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is written anew with what still lasts."""
+    """The file is bounded: it is written anew with the bans that last."""
     monkeypatch.setattr(known_bans, "FILE_LIMIT", 5_000)
     bans = known(tmp_path / "bans")
     for n in range(1_000):
@@ -66,7 +66,7 @@ def test_the_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_a_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest stay."""
+    """The memory of a process is bounded, and the newest bans stay."""
     monkeypatch.setattr(known_bans, "KNOWN", 10)
     bans = known(None)
     for n in range(100):
@@ -75,14 +75,14 @@ def test_what_a_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_junk_in_the_file_harms_nobody(tmp_path: Path) -> None:
-    """Cut short, or written by somebody else."""
+    """A file that is cut short or foreign does no harm."""
     (tmp_path / "bans").write_bytes(b"\n\nx y\n123\n-5 key\n" + b"9" * 400 + b" key\n\xff\xfe\n5")
     assert left_ms(known(tmp_path / "bans"), [b"none"], NOW) == 0
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/nowhere/at/all", "/proc/none"])
 def test_without_a_file_a_process_has_its_memory(path: str) -> None:
-    """A place that can't be written, or keeps nothing."""
+    """Without a usable file a process has its own memory."""
     bans = known(Path(path))
     bans.learn(KEY, NOW + 5_000)
     assert left_ms(bans, [KEY], NOW) == 5_000
@@ -93,7 +93,7 @@ def test_without_a_file_a_process_has_its_memory(path: str) -> None:
 def test_the_file_is_in_a_folder_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody else of this machine can write it; where he could, it is not used."""
+    """The file is in a folder that only its user can write; another folder is not used."""
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     found = ban_file(None, "shop", "redis://a")
     assert found is not None
@@ -108,7 +108,7 @@ def test_the_file_is_in_a_folder_of_ones_own(
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    """Somebody has put one where the file belongs."""
+    """A link in the place of the file is not followed."""
     (tmp_path / "bans").symlink_to(tmp_path / "elsewhere")
     known(tmp_path / "bans").learn(KEY, NOW + 5_000)
     assert not (tmp_path / "elsewhere").exists()

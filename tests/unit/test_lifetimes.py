@@ -1,4 +1,4 @@
-"""Old servers: which are told of, how, and that the table of them is sound."""
+"""Old servers are reported, and the table of servers is sound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits as values: what makes one, and what is no limit."""
+"""A limit is a value, and a value that is no limit is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stillroom import API, AUTH, DEFAULT, STATIC, InvalidLimit, Limit
 
 
 def test_the_presets_are_what_most_apps_need() -> None:
-    """Name, quota, window, and what happens while Redis is away."""
+    """The presets have name, quota, window and behaviour without Redis as most apps need."""
     assert [
         (one.name, one.quota, one.window, one.away) for one in (DEFAULT, API, AUTH, STATIC)
     ] == [
@@ -40,20 +40,20 @@ def test_the_presets_are_what_most_apps_need() -> None:
     ],
 )
 def test_what_is_no_limit_is_said(fields: dict[str, Any], reason: str) -> None:
-    """What was given, and what is allowed."""
+    """A value that is no limit is refused with the given and the allowed values."""
     with pytest.raises(InvalidLimit, match=reason.replace("?", r"\?")) as caught:
         Limit(**{"name": "x", "quota": 1, "window": 1} | fields)
     assert caught.value.given in fields.values()
 
 
 def test_equal_limits_are_the_same_key() -> None:
-    """They are looked up on every request."""
+    """Equal limits are the same key, because they are looked up on every request."""
     assert hash(Limit("default", 100, 60)) == hash(DEFAULT)
     assert Limit("default", 100, 60) == DEFAULT
     assert Limit("default", 99, 60) != DEFAULT
 
 
 def test_a_quota_for_each_tenant_is_found_at_once() -> None:
-    """Limits that share a name differ in their hash, or each look-up would go through all of them."""
+    """A thousand limits of one name are found at once, because their hashes differ."""
     tenants = [Limit("tenant", quota, 60) for quota in range(500)]
     assert len(set(map(hash, tenants))) == 500

@@ -1,4 +1,4 @@
-"""Templates and registrations: mistakes are answered where they are made."""
+"""A mistake in a template or registration is answered where it is made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def room() -> Stillroom:
 
 
 def test_a_name_is_registered_once(room: Stillroom) -> None:
-    """Two loaders of one name could not be told apart in a message."""
+    """A loader's name is registered once, because a message could not tell two of them apart."""
 
     def load(id: int) -> int:
         return id
@@ -29,7 +29,7 @@ def test_a_name_is_registered_once(room: Stillroom) -> None:
 
 
 def test_a_key_belongs_to_one_loader(room: Stillroom) -> None:
-    """Two loaders under one key would serve each other's values."""
+    """A key belongs to one loader, because two would serve each other's values."""
     room.cache.cached("a:{id}", name="one")(lambda id: id)  # noqa: A006
     with pytest.raises(ValueError, match=r"two: the loader 'one' has the key 'a:\{id\}'"):
         room.cache.cached("a:{id}", name="two")(lambda id: id)  # noqa: A006
@@ -37,19 +37,19 @@ def test_a_key_belongs_to_one_loader(room: Stillroom) -> None:
 
 @pytest.mark.parametrize("name", ["with space", "tab\t", "x" * 201, "ü"])
 def test_a_loaders_name_is_checked_when_it_is_given(room: Stillroom, name: str) -> None:
-    """It travels in entries and messages: what could not is refused at once."""
+    """A loader's name is checked when it is given, because it travels in entries and messages."""
     with pytest.raises(ValueError, match="1 to 200 letters, digits"):
         room.cache.cached("k", name=name)(lambda: 1)
 
 
 def test_a_lease_is_some_time(room: Stillroom) -> None:
-    """With none nothing would ever be stored."""
+    """A lease of zero is refused, because nothing would ever be stored."""
     with pytest.raises(ValueError, match=r"lease=0: a number of seconds from 0\.001"):
         room.cache.cached("k", lease=0)(lambda: 1)
 
 
 def test_a_coroutine_function_belongs_to_the_other_room(room: Stillroom) -> None:
-    """The sync room says where to go."""
+    """The sync room refuses a coroutine function and names the async room."""
 
     async def load() -> int:
         return 1
@@ -59,7 +59,7 @@ def test_a_coroutine_function_belongs_to_the_other_room(room: Stillroom) -> None
 
 
 def test_only_plain_parameters(room: Stillroom) -> None:
-    """A message carries arguments by name."""
+    """A loader has plain parameters only, because a message carries arguments by name."""
 
     def load(*ids: int) -> int:
         return len(ids)
@@ -69,7 +69,7 @@ def test_only_plain_parameters(room: Stillroom) -> None:
 
 
 def test_a_type_that_cannot_be_found_is_named(room: Stillroom) -> None:
-    """A class inside a function is out of reach of annotations that are text."""
+    """A class inside a function is named in the error when annotations that are text cannot find it."""
 
     class Local:
         pass
@@ -86,7 +86,7 @@ def test_a_type_that_cannot_be_found_is_named(room: Stillroom) -> None:
     [((), {}), ((1, 2, 3), {}), ((1,), {"id": 2}), ((1,), {"x": 2}), ((), {"id": 1, "x": 2})],
 )
 def test_a_wrong_call_is_the_same_type_error(room: Stillroom, args: Any, kwargs: Any) -> None:
-    """As if the function itself had been called."""
+    """A wrong call raises the TypeError that the function itself would raise."""
 
     @room.cache.cached("k:{id}", ignore=["brand"])
     def load(id: int, brand: str = "acme") -> int:
@@ -97,7 +97,7 @@ def test_a_wrong_call_is_the_same_type_error(room: Stillroom, args: Any, kwargs:
 
 
 def test_arguments_from_a_message_are_checked(room: Stillroom) -> None:
-    """By the types of the signature, unknown ones refused."""
+    """Arguments from a message are checked against the signature's types, and unknown ones are refused."""
 
     @room.cache.cached("k:{id}:{brand}")
     def load(id: int, brand: str = "acme") -> int:

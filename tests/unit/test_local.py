@@ -1,4 +1,4 @@
-"""The limiter of a process, while Redis is away: its share, what it remembers, what it owes. Time is by hand."""
+"""While Redis is away a process limits by its share, with time moved by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def take(limits: LocalLimits, key: bytes, limit: Limit, now: int, cost: int = 1)
 
 
 def test_a_process_admits_its_share() -> None:
-    """A quarter of the quota for one of four; one at least; and none of none."""
+    """A process of four admits a quarter of the quota, at least one, and none of a quota of none."""
     four = local(processes=4)
     assert [take(four, KEY, DEFAULT, n) for n in range(26)] == [OK] * 25 + [TOO_MANY]
     assert [take(four, OTHER, Limit("two", 2, 60), n) for n in range(2)] == [OK, TOO_MANY]
@@ -36,7 +36,7 @@ def test_a_process_admits_its_share() -> None:
 
 
 def test_its_window_slides() -> None:
-    """Hits come back one by one, when it was said."""
+    """The window slides: hits come back one by one when it was said."""
     one = local()
     for n in range(5):
         assert take(one, KEY, AUTH, n * 10 * S) == OK
@@ -48,7 +48,7 @@ def test_its_window_slides() -> None:
 
 
 def test_all_limits_are_consumed_or_none() -> None:
-    """Here too; an open one takes part in nothing."""
+    """All limits of a request are consumed or none, and an open limit takes no part."""
     one = local()
     small = Limit("small", 1, 60)
     for n in range(3):
@@ -59,7 +59,7 @@ def test_all_limits_are_consumed_or_none() -> None:
 
 
 def test_an_outage_is_no_fresh_quota() -> None:
-    """It goes on from what Redis said last, each process with its share of what was left."""
+    """An outage is no fresh quota: each process has its share of what Redis said was left."""
     for processes, left in ((1, 20), (4, 5), (100, 0)):
         limits = local(processes)
         limits.remember([KEY], [80, 10 * S, 0, 55 * S], 0)
@@ -69,14 +69,14 @@ def test_an_outage_is_no_fresh_quota() -> None:
 
 
 def test_a_cost_over_the_share_waits_and_one_over_the_quota_never_fits() -> None:
-    """A share is not the quota: with Redis it may fit."""
+    """A cost over the share has to wait for Redis, and a cost over the quota never fits."""
     four = local(processes=4)
     assert four.decide([KEY], [DEFAULT], 26, 0, take=True) == (TOO_MANY, (75, 0, 60 * S, 0))
     assert four.decide([KEY], [DEFAULT], 101, 0, take=True)[1][2] == NEVER
 
 
 def test_memory_is_bounded() -> None:
-    """However many addresses: no more logs than may be. Strict limits count who is new with others."""
+    """Memory is bounded for any number of addresses. Strict limits count new clients together."""
     limits = local(most=100, known=100)
     for n in range(20_000):
         key = b"%d" % n
@@ -90,7 +90,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_what_is_over_makes_room() -> None:
-    """Some of the oldest are looked at for each new one."""
+    """Each new client looks at some of the oldest logs, and expired ones make room."""
     limits = local(most=10)
     for n in range(10):
         assert take(limits, b"%d" % n, AUTH, 0) == OK
@@ -105,7 +105,7 @@ def key_of(ip: str, limit: Limit = AUTH, kind: str = "ip", more: str = "") -> by
 
 
 def crowd(name: str) -> list[str]:
-    """8,192 clients of one attacker, by what he has."""
+    """Yield 8,192 clients of one attacker, by the addresses it has."""
     return {
         "a /48": [f"2001:db8:1:{n:x}::/64" for n in range(8_192)],
         "a /32": [f"2001:db8:{n:x}::/64" for n in range(8_192)],
@@ -117,7 +117,7 @@ def crowd(name: str) -> list[str]:
 @pytest.mark.parametrize("name", ["a /48", "a /32", "a /16 of IPv4", "a hundred /16"])
 @pytest.mark.parametrize("kind", ["ip", "ip&user"])
 def test_nobody_fills_the_table_for_all_others(name: str, kind: str) -> None:
-    """An attacker tries passwords from each address he has. Others log in, and have their own five tries."""
+    """An attacker with any addresses does not fill the table: other clients still have their own five tries."""
     more = "&somebody" if kind == "ip&user" else ""
     limits = local(most=5_000)
     for n, ip in enumerate(crowd(name)):
@@ -131,7 +131,7 @@ def test_nobody_fills_the_table_for_all_others(name: str, kind: str) -> None:
 
 
 def test_who_finds_no_room_is_counted_with_his_neighbours() -> None:
-    """Those of one network share one quota; those of others do not. A refund gives back to all of them."""
+    """A client without room shares a quota with its network and no other. A refund gives back to all of them."""
     limits = local(most=2_000)
     for n in range(2_000):
         take(limits, key_of(f"20.{n // 250}.{n % 250}.1"), AUTH, 0)
@@ -152,7 +152,7 @@ def test_who_finds_no_room_is_counted_with_his_neighbours() -> None:
 
 
 def test_what_is_counted_together_is_bounded() -> None:
-    """With the wider network, and at last with everybody, where there are too many networks."""
+    """Shared counts are bounded too, by wider networks and at last by one count for everybody."""
     limits = local(most=1)
     for n in range(3 * TOGETHER):
         take(limits, key_of(f"{n // 250}.{n % 250}.1.1"), AUTH, n)
@@ -166,7 +166,7 @@ def test_what_is_counted_together_is_bounded() -> None:
 
 
 def test_a_network_has_room_again_when_its_logs_are_gone() -> None:
-    """Told to Redis, over or forgotten: nothing of them is counted any more."""
+    """A network has room for its clients again when its logs are reported, expired or forgotten."""
     limits = local(most=2_000)
     keys = [key_of(f"2001:db8:1:{n:x}::/64") for n in range(300)]
     for key in keys:
@@ -184,7 +184,7 @@ def test_a_network_has_room_again_when_its_logs_are_gone() -> None:
     "key", [b"", b"x", b"ns:{rl:ip:unknown}:a", b"ns:{rl:ip:1:2}:a", b"ns:{rl:ip:\xff::}:a"]
 )
 def test_a_name_without_a_network_has_neighbours_too(key: bytes) -> None:
-    """Whatever it looks like."""
+    """A subject without a network has neighbours too, whatever it looks like."""
     found = neighbours.Neighbours(10)
     assert found.have_room(key)
     found.count(key, 1)
@@ -193,7 +193,7 @@ def test_a_name_without_a_network_has_neighbours_too(key: bytes) -> None:
 
 
 def test_what_was_admitted_is_owed_once() -> None:
-    """Not what Redis knew; not while it is on its way; again if that failed; nothing once it is told."""
+    """Admitted hits are owed to Redis once: not those it knew, not while on the way, again after a failure."""
     limits = local()
     limits.remember([KEY], [2, 10 * S, 0, 290 * S], 0)
     for n in (1, 2):
@@ -211,7 +211,7 @@ def test_what_was_admitted_is_owed_once() -> None:
 
 
 def test_what_is_admitted_while_a_charge_travels_is_owed_after_it() -> None:
-    """The charge takes off what it carried."""
+    """A hit admitted while a charge travels is owed after it."""
     limits = local()
     take(limits, KEY, AUTH, 0, cost=2)
     charges = limits.owed(S)
@@ -221,7 +221,7 @@ def test_what_is_admitted_while_a_charge_travels_is_owed_after_it() -> None:
 
 
 def test_what_has_left_its_window_is_not_owed() -> None:
-    """It would count for nothing."""
+    """A hit that has left its window is not owed, because it would count for nothing."""
     limits = local()
     take(limits, KEY, AUTH, 0)
     assert limits.owed(300 * S) == []
@@ -237,7 +237,7 @@ def used(limits: LocalLimits, key: bytes, limit: Limit, now: int) -> int:
 
 
 def test_a_reservation_is_refunded_once() -> None:
-    """Its own hits, and no others; a held one is let go once."""
+    """A reservation is refunded once, with its own hits only, and a held place is given back once."""
     limits = local()
     take(limits, KEY, AUTH, 0)
     assert reserve(limits, KEY, AUTH, S, "r", cost=3) == OK
@@ -250,7 +250,7 @@ def test_a_reservation_is_refunded_once() -> None:
 
 
 def test_what_redis_is_told_is_not_refunded_here() -> None:
-    """On its way, not known to have arrived, or told: only Redis can give it back."""
+    """A hit that is on its way to Redis, or arrived, is refunded by Redis only."""
     limits = local()
     reserve(limits, KEY, AUTH, 0, "on its way")
     charges = limits.owed(S)
@@ -269,7 +269,7 @@ def test_what_redis_is_told_is_not_refunded_here() -> None:
 
 @pytest.mark.parametrize(("cost", "left"), [(0, 0), (1, 1), (3, 3), (9, 9)])
 def test_what_was_reserved_here_is_settled_here(cost: int, left: int) -> None:
-    """Less is given back, more is added, whatever the share says; once. What is charged is what it cost at last."""
+    """A reservation made here is settled here once, whatever the share, and Redis is charged the final cost."""
     limits, limit = local(), Limit("tokens", 5, 60)
     assert reserve(limits, KEY, limit, 0, "r", cost=3) == OK
     assert limits.refund("r", cost) is True
@@ -282,7 +282,7 @@ def test_what_was_reserved_here_is_settled_here(cost: int, left: int) -> None:
 
 
 def test_places_are_given_back_and_the_other_limits_of_a_request_stay_consumed() -> None:
-    """A request is over: what it had in flight is free, what it was counted for is not."""
+    """Refunding places leaves the other limits of the request consumed."""
     limits, place = local(), Limit("place", 1, 60, in_flight=True)
     both: dict[str, Any] = {"cost": 1, "take": True}
     assert limits.decide([KEY, OTHER], [place, AUTH], now=0, id="r", **both)[0] == OK
@@ -293,7 +293,7 @@ def test_places_are_given_back_and_the_other_limits_of_a_request_stay_consumed()
 
 
 def test_a_limit_in_shadow_is_open() -> None:
-    """Nothing is counted of it here, nobody is denied for it, and nothing of it is owed."""
+    """A limit in shadow counts, denies and owes nothing here."""
     limits, shadow = local(), Limit("shadow", 1, 60, shadow=True)
     for n in range(3):
         status, said = limits.decide([KEY, OTHER], [shadow, AUTH], 1, n, take=True)
@@ -302,7 +302,7 @@ def test_a_limit_in_shadow_is_open() -> None:
 
 
 def test_many_reservations_in_one_log_share_its_entries() -> None:
-    """The first hundred can be refunded here; the log of a large quota stays small."""
+    """Reservations in one log share its entries: the first hundred can be refunded, and the log stays small."""
     limits, limit = local(), Limit("many", 1_000, 3_600)
     for n in range(1_000):
         assert reserve(limits, KEY, limit, n, str(n)) == OK
@@ -319,7 +319,7 @@ def test_many_reservations_in_one_log_share_its_entries() -> None:
 
 @given(st.lists(st.sampled_from(["take", "outage ends", "charge fails", "later"]), max_size=60))
 def test_flapping_admits_no_more_than_one_outage(acts: list[str]) -> None:
-    """However often Redis comes and goes in one window: the share, and not once more for each time."""
+    """When Redis comes and goes in one window the share is admitted once, not once for each outage."""
     limits, now, admitted, charged = local(processes=2), 0, 0, 0
     limits.remember([KEY], [0, 0, 0, 0], now)
     for act in acts:
@@ -336,7 +336,7 @@ def test_flapping_admits_no_more_than_one_outage(acts: list[str]) -> None:
 
 
 def test_what_was_charged_counts_with_what_others_did() -> None:
-    """Redis says after the charge what all processes have used: no more than is left there, or of the own share."""
+    """After a charge the process admits no more than Redis says is left, or its own share."""
     limits, limit = local(processes=2), Limit("ten", 10, 60)
     for n in range(4):
         assert take(limits, KEY, limit, n) == OK
@@ -350,7 +350,7 @@ def test_what_was_charged_counts_with_what_others_did() -> None:
 
 
 def test_a_reply_that_was_overtaken_is_not_believed() -> None:
-    """The server's clock orders the replies to calls that overlapped; of others this process knows."""
+    """An overtaken reply is not believed: the server's clock orders overlapping calls."""
     for sent, expected in ((5, 4), (15, 1)):
         limits = local()
         limits.remember([KEY], [4, 0, 0, 300 * S], 10, 5 * S, 0)
@@ -359,7 +359,7 @@ def test_a_reply_that_was_overtaken_is_not_believed() -> None:
 
 
 def test_what_redis_is_being_asked_for_counts() -> None:
-    """Another thread's check may be admitted: nobody here knows yet. Its own request is not among them."""
+    """A request that another thread is asking Redis for counts as used, and one's own does not."""
     limits = local()
     flying = [((KEY,), 3), ((OTHER,), 5), ((KEY, OTHER), 1)]
     outcomes = [limits.decide([KEY], [AUTH], 1, n, take=True, flying=flying)[0] for n in range(3)]
@@ -368,7 +368,7 @@ def test_what_redis_is_being_asked_for_counts() -> None:
 
 
 def test_two_windows_of_one_name_keep_their_hits() -> None:
-    """What the shorter one does not count it does not drop; what Redis said of one says nothing of the other."""
+    """Two windows of one name keep their own hits, and a reply about one says nothing about the other."""
     limits = local()
     long, short = Limit("login", 5, 3_600), Limit("login", 100, 1)
     names = {long: KEY, short: KEY + b"@1"}
@@ -389,7 +389,7 @@ def test_two_windows_of_one_name_keep_their_hits() -> None:
 
 
 def test_a_child_process_owes_nothing() -> None:
-    """What its parent admitted, the parent tells."""
+    """A forked child owes nothing: its parent reports what the parent admitted."""
     limits = local()
     take(limits, KEY, AUTH, 0)
     limits.reset()
@@ -402,7 +402,7 @@ def test_a_child_process_owes_nothing() -> None:
     st.integers(1, 60),
 )
 def test_never_more_than_the_quota_in_any_window(hits: Any, quota: int, window: int) -> None:
-    """Random traffic against a list of everything that was admitted; and as told, it fits and not before."""
+    """Random traffic is never admitted above the quota in any window, and fits exactly when it was told to."""
     limits, limit = local(), Limit("x", quota, window)
     admitted: list[tuple[int, int]] = []
     now = 0

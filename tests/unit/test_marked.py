@@ -1,4 +1,4 @@
-"""Values that JSON has no word for: there and back with their type, and nothing a client sends is taken for one."""
+"""Values that JSON cannot write come back with their type, and no client input is taken for one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ VALUES: Any = st.recursive(
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether they are equal and of the same types all the way down."""
+    """Return whether two values are equal and of the same types at every depth."""
     if type(one) is not type(other) or one != other:
         return False
     if isinstance(one, dict):
@@ -63,7 +63,7 @@ def same(one: Any, other: Any) -> bool:
 
 @given(VALUES)
 def test_a_value_comes_back_with_its_type(value: Any) -> None:
-    """Through JSON, however deep it lies."""
+    """A value comes back from JSON with its type at any depth."""
     packed = MARKS.pack(value)
     assert same(MARKS.unpack(from_json(to_json(packed, inf_nan_mode="constants"))), value)
 
@@ -75,13 +75,13 @@ def test_a_value_comes_back_with_its_type(value: Any) -> None:
     )
 )
 def test_what_a_client_sends_is_never_taken_for_a_mark(value: Any) -> None:
-    """JSON of any shape, with our own signs in it."""
+    """No JSON that a client sends is taken for a mark, with our own signs in it too."""
     assert MARKS.unpack(json.loads(json.dumps(MARKS.pack(value)))) == value
 
 
 @given(VALUES)
 def test_plain_values_are_left_as_they_are(value: Any) -> None:
-    """Most values are, and cost no more than a look; what is not plain has a mark."""
+    """A plain value is stored as it is, and any other value has a mark."""
     if is_plain(value):
         assert MARKS.pack(value) is value
         assert same(from_json(to_json(value, inf_nan_mode="constants")), value)
@@ -91,7 +91,7 @@ def test_plain_values_are_left_as_they_are(value: Any) -> None:
 
 @given(VALUES)
 def test_a_session_keeps_types_but_for_keys(value: Any) -> None:
-    """Keys that JSON writes as text are text, as in Flask's and Django's own sessions; all else is what it was."""
+    """A session keeps types, except that keys become text as in Flask's and Django's sessions."""
     kept = decoded_value(encoded_value("k", value))
     assert same(decoded_value(encoded_value("k", kept)), kept)
     if not _has_odd_keys(value):
@@ -119,18 +119,18 @@ def _has_odd_keys(value: Any) -> bool:
     ids=repr,
 )
 def test_what_flask_keeps_is_kept(value: Any) -> None:
-    """Each of the types of Flask's own sessions."""
+    """Each type of Flask's own sessions is kept."""
     assert same(decoded_value(encoded_value("k", value)), value)
 
 
 def test_a_kind_that_is_not_known_here_stays_as_it_was_written() -> None:
-    """A newer process may have written it."""
+    """A kind that this version does not know stays as a newer process wrote it."""
     for text in (b'{"!":"matrix","v":[1]}', b'{"!":1,"v":2}', b'{"!":"bytes"}', b'{"!":null}'):
         assert MARKS.unpack(from_json(text)) == json.loads(text)
 
 
 def test_keys_are_written_as_json_writes_them() -> None:
-    """Numbers, true, false and null; a text of a subclass is a text."""
+    """Keys that are numbers, true, false or null become the text that JSON writes."""
 
     class Colour(StrEnum):
         RED = "red"

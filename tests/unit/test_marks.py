@@ -1,4 +1,4 @@
-"""The rule: an entry is dead if a later mark names it. Pure, so every case is a table."""
+"""An entry is dead if a later mark names it: a pure rule, tested as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def entry(stamp: int, *tags: bytes, epoch: bytes = EPOCH) -> Entry:
 
 
 def rows(*pairs: tuple[bytes, int]) -> list[bytes]:
-    """As Redis sends them, newest first."""
+    """Return rows as Redis sends them, newest first."""
     return [
         x
         for member, seq in sorted(pairs, key=lambda p: (-p[1], p[0] != b"~e1"))
@@ -25,7 +25,7 @@ def rows(*pairs: tuple[bytes, int]) -> list[bytes]:
 
 @pytest.fixture
 def marks() -> Marks:
-    """Hard mark on `a` at 10, soft on `b` at 20, the clock at 30."""
+    """Return marks with a hard one on `a` at 10, a soft one on `b` at 20, and the clock at 30."""
     known = rows((b"t:a", 10), (b"s:b", 20), (b"t:z", 30), (b"~e1", 30))
     return extended(Marks(EPOCH), known, [], b"e1.30", 100)
 
@@ -47,12 +47,12 @@ def marks() -> Marks:
     ],
 )
 def test_the_rule(marks: Marks, given: Entry, verdict: Verdict) -> None:
-    """Later marks kill; another epoch and a stamp ahead of the clock are loss, and loss is death."""
+    """Later marks end an entry, and another epoch or a stamp ahead of the clock ends it too."""
     assert marks.verdict(given) is verdict
 
 
 def test_marks_that_do_not_reach_the_clock_were_lost(marks: Marks) -> None:
-    """Everything older than the clock is dead, everything at it lives."""
+    """Where marks do not reach the clock, older entries are dead and an entry at the clock lives."""
     lost = extended(marks, [], [], b"e1.40", 100)
     assert lost.verdict(entry(30)) is Verdict.DEAD
     assert lost.verdict(entry(40)) is Verdict.ALIVE
@@ -60,7 +60,7 @@ def test_marks_that_do_not_reach_the_clock_were_lost(marks: Marks) -> None:
 
 
 def test_a_cut_list_asks_for_what_was_left_out() -> None:
-    """With as many rows as were asked for, entries older than the oldest row are not decided here."""
+    """With as many rows as were asked for, an entry older than the last row is not decided but asked for."""
     marks = extended(Marks(EPOCH), rows((b"t:x", 28), (b"t:y", 29), (b"~e1", 30)), [], b"e1.30", 3)
     assert marks.verdict(entry(28, b"a")) is Verdict.ALIVE
     assert marks.verdict(entry(27, b"a")) is Verdict.ASK
@@ -71,7 +71,7 @@ def test_a_cut_list_asks_for_what_was_left_out() -> None:
 
 
 def test_what_was_answered_stays_true_when_marks_follow() -> None:
-    """A later mark on a tag that was asked for still kills."""
+    """A later mark on a tag that was asked for still ends its entries."""
     marks = extended(Marks(EPOCH), rows((b"t:x", 29), (b"~e1", 30)), [], b"e1.30", 2)
     assert marks.answer([b"a"], [None, b"30", None, None], 30)
     marks = extended(marks, rows((b"t:a", 31), (b"~e1", 31)), [], b"e1.31", 2)
@@ -79,7 +79,7 @@ def test_what_was_answered_stays_true_when_marks_follow() -> None:
 
 
 def test_a_pruned_table_decides_the_same_or_asks() -> None:
-    """Forgetting never turns dead into alive."""
+    """A pruned table decides the same or asks, and never turns a dead entry alive."""
     pairs = [(b"t:%d" % n, n + 1) for n in range(1000)]
     full = extended(Marks(EPOCH), rows(*pairs, (b"~e1", 1000)), [], b"e1.1000", 10_000)
     young = full.pruned(100)
@@ -91,7 +91,7 @@ def test_a_pruned_table_decides_the_same_or_asks() -> None:
 
 
 def test_a_pruned_table_still_knows_the_tags_that_were_asked_for() -> None:
-    """A tag is asked for once: pruning forgets only those whose marks it drops."""
+    """Pruning forgets only asked tags whose marks it drops, so that a tag is asked for once."""
     pairs = [(b"t:%d" % n, n + 1_001) for n in range(50)]
     marks = extended(Marks(EPOCH), rows(*pairs, (b"~e1", 1_100)), [], b"e1.1100", 51)
     tags = [b"quiet", b"hard", b"soft", b"both"]
@@ -106,7 +106,7 @@ def test_a_pruned_table_still_knows_the_tags_that_were_asked_for() -> None:
 
 
 def test_the_tags_that_were_asked_for_are_bounded() -> None:
-    """A process that has met more tags than it may remember forgets them and asks again."""
+    """The asked tags are bounded: a process with too many forgets them and asks again."""
     marks = extended(Marks(EPOCH), rows((b"t:x", 29), (b"~e1", 30)), [], b"e1.30", 2)
     tags = [b"%d" % n for n in range(11)]
     assert marks.answer(tags, [None, b"30", *[None] * 22], 30)
@@ -117,7 +117,7 @@ def test_the_tags_that_were_asked_for_are_bounded() -> None:
 
 
 def test_a_glob_names_every_key_it_matches() -> None:
-    """Also for a process that was told of the globs apart, because its marks did not reach that far."""
+    """A glob names every key that it matches, also in a process that learned the globs apart from the marks."""
     entries = [entry(5), entry(15)]
     told = extended(Marks(EPOCH), rows((b"p:k*", 10), (b"~e1", 30)), [], b"e1.30", 100)
     cut = extended(Marks(EPOCH), rows((b"t:x", 29), (b"~e1", 30)), [b"k*", b"10"], b"e1.30", 2)
@@ -127,7 +127,7 @@ def test_a_glob_names_every_key_it_matches() -> None:
 
 
 def test_marks_of_another_epoch_prove_nothing() -> None:
-    """A new epoch began between the look at the clock and the look at the marks: what was killed stays dead."""
+    """Marks of another epoch than the clock's prove nothing, and a dead entry stays dead."""
     marks = extended(Marks(EPOCH), rows((b"~e1", 10)), [], b"e1.10", 100)
     after = extended(marks, rows((b"~e2", 40)), [], b"e1.30", 100)
     assert after.verdict(entry(5, b"a")) is Verdict.DEAD
@@ -137,7 +137,7 @@ def test_marks_of_another_epoch_prove_nothing() -> None:
 
 
 def test_what_is_known_is_never_unlearned() -> None:
-    """A slower thread brings older rows: what a reader was about to decide by stays as it is."""
+    """Older rows from a slower thread do not remove newer marks."""
     marks = extended(Marks(EPOCH), rows((b"~e1", 10)), [], b"e1.10", 100)
     marks = extended(marks, rows((b"t:a", 20), (b"~e1", 20)), [], b"e1.20", 100)
     marks = extended(marks, rows((b"t:z", 15), (b"~e1", 15)), [], b"e1.15", 100)
@@ -146,7 +146,7 @@ def test_what_is_known_is_never_unlearned() -> None:
 
 
 def test_whoever_falls_far_behind_begins_anew() -> None:
-    """More marks than fit, on top of what is known: a glob may be among those left out."""
+    """A process that is too far behind begins anew, because a glob may be among the rows left out."""
     known = extended(Marks(EPOCH), rows((b"~e1", 10)), [], b"e1.10", 2)
     behind = extended(known, rows((b"t:x", 29), (b"~e1", 30)), [], b"e1.30", 2)
     assert behind.verdict(entry(20)) is Verdict.DEAD
@@ -155,6 +155,6 @@ def test_whoever_falls_far_behind_begins_anew() -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"x", b"e1.", b"e1.x", b"1.2.3"])
 def test_only_a_clock_is_a_clock(raw: bytes) -> None:
-    """Anything else raises ValueError."""
+    """A text that is no clock raises ValueError."""
     with pytest.raises(ValueError, match="invalid literal"):
         read_clock(raw)

@@ -1,4 +1,4 @@
-"""Which requests another site's page has made."""
+"""A request made by another site's page is recognized."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ EVIL = "https://evil.example"
 def test_an_unsafe_request_is_refused_unless_it_is_the_visitors_own(
     site: str, origin: str, host: str, is_refused: bool
 ) -> None:
-    """By Sec-Fetch-Site; by Origin and Host where a browser does not send it."""
+    """An unsafe request is refused unless it is the visitor's own, by Sec-Fetch-Site or else by Origin and Host."""
     guard = SameOrigin()
     for method in ("POST", "PUT", "PATCH", "DELETE", "PURGE"):
         assert guard.refuses(method, site, origin, host) is is_refused
@@ -52,7 +52,7 @@ def test_an_unsafe_request_is_refused_unless_it_is_the_visitors_own(
 
 
 def test_an_origin_may_be_trusted() -> None:
-    """It, and no other: not its http, its port, its subdomain."""
+    """A trusted origin is that origin only: not its http form, another port or a subdomain."""
     guard = same_origin(["https://app.example"])
     assert guard is not None
     assert not guard.refuses("POST", "cross-site", "https://app.example", HOST)
@@ -61,7 +61,7 @@ def test_an_origin_may_be_trusted() -> None:
 
 
 def test_a_mistake_is_told_when_the_middleware_is_made() -> None:
-    """What is no origin, and a text in the place of a list."""
+    """A text that is no origin, or in the place of a list, is refused when the middleware is made."""
     assert same_origin(False) is None
     for bad in (
         "app.example",

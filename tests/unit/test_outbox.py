@@ -1,4 +1,4 @@
-"""Invalidations that wait: in order, the newest per name, bounded."""
+"""Waiting invalidations keep their order, the newest of each name, and a bound."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from stillroom.cache.outbox import EVERYTHING, Outbox
 
 
 def test_names_wait_in_order_the_newest_of_each() -> None:
-    """Put again, a name goes to the end of the line."""
+    """Names wait in order, and a name that is put again goes to the end."""
     outbox = Outbox(10)
     outbox.put([b"k:a", b"t:b"])
     outbox.put([b"k:a"])
@@ -15,7 +15,7 @@ def test_names_wait_in_order_the_newest_of_each() -> None:
 
 
 def test_what_is_put_while_it_is_delivered_waits_on() -> None:
-    """It may have been put for a change that the delivery came too early for."""
+    """A name that is put again during its delivery waits on, because it may be for a later change."""
     outbox = Outbox(10)
     outbox.put([b"k:a", b"k:b"])
     delivering = outbox.first(10)
@@ -25,7 +25,7 @@ def test_what_is_put_while_it_is_delivered_waits_on() -> None:
 
 
 def test_one_too_many_becomes_everything_and_everything_is_all() -> None:
-    """More is invalidated than was asked, never less."""
+    """One name too many becomes "everything", so that more is invalidated than asked and never less."""
     outbox = Outbox(3)
     outbox.put([b"k:a", b"k:b", b"k:c", b"k:d"])
     assert list(outbox.first(10)) == [EVERYTHING]

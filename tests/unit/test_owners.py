@@ -1,4 +1,4 @@
-"""Whose error it is: the command's, the peer's, or the configuration's; and what may be sent once more."""
+"""An error belongs to the command, the peer or the configuration, and that says what may be sent again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from stillroom.wire.server import ReplyError
     ],
 )
 def test_an_error_has_an_owner(text: str, owner: str) -> None:
-    """The code says it; without one, the words that proxies use."""
+    """An error's owner is known by its code, or by the words that proxies use."""
     assert owner_of(text) == owner
 
 
@@ -65,7 +65,7 @@ UNBLOCKED = ReplyError("UNBLOCKED force unblock from blocking operation")
 def test_a_batch_that_must_not_be_sent_twice_is_sent_again_only_if_nothing_was_done(
     replies: list[object], may: bool
 ) -> None:
-    """Scripts that a replica refused have changed nothing. Reads and counts beside them do no harm."""
+    """A batch that must not be sent twice is sent again only if a replica refused all its scripts."""
     batch = Once([(b"EVALSHA", b"a", b"0"), (b"EVALSHA", b"b", b"0")])
     assert may_repeat(batch, replies, idempotent=False) is may
     assert may_repeat(batch, replies, idempotent=True)
@@ -74,5 +74,5 @@ def test_a_batch_that_must_not_be_sent_twice_is_sent_again_only_if_nothing_was_d
 
 
 def test_what_is_the_peers_is_dropped_and_found_anew() -> None:
-    """The words of the README's table."""
+    """A peer's error drops its connection, and the server is looked up anew, as in the README's table."""
     assert {"readonly", "masterdown", "loading", "unblocked", "proxy"} <= PEER

@@ -1,4 +1,4 @@
-"""Where a URL leads to: the same server has many spellings, and another one may differ by a digit."""
+"""A URL leads to a place: one server has many spellings, and another may differ by a digit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OTHER = [
 
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_spellings_of_one_place(one: str, other: str) -> None:
-    """User, password, scheme, case, defaults and where the database stands make no difference."""
+    """User, password, scheme, case, defaults and the form of the database make no other place."""
     assert is_same_place(one, other) is True
     assert is_same_place(other, one) is True
     assert place_of(one) == place_of(other)
@@ -47,18 +47,18 @@ def test_spellings_of_one_place(one: str, other: str) -> None:
 
 @pytest.mark.parametrize(("one", "other"), OTHER)
 def test_other_places(one: str | None, other: str | None) -> None:
-    """Another port, database or file, another broker, several in one URL, and what can't be read."""
+    """Another port, database, file or broker, several URLs in one and an unreadable one are other places."""
     assert is_same_place(one, other) is False
 
 
 def test_names_are_known_when_the_resolver_has_answered() -> None:
-    """A check does not wait for it."""
+    """Names are compared once the resolver has answered, and a check does not wait for it."""
     here = BrokerHere(Settings(redis_url="redis://localhost:7", broker_url="redis://127.0.0.1:7"))
     until(lambda: here.answer is True, "the resolver")
 
 
 def test_a_resolver_that_does_not_know_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until then the queues are not known, and no check fails."""
+    """A failed resolver is asked again. Until then the queues are unknown and no check fails."""
     answers: list[Any] = [OSError("no such name"), [(0, 0, 0, "", ("192.0.2.1", 7))]]
     asked = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The route table: no way to write a path lets it escape its limit."""
+"""No way to write a path escapes its limit in the route table."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ TABLE = Routes(
     ],
 )
 def test_a_request_has_the_limits_of_its_template(method: str, path: str, template: str) -> None:
-    """The first route that fits has the limits; HEAD counts as GET, and a route without methods takes all."""
+    """A request has the limits of the first route that fits; HEAD counts as GET, no methods means all."""
     assert TABLE.find(method, path).template == template
 
 
 def test_what_no_route_names_has_the_default() -> None:
-    """One bucket for all of it; a route may have no limits at all, and costs what it says."""
+    """Paths without a route share one default bucket. A route may have no limits, and has its own cost."""
     assert TABLE.find("GET", "/else").limits == (DEFAULT,)
     assert TABLE.find("GET", "/health").limits == ()
     assert TABLE.find("GET", "/product/7").cost == 2
@@ -72,7 +72,7 @@ def test_what_no_route_names_has_the_default() -> None:
     ],
 )  # fmt: skip
 def test_no_variant_of_a_path_escapes_its_limit(variant: str) -> None:
-    """Whatever a server might take for the path is charged its limits."""
+    """Every variant of a path that a server might read as a route is charged that route's limits."""
     assert AUTH in TABLE.find("POST", variant).limits
     assert AUTH in TABLE.find("post", variant).limits
     mounted = f"/app{variant}" if variant.startswith("/") else f"/app/{variant}"
@@ -81,7 +81,7 @@ def test_no_variant_of_a_path_escapes_its_limit(variant: str) -> None:
 
 
 def test_a_path_that_can_be_read_in_two_ways_is_charged_for_both() -> None:
-    """A route without limits, or with more of them, is no way around another's."""
+    """A path that can be read as two routes is charged for both, so that neither is a way around."""
     table = Routes(
         [
             Route("/free", []),
@@ -107,7 +107,7 @@ def test_a_path_that_can_be_read_in_two_ways_is_charged_for_both() -> None:
 
 
 def test_of_two_limits_of_one_name_the_stricter_is_charged() -> None:
-    """They share a log, so they can't be charged both."""
+    """Of two limits with one name the stricter is charged, because they share a log."""
     table = Routes([Route("/a", [Limit("x", 10, 60)]), Route("/b/{p:path}", [Limit("x", 2, 60)])])
     assert table.find("GET", "/b/../a").limits == (Limit("x", 2, 60),)
 
@@ -127,13 +127,13 @@ def test_of_two_limits_of_one_name_the_stricter_is_charged() -> None:
 def test_a_path_is_read_below_what_the_app_is_mounted_under(
     root: str, path: str, template: str
 ) -> None:
-    """Servers differ in whether the path includes that; a template that does is found too."""
+    """A path is found with or without the prefix that the app is mounted under."""
     table = Routes([Route("/login", [AUTH]), Route("/shop/mounted", [AUTH])])
     assert table.find("GET", below(root, path), path).template == template
 
 
 def test_a_path_below_a_root_is_as_starlette_cuts_it() -> None:
-    """Only between two parts of a path, and once."""
+    """A root is cut off as Starlette does: only between two parts of a path, and once."""
     assert below("/api", "/api/api/x") == "/api/x"
     assert below("/api", "/apix") == "/apix"
     assert below("", "/x") == "/x"
@@ -142,7 +142,7 @@ def test_a_path_below_a_root_is_as_starlette_cuts_it() -> None:
 @settings(deadline=None)
 @given(st.text(alphabet="/.%2eEfF5cClogin?#\x00é{};\\\n", max_size=40))
 def test_any_path_has_limits(path: str) -> None:
-    """Looking a path up never fails, and resolving it leaves nothing that could be read in another way."""
+    """Looking a path up never raises, and its resolved form can be read in one way only."""
     plain = resolved(path)
     assert plain.startswith("/")
     assert "//" not in plain
@@ -181,13 +181,13 @@ def test_any_path_has_limits(path: str) -> None:
     ],
 )
 def test_what_is_no_route_is_said(fields: dict[str, Any], reason: str) -> None:
-    """When the table is made, not when a request comes."""
+    """A bad route is refused when the table is made and not when a request comes."""
     with pytest.raises(InvalidLimit, match=reason):
         Route(**{"template": "/x", "limits": [AUTH]} | fields)
 
 
 def test_literal_parts_are_no_patterns() -> None:
-    """A dot is a dot; an escaped letter is that letter; a slash at the end is none."""
+    """A literal part is no pattern: a dot is a dot, an escaped letter that letter, a final slash nothing."""
     table = Routes([Route("/a.b/", [AUTH]), Route("/c%41", [Limit("a", 1, 1)])])
     assert table.find("GET", "/a.b").limits == (AUTH,)
     assert table.find("GET", "/axb").limits == (DEFAULT,)
@@ -195,7 +195,7 @@ def test_literal_parts_are_no_patterns() -> None:
 
 
 def test_a_table_holds_routes() -> None:
-    """What else is given is said when the table is made."""
+    """An entry of a table that is no route is refused when the table is made."""
     with pytest.raises(InvalidLimit, match="Routes holds Route"):
         Routes(["/login"])  # type: ignore[list-item]
 
@@ -229,7 +229,7 @@ def test_a_table_holds_routes() -> None:
     ],
 )
 def test_a_template_fits(template: str, path: str, fits: bool) -> None:
-    """A field has at least one character, a {…:path} any number of parts."""
+    """A field takes at least one character and a {…:path} any number of parts."""
     assert Template(template).fits(path) == fits
 
 
@@ -239,7 +239,7 @@ def test_a_template_fits(template: str, path: str, fits: bool) -> None:
     st.text(alphabet="ab-", max_size=12),
 )
 def test_a_template_fits_what_its_regular_expression_would(parts: list[str], text: str) -> None:
-    """Looking for the leftmost place of each literal finds all that trying every place would."""
+    """A template finds all that its regular expression would, by the leftmost place of each literal."""
     template = "/" + "".join(part.replace("%", f"x{n}") for n, part in enumerate(parts))
     pattern = "".join("[^/]+" if part == "{%}" else re.escape(part) for part in parts)
     assert Template(template).fits(f"/{text}") == bool(re.fullmatch(pattern, text))
@@ -261,7 +261,7 @@ def test_a_template_fits_what_its_regular_expression_would(parts: list[str], tex
     ],
 )
 def test_matching_is_linear_in_the_length_of_a_path(template: str, piece: str) -> None:
-    """A path that is four times as long takes at most five times the steps: nothing is tried again and again."""
+    """Matching is linear: a path four times as long takes at most five times the steps."""
     table = Routes([Route(template, [AUTH])])
     few, many = (steps_of(lambda n=n: table.find("GET", "/" + piece * n)) for n in (1_000, 4_000))
     assert many <= 5 * few
@@ -282,6 +282,6 @@ def test_matching_is_linear_in_the_length_of_a_path(template: str, piece: str) -
     ],
 )
 def test_two_templates_could_meet(one: str, other: str, meet: bool) -> None:
-    """Whether some path could fit both."""
+    """Two templates are compared correctly: whether any path could fit both."""
     assert could_meet(Template(one).parts, Template(other).parts) == meet
     assert could_meet(Template(other).parts, Template(one).parts) == meet

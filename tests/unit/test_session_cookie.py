@@ -1,4 +1,4 @@
-"""The session's cookie: what is read of what browsers, and others, send; and what is written."""
+"""The session's cookie is read safely from any header, and written as browsers need it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OTHER = make_token(8, b"\x02" * 32)
 
 
 def test_it_is_found_among_others() -> None:
-    """Whatever stands before and behind it."""
+    """The cookie is found among others, whatever stands around it."""
     assert COOKIE.read(f"__Host-sid={TOKEN}") == TOKEN
     assert COOKIE.read(f'a=1; b="x;y"; __Host-sid={TOKEN} ; _ga=GA1.2; flag') == TOKEN
     assert COOKIE.read(f"lang=de;__Host-sid={TOKEN};") == TOKEN
@@ -51,12 +51,12 @@ def test_it_is_found_among_others() -> None:
     ],
 )
 def test_what_is_no_token_is_passed_over(header: str) -> None:
-    """Cut short, quoted, under another name, too long, not ASCII: as if there were no cookie."""
+    """A text that is no token is ignored as if there were no cookie."""
     assert COOKIE.read(header) is None
 
 
 def test_twice_the_same_is_one_and_two_are_none() -> None:
-    """Of two tokens one was planted, and nobody can say which; what is no token can't push one out."""
+    """The same token twice is one. Two tokens are none, because one was planted; other text pushes none out."""
     assert COOKIE.read(f"__Host-sid={TOKEN}; __Host-sid={TOKEN}") == TOKEN
     assert COOKIE.read(f"__Host-sid={TOKEN}; __Host-sid={OTHER}") is None
     assert COOKIE.read(f"__Host-sid={OTHER}; __Host-sid={TOKEN}") is None
@@ -65,13 +65,13 @@ def test_twice_the_same_is_one_and_two_are_none() -> None:
 
 @given(st.text(max_size=200))
 def test_no_header_is_too_strange(header: str) -> None:
-    """Anything can be read, and nothing but a token comes out of it."""
+    """No header raises, and nothing but a token comes out of it."""
     assert COOKIE.read(header) is None
     assert COOKIE.read(f"{header};__Host-sid={TOKEN};{header}") == TOKEN
 
 
 def test_it_is_written_for_https_and_this_host_alone() -> None:
-    """Secure, HttpOnly, SameSite=Lax, Path=/, no Domain; Max-Age in whole seconds, never 0: that deletes it."""
+    """The cookie is Secure, HttpOnly, SameSite=Lax, Path=/ and without Domain; its Max-Age is never 0."""
     assert COOKIE.write(TOKEN, 86_400.9) == (
         f"__Host-sid={TOKEN}; Max-Age=86400; Path=/; HttpOnly; SameSite=Lax; Secure"
     )
@@ -82,7 +82,7 @@ def test_it_is_written_for_https_and_this_host_alone() -> None:
 
 
 def test_what_browsers_know_more_of_can_be_said() -> None:
-    """Another domain and path, a jar for each embedding site, until the browser is closed, the newest prefix."""
+    """Domain, path, partition, browser lifetime and the newest prefix can be set."""
     wide = SessionCookie("__Secure-sid", domain="example.com", path="/shop", partitioned=True)
     assert wide.write(TOKEN, None) == (
         f"__Secure-sid={TOKEN}; Path=/shop; Domain=example.com; HttpOnly; SameSite=Lax; Secure; Partitioned"
@@ -94,7 +94,7 @@ def test_what_browsers_know_more_of_can_be_said() -> None:
 
 
 def test_nothing_but_a_token_gets_into_the_header() -> None:
-    """A line break in it would be another header."""
+    """Nothing but a token gets into the header, because a line break would be another header."""
     for bad in ("", "x", f"{TOKEN}\r\nSet-Cookie: a=b", f"{TOKEN}; Domain=evil.example"):
         with pytest.raises(ValueError, match="only a token"):
             COOKIE.write(bad, 60)
@@ -124,14 +124,14 @@ def test_nothing_but_a_token_gets_into_the_header() -> None:
 def test_what_a_browser_would_refuse_is_refused_at_once(
     options: dict[str, object], said: str
 ) -> None:
-    """The mistake is told with what is allowed."""
+    """A cookie that a browser would refuse raises at once with what is allowed."""
     with pytest.raises(SettingsError, match=re.escape(said)):
         SessionCookie(**options)  # type: ignore[arg-type]
 
 
 @given(st.text(max_size=5))
 def test_each_key_has_a_field_of_its_own(key: str) -> None:
-    """There and back; a field is one the session takes."""
+    """Each key has a field of its own that the session takes, and is found back from it."""
     field = field_of(key)
     assert key_of(field) == key
     assert re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", field)
@@ -139,7 +139,7 @@ def test_each_key_has_a_field_of_its_own(key: str) -> None:
 
 
 def test_plain_keys_stay_as_they_are() -> None:
-    """`redis-cli HGETALL` shows what the app wrote."""
+    """A plain key stays as it is, so that `redis-cli HGETALL` shows what the app wrote."""
     assert field_of("cart") == "cart"
     assert field_of("_auth_user_id") == "x._auth_user_id"
     assert field_of("x.y") == "x.x-2Ey"
@@ -148,14 +148,14 @@ def test_plain_keys_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("key", [b"x", (1, 2), object()])
 def test_a_key_that_json_can_t_write_is_refused(key: object) -> None:
-    """What was given and what is allowed is told."""
+    """A key that JSON cannot write is refused with the given and the allowed values."""
     with pytest.raises(SessionDataRefused, match="str, or a number"):
         field_of(key)
 
 
 @given(st.dictionaries(st.text(max_size=200), st.integers(), max_size=8))
 def test_any_text_is_a_key(data: dict[str, int]) -> None:
-    """Long ones, too: the field has a hash, and the key stands beside the value. No two share a field."""
+    """Any text is a key. A long one has a hash as its field and stands beside the value; no two share a field."""
     fields = to_fields(data, data)
     assert len(fields) == len(data)
     assert all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", field) for field in fields)
@@ -166,12 +166,12 @@ def test_any_text_is_a_key(data: dict[str, int]) -> None:
     ("key", "text"), [(7, "7"), (True, "true"), (None, "null"), (1.5, "1.5"), (-1, "-1")]
 )
 def test_a_key_that_is_no_text_is_what_json_makes_of_it(key: object, text: str) -> None:
-    """As in Flask's and Django's own sessions."""
+    """A key that is no text becomes the text that JSON makes of it, as in Flask's and Django's sessions."""
     assert to_data(to_fields({key: 1}, [key])) == {text: 1}
 
 
 def test_a_lone_surrogate_is_a_key_too() -> None:
-    """It has no JSON, and is kept all the same, short and long."""
+    """A lone surrogate, which JSON cannot write, can be a key, short or long."""
     for key in ("\ud800", "\ud800" * 100):
         kept = {
             field: encoded_value(field, value)
@@ -181,6 +181,6 @@ def test_a_lone_surrogate_is_a_key_too() -> None:
 
 
 def test_tokens_are_told_from_other_text_fast() -> None:
-    """A thousand cookies in one header are read in one pass, and by name."""
+    """A thousand cookies in one header are read in one pass."""
     crowd = "; ".join(f"c{n}={secrets.token_urlsafe(8)}" for n in range(1_000))
     assert COOKIE.read(f"{crowd}; __Host-sid={TOKEN}; {crowd}") == TOKEN

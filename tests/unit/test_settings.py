@@ -1,4 +1,4 @@
-"""Settings: defaults, kind errors, no secrets."""
+"""Settings have their defaults, kind errors, and no visible secrets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stillroom.settings import redact
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
-    """Nothing set: the address and patience that were asked for."""
+    """Without any setting the documented address and deadlines hold."""
     settings = Settings()
     assert settings.redis_url == "redis://redis:6379"
     assert settings.cache_server == settings.broker == settings.redis_url
@@ -72,7 +72,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_mistake_is_answered_with_what_is_allowed(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
-    """What was given, what is allowed, what was probably meant."""
+    """A mistake is answered with the given value, the allowed ones and the probable one."""
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as caught:
         Settings()
@@ -81,7 +81,7 @@ def test_a_mistake_is_answered_with_what_is_allowed(
 
 
 def test_what_kubernetes_injects_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Service called stillroom puts its address into every pod under our prefix."""
+    """A variable that Kubernetes injects for a Service called stillroom is ignored."""
     monkeypatch.setenv("STILLROOM_PORT", "tcp://10.0.0.1:80")
     monkeypatch.setenv("STILLROOM_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("STILLROOM_PORT_80_TCP_ADDR", "10.0.0.1")
@@ -89,13 +89,13 @@ def test_what_kubernetes_injects_is_not_ours(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_unknown_argument_is_a_mistake_too() -> None:
-    """Keyword arguments are checked as the environment is."""
+    """An unknown keyword argument is refused as in the environment."""
     with pytest.raises(SettingsError, match=r"tll is not a setting; did you mean ttl\?"):
         Settings(tll=5)
 
 
 def test_every_mistake_is_named_at_once() -> None:
-    """Nobody has to try again to find the second one."""
+    """Every mistake is named at once."""
     with pytest.raises(SettingsError) as caught:
         Settings(ttl=-1, pool_size=0)
     assert "STILLROOM_TTL=-1" in str(caught.value)
@@ -103,18 +103,18 @@ def test_every_mistake_is_named_at_once() -> None:
 
 
 def test_settings_are_frozen() -> None:
-    """A setting can't change while services run on it."""
+    """A setting cannot change while services run on it."""
     with pytest.raises(ValueError, match="frozen"):
         Settings().ttl = 5
 
 
 class TestSecrets:
-    """A password comes from the environment or a file, and goes nowhere."""
+    """A password comes from the environment or a file and is shown nowhere."""
 
     def test_it_is_read_from_a_file(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: object
     ) -> None:
-        """One newline at the end is the editor's, not the password's."""
+        """A secret is read from a file without one final newline."""
         path = f"{tmp_path}/secret"
         with open(path, "w", encoding="utf-8") as file:
             file.write("s3cr3t canary\n")
@@ -122,7 +122,7 @@ class TestSecrets:
         assert Settings().password == "s3cr3t canary"
 
     def test_both_is_a_mistake(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Which of two would win is nothing to guess about."""
+        """A secret given as variable and as file is refused."""
         monkeypatch.setenv("REDIS_PASSWORD", "canary")
         monkeypatch.setenv("REDIS_PASSWORD_FILE", "/nowhere")
         with pytest.raises(
@@ -132,13 +132,13 @@ class TestSecrets:
         assert "canary" not in str(e.value)
 
     def test_a_missing_file_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A secret that was not mounted is an error, not an empty password."""
+        """A missing secret file raises with its name, and is no empty password."""
         monkeypatch.setenv("REDIS_PASSWORD_FILE", "/nowhere")
         with pytest.raises(SettingsError, match="REDIS_PASSWORD_FILE: /nowhere: No such file"):
             Settings()
 
     def test_it_is_in_no_repr_or_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Neither the setting nor a URL shows its password."""
+        """Neither the setting nor a URL shows its password in a repr or an error."""
         monkeypatch.setenv("REDIS_PASSWORD", "canary1")
         monkeypatch.setenv("REDIS_URL", "redis://app:canary2@redis")
         settings = Settings()
@@ -149,7 +149,7 @@ class TestSecrets:
         assert "canary" not in str(caught.value)
 
     def test_the_broker_gets_it_quoted(self) -> None:
-        """A password with special characters is a password in a URL too."""
+        """The broker's URL has the password quoted."""
         settings = Settings(redis_url="redis://redis:6379/1", redis_password="a/b@c:d")
         assert settings.broker == "redis://:a%2Fb%40c%3Ad@redis:6379/1"
         assert redact(settings.broker) == "redis://:***@redis:6379/1"
@@ -168,20 +168,20 @@ class TestSecrets:
         ],
     )
     def test_any_url_can_be_shown(self, url: str, shown: str) -> None:
-        """Whatever is behind the colon, in whichever of several URLs, is not."""
+        """Any URL can be shown without what is behind its colon, also one of several."""
         assert redact(url) == shown
         assert "canary" not in repr(Settings(broker_url=url))
         assert redact("redis://:can#ary@a") == "redis://:***@a"
 
     def test_a_socket_is_spelled_as_kombu_wants_it(self) -> None:
-        """The broker's URL has another scheme, its database another name."""
+        """The broker's URL of a socket has the scheme and database name that kombu wants."""
         settings = Settings(redis_url="unix:///run/redis.sock?db=3", redis_password="p/w")
         assert settings.broker == "redis+socket://:p%2Fw@/run/redis.sock?virtual_host=3"
 
     def test_set_to_nothing_is_not_set(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: object
     ) -> None:
-        """An empty REDIS_PASSWORD beside a file is what a compose file with a default leaves behind."""
+        """An empty REDIS_PASSWORD beside a file counts as unset, as a compose file with a default leaves it."""
         path = f"{tmp_path}/secret"
         with open(path, "w", encoding="utf-8") as file:
             file.write("right")
@@ -191,7 +191,7 @@ class TestSecrets:
         assert Settings().password == "right"
 
     def test_the_broker_checks_certificates(self) -> None:
-        """kombu's own rediss:// takes any; ours needs a valid one unless the URL says otherwise."""
+        """The broker's rediss:// needs a valid certificate unless the URL says otherwise."""
         import ssl
 
         from stillroom.dispatch import broker_tls
@@ -204,7 +204,7 @@ class TestSecrets:
 def test_peppers_come_from_a_variable_or_a_file_and_are_never_shown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Several, with commas or on lines of their own; both at once, or one that is short, is an error."""
+    """Several peppers come from a variable or a file and are never shown; both, or a short one, is refused."""
     one, two = "a" * 32, "b" * 40
     path = tmp_path / "peppers"
     path.write_text(f"{one}\n{two}\n")
@@ -234,7 +234,7 @@ def test_peppers_come_from_a_variable_or_a_file_and_are_never_shown(
     ],
 )
 def test_mistakes_in_the_settings_of_health(changes: dict[str, Any], said: str) -> None:
-    """What was given, and what is allowed."""
+    """A mistake in the settings of health is refused with the given and the allowed values."""
     with pytest.raises(SettingsError, match=said):
         Settings(**changes)
 
@@ -242,7 +242,7 @@ def test_mistakes_in_the_settings_of_health(changes: dict[str, Any], said: str) 
 def test_the_token_of_health_is_long_and_never_shown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """From a variable or a file; a short one is refused without being repeated."""
+    """The health token comes from a variable or a file; a short one is refused without being shown."""
     path = tmp_path / "token"
     path.write_text("canary-of-more-than-16\n")
     monkeypatch.setenv("STILLROOM_HEALTH_TOKEN_FILE", str(path))

@@ -1,4 +1,4 @@
-"""Text of somebody else's, as it may stand in a log or on a terminal."""
+"""Foreign text is made safe for a log or a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_is_not_printable_is_written_out(text: str) -> None:
-    """It is on one line, can be encoded, and says what was there."""
+    """A character that is not printable is written out, on one line that can be encoded."""
     plain = shown(text)
     assert plain.isprintable()
     assert plain.encode()
@@ -32,8 +32,7 @@ def test_what_is_not_printable_is_written_out(text: str) -> None:
 
 @given(st.text(alphabet=st.characters()), st.integers(min_value=1, max_value=40))
 def test_any_text_is_shown_within_its_limit(text: str, limit: int) -> None:
-    """Printable text stays as it is; a cut one ends in an ellipsis, and is never longer before it is written
-    out."""
+    """Printable text stays as it is, and any text fits its limit, cut off with an ellipsis."""
     assert shown(text).isprintable()
     assert shown(text) == text or not text.isprintable()
     if text.isprintable():
@@ -43,7 +42,7 @@ def test_any_text_is_shown_within_its_limit(text: str, limit: int) -> None:
 
 @given(st.text(alphabet=st.characters()))
 def test_a_traceback_can_not_look_like_a_new_entry(text: str) -> None:
-    """Every line but the first is indented, and none has anything that a terminal obeys."""
+    """A traceback has every line but the first indented and nothing that a terminal obeys."""
     first, *rest = shown_lines(text).split("\n")
     assert first.isprintable()
     assert all(line.isprintable() and line.startswith("  ") for line in rest)

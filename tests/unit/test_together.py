@@ -1,4 +1,4 @@
-"""Operations run side by side: one batch for what each would have sent, and nobody fails for another's sake."""
+"""Operations that run side by side share each batch, and none fails because of another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stillroom.wire import refusal
 
 
 def asking(*batches: Any) -> Operation[list[Any]]:
-    """Sends these one after the other; returns all replies."""
+    """Send these one after the other and return all replies."""
     replies: list[Any] = []
     for batch in batches:
         replies += [(yield batch)]
@@ -21,7 +21,7 @@ def asking(*batches: Any) -> Operation[list[Any]]:
 
 
 def answered(operation: Operation[Any], *answers: Any) -> tuple[Any, list[Any]]:
-    """Its result and its steps, when they are answered so; an exception is raised at its step."""
+    """Answer an operation with these replies, raising exceptions at their step; return result and steps."""
     steps = [operation.send(None)]
     try:
         for answer in answers:
@@ -35,7 +35,7 @@ def answered(operation: Operation[Any], *answers: Any) -> tuple[Any, list[Any]]:
 
 
 def test_batches_at_the_same_time_are_one() -> None:
-    """In the order of the operations, and each gets its share of the replies."""
+    """Batches at the same time are sent as one in order, and each operation gets its replies."""
     result, steps = answered(
         together(asking([(b"A",), (b"B",)], [(b"C",)]), asking([(b"D",)], [(b"E",), (b"F",)])),
         [1, 2, 3],
@@ -46,7 +46,7 @@ def test_batches_at_the_same_time_are_one() -> None:
 
 
 def test_the_longer_one_goes_on_alone() -> None:
-    """And one that says nothing is done at once; none at all is nothing."""
+    """The longer operation goes on alone; one without commands is done at once, and no operation is none."""
     result, steps = answered(
         together(asking([(b"A",)]), asking(), asking([(b"B",)], [(b"C",)])), [1, 2], [3]
     )
@@ -58,7 +58,7 @@ def test_the_longer_one_goes_on_alone() -> None:
 
 
 def test_once_is_contagious() -> None:
-    """A batch with a part that must not be sent twice must not be sent twice."""
+    """A batch with a part that must not be sent twice is not sent twice."""
     _, steps = answered(together(asking([(b"A",)]), asking(Once([(b"B",)]))), [1, 2])
     assert type(steps[0]) is Once
     _, steps = answered(together(asking([(b"A",)]), asking([(b"B",)])), [1, 2])
@@ -67,7 +67,7 @@ def test_once_is_contagious() -> None:
 
 @pytest.mark.parametrize("step", [Call(len, ("x",)), Pause(1), Timed([(b"T",)])])
 def test_what_is_no_plain_batch_is_taken_alone(step: Any) -> None:
-    """First, so that what comes after it may still be joined."""
+    """A step that is no plain batch is answered alone and first, so that later steps can be joined."""
     result, steps = answered(
         together(asking([(b"A",)]), asking(step, [(b"B",)])), ["answer"], [1, 2]
     )
@@ -76,7 +76,7 @@ def test_what_is_no_plain_batch_is_taken_alone(step: Any) -> None:
 
 
 def test_an_error_reply_is_its_own_part_s() -> None:
-    """The other gets its replies; the error says what the server said, with this part's replies."""
+    """An error reply fails its own operation, with the server's words and that part's replies."""
     replies = [1, hiredis.ReplyError("OOM command not allowed"), 3]
     result, _ = answered(together(asking([(b"A",)]), asking([(b"B",), (b"C",)])), refusal(replies))
     assert result[0] == [[1]]
@@ -94,7 +94,7 @@ def test_an_error_reply_is_its_own_part_s() -> None:
     ],
 )
 def test_an_error_of_the_whole_batch_reaches_each(error: RedisUnavailable) -> None:
-    """Each may have its own answer to it."""
+    """An error of the whole batch reaches each operation, and each may handle it differently."""
 
     def patient() -> Operation[str]:
         try:
@@ -108,7 +108,7 @@ def test_an_error_of_the_whole_batch_reaches_each(error: RedisUnavailable) -> No
 
 
 def test_an_operation_that_is_given_up_closes_its_parts() -> None:
-    """A task that is cancelled leaves none of them waiting."""
+    """An operation that is given up, as by a cancelled task, closes its parts."""
     closed: list[str] = []
 
     def part(name: str) -> Operation[None]:
@@ -125,7 +125,7 @@ def test_an_operation_that_is_given_up_closes_its_parts() -> None:
 
 
 def test_a_rider_goes_along_in_each_batch() -> None:
-    """The result is the first one's; both get their share of the replies."""
+    """A rider is sent with each batch: the first operation's result is returned and both get their replies."""
     rider = asking([(b"C",), (b"D",)], [(b"F",)])
     result, steps = answered(beside(asking([(b"A",)], [(b"E",)]), rider), [1, 2, 3], [4, 5])
     assert steps == [[(b"A",), (b"C",), (b"D",)], [(b"E",), (b"F",)]]
@@ -133,7 +133,7 @@ def test_a_rider_goes_along_in_each_batch() -> None:
 
 
 def test_a_rider_is_not_begun_where_there_is_nothing_to_ride_on() -> None:
-    """Nothing is said to Redis, and the rider is closed."""
+    """A rider is not begun, and closed, where the first operation sends nothing."""
     rider = asking([(b"A",)])
     with pytest.raises(StopIteration) as stopped:
         beside(asking(), rider).send(None)
@@ -142,7 +142,7 @@ def test_a_rider_is_not_begun_where_there_is_nothing_to_ride_on() -> None:
 
 
 def test_a_rider_that_fails_fails_alone() -> None:
-    """The first one gets its replies; and its own failure is raised, whatever becomes of the rider."""
+    """A failing rider leaves the first operation its replies, and the first one's error is raised in any case."""
     refused = refusal([1, hiredis.ReplyError("NOPERM no")])
     result, _ = answered(beside(asking([(b"A",)]), asking([(b"B",)])), refused)
     assert result == [[1]]

@@ -1,4 +1,4 @@
-"""Tokens, handles and shards, without a server."""
+"""Tokens, handles and shards are right without a server."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SECRET = bytes(range(32))
 
 
 def test_a_token_is_its_shard_and_256_bits() -> None:
-    """Two hex digits, a dot, 43 characters that need no escaping in a cookie."""
+    """A token is two hex digits of its shard, a dot and 43 characters that need no escaping in a cookie."""
     assert make_token(7, SECRET) == "07.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
 
 
 def test_redis_knows_it_by_one_name_for_each_pepper() -> None:
-    """The names differ, say nothing of the token, and are the same every time."""
+    """Redis knows a token by one name for each pepper, which is always the same and reveals nothing of it."""
     token = make_token(7, SECRET)
     place = place_of(token, PEPPERS, 16)
     assert place is not None
@@ -40,13 +40,13 @@ def test_redis_knows_it_by_one_name_for_each_pepper() -> None:
 
 @given(st.binary(max_size=200), st.binary(max_size=200))
 def test_the_name_is_the_hmac(secret: bytes, token: bytes) -> None:
-    """Of RFC 2104, as the standard library's hmac gives it, for secrets of any length."""
+    """The name is the HMAC of RFC 2104, as the standard library computes it, for secrets of any length."""
     digest = hmac.digest(secret, token, "sha256")
     assert Pepper(secret).name(token) == urlsafe_b64encode(digest).rstrip(b"=")
 
 
 def test_another_shard_is_another_name() -> None:
-    """A token whose shard was changed is not found there either."""
+    """A token with a changed shard has another name."""
     token = make_token(7, SECRET)
     moved = place_of("08" + token[2:], PEPPERS, 16)
     here = place_of(token, PEPPERS, 16)
@@ -82,19 +82,19 @@ def test_another_shard_is_another_name() -> None:
     ],
 )
 def test_what_looks_like_no_token_has_no_place(token: object) -> None:
-    """A wrong length, shard, alphabet or type."""
+    """A text of a wrong length, shard, alphabet or type has no place."""
     assert place_of(token, PEPPERS, 16) is None
 
 
 @given(st.text(max_size=60))
 def test_no_text_is_an_error(text: str) -> None:
-    """Whatever a cookie holds, it is a place or none."""
+    """Any cookie's text is a place or none, and never raises."""
     assert place_of(text, PEPPERS, 16) is None or len(text) == 46
     assert read_handle(text, 16) is None or len(text) == 46
 
 
 def test_a_handle_is_no_token_and_a_token_no_handle() -> None:
-    """What a list shows can't be put into a cookie."""
+    """A handle cannot be used as a token, nor a token as a handle."""
     token = make_token(7, SECRET)
     place = place_of(token, PEPPERS, 16)
     assert place is not None
@@ -106,7 +106,7 @@ def test_a_handle_is_no_token_and_a_token_no_handle() -> None:
 
 
 def test_users_are_spread_over_the_shards() -> None:
-    """No shard has more than its share and a half."""
+    """Users are spread evenly: no shard has more than one and a half times its share."""
     shards = [shard_of(b"user:%d" % n, 16) for n in range(16_000)]
     assert set(shards) == set(range(16))
     assert max(map(shards.count, range(16))) < 1_500

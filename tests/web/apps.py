@@ -17,7 +17,7 @@ from stillroom.web.request_session import RequestSession
 
 
 class Failed(Exception):
-    """The app's own mistake."""
+    """The app's own mistake, raised by a view."""
 
 
 def add(session: RequestSession, item: str) -> Any:
@@ -63,7 +63,7 @@ ACTS: dict[str, Callable[[RequestSession, str], Any]] = {
 
 
 def act(session: RequestSession, path: str, query: str) -> tuple[int, Any]:
-    """Do what a path says. → the status, and what to answer."""
+    """Do what a path says; return the status and the answer."""
     stem, _, status = path.rpartition("/")
     if status.isdigit():
         return int(status), ACTS[stem](session, query)
@@ -77,7 +77,7 @@ def looks(path: str) -> bool:
 def wsgi_app(
     before: Callable[[str], None] = lambda path: None,
 ) -> Callable[[dict[str, Any], Any], Iterator[bytes] | list[bytes]]:
-    """`before` is called with the path when the session has been changed and not yet written."""
+    """Serve the shop; call `before` with the path when the session is changed and not yet written."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes] | list[bytes]:
         session, path = environ.get("stillroom.session"), environ["PATH_INFO"]

@@ -1,4 +1,4 @@
-"""The shop of apps.py behind both middlewares, on real HTTP."""
+"""Serve the shop of apps.py behind both middlewares on real HTTP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Serve = Callable[..., AbstractContextManager[int]]
 
 @pytest.fixture
 def server(stillroom_server: EmbeddedServer) -> EmbeddedServer:
-    """One kind of server: what it makes of the scripts, tests/redis asks of both."""
+    """Start one kind of server; tests/redis checks the scripts on both kinds."""
     with redis.Redis.from_url(stillroom_server.url) as client:
         client.flushall()
         client.script_flush()
@@ -31,7 +31,9 @@ def server(stillroom_server: EmbeddedServer) -> EmbeddedServer:
 
 @pytest.fixture
 def settings(server: EmbeddedServer) -> Settings:
-    """Patient for a whole request, too: tests/faults/test_web.py is about that."""
+    """Return settings that are patient for a whole request, too; tests/faults/test_web.py tests the
+    impatient ones.
+    """
     return Settings(**{"redis_url": server.url} | PATIENT)
 
 
@@ -43,7 +45,7 @@ def face(request: pytest.FixtureRequest) -> str:
 
 @contextmanager
 def serving(face: str, settings: Settings, *hooks: Any, **options: Any) -> Iterator[int]:
-    """The shop with one of the two middlewares. Gives the port."""
+    """Serve the shop with one of the two middlewares and yield the port."""
     if face == "wsgi":
         with Stillroom(settings, dispatch=NoDispatch()) as room:
             with serving_wsgi(Wsgi(wsgi_app(*hooks), room, **options)) as port:
@@ -57,7 +59,7 @@ def serving(face: str, settings: Settings, *hooks: Any, **options: Any) -> Itera
 
 @pytest.fixture
 def serve(face: str, settings: Settings) -> Serve:
-    """Serves the shop on the test's server; `hooks` as in apps.py, `options` are the middleware's."""
+    """Return a function that serves the shop; `hooks` are as in apps.py, `options` are the middleware's."""
 
     def serve(*hooks: Any, changes: Mapping[str, Any] = {}, **options: Any) -> Any:
         changed = Settings(
@@ -76,6 +78,6 @@ def browser(serve: Serve) -> Iterator[Browser]:
 
 @pytest.fixture
 def room(settings: Settings) -> Iterator[Stillroom]:
-    """A room beside the app's, to look at what is there."""
+    """Open a room beside the app's, to read the data that the app wrote."""
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         yield room

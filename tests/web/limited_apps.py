@@ -46,7 +46,7 @@ def near_loader(room: Any) -> Any:
 
 
 def wrong_form(answer: Answered) -> bool:
-    """A form that was wrong is shown again, with 200."""
+    """A wrong form is shown again, with 200."""
     return answer.status != 302
 
 
@@ -65,7 +65,10 @@ def is_probe(request: Any) -> bool:
 
 @contextmanager
 def serving(framework: str, settings: Settings, **options: Any) -> Iterator[int]:
-    """The app on real HTTP. Gives the port. `options`: of the middleware or extension that keeps the limits."""
+    """Serve the app on real HTTP and yield the port.
+
+    `options` are those of the middleware or extension with the limits.
+    """
     if framework == "flask":
         from tests.web.limited_flask import make_app
 

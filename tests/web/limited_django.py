@@ -54,7 +54,7 @@ class Limits(LimitsMiddleware):
 
 
 def cors(get_response: Callable[..., Any]) -> Callable[..., Any]:
-    """What django-cors-headers does."""
+    """Answer preflights and add headers as django-cors-headers does."""
 
     def answer(request: HttpRequest) -> HttpResponse:
         is_preflight = (

@@ -234,7 +234,7 @@ class Parts(HTTPEndpoint):
 
 
 def said(word: str) -> Any:
-    """An endpoint of FastAPI."""
+    """Answer as an endpoint of FastAPI."""
 
     async def say() -> str:
         return word
@@ -243,7 +243,7 @@ def said(word: str) -> Any:
 
 
 def says(word: str) -> Any:
-    """An endpoint of Starlette."""
+    """Answer as an endpoint of Starlette."""
 
     async def say(request: Request) -> Response:
         return Response(word)

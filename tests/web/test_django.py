@@ -1,4 +1,4 @@
-"""Django on the room: sessions with a user index, a cache without pickle, and 503 while Redis is away."""
+"""Django works on the room: sessions with a user index, a cache without pickle, and 503 while Redis is away."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def add(request: HttpRequest, item: str) -> JsonResponse:
 
 
 def login(request: HttpRequest, who: str) -> HttpResponse:
-    """What django.contrib.auth.login does to a session."""
+    """Change a session as django.contrib.auth.login does."""
     request.session.cycle_key()
     request.session[SESSION_KEY] = who
     return HttpResponse(who)
@@ -124,7 +124,7 @@ def stillroom_setting(settings: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def room(stillroom_setting: dict[str, Any]) -> Iterator[Stillroom]:
-    """The room Django uses."""
+    """Return the room that Django uses."""
     with override_settings(STILLROOM=stillroom_setting):
         room = room_of_django()
         yield room
@@ -133,7 +133,7 @@ def room(stillroom_setting: dict[str, Any]) -> Iterator[Stillroom]:
 
 @pytest.fixture
 def away() -> Iterator[None]:
-    """Redis can't be reached."""
+    """Make Redis unreachable."""
     with override_settings(
         STILLROOM={"redis_url": "redis://127.0.0.1:1", "session_peppers": "p" * 40}
     ):
@@ -156,7 +156,7 @@ def browser(room: Stillroom) -> Iterator[Browser]:
 
 
 def test_the_user_of_a_session_is_in_the_index(browser: Browser, room: Stillroom) -> None:
-    """A login changes the token and keeps the cart; the user's sessions can be listed, and ended from elsewhere."""
+    """A login changes the token and keeps the cart. The user's sessions can be listed, and ended from elsewhere."""
     browser.get("/cart/add/tea")
     before = browser.token
     browser.get("/login/7")
@@ -177,7 +177,7 @@ def test_a_logout_leaves_nothing(browser: Browser, room: Stillroom) -> None:
 
 
 def test_a_request_that_does_not_look_reads_nothing(away: None) -> None:
-    """It is served while Redis is away; one that looks, or writes, is told to come again."""
+    """A request that does not use the session is served while Redis is away; one that reads or writes gets 503."""
     with serving_wsgi(WSGIHandler()) as port:
         token = "00." + "A" * 43
         assert Browser(port, token).get("/plain").status == 200
@@ -188,7 +188,7 @@ def test_a_request_that_does_not_look_reads_nothing(away: None) -> None:
 
 
 def test_only_what_changed_is_written(room: Stillroom) -> None:
-    """Two requests on one session do not undo one another."""
+    """Two requests on one session write only their own changes and keep each other's."""
     first = SessionStore()
     first["a"] = first["both"] = 1
     first.save()
@@ -203,7 +203,7 @@ def test_only_what_changed_is_written(room: Stillroom) -> None:
 
 
 def test_a_session_emptied_without_a_look_is_empty(room: Stillroom) -> None:
-    """clear() does not read; save() removes what is there all the same."""
+    """clear() does not read the session, and save() removes its old data all the same."""
     first = SessionStore()
     first["a"] = 1
     first.save()
@@ -215,7 +215,7 @@ def test_a_session_emptied_without_a_look_is_empty(room: Stillroom) -> None:
 
 
 def test_an_ended_session_is_not_brought_back(room: Stillroom) -> None:
-    """Django is told with UpdateError, which its middleware makes a 400 of."""
+    """A change to an ended session raises UpdateError, of which Django's middleware makes a 400."""
 
     def log_in(session: SessionStore) -> None:
         session[SESSION_KEY] = "7"
@@ -239,7 +239,7 @@ def test_an_ended_session_is_not_brought_back(room: Stillroom) -> None:
 
 
 def test_an_expiry_of_its_own_is_the_servers_too(room: Stillroom, client: Any) -> None:
-    """set_expiry on a session that lives gives it another key, and Redis ends it in time."""
+    """set_expiry on a living session gives it another key, and Redis ends it in time."""
     session = SessionStore()
     session["a"] = 1
     session.save()
@@ -255,7 +255,7 @@ def test_an_expiry_of_its_own_is_the_servers_too(room: Stillroom, client: Any) -
 
 
 def test_the_methods_for_async_views(room: Stillroom) -> None:
-    """The same, awaited: also those Django's base class writes in two steps."""
+    """The async methods do the same, also those that Django's base class writes in two steps."""
 
     async def story() -> None:
         session = SessionStore()
@@ -275,7 +275,7 @@ def test_the_methods_for_async_views(room: Stillroom) -> None:
 
 
 def log_in(session: SessionStore, **more: Any) -> None:
-    """What django.contrib.auth.login does, in a request."""
+    """Log in within a request as django.contrib.auth.login does."""
     session.is_in_request = True
     session.cycle_key()
     session[SESSION_KEY] = "7"
@@ -291,7 +291,7 @@ def log_in(session: SessionStore, **more: Any) -> None:
 def test_a_login_that_is_refused_leaves_the_visitor_what_he_had(
     room: Stillroom, more: dict[Any, Any], expires: bool
 ) -> None:
-    """His cart, under the key that his browser has."""
+    """A refused login leaves the visitor's cart under the key that the browser has."""
     first = SessionStore()
     first["cart"] = ["tea"]
     first.save()
@@ -309,7 +309,7 @@ def test_a_login_that_is_refused_leaves_the_visitor_what_he_had(
 
 
 def test_a_login_in_a_request_is_one_new_key(room: Stillroom) -> None:
-    """The user's, with the visitor's data; the key from before opens nothing."""
+    """A login in a request makes one new key with the visitor's data; the earlier key opens nothing."""
     first = SessionStore()
     first["cart"] = ["tea"]
     first.save()
@@ -329,7 +329,7 @@ def test_a_login_in_a_request_is_one_new_key(room: Stillroom) -> None:
     "key", ["/a/path?x=1", "\u0438\u043c\u044f" * 40, "_state_" + "x" * 300, "", "a b"]
 )
 def test_any_text_is_a_key(room: Stillroom, key: str) -> None:
-    """Long ones, and in any alphabet; written, changed and removed."""
+    """Long keys and keys in any alphabet can be written, changed and removed."""
     session = SessionStore()
     session[key] = [1]
     session.save()
@@ -343,7 +343,7 @@ def test_any_text_is_a_key(room: Stillroom, key: str) -> None:
 
 
 def test_a_number_is_a_key_as_in_django(room: Stillroom) -> None:
-    """What JSON makes of it: the next request finds the text."""
+    """A number as a key becomes text, as in Django's JSON."""
     session = SessionStore()
     session[7] = session[None] = {8: "x"}
     session.save()
@@ -355,7 +355,7 @@ def test_a_number_is_a_key_as_in_django(room: Stillroom) -> None:
 
 
 def test_values_keep_their_type(room: Stillroom) -> None:
-    """Django's JSON would refuse most of them."""
+    """Values keep their type, also most of those that Django's JSON refuses."""
     values = {
         str(n): value
         for n, value in enumerate(KEPT)
@@ -368,7 +368,7 @@ def test_values_keep_their_type(room: Stillroom) -> None:
 
 
 def test_two_requests_append_to_one_list(room: Stillroom) -> None:
-    """Both are there, and what else each has changed."""
+    """Two requests append to one list and change other keys, and every change is kept."""
     first = SessionStore()
     first["cart"] = ["tea"]
     first.save()
@@ -388,7 +388,10 @@ def test_two_requests_append_to_one_list(room: Stillroom) -> None:
 
 
 def test_the_cookie_goes_out_once_and_is_private(browser: Browser, room: Stillroom) -> None:
-    """For as long as the session may live; a change sends none, so a late one can't come over a login's."""
+    """The cookie is sent once, for the session's absolute life.
+
+    A change sends none that could replace a login's.
+    """
     reply = browser.get("/public/add/tea")
     assert "Max-Age=604800;" in str(reply.one("set-cookie"))
     assert reply.one("cache-control") == "private, max-age=600"
@@ -402,7 +405,9 @@ def test_the_cookie_goes_out_once_and_is_private(browser: Browser, room: Stillro
 def test_a_cookie_that_opens_nothing_is_forgotten_but_for_a_login(
     browser: Browser, room: Stillroom
 ) -> None:
-    """The response to the login may have overtaken this one; and nothing is begun over it: 400, as Django says."""
+    """A cookie that opens nothing is forgotten, except after a login elsewhere; a session begun over
+    it gets 400.
+    """
     browser.get("/cart/add/tea")
     ended = browser.token or ""
     room.sessions.destroy(ended)
@@ -417,7 +422,7 @@ def test_a_cookie_that_opens_nothing_is_forgotten_but_for_a_login(
 
 
 def test_a_sensitive_view_asks_again(browser: Browser, room: Stillroom, client: Any) -> None:
-    """401 for nobody and for who logged in too long ago; after `confirm` it opens, under a new key."""
+    """A sensitive view answers 401 without a recent login; after `confirm` it opens, under a new key."""
     for path_ in ("/sensitive", "/asensitive"):
         assert browser.get(path_).status == 401
         browser.get("/login/7")
@@ -434,7 +439,7 @@ def test_a_sensitive_view_asks_again(browser: Browser, room: Stillroom, client: 
 
 
 def test_another_lifetime_is_no_proof(room: Stillroom) -> None:
-    """set_expiry begins a new session in its place; that does not make an old login fresh."""
+    """set_expiry begins a new session, and an old login in it is still no fresh proof."""
     session = SessionStore()
     session[SESSION_KEY] = "7"
     session.save()
@@ -445,7 +450,7 @@ def test_another_lifetime_is_no_proof(room: Stillroom) -> None:
 
 
 def test_the_session_is_read_along_with_the_limits(room: Stillroom, client: Any) -> None:
-    """One batch, where the route's last request has looked."""
+    """The session is read in one batch with the limits where the route's last request used it."""
     routes = Routes([], default=[DEFAULT])
     app = StillroomMiddleware(WSGIHandler(), room, sessions=False, routes=routes)
     batches: list[int] = []
@@ -492,7 +497,7 @@ KEPT = [
 
 @pytest.mark.parametrize("value", KEPT, ids=repr)
 def test_what_json_has_no_word_for_comes_back_as_it_was(cache: BaseCache, value: Any) -> None:
-    """With its type, from each way of reading."""
+    """A value that JSON cannot write comes back with its type, from each way of reading."""
     cache.set("k", value)
     assert cache.get("k") == value
     assert type(cache.get("k")) is type(value)
@@ -501,25 +506,25 @@ def test_what_json_has_no_word_for_comes_back_as_it_was(cache: BaseCache, value:
 
 
 def test_what_could_only_be_pickled_is_refused(cache: BaseCache) -> None:
-    """At the call, with what is possible; nothing is stored."""
+    """A value that only pickle could store is refused at the call with the alternatives, and nothing is stored."""
     with pytest.raises(Unencodable, match="object: the cache keeps JSON, tuple, set"):
         cache.set("k", [object()])
     assert cache.get("k") is None
 
 
 class Place(NamedTuple):
-    """What Wagtail, for one, keeps of a site."""
+    """A named tuple as Wagtail keeps one of a site."""
 
     site: int
     path: str
 
 
 class Moment(datetime.datetime):
-    """As libraries for times have them."""
+    """A datetime subclass as libraries for times have them."""
 
 
 def test_a_load_that_is_shed_is_a_503_that_says_when_to_come_again() -> None:
-    """Of a view that does not handle it; other errors are left to Django."""
+    """A shed load that a view does not handle is a 503 with Retry-After; other errors are left to Django."""
     middleware = SessionMiddleware(lambda _: HttpResponse())
     request = RequestFactory().get("/")
     answer = middleware.process_exception(request, LoadShed("prices", 20, 1.5))
@@ -546,14 +551,14 @@ def test_a_load_that_is_shed_is_a_503_that_says_when_to_come_again() -> None:
 def test_what_would_come_back_as_its_base_is_refused(
     cache: BaseCache, value: Any, base: str
 ) -> None:
-    """A JSON cache that made tuples of them has broken an admin."""
+    """A value that would come back as its base type is refused; a JSON cache with tuples has broken an admin."""
     with pytest.raises(Unencodable, match=f"it would come back as {base}; make it one"):
         cache.set("k", value)
     assert cache.get("k") is None
 
 
 def test_whole_pages_are_kept(browser: Browser, cache: BaseCache) -> None:
-    """cache_page stores responses: status, headers and bytes as they were."""
+    """cache_page keeps status, headers and bytes of a response as they were."""
     calls.clear()
     first, second = browser.get("/page"), browser.get("/page")
     assert len(calls) == 1
@@ -562,7 +567,7 @@ def test_whole_pages_are_kept(browser: Browser, cache: BaseCache) -> None:
 
 
 def test_clear_empties_this_location_alone(cache: BaseCache, room: Stillroom) -> None:
-    """What the app keeps in the room beside Django, and another LOCATION, stay."""
+    """cache.clear empties one LOCATION and leaves other locations and the app's own room."""
     with override_settings(
         CACHES={
             name: {"BACKEND": "stillroom.web.django.cache.StillroomCache", "LOCATION": name}
@@ -579,7 +584,7 @@ def test_clear_empties_this_location_alone(cache: BaseCache, room: Stillroom) ->
 
 
 def test_the_cache_goes_without_redis(away: None) -> None:
-    """A page is made anew; only who asks for a promise is told that there is none."""
+    """When Redis is away a page is made anew, and only a call that needs a promise raises."""
     cache = caches["default"]
     cache.set("k", 1)
     assert cache.get("k", "default") == "default"
@@ -598,7 +603,7 @@ def test_the_cache_goes_without_redis(away: None) -> None:
 
 
 def test_the_room_is_the_apps_own_if_its_path_is_given(settings: Any) -> None:
-    """By its path; what is no room is refused with a sentence."""
+    """The room may be given by its path. Another object at the path is refused with a sentence."""
     with override_settings(STILLROOM=f"{__name__}:mine"):
         assert room_of_django() is mine
     with override_settings(STILLROOM=f"{__name__}.calls"):
@@ -613,7 +618,7 @@ mine = Stillroom()
 
 
 def test_json_is_what_redis_holds(cache: BaseCache, room: Stillroom, client: Any) -> None:
-    """Readable in redis-cli."""
+    """Redis holds JSON, readable in redis-cli."""
     cache.set("k", (1, b"x"))
     raw = client.get(room.keys.entry(b"django:default::1:k"))
     assert json.loads(raw.partition(b"\n")[2]) == {

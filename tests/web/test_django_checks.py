@@ -1,4 +1,4 @@
-"""`manage.py`: checks that say what is misconfigured, and commands."""
+"""`manage.py check` says what is misconfigured, and the commands do what they say."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 @pytest.mark.parametrize(("changes", "expected"), WRONG.values(), ids=WRONG)
 def test_a_check_says_what_is_misconfigured(changes: dict[str, Any], expected: set[str]) -> None:
-    """Each mistake has one message, with what to write instead; a good configuration has none."""
+    """Each mistake has one message with the correct form, and a good configuration has none."""
     with override_settings(**GOOD | changes):
         found = run_checks(tags=["stillroom"], include_deployment_checks=True)
     assert {message.id.removeprefix("stillroom.") for message in found if message.id} == expected
@@ -80,7 +80,7 @@ def test_a_check_says_what_is_misconfigured(changes: dict[str, Any], expected: s
 
 
 def test_production_s_checks_are_for_deployment_only() -> None:
-    """A developer's machine may have no pepper and a plain cookie."""
+    """A developer's machine may have no pepper and a plain cookie; only the deployment checks refuse them."""
     with override_settings(**GOOD | {"STILLROOM": None, "SESSION_COOKIE_SECURE": False}):
         assert run_checks(tags=["stillroom"]) == []
 
@@ -104,7 +104,7 @@ def manage(*words: str) -> str:
 
 
 def test_values_are_forgotten(room: Stillroom) -> None:
-    """By key, tag, pattern, or all of them."""
+    """The command invalidates by key, tag, pattern, or everything."""
     for words in (
         ["k"],
         ["--tag", "t"],
@@ -125,13 +125,13 @@ def test_values_are_forgotten(room: Stillroom) -> None:
     ("words", "said"), [([], "say what"), (["k", "--soft"], "goes with --tag")]
 )
 def test_a_mistake_is_a_sentence(room: Stillroom, words: list[str], said: str) -> None:
-    """Not a traceback."""
+    """A mistake on the command line is answered with a sentence and not with a traceback."""
     with pytest.raises(CommandError, match=said):
         manage("stillroom_invalidate", *words)
 
 
 def test_redis_away_is_a_sentence() -> None:
-    """Of what could not be done."""
+    """When Redis is away the command says in a sentence what it could not do."""
     with override_settings(
         STILLROOM={"redis_url": "redis://127.0.0.1:1", "session_peppers": "p" * 40}
     ):
@@ -144,7 +144,7 @@ def test_redis_away_is_a_sentence() -> None:
 
 
 def test_a_user_is_logged_out_everywhere(room: Stillroom) -> None:
-    """On all devices."""
+    """The command logs a user out on all devices."""
     room.sessions.create("7")
     room.sessions.create("7")
     assert "user 7: 2 sessions ended" in manage("stillroom_logout", "7")
@@ -152,7 +152,7 @@ def test_a_user_is_logged_out_everywhere(room: Stillroom) -> None:
 
 
 def test_the_doctor_looks_at_django_s_room(room: Stillroom, calm_machine: None) -> None:
-    """Each line says what is right, or what to do."""
+    """The doctor checks Django's room: each line says what is right, or what to do."""
     said = manage("stillroom_doctor")
     assert "namespace manage" in said
     assert "rights to cache: this user may do what the app does" in said

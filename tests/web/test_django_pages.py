@@ -1,4 +1,4 @@
-"""Django: views, fragments and values cached with tags."""
+"""Django caches views, fragments and values with tags."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ urlpatterns = [
 
 @pytest.fixture(autouse=True)
 def room(server: EmbeddedServer) -> Iterator[Stillroom]:
-    """The room Django uses, and views that nobody has called."""
+    """Return the room that Django uses, and views that nobody has called."""
     global price
     calls.clear()
     price = 1
@@ -128,7 +128,7 @@ def priced(reply: Reply) -> int:
 
 
 def test_a_page_is_rendered_once_until_a_tag_kills_it(port: int, room: Stillroom) -> None:
-    """Its parameters, its view and its decorator give it tags; a CDN hears them."""
+    """A page is rendered once until one of its tags is invalidated, and a CDN is told the tags."""
     global price
     first, second = ask(port, PRODUCT), ask(port, PRODUCT)
     assert calls == ["product"]
@@ -145,14 +145,14 @@ def test_a_page_is_rendered_once_until_a_tag_kills_it(port: int, room: Stillroom
 
 
 def test_a_view_may_say_less_to_head(port: int) -> None:
-    """So a page is not made of that; one that is there answers HEAD as well."""
+    """A view may answer HEAD differently, so no page is made of it. An existing page answers HEAD too."""
     assert ask(port, PRODUCT, "HEAD").one("cache-status") == "stillroom; fwd=bypass"
     assert ask(port, PRODUCT).one("cache-status") == "stillroom; fwd=miss; stored"
     assert ask(port, PRODUCT, "HEAD").one("cache-status") == "stillroom; hit"
 
 
 def test_a_client_that_has_it_hears_304(port: int) -> None:
-    """By the ETag that each page has."""
+    """A client that has the page is answered 304 by its ETag."""
     etag = ask(port, PRODUCT).one("etag") or ""
     reply = ask(port, PRODUCT, headers={"If-None-Match": etag})
     assert (reply.status, reply.body, reply.one("content-type")) == (304, b"", None)
@@ -164,7 +164,7 @@ def test_a_client_that_has_it_hears_304(port: int) -> None:
     "headers", [{"Cookie": "sessionid=1"}, {"Cookie": "x=1"}, {"Authorization": "Bearer x"}]
 )
 def test_requests_with_a_session_go_past_the_cache(port: int, headers: dict[str, str]) -> None:
-    """They get their own page, which no cache on the way gives to others."""
+    """A request with a session gets its own page, which no cache on the way may give to others."""
     global price
     ask(port, PRODUCT)
     price = 2
@@ -176,7 +176,7 @@ def test_requests_with_a_session_go_past_the_cache(port: int, headers: dict[str,
 
 
 def test_language_and_named_headers_tell_pages_apart(port: int) -> None:
-    """As they do in Django's own cache_page."""
+    """Language and named headers tell pages apart as in Django's own cache_page."""
     client = Client()
     said = []
     for language in ("de", "fr", "de"):
@@ -189,7 +189,7 @@ def test_language_and_named_headers_tell_pages_apart(port: int) -> None:
 
 
 def test_a_page_that_is_the_same_for_all_may_not_look_at_the_session(port: int) -> None:
-    """It is given to sessions as well; one that looked at a session is not kept."""
+    """A page for everybody is given to sessions too, and is not kept when its view read the session."""
     for _ in range(2):
         assert ask(port, "/about", headers={"Cookie": "sessionid=1"}).text == "us"
         assert ask(port, "/about/look", headers={"Cookie": "sessionid=1"}).text == "us"
@@ -200,7 +200,7 @@ def test_a_page_that_is_the_same_for_all_may_not_look_at_the_session(port: int) 
     "how", ["session", "csrf", "cookie", "private", "stream", "error", "compressed", "origin"]
 )
 def test_a_response_that_is_one_visitor_s_is_not_kept(port: int, how: str) -> None:
-    """It is given to that visitor, and the view is called once for each."""
+    """A response for one visitor is given to that visitor and not kept, and the view is called for each."""
     origin = {"Origin": "https://a.example"}
     replies = [ask(port, f"/kept/{how}", headers=origin) for _ in range(2)]
     assert calls == [how, how]
@@ -208,7 +208,7 @@ def test_a_response_that_is_one_visitor_s_is_not_kept(port: int, how: str) -> No
 
 
 def test_a_stale_page_is_served_while_one_reader_renders_it(port: int, room: Stillroom) -> None:
-    """The reader with the lease has the new page at once; the others are served meanwhile."""
+    """One reader renders a stale page and gets the new one; the others are served the stale one."""
     global price
     ask(port, PRODUCT)
     price = 2
@@ -226,7 +226,7 @@ def test_a_stale_page_is_served_while_one_reader_renders_it(port: int, room: Sti
 
 
 def test_an_async_view_is_cached_too(room: Stillroom) -> None:
-    """Under ASGI, in Django's own test client."""
+    """An async view is cached too, under ASGI."""
 
     async def visit() -> list[Any]:
         client = AsyncClient()
@@ -250,7 +250,7 @@ def test_an_async_view_is_cached_too(room: Stillroom) -> None:
     ],
 )
 def test_a_mistake_is_told_at_the_view(options: dict[str, Any], said: str) -> None:
-    """When its module is imported."""
+    """A bad option raises at the view when its module is imported."""
     with pytest.raises((InvalidKey, SettingsError, ValueError), match=said):
         cache_page(**options)(product)
 
@@ -259,7 +259,7 @@ def test_a_mistake_is_told_at_the_view(options: dict[str, Any], said: str) -> No
 
 
 def test_values_have_tags(room: Stillroom) -> None:
-    """set, set_many, add and get_or_set, sync and async; whoever invalidates the tag kills them."""
+    """set, set_many, add and get_or_set take tags, sync and async, and an invalidated tag ends their values."""
     cache: Any = caches["default"]
 
     async def fill() -> None:
@@ -285,7 +285,7 @@ def test_values_have_tags(room: Stillroom) -> None:
 
 
 def test_one_caller_makes_a_value_while_others_wait(room: Stillroom) -> None:
-    """Django's own get_or_set makes it as often as it is asked for."""
+    """While one caller makes a value the others wait; Django's own get_or_set would make it for each."""
     cache: Any = caches["default"]
     made: list[int] = []
     barrier = threading.Barrier(8)
@@ -305,7 +305,7 @@ def test_one_caller_makes_a_value_while_others_wait(room: Stillroom) -> None:
 
 
 def test_a_value_that_was_overtaken_is_not_kept(room: Stillroom) -> None:
-    """An invalidation while it is made wins, where Django's own get and set would keep the old value."""
+    """A value that was invalidated while it was made is not kept, unlike with Django's own get and set."""
     cache: Any = caches["default"]
 
     def make() -> str:
@@ -328,7 +328,7 @@ def fragment(text: str = FRAGMENT, **context: Any) -> str:
 
 
 def test_a_fragment_has_tags(room: Stillroom) -> None:
-    """Rendered once for each of its variables, until one of its tags is invalidated."""
+    """A fragment is rendered once for each of its variables, until one of its tags is invalidated."""
     assert fragment(user=1, price="<1>") == "&lt;1&gt;"
     assert fragment(user=1, price=2) == "&lt;1&gt;"
     assert fragment(user=2, price=3) == "3"
@@ -351,13 +351,13 @@ def test_a_fragment_has_tags(room: Stillroom) -> None:
     ],
 )
 def test_a_mistake_in_a_fragment_is_told(text: str, said: str) -> None:
-    """As Django tells its own."""
+    """A mistake in a fragment's tag raises a template error, as in Django's own."""
     with pytest.raises(TemplateSyntaxError, match=said):
         fragment(text)
 
 
 def test_tags_need_our_backend() -> None:
-    """Another one would forget them."""
+    """Tags with another cache backend raise an error, because it would ignore them."""
     local = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
     with override_settings(CACHES=local):
         with pytest.raises(TemplateSyntaxError, match="need a StillroomCache, not LocMemCache"):

@@ -1,4 +1,4 @@
-"""Django's own tests of cache backends and session engines, against ours. What can't pass is named, and why."""
+"""Django's own tests of cache backends and sessions pass with ours, except the named ones, each with a reason."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CANT_PASS_WITH_OUR_MIDDLEWARE = {
 
 @pytest.fixture(scope="module")
 def suite(request: pytest.FixtureRequest) -> Path:
-    """The tests from Django's source distribution, of the version that is installed; wheels have none."""
+    """Return the tests of Django's source distribution in the installed version; wheels have none."""
     assert request.config.cache is not None
     folder = Path(request.config.cache.mkdir(f"django-{django.__version__}"))
     tests = folder / f"django-{django.__version__}" / "tests"
@@ -75,7 +75,9 @@ def fetch(folder: Path) -> None:
 
 @pytest.mark.long
 def test_djangos_own_tests_pass_but_for_those_named(suite: Path) -> None:
-    """Each of them: the mixin of all cache backends, the mixin of all session engines, the session middleware."""
+    """Django's tests of all cache backends, session engines and the session middleware pass, except
+    the named ones.
+    """
     with EmbeddedServer() as server:
         done = subprocess.run(
             [sys.executable, "-m", "tests.support.django_suite", str(suite), server.url],
@@ -94,7 +96,7 @@ def test_djangos_own_tests_pass_but_for_those_named(suite: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_djangos_apps_work_with_our_sessions(suite: Path) -> None:
-    """Two thousand of its own tests, of logins, messages, CSRF and test clients, with our engine and middleware."""
+    """Two thousand of Django's tests of logins, messages, CSRF and clients pass with our engine and middleware."""
     with EmbeddedServer() as server:
         told = environment_of(Settings(redis_url=server.url, session_peppers="p" * 40))
         support = [str(ROOT / "tests/support"), str(ROOT / "shared"), *filter(None, sys.path)]

@@ -1,4 +1,4 @@
-"""Limits on endpoints, in each framework, by its own routing and on real HTTP."""
+"""Endpoints have limits in each framework, by its own routing and on real HTTP."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def statuses(
 
 
 def by(address: str) -> dict[str, str]:
-    """What the trusted proxy says of a client."""
+    """Return the header with which the trusted proxy names a client."""
     return {"X-Forwarded-For": address}
 
 
@@ -56,20 +56,26 @@ def by(address: str) -> dict[str, str]:
 
 
 def test_only_failures_count(port: int) -> None:
-    """The tenth right login is admitted; the sixth wrong one is not, nor then a right one."""
+    """Only failures count: the tenth right login is admitted, the sixth wrong one is not, nor is a
+    right one after it.
+    """
     assert statuses(port, "/guess?right=1", 10, "POST") == [200] * 10
     assert statuses(port, "/guess", 7, "POST") == [401] * 5 + [429] * 2
     assert statuses(port, "/guess?right=1", 1, "POST") == [429]
 
 
 def test_what_counts_may_be_said_by_a_function_of_the_answer(port: int) -> None:
-    """A form that is shown again, with 200, was wrong; a redirect was right."""
+    """A function of the answer may say what counts: a form shown again, with 200, was wrong; a
+    redirect was right.
+    """
     assert statuses(port, "/form?right=1", 7, "POST") == [302] * 7
     assert statuses(port, "/form", 7, "POST") == [200] * 5 + [429] * 2
 
 
 def test_parallel_guesses_are_no_more_than_the_quota(port: int) -> None:
-    """What is given back for right answers was taken before: guesses at the same time find it taken."""
+    """Parallel guesses are no more than the quota, because each is charged before and refunded for a
+    right answer.
+    """
     with ThreadPoolExecutor(20) as pool:
         got = list(pool.map(lambda _: ask(port, "/guess", "POST").status, range(60)))
     assert got.count(401) == 5
@@ -77,13 +83,13 @@ def test_parallel_guesses_are_no_more_than_the_quota(port: int) -> None:
 
 
 def test_a_limit_may_be_a_function_of_the_request(port: int) -> None:
-    """Who is gold has more."""
+    """A limit may be a function of the request: a gold client has more."""
     assert statuses(port, "/tiers", 2) == [200, 429]
     assert statuses(port, "/tiers", 4, headers={"X-Tier": "gold"}) == [200] * 3 + [429]
 
 
 def test_a_cost_may_be_a_function_of_the_request(port: int) -> None:
-    """4 and 4 of 10, then 3 does not fit and 2 does."""
+    """A cost may be a function of the request: after 4 and 4 of 10 a cost of 3 does not fit and 2 does."""
     got = [ask(port, f"/cost?n={n}").status for n in (4, 4, 3, 2, 1)]
     assert got == [200, 200, 429, 200, 429]
 
@@ -92,7 +98,10 @@ def test_a_cost_may_be_a_function_of_the_request(port: int) -> None:
 
 
 def test_a_session_user_is_counted_wherever_he_comes_from(port: int) -> None:
-    """A visitor without a name counts by address, and never shares one quota with all others."""
+    """A session's user is counted at every address.
+
+    A visitor without a name counts by address, not with all others.
+    """
     ann, bob = Browser(port), Browser(port)
     ann.get("/login?who=ann")
     bob.get("/login?who=bob")
@@ -105,7 +114,9 @@ def test_a_session_user_is_counted_wherever_he_comes_from(port: int) -> None:
 
 @pytest.mark.parametrize(("path", "header"), [("/keyed", "X-API-Key"), ("/tenant", "X-Tenant")])
 def test_a_header_or_a_function_says_whom_to_count(port: int, path: str, header: str) -> None:
-    """Wherever the request comes from; whoever gives no name counts by address."""
+    """A header or a function may name the subject wherever the request comes from; without it the
+    address counts.
+    """
     named = [by(f"203.0.113.{n}") | {header: "a"} for n in range(3)]
     assert [ask(port, path, headers=one).status for one in named] == [200, 200, 429]
     assert statuses(port, path, 1, headers={header: "b"}) == [200]
@@ -118,13 +129,13 @@ def test_a_header_or_a_function_says_whom_to_count(port: int, path: str, header:
 
 
 def test_endpoints_may_share_a_limit(port: int) -> None:
-    """By its name."""
+    """Endpoints share a limit by its name."""
     got = [ask(port, path).status for path in ("/shared/a", "/shared/b", "/shared/a", "/shared/b")]
     assert got == [200, 200, 429, 429]
 
 
 def test_several_limits_on_one_endpoint_all_hold(port: int) -> None:
-    """And the response tells of all of them, once."""
+    """All limits of one endpoint hold, and the response reports each of them once."""
     reply = ask(port, "/both")
     assert read(reply.one("ratelimit-policy")).keys() == {"api", "two"}
     assert reply.one("x-ratelimit-limit") == "2"
@@ -132,7 +143,7 @@ def test_several_limits_on_one_endpoint_all_hold(port: int) -> None:
 
 
 def test_a_group_limits_its_endpoints(framework: str, port: int) -> None:
-    """Those that have their own too; but for an exempt one, where the group knows which endpoint it is."""
+    """A group limits its endpoints, also those with limits of their own and without the exempt ones."""
     assert statuses(port, "/group/own", 2) == [200, 429]
     if framework != "starlette":  # its Mount limits whatever it leads to
         assert statuses(port, "/group/free", 5) == [200] * 5
@@ -142,7 +153,7 @@ def test_a_group_limits_its_endpoints(framework: str, port: int) -> None:
 
 
 def test_functions_and_classes_are_endpoints(port: int) -> None:
-    """Sync and async ones, a method of a class and a whole class."""
+    """Sync and async functions, methods of a class and whole classes can have limits."""
     assert statuses(port, "/sync/7", 3) == [200, 200, 429]
     assert statuses(port, "/async", 3, headers=by("203.0.113.1")) == [200, 200, 429]
     where = by("203.0.113.2")
@@ -154,13 +165,13 @@ def test_functions_and_classes_are_endpoints(port: int) -> None:
 
 
 def test_a_request_may_be_exempt_by_a_predicate(port: int) -> None:
-    """Of the endpoint's own limits."""
+    """A predicate exempts a request from the endpoint's own limits."""
     assert statuses(port, "/probed", 3, headers={"X-Probe": "1"}) == [200] * 3
     assert statuses(port, "/probed", 2) == [200, 429]
 
 
 def test_a_place_is_held_until_the_response_is_over(framework: str, port: int) -> None:
-    """To the last piece of a stream; meanwhile there is none for others."""
+    """A place is held to the last piece of a streamed response, and other requests are refused meanwhile."""
     path = "/async-stream" if framework == "django-asgi" else "/stream"
     GATE.clear()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -179,7 +190,7 @@ def test_a_place_is_held_until_the_response_is_over(framework: str, port: int) -
 
 
 def test_a_place_is_given_back_where_the_app_fails(port: int, room: Stillroom) -> None:
-    """Its request is over, whatever came of it."""
+    """A place is given back when the app raises."""
     assert ask(port, "/fails").status == 500
     until(
         lambda: room.limits.peek("127.0.0.1", [PLACE]).remaining == 1, "the place to be given back"
@@ -190,7 +201,7 @@ def test_a_place_is_given_back_where_the_app_fails(port: int, room: Stillroom) -
 
 
 def test_a_refusal_tells_when_to_come_again(port: int) -> None:
-    """429, problem+json, Retry-After; readable for a page of another origin, as all answers are."""
+    """A denial is 429, problem+json with Retry-After, and a page of another origin may read it."""
     for _ in range(2):
         reply = ask(port, "/sync/7", headers=FROM_SPA)
         assert read(reply.one("ratelimit-policy")) == {"two": {"q": 2, "w": 60}}
@@ -210,7 +221,7 @@ def test_a_refusal_tells_when_to_come_again(port: int) -> None:
 
 
 def test_a_head_request_gets_no_body(port: int) -> None:
-    """A refusal has one; its length is told all the same."""
+    """A denial of HEAD has the length of the body and no body."""
     assert statuses(port, "/sync/7", 2) == [200, 200]
     head = ask(port, "/sync/7", "HEAD")
     assert head.body == b""
@@ -218,7 +229,7 @@ def test_a_head_request_gets_no_body(port: int) -> None:
 
 
 def test_an_app_has_its_own_words(framework: str, settings: Settings) -> None:
-    """For a refusal, by the Accept of the request; None leaves it at problem+json."""
+    """An app may word a denial itself by the request's Accept; None keeps problem+json."""
 
     def render(refusal: Refusal) -> tuple[str, str] | None:
         if "text/html" not in refusal.header("accept"):
@@ -239,7 +250,7 @@ def test_an_app_has_its_own_words(framework: str, settings: Settings) -> None:
 
 
 def test_a_preflight_costs_nothing(port: int) -> None:
-    """It is answered by the app's CORS layer, as often as it comes."""
+    """A preflight costs nothing, is answered by the app's CORS layer and may come any number of times."""
     for path in ("/sync/7", "/group/x", "/guess"):
         assert statuses(port, path, 10, "OPTIONS", PREFLIGHT) == [200] * 10
     assert statuses(port, "/sync/7", 3) == [200, 200, 429]
@@ -250,7 +261,7 @@ def test_a_preflight_costs_nothing(port: int) -> None:
 
 
 def test_endpoint_limits_and_session_are_one_round_trip(port: int, client: Any) -> None:
-    """With a read, once an endpoint is known to look at its session; where it does not look, without."""
+    """Endpoint limits and session are one round trip once an endpoint is known to use its session."""
     browser = Browser(port)
     browser.get("/login?who=ann")
     for _ in range(3):
@@ -293,7 +304,10 @@ def test_what_is_on_two_servers_is_asked_for_at_once(
 def test_the_table_and_the_session_are_one_round_trip_and_the_endpoint_another(
     framework: str, settings: Settings, client: Any
 ) -> None:
-    """What is in front of the routing is charged before anybody knows the endpoint."""
+    """The table and the session are one round trip.
+
+    The endpoint's limits, known only after routing, are another.
+    """
     table = Routes([], default=[Limit("all", 1_000, 60)])
     with serving(framework, settings, routes=table) as port:
         browser = Browser(port)
@@ -304,7 +318,7 @@ def test_the_table_and_the_session_are_one_round_trip_and_the_endpoint_another(
 
 
 def trips(client: Any, act: Callable[[], object]) -> tuple[int, int]:
-    """Round trips and commands that an act takes, without what is on its way now and then."""
+    """Count the round trips and commands of an act, without those that are sent now and then."""
     before = client.info("stats")["total_reads_processed"]
     act()
     reads = client.info("stats")["total_reads_processed"] - before - 1
@@ -312,7 +326,7 @@ def trips(client: Any, act: Callable[[], object]) -> tuple[int, int]:
 
 
 def test_a_denied_client_costs_redis_nothing(port: int, client: Any) -> None:
-    """Denied from memory, at the endpoint too."""
+    """A client that is denied from memory costs Redis nothing, at an endpoint too."""
     assert statuses(port, "/sync/7", 3) == [200, 200, 429]
     before = client.info("stats")["total_commands_processed"]
     assert statuses(port, "/sync/7", 5) == [429] * 5
@@ -324,7 +338,7 @@ def test_a_denied_client_costs_redis_nothing(port: int, client: Any) -> None:
 
 @pytest.mark.parametrize("framework", ["flask", "django", "django-asgi"], indirect=True)
 def test_endpoints_without_limits_have_the_default(framework: str, settings: Settings) -> None:
-    """Those that carry their own have only these."""
+    """An endpoint without limits has the default ones, and an endpoint with its own has only those."""
     with serving(framework, settings, default=[Limit("default", 3, 60)]) as port:
         assert statuses(port, "/open", 4) == [200] * 3 + [429]
         assert statuses(port, "/sync/7", 3) == [200, 200, 429]
@@ -333,7 +347,7 @@ def test_endpoints_without_limits_have_the_default(framework: str, settings: Set
 
 @pytest.mark.parametrize("framework", ["flask", "django", "django-asgi"], indirect=True)
 def test_requests_may_be_exempt_everywhere(framework: str, settings: Settings) -> None:
-    """By a predicate of the extension or the middleware."""
+    """A predicate of the extension or the middleware exempts requests everywhere."""
 
     def is_probe(request: Any) -> bool:
         return bool(request.headers.get("X-Probe"))
@@ -364,7 +378,7 @@ def test_requests_may_be_exempt_everywhere(framework: str, settings: Settings) -
 def test_what_cannot_be_meant_is_said_where_it_is_written(
     where: str, limits: list[Any], options: dict[str, Any], reason: str
 ) -> None:
-    """When the app is made, not when a request comes."""
+    """A bad declaration raises when the app is made and not when a request comes."""
     import importlib
 
     import tests.web.test_django  # noqa: F401 - configures Django
@@ -375,7 +389,7 @@ def test_what_cannot_be_meant_is_said_where_it_is_written(
 
 
 def test_counting_together_holds_under_threads(settings: Settings) -> None:
-    """Two declarations of one request are one script: what the one denies, the other has not taken."""
+    """Two declarations for one request are one script under threads too: if one denies, the other takes nothing."""
     with serving("flask", settings) as port:
         barrier = threading.Barrier(8)
 
@@ -392,7 +406,7 @@ def test_counting_together_holds_under_threads(settings: Settings) -> None:
 
 
 def test_a_room_of_the_other_face_is_refused(settings: Settings) -> None:
-    """By Flask's extension too."""
+    """A room of the other face is refused, by Flask's extension too."""
     from flask import Flask
 
     from stillroom import AsyncStillroom
@@ -403,7 +417,10 @@ def test_a_room_of_the_other_face_is_refused(settings: Settings) -> None:
 
 
 def test_a_limit_above_the_route_is_told(room: Stillroom, caplog: pytest.LogCaptureFixture) -> None:
-    """Once: the app has the view as it was before. In the right order, and on a class, nothing is said."""
+    """A limit above the route is logged once, because it has no effect.
+
+    The right order, and a class, log nothing.
+    """
     from flask import Flask
     from flask.views import MethodView
 

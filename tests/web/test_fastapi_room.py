@@ -1,4 +1,4 @@
-"""FastAPI: dependencies for the room and the session, and a lifespan beside the app's own."""
+"""FastAPI has dependencies for room and session, and a lifespan that runs beside the app's own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def app_of(life: Any, room: AsyncStillroom) -> FastAPI:
 
 
 def test_the_app_s_own_lifespan_goes_along(settings: Settings, room: Stillroom) -> None:
-    """The room is open for it; what it yields is the requests' state; it ends before the room does."""
+    """The app's own lifespan runs while the room is open, and its state is the requests' state."""
     mine = AsyncStillroom(settings, dispatch=NoDispatch())
     story: list[Any] = []
 
@@ -66,14 +66,14 @@ def test_the_app_s_own_lifespan_goes_along(settings: Settings, room: Stillroom) 
 
 
 def test_the_room_s_own_lifespan_is_enough(settings: Settings) -> None:
-    """It tells the app which room it has."""
+    """The room's own lifespan is enough to give the app its room."""
     mine = AsyncStillroom(settings, dispatch=NoDispatch())
     with TestClient(app_of(mine.lifespan, mine), base_url="https://testserver") as client:
         assert client.get("/price").json() == 7
 
 
 def test_mistakes(settings: Settings, room: Stillroom) -> None:
-    """A blocking room, and an app without a room."""
+    """A blocking room and an app without a room raise clear errors."""
     with pytest.raises(SettingsError, match="needs an AsyncStillroom"):
         lifespan(room)  # type: ignore[arg-type]
     mine = AsyncStillroom(settings, dispatch=NoDispatch())

@@ -1,4 +1,4 @@
-"""Flask's own session on the room: what Flask's users know goes on to work."""
+"""Flask's own session works on the room as Flask's users know it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def browser(room: Stillroom) -> Iterator[Browser]:
 def test_a_session_is_kept_and_costs_nothing_unless_looked_at(
     browser: Browser, room: Stillroom
 ) -> None:
-    """Data begins it, a list may change in place, `Vary: Cookie` goes out when it was looked at."""
+    """Data begins a session, a list may change in place, and a session that was not used costs nothing."""
     assert browser.get("/plain").all("set-cookie") == []
     assert browser.get("/cart").text == "[]\n"
     assert browser.token is None
@@ -81,7 +81,7 @@ def test_a_session_is_kept_and_costs_nothing_unless_looked_at(
 
 
 def test_login_flash_and_logout(browser: Browser, room: Stillroom) -> None:
-    """A login changes the token and keeps the cart; flashes are shown once; a logout forgets the cookie."""
+    """A login changes the token and keeps the cart, a flash is shown once, and a logout forgets the cookie."""
     browser.get("/cart/add/tea")
     before = browser.token
     browser.get("/login/ann")
@@ -95,14 +95,17 @@ def test_login_flash_and_logout(browser: Browser, room: Stillroom) -> None:
 
 
 def test_a_failed_request_keeps_nothing(browser: Browser) -> None:
-    """What the view did before it raised is not there for the next request."""
+    """When a view raises, its changes to the session are not kept."""
     browser.get("/cart/add/tea")
     assert browser.get("/fail").status == 500
     assert browser.get("/cart").text == '["tea"]\n'
 
 
 def test_redis_away_is_a_503_and_no_logout(browser: Browser, room: Stillroom) -> None:
-    """Reading or writing: Retry-After, problem+json, the cookie as it was. What does not look is served."""
+    """When Redis is away, using the session is a 503 with Retry-After and keeps the cookie.
+
+    Other views are served.
+    """
     browser.get("/cart/add/tea")
     away = Stillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
     with serving_wsgi(make_app(away)) as port:
@@ -116,7 +119,7 @@ def test_redis_away_is_a_503_and_no_logout(browser: Browser, room: Stillroom) ->
 
 
 def test_flasks_own_test_client_can_set_a_session(room: Stillroom) -> None:
-    """`session_transaction`, as apps' tests use it."""
+    """Flask's own test client sets a session with `session_transaction`, as apps' tests do."""
     with make_app(room).test_client() as client:
         with client.session_transaction(base_url="https://localhost") as session:
             session["cart"] = ["tea"]

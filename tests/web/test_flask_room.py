@@ -1,4 +1,4 @@
-"""`room.init_app(app)`: sessions, limits, health and a time for Redis, with an app factory or without one."""
+"""`room.init_app(app)` gives an app sessions, limits, health and a time budget, with a factory or without one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stillroom_workers.lifecycle import open_room
 
 @pytest.fixture
 def shop(settings: Settings) -> Iterator[Stillroom]:
-    """The app's room, made at module level in an app."""
+    """Return the app's room, made at module level in an app."""
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         yield room
 
@@ -55,7 +55,7 @@ def create_app(room: Stillroom, **options: Any) -> Flask:
 
 
 def test_an_app_has_sessions_limits_and_a_budget(shop: Stillroom) -> None:
-    """All by one line."""
+    """init_app gives an app sessions, limits and a budget in one line."""
     app = create_app(shop, routes=Routes([Route("/time", [AUTH])]), health=True)
     client = app.test_client()
     assert client.get("/add/tea").json == ["tea"]
@@ -67,7 +67,7 @@ def test_an_app_has_sessions_limits_and_a_budget(shop: Stillroom) -> None:
 
 
 def test_it_leaves_out_what_is_not_wanted(shop: Stillroom) -> None:
-    """Flask's own sessions stay, and there is no /health."""
+    """init_app can leave out parts: Flask's own sessions stay, and there is no /health."""
     app = Flask("shop")
     before = app.session_interface
     shop.init_app(app, sessions=False)
@@ -77,7 +77,7 @@ def test_it_leaves_out_what_is_not_wanted(shop: Stillroom) -> None:
 
 
 def test_a_loader_runs_in_the_app_s_context(shop: Stillroom) -> None:
-    """In a request it is the request's own; in a script or a worker there is none without it."""
+    """A loader runs in the request's app context. In a script or a worker there is none by itself."""
 
     @shop.cache.cached("price")
     def price() -> int:
@@ -102,7 +102,7 @@ def test_a_loader_runs_in_the_app_s_context(shop: Stillroom) -> None:
 def test_a_worker_loads_in_the_app_s_context(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, says: str
 ) -> None:
-    """It finds the app beside the room, also where nobody has said that they belong together."""
+    """A worker loads in the app's context, and finds the app beside the room by itself."""
     (tmp_path / "flaskshop.py").write_text(
         f"""
 from flask import Flask, current_app
@@ -125,7 +125,7 @@ def price() -> int:
 
 
 def test_mistakes(shop: Stillroom, settings: Settings) -> None:
-    """What is no app, a room that is awaited, a second room, no room at all."""
+    """An object that is no app, an async room, a second room and a missing room raise clear errors."""
     app = Flask("shop")
     with pytest.raises(TypeError, match="a Flask app, not object"):
         shop.init_app(object())

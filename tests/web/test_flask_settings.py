@@ -1,4 +1,4 @@
-"""Flask's own settings, and the libraries that keep things in its session: what they promise holds."""
+"""Flask's own settings, and the libraries that use its session, keep their promises."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def make_app(room: Stillroom, cookie: SessionCookie | None = None, **config: Any
 
 
 def put(app: flask.Flask, path: str, view: Callable[[], object], **options: Any) -> None:
-    """A view of one line; what it returns is shown as text."""
+    """Add a view of one line whose result is shown as text."""
     app.add_url_rule(path, endpoint=path, view_func=lambda: str(view()), **options)
 
 
 class Jar:
-    """A browser of Flask's own test client's, which shows the Set-Cookie header."""
+    """A browser like Flask's own test client, which shows the Set-Cookie header."""
 
     def __init__(self, app: flask.Flask, name: str = "__Host-sid", **headers: str) -> None:
         self._client = app.test_client(use_cookies=False)
@@ -172,7 +172,7 @@ class Jar:
 def test_flasks_settings_say_how_the_cookie_is_kept(
     room: Stillroom, config: dict[str, Any], name: str, attributes: str
 ) -> None:
-    """It is set, found again, and forgotten, each under what they say."""
+    """The cookie is set, found again and forgotten as Flask's settings say."""
     browser = Jar(make_app(room, **config), name)
     browser.get("/set/a/1")
     assert browser.cookie == f"{name}={browser.token}; {attributes}"
@@ -197,7 +197,7 @@ def test_flasks_settings_say_how_the_cookie_is_kept(
 def test_what_a_browser_would_refuse_is_an_error(
     room: Stillroom, config: dict[str, Any], said: str
 ) -> None:
-    """Said by the first request, with what is allowed."""
+    """A cookie that a browser would refuse raises at the first request with what is allowed."""
     app = make_app(room, **config)
     app.testing = True
     with pytest.raises(SettingsError, match=said):
@@ -205,7 +205,7 @@ def test_what_a_browser_would_refuse_is_an_error(
 
 
 def test_a_cookie_given_to_the_interface_goes_before_flasks_settings(room: Stillroom) -> None:
-    """All of it at once."""
+    """A cookie given to the interface replaces all of Flask's cookie settings."""
     browser = Jar(make_app(room, PLAIN, SESSION_COOKIE_NAME="other"), "sid")
     browser.get("/set/a/1")
     assert browser.cookie == f"sid={browser.token}; Path=/; HttpOnly; SameSite=Lax"
@@ -215,7 +215,7 @@ def test_a_cookie_given_to_the_interface_goes_before_flasks_settings(room: Still
 
 
 def test_a_session_lasts_as_long_as_the_browser_unless_it_is_permanent(room: Stillroom) -> None:
-    """The box "remember me" may be ticked or not, and neither is an error."""
+    """A session lasts as long as the browser unless it is permanent, which may be set either way."""
     for wanted, kept in ((0, None), (1, 604_800)):
         browser = Jar(make_app(room))
         assert browser.get(f"/permanent/{wanted}").status_code == 200
@@ -226,7 +226,7 @@ def test_a_session_lasts_as_long_as_the_browser_unless_it_is_permanent(room: Sti
 
 
 def test_a_session_that_becomes_permanent_gets_another_cookie(room: Stillroom) -> None:
-    """And the other way; said again it is no news."""
+    """A session gets another cookie when it becomes permanent, or no longer is; setting it again sends none."""
     browser = Jar(make_app(room))
     browser.get("/permanent/0")
     for wanted in (1, 0, 1):
@@ -240,7 +240,7 @@ def test_a_session_that_becomes_permanent_gets_another_cookie(room: Stillroom) -
 
 
 def test_permanence_alone_begins_a_session_only_where_it_is_wanted(room: Stillroom) -> None:
-    """`session.permanent = False` in a before_request is no reason for a cookie."""
+    """`session.permanent = False` in a before_request begins no session and sends no cookie."""
     for wanted in (False, True):
         app = make_app(room)
 
@@ -254,7 +254,7 @@ def test_permanence_alone_begins_a_session_only_where_it_is_wanted(room: Stillro
 
 
 def test_the_lifetime_of_a_permanent_session_is_flasks(room: Stillroom) -> None:
-    """PERMANENT_SESSION_LIFETIME where it is set: without a request for that long it ends."""
+    """A permanent session ends after PERMANENT_SESSION_LIFETIME without a request, where that is set."""
     for lifetime in (datetime.timedelta(hours=1), datetime.timedelta(days=30)):
         browser = Jar(make_app(room, PERMANENT_SESSION_LIFETIME=lifetime))
         browser.get("/permanent/1")
@@ -275,7 +275,9 @@ def test_the_lifetime_of_a_permanent_session_is_flasks(room: Stillroom) -> None:
 def test_a_look_keeps_alive_what_flask_says(
     room: Stillroom, client: Any, wanted: int, refreshes: bool, lives_on: bool
 ) -> None:
-    """SESSION_REFRESH_EACH_REQUEST=False: a permanent session goes on from its last change, not its last look."""
+    """With SESSION_REFRESH_EACH_REQUEST=False a permanent session lives on from its last change, not
+    its last look.
+    """
     browser = Jar(make_app(room, SESSION_REFRESH_EACH_REQUEST=refreshes))
     browser.get(f"/permanent/{wanted}")
     found = room.sessions.get(browser.token or "", touch=False)
@@ -295,7 +297,7 @@ def test_a_look_keeps_alive_what_flask_says(
 
 
 def test_values_keep_their_type(room: Stillroom) -> None:
-    """As in Flask's own session; in the next request, and for who reads the session beside the app."""
+    """Values keep their type as in Flask's own session, in the next request and beside the app."""
     app = make_app(room)
     got: dict[str, Any] = {}
     put(app, "/put", lambda: flask.session.update(VALUES) or "put")
@@ -311,7 +313,7 @@ def test_values_keep_their_type(room: Stillroom) -> None:
 
 
 def test_a_list_within_a_tuple_may_change_in_place(room: Stillroom) -> None:
-    """And a set, and what is within a dict: nobody has to say `modified`."""
+    """A list within a tuple, a set and a value within a dict may change in place without `modified`."""
     app = make_app(room)
 
     @app.get("/put")
@@ -335,7 +337,7 @@ def test_a_list_within_a_tuple_may_change_in_place(room: Stillroom) -> None:
 
 
 def test_flashes_are_shown_as_they_were_meant(room: Stillroom) -> None:
-    """Markup stays markup after the redirect, and a text is escaped."""
+    """Markup in a flash stays markup after the redirect, and a text is escaped."""
     app = make_app(room)
     app.add_url_rule(
         "/flash",
@@ -350,7 +352,7 @@ def test_flashes_are_shown_as_they_were_meant(room: Stillroom) -> None:
 
 
 def test_it_is_a_dict_to_who_writes_so(room: Stillroom) -> None:
-    """`|=`, `|` and `copy`; a user who is set that way is logged in."""
+    """The session takes `|=`, `|` and `copy` as a dict does, and a user that is set this way is logged in."""
     app = make_app(room, PLAIN)
 
     @app.get("/joined")
@@ -368,7 +370,7 @@ def test_it_is_a_dict_to_who_writes_so(room: Stillroom) -> None:
     "key", ["/a/path?x=1", "\u0438\u043c\u044f" * 40, "_state_" + "x" * 300, "a b", "", "\n", "x.y"]
 )
 def test_any_text_is_a_key(room: Stillroom, key: str) -> None:
-    """Long ones, and in any alphabet."""
+    """Any text is a key, long or in any alphabet."""
     app = make_app(room)
     put(app, "/put", lambda: flask.session.update({key: [1]}) or "put")
     put(app, "/add", lambda: flask.session[key].append(2) or "added")
@@ -382,7 +384,7 @@ def test_any_text_is_a_key(room: Stillroom, key: str) -> None:
 
 
 def test_a_number_is_a_key_as_in_flask(room: Stillroom) -> None:
-    """What JSON makes of it: the next request finds the text."""
+    """A number as a key becomes text, as in Flask's JSON."""
     ours, theirs = make_app(room), flask.Flask("theirs")
     theirs.secret_key = "x"
     for app in (ours, theirs):
@@ -399,7 +401,7 @@ def test_a_number_is_a_key_as_in_flask(room: Stillroom) -> None:
 
 
 def test_clear_is_a_logout(room: Stillroom) -> None:
-    """The session and the cookie are gone; what is set after it begins another one, of nobody."""
+    """clear ends the session and the cookie; data that is set afterwards begins another, anonymous session."""
     browser = Jar(make_app(room))
     browser.get("/login/ann")
     before = browser.token
@@ -422,7 +424,7 @@ def test_clear_is_a_logout(room: Stillroom) -> None:
 
 
 def test_modified_and_accessed_are_true_to_flask(room: Stillroom) -> None:
-    """As libraries look at them; to set `modified` is allowed."""
+    """`modified` and `accessed` are what Flask says, and `modified` may be set."""
     app = make_app(room)
     with app.test_request_context() as context:
         inner: Any = context._session
@@ -436,7 +438,7 @@ def test_modified_and_accessed_are_true_to_flask(room: Stillroom) -> None:
 
 
 def test_a_test_may_look_after_the_response(room: Stillroom) -> None:
-    """Flash messages, and what is in the session; a change there is nobody's."""
+    """A test may read the session and flashes after the response; a change there is not stored."""
     app = make_app(room, PLAIN)
     app.add_url_rule(
         "/", view_func=lambda: flask.flash("saved") or flask.session.update(a=1) or "ok"
@@ -454,7 +456,7 @@ def test_a_test_may_look_after_the_response(room: Stillroom) -> None:
 
 
 def test_a_csrf_token_does_not_outlive_a_login(room: Stillroom) -> None:
-    """Who knew it before, from a session that he had planted, knows it no more; later forms have their own."""
+    """A CSRF token known before a login, also from a planted session, is not valid after it."""
     app = make_app(room)
     CSRFProtect(app)
     put(app, "/form", generate_csrf)
@@ -474,7 +476,7 @@ def test_a_csrf_token_does_not_outlive_a_login(room: Stillroom) -> None:
 
 
 def test_what_must_not_outlive_a_login_is_a_setting(make_room: Callable[..., Stillroom]) -> None:
-    """`session_login_drops`; and the name that Flask-WTF was given."""
+    """`session_login_drops` and the name given to Flask-WTF say which keys a login drops."""
     app = make_app(make_room(session_login_drops="step, wizard"), WTF_CSRF_FIELD_NAME="mine")
     browser = Jar(app)
     for key in ("step", "wizard", "mine", "cart"):
@@ -521,7 +523,7 @@ def login_app(room: Stillroom, **config: Any) -> flask.Flask:
 
 
 def test_flask_logins_user_is_the_sessions_user(room: Stillroom) -> None:
-    """In the list of devices, under a new token; what was known before opens nothing."""
+    """Flask-Login's user is the session's user, in the list of devices and under a new token."""
     browser = Jar(login_app(room))
     browser.get("/set/cart/tea")
     planted = browser.token
@@ -536,7 +538,9 @@ def test_flask_logins_user_is_the_sessions_user(room: Stillroom) -> None:
 
 
 def test_flask_logins_logout_is_a_logout(room: Stillroom) -> None:
-    """The rest of the session goes on as nobody's, under a new token; where nothing is left the cookie goes."""
+    """Flask-Login's logout leaves an anonymous session with the rest of the data, under a new token,
+    or none at all.
+    """
     for cart in (True, False):
         browser = Jar(login_app(room))
         browser.get("/in/ann")
@@ -553,7 +557,7 @@ def test_flask_logins_logout_is_a_logout(room: Stillroom) -> None:
 
 
 def test_another_user_does_not_inherit_the_session(room: Stillroom) -> None:
-    """login_user() over another's session: only what this request has set goes along."""
+    """login_user() over another user's session takes along only what this request has set."""
     browser = Jar(login_app(room))
     browser.get("/in/ann")
     browser.get("/set/cart/tea")
@@ -564,7 +568,7 @@ def test_another_user_does_not_inherit_the_session(room: Stillroom) -> None:
 
 
 def test_a_login_of_the_session_goes_before_flask_logins(room: Stillroom) -> None:
-    """Both in one request, in either order: the app's own word for the user."""
+    """A login on the session wins over Flask-Login's in one request, in either order."""
     app = login_app(room)
 
     @app.get("/both/<int:first>")
@@ -585,7 +589,9 @@ def test_a_login_of_the_session_goes_before_flask_logins(room: Stillroom) -> Non
 
 
 def test_strong_protection_logs_a_stolen_cookie_out(room: Stillroom) -> None:
-    """Another browser's User-Agent with hers: nobody, and hers is over too."""
+    """With strong protection another User-Agent with a stolen cookie is logged out, and so is the
+    stolen session.
+    """
     app = login_app(room, SESSION_PROTECTION="strong")
     hers, thief = Jar(app, **{"User-Agent": "hers"}), Jar(app, **{"User-Agent": "the thief's"})
     hers.get("/in/ann")
@@ -597,7 +603,9 @@ def test_strong_protection_logs_a_stolen_cookie_out(room: Stillroom) -> None:
 
 
 def test_who_is_only_remembered_is_not_fresh(room: Stillroom, client: Any) -> None:
-    """Flask-Login's cookie begins a session of that user, in the list of devices; a sensitive page asks again."""
+    """Flask-Login's remember cookie begins a session in the list of devices, and a sensitive page asks
+    for a login.
+    """
     app = login_app(room)
     first = Jar(app)
     reply = first.get("/in/ann?remember=1")
@@ -629,7 +637,7 @@ def test_who_is_only_remembered_is_not_fresh(room: Stillroom, client: Any) -> No
 
 
 def test_flasks_session_is_read_along_with_the_limits(room: Stillroom, client: Any) -> None:
-    """Where the route's last request has looked: one batch, as with the middleware's own session."""
+    """Flask's session is read in one batch with the limits where the route's last request used it."""
     from stillroom import DEFAULT, Routes
     from tests.support.monitor import ON_ITS_WAY, READS_SESSION, sent
 

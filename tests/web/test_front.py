@@ -1,4 +1,4 @@
-"""The table in front of an app: pages of other origins, websockets, exemptions, and routes that fit nothing."""
+"""The route table in front of an app handles other origins, websockets, exemptions and routes that fit nothing."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ KINDS = ["cors in front", "cors behind", "flask"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_preflight_costs_nothing_and_is_never_denied(kind: str, settings: Settings) -> None:
-    """Before a request, after the last one that was admitted, and as often as it comes."""
+    """A preflight costs nothing and is never denied, before a request and after the last admitted one."""
     with serving(kind, settings) as port:
         for _ in range(5):
             assert ask(port, "/api", "OPTIONS", PREFLIGHT).status == 200
@@ -143,7 +143,7 @@ def test_a_preflight_costs_nothing_and_is_never_denied(kind: str, settings: Sett
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_may_read_a_refusal_and_how_it_stands(kind: str, settings: Settings) -> None:
-    """Whether the app's CORS layer stands in front of the limits or behind them; strangers may not."""
+    """An allowed origin may read a denial and its headers, whether the CORS layer is in front or behind."""
     with serving(kind, settings) as port:
         replies = [ask(port, "/api", "POST", FROM_SPA) for _ in range(4)]
         assert [reply.status for reply in replies] == [200, 200, 429, 429]
@@ -163,7 +163,7 @@ def test_a_page_may_read_a_refusal_and_how_it_stands(kind: str, settings: Settin
 
 
 def test_what_the_app_exposes_is_kept(settings: Settings) -> None:
-    """Ours is added to it."""
+    """The app's exposed headers are kept, and ours are added."""
     with serving("cors behind", settings) as port:
         exposed = names_of(ask(port, "/api", "POST", FROM_SPA).one("access-control-expose-headers"))
     assert {"x-mine", "ratelimit"} <= exposed
@@ -171,7 +171,7 @@ def test_what_the_app_exposes_is_kept(settings: Settings) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_session_that_cannot_be_read_is_told_to_a_page_too(kind: str) -> None:
-    """A 503 in place of the app's answer keeps what the app said of the page's origin."""
+    """A 503 for an unreadable session keeps the CORS headers of the app's answer."""
     away = Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40)
     token = "00." + "A" * 43
     with serving(kind, away, table=None) as port:
@@ -193,7 +193,7 @@ def test_a_session_that_cannot_be_read_is_told_to_a_page_too(kind: str) -> None:
 def test_what_only_looks_like_a_preflight_is_charged(
     settings: Settings, headers: dict[str, str], body: bytes | None
 ) -> None:
-    """A browser's never has a cookie, credentials or a body."""
+    """A request that only looks like a preflight is charged: a browser's has no cookie, credentials or body."""
     import http.client
 
     with serving("flask", settings) as port:
@@ -207,7 +207,7 @@ def test_what_only_looks_like_a_preflight_is_charged(
 
 
 def test_an_app_that_is_a_function_is_charged_for_preflights(settings: Settings) -> None:
-    """It has no CORS layer, and does the same for each method."""
+    """An app without a CORS layer that treats every method alike is charged for preflights."""
 
     async def guess(scope: Any, receive: Any, send: Any) -> None:
         await PlainTextResponse("wrong", 401)(scope, receive, send)
@@ -220,7 +220,7 @@ def test_an_app_that_is_a_function_is_charged_for_preflights(settings: Settings)
 
 
 def test_a_route_that_names_options_is_charged_for_preflights(serve: Serve) -> None:
-    """The app has said that it answers them itself."""
+    """A route that names OPTIONS is charged for preflights, because the app answers them itself."""
     table = Routes([Route("/plain", [TWO], ["OPTIONS", "GET"])], default=[])
     with serve(routes=table) as port:
         got = [ask(port, "/plain", "OPTIONS", PREFLIGHT).status for _ in range(3)]
@@ -228,7 +228,7 @@ def test_a_route_that_names_options_is_charged_for_preflights(serve: Serve) -> N
 
 
 def test_the_apps_cors_layer_is_asked_once_a_minute(settings: Settings) -> None:
-    """A flood of refused requests is no flood of preflights."""
+    """The app's CORS layer is asked once a minute, also under a flood of refused requests."""
     asked: list[str] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -248,7 +248,7 @@ def test_the_apps_cors_layer_is_asked_once_a_minute(settings: Settings) -> None:
 
 
 def test_an_app_says_in_its_own_words_that_it_refuses(serve: Serve) -> None:
-    """By what the client accepts; status and headers stay."""
+    """An app may word a denial itself by the client's Accept; status and headers stay."""
 
     def render(refusal: Refusal) -> tuple[str, bytes] | None:
         if refusal.header("Accept") != "text/html":
@@ -272,7 +272,7 @@ def test_an_app_says_in_its_own_words_that_it_refuses(serve: Serve) -> None:
 
 
 def test_requests_may_be_exempt_by_a_predicate(serve: Serve) -> None:
-    """Of the table."""
+    """A predicate of the table exempts requests."""
 
     def is_probe(asked: Asked) -> bool:
         return ("x-probe", "1") in [(name.lower(), value) for name, value in asked.headers]
@@ -283,7 +283,7 @@ def test_requests_may_be_exempt_by_a_predicate(serve: Serve) -> None:
 
 
 def test_a_route_may_count_failures_only(serve: Serve) -> None:
-    """What is answered with less than 400 is given back."""
+    """A route may count failures only: a request answered below 400 is refunded."""
     table = Routes([Route("/fail/{status}", [AUTH], count="failures")], default=[])
     with serve(routes=table) as port:
         assert [ask(port, "/fail/200?x").status for _ in range(8)] == [200] * 8
@@ -292,7 +292,7 @@ def test_a_route_may_count_failures_only(serve: Serve) -> None:
 
 
 def test_a_table_counts_by_the_sessions_user(serve: Serve, room: Stillroom) -> None:
-    """Whoever is not logged in counts by address."""
+    """A table counts by the session's user, and by address without a login."""
     by_user = Limit("mine", 2, 60, by="user")
     table = Routes([Route("/who", [by_user])], default=[])
     from tests.support.web import Browser
@@ -320,7 +320,7 @@ HANDSHAKE = {
 
 @contextmanager
 def serving_websockets(settings: Settings, **options: Any) -> Iterator[int]:
-    """An app with a websocket that anybody may open, and one behind a limit of its own."""
+    """Serve an app with an open websocket and one behind a limit of its own."""
     import threading
 
     import uvicorn
@@ -365,7 +365,9 @@ def serving_websockets(settings: Settings, **options: Any) -> Iterator[int]:
 
 @pytest.mark.parametrize("path", ["/own", "/class", "/app/ws"])
 def test_a_websocket_has_its_endpoints_limits(settings: Settings, path: str) -> None:
-    """A function, a class, a mounted app. The handshake is answered as a request would be."""
+    """A websocket has its endpoint's limits, on a function, a class or a mounted app, and is refused
+    like a request.
+    """
     with serving_websockets(settings) as port:
         replies = [ask(port, path, headers=HANDSHAKE) for _ in range(3)]
         assert [reply.status for reply in replies] == [101, 101, 429]
@@ -374,14 +376,14 @@ def test_a_websocket_has_its_endpoints_limits(settings: Settings, path: str) -> 
 
 
 def test_a_websocket_has_the_limits_of_the_table(settings: Settings) -> None:
-    """As a GET has."""
+    """A websocket has the limits that the table gives to GET."""
     with serving_websockets(settings, routes=Routes([Route("/ws", [TWO])], default=[])) as port:
         assert [ask(port, "/ws", headers=HANDSHAKE).status for _ in range(3)] == [101, 101, 429]
 
 
 @pytest.mark.parametrize("path", ["/ws", "/own", "/class", "/app/ws"])
 def test_a_banned_client_opens_no_websocket(settings: Settings, room: Stillroom, path: str) -> None:
-    """403, whatever the limit."""
+    """A banned client's websocket is refused with 403, whatever the limit."""
     settings = settings.model_copy(update={"trusted_proxies": ("127.0.0.0/8",)})
     room.abuse.ban("203.0.113.9", 60, "test")
     banned = HANDSHAKE | {"X-Forwarded-For": "203.0.113.9"}
@@ -390,7 +392,7 @@ def test_a_banned_client_opens_no_websocket(settings: Settings, room: Stillroom,
 
 
 def test_a_server_that_can_only_close_closes(settings: Settings) -> None:
-    """With 1008, before the handshake."""
+    """A server that cannot refuse a handshake closes the websocket with 1008."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError
@@ -416,7 +418,7 @@ def test_a_server_that_can_only_close_closes(settings: Settings) -> None:
 
 
 def test_a_room_of_the_other_face_is_refused(settings: Settings) -> None:
-    """By each middleware, with what was meant."""
+    """Each middleware refuses a room of the other face and says which was meant."""
     room, other = Stillroom(settings), AsyncStillroom(settings)
     for make in (
         lambda: Asgi(None, room),  # type: ignore[arg-type]
@@ -446,14 +448,14 @@ def test_a_room_of_the_other_face_is_refused(settings: Settings) -> None:
 def test_a_table_that_cannot_be_meant_is_refused(
     settings: Settings, options: dict[str, Any], reason: str
 ) -> None:
-    """When the middleware is put around the app."""
+    """A bad table raises when the middleware is put around the app."""
     for middleware, room in ((Wsgi, Stillroom(settings)), (Asgi, AsyncStillroom(settings))):
         with pytest.raises(InvalidLimit, match=reason):
             middleware(None, room, **options)  # type: ignore[operator]
 
 
 def test_health_goes_where_frameworks_add_middleware(settings: Settings) -> None:
-    """The app first, the room by name; the other order works too."""
+    """The health middleware takes app and room in the order of frameworks, and in the other one too."""
     room = AsyncStillroom(settings, dispatch=NoDispatch())
 
     async def home(request: Any) -> PlainTextResponse:
@@ -551,7 +553,7 @@ def told(app: Any, caplog: Any, *routes: Route, root: str = "") -> list[str]:
 
 @pytest.mark.parametrize("name", APPS)
 def test_a_route_that_fits_no_endpoint_is_told(name: str, caplog: Any) -> None:
-    """Once, with what was probably meant; one that may fit is not."""
+    """A route that fits no endpoint is logged once with the probable one; a route that may fit is not."""
     with override_settings(ROOT_URLCONF=Urls()):
         app = APPS[name]()
         assert not told(
@@ -575,7 +577,7 @@ def test_a_route_that_fits_no_endpoint_is_told(name: str, caplog: Any) -> None:
 
 
 def test_what_cannot_be_seen_of_an_app_is_not_guessed(caplog: Any) -> None:
-    """Apps of other kinds, several side by side, regular expressions, other hosts."""
+    """Nothing is guessed about other apps, several apps side by side, regular expressions and other hosts."""
 
     def view(request: Any) -> None: ...
 
@@ -598,7 +600,7 @@ def test_what_cannot_be_seen_of_an_app_is_not_guessed(caplog: Any) -> None:
 
 
 def test_it_is_told_at_start(settings: Settings, caplog: Any) -> None:
-    """By lifespan, before the first request; without one, with it."""
+    """A route that fits nothing is logged at start by the lifespan, or else by the first request."""
 
     async def main() -> None:
         room = AsyncStillroom(settings, dispatch=NoDispatch())
@@ -620,7 +622,7 @@ def test_it_is_told_at_start(settings: Settings, caplog: Any) -> None:
 
 
 def test_the_first_request_tells_it_too(settings: Settings, caplog: Any) -> None:
-    """Flask's routes are known by then."""
+    """The first request logs routes that fit nothing, because Flask's routes are known by then."""
     app = Flask("late")
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         app.wsgi_app = Wsgi(app.wsgi_app, room, routes=Routes([Route("/lgoin", [AUTH])]))  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The endpoints over real HTTP servers, WSGI and ASGI: what each answers, and to whom."""
+"""The health endpoints answer over real WSGI and ASGI servers, to each caller what it may see."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Serve = Callable[..., Ask]
 
 @pytest.fixture(params=["wsgi", "asgi"])
 def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
-    """An HTTP server with the endpoints of a room with these settings; → how to ask it."""
+    """Serve the endpoints of a room with these settings; yield a function that asks them."""
     with ExitStack() as stack:
 
         def start(settings: Settings, inner: Any = None) -> Ask:
@@ -53,13 +53,13 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long an answer waits for a check is what tests/faults is about, not what a busy machine fails by."""
+    """Make the settings patient; tests/faults tests how long an answer waits for a check."""
     for module in ("asgi_health", "wsgi_health"):
         monkeypatch.setattr(f"stillroom.web.{module}.WAIT_S", 10.0)
 
 
 def settings_for(server: EmbeddedServer, **changes: Any) -> Settings:
-    """With a token, and this machine as an operator's network, which a token alone closes."""
+    """Return settings with a token, and with this machine as an operator's network, which a token alone closes."""
     given = {"redis_url": server.url, "health_token": TOKEN, "health_networks": LOOPBACK}
     return Settings(**given | PATIENT | changes)
 
@@ -70,7 +70,7 @@ def asking(serve: Serve, server: EmbeddedServer) -> Ask:
 
 
 def test_the_public_learns_the_status_and_no_more(asking: Ask) -> None:
-    """One word, in the media type of the draft, never stored."""
+    """The public is told one word, in the media type of the draft, which is never stored."""
     answer = asking("/health", headers=PASSED_ON)
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/health+json"
@@ -79,7 +79,7 @@ def test_the_public_learns_the_status_and_no_more(asking: Ask) -> None:
 
 
 def test_operators_see_the_details(asking: Ask) -> None:
-    """With the token from anywhere, or from an operator's network; each check has its status and figures."""
+    """Operators see each check's status and figures, with the token or from an operator's network."""
     for headers in (BEARER | PASSED_ON, {}):
         body = json.loads(asking("/health", headers=headers).body)
         assert body["status"] == "pass"
@@ -113,7 +113,7 @@ def test_operators_see_the_details(asking: Ask) -> None:
     ],
 )
 def test_others_do_not(asking: Ask, headers: dict[str, str]) -> None:
-    """Not with a wrong token, nor through a proxy that happens to stand in an operator's network."""
+    """A wrong token, and a proxy inside an operator's network, see no details."""
     assert json.loads(asking("/health", headers=headers).body) == {"status": "pass"}
     answer = asking("/metrics", headers=headers)
     assert answer.status == 401
@@ -122,14 +122,14 @@ def test_others_do_not(asking: Ask, headers: dict[str, str]) -> None:
 
 
 def test_networks_are_a_setting(serve: Serve, server: EmbeddedServer) -> None:
-    """Where loopback is none of the operators' networks, it sees the status only."""
+    """Where loopback is no operator's network, it sees the status only."""
     asking = serve(settings_for(server, health_networks="10.0.0.0/8 fd00::/8"))
     assert json.loads(asking("/health").body) == {"status": "pass"}
     assert "checks" in json.loads(asking("/health", headers=BEARER).body)
 
 
 def test_a_token_closes_what_is_open_to_this_machine(serve: Serve, server: EmbeddedServer) -> None:
-    """A proxy on this machine that adds no header looks like an operator, so it needs the token if there is one."""
+    """A token closes what is open to this machine, because a proxy on it looks like an operator."""
     asking = serve(settings_for(server, health_networks=None))
     assert json.loads(asking("/health").body) == {"status": "pass"}
     assert asking("/status").status == asking("/metrics").status == 401
@@ -140,7 +140,7 @@ def test_a_token_closes_what_is_open_to_this_machine(serve: Serve, server: Embed
 
 
 def test_a_trusted_proxy_is_no_operator(serve: Serve, server: EmbeddedServer) -> None:
-    """It stands in an operator's network and adds no header: what it passes on is anybody's."""
+    """A trusted proxy is no operator, though it stands in an operator's network and adds no header."""
     asking = serve(settings_for(server, trusted_proxies="127.0.0.1/32 unix"))
     assert json.loads(asking("/health").body) == {"status": "pass"}
     assert asking("/status").status == 401
@@ -148,7 +148,7 @@ def test_a_trusted_proxy_is_no_operator(serve: Serve, server: EmbeddedServer) ->
 
 
 def test_without_a_token_no_token_opens(serve: Serve, server: EmbeddedServer) -> None:
-    """An empty one least of all."""
+    """Without a configured token no token opens the details, an empty one included."""
     asking = serve(settings_for(server, health_token=None, health_networks=""))
     for given in ("", "None", TOKEN):
         headers = {"Authorization": f"Bearer {given}"}
@@ -156,14 +156,14 @@ def test_without_a_token_no_token_opens(serve: Serve, server: EmbeddedServer) ->
 
 
 def test_alive_and_ready(asking: Ask) -> None:
-    """Both are the status only, whoever asks."""
+    """/alive and /ready give the status only, to every caller."""
     for path in ("/health/live", "/health/ready", "/health/ready/"):
         answer = asking(path, headers=BEARER)
         assert (answer.status, json.loads(answer.body)) == (200, {"status": "pass"})
 
 
 def test_other_methods_and_paths(asking: Ask) -> None:
-    """HEAD is GET without the body; anything else is refused in so many words."""
+    """HEAD is GET without the body. Other methods and paths are refused with a sentence."""
     head = asking("/health", "HEAD")
     assert (head.status, head.body) == (200, b"")
     assert int(head.headers["content-length"]) > 0
@@ -186,7 +186,7 @@ async def plain_asgi(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_it_may_wrap_an_app(serve: Serve, server: EmbeddedServer) -> None:
-    """What is not health's goes to the app."""
+    """The endpoints may wrap an app, and all other paths go to the app."""
     asking = serve(settings_for(server), (plain_wsgi, plain_asgi))
     assert asking("/products/7").body == b"/products/7"
     assert asking("/health/live").status == 200
@@ -204,7 +204,7 @@ def test_it_may_wrap_an_app(serve: Serve, server: EmbeddedServer) -> None:
     ],
 )
 def test_it_may_be_mounted_anywhere(server: EmbeddedServer, mount: str, path: str) -> None:
-    """Under a prefix, or at /health itself: both kinds of framework strip the mount."""
+    """The endpoints may be mounted under a prefix or at /health, in both kinds of framework."""
     answers = []
     environ = {
         "REQUEST_METHOD": "GET",
@@ -218,7 +218,9 @@ def test_it_may_be_mounted_anywhere(server: EmbeddedServer, mount: str, path: st
 
 
 def test_metrics_are_read_by_prometheus(serve: Serve, server: EmbeddedServer, client: Any) -> None:
-    """Counters of all processes, gauges of the servers; unknown is no sample; labels are ours."""
+    """Prometheus reads the metrics: counters of all processes and gauges of the servers, without
+    unknown samples.
+    """
     keys = Keys("stillroom")
     counts = {"hits": 70, "stale": 20, "misses": 10, "limit_checks": 9, "sessions_created": 4}
     client.hset(
@@ -256,14 +258,14 @@ def test_metrics_are_read_by_prometheus(serve: Serve, server: EmbeddedServer, cl
 
 
 def test_metrics_may_be_open(serve: Serve, server: EmbeddedServer) -> None:
-    """By setting, for a scraper that comes through a proxy; the details stay closed."""
+    """A setting opens the metrics to a scraper behind a proxy; the details stay closed."""
     asking = serve(settings_for(server, metrics_open=True))
     assert b"stillroom_health" in asking("/metrics", headers=PASSED_ON).body
     assert json.loads(asking("/health", headers=PASSED_ON).body) == {"status": "pass"}
 
 
 def test_two_hundred_at_once_are_one_check(asking: Ask, server: EmbeddedServer) -> None:
-    """All get their answer, and Redis was asked once."""
+    """Two hundred requests at once are answered by one check of Redis."""
     statuses: list[int] = []
     begin = threading.Barrier(200)
 
@@ -272,7 +274,7 @@ def test_two_hundred_at_once_are_one_check(asking: Ask, server: EmbeddedServer) 
         statuses.append(asking("/health").status)
 
     def checks() -> int:
-        """Each asks for the slowlog's length, and nobody else does."""
+        """Count the checks by their question for the slowlog's length, which nobody else asks."""
         with redis.Redis.from_url(server.url) as client:
             stats = client.info("commandstats").items()
         return sum(int(found["calls"]) for name, found in stats if "slowlog" in name)
@@ -288,7 +290,7 @@ def test_two_hundred_at_once_are_one_check(asking: Ask, server: EmbeddedServer) 
 
 
 def test_a_finding_is_in_its_check(serve: Serve, server: EmbeddedServer, client: Any) -> None:
-    """Its status, its words, and the advice; a warning is not a failure to a load balancer."""
+    """A finding is in its check with status, words and advice. A warning is no failure to a load balancer."""
     client.xadd(Keys("stillroom").dead_letters, {"kind": "message"})
     answer = serve(settings_for(server))("/health")
     body = json.loads(answer.body)

@@ -1,4 +1,4 @@
-"""Two requests of one browser through Flask and Django, in every order: what one said of the cookie stays."""
+"""Two requests of one browser through Flask and Django keep, in every order, what either did to the cookie."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COOKIE = "__Host-sid"
 
 
 class Pause:
-    """Where a view stands, between its look and what it does."""
+    """The point at which a view stops between its look and its act."""
 
     def __init__(self) -> None:
         self.has_looked = threading.Event()
@@ -65,7 +65,7 @@ def _clear_and_set(session: Any) -> None:
 
 
 def _log_in(session: Any) -> None:
-    """As django.contrib.auth does."""
+    """Log in as django.contrib.auth does."""
     session.cycle_key()
     session[SESSION_KEY] = "ann"
 
@@ -152,7 +152,7 @@ def django_app(settings: Settings) -> Iterator[Any]:
 
 
 class Asked:
-    """One request: it looks, and then it does something and answers."""
+    """One request that reads the session, then acts and answers."""
 
     def __init__(self, app: Any, act: str, token: str | None) -> None:
         self._app = app
@@ -164,7 +164,7 @@ class Asked:
         self.set_cookie: str | None = None  # '' if it is to be forgotten
 
     def step(self) -> bool:
-        """Take the next step. Whether that was the answer."""
+        """Take the next step; return whether it was the answer."""
         if self._thread.ident is None:
             self._thread.start()
             assert self._pause.has_looked.wait(WITHIN)
@@ -206,7 +206,7 @@ class Asked:
 def browsed(
     app: Any, token: str | None, acts: tuple[str, str], order: str
 ) -> tuple[Asked, Asked, str | None]:
-    """The two requests, and the token that the browser has when both were answered."""
+    """Run the two requests; return them and the token that the browser has afterwards."""
     requests = {"a": Asked(app, acts[0], token), "b": Asked(app, acts[1], token)}
     for name in order:
         one = requests[name]
@@ -249,7 +249,7 @@ def test_a_late_response_undoes_nothing(app: Any, begins: str, room: Stillroom) 
 
 
 def test_a_logout_ends_what_others_renewed(app: Any, room: Stillroom) -> None:
-    """Whichever answers first: nobody is logged in afterwards who has not logged in again."""
+    """After a logout nobody is logged in without a new login, whichever of the two requests answers first."""
     acts = FLASKS if isinstance(app, flask.Flask) else DJANGOS
     logouts = [act for act in acts if act in LOGOUTS]
     others = ["look", "set", "add", "renew", *logouts]
@@ -263,7 +263,7 @@ def test_a_logout_ends_what_others_renewed(app: Any, room: Stillroom) -> None:
 
 
 def test_two_logins_at_once_both_succeed(app: Any, room: Stillroom) -> None:
-    """A button that was clicked twice, by a visitor or by who was logged in: the browser has the last one's."""
+    """When a login button is clicked twice, both succeed and the browser has the last token."""
     acts = FLASKS if isinstance(app, flask.Flask) else DJANGOS
     for begins, order in product(["anonymous", "logged in", "ended"], ORDERS):
         for act in [act for act in acts if act in LOGINS]:
@@ -277,7 +277,7 @@ def test_two_logins_at_once_both_succeed(app: Any, room: Stillroom) -> None:
 
 
 def begun(room: Stillroom, acts: object, begins: str) -> str:
-    """The token of a session to begin with, with a cart."""
+    """Return the token of a session with a cart to begin with."""
     user = "ann" if begins == "logged in" else None
     data: dict[str, Any] = {"cart": ["rye"]}
     if user:
@@ -290,7 +290,7 @@ def begun(room: Stillroom, acts: object, begins: str) -> str:
 
 
 def is_decided(one: Asked, two: Asked, begins: str) -> bool:
-    """Whether the second request has decided about the cookie, and the first must leave it."""
+    """Return whether the second request has decided about the cookie, so that the first must leave it."""
     if two.set_cookie is None or one.act in LOGINS:
         return False
     if begins == "ended" and two.act not in LOGINS:

@@ -1,4 +1,4 @@
-"""Two requests of one browser, in every order: what a login, a new token or a logout did to the cookie stays."""
+"""Two requests of one browser keep, in every order, what a login, a new token or a logout did to the cookie."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def own(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Face]:
 
 
 class Asked:
-    """One request: it looks, and then it answers."""
+    """One request that reads the session and then answers."""
 
     def __init__(self, face: Face, act: str, token: str | None) -> None:
         self._face = face
@@ -88,7 +88,7 @@ class Asked:
         self.status = 200
 
     def step(self) -> bool:
-        """Take the next step. Whether that was the answer."""
+        """Take the next step; return whether it was the answer."""
         if not self._has_looked:
             self._has_looked = True
             self._face.run(self.session.reading())
@@ -103,7 +103,7 @@ class Asked:
 def browsed(
     face: Face, token: str | None, acts: tuple[str, str], order: str
 ) -> tuple[Any, Any, str | None]:
-    """The two requests, and the token that the browser has when both were answered."""
+    """Run the two requests; return them and the token that the browser has afterwards."""
     requests = {"a": Asked(face, acts[0], token), "b": Asked(face, acts[1], token)}
     for name in order:
         if requests[name].step() and (line := requests[name].set_cookie) is not None:
@@ -152,7 +152,7 @@ def test_a_late_response_undoes_nothing(
 
 
 def test_two_logins_at_once_both_succeed(own: Face, room: Stillroom) -> None:
-    """A button that was clicked twice: each answer is a login, and the browser has the last."""
+    """When a login button is clicked twice, both succeed and the browser has the last token."""
     for order in ORDERS:
         start = room.sessions.create(None, {"cart": ["rye"]}).token
         one, two, token = browsed(own, start, ("login", "login"), order)
@@ -164,7 +164,7 @@ def test_two_logins_at_once_both_succeed(own: Face, room: Stillroom) -> None:
 
 
 def test_a_cookie_that_opens_nothing_is_forgotten(own: Face, room: Stillroom) -> None:
-    """By a request that looks, whoever ended its session; what it adds begins another one."""
+    """A request that uses the session forgets a cookie that opens nothing, and its data begins a new session."""
     for end in (room.sessions.destroy, lambda token: room.sessions.destroy_all()):
         start = room.sessions.create("ann", {"cart": ["rye"]}).token
         end(start)
@@ -180,7 +180,7 @@ def test_a_cookie_that_opens_nothing_is_forgotten(own: Face, room: Stillroom) ->
 def test_a_slow_response_forgets_no_cookie(
     own: Face, room: Stillroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Meanwhile the browser may have logged in without it. The next request that looks forgets it."""
+    """A slow response forgets no cookie, because the browser may have logged in. The next request forgets it."""
     monkeypatch.setattr("stillroom.web.request_session.CLEARS_WITHIN_S", -1.0)
     start = room.sessions.create("ann").token
     room.sessions.destroy(start)
@@ -188,7 +188,7 @@ def test_a_slow_response_forgets_no_cookie(
 
 
 def test_a_session_is_not_begun_over_a_login(own: Face, room: Stillroom) -> None:
-    """409, which says to try again: with the cookie that the login brings."""
+    """A session begun over a concurrent login is refused with 409, which says to try again with the new cookie."""
     start = room.sessions.create(None, {"cart": ["rye"]}).token
     room.sessions.destroy(start)
     one, two, token = browsed(own, start, ("add", "login"), "abba")
@@ -198,7 +198,7 @@ def test_a_session_is_not_begun_over_a_login(own: Face, room: Stillroom) -> None
 
 
 def test_the_mark_of_a_login_is_soon_gone(own: Face, room: Stillroom, client: Any) -> None:
-    """A minute: then an old cookie is as good as any other that opens nothing."""
+    """A login's mark lasts a minute; afterwards an old cookie is like any other that opens nothing."""
     start = room.sessions.create(None, {"cart": ["rye"]}).token
     browsed(own, start, ("login", "look"), "aabb")
     (mark,) = client.keys("*:late:*")

@@ -1,4 +1,4 @@
-"""The limits of a route table, through both middlewares and real HTTP."""
+"""A route table's limits hold through both middlewares and real HTTP."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ ROUTES = Routes(
 
 
 def read(value: str | None) -> dict[str, dict[str, Any]]:
-    """A list of structured fields, by somebody else's parser: name → parameters."""
+    """Parse a list of structured fields with an independent parser into name → parameters."""
     found = http_sfv.List()
     found.parse((value or "").encode())
     return {item.value: dict(item.params) for item in found}
 
 
 def test_every_response_says_how_its_client_stands(serve: Serve) -> None:
-    """Also one that failed. A route without limits says nothing."""
+    """Every response with limits reports the client's state, also a failed one; a route without limits
+    reports nothing.
+    """
     with serve(routes=ROUTES) as port:
         for path in ("/cart/add?tea", "/fail/500?x", "/fail/404?x", "/who"):
             reply = ask(port, path)
@@ -48,7 +50,9 @@ def test_every_response_says_how_its_client_stands(serve: Serve) -> None:
 
 
 def test_over_the_limit_the_app_is_not_called(serve: Serve, room: Stillroom) -> None:
-    """429 with problem+json and Retry-After; the session is not looked at, the cookie left alone."""
+    """Over the limit the answer is 429, problem+json with Retry-After, without calling the app or
+    using the session.
+    """
     called: list[str] = []
     with serve(called.append, routes=ROUTES) as port:
         browser = Browser(port)
@@ -72,7 +76,7 @@ def test_over_the_limit_the_app_is_not_called(serve: Serve, room: Stillroom) -> 
     "path", ["//cart/add", "/cart/add/", "/cart/%61dd", "/cart/./add", "/x/../cart/add"]
 )
 def test_no_spelling_of_a_path_escapes_its_limit(serve: Serve, path: str) -> None:
-    """The route is found by what a server could take the path for."""
+    """No spelling of a path escapes its limit: the route is found by every path that a server could see."""
     with serve(routes=ROUTES) as port:
         for _ in range(2):
             ask(port, "/cart/add?x")
@@ -80,14 +84,14 @@ def test_no_spelling_of_a_path_escapes_its_limit(serve: Serve, path: str) -> Non
 
 
 def test_a_path_is_read_as_utf_8(serve: Serve) -> None:
-    """A template with other letters finds its path under both faces, sent raw or escaped."""
+    """A template with non-ASCII letters finds its path with both faces, sent raw or escaped."""
     with serve(routes=Routes([Route("/t\u00e9/{x}", [TWO])], default=[])) as port:
         for path in ("/t%C3%A9/plain", "/t%c3%a9/plain"):
             assert ask(port, path).one("x-ratelimit-limit") == "2"
 
 
 def test_forwarding_headers_of_a_client_change_nothing(serve: Serve) -> None:
-    """The peer is not trusted: whatever it says of itself, it is counted as what it is."""
+    """Forwarding headers from an untrusted peer change nothing about how it is counted."""
     with serve(routes=ROUTES) as port:
         for n in range(3):
             named = {"X-Forwarded-For": f"198.51.100.{n}", "Forwarded": f"for=198.51.100.{n}"}
@@ -96,7 +100,7 @@ def test_forwarding_headers_of_a_client_change_nothing(serve: Serve) -> None:
 
 
 def test_a_trusted_proxy_is_believed_from_the_right(serve: Serve) -> None:
-    """What the proxy added counts; what the client had put in front of it does not."""
+    """The address that a trusted proxy added counts, not one that the client sent before it."""
     with serve(routes=ROUTES, changes={"trusted_proxies": "127.0.0.0/8"}) as port:
 
         def status(chain: str) -> int:
@@ -107,7 +111,7 @@ def test_a_trusted_proxy_is_believed_from_the_right(serve: Serve) -> None:
 
 
 def test_a_subject_of_the_apps_own(serve: Serve) -> None:
-    """An API key is counted wherever it comes from; without one it is the empty key, which all share."""
+    """An API key is counted at every address; requests without a key share the empty key."""
     by_key = Limit("keyed", 1, 60, by="key")
 
     def subject(asked: Asked) -> dict[str, str]:
@@ -121,7 +125,7 @@ def test_a_subject_of_the_apps_own(serve: Serve) -> None:
 
 
 def test_limits_and_session_are_one_round_trip(serve: Serve, client: Any) -> None:
-    """Once a route is known to look at the session. One that does not look costs no more than the check."""
+    """Limits and session are one round trip once a route is known to use the session; other routes only check."""
     with serve(routes=Routes([], default=[MANY])) as port:
         browser = Browser(port)
         browser.get("/cart/add?tea")
@@ -137,7 +141,7 @@ def test_limits_and_session_are_one_round_trip(serve: Serve, client: Any) -> Non
 
 
 def room_trips(client: Any, act: Any) -> int:
-    """How often Redis had something to read from anybody while `act` ran, but for this question."""
+    """Return how often Redis had something to read from any client while `act` ran, without this question."""
     before = client.info("stats")["total_reads_processed"]
     act()
     after = client.info("stats")["total_reads_processed"]
@@ -145,7 +149,7 @@ def room_trips(client: Any, act: Any) -> int:
 
 
 def test_a_flood_of_the_denied_costs_redis_nothing(serve: Serve, client: Any) -> None:
-    """Denied from memory, with a cookie, on a route that looks at the session: no command at all."""
+    """A denied client with a cookie on a route that uses the session sends no command to Redis."""
     with serve(routes=Routes([], default=[Limit("few", 3, 3_600)])) as port:
         browser = Browser(port)
         statuses = [browser.get("/cart/add?tea").status for _ in range(4)]
@@ -155,7 +159,7 @@ def test_a_flood_of_the_denied_costs_redis_nothing(serve: Serve, client: Any) ->
 
 
 def test_an_unknown_token_beside_a_check(serve: Serve) -> None:
-    """Nothing is found, nothing is written, the browser forgets it, and the limit is counted."""
+    """An unknown token with a check finds and writes nothing, the cookie is forgotten and the limit counted."""
     with serve(routes=Routes([], default=[DEFAULT])) as port:
         for left in (99, 98, 97):
             reply = Browser(port, make_token(3, b"x" * 32)).get("/cart")
@@ -164,7 +168,7 @@ def test_an_unknown_token_beside_a_check(serve: Serve) -> None:
 
 
 def test_limits_without_sessions(serve: Serve) -> None:
-    """`sessions=False`: the app finds none, and no cookie is looked at."""
+    """With `sessions=False` the app finds no session and no cookie is read."""
     with serve(lambda path: None, routes=ROUTES, sessions=False) as port:
         assert ask(port, "/plain").status == 200
 
@@ -191,7 +195,7 @@ def test_only_what_a_client_meant_is_told_to_abuse(
     destination: str | None,
     is_told: bool,
 ) -> None:
-    """What another site's page, or an image missing in ours, makes browsers ask for is not theirs."""
+    """Requests that another site's page or a missing image causes are not reported to abuse."""
     given = {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": destination}
     with serve(routes=ROUTES) as port:
         ask(port, "/fail/404?x", headers={k: v for k, v in given.items() if v is not None})
@@ -201,7 +205,7 @@ def test_only_what_a_client_meant_is_told_to_abuse(
 def test_what_is_not_found_and_whose_session_is_unknown_is_told_to_abuse(
     serve: Serve, room: Stillroom, client: Any
 ) -> None:
-    """With the client's address, and without a round trip of its own: it rides along, or goes at the end."""
+    """A missing page and an unknown session are reported to abuse by address, without a round trip of their own."""
     never = make_token(1, b"n" * 32)
     with serve(routes=ROUTES) as port:
         ask(port, "/fail/404?x")

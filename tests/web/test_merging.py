@@ -1,4 +1,4 @@
-"""Two requests that change the same list, dict or counter at once: both keep what they did, with each face."""
+"""Two requests that change one list, dict or counter at once both keep their changes, with each face."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Act = Callable[[RequestSession], object]
 
 
 def at_once(face: Face, token: str, *acts: Act) -> list[int]:
-    """All of them read the session, and do something to it, before the first of them writes. The statuses."""
+    """Let all requests read and change the session before the first one writes; return the statuses."""
     from stillroom.web.ending import ending
 
     sessions = [face.session(token) for _ in acts]
@@ -158,7 +158,7 @@ def test_both_keep_what_they_did(
     acts: list[Act],
     after: dict[str, Any],
 ) -> None:
-    """Each reads before the other writes. What can be added to the other's is; of what can't, the last wins."""
+    """Changes that can be added to another request's are kept; of others the last one wins."""
     token = room.sessions.create(None, before or {"x": 0}).token
     assert at_once(own, token, *acts) == [200] * len(acts)
     found = room.sessions.get(token)
@@ -168,7 +168,7 @@ def test_both_keep_what_they_did(
 
 
 def test_nobody_is_lost_in_any_order(own: Face, room: Stillroom) -> None:
-    """Four requests, two of which append: all they did is there, whichever writes first."""
+    """Four requests, two of which append, keep all changes in every order of writing."""
     acts = [append("l", 1), append("l", 2), lambda s: s.update(a=1), lambda s: s["d"].update(b=2)]
     for order in permutations(acts):
         token = room.sessions.create(None, {"l": [0], "d": {}}).token
@@ -180,7 +180,7 @@ def test_nobody_is_lost_in_any_order(own: Face, room: Stillroom) -> None:
 
 
 def test_a_merge_never_brings_a_session_back(own: Face, room: Stillroom) -> None:
-    """The other request has logged out: 409, and nothing is there."""
+    """A merge after a concurrent logout is a 409 and brings nothing back."""
     token = room.sessions.create("ann", {"l": [0]}).token
     statuses = at_once(own, token, append("l", 1), RequestSession.logout, append("l", 2))
     assert statuses == [200, 200, 409]
@@ -188,7 +188,7 @@ def test_a_merge_never_brings_a_session_back(own: Face, room: Stillroom) -> None
 
 
 def test_a_change_that_fails_changes_nothing(own: Face, room: Stillroom) -> None:
-    """`mutate` raises what the function raises, and the session is as it was."""
+    """`mutate` raises the function's error and leaves the session as it was."""
     token = room.sessions.create(None, {"l": [0]}).token
 
     def fails(data: dict[str, Any]) -> None:
@@ -207,7 +207,7 @@ def test_a_change_that_fails_changes_nothing(own: Face, room: Stillroom) -> None
 
 
 def test_mutate_in_a_session_that_begins(own: Face, room: Stillroom) -> None:
-    """There is nobody to compare with."""
+    """`mutate` works in a session that begins, without another request to merge with."""
     session = own.session(None)
     own.run(session.reading())
     session.mutate(lambda data: data.update(n=data.get("n", 0) + 1))
@@ -218,7 +218,7 @@ def test_mutate_in_a_session_that_begins(own: Face, room: Stillroom) -> None:
 
 
 def test_two_tabs_append_to_one_list(room: Stillroom) -> None:
-    """Real requests of Flask's, held until both have read."""
+    """Two tabs append to one list through real requests of Flask that both read before either writes."""
     app = flask.Flask("shop")
     app.session_interface = StillroomSessions(room)
     meet = threading.Barrier(2)
@@ -256,13 +256,13 @@ SMALL = st.lists(st.integers(0, 3), max_size=5)
 def test_what_is_appended_by_both_is_there_once(
     base: list[int], ours: list[int], theirs: list[int]
 ) -> None:
-    """Theirs first, then ours; and nothing else."""
+    """A list that both requests appended to has the other's items first, then ours, each once."""
     assert merged(base, base + ours, base + theirs) == base + theirs + ours
 
 
 @given(SMALL, SMALL)
 def test_alone_a_request_does_what_it_did(base: list[int], ours: list[int]) -> None:
-    """Where the other one has changed nothing."""
+    """A request whose key nobody else changed stores its own value."""
     assert merged(base, ours, base) == ours
     assert merged(base, GONE, base) is GONE
 
@@ -274,7 +274,7 @@ VALUES = st.recursive(
 
 @given(VALUES, VALUES, VALUES)
 def test_a_merge_never_fails(base: Any, ours: Any, theirs: Any) -> None:
-    """Whatever became of the type of a value; nobody else's change is nobody's change."""
+    """A merge never raises, whatever the types of the values have become."""
     merged(base, ours, theirs)
     assert merged(base, base, theirs) in (theirs, base)
     for value in (ours, theirs):

@@ -1,4 +1,4 @@
-"""The page at /operate: who may act, what each act does, and that it is told in the log."""
+"""The page at /operate acts for operators only, does what each act says, and logs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("calm_machine")
 
 
 class Site(NamedTuple):
-    """A server with the page, and a room to see what came of it."""
+    """A server with the page, and a room to check the results."""
 
     port: int
     room: Stillroom
@@ -48,7 +48,7 @@ class Site(NamedTuple):
 
 
 def text(page: Any) -> str:
-    """What a reader sees of it."""
+    """Return the text that a reader sees on the page."""
     html = page.decode() if isinstance(page, bytes) else page
     outcome = html.partition('class="outcome')[2].partition("</section>")[0]
     return unescape(re.sub(r"<[^>]+>", " ", outcome))
@@ -73,7 +73,7 @@ def site(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Site]:
 
 
 def test_only_who_has_the_token_sees_it(site: Site) -> None:
-    """From whichever network: to look at /status may be for all of the operators' machines, to act is not."""
+    """Only the token opens the page, from every network; an operator's network opens /status only."""
     assert ask(site.port, "/status").status == 200
     refused = ask(site.port, "/operate")
     assert refused.status == 401
@@ -87,7 +87,7 @@ def test_only_who_has_the_token_sees_it(site: Site) -> None:
 
 
 def test_without_a_token_there_is_no_such_page(settings: Settings) -> None:
-    """Not even for this machine."""
+    """Without a token the page does not exist, for this machine either."""
     with (
         Stillroom(settings, dispatch=NoDispatch()) as room,
         serve_wsgi(HealthWSGI(room)) as port,
@@ -112,7 +112,7 @@ def test_without_a_token_there_is_no_such_page(settings: Settings) -> None:
 def test_a_form_of_another_page_does_nothing(
     site: Site, change: dict[str, str], headers: dict[str, str]
 ) -> None:
-    """A browser sends the password along with anybody's form."""
+    """A form from another page does nothing, though the browser sends the password with it."""
     site.room.cache.set("k", 1)
     form = {"code": code(TOKEN.encode(), time.time()), "act": "invalidate", "key": "k"} | change
     answer = site.post(form, headers)
@@ -125,7 +125,9 @@ def test_a_form_of_another_page_does_nothing(
 
 
 def test_a_key_is_looked_at_and_invalidated(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """By itself, by its tag, by a pattern; each time there is a line with who did it. The value is never shown."""
+    """A key is shown without its value and invalidated by itself, tag or pattern, each with a log line
+    naming the actor.
+    """
     caplog.set_level(logging.INFO, "stillroom.operator")
     cache = site.room.cache
     cache.set("k", "a-secret-value", ttl=60, tags=["t"])
@@ -150,7 +152,7 @@ def test_a_key_is_looked_at_and_invalidated(site: Site, caplog: pytest.LogCaptur
 
 
 def test_sessions_are_listed_and_ended(site: Site) -> None:
-    """One, or all of a user; what is in them is not shown."""
+    """Sessions are listed without their data and ended one by one or for a user."""
     sessions = site.room.sessions
     made = [sessions.create("u1", {"data": "a-secret-value"}) for _ in range(3)]
     shown = site.act("sessions", user="u1")
@@ -163,7 +165,7 @@ def test_sessions_are_listed_and_ended(site: Site) -> None:
 
 
 def test_bans_and_limits_are_changed(site: Site) -> None:
-    """A ban is made, listed and lifted; what somebody has used is forgotten."""
+    """Bans are made, listed and lifted, and a client's used quota is forgotten."""
     assert "203.0.113.7 is banned for 10m." in site.act(
         "ban", subject="203.0.113.7", reason="<b>why</b>", **{"for": "10m"}
     )
@@ -181,7 +183,7 @@ def test_bans_and_limits_are_changed(site: Site) -> None:
 
 
 def test_dead_letters_are_listed_and_dropped(site: Site) -> None:
-    """With the reason; one that nobody here can send again says so."""
+    """Dead letters are listed with their reason and dropped; one that cannot be sent again here says so."""
     room = site.room
     letter = room.state.run(room.dead_letters.add("test", "{}", "because"))
     shown = site.act("letters")
@@ -193,7 +195,7 @@ def test_dead_letters_are_listed_and_dropped(site: Site) -> None:
 
 
 def test_a_key_is_loaded_now(site: Site, client: Any) -> None:
-    """A worker is asked to, by what the entry says of its loader; without one that is said."""
+    """A worker is asked to load a key by its entry's loader; an entry without a loader is reported."""
     room = site.room
 
     @room.cache.cached("product:{number}")
@@ -209,7 +211,7 @@ def test_a_key_is_loaded_now(site: Site, client: Any) -> None:
 
 
 def test_refreshes_are_paused(site: Site) -> None:
-    """And go on."""
+    """Refreshes are paused and resumed."""
     site.act("pause", **{"for": "10m"})
     assert [one.what for one in site.room.upkeep.pauses()] == ["refresh"]
     assert "go on" in site.act("resume")
@@ -229,16 +231,16 @@ def test_refreshes_are_paused(site: Site) -> None:
 def test_what_cannot_be_done_is_said(
     site: Site, name: str, form: dict[str, str], said: str
 ) -> None:
-    """In a sentence; nothing else happens."""
+    """An impossible act is answered with a sentence, and nothing else happens."""
     assert said in site.act(name, **form)
 
 
 def test_a_long_body_is_no_form(site: Site) -> None:
-    """Nothing is kept of it."""
+    """A body that is too long is refused, and nothing of it is kept."""
     assert site.post({"act": "look", "key": "x" * 20_000}, {}).status == 403
 
 
 def test_every_act_can_be_reached() -> None:
-    """From the top of the page, or from a row of another act's."""
+    """Every act is reached from the top of the page or from a row of another act's list."""
     offered = {name for names in GROUPS.values() for name in names}
     assert offered | {"end_session", "retry", "drop"} == set(ACTS)

@@ -1,4 +1,4 @@
-"""Cached pages, over real HTTP: with tags, ETag and 304, and never for a request with a session."""
+"""Pages are cached over real HTTP with tags, ETag and 304, and never for a request with a session."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def price(reply: Reply) -> int:
 
 
 def test_a_page_is_rendered_once_and_said_to_be_a_hit(port: int, shop: Shop) -> None:
-    """The answers are alike, but for what they say of where they come from."""
+    """A page is rendered once, and the second answer differs only in saying that it is a hit."""
     first, second = ask(port, PRODUCT), ask(port, PRODUCT)
     assert shop.calls == ["product"]
     assert first.body == second.body
@@ -96,7 +96,7 @@ def test_a_page_is_rendered_once_and_said_to_be_a_hit(port: int, shop: Shop) -> 
 
 @pytest.mark.parametrize("tag", ["products", "product:7", "price:1"])
 def test_a_tag_kills_it(port: int, shop: Shop, room: Stillroom, tag: str) -> None:
-    """Constant tags, those of its parameters, and those its view has added."""
+    """A page is invalidated by its constant tags, its parameters' tags, and the tags its view added."""
     assert price(ask(port, PRODUCT)) == 1
     shop.price = 2
     room.cache.invalidate_by_tag("product:8")
@@ -106,7 +106,7 @@ def test_a_tag_kills_it(port: int, shop: Shop, room: Stillroom, tag: str) -> Non
 
 
 def test_a_parameter_is_what_the_view_gets(port: int, shop: Shop, room: Stillroom) -> None:
-    """`/products/007` is product 7, and is killed with it."""
+    """`/products/007` is product 7 and is invalidated with it, because the view gets the parsed parameter."""
     assert price(ask(port, "/products/007")) == 1
     shop.price = 2
     room.cache.invalidate_by_tag("product:7")
@@ -116,7 +116,7 @@ def test_a_parameter_is_what_the_view_gets(port: int, shop: Shop, room: Stillroo
 def test_a_stale_page_is_served_and_refreshed_by_a_worker(
     port: int, shop: Shop, room: Stillroom, dispatch: Recording, settings: Settings
 ) -> None:
-    """A worker renders the page with the app, without a request; nobody waits for it."""
+    """A stale page is served while a worker renders it with the app, without a request, and nobody waits."""
     assert price(ask(port, PRODUCT)) == 1
     shop.price = 2
     Clock(room).advance(61)
@@ -136,7 +136,7 @@ def test_a_stale_page_is_served_and_refreshed_by_a_worker(
 def test_a_worker_s_process_renders_with_an_app_nobody_has_asked(
     face: str, settings: Settings, room: Stillroom
 ) -> None:
-    """It imports the app, and never serves it."""
+    """A worker's process imports the app to render a page and never serves it."""
     kind = Stillroom if face == "flask" else AsyncStillroom
     recording, there = Recording(), {"Host": "shop.example"}
     with serving(face, settings, recording) as (port, _):
@@ -154,7 +154,7 @@ def test_a_worker_s_process_renders_with_an_app_nobody_has_asked(
 
 
 def test_many_at_once_render_it_once(port: int, shop: Shop) -> None:
-    """One loads, the others wait for it."""
+    """When many ask at once, one renders the page and the others wait for it."""
     barrier = threading.Barrier(8)
 
     def visit(_: int) -> int:
@@ -167,7 +167,7 @@ def test_many_at_once_render_it_once(port: int, shop: Shop) -> None:
 
 
 def test_an_error_of_the_view_is_the_app_s(port: int, shop: Shop, room: Stillroom) -> None:
-    """Nothing is kept of it; a stale page is served in its place."""
+    """A view's error is the app's and is not kept; a stale page is served in its place."""
     shop.broken = True
     assert ask(port, PRODUCT).status == 500
     shop.broken = False
@@ -178,7 +178,7 @@ def test_an_error_of_the_view_is_the_app_s(port: int, shop: Shop, room: Stillroo
 
 
 def test_redis_away_each_page_is_rendered(face: str) -> None:
-    """Nobody is refused a page."""
+    """When Redis is away each page is rendered, and nobody is refused."""
     away = Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40)
     with serving(face, away) as (port, shop):
         assert [price(ask(port, PRODUCT)) for _ in range(3)] == [1] * 3
@@ -217,7 +217,7 @@ def visit(port: int, request: tuple[str, Mapping[str, str], str]) -> Reply:
 
 @pytest.mark.parametrize("request_", SAME.values(), ids=SAME)
 def test_requests_that_differ_in_nothing_share_a_page(port: int, shop: Shop, request_: Any) -> None:
-    """What the key does not have, the view does not see."""
+    """Requests that do not differ in the key share a page, and the view does not see other differences."""
     assert visit(port, request_).one("cache-status") == "stillroom; fwd=miss; stored"
     assert "user-agent" not in json.loads(ask(port, PRODUCT).text)["headers"]
     assert visit(port, request_).one("cache-status") == "stillroom; hit"
@@ -226,7 +226,7 @@ def test_requests_that_differ_in_nothing_share_a_page(port: int, shop: Shop, req
 
 @pytest.mark.parametrize("request_", OTHER.values(), ids=OTHER)
 def test_requests_that_differ_have_pages_of_their_own(port: int, shop: Shop, request_: Any) -> None:
-    """Each is rendered once, from what is its own."""
+    """Requests that differ in the key have pages of their own, each rendered once."""
     one, other = ask(port, PRODUCT), visit(port, request_)
     assert one.text != other.text
     assert visit(port, request_).one("cache-status") == "stillroom; hit"
@@ -237,7 +237,7 @@ def test_requests_that_differ_have_pages_of_their_own(port: int, shop: Shop, req
 def test_requests_that_are_somebody_s_own_go_past_the_cache(
     port: int, shop: Shop, request_: Any
 ) -> None:
-    """They neither get the shared page nor leave one, and caches on the way hear how they differ."""
+    """A request with a session neither gets nor leaves a shared page, and caches on the way are told by Vary."""
     ask(port, PRODUCT)
     shop.price = 2
     past = visit(port, request_)
@@ -250,13 +250,13 @@ def test_requests_that_are_somebody_s_own_go_past_the_cache(
 
 
 def test_the_order_of_parameters_does_not_matter(port: int, shop: Shop) -> None:
-    """Both are one page."""
+    """The order of query parameters does not matter: both orders are one page."""
     ask(port, PRODUCT + "?sort=a&page=2")
     assert ask(port, PRODUCT + "?page=2&sort=a").one("cache-status") == "stillroom; hit"
 
 
 def test_a_named_header_tells_pages_apart(port: int, shop: Shop) -> None:
-    """A body that is no UTF-8 comes back as it was; spaces in a header mean nothing."""
+    """A named header tells pages apart, ignoring spaces, and a body that is not UTF-8 comes back as it was."""
     german = {"Accept-Language": "de,  en"}
     replies = [
         ask(port, "/api/greeting", headers=h) for h in (german, {"Accept-Language": "fr"}, german)
@@ -268,7 +268,7 @@ def test_a_named_header_tells_pages_apart(port: int, shop: Shop) -> None:
 
 
 def test_other_routes_are_left_alone(port: int, shop: Shop) -> None:
-    """Also those that do not exist, and other methods of a cached address."""
+    """Other routes, missing routes and other methods of a cached address are left alone."""
     assert ask(port, "/plain").one("cache-status") is None
     assert ask(port, "/nothing").status == 404
     assert ask(port, PRODUCT, "POST").status == 405
@@ -280,21 +280,21 @@ def test_other_routes_are_left_alone(port: int, shop: Shop) -> None:
 
 @pytest.mark.parametrize("how", ["cookie", "private", "no-store", "no-cache", "vary"])
 def test_a_response_that_is_not_for_all_is_not_kept(port: int, shop: Shop, how: str) -> None:
-    """It is rendered again for whoever asked; for a while nobody tries to share it."""
+    """A response that is not for everybody is not kept, and for a while no request tries to share it."""
     replies = [ask(port, f"/kept/{how}") for _ in range(3)]
     assert shop.calls == [how] * 4
     assert {reply.one("cache-status") for reply in replies} == {"stillroom; fwd=bypass"}
 
 
 def test_a_view_that_answers_with_an_error_is_called_once(port: int, shop: Shop) -> None:
-    """Its answer is sent as it is, and the next request asks again."""
+    """A view that answers with an error is called once, and the next request calls it again."""
     replies = [ask(port, "/kept/error") for _ in range(2)]
     assert [(reply.status, reply.text) for reply in replies] == [(503, "{}")] * 2
     assert shop.calls == ["error"] * 2
 
 
 def test_a_page_that_is_too_large_is_not_kept(face: str, settings: Settings) -> None:
-    """Nobody collects more of it than a value may have."""
+    """A page larger than a value may be is not kept, and no more than that is collected."""
     small = settings.model_copy(update={"decoded_limit": 200_000})
     with serving(face, small) as (port, shop):
         assert [len(ask(port, "/kept/large").body) for _ in range(2)] == [300_000] * 2
@@ -302,13 +302,13 @@ def test_a_page_that_is_too_large_is_not_kept(face: str, settings: Settings) -> 
 
 
 def test_a_missing_page_is_not_kept(port: int, shop: Shop) -> None:
-    """Anybody can ask for what does not exist."""
+    """A missing page is not kept, because anybody can ask for any address."""
     assert [ask(port, "/products/1001").status for _ in range(2)] == [404, 404]
 
 
 @pytest.mark.parametrize(("how", "status"), [("moved", 301), ("stream", 200), ("own", 200)])
 def test_other_responses_are_kept(port: int, shop: Shop, how: str, status: int) -> None:
-    """A redirect, one that comes in pieces, one with its own ETag and Cache-Control."""
+    """A redirect, a streamed response and one with its own ETag and Cache-Control are kept."""
     one, other = ask(port, f"/kept/{how}"), ask(port, f"/kept/{how}")
     assert one.status == other.status == status
     assert one.body == other.body
@@ -321,7 +321,7 @@ def test_other_responses_are_kept(port: int, shop: Shop, how: str, status: int) 
 
 
 def test_a_page_that_is_the_same_for_all_is_given_to_sessions_too(port: int, shop: Shop) -> None:
-    """Where its endpoint says so."""
+    """An endpoint that says so gives its page to sessions too."""
     assert ask(port, "/about", headers={"Cookie": "sid=1"}).status == 200
     reply = ask(port, "/about", headers={"Authorization": "Bearer x"})
     assert reply.one("cache-status") == "stillroom; hit"
@@ -334,7 +334,7 @@ def test_a_page_that_is_the_same_for_all_is_given_to_sessions_too(port: int, sho
 
 
 def test_a_client_that_has_it_hears_304(port: int, shop: Shop) -> None:
-    """By its ETag, also among others or weakly compared; not by another's. A 304 has no body."""
+    """A matching If-None-Match is answered 304 without a body, also among others or weakly compared."""
     etag = ask(port, PRODUCT).one("etag")
     assert etag is not None
     assert etag.startswith('W/"')
@@ -350,7 +350,7 @@ def test_a_client_that_has_it_hears_304(port: int, shop: Shop) -> None:
 
 
 def test_a_client_that_has_an_older_one_hears_200(port: int, shop: Shop, room: Stillroom) -> None:
-    """Also where the request with the condition is the one that renders it."""
+    """A client with an older page is answered 200, also when its request renders the page."""
     etag = ask(port, PRODUCT).one("etag") or ""
     shop.price = 2
     room.cache.invalidate_by_tag("products")
@@ -360,7 +360,7 @@ def test_a_client_that_has_an_older_one_hears_200(port: int, shop: Shop, room: S
 
 
 def test_a_date_decides_where_there_is_no_etag_in_the_request(port: int, shop: Shop) -> None:
-    """If-None-Match is stronger; a date that is none is no condition."""
+    """If-Modified-Since decides only without If-None-Match, and a text that is no date is ignored."""
     asked = "If-Modified-Since"
     same, before = "Fri, 27 Nov 2026 10:00:00 GMT", "Thu, 26 Nov 2026 10:00:00 GMT"
     assert ask(port, "/kept/own", headers={asked: same}).status == 304
@@ -371,7 +371,7 @@ def test_a_date_decides_where_there_is_no_etag_in_the_request(port: int, shop: S
 
 
 def test_cdns_hear_the_tags(face: str, settings: Settings) -> None:
-    """In the words each of them knows, also with a 304."""
+    """CDNs get the tags in the header that each of them reads, also with a 304."""
     kinds = ["Surrogate-Key", "Cache-Tag", "Cache-Groups"]
     with serving(face, settings, cdn=kinds) as (port, _):
         for headers in ({}, {"If-None-Match": "*"}):
@@ -397,7 +397,7 @@ def test_cdns_hear_the_tags(face: str, settings: Settings) -> None:
 def test_a_mistake_is_told_where_it_is_written(
     room: Stillroom, options: dict[str, Any], said: str
 ) -> None:
-    """At the endpoint, when the app is made."""
+    """A bad option raises at the endpoint when the app is made."""
 
     def product(id: int) -> None: ...
 
@@ -406,7 +406,7 @@ def test_a_mistake_is_told_where_it_is_written(
 
 
 def test_other_mistakes(room: Stillroom) -> None:
-    """The wrong room for an app, an app that is none, a CDN's header that is none, two pages of one name."""
+    """The wrong room, a non-app, an unknown CDN header and two pages of one name raise clear errors."""
     with pytest.raises(TypeError, match="a Stillroom or AsyncStillroom"):
         Pages("room")  # type: ignore[type-var]
     with pytest.raises(SettingsError, match="did you mean Surrogate-Key"):
@@ -430,7 +430,7 @@ def test_other_mistakes(room: Stillroom) -> None:
 
 
 def test_pages_that_nobody_can_render_say_so(room: Stillroom) -> None:
-    """install was forgotten."""
+    """A page without `install` raises an error that says so."""
     pages = Pages(room)
 
     def view() -> None: ...
@@ -445,26 +445,26 @@ def test_pages_that_nobody_can_render_say_so(room: Stillroom) -> None:
 
 @pytest.fixture
 def browser(port: int) -> Iterator[Any]:
-    """A shared cache, as a CDN is one."""
+    """Make a client with a shared cache as a CDN has one."""
     storage = hishel.SqliteStorage(connection=sqlite3.connect(":memory:", check_same_thread=False))
     with CacheClient(storage=storage, rfc=True, base_url=f"http://127.0.0.1:{port}") as client:
         yield client
 
 
 def is_kept(reply: Any) -> bool:
-    """Whether that cache answered without asking us."""
+    """Return whether the cache answered without asking the app."""
     return bool(reply.extensions["caching"]["from_cache"])
 
 
 def is_checked(reply: Any) -> bool:
-    """Whether it asked us if what it has is still good."""
+    """Return whether the cache asked the app if its copy is still good."""
     return bool(reply.extensions["caching"]["revalidated"])
 
 
 def test_another_cache_asks_each_time_and_hears_what_was_invalidated(
     browser: Any, shop: Shop, room: Stillroom
 ) -> None:
-    """By default nothing is served on the way that is not true any more; an unchanged page costs a 304."""
+    """By default a shared cache asks each time and serves nothing invalidated; an unchanged page costs a 304."""
     assert not is_checked(browser.get(PRODUCT))
     again = browser.get(PRODUCT)
     assert is_checked(again)
@@ -477,7 +477,7 @@ def test_another_cache_asks_each_time_and_hears_what_was_invalidated(
 
 
 def test_another_cache_keeps_a_page_for_as_long_as_it_may(browser: Any, shop: Shop) -> None:
-    """`s_maxage` is for shared caches; the named header tells pages apart there too."""
+    """With `s_maxage` a shared cache keeps a page for that long, apart by the named header."""
     german, french = {"Accept-Language": "de"}, {"Accept-Language": "fr"}
     seen = [browser.get("/api/greeting", headers=h) for h in (german, german, french, german)]
     assert [is_kept(reply) for reply in seen] == [False, True, False, True]
@@ -485,7 +485,7 @@ def test_another_cache_keeps_a_page_for_as_long_as_it_may(browser: Any, shop: Sh
 
 
 def test_another_cache_never_mixes_a_session_with_the_rest(browser: Any, shop: Shop) -> None:
-    """Neither does a visitor with a cookie get the shared page, nor the others hers."""
+    """A shared cache gives no session's page to others and no shared page to a session."""
     language = {"Accept-Language": "de"}
     browser.get("/api/greeting", headers=language)
     for own in ({"Cookie": "sid=1"}, {"Authorization": "Bearer x"}):
@@ -495,14 +495,14 @@ def test_another_cache_never_mixes_a_session_with_the_rest(browser: Any, shop: S
 
 
 def test_another_cache_keeps_nothing_that_is_not_for_all(browser: Any, shop: Shop) -> None:
-    """What we do not keep, it does not keep because of us."""
+    """A shared cache keeps no page that Stillroom does not keep."""
     for path in ("/kept/private", "/kept/no-store"):
         assert browser.get(path).extensions["caching"]["stored"] is False
         assert not is_kept(browser.get(path))
 
 
 def test_another_cache_serves_a_page_that_is_the_same_for_all(browser: Any, shop: Shop) -> None:
-    """Whoever asks, with a session or without."""
+    """A shared cache serves a page for everybody to requests with a session and without."""
     browser.get("/about")
     assert is_kept(browser.get("/about", headers={"Cookie": "sid=1"}))
     assert shop.calls == ["about"]
@@ -512,7 +512,7 @@ def test_another_cache_serves_a_page_that_is_the_same_for_all(browser: Any, shop
 
 
 def test_rendering_spends_no_limits(settings: Settings) -> None:
-    """Nobody has asked for what is rendered, so there is no one whose limits it could spend."""
+    """Rendering in a worker spends no limits, because nobody asked for it."""
     room = AsyncStillroom(settings, dispatch=NoDispatch())
     shop = Shop("fastapi", room)  # pages are the innermost here
     app = FastAPI(lifespan=room.lifespan)
@@ -535,7 +535,7 @@ def test_rendering_spends_no_limits(settings: Settings) -> None:
 def test_rendering_spends_no_limits_of_an_endpoint(
     face: str, settings: Settings, are_outermost: bool
 ) -> None:
-    """A page from the cache does not count at its endpoint; what is answered to one visitor does."""
+    """A shared page does not count at its endpoint, rendered or cached; an answer to one visitor does."""
     make = fastapi_with_a_limit if face == "fastapi" else flask_with_a_limit
     with make(settings, are_outermost) as get:
         assert [get(f"/n/{n}", {}) for n in range(5)] == [200] * 5
@@ -584,7 +584,7 @@ def flask_with_a_limit(settings: Settings, are_outermost: bool) -> Iterator[Any]
 
 
 def test_a_page_behind_middleware_of_other_kinds_is_kept(settings: Settings) -> None:
-    """Starlette's BaseHTTPMiddleware, GZip, a background task and a stream."""
+    """A page is kept behind Starlette's BaseHTTPMiddleware, GZip, a background task and a stream."""
     room = AsyncStillroom(settings, dispatch=NoDispatch())
     app, pages, story = FastAPI(lifespan=room.lifespan), Pages(room), []
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Suite(NamedTuple):
-    """Whose tests, which of them, how many there are at least, and which can't pass."""
+    """A suite: its project, its files, how many tests it has at least, and which cannot pass."""
 
     package: str
     kind: str
@@ -83,7 +83,7 @@ STARLETTE = Suite(
 
 
 def source_of(package: str, folder: Path) -> Path:
-    """The source distribution of the version that is installed. Skips the test where it can't be had."""
+    """Return the source distribution of the installed version, or skip the test where it is missing."""
     wanted = f"{package}=={version(package)}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-binary", package, wanted]
@@ -103,7 +103,7 @@ def source_of(package: str, folder: Path) -> Path:
 def test_their_own_tests_pass_but_for_those_named(
     suite: Suite, request: pytest.FixtureRequest
 ) -> None:
-    """Each of them, with what they test replaced by ours."""
+    """Their own tests pass with our sessions in place of theirs, except the named ones."""
     cache: Any = request.config.cache
     source = source_of(
         suite.package, Path(cache.mkdir(f"{suite.package}-{version(suite.package)}"))

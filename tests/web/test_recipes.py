@@ -1,4 +1,4 @@
-"""docs/recipes.md: each of its blocks is served as it stands, and does what it says."""
+"""Each block of docs/recipes.md is served as it stands, and does what it says."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ WSGI = "from django.core.wsgi import get_wsgi_application\napplication = get_wsg
 
 
 def blocks(heading: str) -> list[str]:
-    """The Python blocks under a heading."""
+    """Return the Python blocks under a heading."""
     section = RECIPES.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return re.findall(r"^```python\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
 def settings(stillroom_settings: Settings) -> Settings:
-    """What servers and frameworks do does not depend on which Redis it is."""
+    """Return settings for one kind of Redis, because servers and frameworks do not depend on it."""
     return stillroom_settings
 
 
@@ -50,7 +50,7 @@ def post(browser: Browser, path: str, **given: str) -> Reply:
 
 
 def shopping(port: int, room: Stillroom) -> None:
-    """The story all recipes tell: a cart, a login that keeps it under a new token, and what is limited."""
+    """Tell the story of all recipes: a cart, a login that keeps it under a new token, and limits."""
     browser = Browser(port)
     tea = post(browser, "/cart", item="tea")
     assert json.loads(tea.text) == {"user": None, "cart": ["tea"]}
@@ -74,14 +74,14 @@ def shopping(port: int, room: Stillroom) -> None:
 
 
 def test_fastapi(tmp_path: Path, environment: dict[str, str], room: Stillroom) -> None:
-    """Two lines and a dependency."""
+    """The FastAPI recipe takes two lines and a dependency."""
     (tmp_path / "shop.py").write_text(blocks("FastAPI and Starlette")[0])
     with serving_process([*UVICORN, "shop:app"], tmp_path, environment) as port:
         shopping(port, room)
 
 
 def test_flask(tmp_path: Path, environment: dict[str, str], room: Stillroom) -> None:
-    """Flask's own session object, and an extension."""
+    """The Flask recipe uses Flask's own session object and an extension."""
     (tmp_path / "shop.py").write_text(blocks("Flask")[0])
     with serving_process([*GUNICORN, "--threads", "4", "shop:app"], tmp_path, environment) as port:
         shopping(port, room)
@@ -95,7 +95,7 @@ def write_django(folder: Path) -> None:
 
 
 def test_django(tmp_path: Path, environment: dict[str, str], room: Stillroom) -> None:
-    """Settings, a decorator and an include."""
+    """The Django recipe uses settings, a decorator and an include."""
     write_django(tmp_path)
     named = {**environment, "DJANGO_SETTINGS_MODULE": "settings"}
     with serving_process([*GUNICORN, "wsgi:application"], tmp_path, named) as port:
@@ -144,7 +144,7 @@ print("told")
 def test_the_frameworks_own_client_tells_the_same_story(
     tmp_path: Path, environment: dict[str, str], framework: str, room: Stillroom
 ) -> None:
-    """Who logs in stays logged in, and limits hold."""
+    """With the framework's own client a user stays logged in and limits hold."""
     if framework == "django":
         write_django(tmp_path)
         environment["DJANGO_SETTINGS_MODULE"] = "settings"
@@ -171,7 +171,9 @@ def test_the_frameworks_own_client_tells_the_same_story(
 def test_a_page_that_asks_again(
     tmp_path: Path, environment: dict[str, str], room: Stillroom, client: Any
 ) -> None:
-    """After ten minutes it is 401, until the password was given again; and another site's page is refused."""
+    """A sensitive page is 401 after ten minutes until the password is given again, and refuses another
+    site's page.
+    """
     (tmp_path / "shop.py").write_text(blocks("A page that asks again")[0])
     with serving_process([*UVICORN, "shop:app"], tmp_path, environment) as port:
         browser = Browser(port)
@@ -188,7 +190,7 @@ def test_a_page_that_asks_again(
 
 
 def test_flask_login(tmp_path: Path, environment: dict[str, str], room: Stillroom) -> None:
-    """The list of devices knows its user, the box "remember me" is Flask's, and a logout is one."""
+    """With Flask-Login the device list knows the user, "remember me" works, and a logout ends the session."""
     (tmp_path / "shop.py").write_text(blocks("Flask-Login, and Flask's own settings")[0])
     with serving_process([*GUNICORN, "shop:app"], tmp_path, environment) as port:
         for remember in ("yes", "no"):
@@ -206,7 +208,7 @@ def test_flask_login(tmp_path: Path, environment: dict[str, str], room: Stillroo
 
 
 def test_in_front_of_everything(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Static files have theirs, health none, and all else the default."""
+    """In front of everything static files have their limits, health has none, and the rest has the default."""
     (tmp_path / "shop.py").write_text(blocks("In front of everything")[0])
     with serving_process([*GUNICORN, "shop:app"], tmp_path, environment) as port:
         assert ask(port, "/static/x.css").one("x-ratelimit-limit") == "1000"
@@ -217,7 +219,7 @@ def test_in_front_of_everything(tmp_path: Path, environment: dict[str, str]) -> 
 def test_limits_of_other_kinds(
     tmp_path: Path, environment: dict[str, str], room: Stillroom
 ) -> None:
-    """Tokens cost what the answer had, places are free again, a supplier is asked three times a second."""
+    """Tokens cost what the answer had, places become free again, and a supplier is asked three times a second."""
     (tmp_path / "shop.py").write_text(blocks("Limits of other kinds")[0])
     with serving_process([*UVICORN, "shop:app"], tmp_path, environment) as port:
         browser = Browser(port)
@@ -234,7 +236,7 @@ def test_limits_of_other_kinds(
 
 
 def test_no_framework(tmp_path: Path, environment: dict[str, str]) -> None:
-    """A WSGI function."""
+    """A plain WSGI function works without a framework."""
     (tmp_path / "shop.py").write_text(blocks("No framework")[0])
     with serving_process([*GUNICORN, "shop:app"], tmp_path, environment) as port:
         browser = Browser(port)

@@ -1,4 +1,4 @@
-"""Responses of every kind: streams, late changes, mounted apps, websockets, clients that go away, Redis away."""
+"""Sessions and limits hold for every response: streams, mounts, websockets, lost clients, Redis away."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PEPPER = str(PATIENT["session_peppers"])
 
 
 def call_wsgi(app: Any, room: Stillroom, path: str = "/", token: str | None = None) -> Any:
-    """What a server gets: the status, the headers, and the body as the object it is."""
+    """Return what a server gets from a WSGI app: status, headers and the body object as it is."""
     started: list[Any] = []
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path}
     if token:
@@ -54,7 +54,7 @@ def call_wsgi(app: Any, room: Stillroom, path: str = "/", token: str | None = No
 async def call_asgi(
     app: Any, room: AsyncStillroom, token: str | None = None, **scope: Any
 ) -> list[Any]:
-    """The messages that reach the server."""
+    """Return the messages that reach the server."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -81,7 +81,7 @@ def run_asgi(settings: Settings, story: Callable[[AsyncStillroom], Awaitable[Non
 
 
 def test_a_generator_may_write_until_its_first_piece(room: Stillroom) -> None:
-    """start_response alone begins nothing; the first piece does, and after it a change is an error."""
+    """A generator may write the session until its first piece, and after it a change raises."""
     errors: list[BaseException] = []
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
@@ -114,7 +114,7 @@ def test_a_generator_may_write_until_its_first_piece(room: Stillroom) -> None:
 
 
 def test_an_empty_session_can_t_be_changed_late_either(room: Stillroom) -> None:
-    """Nothing in it, nobody logged in: a logout after the response has begun is an error all the same."""
+    """A logout of an empty anonymous session after the response has begun raises too."""
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         session = environ["stillroom.session"]
@@ -130,7 +130,7 @@ def test_an_empty_session_can_t_be_changed_late_either(room: Stillroom) -> None:
 def test_a_list_changed_after_the_response_began_is_told(
     room: Stillroom, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It can't be refused when it happens, so the log says that it is lost."""
+    """A list changed in place after the response began is logged as lost, because it could not be refused."""
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         session = environ["stillroom.session"]
@@ -147,7 +147,7 @@ def test_a_list_changed_after_the_response_began_is_told(
 
 
 def test_a_body_is_handed_on_as_it_is(room: Stillroom) -> None:
-    """A file stays a file for the server's sendfile, a list a list, where no look at the session asks for more."""
+    """A file body stays a file for sendfile and a list a list, where the session needs no more."""
     file = FileWrapper(BytesIO(b"x"))
     for given in (file, [b"x"], (b"x",)):
 
@@ -159,7 +159,7 @@ def test_a_body_is_handed_on_as_it_is(room: Stillroom) -> None:
 
 
 def test_an_empty_body_and_write(room: Stillroom) -> None:
-    """A response without pieces begins all the same; so does one that is written through start_response."""
+    """A response without pieces, or one sent by start_response's write, still writes the session."""
 
     def empty(environ: Any, start_response: Any) -> Iterator[bytes]:
         environ["stillroom.session"]["a"] = 1
@@ -182,7 +182,7 @@ def test_an_empty_body_and_write(room: Stillroom) -> None:
 
 
 def test_an_app_may_change_its_mind_about_the_response(room: Stillroom) -> None:
-    """start_response with exc_info replaces what was said before; later the server hears of it."""
+    """start_response with exc_info replaces the earlier response, and raises once the server has begun."""
     raised = ValueError("x")
     info = (ValueError, raised, None)
 
@@ -199,7 +199,7 @@ def test_an_app_may_change_its_mind_about_the_response(room: Stillroom) -> None:
 
 
 def test_the_app_s_body_is_closed_whatever_happens(room: Stillroom) -> None:
-    """Also where it is not sent: a session that is too large, and one whose session had ended."""
+    """The app's body is closed also where it is not sent, as with a session too large or ended."""
 
     class Body:
         closed = 0
@@ -238,7 +238,10 @@ def test_the_app_s_body_is_closed_whatever_happens(room: Stillroom) -> None:
 
 
 def test_a_stream_may_write_until_its_first_message(settings: Settings) -> None:
-    """After it a change is an error; Redis calls of a long stream have the patience of a call, not of a request."""
+    """A stream may write until its first message.
+
+    Later its Redis calls have a call's deadline, not the request's.
+    """
     errors: list[BaseException] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -263,7 +266,7 @@ def test_a_stream_may_write_until_its_first_message(settings: Settings) -> None:
 
 
 def test_the_budget_of_a_request_ends_where_its_response_begins(own_server: EmbeddedServer) -> None:
-    """Before, its calls share it; a stream goes on for longer."""
+    """A request's calls share its budget until the response begins; a stream may go on for longer."""
     spent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -297,7 +300,7 @@ def test_the_budget_of_a_request_ends_where_its_response_begins(own_server: Embe
 
 
 def test_dict_access_before_load_is_an_error(settings: Settings) -> None:
-    """The first request and the hundredth, with a cookie and without: `await session.load()` comes first."""
+    """Dict access before `await session.load()` raises, on every request, with a cookie and without."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         session = scope["stillroom.session"]
@@ -320,7 +323,7 @@ def test_dict_access_before_load_is_an_error(settings: Settings) -> None:
 def test_a_bad_key_is_told_where_it_is_set_and_a_bad_value_when_it_is_written(
     room: Stillroom,
 ) -> None:
-    """SessionDataRefused; with save() where the app can handle it, and TooManySessions too."""
+    """A bad key raises SessionDataRefused when set, a bad value when written; save() lets the app handle both."""
     room.sessions.create("ann")
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -352,7 +355,7 @@ def test_a_bad_key_is_told_where_it_is_set_and_a_bad_value_when_it_is_written(
 def test_what_was_saved_stays_also_if_the_request_fails_later(
     room: Stillroom, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The session before the login has ended, so the new one's cookie has to go out, even with a 500."""
+    """A session that was saved sends its cookie even with a 500, because the earlier session has ended."""
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         environ["stillroom.session"].login("ann")
@@ -369,7 +372,7 @@ def test_what_was_saved_stays_also_if_the_request_fails_later(
 
 
 def test_saved_early_it_is_written_once_and_its_cookie_goes_out(settings: Settings) -> None:
-    """`save()` before the response, in both faces."""
+    """`save()` before the response writes once and sends the cookie, in both faces."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         session = await scope["stillroom.session"].load()
@@ -392,7 +395,7 @@ def test_saved_early_it_is_written_once_and_its_cookie_goes_out(settings: Settin
 
 
 def test_a_mounted_app_shares_the_session_and_counts_nothing_twice(settings: Settings) -> None:
-    """The same middleware again, further in: the outer one's session, and one check."""
+    """A mounted app behind the same middleware shares the outer session and is checked once."""
     routes = Routes([], default=[AUTH])
 
     async def inner(scope: Any, receive: Any, send: Any) -> None:
@@ -424,7 +427,7 @@ def test_a_mounted_app_shares_the_session_and_counts_nothing_twice(settings: Set
 
 
 def test_a_mounted_wsgi_app_shares_the_session(room: Stillroom) -> None:
-    """The same for WSGI."""
+    """A mounted WSGI app shares the outer session too."""
 
     def inner(environ: Any, start_response: Any) -> list[bytes]:
         environ["stillroom.session"]["inner"] = True
@@ -446,7 +449,7 @@ def test_a_mounted_wsgi_app_shares_the_session(room: Stillroom) -> None:
 
 
 def test_limits_further_out_and_sessions_further_in(room: Stillroom) -> None:
-    """Each does its own part, whichever is outside."""
+    """Limits outside and sessions inside work together, and in the other order too."""
     routes = Routes([], default=[AUTH])
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -469,7 +472,7 @@ def test_limits_further_out_and_sessions_further_in(room: Stillroom) -> None:
 def test_what_is_neither_http_nor_a_websocket_passes_through_untouched(
     settings: Settings, kind: str
 ) -> None:
-    """The same scope, receive and send, and no session in it."""
+    """A scope that is neither HTTP nor a websocket passes through untouched, without a session."""
     seen: list[Any] = []
 
     async def app(*given: Any) -> None:
@@ -485,7 +488,7 @@ def test_what_is_neither_http_nor_a_websocket_passes_through_untouched(
 
 
 def test_cookies_in_several_headers_are_one(settings: Settings, room: Stillroom) -> None:
-    """As HTTP/2 sends them."""
+    """Cookies in several headers, as HTTP/2 sends them, are read as one."""
     token = room.sessions.create("ann").token
     users: list[Any] = []
 
@@ -501,7 +504,7 @@ def test_cookies_in_several_headers_are_one(settings: Settings, room: Stillroom)
 
 
 def test_the_app_s_own_headers_are_kept(room: Stillroom) -> None:
-    """Its Cache-Control, its cookies, its Vary."""
+    """The app's own Cache-Control, cookies and Vary are kept."""
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         environ["stillroom.session"]["a"] = 1
@@ -518,7 +521,7 @@ def test_the_app_s_own_headers_are_kept(room: Stillroom) -> None:
 
 
 def test_a_client_that_hangs_up_leaves_the_app_whole(serve: Serve, room: Stillroom) -> None:
-    """Its request is at work when it goes; what it wrote is whole or not there, and the next one is served."""
+    """A client that hangs up leaves its request's writes whole or absent, and the next request is served."""
     at_work, gone = threading.Event(), threading.Event()
 
     def hold(path: str) -> None:
@@ -550,7 +553,10 @@ def away() -> Settings:
 
 
 def test_redis_away_is_a_503_and_no_logout(face: str, away: Settings) -> None:
-    """Who looks, writes, logs in or out: 503, Retry-After, the cookie left alone. Who does not look is served."""
+    """When Redis is away, using the session is a 503 with Retry-After and keeps the cookie.
+
+    Other requests are served.
+    """
     token = make_token(1, b"x" * 32)
     with serving(face, away) as port:
         for path in ("/cart", "/set?a=1", "/login?ann", "/logout", "/who"):
@@ -568,7 +574,7 @@ def test_redis_away_is_a_503_and_no_logout(face: str, away: Settings) -> None:
 def test_redis_dies_under_a_route_that_reads_its_session_along(
     face: str, own_server: EmbeddedServer
 ) -> None:
-    """The check falls back to this process, the session says 503 to who looks, and both come back with Redis."""
+    """When Redis dies the check falls back to the process, using the session is a 503, and both recover."""
     settings = Settings(redis_url=own_server.url, session_peppers=PEPPER, request_timeout=5)
     with serving(face, settings, routes=Routes()) as port:
         browser = Browser(port)
@@ -590,7 +596,7 @@ def serving(face: str, settings: Settings, **options: Any) -> Any:
 
 
 def test_an_app_that_answers_500_to_that_is_corrected(face: str, away: Settings) -> None:
-    """Frameworks make a 500 of any error before we see it; one that has another answer is left its own."""
+    """A framework's 500 for a missing Redis becomes a 503, and any other answer of the app is left."""
     token = make_token(1, b"x" * 32)
     status = {"/a": 500, "/b": 200, "/c": 502}
 
@@ -621,7 +627,7 @@ def test_an_app_that_answers_500_to_that_is_corrected(face: str, away: Settings)
 
 
 def test_another_service_s_failure_is_the_app_s_own(room: Stillroom, away: Settings) -> None:
-    """An app that loses another room's session store gets its own error, not our 503."""
+    """An error of another room's session store stays the app's own and is not a 503."""
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         with Stillroom(away, dispatch=NoDispatch()) as other:
@@ -633,7 +639,7 @@ def test_another_service_s_failure_is_the_app_s_own(room: Stillroom, away: Setti
 
 
 def test_limits_go_on_while_redis_is_away(face: str, away: Settings) -> None:
-    """The default limits are kept by this process; the response says nothing of what nobody could ask."""
+    """When Redis is away the process keeps the default limits, and the response reports none."""
     with serving(face, away, routes=Routes([Route("/login", [AUTH])])) as port:
         assert ask(port, "/plain").status == 200
         statuses = [ask(port, "/login?ann").status for _ in range(7)]

@@ -1,4 +1,4 @@
-"""A request's session, through both middlewares and real HTTP."""
+"""A request has its session, through both middlewares and real HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.web.conftest import Serve
 
 
 def answered(client: Any, ask: Callable[[], Reply]) -> tuple[Reply, list[str]]:
-    """The reply, and the batches that reached Redis meanwhile: one script each."""
+    """Return the reply and the batches that reached Redis meanwhile, one script each."""
     replies: list[Reply] = []
     batches = sent(client, lambda: replies.append(ask()), but=ON_ITS_WAY)
     return replies[0], batches
@@ -27,13 +27,13 @@ def answered(client: Any, ask: Callable[[], Reply]) -> tuple[Reply, list[str]]:
 
 @pytest.fixture(autouse=True)
 def bounded(client: Any) -> Iterator[None]:
-    """After every test here each key that is left has an end."""
+    """Check after every test that each remaining key has a TTL."""
     yield
     assert_bounded(client)
 
 
 def live(room: Stillroom, browser: Browser) -> Any:
-    """The session of the browser's cookie."""
+    """Return the session of the browser's cookie."""
     assert browser.token
     found = room.sessions.get(browser.token, touch=False)
     assert found is not None
@@ -58,7 +58,7 @@ def live(room: Stillroom, browser: Browser) -> Any:
     ids=["large", "others large", "path", "line break", "two", "others", "empty", "bytes"],
 )
 def test_strange_cookies_are_as_good_as_none(browser: Browser, client: Any, cookie: str) -> None:
-    """No command to Redis, no error, no cookie; and data begins a session of its own."""
+    """A malformed cookie sends no command, raises nothing, and the first data begins a session of its own."""
     reply, commands = answered(client, lambda: browser.get("/cart", headers={"Cookie": cookie}))
     assert (reply.status, reply.text, reply.token, commands) == (200, "[]", None, [])
     reply = browser.get("/cart/add?tea", headers={"Cookie": cookie})
@@ -70,7 +70,7 @@ def test_strange_cookies_are_as_good_as_none(browser: Browser, client: Any, cook
 
 
 def test_a_request_that_does_not_look_costs_nothing(browser: Browser, client: Any) -> None:
-    """No command to Redis, no header, with and without a cookie that opens a session."""
+    """A request that does not use the session sends no command and no header, with a cookie and without."""
     browser.get("/cart/add?tea")
     for token in (browser.token, None, make_token(3, b"x" * 32), "junk"):
         browser.token = token
@@ -81,7 +81,7 @@ def test_a_request_that_does_not_look_costs_nothing(browser: Browser, client: An
 
 
 def test_nothing_is_written_until_there_is_data(browser: Browser, client: Any) -> None:
-    """Looking at a session that is not there leaves no key and no cookie; one that opens nothing is forgotten."""
+    """Reading a missing session leaves no key and no cookie, and forgets a cookie that opens nothing."""
     reply, commands = answered(client, lambda: browser.get("/cart"))
     assert (reply.text, reply.token, commands) == ("[]", None, [])
     assert reply.one("vary") == "Cookie"
@@ -93,7 +93,7 @@ def test_nothing_is_written_until_there_is_data(browser: Browser, client: Any) -
 
 
 def test_data_begins_a_session_and_its_cookie(browser: Browser, room: Stillroom) -> None:
-    """`__Host-sid`, for https and this host alone, for as long as the session may live in any case."""
+    """Data begins a session with the cookie `__Host-sid`, for https and this host, for the absolute life."""
     reply = browser.get("/cart/add?tea")
     assert reply.one("set-cookie") == (
         f"__Host-sid={browser.token}; Max-Age=604800; Path=/; HttpOnly; SameSite=Lax; Secure"
@@ -107,7 +107,7 @@ def test_data_begins_a_session_and_its_cookie(browser: Browser, room: Stillroom)
 def test_the_next_request_reads_it_in_one_round_trip_and_sets_no_cookie(
     browser: Browser, client: Any
 ) -> None:
-    """A look is one script."""
+    """The next request reads the session in one round trip and sets no cookie."""
     browser.get("/cart/add?tea")
     browser.get("/cart")
     reply, commands = answered(client, lambda: browser.get("/cart"))
@@ -115,7 +115,7 @@ def test_the_next_request_reads_it_in_one_round_trip_and_sets_no_cookie(
 
 
 def test_being_seen_is_the_servers_business(browser: Browser, client: Any, room: Stillroom) -> None:
-    """A look that puts the session's end off sends no cookie: the browser keeps it up to its end in any case."""
+    """A look that extends the session sends no cookie, because the browser keeps it up to the absolute end."""
     browser.get("/cart/add?tea")
     age(client, room, live(room, browser).handle, 3_600)
     before = live(room, browser).expires_at
@@ -124,7 +124,7 @@ def test_being_seen_is_the_servers_business(browser: Browser, client: Any, room:
 
 
 def test_a_change_writes_only_what_changed(browser: Browser, room: Stillroom) -> None:
-    """Keys of other requests are left alone; a key can go."""
+    """A change writes only the changed keys, leaves other requests' keys, and can remove one."""
     browser.get("/set?a=1&b=2")
     room.sessions.update(browser.token or "", {"elsewhere": True})
     browser.get("/set?a=3")
@@ -134,14 +134,14 @@ def test_a_change_writes_only_what_changed(browser: Browser, room: Stillroom) ->
 
 
 def test_a_list_changed_in_place_is_written(browser: Browser, room: Stillroom) -> None:
-    """Nobody has to say `modified`."""
+    """A list that was changed in place is written without `modified`."""
     browser.get("/cart/add?tea")
     browser.get("/deep?jam")
     assert live(room, browser).data == {"cart": ["tea", "jam"]}
 
 
 def test_looking_at_a_list_writes_nothing(browser: Browser, room: Stillroom, client: Any) -> None:
-    """Only what differs is a change."""
+    """Reading a list writes nothing, because it did not change."""
     browser.get("/cart/add?tea")
     browser.get("/cart")  # the script is there now
     _, commands = answered(client, lambda: browser.get("/keys"))
@@ -150,7 +150,7 @@ def test_looking_at_a_list_writes_nothing(browser: Browser, room: Stillroom, cli
 
 
 def test_keys_with_any_name_are_kept(browser: Browser, room: Stillroom) -> None:
-    """Also those a session's own record could not have."""
+    """Keys of any name are kept, also names that the record itself uses."""
     browser.get("/set?_flashes=hi&two%20words=yes")
     assert json.loads(browser.get("/keys").text) == {"_flashes": "hi", "two words": "yes"}
     assert live(room, browser).data == {"x._flashes": "hi", "x.two-20words": "yes"}
@@ -158,7 +158,7 @@ def test_keys_with_any_name_are_kept(browser: Browser, room: Stillroom) -> None:
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST"])
 def test_any_method_may_write(browser: Browser, room: Stillroom, method: str) -> None:
-    """HEAD has no body, and a session all the same."""
+    """Any method may write the session, HEAD included."""
     reply = browser.get("/cart/add?tea", method)
     assert reply.status == 200
     assert reply.text == ("" if method == "HEAD" else '["tea"]')
@@ -169,7 +169,7 @@ def test_any_method_may_write(browser: Browser, room: Stillroom, method: str) ->
 
 
 def test_a_login_gives_a_new_token_and_keeps_the_cart(browser: Browser, room: Stillroom) -> None:
-    """The token from before opens nothing, the anonymous cart is the user's now."""
+    """A login gives a new token and keeps the cart as the user's; the earlier token opens nothing."""
     browser.get("/cart/add?tea")
     before = browser.token
     assert browser.get("/login?ann").text == '"ann"'
@@ -181,7 +181,7 @@ def test_a_login_gives_a_new_token_and_keeps_the_cart(browser: Browser, room: St
 
 
 def test_a_planted_token_opens_nothing_after_the_login(browser: Browser, room: Stillroom) -> None:
-    """Fixation: whoever planted a cookie, of a living session or invented, does not share the login."""
+    """A planted token, living or invented, opens nothing after the login."""
     for planted in (room.sessions.create(None, {"mine": 1}).token, make_token(1, b"p" * 32)):
         browser.token = planted
         browser.get("/login?ann")
@@ -190,7 +190,7 @@ def test_a_planted_token_opens_nothing_after_the_login(browser: Browser, room: S
 
 
 def test_another_user_does_not_inherit_the_data(browser: Browser, room: Stillroom) -> None:
-    """Who logs in over another's session begins with nothing; the same user keeps what was there."""
+    """A login of another user begins with empty data; the same user keeps the data."""
     browser.get("/login?ann")
     browser.get("/cart/add?tea")
     browser.get("/login?ann")
@@ -203,7 +203,7 @@ def test_another_user_does_not_inherit_the_data(browser: Browser, room: Stillroo
 def test_a_logout_ends_the_session_and_the_cookie(
     browser: Browser, room: Stillroom, client: Any
 ) -> None:
-    """Nothing is left, in the browser and in Redis, but a minute's note that the browser got another cookie."""
+    """A logout ends session and cookie, and leaves only a minute's mark that the browser got another cookie."""
     browser.get("/login?ann")
     token = browser.token
     reply = browser.get("/logout")
@@ -218,7 +218,7 @@ def test_a_logout_ends_the_session_and_the_cookie(
 
 
 def test_rights_that_change_take_a_new_token(browser: Browser, room: Stillroom) -> None:
-    """`renew` keeps the session and the data; the old token opens nothing from then on."""
+    """`renew` keeps the session and its data under a new token, and the old token opens nothing."""
     browser.get("/login?ann")
     before, handle = browser.token, live(room, browser).handle
     reply = browser.get("/renew")
@@ -232,7 +232,7 @@ def test_rights_that_change_take_a_new_token(browser: Browser, room: Stillroom) 
 def test_an_old_token_does_not_come_back_over_the_new_one(
     browser: Browser, room: Stillroom, client: Any
 ) -> None:
-    """A request sent before a rotation is served within the grace, and sets no cookie: its answer may be late."""
+    """A request with the old token is served within the grace and sets no cookie, because it may answer late."""
     browser.get("/cart/add?tea")
     late = Browser(browser.port, browser.token)
     rotated = room.sessions.rotate(browser.token or "", grace=10)
@@ -249,7 +249,7 @@ def test_an_old_token_does_not_come_back_over_the_new_one(
 
 
 def room_handle_of(browser: Browser, room: Stillroom) -> str:
-    """The handle that belongs to a token, also to one that was rotated away."""
+    """Return the handle of a token, also of one that was rotated away."""
     place = room._sessions_body._place(browser.token or "")
     assert place is not None
     return f"{place.shard:02x}-{place.names[0].decode()}"
@@ -259,7 +259,7 @@ def room_handle_of(browser: Browser, room: Stillroom) -> str:
 
 
 def test_requests_on_one_session_do_not_undo_one_another(serve: Serve, room: Stillroom) -> None:
-    """Four requests have read the session when the first of them writes; all four keys are there."""
+    """Four requests that read the session before any of them wrote keep all four keys."""
     meet = threading.Barrier(4)
     with serve(lambda path: meet.wait(WITHIN) if path == "/set" else None) as port:
         token = room.sessions.create(None, {"first": "1"}).token
@@ -273,7 +273,7 @@ def test_requests_on_one_session_do_not_undo_one_another(serve: Serve, room: Sti
 
 
 def test_a_logout_meanwhile_is_told(serve: Serve, room: Stillroom, client: Any) -> None:
-    """The session ended while a request was at work: 409, the cookie left alone, nothing brought back."""
+    """A change to a session that ended meanwhile is a 409, leaves the cookie and brings nothing back."""
     ending: list[str] = []
 
     def end(path: str) -> None:
@@ -304,7 +304,7 @@ def failing(browser: Browser, path: str) -> Reply:
 def test_a_failed_request_keeps_nothing(
     browser: Browser, room: Stillroom, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A response of 5xx, or an exception, writes nothing and says so in the log; one of 4xx writes."""
+    """A response of 5xx or an exception writes nothing and logs it; one of 4xx writes."""
     browser.get("/cart/add?tea")
     failing(browser, "/fail/500?jam")
     failing(browser, "/fail/503?jam")

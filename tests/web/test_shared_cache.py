@@ -1,4 +1,4 @@
-"""A shared cache never hands one visitor's session to the next: behind Apache's mod_cache, with each face."""
+"""A shared cache, Apache's mod_cache, never hands one visitor's session to the next, with each face."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def asgi_app(room: AsyncStillroom) -> Any:
 
 @pytest.fixture(params=["wsgi", "flask", "asgi"])
 def cached(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Iterator[int]:
-    """The port of the cache. That a session was seen is written down each time."""
+    """Yield the port of the cache; each look at a session is written down."""
     busy = Settings(**{"redis_url": settings.redis_url} | PATIENT, session_touch=0.001)
     if request.param == "asgi":
         serving: Any = serving_asgi(asgi_app, AsyncStillroom(busy, dispatch=NoDispatch()))
@@ -91,7 +91,7 @@ def cached(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -
 
 
 def test_a_stranger_never_gets_anothers_session(cached: int, room: Stillroom) -> None:
-    """Whatever a page does with the session, and however loudly it says `public`."""
+    """A stranger never gets another's session, whatever the page does and however loudly it says `public`."""
     for page in PAGES:
         for (
             first
@@ -117,14 +117,14 @@ def test_a_stranger_never_gets_anothers_session(cached: int, room: Stillroom) ->
     ],
 )
 def test_no_header_for_caches_outlives_a_cookie(name: str) -> None:
-    """Whatever a cache of some kind reads in the place of Cache-Control is taken away."""
+    """With a session cookie every header that some cache reads instead of Cache-Control is removed."""
     more, without = private([("Cache-Control", "Public, S-MaxAge=60"), (name, "max-age=60")])
     assert dict(more) == {"Cache-Control": "private"}
     assert without == {"cache-control", name.lower()}
 
 
 def test_a_page_that_looks_at_no_session_is_kept_by_the_cache(cached: int, room: Stillroom) -> None:
-    """The cache is one, and what is for everybody it gives to everybody, whoever asked for it first."""
+    """A page that uses no session is kept by the cache and given to everybody."""
     ann = Browser(cached, room.sessions.create("ann").token)
     for _ in range(2):
         ann.get("/who")
@@ -136,7 +136,7 @@ def test_a_page_that_looks_at_no_session_is_kept_by_the_cache(cached: int, room:
 
 
 def test_this_cache_would_hand_a_cookie_on(tmp_path: Path) -> None:
-    """An app without the middleware, which sets a cookie on a public page: the next visitor gets the same one."""
+    """Without the middleware this cache hands one visitor's cookie to the next, so the test can fail."""
     given: list[str] = []
 
     def naive(environ: Any, start_response: Any) -> list[bytes]:

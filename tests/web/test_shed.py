@@ -1,4 +1,4 @@
-"""A load that found no place: the visitor is told when to come again, by each of the frameworks."""
+"""When a load found no place, each framework tells the visitor when to come again."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("framework", ANSWERS)
 def test_a_load_that_is_shed_is_a_503_that_says_when_to_come_again(framework: str) -> None:
-    """In whole seconds, rounded up; and no cache keeps it."""
+    """A shed load is a 503 with Retry-After in whole seconds, rounded up, and no cache keeps it."""
     answer = ANSWERS[framework]()
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "2"
@@ -66,7 +66,7 @@ def test_a_load_that_is_shed_is_a_503_that_says_when_to_come_again(framework: st
 
 
 def test_an_app_of_flask_may_answer_it_in_its_own_words() -> None:
-    """A handler of its own, registered before or after, goes first."""
+    """A Flask app's own error handler for a shed load wins, registered before or after."""
     for is_first in (True, False):
         app, room = Flask("app"), Stillroom(AWAY, dispatch=NoDispatch())
         app.get("/")(shed)

@@ -1,4 +1,4 @@
-"""Starlette and FastAPI: their test client, `request.session`, websockets, dependencies, and what others expect."""
+"""Starlette and FastAPI work: test client, `request.session`, websockets, dependencies, other libraries."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def dict_app(room: AsyncStillroom) -> Any:
 def test_request_session_is_the_session_as_a_dict(
     async_room: AsyncStillroom, room: Stillroom
 ) -> None:
-    """For who knows no `load`: long keys, as OAuth's libraries make them, and a clear that logs out."""
+    """`request.session` is the session as a dict, with OAuth's long keys and a clear that logs out."""
     with serving_asgi(dict_app, async_room) as port:
         browser = Browser(port)
         browser.get("/put")
@@ -96,7 +96,7 @@ def test_request_session_is_the_session_as_a_dict(
 def test_what_was_not_loaded_is_read_ahead_from_then_on(
     async_room: AsyncStillroom, client: Any
 ) -> None:
-    """One round trip each time: the first look holds the event loop for it, later ones do not."""
+    """A session used without `load` is read ahead from then on; only the first look blocks the event loop."""
     with serving_asgi(dict_app, async_room) as port:
         browser = Browser(port)
         browser.get("/put")
@@ -114,7 +114,7 @@ def test_what_was_not_loaded_is_read_ahead_from_then_on(
 
 
 def test_request_session_says_503_while_redis_is_away() -> None:
-    """And the cookie stays; what does not look is served."""
+    """When Redis is away `request.session` is a 503 and keeps the cookie; other requests are served."""
     away = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
     with serving_asgi(dict_app, away) as port:
         token = "00." + "A" * 43
@@ -126,7 +126,7 @@ def test_request_session_says_503_while_redis_is_away() -> None:
 
 
 def test_another_session_middleware_keeps_its_own(async_room: AsyncStillroom) -> None:
-    """`scope["session"]` that is there already is left alone."""
+    """A `scope["session"]` of another middleware is left alone."""
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -138,7 +138,7 @@ def test_another_session_middleware_keeps_its_own(async_room: AsyncStillroom) ->
 
 
 def test_authlib_finds_what_it_left(async_room: AsyncStillroom) -> None:
-    """The redirect to the provider keeps its state in the session, and the way back finds it there."""
+    """Authlib keeps its state in the session over the redirect to the provider and back."""
     oauth = OAuth()
     oauth.register(
         "a_provider_with_a_long_name",
@@ -199,7 +199,9 @@ def shop(room: AsyncStillroom, **options: Any) -> Any:
 def test_the_test_client_stays_logged_in_over_http(
     async_room: AsyncStillroom, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its base is http://testserver, and it keeps cookies as strictly as a browser. A websocket has it too."""
+    """Starlette's test client over http://testserver stays logged in as strictly as a browser, with
+    websockets too.
+    """
     with TestClient(shop(async_room)) as client:
         client.post("/login/ann")
         assert client.get("/me").json() == {"user": "ann"}
@@ -214,7 +216,10 @@ def test_the_test_client_stays_logged_in_over_http(
 def test_a_secure_cookie_over_http_is_told_once(
     async_room: AsyncStillroom, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What would be a login that is silently forgotten; a proxy that speaks https is believed."""
+    """A secure cookie over http is logged once, because a login would be lost.
+
+    A proxy that speaks https is believed.
+    """
     _tell_of_http.cache_clear()
     with serving_asgi(shop, async_room) as port:
         Browser(port).get("/login/ann", "POST", {"X-Forwarded-Proto": "https"})
@@ -229,7 +234,7 @@ def test_a_secure_cookie_over_http_is_told_once(
 def test_a_cookie_that_is_not_secure_says_nothing(
     async_room: AsyncStillroom, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody has decided so."""
+    """A cookie that an app made insecure logs nothing."""
     _tell_of_http.cache_clear()
     plain = SessionCookie("sid", secure=False)
     with serving_asgi(lambda room: shop(room, cookie=plain), async_room) as port:
@@ -241,7 +246,7 @@ def test_a_cookie_that_is_not_secure_says_nothing(
 
 
 def test_load_session_without_the_middleware_says_what_to_write() -> None:
-    """Not a KeyError."""
+    """load_session without the middleware raises an error that says what to write."""
     app = FastAPI()
 
     @app.get("/")
@@ -255,7 +260,7 @@ def test_load_session_without_the_middleware_says_what_to_write() -> None:
 def test_a_sensitive_page_asks_again(
     async_room: AsyncStillroom, room: Stillroom, client: Any
 ) -> None:
-    """401 for nobody and for who logged in too long ago; after `confirm` it opens, under a new token."""
+    """A sensitive page answers 401 without a recent login; after `confirm` it opens, under a new token."""
     with serving_asgi(shop, async_room) as port:
         browser = Browser(port)
         assert browser.get("/password", "POST").status == 401
@@ -277,7 +282,7 @@ def test_a_sensitive_page_asks_again(
 
 
 class Socket:
-    """A websocket's handshake, by hand: its status, its headers, and the cookie it brings."""
+    """A websocket's handshake made by hand: its status, headers and cookie."""
 
     def __init__(
         self, port: int, path: str = "/ws", token: str | None = None, **headers: str
@@ -316,7 +321,7 @@ def sockets(act: Callable[[Any, WebSocket], Any]) -> Make:
 
 @pytest.fixture
 def serve_sockets(async_room: AsyncStillroom, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """uvicorn with websockets."""
+    """Serve with uvicorn and websockets."""
     import uvicorn
 
     config = uvicorn.Config
@@ -329,7 +334,7 @@ def serve_sockets(async_room: AsyncStillroom, monkeypatch: pytest.MonkeyPatch) -
 def test_a_websocket_brings_its_cookie_with_the_handshake(
     serve_sockets: Make, room: Stillroom
 ) -> None:
-    """What is changed before it is accepted is written, and a login changes the token."""
+    """A change before a websocket is accepted is written, and a login there changes the token."""
 
     async def login(session: Any, websocket: WebSocket) -> None:
         session.login("ann")
@@ -350,7 +355,7 @@ def test_a_websocket_brings_its_cookie_with_the_handshake(
 
 
 def test_a_websocket_that_is_refused_keeps_nothing(serve_sockets: Make, room: Stillroom) -> None:
-    """Closed before it was accepted: no cookie, nothing written."""
+    """A websocket that is closed before it was accepted writes nothing and sends no cookie."""
 
     async def refuse(session: Any, websocket: WebSocket) -> None:
         session["cart"] = ["tea"]
@@ -364,7 +369,7 @@ def test_a_websocket_that_is_refused_keeps_nothing(serve_sockets: Make, room: St
 def test_a_websocket_whose_session_ended_meanwhile_is_refused(
     serve_sockets: Make, room: Stillroom
 ) -> None:
-    """409, as for any other request."""
+    """A websocket whose session ended meanwhile is refused with 409."""
     start = room.sessions.create("ann").token
 
     async def late(session: Any, websocket: WebSocket) -> None:
@@ -377,7 +382,7 @@ def test_a_websocket_whose_session_ended_meanwhile_is_refused(
 
 
 def test_a_websocket_while_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """503 with Retry-After; without a cookie there is nothing to read, and it opens."""
+    """When Redis is away a websocket with a cookie is refused with 503 and Retry-After; one without opens."""
 
     async def accept(session: Any, websocket: WebSocket) -> None:
         await websocket.accept()
@@ -397,7 +402,7 @@ def test_a_websocket_while_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_server_that_can_t_answer_a_handshake_closes_it(async_room: AsyncStillroom) -> None:
-    """1013, try again later; and 1008 for another site's page."""
+    """A server that cannot refuse a handshake closes it: 1013 to try later, 1008 for another site's page."""
     away = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1", session_peppers="p" * 40))
     messages: list[Any] = []
 
@@ -420,7 +425,7 @@ def test_a_server_that_can_t_answer_a_handshake_closes_it(async_room: AsyncStill
 
 
 def test_another_sites_page_is_refused(async_room: AsyncStillroom, room: Stillroom) -> None:
-    """A POST in the visitor's name, and a websocket; what he does himself goes on."""
+    """A POST or websocket from another site's page is refused; the visitor's own goes on."""
     token = room.sessions.create("ann").token
     with serving_asgi(
         lambda room: shop(room, same_origin=["https://app.example"]), async_room
@@ -437,7 +442,7 @@ def test_another_sites_page_is_refused(async_room: AsyncStillroom, room: Stillro
 
 
 def test_the_first_websocket_of_a_test_client_that_is_refused(async_room: AsyncStillroom) -> None:
-    """The same over Starlette's own client."""
+    """The first websocket of Starlette's own test client may be one of another site and is refused."""
     with TestClient(shop(async_room, same_origin=True)) as client:
         evil = {"Origin": "https://evil.example"}
         with pytest.raises(WebSocketDisconnect), client.websocket_connect("/ws", headers=evil):
@@ -445,7 +450,7 @@ def test_the_first_websocket_of_a_test_client_that_is_refused(async_room: AsyncS
 
 
 def test_a_path_is_read_ahead_for_a_bounded_number_of_paths() -> None:
-    """Paths are as many as their clients like."""
+    """Paths are remembered for reading ahead up to a bound, because clients can invent any number."""
     from stillroom.web.scope_session import PATHS, Ahead
 
     ahead = Ahead()

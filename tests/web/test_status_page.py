@@ -1,4 +1,4 @@
-"""The page at /status: what it says, to whom, and how it looks in a real Chromium."""
+"""The page at /status tells each caller what it may see, and looks right in a real Chromium."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ STRANGER = {"X-Forwarded-For": "203.0.113.7"}
 
 
 class Outline(HTMLParser):
-    """What of the page's structure these tests ask for."""
+    """The parts of the page's structure that these tests ask for."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Outline(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag in tags]
 
     def says(self, chart: str) -> str:
-        """What the picture of a chart tells who can't see it."""
+        """Return the sentence of a chart for a reader who cannot see it."""
         return next(
             label
             for svg in self.all("svg")
@@ -92,13 +92,13 @@ class Outline(HTMLParser):
 
 
 def page(history: Any = (), found: Any = (), **changes: Any) -> str:
-    """The page of a report like the last snapshot of a day."""
+    """Render the page of a report like the last snapshot of a day."""
     report = a_report(a_day(NOW, minutes=2)[-1], **changes)
     return render(report, history, found, now=NOW)
 
 
 def away() -> Report:
-    """Redis does not answer, and there is nothing else to know."""
+    """Return the report of a Redis that does not answer."""
     connection = Connection(is_up=False, breaker="open", error="refused")
     server = Server(name="redis", roles=("cache", "state"), connection=connection)
     found = advice("fail", code="away", component="redis:connection", what="Redis is away.")
@@ -109,7 +109,7 @@ def away() -> Report:
 
 
 def figures() -> Figures:
-    """Of a quarter of an hour, with names that no page should take for markup."""
+    """Return figures of a quarter of an hour, with names that no page should take for markup."""
     loaders = (
         LoaderStats(name="<b>page", hits=900, stale=50, misses=50, hit_ratio=0.95, loads=50, load_errors=3,
                     load_p50_ms=4.2, load_p95_ms=180.0, refresh_lag_s=1.5),
@@ -124,7 +124,9 @@ def figures() -> Figures:
 
 
 def test_loaders_limits_and_rules_are_named() -> None:
-    """Each with what is good; of a function that is not registered lookups are not known, and not 0."""
+    """Loaders, limits and rules are named with good values; the lookups of an unregistered function
+    are unknown, not 0.
+    """
     report = a_report(a_day(NOW, minutes=2)[-1])
     html = render(report, (), (), now=NOW, figures=figures())
     shown = Outline(html).text.replace("\u202f", " ")
@@ -143,7 +145,7 @@ def test_loaders_limits_and_rules_are_named() -> None:
 
 
 def test_it_begins_with_the_verdict_and_what_to_do() -> None:
-    """In words, the worst first; with the state of the part it is about."""
+    """The page begins with the verdict in words, the worst first, and what to do."""
     assert "All is well" in page()
     assert "There is nothing to do." in page()
     warned = page(status="warn", advice=(advice(since=NOW - 1_500),))
@@ -157,7 +159,7 @@ def test_it_begins_with_the_verdict_and_what_to_do() -> None:
 
 
 def test_unknown_is_a_dash_and_never_0() -> None:
-    """Nothing can be read: no tile and no chart shows a number."""
+    """Where nothing can be read every tile and chart shows a dash and never 0."""
     outline = Outline(render(away(), None, None, now=NOW))
     main = outline.text.partition("Now")[2]
     assert "–" in main
@@ -170,7 +172,7 @@ def test_unknown_is_a_dash_and_never_0() -> None:
 
 
 def test_the_first_minute_has_a_page_too() -> None:
-    """No snapshot yet: what is known now is shown, and what is missing is said."""
+    """Without any snapshot the page shows what is known now and says what is missing."""
     outline = Outline(page())
     assert not outline.all("figure")
     assert "No snapshot yet" in outline.text
@@ -181,7 +183,7 @@ def test_the_first_minute_has_a_page_too() -> None:
 
 @pytest.mark.parametrize("two_servers", [False, True])
 def test_each_picture_says_in_a_sentence_what_it_shows(two_servers: bool) -> None:
-    """Now, and between what it was; without a snapshot, or with a server away, for how long."""
+    """Each chart says in a sentence its current value and range, or for how long it has none."""
     day = a_day(NOW, two_servers=two_servers)
     outline = Outline(render(a_report(day[-1]), day, patterns(NOW), now=NOW))
     name = "Memory, cache" if two_servers else "Memory"
@@ -199,7 +201,7 @@ def test_each_picture_says_in_a_sentence_what_it_shows(two_servers: bool) -> Non
 
 
 def test_every_chart_has_its_numbers_in_a_table() -> None:
-    """In steps of an hour, the newest first, in a part that opens by keyboard."""
+    """Every chart has its numbers in a table of hours, the newest first, that opens by keyboard."""
     day = a_day(NOW)
     outline = Outline(render(a_report(day[-1]), day, [], now=NOW))
     assert len(outline.all("details")) == len(outline.all("figure")) == 9
@@ -208,7 +210,7 @@ def test_every_chart_has_its_numbers_in_a_table() -> None:
 
 
 def test_every_chart_says_what_is_good() -> None:
-    """A reader who sees a line for the first time is told what to hope for."""
+    """Every chart says what a good value is."""
     day = a_day(NOW)
     html = render(a_report(day[-1]), day, [], now=NOW)
     goods = re.findall(r'<p class="good">Good: ([^<]+)</p>', html.partition("charts")[2])
@@ -219,7 +221,7 @@ def test_every_chart_says_what_is_good() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_page_shows_the_time_that_was_asked_for(choice: Choice) -> None:
-    """15 minutes to 7 days: the axis, the sentences and the tables are of that time."""
+    """The axis, sentences and tables are of the time that was asked for, 15 minutes to 7 days."""
     week = [one for one in a_week(NOW) if one.time > NOW - choice.seconds]
     every = int(choice.every // 60)
     history = week[::every]
@@ -238,7 +240,7 @@ def test_the_page_shows_the_time_that_was_asked_for(choice: Choice) -> None:
 
 
 def test_a_young_system_shows_what_it_has() -> None:
-    """Before the first snapshot there was nothing to measure: the charts begin with it, and nothing is hatched."""
+    """The charts of a young system begin with its first snapshot, and nothing before it is hatched."""
     day = a_day(NOW, minutes=9)
     html = render(a_report(day[-1]), day, [], now=NOW, since=day[0].time)
     outline = Outline(html)
@@ -251,7 +253,7 @@ def test_a_young_system_shows_what_it_has() -> None:
 
 
 def test_workers_are_shown_by_name() -> None:
-    """Queues, busy threads, when it was seen, its rate and its failures; what a worker does not say is a dash."""
+    """Each worker is shown by name with queues, threads, time, rate and failures; an unknown figure is a dash."""
     workers = (
         WorkerStats(
             name="refresh-1-7",
@@ -280,7 +282,7 @@ def test_workers_are_shown_by_name() -> None:
 
 
 def test_patterns_tell_what_was_done_and_what_would_have_been() -> None:
-    """A rule in shadow has not banned anybody, and is not said to have."""
+    """A pattern of a rule in shadow is shown as one that would have banned."""
     text = Outline(page(found=patterns(NOW))).text.replace("\u202f", " ")
     assert "banned for 21 min" in text
     assert "would have been banned for 5 min shadow" in text
@@ -289,7 +291,7 @@ def test_patterns_tell_what_was_done_and_what_would_have_been() -> None:
 
 
 def test_nothing_from_outside_becomes_markup() -> None:
-    """Text with every sign that means something in HTML comes out as that text."""
+    """Text with every special character of HTML is shown as that text."""
     evil = "</style><script>alert(1)</script>\"'&<i>"
     found = advice(what=evil, good=evil, todo=evil, component=f"redis:{evil}")
     pattern = Pattern(rule=evil, subject=evil, count=1, last=NOW, action=evil, shadow=True)
@@ -301,7 +303,7 @@ def test_nothing_from_outside_becomes_markup() -> None:
 
 
 def test_only_a_web_address_becomes_a_link() -> None:
-    """Flower's address is a setting; a link with it runs in somebody's browser."""
+    """Only a web address becomes a link, because Flower's address is a setting."""
     report = a_report(a_day(NOW, minutes=2)[-1])
     linked = render(report, [], [], flower_url='https://flower/"x', now=NOW)
     assert {"href": 'https://flower/"x', "rel": "noreferrer"} in Outline(linked).all("a")
@@ -310,7 +312,7 @@ def test_only_a_web_address_becomes_a_link() -> None:
 
 
 def test_its_own_style_is_all_that_the_browser_may_use() -> None:
-    """One style sheet, named by its hash; no script, no style attribute, no other host."""
+    """The page allows its one style sheet by hash, and no script, style attribute or other host."""
     day = a_day(NOW)
     html = render(a_report(day[-1], advice=(advice(),)), day, patterns(NOW), now=NOW)
     policy = dict(HEADERS)["Content-Security-Policy"]
@@ -326,7 +328,7 @@ def test_its_own_style_is_all_that_the_browser_may_use() -> None:
 
 
 def test_headings_are_in_order_and_names_are_unique() -> None:
-    """A screen reader walks by headings; a link finds one place."""
+    """Headings are in order and names are unique, for screen readers and links."""
     day = a_day(NOW)
     outline = Outline(render(a_report(day[-1], advice=(advice(),)), day, patterns(NOW), now=NOW))
     levels = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch("h[1-6]", tag)]
@@ -345,7 +347,7 @@ def test_headings_are_in_order_and_names_are_unique() -> None:
      ("every=-30", None), ("every=1e3", None), ("every=٣٠", None), ("every=" + "9" * 9999, None)],
 )  # fmt: skip
 def test_it_reloads_only_for_who_asks(query: str, seconds: int | None) -> None:
-    """A page that reloads by itself can't be read with a screen reader: it is off until asked for."""
+    """The page reloads by itself only for a reader who asked for it."""
     view = view_of(query)
     assert view.reload_s == seconds
     day = a_day(NOW, minutes=2)
@@ -355,7 +357,7 @@ def test_it_reloads_only_for_who_asks(query: str, seconds: int | None) -> None:
 
 
 def test_any_snapshot_can_be_drawn() -> None:
-    """One without anything, one that failed, and numbers out of this world."""
+    """A snapshot that is empty, failed or full of absurd numbers can be drawn."""
     empty = Snapshot(time=NOW - 60, status="fail", servers=(), error="redis: timeout")
     wild = a_day(NOW, minutes=5)[0]
     operations = wild.servers[0].redis.operations.model_copy(update={"per_s": 1e300})  # type: ignore[union-attr]
@@ -371,7 +373,7 @@ def test_any_snapshot_can_be_drawn() -> None:
 
 @pytest.fixture
 def history(client: Any, server: EmbeddedServer) -> list[Snapshot]:
-    """A day in Redis."""
+    """Write a day of snapshots to Redis."""
     keys = Stillroom(Settings(redis_url=server.url)).keys
     day = a_day(time.time())
     seed(client, keys.health, day)
@@ -387,7 +389,7 @@ def settings_for(server: EmbeddedServer, **changes: Any) -> Settings:
 
 
 def basic(password: str) -> dict[str, str]:
-    """What a browser sends when its user has typed a password."""
+    """Return the header that a browser sends once its user typed a password."""
     return {"Authorization": f"Basic {base64.b64encode(f'me:{password}'.encode()).decode()}"}
 
 
@@ -412,14 +414,14 @@ def check_who_may_see(port: int) -> None:
 
 
 def test_operators_see_it_and_nobody_else_wsgi(server: EmbeddedServer, history: Any) -> None:
-    """With the token, or from an operator's network directly; a stranger learns nothing."""
+    """Over WSGI operators see the page with the token or from their network; a stranger learns nothing."""
     with Stillroom(settings_for(server), dispatch=NoDispatch()) as room:
         with serve_wsgi(HealthWSGI(room)) as port:
             check_who_may_see(port)
 
 
 def test_operators_see_it_and_nobody_else_asgi(server: EmbeddedServer, history: Any) -> None:
-    """The same over ASGI."""
+    """Over ASGI operators see the page with the token or from their network; a stranger learns nothing."""
 
     def make() -> tuple[Any, Any]:
         room = AsyncStillroom(settings_for(server), dispatch=NoDispatch())
@@ -430,7 +432,7 @@ def test_operators_see_it_and_nobody_else_asgi(server: EmbeddedServer, history: 
 
 
 def test_secrets_are_not_on_it(server: EmbeddedServer, client: Any, history: Any) -> None:
-    """Canaries: a password, a token of a session, keys and values, the server's address."""
+    """Passwords, session tokens, keys, values and the server's address are not on the page."""
     changes = {"session_peppers": "canary-pepper-" + "x" * 32}
     with Stillroom(settings_for(server, **changes), dispatch=NoDispatch()) as room:
         token = room.sessions.create("canary-user", {"canary-field": "canary-value"})
@@ -445,7 +447,7 @@ def test_secrets_are_not_on_it(server: EmbeddedServer, client: Any, history: Any
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
 def test_the_page_is_there_while_redis_is_not(own_server: EmbeddedServer, fault: str) -> None:
-    """It says that Redis is away, what to do, and what is not known: with 200, for a person reads it."""
+    """When Redis is away the page answers 200, says so, and says what to do and what is unknown."""
     settings = Settings(redis_url=own_server.url)
     with Stillroom(settings, dispatch=NoDispatch()) as room, serve_wsgi(HealthWSGI(room)) as port:
         getattr(own_server, fault)()
@@ -470,7 +472,7 @@ class Seen(NamedTuple):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
-    """A day in the stream of a real server, the real endpoints over HTTP, a real browser."""
+    """Serve a day of a real server's stream over HTTP and open it in a real browser."""
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed: apt-get install --no-install-recommends chromium")
     with EmbeddedServer(options={"maxmemory": str(LIMIT)}) as server:
@@ -505,7 +507,7 @@ browser_test = pytest.mark.browser
 
 @browser_test
 def test_the_console_is_silent_and_nobody_else_is_asked(seen: Seen) -> None:
-    """No error, no warning, nothing blocked by the policy, and no request but the one for the page."""
+    """The browser's console is silent, and the page makes no request but its own."""
     said = [
         event["params"]
         for event in seen.browser.events
@@ -523,7 +525,7 @@ def test_the_console_is_silent_and_nobody_else_is_asked(seen: Seen) -> None:
 
 
 def drawn(seen: Seen, figure: str, path: str = "path.line") -> dict[str, float]:
-    """The box of a chart's path in the plot's own measures (minutes, percent), and how many pieces it has."""
+    """Return the box of a chart's path in minutes and percent, and its number of pieces."""
     script = f"""(() => {{
         const path = document.querySelector('#{figure} {path}'), box = path.getBBox();
         const {{width, height}} = path.getBoundingClientRect();
@@ -539,7 +541,7 @@ def highest(day: list[Snapshot], get: Any) -> float:
 
 @browser_test
 def test_charts_are_drawn_from_the_stream(seen: Seen) -> None:
-    """The highest point of each is where the stream's highest number belongs, and a gap is a gap."""
+    """The highest point of each chart is the stream's highest number, and a gap is a gap."""
     seen.browser.resize(*DESKTOP)
     memory = drawn(seen, "memory-redis")
     used = highest(seen.day, lambda one: one.servers[0].redis.memory.used)
@@ -595,7 +597,7 @@ CONTRASTS = """(() => {
 @browser_test
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_is_enough_in_both_schemes(seen: Seen, scheme: str) -> None:
-    """WCAG AA: 4.5 to 1 for all text, whatever its size, and 3 to 1 for lines, areas and signs."""
+    """Contrast is 4.5 to 1 for text and 3 to 1 for lines, areas and signs in both schemes (WCAG AA)."""
     seen.browser.prefer(prefers_color_scheme=scheme)
     grounds = seen.browser.run("getComputedStyle(document.body).backgroundColor")
     assert (grounds == "rgb(246, 245, 242)") == (scheme == "light")
@@ -606,7 +608,7 @@ def test_contrast_is_enough_in_both_schemes(seen: Seen, scheme: str) -> None:
 
 @browser_test
 def test_all_that_can_be_used_is_reached_by_tab(seen: Seen) -> None:
-    """In the order of the page, the skip link first, and each shows that it has the focus."""
+    """Tab reaches everything usable in the page's order, the skip link first, and shows the focus."""
     browser = seen.browser
     browser.open(seen.url)
     wanted = browser.run(
@@ -634,7 +636,7 @@ def test_the_numbers_open_by_keyboard(seen: Seen) -> None:
 
 @browser_test
 def test_a_screen_reader_finds_every_picture_by_its_sentence(seen: Seen) -> None:
-    """Chromium's own accessibility tree: nine charts and six sparklines, each an image with a name."""
+    """Chromium's accessibility tree has nine charts and six sparklines, each an image with a name."""
     nodes = seen.browser.ask("Accessibility.getFullAXTree")["nodes"]
     images = [node for node in nodes if node.get("role", {}).get("value") in ("image", "img")]
     names = [image["name"]["value"] for image in images]
@@ -645,7 +647,7 @@ def test_a_screen_reader_finds_every_picture_by_its_sentence(seen: Seen) -> None
 @browser_test
 @pytest.mark.parametrize("width", [NARROW, PHONE, DESKTOP])
 def test_nothing_is_wider_than_the_screen(seen: Seen, width: tuple[int, int]) -> None:
-    """No scrolling sideways, down to 320 pixels; and no label hangs out of its card."""
+    """Nothing is wider than the screen down to 320 pixels, and no label leaves its card."""
     browser = seen.browser
     browser.resize(*width)
     browser.open(seen.url)
@@ -664,7 +666,7 @@ def test_nothing_is_wider_than_the_screen(seen: Seen, width: tuple[int, int]) ->
 @browser_test
 @pytest.mark.parametrize("width", [NARROW, PHONE])
 def test_tables_can_be_read_on_a_phone(seen: Seen, width: tuple[int, int]) -> None:
-    """Each value of each row is on the screen, whole, beside its name; nothing scrolls by itself."""
+    """On a phone each value of each row is visible beside its name, without scrolling sideways."""
     browser = seen.browser
     browser.resize(*width)
     browser.open(seen.url)
@@ -692,7 +694,7 @@ def test_tables_can_be_read_on_a_phone(seen: Seen, width: tuple[int, int]) -> No
 
 @browser_test
 def test_nothing_moves_for_who_wants_no_motion(seen: Seen) -> None:
-    """The one movement, scrolling to a chart, is left out."""
+    """Scrolling to a chart does not move for a reader who wants no motion."""
     script = "getComputedStyle(document.documentElement).scrollBehavior"
     seen.browser.prefer(prefers_reduced_motion="no-preference")
     assert seen.browser.run(script) == "smooth"
@@ -702,7 +704,7 @@ def test_nothing_moves_for_who_wants_no_motion(seen: Seen) -> None:
 
 @browser_test
 def test_pictures_are_kept(seen: Seen) -> None:
-    """Desktop and phone, light and dark, for a person to look at: in $ARTEFACTS, or artefacts/."""
+    """Pictures of the page, desktop and phone, light and dark, are kept in $ARTEFACTS or artefacts/."""
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     browser = seen.browser
     browser.open(seen.url)

@@ -1,4 +1,4 @@
-"""From a day of snapshots to what is drawn: what may be left out, and what may not. Pure."""
+"""A day of snapshots is drawn without losing what matters, in pure functions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ THIN = "\u202f"
 
 
 def rows(*values: float | None, step: float = MINUTE_S) -> list[Row]:
-    """A row a minute, up to now."""
+    """Make a row a minute, up to now."""
     first = NOW - (len(values) - 1) * step
     return [Row(first + n * step, (value,)) for n, value in enumerate(values)]
 
@@ -63,7 +63,7 @@ def rows(*values: float | None, step: float = MINUTE_S) -> list[Row]:
     ],
 )
 def test_numbers_are_short_and_have_units(text: str, expected: str) -> None:
-    """Three digits, exact while that is short; what is unknown is a dash."""
+    """A number has three digits and a unit, or is exact while short; an unknown one is a dash."""
     assert text == expected
 
 
@@ -71,12 +71,12 @@ def test_numbers_are_short_and_have_units(text: str, expected: str) -> None:
     ("highest", "top"), [(0, 2), (3, 4), (11, 12), (23_000, 30_000), (1_001, 1_200), (801, 1_000)]
 )
 def test_an_axis_ends_at_a_round_number(highest: float, top: float) -> None:
-    """So that half of it, the other label, is round too; half of three tasks is no label."""
+    """An axis ends at a round number whose half is round too; three tasks get no half."""
     assert Unit(amount, least=2, is_whole=True).top(highest) == pytest.approx(top)
 
 
 def test_an_axis_of_bytes_is_round_in_bytes() -> None:
-    """1 GB is 1,024 MB: the label says 1 GB and not 1.05."""
+    """An axis of bytes is round in bytes: 1,024 MB is labelled 1 GB."""
     unit = Unit(size, base=1024)
     assert unit.text(unit.top(1024.0**3)) == f"1{THIN}GB"
     assert unit.text(unit.top(812 * 1024.0**2)) == f"1{THIN}GB"
@@ -84,7 +84,7 @@ def test_an_axis_of_bytes_is_round_in_bytes() -> None:
 
 
 def test_a_spike_of_one_minute_is_not_lost() -> None:
-    """1,440 points become some 200, and the highest and the lowest are among them."""
+    """Thinning 1,440 points to some 200 keeps the highest and the lowest."""
     values: list[float | None] = [100.0 + n % 7 for n in range(MINUTES)]
     values[700], values[900] = 9_000.0, 1.0
     few = thinned(rows(*values), WINDOW)
@@ -94,7 +94,7 @@ def test_a_spike_of_one_minute_is_not_lost() -> None:
 
 
 def test_each_series_of_a_row_keeps_its_own_spike() -> None:
-    """Two lines in one chart: thinning one must not thin the other's peak away."""
+    """Thinning one of two lines in a chart keeps the other's spike."""
     many = [Row(WINDOW.start + n * 60, (5.0, 1.0)) for n in range(MINUTES)]
     many[300] = many[300]._replace(values=(5.0, 80.0))
     many[301] = many[301]._replace(values=(70.0, 1.0))
@@ -103,7 +103,7 @@ def test_each_series_of_a_row_keeps_its_own_spike() -> None:
 
 
 def test_what_is_not_known_is_a_hole_in_the_line() -> None:
-    """Unknown minutes, and minutes without a snapshot, lift the pen; a lone point between two holes is a dot."""
+    """Unknown or missing minutes break the line, and a lone point between two holes is a dot."""
     known = [*rows(1, 2, None, 3, None, 4, 5)]
     path = charts.line([(row.time, row.values[0]) for row in known], WINDOW, 10)
     assert [part.count("L") for part in re.split("M", path)[1:]] == [1, 0, 1]
@@ -113,7 +113,7 @@ def test_what_is_not_known_is_a_hole_in_the_line() -> None:
 
 
 def test_one_late_snapshot_is_no_gap() -> None:
-    """Beat was restarted: a minute is missing, and the line goes on."""
+    """One missing minute, as after a restart of beat, does not break the line."""
     late = [Row(NOW - 120, (1.0,)), Row(NOW, (2.0,))]
     assert list(with_gaps(late)) == late
 
@@ -129,7 +129,7 @@ def test_a_day_knows_where_nothing_was_written() -> None:
 
 
 def test_a_day_knows_when_a_server_was_away() -> None:
-    """From the first snapshot with an error to the minute after the last."""
+    """A server was away from the first snapshot with an error to the minute after the last."""
     day = a_day(NOW, two_servers=True)
     (failure,) = period_of(a_report(day[-1]), day, NOW).failures
     assert failure.length == pytest.approx(len(CACHE_AWAY) * 60)
@@ -137,7 +137,7 @@ def test_a_day_knows_when_a_server_was_away() -> None:
 
 
 def test_what_is_not_of_this_day_is_left_out() -> None:
-    """Yesterday's, and what a clock that ran ahead has written; and order does not matter."""
+    """Snapshots of yesterday or the future are left out, and their order does not matter."""
     whole = a_day(NOW, minutes=30)
     strange = [
         one.model_copy(update={"time": NOW + add})
@@ -151,21 +151,21 @@ def test_what_is_not_of_this_day_is_left_out() -> None:
 
 @pytest.mark.parametrize("wild", [float("inf"), float("nan"), -5.0, 1e16])
 def test_wild_values_are_unknown(wild: float) -> None:
-    """One corrupt snapshot does not press the line of the day flat."""
+    """An absurd value is unknown and does not press the line of the day flat."""
     measures = [Measures(time=NOW, servers=())]
     day = Period(WINDOW, measures, (), ())
     assert day.rows([lambda _: wild, lambda _: 7]) == [Row(NOW, (None, 7))]
 
 
 def test_the_table_has_the_newest_hour_first() -> None:
-    """Each hour of UTC with the rows that are in it."""
+    """The table begins with the newest hour, and each hour of UTC has its own rows."""
     hours = by_step(rows(*range(120)), 3_600)
     assert [len(run) for _, run in hours] == [26, 60, 34]
     assert hours[0][0] > hours[1][0]
 
 
 def test_stacked_areas_stand_on_each_other() -> None:
-    """The last series at the bottom; each area's lower edge is the upper edge of the one below."""
+    """Stacked areas stand on each other with the last series at the bottom."""
     stack = [Row(WINDOW.start, (6.0, 3.0, 1.0)), Row(NOW, (2.0, 1.0, 1.0))]
     day = Period(WINDOW, (), (), ())
     svg = charts.chart(charts.Plot(day, stack, 3, 10.0, Unit(amount), is_stacked=True), "says")
@@ -175,13 +175,13 @@ def test_stacked_areas_stand_on_each_other() -> None:
 
 
 def test_a_point_stands_where_its_number_is() -> None:
-    """The path's numbers are the data's: minutes from the left, percent from the top."""
+    """A point's coordinates are its minutes from the left and its percent from the top."""
     path = charts.line([(NOW - DAY_S / 2, 25.0), (NOW, 100.0)], WINDOW, 100)
     assert path == "M720.0 75.00L1440.0 0.00"
 
 
 def test_a_single_moment_is_enough() -> None:
-    """The first minute: a report, and no snapshot."""
+    """A report without any snapshot is enough for a table and charts."""
     server = Server(
         name="redis",
         roles=("cache", "state"),

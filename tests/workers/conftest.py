@@ -1,4 +1,4 @@
-"""One server for the tests of a module, each of which finds it empty, and Celery processes on it."""
+"""Start one server for the tests of a module, each of which finds it empty, and Celery processes on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def own_server() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def db(own_server: EmbeddedServer) -> Iterator[Any]:
-    """A plain client on an empty server."""
+    """Return a plain client on an empty server."""
     with redis.Redis.from_url(own_server.url) as client:
         client.flushall()
         yield client
@@ -31,7 +31,7 @@ def db(own_server: EmbeddedServer) -> Iterator[Any]:
 
 @pytest.fixture
 def environment(own_server: EmbeddedServer) -> dict[str, str]:
-    """What a process is told; modules tell theirs more."""
+    """Return the environment of a process; modules add theirs."""
     return {"REDIS_URL": own_server.url}
 
 
@@ -39,7 +39,7 @@ def environment(own_server: EmbeddedServer) -> dict[str, str]:
 def start(
     environment: dict[str, str], tmp_path: Path, db: Any
 ) -> Iterator[Callable[..., CeleryProcess]]:
-    """Starts `celery -A <app> …`; whatever still runs in the end is killed."""
+    """Return a function that starts `celery -A <app> …`; a process that still runs at the end is killed."""
     with ExitStack() as started:
 
         def start(*arguments: str, app: str = "stillroom_workers", **changes: str) -> CeleryProcess:
@@ -53,7 +53,7 @@ def start(
 
 @pytest.fixture
 def start_worker(start: Callable[..., CeleryProcess]) -> Callable[..., CeleryProcess]:
-    """Starts a worker and waits until it is ready."""
+    """Return a function that starts a worker and waits until it is ready."""
 
     def start_worker(*arguments: str, **changes: str) -> CeleryProcess:
         worker = start("worker", "--without-gossip", "--without-mingle", *arguments, **changes)

@@ -1,4 +1,4 @@
-"""Abuse and real workers: seen within seconds, and one ban however often a worker is killed."""
+"""Real workers find abuse within seconds and ban once, however often a worker is killed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def environment(environment: dict[str, str], rules: Path) -> dict[str, str]:
 
 @pytest.fixture
 def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
-    """The app's process. It has a pepper, and no rules of the operator's."""
+    """Open the app's process, with a pepper and without rules of an operator."""
     settings = Settings(
         redis_url=own_server.url, session_peppers="p" * 32, call_timeout=5, command_timeout=5
     )
@@ -55,7 +55,7 @@ def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
 def test_a_hammering_client_is_banned_within_seconds(
     start: StartCelery, start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
-    """The whole way: a limit denies, its script tells, beat wakes a worker, the worker bans, the limit says so."""
+    """A hammering client is banned within seconds: limit, script, beat, worker and the limit again."""
     process = start_worker()
     start("beat", "-S", "celery.beat:Scheduler", "--pidfile=", app=QUICK)
     for n in range(70):  # another window each time, or the denials would be answered from memory
@@ -76,7 +76,7 @@ def test_a_hammering_client_is_banned_within_seconds(
 def test_a_worker_killed_between_the_ban_and_its_ack_bans_once(
     start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
-    """SIGKILL there, twice over: the next worker finishes; one ban, one level, one entry, nothing left pending."""
+    """Workers killed twice between ban and acknowledgement leave one ban, level and entry, and nothing pending."""
     for n in range(20):
         put(db, room, "not_found", ip=CLIENT, route=f"/{n}")
     names = [name for name, _ in db.xrange(room.keys.abuse)]
@@ -104,7 +104,7 @@ def test_a_worker_killed_between_the_ban_and_its_ack_bans_once(
 def test_the_task_reports_and_takes_no_arguments(
     own_server: EmbeddedServer, room: Stillroom, db: Any
 ) -> None:
-    """What a person reads in Flower; a message with more in it is refused."""
+    """The task's result is what a person reads in Flower, and a message with arguments is refused."""
     for n in range(20):
         room.abuse.report("not_found", ip=CLIENT, route=f"/{n}")
     program = Program(
@@ -131,5 +131,5 @@ def test_the_task_reports_and_takes_no_arguments(
 
 
 def test_the_schedule_has_the_scan() -> None:
-    """As often as a scan may take: in an attack, workers read without a pause."""
+    """The schedule has the scan as often as it may take, so that workers read without a pause in an attack."""
     assert [tick.every for tick in SCHEDULE if tick.task == LOG_TASK] == [SCAN_S]

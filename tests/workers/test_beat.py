@@ -1,4 +1,4 @@
-"""Beat keeps nothing, shows that it lives, and does no harm when there are two of it."""
+"""Beat keeps no state, shows that it lives, and does no harm when there are two of it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
 def test_it_touches_its_heartbeat_file_and_keeps_no_other(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each turn of its loop is a sign of life; there is no memory on disk to find corrupt after a crash."""
+    """Each turn of beat's loop touches its heartbeat file, and no other file is kept that a crash could break."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.chdir(home)
@@ -64,7 +64,7 @@ def test_it_touches_its_heartbeat_file_and_keeps_no_other(
 def test_two_beats_have_the_effect_of_one(
     start: Start, room: Stillroom, own_server: EmbeddedServer, died: bool
 ) -> None:
-    """Every tick comes twice, by two workers; each session that ended is told of once."""
+    """With two beats and two workers every tick comes twice, and each ended session is reported once."""
     for n in range(2):
         start(
             f"worker-{n}",
@@ -86,7 +86,7 @@ def test_two_beats_have_the_effect_of_one(
 
 
 def test_a_clock_that_is_an_hour_off_loses_no_tick() -> None:
-    """Beat's clock says when a tick expires, and the worker's whether it has: neither decides within two hours."""
+    """A beat or worker whose clock is off by up to two hours loses no tick."""
     from stillroom_workers.app import make_app
 
     entries: dict[str, Any] = make_app(Settings()).conf.beat_schedule

@@ -1,4 +1,4 @@
-"""How an app's process publishes its refresh orders."""
+"""An app's process publishes its refresh orders in few messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUEUE, MAINTENANCE = "stillroom.refresh", "stillroom.maintenance"
 
 
 class Held(CeleryDispatch):
-    """A dispatch whose thread waits before it connects, so that a test can line up orders behind the first."""
+    """A dispatch whose thread waits before it connects, so that a test can queue orders behind the first."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -44,18 +44,18 @@ def order(n: int, loader: str = "product") -> RefreshOrder:
 
 
 def messages(db: Any) -> list[dict[str, Any]]:
-    """The arguments in each message, the oldest first."""
+    """Return the arguments in each message, the oldest first."""
     raw = [json.loads(one) for one in reversed(db.lrange(QUEUE, 0, -1))]
     return [json.loads(base64.b64decode(one["body"]))[1] for one in raw]
 
 
 def keys(db: Any) -> list[list[str]]:
-    """The keys of the orders in each message."""
+    """Return the keys of the orders in each message."""
     return [[one["key"] for one in m.get("orders", [m])] for m in messages(db)]
 
 
 def test_orders_that_wait_go_into_one_message(held: Held, db: Any) -> None:
-    """Up to twenty-five of them, in their order; the first did not wait for any other."""
+    """Waiting orders go into one message of up to twenty-five in their order, and the first waits for none."""
     held.send([order(0)], _never)
     assert held.began.wait(10)
     for n in range(1, 31):
@@ -67,7 +67,7 @@ def test_orders_that_wait_go_into_one_message(held: Held, db: Any) -> None:
 
 
 def test_a_message_of_several_loaders_names_all_of_them(held: Held, db: Any) -> None:
-    """Flower shows what a task is about."""
+    """A message of several loaders names them all in Flower."""
     held.send([order(0)], _never)
     assert held.began.wait(10)
     held.send([order(1), order(2, "rates")], _never)
@@ -79,7 +79,7 @@ def test_a_message_of_several_loaders_names_all_of_them(held: Held, db: Any) -> 
 
 
 def test_many_orders_of_one_caller_are_split(held: Held, db: Any) -> None:
-    """Whoever takes a message takes all of it: a hundred orders are work for several workers."""
+    """A hundred orders of one caller are split into messages, so that several workers share them."""
     held.go_on.set()
     held.send([order(n) for n in range(60)], _never)
     until(lambda: db.llen(QUEUE) == 3, "the messages")
@@ -87,7 +87,7 @@ def test_many_orders_of_one_caller_are_split(held: Held, db: Any) -> None:
 
 
 def test_a_wake_between_orders_goes_out_too(held: Held, db: Any) -> None:
-    """It ends the message before it, and nothing is lost."""
+    """A wake between orders ends the message before it, and nothing is lost."""
     held.send([order(0)], _never)
     assert held.began.wait(10)
     held.send([order(1)], _never)
@@ -98,7 +98,7 @@ def test_a_wake_between_orders_goes_out_too(held: Held, db: Any) -> None:
 
 
 def test_what_waits_is_delivered_at_the_end(held: Held, db: Any) -> None:
-    """Closing does not wait for more orders to come, and loses none."""
+    """Closing delivers all waiting orders without waiting for more."""
     held.send([order(0)], _never)
     assert held.began.wait(10)
     for n in range(1, 4):
@@ -109,7 +109,7 @@ def test_what_waits_is_delivered_at_the_end(held: Held, db: Any) -> None:
 
 
 def test_each_caller_is_told_when_a_joined_message_fails(own_server: EmbeddedServer) -> None:
-    """The broker is away: everybody whose orders were in the message frees its leases."""
+    """When the broker is away each caller whose orders were in the message frees its leases."""
     with EmbeddedServer() as gone:
         url = gone.url
     settings = Settings(redis_url=own_server.url, broker_url=url)

@@ -1,4 +1,4 @@
-"""What a worker tells of its tasks, to Flower and whoever else listens."""
+"""A worker's events to Flower and other listeners hold no private data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOLD: list[tuple[str, dict[str, Any], str]] = [
 def test_events_count_arguments_and_never_quote_them(
     worker: CeleryProcess, stranger: Celery
 ) -> None:
-    """A key may be a person's address: Flower shows how many there were."""
+    """Events count a task's arguments and never quote them, because a key may be a person's address."""
     events: list[dict[str, Any]] = []
     with stranger.connection_for_read() as connection:
         handlers = {"task-received": events.append}
@@ -52,7 +52,7 @@ def test_events_count_arguments_and_never_quote_them(
 
 @pytest.fixture
 def stranger(own_server: EmbeddedServer, db: Any) -> Any:
-    """A client that knows Celery and our channels, no more: it writes its arguments into the message's headers."""
+    """A client that knows only Celery and our channels, and writes its arguments into the headers."""
     with Celery(broker=own_server.url, set_as_current=False) as app:
         app.conf.update(event_exchange="stillroom.celeryev", control_exchange="stillroom")
         yield app

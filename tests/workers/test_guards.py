@@ -93,7 +93,7 @@ PRIVATE = "x" * 5_000  # stands for what people put into arguments
 
 
 def until(condition: Callable[[], Any], what: str, within: float = 10.0) -> None:
-    """Ask until it is true; fail with `what` at the deadline (seconds)."""
+    """Wait until the condition is true; fail with `what` at the deadline (seconds)."""
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
@@ -109,18 +109,18 @@ class Broker(EmbeddedServer):
         self.redis = redis.Redis(port=self.port)
 
     def push(self, *elements: str | bytes) -> None:
-        """As a producer would, oldest first."""
+        """Push messages as a producer would, oldest first."""
         self.redis.lpush("celery", *elements)
 
     def kept(self) -> list[tuple[dict[str, Any], bytes]]:
-        """What could not be delivered, newest first: (about, raw)."""
+        """Return the dead letters, newest first: (about, raw)."""
         elements: Any = self.redis.lrange(KEPT, 0, -1)
         pairs = [element.partition(b"\n") for element in elements]
         return [(json.loads(about), raw) for about, _, raw in pairs]
 
 
 class Process:
-    """A `celery` process of its own session, its log, and its end."""
+    """A `celery` process in its own session, with its log and its end."""
 
     def __init__(
         self, folder: Path, broker: Broker, *arguments: str, guarded: bool, **env: str
@@ -154,12 +154,12 @@ class Process:
         return self._process.poll()
 
     def stop(self) -> int:
-        """SIGTERM, as an orchestrator would; the exit code."""
+        """Send SIGTERM as an orchestrator would; return the exit code."""
         self._process.terminate()
         return self._process.wait(8)
 
     def kill(self) -> None:
-        """Whatever is left of its own process group."""
+        """Kill what is left of its own process group."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -180,7 +180,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 @pytest.fixture
 def worker(tmp_path: Path, broker: Broker) -> Iterator[StartWorker]:
-    """Start a worker and wait until it is ready; every one of them is ended with the test."""
+    """Start a worker and wait until it is ready; each ends with the test."""
     with ExitStack() as started:
 
         def start(*, guarded: bool, pool: str = "threads", **env: str) -> Process:
@@ -203,7 +203,7 @@ def worker(tmp_path: Path, broker: Broker) -> Iterator[StartWorker]:
 
 
 def envelope(body: Any = None, *, without: str = "", **changes: Any) -> str:
-    """A protocol 2 message; `headers__id=5` changes a part, `without="headers.id"` drops one."""
+    """Return a protocol 2 message; `headers__id=5` changes a part, `without="headers.id"` drops one."""
     raw = body if isinstance(body, bytes) else json.dumps(body or [[PRIVATE], {}, {}]).encode()
     parts: dict[str, Any] = {
         "body": base64.b64encode(raw).decode(),
@@ -297,7 +297,7 @@ BAD: dict[str, str | bytes] = {
 
 
 def hold(broker: Broker, gate: Path) -> None:
-    """A running task that acks late, and one that waits for its time: two unacked messages."""
+    """Push a running task that acks late and one that waits for its time: two unacked messages."""
     broker.push(
         envelope([["slow", str(gate)], {}, {}], headers__task="hold"),
         mark("later", headers__eta=LATER),
@@ -360,7 +360,7 @@ def test_guarded_worker_outlives_a_killed_connection(
 
 @pytest.mark.parametrize("pool", ["solo", "prefork"])
 def test_other_pools_outlive_a_restart_too(broker: Broker, worker: StartWorker, pool: str) -> None:
-    """The guard is in the channel, so the pool makes no difference."""
+    """Workers of other pools outlive a restart too, because the guard is in the channel."""
     guarded = worker(guarded=True, pool=pool)
     broker.push(mark("later", headers__eta=LATER))
     until(lambda: broker.redis.hlen("unacked") == 1, "the message is unacked")
@@ -442,7 +442,7 @@ def test_bad_elements_are_kept(broker: Broker, worker: StartWorker, pool: str) -
 
 
 def _same(was: str | bytes, is_now: bytes) -> bytes:
-    """The bytes themselves; or, where kombu had decoded them, other bytes of the same message."""
+    """Return whether the bytes are the same or, where kombu decoded them, hold the same message."""
     raw = was.encode() if isinstance(was, str) else was
     with suppress(ValueError, RecursionError, TypeError, KeyError):
         if _unrouted(json.loads(raw)) == _unrouted(json.loads(is_now)):
@@ -451,12 +451,12 @@ def _same(was: str | bytes, is_now: bytes) -> bytes:
 
 
 def _unrouted(message: Any) -> Any:
-    """Its consumer's tag is kombu's, and its route is the queue it lay in."""
+    """Return the message without kombu's tag of its consumer and its route, the queue it lay in."""
     return message | {"properties": message["properties"] | {"delivery_info": None}}
 
 
 def test_what_was_kept_runs_when_it_is_put_back(broker: Broker, worker: StartWorker) -> None:
-    """What a worker without the task has kept runs once it is pushed to one that has it."""
+    """A dead letter of a worker without the task runs once it is pushed to a worker that has it."""
     worker(guarded=True)
     early = mark("early", headers__task="mark.later")
     broker.push(early)
@@ -482,7 +482,7 @@ def test_broken_pool_costs_no_message(broker: Broker, worker: StartWorker) -> No
 
 
 class Proxy:
-    """Forwards to the broker until it is cut; then it swallows all that its connections send."""
+    """A proxy to the broker that can be cut; then it swallows all that its connections send."""
 
     def __init__(self, port: int) -> None:
         self._broker = ("127.0.0.1", port)
@@ -560,7 +560,7 @@ def wired(url: str) -> Celery:
 
 @pytest.mark.parametrize("url", ["redis://:pw@h:1/2", "rediss://:pw@h:1/2?ssl_cert_reqs=required"])
 def test_every_connection_of_the_app_is_guarded(url: str) -> None:
-    """To read, to write, cloned, failed over: each connection is guarded, with its URL and TLS."""
+    """Every connection of the app, for reading, writing, cloned or failed over, is guarded with its URL and TLS."""
     app = wired(url)
     read, write = app.connection_for_read(), app.connection_for_write()
     failed_over = app.connection_for_read(url=f"{url};{url.replace('h:1', 'h:3')}")
@@ -582,7 +582,7 @@ def test_broker_transport_would_drop_tls() -> None:
 
 
 def test_other_brokers_are_left_alone() -> None:
-    """Another scheme gets kombu's own transport."""
+    """Another scheme of broker gets kombu's own transport."""
     with wired("memory://").connection_for_read() as connection:
         assert type(connection.transport).__module__ == "kombu.transport.memory"
 
@@ -609,7 +609,7 @@ def test_beat_and_producers_share_the_wiring(
 def test_stock_worker_exits_when_its_server_becomes_a_replica(
     broker: Broker, worker: StartWorker
 ) -> None:
-    """A failover answers a waiting worker with an error about the server, which stock takes for its own."""
+    """A stock worker takes a failover's error about the server for its own and exits."""
     stock = worker(guarded=False)
     broker.redis.replicaof("127.0.0.1", "1")
     until(lambda: "UNBLOCKED" in stock.log or "READONLY" in stock.log, "the server's error")
@@ -622,7 +622,9 @@ def test_stock_worker_exits_when_its_server_becomes_a_replica(
 def test_guarded_worker_outlives_a_failover(
     broker: Broker, worker: StartWorker, pool: str, seconds: float
 ) -> None:
-    """It takes the error for a lost connection, asks again each second, and works when there is a master."""
+    """A guarded worker takes a failover's error for a lost connection, asks each second, and works
+    with a new primary.
+    """
     guarded = worker(guarded=True, pool=pool)
     for _ in range(2):
         broker.redis.replicaof("127.0.0.1", "1")
@@ -636,7 +638,7 @@ def test_guarded_worker_outlives_a_failover(
 
 
 def test_guarded_worker_outlives_a_disk_that_is_full(broker: Broker, worker: StartWorker) -> None:
-    """A server that takes no writes says so to BRPOP too; the worker waits for it."""
+    """A guarded worker waits for a server that takes no writes, also when it says so to BRPOP."""
     guarded = worker(guarded=True)
     broker.redis.config_set("min-replicas-to-write", 1)  # refused as it is with a full disk
     until(lambda: "NOREPLICAS" in guarded.log or "NotTheServer" in guarded.log, "the refusal")
@@ -661,7 +663,7 @@ def test_guarded_worker_outlives_a_disk_that_is_full(broker: Broker, worker: Sta
 def test_a_key_of_a_wrong_type_ends_no_guarded_worker(
     broker: Broker, worker: StartWorker, key: str, when: str
 ) -> None:
-    """Whoever wrote it there: it is deleted, and work goes on."""
+    """A key of a wrong type in a queue's place is deleted, and the guarded worker goes on."""
     if when == "before":
         broker.redis.xadd(key, {"a": 1})
     guarded = worker(guarded=True)

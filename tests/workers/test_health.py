@@ -1,4 +1,4 @@
-"""Health and real workers: signs of life, ticks, and a snapshot a minute however many beats there are."""
+"""Real workers report signs of life, ticks, and one snapshot a minute however many beats there are."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
 def test_two_beats_and_two_workers_keep_one_snapshot_a_minute(
     start: StartCelery, start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
-    """All four at work, every tick five times a second each: the stream has an entry for each minute it saw."""
+    """Two beats and two workers with a tick five times a second keep one snapshot for each minute."""
     began = int(time.time()) // 60
     for name in ("one", "two"):
         start_worker("-n", f"{name}@%h")
@@ -49,7 +49,7 @@ def test_two_beats_and_two_workers_keep_one_snapshot_a_minute(
 
 
 def test_a_tick_that_waits_says_for_how_long(own_server: EmbeddedServer, db: Any) -> None:
-    """What beat sends has the time in its headers, and so has what the app's dispatch sends."""
+    """Ticks from beat and tasks from an app's dispatch have their time in the headers."""
     settings = Settings(redis_url=own_server.url)
     keys = Keys(settings.namespace)
     queue = keys.queue("maintenance")
@@ -72,7 +72,7 @@ def test_a_tick_that_waits_says_for_how_long(own_server: EmbeddedServer, db: Any
 def test_what_a_worker_counts_reaches_the_report(
     start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
-    """A refresh in a worker is counted with its lag, before that worker ends."""
+    """A refresh in a worker is counted with its lag before that worker ends."""
     start_worker(STILLROOM_LOADERS="tests.support.shop_app")
 
     @room.cache.cached("product:{id}", ttl=60, swr=600, name="product")
@@ -89,5 +89,5 @@ def test_what_a_worker_counts_reaches_the_report(
 
 
 def test_the_schedule_has_the_snapshot() -> None:
-    """Every minute."""
+    """The schedule has the snapshot every minute."""
     assert [tick.every for tick in SCHEDULE if tick.task == "stillroom.snapshot_health"] == [60]

@@ -1,4 +1,4 @@
-"""Whoever may publish can't make a worker write where only workers may, nor end it, nor write into its log."""
+"""A publisher cannot make a worker write where only workers may, end it, or write into its log."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MIB = 1024 * 1024
 
 
 def signature(queue: str) -> dict[str, Any]:
-    """A task to be called afterwards, by way of a key."""
+    """Return a task to be called afterwards, by way of a key."""
     options = {"queue": queue, "routing_key": queue, "exchange": ""}
     return {"task": "x", "args": [], "kwargs": {}, "options": options, "immutable": True}
 
@@ -55,7 +55,7 @@ def message(
     route: Any = None,
     raw: bytes | None = None,
 ) -> str:
-    """What a Celery client sends, with some of it changed."""
+    """Return what a Celery client sends, with some of it changed."""
     task_id = str(uuid.uuid4())
     body = json.dumps([[], fields or {}, embed or {}]).encode() if raw is None else raw
     return json.dumps(
@@ -79,7 +79,7 @@ def message(
 
 
 def protocol_1(**changes: Any) -> str:
-    """The same as an older client sends it: everything is in the body."""
+    """Return the message of an older client, with everything in the body."""
     body = {"task": TASK, "id": str(uuid.uuid4()), "args": [], "kwargs": {}, "retries": 0} | changes
     envelope = json.loads(message(raw=json.dumps(body).encode()))
     return json.dumps(envelope | {"headers": {}})
@@ -170,7 +170,7 @@ def test_no_message_is_run_that_asks_for_more_than_its_task(
 
 
 def test_a_bomb_takes_no_memory(start_worker: StartWorker, db: Any) -> None:
-    """200 MB in 200 kB, and a megabyte a thousand times: neither reaches the worker's memory."""
+    """A body of 200 MB in 200 kB, and a thousand of a megabyte, never reach the worker's memory."""
     worker = start_worker()
     before = memory_of(worker)
     bomb = zlib.compress(b'[[], {"keys": ["' + b"a" * 200_000_000 + b'"]}, {}]', 9)
@@ -186,7 +186,7 @@ def test_a_bomb_takes_no_memory(start_worker: StartWorker, db: Any) -> None:
 def test_a_flood_of_tasks_that_wait_takes_no_memory(
     start_worker: StartWorker, db: Any, eta: dict[str, float]
 ) -> None:
-    """However many there are, a worker holds a thousand small ones; it takes other work meanwhile."""
+    """Of a flood of tasks that wait a worker holds a thousand small ones, and takes other work meanwhile."""
     worker = start_worker()
     before = memory_of(worker)
     waiting = message(headers={"eta": ahead(**eta)})
@@ -228,7 +228,7 @@ def peak_of(worker: CeleryProcess) -> int:
 def test_what_a_refused_order_says_is_shown_as_text(
     start_worker: StartWorker, db: Any, task: str, fields: dict[str, Any]
 ) -> None:
-    """The names of its fields are written out, and not all of them."""
+    """A refused order's log line writes out the names of its fields as text, and not all of them."""
     worker = start_worker()
     db.lpush(QUEUE, message(task, fields))
     worker.await_line("refused")
@@ -268,12 +268,12 @@ def checked(raw: str) -> str | None:
     ],
 )
 def test_what_clients_send_is_let_through(sound: str) -> None:
-    """Of either protocol, with what Celery's own clients and others' add."""
+    """Messages of either protocol, with the usual additions of Celery's clients and others, are let through."""
     assert checked(sound) is None
 
 
 def test_a_thousand_may_wait() -> None:
-    """One more becomes a dead letter; one that need not wait is not counted."""
+    """A thousand tasks may wait; one more becomes a dead letter, and one that need not wait is not counted."""
     waits = {"task": TASK, "id": "x", "eta": ahead(minutes=1)}
     assert flaw_in_task(waits, [[], {}, {}], lambda: (10, WAITING_LIMIT)) is None
     assert "wait for their eta" in str(
@@ -304,7 +304,7 @@ NAMES = st.sampled_from(
 def test_nothing_but_what_a_task_needs_reaches_it(
     headers: dict[str, Any], embed: dict[str, Any], old: bool
 ) -> None:
-    """Whatever is in a message: it becomes a dead letter, or its request has plain fields and calls nothing."""
+    """Any message becomes a dead letter or runs with plain request fields that call nothing."""
     given_headers = {"task": TASK, "id": "x"} | headers
     body: Any = (
         {"task": TASK, "id": "x", "args": [], "kwargs": {}} | embed if old else [[], {}, embed]
@@ -323,6 +323,6 @@ def test_nothing_but_what_a_task_needs_reaches_it(
 
 @given(ANYTHING)
 def test_an_envelope_of_any_shape_is_judged(envelope: Any) -> None:
-    """No shape makes the check itself fail."""
+    """No shape of an envelope makes the check itself fail."""
     assert flaw_in_envelope(envelope, QUEUE)
     assert flaw_in_envelope({"headers": envelope, "properties": envelope}, None)

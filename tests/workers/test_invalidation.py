@@ -1,4 +1,4 @@
-"""Invalidation behind the request: tasks sent by name, in a real worker; and workers that are killed."""
+"""Invalidation runs behind the request: tasks sent by name to a real worker, and workers that are killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def environment(environment: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
-    """The app's process."""
+    """Open the app's process."""
     with Stillroom(Settings(**PATIENT, redis_url=own_server.url)) as room:
         room.cache.invalidate_by_tag("begin")
         room.cache.reclaim()
@@ -35,7 +35,7 @@ def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
 
 @pytest.fixture
 def stranger(own_server: EmbeddedServer) -> Iterator[Celery]:
-    """A Celery client that knows names and fields, and nothing else; it keeps results."""
+    """A Celery client that knows only names and fields, and keeps results."""
     app = Celery(broker=own_server.url, backend=own_server.url, set_as_current=False)
     yield app
     app.close()
@@ -52,13 +52,13 @@ def test_each_task_is_called_by_name_and_returns_counts(
     own_server: EmbeddedServer,
     db: Any,
 ) -> None:
-    """Keys, tags, a pattern; what does not fit the fields is refused, and nothing is done."""
+    """Each task is called by name and returns counts; a message with wrong fields is refused and does nothing."""
     start_worker(STILLROOM_RESULT_BACKEND=own_server.url)
     room.cache.set_many({f"k:{n}": n for n in range(50)}, tags=["t"])
     room.cache.set_many({f"p:{n}": n for n in range(50)}, tags=["u"])
 
     def asked(task: str, **fields: Any) -> dict[str, Any]:
-        """The whole result, as Celery keeps it."""
+        """Return the whole result, as Celery keeps it."""
         task_id = stranger.send_task(f"stillroom.{task}", kwargs=fields, queue=QUEUE).id
         return dict(until(lambda: ended(db.get(f"celery-task-meta-{task_id}")), "the result", 30))
 
@@ -85,7 +85,7 @@ def test_each_task_is_called_by_name_and_returns_counts(
 
 
 def ended(kept: bytes | None) -> Any:
-    """The result of a task that is over, or None."""
+    """Return the result of a task that is over, or None."""
     result = json.loads(kept or b"{}")
     return result if result.get("status") in ("SUCCESS", "FAILURE") else None
 
@@ -97,7 +97,7 @@ def test_progress_is_a_state_of_the_task(
     own_server: EmbeddedServer,
     db: Any,
 ) -> None:
-    """Where a result backend is: how many were seen and deleted, of how many."""
+    """With a result backend a task's state is its progress: entries seen, deleted and in all."""
     start_worker(STILLROOM_RESULT_BACKEND=own_server.url)
     for start in range(0, 60_000, 5_000):
         room.cache.set_many({f"k:{n}": n for n in range(start, start + 5_000)}, tags=["t"])
@@ -121,7 +121,7 @@ def test_progress_is_a_state_of_the_task(
 def test_what_an_app_does_and_orders_is_done_by_the_worker_it_wakes(
     start_worker: StartWorker, room: Stillroom, db: Any
 ) -> None:
-    """An invalidation's memory; an order written down; a load, soft invalidations' too."""
+    """A woken worker reclaims an invalidation's memory and carries out orders and loads, after soft ones too."""
     start_worker()
     db.set("db:version", 1)
 
@@ -147,7 +147,7 @@ def test_what_an_app_does_and_orders_is_done_by_the_worker_it_wakes(
 def test_killed_workers_lose_nothing_and_delete_nothing_alive(
     start_worker: StartWorker, room: Stillroom, db: Any
 ) -> None:
-    """Twenty times kill -9 in the middle of a reclaim; what lives is rewritten all the while."""
+    """Twenty times kill -9 in the middle of a reclaim loses no work and deletes nothing alive."""
     alive = [f"k:{n}" for n in range(0, 10_000, 10)]
     for round_ in range(20):
         for start in range(0, 10_000, 5_000):

@@ -1,4 +1,4 @@
-"""An order that is refused is a failed task, is counted, and is kept until a person sends it again or drops it."""
+"""A refused order is a failed task, is counted, and is kept until a person sends it again or drops it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_a_refused_order_fails_and_is_kept(
     start_worker: StartWorker, stranger: Celery, room: Stillroom, db: Any
 ) -> None:
-    """Flower sees it fail, health has a finding, a count goes up, and the letter has the order and the reason."""
+    """A refused order fails in Flower, is a finding and a count, and its dead letter has the order and
+    the reason.
+    """
     start_worker()
     failed: list[dict[str, Any]] = []
     with stranger.connection_for_read() as connection:
@@ -101,7 +103,7 @@ def test_what_is_sent_again_is_carried_out(
     db: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A message set aside for what it asked besides runs without that, when a person sends it again."""
+    """A message refused for an extra request runs without it when a person sends it again."""
     worker = start_worker()
     room.cache.set("k", 1, ttl=100, tags=["t"])
     call = {"task": "x", "args": [], "kwargs": {}, "options": {"queue": "stillroom:{0}:todo"}}
@@ -121,7 +123,7 @@ def test_what_is_sent_again_is_carried_out(
 def test_refreshes_that_nobody_can_do_do_not_push_out_other_letters(
     start_worker: StartWorker, stranger: Celery, room: Stillroom
 ) -> None:
-    """A worker without the app's loaders refuses each: one letter a minute says so."""
+    """A worker without the app's loaders writes one dead letter a minute for its refreshes."""
     worker = start_worker()
     order = {"args": {"id": 1}, "token": "0" * 16}
     for n in range(20):
@@ -135,7 +137,7 @@ def test_refreshes_that_nobody_can_do_do_not_push_out_other_letters(
 def test_a_letter_that_can_not_be_written_does_not_end_the_worker(
     own_server: EmbeddedServer, db: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server takes no writes: two lines in the log, no exception."""
+    """When the server takes no writes a dead letter is two lines of the log and no exception."""
     with make_app(Settings(redis_url=own_server.url)) as app, caplog.at_level(logging.ERROR):
         assert app.room is not None
         db.config_set("min-replicas-to-write", 1)
@@ -173,6 +175,6 @@ def test_a_letter_that_can_not_be_written_does_not_end_the_worker(
     ],
 )
 def test_a_letter_has_the_order_where_there_is_one(raw: str, kept: dict[str, Any] | None) -> None:
-    """Else it has the bytes, to be looked at."""
+    """A dead letter holds the order where there is one, and else the bytes."""
     body = readable(raw.encode(), "q")
     assert body == ({"queue": "q"} | (kept or {"raw": raw}))

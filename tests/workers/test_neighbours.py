@@ -1,4 +1,4 @@
-"""Beside somebody else's Celery: on one Redis, in one process, in one environment."""
+"""Stillroom works beside another project's Celery on one Redis, in one process and one environment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def environment(environment: dict[str, str], own_server: EmbeddedServer) -> dict
 
 @pytest.fixture
 def their_app(own_server: EmbeddedServer, db: Any) -> Iterator[Celery]:
-    """The project's Celery app, as its web process has it."""
+    """Return the project's Celery app, as its web process has it."""
     with Celery("project", broker=own_server.url, set_as_current=False) as app:
         app.conf.update(task_default_queue="project", task_ignore_result=True)
         yield app
@@ -42,7 +42,7 @@ def their_app(own_server: EmbeddedServer, db: Any) -> Iterator[Celery]:
 
 @pytest.fixture
 def start_theirs(start: StartCelery) -> StartCelery:
-    """Starts a worker of the project and waits until it is ready."""
+    """Return a function that starts a worker of the project and waits until it is ready."""
 
     def start_theirs(*arguments: str) -> CeleryProcess:
         worker = start("worker", "-P", "threads", "-c", "2", *arguments, app=PROJECT)
@@ -56,7 +56,7 @@ def start_theirs(start: StartCelery) -> StartCelery:
 
 
 class Listener:
-    """Writes down the keys and channels of every command that reaches the server."""
+    """A listener that writes down the keys and channels of every command that reaches the server."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         self._client = redis.Redis.from_url(server.url, socket_timeout=None)
@@ -120,7 +120,7 @@ def node_name_of(worker: CeleryProcess) -> str:
 
 
 class Product(BaseModel):
-    """As the worker's loader returns it: a value of another shape would be another release's."""
+    """A product as the worker's loader returns it; a value of another shape would be another release's."""
 
     id: int
     version: int
@@ -143,7 +143,7 @@ def order_a_refresh(server: EmbeddedServer, namespace: str, db: Any) -> None:
 def test_their_eta_task_runs_once(
     start_theirs: StartCelery, start_worker: StartCelery, their_app: Celery, db: Any
 ) -> None:
-    """What their worker holds for longer than our patience is not given back by ours."""
+    """A task with an ETA that another project's worker holds for long is not given back by ours."""
     start_theirs()
     start_worker(STILLROOM_NAMESPACE="ours")
     their_app.send_task("project.mail", ["hello"], countdown=14, expires=3_600)
@@ -163,7 +163,7 @@ def test_remote_control_reaches_its_own_workers_only(
     their_app: Celery,
     own_server: EmbeddedServer,
 ) -> None:
-    """Each app sees its own worker, under another name, and a shutdown of one leaves the other's at work."""
+    """Remote control reaches its own app's workers only: a shutdown of one leaves the other's at work."""
     theirs, ours = start_theirs(), start_worker()
     with make_app(Settings(redis_url=own_server.url)) as our_app:
         (their_name,), (our_name,) = [
@@ -184,7 +184,7 @@ def test_remote_control_reaches_its_own_workers_only(
 def test_an_order_to_a_queues_exchange_is_carried_out_once(
     start_worker: StartCelery, their_app: Celery, db: Any
 ) -> None:
-    """Each queue has an exchange and a routing key of its own."""
+    """An order is carried out once, because each queue has an exchange and a routing key of its own."""
     worker = start_worker()
     order = {"kwargs": {"tags": ["k"]}, "routing_key": "stillroom.maintenance"}
     their_app.send_task("stillroom.invalidate_tags", exchange="stillroom.maintenance", **order)
@@ -204,7 +204,7 @@ def test_an_order_to_a_queues_exchange_is_carried_out_once(
 def test_a_loader_calls_its_projects_shared_tasks(
     start_worker: StartCelery, own_server: EmbeddedServer, db: Any, pool: str, imported: str
 ) -> None:
-    """They go to the project's queue, whenever they were imported, and our worker runs none of them."""
+    """A loader's call of its project's shared task goes to the project's queue, and our worker runs none."""
     worker = start_worker(
         *("-P", pool), STILLROOM_LOADERS="tests.support.project_loaders", PROJECT_TASKS=imported
     )
@@ -218,7 +218,7 @@ def test_a_loader_calls_its_projects_shared_tasks(
 def test_a_shared_task_of_no_app_says_what_to_do(
     start_worker: StartCelery, own_server: EmbeddedServer, db: Any
 ) -> None:
-    """Where the process has no Celery app but ours the loader fails with the way out."""
+    """In a process without the project's Celery app a loader that calls a shared task fails with what to do."""
     worker = start_worker(
         STILLROOM_LOADERS="tests.support.project_loaders", PROJECT_TASKS="orphaned"
     )
@@ -228,7 +228,7 @@ def test_a_shared_task_of_no_app_says_what_to_do(
 
 
 def order_pages(server: EmbeddedServer, db: Any) -> None:
-    """A stale read of each loader's page."""
+    """Make a stale read of each loader's page."""
     with Stillroom(Settings(redis_url=server.url, swr=600, **PATIENT)) as room:
         for template, name in (("page:{id}", "page"), ("async-page:{id}", "async_page")):
 
@@ -247,7 +247,7 @@ def order_pages(server: EmbeddedServer, db: Any) -> None:
 
 @pytest.fixture
 def foreign(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Every variable by which Celery could be told something else."""
+    """Return every variable that could tell Celery something else."""
     return {
         name: "tests.support.nowhere" if name.endswith(("MODULE", "LOADER")) else NOWHERE
         for name in AMBIENT
@@ -261,7 +261,7 @@ def test_celerys_own_variables_change_nothing(
     db: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With all of them set a stale read is refreshed as ever; the worker says which it does not listen to."""
+    """With all of Celery's variables set a stale read is refreshed, and the worker names those it ignores."""
     for name, value in foreign.items():
         monkeypatch.setenv(name, value)
     worker = start_worker(STILLROOM_LOADERS="tests.support.shop_app")
@@ -273,7 +273,7 @@ def test_celerys_own_variables_change_nothing(
 def test_no_configuration_of_another_app_is_read(
     foreign: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Neither our workers nor what an app publishes with look at Celery's module of settings."""
+    """Neither our workers nor our publishing reads the configuration module of another Celery app."""
     (tmp_path / "their_settings.py").write_text(
         "task_annotations = {'*': {'rate_limit': '1/m'}}\nimports = ['no_such_module']\n"
         "task_always_eager = True\n"
@@ -293,7 +293,7 @@ def test_no_configuration_of_another_app_is_read(
 def test_publishing_leaves_the_projects_celery_alone(
     own_server: EmbeddedServer, db: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An app of Django that has published a refresh has no new current or default Celery app, in no thread."""
+    """A Django app that published a refresh has no new current or default Celery app, in any thread."""
     from celery import _state
 
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "tests.support.nowhere")
@@ -309,7 +309,7 @@ def test_publishing_leaves_the_projects_celery_alone(
 def test_results_that_are_asked_for_expire(
     start_worker: StartCelery, own_server: EmbeddedServer, db: Any
 ) -> None:
-    """Where a place for results is named each is gone after an hour."""
+    """Each result in a named result backend expires after an hour."""
     start_worker(STILLROOM_RESULT_BACKEND=own_server.url)
     with Celery(broker=own_server.url, backend=own_server.url, set_as_current=False) as sender:
         order = {"kwargs": {"tags": ["t"]}, "queue": "stillroom.maintenance"}
@@ -331,7 +331,7 @@ def test_results_that_are_asked_for_expire(
 def test_where_results_go(
     theirs: str | None, ours: str | None, results: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stillroom's setting says it. Celery's variable counts only where it names the broker."""
+    """Stillroom's setting says where results go; Celery's variable counts only where it names the broker."""
     if theirs:
         monkeypatch.setenv("CELERY_RESULT_BACKEND", theirs)
     settings = Settings(redis_url="redis://broker:6379", redis_password="pw", result_backend=ours)

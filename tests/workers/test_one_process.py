@@ -1,4 +1,4 @@
-"""`stillroom worker`: all background work in one process, with signs of life for a container and for systemd."""
+"""`stillroom worker` does all background work in one process, with signs of life for containers and systemd."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def start_one(own_server: EmbeddedServer, tmp_path: Path, db: Any) -> Iterator[S
 
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[socket.socket]:
-    """systemd's end of the notifications."""
+    """Return systemd's end of the notifications."""
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
         listener.bind(str(tmp_path / "notify"))
         listener.settimeout(110)
@@ -64,7 +64,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 class Product(BaseModel):
-    """As the worker's loader returns it."""
+    """A product as the worker's loader returns it."""
 
     id: int
     version: int
@@ -77,7 +77,9 @@ def test_one_process_does_it_all(
     db: Any,
     listener: socket.socket,
 ) -> None:
-    """A stale value is loaded again, the schedule ticks, both are seen from outside, and SIGTERM ends it well."""
+    """One process refreshes stale values and runs the schedule, both visible from outside, and SIGTERM
+    ends it well.
+    """
     worker = start_one(
         *("--threads", "3"),
         STILLROOM_LOADERS="tests.support.shop_app",
@@ -106,7 +108,7 @@ def test_one_process_does_it_all(
 
 
 def test_a_mistake_in_loaders_ends_it(start_one: StartOne, tmp_path: Path) -> None:
-    """With one sentence and exit code 1, as the workers of the stack."""
+    """A mistake in the loaders ends it with one sentence and exit code 1, as the workers of the stack."""
     (tmp_path / "mistake.py").write_text("1 / 0\n")
     worker = start_one(STILLROOM_LOADERS="mistake")
     assert worker.process.wait(110) == 1
@@ -115,7 +117,7 @@ def test_a_mistake_in_loaders_ends_it(start_one: StartOne, tmp_path: Path) -> No
 
 
 def test_a_mistake_in_settings_ends_it(start_one: StartOne) -> None:
-    """Before anything is started: the sentence names the setting."""
+    """A mistake in a setting ends it before anything starts, and the sentence names the setting."""
     worker = start_one(STILLROOM_WORKER_THREADS="many")
     assert worker.process.wait(110) == 1
     assert "STILLROOM_WORKER_THREADS" in worker.log
@@ -135,7 +137,7 @@ room = Stillroom()
 
 
 def test_it_does_not_go_on_without_its_schedule(start_one: StartOne, tmp_path: Path) -> None:
-    """If beat ends, the process does, and whoever watches it starts it again."""
+    """When beat ends the process ends, and its supervisor starts it again."""
     (tmp_path / "clockless.py").write_text(NO_CLOCK)
     worker = start_one(STILLROOM_LOADERS="clockless")
     assert worker.process.wait(110) != 0
@@ -145,7 +147,7 @@ def test_it_does_not_go_on_without_its_schedule(start_one: StartOne, tmp_path: P
 
 @pytest.fixture
 def voiceless(own_server: EmbeddedServer, db: Any) -> Iterator[str]:
-    """The URL of a user who may do everything but publish."""
+    """Return the URL of a user who may do everything but publish."""
     rights = ("on", ">voiceless", "~*", "&*", "+@all", "-lpush")
     db.execute_command("ACL", "SETUSER", "voiceless", *rights)
     yield f"redis://voiceless:voiceless@127.0.0.1:{own_server.port}"
@@ -155,7 +157,7 @@ def voiceless(own_server: EmbeddedServer, db: Any) -> Iterator[str]:
 def test_a_beat_that_nobody_hears_shows_no_life(
     start: Callable[..., CeleryProcess], voiceless: str, tmp_path: Path
 ) -> None:
-    """Celery logs that a tick could not be sent, and goes on. The sign of life says that the broker took it."""
+    """A beat whose ticks cannot be sent shows no sign of life, though Celery logs the error and goes on."""
     heartbeat = tmp_path / "heartbeat"
     beat = start(
         *("beat", "--pidfile="),
@@ -168,7 +170,7 @@ def test_a_beat_that_nobody_hears_shows_no_life(
 
 
 def test_the_unit_is_what_systemd_reads() -> None:
-    """`systemd-analyze verify` has nothing to say against it but that the program is not installed here."""
+    """`systemd-analyze verify` accepts the unit, except that the program is not installed here."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     done = subprocess.run(
@@ -183,7 +185,7 @@ def test_the_unit_is_what_systemd_reads() -> None:
 
 
 def test_the_unit_starts_a_command_that_there_is() -> None:
-    """It waits for the sign of life longer than two of them are apart, and has the limits of the stack."""
+    """The unit starts an existing command, waits longer than two signs of life, and has the stack's limits."""
     unit = ConfigParser(strict=False, interpolation=None, delimiters="=", comment_prefixes="#")
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(UNIT)
@@ -198,7 +200,7 @@ def test_the_unit_starts_a_command_that_there_is() -> None:
 def test_a_manager_that_does_not_listen_costs_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """No socket, one that is gone, an address of another kind: nothing is raised."""
+    """A missing, dead or foreign notification socket raises nothing."""
     from stillroom_workers.signs import notify
 
     for address in ("", str(tmp_path / "gone"), "vsock:2:1", "@nobody", "/"):

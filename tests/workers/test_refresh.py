@@ -1,4 +1,4 @@
-"""The whole path: a request's stale read, a task, a real worker, the next request."""
+"""A refresh takes the whole path: a request's stale read, a task, a real worker, the next request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def environment(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def app_room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
-    """The app's process: it shares nothing with the worker but Redis and the loader's name."""
+    """Open the app's process, which shares only Redis and the loader's name with the worker."""
     with Stillroom(Settings(redis_url=own_server.url, swr=600)) as room:
         yield room
 
@@ -65,7 +65,7 @@ def version(room: Stillroom) -> Any:
 def test_a_pause_leaves_stale_values_alone(
     start_worker: StartWorker, own_server: EmbeddedServer, db: Any
 ) -> None:
-    """An order that comes meanwhile is let go; after the pause, when its lease is over, a stale read asks again."""
+    """An order during a pause is dropped. After the pause and its lease a stale read orders again."""
     worker = start_worker("-l", "INFO")
     db.set("db:version", 5)
     brief = Settings(redis_url=own_server.url, swr=600, refresh_lease=1)
@@ -89,7 +89,7 @@ def test_a_pause_leaves_stale_values_alone(
 def test_a_worker_refreshes_what_a_request_found_stale(
     start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any, pool: str
 ) -> None:
-    """Served at once, refreshed by a worker of any pool, found fresh by the next request."""
+    """A stale value is served at once, refreshed by a worker of any pool, and fresh for the next request."""
     start_worker("-P", pool)
     db.set("db:version", 5)
     assert product(7) == {"id": 7, "version": -1}
@@ -109,7 +109,7 @@ def test_a_worker_refreshes_what_a_request_found_stale(
 def test_any_celery_client_may_ask_by_name(
     start_worker: StartWorker, app_room: Stillroom, db: Any
 ) -> None:
-    """A client that knows only Celery and the message's form."""
+    """A client that knows only Celery and the message's form orders a refresh by name."""
     worker = start_worker()
     with Celery(broker=app_room.settings.redis_url, set_as_current=False) as stranger:
         good = {"loader": "product", "args": {"id": 7}, "key": "product:7", "token": "0" * 16}
@@ -141,7 +141,7 @@ def test_any_celery_client_may_ask_by_name(
 def test_an_async_loader_is_awaited(
     start_worker: StartWorker, own_server: EmbeddedServer, db: Any
 ) -> None:
-    """Coroutine functions of an AsyncStillroom's module run in the worker, all in one event loop."""
+    """Async loaders of an AsyncStillroom's module run in the worker, all in one event loop."""
     worker = start_worker()
     loops = set()
     with Stillroom(Settings(redis_url=own_server.url, swr=600)) as room:
@@ -164,7 +164,7 @@ def test_an_async_loader_is_awaited(
 def test_slow_loads_of_one_message_run_beside_one_another(
     start_worker: StartWorker, app_room: Stillroom, db: Any, pool: str
 ) -> None:
-    """A message of several orders is shared by the threads of a worker or by its processes. Each is loaded once."""
+    """The orders of one message are shared by a worker's threads or processes, and each is loaded once."""
     start_worker("-P", pool)
 
     @app_room.cache.cached("slow:{id}", ttl=60, name="slow")
@@ -189,7 +189,7 @@ def test_slow_loads_of_one_message_run_beside_one_another(
 def test_a_failing_loader_backs_off_while_the_stale_value_is_served(
     start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any
 ) -> None:
-    """The task fails where people look for failed tasks; nobody's request does."""
+    """A failing loader is a failed task, and requests get the stale value during its backoff."""
     worker = start_worker(STILLROOM_BACKOFF="0.2")
     product(7)
     make_stale(db)
@@ -209,7 +209,7 @@ def make_stale_again(db: Any) -> None:
 
 
 def test_a_lost_task_is_asked_for_again(own_server: EmbeddedServer, db: Any) -> None:
-    """The lease runs out, and the next stale read sends another task."""
+    """After a lost task the lease runs out and the next stale read sends another."""
     settings = Settings(redis_url=own_server.url, swr=600, refresh_lease=0.2)
     with Stillroom(settings) as room:
 
@@ -230,7 +230,7 @@ def test_a_lost_task_is_asked_for_again(own_server: EmbeddedServer, db: Any) -> 
 def test_a_late_task_is_dropped_or_finds_nothing_to_do(
     start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any
 ) -> None:
-    """A message from before an invalidation does not bring anything back."""
+    """A message from before an invalidation is dropped or brings nothing back."""
     product(7)
     make_stale(db)
     product(7)
@@ -243,7 +243,7 @@ def test_a_late_task_is_dropped_or_finds_nothing_to_do(
 
 
 class TestBrokerTrouble:
-    """The broker on a server of its own, which goes away."""
+    """The broker is on a server of its own that goes away."""
 
     @pytest.fixture
     def broker(self) -> Iterator[EmbeddedServer]:
@@ -262,7 +262,9 @@ class TestBrokerTrouble:
     def test_the_stale_value_is_served_and_nobody_waits(
         self, room: Stillroom, broker: EmbeddedServer, db: Any, trouble: str, caplog: Any
     ) -> None:
-        """Down or hung: no request waits for it, the lease is freed, one log line; later it works again."""
+        """With the broker down or hung no request waits, the lease is freed, and one line is logged;
+        later it works.
+        """
 
         @room.cache.cached("product:{id}", ttl=60)
         def product(id: int) -> dict[str, int]:
@@ -293,7 +295,9 @@ class TestBrokerTrouble:
     def test_more_orders_than_it_holds_are_given_back(
         self, broker: EmbeddedServer, own_server: EmbeddedServer
     ) -> None:
-        """The queue to the dispatcher's thread is bounded; what does not fit frees its lease, from that thread."""
+        """Orders that the dispatcher's bounded queue cannot hold free their leases, from the
+        dispatcher's thread.
+        """
         dispatch = CeleryDispatch(
             Settings(redis_url=own_server.url, broker_url=broker.url), Keys("stillroom")
         )
@@ -313,12 +317,12 @@ class TestBrokerTrouble:
 
 
 class TestLife:
-    """A worker's start and stop."""
+    """A worker starts and stops."""
 
     def test_sigterm_lets_the_running_task_finish(
         self, start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any, tmp_path: Path
     ) -> None:
-        """Warm shutdown: the refresh under way is stored, the exit code is 0, the heartbeat file is gone."""
+        """SIGTERM lets the running refresh be stored, exits with 0, and removes the heartbeat file."""
         worker = start_worker()
         heartbeat = tmp_path / "heartbeat"
         until(heartbeat.exists, "the heartbeat file")
@@ -339,7 +343,7 @@ class TestLife:
     def test_a_killed_workers_refresh_is_asked_for_again(
         self, start_worker: StartWorker, app_room: Stillroom, product: Any, db: Any
     ) -> None:
-        """kill -9 in the middle of a load: the lease runs out, a second worker does it."""
+        """After kill -9 in the middle of a load the lease runs out and a second worker loads."""
         first = start_worker()
         product(7)
         make_stale(db)
@@ -359,7 +363,7 @@ class TestLife:
     def test_without_redis_a_worker_says_so_and_ends(
         self, environment: dict[str, str], tmp_path: Path, own_server: EmbeddedServer
     ) -> None:
-        """Five attempts, each told; then exit code 1."""
+        """Without Redis a worker logs five attempts and exits with 1."""
         with EmbeddedServer() as gone:
             url = gone.url
         changes = {"STILLROOM_CACHE_URL": url, "STILLROOM_CONNECT_DELAY": "0.01"}
@@ -385,7 +389,7 @@ class TestLife:
     def test_a_mistake_in_loaders_is_named(
         self, environment: dict[str, str], tmp_path: Path, loaders: str, message: str
     ) -> None:
-        """A module that is missing or holds no room ends the worker with a sentence."""
+        """A loaders module that is missing or has no room ends the worker with a sentence."""
         changes = {"STILLROOM_LOADERS": loaders}
         worker = CeleryProcess(tmp_path / "log", environment | changes, "worker", "-l", "INFO")
         try:
@@ -397,7 +401,7 @@ class TestLife:
     def test_beat_keeps_the_marks_short(
         self, start_worker: StartWorker, environment: dict[str, str], tmp_path: Path, db: Any
     ) -> None:
-        """A real beat sends the tick, a real worker trims, young marks stay."""
+        """A real beat and worker trim the marks and keep the young ones."""
         with Stillroom(Settings(redis_url=environment["REDIS_URL"]), dispatch=NoDispatch()) as room:
             room.cache.invalidate_by_tag("young")
             db.zadd(room.keys.marks, {"t:old": 1, "t:older": 2})

@@ -1,4 +1,4 @@
-"""The body of the refresh tasks, in this process."""
+"""The body of the refresh tasks works in this process."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def order(n: int) -> RefreshOrder:
 
 @pytest.fixture
 def refreshing(app: Any) -> refresh.Refreshing:
-    """As in a worker with threads."""
+    """Return the body as in a worker with threads."""
     made = refresh.Refreshing(app)
     made._hands = Crew(4)
     return made
 
 
 def open_breaker(app: Any) -> None:
-    """Redis is away, and the room knows."""
+    """Make Redis unreachable, and let the room know it."""
     for _ in range(10):
         with pytest.raises(RedisUnavailable):
             app.room.cache.invalidate("k")
@@ -50,7 +50,7 @@ def open_breaker(app: Any) -> None:
 def test_orders_wait_while_redis_is_away(
     app: Any, refreshing: refresh.Refreshing, own_server: EmbeddedServer
 ) -> None:
-    """A worker does not empty its queue by failing each order at once: they are carried out when Redis is back."""
+    """A worker keeps its orders while Redis is away and carries them out when it is back."""
     app.room.cache.get("k")
     own_server.kill()
     open_breaker(app)
@@ -71,7 +71,7 @@ def test_orders_do_not_wait_for_ever(
     own_server: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A message has one patience for all of its orders; then they fail, and are asked for again by a stale read."""
+    """All orders of a message share one patience; then they fail, and a stale read orders again."""
     monkeypatch.setattr(refresh, "AWAY_S", 0.05)
     app.room.cache.get("k")
     own_server.kill()

@@ -1,4 +1,4 @@
-"""Sessions and a real worker: what was revoked or has expired is deleted behind the request."""
+"""A real worker deletes revoked and expired sessions behind the request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ StartCelery = Callable[..., CeleryProcess]
 
 @pytest.fixture
 def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
-    """The app's process. Its pepper is none of the worker's business."""
+    """Open the app's process, whose pepper the worker does not need."""
     settings = Settings(
         redis_url=own_server.url, session_peppers="p" * 32, call_timeout=5, command_timeout=5
     )
@@ -32,7 +32,7 @@ def room(own_server: EmbeddedServer, db: Any) -> Iterator[Stillroom]:
 def test_a_worker_deletes_what_was_revoked(
     start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
-    """A thousand of one user are dead at once; the revocation wakes a worker, and their memory is free."""
+    """A thousand revoked sessions of one user are dead at once, and the woken worker frees their memory."""
     process = start_worker()
     made = [room.sessions.create("u1", tags=["t"]) for _ in range(1_000)]
     other = room.sessions.create("u2")
@@ -48,7 +48,7 @@ def test_a_worker_deletes_what_was_revoked(
 def test_beat_has_the_expired_swept(
     start: StartCelery, start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
-    """Nobody wakes anybody: two workers off for a day are started, and what expired since is deleted."""
+    """After a day without workers beat has the expired sessions swept, though nobody wakes a worker."""
     for n in range(500):
         room.sessions.create(f"u{n}", {"n": n}, tags=["t"])
     age_all(db, room, 2 * 86_400)
@@ -59,7 +59,7 @@ def test_beat_has_the_expired_swept(
 
 
 def test_a_worker_takes_over_the_apps_listeners_alone() -> None:
-    """Those that the rooms of the app have for themselves stay theirs: a replay is told to abuse once."""
+    """A worker takes over only the app's listeners of expired sessions, so that a replay is reported once."""
     settings = Settings(redis_url="redis://127.0.0.1:1", loaders="tests.support.shop_app")
     with open_room(settings) as room:
         first, *others = room.sessions.on_event
@@ -70,7 +70,7 @@ def test_a_worker_takes_over_the_apps_listeners_alone() -> None:
 def test_an_apps_listeners_hear_of_it_in_the_worker(
     start_worker: StartCelery, room: Stillroom, db: Any
 ) -> None:
-    """The module that STILLROOM_LOADERS names has a room with a listener: it is told of what expired."""
+    """A listener in the module that STILLROOM_LOADERS names hears of expired sessions in the worker."""
     start_worker(STILLROOM_LOADERS="tests.support.shop_app")
     for _ in range(3):
         room.sessions.create("u1")
@@ -80,14 +80,14 @@ def test_an_apps_listeners_hear_of_it_in_the_worker(
 
 
 def test_the_schedule_has_the_sweep() -> None:
-    """Every minute."""
+    """The schedule has the sweep every minute."""
     assert [tick.every for tick in SCHEDULE if tick.task == "stillroom.sweep_sessions"] == [60]
 
 
 def test_the_task_reports_on_its_own_apps_room(
     own_server: EmbeddedServer, room: Stillroom, db: Any
 ) -> None:
-    """What a person reads in Flower; another app in the process, with another server, changes nothing."""
+    """The task's result is for Flower, and another app with another server in the process changes nothing."""
     room.sessions.create("u1")
     age_all(db, room, 86_400 + 100)
     program = Program(

@@ -1,4 +1,4 @@
-"""A worker that can't work says why and ends; one that can shows it, and no other does."""
+"""A worker that cannot work says why and ends; one that can shows it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def environment(environment: dict[str, str], heartbeat: Path, tmp_path: Path) ->
 def test_whatever_loaders_raise_ends_the_worker_with_a_sentence(
     start: StartCelery, tmp_path: Path, heartbeat: Path, source: str, sentence: str
 ) -> None:
-    """One line says which module, what it raised and where. The exit code is 1, and the worker was never ready."""
+    """An error in the loaders ends the worker with exit code 1 and one line: module, error and place."""
     (tmp_path / "mistake.py").write_text(source + "\n")
     worker = start("worker", STILLROOM_LOADERS="mistake")
     assert worker.process.wait(30) == 1
@@ -82,7 +82,7 @@ def test_a_server_that_can_not_do_ends_the_worker(start: StartCelery, setting: s
 
 
 def test_a_line_of_the_module_is_named(start: StartCelery, tmp_path: Path) -> None:
-    """The sentence leads to the mistake, also where it is made by what the module calls."""
+    """The sentence names the line of the module, also when a called function makes the mistake."""
     (tmp_path / "helper.py").write_text("def connect():\n    raise OSError('no database')\n")
     (tmp_path / "mistake.py").write_text("import helper\n\nhelper.connect()\n")
     worker = start("worker", STILLROOM_LOADERS="mistake")
@@ -101,7 +101,7 @@ def test_a_line_of_the_module_is_named(start: StartCelery, tmp_path: Path) -> No
 def test_loaders_that_hang_end_the_worker(
     start: StartCelery, tmp_path: Path, heartbeat: Path, hang: str
 ) -> None:
-    """Past STILLROOM_LOADERS_TIMEOUT the process ends, whatever its import waits for."""
+    """A loaders module that hangs past STILLROOM_LOADERS_TIMEOUT ends the worker."""
     (tmp_path / "slow.py").write_text(hang + "\n")
     worker = start("worker", STILLROOM_LOADERS="slow", STILLROOM_LOADERS_TIMEOUT="0.5")
     assert worker.process.wait(30) == 1
@@ -110,7 +110,9 @@ def test_loaders_that_hang_end_the_worker(
 
 
 def test_a_queue_of_nobody_is_refused(start: StartCelery) -> None:
-    """A misspelt queue would be read, and found empty, for ever by a worker that looks alive."""
+    """A queue without a task is refused, because a worker that reads a misspelt queue looks alive and
+    does nothing.
+    """
     worker = start("worker", "-Q", "stillroom.refersh")
     assert worker.process.wait(30) == 1
     assert (
@@ -123,7 +125,7 @@ def test_a_queue_of_nobody_is_refused(start: StartCelery) -> None:
 def test_the_heartbeat_stops_with_the_broker(
     start_worker: StartCelery, heartbeat: Path, own_server: EmbeddedServer
 ) -> None:
-    """It says that the broker answers: a frozen server leaves its connections open, and the file to grow old."""
+    """The heartbeat file grows old when the broker freezes, because it says that the broker answers."""
     worker = start_worker()
     until(heartbeat.exists, "the first sign of life")
     own_server.freeze()
@@ -142,7 +144,7 @@ def age_of(path: Path) -> float:
 def test_a_worker_whose_threads_are_all_stuck_shows_no_life(
     start_worker: StartCelery, heartbeat: Path, tmp_path: Path, own_server: EmbeddedServer, db: Any
 ) -> None:
-    """Loads that never end hold all threads: such a worker can't run a task, however alive its event loop is."""
+    """A worker whose threads are all held by endless loads shows no heartbeat."""
     (tmp_path / "stuck.py").write_text(STUCK)
     leases = {f"STILLROOM_{name}": "0.5" for name in ("LEASE", "REFRESH_LEASE", "LEASE_LIMIT")}
     start_worker(STILLROOM_LOADERS="stuck", STILLROOM_WORKER_THREADS="2", **leases)
