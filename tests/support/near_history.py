@@ -248,7 +248,7 @@ class Party:
         await awaited(self.room.cache.invalidate_by_tag(tags[0], soft=True))
         for _ in range(100):
             entry = await awaited(self.room.cache.get_entry(key))
-            if entry is None or version_of(entry.value) >= version_of(value):
+            if entry is not None and version_of(entry.value) >= version_of(value):
                 return True
             await awaited(self._load(key))
             await self.pause(0.005)
