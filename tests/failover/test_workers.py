@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
+import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from stillroom import Settings, Stillroom
 from stillroom.dispatch import sentinel_options
+from stillroom.embedded import free_port
 from tests.failover.conftest import UNHURRIED
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.sentinels import MASTER, Sentinels
@@ -66,3 +70,41 @@ def test_kombu_is_told_of_the_sentinels() -> None:
     assert options["sentinel_kwargs"]["username"] == "watch"
     assert options["sentinel_kwargs"]["password"] == "canary"
     assert sentinel_options(Settings(redis_url="redis://one")) == {}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_beat_and_flower_go_on_with_the_new_primary(sentinels: Sentinels, tmp_path: Path) -> None:
+    """Beat's ticks reach a worker again, and Flower shows tasks that were done after the failover."""
+    port, environment = free_port(), {"REDIS_URL": sentinels.url}
+    flower = ("flower", "--address=127.0.0.1", f"--port={port}")
+    with ExitStack() as stack:
+
+        def started(name: str, *arguments: str, app: str = "stillroom_workers") -> CeleryProcess:
+            process = CeleryProcess(tmp_path / name, environment, *arguments, app=app)
+            stack.callback(process.kill)
+            return process
+
+        worker = started("worker", "worker", "-l", "INFO", "-P", "threads")
+        beat = started("beat", "beat", "--pidfile=", app="tests.support.quick_beat")
+        watching = started("flower", *flower)
+        until(lambda: succeeded(port) > 0, "a task in Flower", 60)
+        with sentinels.accident("killed"):
+            sentinels.promote_another()
+            before = done(worker), succeeded(port)
+            until(lambda: done(worker) > before[0], "a tick that reached the worker", 60)
+            until(lambda: succeeded(port) > before[1] + 5, "new tasks in Flower", 60)
+        assert [one.process.poll() for one in (worker, beat, watching)] == [None] * 3
+
+
+def succeeded(port: int) -> float:
+    """How many tasks Flower has seen succeed."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            page = answer.read().decode()
+    except OSError:
+        return 0.0
+    found = re.findall(
+        r'^flower_events_total\{.*type="task-succeeded".*\} (.+)$', page, re.MULTILINE
+    )
+    return sum(map(float, found))

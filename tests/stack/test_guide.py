@@ -22,6 +22,7 @@ def test_no_chapter_tells_what_to_do_only_in_words() -> None:
         "Deploy",
         "Secrets",
         "Scale",
+        "Three servers",
         "Look",
         "Dead letters",
         "Back up",

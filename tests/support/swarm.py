@@ -24,7 +24,7 @@ IMAGE = "stillroom:test"
 TRAEFIK = f"{STACK}-public"
 REDIS_PORT, CACHE_PORT, FLOWER_PORT = 26_379, 26_380, 25_555  # stack.test.yml
 FILES = (ROOT / "stack.yml", ROOT / "tests/stack/stack.test.yml")
-THREE_SERVERS = (FILES[0], ROOT / "stack.ha.yml", FILES[1], ROOT / "tests/stack/stack.ha.test.yml")
+COPIED = (*FILES, ROOT / "stack.ha.yml", ROOT / "tests/stack/stack.ha.test.yml")
 # Where no registry can be reached, what stands in for the official images is called so.
 STAND_INS = {"python:3.13-slim": "local/python:3.13-slim", "redis:7.2.14-alpine": "local/redis:7"}
 HEALTHY_WITHIN = 90.0  # seconds
@@ -81,6 +81,8 @@ ADAPTED = {
     "traefik-public": f"{STACK}-another",
     "stillroom_": f"{STACK}_",
     "stack.yml stillroom": f"stack.yml --compose-file stack.test.yml {STACK}",
+    "stack.ha.yml stillroom": "stack.ha.yml --compose-file stack.test.yml"
+    f" --compose-file stack.ha.test.yml {STACK}",
     "services stillroom": f"services {STACK}",
     "stack deploy": "stack deploy --resolve-image never",
     "docker build": "docker build --build-arg PYTHON_IMAGE=$PYTHON_IMAGE",
@@ -90,8 +92,8 @@ ADAPTED = {
 class Swarm:
     """The stack, deployed from nothing, in a folder of its own that holds the secrets."""
 
-    def __init__(self, folder: Path, files: Sequence[Path] = FILES) -> None:
-        self.folder, self.secrets, self.files = folder, folder / "secrets", files
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.secrets = folder, folder / "secrets"
         self.environment = {
             "STILLROOM_IMAGE": IMAGE,
             "REDIS_IMAGE": image_of("redis:7.2.14-alpine"),
@@ -105,9 +107,8 @@ class Swarm:
     def deploy(self, **changes: str) -> None:
         """`docker stack deploy`, as in the guide; returns when it is accepted."""
         self.environment |= changes
-        files = [word for path in self.files for word in ("--compose-file", str(path))]
-        words = ("--resolve-image", "never", "--prune")
-        docker("stack", "deploy", *words, *files, STACK, **self.environment)
+        files = [word for path in FILES for word in ("--compose-file", str(path))]
+        docker("stack", "deploy", "--resolve-image", "never", *files, STACK, **self.environment)
 
     def type(self, command: str, folder: Path | None = None, **changes: str) -> str:
         """What a command of the guide prints, typed here or in another folder; it has to end well."""
@@ -233,18 +234,16 @@ def customers(seconds: float, products: int, at_once: int = 1) -> Iterator[Any]:
 
 
 @contextmanager
-def swarm_with_stack(
-    folder: Path, files: Sequence[Path] = FILES, **environment: str
-) -> Iterator[Swarm]:
+def swarm_with_stack(folder: Path, **environment: str) -> Iterator[Swarm]:
     """Deployed from nothing, healthy, and gone without a trace afterwards."""
-    for file in files:
+    for file in COPIED:
         shutil.copy(file, folder)
     shutil.copytree(ROOT / "deploy", folder / "deploy")
     write_secrets(folder / "secrets")
     began = docker("info", "--format", "{{.Swarm.LocalNodeState}}") != "active"
     if began:
         docker("swarm", "init", "--advertise-addr", "127.0.0.1")
-    swarm = Swarm(folder, files)
+    swarm = Swarm(folder)
     docker("network", "create", "--driver", "overlay", "--attachable", TRAEFIK)
     try:
         swarm.deploy(**environment)
