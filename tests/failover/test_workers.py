@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 import urllib.request
 from contextlib import ExitStack
@@ -108,3 +111,79 @@ def succeeded(port: int) -> float:
         r'^flower_events_total\{.*type="task-succeeded".*\} (.+)$', page, re.MULTILINE
     )
     return sum(map(float, found))
+
+
+SLOW = """
+import os, time
+from pathlib import Path
+from stillroom import Stillroom
+
+room, folder = Stillroom(), Path(os.environ["HELD_FOLDER"])
+
+@room.cache.cached("held:{id}", ttl=600, swr=600, tags=["held"], name="held")
+def held(id: int) -> int:
+    with (folder / "runs").open("a") as runs:
+        runs.write("run\\n")
+    while not (folder / "gate").exists():
+        time.sleep(0.02)
+    return os.getpid()
+"""
+ORDER = """
+import slow, sys, time
+from pathlib import Path
+
+slow.room.connect()
+while slow.room.cache.get("held:1") is None:
+    slow.held(1)
+slow.room.cache.invalidate_by_tag("held", soft=True)
+while not Path(sys.argv[1]).exists():  # a worker is asked for what is stale now
+    slow.held(1)
+    time.sleep(0.5)
+slow.room.close()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_what_a_worker_holds_is_done_once(sentinels: Sentinels, tmp_path: Path) -> None:
+    """A refresh that is under way when the primary dies ends well, and nobody loads the value again for it."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    app, held = tmp_path / "app", tmp_path / "worker"
+    for folder in (app, held):
+        folder.mkdir()
+    (app / "gate").touch()
+    environment = {
+        "REDIS_URL": sentinels.url,
+        "STILLROOM_LOADERS": "slow",
+        "STILLROOM_CONNECT_TIMEOUT": "5",
+        "STILLROOM_COMMAND_TIMEOUT": "5",
+        "STILLROOM_CALL_TIMEOUT": "10",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)]),
+    }
+    of_worker = environment | {"HELD_FOLDER": str(held)}
+    worker = CeleryProcess(tmp_path / "log", of_worker, "worker", "-l", "INFO", "-P", "threads")
+    try:
+        worker.await_line("ready.", 60)
+        of_app = os.environ | environment | {"HELD_FOLDER": str(app)}
+        order = [sys.executable, "-c", ORDER, str(held / "runs")]
+        subprocess.run(order, env=of_app, check=True, timeout=60)
+        with Stillroom(Settings(redis_url=sentinels.url, **UNHURRIED)) as room:
+            with sentinels.accident("killed"):
+                sentinels.promote_another()
+                ordered_until_done(
+                    room, worker, 60
+                )  # it has connected, and taken back what there is
+                (held / "gate").touch()
+                until(lambda: refreshed(worker), "the end of the refresh", 30)
+                ordered_until_done(room, worker, 60)
+            ordered_until_done(room, worker, 60)
+        assert (held / "runs").read_text().splitlines() == ["run"]
+        assert worker.terminate() == 0
+    finally:
+        worker.kill()
+
+
+def refreshed(worker: CeleryProcess) -> bool:
+    return any(
+        "Task stillroom.refresh" in line and "succeeded" in line for line in worker.log.splitlines()
+    )

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -234,7 +234,9 @@ def customers(seconds: float, products: int, at_once: int = 1) -> Iterator[Any]:
 
 
 @contextmanager
-def swarm_with_stack(folder: Path, **environment: str) -> Iterator[Swarm]:
+def swarm_with_stack(
+    folder: Path, deploy: Callable[[Swarm], object] = Swarm.deploy
+) -> Iterator[Swarm]:
     """Deployed from nothing, healthy, and gone without a trace afterwards."""
     for file in COPIED:
         shutil.copy(file, folder)
@@ -246,7 +248,7 @@ def swarm_with_stack(folder: Path, **environment: str) -> Iterator[Swarm]:
     swarm = Swarm(folder)
     docker("network", "create", "--driver", "overlay", "--attachable", TRAEFIK)
     try:
-        swarm.deploy(**environment)
+        deploy(swarm)
         swarm.await_healthy()
         yield swarm
     finally:
