@@ -27,6 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--server", choices=SERVERS, help="only this kind; the tests of the other one are skipped"
     )
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="proofs in full: 20 failovers instead of 3, 1,000 sessions",
+    )
 
 
 def pytest_configure() -> None:

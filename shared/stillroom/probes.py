@@ -48,10 +48,9 @@ def health_on(
         ],
         replicas=settings.replicas,
     )
+    wanted = settings.replicas_of_cache
     of_cache = [
-        Source(
-            "redis.cache", ("cache",), clock, cache_breaker, own, cache_stats, [], settings.replicas
-        )
+        Source("redis.cache", ("cache",), clock, cache_breaker, own, cache_stats, [], wanted)
         for clock, own in zip(_clocks(settings, cache), shard_keys(settings), strict=False)
     ]
     for source, shards in _shards_on(settings, of_cache or [first]):

@@ -5,24 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.operation import Kept, Operation, Replies
-from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import Command, time_left
 
 UNCONFIRMED = "unconfirmed"  # what such acts are counted as that too few replicas had in time
 
 
-def kept(batch: list[Command], settings: Settings, stats: Stats, what: str) -> Operation[list[Any]]:
-    """Send a batch; return its replies when `settings.replicas` replicas have what it did, or can't in time.
+def kept(batch: list[Command], wanted: int, stats: Stats, what: str) -> Operation[list[Any]]:
+    """Send a batch; return its replies when `wanted` replicas have what it did, or can't in time.
 
     Too few in time: it is counted, logged, and told to whoever asks the request (`Budget.unconfirmed`). Nothing is
     undone.
     """
-    if not settings.replicas:
+    if not wanted:
         return (yield batch)  # type: ignore[no-any-return]
-    replies: Replies = yield Kept(batch, settings.replicas)
-    if replies.replicas < settings.replicas:
-        _tell(replies, settings.replicas, stats, what)
+    replies: Replies = yield Kept(batch, wanted)
+    if replies.replicas < wanted:
+        _tell(replies, wanted, stats, what)
     return replies
 
 

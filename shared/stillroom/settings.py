@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     """The password for all servers whose URL has none. No log, error or repr shows it."""
     sentinel_user: str | None = None
     """The user at the Sentinels that a `redis+sentinel://` URL names, where they ask for one."""
-    sentinel_password: SecretStr | None = None
+    sentinel_password: SecretStr | None = Field(None, alias="STILLROOM_SENTINEL_PASSWORD")
     """The password at the Sentinels."""
     cache_url: RedisUrl | None = None
     """The server that may evict (`allkeys-lfu`). Losing it is a cold cache. Default: REDIS_URL."""
@@ -151,6 +151,9 @@ class Settings(BaseSettings):
     """How many replicas must have an invalidation, a logout, a rotation or a reservation before the call
     returns. All processes of a namespace have the same number; docs/operating.md has the steps for changing
     it."""
+    cache_replicas: int | None = Field(None, ge=0, le=10)
+    """The same for what is done on the server of the cache alone: invalidations and stored values. 0 where
+    `cache_url` names a server that has no replicas. Default: STILLROOM_REPLICAS."""
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """The first part of every key. Apps that share a server have different ones."""
 
@@ -427,6 +430,11 @@ class Settings(BaseSettings):
     @property
     def password(self) -> str | None:
         return self.redis_password.get_secret_value() if self.redis_password else None
+
+    @property
+    def replicas_of_cache(self) -> int:
+        """How many replicas have an invalidation before it returns."""
+        return self.replicas if self.cache_replicas is None else self.cache_replicas
 
     @property
     def proxy_networks(self) -> tuple[str, ...]:

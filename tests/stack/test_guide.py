@@ -11,7 +11,9 @@ import pytest
 from stillroom.cli.credentials import names
 from tests.support.swarm import ROOT, guide
 
-STACK_FILE = (ROOT / "stack.yml").read_text(encoding="utf-8")
+STACK_FILE, HA_FILE = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("stack.yml", "stack.ha.yml")
+)
 
 
 def test_no_chapter_tells_what_to_do_only_in_words() -> None:
@@ -20,6 +22,7 @@ def test_no_chapter_tells_what_to_do_only_in_words() -> None:
         "Deploy",
         "Secrets",
         "Scale",
+        "Three servers",
         "Look",
         "Dead letters",
         "Back up",
@@ -29,17 +32,38 @@ def test_no_chapter_tells_what_to_do_only_in_words() -> None:
 
 def test_the_stack_has_every_secret_it_needs() -> None:
     """Each secret of the stack is declared once, given to a service, and made by `stillroom secrets`."""
-    declared = set(
-        re.findall(r"^  (\w+): \{name: \"stillroom_\w+_\$\{SECRETS", STACK_FILE, re.MULTILINE)
-    )
-    made = {*names(), "users_acl", "abuse_rules"}
+    declared = declared_in(STACK_FILE)
+    made = {*names(), "users_acl", "abuse_rules"} - FOR_THREE
     assert declared <= made
     assert made - declared == {"ops_password", "producer_password"}  # for people and other apps
     for name in declared:
         assert re.search(rf"(source: {name}\b|\[{name}\])", STACK_FILE), name
 
 
-@pytest.mark.parametrize("files", [["stack.yml"], ["stack.yml", "stack.local.yml"]])
+def declared_in(text: str) -> set[str]:
+    return set(re.findall(r"^  (\w+): \{name: \"stillroom_\w+_\$\{SECRETS", text, re.MULTILINE))
+
+
+FOR_THREE = {"replica_password", "sentinel_password", "watch_password"}
+
+
+def test_three_servers_have_every_secret_they_need() -> None:
+    """stack.ha.yml adds the passwords of replicas and Sentinels, and gives that of `watch` to everybody."""
+    declared = declared_in(HA_FILE)
+    assert declared == FOR_THREE | {"sentinels_acl", "redis_member", "redis_sentinel"}
+    assert set(names()) >= FOR_THREE
+    assert HA_FILE.count("secrets: [*watch]") == 4  # web, workers, beat, Flower
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["stack.yml"],
+        ["stack.yml", "stack.local.yml"],
+        ["stack.yml", "stack.ha.yml"],
+        ["stack.yml", "stack.ha.yml", "stack.local.yml"],
+    ],
+)
 def test_docker_reads_the_stack_with_nothing_edited(files: list[str]) -> None:
     """`docker stack config` reads the stack without a set variable or an edited file."""
     words = [word for file in files for word in ("--compose-file", file)]

@@ -22,6 +22,9 @@ class Proxy:
         self._flowing.set()
         self._closed = threading.Event()
         self._sockets: list[socket.socket] = []
+        self._silent: list[socket.socket] = []  # who came while it was cut
+        self._half: set[frozenset[socket.socket]] = set()  # one direction has ended
+        self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self.drip: float | None = None  # seconds between two bytes of a reply
         self.sip: float | None = None  # seconds between two pieces of a request, 64 KB each
@@ -54,9 +57,7 @@ class Proxy:
     def lead_to(self, port: int) -> None:
         """Another server is behind this address from now on; connections to the one before are cut."""
         self._target = port
-        for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        self._shut()
 
     def hold_requests(self) -> None:
         self.held.clear()
@@ -81,7 +82,15 @@ class Proxy:
     def heal(self) -> None:
         """New connections pass again. Those that were cut are closed."""
         self._is_cut = False
-        for sock in self._sockets:
+        self._shut()
+
+    def _shut(self) -> None:
+        with self._lock:
+            silent, self._silent = self._silent, []
+            sockets = [*self._sockets]
+        for sock in silent:
+            sock.close()
+        for sock in sockets:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
@@ -98,32 +107,44 @@ class Proxy:
         self._closed.set()
         self.let_go()
         self._listener.shutdown(socket.SHUT_RDWR)
-        for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        self._shut()
         for thread in self._threads:
             thread.join()
-        for sock in [self._listener, *self._sockets]:
+        for sock in [self._listener, *self._sockets, *self._silent]:
             sock.close()
 
     def _start(self, work: Callable[..., None], *args: socket.socket) -> None:
-        thread = threading.Thread(target=work, args=args, daemon=True)
+        thread = threading.Thread(target=self._carried, args=(work, *args), daemon=True)
+        self._threads = [one for one in self._threads if one.is_alive()]
         self._threads.append(thread)
         thread.start()
+
+    def _carried(self, work: Callable[..., None], *pair: socket.socket) -> None:
+        work(*pair)
+        if not pair:
+            return
+        with self._lock:
+            self._half ^= {frozenset(pair)}
+            if frozenset(pair) in self._half:
+                return
+            self._sockets = [sock for sock in self._sockets if sock not in pair]
+        for sock in pair:
+            sock.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
                 if self._is_cut:
-                    self._sockets.append(near)
+                    self._silent.append(near)
                     continue
                 try:
                     far = socket.create_connection(("127.0.0.1", self._target))
                 except OSError:  # nobody is there
                     near.close()
                     continue
-                self._sockets += [near, far]
+                with self._lock:
+                    self._sockets += [near, far]
                 for sock in (near, far):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._start(self._requests, near, far)

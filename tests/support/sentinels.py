@@ -17,9 +17,10 @@ from typing import Any, Self
 from unittest.mock import patch
 
 import redis
-from stillroom.embedded import HOST, START_WITHIN, EmbeddedServer, _binary_from_wheel
+from stillroom.embedded import HOST, START_WITHIN, EmbeddedServer, _binary_from_wheel, free_port
 from stillroom.leash import Leashed, until
 from stillroom.wire.names import NAMES, Names
+from tests.support.certificates import Authority
 from tests.support.proxy import Proxy
 
 MASTER = "mymaster"
@@ -66,7 +67,8 @@ class Sentinels:
     """Started with the `with` block. `servers[0]` is the primary when that begins.
 
     `proxied`: servers and clients meet through a proxy in front of each server, which `cut` closes. `options`: of
-    the servers' files; `sentinel_options`: of the Sentinels'.
+    the servers' files; `sentinel_options`: of the Sentinels'. `authority`: it signs for all of them,
+    who meet by TLS.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Sentinels:
         options: Mapping[str, str] = {},
         sentinel_options: Mapping[str, str] = {},
         password: str | None = None,
+        authority: Authority | None = None,
     ) -> None:
         self._stack = ExitStack()
         self._folder = folder
@@ -89,19 +92,41 @@ class Sentinels:
         self._down_after_ms = down_after_ms
         self._sentinel_options = sentinel_options
         self._password = password
+        self._authority = authority
+        self._tls_ports: dict[EmbeddedServer, int] = {}
         login = {} if password is None else {"requirepass": password, "masterauth": password}
         more = {"repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1"}
         if proxied:  # in the file: a server that is started again announces the same address
             more["replica-announce-ip"] = PUBLIC
         self.servers = [
-            EmbeddedServer(binary=binary, options={**more, **login, **options})
+            self._met(EmbeddedServer, binary=binary, options={**more, **login, **options})
             for _ in range(1 + replicas)
         ]
         self.sentinels = [
-            Sentinel(binary, folder, options=sentinel_options) for _ in range(sentinels)
+            self._met(Sentinel, binary, folder, options=sentinel_options) for _ in range(sentinels)
         ]
         self._proxies: dict[EmbeddedServer, Proxy] = {}
         self._clients: dict[EmbeddedServer, Any] = {}
+
+    def _met(self, kind: Any, *given: Any, options: Mapping[str, str], **more: Any) -> Any:
+        """A server or Sentinel, with a second port for those who meet it by TLS."""
+        if self._authority is None:
+            return kind(*given, options=options, **more)
+        port, own = free_port(), self._authority.sign(f"server-{len(self._tls_ports)}", HOST)
+        tls = {
+            "tls-port": str(port),
+            "tls-replication": "yes",
+            "tls-cert-file": str(own.certificate),
+            "tls-key-file": str(own.key),
+            "tls-ca-cert-file": str(self._authority.certificate),
+        }
+        server = kind(*given, options={**options, **tls}, **more)
+        self._tls_ports[server] = port
+        return server
+
+    def port(self, server: EmbeddedServer) -> int:
+        """Where the others and their clients meet it."""
+        return self._tls_ports.get(server, server.port)
 
     # Addresses
 
@@ -111,9 +136,14 @@ class Sentinels:
         return self.url_to(self.sentinels)
 
     def url_to(self, sentinels: Sequence[EmbeddedServer], database: int = 0) -> str:
-        hosts = ",".join(f"{HOST}:{sentinel.port}" for sentinel in sentinels)
+        hosts = ",".join(f"{HOST}:{self.port(sentinel)}" for sentinel in sentinels)
         who = "" if self._password is None else f":{self._password}@"
-        return f"redis+sentinel://{who}{hosts}/{MASTER}/{database}"
+        if self._authority is None:
+            return f"redis+sentinel://{who}{hosts}/{MASTER}/{database}"
+        client = self._authority.sign("client")  # they ask for one
+        trusted = f"ssl_ca_certs={self._authority.certificate}"
+        trusted += f"&ssl_certfile={client.certificate}&ssl_keyfile={client.key}"
+        return f"rediss+sentinel://{who}{hosts}/{MASTER}/{database}?{trusted}"
 
     @property
     def host(self) -> str:
@@ -240,7 +270,7 @@ class Sentinels:
         first, *others = self.servers
         self._before = first
         for server in others:
-            self.client(server).execute_command("REPLICAOF", self.host, first.port)
+            self.client(server).execute_command("REPLICAOF", self.host, self.port(first))
         self.await_that("replicas follow", lambda: self._following(first) == len(others))
         for sentinel in self.sentinels:
             self._stack.enter_context(sentinel)
@@ -249,7 +279,7 @@ class Sentinels:
 
     def _brief(self, sentinel: Sentinel, primary: EmbeddedServer) -> None:
         ask = self.client(sentinel).execute_command
-        ask("SENTINEL", "MONITOR", MASTER, self.host, primary.port, QUORUM)
+        ask("SENTINEL", "MONITOR", MASTER, self.host, self.port(primary), QUORUM)
         given = {
             "down-after-milliseconds": self._down_after_ms,
             "failover-timeout": 2_000,
@@ -290,7 +320,7 @@ class Sentinels:
         return port
 
     def _at(self, port: int) -> EmbeddedServer:
-        return next(server for server in self.servers if server.port == port)
+        return next(server for server in self.servers if self.port(server) == port)
 
     def _followers(self) -> int:
         return self._following(self._at(self._agreed_port()))
@@ -304,7 +334,7 @@ class Sentinels:
         old.restart()
         with contextlib.suppress(redis.RedisError):
             self._clients.pop(old).close()
-        self.client(old).execute_command("REPLICAOF", self.host, self.primary.port)
+        self.client(old).execute_command("REPLICAOF", self.host, self.port(self.primary))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ IMAGE = "stillroom:test"
 TRAEFIK = f"{STACK}-public"
 REDIS_PORT, CACHE_PORT, FLOWER_PORT = 26_379, 26_380, 25_555  # stack.test.yml
 FILES = (ROOT / "stack.yml", ROOT / "tests/stack/stack.test.yml")
+COPIED = (*FILES, ROOT / "stack.ha.yml", ROOT / "tests/stack/stack.ha.test.yml")
 # Where no registry can be reached, what stands in for the official images is called so.
 STAND_INS = {"python:3.13-slim": "local/python:3.13-slim", "redis:7.2.14-alpine": "local/redis:7"}
 HEALTHY_WITHIN = 90.0  # seconds
@@ -80,6 +81,8 @@ ADAPTED = {
     "traefik-public": f"{STACK}-another",
     "stillroom_": f"{STACK}_",
     "stack.yml stillroom": f"stack.yml --compose-file stack.test.yml {STACK}",
+    "stack.ha.yml stillroom": "stack.ha.yml --compose-file stack.test.yml"
+    f" --compose-file stack.ha.test.yml {STACK}",
     "services stillroom": f"services {STACK}",
     "stack deploy": "stack deploy --resolve-image never",
     "docker build": "docker build --build-arg PYTHON_IMAGE=$PYTHON_IMAGE",
@@ -231,9 +234,11 @@ def customers(seconds: float, products: int, at_once: int = 1) -> Iterator[Any]:
 
 
 @contextmanager
-def swarm_with_stack(folder: Path) -> Iterator[Swarm]:
+def swarm_with_stack(
+    folder: Path, deploy: Callable[[Swarm], object] = Swarm.deploy
+) -> Iterator[Swarm]:
     """Deployed from nothing, healthy, and gone without a trace afterwards."""
-    for file in FILES:
+    for file in COPIED:
         shutil.copy(file, folder)
     shutil.copytree(ROOT / "deploy", folder / "deploy")
     write_secrets(folder / "secrets")
@@ -243,18 +248,15 @@ def swarm_with_stack(folder: Path) -> Iterator[Swarm]:
     swarm = Swarm(folder)
     docker("network", "create", "--driver", "overlay", "--attachable", TRAEFIK)
     try:
-        swarm.deploy()
+        deploy(swarm)
         swarm.await_healthy()
         yield swarm
     finally:
         docker("stack", "rm", STACK)
         until(lambda: not swarm.containers(), "the end of all containers", 90)
-        _remove(
-            [
-                ("network", "rm", TRAEFIK),
-                ("volume", "rm", f"{STACK}_redis-data", f"{STACK}_flower-data"),
-            ]
-        )
+        own = f"label=com.docker.stack.namespace={STACK}"
+        volumes = docker("volume", "ls", "--quiet", "--filter", own).split()
+        _remove([("network", "rm", TRAEFIK), ("volume", "rm", *volumes)])
         if began:
             docker("swarm", "leave", "--force")
 

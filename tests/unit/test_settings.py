@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stillroom import Settings, SettingsError
-from stillroom.settings import redact
+from stillroom.settings import SECRETS, redact
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -254,3 +254,21 @@ def test_the_token_of_health_is_long_and_never_shown(
     with pytest.raises(SettingsError, match="at least 16") as caught:
         Settings(health_token="canary")
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("field", "name"), SECRETS.items())
+def test_every_secret_may_come_from_a_file(
+    field: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `…_FILE` names is read, for each secret that there is, and is what its own variable would be."""
+    secret = "https://example.org/" + "s" * 32
+    monkeypatch.setenv(
+        "REDIS_URL", "redis+sentinel://s1/stillroom"
+    )  # or nobody asks for a login there
+    (tmp_path / "secret").write_text(secret + "\n")
+    monkeypatch.setenv(name, secret)
+    plain = getattr(Settings(), field)
+    monkeypatch.delenv(name)
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    assert getattr(Settings(), field) == plain
+    assert plain

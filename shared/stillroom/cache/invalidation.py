@@ -95,7 +95,7 @@ class Invalidator:
         yield from self._terms.agree()
         while names := self._outbox.first(KEYS_AT_ONCE):
             told = list(self._commands(names))
-            yield from kept(told, self._settings, self._stats, INVALIDATION)
+            yield from kept(told, self._settings.replicas_of_cache, self._stats, INVALIDATION)
             self._outbox.delivered(names)
             count += len(names)
         if count:

@@ -48,7 +48,9 @@ class Memo:
         """
         try:
             if kept_as:
-                return (yield from kept(batch, self._settings, self._stats, kept_as))
+                return (
+                    yield from kept(batch, self._settings.replicas_of_cache, self._stats, kept_as)
+                )
             replies: list[Any] = yield batch
             return replies
         finally:

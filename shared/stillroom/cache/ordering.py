@@ -118,7 +118,7 @@ class Ordering:
     def _written(self, orders: tuple[Order, ...]) -> Operation[None]:
         members = [to_member(one) for one in orders]
         writes = write_orders(self._keys, ORDERS_LIMIT, self._keep_ms, *members)
-        (written,) = yield from kept([writes], self._settings, self._stats, "an order")
+        (written,) = yield from kept([writes], self._settings.replicas, self._stats, "an order")
         if not written:
             raise DispatchFailed(f"{ORDERS_LIMIT:,} orders wait and no worker takes them")
 

@@ -32,7 +32,7 @@ class Terms:
         self._agreed = agreed
         self._begin_anew = begin_anew
         agreed.require(SHARDS, settings.shards)
-        agreed.require(REPLICAS, settings.replicas, Rule.SMALLEST)
+        agreed.require(REPLICAS, settings.replicas_of_cache, Rule.SMALLEST)
         agreed.require(LEASE_LIMIT, f"{settings.lease_limit:g}", Rule.LARGEST)
         agreed.require(LIFE_LIMIT, f"{settings.life_limit:g}", Rule.LARGEST)
 
@@ -74,4 +74,8 @@ class Terms:
     def _is_heritable(self) -> bool:
         """Whether every process waits until a replica has what it invalidates."""
         agreement = self._agreed.of(REPLICAS)
-        return self._settings.replicas > 0 and agreement is not None and agreement.agreed != "0"
+        return (
+            self._settings.replicas_of_cache > 0
+            and agreement is not None
+            and agreement.agreed != "0"
+        )

@@ -1,7 +1,8 @@
 """`stillroom secrets`: what the stack's services prove themselves with, made once and replaced without a pause.
 
-One file for each secret, readable by its owner alone, and the server's `users.acl`, which holds hashes only.
-While a password is replaced the server takes the new one and the one before it: processes change over one by one.
+One file for each secret, readable by its owner alone; `users.acl` for servers and `sentinels.acl` for Sentinels,
+which hold hashes only. While a password is replaced a server takes the new one and the one before it: processes
+change over one by one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +24,7 @@ from stillroom.errors import StillroomError
 from stillroom.settings import Settings
 from stillroom.shown import shown
 
-USERS = files("stillroom") / "cli" / "users.acl"
+USERS, SENTINELS = (files("stillroom") / "cli" / name for name in ("users.acl", "sentinels.acl"))
 ROLE = re.compile(r"#<(\w+)>")
 PEPPERS, TOKEN = "session_peppers", "health_token"
 FLOWER = "flower_config"
@@ -57,7 +59,7 @@ Forget = Annotated[list[str] | None, typer.Option(help="End what this one was be
 def write_secrets(
     folder: Folder, rotate: Rotate = None, promote: Promote = None, forget: Forget = None
 ) -> None:
-    """Make what is missing: a password per role, peppers, Flower's login. Write users.acl, which holds hashes."""
+    """Make what is missing: a password per role, peppers, Flower's login. Write the ACL files: hashes."""
     rotate, promote, forget = rotate or [], promote or [], forget or []
     _refuse_unknown([*rotate, *promote, *forget])
     secret_files.open_folder(folder)
@@ -73,7 +75,8 @@ def write_secrets(
     for name in names():
         if not (folder / name).exists():
             _write(folder / name, _new(name))
-    _write(folder / "users.acl", users_acl(folder, Settings().namespace))
+    for rules in (USERS, SENTINELS):
+        _write(folder / rules.name, acl_file(folder, rules, Settings().namespace))
     made = ", ".join(sorted(path.name for path in folder.iterdir()))
     typer.echo(shown(f"{folder}: {made}"))
 
@@ -87,21 +90,24 @@ def _all_there_may_be(folder: Path) -> Iterator[Path]:
 
 def names() -> list[str]:
     """Every secret of the stack."""
-    return [*map(_password, roles()), PEPPERS, TOKEN, FLOWER]
+    everybody = {*roles(USERS), *roles(SENTINELS)}
+    return [*map(_password, sorted(everybody)), PEPPERS, TOKEN, FLOWER]
 
 
-def roles() -> list[str]:
-    """The users of users.acl that have a password."""
-    return sorted(set(ROLE.findall(_rules())))
+def roles(rules: Traversable = USERS) -> list[str]:
+    """The users of users.acl, or of sentinels.acl, that have a password."""
+    return sorted(set(ROLE.findall(_lines(rules))))
 
 
-def users_acl(folder: Path, namespace: str) -> str:
+def acl_file(folder: Path, rules: Traversable, namespace: str) -> str:
     """The aclfile for the passwords in a folder."""
-    return ROLE.sub(lambda match: _hashes(folder, match[1]), _rules()).replace("<ns>", namespace)
+    return ROLE.sub(lambda match: _hashes(folder, match[1]), _lines(rules)).replace(
+        "<ns>", namespace
+    )
 
 
-def _rules() -> str:
-    return "".join(f"{user}\n" for user in users(USERS.read_text(encoding="utf-8").splitlines()))
+def _lines(rules: Traversable) -> str:
+    return "".join(f"{user}\n" for user in users(rules.read_text(encoding="utf-8").splitlines()))
 
 
 def users(lines: Iterable[str]) -> Iterator[str]:

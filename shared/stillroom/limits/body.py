@@ -513,7 +513,7 @@ class LimitsBody(Operating):
         try:
             replies: Sequence[Any]
             if kept_as:
-                replies = yield from kept(batch, self.settings, self.stats, kept_as)
+                replies = yield from kept(batch, self.settings.replicas, self.stats, kept_as)
             else:
                 replies = yield batch
         except RedisRefused as refused:

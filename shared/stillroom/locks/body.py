@@ -76,7 +76,7 @@ class LocksBody:
         keep_ms = PLACE_KEPT_MS if waits else 0
         given = (token, slots, int(lease * 1_000), keep_ms, IN_TIME, WAITERS)
         takes = Timed([slot_take(self._keys.slots(sanitized(name)), *given)])
-        ((code, *rest),) = yield from kept(takes, self._settings, self._stats, "a lock")
+        ((code, *rest),) = yield from kept(takes, self._settings.replicas, self._stats, "a lock")
         if code == LATE:
             self._clock.doubt_clock()
         return [code, *rest]

@@ -65,7 +65,7 @@ class Asking:
         return (yield from self._ask_with_counts(batch, kind, kept_as))
 
     def _on_replicas(self, batch: list[Command], what: str) -> Operation[list[Any]]:
-        return kept(batch, self.settings, self.stats, what)
+        return kept(batch, self.settings.replicas, self.stats, what)
 
     def _ask_with_counts(
         self, batch: Sequence[Command], kind: type[list[Command]], kept_as: str

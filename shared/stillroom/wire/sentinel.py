@@ -281,6 +281,12 @@ class Watch:
         """Whether the thread with this bell is still the one of this watch."""
         return self._bell is bell
 
+    def has_ended(self, bell: Bell) -> None:
+        """The thread with this bell is no more, whatever ended it: whoever needs one begins another."""
+        with self._changed:
+            if self._bell is bell:
+                self._bell = None
+
     def ask_all(self) -> float:
         """One round of questions, those who answered last time first. Returns the seconds to the next one."""
         with self._changed:
@@ -387,14 +393,18 @@ class Bell:
 
     def wait(self, ears: Sequence[Line], seconds: float) -> None:
         """Until it rings, a Sentinel tells something, or the time is up."""
-        heard: dict[Any, Line] = {ear.socket: ear for ear in ears}
-        ready, _, _ = select.select([self.near, *heard], [], [], seconds)
-        for sock in ready:
-            if sock is self.near:
+        heard = {ear.socket.fileno(): ear for ear in ears if ear.socket is not None}
+        poll = (
+            select.poll()
+        )  # not select(), which knows only the first 1,024 descriptors of a process
+        for descriptor in (self.near.fileno(), *heard):
+            poll.register(descriptor, select.POLLIN)
+        for descriptor, _ in poll.poll(seconds * 1000):
+            if descriptor == self.near.fileno():
                 with contextlib.suppress(BlockingIOError):
                     self.near.recv(READ_SIZE)
             else:
-                heard[sock].hear()
+                heard[descriptor].hear()
 
     def close(self) -> None:
         self.near.close()
@@ -437,6 +447,8 @@ def _watch(watching: weakref.ref[Watch], bell: Bell) -> None:
         for ear in ears:
             ear.close()
     finally:
+        if (watch := watching()) is not None:
+            watch.has_ended(bell)
         bell.close()
     return None
 

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Starts one of the servers of stack.ha.yml, as the primary or as a replica of the one that the Sentinels name:
+#
+#   HOST=redis PORT=6379 MASTER=stillroom SENTINELS="sentinel-1:26379 …" redis-member.sh OPTION...
+#
+# HOST and PORT are its own address; the options are redis-server's; of PRIORITY the lowest is promoted first.
+# A server that was away does not know who has taken its place. Started as what it was, it would be a second primary
+# until a Sentinel notices. So it asks, and waits until most Sentinels name the same server.
+set -eu
+self="$HOST $PORT"
+
+secret() { cat "${SECRETS_FOLDER:-/run/secrets}/$1_password"; }
+
+named() {  # what each Sentinel says, one line each: "host port"
+  for sentinel in $SENTINELS; do
+    REDISCLI_AUTH=$(secret watch) timeout 2 redis-cli -h "${sentinel%:*}" -p "${sentinel#*:}" --user watch \
+      sentinel get-master-addr-by-name "$MASTER" 2>/dev/null | tr '\n' ' ' && echo
+  done
+}
+
+# shellcheck disable=SC2086  # a list of words
+count=$(set -- $SENTINELS && echo $#)
+while
+  primary=$(named | sort | uniq -c | awk -v count="$count" '2 * $1 > count && NF == 3 {print $2, $3}')
+  [ -z "$primary" ]
+do
+  echo "Waiting until most of the Sentinels name a primary: $SENTINELS" >&2
+  sleep 1
+done
+
+replicaof=""
+[ "$primary" = "$self" ] || replicaof="--replicaof $primary"
+echo "The Sentinels name $primary; this is $self" >&2
+# The password comes from the standard input: it is on no command line and in no file.
+# shellcheck disable=SC2086
+exec redis-server "$@" --port "$PORT" --replica-announce-ip "$HOST" --replica-announce-port "$PORT" \
+  --replica-priority "${PRIORITY:-100}" $replicaof - <<CONFIGURATION
+masteruser replica
+masterauth $(secret replica)
+CONFIGURATION

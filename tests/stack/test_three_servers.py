@@ -1,0 +1,171 @@
+"""stack.ha.yml, without Docker: its scripts with real servers and Sentinels, its users, its names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis
+from stillroom import NoDispatch, Settings, Stillroom
+from tests.conftest import SERVERS, binary_of
+from tests.support.celery_process import until
+from tests.support.crowd import PATIENT
+from tests.support.trio import MASTER, NAME, Trio, require_client
+
+ROOT = Path(__file__).parents[2]
+STACK_FILE = (ROOT / "stack.yml").read_text(encoding="utf-8")
+HA_FILE = (ROOT / "stack.ha.yml").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def formed(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Trio]:
+    if not require_client():
+        pytest.skip("redis-cli is not installed")
+    with Trio(tmp_path_factory.mktemp("trio"), binary_of(request)) as trio:
+        yield trio
+
+
+@pytest.fixture
+def trio(formed: Trio) -> Trio:
+    """All of them well: what a test before this one broke has healed."""
+    formed.await_formed()
+    return formed
+
+
+@pytest.fixture
+def web(trio: Trio) -> Iterator[Stillroom]:
+    """A room as the stack's app has it: by Sentinels, with its own password and that of `watch`."""
+    settings = Settings(
+        **PATIENT
+        | {
+            "redis_url": trio.url("web"),
+            "redis_password": trio.password("web"),
+            "sentinel_user": "watch",
+            "sentinel_password": trio.password("watch"),
+            "session_peppers": "a-pepper-for-tests-long-enough-to-be-one",
+            "replicas": 1,
+        }
+    )
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        yield room
+
+
+def test_everybody_is_known_by_a_name(trio: Trio) -> None:
+    """Sentinels tell clients names, and keep names in their files: addresses change when a container comes back."""
+    for port in trio.sentinel_ports:
+        named = trio.ask(port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
+        assert named == [NAME, str(trio.primary())]
+        kept = (trio.folder / str(port) / "sentinel.conf").read_text()
+        known = re.findall(r"^sentinel (?:monitor|known-\w+) \S+ (\S+)", kept, re.MULTILINE)
+        assert known == [NAME] * 5
+    followers = trio.replication(trio.primary())
+    assert [followers[f"slave{n}"]["ip"] for n in range(2)] == [NAME] * 2
+
+
+def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(
+    trio: Trio, web: Stillroom
+) -> None:
+    """Sessions and writes go on in the same process; what was acknowledged is there; nobody was refused a right."""
+    session = web.sessions.create("u1", {"cart": [7]})
+    old = trio.primary()
+    trio.kill(old)
+    until(lambda: trio.named() - {old}, "another primary", 30)
+    new = trio.primary()
+    until(lambda: web.cache.set("k", 1), "a write", 10)
+    found = web.sessions.get(session.token)
+    assert found is not None
+    assert found.data == {"cart": [7]}
+    trio.start(old)
+    trio.await_formed()
+    assert trio.primary() == new
+    assert trio.replication(old)["role"] == "slave"
+    assert f"The Sentinels name {NAME} {new}; this is {NAME} {old}" in trio.log(old)
+    refused = [(one["username"], one["object"]) for one in all_refused(trio)]
+    assert refused == []
+
+
+def all_refused(trio: Trio) -> Iterator[Any]:
+    for port in [*trio.ports, *trio.sentinel_ports]:
+        with trio.client(port) as client:
+            yield from client.acl_log()
+
+
+def test_after_a_power_cut_there_is_one_primary_with_all_data(trio: Trio, web: Stillroom) -> None:
+    """All six are killed and started at once. Sentinels know whom they named, and servers ask before they start."""
+    session, everybody = web.sessions.create("u1"), [*trio.ports, *trio.sentinel_ports]
+    trio.kill(*everybody)
+    trio.start(*everybody)
+    trio.await_formed()
+    assert [trio.replication(port)["role"] for port in trio.ports].count("master") == 1
+    until(lambda: web.cache.set("k", 1), "a write", 10)
+    assert web.sessions.get(session.token) is not None
+
+
+def test_it_goes_back_to_the_first_server(trio: Trio) -> None:
+    """`SENTINEL FAILOVER` prefers it: the way back to one server begins so, and loses nothing."""
+    until(lambda: is_first(trio), "the first server as the primary", 60)
+
+
+def is_first(trio: Trio) -> bool:
+    if trio.named() == {trio.ports[0]}:
+        return True
+    with suppress(redis.ResponseError):  # one is under way
+        trio.ask(trio.sentinel_ports[0], "SENTINEL", "FAILOVER", MASTER, role="sentinel")
+    return False
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"SENTINEL FAILOVER {MASTER}",
+        f"SENTINEL SET {MASTER} quorum 1",
+        f"SENTINEL REMOVE {MASTER}",
+        "SENTINEL MONITOR other localhost 1 1",
+        "SENTINEL CONFIG SET announce-ip evil",
+        "ACL LIST",
+        "SHUTDOWN",
+        "PUBLISH __sentinel__:hello x",
+    ],
+)
+def test_who_asks_for_the_primary_can_not_choose_it(trio: Trio, command: str) -> None:
+    """`watch`, whose password every process has, is refused what would lead all others elsewhere."""
+    said = trio.ask(trio.sentinel_ports[0], "SENTINEL", "MASTERS", role="watch")
+    assert said
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        trio.ask(trio.sentinel_ports[0], *command.split(), role="watch")
+    for port in trio.sentinel_ports:
+        with trio.client(port) as client:
+            client.acl_log_reset()
+
+
+def test_nobody_asks_without_a_password(trio: Trio) -> None:
+    """Neither a Sentinel nor a server answers whom it does not know."""
+    for port in (trio.ports[0], trio.sentinel_ports[0]):
+        with redis.Redis(port=port) as stranger:
+            with pytest.raises(redis.AuthenticationError):
+                stranger.ping()
+
+
+def test_passwords_are_on_no_command_line(trio: Trio) -> None:
+    """`ps` and `docker top` show options, and none of them is a secret."""
+    lines = [Path(f"/proc/{process.pid}/cmdline").read_bytes() for process in trio.running.values()]
+    for role in ("replica", "sentinel", "watch"):
+        assert not any(trio.password(role).encode() in line for line in lines)
+
+
+def options(text: str) -> list[str]:
+    return re.findall(r"^ +- (--[\w-]+ [^#\n]+?) *(?:#.*)?$", text, flags=re.MULTILINE)
+
+
+def test_the_three_are_set_as_the_one() -> None:
+    """What stack.yml tells the state's Redis is told to each of the three, word for word."""
+    one = STACK_FILE[STACK_FILE.index("\n  redis:  #") : STACK_FILE.index("\n  redis-cache:")]
+    three = HA_FILE[HA_FILE.index("command: &command") : HA_FILE.index("configs: &server-configs")]
+    assert options(three) == options(one)
+    for line in ("  user:", "    test: REDISCLI", "    limits: {memory: 768M", "    reservations:"):
+        assert re.findall(rf"^ *{line.strip()}.*$", HA_FILE, re.MULTILINE)[0].strip() in STACK_FILE

@@ -1,0 +1,188 @@
+"""The servers and Sentinels of stack.ha.yml without Docker: started by its scripts, with its users and passwords.
+
+All of them are `localhost`, each with a port of its own: a name, as in the stack, and not an address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+from stillroom.cli.credentials import write_secrets
+from stillroom.embedded import _binary_from_wheel, free_port
+from tests.support.celery_process import until
+from tests.support.roles import ADMIN
+
+ROOT = Path(__file__).parents[2]
+NAME, MASTER, COUNT = "localhost", "stillroom", 3
+DOWN_AFTER_MS = 2_000
+FORMED_WITHIN_S = 60.0
+
+
+class Trio:
+    """Three servers and three Sentinels, started with the `with` block; each may be killed and started again."""
+
+    def __init__(self, folder: Path, binary: str | None) -> None:
+        self.folder, self.secrets = folder, folder / "secrets"
+        self.ports = [free_port() for _ in range(COUNT)]
+        self.sentinel_ports = [free_port() for _ in range(COUNT)]
+        self._programs = self._program(binary or str(_binary_from_wheel()))
+        self.running: dict[int, subprocess.Popen[bytes]] = {}
+
+    def _program(self, binary: str) -> Path:
+        """A folder for PATH in which `redis-server` is the server that is tested."""
+        folder = self.folder / "bin"
+        folder.mkdir(parents=True)
+        (folder / "redis-server").write_text(f'#!/bin/sh\nexec {binary} "$@"\n')
+        (folder / "redis-server").chmod(0o755)
+        return folder
+
+    def __enter__(self) -> Self:
+        write_secrets(self.secrets)
+        with (self.secrets / "users.acl").open("a") as users:
+            users.write(f"user {ADMIN} on nopass ~* &* +@all\n")
+        with (self.secrets / "sentinels.acl").open("a") as users:
+            users.write(f"user {ADMIN} on nopass &* +@all\n")
+        try:
+            self.start(*self.ports, *self.sentinel_ports)
+            self.await_formed()
+        except BaseException:
+            self.kill(*self.running)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill(*self.running)
+
+    # Processes
+
+    def start(self, *ports: int) -> None:
+        """Servers and Sentinels, as their containers start."""
+        for port in ports:
+            folder = self.folder / str(port)
+            folder.mkdir(exist_ok=True)
+            is_sentinel = port in self.sentinel_ports
+            script = "sentinel.sh" if is_sentinel else "redis-member.sh"
+            with (folder / "log").open("ab") as log:
+                self.running[port] = subprocess.Popen(
+                    [
+                        "sh",
+                        str(ROOT / "deploy" / script),
+                        *([] if is_sentinel else self._options()),
+                    ],
+                    cwd=folder,
+                    env=self._environment(port),
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+
+    def _options(self) -> list[str]:
+        return [f"--aclfile {self.secrets / 'users.acl'}", "--appendonly yes", '--save ""']
+
+    def _environment(self, port: int) -> dict[str, str]:
+        return os.environ | {
+            "PATH": f"{self._programs}:{os.environ['PATH']}",
+            "SECRETS_FOLDER": str(self.secrets),
+            "DATA": str(self.folder / str(port)),
+            "ACL_FILE": str(self.secrets / "sentinels.acl"),
+            "HOST": NAME,
+            "PORT": str(port),
+            "MASTER": MASTER,
+            "FIRST": f"{NAME} {self.ports[0]}",
+            "SENTINELS": " ".join(f"{NAME}:{sentinel}" for sentinel in self.sentinel_ports),
+            "PRIORITY": "10" if port == self.ports[0] else "100",
+            "DOWN_AFTER_MS": str(DOWN_AFTER_MS),
+            "FAILOVER_TIMEOUT_MS": "4000",
+        }
+
+    def kill(self, *ports: int) -> None:
+        """SIGKILL, as the kernel does it when memory is short."""
+        for port in ports:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.running[port].pid, signal.SIGKILL)
+        for port in ports:
+            self.running.pop(port).wait()
+
+    def log(self, port: int) -> str:
+        return (self.folder / str(port) / "log").read_text(errors="replace")
+
+    # What there is to see
+
+    def url(self, role: str) -> str:
+        """As stack.ha.yml writes it."""
+        hosts = ",".join(f"{NAME}:{port}" for port in self.sentinel_ports)
+        return f"redis+sentinel://{role}@{hosts}/{MASTER}/0"
+
+    def password(self, role: str) -> str:
+        return (self.secrets / f"{role}_password").read_text()
+
+    def client(self, port: int, role: str = ADMIN) -> Any:
+        password = "any" if role == ADMIN else self.password(role)
+        return redis.Redis(
+            port=port,
+            username=role,
+            password=password,
+            protocol=2,
+            decode_responses=True,
+            socket_timeout=2,
+        )
+
+    def ask(self, port: int, *words: Any, role: str = ADMIN) -> Any:
+        """One command, on a connection of its own."""
+        with self.client(port, role) as client:
+            client.response_callbacks.clear()
+            return client.execute_command(*words)
+
+    def primary(self) -> int:
+        """The port that all Sentinels name."""
+        until(lambda: len(self.named()) == 1, "one primary", FORMED_WITHIN_S)
+        return self.named().pop()
+
+    def named(self) -> set[int]:
+        """The ports that Sentinels name, one if they agree."""
+        question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
+        return {int(self.ask(port, *question)[1]) for port in self.sentinel_ports}
+
+    def replication(self, port: int) -> dict[str, Any]:
+        """What INFO replication says."""
+        with self.client(port) as client:
+            return dict(client.info("replication"))
+
+    def await_formed(self) -> None:
+        """Until two follow the primary, and every Sentinel knows all others."""
+        until(self._is_formed, "three servers and three Sentinels", FORMED_WITHIN_S)
+
+    def _is_formed(self) -> bool:
+        try:
+            (port,) = self.named()
+            followers = self.replication(port)
+            online = sum(f"slave{n}" in followers for n in range(COUNT))
+            return followers["role"] == "master" and online == COUNT - 1 and self._all_known()
+        except (redis.RedisError, OSError, ValueError):
+            return False
+
+    def _all_known(self) -> bool:
+        for port in self.sentinel_ports:
+            told = self.ask(port, "SENTINEL", "MASTER", MASTER)
+            about = dict(zip(told[::2], told[1::2], strict=True))
+            if (about["num-slaves"], about["num-other-sentinels"]) != ("2", "2"):
+                return False
+        return True
+
+
+def require_client() -> str:
+    """The path of redis-cli, by which a server asks the Sentinels, or ""."""
+    return shutil.which("redis-cli") or ""
