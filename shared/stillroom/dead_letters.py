@@ -126,7 +126,9 @@ def _bytes(text: str) -> bytes:
 
 
 def _checked(id: str) -> str:
-    """Raises NoDeadLetter for what is no id of a stream's entry: the server would refuse it as an error."""
+    """Raise NoDeadLetter for a text that is no id of a stream entry, which the server would refuse
+    with an error.
+    """
     if not isinstance(id, str) or not _ID.fullmatch(id):
         raise NoDeadLetter(id)
     return id

@@ -130,12 +130,12 @@ def _nothing() -> None:
 
 
 def _no_headers() -> Mapping[str, str]:
-    """Nothing goes along with a message."""
+    """Return no headers for a message."""
     return {}
 
 
 class _Errand(NamedTuple):
-    """What the thread is to publish: orders or a wake. Neither: it is to look at its watch."""
+    """The thread's next publication: orders or a wake. With neither, the thread only looks at its watch."""
 
     orders: Sequence[RefreshOrder] = ()
     undelivered: Callable[[], object] = _nothing  # what to do if that turns out impossible
@@ -221,7 +221,7 @@ class CeleryDispatch:
             self._refused.append(errand.undelivered)
 
     def _start(self) -> None:
-        """Start the thread. It is kept when it runs: one that could not be started can't be joined either."""
+        """Start the thread, and keep it only once it runs: a thread that could not start cannot be joined."""
         thread = threading.Thread(
             target=self._work, args=(self._errands,), name="stillroom dispatch", daemon=True
         )
@@ -255,7 +255,7 @@ class CeleryDispatch:
 
     @staticmethod
     def _give_back(undelivered: Callable[[], object]) -> None:
-        """Nothing that goes wrong with one order ends the thread: its lease runs out by itself."""
+        """Give orders back. An error with one order does not end the thread: its lease runs out by itself."""
         try:
             undelivered()
         except Exception:
@@ -264,7 +264,7 @@ class CeleryDispatch:
     def _next(
         self, errands: queue.SimpleQueue[_Errand | None], ahead: deque[_Errand | None]
     ) -> _Errand | None:
-        """The next errand. A wake that was put off is one when its time has come."""
+        """Return the next errand. A postponed wake is one when its time has come."""
         while True:
             task, due = min(self._owed.items(), key=lambda owed: owed[1], default=("", None))
             left = None if due is None else due - time.monotonic()
@@ -311,7 +311,7 @@ class CeleryDispatch:
         self._due = time.monotonic() + pace
 
     def _sendable(self, errand: _Errand) -> Sequence[RefreshOrder]:
-        """The errand's orders, or none if one of them is larger than what a worker takes."""
+        """Return the errand's orders, or none if one of them is larger than a worker takes."""
         for order in errand.orders:
             if (size := _size(order)) > FIELDS_LIMIT:
                 log.error(
@@ -324,7 +324,7 @@ class CeleryDispatch:
         return errand.orders
 
     def _deliver_orders(self, some: list[RefreshOrder]) -> int:
-        """Publish them. → how many tasks were waiting for a worker."""
+        """Publish the orders; return how many tasks were waiting for a worker."""
         message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
         loaders = sorted({order.loader for order in some})
         return self._publish(
@@ -375,7 +375,7 @@ class CeleryDispatch:
         self._producer = self._app.amqp.Producer(self._app.connection_for_write())
 
     def _length(self, queue_name: str) -> int:
-        """How many tasks wait there; 0 with brokers that have limits of their own."""
+        """Return how many tasks wait there, or 0 with brokers that have limits of their own."""
         self._connect_once()
         length = getattr(self._producer.channel, "_size", None)  # kombu's own queues
         return int(length(queue_name)) if length is not None else 0

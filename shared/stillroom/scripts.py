@@ -33,7 +33,7 @@ class Script:
         return self.flagged if self.flagged and Script.flags_are_known else self.plain
 
     def __call__(self, keys: Sequence[bytes], *args: bytes | str | int) -> tuple[bytes | str, ...]:
-        """The command that runs this script."""
+        """Return the command that runs this script."""
         texts = [b"%d" % arg if isinstance(arg, int) else arg for arg in args]
         return self.run((b"%d" % len(keys), *keys, *texts))
 

@@ -157,7 +157,7 @@ def hidden(kind: str, text: str, pepper: bytes) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without port, brackets and zone."""
+    """Return the address without port, brackets and zone."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

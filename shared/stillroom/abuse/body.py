@@ -204,7 +204,7 @@ class AbuseBody:
         return abuse_lift([*own, *counts], name, EVENT_LIFE_MS + PEACE_MS)
 
     def _lift_exempt(self) -> Operation[None]:
-        """Lift the bans of those who have become exempt since. Now and then: other workers may not know it yet."""
+        """Lift the bans of clients that became exempt. This runs now and then, because other workers may lag."""
         if time.monotonic() < self._compares_exempt_at:
             return
         start, page = 0, [b""]
@@ -252,7 +252,7 @@ class AbuseBody:
         )
 
     def _pepper(self) -> bytes:
-        """What names are hidden with, as the limiter hides them."""
+        """Return the pepper that hides names, which is the limiter's."""
         if not self._peppers:
             self._peppers = pepper.ring(
                 self.settings,
@@ -286,7 +286,7 @@ class AbuseBody:
         return (b"XADD", self._keys.abuse, b"MAXLEN", b"~", kept, b"*", *event.fields())
 
     def _take_held(self, most: int) -> list[Event]:
-        """Take queued events, of the rarest kinds first. If threads call this at once each is taken once."""
+        """Take queued events, the rarest kinds first. Several threads may call this; each event is taken once."""
         events: list[Event] = []
         for held in sorted(self._held.values(), key=len):
             while held and len(events) < most:
@@ -303,7 +303,7 @@ class AbuseBody:
         return name
 
     def _named(self, text: str) -> str:
-        """The subject a person means: a network as it stands, of an IPv6 address its client's prefix."""
+        """Return the subject a person means: a network as it stands, and an IPv6 address as its client's prefix."""
         if "/" not in text:
             return subject_of(text, self.settings.limit_v6_prefix)
         try:

@@ -133,7 +133,7 @@ def cleaned_route(route: str) -> str:
 
 
 def _cut_out(secret: re.Match[str]) -> str:
-    """Sixteen bits of it tell two apart, so a scanner can't hide behind long names, and give nothing away."""
+    """Replace the text by sixteen bits of its hash: two texts stay different, and nothing is given away."""
     if _ICON.fullmatch(secret[0]):
         return secret[0]
     return f"*{crc32(secret[0].encode()) & 0xFFFF:04x}"

@@ -284,7 +284,7 @@ def _tables_in(path: Path) -> Mapping[str, dict[str, Any]]:
 
 
 def _rule(name: str, fields: Mapping[str, Any], mistakes: list[str]) -> Rule | None:
-    """The rule; or None, and a line for each mistake in it."""
+    """Return the rule, or None and a line for each mistake in it."""
     try:
         return Rule.model_validate({**fields, "name": name})
     except ValidationError as error:

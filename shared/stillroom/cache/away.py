@@ -146,7 +146,7 @@ class Away:
         return {name: value for name, value in values.items() if value is not MISS}
 
     def _take_off(self, names: Sequence[bytes]) -> tuple[dict[bytes, Flight], dict[bytes, Flight]]:
-        """(loads that are ours from now on, loads of others that are under way)."""
+        """Return (loads that this caller starts, loads of others that are under way)."""
         with self._lock:
             others = {name: self._flights[name] for name in names if name in self._flights}
             ours = {name: Flight() for name in names if name not in others}
@@ -156,7 +156,7 @@ class Away:
     def _fly(
         self, ours: Mapping[bytes, Flight], load: Load, form: Form
     ) -> Operation[dict[bytes, Any]]:
-        """Load, and let all others know how it ended."""
+        """Load, and tell every waiter how the load ended."""
         try:
             loaded = yield from load(list(ours))
             taken = {name: form.take(name, loaded[name]) for name in ours if name in loaded}
@@ -181,7 +181,7 @@ class Away:
                 flight.is_done = True
 
     def _await_one(self, others: Mapping[bytes, Flight], deadline: float) -> Operation[bool]:
-        """Wait until one of these loads is done. False: this caller has waited for long enough."""
+        """Wait until one of these loads is done. Return False when this caller's time is over."""
         pause = FIRST_PAUSE_S
         while not any(flight.is_done for flight in others.values()):
             if time.monotonic() > deadline:

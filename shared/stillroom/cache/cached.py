@@ -18,7 +18,7 @@ Q = ParamSpec("Q")
 
 
 class _Cached(Generic[P, T_co]):
-    """A loader that answers from the cache. In a class it is a method, as a function is."""
+    """A loader that answers from the cache. In a class it binds as a method does."""
 
     def __init__(self, loader: Loader, body: Any, driver: Any) -> None:
         functools.update_wrapper(self, loader.function)  # type: ignore[arg-type]  # an instance is fine
@@ -41,7 +41,7 @@ class _Cached(Generic[P, T_co]):
         return bound
 
     def __reduce__(self) -> Any:
-        """Pickled by its name, as a function is."""
+        """Pickle the loader by its name, as a function is."""
         if self._first:
             return getattr, (*self._first, self.__name__)
         return getattr(self, "__qualname__", self.__name__)
@@ -127,7 +127,7 @@ class AsyncCachedFunction(_Cached[P, T_co]):
 
 
 def _mark_coroutine_function(cached: Any) -> None:
-    """Let inspect.iscoroutinefunction say what it says of the function this stands for."""
+    """Make inspect.iscoroutinefunction answer as for the wrapped function."""
     if hasattr(inspect, "markcoroutinefunction"):  # from Python 3.12 on
         inspect.markcoroutinefunction(cached)
         return

@@ -52,7 +52,7 @@ class Explanation:
 
 
 class _Found(NamedTuple):
-    """What Redis has under a key."""
+    """What Redis holds under a key."""
 
     raw: bytes | None
     other: bytes | None
@@ -101,7 +101,7 @@ class Explainer(Core):
     def _why(
         self, name: bytes, found: _Found, loader: Loader | None
     ) -> Operation[tuple[Entry | None, _Why]]:
-        """→ (the entry, if it can be read; what a reader makes of it)."""
+        """Return (the entry if it is readable, what a reader makes of it)."""
         release = loader.release if loader else b""
         read = [_read(raw, name) for raw in (found.raw, found.other)]
         entries = [one for one in read if one is not None]
@@ -161,7 +161,7 @@ class Explainer(Core):
     def _why_absent(
         self, name: bytes, key: str, loader: Loader, now_ms: int
     ) -> Operation[_Why | None]:
-        """What the indexes of its tags remember of an entry that is not there."""
+        """Return what the indexes of its tags remember of a missing entry."""
         tags = [sanitized(tag) for tag in tags_of_key(loader, key)]
         if not tags:
             return None
@@ -177,7 +177,7 @@ class Explainer(Core):
         return _Why("miss", "removed", said)
 
     def _loader_of(self, key: str) -> Loader | None:
-        """The loader whose keys look like this one; of several the one with the longest text."""
+        """Return the loader whose template fits this key, of several the one with the longest text."""
         known = [self.loaders[name] for name in self.loaders.names()]
         fitting = [one for one in known if fields_of(one.template, key) is not None]
         return max(fitting, key=lambda one: len(one.template), default=None)

@@ -87,7 +87,7 @@ class Housekeeping:
 
 
 def _added_up(reports: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The counts of several reports together."""
+    """Add up the counts of several reports."""
     total: Counter[str] = Counter()
     for report in reports:
         total.update(report)

@@ -89,7 +89,7 @@ class Ordering:
     # Carrying out
 
     def _try(self, taken: Taken) -> Operation[str]:
-        """→ done, dead or "put off"."""
+        """Try an order; return done, dead or "put off"."""
         try:
             order = from_member(taken.member)
             yield from order.carried_out_by(self._cache)
@@ -145,5 +145,5 @@ class Ordering:
         return left, due
 
     def _send_again(self, letter: DeadLetter) -> Operation[None]:
-        """What retrying a dead letter does: the order is written down anew. For the state's driver."""
+        """Write the order of a dead letter down anew, with the state's driver."""
         yield from self._written((from_body(letter.body),))

@@ -240,7 +240,7 @@ class Reclaim:
             work.progress.done = True  # of no kind that is known here
 
     def _hand_back(self, work: Work) -> Operation[int]:
-        """Cross it off, or write down what is left of it. → how many patterns need no mark any more."""
+        """Cross the work off, or write down the rest of it. Return how many patterns need no mark any more."""
         state, dropped, again_ms = work.progress, 0, 0
         left = b"" if state.done else ON + work.name
         if state.done and work.name == SWEEP:
@@ -267,14 +267,14 @@ class Reclaim:
         return int(self._cache.terms.longest(LEASE_LIMIT) * 1000) + 1
 
     def _drop_globs(self, state: Progress) -> Operation[tuple[int, bool]]:
-        """→ (patterns dropped, whether some are left)."""
+        """Drop the swept patterns; return (patterns dropped, whether some are left)."""
         longest_us = int(self._cache.terms.longest(LEASE_LIMIT) * 1_000_000)
         keys = [self._keys.marks, self._keys.globs]
         ((dropped, newest),) = yield [drop_globs(keys, state.began_us, longest_us)]
         return dropped, newest is not None
 
     def _save(self, work: Work) -> Operation[None]:
-        """A server whose memory is full refuses this, and is to get rid of its dead all the same."""
+        """Save the progress. A full server refuses this, and its dead entries have to be deleted all the same."""
         state = work.progress.model_dump_json(exclude_defaults=True).encode()
         yield from self._tolerant([(b"SET", self._keys.at(work.name), state, b"EX", KEPT_S)])
 
@@ -286,7 +286,7 @@ class Reclaim:
         run: Run,
         bite: Callable[[bytes, int], Operation[tuple[bytes, int]]],
     ) -> Operation[None]:
-        """Bite from the cursor on; → (next cursor, how many), to the end or until the time is up."""
+        """Bite from the cursor on to the end or until the time is up; return (next cursor, how many)."""
         state = work.progress
         while not state.done and run.left > 0:
             began = time.monotonic()
@@ -329,7 +329,7 @@ class Reclaim:
     def _scan(
         self, cursor: bytes, prefix: bytes, size: int
     ) -> Operation[tuple[bytes, list[bytes]]]:
-        """The keys with this prefix."""
+        """Scan the keys with this prefix."""
         pattern = glob_literal(prefix) + b"*"
         ((cursor, keys),) = yield [(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % size)]
         return cursor, keys
@@ -421,7 +421,7 @@ class Reclaim:
     def _heads(
         self, keys: Sequence[bytes]
     ) -> Operation[tuple[dict[bytes, tuple[bytes, Entry]], bytes | None, list[bytes]]]:
-        """→ (by key: how the entry begins, its header), the clock after that, the globs."""
+        """Return (by key: how the entry begins, its header), the clock after that, and the globs."""
         last: list[Command] = [
             (b"GET", self._keys.clock),
             (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
@@ -443,7 +443,7 @@ class Reclaim:
         return heads, clock, globs or []
 
     def _tolerant(self, batch: Sequence[Command]) -> Operation[list[Any]]:
-        """The replies; None for what is not of the type we write."""
+        """Return the replies, with None for a key of a type that we do not write."""
         try:
             replies: list[Any] = (yield batch) if batch else []
         except RedisRefused as refused:
@@ -455,7 +455,7 @@ class Reclaim:
     # Soft invalidation
 
     def _refresh_tag(self, work: Work, run: Run) -> Operation[None]:
-        """Load what went stale by this tag, what is read the most first, until a pass finds nothing it can load."""
+        """Load the entries that this tag made stale, the most read first, until a pass finds nothing to load."""
         tag, state = work.name.removeprefix(SOFT), work.progress
         _, policy = yield from self._about_server()
         (score,) = yield [(b"ZSCORE", self._keys.marks, work.name)]
@@ -484,7 +484,10 @@ class Reclaim:
         return cursor, len(names)
 
     def _refresh_one(self, stale: Stale, state: Progress) -> Operation[bool]:
-        """Load it, unless somebody does; at `refresh_rate` a second at the most. → whether it is fresh now."""
+        """Load a key unless another caller does, at `refresh_rate` a second at most.
+
+        Return whether it is fresh now.
+        """
         began = time.monotonic()
         (lease,) = yield from self._cache.lease_refreshes([stale])
         task = self._cache.order_of(stale, lease) if lease else None
@@ -516,7 +519,7 @@ class Reclaim:
         yield Pause(run.took(time.monotonic() - began))
 
     def _about_server(self) -> Operation[tuple[str, str]]:
-        """→ (its run id, its eviction policy); empty where this user may not ask."""
+        """Return (the server's run id, its eviction policy), empty where this user may not ask."""
         replies = yield from self._tolerant([(b"INFO", b"server"), (b"INFO", b"memory")])
         lines = b"\n".join(reply or b"" for reply in replies).decode().splitlines()
         facts = dict(line.split(":", 1) for line in lines if ":" in line)

@@ -76,7 +76,7 @@ def shortened(text: str) -> str:
 
 
 def _escaped(value: str, end: str) -> str:
-    """The value without its end character. The escapes contain none either."""
+    """Escape the value's end character. The escapes do not contain it."""
     if end == "%":
         return value.replace("~", "~t").replace("%", "~p")
     if end not in value and "%" not in value:

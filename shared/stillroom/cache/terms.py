@@ -72,6 +72,6 @@ class Terms:
 
     @property
     def _is_heritable(self) -> bool:
-        """Whether every process waits until a replica has what it invalidates."""
+        """Return whether every process waits until a replica has its invalidations."""
         agreement = self._agreed.of(REPLICAS)
         return self._settings.replicas > 0 and agreement is not None and agreement.agreed != "0"

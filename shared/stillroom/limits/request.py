@@ -335,7 +335,7 @@ class Requests:
     # Windows
 
     def _make_plan(self, limits: tuple[Limit, ...]) -> Plan:
-        """Raises InvalidLimit."""
+        """Make the plan. Raises InvalidLimit."""
         plan = _plan_of(limits, self._windows)._replace(
             counted_as=tuple([self._counted_as(LIMIT, "checks", limit.name) for limit in limits])
         )
@@ -410,7 +410,7 @@ class Requests:
         )
 
     def _watch(self, client: str) -> None:
-        """Say so where nearly all requests come from one address: then it is a proxy, and nobody said so."""
+        """Log where nearly all requests come from one address, which is then a proxy that no setting names."""
         if not self._crowd.saw(client, self._count // SAMPLED):
             return
         todo = "its network in STILLROOM_TRUSTED_PROXIES and its header in STILLROOM_PROXY_HEADER"
@@ -431,7 +431,7 @@ class Requests:
 
 
 def _check_texts(subject: object) -> None:
-    """Raises InvalidLimit, which does not repeat what may be somebody's name."""
+    """Raise InvalidLimit without repeating a text that may be somebody's name."""
     if not isinstance(subject, Mapping):
         kind = type(subject).__name__
         raise InvalidLimit(kind, "a subject is an address, or a mapping of kinds to texts")
@@ -441,7 +441,7 @@ def _check_texts(subject: object) -> None:
 
 
 def _plan_of(limits: tuple[Limit, ...], windows: Mapping[str, int]) -> Plan:
-    """Raises InvalidLimit."""
+    """Return the plan. Raises InvalidLimit."""
     names = [limit.name for limit in check_limits(limits)]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidLimit(twice, "two limits of one request have this name")
@@ -470,7 +470,7 @@ def _letters(limits: Sequence[Limit]) -> bytes:
 
 
 def _memory_of(limit: Limit, windows: Mapping[str, int]) -> bytes:
-    """Nothing, unless the name has a longer window too: what is known by one says nothing of the other."""
+    """Return the suffix that keeps a shorter window's memory apart from that of a longer one of its name."""
     is_shorter = limit.window * _US < windows.get(limit.name, 0)
     return b"@%d" % limit.window if is_shorter else b""
 
@@ -495,7 +495,7 @@ def _whom(limit: Limit, values: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _check_address(address: str, subject: str) -> None:
-    """Raises InvalidLimit for a text that is no address: all such texts would share one quota."""
+    """Raise InvalidLimit for a text that is no address, because all such texts would share one quota."""
     if subject == UNKNOWN and address != UNKNOWN:
         kind, colon, _ = address.partition(":")
         kind = kind if colon and kind.isidentifier() and kind != "ip" else "user"

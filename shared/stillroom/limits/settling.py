@@ -209,7 +209,7 @@ class Settling:
         return []
 
     def _compare_windows(self) -> Operation[None]:
-        """Say which windows this process has, and learn the longest ones. Who may not ask goes on without."""
+        """Write this process's windows and read the longest ones. A user without the right goes on without."""
         self.waits.pop(WINDOWS, None)
         own = self._requests.own_windows()
         words = [word for name, window in own.items() for word in (name, window)]
@@ -228,7 +228,7 @@ class Settling:
 
 
 def _is_unsettled(reply: Any) -> bool:
-    """Whether a command has to be sent again: it was not answered, or refused by a server that can't serve."""
+    """Return whether to send a command again: it was not answered, or refused by a server that cannot serve."""
     if isinstance(reply, Exception):
         return str(reply).partition(" ")[0].lower() not in OF_THE_COMMAND
     return reply is None

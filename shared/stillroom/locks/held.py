@@ -51,7 +51,7 @@ class _Held:
         return self.is_held and time.monotonic() < self._renewed_until
 
     def _learn(self, until: float) -> bool:
-        """Take in what renewing was answered with; whether to go on."""
+        """Take in the reply to a renewal; return whether to go on."""
         if until:
             self._until = until
         else:
@@ -90,7 +90,7 @@ class Held(_Held):
             raise LockLost(self.name)
 
     def _renew(self) -> bool:
-        """One renewal; whether there is to be another."""
+        """Renew once; return whether there is to be another renewal."""
         if not self._is_renewed:
             return False
         try:

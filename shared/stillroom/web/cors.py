@@ -99,5 +99,5 @@ def _names_origin(value: str) -> bool:
 
 
 def _has_credentials(headers: Sequence[Header]) -> bool:
-    """With them a `*` is a name like any other."""
+    """Return whether credentials are allowed, with which a `*` is a name like any other."""
     return any(name.lower() == "access-control-allow-credentials" for name, _ in headers)

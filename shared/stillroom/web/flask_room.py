@@ -91,7 +91,7 @@ class AppContext:
 
 
 def _budgeted(room: Stillroom, app: Callable[..., Iterable[bytes]]) -> Any:
-    """All Redis calls of a request share `request_timeout`."""
+    """Let all Redis calls of a request share `request_timeout`."""
 
     def budgeted(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         with room.request():

@@ -415,7 +415,7 @@ class RequestSession(MutableMapping[str, Any]):
 
     @property
     def _has_acted(self) -> bool:
-        """The same, but for lists and dicts that were changed in place."""
+        """Return whether the request has acted, apart from lists and dicts that were changed in place."""
         asked = self._login or self._is_ended or self._is_renewed or self._mutated
         return bool(asked or self._changed or self._gone)
 
@@ -454,7 +454,7 @@ class RequestSession(MutableMapping[str, Any]):
         return None if is_late else self._cookie.clear()
 
     def _beginning(self) -> Operation[str | None]:
-        """A new session; the one before, if there was one, ends with it."""
+        """Begin a new session; the current one, if any, ends with it."""
         try:
             made = yield from self._begun(to_fields(self._data or {}, self._data or {}))
         except SessionEnded:
@@ -523,7 +523,7 @@ class RequestSession(MutableMapping[str, Any]):
         return keys, data, theirs.version
 
     def _renewing(self) -> Operation[str]:
-        """After the changes: one that is refused leaves the session under the token that the browser has."""
+        """Renew the token after the changes, so that refused changes leave the browser's token good."""
         assert self._token is not None
         made = yield from self._body.renew(self._token, is_proof=self._is_confirmed)
         return self._cookie.write(made.token, self._kept_for(made))
@@ -531,21 +531,21 @@ class RequestSession(MutableMapping[str, Any]):
     # What a framework may know better
 
     def _settle(self) -> None:
-        """The request is over: what it did is known now."""
+        """Settle the request: its changes are known now."""
 
     def _options(self) -> dict[str, Any]:
-        """What a new session is created with."""
+        """Return the options of a new session."""
         return {}
 
     def _kept_for(self, made: Session[Any]) -> float | None:
-        """Seconds the browser keeps the cookie; None: until it is closed."""
+        """Return the seconds for which the browser keeps the cookie, or None until it is closed."""
         return made.ends_by - made.read_at if self._cookie.persistent else None
 
     def _dropped_at_login(self) -> tuple[str, ...]:
         return self._body.settings.session_login_drops
 
     def _agent(self) -> str:
-        """The User-Agent."""
+        """Return the User-Agent."""
         raise NotImplementedError
 
     # Small things
@@ -566,7 +566,7 @@ class RequestSession(MutableMapping[str, Any]):
         data.clear()
 
     def _done(self) -> Done:
-        """What was done since the last `mutate`, or since it was read."""
+        """Return the changes since the last `mutate`, or since the read."""
         data = self._data or {}
         base = {
             key: GONE if text is None else decoded_value(text) for key, text in self._seen.items()
@@ -575,7 +575,7 @@ class RequestSession(MutableMapping[str, Any]):
         return Done(base, ours)
 
     def _remember(self) -> None:
-        """The lists and dicts as they were written: see is_lost."""
+        """Remember the lists and dicts as they were written: see is_lost."""
         data = self._data or {}
         kept = [key for key in self._changed | self._seen.keys() if key in data]
         self._seen = {
@@ -584,7 +584,7 @@ class RequestSession(MutableMapping[str, Any]):
         self._changed = set()
 
     def _altered(self) -> set[str]:
-        """The lists and dicts that were changed in place."""
+        """Return the lists and dicts that were changed in place."""
         data = self._data or {}
         return {
             key
@@ -678,7 +678,7 @@ def _is_fixed(value: Any) -> bool:
 
 
 def _changed_by(change: Change, data: dict[str, Any]) -> dict[str, Any]:
-    """The data after the change, which may be another dict."""
+    """Return the data after the change, which may be another dict."""
     result = change(data)
     return data if result is None else dict(result)
 

@@ -182,7 +182,7 @@ def _visit(request: HttpRequest) -> Visit:
 
 
 def _rendered(response: Any) -> HttpResponseBase:
-    """A TemplateResponse is rendered now: what it shows is what is kept."""
+    """Render a TemplateResponse now, so that its rendered content is kept."""
     if hasattr(response, "render") and callable(response.render):
         response = response.render()
     found: HttpResponseBase = response
