@@ -187,7 +187,7 @@ class Codec:
 
     def _forms(self, value: Any, type: Any) -> Iterator[tuple[bytes, Callable[[], bytes]]]:
         """Yield the forms a value may have, the usual one first: (codec, how to make it)."""
-        # By alias and for the round trip: what is written must be what validation reads.
+        # By alias and for the round trip: validation must read exactly the written form.
         options: Any = {"by_alias": True, "round_trip": True, "warnings": "error"}
         if isinstance(value, bytes):
             yield BYTES, lambda: bytes(value)

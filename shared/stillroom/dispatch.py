@@ -138,7 +138,7 @@ class _Errand(NamedTuple):
     """The thread's next publication: orders or a wake. With neither, the thread only looks at its watch."""
 
     orders: Sequence[RefreshOrder] = ()
-    undelivered: Callable[[], object] = _nothing  # what to do if that turns out impossible
+    undelivered: Callable[[], object] = _nothing  # called if the publication fails
     wakes: str = ""  # a task
     carried: Mapping[str, str] = {}  # headers of the message: where its spans belong
 
@@ -164,9 +164,7 @@ class CeleryDispatch:
     def __init__(self, settings: Settings, keys: Keys) -> None:
         self._settings = settings
         self._keys = keys
-        self.carry: Callable[[], Mapping[str, str]] = (
-            _no_headers  # what else a message's header says
-        )
+        self.carry: Callable[[], Mapping[str, str]] = _no_headers  # further headers of a message
         self._down_until = 0.0
         self._woken: dict[
             str, float
@@ -178,7 +176,7 @@ class CeleryDispatch:
         """Nothing to send and nobody who sends: a forked child begins anew; its parent delivers what it holds."""
         # Not a Queue: its lock would lock out a signal handler that reads the cache in the middle of `put`.
         self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
-        # What could not be queued: the thread says so to whoever waits for it. The caller may be an event loop.
+        # Orders that could not be queued: the thread tells their callers, because the caller may be an event loop.
         self._refused: deque[Callable[[], object]] = deque(maxlen=self.waiting_limit)
         self._lock = threading.RLock()  # so that two first orders start one thread
         self._owed: dict[str, float] = {}  # wakes that were put off → until when
@@ -368,7 +366,9 @@ class CeleryDispatch:
             self._connect()
 
     def _connect(self) -> None:
-        from stillroom.own_celery import OwnCelery  # takes a while: only who publishes imports it
+        from stillroom.own_celery import (
+            OwnCelery,
+        )  # slow to import: only a process that publishes does
 
         self._app = OwnCelery(broker=self._settings.broker)
         self._app.conf.update(producer_settings(self._settings))

@@ -191,7 +191,7 @@ class SettingsDiffer(RedisUnavailable):
 
 # Reasons that say nothing of whether a command was done.
 UNANSWERED = frozenset({"timeout", "closed", "protocol", "proxy", "unblocked"})
-# What a server answers that refuses this one command, and would any time: it is not away.
+# The answers of a server that refuses this one command for good: it is not away.
 OF_THE_COMMAND = frozenset({"wrongtype", "err"})
 # Reasons that another attempt, later, will not mend.
 FINAL = frozenset(

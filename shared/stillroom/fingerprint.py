@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 LENGTH = 8  # hexadecimal digits
-# What a schema says to people, and what is not in a stored value.
+# The parts of a schema for people, and those that are not in a stored value.
 NOT_SHAPE = frozenset({"title", "description", "examples", "default", "deprecated"})
 
 

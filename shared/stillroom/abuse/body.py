@@ -48,7 +48,7 @@ SCAN_S = 5.0  # one scan ends after this; the next goes on
 LONGEST_BY_HAND_S = 30 * 86_400
 BANS_LISTED = 1_000
 WIDTHS_LIMIT = 8  # of networks with bans that are not looked for anyway
-EXEMPT_EVERY_S = 600.0  # how often the bans in force are compared with who is exempt
+EXEMPT_EVERY_S = 600.0  # how often the bans in force are compared with the exemptions
 V6_CLIENTS = range(56, 65)  # widths that a client's network may be set to
 
 

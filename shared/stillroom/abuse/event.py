@@ -26,7 +26,7 @@ APP_KINDS = (
 KINDS = LIMITER_KINDS + APP_KINDS
 KIND_GRAMMAR = r"[a-z][a-z0-9_]{0,31}"
 TEXT_LIMIT = 200  # characters
-ROUTE_LIMIT = 2_000  # of which the first 200 are kept when what could be a token is out
+ROUTE_LIMIT = 2_000  # of which the first 200 are kept once possible tokens are out
 N_LIMIT = 10**12
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

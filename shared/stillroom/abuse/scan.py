@@ -40,17 +40,15 @@ from stillroom.wire import Command, Server
 log = logging.getLogger("stillroom.abuse")
 
 GROUP = b"workers"
-# All workers are one consumer: what was left behind is known by its idle time, and no list of the dead grows.
+# All workers are one consumer: abandoned events are known by their idle time, and no list of dead workers grows.
 CONSUMER = b"worker"
-LEFT_AFTER_MS = 60_000  # whoever read an event and has not finished by then is dead
+LEFT_AFTER_MS = 60_000  # a worker that read an event and has not finished by then is dead
 LATE_MS = 2 * LEFT_AFTER_MS  # a count is kept for those that somebody else reads then
 DELIVERIES = 5  # an event that was read so often, and never finished, is not read again
 LEFT_BITE = 100  # of those that a dead worker left
 PATTERNS_KEPT = 10_000
 ASIDE_KEPT = 1_000
-EVENT_LIFE_MS = (
-    3_600_000  # nobody is banned for what is longer ago: the address may be another's by now
-)
+EVENT_LIFE_MS = 3_600_000  # no ban for an older event: the address may be another client's by now
 GROUPS_LIMIT = 50_000  # counts, of all rules together
 LONGEST_BAN_MS = 86_400_000
 JITTER = 0.1  # so that those banned together do not come back together

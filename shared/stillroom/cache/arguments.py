@@ -57,7 +57,7 @@ TABLE = (
     "addresses, models and dataclasses, and lists, tuples, sets and dicts of these"
 )
 
-# What the texts of other values than a str's look like.
+# The form of the texts of values other than str.
 _OTHERS = re.compile(
     r"'.*|None|True|False|-?[0-9].*|-?inf|nan|[\[({].*|[A-Za-z_][\w.]*[({].*", re.DOTALL
 )

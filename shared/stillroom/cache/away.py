@@ -111,7 +111,7 @@ class Away:
 
         `is_open`: the breaker is, so what is kept is served. Raises what the load raises, also another's.
         """
-        if is_unsettled():  # what a transaction sees before it is committed is nobody else's
+        if is_unsettled():  # uncommitted data is shared with no other caller
             return (yield from _alone(names, load, form))
         came = time.monotonic()
         values: dict[bytes, Any] = {}
@@ -241,7 +241,7 @@ class Away:
             self._outdate([name for name in self._flights if matches(original(name))])
         else:
             self._drop([*self._tagged.get(what, ())])
-            self._outdate(self._flights)  # what tags they will have is not known yet
+            self._outdate(self._flights)  # their tags are not known yet
 
     def _outdate(self, names: Iterable[bytes]) -> None:
         for name in names:

@@ -27,7 +27,7 @@ class _Cached(Generic[P, T_co]):
         self._body = body
         self._copies = body.copies
         self._driver = driver
-        self._first: tuple[Any, ...] = ()  # what it is bound to
+        self._first: tuple[Any, ...] = ()  # the object it is bound to
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of this call, as `get` and `invalidate` of the cache take it. Never awaited."""
@@ -131,7 +131,7 @@ def _mark_coroutine_function(cached: Any) -> None:
     if hasattr(inspect, "markcoroutinefunction"):  # from Python 3.12 on
         inspect.markcoroutinefunction(cached)
         return
-    # Before that it looks for what every function has.
+    # Before that it looks for attributes that every function has.
     cached.__code__ = AsyncCachedFunction.__call__.__code__
     cached.__defaults__ = cached.__kwdefaults__ = None
 

@@ -76,15 +76,15 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one 
 ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
 ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
-WON = STORED = 1  # what a script answers that did what it is for
-LATE = -1  # what each answers that arrived after its caller gave up
-TAKEN, QUEUED = 1, 0  # what lua/take_place.lua answers; -1: the queue is full
+WON = STORED = 1  # a script's reply when it has acted
+LATE = -1  # a script's reply when it arrived after its caller gave up
+TAKEN, QUEUED = 1, 0  # the replies of lua/take_place.lua; -1: the queue is full
 QUEUE_S = 1.0  # how long a load waits for a place …
 QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
 APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
 TRIES = 2  # to put a value
-_OUTCOMES = ("hit", "stale", "miss")  # what an event says of a lookup: see LOOKUPS
+_OUTCOMES = ("hit", "stale", "miss")  # the outcome of a lookup in its event: see LOOKUPS
 _FRESH = Freshness.FRESH
 STORED_VALUE = "a value that was stored"
 
@@ -242,7 +242,7 @@ class Core:
         Redis away: `default`, within the call's deadline; counted and logged, never raised.
         """
         name = sanitized(key)
-        self._codec.reader(type)  # what is no type is refused on a miss, too
+        self._codec.reader(type)  # refuses a value that is no type, on a miss too
         kept_for = near_of(near)
         try:
             if kept_for is None:
@@ -459,7 +459,7 @@ class Core:
     ) -> Operation[list[int]]:
         """Return which of these writes to send once more, though they were answered."""
         if verified_on is not None and self._judges.is_unverified:
-            # This very call met another run of the server. What it stored there is as dead as the epoch it is in.
+            # This very call met another run of the server, and its writes are as dead as the epoch they are in.
             try:
                 yield from self._judges.verify()
             except RedisUnavailable as error:
@@ -483,7 +483,7 @@ class Core:
             yield from bites.turn()
             bite = type(batch)(bites.next())
             try:
-                # What a loader brought can be loaded again.
+                # A loaded value can be loaded again.
                 kept_as = "" if isinstance(batch, Freeing) else STORED_VALUE
                 replies += yield from self._memo.changing(bite, kept_as)
             except RedisUnavailable as error:
@@ -635,7 +635,7 @@ class Core:
             return
         try:
             encoded = self._codec.encoded(value, recipe.type)
-        except Exception:  # what has no bytes is never read, but loaded each time
+        except Exception:  # a value without bytes is loaded each time
             return
         codec = b"%b:%b" % (encoded.codec, recipe.release) if recipe.release else encoded.codec
         entry = Entry(b"", 0, 0, codec, b"", name, [], encoded.payload)
@@ -665,7 +665,7 @@ class Core:
         near, release = self.near, wish.release
         try:
             yield from near.joining(wish.prefix if wish.prefix is not None else near_prefix(name))
-        except RedisRefused as error:  # a replica, say: what can't be entered can't be kept
+        except RedisRefused as error:  # by a replica, say: an unregistered copy must not be kept
             self.stats.say("no copies are kept", error.reason, error)
             return (yield from self._look_once(name, release))
         asked, known = near.asking(), self._judges.synced
@@ -697,7 +697,7 @@ class Core:
     ) -> Operation[int]:
         try:
             return (yield from self.near.learn(asked, registry, clock, known))
-        except RedisUnavailable as error:  # what was read is right all the same
+        except RedisUnavailable as error:  # the value that was read is right all the same
             self._fall_back("learn", error)
             return 0
 
@@ -772,7 +772,7 @@ class Core:
         """Read these keys and the clock in one MGET, with all riders."""
         if (
             self._invalidator.waiting
-        ):  # no read is trusted before Redis knows what this process knows
+        ):  # no read is trusted before Redis has this process's invalidations
             yield from self._invalidator.deliver()
         now = time.monotonic()
         batch: list[Command] = [(b"MGET", *keys, self.keys.clock)]
@@ -1066,7 +1066,7 @@ class Core:
         try:
             commits = Freeing([self._commit(name, held, clock, packed), *leaving])
             stored, *_ = yield commits
-            self._memo.forget(name)  # who has seen the new value is not shown the old one
+            self._memo.forget(name)  # a request that has seen the new value never sees the old one
             self.near.forget(name)
         except RedisUnavailable as error:
             self._fall_back("store", error)

@@ -43,11 +43,9 @@ class Explanation:
     ends_at: float | None = None
     age_s: float | None = None  # where the loader is known here, and its ttl is a number
     loading: str | None = (
-        None  # what is under way: `load`, `refresh asked for`, `refresh`, `backoff`
+        None  # the work under way: `load`, `refresh asked for`, `refresh`, `backoff`
     )
-    args: Mapping[str, Any] | None = (
-        None  # what the loader was called with, as far as the entry says so
-    )
+    args: Mapping[str, Any] | None = None  # the loader's arguments, as far as the entry names them
     value: Any = None  # only where it was asked for
 
 

@@ -35,7 +35,7 @@ FORMATS = {
     "BMP": "image/bmp",
     "TIFF": "image/tiff",
 }
-TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is what is shown as the height
+TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is shown as the height
 ORIENTATION = 0x0112  # its tag in EXIF
 CHUNKS = 1_000  # of a PNG that are passed over in search of its EXIF
 SVG = re.compile(

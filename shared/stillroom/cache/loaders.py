@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
     keeping: Keeping
     lease: int  # ms
     tags: Callable[[Any], list[str]]
-    release: bytes  # what tells its values from those of another release of the app
+    release: bytes  # tells its values from those of another release of the app
     loader: Loader | None = None  # a registered one can be run by a worker
     values: Mapping[str, Any] = {}
     at_once: int = 0  # loads of this loader that may run at the same time; 0: any number

@@ -81,7 +81,7 @@ class Ordering:
             ((taken, now_us),) = yield On([(STATE, self._take(began_us))])
             if taken is None:
                 break
-            began_us = began_us or now_us  # what becomes due from now on is for the next run
+            began_us = began_us or now_us  # work that becomes due from now on is for the next run
             counts[(yield from self._try(taken))] += 1
         ((left, due),) = yield On([(STATE, self._count())])
         return {"done": counts["done"], "dead": counts["dead"], "left": left, "due": due}

@@ -35,7 +35,9 @@ from stillroom.scripts import (
 )
 from stillroom.wire import Command
 
-HELD_MS = 60_000  # three times what a run takes: then the work of a worker that died is due again
+HELD_MS = (
+    60_000  # three times the length of a run: then the work of a worker that died is due again
+)
 SAVE_EVERY_S = 0.5
 KEPT_S = b"600"  # for how long one can see how far a piece of work has got
 HEAD_BYTES = 1_024  # fetched of an entry to read its header; more where that was not all of it
@@ -88,7 +90,7 @@ class Run:
 
     SMALLEST, FIRST, LARGEST = 10, 20, 100
     GOOD_S, SLOW_S = 0.0002, 0.0004
-    PAUSED = 0.25  # times what a bite took; what others wait for is the length of a bite, not how many there are
+    PAUSED = 0.25  # of a bite's time; other clients wait for the length of a bite, not for the number of bites
 
     def __init__(self, budget: float, report: Report | None) -> None:
         self.deadline = time.monotonic() + budget
@@ -369,10 +371,10 @@ class Reclaim:
     # Everything
 
     def _sweep(self, work: Work, run: Run) -> Operation[None]:
-        marks = [Marks()]  # what this sweep knows; replaced when a new epoch begins
+        marks = [Marks()]  # this sweep's marks; replaced when a new epoch begins
         yield from self._walk(work, run, partial(self._bite_dead, marks, work.progress))
         if work.progress.done and marks[0].epoch.decode() != work.progress.epoch:
-            work.progress.again = True  # what was passed by before it began is dead now
+            work.progress.again = True  # entries passed by before it are dead now
 
     def _bite_dead(
         self, marks: list[Marks], state: Progress, cursor: bytes, size: int
@@ -399,7 +401,7 @@ class Reclaim:
         try:
             epoch, seq = read_clock(clock or b"")
         except ValueError:
-            return False  # the clock is lost: whoever writes next begins an epoch, and asks for a sweep
+            return False  # the clock is lost: the next write begins an epoch and asks for a sweep
         known = marks[0] if marks[0].epoch == epoch else Marks(epoch)
         marks[0] = known
         known.synced = max(seq, known.synced)

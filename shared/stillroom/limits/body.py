@@ -42,13 +42,13 @@ RESERVED_S = (
     1.0  # a denial is remembered, where what is reserved may be given back, by another process too
 )
 LONGEST_WAIT_S = 3_600.0
-UNREAD_EVERY_S = 30.0  # who can't read what operators changed asks no more often
+UNREAD_EVERY_S = 30.0  # a user without the right to read changes asks no more often
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
-RESERVATION = "a reservation"  # what is said of one that no replica has in time
+RESERVATION = "a reservation"  # its name in the error when no replica has it in time
 EVENTS_KEPT = 100_000
 TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
-# What limit_check replies first; else 1 admitted, 0 denied.
+# The first element of limit_check's reply; else it is 1 admitted, 0 denied.
 _BANNED, _OTHER_WIDTHS = -1, -2
 _US = 1_000_000
 
@@ -76,7 +76,7 @@ class LimitsBody(Operating):
         self._local = LocalLimits(settings.processes, settings.local_limits, settings.limits_memory)
         self._settling = Settling(settings, keys, self._requests, self._local, stats)
         self._changes = self._requests.changes
-        # What Redis is being asked for: it may admit that, and nobody here knows yet.
+        # The hits that Redis is being asked for: it may admit them before this process knows.
         self._flying: dict[object, Request] = {}
         stats.riders += [self._settling.remind, self._riding]
         reset_after_fork(self._denials)
@@ -191,7 +191,7 @@ class LimitsBody(Operating):
                 return here
         settled = yield from self._settling.settle(reservation, cost)
         self._denials.forget(reservation.keys)
-        # What was settled here is, and Redis is told of the rest if it may know of any.
+        # The hits of this process are settled. Redis is told of the others if it may know any.
         return True if here else settled
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
@@ -328,7 +328,7 @@ class LimitsBody(Operating):
 
         Raises RedisUnavailable if this process decides.
         """
-        if self._breaker.is_open:  # what is owed need not be put together to find that out
+        if self._breaker.is_open:  # no need to put the owed hits together first
             raise RedisUnavailable("breaker", self._breaker.reason)
         if self._settling.waits or self._local.logs:
             return (yield from self._settling.before(request))
@@ -474,7 +474,7 @@ class LimitsBody(Operating):
         if decision.banned:
             key, limit, wait_us = request.bans[0], None, float(decision.wait_us)
         else:
-            # What is in flight may be over at any moment, and who is in shadow denies nobody.
+            # A request in flight may be over at any moment, and a limit in shadow denies nobody.
             waits = [
                 0.0 if limit.in_flight or limit.shadow else _long(wait_us)
                 for limit, wait_us in zip(decision.limits, decision.said[2::PARTS], strict=True)

@@ -37,7 +37,7 @@ class Decision(NamedTuple):
     """
 
     limits: tuple[Limit, ...]
-    status: int  # 200, 429, or 503: what may not be decided without Redis
+    status: int  # 200, 429, or 503: not decidable without Redis
     cost: int
     now_us: int  # the server's clock, since 1970
     # For each limit: hits used, and the µs until some are back, until the request fits, until all are back.

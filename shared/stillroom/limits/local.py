@@ -22,9 +22,7 @@ from stillroom.limits.neighbours import LOOKED_AT, Neighbours
 
 _US = 1_000_000
 
-Flying = Sequence[
-    tuple[Sequence[bytes], int]
-]  # what Redis is being asked for: logs, and hits of each
+Flying = Sequence[tuple[Sequence[bytes], int]]  # the hits that Redis is being asked for, by log
 
 
 class Known(NamedTuple):

@@ -38,7 +38,7 @@ class Charge(NamedTuple):
     hits: int  # but those of reservations
     age_us: int = 0  # since the last of them
     log: str = ""  # how this process calls the log
-    total: int = 0  # such hits in it, ever
+    total: int = 0  # hits of this process in it, ever
     reserved: tuple[Reserved, ...] = ()
 
 

@@ -63,13 +63,13 @@ class Plan(NamedTuple):
     numbers: tuple[bytes, ...]  # quota, window µs, ms that the log is kept, quota …
     how_many: bytes
     kinds: frozenset[str]
-    counted_away: bool  # what Redis says of them matters while it is away
+    counted_away: bool  # Redis' last reply on them matters while it is away
     longest_ms: int  # of the windows
-    hides: bool  # some limit counts by what only has a name under a pepper
+    hides: bool  # some limit counts by a subject that is hidden with a pepper
     memory: tuple[bytes, ...]  # what is remembered of a log is told apart by: see Request.known_as
     letters: bytes  # one for each limit, if one is in shadow: see lua/limit_check.lua
-    in_flight: str  # the name of a limit of what is in flight, if there is one
-    counted_as: tuple[str, ...] = ()  # what a check of each limit is counted as
+    in_flight: str  # the name of the limit of requests in flight, if any
+    counted_as: tuple[str, ...] = ()  # the name that a check of each limit is counted under
 
 
 class Request(NamedTuple):
@@ -170,9 +170,7 @@ class Requests:
         self._keys = keys
         self._counted_as = stats.counted_as
         self._peppers: tuple[bytes, ...] = ()
-        self.waits: dict[
-            str, float
-        ] = {}  # what has to be done before Redis is asked: see settling.py
+        self.waits: dict[str, float] = {}  # the work to do before Redis is asked: see settling.py
         self._widths = Widths()
         self._own_windows: dict[str, int] = {}  # of each limit's name the longest one here, µs …
         self._windows: dict[str, int] = {}  # … and in all processes
@@ -363,7 +361,7 @@ class Requests:
     def _learn(self, name: str, window: int) -> None:
         before = self._windows.get(name)
         self._windows[name] = window
-        if before not in (None, window):  # what was made with the other one is wrong
+        if before not in (None, window):  # requests made with the other window are wrong
             self._plan.cache_clear()
             self._of_address.cache_clear()
 
@@ -499,7 +497,7 @@ def _check_address(address: str, subject: str) -> None:
     if subject == UNKNOWN and address != UNKNOWN:
         kind, colon, _ = address.partition(":")
         kind = kind if colon and kind.isidentifier() and kind != "ip" else "user"
-        raise InvalidLimit(  # which does not repeat what may be somebody's name
+        raise InvalidLimit(  # does not repeat a text that may be somebody's name
             f"{kind}:…" if colon else "a text",
             f"as a str a subject is an address; did you mean {{{kind!r}: …}}? What a server says of a "
             "request becomes an address by limits.client(peer, headers)",

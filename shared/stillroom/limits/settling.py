@@ -43,7 +43,7 @@ class Settling:
         self._requests = requests
         self._local = local
         self._stats = stats
-        # What has to be done before Redis is asked; each request looks whether there is anything.
+        # The work to do before Redis is asked. Each request looks whether there is any.
         self.waits: dict[str, float] = requests.waits
         self.reset()
 

@@ -67,7 +67,7 @@ def _fit(chunks: Sequence[Chunk], path: Sequence[str]) -> bool:
         return False
     at = len(first)
     for chunk in chunks[1:-1]:
-        # The leftmost place is as good as any: what follows then has the most room.
+        # The leftmost place is as good as any: the following parts have the most room then.
         while at + len(chunk) <= end and not _fit_at(chunk, path, at):
             at += 1
         at += len(chunk)

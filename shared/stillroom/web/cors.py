@@ -18,7 +18,7 @@ LEARNED = 1_024  # origins and paths
 KEY_LENGTH = 400  # characters of those
 ORIGIN = "access-control-allow-origin"
 EXPOSE = "access-control-expose-headers"
-# What an app's CORS layer says of an origin. Its other words are for preflights only.
+# The headers of an app's CORS layer about an origin. Its others are for preflights only.
 _KEPT = (ORIGIN, "access-control-allow-credentials", EXPOSE)
 _NEVER_IN_A_PREFLIGHT = ("cookie", "authorization", "transfer-encoding")
 

@@ -16,7 +16,7 @@ log = logging.getLogger("stillroom.web")
 
 Header = tuple[str, str]
 
-# What tells shared caches more than Cache-Control does: RFC 9213 (…-Cache-Control), and those before it.
+# Headers that overrule Cache-Control in shared caches: RFC 9213 (…-Cache-Control), and its predecessors.
 FOR_CACHES = ("surrogate-control", "edge-control", "x-accel-expires")
 
 

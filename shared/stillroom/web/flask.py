@@ -29,11 +29,14 @@ from stillroom.web.wsgi import ALONG
 
 View = TypeVar("View", bound=Callable[..., Any])
 
-USER = "_user_id"  # where Flask-Login keeps who is logged in
+USER = "_user_id"  # where Flask-Login keeps the user
 FRESH = "_fresh"  # … and whether by a password, not by its "remember me" cookie
 PERMANENT = "_permanent"
 FLASHES = "_flashes"
-FLASKS_NAME, FLASKS_LIFETIME = "session", 31 * 86_400  # its defaults: who has them has set nothing
+FLASKS_NAME, FLASKS_LIFETIME = (
+    "session",
+    31 * 86_400,
+)  # its defaults: an app with these has set nothing
 OWN = SessionCookie()
 # Where werkzeug's test client says that it keeps the context, for the test to look into when the response is over.
 KEPT_OPEN = "werkzeug.debug.preserve_context"
@@ -64,7 +67,7 @@ class FlaskSession(WebSession, SessionMixin):
         False  # it is to live for another time: another session, with the same in it
     )
     _is_said_modified = False
-    _follows_flask_login = False  # who is to be logged in is what it says
+    _follows_flask_login = False  # whether Flask-Login names the user
 
     @property
     def permanent(self) -> bool:

@@ -20,12 +20,12 @@ from stillroom.limits.request import Subject
 from stillroom.limits.routes import Counted, check_count
 
 T = TypeVar("T")
-# What a function of the request returned is yielded: in an ASGI app it may have to be awaited.
+# The result of a function of the request is yielded, because in an ASGI app it may have to be awaited.
 Steps: TypeAlias = Generator[Any, Any, T]
 LimitsOf: TypeAlias = Callable[[Any], Limit | Sequence[Limit] | Awaitable[Limit | Sequence[Limit]]]
 
 MARK = "__stillroom_limits__"  # on an endpoint: the declarations it carries
-EXEMPT = "__stillroom_exempt__"  # on an endpoint: what is around it does not count here
+EXEMPT = "__stillroom_exempt__"  # on an endpoint: outer limits do not count here
 KINDS = ("ip", "user")  # that every request has; "user" is the session's, None for a visitor
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
@@ -50,7 +50,7 @@ class Header(NamedTuple):
 class Here(Protocol):
     """A request, as a framework shows it."""
 
-    request: Any  # what functions of the request are given
+    request: Any  # the argument of functions of the request
 
     def address(self) -> str:
         """The client's, as `limits.client` makes it."""
@@ -61,7 +61,7 @@ class Here(Protocol):
         """Who is logged in, or an awaitable of that; None: nobody."""
 
 
-# What `limited` takes.
+# The arguments of `limited`.
 Limitation: TypeAlias = Limit | Sequence[Limit] | LimitsOf
 By: TypeAlias = str | Header | Callable[[Any], object] | None
 When: TypeAlias = Callable[[Any], object] | None

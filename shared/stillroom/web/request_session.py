@@ -39,9 +39,7 @@ from stillroom.web.fields import field_of, to_data, to_fields
 from stillroom.web.merge import GONE, merged_keys
 from stillroom.web.session_cookie import SessionCookie
 
-TRIES = (
-    100  # to merge with what others have written: each lost one means that somebody else's was won
-)
+TRIES = 100  # to merge with other requests' writes: each lost try means that another request won
 _SAYS_HTTPS = ("HTTP_X_FORWARDED_PROTO", "HTTP_FORWARDED")
 CLEARS_WITHIN_S = 2.0  # a slower response might meet a login that never knew this cookie
 
@@ -99,11 +97,11 @@ class RequestSession(MutableMapping[str, Any]):
         self._token = token
         self._request = request
         self._found: Session[Any] | None = None
-        self._is_asked = token is None  # whether Redis has said what there is
+        self._is_asked = token is None  # whether the session was read
         self._data: dict[str, Any] | None = None  # None: not looked at
         self._changed: set[str] = set()
         self._gone: set[str] = set()
-        # What was looked at and can be changed in place, as JSON; None: the key was not there.
+        # The values that were read and can be changed in place, as JSON; None: the key was not there.
         self._seen: dict[str, bytes | None] = {}
         self._login: Login | None = None
         self._is_renewed = False
@@ -120,7 +118,7 @@ class RequestSession(MutableMapping[str, Any]):
     _may_be_lost: frozenset[str] = frozenset()
     _earlier: tuple[
         tuple[Done, Change], ...
-    ] = ()  # what was done before each `mutate`, and the change itself
+    ] = ()  # the changes before each `mutate`, and the change itself
     _mutated: frozenset[str] = frozenset()  # the keys that these changed
     _looked_at = 0.0  # time.monotonic(), where the cookie opened nothing
     _asked_us: int | None = None  # when it was read, by this machine's steady clock

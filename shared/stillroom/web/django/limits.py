@@ -187,7 +187,7 @@ def limited(
     def put_on(target: V) -> V:
         if isinstance(target, URLPattern | URLResolver):
             made: Any = _limited_url(target, declaration)
-        elif isinstance(target, tuple) and len(target) == 3:  # what include() returns
+        elif isinstance(target, tuple) and len(target) == 3:  # the result of include()
             made = (_limited_urls(target[0], declaration), *target[1:])
         elif isinstance(target, type) or not callable(target):
             meant = 'did you mean @method_decorator(limited(…), name="dispatch")?'

@@ -127,7 +127,7 @@ class CachedView:
         identity = identify(visit, self._policy, self._harmless)
         if not isinstance(identity, Identity):
             return self._marked(view(), is_private=identity == "session")
-        if visit.method == "HEAD":  # what a view says to it may be less than a page
+        if visit.method == "HEAD":  # a view's answer to it may be less than a page
             known = room().cache.get(self._key(identity), StoredPage)
             return (
                 self._marked(view(), is_private=False)

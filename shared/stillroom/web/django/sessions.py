@@ -34,7 +34,7 @@ from stillroom.web.request_session import CLEARS_WITHIN_S, TRIES, RequestSession
 
 T = TypeVar("T")
 
-EXPIRY = "_session_expiry"  # what set_expiry writes
+EXPIRY = "_session_expiry"  # the key that set_expiry writes
 
 
 class SessionStore(SessionBase):
@@ -50,13 +50,13 @@ class SessionStore(SessionBase):
 
     _session_key: Any  # a property of SessionBase
     _found: Session[Any] | None = None
-    _before: Mapping[str, bytes] | None = None  # what Redis holds, as far as this request knows
+    _before: Mapping[str, bytes] | None = None  # the data in Redis, as far as this request knows
     _version: int | None = None  # … and its version, where that is not the one it was read with
     _dead: str | None = None  # the key that came, and opened nothing
     _looked_at = 0.0  # … when: time.monotonic()
     _cycles = False  # a new key is due, when it is saved
-    _confirms = False  # … for the user has just proved who he is
-    _logs_in = False  # somebody has said who is logged in
+    _confirms = False  # … because the user has just proved their identity
+    _logs_in = False  # this request has logged a user in
 
     # What the middleware says of the request
     is_in_request = False
@@ -285,7 +285,7 @@ class SessionStore(SessionBase):
             self._found = self._found or room().sessions.get(self.session_key, touch=False)
             if self._found is None:
                 raise SessionEnded("missing")
-            # As it was: what the request has now may have been changed in place.
+            # As it was, because the request may have changed its data in place.
             self._before = _encoded(to_data(decoded(self._found.text, None)))
         return self._before
 
