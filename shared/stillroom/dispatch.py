@@ -337,9 +337,9 @@ class CeleryDispatch:
             self._publish(task, {}, kind="maintenance", shown={})
 
     def _publish(self, task: str, fields: Mapping[str, Any], *, kind: str, shown: Any) -> int:
-        """Send the task. → how many were waiting in its queue.
+        """Send the task; return how many were waiting in its queue.
 
-        Raises OverflowError where nobody takes them.
+        Raises OverflowError where no worker takes them.
         """
         self._connect_once()
         queue_name = self._keys.queue(kind)

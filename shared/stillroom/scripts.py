@@ -57,7 +57,7 @@ BY_SHA: dict[bytes | str, Text] = {}
 
 
 def _with_includes(text: str, known: set[str] | None = None) -> str:
-    """The script with the lua/lib files that it names, each once, in the place of the line that names it.
+    """Return the script with each lua/lib file that it names in place of the line that names it.
 
     Redis makes the functions of a script anew each time it runs, so what is rarely needed is included where it is.
     """

@@ -263,7 +263,7 @@ class AbuseBody:
         return self._peppers[0]
 
     def _write(self, events: Sequence[Event]) -> Operation[bool | None]:
-        """Whether they were written, the last of them where not all were; None: not known.
+        """Return whether the events, or at least the last, were written. None means unknown.
 
         Once: an event that is written twice counts twice.
         """

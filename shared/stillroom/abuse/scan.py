@@ -114,7 +114,7 @@ class Scan:
         return reply[0][1] if reply else []
 
     def _take_over(self, deadline: float) -> Operation[None]:
-        """What a dead worker has read and not finished: one by one, since one of them may be what killed it.
+        """Take over a dead worker's unfinished events one by one, because one of them may have killed it.
 
         Not by XAUTOCLAIM: it does not say how often an entry was delivered, and what it says of an entry that the
         stream no longer has differs from version to version.

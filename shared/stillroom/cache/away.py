@@ -193,9 +193,9 @@ class Away:
     def _landed(
         self, others: Mapping[bytes, Flight], came: float, form: Form
     ) -> tuple[dict[bytes, Any], list[bytes], list[bytes]]:
-        """(values that these loads have brought, keys whose values can't be shared, keys that are still to be had).
+        """Return (the values of these loads, keys whose values cannot be shared, keys still to load).
 
-        Raises what one of them has raised.
+        Raises the error of a load that failed.
         """
         shared: dict[bytes, Any] = {}
         alone: list[bytes] = []

@@ -177,9 +177,9 @@ class Bulk(Core):
     def _look_many(
         self, names: Sequence[bytes], fits: Callable[[Entry], bool]
     ) -> Operation[list[Found | None]]:
-        """For each of these names the entry and its freshness, or None where there is none.
+        """Return the entry and its freshness for each of these names, or None where there is none.
 
-        Where another release's value is in the way that does not fit, the key's other place is looked at.
+        Where another release's value is in the first place, the key's other place is read too.
         """
         prefix = self.keys.entry_prefix
         found = yield from self._look_in([prefix + name for name in names], names)
@@ -196,7 +196,7 @@ class Bulk(Core):
     def _look_in(
         self, places: Sequence[bytes], names: Sequence[bytes]
     ) -> Operation[list[Found | None]]:
-        """What is in these places, which are of these names.
+        """Return the entries in these places, which belong to these names.
 
         Many go in bites. Raises RedisUnavailable if none of these could be read.
         """
@@ -322,9 +322,9 @@ class Bulk(Core):
     def _take_turns(
         self, missing: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
     ) -> Operation[tuple[dict[str, Turn], dict[str, Any]]]:
-        """(the keys whose load is ours, the values that others have stored since we looked).
+        """Return (the keys whose load is ours, the values that others have stored since we looked).
 
-        The leases of the loads that are others' are put into `waited_for`.
+        The leases of other callers' loads are put into `waited_for`.
         """
         if not missing:
             return {}, {}
@@ -412,9 +412,9 @@ class Bulk(Core):
         patience: float,
         waited_for: dict[bytes, None],
     ) -> Operation[dict[str, Any]]:
-        """The values others have loaded; returns when nobody is loading the rest any more, or patience is over.
+        """Return the values that others loaded, once no caller loads the rest any more or patience is over.
 
-        Raises what a load has failed with that was waited for.
+        Raises the error of a failed load that this caller waited for.
         """
         values: dict[str, Any] = {}
         held = dict(waiting)

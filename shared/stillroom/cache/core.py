@@ -472,7 +472,7 @@ class Core:
         return late
 
     def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
-        """The replies to a batch, in which each command fails for itself: None is a failure.
+        """Return the replies to a batch in which each command fails for itself: None is a failure.
 
         It goes in bites. One that there was no time for goes again in smaller ones: what is still on its way is
         refused by then, and what is stored twice is the same.
@@ -702,9 +702,9 @@ class Core:
             return 0
 
     def _look(self, name: bytes, release: bytes = b"") -> Operation[tuple[Entry | None, Freshness]]:
-        """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands.
+        """Return the living entry and its freshness, or (None, DEAD), in one round trip while the clock stands.
 
-        With a `release` another release's value is none: then the key's other place is looked at.
+        With a `release` another release's value does not count, and the key's other place is read.
         """
         known = self._judges.synced
         if self._apart_until and time.monotonic() < self._apart_until:
@@ -1080,9 +1080,9 @@ class Core:
         return "" if stored == STORED else "lease lost"
 
     def _pack_loaded(self, name: bytes, value: Any, recipe: Recipe) -> tuple[Packed | None, Any]:
-        """→ (a loaded value ready to be stored, or None; the value as a reader gets it).
+        """Return (a loaded value ready to be stored or None, the value as a reader gets it).
 
-        What can't be kept is returned to its caller all the same.
+        A value that cannot be kept is returned to its caller all the same.
         """
         back = value
         try:

@@ -158,9 +158,9 @@ class Judge:
         return self.learn(since, rows, (), clock) or Marks()
 
     def _verified(self, marks: Marks) -> Operation[Marks]:
-        """All marks, after the epoch was verified: another run of the server answers, or the clock has gone back.
+        """Return all marks once the epoch is verified, after another run answered or the clock went back.
 
-        What was read before that is judged by what is known then.
+        Entries that were read before are judged by these marks.
         """
         run = self._clock.run
         verify = yield from self._verifying(marks.epoch, marks.synced)

@@ -405,7 +405,7 @@ def _called(function: Any) -> Any:
 
 
 def _is_again(one: Loader, other: Loader) -> bool:
-    """Whether a loader is the other one defined anew: in the same place of the same module.
+    """Return whether a loader is the other one defined anew, in the same place of the same module.
 
     Of functions inside functions, lambdas and partials there may be several in one place: there name and key must
     be the same as well.

@@ -257,7 +257,7 @@ class Reclaim:
         return dropped
 
     def _is_complete(self, state: Progress) -> Operation[bool]:
-        """Whether a sweep saw all there is: on one run of one server, from its beginning to its end.
+        """Return whether a sweep saw every entry, on one run of one server from its beginning to its end.
 
         Its slot may have moved meanwhile, or a replica taken over: SCAN has no key, and any server answers to
         another one's cursor. Where this user may not ask for the run, no sweep is known to be complete.
@@ -314,9 +314,9 @@ class Reclaim:
     def _scan_index(
         self, tag: bytes, cursor: bytes, size: int
     ) -> Operation[tuple[bytes, list[bytes]]]:
-        """The names in the index of a tag: all that are there from the first scan to the last.
+        """Yield the names in the index of a tag that are there from the first scan to the last.
 
-        One that is no sorted set is as good as none.
+        A key that is no sorted set counts as an empty index.
         """
         try:
             ((cursor, rows),) = yield [
@@ -392,9 +392,9 @@ class Reclaim:
     def _delete_dead(
         self, marks: list[Marks], state: Progress, keys: list[bytes]
     ) -> Operation[bool]:
-        """Delete those that the marks say are dead: of another epoch, named by a pattern or a tag.
+        """Delete the dead entries: those of another epoch, and those that a pattern or a tag ended.
 
-        → whether to look once more: something was put in the place of a dead one between the look and the deletion,
+        Return whether to look once more: an entry was written over a dead one between the look and the deletion,
         and may be as dead (`touch` keeps the stamp).
         """
         heads, clock, globs = yield from self._heads(keys)

@@ -78,9 +78,10 @@ class Settling:
             self.waits[AWAY] = 0.0
 
     def _await_others(self) -> None:
-        """Let this process decide until all have noticed that Redis is back, and have told it what they admitted.
+        """Let this process decide until all processes have noticed that Redis is back and reported their hits.
 
-        Each has its share of the quota. Redis would admit the shares of those that have not told it yet once more.
+        Each has its share of the quota. Redis would admit the share of a process that has not reported yet
+        once more.
         """
         now = time.monotonic()
         back_at = self.waits[AWAY] = self.waits.get(AWAY) or now

@@ -17,7 +17,7 @@ RENEWALS = 3  # in each lease: one that fails is tried again before the slot is 
 
 
 class _Held:
-    """What both faces share.
+    """The part that both faces share.
 
     `fence` is larger than that of every holder before: hand it to what the lock protects, which refuses a smaller
     one than it has seen. `is_held` looks at this process' clock only, so it is true and free of charge also while
