@@ -15,8 +15,8 @@ demo: $(VENV)/.run  ## The example shop's story, over HTTP and with timings; end
 up: $(VENV)/.run  ## Worker, beat and Flower on this machine; Ctrl-C ends them
 	$(BIN)/stillroom up
 
-test: $(VENV)/.dev  ## All tests; ARGS="-k name" for some of them
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev  ## All tests, on all CPUs; ARGS="-n 0 -k name" for some of them
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev docs  ## Lint, format, types, layers, docs
 	$(BIN)/ruff check .

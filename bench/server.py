@@ -50,6 +50,7 @@ def acts(here: Stage) -> dict[str, Callable[[], object]]:
         "cache.invalidate": lambda: room.cache.invalidate("other"),
         "cache.invalidate_by_tag": lambda: room.cache.invalidate_by_tag("other"),
         SESSION: lambda: room.sessions.get(token),
+        "sessions.create": lambda: room.sessions.create(None, DATA),
         "sessions.update": lambda: room.sessions.update(token, {"theme": "light"}),
         CHECK: lambda: room.limits.check(IP, LIMITS),
     }

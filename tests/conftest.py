@@ -39,6 +39,26 @@ def pytest_configure() -> None:
             signal.signal(number, usual)
 
 
+# What some tests need beside Python: a program, and what is not tested without it.
+NEEDED = {
+    "redis-server": "half of the tests: they run on the embedded server alone",
+    "docker": "the image and the Swarm",
+    "chromium": "pages as a browser shows them",
+    "apache2": "a shared cache in front of the pages",
+    "openssl": "TLS",
+    "gcc": "servers whose clock moves",
+}
+
+
+def pytest_report_header() -> list[str]:
+    """Say at once what is going to be skipped, and why."""
+    return [
+        f"skipped, because {program} is not installed: {tested}"
+        for program, tested in NEEDED.items()
+        if shutil.which(program) is None
+    ]
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the settings of the person who runs the tests."""

@@ -448,6 +448,7 @@ def producer_settings(settings: Settings) -> Mapping[str, Any]:
     return own | {
         "task_serializer": "json",
         "task_ignore_result": True,
+        "task_create_missing_queue_type": "quorum" if is_amqp(settings) else "classic",
         "broker_connection_retry": False,
         "broker_transport_options": own["broker_transport_options"]
         | {
@@ -476,8 +477,14 @@ def own_names(settings: Settings) -> dict[str, Any]:
             "unacked_index_key": keys.unacked_index,
             "unacked_mutex_key": keys.unacked_mutex,
             "keyprefix_binding_deadlines": keys.binding_deadlines,
+            **({"confirm_publish": True} if is_amqp(settings) else {}),
         },
     }
+
+
+def is_amqp(settings: Settings) -> bool:
+    """Whether the broker is RabbitMQ, or another one that speaks AMQP."""
+    return settings.broker.partition("://")[0] in ("amqp", "amqps", "pyamqp")
 
 
 def sentinel_options(settings: Settings) -> dict[str, Any]:

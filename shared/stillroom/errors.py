@@ -130,8 +130,10 @@ class RedisUnavailable(StillroomError):
 
     `reason` is one word: refused, name (the host has none), timeout, tls, closed, breaker, pool, budget, contended,
     nocluster; auth, select or time for the part of a connection's handshake that was refused; readonly (it is a
-    replica), sentinel (they name no primary), proxy; settings: see SettingsDiffer; or, in `RedisRefused`, the
-    server's own error code in lower case. `detail` says which setting leads there, and what to do.
+    replica), cluster (it is a node of one, and no setting says so), old (older than Redis 6.2), sentinel (they name
+    no primary), proxy; settings: see SettingsDiffer; unsupported (it does not know a command), or, in
+    `RedisRefused`, the server's own error code in lower case. `detail` says which setting leads there, and what to
+    do.
 
     Answer: 503, or go on without; after an edit that was saved, `defer=True` instead.
     """
@@ -192,14 +194,25 @@ class SettingsDiffer(RedisUnavailable):
 # Reasons that say nothing of whether a command was done.
 UNANSWERED = frozenset({"timeout", "closed", "protocol", "proxy", "unblocked"})
 # The answers of a server that refuses this one command for good: it is not away.
-OF_THE_COMMAND = frozenset({"wrongtype", "err"})
+OF_THE_COMMAND = frozenset({"wrongtype", "err", "unsupported"})
+# Stillroom can't work as it is configured: the server is of the wrong kind, or this user lacks a right. Unlike an
+# outage this does not end by itself.
+MISCONFIGURED = frozenset({"cluster", "old", "crossslot", "moved", "ask", "unsupported", "noperm"})
 # Reasons that another attempt, later, will not mend.
 FINAL = frozenset(
     {
-        *("auth", "select", "time", "tls", "noauth", "wrongpass", "noperm"),
+        *("auth", "select", "time", "tls", "noauth", "wrongpass"),
         *("protocol", "nocluster", "nomaster", "settings"),
+        # Not moved and ask: on a cluster with its setting a slot is on its way, and arrives.
+        *MISCONFIGURED - {"moved", "ask"},
     }
 )
+
+
+def is_misconfigured(error: RedisUnavailable) -> bool:
+    """Whether a mistake in the configuration is behind this error. An open breaker tells why it opened."""
+    reason = error.detail if error.reason == "breaker" else error.reason
+    return reason in MISCONFIGURED
 
 
 class SessionStoreUnavailable(RedisUnavailable):

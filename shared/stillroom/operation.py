@@ -58,6 +58,7 @@ __all__ = [
     "Repair",
     "Timed",
     "async_drivers_of",
+    "beside_elsewhere",
     "drivers_of",
     "together",
 ]
@@ -303,6 +304,10 @@ class AsyncDriver:
         self._call_timeout = wire.server.settings.call_timeout
         self._command_timeout = wire.server.settings.command_timeout
 
+    def at(self, place: int) -> AsyncDriver:
+        """The driver of another place of a step On."""
+        return self._places[place]
+
     async def run(self, operation: Operation[T]) -> T:
         """See Driver.run."""
         deadline = time.monotonic() + self._call_timeout
@@ -442,24 +447,51 @@ def together(*operations: Operation[Any]) -> Operation[list[Any]]:
             side.operation.close()
 
 
-def beside(operation: Operation[T], rider: Operation[Any]) -> Operation[T]:
-    """Run an operation, and another one in its batches, which is not begun where the first has nothing to say.
+def beside(operation: Operation[T], *riders: Operation[Any]) -> Operation[T]:
+    """Run an operation, and others in its batches, which are not begun where the first has nothing to say.
 
-    Answered by the result of the first. Why the other one fails is nobody's business here.
+    Answered by the result of the first. Why another one fails is nobody's business here.
     """
     first = _Side(operation)
     try:
         first.resume()
         if not first.is_done:
-            second = _Side(rider)
-            second.resume()
-            yield from _run_all([first, second])
+            others = [_Side(rider) for rider in riders]
+            for side in others:
+                side.resume()
+            yield from _run_all([first, *others])
         if type(first.outcome) is Failed:
             raise first.outcome.error
         return first.outcome  # type: ignore[no-any-return]
     finally:
         operation.close()
-        rider.close()
+        for rider in riders:
+            rider.close()
+
+
+def beside_elsewhere(
+    operation: Operation[T], elsewhere: Callable[[], Sequence[tuple[int, Operation[Any]]]]
+) -> Operation[T]:
+    """Run an operation of the state, and at the same time others, each at its place of a step On.
+
+    They are not made where the first has nothing to say. Answered by the result of the first.
+    """
+    first = _Side(operation)
+    try:
+        first.resume()
+        if not first.is_done:
+            yield On([(STATE, _rest(first)), *elsewhere()])
+        if type(first.outcome) is Failed:
+            raise first.outcome.error
+        return first.outcome  # type: ignore[no-any-return]
+    finally:
+        operation.close()
+
+
+def _rest(side: _Side) -> Operation[None]:
+    """Run a side that has begun to its end."""
+    while not side.is_done:
+        yield from side.alone()
 
 
 def _run_all(sides: Sequence[_Side]) -> Operation[None]:

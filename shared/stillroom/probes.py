@@ -55,7 +55,7 @@ def health_on(
         for clock, own in zip(_clocks(settings, cache), shard_keys(settings), strict=False)
     ]
     for source, shards in _shards_on(settings, of_cache or [first]):
-        source.probes.extend([CacheProbe(source.keys), TodoProbe(shards)])
+        source.probes.extend([CacheProbe(source.keys, source.stats), TodoProbe(shards)])
     return HealthBody(settings, keys, [first, *of_cache])
 
 

@@ -43,13 +43,16 @@ from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
 from stillroom.misuse import explained
 from stillroom.operation import (
+    STATE,
     AsyncDriver,
     Driver,
+    Operation,
     async_drivers_of,
     drivers_of,
 )
 from stillroom.pauses import Pauses
 from stillroom.probes import health_on, wires_of_cache
+from stillroom.rehearsal import of_cache, of_state, rehearsal
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
 from stillroom.stats import Stats
@@ -92,6 +95,10 @@ class Operations(Generic[D]):
     health: HealthBody
     cache_in_threads: Cache  # the cache, for a thread that has no event loop
     state: D  # runs what is about sessions, limits and abuse, which are on one server
+    # What proves all that this process keeps of the cache: where in a step On of `state`, and how; in one batch of
+    # `state` where that is `is_near_here`.
+    proofs: Callable[[], list[tuple[int, Operation[None]]]]
+    is_near_here: bool
 
 
 class _Room:
@@ -198,7 +205,9 @@ class _Room:
             if isinstance(self.dispatch, CeleryDispatch):
                 self.dispatch.carry = otel.carried
         bodies = self._cache_body, self._sessions_body, self._limits_body, self._abuse_body
-        return Operations(*bodies, health, cache_in_threads, state)
+        is_here = self._is_one_server and not self.settings.cluster and self.settings.shards == 1
+        proofs = self._cache_body.proofs
+        return Operations(*bodies, health, cache_in_threads, state, proofs, is_here)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
         """Make the wire to a cluster."""
@@ -227,6 +236,12 @@ class _Room:
     def _connect(self, *wires: Wire | ClusterWire | AsyncWire | AsyncClusterWire) -> None:
         for wire in {id(wire): wire for wire in wires}.values():
             self._await_answer(wire.server.name, wire.ping)
+
+    def _rehearse_cache(self) -> Operation[None]:
+        return rehearsal(of_cache(self.keys), self.wire.server)
+
+    def _rehearse_state(self) -> Operation[None]:
+        return rehearsal(of_state(Keys(self.settings.namespace)), self._state_server)
 
     def _await_answer(self, name: str, ping: Callable[[], None]) -> None:
         attempts = self.settings.connect_attempts
@@ -348,11 +363,15 @@ class Stillroom(_Room):
     def connect(self) -> None:
         """Wait for Redis: 5 attempts, 5 s apart, a log line each. Raises RedisUnavailable.
 
-        A wrong password or missing right is raised at once, and so is SettingsDiffer, where the other processes of
-        the namespace have another value of a setting that all must have alike.
+        A wrong password or missing right is raised at once. So is a server that can't do what it is there for: a
+        node of a Redis Cluster without the setting for it, a version before Redis 6.2, a proxy without scripts. And
+        so is SettingsDiffer, where the other processes of the namespace have another value of a setting that all
+        must have alike.
         Not needed in an app: each call connects by itself.
         """
         self._connect(self.wire, self.state_wire)
+        self._cache_driver.run(self._rehearse_cache())
+        self.state.run(self._rehearse_state())
         self._cache_driver.run(self._cache_body.terms.agree())
 
     def close(self) -> None:
@@ -424,7 +443,7 @@ class AsyncStillroom(_Room):
         self.cache = AsyncCache(parts.cache, parts.images, drivers[0])
         self.tasks = AsyncTasks(TasksBody(parts.orders), drivers[0])
         self.wire.breaker.recovered.append(self._cache_body.deliver_aside)
-        self.state = AsyncDriver(self.state_wire)
+        self.state = drivers[0].at(STATE)
         self.sessions = AsyncSessions(self._sessions_body, self.state)
         self._limits_body = self._limits(self.state_wire.breaker)
         self.limits = AsyncLimits(self._limits_body, self.state)
@@ -473,6 +492,8 @@ class AsyncStillroom(_Room):
     async def connect(self) -> None:
         """See Stillroom.connect."""
         await asyncio.to_thread(self._connect, self.wire, self.state_wire)
+        await self._cache_driver.run(self._rehearse_cache())
+        await self.state.run(self._rehearse_state())
         await self._cache_driver.run(self._cache_body.terms.agree())
 
     async def close(self) -> None:

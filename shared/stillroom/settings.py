@@ -289,7 +289,7 @@ class Settings(BaseSettings):
     """How many processes the app has. While Redis is away each admits its share of a quota."""
     limits_strict_503: bool = False
     """Whether strict limits (AUTH) answer 503 while Redis is away, instead of admitting this process's
-    share."""
+    share. Where Redis can't decide because of a mistake in the configuration, they always do."""
     local_limits: int = Field(50_000, ge=1)
     """Pairs of subject and limit that a process counts by itself while Redis is away."""
     limits_memory: int = Field(10_000, ge=1)

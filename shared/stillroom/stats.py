@@ -16,6 +16,7 @@ FLUSH_EVERY_S = 5.0
 KEPT_SECONDS = 2 * 3600
 TOTALS_KEPT_SECONDS = 30 * 86_400
 QUIET_SECONDS = 30.0  # between two lines that say the same
+MISTAKE_TOLD_SECONDS = 60.0
 NAMES_LIMIT = 100  # things of a kind that are counted by name, and …
 NAME_LIMIT = 100  # … characters of a name
 ERRORS_KEPT_SECONDS = 8 * 86_400
@@ -33,7 +34,9 @@ class Stats:
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
         self._said: dict[tuple[str, str], float] = {}
+        self._mistake: tuple[float, str] | None = None
         self.counts: defaultdict[str, int] = defaultdict(int)
+        self.gauges: dict[str, Callable[[], int]] = {}  # what this process has just now, by name
         self.errors: dict[str, str] = {}  # by loader its last error, as JSON; see cache/figures.py
         self._names: dict[str, dict[str, str]] = {}  # kind → name → what it is counted as
         self._fields: dict[tuple[str, str, str], str] = {}
@@ -90,6 +93,17 @@ class Stats:
         errors, self.errors = self.errors, {}
         told = [word for pair in errors.items() for word in pair]
         return [(b"HSET", keys.errors, *told), (b"EXPIRE", keys.errors, str(ERRORS_KEPT_SECONDS))]
+
+    def mistaken(self, reason: str) -> None:
+        """Remember that the configuration has just kept a call from Redis: the wire's word for why."""
+        self._mistake = time.monotonic(), reason
+
+    @property
+    def mistake(self) -> str | None:
+        """Why the configuration has kept a call of this process from Redis in the last minute, if it has."""
+        if self._mistake is None or time.monotonic() > self._mistake[0] + MISTAKE_TOLD_SECONDS:
+            return None
+        return self._mistake[1]
 
     def say(self, what: str, reason: str, detail: object, level: int = logging.WARNING) -> None:
         """Log once per 30 s for the same thing and reason."""

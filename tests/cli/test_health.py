@@ -1,4 +1,4 @@
-"""`stillroom health` and `stillroom doctor` work as a person and a script run them."""
+"""`stillroom health` and `stillroom doctor`, as a person and as a script run them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECRET = "canary-password-7f3a"
 
 @pytest.fixture(autouse=True)
 def no_psutil_in_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep psutil out of the programs, so that findings do not depend on the machine."""
+    """What they find does not depend on the machine they run on."""
     (tmp_path / "psutil.py").write_text("raise ImportError")
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -48,7 +48,7 @@ def run(url: str, *arguments: str, **changes: str) -> subprocess.CompletedProces
 
 
 def test_a_script_reads_the_exit_code_and_the_json(own_server: EmbeddedServer) -> None:
-    """The exit code is 0 while nothing fails and stdout is one JSON report; --strict counts a warning too."""
+    """0 while nothing fails, and the report is the one document on stdout; --strict minds a warning too."""
     done = run(own_server.url, "health", "--json", "--strict")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "pass"
@@ -60,7 +60,7 @@ def test_a_script_reads_the_exit_code_and_the_json(own_server: EmbeddedServer) -
 
 
 def test_a_failure_is_exit_code_1() -> None:
-    """A server that is away is exit code 1 and advice in the table; a mistake in the settings is 2."""
+    """Nobody listens there: the table says so, with what to do; a mistake in the settings is 2."""
     done = run("redis://127.0.0.1:1", "health")
     assert done.returncode == 1
     assert "no (refused)" in done.stdout
@@ -69,7 +69,7 @@ def test_a_failure_is_exit_code_1() -> None:
 
 
 def test_watching_ends_with_ctrl_c(own_server: EmbeddedServer) -> None:
-    """Watching prints a line of JSON every two seconds until Ctrl-C ends it normally."""
+    """A line of JSON every two seconds, and a normal end."""
     with subprocess.Popen(
         [STILLROOM, "health", "--watch", "--json"],
         env=os.environ | {"REDIS_URL": own_server.url, "STILLROOM_HEALTH_TIMEOUT": "5"},
@@ -91,9 +91,7 @@ def text_of(report: Any) -> str:
 
 
 def test_a_person_reads_the_table(make_room: Any, client: Any) -> None:
-    """The table shows status, servers, services and advice, and an unknown value as a question mark or
-    not at all.
-    """
+    """Status first, then servers, services and advice; what is not known is a question mark or left out."""
     room = make_room()
     count_in_last_minute(client, room, hits=900, misses=100)
     client.xadd(room.keys.dead_letters, {"kind": "message"})
@@ -115,7 +113,7 @@ def lines_about(room: Stillroom, about: str) -> list[Line]:
 
 
 def test_a_healthy_server_has_a_right_line_for_everything(make_room: Any, client: Any) -> None:
-    """For a healthy server the doctor says what is right line by line, and leaves no trace of its trial."""
+    """Each thing looked at is told of, and nothing of the rehearsal is left."""
     client.config_set("maxmemory", "1gb")
     room = make_room()
     room.health.ticked("stillroom.snapshot_health")
@@ -142,14 +140,14 @@ def test_a_healthy_server_has_a_right_line_for_everything(make_room: Any, client
 
 
 def test_what_is_wrong_is_said_with_what_to_do(make_room: Any, client: Any) -> None:
-    """The doctor names an eviction policy that loses tasks, a missing limit and a missing beat, with advice."""
+    """An eviction policy that loses tasks is a failure, and the doctor names the setting that cures it."""
     client.config_set("maxmemory-policy", "allkeys-lru")
     try:
         lines = list(examined(make_room()))
     finally:
         client.config_set("maxmemory-policy", "noeviction")
     wrong = {line.about: line for line in lines if line.status != "pass"}
-    assert set(wrong) == {"redis memory", "beat"}
+    assert set(wrong) == {"redis memory"}
     policy = next(line for line in lines if line.about == "redis memory")
     assert policy.status == "fail"
     assert "allkeys-lru may throw away queued tasks" in policy.sentence
@@ -159,7 +157,7 @@ def test_what_is_wrong_is_said_with_what_to_do(make_room: Any, client: Any) -> N
 def test_without_psutil_the_machine_is_unknown(
     make_room: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without psutil the machine is null in the report and no finding, and the doctor says what to install."""
+    """Null in the report, no finding, and the doctor says what would tell."""
     monkeypatch.undo()  # look at this machine after all
     monkeypatch.setitem(sys.modules, "psutil", None)
     room = make_room()
@@ -172,7 +170,7 @@ def test_without_psutil_the_machine_is_unknown(
 
 @pytest.fixture
 def limited(server: EmbeddedServer) -> Iterator[Any]:
-    """Return a function that takes rights from a user."""
+    """A user that lacks rights; → how to say which."""
     with redis.Redis.from_url(server.url) as client:
 
         def give(*rights: str) -> str:
@@ -199,7 +197,7 @@ def limited(server: EmbeddedServer) -> Iterator[Any]:
 def test_missing_rights_are_found_by_trying(
     limited: Any, rights: str, about: str, status: str, says: str
 ) -> None:
-    """The doctor finds missing rights by doing each thing once as this user; without TIME no connection begins."""
+    """What the app does is done once, as this user. Without TIME no connection is begun at all."""
     settings = Settings(**{"redis_url": limited(rights)} | PATIENT)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         lines = list(examined(room))
@@ -210,7 +208,7 @@ def test_missing_rights_are_found_by_trying(
 
 
 def test_the_doctor_as_a_command(own_server: EmbeddedServer) -> None:
-    """The doctor prints no password, and a server that is away is a failure with its reason."""
+    """Passwords are not printed; a server that is away is a failure with its reason."""
     done = run(f"redis://:{SECRET}@127.0.0.1:1", "doctor")
     assert done.returncode == 1
     assert "✗ redis connection" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from stillroom import AsyncStillroom, InvalidArgument, Settings, Stillroom
-from stillroom.cache import near
+from stillroom.cache import CacheProbe, near
+from stillroom.health.report import CacheStats
 from tests.support.entries import age
 from tests.support.faces import open_room
 
@@ -158,6 +160,43 @@ def test_a_request_reads_the_same_value_twice(room: Any, make_room: Any, change:
         assert price(7) == [1]
     with room.request():
         assert price(7) != [1]
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if name not in MISSED])
+def test_a_request_reads_again_what_it_has_loaded(room: Any, make_room: Any, change: str) -> None:
+    """It is a snapshot also where the first read found nothing."""
+    price = price_of(room)
+    other: Stillroom = make_room()
+    with room.request():
+        assert price(7) == [1]
+        CHANGES[change](other)
+        assert price(7) == [1]
+    with room.request():
+        assert price(7) != [1]
+
+
+def test_a_request_is_one_snapshot_by_key_and_by_loader(room: Any, make_room: Any) -> None:
+    """What was read by the key is what the loader's call is answered with, and the other way round."""
+    price = price_of(room)
+    other: Stillroom = make_room()
+    kept(price, room)
+    with room.request():
+        assert room.cache.get("price:7", near=True) == [1]
+        other.cache.set("price:7", [5])
+        price(8)  # which learns of the change
+        assert price(7) == room.cache.get("price:7", near=True) == [1]
+
+
+def test_no_copy_outlives_the_marks_of_patterns(make_room: Any) -> None:
+    """A pattern's mark may be dropped after `lease_limit`: who did not ask until then has no copy any more."""
+    room: Stillroom = make_room(lease=1.0, refresh_lease=1.0, lease_limit=2.0)
+    before = time.monotonic()
+    kept(price_of(room), room)
+    body = room.cache._body
+    copy = body.copies.of_name(body.near, b"price:7")
+    assert copy is not None
+    assert copy.until <= time.monotonic() + 2.0
+    assert copy.until > before
 
 
 def test_a_number_and_an_ordered_load_are_changes_too(room: Any, make_room: Any) -> None:
@@ -574,6 +613,28 @@ def test_the_promise_of_others_is_not_changed(room: Any, make_room: Any, trips: 
     with room.request():
         plain(7), plain(7)
     assert trips.taken() == 2
+
+
+def test_health_tells_what_is_kept(make_room: Any) -> None:
+    """Hits, those near among them, proofs, evictions, and the bytes that this process keeps."""
+    room: Stillroom = make_room(near_limit=20_000)
+    price = price_of(room)
+    for _ in range(3):
+        with room.request():
+            price(7), price(7)
+    for n in range(100, 200):
+        for _ in range(2):
+            with room.request():
+                price(n)
+    store, counts = room.cache._body.copies, room.stats.counts
+    assert 0 < counts["near_hits"] < counts["hits"]
+    assert counts["near_proofs"] > 0
+    fields = CacheProbe(room.keys, room.stats).count(counts)
+    assert CacheStats(**fields).near_bytes == store.bytes > 0
+    assert fields["near_evictions"] == counts["near_evictions"] > 0
+    report = room.health.check()
+    assert report.cache is not None
+    assert report.cache.near_bytes == store.bytes
 
 
 def test_near_module_says_how_long_a_copy_may_be_kept() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stillroom.cli.browser import Browser
+from shop.demo.browser import Browser
 from stillroom.embedded import EmbeddedServer, free_port
 from stillroom.leash import Leashed
 from tests.support.celery_process import until

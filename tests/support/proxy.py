@@ -26,6 +26,7 @@ class Proxy:
         self.drip: float | None = None  # seconds between two bytes of a reply
         self.sip: float | None = None  # seconds between two pieces of a request, 64 KB each
         self.held = threading.Event()  # set when a request is being held back
+        self.says: tuple[bytes, bytes] = b"", b""  # in replies the first is replaced by the second
         self._is_cut = False
         self.cuts_next = False  # what the server answers next is lost, and the connection with it
         self._answering = threading.Event()
@@ -151,6 +152,7 @@ class Proxy:
             while data := far.recv(65536):
                 if self._is_cut:
                     continue
+                data = data.replace(*self.says) if self.says[0] else data
                 if self._kept is not None and self._kept[0] is far:
                     self._answered_late.set()
                     continue

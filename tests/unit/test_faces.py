@@ -362,6 +362,7 @@ OF_ONE_SHARD = {
     "lease_refreshes",
     "undelivered",
     "forget_asked",
+    "prove",
 }
 
 

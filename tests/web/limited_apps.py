@@ -5,7 +5,8 @@ who is not; `/tiers` has limits by the header X-Tier; `/cost?n=3` costs 3 of 10;
 the header X-API-Key, `/tenant` by a function; `/login?who`; `/shared/a` and `/shared/b` share a limit; `/both` has
 two; `/sync/7` and `/async`; `/class` and `/method` of a class; `/group/x` is limited by its group, `/group/own` by
 its own too, `/group/free` is exempt; `/probed` is exempt for who sends X-Probe; `/open` has none; `/touch` looks at
-its session; `/stream` has one place at a time, and sends the second piece when GATE opens; `/fails` has one too.
+its session, `/page` too, and reads five values near; `/stream` has one place at a time, and sends the second piece
+when GATE opens; `/fails` has one too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,16 @@ ONE = Limit("one", 1, 60)
 PLACE = Limit("place", 1, 600, in_flight=True)
 ORIGIN = "https://spa.example"
 GATE = threading.Event()  # in the same process as the app
+
+
+def near_loader(room: Any) -> Any:
+    """Of values that the process keeps."""
+
+    @room.cache.cached("price:{id}", ttl=600, near=True)
+    def price(id: int) -> int:
+        return id
+
+    return price
 
 
 def wrong_form(answer: Answered) -> bool:

@@ -19,6 +19,7 @@ from django.views import View
 
 from stillroom import API, AUTH
 from stillroom.web import Header, Refusal
+from stillroom.web.django import room
 from stillroom.web.django.limits import LimitsMiddleware, exempt, limited
 from tests.web.limited_apps import (
     GATE,
@@ -31,6 +32,7 @@ from tests.web.limited_apps import (
     TEN,
     TWO,
     is_probe,
+    near_loader,
     tenant_of,
     tier,
     wrong_form,
@@ -116,6 +118,13 @@ def touch(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(request.session.get(SESSION_KEY)))
 
 
+@limited(TEN)
+def page(request: HttpRequest) -> HttpResponse:
+    price = near_loader(room())
+    total = sum(price(n) for n in range(5))
+    return HttpResponse(f"{request.session.get(SESSION_KEY)} {total}")
+
+
 def pieces() -> Iterator[bytes]:
     yield b"first"
     GATE.wait(10)
@@ -174,6 +183,7 @@ urlpatterns = [
     path("method", Parts.as_view()),
     path("login", login),
     path("touch", touch),
+    path("page", page),
     path("open", says("open")),
     path("stream", stream),
     path("async-stream", async_stream),

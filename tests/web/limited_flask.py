@@ -23,6 +23,7 @@ from tests.web.limited_apps import (
     TEN,
     TWO,
     is_probe,
+    near_loader,
     tenant_of,
     tier,
     wrong_form,
@@ -106,6 +107,13 @@ def make_app(room: Stillroom, **options: Any) -> Flask:  # noqa: C901 - one view
     @limited(TEN)
     def touch() -> str:
         return str(flask.session.user_id)  # type: ignore[attr-defined]
+
+    price = near_loader(room)
+
+    @app.get("/page")
+    @limited(TEN)
+    def page() -> str:
+        return f"{flask.session.user_id} {sum(price(n) for n in range(5))}"  # type: ignore[attr-defined]
 
     @app.get("/stream")
     @limited(PLACE)

@@ -29,6 +29,7 @@ from tests.web.limited_apps import (
     TEN,
     TWO,
     is_probe,
+    near_loader,
     tenant_of,
     tier,
     wrong_form,
@@ -89,6 +90,12 @@ def make_fastapi(room: AsyncStillroom, **options: Any) -> FastAPI:  # noqa: C901
     async def touch(session: Annotated[Any, Depends(load_session)]) -> str:
         return str(session.user_id)
 
+    price = near_loader(room)
+
+    @app.get("/page", dependencies=needs(TEN))
+    async def page(session: Annotated[Any, Depends(load_session)]) -> str:
+        return f"{session.user_id} {sum([await price(n) for n in range(5)])}"
+
     app.add_api_route("/stream", stream, dependencies=needs(PLACE), response_model=None)
     app.add_api_route("/fails", fail, dependencies=needs(PLACE), response_model=None)
 
@@ -104,7 +111,7 @@ def make_fastapi(room: AsyncStillroom, **options: Any) -> FastAPI:  # noqa: C901
     return wrapped(app, room, options)
 
 
-def make_starlette(room: AsyncStillroom, **options: Any) -> Starlette:
+def make_starlette(room: AsyncStillroom, **options: Any) -> Starlette:  # noqa: C901 - one after the other
     @limited(AUTH, count="failures")
     async def guess(request: Request) -> Response:
         if request.query_params.get("right") != "1":
@@ -132,6 +139,13 @@ def make_starlette(room: AsyncStillroom, **options: Any) -> Starlette:
     @limited(TEN)
     async def touch(request: Request) -> Response:
         return Response(str((await load_session(request)).user_id))
+
+    price = near_loader(room)
+
+    @limited(TEN)
+    async def page(request: Request) -> Response:
+        session = await load_session(request)
+        return Response(f"{session.user_id} {sum([await price(n) for n in range(5)])}")
 
     async def unlimited(request: Request) -> Response:
         return Response("open")
@@ -163,6 +177,7 @@ def make_starlette(room: AsyncStillroom, **options: Any) -> Starlette:
             Route("/method", Parts),
             Route("/login", login),
             Route("/touch", touch),
+            Route("/page", page),
             Route("/open", unlimited),
             Route("/stream", limited(PLACE)(streams)),
             Route("/fails", limited(PLACE)(fails)),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import redis
 from stillroom import DEFAULT, InvalidLimit, Limit, Routes, Settings, SettingsError, Stillroom
 from stillroom.web import Refusal
 from tests.support.celery_process import until
@@ -269,6 +270,34 @@ def test_endpoint_limits_and_session_are_one_round_trip(port: int, client: Any) 
     assert trips(client, lambda: browser.get("/touch")) == (1, 3)
     assert trips(client, lambda: browser.get("/cost?n=0")) == (1, 1)
     assert trips(client, lambda: browser.get("/open")) == (0, 0)
+
+
+def test_limits_session_and_five_values_that_are_kept_are_one_round_trip(
+    port: int, client: Any
+) -> None:
+    """The proof of what the process keeps rides along, where the endpoint's last request read it."""
+    browser = Browser(port)
+    browser.get("/login?who=ann")
+    for _ in range(4):
+        assert browser.get("/page").text.strip('"') == "ann 10"
+        browser.get("/cost?n=0")
+    assert trips(client, lambda: browser.get("/page")) == (1, 4)
+    assert trips(client, lambda: browser.get("/cost?n=0")) == (1, 1)
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "starlette"], indirect=True)
+def test_what_is_on_two_servers_is_asked_for_at_once(
+    framework: str, settings: Settings, client: Any, own_server: Any
+) -> None:
+    """Limits and session, and the proof of what the process keeps: one round trip with each server."""
+    apart = Settings(**settings.model_dump() | {"cache_url": own_server.url})
+    with serving(framework, apart) as port, redis.Redis.from_url(own_server.url) as of_cache:
+        browser = Browser(port)
+        browser.get("/login?who=ann")
+        for _ in range(4):
+            browser.get("/page")
+        assert trips(client, lambda: browser.get("/page")) == (1, 3)
+        assert trips(of_cache, lambda: browser.get("/page")) == (1, 1)
 
 
 @pytest.mark.parametrize("framework", ["fastapi", "starlette"], indirect=True)

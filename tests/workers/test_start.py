@@ -70,6 +70,17 @@ def test_whatever_loaders_raise_ends_the_worker_with_a_sentence(
     assert not heartbeat.exists()
 
 
+@pytest.mark.parametrize("setting", ["REDIS_URL", "STILLROOM_CACHE_URL", "STILLROOM_BROKER_URL"])
+def test_a_server_that_can_not_do_ends_the_worker(start: StartCelery, setting: str) -> None:
+    """A node of a cluster, where no setting names one: the line says which setting leads there, and what to do."""
+    with EmbeddedServer(options={"cluster-enabled": "yes"}) as node:
+        worker = start("worker", **{setting: node.url})
+        assert worker.process.wait(30) == 1
+    (told,) = [line for line in worker.log.splitlines() if "the worker can't start" in line]
+    assert f"the server in {setting} is a node of a Redis Cluster" in told
+    assert " ready." not in worker.log
+
+
 def test_a_line_of_the_module_is_named(start: StartCelery, tmp_path: Path) -> None:
     """The sentence names the line of the module, also when a called function makes the mistake."""
     (tmp_path / "helper.py").write_text("def connect():\n    raise OSError('no database')\n")

@@ -8,7 +8,7 @@ from typing import Any
 from kombu import Exchange, Queue
 
 from stillroom import Settings, Stillroom
-from stillroom.dispatch import broker_tls, own_names, sent_now, sentinel_options
+from stillroom.dispatch import broker_tls, is_amqp, own_names, sent_now, sentinel_options
 from stillroom.keys import Keys
 from stillroom.own_celery import OwnCelery
 from stillroom_workers.letters import Letters
@@ -96,7 +96,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # Two queues: a refresh is short and someone waits for it; maintenance is bulk, in bites. Each has
         # an exchange and a key of its own. Celery's default is one exchange for all: an order sent to it
         # comes out of both.
-        "task_queues": [_queue(refresh_queue), _queue(maintenance_queue)],
+        "task_queues": [_queue(settings, name) for name in (refresh_queue, maintenance_queue)],
         "task_default_queue": maintenance_queue,
         "task_routes": {"stillroom.refresh*": {"queue": refresh_queue}},
         "beat_schedule": beat_schedule(maintenance_queue),
@@ -141,8 +141,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _queue(name: str) -> Queue:
-    return Queue(name, Exchange(name, type="direct"), routing_key=name)
+def _queue(settings: Settings, name: str) -> Queue:
+    """A queue that RabbitMQ keeps on most of its nodes, where that is the broker. Redis has one kind of lists."""
+    kind = {"x-queue-type": "quorum"} if is_amqp(settings) else None
+    exchange = Exchange(name, type="direct")
+    return Queue(name, exchange, routing_key=name, queue_arguments=kind)
 
 
 def transport_options(settings: Settings) -> dict[str, Any]:

@@ -17,9 +17,20 @@ from typing import Any
 
 from celery import signals
 
-from stillroom import AsyncStillroom, NoDispatch, Settings, SettingsError, Stillroom, StillroomError
+from stillroom import (
+    AsyncStillroom,
+    NoDispatch,
+    RedisUnavailable,
+    Settings,
+    SettingsError,
+    Stillroom,
+    StillroomError,
+)
+from stillroom.address import SCHEMES
+from stillroom.errors import is_misconfigured
 from stillroom.own_celery import ignored
 from stillroom.shown import shown
+from stillroom.wire import Server, Wire
 from stillroom_workers.frameworks import room_of_django, wrap_loads
 from stillroom_workers.schedule import SCHEDULE
 from stillroom_workers.signs import SignsOfLife
@@ -32,6 +43,7 @@ LIBRARIES = (
     sysconfig.get_path("purelib"),
     sysconfig.get_path("platlib"),
 )
+BROKERS_WE_KNOW = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
 def open_room(settings: Settings) -> Stillroom:
@@ -107,7 +119,23 @@ def begin(app: Any) -> None:
     ):
         room = app.room
     room.connect()
+    look_at_broker(app.settings)
     log.info("loaders: %s", ", ".join(room.cache.loaders.names()) or "none")
+
+
+def look_at_broker(settings: Settings) -> None:
+    """Refuse a broker that will never do, such as a cluster. One that is away is waited for.
+
+    Raises RedisUnavailable.
+    """
+    url = settings.broker_url or ""
+    if not url.startswith(BROKERS_WE_KNOW) or ";" in url:
+        return
+    try:
+        Wire(Server(settings, url, "the broker", "broker_url")).ping()
+    except RedisUnavailable as error:
+        if is_misconfigured(error):
+            raise
 
 
 @contextmanager

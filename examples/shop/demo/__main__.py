@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from shop.demo.recorder import Recorder
-from shop.demo.stage import environment_of_shop, shop_service
+from shop.demo.stage import PATIENCE, environment_of_shop, shop_service
 from shop.demo.story import Story
 from stillroom.cli.stack import redis_url, services
 from stillroom.cli.supervisor import Supervisor
@@ -73,7 +73,7 @@ def demo(
         Settings(redis_url=url)  # a mistake is told before anything is started
         if serve:
             raise typer.Exit(_serve(environment, port, flower_port))
-        raise typer.Exit(_tell(environment, verbose=verbose))
+        raise typer.Exit(_tell(environment | PATIENCE, verbose=verbose))
 
 
 def _serve(environment: Mapping[str, str], port: int, flower_port: int) -> int:

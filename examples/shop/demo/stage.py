@@ -13,6 +13,14 @@ from stillroom.cli.supervisor import Service
 EXAMPLES = Path(__file__).parents[2]
 FRESH = "1"  # seconds a page is fresh in the story …
 QUERY_MS = "100"  # what a query of the shop takes
+# By the usual deadlines a machine that is busy for a moment is an outage of Redis, and that is another story.
+PATIENCE = {
+    "STILLROOM_CONNECT_TIMEOUT": "5",
+    "STILLROOM_COMMAND_TIMEOUT": "5",
+    "STILLROOM_CALL_TIMEOUT": "10",
+    "STILLROOM_REQUEST_TIMEOUT": "10",
+    "STILLROOM_POOL_TIMEOUT": "5",
+}
 
 
 def shop_service(environment: Mapping[str, str], port: int, app: str = "shop.app:app") -> Service:

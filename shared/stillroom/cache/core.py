@@ -490,7 +490,10 @@ class Core:
                 if bites.again(error) and isinstance(batch, Timed):
                     continue
                 self._fall_back(what, error)
-                replies += getattr(error, "replies", None) or [None] * len(bite)
+                told = (
+                    getattr(error, "replies", None) or ()
+                )  # of more commands where scripts were loaded
+                replies += told if len(told) == len(bite) else [None] * len(bite)
             bites.done()
         return [None if isinstance(reply, Exception) else reply for reply in replies]
 
@@ -669,7 +672,8 @@ class Core:
             self.stats.say("no copies are kept", error.reason, error)
             return (yield from self._look_once(name, release))
         asked, known = near.asking(), self._judges.synced
-        raw, registry, clock = yield from self._read((self.keys.entry(name), self.keys.near), known)
+        places = self.keys.entry(name), self.keys.near
+        raw, registry, clock = yield from self._read(places, known, is_near=True)
         entry, freshness = yield from self._judge(raw, name, clock, known)
         if entry is not None and release and entry.release not in (release, b""):
             entry, freshness = yield from self._look_at_both(name, release)
@@ -687,10 +691,14 @@ class Core:
             return
         asked, known = self.near.asking(), self._judges.synced
         try:
-            registry, clock = yield from self._read((self.keys.near,), known)
+            registry, clock = yield from self._read((self.keys.near,), known, is_near=True)
             yield from self.near.learn(asked, registry, clock, known)
         except RedisUnavailable as error:
             self._fall_back("prove", error)
+
+    def proofs(self) -> list[tuple[int, Operation[None]]]:
+        """What proves all that this process keeps, by its shard."""
+        return [(0, self.prove())] if len(self.copies) else []
 
     def _learn_if_there(
         self, asked: Proof, registry: bytes | None, clock: bytes | None, known: int
@@ -768,8 +776,11 @@ class Core:
         kept = self.near.away(name, recipe.release, self.settings.near_away)
         return MISS if kept is None else self._decode(kept, recipe.type)
 
-    def _read(self, keys: Sequence[bytes], known: int) -> Operation[Any]:
-        """Read these keys and the clock in one MGET, with all riders."""
+    def _read(self, keys: Sequence[bytes], known: int, *, is_near: bool = False) -> Operation[Any]:
+        """Read these keys and the clock in one MGET, with all riders.
+
+        With `is_near` the names of changed keys are read too while the clock moves.
+        """
         if (
             self._invalidator.waiting
         ):  # no read is trusted before Redis has this process's invalidations
@@ -778,6 +789,9 @@ class Core:
         batch: list[Command] = [(b"MGET", *keys, self.keys.clock)]
         if riding := known and self._judges.is_moving(now):
             batch.append(self._judges.marks_since(known))
+            if is_near:
+                named_since = self.near.synced
+                batch += self.near.names_since(named_since)
         if now > self.stats.due:
             self.clock.ask_time()
             if counted := self.stats.flush(self.now_ms(), self.keys):
@@ -792,6 +806,8 @@ class Core:
         found = replies[0]
         if riding and not isinstance(replies[1], Exception):
             self._judges.learn(known, replies[1], (), found[-1])
+            if is_near and not any(isinstance(reply, Exception) for reply in replies[2:4]):
+                self.near.learn_names(named_since, found[-1], *replies[2:4])
         return found
 
     def _judge_at_once(

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from stillroom.cache.entry import Entry, Freshness
+from stillroom.cache.figures import LOOKUPS
 from stillroom.cache.judge import Judge
 from stillroom.cache.marks import Verdict, read_clock
 from stillroom.cache.memo import KEPT_S, Memo, Remembered
@@ -46,6 +47,7 @@ PREFIXES = 100  # more are one: every key
 COPY_BYTES = 600  # what a copy takes beside its text, measured
 SHARED_FACTOR = 4  # a decoded value takes so many times its text
 CALLS = 4  # ways to call a loader that mean one key: with a default, and without
+HITS = LOOKUPS[0]
 LOST_NAME, FLOOR = b"K", b"!"  # see lua/lib/near.lua
 UNKNOWN: Any = object()  # a value that was not yet asked for
 KEYED = frozenset([int, str, bytes, type(None)])  # arguments that are equal only if their keys are
@@ -114,6 +116,7 @@ class Store:
     def __init__(self, limit: int, stats: Stats) -> None:
         self._limit = limit
         self._stats = stats
+        stats.gauges["near_bytes"] = lambda: self.bytes
         self.reset()
         reset_after_fork(self)
 
@@ -139,6 +142,7 @@ class Store:
         if entry is None:
             return MISS
         stats = self._stats
+        stats.counts[HITS] += 1
         stats.counts[loader.counted_as[0]] += 1
         if stats.watch is not None:
             stats.watch.note("hit", loader.name)
@@ -284,6 +288,7 @@ class Near:
         request, memo, entry = time_left(), self._memo, copy.entry
         since = loading_since()
         if request is not None:
+            request.reads_near = True
             if (known := memo.recall(entry.key, release)) is not None:
                 self._stats.counts["near_hits"] += 1
                 return known.entry
@@ -359,9 +364,14 @@ class Near:
             self._joined = dict.fromkeys(prefixes, now)
             self._take_registry(registry, now)
 
-    def names_since(self) -> list[Command]:
+    @property
+    def synced(self) -> int:
+        """How far the changed keys are known. To be read before they are asked for."""
+        return self._synced
+
+    def names_since(self, synced: int) -> list[Command]:
         """The commands that bring the names which have changed since they were last asked for."""
-        since, most = b"(%d" % self._synced, b"%d" % NAMES_AT_ONCE
+        since, most = b"(%d" % synced, b"%d" % NAMES_AT_ONCE
         newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", most, b"WITHSCORES")
         # In this order: a name that comes in between is among the names, and none is taken for lost.
         return [
@@ -388,11 +398,10 @@ class Near:
             self._take_registry(registry, asked.asked)
             if self._epoch != epoch:
                 self._begin(epoch, seq)
-            is_behind = seq > self._synced
-        if is_behind:
             since = self._synced
-            newest, rows = yield self.names_since()
-            self._learn_names(epoch, seq, since, int(newest or 0), rows)
+        if seq > since:
+            newest, rows = yield self.names_since(since)
+            self.learn_names(since, clock, newest, rows)
         with self._lock:
             if self._epoch == epoch and self._synced >= seq and asked.asked > self._proof.asked:
                 self._proof = asked
@@ -417,9 +426,15 @@ class Near:
         copy = Copy(self, entry, type, seq, asked.asked + self._longest)
         self.store.put(copy, call, is_complete)
 
-    def _learn_names(
-        self, epoch: bytes, seq: int, since: int, newest: int, rows: Sequence[bytes]
+    def learn_names(
+        self, since: int, clock: bytes | None, told: bytes | None, rows: Sequence[bytes]
     ) -> None:
+        """Take in what `names_since` was answered with, which was asked for after this clock."""
+        try:
+            epoch, seq = read_clock(clock or b"")
+        except ValueError:
+            return
+        newest = int(told or 0)
         names = list(zip(rows[::2], map(int, rows[1::2]), strict=True))
         reached = max((score for _, score in names), default=0)
         is_lost = newest > since and reached < newest
@@ -427,8 +442,10 @@ class Near:
             name == FLOOR and score > since for name, score in names
         )
         with self._lock:
-            if self._epoch != epoch or self._synced > since:
+            if self._epoch != epoch or self._synced != since:
                 return  # another thread was faster
+            if seq < since:
+                return  # this clock is older than what is known
             if is_lost or is_cut:
                 self.store.forget(self)
             self._synced = seq

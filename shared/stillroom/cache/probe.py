@@ -8,6 +8,7 @@ from typing import Any
 
 from stillroom.cache.figures import figures_in
 from stillroom.keys import Keys
+from stillroom.stats import Stats
 from stillroom.wire import Command
 
 # Seconds from being stale to being fresh again, and the count for each refresh that took no longer.
@@ -43,8 +44,10 @@ class CacheProbe:
 
     part = "cache"
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, stats: Stats | None = None) -> None:
+        """`stats`: of the process that asks."""
         self._keys = keys
+        self._gauges = stats.gauges if stats is not None else {}
 
     def commands(self, now_ms: int) -> Sequence[Command]:
         return [(b"HGETALL", self._keys.errors)]
@@ -57,7 +60,7 @@ class CacheProbe:
         if counts is None:
             return {}
         fields: dict[str, Any] = {f: counts.get(name, 0) for f, name in COUNTED.items()}
-        fields["hits"] += fields["near_hits"]
+        fields |= {name: gauge() for name, gauge in self._gauges.items()}
         answered = fields["hits"] + fields["stale"]
         lookups = answered + fields["misses"]
         loaders = figures_in(counts)

@@ -15,6 +15,7 @@ from stillroom.cli.doctor import Line, print_lines, rights
 from stillroom.cli.version import versions
 from stillroom.dispatch import NoDispatch
 from stillroom.errors import SettingsError, StillroomError
+from stillroom.health.advice import WHY
 from stillroom.health.report import ORDER, Status, worst
 from stillroom.limits import AUTH, Limit, Route, Routes
 from stillroom.room import Stillroom
@@ -181,7 +182,9 @@ def _online(room: Stillroom) -> Iterator[Line]:
     report = room.health.check()
     for server in report.servers:
         if not server.connection.is_up:
-            yield Line("fail", server.name, f"it does not answer: {server.connection.error}")
+            reason = server.connection.error or ""
+            todo = f". {WHY[reason]}" if reason in WHY else ""
+            yield Line("fail", server.name, f"it does not serve this process: {reason}{todo}")
     if not all(server.connection.is_up for server in report.servers):
         return
     yield from rights(room)

@@ -11,8 +11,9 @@ from rich.text import Text
 
 from stillroom.cli.health import COLOURS, console, number, size
 from stillroom.dispatch import NoDispatch
-from stillroom.errors import RedisUnavailable
+from stillroom.errors import MISCONFIGURED, RedisUnavailable
 from stillroom.health import Advice, Report
+from stillroom.health.advice import WHY
 from stillroom.health.report import Replication, Server, Status, worst
 from stillroom.limits import Limit
 from stillroom.room import Stillroom
@@ -175,9 +176,9 @@ def _rehearsed(about: str, act: Callable[[], None]) -> Line:
     try:
         act()
     except RedisUnavailable as error:
-        todo = (
-            " Give this user the commands it lacks." if error.reason in ("noperm", "time") else ""
-        )
+        todo = f" {WHY[error.reason]}" if error.reason in MISCONFIGURED else ""
+        if error.reason in ("noperm", "time"):
+            todo = " Give this user the commands it lacks."
         return Line("fail", about, f"{error}.{todo}")
     return Line("pass", about, "this user may do what the app does")
 

@@ -60,6 +60,19 @@ def advise(measures: Measures) -> list[Advice]:
     return sorted(found, key=lambda advice: advice.severity != "fail")
 
 
+def misconfigured(reason: str) -> Advice:
+    """The finding that the configuration keeps this process's limits from Redis. `reason`: the wire's word."""
+    return Advice(
+        code="degraded",
+        severity="warn",
+        component="limits:stats",
+        what=f"Redis can't decide on this process's limits as it is configured ({reason}): strict limits answer "
+        "503, and this process counts the others by itself.",
+        good="Redis decides.",
+        todo=WHY.get(reason, "`stillroom doctor` says what is missing."),
+    )
+
+
 def status_of(advice: Iterable[Advice]) -> Status:
     """fail if anything fails, warn if anything is to be looked at, else pass."""
     return worst([found.severity for found in advice])
@@ -89,6 +102,16 @@ WHY: dict[str, str] = {
     "proxy": "A proxy before it has lost the server: look at the proxy's log.",
     "tls": "TLS fails: look at the server's certificate, and at ssl_ca_certs in the URL.",
     "readonly": "It is a replica: let the setting lead to the primary, or see that one is promoted.",
+    "cluster": "It is a node of a Redis Cluster. REDIS_URL leads to one server; a cluster is for the cache, with "
+    "STILLROOM_CACHE_URL and STILLROOM_CLUSTER=1.",
+    "old": "Update it: Redis 6.2 or newer, or Valkey.",
+    "crossslot": "It is a Redis Cluster, or a proxy before one: REDIS_URL leads to one server.",
+    "moved": "It is a node of a Redis Cluster: REDIS_URL leads to one server, STILLROOM_CACHE_URL too without "
+    "STILLROOM_CLUSTER=1.",
+    "ask": "It is a node of a Redis Cluster: REDIS_URL leads to one server, STILLROOM_CACHE_URL too without "
+    "STILLROOM_CLUSTER=1.",
+    "noscript": "It does not keep scripts: let the setting lead to one server, past any proxy.",
+    "unsupported": "It, or a proxy before it, does not know a command: let the setting lead to a Redis or Valkey.",
     "sentinel": "Most Sentinels that the URL names must run, reach each other, and name the same primary.",
     "nomaster": "The Sentinels know no primary of the name in the URL: correct it.",
     "unblocked": "It has just become a replica: see that the setting leads to the primary.",

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillroom.errors import InvalidArgument, RedisUnavailable
-from stillroom.health.advice import advise, status_of
+from stillroom.health.advice import advise, misconfigured, status_of
 from stillroom.health.past import NOT_TOLD, Past, began, patterns_in
 from stillroom.health.probe import Counts, Probe
 from stillroom.health.report import (
+    Advice,
     CacheStats,
     Figures,
     Limits,
@@ -124,7 +125,7 @@ class HealthBody:
     ) -> Report:
         advice = tuple(
             found.model_copy(update={"since": _seconds(since_ms.get(found.name))})
-            for found in advise(measures)
+            for found in self._advice(measures)
             if found.code not in self.settings.health_accept
         )
         return Report(
@@ -135,6 +136,13 @@ class HealthBody:
             took_ms=round((time.monotonic() - started) * 1000, 3),
             totals=added([answer.totals for answer in answers]),
         )
+
+    def _advice(self, measures: Measures) -> Sequence[Advice]:
+        """The findings. What this process knows by itself need not wait for a minute's counts, nor for Redis."""
+        found = advise(measures)
+        if (mistake := self._sources[0].stats.mistake) is None:
+            return found
+        return [*(one for one in found if one.code != "degraded"), misconfigured(mistake)]
 
     def examine(self) -> Operation[Report]:
         """Check, and ask MEMORY DOCTOR too, which takes the server longer. For operators and snapshots.

@@ -48,6 +48,11 @@ QUESTIONS: Mapping[str, Question] = {
         "result",
         {"hits": "hit", "stale": "stale", "misses": "miss"},
     ),
+    "stillroom_near_total": Question(
+        "Values that processes keep: reads they answered, looks at the clock that proved them, and evictions.",
+        "event",
+        {"near_hits": "hit", "near_proofs": "proof", "near_evictions": "eviction"},
+    ),
     "stillroom_limit_checks_total": Question(
         "Rate-limit checks; those that were denied, denied from memory, or decided without Redis are among `all`.",
         "outcome",
@@ -98,6 +103,7 @@ OF_SERVICES: Sequence[tuple[str, str, str, str]] = [
     ("todo", "Pieces of work that invalidations left to do.", "tasks", "todo"),
     ("dead_letters", "What could not be done and waits for a person.", "tasks", "dead_letters"),
     ("unacked_tasks", "Taken by a worker and not done.", "tasks", "unacked"),
+    ("near_bytes", "Of values that the scraped process keeps.", "cache", "near_bytes"),
     ("refresh_lag_seconds", "Mean of the last whole minute.", "cache", "refresh_lag_s"),
 ]
 

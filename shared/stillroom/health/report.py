@@ -256,6 +256,12 @@ class CacheStats(Part):
     fallbacks: int | None = None  # calls answered without Redis
     decode_errors: int | None = None
     not_stored: int | None = None
+    near_hits: int | None = (
+        None  # of the hits, those that a process has answered from what it keeps
+    )
+    near_proofs: int | None = None  # looks at the clock that proved all of it
+    near_evictions: int | None = None  # copies that made room for others
+    near_bytes: int | None = None  # kept by the process that made this report
     not_kept: Mapping[str, int] | None = None  # loader → values that JSON could not give back
     loaders: tuple[LoaderStats, ...] | None = None  # by name; not in snapshots
     errors: tuple[LoadError, ...] | None = None  # the loaders' last ones; not in snapshots

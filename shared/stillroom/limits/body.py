@@ -17,7 +17,7 @@ from typing import Any
 
 from stillroom.counted import LIMIT
 from stillroom.durations import Duration, seconds_of
-from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable
+from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable, is_misconfigured
 from stillroom.keys import WOULD_DENY, Keys
 from stillroom.known_bans import KnownBans
 from stillroom.limits.changes import READ_EVERY_S
@@ -396,7 +396,10 @@ class LimitsBody(Operating):
             )
         if take and reason == "breaker":
             self._settling.was_away()
-        status, said = self._decide_here(request, take=take, id=id)
+        mistaken = is_misconfigured(error)
+        if mistaken:
+            self.stats.mistaken(reason if reason != "breaker" else error.detail)
+        status, said = self._decide_here(request, take=take, id=id, mistaken=mistaken)
         wait_us = TRY_AGAIN_US if status == UNAVAILABLE else 0
         decision = Decision(
             *(limits, status, request.cost, now_us, request.folded(said)),
@@ -433,9 +436,16 @@ class LimitsBody(Operating):
         networks = self._requests.bans_of(request.address, self._bans.widths)
         return self._bans.left_ms([*request.bans, *networks], now_ms)
 
-    def _decide_here(self, request: Request, *, take: bool, id: str) -> tuple[int, tuple[int, ...]]:
+    def _decide_here(
+        self, request: Request, *, take: bool, id: str, mistaken: bool
+    ) -> tuple[int, tuple[int, ...]]:
+        """Decide by what this process knows. `mistaken`: the configuration keeps Redis from deciding.
+
+        That does not end by itself as an outage does, and a share of the quota in each process, for as long as it
+        lasts, is more than the quota. So what is strict is refused then.
+        """
         limits = request.limits
-        if self.settings.limits_strict_503 and any(
+        if (mistaken or self.settings.limits_strict_503) and any(
             limit.away == "strict" and not limit.shadow for limit in limits
         ):
             return UNAVAILABLE, ()

@@ -27,7 +27,8 @@ class Limit:
     `by` says which subject of a request is counted: "ip", "user", "ip&user", or any kinds an app names.
     `away` is what happens while Redis is: "local", each process admits its share of the quota; "open", everybody is
     let through; "strict", the share, also once a process counts as many subjects as it may: then those who are new
-    share one quota with their network (or 503 to all: see the setting limits_strict_503). What is in Redis knows no
+    share one quota with their network (or 503 to all: see the setting limits_strict_503). Where Redis refuses to
+    decide because of a mistake in the configuration, "strict" is 503 to all. What is in Redis knows no
     limit, so it may change at any time.
 
     `in_flight`: at most `quota` at the same time. Each is reserved, and refunded when it is over; `window` is

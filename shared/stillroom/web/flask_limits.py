@@ -29,6 +29,7 @@ from stillroom.web.problem import Answer
 from stillroom.web.refusal import Render
 from stillroom.web.request_session import RequestSession
 from stillroom.web.visit import RENDERING, Visit
+from stillroom.web.within import budgeted
 from stillroom.web.wsgi import VISIT
 
 V = TypeVar("V")
@@ -89,6 +90,7 @@ class StillroomLimits:
         gate.reads_headers = bool(room.settings.trusted_proxies)
         self._charger = Charger(gate, room.state)
         app.extensions[EXTENSION] = self
+        app.wsgi_app = budgeted(room, app.wsgi_app)  # type: ignore[method-assign]
         self._has_told = False
         # In front of what others have registered: they may be dear, and look at the session.
         app.before_request_funcs.setdefault(None, []).insert(0, self._begin)

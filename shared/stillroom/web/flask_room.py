@@ -10,7 +10,6 @@ def create_app():
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,6 +24,7 @@ from stillroom.web.flask import StillroomSessions
 from stillroom.web.gate import SubjectOf
 from stillroom.web.problem import shed
 from stillroom.web.session_cookie import SessionCookie
+from stillroom.web.within import budgeted
 from stillroom.web.wsgi import StillroomMiddleware
 from stillroom.web.wsgi_health import HealthWSGI
 
@@ -54,7 +54,7 @@ def init_app(
     app.extensions[EXTENSION] = room
     if sessions:
         app.session_interface = StillroomSessions(room, cookie=cookie)
-    inner: Any = _budgeted(room, app.wsgi_app)
+    inner: Any = budgeted(room, app.wsgi_app)
     if routes is not None:
         inner = StillroomMiddleware(inner, room, sessions=False, routes=routes, subject=subject)
     if health:
@@ -88,16 +88,6 @@ class AppContext:
         if has_app_context() and current_app._get_current_object() is self._app:  # type: ignore[attr-defined]
             return nullcontext()
         return self._app.app_context()
-
-
-def _budgeted(room: Stillroom, app: Callable[..., Iterable[bytes]]) -> Any:
-    """Let all Redis calls of a request share `request_timeout`."""
-
-    def budgeted(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        with room.request():
-            return app(environ, start_response)
-
-    return budgeted
 
 
 def _current_room() -> Stillroom:

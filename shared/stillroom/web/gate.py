@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from stillroom.errors import InvalidLimit
 from stillroom.limits import Decision, Limit, LimitsBody, Route, Routes
 from stillroom.limits.routes import Counted
-from stillroom.operation import Operation, beside
+from stillroom.operation import Operation, beside, beside_elsewhere
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.web import origin
 from stillroom.web.cors import Learned, is_preflight
@@ -25,6 +25,7 @@ from stillroom.web.refusal import Refusal, Render, checked_render, refused
 from stillroom.web.request_session import RequestSession
 from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.visit import Visit
+from stillroom.wire import time_left
 
 A = TypeVar("A")
 R = TypeVar("R", Stillroom, AsyncStillroom)
@@ -87,6 +88,11 @@ class Gate:
         self._render = checked_render(render)
         # Routes and endpoints whose last request looked at its session, and the cookie it is known by.
         self._look: dict[object, SessionCookie] = {}
+        # Routes and endpoints whose last request read what this process keeps, and what proves it: in the same
+        # batch, or in another one at the same time, which takes an event loop.
+        self._near: set[object] = set()
+        self._proofs, self._is_near_here = room.operations.proofs, room.operations.is_near_here
+        self._has_loop = isinstance(room, AsyncStillroom)
         self._plans: dict[Route, _Plan] = {}
         _check_kinds(self.routes, subject, has_sessions)
 
@@ -136,10 +142,16 @@ class Gate:
         """Charge a request. `key`: the route or endpoint it came to, to know it again; `name`: for people."""
         visit.keys += (key,)
         checks = visit.charging(self.body, charge, name)
-        if visit.session is None or visit.session.is_read or key not in self._look:
-            return checks
+        riders: list[Operation[Any]] = []
+        if visit.session is not None and not visit.session.is_read and key in self._look:
+            riders.append(visit.session.prefetching())
+        is_near = key in self._near
+        if is_near and self._is_near_here:
+            riders += [proof for _, proof in self._proofs()]
         # A client that is denied from memory costs Redis nothing: its session is not asked for.
-        return beside(checks, visit.session.prefetching())
+        asking = beside(checks, *riders) if riders else checks
+        is_at_once = is_near and self._has_loop and not self._is_near_here
+        return beside_elsewhere(asking, self._proofs) if is_at_once else asking
 
     def _plan(self, route: Route) -> _Plan:
         limits = tuple(route.limits)
@@ -190,6 +202,9 @@ class Gate:
 
     def learn(self, visit: Visit) -> None:
         """What to expect of the next request on this route, or to this endpoint."""
+        request = time_left()
+        if request is not None:
+            (self._near.update if request.reads_near else self._near.difference_update)(visit.keys)
         session = visit.session
         if session is None:
             return

@@ -13,13 +13,16 @@ class Budget:
     `unconfirmed`: how many of its acts fewer than `STILLROOM_REPLICAS` replicas had in time.
     """
 
-    __slots__ = ("began", "left", "memo", "unconfirmed")
+    __slots__ = ("began", "left", "memo", "reads_near", "unconfirmed")
 
     def __init__(self, seconds: float) -> None:
         self.left = seconds
         self.began = time.monotonic()
         self.unconfirmed = 0
         self.memo: dict[Any, Any] = {}  # what the request has read: see cache/memo.py
+        self.reads_near = (
+            False  # whether it has looked at what this process keeps: see cache/near.py
+        )
 
 
 _current: ContextVar[Budget | None] = ContextVar("stillroom_request_budget", default=None)

@@ -32,6 +32,14 @@ TRIED = {
     "select": "the server in {url} does not give the database that the URL asks for",
     "time": "the user in {url} may not run TIME, which every connection begins with",
     "readonly": "the server in {url} is a replica, and copies what another one has",
+    "cluster": "the server in {url} is a node of a Redis Cluster",
+    "old": "the server in {url} is older than Redis 6.2",
+    "crossslot": "the server in {url} refuses keys of different slots in one call, as a Redis Cluster does",
+    "moved": "the server in {url} is a node of a Redis Cluster, and sends this process to another node",
+    "ask": "the server in {url} is a node of a Redis Cluster, and sends this process to another node",
+    "noscript": "the server in {url} does not keep the scripts that it is given",
+    "unsupported": "the server in {url}, or a proxy before it, does not know a command",
+    "noperm": "the user in {url} lacks a right",
     "sentinel": "the Sentinels in {url} name no primary",
     "nomaster": "the Sentinels in {url} know no primary of the name in it",
 }
@@ -44,9 +52,25 @@ TODO = {
     "select": "Name a database that there is, or allow the user SELECT",
     "time": "Give the user that command",
     "readonly": "Let the setting lead to the primary",
+    "old": "Update it: Stillroom needs Redis 6.2 or newer, or Valkey",
+    "noscript": "Let the setting lead to one server, past any proxy that spreads commands over several",
+    "unsupported": "Let the setting lead to a Redis or Valkey itself, which knows EVALSHA and SCRIPT LOAD",
+    "noperm": "Give this user the commands and keys of its role; `stillroom doctor` tries what they do",
     "sentinel": "See which of them run",
     "nomaster": "Correct the name",
 }
+# What to do where the server is in a cluster: by the setting that leads there.
+ON_ONE_SERVER = (
+    "Sessions, limits and orders need one server: let REDIS_URL lead to one that is in no cluster (Sentinels may "
+    "guard it). The cache may be on a cluster: STILLROOM_CACHE_URL names one of its nodes, and STILLROOM_CLUSTER=1"
+)
+IN_CLUSTER = {
+    "REDIS_URL": ON_ONE_SERVER,
+    "STILLROOM_CACHE_URL": "Set STILLROOM_CLUSTER=1, or let the setting lead to a server that is in no cluster",
+    "STILLROOM_BROKER_URL": "Celery can't use a cluster as its broker: let the setting lead to one server, or to "
+    "RabbitMQ",
+}
+CLUSTERED = ("cluster", "crossslot", "moved", "ask")
 
 
 def source_of(settings: Settings, setting: str, url: str) -> Source:
@@ -67,6 +91,8 @@ def explained(failure: RedisUnavailable, source: Source) -> RedisUnavailable:
         return failure
     words = f" ({failure.detail})" if failure.detail else ""
     todo = TODO.get(failure.reason, "").format(password=_password(source))
+    if failure.reason in CLUSTERED:
+        todo = IN_CLUSTER.get(source.setting, "")
     if not source.is_set:
         todo = f"{source.setting} is not set, so it is {source.default}: set it to where Redis is"
     sentences = [f"{tried.format(url=source.setting)}{words}", todo]

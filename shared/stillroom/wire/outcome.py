@@ -32,6 +32,11 @@ _PROXY = re.compile(
     r"|connection (reset|refused|timed out|failed)",
     re.IGNORECASE,
 )
+# A server without this command, or a proxy that does not pass it on.
+_UNSUPPORTED = re.compile(
+    r"unknown (redis )?command|(unsupported|disabled) command|command (is )?not (supported|allowed)",
+    re.IGNORECASE,
+)
 _CODE = re.compile(r"[A-Z]{2,}$")
 _IN_SCRIPT = re.compile(
     r"-(READONLY|MASTERDOWN|LOADING|NOREPLICAS) "
@@ -134,6 +139,8 @@ def refusal(replies: Sequence[Any]) -> RedisRefused:
     """The first error among the replies, as ours."""
     text = str(next(reply for reply in replies if isinstance(reply, ReplyError)))
     code, _, detail = text.partition(" ")
+    if code == "ERR" and _UNSUPPORTED.search(detail):
+        code = "UNSUPPORTED"
     return RedisRefused(code, detail, replies)
 
 

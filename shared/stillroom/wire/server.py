@@ -48,6 +48,12 @@ ROLE: Command = ("INFO", "replication")
 LOOK: bytes = TIME + pack_command(ROLE)
 
 _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
+_IS_IN_CLUSTER = re.compile(rb"^(?:redis|server)_mode:cluster", re.MULTILINE)
+_VERSION = re.compile(rb"^redis_version:((\d+)\.(\d+)[\w.]*)", re.MULTILINE)
+OLDEST = (
+    6,
+    2,
+)  # the version that a server has at least; Valkey and others say which Redis they are like
 _IS_REPLICA = re.compile(rb"^role:slave", re.MULTILINE)
 _FOLLOWER = re.compile(rb"^slave\d+:.*\bstate=online\b.*\blag=(\d+)", re.MULTILINE)
 
@@ -197,9 +203,10 @@ class Server:
         """Take in what a server says of itself on a new connection, as far as this user may ask.
 
         True if it is another server, or another run of it, than the one before. Raises RedisUnavailable for a
-        replica.
+        replica, for a node of a cluster that no setting names, and for a version that lacks commands.
         """
         self._refuse_replica(replication)
+        self._refuse_unfit(info)
         found = None if isinstance(info, ReplyError) else _RUN_ID.search(info)
         run = found[1] if found else b""
         with self._lock:
@@ -228,6 +235,16 @@ class Server:
         is_told = not isinstance(replication, ReplyError) and not self._is_node
         if is_told and _IS_REPLICA.search(replication):
             raise RedisUnavailable("readonly")
+
+    def _refuse_unfit(self, info: Any) -> None:
+        """Raises RedisUnavailable for a server on which some calls would work and others would not."""
+        if isinstance(info, ReplyError):
+            return
+        if not self._is_node and _IS_IN_CLUSTER.search(info):
+            raise RedisUnavailable("cluster")
+        version = _VERSION.search(info)
+        if version and (int(version[2]), int(version[3])) < OLDEST:
+            raise RedisUnavailable("old", f"it says that it is {version[1].decode()}")
 
     def _must_be_believed(self, replication: bytes) -> None:
         """Most Sentinels have named this server a moment ago; or, while they are silent, its replicas still follow.

@@ -20,7 +20,6 @@ from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import URLPattern, URLResolver
-from django.utils.deprecation import MiddlewareMixin
 from django.views import View
 
 from stillroom.errors import InvalidLimit, SettingsError
@@ -30,6 +29,7 @@ from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
 from stillroom.web.cors import exposing, is_preflight
 from stillroom.web.django import room
+from stillroom.web.django.requests import InRequest
 from stillroom.web.django.sessions import SessionStore
 from stillroom.web.ending import lacking
 from stillroom.web.endpoints import Charger
@@ -48,7 +48,7 @@ EXPOSE = "Access-Control-Expose-Headers"
 HERE = "_stillroom_limits"  # on the request: the middleware and the visit
 
 
-class LimitsMiddleware(MiddlewareMixin):
+class LimitsMiddleware(InRequest):
     """Keeps the limits that views carry, and those of the URLs that lead to them, for sync and async views.
 
     A request is charged when Django has found its view, before the view and its decorators are called. Put this

@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from stillroom.errors import LoadShed, SessionStoreUnavailable, SettingsError
 from stillroom.sessions import steady_us
+from stillroom.web.django.requests import InRequest
 from stillroom.web.django.sessions import SessionStore
 from stillroom.web.ending import private
 from stillroom.web.problem import Answer, failed, shed
@@ -18,7 +19,7 @@ from stillroom.web.session_cookie import SessionCookie
 from stillroom.web.wsgi import ALONG
 
 
-class SessionMiddleware(DjangoSessions):
+class SessionMiddleware(InRequest, DjangoSessions):
     """In the place of django.contrib.sessions.middleware.SessionMiddleware.
 
     A request whose session can't be read or written is answered with 503 and Retry-After, and its cookie is left as

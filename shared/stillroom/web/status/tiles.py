@@ -129,6 +129,7 @@ def _cache(report: Report) -> Tile:
         "hits",
         (
             f"{said(lookups, amount)} lookups/min",
+            *([f"{amount(cache.near_hits)} answered near"] if cache.near_hits else []),
             f"{said(cache.misses, amount)} misses/min",
             f"fresh again in {span(lag)}" if lag is not None else "no refresh in this minute",
         ),

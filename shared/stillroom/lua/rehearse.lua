@@ -1,0 +1,6 @@
+-- Nothing. Whether it runs tells whether this server runs scripts, and takes these keys in one call.
+-- KEYS  any number
+-- ARGV  none
+-- returns 1
+
+return 1

@@ -1,0 +1,76 @@
+"""Processes keep copies and read them, in requests and outside, while all of them change what they own."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from stillroom.embedded import EmbeddedServer
+from tests.support.crowd import Crowd
+from tests.support.near_history import FACES, KINDS, Floor, History, Read, broken, history_of
+from tests.support.processes import Program
+
+SECONDS = 3.0
+READS, HITS = 1_000, 50  # fewer would say little
+PATCH = "from gevent import monkey; monkey.patch_all()\n"
+
+
+def play(server: EmbeddedServer, seconds: float, faces: list[str], mutant: str = "") -> History:
+    """A history of that many seconds, with a process for each of these faces."""
+    crowd = Crowd(server.url)
+    sources = [
+        (PATCH if face == "gevent" else "")
+        + "from tests.support.near_history import take_part\n"
+        + f"take_part({server.url!r}, {seconds}, {n}, {len(faces)}, {face!r}, {mutant!r})"
+        for n, face in enumerate(faces)
+    ]
+    with ExitStack() as stack:
+        programs = [stack.enter_context(Program(source, seconds + 60)) for source in sources]
+        crowd.await_ready(len(faces))
+        crowd.give("go", len(faces))
+        history = history_of(program.read_word("records ") for program in programs)
+    crowd.close()
+    return history
+
+
+def test_no_read_near_is_older_than_it_may_be(server: EmbeddedServer) -> None:
+    """All kinds of changes, by threads, tasks and greenlets, also of a process that keeps nothing: 0 broken."""
+    pytest.importorskip("gevent")
+    for _ in range(3):  # a busy machine plays it again until it was no idle run
+        history = play(server, SECONDS, [*FACES])
+        assert history.broken() == []
+        written = {floor.key.partition(":")[0] for floor in history.floors}
+        near_hits = [
+            hits for hits, face in zip(history.hits, FACES, strict=True) if face != "plain"
+        ]
+        if written == {*KINDS} and len(history.reads) > READS and min(near_hits) > HITS:
+            return
+    pytest.fail(f"{len(history.reads)} reads, {history.hits} hits, {written} written")
+
+
+@pytest.mark.long
+def test_no_read_near_is_older_in_half_a_minute_of_eight_processes() -> None:
+    """The same for longer, and by more."""
+    pytest.importorskip("gevent")
+    with EmbeddedServer() as server:
+        history = play(server, 30.0, [*FACES] * 2)
+    assert history.broken() == []
+    assert len(history.reads) > 10 * READS
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mutant", ["own change forgotten", "proved after the read"])
+def test_the_check_finds_copies_that_are_wrong(mutant: str) -> None:
+    """The same history with a rule left out holds reads that are too old, and the check sees them."""
+    with EmbeddedServer() as server:
+        assert any(play(server, 2.0, ["threads", "plain"], mutant).broken() for _ in range(5))
+
+
+def test_the_check_knows_who_must_see_what() -> None:
+    """A process sees its own changes at once; those of others from the beginning of its request on."""
+    floors = [Floor("k:1", 1, 20, 2)]
+    by_another = [Read("k:1", 2, 30, 19, 1), Read("k:1", 2, 30, 25, 1)]
+    by_itself = [Read("k:1", 1, 19, 10, 1), Read("k:1", 1, 30, 10, 1)]
+    assert broken(by_another, floors) == [(by_another[1], floors[0])]
+    assert broken(by_itself, floors) == [(by_itself[1], floors[0])]

@@ -1,0 +1,321 @@
+"""Races of copies that a process keeps, forced step by step; and that each rule left out loses one of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import Context
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from stillroom import Stillroom
+from stillroom.cache.core import Wish
+from stillroom.cache.invalidation import Invalidator
+from stillroom.cache.memo import Memo
+from stillroom.cache.near import Copy, Near, Proof, Store
+from tests.explorer.mutants import replaced, with_lua
+from tests.support.stepper import Stepper
+
+OLD, NEW = [1], [2]
+
+
+class Stage:
+    """A process that keeps a copy of price:7, and another one that changes it."""
+
+    def __init__(self, room: Stillroom, other: Stillroom, third: Stillroom, client: Any) -> None:
+        self.room, self.other, self.third, self.client = room, other, third, client
+        self.versions = iter([OLD, NEW])
+        self.body = room.cache._body
+        self.price = room.cache.cached("price:{id}", ttl=600, tags=["prices"], near=True)(self.load)
+        for _ in range(3):
+            assert self.read() == OLD
+
+    def load(self, id: int) -> list[int]:
+        return next(self.versions, NEW)
+
+    def read(self) -> list[int]:
+        """In a request that begins now."""
+        with self.room.request():
+            return self.price(7)
+
+    def set(self) -> None:
+        assert self.other.cache.set("price:7", NEW, tags=["prices"])
+
+    def prove(self) -> Stepper:
+        return Stepper(self.room, self.body.prove())
+
+    def look(self) -> Stepper:
+        """A look that will keep what it finds."""
+        return Stepper(
+            self.room, self.body._look_to_keep(b"price:7", Wish(Any, 0.0, b"", b"price:"))
+        )
+
+
+@pytest.fixture
+def stage(make_room: Any, client: Any) -> Stage:
+    return Stage(make_room(), make_room(), make_room(), client)
+
+
+def elsewhere(look: Stepper) -> None:
+    """Run it to its end in another request than the one that is running."""
+    Context().run(look.run)
+
+
+# What may happen, and has to end with the new value
+
+
+def _it_is_set(stage: Stage) -> Any:
+    stage.set()
+    return stage.read()
+
+
+def _it_is_invalidated_when_redis_has_evicted_it(stage: Stage) -> Any:
+    stage.client.unlink(stage.room.keys.entry(b"price:7"))
+    stage.other.cache.invalidate("price:7")
+    return stage.read()
+
+
+def _a_request_begins_while_a_proof_is_on_its_way(stage: Stage) -> Any:
+    proof = stage.prove()
+    proof.step()  # the clock is read, and not yet here
+    stage.other.cache.invalidate_by_tag("prices")
+    with stage.room.request():
+        proof.run()
+        return stage.price(7)
+
+
+def _its_own_process_invalidates_it(stage: Stage) -> Any:
+    with stage.room.request():
+        assert stage.price(7) == OLD
+        stage.room.cache.invalidate_by_tag("prices")
+        return stage.price(7)
+
+
+def _another_thread_proves_behind_a_look_at_the_copy(stage: Stage) -> Any:
+    copy = stage.body.copies.of_name(stage.body.near, b"price:7")
+    assert copy is not None
+    stage.set()
+    with stage.room.request():
+        stage.prove().run()
+        entry = stage.body.near.usable(copy, 0.0, b"")
+        return stage.price(7) if entry is None else stage.body.near.value(entry, Any)
+
+
+def _a_name_is_learned_while_an_older_read_is_on_its_way(stage: Stage) -> Any:
+    look = stage.look()
+    look.step()  # the entry is read, and not yet here
+    stage.set()
+    with stage.room.request():
+        stage.prove().run()
+        elsewhere(look)
+        return stage.price(7)
+
+
+def _a_name_is_learned_while_a_copy_is_put(stage: Stage) -> Any:
+    look = stage.look()
+    look.step()
+    stage.set()
+    learning = threading.Thread(target=lambda: stage.prove().run())
+    right = Store.put
+
+    def put(self: Store, copy: Copy, call: Any, is_complete: Callable[[], bool]) -> None:
+        def is_still_complete() -> bool:
+            answer = is_complete()
+            learning.start()
+            learning.join(0.2)  # with the lock held it can't end before this does
+            return answer
+
+        right(self, copy, call, is_still_complete)
+
+    with stage.room.request():
+        with replaced(Store, "put", put):
+            elsewhere(look)
+        learning.join()
+        return stage.price(7)
+
+
+def _the_registry_is_lost_and_made_again(stage: Stage) -> Any:
+    stage.client.delete(stage.room.keys.near)
+    stage.other.cache.invalidate("price:7")
+    stage.third.cache.get("price:1", near=2)
+    return stage.read()
+
+
+def _an_older_look_at_the_registry_arrives_last(stage: Stage) -> Any:
+    look = stage.look()
+    look.step()
+    stage.client.delete(stage.room.keys.near)
+    stage.other.cache.invalidate("price:7")
+    stage.third.cache.get("price:1", near=2)
+    with stage.room.request():
+        stage.prove().run()
+        elsewhere(look)
+        return stage.price(7)
+
+
+def _an_invalidation_is_deferred_while_another_thread_proves(stage: Stage) -> Any:
+    right = Invalidator._defer
+
+    def defer(self: Invalidator, *args: Any) -> None:
+        stage.prove().run()  # Redis answers again, and nothing waits yet
+        right(self, *args)
+
+    with stage.room.request():
+        with (
+            patch.object(Invalidator, "_commands", side_effect=_away),
+            replaced(Invalidator, "_defer", defer),
+        ):
+            stage.room.cache.invalidate("price:7", defer=True)
+        return stage.price(7)
+
+
+def _the_marks_are_begun_anew_before_the_copy_was_judged(stage: Stage) -> Any:
+    stage.look().run()
+    stage.other.cache.invalidate_by_tag("prices")
+    with stage.room.request():
+        stage.prove().run()
+        marks = stage.body._judges.marks
+        stage.body._judges._marks = type(marks)()  # as one does that is too far behind
+        return stage.price(7)
+
+
+def _away(*_: Any) -> Any:
+    from stillroom import RedisUnavailable
+
+    raise RedisUnavailable("timeout", "it went away for a moment")
+
+
+RACES: list[Callable[[Stage], Any]] = [
+    _it_is_set,
+    _it_is_invalidated_when_redis_has_evicted_it,
+    _a_request_begins_while_a_proof_is_on_its_way,
+    _its_own_process_invalidates_it,
+    _another_thread_proves_behind_a_look_at_the_copy,
+    _a_name_is_learned_while_an_older_read_is_on_its_way,
+    _a_name_is_learned_while_a_copy_is_put,
+    _the_registry_is_lost_and_made_again,
+    _an_older_look_at_the_registry_arrives_last,
+    _an_invalidation_is_deferred_while_another_thread_proves,
+    _the_marks_are_begun_anew_before_the_copy_was_judged,
+]
+
+
+def words(race: Callable[..., Any]) -> str:
+    return race.__name__.strip("_").replace("_", " ")
+
+
+@pytest.mark.parametrize("race", RACES, ids=words)
+def test_no_copy_is_served_that_was_changed(stage: Stage, race: Callable[[Stage], Any]) -> None:
+    """However the steps of two threads and two processes fall, the new value is read."""
+    assert race(stage) == NEW
+
+
+# Rules left out
+
+
+@contextmanager
+def _without_the_lock() -> Iterator[None]:
+    def reset(self: Store) -> None:
+        right(self)
+        self._lock = nullcontext()  # type: ignore[assignment]
+
+    right = Store.reset
+    with replaced(Store, "reset", reset):
+        yield
+
+
+def _always_complete(self: Store, copy: Copy, call: Any, _: Callable[[], bool]) -> None:
+    _real_put(self, copy, call, lambda: True)
+
+
+def _proved_now(self: Near, _: Proof, *rest: Any) -> Any:
+    return _real_learn(self, self.asking(), *rest)
+
+
+def _no_loss(self: Near, registry: bytes | None, asked: float) -> None:
+    self._registry = registry
+    self._prefixes = tuple(registry.split(b"\n")[1:]) if registry else ()
+
+
+def _whichever_comes_last(self: Near, registry: bytes | None, asked: float) -> None:
+    _real_registry(self, registry, float("inf"))
+
+
+def _defer_silently(self: Invalidator, names: Any, error: Any) -> None:
+    changes = self._memo.changes
+    _real_defer(self, names, error)
+    self._memo.changes = changes
+
+
+def _judged_by_no_clock(self: Copy, *args: Any) -> None:
+    _real_copy(self, *args)
+    self.judged = b""
+
+
+_real_put, _real_learn, _real_registry = Store.put, Near.learn, Near._take_registry
+_real_defer, _real_copy = Invalidator._defer, Copy.__init__
+NEVER = property(lambda _: False, lambda _, __: None)
+
+# Which of the races each of them loses.
+MUTANTS: dict[str, tuple[Callable[[], Any], Callable[[Stage], Any]]] = {
+    "no name for a set": (
+        lambda: with_lua("name_changed(KEYS[6]", "tostring(KEYS[6]", "put"),
+        _it_is_set,
+    ),
+    "no name for what was evicted": (
+        lambda: with_lua(
+            "name_changed(KEYS[3]",
+            "if counts[1] == 0 then return counts end name_changed(KEYS[3]",
+            "drop",
+        ),
+        _it_is_invalidated_when_redis_has_evicted_it,
+    ),
+    "the proof is as new as its reply": (
+        lambda: replaced(Near, "learn", _proved_now),
+        _a_request_begins_while_a_proof_is_on_its_way,
+    ),
+    "own changes are forgotten": (
+        lambda: replaced(Memo, "changed", lambda _: None),
+        _its_own_process_invalidates_it,
+    ),
+    "a copy that is gone is served": (
+        lambda: replaced(Copy, "is_gone", NEVER),
+        _another_thread_proves_behind_a_look_at_the_copy,
+    ),
+    "a copy is kept whatever was learned": (
+        lambda: replaced(Store, "put", _always_complete),
+        _a_name_is_learned_while_an_older_read_is_on_its_way,
+    ),
+    "names are learned without the lock": (
+        _without_the_lock,
+        _a_name_is_learned_while_a_copy_is_put,
+    ),
+    "the loss of the registry is not seen": (
+        lambda: replaced(Near, "_take_registry", _no_loss),
+        _the_registry_is_lost_and_made_again,
+    ),
+    "the last registry to arrive counts": (
+        lambda: replaced(Near, "_take_registry", _whichever_comes_last),
+        _an_older_look_at_the_registry_arrives_last,
+    ),
+    "what is deferred voids nothing": (
+        lambda: replaced(Invalidator, "_defer", _defer_silently),
+        _an_invalidation_is_deferred_while_another_thread_proves,
+    ),
+    "an unjudged copy was judged by no clock": (
+        lambda: replaced(Copy, "__init__", _judged_by_no_clock),
+        _the_marks_are_begun_anew_before_the_copy_was_judged,
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_rule_left_out_is_found(make_room: Any, client: Any, mutant: str) -> None:
+    """Without any of these rules one of the races above ends with the old value."""
+    broken, race = MUTANTS[mutant]
+    with broken():
+        stage = Stage(make_room(), make_room(), make_room(), client)
+        assert race(stage) == OLD

@@ -1,0 +1,98 @@
+"""A real RabbitMQ of the test's own: one node, with its data in a folder that goes with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from amqp import Connection
+
+from stillroom.embedded import free_port
+from tests.support.celery_process import until
+
+PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # as Debian's package has it
+STARTED_WITHIN_S = 90.0
+
+
+def is_installed() -> bool:
+    return PROGRAM.exists()
+
+
+class RabbitServer:
+    """Started with the `with` block; it takes connections when that begins."""
+
+    def __init__(self) -> None:
+        self.port, self._distribution, self._epmd = free_port(), free_port(), free_port()
+        self._folder = Path(tempfile.mkdtemp(prefix="rabbit"))
+        self._environment = os.environ | {
+            "HOME": str(self._folder),  # of its Erlang cookie
+            "ERL_EPMD_PORT": str(self._epmd),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"test{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._distribution),
+            "RABBITMQ_MNESIA_BASE": str(self._folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self._folder / "log"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
+        }
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def connection(self) -> Any:
+        """A plain connection, for a look behind the scenes."""
+        host = f"127.0.0.1:{self.port}"
+        connection = Connection(host, "guest", "guest", connect_timeout=2)
+        connection.connect()
+        return connection
+
+    def __enter__(self) -> Self:
+        with (self._folder / "out").open("wb") as out:
+            self._process = subprocess.Popen(
+                [PROGRAM], env=self._environment, stdout=out, stderr=out, process_group=0
+            )
+        try:
+            until(self._answers, "RabbitMQ takes connections", STARTED_WITHIN_S)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, (self._folder / "out").read_text()
+        try:
+            self.connection().close()
+        except OSError:
+            return False
+        return True
+
+    def _end(self) -> None:
+        """End the node, and the daemon that tells Erlang's nodes of each other: it leaves the group."""
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        epmd = shutil.which("epmd")
+        if epmd is not None:
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run(
+                [epmd, "-port", str(self._epmd), "-kill"], check=False, timeout=10, **quiet
+            )
+        shutil.rmtree(self._folder, ignore_errors=True)
