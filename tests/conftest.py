@@ -1,4 +1,4 @@
-"""Real servers, rooms on them, and nothing left behind."""
+"""Real servers, rooms on them, and nothing left behind, for all tests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Tests end what they start by these signals, which one in the background may be told to ignore."""
+    """Reset the signals by which tests end their processes, which a background job may be told to ignore."""
     for number, usual in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGHUP, signal.SIG_DFL),
@@ -66,7 +66,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings of whoever runs the tests are not the tests' settings."""
+    """Remove the settings of the person who runs the tests."""
     for name in list(os.environ):
         if name.startswith(("STILLROOM_", "REDIS_")):
             monkeypatch.delenv(name)
@@ -76,7 +76,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def binary_of(request: pytest.FixtureRequest) -> str | None:
-    """The embedded server is always there; redis-server runs the same tests where it is installed."""
+    """Return the server's binary: the embedded one always, redis-server where it is installed."""
     kind, only = request.param, request.config.getoption("--server")
     if only not in (kind, None):
         pytest.skip(f"--server {only}")
@@ -90,14 +90,14 @@ def binary_of(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture(scope="session", params=SERVERS)
 def shared_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
-    """One server of each kind for all tests that leave it as they found it."""
+    """Start one server of each kind for all tests that leave it as they found it."""
     with EmbeddedServer(binary=binary_of(request)) as server:
         yield server
 
 
 @pytest.fixture
 def server(shared_server: EmbeddedServer) -> EmbeddedServer:
-    """A server without data."""
+    """Return a server without data."""
     with redis.Redis.from_url(shared_server.url) as client:
         client.flushall()
         client.script_flush()
@@ -114,27 +114,27 @@ def own_server() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def calm_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may have a full disk and a high load: that is not what a test of health finds."""
+    """Fake a calm machine, because a full disk or a high load is not what a test of health is about."""
     calm = System(cpu=0.1, load1=0.1, memory=0.1, disk=0.1, fds=20, fd_limit=1_000, rss=50_000_000)
     monkeypatch.setattr(SystemWatch, "look", lambda _: calm)
 
 
 @pytest.fixture
 def client(server: EmbeddedServer) -> Iterator[Any]:
-    """A plain client, to look behind the scenes."""
+    """Return a plain client to look at the server directly."""
     with redis.Redis.from_url(server.url) as client:
         yield client
 
 
 @pytest.fixture
 def state_client(client: Any) -> Any:
-    """The same for the server of the state, which is the cache's here, and is not in tests/cluster."""
+    """Return a plain client of the state's server, which is the cache's except in tests/cluster."""
     return client
 
 
 @pytest.fixture
 def settings(server: EmbeddedServer) -> Settings:
-    """Deadlines are what tests/faults is about; elsewhere a busy machine is no reason to give up."""
+    """Return settings with patient deadlines; tests/faults tests the impatient ones."""
     return Settings(**{"redis_url": server.url} | PATIENT)
 
 
@@ -145,7 +145,7 @@ def dispatch() -> Recording:
 
 @pytest.fixture
 def make_room(settings: Settings, dispatch: Recording) -> Iterator[Callable[..., Stillroom]]:
-    """Rooms on the server, closed at the end. Each stands for a process: they share nothing but Redis."""
+    """Return a function that makes rooms on the server. Each stands for a process and is closed at the end."""
     rooms: list[Stillroom] = []
 
     def make(**changes: Any) -> Stillroom:
@@ -160,6 +160,6 @@ def make_room(settings: Settings, dispatch: Recording) -> Iterator[Callable[...,
 
 @pytest.fixture(params=FACES)
 def room(request: pytest.FixtureRequest, settings: Settings, dispatch: Recording) -> Iterator[Any]:
-    """A room, once with each face."""
+    """Open a room, once with each face."""
     with open_room(request.param, settings, dispatch) as room:
         yield room

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 def sentences(file: Path) -> Iterator[str]:
-    """The first paragraph of each test's docstring, on one line."""
+    """Yield the first paragraph of each test's docstring, on one line."""
     body = ast.parse(file.read_text(encoding="utf-8")).body
     for group in (node for node in body if isinstance(node, ast.ClassDef)):
         body = [*body, *group.body]
@@ -24,7 +24,7 @@ def sentences(file: Path) -> Iterator[str]:
 
 
 def headline(file: Path) -> str:
-    """What a file of tests is about: the first line of its docstring."""
+    """Return what a file of tests is about: the first line of its docstring."""
     said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or file.stem
     return said.splitlines()[0].rstrip(".")
 

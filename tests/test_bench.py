@@ -1,4 +1,4 @@
-"""The bench measures what it says it measures, and all of it runs."""
+"""The bench measures what it says, and all of it runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def work(times: int) -> int:
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    """A contest of functions that do nothing, a little, and ten times as much."""
+    """Run a contest of functions that do nothing, a little, and ten times as much."""
 
     async def awaited() -> int:
         await asyncio.sleep(0)
@@ -53,7 +53,7 @@ def _absent() -> Any:
 
 
 def test_steps_are_the_same_each_time(results: Results) -> None:
-    """They are counted, not timed: two counts of the same call are equal, whatever else the machine does."""
+    """Steps are counted and not timed: two counts of one call are equal on a busy machine too."""
     counts = []
     for _ in range(3):
         with counting() as counter:
@@ -65,7 +65,7 @@ def test_steps_are_the_same_each_time(results: Results) -> None:
 
 
 def test_what_is_added_is_beyond_the_floor(results: Results) -> None:
-    """Ratios are of what a call adds, taken inside each round."""
+    """A ratio compares what calls add beyond the floor, taken inside each round."""
     assert results.ratio("ours", "bare").p50 < 0.5
     assert results.ratio("bare", "bare") == Spread(1.0, 1.0, 1.0)
     assert max(map(abs, results.added("floor"))) == 0.0
@@ -99,7 +99,7 @@ def test_a_wrong_value_ends_the_contest() -> None:
 def test_a_promise_says_how_it_came_out(
     figure: Any, at_most: bool, kept: bool, close: bool
 ) -> None:
-    """By its median; it is close where the limit is between the quartiles."""
+    """A promise is judged by its median, and is close where its limit lies between the quartiles."""
     promise = Promise("a claim", figure, 0.5 if at_most else 2.5, at_most=at_most)
     assert (promise.kept, promise.close) == (kept, close)
     assert str(promise).startswith("kept" if kept else "BROKEN")
@@ -135,14 +135,14 @@ def test_charts_are_well_formed() -> None:
 
 @pytest.mark.parametrize("module", [chart, report, traffic])
 def test_its_examples_are_true(module: Any) -> None:
-    """The examples in its docstrings."""
+    """The examples in the bench's docstrings are true."""
     done = doctest.testmod(module)
     assert done.attempted > 0
     assert done.failed == 0
 
 
 def test_what_is_shown_was_measured() -> None:
-    """The results in the repository are those of one format, and each chart of theirs is there."""
+    """The results in the repository have one format, and each chart of them exists."""
     known = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
     assert set(known) <= set(PARTS)
     for section in known.values():
@@ -173,7 +173,7 @@ def test_only_a_thorough_run_is_kept_in_the_repository(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_runs(part: str, tmp_path: Path) -> None:
-    """With so few rounds that its figures mean nothing; packages that are missing are skipped."""
+    """Each part of the bench runs with few rounds; parts of missing packages are skipped."""
     words = [sys.executable, "-m", "bench", part, "--level", "smoke", "--out", str(tmp_path)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

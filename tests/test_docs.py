@@ -1,4 +1,4 @@
-"""What the documentation names is there: settings, tests, pages, metrics."""
+"""The documentation names only settings, tests, pages and metrics that exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OF_OTHERS = {"STILLROOM_IMAGE"}
 
 
 def written_pages() -> list[Path]:
-    """The pages that people write; the reference is made from the code."""
+    """Return the pages that people write; the reference is made from the code."""
     made = {DOCS / "reference", DOCS / "_build"}
     pages = [page for page in DOCS.rglob("*.md") if not made & set(page.parents)]
     return [*pages, *ROOT.glob("*.md"), ROOT / "examples/shop/README.md"]
@@ -55,7 +55,7 @@ def test_asvs_names_tests_that_exist() -> None:
 
 @cache
 def named_in(file: str) -> frozenset[str]:
-    """The tests in a file, those of a class as `Class::test`."""
+    """Return the tests in a file, those of a class as `Class::test`."""
     body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
     found = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     for group in (node for node in body if isinstance(node, ast.ClassDef)):
@@ -67,7 +67,7 @@ def named_in(file: str) -> frozenset[str]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference, made from the code as a build of the documentation makes it."""
+    """Return the reference, made from the code as a build of the documentation makes it."""
     folder = tmp_path_factory.mktemp("docs") / "reference"
     script = f"import reference, pathlib; reference.write(pathlib.Path({str(folder)!r}))"
     subprocess.run([sys.executable, "-c", script], cwd=DOCS, check=True, timeout=60)

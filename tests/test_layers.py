@@ -1,4 +1,4 @@
-"""The shape of the code: who imports whom, and that both faces are one."""
+"""The code keeps its shape: imports point downward, and both faces are one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_celery_is_imported_only_when_it_is_needed() -> None:
     "service", ["abuse", "cache", "health", "limits", "sessions", "tasks", "upkeep"]
 )
 def test_both_faces_have_the_same_methods(service: str) -> None:
-    """The same names, signatures and docstrings, and a docstring each."""
+    """Both faces have the same methods with the same signatures and docstrings."""
     faces = [getattr(room(Settings()), service) for room in (Stillroom, AsyncStillroom)]
     methods = [
         {n: m for n, m in inspect.getmembers(face, callable) if not n.startswith("_")}
@@ -63,13 +63,13 @@ def test_both_faces_have_the_same_methods(service: str) -> None:
 
 
 def test_every_public_name_is_exported_once_and_documented() -> None:
-    """`from stillroom import *` gives the public names, each with a docstring."""
+    """`from stillroom import *` gives each public name once, and each has a docstring."""
     assert sorted(set(stillroom.__all__)) == sorted(stillroom.__all__)
     assert all(inspect.getdoc(getattr(stillroom, name)) for name in stillroom.__all__)
 
 
 def test_every_lua_file_is_loaded_and_opens_with_its_contract() -> None:
-    """KEYS, ARGV and returns stand in the header of each script, and there is no other copy."""
+    """Each Lua file is loaded, is the only copy, and opens with KEYS, ARGV and returns."""
     from stillroom.scripts import BY_SHA
 
     files = {path.stem: path.read_text() for path in (ROOT / "shared/stillroom/lua").glob("*.lua")}
@@ -83,7 +83,7 @@ def test_every_lua_file_is_loaded_and_opens_with_its_contract() -> None:
 
 
 def test_keys_are_spelled_in_one_module() -> None:
-    """Nowhere else does a Redis key begin with the namespace."""
+    """Only one module spells Redis keys with the namespace."""
     for path in (ROOT / "shared/stillroom").rglob("*.py"):
         if path.name not in ("keys.py", "recorder.py"):
             text = path.read_text()

@@ -31,7 +31,7 @@ def fits(one: Requirement, pins: dict[str, str]) -> bool:
 
 
 def test_every_pin_has_its_hashes_and_no_host() -> None:
-    """What was tested is what is installed, from wherever it comes."""
+    """Each pin has its hashes and no host, so that what was tested is installed from wherever it comes."""
     blocks = re.split(r"\n(?=\S)", LOCK)
     pinned = [block for block in blocks if not block.startswith("#")]
     assert len(pinned) == len(PINS) > 20

@@ -1,4 +1,4 @@
-"""The README's and the wire page's examples run, and say to Redis what they claim to say."""
+"""The README's and the wire page's examples run, and send the commands that they print."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def blocks(language: str, page: str = README) -> list[str]:
 
 
 def statements(block: str) -> Iterator[tuple[str, list[str]]]:
-    """Each statement with the commands that are printed behind it."""
+    """Yield each statement with the commands that are printed behind it."""
     lines = block.splitlines()
     starts = [_first_line(node) for node in ast.parse(block).body]
     for first, following in zip(starts, [*starts[1:], len(lines) + 1], strict=True):
@@ -56,7 +56,7 @@ def statements(block: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _is_heard(line: str) -> bool:
-    """Not TIME: the recorder can't tell it from the one that rides along with any batch now and then."""
+    """Leave out TIME, which any batch may carry now and then."""
     return line.removeprefix(SENT) not in QUIET
 
 

@@ -1,4 +1,4 @@
-"""What an app gets when it installs us."""
+"""The wheel has what an app needs and nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The files in a freshly built wheel."""
+    """Return the files in a freshly built wheel."""
     out = tmp_path_factory.mktemp("wheel")
     command = [
         sys.executable,
@@ -67,6 +67,6 @@ def test_it_holds_the_documentation(names: set[str]) -> None:
 
 
 def test_the_source_roots_are_no_packages() -> None:
-    """`shared/` and `workers/` hold packages and are none."""
+    """The folders `shared/` and `workers/` hold packages and are none themselves."""
     assert not (ROOT / "shared/__init__.py").exists()
     assert not (ROOT / "workers/__init__.py").exists()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Return a public name, which has a capital, or a module, which has none. Each is asked for once."""
+        """Return a public name, which has a capital, or a module, which has none. Each name is looked up once."""
         if name != "__all__" and (name.startswith("__") or name.islower()):
             return _module(name)
         public = import_module("stillroom.public")

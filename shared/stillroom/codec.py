@@ -165,7 +165,7 @@ class Codec:
     # The way back
 
     def _on_its_way_back(self, value: Any, type: Any) -> Encoded:
-        """The first form of the value that gives it back; for an open type, the first that loses nothing."""
+        """Return the first form of the value that gives it back; for an open type, the first that loses nothing."""
         is_trusted = type is Any and is_plain(value)
         if not is_trusted and self._is_used_up(value, type):
             raise Unencodable(f"{_named(value)}: an iterator can be read once only; make it a list")
@@ -186,8 +186,8 @@ class Codec:
         raise Unencodable(f"{_named(value)}: {why}")
 
     def _forms(self, value: Any, type: Any) -> Iterator[tuple[bytes, Callable[[], bytes]]]:
-        """The forms a value may have, the usual one first: (codec, what makes it)."""
-        # By alias and for the round trip: what is written must be what validation reads.
+        """Yield the forms a value may have, the usual one first: (codec, how to make it)."""
+        # By alias and for the round trip: validation must read exactly the written form.
         options: Any = {"by_alias": True, "round_trip": True, "warnings": "error"}
         if isinstance(value, bytes):
             yield BYTES, lambda: bytes(value)
@@ -198,7 +198,7 @@ class Codec:
         yield EXACT, lambda: self._exact(type).dump_json(value, **options)
 
     def _is_used_up(self, value: Any, type: Any) -> bool:
-        """Whether to encode the value would leave nothing of it."""
+        """Return whether encoding would use the value up."""
         return has_iterator(value) if self._is_open(type) else hasattr(value, "__next__")
 
     def _exact(self, type: Any) -> TypeAdapter[Any]:
@@ -251,7 +251,7 @@ def _exact_adapter(type: Any) -> TypeAdapter[Any]:
 
 
 def _is_type(given: Any) -> bool:
-    """Whether this can be what a value is: a class, Any, list[int], int | None, a name for one of these."""
+    """Return whether this can be a type: a class, Any, list[int], int | None, or an alias of these."""
     if isinstance(given, type) or given is Any or get_origin(given) is not None:
         return True
     is_name = hasattr(given, "__supertype__") or hasattr(given, "__value__")  # NewType, type X = …
@@ -259,7 +259,7 @@ def _is_type(given: Any) -> bool:
 
 
 def _mentions_any(schema: Any) -> bool:
-    """Whether there is an Any in it, at whatever depth."""
+    """Return whether the type contains Any, at whatever depth."""
     if isinstance(schema, dict):
         return schema.get("type") == "any" or any(map(_mentions_any, schema.values()))
     return isinstance(schema, list | tuple) and any(map(_mentions_any, schema))
@@ -274,5 +274,5 @@ def _named(value: Any) -> str:
 
 
 def _without_values(error: Exception) -> str:
-    """An error's sentence for the log, which does not repeat what is in a value."""
+    """Return an error's sentence for the log without the contents of a value."""
     return _INPUT.sub("", " ".join(str(error).split()))

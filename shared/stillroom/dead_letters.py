@@ -31,8 +31,8 @@ class DeadLetter:
     """One piece of work that could not be done."""
 
     id: str
-    kind: str  # what sends it again: `order` …
-    body: str  # JSON, for whoever sends it again
+    kind: str  # the kind of work, which says how it is sent again: `order` …
+    body: str  # JSON, from which it is sent again
     reason: str
     tries: int
     cut: int  # bytes of the body that were not kept
@@ -48,7 +48,7 @@ class DeadLetters:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
-        # By kind: the operation that sends a letter's work again. Whoever adds letters of a kind names it here.
+        # By kind: the operation that sends a letter's work again. A module with a kind of its own adds it here.
         self.senders: dict[str, Callable[[DeadLetter], Operation[Any]]] = {}
 
     def add(self, kind: str, body: str, reason: str, tries: int = 1) -> Operation[str]:
@@ -126,7 +126,9 @@ def _bytes(text: str) -> bytes:
 
 
 def _checked(id: str) -> str:
-    """Raises NoDeadLetter for what is no id of a stream's entry: the server would refuse it as an error."""
+    """Raise NoDeadLetter for a text that is no id of a stream entry, which the server would refuse
+    with an error.
+    """
     if not isinstance(id, str) or not _ID.fullmatch(id):
         raise NoDeadLetter(id)
     return id

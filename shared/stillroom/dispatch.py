@@ -130,15 +130,15 @@ def _nothing() -> None:
 
 
 def _no_headers() -> Mapping[str, str]:
-    """Nothing goes along with a message."""
+    """Return no headers for a message."""
     return {}
 
 
 class _Errand(NamedTuple):
-    """What the thread is to publish: orders or a wake. Neither: it is to look at its watch."""
+    """The thread's next publication: orders or a wake. With neither, the thread only looks at its watch."""
 
     orders: Sequence[RefreshOrder] = ()
-    undelivered: Callable[[], object] = _nothing  # what to do if that turns out impossible
+    undelivered: Callable[[], object] = _nothing  # called if the publication fails
     wakes: str = ""  # a task
     carried: Mapping[str, str] = {}  # headers of the message: where its spans belong
 
@@ -164,9 +164,7 @@ class CeleryDispatch:
     def __init__(self, settings: Settings, keys: Keys) -> None:
         self._settings = settings
         self._keys = keys
-        self.carry: Callable[[], Mapping[str, str]] = (
-            _no_headers  # what else a message's header says
-        )
+        self.carry: Callable[[], Mapping[str, str]] = _no_headers  # further headers of a message
         self._down_until = 0.0
         self._woken: dict[
             str, float
@@ -178,7 +176,7 @@ class CeleryDispatch:
         """Nothing to send and nobody who sends: a forked child begins anew; its parent delivers what it holds."""
         # Not a Queue: its lock would lock out a signal handler that reads the cache in the middle of `put`.
         self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
-        # What could not be queued: the thread says so to whoever waits for it. The caller may be an event loop.
+        # Orders that could not be queued: the thread tells their callers, because the caller may be an event loop.
         self._refused: deque[Callable[[], object]] = deque(maxlen=self.waiting_limit)
         self._lock = threading.RLock()  # so that two first orders start one thread
         self._owed: dict[str, float] = {}  # wakes that were put off → until when
@@ -221,7 +219,7 @@ class CeleryDispatch:
             self._refused.append(errand.undelivered)
 
     def _start(self) -> None:
-        """Start the thread. It is kept when it runs: one that could not be started can't be joined either."""
+        """Start the thread, and keep it only once it runs: a thread that could not start cannot be joined."""
         thread = threading.Thread(
             target=self._work, args=(self._errands,), name="stillroom dispatch", daemon=True
         )
@@ -255,7 +253,7 @@ class CeleryDispatch:
 
     @staticmethod
     def _give_back(undelivered: Callable[[], object]) -> None:
-        """Nothing that goes wrong with one order ends the thread: its lease runs out by itself."""
+        """Give orders back. An error with one order does not end the thread: its lease runs out by itself."""
         try:
             undelivered()
         except Exception:
@@ -264,7 +262,7 @@ class CeleryDispatch:
     def _next(
         self, errands: queue.SimpleQueue[_Errand | None], ahead: deque[_Errand | None]
     ) -> _Errand | None:
-        """The next errand. A wake that was put off is one when its time has come."""
+        """Return the next errand. A postponed wake is one when its time has come."""
         while True:
             task, due = min(self._owed.items(), key=lambda owed: owed[1], default=("", None))
             left = None if due is None else due - time.monotonic()
@@ -311,7 +309,7 @@ class CeleryDispatch:
         self._due = time.monotonic() + pace
 
     def _sendable(self, errand: _Errand) -> Sequence[RefreshOrder]:
-        """The errand's orders, or none if one of them is larger than what a worker takes."""
+        """Return the errand's orders, or none if one of them is larger than a worker takes."""
         for order in errand.orders:
             if (size := _size(order)) > FIELDS_LIMIT:
                 log.error(
@@ -324,7 +322,7 @@ class CeleryDispatch:
         return errand.orders
 
     def _deliver_orders(self, some: list[RefreshOrder]) -> int:
-        """Publish them. → how many tasks were waiting for a worker."""
+        """Publish the orders; return how many tasks were waiting for a worker."""
         message: BaseModel = some[0] if len(some) == 1 else RefreshOrders(orders=some)
         loaders = sorted({order.loader for order in some})
         return self._publish(
@@ -339,9 +337,9 @@ class CeleryDispatch:
             self._publish(task, {}, kind="maintenance", shown={})
 
     def _publish(self, task: str, fields: Mapping[str, Any], *, kind: str, shown: Any) -> int:
-        """Send the task. → how many were waiting in its queue.
+        """Send the task; return how many were waiting in its queue.
 
-        Raises OverflowError where nobody takes them.
+        Raises OverflowError where no worker takes them.
         """
         self._connect_once()
         queue_name = self._keys.queue(kind)
@@ -368,14 +366,16 @@ class CeleryDispatch:
             self._connect()
 
     def _connect(self) -> None:
-        from stillroom.own_celery import OwnCelery  # takes a while: only who publishes imports it
+        from stillroom.own_celery import (
+            OwnCelery,
+        )  # slow to import: only a process that publishes does
 
         self._app = OwnCelery(broker=self._settings.broker)
         self._app.conf.update(producer_settings(self._settings))
         self._producer = self._app.amqp.Producer(self._app.connection_for_write())
 
     def _length(self, queue_name: str) -> int:
-        """How many tasks wait there; 0 with brokers that have limits of their own."""
+        """Return how many tasks wait there, or 0 with brokers that have limits of their own."""
         self._connect_once()
         length = getattr(self._producer.channel, "_size", None)  # kombu's own queues
         return int(length(queue_name)) if length is not None else 0

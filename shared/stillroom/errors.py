@@ -193,7 +193,7 @@ class SettingsDiffer(RedisUnavailable):
 
 # Reasons that say nothing of whether a command was done.
 UNANSWERED = frozenset({"timeout", "closed", "protocol", "proxy", "unblocked"})
-# What a server answers that refuses this one command, and would any time: it is not away.
+# The answers of a server that refuses this one command for good: it is not away.
 OF_THE_COMMAND = frozenset({"wrongtype", "err", "unsupported"})
 # Stillroom can't work as it is configured: the server is of the wrong kind, or this user lacks a right. Unlike an
 # outage this does not end by itself.

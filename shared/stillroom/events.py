@@ -73,7 +73,7 @@ class Observer(Protocol):
 
 
 class _Hook:
-    """A function of the app's, told at the end."""
+    """An app's function that is called at the end of an operation."""
 
     def __init__(self, hook: Callable[[Event], object]) -> None:
         self._hook = hook
@@ -171,7 +171,7 @@ def named(operation: Any) -> tuple[str, str]:
 
 
 def _read(event: Event, result: Any) -> None:
-    """What the result of an operation says of its outcome."""
+    """Return the outcome that the result of an operation shows."""
     if event.service == "limits":
         decision = getattr(result, "decision", result)
         if hasattr(decision, "allowed"):

@@ -22,7 +22,7 @@ PRIVATE = (
     "fc00::/7",
     "fe80::/10",
 )
-# What an IPv4 address is wrapped in. As a whole they stand for all of IPv4, so nobody bans or exempts them.
+# The networks that wrap IPv4 addresses. Each stands for all of IPv4, so it is neither banned nor exempt.
 WRAPPINGS = ("::ffff:0:0/96", "64:ff9b::/96")
 
 

@@ -42,7 +42,7 @@ class Face:
     if not TYPE_CHECKING:  # a type checker is to know the others only
 
         def __getattr__(self, name: str) -> Any:
-            """What workers call stands in `room.upkeep`, and can still be called here."""
+            """Return a worker's call, which stands in `room.upkeep` and can still be called here."""
             if name in self._moved:
                 return getattr(self._upkeep, self._moved[name])
             kind = type(self).__name__
@@ -139,7 +139,7 @@ def drop_our_frames(error: Exception) -> None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that a traceback shows above it."""
+    """Return the error, and those that a traceback shows above it."""
     shown: BaseException | None = error
     for _ in range(CHAIN_LIMIT):
         if shown is None:
@@ -158,7 +158,7 @@ def _walk(trace: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def _of_the_app(frames: Sequence[TracebackType]) -> list[TracebackType]:
-    """Those frames that are neither ours nor a passage between two of ours."""
+    """Return the frames that are neither ours nor a passage between two of ours."""
     kept: list[TracebackType] = []
     passed: list[TracebackType] = []  # since a frame of ours; kept if the next is none of ours
     is_inside = False
@@ -192,7 +192,7 @@ def _is_passage(frame: FrameType) -> bool:
 
 
 def _named(method: C, operation: Callable[..., Any]) -> C:
-    """Give the method the name, doc and signature of the operation; it returns what the operation ends with."""
+    """Give the method the operation's name, docstring and signature, with its final result as return type."""
     functools.update_wrapper(method, operation)
     signature = inspect.signature(operation)
     result = _result_of(signature.return_annotation)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 LENGTH = 8  # hexadecimal digits
-# What a schema says to people, and what is not in a stored value.
+# The parts of a schema for people, and those that are not in a stored value.
 NOT_SHAPE = frozenset({"title", "description", "examples", "default", "deprecated"})
 
 
@@ -33,7 +33,7 @@ def _schema(adapter: TypeAdapter[Any]) -> Any:
 
 
 def _shape(schema: Any, *, is_names: bool = False) -> Any:
-    """The schema without what it says to people. Of a mapping of names to schemas no name is left out."""
+    """Return the schema without texts for people. A mapping of names to schemas keeps every name."""
     if isinstance(schema, dict):
         return {
             name: _shape(part, is_names=not is_names and name in ("properties", "$defs"))

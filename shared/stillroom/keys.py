@@ -308,7 +308,7 @@ class Keys:
 
 @lru_cache(16)
 def _session_shards(namespace: str) -> Sequence[bytes]:
-    """What the keys of each shard of the sessions begin with."""
+    """Return the prefixes of the sessions' shards."""
     return [f"{namespace}:{{s{n:02x}}}:".encode() for n in range(256)]
 
 

@@ -121,7 +121,10 @@ class KnownBans:
             log.debug("a ban is known to this process only: %s", error)
 
     def _write_anew(self) -> None:
-        """What still lasts. A line that another process appends meanwhile is lost: it will meet that ban again."""
+        """Write the bans that last anew.
+
+        A line that another process appends meanwhile is lost until it meets that ban again.
+        """
         assert self._path is not None
         self.look()
         now_ms = int(time.time() * 1_000)

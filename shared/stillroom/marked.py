@@ -156,7 +156,7 @@ def is_safe_text(value: Any) -> bool:
 
 
 def _safe_text(module: str, name: str) -> Kind:
-    """Return the kind of a package's text that is HTML already. Where the package is not there it is plain text."""
+    """Return a package's type of text that is HTML already. Without the package such a value is plain text."""
 
     def fits(value: Any) -> bool:
         known = getattr(sys.modules.get(module), name, None)

@@ -416,7 +416,7 @@ _OTHERS_TIME = (Call, Pause, On)
 
 
 def _paused(pause: Pause, deadline: float) -> float:
-    """How long to wait. Raises RedisUnavailable for a backoff that the call has no time for."""
+    """Return how long to wait. Raises RedisUnavailable for a backoff longer than the call's time."""
     if not isinstance(pause, Backoff):
         return pause.seconds
     budget, left = time_left(), deadline - time.monotonic()
@@ -506,7 +506,7 @@ def _run_all(sides: Sequence[_Side]) -> Operation[None]:
 
 
 class _Side:
-    """One of several operations that are run together, and the step it waits at."""
+    """One of several operations that run together, and its current step."""
 
     step: Any = None
     outcome: Any = None
@@ -544,7 +544,7 @@ class _Side:
 
 
 def _joined(sides: Sequence[_Side]) -> Operation[None]:
-    """Send the batches of these as one, and give each its share of what comes back."""
+    """Send the batches of these sides as one, and give each side its replies."""
     batch = Once()
     parts: list[tuple[int, bool]] = []
     is_once = False
@@ -632,7 +632,7 @@ class Repair:
         self._prepare()
 
     def _sent_again(self, part: range, is_once: bool) -> list[int]:
-        """The places of a part that are sent again."""
+        """Return the places of the commands of a part that are sent again."""
         missing = [place for place in self._missing if place in part]
         if not missing:
             return []
@@ -653,7 +653,7 @@ class Repair:
         self.commands = [*self._loads, *again]
 
     def _again(self, place: int, script: Script | None) -> Command:
-        """A script's digest may have changed: see goes_on."""
+        """Build the command again, because a script's digest may have changed: see goes_on."""
         if script is None:
             return self._batch[place]
         return (b"EVALSHA", script.text.sha, *self._words[place][2:])
@@ -692,7 +692,7 @@ class Repair:
 
 
 def _is_compile_error(reply: Any) -> bool:
-    """Redis 6.2: `Error compiling script`; newer ones, of a flag they do not know: `Unexpected flag`."""
+    """Return whether Redis refused to compile: `Error compiling script` in 6.2, `Unexpected flag` in newer ones."""
     return isinstance(reply, Exception) and str(reply).startswith("ERR ")
 
 
@@ -722,7 +722,7 @@ def in_background_loop(awaitable: Awaitable[Any]) -> Any:
 
 
 def _background_loop() -> asyncio.AbstractEventLoop:
-    """The loop, and a thread that runs it. It is kept when it runs: else every later load would wait for nobody."""
+    """Return the loop and its thread. They are kept only once they run: else every later load would hang."""
     global _background
     with _background_lock:
         if _background is None or _background.is_closed():
@@ -743,7 +743,7 @@ async def _finish(awaitable: Awaitable[Any]) -> Any:
 
 
 def _called(call: Call) -> Any:
-    """What the function returns. The two exceptions that mean something to generators do not get near one."""
+    """Return the function's result. The two exceptions that generators use are kept away from them."""
     try:
         return call.function(*call.args, **call.kwargs)
     except (StopIteration, GeneratorExit) as error:

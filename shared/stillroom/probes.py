@@ -59,14 +59,14 @@ def health_on(
 
 
 def _clocks(settings: Settings, wires: Sequence[Any]) -> Sequence[Any]:
-    """A shard's clock is that of the node it is on."""
+    """Return the clocks; a shard's clock is that of its node."""
     return wires if settings.cluster else [wire.server for wire in wires]
 
 
 def _shards_on(
     settings: Settings, sources: Sequence[Source]
 ) -> list[tuple[Source, Sequence[Keys]]]:
-    """Which shards of the cache each source has."""
+    """Return which shards of the cache each source has."""
     keys = shard_keys(settings)
     if settings.cluster:
         return [(source, [own]) for source, own in zip(sources, keys, strict=True)]

@@ -102,7 +102,7 @@ class Operations(Generic[D]):
 
 
 class _Room:
-    """What both rooms share. Nothing connects before the first call."""
+    """The part that both rooms share. Nothing connects before the first call."""
 
     wire: Any
     settings: Settings
@@ -148,12 +148,12 @@ class _Room:
         self._sessions_body.on_event.append(self._tell_abuse)
 
     def _limits(self, breaker: Breaker) -> LimitsBody:
-        """The limits' operations, which look whether the state's Redis is away."""
+        """Make the limits' operations, which watch whether the state's Redis is away."""
         server, stats = self._state_server, self.state_stats
         return LimitsBody(self.settings, server, breaker, self.keys, stats, self._bans)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> CacheParts:
-        """The cache's operations, on these wires: one for each shard."""
+        """Make the cache's operations on these wires, one for each shard."""
         clocks = [wire if self.settings.cluster else wire.server for wire in wires]
         runs = [driver.run for driver in aside]
         return cache_on(
@@ -161,12 +161,12 @@ class _Room:
         )
 
     def _health(self, state_wire: Any, wires: Sequence[Any]) -> HealthBody:
-        """Health's operations, for the state's driver and those of `wires_of_cache`."""
+        """Make health's operations, for the state's driver and those of `wires_of_cache`."""
         cache = wires_of_cache(self.settings, wires), self.wire.breaker, self.stats
         return health_on(self.settings, state_wire, self.state_stats, *cache)
 
     def _services(self, state: Any) -> list[Any]:
-        """The faces that the upkeep is made of."""
+        """Return the faces that the upkeep is made of."""
         names = ("cache", "sessions", "limits", "abuse", "health")
         return [*(getattr(self, name) for name in names), Service(self._pauses, state)]
 
@@ -184,12 +184,12 @@ class _Room:
         self.watch.observers.append(observer)
 
     def _watched(self) -> None:
-        """From now on operations are told of. Until then that costs nothing."""
+        """Wrap the drivers, so that operations make events from now on. Until then events cost nothing."""
         watch_drivers(self._drivers(), self.watch)
         self.stats.watch = self.state_stats.watch = self.watch
 
     def _drivers(self) -> list[Any]:
-        """All that run what an app calls. A face's own is that of its service."""
+        """Return every driver that runs an app's calls. A face's driver is its service's."""
         names = ("cache", "sessions", "limits", "abuse", "tasks")
         services: list[Any] = [getattr(self, name) for name in names]
         faces = [*services, self.upkeep._cache, self.upkeep._housekeeping]
@@ -210,12 +210,12 @@ class _Room:
         return Operations(*bodies, health, cache_in_threads, state, proofs, is_here)
 
     def _cluster(self) -> tuple[Settings, str, str, list[int]]:
-        """What the wire to a cluster is made of."""
+        """Make the wire to a cluster."""
         slots = [slot_of(keys.clock) for keys in shard_keys(self.settings)]
         return self.settings, self.settings.cache_server, "the cache's Redis", slots
 
     def _tell_abuse(self, event: SessionEvent) -> None:
-        """A token used after it was replaced: stolen? Never waits: an event loop may be calling."""
+        """Report a token that was used after it was replaced. Never waits: an event loop may be calling."""
         if event.kind == "replayed":
             self._abuse_body.hold("session_replay", user=event.user_id)
 
@@ -535,7 +535,7 @@ class AsyncStillroom(_Room):
 
 
 def _settings_of(given: object, values: Mapping[str, Any]) -> Settings:
-    """What a room was given as its settings: none, a Redis URL, them, or some by name."""
+    """Return the settings that a room was given: none, a Redis URL, a Settings object, or values by name."""
     known = [*Settings.model_fields, "dispatch"]
     if unknown := [name for name in values if name not in known]:
         near = did_you_mean(unknown[0], known)

@@ -87,7 +87,7 @@ _comparisons: dict[type, Comparison] = {}
 
 
 def _comparison_of(kind: type) -> Comparison:
-    """How two values of this type are compared. Chosen once for each type: a list may have thousands of one."""
+    """Return how two values of this type are compared, chosen once because a list may have thousands."""
     if issubclass(kind, Mapping):
         return _same_mapping
     if issubclass(kind, set | frozenset):
@@ -160,7 +160,9 @@ def lost_in(sent: Any, back: Any, place: str = "") -> str | None:
 
 
 def _parts(sent: Any, back: Any) -> Iterable[tuple[str, Any, Any]] | None:
-    """(place, part that was sent, part that came back) for each part; None where there are none, or not as many."""
+    """Return (place, part sent, part read back) for each part, or None without parts or with other
+    numbers of them.
+    """
     if isinstance(sent, BaseModel) or dataclasses.is_dataclass(type(sent)):
         found = _fields_of(back) if type(back) is type(sent) else back
         if not isinstance(found, Mapping):
@@ -178,13 +180,13 @@ def _parts(sent: Any, back: Any) -> Iterable[tuple[str, Any, Any]] | None:
 
 
 def _are_alike(sent: Any, back: Any) -> bool:
-    """Whether both are mappings, or both sequences."""
+    """Return whether both are mappings, or both sequences."""
     kinds = Mapping if isinstance(sent, Mapping) else (list, tuple, deque)
     return isinstance(sent, kinds) and isinstance(back, kinds)
 
 
 def _has_a_form(sent: Any, back: Any) -> bool:
-    """Whether there is something of a value without parts in what came back."""
+    """Return whether a value without parts came back in any form."""
     if isinstance(sent, Mapping | list | tuple | deque):
         return False
     if isinstance(sent, float):
@@ -208,7 +210,7 @@ def _alias(model: Any, name: str) -> str:
 
 
 def _fields_of(value: Any) -> dict[str, Any]:
-    """The fields of a model or a dataclass by name; a model's private attributes too."""
+    """Return the fields of a model or a dataclass by name, with a model's private attributes."""
     if not isinstance(value, BaseModel):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     fields = {name: value.__dict__.get(name) for name in type(value).model_fields}

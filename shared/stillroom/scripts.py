@@ -33,7 +33,7 @@ class Script:
         return self.flagged if self.flagged and Script.flags_are_known else self.plain
 
     def __call__(self, keys: Sequence[bytes], *args: bytes | str | int) -> tuple[bytes | str, ...]:
-        """The command that runs this script."""
+        """Return the command that runs this script."""
         texts = [b"%d" % arg if isinstance(arg, int) else arg for arg in args]
         return self.run((b"%d" % len(keys), *keys, *texts))
 
@@ -57,7 +57,7 @@ BY_SHA: dict[bytes | str, Text] = {}
 
 
 def _with_includes(text: str, known: set[str] | None = None) -> str:
-    """The script with the lua/lib files that it names, each once, in the place of the line that names it.
+    """Return the script with each lua/lib file that it names in place of the line that names it.
 
     Redis makes the functions of a script anew each time it runs, so what is rarely needed is included where it is.
     """

@@ -41,7 +41,7 @@ PEPPER_LEAST = 32  # characters
 
 
 def _broker_url(url: str) -> str:
-    """A Redis URL is checked like one; other brokers' are kombu's to read."""
+    """Check a broker URL that is a Redis URL. Those of other brokers are kombu's to check."""
     scheme = url.partition("://")[0]
     if scheme == "sentinel":
         form = "redis+sentinel://host:26379,host:26379/<master>/<database>"
@@ -54,7 +54,7 @@ def _words(value: object) -> object:
 
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Checked. One of IPv4 in IPv6's notation is that of IPv4: so are the addresses that are compared with it."""
+    """Check the networks. An IPv4 network in IPv6 notation becomes that IPv4 network, as addresses do."""
     return tuple(map(_network, values))
 
 
@@ -83,7 +83,7 @@ def _with_addresses(proxies: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _seconds(value: object) -> object:
-    """A timedelta as seconds. True would be read as one."""
+    """Return a timedelta as seconds, and refuse True, which would be read as one."""
     if isinstance(value, bool):
         raise ValueError("a number of seconds, or a timedelta")
     total_seconds = getattr(value, "total_seconds", None)

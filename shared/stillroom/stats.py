@@ -40,10 +40,12 @@ class Stats:
         self.errors: dict[str, str] = {}  # by loader its last error, as JSON; see cache/figures.py
         self._names: dict[str, dict[str, str]] = {}  # kind → name → what it is counted as
         self._fields: dict[tuple[str, str, str], str] = {}
-        self.watch: Any = None  # who is told of each operation, if anybody is: see events.py
+        self.watch: Any = None  # the watcher of each operation, if any: see events.py
         self.breaker: Any = None  # of the server they are written to; the room knows it
         self.due = 0.0  # time.monotonic(): flush at the next read after it
-        self.riders: list[Callable[[], list[Command]]] = []  # what else rides along with a flush
+        self.riders: list[
+            Callable[[], list[Command]]
+        ] = []  # further commands that are sent with a flush
         reset_after_fork(self)
 
     def reset(self) -> None:

@@ -22,8 +22,8 @@ from ipaddress import (
 
 UNKNOWN = "unknown"  # the bucket that all share whose address can't be told
 V6_PREFIX = 64
-SITE_PREFIX = 48  # what a provider gives to one site
-# What a client's network may be set to, and where bans are looked for besides: processes may differ for a while.
+SITE_PREFIX = 48  # a provider's network for one site
+# The allowed widths of a client's network. Bans are looked up in each, because processes may differ for a while.
 BAN_PREFIXES = (64, 60, 56)
 LOOKED_FOR = {4: (32,), 6: (*BAN_PREFIXES, SITE_PREFIX)}  # whose bans every check looks for
 _ADDRESS_LIMIT = 128  # characters; no address with brackets, zone and port has more
@@ -157,7 +157,7 @@ def hidden(kind: str, text: str, pepper: bytes) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without port, brackets and zone."""
+    """Return the address without port, brackets and zone."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

@@ -1,4 +1,4 @@
-"""An app's database beside the room."""
+"""Open an app's database beside the room."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.catalogue import Catalogue
 
 @pytest.fixture(params=["sync", "async"])
 def catalogue(request: pytest.FixtureRequest, tmp_path: Path, room: Any) -> Iterator[Catalogue]:
-    """The catalogue, with sessions of each kind. They share the event loop of an async room."""
+    """Open the catalogue with sessions of each kind; they share the event loop of an async room."""
     loop = getattr(room, "_loop", None)
     own = None if loop else asyncio.new_event_loop()
     catalogue = Catalogue(tmp_path, request.param, loop or own)

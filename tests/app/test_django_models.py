@@ -1,4 +1,4 @@
-"""Django's models: what a transaction changed is invalidated after its commit, and nothing is after a rollback."""
+"""What a transaction changed in Django's models is invalidated after its commit, and not after a rollback."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MODELS = [Label, Brand, Product, Bottle, Note]
 
 @pytest.fixture(scope="module")
 def tables() -> Iterator[None]:
-    """The tables of the models, for as long as these tests run."""
+    """Create the models' tables for as long as these tests run."""
     with connection.schema_editor() as schema:
         for model in MODELS:
             schema.create_model(model)
@@ -52,7 +52,7 @@ def tables() -> Iterator[None]:
 
 @pytest.fixture
 def room(server: EmbeddedServer) -> Iterator[Stillroom]:
-    """The room Django uses."""
+    """Return the room that Django uses."""
     given = PATIENT | {"redis_url": server.url, "namespace": "django"}
     with override_settings(STILLROOM=given):
         room = room_of_django()
@@ -79,7 +79,7 @@ def tags(room: Stillroom, rows: None) -> Tags:
 
 @contextmanager
 def rolled_back() -> Iterator[None]:
-    """A transaction, or a savepoint, that an error ends."""
+    """Run a transaction, or a savepoint, that an error ends."""
     with suppress(ZeroDivisionError), transaction.atomic():
         yield
         raise ZeroDivisionError
@@ -176,7 +176,7 @@ def test_a_commit_invalidates_the_tags_of_what_changed(
 def test_outside_a_transaction_it_happens_at_once(
     tags: Tags, change: Callable[[], object], expected: set[str]
 ) -> None:
-    """Django commits each statement then."""
+    """Outside a transaction a change is invalidated at once, because Django commits each statement then."""
     change()
     assert tags.invalidated() == expected
 
@@ -193,7 +193,7 @@ def test_a_rollback_invalidates_nothing(
 
 
 def test_a_rolled_back_savepoint_drops_what_was_done_inside_it(tags: Tags) -> None:
-    """What was done before it, after it and in a savepoint that was kept is invalidated all the same."""
+    """A rolled back savepoint drops its invalidations; those before, after and in a kept savepoint happen."""
     with transaction.atomic():
         after_commit.invalidate_by_tag("brand:1")
         with rolled_back():
@@ -207,7 +207,7 @@ def test_a_rolled_back_savepoint_drops_what_was_done_inside_it(tags: Tags) -> No
 
 
 def test_keys_globs_and_soft_tags_wait_too(tags: Tags, room: Stillroom) -> None:
-    """Everything the cache can invalidate can be asked for after the commit."""
+    """Keys, globs and soft tags, like all tags, can be invalidated after the commit."""
     with transaction.atomic():
         after_commit.invalidate("of price:1")
         after_commit.invalidate_by_pattern("of brand:*")
@@ -220,7 +220,7 @@ def test_keys_globs_and_soft_tags_wait_too(tags: Tags, room: Stillroom) -> None:
 
 
 def test_an_async_view_invalidates_after_its_commit(tags: Tags) -> None:
-    """Django's async models run in a thread; what they change is invalidated when they return."""
+    """An async view's changes, which Django makes in a thread, are invalidated when they return."""
 
     async def view() -> None:
         found = await Product.objects.aget(id=7)
@@ -299,7 +299,7 @@ def test_a_load_inside_a_transaction_stores_nothing_that_may_be_rolled_back(
 
 
 def test_a_test_case_of_django_caches_as_ever(rows: None, room: Stillroom) -> None:
-    """Its own transaction is never committed and counts for none; captured callbacks invalidate."""
+    """In Django's TestCase, whose transaction never commits, the cache works, and captured callbacks invalidate."""
     seen: list[Any] = []
 
     class InATest(TestCase):
@@ -320,7 +320,7 @@ def test_a_test_case_of_django_caches_as_ever(rows: None, room: Stillroom) -> No
 def test_an_edit_is_no_error_while_redis_is_away(
     rows: None, own_server: EmbeddedServer, room: Stillroom
 ) -> None:
-    """The row is saved and the invalidation waits in this process."""
+    """An edit while Redis is away is saved, and its invalidation waits in this process."""
     given = {"redis_url": own_server.url, "namespace": "away", "session_peppers": "p" * 40}
     with override_settings(STILLROOM=given):
         away = room_of_django()
@@ -337,7 +337,7 @@ def test_an_edit_is_no_error_while_redis_is_away(
 def test_other_callbacks_of_the_commit_run_in_any_case(
     rows: None, room: Stillroom, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An invalidation that fails is logged and stops nobody."""
+    """A failing invalidation is logged, and the other callbacks of the commit run."""
     called: list[bool] = []
 
     def broken(*_: Any, **__: Any) -> None:
@@ -354,7 +354,9 @@ def test_other_callbacks_of_the_commit_run_in_any_case(
 def test_update_without_tags_is_logged(
     rows: None, room: Stillroom, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log says which tags were invalidated and how to say the others; one that says them is silent."""
+    """An update without tags is logged with the invalidated tags and how to say others; one with tags
+    logs nothing.
+    """
     with caplog.at_level(logging.WARNING):
         Product.objects.bulk_update([product()], ["price"])
         Product.objects.tagged("product:7").update(price=5)
@@ -364,7 +366,7 @@ def test_update_without_tags_is_logged(
 
 
 def test_models_that_are_not_marked_are_left_alone(rows: None) -> None:
-    """Their deletes stay fast: nobody listens to them."""
+    """Models that are not marked keep their fast deletes, because nobody listens to them."""
     from django.db.models import signals
 
     assert not signals.post_delete.has_listeners(Brand)
@@ -377,13 +379,13 @@ def test_models_that_are_not_marked_are_left_alone(rows: None) -> None:
     [("brand:{brand}", "did you mean brand_id"), ("product:{idd}", "did you mean id")],
 )
 def test_a_mistake_is_told_where_the_model_is_marked(tag: str, said: str) -> None:
-    """A relation is no column, and a slip of the pen is suggested away."""
+    """A relation, or a misspelt column, is refused where the model is marked, with the probable name."""
     with pytest.raises(InvalidKey, match=said):
         after_commit.invalidates(tag)(Product)
 
 
 def test_a_failed_statement_rolls_back(tags: Tags) -> None:
-    """The database's own errors drop what was collected, as Django does."""
+    """After a database error that rolls back, the collected invalidations are dropped."""
     with suppress(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
         reprice()
         cursor.execute("SELECT nonsense")

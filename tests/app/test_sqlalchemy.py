@@ -1,4 +1,4 @@
-"""SQLAlchemy: what a transaction changed is invalidated after its commit, and nothing is after a rollback."""
+"""What a transaction changed through SQLAlchemy is invalidated after its commit, and not after a rollback."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from tests.support.stepper import Stepper
 
 @pytest.fixture
 def after_commit(room: Any, catalogue: Catalogue) -> AfterCommit:
-    """Watches the catalogue's sessions."""
+    """Watch the catalogue's sessions."""
     after_commit = AfterCommit(getattr(room, "inner", room))
     after_commit.watch(catalogue.maker)
     return after_commit
 
 
 class Tags:
-    """One entry for each tag: which of them are alive tells which tags were invalidated."""
+    """One entry for each tag; a missing entry says that its tag was invalidated."""
 
     def __init__(self, room: Any, *tags: str) -> None:
         self._room = room
@@ -96,7 +96,7 @@ def add_to_brand(session: Session) -> None:
 
 
 def expired(session: Session) -> None:
-    """The old brand is not in memory when the new one is set."""
+    """Set a new brand while the old one is not in memory."""
     product = session.get_one(Product, 7)
     session.expire(product)
     product.brand_id = 2
@@ -181,7 +181,7 @@ def test_what_is_asked_for_by_hand_waits_for_the_commit(
 def test_a_rolled_back_savepoint_drops_what_was_done_inside_it(
     after_commit: AfterCommit, catalogue: Catalogue, tags: Tags
 ) -> None:
-    """Released savepoints hand on what they collected; rolled back ones, at any depth, forget it."""
+    """A released savepoint hands on its invalidations, and a rolled back one at any depth forgets them."""
 
     def work(session: Session) -> None:
         with session.begin_nested():
@@ -231,7 +231,7 @@ def test_a_commit_of_unknown_outcome_invalidates(
 def test_each_transaction_of_a_session_stands_for_itself(
     after_commit: AfterCommit, catalogue: Catalogue, tags: Tags
 ) -> None:
-    """What was rolled back before does not come along with the next commit."""
+    """A later commit does not include what an earlier transaction rolled back."""
 
     def work(session: Session) -> None:
         after_commit.invalidate_by_tag(session, "brand:2")
@@ -334,7 +334,7 @@ def test_a_load_inside_a_transaction_stores_nothing_that_may_be_rolled_back(
 
 
 def test_a_loader_needs_a_session_of_its_own(tmp_path: Path, make_room: Any) -> None:
-    """A session from before the commit answers with what it knew then, and no cache can see that."""
+    """A loader needs a session of its own: one from before the commit returns old rows, which no cache can see."""
     catalogue, room = Catalogue(tmp_path), make_room()
     AfterCommit(room).watch(catalogue.maker)
     with Session(catalogue.engine) as opened_before:
@@ -352,7 +352,7 @@ def test_a_loader_needs_a_session_of_its_own(tmp_path: Path, make_room: Any) -> 
 def test_a_commit_is_no_error_while_redis_is_away(
     own_server: EmbeddedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The row is saved, the invalidation waits in this process, and it is told when Redis is back."""
+    """A commit while Redis is away is saved, and its invalidation waits and is delivered when Redis is back."""
     settings = Settings(
         **PATIENT | {"command_timeout": 0.5, "call_timeout": 0.5}, redis_url=own_server.url
     )
@@ -372,7 +372,7 @@ def test_a_commit_is_no_error_while_redis_is_away(
 def test_a_wrong_password_is_logged_and_the_commit_stands(
     tmp_path: Path, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error that no waiting mends is in the log, not in the answer to whoever saved a row."""
+    """A wrong password of Redis is logged, and the commit stands without an error."""
     catalogue = Catalogue(tmp_path)
     settings = Settings(redis_url=server.url, redis_password="wrong")
     with Stillroom(settings, dispatch=NoDispatch()) as room:
@@ -420,7 +420,7 @@ async def cancelled_commit(settings: Settings, folder: Path) -> None:
 def test_a_cancelled_task_still_invalidates_what_it_committed(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """A client that hangs up between the commit and the invalidation loses nothing."""
+    """A task cancelled between commit and invalidation, as by a client that hangs up, still invalidates."""
     asyncio.run(cancelled_commit(settings, tmp_path))
 
 
@@ -428,7 +428,9 @@ def test_a_cancelled_task_still_invalidates_what_it_committed(
 
 
 def test_everything_that_makes_sessions_can_be_watched(tmp_path: Path, make_room: Any) -> None:
-    """Makers, registries, classes and single sessions; twice is once; other makers are left alone."""
+    """Makers, registries, classes and single sessions can be watched, twice is once, and other makers
+    are left alone.
+    """
     room = make_room()
     catalogue = Catalogue(tmp_path)
     after_commit = AfterCommit(room)
@@ -461,7 +463,7 @@ def test_everything_that_makes_sessions_can_be_watched(tmp_path: Path, make_room
 
 
 def test_two_rooms_may_watch_one_session(tmp_path: Path, make_room: Any) -> None:
-    """Each is told everything, in its own namespace."""
+    """Two rooms that watch one session each get every invalidation, in their own namespaces."""
     rooms = [make_room(namespace=name) for name in ("one", "two")]
     catalogue = Catalogue(tmp_path)
     for room in rooms:
@@ -473,7 +475,7 @@ def test_two_rooms_may_watch_one_session(tmp_path: Path, make_room: Any) -> None
 
 
 def test_sessions_that_share_a_connection_do_not_mix(tmp_path: Path, make_room: Any) -> None:
-    """One's commit says nothing of what another one rolls back later."""
+    """Sessions that share a connection do not mix: one's commit invalidates nothing of another."""
     catalogue, room = Catalogue(tmp_path), make_room()
     after_commit = AfterCommit(room)
     with catalogue.engine.connect() as connection:
@@ -513,14 +515,14 @@ room._cache_body._invalidator._outbox._numbers.clear()
 
 
 def test_greenlet_is_needed_for_async_sessions_only() -> None:
-    """An async room with blocking sessions does without."""
+    """greenlet is needed for async sessions only, and not for an async room with blocking sessions."""
     command = [sys.executable, "-c", WITHOUT_GREENLET]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
 def test_an_async_maker_is_watched_alone() -> None:
-    """Its inner sessions get a class of their own, so that other makers' sessions are not watched."""
+    """An async maker is watched alone: its inner sessions get a class of their own."""
     room = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1"), dispatch=NoDispatch())
     maker, other = async_sessionmaker(), async_sessionmaker()
     AfterCommit(room).watch(maker)
@@ -549,7 +551,7 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], str]] = {
 
 @pytest.mark.parametrize(("given", "said"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_told_where_the_model_is_marked(given: Any, said: str) -> None:
-    """Not at the first edit."""
+    """A bad tag is refused where the model is marked and not at the first edit."""
     Base.registry.configure()
     before = Product.__stillroom_tags__  # type: ignore[attr-defined]
     try:
@@ -560,7 +562,7 @@ def test_a_mistake_is_told_where_the_model_is_marked(given: Any, said: str) -> N
 
 
 def test_nothing_of_a_session_is_kept(after_commit: AfterCommit, catalogue: Catalogue) -> None:
-    """A session that is dropped in the middle of a transaction leaves nothing unsettled behind."""
+    """A session that is dropped in the middle of a transaction leaves nothing behind."""
     if catalogue.kind == "sync":
         session = catalogue.maker()
         reprice(session)

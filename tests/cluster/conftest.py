@@ -1,4 +1,4 @@
-"""The same fixtures on a real cluster of three nodes, so that the cache's suite runs there too."""
+"""Run the cache's suite on a real cluster of three nodes with the same fixtures."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.entries import Recording
 
 @pytest.fixture(scope="session", params=SERVERS)
 def shared_cluster(request: pytest.FixtureRequest) -> Iterator[RedisCluster]:
-    """One cluster of each kind of server."""
+    """Start one cluster of each kind of server."""
     with RedisCluster(binary=binary_of(request)) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def cluster(shared_cluster: RedisCluster) -> RedisCluster:
-    """A cluster without data."""
+    """Return a cluster without data."""
     shared_cluster.flush()
     return shared_cluster
 
@@ -39,7 +39,7 @@ def shared_state_server() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def state_server(shared_state_server: EmbeddedServer) -> EmbeddedServer:
-    """What the cluster is not for: without data."""
+    """Return the server without data for what the cluster is not for."""
     with redis.Redis.from_url(shared_state_server.url) as client:
         client.flushall()
     return shared_state_server
@@ -53,7 +53,7 @@ def state_client(state_server: EmbeddedServer) -> Iterator[Any]:
 
 @pytest.fixture
 def server(cluster: RedisCluster) -> EmbeddedServer:
-    """The node that has the cache's only shard."""
+    """Return the node that has the cache's only shard."""
     return cluster.owner(Keys("stillroom", in_cluster=True).clock)
 
 

@@ -1,4 +1,4 @@
-"""Several shards on three nodes: each key has one, and what goes to all of them is done in all of them."""
+"""On three nodes each key has one of several shards, and operations on all shards are done in all of them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def fill(room: Any) -> None:
 
 
 def test_the_shards_and_the_test_keys_are_spread(settings: Settings) -> None:
-    """Otherwise nothing here would say anything: all shards have keys, several nodes have shards."""
+    """The test's shards and keys are spread: each shard has keys and several nodes have shards."""
     assert {shard_of(name.encode(), SHARDS) for name in NAMES} == set(range(SHARDS))
     slots = [slot_of(keys.clock) for keys in shard_keys(settings)]
     assert len({slot * NODES // 16_384 for slot in slots}) > 1
@@ -72,13 +72,13 @@ def test_the_shards_and_the_test_keys_are_spread(settings: Settings) -> None:
 )
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_slots_are_the_servers(cluster: RedisCluster, key: bytes) -> None:
-    """CLUSTER KEYSLOT of any key."""
+    """The slot of any key equals CLUSTER KEYSLOT."""
     reply = cluster.client(cluster.nodes[0]).execute_command("CLUSTER KEYSLOT", key)
     assert slot_of(key) == reply
 
 
 def test_many_keys_at_once(room: Any, cluster: RedisCluster) -> None:
-    """Written, read in the order they were asked for, and forgotten, in whichever shard they are."""
+    """Many keys in any shards are written, read in the order asked for, and invalidated at once."""
     fill(room)
     assert entries(cluster) == len(NAMES)
     wanted = [*reversed(NAMES), "missing"]
@@ -93,7 +93,7 @@ def test_many_keys_at_once(room: Any, cluster: RedisCluster) -> None:
 
 
 def test_one_bad_value_stores_none(room: Any, cluster: RedisCluster) -> None:
-    """Also where it belongs to another shard than the good ones."""
+    """One bad value stores none of many, also where it belongs to another shard."""
     with pytest.raises(ValueTooLarge):
         room.cache.set_many({**dict.fromkeys(NAMES, "1"), "bad": os.urandom(2**20).hex()})
     assert entries(cluster) == 0
@@ -103,7 +103,9 @@ def test_one_bad_value_stores_none(room: Any, cluster: RedisCluster) -> None:
 def test_what_names_many_keys_reaches_every_shard(
     room: Any, make_room: Any, cluster: RedisCluster, how: str
 ) -> None:
-    """For every reader in every process when it returns; a worker frees the memory in every shard."""
+    """An invalidation of many keys holds for every reader when it returns, and a worker frees each
+    shard's memory.
+    """
     other = make_room(shards=SHARDS)
     fill(room)
     assert len(other.cache.get_many(NAMES)) == len(NAMES)
@@ -123,7 +125,7 @@ def test_what_names_many_keys_reaches_every_shard(
 def test_loaders_load_and_refresh_in_their_shard(
     room: Any, make_room: Any, dispatch: Recording
 ) -> None:
-    """A cached function, its invalidation, an order for a worker, and one that loads many."""
+    """A cached function, its invalidation, its refresh order and a load of many work in their shards."""
     calls: list[int] = []
 
     @room.cache.cached("n:{n}", tags=["numbers"])  # type: ignore[untyped-decorator]
@@ -150,7 +152,7 @@ def test_loaders_load_and_refresh_in_their_shard(
 
 
 def test_orders_are_carried_out_on_all_shards(room: Any, make_room: Any) -> None:
-    """They wait on the state's server, which is no part of the cluster."""
+    """Orders wait on the state's server, outside of the cluster, and are carried out on all shards."""
     fill(room)
     worker = make_room(shards=SHARDS)
     room.tasks.invalidate_tags("all")
@@ -163,7 +165,7 @@ def test_orders_are_carried_out_on_all_shards(room: Any, make_room: Any) -> None
 def test_counts_and_marks_are_kept_in_every_shard(
     sharded: Stillroom, cluster: RedisCluster
 ) -> None:
-    """flush_stats, trim_marks and trim_indexes have somewhere to go."""
+    """Every shard keeps counts and marks: flush_stats, trim_marks and trim_indexes work on each."""
     fill(sharded)
     sharded.cache.get_many(NAMES)
     sharded.cache.flush_stats()
@@ -194,7 +196,7 @@ OPERATIONS = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
 )
 def test_it_is_a_dictionary(sharded: Stillroom, operations: list[tuple[str, Any, Any]]) -> None:
-    """After each of any operations all keys are what a dict has, read one by one and at once."""
+    """After any operations all keys equal those of a dict, read one by one and at once."""
     cache, model = sharded.cache, dict[str, int]()
     cache.clear()
     for what, target, value in operations:
@@ -254,7 +256,7 @@ def test_a_slot_that_has_moved_is_followed(room: Any, cluster: RedisCluster) -> 
 
 
 def test_a_slot_on_its_way_is_redis_being_away(room: Any, cluster: RedisCluster) -> None:
-    """Reads fall back, invalidations say that nothing is promised; with `defer` they are delivered afterwards."""
+    """While a slot moves reads fall back, invalidations raise, and deferred ones are delivered afterwards."""
     slot = slot_of(Keys("stillroom").clock)
     name = next(name for name in NAMES if shard_of(name.encode(), SHARDS) == 0)
     assert room.cache.set(name, 1)
@@ -283,7 +285,7 @@ def test_a_slot_on_its_way_is_redis_being_away(room: Any, cluster: RedisCluster)
 @pytest.mark.long
 @pytest.mark.parametrize("face", FACES)
 def test_a_replica_takes_over(state_server: EmbeddedServer, face: str) -> None:
-    """The owner of a shard is killed: calls fall back at once, and find the new owner by themselves."""
+    """When a shard's owner is killed calls fall back at once and find the new owner by themselves."""
     with RedisCluster(replicas=NODES) as cluster:
         places = {"redis_url": state_server.url, "cache_url": cluster.url, "cluster": True}
         settings = Settings(**PATIENT | places | {"shards": SHARDS})
@@ -329,7 +331,7 @@ def give_away(
 def test_a_frozen_node_leaves_the_others_shards_alone(
     settings: Settings, cluster: RedisCluster
 ) -> None:
-    """Its keys fall back within the deadline, all others are served."""
+    """With a frozen node its keys fall back within the deadline and all others are served."""
     hurried = Settings(**settings.model_dump() | {"command_timeout": 0.1, "call_timeout": 0.15})
     with Stillroom(hurried, dispatch=Recording()) as room:
         fill(room)
@@ -350,7 +352,7 @@ def test_a_frozen_node_leaves_the_others_shards_alone(
 
 
 def test_threads_that_begin_together_share_the_nodes(sharded: Stillroom) -> None:
-    """Each node has one wire, however many ask for it first."""
+    """Threads that begin together share one wire for each node."""
     gate = threading.Barrier(8)
 
     def begin() -> None:
@@ -377,14 +379,14 @@ def test_threads_that_begin_together_share_the_nodes(sharded: Stillroom) -> None
     ],
 )
 def test_settings_that_no_cluster_can_have(changes: dict[str, Any], sentence: str) -> None:
-    """Refused with what is allowed."""
+    """A setting that no cluster can have is refused with what is allowed."""
     with pytest.raises(SettingsError, match=sentence):
         Settings(redis_url="redis://r:1", cluster=True, **changes)
 
 
 @pytest.mark.parametrize("face", FACES)
 def test_a_server_that_is_no_cluster_says_so(state_server: EmbeddedServer, face: str) -> None:
-    """At once, to whoever has to know; a read falls back."""
+    """For a server that is no cluster, connect raises at once and a read falls back."""
     places = {"redis_url": "redis://127.0.0.1:1", "cache_url": state_server.url, "cluster": True}
     with open_room(face, Settings(**PATIENT | places), Recording()) as room:
         assert room.cache.get("k") is None
@@ -397,7 +399,7 @@ def test_a_server_that_is_no_cluster_says_so(state_server: EmbeddedServer, face:
 def test_shards_work_on_one_server_too(
     make_room: Callable[..., Stillroom], own_server: EmbeddedServer
 ) -> None:
-    """Without a cluster they are only several caches side by side."""
+    """Shards on one server are several caches side by side."""
     url = own_server.url
     with Stillroom(Settings(redis_url=url, shards=SHARDS), dispatch=Recording()) as room:
         fill(room)
@@ -408,7 +410,7 @@ def test_shards_work_on_one_server_too(
 
 
 def test_one_key_is_not_taken_for_many(room: Any) -> None:
-    """A text where keys are wanted would be as many keys as it has letters."""
+    """A text where a list of keys is wanted is refused, and not taken for one key a letter."""
     for call in (room.cache.get_many, room.cache.invalidate_many):
         with pytest.raises(InvalidArgument, match=r"write \[key\]"):
             call("product:7")

@@ -1,4 +1,4 @@
-"""One shop for all stories: two processes with threads, a worker, Redis in its two roles."""
+"""Run one shop for all stories: two processes with threads, a worker, Redis in its two roles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LFU = {"maxmemory": "64mb", "maxmemory-policy": "allkeys-lfu"}
 
 @pytest.fixture(scope="session")
 def two_roles() -> Iterator[Settings]:
-    """One server that may evict, and one that may not."""
+    """Start one server that may evict and one that may not."""
     with EmbeddedServer(options=LFU) as cache, EmbeddedServer() as state:
         yield Settings(**{"redis_url": state.url, "cache_url": cache.url} | PATIENT)
 

@@ -1,4 +1,4 @@
-"""The example shop while something is away: a frozen Redis, a killed worker, a Redis that is started again."""
+"""The example shop goes on with a frozen Redis, a killed worker, and a Redis that is started again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BUDGETS = {
 
 @pytest.fixture
 def own_shop(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Shop]:
-    """A shop with the budgets it has in production, on a Redis that can be taken from it."""
+    """Open a shop with production budgets, on a Redis that can be taken from it."""
     settings = Settings(redis_url=own_server.url, session_peppers=PATIENT["session_peppers"])
     with open_shop("threads", settings, tmp_path, STILLROOM_TTL="1", **BUDGETS) as shop:
         until(lambda: shop.visitor().get("/health/live").status == 200, "the shop to open", 60)
@@ -41,7 +41,9 @@ def own_shop(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Shop]:
 def test_a_frozen_redis_is_a_shop_without_logins(
     own_shop: Shop, own_server: EmbeddedServer
 ) -> None:
-    """Pages come from the database, none waits; who must be known is told so, in words; then all is back."""
+    """With a frozen Redis pages come from the database without a wait, logins are refused in words,
+    and all recovers.
+    """
     ann = own_shop.logged_in("ann")
     ann.post("/cart/7")
     cookie = dict(ann.cookies)
@@ -64,7 +66,7 @@ def test_a_frozen_redis_is_a_shop_without_logins(
 
 
 def reload_for(shop: Shop, seconds: float) -> list[float]:
-    """Four visitors reload a page, which must be there each time. → how long each took."""
+    """Let four visitors reload a page that must be there each time; return how long each load took."""
     times: list[float] = []
     end = time.monotonic() + seconds
 
@@ -83,7 +85,7 @@ def reload_for(shop: Shop, seconds: float) -> list[float]:
 
 
 def test_a_worker_that_is_killed_is_missed_by_nobody(own_shop: Shop, tmp_path: Path) -> None:
-    """Stale pages are served without it; the next worker refreshes them and frees what was invalidated."""
+    """After its worker was killed the shop serves stale pages, which the next worker refreshes and reclaims."""
     worker = own_shop.worker(tmp_path)
     worker.kill()
     admin = own_shop.logged_in("admin")
@@ -104,7 +106,9 @@ def test_a_worker_that_is_killed_is_missed_by_nobody(own_shop: Shop, tmp_path: P
 def test_sessions_outlive_a_redis_that_is_started_again(
     own_shop: Shop, own_server: EmbeddedServer
 ) -> None:
-    """Killed, and started on its file: who was logged in is, with the cart; who logged out is not."""
+    """After Redis is killed and started on its file, logged in visitors keep their carts and logged
+    out ones stay so.
+    """
     ann, ben = own_shop.logged_in("ann"), own_shop.logged_in("ben")
     ann.post("/cart/3")
     stolen = dict(ben.cookies)

@@ -1,4 +1,4 @@
-"""The example's README: its commands run as they stand, and its pages are there."""
+"""The example's README has commands that run as they stand, and its pages are there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def commands() -> list[str]:
 
 
 def environment(redis_url: str, folder: Path) -> dict[str, str]:
-    """What the README exports, with our Redis and a database that nobody minds."""
+    """Return what the README exports, with our Redis and a database for this test."""
     exported: dict[str, str] = {}
     for command in commands():
         if command.startswith("export "):
@@ -56,7 +56,7 @@ def on_path(changes: Mapping[str, str]) -> dict[str, str]:
 
 
 def test_the_parts_it_starts_by_hand_are_a_shop(tmp_path: Path) -> None:
-    """gunicorn, worker and beat as it writes them; every page of its table answers."""
+    """gunicorn, worker and beat as the README starts them are a shop whose pages all answer."""
     programs = [
         shlex.split(line) for line in commands() if line.split()[0] in ("gunicorn", "celery")
     ]
@@ -97,7 +97,7 @@ def visit(port: int) -> None:
 
 
 def test_the_make_targets_and_extras_it_names_are_there() -> None:
-    """`make demo`, `make load`, the extra `example`; make passes ARGS on."""
+    """The make targets and the extra that the README names exist, and make passes ARGS on."""
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make (\w+)", README)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
@@ -107,5 +107,5 @@ def test_the_make_targets_and_extras_it_names_are_there() -> None:
 
 
 def test_it_is_short() -> None:
-    """Five minutes, with the three files."""
+    """The README takes five minutes with its three files."""
     assert len(README.splitlines()) <= 40

@@ -1,4 +1,4 @@
-"""The example shop over HTTP: a real server with two processes, a worker and beat, Redis in its two roles."""
+"""The example shop works over HTTP: a real server with two processes, a worker, beat and two Redis roles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def at_once(count: int, act: Callable[[int], T]) -> list[T]:
-    """Run it in so many threads, which begin together."""
+    """Run the act in that many threads, which begin together."""
     barrier, results = threading.Barrier(count), list[T]()
 
     def run(number: int) -> None:
@@ -39,7 +39,7 @@ def at_once(count: int, act: Callable[[int], T]) -> list[T]:
 
 @contextmanager
 def without_products(shop: Shop) -> Iterator[None]:
-    """The database is broken for a while."""
+    """Break the database for a while."""
     shop.sql("ALTER TABLE products RENAME TO hidden")
     try:
         yield
@@ -54,7 +54,7 @@ def without_products(shop: Shop) -> Iterator[None]:
 def test_every_server_serves_the_whole_shop(
     server: str, two_roles: Settings, tmp_path: Path
 ) -> None:
-    """A cart before the login, an order, an edit that all processes show: with forks, preload, greenlets."""
+    """Every server serves the whole shop: a cart before the login, an order, an edit that all processes show."""
     with open_shop(server, two_roles, tmp_path, STILLROOM_NAMESPACE=f"shop-{server}") as shop:
         browser = shop.visitor()
         assert browser.post("/cart/7").status == 303
@@ -76,7 +76,7 @@ def test_every_server_serves_the_whole_shop(
 
 
 def test_a_stale_page_is_refreshed_by_a_worker(shop: Shop) -> None:
-    """The old page is served meanwhile, and no process of the shop asks the database."""
+    """A stale page is served while a worker refreshes it, and no process of the shop asks the database."""
     processes = {page.process for page in shop.pages_of_all(2, id=1)}
     before = until(lambda: page if (page := shop.page(1)).how != "stale" else None, "a fresh page")
     shop.sql("UPDATE products SET cents = cents + 1 WHERE id = 1")
@@ -93,7 +93,7 @@ def test_a_stale_page_is_refreshed_by_a_worker(shop: Shop) -> None:
 
 
 def test_readers_during_an_edit_see_old_then_new_and_never_old_again(shop: Shop) -> None:
-    """While twenty browsers reload a page and an admin saves it: who asks after the answer sees the new price."""
+    """While an admin saves a page that twenty browsers reload, every read after the answer sees the new price."""
     admin = shop.logged_in("admin")
     saved = threading.Event()
     late: list[int] = []
@@ -115,21 +115,21 @@ def test_readers_during_an_edit_see_old_then_new_and_never_old_again(shop: Shop)
 
 
 def test_a_product_that_is_not_there_is_asked_for_once(shop: Shop) -> None:
-    """404, and the absence is cached."""
+    """A missing product is a 404 and asks the database once, because its absence is cached."""
     with shop.visitor() as browser:
         assert [browser.get("/product/4711").status for _ in range(3)] == [404] * 3
         assert browser.get("/product/99999999999999999999").status == 404
 
 
 def test_images_are_told_by_their_content(shop: Shop) -> None:
-    """Type, size in bytes and pixels, and hash."""
+    """An image's type, size in bytes and pixels, and hash come from its content."""
     page = shop.visitor().get("/images").text
     assert page.count("image/png") == 7
     assert "96 × 96" in page
 
 
 def test_head_and_options_have_no_body(shop: Shop) -> None:
-    """HEAD tells what GET would; OPTIONS what may be asked."""
+    """HEAD has GET's headers and OPTIONS the allowed methods, both without a body."""
     browser = shop.visitor()
     head = browser.ask("HEAD", "/product/7")
     assert (head.status, head.text) == (200, "")
@@ -141,7 +141,7 @@ def test_head_and_options_have_no_body(shop: Shop) -> None:
 
 
 def test_clients_that_go_away_in_the_middle_cost_nobody_else(shop: Shop) -> None:
-    """Forty of them take one byte of a streamed answer and close; the next visitor is served."""
+    """Forty clients that close a streamed answer after one byte cost the next visitor nothing."""
     for _ in range(40):
         with socket.create_connection(("127.0.0.1", shop.port), timeout=10) as connection:
             connection.sendall(
@@ -155,7 +155,7 @@ def test_clients_that_go_away_in_the_middle_cost_nobody_else(shop: Shop) -> None
 
 
 def test_a_hundred_wrong_passwords_at_once_reach_the_check_five_times(shop: Shop) -> None:
-    """The quota is taken before the password is looked at."""
+    """Of a hundred wrong passwords at once five reach the check, because the quota is taken before."""
     address = "203.0.113.50"
 
     def guess(number: int) -> int:
@@ -168,7 +168,7 @@ def test_a_hundred_wrong_passwords_at_once_reach_the_check_five_times(shop: Shop
 
 
 def test_logins_that_succeed_take_no_quota(shop: Shop) -> None:
-    """Ten in a row; each gets a token of its own."""
+    """Ten logins in a row that succeed take no quota, and each gets a token of its own."""
     browser = shop.visitor()
     tokens = set()
     for _ in range(10):
@@ -178,7 +178,7 @@ def test_logins_that_succeed_take_no_quota(shop: Shop) -> None:
 
 
 def test_a_forged_header_makes_no_new_client(shop: Shop) -> None:
-    """What a client writes left of what its proxy adds is not believed."""
+    """A forwarding header that a client sends before its proxy's is not believed."""
     statuses = []
     for number in range(7):
         with shop.visitor(f"192.0.2.{number}, 203.0.113.60") as browser:
@@ -187,7 +187,7 @@ def test_a_forged_header_makes_no_new_client(shop: Shop) -> None:
 
 
 def test_logging_out_everywhere_leaves_this_device(shop: Shop) -> None:
-    """Two browsers of one user, and somebody else: only the user's other one is logged out."""
+    """Logging out everywhere ends the user's other browser, and neither this one nor another user's."""
     here, there, other = shop.logged_in("ben"), shop.logged_in("ben"), shop.logged_in("ann")
     assert here.post("/logout-everywhere").status == 303
     assert here.get("/account").text.count('class="device"') == 1
@@ -196,7 +196,7 @@ def test_logging_out_everywhere_leaves_this_device(shop: Shop) -> None:
 
 
 def test_the_token_before_the_login_opens_nothing(shop: Shop) -> None:
-    """Whoever planted it has an empty session."""
+    """The token from before the login opens an empty session."""
     browser = shop.visitor()
     browser.post("/cart/7")
     planted = browser.cookies["sid"]
@@ -211,7 +211,7 @@ def test_the_token_before_the_login_opens_nothing(shop: Shop) -> None:
 
 
 def test_twenty_clicks_at_once_lose_nothing(shop: Shop) -> None:
-    """Each adds one more to the cart, whatever the others do."""
+    """Of twenty clicks at once each adds one to the cart."""
     first = shop.visitor()
     first.post("/cart/7")
 
@@ -225,7 +225,7 @@ def test_twenty_clicks_at_once_lose_nothing(shop: Shop) -> None:
 
 
 def test_a_cart_is_ordered_once(shop: Shop) -> None:
-    """Of ten clicks on the button at once one places the order."""
+    """Of ten clicks on the order button at once one places the order."""
     browser = shop.logged_in("ann")
     browser.post("/cart/6")
     before = shop.sql("SELECT count(*) FROM orders WHERE user = 'ann'")[0][0]
@@ -240,7 +240,7 @@ def test_a_cart_is_ordered_once(shop: Shop) -> None:
 
 
 def test_a_request_that_fails_changes_nothing(shop: Shop) -> None:
-    """The database breaks during a request: a page with 500, and the cart and the login as they were."""
+    """A request during which the database breaks is a 500 and leaves cart and login as they were."""
     browser = shop.logged_in("ben")
     browser.post("/cart/5")
     with without_products(shop):
@@ -267,14 +267,14 @@ def test_a_request_that_fails_changes_nothing(shop: Shop) -> None:
     ],
 )
 def test_cookies_nobody_gave_out_are_nobody(shop: Shop, cookie: str) -> None:
-    """Oversized, malformed, unknown: a visitor like any other, and no error."""
+    """A visitor with an oversized, malformed or unknown cookie is served like any other."""
     reply = shop.visitor().ask("GET", "/account", {"Cookie": cookie})
     assert (reply.status, reply.headers["location"]) == (303, "/login")
     assert shop.visitor().ask("GET", "/product/7", {"Cookie": cookie}).status == 200
 
 
 def test_of_two_sessions_in_one_request_neither_counts(shop: Shop) -> None:
-    """One of them was planted; which comes first is up to whoever planted it."""
+    """Of two session cookies in one request neither counts, because one was planted."""
     ann, ben = shop.logged_in("ann"), shop.logged_in("ben")
     both = f"sid={ann.cookies['sid']}; sid={ben.cookies['sid']}"
     reply = shop.visitor().ask("GET", "/account", {"Cookie": both})
@@ -282,7 +282,7 @@ def test_of_two_sessions_in_one_request_neither_counts(shop: Shop) -> None:
 
 
 def test_nothing_a_visitor_writes_becomes_a_header(shop: Shop) -> None:
-    """Line breaks in paths, queries, forms and the browser's name."""
+    """Line breaks in paths, queries, forms and the User-Agent never become a header."""
     breaks = "%0d%0aX-Injected:%20yes"
     browser = shop.visitor()
     replies: list[Reply] = [
@@ -297,7 +297,7 @@ def test_nothing_a_visitor_writes_becomes_a_header(shop: Shop) -> None:
 
 
 def test_no_text_is_a_mistake_of_the_shop(shop: Shop) -> None:
-    """Texts that are empty, long, or no text at all, in every place that takes one."""
+    """Empty, long or invalid text in any input never causes a 500."""
     browser, admin = shop.visitor(), shop.logged_in("admin")
     for text in [
         "",
@@ -320,7 +320,7 @@ def test_no_text_is_a_mistake_of_the_shop(shop: Shop) -> None:
 
 
 def test_what_a_visitor_writes_is_shown_as_text(shop: Shop) -> None:
-    """A product's name with tags in it."""
+    """Tags in a product's name are shown as text."""
     admin = shop.logged_in("admin")
     admin.post("/admin/3", name="<script>alert(1)</script>", cents="510")
     page = admin.get("/product/3").text
@@ -329,7 +329,7 @@ def test_what_a_visitor_writes_is_shown_as_text(shop: Shop) -> None:
 
 
 def test_only_the_admin_edits(shop: Shop) -> None:
-    """Others are sent away, numbers that are none are refused, and nothing is changed."""
+    """Only the admin edits; others are redirected, invalid numbers are refused, and nothing changes."""
     before = shop.sql("SELECT * FROM products WHERE id = 2")
     assert shop.visitor().post("/admin/2", name="x", cents="1").headers["location"] == "/login"
     assert shop.logged_in("ann").post("/admin/2", name="x", cents="1").status == 403
@@ -342,7 +342,7 @@ def test_only_the_admin_edits(shop: Shop) -> None:
 
 
 def test_a_form_on_another_site_does_nothing(shop: Shop) -> None:
-    """The browser says where the form stood."""
+    """A form on another site, which the browser names, does nothing."""
     browser = shop.logged_in("ann")
     reply = browser.ask("POST", "/logout", {"Sec-Fetch-Site": "cross-site"})
     assert reply.status == 403
@@ -353,7 +353,7 @@ def test_a_form_on_another_site_does_nothing(shop: Shop) -> None:
 
 
 def test_health_knows_the_worker_and_beat(shop: Shop, two_roles: Settings, tmp_path: Path) -> None:
-    """A living worker, beat's last ticks, a snapshot; all is told to whoever may see it, and nothing to others."""
+    """Health reports the worker, beat's ticks and a snapshot to operators, and nothing of them to others."""
     beat = shop.beat(tmp_path)
     try:
         with Stillroom(two_roles) as room:

@@ -1,4 +1,4 @@
-"""The cache in every accident the explorer knows; and that the explorer would find what is broken."""
+"""The cache keeps its promises in every accident the explorer knows, and the explorer finds broken variants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ABOUT: dict[str, dict[str, float]] = {
 @pytest.mark.long
 @pytest.mark.parametrize("about", ABOUT)
 def test_no_accident_breaks_a_promise(world: World, about: str) -> None:
-    """Whatever is lost, late, doubled, restarted or stepped: no read shows what was invalidated."""
+    """No read shows an invalidated value, whatever is lost, late, doubled, restarted or stepped."""
     first = list(ABOUT).index(about) * 1_000_000
     make = maker(Settings(**SETTINGS), **ABOUT[about])
     assert explore(world, range(first, first + RUNS), make) == RUNS
@@ -34,7 +34,7 @@ def test_no_accident_breaks_a_promise(world: World, about: str) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_what_is_broken_is_found(world: World, mutant: str) -> None:
-    """Each broken variant breaks a promise in one of the runs, and its story is told."""
+    """Each broken variant of the cache breaks a promise in one of the runs, whose story is printed."""
     acts = {"read": 14.0, "write": 2.0} if "load" in mutant else {"write": 9.0}
     make = maker(Settings(**SETTINGS), **acts)
     with MUTANTS[mutant](), pytest.raises(Broken, match="in spite of") as broken:

@@ -1,4 +1,4 @@
-"""A session is read without a script: no accident lets a read show what had ended."""
+"""No accident lets a read of a session without a script show a session that had ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FINDS_WITHIN = 1_000
 
 @pytest.fixture(autouse=True)
 def revocations_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has more than one session leaves a revocation behind, and a worker deletes the records."""
+    """Let each user with several sessions leave a revocation, whose records a worker deletes."""
     monkeypatch.setattr(body, "BITE", 1)
 
 
@@ -30,13 +30,13 @@ def _finds_no_revocation(names: Any, replies: list[Any], touch_us: int) -> Any:
 
 @pytest.mark.long
 def test_no_accident_shows_a_session_that_had_ended(world: World) -> None:
-    """Each run has revocations, workers that delete what was revoked, rotations and two peppers."""
+    """No session that had ended is shown, with revocations, deleting workers, rotations and two peppers."""
     assert explore(world, range(RUNS), maker(Settings(**SETTINGS))) == RUNS
 
 
 @pytest.mark.long
 def test_a_read_that_looks_for_no_revocations_is_found(world: World) -> None:
-    """A session that was revoked and not yet deleted seems to live."""
+    """A variant that reads without looking for revocations is found: it shows a revoked session."""
     with (
         replaced(body, "read_plain", _finds_no_revocation),
         pytest.raises(Broken, match="in spite of"),

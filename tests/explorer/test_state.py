@@ -1,4 +1,6 @@
-"""Sessions, limits and abuse in every accident the explorer knows; and that it would find what is broken."""
+"""Sessions, limits and abuse keep their promises in every accident the explorer knows, and broken ones
+are found.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,9 @@ def maker(model: str, weights: dict[str, float]) -> Callable[[World], Any]:
 @pytest.mark.long
 @pytest.mark.parametrize("about", ABOUT)
 def test_no_accident_breaks_a_promise(world: World, about: str) -> None:
-    """Whatever is lost, late, doubled, restarted or stepped: what ended stays so, no quota is exceeded, nobody is
-    banned for nothing."""
+    """Ended sessions stay so, no quota is exceeded and no one is banned wrongly, whatever is lost,
+    late or doubled.
+    """
     first = list(ABOUT).index(about) * 1_000_000
     assert explore(world, range(first, first + RUNS), maker(*ABOUT[about])) == RUNS
 
@@ -61,7 +64,7 @@ def test_no_accident_breaks_a_promise(world: World, about: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_what_is_broken_is_found(world: World, mutant: str) -> None:
-    """Each broken variant breaks a promise in one of the runs, and its story is told."""
+    """Each broken variant of the services breaks a promise in one of the runs, whose story is printed."""
     model, broken = MUTANTS[mutant]
     with broken(), pytest.raises(Broken) as told:
         explore(world, range(FINDS_WITHIN), maker(model, SHOWN_BY.get(mutant, {})))

@@ -1,4 +1,4 @@
-"""The explorer itself: a run is its seed's, and what it does to a batch is what it says."""
+"""The explorer works: a run follows from its seed, and each accident does what it says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def batch(kind: type[list[Any]]) -> Operation[Any]:
 
 
 def story(world: World, seed: int) -> list[str]:
-    """What happened in a run; how it ended is a part of it."""
+    """Return what happened in a run, with how it ended."""
     world.trace = []
     try:
         run(world, seed, maker(Settings(**SETTINGS)))
@@ -31,13 +31,13 @@ def story(world: World, seed: int) -> list[str]:
 
 
 def test_a_run_is_the_same_each_time(world: World) -> None:
-    """Every step of a run follows from its seed."""
+    """A run with the same seed has the same steps."""
     for seed in range(20):
         assert story(world, seed) == story(world, seed)
 
 
 def test_a_broken_promise_is_told_as_a_story(world: World) -> None:
-    """The story names the seed and what was said to the server, in order."""
+    """A broken promise is printed as a story with the seed and the commands in order."""
 
     class Model:
         def __init__(self, world: World) -> None:
@@ -75,7 +75,7 @@ def test_a_broken_promise_is_told_as_a_story(world: World) -> None:
 def test_a_fate_is_what_it_says(
     world: World, fate: Fate, kind: type[list[Any]], at_once: int, in_the_end: int
 ) -> None:
-    """How often a batch acts: while its caller waits, and when the held copies have arrived."""
+    """Each fate of a batch acts as often as it says, before its caller gives up and after the copies arrive."""
     world.begin(1)
     with world.inside():
         room = Stillroom(Settings(**SETTINGS), dispatch=NoDispatch())
@@ -103,7 +103,7 @@ def test_a_fate_is_what_it_says(
 def test_another_server_has_what_it_is_said_to_have(
     world: World, how: str, left: bytes | None
 ) -> None:
-    """Nothing, what a snapshot held, or all; and its run id is another."""
+    """Another server has nothing, a snapshot's data or all data, as said, and another run id."""
     world.begin(1)
     before = world.info
     world.ask("SET", "k", "old", "PX", "5000")
@@ -117,7 +117,7 @@ def test_another_server_has_what_it_is_said_to_have(
 
 
 def test_time_is_the_worlds(world: World) -> None:
-    """Keys run out when the world says so, and a step of the server's clock is not time for the processes."""
+    """Keys expire by the world's time, and a step of the server's clock is no time for the processes."""
     world.begin(1)
     with world.inside():
         import time

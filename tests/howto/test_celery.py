@@ -1,4 +1,4 @@
-"""docs/howto/celery.md: real workers with the loaders of each framework, beside the project's own Celery."""
+"""docs/howto/celery.md works: real workers with each framework's loaders, beside the project's own Celery."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def tell_editors(id):
 
 
 class Project:
-    """Somebody's app in a folder, and the programs that run for it."""
+    """An app in a folder, and the programs that run for it."""
 
     def __init__(self, folder: Path, server: EmbeddedServer, started: ExitStack) -> None:
         self.folder, self._server, self._started = folder, server, started
@@ -68,7 +68,7 @@ class Project:
             db.execute("insert or replace into book values (7, ?)", [title])
 
     def start(self, *command: str, **environment: str) -> Path:
-        """A program of this environment, as a person types it; returns its log."""
+        """Start a program of this environment as a person types it; return its log."""
         log = self.folder / f"{command[0]}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -88,7 +88,7 @@ class Project:
         return os.environ | {"REDIS_URL": self._server.url, "PYTHONPATH": paths, **more}
 
     def run(self, source: str, **environment: str) -> str:
-        """What a small program in the folder prints."""
+        """Run a small program in the folder; return what it prints."""
         done = subprocess.run(
             [sys.executable, "-c", source],
             cwd=self.folder,
@@ -119,7 +119,7 @@ def project(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Project]:
 
 
 def refreshed(server: EmbeddedServer, template: str, name: str, old: Any) -> Any:
-    """The value that a worker has put in the place of a stale one."""
+    """Return the value that a worker stored in place of a stale one."""
     key = template.replace("{id}", "7")
     with (
         redis.Redis.from_url(server.url) as db,
@@ -139,7 +139,9 @@ def refreshed(server: EmbeddedServer, template: str, name: str, old: Any) -> Any
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_django_beside_its_own_celery(project: Project, own_server: EmbeddedServer) -> None:
-    """Models are there, a shared task of a loader goes to the project's worker, and each ends by itself."""
+    """Django loaders have their models, and a shared task goes to the project's own worker; both end
+    by themselves.
+    """
     (project.folder / "bookshop/settings.py").write_text(DJANGO_SETTINGS % own_server.url)
     catalog = project.folder / "catalog"
     catalog.mkdir()
@@ -170,7 +172,7 @@ def test_django_beside_its_own_celery(project: Project, own_server: EmbeddedServ
 
 @pytest.mark.timeout(300)
 def test_flask_with_an_app_factory(project: Project, own_server: EmbeddedServer) -> None:
-    """Each load has the app's context, and a database session of its own: the second sees what changed."""
+    """Each load of a Flask app factory has the app's context and a database session of its own."""
     pytest.importorskip("flask_sqlalchemy")
     project.start(
         *("stillroom", "worker"),
@@ -186,14 +188,14 @@ def test_flask_with_an_app_factory(project: Project, own_server: EmbeddedServer)
 
 @pytest.mark.timeout(300)
 def test_fastapi_with_what_its_lifespan_opens(project: Project, own_server: EmbeddedServer) -> None:
-    """The pool that the lifespan makes is there for loads of a worker, which has no server."""
+    """A load in a worker, which has no server, has the pool that FastAPI's lifespan opens."""
     project.start("stillroom", "worker", STILLROOM_LOADERS="fastbooks")
     assert refreshed(own_server, "book:{id}", "load_book", "zero") == "one"
 
 
 @pytest.mark.timeout(300)
 def test_a_context_around_each_load(project: Project, own_server: EmbeddedServer) -> None:
-    """What `around_load` makes is entered in the worker as in the app."""
+    """The context that `around_load` makes is entered in the worker as in the app."""
     assert project.run("import around; print(around.load_who(1))") == "the loader"
     project.start("stillroom", "worker", STILLROOM_LOADERS="around")
     assert refreshed(own_server, "who:{id}", "load_who", "nobody") == "the loader"

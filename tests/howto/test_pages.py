@@ -1,4 +1,4 @@
-"""docs/howto: each page's code is run as it stands."""
+"""Each page of docs/howto has code that runs as it stands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def environment(stillroom_settings: Settings) -> dict[str, str]:
 
 
 def run(folder: Path, environment: dict[str, str], *words: str) -> str:
-    """Run Python there; what it printed."""
+    """Run Python in the folder; return what it printed."""
     done = subprocess.run(
         [sys.executable, "-W", "error", *words],
         cwd=folder,
@@ -43,7 +43,7 @@ def run(folder: Path, environment: dict[str, str], *words: str) -> str:
 
 
 def first_page(port: int, path: str) -> str:
-    """What a server that is just starting answers with, however busy the machine is."""
+    """Return the first answer of a server that is just starting, on a busy machine too."""
     for _ in range(5):
         with contextlib.suppress(TimeoutError):
             return Browser(port).get(path).text
@@ -57,7 +57,9 @@ def test_testing(tmp_path: Path) -> None:
 
 
 def test_after_commit_in_sqlalchemy(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Commits, rollbacks, statements and SQL text."""
+    """The page on SQLAlchemy invalidates after commits, and not after rollbacks, for statements and
+    SQL text too.
+    """
     write_files("howto/after-commit.md", tmp_path)
     run(tmp_path, environment, "edit.py")
 
@@ -87,13 +89,13 @@ connection.close()
 
 
 def test_after_commit_in_django(tmp_path: Path, environment: dict[str, str]) -> None:
-    """A save, and an update that says its tags."""
+    """The page on Django invalidates after a save, and after an update that says its tags."""
     write_files("howto/after-commit.md", tmp_path, project=DJANGO)
     run(tmp_path, environment, "project.py")
 
 
 def test_pages(tmp_path: Path) -> None:
-    """A page that is cached, checked and invalidated."""
+    """The page on pages caches, checks and invalidates one."""
     write_files("howto/pages.md", tmp_path, conftest=PLUGIN)
     assert "1 passed" in run_pytest(tmp_path)
 
@@ -120,19 +122,19 @@ assert "takes long" in Template(Path("product.html").read_text()).render(Context
 
 
 def test_pages_in_django(tmp_path: Path, environment: dict[str, str]) -> None:
-    """A view and a fragment."""
+    """The page on Django's pages caches a view and a fragment."""
     write_files("howto/pages.md", tmp_path, project=PAGES)
     run(tmp_path, environment, "project.py")
 
 
 def test_locks(tmp_path: Path, environment: dict[str, str]) -> None:
-    """A lock, a semaphore, and a try without waiting."""
+    """The page on locks takes a lock, a semaphore, and tries without waiting."""
     write_files("howto/locks.md", tmp_path)
     run(tmp_path, environment, "jobs.py")
 
 
 def test_warm(tmp_path: Path, environment: dict[str, str], stillroom: Stillroom) -> None:
-    """What the loaders say is loaded by who carries out the orders; a request asks once."""
+    """The page on warm-ups loads what the loaders list, and a request asks once."""
     write_files("howto/warm.md", tmp_path)
     run(tmp_path, environment, "page.py")
     worker = "from shop import room; print(room.tasks.warm(), room.cache.reclaim())"
@@ -142,7 +144,7 @@ def test_warm(tmp_path: Path, environment: dict[str, str], stillroom: Stillroom)
 
 
 def test_flask(tmp_path: Path, environment: dict[str, str]) -> None:
-    """An app factory behind gunicorn, and its loader in a worker's room."""
+    """The page on Flask serves an app factory with gunicorn, and its loader runs in a worker's room."""
     write_files("howto/frameworks.md", tmp_path)
     with serving_process([*GUNICORN, "flaskwsgi:app"], tmp_path, environment) as port:
         assert json.loads(first_page(port, "/price/7")) == {"price": 10, "visits": 1}
@@ -155,14 +157,14 @@ def test_flask(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def test_fastapi(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Dependencies and two lifespans behind uvicorn."""
+    """The page on FastAPI serves dependencies and two lifespans with uvicorn."""
     write_files("howto/frameworks.md", tmp_path)
     with serving_process([*UVICORN, "fastshop:app"], tmp_path, environment) as port:
         assert first_page(port, "/price/7") == "10"
 
 
 def test_django(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Its checks find nothing wrong with the settings of the page."""
+    """The page on Django has settings that its checks accept."""
     write_files("howto/frameworks.md", tmp_path)
     (tmp_path / "settings.py").write_text(
         (tmp_path / "settings.py").read_text() + "SECRET_KEY = 'x' * 50\nUSE_TZ = True\n"
@@ -173,13 +175,13 @@ def test_django(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def test_tags(tmp_path: Path, environment: dict[str, str]) -> None:
-    """An edit invalidates the thing, its groups and the lists that show it."""
+    """The page on tags invalidates a thing, its groups and the lists that show it."""
     write_files("howto/tags.md", tmp_path)
     run(tmp_path, environment, "edit.py")
 
 
 def test_limits(tmp_path: Path, environment: dict[str, str]) -> None:
-    """A user, a key and a plan have quotas of their own, and right logins use nothing up."""
+    """The page on limits gives a user, a key and a plan their own quotas, and right logins use nothing up."""
     write_files("howto/limits.md", tmp_path)
     run(tmp_path, environment, "task.py")
     kind = {"Content-Type": "application/json"}
@@ -203,7 +205,7 @@ def test_limits(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def test_status(tmp_path: Path, environment: dict[str, str]) -> None:
-    """The public learns a status; a token opens the details, the metrics and the page."""
+    """The page on status shows the public a status, and a token opens details, metrics and the page."""
     write_files("howto/status.md", tmp_path)
     token = {"Authorization": "Bearer of-sixteen-or-more-characters"}
     named = environment | {"STILLROOM_HEALTH_TOKEN": "of-sixteen-or-more-characters"}
@@ -216,7 +218,7 @@ def test_status(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def test_deploy() -> None:
-    """The file for Kubernetes is YAML that names our program, and settings that there are."""
+    """The page on deploying has a Kubernetes file that is YAML and names our program and existing settings."""
     (block,) = blocks("howto/deploy.md", "yaml")
     (container,) = yaml.safe_load(block)["spec"]["template"]["spec"]["containers"]
     assert {one["name"] for one in container["env"]} <= set(environment_names().values())
@@ -224,7 +226,7 @@ def test_deploy() -> None:
 
 
 def test_every_page_is_run() -> None:
-    """A page that is added has a test here."""
+    """Every page of docs/howto has a test here."""
     known = {
         "index",
         "testing",

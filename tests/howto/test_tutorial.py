@@ -1,4 +1,4 @@
-"""docs/tutorial.md, walked as a reader walks it: each file, each command, each line that is printed."""
+"""docs/tutorial.md can be walked as a reader walks it: each file, command and printed line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE = 40.0
 
 @pytest.mark.long
 def test_the_tutorial_can_be_walked(tmp_path: Path) -> None:
-    """A reader who copies each file and each command of the tutorial sees what it says he will see."""
+    """A reader who copies each file and command of the tutorial sees what it says."""
     with Reader(tmp_path) as reader:
         for step in STEP.finditer((DOCS / "tutorial.md").read_text(encoding="utf-8")):
             match step["kind"]:
@@ -40,7 +40,7 @@ def test_the_tutorial_can_be_walked(tmp_path: Path) -> None:
 
 
 class Reader:
-    """Somebody with three terminals."""
+    """A reader with three terminals."""
 
     def __init__(self, folder: Path) -> None:
         self.commands = 0
@@ -61,19 +61,19 @@ class Reader:
             self._end(name)
 
     def begin(self, title: str) -> None:
-        """The last part begins with Ctrl-C in the first terminal."""
+        """Begin the last part with Ctrl-C in the first terminal."""
         if "away" in title:
             self._end("stillroom")
 
     def write(self, code: str) -> None:
-        """Add a block to the file it names; the shop has to be started again."""
+        """Add a block to the file it names, after which the shop has to be started again."""
         name = code.split()[1]
         with (self._folder / name).open("a", encoding="utf-8") as file:
             file.write(code)
         self._is_shop_old = True
 
     def type(self, block: str) -> None:
-        """Type each command of a block, and compare what it prints."""
+        """Type each command of a block and compare what it prints."""
         for said in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, printed = said.partition("\n")
             self._type(command, printed)
@@ -166,11 +166,11 @@ class Reader:
 
 
 def next_line(output: IO[str]) -> str:
-    """The next line that a program printed."""
+    """Return the next line that a program printed."""
     return output.readline().rstrip("\n")
 
 
 def as_printed(page: str, said: str) -> bool:
-    """Whether a command said what the page shows; `…` and seconds stand for anything within a line."""
+    """Return whether a command printed what the page shows; `…` and seconds match anything within a line."""
     pattern = r"[^\n]*".join(map(re.escape, re.sub(r"\d\.\d+ s", "…", page.strip()).split("…")))
     return not page.strip() or re.fullmatch(pattern, said.strip()) is not None

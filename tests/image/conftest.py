@@ -24,7 +24,7 @@ wrappers.container.tests_inside_container = lambda: False
 
 
 class Worker(CeleryWorkerContainer):  # type: ignore[misc]
-    """The image, with the command of stack.yml for both queues."""
+    """A worker of the image with the command of stack.yml for both queues."""
 
     @classmethod
     def command(cls, *args: str, **_: Any) -> list[str]:
@@ -42,7 +42,7 @@ class Worker(CeleryWorkerContainer):  # type: ignore[misc]
 
 @pytest.fixture(scope="session", autouse=True)
 def engine() -> None:
-    """Asked before the plugin asks: its client fails where none answers, and leaves a socket behind."""
+    """Skip where no engine answers, before the plugin's client fails and leaves a socket open."""
     require_engine()
 
 
@@ -78,4 +78,4 @@ def celery_broker(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def celery_backend_cluster() -> None:
-    """Tasks write down what they did; nobody fetches a result."""
+    """Use no result backend: tasks write down their results and nobody fetches any."""

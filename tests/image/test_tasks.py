@@ -1,4 +1,4 @@
-"""The image's worker, with a broker of its own, does each of the tasks."""
+"""The image's worker, with a broker of its own, does each task."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(180)]
 
 @pytest.fixture
 def url(celery_setup: Any) -> str:
-    """The broker, from here. The worker is ready."""
+    """Return the broker's URL from here, once the worker is ready."""
     return str(celery_setup.broker.config()["host_url"])
 
 
 @pytest.fixture
 def room(url: str) -> Iterator[Stillroom]:
-    """The app's process, outside."""
+    """Open the app's process, outside."""
     with Stillroom(Settings(**PATIENT | {"redis_url": url.removesuffix("/0")})) as room:
         yield room
 
@@ -38,10 +38,10 @@ def db(celery_setup: Any) -> Any:
 
 
 def test_the_image_does_every_task(celery_setup: Any, room: Stillroom, db: Any) -> None:
-    """Each does what it is for: refreshes, invalidates, reclaims, sweeps, logs abuse, takes a snapshot, trims."""
+    """The image's worker refreshes, invalidates, reclaims, sweeps, logs abuse, takes a snapshot and trims."""
 
     def order(task: str) -> None:
-        """As beat does it."""
+        """Send a task as beat does."""
         celery_setup.app.send_task(f"stillroom.{task}", queue="stillroom.maintenance")
 
     @room.cache.cached("stock:{id}", ttl=60, swr=600, name="stock")
@@ -83,7 +83,7 @@ def test_the_image_does_every_task(celery_setup: Any, room: Stillroom, db: Any) 
 def test_it_stops_within_its_grace_and_finishes_what_it_does(
     celery_setup: Any, room: Stillroom
 ) -> None:
-    """`docker stop` is answered in seconds, by a good exit code, and nothing ordered before is left."""
+    """`docker stop` ends the worker within seconds with exit code 0, and no earlier order is left."""
     for n in range(200):
         room.tasks.invalidate_keys(f"k{n}")
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""docs/migration: the code before and the code after are both run, and answer alike."""
+"""Each guide of docs/migration has code from before and after that is run and gives the same answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def environment(stillroom_settings: Settings) -> dict[str, str]:
 
 
 def story(folder: Path, environment: dict[str, str], code: str) -> Any:
-    """Run a program in the folder; what it printed, as JSON."""
+    """Run a program in the folder; return the JSON it printed."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -57,7 +57,7 @@ print(json.dumps([app.visit(), own_{0}.change(), dict(store.__class__(store.sess
 
 
 def test_django_redis(tmp_path: Path, environment: dict[str, str]) -> None:
-    """An app on django-redis answers the same on Stillroom, and what was django-redis' own has another word."""
+    """An app on django-redis answers the same on Stillroom, with other words for django-redis' own calls."""
     pytest.importorskip("django_redis")
     write_files("migration/django-redis.md", tmp_path)
     before = story(tmp_path, environment, DJANGO.format("before"))
@@ -67,7 +67,7 @@ def test_django_redis(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def shop_with_cart(port: int) -> list[Any]:
-    """A visitor puts two things into the cart, looks twice, logs out, and looks again."""
+    """Let a visitor put two things into the cart, look twice, log out, and look again."""
     asked = [("POST", "/cart/jam"), ("POST", "/cart/tea"), *[("GET", "/cart")] * 2]
     with Visitor(port) as visitor:
         said = [visitor.ask(*one) for one in [*asked, ("POST", "/logout"), ("GET", "/cart")]]
@@ -111,7 +111,7 @@ def test_limits(
     after: str,
     needs: str,
 ) -> None:
-    """Three searches a minute are three searches a minute."""
+    """The limit of three searches a minute is the same before and after."""
     pytest.importorskip(needs)
     write_files("migration/slowapi-flask-limiter.md", tmp_path)
     for app in (before, after):
@@ -120,7 +120,7 @@ def test_limits(
 
 
 def attempts(port: int) -> list[int]:
-    """Two right logins, then wrong ones."""
+    """Make two right logins, then wrong ones."""
     kind = {"Content-Type": "application/json"}
     words = [*["quince"] * 2, *["wrong"] * 3]
     bodies = [json.dumps({"password": word}).encode() for word in words]
@@ -169,7 +169,7 @@ def test_fastapi_cache(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def test_every_guide_is_run() -> None:
-    """A guide that is added has a test here."""
+    """Every migration guide has a test here."""
     known = {
         "index",
         "django-redis",

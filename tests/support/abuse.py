@@ -1,4 +1,4 @@
-"""Events written by hand, at any time, and what came of them."""
+"""Write events by hand, at any time, and read the results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COUNTS = "*:abuse:c:*"
 
 
 def put(client: Any, room: Any, kind: str, ago: float = 0.0, **fields: str) -> bytes:
-    """An event as it would have been written `ago` seconds ago. Older ones first: a stream only grows."""
+    """Add an event as it would have been written `ago` seconds ago. Older ones first: a stream only grows."""
     seconds, micros = client.time()
     ms = int(seconds * 1000 + micros / 1000 - ago * 1000)
     name: bytes = client.xadd(room.keys.abuse, {"kind": kind, **fields}, id=f"{ms}-*")
@@ -18,7 +18,7 @@ def put(client: Any, room: Any, kind: str, ago: float = 0.0, **fields: str) -> b
 
 
 def patterns(client: Any, room: Any) -> list[dict[str, str]]:
-    """The patterns' stream."""
+    """Return the stream of patterns."""
     return [
         {name.decode(): value.decode() for name, value in fields.items()}
         for _, fields in client.xrange(room.keys.abuse_log)
@@ -30,7 +30,7 @@ def rules_found(client: Any, room: Any) -> list[str]:
 
 
 def lines(caplog: Any) -> list[dict[str, Any]]:
-    """The log lines of patterns, each read as what it says it is."""
+    """Return the log lines of patterns, each parsed from its JSON."""
     texts = [r.getMessage() for r in caplog.records if r.getMessage().startswith("abuse.pattern ")]
     return [json.loads(text.removeprefix("abuse.pattern ")) for text in texts]
 
@@ -41,12 +41,12 @@ def ban_of(client: Any, room: Any, subject: str = CLIENT) -> dict[str, Any] | No
 
 
 def pending(client: Any, room: Any) -> int:
-    """How many events were read and not acknowledged."""
+    """Return how many events were read and not acknowledged."""
     return int(client.xpending(room.keys.abuse, "workers")["pending"])
 
 
 def leave_behind(client: Any, room: Any, deliveries: int = 1, count: int = 100) -> list[bytes]:
-    """Read events and die: they were delivered so often, the last time two minutes ago."""
+    """Read events as a worker that died: delivered that often, the last time two minutes ago."""
     return abandon(client, room, read(client, room, count), deliveries)
 
 
@@ -58,7 +58,7 @@ def read(client: Any, room: Any, count: int = 100) -> list[bytes]:
 
 
 def abandon(client: Any, room: Any, names: list[bytes], deliveries: int = 1) -> list[bytes]:
-    """These were read, so often, by a worker of whom nothing was heard for two minutes."""
+    """Mark these events as read that often by a worker that has been silent for two minutes."""
     if names:
         about = {"idle": 120_000, "retrycount": deliveries, "force": True, "justid": True}
         client.xclaim(room.keys.abuse, "workers", "worker", 0, names, **about)
@@ -71,7 +71,7 @@ def make_group(client: Any, room: Any) -> None:
 
 
 def assert_bounded(client: Any) -> None:
-    """Every key has an end or a length: what was counted and said runs out, and the streams are cut."""
+    """Check that every key has a TTL or a length: counts and patterns expire, and the streams are cut."""
     bounded = (b":abuse", b":abuse:log", b":abuse:aside", b":agreed")
     for key in client.keys("*"):
         if not key.endswith(bounded):
@@ -79,12 +79,12 @@ def assert_bounded(client: Any) -> None:
 
 
 def counts(client: Any) -> dict[str, int]:
-    """What is counted, by rule and group → how many members."""
+    """Return the counts: rule and group → how many members."""
     return {key.decode(): client.zcard(key) for key in client.keys(COUNTS)}
 
 
 def aside(client: Any, room: Any) -> list[dict[str, str]]:
-    """The events that were set aside."""
+    """Return the dead letters among the events."""
     return [
         {name.decode(): value.decode() for name, value in fields.items()}
         for _, fields in client.xrange(room.keys.abuse_aside)
@@ -92,12 +92,12 @@ def aside(client: Any, room: Any) -> list[dict[str, str]]:
 
 
 def end_ban(client: Any, room: Any, subject: str = CLIENT) -> None:
-    """The ban has run out."""
+    """Let the ban expire."""
     client.delete(room.keys.ban(subject))
 
 
 def forget_what_was_said(client: Any) -> None:
-    """The windows of all patterns that were said are over."""
+    """Let the windows of all reported patterns be over."""
     for key in client.keys("*:abuse:seen:*"):
         client.delete(key)
 

@@ -17,7 +17,7 @@ from tests.support.web import serving_asgi, serving_wsgi
 
 
 class Shop:
-    """What both apps have, and where a test looks."""
+    """The shop that both apps share, and that a test inspects."""
 
     def __init__(self, face: str, room: Any, **options: Any) -> None:
         self.face = face
@@ -171,7 +171,7 @@ def flask_response(how: str) -> Any:
 
 @contextmanager
 def serving(face: str, settings: Settings, dispatch: Any = None, **options: Any) -> Iterator[Any]:
-    """The shop behind a real server. Gives (port, shop)."""
+    """Serve the shop behind a real server; yield (port, shop)."""
     if face == "flask":
         with Stillroom(settings, dispatch=dispatch or NoDispatch()) as room:
             shop = Shop(face, room, **options)

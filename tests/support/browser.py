@@ -39,7 +39,7 @@ DESKTOP, PHONE, NARROW = (1280, 900), (390, 844), (320, 640)
 
 
 class Browser:
-    """One tab. `events` is everything the browser has told since it started."""
+    """One tab. `events` holds everything that the browser has sent since it started."""
 
     def __init__(self, folder: Path) -> None:
         self.events: list[dict[str, Any]] = []
@@ -67,7 +67,7 @@ class Browser:
         self._end()
 
     def _start(self) -> None:
-        """Chromium reads from its descriptor 3 and writes to 4."""
+        """Start Chromium, which reads from its descriptor 3 and writes to 4."""
         assert CHROMIUM is not None
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
@@ -86,7 +86,7 @@ class Browser:
             os.close(end)
 
     def _end(self) -> None:
-        """With all of its own processes, which are in its group."""
+        """End the browser with all processes of its group."""
         os.killpg(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
         os.close(self._to)
@@ -95,14 +95,14 @@ class Browser:
     # The page
 
     def open(self, url: str, headers: dict[str, str] | None = None) -> None:
-        """Go there, and come back when all of it is loaded."""
+        """Open the address, and return when all of it is loaded."""
         self.ask("Network.setExtraHTTPHeaders", headers=headers or {})
         seen = len(self.events)
         self.ask("Page.navigate", url=url)
         self._until(lambda: any(e["method"] == "Page.loadEventFired" for e in self.events[seen:]))
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page. Content-Security-Policy does not bind the protocol."""
+        """Return the value of an expression in the page. Content-Security-Policy does not bind the protocol."""
         said = self.ask(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -114,7 +114,7 @@ class Browser:
         self.ask("Emulation.setDeviceMetricsOverride", **metrics)
 
     def prefer(self, **features: str) -> None:
-        """Media features: prefers_color_scheme="dark" …"""
+        """Set media features: prefers_color_scheme="dark" …"""
         named = [{"name": n.replace("_", "-"), "value": value} for n, value in features.items()]
         self.ask("Emulation.setEmulatedMedia", features=named)
 
@@ -129,7 +129,7 @@ class Browser:
         self.ask("Input.dispatchKeyEvent", type="keyUp", **key)
 
     def picture(self, path: Path) -> None:
-        """The whole page, as high as it is."""
+        """Take a picture of the whole page at its full height."""
         said = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(said["data"]))
 

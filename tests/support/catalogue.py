@@ -81,7 +81,7 @@ class Catalogue:
             self.maker = async_sessionmaker(self._async_engine)
 
     def run(self, work: Callable[[Session], object], *, commit: bool = True) -> None:
-        """Do this in one session, and commit or roll back."""
+        """Run the function in one session, and commit or roll back."""
         if self.kind == "sync":
             with self.maker() as session:
                 work(session)
@@ -95,7 +95,7 @@ class Catalogue:
             await (session.commit() if commit else session.rollback())
 
     def price(self, id: int = 7) -> int | None:
-        """What is committed, by a connection of its own."""
+        """Return the committed price, read by a connection of its own."""
         with Session(self.engine) as session:
             product = session.get(Product, id)
             return None if product is None else product.price
@@ -107,7 +107,7 @@ class Catalogue:
 
 
 def _begin_when_told(engine: Any) -> None:
-    """SQLite's driver begins transactions at its own time, unless it is told not to."""
+    """Let SQLite's driver begin transactions when SQLAlchemy says so, not at its own time."""
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def until(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
-    """Ask until it is true; fail with `what` at the deadline (seconds)."""
+    """Wait until the condition is true; fail with `what` at the deadline (seconds)."""
     deadline = time.monotonic() + within
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
@@ -60,12 +60,12 @@ class CeleryProcess:
         assert text in self.log, self.log
 
     def terminate(self, within: float = 30.0) -> int:
-        """SIGTERM, as a container is stopped. Returns the exit code."""
+        """Send SIGTERM, as a container is stopped; return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within)
 
     def kill(self) -> None:
-        """SIGKILL to all of it."""
+        """Send SIGKILL to the whole group."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -1,4 +1,4 @@
-"""A certificate authority of a test's own, and what it signs. Needs the program openssl."""
+"""A certificate authority of a test's own, and its certificates. Needs the program openssl."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Pair(NamedTuple):
 
 
 class Authority:
-    """Signs for names and addresses. `Authority.is_possible()`: whether there is an openssl to do it with."""
+    """An authority that signs for names and addresses. `is_possible()` says whether there is an openssl."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
@@ -31,11 +31,11 @@ class Authority:
 
     @property
     def certificate(self) -> Path:
-        """What whoever trusts it is given."""
+        """Return the certificate by which a client trusts this authority."""
         return self._own.certificate
 
     def sign(self, name: str, *addresses: str) -> Pair:
-        """A certificate for this name, and for these addresses."""
+        """Sign a certificate for this name and these addresses."""
         pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
         names = ",".join([f"DNS:{name}", *(f"IP:{address}" for address in addresses)])
         given = ("-subj", f"/CN={name}", "-addext", f"subjectAltName={names}")

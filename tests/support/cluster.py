@@ -20,7 +20,7 @@ NODE_TIMEOUT_MS = (
 
 
 class RedisCluster:
-    """Started with the `with` block; all slots served when that begins."""
+    """A cluster, started with the `with` block, which begins once all slots are served."""
 
     def __init__(self, binary: str | None = None, replicas: int = 0) -> None:
         options = {
@@ -35,11 +35,11 @@ class RedisCluster:
 
     @property
     def url(self) -> str:
-        """Of the first node."""
+        """Return the URL of the first node."""
         return self.nodes[0].url
 
     def client(self, node: EmbeddedServer) -> Any:
-        """A plain client of one node, with replies as the server gives them."""
+        """Return a plain client of one node, with replies as the server gives them."""
         if node not in self._clients:
             client = self._stack.enter_context(redis.Redis.from_url(node.url, protocol=2))
             client.response_callbacks.clear()
@@ -47,7 +47,7 @@ class RedisCluster:
         return self._clients[node]
 
     def owner(self, key: bytes) -> EmbeddedServer:
-        """The node that serves this key's slot."""
+        """Return the node that serves this key's slot."""
         return next(node for node in self.nodes if self._serves(node, slot_of(key)))
 
     def move(self, slot: int, target: EmbeddedServer) -> None:
@@ -66,7 +66,7 @@ class RedisCluster:
             self.client(node).script_flush()
 
     def await_that(self, what: str, holds: Callable[[], bool]) -> None:
-        """Until the nodes have told one another."""
+        """Wait until the nodes agree on the condition."""
         until = time.monotonic() + AGREED_WITHIN_S
         while not holds():
             assert time.monotonic() < until, f"the cluster did not come to this: {what}"
@@ -123,7 +123,7 @@ class RedisCluster:
         return b"master_link_status:up" in info
 
     def _view(self, node: EmbeddedServer) -> frozenset[tuple[str, ...]]:
-        """Of each node: its id, its epoch, its slots."""
+        """Return each node's view: its id, its epoch, its slots."""
         lines = [line.split() for line in self._lines(node)]
         return frozenset((words[0], words[6], *words[8:]) for words in lines)
 

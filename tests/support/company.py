@@ -1,4 +1,4 @@
-"""All roles of the stack at work on one server: what each of them ever does, done once, as its Redis user."""
+"""Run all roles of the stack on one server: every act of each role, once, as its Redis user."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Company:
         return (self.folder / f"{role}_password").read_text()
 
     def environment(self, role: str) -> dict[str, str]:
-        """What the stack tells a process of this role."""
+        """Return the environment that the stack gives a process of this role."""
         broker = "producer" if role == "web" else role
         return environment_of(self.server, self.folder, role, broker) | {
             "STILLROOM_LOADERS": "shop",
@@ -126,7 +126,7 @@ class Company:
     def process(
         self, role: str, *arguments: str, app: str = "stillroom_workers"
     ) -> Iterator[CeleryProcess]:
-        """`celery …` as this role; it ends well when it is asked to."""
+        """Start `celery …` as this role; it ends well when asked to."""
         log = self.folder / f"{role}.log"
         process = CeleryProcess(log, self.environment(role), *arguments, app=app)
         try:
@@ -137,13 +137,13 @@ class Company:
 
     @contextmanager
     def client(self, role: str) -> Iterator[Any]:
-        """A plain client as this role."""
+        """Return a plain client as this role."""
         url, password = url_of(self.server, role), self.password(role)
         with redis.Redis.from_url(url, password=password) as client:
             yield client
 
     def command(self, role: str, *arguments: str) -> str:
-        """`stillroom …` as this role, in this process: there are many, and Python takes its time to start."""
+        """Run `stillroom …` as this role in this process, because starting Python for each would take long."""
         with self.witness.visit(role):
             done = CliRunner().invoke(command_line, arguments, env=self.environment(role))
         assert done.exit_code == 0, (
@@ -154,7 +154,7 @@ class Company:
 
 @contextmanager
 def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
-    """Everybody has done their work, all at the same time, when the block begins."""
+    """Let every role do its work at the same time before the block begins."""
     with server_with_roles(folder, binary) as server, Witness(server) as witness:
         company = Company(server, folder, witness)
         with ExitStack() as at_work:
@@ -177,7 +177,7 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
 
 
 def _work_as_web(company: Company) -> None:
-    """An app's process: every operation, and a stale value that a worker loads again."""
+    """Work as an app's process: every operation, and a stale value that a worker loads again."""
     settings = settings_of(company.server, company.folder, "web", "producer", marks_limit=100)
     with Stillroom(settings) as room, Stillroom(settings) as late:
         options: Any = {"ttl": 60, "swr": 600, "tags": ["product:{id}"], "name": "product"}
@@ -229,7 +229,7 @@ def _use_cache(room: Any) -> None:
 
 
 def _order_work(company: Company, room: Any, load: Any) -> None:
-    """What the worker does then needs all of its rights: hot entries, old marks, patterns to sweep."""
+    """Order work for which the worker needs all its rights: hot entries, old marks, patterns to sweep."""
     company.admin.zadd("stillroom:{0}:marks", {"t:long-ago": 1})
     for policy in ("allkeys-lfu", "noeviction"):
         company.admin.config_set("maxmemory-policy", policy)
@@ -272,7 +272,7 @@ def _use_sessions(room: Any, admin: Any) -> None:
 
 
 def _use_sessions_of_browsers(room: Any) -> None:
-    """What the middlewares ask for besides."""
+    """Send the further commands of the middlewares."""
     body, run = room._sessions_body, room.state.run
     visitor = room.sessions.create(None, {"cart": []})
     ended = room.sessions.create(None, {})
@@ -302,7 +302,7 @@ def _use_limits(room: Any) -> None:
 
 
 def _use_abuse(room: Any, admin: Any) -> None:
-    """Somebody guesses passwords, and is banned. An event can't be read, and a killed worker has left another."""
+    """Guess passwords until the ban, write an unreadable event, and leave one of a killed worker."""
     admin.xadd("stillroom:abuse", {"what": "no event"})
     until(lambda: admin.xinfo_groups("stillroom:abuse"), "the workers' group", 30)
     left = admin.xadd("stillroom:abuse", {"kind": "csrf_fail", "ip": "203.0.113.9"})
@@ -328,7 +328,7 @@ def _use_health(room: Any, admin: Any) -> None:
 
 
 def _work_as_producer(company: Company, worker: CeleryProcess) -> None:
-    """Any Celery client: every task by its name, and an element that no worker can make a task of."""
+    """Work as any Celery client: every task by its name, and an element that no worker can make a task of."""
     broker = settings_of(company.server, company.folder, "producer").broker
     with Celery(broker=broker, set_as_current=False) as stranger:
         for name, message in MESSAGES.items():
@@ -344,7 +344,7 @@ def _work_as_producer(company: Company, worker: CeleryProcess) -> None:
 
 
 def _use_dead_letters(company: Company) -> None:
-    """A worker's container has the rights for it: it may publish and delete."""
+    """Use dead letters with the rights of a worker's container, which may publish and delete."""
     (letter,) = json.loads(company.command("worker", "dead-letters", "list", "--json"))
     company.command("worker", "dead-letters", "show", letter["id"])
     with company.client("producer") as client:
@@ -359,7 +359,7 @@ def _use_dead_letters(company: Company) -> None:
 
 
 def _come_back_to_what_a_killed_worker_held(company: Company, worker: CeleryProcess) -> None:
-    """A message whose visibility timeout is over is delivered again."""
+    """Let a message whose visibility timeout is over be delivered again."""
     queue = "stillroom.maintenance"
     message = json.loads(MESSAGE)
     held = json.dumps([message, queue, queue])
@@ -369,7 +369,7 @@ def _come_back_to_what_a_killed_worker_held(company: Company, worker: CeleryProc
 
 
 def _work_as_flower(company: Company) -> None:
-    """Its pages, which ask the workers by remote control and the broker for its queues."""
+    """Load Flower's pages, which ask workers by remote control and the broker for its queues."""
     for path, text in {
         "healthcheck": "OK",
         "workers": "celery@",
@@ -390,7 +390,7 @@ def _page(company: Company, path: str) -> str:
 
 
 def _look(company: Company) -> None:
-    """A person with redis-cli, a container's check, an exporter of metrics."""
+    """Look as a person with redis-cli, a container's check, and an exporter of metrics do."""
     with company.witness.visit("ops"), company.client("ops") as ops:
         for command in LOOKS:
             ops.execute_command(*command.split())

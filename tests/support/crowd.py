@@ -40,7 +40,7 @@ class Crowd:
         self._client: Any = redis.Redis.from_url(url, socket_timeout=None)
 
     def ready(self, word: str = "go") -> None:
-        """Say that one more is ready, and wait for the word."""
+        """Report that one more is ready, and wait for the start."""
         self._client.rpush(f"crowd:ready for {word}", os.getpid())
         self.wait_for(word)
 
@@ -55,24 +55,24 @@ class Crowd:
         assert self._client.blpop(f"crowd:{word}", WITHIN), f"nobody said {word!r}"
 
     def count(self, what: str) -> int:
-        """One more of it; how many there are now."""
+        """Count one more; return how many there are now."""
         return int(self._client.incr(f"crowd:count of {what}"))
 
     def counted(self, what: str) -> int:
         return int(self._client.get(f"crowd:count of {what}") or 0)
 
     def now_ms(self) -> int:
-        """The server's clock."""
+        """Return the server's clock in ms."""
         seconds, us = self._client.time()
         return int(seconds) * 1_000 + int(us) // 1_000
 
     def begin(self, total: int) -> None:
-        """The last one to begin gives the word to whoever waits until all have begun."""
+        """Begin, and wait until all have begun; the last one starts the others."""
         if self.count("begun") == total:
             self.give("all have begun")
 
     def load(self) -> str:
-        """A loader that returns when all have begun."""
+        """Load, and return when all have begun."""
         number = self.count("loads")
         self.wait_for("all have begun")
         return f"load {number} by process {os.getpid()}"
@@ -95,7 +95,7 @@ class ToRedis:
         self._client.rpush(self.key, *[order.model_dump_json() for order in orders])
 
     def wake(self, task: str) -> None:
-        """Nobody has to: what waits in Redis is not what is counted here."""
+        """Do nothing, because the tests count only the orders in Redis."""
 
     def take(self) -> list[RefreshOrder]:
         raw = self._client.lpop(self.key, 1_000) or []
@@ -128,7 +128,7 @@ def miss_in_threads(url: str, count: int, total: int) -> None:
 
 
 def miss_in_tasks(url: str, count: int, total: int) -> None:
-    """The same in tasks of one event loop."""
+    """Let `count` tasks of one event loop miss the same key at the same time."""
     crowd = Crowd(url)
 
     async def main() -> list[Any]:
@@ -169,7 +169,7 @@ def stale_loader(room: Stillroom, value: str) -> Callable[[], str]:
 
 
 def load_forever(url: str, lease: float) -> None:
-    """A process that is killed in the middle of its load."""
+    """Load forever, in a process that is killed in the middle."""
     crowd, room = Crowd(url), patient_room(url, lease=lease)
 
     def load() -> str:

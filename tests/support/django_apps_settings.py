@@ -22,7 +22,7 @@ _populate = apps.populate
 
 
 def populate(*given: Any, **named: Any) -> None:
-    """When the apps are there our middleware takes the place of Django's."""
+    """Replace Django's session middleware by ours once the apps are there."""
     _populate(*given, **named)
     import django.contrib.sessions.middleware as theirs
 

@@ -50,7 +50,7 @@ def configure(url: str) -> None:
 
 
 def suite() -> unittest.TestSuite:
-    """The test classes every cache backend and every session engine of Django's has to pass."""
+    """Return the test classes that each cache backend and session engine of Django has to pass."""
     from django.test import SimpleTestCase, TestCase
 
     from stillroom.web.django.sessions import SessionStore
@@ -69,7 +69,7 @@ def suite() -> unittest.TestSuite:
 
 
 class Names(unittest.TextTestResult):
-    """Collects who did not pass, and why."""
+    """Collects the tests that did not pass, with the reason."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""Looking at entries, and moving their time, by hand."""
+"""Read entries and move their time by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stillroom.dispatch import RefreshOrder
 
 
 def age(client: Any, key: bytes, seconds: float) -> None:
-    """Let the entry be this much older, without touching anything else of it."""
+    """Make the entry this much older, without touching anything else of it."""
     fields = client.get(key).split(b"\t", 4)
     fields[3] = b"%d" % (int(fields[3]) - int(seconds * 1000))
     client.set(key, b"\t".join(fields), keepttl=True)
@@ -39,7 +39,7 @@ class Recording:
         self.woken.append(task)
 
     def run_all(self, room: Any) -> list[Any]:
-        """What a worker would do, in order; a failure is returned in its place."""
+        """Do a worker's work in order; a failure is returned in its place."""
         orders, self.orders = self.orders, []
         return [self._outcome(room, order) for order in orders]
 

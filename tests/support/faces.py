@@ -27,7 +27,7 @@ def open_room(face: str, settings: Settings, dispatch: Any) -> Iterator[Any]:
 
 
 class Blocking:
-    """Calls of an object's coroutine methods block; everything else is passed through."""
+    """An object whose coroutine methods block; everything else is passed through."""
 
     def __init__(self, inner: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._inner = inner

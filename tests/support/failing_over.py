@@ -25,7 +25,7 @@ PAUSE_S = 0.002
 
 
 class Database:
-    """The newest version of each key, and how long it takes to read one."""
+    """The newest version of each key, and how long a read of one takes."""
 
     def __init__(self) -> None:
         self._versions: Counter[str] = Counter()
@@ -59,7 +59,7 @@ class History:
         self._stack = ExitStack()
 
     def await_writes(self, count: int, within_s: float) -> float:
-        """Until so many more invalidations have returned. → how long that took, in seconds."""
+        """Wait until that many more invalidations have returned; return how many seconds that took."""
         began, wanted = time.monotonic(), self.done + count
         with self._written:
             done = self._written.wait_for(lambda: self.done >= wanted, within_s)
@@ -174,7 +174,7 @@ class History:
 
 
 def behind_by(reads: Iterable[Read], floors: Iterable[Floor]) -> list[tuple[float, Read, Floor]]:
-    """The reads that saw less than what the cache had been told before they began, and by how many seconds."""
+    """Return the reads that saw less than the cache had been told before they began, and by how many seconds."""
     by_key: dict[str, list[Floor]] = defaultdict(list)
     for floor in floors:
         by_key[floor.key].append(floor)

@@ -1,4 +1,4 @@
-"""The code blocks of a page of the docs, as the files they say they are."""
+"""Make the files of the code blocks on a page of the docs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _NAME = re.compile(r"(?:#|<!--) ([\w/]+\.(?:py|html))\b")
 
 
 def blocks(page: str, language: str = "python") -> list[str]:
-    """All blocks of a language on a page, in their order."""
+    """Return all blocks of a language on a page, in their order."""
     text = (DOCS / page).read_text(encoding="utf-8")
     return [code for kind, code in _BLOCK.findall(text) if kind == language]
 
 
 def files(page: str) -> dict[str, str]:
-    """The blocks by the file name in their first line. A block without one is a mistake."""
+    """Return the blocks by the file name in their first line. A block without one is a mistake."""
     found: dict[str, str] = {}
     for code in [*blocks(page), *blocks(page, "html")]:
         name = _NAME.match(code)

@@ -1,4 +1,4 @@
-"""Moving the time of what health keeps, by hand."""
+"""Move the time of health's stored data by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def age_stream(client: Any, stream: bytes, seconds: float) -> None:
-    """Let all of a stream be this much older: its entries are written again under earlier ids."""
+    """Make a whole stream this much older: its entries are written again under earlier ids."""
     entries = client.xrange(stream)
     client.delete(stream)
     for name, fields in entries:
@@ -16,7 +16,7 @@ def age_stream(client: Any, stream: bytes, seconds: float) -> None:
 
 
 def count_in_last_minute(client: Any, room: Any, **counts: int) -> None:
-    """As if all processes had counted this, in the minute before this one."""
+    """Count as if all processes had done so in the minute before this one."""
     this_minute = int(time.time()) // 60
     for minute in (this_minute - 1, this_minute):  # the test may run into the next one
         client.hset(room.keys.stats(minute), mapping=counts)

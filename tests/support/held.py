@@ -44,5 +44,5 @@ class Held:
 
 
 def is_lease_request(command: Any) -> bool:
-    """Whether this command asks for the lease of a load."""
+    """Return whether this command asks for the lease of a load."""
     return bool(command[0] == b"EVALSHA" and command[1] == lease_load.text.sha)

@@ -93,14 +93,14 @@ class Library:
         self._load = self.room.cache.cached("{key}", tags=self._tags)(self.fetch)
 
     def fetch(self, key: str) -> dict[str, Any]:
-        """What the database says."""
+        """Return the database's value."""
         time.sleep(random.uniform(0, BEFORE))
         version = int(self._database.get(DATABASE + key) or 0)
         time.sleep(random.uniform(0, AFTER))
         return {"version": version, "shelf": key}
 
     def write(self, key: str) -> Floor:
-        """A new version in the database, then the word to the cache."""
+        """Write a new version to the database, then tell the cache."""
         version = int(self._database.incr(DATABASE + key))
         self._tell(key, version)
         return Floor(key, time.monotonic_ns(), version)
@@ -126,7 +126,7 @@ class Library:
                 cache.invalidate_by_tag(f"all:{key}", soft=kind == "soft")
 
     def read(self) -> list[Read]:
-        """One read of some key, in one of several ways; what is to be checked of it."""
+        """Read some key in one of several ways; return the record to check."""
         key = random.choice(self.keys)
         how = random.choice(
             [self._get, self._get_entry, self._load_it, self._get_or_set, self._get_many]
@@ -176,7 +176,7 @@ class Library:
 
 
 def take_part(url: str, seconds: float, mutant: str, writes: bool) -> None:
-    """One process of the history; only one of them writes. Prints its records as one line of JSON."""
+    """Run one process of the history, of which only one writes. Print its records as one line of JSON."""
     sys.setswitchinterval(1e-5)  # threads take turns between almost any two steps
     MUTANTS[mutant]()
     library, crowd = Library(url), Crowd(url)
@@ -201,7 +201,7 @@ def take_part(url: str, seconds: float, mutant: str, writes: bool) -> None:
 
 
 def records_of(told: str) -> tuple[list[Read], list[Floor]]:
-    """(reads, floors) from what a process printed."""
+    """Return (reads, floors) from a process's output."""
     records = json.loads(told)
     reads = [Read(*fields) for is_read, *fields in records if is_read]
     floors = [Floor(*fields) for is_read, *fields in records if not is_read]
@@ -214,14 +214,14 @@ def _reads(library: Library, stop: threading.Event) -> Iterator[Read]:
 
 
 def _work(library: Library, stop: threading.Event) -> None:
-    """Run refreshes, as a worker does."""
+    """Run refreshes as a worker does."""
     while not stop.wait(0.001):
         for order in library.orders.take():
             library.room.cache.refresh(order)
 
 
 def _reclaim(library: Library, stop: threading.Event) -> None:
-    """Free what was invalidated, and drop patterns, as a worker does."""
+    """Reclaim invalidated memory and drop patterns as a worker does."""
     while not stop.wait(0.01):
         report = library.room.cache.reclaim(budget=0.5)
         library.note_dropped(report["patterns_dropped"])

@@ -1,4 +1,4 @@
-"""How long this machine kept us waiting for a CPU: what a deadline can't be blamed for."""
+"""Measure how long this machine kept us waiting for a CPU, which is no fault of a deadline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GRAIN = 0.005  # seconds
 
 
 class Stopwatch:
-    """The seconds inside a `with`, less those in which a thread that only wanted to wake up could not."""
+    """Measures the seconds inside a `with`, less those in which a thread that wanted to wake up could not."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()

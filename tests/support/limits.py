@@ -1,4 +1,4 @@
-"""Looking at limits behind the scenes, and moving their time, by hand."""
+"""Read the logs of limits and move their time by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ENTRY = 7  # bytes of a time; the count has 4
 
 
 def read_log(client: Any, key: bytes) -> list[tuple[int, int]]:
-    """(last µs, count) of each entry."""
+    """Return (last µs, count) of each entry."""
     raw = client.get(key) or b""
     size = ENTRY + 4
     parts = [raw[n : n + size] for n in range(0, len(raw), size)]
@@ -25,7 +25,7 @@ def logs(client: Any) -> list[bytes]:
 
 
 def age_us(client: Any, us: int) -> None:
-    """Let all hits be this much older; less than 0: the server's clock has stepped back."""
+    """Make all hits this much older; below 0 means that the server's clock has stepped back."""
     for key in logs(client):
         write_log(client, key, [(at - us, n) for at, n in read_log(client, key)])
 
@@ -35,18 +35,18 @@ def age(client: Any, seconds: float) -> None:
 
 
 def forget_denials(room: Any) -> None:
-    """What another process would not know."""
+    """Forget the denials, as another process that does not know them."""
     getattr(room, "inner", room)._limits_body._denials.reset()
 
 
 def expire_denials(room: Any) -> None:
-    """What is remembered of them is over, and may be asked again."""
+    """Let the remembered denials expire, so that they may be asked for again."""
     for denial in getattr(room, "inner", room)._limits_body._denials.found.values():
         denial.until = 0.0
 
 
 def events(client: Any, room: Any) -> list[dict[str, str]]:
-    """What is in the stream, as text."""
+    """Return the stream's events as text."""
     return [
         {name.decode(): value.decode() for name, value in fields.items()}
         for _, fields in client.xrange(room.keys.abuse)
@@ -54,6 +54,6 @@ def events(client: Any, room: Any) -> list[dict[str, str]]:
 
 
 def assert_bounded(client: Any) -> None:
-    """Every key has an end."""
+    """Check that every key has a TTL."""
     endless = [key for key in client.keys("*:{rl:*") if client.ttl(key) < 0]
     assert not endless, endless

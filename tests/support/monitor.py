@@ -1,4 +1,4 @@
-"""What reaches a server while something is done."""
+"""Record the commands that reach a server during an act."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ READS_SESSION = ["EXISTS", "HGETALL"]  # and the server's TIME, in one exchange
 
 
 def sent(client: Any, act: Callable[[], object], but: Iterable[str] = ()) -> list[str]:
-    """The names of the commands that clients sent while `act` ran."""
+    """Return the names of the commands that clients sent while `act` ran."""
     with client.monitor() as monitor:
         act()
         client.echo("done")

@@ -46,7 +46,7 @@ def replace_starlettes() -> None:
     from stillroom.web.asgi import StillroomMiddleware
 
     class SessionMiddleware(StillroomMiddleware):
-        """Ours, as theirs is called. Its cookie is the same for their test client."""
+        """Our middleware under the name of theirs, with the cookie that their test client expects."""
 
         def __init__(
             self,

@@ -1,4 +1,4 @@
-"""What process tests need: programs of our own to kill, and a look at who is left."""
+"""Programs of our own to kill, and a look at the processes that are left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Program:
         self._deadline.start()
 
     def read_until(self, text: str) -> list[str]:
-        """The lines up to and with the first that contains `text`."""
+        """Return the lines up to and with the first that contains `text`."""
         lines: list[str] = []
         while line := self.stdout.readline().decode():
             lines.append(line.rstrip("\n"))
@@ -45,7 +45,7 @@ class Program:
         raise AssertionError(f"no {text!r} in {lines}")
 
     def read_word(self, after: str) -> str:
-        """What stands behind `after` in the next line that has it."""
+        """Return the word behind `after` in the next line that has it."""
         return self.read_until(after)[-1].partition(after)[2].strip()
 
     def read_rest(self) -> list[str]:
@@ -59,7 +59,7 @@ class Program:
         self.process.wait()
 
     def ctrl_c(self) -> None:
-        """SIGINT to its whole group, as a terminal sends it."""
+        """Send SIGINT to the whole group, as a terminal does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def __enter__(self) -> Self:
@@ -78,7 +78,7 @@ class Program:
 
 
 def is_gone(pid: int) -> bool:
-    """True if nothing runs under this id; an orphan's zombie is init's affair, not ours."""
+    """Return whether nothing runs under this id; an orphan's zombie is left to init."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -86,10 +86,10 @@ def is_gone(pid: int) -> bool:
 
 
 def all_gone(*pids: int) -> bool:
-    """True once all have ended; waits for it."""
+    """Wait until all have ended; return whether they have."""
     return until(lambda: all(map(is_gone, pids)), WITHIN)
 
 
 def our_children() -> set[int]:
-    """The process ids of all our descendants, zombies included."""
+    """Return the process ids of all our descendants, zombies included."""
     return {child.pid for child in psutil.Process().children(recursive=True)}

@@ -47,7 +47,7 @@ class Proxy:
         return self._kept is not None
 
     def deliver_late(self) -> None:
-        """What was kept back arrives now; returns when the server has answered it, to nobody."""
+        """Deliver the kept request now; return when the server has answered it, to nobody."""
         assert self._kept is not None, "nothing was kept back"
         far, data = self._kept
         self._answered_late.clear()
@@ -55,7 +55,7 @@ class Proxy:
         assert self._answered_late.wait(5), "no answer to what came late"
 
     def lead_to(self, port: int) -> None:
-        """Another server is behind this address from now on; connections to the one before are cut."""
+        """Lead this address to another server from now on, and cut the connections to the former one."""
         self._target = port
         self._shut()
 
@@ -68,19 +68,19 @@ class Proxy:
         self._answering.set()
 
     def hold_replies(self) -> None:
-        """The server does what it is asked, and its answers are late."""
+        """Let the server act, and hold its answers back."""
         self._answering.clear()
 
     def leads_to(self, port: int) -> None:
-        """New connections go to another server. Those that there are stay."""
+        """Lead new connections to another server; existing ones stay."""
         self._target = port
 
     def cut(self) -> None:
-        """From now on nothing passes, and nobody is told: connections stay open and silent."""
+        """Let nothing pass from now on, silently: connections stay open."""
         self._is_cut = True
 
     def heal(self) -> None:
-        """New connections pass again. Those that were cut are closed."""
+        """Let new connections pass again, and close those that were cut."""
         self._is_cut = False
         self._shut()
 

@@ -1,4 +1,4 @@
-"""Whoever listens at the other end of a webhook: keeps what comes, and answers as it is told."""
+"""A receiver of a webhook, which keeps the requests and answers as it is told."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Receiver:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """All that came, of requests that were answered well."""
+        """Return all events of the requests that were answered well."""
         return [event for body in self.bodies for event in body["events"]]
 
     @property
@@ -32,7 +32,7 @@ class Receiver:
 
 @contextmanager
 def receiving() -> Iterator[Receiver]:
-    """One that listens on this machine."""
+    """Run a receiver that listens on this machine."""
     receiver = Receiver()
 
     class Handler(BaseHTTPRequestHandler):

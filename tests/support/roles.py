@@ -1,4 +1,4 @@
-"""The stack's Redis users: a server that knows them, and who of them said what."""
+"""A server with the stack's Redis users, and a record of the commands that each user sent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def server_with_roles(
     options: Mapping[str, str] = {},
     **places: Any,
 ) -> Iterator[EmbeddedServer]:
-    """A server whose users are those of `stillroom secrets`, and the test's."""
+    """Start a server whose users are those of `stillroom secrets`, and the test's."""
     write_secrets(folder)
     acl = folder / "users.acl"
     acl.write_text(acl.read_text() + f"user {ADMIN} on nopass ~* &* +@all\n")
@@ -56,7 +56,7 @@ def url_of(server: EmbeddedServer, role: str) -> str:
 def environment_of(
     server: EmbeddedServer, folder: Path, role: str, broker: str = ""
 ) -> dict[str, str]:
-    """What the stack tells a process of this role."""
+    """Return the environment that the stack gives a process of this role."""
     patience = {f"STILLROOM_{name.upper()}": str(value) for name, value in PATIENT.items()}
     return patience | {
         "REDIS_URL": url_of(server, role),
@@ -68,7 +68,7 @@ def environment_of(
 def settings_of(
     server: EmbeddedServer, folder: Path, role: str, broker: str = "", **changes: Any
 ) -> Settings:
-    """The same for a room in the test's process."""
+    """Return the settings of a room of this role in the test's process."""
     given = {
         "redis_url": url_of(server, role),
         "broker_url": url_of(server, broker or role),
@@ -83,7 +83,7 @@ def admin(server: EmbeddedServer) -> Any:
 
 
 def granted(acl: Path) -> dict[str, set[str]]:
-    """What each user may do, by the words of the rules: commands, subcommands, and one category."""
+    """Return what each user may do, by the words of the rules: commands, subcommands, and one category."""
     lines = (
         line.replace("(", " ").replace(")", " ").split()
         for line in users(acl.read_text().splitlines())
@@ -122,7 +122,7 @@ class Witness:
 
     @contextmanager
     def visit(self, user: str) -> Iterator[None]:
-        """Within, connections that nobody knows are this user's: a command that is done in a moment."""
+        """Count connections that no user is known for as this user's, within the block."""
         self._visitor = user
         yield
         self._caught_up.clear()
@@ -149,7 +149,7 @@ class Witness:
         self.said[self._last].add(command.lower())
 
     def _user_at(self, address: str) -> str:
-        """Who has this connection: asked when it is first heard of, for it may be gone a moment later."""
+        """Return the user of this connection, asked when it is first seen because it may be gone a moment later."""
         if address not in self._users:
             for client in self._client.client_list():
                 if client["user"] != "default":  # nobody is: this one is still logging in
@@ -157,7 +157,7 @@ class Witness:
         return self._users.get(address, self._visitor)
 
     def of(self, user: str) -> set[str]:
-        """The commands of a user, what a library says about its connection under one name."""
+        """Return the commands of a user; what a library says about its connection has one name."""
         return {
             CONNECTION if said.partition("|")[0] in self._connection_commands else said
             for said in self.said[user]

@@ -34,7 +34,7 @@ HASTE = {"INFO-PERIOD": 500, "PUBLISH-PERIOD": 250}  # ms
 
 
 class Sentinel(EmbeddedServer):
-    """One Sentinel. What it has written into its file stays there when it is started again."""
+    """One Sentinel, whose file is kept when it is started again."""
 
     def __init__(self, binary: str | None, folder: Path, **given: Any) -> None:
         server = shutil.which(binary) if binary else str(_binary_from_wheel())
@@ -45,7 +45,7 @@ class Sentinel(EmbeddedServer):
         super().__init__(binary=str(wrapper), **given)
 
     def _wait_until_ready(self, server: Leashed, log_begin: int) -> None:
-        """A Sentinel does not know QUIT, by which the usual look ends."""
+        """Wait without QUIT, which a Sentinel does not know."""
 
         def is_there() -> bool:
             with contextlib.suppress(redis.RedisError), redis.Redis(port=self._port) as client:
@@ -132,7 +132,7 @@ class Sentinels:
 
     @property
     def url(self) -> str:
-        """What a room's settings are given."""
+        """Return the URL for a room's settings."""
         return self.url_to(self.sentinels)
 
     def url_to(self, sentinels: Sequence[EmbeddedServer], database: int = 0) -> str:
@@ -150,7 +150,7 @@ class Sentinels:
         return PUBLIC if self._proxied else HOST
 
     def client(self, server: EmbeddedServer) -> Any:
-        """A plain client of one server or Sentinel, past all proxies."""
+        """Return a plain client of one server or Sentinel, past all proxies."""
         if server not in self._clients:
             password = self._password if server in self.servers else None
             client = redis.Redis(
@@ -162,18 +162,18 @@ class Sentinels:
 
     @property
     def primary(self) -> EmbeddedServer:
-        """The server that the Sentinels name, once most of them name the same one."""
+        """Return the server that most Sentinels name as primary."""
         return self._at(self._agreed_port())
 
     def replication(self, server: EmbeddedServer) -> dict[str, str]:
-        """What INFO replication says."""
+        """Return the reply to INFO replication."""
         text = self.client(server).execute_command("INFO", "replication").decode()
         return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
     # Accidents
 
     def promote_another(self) -> EmbeddedServer:
-        """Wait until another server than the one that was primary until now is. Returns it."""
+        """Wait until another server than the former primary is primary; return it."""
         before = self._before
         return self.await_primary(lambda server: server is not before)
 
@@ -204,11 +204,11 @@ class Sentinels:
         self._proxies[server].heal()
 
     def demote_by_hand(self, old: EmbeddedServer, new: EmbeddedServer) -> None:
-        """Make a replica of it as an operator does: connections to it stay open."""
+        """Make it a replica as an operator does: connections to it stay open."""
         self.client(old).execute_command("REPLICAOF", HOST, new.port)
 
     def await_primary(self, good: Callable[[EmbeddedServer], bool]) -> EmbeddedServer:
-        """Until most Sentinels name such a server, and it is in office."""
+        """Wait until most Sentinels name such a server, and it is in office."""
         found: list[EmbeddedServer] = []
 
         def holds() -> bool:
@@ -222,12 +222,12 @@ class Sentinels:
         return found[0]
 
     def await_replicas(self, count: int | None = None) -> None:
-        """Until all others follow the primary, and the Sentinels know them."""
+        """Wait until all others follow the primary, and the Sentinels know them."""
         wanted = len(self.servers) - 1 if count is None else count
         self.await_that("the others follow", lambda: self._followers() == wanted)
 
     def await_copies(self) -> None:
-        """Until all replicas have all that the primary has written."""
+        """Wait until all replicas have all that the primary has written."""
         with self.client(self.primary).pipeline(transaction=False) as batch:
             batch.execute_command("SET", "copied", "1", "PX", "1")
             batch.execute_command("WAIT", len(self.servers) - 1, int(AGREED_WITHIN_S * 1000))
@@ -304,7 +304,7 @@ class Sentinels:
         return dict(zip(texts[::2], texts[1::2], strict=True))
 
     def _named_port(self) -> int | None:
-        """The port that most Sentinels name."""
+        """Return the port that most Sentinels name."""
         ports: list[int] = []
         for sentinel in self.sentinels:
             with contextlib.suppress(redis.RedisError, OSError):
@@ -330,7 +330,7 @@ class Sentinels:
         return sum("state=online" in value for name, value in told.items() if name[:5] == "slave")
 
     def _restart(self, old: EmbeddedServer) -> None:
-        """As a container that comes back: its file says what it was told last, or nothing."""
+        """Restart it as a container that comes back, with its last file or none."""
         old.restart()
         with contextlib.suppress(redis.RedisError):
             self._clients.pop(old).close()
@@ -339,7 +339,7 @@ class Sentinels:
 
 @contextmanager
 def beside(*servers: EmbeddedServer) -> Iterator[None]:
-    """This process reaches the servers without their proxies: it is on their side of a partition."""
+    """Let this process reach the servers without their proxies, on their side of a partition."""
     real = Names.addresses
 
     def addresses(self: Names, host: str, deadline: float) -> tuple[str, ...]:

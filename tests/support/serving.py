@@ -50,7 +50,7 @@ class _Threaded(ThreadingMixIn, WSGIServer):
 
 @contextmanager
 def serve_wsgi(app: Any) -> Iterator[int]:
-    """The port. The standard library's validator looks over every exchange."""
+    """Serve the app and yield the port. The standard library's validator checks every exchange."""
     server = _Threaded(("127.0.0.1", 0), _Quiet)
     server.set_app(validator(app))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -64,7 +64,7 @@ def serve_wsgi(app: Any) -> Iterator[int]:
 
 
 class AsgiServer:
-    """Enough of HTTP/1.1 to ask an ASGI app for things: one request a connection."""
+    """A server with enough of HTTP/1.1 to ask an ASGI app for things: one request a connection."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -108,7 +108,10 @@ class AsgiServer:
 
 @contextmanager
 def serve_asgi(make_app: Any) -> Iterator[int]:
-    """The port. `make_app()` is called in the event loop, and gives (app, a coroutine function to close)."""
+    """Serve the app and yield the port.
+
+    `make_app()` runs in the event loop and gives (app, coroutine function to close).
+    """
     started: threading.Event = threading.Event()
     port, loop, ended = 0, asyncio.new_event_loop(), asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Looking at sessions behind the scenes, and moving their time, by hand."""
+"""Read sessions in Redis and move their time by hand."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def name_of(handle: str) -> bytes:
 
 
 def record_of(room: Any, handle: str) -> bytes:
-    """The key of a session's record."""
+    """Return the key of a session's record."""
     key: bytes = room.keys.sessions(int(handle[:2], 16), [name_of(handle)])[0]
     return key
 
 
 def age(client: Any, room: Any, handle: str, seconds: float) -> None:
-    """Let one session be this much older: its record, and when the sweep looks at it."""
+    """Make one session this much older: its record, and when the sweep looks at it."""
     key, us = record_of(room, handle), round(seconds * 1e6)
     for field in TIMES:
         if client.hexists(key, field):
@@ -30,12 +30,12 @@ def age(client: Any, room: Any, handle: str, seconds: float) -> None:
 
 
 def end_grace(client: Any, room: Any, handle: str) -> None:
-    """The grace of a rotated name is over."""
+    """Let the grace of a rotated name be over."""
     client.hset(record_of(room, handle), "_until", 1)
 
 
 def assert_bounded(client: Any) -> None:
-    """Every key has an end."""
+    """Check that every key has a TTL."""
     endless = [
         (key, client.ttl(key), client.type(key))
         for key in client.keys("*:{s*")
@@ -45,12 +45,12 @@ def assert_bounded(client: Any) -> None:
 
 
 def sessions_keys(client: Any) -> list[bytes]:
-    """What the sessions left in Redis, but for the clocks."""
+    """Return the keys that the sessions left in Redis, without the clocks."""
     return [key for key in client.keys("*:{s*") if not key.endswith(b":clock")]
 
 
 def age_all(client: Any, room: Any, seconds: float) -> None:
-    """Let all sessions, and all rotated names, be this much older."""
+    """Make all sessions and all rotated names this much older."""
     us = round(seconds * 1e6)
     for key in client.keys("*:{s*}:s:*"):
         for field in (*TIMES, "_until"):

@@ -31,7 +31,7 @@ LOADED = (
 
 @contextmanager
 def shared_cache(behind: int, folder: Path) -> Iterator[int]:
-    """The port of a cache in front of the app on port `behind`. Skips the test where there is no Apache."""
+    """Yield the port of a cache before the app on port `behind`. Skips the test where there is no Apache."""
     if APACHE is None or not (MODULES / "mod_cache.so").exists():
         pytest.skip("apache2 with mod_cache is not installed")
     with socket.create_server(("127.0.0.1", 0)) as free:

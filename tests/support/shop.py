@@ -43,7 +43,7 @@ class Shop:
         self._browsers: list[Browser] = []
 
     def visitor(self, address: str | None = None) -> Browser:
-        """Somebody new: each has an address of their own, as behind a proxy, and so limits of their own."""
+        """Return a new visitor with an address, and so with limits, of their own, as behind a proxy."""
         given = address or "198.51.{}.{}".format(*divmod(next(ADDRESSES), 256))
         self._browsers.append(Browser(self.port, headers={"X-Forwarded-For": given}))
         return self._browsers[-1]
@@ -59,12 +59,12 @@ class Shop:
         return browser
 
     def page(self, id: int = 7) -> Page:
-        """A product's page as the next visitor sees it."""
+        """Return a product's page as the next visitor sees it."""
         with self.visitor() as browser:
             return read_page(browser.get(f"/product/{id}"))
 
     def pages_of_all(self, count: int, id: int = 7) -> list[Page]:
-        """Pages, until each of `count` processes has served one."""
+        """Return pages until each of `count` processes has served one."""
         pages: list[Page] = []
 
         def everybody() -> bool:
@@ -75,7 +75,7 @@ class Shop:
         return pages
 
     def sql(self, statement: str, *values: Any) -> list[Any]:
-        """Behind the shop's back."""
+        """Change the database without the shop."""
         with closing(sqlite3.connect(self._database, timeout=10)) as db, db:
             return db.execute(statement, values).fetchall()
 
@@ -89,13 +89,13 @@ class Shop:
         return process
 
     def beat(self, folder: Path) -> CeleryProcess:
-        """Every tick five times a second; its times are kept in memory."""
+        """Run beat with every tick five times a second; its times are kept in memory."""
         words = ("beat", "-S", "celery.beat:Scheduler", "--pidfile=")
         return self.celery(folder / "beat.log", *words, app="tests.support.quick_beat")
 
 
 def environment_of_shop(settings: Settings, folder: Path, **changes: str) -> dict[str, str]:
-    """What the shop and its workers are told."""
+    """Return the environment of the shop and its workers."""
     two_roles = {"STILLROOM_CACHE_URL": settings.cache_url} if settings.cache_url else {}
     return {
         **environment_of(settings),
@@ -111,7 +111,7 @@ def environment_of_shop(settings: Settings, folder: Path, **changes: str) -> dic
 
 @contextmanager
 def open_shop(server: str, settings: Settings, folder: Path, **changes: str) -> Iterator[Shop]:
-    """The shop behind one of SERVERS; `changes` are of its environment."""
+    """Open the shop behind one of SERVERS; `changes` are of its environment."""
     environment = environment_of_shop(settings, folder, **changes)
     with serving_process(SERVERS[server], folder, environment) as port:
         shop = Shop(port, folder / "shop.db", environment)
@@ -122,6 +122,6 @@ def open_shop(server: str, settings: Settings, folder: Path, **changes: str) -> 
 
 
 def counts(reply: Reply) -> dict[str, int]:
-    """The cart's page: a product's id → how many."""
+    """Return the cart's page: a product's id → how many."""
 
     return {item: int(count) for item, count in re.findall(r'data-id="(\d+)">(\d+)', reply.text)}

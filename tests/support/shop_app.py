@@ -35,7 +35,7 @@ def product(id: int) -> Product:
 
 @room.cache.cached("slow:{id}", ttl=60, swr=600)
 def slow(id: int) -> int:
-    """Takes as long as the test wants; `db:inside` says how many are at it."""
+    """Load for as long as the test wants; `db:inside` counts the loads under way."""
     database.incr("db:inside")
     database.blpop(["db:out"], timeout=10)
     database.decr("db:inside")

@@ -41,14 +41,14 @@ SPIKE_PER_S = 9_400.0
 
 
 def a_day(now: float, *, two_servers: bool = False, minutes: int = MINUTES) -> list[Snapshot]:
-    """One a minute, the oldest first; the same each time it is asked for."""
+    """Return one snapshot a minute, the oldest first; the same each time."""
     chance = random.Random(7)
     ago = [m for m in range(minutes, 0, -1) if m not in OUTAGE]
     return [_minute(now, m, chance, two_servers=two_servers) for m in ago]
 
 
 def a_week(now: float) -> list[Snapshot]:
-    """Seven such days, one behind the other."""
+    """Return seven such days, one behind the other."""
     day = a_day(now)
     return [
         one.model_copy(update={"time": one.time - ago * 86_400})
@@ -58,13 +58,13 @@ def a_week(now: float) -> list[Snapshot]:
 
 
 def a_report(newest: Snapshot, **changes: Any) -> Report:
-    """What a check says at that moment."""
+    """Return the report of a check at that moment."""
     given: dict[str, Any] = {"status": "pass", "release": "shop 2026.11.3", "took_ms": 3.1}
     return Report(**{**measures_of(newest), **given, **changes})
 
 
 def advice(severity: str = "warn", **changes: Any) -> Advice:
-    """A finding."""
+    """Return a finding."""
     given = {
         "code": "memory",
         "severity": severity,
@@ -77,7 +77,7 @@ def advice(severity: str = "warn", **changes: Any) -> Advice:
 
 
 def patterns(now: float) -> list[Pattern]:
-    """What the attack left, the newest first."""
+    """Return the patterns that the attack left, the newest first."""
     found: list[tuple[str, str, int, int, str, bool, float]] = [
         ("credential-stuffing", "203.0.113.77", 412, 97 * 60, "ban", False, 1260.0),
         ("hammer", "198.51.100.7", 2_048, 104 * 60, "ban", False, 300.0),
@@ -100,7 +100,7 @@ def patterns(now: float) -> list[Pattern]:
 
 
 def seed_patterns(client: Any, stream: bytes, found: list[Pattern]) -> None:
-    """As the worker that found them writes them down: the oldest first, all fields as text."""
+    """Write the patterns as the worker that found them does: the oldest first, all fields as text."""
     for pattern in reversed(found):
         fields = {
             name: json.dumps(value).strip('"') for name, value in pattern.model_dump().items()
@@ -109,7 +109,7 @@ def seed_patterns(client: Any, stream: bytes, found: list[Pattern]) -> None:
 
 
 def seed(client: Any, stream: bytes, snapshots: list[Snapshot]) -> None:
-    """Into the stream, as the worker would have done."""
+    """Write the snapshots to the stream, as the worker does."""
     with client.pipeline(transaction=False) as pipe:
         for one in snapshots:
             pipe.xadd(stream, {"snapshot": packed(one)}, id=f"{int(one.time * 1000)}-0")
@@ -149,7 +149,7 @@ def _minute(now: float, ago: int, chance: random.Random, *, two_servers: bool) -
 
 
 def _traffic(now: float, ago: int) -> float:
-    """0 to about 1.6: by the hour of the day in UTC, and a peak."""
+    """Return 0 to about 1.6, by the hour of the day in UTC, and a peak."""
     hour = ((now - ago * 60) % 86_400) / 3600
     usual = 0.12 + 0.88 * max(0.0, math.sin((hour - 5) / 17 * math.pi)) ** 1.4
     into = (ago - PEAK.start) / len(PEAK)

@@ -36,16 +36,16 @@ class Stepper:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it stands at a pause: it waits for another's load."""
+        """Return whether the operation stands at a pause, waiting for another's load."""
         return isinstance(self.at, Pause)
 
     @property
     def is_loading(self) -> bool:
-        """Whether it is about to call the loader."""
+        """Return whether the operation is about to call the loader."""
         return isinstance(self.at, Call) and not self._is_answered()
 
     def step(self) -> None:
-        """Send one command, call the loader, or hand over what was answered."""
+        """Send one command, call the loader, or hand over the replies."""
         if self._is_answered():
             self._deliver()
             return
@@ -55,20 +55,20 @@ class Stepper:
             self._failure = error
 
     def run(self) -> Stepper:
-        """On, until it has ended or waits."""
+        """Run on, until it has ended or waits."""
         while not self.done and not self.is_waiting:
             self.step()
         return self
 
     def run_to_the_load(self) -> Stepper:
-        """On, until the loader is about to be called."""
+        """Run on, until the loader is about to be called."""
         while not self.is_loading:
             assert not self.done, "it ended without a load"
             self.step()
         return self
 
     def value(self) -> Any:
-        """Run it to its end; what it returned."""
+        """Run the operation to its end; return its result."""
         self.run()
         if self.error is not None:
             raise self.error

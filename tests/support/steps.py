@@ -9,7 +9,7 @@ from typing import Any
 
 
 def steps_of(act: Callable[[], object]) -> int:
-    """How many lines of Python run."""
+    """Return how many lines of Python run."""
     steps = 0
 
     def count(frame: FrameType, event: str, _: object) -> Any:

@@ -1,4 +1,4 @@
-"""A worker that stops for good when it has said what it found: bans are written, nothing is acknowledged."""
+"""A worker that stops for good after reporting a pattern: bans are written, nothing is acknowledged."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ HEALTHY_WITHIN = 90.0  # seconds
 
 
 def docker(*words: str, check: bool = True, **environment: str) -> str:
-    """What `docker …` prints."""
+    """Return what `docker …` prints."""
     done = subprocess.run(
         ["docker", *words],
         env={**os.environ, "DOCKER_BUILDKIT": os.environ.get("DOCKER_BUILDKIT", "0")} | environment,
@@ -45,7 +45,7 @@ def docker(*words: str, check: bool = True, **environment: str) -> str:
 
 
 def require_engine() -> None:
-    """Skip where none answers."""
+    """Skip the test where no engine answers."""
     if shutil.which("docker") is None:
         pytest.skip("docker is not installed")
     if not docker("version", "--format", "{{.Server.Version}}", check=False):
@@ -53,20 +53,20 @@ def require_engine() -> None:
 
 
 def image_of(name: str) -> str:
-    """An official image, or what stands in for it here."""
+    """Return an official image, or its substitute here."""
     stand_in = STAND_INS[name]
     return stand_in if docker("image", "ls", "--quiet", stand_in) else name
 
 
 def build_image() -> str:
-    """The image as anybody builds it. Returns its name."""
+    """Build the image as anybody builds it; return its name."""
     base = image_of("python:3.13-slim")
     docker("build", "--quiet", "--build-arg", f"PYTHON_IMAGE={base}", "--tag", IMAGE, str(ROOT))
     return IMAGE
 
 
 def guide() -> dict[str, list[str]]:
-    """The commands of each chapter of docs/operating.md."""
+    """Return the commands of each chapter of docs/operating.md."""
     text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
     chapters = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     return {
@@ -105,13 +105,13 @@ class Swarm:
         }
 
     def deploy(self, **changes: str) -> None:
-        """`docker stack deploy`, as in the guide; returns when it is accepted."""
+        """Run `docker stack deploy`, as in the guide; return when it is accepted."""
         self.environment |= changes
         files = [word for path in FILES for word in ("--compose-file", str(path))]
         docker("stack", "deploy", "--resolve-image", "never", *files, STACK, **self.environment)
 
     def type(self, command: str, folder: Path | None = None, **changes: str) -> str:
-        """What a command of the guide prints, typed here or in another folder; it has to end well."""
+        """Type a command of the guide here or in another folder; return its output. It has to end well."""
         for ours, tests in ADAPTED.items():
             command = command.replace(ours, tests)
         self.environment |= changes
@@ -129,7 +129,7 @@ class Swarm:
         return done.stdout
 
     def services(self) -> dict[str, str]:
-        """Each service → "running/wanted"."""
+        """Return each service → "running/wanted"."""
         lines = docker("stack", "services", "--format", "{{.Name}} {{.Replicas}}", STACK)
         return {
             name.removeprefix(f"{STACK}_"): replicas.split()[0]
@@ -137,13 +137,13 @@ class Swarm:
         }
 
     def containers(self, service: str = "") -> list[str]:
-        """The ids of the running containers of a service, or of all."""
+        """Return the ids of the running containers of a service, or of all."""
         label = f"com.docker.swarm.service.name={STACK}_{service}"
         stack = f"com.docker.stack.namespace={STACK}"
         return docker("ps", "--quiet", "--filter", f"label={label if service else stack}").split()
 
     def await_healthy(self, within: float = HEALTHY_WITHIN) -> None:
-        """Until every service runs as many healthy containers as it should."""
+        """Wait until every service runs as many healthy containers as it should."""
 
         def all_there() -> bool:
             counts = [replicas.split("/") for replicas in self.services().values()]
@@ -152,7 +152,7 @@ class Swarm:
         until(all_there, f"healthy: {self.services()}", within)
 
     def await_updates(self, within: float = 150.0) -> None:
-        """Until no update is under way; an update that was rolled back fails the test."""
+        """Wait until no update is under way; an update that was rolled back fails the test."""
 
         until(
             lambda: self.states() <= {"completed"} or any("roll" in s for s in self.states()),
@@ -162,14 +162,14 @@ class Swarm:
         assert self.states() <= {"completed"}
 
     def states(self, *services: str) -> set[str]:
-        """What became of the last updates of these services, or of all."""
+        """Return the result of the last updates of these services, or of all."""
         names = [f"{STACK}_{service}" for service in services]
         names = names or docker("stack", "services", "--quiet", STACK).split()
         form = "{{with .UpdateStatus}}{{.State}}{{end}}"
         return set(docker("service", "inspect", "--format", form, *names).split())
 
     def kill(self, container: str) -> None:
-        """SIGKILL, as the kernel does it when memory is short."""
+        """Send SIGKILL, as the kernel does when memory is short."""
         docker("kill", "--signal", "KILL", container, check=False)
 
     def scale(self, **replicas: int) -> None:
@@ -177,16 +177,16 @@ class Swarm:
         docker("service", "scale", "--detach", *words)
 
     def redis(self, port: int = REDIS_PORT, role: str = "ops") -> Any:
-        """A client that looks, from outside."""
+        """Return a client that looks, from outside."""
         password = (self.secrets / f"{role}_password").read_text()
         return redis.Redis(port=port, username=role, password=password, decode_responses=True)
 
     def stillroom(self, service: str, *words: str) -> str:
-        """`stillroom …` in a container of the service, as an operator types it."""
+        """Run `stillroom …` in a container of the service, as an operator types it."""
         return docker("exec", self.containers(service)[0], "stillroom", *words)
 
     def logs(self) -> str:
-        """What every container has said, those that are gone included."""
+        """Return what every container has logged, ended ones included."""
         names = docker(
             "ps", "--all", "--quiet", "--filter", f"label=com.docker.stack.namespace={STACK}"
         )
@@ -205,7 +205,7 @@ class Swarm:
 
 @contextmanager
 def customers(seconds: float, products: int, at_once: int = 1) -> Iterator[Any]:
-    """The shop has customers for so long. Gives a function that waits for the last of them and tells how it was."""
+    """Give the shop customers for so long; yield a function that waits for the last and returns their record."""
     script = ROOT / "tests/stack/crowd.py"
     command = ["docker", "run", "--rm", "--network", TRAEFIK, "--volume", f"{script}:/crowd.py:ro"]
     command += [
@@ -237,7 +237,7 @@ def customers(seconds: float, products: int, at_once: int = 1) -> Iterator[Any]:
 def swarm_with_stack(
     folder: Path, deploy: Callable[[Swarm], object] = Swarm.deploy
 ) -> Iterator[Swarm]:
-    """Deployed from nothing, healthy, and gone without a trace afterwards."""
+    """Deploy the stack from nothing until it is healthy, and remove it without a trace afterwards."""
     for file in COPIED:
         shutil.copy(file, folder)
     shutil.copytree(ROOT / "deploy", folder / "deploy")
@@ -262,7 +262,7 @@ def swarm_with_stack(
 
 
 def _remove(commands: Sequence[tuple[str, ...]]) -> None:
-    """What containers that are just ending still hold is let go of in a moment."""
+    """Remove it again and again, because containers that are just ending hold things for a moment."""
     for command in commands:
         until(lambda command=command: "Error" not in _tried(*command), " ".join(command), 30)
 

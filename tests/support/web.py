@@ -47,14 +47,14 @@ class Reply(NamedTuple):
 
     @property
     def token(self) -> str | None:
-        """What the response made of the session's cookie: a token, '' if it is to be forgotten, None if nothing."""
+        """Return the session's cookie in the response: a token, '' if it is to be forgotten, None if nothing."""
         found = [line for line in self.all("set-cookie") if line.startswith(f"{COOKIE}=")]
         assert len(found) <= 1, found
         return found[0].partition("=")[2].partition(";")[0].strip('"') if found else None
 
 
 class Browser:
-    """Sends requests to one server and keeps the session's cookie, as a browser would."""
+    """A browser that sends requests to one server and keeps the session's cookie."""
 
     def __init__(self, port: int, token: str | None = None) -> None:
         self.port = port
@@ -100,7 +100,7 @@ class _Quiet(WSGIRequestHandler):
         pass
 
     def get_stderr(self) -> Any:
-        """A failing app's traceback is the test's business, not the terminal's."""
+        """Return a stream for a failing app's traceback, which does not belong on the terminal."""
         return _Nowhere()
 
 
@@ -114,7 +114,7 @@ class _Nowhere:
 
 @contextmanager
 def serving_wsgi(app: Any) -> Iterator[int]:
-    """A thread for each request. Gives the port."""
+    """Serve with a thread for each request; yield the port."""
     with make_server("127.0.0.1", 0, app, _Server, _Quiet) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -127,7 +127,7 @@ def serving_wsgi(app: Any) -> Iterator[int]:
 
 @contextmanager
 def serving_asgi(make_app: Callable[[AsyncStillroom], Any], room: AsyncStillroom) -> Iterator[int]:
-    """uvicorn in a thread; the room is closed in its event loop. Gives the port."""
+    """Serve with uvicorn in a thread; yield the port. The room is closed in its event loop."""
     listener = socket.create_server(("127.0.0.1", 0))
     # httptools, where it is installed, refuses header values that h11 hands to the app.
     config = uvicorn.Config(
@@ -150,7 +150,7 @@ def serving_asgi(make_app: Callable[[AsyncStillroom], Any], room: AsyncStillroom
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The environment that gives a process of its own the same room, and as much patience."""
+    """Return the environment that gives a process of its own the same room and as much patience."""
     patience = {f"STILLROOM_{name.upper()}": str(value) for name, value in PATIENT.items()}
     return patience | {
         "REDIS_URL": settings.redis_url,
@@ -190,7 +190,7 @@ def serving_process(
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:
-    """Ask the whole group to end; what does not is killed. What it said is shown if the test fails."""
+    """Ask the whole group to end and kill the rest. Its output is shown if the test fails."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:

@@ -8,7 +8,7 @@ __all__ = ["app", "make_app"]
 
 
 def __getattr__(name: str) -> Any:
-    """`app` is made from the environment when it is first asked for, not when this is imported."""
+    """Make `app` from the environment when it is first asked for, not on import."""
     if name == "make_app":
         from stillroom_workers.app import make_app
 

@@ -22,7 +22,7 @@ def room_of_django() -> list[Stillroom | AsyncStillroom]:
 
 
 def _within_flask(module: ModuleType, rooms: Sequence[Stillroom | AsyncStillroom]) -> None:
-    """Loaders beside a Flask app want its context, even if nobody has said so by `room.init_app(app)`."""
+    """Run loaders beside a Flask app in its context, also without a call of `room.init_app(app)`."""
     flask = sys.modules.get("flask")
     names = vars(module).values()
     apps = [one for one in names if flask and issubclass(type(one), flask.Flask)]  # not a proxy
@@ -35,7 +35,7 @@ def _within_flask(module: ModuleType, rooms: Sequence[Stillroom | AsyncStillroom
 
 
 def _beside_django(rooms: Sequence[Stillroom | AsyncStillroom]) -> None:
-    """A worker's threads end no request, which is when Django lets go of connections that its database closed."""
+    """Drop dead database connections as the end of a request does in Django: a worker's threads end none."""
     django = sys.modules.get("django.apps")
     if django is None or not django.apps.ready:
         return

@@ -147,7 +147,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
     def _sift_reply(
         self, parse: Callable[..., Any], connection: Any, command: str, **options: Any
     ) -> Any:
-        """The reply, or None, which is how BRPOP says that nothing came."""
+        """Return the reply, or None, which is how BRPOP says that nothing came."""
         reply = parse(connection, command, **options)
         Channel.answered = monotonic()
         if command != "BRPOP" or not reply or self._is_message(reply[1], source=reply[0]):
@@ -221,7 +221,7 @@ class _NotTheServer(redis.ConnectionError):
 
 
 class _WrongType(redis.ConnectionError):
-    """A key of ours holds something else."""
+    """A key of ours holds another type."""
 
 
 def _that_knows_its_peer(stock: Any) -> Any:
@@ -266,10 +266,7 @@ class Transport(_StockTransport):  # type: ignore[misc]
     Channel = Channel
 
     def _deliver(self, message: Any, queue: Any) -> None:
-        """Hand a message to its consumer. Whatever it says of its route: it came from this queue.
-
-        Given back, it goes where this says. The consumer's tag in there would spare it the acknowledgement.
-        """
+        """Hand a message to its consumer, with the route of the queue it came from, whatever the message says."""
         message["properties"]["delivery_info"] = {"exchange": "", "routing_key": queue}
         super()._deliver(message, queue)
 
@@ -386,7 +383,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
             sleep(PEER_PAUSE_S)
 
     def _heal(self) -> None:
-        """By a channel of its own: those that there are have lost their connections."""
+        """Heal by a channel of its own, because the existing ones have lost their connections."""
         try:
             with self.app.connection_for_write() as connection:
                 connection.channel().heal(self.app.amqp.queues.consume_from.values())
@@ -433,7 +430,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         self._bury(message, repr(exc))
 
     def _bury(self, message: Any, reason: str) -> None:
-        """Kept, then acknowledged: if Redis leaves in between it comes back and is kept twice."""
+        """Keep the message as a dead letter, then acknowledge it. If Redis leaves in between it is kept twice."""
         task, task_id = message.headers.get("task"), message.headers.get("id")
         options = self.app.conf.broker_transport_options
         raw, queue = dumps(message._raw).encode(), message.delivery_info["routing_key"]
@@ -479,7 +476,7 @@ EVENT_LIMITS = {"traceback": 4_000, "exception": 500, "result": 500}  # characte
 
 
 def _shortened(name: str, value: Any) -> Any:
-    """The beginning and the end: there the error began, and here it was raised."""
+    """Return the beginning of the error, where it started, and its end, where it was raised."""
     limit = EVENT_LIMITS.get(name)
     if limit is None or not isinstance(value, str) or len(value) <= limit:
         return value
@@ -500,7 +497,7 @@ def _flaw(message: Any) -> str | None:
 
 
 def _held(message: Any) -> tuple[int, int]:
-    """(bytes of a message, how many messages this worker has taken and not acknowledged)."""
+    """Return (bytes of a message, how many messages this worker has taken and not acknowledged)."""
     return len(dumps(message._raw)), len(message.channel.qos._delivered)
 
 
@@ -520,5 +517,5 @@ def _shown(field: tuple[str, Any]) -> str:
 
 
 def _is_handed_over(message: Any) -> bool:
-    """Whether a request made of this message waits in the pool or in the timer."""
+    """Return whether a request made of this message waits in the pool or in the timer."""
     return any(request.message is message for request in list(state.requests.values()))

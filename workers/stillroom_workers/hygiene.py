@@ -72,7 +72,7 @@ def flaw_in_envelope(envelope: Any, queue: str | None) -> str | None:
 
 
 def _flaw_in_route(route: Any, queue: str) -> str | None:
-    """A message that is given back goes where this says."""
+    """Return the flaw in the route, by which a message is given back."""
     match route:
         case {"exchange": str() | None as exchange, "routing_key": str(key)}:
             if key == queue and exchange in (None, "", queue):
@@ -97,7 +97,7 @@ def flaw_in_task(headers: Any, body: Any, held: Callable[[], tuple[int, int]]) -
 
 
 def _parts(headers: Any, body: Any) -> tuple[Mapping[Any, Any] | None, Mapping[Any, Any]]:
-    """The fields of a task and what is embedded in it, of either protocol; None where neither can be told."""
+    """Return the fields of a task and its embedded parts in either protocol, or None where neither fits."""
     match headers, body:
         case {"task": _}, [[*_], dict(), dict() | None as embed]:
             return headers, embed or {}
@@ -130,7 +130,7 @@ def _flaw_in_fields(fields: Mapping[Any, Any]) -> str | None:
 
 
 def _flaw_in_time(eta: Any, held: Callable[[], tuple[int, int]]) -> str | None:
-    """A worker holds what waits for its time in memory, as many as there are."""
+    """Return the flaw in the time, because a worker holds every task that waits for its time in memory."""
     if eta is None:
         return None
     try:
@@ -165,7 +165,7 @@ def keep_what_a_task_needs(headers: Mapping[Any, Any], body: Any) -> dict[Any, A
 
 
 def _is_trace(value: Any) -> bool:
-    """Whether it is a header of W3C's trace context: an id in its form, or a short list of vendors' words."""
+    """Return whether it is a header of W3C's trace context: an id in its form, or a short list of vendors."""
     return isinstance(value, str) and _TRACE.fullmatch(value) is not None
 
 

@@ -89,7 +89,7 @@ def readable(raw: bytes, queue: str) -> dict[str, Any]:
 
 
 def _task_in(message: Any) -> tuple[str, list[Any], dict[str, Any]] | None:
-    """Of either protocol. What is compressed stays so: it may be very large."""
+    """Return the task in a message of either protocol. A compressed body stays so, because it may be large."""
     headers, body = message["headers"], message["body"]
     if headers.get("compression"):
         return None

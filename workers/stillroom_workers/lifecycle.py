@@ -60,7 +60,7 @@ def open_room(settings: Settings) -> Stillroom:
 
 
 def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:
-    """The app's. The room's own tells its own abuse detection, which in a worker nobody delivers."""
+    """Return the app's listeners without the room's own, whose events nobody delivers in a worker."""
     return [one for one in room.sessions.on_event if getattr(one, "__self__", None) is not room]
 
 
@@ -92,7 +92,9 @@ def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
 
 
 def _where(error: BaseException) -> str:
-    """The last line of the project's own that led to it, or nothing for a SyntaxError, which says so itself."""
+    """Return the last line of the project's code that led to the error, or nothing for a SyntaxError,
+    which has one.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     own = [one for one in frames if not one.filename.startswith((*LIBRARIES, "<frozen"))] or frames
     if isinstance(error, SyntaxError) or not own:

@@ -44,7 +44,7 @@ class Working:
         )
 
     def _per_minute(self, now: float, done: int) -> float | None:
-        """Of the last minute, or of the time since the first sign of life if that is shorter."""
+        """Return the rate of the last minute, or since the first sign of life if that is shorter."""
         self._ended.append((now, done))
         while now - self._ended[0][0] > RATE_OVER_S and len(self._ended) > 2:
             self._ended.popleft()

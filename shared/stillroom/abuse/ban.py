@@ -21,7 +21,7 @@ class Ban:
 
 
 class _Record(BaseModel):
-    """What the ban's key holds."""
+    """The fields of a ban's key."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -48,7 +48,7 @@ SCAN_S = 5.0  # one scan ends after this; the next goes on
 LONGEST_BY_HAND_S = 30 * 86_400
 BANS_LISTED = 1_000
 WIDTHS_LIMIT = 8  # of networks with bans that are not looked for anyway
-EXEMPT_EVERY_S = 600.0  # how often the bans in force are compared with who is exempt
+EXEMPT_EVERY_S = 600.0  # how often the bans in force are compared with the exemptions
 V6_CLIENTS = range(56, 65)  # widths that a client's network may be set to
 
 
@@ -204,7 +204,7 @@ class AbuseBody:
         return abuse_lift([*own, *counts], name, EVENT_LIFE_MS + PEACE_MS)
 
     def _lift_exempt(self) -> Operation[None]:
-        """Lift the bans of those who have become exempt since. Now and then: other workers may not know it yet."""
+        """Lift the bans of clients that became exempt. This runs now and then, because other workers may lag."""
         if time.monotonic() < self._compares_exempt_at:
             return
         start, page = 0, [b""]
@@ -252,7 +252,7 @@ class AbuseBody:
         )
 
     def _pepper(self) -> bytes:
-        """What names are hidden with, as the limiter hides them."""
+        """Return the pepper that hides names, which is the limiter's."""
         if not self._peppers:
             self._peppers = pepper.ring(
                 self.settings,
@@ -263,7 +263,7 @@ class AbuseBody:
         return self._peppers[0]
 
     def _write(self, events: Sequence[Event]) -> Operation[bool | None]:
-        """Whether they were written, the last of them where not all were; None: not known.
+        """Return whether the events, or at least the last, were written. None means unknown.
 
         Once: an event that is written twice counts twice.
         """
@@ -286,7 +286,7 @@ class AbuseBody:
         return (b"XADD", self._keys.abuse, b"MAXLEN", b"~", kept, b"*", *event.fields())
 
     def _take_held(self, most: int) -> list[Event]:
-        """Take queued events, of the rarest kinds first. If threads call this at once each is taken once."""
+        """Take queued events, the rarest kinds first. Several threads may call this; each event is taken once."""
         events: list[Event] = []
         for held in sorted(self._held.values(), key=len):
             while held and len(events) < most:
@@ -303,7 +303,7 @@ class AbuseBody:
         return name
 
     def _named(self, text: str) -> str:
-        """The subject a person means: a network as it stands, of an IPv6 address its client's prefix."""
+        """Return the subject a person means: a network as it stands, and an IPv6 address as its client's prefix."""
         if "/" not in text:
             return subject_of(text, self.settings.limit_v6_prefix)
         try:

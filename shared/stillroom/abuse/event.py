@@ -26,7 +26,7 @@ APP_KINDS = (
 KINDS = LIMITER_KINDS + APP_KINDS
 KIND_GRAMMAR = r"[a-z][a-z0-9_]{0,31}"
 TEXT_LIMIT = 200  # characters
-ROUTE_LIMIT = 2_000  # of which the first 200 are kept when what could be a token is out
+ROUTE_LIMIT = 2_000  # of which the first 200 are kept once possible tokens are out
 N_LIMIT = 10**12
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -133,7 +133,7 @@ def cleaned_route(route: str) -> str:
 
 
 def _cut_out(secret: re.Match[str]) -> str:
-    """Sixteen bits of it tell two apart, so a scanner can't hide behind long names, and give nothing away."""
+    """Replace the text by sixteen bits of its hash: two texts stay different, and nothing is given away."""
     if _ICON.fullmatch(secret[0]):
         return secret[0]
     return f"*{crc32(secret[0].encode()) & 0xFFFF:04x}"

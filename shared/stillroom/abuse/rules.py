@@ -26,7 +26,7 @@ from stillroom.abuse.event import KIND_GRAMMAR, Event
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.subject import site_of
 
-# What browsers, and well-behaved robots, ask for by themselves: it is missing on most sites, and nobody's attack.
+# Files that browsers and well-behaved robots request by themselves: most sites lack them, and asking is no attack.
 ASKED_FOR_BY_ITSELF = (
     "*/favicon.ico",
     "*/favicon*.png",
@@ -72,7 +72,7 @@ class Rule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=f"^{RULE_GRAMMAR}$")
-    why: str = Field("", max_length=200)  # a sentence for whoever reads the log
+    why: str = Field("", max_length=200)  # a sentence for the reader of the log
     kinds: tuple[Kind, ...] = Field(min_length=1)
     group_by: Group  # an address (of IPv6 the client's prefix), a user, an IPv6 /48
     distinct: Distinct = "none"  # count different users, routes …; none: count events
@@ -83,16 +83,16 @@ class Rule(BaseModel):
     threshold: int = Field(ge=1, le=1_000)
     window: int = Field(ge=1, le=86_400)  # seconds
     n: int = Field(1, ge=1)  # only events that have happened so often: denials come at 1, 2, 4, 8 …
-    consecutive: bool = False  # count windows in a row that had such an event
+    consecutive: bool = False  # count windows in a row that had an event of this kind
     then: Kind | None = None  # the pattern is complete when an event of this kind follows
     action: Action = "log"
     ban: int = Field(300, ge=1, le=86_400)  # seconds of a first ban; each next is 4 times as long
-    shadow: bool = True  # say what would be done, and do not do it
+    shadow: bool = True  # log the action without taking it
 
     @model_validator(mode="after")
     def _make_sense(self) -> Rule:
         if self.action == "ban" and self.group_by == "user":
-            # Whoever knows a name could lock its owner out: only addresses are ever banned.
+            # A client that knows a name could lock its owner out, so only addresses are banned.
             raise ValueError(
                 "action='ban' needs group_by='ip' or 'network': no user is ever banned"
             )
@@ -225,7 +225,7 @@ BUILT_IN: Mapping[str, Mapping[str, Any]] = {
         "distinct": "ip",
         "each": {
             "denied": 16,
-            "denied:auth": 1,  # who has used up his logins has tried often enough
+            "denied:auth": 1,  # a client without logins left has tried often enough
             "denied:login": 1,
             "auth_fail": 5,
             "not_found": 10,
@@ -284,7 +284,7 @@ def _tables_in(path: Path) -> Mapping[str, dict[str, Any]]:
 
 
 def _rule(name: str, fields: Mapping[str, Any], mistakes: list[str]) -> Rule | None:
-    """The rule; or None, and a line for each mistake in it."""
+    """Return the rule, or None and a line for each mistake in it."""
     try:
         return Rule.model_validate({**fields, "name": name})
     except ValidationError as error:

@@ -40,17 +40,15 @@ from stillroom.wire import Command, Server
 log = logging.getLogger("stillroom.abuse")
 
 GROUP = b"workers"
-# All workers are one consumer: what was left behind is known by its idle time, and no list of the dead grows.
+# All workers are one consumer: abandoned events are known by their idle time, and no list of dead workers grows.
 CONSUMER = b"worker"
-LEFT_AFTER_MS = 60_000  # whoever read an event and has not finished by then is dead
+LEFT_AFTER_MS = 60_000  # a worker that read an event and has not finished by then is dead
 LATE_MS = 2 * LEFT_AFTER_MS  # a count is kept for those that somebody else reads then
 DELIVERIES = 5  # an event that was read so often, and never finished, is not read again
 LEFT_BITE = 100  # of those that a dead worker left
 PATTERNS_KEPT = 10_000
 ASIDE_KEPT = 1_000
-EVENT_LIFE_MS = (
-    3_600_000  # nobody is banned for what is longer ago: the address may be another's by now
-)
+EVENT_LIFE_MS = 3_600_000  # no ban for an older event: the address may be another client's by now
 GROUPS_LIMIT = 50_000  # counts, of all rules together
 LONGEST_BAN_MS = 86_400_000
 JITTER = 0.1  # so that those banned together do not come back together
@@ -106,7 +104,7 @@ class Scan:
     # Reading
 
     def _read(self, limit: int) -> Operation[Sequence[Raw]]:
-        """The next events, which nobody has read."""
+        """Read the next events that no worker has read."""
         reads = (
             *(b"XREADGROUP", b"GROUP", GROUP, CONSUMER),
             *(b"COUNT", b"%d" % limit, b"STREAMS", self._keys.abuse, b">"),
@@ -116,7 +114,7 @@ class Scan:
         return reply[0][1] if reply else []
 
     def _take_over(self, deadline: float) -> Operation[None]:
-        """What a dead worker has read and not finished: one by one, since one of them may be what killed it.
+        """Take over a dead worker's unfinished events one by one, because one of them may have killed it.
 
         Not by XAUTOCLAIM: it does not say how often an entry was delivered, and what it says of an entry that the
         stream no longer has differs from version to version.
@@ -133,13 +131,15 @@ class Scan:
             yield Pause(0)
 
     def _left(self) -> Operation[Sequence[Any]]:
-        """(id, consumer, idle ms, deliveries) of what was read a while ago and not acknowledged."""
+        """Return (id, consumer, idle ms, deliveries) of the events that were read a while ago and not
+        acknowledged.
+        """
         limits = (b"IDLE", b"%d" % LEFT_AFTER_MS, b"-", b"+", b"%d" % LEFT_BITE)
         (left,) = yield from self._in_group((b"XPENDING", self._keys.abuse, GROUP, *limits))
         return left  # type: ignore[no-any-return]
 
     def _claim(self, name: bytes) -> Operation[Sequence[Raw]]:
-        """The entry, unless another worker was first, or the stream no longer has it."""
+        """Claim the entry; return None if another worker was first or the stream no longer has it."""
         idle = b"%d" % LEFT_AFTER_MS
         claims = (b"XCLAIM", self._keys.abuse, GROUP, CONSUMER, idle, name)
         (claimed,) = yield Once([claims])
@@ -149,17 +149,17 @@ class Scan:
         return [(name, fields)] if claimed and fields else []
 
     def _look_up(self, name: bytes) -> Operation[Sequence[bytes]]:
-        """The fields of an entry; none if the stream no longer has it."""
+        """Return the fields of an entry, or none if the stream no longer has it."""
         found, clock = yield [(b"XRANGE", self._keys.abuse, name, name), (b"TIME",)]
         self._read_clock(clock)
         return found[0][1] if found else []
 
     def _read_clock(self, reply: Sequence[bytes]) -> None:
-        """Asked for with the events: what this process knows of the clock otherwise may be hours off by now."""
+        """Read the clock with the events, because this process's estimate may be hours off by now."""
         self._now_ms = int(reply[0]) * 1_000 + int(reply[1]) // 1_000
 
     def _in_group(self, *commands: Command) -> Operation[list[Any]]:
-        """The replies; the group is made where there is none: at first, and after a flush."""
+        """Return the replies, and make the consumer group where it is missing: at the start, and after a flush."""
         try:
             replies: list[Any] = yield Once(commands)
         except RedisRefused as refused:
@@ -170,7 +170,7 @@ class Scan:
         return replies
 
     def _make_group(self) -> Operation[None]:
-        """It begins with what was written before there were workers."""
+        """Make the consumer group, beginning with the events that were written before there were workers."""
         try:
             yield [(b"XGROUP", b"CREATE", self._keys.abuse, GROUP, b"0", b"MKSTREAM")]
         except RedisRefused as refused:
@@ -180,7 +180,7 @@ class Scan:
     # Finishing
 
     def _finish(self, raw: Sequence[Raw]) -> Operation[None]:
-        """Judge these entries and acknowledge them. If one of them makes it fail, all are left: see _take_over."""
+        """Judge these entries and acknowledge them. If one makes judging fail, all stay pending: see _take_over."""
         if not raw:
             return
         try:
@@ -197,7 +197,10 @@ class Scan:
         self._done["events"] += len(raw)
 
     def _readable(self, raw: Sequence[Raw]) -> Operation[list[Entry]]:
-        """The entries that can be read and are not too old; the others are set aside, or counted."""
+        """Return the readable entries that are not too old.
+
+        Unreadable ones become dead letters; old ones are counted.
+        """
         entries: list[Entry] = []
         for name, fields in raw:
             try:
@@ -210,7 +213,7 @@ class Scan:
         return timely
 
     def _set_aside(self, name: bytes, reason: str, fields: Sequence[bytes]) -> Operation[None]:
-        """Where a person finds it, with the reason; it is never read again."""
+        """Move the event to the dead letters with its reason. It is never read again."""
         texts = [cleaned(part.decode("utf-8", "backslashreplace")) for part in fields[:20]]
         about = (b"id", name, b"reason", reason.encode(), b"event", json.dumps(texts).encode())
         adds = (b"XADD", self._keys.abuse_aside, b"MAXLEN", b"~", b"%d" % ASIDE_KEPT, b"*", *about)
@@ -222,7 +225,7 @@ class Scan:
         return (b"XACK", self._keys.abuse, GROUP, *names)
 
     def _tidy(self) -> Operation[None]:
-        """Bans that have run out leave the index; counts are written down."""
+        """Drop expired bans from the index and write the counts down."""
         try:
             yield Once([abuse_tidy([self._keys.bans]), *self._stats.flush(self._server.now_ms())])
         except RedisRefused as refused:
@@ -253,7 +256,7 @@ class Scan:
                 self._tell(pattern.judged(action.decode(), level, ban_ms), verdict == b"new")
 
     def _passing(self, samples: Sequence[Sample]) -> Operation[list[Sample]]:
-        """The samples without those of an address that has not done enough by itself: see Rule.each."""
+        """Return the samples without those of an address below its own threshold: see Rule.each."""
         asked = [sample for sample in samples if sample.needs > 1]
         if not asked:
             return list(samples)
@@ -268,7 +271,7 @@ class Scan:
         return [sample for sample in samples if id(sample) not in few]
 
     def _counting(self, samples: Sequence[Sample]) -> Command:
-        """One script that counts all of them."""
+        """Return one script call that counts all samples."""
         rules = list({_name_of(sample.rule): sample.rule for sample in samples}.values())
         places = {_name_of(rule): place for place, rule in enumerate(rules, 1)}
         words: list[bytes | int] = [word for rule in rules for word in _words(rule)]
@@ -279,7 +282,7 @@ class Scan:
         return abuse_count(keys, GROUPS_LIMIT, len(rules), *words)
 
     def _action(self, finding: Finding) -> str:
-        """What is to be done: what the rule says, but for those who are never banned."""
+        """Return what to do: the rule's action, except for clients that are never banned."""
         rule, subject = finding.sample.rule, finding.sample.group
         return "exempt" if rule.action == "ban" and self._exempt.why(subject) else rule.action
 
@@ -293,7 +296,7 @@ class Scan:
         return abuse_judge([*keys, *more], *about, len(fields), *fields, *how)
 
     def _banning(self, rule: Rule, subject: str) -> tuple[list[bytes], Sequence[str | int]]:
-        """What the script needs besides, to ban."""
+        """Return the further arguments with which the script bans."""
         keys = self._keys
         own = [keys.ban(subject), keys.ban_level(subject), keys.ban_lifted(subject)]
         jitter = f"{random.uniform(0, JITTER):.4f}"
@@ -302,7 +305,7 @@ class Scan:
         return [*own, keys.bans, keys.ban_times], how
 
     def _tell(self, pattern: Pattern, is_new: bool) -> None:
-        """One line, which nothing that a client sent can break. A worker that died may have said it before."""
+        """Log one line that no client text can break. A worker that died may have logged it before."""
         log.warning("abuse.pattern %s", pattern.line())
         if is_new:
             self._done["patterns"] += 1
@@ -316,11 +319,11 @@ class Scan:
             self._count(pattern, "bans")
 
     def _count(self, pattern: Pattern, what: str) -> None:
-        """One more of the rule's."""
+        """Add one to the rule's count."""
         self._stats.counts[self._stats.counted_as(RULE, what, pattern.rule)] += 1
 
     def _tell_ban(self, pattern: Pattern, ban_ms: int) -> None:
-        """A ban for a pattern that was said before, when the cap was full or another ban in force: no new line."""
+        """Log a ban for a pattern that was logged before, while the cap was full or another ban in force."""
         seconds = ban_ms / 1000
         log.warning(
             "%s is banned for %g s: it goes on with %s", pattern.subject, seconds, pattern.rule
@@ -331,19 +334,19 @@ class Scan:
 
 
 def _name_of(rule: Rule) -> tuple[str, int]:
-    """What addresses do by themselves is counted by the rule with another threshold: see Sample.own."""
+    """Return the counter's name. A rule with another threshold counts single addresses: see Sample.own."""
     return rule.name, rule.threshold
 
 
 def _words(rule: Rule) -> Sequence[int]:
-    """A rule as lua/abuse_count.lua takes it."""
+    """Return a rule as the arguments of lua/abuse_count.lua."""
     window = rule.kept if rule.consecutive else rule.window
     times = (window * 1000, rule.kept * 1000 + LATE_MS)
     return (*times, rule.most, int(rule.consecutive), rule.threshold, rule.window * 1000)
 
 
 def _groups(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-    """Samples to be counted by one script. Others wait for it, so it may look at so many members at the most."""
+    """Split the samples into one group for each script call, which may look at a bounded number of members."""
     some: list[Sample] = []
     members = 0
     for sample in samples:
@@ -357,7 +360,7 @@ def _groups(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
 
 
 def _in_parts(commands: Sequence[Command], *, apart: bool = False) -> Operation[list[Any]]:
-    """The replies to all of them. `apart`: none is sent again because another one has to be."""
+    """Return the replies to all batches. With `apart` no batch is sent again because another one has to be."""
     replies: list[Any] = []
     for start in range(0, len(commands), PART):
         part = commands[start : start + PART]

@@ -57,7 +57,7 @@ TABLE = (
     "addresses, models and dataclasses, and lists, tuples, sets and dicts of these"
 )
 
-# What the texts of other values than a str's look like.
+# The form of the texts of values other than str.
 _OTHERS = re.compile(
     r"'.*|None|True|False|-?[0-9].*|-?inf|nan|[\[({].*|[A-Za-z_][\w.]*[({].*", re.DOTALL
 )
@@ -170,7 +170,7 @@ class Texts:
         return f"{{{','.join(sorted(map(text, value)))}}}"
 
     def _record(self, value: Any, depth: int) -> str:
-        """The fields of a model or a dataclass, private ones too."""
+        """Return the fields of a model or a dataclass, private ones too."""
         fields = sorted(
             f"{name}:{self.canonical(one, depth + 1)}" for name, one in _fields_of(value)
         )
@@ -222,7 +222,7 @@ def hidden_with(pepper: bytes, secret: bytes) -> str:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation admits; Any where that can't be said."""
+    """Return the types that an annotation admits, or Any where they are unknown."""
     annotation = _meant(annotation)
     origin = get_origin(annotation)
     if origin is Literal:
@@ -237,7 +237,7 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _meant(annotation: Any) -> Any:
-    """The type behind a name for it, and without what is written beside it."""
+    """Return the type behind an alias, without annotations."""
     if annotation is None:
         return types.NoneType
     if isinstance(annotation, NewType):
@@ -252,7 +252,10 @@ def _meant(annotation: Any) -> Any:
 
 
 def _base_of(kind: Any) -> Any:
-    """The type of the table that this one is, or is a kind of; Any where a value has to tell. Raises Unkeyable."""
+    """Return the table's type that this type is or derives from, or Any where the value decides.
+
+    Raises Unkeyable.
+    """
     if kind is Any or not isinstance(kind, type) or _is_open(kind):
         return Any
     if issubclass(kind, (Enum, *SECRETS, *ADDRESSES)):
@@ -266,7 +269,7 @@ def _base_of(kind: Any) -> Any:
 
 
 def _is_open(kind: type) -> bool:
-    """Whether it stands for values of other types: a protocol, Mapping, Hashable, pydantic's EmailStr."""
+    """Return whether the type stands for others: a protocol, Mapping, Hashable, pydantic's EmailStr."""
     if getattr(kind, "_is_protocol", False) or kind.__module__ in ("collections.abc", "numbers"):
         return True
     return kind.__module__.startswith("pydantic.") and not issubclass(
@@ -282,7 +285,7 @@ def _sentence(kind: type) -> str:
 
 
 def _scalar(value: Any) -> str | None:
-    """The text of a value that has no parts; None for any other."""
+    """Return the text of a value without parts, or None for any other value."""
     if value is None or isinstance(value, bool):
         return str(value)
     if isinstance(value, Enum):
@@ -315,7 +318,7 @@ def _fields_of(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _kind_of(value: Any) -> type | None:
-    """Which of the types with a plain text a value is of, subclasses included."""
+    """Return which type with a plain text the value has, subclasses included."""
     return next((kind for kind in _PLAIN if isinstance(value, kind)), None)
 
 
@@ -325,7 +328,7 @@ def _int_text(value: int) -> str:
 
 
 def _int_like(value: Any) -> str | None:
-    """Also of numpy's ints, and those of an IntEnum: they are equal to an int."""
+    """Return the text of an int, of numpy's ints and of an IntEnum, which equals an int."""
     if type(value) is int:
         return _int_text(value)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -334,7 +337,7 @@ def _int_like(value: Any) -> str | None:
 
 
 def _float_like(value: Any) -> str | None:
-    """Also of an int, which may stand for a float it is equal to."""
+    """Return the text of a float, or of an int that equals one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -353,7 +356,7 @@ def _name_of(value: Enum) -> str:
 
 
 def _decimal_text(value: Decimal) -> str:
-    """One text for 1.5 and 1.50, which are equal."""
+    """Return one text for equal numbers such as 1.5 and 1.50."""
     if not value.is_finite():
         return str(value)
     sign, digits, exponent = value.as_tuple()
@@ -367,7 +370,7 @@ def _decimal_text(value: Decimal) -> str:
 
 
 def _datetime_text(value: datetime) -> str:
-    """One text for a moment in any zone: those are equal."""
+    """Return one text for one moment in any zone."""
     plain = datetime(
         *(value.year, value.month, value.day, value.hour, value.minute, value.second),
         *(value.microsecond, value.tzinfo),

@@ -111,7 +111,7 @@ class Away:
 
         `is_open`: the breaker is, so what is kept is served. Raises what the load raises, also another's.
         """
-        if is_unsettled():  # what a transaction sees before it is committed is nobody else's
+        if is_unsettled():  # uncommitted data is shared with no other caller
             return (yield from _alone(names, load, form))
         came = time.monotonic()
         values: dict[bytes, Any] = {}
@@ -146,7 +146,7 @@ class Away:
         return {name: value for name, value in values.items() if value is not MISS}
 
     def _take_off(self, names: Sequence[bytes]) -> tuple[dict[bytes, Flight], dict[bytes, Flight]]:
-        """(loads that are ours from now on, loads of others that are under way)."""
+        """Return (loads that this caller starts, loads of others that are under way)."""
         with self._lock:
             others = {name: self._flights[name] for name in names if name in self._flights}
             ours = {name: Flight() for name in names if name not in others}
@@ -156,7 +156,7 @@ class Away:
     def _fly(
         self, ours: Mapping[bytes, Flight], load: Load, form: Form
     ) -> Operation[dict[bytes, Any]]:
-        """Load, and let all others know how it ended."""
+        """Load, and tell every waiter how the load ended."""
         try:
             loaded = yield from load(list(ours))
             taken = {name: form.take(name, loaded[name]) for name in ours if name in loaded}
@@ -181,7 +181,7 @@ class Away:
                 flight.is_done = True
 
     def _await_one(self, others: Mapping[bytes, Flight], deadline: float) -> Operation[bool]:
-        """Wait until one of these loads is done. False: this caller has waited for long enough."""
+        """Wait until one of these loads is done. Return False when this caller's time is over."""
         pause = FIRST_PAUSE_S
         while not any(flight.is_done for flight in others.values()):
             if time.monotonic() > deadline:
@@ -193,9 +193,9 @@ class Away:
     def _landed(
         self, others: Mapping[bytes, Flight], came: float, form: Form
     ) -> tuple[dict[bytes, Any], list[bytes], list[bytes]]:
-        """(values that these loads have brought, keys whose values can't be shared, keys that are still to be had).
+        """Return (the values of these loads, keys whose values cannot be shared, keys still to load).
 
-        Raises what one of them has raised.
+        Raises the error of a load that failed.
         """
         shared: dict[bytes, Any] = {}
         alone: list[bytes] = []
@@ -241,7 +241,7 @@ class Away:
             self._outdate([name for name in self._flights if matches(original(name))])
         else:
             self._drop([*self._tagged.get(what, ())])
-            self._outdate(self._flights)  # what tags they will have is not known yet
+            self._outdate(self._flights)  # their tags are not known yet
 
     def _outdate(self, names: Iterable[bytes]) -> None:
         for name in names:

@@ -84,7 +84,7 @@ def in_bites(batch: list[Any]) -> Operation[list[Any]]:
 
 
 def _small_enough(commands: Sequence[Any]) -> Sequence[Any]:
-    """The first of these commands, no more bytes than one batch may have."""
+    """Return the first of these commands that fit one batch in bytes."""
     size = 0
     for number, command in enumerate(commands):
         size += sum(map(len, command))

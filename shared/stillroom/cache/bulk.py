@@ -177,9 +177,9 @@ class Bulk(Core):
     def _look_many(
         self, names: Sequence[bytes], fits: Callable[[Entry], bool]
     ) -> Operation[list[Found | None]]:
-        """For each of these names the entry and its freshness, or None where there is none.
+        """Return the entry and its freshness for each of these names, or None where there is none.
 
-        Where another release's value is in the way that does not fit, the key's other place is looked at.
+        Where another release's value is in the first place, the key's other place is read too.
         """
         prefix = self.keys.entry_prefix
         found = yield from self._look_in([prefix + name for name in names], names)
@@ -196,7 +196,7 @@ class Bulk(Core):
     def _look_in(
         self, places: Sequence[bytes], names: Sequence[bytes]
     ) -> Operation[list[Found | None]]:
-        """What is in these places, which are of these names.
+        """Return the entries in these places, which belong to these names.
 
         Many go in bites. Raises RedisUnavailable if none of these could be read.
         """
@@ -239,7 +239,7 @@ class Bulk(Core):
     def _sorted_out(
         self, names: Mapping[str, bytes], found: Sequence[Found | None], type: Any
     ) -> tuple[dict[str, Any], dict[str, Stale]]:
-        """(values by key, the stale ones among them by key); and all of them counted."""
+        """Return (values by key, the stale ones among them by key), and count all lookups."""
         values: dict[str, Any] = {}
         stale: dict[str, Stale] = {}
         decode = self._decode
@@ -256,7 +256,7 @@ class Bulk(Core):
         return values, stale
 
     def _turns_to_refresh(self, stale: Mapping[str, Stale]) -> Operation[dict[str, Turn]]:
-        """The stale keys this caller may refresh: nobody else does, and no worker can."""
+        """Return the stale keys that this caller may refresh, because no worker can and nobody else does."""
         mine = {key: one for key, one in stale.items() if self._may_ask(one.name, one.entry)}
         leases = yield from self.lease_refreshes(list(mine.values()))
         clock = self._judges.clock
@@ -274,7 +274,7 @@ class Bulk(Core):
         load_many: Callable[[list[str]], Any],
         recipe: Recipe,
     ) -> Operation[dict[str, Any]]:
-        """One load for what is ours, then the others' loads as they come in."""
+        """Load the missing keys whose leases are ours in one call, then wait for the others' loads."""
         values: dict[str, Any] = {}
         pending, turns_of_stale = dict(missing), dict(refreshed)
         patience = time.monotonic() + self.settings.wait
@@ -307,7 +307,7 @@ class Bulk(Core):
         load_many: Callable[[list[str]], Any],
         recipe: Recipe,
     ) -> Operation[dict[str, Any]]:
-        """One load for both. Where nothing was missing, an error leaves the stale values to be served."""
+        """Load both kinds in one call. Where nothing was missing, an error leaves the stale values to be served."""
         ours = {**turns_of_stale, **turns}
         if not ours:
             return {}
@@ -322,9 +322,9 @@ class Bulk(Core):
     def _take_turns(
         self, missing: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
     ) -> Operation[tuple[dict[str, Turn], dict[str, Any]]]:
-        """(the keys whose load is ours, the values that others have stored since we looked).
+        """Return (the keys whose load is ours, the values that others have stored since we looked).
 
-        The leases of the loads that are others' are put into `waited_for`.
+        The leases of other callers' loads are put into `waited_for`.
         """
         if not missing:
             return {}, {}
@@ -354,7 +354,7 @@ class Bulk(Core):
     def _already_there(
         self, won: Mapping[str, Any], missing: Mapping[str, bytes], recipe: Recipe, known: int
     ) -> Operation[dict[str, Any]]:
-        """The values that others have stored between our look and our leases."""
+        """Return the values that others stored between our look and our leases."""
         values: dict[str, Any] = {}
         for key, (_, clock, first, _, other) in won.items():
             raw, _ = self._own(first, other, missing[key], recipe.release)
@@ -370,7 +370,7 @@ class Bulk(Core):
         load_many: Callable[[list[str]], Any],
         recipe: Recipe,
     ) -> Operation[dict[str, Any]]:
-        """Call the loader for these keys and store what it gives, each under its own lease."""
+        """Call the loader for these keys and store each value under its own lease."""
         leases = {key: (names[key], turn.lease) for key, turn in turns.items()}
         try:
             loaded = _mapping((yield from self._call(recipe, Call(load_many, [list(turns)]))))
@@ -394,7 +394,7 @@ class Bulk(Core):
     def _failed_turns(
         self, leases: Iterable[tuple[bytes, bytes]], error: BaseException
     ) -> Operation[None]:
-        """A load of ours failed: whoever waited for it is told, and refreshes back off, as single ones do."""
+        """Tell the waiters that our load failed, and back the refreshes off as single ones do."""
         some = list(leases)
         missing = [(name, held) for name, held in some if held.startswith(b"load.")]
         yield from self._free_failed(missing, error)
@@ -412,9 +412,9 @@ class Bulk(Core):
         patience: float,
         waited_for: dict[bytes, None],
     ) -> Operation[dict[str, Any]]:
-        """The values others have loaded; returns when nobody is loading the rest any more, or patience is over.
+        """Return the values that others loaded, once no caller loads the rest any more or patience is over.
 
-        Raises what a load has failed with that was waited for.
+        Raises the error of a failed load that this caller waited for.
         """
         values: dict[str, Any] = {}
         held = dict(waiting)
@@ -436,7 +436,7 @@ class Bulk(Core):
     def _look_again_many(
         self, held: Mapping[str, bytes], recipe: Recipe, waited_for: dict[bytes, None]
     ) -> Operation[dict[str, Attempt]]:
-        """What has become of the loads that are waited for, by key."""
+        """Return by key what became of the loads that this caller waits for."""
         found = yield from self._look_many(list(held.values()), recipe.owns)
         holders: list[bytes | None] = []
         failures: list[bytes | None] = []
@@ -465,7 +465,7 @@ class Bulk(Core):
         recipe: Recipe,
         error: RedisUnavailable,
     ) -> Operation[dict[str, Any]]:
-        """The values of all these keys while Redis is away: see away.py."""
+        """Return the values of all these keys while Redis is away: see away.py."""
         keys = {name: key for key, name in names.items()}
 
         def load(wanted: list[bytes]) -> Operation[Mapping[bytes, Any]]:

@@ -18,7 +18,7 @@ Q = ParamSpec("Q")
 
 
 class _Cached(Generic[P, T_co]):
-    """A loader that answers from the cache. In a class it is a method, as a function is."""
+    """A loader that answers from the cache. In a class it binds as a method does."""
 
     def __init__(self, loader: Loader, body: Any, driver: Any) -> None:
         functools.update_wrapper(self, loader.function)  # type: ignore[arg-type]  # an instance is fine
@@ -27,7 +27,7 @@ class _Cached(Generic[P, T_co]):
         self._body = body
         self._copies = body.copies
         self._driver = driver
-        self._first: tuple[Any, ...] = ()  # what it is bound to
+        self._first: tuple[Any, ...] = ()  # the object it is bound to
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of this call, as `get` and `invalidate` of the cache take it. Never awaited."""
@@ -41,7 +41,7 @@ class _Cached(Generic[P, T_co]):
         return bound
 
     def __reduce__(self) -> Any:
-        """Pickled by its name, as a function is."""
+        """Pickle the loader by its name, as a function is."""
         if self._first:
             return getattr, (*self._first, self.__name__)
         return getattr(self, "__qualname__", self.__name__)
@@ -127,11 +127,11 @@ class AsyncCachedFunction(_Cached[P, T_co]):
 
 
 def _mark_coroutine_function(cached: Any) -> None:
-    """Let inspect.iscoroutinefunction say what it says of the function this stands for."""
+    """Make inspect.iscoroutinefunction answer as for the wrapped function."""
     if hasattr(inspect, "markcoroutinefunction"):  # from Python 3.12 on
         inspect.markcoroutinefunction(cached)
         return
-    # Before that it looks for what every function has.
+    # Before that it looks for attributes that every function has.
     cached.__code__ = AsyncCachedFunction.__call__.__code__
     cached.__defaults__ = cached.__kwdefaults__ = None
 

@@ -155,7 +155,7 @@ class Changes(Core):
     def _replace(
         self, name: bytes, seen: Seen, body: bytes, ttl: str, life: str, *, is_new: bool = False
     ) -> Command:
-        """`is_new`: the value is another, and a load that is under way is to lose to it."""
+        """Replace the entry. `is_new` says that the value changed, so that a load under way loses to it."""
         entry = seen.entry
         assert entry is not None
         place = self.keys.other if entry.is_beside else self.keys.entry

@@ -76,15 +76,15 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # between two looks at a load one 
 ASK_AGAIN_S = 1.0  # a process that could not get a refresh lease does not try for this long
 ASKED_LIMIT = 10_000
 FAILURES_KEPT_MS = 600_000  # how long after a backoff its count of failures is remembered
-WON = STORED = 1  # what a script answers that did what it is for
-LATE = -1  # what each answers that arrived after its caller gave up
-TAKEN, QUEUED = 1, 0  # what lua/take_place.lua answers; -1: the queue is full
+WON = STORED = 1  # a script's reply when it has acted
+LATE = -1  # a script's reply when it arrived after its caller gave up
+TAKEN, QUEUED = 1, 0  # the replies of lua/take_place.lua; -1: the queue is full
 QUEUE_S = 1.0  # how long a load waits for a place …
 QUEUE_MS = 2_000  # … and when a waiter that is gone is forgotten
 RETRY_AFTER_S = 1.0
 APART_S = 600.0  # how long both places of a key are looked at once another release's value was seen
 TRIES = 2  # to put a value
-_OUTCOMES = ("hit", "stale", "miss")  # what an event says of a lookup: see LOOKUPS
+_OUTCOMES = ("hit", "stale", "miss")  # the outcome of a lookup in its event: see LOOKUPS
 _FRESH = Freshness.FRESH
 STORED_VALUE = "a value that was stored"
 
@@ -242,7 +242,7 @@ class Core:
         Redis away: `default`, within the call's deadline; counted and logged, never raised.
         """
         name = sanitized(key)
-        self._codec.reader(type)  # what is no type is refused on a miss, too
+        self._codec.reader(type)  # refuses a value that is no type, on a miss too
         kept_for = near_of(near)
         try:
             if kept_for is None:
@@ -432,7 +432,7 @@ class Core:
         return stored
 
     def _put_all(self, what: str, values: Sequence[Ready]) -> Operation[list[bool]]:
-        """Store these values; which of them were stored. Each fails for itself."""
+        """Store these values and return which were stored. Each key fails for itself."""
         stored = [False] * len(values)
         self.away.forget(b"k:" + value.name for value in values)
         if len(values) > SCRIPTS_AT_ONCE:
@@ -457,9 +457,9 @@ class Core:
     def _left_to_put(
         self, what: str, replies: Mapping[int, Any], verified_on: bytes | None
     ) -> Operation[list[int]]:
-        """Which of these to put once more, though they were answered."""
+        """Return which of these writes to send once more, though they were answered."""
         if verified_on is not None and self._judges.is_unverified:
-            # This very call met another run of the server. What it stored there is as dead as the epoch it is in.
+            # This very call met another run of the server, and its writes are as dead as the epoch they are in.
             try:
                 yield from self._judges.verify()
             except RedisUnavailable as error:
@@ -472,7 +472,7 @@ class Core:
         return late
 
     def _each(self, what: str, batch: list[Any]) -> Operation[list[Any]]:
-        """The replies to a batch, in which each command fails for itself: None is a failure.
+        """Return the replies to a batch in which each command fails for itself: None is a failure.
 
         It goes in bites. One that there was no time for goes again in smaller ones: what is still on its way is
         refused by then, and what is stored twice is the same.
@@ -483,7 +483,7 @@ class Core:
             yield from bites.turn()
             bite = type(batch)(bites.next())
             try:
-                # What a loader brought can be loaded again.
+                # A loaded value can be loaded again.
                 kept_as = "" if isinstance(batch, Freeing) else STORED_VALUE
                 replies += yield from self._memo.changing(bite, kept_as)
             except RedisUnavailable as error:
@@ -597,7 +597,7 @@ class Core:
     # Looking
 
     def _judge_of(self, limit: int) -> Judge:
-        """A judge that knows nothing yet, and will remember so many marks."""
+        """Return a judge without any marks that will remember up to this many."""
 
         def verifying(epoch: bytes, seq: int) -> Operation[Command]:
             yield from self.terms.agree_anew()
@@ -608,7 +608,9 @@ class Core:
         return Judge(self.keys, self.clock, limit, verifying)
 
     def _before_writing(self) -> Operation[None]:
-        """Let Redis know what this process knows, and this process whether it may write, and into which epoch."""
+        """Exchange with Redis what a write needs: what this process knows, and whether and into which
+        epoch it may write.
+        """
         if self._invalidator.waiting:
             yield from self._invalidator.deliver()
         yield from self.terms.agree()
@@ -616,7 +618,7 @@ class Core:
             yield from self._judges.verify()
 
     def _look_once(self, name: bytes, release: bytes) -> Operation[tuple[Entry | None, Freshness]]:
-        """What `_look` gives, asked for once in a request: see memo.py."""
+        """Return what `_look` returns, asked for once in a request: see memo.py."""
         if (known := self._memo.recall(name, release)) is not None:
             return known.entry, known.freshness
         asked = self.near.asking()
@@ -631,19 +633,19 @@ class Core:
             self._memo.remember(name, Remembered(entry, freshness, asked.changes, asked.asked))
 
     def _remember_loaded(self, name: bytes, recipe: Recipe, value: Any, asked: Proof) -> None:
-        """Let this request read again what it has loaded, or was served by who did."""
+        """Let this request read again the value that it loaded or was served."""
         if time_left() is None or is_unsettled():
             return
         try:
             encoded = self._codec.encoded(value, recipe.type)
-        except Exception:  # what has no bytes is never read, but loaded each time
+        except Exception:  # a value without bytes is loaded each time
             return
         codec = b"%b:%b" % (encoded.codec, recipe.release) if recipe.release else encoded.codec
         entry = Entry(b"", 0, 0, codec, b"", name, [], encoded.payload)
         self._remember(name, entry, Freshness.FRESH, asked)
 
     def _look_near(self, name: bytes, wish: Wish) -> Operation[tuple[Entry | None, Freshness]]:
-        """What `_look` gives, from what this process keeps if that is proven: see near.py."""
+        """Return what `_look` returns, from this process's copy if that is proven: see near.py."""
         near, release = self.near, wish.release
         if not wish.near and not near.is_in_request():
             return (yield from self._look(name, release))
@@ -662,11 +664,11 @@ class Core:
         return (yield from self._look_to_keep(name, wish))
 
     def _look_to_keep(self, name: bytes, wish: Wish) -> Operation[tuple[Entry | None, Freshness]]:
-        """Look, and keep a copy of what is there."""
+        """Look, and keep a copy of the entry."""
         near, release = self.near, wish.release
         try:
             yield from near.joining(wish.prefix if wish.prefix is not None else near_prefix(name))
-        except RedisRefused as error:  # a replica, say: what can't be entered can't be kept
+        except RedisRefused as error:  # by a replica, say: an unregistered copy must not be kept
             self.stats.say("no copies are kept", error.reason, error)
             return (yield from self._look_once(name, release))
         asked, known = near.asking(), self._judges.synced
@@ -703,14 +705,14 @@ class Core:
     ) -> Operation[int]:
         try:
             return (yield from self.near.learn(asked, registry, clock, known))
-        except RedisUnavailable as error:  # what was read is right all the same
+        except RedisUnavailable as error:  # the value that was read is right all the same
             self._fall_back("learn", error)
             return 0
 
     def _look(self, name: bytes, release: bytes = b"") -> Operation[tuple[Entry | None, Freshness]]:
-        """The living entry and its freshness, or (None, DEAD). One round trip while the clock stands.
+        """Return the living entry and its freshness, or (None, DEAD), in one round trip while the clock stands.
 
-        With a `release` another release's value is none: then the key's other place is looked at.
+        With a `release` another release's value does not count, and the key's other place is read.
         """
         known = self._judges.synced
         if self._apart_until and time.monotonic() < self._apart_until:
@@ -726,7 +728,7 @@ class Core:
     def _look_at_both(
         self, name: bytes, release: bytes
     ) -> Operation[tuple[Entry | None, Freshness]]:
-        """The same while two releases of the app are at work: of both places, in one round trip."""
+        """Look at both places of a key in one round trip, while two releases of the app are at work."""
         known = self._judges.synced
         keys = self.keys.entry(name), self.keys.other(name)
         first, other, clock = yield from self._read(keys, known)
@@ -738,7 +740,7 @@ class Core:
     def _own(
         self, first: bytes | None, other: bytes | None, name: bytes, release: bytes
     ) -> tuple[bytes | None, bool]:
-        """(which of the entries in a key's two places is this release's, whether that is the other place)."""
+        """Return (this release's entry in a key's two places, whether it is in the second place)."""
         entry = self._parsed(first, name) if first is not None else None
         if entry is not None and (not release or entry.release in (release, b"")):
             return first, False
@@ -750,7 +752,7 @@ class Core:
     def _look_beside(
         self, name: bytes, type: Any
     ) -> Operation[tuple[Entry | None, Freshness, Any]]:
-        """The entry, its freshness and its value for a reader whom that of another release does not fit."""
+        """Return entry, freshness and value for a reader whom the other release's entry does not fit."""
         self._apart_until = time.monotonic() + APART_S
         known = self._judges.synced
         raw, clock = yield from self._read((self.keys.other(name),), known)
@@ -761,27 +763,27 @@ class Core:
     def _look_for(
         self, name: bytes, recipe: Recipe, call: tuple[Any, ...] | None
     ) -> Operation[tuple[Entry | None, Freshness]]:
-        """What `_look` gives, in the way that the recipe's loader wants."""
+        """Return what `_look` returns, in the way that the recipe's loader wants."""
         if recipe.near is not None:
             return self._look_near(name, _wish(recipe, call))
         is_remembered = recipe.loader is not None and recipe.loader.is_remembered
         return (self._look_once if is_remembered else self._look)(name, recipe.release)
 
     def _kept_near(self, name: bytes, recipe: Recipe) -> Any:
-        """The value that this process keeps, where the app lets it be served while Redis is away; or MISS."""
+        """Return this process's copy, where the app lets it be served while Redis is away, or MISS."""
         if recipe.near is None or not self.settings.near_away:
             return MISS
         kept = self.near.away(name, recipe.release, self.settings.near_away)
         return MISS if kept is None else self._decode(kept, recipe.type)
 
     def _read(self, keys: Sequence[bytes], known: int, *, is_near: bool = False) -> Operation[Any]:
-        """What is under these keys, and last the clock: one MGET, and whatever rides along with it.
+        """Read these keys and the clock in one MGET, with all riders.
 
-        `is_near`: while the clock moves, the names of changed keys ride along too.
+        With `is_near` the names of changed keys are read too while the clock moves.
         """
         if (
             self._invalidator.waiting
-        ):  # no read is trusted before Redis knows what this process knows
+        ):  # no read is trusted before Redis has this process's invalidations
             yield from self._invalidator.deliver()
         now = time.monotonic()
         batch: list[Command] = [(b"MGET", *keys, self.keys.clock)]
@@ -811,7 +813,9 @@ class Core:
     def _judge_at_once(
         self, raw: bytes | None, name: bytes, clock: bytes | None
     ) -> tuple[Entry | None, Freshness | None]:
-        """(the living entry, its freshness), (None, DEAD), or (entry, None) where more has to be asked."""
+        """Return (the living entry, its freshness), (None, DEAD), or (entry, None) where marks have to
+        be asked for.
+        """
         entry = self._parsed(raw, name) if raw is not None else None
         if entry is None:
             return None, Freshness.DEAD
@@ -826,7 +830,7 @@ class Core:
         known: int,
         is_beside: bool = False,
     ) -> Operation[tuple[Entry | None, Freshness]]:
-        """The same, having asked. `known` is how far this process knew before it read them."""
+        """Judge after asking for marks. `known` is how far this process knew before it read the entries."""
         entry, freshness = self._judge_at_once(raw, name, clock)
         if entry is not None and freshness is None:
             (freshness,) = yield from self._judges.settle([entry], clock, known)
@@ -853,7 +857,7 @@ class Core:
         self.stats.say(f"unreadable {what}, a miss", what, f"{name[:100]!r}: {error}")
 
     def _count(self, value: Any, freshness: Freshness, loader: Loader | None = None) -> None:
-        """Count one more lookup of its kind, and one of its loader's. This is on the way of every hit."""
+        """Count a lookup of this kind, and one of its loader. This runs on every hit."""
         stats = self.stats
         place = 2 if value is MISS else int(freshness is not _FRESH)
         stats.counts[LOOKUPS[place]] += 1
@@ -865,7 +869,7 @@ class Core:
     # Loading
 
     def _load(self, name: bytes, recipe: Recipe) -> Operation[Any]:
-        """Load, or be served by the one who does. Raises what the load raises that was waited for."""
+        """Load, or wait for the caller who does. Raises the error of a load that this caller waited for."""
         lease = load_lease(recipe.lease)
         try:
             attempt = yield from self._await_turn(name, lease, recipe)
@@ -911,7 +915,7 @@ class Core:
     def _look_again(
         self, name: bytes, recipe: Recipe, waited_for: AbstractSet[bytes]
     ) -> Operation[Attempt]:
-        """What has become of the load that is waited for."""
+        """Return what became of the load that this caller waits for."""
         known = self._judges.synced
         written = self.keys.entry(name), self.keys.other(name), self.keys.clock
         told = self.keys.lease(name), self.keys.failure(name)
@@ -925,7 +929,7 @@ class Core:
         return Attempt(failure=failed, holder=loading(holder))
 
     def _try_lease(self, name: bytes, lease: bytes, recipe: Recipe) -> Operation[Attempt]:
-        """Try to make the load ours. There may be a value by now: another load was done since we looked."""
+        """Try to take the lease. There may be a value by now, stored by another load since we looked."""
         known = self._judges.synced
         try:
             yield from self._before_writing()
@@ -952,7 +956,7 @@ class Core:
         return Attempt(value=value)
 
     def _load_away(self, name: bytes, recipe: Recipe, error: RedisUnavailable) -> Operation[Any]:
-        """The value while Redis is away: see away.py."""
+        """Return the value while Redis is away: see away.py."""
 
         def load(_: list[bytes]) -> Operation[Mapping[bytes, Any]]:
             return {name: (yield from self._call(recipe, recipe.call))}
@@ -979,7 +983,7 @@ class Core:
         return (yield from self.away.obtain(names, load, Form(take, unpack), is_open=is_open))
 
     def _taken_away(self, name: bytes, value: Any, recipe: Recipe) -> Taken:
-        """A value that was loaded while Redis is away. One that is not to be kept serves those who wait for it."""
+        """Keep a value that was loaded while Redis is away. A value not to be kept still serves the waiters."""
         packed, back = self._pack_loaded(name, value, recipe)
         if packed is None:
             try:
@@ -991,12 +995,12 @@ class Core:
         return Taken(kept, back)
 
     def _load_for_myself(self, recipe: Recipe) -> Operation[Any]:
-        """Load without storing: there is no lease to say that the value may still be stored."""
+        """Load without storing, because no lease says that the value may still be stored."""
         value = yield from self._call(recipe, recipe.call)
         return self._as_read(value, recipe)
 
     def _call(self, recipe: Recipe, call: Call) -> Operation[Any]:
-        """Call the loader, and count how that went."""
+        """Call the loader, and count its outcome and time."""
         began, watch = time.monotonic(), self.stats.watch
         try:
             if watch is None:
@@ -1022,7 +1026,10 @@ class Core:
         recipe: Recipe,
         on_failure: Callable[[bytes, bytes, BaseException, Sequence[Command]], Operation[None]],
     ) -> Operation[tuple[Any, str]]:
-        """Load under a lease and store. → (the value as a reader gets it, why it was not stored or nothing)."""
+        """Load under a lease and store.
+
+        Return (the value as a reader gets it, why it was not stored or nothing).
+        """
         leaving = self._leaving(held, recipe)
         try:
             if recipe.at_once:
@@ -1039,7 +1046,7 @@ class Core:
         return back, (yield from self._store(name, held, clock, packed, leaving))
 
     def _take_place(self, name: bytes, held: bytes, recipe: Recipe) -> Operation[None]:
-        """Wait for one of the places that loads of this loader have. Raises LoadShed where too many wait."""
+        """Wait for one of this loader's places. Raises LoadShed where too many callers wait."""
         keys = [*self.keys.places(recipe.name), self.keys.lease(name)]
         patience = time.monotonic() + QUEUE_S
         taken = QUEUED
@@ -1055,7 +1062,7 @@ class Core:
             raise LoadShed(recipe.name, recipe.at_once, RETRY_AFTER_S)
 
     def _leaving(self, held: bytes, recipe: Recipe) -> list[Command]:
-        """The commands that give a load's place back, or its place in the queue."""
+        """Return the commands that give back a load's place, or its place in the queue."""
         if not recipe.at_once:
             return []
         return [(b"ZREM", key, held) for key in self.keys.places(recipe.name)]
@@ -1068,14 +1075,14 @@ class Core:
         packed: Packed | None,
         leaving: Sequence[Command],
     ) -> Operation[str]:
-        """Commit, if the lease is still ours. The caller has its value either way. → why not, or nothing."""
+        """Commit, if the lease is still ours. The caller has its value either way. Return why not, or nothing."""
         if packed is None:
             yield from self._release([(name, held)], leaving)
             return "not kept"
         try:
             commits = Freeing([self._commit(name, held, clock, packed), *leaving])
             stored, *_ = yield commits
-            self._memo.forget(name)  # who has seen the new value is not shown the old one
+            self._memo.forget(name)  # a request that has seen the new value never sees the old one
             self.near.forget(name)
         except RedisUnavailable as error:
             self._fall_back("store", error)
@@ -1089,9 +1096,9 @@ class Core:
         return "" if stored == STORED else "lease lost"
 
     def _pack_loaded(self, name: bytes, value: Any, recipe: Recipe) -> tuple[Packed | None, Any]:
-        """→ (a loaded value ready to be stored, or None; the value as a reader gets it).
+        """Return (a loaded value ready to be stored or None, the value as a reader gets it).
 
-        What can't be kept is returned to its caller all the same.
+        A value that cannot be kept is returned to its caller all the same.
         """
         back = value
         try:
@@ -1113,7 +1120,7 @@ class Core:
             return None, back
 
     def _as_read(self, value: Any, recipe: Recipe) -> Any:
-        """A loaded value as a reader would get it, if it were stored."""
+        """Return a loaded value as a reader would get it from the cache."""
         try:
             return self._codec.encoded(value, recipe.type).back
         except Exception:
@@ -1124,7 +1131,7 @@ class Core:
         self._figures.not_kept(loader)
 
     def _source(self, recipe: Recipe) -> bytes:
-        """What a worker needs to load this again; nothing where the arguments have no JSON, such as a session."""
+        """Return what a worker needs to load this again, or nothing where the arguments have no JSON form."""
         if recipe.loader is None:
             return b""
         try:
@@ -1137,7 +1144,7 @@ class Core:
     # Refreshing
 
     def _ask_for_refreshes(self, stale: Sequence[Stale]) -> Operation[None]:
-        """Have a worker load them again: one task for all, once per stale period, for however many readers."""
+        """Order refreshes from a worker: one task for all, once in each stale period, however many readers ask."""
         if not self.dispatch.ready:
             return
         wanted = [one for one in stale if self._may_ask(one.name, one.entry)]
@@ -1162,7 +1169,7 @@ class Core:
     def _refresh_here(
         self, name: bytes, entry: Entry, value: Any, recipe: Recipe
     ) -> Operation[Any]:
-        """No worker can run this load: the reader with the lease does it; all others are served stale."""
+        """Refresh in the reader with the lease, because no worker can. Other readers are served the stale value."""
         stale = Stale(name, entry, b"")
         if not self._may_ask(name, entry):
             return value
@@ -1202,7 +1209,7 @@ class Core:
         return [held if isinstance(held, bytes) else None for held in replies]
 
     def _may_ask(self, name: bytes, entry: Entry) -> bool:
-        """Whether to try for the refresh lease: once a second per process and stale entry."""
+        """Return whether to try for the refresh lease: once a second for each process and stale entry."""
         now = time.monotonic()
         fresh_until, asked_until = self._asked.get(name, (0, 0.0))
         if fresh_until == entry.fresh_until and now < asked_until:
@@ -1256,7 +1263,7 @@ class Core:
         error: BaseException,
         besides: Sequence[Command] = (),
     ) -> Operation[None]:
-        """Free the leases of a load that failed, and tell everybody who has waited for it."""
+        """Free the leases of a failed load and tell all its waiters."""
         if not isinstance(error, Exception):  # cancelled: that is nobody else's failure
             yield from self._release(leases, besides)
             return
@@ -1273,7 +1280,7 @@ class Core:
     def _back_off(
         self, name: bytes, held: bytes, error: BaseException, besides: Sequence[Command] = ()
     ) -> Operation[None]:
-        """A refresh failed: nobody tries again for a while. One that was shed is tried with the next stale read."""
+        """Back a failed refresh off. A refresh that was shed is tried with the next stale read."""
         if isinstance(error, LoadShed):
             yield from self._release([(name, held)], besides)
             return
@@ -1283,7 +1290,7 @@ class Core:
     def _back_off_all(
         self, leases: Sequence[tuple[bytes, bytes]], besides: Sequence[Command] = ()
     ) -> Operation[None]:
-        """Nobody is to try these refreshes again for a while."""
+        """Back these refreshes off."""
         first, longest = int(self.settings.backoff * 1000), int(self.settings.backoff_limit * 1000)
         batch = Freeing(besides)
         for name, held in leases:
@@ -1310,14 +1317,17 @@ class Core:
     def _writing_keys(
         self, name: bytes, packed: Packed, near: Sequence[bytes] | None = None
     ) -> list[bytes]:
-        """`near`: by default what a change is told by to who keeps copies."""
+        """Return the KEYS of a write.
+
+        `near` is by default the keys by which processes with copies learn of a change.
+        """
         near = (self.keys.near, self.keys.named) if near is None else near
         written = [self.keys.entry(name), self.keys.lease(name)]
         others = [self.keys.clock, self.keys.marks, self.keys.other(name)]
         return [*written, *others, *near, *map(self.keys.index, packed.tags)]
 
     def _lease_load(self, name: bytes, lease: bytes, ms: int, *, over: bool = False) -> Command:
-        """`over`: take it from an older load."""
+        """Lease a load; with `over` the lease is taken from an older load."""
         given = (lease, ms, self.terms.new_epoch(), IN_TIME, int(over))
         return lease_load(self._lease_keys(name), *given)
 

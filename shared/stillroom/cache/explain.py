@@ -43,16 +43,14 @@ class Explanation:
     ends_at: float | None = None
     age_s: float | None = None  # where the loader is known here, and its ttl is a number
     loading: str | None = (
-        None  # what is under way: `load`, `refresh asked for`, `refresh`, `backoff`
+        None  # the work under way: `load`, `refresh asked for`, `refresh`, `backoff`
     )
-    args: Mapping[str, Any] | None = (
-        None  # what the loader was called with, as far as the entry says so
-    )
+    args: Mapping[str, Any] | None = None  # the loader's arguments, as far as the entry names them
     value: Any = None  # only where it was asked for
 
 
 class _Found(NamedTuple):
-    """What Redis has under a key."""
+    """What Redis holds under a key."""
 
     raw: bytes | None
     other: bytes | None
@@ -101,7 +99,7 @@ class Explainer(Core):
     def _why(
         self, name: bytes, found: _Found, loader: Loader | None
     ) -> Operation[tuple[Entry | None, _Why]]:
-        """→ (the entry, if it can be read; what a reader makes of it)."""
+        """Return (the entry if it is readable, what a reader makes of it)."""
         release = loader.release if loader else b""
         read = [_read(raw, name) for raw in (found.raw, found.other)]
         entries = [one for one in read if one is not None]
@@ -161,7 +159,7 @@ class Explainer(Core):
     def _why_absent(
         self, name: bytes, key: str, loader: Loader, now_ms: int
     ) -> Operation[_Why | None]:
-        """What the indexes of its tags remember of an entry that is not there."""
+        """Return what the indexes of its tags remember of a missing entry."""
         tags = [sanitized(tag) for tag in tags_of_key(loader, key)]
         if not tags:
             return None
@@ -177,7 +175,7 @@ class Explainer(Core):
         return _Why("miss", "removed", said)
 
     def _loader_of(self, key: str) -> Loader | None:
-        """The loader whose keys look like this one; of several the one with the longest text."""
+        """Return the loader whose template fits this key, of several the one with the longest text."""
         known = [self.loaders[name] for name in self.loaders.names()]
         fitting = [one for one in known if fields_of(one.template, key) is not None]
         return max(fitting, key=lambda one: len(one.template), default=None)

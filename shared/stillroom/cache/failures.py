@@ -67,7 +67,7 @@ def _from_json(text: bytes, loader: str) -> Exception:
 
 
 def _again(error: Exception) -> Exception:
-    """The same error for another caller: threads that raise one object write into one traceback."""
+    """Copy the error for another caller, because threads that raise one object write into one traceback."""
     try:
         another = copy.copy(error)
     except Exception:  # it is made of what can't be copied

@@ -28,7 +28,7 @@ def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
 
 
 def _segments(pattern: bytes) -> Iterator[str]:
-    """The regular expressions between the stars."""
+    """Return the regular expressions between the stars."""
     segment: list[str] = []
     position = 0
     while position < len(pattern):
@@ -52,7 +52,7 @@ def _segments(pattern: bytes) -> Iterator[str]:
 
 
 def _read_class(pattern: bytes, position: int) -> tuple[set[int], int]:
-    """(the bytes it allows, where it ends: at its `]`, or at the pattern's last byte)."""
+    """Return (the allowed bytes, where the class ends: at its `]` or at the pattern's last byte)."""
     negated = pattern[position : position + 1] == b"^"
     position += negated
     allowed: set[int] = set()

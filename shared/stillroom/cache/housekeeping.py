@@ -15,7 +15,7 @@ from stillroom.cache.sharded import ShardedBody
 from stillroom.cache.warm import Warming
 from stillroom.operation import Operation
 
-BUDGET_S = 20.0  # of one run; what it leaves is due at once
+BUDGET_S = 20.0  # of one run; the rest is due at once
 
 
 class Housekeeping:
@@ -87,7 +87,7 @@ class Housekeeping:
 
 
 def _added_up(reports: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The counts of several reports together."""
+    """Add up the counts of several reports."""
     total: Counter[str] = Counter()
     for report in reports:
         total.update(report)

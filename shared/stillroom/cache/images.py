@@ -35,7 +35,7 @@ FORMATS = {
     "BMP": "image/bmp",
     "TIFF": "image/tiff",
 }
-TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is what is shown as the height
+TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is shown as the height
 ORIENTATION = 0x0112  # its tag in EXIF
 CHUNKS = 1_000  # of a PNG that are passed over in search of its EXIF
 SVG = re.compile(
@@ -220,7 +220,7 @@ def _answer(root: Path, name: str, version: str, byte_limit: int, pixel_limit: i
 
 @contextmanager
 def _opened(root: Path, name: str) -> Iterator[IO[bytes] | None]:
-    """The file, each folder on the way to it opened in the one before, so that nothing can be put in between."""
+    """Open the file through its folders, each opened in the one before, so that none can be swapped."""
     *folders, last = name.split("/")
     descriptors = [os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
     try:
@@ -245,7 +245,7 @@ def _opened(root: Path, name: str) -> Iterator[IO[bytes] | None]:
 
 
 def _hashed(file: IO[bytes], byte_limit: int) -> str | None:
-    """The SHA-256 of all of it, or None if it has grown past the limit meanwhile."""
+    """Return the SHA-256 of the whole file, or None if it grew past the limit meanwhile."""
     digest, size = sha256(), 0
     while chunk := file.read(CHUNK):
         digest.update(chunk)
@@ -256,7 +256,7 @@ def _hashed(file: IO[bytes], byte_limit: int) -> str | None:
 
 
 def _header(file: IO[bytes], name: str) -> tuple[str, tuple[int, int]]:
-    """→ (type, (width, height) as shown). By Pillow's readers: Image.open warns of bombs after the fact."""
+    """Return (type, (width, height) as shown) by Pillow's readers; Image.open warns of bombs too late."""
     try:
         from PIL import Image
     except ImportError:
@@ -288,7 +288,7 @@ def _header(file: IO[bytes], name: str) -> tuple[str, tuple[int, int]]:
 
 
 def _orientation(image: Any, file: IO[bytes]) -> int:
-    """How the picture lies, as EXIF counts it; 1 if it does not say. Nothing of it is decoded."""
+    """Return the orientation that EXIF names, or 1. No pixel is decoded."""
     from PIL import Image
 
     if image.format == "TIFF":
@@ -303,7 +303,7 @@ def _orientation(image: Any, file: IO[bytes]) -> int:
 
 
 def _png_exif(file: IO[bytes]) -> bytes | None:
-    """The EXIF of a PNG, which may stand behind the picture."""
+    """Return the EXIF of a PNG, which may stand behind the pixels."""
     file.seek(8)
     for _ in range(CHUNKS):
         head = file.read(8)

@@ -123,7 +123,7 @@ class Invalidator:
             self._dispatch.wake(RECLAIM_TASK)
 
     def _commands(self, names: Iterable[bytes]) -> Iterable[Command]:
-        """The commands that invalidate these, in this order."""
+        """Return the commands that invalidate these names, in this order."""
         keys, keep_ms = self._keys, self._terms.keep_ms
         marking = keys.clock, keys.marks, keys.globs, keys.todo
         for kind, group in itertools.groupby(names, lambda name: name[:2]):
@@ -136,7 +136,7 @@ class Invalidator:
                 yield mark(marking, self._terms.new_epoch(), keep_ms, *some)
 
     def _dropping(self, names: Sequence[bytes]) -> Command:
-        """The command that forgets these keys, answered by how many entries each had."""
+        """Return the command that deletes these keys, whose reply counts the entries of each."""
         keys = self._keys
         places = [(keys.lease(name), keys.entry(name), keys.other(name)) for name in names]
         return self.naming(names, [key for three in places for key in three])

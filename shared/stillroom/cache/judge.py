@@ -92,7 +92,7 @@ class Judge:
         return (b"ZRANGE", self._keys.marks, b"+inf", b"(%d" % synced, *newest_first)
 
     def _most(self, synced: int) -> int:
-        """How many marks are asked for at once."""
+        """Return how many marks to ask for at once."""
         return self._limit if synced else min(FIRST_MARKS, self._limit)
 
     def at_once(self, entry: Entry, clock: bytes | None) -> Freshness | None:
@@ -158,9 +158,9 @@ class Judge:
         return self.learn(since, rows, (), clock) or Marks()
 
     def _verified(self, marks: Marks) -> Operation[Marks]:
-        """All marks, after the epoch was verified: another run of the server answers, or the clock has gone back.
+        """Return all marks once the epoch is verified, after another run answered or the clock went back.
 
-        What was read before that is judged by what is known then.
+        Entries that were read before are judged by these marks.
         """
         run = self._clock.run
         verify = yield from self._verifying(marks.epoch, marks.synced)
@@ -169,7 +169,7 @@ class Judge:
         return learned
 
     def _from_the_beginning(self, clock: bytes | None, verify: list[Command]) -> Operation[Marks]:
-        """All marks up to a clock that was read, or up to the one that `verify` is answered with."""
+        """Return all marks up to a clock that was read, or up to the clock in the reply to `verify`."""
         # In this order: a new epoch or a pattern that comes in between is among the marks, and no glob is taken
         # for lost that came in after the question how new the newest is.
         *verified, newest_glob, globs, rows = yield [

@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
     keeping: Keeping
     lease: int  # ms
     tags: Callable[[Any], list[str]]
-    release: bytes  # what tells its values from those of another release of the app
+    release: bytes  # tells its values from those of another release of the app
     loader: Loader | None = None  # a registered one can be run by a worker
     values: Mapping[str, Any] = {}
     at_once: int = 0  # loads of this loader that may run at the same time; 0: any number
@@ -239,7 +239,7 @@ class Loader:
             raise Unkeyable(f"{self.name}: {{{name}}}: {error}") from None
 
     def _check_use(self, ignored: Sequence[str]) -> Sequence[str]:
-        """Each parameter is in the key, or is said not to matter."""
+        """Check that each parameter is in the key or is declared to be ignored."""
         for name in ignored:
             if name not in self._names:
                 hint = (
@@ -398,14 +398,14 @@ def is_coroutine_function(function: Any) -> bool:
 
 
 def _called(function: Any) -> Any:
-    """The function behind a partial, a static method or an object that can be called."""
+    """Return the function behind a partial, a static method or a callable object."""
     while isinstance(function, functools.partial | staticmethod):
         function = function.func if isinstance(function, functools.partial) else function.__func__
     return function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
 
 
 def _is_again(one: Loader, other: Loader) -> bool:
-    """Whether a loader is the other one defined anew: in the same place of the same module.
+    """Return whether a loader is the other one defined anew, in the same place of the same module.
 
     Of functions inside functions, lambdas and partials there may be several in one place: there name and key must
     be the same as well.
@@ -454,7 +454,7 @@ def _check_function(function: Any, name: str) -> None:
 
 
 def _checked_result(result: Any, name: str) -> Any:
-    """The type of a result; of one that is awaited, what it is then."""
+    """Return the type of a result, or of an awaitable's result."""
     kind = get_origin(result) or result
     if getattr(kind, "__module__", "") != "collections.abc":
         return type(None) if result is None else result

@@ -24,7 +24,7 @@ NEWEST = (
 )
 NEWEST_GLOB = b"?"  # its score: the globs' own key without one as new has lost some
 TRIMMED = (
-    b"!"  # its score: what is stamped before it has outlived every entry, and its marks are gone
+    b"!"  # its score: an entry stamped before it is dead, and the marks from before it are gone
 )
 
 

@@ -71,7 +71,7 @@ class Memo:
         return found if not release or found.entry.release in (release, b"") else None
 
     def _is_valid(self, known: Remembered, now: float) -> bool:
-        """Whether it may be read again at this time.monotonic()."""
+        """Return whether the value may be read again at this time.monotonic()."""
         is_unchanged = known.changes is self.changes and now - known.asked < KEPT_S
         return is_unchanged and known.asked >= loading_since()
 

@@ -81,7 +81,7 @@ class Ordering:
             ((taken, now_us),) = yield On([(STATE, self._take(began_us))])
             if taken is None:
                 break
-            began_us = began_us or now_us  # what becomes due from now on is for the next run
+            began_us = began_us or now_us  # work that becomes due from now on is for the next run
             counts[(yield from self._try(taken))] += 1
         ((left, due),) = yield On([(STATE, self._count())])
         return {"done": counts["done"], "dead": counts["dead"], "left": left, "due": due}
@@ -89,7 +89,7 @@ class Ordering:
     # Carrying out
 
     def _try(self, taken: Taken) -> Operation[str]:
-        """→ done, dead or "put off"."""
+        """Try an order; return done, dead or "put off"."""
         try:
             order = from_member(taken.member)
             yield from order.carried_out_by(self._cache)
@@ -145,5 +145,5 @@ class Ordering:
         return left, due
 
     def _send_again(self, letter: DeadLetter) -> Operation[None]:
-        """What retrying a dead letter does: the order is written down anew. For the state's driver."""
+        """Write the order of a dead letter down anew, with the state's driver."""
         yield from self._written((from_body(letter.body),))

@@ -93,7 +93,7 @@ def _not_kept(loaders: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _errors(pairs: Sequence[bytes]) -> Iterator[dict[str, Any]]:
-    """The loaders' last errors. What another writer put there is left out."""
+    """Return the loaders' last errors, without entries of another writer."""
     for name, text in zip(pairs[::2], pairs[1::2], strict=True):
         try:
             told = json.loads(text)
@@ -108,7 +108,7 @@ def _errors(pairs: Sequence[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _lag(counts: Mapping[str, int]) -> Mapping[str, float | None]:
-    """Its mean, and the bound of the bucket that 95 % are in or below; None where nothing was refreshed."""
+    """Return the mean lag and the bound of the 95 % bucket, or None where nothing was refreshed."""
     buckets = {bound: counts.get(name, 0) for bound, name in LAG_BUCKETS.items()}
     refreshes = sum(buckets.values()) + counts.get(LAG_LONGER, 0)
     if not refreshes:

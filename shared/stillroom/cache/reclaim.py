@@ -35,7 +35,9 @@ from stillroom.scripts import (
 )
 from stillroom.wire import Command
 
-HELD_MS = 60_000  # three times what a run takes: then the work of a worker that died is due again
+HELD_MS = (
+    60_000  # three times the length of a run: then the work of a worker that died is due again
+)
 SAVE_EVERY_S = 0.5
 KEPT_S = b"600"  # for how long one can see how far a piece of work has got
 HEAD_BYTES = 1_024  # fetched of an entry to read its header; more where that was not all of it
@@ -88,7 +90,7 @@ class Run:
 
     SMALLEST, FIRST, LARGEST = 10, 20, 100
     GOOD_S, SLOW_S = 0.0002, 0.0004
-    PAUSED = 0.25  # times what a bite took; what others wait for is the length of a bite, not how many there are
+    PAUSED = 0.25  # of a bite's time; other clients wait for the length of a bite, not for the number of bites
 
     def __init__(self, budget: float, report: Report | None) -> None:
         self.deadline = time.monotonic() + budget
@@ -240,7 +242,7 @@ class Reclaim:
             work.progress.done = True  # of no kind that is known here
 
     def _hand_back(self, work: Work) -> Operation[int]:
-        """Cross it off, or write down what is left of it. → how many patterns need no mark any more."""
+        """Cross the work off, or write down the rest of it. Return how many patterns need no mark any more."""
         state, dropped, again_ms = work.progress, 0, 0
         left = b"" if state.done else ON + work.name
         if state.done and work.name == SWEEP:
@@ -255,7 +257,7 @@ class Reclaim:
         return dropped
 
     def _is_complete(self, state: Progress) -> Operation[bool]:
-        """Whether a sweep saw all there is: on one run of one server, from its beginning to its end.
+        """Return whether a sweep saw every entry, on one run of one server from its beginning to its end.
 
         Its slot may have moved meanwhile, or a replica taken over: SCAN has no key, and any server answers to
         another one's cursor. Where this user may not ask for the run, no sweep is known to be complete.
@@ -267,14 +269,14 @@ class Reclaim:
         return int(self._cache.terms.longest(LEASE_LIMIT) * 1000) + 1
 
     def _drop_globs(self, state: Progress) -> Operation[tuple[int, bool]]:
-        """→ (patterns dropped, whether some are left)."""
+        """Drop the swept patterns; return (patterns dropped, whether some are left)."""
         longest_us = int(self._cache.terms.longest(LEASE_LIMIT) * 1_000_000)
         keys = [self._keys.marks, self._keys.globs]
         ((dropped, newest),) = yield [drop_globs(keys, state.began_us, longest_us)]
         return dropped, newest is not None
 
     def _save(self, work: Work) -> Operation[None]:
-        """A server whose memory is full refuses this, and is to get rid of its dead all the same."""
+        """Save the progress. A full server refuses this, and its dead entries have to be deleted all the same."""
         state = work.progress.model_dump_json(exclude_defaults=True).encode()
         yield from self._tolerant([(b"SET", self._keys.at(work.name), state, b"EX", KEPT_S)])
 
@@ -286,7 +288,7 @@ class Reclaim:
         run: Run,
         bite: Callable[[bytes, int], Operation[tuple[bytes, int]]],
     ) -> Operation[None]:
-        """Bite from the cursor on; → (next cursor, how many), to the end or until the time is up."""
+        """Bite from the cursor on to the end or until the time is up; return (next cursor, how many)."""
         state = work.progress
         while not state.done and run.left > 0:
             began = time.monotonic()
@@ -312,9 +314,9 @@ class Reclaim:
     def _scan_index(
         self, tag: bytes, cursor: bytes, size: int
     ) -> Operation[tuple[bytes, list[bytes]]]:
-        """The names in the index of a tag: all that are there from the first scan to the last.
+        """Yield the names in the index of a tag that are there from the first scan to the last.
 
-        One that is no sorted set is as good as none.
+        A key that is no sorted set counts as an empty index.
         """
         try:
             ((cursor, rows),) = yield [
@@ -329,7 +331,7 @@ class Reclaim:
     def _scan(
         self, cursor: bytes, prefix: bytes, size: int
     ) -> Operation[tuple[bytes, list[bytes]]]:
-        """The keys with this prefix."""
+        """Scan the keys with this prefix."""
         pattern = glob_literal(prefix) + b"*"
         ((cursor, keys),) = yield [(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % size)]
         return cursor, keys
@@ -369,10 +371,10 @@ class Reclaim:
     # Everything
 
     def _sweep(self, work: Work, run: Run) -> Operation[None]:
-        marks = [Marks()]  # what this sweep knows; replaced when a new epoch begins
+        marks = [Marks()]  # this sweep's marks; replaced when a new epoch begins
         yield from self._walk(work, run, partial(self._bite_dead, marks, work.progress))
         if work.progress.done and marks[0].epoch.decode() != work.progress.epoch:
-            work.progress.again = True  # what was passed by before it began is dead now
+            work.progress.again = True  # entries passed by before it are dead now
 
     def _bite_dead(
         self, marks: list[Marks], state: Progress, cursor: bytes, size: int
@@ -390,16 +392,16 @@ class Reclaim:
     def _delete_dead(
         self, marks: list[Marks], state: Progress, keys: list[bytes]
     ) -> Operation[bool]:
-        """Delete those that the marks say are dead: of another epoch, named by a pattern or a tag.
+        """Delete the dead entries: those of another epoch, and those that a pattern or a tag ended.
 
-        → whether to look once more: something was put in the place of a dead one between the look and the deletion,
+        Return whether to look once more: an entry was written over a dead one between the look and the deletion,
         and may be as dead (`touch` keeps the stamp).
         """
         heads, clock, globs = yield from self._heads(keys)
         try:
             epoch, seq = read_clock(clock or b"")
         except ValueError:
-            return False  # the clock is lost: whoever writes next begins an epoch, and asks for a sweep
+            return False  # the clock is lost: the next write begins an epoch and asks for a sweep
         known = marks[0] if marks[0].epoch == epoch else Marks(epoch)
         marks[0] = known
         known.synced = max(seq, known.synced)
@@ -421,7 +423,7 @@ class Reclaim:
     def _heads(
         self, keys: Sequence[bytes]
     ) -> Operation[tuple[dict[bytes, tuple[bytes, Entry]], bytes | None, list[bytes]]]:
-        """→ (by key: how the entry begins, its header), the clock after that, the globs."""
+        """Return (by key: how the entry begins, its header), the clock after that, and the globs."""
         last: list[Command] = [
             (b"GET", self._keys.clock),
             (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
@@ -443,7 +445,7 @@ class Reclaim:
         return heads, clock, globs or []
 
     def _tolerant(self, batch: Sequence[Command]) -> Operation[list[Any]]:
-        """The replies; None for what is not of the type we write."""
+        """Return the replies, with None for a key of a type that we do not write."""
         try:
             replies: list[Any] = (yield batch) if batch else []
         except RedisRefused as refused:
@@ -455,7 +457,7 @@ class Reclaim:
     # Soft invalidation
 
     def _refresh_tag(self, work: Work, run: Run) -> Operation[None]:
-        """Load what went stale by this tag, what is read the most first, until a pass finds nothing it can load."""
+        """Load the entries that this tag made stale, the most read first, until a pass finds nothing to load."""
         tag, state = work.name.removeprefix(SOFT), work.progress
         _, policy = yield from self._about_server()
         (score,) = yield [(b"ZSCORE", self._keys.marks, work.name)]
@@ -484,7 +486,10 @@ class Reclaim:
         return cursor, len(names)
 
     def _refresh_one(self, stale: Stale, state: Progress) -> Operation[bool]:
-        """Load it, unless somebody does; at `refresh_rate` a second at the most. → whether it is fresh now."""
+        """Load a key unless another caller does, at `refresh_rate` a second at most.
+
+        Return whether it is fresh now.
+        """
         began = time.monotonic()
         (lease,) = yield from self._cache.lease_refreshes([stale])
         task = self._cache.order_of(stale, lease) if lease else None
@@ -516,7 +521,7 @@ class Reclaim:
         yield Pause(run.took(time.monotonic() - began))
 
     def _about_server(self) -> Operation[tuple[str, str]]:
-        """→ (its run id, its eviction policy); empty where this user may not ask."""
+        """Return (the server's run id, its eviction policy), empty where this user may not ask."""
         replies = yield from self._tolerant([(b"INFO", b"server"), (b"INFO", b"memory")])
         lines = b"\n".join(reply or b"" for reply in replies).decode().splitlines()
         facts = dict(line.split(":", 1) for line in lines if ":" in line)

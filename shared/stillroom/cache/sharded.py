@@ -206,7 +206,7 @@ class ShardedBody:
 
     def on(self, operations: Sequence[tuple[int, Operation[T]]]) -> Operation[list[T]]:
         """Run these on their shards, once it is known how many shards there are: see Terms.agree."""
-        with contextlib.suppress(RedisUnavailable):  # each of them says what that means for it
+        with contextlib.suppress(RedisUnavailable):  # each operation documents what that means
             yield from self.terms.agree()
         results: list[T] = yield On(operations)
         return results

@@ -31,7 +31,7 @@ def is_frozen(value: Any, depth: int = 0) -> bool:
 
 
 def _parts(value: Any, kind: type) -> list[Any] | None:
-    """What a frozen value is made of; None where it is not frozen."""
+    """Return the parts of a frozen value, or None where the value is not frozen."""
     if kind in (tuple, frozenset):
         return list(value)
     if isinstance(value, tuple) and hasattr(kind, "_fields"):

@@ -42,7 +42,7 @@ class Template:
         self.text = text
         pieces = list(_parsed(text, parameters))
         self.names = [piece.name for piece in pieces if piece.name]
-        self.head = pieces[0].literal if pieces else ""  # what all its texts begin with
+        self.head = pieces[0].literal if pieces else ""  # the beginning of all its texts
         self._parts = [(p.literal, p.name, p.name and text_of(p.name), p.end) for p in pieces]
 
     def fill(self, values: Mapping[str, Any]) -> str:
@@ -76,7 +76,7 @@ def shortened(text: str) -> str:
 
 
 def _escaped(value: str, end: str) -> str:
-    """The value without its end character. The escapes contain none either."""
+    """Escape the value's end character. The escapes do not contain it."""
     if end == "%":
         return value.replace("~", "~t").replace("%", "~p")
     if end not in value and "%" not in value:

@@ -72,7 +72,7 @@ class Terms:
 
     @property
     def _is_heritable(self) -> bool:
-        """Whether every process waits until a replica has what it invalidates."""
+        """Return whether every process waits until a replica has its invalidations."""
         agreement = self._agreed.of(REPLICAS)
         return (
             self._settings.replicas_of_cache > 0

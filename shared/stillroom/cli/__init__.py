@@ -98,12 +98,12 @@ def _tell(what: str, sentence: str) -> None:
 
 
 def _write_anything(stream: TextIO) -> None:
-    """A terminal or pipe that is not UTF-8 gets what it can't show as `\\u2713`, instead of an error."""
+    r"""Let a terminal or pipe that is not UTF-8 print other characters as `\u2713` without an error."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
 
 
 def _close_output() -> int:
-    """Python flushes stdout once more when it ends, and would tell of the same error."""
+    """Close stdout, because Python would flush it once more at the end and report the same error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -67,7 +67,7 @@ def rules() -> None:
 
 
 def _holds(ban: Ban, subject: str) -> bool:
-    """Whether the subject is in a network that is banned."""
+    """Return whether the subject is in a banned network."""
     try:
         inner, outer = ip_network(subject, strict=False), ip_network(ban.subject)
     except ValueError:

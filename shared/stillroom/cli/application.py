@@ -62,7 +62,7 @@ def tables_in(found: Sequence[tuple[str, Any]]) -> dict[str, Routes]:
 
 
 def _inward(thing: Any) -> Iterator[Any]:
-    """The app, and the apps it is around; the middleware a Starlette app will be made of, too."""
+    """Yield the app, the apps that it wraps, and the middleware that a Starlette app will be made of."""
     seen = thing
     for _ in range(DEEP):
         yield seen
@@ -76,7 +76,7 @@ def _inward(thing: Any) -> Iterator[Any]:
 
 
 def _part(thing: Any, name: str) -> Any:
-    """An attribute of an app; of what makes up attributes as they are asked for, nothing."""
+    """Return an attribute of an app, or None for an object that makes up attributes when asked."""
     try:
         return vars(thing).get(name)
     except TypeError:

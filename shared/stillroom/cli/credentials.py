@@ -82,7 +82,7 @@ def write_secrets(
 
 
 def _all_there_may_be(folder: Path) -> Iterator[Path]:
-    """The files of every secret: the value in use, the one before it, and the one that waits to be used."""
+    """Return every file of every secret: the current value, the former one, and the waiting one."""
     for name in names():
         path = folder / name
         yield from (path, _previous(path), _next(path))
@@ -124,7 +124,7 @@ def users(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _hashes(folder: Path, role: str) -> str:
-    """Of what is sent: the text without the line break behind it."""
+    """Return the hashes of the sent secrets: the text without a final line break."""
     paths = [folder / _password(role), _previous(folder / _password(role))]
     sent = [secret_files.read(path) for path in paths if os.path.lexists(path)]
     return " ".join(f"#{sha256(text.encode()).hexdigest()}" for text in sent)
@@ -144,14 +144,14 @@ def _rotate(folder: Path, name: str) -> None:
 
 
 def _add_pepper(path: Path, ring: list[str]) -> None:
-    """Last: every process can read it before any makes something with it, however slowly they change over."""
+    """Add a pepper last in the ring: every process can read it before any process uses it first."""
     fresh = _new(path.name)
     _write(_next(path), fresh)
     _write(path, " ".join([*ring[: RING - 1], fresh]))
 
 
 def _promote(folder: Path, name: str) -> None:
-    """Put the newest pepper in front: new sessions are named with it from then on. Raises NothingToPromote."""
+    """Put the newest pepper first: new sessions are named with it from then on. Raises NothingToPromote."""
     path = folder / name
     if not _next(path).exists():
         raise NothingToPromote(f"no new {name} waits: say --rotate {name} and deploy first")

@@ -91,7 +91,7 @@ def _as_json(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _body(letter: DeadLetter) -> Any:
-    """As it is where it is JSON, else as text."""
+    """Return the body as it is where it is JSON, else as text."""
     try:
         return json.loads(letter.body)
     except ValueError:
@@ -99,7 +99,7 @@ def _body(letter: DeadLetter) -> Any:
 
 
 def _what(letter: DeadLetter) -> str:
-    """What was asked for: the name of a task or order, and of a loader."""
+    """Return the name of the task or order, and of the loader."""
     body = _body(letter)
     if not isinstance(body, dict):
         return letter.body

@@ -100,7 +100,7 @@ def _settings(settings: Settings) -> Iterator[Line]:
 
 
 def _of_server(server: Server) -> Iterator[tuple[str, str]]:
-    """(the part, what is right about it if no advice says otherwise)."""
+    """Yield (the part, what is right about it if no advice says otherwise)."""
     yield "connection", f"answers in {server.connection.latency_ms or 0:.1f} ms"
     info = server.redis
     if info is None:
@@ -116,7 +116,7 @@ def _of_server(server: Server) -> Iterator[tuple[str, str]]:
 
 
 def _beyond_advice(server: Server) -> Iterator[Line]:
-    """What only an operator asks for."""
+    """Return the lines that only an operator asks for."""
     info = server.redis
     if info is None:
         return
@@ -128,7 +128,7 @@ def _beyond_advice(server: Server) -> Iterator[Line]:
 
 
 def _replication(known: Replication) -> str:
-    """Who is the primary, who follows, and how far behind."""
+    """Return the lines on the primary, its replicas and their lag."""
     who = f"the primary is {known.primary}" if known.primary else "a primary"
     if known.followers is None:
         return f"{who}; it does not say who follows"
@@ -144,7 +144,7 @@ def _replication(known: Replication) -> str:
 
 
 def _sentinels(name: str, watch: Watch | None) -> Iterator[Line]:
-    """What each of them says."""
+    """Return a line for each Sentinel."""
     for host, is_good, words in [] if watch is None else watch.said():
         yield Line("pass" if is_good else "warn", f"{name} Sentinel {host}", words)
 
@@ -184,7 +184,7 @@ def _rehearsed(about: str, act: Callable[[], None]) -> Line:
 
 
 def _use_cache(room: Stillroom) -> None:
-    """`set` and `get` fall back without a word; `invalidate` does not."""
+    """Use the cache once. `set` and `get` fall back silently, `invalidate` does not."""
     room.cache.invalidate(REHEARSED)
     if not room.cache.set(REHEARSED, 1, ttl=10) or room.cache.get(REHEARSED) != 1:
         raise RedisUnavailable("noperm", "a value could not be stored and read")
@@ -198,7 +198,7 @@ def _use_sessions(room: Stillroom) -> None:
 
 
 def _use_limits(room: Stillroom) -> None:
-    """Where Redis refuses, a check goes on without it."""
+    """Use the limits once. Where Redis refuses, a check goes on without it."""
     subject, limits = "127.0.0.1", [Limit(REHEARSED, 1, 10)]
     held = room.limits.reserve(subject, limits)
     if held.decision.degraded or not room.limits.refund(held):
@@ -207,7 +207,7 @@ def _use_limits(room: Stillroom) -> None:
 
 
 def _use_abuse(room: Stillroom) -> None:
-    """An event of this machine, which no rule ever bans."""
+    """Report an event of this machine, which no rule ever bans."""
     if not room.abuse.report("session_unknown", ip="127.0.0.1"):
         raise RedisUnavailable("noperm", "an event could not be written")
 
@@ -232,7 +232,7 @@ def _pending(report: Report) -> Iterator[Line]:
 
 
 def _has_just_started(report: Report) -> bool:
-    """Whether a worker, or Redis itself, has begun so lately that no tick could be done yet."""
+    """Return whether a worker, or Redis itself, began so lately that no tick could be done yet."""
     workers = (report.tasks and report.tasks.crew) or ()
     ages = [one.up_s + one.seen_s for one in workers if one.up_s is not None]
     told = [server.redis.uptime_s for server in report.servers if server.redis]

@@ -47,7 +47,7 @@ def health(as_json: AsJson = False, watch: Watch = False, strict: Strict = False
 
 
 def _watched(room: Stillroom, report: Report, as_json: bool) -> Report:
-    """The last report, when somebody has seen enough."""
+    """Watch, and return the last report once the person has seen enough."""
     try:
         if as_json:
             while True:
@@ -72,7 +72,7 @@ def console() -> Console:
 
 
 def _json(report: Report, indent: int | None = None) -> str:
-    """In ASCII: valid JSON whatever the terminal or pipe can show."""
+    """Return ASCII JSON, which every terminal and pipe can show."""
     return json.dumps(report.model_dump(mode="json"), indent=indent)
 
 
@@ -129,7 +129,7 @@ def _services(report: Report) -> Table:
 
 
 def _facts(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """What a person wants to know of each service first; per minute where it is counted."""
+    """Return the most important facts of each service, per minute where counted."""
     cache, sessions, limits, tasks = report.cache, report.sessions, report.limits, report.tasks
     if cache is not None:
         facts = [("hits", cache.hits), ("stale", cache.stale), ("misses", cache.misses)]

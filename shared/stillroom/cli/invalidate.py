@@ -71,7 +71,7 @@ def invalidate(
 
 
 def _await(room: Stillroom, works: list[bytes], console: Console) -> None:
-    """Watch workers do it. Where none has begun after five seconds, it is done here."""
+    """Watch workers reclaim. When none has begun after five seconds, reclaim here."""
     text, bar_column = TextColumn("{task.description}"), BarColumn()
     columns = (text, bar_column, TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -88,7 +88,7 @@ def _await(room: Stillroom, works: list[bytes], console: Console) -> None:
 
 
 def _reclaim_here(room: Stillroom, bars: Progress, bar: TaskID) -> bool:
-    """Whether this process may. An app's user of Redis looks through no keyspace. The work stays written down."""
+    """Reclaim here if this process may. An app's Redis user scans no keys, so the work then stays written down."""
     bars.console.print("no worker takes it: reclaiming here")
     try:
         room.upkeep.reclaim(progress=lambda done: _show(bars, bar, [done]))
@@ -102,7 +102,7 @@ def _reclaim_here(room: Stillroom, bars: Progress, bar: TaskID) -> bool:
 
 
 def _under_way(room: Stillroom, works: list[bytes]) -> dict[bytes, Done | None]:
-    """What of it is not done. A sweep that only waits to drop its patterns is."""
+    """Return the work that is not done. A sweep that only waits to drop its patterns counts as done."""
     pending = room.upkeep.pending(*works)
     return {work: done for work, done in pending.items() if not (done and done.done)}
 

@@ -81,7 +81,7 @@ def _known(room: Stillroom) -> dict[str, str]:
 
 
 def _each(figures: Figures, known: dict[str, str]) -> list[LoaderStats]:
-    """Those that were used, then those that were not."""
+    """Yield the used loaders, then the others."""
     used = list((figures.cache and figures.cache.loaders) or ())
     names = {one.name for one in used}
     return [*used, *(LoaderStats(name=name) for name in known if name not in names)]

@@ -101,7 +101,7 @@ def write(path: Path, text: str) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """The new name is on the disk too."""
+    """Write the new name to the disk too."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -146,7 +146,7 @@ def _connections(measures: Measures) -> Iterator[Advice]:
 
 
 def _said_no(measures: Measures) -> Iterator[Advice]:
-    """It is there, and would not tell everything."""
+    """Warn of a server that is up and refused some commands."""
     for server in measures.servers:
         error = server.connection.error
         if server.connection.is_up and error is not None:
@@ -204,7 +204,7 @@ def _old(measures: Measures) -> Iterator[Advice]:
 
 
 def _not_kept(measures: Measures) -> Iterator[Advice]:
-    """Loaders whose values are loaded by every call, because they would come back as something else."""
+    """Warn of loaders whose values are loaded by every call, because they would come back different."""
     loaders = (measures.cache and measures.cache.not_kept) or {}
     if loaders:
         yield Advice(
@@ -256,7 +256,7 @@ NO = {
 def _of_servers(
     part: str, measure: Callable[[RedisInfo], float | None], roles: Sequence[str] = ()
 ) -> Callable[[Measures], Iterator[Value]]:
-    """For each server, or each that has one of these roles first."""
+    """Yield the findings for each server, or for each that has one of these roles first."""
 
     def values(measures: Measures) -> Iterator[Value]:
         for server in measures.servers:
@@ -269,7 +269,7 @@ def _of_servers(
 def _of_replication(
     part: str, measure: Callable[[Replication], float | None]
 ) -> Callable[[Measures], Iterator[Value]]:
-    """For each server, of who copies it."""
+    """Yield the findings about each server's replicas."""
 
     def values(measures: Measures) -> Iterator[Value]:
         for server in measures.servers:
@@ -319,7 +319,7 @@ def _oldest_waiting(measures: Measures) -> Iterator[Value]:
 
 
 def _loaders_that_fail(measures: Measures) -> str:
-    """Which, the worst first, and the newest error among theirs."""
+    """Name the failing loaders, the worst first, and the newest of their errors."""
     cache = measures.cache
     named = _worst((one.name, one.load_errors) for one in (cache and cache.loaders) or ())
     if cache is None or not named:
@@ -353,7 +353,7 @@ def _listed(named: Iterable[tuple[str, int]]) -> str:
 
 
 def _workers_missing(measures: Measures) -> float | None:
-    """Only where work waits: a room that has no workers wants none."""
+    """Warn of missing workers only where work waits: a room without workers wants none."""
     tasks = measures.tasks
     if tasks is None or tasks.workers is None:
         return None

@@ -180,7 +180,9 @@ class HealthBody:
         return self.webhook.tell()
 
     def _keep(self, snapshot: Snapshot) -> Operation[tuple[list[str], Mapping[str, int]]]:
-        """(the findings that began, those that ended and how long they were, ms). Nothing if the minute has one."""
+        """Keep a snapshot; return (findings that began, those that ended and their length in ms),
+        nothing if kept already.
+        """
         keys = [self._keys.health, self._keys.health_week, self._keys.health_open]
         kept = health_snapshot(
             keys, packed(snapshot), KEPT, KEPT_COARSE, KEPT_S, *snapshot.findings
@@ -281,7 +283,7 @@ def _measured(answers: Sequence[Answers], system: System | None) -> Measures:
 
 
 def _part(name: str, model: type[Part], answers: Sequence[Told]) -> Part | None:
-    """One part of the report; None if nobody knows anything of it."""
+    """Return one part of the report, or None if nothing of it is known."""
     try:
         fields = _fields(name, answers)
         return model(**fields) if any(value is not None for value in fields.values()) else None
@@ -291,7 +293,7 @@ def _part(name: str, model: type[Part], answers: Sequence[Told]) -> Part | None:
 
 
 def _fields(name: str, answers: Sequence[Told]) -> Mapping[str, Any]:
-    """What all probes of this part say."""
+    """Return the fields of all probes of this part."""
     fields: dict[str, Any] = {}
     knowing = {n: a for n, a in enumerate(answers) if any(p.part == name for p, _ in a.probed)}
     minute = added([answer.minute for answer in knowing.values()])
@@ -303,7 +305,7 @@ def _fields(name: str, answers: Sequence[Told]) -> Mapping[str, Any]:
 
 
 def _sum(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Two shards' numbers: added up, and unknown if either is."""
+    """Add two shards' numbers up. The sum is unknown if either is."""
     both = {
         name: None if None in (fields[name], more[name]) else fields[name] + more[name]
         for name in fields.keys() & more.keys()
@@ -335,7 +337,7 @@ def _with_words(info: RedisInfo, words: str | None) -> RedisInfo:
 
 
 def _tell(report: Report, began: Sequence[str], ended: Mapping[str, int]) -> None:
-    """A line when a finding begins, with what to do, and one when it ends."""
+    """Log one line with advice when a finding begins, and one when it ends."""
     by_name = {found.name: found for found in report.advice}
     for name in began:
         found = by_name[name]

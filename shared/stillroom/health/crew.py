@@ -73,7 +73,7 @@ def _crew(seen: Sequence[bytes], said: Mapping[bytes, bytes], now_ms: int) -> It
 
 
 def _about(text: bytes) -> WorkerStats:
-    """What a worker says; of one that says something else, nothing is known."""
+    """Return what a worker reports of itself, or nothing known for a report of another form."""
     try:
         return WorkerStats.model_validate_json(text)
     except ValidationError:

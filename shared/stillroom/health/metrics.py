@@ -153,7 +153,7 @@ def _services(report: Report) -> Iterator[Family]:
 
 
 def _counted(totals: Mapping[str, int]) -> Iterator[Family]:
-    """What all processes counted, since they began to."""
+    """Return the totals that all processes counted."""
     if not totals:
         return
     for name, question in QUESTIONS.items():
@@ -213,7 +213,7 @@ NAMES_MOST = 100  # of a kind; the least counted are added up as `others`
 
 
 def _by_name(totals: Mapping[str, int]) -> Iterator[Family]:
-    """What is counted of each loader, limit and rule."""
+    """Return the counts of each loader, limit and rule."""
     counted = {kind: _bounded(by_name(totals, kind)) for kind in (LOADER, LIMIT, RULE)}
     for metric in NAMED:
         samples: list[Sample] = [
@@ -229,7 +229,7 @@ def _by_name(totals: Mapping[str, int]) -> Iterator[Family]:
 
 
 def _bounded(found: dict[str, dict[str, int]]) -> Mapping[str, Mapping[str, int]]:
-    """Those that are counted most, by name; the rest added up."""
+    """Return the largest counts by name, and the others added up."""
     others = found.pop(OTHERS, {})
     by_use = sorted(found, key=lambda name: (-sum(found[name].values()), name))
     for name in by_use[NAMES_MOST:]:
@@ -259,7 +259,7 @@ def _gauge(name: str, about: str, samples: Sequence[Sample]) -> Family:
 
 
 def _once(samples: Sequence[Sample]) -> Iterator[Sample]:
-    """Two queues may have the same finding; Prometheus refuses the same sample twice."""
+    """Drop the second sample of one name and labels, which Prometheus would refuse."""
     seen: list[Mapping[str, str]] = []
     for labels, value in samples:
         if labels not in seen:

@@ -75,7 +75,7 @@ def _of_server(server: Server) -> Checks:
 
 
 def _of_replication(server: Server) -> Checks:
-    """Where replicas follow, are wanted, or Sentinels say who is the primary."""
+    """Return the check of replication where replicas follow, are wanted, or Sentinels name a primary."""
     known = server.replication
     if not (known.followers or known.wanted or known.primary):
         return {}
@@ -89,7 +89,7 @@ def _version(info: RedisInfo | None) -> dict[str, Any]:
 
 
 def _check(kind: str, part: Part | None, without: Iterable[str] = ()) -> dict[str, Any]:
-    """A part that is not known is one null where its figures would be."""
+    """Return a check. A part that is not known is one null in place of its figures."""
     figures = {"observedValue": None} if part is None else part.model_dump(exclude=set(without))
     return {"componentType": kind, **figures}
 
@@ -99,7 +99,7 @@ def _observed(kind: str, value: float | None, unit: str) -> dict[str, Any]:
 
 
 def _with_status(checks: Checks, report: Report) -> Checks:
-    """Each with the worst of the advice on it; null where nothing is known."""
+    """Return each check with the worst status of its advice, or null where nothing is known."""
     found: Mapping[str, list[Any]] = {name: [] for name in checks}
     for advice in report.advice:
         found.get(advice.component, []).append(advice)

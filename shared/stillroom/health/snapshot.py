@@ -116,7 +116,7 @@ def _per_second(before: int | None, now: int | None, seconds: float) -> float | 
 
 
 def _grown(before: int | None, now: int | None) -> int | None:
-    """None if either is unknown, or the counts were reset (CONFIG RESETSTAT)."""
+    """Return the growth, or None if either count is unknown or they were reset (CONFIG RESETSTAT)."""
     return None if before is None or now is None or now < before else now - before
 
 

@@ -178,7 +178,7 @@ def _own_commands(source: Source, now_ms: int) -> list[Command]:
 
 
 def _connection(breaker: Breaker, outcome: Outcome, latency_ms: float) -> Connection:
-    """A server that says no to some commands is up; one that is loading is not."""
+    """Return the connection's state. A server that refuses some commands is up; one that is loading is not."""
     is_up = outcome.answered and outcome.error not in AWAY
     return Connection(
         is_up=is_up,

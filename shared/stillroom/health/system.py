@@ -36,7 +36,7 @@ class SystemWatch:
         )
 
     def _cpu(self, psutil: Any) -> float | None:
-        """Not psutil.cpu_percent(), whose first answer in each thread is a 0 that means nothing."""
+        """Return the CPU use. psutil.cpu_percent() would begin with a meaningless 0 in each thread."""
         times = psutil.cpu_times()
         counted = times[:-2] if hasattr(times, "guest") else times  # user's has the guests' in it
         spent = sum(counted)
@@ -57,7 +57,7 @@ def find_psutil() -> Any:
 
 
 def _known(look: Callable[[], T]) -> T | None:
-    """What the look gives; None where this system or this user does not get to see it."""
+    """Return the figure, or None where this system or user cannot see it."""
     try:
         return look()
     except (

@@ -74,13 +74,13 @@ class TaskProbe:
 
 
 def _ages(ticks: Mapping[str, int], now_ms: int) -> dict[str, float]:
-    """Seconds since each tick. One of before the clock stepped back says nothing."""
+    """Return the seconds since each tick, without ticks from before the clock stepped back."""
     known = {task: ms for task, ms in ticks.items() if ms <= now_ms + SEEN_WITHIN_MS}
     return {task: max(0.0, (now_ms - ms) / 1000) for task, ms in known.items()}
 
 
 def _waited(message: bytes | None, now_ms: int) -> float | None:
-    """How long ago a message was sent, if it says so: one of another sender's may say nothing, or anything."""
+    """Return how long ago a message was sent, if its headers hold a plausible time."""
     if message is None or len(message) > MESSAGE_LIMIT:
         return None  # too large for a worker: it takes it, and makes a dead letter of it
     try:

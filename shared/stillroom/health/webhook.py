@@ -110,7 +110,7 @@ class Webhook:
         return {"told": told, "outcome": "told"}
 
     def _places(self, at: Mapping[bytes, bytes]) -> Operation[dict[bytes, bytes]]:
-        """How far each stream was told. Patterns of before there was a webhook are not told."""
+        """Return how far each stream was told. Patterns from before the webhook are not told."""
         places = {FINDINGS: at.get(FINDINGS, b"0-0"), PATTERNS: at.get(PATTERNS, b"")}
         if not places[PATTERNS]:
             newest = (b"XREVRANGE", self._keys.abuse_log, b"+", b"-", b"COUNT", b"1")
@@ -122,7 +122,7 @@ class Webhook:
     def _next(
         self, places: Mapping[bytes, bytes]
     ) -> Operation[tuple[list[Report], dict[bytes, bytes]]]:
-        """(the events behind these places, the places behind them)."""
+        """Return (the events behind these places, the places behind them)."""
         count = (b"+", b"COUNT", b"%d" % EVENTS_IN_ONE)
         asked = [(b"XRANGE", key, b"(" + places[s], *count) for s, key in self._streams.items()]
         replies = yield asked
@@ -131,7 +131,7 @@ class Webhook:
         return [*_findings(found[FINDINGS]), *_patterns(found[PATTERNS])], behind
 
     def _post(self, events: Sequence[Report]) -> Operation[str]:
-        """Post them → why they were refused, or nothing."""
+        """Post the events; return why they were refused, or nothing."""
         address = self._settings.webhook_url
         namespace, release = self._settings.namespace, self._settings.release
         about = {"text": text_of(events, namespace, release), "namespace": namespace}
@@ -170,7 +170,7 @@ def _began(found: Advice) -> Report:
 
 
 def _findings(rows: Iterable[Sequence[Any]]) -> Iterator[Report]:
-    """What another writer put into the stream is passed over."""
+    """Return the findings of the stream's entries, without another writer's."""
     for name, fields in rows:
         try:
             event = json.loads(fields[1])

@@ -162,7 +162,7 @@ class AfterCommit:
         _watch_commit_of(connection, changes)
 
     def _about_to_flush(self, session: Session, context: Any, instances: Any) -> None:
-        """Note the rows on both sides of a many-to-many relation that changed: their own columns did not."""
+        """Note the rows on both sides of a changed many-to-many relation, whose own columns did not change."""
         changes = self._changes_of(session)
         for row in [*session.new, *session.dirty, *session.deleted]:
             if relatives := _changed_relatives(row):
@@ -210,7 +210,10 @@ class AfterCommit:
             self._deliver(changes.take_all())
 
     def _ended(self, session: Session, transaction: SessionTransaction) -> None:
-        """Drop what was rolled back. Who has sent COMMIT and got no answer does not know, so it is invalidated."""
+        """Drop the invalidations that were rolled back.
+
+        After a COMMIT without an answer they are made all the same.
+        """
         changes = self._changes_of(session)
         if transaction.parent is not None:
             changes.drop(transaction)
@@ -220,7 +223,7 @@ class AfterCommit:
             changes.drop_all()
 
     def _changes_of(self, session: Session) -> Changes:
-        """What this session's transactions make untrue for this room; others may watch it, too."""
+        """Return what this session's transactions invalidate in this room; other rooms may watch it, too."""
         watchers: dict[int, Changes] = session.info.setdefault(_KEY, {})
         known = watchers.get(id(self))
         return known or watchers.setdefault(id(self), Changes(session))
@@ -236,7 +239,7 @@ class AfterCommit:
             deliver(self._blocking, pending)
 
     async def _deliver_in_task(self, room: AsyncStillroom, pending: Pending) -> None:
-        """In a task of its own: the rows are committed, and a caller that is cancelled does not undo that."""
+        """Deliver in a task of its own, because a cancelled caller does not undo its commit."""
         task = asyncio.create_task(deliver_async(room.cache, pending))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -305,7 +308,7 @@ def _commit_is_sent(connection: Connection) -> None:
 
 
 def _can_await() -> bool:
-    """Whether this is the inside of an AsyncSession. Without greenlet there is none."""
+    """Return whether this is the inside of an AsyncSession. Without greenlet there is none."""
     try:
         return in_greenlet()
     except Exception:
@@ -344,7 +347,7 @@ def _about_to_delete(_: Any, connection: Connection, row: Any) -> None:
 
 
 def _note_former(connection: Connection, row: Any) -> None:
-    """Note the tags of a row as it was: after the flush nobody knows."""
+    """Note the tags of a row as it was, which are unknown after the flush."""
     session, tags = object_session(row), tags_of_model(type(row))
     watching = _watched(row)
     if session is not None and watching and tags is not None:
@@ -363,7 +366,7 @@ def _watched(row: Any) -> list[Changes]:
 
 
 def _former(connection: Connection, row: Any, fields: Iterable[str]) -> Mapping[str, Any]:
-    """Return the values these columns had before they were changed. Asks the database where nobody kept them."""
+    """Return the former values of these columns, asked of the database where the session did not keep them."""
     former: dict[str, Any] = {}
     unknown = []
     for name in fields:
@@ -435,7 +438,7 @@ def _target(sessions: Any) -> Any:
 
 
 def _is_async(thing: Any, kind: str) -> bool:
-    """Whether it is of this class of sqlalchemy.ext.asyncio. Where nobody has imported that, nothing is."""
+    """Return whether it is of this class of sqlalchemy.ext.asyncio, and False where that is not imported."""
     module = sys.modules.get("sqlalchemy.ext.asyncio")
     return module is not None and isinstance(thing, getattr(module, kind))
 

@@ -42,13 +42,13 @@ RESERVED_S = (
     1.0  # a denial is remembered, where what is reserved may be given back, by another process too
 )
 LONGEST_WAIT_S = 3_600.0
-UNREAD_EVERY_S = 30.0  # who can't read what operators changed asks no more often
+UNREAD_EVERY_S = 30.0  # a user without the right to read changes asks no more often
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
-RESERVATION = "a reservation"  # what is said of one that no replica has in time
+RESERVATION = "a reservation"  # its name in the error when no replica has it in time
 EVENTS_KEPT = 100_000
 TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
-# What limit_check replies first; else 1 admitted, 0 denied.
+# The first element of limit_check's reply; else it is 1 admitted, 0 denied.
 _BANNED, _OTHER_WIDTHS = -1, -2
 _US = 1_000_000
 
@@ -76,7 +76,7 @@ class LimitsBody(Operating):
         self._local = LocalLimits(settings.processes, settings.local_limits, settings.limits_memory)
         self._settling = Settling(settings, keys, self._requests, self._local, stats)
         self._changes = self._requests.changes
-        # What Redis is being asked for: it may admit that, and nobody here knows yet.
+        # The hits that Redis is being asked for: it may admit them before this process knows.
         self._flying: dict[object, Request] = {}
         stats.riders += [self._settling.remind, self._riding]
         reset_after_fork(self._denials)
@@ -191,7 +191,7 @@ class LimitsBody(Operating):
                 return here
         settled = yield from self._settling.settle(reservation, cost)
         self._denials.forget(reservation.keys)
-        # What was settled here is, and Redis is told of the rest if it may know of any.
+        # The hits of this process are settled. Redis is told of the others if it may know any.
         return True if here else settled
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
@@ -311,7 +311,7 @@ class LimitsBody(Operating):
             yield Pause(wait + random.uniform(0.001, 0.02 + wait / 20))
 
     def _asked_quietly(self, request: Request) -> Operation[Decision]:
-        """The decision, which is no denial to anybody: nothing is told, counted or remembered of it."""
+        """Return a decision that denies nobody: no event, no count and no memory of it."""
         if request.exempt:
             return self._passed(request)
         try:
@@ -324,15 +324,18 @@ class LimitsBody(Operating):
         return self._read(request, reply)
 
     def _settled(self, request: Request) -> Operation[Request]:
-        """The request, once nothing of it is owed to Redis. Raises RedisUnavailable where this process decides."""
-        if self._breaker.is_open:  # what is owed need not be put together to find that out
+        """Return the request once no hit of it is owed to Redis.
+
+        Raises RedisUnavailable if this process decides.
+        """
+        if self._breaker.is_open:  # no need to put the owed hits together first
             raise RedisUnavailable("breaker", self._breaker.reason)
         if self._settling.waits or self._local.logs:
             return (yield from self._settling.before(request))
         return request
 
     def _passed(self, request: Request) -> Decision:
-        """Of a client that no limit counts."""
+        """Return the decision for a client that no limit counts."""
         return Decision((), OK, request.cost, self._server.now_us())
 
     def _learned(
@@ -343,7 +346,7 @@ class LimitsBody(Operating):
         sent: float,
         longest: float = REMEMBERED_S,
     ) -> Decision:
-        """The decision in this reply, and what there is to remember of it, for so many seconds at the most."""
+        """Return the decision in this reply, and what to remember of it for how many seconds."""
         decision = self._read(request, reply)
         if reply[0] == _BANNED:
             self._bans.learn(request.bans[reply[3] - 1], reply[1] // 1_000 + reply[2])
@@ -361,7 +364,7 @@ class LimitsBody(Operating):
         return decision
 
     def _tell_of_shadows(self, decision: Decision) -> None:
-        """Count, and say now and then, what limits in shadow would have denied."""
+        """Count what limits in shadow would have denied, and log it now and then."""
         for limit in decision.would_deny:
             # No more names than are compared: a function of the request may make up any.
             name = limit.name if self._requests.has_window(limit.name) else "others"
@@ -379,7 +382,7 @@ class LimitsBody(Operating):
     def _stand_in(
         self, request: Request, error: RedisUnavailable, *, take: bool, id: str = ""
     ) -> Decision:
-        """What this process decides by itself."""
+        """Return this process's own decision."""
         self.stats.counts["limit_degraded"] += 1
         for limit in request.limits:
             self._count_named("degraded", limit)
@@ -417,7 +420,7 @@ class LimitsBody(Operating):
             counts[name] += 1
 
     def _count_denial(self, decision: Decision) -> None:
-        """Count a denial, and one of each limit that the request did not fit into. A ban is none of a limit's."""
+        """Count a denial, and one of each limit that denied. A ban counts for no limit."""
         self.stats.counts["limit_denials"] += 1
         for limit in decision.violated:
             self._count_named("denials", limit)
@@ -426,7 +429,7 @@ class LimitsBody(Operating):
         self.stats.counts[self.stats.counted_as(LIMIT, what, limit.name)] += 1
 
     def _banned_ms(self, request: Request, now_ms: int) -> int:
-        """How long the client is still banned, as far as this machine knows; 0: it is not."""
+        """Return how long this machine knows the client as banned, in ms; 0 if it does not."""
         self._bans.look()
         if not request.bans or not self._bans.until:
             return 0
@@ -481,7 +484,7 @@ class LimitsBody(Operating):
         if decision.banned:
             key, limit, wait_us = request.bans[0], None, float(decision.wait_us)
         else:
-            # What is in flight may be over at any moment, and who is in shadow denies nobody.
+            # A request in flight may be over at any moment, and a limit in shadow denies nobody.
             waits = [
                 0.0 if limit.in_flight or limit.shadow else _long(wait_us)
                 for limit, wait_us in zip(decision.limits, decision.said[2::PARTS], strict=True)
@@ -493,7 +496,7 @@ class LimitsBody(Operating):
             self._denials.add(key, Denial(decision, request, limit, now, until))
 
     def _riding(self) -> list[Command]:
-        """The events of denials from memory, of clients that did not come again. No script: see Repair."""
+        """Return the events of denials from memory, of clients that did not come again. No script: see Repair."""
         if not self._denials.found:
             return []
         told = self._denials.take_over(time.monotonic(), TOLD_AT_ONCE)
@@ -502,7 +505,7 @@ class LimitsBody(Operating):
     # Asking
 
     def _ask(self, command: Command, kept_as: str = "") -> Operation[Any]:
-        """The reply. Counts that are due ride along behind. `kept_as`: see stillroom/replicas.py."""
+        """Return the reply. Counts that are due are sent behind. `kept_as`: see stillroom/replicas.py."""
         now = time.monotonic()
         reading: list[Command] = []
         if now > self._changes.due:
@@ -526,7 +529,7 @@ class LimitsBody(Operating):
         return replies[0]
 
     def _reading_changes(self) -> Operation[None]:
-        """Read them, if it is time to. Denied from memory, nobody makes a check that they could ride with."""
+        """Read the changes when due, because a client denied from memory makes no check that carries them."""
         if time.monotonic() <= self._changes.due or self._breaker.is_open:
             return
         self._changes.due = time.monotonic() + READ_EVERY_S
@@ -537,7 +540,7 @@ class LimitsBody(Operating):
         self._learn_changes(reply)
 
     def _learn_changes(self, reply: Any) -> None:
-        """What operators have changed. It holds from the next request on."""
+        """Learn the operators' changes, which hold from the next request on."""
         if isinstance(reply, Exception):
             self._changes.due += UNREAD_EVERY_S
             self.stats.say("limits", "changes", f"what operators changed can't be read: {reply}")
@@ -558,7 +561,7 @@ class LimitsBody(Operating):
         unseen: bytes = b"",
         reservation: bytes = b"",
     ) -> Operation[tuple[Request, list[int]]]:
-        """Ask again, by name for the bans of networks that there are now. As often as others are made meanwhile."""
+        """Ask again with the current widths of banned networks, as often as new ones are made meanwhile."""
         while reply[0] == _OTHER_WIDTHS:
             self._requests.learn_widths(reply[2])
             request = self._requests.again(request)
@@ -577,7 +580,7 @@ def _taking(request: Request, unseen: bytes, reservation: bytes = b"") -> Comman
 
 
 def _check_holds_nothing(request: Request) -> None:
-    """Raises InvalidLimit for a limit of what is in flight: nobody would ever give its place back."""
+    """Raise InvalidLimit for a limit of requests in flight, because a check would never give the place back."""
     if request.plan.in_flight:
         raise InvalidLimit(
             request.plan.in_flight, "it limits what is in flight: hold() it, or reserve and refund"
@@ -585,7 +588,7 @@ def _check_holds_nothing(request: Request) -> None:
 
 
 def _telling(request: Request, key: bytes, count: int) -> Command:
-    """The event of so many denials by one limit, as lua/limit_check.lua writes it."""
+    """Return the event of that many denials by one limit, as lua/limit_check.lua writes it."""
     *_, name = key.split(b":")
     about = (b"kind", b"denied", b"n", b"%d" % count, b"limit", name)
     kinds = key.partition(b"{rl:")[2].partition(b":")[0].split(b"&")
@@ -596,7 +599,7 @@ def _telling(request: Request, key: bytes, count: int) -> Command:
 
 
 def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:
-    """What is remembered of the limit that denied; of the others nothing, they may be another subject's."""
+    """Return what is remembered of the limit that denied; the other limits may count another subject."""
     said: list[int] = []
     for key, limit in zip(request.keys, request.limits, strict=True):
         found = key in denial.keys and limit == denial.limit
@@ -606,7 +609,7 @@ def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:
 
 
 def _with_markers(keys: Iterable[bytes]) -> list[bytes]:
-    """The logs, and what stands beside them."""
+    """Return the logs and their markers."""
     found: list[bytes] = []
     for key in keys:
         found += (key, key + b"!near", key + b"!born", key[: key.rindex(b":") + 1] + b"!denied")

@@ -42,7 +42,7 @@ class Change:
 
 
 class _Record(BaseModel):
-    """What a field of the hash holds."""
+    """The fields of a change in the hash."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -37,7 +37,7 @@ class Decision(NamedTuple):
     """
 
     limits: tuple[Limit, ...]
-    status: int  # 200, 429, or 503: what may not be decided without Redis
+    status: int  # 200, 429, or 503: not decidable without Redis
     cost: int
     now_us: int  # the server's clock, since 1970
     # For each limit: hits used, and the µs until some are back, until the request fits, until all are back.
@@ -143,7 +143,7 @@ class Decision(NamedTuple):
         return Standing(self.limits[number], left, -some / _US, full / _US, retry_after)
 
     def _write_older(self, headers: dict[str, str], row: tuple[int, int, int, int]) -> None:
-        """How the request stands with one limit, for clients that know no structured fields."""
+        """Write the state of one limit in headers for clients without structured fields."""
         _, left, some, number = row
         headers["X-RateLimit-Limit"] = str(self.limits[number].quota)
         headers["X-RateLimit-Remaining"] = str(left)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from stillroom.limits.limit import Limit
 
 DRAFT = 11
-# What a page of another origin may read once the response names them.
+# The headers that a page of another origin may read once the response names them.
 NAMES = (
     "RateLimit",
     "RateLimit-Policy",

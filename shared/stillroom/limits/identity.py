@@ -41,7 +41,7 @@ class Clients:
         return UNKNOWN if found is None else subject_of(found, self._prefix)
 
     def _walk(self, peer: str, values: Sequence[str]) -> str | None:
-        """The first address from the right that is no proxy of ours. None where the chain can't be followed."""
+        """Return the first address from the right that is no trusted proxy, or None where the chain breaks."""
         nearest = peer
         for number, hop in enumerate(islice(self._hops(values), HOPS + 1)):
             address = peer_address(hop)
@@ -53,7 +53,7 @@ class Clients:
         return nearest
 
     def _hops(self, values: Sequence[str]) -> Iterator[str]:
-        """From the right."""
+        """Yield the addresses from the right."""
         for value in reversed(values):
             if self._header == "forwarded":
                 yield from forwarded_for(value)
@@ -132,7 +132,7 @@ def forwarded_for(value: str) -> Iterator[str]:
 
 
 def _is_escaped(text: str, at: int) -> bool:
-    """Whether an odd number of backslashes stands in front."""
+    """Return whether an odd number of backslashes stands in front."""
     first = at
     while first > 0 and text[first - 1] == "\\":
         first -= 1
@@ -140,7 +140,7 @@ def _is_escaped(text: str, at: int) -> bool:
 
 
 def _for_of(pairs: Sequence[str]) -> str:
-    """The address in the pairs of one element. Empty if it has none, or two: nobody knows which of them is true."""
+    """Return the `for` address of one element, or an empty text if it has none or two."""
     found = [
         value.strip().strip('"')
         for name, _, value in (pair.partition("=") for pair in pairs)
@@ -150,7 +150,7 @@ def _for_of(pairs: Sequence[str]) -> str:
 
 
 def _single(peer: str, values: Sequence[str]) -> str | None:
-    """The address in a header that holds one. None for more than one: a client has sent another."""
+    """Return the address in a header that holds one, or None for several, of which a client sent one."""
     if not values:
         return peer
     return values[0] if len(values) == 1 and peer_address(values[0]) is not None else None

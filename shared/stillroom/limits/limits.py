@@ -16,7 +16,7 @@ from stillroom.operation import AsyncDriver, Driver
 
 
 class _Face(Face):
-    """What needs neither Redis nor an event loop."""
+    """The part of both faces that needs neither Redis nor an event loop."""
 
     def __init__(self, body: LimitsBody) -> None:
         self._body = body

@@ -22,9 +22,7 @@ from stillroom.limits.neighbours import LOOKED_AT, Neighbours
 
 _US = 1_000_000
 
-Flying = Sequence[
-    tuple[Sequence[bytes], int]
-]  # what Redis is being asked for: logs, and hits of each
+Flying = Sequence[tuple[Sequence[bytes], int]]  # the hits that Redis is being asked for, by log
 
 
 class Known(NamedTuple):
@@ -189,7 +187,7 @@ class LocalLimits:
         return log.said(base, at, asked, share, cost, now)
 
     def _base(self, key: bytes, limit: Limit, share: int, now: int) -> tuple[list[Hits], int]:
-        """The hits by what Redis said last, as far as they may still count, and when that was."""
+        """Return the hits that Redis reported last, as far as they may still count, and the time of that report."""
         known = self._known.get(key)
         if known is None:
             return [], -1
@@ -219,7 +217,7 @@ class LocalLimits:
     # Room
 
     def _look_at_old(self, now: int) -> None:
-        """Some of the oldest: over, they go; else they are put last."""
+        """Look at some of the oldest logs: expired ones are dropped and the others put last."""
         for key in list(islice(self.logs, LOOKED_AT)):
             if self.logs[key].is_over(now):
                 self._drop(key)
@@ -242,7 +240,7 @@ class LocalLimits:
             self._neighbours.count(key, -1)
 
     def _put_away(self, key: bytes, log: Log) -> None:
-        """Redis knows of all its hits: they count on in the next outage."""
+        """Put away a log whose hits Redis all knows, so that they count on in the next outage."""
         self._drop(key)
         self._settled[key] = log
         while len(self._settled) > self._most:

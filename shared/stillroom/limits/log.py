@@ -38,7 +38,7 @@ class Charge(NamedTuple):
     hits: int  # but those of reservations
     age_us: int = 0  # since the last of them
     log: str = ""  # how this process calls the log
-    total: int = 0  # such hits in it, ever
+    total: int = 0  # hits of this process in it, ever
     reserved: tuple[Reserved, ...] = ()
 
 
@@ -154,7 +154,7 @@ class Log:
                 entry.state, entry.told_at = TOLD, now
 
     def _shares(self, newest: Entry, now: int) -> bool:
-        """Whether a hit of now shares this entry: not one that Redis may know of, or a reservation's."""
+        """Return whether a hit of now shares this entry, which Redis does not know and no reservation owns."""
         slice_us = self.limit.window * _US / SLICES
         is_open = self.limit.quota > SLICES and newest.state == OWED and not newest.id
         return is_open and newest.last // slice_us == now // slice_us
@@ -181,7 +181,7 @@ def _standing(hits: Sequence[Hits], limit: Limit, share: int, cost: int, now: in
 
 
 def _wait(hits: Sequence[Hits], limit: Limit, share: int, cost: int, now: int) -> int:
-    """µs until `cost` fits."""
+    """Return the µs until `cost` fits."""
     excess = sum([count for _, count in hits]) + cost - share
     if excess <= 0:
         return 0

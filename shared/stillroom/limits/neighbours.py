@@ -78,7 +78,7 @@ def _has_room(logs: OrderedDict[bytes, Log], now: int) -> bool:
 
 
 def _networks(key: bytes) -> Names:
-    """The networks of its address; none where it counts by none."""
+    """Return the networks of its address, or none where the subject has no address."""
     match = _KEY.fullmatch(key)
     if match is None:
         return ()
@@ -96,7 +96,7 @@ def _networks(key: bytes) -> Names:
 
 
 def _together_with(key: bytes) -> Names:
-    """What a subject is counted by, together with ever more others: its networks, or else a part of all names."""
+    """Return the growing groups that a subject is counted with: its networks, or else a part of all names."""
     match = _KEY.fullmatch(key)
     about = b"%b %b " % (match[1], match[3]) if match else b""
     digest = blake2b(key, digest_size=2).digest()

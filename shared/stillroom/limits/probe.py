@@ -55,6 +55,6 @@ def _with_shadows(
 
 
 def _named(found: Mapping[str, Mapping[str, int]]) -> tuple[Mapping[str, Any], ...]:
-    """Those that are counted most, first."""
+    """Return the names that are counted most, in order."""
     names = sorted(found, key=lambda name: (-max(found[name].values()), name))
     return tuple([{"name": name, **found[name]} for name in names[:NAMED_MOST]])

@@ -63,13 +63,13 @@ class Plan(NamedTuple):
     numbers: tuple[bytes, ...]  # quota, window µs, ms that the log is kept, quota …
     how_many: bytes
     kinds: frozenset[str]
-    counted_away: bool  # what Redis says of them matters while it is away
+    counted_away: bool  # Redis' last reply on them matters while it is away
     longest_ms: int  # of the windows
-    hides: bool  # some limit counts by what only has a name under a pepper
+    hides: bool  # some limit counts by a subject that is hidden with a pepper
     memory: tuple[bytes, ...]  # what is remembered of a log is told apart by: see Request.known_as
     letters: bytes  # one for each limit, if one is in shadow: see lua/limit_check.lua
-    in_flight: str  # the name of a limit of what is in flight, if there is one
-    counted_as: tuple[str, ...] = ()  # what a check of each limit is counted as
+    in_flight: str  # the name of the limit of requests in flight, if any
+    counted_as: tuple[str, ...] = ()  # the name that a check of each limit is counted under
 
 
 class Request(NamedTuple):
@@ -170,9 +170,7 @@ class Requests:
         self._keys = keys
         self._counted_as = stats.counted_as
         self._peppers: tuple[bytes, ...] = ()
-        self.waits: dict[
-            str, float
-        ] = {}  # what has to be done before Redis is asked: see settling.py
+        self.waits: dict[str, float] = {}  # the work to do before Redis is asked: see settling.py
         self._widths = Widths()
         self._own_windows: dict[str, int] = {}  # of each limit's name the longest one here, µs …
         self._windows: dict[str, int] = {}  # … and in all processes
@@ -335,7 +333,7 @@ class Requests:
     # Windows
 
     def _make_plan(self, limits: tuple[Limit, ...]) -> Plan:
-        """Raises InvalidLimit."""
+        """Make the plan. Raises InvalidLimit."""
         plan = _plan_of(limits, self._windows)._replace(
             counted_as=tuple([self._counted_as(LIMIT, "checks", limit.name) for limit in limits])
         )
@@ -363,7 +361,7 @@ class Requests:
     def _learn(self, name: str, window: int) -> None:
         before = self._windows.get(name)
         self._windows[name] = window
-        if before not in (None, window):  # what was made with the other one is wrong
+        if before not in (None, window):  # requests made with the other window are wrong
             self._plan.cache_clear()
             self._of_address.cache_clear()
 
@@ -410,7 +408,7 @@ class Requests:
         )
 
     def _watch(self, client: str) -> None:
-        """Say so where nearly all requests come from one address: then it is a proxy, and nobody said so."""
+        """Log where nearly all requests come from one address, which is then a proxy that no setting names."""
         if not self._crowd.saw(client, self._count // SAMPLED):
             return
         todo = "its network in STILLROOM_TRUSTED_PROXIES and its header in STILLROOM_PROXY_HEADER"
@@ -431,7 +429,7 @@ class Requests:
 
 
 def _check_texts(subject: object) -> None:
-    """Raises InvalidLimit, which does not repeat what may be somebody's name."""
+    """Raise InvalidLimit without repeating a text that may be somebody's name."""
     if not isinstance(subject, Mapping):
         kind = type(subject).__name__
         raise InvalidLimit(kind, "a subject is an address, or a mapping of kinds to texts")
@@ -441,7 +439,7 @@ def _check_texts(subject: object) -> None:
 
 
 def _plan_of(limits: tuple[Limit, ...], windows: Mapping[str, int]) -> Plan:
-    """Raises InvalidLimit."""
+    """Return the plan. Raises InvalidLimit."""
     names = [limit.name for limit in check_limits(limits)]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidLimit(twice, "two limits of one request have this name")
@@ -470,7 +468,7 @@ def _letters(limits: Sequence[Limit]) -> bytes:
 
 
 def _memory_of(limit: Limit, windows: Mapping[str, int]) -> bytes:
-    """Nothing, unless the name has a longer window too: what is known by one says nothing of the other."""
+    """Return the suffix that keeps a shorter window's memory apart from that of a longer one of its name."""
     is_shorter = limit.window * _US < windows.get(limit.name, 0)
     return b"@%d" % limit.window if is_shorter else b""
 
@@ -495,11 +493,11 @@ def _whom(limit: Limit, values: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _check_address(address: str, subject: str) -> None:
-    """Raises InvalidLimit for a text that is no address: all such texts would share one quota."""
+    """Raise InvalidLimit for a text that is no address, because all such texts would share one quota."""
     if subject == UNKNOWN and address != UNKNOWN:
         kind, colon, _ = address.partition(":")
         kind = kind if colon and kind.isidentifier() and kind != "ip" else "user"
-        raise InvalidLimit(  # which does not repeat what may be somebody's name
+        raise InvalidLimit(  # does not repeat a text that may be somebody's name
             f"{kind}:…" if colon else "a text",
             f"as a str a subject is an address; did you mean {{{kind!r}: …}}? What a server says of a "
             "request becomes an address by limits.client(peer, headers)",

@@ -105,7 +105,7 @@ class Routes:
         return first if len(found) == 1 else self._joined(tuple(found))
 
     def _join(self, routes: tuple[Route, ...]) -> Route:
-        """One route with the limits of all these, the stricter one where two share a name."""
+        """Join these routes into one with all limits, and the stricter where two share a name."""
         limits: dict[str, Limit] = {}
         for limit in [limit for route in routes for limit in route.limits]:
             known = limits.get(limit.name, limit)
@@ -149,7 +149,7 @@ def check_count(count: object) -> None:
 
 
 def _readings(path: str) -> Iterator[str]:
-    """What a server, a proxy or a framework might take this path for."""
+    """Return what a server, a proxy or a framework might read this path as."""
     for text in dict.fromkeys([path, unquote(path, errors="replace")]):
         bare = text.strip(_UNSEEN)
         yield bare  # a `$` in a regular expression looks past a newline
@@ -160,7 +160,7 @@ def _readings(path: str) -> Iterator[str]:
 
 
 def _climbs(path: str) -> bool:
-    """Whether some of its parts may lead out of a route, to what no table knows."""
+    """Return whether some parts may lead out of the route to a path that no table knows."""
     return any(".." in re.split(r"[/\\]", text) for text in (path, unquote(path)))
 
 

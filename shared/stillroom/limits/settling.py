@@ -43,7 +43,7 @@ class Settling:
         self._requests = requests
         self._local = local
         self._stats = stats
-        # What has to be done before Redis is asked; each request looks whether there is anything.
+        # The work to do before Redis is asked. Each request looks whether there is any.
         self.waits: dict[str, float] = requests.waits
         self.reset()
 
@@ -78,9 +78,10 @@ class Settling:
             self.waits[AWAY] = 0.0
 
     def _await_others(self) -> None:
-        """Let this process decide until all have noticed that Redis is back, and have told it what they admitted.
+        """Let this process decide until all processes have noticed that Redis is back and reported their hits.
 
-        Each has its share of the quota. Redis would admit the shares of those that have not told it yet once more.
+        Each has its share of the quota. Redis would admit the share of a process that has not reported yet
+        once more.
         """
         now = time.monotonic()
         back_at = self.waits[AWAY] = self.waits.get(AWAY) or now
@@ -209,7 +210,7 @@ class Settling:
         return []
 
     def _compare_windows(self) -> Operation[None]:
-        """Say which windows this process has, and learn the longest ones. Who may not ask goes on without."""
+        """Write this process's windows and read the longest ones. A user without the right goes on without."""
         self.waits.pop(WINDOWS, None)
         own = self._requests.own_windows()
         words = [word for name, window in own.items() for word in (name, window)]
@@ -228,7 +229,7 @@ class Settling:
 
 
 def _is_unsettled(reply: Any) -> bool:
-    """Whether a command has to be sent again: it was not answered, or refused by a server that can't serve."""
+    """Return whether to send a command again: it was not answered, or refused by a server that cannot serve."""
     if isinstance(reply, Exception):
         return str(reply).partition(" ")[0].lower() not in OF_THE_COMMAND
     return reply is None

@@ -67,7 +67,7 @@ def _fit(chunks: Sequence[Chunk], path: Sequence[str]) -> bool:
         return False
     at = len(first)
     for chunk in chunks[1:-1]:
-        # The leftmost place is as good as any: what follows then has the most room.
+        # The leftmost place is as good as any: the following parts have the most room then.
         while at + len(chunk) <= end and not _fit_at(chunk, path, at):
             at += 1
         at += len(chunk)
@@ -79,7 +79,7 @@ def _fit_at(chunk: Chunk, path: Sequence[str], at: int) -> bool:
 
 
 def _part_fits(part: Part, text: str) -> bool:
-    """The leftmost place of each text between two fields is as good as any, so nothing is ever tried twice."""
+    """Match a part by the leftmost place of each text between fields, so that nothing is tried twice."""
     first, last = part[0], part[-1]
     if len(part) == 1:
         return text == first
@@ -104,13 +104,13 @@ def _parts_could_meet(one: Part, other: Part) -> bool:
 
 
 def _split(path: str) -> list[str]:
-    """The parts of a path, without the empty one that a slash at its end makes."""
+    """Return the parts of a path without the empty one after a final slash."""
     inner = path.removeprefix("/").rstrip("/")
     return inner.split("/") if inner else []
 
 
 def _chunks(parts: Parts) -> list[Chunk]:
-    """The parts between one REST and the next."""
+    """Return the parts between one REST and the next."""
     chunks: list[Chunk] = [[]]
     for part in parts:
         if part is REST:
@@ -148,7 +148,7 @@ def _check(text: object) -> None:
 
 
 def _meant(text: str) -> str | None:
-    """The template in our words, of one in the words of Flask and Django, or of Express. None: it is in ours."""
+    """Return the template translated from Flask's, Django's or Express's words, or None if it is in ours."""
     if _ANGLED.search(text):
         return _ANGLED.sub(lambda found: _field(found[1], "path:" in found[0]), text)
     parts = text.split("/")
@@ -171,7 +171,7 @@ def _part(part: str, template: str) -> Part | None:
 
 
 def _spans(text: str, template: str) -> bool:
-    """Whether a field spans slashes."""
+    """Return whether a field spans slashes."""
     match = _NAMED.fullmatch(text)
     if match is None or match[2] not in (None, "path"):
         meant = f"; did you mean {{{match[1]}}}?" if match else ""

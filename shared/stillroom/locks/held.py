@@ -17,7 +17,7 @@ RENEWALS = 3  # in each lease: one that fails is tried again before the slot is 
 
 
 class _Held:
-    """What both faces share.
+    """The part that both faces share.
 
     `fence` is larger than that of every holder before: hand it to what the lock protects, which refuses a smaller
     one than it has seen. `is_held` looks at this process' clock only, so it is true and free of charge also while
@@ -51,7 +51,7 @@ class _Held:
         return self.is_held and time.monotonic() < self._renewed_until
 
     def _learn(self, until: float) -> bool:
-        """Take in what renewing was answered with; whether to go on."""
+        """Take in the reply to a renewal; return whether to go on."""
         if until:
             self._until = until
         else:
@@ -90,7 +90,7 @@ class Held(_Held):
             raise LockLost(self.name)
 
     def _renew(self) -> bool:
-        """One renewal; whether there is to be another."""
+        """Renew once; return whether there is to be another renewal."""
         if not self._is_renewed:
             return False
         try:

@@ -72,7 +72,7 @@ class Renewer:
                     self._push(renewal)
 
     def _next(self) -> Renewal | None:
-        """The next one whose time has come; None when there was none for a while."""
+        """Return the next lock that is due, or None when none was for a while."""
         with self._changed:
             idle_until = time.monotonic() + LINGER_S
             while True:

@@ -1,9 +1,9 @@
--- Counts events, each for one rule and one group. What is counted are members with the time they were last seen, so an
--- event that is read twice is one event, and a user who is tried twice is one user.
--- Events may be read late and in any order: a worker dies, and another reads what it left. So what counts is the fullest
--- window that holds the event, and not all that has come since.
--- The counts have a limit in number, too: a million addresses, one event each, push out those that grew longest ago.
--- Many at once, because in an attack most of a script's time is its beginning.
+-- Counts events, each for one rule and one group. A count holds members with the time they were last seen, so an event
+-- that is read twice is one event, and a user who is tried twice is one user.
+-- Events may be read late and in any order: a worker dies, and another reads its events. So the count of an event is the
+-- fullest window that holds it, and not all events since.
+-- The number of counts is bounded, too: a million addresses, one event each, push out the counts that grew longest ago.
+-- One call counts many events, because in an attack most of a script's time is its start.
 -- KEYS  1 groups  2 … of each event the count of its group
 -- ARGV  1 most groups  2 how many rules follow
 --       of each rule: window, ms; how long a count is kept, ms; most members; 1 if members are numbers of windows, and the

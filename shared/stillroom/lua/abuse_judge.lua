@@ -1,6 +1,6 @@
--- A pattern is complete: says so once per window, and bans whom it is about if that is what its rule does. All of it
--- or nothing: a worker may be killed before or after, and the event is read again, but there is no second ban.
--- Where it could not ban, because of the cap or of another ban, a later event of the window bans without a new line.
+-- Logs a complete pattern once per window, and bans its subject if its rule bans. Both happen or neither: a worker may
+-- be killed before or after, and the event is read again, but there is no second ban.
+-- Where the cap or another ban prevents the ban, a later event of the window bans without a new line.
 -- KEYS  1 seen  2 log of patterns; to ban also: 3 ban  4 level  5 lifted  6 bans  7 times of bans
 -- ARGV  1 id of the event  2 its time by its id, ms  3 window, ms  4 how long `seen` is kept, ms  5 log's length
 --       6 action  7 how many fields the log gets  8… their names and values

@@ -1,5 +1,5 @@
--- Lifts a ban and forgets what led to it. Events from before may still wait to be read: they, and those of the next
--- minutes, ban nobody again (`lifted`).
+-- Lifts a ban and deletes the counts that led to it. Earlier events may still wait to be read: they, and the events of
+-- the next minutes, do not ban the subject again (`lifted`).
 -- KEYS  1 ban  2 level  3 lifted  4 bans  5… the subject's counts
 -- ARGV  1 subject  2 how long `lifted` is kept, ms
 -- returns 1 if it was banned

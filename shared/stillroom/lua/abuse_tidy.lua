@@ -1,7 +1,7 @@
--- Bans that have run out leave the index.
+-- Drops expired bans from the index.
 -- KEYS  1 bans
 -- ARGV  none
--- returns how many
+-- returns how many were dropped
 -- include: time own
 
 own(KEYS[1], 'zset')

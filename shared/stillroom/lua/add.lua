@@ -1,4 +1,4 @@
--- Stores a value where there is none, or what the caller has read there and found dead; else as put.
+-- Stores a value where the key is empty, or holds the entry that the caller read and found dead; else as put.
 -- KEYS  1 entry  2 lease  3 clock  4 marks  5 its other place  6 registry of what is kept near
 --       7 the names that changed  8… indexes of its tags
 -- ARGV  1 epoch to begin  2 while the caller waits (see is_late)  3 name  4 body  5 ttl ms  6 life ms

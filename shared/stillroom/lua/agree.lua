@@ -1,13 +1,13 @@
--- Compares settings that all processes of a namespace must have alike. The first process brings a value and all others
--- are told that value, and who brought it. A rule says what another value means:
---   same     it changes nothing: the process that has it is told what the others have
+-- Compares settings that all processes of a namespace must share. The first process sets a value, and all others are
+-- told that value and which process set it. A rule says what another value means:
+--   same     it changes nothing: its process is told the agreed value
 --   largest  the larger number is agreed from now on
 --   smallest the smaller number is
---   change   it is agreed from now on: a person has said so
+--   change   it is agreed from now on, because a person ordered it
 -- The id of an agreement is the time it was made. It changes when `change` brings another value.
 -- KEYS  1 agreed
--- ARGV  1 who asks  2 most settings that are kept  3… name, value, rule of each setting
--- returns for each setting the agreed value, the agreement's id, who brought it, and 1 if nothing was agreed before
+-- ARGV  1 the calling process  2 most settings that are kept  3… name, value, rule of each setting
+-- returns for each setting the agreed value, its id, the process that set it, and 1 if nothing was agreed before
 -- flags: allow-oom
 -- include: time
 

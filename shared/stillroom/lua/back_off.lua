@@ -1,5 +1,5 @@
--- A refresh failed: nobody asks again before the delay is over, and the count outlives it, so that
--- the next failure waits twice as long.
+-- Backs a failed refresh off: no refresh is ordered before the delay is over. The count of failures outlives the delay,
+-- so that the next failure waits twice as long.
 -- KEYS  1 lease
 -- ARGV  1 the lease's value, ending in .<failures>  2 first delay ms  3 longest delay ms
 --       4 jitter, 500 to 1000 thousandths of the delay  5 how long the count is kept after it, ms

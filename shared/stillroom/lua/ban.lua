@@ -1,4 +1,4 @@
--- Bans a subject because a person says so.
+-- Bans a subject by order of a person.
 -- KEYS  1 ban  2 bans  3 widths of bans: see lib/ban.lua
 -- ARGV  1 subject  2 for how long, ms  3 reason  4 its width, where bans of it are not looked for anyway: '4/24' …
 --       5 how many such widths there may be

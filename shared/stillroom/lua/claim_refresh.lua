@@ -1,5 +1,5 @@
--- A worker begins the refresh it was asked for. Claiming changes the lease, so that the same task
--- delivered twice, or late, finds nothing to do.
+-- Claims an ordered refresh for a worker. Claiming changes the lease, so that a task that is delivered twice, or late,
+-- finds nothing to do.
 -- KEYS  1 lease  2 entry  3 clock  4 marks  5 the other place
 -- ARGV  1 token (hexadecimal)  2 lease ms  3 epoch to begin
 -- returns {working.<token>.<lease ms>.<failures>, clock, entry or nil, other or nil}; nil if the lease is another's

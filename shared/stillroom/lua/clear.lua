@@ -1,4 +1,4 @@
--- Begins a new epoch: everything stored, or being loaded, in another is dead.
+-- Begins a new epoch: every entry, and every load under way, of an earlier one is dead.
 -- KEYS  1 clock  2 marks  3 globs  4 todo
 -- ARGV  1 epoch to begin  2 how long what is to be done is kept, ms
 -- returns the new clock, `<epoch>.<seq>`

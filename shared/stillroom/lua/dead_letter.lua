@@ -1,5 +1,5 @@
--- Keeps what could not be done until a person decides about it. Past the limit the oldest letters go. An order
--- that becomes a dead letter is crossed off by the same act, so that it is never lost in between.
+-- Keeps failed work as a dead letter until a person decides about it. Past the limit the oldest letters go. An order
+-- that becomes a dead letter is crossed off by the same script, so that it is never lost in between.
 -- KEYS  1 dead letters  2 orders  3 their tries (2 and 3 only for an order)
 -- ARGV  1 how many letters are kept  2 for how long after the newest, s  3 kind  4 body  5 reason  6 tries
 --       7 bytes of the body that were cut off  8 the order  9 its due time when it was taken (8 and 9 only for an order)

@@ -1,5 +1,5 @@
--- Forgets keys, and the loads of them that are under way; tells who keeps copies. The leases go first: without one no
--- load can store its value behind this.
+-- Deletes keys and the leases of their loads under way, and tells processes that keep copies. The leases go first:
+-- without its lease no load can store its value behind this.
 -- KEYS  1 clock  2 marks  3 registry of what is kept near  4 the names that changed
 --       5… for each name its lease, its entry and its other place; none of them: the values stay and are others
 -- ARGV  1 epoch to begin if the clock or the marks are lost  2… the names

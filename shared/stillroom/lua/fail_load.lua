@@ -1,7 +1,7 @@
--- A load failed: its lease is freed, and what failed is told to those who have waited for this load.
+-- Frees the lease of a failed load, and tells the error to the callers that waited for this load.
 -- KEYS  1 lease  2 failure
--- ARGV  1 the lease's value  2 what failed, as JSON  3 how long it is told, ms
--- returns 1 told, 0 the lease was not ours: nobody waits for this load any more
+-- ARGV  1 the lease's value  2 the error, as JSON  3 how long it is told, ms
+-- returns 1 told, 0 the lease was not ours: no caller waits for this load any more
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0

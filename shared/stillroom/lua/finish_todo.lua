@@ -1,4 +1,4 @@
--- Crosses off work that was taken. What was asked for again meanwhile has another due time, and stays.
+-- Crosses off work that a worker took. Work that was added again meanwhile has another due time, and stays.
 -- KEYS  1 todo
 -- ARGV  1 member  2 its due time when it was taken  3 what is left to do, or nothing  4 ms until that is due
 -- returns 1 crossed off, 0 it was asked for again

@@ -1,4 +1,4 @@
--- Deletes entries that were found dead, those that are still the same.
+-- Deletes entries that a reader found dead, if they are still the same.
 -- KEYS  entries
 -- ARGV  how each begins
 -- returns how many were deleted

@@ -1,4 +1,4 @@
--- Keeps a snapshot, the first of its minute, and remembers which findings are open: one worker tells each of them.
+-- Keeps the first snapshot of a minute, and remembers the open findings, so that one worker logs each of them.
 -- KEYS  1 health  2 health:week  3 health:open
 -- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 s to keep them all  5… findings
 -- returns {1, {findings that began}, {finding that ended, for how long it was open, ms, …}}, or {0, {}, {}}: this minute

@@ -1,5 +1,5 @@
--- Takes the lease for a load: one loader per key. Overrides refresh, working and backoff leases, since the
--- reader has nothing to serve.
+-- Takes the lease for a load: one loader per key. It overrides refresh, working and backoff leases, because the reader
+-- has no value to serve.
 -- KEYS  1 lease  2 entry  3 clock  4 marks  5 the other place
 -- ARGV  1 load.<token>.<lease ms>  2 lease ms  3 epoch to begin  4 while the caller waits (see is_late)
 --       5 '1': take it from an older load, whose value would be too old

@@ -1,7 +1,7 @@
--- Changes a limit for some time, or ends that.
+-- Changes a limit for some time, or ends the change.
 -- KEYS  1 changes
--- ARGV  1 limit  2 quota, '' to end it  3 window, s  4 for how long, s  5 who says so  6 most names
--- returns 1 it is so now, 0 there was nothing to end, -1 too many limits are changed
+-- ARGV  1 limit  2 quota, '' to end it  3 window, s  4 for how long, s  5 the person  6 most names
+-- returns 1 done, 0 there was no change to end, -1 too many limits are changed
 -- include: time
 -- flags: allow-oom
 

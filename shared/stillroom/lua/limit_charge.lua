@@ -1,5 +1,5 @@
--- Hits that a process admitted by itself while the server was away: they count, whatever the quota says. A charge may
--- be sent again: it names the total that this log of the process has come to, and the reservations by their ids.
+-- Counts the hits that a process admitted while the server was away, whatever the quota says. A charge may be sent
+-- again: it names the total of this log of the process, and the reservations by their ids.
 -- KEYS  1 log  2 the process' log: how much of it was told before  3… reservations
 -- ARGV  1 hits but those that were reserved  2 µs since the last of them  3 quota  4 window µs
 --       5 how many such hits there have ever been  6 longest window of the limit's name, µs

@@ -1,4 +1,4 @@
--- One request against all its limits: its bans, then all limits looked at, then all of them consumed, or none.
+-- Checks one request: first its bans, then all its limits. It consumes all limits or none.
 -- KEYS  1 stream of events  2 widths of bans  3… bans, then the log of each limit, then the reservation if there is one
 -- ARGV  1 'take' | 'quiet' (tells nothing of this request) | 'look' (consumes and tells nothing)
 --       2 cost  3 number of bans  4 number of limits

@@ -1,5 +1,5 @@
--- How long the hits of limits are kept: for the longest window of those that have one name. Processes say theirs now and
--- then. A window that nobody has had for as long as it lasts is forgotten.
+-- Returns how long the hits of limits are kept: for the longest window of each name. Processes report their windows now
+-- and then. A window that no process reported for its own length is forgotten.
 -- KEYS  1 windows
 -- ARGV  1 most names  2… name, window µs …
 -- returns the longest window of each name, µs

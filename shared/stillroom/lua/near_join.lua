@@ -1,5 +1,5 @@
--- Enters prefixes of keys into the registry of what processes keep copies of: see lib/near.lua. Too many of them are
--- one that every key begins with.
+-- Adds prefixes to the registry of the keys of which processes keep copies: see lib/near.lua. Too many prefixes become
+-- the empty one, with which every key begins.
 -- KEYS  1 registry
 -- ARGV  1 id of a new one  2 how long it is kept when nobody joins, ms  3 most prefixes  4… prefixes
 -- returns the registry

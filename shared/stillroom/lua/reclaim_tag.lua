@@ -1,12 +1,12 @@
--- Goes on through the index of a tag, and deletes the entries that carry it and are older than its mark. The entry as it
--- is now decides: one that was written again lives. What is no longer there, or no longer carries the tag, leaves the
--- index. The entries are found in the index, so they are not among KEYS; they are in the slot of those that are.
+-- Goes on through the index of a tag, and deletes the entries that carry the tag and are older than its mark. The current
+-- entry decides: one that was written again lives. A missing entry, or one without the tag, leaves the index.
+-- The entries are found in the index, so they are not among KEYS; they are in the slot of KEYS.
 --
 -- It goes by rank, since what stands side by side leaves the index for a third of what ZSCAN and ZREM take. The cursor is
 -- the last one that stayed: ranks shift with every write, but what is dead does not move, so it is never passed by.
 --
--- Others wait while it runs, and it runs often: what it could ask each time it is told. A mark only ever grows, so what
--- is dead by the one that was read when the work began is dead; of other epochs a sweep takes care.
+-- Other clients wait while it runs, and it runs often, so the caller passes the epoch and the mark. A mark only grows, so
+-- an entry that is dead by the mark read at the beginning stays dead; a sweep deletes entries of other epochs.
 -- KEYS  1 index
 -- ARGV  1 tag  2 prefix of an entry's key  3 cursor, 0 at the beginning  4 how many to look at  5 epoch  6 mark
 -- returns {next cursor, 0 at the end; entries looked at; entries deleted}

@@ -70,7 +70,7 @@ class Asking:
     def _ask_with_counts(
         self, batch: Sequence[Command], kind: type[list[Command]], kept_as: str
     ) -> Operation[list[Any]]:
-        """The same with the counts that are due. Once: no count is added twice, and no event written twice."""
+        """Ask with the counts that are due. Once: no count is added twice, and no event is written twice."""
         flush = self.stats.flush(self._server.now_ms()) if time.monotonic() > self.stats.due else []
         commands = Once([*batch, *flush]) if flush else kind(batch)
         if not commands:
@@ -95,7 +95,7 @@ class Asking:
     # Ends
 
     def _end(self, ending: End) -> Operation[bool]:
-        """End a session; whether it lived."""
+        """End a session; return whether it lived."""
         left: End | None = ending
         ended = False
         while left is not None:
@@ -106,7 +106,7 @@ class Asking:
         return ended
 
     def _defer(self, place: Place, what: End | Undo) -> bool:
-        """Keep it until Redis can be told. False: too many wait already."""
+        """Keep the end until Redis can be told. Return False when too many wait."""
         waiting = len(self._deferred)
         if waiting >= DEFERRED_LIMIT:
             log.error("the end of a session is given up: %d others wait for Redis", waiting)
@@ -115,12 +115,12 @@ class Asking:
         return True
 
     def _tell_ends(self) -> Operation[None]:
-        """Tell Redis of all that ended here while it was away, in exchanges of their own: nothing overtakes it."""
+        """Tell Redis of all deferred ends, in exchanges of their own that nothing overtakes."""
         while self._deferred:
             yield from self._tell_some_ends()
 
     def _tell_some_ends(self) -> Operation[None]:
-        """Tell of a bite. What Redis refuses for itself, and would each time, is dropped and logged."""
+        """Tell Redis of some deferred ends. An end that Redis refuses for itself is dropped and logged."""
         told = list(self._deferred.items())[:DEFERRED_BITE]
         sent = steady_us()
         try:
@@ -150,7 +150,9 @@ class Asking:
         kind: type[list[Command]] = list,
         kept_as: str = "",
     ) -> Operation[list[Any]]:
-        """Return the replies of all shards, in order: those of this process, and more if another has said so."""
+        """Return the replies of all shards in order: this process's shards, and more where another
+        process has more.
+        """
         known = self._known_shards
         own = [*map(command, range(known))]
         compares = [self._comparing_shards()] if self._may_compare else []
@@ -167,7 +169,9 @@ class Asking:
         return replies
 
     def _saying_shards(self) -> list[Command]:
-        """What says how many shards this process has, now and then: before it makes a session."""
+        """Return the command that reports this process's number of shards, now and then before it
+        makes a session.
+        """
         is_due = self._may_compare and time.monotonic() >= self._says_shards_at
         return [self._comparing_shards()] if is_due else []
 
@@ -176,7 +180,7 @@ class Asking:
         self._says_shards_at = time.monotonic() + SHARDS_SAID_S
 
     def _compare_shards(self) -> Operation[None]:
-        """Learn how many shards there are."""
+        """Learn the number of shards."""
         if not self._may_compare:
             return
         try:
@@ -187,14 +191,14 @@ class Asking:
             self._learn_shards(said)
 
     def _compare_no_more(self, error: SessionStoreUnavailable) -> None:
-        """Go on with the shards of this process where its user may not compare. Raises any other error."""
+        """Go on with this process's shards where its user may not compare. Raises any other error."""
         if error.reason != "noperm" or not self._may_compare:
             raise error
         self._may_compare = False
         log.error("shards can't be compared with other processes': %s", error)
 
     def _comparing_shards(self) -> Command:
-        """The command that agrees on the most shards that any process has."""
+        """Return the command that agrees on the most shards that any process has."""
         asked = ("session_shards", str(self._shards), Rule.LARGEST.value)
         return agree([self._keys.agreed], this_process(), FIELDS_LIMIT, *asked)
 
@@ -210,14 +214,14 @@ def steady_us() -> int:
 
 
 def _is_settled(reply: Any) -> bool:
-    """Whether a command was done, or refused for itself: then it need not be sent again."""
+    """Return whether a command was done, or refused for itself, so that it need not be sent again."""
     if not isinstance(reply, Exception):
         return True
     return str(reply).partition(" ")[0].lower() in OF_THE_COMMAND
 
 
 def _left_of(what: End | Undo, reply: Any, took_us: int) -> End | None:
-    """What is still to be told of an end after its reply."""
+    """Return the rest of an end that is still to be told after its reply."""
     if isinstance(what, Undo) or isinstance(reply, Exception):
         return None
     return what.after(late_in(reply), took_us)

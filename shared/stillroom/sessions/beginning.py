@@ -63,7 +63,7 @@ class Beginning:
         return reply
 
     def _create(self) -> Operation[tuple[Any, bool]]:
-        """The reply, and whether the one to replace may live on: it was rotated while this was on its way."""
+        """Return the reply, and whether the replaced session may live on because it was rotated meanwhile."""
         for _ in range(TRIES):
             sent = steady_us()
             way, reply = yield from self._send(sent)
@@ -75,7 +75,7 @@ class Beginning:
         return (b"full", self._about[MOST]), False
 
     def _send(self, now: int) -> Operation[tuple[Any, Any]]:
-        """The replies to what makes way, or None, and to the creation."""
+        """Return the replies to the end of the replaced session, or None, and to the creation."""
         says, way = self._asking._saying_shards(), self._making_way(now)
         batch = [*says, *way, self._creating(now)]
         kept_as = LOGOUT if self._ending else ""  # the one to replace must not live on
@@ -93,7 +93,7 @@ class Beginning:
         return replies[-2] if way else None, replies[-1]
 
     def _once_more(self, batch: list[Any], kept_as: str) -> Operation[list[Any]]:
-        """The replies to a batch of which a part was done already: whatever becomes of this one."""
+        """Return the replies to a batch of which a part was done already, whatever becomes of this one."""
         try:
             return (yield from self._asking._ask(batch, Once, kept_as))
         except SessionStoreUnavailable as error:
@@ -113,7 +113,7 @@ class Beginning:
         return session_create([*self._names, *replaced], *self._about, aliases, age, *self._fields)
 
     def _late(self, way: Any, reply: Any) -> int:
-        """How long before this was asked for the grace of the name to replace was over, µs; -1 if it was not."""
+        """Return how many µs before this call the grace of the replaced name was over, or -1 if it was not."""
         if way is None:
             return int(reply[4]) if reply[0] == b"ok" else -1
         if isinstance(way[0], bytes):
@@ -124,7 +124,7 @@ class Beginning:
         return self._ending is not None and self._ending.after(late, took) is not None
 
     def _free(self) -> Operation[None]:
-        """The login was refused: the visitor goes on with the session of before."""
+        """Free the replaced session: the login was refused, and the visitor goes on with it."""
         if not self._held or self._ending is None:
             return
         prefix = self._ending.prefix
@@ -134,7 +134,7 @@ class Beginning:
             log.warning("the session before a refused login could not be kept: %s", error)
 
     def _end(self) -> Operation[None]:
-        """The login is made, so nothing here may fail it."""
+        """End the replaced session. The login is made, so no error here may fail it."""
         if self._ending is None or self._old is None:
             return
         try:
@@ -143,7 +143,7 @@ class Beginning:
             self._asking._defer(self._old, self._ending)
 
     def _give_up(self) -> None:
-        """Nobody gets the token: what may have begun, or may still, ends."""
+        """Give up: nobody gets the token, so a session that began, or still may, is ended."""
         prefix = self._about[0]
         assert isinstance(prefix, bytes)
         self._asking._defer(self._place, Undo((self._names[0],), prefix))

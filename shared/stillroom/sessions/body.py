@@ -683,7 +683,7 @@ class SessionsBody(Asking):
     # Lists
 
     def _listed(self, user: bytes, most: int | None) -> Operation[list[tuple[int, bytes, bytes]]]:
-        """(shard, name, what the record says of itself) of the user's living sessions, or `most` of each shard."""
+        """Return (shard, name, record) of the user's living sessions, at most `most` of each shard."""
         size = PAGE if most is None else min(most, PAGE)
 
         def page(shard: int, below: bytes) -> Command:
@@ -718,7 +718,7 @@ class SessionsBody(Asking):
     def _write(
         self, session: Known, version: bytes, fields: Mapping[bytes, bytes], gone: Sequence[bytes]
     ) -> Operation[Any]:
-        """What lua/session_update.lua replied. Once: a second time would count a version too many."""
+        """Return the reply of lua/session_update.lua. Once: a second run would count a version too many."""
         place = self._place(session)
         if place is None:
             raise SessionEnded("missing")
@@ -747,7 +747,7 @@ class SessionsBody(Asking):
         return found  # type: ignore[no-any-return]  # which overload it was is not known here
 
     def _revoke(self, name: bytes, keep: Place | None) -> Operation[int]:
-        """`name`: u:<user> or g:<tag>. Once: a second time would end what began since the first."""
+        """Revoke `name`: u:<user> or g:<tag>. Once: a second run would end what began since the first."""
         asked = steady_us()
 
         def revoking(shard: int, kept: Place | None = keep, age: int = 0) -> Command:
@@ -777,14 +777,14 @@ class SessionsBody(Asking):
         return ended
 
     def _sweep_shard(self, shard: int, limit: int) -> Operation[tuple[int, int, int]]:
-        """(expired, how many were due, how long the oldest had been, µs)."""
+        """Return (expired, how many were due, how long the oldest had been, µs)."""
         command = session_sweep([self._keys.due_sessions(shard)], self._keys.shard(shard), limit)
         ((ended, due, waited),) = yield from self._ask([command])
         self._tell_all("expired", shard, ended)
         return len(ended) // 2, due, waited
 
     def _reclaim(self, shard: int, limit: int) -> Operation[tuple[int, int, int]]:
-        """(deleted, revocations left, how long the oldest has waited, µs)."""
+        """Return (deleted, revocations left, how long the oldest has waited, µs)."""
         command = session_reclaim([self._keys.revocations(shard)], self._keys.shard(shard), limit)
         ((deleted, left, waited),) = yield from self._ask([command])
         return deleted, left, waited
@@ -819,7 +819,7 @@ class SessionsBody(Asking):
         return reply
 
     def _note_touch(self, name: bytes, reply: Any, now: float) -> None:
-        """Remember when this session is to be touched again, as far as this process knows."""
+        """Remember when this process knows that the session is to be touched again."""
         if reply[0] == b"ok":
             if len(self._touch_due) >= TOUCHES_KNOWN:
                 self._touch_due.clear()
@@ -833,7 +833,7 @@ class SessionsBody(Asking):
         return [looks, _TIME, *[before + name + after for name in names]]
 
     def _make_plain_frame(self, shard: int) -> tuple[bytes, bytes, bytes]:
-        """The look for revocations, and what stands around a name in the read of a record: packed once."""
+        """Pack the look for revocations, and all but the name in the read of a record, once."""
         looks = pack([(b"EXISTS", self._keys.revocations(shard), self._keys.all_revoked(shard))])
         read = pack([(b"HGETALL", *self._keys.sessions(shard, [_BLANK]))])
         before, _, after = read.partition(_BLANK)
@@ -843,7 +843,7 @@ class SessionsBody(Asking):
     # Names
 
     def _place(self, session: Known, *, denied: bool = False) -> Place | None:
-        """Where the session is; None for what is no token, or has ended here already."""
+        """Return the place of the session, or None for a text that is no token or a session that ended here."""
         token = session if type(session) is str else _token_of(session)
         place = place_of(token, self._peppers or self._ring())
         return None if self._deferred and place in self._deferred and not denied else place
@@ -863,13 +863,16 @@ class SessionsBody(Asking):
         return self._keys.sessions(place.shard, place.names)
 
     def _new_place(self, shard: int | None) -> tuple[str, Place]:
-        """A token and its place. The record has the first name; who lacks that pepper finds it by another."""
+        """Make a token and its place.
+
+        The record has the first name; other peppers' processes find it by another.
+        """
         number = secrets.randbelow(self._shards) if shard is None else shard
         token = make_token(number, os.urandom(SECRET_BYTES))
         return token, Place(number, tuple([one.name(token.encode()) for one in self._ring()]))
 
     def _reading(self, place: Place, touch: bool) -> Command:
-        """The command that reads a session. Each request sends one, so but for the name it is packed once."""
+        """Return the command that reads a session, packed once but for the name, because each request sends one."""
         shard, names = place
         if len(names) > 1:  # peppers are being changed
             return self._reads(shard, names, touch)
@@ -886,12 +889,12 @@ class SessionsBody(Asking):
     def _destroying(
         self, place: Place, cookie: int = NO_COOKIE, asked_us: int | None = None
     ) -> End:
-        """The end of this session. `cookie`: what the response does to the browser's."""
+        """Return the end of this session. `cookie` says what the response does to the browser's cookie."""
         names, prefix = tuple(self._names(place)), self._keys.shard(place.shard)
         return End(names, prefix, steady_us() if asked_us is None else asked_us, cookie)
 
     def _device_of(self, device: str | bytes | None) -> tuple[bytes, bytes]:
-        """What a device is called in Redis, and how many ms it is known."""
+        """Return a device's name in Redis, and how many ms it is known."""
         if not device:
             return b"", b""
         name = self._ring()[0].name(b"device\0" + str(device).encode("utf-8", "replace"))
@@ -907,7 +910,7 @@ class SessionsBody(Asking):
         return place
 
     def _times_of(self, idle: Duration | None, absolute: Duration | None) -> tuple[int, int]:
-        """In µs. Raises SettingsError."""
+        """Return the times in µs. Raises SettingsError."""
         idle = self.settings.session_idle if idle is None else idle
         absolute = self.settings.session_absolute if absolute is None else absolute
         given = ("idle", idle), ("absolute", absolute)
@@ -925,7 +928,7 @@ class SessionsBody(Asking):
         return Session(shard, reply[1], reply[2], data, _token_of(session), unseen, reply[3])
 
     def _refused(self, place: Place, reply: Any) -> SessionEnded:
-        """Count and tell why there is no session."""
+        """Count and report the reason why there is no session."""
         reason = reply[0].decode()
         self.stats.counts[f"sessions_{reason}"] += 1
         if reason == "replayed":
@@ -933,7 +936,7 @@ class SessionsBody(Asking):
         return SessionEnded(reason)
 
     def _tell_all(self, kind: str, shard: int, ended: Sequence[bytes]) -> None:
-        """`ended`: name, user, name, user …"""
+        """Tell the listeners. `ended` is name, user, name, user …"""
         if not ended:
             return
         if kind not in ("replayed", "new_device"):
@@ -966,7 +969,7 @@ def _token_of(session: Known) -> str:
 
 
 def _seconds(name: str, given: Duration, *, least: float, most: float) -> float:
-    """Raises SettingsError: an argument stands in the place of a setting."""
+    """Return the seconds. Raises SettingsError, because an argument stands in the place of a setting."""
     try:
         return seconds_of(name, given, least=least, most=most)
     except InvalidArgument as error:
@@ -991,5 +994,5 @@ def _check_cap(user_id: str | None, most: int | None, on_cap: str) -> None:
 
 
 def _names_of(keys: Iterable[str]) -> list[bytes]:
-    """One key, or several. Raises SessionDataRefused: the record's own fields are not among them."""
+    """Return one key or several. Raises SessionDataRefused for the record's own fields."""
     return [checked_key(key) for key in ((keys,) if isinstance(keys, str) else keys)]

@@ -276,7 +276,7 @@ def decoded(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
 
 
 def _decoded_marked(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
-    """The same of data in which some values are marked. A type asked for reads them as pydantic's JSON has them."""
+    """Decode data in which some values are marked. A requested type reads them in pydantic's JSON form."""
     try:
         data = _MARKS.unpack(from_json(text))
     except (ArithmeticError, AttributeError, TypeError) as error:

@@ -98,7 +98,7 @@ def place_of(
 
 
 def _shard_in(token: object) -> int | None:
-    """The shard that a token names. No pattern: each request comes through here."""
+    """Return the shard that a token names. This uses no pattern, because each request comes through here."""
     if not isinstance(token, str) or len(token) != _TOKEN_LENGTH or not token.isascii():
         return None
     if token.encode().translate(None, _DIGITS) != b".":

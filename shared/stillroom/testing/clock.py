@@ -57,7 +57,7 @@ class Clock:
         return list(client.scan_iter(match=prefix + b":*", count=1_000))
 
     def _forget(self) -> None:
-        """What this process remembers for a while is over, in each room of the namespace."""
+        """Forget what this process remembers for a while, in each room of the namespace."""
         for room in {id(room): room for room in (self._room, *living_rooms)}.values():
             if room.settings.namespace == self._room.settings.namespace:
                 _forget(room)
@@ -77,7 +77,7 @@ def _shorten(client: Any, key: bytes, seconds: float) -> None:
 
 
 def _age_entry(client: Any, key: bytes, us: int) -> None:
-    """`1⇥<epoch>⇥<stamp>⇥<fresh until, ms>⇥…`"""
+    """Make an entry older: `1⇥<epoch>⇥<stamp>⇥<fresh until, ms>⇥…`"""
     fields = (client.get(key) or b"").split(b"\t", 4)
     if len(fields) == 5:
         fields[3] = b"%d" % max(0, int(fields[3]) - us // 1_000)
@@ -99,7 +99,7 @@ def _age_scores(unit_us: int) -> Callable[[Any, bytes, int], None]:
 
 
 def _age_hits(client: Any, key: bytes, us: int) -> None:
-    """(last µs, count) of each entry, packed."""
+    """Make a packed log of hits older: (last µs, count) of each entry."""
     log = client.get(key) or b""
     entries = [log[n : n + HIT_BYTES] for n in range(0, len(log), HIT_BYTES)]
     if entries:

@@ -48,7 +48,7 @@ def overridden(room: R, settings: Settings, *, dispatch: Dispatch | None = None)
 
 
 def _listeners(room: Any) -> list[Any]:
-    """The app's; the room's own is bound to it."""
+    """Return the app's listeners; the room's own is bound to it."""
     return [one for one in room.sessions.on_event if getattr(one, "__self__", None) is not room]
 
 

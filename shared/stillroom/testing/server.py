@@ -62,7 +62,7 @@ class TestServer(EmbeddedServer):
         self._be_patient()
 
     def _drivers(self) -> list[Any]:
-        """The drivers of this process' rooms on this server, each once."""
+        """Return the drivers of this process's rooms on this server, each once."""
         rooms = [
             room
             for room in list(living_rooms)
@@ -79,5 +79,5 @@ class TestServer(EmbeddedServer):
 
 
 def _usual(name: str, seconds: float) -> float:
-    """The default deadline, unless the test has set one of its own."""
+    """Return the default deadline, unless the test has set its own."""
     return Settings.model_fields[name].default if seconds == PATIENT[name] else seconds

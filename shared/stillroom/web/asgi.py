@@ -111,7 +111,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         report_loss(session)
 
     async def _pass_other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """What is no request: a websocket, or lifespan."""
+        """Pass a scope that is no request: a websocket, or lifespan."""
         if kind != "websocket":
             await self.app(scope, receive, send)
         elif self._origin and self._is_foreign(scope):
@@ -120,7 +120,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
             await self._connect(scope, receive, send)
 
     async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A websocket: its handshake is a GET, and is limited as one."""
+        """Connect a websocket, whose handshake is a GET and is limited as one."""
         route = None if LIMITED in scope else self._route(scope, "GET")
         gives_session = self._has_sessions and KEY not in scope
         session = self._session(scope, gives_session)
@@ -144,7 +144,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         report_loss(session)
 
     def _is_foreign(self, scope: Scope) -> bool:
-        """Whether another site's page made this request, or opens this websocket."""
+        """Return whether another site's page made this request, or opens this websocket."""
         assert self._origin is not None
         found = {name: value.decode("latin-1") for name, value in scope["headers"]}
         said = [found.get(name, "") for name in (b"sec-fetch-site", b"origin", b"host")]
@@ -172,7 +172,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         return self._gate.route(method, below(root, path), path, partial(_first, scope))
 
     def _enter(self, scope: Scope, method: str) -> tuple[Visit, bool]:
-        """The visit that the scope is part of, and whether it began further out."""
+        """Return the visit of this scope, and whether an outer middleware began it."""
         known: Visit | None = scope.get(VISIT)
         if known is not None:
             return known, True
@@ -183,7 +183,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         return visit, False
 
     async def _admits(self, route: Route, visit: Visit, scope: Scope, send: Send) -> bool:
-        """Whether the request may go on. If not, it has been answered."""
+        """Return whether the request may go on. If not, it has been answered."""
         scope[LIMITED] = True
         await self._room.state.run(self._gate.asking(route, visit))
         if visit.refused is None:
@@ -219,7 +219,9 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         return with_exposed(known)
 
     async def _preflight(self, scope: Scope, method: str, origin: str) -> list[Header]:
-        """The headers of the app's answer. The client did not send this, so it is not charged for it."""
+        """Return the headers of the app's answer to a preflight that the client did not send and does
+        not pay for.
+        """
         found: list[Header] = []
 
         async def receive() -> Message:
@@ -243,7 +245,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
 
 
 class _Response:
-    """A response on its way out: the session is written before its first message."""
+    """A response on its way out. The session is written before its first message."""
 
     def __init__(
         self,
@@ -321,7 +323,7 @@ class _Response:
         return bool(self._visit.decisions) and not self._is_inner
 
     def _told(self, headers: list[Header]) -> list[Header]:
-        """How the client stands, of which the app has said nothing."""
+        """Return the headers on the client's limits that the app has not set."""
         return lacking(headers, list(self._visit.headers().items())) if self._tells else []
 
 
@@ -339,7 +341,7 @@ async def _send_answer(send: Send, answer: Answer, more: list[Header]) -> None:
 
 
 def _is_test(scope: Scope) -> bool:
-    """Whether this is Starlette's own test client, on plain http. It keeps cookies as strictly as a browser."""
+    """Return whether this is Starlette's own test client on plain http, which keeps cookies as a browser does."""
     return scope.get("client") == TEST_CLIENT and scope.get("scheme") in ("http", "ws")
 
 
@@ -349,12 +351,12 @@ def _peer(scope: Scope) -> str | None:
 
 
 def _first(scope: Scope, name: str) -> str | None:
-    """A header of the request by its name in small letters."""
+    """Return a header of the request by its lower-case name."""
     return _all(scope, name.encode(), ", ")
 
 
 def _all(scope: Scope, name: bytes, between: str) -> str | None:
-    """All headers of this name as one: HTTP/2 may send several cookies. None: there is none."""
+    """Return all headers of this name as one, because HTTP/2 may send several cookies, or None."""
     found = [value for given, value in scope["headers"] if given == name]
     return between.encode().join(found).decode("latin-1") if found else None
 

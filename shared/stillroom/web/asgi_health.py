@@ -113,7 +113,7 @@ def _request(scope: Message) -> Request:
 
 
 async def _body(receive: Receive) -> bytes:
-    """The body of a form; none of one that is too long."""
+    """Return the body of a form, or nothing if it is too long."""
     body, more = b"", True
     while more:
         message = await receive()
@@ -136,7 +136,7 @@ async def _send(request: Request, response: Response, send: Send) -> None:
 
 
 async def _live(receive: Receive, send: Send) -> None:
-    """A server that starts and stops apps is told that this one has nothing to do for it."""
+    """Answer a server's lifespan: this app has nothing to start or stop."""
     while True:
         stage = (await receive())["type"]
         await send({"type": f"{stage}.complete"})

@@ -18,7 +18,7 @@ LEARNED = 1_024  # origins and paths
 KEY_LENGTH = 400  # characters of those
 ORIGIN = "access-control-allow-origin"
 EXPOSE = "access-control-expose-headers"
-# What an app's CORS layer says of an origin. Its other words are for preflights only.
+# The headers of an app's CORS layer about an origin. Its others are for preflights only.
 _KEPT = (ORIGIN, "access-control-allow-credentials", EXPOSE)
 _NEVER_IN_A_PREFLIGHT = ("cookie", "authorization", "transfer-encoding")
 
@@ -99,5 +99,5 @@ def _names_origin(value: str) -> bool:
 
 
 def _has_credentials(headers: Sequence[Header]) -> bool:
-    """With them a `*` is a name like any other."""
+    """Return whether credentials are allowed, with which a `*` is a name like any other."""
     return any(name.lower() == "access-control-allow-credentials" for name, _ in headers)

@@ -16,7 +16,7 @@ log = logging.getLogger("stillroom.web")
 
 Header = tuple[str, str]
 
-# What tells shared caches more than Cache-Control does: RFC 9213 (…-Cache-Control), and those before it.
+# Headers that overrule Cache-Control in shared caches: RFC 9213 (…-Cache-Control), and its predecessors.
 FOR_CACHES = ("surrogate-control", "edge-control", "x-accel-expires")
 
 
@@ -95,7 +95,7 @@ def private(headers: Iterable[Header]) -> tuple[list[Header], frozenset[str]]:
 
 
 def _opens(rule: str) -> bool:
-    """Whether this rule lets a shared cache keep the response."""
+    """Return whether this rule lets a shared cache keep the response."""
     return rule == "public" or rule.partition("=")[0].strip() == "s-maxage"
 
 
@@ -110,7 +110,7 @@ def _values(headers: Iterable[Header], wanted: str) -> list[str]:
 
 @lru_cache
 def _tell_of_http(name: str) -> None:
-    """Once: what a developer sees is a login that is forgotten by the next request."""
+    """Log once that a secure cookie goes over http, where the next request would have no login."""
     log.warning(
         "the cookie %s is Secure and this request came over plain http: most clients will not send it back, so "
         "nobody stays logged in. Is there a proxy that ends TLS? Then let it send X-Forwarded-Proto. On plain http "

@@ -49,5 +49,5 @@ class Charger:
 
 
 def _nothing() -> Operation[None]:
-    """An operation that says nothing to Redis."""
+    """Return an operation that sends nothing to Redis."""
     yield from ()

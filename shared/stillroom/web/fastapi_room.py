@@ -101,7 +101,7 @@ class AppLifespan:
                 self._is_served = False
 
     async def _run_here(self, ready: asyncio.Future[None]) -> None:
-        """In a task of its own, for what began in a task may have to end in it."""
+        """Run in a task of its own, because a context that began in a task may have to end in it."""
         try:
             async with self._lifespan(self._app):
                 ready.set_result(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What a visitor or a program asks for. Everything else (an image, a style, a script) a page has asked for.
+# Requests of a visitor or a program. A page makes all others (an image, a style, a script).
 MEANT = ("", "document", "empty", "iframe", "frame")
 
 

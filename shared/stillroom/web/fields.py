@@ -86,6 +86,6 @@ def _item(field: str, value: Any) -> tuple[str, Any]:
 
 
 def _named(key: object) -> str | bytes:
-    """The key beside its value. A lone surrogate has no JSON: then it is bytes."""
+    """Return the key beside its value. A key with a lone surrogate has no JSON and is bytes."""
     text = text_of(key)
     return text if text.isprintable() else text.encode(errors="surrogatepass")

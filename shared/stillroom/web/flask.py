@@ -29,11 +29,14 @@ from stillroom.web.wsgi import ALONG
 
 View = TypeVar("View", bound=Callable[..., Any])
 
-USER = "_user_id"  # where Flask-Login keeps who is logged in
+USER = "_user_id"  # where Flask-Login keeps the user
 FRESH = "_fresh"  # … and whether by a password, not by its "remember me" cookie
 PERMANENT = "_permanent"
 FLASHES = "_flashes"
-FLASKS_NAME, FLASKS_LIFETIME = "session", 31 * 86_400  # its defaults: who has them has set nothing
+FLASKS_NAME, FLASKS_LIFETIME = (
+    "session",
+    31 * 86_400,
+)  # its defaults: an app with these has set nothing
 OWN = SessionCookie()
 # Where werkzeug's test client says that it keeps the context, for the test to look into when the response is over.
 KEPT_OPEN = "werkzeug.debug.preserve_context"
@@ -64,7 +67,7 @@ class FlaskSession(WebSession, SessionMixin):
         False  # it is to live for another time: another session, with the same in it
     )
     _is_said_modified = False
-    _follows_flask_login = False  # who is to be logged in is what it says
+    _follows_flask_login = False  # whether Flask-Login names the user
 
     @property
     def permanent(self) -> bool:
@@ -102,7 +105,7 @@ class FlaskSession(WebSession, SessionMixin):
         return self
 
     def _begin_login(self, login: Login) -> None:
-        """It goes before what Flask-Login says in the same request."""
+        """Begin a login of the session, which wins over Flask-Login's in the same request."""
         if self._follows_flask_login:
             self._login, self._follows_flask_login = None, False
         super()._begin_login(login)
@@ -128,7 +131,7 @@ class FlaskSession(WebSession, SessionMixin):
             self._login, self._is_ended, self._follows_flask_login = None, True, False
 
     def _log_in(self, user_id: str) -> None:
-        """Flask-Login's login_user(), or its "remember me" cookie."""
+        """Log in for Flask-Login's login_user() or its "remember me" cookie."""
         if self._login is None or self._follows_flask_login:
             before, kept = self.user_id, {key: self[key] for key in self._changed if key in self}
             super().login(user_id)
@@ -181,7 +184,7 @@ class FlaskSession(WebSession, SessionMixin):
         return (yield from self._body.succeed(self._token, found.user_id, fields, **given))
 
     def _is_emptied(self, found: Session[Any]) -> bool:
-        """Whether nothing is left of a session that is nobody's: then Flask forgets it."""
+        """Return whether an anonymous session is empty, so that Flask forgets it."""
         has_changed = bool(self._gone or self._mutated)
         return has_changed and not self._data and found.user_id is None and not self._is_renewed
 
@@ -198,7 +201,7 @@ class FlaskSession(WebSession, SessionMixin):
 
     @property
     def _has_lifetime(self) -> bool:
-        """Whether PERMANENT_SESSION_LIFETIME was set."""
+        """Return whether PERMANENT_SESSION_LIFETIME was set."""
         return self._app.permanent_session_lifetime.total_seconds() != FLASKS_LIFETIME
 
     def _options(self) -> dict[str, Any]:
@@ -268,7 +271,7 @@ class StillroomSessions(SessionInterface):
             response.set_data(end.instead.body)
 
     def _cookie_of(self, app: Flask) -> SessionCookie:
-        """The cookie that Flask's settings ask for."""
+        """Return the cookie that Flask's settings describe."""
         given = _given(app.config)
         cookie = self._cookies.get(given)
         if cookie is None:
@@ -290,7 +293,7 @@ _given = itemgetter(*_SETTINGS)
 
 
 def _cookie_of(config: Any) -> SessionCookie:
-    """Raises SettingsError for what browsers refuse."""
+    """Return the cookie. Raises SettingsError for one that browsers refuse."""
     name, domain, own_path, http_only, secure, same_site, partitioned, root = _given(config)
     path = own_path or root
     is_named = name != FLASKS_NAME

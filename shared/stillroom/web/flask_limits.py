@@ -139,7 +139,7 @@ class StillroomLimits:
         return response
 
     def _visit(self) -> Visit:
-        """The visit that this request is, begun here or by the middleware around the app."""
+        """Return the visit of this request, begun here or by the middleware around the app."""
         known: Visit | None = getattr(g, HERE, None)
         if known is not None:
             return known
@@ -217,7 +217,7 @@ def exempt(view: V) -> V:
 
 
 class _Here:
-    """A request as Flask shows it."""
+    """The request as Flask shows it."""
 
     def __init__(self, visit: Visit) -> None:
         self.request = request._get_current_object()  # type: ignore[attr-defined]
@@ -247,7 +247,7 @@ def _extension() -> StillroomLimits:
 
 
 def _declared_for(view: Any) -> list[Limited]:
-    """What the request's blueprints and its view carry, outermost first."""
+    """Return the limits of the request's blueprints and view, outermost first."""
     blueprints = [current_app.blueprints[name] for name in reversed(request.blueprints)]
     kind = getattr(view, "view_class", None)
     method = getattr(kind, "get" if request.method == "HEAD" else request.method.lower(), None)
@@ -256,7 +256,7 @@ def _declared_for(view: Any) -> list[Limited]:
 
 
 def _is_answered_by_flask() -> bool:
-    """Whether this is a preflight that does not come to its view."""
+    """Return whether this is a preflight that does not reach its view."""
     if not is_preflight(request.method, request.headers.get):
         return False
     rule = request.url_rule
@@ -264,7 +264,7 @@ def _is_answered_by_flask() -> bool:
 
 
 def _limited(view: Any, declaration: Limited) -> Any:
-    """The view, which is charged here if nobody has done so: wherever it is called from, it is charged."""
+    """Return the view with its limits. It is charged here unless it was already, wherever it is called from."""
     if inspect.iscoroutinefunction(view):
 
         @functools.wraps(view)
@@ -288,7 +288,7 @@ def _limited(view: Any, declaration: Limited) -> Any:
 
 
 def _tell_of_lost(views: Mapping[str, Any]) -> None:
-    """Say which views stand in the app without the limits that were put around them."""
+    """Log which views are in the app without the limits that were put around them."""
     for name, view in views.items():
         if getattr(view, WITHIN, False):
             log.warning(
@@ -299,7 +299,7 @@ def _tell_of_lost(views: Mapping[str, Any]) -> None:
 
 
 def _limited_class(view: type, declaration: Limited) -> type:
-    """A class of views, all of whose methods are limited together."""
+    """Limit all methods of a class of views together."""
     if not hasattr(view, "dispatch_request"):
         raise InvalidLimit(
             view.__name__, "it has no dispatch_request: put the limits on its methods"

@@ -166,7 +166,7 @@ class Endpoints:
         return request.method == "POST" and self.is_operating(request)
 
     def _refused(self, request: Request) -> Response | None:
-        """Why nobody may act here, or None. The token is asked for, from whichever network it is."""
+        """Return why the caller may not act here, or None. The token is asked for from every network."""
         if request.method not in (*METHODS, "POST"):
             return _text(405, "GET, HEAD or POST", ("Allow", ", ".join((*METHODS, "POST"))))
         if self._token is None:
@@ -246,7 +246,7 @@ class Endpoints:
         return not is_proxy and any(address in network for network in self._networks)
 
     def _ready(self, held: Held | None) -> Response:
-        """Ready is who has been connected once; then, who has what the settings require."""
+        """Answer ready if the room was connected once and has the roles that the settings require."""
         up = [s.connection.is_up for s in held.report.servers] if held else []
         self._was_ready = self._was_ready or bool(up and all(up))
         away = {
@@ -266,7 +266,7 @@ def _networks(texts: Sequence[str]) -> list[ipaddress.IPv4Network | ipaddress.IP
 
 
 def _who(request: Request) -> str:
-    """For the log: the name that a browser was given, and the address."""
+    """Return the actor for the log: the name that a browser was given, and the address."""
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     name = b""
     if kind.lower() == "basic":
@@ -280,7 +280,7 @@ def _page(status: int, text: str) -> Response:
 
 
 def _password(kind: str, given: str) -> bytes:
-    """Of HTTP's Basic authentication, whatever the user's name is (RFC 7617)."""
+    """Return the password of HTTP's Basic authentication, whatever the user name (RFC 7617)."""
     try:
         return base64.b64decode(given if kind.lower() == "basic" else "").partition(b":")[2]
     except ValueError:

@@ -94,7 +94,7 @@ def known_routes(app: object) -> list[Known] | None:
 
 
 def _inward(app: object) -> Iterator[Any]:
-    """The app and the apps it is around, as far as they say so."""
+    """Yield the app and the apps that it wraps, as far as they can be seen."""
     seen = getattr(app, "__self__", app)  # app.wsgi_app is a method of the app
     for _ in range(DEEP):
         yield seen
@@ -148,7 +148,7 @@ def _of_django(patterns: Sequence[Any], before: Parts, text: str) -> Iterator[Kn
 
 
 def _parts(path: str, field: re.Pattern[str], plain: Sequence[str]) -> Parts:
-    """`plain`: the kinds of fields that span no slash."""
+    """Return the parts. `plain` names the kinds of fields that span no slash."""
     parts: list[tuple[str, ...] | None] = []
     for part in filter(None, path.split("/")):
         kinds = [found.partition("(")[0] for found in field.findall(part)]
@@ -157,7 +157,7 @@ def _parts(path: str, field: re.Pattern[str], plain: Sequence[str]) -> Parts:
 
 
 def _pieces(part: str, field: re.Pattern[str]) -> tuple[str, ...]:
-    """The texts around the fields of a part."""
+    """Return the texts around the fields of a part."""
     texts, at = [], 0
     for found in field.finditer(part):
         texts.append(part[at : found.start()])

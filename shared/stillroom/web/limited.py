@@ -20,12 +20,12 @@ from stillroom.limits.request import Subject
 from stillroom.limits.routes import Counted, check_count
 
 T = TypeVar("T")
-# What a function of the request returned is yielded: in an ASGI app it may have to be awaited.
+# The result of a function of the request is yielded, because in an ASGI app it may have to be awaited.
 Steps: TypeAlias = Generator[Any, Any, T]
 LimitsOf: TypeAlias = Callable[[Any], Limit | Sequence[Limit] | Awaitable[Limit | Sequence[Limit]]]
 
 MARK = "__stillroom_limits__"  # on an endpoint: the declarations it carries
-EXEMPT = "__stillroom_exempt__"  # on an endpoint: what is around it does not count here
+EXEMPT = "__stillroom_exempt__"  # on an endpoint: outer limits do not count here
 KINDS = ("ip", "user")  # that every request has; "user" is the session's, None for a visitor
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
@@ -50,7 +50,7 @@ class Header(NamedTuple):
 class Here(Protocol):
     """A request, as a framework shows it."""
 
-    request: Any  # what functions of the request are given
+    request: Any  # the argument of functions of the request
 
     def address(self) -> str:
         """The client's, as `limits.client` makes it."""
@@ -61,7 +61,7 @@ class Here(Protocol):
         """Who is logged in, or an awaitable of that; None: nobody."""
 
 
-# What `limited` takes.
+# The arguments of `limited`.
 Limitation: TypeAlias = Limit | Sequence[Limit] | LimitsOf
 By: TypeAlias = str | Header | Callable[[Any], object] | None
 When: TypeAlias = Callable[[Any], object] | None
@@ -117,7 +117,7 @@ class Limited:
     def _counted(
         self, limits: tuple[Limit, ...], here: Here
     ) -> Steps[tuple[tuple[Limit, ...], Subject]]:
-        """The limits, each by the kind it is counted by here, and whom they count."""
+        """Return the limits with their kinds here, and their subjects."""
         if self.by is None and all(limit.by == "ip" for limit in limits):
             return limits, here.address()
         subject: dict[str, str | None] = {"ip": here.address()}
@@ -191,7 +191,7 @@ async def run_async(steps: Steps[T]) -> T:
 
 
 def _kind_of(by: object) -> str:
-    """What the names that a function or a header gives are called in Redis."""
+    """Return the kind under which the names of a function or a header are counted."""
     name = by.name if isinstance(by, Header) else getattr(by, "__name__", "")
     kind = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:32]
     return kind if _NAME.fullmatch(kind) and kind not in KINDS and kind != "lambda" else "given"
@@ -208,7 +208,7 @@ def _check_by(by: str) -> None:
 
 
 def _check_kinds(limits: Sequence[Limit], by: object, known: Sequence[str]) -> None:
-    """A limit that counts by what no request has would raise at each request."""
+    """Raise for a limit by a kind that no request has, which would raise at each request."""
     if by is not None:
         return
     for limit in limits:
@@ -221,7 +221,7 @@ def _check_kinds(limits: Sequence[Limit], by: object, known: Sequence[str]) -> N
 
 
 def _text(value: object) -> str | None:
-    """A subject's name as a text. Raises InvalidLimit for what is none, and does not repeat it."""
+    """Return a subject's name as text. Raises InvalidLimit for another type, and does not repeat it."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int | UUID) and not isinstance(value, bool):

@@ -58,7 +58,7 @@ def _lists(base: list[Any], ours: Any, theirs: Any) -> Any:
 
 
 def _removed(base: list[Any], ours: list[Any]) -> list[Any] | None:
-    """The elements of base that ours lacks; None if that is not all that was done to it."""
+    """Return the elements of base that ours lacks, or None if ours was changed in another way too."""
     left = iter(base)
     removed: list[Any] = []
     for kept in ours:
@@ -106,5 +106,5 @@ def _or(value: Any, empty: Any) -> Any:
 
 
 def _emptied(ours: Any, result: Any) -> Any:
-    """A key that this request removed goes, unless another request has put something into it."""
+    """Drop a key that this request removed, unless another request has put something into it."""
     return GONE if ours is GONE and not result else result

@@ -26,7 +26,7 @@ HEADERS = tuple(
     (name, value.replace("form-action 'none'", "form-action 'self'"))
     for name, value in STATUS_HEADERS
 )
-# The acts that are offered at the top; the others hang on what these find.
+# The acts that are offered at the top; the others are offered in the rows of these.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Cache": ("look", "invalidate", "invalidate_tag", "invalidate_pattern", "load"),
     "Sessions": ("sessions", "end_sessions"),

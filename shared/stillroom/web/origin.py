@@ -60,7 +60,7 @@ def _origin(text: str) -> str:
 
 
 def _is_of(origin: str, host: str) -> bool:
-    """Whether the page is of this host. Which scheme the visitor sees is not known behind a proxy."""
+    """Return whether the page is of this host. Behind a proxy the visitor's scheme is unknown."""
     try:
         page, own = urlsplit(origin), urlsplit(f"//{host}")
         port = page.port or _PORTS.get(page.scheme)

@@ -39,9 +39,7 @@ from stillroom.web.fields import field_of, to_data, to_fields
 from stillroom.web.merge import GONE, merged_keys
 from stillroom.web.session_cookie import SessionCookie
 
-TRIES = (
-    100  # to merge with what others have written: each lost one means that somebody else's was won
-)
+TRIES = 100  # to merge with other requests' writes: each lost try means that another request won
 _SAYS_HTTPS = ("HTTP_X_FORWARDED_PROTO", "HTTP_FORWARDED")
 CLEARS_WITHIN_S = 2.0  # a slower response might meet a login that never knew this cookie
 
@@ -99,11 +97,11 @@ class RequestSession(MutableMapping[str, Any]):
         self._token = token
         self._request = request
         self._found: Session[Any] | None = None
-        self._is_asked = token is None  # whether Redis has said what there is
+        self._is_asked = token is None  # whether the session was read
         self._data: dict[str, Any] | None = None  # None: not looked at
         self._changed: set[str] = set()
         self._gone: set[str] = set()
-        # What was looked at and can be changed in place, as JSON; None: the key was not there.
+        # The values that were read and can be changed in place, as JSON; None: the key was not there.
         self._seen: dict[str, bytes | None] = {}
         self._login: Login | None = None
         self._is_renewed = False
@@ -120,7 +118,7 @@ class RequestSession(MutableMapping[str, Any]):
     _may_be_lost: frozenset[str] = frozenset()
     _earlier: tuple[
         tuple[Done, Change], ...
-    ] = ()  # what was done before each `mutate`, and the change itself
+    ] = ()  # the changes before each `mutate`, and the change itself
     _mutated: frozenset[str] = frozenset()  # the keys that these changed
     _looked_at = 0.0  # time.monotonic(), where the cookie opened nothing
     _asked_us: int | None = None  # when it was read, by this machine's steady clock
@@ -415,7 +413,7 @@ class RequestSession(MutableMapping[str, Any]):
 
     @property
     def _has_acted(self) -> bool:
-        """The same, but for lists and dicts that were changed in place."""
+        """Return whether the request has acted, apart from lists and dicts that were changed in place."""
         asked = self._login or self._is_ended or self._is_renewed or self._mutated
         return bool(asked or self._changed or self._gone)
 
@@ -454,7 +452,7 @@ class RequestSession(MutableMapping[str, Any]):
         return None if is_late else self._cookie.clear()
 
     def _beginning(self) -> Operation[str | None]:
-        """A new session; the one before, if there was one, ends with it."""
+        """Begin a new session; the current one, if any, ends with it."""
         try:
             made = yield from self._begun(to_fields(self._data or {}, self._data or {}))
         except SessionEnded:
@@ -523,7 +521,7 @@ class RequestSession(MutableMapping[str, Any]):
         return keys, data, theirs.version
 
     def _renewing(self) -> Operation[str]:
-        """After the changes: one that is refused leaves the session under the token that the browser has."""
+        """Renew the token after the changes, so that refused changes leave the browser's token good."""
         assert self._token is not None
         made = yield from self._body.renew(self._token, is_proof=self._is_confirmed)
         return self._cookie.write(made.token, self._kept_for(made))
@@ -531,21 +529,21 @@ class RequestSession(MutableMapping[str, Any]):
     # What a framework may know better
 
     def _settle(self) -> None:
-        """The request is over: what it did is known now."""
+        """Settle the request: its changes are known now."""
 
     def _options(self) -> dict[str, Any]:
-        """What a new session is created with."""
+        """Return the options of a new session."""
         return {}
 
     def _kept_for(self, made: Session[Any]) -> float | None:
-        """Seconds the browser keeps the cookie; None: until it is closed."""
+        """Return the seconds for which the browser keeps the cookie, or None until it is closed."""
         return made.ends_by - made.read_at if self._cookie.persistent else None
 
     def _dropped_at_login(self) -> tuple[str, ...]:
         return self._body.settings.session_login_drops
 
     def _agent(self) -> str:
-        """The User-Agent."""
+        """Return the User-Agent."""
         raise NotImplementedError
 
     # Small things
@@ -566,7 +564,7 @@ class RequestSession(MutableMapping[str, Any]):
         data.clear()
 
     def _done(self) -> Done:
-        """What was done since the last `mutate`, or since it was read."""
+        """Return the changes since the last `mutate`, or since the read."""
         data = self._data or {}
         base = {
             key: GONE if text is None else decoded_value(text) for key, text in self._seen.items()
@@ -575,7 +573,7 @@ class RequestSession(MutableMapping[str, Any]):
         return Done(base, ours)
 
     def _remember(self) -> None:
-        """The lists and dicts as they were written: see is_lost."""
+        """Remember the lists and dicts as they were written: see is_lost."""
         data = self._data or {}
         kept = [key for key in self._changed | self._seen.keys() if key in data]
         self._seen = {
@@ -584,7 +582,7 @@ class RequestSession(MutableMapping[str, Any]):
         self._changed = set()
 
     def _altered(self) -> set[str]:
-        """The lists and dicts that were changed in place."""
+        """Return the lists and dicts that were changed in place."""
         data = self._data or {}
         return {
             key
@@ -678,7 +676,7 @@ def _is_fixed(value: Any) -> bool:
 
 
 def _changed_by(change: Change, data: dict[str, Any]) -> dict[str, Any]:
-    """The data after the change, which may be another dict."""
+    """Return the data after the change, which may be another dict."""
     result = change(data)
     return data if result is None else dict(result)
 

@@ -47,7 +47,7 @@ class ScopeSession(dict[str, Any]):
         self._filled()
 
     def _filled(self) -> AsyncWebSession:
-        """The session, which this dict shows as it is now."""
+        """Fill this dict with the session's current data."""
         session = self._session
         if not session.is_loaded:
             if not session.is_read:
@@ -111,5 +111,5 @@ class ScopeSession(dict[str, Any]):
         return repr(self._session)
 
     def __getattr__(self, name: str) -> Any:
-        """`login`, `user_id` and the rest are those of the session itself."""
+        """Return `login`, `user_id` and the other attributes of the session itself."""
         return getattr(self._session, name)

@@ -17,7 +17,7 @@ from stillroom.wire import Budget
 log = logging.getLogger("stillroom.web")
 
 POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013  # RFC 6455, and IANA's registry
-SWITCHING, FORBIDDEN = 101, 403  # what a handshake was answered, in the words of HTTP
+SWITCHING, FORBIDDEN = 101, 403  # the answers to a handshake, as HTTP statuses
 BEGINS = {"websocket.accept": SWITCHING, "websocket.http.response.start": 0}
 
 Message: TypeAlias = MutableMapping[str, Any]

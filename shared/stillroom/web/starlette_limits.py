@@ -161,7 +161,7 @@ class LimitedApp:
 
 
 class _Here:
-    """A request as Starlette shows it."""
+    """The request as Starlette shows it."""
 
     def __init__(self, connection: HTTPConnection, visit: Visit) -> None:
         self.request = connection
@@ -194,7 +194,7 @@ def _entered(scope: Scope) -> tuple[StillroomMiddleware, Visit]:
 
 
 async def _admits(connection: HTTPConnection, send: Send, declaration: Limited) -> bool:
-    """Whether the request may go on. If not, it has been answered."""
+    """Return whether the request may go on. If not, it has been answered."""
     scope = connection.scope
     denial = await charge(connection, declaration)
     if denial is None:
@@ -208,7 +208,7 @@ async def _admits(connection: HTTPConnection, send: Send, declaration: Limited) 
 
 
 def _limited_function(endpoint: Any, declaration: Limited) -> Any:
-    """A function that is charged before it is called, wherever the framework calls it from."""
+    """Wrap a function that is charged before it is called, wherever the framework calls it from."""
     is_async = is_async_callable(endpoint)
 
     @functools.wraps(endpoint)
@@ -230,7 +230,7 @@ def _limited_function(endpoint: Any, declaration: Limited) -> Any:
 
 
 def _with_connection(endpoint: Any) -> inspect.Signature:
-    """The endpoint's signature, and the request: FastAPI gives a function what its signature names."""
+    """Return the endpoint's signature with a request, because FastAPI passes only what a signature names."""
     signature = inspect.signature(endpoint)
     known = [one for one in signature.parameters.values() if one.name != CONNECTION]
     last = [one for one in known if one.kind is inspect.Parameter.VAR_KEYWORD]
@@ -241,7 +241,7 @@ def _with_connection(endpoint: Any) -> inspect.Signature:
 
 
 def _limited_class(endpoint: type, declaration: Limited) -> type:
-    """A class of endpoints (HTTPEndpoint, WebSocketEndpoint), all of whose methods are limited together."""
+    """Limit all methods of a class of endpoints (HTTPEndpoint, WebSocketEndpoint) together."""
     if not hasattr(endpoint, "dispatch"):
         raise InvalidLimit(endpoint.__name__, "it has no dispatch: put the limits on its methods")
 
@@ -258,7 +258,7 @@ def _limited_class(endpoint: type, declaration: Limited) -> type:
 
 
 def _is_app(endpoint: Any) -> bool:
-    """Whether this is called as an ASGI app is, and not with a request."""
+    """Return whether this is called as an ASGI app and not with a request."""
     if not inspect.isroutine(endpoint) and not isinstance(endpoint, functools.partial):
         return callable(endpoint)
     names = list(inspect.signature(endpoint).parameters)
@@ -266,7 +266,7 @@ def _is_app(endpoint: Any) -> bool:
 
 
 def _said(denial: Decision) -> str:
-    """Why, in the few words that a close has room for."""
+    """Return the reason in the few words that a close has room for."""
     return str(denial.problem().get("title", ""))
 
 

@@ -38,7 +38,7 @@ class Held(NamedTuple):
 class Visit:
     """One request, as its limits see it."""
 
-    # What most requests never have.
+    # Attributes that most requests never need.
     decisions: tuple[Decision, ...] = ()
     keys: tuple[object, ...] = ()  # the routes and endpoints it was charged for
     exempt = False  # no endpoint charges it

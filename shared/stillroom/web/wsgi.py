@@ -91,13 +91,13 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         return self._gate.route(method, path, _path(environ), header)
 
     def _session(self, environ: Environ, cookie: SessionCookie | None) -> WebSession:
-        """The session of the token in this cookie; without one, nobody's."""
+        """Return the session of the token in this cookie, or an anonymous one without."""
         token = cookie.read(environ.get("HTTP_COOKIE", "")) if cookie else None
         body, driver = self._room.operations.sessions, self._room.state
         return WebSession(body, driver, self._cookie, token, environ)
 
     def _enter(self, environ: Environ, session: WebSession) -> tuple[Visit, bool]:
-        """The visit that the request is part of, and whether it began further out."""
+        """Return the visit of this request, and whether an outer middleware began it."""
         known: Visit | None = environ.get(VISIT)
         if known is not None:
             return known, True
@@ -109,7 +109,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         return visit, False
 
     def _refused(self, route: Route, visit: Visit, environ: Environ) -> Answer | None:
-        """What the request is answered if it may not go on. None: it may."""
+        """Return the answer to a request that may not go on, or None if it may."""
         environ[LIMITED] = True
         self._room.state.run(self._gate.asking(route, visit))
         if visit.refused is None:
@@ -130,7 +130,9 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         return with_exposed(known)
 
     def _preflight(self, environ: Environ, method: str, origin: str) -> list[Header]:
-        """The headers of the app's answer. The client did not send this, so it is not charged for it."""
+        """Return the headers of the app's answer to a preflight that the client did not send and does
+        not pay for.
+        """
         found: list[Header] = []
 
         def keep(_: str, headers: list[Header], *__: Any) -> Callable[[bytes], object]:
@@ -156,7 +158,7 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
 
 
 class _Response:
-    """A response that is held back until the app has handed over its body: so long the session may change."""
+    """A response that is held back until the app hands over its body; until then the session may change."""
 
     def __init__(
         self,
@@ -229,7 +231,7 @@ class _Response:
     def _start(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
-        """What the app calls for start_response."""
+        """Take the app's call of start_response."""
         given = (status, headers) if exc_info is None else (status, headers, exc_info)
         if self._write is not None:  # the server raises what is in exc_info: it is too late
             return self._start_response(*given)
@@ -259,7 +261,7 @@ class _Response:
         self._write = self._start_response(status, [*headers, *end.headers, *told], *exc_info)
 
     def _explain(self, error: SessionStoreUnavailable | LoadShed) -> bytes:
-        """The body of a 503, for an app that did not say anything to this. Raises where it was not the session."""
+        """Return the body of a 503 for an app's 500. Raises where the session was not the reason."""
         if self._write is not None:
             raise error
         if isinstance(error, LoadShed):
@@ -283,12 +285,12 @@ class _Response:
         return bool(self._visit.decisions) and not self._is_inner
 
     def _told(self, headers: list[Header]) -> list[Header]:
-        """How the client stands, of which the app has said nothing."""
+        """Return the headers on the client's limits that the app has not set."""
         return lacking(headers, list(self._visit.headers().items())) if self._tells else []
 
 
 class _Stream:
-    """A body that begins its response by its first piece, and says so when something was lost on the way."""
+    """A body that begins its response by its first piece, and logs changes that were lost on the way."""
 
     def __init__(self, response: _Response, body: Iterable[bytes]) -> None:
         self._response = response
@@ -308,22 +310,22 @@ def _answered(answer: Answer, start_response: StartResponse) -> list[bytes]:
 
 
 def _fetched(environ: Environ) -> list[str]:
-    """Sec-Fetch-Site, Origin, Host."""
+    """Return Sec-Fetch-Site, Origin and Host."""
     return [str(environ.get(f"HTTP_{name}", "")) for name in ("SEC_FETCH_SITE", "ORIGIN", "HOST")]
 
 
 def _path(environ: Environ) -> str:
-    """The whole path, with what the app is mounted under."""
+    """Return the whole path with the prefix that the app is mounted under."""
     return _text(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
 
 
 def _text(raw: str) -> str:
-    """PEP 3333 decodes paths as Latin-1, whatever they are written in."""
+    """Decode a path, which PEP 3333 hands over as Latin-1 whatever it is written in."""
     return raw.encode("latin-1", "replace").decode(errors="replace")
 
 
 def _header(environ: Environ, name: str) -> str | None:
-    """A header of the request by its name in small letters."""
+    """Return a header of the request by its lower-case name."""
     key = name.upper().replace("-", "_")
     found: str | None = environ.get(key if key == "CONTENT_LENGTH" else f"HTTP_{key}")
     return found

@@ -97,7 +97,7 @@ class Reports:
         return self._held is not None and self._held.is_fresh
 
     def _at_work(self) -> threading.Thread | None:
-        """Who makes a report now: one thread, whoever asked for it."""
+        """Return the one thread that makes the report for every caller, started if a report is due."""
         with self._lock:
             is_at_work = self._thread is not None and self._thread.is_alive()
             if not is_at_work and not self._is_fresh():
@@ -105,7 +105,7 @@ class Reports:
             return self._thread
 
     def _started(self) -> threading.Thread | None:
-        """None where no thread can be started: then the last report is what there is."""
+        """Start the thread; return None where none can be started, so that the last report is used."""
         thread = threading.Thread(target=self._make, name="stillroom health", daemon=True)
         try:
             thread.start()
@@ -129,7 +129,7 @@ def _request(environ: dict[str, Any]) -> Request:
 
 
 def _body(environ: dict[str, Any]) -> bytes:
-    """The body of a form; none of one that is too long, or says nothing of its length."""
+    """Return the body of a form, or nothing if it is too long or has no length."""
     length = environ.get("CONTENT_LENGTH") or "0"
     if not length.isdecimal() or int(length) > BODY_LIMIT:
         return b""

@@ -121,7 +121,7 @@ class AsyncLink:
             self._timer.cancel()
 
     def _expire(self, deadline: float, granted: float = 0.0) -> None:
-        """Give up; or, if the loop was busy when this was due, read first what has arrived meanwhile."""
+        """Give up. If the loop was busy when this was due, read first the bytes that have arrived meanwhile."""
         now = time.monotonic()
         late = now - deadline
         if late > _LATE_S and granted < OWN_LIMIT_S:
@@ -211,7 +211,10 @@ class _Pool:
             self.drop(self._idle.pop())
 
     async def _await_idle(self, deadline: float) -> float:
-        """Wait in line for all of the call's time: a burst of tasks is not an outage. Returns the deadline then."""
+        """Wait in line for all of the call's time, because a burst of tasks is no outage.
+
+        Return the deadline then.
+        """
         freed = asyncio.get_running_loop().create_future()
         self._waiting.append(freed)
         try:
@@ -231,7 +234,7 @@ class _Pool:
 
 
 async def _until_the_loop_ends(pool: _Pool) -> AsyncGenerator[None, None]:
-    """Close a pool's connections with its event loop: a loop that ends closes the generators that it has begun."""
+    """Close a pool's connections with its event loop, which closes its generators when it ends."""
     try:
         yield
     finally:
@@ -240,7 +243,7 @@ async def _until_the_loop_ends(pool: _Pool) -> AsyncGenerator[None, None]:
 
 
 def _begin_pool(server: Server, loop: asyncio.AbstractEventLoop) -> _Pool:
-    """A pool that lives as long as the event loop, and keeps no loop alive."""
+    """Begin a pool that lives as long as the event loop and keeps no loop alive."""
     pool = _Pool(server)
     pool.guard = _until_the_loop_ends(pool)
     with contextlib.suppress(StopIteration):  # it is begun, and has nothing to wait for
@@ -417,4 +420,4 @@ class AsyncWire:
 
 
 def _nobody() -> None:
-    """No event loop, and no pool."""
+    """Stand in for the weak reference to an event loop or a pool where there is none."""

@@ -96,7 +96,7 @@ class Breaker:
         return None
 
     def _waits(self, stop: threading.Event, seconds: float) -> bool:
-        """Wait for the next probe's time, or for a reason not to. False: there is to be no other probe."""
+        """Wait for the next probe's time or for a reason to stop. Return False if there is to be no other probe."""
         self._nudge.wait(seconds)
         self._nudge.clear()
         return not stop.is_set()

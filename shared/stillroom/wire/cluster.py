@@ -34,7 +34,7 @@ Address = tuple[str, int]
 
 
 class _AnyWire(Protocol):
-    """What Wire and AsyncWire have in common."""
+    """The part that Wire and AsyncWire have in common."""
 
     server: Server
     breaker: Breaker
@@ -242,7 +242,7 @@ class AsyncClusterWire(_Cluster[AsyncWire]):
 
 
 class _Follower(Generic[W]):
-    """What follows one slot; to a body it is the server, to a driver the wire."""
+    """The follower of one slot, which is the server to a body and the wire to a driver."""
 
     def __init__(self, cluster: _Cluster[W], slot: int) -> None:
         self._cluster = cluster
@@ -424,7 +424,7 @@ def _ping(cluster: _Cluster[Any], shard: ShardWire[Any]) -> None:
 
 
 def _final_if_no_cluster(error: RedisUnavailable) -> RedisUnavailable:
-    """A server that is in no cluster will not be in one after another attempt."""
+    """Make the error final for a server in no cluster, because another attempt would find the same."""
     is_none = "cluster support disabled" in error.detail
     return RedisUnavailable("nocluster", error.detail) if is_none else error
 
@@ -434,7 +434,7 @@ def _for_threads(wire: AsyncWire) -> Wire:
 
 
 def _address(node: Sequence[Any], asked: Address) -> Address:
-    """A node that does not know its own name is the one that was asked, or has its."""
+    """Return the node's address. A node without its own name has the address that was asked."""
     host = node[0].decode() if node[0] else asked[0]
     return host, int(node[1])
 

@@ -24,7 +24,7 @@ def unavailable(error: BaseException) -> RedisUnavailable | None:
 
 
 def _reason(error: BaseException, cause: OSError | None) -> tuple[str, str]:
-    """(one word, what the system said)."""
+    """Return (one word, the system's own words)."""
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
         return "auth", str(error)
     if isinstance(error, redis.exceptions.BusyLoadingError):
@@ -43,7 +43,7 @@ def _reason(error: BaseException, cause: OSError | None) -> tuple[str, str]:
 
 
 def _cause(error: BaseException) -> OSError | None:
-    """The system's own error, which redis-py wraps in its own."""
+    """Return the system's own error, which redis-py wraps."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
@@ -55,7 +55,7 @@ def _of_tls(error: ssl.SSLError) -> str:
 
 
 def _without_address(error: BaseException, cause: OSError | None) -> str:
-    """What the system said, without where to: errors end up in logs, which more people read than settings."""
+    """Return the system's words without the address, because more people read logs than settings."""
     if cause is None:
         return str(error)  # redis-py's own, of a connection that it has
     return os.strerror(cause.errno) if cause.errno else "none of its addresses answers"

@@ -112,7 +112,7 @@ class Names:
             self._worked[host] = tuple(dict.fromkeys([address, *among]))
 
     def _begun(self, host: str, deadline: float) -> tuple[Lookup, float]:
-        """(the lookup of this name, new or under way; until when to wait for it)."""
+        """Return (the lookup of this name, new or under way; until when to wait for it)."""
         now = time.monotonic()
         with self._lock:
             lookup = self._lookups.get(host)

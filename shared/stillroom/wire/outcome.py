@@ -166,7 +166,10 @@ def greeted(replies: Sequence[Any], server: Server, asked_ns: int, link: Generat
 
 
 def _not_let_in(part: str, text: str) -> RedisUnavailable:
-    """What a refused part of the handshake means. Its replies stay here: no service may read them as its own."""
+    """Return the error for a refused part of the handshake.
+
+    No service may read the handshake's replies as its own.
+    """
     code, _, detail = text.partition(" ")
     reason = owner_of(text)
     if reason in AWAY:

@@ -269,7 +269,7 @@ class Watch:
         return {"host": host, "port": port}
 
     def _failure(self) -> RedisUnavailable:
-        """Why no primary is known. What they all say is said as it is."""
+        """Return why no primary is known. A reason that all Sentinels give is quoted."""
         reasons = {error.reason for error in self._errors.values()}
         if len(reasons) == 1 and len(self._errors) == len(self._sentinels) and reasons <= FINAL:
             return next(iter(self._errors.values()))
@@ -330,7 +330,7 @@ class Watch:
     def _take_in(
         self, told: Mapping[Host, Told | None], errors: Mapping[Host, RedisUnavailable], number: int
     ) -> None:
-        """What is known after one more answer. Whoever waits need not wait for the rest, once it is enough."""
+        """Take in one more answer. The caller need not wait for the others once enough is known."""
         answers = [one for one in told.values() if one is not None]
         view = view_of(answers, len(told))
         with self._changed:
@@ -435,7 +435,7 @@ def view_of(told: Sequence[Told], sentinels: int) -> View:
 
 
 def _watch(watching: weakref.ref[Watch], bell: Bell) -> None:
-    """Ask, wait, and ask again, until the watch is stopped or gone."""
+    """Ask, wait and ask again, until the watch is stopped or gone."""
     try:
         while (watch := watching()) is not None:
             if not watch.is_watched_by(bell):
@@ -480,7 +480,7 @@ def _is_unknown(text: str) -> bool:
 def _trouble(
     answers: Sequence[Told], errors: Mapping[Host, RedisUnavailable], sentinels: int
 ) -> str:
-    """What keeps the Sentinels from being believed, for a sentence."""
+    """Return why the Sentinels cannot be believed, as part of a sentence."""
     words = [f"{len(answers)} of {sentinels} answered"]
     failed = Counter(error.reason for error in errors.values())
     words += [f"{number} of them: {reason}" for reason, number in failed.items()]

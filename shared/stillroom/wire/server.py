@@ -166,7 +166,7 @@ class Server:
         return connection
 
     def _watch_of(self, url: str) -> Watch:
-        """Whoever asks the Sentinels where the primary is."""
+        """Return the watch that asks the Sentinels for the primary."""
         login = _handshake(self.settings.sentinel_login)
         said_first = [command for part, command in login if part == "auth"]
 
@@ -315,7 +315,7 @@ class Server:
 
 
 def _connected(_: Any) -> None:
-    """Instead of redis-py's handshake, which is a round trip for each of its commands."""
+    """Connect without redis-py's handshake, which is a round trip for each of its commands."""
 
 
 def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:

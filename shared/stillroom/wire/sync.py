@@ -172,7 +172,7 @@ class Link:
             raise TimeoutError
 
     def _wait_at_most(self, left: float) -> None:
-        """TLS and gevent wait in their own way, each time they are called for as long as this says."""
+        """Set how long a receive of TLS or gevent waits, which these do in their own way at each call."""
         if left <= 0:
             raise TimeoutError
         seconds = min(left, self._patience)
@@ -181,7 +181,7 @@ class Link:
             self._timeout = seconds
 
     def _send_large(self, packed: bytes, left: float) -> None:
-        """All of it in time, however small the pieces are that the server takes."""
+        """Send everything in time, however small the pieces are that the server takes."""
         self._socket.settimeout(left)
         self._socket.sendall(packed)
         self._timeout = 0.0
@@ -210,7 +210,7 @@ class Link:
 
 
 def _is_plain(sock: Any) -> bool:
-    """Whether its receive is the system's own call: TLS, and gevent, have theirs."""
+    """Return whether receive is the system's own call, which it is not with TLS and gevent."""
     return type(sock).recv_into is _socket.socket.recv_into
 
 
@@ -325,7 +325,7 @@ class Wire:
     def _exchange(
         self, link: Link, packed: bytes, count: int, deadline: float, now: float
     ) -> list[Any]:
-        """The replies. Now and then the server is asked for its clock and its role along with them."""
+        """Return the replies. Now and then the batch also asks for the server's clock and role."""
         server, asked, riding = self.server, 0, 0
         patience = now + self._patience
         if patience < deadline:
@@ -354,7 +354,7 @@ class Wire:
     def _exchange_timed(
         self, link: Link, commands: Sequence[Command], deadline: float
     ) -> list[Any]:
-        """The same for a batch whose scripts are told until when they may act."""
+        """Exchange a batch whose scripts are told until when they may act."""
         server, now = self.server, time.monotonic()
         if not server.is_clock_good:
             server.due = 0.0
@@ -381,7 +381,7 @@ class Wire:
             self._drop(link)
 
     def _open_link(self, deadline: float) -> Link | None:
-        """A new connection, or None if there are as many as there may be."""
+        """Open a connection; return None if there are as many as allowed."""
         link = Link(self.server)
         with self._lock:
             if len(self._links) >= self._settings.pool_size:
@@ -400,7 +400,7 @@ class Wire:
         return link
 
     def _leave(self, link: Link) -> None:
-        """Close this connection, and all that lead to the same server: it is not the one to talk to."""
+        """Close this connection and all others to the same server, which is not the one to talk to."""
         self.server.leave(link.generation)
         self.server.doubt()
         self._drop(link)

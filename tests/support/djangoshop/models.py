@@ -25,7 +25,7 @@ class Product(models.Model):
 
 
 class Bottle(Product):
-    """Derived from a marked model."""
+    """A model derived from a marked one."""
 
     litres = models.IntegerField(default=1)
 
@@ -39,6 +39,6 @@ class Cheap(Product):
 
 @invalidates("note:{pk}")
 class Note(models.Model):
-    """Its tags need no more than its key: a save asks for nothing."""
+    """A note whose tags need only its key, so that a save sends no query."""
 
     text = models.CharField(max_length=20)

@@ -1,6 +1,6 @@
--- What stands under a lease's key, and for how long it was given, ms:
+-- The value of a lease's key, with the time it was given for, ms:
 --   load.<token>.<ms>                one load of a missing value
---   refresh.<token>.<ms>.<failures>  a refresh that was asked for
+--   refresh.<token>.<ms>.<failures>  an ordered refresh
 --   working.<token>.<ms>.<failures>  a refresh that a worker has begun
 --   backoff.<ms>.<failures>          after a failed refresh; its key stays longer, for the count
 

@@ -1,4 +1,4 @@
--- What is told of limits in the stream of events, KEYS[1]: denials, at 1, 2, 4, 8 … of a subject, and who is near to his.
+-- Adds the limits' events to their stream, KEYS[1]: denials, at 1, 2, 4, 8 … of a subject, and subjects near a quota.
 -- `fields`: where among the arguments the fields of an event begin.
 
 local DENIED_MS = 600000

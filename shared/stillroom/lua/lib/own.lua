@@ -1,4 +1,4 @@
--- A key of another type was written by somebody else, and gives way: it must not stop those who read for all.
+-- Deletes a key of another type, which a foreign writer left: it must not stop a worker that serves everybody.
 local function own(key, kind)
   local found = redis.call('TYPE', key).ok
   if found ~= 'none' and found ~= kind then

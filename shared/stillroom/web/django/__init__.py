@@ -23,7 +23,9 @@ from stillroom.room import Stillroom
 from stillroom.settings import Settings
 
 _lock = threading.Lock()
-_rooms: dict[int, tuple[Any, Stillroom]] = {}  # by what STILLROOM was, for tests that override it
+_rooms: dict[
+    int, tuple[Any, Stillroom]
+] = {}  # by the setting STILLROOM, for tests that override it
 
 
 def room() -> Stillroom:

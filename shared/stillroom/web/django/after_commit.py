@@ -216,7 +216,7 @@ signals.class_prepared.connect(
 
 
 def _about_to_save(sender: type[models.Model], instance: Any, using: str, **_: Any) -> None:
-    """Note the tags of the row as it is in the database: afterwards nobody knows."""
+    """Note the tags of the row as the database has it, which are unknown after the save."""
     tags = _tags_of(sender)
     columns = _columns_needed(tags, sender)
     is_new = instance.pk is None or (instance._state.adding and instance._meta.pk.has_default())

@@ -198,7 +198,7 @@ class StillroomCache(BaseCache):
         return self._prefix + str(self.make_and_validate_key(key, version=version))
 
     def _ttl(self, timeout: Any) -> float | None:
-        """Seconds, or None where nothing is to be kept."""
+        """Return the ttl in seconds, or None where nothing is to be kept."""
         longest = room().settings.life_limit
         seconds = self.default_timeout if timeout is DEFAULT_TIMEOUT else timeout
         if seconds is None:

@@ -18,7 +18,7 @@ BACKEND = "stillroom.web.django.cache.StillroomCache"
 ENGINE = "stillroom.web.django.sessions"
 MIDDLEWARE = "stillroom.web.django.middleware.SessionMiddleware"
 DJANGOS_MIDDLEWARE = "django.contrib.sessions.middleware.SessionMiddleware"
-# What looks at the session, and so has to come behind what brings it.
+# Middleware that reads the session, and so has to come after the one that provides it.
 NEEDS_SESSION = (
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",

@@ -146,7 +146,7 @@ class LimitsMiddleware(InRequest):
         store.along = visit.session = WebSession(body, driver, cookie, token, request.META)
 
     def _visit(self, request: HttpRequest) -> Visit:
-        """The visit that this request is, begun here or by the middleware around the app."""
+        """Return the visit of this request, begun here or by the middleware around the app."""
         known: Visit | None = _around(request).get(VISIT)
         if known is not None:
             return known
@@ -187,7 +187,7 @@ def limited(
     def put_on(target: V) -> V:
         if isinstance(target, URLPattern | URLResolver):
             made: Any = _limited_url(target, declaration)
-        elif isinstance(target, tuple) and len(target) == 3:  # what include() returns
+        elif isinstance(target, tuple) and len(target) == 3:  # the result of include()
             made = (_limited_urls(target[0], declaration), *target[1:])
         elif isinstance(target, type) or not callable(target):
             meant = 'did you mean @method_decorator(limited(…), name="dispatch")?'
@@ -209,7 +209,7 @@ def exempt(view: V) -> V:
 
 
 class _Here:
-    """A request as Django shows it."""
+    """The request as Django shows it."""
 
     def __init__(self, request: HttpRequest, visit: Visit) -> None:
         self.request = request
@@ -235,7 +235,7 @@ class _Here:
 
 
 class _LimitedPattern(URLPattern):
-    """A URL whose view is limited. Who reverses it finds the view itself."""
+    """A URL pattern whose view is limited. Reversing it finds the view itself."""
 
     declarations: tuple[Limited, ...] = ()
 
@@ -244,7 +244,7 @@ class _LimitedPattern(URLPattern):
 
 
 class _LimitedResolver(URLResolver):
-    """URLs all of whose views are limited."""
+    """A resolver all of whose views are limited."""
 
     declarations: tuple[Limited, ...] = ()
 
@@ -281,7 +281,7 @@ def _limited_urls(urls: Any, declaration: Limited) -> Any:
 
 
 def _guarded(match: Any, declarations: Sequence[Limited]) -> Any:
-    """What was resolved, with its view behind these limits."""
+    """Return the resolved match with its view behind these limits."""
     if match is not None:
         for declaration in reversed(declarations):
             match.func = _known(match.func, declaration)
@@ -289,7 +289,7 @@ def _guarded(match: Any, declarations: Sequence[Limited]) -> Any:
 
 
 def _limited(view: Any, declaration: Limited) -> Any:
-    """The view, which is charged here if nobody has done so: wherever it is called from, it is charged."""
+    """Return the view with its limits. It is charged here unless it was already, wherever it is called from."""
     if inspect.iscoroutinefunction(view):
 
         @functools.wraps(view)
@@ -330,7 +330,7 @@ def _charge(args: Sequence[Any], declaration: Limited) -> HttpResponseBase | Non
 
 
 def _is_answered_by_django(request: HttpRequest, view: Any) -> bool:
-    """Whether this is a preflight that comes to no code of the app."""
+    """Return whether this is a preflight that Django answers before any code of the app."""
     kind = getattr(view, "view_class", None)
     is_default = getattr(kind, "options", None) is View.options
     return is_default and is_preflight(request.method or "", request.headers.get)
@@ -338,7 +338,7 @@ def _is_answered_by_django(request: HttpRequest, view: Any) -> bool:
 
 @functools.lru_cache
 def _session_cookie(name: str) -> SessionCookie | None:
-    """The cookie that Django's session is read by. None: no name that ours could have."""
+    """Return the cookie by which Django reads its session, or None for a name that no cookie of ours has."""
     try:
         return SessionCookie(name)
     except SettingsError:
@@ -346,7 +346,7 @@ def _session_cookie(name: str) -> SessionCookie | None:
 
 
 def _around(request: HttpRequest) -> Any:
-    """What the server gave: the environ, or the scope."""
+    """Return the server's environ or scope."""
     return getattr(request, "environ", None) or getattr(request, "scope", {})
 
 

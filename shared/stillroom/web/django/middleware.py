@@ -58,7 +58,7 @@ class SessionMiddleware(InRequest, DjangoSessions):
 
 
 def _set_right(request: HttpRequest, session: SessionStore, response: HttpResponseBase) -> None:
-    """Leave the cookie in the response only where it is another one, and then let no shared cache keep it."""
+    """Leave the cookie in the response only where it changed, and keep shared caches from storing that response."""
     name = settings.SESSION_COOKIE_NAME
     if session.along is not None and session.accessed:
         session.along.taken_by = _cookie(name)
@@ -82,7 +82,7 @@ def _set_right(request: HttpRequest, session: SessionStore, response: HttpRespon
 
 @lru_cache
 def _cookie(name: str) -> SessionCookie | None:
-    """The cookie, for whoever reads the session along with the limits."""
+    """Return the cookie, by which the session is read along with the limits."""
     try:
         return SessionCookie(name)
     except SettingsError:

@@ -127,7 +127,7 @@ class CachedView:
         identity = identify(visit, self._policy, self._harmless)
         if not isinstance(identity, Identity):
             return self._marked(view(), is_private=identity == "session")
-        if visit.method == "HEAD":  # what a view says to it may be less than a page
+        if visit.method == "HEAD":  # a view's answer to it may be less than a page
             known = room().cache.get(self._key(identity), StoredPage)
             return (
                 self._marked(view(), is_private=False)
@@ -182,7 +182,7 @@ def _visit(request: HttpRequest) -> Visit:
 
 
 def _rendered(response: Any) -> HttpResponseBase:
-    """A TemplateResponse is rendered now: what it shows is what is kept."""
+    """Render a TemplateResponse now, so that its rendered content is kept."""
     if hasattr(response, "render") and callable(response.render):
         response = response.render()
     found: HttpResponseBase = response

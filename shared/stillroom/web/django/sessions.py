@@ -34,7 +34,7 @@ from stillroom.web.request_session import CLEARS_WITHIN_S, TRIES, RequestSession
 
 T = TypeVar("T")
 
-EXPIRY = "_session_expiry"  # what set_expiry writes
+EXPIRY = "_session_expiry"  # the key that set_expiry writes
 
 
 class SessionStore(SessionBase):
@@ -50,13 +50,13 @@ class SessionStore(SessionBase):
 
     _session_key: Any  # a property of SessionBase
     _found: Session[Any] | None = None
-    _before: Mapping[str, bytes] | None = None  # what Redis holds, as far as this request knows
+    _before: Mapping[str, bytes] | None = None  # the data in Redis, as far as this request knows
     _version: int | None = None  # … and its version, where that is not the one it was read with
     _dead: str | None = None  # the key that came, and opened nothing
     _looked_at = 0.0  # … when: time.monotonic()
     _cycles = False  # a new key is due, when it is saved
-    _confirms = False  # … for the user has just proved who he is
-    _logs_in = False  # somebody has said who is logged in
+    _confirms = False  # … because the user has just proved their identity
+    _logs_in = False  # this request has logged a user in
 
     # What the middleware says of the request
     is_in_request = False
@@ -170,7 +170,7 @@ class SessionStore(SessionBase):
     # Writing
 
     def _begin(self, data: Mapping[Any, Any]) -> None:
-        """A new session with this data."""
+        """Begin a new session with this data."""
         named = _named(data)
         fields, user, options = to_fields(named, named), _user_of(data), self._options(data)
         if options["idle"] <= 0:  # it is over before it began
@@ -230,12 +230,12 @@ class SessionStore(SessionBase):
         raise SessionConflict(version)
 
     def _show(self, data: Mapping[str, Any]) -> None:
-        """What another request has written belongs to what this one goes on from."""
+        """Show another request's changes, from which this request goes on."""
         self._session_cache.clear()
         self._session_cache.update(data)
 
     def _begin_anew(self, data: Mapping[Any, Any], named: Mapping[str, Any]) -> None:
-        """A new session in the place of the one there is; what can't be written leaves that as it was."""
+        """Begin a new session in place of the current one. Data that cannot be written leaves that as it was."""
         options = self._options(data)
         if options["idle"] <= 0:
             self.delete()
@@ -244,7 +244,7 @@ class SessionStore(SessionBase):
         self._began(made, named)
 
     def _log_in_anew(self, data: Mapping[Any, Any], named: Mapping[str, Any]) -> None:
-        """A login begins a session, whatever others did to the one there was: a button may be clicked twice."""
+        """Begin a session for a login, whatever others did to the current one: a button may be clicked twice."""
         options, user = self._options(data), _user_of(data)
         assert user is not None
         if options["idle"] <= 0:
@@ -269,7 +269,7 @@ class SessionStore(SessionBase):
         self._cycles = self._confirms = self._logs_in = False
 
     def _options(self, data: Mapping[Any, Any]) -> dict[str, Any]:
-        """What a session of this data is created with."""
+        """Return the options of a session with this data."""
         options: dict[str, Any] = {"idle": self._idle(data)}
         if _user_of(data) is not None:
             options["device"] = device_of(self.agent)
@@ -280,12 +280,12 @@ class SessionStore(SessionBase):
     # What is known
 
     def _known(self) -> Mapping[str, bytes]:
-        """What Redis holds; asked for where the data was replaced without having been looked at."""
+        """Return the data in Redis, read now where it was replaced without a look."""
         if self._before is None:
             self._found = self._found or room().sessions.get(self.session_key, touch=False)
             if self._found is None:
                 raise SessionEnded("missing")
-            # As it was: what the request has now may have been changed in place.
+            # As it was, because the request may have changed its data in place.
             self._before = _encoded(to_data(decoded(self._found.text, None)))
         return self._before
 
@@ -298,7 +298,7 @@ class SessionStore(SessionBase):
         return known != _user_of(data)
 
     def _idle(self, data: Mapping[Any, Any]) -> float:
-        """Seconds the session may go unseen."""
+        """Return the seconds that the session may be idle."""
         expiry = data.get(EXPIRY)
         if isinstance(expiry, str):
             expiry = datetime.fromisoformat(expiry)
@@ -319,7 +319,7 @@ def _user_of(data: Mapping[Any, Any]) -> str | None:
 
 
 def _named(data: Mapping[Any, Any]) -> dict[str, Any]:
-    """The data by keys that are text: what JSON would make of the others."""
+    """Return the data with text keys, as JSON would make them."""
     return {text_of(key): value for key, value in data.items()}
 
 

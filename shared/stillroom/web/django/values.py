@@ -24,7 +24,7 @@ def unpack(value: Any) -> Any:
 
 
 def _refused(value: Any) -> Unencodable | None:
-    """Why a value is not kept, or None if it is. A NamedTuple, say, would come back as a tuple."""
+    """Return why a value is not kept, or None if it is. A NamedTuple, for example, would come back as a tuple."""
     if type(value) in EXACT or isinstance(value, HttpResponse) or is_safe_text(value):
         return None
     name = type(value).__name__
@@ -36,7 +36,7 @@ def _refused(value: Any) -> Unencodable | None:
 
 
 def _response_parts(response: HttpResponse) -> Any:
-    """A whole response, as the cache middleware keeps them. One that is not rendered yet is refused."""
+    """Return a whole response as the cache middleware keeps it. One that is not rendered yet is refused."""
     if isinstance(response, SimpleTemplateResponse) and not response.is_rendered:
         raise Unencodable("a response that has not been rendered has no content to keep")
     return {

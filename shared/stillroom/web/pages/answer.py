@@ -99,7 +99,7 @@ def cdn_headers(kinds: Sequence[str], tags: Sequence[str]) -> list[Header] | Non
 
 
 def _joined(kind: str, names: Sequence[str]) -> str:
-    """Fastly's Surrogate-Key, Cloudflare's Cache-Tag, and the Cache-Groups of RFC 9875."""
+    """Return Fastly's Surrogate-Key, Cloudflare's Cache-Tag and RFC 9875's Cache-Groups."""
     if kind == "Surrogate-Key":
         return " ".join(names)
     if kind == "Cache-Tag":

@@ -185,7 +185,7 @@ class Collected:
 
 
 def _no_body() -> Receive:
-    """A client that sends nothing, and waits for its answer for as long as it takes."""
+    """Act as a client that sends no body and waits as long as the answer takes."""
     messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
     async def receive() -> Message:
@@ -200,7 +200,7 @@ def _no_body() -> Receive:
 
 
 def _bypassing(send: Send, found: Found) -> Send:
-    """The same, with what caches on the way must know of a response that is not the shared one."""
+    """Wrap `send`, and mark for caches on the way a response that is not the shared one."""
     is_private = found.identity == "session"
 
     async def told(message: Message) -> None:
@@ -236,7 +236,7 @@ def _visit(scope: Scope) -> Visit:
 
 
 def _route_path(scope: Scope) -> str:
-    """The path below the part that the app is mounted under."""
+    """Return the path below the part that the app is mounted under."""
     path, root = scope["path"], scope.get("root_path", "")
     if root and path.startswith(root):
         return str(path[len(root) :])
@@ -250,7 +250,7 @@ def _query(identity: Identity) -> Mapping[str, str]:
 
 
 def _flat(routes: Iterable[BaseRoute]) -> Iterable[Any]:
-    """All routes in their order. FastAPI keeps those of an included router in a route of its own."""
+    """Yield all routes in order, with those that FastAPI keeps in the route of an included router."""
     fastapi = sys.modules.get("fastapi.routing")
     iter_contexts = getattr(fastapi, "iter_route_contexts", None)
     return routes if iter_contexts is None else iter_contexts(list(routes))

@@ -117,7 +117,7 @@ def _started(start_response: StartResponse, answer: Answer) -> list[bytes]:
 
 
 def _bypassing(start_response: StartResponse, found: Found) -> StartResponse:
-    """The same, with what caches on the way must know of a response that is not the shared one."""
+    """Wrap the app, and mark for caches on the way a response that is not the shared one."""
     is_private = found.identity == "session"
 
     def told(status: str, headers: Any, *exc_info: Any) -> Callable[[bytes], object]:
@@ -171,5 +171,5 @@ def _clean(identity: Identity) -> Environ:
 
 
 def _text(path: str) -> str:
-    """PEP 3333 decodes paths as Latin-1, whatever they are written in."""
+    """Decode a path, which PEP 3333 hands over as Latin-1 whatever it is written in."""
     return path.encode("latin-1", "replace").decode(errors="replace")

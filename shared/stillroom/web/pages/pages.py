@@ -99,7 +99,7 @@ class PageTags:
         ]
 
     def _value(self, name: str, parameters: Mapping[str, Any]) -> Any:
-        """The parameter as the endpoint gets it: `007` for an int is 7, as it is in the tags of a loader."""
+        """Return the parameter as the endpoint gets it: `007` for an int is 7, as in the tags of a loader."""
         if name not in parameters:
             raise NotKept(f"it has no parameter {name}, which its tags need")
         hint = self._hints.get(name)
@@ -315,7 +315,7 @@ def _name_of(endpoint: Any) -> str:
 
 
 def _hints(endpoint: Any) -> dict[str, TypeAdapter[Any]]:
-    """The types of an endpoint's parameters that have one a path can be read as."""
+    """Return the types of an endpoint's parameters that a path can be read as."""
     try:
         hints = get_type_hints(endpoint)
     except NameError:

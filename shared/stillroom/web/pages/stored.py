@@ -117,7 +117,7 @@ def _is_kept(name: str) -> bool:
 
 
 def _etag(body: bytes, headers: Sequence[Header]) -> str:
-    """A weak one: whoever compresses the body on its way does not change what it means."""
+    """Return a weak ETag, because compression on the way does not change the body's meaning."""
     kind = next((value for name, value in headers if name == "content-type"), "")
     digest = sha256(kind.encode() + b"\n" + body).digest()
     return f'W/"{base64.urlsafe_b64encode(digest[:16]).decode().rstrip("=")}"'

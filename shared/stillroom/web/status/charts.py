@@ -79,7 +79,7 @@ def _shapes(plot: Plot) -> Iterator[Html]:
 
 
 def _area(plot: Plot, sums: Sequence[Row], n: int) -> Html:
-    """From the series below to this one: up the one and back down the other."""
+    """Return the area from the series below to this one: up the one and back down the other."""
     path = ""
     for is_known, run in groupby(sums, lambda row: row.values[n] is not None):
         if is_known:
@@ -93,7 +93,7 @@ def _area(plot: Plot, sums: Sequence[Row], n: int) -> Html:
 
 
 def _stacked(row: Row) -> tuple[float | None, ...]:
-    """The last at the bottom, each on top of those behind it; nothing if any is unknown."""
+    """Stack the series, the last at the bottom. Nothing is drawn if any is unknown."""
     known = [value for value in row.values if value is not None]
     if len(known) < len(row.values):
         return (None,) * len(row.values)
@@ -132,7 +132,7 @@ def _bands(kind: str, spans: Sequence[Span], window: Span) -> Iterator[Html]:
 
 
 def _value_ticks(plot: Plot) -> Iterator[Html]:
-    """Three lines across: 0, half, top."""
+    """Return three lines across: 0, half, top."""
     for part in (0.0, 0.5, 1.0):
         y = _percent(1 - part)
         yield el("line", x2="100%", y1=y, y2=y, class_="grid" if part else "grid base")
@@ -141,7 +141,7 @@ def _value_ticks(plot: Plot) -> Iterator[Html]:
 
 
 def _time_ticks(window: Span) -> Iterator[Html]:
-    """Round times in UTC; midnight by its date."""
+    """Return round times in UTC, with midnight as its date."""
     tick = tick_s(window.length)
     first = math.ceil(window.start / tick) * tick
     for time in (first + n * tick for n in range(int(window.length / tick) + 1)):
@@ -161,7 +161,7 @@ def _limit(plot: Plot) -> Iterator[Html]:
 
 
 def _ends(plot: Plot) -> Iterator[Html]:
-    """A dot where each line is now."""
+    """Draw a dot at each line's current value."""
     values = plot.rows[-1].values if plot.rows and not plot.is_stacked else ()
     for n, value in enumerate(values):
         if value is not None:

@@ -175,7 +175,7 @@ def _clients(report: Report) -> Figure:
 
 
 def _good_memory(server: Server) -> str:
-    """A cache may be full: it drops what is used least."""
+    """Say what good memory is. A cache may be full: it drops what is used least."""
     if server.roles == ("cache",):
         return "full is fine while the hit ratio holds."
     return "under 75 % of the limit: when it is full, writes are refused."
@@ -188,7 +188,7 @@ def _per_server(
 
 
 def _queues(report: Report) -> list[tuple[str, Getter]]:
-    """A series for each queue there is now; one of nothing if the broker can't be looked into."""
+    """Return a series for each current queue, or one of nothing if the broker cannot be read."""
     queues = (report.tasks and report.tasks.queues) or ()
     if not queues:
         return [("tasks", of_tasks(waiting))]

@@ -41,5 +41,5 @@ def _attribute(name: str, value: str | float | None) -> str:
 
 
 def _number(value: float) -> str:
-    """Two decimals are a hundredth of a pixel, or of a percent of one."""
+    """Write a number with two decimals, a hundredth of a pixel or of a percent of one."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

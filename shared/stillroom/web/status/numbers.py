@@ -36,7 +36,7 @@ class Unit(NamedTuple):
         return not self.is_whole or top % 2 == 0
 
     def _tops(self) -> Iterator[float]:
-        """1, 1.2 … 8, 10, 12 … 800, then the next unit; from thousandths on."""
+        """Yield the tops 1, 1.2 … 8, 10, 12 … 800, then those of the next unit, from thousandths on."""
         for power in count(-1):
             for tens in (1, 10, 100):
                 yield from (step * tens * float(self.base) ** power for step in STEPS)

@@ -105,7 +105,7 @@ def _head(report: Report, reload_s: int | None) -> Html:
 
 
 def _tab_icon(report: Report) -> str:
-    """The state, to be seen among twenty tabs."""
+    """Return the icon that shows the state among twenty tabs."""
     paint = f"fill:none;stroke:{TAB_COLOURS[report.status]};stroke-width:2.2"
     shape = SHAPES[report.status]
     icon = (
@@ -115,7 +115,7 @@ def _tab_icon(report: Report) -> str:
 
 
 def _defs() -> Html:
-    """The hatching of gaps, once for all charts."""
+    """Define the hatching of gaps, once for all charts."""
     stripe = el("path", d="M0 6L6 0M-1 1L1-1M5 7L7 5", class_="stripe")
     hatch = el("pattern", stripe, id="hatch", width=6.0, height=6.0, patternUnits="userSpaceOnUse")
     return el("svg", el("defs", hatch), class_="defs", aria_hidden="true")
@@ -181,7 +181,7 @@ def _finding(advice: Advice, now: float) -> Html:
 
 
 def _prose(text: str) -> list[str]:
-    """What stands between backticks is a command or a name."""
+    """Mark the text between backticks as a command or a name."""
     return [el("code", part) if n % 2 else part for n, part in enumerate(text.split("`"))]
 
 
@@ -210,7 +210,7 @@ def _tile(tile: Tile, period: Period) -> Html:
 
 
 def _trend(tile: Tile, rows: Sequence[Row], length: str) -> str:
-    """The sparkline in words. The number itself stands beside it."""
+    """Put the sparkline into words. The number itself stands beside it."""
     ends = low_and_high(rows, 0)
     if ends is None:
         return f"{tile.name} in {length}: unknown"
@@ -232,7 +232,7 @@ def _footer(
 
 
 def _flower(url: str | None) -> list[str]:
-    """Settings are an operator's, but a link runs in another's browser: no javascript:."""
+    """Link Flower, if the setting is a web address: a javascript: link would run in another's browser."""
     if url is None or not url.startswith(("http://", "https://")):
         return ["Tasks one by one: Flower (STILLROOM_FLOWER_URL names no web address)"]
     return ["Tasks one by one: ", el("a", "Flower", href=url, rel="noreferrer")]

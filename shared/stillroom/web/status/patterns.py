@@ -48,7 +48,7 @@ def _row(pattern: Pattern, now: float) -> Iterator[str]:
 
 
 def _done(pattern: Pattern) -> list[str]:
-    """What was done; of a rule that runs in shadow, what would have been."""
+    """Say what was done, or for a rule in shadow what would have been done."""
     if pattern.action != "ban":
         said = ACTIONS.get(pattern.action, pattern.action)
     else:

@@ -37,7 +37,7 @@ def period_said(period: Period) -> str:
 
 
 def _periods(view: View) -> Html:
-    """Links to the other lengths of time."""
+    """Link the other lengths of time."""
     links = [
         el(
             "li",
@@ -99,7 +99,7 @@ def _chart(figure: Figure, period: Period) -> Html:
 
 
 def _highest(figure: Figure, rows: Sequence[Row]) -> float:
-    """What the axis must hold."""
+    """Return the highest value that the axis must hold."""
     together = sum if figure.is_stacked else max
     known = ([value for value in row.values if value is not None] for row in rows)
     return max((together(values) for values in known if values), default=0.0)
@@ -119,7 +119,7 @@ def _current(figure: Figure, rows: Sequence[Row]) -> Html:
 
 
 def _key(figure: Figure, rows: Sequence[Row], period: Period) -> Html:
-    """What each series is, and is now; of a single one, between what it was."""
+    """Name each series with its current value; a single one has its range too."""
     if len(figure.series) == 1:
         between = _between(rows, 0, figure.unit)
         return el("p", between, f" in {period_said(period)}", class_="between")
@@ -134,7 +134,7 @@ def _key(figure: Figure, rows: Sequence[Row], period: Period) -> Html:
 
 
 def _sentence(figure: Figure, rows: Sequence[Row], period: Period) -> str:
-    """Memory: now 312 MB of 1 GB, in 24 h between 290 MB and 420 MB."""
+    """Write a sentence: Memory: now 312 MB of 1 GB, in 24 h between 290 MB and 420 MB."""
     if all(low_and_high(rows, n) is None for n in range(len(figure.series))):
         return f"{figure.title}: unknown."
     several = len(figure.series) > 1
@@ -162,7 +162,7 @@ def _told(figure: Figure, rows: Sequence[Row], n: int, length: str) -> str:
 
 
 def _table(figure: Figure, rows: Sequence[Row], period: Period) -> Html:
-    """For who does not see the chart, and for who wants to know exactly."""
+    """Write the table, for readers who cannot see the chart or want the exact numbers."""
     heads = [el("th", head, scope="col") for head in ("From (UTC)", *figure.names)]
     steps = [
         el(
@@ -178,7 +178,7 @@ def _table(figure: Figure, rows: Sequence[Row], period: Period) -> Html:
 
 
 def _between(rows: Sequence[Row], n: int, unit: Unit) -> str:
-    """From the lowest to the highest."""
+    """Write the range from the lowest to the highest."""
     ends = low_and_high(rows, n)
     if ends is None:
         return UNKNOWN

@@ -95,7 +95,7 @@ def _gaps(measures: Sequence[Measures], window: Span, gap_s: float) -> list[Span
 
 
 def _failures(snapshots: Sequence[Snapshot], now: float, every: float) -> list[Span]:
-    """Each stands for the time up to the next."""
+    """Return the failed times; each lasts until the next snapshot."""
     found: list[Span] = []
     for has_failed, run in groupby(snapshots, lambda one: one.error is not None):
         if has_failed:
@@ -143,12 +143,12 @@ def by_step(rows: Sequence[Row], step_s: float) -> list[tuple[float, list[Row]]]
 
 
 def _sane(value: float | None) -> float | None:
-    """NaN compares as false with everything."""
+    """Return whether the number is sane. NaN compares as false with everything."""
     return value if value is not None and 0 <= value <= SANE else None
 
 
 def _extremes(run: list[Row]) -> list[Row]:
-    """Of rows that know the same series."""
+    """Return the extremes of rows that know the same series."""
     kept: set[int] = set()
     for column in zip(*(row.values for row in run), strict=True):
         known = [value for value in column if value is not None]

@@ -62,13 +62,13 @@ def tiles(report: Report) -> list[Tile]:
 
 
 def _state(advice: Sequence[Advice], component: str, part: object) -> State:
-    """The worst that is said of it; unknown if nothing is known and nothing is said."""
+    """Return the worst state of any finding, or unknown if nothing is known and nothing was found."""
     said: list[Status] = [one.severity for one in advice if _is_of(one.component, component)]
     return "unknown" if part is None and not said else worst(said)
 
 
 def _is_of(component: str, part: str) -> bool:
-    """`redis.cache:memory` is of redis."""
+    """Return whether a finding is of this part: `redis.cache:memory` is of redis."""
     return component.partition(":")[0].partition(".")[0] == part
 
 
@@ -92,7 +92,7 @@ def _redis(report: Report) -> Tile:
 
 
 def _fullness(server: Server) -> float:
-    """Used of the limit; -1 where there is none, or nothing is known."""
+    """Return used of the limit, or -1 without a limit or a known figure."""
     memory = server.redis.memory if server.redis else None
     if memory is None or memory.used is None or not memory.limit:
         return -1.0
@@ -194,7 +194,7 @@ def _tasks(report: Report) -> Tile:
 
 
 def _letters(tasks: TaskStats) -> Iterator[str]:
-    """Only where there are some: each waits for a person."""
+    """Show dead letters only where there are some, because each waits for a person."""
     if tasks.dead_letters:
         yield f"{amount(tasks.dead_letters)} dead {'letter' if tasks.dead_letters == 1 else 'letters'}"
     if tasks.paused_s:
