@@ -46,7 +46,7 @@ def test_each_secret_is_a_file_for_its_owner_alone(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     assert "web_password" in secrets(folder)
     made = contents(folder)
-    assert set(made) == {*names(), "users.acl"}
+    assert set(made) == {*names(), "users.acl", "sentinels.acl"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert len(set(made.values())) == len(made)
