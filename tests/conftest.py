@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full",
         action="store_true",
-        help="proofs in full: 20 failovers instead of 3, 1,000 sessions",
+        help="proofs in full: 20 failovers instead of 3, 1,000 sessions, 10,000 runs of the explorer",
     )
 
 
@@ -62,6 +62,12 @@ def pytest_report_header() -> list[str]:
         for program, tested in NEEDED.items()
         if shutil.which(program) is None
     ]
+
+
+@pytest.fixture
+def is_full(request: pytest.FixtureRequest) -> bool:
+    """Whether the proofs are to be as long as the documentation says; short ones are for each run of the gate."""
+    return bool(request.config.getoption("--full"))
 
 
 @pytest.fixture(autouse=True)

@@ -37,12 +37,6 @@ def sentinels(formed: Sentinels) -> Sentinels:
     return formed
 
 
-@pytest.fixture
-def is_full(request: pytest.FixtureRequest) -> bool:
-    """Whether the proofs are to be as long as the documentation says; short ones are for each run of the gate."""
-    return bool(request.config.getoption("--full"))
-
-
 @pytest.fixture(params=FACES)
 def face(request: pytest.FixtureRequest) -> str:
     return str(request.param)
