@@ -36,8 +36,10 @@ def test_no_accident_breaks_a_promise(world: World, about: str, is_full: bool) -
 
 @pytest.mark.long
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_broken_is_found(world: World, mutant: str) -> None:
+def test_what_is_broken_is_found(world: World, mutant: str, is_full: bool) -> None:
     """Each broken variant of the cache breaks a promise in one of the runs, whose story is printed."""
+    if not is_full:
+        pytest.skip("takes minutes: with --full")
     acts = {"read": 14.0, "write": 2.0} if "load" in mutant else {"write": 9.0}
     make = maker(Settings(**SETTINGS), **acts)
     with MUTANTS[mutant](), pytest.raises(Broken, match="in spite of") as broken:

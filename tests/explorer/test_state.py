@@ -66,8 +66,10 @@ def test_no_accident_breaks_a_promise(world: World, about: str, is_full: bool) -
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_broken_is_found(world: World, mutant: str) -> None:
+def test_what_is_broken_is_found(world: World, mutant: str, is_full: bool) -> None:
     """Each broken variant of the services breaks a promise in one of the runs, whose story is printed."""
+    if not is_full:
+        pytest.skip("takes minutes: with --full")
     model, broken = MUTANTS[mutant]
     with broken(), pytest.raises(Broken) as told:
         explore(world, range(FINDS_WITHIN), maker(model, SHOWN_BY.get(mutant, {})))
