@@ -113,7 +113,10 @@ def test_the_task_reports_and_takes_no_arguments(
         from stillroom_workers import make_app
         app = make_app(Settings(redis_url={own_server.url!r}))
         task = app.tasks["stillroom.log_abuse"]
-        print("refused", task.run(limit=3))
+        try:
+            task.run(limit=3)
+        except Exception as error:
+            print("refused", " ".join(str(error).split()))
         print("report", task.run())
         """
     )
