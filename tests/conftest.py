@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full",
         action="store_true",
-        help="proofs in full: 20 failovers instead of 3, 1,000 sessions, 10,000 runs of the explorer",
+        help="proofs in full: 20 failovers instead of 3, 1,000 sessions",
     )
 
 

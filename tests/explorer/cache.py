@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
-from stillroom import Freshness, RedisUnavailable, Settings, Stillroom
+from stillroom import Freshness, LoadFailed, RedisUnavailable, Settings, Stillroom
 from tests.explorer.explorer import Broken
 from tests.explorer.world import Actor, World
 from tests.support.entries import Recording
@@ -114,6 +114,7 @@ class CacheModel:
         self.rooms = [self._room() for _ in range(3)]
         self.loaders = [self._loaders(room) for room in self.rooms]
         self.made: dict[int, Made] = {}
+        self.failed: list[float] = []  # when loads have failed
         self.invalidations: list[Invalidation] = []
         self.ordered: list[tuple[str, Actor, int]] = []  # what, by which call, on which server
 
@@ -138,6 +139,7 @@ class CacheModel:
         for _ in range(self.world.random.randint(0, 3)):
             self.world.pause()
         if self.world.chance(0.1):
+            self.failed.append(self.world.tick())
             raise OSError("the database is away")
         return value
 
@@ -348,7 +350,9 @@ class CacheModel:
             raise Broken(f"{call.name} raised {call.error!r}") from call.error
 
     def _check_read(self, call: Actor) -> None:
-        self._expect(call, (OSError,))
+        self._expect(call, (OSError, LoadFailed))
+        if isinstance(call.error, LoadFailed) and not any(at > call.began for at in self.failed):
+            raise Broken(f"{call.name} was told of a failure that is older than it: {call.error}")
         if call.error is not None or call.value is None:
             return
         seen = call.value

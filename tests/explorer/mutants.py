@@ -20,6 +20,7 @@ from stillroom.wire.server import pack_timed
 def with_lua(old: str, new: str, *names: str) -> Iterator[None]:
     """These scripts (or all that have it) say something else in one place."""
     everything = [one for one in vars(scripts).values() if isinstance(one, Script)]
+    changed = 0
     with ExitStack() as stack:
         for script in everything:
             if names and script.name not in names:
@@ -29,6 +30,8 @@ def with_lua(old: str, new: str, *names: str) -> Iterator[None]:
                 if text is not None and old in text.source:
                     mutated = Text(script, text.source.replace(old, new))
                     stack.enter_context(patch.object(script, kind, mutated))
+                    changed += 1
+        assert changed, f"no script says {old!r} any more, so nothing is broken"
         yield
 
 
@@ -61,7 +64,7 @@ def _too_late(self: Server, now: float, deadline: float) -> bytes:
 
 def _trusts_any_server(self: Judge, marks: Any) -> Any:
     self._run = self._clock.run
-    clock = (yield [(b"GET", self.keys.clock)])[0]
+    clock = (yield [(b"GET", self._keys.clock)])[0]
     return (yield from self._from_the_beginning(clock, []))
 
 
@@ -79,8 +82,8 @@ MUTANTS: dict[str, Callable[[], Any]] = {
         "return name .. string.format('%x', seq)", "return 'e'"
     ),
     "a load is stamped when it is stored": lambda: with_lua(
-        "write_entry(KEYS[1], ARGV[2], ARGV[3]",
-        "write_entry(KEYS[1], ARGV[2], string.match(redis.call('GET', KEYS[3]), '%d+$')",
+        "write_entry(place, ARGV[2], ARGV[3]",
+        "write_entry(place, ARGV[2], string.match(redis.call('GET', KEYS[3]), '%d+$')",
         "commit",
     ),
     "a load is stored without its lease": lambda: with_lua(

@@ -10,8 +10,7 @@ from tests.explorer.explorer import Broken, explore
 from tests.explorer.mutants import MUTANTS
 from tests.explorer.world import World
 
-# Of each kind. In full they are ten thousand, together with those of the other models.
-RUNS = {True: 750, False: 150}
+RUNS = 750  # of each kind: together with the other models' they are ten thousand
 FINDS_WITHIN = 2_500
 
 # What happens more often than usual, by what a part of the runs is about.
@@ -26,20 +25,17 @@ ABOUT: dict[str, dict[str, float]] = {
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("about", ABOUT)
-def test_no_accident_breaks_a_promise(world: World, about: str, is_full: bool) -> None:
+def test_no_accident_breaks_a_promise(world: World, about: str) -> None:
     """No read shows an invalidated value, whatever is lost, late, doubled, restarted or stepped."""
     first = list(ABOUT).index(about) * 1_000_000
     make = maker(Settings(**SETTINGS), **ABOUT[about])
-    runs = RUNS[is_full]
-    assert explore(world, range(first, first + runs), make) == runs
+    assert explore(world, range(first, first + RUNS), make) == RUNS
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_broken_is_found(world: World, mutant: str, is_full: bool) -> None:
+def test_what_is_broken_is_found(world: World, mutant: str) -> None:
     """Each broken variant of the cache breaks a promise in one of the runs, whose story is printed."""
-    if not is_full:
-        pytest.skip("takes minutes: with --full")
     acts = {"read": 14.0, "write": 2.0} if "load" in mutant else {"write": 9.0}
     make = maker(Settings(**SETTINGS), **acts)
     with MUTANTS[mutant](), pytest.raises(Broken, match="in spite of") as broken:

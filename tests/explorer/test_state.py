@@ -15,8 +15,7 @@ from tests.explorer.explorer import Broken, explore
 from tests.explorer.state_mutants import ABUSE, LIMITS, SESSIONS
 from tests.explorer.world import World
 
-# Of each kind. In full they are ten thousand, together with those of the cache.
-RUNS = {True: 875, False: 175}
+RUNS = 875  # of each kind: together with the cache's they are ten thousand
 FINDS_WITHIN = 2_500
 
 MODELS: dict[str, Any] = {"sessions": sessions, "limits": limits, "abuse": abuse}
@@ -54,22 +53,19 @@ def maker(model: str, weights: dict[str, float]) -> Callable[[World], Any]:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("about", ABOUT)
-def test_no_accident_breaks_a_promise(world: World, about: str, is_full: bool) -> None:
+def test_no_accident_breaks_a_promise(world: World, about: str) -> None:
     """Ended sessions stay so, no quota is exceeded and no one is banned wrongly, whatever is lost,
     late or doubled.
     """
     first = list(ABOUT).index(about) * 1_000_000
-    runs = RUNS[is_full]
-    assert explore(world, range(first, first + runs), maker(*ABOUT[about])) == runs
+    assert explore(world, range(first, first + RUNS), maker(*ABOUT[about])) == RUNS
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_broken_is_found(world: World, mutant: str, is_full: bool) -> None:
+def test_what_is_broken_is_found(world: World, mutant: str) -> None:
     """Each broken variant of the services breaks a promise in one of the runs, whose story is printed."""
-    if not is_full:
-        pytest.skip("takes minutes: with --full")
     model, broken = MUTANTS[mutant]
     with broken(), pytest.raises(Broken) as told:
         explore(world, range(FINDS_WITHIN), maker(model, SHOWN_BY.get(mutant, {})))
