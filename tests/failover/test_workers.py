@@ -33,7 +33,6 @@ def ordered_until_done(room: Stillroom, worker: CeleryProcess, within: float) ->
 
     def asked() -> bool:
         room.dispatch.wake(TASK)
-        time.sleep(0.2)
         return done(worker) > before
 
     until(asked, "a task", within)
