@@ -275,7 +275,7 @@ class Keys:
         return b"%b!held}:%b" % (self._limits, id.encode())
 
     def told(self, log: str) -> bytes:
-        """Return the key that counts how much of a process's log of its own admissions was told. `log` names it."""
+        """Return the key for how much of a process' own admissions Redis was told. `log`: that process' log."""
         return b"%b!told}:%b" % (self._limits, log.encode())
 
     def ban(self, subject: str) -> bytes:

@@ -133,7 +133,7 @@ class Kept:
         return batch
 
     def answered(self, replies: Sequence[Any], refused: RedisRefused | None = None) -> Replies:
-        """Return the batch's replies, with what WAIT said. Raises `refused` if that is not about WAIT."""
+        """Return the batch's replies, with what WAIT said. Raises an error of the batch, but none of WAIT."""
         *rest, kept = replies or [None]
         if refused is not None and not rest:
             raise refused
