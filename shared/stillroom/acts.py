@@ -1,4 +1,4 @@
-"""What an operator does: looks at keys, sessions, bans and limits, and changes them. Each act is told in the log.
+"""Do what an operator asks: look at keys, sessions, bans and limits, and change them. Each act is told in the log.
 
 The page at /operate offers them; the command line has a command for each. An act takes the texts of a form and
 gives back a sentence and rows, never the value of an entry or of a session.
@@ -34,14 +34,14 @@ class Button(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What is known of one thing. A moment is a float, seconds since 1970."""
+    """Hold what is known of one thing. A moment is a float, seconds since 1970."""
 
     cells: tuple[str | float, ...]
     buttons: tuple[Button, ...] = ()
 
 
 class Done(NamedTuple):
-    """What came of an act."""
+    """Tell what came of an act."""
 
     said: str
     heads: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Done(NamedTuple):
 
 
 class Field(NamedTuple):
-    """What a form asks for."""
+    """Describe one field that a form asks for."""
 
     name: str
     label: str

@@ -1,4 +1,4 @@
-"""Where Redis is, as a URL says it: a server, a socket file, or a primary that Sentinels know by its name.
+"""Read from a URL where Redis is: a server, a socket file, or a primary that Sentinels know by its name.
 
     redis+sentinel://[user:password@]host:26379,host:26379/<master>/<database>
 
@@ -32,7 +32,7 @@ Host = tuple[str, int]
 
 
 class SentinelAddress(NamedTuple):
-    """What a Sentinel URL says."""
+    """Hold what a Sentinel URL says."""
 
     sentinels: tuple[Host, ...]
     master: str  # the name that the Sentinels know the primary by
@@ -40,7 +40,7 @@ class SentinelAddress(NamedTuple):
 
 
 def is_sentinel(url: str) -> bool:
-    """Whether the URL names Sentinels."""
+    """Return whether the URL names Sentinels."""
     return url.partition("://")[0] in SENTINELS
 
 

@@ -25,7 +25,7 @@ ASK_AGAIN_S = 5.0  # after the server did not answer
 
 
 class Rule(Enum):
-    """What it means that a process has another value than the agreed one."""
+    """Say what happens when a process has another value than the agreed one."""
 
     SAME = "same"  # it is an error: see Agreed.check
     LARGEST = "largest"  # the larger number becomes the agreed one, for all who ask from then on
@@ -34,7 +34,7 @@ class Rule(Enum):
 
 
 class Agreement(NamedTuple):
-    """What is agreed about one setting, and what this process has."""
+    """Hold what is agreed about one setting, and what this process has."""
 
     setting: str
     agreed: str
@@ -71,7 +71,7 @@ class Agreed:
 
     @property
     def is_due(self) -> bool:
-        """Whether the settings have yet to be compared with what this run of the server knows."""
+        """Return whether the settings have yet to be compared with what this run of the server knows."""
         if self._compared_on is not None and self._compared_on == self._server.run:
             return False
         return time.monotonic() >= self._not_before
@@ -107,7 +107,7 @@ class Agreed:
         return told
 
     def of(self, setting: str) -> Agreement | None:
-        """What was agreed when this process last asked, or None if it could not ask yet."""
+        """Return what was agreed when this process last asked, or None if it could not ask yet."""
         return self._known.get(setting)
 
     def check(self, *settings: str) -> None:
@@ -139,5 +139,5 @@ def _text(reply: bytes) -> str:
 
 
 def this_process() -> str:
-    """How this process is called where a person reads of it: `web-1 (process 42)`."""
+    """Return the name of this process in texts for people: `web-1 (process 42)`."""
     return f"{socket.gethostname()} (process {os.getpid()})"

@@ -1,4 +1,4 @@
-"""How things are counted by name: the fields `<kind>:<what>:<name>` of `ns:stats` and `ns:counts`. Pure.
+"""Define how things are counted by name: the fields `<kind>:<what>:<name>` of `ns:stats` and `ns:counts`. Pure.
 
 Kinds are loaders, limits and rules of abuse. Their names are the app's own words, of which there are few; a process
 counts a hundred of each kind by name, and the rest as `others`.

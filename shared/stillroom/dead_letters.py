@@ -39,7 +39,7 @@ class DeadLetter:
 
     @property
     def when(self) -> float:
-        """When it was given up, seconds since 1970 by the server's clock."""
+        """Return when the work was given up, in seconds since 1970 by the server's clock."""
         return int(self.id.partition("-")[0]) / 1000
 
 
@@ -84,7 +84,7 @@ class DeadLetters:
         return [_letter(*row) for row in found]
 
     def count(self) -> Operation[int]:
-        """How many letters there are. Redis away: RedisUnavailable."""
+        """Return how many dead letters there are. Redis away: RedisUnavailable."""
         (count,) = yield [(b"XLEN", self._keys.dead_letters)]
         return int(count)
 

@@ -20,7 +20,7 @@ Publish = Callable[[str, str, list[Any], dict[str, Any]], object]  # task, queue
 
 
 def sender(publish: Publish) -> Callable[[DeadLetter], Operation[None]]:
-    """What sends such a letter again. `publish` raises what the broker raises."""
+    """Return a function whose operation sends a dead message again. `publish` raises what the broker raises."""
 
     def send(letter: DeadLetter) -> Operation[None]:
         match _body_of(letter):

@@ -1,4 +1,4 @@
-"""How a service asks for background work. State in Redis is the truth; a task is only a wake-up."""
+"""Ask for background work from a service. State in Redis is the truth; a task is only a wake-up."""
 
 from __future__ import annotations
 
@@ -443,7 +443,10 @@ def sent_now() -> dict[str, Any]:
 
 
 def producer_settings(settings: Settings) -> Mapping[str, Any]:
-    """What a process that only publishes tells Celery. kombu's default patience with a dead broker is endless."""
+    """Return Celery's settings for a process that only publishes.
+
+    kombu's default patience with a dead broker is endless.
+    """
     own = own_names(settings)
     return own | {
         "task_serializer": "json",
@@ -483,12 +486,12 @@ def own_names(settings: Settings) -> dict[str, Any]:
 
 
 def is_amqp(settings: Settings) -> bool:
-    """Whether the broker is RabbitMQ, or another one that speaks AMQP."""
+    """Return whether the broker is RabbitMQ, or another one that speaks AMQP."""
     return settings.broker.partition("://")[0] in ("amqp", "amqps", "pyamqp")
 
 
 def sentinel_options(settings: Settings) -> dict[str, Any]:
-    """What kombu has to be told of Sentinels beside their addresses, which are in its URL."""
+    """Return the options that kombu needs for Sentinels. Their addresses are in its URL."""
     url = settings.broker_url or settings.redis_url
     if not is_sentinel(url):
         return {}

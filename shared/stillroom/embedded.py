@@ -81,7 +81,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where it is, or was before `kill()`: redis://127.0.0.1:PORT."""
+        """Return where the server is, or was before `kill()`: redis://127.0.0.1:PORT."""
         self._started_in()
         return f"redis://{HOST}:{self._port}"
 
@@ -97,7 +97,7 @@ class EmbeddedServer:
 
     @property
     def directory(self) -> Path:
-        """Where its configuration, its log (`server.log`) and, with `appendonly`, its data are."""
+        """Return the folder of its configuration, its log (`server.log`) and, with `appendonly`, its data."""
         return self._started_in()
 
     def start(self) -> None:

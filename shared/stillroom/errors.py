@@ -96,7 +96,7 @@ class LoadFailed(StillroomError):
 
 
 class LoadShed(StillroomError):
-    """As many loads of this loader are under way as `at_once` allows, and the queue is too long.
+    """The loader has as many loads under way as `at_once` allows, and the queue is too long.
 
     Where nobody handles it, the middlewares, Flask's `init_app` and Django's session middleware answer 503 with
     `Retry-After: retry_after` (seconds).
@@ -146,7 +146,7 @@ class RedisUnavailable(StillroomError):
 
     @property
     def may_be_done(self) -> bool:
-        """Whether Redis may have done, or may still do, what it was asked for: it was sent, and no answer came.
+        """Return whether Redis may have done, or may still do, what was asked: it was sent, and no answer came.
 
         Or a server has done it that was no primary any more.
         """
@@ -210,7 +210,7 @@ FINAL = frozenset(
 
 
 def is_misconfigured(error: RedisUnavailable) -> bool:
-    """Whether a mistake in the configuration is behind this error. An open breaker tells why it opened."""
+    """Return whether a mistake in the configuration is behind this error. An open breaker tells why it opened."""
     reason = error.detail if error.reason == "breaker" else error.reason
     return reason in MISCONFIGURED
 
@@ -295,7 +295,7 @@ class SessionTooLate(StillroomError, RuntimeError):
 
 
 class SessionUnreadable(StillroomError, ValueError):
-    """What the session holds is not the type asked for; the message names fields, never their contents.
+    """The session's data are not of the type asked for. The message names fields, never their contents.
 
     Answer: treat the session as empty, or end it.
     """

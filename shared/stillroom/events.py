@@ -49,7 +49,7 @@ LOAD = "load"
 
 @dataclass(slots=True)
 class Event:
-    """What became of one operation. Hooks are given it when it has ended, and change nothing in it."""
+    """Tell what became of one operation. Hooks are given it when that has ended, and change nothing in it."""
 
     service: str  # cache, sessions, limits, abuse, tasks, locks, web; load: one call of a loader; task: of a worker
     operation: str  # get, cached, check …; of a load and of a task its name
@@ -64,7 +64,7 @@ class Event:
 
 
 class Observer(Protocol):
-    """Who is told when an operation begins and when it has ended. It does not raise."""
+    """An observer is told when an operation begins and when it has ended. It does not raise."""
 
     def began(self, event: Event) -> Any:
         """Return whatever `ended` is to be given."""

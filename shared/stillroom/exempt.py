@@ -1,4 +1,4 @@
-"""Who is never banned, whatever a rule finds: private ranges, the allowlist, the trusted proxies. Pure."""
+"""Decide who is never banned, whatever a rule finds: private ranges, the allowlist, the trusted proxies. Pure."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Exempt:
         return self.range_of(network)
 
     def has(self, subject: str) -> bool:
-        """Whether this client is exempt. Who has no address is not."""
+        """Return whether this client is exempt. A client without an address is not."""
         try:
             return bool(self.range_of(ip_network(subject)))
         except ValueError:

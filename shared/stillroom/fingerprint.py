@@ -1,4 +1,4 @@
-"""What tells the values of one release of an app from those of another: the shape of their type. Pure."""
+"""Tell the values of one release of an app from those of another, by the shape of their type. Pure."""
 
 from __future__ import annotations
 

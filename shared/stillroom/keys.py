@@ -234,7 +234,7 @@ class Keys:
         return self._warm + loader
 
     def shard(self, number: int) -> bytes:
-        """What all keys of one shard of the sessions begin with."""
+        """Return the prefix of all keys of one shard of the sessions."""
         return self._shards[number]
 
     def sessions(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
@@ -243,7 +243,7 @@ class Keys:
         return [prefix + name for name in names]
 
     def late(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
-        """Where it is remembered that the browser of this session is getting another cookie."""
+        """Return the keys that remember that the browser of this session is getting another cookie."""
         prefix = self._shards[shard] + b"late:"
         return [prefix + name for name in names]
 
@@ -263,7 +263,7 @@ class Keys:
         return self.shard(shard) + b"all"
 
     def limits(self, kind: str, value: str) -> bytes:
-        """What all keys of one subject of the limits begin with."""
+        """Return the prefix of all keys of one subject of the limits."""
         return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())
 
     def slots(self, name: bytes) -> list[bytes]:
@@ -275,7 +275,7 @@ class Keys:
         return b"%b!held}:%b" % (self._limits, id.encode())
 
     def told(self, log: str) -> bytes:
-        """How much of what a process admitted by itself was told: `log` is what the process calls its log."""
+        """Return the key for how much of a process' own admissions Redis was told. `log`: that process' log."""
         return b"%b!told}:%b" % (self._limits, log.encode())
 
     def ban(self, subject: str) -> bytes:
@@ -313,7 +313,7 @@ def _session_shards(namespace: str) -> Sequence[bytes]:
 
 
 def kind_of(key: bytes) -> str:
-    """What a key holds, in the words of the table above: `e`, `l`, `s`, `x`, `limit` …; `` for what has no shard.
+    """Return what a key holds, in the words of the table above: `e`, `l`, `s`, `x`, `limit` …; `` without a shard.
 
     >>> kind_of(b"stillroom:{0}:e:product:7"), kind_of(b"stillroom:{rl:ip:192.0.2.1}:auth")
     ('e', 'limit')

@@ -28,7 +28,7 @@ _SIGN = b'{"!":'
 
 
 class Kind(NamedTuple):
-    """How values of one type are taken apart, and put together again."""
+    """Take values of one type apart, and put them together again."""
 
     name: str
     fits: Callable[[Any], bool]

@@ -1,4 +1,4 @@
-"""What is wrong with a call whose arguments do not fit: Python's sentence, and what was probably meant. Pure."""
+"""Explain a call whose arguments do not fit: Python's sentence, and what was probably meant. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operation is, and the two drivers that run one.
+"""Define operations, and the two drivers that run them.
 
 An operation is a generator. It yields steps and is sent their results:
 
@@ -133,7 +133,7 @@ class Kept:
         return batch
 
     def answered(self, replies: Sequence[Any], refused: RedisRefused | None = None) -> Replies:
-        """What the batch is answered with. Raises `refused` if it is of the batch, and not of WAIT."""
+        """Return the batch's replies, with what WAIT said. Raises an error of the batch, but none of WAIT."""
         *rest, kept = replies or [None]
         if refused is not None and not rest:
             raise refused
@@ -536,7 +536,7 @@ class _Side:
             self.resume(answer)
 
     def take(self, replies: list[Any]) -> None:
-        """Its share of a batch that had an error in it, in somebody's part."""
+        """Go on with this side's replies from a batch that had an error in the part of any side."""
         if any(isinstance(reply, Exception) for reply in replies):
             self.resume(error=refusal(replies))
         else:
@@ -593,7 +593,7 @@ def async_drivers_of(
 
 
 class Failed(NamedTuple):
-    """How an operation ended that has no result."""
+    """Hold the error of an operation that ended without a result."""
 
     error: Exception
 
@@ -606,7 +606,7 @@ def _all_good(outcomes: list[Any]) -> list[Any]:
 
 
 class Repair:
-    """What to send again after a batch met scripts that the server has lost (a restart, SCRIPT FLUSH).
+    """Decide what to send again after a batch met scripts that the server has lost (a restart, SCRIPT FLUSH).
 
     A batch keeps its order. Where it may be sent twice, everything from its first missing script on is sent again.
     Where it may not, only the missing scripts are sent again, and that is in order only if no other script has run
@@ -659,7 +659,7 @@ class Repair:
         return (b"EVALSHA", script.text.sha, *self._words[place][2:])
 
     def goes_on(self, second: Sequence[Any]) -> bool:
-        """Whether to send `commands`: at first, and again without flags if this server knows none."""
+        """Return whether to send `commands`: at first, and again without flags if this server knows no flags."""
         if not second:
             return True
         loaded = second[: len(self._loads)]

@@ -1,4 +1,4 @@
-"""What workers are told to leave alone for a while: refreshes, while somebody repairs a database.
+"""Tell workers what to leave alone for a while: refreshes, while somebody repairs a database.
 
 A pause is a key that runs out by itself, on the state's server: nobody can forget to end it.
 """
@@ -65,7 +65,7 @@ class Pauses:
         return [Paused(what, ms / 1000, said_by(text)) for what, text, ms in found if ms > 0]
 
     def refreshes_are_paused(self) -> Operation[bool]:
-        """Whether workers are to leave refreshes alone. Asks once a second. Redis away: as it was last seen."""
+        """Return whether workers leave refreshes alone. Asks once a second. Redis away: as it was last seen."""
         now = time.monotonic()
         if now >= self._due:
             self._due = now + LOOK_EVERY_S

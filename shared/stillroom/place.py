@@ -1,4 +1,4 @@
-"""Where a Redis URL leads to, whoever one is there: the same server has many spellings."""
+"""Tell which database a Redis URL leads to, whatever its login: the same server has many spellings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Place(NamedTuple):
 
 
 def place_of(url: str | None) -> Place | None:
-    """Where a URL leads to; None for none, for another broker's, for several in one, and for what can't be read.
+    """Return where a URL leads to; None for none, another broker's, several in one, and what can't be read.
 
     >>> place_of("redis://web:secret@Redis:6379"), place_of("rediss://redis/0?ssl_cert_reqs=none")
     (Place(host='redis', port=6379, database=0), Place(host='redis', port=6379, database=0))
@@ -44,7 +44,7 @@ def place_of(url: str | None) -> Place | None:
 
 
 def is_same_place(one: str | None, other: str | None) -> bool | None:
-    """Whether two URLs lead to the same database, by what they say; None if only a resolver knows.
+    """Return whether two URLs lead to the same database, by what they say; None if only a resolver knows.
 
     >>> is_same_place("redis://web@redis:6379", "redis://producer:x@REDIS/0"), is_same_place("redis://a", "redis://b")
     (True, None)

@@ -1,4 +1,4 @@
-"""What a check of health asks, and whom: the servers by their roles, and the services' probes on them."""
+"""Build the check of health: it asks the servers by their roles, with the services' probes on them."""
 
 from __future__ import annotations
 

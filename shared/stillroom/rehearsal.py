@@ -1,4 +1,4 @@
-"""What is tried before an app starts: whether a server can do what Stillroom asks of it.
+"""Try before an app starts whether a server can do what Stillroom asks of it.
 
 What a server says of itself on a new connection (see wire/server.py) is not always to be had: a proxy may be in
 between, or the user may not ask for INFO. So one script is run that does nothing, with keys that other scripts name

@@ -1,4 +1,4 @@
-"""Whether a value that has been to Redis and back is the one that was sent: equal, and of the same types. Pure."""
+"""Compare a value that was sent to Redis with the one that came back: equal, and of the same types. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WITHOUT_JSON = (SecretStr, SecretBytes, Secret, bytes, bytearray, memoryview)
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether JSON gives the value back by itself: lists, dicts with text keys, text, numbers, None."""
+    """Return whether JSON gives the value back by itself: lists, dicts with text keys, text, numbers, None."""
     kind = type(value)
     if kind is int:
         return bool(-INT_LIMIT < value < INT_LIMIT)
@@ -35,7 +35,7 @@ def is_plain(value: Any, depth: int = 0) -> bool:
 
 
 def has_iterator(value: Any, depth: int = 0) -> bool:
-    """Whether there is something in the value that can be read once only: to encode it would use it up."""
+    """Return whether something in the value can be read once only, so that encoding would use it up."""
     kind = type(value)
     if kind in NATIVE:
         return False
@@ -51,7 +51,7 @@ def has_iterator(value: Any, depth: int = 0) -> bool:
 
 
 def is_same(sent: Any, back: Any, widened: bool = False) -> bool:
-    """Whether two values are equal and of the same types, all the way down.
+    """Return whether two values are equal and of the same types, all the way down.
 
     A moment is the same in every zone with its offset. Which fields of a model were given, and its cached
     properties, are not part of its value. With `widened` an int may have become the float that it is equal to, a

@@ -43,7 +43,7 @@ class Script:
 
 
 class Text:
-    """What is sent of a script, and its digest, by which it is run."""
+    """Hold the text of a script as it is sent, and its digest, by which it is run."""
 
     def __init__(self, script: Script, source: str) -> None:
         self.script = script

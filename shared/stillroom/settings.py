@@ -424,7 +424,7 @@ class Settings(BaseSettings):
         return self
 
     def is_in_code(self, field: str, name: str) -> bool:
-        """Whether a setting was given by name, as a field or as the environment calls it."""
+        """Return whether a setting was given in code by name, as a field or as the environment calls it."""
         return field in self._in_code or name in self._in_code
 
     @property
@@ -433,7 +433,7 @@ class Settings(BaseSettings):
 
     @property
     def replicas_of_cache(self) -> int:
-        """How many replicas have an invalidation before it returns."""
+        """Return how many replicas have an invalidation before it returns."""
         return self.replicas if self.cache_replicas is None else self.cache_replicas
 
     @property
@@ -455,7 +455,7 @@ class Settings(BaseSettings):
 
     @property
     def sentinel_login(self) -> dict[str, str]:
-        """Who one is to the Sentinels, as redis-py's options."""
+        """Return the login for the Sentinels, as redis-py's options."""
         if self.sentinel_password is None:
             return {}
         named = {} if self.sentinel_user is None else {"username": self.sentinel_user}
@@ -473,7 +473,7 @@ class Settings(BaseSettings):
 
     @property
     def results(self) -> str | None:
-        """Where workers keep results, as Celery wants to know it, or None.
+        """Return where workers keep results, in Celery's form, or None.
 
         Celery's own CELERY_RESULT_BACKEND counts only where it is the broker: a project that has a Celery app too
         sets it for that app, and a sender of ours that looks for its result there means the same Redis.
@@ -564,7 +564,7 @@ def _for_broker(url: str, password: str | None) -> str:
 
 
 def environment_names() -> dict[str, str]:
-    """What each setting is called in the environment."""
+    """Return the name of each setting in the environment."""
     fields = Settings.model_fields
     return {name: field.alias or f"{PREFIX}{name.upper()}" for name, field in fields.items()}
 

@@ -1,4 +1,4 @@
-"""Who a limit counts, and a ban bans, as Redis names them. Pure.
+"""Name the clients and users that limits count and bans ban, as Redis gets to know them. Pure.
 
 A client is its address; with IPv6 it is the network that one household has, since it may take a new address for
 each request. All other names (users, API keys) are only stored as an HMAC.
@@ -96,7 +96,7 @@ def prefixes_of(
 
 
 def width_of(subject: str) -> str:
-    """How wide a network is, as bans are looked for: `4/24`. Empty if every check looks for bans of that width.
+    """Return a network's width as bans are looked for: `4/24`. Empty if every check looks for bans of that width.
 
     >>> width_of("203.0.113.0/24"), width_of("2001:db8::/48")
     ('4/24', '')
@@ -128,19 +128,19 @@ def site_of(subject: str) -> str | None:
 
 
 def is_private(subject: str) -> bool:
-    """Whether this is an address inside somebody's own network, and not this very machine."""
+    """Return whether this is an address inside somebody's own network, and not this very machine."""
     parsed = parse_address(subject.partition("/")[0])
     return parsed is not None and any(parsed in network for network in _PRIVATE)
 
 
 def is_loopback(subject: str) -> bool:
-    """Whether this is an address of this very machine."""
+    """Return whether this is an address of this very machine."""
     parsed = parse_address(subject.partition("/")[0])
     return parsed is not None and (parsed.is_loopback or subject.startswith("::/"))
 
 
 def is_nobody(text: str | None) -> bool:
-    """Whether this names nobody: it is not there, empty or blank."""
+    """Return whether this text names nobody: it is None, empty or blank."""
     return text is None or not unicodedata.normalize("NFKC", text[:_NAME_LIMIT]).strip()
 
 

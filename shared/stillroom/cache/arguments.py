@@ -1,4 +1,4 @@
-"""How an argument stands in a key: a text that says all of its value, the same in every process.
+"""Write an argument into a key, as a text that says all of its value and is the same in every process.
 
 A parameter that is declared to be of one type has the plain text: `7` for an int, the text itself for a str. Where
 several types are possible, a str that looks like another type's text is quoted: `7` and `'7'`, `None` and `'None'`.
@@ -194,7 +194,7 @@ def _refuse(_: bytes) -> str:
 
 
 class Secrets:
-    """What stands in keys for secret arguments. The pepper is asked for with the first of them."""
+    """Replace secret arguments in keys by their HMAC. The pepper is fetched with the first of them."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

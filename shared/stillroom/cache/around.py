@@ -1,4 +1,4 @@
-"""What an app wants around each load: an application context, a database session. See `around_load` of a room."""
+"""Enter an app's contexts around each load, such as a database session. See `around_load` of a room."""
 
 from __future__ import annotations
 

@@ -48,7 +48,10 @@ class Taken(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What makes of a key and its loaded value a Taken; and of what is kept the value again, or MISS."""
+    """Convert values for keeping. `take` makes a Taken from a key and its loaded value.
+
+    `unpack` makes the value again from a key and the kept bytes, or returns MISS.
+    """
 
     take: Callable[[bytes, Any], Taken]
     unpack: Callable[[bytes, bytes], Any]
@@ -69,7 +72,10 @@ class Flight:
         self.failure: Exception | None = None
 
     def is_good_for(self, came: float, *, keeps: bool) -> bool:
-        """Whether what it has brought is new enough for who came then."""
+        """Return whether the load has ended and its result is new enough for a caller that came at `came`.
+
+        `keeps`: values are kept, so a load that began before will do, unless something of it was invalidated since.
+        """
         is_new = came <= self.began or (keeps and not self.is_old)
         return self.is_done and self.is_settled and is_new
 

@@ -45,7 +45,7 @@ class Bites(Generic[T]):
 
     @property
     def left(self) -> bool:
-        """Whether there are more."""
+        """Return whether there is another bite."""
         return self._start < len(self._things)
 
     def turn(self) -> Operation[None]:
@@ -66,7 +66,10 @@ class Bites(Generic[T]):
         self._size, self._tried = min(self._most, self._size * 2), 0
 
     def again(self, error: RedisUnavailable) -> bool:
-        """Whether to try these again, less at a time. Only for what does no harm twice."""
+        """Return whether to try the failed bite again, with less in it.
+
+        Use it only for things that may be done twice without harm.
+        """
         self._tried += 1
         self._size = max(min(LEAST, self._most), len(self._bite) // 3)
         return self._are_several and error.reason == "timeout" and self._tried < TRIES

@@ -137,7 +137,7 @@ def _mark_coroutine_function(cached: Any) -> None:
 
 
 class AsyncRegister(Protocol):
-    """What `AsyncCache.cached(…)` returns: takes a coroutine function, or a plain one."""
+    """The decorator that `AsyncCache.cached(…)` returns. It takes a coroutine function or a plain one."""
 
     @overload
     def __call__(

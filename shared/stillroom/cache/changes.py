@@ -29,7 +29,7 @@ HEAD_LIMIT = 512  # bytes of foreign content that are compared
 
 
 class Seen(NamedTuple):
-    """What is under a key: how it begins, what follows, and the living entry, if it is one."""
+    """Hold the content of a key: how it begins, what follows, and the living entry, if it is one."""
 
     head: bytes
     rest: bytes

@@ -118,7 +118,7 @@ class Packed(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """Where a caller stands that has found no value: it loads, or another's load serves it, or it has to wait."""
+    """Tell a caller that has found no value how to go on: it loads, takes the result of another load, or waits."""
 
     clock: bytes | None = None  # the load is ours, and this is the clock before it
     value: Any = MISS  # another load has brought it
@@ -131,7 +131,7 @@ class Attempt(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """What a reader asks for who lets this process keep a copy."""
+    """Describe a read that lets this process keep a copy of the entry."""
 
     type: Any
     near: float  # seconds
@@ -149,7 +149,7 @@ class Ready(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a cache is made of. Its shards share it."""
+    """Hold the parts that a cache is made of. Its shards share them."""
 
     settings: Settings
     terms: Terms
@@ -160,7 +160,10 @@ class Means:
 
 
 class Place(NamedTuple):
-    """Where a cache is, or one of its shards. `run_aside` runs an operation where none is running."""
+    """Hold the keys, the clock and the driver of a cache or of one of its shards.
+
+    `run_aside` runs an operation where none is running.
+    """
 
     keys: Keys
     clock: Clock
@@ -400,7 +403,7 @@ class Core:
     def call(
         self, loader: Loader, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Operation[Any]:
-        """What calling a registered loader is answered with."""
+        """Return what a call of a registered loader returns: the cached value, or the loaded one."""
         values = loader.values(args, kwargs)
         is_simple = loader.near is not None and not kwargs and KEYED.issuperset(map(type, args))
         call = (loader, *args) if is_simple else None
@@ -697,7 +700,7 @@ class Core:
             self._fall_back("prove", error)
 
     def proofs(self) -> list[tuple[int, Operation[None]]]:
-        """What proves all that this process keeps, by its shard."""
+        """Return the operation that proves all copies of this process, with the number of its shard."""
         return [(0, self.prove())] if len(self.copies) else []
 
     def _learn_if_there(
@@ -1342,7 +1345,10 @@ class Core:
         type: Any = None,
         keeping: Keeping | None = None,
     ) -> Recipe:
-        """What makes a value: a call of a function that is not registered. `keeping`: by default the settings'."""
+        """Return the recipe of a value that comes from calling a function which is not registered as a loader.
+
+        `keeping`: by default the settings'.
+        """
         given, kind = several("tags", tags), result_of(call.function) if type is None else type
         self._codec.adapter(kind)  # a type that is none is told before anything is loaded
 
@@ -1403,5 +1409,5 @@ def new_token() -> bytes:
 
 
 def load_lease(ms: int) -> bytes:
-    """What stands under a key's lease while it is loaded: see lua/lib/lease.lua."""
+    """Return the content of a key's lease during a load: see lua/lib/lease.lua."""
     return b"load.%b.%d" % (new_token(), ms)

@@ -1,4 +1,4 @@
-"""What one cached value looks like in Redis, and how fresh it is. Pure: the time is an argument.
+"""Write and read one cached value in its form in Redis, and tell how fresh it is. Pure: the time is an argument.
 
     1⇥<epoch>⇥<stamp>⇥<fresh until, ms>⇥<crc32 of the rest>⇥<codec>⇥<source>⇥<key>⇥<tag>⇥<tag>…⏎<payload>
 
@@ -20,7 +20,7 @@ NUMBER_DIGITS = 17  # µs since 1970 have 16
 
 
 class Freshness(Enum):
-    """What a reader may do with an entry."""
+    """Tell what a reader may do with an entry."""
 
     FRESH = "fresh"  # serve it
     STALE = "stale"  # serve it, and see that it is refreshed

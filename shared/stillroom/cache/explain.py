@@ -22,7 +22,7 @@ _FIELD = re.compile(r"\\\{(\w+)\\\}")  # a parameter in a template that was esca
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What there is under a key, and why a reader gets what it gets. Times: seconds since 1970, the server's clock.
+    """Tell what is under a key, and why a reader gets what it gets. Times: seconds since 1970, the server's clock.
 
     `outcome` is what a read would be now: `hit`, `stale` or `miss`. `cause` is one word for why: `fresh`, `expired`
     (its ttl is over), `soft` (invalidated softly), `tag`, `pattern`, `epoch` (the cache was cleared, or its clock
@@ -50,7 +50,7 @@ class Explanation:
 
 
 class _Found(NamedTuple):
-    """What Redis holds under a key."""
+    """Hold what Redis has under a key, as it was read."""
 
     raw: bytes | None
     other: bytes | None

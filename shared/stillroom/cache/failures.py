@@ -1,4 +1,4 @@
-"""What failed in a load: told to those who have waited for it, in this process and in all others."""
+"""Tell the error of a failed load to the callers that waited for it, in this process and in all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted of each loader by its name, as `loader:hits:product` in `ns:stats`; and its last error.
+"""Count what happens to each loader, by its name, as `loader:hits:product` in `ns:stats`; and keep its last error.
 
 A function that is not registered as a loader is called by the place where it is written.
 """

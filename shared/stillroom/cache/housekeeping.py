@@ -1,4 +1,4 @@
-"""What workers do for a cache: carry out orders, free memory, refresh, trim. On shards each of them does it."""
+"""Do the work of a cache that runs in workers: carry out orders, free memory, refresh, trim; in every shard."""
 
 from __future__ import annotations
 

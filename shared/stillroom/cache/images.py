@@ -1,4 +1,4 @@
-"""What an image file is: size, type, hash, time, width and height; read once per version of the file, then cached.
+"""Describe image files: size, type, hash, time, width and height. Each version of a file is read once, then cached.
 
 The key is `image:<name>@<size>-<mtime in ns>`, so one stat tells whether the cached answer is about the file as it
 is: a file that changed has another key. Files are found under one configured root only, and no link is followed.
@@ -65,7 +65,7 @@ class ImageInfo(BaseModel):
 
 
 class Answer(BaseModel):
-    """What is cached: what the file is, or why it is refused."""
+    """Hold the cached answer about a file: its description, or why it is refused."""
 
     info: ImageInfo | None = None
     reason: str = ""
@@ -169,7 +169,7 @@ class OtherVersion(Exception):
 def read_image(
     root: Path, name: str, byte_limit: int, pixel_limit: int, *, version: str | None = None
 ) -> ImageInfo | None:
-    """What the file is, or None if there is none. Raises ImageRefused, ImagesUnavailable.
+    """Return the description of a file, or None if there is no such file. Raises ImageRefused, ImagesUnavailable.
 
     `version`: raise OtherVersion if what was opened is not this fingerprint's version.
     """

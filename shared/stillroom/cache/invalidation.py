@@ -58,7 +58,7 @@ class Invalidator:
 
     @property
     def waiting(self) -> int:
-        """How many names Redis has yet to be told of."""
+        """Return how many invalidated names Redis has yet to be told of."""
         return self._outbox.waiting
 
     def tell(self, names: list[bytes], defer: bool) -> Operation[list[Any]]:
@@ -212,7 +212,7 @@ class Invalidations:
 
     @property
     def deferred(self) -> int:
-        """How many deferred invalidations wait in this process."""
+        """Return how many deferred invalidations wait in this process."""
         return self._invalidator.waiting
 
     def deliver_aside(self) -> None:

@@ -54,12 +54,12 @@ class Judge:
 
     @property
     def synced(self) -> int:
-        """How far the marks of this process go. To be read before the clock is asked for."""
+        """Return the clock's number up to which this process has the marks. Read it before asking for the clock."""
         return self._marks.synced
 
     @property
     def marks(self) -> Marks:
-        """What this process knows of invalidations."""
+        """Return the marks: what this process knows of invalidations."""
         return self._marks
 
     @property
@@ -74,7 +74,7 @@ class Judge:
 
     @property
     def is_unverified(self) -> bool:
-        """Whether another run of the server is known to answer than the one on which the epoch was verified."""
+        """Return whether the server that answers is known to be in another run than when the epoch was verified."""
         return bool(self._clock.run) and self._run != self._clock.run
 
     def verify(self) -> Operation[None]:
@@ -82,7 +82,7 @@ class Judge:
         yield from self._verified(self._marks)
 
     def is_moving(self, now: float) -> bool:
-        """Whether invalidations are so frequent that the marks had better ride along with the read."""
+        """Return whether invalidations are so frequent that a read should ask for the marks in the same batch."""
         return now < self._moving_until
 
     def marks_since(self, synced: int) -> Command:
@@ -96,7 +96,7 @@ class Judge:
         return self._limit if synced else min(FIRST_MARKS, self._limit)
 
     def at_once(self, entry: Entry, clock: bytes | None) -> Freshness | None:
-        """What a reader may do with an entry that was read together with `clock`.
+        """Return what a reader may do with an entry that was read together with `clock`.
 
         None if that takes another question to Redis: the clock has moved, the entry is very old, or another run of
         the server has answered.

@@ -40,7 +40,7 @@ class Life(NamedTuple):
 
 
 class Keeping(NamedTuple):
-    """How long the values of one kind are kept."""
+    """Decide how long the values of one kind are kept."""
 
     keeper: Keeper
     ttl: Duration | TtlOf | None = None

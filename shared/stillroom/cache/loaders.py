@@ -53,12 +53,12 @@ class Recipe(NamedTuple):
     )
 
     def owns(self, entry: Entry) -> bool:
-        """Whether an entry is this release's, or everybody's."""
+        """Return whether an entry was stored by this release of the app, or is for all releases."""
         return not self.release or entry.release in (self.release, b"")
 
     @property
     def name(self) -> str:
-        """What the load is called in logs and counts."""
+        """Return the name of the load in logs and counts."""
         return self.loader.name if self.loader else place_of(self.call.function)
 
 
@@ -328,7 +328,7 @@ class Loaders:
 
 
 class LoaderCall(Protocol):
-    """What names a loader and its arguments: a message, an order."""
+    """A message or an order that names a loader and has its arguments."""
 
     @property
     def loader(self) -> str: ...
@@ -392,7 +392,7 @@ def place_of(function: Any) -> str:
 
 
 def is_coroutine_function(function: Any) -> bool:
-    """Whether calling it gives a coroutine: also of a partial, and of an object with such a `__call__`."""
+    """Return whether calling a function gives a coroutine. A partial and an object with a `__call__` count, too."""
     function = _called(function)
     return inspect.iscoroutinefunction(function)
 

@@ -1,4 +1,4 @@
-"""What this process knows of invalidations, and the one rule they are for. Pure.
+"""Remember the invalidations that this process knows of, and decide by one rule whether an entry is alive. Pure.
 
 The rule: an entry remembers the clock as it was before its load began; **it is dead if a later mark
 names it**. An invalidation adds one to the clock and leaves a mark: `t:<tag>` hard, `s:<tag>` soft, or
@@ -29,7 +29,7 @@ TRIMMED = (
 
 
 class Verdict(Enum):
-    """What the marks say of an entry."""
+    """Tell what the marks say of an entry."""
 
     ALIVE = "alive"
     SOFT = "soft"  # softly invalidated: serve it stale

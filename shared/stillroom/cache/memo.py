@@ -1,4 +1,4 @@
-"""What one request has read, for loaders that say `memo=True`: the same key twice is one round trip.
+"""Remember what one request has read, for loaders with `memo=True`: reading a key twice takes one round trip.
 
 Their promise is a little weaker than the cache's: **a read in a request that began after an invalidation returned
 never shows what was loaded before it.** What another process invalidates while the request runs is seen by the next
@@ -33,7 +33,7 @@ class Remembered(NamedTuple):
 
 
 class Memo:
-    """What requests remember of one cache, and an object that is another one after each change of this process."""
+    """Remember what requests have read of one cache. Each change of this process makes a new object `changes`."""
 
     def __init__(self, settings: Settings, stats: Stats) -> None:
         # No number: of two threads that add one to it, the slower could set it back to one that was proved.

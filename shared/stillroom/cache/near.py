@@ -1,4 +1,4 @@
-"""What this process keeps of the cache, and how one look at the clock proves all of it.
+"""Keep copies of the cache in this process, and prove all of them with one look at the clock.
 
 The promise, for loaders and reads that ask for it with `near`: **a read in a request never shows what was
 invalidated before the request began, nor what this process invalidated at any time**; outside of a request, nothing
@@ -60,7 +60,7 @@ def near_prefix(name: bytes) -> bytes:
 
 
 class Proof(NamedTuple):
-    """When the clock was asked for (time.monotonic()), and the last change of this process before that."""
+    """Remember when the clock was asked for (time.monotonic()), and the last change of this process before that."""
 
     asked: float
     changes: object
@@ -98,7 +98,7 @@ class Copy:
 
 
 class Called(Protocol):
-    """What the copies of a call are found by: a loader."""
+    """A loader, as far as the copies of its calls are found by it."""
 
     near: float | None
     name: str
@@ -244,7 +244,7 @@ class Store:
 
 
 class Near:
-    """What this process knows of the copies of one shard. Threads share it."""
+    """Hold what this process knows of the copies of one shard. Threads share it."""
 
     def __init__(
         self,
@@ -325,15 +325,15 @@ class Near:
         return copy.entry if copy.entry.release in (release, b"") else None
 
     def is_in_request(self) -> bool:
-        """Whether what is read has a beginning: a request's, or a load's."""
+        """Return whether the read belongs to a request or a load, so that it has a beginning."""
         return time_left() is not None or bool(loading_since())
 
     def may_be_alive(self, copy: Copy) -> bool:
-        """Whether to ask for a proof is likely to spare a read."""
+        """Return whether asking for a proof is likely to save a read."""
         return not copy.is_gone and self._is_alive(copy, time.monotonic())
 
     def asking(self) -> Proof:
-        """What stands now, before a clock is asked for."""
+        """Return the time and the last change of this process as they are before a clock is asked for."""
         return Proof(time.monotonic(), self._memo.changes)
 
     def _is_alive(self, copy: Copy, now: float) -> bool:
@@ -366,7 +366,7 @@ class Near:
 
     @property
     def synced(self) -> int:
-        """How far the changed keys are known. To be read before they are asked for."""
+        """Return the clock's number up to which the changed keys are known. Read it before asking for them."""
         return self._synced
 
     def names_since(self, synced: int) -> list[Command]:

@@ -1,4 +1,7 @@
-"""What apps order from workers: checked by pydantic, unknown fields refused, kept in Redis until it is done."""
+"""Define the orders that apps give to workers. Pydantic checks them and refuses unknown fields.
+
+An order is kept in Redis until it is done.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Outbox:
 
     @property
     def waiting(self) -> int:
-        """How many names wait."""
+        """Return how many names wait."""
         return len(self._numbers)
 
     def put(self, names: Iterable[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What the cache tells of itself to whoever asks for health."""
+"""Report on the cache for a check of health."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens behind an invalidation: memory is freed, what went stale softly is loaded again.
+"""Finish the work that an invalidation leaves: free memory, and load softly invalidated entries again.
 
 An invalidation is true when it returns; what it killed still takes up memory. It left a line in `todo`
 (lua/lib/todo.lua). Here that is worked off: in bites, under a time budget, resumable, by any number of workers.
@@ -52,7 +52,7 @@ LOOKS = 3  # at a bite in which something dead could not be deleted
 
 
 class Progress(BaseModel):
-    """How far a piece of work has got."""
+    """Record how far a piece of work has got."""
 
     seen: int = 0  # entries looked at
     deleted: int = 0
@@ -120,7 +120,7 @@ class Run:
 
 
 class Hottest:
-    """Of the entries that went stale by a tag, those that are read the most, as the server sees it.
+    """Pick the most-read entries among those that went stale by a tag, as the server sees it.
 
     A server that evicts by use counts it (OBJECT FREQ); any other knows how long ago it was (OBJECT IDLETIME).
     """

@@ -170,7 +170,10 @@ class ShardedBody:
         return sum((yield from self.on(operations)))
 
     def proofs(self) -> list[tuple[int, Operation[None]]]:
-        """What proves all that this process keeps, by its shard: each has a clock of its own."""
+        """Return the operations that prove the copies of this process, by the number of their shard.
+
+        Each shard has a clock of its own.
+        """
         if not len(self.copies):
             return []
         return [(number, shard.prove()) for number, shard in enumerate(self.shards)]
@@ -189,7 +192,7 @@ class ShardedBody:
 
     @property
     def deferred(self) -> int:
-        """How many deferred invalidations wait in this process."""
+        """Return how many deferred invalidations wait in this process."""
         return sum(shard.deferred for shard in self.shards)
 
     def deliver_aside(self) -> None:

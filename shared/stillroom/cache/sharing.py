@@ -1,4 +1,4 @@
-"""Whether one value may be given to many callers, because none of them can change it. Pure."""
+"""Decide whether one value may be given to many callers, because none of them can change it. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ DEPTH_LIMIT = 50
 
 
 def is_frozen(value: Any, depth: int = 0) -> bool:
-    """Whether nobody can change a value: a scalar, or a tuple, frozen dataclass or frozen model made of scalars."""
+    """Return whether nobody can change a value.
+
+    That is a scalar, or a tuple, frozen dataclass or frozen model made of scalars.
+    """
     kind = type(value)
     if kind in SCALARS:
         return True

@@ -1,4 +1,4 @@
-"""What an app orders from the workers instead of doing it in the request: `room.tasks`.
+"""Order work from the workers instead of doing it in the request: `room.tasks`.
 
 An order is written down in Redis (`todo`) before a task is sent, so that it is carried out whatever becomes of the
 task. The same orders can be sent by name from any Celery client: cache/orders.py has their fields.

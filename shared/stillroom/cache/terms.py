@@ -1,4 +1,4 @@
-"""What all processes of a cache must have alike: shards, replicas, the longest life, the longest lease."""
+"""Agree on what all processes of a cache must have alike: shards, replicas, the longest life, the longest lease."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ AT_ONCE = 1_000  # orders written by one script
 
 
 class Warm(NamedTuple):
-    """When a loader's values are loaded again, and for which arguments."""
+    """Tell how often a loader's values are loaded again, and for which arguments."""
 
     every: float
     given: Any  # an iterable of arguments, or a function that returns one

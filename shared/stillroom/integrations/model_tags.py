@@ -46,12 +46,12 @@ class ModelTags:
 
     @property
     def needs_row(self) -> bool:
-        """Whether some tags depend on the row."""
+        """Return whether some tags depend on the row."""
         return bool(self._templates or self._functions)
 
     @property
     def has_functions(self) -> bool:
-        """Whether some tags depend on fields that only a function knows."""
+        """Return whether some tags depend on fields that only a function knows."""
         return bool(self._functions)
 
     def of(self, row: Any) -> list[str]:

@@ -247,7 +247,7 @@ class AfterCommit:
 
 
 class Changes:
-    """What the open transactions of one session make untrue: a frame for the root and for each savepoint."""
+    """Collect what one session's open transactions make untrue: a frame for the root and for each savepoint."""
 
     def __init__(self, session: Session) -> None:
         self._session = weakref.ref(session)

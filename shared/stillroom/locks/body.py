@@ -1,4 +1,4 @@
-"""What a lock and a semaphore say to Redis. locks.py gives them their faces.
+"""Take, renew and free locks and semaphores in Redis. locks.py gives them their faces.
 
 A slot is held under a token, for a lease; the holder renews it. Each taking gets a fencing number that is larger
 than all before it, so that what the lock protects can refuse a holder who has lost it without noticing.

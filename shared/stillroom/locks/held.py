@@ -35,7 +35,7 @@ class _Held:
 
     @property
     def is_held(self) -> bool:
-        """Whether nobody else can hold it now."""
+        """Return whether the lease still runs, so that nobody else can hold the lock or slot."""
         return not self._is_released and time.monotonic() < self._until
 
     def check(self) -> None:

@@ -50,7 +50,7 @@ R = TypeVar("R", Stillroom, AsyncStillroom)
 
 
 class Override(Protocol):
-    """What the fixture `stillroom_override` gives."""
+    """The function that the fixture `stillroom_override` gives. It takes a room and returns one."""
 
     def __call__(self, room: R, /) -> R: ...
 

@@ -1,4 +1,4 @@
-"""What a room is made of, found by walking from attribute to attribute: its services, bodies, drivers and wires."""
+"""Find the parts of a room by walking from attribute to attribute: its services, bodies, drivers and wires."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def twins(old: object, new: object) -> Iterator[tuple[Any, Any]]:
 
 
 def is_part(thing: object) -> bool:
-    """Whether this is an object of ours with attributes. Settings, loaders and functions are no parts."""
+    """Return whether this is an object of ours with attributes. Settings, loaders and functions are no parts."""
     of_ours = type(thing).__module__.startswith("stillroom.")
     is_data = isinstance(thing, BaseModel | Loader | Loaders | type)
     return of_ours and not is_data and hasattr(thing, "__dict__")

@@ -132,7 +132,7 @@ class AsyncLink:
         self._transport.abort()
 
     async def is_alive(self) -> bool:
-        """Whether the idle connection is open and silent. Costs a system call."""
+        """Return whether the idle connection is open and silent. Costs a system call."""
         if self._poll.poll(0):  # what the event loop has not seen yet: it was busy since it came
             await asyncio.sleep(0)
             await asyncio.sleep(
@@ -272,7 +272,7 @@ class AsyncWire:
 
     @property
     def connections(self) -> int:
-        """How many are open now, in all event loops that run on."""
+        """Return how many connections are open now, in all event loops that are not closed."""
         pools = [
             (loop, pool) for loop, ref in list(self._pools.items()) if (pool := ref()) is not None
         ]

@@ -1,4 +1,4 @@
-"""How much time the calls of one request may still spend on Redis, all together; since when, and what it loads."""
+"""Keep the time that the calls of one request may still spend on Redis, all together, and when a load began."""
 
 from __future__ import annotations
 

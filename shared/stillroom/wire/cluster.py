@@ -180,7 +180,7 @@ class _Cluster(Generic[W]):
 
     @property
     def connections(self) -> int:
-        """How many are open now, to all nodes."""
+        """Return how many connections are open now, to all nodes."""
         return sum(wire.connections for wire in self.wires)
 
     @property

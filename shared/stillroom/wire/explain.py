@@ -1,4 +1,4 @@
-"""What is said when no connection can be made: what was tried, by which setting, and what to do.
+"""Explain why no connection can be made: what was tried, by which setting, and what to do.
 
 Errors end up in logs, which more people read than settings. So they name the setting and not what it holds, but for
 a default, which everybody knows. They never hold a password.
@@ -13,7 +13,7 @@ from stillroom.settings import Settings
 
 
 class Source(NamedTuple):
-    """Where the address of a server comes from, for a sentence."""
+    """Tell which setting the address of a server comes from. The explaining sentence is made of it."""
 
     setting: str  # its name in the environment
     is_set: bool
@@ -74,7 +74,7 @@ CLUSTERED = ("cluster", "crossslot", "moved", "ask")
 
 
 def source_of(settings: Settings, setting: str, url: str) -> Source:
-    """Where this URL comes from. `setting`: the field that holds it, `redis_url` or `cache_url`."""
+    """Return where this URL comes from. `setting`: the field that holds it, `redis_url` or `cache_url`."""
     return Source(
         setting="REDIS_URL" if setting == "redis_url" else f"STILLROOM_{setting.upper()}",
         is_set=setting in settings.model_fields_set,

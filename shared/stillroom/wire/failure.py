@@ -1,4 +1,4 @@
-"""What an error of the socket, of TLS, of a name server or of redis-py means: in one word, without an address."""
+"""Sort errors of the socket, of TLS, of a name server and of redis-py: one word for each, and no address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stillroom.wire.names import NameUnanswered
 
 
 def unavailable(error: BaseException) -> RedisUnavailable | None:
-    """What an error of the socket or of redis-py means, or None if it is not Redis' fault."""
+    """Return an error of the socket or of redis-py as RedisUnavailable, or None if it is not Redis' fault."""
     if isinstance(error, RedisUnavailable):
         return error
     if not isinstance(error, OSError | EOFError | redis.RedisError | hiredis.HiredisError):

@@ -1,4 +1,4 @@
-"""What a forked child must not share with its parent: locks another thread held, connections, probers."""
+"""Reset what a forked child must not share with its parent: locks another thread held, connections, probers."""
 
 from __future__ import annotations
 

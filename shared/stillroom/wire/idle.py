@@ -15,7 +15,7 @@ OWN_LIMIT_S = (
 
 
 class Lateness:
-    """How late one event loop has been, added up while somebody waits in it.
+    """Add up how late one event loop has been while somebody waits in it.
 
     A timer is due each millisecond. By as much as it comes too late the loop was busy with its tasks, or its thread
     waited for a CPU.

@@ -146,7 +146,7 @@ class Names:
 
 
 def is_address(host: str) -> bool:
-    """Whether this is an address already, not a name."""
+    """Return whether a host is already an IP address, not a name."""
     try:
         ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""How a batch ended: replies, an error of the server, or no answer; and what the breaker hears of it.
+"""Judge how a batch ended: replies, an error of the server, or no answer; and tell the breaker.
 
 An error has an owner. The command's: it alone was refused, and the connection is good. The peer's: this server is
 not, or not now, the one to talk to, whatever it was asked (a replica, a server that loads its data, a proxy that
@@ -61,7 +61,10 @@ class PeerFailed(RedisUnavailable):
         self.is_in_doubt = False  # something of it may have been applied, where it may be lost
 
     def told(self) -> RedisUnavailable:
-        """What the caller is told. What a replica was asked to read is older than anybody knows."""
+        """Return the error for the caller.
+
+        It has the replies only if this is the right server. Nobody knows how old the answers of a replica are.
+        """
         if self.reason in ANSWERS_KEPT:
             return RedisRefused(self.reason.upper(), self.detail, self.replies)
         return RedisUnavailable(self.reason, self.detail, may_be_done=self.is_in_doubt)
@@ -98,7 +101,7 @@ def owner_of(text: str) -> str:
 
 
 def may_repeat(commands: Sequence[Command], replies: Sequence[Any], *, idempotent: bool) -> bool:
-    """Whether a batch may be sent to another server after this one has said that it is not the right one.
+    """Return whether a batch may be sent to another server after this one said that it is not the right one.
 
     Yes where nothing was sent, nothing can have been applied, or twice does no harm.
     """

@@ -46,7 +46,7 @@ LISTEN: bytes = pack_command((b"PSUBSCRIBE", b"*"))
 
 
 class Told(NamedTuple):
-    """What one Sentinel says of the primary."""
+    """Hold what one Sentinel says of the primary."""
 
     address: Host
     is_well: bool
@@ -56,7 +56,7 @@ class Told(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the answers amount to."""
+    """Hold the conclusion from the answers of the Sentinels."""
 
     primary: Host | None
     believed_until: float  # time.monotonic()
@@ -133,7 +133,7 @@ class Line:
 
 
 class Watch:
-    """What the Sentinels of one URL say, for both faces.
+    """Ask the Sentinels of one URL where the primary is, for both faces.
 
     `doubted()` is called when the primary is not believed any more, `left()` when another one is in its place, and
     each of `news` when there is one to believe.
@@ -183,7 +183,7 @@ class Watch:
     # For whoever makes a connection
 
     def primary(self, deadline: float) -> Mapping[str, Any]:
-        """Where the primary is, as redis-py's options, before `deadline` (time.monotonic()).
+        """Return where the primary is, as redis-py's options, before `deadline` (time.monotonic()).
 
         Waits for the Sentinels only where nothing is known, or what is known was doubted. Raises RedisUnavailable.
         """
@@ -213,7 +213,7 @@ class Watch:
         return self._primary
 
     def said(self) -> list[tuple[str, bool, str]]:
-        """(host, whether it answers and stands by the primary, what it says), for a person."""
+        """Return (host, whether it answers and stands by the primary, what it says) of each Sentinel, as text."""
         return [(f"{host}:{port}", *self._saying((host, port))) for host, port in self._sentinels]
 
     def _saying(self, host: Host) -> tuple[bool, str]:
@@ -226,7 +226,7 @@ class Watch:
         return True, f"names {where}"
 
     def doubt(self) -> None:
-        """What is known was wrong: the next connection waits for a new answer."""
+        """Stop believing the known primary: the next connection waits for a new answer of the Sentinels."""
         with self._changed:
             self._wanted = self._begun + 1
             self._disbelieve()
@@ -278,7 +278,7 @@ class Watch:
     # The thread
 
     def is_watched_by(self, bell: Bell) -> bool:
-        """Whether the thread with this bell is still the one of this watch."""
+        """Return whether the thread with this bell is still the one of this watch."""
         return self._bell is bell
 
     def has_ended(self, bell: Bell) -> None:
@@ -413,7 +413,7 @@ class Bell:
 
 
 def view_of(told: Sequence[Told], sentinels: int) -> View:
-    """What these answers of so many Sentinels amount to. Pure.
+    """Return the primary that these answers of so many Sentinels name, and until when it is believed. Pure.
 
     The newest configuration names the primary. It is believed if those who call it well are a majority, and so many
     that the rest is no quorum.

@@ -67,7 +67,7 @@ class Clock(Protocol):
 
     @property
     def primary(self) -> str | None:
-        """Where the Sentinels say that the server is; None where nobody asks any."""
+        """Return where the Sentinels say that the server is; None where no Sentinel is asked."""
 
     def now_ms(self) -> int:
         """ms since 1970."""
@@ -80,7 +80,7 @@ class Clock(Protocol):
 
 
 class Reading(NamedTuple):
-    """What one reply to TIME said, in ns of this machine's monotonic clock."""
+    """Hold what one reply to TIME said, in ns of this machine's monotonic clock."""
 
     offset: int  # from the monotonic clock to the server's
     error: int  # the offset is off by this much at the most
@@ -184,7 +184,10 @@ class Server:
 
     @property
     def primary(self) -> str | None:
-        """Where the Sentinels say that the server is: `host:port`. None where the URL names none, or they none."""
+        """Return where the Sentinels say that the server is: `host:port`.
+
+        None where the URL names no Sentinels, or they have named no server.
+        """
         where = None if self.watch is None else self.watch.last_named
         return None if where is None else f"{where[0]}:{where[1]}"
 
@@ -216,7 +219,7 @@ class Server:
         return is_another
 
     def look(self, now: float) -> tuple[bytes, int]:
-        """What rides along with a batch, as bytes, and how many replies it has."""
+        """Return the commands that ride along with a batch, as bytes, and how many replies they have."""
         self.due = now + LOOK_EVERY_S
         if self.watch is not None:
             self.due = min(self.due, max(now, self.watch.believed_until))
@@ -268,12 +271,12 @@ class Server:
 
     @property
     def is_clock_good(self) -> bool:
-        """Whether a deadline in the server's time can be made from what is known."""
+        """Return whether enough is known of the server's clock to make a deadline in its time."""
         age = time.monotonic_ns() - self._reading.at
         return self._is_clock_known and age < CLOCK_GOOD_FOR_NS
 
     def in_time(self, now: float, deadline: float) -> bytes:
-        """What the server's clock shows from `now` to `deadline` (time.monotonic()), or a moment before each.
+        """Return `now` and `deadline` (time.monotonic()) as the server's clock shows them, or a moment before each.
 
         Never a moment later: what is refused after the end can't happen once its caller has given up. Before the
         beginning it is refused, too: then the clock was put back while it was on its way.
@@ -288,7 +291,7 @@ class Server:
         self.due = 0.0
 
     def doubt_clock(self) -> None:
-        """What is known of the clock is wrong: a script said "too late" and its reply was here in time.
+        """Distrust the known clock: a script said "too late", and yet its reply was here in time.
 
         TIME is asked for before another deadline is made from it.
         """
@@ -319,7 +322,7 @@ def _connected(_: Any) -> None:
 
 
 def _handshake(options: Mapping[str, Any]) -> list[tuple[str, Command]]:
-    """What a new connection says first, in one batch, each part by its name.
+    """Return the first batch of a new connection, each part with its name.
 
     Who it is, which database it wants, what time it is there, which run of the server answers, and its role.
     """

@@ -189,7 +189,7 @@ class Link:
             self._socket.settimeout(None)
 
     def is_alive(self) -> bool:
-        """Whether the idle connection is open and silent. Costs a system call."""
+        """Return whether the idle connection is open and silent. Costs a system call."""
         if not self._poll.poll(0):
             return True
         # Something came: under TLS perhaps nothing that concerns us.
@@ -238,7 +238,7 @@ class Wire:
 
     @property
     def connections(self) -> int:
-        """How many are open now."""
+        """Return how many connections are open now."""
         return len(self._links)
 
     def execute(
