@@ -27,7 +27,7 @@ _TIME = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a limit is until a moment. Times are the server's clock, seconds since 1970."""
+    """Hold the quota and window of a limit until a moment. Times are the server's clock, seconds since 1970."""
 
     name: str
     quota: int
@@ -54,7 +54,7 @@ class _Record(BaseModel):
 
 
 class Changes:
-    """What this process knows of them."""
+    """Hold the changes that this process knows of."""
 
     def __init__(self) -> None:
         self.reset()
@@ -88,7 +88,7 @@ class Changes:
 
 
 def read_changes(reply: Any) -> list[Change]:
-    """What the hash holds. A field that says nothing of the kind is passed over."""
+    """Return the changes that the hash holds. A field that is no change is passed over."""
     if not isinstance(reply, list):
         return []
     changes = []
@@ -137,7 +137,7 @@ def read_time(text: str) -> int:
 
 
 def write_rate(quota: int, window: int) -> str:
-    """As read_rate reads it.
+    """Return a rate as read_rate reads it.
 
     >>> write_rate(2000, 3600), write_rate(5, 90)
     ('2,000/1h', '5/90s')

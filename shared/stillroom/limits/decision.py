@@ -1,4 +1,4 @@
-"""What was decided about a request, and how it is told: headers (see fields.py) and problem details. Pure.
+"""This module holds the decision about a request, and writes its headers (see fields.py) and problem details. Pure.
 
 Problems: RFC 9457, of the types that draft-ietf-httpapi-ratelimit-headers-11 registers.
 """
@@ -21,7 +21,7 @@ _FOREVER = 1 << 60
 
 
 class Standing(NamedTuple):
-    """How a subject stands with one limit. Times are seconds from the decision."""
+    """Describe how a subject stands with one limit. Times are seconds from the decision."""
 
     limit: Limit
     remaining: int
@@ -31,7 +31,7 @@ class Standing(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Whether a request may go on; true where it may. What it says is only put together when asked for.
+    """Tell whether a request may go on; the decision is true where it may. Its details are made when asked for.
 
     `degraded` is why Redis could not be asked ("timeout", "breaker" …), empty where it was.
     """
@@ -55,7 +55,7 @@ class Decision(NamedTuple):
 
     @property
     def banned(self) -> bool:
-        """Whether the client is denied because it is banned, not because of this request."""
+        """Return whether the client is denied because it is banned, not because of this request."""
         return self.status == TOO_MANY and not self.said
 
     @property
@@ -119,9 +119,9 @@ class Decision(NamedTuple):
         )
 
     def rows(self) -> list[tuple[int, int, int, int]]:
-        """(-µs until it fits, hits left, -µs until more are back, which limit): what binds most is first.
+        """Return (-µs until it fits, hits left, -µs until more are back, which limit), the tightest limit first.
 
-        Of a limit in shadow nothing is told. What is in flight may be over at any moment.
+        A limit in shadow has no row. A request in flight may be over at any moment.
         """
         said, age = self.said, self.age_us
         rows = []

@@ -1,7 +1,7 @@
-"""What a process remembers of denials: who was denied will be denied again, and need not ask Redis for it. Pure.
+"""This module remembers denials: a denied subject will be denied again, and Redis need not be asked. Pure.
 
-While the oldest hits that count have not left their window nothing can change that but a refund, a reset or a
-lifted ban; this process' own are noticed at once, others' after 5 s.
+While the oldest hits that count have not left their window, only a refund, a reset or a lifted ban can change a
+denial. Those of this process are noticed at once, those of others after 5 s.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Denial:
         self.unseen = 0  # denials that Redis has not heard of; two threads may count one too few
 
     def answers(self, limit: Limit, cost: int, now: float) -> bool:
-        """Whether a request that costs this much is denied too."""
+        """Return whether a request that costs this much is denied too."""
         same = self.limit is limit or self.limit == limit
         return same and now < self.until and cost >= self.decision.cost
 
@@ -92,9 +92,10 @@ class Denials:
         return b" ".join([b"%d:%d" % (n, one.unseen) for n, one in popped if one and one.unseen])
 
     def take_over(self, now: float, most: int) -> list[tuple[Any, bytes, int]]:
-        """Of those that are over the request, its log, and how many they were; then they are forgotten.
+        """Forget the denials that are over, and return (request, log, how many they were) for Redis to be told.
 
-        Who was denied from memory may never come again, and then no check would tell of it.
+        At most `most` are returned; the others follow the next time. A client that was denied from memory may never
+        come again, and then no check would tell Redis.
         """
         over = [(key, one) for key, one in list(self.found.items()) if one.until <= now]
         over.sort(key=lambda pair: pair[1].unseen, reverse=True)

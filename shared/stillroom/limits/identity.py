@@ -1,4 +1,4 @@
-"""Who a client is: the peer, or whom a trusted proxy says it speaks for. Pure.
+"""This module finds who a client is: the peer, or the address that a trusted proxy says it speaks for. Pure.
 
 In X-Forwarded-For and Forwarded each proxy adds, on the right, whom it heard from. So the header is walked from the
 right, as long as who wrote it is trusted; what stands further left is whatever somebody made up (RFC 7239, section
@@ -82,7 +82,7 @@ class Networks:
         self._networks = [unwrapped_network(ip_network(text)) for text in texts]
 
     def has(self, subject: str) -> bool:
-        """Whether a subject is in one of them, or an IPv6 subject holds one of them."""
+        """Return whether a subject is in one of the networks, or an IPv6 subject holds one of them."""
         if not self._networks or subject == UNKNOWN:
             return False
         network = ip_network(subject)

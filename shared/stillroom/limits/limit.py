@@ -1,4 +1,4 @@
-"""What a limit is, and those most apps need. Pure."""
+"""This module defines a limit, and contains the limits that most apps need. Pure."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Limit:
 
     @property
     def is_open_away(self) -> bool:
-        """Whether everybody is let through while Redis is away."""
+        """Return whether everybody is let through while Redis is away."""
         return self.away == "open" or self.shadow
 
     @property

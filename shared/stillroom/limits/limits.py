@@ -23,7 +23,7 @@ class _Face(Face):
         self._clients = Clients(body.settings)
 
     def client(self, peer: str | None, headers: Iterable[Header] = ()) -> str:
-        """Who sends this request, as `check` takes it: an IPv4 address, an IPv6 network, or "unknown".
+        """Return the client of a request, as `check` takes it: an IPv4 address, an IPv6 network, or "unknown".
 
         `peer`: whom the connection is from, with or without a port; None or "" for a socket file. `headers`: (name,
         value) of the request, in their order; they are only believed from `trusted_proxies`. Never awaited.

@@ -26,7 +26,7 @@ Flying = Sequence[tuple[Sequence[bytes], int]]  # the hits that Redis is being a
 
 
 class Known(NamedTuple):
-    """What Redis said last of some logs."""
+    """Hold the last reply of Redis about some logs."""
 
     at: int
     said: Sequence[int]
@@ -62,10 +62,11 @@ class LocalLimits:
         server_us: int = 0,
         sent: int | None = None,
     ) -> None:
-        """What Redis said just now, asked at `sent`. No lock: each step is one of the interpreter's own.
+        """Remember what Redis said of these logs just now, when it was asked at `sent`.
 
-        Replies to calls that overlapped may be taken in out of their order: the server's time says which is newer.
-        Of others this process knows, whatever became of that clock meanwhile.
+        No lock is taken: each step is one of the interpreter's own. Replies to calls that overlapped may arrive out
+        of order: the server's time says which is newer. Of other calls this process knows the order itself,
+        whatever became of that clock meanwhile.
         """
         known, found = self._known, Known(now, said, keys, server_us)
         since = now if sent is None else sent
@@ -110,7 +111,7 @@ class LocalLimits:
             return OK, _flat([self._said(*row, flying, 0, now) for row in rows])
 
     def owed(self, now: int, keys: Iterable[bytes] = (), most: int = 100) -> list[Charge]:
-        """What Redis has to be told: of these logs, and of so many others. Then `settle` it."""
+        """Return the hits that Redis has to be told of: of these logs and so many others. Then `settle` them."""
         charges: list[Charge] = []
         with self._lock:
             for key in dict.fromkeys([*keys, *islice(self.logs, most)]):
@@ -124,7 +125,7 @@ class LocalLimits:
         return charges
 
     def is_owing(self, keys: Iterable[bytes]) -> bool:
-        """Whether Redis has yet to be told of hits in one of these logs, or is being told."""
+        """Return whether Redis has yet to be told of hits in one of these logs, or is being told."""
         return any(key in self.logs for key in keys)
 
     def settle(self, charges: Iterable[Charge], now: int, *, told: bool) -> None:

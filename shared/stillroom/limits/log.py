@@ -124,12 +124,12 @@ class Log:
         return not self._entries
 
     def is_owing(self, now: int) -> bool:
-        """Whether there are hits that Redis may not know of."""
+        """Return whether there are hits that Redis may not know of."""
         self._forget(now)
         return any(entry.state != TOLD for entry in self._entries)
 
     def charge(self, key: bytes, now: int) -> Charge:
-        """What Redis has to be told. Then `settle` it."""
+        """Return the charge that Redis has to be told. Then `settle` it."""
         self._forget(now)
         owed = [entry for entry in self._entries if entry.state != TOLD]
         plain = [entry for entry in owed if not entry.id]
@@ -166,7 +166,7 @@ class Log:
 
 
 def fuller(one: Said, other: Said) -> Said:
-    """Of two ways to count the same hits the one that leaves less, and the longer wait."""
+    """Return the count that leaves less, of two ways to count the same hits, with the longer wait."""
     used, some, _, full = max(one, other)
     wait = NEVER if NEVER in (one[2], other[2]) else max(one[2], other[2])
     return used, some, wait, full

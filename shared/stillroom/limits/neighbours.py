@@ -1,7 +1,8 @@
-"""Who is counted together while a process counts by itself, and has no room for each by himself. Pure.
+"""This module counts subjects together while a process counts by itself and has no room for each. Pure.
 
-One attacker with a /48 has 65,536 addresses, and must not fill the table for all others. So what one network takes
-of it is bounded, and who finds no room is counted with his neighbours: as strictly as if they were one.
+One attacker with a /48 has 65,536 addresses, and must not fill the table for all others. So the part of the table
+that one network may take is bounded. A subject that finds no room is counted with its neighbours: as strictly as
+if they were one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Names = tuple[bytes, ...]  # of what a subject is counted with, the narrowest fi
 
 
 class Neighbours:
-    """How many logs each network has in a table, and the logs of those who found no room there."""
+    """Count the logs that each network has in a table, and hold the logs of subjects that found no room there."""
 
     def __init__(self, most: int) -> None:
         # Of a /24 of IPv4 or a /48; of a /16 or a /32.
@@ -36,7 +37,7 @@ class Neighbours:
         )
 
     def have_room(self, key: bytes) -> bool:
-        """Whether its networks may have another log."""
+        """Return whether the networks of this log's subject may have another log."""
         return all(
             self._counts[name] < most
             for name, most in zip(_networks(key), self._most, strict=False)

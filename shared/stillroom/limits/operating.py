@@ -1,4 +1,4 @@
-"""What operators do with limits while the apps run: they change them for some time, and look at them."""
+"""This module lets operators change limits for some time while the apps run, and look at the changes."""
 
 from __future__ import annotations
 

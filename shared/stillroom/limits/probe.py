@@ -1,4 +1,4 @@
-"""What rate limits and abuse detection counted, and who is banned now."""
+"""This module reports the counts of rate limits and abuse detection, and the number of bans in force."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ _WIDTH = re.compile(rb"([46])/(\d{1,3}) ")
 
 
 class Plan(NamedTuple):
-    """What is the same each time these limits are asked for."""
+    """Hold what is the same each time these limits are asked for."""
 
     names: tuple[bytes, ...]
     numbers: tuple[bytes, ...]  # quota, window µs, ms that the log is kept, quota …
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What Redis is asked, in its own words."""
+    """Hold what Redis is asked, in the words of its commands."""
 
     limits: tuple[Limit, ...]
     plan: Plan
@@ -105,7 +105,7 @@ class Request(NamedTuple):
 
     @property
     def known_as(self) -> tuple[bytes, ...]:
-        """What is remembered of these logs under."""
+        """Return the names that this process remembers these logs by."""
         if not self.plan.memory:
             return self.logs
         memory = [*self.plan.memory, *[self.plan.memory[number] for number, _ in self.twins]]
@@ -114,7 +114,7 @@ class Request(NamedTuple):
     def words(
         self, mode: bytes, unseen: bytes = b"", reservation: bytes = b""
     ) -> tuple[bytes, ...]:
-        """What lua/limit_check.lua is run with."""
+        """Return the words that lua/limit_check.lua is run with."""
         plan, bans, logs = self.plan, self.bans, self.logs
         widths_key, widths = self.widths
         keys = (self.events, widths_key, *bans, *logs, *((reservation,) if reservation else ()))
@@ -129,7 +129,7 @@ class Request(NamedTuple):
         return (b"%d" % len(keys), *keys, mode, *about, *plan.numbers, *more, *self.fields)
 
     def folded(self, said: Sequence[int]) -> Sequence[int]:
-        """What is said of each limit. If it has several logs: of the fullest one, and the longest wait of all."""
+        """Return what is said of each limit: of several logs, what the fullest one says, and the longest wait."""
         if not self.twins:
             return said
         rows = [list(said[start : start + PARTS]) for start in range(0, len(said), PARTS)]
@@ -145,7 +145,7 @@ def _fuller(one: list[int], other: list[int]) -> list[int]:
 
 
 class Widths(NamedTuple):
-    """Of which widths there are bans of networks, besides those that are looked for anyway."""
+    """Hold the widths of banned networks, besides the widths that are looked for anyway."""
 
     text: bytes = b""  # as Redis said it last
     v4: tuple[int, ...] = ()
@@ -261,8 +261,10 @@ class Requests:
     def _values(
         self, subject: Mapping[str, str | None], plan: Plan, client: Client, pepper: int
     ) -> dict[str, str]:
-        """What Redis knows the kinds of a subject by, under one of the peppers: those that matter. Empty: it has
-        none of this kind."""
+        """Return the values that Redis knows a subject's kinds by under one of the peppers, for kinds that matter.
+
+        An empty value: the subject has none of this kind.
+        """
         values: dict[str, str] = {}
         for kind, text in subject.items():
             if kind == "ip":
@@ -301,7 +303,10 @@ class Requests:
         return self._client(address) if address else Client("", (), self._widths.text, "", False)
 
     def _make_client(self, address: str) -> Client:
-        """Who is exempt from bans is not looked for among them: he may have been banned before he was exempt."""
+        """Make the client of an address.
+
+        No ban is looked for where the client is exempt: it may have been banned before it was exempt.
+        """
         prefix = self._settings.limit_v6_prefix
         subject = subject_of(address, prefix)
         _check_address(address, subject)
@@ -350,7 +355,7 @@ class Requests:
         return dict(self._own_windows)
 
     def has_window(self, name: str) -> bool:
-        """Whether it is one of the names that windows are kept of."""
+        """Return whether this process keeps a window for this limit's name."""
         return name in self._own_windows
 
     def learn_windows(self, names: Sequence[str], longest: Sequence[bytes]) -> None:
@@ -375,7 +380,7 @@ class Requests:
         return max(limit.window * _US, self._windows.get(limit.name, 0))
 
     def known_as(self, key: bytes, limit: Limit) -> bytes:
-        """What is remembered of a log under: by each of the windows that its name has."""
+        """Return the name that this process remembers a log by: one for each window of the limit's name."""
         return key + _memory_of(limit, self._windows)
 
     # Widths of bans

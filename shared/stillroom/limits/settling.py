@@ -1,4 +1,4 @@
-"""What this process and Redis have to tell one another before a subject is asked about: in exchanges of their own.
+"""This module exchanges what this process and Redis have to know before a subject is asked about.
 
 A batch keeps no order where the server lost a script, and other threads have connections of their own. So nothing
 that must be told first rides in front of a check: it is told, and answered, before the check is sent. Until then
@@ -145,9 +145,10 @@ class Settling:
     # Reservations
 
     def settle(self, reservation: Reservation, cost: int) -> Operation[bool | None]:
-        """Whether Redis settled it at this cost, now. None: not known; it will be asked again.
+        """Return whether Redis settled the reservation at this cost, now. None: not known, and sent again later.
 
-        Redis away: False for what it holds. What was made here it may have to settle later: None.
+        Redis away: None if Redis may have settled it, or if it was made here and Redis may have to settle it later;
+        otherwise False.
         """
         try:
             (settled,) = yield Once([self._settlement(reservation, cost)])
@@ -160,7 +161,10 @@ class Settling:
         return bool(settled)
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
-        """Whether it could still be refunded, and can't any more. None: not known. Redis away: False."""
+        """Return whether the reservation could be refunded until now, and can't any more. None: not known.
+
+        Redis away: False.
+        """
         try:
             (done,) = yield Once([(b"UNLINK", self._keys.reservation(reservation.id))])
         except RedisUnavailable as error:

@@ -38,7 +38,7 @@ class Template:
         self._folded = [[_folded(part) for part in chunk] for chunk in self._chunks]
 
     def fits(self, path: str) -> bool:
-        """Whether a decoded path has this form."""
+        """Return whether a decoded path fits this template."""
         return _fit(self._chunks, _split(path))
 
     def fits_in_any_case(self, path: str) -> bool:
@@ -47,7 +47,7 @@ class Template:
 
 
 def could_meet(one: Parts, other: Parts) -> bool:
-    """Whether there may be a path that fits both. Where that is hard to tell, the answer is yes."""
+    """Return whether there may be a path that fits both. Where that is hard to tell, the answer is yes."""
     if not one or not other:
         return all(part is REST for part in one or other)
     first, second = one[0], other[0]

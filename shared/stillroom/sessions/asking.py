@@ -1,4 +1,7 @@
-"""How the sessions' operations ask Redis: what has to be told before, which shards, and since when it is asked."""
+"""This module asks Redis for the sessions' operations.
+
+It knows what Redis has to be told before, which shards there are, and since when something is asked.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
 
 
 class Asking:
-    """What all operations of the sessions share."""
+    """Ask Redis, for all operations of the sessions."""
 
     def __init__(self, settings: Settings, server: Server, keys: Keys, stats: Stats) -> None:
         self.settings = settings

@@ -49,7 +49,10 @@ class Beginning:
         self.expired: list[bytes] = []  # name, user, name, user … of those that were cleared away
 
     def run(self) -> Operation[Any]:
-        """What the script replied: `ok` or `full`. Redis away: see SessionsBody.create."""
+        """Create the session, and return the script's reply: `ok` or `full`.
+
+        Redis away: see SessionsBody.create.
+        """
         try:
             reply, in_doubt = yield from self._create()
         except SessionStoreUnavailable as error:

@@ -792,7 +792,7 @@ class SessionsBody(Asking):
     # Reading
 
     def _looked_up(self, place: Place, touch: bool) -> Operation[Any]:
-        """What lua/session_get.lua replied, or a plain read that says the same: see reading.py.
+        """Return the reply of lua/session_get.lua, or of a plain read that says the same: see reading.py.
 
         The script is asked where this process knows that there is something to write, so that a session that is
         read once a minute is one round trip, too.

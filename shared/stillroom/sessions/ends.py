@@ -41,7 +41,7 @@ class End(NamedTuple):
         return max(0, now_us - self.asked_us)
 
     def after(self, late_us: int, took_us: int) -> End | None:
-        """What is still to be sent after an exchange that took so long; None: all is done.
+        """Return the end to send after an exchange that took so long, or None: all is done.
 
         `late_us`: how long before the asking the grace was over; -1: the script did what it was asked.
         """
@@ -52,7 +52,10 @@ class End(NamedTuple):
 
 
 def late_in(reply: Sequence[int | bytes]) -> int:
-    """How late it was by the reply of lua/session_destroy.lua or session_hold.lua, µs; -1 where it was not."""
+    """Return by how many µs an end was late; -1: it was not late.
+
+    `reply`: of lua/session_destroy.lua or session_hold.lua.
+    """
     return int(reply[1]) if len(reply) > 1 else -1
 
 

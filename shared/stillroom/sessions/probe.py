@@ -1,4 +1,4 @@
-"""What the sessions tell of themselves to whoever asks for health."""
+"""This module contains the sessions' part of a health report."""
 
 from __future__ import annotations
 

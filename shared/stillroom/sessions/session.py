@@ -95,12 +95,12 @@ class Session(Generic[T]):
 
     @property
     def text(self) -> bytes:
-        """Its data as Redis holds it, where it was read: one JSON object."""
+        """Return the data as Redis holds it, where the session was read: one JSON object."""
         return self._text
 
     @property
     def data(self) -> T:
-        """What the app keeps in it, as it is or of the type that was asked for."""
+        """Return the data that the app keeps in the session, as it is or of the type that was asked for."""
         try:
             return self._data
         except AttributeError:  # it has just been made, and nobody has looked at it
@@ -115,7 +115,7 @@ class Session(Generic[T]):
 
     @property
     def device(self) -> Device:
-        """What may be shown of it. Raises SessionUnreadable."""
+        """Return all that may be shown of the session. Raises SessionUnreadable."""
         try:
             return self._device
         except AttributeError:  # not looked at before
@@ -292,13 +292,13 @@ def joined(fields: Mapping[bytes, bytes]) -> bytes:
 def head(
     user: bytes, now: int, idle: int, absolute: int, tags: bytes, meta: bytes, proved: bytes
 ) -> bytes:
-    """What a record says of itself when it begins: see read_device."""
+    """Return the head of a record that begins: see read_device."""
     times = b"%d\t%d\t%d\t%d" % (now, now, now + absolute, idle)
     return b"\t".join((user, times, b"1", proved, tags, meta))
 
 
 def read_device(shard: int, name: bytes, head: bytes) -> Device:
-    """What a record says besides its data. Raises SessionUnreadable."""
+    """Return all that a record says besides its data. Raises SessionUnreadable."""
     try:
         user, created, last_seen, limit, idle, version, proved, tags, meta = head.decode().split(
             "\t"

@@ -53,7 +53,7 @@ class Pepper:
         self._outer = _sha256(bytes([byte ^ 0x5C for byte in block]))
 
     def name(self, token: bytes) -> bytes:
-        """What Redis calls the session of this token."""
+        """Return the name that Redis knows the session of this token by."""
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(token)
         outer.update(inner.digest())
@@ -64,7 +64,7 @@ NAME_LENGTH = 43
 
 
 class Place(NamedTuple):
-    """Where a session is: its shard, and what it may be called there, one name for each pepper."""
+    """Hold the place of a session: its shard, and the names it may have there, one for each pepper."""
 
     shard: int
     names: tuple[bytes, ...]
@@ -77,7 +77,7 @@ def make_token(shard: int, secret: bytes) -> str:
 
 
 def is_token(text: object) -> bool:
-    """Whether this looks like a token of ours. Only Redis knows whether it is one."""
+    """Return whether this looks like a token of ours. Only Redis knows whether it is one."""
     return _shard_in(text) is not None
 
 
@@ -114,7 +114,7 @@ def make_handle(shard: int, name: bytes) -> str:
 
 
 def read_handle(handle: object, shards: int = SHARDS_LIMIT) -> Place | None:
-    """Where the session of this handle is, or None for what no handle looks like."""
+    """Return the place of the session with this handle, or None for a value that no handle looks like."""
     match = _HANDLE.fullmatch(handle) if isinstance(handle, str) else None
     if match is None or (shard := int(match[1], 16)) >= shards:
         return None

@@ -203,12 +203,14 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         await self._room.state.run(self._gate.charging(visit, charge, name, key))
 
     def refusal(self, scope: Scope) -> Answer:
-        """What a request is answered that was refused."""
+        """Return the answer to a refused request."""
         return self._gate.refusal(scope[VISIT], _decoded(scope["headers"]))
 
     async def cors_of(self, scope: Scope) -> list[Header]:
-        """What the app's CORS layer, further in, says to the page that sent this request. It is asked as a browser
-        asks: by a preflight, which does nothing."""
+        """Return the headers of the app's CORS layer, further in, for the page that sent this request.
+
+        The layer is asked as a browser asks: by a preflight, which does nothing.
+        """
         origin, method, path = _first(scope, "origin"), scope["method"], scope["path"]
         if origin is None or method == "OPTIONS":
             return []

@@ -26,7 +26,7 @@ Header = tuple[str, str]
 
 
 def is_preflight(method: str, header: Callable[[str], str | None]) -> bool:
-    """Whether this is what a browser asks before another request. What only looks like it is an ordinary request.
+    """Return whether this is a preflight. A request that only looks like one is an ordinary request.
 
     `header` gives the value of a header by its name in small letters, None where there is none.
     """
@@ -45,7 +45,7 @@ def asking_for(method: str, origin: str) -> list[Header]:
 
 
 def kept(headers: Sequence[Header]) -> list[Header]:
-    """What the app said to a page's browser, for an answer that goes out in place of the app's."""
+    """Return the app's CORS headers, for an answer that goes out in place of the app's."""
     found = [pair for pair in headers if pair[0].lower() in _KEPT]
     if not any(name.lower() == ORIGIN for name, _ in found):
         return []
@@ -67,7 +67,7 @@ def exposing(headers: Sequence[Header]) -> str | None:
 
 
 def with_exposed(cors: Sequence[Header]) -> list[Header]:
-    """What an app's CORS layer says, and that the page may also read how its client stands."""
+    """Return the headers of an app's CORS layer, which also let the page read how its client stands."""
     exposed = exposing(cors) if cors else None
     if exposed is None:
         return list(cors)
@@ -76,7 +76,7 @@ def with_exposed(cors: Sequence[Header]) -> list[Header]:
 
 
 class Learned:
-    """What the app's CORS layer says of an origin, for some time. `now` is of a clock that never goes back."""
+    """Keep for some time what the app's CORS layer says of an origin. `now`: of a clock that never goes back."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[tuple[str, str, str], tuple[float, list[Header]]] = OrderedDict()

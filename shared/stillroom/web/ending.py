@@ -1,4 +1,4 @@
-"""How a request ends: its session is written, or another response goes out in place of the app's."""
+"""This module ends a request: it writes the session, or sends another response in place of the app's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOR_CACHES = ("surrogate-control", "edge-control", "x-accel-expires")
 
 
 class Ending(NamedTuple):
-    """What is added to the app's headers and what is taken from them, or what is answered instead."""
+    """Hold the headers to add to the app's and those to take away, or the answer to send instead."""
 
     headers: list[Header]
     instead: Answer | None = None
@@ -50,7 +50,7 @@ def ending(
 
 
 def with_cookie(session: RequestSession, cookie: str | None, headers: Iterable[Header]) -> Ending:
-    """What the response says of the session, besides its own headers."""
+    """Return the changes to the response's headers that the session needs."""
     if not session.is_looked_at:
         return Ending([])
     if cookie is None:
@@ -81,9 +81,11 @@ def vary(headers: Iterable[Header]) -> list[Header]:
 
 
 def private(headers: Iterable[Header]) -> tuple[list[Header], frozenset[str]]:
-    """What to add, and the names of what to take away, so that no shared cache keeps the response: it has a
-    visitor's cookie in it, and who gets it from a cache is that visitor. No `public` of the app's weighs as much
-    as that."""
+    """Return the headers to add, and the names of those to take away, so that no shared cache keeps the response.
+
+    The response has a visitor's cookie in it: whoever got it from a cache would be that visitor. So this overrules
+    a `public` of the app's.
+    """
     headers = list(headers)
     rules = [rule.strip() for rule in _values(headers, "cache-control") if rule.strip()]
     without = frozenset(name.lower() for name, _ in headers if _is_for_caches(name.lower()))
@@ -120,6 +122,6 @@ def _tell_of_http(name: str) -> None:
 
 
 def lacking(headers: Iterable[Header], more: Iterable[Header]) -> list[Header]:
-    """Those of `more` that are not among the headers: what the app says itself, it knows better."""
+    """Return those of `more` that are not among the headers: the app's own header wins."""
     names = {name.lower() for name, _ in headers}
     return [header for header in more if header[0].lower() not in names]

@@ -25,7 +25,7 @@ class Charger:
         name: str,
         endpoint: object,
     ) -> bool:
-        """Whether the request may go on. What it was charged by before, it is not charged by again."""
+        """Charge the request, and return whether it may go on. No declaration charges it twice."""
         if visit.exempt:
             return True
         fresh = visit.fresh(declarations)
@@ -43,7 +43,7 @@ class Charger:
         self.gate.learn(visit)
 
     def let_go(self, visit: Visit) -> None:
-        """What was in flight is over."""
+        """Give back what was in flight: it is over."""
         if visit.is_holding:
             self._driver.run(visit.over(self.gate.body))
 

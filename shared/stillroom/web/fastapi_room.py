@@ -84,7 +84,7 @@ class AppLifespan:
         """It goes on."""
 
     def __enter__(self) -> None:
-        """Of a loader that is not async: it waits until the lifespan has begun, on the loop of the async ones."""
+        """Wait, for a loader that is not async, until the lifespan has begun on the loop of the async loaders."""
         if not self._is_served:
             in_background_loop(self.__aenter__())
 

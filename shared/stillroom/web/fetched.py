@@ -1,4 +1,7 @@
-"""Who meant a request: its client, or the page that its browser shows. Pure. Source: W3C Fetch Metadata."""
+"""This module tells who meant a request: its client, or the page that its browser shows. Pure.
+
+Source: W3C Fetch Metadata.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request's session calls a key, and the field that keeps it. Pure.
+"""This module translates between the keys of a request's session and the fields that keep them. Pure.
 
 Flask and Django keep `_flashes` and `_auth_user_id`; a session's own record has `_user` (sessions/session.py). So
 a key that is no plain name is stored as `x.` and its text, with `-XX` for each byte that is no letter, digit or

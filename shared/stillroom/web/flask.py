@@ -71,7 +71,7 @@ class FlaskSession(WebSession, SessionMixin):
 
     @property
     def permanent(self) -> bool:
-        """Whether the cookie outlives the browser. False unless somebody has set it, as in Flask."""
+        """Return whether the cookie outlives the browser. False unless somebody has set it, as in Flask."""
         return bool(self.get(PERMANENT, False))
 
     @permanent.setter
@@ -81,7 +81,7 @@ class FlaskSession(WebSession, SessionMixin):
 
     @property
     def modified(self) -> bool:
-        """Whether the request has changed it. It need not be set, and may be."""
+        """Return whether the request has changed the session. The app may set this, and need not."""
         return self._is_said_modified or self.has_changed
 
     @modified.setter
@@ -90,7 +90,7 @@ class FlaskSession(WebSession, SessionMixin):
 
     @property
     def new(self) -> bool:  # type: ignore[override]
-        """Whether there was none before this request."""
+        """Return whether there was no session before this request."""
         return self.found is None
 
     def copy(self) -> dict[str, Any]:

@@ -231,7 +231,7 @@ class _Here:
         return value
 
     def user(self) -> str | None:
-        """Of our session; of another, the one that Flask-Login keeps there."""
+        """Return the user of our session, or in another kind of session the user that Flask-Login keeps there."""
         own = self._visit.session
         if own is not None:
             return own.user_id

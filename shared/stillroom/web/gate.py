@@ -1,6 +1,6 @@
-"""What is asked before the app is called, may the request go on and what is its session, in one round trip.
+"""The gate asks Redis before the app is called: may the request go on, and what is its session?
 
-And what is told after it.
+Both questions take one round trip. After the app the gate writes the session and gives back what does not count.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ExemptWhen = Callable[[Asked], bool]
 
 
 class _Plan(NamedTuple):
-    """What is the same for all requests of a route."""
+    """Hold what is the same for all requests of a route."""
 
     limits: tuple[Limit, ...]
     counted: tuple[Counted, ...]
@@ -117,7 +117,10 @@ class Gate:
         return Visit(asked, self.client_of(asked), session, is_meant)
 
     def asking(self, route: Route, visit: Visit) -> Operation[Decision | None]:
-        """Whether the request may go on; and have its session ready, if that is likely. None: it is exempt."""
+        """Return whether the request may go on. None: it is exempt.
+
+        Its session is prefetched in the same batch, if the app is likely to look at it.
+        """
         if self._exempt_when is not None and self._exempt_when(visit.asked):
             return _none()
         plan = self._plans.get(route) or self._plan(route)
@@ -161,7 +164,7 @@ class Gate:
         return plan
 
     def refusal(self, visit: Visit, headers: Sequence[Header]) -> Answer:
-        """What a request is answered that was refused. `headers`: the request's."""
+        """Return the answer to a refused request. `headers`: the request's."""
         assert visit.refused is not None
         method, path, *_ = visit.asked
         refusal = Refusal(visit.refused, method, path, headers)
@@ -175,20 +178,23 @@ class Gate:
         status: int,
         headers: Sequence[Header],
     ) -> Operation[Ending]:
-        """What the response needs besides: its session is written, and what does not count is given back."""
+        """End the request: write its session, give back what does not count, and return what the response needs."""
         self._tell(route, visit, session, status)
         act = ending(session, status, headers, visit.asked.method)
         return visit.ending(self.body, act, status, headers)
 
     def closing(self, visit: Visit, status: int) -> Operation[None]:
-        """What a websocket needs when it is closed, whose handshake was answered so."""
+        """End a websocket whose handshake was answered with this status.
+
+        Hits that do not count are given back, and so is what was in flight.
+        """
         yield from visit.ending(self.body, _none(), status, [])
         yield from visit.over(self.body)
 
     def _tell(
         self, route: Route | None, visit: Visit, session: RequestSession, status: int
     ) -> None:
-        """What abuse begins with. Waits for nothing: it rides along with the next counts of this process."""
+        """Report the events that abuse begins with. They ride with this process' next counts, so nothing waits."""
         if route is not None and status == NOT_FOUND and visit.is_meant():
             self._hold("not_found", ip=visit.client, route=visit.asked.path)
         if session.is_unknown:
@@ -201,7 +207,7 @@ class Gate:
         return self._known(asked.peer)
 
     def learn(self, visit: Visit) -> None:
-        """What to expect of the next request on this route, or to this endpoint."""
+        """Learn what to expect of the next request on this route, or to this endpoint."""
         request = time_left()
         if request is not None:
             (self._near.update if request.reads_near else self._near.difference_update)(visit.keys)
@@ -226,7 +232,7 @@ def _none() -> Operation[None]:
 
 
 def _user_of(visit: Visit) -> Operation[str | None]:
-    """Who is logged in. A round trip of its own, before the check."""
+    """Return the user who is logged in. This is a round trip of its own, before the check."""
     session = visit.session
     if session is None:
         return None
@@ -250,7 +256,7 @@ def _check_kinds(routes: Routes | None, subject: object, has_sessions: bool) -> 
 
 
 class Middleware(Generic[A, R]):
-    """What the middlewares of both faces are made of."""
+    """Hold the parts that the middlewares of both faces share."""
 
     _kind: type[R]
 
@@ -279,4 +285,4 @@ class Middleware(Generic[A, R]):
         self._prepare()
 
     def _prepare(self) -> None:
-        """What one face needs besides."""
+        """Set up what one face needs besides."""

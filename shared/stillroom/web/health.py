@@ -65,7 +65,7 @@ ROUTES: Mapping[str, str] = {
 
 
 class Request(NamedTuple):
-    """What matters of a request. Names of headers are in lower case."""
+    """Hold the parts of a request that matter here. Names of headers are in lower case."""
 
     method: str
     path: str  # below where the app is mounted …
@@ -77,7 +77,7 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What to answer."""
+    """Hold the answer to a request."""
 
     status: int
     headers: Sequence[tuple[str, str]]
@@ -99,7 +99,7 @@ class Held(NamedTuple):
 
 
 class Endpoints:
-    """Who may see what, and how it looks."""
+    """Decide who may see which endpoint, and make the answers."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -158,11 +158,11 @@ class Endpoints:
     # The operators' page
 
     def is_operating(self, request: Request) -> bool:
-        """Whether `operate` answers this, in a thread that may wait for Redis."""
+        """Return whether `operate` answers this request, in a thread that may wait for Redis."""
         return self.route(request) == OPERATE
 
     def is_act(self, request: Request) -> bool:
-        """Whether it has a body that is to be read, up to operate.BODY_LIMIT bytes."""
+        """Return whether the request has a body to read, up to operate.BODY_LIMIT bytes."""
         return request.method == "POST" and self.is_operating(request)
 
     def _refused(self, request: Request) -> Response | None:
@@ -194,11 +194,11 @@ class Endpoints:
         return _page(200, operate.render(secret, at, done))
 
     def is_page(self, request: Request) -> bool:
-        """Whether `page` answers this, with health.past(hours), instead of `answer`."""
+        """Return whether `page` answers this request, with health.past(hours), instead of `answer`."""
         return self.route(request) == STATUS
 
     def hours(self, request: Request) -> float:
-        """How much of the past the page is to show."""
+        """Return how many hours of the past the page is to show."""
         return view_of(request.query).choice.hours
 
     def page(self, request: Request, held: Held | None, past: Past) -> Response:
@@ -218,7 +218,7 @@ class Endpoints:
         return Response(200, STATUS_HEADERS, text.encode())
 
     def is_operator(self, request: Request) -> bool:
-        """Whether this one may see the details."""
+        """Return whether the caller may see the details."""
         kind = request.headers.get("authorization", "").partition(" ")[0]
         if self._token and kind.lower() == "bearer":
             return self._has_token(request)
@@ -288,7 +288,7 @@ def _password(kind: str, given: str) -> bytes:
 
 
 def has_past(held: Held | None) -> bool:
-    """Whether to ask for the history: where the state's server is away, that would be a second timeout."""
+    """Return whether to ask for the history: where the state's server is away, that would be a second timeout."""
     servers = held.report.servers if held else ()
     return any(server.connection.is_up and "state" in server.roles for server in servers)
 

@@ -1,4 +1,6 @@
-"""What is declared about an endpoint's limits, and what becomes of it for one request. No framework, no Redis.
+"""This module holds the limits that an endpoint declares, and what they charge one request.
+
+It needs neither a framework nor Redis.
 
 The declaration is put on an endpoint by the framework's own means: see starlette.py, fastapi.py, flask.py and
 django/limits.py. So the framework says which endpoint a path means, and nobody else has an opinion.
@@ -58,7 +60,7 @@ class Here(Protocol):
     def header(self, name: str) -> str | None: ...
 
     def user(self) -> Any:
-        """Who is logged in, or an awaitable of that; None: nobody."""
+        """Return the user who is logged in, or an awaitable of that; None: nobody."""
 
 
 # The arguments of `limited`.
@@ -70,7 +72,7 @@ ALL: tuple[Counted, ...] = ()  # every answer counts
 
 
 class Charge(NamedTuple):
-    """What one request is to be charged."""
+    """Hold the limits that one request is to be charged by, its subject and its cost."""
 
     limits: tuple[Limit, ...]
     subject: Subject
@@ -99,7 +101,7 @@ class Limited:
         check_count(self.count)
 
     def of(self, here: Here) -> Steps[Charge | None]:
-        """What this request is to be charged; None: nothing."""
+        """Return the charge for this request; None: there is nothing to charge."""
         request = here.request
         if self.exempt_when is not None and (yield self.exempt_when(request)):
             return None

@@ -43,12 +43,12 @@ def code(secret: bytes, now: float, ago: int = 0) -> str:
 
 
 def is_good(given: str, secret: bytes, now: float) -> bool:
-    """Whether a form has a code of this hour or the last one."""
+    """Return whether a form has a code of this hour or the last one."""
     return any(hmac.compare_digest(given.encode(), code(secret, now, n).encode()) for n in (0, 1))
 
 
 def is_from_here(headers: Mapping[str, str]) -> bool:
-    """Whether a browser says that the form stood on this site. A client that is no browser says nothing."""
+    """Return whether a form may come from this site. A client that is no browser does not say, and may send it."""
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"

@@ -1,4 +1,4 @@
-"""What a middleware is given when it is put around an app: told there and then if it is not what it needs."""
+"""This module checks what a middleware is given when it is put around an app, and raises at once if it is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is answered instead of the app: application/problem+json. Pure. Source: RFC 9457."""
+"""This module makes the answers that replace the app's: application/problem+json. Pure. Source: RFC 9457."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def answer(
 
 
 def failed(failure: StillroomError, method: str = "GET") -> Answer:
-    """What a request is answered whose session could not be read or written: 503, or 409 if it had ended meanwhile;
-    and 401 where its user has to prove again who he is.
+    """Return the answer to a request whose session failed.
+
+    503: it could not be read or written. 409: it had ended meanwhile. 401: its user has to prove again who he is.
 
     The cookie is left as it is: the session may well live.
     """
@@ -58,13 +59,13 @@ def failed(failure: StillroomError, method: str = "GET") -> Answer:
 
 
 def shed(error: LoadShed, method: str = "GET") -> Answer:
-    """What a request is answered whose load found no place: 503, and when to come again."""
+    """Return the answer to a request whose load found no place: 503, and when to come again."""
     retry = {"Retry-After": str(math.ceil(error.retry_after))}
     return answer(503, _sentence(503, "Too many ask for this at the moment."), retry, method)
 
 
 def foreign(method: str = "GET") -> Answer:
-    """What a request is answered that another site's page made: 403."""
+    """Return the answer to a request that another site's page made: 403."""
     return answer(403, _sentence(403, "This request comes from another site's page."), {}, method)
 
 

@@ -1,4 +1,4 @@
-"""How a request that is over its limits is answered, and an app's own words for it. Pure."""
+"""This module answers a request that is over its limits, in the app's own words if it has some. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Refusal(NamedTuple):
 
     @property
     def problem(self) -> dict[str, Any]:
-        """What is said unless the app says something else (RFC 9457)."""
+        """Return the problem details, which are sent unless the app says something else (RFC 9457)."""
         return self.decision.problem()
 
     def header(self, name: str) -> str:

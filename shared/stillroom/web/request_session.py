@@ -54,7 +54,7 @@ class Login(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What a request did to the data: the keys it looked at as they were, and those it changed as it left them."""
+    """Hold what a request did to the data: the keys it looked at as they were, and its changes as it left them."""
 
     base: Mapping[str, Any]
     ours: Mapping[str, Any]
@@ -127,7 +127,7 @@ class RequestSession(MutableMapping[str, Any]):
 
     @property
     def user_id(self) -> str | None:
-        """Who is logged in; None: nobody."""
+        """Return the user who is logged in; None: nobody."""
         self._look()
         if self._login:
             return self._login.user_id
@@ -295,32 +295,32 @@ class RequestSession(MutableMapping[str, Any]):
 
     @property
     def is_looked_at(self) -> bool:
-        """Whether the response depends on the cookie."""
+        """Return whether the response depends on the cookie."""
         return self._data is not None or self.failure is not None
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the app may look without anything being read."""
+        """Return whether the app may look at the session without anything being read."""
         return self._data is not None
 
     @property
     def is_read(self) -> bool:
-        """Whether looking at it takes no round trip (any more)."""
+        """Return whether looking at the session takes no round trip (any more)."""
         return self._is_asked
 
     @property
     def is_unknown(self) -> bool:
-        """Whether the token looked like one of ours, and opened nothing."""
+        """Return whether the token looked like one of ours, and opened nothing."""
         return self._token is not None and self._is_asked and self._found is None
 
     @property
     def is_lost(self) -> bool:
-        """Whether a list or dict in it was changed after it was written: nobody will see that."""
+        """Return whether a list or dict was changed after the session was written. Nobody will see that change."""
         return self._is_written and bool(self._altered())
 
     @property
     def token(self) -> str | None:
-        """What came in the cookie."""
+        """Return the token that came in the cookie."""
         return self._token
 
     @property
@@ -329,21 +329,21 @@ class RequestSession(MutableMapping[str, Any]):
 
     @property
     def is_over_http(self) -> bool:
-        """Whether the request came over plain http, as far as the app can know."""
+        """Return whether the request came over plain http, as far as the app can know."""
         raise NotImplementedError
 
     def has_read(self, body: SessionsBody, token: str | None) -> bool:
-        """Whether it has read the session of this token, along with the limits: then `was_read` is that."""
+        """Return whether the session of this token was read along with the limits: then `was_read` holds it."""
         return self._is_asked and token is not None and (body, token) == (self._body, self._token)
 
     @property
     def asked_us(self) -> int | None:
-        """When it was read, by this machine's steady clock. None: it was not."""
+        """Return when the session was read, µs of this machine's steady clock. None: it was not."""
         return self._asked_us
 
     @property
     def was_read(self) -> Session[Any] | None:
-        """What reading it has found so far."""
+        """Return the session that reading has found so far."""
         return self._found
 
     def adopt(self, other: RequestSession) -> None:
@@ -372,7 +372,7 @@ class RequestSession(MutableMapping[str, Any]):
             self._is_asked = True
 
     def reading_ahead(self) -> Operation[None]:
-        """The same, and who looks is told of a failure."""
+        """Prefetch the session without raising. An app that looks at the session is told of a failure."""
         try:
             yield from self.prefetching()
         except StillroomError:
@@ -408,7 +408,7 @@ class RequestSession(MutableMapping[str, Any]):
 
     @property
     def has_changed(self) -> bool:
-        """Whether the request has changed anything."""
+        """Return whether the request has changed anything."""
         return self._has_acted or bool(self._altered())
 
     @property
@@ -497,7 +497,7 @@ class RequestSession(MutableMapping[str, Any]):
         raise SessionConflict(version)
 
     def _merges(self, keys: set[str]) -> bool:
-        """Whether what this request did to these keys could be done to what another one has made of them, too."""
+        """Return whether this request's changes to these keys can be merged into those of another request."""
         data = self._data or {}
         known = self._seen.keys() & keys
         return bool(self._mutated) or any(
@@ -505,7 +505,7 @@ class RequestSession(MutableMapping[str, Any]):
         )
 
     def _merging(self) -> Operation[tuple[set[str], dict[str, Any], int]]:
-        """(keys to write, the data to write, its version): what this request did, done to what is there now."""
+        """Return (keys to write, the data to write, its version): this request's changes, on the newest data."""
         assert self._token is not None
         theirs = yield from self._body.get(self._token, touch=False)
         if theirs is None:

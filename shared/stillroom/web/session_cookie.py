@@ -25,7 +25,7 @@ _PATH = re.compile(r"/[!-:<-~]{0,255}", re.ASCII)  # no ; and no space
 @explained
 @dataclass(frozen=True, slots=True)
 class SessionCookie:
-    """How the cookie is called and kept. The defaults are for https.
+    """Hold the name of the session's cookie, and how a browser keeps it. The defaults are for https.
 
     A browser on a plain http page needs `SessionCookie("sid", secure=False)`, which any sibling domain can
     overwrite. `persistent=False`: the browser forgets it when it is closed. Raises SettingsError.

@@ -81,7 +81,7 @@ class Handshake:
 
 
 def can_answer(scope: Any) -> bool:
-    """Whether the server can answer a handshake as it answers a request; else it can only close it."""
+    """Return whether the server can answer a handshake as it answers a request; else it can only close it."""
     return "websocket.http.response" in (scope.get("extensions") or {})
 
 

@@ -1,4 +1,4 @@
-"""What limits do to one request, from its first check to the end of its response. For either face.
+"""This module applies limits to one request, from its first check to the end of its response. For either face.
 
 Whoever charges a request, the table in front of the app or the endpoint itself, does it here: so a limit is charged
 once, what was reserved is settled by the answer, and the response tells of all that was decided.
@@ -29,7 +29,7 @@ FAILED = 400  # the least status that is a failure
 
 
 class Held(NamedTuple):
-    """What a request has reserved, and which answers count, for each limit."""
+    """Hold a reservation of a request, and which answers count, for each limit."""
 
     reservation: Reservation
     counted: tuple[Counted, ...]
@@ -67,7 +67,7 @@ class Visit:
         return None if last is None or last else last
 
     def fresh(self, declarations: Iterable[Limited]) -> list[Limited]:
-        """Those declarations that have not charged this request. From now on they have."""
+        """Return the declarations that have not charged this request, and note that they have from now on."""
         done = self._done = self._done or set()
         found = [one for one in dict.fromkeys(declarations) if one not in done]
         done.update(found)
@@ -96,7 +96,7 @@ class Visit:
         return decision
 
     def headers(self) -> Mapping[str, str]:
-        """What the response tells of all that was decided."""
+        """Return the headers by which the response tells of all decisions."""
         return headers_of(self.decisions)
 
     def ending(
@@ -128,7 +128,7 @@ class Visit:
 
     @property
     def is_holding(self) -> bool:
-        """Whether there is something to give back when the response is over."""
+        """Return whether there is something to give back when the response is over."""
         return bool(self._held or self._in_flight)
 
     def over(self, body: LimitsBody) -> Operation[None]:
@@ -154,7 +154,7 @@ class Visit:
 
 
 def merged(charges: Iterable[Charge]) -> list[Charge]:
-    """As few checks as these can be: what costs the same and counts the same subjects is one."""
+    """Merge charges into fewer checks: a charge joins the one before it with the same cost and subjects."""
     found: list[Charge] = []
     for charge in charges:
         before = found[-1] if found else None

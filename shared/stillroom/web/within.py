@@ -1,4 +1,4 @@
-"""What makes a request of a framework one of the room: its Redis calls share a time, and it has a beginning."""
+"""This module makes a framework's request one of the room: its Redis calls share a time, and it has a beginning."""
 
 from __future__ import annotations
 

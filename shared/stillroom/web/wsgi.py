@@ -118,8 +118,10 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
         return answer._replace(headers=[*answer.headers, *self.cors_of(environ)])
 
     def cors_of(self, environ: Environ) -> list[Header]:
-        """What the app's CORS layer, further in, says to the page that sent this request. It is asked as a browser
-        asks: by a preflight, which does nothing."""
+        """Return the headers of the app's CORS layer, further in, for the page that sent this request.
+
+        The layer is asked as a browser asks: by a preflight, which does nothing.
+        """
         origin, method = environ.get("HTTP_ORIGIN"), environ["REQUEST_METHOD"]
         if origin is None or method == "OPTIONS":
             return []
@@ -224,7 +226,7 @@ class _Response:
         self.let_go()
 
     def let_go(self) -> None:
-        """What was in flight is over."""
+        """Give back what was in flight: it is over."""
         if self._visit.is_holding and not self._is_inner:
             self._run(self._visit.over(self._gate.body))
 

@@ -39,7 +39,7 @@ def room() -> Stillroom:
 
 
 def has_room() -> bool:
-    """Whether this process has asked for the room that the settings name."""
+    """Return whether this process has asked for the room that the settings name."""
     return settings.configured and id(getattr(settings, "STILLROOM", None)) in _rooms
 
 

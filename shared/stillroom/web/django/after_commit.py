@@ -139,7 +139,7 @@ InvalidatingManager = models.Manager.from_queryset(InvalidatingQuerySet, "Invali
 
 
 class Delivery:
-    """What one savepoint level of one connection's transaction makes untrue. `run` is its on_commit callback."""
+    """Collect what one savepoint level of a transaction makes untrue. `run` is its on_commit callback."""
 
     def __init__(self) -> None:
         self.pending = Pending()
@@ -149,7 +149,7 @@ class Delivery:
 
 
 class Transaction:
-    """Whether a connection's transaction has changed something that is not committed. See unsettled.Work."""
+    """Tell whether a connection's transaction has changed something that is not committed. See unsettled.Work."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection

@@ -175,7 +175,7 @@ class StillroomCache(BaseCache):
         return self._cache.touch(name, ttl=ttl, swr=0)
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
-        """Its timeout stays as it was."""
+        """Add `delta` to a number. Its timeout stays as it was."""
         found = self._cache.incr(self._name(key, version), delta)
         if found is None:
             raise ValueError(f"Key '{key}' not found")

@@ -26,7 +26,7 @@ NEEDS_SESSION = (
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """What is wrong on any machine."""
+    """Return a message for each mistake on any machine."""
     try:
         found = room()
     except (SettingsError, ImportError) as error:
@@ -36,7 +36,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
 
 
 def check_deployment(**_: Any) -> list[CheckMessage]:
-    """What is wrong in production: `manage.py check --deploy`."""
+    """Return a message for each mistake in production: `manage.py check --deploy`."""
     try:
         found = room()
     except (SettingsError, ImportError):

@@ -71,7 +71,7 @@ class LimitsMiddleware(InRequest):
         self._default = (Limited(limits),) if limits else ()
 
     def exempt_when(self, request: HttpRequest) -> bool:
-        """Whether no view charges this request."""
+        """Return whether no view charges this request."""
         return False
 
     def render(self, refusal: Refusal) -> tuple[str, str | bytes] | None:

@@ -1,4 +1,4 @@
-"""What Django does around each request, done around each load of a worker: it looks after database connections."""
+"""This module looks after database connections around a worker's load, as Django does around each request."""
 
 from __future__ import annotations
 

@@ -155,12 +155,14 @@ class SessionStore(SessionBase):
 
     @classmethod
     def clear_expired(cls) -> None:
-        """What the worker does each minute."""
+        """Sweep expired sessions, as the worker does each minute."""
         room().upkeep.sweep_sessions()
 
     def may_be_forgotten(self, key: str) -> bool:
-        """Whether the browser may be told to forget this key: it opens nothing, or has just been ended here. Not if
-        another request has just logged in: the response to that may have overtaken this one."""
+        """Return whether the browser may be told to forget this key: it opens nothing, or has just been ended here.
+
+        Not if another request has just logged in: the response to that may have overtaken this one.
+        """
         if self.has_ended:
             return True
         if self._looked_at and time.monotonic() - self._looked_at > CLEARS_WITHIN_S:
@@ -290,7 +292,7 @@ class SessionStore(SessionBase):
         return self._before
 
     def _logs_in_by(self, data: Mapping[Any, Any]) -> bool:
-        """Whether this data is of a login, as django.contrib.auth does one: a new key, and a user."""
+        """Return whether this data is of a login, as django.contrib.auth does one: a new key, and a user."""
         return self._logs_in and self._cycles and _user_of(data) is not None
 
     def _has_other_user(self, data: Mapping[Any, Any]) -> bool:

@@ -1,4 +1,7 @@
-"""What Django keeps in its cache, as JSON: the kinds of stillroom.marked, and whole responses. Never pickle."""
+"""This module writes the values in Django's cache as JSON: the kinds of stillroom.marked, and whole responses.
+
+It never uses pickle.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How one endpoint's responses are kept, and which requests may share one. Pure.
+"""This module decides how one endpoint's responses are kept, and which requests may share one. Pure.
 
 A page is rendered from a request that has nothing but what its key has: the address, the named query parameters and
 the named headers. So a view can't see what would make its answer true for one visitor only.
@@ -35,7 +35,7 @@ class Visit(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """What tells one page of an endpoint from another. `target` is the path and query, `vary` the named headers."""
+    """Tell one page of an endpoint from another. `target` is the path and query, `vary` the named headers."""
 
     site: str
     target: str
@@ -71,7 +71,10 @@ class Policy:
 
     @property
     def cache_control(self) -> str:
-        """What browsers and CDNs are told. Invalidations do not reach them, so by default they ask each time."""
+        """Return the Cache-Control for browsers and CDNs.
+
+        Invalidations do not reach them, so by default they ask each time.
+        """
         words = ["public", f"max-age={self.max_age}"]
         if self.s_maxage is not None:
             words.append(f"s-maxage={self.s_maxage}")

@@ -43,7 +43,7 @@ CHOICES = (
 
 
 class View(NamedTuple):
-    """What a reader has asked the page for."""
+    """Hold what a reader has asked the page for."""
 
     choice: Choice = DAY
     reload_s: int | None = None
@@ -62,7 +62,7 @@ RELOAD_RANGE_S = range(5, 3_601)
 
 
 def view_of(query: str) -> View:
-    """What `?for=1h&every=30` asks for. What makes no sense is passed over.
+    """Return the view that a query such as `?for=1h&every=30` asks for. Values that make no sense are passed over.
 
     >>> view_of("for=1h&every=30").reload_s, view_of("for=2y").choice.name
     (30, '24h')
@@ -79,12 +79,12 @@ def _reload_s(given: str) -> int | None:
 
 
 def tick_s(length: float) -> float:
-    """How far apart the labels of time are below a chart of this length."""
+    """Return the seconds between two labels of time below a chart of this length."""
     return _step(length, TICKS_MOST)
 
 
 def row_s(length: float) -> float:
-    """How long each row of a table stands for."""
+    """Return the seconds that each row of a table stands for."""
     return _step(length, ROWS_MOST)
 
 

@@ -107,7 +107,7 @@ def figures(report: Report) -> list[Figure]:
 
 
 def of_server(name: str, get: Callable[[RedisInfo], float | None]) -> Getter:
-    """What one server says of itself."""
+    """Return a getter for what one server says of itself."""
 
     def value(measures: Measures) -> float | None:
         infos = [server.redis for server in measures.servers if server.name == name]

@@ -1,4 +1,4 @@
-"""What was counted by name: the loaders, the limits and the rules of abuse, as tables. Pure."""
+"""This module shows the counts by name as tables: the loaders, the limits and the rules of abuse. Pure."""
 
 from __future__ import annotations
 

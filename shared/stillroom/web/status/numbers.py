@@ -16,7 +16,7 @@ STEPS = (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8)  # of an axis' top: half of each is as r
 
 
 class Unit(NamedTuple):
-    """How a quantity is said: `text` on an axis, and with the suffix in a sentence."""
+    """Tell how a quantity is said: `text` on an axis, and with the suffix in a sentence."""
 
     text: Callable[[float], str]
     suffix: str = ""
@@ -43,7 +43,7 @@ class Unit(NamedTuple):
 
 
 def said(value: float | None, say: Callable[[float], str]) -> str:
-    """What is not known is a dash, not 0."""
+    """Return the value as text. An unknown value is a dash, not 0."""
     return UNKNOWN if value is None else say(value)
 
 
@@ -59,7 +59,7 @@ def number(value: float) -> str:
 
 
 def amount(value: float) -> str:
-    """How many: exact while that is short.
+    """Return how many there are: exact while that is short.
 
     >>> amount(1204), amount(12_431), amount(3.25e6)
     ('1,204', '12.4k', '3.25M')
@@ -84,7 +84,7 @@ def share(value: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """How long: two units at most.
+    """Return how long a time is, in two units at most.
 
     >>> span(0.0004), span(0.4), span(75), span(3900), span(200_000)
     ('0.4\\u202fms', '0.4\\u202fs', '1\\u202fmin 15\\u202fs', '1\\u202fh 5\\u202fmin', '2\\u202fd 7\\u202fh')
@@ -100,7 +100,7 @@ def span(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """How long ago, in one unit."""
+    """Return how long ago something was, in one unit."""
     if seconds < 1:
         return "just now"
     for length, name in ((86_400, "d"), (3600, "h"), (60, "min")):
@@ -110,7 +110,7 @@ def ago(seconds: float) -> str:
 
 
 def iso(time: float) -> str:
-    """As <time datetime> wants it."""
+    """Return the time as <time datetime> wants it."""
     return _utc(time).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

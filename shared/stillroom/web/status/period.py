@@ -32,7 +32,7 @@ def charts(report: Report, history: Sequence[Snapshot] | None, period: Period, v
 
 
 def period_said(period: Period) -> str:
-    """How long the period is, as a person says it."""
+    """Return how long the period is, as a person says it."""
     return span(round(period.window.length)) if period.is_young else period.choice.said
 
 

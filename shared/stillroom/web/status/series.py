@@ -21,7 +21,7 @@ Getter = Callable[[Measures], float | None]
 
 
 class Row(NamedTuple):
-    """What is known of one moment, a value for each series."""
+    """Hold what is known of one moment, a value for each series."""
 
     time: float
     values: tuple[float | None, ...]
@@ -38,12 +38,12 @@ class Span(NamedTuple):
         return self.end - self.start
 
     def place(self, time: float) -> float:
-        """How far into it, 0 to 1."""
+        """Return how far into the span a time is, 0 to 1."""
         return (time - self.start) / self.length
 
 
 class Period(NamedTuple):
-    """What was measured in a time, oldest first; where nothing was; and where it says that a server was away."""
+    """Hold the measurements of a time, oldest first; its gaps; and the spans in which a server was away."""
 
     window: Span
     measures: Sequence[Measures]
@@ -53,12 +53,12 @@ class Period(NamedTuple):
 
     @property
     def is_young(self) -> bool:
-        """Whether there was nothing to measure in the first part of the time that was asked for."""
+        """Return whether there was nothing to measure in the first part of the time that was asked for."""
         return self.window.length < self.choice.seconds
 
     @property
     def step_s(self) -> float:
-        """How long a row of its table stands for."""
+        """Return the seconds that a row of its table stands for."""
         return row_s(self.window.length)
 
     def rows(self, getters: Sequence[Getter]) -> list[Row]:
@@ -114,7 +114,10 @@ def with_gaps(rows: Sequence[Row], gap_s: float = DAY.gap_s) -> Iterator[Row]:
 
 
 def thinned(rows: Iterable[Row], window: Span, stretches: int = STRETCHES) -> list[Row]:
-    """Of each stretch the rows with the lowest and highest value of a series; and each change of what is known."""
+    """Keep of each stretch the rows with the lowest and highest value of a series.
+
+    Each change of what is known begins another stretch.
+    """
     length = window.length / stretches
 
     def stretch(row: Row) -> tuple[object, ...]:
@@ -130,20 +133,20 @@ def low_and_high(rows: Iterable[Row], n: int) -> tuple[float, float] | None:
 
 
 def whole(values: Iterable[float | None]) -> float | None:
-    """Their sum; None if any of them is unknown."""
+    """Return the sum of the values; None if any of them is unknown."""
     given = list(values)
     known = [value for value in given if value is not None]
     return sum(known) if len(known) == len(given) else None
 
 
 def by_step(rows: Sequence[Row], step_s: float) -> list[tuple[float, list[Row]]]:
-    """(the step's start, its rows), the newest first. A step is an hour, or another round length of time."""
+    """Return (the step's start, its rows), the newest first. A step is an hour, or another round length of time."""
     steps = [(step, list(run)) for step, run in groupby(rows, lambda row: row.time // step_s)]
     return [(step * step_s, run) for step, run in reversed(steps)]
 
 
 def _sane(value: float | None) -> float | None:
-    """Return whether the number is sane. NaN compares as false with everything."""
+    """Return the number, or None if it is not sane. NaN compares as false with everything."""
     return value if value is not None and 0 <= value <= SANE else None
 
 

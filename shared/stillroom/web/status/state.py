@@ -37,6 +37,6 @@ def labelled(state: State) -> Html:
 
 
 def moment(time: float, now: float) -> Html:
-    """When, in UTC, and how long ago."""
+    """Return a moment as HTML: when it was, in UTC, and how long ago."""
     when = el("time", dated(time, now), datetime=iso(time))
     return joined(when, f" ({ago(max(0.0, now - time))})")

@@ -9,7 +9,7 @@ from stillroom.web.status.html import Html, el
 
 
 class Column(NamedTuple):
-    """What is in a column. One of them names the row."""
+    """Describe a column. One column of a table names the row."""
 
     head: str
     is_number: bool = False

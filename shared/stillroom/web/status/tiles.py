@@ -32,7 +32,7 @@ from stillroom.web.status.state import State
 
 
 class Tile(NamedTuple):
-    """What a tile says. `chart` is the id of the chart that shows more of it."""
+    """Hold what a tile says. `chart` is the id of the chart that shows more of it."""
 
     name: str
     state: State
