@@ -279,7 +279,7 @@ class LimitsModel:
                 raise Broken(f"{inside} hits of {what} in one window, where {most} are the most")
 
     def _certain(self, limit: Limit) -> list[Hits]:
-        """Return the hits that were admitted since the last loss, and that nobody wanted back."""
+        """Return the hits admitted since the last event that took hits away, without those that were refunded."""
         return [
             one
             for one in self.hits
