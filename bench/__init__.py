@@ -1,1 +1,1 @@
-"""What calls cost, beside redis-py and others. `python -m bench` measures it; README.md here explains how."""
+"""Measures what calls cost, beside redis-py and others, by `python -m bench`. README.md here explains how."""

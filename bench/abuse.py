@@ -1,4 +1,4 @@
-"""How many events a second can workers read, while an attack goes on?
+"""Measures how many events a second workers can read while an attack goes on.
 
 Failed logins are the dearest: each event counts for several rules, and each address and user has counts of its own.
 """
@@ -51,13 +51,13 @@ def run(effort: Effort) -> Section:
 
 
 def share() -> float:
-    """Of the time, in which a scan runs: it ends after a while, and beat starts the next."""
+    """Return the share of the time in which a scan runs: it ends after a while, and beat starts the next."""
     [every] = [tick.every for tick in SCHEDULE if tick.task == LOG_TASK]
     return min(1.0, SCAN_S / every)
 
 
 def scan(here: Stage, kind: str, count: int) -> Cost:
-    """The best of some runs: another process may take the CPU, and nobody gives one more."""
+    """Return the best of some runs: another process may take CPU from a run, and none can add any."""
     return max(_scan_once(here, kind, count, seed) for seed in range(RUNS))
 
 

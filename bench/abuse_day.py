@@ -134,7 +134,7 @@ class Traffic:
 
 
 def peak(minute: Minute) -> float:
-    """How much is going on, 0 to 1."""
+    """Return how busy the shop is at a minute, 0 to 1."""
     if minute % 1_440 not in OPEN:
         return 0.02
     return 0.15 + 0.85 * max(0.0, 1 - min(abs(minute % 1_440 - at) for at in BUSY) / 120)

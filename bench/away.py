@@ -1,7 +1,7 @@
-"""What does each call answer while Redis is away, and how long does it take?
+"""Measures what each call answers while Redis is away, and how long that takes.
 
-A server is killed, or frozen; then it is back. For each call: the longest that one takes until the breaker opens,
-and the median after that. Then twenty threads ask for one value that takes 50 ms to load.
+A server is killed, or frozen; then it is back. The table has, for each call, the longest time until the breaker
+opens and the median after that. Then twenty threads ask for one value that takes 50 ms to load.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FAULTS = {
 
 
 class Answer(NamedTuple):
-    """What a call did, and how long it took, in ms."""
+    """Holds what a call answered, and how long it took, in ms."""
 
     words: str
     took: float
@@ -79,7 +79,7 @@ def run(effort: Effort) -> Section:
 
 
 def measured(fault: str, name: str, times: int) -> tuple[list[Answer], list[Answer], float]:
-    """(answers until the breaker opened, answers after that, seconds until Redis was used again)."""
+    """Return (answers until the breaker opened, answers after that, seconds until Redis was used again)."""
     begin, end = FAULTS[fault]
     call = CALLS[name]
     with EmbeddedServer() as server:
@@ -105,7 +105,7 @@ def timed(room: Stillroom, call: Callable[[Stillroom], Any]) -> Answer:
 
 
 def said(act: Callable[[], object]) -> str:
-    """What a call answers, in a word or two."""
+    """Return the answer of a call in a word or two."""
     try:
         return f"{act()!r:.24}"
     except SessionStoreUnavailable:
@@ -134,7 +134,7 @@ CALLS: dict[str, Callable[[Stillroom], str]] = {
 
 
 def herd(seconds: float) -> tuple[int, int, float]:
-    """(loads, calls, p99 in ms) of a hot key, while a server is frozen."""
+    """Return (loads, calls, p99 in ms) of a hot key, while a server is frozen."""
     took: list[float] = []
     loads: list[None] = []
 

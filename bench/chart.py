@@ -98,7 +98,7 @@ def _grid(top: float) -> Iterator[str]:
 
 
 def _places(xs: Sequence[float]) -> dict[float, float]:
-    """Where each x stands: by its logarithm."""
+    """Return where each x stands: by its logarithm."""
     logs = {x: math.log10(x) if x > 0 else math.log10(min(v for v in xs if v > 0)) - 1 for x in xs}
     least, most = min(logs.values()), max(logs.values())
     wide = WIDTH - LEFT - 40
@@ -106,7 +106,7 @@ def _places(xs: Sequence[float]) -> dict[float, float]:
 
 
 def _spaced(xs: Sequence[float], places: dict[float, float]) -> Iterator[float]:
-    """Those whose labels do not run into one another."""
+    """Yield the xs whose labels do not run into one another."""
     last = -math.inf
     for x in xs:
         if places[x] - last > 44:
@@ -119,7 +119,7 @@ def _height(y: float, top: float) -> float:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 2.5, 4, 5 or 8 times a power of ten.
+    """Round up to the next of 1, 2, 2.5, 4, 5 or 8 times a power of ten.
 
     >>> [_round_up(n) for n in (0.9, 1.3, 42.0, 0.03)]
     [1.0, 2.0, 50.0, 0.04]

@@ -1,4 +1,4 @@
-"""How everything here is measured: callables side by side, in rounds that take turns.
+"""Measures callables side by side, in rounds that take turns.
 
 The figure is the CPU time of the calling thread: what a call takes away from the other requests of its process.
 The floor is a raw round trip (a plain socket and hiredis). What a contestant *adds* is its figure minus the
@@ -347,12 +347,12 @@ class Results:
         return [sample.elsewhere for sample in self.samples[name]]
 
     def added(self, name: str) -> list[float]:
-        """Round by round, what it costs beyond the floor of its kind."""
+        """Return, round by round, what the contestant costs beyond the floor of its kind."""
         pairs = zip(self.cpu(name), self.cpu(self._floor(name)), strict=True)
         return [cpu - least for cpu, least in pairs]
 
     def ratio(self, one: str, other: str) -> Spread:
-        """How many times what `other` adds does `one` add."""
+        """Return how many times as much `one` adds as `other`."""
         pairs = zip(self.added(one), self.added(other), strict=True)
         return Spread.of([above / below for above, below in pairs])
 
@@ -360,7 +360,7 @@ class Results:
         return self.steps[name] - self.steps[self._floor(name)]
 
     def steps_ratio(self, one: str, other: str) -> float:
-        """The same in steps: the same on every machine."""
+        """Return the ratio in steps, which is the same on every machine."""
         return self.added_steps(one) / self.added_steps(other)
 
     def bare(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What does it cost to ask for health: a check beside the INFO in it, an endpoint beside one that knows nothing?
+"""Measures what health costs: a check beside the INFO in it, an endpoint beside one that knows nothing.
 
 A check asks seventy questions in one batch; what makes `/health` cheap is that one check serves everybody for two
 seconds.

@@ -1,4 +1,4 @@
-"""What does a cache hit cost beyond the raw round trip, ours and everyone else's?"""
+"""Measures what a cache hit costs beyond the raw round trip, in Stillroom and in other libraries."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What do a large invalidation, and the reclaim behind it, cost; and what a read of a hundred keys?
+"""Measures what a large invalidation, the reclaim behind it, and a read of a hundred keys cost.
 
-`invalidate_by_tag` on a tag of many entries and of ten; another client's GETs alone, beside a client that only
-reads, and beside the reclaim of that tag by one thread, each in a process of its own; `get_many` of a hundred
-values beside one MGET by redis-py with pydantic's validation; the memory that a tag takes per entry; and what
-the first read of a new process costs when there are many marks.
+The parts are: `invalidate_by_tag` on a tag of many entries and of ten; another client's GETs alone, beside a client
+that only reads, and beside the reclaim of that tag by one thread, each in a process of its own; `get_many` of a
+hundred values beside one MGET by redis-py with pydantic's validation; the memory that a tag takes per entry; and
+the cost of a new process' first read when there are many marks.
 """
 
 from __future__ import annotations
@@ -114,14 +114,14 @@ def tag(here: Stage, entries: int, section: Section) -> None:
 
 
 def beside(here: Stage, what: str, *arguments: object) -> tuple[list[float], Any]:
-    """→ (latencies while another process does this, what it reports)."""
+    """Return (the latencies while another process does this, its report)."""
     with doing(what, here.url, *arguments, cpu=cpus()[0]) as other:
         times = latencies(here.client, lambda _: other.is_done)
         return times, other.report()
 
 
 def invalidate_in_turns(room: Stillroom, *tags: str) -> list[float]:
-    """µs of each, medians."""
+    """Return the median µs of an invalidation, for each tag."""
     times: dict[str, list[float]] = {one: [] for one in tags}
     for _ in range(200):
         for one, taken in times.items():
@@ -132,7 +132,7 @@ def invalidate_in_turns(room: Stillroom, *tags: str) -> list[float]:
 
 
 def first_read(here: Stage, marks: int, section: Section) -> None:
-    """What a process that has just started asks for, while all others wait."""
+    """Measure the first read of a new process, whose commands make all other clients wait."""
     room, client = here.room, here.client
     client.flushall()
     room.cache.set("k", 1, tags=["t"])
@@ -159,7 +159,7 @@ def first_read(here: Stage, marks: int, section: Section) -> None:
 
 
 def fill(here: Stage, entries: int, tag: str) -> int:
-    """→ used_memory with so many entries."""
+    """Fill the server with so many entries, and return its used_memory."""
     room, client = here.room, here.client
     client.flushall()
     room.cache.invalidate_by_tag("begin")

@@ -1,7 +1,7 @@
-"""What does a rate limit cost, beside INCR by redis-py and beside other limiters? And how exact is it?
+"""Measures what a rate limit costs, beside INCR by redis-py and beside other limiters, and how exact it is.
 
-Everybody checks the same two limits and gets what headers need. Then bytes per client, and a table of what each
-algorithm admits of the same traffic.
+All limiters check the same two limits and return what headers need. It also measures the bytes per client, and
+how much of the same traffic each algorithm admits.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def gcra() -> Admit:
 
 
 def traffic(seed: int) -> dict[str, list[int]]:
-    """When requests come, for twenty minutes."""
+    """Return the times of requests over twenty minutes, in µs, by the kind of traffic."""
     chance, second, end = random.Random(seed), 1_000_000, 20 * WINDOW
 
     def poisson(share: float) -> Iterator[int]:
@@ -260,7 +260,7 @@ def traffic(seed: int) -> dict[str, list[int]]:
 
 
 def accuracy() -> tuple[Table, Promise]:
-    """The worst minute of each kind of traffic, and how much of what an exact log admits each admits."""
+    """Return a table and a promise: what each algorithm admits in its worst minute, as a share of an exact log."""
     algorithms = {
         "exact log": exact_log,
         "ours": coalesced_log,

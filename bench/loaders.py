@@ -1,4 +1,4 @@
-"""What the worker of refreshes.py imports: a loader that takes as long as BENCH_LOADER_MS says."""
+"""Gives the worker of refreshes.py a loader that takes as long as BENCH_LOADER_MS says."""
 
 from __future__ import annotations
 

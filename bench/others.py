@@ -1,4 +1,4 @@
-"""What other processes do while something is measured: `python -m bench.others <what> <url> …`."""
+"""Runs the work of other processes while something is measured: `python -m bench.others <what> <url> …`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stillroom import NoDispatch, Settings, Stillroom
 
 
 class Other:
-    """One of them, which has said that it is ready."""
+    """Another process, which has said that it is ready."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -33,13 +33,13 @@ class Other:
         self._process.stdin.flush()
 
     def report(self) -> Any:
-        """What it found, when it is done."""
+        """Wait until the process is done, and return its report."""
         return json.loads(self._process.communicate()[0])
 
 
 @contextmanager
 def doing(what: str, *arguments: object, cpu: set[int]) -> Iterator[Other]:
-    """Another process does this; it is ended in the end."""
+    """Run this work in another process, which is killed at the end."""
     words = [sys.executable, "-m", "bench.others", what, *map(str, arguments)]
     with on(cpu):
         process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -53,7 +53,7 @@ def doing(what: str, *arguments: object, cpu: set[int]) -> Iterator[Other]:
 
 
 def latencies(client: Any, enough: Callable[[float], bool]) -> list[float]:
-    """Seconds of one GET after the other."""
+    """Return the seconds that each GET took, one after the other."""
     times: list[float] = []
     started = time.perf_counter()
     while not enough(time.perf_counter() - started):
@@ -72,7 +72,7 @@ def percentile(times: list[float], share: float = 0.99) -> float:
 
 
 def reclaim(url: str) -> dict[str, float]:
-    """What a worker's thread does behind an invalidation."""
+    """Reclaim as a worker's thread does behind an invalidation."""
     with _room(url) as room:
         _ready()
         began, deleted = time.perf_counter(), 0
@@ -82,7 +82,7 @@ def reclaim(url: str) -> dict[str, float]:
 
 
 def gets(url: str, seconds: str) -> int:
-    """One GET of redis-py after the other."""
+    """Send one GET of redis-py after the other, and return how many."""
     with redis.Redis.from_url(url) as client:
         _ready()
         return len(latencies(client, lambda waited: waited > float(seconds)))

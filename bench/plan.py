@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Unit(NamedTuple):
-    """What one act costs."""
+    """Holds the cost of one act."""
 
     client_us: float  # CPU of the calling thread
     server_us: float  # CPU of Redis, on a connection of its own, not pipelined
@@ -49,7 +49,7 @@ SHARDS_LIMIT = 64  # as the setting
 
 
 class Load(NamedTuple):
-    """What is asked for, in a second."""
+    """Holds the load to plan for, in a second."""
 
     requests: float = 5_000
     reads: float = 5  # cached reads of a request
@@ -68,7 +68,7 @@ class Load(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What that takes."""
+    """Holds what a load takes: cores, servers, processes and bytes."""
 
     state_cores: float  # of Redis, for sessions and limits
     cache_cores: float
@@ -152,7 +152,7 @@ def refresh_us(load: Load) -> float:
 
 
 def bends(plan: Plan) -> Iterator[str]:
-    """What does not fit, and what to do then."""
+    """Yield what does not fit, and what to do then."""
     if plan.state_servers > 1:
         yield (
             f"sessions and limits: {plan.state_cores:.1f} cores of Redis, and one server has one. Give parts "
@@ -175,7 +175,7 @@ def bends(plan: Plan) -> Iterator[str]:
 
 
 def lines(plan: Plan) -> Iterator[str]:
-    """The plan for people."""
+    """Yield the plan for people, line by line."""
     nodes = f"{plan.cache_nodes} node(s), {plan.shards} shard(s)"
     sizes = f"{plan.state_bytes / 1e9:.2f} GB of state, {plan.cache_bytes / 1e9:.2f} GB of cache"
     marks = (
@@ -191,7 +191,7 @@ def lines(plan: Plan) -> Iterator[str]:
 
 
 def units_table() -> Iterator[str]:
-    """What docs/explanation/scaling.md shows of UNITS."""
+    """Yield UNITS as docs/explanation/scaling.md shows it."""
     yield "| act | client µs | server µs | bytes | measured by |"
     yield "|---|--:|--:|--:|---|"
     for name, unit in UNITS.items():

@@ -23,7 +23,7 @@ EVERYWHERE = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else se
 
 
 def cpus() -> tuple[set[int], set[int]]:
-    """The CPU of what is measured, and those of the others: one and the same where there is only one."""
+    """Return the CPU for what is measured, and the CPUs for other processes: the same where there is only one."""
     measured = {max(EVERYWHERE)} if EVERYWHERE else EVERYWHERE
     return measured, EVERYWHERE - measured or measured
 
@@ -35,7 +35,7 @@ def pin(cpu: set[int], pid: int = 0) -> None:
 
 @contextmanager
 def on(cpu: set[int]) -> Iterator[None]:
-    """What is started inside runs there: a child begins where its parent is."""
+    """Run what is started inside on these CPUs: a child begins where its parent is."""
     if not cpu:
         yield
         return
@@ -48,7 +48,7 @@ def on(cpu: set[int]) -> Iterator[None]:
 
 
 def apart_from(server_pid: int) -> None:
-    """This process on one CPU, the server on the others, where there are any.
+    """Pin this process to one CPU and the server to the others, where there are any.
 
     As in real life, where Redis is on another machine: what a request needs is still in the caches of its CPU, and
     the server has not pushed it out. CPU time is counted, so waiting for another CPU to wake costs nothing.

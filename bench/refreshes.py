@@ -1,4 +1,4 @@
-"""How many refreshes does a worker carry out in a second, and how soon is a single one done?
+"""Measures how many refreshes a worker carries out in a second, and how soon a single one is done.
 
 Everything goes the whole way: an app's stale read, the thread that publishes, the broker, a worker's process, and
 the value in Redis. The app and Redis share a CPU, the worker has the other.
@@ -112,7 +112,7 @@ def one_alone(here: Stage, room: Stillroom, load: Any, n: int) -> float:
 
 
 def loader(room: Stillroom) -> Any:
-    """The app's, which is not run again: bench.loaders has the worker's."""
+    """Register the app's loader, which is not run again: bench.loaders has the worker's."""
 
     @room.cache.cached("product:{id}", ttl=STALE_S - 1, swr=600, tags=["products"])
     def product(id: int) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def make_stale(here: Stage, room: Stillroom, count: int) -> None:
 
 
 def stale(here: Stage, room: Stillroom, count: int) -> int:
-    """How many of them still are."""
+    """Return how many of the entries are still stale."""
     now_ms, left = time.time() * 1_000, 0
     for start in range(0, count, 1_000):
         some = range(start, min(start + 1_000, count))

@@ -1,4 +1,4 @@
-"""What a part of the bench found: tables, promises kept or broken, charts. Printed, and kept in bench/results."""
+"""Prints the results of a part of the bench, and keeps them in bench/results: tables, promises, charts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Table:
 
 @dataclass
 class Section:
-    """What one part found."""
+    """Holds the results of one part."""
 
     name: str
     title: str
@@ -188,7 +188,7 @@ HIDDEN_WORK = 0.05  # of a hit's own CPU time: above it, work in other threads i
 
 
 def contest_notes(results: Results) -> list[str]:
-    """Who was skipped, who lets other threads do the work, and how everybody is set up."""
+    """Return notes on contestants: which were skipped, which work in other threads, and how each is set up."""
     notes = [f"{name} is skipped: {why}" for name, why in results.skipped.items()]
     for contestant in results.contestants:
         hidden = Spread.of(results.elsewhere(contestant.name)).p50
@@ -202,7 +202,7 @@ def contest_notes(results: Results) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return the machine that the figures were measured on."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -225,7 +225,7 @@ def keep(section: Section, folder: Path, level: str) -> None:
 
 
 def summary(folder: Path, parts: Iterable[str]) -> str:
-    """How many promises of these parts were kept, and which were not."""
+    """Tell how many promises of these parts were kept, and which were broken."""
     known = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     promises = [one for part in parts for one in Section.from_json(known[part]).promises]
     broken = [one for one in promises if not one.kept]
@@ -234,7 +234,7 @@ def summary(folder: Path, parts: Iterable[str]) -> str:
 
 
 def page(known: dict[str, Any]) -> str:
-    """The sections as one page of Markdown."""
+    """Return the sections as one page of Markdown."""
     parts = ["# What calls cost", "Written by `make bench`; bench/README.md says how to read it."]
     for data in known.values():
         about = data["machine"]

@@ -1,6 +1,6 @@
-"""What does the middleware cost a request, beside the app alone and beside other people's sessions?
+"""Measures what the middleware costs a request, beside the app alone and beside other session libraries.
 
-Whole requests, called in process: no sockets but Redis'.
+Whole requests are called in process: the only sockets are Redis'.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(effort: Effort) -> Section:
 
 
 def promises(results: Results) -> Iterator[Promise]:
-    """Those beside other people's sessions in steps, which do not move with the machine."""
+    """Yield the promises. Those beside other session libraries are in steps, which do not move with the machine."""
     blind, alone, get = results.cpu(BLIND), results.cpu(ALONE), results.cpu(GET)
     figure = Spread.of([(a - b) / c for a, b, c in zip(blind, alone, get, strict=True)])
     yield Promise("a request that does not look pays, × GET", figure, LOOKS_NOT, by="CPU")

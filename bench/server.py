@@ -1,4 +1,4 @@
-"""What do our commands cost the server, beside the plain ones? Time in the command itself, as it counts it."""
+"""Measures what our commands cost the server beside plain ones, as the server counts the time in a command."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What does a session cost, beside redis-py reading the same record and beside other session stores?
+"""Measures what a session costs, beside redis-py reading the same record and beside other session stores.
 
-Then the sweep: sessions a second, and its longest script as the server saw it; and the bytes of a session.
+It then measures the sweep (sessions a second, and its longest script as the server saw it) and a session's bytes.
 """
 
 from __future__ import annotations

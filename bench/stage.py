@@ -1,4 +1,4 @@
-"""What every part needs: how much to measure, and a server with a room and a client on it."""
+"""Gives every part the effort to spend, and a server with a room and a client on it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENT: dict[str, Any] = {  # a busy machine is no reason to give up
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured. `smoke` is for the tests: nothing it finds means anything."""
+    """Sets how much is measured. `smoke` is for the tests: its figures mean nothing."""
 
     level: str  # smoke, quick, usual, full
     rounds: int

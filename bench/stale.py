@@ -1,8 +1,8 @@
-"""What does a stale hit cost beside a fresh one, and how often does it cost more?
+"""Measures what a stale hit costs beside a fresh one, and how often it costs more.
 
 Three kinds of read of the same value through a registered loader, interleaved in rounds: a fresh hit; the first
 stale read of a period, which takes the refresh lease and hands an order to the dispatcher; and the stale reads
-after it. For each: round trips as the server counted them, and the median wall and thread CPU time.
+after it. Each has the round trips as the server counted them, and the median wall and thread CPU time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STALE_OVER_FRESH = 1.2  # at most
 
 
 class Cost(NamedTuple):
-    """Of one read."""
+    """Holds the cost of one read."""
 
     trips: float
     wall_us: float
@@ -81,7 +81,7 @@ def cost(client: Any, read: Callable[[], object], times: int) -> Cost:
 
 
 def commands(client: Any) -> int:
-    """How many commands clients have sent; a script's own calls are not among them."""
+    """Return how many commands clients have sent, without a script's own calls."""
     stats = client.info("commandstats")
     names = ("cmdstat_mget", "cmdstat_evalsha", "cmdstat_zrange", "cmdstat_info")
     return sum(stats[name]["calls"] for name in names if name in stats)

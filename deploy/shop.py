@@ -49,7 +49,7 @@ def load_stock(id: int) -> dict[str, Any]:
 
 
 def _query(id: int) -> dict[str, Any]:
-    """As slow as a database. `loaded` shows which load a page was made from."""
+    """Answer as slowly as a database. `loaded` shows which load a page was made from."""
     time.sleep(0.01)
     return {"id": id, "loaded": time.time()}
 

@@ -1,4 +1,4 @@
-"""How `make docs` builds the site: Sphinx reads the Markdown pages; reference.py makes the reference first."""
+"""Configures `make docs`: reference.py makes the reference first, then Sphinx reads the Markdown pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How cost grows: with invalidations, processes, marks, keys, tags, sessions, clients and the size of a value.
+"""Measures how cost grows with invalidations, processes, marks, keys, tags, sessions, clients and value size.
 
 A figure in a chart is a ratio to a plain command of redis-py in the same round, or the server's own count. What
 bends is what a bigger app meets first.

@@ -51,7 +51,7 @@ def keys(effort: Effort, section: Section) -> None:
 
 
 def tags(effort: Effort, section: Section) -> None:
-    """What each tag costs a write, a read and the memory."""
+    """Measure what each tag costs a write, a read and the memory."""
     curve = Curve(
         "tags",
         "An entry by its tags: µs of the server to write it",
@@ -119,7 +119,7 @@ def value_size(effort: Effort, section: Section) -> None:
 
 
 def _of_value(here: Any, value: object, rounds: int, hits: int) -> tuple[float, float]:
-    """→ (a hit beside GET and json.loads, a set beside json.dumps and SET)."""
+    """Return (CPU of a hit ÷ GET and json.loads, CPU of a set ÷ json.dumps and SET)."""
     room, client = here.room, here.client
     client.set("plain", json.dumps(value))
     assert room.cache.set("k", value, tags=TAGS)

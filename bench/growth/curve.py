@@ -45,7 +45,7 @@ def _forms(figures: dict[str, str], values: dict[str, float]) -> list[tuple[str,
 
 
 def ratio(act: Act, plain: Act, rounds: int, hits: int) -> tuple[float, float]:
-    """(how many times the CPU of the plain one, its own µs): medians of rounds that take turns."""
+    """Return (the act's CPU as a multiple of the plain one's, its own µs): medians of rounds that take turns."""
     act(), plain()
     pairs = []
     for number_ in range(rounds):
@@ -56,7 +56,7 @@ def ratio(act: Act, plain: Act, rounds: int, hits: int) -> tuple[float, float]:
 
 
 def cpu_us(act: Act, hits: int) -> float:
-    """CPU µs of this thread for one call."""
+    """Return the CPU µs of this thread for one call."""
     began = time.thread_time_ns()
     for _ in range(hits):
         act()
@@ -64,7 +64,7 @@ def cpu_us(act: Act, hits: int) -> float:
 
 
 def server_us(client: Any, act: Act, commands: Sequence[str], calls: int = 50) -> float:
-    """µs of the server in these commands for one call."""
+    """Return the µs of the server in these commands for one call."""
     client.config_resetstat()
     for _ in range(calls):
         act()

@@ -38,7 +38,7 @@ def processes(effort: Effort, section: Section) -> None:
 
 
 def together(here: Stage, size: int, seconds: float) -> tuple[int, float, float, float]:
-    """→ (hits of all, CPU µs of one, p99 ms, server CPU µs of one)."""
+    """Return (hits of all processes, CPU µs of a hit, p99 in ms, server CPU µs of a hit)."""
     measured, _ = cpus()
     with ExitStack() as stack:
         fleet = [

@@ -115,7 +115,7 @@ def marks(effort: Effort, section: Section) -> None:
 
 
 def _first_read(here: Stage) -> tuple[float, float, float]:
-    """→ (µs of its longest command, ms of CPU, bytes)."""
+    """Measure a new process' first read: (µs of its longest command, ms of CPU, bytes)."""
     client = here.client
     client.config_set("slowlog-log-slower-than", 0)
     with Stillroom(here.settings, dispatch=NoDispatch()) as new:

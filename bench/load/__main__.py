@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 
 
 class Shop(NamedTuple):
-    """What is running, and can be disturbed."""
+    """Holds the parts of the running shop, which can be disturbed."""
 
     port: int
     redis: EmbeddedServer
@@ -47,7 +47,7 @@ class Shop(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A row of the table. Times in ms."""
+    """Holds a row of the table. Times are in ms."""
 
     requests_s: float
     p50: float

@@ -1,4 +1,4 @@
-"""What the visitors do: they look at products, and now and then at the list. Run by Locust."""
+"""Defines what visitors do: they look at products, and now and then at the list. Run by Locust."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ class Visitor(FastHttpUser):
         self._get("/")
 
     def _get(self, path: str) -> None:
-        """From an address that nobody else has: the shop counts each page, and refuses none."""
+        """Send a request from a new random address: the shop counts each page, and refuses none."""
         address = ".".join(str(random.randint(1, 254)) for _ in range(3))
         self.client.get(path, headers={"X-Forwarded-For": f"100.{address}"})

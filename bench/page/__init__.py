@@ -36,7 +36,7 @@ NEEDS = {
 
 
 class Target(NamedTuple):
-    """Of one framework: its rate with ours and with near, as a multiple of the rate with the usual parts."""
+    """Holds a framework's rate with ours and with near, as a multiple of the rate with the usual parts."""
 
     ours: float
     near: float

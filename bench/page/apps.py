@@ -1,4 +1,4 @@
-"""One app of the page in a process, with a Redis of its own, and a worker where it is ours."""
+"""Runs one app of the page in a process, with a Redis of its own, and a worker where it is ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WARM_UP_S = 1.0
 
 
 class Figures(NamedTuple):
-    """What a turn cost. Latencies in ms; the others are of one request."""
+    """Holds the rate of a turn, its latencies in ms, and what one request cost."""
 
     rate: float
     p50: float

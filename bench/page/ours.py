@@ -49,5 +49,5 @@ def async_loaders(room: AsyncStillroom, near: bool = False) -> Loaders:
 
 
 def has_near() -> bool:
-    """Whether this release knows near entries."""
+    """Return whether this release knows near entries."""
     return "near" in inspect.signature(Cache.cached).parameters

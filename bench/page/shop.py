@@ -1,4 +1,4 @@
-"""What is on the page: four of 300 products and the rates, each from a loader that takes 3 ms.
+"""Makes the page: four of 300 products and the rates, each from a loader that takes 3 ms.
 
 One visit in fifty changes a product, so that its next reader loads it again.
 """
@@ -30,7 +30,7 @@ class Product(TypedDict):
 
 
 class Visit(NamedTuple):
-    """What one visit reads and changes."""
+    """Holds the products that one visit reads, and the one it changes."""
 
     products: list[int]
     changed: int | None

@@ -1,4 +1,4 @@
-"""Requests to one page over connections that stay open: by wrk where it is installed, else by the client below."""
+"""Sends requests to one page over connections that stay open: by wrk if it is installed, else by a client here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONNECTIONS = 12
 
 
 class Load(NamedTuple):
-    """What a client saw. Latencies in ms."""
+    """Holds what the clients saw. Latencies are in ms."""
 
     requests: int
     seconds: float
@@ -29,7 +29,7 @@ class Load(NamedTuple):
 
 
 def send(port: int, cookie: str, seconds: float) -> Load:
-    """As many requests as `CONNECTIONS` clients can make in this time."""
+    """Send as many requests as `CONNECTIONS` clients can make in this time."""
     if wrk := shutil.which("wrk"):
         words = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"]
         words += ["-H", f"Cookie: {cookie}", f"http://127.0.0.1:{port}/"]
@@ -44,7 +44,7 @@ def _run(words: list[str]) -> str:
 
 
 def _of_wrk(text: str) -> Load:
-    """What wrk prints.
+    """Read what wrk prints.
 
     >>> _of_wrk('''
     ...   Latency Distribution

@@ -1,4 +1,4 @@
-"""What our worker imports: a room with the page's loaders."""
+"""Gives our worker a room with the page's loaders."""
 
 from __future__ import annotations
 

@@ -68,13 +68,13 @@ def prices() -> Response:
 
 @app.get("/images")
 def images() -> str:
-    """What the images are, from their content; read once for each version of a file."""
+    """List the images' types, sizes and hashes, read from the content once for each version of a file."""
     names = [one.image for one in cache.load_listing().value]
     return render_template("images.html", images=map(room.cache.get_image_info, names))
 
 
 class Foot(NamedTuple):
-    """How a page was served."""
+    """Tells how a page was served."""
 
     how: str  # fresh, stale, or loaded: by this request, or by one that it waited for
     ms: float
@@ -203,7 +203,10 @@ def visitor() -> FlaskSession:
 
 
 def require_user(name: str | None = None) -> str:
-    """Who is logged in, or this user; anybody else is sent to log in, or away."""
+    """Return the user who is logged in. With `name` only that user may pass, and others get 403.
+
+    A visitor without a login is redirected to the login page.
+    """
     user = visitor().user_id
     if user is None:
         abort(redirect("/login", 303))

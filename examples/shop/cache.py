@@ -25,7 +25,7 @@ room = Stillroom(Settings(image_root=IMAGES))
 
 
 class Read(BaseModel, Generic[T]):
-    """What was read from the database; when, and by which process: for the line at a page's foot."""
+    """Holds a value from the database, and for a page's foot when and by which process it was read."""
 
     value: T
     at: float
@@ -38,7 +38,7 @@ def tags_of(read: Read[Product | None]) -> list[str]:
 
 @room.cache.cached("product:{id}", swr=STALE, tags=[tags_of])
 def load_product(id: int) -> Read[Product | None]:
-    """None, too, is cached: whoever guesses numbers asks the database once for each."""
+    """Load a product, or None. None is cached too: whoever guesses numbers asks the database once for each."""
     return just_read(db.find_product(id))
 
 

@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What the file says of a rule, as far as the model knows it."""
+    """Holds a rule of the file, as far as the model knows it."""
 
     name: str
     kind: str
@@ -60,7 +60,7 @@ RULES = (Rule("guess", "auth_fail", 3, 60.0), Rule("pages", "not_found", 3, 20.0
 
 @dataclass
 class Event:
-    """What was told of a subject, or may have been."""
+    """Holds an event that was reported of a subject, or may have been."""
 
     kind: str
     ip: str
@@ -73,7 +73,7 @@ class Event:
 
 @dataclass
 class Lift:
-    """An operator's, and when it had returned."""
+    """Holds an operator's lift of a ban, and when the call had returned."""
 
     ip: str
     call: Actor
@@ -81,7 +81,7 @@ class Lift:
 
 
 class AbuseModel:
-    """Two processes that tell, and two workers that judge."""
+    """Models two processes that report events, and two workers that judge them."""
 
     def __init__(self, world: World, settings: Settings, weights: Mapping[str, float]) -> None:
         self.world = world
@@ -199,7 +199,7 @@ class AbuseModel:
             raise Broken(f"these have no end: {endings}")
 
     def _check_events(self) -> None:
-        """What was said of each event is true."""
+        """Check that each event is written as often as its call said."""
         if self.watch.lost:
             return
         written = Counter(fields[b"route"] for _, fields in self._stream(self.rooms[0].keys.abuse))
@@ -211,7 +211,7 @@ class AbuseModel:
                 )
 
     def _check_patterns(self) -> None:
-        """Each is said, once in its window, and only if there were enough events."""
+        """Check that each pattern is logged once in its window, and only if there were enough events."""
         said = [fields for _, fields in self._stream(self.rooms[0].keys.abuse_log)]
         for rule in RULES:
             for ip in set(SUBJECTS):
@@ -246,7 +246,7 @@ class AbuseModel:
             raise Broken(f"{call.name}: banned for nothing")
 
     def _may_be_complete(self, rule: Rule, ip: str) -> bool:
-        """Whether there may have been enough events in one window, as far as the server's clock can tell."""
+        """Return whether one window may have had enough events, as far as the server's clock can tell."""
         back = -sum(step.seconds for step in self.watch.steps if step.seconds < 0)
         window = rule.window + 2 * back
         if any(one.name.startswith("report") and not one.is_done for one in self.world.actors):
@@ -262,7 +262,7 @@ class AbuseModel:
         )
 
     def _is_complete(self, rule: Rule, ip: str) -> bool:
-        """Whether there were enough events in one window for sure."""
+        """Return whether one window surely had enough events."""
         times = [
             (one.began_s, one.ended_s)
             for one in self._of(rule, ip)
@@ -275,7 +275,7 @@ class AbuseModel:
         )
 
     def _may_be_excused(self) -> bool:
-        """What was lost, lifted or of another time need not be judged."""
+        """Return whether a pattern may be missing: events were lost, a ban was lifted, or a clock stepped."""
         return bool(self.watch.lost or self.watch.steps or self._has_lifted)
 
     def _of(self, rule: Rule, ip: str) -> Iterable[Event]:

@@ -74,7 +74,7 @@ class Made:
 
 @dataclass
 class Invalidation:
-    """What was named, and by which call."""
+    """Holds what was invalidated, and by which call."""
 
     what: str
     is_soft: bool
@@ -134,7 +134,7 @@ class CacheModel:
         return len(self.made) - 1
 
     def _load(self, key: str) -> int:
-        """What the database says when the loader is called; it may take a while to arrive."""
+        """Return the database's value when the loader is called. It may take a while to arrive."""
         value = self._make(key)
         for _ in range(self.world.random.randint(0, 3)):
             self.world.pause()
@@ -238,7 +238,7 @@ class CacheModel:
         self._call(f"invalidate{' softly' if is_soft else ''} {what}", process, act, check)
 
     def _work(self, _: int) -> None:
-        """What workers do: refresh, reclaim, trim."""
+        """Begin some work of workers: refresh, reclaim or trim."""
         chance, cache = self.world.random, self.rooms[WORKER].cache
         orders = self.dispatch.orders
         if orders and chance.random() < 0.6:
@@ -259,7 +259,7 @@ class CacheModel:
         self._call(name, WORKER, work, lambda call: self._expect(call, (RedisUnavailable, OSError)))
 
     def _order(self, process: int) -> None:
-        """What an app orders from workers. A value that was loaded by order takes the place of an older one."""
+        """Order work from workers, as an app does. A value that was loaded by order replaces an older one."""
         chance, tasks = self.world.random, self.rooms[process].tasks
         key, tag, glob = chance.choice(KEYS), chance.choice(TAGS), chance.choice(GLOBS)
         what, order = chance.choice(
@@ -279,7 +279,7 @@ class CacheModel:
         self._call(f"order {what}", process, order, check)
 
     def _lose(self, _: int) -> None:
-        """Keys are evicted, or run out; scripts are lost."""
+        """Let keys be evicted or run out, or scripts be lost."""
         keys, chance = self.rooms[0].keys, self.world.random
         key = chance.choice(KEYS).encode()
         lost: dict[str, list[bytes]] = {
@@ -303,7 +303,7 @@ class CacheModel:
             self.world.ask("DEL", *lost[what])
 
     def _begin_anew(self, process: int) -> None:
-        """A process ends without a word, and another one begins; or the worker does."""
+        """End a process, or the worker, without a word, and begin another one."""
         process = WORKER if self.world.chance(0.4) else process
         self.world.kill(process)
         self.rooms[process] = self._room()

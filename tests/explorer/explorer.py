@@ -28,20 +28,20 @@ class Broken(AssertionError):
 
 
 class Model(Protocol):
-    """What is called in a run, and what must be true of it. Made anew for each run."""
+    """Makes the calls of a run, and checks what must be true of them. Each run has a new one."""
 
     def act(self) -> None:
         """Begin a call, or let something happen that only this model knows."""
 
     def end(self) -> None:
-        """All calls have ended: look at everything once more. Raises Broken."""
+        """Look at everything once more, when all calls have ended. Raises Broken."""
 
     def close(self) -> None:
-        """The run is over, whatever came of it."""
+        """Clean up after the run, whatever came of it."""
 
 
 def run(world: World, seed: int, make: Callable[[World], Model], acts: int = 12) -> None:
-    """One run. Raises Broken, or whatever a call raised that promises not to."""
+    """Make one run. Raises Broken, or an error of a call that promises not to raise it."""
     world.begin(seed)
     with world.inside():
         world.fates = ROUGH if world.chance(0.5) else CALM

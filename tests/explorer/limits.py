@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass
 class Hits:
-    """What one call consumed, or may have."""
+    """Holds what one call consumed, or may have consumed."""
 
     call: Actor
     limits: Sequence[Limit]
@@ -64,7 +64,7 @@ class Hits:
 
     @property
     def most(self) -> int:
-        """How often Redis may count them in the end."""
+        """Return how many hits Redis may count for this call in the end."""
         was_asked = not self.degraded or self.degraded not in ASKED_NOBODY
         is_own = bool(self.degraded) and self.is_allowed
         may_have_been = was_asked and (bool(self.degraded) or self.is_allowed)
@@ -241,7 +241,7 @@ class LimitsModel:
             raise Broken(f"these have no end: {endings}")
 
     def _check_count(self, limit: Limit, call: Actor) -> None:
-        """What Redis has counted, by a process that knows nothing by itself."""
+        """Check the count in Redis, as a new process sees it."""
         self._expect(call)
         if call.value.degraded:
             raise Broken(f"{call.name} was not told")
@@ -279,7 +279,7 @@ class LimitsModel:
                 raise Broken(f"{inside} hits of {what} in one window, where {most} are the most")
 
     def _certain(self, limit: Limit) -> list[Hits]:
-        """The hits that were admitted since the last one was taken away, and that nobody wanted back."""
+        """Return the hits admitted since the last event that took hits away, without those that were refunded."""
         return [
             one
             for one in self.hits
@@ -293,7 +293,7 @@ class LimitsModel:
     # Helpers
 
     def _some_held(self, process: int) -> Hits | None:
-        """A reservation is given back by the process that made it, most of the time."""
+        """Return hits with a reservation: its own process gives it back most of the time."""
         held = [one for one in self.hits if one.reservation is not None and one.reservation.id]
         own = [one for one in held if one.call.process == process or self.world.chance(0.2)]
         return self.world.random.choice(own) if own else None

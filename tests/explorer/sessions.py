@@ -100,7 +100,7 @@ class Life:
         return self.names[-1]
 
     def rotations_since(self, name: Name) -> list[Rotation]:
-        """Of this name and all later ones: it leads from one to the next."""
+        """Return the rotations of this name and of all later names, each of which led to the next."""
         later = self.names[self.names.index(name) :]
         return [rotation for one in later for rotation in one.rotations]
 
@@ -307,7 +307,7 @@ class SessionsModel:
             raise Broken(f"these have no end: {endings}")
 
     def _deliver(self, process: int) -> None:
-        """All that this process has deferred holds for all from now on."""
+        """Deliver what this process has deferred, which holds for all processes from now on."""
         left = self.world.run("deliver", process, self.rooms[process].sessions.deliver).value
         if left:
             raise Broken(f"{left} ends were not told")
@@ -316,7 +316,7 @@ class SessionsModel:
                 end.whose = None if end.whose == process else end.whose
 
     def _check_lists(self) -> None:
-        """No session is there of which nobody was given a name; and a cap is one."""
+        """Check that no session is listed whose name nobody was given, and that the cap holds."""
         world = self.world
         for user in ("ann", "bob", CAPPED):
             devices = world.run(
@@ -341,7 +341,7 @@ class SessionsModel:
                 )
 
     def _check_is_over(self, life: Life, call: Actor) -> None:
-        """The session was there for this call: then nobody had ended it."""
+        """Check that nobody had ended a session that this call has found."""
         for end in life.ends:
             returned = end.call.returned
             is_before = returned is not None and returned < call.began
@@ -359,19 +359,19 @@ class SessionsModel:
             raise Broken(f"{call.name}: gone, and nobody has ended it")
 
     def _is_known(self, life: Life) -> bool:
-        """Whether the server has lost nothing since this session began."""
+        """Return whether the server has lost nothing since this session began."""
         return any(life is one for one in self.lives)
 
     # Helpers
 
     def _some(self) -> Life | None:
-        """Mostly one of the last two."""
+        """Return a session, mostly one of the last two, or None."""
         if not self.lives:
             return None
         return self.world.random.choice([*self.lives[-2:], *self.lives[-2:], *self.lives])
 
     def _doubts_of_newborn(self, life: Life) -> int:
-        """One that may be ended by what began before: an eviction, or a revocation that is still on its way."""
+        """Return 1 if an earlier eviction, or a revocation still on its way, may end the new session, else 0."""
         evicted = life.user == CAPPED and self._on_cap != "reject"
         revoked = any(
             user == life.user
@@ -381,7 +381,7 @@ class SessionsModel:
         return int(evicted or revoked)
 
     def _was_over(self, life: Life, name: Name) -> bool:
-        """Whether a grace on the way from this name is over for sure: what asks now to end it ends nothing."""
+        """Return whether a grace on the way from this name is surely over: a call to end it now ends nothing."""
         return any(
             self.world.monotonic > one.returned_s + one.grace_s + 0.001
             and not self.watch.stepped(one.call.began)[1]
@@ -391,7 +391,7 @@ class SessionsModel:
     def _have_ended(
         self, life: Life, name: Name, call: Actor, began: float, whose: int | None
     ) -> None:
-        """A call ended the session of this name, if the name was good when it was asked."""
+        """Note that a call ended the session of this name, if the name was good when the call began."""
         was_good = all(
             (one.call.began > call.began or began < one.began_s + one.grace_s)
             and not self.watch.stepped(one.call.began)[0]

@@ -1,4 +1,4 @@
-"""What a model has to know of the accidents that it did not make: what was lost, how the clock stepped."""
+"""Tells a model of the accidents that it did not make: when data was lost, and how the clock stepped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MARKER = b"explorer:marker"
 
 
 class Step(NamedTuple):
-    """The server's clock was set to another time."""
+    """Holds when the server's clock was set to another time, and by how much."""
 
     tick: int
     seconds: float
@@ -29,7 +29,7 @@ class Watch:
         self.steps: list[Step] = []
 
     def look(self) -> None:
-        """To be called before each act, and at the end."""
+        """Look for an accident. A model calls this before each act, and at the end."""
         world = self._world
         if (offset := world.clock_offset) != self._offset:
             self.steps.append(Step(world.tick(), offset - self._offset))
@@ -39,13 +39,13 @@ class Watch:
         self._mark()
 
     def stepped(self, since: int) -> tuple[bool, bool]:
-        """Whether the clock stepped forward, and whether back, since that tick."""
+        """Return whether the clock stepped forward, and whether it stepped back, since that tick."""
         steps = [step.seconds for step in self.steps if step.tick >= since]
         return any(one > 0 for one in steps), any(one < 0 for one in steps)
 
     @property
     def passed(self) -> float:
-        """Seconds since the run began, by the server's clock where that ran ahead."""
+        """Return the seconds since the run began, by the server's clock where that ran ahead."""
         ahead = sum(step.seconds for step in self.steps if step.seconds > 0)
         return self._world.monotonic - self._began + ahead
 
@@ -55,5 +55,5 @@ class Watch:
 
 
 def endless(world: World, pattern: str) -> list[bytes]:
-    """The keys that have no end."""
+    """Return the keys that have no end."""
     return [key for key in world.ask("KEYS", pattern) if world.ask("PTTL", key) == -1]

@@ -46,7 +46,7 @@ STEPS_LIMIT = 20_000  # of one run: more is a call that never ends
 
 
 class Fate(Enum):
-    """What becomes of a batch."""
+    """Names the ways a batch and its connection can end."""
 
     ARRIVES = "arrives"
     UNSENT = "the connection died before anything was sent"
@@ -57,7 +57,7 @@ class Fate(Enum):
 
 
 class Copy(NamedTuple):
-    """What is still on its way to a server, though nobody waits for it any more."""
+    """Holds commands that are still on their way to a server, though nobody waits for them any more."""
 
     place: int  # which server
     commands: list[bytes]
@@ -104,7 +104,7 @@ class Actor:
         return self.is_dead or self.returned is not None
 
     def step(self) -> None:
-        """On, until it stops before its next command, waits, or has ended."""
+        """Let the call go on until it stops before its next command, waits, or has ended."""
         self._world.current = self
         self._greenlet.switch()
         self._world.current = None
@@ -181,11 +181,11 @@ class World:
         self.begin(0)
 
     def load_scripts(self) -> None:
-        """The servers have all scripts as they are now: when they are loaded must not depend on earlier runs."""
+        """Load all scripts as they are now: when a script is loaded must not depend on earlier runs."""
         self._without_scripts = set(range(len(self._servers)))
 
     def begin(self, seed: int) -> None:
-        """An empty world. What follows depends on the seed alone."""
+        """Begin an empty world. What follows depends on the seed alone."""
         self.random = random.Random(seed)
         self.place = 0
         self.is_away = False  # nobody can connect
@@ -213,7 +213,7 @@ class World:
 
     @property
     def info(self) -> bytes:
-        """What the server that is there answers to INFO server."""
+        """Return the present server's answer to INFO server."""
         info: bytes = self._infos[self.place]
         return info
 
@@ -222,7 +222,7 @@ class World:
             self.trace.append(f"{self._ticks:4} {what}")
 
     def tick(self) -> int:
-        """A moment later than all before."""
+        """Return a moment that is later than all before."""
         self._ticks += 1
         return self._ticks
 
@@ -233,7 +233,7 @@ class World:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Time, chance and connections are this world's."""
+        """Give the code inside this world's time, chance and connections."""
         numbers = {
             "time.monotonic": lambda: self._monotonic,
             "time.monotonic_ns": lambda: int(self._monotonic * 1e9),
@@ -260,32 +260,32 @@ class World:
 
     @property
     def server_us(self) -> int:
-        """What the server's clock shows, µs since 1970."""
+        """Return the time of the server's clock, µs since 1970."""
         return SERVER_BEGAN_US + self._step_us + round((self._monotonic - BEGAN_S) * 1e6)
 
     @property
     def monotonic(self) -> float:
-        """What time.monotonic() shows."""
+        """Return the time that time.monotonic() shows."""
         return self._monotonic
 
     @property
     def clock_offset(self) -> float:
-        """How far the server's clock was set ahead since the run began, seconds."""
+        """Return how many seconds the server's clock was set ahead since the run began."""
         return self._step_us / 1e6
 
     def pass_time(self, seconds: float) -> None:
-        """Later, for everybody."""
+        """Let time pass for all processes and servers."""
         self._monotonic += seconds
         self._show()
 
     def step_clock(self, seconds: float) -> None:
-        """The server's clock is set to another time."""
+        """Set the server's clock to another time."""
         self.note(f"the server's clock steps by {seconds:+.3f} s")
         self._step_us += round(seconds * 1e6)
         self._show()
 
     def sleep(self, seconds: float) -> None:
-        """What time.sleep is here: the others go on meanwhile."""
+        """Sleep in the place of time.sleep: the other calls go on meanwhile."""
         assert self.current is not None
         self.current.wakes = self._monotonic + seconds
         self.pause()
@@ -306,7 +306,7 @@ class World:
         return self.begin_call(Actor(self, name, process, call, check))
 
     def begin_call(self, actor: Actor) -> Actor:
-        """The same with one that is made already."""
+        """Begin a call whose actor is made already."""
         self.note(f"{actor.name} begins in process {actor.process}")
         self.actors.append(actor)
         actor.step()
@@ -321,7 +321,7 @@ class World:
         self._scheduler.switch()
 
     def go_on(self, steps: int) -> None:
-        """This many steps of calls that are under way."""
+        """Make this many steps of calls that are under way."""
         for _ in range(steps):
             if not self._go_on_once():
                 return
@@ -362,7 +362,7 @@ class World:
     # The network
 
     def deliver(self, link: SteppedLink, packed: bytes, count: int, deadline: float) -> list[Any]:
-        """What a batch is answered with, or the error that its connection dies of."""
+        """Return the replies to a batch, or raise the error that its connection dies of."""
         if self.current is not None and self.current.is_dead:
             raise Died
         commands = list(_commands(packed))
@@ -415,7 +415,7 @@ class World:
         raise ConnectionResetError(104, "reset")
 
     def deliver_a_copy(self) -> None:
-        """One of the batches that were held back arrives. Nobody reads its replies."""
+        """Deliver one of the batches that were held back. Nobody reads its replies."""
         if self.copies:
             copy = self.copies.pop(self.random.randrange(len(self.copies)))
             if copy.place == self.place:
@@ -431,13 +431,13 @@ class World:
         return self._lines[place].say(commands)
 
     def lose_scripts(self) -> None:
-        """The server has none of our scripts any more."""
+        """Make the server forget all of our scripts."""
         self.note("the scripts are lost")
         self.ask("SCRIPT", "FLUSH")
         self._without_scripts.add(self.place)
 
     def ask(self, *words: bytes | str) -> Any:
-        """A command of the test's own, at once: to look, or to let an accident happen."""
+        """Send a command of the test's own at once: to look, or to let an accident happen."""
         self.tick()
         return self._lines[self.place].say([pack([words])])[0]
 

@@ -36,7 +36,7 @@ def arm() -> None:
 
 
 def send_signals(pid: int) -> None:
-    """Every now and then, busily: a timer's grain would be milliseconds, and the interesting instants are
+    """Send signals now and then, busily: a timer's grain would be milliseconds, and the interesting instants are
     microseconds apart."""
     while os.getppid() == pid:
         until = time.perf_counter() + random.uniform(1e-4, 6e-4)

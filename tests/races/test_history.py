@@ -20,7 +20,7 @@ READS, VERSIONS_SEEN = 1_000, 100  # fewer would say little; a slow machine has 
 def play(
     server: EmbeddedServer, seconds: float, mutant: str = "", processes: int = PROCESSES
 ) -> tuple[list[Read], list[Floor]]:
-    """A history of that many seconds, in as many processes."""
+    """Play a history of that many seconds, in as many processes."""
     crowd = Crowd(server.url)
     sources = [
         "from tests.support.history import take_part\n"

@@ -17,7 +17,7 @@ PATCH = "from gevent import monkey; monkey.patch_all()\n"
 
 
 def play(server: EmbeddedServer, seconds: float, faces: list[str], mutant: str = "") -> History:
-    """A history of that many seconds, with a process for each of these faces."""
+    """Play a history of that many seconds, with a process for each of these faces."""
     crowd = Crowd(server.url)
     sources = [
         (PATCH if face == "gevent" else "")

@@ -37,7 +37,7 @@ class Stage:
         return next(self.versions, NEW)
 
     def read(self) -> list[int]:
-        """In a request that begins now."""
+        """Read in a request that begins now."""
         with self.room.request():
             return self.price(7)
 
@@ -48,7 +48,7 @@ class Stage:
         return Stepper(self.room, self.body.prove())
 
     def look(self) -> Stepper:
-        """A look that will keep what it finds."""
+        """Begin a look that will keep what it finds."""
         return Stepper(
             self.room, self.body._look_to_keep(b"price:7", Wish(Any, 0.0, b"", b"price:"))
         )
@@ -60,7 +60,7 @@ def stage(make_room: Any, client: Any) -> Stage:
 
 
 def elsewhere(look: Stepper) -> None:
-    """Run it to its end in another request than the one that is running."""
+    """Run a look to its end in another request than the one that is running."""
     Context().run(look.run)
 
 

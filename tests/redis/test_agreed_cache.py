@@ -67,7 +67,7 @@ def test_two_numbers_of_shards_are_not_one_cache(
 def test_going_to_another_number_and_back_revives_nothing(
     open_one: Any, server: EmbeddedServer
 ) -> None:
-    """What a release with four shards invalidated stays invalidated after a rollback to the old number."""
+    """A key that a release with four shards invalidated stays invalidated after a rollback to the old number."""
     before = open_one(shards=1)
     before.cache.set("k", "v1", ttl=3_600)
     _agree_anew(server)

@@ -68,7 +68,7 @@ def test_a_miss_is_the_default(room: Any) -> None:
 
 
 def test_a_value_of_another_type_is_a_miss_and_counted(room: Any) -> None:
-    """What does not fit the type asked for is never returned."""
+    """A value that does not fit the type asked for is never returned."""
     room.cache.set("k", "not a number")
     assert room.cache.get("k", int, -1) == -1
     assert counts(room)["decode_errors"] == 1

@@ -55,7 +55,7 @@ def test_only_the_newest_are_kept(room: Any, client: Any) -> None:
 
 
 def test_a_letter_is_sent_again_by_who_knows_its_kind(room: Any) -> None:
-    """Its sender gets the whole letter; then the letter is gone."""
+    """The sender of its kind gets the whole dead letter; then the letter is gone."""
     sent: list[DeadLetter] = []
 
     def send(letter: DeadLetter) -> Operation[None]:

@@ -1,4 +1,4 @@
-"""What is kept, and for how long, may depend on the value, and every reader gets the same type."""
+"""A value itself may decide whether and for how long it is kept, and every reader gets the same type."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.support.faces import open_room
 
 
 class Trips:
-    """How many batches a room has sent."""
+    """Counts the batches that a room has sent."""
 
     def __init__(self, room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         inner = getattr(room, "inner", room)
@@ -35,7 +35,7 @@ class Trips:
         monkeypatch.setattr(inner.wire, "execute", counting)
 
     def taken(self) -> int:
-        """How many since it was asked last."""
+        """Return how many batches were sent since the last call of this method."""
         count, self.count = self.count, 0
         return count
 
@@ -46,7 +46,7 @@ def trips(room: Any, monkeypatch: pytest.MonkeyPatch) -> Trips:
 
 
 def price_of(room: Any, first: int = 1, **options: Any) -> Any:
-    """A loader whose nth load brings n."""
+    """Register a loader whose nth load brings n."""
     loads = iter(range(first, 1_000))
 
     @room.cache.cached("price:{id}", **{"ttl": 600, "tags": ["prices"], "near": True} | options)
@@ -148,7 +148,7 @@ def test_the_same_request_shows_what_this_process_changed(
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name not in MISSED])
 def test_a_request_reads_the_same_value_twice(room: Any, make_room: Any, change: str) -> None:
-    """What another process changes while it runs is for the next one: a request is a snapshot."""
+    """A request is a snapshot: the next request sees what another process changes while this one runs."""
     price = price_of(room)
     other: Stillroom = make_room()
     kept(price, room)
@@ -176,7 +176,7 @@ def test_a_request_reads_again_what_it_has_loaded(room: Any, make_room: Any, cha
 
 
 def test_a_request_is_one_snapshot_by_key_and_by_loader(room: Any, make_room: Any) -> None:
-    """What was read by the key is what the loader's call is answered with, and the other way round."""
+    """A value that a request has read by its key answers the loader's call, and the other way round."""
     price = price_of(room)
     other: Stillroom = make_room()
     kept(price, room)
@@ -338,7 +338,7 @@ REMEMBERED: dict[str, dict[str, Any]] = {
 def test_a_loader_is_not_served_what_was_read_before_it_was_called(
     make_room: Any, options: dict[str, Any]
 ) -> None:
-    """What it makes is stored under a newer clock: others would take it for new."""
+    """A loader gets no value read before its call: its result is stored under a newer clock, and taken for new."""
     room, other = make_room(), make_room()
     price = price_of(room, **options)
 
@@ -522,7 +522,7 @@ def test_a_value_that_would_fill_the_store_is_not_kept(make_room: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_keeps_nothing(make_room: Any) -> None:
-    """Its parent's copies are not proved by what the child asks."""
+    """A forked child drops its parent's copies, which its own look at the clock does not prove."""
     room: Stillroom = make_room()
     kept(price_of(room), room)
     store = room.cache._body.copies

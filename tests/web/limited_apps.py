@@ -36,7 +36,7 @@ GATE = threading.Event()  # in the same process as the app
 
 
 def near_loader(room: Any) -> Any:
-    """Of values that the process keeps."""
+    """Register a loader of values that the process keeps."""
 
     @room.cache.cached("price:{id}", ttl=600, near=True)
     def price(id: int) -> int:

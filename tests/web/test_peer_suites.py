@@ -103,7 +103,7 @@ def source_of(package: str, folder: Path) -> Path:
 def test_their_own_tests_pass_but_for_those_named(
     suite: Suite, request: pytest.FixtureRequest
 ) -> None:
-    """Their own tests pass with our sessions in place of theirs, except the named ones."""
+    """The peers' own tests pass with our sessions in place of theirs, except the named ones."""
     cache: Any = request.config.cache
     source = source_of(
         suite.package, Path(cache.mkdir(f"{suite.package}-{version(suite.package)}"))

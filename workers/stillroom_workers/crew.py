@@ -1,4 +1,6 @@
-"""Who loads the orders of one message. Orders come many in a message, because a task costs more than a quick load.
+"""Decides which threads load the orders of one message.
+
+A message holds many orders, because a task costs more than a quick load.
 
 Slow loads are another matter: twenty-five of them one after the other take as long as one of them by twenty-five
 threads, twenty-five times. So a message that takes long is shared.
@@ -23,7 +25,7 @@ ALONE_S = 0.01  # a message whose loads have taken longer than this is shared
 
 
 class Hands(Protocol[T]):
-    """Whoever works on the items of a message."""
+    """Works on the items of a message."""
 
     def one(self, work: Callable[[T], R], item: T) -> R:
         """Do the work for the only item, in this thread."""

@@ -1,4 +1,4 @@
-"""What a framework does around each request, done around each load of a worker, where nobody has asked for it."""
+"""Does around each load of a worker what a framework does around each request. The app need not ask for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def wrap_loads(module: ModuleType, rooms: Sequence[Stillroom | AsyncStillroom]) 
 
 
 def room_of_django() -> list[Stillroom | AsyncStillroom]:
-    """The room that Django's cache, sessions and loaders share, if this process has asked for it."""
+    """Return the room that Django's cache, sessions and loaders share, if this process has asked for it."""
     django = sys.modules.get("stillroom.web.django")
     return [django.room()] if django is not None and django.has_room() else []
 

@@ -1,4 +1,4 @@
-"""What a Celery worker on Redis needs to outlive a restart or failover of Redis and a bad element in its queue.
+"""Guards a Celery worker on Redis: it outlives a restart or failover of Redis and a bad element in its queue.
 
 Stock Celery 5.7.0 with kombu 5.7.0 ends the worker process in each case. Each guard names the
 function that does it; the tests show the stock worker dying before the guarded one living.
@@ -111,7 +111,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
     answered = 0.0
 
     def _connparams(self, asynchronous: bool = False) -> Any:
-        """Where to connect to; a connection error once this channel's own connection is gone.
+        """Return the connection's parameters. Raise a connection error once this channel's own connection is gone.
 
         Stock (`kombu/transport/redis.py`, `Channel._connparams`) reads `.hostname` of a client that
         is None by then, and nobody takes AttributeError for a lost connection. Two ways lead here:
@@ -169,7 +169,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
         return event
 
     def _is_message(self, raw: bytes, *, source: bytes | None) -> bool:
-        """Whether kombu can make a message of these bytes, and may; if not, they are a dead letter.
+        """Return whether kombu can and may make a message of these bytes; if not, they become a dead letter.
 
         Tried rather than described: the same decoding and the same constructor that kombu runs
         next, then what `QoS.append` reads. About 15 µs; running the smallest task costs 2,000.
@@ -302,23 +302,23 @@ class Connection(_StockConnection):  # type: ignore[misc]
     """
 
     def get_transport_cls(self) -> Any:
-        """The guarded transport for Redis, also behind Sentinels; any other scheme gets its own."""
+        """Return the guarded transport for Redis, also behind Sentinels; any other scheme gets its own."""
         return _guarded(super().get_transport_cls())
 
     def Pool(self, limit: int | None = None, **options: Any) -> Any:  # noqa: N802  # kombu's name
-        """What publishes: beat's ticks, events, replies to remote control."""
+        """Return the pool of connections that publish: beat's ticks, events, replies to remote control."""
         return Pool(self, limit, **options)
 
 
 class Pool(_StockPool):  # type: ignore[misc]
-    """Connections that take the guarded transport too: what they declare bears the names we give."""
+    """A pool whose connections take the guarded transport too: what they declare bears the names we give."""
 
     def new(self) -> Any:
         return PooledConnection(self, **dict(self.connection._info(resolve=False)))
 
 
 class PooledConnection(_StockPooledConnection):  # type: ignore[misc]
-    """One of them."""
+    """A connection of the pool, which takes the guarded transport."""
 
     def get_transport_cls(self) -> Any:
         return _guarded(super().get_transport_cls())
@@ -392,7 +392,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
             _logger.error("A key of a wrong type could not be deleted: %s", why)
 
     def shown_name(self, task: str, fields: Any) -> str:
-        """What events and logs call a task with these arguments."""
+        """Return the name that events and logs give a task with these arguments."""
         return task
 
     def _trim(self, message: Any) -> None:
@@ -485,7 +485,7 @@ def _shortened(name: str, value: Any) -> Any:
 
 
 def _flaw(message: Any) -> str | None:
-    """What would go wrong once the message is with the pool, where nobody catches it; or None.
+    """Return what would go wrong once the message is with the pool, where nobody catches it; or None.
 
     In a thread of the pool the exception ends in a Future that nobody reads: no log line, no ack,
     one slot of the prefetch gone. After each visibility timeout the message returns and takes

@@ -1,4 +1,4 @@
-"""What a message may be before a worker takes it: small, plain, and about nothing but its own task.
+"""Checks a message before a worker takes it: it must be small, plain, and about nothing but its own task.
 
 Whoever may publish writes messages as he likes, and is not to gain a worker's rights by it. Celery lets a
 message name queues to which the worker sends on (callbacks, errbacks, chains, chords), the queue to which it

@@ -1,7 +1,7 @@
-"""What a worker can't do is kept as a dead letter, where a person finds it and can send it again.
+"""Keeps what a worker can't do as a dead letter, where a person finds it and can send it again.
 
-That is a message which no task can be made of, or one that asks for more than its task, and an order whose
-fields do not fit. The body of such a letter is the JSON of stillroom/dead_messages.py.
+That is a message that no task can be made of, a message that asks for more than its task, or an order whose
+fields do not fit. The body of the letter is the JSON of stillroom/dead_messages.py.
 """
 
 from __future__ import annotations

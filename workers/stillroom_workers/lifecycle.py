@@ -140,7 +140,7 @@ def look_at_broker(settings: Settings) -> None:
 
 @contextmanager
 def ending_the_process() -> Iterator[None]:
-    """What is raised inside ends the process with one sentence and exit code 1.
+    """End the process with one sentence and exit code 1 if an error is raised inside.
 
     Celery logs what a receiver of its signals raises, and goes on: the worker would take tasks and fail them all.
     """

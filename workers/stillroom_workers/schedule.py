@@ -1,4 +1,4 @@
-"""What beat does, as data. Every task here may run twice, late, or in two beats at once."""
+"""Defines beat's schedule as data. Every task here may run twice, late, or in two beats at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What shows that a process of ours can work: a file for a container, a message for systemd, a word in Redis."""
+"""Shows that a process of ours can work: by a file for a container, a message for systemd, a word in Redis."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class SignsOfLife:
         self.with_beat = False  # whether beat is a thread of this worker, not a process of its own
 
     def can_work(self) -> bool:
-        """Whether the broker answers and a thread is free, or will be. The room is open, and has its loaders."""
+        """Return whether the broker answers and a thread is free, or will be.
+
+        The room is open and has its loaders.
+        """
         now = time.monotonic()
         answered = not self._is_redis or now - Channel.answered < ANSWERED_WITHIN_S
         beats = not self.with_beat or now - self._beat < BEAT_WITHIN_S

@@ -40,7 +40,7 @@ class Worker(_StockWorker):  # type: ignore[misc]
         super().on_before_init(**options)
 
     def setup_queues(self, include: Any, exclude: Any = None) -> None:
-        """A queue that is not ours would be found empty for ever."""
+        """Refuse a queue that is not ours, which the worker would find empty for ever."""
         known = [queue.name for queue in self.app.conf.task_queues]
         for name in [*(str_to_list(include) or ()), *(str_to_list(exclude) or ())]:
             if name not in known:
@@ -49,7 +49,7 @@ class Worker(_StockWorker):  # type: ignore[misc]
         super().setup_queues(include, exclude)
 
     def on_init_blueprint(self) -> None:
-        """What the worker is made of is decided from here on, and its log is set up."""
+        """Begin the process: the worker's parts are chosen after this, and its log is set up."""
         super().on_init_blueprint()
         self.app.threads = self.concurrency
         with self.app.neighbour.at_home():  # a loaders module may look at its project's tasks

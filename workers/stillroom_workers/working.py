@@ -1,4 +1,4 @@
-"""What this worker says of itself with its signs of life: its queues, its threads, and what it has done."""
+"""Reports, with a worker's signs of life, its queues, its threads and the tasks it has done."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Working:
         signals.task_failure.connect(self._count_failure, weak=False)
 
     def about(self) -> WorkerStats:
-        """What there is to say now."""
+        """Return the figures of this worker as they are now."""
         now, busy = time.monotonic(), len(state.active_requests)
         done = max(0, state.all_total_count[0] - busy)
         queues = getattr(self._app.amqp.queues, "consume_from", {})

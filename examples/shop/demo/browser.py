@@ -53,7 +53,7 @@ class Browser:
         return Reply(response.status, said, text)
 
     def finds(self, path: str) -> bool:
-        """Whether the page is there; also False while nobody listens."""
+        """Return whether the page is there: False also while no server listens."""
         try:
             return self.get(path).status == 200
         except ConnectionError:

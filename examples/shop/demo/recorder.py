@@ -1,4 +1,4 @@
-"""What a server was told, by MONITOR: the commands of each step of a story."""
+"""Records, by MONITOR, the commands that a server gets in each step of a story."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Recorder:
         self._client.close()
 
     def commands(self) -> list[str]:
-        """The commands since the last call, each once, with how often it was sent."""
+        """Return the commands since the last call, each once, with how often it was sent."""
         self._step += 1
         mark = f"step-{self._step}"
         passed = self._passed[mark] = threading.Event()

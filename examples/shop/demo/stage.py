@@ -1,4 +1,4 @@
-"""What the demo runs: the shop in two processes, a worker, and what they are told."""
+"""Defines what the demo runs: the shop in two processes, a worker, and their environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = {
 
 
 def shop_service(environment: Mapping[str, str], port: int, app: str = "shop.app:app") -> Service:
-    """The shop, in two processes."""
+    """Return the shop's service, which runs in two processes."""
     gunicorn = ["gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "2", "--threads", "8"]
     quietly = ["--no-control-socket", "--log-level", "warning"]
     command = [sys.executable, "-m", *gunicorn, *quietly, app]
@@ -32,7 +32,7 @@ def shop_service(environment: Mapping[str, str], port: int, app: str = "shop.app
 
 
 def environment_of_shop(url: str, folder: Path) -> dict[str, str]:
-    """What the shop and its worker are told; `folder` takes the database."""
+    """Return the environment of the shop and its worker. `folder` takes the database."""
     return {
         "REDIS_URL": url,
         "PYTHONPATH": os.pathsep.join(

@@ -35,7 +35,7 @@ class StepFailed(Exception):
 
 
 class Page(NamedTuple):
-    """What the product's page says: the price, and at its foot how it was served."""
+    """Holds what the product's page says: the price, and at its foot how it was served."""
 
     cents: int
     how: str  # fresh, stale or loaded
@@ -206,7 +206,7 @@ def line_of_code(where: str) -> str:
 
 
 def read_page(reply: Reply) -> Page:
-    """What a product's page says. Raises StepFailed if it is none."""
+    """Return what a product's page says. Raises StepFailed if the reply is no product's page."""
     expect(reply.status == 200, f"the page answered {reply.status}")
     found = dict(re.findall(r'data-([a-z-]+)="([^"]*)"', reply.text))
     price = re.search(r'<data value="(\d+)">', reply.text)

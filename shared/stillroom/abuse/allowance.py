@@ -1,4 +1,4 @@
-"""How many events of one kind a process may send. Pure."""
+"""Limits how many events of one kind a process may send. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ class Allowance:
         self._left: dict[str, tuple[float, float]] = {}  # kind → tokens, and when they were counted
 
     def take(self, kind: str, now: float) -> bool:
-        """Whether one more may be sent. `now`: seconds, of a clock that never goes back."""
+        """Take a token and return whether one more event may be sent.
+
+        `now`: seconds, of a clock that never goes back.
+        """
         left, then = self._left.get(kind, (self._burst, now))
         left = min(self._burst, left + (now - then) * self._rate)
         allowed = left >= 1

@@ -72,7 +72,7 @@ class AbuseBody:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """Nothing held: the parent will send what it holds."""
+        """Start without held events. After a fork the parent sends the events that it holds."""
         self._held: dict[str, deque[Event]] = {kind: deque() for kind in sorted(self._kinds)}
         self._allowance = Allowance()
         self._compares_exempt_at = 0.0  # time.monotonic()

@@ -1,4 +1,4 @@
-"""What the app and the limiter tell of: events, as they stand in the stream. Pure.
+"""Defines the events that the app and the limiter report, as they stand in the stream. Pure.
 
 Whatever a client sent is printable ASCII of a bounded length from here on: no line of a log can be forged with it.
 """
@@ -39,7 +39,7 @@ _ICON = re.compile(
 
 
 class BadEvent(ValueError):
-    """What lies in the stream is no event; the message says why not."""
+    """An entry of the stream is not an event; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Event:
     token: str = ""
 
     def fields(self) -> list[bytes]:
-        """As XADD takes it: name, value, name, value …"""
+        """Return the event as XADD takes it: name, value, name, value …"""
         known = {
             "kind": self.kind,
             "n": str(self.n),
@@ -80,7 +80,7 @@ class Entry(NamedTuple):
 
 
 def read_event(fields: Sequence[bytes]) -> Event:
-    """The event of a stream's entry; fields nobody knows are passed over. Raises BadEvent."""
+    """Return the event of a stream's entry. Unknown fields are ignored. Raises BadEvent."""
     texts = [field.decode("utf-8", "backslashreplace") for field in fields]
     given = dict(zip(texts[::2], texts[1::2], strict=False))
     kind = given.get("kind", "")
@@ -98,12 +98,12 @@ def read_event(fields: Sequence[bytes]) -> Event:
 
 
 def kinds_of_apps(named: Iterable[str]) -> frozenset[str]:
-    """What an app may report: the kinds there are, and those that rules name; but not the limiter's own."""
+    """Return the kinds an app may report: APP_KINDS and the kinds that rules name, without the limiter's own."""
     return frozenset({*APP_KINDS, *named}.difference(LIMITER_KINDS))
 
 
 def check_kind(kind: str, allowed: frozenset[str]) -> None:
-    """Raises EventRefused for a kind that no rule could know."""
+    """Raise EventRefused for a kind that is not allowed."""
     if kind not in allowed:
         known = sorted(allowed)
         raise EventRefused(
@@ -113,7 +113,7 @@ def check_kind(kind: str, allowed: frozenset[str]) -> None:
 
 
 def cleaned(text: str, limit: int = TEXT_LIMIT) -> str:
-    """Printable ASCII, everything else as an escape, cut to `limit` characters.
+    """Return printable ASCII, with everything else as an escape, cut to `limit` characters.
 
     >>> cleaned("a\\nb\\x1b[31mé")
     'a\\\\x0ab\\\\x1b[31m\\\\xe9'
@@ -123,7 +123,7 @@ def cleaned(text: str, limit: int = TEXT_LIMIT) -> str:
 
 
 def cleaned_route(route: str) -> str:
-    """A path, or its template, without its query, and without what could be a token.
+    """Return a path, or its template, without its query and without parts that could be a token.
 
     >>> cleaned_route("/reset/8Jx0fQ2LkT7uVw5yZa1b?next=/")
     '/reset/*9356'

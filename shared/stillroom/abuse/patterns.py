@@ -1,4 +1,4 @@
-"""From events to counts, and from counts to a pattern: what is counted for whom, and what is said of it. Pure."""
+"""Turns events into counts, and full counts into patterns of abuse. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from stillroom.subject import site_of
 
 
 class Sample(NamedTuple):
-    """One event as one rule sees it: whom it is about, and what is counted. No member: only look at the count.
+    """One event as one rule counts it: for which group, and as which member of the group's count.
 
-    A member is counted once, however often it is seen: an event read twice is still one event.
+    A sample without a member only looks at the count. A member is counted once, however often it is seen: an event
+    read twice is still one event.
     """
 
     rule: Rule
@@ -25,18 +26,22 @@ class Sample(NamedTuple):
 
     @property
     def claim(self) -> str:
-        """Of what a pattern is said once per window. After a break-in each account counts by itself."""
+        """Return the name under which a pattern is reported once per window.
+
+        It is the group. For a rule with `then` (a break-in) it is the group and the user: each account counts by
+        itself.
+        """
         user = self.entry.event.user if self.rule.then else ""
         return self.group if user in ("", self.group) else f"{self.group} {user}"
 
     @property
     def needs(self) -> int:
-        """How many events of this kind the address has to have of its own: see Rule.each."""
+        """Return how many events of this kind the address needs of its own: see Rule.each."""
         return self.rule.needs(self.entry.event)
 
     @property
     def own(self) -> Sample:
-        """What the address has done by itself: different pages or tokens, or events."""
+        """Return the sample that counts the address by itself: its different pages or tokens, or its events."""
         event = self.entry.event
         text = event.route if event.kind == "not_found" else event.token
         rule = self.rule.model_copy(update={"threshold": self.needs})
@@ -45,7 +50,7 @@ class Sample(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """How far one rule has counted for one group; below its threshold nothing more is known."""
+    """Holds how far one rule has counted for one group. Below the rule's threshold only the total is known."""
 
     total: int
     first_ms: int
@@ -54,7 +59,7 @@ class Tally(NamedTuple):
 
     @classmethod
     def read(cls, reply: Sequence[Any]) -> Tally:
-        """What lua/abuse_count.lua replied."""
+        """Return the tally in a reply of lua/abuse_count.lua."""
         total, first, last, *newest = reply if len(reply) > 1 else (*reply, 0, 0)
         return cls(int(total), int(first), int(last), tuple(one.decode() for one in newest))
 
@@ -98,7 +103,7 @@ class Pattern:
         return json.dumps(asdict(self), ensure_ascii=True, separators=(", ", ": "))
 
     def fields(self) -> list[bytes]:
-        """What is known before it is judged, as XADD takes it."""
+        """Return the fields known before a ban is decided, as XADD takes them."""
         judged = ("action", "level", "ban_seconds", "why")
         known = {name: _text(value) for name, value in asdict(self).items() if name not in judged}
         return [part.encode() for item in known.items() for part in item]
@@ -108,15 +113,15 @@ class Pattern:
 
 
 def samples_of(rules: Iterable[Rule], entry: Entry) -> list[Sample]:
-    """What this event adds to which rule."""
+    """Return a sample for each rule that this event concerns."""
     found = [sample for rule in rules if (sample := _sample(rule, entry))]
     return [sample for sample in found if sample.group]
 
 
 def findings(samples: Sequence[Sample], tallies: Sequence[Tally]) -> list[Finding]:
-    """The first sample of each claim that met a full count, and the count as it is now.
+    """Return the first sample of each claim that met a full count, with the count as it is now.
 
-    The first: read again by itself, an event must come to the same claim.
+    It is the first one, because an event that is read again by itself must come to the same claim.
     """
     found: dict[tuple[str, str], Finding] = {}
     for sample, tally in zip(samples, tallies, strict=True):
@@ -129,7 +134,7 @@ def findings(samples: Sequence[Sample], tallies: Sequence[Tally]) -> list[Findin
 
 
 def pattern_of(finding: Finding, action: str) -> Pattern:
-    """What is said of it; `action` is what is to be done about it."""
+    """Return the pattern that a finding completed, with the action to take."""
     (rule, group, _, entry), tally = finding
     return Pattern(
         rule=rule.name,

@@ -1,4 +1,4 @@
-"""What abuse looks like, as data: the built-in rules, and the operator's file with changes and additions. Pure.
+"""Describes abuse as data: the built-in rules, and the operator's file that changes and adds rules. Pure.
 
 The file is TOML. A table with a built-in rule's name changes the fields that it names; any other is a new rule:
 
@@ -67,7 +67,7 @@ Action = Literal["log", "ban"]
 
 
 class Rule(BaseModel):
-    """So many events of these kinds, in so many seconds, of one `group_by`: that is a pattern."""
+    """A rule finds a pattern when one group has `threshold` events of its kinds within `window` seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -113,26 +113,26 @@ class Rule(BaseModel):
 
     @property
     def kept(self) -> int:
-        """Seconds that a count is kept: its window, or all the windows in a row, each with a pause behind it."""
+        """Return the seconds a count is kept: its window, or all windows in a row, each with a pause behind it."""
         return self.window * (2 * self.threshold + 1 if self.consecutive else 1)
 
     @property
     def most(self) -> int:
-        """How many members a count keeps."""
+        """Return how many members a count keeps."""
         return self.threshold * MEMBERS_PER_THRESHOLD
 
     def counts(self, event: Event) -> bool:
-        """Whether the event is one of those this rule counts."""
+        """Return whether this rule counts the event."""
         if event.kind not in self.kinds or event.n < self.n:
             return False
         return not any(fnmatchcase(event.route, glob) for glob in self.exempt)
 
     def needs(self, event: Event) -> int:
-        """How many events like this one its address has to have of its own: see `each`."""
+        """Return how many events like this one its address needs of its own: see `each`."""
         return self.each.get(f"{event.kind}:{event.limit}", self.each.get(event.kind, 1))
 
     def group_of(self, event: Event) -> str:
-        """Of whom the event speaks; empty if it does not say, or says nothing that this rule could count."""
+        """Return the event's user, address or /48, by `group_by`. It is empty if the event has none."""
         if self.group_by == "user":
             return event.user
         if self.group_by == "ip":
@@ -248,7 +248,10 @@ BUILT_IN: Mapping[str, Mapping[str, Any]] = {
 
 
 def read_rules(path: Path | None) -> tuple[Rule, ...]:
-    """The built-in rules, with what the operator's file changes and adds. Raises SettingsError: each mistake."""
+    """Return the built-in rules with the changes and additions of the operator's file.
+
+    Raises SettingsError, which names each mistake.
+    """
     tables: dict[str, dict[str, Any]] = {name: dict(rule) for name, rule in BUILT_IN.items()}
     for name, changes in (_tables_in(path) if path else {}).items():
         tables[name] = tables.get(name, {}) | changes
@@ -260,7 +263,7 @@ def read_rules(path: Path | None) -> tuple[Rule, ...]:
 
 
 def kinds_of(rules: Iterable[Rule]) -> frozenset[str]:
-    """All kinds of event that some rule looks at."""
+    """Return all kinds of event that some rule looks at."""
     return frozenset(kind for rule in rules for kind in (*rule.kinds, rule.then) if kind)
 
 

@@ -161,11 +161,11 @@ def _judged(about: str, advice: Iterable[Advice], good: str) -> Iterator[Line]:
     yield from wrong or [Line("pass", about, good)]
 
 
-# Whether this user may do what the app does is found out by doing it.
+# The rights of this user are found out by using each service once.
 
 
 def rights(room: Stillroom) -> Iterator[Line]:
-    """Whether this user may do what the app does."""
+    """Tell whether this user may do what the app does."""
     yield _rehearsed("rights to cache", lambda: _use_cache(room))
     yield _rehearsed("rights to sessions", lambda: _use_sessions(room))
     yield _rehearsed("rights to limits", lambda: _use_limits(room))

@@ -1,4 +1,4 @@
-"""`stillroom health`: how everything is, as a table with advice, or as JSON; and an exit code for scripts."""
+"""`stillroom health` shows the report as a table with advice or as JSON, and ends with an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Strict = Annotated[bool, typer.Option(help="A warning is a failure too.")]
 
 
 def health(as_json: AsJson = False, watch: Watch = False, strict: Strict = False) -> None:
-    """How Redis, the services and the workers are, and what to do about it.
+    """Show how Redis, the services and the workers are, and what to do about it.
 
     Exit code: 0 pass or warn, 1 fail (with --strict: or warn), 2 a mistake in the settings.
     """
@@ -64,7 +64,7 @@ def _watched(room: Stillroom, report: Report, as_json: bool) -> Report:
 
 
 def console() -> Console:
-    """Wide in a pipe, where nobody wants a sentence cut off."""
+    """Return a console that is wide in a pipe, so that no sentence is cut off."""
     made = Console(highlight=False)
     if not made.is_terminal:
         made.width = 160
@@ -77,7 +77,7 @@ def _json(report: Report, indent: int | None = None) -> str:
 
 
 def shown(report: Report) -> RenderableType:
-    """The report for a person: the status, the servers, the services, the advice."""
+    """Return the report for a person: the status, the servers, the services, the advice."""
     at = datetime.fromtimestamp(report.time, UTC).strftime("%H:%M:%S")
     status = Text(report.status.upper(), style=f"bold {COLOURS[report.status]}")
     return Group(

@@ -1,4 +1,4 @@
-"""`stillroom show`, `explain` and `loaders`: what there is under a key and why, and how each loader does."""
+"""`stillroom show` and `explain` tell what is under a key and why; `loaders` tells how each loader does."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ COLUMNS = (
 
 
 def show(key: Key, value: Value = False, as_json: AsJson = False) -> None:
-    """What there is under a key: freshness, tags, loader, size, times. Exit code 1 if a reader would miss it.
+    """Show what is under a key: freshness, tags, loader, size, times. Exit code 1 if a reader would miss it.
 
-    Of the loaders in STILLROOM_LOADERS their keys are known; then it also says how old a value is.
+    The keys of the loaders in STILLROOM_LOADERS are known. For such a key it also says how old the value is.
     """
     with open_room_with_loaders() as room:
         found = room.upkeep.explain(key, value=value)
@@ -46,7 +46,7 @@ def show(key: Key, value: Value = False, as_json: AsJson = False) -> None:
 
 
 def explain(key: Key, as_json: AsJson = False) -> None:
-    """Why a read of a key is a hit, stale or a miss: which mark, which epoch, which release, or gone."""
+    """Tell why a read of a key is a hit, stale or a miss: which mark, which epoch, which release, or gone."""
     with open_room_with_loaders() as room:
         found = room.upkeep.explain(key)
     if as_json:
@@ -58,9 +58,9 @@ def explain(key: Key, as_json: AsJson = False) -> None:
 
 
 def loaders(minutes: Minutes = 15, as_json: AsJson = False) -> None:
-    """How each loader does: lookups, loads and how long they take, failures, lag; and its last error.
+    """Show how each loader does: lookups, loads and how long they take, failures, lag, and its last error.
 
-    Those that were used lately, and those in STILLROOM_LOADERS, which are named with their keys.
+    It lists the loaders that were used lately and those in STILLROOM_LOADERS, which are named with their keys.
     """
     with open_room_with_loaders() as room:
         figures = room.health.figures(minutes)

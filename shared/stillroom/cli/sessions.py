@@ -1,4 +1,4 @@
-"""`stillroom sessions`: who is logged in, and ending it. Handles are shown, tokens never."""
+"""`stillroom sessions` lists the sessions of users and ends them. It shows handles, never tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = ("handle", "last seen", "created", "ends", "tags", "meta")
 
 @app.command("list")
 def show(user: User) -> None:
-    """The living sessions of a user, the one seen last first."""
+    """List the living sessions of a user, the one seen last first."""
     with open_room() as room:
         devices = room.sessions.list_for_user(user)
     print_table(_table(devices))
@@ -53,7 +53,7 @@ def _end(sessions: Sessions, user: str | None, handle: str | None, keep: str | N
 
 @app.command()
 def count() -> None:
-    """How many sessions there are, with those not swept since they ended."""
+    """Count all sessions, with those not swept since they ended."""
     with open_room() as room:
         typer.echo(f"{room.sessions.count()} sessions")
 

@@ -1,4 +1,7 @@
-"""What runs together on one machine: a server if none is named, worker, beat, and Flower if it is installed."""
+"""Defines what runs together on one machine: an embedded server, worker, beat, and Flower.
+
+The server runs only if none is named, and Flower only if it is installed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ WORKERS = "stillroom_workers"  # named here, imported only by the processes it r
 
 @contextmanager
 def redis_url() -> Iterator[tuple[str, bool]]:
-    """(the URL to use, whether it is an embedded server that lives as long as this block)."""
+    """Yield the URL to use, and whether it is an embedded server that lives as long as this block."""
     if url := os.environ.get("REDIS_URL"):
         yield url, False
         return
@@ -25,7 +28,7 @@ def redis_url() -> Iterator[tuple[str, bool]]:
 
 
 def services(environment: Mapping[str, str], *, flower_port: int | None) -> list[Service]:
-    """Worker, beat and Flower, in the order they start."""
+    """Return worker, beat and Flower, in the order they start."""
     found = [
         _celery("worker", environment, "worker", "-l", "INFO"),
         _celery("beat", environment, "beat", "--pidfile=", "-l", "INFO"),

@@ -1,5 +1,4 @@
-"""What the commands that look into Redis share: a room, a table, a time; and that text of visitors is shown
-as text."""
+"""Gives the commands that look into Redis a room, a table and a time. Visitors' text is shown as text."""
 
 from __future__ import annotations
 
@@ -17,20 +16,20 @@ from stillroom.errors import RedisUnavailable
 from stillroom.room import Stillroom
 from stillroom.shown import shown
 
-# What Redis 7.0 says inside a script of a right that is missing. It has no code of its own there.
+# Redis 7.0's message inside a script when a right is missing. It has no error code of its own there.
 NO_RIGHT = "The user executing the script can't"
 
 
 @contextmanager
 def open_room() -> Iterator[Stillroom]:
-    """A room that is connected."""
+    """Open a room and connect it."""
     with Stillroom() as room:
         room.connect()
         yield room
 
 
 def is_missing_right(error: RedisUnavailable) -> bool:
-    """Whether the server is there, and this user may not do that."""
+    """Return whether the server answered that this user lacks the right to do that."""
     return error.reason == "noperm" or NO_RIGHT in error.detail
 
 
@@ -46,7 +45,10 @@ def _cell(cell: RenderableType | None) -> RenderableType | None:
 
 
 def when(moment: float) -> str:
-    """UTC, to the second; with the day if it is another. A time that no calendar has is shown as its number."""
+    """Return a time in UTC: to the second today, with the date and to the minute on another day.
+
+    A time that no calendar has is shown as its number.
+    """
     try:
         at = datetime.fromtimestamp(moment, UTC)
     except (ValueError, OverflowError, OSError):

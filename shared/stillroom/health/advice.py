@@ -1,6 +1,6 @@
-"""What a report means: findings, each with what is the matter, what would be good, and what to do.
+"""Judges a report: each finding says what is the matter, what would be good, and what to do.
 
-The thresholds are data, each with its source. A number that is not known is no finding; why it is not, is one.
+The thresholds are data, each with its source. An unknown number is not a finding. The reason why it is unknown is.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Rule(NamedTuple):
 
 
 def advise(measures: Measures) -> list[Advice]:
-    """The findings, the worst first."""
+    """Return the findings, the worst first."""
     found = [*_connections(measures), *_said_no(measures), *_policies(measures), *_old(measures)]
     found += [*_not_kept(measures), *_paused(measures)]
     found += [advice for rule in RULES for advice in _applied(rule, measures)]
@@ -74,7 +74,7 @@ def misconfigured(reason: str) -> Advice:
 
 
 def status_of(advice: Iterable[Advice]) -> Status:
-    """fail if anything fails, warn if anything is to be looked at, else pass."""
+    """Return fail if a finding is a failure, warn if there is any other finding, else pass."""
     return worst([found.severity for found in advice])
 
 

@@ -138,7 +138,7 @@ class HealthBody:
         )
 
     def _advice(self, measures: Measures) -> Sequence[Advice]:
-        """The findings. What this process knows by itself need not wait for a minute's counts, nor for Redis."""
+        """Return the findings. This process's own mistakes need not wait for a minute's counts, nor for Redis."""
         found = advise(measures)
         if (mistake := self._sources[0].stats.mistake) is None:
             return found
@@ -268,7 +268,7 @@ class HealthBody:
         yield On([(0, attempt(signs)), *((n, _once(batch)) for n, batch in batches if batch)])
 
     def ticked(self, task: str) -> Operation[None]:
-        """A scheduled task has ended well. Redis away: nothing happens."""
+        """Note that a scheduled task has ended well. Redis away: nothing happens."""
         yield from attempt([task_ticked([self._keys.ticks], task, TICKS_KEPT_MS)])
 
 
@@ -318,7 +318,7 @@ def _seconds(ms: int | None) -> float | None:
 
 
 def _once(batch: list[Command]) -> Operation[None]:
-    """Counts, which must not be added twice. Redis away: they are lost, as stats.py says."""
+    """Send counts, which must not be added twice. Redis away: they are lost, as stats.py says."""
     try:
         yield Once(batch)
     except RedisUnavailable as error:

@@ -1,4 +1,4 @@
-"""A report as Prometheus reads it: the text exposition format, 0.0.4.
+"""Writes a report as Prometheus reads it: the text exposition format, 0.0.4.
 
 The counters are those that all processes add up in Redis, so any process may be scraped, and each tells the same.
 Labels are names of ours, of settings and of limits, never a key, an address or a user. The format is a dozen lines
@@ -109,7 +109,7 @@ OF_SERVICES: Sequence[tuple[str, str, str, str]] = [
 
 
 def exposition(report: Report, age_s: float) -> bytes:
-    """The text of a scrape. `age_s`: how old the report is."""
+    """Return the text of a scrape. `age_s`: how old the report is."""
     families = [
         *_overall(report, age_s),
         *_servers(report),

@@ -1,4 +1,4 @@
-"""What /status shows besides a check: snapshots, and the newest patterns of abuse. Pure."""
+"""Reads what /status shows besides a check: snapshots, and the newest patterns of abuse. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pattern(Part):
 
 
 class Past(NamedTuple):
-    """None: Redis did not tell it."""
+    """Holds the snapshots, patterns and figures for /status. None: Redis did not tell it."""
 
     history: Sequence[Snapshot] | None  # oldest first
     patterns: Sequence[Pattern] | None  # newest first
@@ -37,7 +37,7 @@ NOT_TOLD = Past(None, None)
 
 
 def patterns_in(entries: Sequence[Any]) -> list[Pattern]:
-    """The patterns in a reply to XREVRANGE. What can't be read (another writer's) is left out."""
+    """Return the patterns in a reply to XREVRANGE. An entry that can't be read (another writer's) is left out."""
     found = [_pattern(fields) for _, fields in entries]
     return [pattern for pattern in found if pattern is not None]
 
@@ -51,7 +51,9 @@ def _pattern(fields: Sequence[bytes]) -> Pattern | None:
 
 
 def began(ids: Sequence[bytes]) -> float | None:
-    """When the first snapshot was made, from the first ids of the streams of minutes and of every fifth minute.
+    """Return when the first snapshot was made, in seconds since 1970; None without ids.
+
+    `ids`: the first id of the stream of minutes, then of the stream of every fifth minute.
 
     >>> began([b"600000-0", b"300000-0"]), began([b"600000-0", b"60000-0"]), began([])
     (600.0, 60.0, None)

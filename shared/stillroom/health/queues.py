@@ -1,5 +1,7 @@
-"""Whether the broker is the Redis that holds the state: then its queues can be looked at without another
-connection."""
+"""Finds out whether the broker is the Redis that holds the state.
+
+Its queues can then be read without another connection.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from stillroom.settings import Settings
 class BrokerHere:
     """Compares the two servers, not what their URLs look like: each may be another user's, or another name.
 
-    Where two names differ the resolver knows, which may take seconds. A thread asks it once, and until it answers
-    nobody knows.
+    Where two names differ the resolver decides, which may take seconds. A thread asks it; until then `answer` is
+    None.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -25,7 +27,7 @@ class BrokerHere:
 
     @property
     def answer(self) -> bool | None:
-        """None: not known yet."""
+        """Return whether both are one server. None: not known yet."""
         if self._answer is None:
             self._ask()
         return self._answer

@@ -1,4 +1,4 @@
-"""What a server says of itself: the text of INFO, typed. What it does not say is null."""
+"""Parses INFO, the server's description of itself, into the report's models. A missing value is null."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Fields:
 
 
 def parse_info(text: bytes, *, slowlog: int | None = None, at: float | None = None) -> RedisInfo:
-    """The reply to INFO (no section named), to SLOWLOG LEN, and the server's time.
+    """Return the info in a reply to INFO (no section named), with the reply to SLOWLOG LEN and the server's time.
 
     >>> parse_info(b"# Server\\r\\nredis_version:7.2.4\\r\\nmaxmemory:0\\r\\nused_memory:900\\r\\n").memory.used
     900
@@ -74,7 +74,7 @@ def parse_info(text: bytes, *, slowlog: int | None = None, at: float | None = No
 
 
 def followers_in(text: bytes) -> tuple[Follower, ...]:
-    """The replicas in a reply to INFO: `slave0:ip=…,port=…,state=online,offset=…,lag=0`.
+    """Return the replicas in a reply to INFO: `slave0:ip=…,port=…,state=online,offset=…,lag=0`.
 
     >>> one = b"slave0:ip=10.0.0.2,port=6379,state=online,offset=90,lag=1"
     >>> followers_in(one + b"\\r\\nconnected_slaves:1\\r\\nmaster_repl_offset:100")

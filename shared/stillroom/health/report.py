@@ -1,4 +1,4 @@
-"""What a health report is made of: plain frozen models, for both faces, the stream, the endpoints and the page.
+"""Defines a health report as plain frozen models, for both faces, the stream, the endpoints and the page.
 
 **Unknown is null, never 0.** A part that could not be read is null; so is a number that the server does not tell.
 Times are seconds (moments: since 1970), sizes are bytes, ratios are 0 to 1; rates are per second where a name says
@@ -20,7 +20,7 @@ ORDER: Mapping[str, int] = {"pass": 0, "warn": 1, "fail": 2}
 
 
 class Part(BaseModel):
-    """A piece of a report. What a newer version wrote into the stream is passed over."""
+    """A piece of a report, which ignores fields that a newer version wrote into the stream."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -40,12 +40,12 @@ class Advice(Part):
 
     @property
     def name(self) -> str:
-        """What tells it from all others: "redis:memory memory"."""
+        """Return the name of the finding, component and code: "redis:memory memory"."""
         return f"{self.component} {self.code}"
 
 
 class Connection(Part):
-    """Whether a server answers this process."""
+    """Tells whether a server answers this process."""
 
     is_up: bool
     latency_ms: float | None = None  # of this check's one round trip
@@ -55,7 +55,7 @@ class Connection(Part):
 
 
 class Memory(Part):
-    """What the server says of its memory."""
+    """Holds what the server reports of its memory."""
 
     used: int | None = None
     peak: int | None = None
@@ -75,7 +75,10 @@ class Clients(Part):
 
 
 class Operations(Part):
-    """What the server does. Rates are differences to the last snapshot of the same server run; null without one."""
+    """Counts the server's operations.
+
+    Rates are differences to the last snapshot of the same server run, and null without one.
+    """
 
     per_s: float | None = None  # the server's own figure
     hit_ratio: float | None = None  # of all lookups on the server, not only ours
@@ -88,7 +91,7 @@ class Operations(Part):
 
 
 class Persistence(Part):
-    """Whether what was written will be there after a restart."""
+    """Tells whether the server's data will survive a restart."""
 
     loading: bool | None = None
     aof: bool | None = None
@@ -137,7 +140,7 @@ class Follower(Part):
 
 
 class Replication(Part):
-    """Who copies a server, and what for."""
+    """Tells which replicas copy a server, and how many are wanted."""
 
     primary: str | None = None  # where the Sentinels say that it is; null: nobody asks any
     followers: tuple[Follower, ...] | None = None  # null: it did not say
@@ -146,7 +149,7 @@ class Replication(Part):
 
     @property
     def online(self) -> int | None:
-        """How many copy it now."""
+        """Return how many replicas are online; None if the server did not say."""
         if self.followers is None:
             return None
         return sum(one.is_online for one in self.followers)
@@ -267,13 +270,13 @@ class CacheStats(Part):
     errors: tuple[LoadError, ...] | None = None  # the loaders' last ones; not in snapshots
 
     def last_error(self, loader: str) -> LoadError | None:
-        """The newest error of a loader that is known."""
+        """Return the newest known error of a loader, or None."""
         found = [one for one in self.errors or () if one.name == loader]
         return max(found, key=lambda one: one.at, default=None)
 
 
 class Figures(Part):
-    """What was counted in several minutes: of each loader, limit and rule. Null: Redis did not tell it."""
+    """Holds the counts of several minutes, by loader, limit and rule. Null: Redis did not tell it."""
 
     minutes: int
     cache: CacheStats | None = None
@@ -330,7 +333,7 @@ class TaskStats(Part):
 
     @property
     def aside(self) -> int | None:
-        """What `dead_letters` was called in 0.1."""
+        """Return `dead_letters`, by its name in 0.1."""
         return self.dead_letters
 
 
@@ -347,7 +350,7 @@ class Measures(Part):
 
 
 class Report(Measures):
-    """What `room.health.check()` returns."""
+    """A health report, as `room.health.check()` returns it."""
 
     status: Status
     advice: tuple[Advice, ...] = ()
@@ -357,7 +360,7 @@ class Report(Measures):
 
 
 class Snapshot(Measures):
-    """What the stream keeps, once a minute. The same fields when something is away, plus `error`."""
+    """A report as the stream keeps it, one a minute. When something is away it has the same fields plus `error`."""
 
     status: Status
     findings: tuple[str, ...] = ()  # the names of its advice, "component code"
@@ -365,5 +368,5 @@ class Snapshot(Measures):
 
 
 def worst(statuses: tuple[Status, ...] | list[Status]) -> Status:
-    """The status of the whole: that of its worst part."""
+    """Return the worst of the statuses, which is the status of the whole."""
     return max(statuses, key=ORDER.__getitem__, default="pass")

@@ -15,12 +15,12 @@ Checks = dict[str, list[dict[str, Any]]]
 
 
 def public_json(status: Status) -> bytes:
-    """What anybody may know: the status, and nothing else."""
+    """Return the public answer: the status and nothing else."""
     return json.dumps({"status": status}).encode()
 
 
 def details_json(report: Report, age_s: float) -> bytes:
-    """All of it, for operators. `age_s`: how old the report is by now."""
+    """Return the whole report, for operators. `age_s`: how old the report is by now."""
     body = {
         "status": report.status,
         "version": "1",

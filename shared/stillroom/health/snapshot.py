@@ -1,4 +1,4 @@
-"""Snapshots: a report as the stream keeps it, and what can only be told from two of them."""
+"""Makes snapshots, reports as the stream keeps them, and the rates between two snapshots."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RATES = {
 
 
 def snapshot_of(report: Report, error: str | None) -> Snapshot:
-    """What is kept of a report: its measures, and the names of its findings."""
+    """Return the snapshot to keep of a report: its measures and the names of its findings."""
     findings = tuple(found.name for found in report.advice)
     kept = dict(measures_of(report))
     for part, fields in OF_NOW.items():
@@ -50,17 +50,17 @@ def snapshot_of(report: Report, error: str | None) -> Snapshot:
 
 
 def measures_of(measures: Measures) -> Mapping[str, Any]:
-    """Its fields, for a report or a snapshot that takes them over."""
+    """Return the fields of the measures, for a report or a snapshot that takes them over."""
     return {name: getattr(measures, name) for name in Measures.model_fields}
 
 
 def packed(snapshot: Snapshot) -> bytes:
-    """As it stands in the stream: JSON without the nulls."""
+    """Return the snapshot as it stands in the stream: JSON without the nulls."""
     return snapshot.model_dump_json(exclude_none=True).encode()
 
 
 def unpacked(entries: Sequence[Any]) -> list[Snapshot]:
-    """The snapshots of a reply to XRANGE. What can't be read (another writer's) is left out."""
+    """Return the snapshots in a reply to XRANGE. An entry that can't be read (another writer's) is left out."""
     found = [_unpacked(fields) for _, fields in entries]
     return [snapshot for snapshot in found if snapshot is not None]
 
@@ -73,7 +73,7 @@ def _unpacked(fields: Sequence[bytes]) -> Snapshot | None:
 
 
 def with_rates(measures: Measures, before: Measures | None) -> Measures:
-    """The same, with what grew since a snapshot before it, the usual hit ratio, and the doctor's last words.
+    """Return the measures with the rates since an earlier snapshot, the usual hit ratio and MEMORY DOCTOR's words.
 
     A server that was restarted in between counts from 0 again: its rates are unknown, not negative.
     """
@@ -99,7 +99,7 @@ def _server_with_rates(server: Server, before: RedisInfo | None) -> Server:
 
 
 def rates_between(before: Counters, now: Counters) -> Mapping[str, float | None]:
-    """The fields of Operations that are differences."""
+    """Return the fields of Operations that are differences."""
     if now.at is None or before.at is None or now.at <= before.at:
         return dict.fromkeys(RATES)
     seconds = now.at - before.at
@@ -126,7 +126,7 @@ def _hit_ratio(before: Counters, now: Counters) -> float | None:
 
 
 def ratio(hits: int, misses: int) -> float | None:
-    """Hits of all lookups; None where there were none.
+    """Return the share of hits in all lookups; None without lookups.
 
     >>> ratio(3, 1), ratio(0, 0)
     (0.75, None)

@@ -1,4 +1,4 @@
-"""One server as a check asks it: one batch, whose every reply may be missing."""
+"""Asks one server for a report's data, in one batch whose every reply may be missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MINUTE_MS = 60_000
 
 
 class Breaker(Protocol):
-    """What a wire's breaker tells."""
+    """Tells the state of a wire's circuit breaker."""
 
     @property
     def is_open(self) -> bool: ...
@@ -31,7 +31,10 @@ class Breaker(Protocol):
 
 
 class Source(NamedTuple):
-    """What one driver asks. A cluster's shards are several, of one name; the first of them describes the server."""
+    """A server that one driver asks.
+
+    A cluster's shards are several sources of one name; the first of them describes the server.
+    """
 
     name: str
     roles: tuple[Role, ...]
@@ -44,7 +47,7 @@ class Source(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What one source said. None: it did not."""
+    """Holds the answers of one source. None: the source did not answer that."""
 
     source: Source
     server: Server
@@ -56,7 +59,7 @@ class Answers(NamedTuple):
 
 
 class Told(Protocol):
-    """What a part of a report is made of."""
+    """Gives the data from which a part of a report is made."""
 
     @property
     def minute(self) -> Counts | None: ...
@@ -67,7 +70,7 @@ class Told(Protocol):
 
 
 class Counted(NamedTuple):
-    """What one source has counted in several minutes, as if it were one."""
+    """Holds the counts of one source in several minutes, added up as if they were one minute."""
 
     minute: Counts | None
     now_ms: int
@@ -75,7 +78,7 @@ class Counted(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Replies, None for each that could not be had; the first error, in one word; whether anybody answered."""
+    """Holds the replies (None for a missing one), the error in one word, and whether the server answered."""
 
     replies: Sequence[Any]
     error: str | None = None
@@ -83,7 +86,7 @@ class Outcome(NamedTuple):
 
 
 def ask(source: Source, besides: Sequence[Command]) -> Operation[Answers]:
-    """Ask for all of it. A command that this user may not run leaves a hole, not an error."""
+    """Ask a server for its part of the report. A command that this user may not run leaves a hole, not an error."""
     source.clock.ask_time()  # and who answers: a replica is none to report on
     now_ms = source.clock.now_ms()
     asked = [(probe, probe.commands(now_ms)) for probe in source.probes]
@@ -113,7 +116,7 @@ def ask(source: Source, besides: Sequence[Command]) -> Operation[Answers]:
 
 
 def ask_counts(source: Source, minutes: int, parts: Sequence[str]) -> Operation[Counted]:
-    """Ask what was counted in the last so many whole minutes, and the probes of these parts. Does not raise."""
+    """Ask for the counts of the last `minutes` whole minutes, and the probes of these parts. Does not raise."""
     now_ms = source.clock.now_ms()
     newest = now_ms // MINUTE_MS - 1
     probes = [probe for probe in source.probes if probe.part in parts]
@@ -153,14 +156,14 @@ def attempt(batch: Sequence[Command], counts: Sequence[Command] = ()) -> Operati
 
 
 def due_counts(source: Source) -> list[Command]:
-    """What this process has counted, if it is time to write it down."""
+    """Return the commands that write down this process's counts, or none while they are not due."""
     if time.monotonic() < source.stats.due:
         return []
     return source.stats.flush(source.clock.now_ms(), source.keys)
 
 
 def counts_in(pairs: Sequence[bytes] | None) -> dict[str, int] | None:
-    """The reply to HGETALL of a hash of numbers. What somebody else put among them is left out."""
+    """Return the numbers in a reply to HGETALL, by name. Values that are not numbers are left out."""
     if pairs is None:
         return None
     named = zip(pairs[::2], pairs[1::2], strict=True)

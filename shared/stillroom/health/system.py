@@ -1,4 +1,4 @@
-"""The machine this process runs on, as psutil sees it. Without psutil nobody knows."""
+"""Measures the machine this process runs on with psutil. Without psutil nothing is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of background work without asking a worker: queues, signs of life, and when each tick was done."""
+"""Reads the state of background work without asking a worker: queues, heartbeats, and when each tick was done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all tasks of the workers are made from."""
+"""Defines the class that all tasks of the workers are made from."""
 
 from __future__ import annotations
 

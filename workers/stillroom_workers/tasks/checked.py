@@ -1,4 +1,4 @@
-"""How a task takes its arguments: one pydantic model, unknown fields refused, one clear line if they don't fit."""
+"""Checks a task's arguments by one pydantic model: unknown fields are refused, and one clear line says why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task may use of its app: the room of its process, and where to leave what can't be done."""
+"""Names what a task may use of its app: the room of its process, and the place for dead letters."""
 
 from __future__ import annotations
 
