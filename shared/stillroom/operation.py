@@ -663,7 +663,7 @@ class Repair:
         if not second:
             return True
         loaded = second[: len(self._loads)]
-        flags_refused = Script.flags_are_known and any(map(_is_compile_error, loaded))
+        flags_refused = Script.flags_are_known and any(map(_refuses_flags, loaded))
         if flags_refused:
             Script.flags_are_known = False
             self._prepare()
@@ -691,9 +691,13 @@ class Repair:
         return self._replies
 
 
-def _is_compile_error(reply: Any) -> bool:
-    """Return whether Redis refused to compile: `Error compiling script` in 6.2, `Unexpected flag` in newer ones."""
-    return isinstance(reply, Exception) and str(reply).startswith("ERR ")
+def _refuses_flags(reply: Any) -> bool:
+    """Return whether the server does not know the flags of a script; other errors say nothing about flags.
+
+    Redis 6.2 says `Error compiling script`, newer ones `Unexpected flag in script shebang`.
+    """
+    said = str(reply) if isinstance(reply, Exception) else ""
+    return "Error compiling script" in said or "in script shebang" in said
 
 
 def _is_noscript(reply: Any) -> bool:

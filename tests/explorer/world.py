@@ -363,7 +363,9 @@ class World:
 
     def deliver(self, link: SteppedLink, packed: bytes, count: int, deadline: float) -> list[Any]:
         """Return the replies to a batch, or raise the error that its connection dies of."""
-        if self.current is not None and self.current.is_dead:
+        if self.current is None:
+            raise ConnectionResetError(104, "reset")  # a process that ends after the run
+        if self.current.is_dead:
             raise Died
         commands = list(_commands(packed))
         fate = self.random.choices(list(self.fates), list(self.fates.values()))[0]

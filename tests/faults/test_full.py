@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from stillroom.errors import RedisRefused
+from stillroom.operation import Repair
 from stillroom.scripts import Script, Text, clear, mark
 from tests.support.crowd import PATIENT
 
@@ -66,3 +69,22 @@ def test_a_server_that_knows_no_flags_gets_the_scripts_without_them(
     room.cache.set("k", 1)
     room.cache.clear()
     assert room.cache.get("k") is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "ERR max number of clients reached",
+        "ERR unknown command 'SCRIPT'",
+        "OOM command not allowed",
+    ],
+)
+def test_other_refusals_say_nothing_about_flags(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """A server that refuses to load a script for another reason costs no process its scripts' flags."""
+    monkeypatch.setattr(Script, "flags_are_known", True)
+    lost = RedisRefused("noscript", "", [ResponseError("NOSCRIPT No matching script.")])
+    repair = Repair([mark([b"c", b"m", b"g", b"t"], b"e", 1, b"t:x")], lost, may_repeat=True)
+    assert not repair.goes_on([ResponseError(answer), None])
+    assert Script.flags_are_known
