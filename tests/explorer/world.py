@@ -21,6 +21,7 @@ from __future__ import annotations
 import random
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -138,6 +139,10 @@ class SteppedLink:
 
     def open(self, deadline: float) -> None:
         world, server = self.world, self._server
+        if threading.current_thread() is not threading.main_thread():
+            raise ConnectionRefusedError(
+                111, "refused"
+            )  # a prober, in real time: not of this world
         world.pause()  # a dead call ends here
         if world.is_away:
             raise ConnectionRefusedError(111, "refused")
@@ -159,7 +164,9 @@ class SteppedLink:
         return self.world.deliver(self, packed, count, deadline)
 
     def is_alive(self) -> bool:
-        return self._is_open and self._place == self.world.place and not self.world.is_away
+        is_here = threading.current_thread() is threading.main_thread()
+        is_there = self._place == self.world.place and not self.world.is_away
+        return self._is_open and is_here and is_there
 
     @property
     def place(self) -> int:

@@ -98,7 +98,12 @@ def all_refused(trio: Trio) -> Iterator[Any]:
 def test_after_a_power_cut_there_is_one_primary_with_all_data(trio: Trio, web: Stillroom) -> None:
     """All six are killed and started at once. Sentinels know whom they named, and servers ask before they start."""
     session, everybody = web.sessions.create("u1"), [*trio.ports, *trio.sentinel_ports]
-    until(lambda: all(is_in_file(trio, port) for port in trio.ports), "the write in all files", 10)
+    written = trio.replication(trio.primary())["master_repl_offset"]
+    until(
+        lambda: all(is_in_file(trio, port, written) for port in trio.ports),
+        "the write in all files",
+        10,
+    )
     trio.kill(*everybody)
     trio.start(*everybody)
     trio.await_formed()
@@ -107,11 +112,16 @@ def test_after_a_power_cut_there_is_one_primary_with_all_data(trio: Trio, web: S
     assert web.sessions.get(session.token) is not None
 
 
-def is_in_file(trio: Trio, port: int) -> bool:
-    """Whether nothing waits in a server's memory for an fsync that is under way: a kill takes that along."""
+def is_in_file(trio: Trio, port: int, written: int) -> bool:
+    """Return whether a server has the stream up to `written`, and nothing of it waits in memory for its file.
+
+    A kill takes along what waits for an fsync that is under way.
+    """
     with trio.client(port) as client:
-        persistence = client.info("persistence")
-    return not persistence["aof_buffer_length"] and not persistence["aof_pending_bio_fsync"]
+        persistence, replication = client.info("persistence"), client.info("replication")
+    has = replication.get("slave_repl_offset", replication["master_repl_offset"]) >= written
+    waits = persistence["aof_buffer_length"] or persistence["aof_pending_bio_fsync"]
+    return has and not waits
 
 
 def test_it_goes_back_to_the_first_server(trio: Trio) -> None:
