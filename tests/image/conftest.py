@@ -68,7 +68,7 @@ default_worker_container = container(
 
 @pytest.fixture
 def default_redis_broker_image(stillroom_image: str) -> str:
-    return image_of("redis:7.2-alpine")
+    return image_of("redis:7.2.14-alpine")
 
 
 @pytest.fixture(params=[CELERY_REDIS_BROKER])

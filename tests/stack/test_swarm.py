@@ -140,7 +140,7 @@ def test_tasks_flow_and_flower_shows_them(swarm: Swarm, tmp_path: Path) -> None:
         "the task",
         30,
     )
-    assert "celery@refresh-1" in flower(swarm, "workers")[1]
+    until(lambda: "celery@refresh-1" in flower(swarm, "workers")[1], "the worker's name", 30)
     assert 'task="stillroom.refresh"' in flower(swarm, "metrics")[1]
     picture(swarm, "tasks", tmp_path / "tasks.png")
 

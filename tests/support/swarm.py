@@ -115,6 +115,8 @@ class Swarm:
         for ours, tests in ADAPTED.items():
             command = command.replace(ours, tests)
         self.environment |= changes
+        if given := re.match(r"SECRETS=(\d+) ", command):
+            self.environment["SECRETS"] = given[1]  # Docker keeps a secret as it is, under its name
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],
             cwd=folder or self.folder,
