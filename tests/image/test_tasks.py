@@ -45,7 +45,7 @@ def test_the_image_does_every_task(celery_setup: Any, room: Stillroom, db: Any) 
         celery_setup.app.send_task(f"stillroom.{task}", queue="stillroom.maintenance")
 
     @room.cache.cached("stock:{id}", ttl=60, swr=600, name="stock")
-    def stock(id: int) -> dict[str, float]:
+    def stock(id: int) -> dict[str, Any]:
         return {"id": id, "loaded": 0.0}
 
     stock(7)

@@ -140,7 +140,9 @@ def test_tasks_flow_and_flower_shows_them(swarm: Swarm, tmp_path: Path) -> None:
         "the task",
         30,
     )
-    until(lambda: "celery@refresh-1" in flower(swarm, "workers")[1], "the worker's name", 30)
+    until(
+        lambda: "celery@stillroom-refresh-1" in flower(swarm, "workers")[1], "the worker's name", 30
+    )
     assert 'task="stillroom.refresh"' in flower(swarm, "metrics")[1]
     picture(swarm, "tasks", tmp_path / "tasks.png")
 
@@ -175,7 +177,7 @@ def test_flower_is_closed_and_read_only(swarm: Swarm) -> None:
     """Flower shows no page without its password, and stops no worker with it."""
     assert flower(swarm, "tasks", anonymous=True)[0] == 401
     assert flower(swarm, "tasks")[0] == 200
-    assert flower(swarm, "api/worker/shutdown/celery@refresh-1", method="POST")[0] == 403
+    assert flower(swarm, "api/worker/shutdown/celery@stillroom-refresh-1", method="POST")[0] == 403
 
 
 def test_no_secret_is_to_be_seen(swarm: Swarm) -> None:
