@@ -143,7 +143,12 @@ def test_tasks_flow_and_flower_shows_them(swarm: Swarm, tmp_path: Path) -> None:
     until(
         lambda: "celery@stillroom-refresh-1" in flower(swarm, "workers")[1], "the worker's name", 30
     )
-    assert 'task="stillroom.refresh"' in flower(swarm, "metrics")[1]
+    of_the_loader = 'task="stillroom.refresh: stock"'
+    until(
+        lambda: of_the_loader in flower(swarm, "metrics")[1],
+        "its figures, by the loader's name",
+        30,
+    )
     picture(swarm, "tasks", tmp_path / "tasks.png")
 
 
