@@ -223,7 +223,7 @@ class SessionStoreUnavailable(RedisUnavailable):
 
     @classmethod
     def of(cls, error: RedisUnavailable) -> SessionStoreUnavailable:
-        """The same error, for sessions."""
+        """Return the error as one of sessions."""
         return cls(error.reason, error.detail, may_be_done=error.may_be_done)
 
 

@@ -585,7 +585,7 @@ def drivers_of(wires: Sequence[Wire | ShardWire[Any]], state: Wire | None = None
 def async_drivers_of(
     wires: Sequence[AsyncWire | AsyncShardWire], state: AsyncWire | None = None
 ) -> list[AsyncDriver]:
-    """The same for asyncio."""
+    """Return the drivers of `wires` for asyncio; each knows all of them, and that of the state. See drivers_of."""
     places: list[AsyncDriver] = []
     drivers = [AsyncDriver(wire, places) for wire in wires]
     places += [*drivers, AsyncDriver(state, places)] if state is not None else drivers

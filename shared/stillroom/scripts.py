@@ -38,7 +38,7 @@ class Script:
         return self.run((b"%d" % len(keys), *keys, *texts))
 
     def run(self, words: tuple[bytes | str, ...]) -> tuple[bytes | str, ...]:
-        """The same, from the words that EVALSHA takes after the digest."""
+        """Return the command that runs this script, from the words that EVALSHA takes after the digest."""
         return (b"EVALSHA", self.text.sha, *words)
 
 

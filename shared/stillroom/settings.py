@@ -152,8 +152,8 @@ class Settings(BaseSettings):
     returns. All processes of a namespace have the same number; docs/operating.md has the steps for changing
     it."""
     cache_replicas: int | None = Field(None, ge=0, le=10)
-    """The same for what is done on the server of the cache alone: invalidations and stored values. 0 where
-    `cache_url` names a server that has no replicas. Default: STILLROOM_REPLICAS."""
+    """How many replicas must have what is done on the server of the cache alone: invalidations and stored
+    values. 0 where `cache_url` names a server that has no replicas. Default: STILLROOM_REPLICAS."""
     namespace: str = Field("stillroom", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """The first part of every key. Apps that share a server have different ones."""
 

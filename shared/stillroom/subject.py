@@ -53,9 +53,9 @@ def parse_address(text: str) -> Address | None:
 
 
 def peer_address(text: str) -> Address | None:
-    """The same, but of wrapped ones only the mapped, which is how a socket of both families writes IPv4.
+    """Return the address of a peer. Of wrapped addresses only mapped ones are unwrapped.
 
-    Whether to believe a proxy goes by this.
+    A socket of both families writes IPv4 as mapped addresses. Whether to believe a proxy goes by this.
     """
     if len(text) > _ADDRESS_LIMIT:
         return None

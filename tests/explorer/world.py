@@ -139,10 +139,8 @@ class SteppedLink:
 
     def open(self, deadline: float) -> None:
         world, server = self.world, self._server
-        if threading.current_thread() is not threading.main_thread():
-            raise ConnectionRefusedError(
-                111, "refused"
-            )  # a prober, in real time: not of this world
+        if not world.is_asked_by_a_call:
+            raise ConnectionRefusedError(111, "refused")
         world.pause()  # a dead call ends here
         if world.is_away:
             raise ConnectionRefusedError(111, "refused")
@@ -159,14 +157,12 @@ class SteppedLink:
     ) -> list[Any]:
         if deadline <= time.monotonic():
             raise TimeoutError
-        if not self.is_alive():
+        if not (self.world.is_asked_by_a_call and self.is_alive()):
             raise ConnectionResetError(104, "reset")
         return self.world.deliver(self, packed, count, deadline)
 
     def is_alive(self) -> bool:
-        is_here = threading.current_thread() is threading.main_thread()
-        is_there = self._place == self.world.place and not self.world.is_away
-        return self._is_open and is_here and is_there
+        return self._is_open and self._place == self.world.place and not self.world.is_away
 
     @property
     def place(self) -> int:
@@ -223,6 +219,11 @@ class World:
         """Return the present server's answer to INFO server."""
         info: bytes = self._infos[self.place]
         return info
+
+    @property
+    def is_asked_by_a_call(self) -> bool:
+        """Return whether a stepped call is asking: not a prober's thread in real time, or a process at its exit."""
+        return self.current is not None and threading.current_thread() is threading.main_thread()
 
     def note(self, what: str) -> None:
         if self.trace is not None:
@@ -370,9 +371,7 @@ class World:
 
     def deliver(self, link: SteppedLink, packed: bytes, count: int, deadline: float) -> list[Any]:
         """Return the replies to a batch, or raise the error that its connection dies of."""
-        if self.current is None:
-            raise ConnectionResetError(104, "reset")  # a process that ends after the run
-        if self.current.is_dead:
+        if self.current is not None and self.current.is_dead:
             raise Died
         commands = list(_commands(packed))
         fate = self.random.choices(list(self.fates), list(self.fates.values()))[0]

@@ -84,7 +84,29 @@ def test_other_refusals_say_nothing_about_flags(
 ) -> None:
     """A server that refuses to load a script for another reason costs no process its scripts' flags."""
     monkeypatch.setattr(Script, "flags_are_known", True)
-    lost = RedisRefused("noscript", "", [ResponseError("NOSCRIPT No matching script.")])
-    repair = Repair([mark([b"c", b"m", b"g", b"t"], b"e", 1, b"t:x")], lost, may_repeat=True)
-    assert not repair.goes_on([ResponseError(answer), None])
+    assert not repair_of_a_mark().goes_on([ResponseError(answer), None])
     assert Script.flags_are_known
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "ERR Error compiling script (new function): user_script:1: unexpected symbol near '#'",  # Redis 6.2
+        "ERR Unexpected flag in script shebang: allow-oom",
+    ],
+)
+def test_a_refusal_of_the_flags_has_the_script_sent_without_them(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """Both answers by which servers refuse flags have the script sent again, and from then on, without them."""
+    monkeypatch.setattr(Script, "flags_are_known", True)
+    repair = repair_of_a_mark()
+    assert repair.goes_on([ResponseError(answer), None])
+    assert not Script.flags_are_known
+    assert repair.commands[0] == (b"SCRIPT", b"LOAD", mark.plain.source)
+
+
+def repair_of_a_mark() -> Repair:
+    """Return the repair of a batch whose script the server has lost."""
+    lost = RedisRefused("noscript", "", [ResponseError("NOSCRIPT No matching script.")])
+    return Repair([mark([b"c", b"m", b"g", b"t"], b"e", 1, b"t:x")], lost, may_repeat=True)

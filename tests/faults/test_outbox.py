@@ -15,6 +15,7 @@ import pytest
 
 from stillroom import NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
+from tests.support.celery_process import until
 
 # A frozen server is noticed soon; a busy machine is not taken for one.
 HURRIED: dict[str, Any] = {"command_timeout": 0.7, "call_timeout": 1.0, "probe_delay": 0.05}
@@ -37,13 +38,6 @@ INVALIDATIONS: list[Callable[[Stillroom], Any]] = [
     lambda room: room.cache.invalidate_by_pattern("k*", defer=True),
     lambda room: room.cache.clear(defer=True),
 ]
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("invalidation", INVALIDATIONS, ids=["key", "tag", "pattern", "clear"])

@@ -18,7 +18,7 @@ from pytest_celery import CELERY_REDIS_BROKER, CeleryWorkerContainer
 from pytest_docker_tools import container, fxtr, wrappers
 from pytest_docker_tools.plugin import *  # noqa: F403
 
-from tests.support.swarm import build_image, image_of, require_engine
+from tests.support.swarm import REDIS, build_image, image_of, require_engine
 
 wrappers.container.tests_inside_container = lambda: False
 
@@ -68,7 +68,7 @@ default_worker_container = container(
 
 @pytest.fixture
 def default_redis_broker_image(stillroom_image: str) -> str:
-    return image_of("redis:7.2.14-alpine")
+    return image_of(REDIS)
 
 
 @pytest.fixture(params=[CELERY_REDIS_BROKER])

@@ -161,12 +161,13 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
             worker = at_work.enter_context(company.process("worker", *WORKER))
             beat = ("beat", "-l", "INFO", "--pidfile=")
             at_work.enter_context(company.process("beat", *beat, app="tests.support.quick_beat"))
-            flower = ("flower", "--address=127.0.0.1", f"--port={company.flower_port}")
-            at_work.enter_context(company.process("flower", *flower))
             worker.await_line(" ready.", 200)
             _work_as_web(company)
             _work_as_producer(company, worker)
             _come_back_to_what_a_killed_worker_held(company, worker)
+            # Not before: Flower, too, gives back what a killed worker held, and then the worker need not.
+            flower = ("flower", "--address=127.0.0.1", f"--port={company.flower_port}")
+            at_work.enter_context(company.process("flower", *flower))
             _work_as_flower(company)
             for role in ("web", "worker"):  # people type them in the container of either
                 for words in COMMANDS:

@@ -26,7 +26,8 @@ REDIS_PORT, CACHE_PORT, FLOWER_PORT = 26_379, 26_380, 25_555  # stack.test.yml
 FILES = (ROOT / "stack.yml", ROOT / "tests/stack/stack.test.yml")
 COPIED = (*FILES, ROOT / "stack.ha.yml", ROOT / "tests/stack/stack.ha.test.yml")
 # Where no registry can be reached, what stands in for the official images is called so.
-STAND_INS = {"python:3.13-slim": "local/python:3.13-slim", "redis:7.2.14-alpine": "local/redis:7"}
+PYTHON, REDIS = "python:3.13-slim", "redis:7.2.14-alpine"
+STAND_INS = {PYTHON: "local/python:3.13-slim", REDIS: "local/redis:7"}
 HEALTHY_WITHIN = 90.0  # seconds
 
 
@@ -60,7 +61,7 @@ def image_of(name: str) -> str:
 
 def build_image() -> str:
     """Build the image as anybody builds it; return its name."""
-    base = image_of("python:3.13-slim")
+    base = image_of(PYTHON)
     docker("build", "--quiet", "--build-arg", f"PYTHON_IMAGE={base}", "--tag", IMAGE, str(ROOT))
     return IMAGE
 
@@ -96,8 +97,8 @@ class Swarm:
         self.folder, self.secrets = folder, folder / "secrets"
         self.environment = {
             "STILLROOM_IMAGE": IMAGE,
-            "REDIS_IMAGE": image_of("redis:7.2.14-alpine"),
-            "PYTHON_IMAGE": image_of("python:3.13-slim"),
+            "REDIS_IMAGE": image_of(REDIS),
+            "PYTHON_IMAGE": image_of(PYTHON),
             "REDIS_FSYNC": "always",  # servers are killed here, and nothing acknowledged may be lost
             "SECRETS_FOLDER": str(self.secrets),
             "SECRETS": "1",

@@ -161,7 +161,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
         Channel.answered = monotonic()
 
     def _handle_message(self, client: Any, reply: Any) -> Any:
-        """The same for what is published: one `[1]` on the control channel ended *every* worker."""
+        """Deliver only published messages: one `[1]` on the control channel ended *every* worker."""
         event = super()._handle_message(client, reply)
         published = bytes_to_str(event["type"]).endswith("message")
         if published and not self._is_message(event["data"], source=None):
@@ -272,7 +272,7 @@ class Transport(_StockTransport):  # type: ignore[misc]
 
 
 class SentinelChannel(Channel, transport.SentinelChannel):
-    """The same for a primary that Sentinels name. kombu asks them each time it connects."""
+    """Guard the channel to a primary that Sentinels name. kombu asks them each time it connects."""
 
     from_transport_options = tuple(
         dict.fromkeys(

@@ -65,7 +65,7 @@ SCHEDULE = [
 
 
 def beat_schedule(queue: str) -> dict[str, dict[str, Any]]:
-    """The same as Celery wants it."""
+    """Return the schedule as Celery takes it."""
     return {
         tick.name: {
             "task": tick.task,

@@ -204,8 +204,10 @@ def read_image(
 
 
 def _answer(root: Path, name: str, version: str, byte_limit: int, pixel_limit: int) -> Answer:
-    """The same as a value, of this version and no other: it is kept under the version's key, and the version may
-    come back (a rollback that keeps the time). What is mended without a change of the file is no answer to keep.
+    """Return what is said of this version and of no other: its description, or why it is refused.
+
+    The answer is kept under the version's key, and the version may come back (a rollback that keeps the time). So a
+    refusal that ends without a change of the file is raised, not kept.
     """
     try:
         info = read_image(root, name, byte_limit, pixel_limit, version=version)

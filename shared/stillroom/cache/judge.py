@@ -109,7 +109,7 @@ class Judge:
     def settle(
         self, entries: Sequence[Entry], clock: bytes | None, known: int
     ) -> Operation[list[Freshness]]:
-        """The same with the questions, for entries that were read together: two round trips at the most.
+        """Judge entries that were read together, and ask Redis what is not known: two round trips at the most.
 
         `known` is `synced` as it was before entries and clock were read.
         """

@@ -112,7 +112,7 @@ class Run:
         return min(seconds * self.PAUSED, 0.05)
 
     def failed(self, error: RedisUnavailable) -> float:
-        """The same for a bite that was not answered in time. Raises what a smaller bite will not mend."""
+        """Return the pause after a bite that was not answered in time. Raises what a smaller bite will not mend."""
         if error.reason != "timeout" or self.bite == self.SMALLEST:
             raise error
         self.bite = max(self.SMALLEST, self.bite // 4)

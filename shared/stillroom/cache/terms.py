@@ -50,7 +50,7 @@ class Terms:
         self._agreed.check(*SAME)
 
     def agree_anew(self) -> Operation[None]:
-        """The same with what the state's Redis knows now: another server may know otherwise."""
+        """Agree with what the state's Redis knows now: another server may know otherwise."""
         self._agreed.ask_again()
         yield from self.agree()
 

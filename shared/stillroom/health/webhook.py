@@ -187,7 +187,7 @@ def _patterns(rows: Sequence[Sequence[Any]]) -> Iterator[Report]:
 
 
 def text_of(events: Sequence[Report], namespace: str, release: str | None) -> str:
-    """The same for a person, as chats show it. `<`, `>` and `&` mean something to them, and are escaped."""
+    """Return the events as a text for a person, as chats show it. `<`, `>` and `&` are escaped."""
     whose = f"{namespace} ({release})" if release else namespace
     return "\n".join(_plain(f"{whose}: {_line(event)}") for event in events)
 

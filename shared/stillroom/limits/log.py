@@ -70,7 +70,7 @@ class Log:
         self._total = 0
 
     def used_by(self, limit: Limit) -> Log:
-        """The same log. Another limit of its name may have another quota or window."""
+        """Return this log, used by `limit` from now on: limits of one name may differ in quota and window."""
         self.limit = limit
         self._keep_us = max(self._keep_us, limit.window * _US)
         return self

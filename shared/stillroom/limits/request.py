@@ -403,7 +403,7 @@ class Requests:
         return list(map(self._keys.ban, prefixes_of(address, sorts["6"], sorts["4"])))
 
     def again(self, request: Request) -> Request:
-        """The same request, with what has been learned since it was made."""
+        """Return the request with what has been learned since it was made."""
         client = self._client_of(request.address)
         return request._replace(
             plan=self._plan(request.limits),

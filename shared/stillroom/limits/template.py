@@ -42,7 +42,7 @@ class Template:
         return _fit(self._chunks, _split(path))
 
     def fits_in_any_case(self, path: str) -> bool:
-        """The same where capitals and small letters are one."""
+        """Return whether a decoded path fits this template if capitals and small letters are one."""
         return _fit(self._folded, _split(path.casefold()))
 
 

@@ -74,7 +74,10 @@ class Lock:
 
 
 class AsyncLock:
-    """The same for asyncio: `async with room.lock("import") as held: …`. A task renews it. See Lock."""
+    """Hold a lock, or a semaphore, for asyncio: `async with room.lock("import") as held: …`. See Lock.
+
+    A task renews it.
+    """
 
     def __init__(self, body: LocksBody, driver: AsyncDriver, terms: Terms) -> None:
         self._body = body

@@ -321,7 +321,7 @@ def read_device(shard: int, name: bytes, head: bytes) -> Device:
 
 
 def listed_device(shard: int, name: bytes, head: bytes) -> Device | None:
-    """The same for a list, which one bad record must not hide: without its meta if that is what can't be read.
+    """Return the device for a list, which one bad record must not hide: without its meta if that can't be read.
 
     None: nothing of it can be read.
     """

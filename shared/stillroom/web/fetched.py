@@ -22,13 +22,13 @@ def is_meant(site: str, destination: str) -> bool:
 
 
 def is_meant_in_environ(environ: Mapping[str, Any]) -> bool:
-    """The same of a WSGI request."""
+    """Return whether a WSGI request is meant."""
     said = [environ.get(f"HTTP_SEC_FETCH_{name}", "") for name in ("SITE", "DEST")]
     return is_meant(*map(str, said))
 
 
 def is_meant_in_scope(scope: Mapping[str, Any]) -> bool:
-    """The same of an ASGI request."""
+    """Return whether an ASGI request is meant."""
     site = destination = b""
     for name, value in scope["headers"]:
         if name == b"sec-fetch-site":

@@ -132,7 +132,7 @@ class Gate:
     def _asking_by_name(
         self, route: Route, plan: _Plan, visit: Visit
     ) -> Operation[Decision | None]:
-        """The same where more than the address is counted."""
+        """Ask where more than the address is counted: the user, or subjects of the app."""
         others = dict(self._subject(visit.asked)) if self._subject else {}
         if USER not in others and plan.by_user:
             others[USER] = yield from _user_of(visit)

@@ -332,7 +332,7 @@ class ShardWire(_Follower[W]):
 
 
 class AsyncShardWire(_Follower[AsyncWire]):
-    """The same for asyncio."""
+    """Follow one shard of a cluster for asyncio. See ShardWire."""
 
     async def execute(
         self,
@@ -405,7 +405,7 @@ class Breakers:
 
 
 def at_address(url: str, host: str, port: int) -> str:
-    """The same URL with another host.
+    """Return the URL with another host and port.
 
     >>> at_address("rediss://app:secret@seed:6379/0?x=1", "fd00::7", 7001)
     'rediss://app:secret@[fd00::7]:7001/0?x=1'

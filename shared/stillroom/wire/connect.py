@@ -61,11 +61,11 @@ class TcpConnection(redis.Connection):
 
 
 class TlsConnection(redis.SSLConnection, TcpConnection):
-    """The same under TLS."""
+    """Connect under TLS. See TcpConnection."""
 
 
 class AsyncTcpConnection(redis.asyncio.Connection):
-    """The same for asyncio."""
+    """Connect for asyncio. See TcpConnection."""
 
     deadline = 0.0
 
@@ -99,7 +99,7 @@ class AsyncTcpConnection(redis.asyncio.Connection):
 
 
 class AsyncTlsConnection(redis.asyncio.SSLConnection, AsyncTcpConnection):
-    """The same under TLS."""
+    """Connect under TLS, for asyncio. See AsyncTcpConnection."""
 
 
 # redis-py's class, as its URL names it → ours

@@ -43,7 +43,7 @@ TRIED = {
     "sentinel": "the Sentinels in {url} name no primary",
     "nomaster": "the Sentinels in {url} know no primary of the name in it",
 }
-TODO = {
+REMEDIES = {
     "name": "Correct the host, or the name server",
     "refused": "Start Redis there, or correct host and port",
     "timeout": "See whether it runs, and whether a firewall is in between",
@@ -85,17 +85,17 @@ def source_of(settings: Settings, setting: str, url: str) -> Source:
 
 
 def explained(failure: RedisUnavailable, source: Source) -> RedisUnavailable:
-    """The same failure with the setting that leads there and what to do, where that is known."""
+    """Return the failure with the setting that leads there and what to do, where that is known."""
     tried = TRIED.get(failure.reason)
     if tried is None or type(failure) is not RedisUnavailable:
         return failure
     words = f" ({failure.detail})" if failure.detail else ""
-    todo = TODO.get(failure.reason, "").format(password=_password(source))
+    remedy = REMEDIES.get(failure.reason, "").format(password=_password(source))
     if failure.reason in CLUSTERED:
-        todo = IN_CLUSTER.get(source.setting, "")
+        remedy = IN_CLUSTER.get(source.setting, "")
     if not source.is_set:
-        todo = f"{source.setting} is not set, so it is {source.default}: set it to where Redis is"
-    sentences = [f"{tried.format(url=source.setting)}{words}", todo]
+        remedy = f"{source.setting} is not set, so it is {source.default}: set it to where Redis is"
+    sentences = [f"{tried.format(url=source.setting)}{words}", remedy]
     return RedisUnavailable(failure.reason, ". ".join(filter(None, sentences)))
 
 

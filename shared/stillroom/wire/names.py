@@ -94,7 +94,7 @@ class Names:
         return self._outcome(lookup)
 
     async def addresses_soon(self, host: str, deadline: float) -> Addresses:
-        """The same for asyncio. It uses no thread of the event loop's own: a loop that ends waits for those."""
+        """Return the addresses, for asyncio. It takes no thread of the loop: a loop that ends waits for its own."""
         if is_address(host):
             return (host,)
         lookup, until = self._begun(host, deadline)

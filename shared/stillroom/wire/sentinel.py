@@ -193,7 +193,7 @@ class Watch:
             return self._where()
 
     async def primary_soon(self, deadline: float) -> Mapping[str, Any]:
-        """The same for asyncio."""
+        """Return where the primary is, for asyncio. See primary."""
         loop = asyncio.get_running_loop()
         while True:
             with self._changed:

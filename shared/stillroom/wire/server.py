@@ -147,7 +147,10 @@ class Server:
         return self._connection_to(where, deadline)
 
     async def connection_soon(self, deadline: float) -> Any:
-        """The same for asyncio, where redis-py's own timeouts are off: they know nothing of a loop that is late."""
+        """Return a connection for asyncio.
+
+        redis-py's own timeouts are off: they know nothing of a loop that is late.
+        """
         where = {} if self.watch is None else await self.watch.primary_soon(deadline)
         kind = FOR_ASYNCIO[self._connection_class]
         retry = redis.asyncio.retry.Retry(NoBackoff(), 0)

@@ -114,7 +114,7 @@ class SessionStore(SessionBase):
             self._dead = key
 
     def cycle_key(self) -> None:
-        """The same session under a new key; the old one opens nothing any more.
+        """Give the session a new key; the old one opens nothing any more.
 
         In a request that happens when it is saved: one that fails leaves the visitor what he had.
         """

@@ -105,7 +105,7 @@ def _failures(snapshots: Sequence[Snapshot], now: float, every: float) -> list[S
 
 
 def with_gaps(rows: Sequence[Row], gap_s: float = DAY.gap_s) -> Iterator[Row]:
-    """The same, and a row of nothing wherever there is a gap: a line drawn across it would be invented."""
+    """Yield the rows, with a row of nothing wherever there is a gap: a line drawn across it would be invented."""
     for before, row in pairwise([None, *rows]):
         if before is not None and row is not None and row.time - before.time > gap_s:
             yield Row(before.time, (None,) * len(row.values))
