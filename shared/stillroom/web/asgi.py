@@ -75,6 +75,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     """
 
     _kind = AsyncStillroom
+    charges_endpoints = True  # see carriers.py
 
     def _prepare(self) -> None:
         self._test_cookie = self._cookie.for_test_client()
