@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from stillroom.abuse.rules import read_rules
 from stillroom.cli.application import apps_of, rooms_of
 from stillroom.cli.check_limits import InApp, examined, in_app, unknown_names
 from stillroom.cli.doctor import Line, print_lines, rights
+from stillroom.cli.tables import AsJson, print_json
 from stillroom.cli.version import versions
 from stillroom.dispatch import NoDispatch
 from stillroom.errors import SettingsError, StillroomError
@@ -30,7 +30,6 @@ App = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Without asking Redis.")]
 Strict = Annotated[bool, typer.Option(help="A warning is a failure too.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 
 
 def check(
@@ -41,10 +40,7 @@ def check(
     The app's modules are imported. Exit code: 1 if something fails (with --strict: or warns).
     """
     lines = list(_checked(app or [], offline=offline))
-    if as_json:
-        typer.echo(json.dumps([line._asdict() for line in lines], indent=2))
-    else:
-        print_lines(lines)
+    print_json([line._asdict() for line in lines]) if as_json else print_lines(lines)
     if ORDER[worst([line.status for line in lines])] >= (1 if strict else 2):
         raise typer.Exit(1)
 

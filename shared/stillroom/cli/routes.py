@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from stillroom.cli.application import apps_of
 from stillroom.cli.check_limits import InApp, in_app
-from stillroom.cli.tables import Table, print_table
+from stillroom.cli.tables import AsJson, Table, print_json, print_table
 from stillroom.errors import SettingsError
 from stillroom.limits import Limit, Routes
 from stillroom.limits.changes import write_rate
@@ -31,7 +30,6 @@ App = Annotated[
     ),
 ]
 Method = Annotated[str, typer.Option(help="Of the request for the path.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 
 
 def routes(
@@ -51,7 +49,7 @@ def routes(
             f"there is no Routes in {', '.join(specs)}, nor an app with one or with limits on views"
         )
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     printed = Table(*COLUMNS)
     for row in rows:
