@@ -79,6 +79,9 @@ def _settings(settings: Settings) -> Iterator[Line]:
     if settings.production and settings.health_token is None and not settings.health_networks:
         todo = "set STILLROOM_HEALTH_TOKEN, or nobody behind a proxy sees /status and /metrics"
         yield Line("warn", "settings", f"no health token: {todo}.")
+    if settings.explain_header and settings.production and settings.health_token is None:
+        said = "STILLROOM_EXPLAIN_HEADER is set and STILLROOM_HEALTH_TOKEN is not: nobody is told."
+        yield Line("warn", "settings", said)
     if settings.refresh_lease > settings.swr > 0:
         said = (
             f"refresh_lease ({settings.refresh_lease:g} s) is longer than swr ({settings.swr:g} s): "
