@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
-import json
 from typing import Annotated
 
 import typer
 
-from stillroom.cli.tables import Table, open_room, print_table, when
+from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
 from stillroom.errors import SettingsError
 from stillroom.limits import Limit
 from stillroom.limits.changes import Change, read_rate, read_time, write_rate
@@ -18,7 +17,6 @@ from stillroom.shown import shown
 app = typer.Typer(help="Which limits are changed, and changing one.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The limit's name, such as api.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 COLUMNS = ("limit", "is now", "until", "since", "by")
 
 
@@ -32,7 +30,7 @@ def show(as_json: AsJson = False) -> None:
             "names": sorted(names),
             "changes": [dataclasses.asdict(change) for change in changes],
         }
-        typer.echo(json.dumps(told, indent=2))
+        print_json(told)
         return
     print_table(_table(changes))
     unchanged = sorted(set(names) - {change.name for change in changes})
@@ -44,20 +42,25 @@ def set_(
     name: Name,
     rate: Annotated[str, typer.Argument(help="2000/1h, 5/300s: quota/window.")],
     for_: Annotated[str, typer.Option("--for", help="90s, 10m, 2h, 30d.")] = "1h",
+    as_json: AsJson = False,
 ) -> None:
     """Let a limit be another one for some time, in all processes, within a second."""
     (quota, window), seconds = read_rate(rate), read_time(for_)
     with open_room() as room:
         change = room.limits.change(name, quota, window, seconds, by=getpass.getuser())
+    if as_json:
+        print_json(dataclasses.asdict(change))
+        return
     typer.echo(f"{name} is {_rate(change)} until {when(change.until)} UTC")
 
 
 @app.command("unset")
-def unset(name: Name) -> None:
+def unset(name: Name, as_json: AsJson = False) -> None:
     """Let a limit be what the app says again."""
     with open_room() as room:
         was_changed = room.limits.restore(name)
-    typer.echo(f"{name} is what the app says" if was_changed else f"{name} was not changed")
+    said = f"{name} is what the app says" if was_changed else f"{name} was not changed"
+    print_json({"unset": name, "was_changed": was_changed}) if as_json else typer.echo(said)
 
 
 @app.command("reset")
@@ -76,7 +79,7 @@ def reset(
             )
         room.limits.reset({by: subject}, [Limit(name, 1, 1, by=by)])
     said = f"{name}: what this {by} has used is forgotten"
-    typer.echo(json.dumps({"reset": name, "by": by}) if as_json else said)
+    print_json({"reset": name, "by": by}) if as_json else typer.echo(said)
 
 
 def _table(changes: list[Change]) -> Table:

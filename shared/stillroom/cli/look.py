@@ -12,13 +12,12 @@ import typer
 from stillroom.cache import Explanation
 from stillroom.cli.application import open_room_with_loaders
 from stillroom.cli.health import number, percent, size
-from stillroom.cli.tables import Table, print_table, when
+from stillroom.cli.tables import AsJson, Table, print_json, print_table, when
 from stillroom.health.report import Figures, LoaderStats
 from stillroom.room import Stillroom
 from stillroom.shown import shown
 
 Key = Annotated[str, typer.Argument(help="As the app writes it: product:7")]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 Value = Annotated[bool, typer.Option("--value", help="The value too.")]
 Minutes = Annotated[int, typer.Option(min=1, max=119, help="What was counted in so many minutes.")]
 COLUMNS = (
@@ -35,7 +34,7 @@ def show(key: Key, value: Value = False, as_json: AsJson = False) -> None:
     with open_room_with_loaders() as room:
         found = room.upkeep.explain(key, value=value)
     if as_json:
-        typer.echo(json.dumps(_fields(found, value), indent=2, default=str))
+        print_json(_fields(found, value))
     else:
         table = Table("", "", show_header=False)
         for name, fact in _facts(found, value):
@@ -50,7 +49,7 @@ def explain(key: Key, as_json: AsJson = False) -> None:
     with open_room_with_loaders() as room:
         found = room.upkeep.explain(key)
     if as_json:
-        typer.echo(json.dumps(_fields(found, False), indent=2))
+        print_json(_fields(found, False))
         return
     at = f" It was at {when(found.invalidated_at)} UTC." if found.invalidated_at else ""
     under_way = f" Under way: {found.loading}." if found.loading else ""
@@ -66,7 +65,7 @@ def loaders(minutes: Minutes = 15, as_json: AsJson = False) -> None:
         figures = room.health.figures(minutes)
         known = _known(room)
     if as_json:
-        typer.echo(json.dumps(_as_json(figures, known), indent=2))
+        print_json(_as_json(figures, known))
         return
     table = Table(*COLUMNS)
     for one in _each(figures, known):
