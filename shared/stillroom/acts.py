@@ -128,7 +128,12 @@ def _invalidate_pattern(room: Stillroom, form: Form) -> Done:
 
 
 def _load(room: Stillroom, form: Form) -> Done:
-    key = form["key"]
+    loader = order_load(room, form["key"])
+    return Done(f"A worker was asked to load {form['key']} by {loader}.")
+
+
+def order_load(room: Stillroom, key: str) -> str:
+    """Have a worker load a key now, whatever is there. Return the loader's name. Raises InvalidArgument."""
     found = room.upkeep.explain(key)
     loader, args = found.loader, found.args
     if args is None and loader is not None and loader in room.cache.loaders:
@@ -138,7 +143,7 @@ def _load(room: Stillroom, form: Form) -> Done:
             f"no loader is known for {key}: who knows it, loads it with the next read"
         )
     room.upkeep.order_load(loader, args)
-    return Done(f"A worker was asked to load {key} by {loader}.")
+    return loader
 
 
 # Sessions

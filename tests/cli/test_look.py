@@ -89,6 +89,16 @@ def test_a_key_is_shown_and_explained(run: Callable[..., str], shop: Any) -> Non
     assert json.loads(run("explain", "product:7", "--json"))["by"] == "products"
 
 
+def test_a_key_is_loaded_now(run: Callable[..., str], shop: Any) -> None:
+    """A worker is asked to load a key whatever is there, by its loader; a key of no loader is refused."""
+    assert "a worker was asked to load product:7 by product" in run("refresh", "product:7")
+    asked = json.loads(run("refresh", "product:8", "--json"))
+    assert asked == {"key": "product:8", "loader": "product"}
+    queues = {one.name: one.depth for one in shop.room.health.check().tasks.queues}
+    assert sum(queues.values()) == 2
+    assert "no loader is known for nobody:7" in run("refresh", "nobody:7", code=1)
+
+
 def test_a_value_is_text_whatever_it_is(run: Callable[..., str], shop: Any) -> None:
     """A stored value moves no cursor of the terminal and is not taken for markup."""
     shop.room.cache.set("[red]k", "\x1b[31m[bold]evil\u202e", tags=["\x1b]0;x\x07"])

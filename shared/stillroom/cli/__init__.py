@@ -20,7 +20,7 @@ from stillroom.cli.credentials import write_secrets
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
-from stillroom.cli.look import explain, loaders, show
+from stillroom.cli.look import explain, loaders, refresh, show
 from stillroom.cli.pages import docs
 from stillroom.cli.pause import pause, resume
 from stillroom.cli.routes import routes
@@ -44,6 +44,7 @@ app.command()(worker)
 app.command()(invalidate)
 app.command()(show)
 app.command()(explain)
+app.command()(refresh)
 app.command()(loaders)
 app.command()(routes)
 app.command()(pause)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stillroom.abuse.rules import BUILT_IN, Rule
@@ -33,7 +34,7 @@ class InApp(NamedTuple):
         return all(one.limits is not None for one in carried) and any(self.limits())
 
     def limits(self) -> Iterator[tuple[str, Limit]]:
-        """Yield all limits that can be seen, each with where it stands."""
+        """Yield all limits that can be seen, each with where it stands, and by what it counts there."""
         for name, table in self.tables.items():
             for route in (*table.routes, table.default):
                 yield from [(f"routes {name}", limit) for limit in route.limits]
@@ -41,7 +42,8 @@ class InApp(NamedTuple):
             yield from [(f"views {name}", limit) for limit in default_of(app)]
             for known in routes:
                 for one in known.carries:
-                    yield from [(f"views {name}", limit) for limit in one.limits or ()]
+                    limits = [replace(limit, by=one.by(limit)) for limit in one.limits or ()]
+                    yield from [(f"views {name}", limit) for limit in limits]
 
 
 def in_app(found: Sequence[tuple[str, Any]]) -> InApp:

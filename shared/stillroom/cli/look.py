@@ -1,4 +1,4 @@
-"""`stillroom show` and `explain` tell what is under a key and why; `loaders` tells how each loader does."""
+"""`stillroom show`, `explain` and `refresh` are about a key; `loaders` tells how each loader does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.acts import order_load
 from stillroom.cache import Explanation
 from stillroom.cli.application import open_room_with_loaders
 from stillroom.cli.health import number, percent, size
@@ -54,6 +55,17 @@ def explain(key: Key, as_json: AsJson = False) -> None:
     at = f" It was at {when(found.invalidated_at)} UTC." if found.invalidated_at else ""
     under_way = f" Under way: {found.loading}." if found.loading else ""
     typer.echo(f"{found.outcome}: {shown(found.why)}{at}{under_way}")
+
+
+def refresh(key: Key, as_json: AsJson = False) -> None:
+    """Have a worker load a key now, whatever is there. The entry names its loader, or STILLROOM_LOADERS knows it.
+
+    When it ends the order is written down. Readers are served what is there until the worker has stored a value.
+    """
+    with open_room_with_loaders() as room:
+        loader = order_load(room, key)
+    said = f"a worker was asked to load {shown(key)} by {shown(loader)}"
+    print_json({"key": key, "loader": loader}) if as_json else typer.echo(said)
 
 
 def loaders(minutes: Minutes = 15, as_json: AsJson = False) -> None:
