@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Tests start Python hundreds of times: what it compiles is kept, in the virtual environment.
+export PYTHONPYCACHEPREFIX = $(abspath $(VENV))/.pycache
+unexport PYTHONDONTWRITEBYTECODE
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .PHONY: help demo test check docs spec bench load up lock image clean

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from tests.explorer.world import Fate, World
+from tests.explorer.world import SOCKET, Fate, World
 from tests.support.clocked import ClockedServer
 
 SERVERS = 3
@@ -105,7 +105,8 @@ def told(world: World, seed: int, make: Callable[[World], Model], error: BaseExc
 @contextmanager
 def worlds(binary: str = "redis-server") -> Iterator[World]:
     """A world on real servers whose clocks can be set."""
-    servers = [ClockedServer(binary, options={"maxmemory": "0"}) for _ in range(SERVERS)]
+    options = {"maxmemory": "0", "unixsocket": SOCKET}
+    servers = [ClockedServer(binary, options=options) for _ in range(SERVERS)]
     started: list[Any] = []
     try:
         for server in servers:
