@@ -102,6 +102,7 @@ ACTS_DONE: dict[str, dict[str, str]] = {
     "ban": {"subject": "203.0.113.60", "for": "1m"},
     "lift": {"subject": "203.0.113.60"},
     "limits": {},
+    "peek": {"subject": "203.0.113.7", "limit": "few"},
     "reset": {"subject": "203.0.113.7", "limit": "few"},
     "letters": {},
     "retry": {"id": "{retried}"},
