@@ -178,7 +178,7 @@ def _rehearsed(about: str, act: Callable[[], None]) -> Line:
         act()
     except RedisUnavailable as error:
         todo = f" {WHY[error.reason]}" if error.reason in MISCONFIGURED else ""
-        if error.reason in ("noperm", "time"):
+        if error.lacks_right or error.reason == "time":
             todo = " Give this user the commands it lacks."
         return Line("fail", about, f"{error}.{todo}")
     return Line("pass", about, "this user may do what the app does")

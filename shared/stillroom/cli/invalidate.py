@@ -18,7 +18,7 @@ from rich.progress import (
 
 from stillroom.cache import Progress as Done
 from stillroom.cache.reclaim import SOFT, SWEEP, TAG
-from stillroom.cli.tables import AsJson, is_missing_right, print_json
+from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.room import Stillroom
@@ -102,7 +102,7 @@ def _reclaim_here(room: Stillroom, bars: Progress, bar: TaskID) -> bool:
     try:
         room.upkeep.reclaim(progress=lambda done: _show(bars, bar, [done]))
     except RedisUnavailable as error:
-        if not is_missing_right(error):
+        if not error.lacks_right:
             raise
         bars.console.print("not allowed here: " + shown(error.detail), markup=False)
         bars.console.print("the next worker that starts frees the memory")

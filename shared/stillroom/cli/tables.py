@@ -14,12 +14,9 @@ from rich import table
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from stillroom.errors import RedisUnavailable
 from stillroom.room import Stillroom
 from stillroom.shown import shown
 
-# Redis 7.0's message inside a script when a right is missing. It has no error code of its own there.
-NO_RIGHT = "The user executing the script can't"
 AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 
 
@@ -29,11 +26,6 @@ def open_room() -> Iterator[Stillroom]:
     with Stillroom() as room:
         room.connect()
         yield room
-
-
-def is_missing_right(error: RedisUnavailable) -> bool:
-    """Return whether the server answered that this user lacks the right to do that."""
-    return error.reason == "noperm" or NO_RIGHT in error.detail
 
 
 class Table(table.Table):
