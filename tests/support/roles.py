@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -172,10 +173,21 @@ class Witness:
     def _user_at(self, address: str) -> str:
         """Return the user of this connection, asked when it is first seen because it may be gone a moment later."""
         if address not in self._users:
-            for client in self._client.client_list():
+            for client in self._clients():
                 if client["user"] != "default":  # nobody is: this one is still logging in
                     self._users[client["addr"]] = client["user"]
         return self._users.get(address, "")
+
+    def _clients(self) -> list[dict[str, str]]:
+        """Return all connections, as soon as no script holds the server up."""
+        while True:
+            try:
+                found: list[dict[str, str]] = self._client.client_list()
+                return found
+            except redis.ResponseError as error:
+                if not str(error).startswith("BUSY"):
+                    raise
+            time.sleep(0.01)
 
     def of(self, user: str) -> set[str]:
         """Return the commands of a user; what a library says about its connection has one name."""
