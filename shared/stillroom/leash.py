@@ -75,7 +75,7 @@ class Leashed:
 
     @property
     def pid(self) -> int:
-        """The command's own process id: nothing stands between it and us."""
+        """Return the command's own process id: nothing stands between it and us."""
         return self._process.pid
 
     @property

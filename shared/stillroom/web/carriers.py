@@ -33,7 +33,9 @@ class Carried(NamedTuple):
 
     @property
     def limits(self) -> tuple[Limit, ...] | None:
-        """The limits, with the kinds of subjects they count here. None: a function of the request names them."""
+        """Return the limits, with the kinds of subjects they count here. None: a function of the request names
+        them.
+        """
         given = self.declaration.limits
         return given if isinstance(given, tuple) else None
 
