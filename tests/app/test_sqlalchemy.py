@@ -503,6 +503,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 from stillroom import AsyncStillroom, NoDispatch, Settings
 from stillroom.integrations.sqlalchemy import AfterCommit
+
+pytestmark = pytest.mark.any_server
 room = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1"), dispatch=NoDispatch())
 after_commit = AfterCommit(room)
 with Session(create_engine("sqlite://")) as session:
