@@ -29,6 +29,8 @@ from tests.support.catalogue import Base, Brand, Catalogue, Label, Product
 from tests.support.crowd import PATIENT
 from tests.support.stepper import Stepper
 
+pytestmark = pytest.mark.any_server
+
 
 @pytest.fixture
 def after_commit(room: Any, catalogue: Catalogue) -> AfterCommit:
@@ -503,8 +505,6 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 from stillroom import AsyncStillroom, NoDispatch, Settings
 from stillroom.integrations.sqlalchemy import AfterCommit
-
-pytestmark = pytest.mark.any_server
 room = AsyncStillroom(Settings(redis_url="redis://127.0.0.1:1"), dispatch=NoDispatch())
 after_commit = AfterCommit(room)
 with Session(create_engine("sqlite://")) as session:
