@@ -19,7 +19,7 @@ up: $(VENV)/.run  ## Worker, beat and Flower on this machine; Ctrl-C ends them
 	$(BIN)/stillroom up
 
 test: $(VENV)/.dev  ## All tests, on all CPUs; ARGS="-n 0 -k name" for some of them
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev docs  ## Lint, format, types, layers, docs
 	$(BIN)/ruff check .
