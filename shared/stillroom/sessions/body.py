@@ -290,7 +290,7 @@ class SessionsBody(Asking):
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
         labels = b"\n".join(encoded_tags(tags))
         old = None if replaces is None else self._place(replaces)
-        # Who is nobody yet stays where he was: then one script does all of it.
+        # An anonymous session stays in its shard: then one script does all of it.
         shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
         token, place = self._new_place(shard)
         ends_with = cookie & BRINGS_ANOTHER

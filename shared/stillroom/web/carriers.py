@@ -183,7 +183,7 @@ def _dependencies(dependant: Any, depth: int) -> Iterator[Any]:
         yield from _dependencies(one, depth + 1)
 
 
-# What they share
+# Shared by the frameworks
 
 
 def _endpoint(

@@ -44,7 +44,7 @@ class Asked(NamedTuple):
     headers: list[Header]  # empty where nobody reads them
 
 
-# What a request is counted by besides its address: kind → text, such as {"user": "ann"}.
+# Returns the subjects of a request besides its address: kind → text, as in {"user": "ann"}.
 SubjectOf = Callable[[Asked], Mapping[str, str | None]]
 ExemptWhen = Callable[[Asked], bool]
 

@@ -183,7 +183,7 @@ class AsyncLink(asyncio.BufferedProtocol):
         replies, self._replies = self._replies, []
         return replies
 
-    # What the transport calls
+    # Called by the transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer

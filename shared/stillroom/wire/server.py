@@ -183,7 +183,7 @@ class Server:
         """Return the failure to make a connection, with the setting that leads there and what to do."""
         return explained(failure, self._source)
 
-    # Who answers
+    # The peer
 
     @property
     def primary(self) -> str | None:

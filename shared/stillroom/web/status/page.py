@@ -150,7 +150,7 @@ def _verdict(report: Report) -> str:
     return f"{first}, {amount(looks)} more to look at" if looks else first
 
 
-# What to do
+# Advice
 
 
 def _findings(report: Report, now: float) -> Html:
