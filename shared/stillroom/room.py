@@ -95,8 +95,8 @@ class Operations(Generic[D]):
     health: HealthBody
     cache_in_threads: Cache  # the cache, for a thread that has no event loop
     state: D  # runs operations on sessions, limits and abuse, which are on one server
-    # The operations that prove this process's copies of the cache, each with its place in a step On of `state`. They
-    # ride in a batch of `state` itself where the cache `is_near_here`.
+    # The operations that prove this process's copies of the cache, each with its place in a step On of `state`.
+    # They ride in a batch of `state` itself where the cache `is_near_here`.
     proofs: Callable[[], list[tuple[int, Operation[None]]]]
     is_near_here: bool
 
