@@ -126,7 +126,7 @@ class UnknownLoader(StillroomError, LookupError):
 
 
 WHO_MAY = "users.acl says what this user of Redis may do"
-# What Redis 7.0, and others, say where a script lacks a right: they have no error code for it there.
+# Redis 7.0 and others say this where a script lacks a right: they have no error code for it there.
 NO_RIGHT = ("The user executing the script can't", "ACL failure in script")
 
 

@@ -176,8 +176,7 @@ class Company:
     def command(self, role: str, *arguments: str) -> str:
         """Run `stillroom …` as this role in this process, because starting Python for each would take long."""
         environment = self.environment(role) | {"STILLROOM_LOADERS": "tests.support.company_shop"}
-        with self.witness.visit(role):
-            done = CliRunner().invoke(command_line, arguments, env=environment)
+        done = CliRunner().invoke(command_line, arguments, env=environment)
         assert done.exit_code == 0, (
             f"{role}: {' '.join(arguments)}: {done.output} {done.exception!r}"
         )
@@ -402,7 +401,7 @@ def _operate(company: Company) -> None:
     letter = {"kind": "message", "body": body, "reason": "a test", "tries": 1, "cut": 0}
     made = [company.admin.xadd("stillroom:dead-letters", letter).decode() for _ in range(2)]
     assert set(ACTS_DONE) == set(ACTS)
-    with company.witness.visit("web"), Stillroom(settings) as room:
+    with Stillroom(settings) as room:
         room.cache.cached("product:{id}", ttl=60, name="product")(_load_here)(1)
         handle = room.sessions.create("acted").handle
         names = {"handle": handle, "retried": made[0], "dropped": made[1]}
@@ -444,8 +443,8 @@ def _page(company: Company, path: str) -> str:
 
 def _look(company: Company) -> None:
     """Look as a person with redis-cli, a container's check, and an exporter of metrics do."""
-    with company.witness.visit("ops"), company.client("ops") as ops:
+    with company.client("ops") as ops:
         for command in LOOKS:
             ops.execute_command(*command.split())
-    with company.witness.visit("health"), company.client("health") as health:
+    with company.client("health") as health:
         health.info()

@@ -31,12 +31,12 @@ T = TypeVar("T")
 
 
 def shard_of(name: bytes, shards: int) -> int:
-    """The shard of a sanitized key."""
+    """Return the shard of a sanitized key."""
     return crc32(name) % shards
 
 
 def shard_keys(settings: Settings) -> list[Keys]:
-    """The keys of each shard."""
+    """Return the keys of each shard."""
     namespace, in_cluster = settings.namespace, settings.cluster
     return [Keys(namespace, shard, in_cluster=in_cluster) for shard in range(settings.shards)]
 

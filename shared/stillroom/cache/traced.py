@@ -197,12 +197,12 @@ class TracedBody(CacheBody):
 
 
 def body_of(settings: Settings) -> type[CacheBody]:
-    """The class that a cache of these settings is made of."""
+    """Return the class that a cache of these settings is made of."""
     return TracedBody if settings.explain_header else CacheBody
 
 
 def store_of(settings: Settings, stats: Stats) -> Store:
-    """The store of copies of a cache of these settings."""
+    """Return the store of copies of a cache of these settings."""
     return (TracedStore if settings.explain_header else Store)(settings.near_limit, stats)
 
 

@@ -1,5 +1,5 @@
--- A page of the living sessions of a user in this shard, without their data, the newest first; forgets those whose
--- record is gone.
+-- Returns a page of the living sessions of a user in this shard, without their data, the newest first. It forgets
+-- those whose record is gone.
 -- KEYS  1 user index
 -- ARGV  1 prefix  2 the stamp to go on below: `+inf`, then `(` and what the page before it returned  3 most on it
 -- returns {the stamp to go on below, '' if there are no more, h, what the record says of itself, h …}

@@ -1,4 +1,4 @@
--- A scheduled task has ended well.
+-- Notes that a scheduled task has ended well.
 -- KEYS  1 ticks
 -- ARGV  1 task  2 how long they are remembered, ms
 -- returns 1

@@ -1,4 +1,4 @@
--- A worker is at work, and what it does. Those of whom nothing was heard for a while are forgotten.
+-- Notes that a worker is at work, and what it does. Workers that were not heard of for a while are forgotten.
 -- KEYS  1 workers  2 workers:about
 -- ARGV  1 which worker  2 how long it is remembered, ms  3 what it does, JSON, or nothing
 -- returns 1

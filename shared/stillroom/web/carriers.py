@@ -33,7 +33,9 @@ class Carried(NamedTuple):
 
     @property
     def limits(self) -> tuple[Limit, ...] | None:
-        """The limits, with the kinds of subjects they count here. None: a function of the request names them."""
+        """Return the limits, with the kinds of subjects they count here. None: a function of the request names
+        them.
+        """
         given = self.declaration.limits
         return given if isinstance(given, tuple) else None
 
@@ -181,7 +183,7 @@ def _dependencies(dependant: Any, depth: int) -> Iterator[Any]:
         yield from _dependencies(one, depth + 1)
 
 
-# What they share
+# Shared by the frameworks
 
 
 def _endpoint(

@@ -46,7 +46,7 @@ class Known(NamedTuple):
 
     @property
     def carries(self) -> tuple[Carried, ...]:
-        """The limits that its endpoint carries."""
+        """Return the limits that its endpoint carries."""
         return self.endpoint.carries
 
 
@@ -96,7 +96,7 @@ def _misfits(
 
 
 def known_routes(app: object) -> list[Known] | None:
-    """All routes of an app of Starlette, FastAPI, Flask or Django. None: they can't be seen."""
+    """Return all routes of an app of Starlette, FastAPI, Flask or Django. None: they can't be seen."""
     for one in layers(app):
         if hasattr(one, "url_map") and hasattr(one.url_map, "iter_rules"):
             return [_of_flask(one, rule) for rule in one.url_map.iter_rules()]

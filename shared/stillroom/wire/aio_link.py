@@ -27,7 +27,7 @@ _Wake = Callable[[Any], object]
 
 
 class Arrival:
-    """What one task awaits: it ends once. A future whose callback is called at once, and not by the event loop.
+    """Hold what one task awaits, and end that once: a future that wakes its task itself, not by the event loop.
 
     It does of asyncio's protocol of futures what a Task asks for, and nothing else: only one task may await it.
     """
@@ -183,7 +183,7 @@ class AsyncLink(asyncio.BufferedProtocol):
         replies, self._replies = self._replies, []
         return replies
 
-    # What the transport calls
+    # Called by the transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
@@ -260,10 +260,9 @@ class AsyncLink(asyncio.BufferedProtocol):
     async def is_alive(self) -> bool:
         """Return whether the idle connection is open and silent. Costs a system call."""
         if self._poll.poll(0):  # what the event loop has not seen yet: it was busy since it came
+            # It looks at its sockets in the first round, and reads in the second.
             await asyncio.sleep(0)
-            await asyncio.sleep(
-                0
-            )  # it looks at its sockets in the first round, and reads in this one
+            await asyncio.sleep(0)
         return not (self._transport.is_closing() or self._has_ended or self._replies)
 
     def close(self) -> None:
