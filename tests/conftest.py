@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 import redis
@@ -21,6 +22,12 @@ from tests.support.faces import FACES, open_room
 
 pytest_plugins = ["stillroom.testing"]  # what apps get, for tests/redis/test_testing.py
 SERVERS = ["valkey", "redis"]
+
+# How fast a busy machine makes examples, or runs one, is not what a property is about.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,20 +76,21 @@ def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
     return bool(kind == "redis" and is_alike and not is_full)
 
 
-# Files that take half a minute and more, the longest first: one that began last would be waited for alone.
+# Files that take half a minute and more, the longest first: one that began last would be waited for alone. The two
+# histories keep all CPUs busy: they begin with, and after, what has no deadlines of its own.
 LONGEST = [
     "tests/explorer/test_state.py",
-    "tests/workers/test_guards.py",
-    "tests/explorer/test_cache.py",
     "tests/races/test_near_history.py",
+    "tests/explorer/test_cache.py",
+    "tests/cli/test_output.py",
     "tests/races/test_history.py",
+    "tests/workers/test_guards.py",
     "tests/failover/test_sentinels.py",
     "tests/failover/test_proofs.py",
     "tests/workers/test_neighbours.py",
     "tests/workers/test_start.py",
     "tests/faults/test_limit_outages.py",
     "tests/cli/test_commands.py",
-    "tests/cli/test_output.py",
 ]
 
 
