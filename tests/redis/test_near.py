@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stillroom import AsyncStillroom, InvalidArgument, Settings, Stillroom
 from stillroom.cache import CacheProbe, near
+from stillroom.dispatch import InlineDispatch
 from stillroom.health.report import CacheStats
 from tests.support.entries import age
 from tests.support.faces import open_room
@@ -393,6 +394,49 @@ def test_a_stale_copy_is_no_answer(room: Any, client: Any, dispatch: Any, trips:
     refreshed(room, price, dispatch)
     with room.request():
         assert price(7) == [2]
+
+
+STALE_READS: dict[str, Callable[[Any, Any], Any]] = {
+    "its loader": lambda room, price: price(7),
+    "a get": lambda room, price: room.cache.get("price:7", near=True),
+    "a get_or_set": lambda room, price: room.cache.get_or_set(
+        "price:7", lambda: [1_000], ttl=600, swr=60, near=True
+    ),
+}
+
+
+@pytest.mark.parametrize("second", STALE_READS)
+@pytest.mark.parametrize("first", STALE_READS)
+def test_a_request_shows_a_stale_value_to_its_end(
+    room: Any, client: Any, first: str, second: str
+) -> None:
+    """A request that has read a stale value reads it again, also where it refreshes it itself; the next one reads
+    the new value.
+    """
+    price = price_of(room, swr=60)
+    assert price(7) == [1]
+    age(client, room.keys.entry(b"price:7"), 601)
+    with room.request():
+        for way in (first, second, first, second):
+            assert STALE_READS[way](room, price) == [1]
+    if first == "a get_or_set":  # no worker can run it: its reader refreshes
+        with room.request():
+            assert price(7) == [1_000]
+
+
+@pytest.mark.parametrize("way", ["its loader", "a get"])
+def test_a_request_shows_the_stale_value_that_it_refreshes_inline(
+    settings: Settings, client: Any, way: str
+) -> None:
+    """Without workers a request refreshes what it finds stale, and shows the stale value to its end."""
+    with Stillroom(settings, dispatch=InlineDispatch()) as room:
+        price = price_of(room, swr=60)
+        assert price(7) == [1]
+        age(client, room.keys.entry(b"price:7"), 601)
+        with room.request():
+            assert [STALE_READS[way](room, price) for _ in range(3)] == [[1]] * 3
+        with room.request():
+            assert price(7) == [2]
 
 
 class Point(NamedTuple):

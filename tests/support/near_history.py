@@ -72,7 +72,7 @@ class Torn(NamedTuple):
     key: str
     first: int
     second: int
-    after: float  # seconds between the two reads
+    age: float  # of the request then, seconds
 
 
 def broken(reads: Iterable[Read], floors: Iterable[Floor]) -> list[tuple[Read, Floor]]:
@@ -131,7 +131,7 @@ class Party:
         """A request that reads some keys, some of them twice."""
         keys = random.sample(self.keys, 4)
         began = time.monotonic_ns()
-        seen: dict[str, tuple[int, Any, int]] = {}
+        seen: dict[str, tuple[int, Any]] = {}
         with self.room.request():
             for key in random.choices(keys, k=10):
                 changes = self._changes()
@@ -140,11 +140,12 @@ class Party:
                 if version is None:
                     continue
                 self.records.append(Read(key, self.number, at, began if self.near else at, version))
-                first, before, then = seen.get(key, (version, None, at))
+                first, before = seen.get(key, (version, None))
                 is_same = before is changes is self._changes()
                 if self.near and is_same and first != version:
-                    self.records.append(Torn(key, first, version, (at - then) / 1e9))
-                seen[key] = version, changes, at
+                    age = (time.monotonic_ns() - began) / 1e9
+                    self.records.append(Torn(key, first, version, age))
+                seen[key] = version, changes
 
     async def outside(self) -> None:
         """Reads outside of a request."""

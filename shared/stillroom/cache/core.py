@@ -262,7 +262,9 @@ class Core:
         if value is MISS or entry is None:
             return default
         if freshness is Freshness.STALE and entry.source:
+            shown = None if kept_for is None else self._memo.recall(name, b"")
             yield from self._ask_for_refreshes([Stale(name, entry, entry.source)])
+            self._show_again(name, shown)
         return value
 
     @overload
@@ -371,12 +373,13 @@ class Core:
             return value
         if freshness is Freshness.FRESH:
             return value
-        if recipe.loader is None:
-            return (yield from self._refresh_here(name, entry, value, recipe))
-        source = self._source(recipe)
-        if not source:
-            return (yield from self._refresh_here(name, entry, value, recipe))
-        yield from self._ask_for_refreshes([Stale(name, entry, source)])
+        shown = self._memo.recall(name, recipe.release) if recipe.near is not None else None
+        if source := self._source(recipe):
+            yield from self._ask_for_refreshes([Stale(name, entry, source)])
+        else:
+            fresh = yield from self._refresh_here(name, entry, value, recipe)
+            value = fresh if shown is None else value
+        self._show_again(name, shown)
         return value
 
     def loader(
@@ -634,6 +637,11 @@ class Core:
     ) -> None:
         if entry is not None:
             self._memo.remember(name, Remembered(entry, freshness, asked.changes, asked.asked))
+
+    def _show_again(self, name: bytes, shown: Remembered | None) -> None:
+        """Let this request read again what it was shown, though the value has been refreshed, perhaps by itself."""
+        if shown is not None:
+            self._memo.remember(name, shown)
 
     def _remember_loaded(self, name: bytes, recipe: Recipe, value: Any, asked: Proof) -> None:
         """Let this request read again the value that it loaded or was served."""
