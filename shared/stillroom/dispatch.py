@@ -200,7 +200,7 @@ class CeleryDispatch:
         if now >= due:
             self._woken[task] = now + WAKE_AGAIN_S
             self._enqueue(_Errand(wakes=task))
-        else:  # whoever was woken may be done before this: once more, when it may be
+        else:  # the thread that was woken may be done before this: wake it again
             self._owed[task] = due
             self._enqueue(_Errand())
 

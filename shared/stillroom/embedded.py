@@ -307,7 +307,7 @@ def _lock(log: IO[bytes], directory: Path) -> None:
 
 
 def _answers(port: int, pid: int) -> bool:
-    # Who answers matters: whoever won the race for the port may well be a Redis too. A server with
+    # The answer must be our own server's: another Redis may have won the race for the port. A server with
     # a password tells nobody who it is, but its refusal shows that it is up.
     try:
         with socket.create_connection((HOST, port), timeout=1.0) as wire:

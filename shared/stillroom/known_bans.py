@@ -41,7 +41,7 @@ class KnownBans:
     def reset(self) -> None:
         """Nothing known but what is in the file: a forked process has met nobody yet."""
         self.until: dict[bytes, int] = {}
-        self.widths: set[str] = set()  # of networks among them that nobody looks for anyway
+        self.widths: set[str] = set()  # of networks among them of a width that no process looks for
         self._seen = (0, 0)  # the file's time and size
         self._looked_at = 0.0
 

@@ -411,7 +411,7 @@ class AsyncDriver:
             return Failed(error)
 
 
-# What takes its time by other clocks than the call's; of the pauses a Backoff does not.
+# Steps whose time is not the call's. A Backoff is a Pause, but takes the call's time.
 _OTHERS_TIME = (Call, Pause, On)
 
 
@@ -642,7 +642,7 @@ class Repair:
         words = {place: words_of(self._batch[place])[0] for place in behind}
         if any(words[place] == b"EVALSHA" for place in behind if place not in missing):
             return []  # another script has run behind it: their order would be lost
-        # Whatever is waited for has only now been done.
+        # The missing scripts have been loaded only now.
         return sorted([*missing, *(place for place in behind if words[place] == b"WAIT")])
 
     def _prepare(self) -> None:

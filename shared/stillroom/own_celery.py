@@ -18,7 +18,7 @@ from celery.app import utils
 from celery.loaders.app import AppLoader
 from celery.local import maybe_evaluate
 
-# What Celery would read from the environment → what says it here.
+# A variable that Celery would read from the environment → the setting of ours in its place.
 AMBIENT = {
     "CELERY_BROKER_URL": "STILLROOM_BROKER_URL or REDIS_URL",
     "CELERY_BROKER_READ_URL": "STILLROOM_BROKER_URL or REDIS_URL",

@@ -101,7 +101,7 @@ def _peppers(value: object) -> object:
     return peppers
 
 
-# What Kubernetes puts into every pod for a Service that is called stillroom.
+# Kubernetes sets variables of these names in every pod for a Service that is called stillroom.
 _INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
 
 RedisUrl = Annotated[str, AfterValidator(check_url)]
@@ -350,7 +350,7 @@ class Settings(BaseSettings):
     heartbeat_file: Path | None = None
     """A file that a worker touches while it can work, for a container's health check."""
 
-    _in_code: frozenset[str] = PrivateAttr(frozenset())  # what was given by name: it comes first
+    _in_code: frozenset[str] = PrivateAttr(frozenset())  # values given by name: they come first
 
     def __init__(self, **values: Any) -> None:
         _refuse_unknown(os.environ)
@@ -489,7 +489,7 @@ class Settings(BaseSettings):
             yield name, redact(value) if is_url else value
 
 
-# What may come from a file: setting → its name in the environment, which `_FILE` is added to.
+# Settings that may come from a file: setting → its name in the environment, to which `_FILE` is added.
 SECRETS = {
     "redis_password": "REDIS_PASSWORD",
     "sentinel_password": "STILLROOM_SENTINEL_PASSWORD",

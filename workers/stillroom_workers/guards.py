@@ -48,7 +48,7 @@ __all__ = ["AMQP", "Channel", "Connection", "Consumer", "Control", "Request", "T
 
 REASON_LENGTH = 200  # characters
 
-# What Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the
+# Errors that Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the
 # worker's trouble and must not cost a good message its place in the queue. KeyError belongs here
 # (a LookupError), although kombu's Redis transport counts it among its *connection* errors: on a
 # message without `id` the stock worker reconnected, gave it back and read it again, for ever.

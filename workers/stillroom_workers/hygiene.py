@@ -29,7 +29,7 @@ NAME_LIMIT = 255  # characters of an id or a name
 RETRIES_LIMIT = 1_000
 
 CALLS = ("callbacks", "errbacks", "chain", "chord")
-# What a request is made of. Everything else in a header would become an attribute of the running task.
+# The headers that a request is made of. Any other one would become an attribute of the running task.
 HEADERS = frozenset(
     (
         "lang",

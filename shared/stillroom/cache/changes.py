@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     head: bytes
     rest: bytes
     entry: Entry | None
-    seq: int = 0  # of the clock that was read with it
+    seq: int = 0  # the seq of the clock that was read with it
 
 
 class Changes(Core):

@@ -470,7 +470,7 @@ class Core:
                 return []
             return list(replies)
         late = [place for place, reply in replies.items() if reply == LATE]
-        if late:  # and yet its answer is here in time: the server's clock is not where we thought
+        if late:  # its answer came in time all the same: the server's clock is not where we thought
             self.clock.doubt_clock()
         return late
 
@@ -528,7 +528,7 @@ class Core:
         raw, _ = self._own(first, other, name, recipe.release)
         entry, freshness = yield from self._judge(raw, name, clock, known)
         if entry is None and raw is None and first is not None:
-            # Whoever asked is served its own until it ends. Asking at once again would change nothing.
+            # The caller is served its own value until that ends. Another refresh at once would change nothing.
             yield from self._back_off_all([(name, held)])
             return self._report(order, "another release's")
         if entry is None or freshness is not Freshness.STALE:

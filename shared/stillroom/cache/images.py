@@ -187,7 +187,7 @@ def read_image(
             kind, (width, height) = _header(file, name)
             after = os.fstat(file.fileno())
         if digest is None or _version(before) != _version(after):
-            continue  # somebody writes it just now
+            continue  # another process is writing it just now
         if width * height > pixel_limit or min(width, height) < 1:
             sentence = f"it has {width:,} × {height:,} pixels; the limit is {pixel_limit:,}"
             raise ImageRefused(name, "pixels", sentence)
@@ -280,7 +280,7 @@ def _header(file: IO[bytes], name: str) -> tuple[str, tuple[int, int]]:
                 return mime, (height, width) if is_turned else (width, height)
         except MemoryError:
             raise
-        except Exception as error:  # whatever a reader makes of bytes that are no image
+        except Exception as error:  # any error that a reader raises for bytes that are no image
             sentence = f"its header is no {kind}'s ({type(error).__name__})"
             raise ImageRefused(name, "content", sentence) from None
     file.seek(0)

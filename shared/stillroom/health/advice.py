@@ -250,7 +250,7 @@ NO = {
     "wrongtype": "Another program writes into this namespace: give Stillroom one of its own (STILLROOM_NAMESPACE).",
 }
 
-# What is measured
+# Measurements
 
 
 def _of_servers(

@@ -58,7 +58,7 @@ TAGS_OPTION = "stillroom_tags"  # the execution option of a statement that says 
 if TYPE_CHECKING:  # importing it takes greenlet, which only async sessions need
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 
-    # What a user of SQLAlchemy calls a session.
+    # The two classes that SQLAlchemy calls a session.
     AnySession: TypeAlias = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any]
     Watchable: TypeAlias = (
         type[Session | AsyncSession]
@@ -150,7 +150,7 @@ class AfterCommit:
         watch(changes)
         return changes.frame(_innermost(inner))
 
-    # What sessions tell
+    # Events of SQLAlchemy's sessions
 
     def _began(
         self, session: Session, transaction: SessionTransaction, connection: Connection
@@ -352,7 +352,7 @@ def _note_former(connection: Connection, row: Any) -> None:
     watching = _watched(row)
     if session is not None and watching and tags is not None:
         fields = [column.key for column in _mapper_of(row).column_attrs]
-        if not tags.has_functions:  # nobody knows which columns a function looks at
+        if not tags.has_functions:  # the columns that a function looks at are unknown
             fields = [name for name in fields if name in tags.fields]
         former = _former(connection, row, fields)
         noted = tags.of(Before(row, former))

@@ -27,7 +27,7 @@ class Neighbours:
     """Count the logs that each network has in a table, and hold the logs of subjects that found no room there."""
 
     def __init__(self, most: int) -> None:
-        # Of a /24 of IPv4 or a /48; of a /16 or a /32.
+        # The most networks of each width: first of a /24 of IPv4 or a /48, then of a /16 or a /32.
         self._most = (max(256, most // 8), max(512, most // 4))
         self._counts: Counter[bytes] = Counter()
         self._together: tuple[OrderedDict[bytes, Log], ...] = (

@@ -31,7 +31,7 @@ log = logging.getLogger("stillroom.sessions")
 
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
-LOGOUT, ROTATION = "a logout", "a rotation"  # what is said of them where no replica has them
+LOGOUT, ROTATION = "a logout", "a rotation"  # their names in the error where no replica has them
 SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
 
 

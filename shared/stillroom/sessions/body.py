@@ -93,7 +93,7 @@ SWEEP_TASK = "stillroom.sweep_sessions"
 BITE = 100  # sessions one script looks at …
 BITE_LIMIT = 200  # … and may be told to: some 3 ms of the server's
 SWEEP_S = 50.0  # one run of the sweep ends after this; the next goes on
-TRIES = 100  # of mutate: each lost one means that somebody else's was won
+TRIES = 100  # tries of mutate: each lost one means that another caller won
 PAGE = 200  # sessions of a user that one script lists: some 3 ms of the server's
 CAP_LIMIT = 300  # sessions of a user that one login may count
 REMOVE_LIMIT = 1_000  # keys in one update: no session has more
@@ -289,7 +289,7 @@ class SessionsBody(Asking):
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
         labels = b"\n".join(encoded_tags(tags))
         old = None if replaces is None else self._place(replaces)
-        # Who is nobody yet stays where he was: then one script does all of it.
+        # An anonymous session stays in its shard: then one script does all of it.
         shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
         token, place = self._new_place(shard)
         ends_with = cookie & BRINGS_ANOTHER

@@ -9,7 +9,7 @@ from stillroom.scripts import session_destroy, session_hold, session_undo
 from stillroom.wire import Command
 
 TRIES = 5  # to find out which was first, an end or a rotation; then as many that favour the end more and more
-# What the response does: see lua/session_destroy.lua and session_create.lua.
+# What a response does to the browser's cookie: see lua/session_destroy.lua and session_create.lua.
 NO_COOKIE, TAKES_AWAY, UNLESS_LATE, BRINGS_ANOTHER, BOTH = 0, 1, 1, 2, 3
 
 

@@ -44,7 +44,7 @@ class Asked(NamedTuple):
     headers: list[Header]  # empty where nobody reads them
 
 
-# What a request is counted by besides its address: kind → text, such as {"user": "ann"}.
+# Returns the subjects of a request besides its address: kind → text, as in {"user": "ann"}.
 SubjectOf = Callable[[Asked], Mapping[str, str | None]]
 ExemptWhen = Callable[[Asked], bool]
 
@@ -54,7 +54,7 @@ class _Plan(NamedTuple):
 
     limits: tuple[Limit, ...]
     counted: tuple[Counted, ...]
-    by_ip: bool  # and by nothing else
+    by_ip: bool  # and by no other subject
     by_user: bool
 
 

@@ -48,7 +48,7 @@ METHODS = ("GET", "HEAD")
 
 LIVE, READY, HEALTH, METRICS, STATUS = "live", "ready", "health", "metrics", "status"
 OPERATE = "operate"
-# What opens them. A browser can't be told a bearer token, but asks its user for a password.
+# The schemes that open the details. A browser can't be given a bearer token, but asks its user for a password.
 GUARDED: Mapping[str, str] = {
     METRICS: 'Bearer realm="stillroom"',
     STATUS: 'Basic realm="stillroom", charset="UTF-8"',

@@ -133,7 +133,7 @@ class AsyncLink:
 
     async def is_alive(self) -> bool:
         """Return whether the idle connection is open and silent. Costs a system call."""
-        if self._poll.poll(0):  # what the event loop has not seen yet: it was busy since it came
+        if self._poll.poll(0):  # bytes that the busy event loop has not seen yet
             await asyncio.sleep(0)
             await asyncio.sleep(
                 0
@@ -155,7 +155,7 @@ class _Pool:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._lateness = Lateness()
         self.open = 0
-        self.guard: AsyncGenerator[None, None] | None = None  # what closes it with its loop
+        self.guard: AsyncGenerator[None, None] | None = None  # closes it together with its loop
 
     async def lease(self, deadline: float, *, check: bool) -> tuple[AsyncLink, float]:
         """A connection, and the deadline as the loop's own work has moved it."""

@@ -41,7 +41,7 @@ LEAST_ERROR_NS = 50_000
 pack_command: Any = hiredis.pack_command  # its stubs want a tuple of one
 ReplyError = hiredis.ReplyError
 TIME: bytes = pack_command((b"TIME",))
-NOT_YET = object()  # what a reader says while a reply has not come as a whole
+NOT_YET = object()  # a reader's answer while a reply is incomplete
 TOO_MANY = "the server said more than it was asked"
 PING: bytes = pack_command((b"PING",))
 ROLE: Command = ("INFO", "replication")
@@ -183,7 +183,7 @@ class Server:
         """The failure to make a connection, with the setting that leads there and what to do."""
         return explained(failure, self._source)
 
-    # Who answers
+    # The peer
 
     @property
     def primary(self) -> str | None:

@@ -336,7 +336,7 @@ class Wire:
         try:
             replies = link.exchange(packed, count, deadline, now)
         except BaseException:
-            # Whatever it was, unread replies may follow on this connection: nobody may use it again.
+            # After any error unread replies may follow on this connection, so no call may use it again.
             self._drop(link)
             raise
         if riding:

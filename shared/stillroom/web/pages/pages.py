@@ -238,7 +238,7 @@ class Pages(Generic[R]):
                 f"Pages.install(app): FastAPI, Starlette or Flask, not {type(app).__name__}"
             )
 
-    # What middleware asks
+    # Called by middleware
 
     def find(self, endpoint: Any, visit: Visit) -> Found | None:
         """Return which page this request is for; None if the endpoint is not marked."""

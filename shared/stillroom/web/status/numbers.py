@@ -11,7 +11,7 @@ from typing import NamedTuple
 UNKNOWN = "–"
 THIN = "\u202f"  # between a number and its unit, so that a line never breaks there
 EXACT_BELOW = 10_000
-HIGHEST = 999.5  # what is rounded to three digits from here on has four
+HIGHEST = 999.5  # from here on a number rounded to three digits has four
 STEPS = (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8)  # of an axis' top: half of each is as round
 
 

@@ -42,7 +42,7 @@ HEADERS = (
 )
 
 SPARK_STRETCHES = 48
-RELOAD_S = 30  # what the page offers
+RELOAD_S = 30  # the periods that the page offers
 VIEW = View()
 TAB_COLOURS = {"pass": "#1a7f37", "warn": "#b36b00", "fail": "#c62828"}
 
@@ -150,7 +150,7 @@ def _verdict(report: Report) -> str:
     return f"{first}, {amount(looks)} more to look at" if looks else first
 
 
-# What to do
+# Advice
 
 
 def _findings(report: Report, now: float) -> Html:

@@ -37,7 +37,7 @@ class Tile(NamedTuple):
     name: str
     state: State
     number: str
-    of: str  # what it is a number of
+    of: str  # the things that the number counts
     facts: tuple[str, ...]
     get: Getter  # its line through the day …
     say: Callable[[float], str]  # … and how its values are said
