@@ -92,7 +92,7 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """The server's own process id."""
+        """Return the server's own process id."""
         return self._running().pid
 
     @property
@@ -279,7 +279,7 @@ def _binary_from_wheel() -> Path:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on, for now."""
+    """Return a port of this machine that nobody listens on, for now."""
     # Not `random`: two test processes with the same seed would race for the same ports all along.
     while True:
         port = PORTS[secrets.randbelow(len(PORTS))]

@@ -75,12 +75,12 @@ class Leashed:
 
     @property
     def pid(self) -> int:
-        """The command's own process id: nothing stands between it and us."""
+        """Return the command's own process id: nothing stands between it and us."""
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; -9 if SIGKILL ended it."""
+        """Return None while the command runs; -9 if SIGKILL ended it."""
         return self._process.poll()
 
     @property

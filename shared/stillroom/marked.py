@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 def kind(
     name: str, type: type, parts: Callable[[Any], Any], whole: Callable[[Any], Any] | None = None
 ) -> Kind:
-    """The kind of all instances of a type. `whole` is the type itself unless it is given."""
+    """Return the kind of all instances of a type. `whole` is the type itself unless it is given."""
     return Kind(name, lambda value: isinstance(value, type), parts, whole or type)
 
 

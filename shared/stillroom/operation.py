@@ -120,7 +120,7 @@ class Kept:
         return not isinstance(self._batch, Once | Timed)
 
     def with_wait(self, patience_s: float) -> list[Command]:
-        """The batch and WAIT, which is answered before `patience_s` seconds are over."""
+        """Return the batch and WAIT, which is answered before `patience_s` seconds are over."""
         budget = time_left()
         left = patience_s if budget is None else min(patience_s, budget.left)
         ms = max(1, int(left * WAIT_SHARE * 1000))
@@ -201,7 +201,7 @@ class Driver:
         self._command_timeout = wire.server.settings.command_timeout
 
     def run(self, operation: Operation[T]) -> T:
-        """The operation's result."""
+        """Return the operation's result."""
         deadline = time.monotonic() + self._call_timeout
         send = operation.send
         try:
@@ -305,7 +305,7 @@ class AsyncDriver:
         self._command_timeout = wire.server.settings.command_timeout
 
     def at(self, place: int) -> AsyncDriver:
-        """The driver of another place of a step On."""
+        """Return the driver of another place of a step On."""
         return self._places[place]
 
     async def run(self, operation: Operation[T]) -> T:
@@ -575,7 +575,7 @@ def _joined(sides: Sequence[_Side]) -> Operation[None]:
 
 
 def drivers_of(wires: Sequence[Wire | ShardWire[Any]], state: Wire | None = None) -> list[Driver]:
-    """A driver for each shard's wire, which knows the others and that of the state."""
+    """Return a driver for each shard's wire, which knows the others and that of the state."""
     places: list[Driver] = []
     drivers = [Driver(wire, places) for wire in wires]
     places += [*drivers, Driver(state, places)] if state is not None else drivers
@@ -670,13 +670,13 @@ class Repair:
         return flags_refused
 
     def failed(self, error: RedisUnavailable) -> RedisUnavailable:
-        """The error of a batch whose second try failed: what was not missing had been done by then."""
+        """Return the error of a batch whose second try failed: what was not missing had been done by then."""
         is_partly_done = len(self._missing) < len(self._batch)
         done = is_partly_done or error.may_be_done
         return RedisUnavailable(error.reason, error.detail, may_be_done=done)
 
     def mended(self, second: Sequence[Any]) -> list[Any]:
-        """The first replies, with those of the second try in the places that were sent again.
+        """Return the first replies, with those of the second try in the places that were sent again.
 
         Raises RedisRefused if one is still an error.
         """

@@ -97,7 +97,7 @@ class Configuration(_StockSettings):  # type: ignore[misc]
 
 
 def ignored(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence for each of Celery's variables that is set and has no effect here."""
+    """Return a sentence for each of Celery's variables that is set and has no effect here."""
     return [
         f"{name} is set and has no effect on Stillroom, whose settings are {instead}"
         for name, instead in AMBIENT.items()

@@ -230,7 +230,7 @@ class _Room:
         return make
 
     def request(self) -> AbstractContextManager[Budget]:
-        """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
+        """Let all Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
         return request_budget(self.settings.request_timeout)
 
     def _connect(self, *wires: Wire | ClusterWire | AsyncWire | AsyncClusterWire) -> None:
@@ -337,7 +337,7 @@ class Stillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> Lock:
-        """A lock that all processes share: `with room.lock("import") as held: …`
+        """Return a lock that all processes share: `with room.lock("import") as held: …`
 
         `lease`: seconds it stays held after its process died, from 0.1 to 3,600; a living one renews it, for
         `longest` seconds in all. `wait`: seconds to wait for it; 0 tries once. Times may be timedeltas.
@@ -357,7 +357,9 @@ class Stillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> Lock:
-        """A lock that `slots` holders can have at a time. All who use the name give the same number. See lock."""
+        """Return a lock that `slots` holders can have at a time. All who use the name give the same number. See
+        lock.
+        """
         return Lock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
 
     def connect(self) -> None:
@@ -473,7 +475,7 @@ class AsyncStillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> AsyncLock:
-        """A lock that all processes share: `async with room.lock("import") as held: …`. See Stillroom.lock."""
+        """Return a lock that all processes share: `async with room.lock("import") as held: …`. See Stillroom.lock."""
         return AsyncLock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
     @explained
@@ -486,7 +488,7 @@ class AsyncStillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> AsyncLock:
-        """A lock that `slots` holders can have at a time. See Stillroom.semaphore."""
+        """Return a lock that `slots` holders can have at a time. See Stillroom.semaphore."""
         return AsyncLock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
 
     async def connect(self) -> None:

@@ -438,17 +438,17 @@ class Settings(BaseSettings):
 
     @property
     def proxy_networks(self) -> tuple[str, ...]:
-        """The networks of the trusted proxies, without those that come through a socket file."""
+        """Return the networks of the trusted proxies, without those that come through a socket file."""
         return networks_of(_with_addresses(self.trusted_proxies))
 
     @property
     def exempt(self) -> tuple[str, ...]:
-        """The networks that no limit counts."""
+        """Return the networks that no limit counts."""
         return self.abuse_allow if self.limit_exempt is None else self.limit_exempt
 
     @property
     def operators(self) -> tuple[str, ...]:
-        """The networks from which an operator needs no token."""
+        """Return the networks from which an operator needs no token."""
         if self.health_networks is not None:
             return self.health_networks
         return () if self.health_token else LOOPBACK
@@ -463,12 +463,12 @@ class Settings(BaseSettings):
 
     @property
     def cache_server(self) -> str:
-        """The URL of the server that holds the cache (without the password setting)."""
+        """Return the URL of the server that holds the cache (without the password setting)."""
         return self.cache_url or self.redis_url
 
     @property
     def broker(self) -> str:
-        """The broker's URL for Celery, the password filled in where the URL has none."""
+        """Return the broker's URL for Celery, the password filled in where the URL has none."""
         return _for_broker(self.broker_url or self.redis_url, self.password)
 
     @property
@@ -517,7 +517,7 @@ def _with_secret_file(values: dict[str, Any], field: str, name: str) -> dict[str
 
 
 def redact(url: str) -> str:
-    """The URL, or a broker's several, without passwords, for logs and errors.
+    """Return the URL, or a broker's several, without passwords, for logs and errors.
 
     >>> redact("redis://app:secret@cache:6379/0")
     'redis://app:***@cache:6379/0'
@@ -535,7 +535,7 @@ def _redact_one(url: str) -> str:
 
 
 def _for_broker(url: str, password: str | None) -> str:
-    """A Redis URL as kombu reads it, the password filled in where it has none.
+    """Return a Redis URL as kombu reads it, the password filled in where it has none.
 
     Of Sentinels kombu wants one URL each; the primary's name is among its options: see dispatch.py.
     """

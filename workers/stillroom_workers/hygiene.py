@@ -155,7 +155,9 @@ def _seconds_ahead(at: datetime) -> float:
 
 
 def keep_what_a_task_needs(headers: Mapping[Any, Any], body: Any) -> dict[Any, Any]:
-    """The headers that a request is made of. A body of protocol 1, which is made into headers, is cut in place."""
+    """Return the headers that a request is made of. A body of protocol 1, which is made into headers, is cut in
+    place.
+    """
     if isinstance(body, dict):
         for name in set(body) - PROTOCOL_1:
             del body[name]

@@ -77,7 +77,7 @@ class Letters:
 
 
 def readable(raw: bytes, queue: str) -> dict[str, Any]:
-    """The message as a person reads it and as it can be sent again; `raw` where no task is in it."""
+    """Return the message as a person reads it and as it can be sent again; `raw` where no task is in it."""
     try:
         found = _task_in(json.loads(raw))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):

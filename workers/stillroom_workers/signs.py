@@ -62,7 +62,7 @@ class SignsOfLife:
             room.upkeep.record_heartbeat(f"{os.uname().nodename}-{os.getpid()}", about())
 
     def end(self) -> None:
-        """The process ends well: nobody is to take the last sign for a new one."""
+        """Let the process end well: nobody is to take the last sign for a new one."""
         notify("STOPPING=1")
         if self._settings.heartbeat_file:
             self._settings.heartbeat_file.unlink(missing_ok=True)

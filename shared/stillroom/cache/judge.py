@@ -46,7 +46,7 @@ class Judge:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """A lock that no other thread holds. The marks stay: what they lack was not yet counted as known.
+        """Make a lock that no other thread holds. The marks stay: what they lack was not yet counted as known.
 
         A signal handler may read the cache while its own thread holds the lock.
         """
@@ -64,12 +64,12 @@ class Judge:
 
     @property
     def clock(self) -> bytes:
-        """The clock up to which the marks are complete."""
+        """Return the clock up to which the marks are complete."""
         return self._marks.clock
 
     @property
     def run(self) -> bytes | None:
-        """The run of the server on which the epoch was verified, or None if it never was."""
+        """Return the run of the server on which the epoch was verified, or None if it never was."""
         return self._run
 
     @property
@@ -86,7 +86,7 @@ class Judge:
         return now < self._moving_until
 
     def marks_since(self, synced: int) -> Command:
-        """The command that brings the newer marks, the newest first."""
+        """Return the command that brings the newer marks, the newest first."""
         most = b"%d" % self._most(synced)
         newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", most, b"WITHSCORES")
         return (b"ZRANGE", self._keys.marks, b"+inf", b"(%d" % synced, *newest_first)
@@ -133,7 +133,7 @@ class Judge:
         return [_graded(entry, verdict, now) or Freshness.DEAD for entry, verdict in graded]
 
     def caught_up(self, clock: bytes | None, known: int) -> Operation[Marks]:
-        """The marks up to a clock that was read, those of no epoch where they are lost. See settle."""
+        """Return the marks up to a clock that was read, those of no epoch where they are lost. See settle."""
         marks = self._marks
         if marks.clock == clock and self._run == self._clock.run:
             return marks

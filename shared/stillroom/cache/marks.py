@@ -70,7 +70,7 @@ class Marks:
         self.asked: set[bytes] = set()  # tags whose marks from before the floor are known too
 
     def verdict(self, entry: Entry) -> Verdict:
-        """The rule. Valid for an entry read together with a clock equal to `self.clock`."""
+        """Apply the rule. Valid for an entry read together with a clock equal to `self.clock`."""
         stamp = entry.stamp
         if entry.epoch != self.epoch or stamp < self.dead_below or stamp > self.synced:
             return Verdict.DEAD
@@ -198,7 +198,7 @@ def extended(
 
 
 def question(tags: Sequence[bytes], epoch: bytes) -> list[bytes]:
-    """The members whose scores decide over entries with these tags that are older than the floor."""
+    """Return the members whose scores decide over entries with these tags that are older than the floor."""
     return [TRIMMED, NEWEST + epoch, *(prefix + tag for tag in tags for prefix in (b"t:", b"s:"))]
 
 

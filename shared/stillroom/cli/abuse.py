@@ -27,7 +27,7 @@ UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 @bans.command("list")
 def show(limit: Annotated[int, typer.Option(help="Not more than so many.")] = 1_000) -> None:
-    """The bans in force, the one that ends last first."""
+    """Show the bans in force, the one that ends last first."""
     with open_room() as room:
         found = room.abuse.bans(limit)
     print_table(_ban_table(found))

@@ -95,12 +95,12 @@ def names() -> list[str]:
 
 
 def roles(rules: Traversable = USERS) -> list[str]:
-    """The users of users.acl, or of sentinels.acl, that have a password."""
+    """Return the users of users.acl, or of sentinels.acl, that have a password."""
     return sorted(set(ROLE.findall(_lines(rules))))
 
 
 def acl_file(folder: Path, rules: Traversable, namespace: str) -> str:
-    """The aclfile for the passwords in a folder."""
+    """Return the aclfile for the passwords in a folder."""
     return ROLE.sub(lambda match: _hashes(folder, match[1]), _lines(rules)).replace(
         "<ns>", namespace
     )
@@ -111,7 +111,7 @@ def _lines(rules: Traversable) -> str:
 
 
 def users(lines: Iterable[str]) -> Iterator[str]:
-    """One line per user: the server's file knows neither comments nor second lines."""
+    """Yield one line per user: the server's file knows neither comments nor second lines."""
     user = ""
     for line in lines:
         if line.startswith(" "):

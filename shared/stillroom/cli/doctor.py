@@ -59,7 +59,7 @@ def print_lines(lines: Iterable[Line]) -> None:
 
 
 def examined(room: Stillroom) -> Iterator[Line]:
-    """All lines, in the order of their causes: who can't connect has no policy to look at."""
+    """Yield all lines, in the order of their causes: who can't connect has no policy to look at."""
     yield from _settings(room.settings)
     report = room.health.examine()
     told: list[Advice] = []

@@ -31,7 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 def routes(
     path: Path = None, method: Method = "GET", app: App = None, as_json: AsJson = False
 ) -> None:
-    """The tables of limits by path, or what one path has. The app's modules are imported for it.
+    """Show the tables of limits by path, or what one path has. The app's modules are imported for it.
 
     What views carry themselves (`limited`) is not in a table, and comes on top.
     """

@@ -37,7 +37,7 @@ class Change:
     by: str = ""
 
     def onto(self, limit: Limit) -> Limit:
-        """The limit as it is for now."""
+        """Return the limit as it is for now."""
         return replace(limit, quota=self.quota, window=self.window)
 
 
@@ -66,7 +66,7 @@ class Changes:
         self._applied: dict[tuple[Limit, ...], tuple[Limit, ...]] = {}
 
     def applied(self, limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
-        """The limits as they are for now."""
+        """Return the limits as they are for now."""
         known = self._applied.get(limits)
         if known is None:
             if len(self._applied) >= MOST:
@@ -128,7 +128,7 @@ def read_rate(text: str) -> tuple[int, int]:
 
 
 def read_time(text: str) -> int:
-    """Seconds, as people write them: 90s, 30m, 2h, 7d. Raises InvalidLimit."""
+    """Return seconds, as people write them: 90s, 30m, 2h, 7d. Raises InvalidLimit."""
     match = _TIME.fullmatch(text.strip())
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 1 <= seconds <= LONGEST_S:
@@ -148,5 +148,5 @@ def write_rate(quota: int, window: int) -> str:
 
 
 def known_names(windows: Sequence[bytes]) -> list[str]:
-    """The names of limits that processes have, of what `ns:limits:windows` holds."""
+    """Return the names of limits that processes have, of what `ns:limits:windows` holds."""
     return sorted(name.decode(errors="replace") for name in windows)

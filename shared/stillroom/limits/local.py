@@ -89,7 +89,7 @@ class LocalLimits:
         flying: Flying = (),
         known: Sequence[bytes] | None = None,
     ) -> tuple[int, tuple[int, ...]]:
-        """The status, and what there is to say of each limit: all of them are consumed, or none.
+        """Return the status, and what there is to say of each limit: all of them are consumed, or none.
 
         `id`: of a reservation, which may be given back. `known`: what `remember` called the logs, if not so.
         """
@@ -146,7 +146,7 @@ class LocalLimits:
                 self._known.pop(key, None)
 
     def let_go(self, id: str) -> bool:
-        """A reservation made here is not given back any more; True if it might have been."""
+        """Keep a reservation made here from being given back; True if it might have been."""
         with self._lock:
             return self._held.pop(id, None) is not None
 

@@ -44,14 +44,14 @@ class Neighbours:
         )
 
     def count(self, key: bytes, by: int) -> None:
-        """A log of this name has come, or gone (-1)."""
+        """Note that a log of this name has come, or gone (-1)."""
         for name in _networks(key):
             self._counts[name] += by
             if not self._counts[name]:
                 del self._counts[name]
 
     def log(self, key: bytes, limit: Limit, now: int) -> Log:
-        """The log that a subject is counted in with its neighbours: the nearest ones that there is room for."""
+        """Return the log that a subject is counted in with its neighbours: the nearest ones that there is room for."""
         *nearer, widest = zip(_together_with(key), self._together, strict=True)
         for name, logs in nearer:
             if name in logs or _has_room(logs, now):

@@ -53,7 +53,9 @@ class Settling:
         self.waits.pop(REFUNDS, None)
 
     def before(self, request: Request) -> Operation[Request]:
-        """The request, once nothing of it is owed to Redis. Raises RedisUnavailable where this process decides."""
+        """Return the request, once nothing of it is owed to Redis. Raises RedisUnavailable where this process
+        decides.
+        """
         if AWAY in self.waits:
             self._await_others()
         yield from self.tell_refunds()

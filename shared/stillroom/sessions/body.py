@@ -215,7 +215,8 @@ class SessionsBody(Asking):
         fresh: bool = True,
         asked_us: int | None = None,
     ) -> Operation[Session[Any]]:
-        """The `create` of a login whose response brings the browser its cookie, in the place of the session before.
+        """Return the `create` of a login whose response brings the browser its cookie, in the place of the session
+        before.
 
         Responses to other requests of that browser, which are under way, do not set theirs over it. `asked_us`:
         when the request looked at the session before, by this machine's steady clock: a new token that another
@@ -480,7 +481,7 @@ class SessionsBody(Asking):
         return (yield from self._rotate(session, type, grace, is_proof=False))
 
     def confirm(self, session: Known, *, grace: Duration | None = None) -> Operation[Session[Any]]:
-        """The user has just proved again who he is: the session is fresh from now on, under a new token.
+        """Note that the user has just proved again who he is: the session is fresh from now on, under a new token.
 
         See `get(fresh=…)`, and `rotate` for everything else.
         """
@@ -955,7 +956,7 @@ class SessionsBody(Asking):
 
 
 def not_fresh(session: Session[Any], within: Duration) -> SessionNotFresh:
-    """The error to raise for a session that is not fresh."""
+    """Return the error to raise for a session that is not fresh."""
     proved, seconds = session.authenticated_at, seconds_of("fresh", within, least=0)
     return SessionNotFresh(seconds, None if proved is None else session.read_at - proved)
 

@@ -34,7 +34,7 @@ class End(NamedTuple):
         return session_destroy(self.keys, self.prefix, self.age(now_us), self.cookie, self.only)
 
     def holding(self, now_us: int) -> Command:
-        """The command that takes it out of use, to be freed or ended."""
+        """Return the command that takes it out of use, to be freed or ended."""
         return session_hold(self.keys, self.prefix, self.age(now_us))
 
     def age(self, now_us: int) -> int:

@@ -122,5 +122,5 @@ def read_handle(handle: object, shards: int = SHARDS_LIMIT) -> Place | None:
 
 
 def shard_of(user: bytes, shards: int) -> int:
-    """A user's sessions live together, so that one script can count them."""
+    """Return the shard of a user. A user's sessions live together, so that one script can count them."""
     return crc32(user) % shards

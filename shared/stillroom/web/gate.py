@@ -99,7 +99,7 @@ class Gate:
     def route(
         self, method: str, path: str, whole: str, header: Callable[[str], str | None]
     ) -> Route | None:
-        """The route whose limits a request has; None if it has none. See Routes.find."""
+        """Return the route whose limits a request has; None if it has none. See Routes.find."""
         assert self.routes is not None
         found = self.routes.find(method, path, whole)
         if not found.limits:
@@ -113,7 +113,7 @@ class Gate:
     def visit(
         self, asked: Asked, session: RequestSession | None, is_meant: Callable[[], bool]
     ) -> Visit:
-        """A request that comes in."""
+        """Return the visit of a request that comes in."""
         return Visit(asked, self.client_of(asked), session, is_meant)
 
     def asking(self, route: Route, visit: Visit) -> Operation[Decision | None]:
@@ -222,12 +222,12 @@ class Gate:
                 self._look.pop(key, None)
 
     def cookie_of(self, key: object) -> SessionCookie | None:
-        """The cookie that a framework's own session is read by, where the last request here looked at it."""
+        """Return the cookie that a framework's own session is read by, where the last request here looked at it."""
         return self._look.get(key)
 
 
 def _none() -> Operation[None]:
-    """An operation that says nothing to Redis."""
+    """Do nothing: this operation sends nothing to Redis."""
     yield from ()
 
 
@@ -241,7 +241,7 @@ def _user_of(visit: Visit) -> Operation[str | None]:
 
 
 def _check_kinds(routes: Routes | None, subject: object, has_sessions: bool) -> None:
-    """A route that counts by what no request has would raise at each request. Raises InvalidLimit."""
+    """Raise for a route that counts by what no request has: it would raise at each request. Raises InvalidLimit."""
     if routes is None or subject is not None:
         return
     known = {"ip", USER} if has_sessions else {"ip"}

@@ -118,7 +118,7 @@ class Endpoints:
         )  # or mounted at /health itself
 
     def at_once(self, request: Request) -> Response | None:
-        """The answer that needs no report, or None: one is needed."""
+        """Return the answer that needs no report, or None: one is needed."""
         route = self.route(request)
         if route is None:
             return _text(404, "not found")
@@ -134,7 +134,7 @@ class Endpoints:
         return None
 
     def answer(self, request: Request, held: Held | None) -> Response:
-        """The answer. `held` None: no report could be made in time."""
+        """Return the answer. `held` None: no report could be made in time."""
         route = self.route(request)
         if route == READY:
             return self._ready(held)
@@ -202,7 +202,7 @@ class Endpoints:
         return view_of(request.query).choice.hours
 
     def page(self, request: Request, held: Held | None, past: Past) -> Response:
-        """The page at /status. Takes a tenth of a second of CPU: not for an event loop's thread."""
+        """Return the page at /status. Takes a tenth of a second of CPU: not for an event loop's thread."""
         if held is None:
             return _text(503, "no report in time")
         text = render(
@@ -301,7 +301,7 @@ def held_with_age(held: Held) -> tuple[Report, float]:
 
 
 def sized(response: Response) -> list[tuple[str, str]]:
-    """All headers, with the length of the body that GET gets."""
+    """Return all headers, with the length of the body that GET gets."""
     return [*response.headers, ("Content-Length", str(len(response.body)))]
 
 

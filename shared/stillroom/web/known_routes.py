@@ -80,7 +80,7 @@ def _misfits(
 
 
 def known_routes(app: object) -> list[Known] | None:
-    """All routes of an app of Starlette, FastAPI, Flask or Django. None: they can't be seen."""
+    """Return all routes of an app of Starlette, FastAPI, Flask or Django. None: they can't be seen."""
     for one in _inward(app):
         if hasattr(one, "url_map") and hasattr(one.url_map, "iter_rules"):
             return [_of_flask(rule) for rule in one.url_map.iter_rules()]

@@ -55,7 +55,7 @@ class Here(Protocol):
     request: Any  # the argument of functions of the request
 
     def address(self) -> str:
-        """The client's, as `limits.client` makes it."""
+        """Return the client's address, as `limits.client` makes it."""
 
     def header(self, name: str) -> str | None: ...
 
@@ -144,7 +144,7 @@ class Limited:
 def declared(
     limits: Sequence[Any], by: By, cost: Any, count: Counted, exempt_when: When
 ) -> Limited:
-    """The declaration in `limited(*limits, …)`: limits, one list of them, or one function of the request."""
+    """Return the declaration in `limited(*limits, …)`: limits, one list of them, or one function of the request."""
     if len(limits) == 1 and callable(limits[0]):
         return Limited(limits[0], by, cost, count, exempt_when)
     if len(limits) == 1 and isinstance(limits[0], list | tuple):
@@ -160,7 +160,7 @@ def counted_by(count: Counted, limits: Sequence[Limit]) -> tuple[Counted, ...]:
 
 
 def carried(endpoint: object) -> tuple[Limited, ...]:
-    """The declarations that an endpoint carries."""
+    """Return the declarations that an endpoint carries."""
     return getattr(endpoint, MARK, ())
 
 

@@ -146,7 +146,7 @@ class LimitedApp:
 
     @property
     def routes(self) -> list[Any]:
-        """The app's."""
+        """Return the app's routes."""
         return list(getattr(self.app, "routes", []))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -187,7 +187,7 @@ class _Response:
         self._instead: Answer | None = None
 
     def of(self, app: App, environ: Environ) -> Iterable[bytes]:
-        """The body to send. It is the app's own object where it can be, so that a file stays a file."""
+        """Return the body to send. It is the app's own object where it can be, so that a file stays a file."""
         try:
             body = app(environ, self._start)
         except (SessionStoreUnavailable, LoadShed) as error:

@@ -158,7 +158,7 @@ class _Pool:
         self.guard: AsyncGenerator[None, None] | None = None  # closes it together with its loop
 
     async def lease(self, deadline: float, *, check: bool) -> tuple[AsyncLink, float]:
-        """A connection, and the deadline as the loop's own work has moved it."""
+        """Return a connection, and the deadline as the loop's own work has moved it."""
         while True:
             if not self._idle:
                 if self.open < self._settings.pool_size:

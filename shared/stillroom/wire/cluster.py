@@ -48,7 +48,7 @@ W = TypeVar("W", bound=_AnyWire)
 
 
 def slot_of(key: bytes) -> int:
-    """The slot of a key: CRC16 of what stands between its first braces, or of all of it.
+    """Return the slot of a key: CRC16 of what stands between its first braces, or of all of it.
 
     >>> slot_of(b"{shard}.clock") == slot_of(b"a.{shard}.key") == slot_of(b"shard")
     True
@@ -85,7 +85,7 @@ class Topology:
         return self._is_doubted and time.monotonic() >= self._ask_at
 
     def whom_to_ask(self) -> list[Address]:
-        """All nodes, the one in doubt last."""
+        """Return all nodes, the one in doubt last."""
         if self._owners:
             self._ask_at = time.monotonic() + ASK_EVERY_S
         nodes = dict.fromkeys([*self._nodes, self._seed])
@@ -104,7 +104,7 @@ class Topology:
         self._is_doubted = False
 
     def moved(self, slot: int, named: Address) -> Address:
-        """The owner said that another node has the slot (no host: its own). → that node.
+        """Note that the owner said that another node has the slot (no host: its own). Returns that node.
 
         Where the other slots are by now has to be asked for.
         """
@@ -114,7 +114,7 @@ class Topology:
         return node
 
     def doubt(self, slot: int, error: RedisUnavailable) -> None:
-        """The owner of the slot did not answer, or can't: perhaps another has it by now."""
+        """Note that the owner of the slot did not answer, or can't: perhaps another has it by now."""
         is_its_fault = not isinstance(error, RedisRefused) or error.reason in AWAY
         if is_its_fault and error.reason not in OURS:
             self._suspect = self._owners.get(slot)
@@ -139,7 +139,7 @@ class Moved:
         self.named = host, int(port)
 
     def merged(self, replies: Sequence[Any]) -> list[Any]:
-        """All replies, these in the places of those that were none. Raises RedisRefused if one is an error."""
+        """Return all replies, these in the places of those that were none. Raises RedisRefused if one is an error."""
         for place, reply in zip(self._places, replies, strict=True):
             self._replies[place] = reply
         if any(isinstance(reply, ReplyError) for reply in self._replies):
@@ -175,7 +175,7 @@ class _Cluster(Generic[W]):
 
     @property
     def server(self) -> Server:
-        """The node that the settings name."""
+        """Return the node that the settings name."""
         return self.at(self._seed).server
 
     @property
@@ -185,11 +185,11 @@ class _Cluster(Generic[W]):
 
     @property
     def wires(self) -> list[W]:
-        """The nodes that were spoken to."""
+        """Return the nodes that were spoken to."""
         return list(self._wires.values())
 
     def at(self, address: Address) -> W:
-        """The wire to this node."""
+        """Return the wire to this node."""
         wire = self._wires.get(address)
         if wire is None:
             with self._lock:
@@ -251,7 +251,7 @@ class _Follower(Generic[W]):
 
     @property
     def server(self) -> Server:
-        """The node that has the slot, as far as is known."""
+        """Return the node that has the slot, as far as is known."""
         try:
             return self._cluster.at(self._topology.owner(self.slot)).server
         except RedisUnavailable:
@@ -259,7 +259,7 @@ class _Follower(Generic[W]):
 
     @property
     def run(self) -> bytes:
-        """The run id of that node: a slot that has moved is on another server."""
+        """Return the run id of that node: a slot that has moved is on another server."""
         return self.server.run
 
     @property

@@ -71,7 +71,7 @@ class PeerFailed(RedisUnavailable):
 
 
 def checked(replies: list[Any], breaker: Breaker) -> list[Any]:
-    """The replies, unless one is an error. Raises RedisRefused, or PeerFailed."""
+    """Return the replies, unless one is an error. Raises RedisRefused, or PeerFailed."""
     breaker.calls += 1
     if ReplyError in map(type, replies):
         raise _refused(replies, breaker)
@@ -91,7 +91,7 @@ def _refused(replies: list[Any], breaker: Breaker) -> RedisUnavailable:
 
 
 def owner_of(text: str) -> str:
-    """The reason in an error reply: its code in lower case, `proxy` for what no server says."""
+    """Return the reason in an error reply: its code in lower case, `proxy` for what no server says."""
     code, _, detail = text.partition(" ")
     if code != "ERR" and _CODE.match(code):
         return code.lower()
@@ -139,7 +139,7 @@ def _is_the_commands(failure: RedisUnavailable) -> bool:
 
 
 def refusal(replies: Sequence[Any]) -> RedisRefused:
-    """The first error among the replies, as ours."""
+    """Return the first error among the replies, as ours."""
     text = str(next(reply for reply in replies if isinstance(reply, ReplyError)))
     code, _, detail = text.partition(" ")
     if code == "ERR" and _UNSUPPORTED.search(detail):

@@ -155,7 +155,7 @@ class Transaction:
         self._connection = connection
 
     def is_settled(self) -> bool:
-        """A test case's own transaction counts for none: it is never committed."""
+        """Return whether no transaction is open. A test case's own one does not count: it is never committed."""
         blocks = self._connection.atomic_blocks
         if all(block._from_testcase for block in blocks):
             return True

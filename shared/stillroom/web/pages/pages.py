@@ -257,7 +257,7 @@ class Pages(Generic[R]):
         return answer_from(page, found.marked.policy, visit.method, visit.headers, self.cdn, status)
 
     def failure(self, failed: RenderFailed, visit: Visit) -> Answer:
-        """The app's own answer with 5xx. The view is not called a second time for it."""
+        """Return the app's own answer with 5xx. The view is not called a second time for it."""
         app: Answer = failed.response
         said = [*app.headers, ("cache-status", "stillroom; fwd=miss")]
         return Answer(app.status, said, b"" if visit.method == "HEAD" else app.body)

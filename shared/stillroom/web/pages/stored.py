@@ -64,7 +64,7 @@ class StoredPage:
         return base64.b64decode(self.data or "")
 
     def header(self, name: str) -> str | None:
-        """All values of a header, as one."""
+        """Return all values of a header, as one."""
         found = [value for given, value in self.headers if given.lower() == name]
         return ", ".join(found) if found else None
 

@@ -58,7 +58,7 @@ def render(
     since: float | None = None,
     figures: Figures | None = None,
 ) -> str:
-    """The whole page.
+    """Return the whole page.
 
     `history`: the snapshots of the view's time, oldest first; `patterns`: the newest first; None: Redis did not
     tell them. `since`: when the first snapshot of all was made. `figures`: what was counted by name. `view`: which

@@ -45,12 +45,12 @@ class Tile(NamedTuple):
 
     @property
     def shown_facts(self) -> tuple[str, ...]:
-        """None of what nothing is known of: three more dashes say no more than one."""
+        """Return the facts to show: none of an unknown state, as three more dashes tell no more than one."""
         return self.facts if self.state != "unknown" else ()
 
 
 def tiles(report: Report) -> list[Tile]:
-    """Redis first: what is wrong there is wrong everywhere."""
+    """Return the tiles, Redis first: a fault there shows everywhere."""
     return [
         _redis(report),
         _cache(report),
