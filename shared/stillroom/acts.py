@@ -135,7 +135,7 @@ def _load(room: Stillroom, form: Form) -> Done:
         args = fields_of(room.cache.loaders[loader].template, key)
     if loader is None or args is None:
         raise InvalidArgument(
-            f"no loader is known for {key}: who knows it, loads it with the next read"
+            f"no loader is known for {key}: an app that has the loader loads it with the next read"
         )
     room.upkeep.order_load(loader, args)
     return Done(f"A worker was asked to load {key} by {loader}.")

@@ -257,7 +257,7 @@ class CeleryDispatch:
         try:
             undelivered()
         except Exception:
-            log.exception("an order could not be given back")
+            log.exception("a refresh order could not be given back, so its lease has to run out")
 
     def _next(
         self, errands: queue.SimpleQueue[_Errand | None], ahead: deque[_Errand | None]

@@ -475,7 +475,7 @@ class AsyncStillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> AsyncLock:
-        """Return a lock that all processes share: `async with room.lock("import") as held: …`. See Stillroom.lock."""
+        """Return a lock for all processes: `async with room.lock("import") as held: …`. See Stillroom.lock."""
         return AsyncLock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
     @explained

@@ -126,7 +126,7 @@ class AbuseBody:
         held.append(event)
 
     def riding(self) -> list[Command]:
-        """Return the commands that write down what is held. Sent with another's batch, they may get lost with it."""
+        """Return the commands that write the held events. Sent with another's batch, they may get lost with it."""
         events = self._take_held(RIDING)
         if events:
             self._stats.counts["abuse_events"] += len(events)
@@ -242,7 +242,7 @@ class AbuseBody:
     ) -> Event:
         check_kind(kind, self._kinds)
         if ip is None and user is None:
-            raise EventRefused(f"{kind}: of whom? Give ip=, user= or both")
+            raise EventRefused(f"{kind}: an event needs a subject: give ip=, user= or both")
         return Event(
             kind,
             ip="" if ip is None else subject_of(ip, self.settings.limit_v6_prefix),

@@ -496,7 +496,7 @@ def names_of(keys: Iterable[str]) -> dict[str, bytes]:
     letters.
     """
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
-        raise InvalidArgument(f"keys={keys!r:.100}: several keys; of one write [key]")
+        raise InvalidArgument(f"keys={keys!r:.100}: give a list of keys; for one key write [key]")
     return {key: sanitized(key) for key in keys}
 
 

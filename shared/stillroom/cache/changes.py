@@ -108,7 +108,7 @@ class Changes(Core):
             if replaced == LATE:
                 self.clock.doubt_clock()
             yield Backoff(turn * PAUSE_S * random.random())
-        raise RedisUnavailable("contended", f"{TRIES} others were first")
+        raise RedisUnavailable("contended", f"other writers were first {TRIES} times")
 
     def touch(
         self, key: str, *, ttl: Duration | None = None, swr: Duration | None = None

@@ -98,7 +98,9 @@ class Images:
                 continue
             break
         else:
-            raise ImageRefused(name, "changing", f"it changed between two looks, {TRIES} times")
+            raise ImageRefused(
+                name, "changing", f"the file changed between two looks, {TRIES} times"
+            )
         if answer.info is None:
             raise ImageRefused(name, answer.reason, answer.sentence)
         return answer.info
@@ -200,7 +202,7 @@ def read_image(
             width=width,
             height=height,
         )
-    raise ImageRefused(name, "changing", f"it changed while it was read, {TRIES} times")
+    raise ImageRefused(name, "changing", f"the file changed while it was read, {TRIES} times")
 
 
 def _answer(root: Path, name: str, version: str, byte_limit: int, pixel_limit: int) -> Answer:
@@ -241,7 +243,7 @@ def _opened(root: Path, name: str) -> Iterator[IO[bytes] | None]:
             os.close(one)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ImageRefused(name, "special", "it is no plain file")
+        raise ImageRefused(name, "special", "the file is no plain file")
     with os.fdopen(descriptor, "rb") as file:
         yield file
 
@@ -285,8 +287,10 @@ def _header(file: IO[bytes], name: str) -> tuple[str, tuple[int, int]]:
             raise ImageRefused(name, "content", sentence) from None
     file.seek(0)
     if SVG.match(file.read(SVG_WITHIN).removeprefix(b"\xef\xbb\xbf")):
-        raise ImageRefused(name, "content", "it is an SVG, a drawing that has no pixels of its own")
-    raise ImageRefused(name, "content", f"it is none of {', '.join(FORMATS)}")
+        raise ImageRefused(
+            name, "content", "the file is an SVG, a drawing that has no pixels of its own"
+        )
+    raise ImageRefused(name, "content", f"the file is none of {', '.join(FORMATS)}")
 
 
 def _orientation(image: Any, file: IO[bytes]) -> int:

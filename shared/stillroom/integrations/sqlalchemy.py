@@ -195,7 +195,7 @@ class AfterCommit:
             frame.add_tags(tags.constant)
             if tags.needs_row:
                 log.warning(
-                    "a statement changes %s rows, and nothing says which: only %s are invalidated; "
+                    "a statement changes %s rows and does not name them: only %s are invalidated; "
                     "give it execution_options(stillroom_tags=[…])",
                     tags.model,
                     ", ".join(tags.constant) or "no tags",

@@ -51,7 +51,7 @@ class Neighbours:
                 del self._counts[name]
 
     def log(self, key: bytes, limit: Limit, now: int) -> Log:
-        """Return the log that a subject is counted in with its neighbours: the nearest ones that there is room for."""
+        """Return the log that counts a subject with its neighbours: the nearest ones that there is room for."""
         *nearer, widest = zip(_together_with(key), self._together, strict=True)
         for name, logs in nearer:
             if name in logs or _has_room(logs, now):

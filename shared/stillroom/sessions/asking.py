@@ -112,7 +112,7 @@ class Asking:
         """Keep the end until Redis can be told. Return False when too many wait."""
         waiting = len(self._deferred)
         if waiting >= DEFERRED_LIMIT:
-            log.error("the end of a session is given up: %d others wait for Redis", waiting)
+            log.error("the end of a session is dropped: %d others already wait for Redis", waiting)
             return False
         self._deferred.setdefault(place, what)  # the first of them was asked for earlier
         return True

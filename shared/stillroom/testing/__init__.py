@@ -99,7 +99,7 @@ def stillroom(stillroom_settings: Settings) -> Iterator[Stillroom]:
 
 @pytest.fixture
 def async_stillroom(stillroom_settings: Settings) -> AsyncStillroom:
-    """Yield a room for asyncio, in the same namespace. `async with async_stillroom:` closes it in its event loop."""
+    """Return a room for asyncio, in the same namespace. `async with async_stillroom:` closes it in its loop."""
     return AsyncStillroom(stillroom_settings, dispatch=InlineDispatch())
 
 

@@ -66,7 +66,7 @@ def report_loss(session: RequestSession) -> None:
     """To be called when the response is over."""
     if session.is_lost:
         log.error(
-            "a list or dict in a session was changed after the response had begun: it is lost"
+            "a list or dict in a session was changed after the response had begun: the change is lost"
         )
 
 

@@ -117,7 +117,8 @@ class Breaker:
                 action()
             except Exception:  # one service's delivery is no reason to keep the others' back
                 log.exception(
-                    "%s is back, and what waited for it could not be delivered", self._name
+                    "%s is back, but the writes that waited for it could not be delivered",
+                    self._name,
                 )
 
     def stop(self) -> None:

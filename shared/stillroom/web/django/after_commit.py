@@ -112,8 +112,8 @@ class InvalidatingQuerySet(models.QuerySet):
         _note_tags([*(tags.constant if tags else ()), *said], self.db)
         if tags is not None and tags.needs_row and self._said is None:
             log.warning(
-                "update() changes %s rows, and nothing says which: only %s are invalidated; "
-                "say the others by .tagged(…)",
+                "update() changes %s rows and does not name them: only %s are invalidated; "
+                "name the others by .tagged(…)",
                 tags.model,
                 ", ".join(tags.constant) or "no tags",
             )
