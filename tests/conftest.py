@@ -44,7 +44,7 @@ def pytest_configure() -> None:
             signal.signal(number, usual)
 
 
-# What some tests need beside Python: a program, and what is not tested without it.
+# Programs that some tests need beside Python, and the part that is not tested without each.
 NEEDED = {
     "redis-server": "half of the tests: they run on the embedded server alone",
     "docker": "the image and the Swarm",
@@ -66,7 +66,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture
 def is_full(request: pytest.FixtureRequest) -> bool:
-    """Whether the proofs are to be as long as the documentation says; short ones are for each run of the gate."""
+    """Return whether the proofs run as long as the documentation says. Each run of the gate has short ones."""
     return bool(request.config.getoption("--full"))
 
 
