@@ -307,8 +307,8 @@ def _lock(log: IO[bytes], directory: Path) -> None:
 
 
 def _answers(port: int, pid: int) -> bool:
-    # The answer must be our own server's: another Redis may have won the race for the port. A server with
-    # a password tells nobody who it is, but its refusal shows that it is up.
+    # The answer must be this server's: another process that won the race for the port may be a Redis too. A server
+    # with a password does not say who it is, but its refusal shows that it is up.
     try:
         with socket.create_connection((HOST, port), timeout=1.0) as wire:
             wire.sendall(b"PING\r\nINFO server\r\nQUIT\r\n")

@@ -642,7 +642,7 @@ class Repair:
         words = {place: words_of(self._batch[place])[0] for place in behind}
         if any(words[place] == b"EVALSHA" for place in behind if place not in missing):
             return []  # another script has run behind it: their order would be lost
-        # The missing scripts have been loaded only now.
+        # A WAIT is repeated: the scripts that it waits for are executed only now.
         return sorted([*missing, *(place for place in behind if words[place] == b"WAIT")])
 
     def _prepare(self) -> None:

@@ -94,9 +94,9 @@ class Operations(Generic[D]):
     abuse: AbuseBody
     health: HealthBody
     cache_in_threads: Cache  # the cache, for a thread that has no event loop
-    state: D  # runs what is about sessions, limits and abuse, which are on one server
-    # What proves all that this process keeps of the cache: where in a step On of `state`, and how; in one batch of
-    # `state` where that is `is_near_here`.
+    state: D  # runs operations on sessions, limits and abuse, which are on one server
+    # The operations that prove this process's copies of the cache, each with its place in a step On of `state`.
+    # They ride in a batch of `state` itself where the cache `is_near_here`.
     proofs: Callable[[], list[tuple[int, Operation[None]]]]
     is_near_here: bool
 
@@ -475,7 +475,10 @@ class AsyncStillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> AsyncLock:
-        """Return a lock for all processes: `async with room.lock("import") as held: …`. See Stillroom.lock."""
+        """Return a lock that all processes share: `async with room.lock("import") as held: …`.
+
+        See Stillroom.lock.
+        """
         return AsyncLock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
     @explained

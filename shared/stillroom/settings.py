@@ -316,6 +316,9 @@ class Settings(BaseSettings):
     health_token: SecretStr | None = Field(None, alias="STILLROOM_HEALTH_TOKEN", min_length=16)
     """A secret of 16 characters or more that opens the details of /health, /metrics and /status: as
     `Authorization: Bearer …`, or as the password that a browser asks for."""
+    explain_header: bool = False
+    """Whether a response says of each read of the cache what it was and why, in `X-Stillroom-Explain`, to a request
+    that brings the health token in a header of the same name; outside of production also in an app's debug mode."""
     health_networks: Networks | None = None
     """Networks that need no token, for requests that come through no trusted proxy. Default: this machine,
     unless a token is set, for a proxy on this machine that adds no header looks like an operator."""

@@ -54,7 +54,7 @@ class Bites(Generic[T]):
             yield Pause(0)
 
     def next(self) -> Sequence[T]:
-        """Return the next ones."""
+        """Return the next of the things."""
         self._bite = self._things[self._start : self._start + self._size]
         if isinstance(self._bite[0], tuple):  # commands
             self._bite = _small_enough(self._bite)

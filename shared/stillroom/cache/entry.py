@@ -74,9 +74,7 @@ def parse(raw: bytes, key: bytes) -> Entry:
 
 
 def parse_head(raw: bytes, key: bytes) -> tuple[bytes, Entry] | None:
-    """Return how an entry begins, and its header, from its first bytes.
-
-    No other entry begins so, because its checksum is there.
+    """Return the first bytes of an entry → how it begins (no other does: there is its checksum), and its header.
 
     None where this is no entry for this key, or its header is longer than what was read.
     """

@@ -291,7 +291,7 @@ class Near:
         since = loading_since()
         if request is not None:
             request.reads_near = True
-            if (known := memo.recall(entry.key, release)) is not None:
+            if (known := memo.read_in(request, entry.key, release, now)) is not None:
                 self._stats.counts["near_hits"] += 1
                 return known.entry
             since = max(since, request.began, now - REQUEST_S)
@@ -305,7 +305,7 @@ class Near:
         copy.is_used = True
         self._stats.counts["near_hits"] += 1
         if request is not None:
-            memo.remember(entry.key, Remembered(entry, Freshness.FRESH, changes, asked))
+            memo.keep_in(request, entry.key, Remembered(entry, Freshness.FRESH, changes, asked))
         return entry
 
     def value(self, entry: Entry, type: Any) -> Any:

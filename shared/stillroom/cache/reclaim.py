@@ -138,7 +138,7 @@ class Hottest:
             push(self._heap, (heat, entry.key, Stale(entry.key, entry, entry.source)))
 
     def first(self) -> list[Stale]:
-        """Return the stale entries, the hottest first."""
+        """Return the stale values, the hottest first."""
         return [stale for _, _, stale in sorted(self._heap, key=lambda hot: -hot[0])]
 
 

@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from stillroom.cli import secret_files
+from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import StillroomError
 from stillroom.settings import Settings
 from stillroom.shown import shown
@@ -57,7 +58,11 @@ Forget = Annotated[list[str] | None, typer.Option(help="End what this one was be
 
 
 def write_secrets(
-    folder: Folder, rotate: Rotate = None, promote: Promote = None, forget: Forget = None
+    folder: Folder,
+    rotate: Rotate = None,
+    promote: Promote = None,
+    forget: Forget = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make what is missing: a password per role, peppers, Flower's login. Write the ACL files: hashes."""
     rotate, promote, forget = rotate or [], promote or [], forget or []
@@ -77,8 +82,9 @@ def write_secrets(
             _write(folder / name, _new(name))
     for rules in (USERS, SENTINELS):
         _write(folder / rules.name, acl_file(folder, rules, Settings().namespace))
-    made = ", ".join(sorted(path.name for path in folder.iterdir()))
-    typer.echo(shown(f"{folder}: {made}"))
+    made = sorted(path.name for path in folder.iterdir())
+    said = shown(f"{folder}: {', '.join(made)}")
+    print_json({"folder": str(folder), "files": made}) if as_json else typer.echo(said)
 
 
 def _all_there_may_be(folder: Path) -> Iterator[Path]:

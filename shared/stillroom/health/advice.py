@@ -61,7 +61,7 @@ def advise(measures: Measures) -> list[Advice]:
 
 
 def misconfigured(reason: str) -> Advice:
-    """Return the finding that the configuration keeps limits from Redis. `reason`: the wire's word."""
+    """Return the finding that the configuration keeps this process's limits from Redis. `reason`: the wire's."""
     return Advice(
         code="degraded",
         severity="warn",

@@ -137,7 +137,7 @@ class LimitsBody(Operating):
         if request.exempt:
             return self._passed(request)
         try:
-            request = yield from self._settled(request)
+            request = yield from self._settled(request, is_look=True)
             reply = yield from self._ask(limit_check.run(request.words(b"look")))
             if reply[0] == _OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, b"look")
@@ -323,15 +323,15 @@ class LimitsBody(Operating):
             return self._stand_in(request, error, take=True)
         return self._read(request, reply)
 
-    def _settled(self, request: Request) -> Operation[Request]:
-        """Return the request once no hit of it is owed to Redis.
+    def _settled(self, request: Request, *, is_look: bool = False) -> Operation[Request]:
+        """Return the request once no hit of it is owed to Redis. A look makes no limit known to other processes.
 
         Raises RedisUnavailable if this process decides.
         """
         if self._breaker.is_open:  # no need to put the owed hits together first
             raise RedisUnavailable("breaker", self._breaker.reason)
         if self._settling.waits or self._local.logs:
-            return (yield from self._settling.before(request))
+            return (yield from self._settling.before(request, is_look))
         return request
 
     def _passed(self, request: Request) -> Decision:

@@ -60,7 +60,7 @@ class Decision(NamedTuple):
 
     @property
     def standings(self) -> tuple[Standing, ...]:
-        """Return one for each limit that was evaluated, the tightest first."""
+        """Return the standing of each limit that was evaluated, the tightest first."""
         return tuple([self._standing(*row) for row in self.rows()])
 
     @property

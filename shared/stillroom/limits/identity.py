@@ -33,7 +33,7 @@ class Clients:
         self._prefix = settings.limit_v6_prefix
 
     def subject(self, peer: str | None, headers: Iterable[Header] = ()) -> str:
-        """Return the subject of a request: an IPv4 address, an IPv6 network, or `unknown`, shared by all others."""
+        """Return the subject of a request: an IPv4 address, an IPv6 network, or `unknown` for all others."""
         if not self._is_believed(peer):
             return subject_of(peer or "", self._prefix)
         values = list(self._values(headers))

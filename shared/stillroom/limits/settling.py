@@ -52,14 +52,14 @@ class Settling:
         self._refunds: OrderedDict[str, tuple[Reservation, int]] = OrderedDict()
         self.waits.pop(REFUNDS, None)
 
-    def before(self, request: Request) -> Operation[Request]:
+    def before(self, request: Request, is_look: bool = False) -> Operation[Request]:
         """Return the request, once nothing of it is owed to Redis. Raises RedisUnavailable where this process
         decides.
         """
         if AWAY in self.waits:
             self._await_others()
         yield from self.tell_refunds()
-        if WINDOWS in self.waits:
+        if WINDOWS in self.waits and not is_look:
             yield from self._compare_windows()
             request = self._requests.again(request)
         others = RIDING

@@ -252,7 +252,7 @@ def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
 
 
 def encoded_tags(tags: Sequence[str]) -> list[bytes]:
-    """Return the tags, each once. Raises InvalidKey or SessionDataRefused."""
+    """Return each tag once. Raises InvalidKey or SessionDataRefused."""
     names = list(dict.fromkeys(map(sanitized, (tags,) if isinstance(tags, str) else tags)))
     if len(names) > TAGS_LIMIT:
         raise SessionDataRefused(f"{len(names)} tags, the limit is {TAGS_LIMIT}")

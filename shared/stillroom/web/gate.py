@@ -113,7 +113,7 @@ class Gate:
     def visit(
         self, asked: Asked, session: RequestSession | None, is_meant: Callable[[], bool]
     ) -> Visit:
-        """Return the visit of a request that comes in."""
+        """Return a request that comes in."""
         return Visit(asked, self.client_of(asked), session, is_meant)
 
     def asking(self, route: Route, visit: Visit) -> Operation[Decision | None]:
@@ -227,7 +227,7 @@ class Gate:
 
 
 def _none() -> Operation[None]:
-    """Do nothing: this operation sends nothing to Redis."""
+    """Return an operation that says nothing to Redis."""
     yield from ()
 
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from stillroom.acts import act
 from stillroom.cache.loaders import Loaders
-from stillroom.errors import StillroomError
+from stillroom.errors import WHO_MAY, RedisUnavailable, StillroomError
 from stillroom.health import rfc
 from stillroom.health.metrics import MEDIA_TYPE as METRICS_TYPE
 from stillroom.health.metrics import exposition
@@ -190,7 +190,7 @@ class Endpoints:
                 room.cache.loaders.adopt(loaders)
                 done = act(room, form.pop("act", ""), form, _who(request))
         except (StillroomError, ValueError, LookupError) as error:
-            return _page(200, operate.render(secret, at, wrong=f"This failed: {error}"))
+            return _page(200, operate.render(secret, at, wrong=_why(error)))
         return _page(200, operate.render(secret, at, done))
 
     def is_page(self, request: Request) -> bool:
@@ -263,6 +263,13 @@ class Endpoints:
 
 def _networks(texts: Sequence[str]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     return [ipaddress.ip_network(text) for text in texts]
+
+
+def _why(error: Exception) -> str:
+    """Return why an act failed, for the operator."""
+    if isinstance(error, RedisUnavailable) and error.lacks_right:
+        return f"Not allowed: {error.detail}; {WHO_MAY}."
+    return f"This failed: {error}"
 
 
 def _who(request: Request) -> str:

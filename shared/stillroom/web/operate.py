@@ -31,7 +31,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Cache": ("look", "invalidate", "invalidate_tag", "invalidate_pattern", "load"),
     "Sessions": ("sessions", "end_sessions"),
     "Bans": ("bans", "ban", "lift"),
-    "Limits": ("limits", "reset"),
+    "Limits": ("limits", "peek", "reset"),
     "Workers": ("letters", "pause", "resume"),
 }
 

@@ -110,7 +110,7 @@ class RequestSession(MutableMapping[str, Any]):
         self._is_written = False
         self._set_cookie: str | None = None
 
-    # The cookie of the framework (Flask, Django) that took over a session which a middleware read with the limits.
+    # The cookie of the framework (Flask, Django) that took over a session which was read along with the limits.
     taken_by: SessionCookie | None = None
 
     _touches = True  # whether to look at it keeps it alive

@@ -92,6 +92,7 @@ def limited(
         found: E = made
         return found
 
+    setattr(put_on, MARK, (declaration,))  # a Middleware(limited(…)) is known by it
     return put_on
 
 
@@ -142,6 +143,7 @@ class LimitedApp:
     def __init__(self, app: Any, declaration: Limited) -> None:
         self.app: ASGIApp = app
         self._declaration = declaration
+        setattr(self, MARK, (declaration,))
         self._is_endpoint = inspect.isroutine(app)
 
     @property

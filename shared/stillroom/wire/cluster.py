@@ -139,7 +139,7 @@ class Moved:
         self.named = host, int(port)
 
     def merged(self, replies: Sequence[Any]) -> list[Any]:
-        """Return all replies, with these in the places that had none. Raises RedisRefused if one is an error."""
+        """Return all replies, with these in their places. Raises RedisRefused if one is an error."""
         for place, reply in zip(self._places, replies, strict=True):
             self._replies[place] = reply
         if any(isinstance(reply, ReplyError) for reply in self._replies):

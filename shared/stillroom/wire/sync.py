@@ -103,7 +103,7 @@ class Link:
         greeted(self.exchange(packed, len(server.handshake), deadline), server, asked, self)
 
     def ping(self) -> None:
-        """Send one PING, and look at the server that answers. Raises RedisUnavailable."""
+        """Send one PING, and look at who answers. Raises RedisUnavailable."""
         server, now, asked = self._server, time.monotonic(), time.monotonic_ns()
         look, count = server.look(now)
         pong, *looked = self.exchange(PING + look, 1 + count, now + self._patience)

@@ -70,7 +70,7 @@ def amount(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Return bytes, as Redis counts them: a MB is 1,024 KB.
+    """Return a number of bytes as Redis writes it: a MB is 1,024 KB.
 
     >>> size(327_155_712), size(2**30)
     ('312\\u202fMB', '1\\u202fGB')

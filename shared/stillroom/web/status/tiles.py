@@ -45,7 +45,7 @@ class Tile(NamedTuple):
 
     @property
     def shown_facts(self) -> tuple[str, ...]:
-        """Return the facts to show: none of an unknown state, as three more dashes tell no more than one."""
+        """Return no facts where nothing is known: three more dashes say no more than one."""
         return self.facts if self.state != "unknown" else ()
 
 
