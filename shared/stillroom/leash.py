@@ -85,7 +85,7 @@ class Leashed:
 
     @property
     def output(self) -> IO[bytes]:
-        """Our end of its stdout and stderr, if it was started with `stdout=subprocess.PIPE`."""
+        """Return our end of its stdout and stderr, if it was started with `stdout=subprocess.PIPE`."""
         assert self._process.stdout is not None, "started without a pipe"
         return self._process.stdout
 

@@ -49,7 +49,7 @@ class Stats:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """Nothing counted: the parent will write down what it counted."""
+        """Forget all counts: the parent will write down what it counted."""
         self.counts = defaultdict(int)
         self.errors = {}
 

@@ -197,7 +197,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
         return flaw
 
     def bury(self, raw: bytes, queue: str, reason: str) -> None:
-        """Hand an element that can't run to whoever keeps such."""
+        """Hand an element that can't run to the keeper of dead letters."""
         (self.undeliverable or _log_undeliverable)(raw, queue, reason)
 
     def heal(self, queues: Iterable[Any]) -> None:

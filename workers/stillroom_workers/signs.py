@@ -46,7 +46,7 @@ class SignsOfLife:
         return answered and beats and not self._is_stuck()
 
     def of_beat(self) -> None:
-        """Beat's last tick reached the broker. In a process of its own that is all there is to say."""
+        """Note that beat's last tick reached the broker. In a process of its own that is all there is to say."""
         self._beat = time.monotonic()
         if not self.with_beat:
             self._show()

@@ -78,7 +78,7 @@ class Bulk(Core):
         tags: Sequence[str] = (),
         type: Any = Any,
     ) -> dict[str, Ready]:
-        """Ready to be stored, by key. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument."""
+        """Return ready values by key. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument."""
         life, given = self._keeper.life(ttl, swr), several("tags", tags)
         if not isinstance(values, Mapping):
             raise InvalidArgument(f"values: a mapping of keys to values, not {values!r:.100}")

@@ -578,7 +578,7 @@ class Core:
         return {"outcome": lost or "loaded", "loader": order.loader, "key": key}
 
     def undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> Operation[None]:
-        """Refreshes could not be sent: free their leases, and let the next stale read ask again."""
+        """Note that refreshes could not be sent: free their leases, and let the next stale read ask again."""
         self.stats.counts["refreshes_undelivered"] += len(leases)
         for name, _ in leases:
             self._asked.pop(name, None)

@@ -154,7 +154,7 @@ def normalised(filename: str) -> str:
 
 
 def fingerprint(root: Path, name: str) -> str | None:
-    """`<size>-<mtime in ns>`, or None if there is no such file. One stat."""
+    """Return `<size>-<mtime in ns>`, or None if there is no such file. One stat."""
     try:
         found = os.stat(root / name, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):

@@ -456,7 +456,7 @@ class Near:
             self.store.learn(self, [(name[2:], score) for name, score in names])
 
     def _take_registry(self, registry: bytes | None, asked: float) -> None:
-        """Another registry than was seen: changes may have gone by that nobody was told of.
+        """Take a registry that is another than was seen: changes may have gone by that nobody was told of.
 
         One that was asked for before the last one is old news: what was read with it is not kept.
         """

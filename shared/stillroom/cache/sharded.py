@@ -102,7 +102,7 @@ def each_key(
 def all_shards(
     operation: Callable[Concatenate[CacheBody, P], Operation[None]],
 ) -> Callable[Concatenate[Any, P], Operation[None]]:
-    """Every shard runs it."""
+    """Let every shard run the operation."""
 
     def spread(self: ShardedBody, /, *args: P.args, **options: P.kwargs) -> Operation[None]:
         yield from self.everywhere([operation(shard, *args, **options) for shard in self.shards])

@@ -44,7 +44,7 @@ class LocalLimits:
         self.reset()
 
     def reset(self) -> None:
-        """Nothing counted: what a forked process inherits is its parent's to tell."""
+        """Forget all counts: what a forked process inherits is its parent's to tell."""
         self._lock = threading.Lock()
         self.logs: OrderedDict[bytes, Log] = OrderedDict()  # with hits that Redis may not know of
         self._neighbours = Neighbours(self._most)

@@ -375,7 +375,7 @@ class Requests:
             self._of_address.cache_clear()
 
     def remind(self) -> None:
-        """It is time to compare windows again."""
+        """Note that it is time to compare windows again."""
         if self._own_windows:
             self.waits[WINDOWS] = 0.0
 

@@ -212,7 +212,7 @@ class Asking:
 
 
 def steady_us() -> int:
-    """This machine's steady clock, µs."""
+    """Return the time by this machine's steady clock, µs."""
     return time.monotonic_ns() // 1_000
 
 

@@ -25,7 +25,7 @@ _URLSAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def _own_sha256() -> Callable[[bytes], Any]:
-    """CPython's SHA-256, where it has its own.
+    """Return CPython's own SHA-256, where there is one.
 
     OpenSSL's gives the same, and in a request it takes three times as long for so few bytes: it goes through a lot
     of memory, and what ran in between has pushed that out of the processor's caches.

@@ -157,7 +157,7 @@ def declared(
 
 
 def counted_by(count: Counted, limits: Sequence[Limit]) -> tuple[Counted, ...]:
-    """Which answers count, for each of the limits."""
+    """Return which answers count, for each of the limits."""
     return ALL if count == "all" else (count,) * len(limits)
 
 

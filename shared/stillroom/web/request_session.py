@@ -153,7 +153,7 @@ class RequestSession(MutableMapping[str, Any]):
         device: str | None = None,
         fresh: bool = True,
     ) -> None:
-        """This user is logged in from now on. The options are those of `room.sessions.create`.
+        """Log this user in. The options are those of `room.sessions.create`.
 
         What must not outlive a login (`session_login_drops`: CSRF tokens) is dropped. Without `device=` the device
         is the browser and its system, from the User-Agent without its versions; `device=""` is none.

@@ -48,7 +48,7 @@ def said(value: float | None, say: Callable[[float], str]) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, and no more than three decimals.
+    """Return three significant digits, and no more than three decimals.
 
     >>> number(0.4), number(94.21), number(1204.0), number(0.00001)
     ('0.4', '94.2', '1,204', '0')
