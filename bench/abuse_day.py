@@ -433,7 +433,7 @@ def live_a_day(
             for one in traffic:
                 one.at(minute)
             room.abuse.deliver()
-            room._abuse_body.reset()  # what a process may tell in a second it may again a minute later
+            room._abuse_body.reset()  # a process may tell as many events again, a minute later
             room.abuse.scan(seconds=60)
             for name, fields in client.xrange(
                 room.keys.abuse_log, min=f"({last}" if last != "-" else "-"

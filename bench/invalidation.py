@@ -27,7 +27,7 @@ READS_S = 1.5  # of another client's reads before the reclaim
 LARGE_OVER_SMALL, RECLAIM_RATE, SLOWER = 1.5, 40_000, 2.0
 FIRST_READ_US = 1_000
 
-# What one put.lua writes, many times over: a server fills itself faster than a client can.
+# Repeats the writes of one put.lua: a server fills itself faster than a client can.
 FILL = """
 local prefix, index, tag, clock = ARGV[1], ARGV[2], ARGV[3], redis.call('GET', KEYS[1])
 local epoch, stamp = string.match(clock, '^(%w+)%.(%d+)$')

@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
     state_cores: float  # of Redis, for sessions and limits
     cache_cores: float
-    state_servers: int  # what would be needed; more than one can't be had today
+    state_servers: int  # the needed number; more than one can't be had today
     cache_nodes: int
     shards: int
     app_processes: int

@@ -21,7 +21,7 @@ from stillroom.web.wsgi import StillroomMiddleware
 DATA = {"cart": [1, 2, 3], "theme": "dark", "csrf": "x" * 32}
 WIDE = Limit("wide", 1_000_000, 60)
 DEFAULT_WIDE = Limit("default", 1_000_000, DEFAULT.window)
-LOOKS_NOT = 0.35  # of redis-py's GET, at most: what a request pays that does not look
+LOOKS_NOT = 0.35  # of redis-py's GET, at most: the cost of a request that does not look
 BOTH = 1.1  # of the two one after the other, at most: what it saves is a round trip, not this thread's time
 PEER_OVER_OURS = 1.2  # at least
 GET, ALONE = "GET", "app alone"

@@ -68,7 +68,7 @@ def stage(*, apart: bool = True, **changes: Any) -> Iterator[Stage]:
             apart_from(server.pid)
         settings = Settings(**{"redis_url": server.url} | PATIENT | changes)
         with Stillroom(settings, dispatch=NoDispatch()) as room:
-            room.stats.due = NEVER  # what rides along every 5 s is not what is measured
+            room.stats.due = NEVER  # the commands that ride along every 5 s are not measured
             yield Stage(server, client, settings, room)
 
 

@@ -121,7 +121,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture
 def is_full(request: pytest.FixtureRequest) -> bool:
-    """Whether the proofs are to be as long as the documentation says; short ones are for each run of the gate."""
+    """Return whether the proofs run as long as the documentation says. Each run of the gate has short ones."""
     return bool(request.config.getoption("--full"))
 
 

@@ -80,7 +80,7 @@ def show(name: str, line: Line) -> None:
     print(f"{name:36}" + "".join(f"{value:>10.0f}" for value in line), flush=True)
 
 
-# What happens meanwhile
+# Events during the load
 
 
 def nothing(shop: Shop) -> None:

@@ -141,7 +141,7 @@ def order_load(room: Stillroom, key: str) -> str:
         args = fields_of(room.cache.loaders[loader].template, key)
     if loader is None or args is None:
         raise InvalidArgument(
-            f"no loader is known for {key}: who knows it, loads it with the next read"
+            f"no loader is known for {key}: an app that has the loader loads it with the next read"
         )
     room.upkeep.order_load(loader, args)
     return loader

@@ -13,7 +13,7 @@ LOADER, LIMIT, RULE = "loader", "limit", "rule"
 OTHERS = "others"
 # The longest a load took, in ms, and the count for those that took no longer. The last one is for all longer ones.
 LOAD_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000)
-LONGEST_MS = 60_000  # what a load is said to take that took longer than the last bound
+LONGEST_MS = 60_000  # reported for a load that took longer than the last bound
 TOOK = tuple(f"took_{bound}" for bound in (*LOAD_BOUNDS, "longer"))
 
 

@@ -27,7 +27,7 @@ def sender(publish: Publish) -> Callable[[DeadLetter], Operation[None]]:
             case {"task": str(task), "queue": str(queue), "args": [*args], "kwargs": dict(kwargs)}:
                 yield Call(publish, (task, queue, args, kwargs))
             case _:
-                raise DeadLetterRefused(letter.id, "no task can be made of it; drop it")
+                raise DeadLetterRefused(letter.id, "no task can be made of this letter; drop it")
 
     return send
 

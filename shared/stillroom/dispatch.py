@@ -78,7 +78,7 @@ class Dispatch(Protocol):
 
     @property
     def inline(self) -> bool:
-        """True if the caller is to run the order itself, now."""
+        """Return whether the caller is to run the order itself, now."""
 
     def send(self, orders: Sequence[RefreshOrder], undelivered: Callable[[], object]) -> None:
         """Hand over orders; `undelivered` is called, in any thread, if that turns out impossible."""
@@ -173,7 +173,7 @@ class CeleryDispatch:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """Nothing to send and nobody who sends: a forked child begins anew; its parent delivers what it holds."""
+        """Begin anew in a forked child: no orders and no thread. The parent delivers the orders it holds."""
         # Not a Queue: its lock would lock out a signal handler that reads the cache in the middle of `put`.
         self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
         # Orders that could not be queued: the thread tells their callers, because the caller may be an event loop.
@@ -200,7 +200,7 @@ class CeleryDispatch:
         if now >= due:
             self._woken[task] = now + WAKE_AGAIN_S
             self._enqueue(_Errand(wakes=task))
-        else:  # whoever was woken may be done before this: once more, when it may be
+        else:  # the thread that was woken may be done before this: wake it again
             self._owed[task] = due
             self._enqueue(_Errand())
 
@@ -257,7 +257,7 @@ class CeleryDispatch:
         try:
             undelivered()
         except Exception:
-            log.exception("an order could not be given back")
+            log.exception("a refresh order could not be given back, so its lease has to run out")
 
     def _next(
         self, errands: queue.SimpleQueue[_Errand | None], ahead: deque[_Errand | None]
@@ -465,7 +465,7 @@ def producer_settings(settings: Settings) -> Mapping[str, Any]:
 
 
 def own_names(settings: Settings) -> dict[str, Any]:
-    """Celery's settings that keep apps on one broker apart.
+    """Return Celery's settings that keep apps on one broker apart.
 
     Their defaults are the same for every app: each gives back the others' unacknowledged messages by its own
     patience, and a command to one app's workers reaches all.

@@ -134,7 +134,7 @@ class EmbeddedServer:
         self._launch(_find_binary(self._binary))
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers. Returns when it stands still."""
+        """Send SIGSTOP: connections stay open and nothing answers. Returns when it stands still."""
         server = self._running()
         server.send(signal.SIGSTOP)
         if not self._frozen:
@@ -142,12 +142,12 @@ class EmbeddedServer:
             self._frozen = True
 
     def thaw(self) -> None:
-        """SIGCONT: what was sent meanwhile is answered now."""
+        """Send SIGCONT: what was sent meanwhile is answered now."""
         self._running().send(signal.SIGCONT)
         self._frozen = False
 
     def kill(self) -> None:
-        """SIGKILL, as in a crash: the port is closed and the directory stays for `restart()`."""
+        """Send SIGKILL, as in a crash: the port is closed and the directory stays for `restart()`."""
         self._started_in()
         self._end()
 

@@ -27,7 +27,7 @@ class InForce(NamedTuple):
 
 
 def in_force(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[InForce]:
-    """Every setting, in the order in which settings.py explains them."""
+    """Return every setting, in the order in which settings.py explains them."""
     given = {name.upper() for name in environment}
     return [
         InForce(name, said(field, getattr(settings, field)), _source(settings, field, name, given))

@@ -39,9 +39,9 @@ class KnownBans:
         self.reset()
 
     def reset(self) -> None:
-        """Nothing known but what is in the file: a forked process has met nobody yet."""
+        """Know only the bans in the file: a forked process has met nobody yet."""
         self.until: dict[bytes, int] = {}
-        self.widths: set[str] = set()  # of networks among them that nobody looks for anyway
+        self.widths: set[str] = set()  # of networks among them of a width that no process looks for
         self._seen = (0, 0)  # the file's time and size
         self._looked_at = 0.0
 
@@ -56,12 +56,12 @@ class KnownBans:
         self._append(key, until_ms)
 
     def forget(self, key: bytes) -> None:
-        """There is no such ban any more: it was lifted."""
+        """Forget a ban: it was lifted."""
         self.until.pop(key, None)
         self._append(key, 0)
 
     def forget_all(self, keys: Iterable[bytes]) -> None:
-        """Redis says that there are no such bans."""
+        """Forget these bans: Redis has none of them."""
         for key in [key for key in keys if key in self.until]:
             self.forget(key)
 

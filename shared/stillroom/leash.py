@@ -80,12 +80,12 @@ class Leashed:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; -9 if SIGKILL ended it."""
+        """Return None while the command runs; -9 if SIGKILL ended it."""
         return self._process.poll()
 
     @property
     def output(self) -> IO[bytes]:
-        """Our end of its stdout and stderr, if it was started with `stdout=subprocess.PIPE`."""
+        """Return our end of its stdout and stderr, if it was started with `stdout=subprocess.PIPE`."""
         assert self._process.stdout is not None, "started without a pipe"
         return self._process.stdout
 

@@ -29,7 +29,7 @@ def health_on(
     cache_breaker: Any,
     cache_stats: Stats,
 ) -> HealthBody:
-    """Health's operations, for drivers of `state` and then of the wires in `cache`."""
+    """Return health's operations, for drivers of `state` and then of the wires in `cache`."""
     cache_stats.breaker, state_stats.breaker = cache_breaker, state.breaker
     keys = Keys(settings.namespace)
     first = Source(

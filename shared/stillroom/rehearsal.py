@@ -23,12 +23,12 @@ class Explaining(Protocol):
 
 
 def of_state(keys: Keys) -> Sequence[bytes]:
-    """Keys that one batch for sessions, limits or abuse may touch together."""
+    """Return keys that one batch for sessions, limits or abuse may touch together."""
     return [keys.abuse, keys.ban_widths, keys.bans, keys.counts]
 
 
 def of_cache(keys: Keys) -> Sequence[bytes]:
-    """Keys that one batch for a shard of the cache may touch together."""
+    """Return keys that one batch for a shard of the cache may touch together."""
     return [keys.clock, keys.marks, keys.counts, keys.errors]
 
 

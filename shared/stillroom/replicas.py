@@ -8,7 +8,7 @@ from stillroom.operation import Kept, Operation, Replies
 from stillroom.stats import Stats
 from stillroom.wire import Command, time_left
 
-UNCONFIRMED = "unconfirmed"  # what such acts are counted as that too few replicas had in time
+UNCONFIRMED = "unconfirmed"  # the count of acts that too few replicas had in time
 
 
 def kept(batch: list[Command], wanted: int, stats: Stats, what: str) -> Operation[list[Any]]:

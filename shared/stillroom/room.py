@@ -134,7 +134,7 @@ class _Room:
         self.agreed = Agreed(self.keys, self._state_server)
         self.dead_letters = DeadLetters(self.keys)
         self._pauses = Pauses(self.keys)
-        self.watch = Watch()  # who is told of each operation: see on_event
+        self.watch = Watch()  # the listeners to each operation: see on_event
         self._sessions_body = SessionsBody(
             self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
         )
@@ -196,7 +196,7 @@ class _Room:
         return [*(face._driver for face in faces), vars(self)["state"]]
 
     def _operations(self, health: HealthBody, cache_in_threads: Cache, state: D) -> Operations[D]:
-        for name, moved in MOVED.items():  # what moved to the upkeep can still be called there
+        for name, moved in MOVED.items():  # a moved method can still be called here
             service: Any = getattr(self, name)
             service._moved, service._upkeep = moved, self.upkeep
         if self.settings.otel:  # by name: who does not want it need not have it
@@ -230,7 +230,7 @@ class _Room:
         return make
 
     def request(self) -> AbstractContextManager[Budget]:
-        """All Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
+        """Let all Redis calls inside this `with` share `request_timeout` seconds; then they fall back at once."""
         return request_budget(self.settings.request_timeout)
 
     def _connect(self, *wires: Wire | ClusterWire | AsyncWire | AsyncClusterWire) -> None:

@@ -353,7 +353,7 @@ class Settings(BaseSettings):
     heartbeat_file: Path | None = None
     """A file that a worker touches while it can work, for a container's health check."""
 
-    _in_code: frozenset[str] = PrivateAttr(frozenset())  # what was given by name: it comes first
+    _in_code: frozenset[str] = PrivateAttr(frozenset())  # values given by name: they come first
 
     def __init__(self, **values: Any) -> None:
         _refuse_unknown(os.environ)

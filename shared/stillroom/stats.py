@@ -36,7 +36,7 @@ class Stats:
         self._said: dict[tuple[str, str], float] = {}
         self._mistake: tuple[float, str] | None = None
         self.counts: defaultdict[str, int] = defaultdict(int)
-        self.gauges: dict[str, Callable[[], int]] = {}  # what this process has just now, by name
+        self.gauges: dict[str, Callable[[], int]] = {}  # current values of this process, by name
         self.errors: dict[str, str] = {}  # by loader its last error, as JSON; see cache/figures.py
         self._names: dict[str, dict[str, str]] = {}  # kind → name → what it is counted as
         self._fields: dict[tuple[str, str, str], str] = {}
@@ -49,7 +49,7 @@ class Stats:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """Nothing counted: the parent will write down what it counted."""
+        """Forget all counts: the parent will write down what it counted."""
         self.counts = defaultdict(int)
         self.errors = {}
 

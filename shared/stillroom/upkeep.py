@@ -30,7 +30,7 @@ class Upkeep(Face):
         health: Any,
         pauses: Any,
     ) -> None:
-        """The services' faces: each knows its operations and what runs them."""
+        """Make the services' faces: each knows its operations and what runs them."""
         self._housekeeping = housekeeping
         self._cache = cache
         self._sessions = sessions

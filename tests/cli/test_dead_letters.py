@@ -93,7 +93,7 @@ def test_what_can_not_be_sent_again_stays_a_letter(run: Any, room: Any, client: 
             json.dumps(ORDER | {"args": ["a" * 100_000]}),
         )
     )
-    assert "no task can be made of it" in run("retry", raw, raises=ValueError)
+    assert "no task can be made of this letter" in run("retry", raw, raises=ValueError)
     assert "is no queue of this namespace" in run("retry", foreign, raises=DispatchFailed)
     assert "were not kept" in run("retry", cut, raises=ValueError)
     assert "there is no dead letter" in run("show", "1-1", raises=LookupError)

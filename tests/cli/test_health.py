@@ -29,7 +29,7 @@ SECRET = "canary-password-7f3a"
 
 @pytest.fixture(autouse=True)
 def no_psutil_in_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What they find does not depend on the machine they run on."""
+    """Hide psutil, so that the findings do not depend on the machine."""
     (tmp_path / "psutil.py").write_text("raise ImportError")
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -48,7 +48,7 @@ def run(url: str, *arguments: str, **changes: str) -> subprocess.CompletedProces
 
 
 def test_a_script_reads_the_exit_code_and_the_json(own_server: EmbeddedServer) -> None:
-    """0 while nothing fails, and the report is the one document on stdout; --strict minds a warning too."""
+    """The exit code is 0 while nothing fails, and stdout is one document, the report. --strict minds warnings."""
     done = run(own_server.url, "health", "--json", "--strict")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "pass"

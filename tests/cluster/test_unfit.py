@@ -188,7 +188,7 @@ def test_what_is_not_strict_is_counted_here(blind_cluster: str, face: str) -> No
 def test_a_right_that_is_taken_away_is_a_finding_at_once(
     state_server: EmbeddedServer, state_client: Any, face: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not after the minute's counts; and a minute after the last such decision it is none any more."""
+    """The finding comes at once, before the minute's counts. It ends a minute after the last such decision."""
     url = as_user(state_server.url, blind(state_client))
     try:
         with open_room(face, settings_for(redis_url=url), Recording()) as room:

@@ -100,7 +100,7 @@ class AbuseModel:
         self._opened.append(Stillroom(self._settings, dispatch=NoDispatch()))
         return self._opened[-1]
 
-    # What happens
+    # Events
 
     def act(self) -> None:
         self._look()
@@ -178,7 +178,7 @@ class AbuseModel:
         self.world.kill(worker)
         self.rooms[worker] = self._room()
 
-    # What must hold
+    # Invariants
 
     def close(self) -> None:
         for room in self._opened:

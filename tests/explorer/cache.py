@@ -143,7 +143,7 @@ class CacheModel:
             raise OSError("the database is away")
         return value
 
-    # What happens
+    # Events
 
     def act(self) -> None:
         chance = self.world.random
@@ -309,7 +309,7 @@ class CacheModel:
         self.rooms[process] = self._room()
         self.loaders[process] = self._loaders(self.rooms[process])
 
-    # What must hold
+    # Invariants
 
     def close(self) -> None:
         for room in self._opened:

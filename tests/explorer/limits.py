@@ -23,7 +23,7 @@ IP = "203.0.113.7"
 LONG, SHORT, MANY = Limit("long", 4, 60), Limit("short", 3, 20), Limit("many", 30, 60)
 LIMITS = (LONG, SHORT, MANY)
 ASKED_NOBODY = ("breaker", "charging", "settling")  # why Redis had no part in a decision
-LATE_S = 400.0  # what is on its way for longer is not known any more
+LATE_S = 400.0  # a command that is on its way for longer is not known any more
 WEIGHTS: dict[str, float] = {
     "check": 6,
     "reserve": 4,
@@ -91,7 +91,7 @@ class LimitsModel:
         self._opened.append(Stillroom(self._settings, dispatch=NoDispatch()))
         return self._opened[-1]
 
-    # What happens
+    # Events
 
     def act(self) -> None:
         self._look()
@@ -217,7 +217,7 @@ class LimitsModel:
         self.since = self.world.tick()
         self._is_lost = True
 
-    # What must hold
+    # Invariants
 
     def close(self) -> None:
         for room in self._opened:

@@ -33,7 +33,7 @@ CAPPED = "cy"  # each login of this user counts the others
 CAP = 1
 USERS = ("ann", "bob", CAPPED, CAPPED, None)
 GRACE_S = 10.0
-LATE_S = 400.0  # what is on its way for longer is not known any more
+LATE_S = 400.0  # a command that is on its way for longer is not known any more
 WEIGHTS: dict[str, float] = {
     "create": 5,
     "read": 5,
@@ -125,7 +125,7 @@ class SessionsModel:
         self._opened.append(Stillroom(self._settings, dispatch=NoDispatch()))
         return self._opened[-1]
 
-    # What happens
+    # Events
 
     def act(self) -> None:
         self._look()
@@ -147,7 +147,7 @@ class SessionsModel:
     def _look(self) -> None:
         before = self.watch.lost
         self.watch.look()
-        if self.watch.lost > before:  # what ended may be there again, and what began may not
+        if self.watch.lost > before:  # an ended session may be there again, and a new one may not
             self.lives.clear()
 
     def _create(self, process: int) -> None:
@@ -283,7 +283,7 @@ class SessionsModel:
             if owes or any(one.call.is_dead for one in rotations):
                 life.doubts += len(rotations)
 
-    # What must hold
+    # Invariants
 
     def close(self) -> None:
         for room in self._opened:

@@ -13,7 +13,7 @@ from tests.explorer.world import World
 RUNS = 750  # of each kind: together with the other models' they are ten thousand
 FINDS_WITHIN = 2_500
 
-# What happens more often than usual, by what a part of the runs is about.
+# Events that happen more often than usual, by the subject of a part of the runs.
 ABOUT: dict[str, dict[str, float]] = {
     "everything": {},
     "writes": {"write": 12.0, "read": 4.0},

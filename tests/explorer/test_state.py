@@ -19,7 +19,7 @@ RUNS = 875  # of each kind: together with the cache's they are ten thousand
 FINDS_WITHIN = 2_500
 
 MODELS: dict[str, Any] = {"sessions": sessions, "limits": limits, "abuse": abuse}
-# What happens more often than usual, by what a part of the runs is about.
+# Events that happen more often than usual, by the subject of a part of the runs.
 ABOUT: dict[str, tuple[str, dict[str, float]]] = {
     "sessions": ("sessions", {}),
     "ends": ("sessions", {"destroy": 10.0, "rotate": 8.0}),
@@ -35,7 +35,7 @@ MUTANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     for model, mutants in (("sessions", SESSIONS), ("limits", LIMITS), ("abuse", ABUSE))
     for name, mutant in mutants.items()
 }
-# What makes a mutant show itself soon.
+# Events that make a mutant show itself soon.
 SHOWN_BY: dict[str, dict[str, float]] = {
     "a revocation is sent twice": {"destroy all": 12.0, "create": 10.0},
     "a name ends its session for ever": {"rotate": 12.0, "destroy": 8.0},

@@ -182,7 +182,7 @@ class World:
         self._lines = [_Line(server.directory / SOCKET) for server in servers]
         self._infos = [line.say([pack([("INFO", "server")])])[0] for line in self._lines]
         self.load_scripts()
-        self.trace: list[str] | None = None  # what happened, if somebody wants to know
+        self.trace: list[str] | None = None  # the story of the run, if a caller wants it
         self.begin(0)
 
     def load_scripts(self) -> None:

@@ -25,7 +25,7 @@ LOAD_S = 0.5  # what a load takes on a busy machine
 
 
 def fail_over(sentinels: Sentinels, history: History, times: int) -> list[float]:
-    """That many accidents of all kinds. → how long each time the first writes took after the promotion."""
+    """Cause that many accidents of all kinds. Return how long the first write took after each promotion."""
     took = []
     for kind in islice(cycle(["killed", "frozen", "cut"]), times):
         history.await_writes(20, 30)

@@ -187,7 +187,7 @@ def test_a_watch_whose_thread_has_ended_begins_another(sentinels: Sentinels, mak
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """What ends a thread is not told to the tests' own listener."""
+    """Keep the error that ends a thread from the tests' own listener."""
     with patch.object(threading, "excepthook", lambda _: None):
         yield
 

@@ -18,7 +18,7 @@ from tests.support.sentinels import Sentinels
 
 @pytest.fixture(scope="module")
 def formed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
-    """Of redis-server: the embedded one has no TLS."""
+    """Form Sentinels of redis-server: the embedded server has no TLS."""
     if not Authority.is_possible() or shutil.which("redis-server") is None:
         pytest.skip("there is no openssl, or no redis-server with TLS")
     folder = tmp_path_factory.mktemp("tls")

@@ -43,7 +43,7 @@ def ordered_until_done(room: Stillroom, worker: CeleryProcess, within: float) ->
 def test_a_worker_goes_on_with_the_new_primary(
     sentinels: Sentinels, tmp_path: Path, accident: str
 ) -> None:
-    """The same process, and the same room that orders work."""
+    """A worker and a room that orders work go on, without a restart, with the new primary."""
     log, arguments = tmp_path / "worker.log", ("worker", "-l", "INFO", "-P", "threads")
     worker = CeleryProcess(log, {"REDIS_URL": sentinels.url}, *arguments)
     try:
@@ -62,7 +62,7 @@ def test_a_worker_goes_on_with_the_new_primary(
 
 
 def test_kombu_is_told_of_the_sentinels() -> None:
-    """Their addresses are in its URL; the primary's name and their own login are options."""
+    """kombu gets the Sentinels' addresses in its URL, and the primary's name and their login as options."""
     url = f"redis+sentinel://app:secret@s1:26379,s2:26380/{MASTER}/3"
     settings = Settings(redis_url=url, sentinel_user="watch", sentinel_password="canary")
     assert settings.broker == "sentinel://app:secret@s1:26379/3;sentinel://app:secret@s2:26380/3"
@@ -99,7 +99,7 @@ def test_beat_and_flower_go_on_with_the_new_primary(sentinels: Sentinels, tmp_pa
 
 
 def succeeded(port: int) -> float:
-    """How many tasks Flower has seen succeed."""
+    """Return how many tasks Flower has seen succeed."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             page = answer.read().decode()

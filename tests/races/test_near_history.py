@@ -51,7 +51,7 @@ def test_no_read_near_is_older_than_it_may_be(server: EmbeddedServer) -> None:
 
 @pytest.mark.long
 def test_no_read_near_is_older_in_half_a_minute_of_eight_processes() -> None:
-    """The same for longer, and by more."""
+    """No read near is older than it may be in half a minute of eight processes."""
     pytest.importorskip("gevent")
     with EmbeddedServer() as server:
         history = play(server, 30.0, [*FACES] * 2)

@@ -161,9 +161,9 @@ def test_a_partial_and_an_object_are_functions_too(room: Any) -> None:
 
 
 def test_a_method_binds(room: Any, client: Any) -> None:
-    """A method binds:
+    """A method can be a loader if `self` is left out by name or is an argument with a text.
 
-    `self` is left out by name or is an argument with a text, and each reader refreshes itself.
+    Each reader refreshes it by itself.
     """
     calls: list[Any] = []
     inner = getattr(room, "inner", room)

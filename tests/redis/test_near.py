@@ -358,7 +358,7 @@ def test_a_loader_is_not_served_what_was_read_before_it_was_called(
 def test_nor_is_a_loader_that_is_awaited(
     settings: Any, make_room: Any, options: dict[str, Any]
 ) -> None:
-    """The same in an event loop."""
+    """A loader that is awaited gets no value read before its call, either."""
     other: Stillroom = make_room()
 
     async def main() -> None:

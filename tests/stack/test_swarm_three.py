@@ -63,20 +63,20 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
 
 
 def deploy_three(swarm: Swarm) -> None:
-    """As the guide says it; from nothing, for a rolling update of everything takes its time."""
+    """Deploy as the guide says; from nothing, because a rolling update of everything takes its time."""
     secrets, deploy, *_ = guide()["Three servers"]
     swarm.type(secrets)
     swarm.type(deploy, DOWN_AFTER_MS="2000")
 
 
 def is_agreed(swarm: Swarm) -> bool:
-    """Whether each Sentinel knows the two others."""
+    """Return whether each Sentinel knows the two others."""
     question = "sentinel master stillroom"
     return all("num-other-sentinels\n2\n" in ask(swarm, one, question) for one in SENTINELS)
 
 
 def ask(swarm: Swarm, service: str, *words: str) -> str:
-    """What redis-cli prints in a container: of a Sentinel as `sentinel`, of a server as `health`."""
+    """Return the output of redis-cli in a container: as `sentinel` for a Sentinel, as `health` for a server."""
     role, port = ("sentinel", "26379") if service in SENTINELS else ("health", "6379")
     line = f"REDISCLI_AUTH=$(cat /run/secrets/{role}_password) redis-cli -p {port} --user {role} "
     (container,) = swarm.containers(service)

@@ -196,7 +196,7 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
             _work_as_web(company)
             _work_as_producer(company, worker)
             _come_back_to_what_a_killed_worker_held(company, worker)
-            # Not before: Flower, too, gives back what a killed worker held, and then the worker need not.
+            # Flower starts only now: it, too, gives back a killed worker's messages, and then the worker need not.
             flower = ("flower", "--address=127.0.0.1", f"--port={company.flower_port}")
             at_work.enter_context(company.process("flower", *flower))
             _work_as_flower(company)

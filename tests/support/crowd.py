@@ -1,4 +1,4 @@
-"""What one process of a crowd does, and how a test gives the word. The crowd talks through Redis lists.
+"""Run one process of a crowd, and let a test give it the word. The crowd talks through Redis lists.
 
 Run in a process of its own, by tests/support/processes.py: `from tests.support.crowd import …`.
 """

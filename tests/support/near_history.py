@@ -120,7 +120,7 @@ class Party:
         self.hits = 0
 
     def fetch(self, key: str) -> Any:
-        """What the database says."""
+        """Return the version in the database."""
         version = int(self._database.get(DATABASE + key) or 0)
         time.sleep(random.uniform(0, 0.002))
         return as_value(key, version)
@@ -189,12 +189,12 @@ class Party:
     async def change(self, key: str) -> None:
         version = int(self._database.incr(DATABASE + key))
         if await self._tell(key, version):
-            # What a worker has refreshed is no change of this process.
+            # A refresh by a worker is no change of this process.
             writer = NOBODY if key.startswith("soft") else self.number
             self.records.append(Floor(key, writer, time.monotonic_ns(), version))
 
     async def _tell(self, key: str, version: int) -> bool:
-        """Whether the cache has taken the word: then no read may show an older version."""
+        """Return whether the cache has taken the change: then no read may show an older version."""
         cache, value = self.room.cache, as_value(key, version)
         tags = [f"all:{key}", f"shelf:{key}"]
         others = "".join(random.choices("abcdefgh", k=3))  # many patterns, each seldom
@@ -246,7 +246,7 @@ class Party:
         return bool(report["outcome"] == "loaded")
 
     async def _soften(self, key: str, value: Any, tags: list[str]) -> bool:
-        """Whether the value that was invalidated softly has been replaced by this one."""
+        """Return whether this value has replaced the one that was invalidated softly."""
         await awaited(self.room.cache.invalidate_by_tag(tags[0], soft=True))
         for _ in range(100):
             entry = await awaited(self.room.cache.get_entry(key))
@@ -368,7 +368,7 @@ class History(NamedTuple):
 
 
 def history_of(told: Iterable[str]) -> History:
-    """What the processes printed."""
+    """Return the history from the output of the processes."""
     history = History([], [], [], [])
     places: dict[str, Any] = {
         "r": (Read, history.reads),

@@ -126,7 +126,7 @@ class Sentinels:
         return server
 
     def port(self, server: EmbeddedServer) -> int:
-        """Where the others and their clients meet it."""
+        """Return the port where the others and their clients meet it."""
         return self._tls_ports.get(server, server.port)
 
     # Addresses

@@ -76,7 +76,7 @@ def guide() -> dict[str, list[str]]:
     }
 
 
-# What is another in the tests: names, so that a real stack on this machine is left alone, and files.
+# The tests use other names, so that a real stack on this machine is left alone, and other files.
 ADAPTED = {
     "stillroom:0.1.0": IMAGE,
     "traefik-public": f"{STACK}-another",

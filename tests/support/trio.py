@@ -122,7 +122,7 @@ class Trio:
     # What there is to see
 
     def url(self, role: str) -> str:
-        """As stack.ha.yml writes it."""
+        """Return the URL as stack.ha.yml writes it."""
         hosts = ",".join(f"{NAME}:{port}" for port in self.sentinel_ports)
         return f"redis+sentinel://{role}@{hosts}/{MASTER}/0"
 
@@ -157,7 +157,7 @@ class Trio:
         return {int(self.ask(port, *question)[1]) for port in self.sentinel_ports}
 
     def replication(self, port: int) -> dict[str, Any]:
-        """What INFO replication says."""
+        """Return the reply to INFO replication."""
         with self.client(port) as client:
             return dict(client.info("replication"))
 

@@ -109,7 +109,7 @@ def test_a_file_changes_and_adds(write: object) -> None:
         ),
         (
             "[rules.scanner]\neach = { not_found = 3 }",
-            "rule scanner: each is of addresses: it needs distinct='ip'",
+            "rule scanner: each counts the events of one address: it needs distinct='ip'",
         ),
         (
             "[rules.ipv6_rotation]\neach = { 'auth_fial' = 3 }",
@@ -129,8 +129,8 @@ def test_a_file_changes_and_adds(write: object) -> None:
             "rule creeping_scraper: consecutive counts windows",
         ),
         ("[rules.'Bad name']\nkinds = ['a']", "rule Bad name: name='Bad name': String should"),
-        ("[scanner]\nthreshold = 3", "it holds tables named [rules.<name>], and nothing else"),
-        ("rules = 3", "it holds tables named [rules.<name>], and nothing else"),
+        ("[scanner]\nthreshold = 3", "it may hold tables named [rules.<name>] only"),
+        ("rules = 3", "it may hold tables named [rules.<name>] only"),
         ("[rules.scanner", "not TOML"),
     ],
 )

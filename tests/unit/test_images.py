@@ -117,7 +117,9 @@ def test_an_exif_that_cannot_be_read_is_none(root: Path, exif: bytes) -> None:
 def test_a_drawing_is_refused_by_its_name(root: Path, text: str) -> None:
     """An SVG is refused by name, because it has no pixels of its own."""
     (root / "drawing").write_text(text, encoding="utf-8")
-    with pytest.raises(ImageRefused, match="it is an SVG, a drawing that has no pixels") as refused:
+    with pytest.raises(
+        ImageRefused, match="the file is an SVG, a drawing that has no pixels"
+    ) as refused:
         read_image(root, "drawing", *LIMITS)
     assert refused.value.reason == "content"
 

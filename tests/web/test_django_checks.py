@@ -122,7 +122,7 @@ def test_values_are_forgotten(room: Stillroom) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [([], "say what"), (["k", "--soft"], "goes with --tag")]
+    ("words", "said"), [([], "give a key"), (["k", "--soft"], "goes with --tag")]
 )
 def test_a_mistake_is_a_sentence(room: Stillroom, words: list[str], said: str) -> None:
     """A mistake on the command line is answered with a sentence and not with a traceback."""

@@ -366,7 +366,7 @@ def test_requests_may_be_exempt_everywhere(framework: str, settings: Settings) -
 @pytest.mark.parametrize(
     ("limits", "options", "reason"),
     [
-        ([], {}, "which limits"),
+        ([], {}, "it needs limits"),
         (["auth"], {}, "a limit is a Limit"),
         ([DEFAULT], {"by": "usr"}, r"did you mean user\?"),
         ([DEFAULT], {"by": "key"}, "a function of the request"),

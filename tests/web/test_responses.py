@@ -143,7 +143,7 @@ def test_a_list_changed_after_the_response_began_is_told(
     list(body)
     assert "lost" not in caplog.text
     body.close()
-    assert "changed after the response had begun: it is lost" in caplog.text
+    assert "changed after the response had begun: the change is lost" in caplog.text
 
 
 def test_a_body_is_handed_on_as_it_is(room: Stillroom) -> None:

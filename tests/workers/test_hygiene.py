@@ -170,7 +170,7 @@ def test_no_message_is_run_that_asks_for_more_than_its_task(
 
 
 def test_a_bomb_takes_no_memory(start_worker: StartWorker, db: Any) -> None:
-    """A body of 200 MB in 200 kB, and a thousand of a megabyte, never reach the worker's memory."""
+    """A body of 200 MB in 200 kB does not fill the worker's memory, and neither do a thousand of a megabyte."""
     worker = start_worker()
     before = memory_of(worker)
     bomb = zlib.compress(b'[[], {"keys": ["' + b"a" * 200_000_000 + b'"]}, {}]', 9)

@@ -68,7 +68,7 @@ class StillroomCelery(OwnCelery):
         return str(self.amqp.router.route({}, task)["queue"].name)
 
     def send_task(self, *args: Any, **options: Any) -> Any:
-        """With the time it is sent, which Celery's messages lack: beat's ticks come this way too."""
+        """Send a task with the time it is sent, which Celery's messages lack: beat's ticks come this way too."""
         headers = {**sent_now(), **(options.get("headers") or {})}
         return super().send_task(*args, **options | {"headers": headers})
 
@@ -87,7 +87,7 @@ def make_app(settings: Settings | None = None) -> StillroomCelery:
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's settings for a process of ours."""
+    """Return Celery's settings for a process of ours."""
     keys = Keys(settings.namespace)
     refresh_queue, maintenance_queue = keys.queue("refresh"), keys.queue("maintenance")
     return {

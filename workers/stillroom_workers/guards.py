@@ -197,7 +197,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
         return flaw
 
     def bury(self, raw: bytes, queue: str, reason: str) -> None:
-        """Hand an element that can't run to whoever keeps such."""
+        """Hand an element that can't run to the keeper of dead letters."""
         (self.undeliverable or _log_undeliverable)(raw, queue, reason)
 
     def heal(self, queues: Iterable[Any]) -> None:
@@ -423,11 +423,11 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
         self._bury(message, "no such task here")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """An ETA that is no date, a content type that isn't accepted."""
+        """Handle a message with an ETA that is no date, or a content type that isn't accepted."""
         self._bury(message, repr(exc))
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """A body that doesn't decode or decompress."""
+        """Handle a body that doesn't decode or decompress."""
         self._bury(message, repr(exc))
 
     def _bury(self, message: Any, reason: str) -> None:

@@ -44,7 +44,7 @@ class Letters:
         A server that is away or refuses is logged, and the message is lost: raised, it would end the worker.
         """
         why = shown(reason, REASON_LENGTH)
-        log.error("No task: a message of %d bytes in %r: %s", len(raw), queue, why)
+        log.error("A message of %d bytes in the queue %r is no task: %s", len(raw), queue, why)
         self._keep(readable(raw, queue), why)
 
     def refuse(

@@ -46,7 +46,7 @@ class SignsOfLife:
         return answered and beats and not self._is_stuck()
 
     def of_beat(self) -> None:
-        """Beat's last tick reached the broker. In a process of its own that is all there is to say."""
+        """Note that beat's last tick reached the broker. In a process of its own that is all there is to say."""
         self._beat = time.monotonic()
         if not self.with_beat:
             self._show()
@@ -62,7 +62,7 @@ class SignsOfLife:
             room.upkeep.record_heartbeat(f"{os.uname().nodename}-{os.getpid()}", about())
 
     def end(self) -> None:
-        """The process ends well: nobody is to take the last sign for a new one."""
+        """Let the process end well: nobody is to take the last sign for a new one."""
         notify("STOPPING=1")
         if self._settings.heartbeat_file:
             self._settings.heartbeat_file.unlink(missing_ok=True)

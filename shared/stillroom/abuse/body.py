@@ -242,7 +242,7 @@ class AbuseBody:
     ) -> Event:
         check_kind(kind, self._kinds)
         if ip is None and user is None:
-            raise EventRefused(f"{kind}: of whom? Give ip=, user= or both")
+            raise EventRefused(f"{kind}: an event needs a subject: give ip=, user= or both")
         return Event(
             kind,
             ip="" if ip is None else subject_of(ip, self.settings.limit_v6_prefix),

@@ -101,14 +101,16 @@ class Rule(BaseModel):
                 f"one {self.group_by} has one {self.distinct}: distinct={self.distinct!r} counts to 1"
             )
         if self.each and self.distinct != "ip":
-            raise ValueError("each is of addresses: it needs distinct='ip'")
+            raise ValueError("each counts the events of one address: it needs distinct='ip'")
         known = {*self.kinds, *(kind for rule in BUILT_IN.values() for kind in rule["kinds"])}
         for kind in [key.partition(":")[0] for key in self.each]:
             if kind not in known:
                 hint = did_you_mean(kind, known)
                 raise ValueError(f"each has {kind}, which this rule does not count{hint}")
         if self.consecutive and (self.distinct != "none" or self.then):
-            raise ValueError("consecutive counts windows: it goes with neither distinct nor then")
+            raise ValueError(
+                "consecutive counts windows: it can't be combined with distinct or then"
+            )
         return self
 
     @property
@@ -281,7 +283,7 @@ def _tables_in(path: Path) -> Mapping[str, dict[str, Any]]:
         or not all(isinstance(r, dict) for r in rules.values())
     ):
         raise SettingsError(
-            f"STILLROOM_ABUSE_RULES={path}: it holds tables named [rules.<name>], and nothing else"
+            f"STILLROOM_ABUSE_RULES={path}: it may hold tables named [rules.<name>] only"
         )
     return rules
 

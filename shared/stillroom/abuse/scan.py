@@ -218,7 +218,7 @@ class Scan:
         about = (b"id", name, b"reason", reason.encode(), b"event", json.dumps(texts).encode())
         adds = (b"XADD", self._keys.abuse_aside, b"MAXLEN", b"~", b"%d" % ASIDE_KEPT, b"*", *about)
         yield Once([adds, self._acknowledging([name])])
-        log.error("event %s of abuse is set aside: %s", name.decode(), reason)
+        log.error("the abuse event %s is now a dead letter: %s", name.decode(), reason)
         self._done["aside"] += 1
 
     def _acknowledging(self, names: Iterable[bytes]) -> Command:

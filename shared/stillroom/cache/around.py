@@ -21,7 +21,7 @@ Around: TypeAlias = Callable[[], AbstractContextManager[Any] | AbstractAsyncCont
 
 
 def checked(make: Any) -> Around:
-    """The function, which makes a context manager. A generator function is made one. Raises InvalidArgument."""
+    """Return the function that makes a context manager, also from a generator function. Raises InvalidArgument."""
     if not callable(make):
         raise InvalidArgument(
             f"around_load takes a function that makes a context manager, such as app.app_context, not a "

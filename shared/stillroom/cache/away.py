@@ -101,7 +101,7 @@ class Away:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """Nothing kept, and no load under way: threads of the parent had those."""
+        """Keep nothing, and have no load under way: threads of the parent had those."""
         self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self._flights: dict[bytes, Flight] = {}
         self._kept: dict[bytes, Kept] = {}  # the oldest first
@@ -223,7 +223,7 @@ class Away:
     # Keeping
 
     def forget(self, names: Iterable[bytes]) -> None:
-        """This process invalidates these names (see outbox.py), or has stored another value under a key."""
+        """Forget names that this process invalidates (see outbox.py), or has stored another value under."""
         if not (self._kept or self._flights):
             return
         with self._lock:

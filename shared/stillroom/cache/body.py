@@ -19,7 +19,7 @@ class CacheBody(Invalidations, Changes, Bulk, Explainer):
 
     @property
     def shards(self) -> Sequence[CacheBody]:
-        """Itself: see ShardedBody."""
+        """Return this body itself: see ShardedBody."""
         return [self]
 
     def on_first(self, operation: Operation[T]) -> Operation[T]:

@@ -78,7 +78,7 @@ class Bulk(Core):
         tags: Sequence[str] = (),
         type: Any = Any,
     ) -> dict[str, Ready]:
-        """Ready to be stored, by key. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument."""
+        """Return ready values by key. Raises ValueTooLarge, Unencodable, InvalidKey, InvalidArgument."""
         life, given = self._keeper.life(ttl, swr), several("tags", tags)
         if not isinstance(values, Mapping):
             raise InvalidArgument(f"values: a mapping of keys to values, not {values!r:.100}")
@@ -496,7 +496,7 @@ def names_of(keys: Iterable[str]) -> dict[str, bytes]:
     letters.
     """
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
-        raise InvalidArgument(f"keys={keys!r:.100}: several keys; of one write [key]")
+        raise InvalidArgument(f"keys={keys!r:.100}: give a list of keys; for one key write [key]")
     return {key: sanitized(key) for key in keys}
 
 

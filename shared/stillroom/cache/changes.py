@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     head: bytes
     rest: bytes
     entry: Entry | None
-    seq: int = 0  # of the clock that was read with it
+    seq: int = 0  # the seq of the clock that was read with it
 
 
 class Changes(Core):
@@ -108,7 +108,7 @@ class Changes(Core):
             if replaced == LATE:
                 self.clock.doubt_clock()
             yield Backoff(turn * PAUSE_S * random.random())
-        raise RedisUnavailable("contended", f"{TRIES} others were first")
+        raise RedisUnavailable("contended", f"other writers were first {TRIES} times")
 
     def touch(
         self, key: str, *, ttl: Duration | None = None, swr: Duration | None = None

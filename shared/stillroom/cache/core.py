@@ -473,7 +473,7 @@ class Core:
                 return []
             return list(replies)
         late = [place for place, reply in replies.items() if reply == LATE]
-        if late:  # and yet its answer is here in time: the server's clock is not where we thought
+        if late:  # its answer came in time all the same: the server's clock is not where we thought
             self.clock.doubt_clock()
         return late
 
@@ -581,7 +581,7 @@ class Core:
         return {"outcome": lost or "loaded", "loader": order.loader, "key": key}
 
     def undelivered(self, leases: Sequence[tuple[bytes, bytes]]) -> Operation[None]:
-        """Refreshes could not be sent: free their leases, and let the next stale read ask again."""
+        """Note that refreshes could not be sent: free their leases, and let the next stale read ask again."""
         self.stats.counts["refreshes_undelivered"] += len(leases)
         for name, _ in leases:
             self._asked.pop(name, None)

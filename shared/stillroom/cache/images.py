@@ -98,7 +98,9 @@ class Images:
                 continue
             break
         else:
-            raise ImageRefused(name, "changing", f"it changed between two looks, {TRIES} times")
+            raise ImageRefused(
+                name, "changing", f"the file changed between two looks, {TRIES} times"
+            )
         if answer.info is None:
             raise ImageRefused(name, answer.reason, answer.sentence)
         return answer.info
@@ -152,7 +154,7 @@ def normalised(filename: str) -> str:
 
 
 def fingerprint(root: Path, name: str) -> str | None:
-    """`<size>-<mtime in ns>`, or None if there is no such file. One stat."""
+    """Return `<size>-<mtime in ns>`, or None if there is no such file. One stat."""
     try:
         found = os.stat(root / name, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
@@ -187,7 +189,7 @@ def read_image(
             kind, (width, height) = _header(file, name)
             after = os.fstat(file.fileno())
         if digest is None or _version(before) != _version(after):
-            continue  # somebody writes it just now
+            continue  # another process is writing it just now
         if width * height > pixel_limit or min(width, height) < 1:
             sentence = f"it has {width:,} × {height:,} pixels; the limit is {pixel_limit:,}"
             raise ImageRefused(name, "pixels", sentence)
@@ -200,7 +202,7 @@ def read_image(
             width=width,
             height=height,
         )
-    raise ImageRefused(name, "changing", f"it changed while it was read, {TRIES} times")
+    raise ImageRefused(name, "changing", f"the file changed while it was read, {TRIES} times")
 
 
 def _answer(root: Path, name: str, version: str, byte_limit: int, pixel_limit: int) -> Answer:
@@ -241,7 +243,7 @@ def _opened(root: Path, name: str) -> Iterator[IO[bytes] | None]:
             os.close(one)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ImageRefused(name, "special", "it is no plain file")
+        raise ImageRefused(name, "special", "the file is no plain file")
     with os.fdopen(descriptor, "rb") as file:
         yield file
 
@@ -280,13 +282,15 @@ def _header(file: IO[bytes], name: str) -> tuple[str, tuple[int, int]]:
                 return mime, (height, width) if is_turned else (width, height)
         except MemoryError:
             raise
-        except Exception as error:  # whatever a reader makes of bytes that are no image
+        except Exception as error:  # any error that a reader raises for bytes that are no image
             sentence = f"its header is no {kind}'s ({type(error).__name__})"
             raise ImageRefused(name, "content", sentence) from None
     file.seek(0)
     if SVG.match(file.read(SVG_WITHIN).removeprefix(b"\xef\xbb\xbf")):
-        raise ImageRefused(name, "content", "it is an SVG, a drawing that has no pixels of its own")
-    raise ImageRefused(name, "content", f"it is none of {', '.join(FORMATS)}")
+        raise ImageRefused(
+            name, "content", "the file is an SVG, a drawing that has no pixels of its own"
+        )
+    raise ImageRefused(name, "content", f"the file is none of {', '.join(FORMATS)}")
 
 
 def _orientation(image: Any, file: IO[bytes]) -> int:

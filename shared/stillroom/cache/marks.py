@@ -139,7 +139,7 @@ class Marks:
         return True
 
     def pruned(self, limit: int) -> Marks:
-        """Itself, or a younger copy that remembers half as many marks and asks for the rest.
+        """Return these marks, or a younger copy that remembers half as many marks and asks for the rest.
 
         A tag that was asked for stays known as long as its marks are remembered, or it has none.
         """
@@ -169,7 +169,7 @@ def extended(
     limit: int,
     newest_glob: int = 0,
 ) -> Marks:
-    """`marks` with the rows since `marks.synced`, complete up to `clock` and beyond.
+    """Return `marks` with the rows since `marks.synced`, complete up to `clock` and beyond.
 
     Where the rows do not reach the clock, marks were lost (evicted, flushed, a failover): then everything
     loaded before this clock is dead. Where there are `limit` rows, which only a beginning may have, older ones were
@@ -202,6 +202,6 @@ def question(tags: Sequence[bytes], epoch: bytes) -> list[bytes]:
 
 
 def read_clock(raw: bytes) -> tuple[bytes, int]:
-    """`<epoch>.<seq>` → (epoch, seq). Raises ValueError for anything else."""
+    """Return (epoch, seq) from `<epoch>.<seq>`. Raises ValueError for anything else."""
     epoch, _, seq = raw.partition(b".")
     return epoch, int(seq)

@@ -44,7 +44,7 @@ NAMES_AT_ONCE = 1_000  # changed keys that are asked for; more of them: all copi
 JOINED_S = 3_600.0  # how often the prefixes are entered again
 REGISTRY_MS = 8 * 86_400_000  # how long they stay without that
 PREFIXES = 100  # more are one: every key
-COPY_BYTES = 600  # what a copy takes beside its text, measured
+COPY_BYTES = 600  # memory of a copy besides its text, measured
 SHARED_FACTOR = 4  # a decoded value takes so many times its text
 CALLS = 4  # ways to call a loader that mean one key: with a default, and without
 HITS = LOOKUPS[0]
@@ -456,7 +456,7 @@ class Near:
             self.store.learn(self, [(name[2:], score) for name, score in names])
 
     def _take_registry(self, registry: bytes | None, asked: float) -> None:
-        """Another registry than was seen: changes may have gone by that nobody was told of.
+        """Take a registry that is another than was seen: changes may have gone by that nobody was told of.
 
         One that was asked for before the last one is old news: what was read with it is not kept.
         """

@@ -95,7 +95,7 @@ class Ordering:
             yield from order.carried_out_by(self._cache)
         except RedisUnavailable as error:
             yield from self._failed(taken, error)
-            raise  # and so would the others
+            raise  # and the other orders would wait, too
         except Exception as error:
             return (yield from self._failed(taken, error))
         yield On([(STATE, self._finish(taken))])

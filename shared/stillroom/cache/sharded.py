@@ -71,7 +71,7 @@ def one_key(
     operation: Callable[Concatenate[CacheBody, P], Operation[T]],
     name_of: Callable[..., bytes] = _of_key,
 ) -> Callable[Concatenate[Any, P], Operation[T]]:
-    """The shard of the key runs it. `name_of`: the sanitized key, by the arguments."""
+    """Let the shard of the key run the operation. `name_of`: the sanitized key, by the arguments."""
 
     def spread(self: ShardedBody, /, *args: P.args, **options: P.kwargs) -> Operation[T]:
         shard = shard_of(name_of(self, *args, **options), len(self.shards))
@@ -84,7 +84,7 @@ def one_key(
 def each_key(
     operation: Callable[Concatenate[CacheBody, Iterable[str], P], Operation[dict[str, T]]],
 ) -> Callable[Concatenate[Any, Iterable[str], P], Operation[dict[str, T]]]:
-    """The shards that have some of the keys run it; what they give is put together in the order of the keys."""
+    """Let the shards that have some of the keys run it; what they give is put together in the order of the keys."""
 
     def spread(
         self: ShardedBody, /, keys: Iterable[str], *args: P.args, **options: P.kwargs
@@ -102,7 +102,7 @@ def each_key(
 def all_shards(
     operation: Callable[Concatenate[CacheBody, P], Operation[None]],
 ) -> Callable[Concatenate[Any, P], Operation[None]]:
-    """Every shard runs it."""
+    """Let every shard run the operation."""
 
     def spread(self: ShardedBody, /, *args: P.args, **options: P.kwargs) -> Operation[None]:
         yield from self.everywhere([operation(shard, *args, **options) for shard in self.shards])

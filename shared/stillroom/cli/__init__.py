@@ -70,7 +70,7 @@ def main() -> None:
     try:
         code = _run()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has seen enough
+    except BrokenPipeError:  # the reader of the pipe has seen enough
         code = _close_output()
     except OSError as error:
         _tell("can't write the output", error.strerror or str(error))

@@ -95,7 +95,7 @@ def _all_there_may_be(folder: Path) -> Iterator[Path]:
 
 
 def names() -> list[str]:
-    """Every secret of the stack."""
+    """Return the name of every secret of the stack."""
     everybody = {*roles(USERS), *roles(SENTINELS)}
     return [*map(_password, sorted(everybody)), PEPPERS, TOKEN, FLOWER]
 

@@ -26,7 +26,7 @@ def show_all(
     after: Annotated[str, typer.Option(help="Those behind this id.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """The dead letters, the oldest first."""
+    """Show the dead letters, the oldest first."""
     with open_room() as room:
         letters = room.state.run(room.dead_letters.list(limit, after=after))
         total = room.state.run(room.dead_letters.count())
@@ -43,7 +43,7 @@ def show_all(
 
 @app.command()
 def show(id: Id, as_json: AsJson = False) -> None:
-    """One letter with all that was kept of it. It may hold what an app put into its arguments."""
+    """Show one letter with all that was kept of it. It may hold what an app put into its arguments."""
     with open_room() as room:
         letter = room.state.run(room.dead_letters.show(id))
     if as_json:

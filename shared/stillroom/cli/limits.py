@@ -26,7 +26,7 @@ COLUMNS = ("limit", "is now", "until", "since", "by")
 
 @app.command("show")
 def show(as_json: AsJson = False) -> None:
-    """The limits that processes use, and those that are changed for now, the one that ends first first."""
+    """Show the limits that processes use, and those that are changed for now, the one that ends first first."""
     with open_room() as room:
         changes, names = room.limits.changes(), room.limits.names()
     if as_json:

@@ -79,7 +79,7 @@ def read(path: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Whole or not at all: a half-written secret would lock everybody out.
+    """Write the file whole or not at all: a half-written secret would lock everybody out.
 
     It is written beside under a name that nobody can have prepared, and then put in place, of a link too.
     """

@@ -14,7 +14,7 @@ Changed = Annotated[bool, typer.Option(help="Without those that have their defau
 
 
 def settings(as_json: AsJson = False, changed: Changed = False) -> None:
-    """The settings in force in this environment, and where each comes from. Secrets are shown as ***.
+    """Show the settings in force in this environment, and where each comes from. Secrets are shown as ***.
 
     What an app gives its room in code is known to that app alone: run this where it runs.
     """

@@ -29,7 +29,7 @@ def version(context: typer.Context, version: Version = False, as_json: AsJson = 
 
 
 def versions() -> dict[str, str]:
-    """Package → version, of those that are installed."""
+    """Return package → version of the installed packages."""
     found = {"stillroom": _version_of("stillroom"), "python": platform.python_version()}
     found |= {name: _version_of(name) for name in BESIDE}
     return {name: number for name, number in found.items() if number}

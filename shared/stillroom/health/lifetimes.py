@@ -14,7 +14,7 @@ from stillroom.health.report import Severity
 DAY_S = 86_400.0
 SOON_S = 60 * DAY_S  # so long before the end it is said
 
-OLDEST_REDIS = (6, 2)  # what Stillroom itself can work with
+OLDEST_REDIS = (6, 2)  # the oldest that Stillroom itself can work with
 
 
 class Line(NamedTuple):

@@ -19,9 +19,7 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Sample = tuple[Mapping[str, str], float | None]  # labels, value; one that is not known is left out
 
-_OURS = re.compile(
-    r"[a-z][a-z0-9_]{0,39}"
-)  # what our counts are called; anybody else's are left out
+_OURS = re.compile(r"[a-z][a-z0-9_]{0,39}")  # the names of our counts; foreign ones are left out
 
 
 class Family(NamedTuple):
@@ -184,8 +182,8 @@ class Named(NamedTuple):
     name: str
     about: str
     kind: str  # of the things; also the label
-    label: str  # what tells its samples apart besides; empty: nothing
-    whats: Mapping[str, str]  # what is counted → the label's value
+    label: str  # another label of its samples; empty: none
+    whats: Mapping[str, str]  # the thing counted → the label's value
     scale: float = 1.0
 
 

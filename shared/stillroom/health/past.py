@@ -30,7 +30,7 @@ class Past(NamedTuple):
     history: Sequence[Snapshot] | None  # oldest first
     patterns: Sequence[Pattern] | None  # newest first
     since: float | None = None  # when the first snapshot of all was made, as far as they reach back
-    figures: Figures | None = None  # what was counted by name, lately
+    figures: Figures | None = None  # recent counts by name
 
 
 NOT_TOLD = Past(None, None)

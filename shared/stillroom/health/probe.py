@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from stillroom.wire import Command
 
-Counts = Mapping[str, int]  # what all processes counted in one minute, by name
+Counts = Mapping[str, int]  # the counts of all processes in one minute, by name
 
 
 class Probe(Protocol):

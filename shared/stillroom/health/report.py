@@ -323,7 +323,7 @@ class TaskStats(Part):
     queues: tuple[QueueStats, ...] | None = None  # null: the broker is another, or not known
     unacked: int | None = None  # taken by a worker and not done
     todo: int | None = None  # promised work written down by invalidations
-    dead_letters: int | None = None  # what could not be done and waits for a person
+    dead_letters: int | None = None  # failed work that waits for a person
     workers: int | None = None  # seen in the last half minute
     crew: tuple[WorkerStats, ...] | None = None  # the workers, seen last first; not in snapshots
     beat_s: float | None = None  # since a tick of beat's was done last; null: none within a day

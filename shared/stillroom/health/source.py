@@ -87,7 +87,7 @@ class Outcome(NamedTuple):
 
 def ask(source: Source, besides: Sequence[Command]) -> Operation[Answers]:
     """Ask a server for its part of the report. A command that this user may not run leaves a hole, not an error."""
-    source.clock.ask_time()  # and who answers: a replica is none to report on
+    source.clock.ask_time()  # and the server's role: a replica is not reported on
     now_ms = source.clock.now_ms()
     asked = [(probe, probe.commands(now_ms)) for probe in source.probes]
     own = _own_commands(source, now_ms)
@@ -145,7 +145,7 @@ def attempt(batch: Sequence[Command], counts: Sequence[Command] = ()) -> Operati
     try:
         replies = yield [*batch, *counts]
     except RedisRefused as refused:
-        if len(refused.replies) != size + len(counts):  # what the batch needed could not be loaded
+        if len(refused.replies) != size + len(counts):  # a script of the batch could not be loaded
             return Outcome([None] * size, refused.reason, answered=False)
         good = [None if isinstance(r, Exception) else r for r in refused.replies[:size]]
         failed = any(isinstance(r, Exception) for r in refused.replies[:size])

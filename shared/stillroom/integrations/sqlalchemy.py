@@ -195,7 +195,7 @@ class AfterCommit:
             frame.add_tags(tags.constant)
             if tags.needs_row:
                 log.warning(
-                    "a statement changes %s rows, and nothing says which: only %s are invalidated; "
+                    "a statement changes %s rows and does not name them: only %s are invalidated; "
                     "give it execution_options(stillroom_tags=[…])",
                     tags.model,
                     ", ".join(tags.constant) or "no tags",
@@ -352,7 +352,7 @@ def _note_former(connection: Connection, row: Any) -> None:
     watching = _watched(row)
     if session is not None and watching and tags is not None:
         fields = [column.key for column in _mapper_of(row).column_attrs]
-        if not tags.has_functions:  # nobody knows which columns a function looks at
+        if not tags.has_functions:  # the columns that a function looks at are unknown
             fields = [name for name in fields if name in tags.fields]
         former = _former(connection, row, fields)
         noted = tags.of(Before(row, former))

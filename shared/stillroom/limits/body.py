@@ -583,7 +583,8 @@ def _check_holds_nothing(request: Request) -> None:
     """Raise InvalidLimit for a limit of requests in flight, because a check would never give the place back."""
     if request.plan.in_flight:
         raise InvalidLimit(
-            request.plan.in_flight, "it limits what is in flight: hold() it, or reserve and refund"
+            request.plan.in_flight,
+            "it limits requests in flight: use hold(), or reserve and refund",
         )
 
 

@@ -60,7 +60,7 @@ class Changes:
         self.reset()
 
     def reset(self) -> None:
-        """Nothing known."""
+        """Forget all changes."""
         self.found: Mapping[str, Change] = {}
         self.due = 0.0  # time.monotonic(): read them with the next check
         self._applied: dict[tuple[Limit, ...], tuple[Limit, ...]] = {}
@@ -110,7 +110,7 @@ def checked(
 
 
 def read_rate(text: str) -> tuple[int, int]:
-    """Quota and window, as people write them. Raises InvalidLimit.
+    """Return quota and window, as people write them. Raises InvalidLimit.
 
     >>> read_rate("2000/1h"), read_rate("5/300"), read_rate("1_000/m")
     ((2000, 3600), (5, 300), (1000, 60))

@@ -13,7 +13,7 @@ from stillroom.limits.limit import Limit
 
 OK, TOO_MANY, UNAVAILABLE = 200, 429, 503
 NEVER = -1
-UNTOLD = (-1, 0, 0, 0)  # of a limit that nobody could look at
+UNTOLD = (-1, 0, 0, 0)  # of a limit that could not be looked at
 PARTS = len(UNTOLD)
 _TYPES = "https://iana.org/assignments/http-problem-types#"
 _US = 1_000_000

@@ -41,7 +41,7 @@ LETTERS: Mapping[int, Letters] = {11: Letters("q", "w", "r", "t", "qu")}
 
 @lru_cache(1_024)
 def policy_field(limits: tuple[Limit, ...], draft: int = DRAFT) -> str:
-    """RateLimit-Policy. Limits in shadow are nobody's business.
+    """Return the header RateLimit-Policy. Limits in shadow are nobody's business.
 
     >>> policy_field((Limit("auth", 5, 300), Limit("exports", 3, 60, in_flight=True)))
     '"auth";q=5;w=300, "exports";q=3;qu="concurrent-requests"'

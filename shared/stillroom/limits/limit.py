@@ -60,7 +60,7 @@ class Limit:
                 raise InvalidLimit(given, f"{name} is True or False")
 
     def __hash__(self) -> int:
-        # On every request, so not of all fields: of those in which many limits differ (a quota for each tenant).
+        # Run on every request, so it reads only the fields in which many limits differ (a quota for each tenant).
         return hash(self.name) ^ self.quota
 
     @property

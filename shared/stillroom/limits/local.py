@@ -44,7 +44,7 @@ class LocalLimits:
         self.reset()
 
     def reset(self) -> None:
-        """Nothing counted: what a forked process inherits is its parent's to tell."""
+        """Forget all counts: what a forked process inherits is its parent's to tell."""
         self._lock = threading.Lock()
         self.logs: OrderedDict[bytes, Log] = OrderedDict()  # with hits that Redis may not know of
         self._neighbours = Neighbours(self._most)
@@ -146,7 +146,7 @@ class LocalLimits:
                 self._known.pop(key, None)
 
     def let_go(self, id: str) -> bool:
-        """A reservation made here is not given back any more; True if it might have been."""
+        """Keep a reservation made here from being given back; True if it might have been."""
         with self._lock:
             return self._held.pop(id, None) is not None
 

@@ -44,7 +44,7 @@ class Neighbours:
         )
 
     def count(self, key: bytes, by: int) -> None:
-        """A log of this name has come, or gone (-1)."""
+        """Note that a log of this name has come, or gone (-1)."""
         for name in _networks(key):
             self._counts[name] += by
             if not self._counts[name]:

@@ -50,7 +50,7 @@ WINDOWS_LIMIT = 1_000  # names of limits whose windows are compared
 WINDOWS = "windows"
 QUIET = b"quiet"  # of Request.mode
 LOG_SLACK_MS = (
-    1_000  # what a log is kept beyond the longest window of its name: see lua/lib/hits.lua
+    1_000  # a log is kept longer than its name's longest window by this: see lua/lib/hits.lua
 )
 _US = 1_000_000
 _WIDTH = re.compile(rb"([46])/(\d{1,3}) ")
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
     counted_away: bool  # Redis' last reply on them matters while it is away
     longest_ms: int  # of the windows
     hides: bool  # some limit counts by a subject that is hidden with a pepper
-    memory: tuple[bytes, ...]  # what is remembered of a log is told apart by: see Request.known_as
+    memory: tuple[bytes, ...]  # the names under which logs are remembered: see Request.known_as
     letters: bytes  # one for each limit, if one is in shadow: see lua/limit_check.lua
     in_flight: str  # the name of the limit of requests in flight, if any
     counted_as: tuple[str, ...] = ()  # the name that a check of each limit is counted under
@@ -375,7 +375,7 @@ class Requests:
             self._of_address.cache_clear()
 
     def remind(self) -> None:
-        """It is time to compare windows again."""
+        """Note that it is time to compare windows again."""
         if self._own_windows:
             self.waits[WINDOWS] = 0.0
 

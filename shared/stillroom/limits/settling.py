@@ -48,7 +48,7 @@ class Settling:
         self.reset()
 
     def reset(self) -> None:
-        """Nothing waits: a forked process leaves to its parent what is its parent's."""
+        """Forget all that waits: a forked process leaves to its parent what is its parent's."""
         self._refunds: OrderedDict[str, tuple[Reservation, int]] = OrderedDict()
         self.waits.pop(REFUNDS, None)
 
@@ -75,7 +75,7 @@ class Settling:
     # After an outage
 
     def was_away(self) -> None:
-        """Redis is away, and others decide by themselves too."""
+        """Note that Redis is away, and other processes decide by themselves too."""
         if self._settings.processes > 1:
             self.waits[AWAY] = 0.0
 

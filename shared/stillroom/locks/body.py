@@ -22,7 +22,7 @@ from stillroom.settings import Settings
 from stillroom.stats import Stats
 from stillroom.wire import Clock
 
-TAKEN, LATE, CROWDED = 1, -1, -2  # what lua/slot_take.lua answers
+TAKEN, LATE, CROWDED = 1, -1, -2  # the replies of lua/slot_take.lua
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.1  # between two tries
 PLACE_KEPT_MS = 2_000  # a waiter that was not heard of for so long loses its place in the queue
 WAITERS = 1_000

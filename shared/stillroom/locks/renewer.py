@@ -30,7 +30,7 @@ class Renewer:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """Nothing to renew and no thread: a forked child holds none of its parent's locks."""
+        """Have nothing to renew and no thread: a forked child holds none of its parent's locks."""
         self._due: list[tuple[float, int, Renewal]] = []
         self._dropped = 0
         self._changed = threading.Condition()
@@ -51,7 +51,7 @@ class Renewer:
         return renewal
 
     def drop(self, renewal: Renewal) -> None:
-        """Renew it no more. It leaves memory when half of what waits was dropped."""
+        """Stop renewing a lock. It leaves memory when half of what waits was dropped."""
         with self._changed:
             renewal.renew = None
             self._dropped += 1

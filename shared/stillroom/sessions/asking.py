@@ -31,7 +31,7 @@ log = logging.getLogger("stillroom.sessions")
 
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
-LOGOUT, ROTATION = "a logout", "a rotation"  # what is said of them where no replica has them
+LOGOUT, ROTATION = "a logout", "a rotation"  # their names in the error where no replica has them
 SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
 
 
@@ -112,7 +112,7 @@ class Asking:
         """Keep the end until Redis can be told. Return False when too many wait."""
         waiting = len(self._deferred)
         if waiting >= DEFERRED_LIMIT:
-            log.error("the end of a session is given up: %d others wait for Redis", waiting)
+            log.error("the end of a session is dropped: %d others already wait for Redis", waiting)
             return False
         self._deferred.setdefault(place, what)  # the first of them was asked for earlier
         return True
@@ -212,7 +212,7 @@ class Asking:
 
 
 def steady_us() -> int:
-    """This machine's steady clock, µs."""
+    """Return the time by this machine's steady clock, µs."""
     return time.monotonic_ns() // 1_000
 
 

@@ -93,7 +93,7 @@ SWEEP_TASK = "stillroom.sweep_sessions"
 BITE = 100  # sessions one script looks at …
 BITE_LIMIT = 200  # … and may be told to: some 3 ms of the server's
 SWEEP_S = 50.0  # one run of the sweep ends after this; the next goes on
-TRIES = 100  # of mutate: each lost one means that somebody else's was won
+TRIES = 100  # tries of mutate: each lost one means that another caller won
 PAGE = 200  # sessions of a user that one script lists: some 3 ms of the server's
 CAP_LIMIT = 300  # sessions of a user that one login may count
 REMOVE_LIMIT = 1_000  # keys in one update: no session has more
@@ -481,7 +481,7 @@ class SessionsBody(Asking):
         return (yield from self._rotate(session, type, grace, is_proof=False))
 
     def confirm(self, session: Known, *, grace: Duration | None = None) -> Operation[Session[Any]]:
-        """The user has just proved again who he is: the session is fresh from now on, under a new token.
+        """Note that the user has just proved again who he is: the session is fresh from now on, under a new token.
 
         See `get(fresh=…)`, and `rotate` for everything else.
         """

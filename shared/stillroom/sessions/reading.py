@@ -20,7 +20,7 @@ _OWN = {field: b"" if field in _MAY_LACK else None for field in (*_HEAD, b"_s", 
 _head_of = itemgetter(*_HEAD)
 _numbers_of = itemgetter(b"_l", b"_x", b"_i", b"_s")
 _json_of = b'"%b":%b'.__mod__  # a field and its value
-_NO_DATA = b"_"  # what the name of a field begins with that is no data
+_NO_DATA = b"_"  # the names of fields that are no data begin with this
 
 Reply = Sequence[Any]  # as lua/session_get.lua replies
 
@@ -54,7 +54,7 @@ def _answer(name: bytes, record: dict[bytes, Any], now: int, touch_us: int) -> R
     try:
         seen, limit, idle, _ = map(int, _numbers_of(record))
         head = b"\t".join(_head_of(record))
-    except (TypeError, ValueError):  # somebody else wrote it
+    except (TypeError, ValueError):  # a stranger wrote it
         return None
     unseen = now - seen
     if unseen >= idle or now >= limit:

@@ -25,7 +25,7 @@ _URLSAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def _own_sha256() -> Callable[[bytes], Any]:
-    """CPython's SHA-256, where it has its own.
+    """Return CPython's own SHA-256, where there is one.
 
     OpenSSL's gives the same, and in a request it takes three times as long for so few bytes: it goes through a lot
     of memory, and what ran in between has pushed that out of the processor's caches.
@@ -122,5 +122,5 @@ def read_handle(handle: object, shards: int = SHARDS_LIMIT) -> Place | None:
 
 
 def shard_of(user: bytes, shards: int) -> int:
-    """A user's sessions live together, so that one script can count them."""
+    """Return the shard of a user. A user's sessions live together, so that one script can count them."""
     return crc32(user) % shards

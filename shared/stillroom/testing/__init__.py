@@ -57,7 +57,7 @@ class Override(Protocol):
 
 @pytest.fixture(scope="session")
 def stillroom_server() -> Iterator[TestServer]:
-    """One server for all tests. It can `freeze()`, `thaw()`, `kill()` and `restart()`: see TestServer.
+    """Run one server for all tests. It can `freeze()`, `thaw()`, `kill()` and `restart()`: see TestServer.
 
     A test that leaves it frozen, or dead, does not harm the next one.
     """
@@ -75,7 +75,7 @@ def stillroom_options() -> dict[str, Any]:
 def stillroom_settings(
     stillroom_server: TestServer, stillroom_options: dict[str, Any]
 ) -> Iterator[Settings]:
-    """The settings of this test: its own namespace, which is empty, and is emptied afterwards."""
+    """Yield the settings of this test: its own namespace, which is empty, and is emptied afterwards."""
     own = {
         "redis_url": stillroom_server.url,
         "namespace": f"test-{secrets.token_hex(4)}",
@@ -92,14 +92,14 @@ def stillroom_settings(
 
 @pytest.fixture
 def stillroom(stillroom_settings: Settings) -> Iterator[Stillroom]:
-    """A room for threads. What is asked of workers is done at once."""
+    """Yield a room for threads. What is asked of workers is done at once."""
     with Stillroom(stillroom_settings, dispatch=InlineDispatch()) as room:
         yield room
 
 
 @pytest.fixture
 def async_stillroom(stillroom_settings: Settings) -> AsyncStillroom:
-    """A room for asyncio, in the same namespace. `async with async_stillroom:` closes it in its event loop."""
+    """Return a room for asyncio, in the same namespace. `async with async_stillroom:` closes it in its loop."""
     return AsyncStillroom(stillroom_settings, dispatch=InlineDispatch())
 
 

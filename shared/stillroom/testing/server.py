@@ -43,7 +43,7 @@ class TestServer(EmbeddedServer):
         return self._server is not None and self._server.exit_code is None
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers. Calls of this process give up after 0.15 s."""
+        """Send SIGSTOP: connections stay open and nothing answers. Calls of this process give up after 0.15 s."""
         super().freeze()
         self._be_patient()
         for driver in self._drivers():
@@ -53,7 +53,7 @@ class TestServer(EmbeddedServer):
             setattr(driver, _COMMAND, _usual("command_timeout", command))
 
     def thaw(self) -> None:
-        """SIGCONT: what was sent meanwhile is answered now."""
+        """Send SIGCONT: what was sent meanwhile is answered now."""
         super().thaw()
         self._be_patient()
 

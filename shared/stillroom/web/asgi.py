@@ -41,7 +41,7 @@ KEY = "stillroom.session"
 STARLETTES = "session"  # where request.session is looked for
 TEST_CLIENT = ("testclient", 50000)
 LIMITED = "stillroom.limited"  # the limits of the table have been checked, further out
-VISIT = "stillroom.visit"  # what limits have done to this request
+VISIT = "stillroom.visit"  # the work of limits on this request
 LIMITER = "stillroom.limiter"  # the middleware that began the visit
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -196,7 +196,7 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
         if scope["type"] == "websocket":
             may_answer = (
                 can_answer(scope) and not visit.refused.banned
-            )  # who is told no more than that
+            )  # the client is told no more than that
             await refuse(send, answer, may_answer, POLICY_VIOLATION)
         else:
             await _send_answer(send, answer, await self.cors_of(scope))

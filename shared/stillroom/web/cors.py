@@ -54,7 +54,7 @@ def kept(headers: Sequence[Header]) -> list[Header]:
 
 
 def exposing(headers: Sequence[Header]) -> str | None:
-    """Access-Control-Expose-Headers, by which a page of another origin may read how its client stands.
+    """Return Access-Control-Expose-Headers, by which a page of another origin may read how its client stands.
 
     With what the app exposes already. None: the app's own is enough.
     """

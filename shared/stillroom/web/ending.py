@@ -63,15 +63,15 @@ def with_cookie(session: RequestSession, cookie: str | None, headers: Iterable[H
 
 
 def report_loss(session: RequestSession) -> None:
-    """To be called when the response is over."""
+    """Report a change that was lost. To be called when the response is over."""
     if session.is_lost:
         log.error(
-            "a list or dict in a session was changed after the response had begun: it is lost"
+            "a list or dict in a session was changed after the response had begun: the change is lost"
         )
 
 
 def vary(headers: Iterable[Header]) -> list[Header]:
-    """Vary: Cookie, unless the app says so itself."""
+    """Add Vary: Cookie, unless the app says so itself."""
     for name, value in headers:
         if len(name) == 4 and name.lower() == "vary":
             said = {part.strip().lower() for part in value.split(",")}

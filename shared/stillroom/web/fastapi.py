@@ -29,7 +29,7 @@ def limited(
     count: Counted = "all",
     exempt_when: When = None,
 ) -> Callable[[HTTPConnection], Awaitable[None]]:
-    """A dependency that charges limits: `Depends(limited(API, by="user"))`.
+    """Return a dependency that charges limits: `Depends(limited(API, by="user"))`.
 
     The options are those of stillroom.web.starlette.limited. A request over a limit is answered with 429, or 503,
     before the endpoint is called: see LimitExceeded. In one declaration all limits are taken, or none; each further

@@ -81,7 +81,7 @@ class AppLifespan:
         await asyncio.shield(ready)
 
     async def __aexit__(self, *_: object) -> None:
-        """It goes on."""
+        """Do nothing: the room goes on."""
 
     def __enter__(self) -> None:
         """Wait, for a loader that is not async, until the lifespan has begun on the loop of the async loaders."""
@@ -89,7 +89,7 @@ class AppLifespan:
             in_background_loop(self.__aenter__())
 
     def __exit__(self, *_: object) -> None:
-        """It goes on."""
+        """Do nothing: the room goes on."""
 
     @asynccontextmanager
     async def _run_by_server(self, app: Any) -> AsyncIterator[Any]:

@@ -54,7 +54,7 @@ class _Plan(NamedTuple):
 
     limits: tuple[Limit, ...]
     counted: tuple[Counted, ...]
-    by_ip: bool  # and by nothing else
+    by_ip: bool  # and by no other subject
     by_user: bool
 
 
@@ -241,7 +241,7 @@ def _user_of(visit: Visit) -> Operation[str | None]:
 
 
 def _check_kinds(routes: Routes | None, subject: object, has_sessions: bool) -> None:
-    """A route that counts by what no request has would raise at each request. Raises InvalidLimit."""
+    """Raise for a route that counts by what no request has: it would raise at each request. Raises InvalidLimit."""
     if routes is None or subject is not None:
         return
     known = {"ip", USER} if has_sessions else {"ip"}

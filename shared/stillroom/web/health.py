@@ -111,7 +111,7 @@ class Endpoints:
         find_psutil()  # now, and not while the first request waits
 
     def route(self, request: Request) -> str | None:
-        """Which endpoint this is, or None: it is none of ours."""
+        """Return which endpoint this is; None for a path that is not ours."""
         path, mounted_as = request.path.rstrip("/"), request.mount.rstrip("/").rpartition("/")[2]
         return ROUTES.get(path) or ROUTES.get(
             f"/{mounted_as}{path}"

@@ -68,7 +68,7 @@ class Misfits:
         self._routes = routes.routes
 
     def tell(self, app: object, root: str = "") -> None:
-        """To be called once, with the first request: then the app has all its routes."""
+        """Log routes without an endpoint. Called once, with the first request: then the app has all its routes."""
         try:
             known = known_routes(app) or []
         except Exception as error:  # it is only a help

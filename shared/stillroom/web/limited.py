@@ -150,12 +150,14 @@ def declared(
     if len(limits) == 1 and isinstance(limits[0], list | tuple):
         return Limited(check_limits(limits[0]), by, cost, count, exempt_when)
     if not limits:
-        raise InvalidLimit("limited()", "which limits? limited(AUTH), or limited(DEFAULT, API)")
+        raise InvalidLimit(
+            "limited()", "it needs limits, as in limited(AUTH) or limited(DEFAULT, API)"
+        )
     return Limited(check_limits(limits), by, cost, count, exempt_when)
 
 
 def counted_by(count: Counted, limits: Sequence[Limit]) -> tuple[Counted, ...]:
-    """Which answers count, for each of the limits."""
+    """Return which answers count, for each of the limits."""
     return ALL if count == "all" else (count,) * len(limits)
 
 

@@ -135,7 +135,7 @@ class RequestSession(MutableMapping[str, Any]):
 
     @property
     def found(self) -> Session[Any] | None:
-        """The session as it was read: its handle, times, tags and meta. None: there was none."""
+        """Return the session as it was read: its handle, times, tags and meta. None: there was none."""
         self._look()
         return self._found
 
@@ -153,7 +153,7 @@ class RequestSession(MutableMapping[str, Any]):
         device: str | None = None,
         fresh: bool = True,
     ) -> None:
-        """This user is logged in from now on. The options are those of `room.sessions.create`.
+        """Log this user in. The options are those of `room.sessions.create`.
 
         What must not outlive a login (`session_login_drops`: CSRF tokens) is dropped. Without `device=` the device
         is the browser and its system, from the User-Agent without its versions; `device=""` is none.
@@ -179,7 +179,7 @@ class RequestSession(MutableMapping[str, Any]):
         self._login, self._is_ended = login, False
 
     def logout(self) -> None:
-        """The session ends, its data is gone, the browser forgets the cookie."""
+        """End the session: its data is gone, the browser forgets the cookie."""
         self._look()
         self._change()
         self._empty()
@@ -196,7 +196,7 @@ class RequestSession(MutableMapping[str, Any]):
         self._is_renewed = True
 
     def confirm(self) -> None:
-        """The user has just proved again who he is: the session is fresh, under a new token. See
+        """Note that the user has just proved again who he is: the session is fresh, under a new token. See
         `require_fresh`."""
         self.renew()
         self._is_confirmed = True
@@ -440,7 +440,7 @@ class RequestSession(MutableMapping[str, Any]):
         return (yield from self._forgetting())
 
     def _forgetting(self) -> Operation[str | None]:
-        """A cookie that opens nothing is forgotten, unless the browser is just getting another one: the response
+        """Forget a cookie that opens nothing, unless the browser is just getting another one: the response
         to a login may have overtaken this one."""
         assert self._token is not None
         if self._looked_at and time.monotonic() - self._looked_at > CLEARS_WITHIN_S:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stillroom.web.request_session import RequestSession
 
 T = TypeVar("T")
-# In the scope or environ of a page that is rendered for a cache. Nobody has asked, so there is no one to charge.
+# Marks the scope or environ of a page that is rendered for a cache. No client has asked, so no client is charged.
 RENDERING = "stillroom.rendering"
 FAILED = 400  # the least status that is a failure
 

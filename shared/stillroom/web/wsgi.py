@@ -28,7 +28,7 @@ log = logging.getLogger("stillroom.web")
 KEY = "stillroom.session"
 ALONG = "stillroom.along"  # the session that is read with the limits, for a framework's own to take over
 LIMITED = "stillroom.limited"  # the limits of the table have been checked, further out
-VISIT = "stillroom.visit"  # what limits have done to this request
+VISIT = "stillroom.visit"  # the work of limits on this request
 NOT_IN_A_PREFLIGHT = ("HTTP_COOKIE", "HTTP_AUTHORIZATION", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
 
 Environ: TypeAlias = dict[str, Any]

@@ -38,7 +38,7 @@ class _Pool:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._lateness = Lateness()
         self.open = 0
-        self.guard: AsyncGenerator[None, None] | None = None  # what closes it with its loop
+        self.guard: AsyncGenerator[None, None] | None = None  # closes it together with its loop
 
     async def lease(self, deadline: float, *, check: bool) -> tuple[AsyncLink, float]:
         """Return a connection, and the deadline as the loop's own work has moved it."""

@@ -37,7 +37,7 @@ class Breaker:
         self.reset()
 
     def reset(self) -> None:
-        """Closed, with no memory and no prober: a new process starts like this after a fork."""
+        """Be closed, with no memory and no prober: a new process starts like this after a fork."""
         self._lock = threading.RLock()  # a signal handler may call while this thread holds it
         self._stop = threading.Event()
         self._nudge = threading.Event()
@@ -102,7 +102,7 @@ class Breaker:
         return not stop.is_set()
 
     def hurry(self) -> None:
-        """There is news of the server: probe it now."""
+        """Probe the server now: there is news of it."""
         self._nudge.set()
 
     def _close(self, downtime: float) -> None:
@@ -117,7 +117,8 @@ class Breaker:
                 action()
             except Exception:  # one service's delivery is no reason to keep the others' back
                 log.exception(
-                    "%s is back, and what waited for it could not be delivered", self._name
+                    "%s is back, but the writes that waited for it could not be delivered",
+                    self._name,
                 )
 
     def stop(self) -> None:

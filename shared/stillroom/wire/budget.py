@@ -19,7 +19,7 @@ class Budget:
         self.left = seconds
         self.began = time.monotonic()
         self.unconfirmed = 0
-        self.memo: dict[Any, Any] = {}  # what the request has read: see cache/memo.py
+        self.memo: dict[Any, Any] = {}  # the values that the request has read: see cache/memo.py
         self.reads_near = (
             False  # whether it has looked at what this process keeps: see cache/near.py
         )

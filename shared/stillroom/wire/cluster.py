@@ -104,7 +104,7 @@ class Topology:
         self._is_doubted = False
 
     def moved(self, slot: int, named: Address) -> Address:
-        """The owner said that another node has the slot (no host: its own). → that node.
+        """Note that the owner said that another node has the slot (no host: its own). Returns that node.
 
         Where the other slots are by now has to be asked for.
         """
@@ -114,7 +114,7 @@ class Topology:
         return node
 
     def doubt(self, slot: int, error: RedisUnavailable) -> None:
-        """The owner of the slot did not answer, or can't: perhaps another has it by now."""
+        """Note that the owner of the slot did not answer, or can't: perhaps another has it by now."""
         is_its_fault = not isinstance(error, RedisRefused) or error.reason in AWAY
         if is_its_fault and error.reason not in OURS:
             self._suspect = self._owners.get(slot)

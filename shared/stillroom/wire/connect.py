@@ -53,7 +53,7 @@ class TcpConnection(redis.Connection):
         self.socket_connect_timeout = self.socket_timeout = time_for(self.deadline, among)
         sock = super()._connect()  # type: ignore[no-untyped-call]
         try:
-            sock.settimeout(time_for(self.deadline))  # what TLS may still take
+            sock.settimeout(time_for(self.deadline))  # the time that TLS may still take
         except TimeoutError:
             sock.close()
             raise

@@ -78,7 +78,7 @@ class Names:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """No lookup is under way: its thread stayed in the parent."""
+        """Have no lookup under way: its thread stayed in the parent."""
         self._lock = threading.RLock()
         self._lookups: dict[str, Lookup] = {}
 

@@ -172,7 +172,7 @@ class Watch:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """No thread, and no connections: they belong to the parent of a forked process."""
+        """Have no thread and no connections: they belong to the parent of a forked process."""
         self._changed = threading.Condition(threading.RLock())
         self._lines = {host: Line(self._connect, host, self._first) for host in self._sentinels}
         self._ears = {host: Line(self._connect, host, self._first) for host in self._sentinels}
@@ -282,7 +282,7 @@ class Watch:
         return self._bell is bell
 
     def has_ended(self, bell: Bell) -> None:
-        """The thread with this bell is no more, whatever ended it: whoever needs one begins another."""
+        """Note that the thread with this bell has ended, for any reason: whoever needs one begins another."""
         with self._changed:
             if self._bell is bell:
                 self._bell = None
@@ -392,7 +392,7 @@ class Bell:
             self._far.send(b"!")
 
     def wait(self, ears: Sequence[Line], seconds: float) -> None:
-        """Until it rings, a Sentinel tells something, or the time is up."""
+        """Wait until the bell rings, a Sentinel tells something, or the time is up."""
         heard = {ear.socket.fileno(): ear for ear in ears if ear.socket is not None}
         poll = (
             select.poll()

@@ -41,7 +41,7 @@ LEAST_ERROR_NS = 50_000
 pack_command: Any = hiredis.pack_command  # its stubs want a tuple of one
 ReplyError = hiredis.ReplyError
 TIME: bytes = pack_command((b"TIME",))
-NOT_YET = object()  # what a reader says while a reply has not come as a whole
+NOT_YET = object()  # a reader's answer while a reply is incomplete
 TOO_MANY = "the server said more than it was asked"
 PING: bytes = pack_command((b"PING",))
 ROLE: Command = ("INFO", "replication")
@@ -195,13 +195,13 @@ class Server:
         return None if where is None else f"{where[0]}:{where[1]}"
 
     def leave(self, generation: int | None = None) -> None:
-        """The server that connections of this generation (None: of any) lead to is not the one to talk to."""
+        """Leave the server that connections of this generation (None: of any) lead to: it is the wrong one."""
         with self._lock:
             if generation in (None, self.generation):
                 self.generation += 1
 
     def doubt(self) -> None:
-        """The server that the Sentinels named was not there, or not the primary: they are asked again."""
+        """Note that the server that the Sentinels named was not there, or not the primary: they are asked again."""
         if self.watch is not None:
             self.watch.doubt()
 

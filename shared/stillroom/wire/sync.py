@@ -228,7 +228,7 @@ class Wire:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """No connections: they belong to the parent of a forked process."""
+        """Have no connections: they belong to the parent of a forked process."""
         self._idle: queue.SimpleQueue[Link] = queue.SimpleQueue()
         # Not a counter: an exception out of a signal handler can strike between any two steps, and a link that
         # is lost that way leaves this set, and closes, when it is collected.
@@ -299,7 +299,7 @@ class Wire:
         once: bool,
         timed: bool,
     ) -> list[Any]:
-        """Another server's replies. The one that answered is not, or no longer, the one to talk to.
+        """Return another server's replies. The one that answered is not, or no longer, the one to talk to.
 
         The batch is sent once more where nothing of it can have been applied, or twice does no harm.
         """

@@ -48,7 +48,7 @@ class Refreshing:
         self._hands: Hands[RefreshOrder] = Alone(self._pass_on)
 
     def meet(self, sender: Any, **_: Any) -> None:
-        """The worker is ready: now it is known whether it has threads. A child of prefork has none."""
+        """Note that the worker is ready: now it is known whether it has threads. A child of prefork has none."""
         pool = sender.pool
         if sender.app is self._app and (isinstance(pool, TaskPool) or pool.is_green):
             self._hands = Crew(pool.limit)

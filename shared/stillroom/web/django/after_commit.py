@@ -112,8 +112,8 @@ class InvalidatingQuerySet(models.QuerySet):
         _note_tags([*(tags.constant if tags else ()), *said], self.db)
         if tags is not None and tags.needs_row and self._said is None:
             log.warning(
-                "update() changes %s rows, and nothing says which: only %s are invalidated; "
-                "say the others by .tagged(…)",
+                "update() changes %s rows and does not name them: only %s are invalidated; "
+                "name the others by .tagged(…)",
                 tags.model,
                 ", ".join(tags.constant) or "no tags",
             )
@@ -155,7 +155,7 @@ class Transaction:
         self._connection = connection
 
     def is_settled(self) -> bool:
-        """A test case's own transaction counts for none: it is never committed."""
+        """Return whether no transaction is open. A test case's own one does not count: it is never committed."""
         blocks = self._connection.atomic_blocks
         if all(block._from_testcase for block in blocks):
             return True

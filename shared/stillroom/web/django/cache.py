@@ -62,7 +62,10 @@ class StillroomCache(BaseCache):
         *,
         tags: Sequence[str] = (),
     ) -> None:
-        """A value that was computed before an invalidation and is set after it lives: prefer get_or_set."""
+        """Store a value. Prefer get_or_set.
+
+        A value that was computed before an invalidation and is set after it lives.
+        """
         self.set_many({key: value}, timeout, version, tags=tags)
 
     def set_many(

@@ -67,12 +67,12 @@ class SessionStore(SessionBase):
 
     @property
     def found(self) -> Session[Any] | None:
-        """The session as it was read: its handle, times and user. None: there was none."""
+        """Return the session as it was read: its handle, times and user. None: there was none."""
         self._get_session()
         return self._found
 
     def load(self) -> dict[str, Any]:
-        """The data. A key that opens nothing is forgotten; what no token looks like costs no round trip."""
+        """Return the data. A key that opens nothing is forgotten; what no token looks like costs no round trip."""
         key = self.session_key
         if self.along is not None and self.along.has_read(_body(), key):
             self._found = self.along.was_read
@@ -142,7 +142,9 @@ class SessionStore(SessionBase):
         self._logs_in |= key == SESSION_KEY
 
     def confirm(self) -> None:
-        """The user has just proved again who he is: the session is fresh, under a new key. See `is_fresh`."""
+        """Note that the user has just proved again who he is: the session is fresh, under a new key. See
+        `is_fresh`.
+        """
         self._get_session()
         self._cycles = self._confirms = self.modified = True
 

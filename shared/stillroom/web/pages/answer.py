@@ -43,7 +43,7 @@ def answer_from(
     """Return the answer to a request with these headers (lower case). `status` is its Cache-Status."""
     said = page.header("cache-control") or policy.cache_control
     tags = cdn_headers(cdn, page.tags)
-    if tags is None:  # what can't be purged must not be kept on the way
+    if tags is None:  # a response that can't be purged must not be kept on the way
         tags, said = [], "public, no-cache"
     vary = merged_vary(page.header("vary"), policy.varies_by)
     headers = [(name, value) for name, value in page.headers if name not in DECIDED_HERE]

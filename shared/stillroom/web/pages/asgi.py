@@ -51,9 +51,7 @@ class Renderer:
 
     def __init__(self, pages: Pages[Any], app: Any) -> None:
         self.pages = pages
-        self.inner: App | None = (
-            None  # what is below the middleware; it is made with the first request
-        )
+        self.inner: App | None = None  # the app below the middleware; made with the first request
         self._app = app
         self._table: list[Endpoint] = []
         self._counted = -1
@@ -116,7 +114,7 @@ class Renderer:
             "app": self._app,
             "state": dict(_state.get() or {}),
             RENDERING: True,
-            LIMITED: True,  # nobody has asked: there is no one whose limits this could spend
+            LIMITED: True,  # no client has asked, so this spends no client's limits
         }
 
 

@@ -166,7 +166,7 @@ def _clean(identity: Identity) -> Environ:
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
         RENDERING: True,
-        LIMITED: True,  # nobody has asked: there is no one whose limits this could spend
+        LIMITED: True,  # no client has asked, so this spends no client's limits
     }
 
 

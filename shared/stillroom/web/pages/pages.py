@@ -263,7 +263,7 @@ class Pages(Generic[R]):
         return Answer(app.status, said, b"" if visit.method == "HEAD" else app.body)
 
     def remember_pass(self, found: Found, reason: NotKept) -> None:
-        """This page can't be kept: for a while nobody tries, or waits for one who does."""
+        """Remember that this page can't be kept: for a while nobody tries, or waits for one who does."""
         self.room.stats.say(
             "a page is not cached", found.marked.name, f"{found.marked.name}: {reason}"
         )

@@ -135,7 +135,7 @@ def of_tasks(get: Callable[[TaskStats], float | None]) -> Getter:
 
 
 def waiting(tasks: TaskStats) -> float | None:
-    """In all queues; None if any is unknown."""
+    """Return how many tasks wait in all queues; None if any is unknown."""
     return whole(queue.depth for queue in tasks.queues) if tasks.queues else None
 
 

@@ -25,7 +25,7 @@ def el(name: str, /, *children: str, **attributes: str | float | None) -> Html:
 
 
 def joined(*children: str) -> Html:
-    """Several pieces, one behind the other."""
+    """Return several pieces, one behind the other."""
     return Html("".join(map(_markup, children)))
 
 

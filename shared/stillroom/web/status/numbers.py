@@ -11,7 +11,7 @@ from typing import NamedTuple
 UNKNOWN = "–"
 THIN = "\u202f"  # between a number and its unit, so that a line never breaks there
 EXACT_BELOW = 10_000
-HIGHEST = 999.5  # what is rounded to three digits from here on has four
+HIGHEST = 999.5  # from here on a number rounded to three digits has four
 STEPS = (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8)  # of an axis' top: half of each is as round
 
 
@@ -48,7 +48,7 @@ def said(value: float | None, say: Callable[[float], str]) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, and no more than three decimals.
+    """Return three significant digits, and no more than three decimals.
 
     >>> number(0.4), number(94.21), number(1204.0), number(0.00001)
     ('0.4', '94.2', '1,204', '0')

@@ -42,7 +42,7 @@ HEADERS = (
 )
 
 SPARK_STRETCHES = 48
-RELOAD_S = 30  # what the page offers
+RELOAD_S = 30  # the periods that the page offers
 VIEW = View()
 TAB_COLOURS = {"pass": "#1a7f37", "warn": "#b36b00", "fail": "#c62828"}
 

@@ -28,7 +28,7 @@ SHAPES: dict[State, Html] = {
 
 
 def icon(state: State) -> Html:
-    """For the eye only: a word stands beside it."""
+    """Return an icon for the eye only: a word stands beside it."""
     return el("svg", SHAPES[state], class_=f"icon {state}", viewBox="0 0 20 20", aria_hidden="true")
 
 

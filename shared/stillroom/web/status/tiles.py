@@ -37,7 +37,7 @@ class Tile(NamedTuple):
     name: str
     state: State
     number: str
-    of: str  # what it is a number of
+    of: str  # the things that the number counts
     facts: tuple[str, ...]
     get: Getter  # its line through the day …
     say: Callable[[float], str]  # … and how its values are said
@@ -50,7 +50,7 @@ class Tile(NamedTuple):
 
 
 def tiles(report: Report) -> list[Tile]:
-    """Redis first: what is wrong there is wrong everywhere."""
+    """Return the tiles, Redis first: a fault there shows everywhere."""
     return [
         _redis(report),
         _cache(report),

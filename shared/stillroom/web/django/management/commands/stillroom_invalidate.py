@@ -25,7 +25,7 @@ class Command(BaseCommand):
     def handle(self, *_: Any, **options: Any) -> None:
         keys, tags, patterns = options["keys"], options["tag"], options["pattern"]
         if not (keys or tags or patterns or options["all"]):
-            raise CommandError("say what: a key, --tag, --pattern or --all")
+            raise CommandError("give a key, --tag, --pattern or --all")
         if options["soft"] and not tags:
             raise CommandError("--soft goes with --tag")
         cache = room().cache
