@@ -8,14 +8,14 @@ from stillroom.keys import Keys
 from stillroom.limits.changes import LONGEST_S, MOST, Change, checked, known_names, read_changes
 from stillroom.operation import Operation
 from stillroom.scripts import limit_change
-from stillroom.wire import Server
+from stillroom.wire import Server, StateServer
 
 
 class Operating:
     """The operations. A driver runs them. They raise RedisUnavailable while Redis is away."""
 
     _keys: Keys
-    _server: Server
+    _server: Server | StateServer
 
     def change(
         self, name: str, quota: int, window: int, seconds: Duration, by: str = ""

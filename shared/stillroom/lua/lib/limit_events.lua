@@ -2,6 +2,8 @@
 -- `fields`: where among the arguments the fields of an event begin.
 
 local DENIED_MS = 600000
+-- In a cluster each of the limits' shards has such a stream: see keys.py.
+local EVENTS_KEPT = string.find(KEYS[1], ':{r%x%x}:abuse$') and 10000 or 100000
 
 -- A limit that does not count by address tells of none. One by user counts guesses from everywhere: who makes the 64th
 -- may be the user himself, and his address must not be banned for the 63 of others.
@@ -14,7 +16,7 @@ end
 local function tell(kind, n, limit, fields)
   local name = string.match(limit.key, '[^:]+$')
   -- A server that will not take an event still answers.
-  redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', 100000, '*', 'kind', kind, 'n', plain(n), 'limit', name,
+  redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', EVENTS_KEPT, '*', 'kind', kind, 'n', plain(n), 'limit', name,
     unpack(ARGV, first_field(limit, fields)))
 end
 
