@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Tests start Python hundreds of times: what it compiles is kept, in the virtual environment. So pip compiles nothing
+# of the thousands of files that are never imported.
+export PYTHONPYCACHEPREFIX = $(abspath $(VENV))/.pycache
+unexport PYTHONDONTWRITEBYTECODE
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .PHONY: help demo test check docs spec bench load up lock image clean
@@ -16,7 +20,7 @@ up: $(VENV)/.run  ## Worker, beat and Flower on this machine; Ctrl-C ends them
 	$(BIN)/stillroom up
 
 test: $(VENV)/.dev  ## All tests, on all CPUs; ARGS="-n 0 -k name" for some of them
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev docs  ## Lint, format, types, layers, docs
 	$(BIN)/ruff check .
@@ -54,17 +58,17 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[example,flower]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[example,flower]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
 	touch $@ $(VENV)/.run
 
 $(VENV)/.load: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[load]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[load]'
 	touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[bench]'
 	touch $@

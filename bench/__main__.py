@@ -23,6 +23,7 @@ RESULTS = ROOT / "bench" / "results"
 PARTS = [
     "hits",
     "stale",
+    "near",
     "sessions",
     "limits",
     "server",

@@ -22,6 +22,12 @@ class Unit(NamedTuple):
 
 
 UNITS: dict[str, Unit] = {
+    "request": Unit(
+        320,
+        0,
+        0,
+        "page: what a middleware adds to a request that it limits, or whose session it gives",
+    ),
     "cached read": Unit(
         62, 10.5, 0, "hits; growth: MGET of an entry and the clock, 32 connections"
     ),
@@ -144,7 +150,8 @@ def request_us(load: Load) -> float:
         load.checks * UNITS["limit check"].client_us
         + load.sessions * UNITS["session read"].client_us
     )
-    return load.app_us + ours + load.reads * read
+    middleware = UNITS["request"].client_us if ours else 0.0
+    return load.app_us + middleware + ours + load.reads * read
 
 
 def refresh_us(load: Load) -> float:

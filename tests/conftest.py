@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 import redis
@@ -22,15 +23,21 @@ from tests.support.faces import FACES, open_room
 pytest_plugins = ["stillroom.testing"]  # what apps get, for tests/redis/test_testing.py
 SERVERS = ["valkey", "redis"]
 
+# How fast a busy machine makes examples, or runs one, is not what a property is about.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--server", choices=SERVERS, help="only this kind; the tests of the other one are skipped"
+        "--server", choices=SERVERS, help="only this kind; the tests of the other one are left out"
     )
     parser.addoption(
         "--full",
         action="store_true",
-        help="proofs in full: 20 failovers instead of 3, 1,000 sessions",
+        help="proofs in full: 20 failovers instead of 3, 1,000 sessions, each face on each kind of server",
     )
 
 
@@ -42,6 +49,54 @@ def pytest_configure() -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what another test shows as well, and begin with the files that take longest."""
+    only, is_full = config.getoption("--server"), bool(config.getoption("--full"))
+    left_out = [item for item in items if is_left_out(item, only, is_full)]
+    config.hook.pytest_deselected(items=left_out)
+    kept = {*items} - {*left_out}
+    items[:] = sorted((item for item in items if item in kept), key=place_in_line)
+
+
+def is_left_out(item: pytest.Item, only: str | None, is_full: bool) -> bool:
+    """Return whether a test is of the other server, or shows on redis-server what it shows on the embedded one.
+
+    What depends on the server is the same for both faces, so the async one is tested on the embedded server alone.
+    """
+    callspec = getattr(item, "callspec", None)
+    given = callspec.params if callspec else {}
+    kind = given.get("shared_server", given.get("shared_cluster"))
+    if kind is None or only is not None:
+        return kind not in (None, only)
+    is_async = "async" in (given.get("room"), given.get("face"))
+    is_alike = is_async or item.get_closest_marker("any_server") is not None
+    return bool(kind == "redis" and is_alike and not is_full)
+
+
+# Files that take half a minute and more, the longest first: one that began last would be waited for alone. The two
+# histories keep all CPUs busy: they begin with, and after, what has no deadlines of its own.
+LONGEST = [
+    "tests/explorer/test_state.py",
+    "tests/races/test_near_history.py",
+    "tests/explorer/test_cache.py",
+    "tests/cli/test_output.py",
+    "tests/races/test_history.py",
+    "tests/workers/test_guards.py",
+    "tests/failover/test_sentinels.py",
+    "tests/failover/test_proofs.py",
+    "tests/workers/test_neighbours.py",
+    "tests/workers/test_start.py",
+    "tests/faults/test_limit_outages.py",
+    "tests/cli/test_commands.py",
+]
+
+
+def place_in_line(item: pytest.Item) -> int:
+    file = item.nodeid.partition("::")[0]
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
 # What some tests need beside Python: a program, and what is not tested without it.

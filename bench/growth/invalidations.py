@@ -15,7 +15,7 @@ from bench.stage import Effort, Stage, stage
 from stillroom import NoDispatch, Stillroom
 
 PER_S = 100  # reads of a process that is not busy
-INFO_BYTES = 3_000  # of the answer that says how many bytes there were
+SELDOM_S = 2.0  # between two reads of a process that hardly reads
 
 
 def rate(effort: Effort, section: Section) -> None:
@@ -34,9 +34,11 @@ def rate(effort: Effort, section: Section) -> None:
             "reading all the time, × GET": "{:.2f}",
             "100 reads/s, × GET": "{:.2f}",
             "bytes a read, 100 reads/s": "{:,.0f}",
+            "bytes a read, one in 2 s": "{:,.0f}",
         },
     )
     reads = effort.pick(smoke=5, quick=100, usual=300, full=600)
+    times = effort.pick(smoke=1, quick=2, usual=3, full=5)
     with stage() as here:
         room, client = here.room, here.client
         room.cache.set("k", "x" * 200, tags=["mine"], ttl=3_600)
@@ -52,7 +54,8 @@ def rate(effort: Effort, section: Section) -> None:
             with invalidating(here, per_s) if per_s else nullcontext():
                 busy, _ = ratio(get, plain, effort.rounds, effort.hits)
                 calm, size = calmly(client, get, plain, reads)
-            curve.add(per_s, busy=busy, calm=calm, bytes_each=size)
+                seldom = bytes_each(client, get, SELDOM_S, times=times)
+            curve.add(per_s, busy=busy, calm=calm, bytes_each=size, seldom=seldom)
     curve.give(section, ["reading all the time, × GET", "100 reads/s, × GET"])
 
 
@@ -71,12 +74,23 @@ def calmly(client: Any, get: Any, plain: Any, reads: int) -> tuple[float, float]
             began = time.thread_time_ns()
             act()
             taken.append(time.thread_time_ns() - began)
-    before = client.info("stats")["total_net_output_bytes"]
-    for _ in range(10):
-        time.sleep(1 / PER_S)
-        get()
-    size = (client.info("stats")["total_net_output_bytes"] - before - INFO_BYTES) / 10
-    return median(mine) / median(theirs), max(0.0, size)
+    return median(mine) / median(theirs), bytes_each(client, get, 1 / PER_S, times=10)
+
+
+def bytes_each(client: Any, get: Any, every_s: float, *, times: int) -> float:
+    """Return what the server sends for one of so many reads, without what others ask it for in that time."""
+    sent = []
+    for act in (_nothing, get):
+        before = client.info("stats")["total_net_output_bytes"]
+        for _ in range(times):
+            time.sleep(every_s)
+            act()
+        sent.append(client.info("stats")["total_net_output_bytes"] - before)
+    return max(0.0, float(sent[1] - sent[0]) / times)
+
+
+def _nothing() -> None:
+    """Stand in for a read."""
 
 
 def marks(effort: Effort, section: Section) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from bench.chart import Bar, bars
 from bench.harness import Spread
+from bench.page import planned
 from bench.page.apps import App, Figures
 from bench.page.ours import has_near
 from bench.report import Promise, Section, Table
@@ -90,8 +91,8 @@ def section(found: Found, skipped: list[str]) -> Section:
     return Section(
         name="page",
         title="The same page",
-        tables=[table(found)],
-        promises=list(promises(found)),
+        tables=[table(found), planned.table(measured(found))],
+        promises=[*promises(found), *planned.promises(measured(found))],
         notes=[*notes(found), *skipped],
         charts={"page.svg": chart(found)},
         figures={
@@ -159,6 +160,21 @@ def promises(found: Found) -> Iterator[Promise]:
             claim = f"{label('django', variant)}: Redis' CPU a request, × the usual parts"
             figure = ratio(found, "django", variant, lambda one: one.redis_us)
             yield Promise(claim, figure, REDIS_CPU, by="the server's CPU")
+
+
+def measured(found: Found) -> list[planned.Measured]:
+    """Return what the plan is compared with."""
+    return [
+        planned.Measured(
+            label(framework, variant),
+            variant == "near",
+            middle(found[framework, "bare"], lambda one: one.app_us),
+            middle(rounds, lambda one: one.app_us),
+            middle(rounds, lambda one: one.redis_us),
+        )
+        for (framework, variant), rounds in found.items()
+        if variant in ("ours", "near")
+    ]
 
 
 def notes(found: Found) -> Iterator[str]:

@@ -15,7 +15,8 @@ from stillroom.dead_messages import KIND, sender
 from stillroom.dispatch import publish
 from stillroom.errors import InvalidArgument, StillroomError, did_you_mean
 from stillroom.limits import Limit
-from stillroom.limits.changes import read_time, write_rate
+from stillroom.limits.changes import read_time, write_rate, write_time
+from stillroom.limits.limit import QUOTA_LIMIT
 from stillroom.room import Stillroom
 from stillroom.shown import shown
 
@@ -128,7 +129,12 @@ def _invalidate_pattern(room: Stillroom, form: Form) -> Done:
 
 
 def _load(room: Stillroom, form: Form) -> Done:
-    key = form["key"]
+    loader = order_load(room, form["key"])
+    return Done(f"A worker was asked to load {form['key']} by {loader}.")
+
+
+def order_load(room: Stillroom, key: str) -> str:
+    """Have a worker load a key now, whatever is there. Return the loader's name. Raises InvalidArgument."""
     found = room.upkeep.explain(key)
     loader, args = found.loader, found.args
     if args is None and loader is not None and loader in room.cache.loaders:
@@ -138,7 +144,7 @@ def _load(room: Stillroom, form: Form) -> Done:
             f"no loader is known for {key}: who knows it, loads it with the next read"
         )
     room.upkeep.order_load(loader, args)
-    return Done(f"A worker was asked to load {key} by {loader}.")
+    return loader
 
 
 # Sessions
@@ -204,12 +210,33 @@ def _limits(room: Stillroom, _: Form) -> Done:
     return Done(f"{len(rows)} limits.", ("limit", "is", "until", "by"), tuple(rows[:ROWS_MOST]))
 
 
+def _peek(room: Stillroom, form: Form) -> Done:
+    """Tell how much somebody has used in a limit's longest window. What it admits, the app alone knows."""
+    name, by = form["limit"], _kind(room, form)
+    windows = room.state.run(room.operations.limits.windows())
+    if name not in windows:
+        raise InvalidArgument(f"no process has a limit {name}{did_you_mean(name, windows)}")
+    who, window = form["subject"], max(1, windows[name])
+    found = room.limits.peek({by: who}, [Limit(name, QUOTA_LIMIT, window, by=by)])
+    if not found.standings:
+        return Done(f"{who} is {'banned' if found.banned else 'exempt from limits'}.")
+    used = f"{QUOTA_LIMIT - found.standings[0].remaining:,} of {name} in {write_time(window)}"
+    button = Button("Reset", "reset", {"subject": who, "limit": name, "by": by})
+    return Done(f"{who} has used {used}.", ("used",), (Row((used,), (button,)),))
+
+
 def _reset(room: Stillroom, form: Form) -> Done:
-    by = form["by"] or "ip"
-    if by != "ip" and not room.settings.session_peppers:
-        raise InvalidArgument(f"to reset a limit by {by} needs STILLROOM_SESSION_PEPPERS")
+    by = _kind(room, form)
     room.limits.reset({by: form["subject"]}, [Limit(form["limit"], 1, 1, by=by)])
     return Done(f"What {form['subject']} has used of {form['limit']} is forgotten.")
+
+
+def _kind(room: Stillroom, form: Form) -> str:
+    """Return what the limit counts by. A user is known by a hash, which takes the app's pepper."""
+    by = form["by"] or "ip"
+    if by != "ip" and not room.settings.session_peppers:
+        raise InvalidArgument(f"a limit by {by} needs STILLROOM_SESSION_PEPPERS")
+    return by
 
 
 # Dead letters and refreshes
@@ -263,6 +290,11 @@ _USER = Field("user", "User", "42")
 _SUBJECT = Field("subject", "Address or network", "203.0.113.7")
 _FOR = Field("for", "For", "10m")
 _ID = Field("id", "Letter")
+_USED = (
+    Field("subject", "Address or user", "203.0.113.7"),
+    Field("limit", "Limit", "auth"),
+    Field("by", "By", "ip", False),
+)
 
 ACTS: Mapping[str, Act] = {
     "look": Act("Look at a key", (_KEY,), _look, changes=False),
@@ -283,15 +315,8 @@ ACTS: Mapping[str, Act] = {
     "ban": Act("Ban", (_SUBJECT, _FOR, Field("reason", "Reason", "", False)), _ban),
     "lift": Act("Lift a ban", (_SUBJECT,), _lift),
     "limits": Act("Look at the limits", (), _limits, changes=False),
-    "reset": Act(
-        "Reset a limit",
-        (
-            Field("subject", "Address or user", "203.0.113.7"),
-            Field("limit", "Limit", "auth"),
-            Field("by", "By", "ip", False),
-        ),
-        _reset,
-    ),
+    "peek": Act("Look at what somebody has used", _USED, _peek, changes=False),
+    "reset": Act("Reset a limit", _USED, _reset),
     "letters": Act("Look at the dead letters", (), _letters, changes=False),
     "retry": Act("Send a dead letter again", (_ID,), _retry),
     "drop": Act("Drop a dead letter", (_ID,), _drop),

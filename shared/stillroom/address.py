@@ -64,7 +64,7 @@ def read_sentinel(url: str) -> SentinelAddress:
 
 
 def check_url(url: str) -> str:
-    """The URL, unless Redis can't be there. Raises ValueError."""
+    """Return the URL, unless Redis can't be there. Raises ValueError."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES or "://" not in url:
         listed = ", ".join(f"{known}://" for known in SCHEMES)

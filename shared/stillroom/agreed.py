@@ -119,7 +119,7 @@ class Agreed:
 
     @property
     def settings(self) -> Sequence[str]:
-        """The names of what is compared."""
+        """Return the names of what is compared."""
         return list(self._mine)
 
     def _ask(self, wanted: Sequence[tuple[str, str, Rule]]) -> Operation[dict[str, Agreement]]:

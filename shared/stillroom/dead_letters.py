@@ -67,14 +67,15 @@ class DeadLetters:
     def burying(
         self, kind: str, body: str, reason: str, tries: int, order: bytes, due: bytes
     ) -> Command:
-        """The command that makes a letter of an order, and crosses that off if it is still due then. Its body is
-        kept whole, whatever its length: it was an app's own."""
+        """Return the command that makes a letter of an order, and crosses that off if it is still due then. Its
+        body is kept whole, whatever its length: it was an app's own.
+        """
         keys = [self._keys.dead_letters, self._keys.orders, self._keys.order_tries]
         given = (kind, _bytes(body), _bytes(reason)[:REASON_LIMIT], tries, 0, order, due)
         return dead_letter(keys, LETTERS_LIMIT, KEPT_S, *given)
 
     def list(self, count: int = PAGE, *, after: str = "") -> Operation[Sequence[DeadLetter]]:
-        """Up to `count` letters, the oldest first; `after`: the id of the last one that was seen.
+        """Return up to `count` letters, the oldest first; `after`: the id of the last one that was seen.
 
         Redis away: RedisUnavailable.
         """
@@ -89,7 +90,7 @@ class DeadLetters:
         return int(count)
 
     def show(self, id: str) -> Operation[DeadLetter]:
-        """One letter. Raises NoDeadLetter. Redis away: RedisUnavailable."""
+        """Return one letter. Raises NoDeadLetter. Redis away: RedisUnavailable."""
         (found,) = yield [(b"XRANGE", self._keys.dead_letters, _checked(id), id)]
         if not found:
             raise NoDeadLetter(id)

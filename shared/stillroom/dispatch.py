@@ -398,7 +398,7 @@ class CeleryDispatch:
 
 
 def batches(orders: Iterable[RefreshOrder]) -> Iterator[list[RefreshOrder]]:
-    """The orders in messages that a worker takes."""
+    """Yield the orders in messages that a worker takes."""
     some: list[RefreshOrder] = []
     size = 0
     for order in orders:
@@ -438,7 +438,7 @@ def publish(
 
 
 def sent_now() -> dict[str, Any]:
-    """The header of a message that is sent now."""
+    """Return the header of a message that is sent now."""
     return {SENT_HEADER: int(time.time() * 1000)}
 
 

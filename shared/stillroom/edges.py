@@ -19,7 +19,7 @@ EDGES = {"cloudflare": CLOUDFLARE}
 
 
 def networks_of(names: Iterable[str]) -> tuple[str, ...]:
-    """The networks, in the place of the names of public proxies.
+    """Return the networks, in the place of the names of public proxies.
 
     >>> networks_of(["10.0.0.0/8", "cloudflare"])[:2]
     ('10.0.0.0/8', '103.21.244.0/22')

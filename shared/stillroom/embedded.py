@@ -92,7 +92,7 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """The server's own process id."""
+        """Return the server's own process id."""
         return self._running().pid
 
     @property
@@ -279,7 +279,7 @@ def _binary_from_wheel() -> Path:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on, for now."""
+    """Return a port of this machine that nobody listens on, for now."""
     # Not `random`: two test processes with the same seed would race for the same ports all along.
     while True:
         port = PORTS[secrets.randbelow(len(PORTS))]
@@ -307,8 +307,8 @@ def _lock(log: IO[bytes], directory: Path) -> None:
 
 
 def _answers(port: int, pid: int) -> bool:
-    # Who answers matters: whoever won the race for the port may well be a Redis too. A server with
-    # a password tells nobody who it is, but its refusal shows that it is up.
+    # The answer must be this server's: another process that won the race for the port may be a Redis too. A server
+    # with a password does not say who it is, but its refusal shows that it is up.
     try:
         with socket.create_connection((HOST, port), timeout=1.0) as wire:
             wire.sendall(b"PING\r\nINFO server\r\nQUIT\r\n")

@@ -125,6 +125,11 @@ class UnknownLoader(StillroomError, LookupError):
         self.known = tuple(known)
 
 
+WHO_MAY = "users.acl says what this user of Redis may do"
+# Redis 7.0 and others say this where a script lacks a right: they have no error code for it there.
+NO_RIGHT = ("The user executing the script can't", "ACL failure in script")
+
+
 class RedisUnavailable(StillroomError):
     """Redis did not answer in time, or at all.
 
@@ -151,6 +156,11 @@ class RedisUnavailable(StillroomError):
         Or a server has done it that was no primary any more.
         """
         return self._may_be_done or self.reason in UNANSWERED
+
+    @property
+    def lacks_right(self) -> bool:
+        """Return whether the server answered that this user of Redis may not do that."""
+        return self.reason == "noperm" or any(words in self.detail for words in NO_RIGHT)
 
 
 class RedisRefused(RedisUnavailable):

@@ -69,7 +69,7 @@ class Exempt:
             return False
 
     def range_of(self, network: Network) -> str:
-        """The range that a network is in, or overlaps, and where it comes from; empty if there is none."""
+        """Return the range that a network is in, or overlaps, and where it comes from; empty if there is none."""
         return next((why for exempt, why in self._ranges if _overlap(exempt, network)), "")
 
 

@@ -36,7 +36,7 @@ def in_force(settings: Settings, environment: Mapping[str, str] = os.environ) ->
 
 
 def said(field: str, value: Any) -> str:
-    """A setting's value for a person: no secret, and no password in a URL.
+    """Return a setting's value for a person: no secret, and no password in a URL.
 
     >>> said("cache_url", "redis://:pass@cache:6379"), said("ready_requires", ("state",)), said("release", None)
     ('redis://:***@cache:6379', 'state', '')

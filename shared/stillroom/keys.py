@@ -246,7 +246,7 @@ class Keys:
         return self.entry_prefix + name
 
     def other(self, name: bytes) -> bytes:
-        """The entry's other place: see lua/lib/places.lua."""
+        """Return the entry's other place: see lua/lib/places.lua."""
         return self.entry_prefix + name + OTHER
 
     def lease(self, name: bytes) -> bytes:
@@ -256,7 +256,7 @@ class Keys:
         return self._failure + name
 
     def places(self, loader: str) -> list[bytes]:
-        """A loader's places, and the queue for them."""
+        """Return a loader's places, and the queue for them."""
         name = loader.encode()
         return [self._places + name, self._queue + name]
 
@@ -274,7 +274,7 @@ class Keys:
         return self._shards[number]
 
     def sessions(self, shard: int, names: Sequence[bytes]) -> list[bytes]:
-        """A session's, under each of its names."""
+        """Return the keys of a session, under each of its names."""
         prefix = self._shards[shard] + b"s:"
         return [prefix + name for name in names]
 
@@ -343,7 +343,7 @@ class Keys:
         return b"%b:%b:bans" % (self._name, home) if home else self.bans
 
     def slots(self, name: bytes) -> list[bytes]:
-        """The keys of a lock: slots, queue, waiters, fence."""
+        """Return the keys of a lock: slots, queue, waiters, fence."""
         prefix = b"%b%b}:" % (self._locks, name)
         return [prefix + part for part in (b"slots", b"queue", b"waiters", b"fence")]
 
@@ -386,7 +386,7 @@ class Keys:
         return self._paused + what.encode()
 
     def queue(self, kind: str) -> str:
-        """The Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
+        """Return the Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
         return f"{self._namespace}.{kind}"
 
 
@@ -430,7 +430,7 @@ def kind_of(key: bytes) -> str:
 
 
 def banned_in(key: bytes) -> str:
-    """The subject that a key bans; empty if it is no such key.
+    """Return the subject that a key bans; empty if it is no such key.
 
     >>> banned_in(Keys("shop").ban("203.0.113.0/24"))
     '203.0.113.0/24'
@@ -440,7 +440,7 @@ def banned_in(key: bytes) -> str:
 
 
 def sanitized(text: str) -> bytes:
-    """A user's key or tag as it stands in Redis: UTF-8, control characters and `%` as `%XX`.
+    """Return a user's key or tag as it stands in Redis: UTF-8, control characters and `%` as `%XX`.
 
     Raises InvalidKey for what is not text, is empty, has a lone surrogate or passes 1,024 bytes.
     """
@@ -458,18 +458,18 @@ def sanitized(text: str) -> bytes:
 
 
 def original(name: bytes) -> bytes:
-    """A sanitized key as its user wrote it (UTF-8)."""
+    """Return a sanitized key as its user wrote it (UTF-8)."""
     return name if b"%" not in name else _ESCAPED.sub(lambda m: bytes([int(m[1], 16)]), name)
 
 
 def pattern(glob: str) -> bytes:
-    """A glob over keys as their users write them. Raises InvalidKey."""
+    """Return a glob over keys as their users write them. Raises InvalidKey."""
     sanitized(glob)  # the same limits
     return glob.encode()
 
 
 def glob_literal(text: bytes) -> bytes:
-    """A glob that matches this text and nothing else."""
+    """Return a glob that matches this text and nothing else."""
     return _GLOB_SIGNS.sub(rb"\\\g<0>", text)
 
 

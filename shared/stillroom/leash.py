@@ -75,7 +75,7 @@ class Leashed:
 
     @property
     def pid(self) -> int:
-        """The command's own process id: nothing stands between it and us."""
+        """Return the command's own process id: nothing stands between it and us."""
         return self._process.pid
 
     @property
@@ -145,7 +145,7 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
 
 def _start_watcher() -> subprocess.Popen[bytes]:
     # -I -S: starts in 15 ms with 4 MB, and a `select.py` in the working directory is not imported.
-    # Nobody waits for these 15 ms: it leads its group from its first moment, and the pipe can wait.
+    # No caller waits for these 15 ms: the process leads its group from the first moment, and the pipe can wait.
     with _blocked(_DEAF_TO):
         return subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _WATCHER, str(os.getpid())],

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 MARK, PARTS = "!", "v"
-# What JSON has a word for, by its exact type: a subclass of str may be more than its text.
+# Types that JSON has a word for, by exact type: a subclass of str may be more than its text.
 ATOMS = frozenset({str, int, float, bool, type(None)})
 # These can't be changed in place.
 FIXED = ATOMS | {bytes, datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 def kind(
     name: str, type: type, parts: Callable[[Any], Any], whole: Callable[[Any], Any] | None = None
 ) -> Kind:
-    """The kind of all instances of a type. `whole` is the type itself unless it is given."""
+    """Return the kind of all instances of a type. `whole` is the type itself unless it is given."""
     return Kind(name, lambda value: isinstance(value, type), parts, whole or type)
 
 

@@ -125,7 +125,7 @@ class Kept:
         return not isinstance(self._batch, Once | Timed)
 
     def with_wait(self, patience_s: float) -> list[Command]:
-        """The batch and WAIT, which is answered before `patience_s` seconds are over."""
+        """Return the batch and WAIT, which is answered before `patience_s` seconds are over."""
         budget = time_left()
         left = patience_s if budget is None else min(patience_s, budget.left)
         ms = max(1, int(left * WAIT_SHARE * 1000))
@@ -206,7 +206,7 @@ class Driver:
         self._command_timeout = wire.server.settings.command_timeout
 
     def run(self, operation: Operation[T]) -> T:
-        """The operation's result."""
+        """Return the operation's result."""
         deadline = time.monotonic() + self._call_timeout
         send = operation.send
         try:
@@ -308,7 +308,7 @@ class AsyncDriver:
         self._command_timeout = wire.server.settings.command_timeout
 
     def at(self, place: int) -> AsyncDriver:
-        """The driver of another place of a step On."""
+        """Return the driver of another place of a step On."""
         return self._places[place]
 
     async def run(self, operation: Operation[T]) -> T:
@@ -414,7 +414,7 @@ class AsyncDriver:
             return Failed(error)
 
 
-# What takes its time by other clocks than the call's; of the pauses a Backoff does not.
+# Steps whose time is not the call's. A Backoff is a Pause, but takes the call's time.
 _OTHERS_TIME = (Call, Pause, On)
 
 
@@ -578,7 +578,7 @@ def _joined(sides: Sequence[_Side]) -> Operation[None]:
 
 
 def drivers_of(wires: Sequence[BlockingWire], state: BlockingWire | None = None) -> list[Driver]:
-    """A driver for each shard's wire, which knows the others and that of the state."""
+    """Return a driver for each shard's wire, which knows the others and that of the state."""
     places: list[Driver] = []
     drivers = [Driver(wire, places) for wire in wires]
     places += [*drivers, Driver(state, places)] if state is not None else drivers
@@ -645,7 +645,7 @@ class Repair:
         words = {place: words_of(self._batch[place])[0] for place in behind}
         if any(words[place] == b"EVALSHA" for place in behind if place not in missing):
             return []  # another script has run behind it: their order would be lost
-        # Whatever is waited for has only now been done.
+        # A WAIT is repeated: the scripts that it waits for are executed only now.
         return sorted([*missing, *(place for place in behind if words[place] == b"WAIT")])
 
     def _prepare(self) -> None:
@@ -673,13 +673,13 @@ class Repair:
         return flags_refused
 
     def failed(self, error: RedisUnavailable) -> RedisUnavailable:
-        """The error of a batch whose second try failed: what was not missing had been done by then."""
+        """Return the error of a batch whose second try failed: what was not missing had been done by then."""
         is_partly_done = len(self._missing) < len(self._batch)
         done = is_partly_done or error.may_be_done
         return RedisUnavailable(error.reason, error.detail, may_be_done=done)
 
     def mended(self, second: Sequence[Any]) -> list[Any]:
-        """The first replies, with those of the second try in the places that were sent again.
+        """Return the first replies, with those of the second try in the places that were sent again.
 
         Raises RedisRefused if one is still an error.
         """

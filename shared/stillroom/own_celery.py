@@ -18,7 +18,7 @@ from celery.app import utils
 from celery.loaders.app import AppLoader
 from celery.local import maybe_evaluate
 
-# What Celery would read from the environment → what says it here.
+# A variable that Celery would read from the environment → the setting of ours in its place.
 AMBIENT = {
     "CELERY_BROKER_URL": "STILLROOM_BROKER_URL or REDIS_URL",
     "CELERY_BROKER_READ_URL": "STILLROOM_BROKER_URL or REDIS_URL",
@@ -97,7 +97,7 @@ class Configuration(_StockSettings):  # type: ignore[misc]
 
 
 def ignored(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence for each of Celery's variables that is set and has no effect here."""
+    """Return a sentence for each of Celery's variables that is set and has no effect here."""
     return [
         f"{name} is set and has no effect on Stillroom, whose settings are {instead}"
         for name, instead in AMBIENT.items()

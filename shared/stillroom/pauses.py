@@ -58,7 +58,7 @@ class Pauses:
         return bool(ended)
 
     def pauses(self) -> Operation[list[Paused]]:
-        """The pauses in force. Redis away: RedisUnavailable."""
+        """Return the pauses in force. Redis away: RedisUnavailable."""
         keys = [self._keys.paused(what) for what in WHATS]
         (texts, *left) = yield [(b"MGET", *keys), *((b"PTTL", key) for key in keys)]
         found = zip(WHATS, texts, left, strict=True)

@@ -19,7 +19,8 @@ _stand_in = secrets.token_bytes(32)  # of this process, for want of a setting
 def ring(
     settings: Settings, peppers: Sequence[SecretStr], name: str, *, without: str
 ) -> tuple[bytes, ...]:
-    """The peppers of the setting called `name`: the first for what is new, all of them for what is out there.
+    """Return the peppers of the setting called `name`: the first for what is new, all of them for what is out
+    there.
 
     Where it has none: a random one of this process, logged with what that means (`without`).
     In production that is an error: SettingsError. Ask for them when the first is needed, and keep them: workers and

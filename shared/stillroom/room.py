@@ -98,9 +98,9 @@ class Operations(Generic[D]):
     abuse: AbuseBody
     health: HealthBody
     cache_in_threads: Cache  # the cache, for a thread that has no event loop
-    state: D  # runs what is about sessions, limits and abuse
-    # What proves all that this process keeps of the cache: where in a step On of `state`, and how; in one batch of
-    # `state` where that is `is_near_here`.
+    state: D  # runs operations on sessions, limits and abuse
+    # The operations that prove this process's copies of the cache, each with its place in a step On of `state`.
+    # They ride in a batch of `state` itself where the cache `is_near_here`.
     proofs: Callable[[], list[tuple[int, Operation[None]]]]
     is_near_here: bool
 
@@ -358,7 +358,7 @@ class Stillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> Lock:
-        """A lock that all processes share: `with room.lock("import") as held: …`
+        """Return a lock that all processes share: `with room.lock("import") as held: …`
 
         `lease`: seconds it stays held after its process died, from 0.1 to 3,600; a living one renews it, for
         `longest` seconds in all. `wait`: seconds to wait for it; 0 tries once. Times may be timedeltas.
@@ -378,7 +378,9 @@ class Stillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> Lock:
-        """A lock that `slots` holders can have at a time. All who use the name give the same number. See lock."""
+        """Return a lock that `slots` holders can have at a time. All who use the name give the same number. See
+        lock.
+        """
         return Lock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
 
     def connect(self) -> None:
@@ -499,7 +501,10 @@ class AsyncStillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> AsyncLock:
-        """A lock that all processes share: `async with room.lock("import") as held: …`. See Stillroom.lock."""
+        """Return a lock that all processes share: `async with room.lock("import") as held: …`.
+
+        See Stillroom.lock.
+        """
         return AsyncLock(self._locks_body, self.state, Terms(name, 1, lease, wait, longest))
 
     @explained
@@ -512,7 +517,7 @@ class AsyncStillroom(_Room):
         wait: Duration = 10.0,
         longest: Duration = 3_600.0,
     ) -> AsyncLock:
-        """A lock that `slots` holders can have at a time. See Stillroom.semaphore."""
+        """Return a lock that `slots` holders can have at a time. See Stillroom.semaphore."""
         return AsyncLock(self._locks_body, self.state, Terms(name, slots, lease, wait, longest))
 
     async def connect(self) -> None:

@@ -29,7 +29,7 @@ class Script:
 
     @property
     def text(self) -> Text:
-        """The text to send."""
+        """Return the text to send."""
         return self.flagged if self.flagged and Script.flags_are_known else self.plain
 
     def __call__(self, keys: Sequence[bytes], *args: bytes | str | int) -> tuple[bytes | str, ...]:

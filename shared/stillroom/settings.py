@@ -101,7 +101,7 @@ def _peppers(value: object) -> object:
     return peppers
 
 
-# What Kubernetes puts into every pod for a Service that is called stillroom.
+# Kubernetes sets variables of these names in every pod for a Service that is called stillroom.
 _INJECTED = re.compile(r"STILLROOM_(SERVICE|PORT)_?")
 
 RedisUrl = Annotated[str, AfterValidator(check_url)]
@@ -319,6 +319,9 @@ class Settings(BaseSettings):
     health_token: SecretStr | None = Field(None, alias="STILLROOM_HEALTH_TOKEN", min_length=16)
     """A secret of 16 characters or more that opens the details of /health, /metrics and /status: as
     `Authorization: Bearer …`, or as the password that a browser asks for."""
+    explain_header: bool = False
+    """Whether a response says of each read of the cache what it was and why, in `X-Stillroom-Explain`, to a request
+    that brings the health token in a header of the same name; outside of production also in an app's debug mode."""
     health_networks: Networks | None = None
     """Networks that need no token, for requests that come through no trusted proxy. Default: this machine,
     unless a token is set, for a proxy on this machine that adds no header looks like an operator."""
@@ -455,17 +458,17 @@ class Settings(BaseSettings):
 
     @property
     def proxy_networks(self) -> tuple[str, ...]:
-        """The networks of the trusted proxies, without those that come through a socket file."""
+        """Return the networks of the trusted proxies, without those that come through a socket file."""
         return networks_of(_with_addresses(self.trusted_proxies))
 
     @property
     def exempt(self) -> tuple[str, ...]:
-        """The networks that no limit counts."""
+        """Return the networks that no limit counts."""
         return self.abuse_allow if self.limit_exempt is None else self.limit_exempt
 
     @property
     def operators(self) -> tuple[str, ...]:
-        """The networks from which an operator needs no token."""
+        """Return the networks from which an operator needs no token."""
         if self.health_networks is not None:
             return self.health_networks
         return () if self.health_token else LOOPBACK
@@ -480,12 +483,12 @@ class Settings(BaseSettings):
 
     @property
     def cache_server(self) -> str:
-        """The URL of the server that holds the cache (without the password setting)."""
+        """Return the URL of the server that holds the cache (without the password setting)."""
         return self.cache_url or self.redis_url
 
     @property
     def broker(self) -> str:
-        """The broker's URL for Celery, the password filled in where the URL has none."""
+        """Return the broker's URL for Celery, the password filled in where the URL has none."""
         return _for_broker(self.broker_url or self.redis_url, self.password)
 
     @property
@@ -506,7 +509,7 @@ class Settings(BaseSettings):
             yield name, redact(value) if is_url else value
 
 
-# What may come from a file: setting → its name in the environment, which `_FILE` is added to.
+# Settings that may come from a file: setting → its name in the environment, to which `_FILE` is added.
 SECRETS = {
     "redis_password": "REDIS_PASSWORD",
     "sentinel_password": "STILLROOM_SENTINEL_PASSWORD",
@@ -534,7 +537,7 @@ def _with_secret_file(values: dict[str, Any], field: str, name: str) -> dict[str
 
 
 def redact(url: str) -> str:
-    """The URL, or a broker's several, without passwords, for logs and errors.
+    """Return the URL, or a broker's several, without passwords, for logs and errors.
 
     >>> redact("redis://app:secret@cache:6379/0")
     'redis://app:***@cache:6379/0'
@@ -552,7 +555,7 @@ def _redact_one(url: str) -> str:
 
 
 def _for_broker(url: str, password: str | None) -> str:
-    """A Redis URL as kombu reads it, the password filled in where it has none.
+    """Return a Redis URL as kombu reads it, the password filled in where it has none.
 
     Of Sentinels kombu wants one URL each; the primary's name is among its options: see dispatch.py.
     """

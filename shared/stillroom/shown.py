@@ -10,7 +10,7 @@ CUT = "…"
 
 
 def shown(text: object, limit: int | None = None) -> str:
-    """The text with everything that is not printable written out, `\\x1b` or `\\u202e`, on one line.
+    """Return the text with everything that is not printable written out, `\\x1b` or `\\u202e`, on one line.
 
     What a line break, an escape sequence, a right-to-left override or a lone surrogate does to a terminal or a log,
     its name does not. `limit` is the most characters to show; what is longer ends in `…`.

@@ -72,7 +72,7 @@ class Stats:
         return known[name]
 
     def flush(self, now_ms: int, keys: Keys | None = None) -> list[Command]:
-        """The commands that add the counts since the last flush to this minute, and to all there ever were.
+        """Return the commands that add the counts since the last flush to this minute, and to all there ever were.
 
         `keys`: another shard's.
         """

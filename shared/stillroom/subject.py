@@ -43,7 +43,7 @@ Address = IPv4Address | IPv6Address
 
 
 def parse_address(text: str) -> Address | None:
-    """The address in what a server or a proxy wrote: with a port, brackets, quotes or a zone. None for junk.
+    """Return the address in what a server or a proxy wrote: with a port, brackets, quotes or a zone. None for junk.
 
     An IPv4 address that is wrapped in an IPv6 one (mapped, NAT64) is the IPv4 address. In a 6to4 address it is not:
     whoever routes 2002::/16 may take any, and would have others banned.
@@ -67,7 +67,7 @@ def peer_address(text: str) -> Address | None:
 
 
 def subject_of(address: str, v6_prefix: int = V6_PREFIX) -> str:
-    """The subject of this address: `203.0.113.7`, `2001:db8:1:2::/64`, or `unknown`.
+    """Return the subject of this address: `203.0.113.7`, `2001:db8:1:2::/64`, or `unknown`.
 
     >>> subject_of("[2001:db8:1:2:3::4]:443")
     '2001:db8:1:2::/64'
@@ -81,8 +81,8 @@ def subject_of(address: str, v6_prefix: int = V6_PREFIX) -> str:
 def prefixes_of(
     address: str, prefixes: Iterable[int], v4_prefixes: Iterable[int] = ()
 ) -> list[str]:
-    """The subjects of these widths that an address, or a client's network, is in, each once; of IPv4 the address,
-    and its networks of the other widths.
+    """Return the subjects of these widths that an address, or a client's network, is in, each once; of IPv4 the
+    address, and its networks of the other widths.
 
     >>> prefixes_of("2001:db8:1:2::/64", (64, 56))
     ['2001:db8:1:2::/64', '2001:db8:1::/56']
@@ -109,7 +109,8 @@ def width_of(subject: str) -> str:
 def unwrapped_network(
     network: IPv4Network | IPv6Network, *, nat64: bool = True
 ) -> IPv4Network | IPv6Network:
-    """The network of IPv4 that is wrapped in one of IPv6 (mapped, NAT64), as clients are; any other as it is.
+    """Return the network of IPv4 that is wrapped in one of IPv6 (mapped, NAT64), as clients are; any other as it
+    is.
 
     >>> unwrapped_network(ip_network("::ffff:203.0.113.0/120"))
     IPv4Network('203.0.113.0/24')
@@ -122,7 +123,7 @@ def unwrapped_network(
 
 
 def site_of(subject: str) -> str | None:
-    """The /48 that an IPv6 subject is in; None for any other."""
+    """Return the /48 that an IPv6 subject is in; None for any other."""
     parsed = parse_address(subject.partition("/")[0]) if ":" in subject else None
     return _network(parsed, SITE_PREFIX) if isinstance(parsed, IPv6Address) else None
 
@@ -145,7 +146,7 @@ def is_nobody(text: str | None) -> bool:
 
 
 def hidden(kind: str, text: str, pepper: bytes) -> str:
-    """The name that Redis knows a user, or an API key, by: 22 characters of its HMAC.
+    """Return the name that Redis knows a user, or an API key, by: 22 characters of its HMAC.
 
     What looks or is typed the same is the same (NFKC, case, spaces around it).
     """

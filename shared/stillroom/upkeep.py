@@ -113,7 +113,7 @@ class AsyncUpkeep(Face):
     refreshes_are_paused = PAUSES.awaiting(Pauses.refreshes_are_paused)
 
 
-# What stood among the services' own methods before: service → old name → name of today.
+# Methods that stood among the services' own before: service → old name → name of today.
 MOVED = {
     "cache": {
         **{name: name for name in ("refresh", "load", "reclaim", "pending", "trim_marks")},

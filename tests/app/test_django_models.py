@@ -34,6 +34,7 @@ from tests.support.djangoshop.models import (  # noqa: E402
     Product,
 )
 
+pytestmark = pytest.mark.any_server
 MODELS = [Label, Brand, Product, Bottle, Note]
 
 

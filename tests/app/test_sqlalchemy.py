@@ -29,6 +29,8 @@ from tests.support.catalogue import Base, Brand, Catalogue, Label, Product
 from tests.support.crowd import PATIENT
 from tests.support.stepper import Stepper
 
+pytestmark = pytest.mark.any_server
+
 
 @pytest.fixture
 def after_commit(room: Any, catalogue: Catalogue) -> AfterCommit:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -9,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.test import override_settings
+from django.urls import include, path
+from django.views.decorators.http import require_POST
 from typer.testing import CliRunner
 
+from stillroom import AUTH, Limit
 from stillroom.cli import app
 from stillroom.health import WorkerStats
+from stillroom.web.django.limits import limited
 from tests.support.crowd import PATIENT
 
 GOOD = """
@@ -35,6 +42,12 @@ app.add_url_rule("/login", "login", lambda: "")
 api = [Limit("api", 5, 60)], [Limit("api", 6, 60)]
 routes = Routes([Route("/login", [AUTH]), Route("/lgoin", api[0]), Route("/x", api[1])])
 """
+DJANGO = """
+from django.core.handlers.wsgi import WSGIHandler
+from stillroom import Stillroom
+room = Stillroom()
+application = WSGIHandler()
+"""
 BROKEN = """
 from stillroom import Stillroom
 room = Stillroom()
@@ -42,6 +55,76 @@ room = Stillroom()
 def product(number: int) -> int:
     return number
 """
+VIEWS = {
+    "flask": """
+from flask import Flask
+from stillroom import AUTH, Limit, Stillroom
+from stillroom.web.flask import StillroomLimits, limited
+room = Stillroom()
+app = Flask(__name__)
+def guard():
+    StillroomLimits(app, room)
+app.add_url_rule("/login", "login", limited(AUTH)(lambda: ""), methods=["GET", "POST"])
+app.add_url_rule("/right", "right", limited(AUTH, count="failures")(lambda: ""))
+app.add_url_rule("/post", "post", limited(AUTH)(lambda: ""), methods=["POST"])
+app.add_url_rule("/when", "when", limited(AUTH, exempt_when=lambda request: True)(lambda: ""))
+app.add_url_rule("/a", "a", limited(Limit("api", 5, 60))(lambda: ""))
+app.add_url_rule("/b", "b", limited(Limit("api", 6, 60))(lambda: ""))
+app.add_url_rule("/lost", "lost", lost := lambda: "")
+limited(AUTH)(lost)
+""",
+    "fastapi": """
+from fastapi import Depends, FastAPI
+from stillroom import AUTH, AsyncStillroom, Limit
+from stillroom.web.asgi import StillroomMiddleware
+from stillroom.web.fastapi import limited
+room = AsyncStillroom()
+app = FastAPI()
+def guard():
+    app.add_middleware(StillroomMiddleware, room=room)
+async def view(): ...
+def needs(limit, **options):
+    return [Depends(limited(limit, **options))]
+app.add_api_route("/login", view, methods=["GET", "POST"], dependencies=needs(AUTH))
+app.add_api_route("/right", view, dependencies=needs(AUTH, count="failures"))
+app.add_api_route("/post", view, dependencies=needs(AUTH), methods=["POST"])
+app.add_api_route("/when", view, dependencies=needs(AUTH, exempt_when=lambda request: True))
+app.add_api_route("/a", view, dependencies=needs(Limit("api", 5, 60)))
+app.add_api_route("/b", view, dependencies=needs(Limit("api", 6, 60)))
+""",
+    "starlette": """
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
+from stillroom import AUTH, AsyncStillroom, Limit
+from stillroom.web.asgi import StillroomMiddleware
+from stillroom.web.starlette import limited
+room = AsyncStillroom()
+async def view(request): ...
+def guard():
+    global app
+    app = StillroomMiddleware(inner, room)
+inner = Starlette(routes=[
+    Route("/login", limited(AUTH)(view), methods=["GET", "POST"]),
+    Route("/right", limited(AUTH, count="failures")(view)),
+    Route("/post", limited(AUTH)(view), methods=["POST"]),
+    Route("/when", limited(AUTH, exempt_when=lambda request: True)(view)),
+    Mount("/in", routes=[Route("/a", limited(Limit("api", 5, 60))(view))]),
+    Route("/b", limited(Limit("api", 6, 60))(view)),
+])
+""",
+}
+
+
+@limited(AUTH)
+def login(request: Any) -> None: ...
+
+
+class DjangosUrls:
+    urlpatterns = [  # noqa: RUF012 - as Django has it
+        path("login", login),
+        path("post", require_POST(login)),
+        path("team/", limited(AUTH)(include([path("x", lambda request: None)]))),
+    ]
 
 
 @pytest.fixture
@@ -65,8 +148,8 @@ def check(
 
     yield check
     made = sys.modules.pop(name, None)
-    if hasattr(made, "room"):
-        made.room.close()
+    if hasattr(made, "room") and inspect.isawaitable(closing := made.room.close()):
+        asyncio.run(closing)
 
 
 def said(lines: list[str], *words: str) -> bool:
@@ -100,6 +183,65 @@ def test_what_breaks_a_promise_is_named(check: Callable[..., list[str]]) -> None
         ("warn routes", "api is 5/60 s here and 6/60 s there"),
     ):
         assert said(lines, *words), lines
+
+
+@pytest.mark.parametrize("framework", VIEWS)
+def test_the_limits_of_views_are_looked_at_too(
+    check: Callable[..., list[str]], framework: str
+) -> None:
+    """Limits that views carry are looked at as those of a table are, and an app that charges none of them fails."""
+    lines = check(VIEWS[framework] + "guard()\n", "--offline")
+    assert said(lines, "warn views", "/login has auth on GET", "count='failures'"), lines
+    assert said(lines, "warn views", "api is 5/60 s here and 6/60 s there")
+    assert said(lines, "pass views", "6 carry limits")
+    assert said(lines, "lost has a @limited that the app does not know") == (framework == "flask")
+    for right in ("/right", "/post", "/when"):
+        assert not said(lines, f" {right} ")
+    check(VIEWS[framework] + "guard()\n", "--offline", "--strict", code=1)
+
+
+@pytest.mark.parametrize("framework", VIEWS)
+def test_views_whose_limits_nothing_charges_fail(
+    check: Callable[..., list[str]], framework: str
+) -> None:
+    """Views that carry limits fail the check where nothing in the app charges them."""
+    lines = check(VIEWS[framework], "--offline", code=1)
+    assert said(lines, "fail views", "/login carries limits, and nothing in the app charges them")
+
+
+def test_the_limits_of_djangos_views_are_looked_at(
+    check: Callable[..., list[str]],
+) -> None:
+    """Django's views are found through its settings, with the methods that its own decorators let through."""
+    import tests.web.test_django  # noqa: F401 - configures Django, once for all tests
+
+    limits = "stillroom.web.django.limits.LimitsMiddleware"
+    for middleware, code in (([limits], 0), ([], 1)):
+        with override_settings(ROOT_URLCONF=DjangosUrls, MIDDLEWARE=middleware):
+            lines = check(DJANGO, "--offline", code=code)
+        assert said(lines, "warn views", "/login has auth on GET"), lines
+        assert said(lines, "warn views", "/team/x has auth on GET")
+        assert not said(lines, "/post")
+        assert said(lines, "fail views", "nothing in the app charges them") == bool(code)
+
+
+def test_a_name_that_no_limit_has_is_told(
+    check: Callable[..., list[str]], make_room: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A rule of abuse or a change at run time that names a limit nobody has is told."""
+    rules = tmp_path / "abuse.toml"
+    each = 'each = { "denied:lgoin" = 1, "denied:auth" = 2, denied = 9 }'
+    rules.write_text(f"[rules.ipv6_rotation]\n{each}\n")
+    monkeypatch.setenv("STILLROOM_ABUSE_RULES", str(rules))
+    login = 'Limit("login", 5, 300)'
+    source = GOOD.replace("[AUTH]", f"[AUTH, {login}]").replace("AUTH,", "AUTH, Limit,", 1)
+    make_room().limits.change("shop", 5, 60, 600)
+    lines = check(source)
+    assert said(lines, "warn rule ipv6_rotation", "denials by lgoin", "did you mean login?"), lines
+    assert said(lines, "warn limits", "shop is changed, and nothing has a limit of this name")
+    assert not said(lines, "by auth")
+    make_room().limits.check("203.0.113.7", [Limit("shop", 5, 60)])
+    assert not said(check(source), "warn limits")
 
 
 def test_what_cannot_be_imported_fails(check: Callable[..., list[str]]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +50,46 @@ def test_a_limit_is_changed_shown_and_restored(run: Any, make_room: Any) -> None
     assert "auth is what the app says" in run("unset", "auth")
     assert "auth was not changed" in run("unset", "auth")
     assert "as the app says: auth" in run("show")
+
+
+MODULE = """
+from flask import Flask
+from stillroom import AUTH, Limit, Stillroom
+from stillroom.web.flask import StillroomLimits, limited
+room = Stillroom()
+app = Flask(__name__)
+StillroomLimits(app, room, default=[Limit("rest", 100, 60)])
+app.add_url_rule("/login", "login", limited(AUTH)(lambda: ""), methods=["POST"])
+app.add_url_rule("/mine", "mine", limited(Limit("mine", 10, 60), by="user")(lambda: ""))
+"""
+
+
+def test_what_somebody_has_used_is_shown(
+    run: Any, make_room: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a subject has used is shown by the limits that the app has, or that are changed for now."""
+    name = f"peeked_{abs(hash(tmp_path)):x}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("STILLROOM_SESSION_PEPPERS", "p" * 40)
+    room = make_room(session_peppers="p" * 40)
+    for _ in range(3):
+        room.limits.check(IP, [AUTH])
+    room.limits.check({"user": "ann"}, [Limit("mine", 10, 60, by="user")])
+    app = ("--app", f"{name}:app")
+    shown = run("peek", IP, *app)
+    assert re.search(r"auth +│ +5/5m +│ +3 +│ +2", shown)
+    assert re.search(r"rest +│ +100/1m +│ +0 +│ +100", shown)
+    told = json.loads(run("peek", "ann", "mine", "--by", "user", *app, "--json").rstrip("'"))
+    assert [(one["name"], one["used"], one["left"]) for one in told["limits"]] == [("mine", 1, 9)]
+    run("set", "auth", "4/5m")
+    assert re.search(r"auth +│ +4/5m +│ +3 +│ +1", run("peek", IP, "auth", *app))
+    run("unset", "auth")
+    assert re.search(r"auth +│ +9/5m +│ +3 +│ +6", run("peek", IP, "auth", "--rate", "9/5m"))
+    assert "did you mean auth?" in run("peek", IP, "auht", *app, code=1)
+    assert "--app says where the limits are" in run("peek", IP, code=1)
+    assert room.limits.peek(IP, [AUTH]).remaining == 2
+    sys.modules.pop(name).room.close()
 
 
 def test_a_name_nobody_uses_is_refused(run: Any, make_room: Any) -> None:

@@ -26,6 +26,22 @@ def unused(number: int) -> int:
 routes = Routes([Route("/login", [AUTH], methods=["POST"])], default=[Limit("shop", 100, 60, shadow=True)])
 application = StillroomMiddleware(lambda environ, start: [], room, routes=routes)
 """
+VIEWS = """
+from flask import Flask
+from stillroom import AUTH, Limit, Stillroom
+from stillroom.web import Header
+from stillroom.web.flask import StillroomLimits, limited
+room = Stillroom()
+app = Flask(__name__)
+StillroomLimits(app, room, default=[Limit("rest", 9, 60)])
+def tier(request): ...
+def is_probe(request): ...
+team = limited(Limit("team", 50, 60), by="user")
+app.add_url_rule("/login", "login", team(limited(AUTH, count="failures")(lambda: "")), methods=["POST"])
+app.add_url_rule("/tiers", "tiers", limited(tier, exempt_when=is_probe)(lambda: ""))
+app.add_url_rule("/keyed", "keyed", limited(Limit("api", 9, 60), by=Header("X-API-Key"), cost=3)(lambda: ""))
+app.add_url_rule("/<name>", "named", lambda name: name)
+"""
 
 
 @pytest.fixture
@@ -73,6 +89,16 @@ def test_a_key_is_shown_and_explained(run: Callable[..., str], shop: Any) -> Non
     assert json.loads(run("explain", "product:7", "--json"))["by"] == "products"
 
 
+def test_a_key_is_loaded_now(run: Callable[..., str], shop: Any) -> None:
+    """A worker is asked to load a key whatever is there, by its loader; a key of no loader is refused."""
+    assert "a worker was asked to load product:7 by product" in run("refresh", "product:7")
+    asked = json.loads(run("refresh", "product:8", "--json"))
+    assert asked == {"key": "product:8", "loader": "product"}
+    queues = {one.name: one.depth for one in shop.room.health.check().tasks.queues}
+    assert sum(queues.values()) == 2
+    assert "no loader is known for nobody:7" in run("refresh", "nobody:7", code=1)
+
+
 def test_a_value_is_text_whatever_it_is(run: Callable[..., str], shop: Any) -> None:
     """A stored value moves no cursor of the terminal and is not taken for markup."""
     shop.room.cache.set("[red]k", "\x1b[31m[bold]evil\u202e", tags=["\x1b]0;x\x07"])
@@ -112,6 +138,38 @@ def test_the_routes_are_listed(run: Callable[..., str], shop: Any) -> None:
     assert other["path"] == "all others"
     of_app = json.loads(run("routes", "--app", f"{shop.__name__}:application", "--json"))
     assert [row["path"] for row in of_app] == ["/login", "all others"]
+
+
+def test_the_limits_of_views_are_listed(
+    run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What views carry is listed with its subjects, costs and the answers that count; the default is listed too."""
+    name = f"views_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(VIEWS)
+    shown = run("routes", "--app", f"{name}:app")
+    for fact in (
+        "team 50/1m by user",
+        "auth 5/5m by ip",
+        "failures",
+        "what tier says",
+        "all, unless is_probe",
+        "api 9/1m by x_api_key",
+        "all others",
+        "rest 9/1m by ip",
+    ):
+        assert fact in shown, (fact, shown)
+    rows = json.loads(run("routes", "/login", "--method", "post", "--app", name, "--json"))
+    assert [(row["path"], [one["name"] for one in row["limits"]]) for row in rows] == [
+        ("/login", ["team"]),
+        ("/login", ["auth"]),
+    ]
+    assert {row["view"] for row in rows} == {"login"}
+    (tiers, named) = json.loads(run("routes", "/tiers", "--app", name, "--json"))
+    assert (tiers["limits_of"], tiers["exempt_when"], tiers["limits"]) == ("tier", "is_probe", [])
+    assert (named["path"], named["limits"], named["view"]) == ("/<name>", [], "named")
+    (other, default) = json.loads(run("routes", "/other", "--app", name, "--json"))
+    assert (other["path"], default["limits"][0]["name"]) == ("/<name>", "rest")
+    sys.modules.pop(name).room.close()
 
 
 def test_an_app_without_routes_is_told(run: Callable[..., str], shop: Any) -> None:

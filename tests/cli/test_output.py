@@ -15,6 +15,8 @@ import pytest
 from stillroom.embedded import EmbeddedServer
 from tests.unit.test_shown import HOSTILE
 
+pytestmark = pytest.mark.any_server
+
 STILLROOM = str(Path(sys.executable).with_name("stillroom"))
 EVIL = "Mozilla \x1b]0;owned\x07\x9b31m\u202e\n10:00:00  FORGED  [red]x[/red] — ünï"
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]

@@ -70,7 +70,9 @@ def test_the_shards_and_the_test_keys_are_spread(settings: Settings) -> None:
     st.binary(max_size=40)
     | st.sampled_from([b"{}", b"a{b}c{d}", b"{", b"}{x}", b"{{x}}", b"a{}b{c}"])
 )
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 def test_slots_are_the_servers(cluster: RedisCluster, key: bytes) -> None:
     """The slot of any key equals CLUSTER KEYSLOT."""
     reply = cluster.client(cluster.nodes[0]).execute_command("CLUSTER KEYSLOT", key)
@@ -193,7 +195,9 @@ OPERATIONS = st.lists(
 
 @given(OPERATIONS)
 @hypothesis_settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+    max_examples=60,
 )
 def test_it_is_a_dictionary(sharded: Stillroom, operations: list[tuple[str, Any, Any]]) -> None:
     """After any operations all keys equal those of a dict, read one by one and at once."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from tests.explorer.world import Fate, World
+from tests.explorer.world import SOCKET, Fate, World
 from tests.support.clocked import ClockedServer
 
 SERVERS = 3
@@ -20,6 +20,24 @@ ROUGH: dict[Fate, float] = {
     Fate.UNANSWERED: 1.0,
     Fate.CUT: 1.0,
     Fate.SLOW: 1.0,
+}
+
+# Where a broken variant showed itself last time, if that was not soon. A change to a model or a service may make
+# another run show it: then it is searched for among all seeds, and the seed found belongs here.
+SHOWN_BY_SEED: dict[str, tuple[int, ...]] = {
+    "an end has no age": (460,),
+    "a doubt is not cleared": (460,),
+    "a refused login ends what it would have replaced": (1580,),
+    "a name ends its session for ever": (809,),
+    "what was charged is forgotten here": (505,),
+    "a check does not wait for what is owed": (399,),
+    "a refund of what was decided here stays here": (146,),
+    "a refund takes from one entry only": (246,),
+    "a batch that died is not waited out": (156,),
+    "a late put is taken": (245,),
+    "a deadline is made too late": (321,),
+    "any server is trusted": (110,),
+    "a load is stored without its lease": (111,),
 }
 
 
@@ -89,6 +107,11 @@ def explore(world: World, seeds: Iterable[int], make: Callable[[World], Model]) 
     return count
 
 
+def search(world: World, variant: str, within: int, make: Callable[[World], Model]) -> None:
+    """Search for a run that breaks with this broken variant: that of last time, then all seeds up to `within`."""
+    explore(world, [*SHOWN_BY_SEED.get(variant, ()), *range(within)], make)
+
+
 def told(world: World, seed: int, make: Callable[[World], Model], error: BaseException) -> str:
     """The story of a run, step by step."""
     world.trace = []
@@ -105,7 +128,8 @@ def told(world: World, seed: int, make: Callable[[World], Model], error: BaseExc
 @contextmanager
 def worlds(binary: str = "redis-server") -> Iterator[World]:
     """A world on real servers whose clocks can be set."""
-    servers = [ClockedServer(binary, options={"maxmemory": "0"}) for _ in range(SERVERS)]
+    options = {"maxmemory": "0", "unixsocket": SOCKET}
+    servers = [ClockedServer(binary, options=options) for _ in range(SERVERS)]
     started: list[Any] = []
     try:
         for server in servers:

@@ -6,7 +6,7 @@ import pytest
 
 from stillroom import Settings
 from tests.explorer.cache import SETTINGS, maker
-from tests.explorer.explorer import Broken, explore
+from tests.explorer.explorer import Broken, explore, search
 from tests.explorer.mutants import MUTANTS
 from tests.explorer.world import World
 
@@ -39,5 +39,5 @@ def test_what_is_broken_is_found(world: World, mutant: str) -> None:
     acts = {"read": 14.0, "write": 2.0} if "load" in mutant else {"write": 9.0}
     make = maker(Settings(**SETTINGS), **acts)
     with MUTANTS[mutant](), pytest.raises(Broken, match="in spite of") as broken:
-        explore(world, range(FINDS_WITHIN), make)
+        search(world, mutant, FINDS_WITHIN, make)
     assert "begins in process" in str(broken.value)

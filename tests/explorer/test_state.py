@@ -11,7 +11,7 @@ import pytest
 
 from stillroom import Settings
 from tests.explorer import abuse, limits, sessions
-from tests.explorer.explorer import Broken, explore
+from tests.explorer.explorer import Broken, explore, search
 from tests.explorer.state_mutants import ABUSE, LIMITS, SESSIONS
 from tests.explorer.world import World
 
@@ -68,5 +68,5 @@ def test_what_is_broken_is_found(world: World, mutant: str) -> None:
     """Each broken variant of the services breaks a promise in one of the runs, whose story is printed."""
     model, broken = MUTANTS[mutant]
     with broken(), pytest.raises(Broken) as told:
-        explore(world, range(FINDS_WITHIN), maker(model, SHOWN_BY.get(mutant, {})))
+        search(world, mutant, FINDS_WITHIN, maker(model, SHOWN_BY.get(mutant, {})))
     assert "begins in process" in str(told.value)

@@ -34,9 +34,9 @@ class Watch:
         if (offset := world.clock_offset) != self._offset:
             self.steps.append(Step(world.tick(), offset - self._offset))
             self._offset = offset
-        if world.ask("GET", MARKER) != self._marker:
+        left, found = self._marker, self._mark()
+        if found != left:
             self.lost = world.tick()
-        self._mark()
 
     def stepped(self, since: int) -> tuple[bool, bool]:
         """Return whether the clock stepped forward, and whether it stepped back, since that tick."""
@@ -49,11 +49,15 @@ class Watch:
         ahead = sum(step.seconds for step in self.steps if step.seconds > 0)
         return self._world.monotonic - self._began + ahead
 
-    def _mark(self) -> None:
+    def _mark(self) -> bytes | None:
+        """Leave a new marker, and return the one that was there."""
         self._marker = b"%d" % self._world.tick()
-        self._world.ask("SET", MARKER, self._marker)
+        found: bytes | None = self._world.ask("SET", MARKER, self._marker, "GET")
+        return found
 
 
 def endless(world: World, pattern: str) -> list[bytes]:
     """Return the keys that have no end."""
-    return [key for key in world.ask("KEYS", pattern) if world.ask("PTTL", key) == -1]
+    keys: list[bytes] = world.ask("KEYS", pattern)
+    ends = world.ask_all([("PTTL", key) for key in keys])
+    return [key for key, end in zip(keys, ends, strict=True) if end == -1]

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest.mock import patch
 
@@ -43,6 +44,7 @@ T = TypeVar("T")
 BEGAN_S = 1_000_000.0  # what time.monotonic() shows when a run begins
 SERVER_BEGAN_US = 1_800_000_000_000_000  # what the server's clock shows then
 COMMAND_S = 0.000_05  # what one command takes
+SOCKET = "socket"  # each server's, in its directory
 STEPS_LIMIT = 20_000  # of one run: more is a call that never ends
 
 
@@ -177,7 +179,7 @@ class World:
 
     def __init__(self, servers: Sequence[ClockedServer]) -> None:
         self._servers = servers
-        self._lines = [_Line(server.port) for server in servers]
+        self._lines = [_Line(server.directory / SOCKET) for server in servers]
         self._infos = [line.say([pack([("INFO", "server")])])[0] for line in self._lines]
         self.load_scripts()
         self.trace: list[str] | None = None  # what happened, if somebody wants to know
@@ -446,8 +448,12 @@ class World:
 
     def ask(self, *words: bytes | str) -> Any:
         """Send a command of the test's own at once: to look, or to let an accident happen."""
+        return self.ask_all([words])[0]
+
+    def ask_all(self, commands: Sequence[tuple[bytes | str, ...]]) -> list[Any]:
+        """Send several of them in one batch."""
         self.tick()
-        return self._lines[self.place].say([pack([words])])[0]
+        return self._lines[self.place].say([pack([words]) for words in commands])
 
     # The server
 
@@ -486,18 +492,17 @@ class World:
         keys: list[bytes] = line.say([pack([("KEYS", "*")])])[0]
         if not keys:
             return []
-        ends = line.say([pack([("PEXPIRETIME", key)]) for key in keys])
-        dumped = line.say([pack([("DUMP", key)]) for key in keys])
-        rows = zip(keys, ends, dumped, strict=True)
+        told = line.say([pack([(act, key)]) for act in ("PEXPIRETIME", "DUMP") for key in keys])
+        rows = zip(keys, told[: len(keys)], told[len(keys) :], strict=True)
         return [(key, max(0, end), dump) for key, end, dump in rows if dump is not None]
 
 
 class _Line:
-    """A plain connection to a real server."""
+    """A plain connection to a real server, by its socket file: a run is mostly round trips."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(path))
         self._reader = hiredis.Reader()
 
     def say(self, commands: Sequence[bytes]) -> list[Any]:

@@ -21,6 +21,7 @@ from tests.conftest import SERVERS, binary_of
 from tests.support.crowd import PATIENT
 from tests.support.faces import FACES, open_room
 from tests.support.proxy import Proxy
+from tests.support.sentinels import COPIED_AT_ONCE
 
 Opening = Callable[..., Any]
 
@@ -44,7 +45,9 @@ class Places:
         self.proxy = stack.enter_context(Proxy(self.server.port))
 
     def _started(self) -> EmbeddedServer:
-        return self._stack.enter_context(EmbeddedServer(binary=self._binary))
+        return self._stack.enter_context(
+            EmbeddedServer(binary=self._binary, options=COPIED_AT_ONCE)
+        )
 
     def keep(self, how: str) -> None:
         """Keep the current state as the one that will come back."""

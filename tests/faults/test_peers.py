@@ -17,6 +17,7 @@ from stillroom.embedded import EmbeddedServer
 from tests.support.celery_process import until
 from tests.support.faces import FACES, open_room
 from tests.support.proxy import Proxy
+from tests.support.sentinels import COPIED_AT_ONCE
 
 PATIENT = {"connect_timeout": 2, "command_timeout": 2, "call_timeout": 3}
 NOTICES_S = 4.0  # who only reads asks every other second who answers
@@ -37,7 +38,9 @@ class Pair:
     """A primary and its replica behind one address that leads to the primary: a name, a Service, a proxy."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self.old, self.new = (stack.enter_context(EmbeddedServer()) for _ in range(2))
+        self.old, self.new = (
+            stack.enter_context(EmbeddedServer(options=COPIED_AT_ONCE)) for _ in range(2)
+        )
         self._clients = [
             stack.enter_context(redis.Redis.from_url(one.url)) for one in (self.old, self.new)
         ]

@@ -21,7 +21,9 @@ KEYS = st.lists(
 
 
 @settings(
-    max_examples=1_500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=1_500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(PATTERNS, KEYS.map(b"".join))
 @example(b"[a-]", b"b")

@@ -80,7 +80,9 @@ class Traffic:
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(quota=QUOTAS, window=st.sampled_from([1, 60, 3_600]), steps=STEPS, share=st.integers(1, 60))
 def test_never_more_than_the_quota_in_any_window(

@@ -58,7 +58,9 @@ def client(stillroom_server: EmbeddedServer) -> Iterator[Any]:
 
 
 @given(steps=STEPS, slots=st.integers(1, 3))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_slots_are_given_as_the_model_gives_them(
     room: Stillroom, client: Any, steps: list[tuple[str, int]], slots: int
 ) -> None:

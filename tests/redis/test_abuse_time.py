@@ -108,7 +108,9 @@ EVENTS = st.lists(st.tuples(st.integers(0, 3_500), st.integers(0, 5)), min_size=
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(events=EVENTS, order=st.randoms(use_true_random=False), distinct=st.booleans())
 def test_no_order_of_reading_makes_a_fuller_window_than_there_was(

@@ -815,6 +815,38 @@ def test_a_new_process_asks_for_few_marks(room: Any, make_room: Any, client: Any
     assert sent(client, lambda: [new.cache.get(key) for key in keys[21:]]) == ["MGET"] * 19
 
 
+@pytest.mark.parametrize("is_moving", [False, True])
+def test_a_process_far_behind_asks_for_few_marks(
+    room: Any, make_room: Any, client: Any, is_moving: bool
+) -> None:
+    """A process that others leave far behind reads a thousand marks at most, also while they invalidate, and judges
+    as one that has read all.
+    """
+    reader = make_room()
+    tags = {"dead": "t", "by tag": "u", "soft": "s", "alive": "v", "by glob:1": "v", "late": "w"}
+    for key, tag in tags.items():
+        room.cache.set(key, key, tags=[tag], ttl=60)
+    room.cache.invalidate_by_tag("t")
+    assert [reader.cache.get(key) for key in ("dead", "by glob:1")] == [None, "by glob:1"]
+    if is_moving:  # then the marks ride along with each read
+        room.cache.invalidate_by_tag("something")
+        assert reader.cache.get("alive") == "alive"
+    room.cache.invalidate_by_tag("u")
+    room.cache.invalidate_by_tag("s", soft=True)
+    room.cache.invalidate_by_pattern("by glob:*")
+    for start in range(0, 4_000, 100):
+        room.cache.invalidate_by_tag(*[f"x:{n}" for n in range(start, start + 100)])
+    reader.stats.due = 1 << 62  # no counts ride along
+    before = client.info("stats")["total_net_output_bytes"]
+    assert reader.cache.get("alive") == "alive"
+    brought = client.info("stats")["total_net_output_bytes"] - before
+    assert brought < 60_000 * (1 + is_moving)  # all 4,000 marks would be more than 140,000 bytes
+    assert [reader.cache.get(key) for key in tags] == [None, None, "soft", "alive", None, "late"]
+    assert reader.cache.get_entry("soft").freshness is Freshness.STALE
+    room.cache.invalidate_by_tag("w")
+    assert reader.cache.get("late") is None
+
+
 # Bounds
 
 

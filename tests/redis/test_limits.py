@@ -401,6 +401,12 @@ def test_peek_consumes_and_tells_nothing(room: Any, client: Any) -> None:
     assert len(logs(client)) == 1
 
 
+def test_peek_makes_no_limit_known(room: Any) -> None:
+    """A process that only looks tells no other one of a limit's name and window."""
+    assert room.limits.peek(IP, [Limit("guessed", 5, 366 * 86_400)]).remaining == 5
+    assert room.limits.names() == []
+
+
 def test_reset_forgets(room: Any, client: Any) -> None:
     """reset forgets hits, denials and markers of its subject, and leaves other limits and subjects."""
     near = Limit("near", 10, 60)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import redis
-from stillroom import Stillroom
+from stillroom import RedisUnavailable, Stillroom
 from stillroom.cli.credentials import roles
 from stillroom.embedded import EmbeddedServer
 from tests.conftest import SERVERS, binary_of
@@ -215,6 +215,20 @@ def may(company: Company, user: str, command: str) -> bool:
     except redis.ResponseError as error:
         return "not found" not in str(error)
     return bool(said == b"OK")
+
+
+def test_a_right_that_is_missing_is_told_from_an_outage(company: Company) -> None:
+    """An act that a role may not do is told as such, whether a command or a script was refused."""
+    with Stillroom(settings_of(company.server, company.folder, "worker")) as room:
+        with pytest.raises(RedisUnavailable) as in_a_script:
+            room.sessions.create("forged")
+    with Stillroom(settings_of(company.server, company.folder, "web")) as room:
+        with pytest.raises(RedisUnavailable) as in_a_command:
+            room.state.run(room.dead_letters.add("message", "{}", "a lie"))
+    assert in_a_script.value.lacks_right, in_a_script.value
+    assert in_a_command.value.lacks_right, in_a_command.value
+    assert not RedisUnavailable("timeout").lacks_right
+    company.admin.acl_log_reset()
 
 
 def test_a_worker_pushes_to_queues_and_nothing_else(company: Company) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import subprocess
 import pytest
 
 from stillroom.cli.credentials import names
+from stillroom.settings import environment_names
 from tests.support.swarm import ROOT, guide
 
 STACK_FILE, HA_FILE = (
@@ -17,9 +19,10 @@ STACK_FILE, HA_FILE = (
 
 
 def test_no_chapter_tells_what_to_do_only_in_words() -> None:
-    """Each chapter of the guide has commands, which test_swarm.py runs."""
+    """Each chapter of the guide has commands, which test_swarm.py or test_digests.py runs."""
     assert {chapter for chapter, found in guide().items() if found} == {
         "Deploy",
+        "Images by digest",
         "Secrets",
         "Scale",
         "Three servers",
@@ -53,6 +56,37 @@ def test_three_servers_have_every_secret_they_need() -> None:
     assert declared == FOR_THREE | {"sentinels_acl", "redis_member", "redis_sentinel"}
     assert set(names()) >= FOR_THREE
     assert HA_FILE.count("secrets: [*watch]") == 4  # web, workers, beat, Flower
+
+
+@pytest.mark.parametrize("name", ["stack.yml", "stack.ha.yml", "deploy/compose.yml"])
+def test_each_setting_in_the_files_is_one(name: str) -> None:
+    """Each variable of Stillroom that a file gives to a container is a setting of this version."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    given = set(re.findall(r"^ +(STILLROOM_\w+|REDIS_URL|REDIS_PASSWORD\w*):", text, re.MULTILINE))
+    known = set(environment_names().values())
+    assert given
+    assert {one.removesuffix("_FILE") for one in given} <= known
+
+
+def test_the_workers_post_what_they_find_where_the_shell_says() -> None:
+    """WEBHOOK_URL in the shell that deploys reaches the workers, and no other container."""
+    if shutil.which("docker") is None:
+        pytest.skip("docker is not installed")
+    done = subprocess.run(
+        ["docker", "stack", "config", "--compose-file", "stack.yml"],
+        cwd=ROOT,
+        env={**os.environ, "WEBHOOK_URL": "https://chat.example/x", "WEBHOOK_SECRET": "s" * 16},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "is not a docker command" in done.stderr:
+        pytest.skip("this docker has no `stack config`")
+    (text,) = re.findall(r"^services:\n((?: .*\n)+)", done.stdout, re.MULTILINE)
+    services = re.split(r"^  (?=\w[\w-]*:$)", text, flags=re.MULTILINE)
+    told = {one.partition(":")[0] for one in services if "https://chat.example/x" in one}
+    assert told == {"refresh", "maintenance"}
+    assert {one.partition(":")[0] for one in services if "s" * 16 in one} == told
 
 
 @pytest.mark.parametrize(

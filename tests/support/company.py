@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import redis
 from stillroom import API, AUTH, Limit, Stillroom
+from stillroom.acts import ACTS, act
 from stillroom.cli import app as command_line
 from stillroom.embedded import EmbeddedServer, free_port
 from stillroom_workers.schedule import SCHEDULE
@@ -74,11 +75,41 @@ COMMANDS = [
     ["limits", "set", "few", "5/60s", "--for", "60s"],
     ["limits", "set", "few", "4/60s", "--for", "60s"],
     ["limits", "show"],
+    ["limits", "peek", "203.0.113.7", "few", "--rate", "4/60s"],
     ["limits", "unset", "few"],
     ["limits", "reset", "203.0.113.7", "few"],
     ["abuse", "rules"],
     ["dead-letters", "list"],
+    ["explain", "product:1"],
+    ["loaders"],
+    ["refresh", "product:1"],
+    ["pause", "refresh", "--for", "1s"],
+    ["resume", "refresh"],
+    ["settings"],
+    ["agree"],
 ]
+# What an operator does on /operate, in the order of its acts; {…}: what is made for it.
+ACTS_DONE: dict[str, dict[str, str]] = {
+    "look": {"key": "product:1"},
+    "load": {"key": "product:1"},
+    "invalidate": {"key": "product:1"},
+    "invalidate_tag": {"tag": "t", "soft": "yes"},
+    "invalidate_pattern": {"pattern": "x*"},
+    "sessions": {"user": "acted"},
+    "end_session": {"user": "acted", "handle": "{handle}"},
+    "end_sessions": {"user": "acted"},
+    "bans": {},
+    "ban": {"subject": "203.0.113.60", "for": "1m"},
+    "lift": {"subject": "203.0.113.60"},
+    "limits": {},
+    "peek": {"subject": "203.0.113.7", "limit": "few"},
+    "reset": {"subject": "203.0.113.7", "limit": "few"},
+    "letters": {},
+    "retry": {"id": "{retried}"},
+    "drop": {"id": "{dropped}"},
+    "pause": {"for": "1m"},
+    "resume": {},
+}
 LOOKS = [
     "INFO",
     "DBSIZE",
@@ -144,8 +175,8 @@ class Company:
 
     def command(self, role: str, *arguments: str) -> str:
         """Run `stillroom …` as this role in this process, because starting Python for each would take long."""
-        with self.witness.visit(role):
-            done = CliRunner().invoke(command_line, arguments, env=self.environment(role))
+        environment = self.environment(role) | {"STILLROOM_LOADERS": "tests.support.company_shop"}
+        done = CliRunner().invoke(command_line, arguments, env=environment)
         assert done.exit_code == 0, (
             f"{role}: {' '.join(arguments)}: {done.output} {done.exception!r}"
         )
@@ -173,6 +204,7 @@ def company_at_work(folder: Path, binary: str | None) -> Iterator[Company]:
                 for words in COMMANDS:
                     company.command(role, *words)
             _use_dead_letters(company)
+            _operate(company)
             _look(company)
         yield company  # all have ended: what a role says in its last moments was heard too
 
@@ -198,7 +230,8 @@ def _work_as_web(company: Company) -> None:
         _use_limits(room)
         _use_abuse(room, company.admin)
         _use_health(room, company.admin)
-    company.command("web", "doctor")
+    for rehearsal in ("doctor", "check"):  # of what an app does: a worker makes no sessions
+        company.command("web", rehearsal)
 
 
 def _load_here(id: int) -> dict[str, Any]:
@@ -359,6 +392,24 @@ def _use_dead_letters(company: Company) -> None:
     company.command("worker", "dead-letters", "drop", letter["id"])
 
 
+def _operate(company: Company) -> None:
+    """Do all that an operator can do on the page, which is served with the rights of `web`."""
+    settings = settings_of(company.server, company.folder, "web", "producer")
+    body = json.dumps(
+        {"task": "stillroom.trim_marks", "queue": "stillroom.maintenance", "args": [], "kwargs": {}}
+    )
+    letter = {"kind": "message", "body": body, "reason": "a test", "tries": 1, "cut": 0}
+    made = [company.admin.xadd("stillroom:dead-letters", letter).decode() for _ in range(2)]
+    assert set(ACTS_DONE) == set(ACTS)
+    with Stillroom(settings) as room:
+        room.cache.cached("product:{id}", ttl=60, name="product")(_load_here)(1)
+        handle = room.sessions.create("acted").handle
+        names = {"handle": handle, "retried": made[0], "dropped": made[1]}
+        for name, form in ACTS_DONE.items():
+            given = {field: text.format(**names) for field, text in form.items()}
+            act(room, name, given, "a person")
+
+
 def _come_back_to_what_a_killed_worker_held(company: Company, worker: CeleryProcess) -> None:
     """Let a message whose visibility timeout is over be delivered again."""
     queue = "stillroom.maintenance"
@@ -392,8 +443,8 @@ def _page(company: Company, path: str) -> str:
 
 def _look(company: Company) -> None:
     """Look as a person with redis-cli, a container's check, and an exporter of metrics do."""
-    with company.witness.visit("ops"), company.client("ops") as ops:
+    with company.client("ops") as ops:
         for command in LOOKS:
             ops.execute_command(*command.split())
-    with company.witness.visit("health"), company.client("health") as health:
+    with company.client("health") as health:
         health.info()

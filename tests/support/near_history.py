@@ -72,6 +72,7 @@ class Torn(NamedTuple):
     key: str
     first: int
     second: int
+    after: float  # seconds between the two reads
 
 
 def broken(reads: Iterable[Read], floors: Iterable[Floor]) -> list[tuple[Read, Floor]]:
@@ -130,7 +131,7 @@ class Party:
         """A request that reads some keys, some of them twice."""
         keys = random.sample(self.keys, 4)
         began = time.monotonic_ns()
-        seen: dict[str, tuple[int, Any]] = {}
+        seen: dict[str, tuple[int, Any, int]] = {}
         with self.room.request():
             for key in random.choices(keys, k=10):
                 changes = self._changes()
@@ -139,11 +140,11 @@ class Party:
                 if version is None:
                     continue
                 self.records.append(Read(key, self.number, at, began if self.near else at, version))
-                first, before = seen.get(key, (version, None))
+                first, before, then = seen.get(key, (version, None, at))
                 is_same = before is changes is self._changes()
                 if self.near and is_same and first != version:
-                    self.records.append(Torn(key, first, version))
-                seen[key] = version, changes
+                    self.records.append(Torn(key, first, version, (at - then) / 1e9))
+                seen[key] = version, changes, at
 
     async def outside(self) -> None:
         """Reads outside of a request."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from unittest.mock import patch
+
+from redis.connection import AbstractConnection
 
 import redis
 from stillroom import Settings
@@ -28,6 +32,7 @@ CONTAINERS = {
     "SLOWLOG",
     "XGROUP",
 }
+LOGIN = {"AUTH", "HELLO"}
 CONNECTION = "@connection"  # what libraries say about themselves, by the name of its category
 
 
@@ -92,15 +97,20 @@ def granted(acl: Path) -> dict[str, set[str]]:
 
 
 class Witness:
-    """Listens to the server and writes down which user sent which command, those inside scripts included."""
+    """Listens to the server and writes down which user sent which command, those inside scripts included.
+
+    The server names a command's connection, and tells whose it is only as long as the connection lives. So no
+    connection of this process ends before its commands were heard; one of another process may, and is nobody's.
+    """
 
     def __init__(self, server: EmbeddedServer) -> None:
         self._client = admin(server)
         self._monitor = self._client.monitor()
         self._users: dict[str, str] = {}
         self._last = ""  # whose script is running
-        self._visitor = ""  # who has a connection that ends before one can ask whose it was
         self._caught_up = threading.Event()
+        self._catching_up = threading.Lock()
+        self._hearing = patch.object(AbstractConnection, "disconnect", self._hearing_out())
         self.said: dict[str, set[str]] = defaultdict(set)
 
     def __enter__(self) -> Self:
@@ -110,6 +120,7 @@ class Witness:
             for text in self._client.execute_command("ACL CAT connection")
         }
         threading.Thread(target=self._listen, name="witness", daemon=True).start()
+        self._hearing.start()
         return self
 
     def __exit__(
@@ -118,17 +129,25 @@ class Witness:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._hearing.stop()
         self._client.close()
 
-    @contextmanager
-    def visit(self, user: str) -> Iterator[None]:
-        """Count connections that no user is known for as this user's, within the block."""
-        self._visitor = user
-        yield
-        self._caught_up.clear()
-        self._client.echo(ADMIN)
-        assert self._caught_up.wait(10)
-        self._visitor = ""
+    def _hearing_out(self) -> Callable[..., None]:
+        """Return the end of a connection that waits until all its commands were heard."""
+        end = AbstractConnection.disconnect
+
+        def disconnect(connection: Any, *args: Any, **kwargs: Any) -> None:
+            if connection._sock is not None and connection.username != ADMIN:
+                self._catch_up()
+            end(connection, *args, **kwargs)
+
+        return disconnect
+
+    def _catch_up(self) -> None:
+        with self._catching_up, suppress(redis.RedisError):
+            self._caught_up.clear()
+            self._client.echo(ADMIN)
+            assert self._caught_up.wait(10)
 
     def _listen(self) -> None:
         try:
@@ -141,9 +160,12 @@ class Witness:
         words = event["command"].split(" ")
         if words == ["ECHO", ADMIN]:
             self._caught_up.set()
-        if event["client_type"] != "lua":
-            self._last = self._user_at(f"{event['client_address']}:{event['client_port']}")
         command = words[0].upper()
+        if event["client_type"] != "lua":
+            address = f"{event['client_address']}:{event['client_port']}"
+            if command in LOGIN:  # another connection may have had this port
+                self._users.pop(address, None)
+            self._last = self._user_at(address)
         if command in CONTAINERS:
             command += "|" + words[1].upper()
         self.said[self._last].add(command.lower())
@@ -151,10 +173,21 @@ class Witness:
     def _user_at(self, address: str) -> str:
         """Return the user of this connection, asked when it is first seen because it may be gone a moment later."""
         if address not in self._users:
-            for client in self._client.client_list():
+            for client in self._clients():
                 if client["user"] != "default":  # nobody is: this one is still logging in
                     self._users[client["addr"]] = client["user"]
-        return self._users.get(address, self._visitor)
+        return self._users.get(address, "")
+
+    def _clients(self) -> list[dict[str, str]]:
+        """Return all connections, as soon as no script holds the server up."""
+        while True:
+            try:
+                found: list[dict[str, str]] = self._client.client_list()
+                return found
+            except redis.ResponseError as error:
+                if not str(error).startswith("BUSY"):
+                    raise
+            time.sleep(0.01)
 
     def of(self, user: str) -> set[str]:
         """Return the commands of a user; what a library says about its connection has one name."""

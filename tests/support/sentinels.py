@@ -28,6 +28,7 @@ PUBLIC = "127.0.0.2"
 AGREED_WITHIN_S = 60.0  # a busy machine elects slowly
 DOWN_AFTER_MS = 1_000
 QUORUM = 2
+COPIED_AT_ONCE = {"repl-diskless-sync-delay": "0"}  # a primary waits 5 s for further replicas
 # Sentinels make a replica of a primary that has come back when they have looked at it for long enough.
 # (Were they to ping more often, all would give it up at the same moment, and none would be elected to act.)
 HASTE = {"INFO-PERIOD": 500, "PUBLISH-PERIOD": 250}  # ms
@@ -95,7 +96,7 @@ class Sentinels:
         self._authority = authority
         self._tls_ports: dict[EmbeddedServer, int] = {}
         login = {} if password is None else {"requirepass": password, "masterauth": password}
-        more = {"repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1"}
+        more = {**COPIED_AT_ONCE, "repl-ping-replica-period": "1"}
         if proxied:  # in the file: a server that is started again announces the same address
             more["replica-announce-ip"] = PUBLIC
         self.servers = [

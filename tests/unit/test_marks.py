@@ -145,14 +145,6 @@ def test_what_is_known_is_never_unlearned() -> None:
     assert marks.verdict(entry(15, b"a")) is Verdict.DEAD
 
 
-def test_whoever_falls_far_behind_begins_anew() -> None:
-    """A process that is too far behind begins anew, because a glob may be among the rows left out."""
-    known = extended(Marks(EPOCH), rows((b"~e1", 10)), [], b"e1.10", 2)
-    behind = extended(known, rows((b"t:x", 29), (b"~e1", 30)), [], b"e1.30", 2)
-    assert behind.verdict(entry(20)) is Verdict.DEAD
-    assert behind.synced == 0
-
-
 @pytest.mark.parametrize("raw", [b"", b"x", b"e1.", b"e1.x", b"1.2.3"])
 def test_only_a_clock_is_a_clock(raw: bytes) -> None:
     """A text that is no clock raises ValueError."""

@@ -178,6 +178,12 @@ def test_bans_and_limits_are_changed(site: Site) -> None:
         limits.check("203.0.113.9", [AUTH])
     assert not limits.peek("203.0.113.9", [AUTH])
     assert "auth" in site.act("limits")
+    shown = site.act("peek", subject="203.0.113.9", limit="auth")
+    assert "203.0.113.9 has used 5 of auth in 5m." in shown
+    assert "203.0.113.8 has used 0 of auth" in site.act("peek", subject="203.0.113.8", limit="auth")
+    assert "did you mean auth?" in site.act("peek", subject="203.0.113.9", limit="auht")
+    site.act("ban", subject="203.0.113.77", **{"for": "1m"})
+    assert "is banned" in site.act("peek", subject="203.0.113.77", limit="auth")
     site.act("reset", subject="203.0.113.9", limit="auth")
     assert limits.peek("203.0.113.9", [AUTH])
 

@@ -42,12 +42,12 @@ class StillroomCelery(OwnCelery):
 
     @cached_property
     def room(self) -> Stillroom:
-        """The room of this process, with the apps' loaders. Beat and Flower never ask for it."""
+        """Return the room of this process, with the apps' loaders. Beat and Flower never ask for it."""
         return open_room(self.settings)
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802  # Celery's name
-        """The worker program that `celery worker` runs."""
+        """Return the worker program that `celery worker` runs."""
         return self.subclass_with_self(Worker)
 
     def task(self, body: Any, **options: Any) -> Any:
@@ -64,7 +64,7 @@ class StillroomCelery(OwnCelery):
         return super().task(run, **{"shared": False} | options)
 
     def queue_of(self, task: str) -> str:
-        """The queue that a task of ours goes to."""
+        """Return the queue that a task of ours goes to."""
         return str(self.amqp.router.route({}, task)["queue"].name)
 
     def send_task(self, *args: Any, **options: Any) -> Any:
@@ -74,7 +74,7 @@ class StillroomCelery(OwnCelery):
 
 
 def make_app(settings: Settings | None = None) -> StillroomCelery:
-    """The app for worker, beat and Flower. Settings come from the environment unless given."""
+    """Return the app for worker, beat and Flower. Settings come from the environment unless given."""
     settings = settings or Settings()
     app = StillroomCelery(settings)
     app.conf.update(configuration(settings))
@@ -142,7 +142,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
 
 
 def _queue(settings: Settings, name: str) -> Queue:
-    """A queue that RabbitMQ keeps on most of its nodes, where that is the broker. Redis has one kind of lists."""
+    """Return a queue that RabbitMQ keeps on most of its nodes, where that is the broker. Redis has one kind of
+    lists.
+    """
     kind = {"x-queue-type": "quorum"} if is_amqp(settings) else None
     exchange = Exchange(name, type="direct")
     return Queue(name, exchange, routing_key=name, queue_arguments=kind)

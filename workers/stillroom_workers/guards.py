@@ -48,7 +48,7 @@ __all__ = ["AMQP", "Channel", "Connection", "Consumer", "Control", "Request", "T
 
 REASON_LENGTH = 200  # characters
 
-# What Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the
+# Errors that Python raises when data has the wrong shape. Not `Exception`: "can't start new thread" is the
 # worker's trouble and must not cost a good message its place in the queue. KeyError belongs here
 # (a LookupError), although kombu's Redis transport counts it among its *connection* errors: on a
 # message without `id` the stock worker reconnected, gave it back and read it again, for ever.
@@ -134,7 +134,7 @@ class Channel(_StockChannel):  # type: ignore[misc]
 
     @cached_property
     def client(self) -> Any:
-        """The client that waits in BRPOP. What it pops is looked at before kombu acts on it.
+        """Return the client that waits in BRPOP. What it pops is looked at before kombu acts on it.
 
         Stock (`Channel._brpop_read`) decodes the element and builds the message outside any `try`.
         Bytes that aren't JSON, JSON that isn't an object, a field of another type end the worker,
@@ -225,7 +225,8 @@ class _WrongType(redis.ConnectionError):
 
 
 def _that_knows_its_peer(stock: Any) -> Any:
-    """A connection class that takes an error about the server, or a key of a wrong type, for a lost connection.
+    """Return a connection class that takes an error about the server, or a key of a wrong type, for a lost
+    connection.
 
     Stock raises ResponseError, which neither kombu nor Celery counts among the errors of a connection: during a
     failover the reply to BRPOP is `UNBLOCKED`, then `READONLY`, and the worker exits.
@@ -348,7 +349,7 @@ class Consumer(_StockConsumer):  # type: ignore[misc]
     """
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """The handler of every message: looks first, then catches what looking can't foresee."""
+        """Return the handler of every message: looks first, then catches what looking can't foresee."""
         stock = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Any) -> None:

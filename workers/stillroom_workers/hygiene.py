@@ -29,7 +29,7 @@ NAME_LIMIT = 255  # characters of an id or a name
 RETRIES_LIMIT = 1_000
 
 CALLS = ("callbacks", "errbacks", "chain", "chord")
-# What a request is made of. Everything else in a header would become an attribute of the running task.
+# The headers that a request is made of. Any other one would become an attribute of the running task.
 HEADERS = frozenset(
     (
         "lang",
@@ -155,7 +155,9 @@ def _seconds_ahead(at: datetime) -> float:
 
 
 def keep_what_a_task_needs(headers: Mapping[Any, Any], body: Any) -> dict[Any, Any]:
-    """The headers that a request is made of. A body of protocol 1, which is made into headers, is cut in place."""
+    """Return the headers that a request is made of. A body of protocol 1, which is made into headers, is cut in
+    place.
+    """
     if isinstance(body, dict):
         for name in set(body) - PROTOCOL_1:
             del body[name]

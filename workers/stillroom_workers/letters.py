@@ -22,7 +22,7 @@ from stillroom.shown import shown
 log = logging.getLogger("stillroom.workers")
 
 REASON_LENGTH = 200  # characters; a reason may quote the message, and messages hold people's data
-# Nobody misses a refresh: the next stale read asks again. One of a kind a minute is enough to look at.
+# A lost refresh does no harm: the next stale read asks again. One letter of a kind a minute is enough to look at.
 REFRESHES = frozenset((REFRESH_TASK, REFRESH_MANY_TASK))
 SAME_AGAIN_S = 60.0
 KINDS_REMEMBERED = 200
@@ -77,7 +77,7 @@ class Letters:
 
 
 def readable(raw: bytes, queue: str) -> dict[str, Any]:
-    """The message as a person reads it and as it can be sent again; `raw` where no task is in it."""
+    """Return the message as a person reads it and as it can be sent again; `raw` where no task is in it."""
     try:
         found = _task_in(json.loads(raw))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):

@@ -47,7 +47,7 @@ BROKERS_WE_KNOW = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
 def open_room(settings: Settings) -> Stillroom:
-    """A room with the loaders, and the listeners to sessions, of the modules that STILLROOM_LOADERS names.
+    """Return a room with the loaders, and the listeners to sessions, of the modules that STILLROOM_LOADERS names.
 
     It asks nobody for work.
     """
@@ -65,7 +65,7 @@ def _listeners_to(room: Stillroom | AsyncStillroom) -> list[Any]:
 
 
 def find_rooms(spec: str) -> list[Stillroom | AsyncStillroom]:
-    """The rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one).
+    """Return the rooms in a module: `shop.cache` (every room in it) or `shop.cache:room` (that one).
 
     Where a module has none, Django's is meant, if there is one: its loaders are registered on `room()`.
 

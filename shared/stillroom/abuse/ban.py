@@ -34,7 +34,7 @@ class _Record(BaseModel):
 
 
 def read_ban(subject: str, text: bytes | None) -> Ban | None:
-    """The ban in a key; None if it has ended. One written by hand may say nothing of itself."""
+    """Return the ban in a key; None if it has ended. One written by hand may say nothing of itself."""
     if text is None:
         return None
     try:

@@ -132,7 +132,7 @@ class AbuseBody:
         held.append(event)
 
     def riding(self) -> list[Command]:
-        """The commands that write down what is held. Sent with another's batch, they may get lost with it."""
+        """Return the commands that write down what is held. They may get lost with the batch that they ride in."""
         events = self._take_held(RIDING)
         if events:
             self._stats.counts["abuse_events"] += len(events)

@@ -99,7 +99,7 @@ class Pattern:
     event: str  # the id, in the stream, of the event that completed it
 
     def line(self) -> str:
-        """One line of JSON: printable ASCII, whatever a client has sent."""
+        """Return one line of JSON: printable ASCII, whatever a client has sent."""
         return json.dumps(asdict(self), ensure_ascii=True, separators=(", ", ": "))
 
     def fields(self) -> list[bytes]:

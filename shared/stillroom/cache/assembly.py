@@ -11,10 +11,10 @@ from stillroom.cache.core import Means, Place
 from stillroom.cache.housekeeping import Housekeeping
 from stillroom.cache.images import Images
 from stillroom.cache.loaders import Loaders
-from stillroom.cache.near import Store
 from stillroom.cache.ordering import Ordering
 from stillroom.cache.sharded import ShardedBody, shard_keys
 from stillroom.cache.terms import Terms
+from stillroom.cache.traced import body_of, store_of
 from stillroom.dead_letters import DeadLetters
 from stillroom.dispatch import Dispatch
 from stillroom.operation import Operation
@@ -47,10 +47,8 @@ def cache_on(
     cache: CacheBody | ShardedBody
     if len(places) == 1:
         terms = Terms(settings, agreed)
-        cache = CacheBody(
-            Means(settings, terms, dispatch, stats, Loaders(), Store(settings.near_limit, stats)),
-            places[0],
-        )
+        means = Means(settings, terms, dispatch, stats, Loaders(), store_of(settings, stats))
+        cache = body_of(settings)(means, places[0])
     else:
         cache = ShardedBody(settings, agreed, dispatch, stats, places)
     orders = Ordering(settings, every_keys[0], dispatch, stats, dead_letters, cache)

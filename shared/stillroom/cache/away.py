@@ -113,7 +113,7 @@ class Away:
     def obtain(
         self, names: Sequence[bytes], load: Load, form: Form, *, is_open: bool
     ) -> Operation[dict[bytes, Any]]:
-        """The values under these keys; those that the load has none for are absent.
+        """Return the values under these keys; those that the load has none for are absent.
 
         `is_open`: the breaker is, so what is kept is served. Raises what the load raises, also another's.
         """

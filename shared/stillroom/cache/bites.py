@@ -54,7 +54,7 @@ class Bites(Generic[T]):
             yield Pause(0)
 
     def next(self) -> Sequence[T]:
-        """The next ones."""
+        """Return the next of the things."""
         self._bite = self._things[self._start : self._start + self._size]
         if isinstance(self._bite[0], tuple):  # commands
             self._bite = _small_enough(self._bite)
@@ -76,7 +76,7 @@ class Bites(Generic[T]):
 
 
 def in_bites(batch: list[Any]) -> Operation[list[Any]]:
-    """The replies to commands that stand for themselves. The first bite that fails raises."""
+    """Return the replies to commands that stand for themselves. The first bite that fails raises."""
     replies: list[Any] = []
     bites = Bites(batch, SCRIPTS_AT_ONCE)
     while bites.left:

@@ -492,7 +492,9 @@ class Bulk(Core):
 
 
 def names_of(keys: Iterable[str]) -> dict[str, bytes]:
-    """The sanitized keys by key. Raises InvalidArgument for one text: it is not as many keys as it has letters."""
+    """Return the sanitized keys by key. Raises InvalidArgument for one text: it is not as many keys as it has
+    letters.
+    """
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
         raise InvalidArgument(f"keys={keys!r:.100}: several keys; of one write [key]")
     return {key: sanitized(key) for key in keys}

@@ -51,12 +51,12 @@ class Cache(Face):
 
     @property
     def deferred(self) -> int:
-        """The number of deferred invalidations that wait in this process. See `invalidate`."""
+        """Return the number of deferred invalidations that wait in this process. See `invalidate`."""
         return self._body.deferred
 
     @property
     def loaders(self) -> Loaders:
-        """The registered loaders, by name."""
+        """Return the registered loaders, by name."""
         return self._body.loaders
 
     @explained
@@ -161,12 +161,12 @@ class AsyncCache(Face):
 
     @property
     def deferred(self) -> int:
-        """The number of deferred invalidations that wait in this process. See `invalidate`."""
+        """Return the number of deferred invalidations that wait in this process. See `invalidate`."""
         return self._body.deferred
 
     @property
     def loaders(self) -> Loaders:
-        """The registered loaders, by name."""
+        """Return the registered loaders, by name."""
         return self._body.loaders
 
     @explained

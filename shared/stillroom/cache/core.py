@@ -353,7 +353,7 @@ class Core:
     def obtain(
         self, name: bytes, recipe: Recipe, call: tuple[Any, ...] | None = None
     ) -> Operation[Any]:
-        """The value under a sanitized key, loaded by its recipe if it has to be. `call`: see near.Store."""
+        """Return the value under a sanitized key, loaded by its recipe if it has to be. `call`: see near.Store."""
         try:
             entry, freshness = yield from self._look_for(name, recipe, call)
         except RedisUnavailable as error:
@@ -528,7 +528,7 @@ class Core:
         raw, _ = self._own(first, other, name, recipe.release)
         entry, freshness = yield from self._judge(raw, name, clock, known)
         if entry is None and raw is None and first is not None:
-            # Whoever asked is served its own until it ends. Asking at once again would change nothing.
+            # The caller is served its own value until that ends. Another refresh at once would change nothing.
             yield from self._back_off_all([(name, held)])
             return self._report(order, "another release's")
         if entry is None or freshness is not Freshness.STALE:
@@ -1191,7 +1191,7 @@ class Core:
         return fresh
 
     def lease_refreshes(self, stale: Sequence[Stale]) -> Operation[list[bytes | None]]:
-        """The refresh leases of these entries, where they could be had. One round trip."""
+        """Return the refresh leases of these entries, where they could be had. One round trip."""
         if not stale:
             return []
         lease_ms = int(self.settings.refresh_lease * 1000)
@@ -1400,7 +1400,7 @@ def _wish(recipe: Recipe, call: tuple[Any, ...] | None) -> Wish:
 
 
 def loading(holder: bytes | None) -> bytes:
-    """The lease, if it is a load's."""
+    """Return the lease, if it is a load's."""
     return holder if holder is not None and holder.startswith(b"load.") else b""
 
 

@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
     @property
     def release(self) -> bytes:
-        """The fingerprint of the app's release whose value it is; nothing for everybody's."""
+        """Return the fingerprint of the app's release whose value it is; nothing for everybody's."""
         return self.codec[2:]
 
 
@@ -54,7 +54,7 @@ class Corrupt(ValueError):
 
 
 def parse(raw: bytes, key: bytes) -> Entry:
-    """Bytes from Redis → Entry. Raises Corrupt for anything not written by us for this key."""
+    """Return the entry in these bytes from Redis. Raises Corrupt for anything not written by us for this key."""
     try:
         version, epoch, stamp, fresh_until, checksum, rest = raw.split(b"\t", 5)
         if version != VERSION or crc32(rest) != int(checksum):
@@ -74,7 +74,7 @@ def parse(raw: bytes, key: bytes) -> Entry:
 
 
 def parse_head(raw: bytes, key: bytes) -> tuple[bytes, Entry] | None:
-    """The first bytes of an entry → how it begins (no other does: there is its checksum), and its header.
+    """Return the first bytes of an entry → how it begins (no other does: there is its checksum), and its header.
 
     None where this is no entry for this key, or its header is longer than what was read.
     """
@@ -91,6 +91,6 @@ def parse_head(raw: bytes, key: bytes) -> tuple[bytes, Entry] | None:
 
 
 def body(codec: bytes, source: bytes, key: bytes, tags: list[bytes], payload: bytes) -> bytes:
-    """The part of an entry that the caller knows; a script puts epoch, stamp and time in front."""
+    """Return the part of an entry that the caller knows; a script puts epoch, stamp and time in front."""
     rest = b"\t".join([codec, source, key, *tags]) + b"\n" + payload
     return b"%d\t%b" % (crc32(rest), rest)

@@ -83,7 +83,7 @@ def place_in(trace: TracebackType | None) -> str:
     return f"{module}:{trace.tb_lineno}"[:200]
 
 
-# What is read of it
+# Reading
 
 
 def figures_in(counts: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ ANY = re.compile(rb"(?s:.*)\Z")
 
 
 def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
-    """A function that is truthy for the keys the pattern matches. Linear in the key for each `*`."""
+    """Return a function that is truthy for the keys the pattern matches. Linear in the key for each `*`."""
     segments = list(_segments(pattern))
     if segments == ["", ""]:
         return ANY.match

@@ -142,7 +142,7 @@ class Invalidator:
         return self.naming(names, [key for three in places for key in three])
 
     def naming(self, names: Sequence[bytes], keys: Sequence[bytes] = ()) -> Command:
-        """The command that tells whoever keeps copies of these keys, and forgets what is under `keys`."""
+        """Return the command that tells whoever keeps copies of these keys, and forgets what is under `keys`."""
         near = self._keys.clock, self._keys.marks, self._keys.near, self._keys.named
         return drop([*near, *keys], self._terms.new_epoch(), *names)
 

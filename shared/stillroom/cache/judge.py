@@ -13,9 +13,10 @@ from stillroom.operation import Operation
 from stillroom.wire import Clock, Command, reset_after_fork
 
 MOVING_S = 1.0  # after the clock moved, the marks ride along with each read for this long
-# How many marks a process without any asks for. Twenty thousand kept Redis busy for 10 ms, once for each process of
-# a deploy. About older entries a process asks by tag, once for each tag that it meets.
-FIRST_MARKS = 1_000
+# As many marks as a process asks for at once: 43 kB and 2 ms of its CPU, however fast others invalidate. Twenty
+# thousand kept Redis busy for 10 ms, once for each process of a deploy. One that is further behind begins anew with
+# the newest. About older entries it asks by tag, once for each tag that it meets.
+MARKS_AT_ONCE = 1_000
 
 _GRADES = {Verdict.SOFT: Freshness.STALE, Verdict.DEAD: Freshness.DEAD, Verdict.ASK: None}
 
@@ -38,6 +39,7 @@ class Judge:
         self._clock = clock
         self._now_ms = clock.now_ms
         self._limit = limit
+        self._most = min(MARKS_AT_ONCE, limit)
         self._verifying = verifying
         self._marks = Marks()
         self._run: bytes | None = None  # the server's, on which the epoch was verified
@@ -46,7 +48,7 @@ class Judge:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """A lock that no other thread holds. The marks stay: what they lack was not yet counted as known.
+        """Make a lock that no other thread holds. The marks stay: what they lack was not yet counted as known.
 
         A signal handler may read the cache while its own thread holds the lock.
         """
@@ -64,12 +66,12 @@ class Judge:
 
     @property
     def clock(self) -> bytes:
-        """The clock up to which the marks are complete."""
+        """Return the clock up to which the marks are complete."""
         return self._marks.clock
 
     @property
     def run(self) -> bytes | None:
-        """The run of the server on which the epoch was verified, or None if it never was."""
+        """Return the run of the server on which the epoch was verified, or None if it never was."""
         return self._run
 
     @property
@@ -86,14 +88,9 @@ class Judge:
         return now < self._moving_until
 
     def marks_since(self, synced: int) -> Command:
-        """The command that brings the newer marks, the newest first."""
-        most = b"%d" % self._most(synced)
-        newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", most, b"WITHSCORES")
+        """Return the command that brings the newer marks, the newest first."""
+        newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", b"%d" % self._most, b"WITHSCORES")
         return (b"ZRANGE", self._keys.marks, b"+inf", b"(%d" % synced, *newest_first)
-
-    def _most(self, synced: int) -> int:
-        """Return how many marks to ask for at once."""
-        return self._limit if synced else min(FIRST_MARKS, self._limit)
 
     def at_once(self, entry: Entry, clock: bytes | None) -> Freshness | None:
         """Return what a reader may do with an entry that was read together with `clock`.
@@ -133,7 +130,7 @@ class Judge:
         return [_graded(entry, verdict, now) or Freshness.DEAD for entry, verdict in graded]
 
     def caught_up(self, clock: bytes | None, known: int) -> Operation[Marks]:
-        """The marks up to a clock that was read, those of no epoch where they are lost. See settle."""
+        """Return the marks up to a clock that was read, those of no epoch where they are lost. See settle."""
         marks = self._marks
         if marks.clock == clock and self._run == self._clock.run:
             return marks
@@ -155,7 +152,10 @@ class Judge:
             return marks  # another thread has caught up, or further, in the meantime
         self._moving_until = time.monotonic() + MOVING_S
         (rows,) = yield [self.marks_since(since)]
-        return self.learn(since, rows, (), clock) or Marks()
+        if not self._are_cut(rows):
+            return self.learn(since, rows, (), clock) or Marks()
+        newest_glob, globs = yield self._all_globs()
+        return self.learn(0, rows, globs, clock, int(newest_glob or 0)) or Marks()
 
     def _verified(self, marks: Marks) -> Operation[Marks]:
         """Return all marks once the epoch is verified, after another run answered or the clock went back.
@@ -170,16 +170,28 @@ class Judge:
 
     def _from_the_beginning(self, clock: bytes | None, verify: list[Command]) -> Operation[Marks]:
         """Return all marks up to a clock that was read, or up to the clock in the reply to `verify`."""
-        # In this order: a new epoch or a pattern that comes in between is among the marks, and no glob is taken
-        # for lost that came in after the question how new the newest is.
+        # In this order: a new epoch or a pattern that comes in between is among the marks.
         *verified, newest_glob, globs, rows = yield [
             *verify,
-            (b"ZSCORE", self._keys.marks, NEWEST_GLOB),
-            (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
+            *self._all_globs(),
             self.marks_since(0),
         ]
         upto = verified[0] if verified else clock
         return self.learn(0, rows, globs, upto, int(newest_glob or 0)) or Marks()
+
+    def _all_globs(self) -> list[Command]:
+        """Return the commands that tell how new the newest glob is, and bring all of them.
+
+        In this order: no glob is taken for lost that comes in between.
+        """
+        return [
+            (b"ZSCORE", self._keys.marks, NEWEST_GLOB),
+            (b"ZRANGE", self._keys.globs, b"0", b"-1", b"WITHSCORES"),
+        ]
+
+    def _are_cut(self, rows: Sequence[bytes]) -> bool:
+        """Return whether these are as many marks as are asked for at once, so that there may be more."""
+        return len(rows) >= 2 * self._most
 
     def learn(
         self,
@@ -189,9 +201,9 @@ class Judge:
         clock: bytes | None,
         newest_glob: int = 0,
     ) -> Marks | None:
-        """Take in the marks after `since`, all of them if that is 0.
+        """Take in the marks after `since`, the newest of all if that is 0.
 
-        None if they do not continue what this process knows by now.
+        None if they do not continue what this process knows by now, or are not all.
         """
         try:
             clock = clock or b""
@@ -200,9 +212,9 @@ class Judge:
             return None
         with self._lock:
             marks = self._marks if since else Marks(epoch)
-            if marks.epoch != epoch or marks.synced < since:
+            if marks.epoch != epoch or marks.synced < since or (since and self._are_cut(rows)):
                 return None
-            grown = extended(marks, rows, globs, clock, self._most(since), newest_glob)
+            grown = extended(marks, rows, globs, clock, self._most, newest_glob)
             self._marks = grown.pruned(self._limit)
             return self._marks
 

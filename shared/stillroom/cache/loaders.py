@@ -140,12 +140,12 @@ class Loader:
 
     @property
     def template(self) -> str:
-        """The template of its key."""
+        """Return the template of its key."""
         return self._template.text
 
     @property
     def tag_templates(self) -> list[str]:
-        """The templates of its tags. Those that are functions of the value are not among them."""
+        """Return the templates of its tags. Those that are functions of the value are not among them."""
         return [tag.text for tag in self._tags if isinstance(tag, Template)]
 
     def values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class Loader:
         )
 
     def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, called as the app wants its loaders to be called: see Loaders.around."""
+        """Return the function, called as the app wants its loaders to be called: see Loaders.around."""
         if not self.around:
             return function
         return within(self.around, function, is_async=is_coroutine_function(function))

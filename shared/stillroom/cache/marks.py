@@ -70,7 +70,7 @@ class Marks:
         self.asked: set[bytes] = set()  # tags whose marks from before the floor are known too
 
     def verdict(self, entry: Entry) -> Verdict:
-        """The rule. Valid for an entry read together with a clock equal to `self.clock`."""
+        """Apply the rule to an entry that was read together with a clock equal to `self.clock`."""
         stamp = entry.stamp
         if entry.epoch != self.epoch or stamp < self.dead_below or stamp > self.synced:
             return Verdict.DEAD
@@ -172,8 +172,9 @@ def extended(
     """`marks` with the rows since `marks.synced`, complete up to `clock` and beyond.
 
     Where the rows do not reach the clock, marks were lost (evicted, flushed, a failover): then everything
-    loaded before this clock is dead. Where there are `limit` rows, older ones were left behind: a tag can be asked
-    for later, a glob can't, so `globs` (a flat list of glob, score) brings all of them with the first rows.
+    loaded before this clock is dead. Where there are `limit` rows, which only a beginning may have, older ones were
+    left behind: a tag can be asked for later, a glob can't, so `globs` (a flat list of glob, score) brings all of
+    them with the first rows.
     """
     epoch, seq = read_clock(clock)
     newest = {rows[i]: int(rows[i + 1]) for i in range(0, len(rows), 2) if rows[i][:1] == NEWEST}
@@ -185,8 +186,6 @@ def extended(
         lost.synced, lost.clock = seq, clock
         return lost
     if len(rows) >= 2 * limit:
-        if marks.synced:
-            return Marks()  # too far behind: begin anew
         marks = Marks(epoch, floor=int(rows[-1]))
     for glob, score in zip(globs[::2], globs[1::2], strict=True):
         marks.learn_glob(glob, int(score))
@@ -198,7 +197,7 @@ def extended(
 
 
 def question(tags: Sequence[bytes], epoch: bytes) -> list[bytes]:
-    """The members whose scores decide over entries with these tags that are older than the floor."""
+    """Return the members whose scores decide over entries with these tags that are older than the floor."""
     return [TRIMMED, NEWEST + epoch, *(prefix + tag for tag in tags for prefix in (b"t:", b"s:"))]
 
 

@@ -17,7 +17,7 @@ from stillroom.operation import Operation
 from stillroom.replicas import kept
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, loading_since, time_left
+from stillroom.wire import Budget, Command, loading_since, time_left
 
 LIMIT = 1_000  # entries that one request remembers
 KEPT_S = 5.0  # a request may be a stream that goes on for hours
@@ -63,26 +63,32 @@ class Memo:
     def recall(self, name: bytes, release: bytes) -> Remembered | None:
         """Return what this request has read under a key, unless this process has changed something since."""
         request = time_left()
-        found: Remembered | None = None
-        if request is not None:
-            found = request.memo.get((id(self), name))
-        if found is None or not self._is_valid(found, time.monotonic()):
+        return None if request is None else self.read_in(request, name, release, time.monotonic())
+
+    def read_in(
+        self, request: Budget, name: bytes, release: bytes, now: float
+    ) -> Remembered | None:
+        """Return what `recall` returns, in this request at this time.monotonic()."""
+        found: Remembered | None = request.memo.get((self, name))
+        if found is None or found.changes is not self.changes:
+            return None
+        if now - found.asked >= KEPT_S or found.asked < loading_since():
             return None
         return found if not release or found.entry.release in (release, b"") else None
-
-    def _is_valid(self, known: Remembered, now: float) -> bool:
-        """Return whether the value may be read again at this time.monotonic()."""
-        is_unchanged = known.changes is self.changes and now - known.asked < KEPT_S
-        return is_unchanged and known.asked >= loading_since()
 
     def remember(self, name: bytes, known: Remembered) -> None:
         """Remember it until the request ends."""
         request = time_left()
-        if request is not None and len(request.memo) < LIMIT:
-            request.memo[id(self), name] = known
+        if request is not None:
+            self.keep_in(request, name, known)
+
+    def keep_in(self, request: Budget, name: bytes, known: Remembered) -> None:
+        """Remember it until this request ends."""
+        if len(request.memo) < LIMIT:
+            request.memo[self, name] = known
 
     def forget(self, name: bytes) -> None:
         """Forget it in this request: it has been loaded anew."""
         request = time_left()
         if request is not None:
-            request.memo.pop((id(self), name), None)
+            request.memo.pop((self, name), None)

@@ -54,7 +54,7 @@ KEYED = frozenset([int, str, bytes, type(None)])  # arguments that are equal onl
 
 
 def near_prefix(name: bytes) -> bytes:
-    """The prefix that a key which no loader owns is kept under: up to its last colon, or all of it."""
+    """Return the prefix that a key which no loader owns is kept under: up to its last colon, or all of it."""
     head, colon, _ = name.rpartition(b":")
     return (head + colon or name).partition(b"%")[0][:PREFIX]
 
@@ -131,7 +131,7 @@ class Store:
         return len(self._copies)
 
     def of_call(self, loader: Called, args: tuple[Any, ...]) -> Any:
-        """The value that a loader's call is answered with, or MISS where it takes more than a look here."""
+        """Return the value that a loader's call is answered with, or MISS where it takes more than a look here."""
         for arg in args:
             if arg.__class__ not in KEYED:
                 return MISS
@@ -149,7 +149,7 @@ class Store:
         return self.value_of(copy, entry)
 
     def of_name(self, near: Near, name: bytes) -> Copy | None:
-        """The copy of a key."""
+        """Return the copy of a key."""
         return self._copies.get((near, name))
 
     def put(
@@ -196,7 +196,9 @@ class Store:
                 self._drop(place)
 
     def value_of(self, copy: Copy, entry: Entry) -> Any:
-        """The value of an entry that is served in the place of a read: its caller's own, or one that all share."""
+        """Return the value of an entry that is served in the place of a read: its caller's own, or one that all
+        share.
+        """
         is_copied = entry is copy.entry
         if is_copied and copy.value is not MISS and copy.value is not UNKNOWN:
             return copy.value
@@ -283,13 +285,13 @@ class Near:
     # Without Redis
 
     def usable(self, copy: Copy, near: float | None, release: bytes) -> Entry | None:
-        """The entry to be served in the place of a read, or None. What a request has read it reads again."""
+        """Return the entry to be served in the place of a read, or None. What a request has read it reads again."""
         now = time.monotonic()
         request, memo, entry = time_left(), self._memo, copy.entry
         since = loading_since()
         if request is not None:
             request.reads_near = True
-            if (known := memo.recall(entry.key, release)) is not None:
+            if (known := memo.read_in(request, entry.key, release, now)) is not None:
                 self._stats.counts["near_hits"] += 1
                 return known.entry
             since = max(since, request.began, now - REQUEST_S)
@@ -303,18 +305,20 @@ class Near:
         copy.is_used = True
         self._stats.counts["near_hits"] += 1
         if request is not None:
-            memo.remember(entry.key, Remembered(entry, Freshness.FRESH, changes, asked))
+            memo.keep_in(request, entry.key, Remembered(entry, Freshness.FRESH, changes, asked))
         return entry
 
     def value(self, entry: Entry, type: Any) -> Any:
-        """The value of an entry that was looked at, shared if a copy of it is kept and it can be."""
+        """Return the value of an entry that was looked at, shared if a copy of it is kept and it can be."""
         copy = self.store.of_name(self, entry.key)
         if copy is None or copy.entry is not entry or copy.type is not type:
             return self.decode(entry, type)
         return self.store.value_of(copy, entry)
 
     def away(self, name: bytes, release: bytes, seconds: float) -> Entry | None:
-        """The entry to be served while Redis is away, if its clock was asked for less than so many seconds ago."""
+        """Return the entry to be served while Redis is away, if its clock was asked for less than so many seconds
+        ago.
+        """
         copy = self.store.of_name(self, name)
         asked, changes = self._proof
         now = time.monotonic()
@@ -370,7 +374,7 @@ class Near:
         return self._synced
 
     def names_since(self, synced: int) -> list[Command]:
-        """The commands that bring the names which have changed since they were last asked for."""
+        """Return the commands that bring the names which have changed since they were last asked for."""
         since, most = b"(%d" % synced, b"%d" % NAMES_AT_ONCE
         newest_first = (b"BYSCORE", b"REV", b"LIMIT", b"0", most, b"WITHSCORES")
         # In this order: a name that comes in between is among the names, and none is taken for lost.

@@ -25,7 +25,7 @@ class Order(BaseModel):
     kind: ClassVar[str]
 
     def carried_out_by(self, cache: Any) -> Operation[Any]:
-        """The operation of the cache's body that does it. Raises whatever kept it from being done."""
+        """Return the operation of the cache's body that does it. Raises whatever kept it from being done."""
         raise NotImplementedError
 
 
@@ -84,12 +84,12 @@ KINDS: dict[str, type[Order]] = {
 
 
 def to_member(order: Order) -> bytes:
-    """The order as it waits in Redis: `<kind> <JSON>`."""
+    """Return the order as it waits in Redis: `<kind> <JSON>`."""
     return f"{order.kind} {order.model_dump_json(exclude_defaults=True)}".encode()
 
 
 def from_member(member: bytes) -> Order:
-    """The order that waits as this. Raises ValueError (pydantic's are)."""
+    """Return the order that waits as this. Raises ValueError (pydantic's are)."""
     kind, _, fields = member.decode().partition(" ")
     if kind not in KINDS:
         raise ValueError(f"no order is called {kind[:50]!r}; there are {', '.join(KINDS)}")
@@ -97,13 +97,13 @@ def from_member(member: bytes) -> Order:
 
 
 def to_body(member: bytes) -> str:
-    """The order as a dead letter has it: one JSON object."""
+    """Return the order as a dead letter has it: one JSON object."""
     kind, _, fields = member.decode(errors="replace").partition(" ")
     return f'{{"order": {json.dumps(kind)}, "fields": {fields or "{}"}}}'
 
 
 def from_body(body: str) -> Order:
-    """The order in a dead letter. Raises ValueError."""
+    """Return the order in a dead letter. Raises ValueError."""
     try:
         letter = json.loads(body)
         kind, fields = str(letter["order"]), letter["fields"]

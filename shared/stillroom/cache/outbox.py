@@ -36,7 +36,7 @@ class Outbox:
                 self._numbers[name] = self._last
 
     def first(self, count: int) -> dict[bytes, int]:
-        """Up to `count` names that wait the longest."""
+        """Return up to `count` names that wait the longest."""
         return dict(list(self._numbers.items())[:count])
 
     def delivered(self, names: dict[bytes, int]) -> None:

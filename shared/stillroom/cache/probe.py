@@ -35,7 +35,7 @@ LOADERS_MOST = 100  # in a report, those that are used most
 
 
 def lag_bucket(seconds: float) -> str:
-    """The count that a refresh with this lag belongs to."""
+    """Return the count that a refresh with this lag belongs to."""
     return next((name for bound, name in LAG_BUCKETS.items() if seconds <= bound), LAG_LONGER)
 
 

@@ -100,7 +100,7 @@ class Run:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Return the seconds that are left."""
         return self.deadline - time.monotonic()
 
     def took(self, seconds: float) -> float:
@@ -138,7 +138,7 @@ class Hottest:
             push(self._heap, (heat, entry.key, Stale(entry.key, entry, entry.source)))
 
     def first(self) -> list[Stale]:
-        """The hottest first."""
+        """Return the stale values, the hottest first."""
         return [stale for _, _, stale in sorted(self._heap, key=lambda hot: -hot[0])]
 
 

@@ -17,8 +17,8 @@ from stillroom.cache.body import CacheBody
 from stillroom.cache.bulk import names_of
 from stillroom.cache.core import Means, Place
 from stillroom.cache.loaders import Loader, LoaderCall, Loaders, Recipe, recipe_of
-from stillroom.cache.near import Store
 from stillroom.cache.terms import Terms
+from stillroom.cache.traced import body_of, store_of
 from stillroom.dispatch import Dispatch, RefreshOrder
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import Keys, sanitized
@@ -31,12 +31,12 @@ T = TypeVar("T")
 
 
 def shard_of(name: bytes, shards: int) -> int:
-    """The shard of a sanitized key."""
+    """Return the shard of a sanitized key."""
     return crc32(name) % shards
 
 
 def shard_keys(settings: Settings) -> list[Keys]:
-    """The keys of each shard."""
+    """Return the keys of each shard."""
     how = {"in_cluster": settings.cluster, "state_in_cluster": settings.state_cluster}
     return [Keys(settings.namespace, shard, **how) for shard in range(settings.shards)]
 
@@ -125,11 +125,10 @@ class ShardedBody:
         self.stats = stats
         self.loaders = Loaders()
         self.terms = Terms(settings, agreed, self.clear)
-        means = Means(
-            settings, self.terms, dispatch, stats, self.loaders, Store(settings.near_limit, stats)
-        )
+        copies = store_of(settings, stats)
+        means = Means(settings, self.terms, dispatch, stats, self.loaders, copies)
         self.copies = means.copies
-        self.shards = [CacheBody(means, place) for place in places]
+        self.shards = [body_of(settings)(means, place) for place in places]
 
     get = one_key(CacheBody.get)
     get_entry = one_key(CacheBody.get_entry)

@@ -62,7 +62,7 @@ class Terms:
 
     @property
     def keep_ms(self) -> int:
-        """The longest life of an entry and of the load before it."""
+        """Return the longest life of an entry and of the load before it."""
         return int((self.longest(LIFE_LIMIT) + self.longest(LEASE_LIMIT)) * 1000)
 
     def new_epoch(self) -> str:

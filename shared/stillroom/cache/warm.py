@@ -43,7 +43,7 @@ def warm_of(every: Duration | None, given: Any) -> Warm | None:
 
 
 def arguments_of(one: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """One of `warm_with`: a dict of arguments by name, a tuple of them, or the only one."""
+    """Return one of `warm_with`: a dict of arguments by name, a tuple of them, or the only one."""
     if isinstance(one, Mapping):
         return (), one
     return (one, {}) if isinstance(one, tuple) else ((one,), {})

@@ -20,16 +20,15 @@ from stillroom.cli.credentials import write_secrets
 from stillroom.cli.doctor import doctor
 from stillroom.cli.health import health
 from stillroom.cli.invalidate import invalidate
-from stillroom.cli.look import explain, loaders, show
+from stillroom.cli.look import explain, loaders, refresh, show
 from stillroom.cli.pages import docs
 from stillroom.cli.pause import pause, resume
 from stillroom.cli.routes import routes
 from stillroom.cli.settings import settings
-from stillroom.cli.tables import is_missing_right
 from stillroom.cli.up import up
 from stillroom.cli.version import version
 from stillroom.cli.worker import worker
-from stillroom.errors import RedisUnavailable, StillroomError
+from stillroom.errors import WHO_MAY, RedisUnavailable, StillroomError
 from stillroom.shown import shown
 
 app = typer.Typer(
@@ -44,6 +43,7 @@ app.command()(worker)
 app.command()(invalidate)
 app.command()(show)
 app.command()(explain)
+app.command()(refresh)
 app.command()(loaders)
 app.command()(routes)
 app.command()(pause)
@@ -82,8 +82,8 @@ def _run() -> int:
     try:
         app()
     except StillroomError as error:
-        if isinstance(error, RedisUnavailable) and is_missing_right(error):
-            _tell("not allowed", f"{error.detail}; users.acl says what this user of Redis may do")
+        if isinstance(error, RedisUnavailable) and error.lacks_right:
+            _tell("not allowed", f"{error.detail}; {WHO_MAY}")
         else:
             _tell(type(error).__name__, str(error))
         return 2

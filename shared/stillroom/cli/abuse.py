@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from ipaddress import ip_network
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from stillroom.abuse import Ban, Rule
 from stillroom.abuse.rules import read_rules
-from stillroom.cli.tables import Table, open_room, print_table, when
+from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
 from stillroom.settings import Settings
 from stillroom.shown import shown
 
@@ -26,10 +27,16 @@ UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 @bans.command("list")
-def show(limit: Annotated[int, typer.Option(help="Not more than so many.")] = 1_000) -> None:
+def show(
+    limit: Annotated[int, typer.Option(help="Not more than so many.")] = 1_000,
+    as_json: AsJson = False,
+) -> None:
     """The bans in force, the one that ends last first."""
     with open_room() as room:
         found = room.abuse.bans(limit)
+    if as_json:
+        print_json([dataclasses.asdict(ban) for ban in found])
+        return
     print_table(_ban_table(found))
     typer.echo(f"{len(found)} bans")
 
@@ -39,31 +46,39 @@ def add(
     subject: Subject,
     for_: Annotated[str, typer.Option("--for", help="90s, 10m, 6h, 30d.")],
     reason: Annotated[str, typer.Option(help="For whoever reads the list.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Ban somebody. Private ranges, trusted proxies and the allowlist can't be banned."""
     seconds = _seconds(for_)
     with open_room() as room:
         ban = room.abuse.ban(subject, seconds, reason)
-    typer.echo(f"{shown(ban.subject)} is banned until {when(ban.until)} UTC")
+    said = f"{shown(ban.subject)} is banned until {when(ban.until)} UTC"
+    print_json(dataclasses.asdict(ban)) if as_json else typer.echo(said)
 
 
 @bans.command()
-def lift(subject: Subject) -> None:
+def lift(subject: Subject, as_json: AsJson = False) -> None:
     """End a ban, and forget what led to it. For ten minutes no rule bans the subject again."""
     with open_room() as room:
         lifted = room.abuse.lift(subject)
         wider = [] if lifted else [ban.subject for ban in room.abuse.bans() if _holds(ban, subject)]
     who = shown(subject)
-    if lifted:
+    if as_json:
+        print_json({"subject": subject, "was_banned": lifted, "banned_with": wider})
+    elif lifted:
         typer.echo(f"the ban of {who} is lifted")
     else:
         typer.echo(f"{who} was not banned" + "".join(f"; {shown(name)} is" for name in wider))
 
 
 @abuse.command()
-def rules() -> None:
-    """Return the rules in force: the built-in ones, changed and extended by STILLROOM_ABUSE_RULES."""
-    print_table(_rule_table(read_rules(Settings().abuse_rules)))
+def rules(as_json: AsJson = False) -> None:
+    """Show the rules in force: the built-in ones, changed and extended by STILLROOM_ABUSE_RULES."""
+    found = read_rules(Settings().abuse_rules)
+    if as_json:
+        print_json([rule.model_dump(mode="json") for rule in found])
+        return
+    print_table(_rule_table(found))
 
 
 def _holds(ban: Ban, subject: str) -> bool:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from stillroom.agreed import Agreement
 from stillroom.cache.terms import SHARDS
+from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import SettingsError, did_you_mean
 from stillroom.room import Stillroom
 
@@ -23,7 +24,7 @@ Settings = Annotated[
 ]
 
 
-def agree(settings: Settings = None) -> None:
+def agree(settings: Settings = None, as_json: AsJson = False) -> None:
     """Show the settings that all processes must have alike; or let this command's values be the agreed ones.
 
     Before a value is changed every process of the namespace must have ended. With another number of shards the
@@ -37,7 +38,10 @@ def agree(settings: Settings = None) -> None:
         found |= room.state.run(room.agreed.change(*settings or []))
         if SHARDS in (settings or []):
             room.cache.clear()
-        Console(highlight=False).print(_table(list(found.values())))
+    if as_json:
+        print_json([one._asdict() for one in found.values()])
+        return
+    Console(highlight=False).print(_table(list(found.values())))
 
 
 def _refuse_unknown(settings: list[str], room: Stillroom) -> None:

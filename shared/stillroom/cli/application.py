@@ -11,6 +11,7 @@ from stillroom.errors import SettingsError
 from stillroom.limits.routes import Routes
 from stillroom.room import AsyncStillroom, Stillroom
 from stillroom.settings import Settings
+from stillroom.web.known_routes import Known, inner_apps, known_routes
 
 DEEP = 20  # apps within apps
 
@@ -59,6 +60,22 @@ def tables_in(found: Sequence[tuple[str, Any]]) -> dict[str, Routes]:
             if isinstance(routes, Routes):
                 tables.setdefault(id(routes), (name, routes))
     return dict(tables.values())
+
+
+def endpoints_in(found: Sequence[tuple[str, Any]]) -> list[tuple[str, Any, list[Known]]]:
+    """Return the name, the app and the routes of each app that was found, without those that are in another one."""
+    apps = {id(app): (name, app, routes) for name, app in found if (routes := _routes_of(app))}
+    inner = {id(one) for _, app, _ in apps.values() for one in inner_apps(app)}
+    return [found for key, found in apps.items() if key not in inner]
+
+
+def _routes_of(thing: Any) -> list[Known]:
+    if isinstance(thing, type | Routes | Stillroom | AsyncStillroom):
+        return []
+    try:
+        return known_routes(thing) or []
+    except Exception:  # it is no app, but an object that makes up attributes when asked
+        return []
 
 
 def _inward(thing: Any) -> Iterator[Any]:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
 
-from stillroom.cli.application import apps_of, rooms_of, tables_in
+from stillroom.abuse.rules import read_rules
+from stillroom.cli.application import apps_of, rooms_of
+from stillroom.cli.check_limits import InApp, examined, in_app, unknown_names
 from stillroom.cli.doctor import Line, print_lines, rights
+from stillroom.cli.tables import AsJson, print_json
 from stillroom.cli.version import versions
 from stillroom.dispatch import NoDispatch
 from stillroom.errors import SettingsError, StillroomError
 from stillroom.health.advice import WHY
 from stillroom.health.report import ORDER, Status, worst
-from stillroom.limits import AUTH, Limit, Route, Routes
 from stillroom.room import Stillroom
 from stillroom.settings import Settings
-from stillroom.web.known_routes import known_routes, misfits
 
 App = Annotated[
     list[str] | None,
@@ -30,7 +30,6 @@ App = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Without asking Redis.")]
 Strict = Annotated[bool, typer.Option(help="A warning is a failure too.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 
 
 def check(
@@ -41,10 +40,7 @@ def check(
     The app's modules are imported. Exit code: 1 if something fails (with --strict: or warns).
     """
     lines = list(_checked(app or [], offline=offline))
-    if as_json:
-        typer.echo(json.dumps([line._asdict() for line in lines], indent=2))
-    else:
-        print_lines(lines)
+    print_json([line._asdict() for line in lines]) if as_json else print_lines(lines)
     if ORDER[worst([line.status for line in lines])] >= (1 if strict else 2):
         raise typer.Exit(1)
 
@@ -59,9 +55,10 @@ def _checked(specs: Sequence[str], *, offline: bool) -> Iterator[Line]:
     yield from _settings(settings)
     with Stillroom(settings, dispatch=NoDispatch()) as room:
         yield from _loaders(room)
-        yield from _routes([*settings.loaders, *specs])
+        app, lines = _limits([*settings.loaders, *specs])
+        yield from lines
         if not offline:
-            yield from _online(room)
+            yield from _online(room, app)
 
 
 def _versions() -> Iterator[Line]:
@@ -82,6 +79,9 @@ def _settings(settings: Settings) -> Iterator[Line]:
     if settings.production and settings.health_token is None and not settings.health_networks:
         todo = "set STILLROOM_HEALTH_TOKEN, or nobody behind a proxy sees /status and /metrics"
         yield Line("warn", "settings", f"no health token: {todo}.")
+    if settings.explain_header and settings.production and settings.health_token is None:
+        said = "STILLROOM_EXPLAIN_HEADER is set and STILLROOM_HEALTH_TOKEN is not: nobody is told."
+        yield Line("warn", "settings", said)
     if settings.refresh_lease > settings.swr > 0:
         said = (
             f"refresh_lease ({settings.refresh_lease:g} s) is longer than swr ({settings.swr:g} s): "
@@ -120,65 +120,21 @@ def _loaders(room: Stillroom) -> Iterator[Line]:
     yield Line("pass" if loaders else "warn", "loaders", f"{len(loaders)}: {names}")
 
 
-# Routes
+# Limits
 
 
-def _routes(specs: Sequence[str]) -> Iterator[Line]:
+def _limits(specs: Sequence[str]) -> tuple[InApp, list[Line]]:
     try:
-        found = apps_of(specs)
+        found = in_app(apps_of(specs))
     except StillroomError as error:
-        yield Line("fail", "routes", str(error))
-        return
-    tables = tables_in(found)
-    apps = [thing for _, thing in found if _has_routes(thing)]
-    for name, table in tables.items():
-        yield from _table(name, table)
-        for app in apps:
-            for route, hint in misfits(table, app):
-                said = f"{route} fits no endpoint of the app: its limits hold for nothing{hint}."
-                yield Line("warn", f"routes {name}", said)
-    said = ", ".join(f"{name} ({len(table.routes)})" for name, table in tables.items())
-    yield Line("pass", "routes", said or "no table of limits is in these modules")
-
-
-def _table(name: str, table: Routes) -> Iterator[Line]:
-    for route in table.routes:
-        if _counts_looking(route):
-            said = (
-                f"{route.template} has {AUTH.name} on GET: who looks at the form uses up the tries of a login. "
-                "Write methods=['POST'], or count='failures'."
-            )
-            yield Line("warn", f"routes {name}", said)
-    limits = [limit for route in (*table.routes, table.default) for limit in route.limits]
-    for limit, other in _at_odds(limits):
-        said = f"{limit.name} is {limit.quota}/{limit.window} s here and {other.quota}/{other.window} s there."
-        yield Line("warn", f"routes {name}", f"{said} Two limits need two names: they share a log.")
-
-
-def _counts_looking(route: Route) -> bool:
-    names = {limit.name for limit in route.limits}
-    return AUTH.name in names and route.takes("GET") and route.count == "all"
-
-
-def _at_odds(limits: Iterable[Limit]) -> Iterator[tuple[Limit, Limit]]:
-    known: dict[str, Limit] = {}
-    for limit in limits:
-        other = known.setdefault(limit.name, limit)
-        if (other.quota, other.window) != (limit.quota, limit.window):
-            yield other, limit
-
-
-def _has_routes(thing: object) -> bool:
-    try:
-        return not isinstance(thing, type | Routes | Stillroom) and bool(known_routes(thing))
-    except Exception:
-        return False
+        return InApp({}, []), [Line("fail", "routes", str(error))]
+    return found, list(examined(found))
 
 
 # Redis
 
 
-def _online(room: Stillroom) -> Iterator[Line]:
+def _online(room: Stillroom, app: InApp) -> Iterator[Line]:
     report = room.health.check()
     for server in report.servers:
         if not server.connection.is_up:
@@ -191,6 +147,8 @@ def _online(room: Stillroom) -> Iterator[Line]:
     for found in report.advice:
         if found.code in ("policy", "server_old", "read-only", "replica"):
             yield Line(found.severity, found.component, f"{found.what} {found.todo}")
+    rules = read_rules(room.settings.abuse_rules)
+    yield from unknown_names(app, rules, room.limits.changes(), room.limits.names())
     loaders = [room.cache.loaders[name] for name in room.cache.loaders.names()]
     has_swr = any(loader.keeping.keeper.life(None, loader.keeping.swr).swr for loader in loaders)
     if has_swr and report.tasks is not None and report.tasks.workers == 0:

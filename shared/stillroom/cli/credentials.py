@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from stillroom.cli import secret_files
+from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import StillroomError
 from stillroom.settings import Settings
 from stillroom.shown import shown
@@ -57,7 +58,11 @@ Forget = Annotated[list[str] | None, typer.Option(help="End what this one was be
 
 
 def write_secrets(
-    folder: Folder, rotate: Rotate = None, promote: Promote = None, forget: Forget = None
+    folder: Folder,
+    rotate: Rotate = None,
+    promote: Promote = None,
+    forget: Forget = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make what is missing: a password per role, peppers, Flower's login. Write the ACL files: hashes."""
     rotate, promote, forget = rotate or [], promote or [], forget or []
@@ -77,8 +82,9 @@ def write_secrets(
             _write(folder / name, _new(name))
     for rules in (USERS, SENTINELS):
         _write(folder / rules.name, acl_file(folder, rules, Settings().namespace))
-    made = ", ".join(sorted(path.name for path in folder.iterdir()))
-    typer.echo(shown(f"{folder}: {made}"))
+    made = sorted(path.name for path in folder.iterdir())
+    said = shown(f"{folder}: {', '.join(made)}")
+    print_json({"folder": str(folder), "files": made}) if as_json else typer.echo(said)
 
 
 def _all_there_may_be(folder: Path) -> Iterator[Path]:
@@ -95,12 +101,12 @@ def names() -> list[str]:
 
 
 def roles(rules: Traversable = USERS) -> list[str]:
-    """The users of users.acl, or of sentinels.acl, that have a password."""
+    """Return the users of users.acl, or of sentinels.acl, that have a password."""
     return sorted(set(ROLE.findall(_lines(rules))))
 
 
 def acl_file(folder: Path, rules: Traversable, namespace: str) -> str:
-    """The aclfile for the passwords in a folder."""
+    """Return the aclfile for the passwords in a folder."""
     return ROLE.sub(lambda match: _hashes(folder, match[1]), _lines(rules)).replace(
         "<ns>", namespace
     )
@@ -111,7 +117,7 @@ def _lines(rules: Traversable) -> str:
 
 
 def users(lines: Iterable[str]) -> Iterator[str]:
-    """One line per user: the server's file knows neither comments nor second lines."""
+    """Yield one line per user: the server's file knows neither comments nor second lines."""
     user = ""
     for line in lines:
         if line.startswith(" "):

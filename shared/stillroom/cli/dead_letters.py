@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stillroom.acts import teach_messages
-from stillroom.cli.tables import Table, open_room, print_table, when
+from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
 from stillroom.dead_letters import PAGE, DeadLetter
 from stillroom.shown import shown
 
@@ -16,7 +16,6 @@ app = typer.Typer(help="What could not be done, and sending it again.", no_args_
 
 Id = Annotated[str, typer.Argument(help="As `list` shows it.")]
 Ids = Annotated[list[str], typer.Argument(help="As `list` shows them.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 COLUMNS = ("id", "when", "kind", "what", "tries", "reason")
 WHAT_LENGTH, REASON_LENGTH = 60, 120  # characters in the list
 
@@ -32,7 +31,7 @@ def show_all(
         letters = room.state.run(room.dead_letters.list(limit, after=after))
         total = room.state.run(room.dead_letters.count())
     if as_json:
-        typer.echo(json.dumps([_as_json(letter) for letter in letters], indent=2))
+        print_json([_as_json(letter) for letter in letters])
         return
     table = Table(*COLUMNS)
     for letter in letters:
@@ -48,7 +47,7 @@ def show(id: Id, as_json: AsJson = False) -> None:
     with open_room() as room:
         letter = room.state.run(room.dead_letters.show(id))
     if as_json:
-        typer.echo(json.dumps(_as_json(letter), indent=2))
+        print_json(_as_json(letter))
         return
     table = Table("", "", show_header=False)
     facts = {
@@ -74,7 +73,7 @@ def retry(ids: Ids, as_json: AsJson = False) -> None:
             if not as_json:
                 typer.echo(f"{shown(one)} is sent again")
     if as_json:
-        typer.echo(json.dumps({"retried": ids}))
+        print_json({"retried": ids})
 
 
 @app.command()
@@ -82,7 +81,7 @@ def drop(ids: Ids, as_json: AsJson = False) -> None:
     """Delete these letters: what they asked for is not done."""
     with open_room() as room:
         dropped = room.state.run(room.dead_letters.drop(*ids))
-    typer.echo(json.dumps({"dropped": dropped}) if as_json else f"{dropped} dropped")
+    print_json({"dropped": dropped}) if as_json else typer.echo(f"{dropped} dropped")
 
 
 def _as_json(letter: DeadLetter) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from stillroom.cli.health import COLOURS, console, number, size
+from stillroom.cli.tables import AsJson, print_json
 from stillroom.dispatch import NoDispatch
 from stillroom.errors import MISCONFIGURED, RedisUnavailable
 from stillroom.health import Advice, Report
@@ -35,14 +36,14 @@ class Line(NamedTuple):
     sentence: str
 
 
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Settings, connections, versions, eviction, rights, clocks, clients, slowlog, memory and pending work.
 
     What the app does is rehearsed with a key and a session of its own. Exit code: 1 if something fails.
     """
     with Stillroom(dispatch=NoDispatch()) as room:
         lines = list(examined(room))
-    print_lines(lines)
+    print_json([line._asdict() for line in lines]) if as_json else print_lines(lines)
     if worst([line.status for line in lines]) == "fail":
         raise typer.Exit(1)
 
@@ -59,7 +60,7 @@ def print_lines(lines: Iterable[Line]) -> None:
 
 
 def examined(room: Stillroom) -> Iterator[Line]:
-    """All lines, in the order of their causes: who can't connect has no policy to look at."""
+    """Yield all lines, in the order of their causes: who can't connect has no policy to look at."""
     yield from _settings(room.settings)
     report = room.health.examine()
     told: list[Advice] = []
@@ -177,7 +178,7 @@ def _rehearsed(about: str, act: Callable[[], None]) -> Line:
         act()
     except RedisUnavailable as error:
         todo = f" {WHY[error.reason]}" if error.reason in MISCONFIGURED else ""
-        if error.reason in ("noperm", "time"):
+        if error.lacks_right or error.reason == "time":
             todo = " Give this user the commands it lacks."
         return Line("fail", about, f"{error}.{todo}")
     return Line("pass", about, "this user may do what the app does")

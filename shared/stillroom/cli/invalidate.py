@@ -18,7 +18,7 @@ from rich.progress import (
 
 from stillroom.cache import Progress as Done
 from stillroom.cache.reclaim import SOFT, SWEEP, TAG
-from stillroom.cli.tables import is_missing_right
+from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import RedisUnavailable
 from stillroom.keys import sanitized
 from stillroom.room import Stillroom
@@ -42,6 +42,7 @@ def invalidate(
     everything: Everything = False,
     soft: Soft = False,
     wait: Wait = False,
+    as_json: AsJson = False,
 ) -> None:
     """Forget keys, tags, patterns or all there is. True for every reader when it ends; workers free the memory.
 
@@ -51,11 +52,15 @@ def invalidate(
         raise typer.BadParameter("say what: KEY, --tag, --pattern or --all")
     if soft and not tags:
         raise typer.BadParameter("--soft goes with --tag")
-    console = Console(highlight=False)
+    console = Console(
+        highlight=False, stderr=as_json
+    )  # with --json what is said meanwhile is no output
+    held, is_freed = None, None
     with Stillroom() as room:
         room.connect()
         if keys:
-            console.print(f"{room.cache.invalidate(*keys):,} of {len(keys):,} keys held a value")
+            held = room.cache.invalidate(*keys)
+            console.print(f"{held:,} of {len(keys):,} keys held a value")
         room.cache.invalidate_by_tag(*tags or [], soft=soft)
         for pattern in patterns or []:
             room.cache.invalidate_by_pattern(pattern)
@@ -67,11 +72,14 @@ def invalidate(
         if works:
             console.print("invalidated: no reader sees the old values any more")
         if works and wait:
-            _await(room, works, console)
+            is_freed = _await(room, works, console)
+    if as_json:
+        told = {"tags": tags or [], "patterns": patterns or [], "all": everything, "soft": soft}
+        print_json({"keys": keys or [], "held_a_value": held, **told, "freed": is_freed})
 
 
-def _await(room: Stillroom, works: list[bytes], console: Console) -> None:
-    """Watch workers reclaim. When none has begun after five seconds, reclaim here."""
+def _await(room: Stillroom, works: list[bytes], console: Console) -> bool:
+    """Watch workers reclaim. When none has begun after five seconds, reclaim here. Return whether all is freed."""
     text, bar_column = TextColumn("{task.description}"), BarColumn()
     columns = (text, bar_column, TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -82,9 +90,10 @@ def _await(room: Stillroom, works: list[bytes], console: Console) -> None:
             if any(pending.values()):
                 patience = time.monotonic() + WORKER_WITHIN_S
             if time.monotonic() > patience and not _reclaim_here(room, bars, bar):
-                return
+                return False
             time.sleep(LOOK_EVERY_S)
         bars.update(bar, total=1, completed=1, description="reclaimed")
+    return True
 
 
 def _reclaim_here(room: Stillroom, bars: Progress, bar: TaskID) -> bool:
@@ -93,7 +102,7 @@ def _reclaim_here(room: Stillroom, bars: Progress, bar: TaskID) -> bool:
     try:
         room.upkeep.reclaim(progress=lambda done: _show(bars, bar, [done]))
     except RedisUnavailable as error:
-        if not is_missing_right(error):
+        if not error.lacks_right:
             raise
         bars.console.print("not allowed here: " + shown(error.detail), markup=False)
         bars.console.print("the next worker that starts frees the memory")

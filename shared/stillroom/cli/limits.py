@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
-import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from stillroom.cli.tables import Table, open_room, print_table, when
-from stillroom.errors import SettingsError
+from stillroom.cli.application import apps_of
+from stillroom.cli.check_limits import in_app
+from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
+from stillroom.errors import SettingsError, did_you_mean
 from stillroom.limits import Limit
 from stillroom.limits.changes import Change, read_rate, read_time, write_rate
+from stillroom.limits.decision import Standing
+from stillroom.room import Stillroom
 from stillroom.shown import shown
 
 app = typer.Typer(help="Which limits are changed, and changing one.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The limit's name, such as api.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 COLUMNS = ("limit", "is now", "until", "since", "by")
 
 
@@ -32,11 +34,48 @@ def show(as_json: AsJson = False) -> None:
             "names": sorted(names),
             "changes": [dataclasses.asdict(change) for change in changes],
         }
-        typer.echo(json.dumps(told, indent=2))
+        print_json(told)
         return
     print_table(_table(changes))
     unchanged = sorted(set(names) - {change.name for change in changes})
     typer.echo(f"as the app says: {shown(', '.join(unchanged)) or 'none is known'}")
+
+
+@app.command("peek")
+def peek(
+    subject: Annotated[str, typer.Argument(help="An address, or a user's name with --by user.")],
+    name: Annotated[str | None, typer.Argument(help="One limit; none: all the app has.")] = None,
+    by: Annotated[str, typer.Option(help="What the limit counts by.")] = "ip",
+    rate: Annotated[str | None, typer.Option(help="5/300s, where no module has the limit.")] = None,
+    app: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--app", help="Where the limits are: shop.web:app. Default: STILLROOM_LOADERS."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how much somebody has used of a limit, and when it comes back. Nothing is counted.
+
+    What a limit admits stands in the app: its modules are imported for it, or `--rate` says it.
+    """
+    with open_room() as room:
+        _need_pepper(room, by)
+        limits = _named(name, by, rate, app or list(room.settings.loaders))
+        changed = {one.name: one for one in room.limits.changes()}
+        now = [changed[one.name].onto(one) if one.name in changed else one for one in limits]
+        found = room.limits.peek({by: subject}, now)
+    rows = [_standing(one) for one in found.standings]
+    if as_json:
+        print_json({"banned": found.banned, "degraded": found.degraded, "limits": rows})
+        return
+    table = Table("limit", "is", "used", "left", "all back in")
+    for row in rows:
+        times = f"{row['full_s']:,.0f} s"
+        table.add_row(row["name"], row["rate"], str(row["used"]), str(row["left"]), times)
+    print_table(table)
+    if found.banned:
+        typer.echo("banned: see stillroom bans list")
 
 
 @app.command("set")
@@ -44,20 +83,25 @@ def set_(
     name: Name,
     rate: Annotated[str, typer.Argument(help="2000/1h, 5/300s: quota/window.")],
     for_: Annotated[str, typer.Option("--for", help="90s, 10m, 2h, 30d.")] = "1h",
+    as_json: AsJson = False,
 ) -> None:
     """Let a limit be another one for some time, in all processes, within a second."""
     (quota, window), seconds = read_rate(rate), read_time(for_)
     with open_room() as room:
         change = room.limits.change(name, quota, window, seconds, by=getpass.getuser())
+    if as_json:
+        print_json(dataclasses.asdict(change))
+        return
     typer.echo(f"{name} is {_rate(change)} until {when(change.until)} UTC")
 
 
 @app.command("unset")
-def unset(name: Name) -> None:
+def unset(name: Name, as_json: AsJson = False) -> None:
     """Let a limit be what the app says again."""
     with open_room() as room:
         was_changed = room.limits.restore(name)
-    typer.echo(f"{name} is what the app says" if was_changed else f"{name} was not changed")
+    said = f"{name} is what the app says" if was_changed else f"{name} was not changed"
+    print_json({"unset": name, "was_changed": was_changed}) if as_json else typer.echo(said)
 
 
 @app.command("reset")
@@ -69,14 +113,44 @@ def reset(
 ) -> None:
     """Forget what somebody has used of a limit. A process that has just denied him may do so for 5 s more."""
     with open_room() as room:
-        if by != "ip" and not room.settings.session_peppers:
-            # Redis knows him by a hash: without the app's pepper that of somebody else would be forgotten.
-            raise SettingsError(
-                f"to reset a limit by {by} needs the app's STILLROOM_SESSION_PEPPERS"
-            )
+        _need_pepper(room, by)
         room.limits.reset({by: subject}, [Limit(name, 1, 1, by=by)])
     said = f"{name}: what this {by} has used is forgotten"
-    typer.echo(json.dumps({"reset": name, "by": by}) if as_json else said)
+    print_json({"reset": name, "by": by}) if as_json else typer.echo(said)
+
+
+def _need_pepper(room: Stillroom, by: str) -> None:
+    """Refuse without the app's pepper. Redis knows a user by a hash, which would be that of somebody else."""
+    if by != "ip" and not room.settings.session_peppers:
+        raise SettingsError(f"a limit by {by} needs the app's STILLROOM_SESSION_PEPPERS")
+
+
+def _named(name: str | None, by: str, rate: str | None, specs: list[str]) -> list[Limit]:
+    """Return the limit of this name as the app has it, or as `rate` says; without a name all that count so."""
+    if rate is not None and name is not None:
+        return [Limit(name, *read_rate(rate), by=by)]
+    there = [limit for _, limit in in_app(apps_of(specs)).limits() if limit.by == by]
+    found = {limit.name: limit for limit in there if name in (None, limit.name)}
+    if not found:
+        hint = did_you_mean(name, {limit.name for limit in there})
+        where = ", ".join(specs) or "STILLROOM_LOADERS"
+        raise SettingsError(
+            f"no limit {name or ''} by {by} is in {where}{hint}; --app says where the limits are, --rate 5/300s "
+            "what one admits"
+        )
+    return list(found.values())
+
+
+def _standing(one: Standing) -> dict[str, Any]:
+    limit = one.limit
+    return {
+        "name": limit.name,
+        "rate": write_rate(limit.quota, limit.window),
+        "used": limit.quota - one.remaining,
+        "left": one.remaining,
+        "reset_s": one.reset,
+        "full_s": one.full,
+    }
 
 
 def _table(changes: list[Change]) -> Table:

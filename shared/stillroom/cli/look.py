@@ -1,4 +1,4 @@
-"""`stillroom show` and `explain` tell what is under a key and why; `loaders` tells how each loader does."""
+"""`stillroom show`, `explain` and `refresh` are about a key; `loaders` tells how each loader does."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.acts import order_load
 from stillroom.cache import Explanation
 from stillroom.cli.application import open_room_with_loaders
 from stillroom.cli.health import number, percent, size
-from stillroom.cli.tables import Table, print_table, when
+from stillroom.cli.tables import AsJson, Table, print_json, print_table, when
 from stillroom.health.report import Figures, LoaderStats
 from stillroom.room import Stillroom
 from stillroom.shown import shown
 
 Key = Annotated[str, typer.Argument(help="As the app writes it: product:7")]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 Value = Annotated[bool, typer.Option("--value", help="The value too.")]
 Minutes = Annotated[int, typer.Option(min=1, max=119, help="What was counted in so many minutes.")]
 COLUMNS = (
@@ -35,7 +35,7 @@ def show(key: Key, value: Value = False, as_json: AsJson = False) -> None:
     with open_room_with_loaders() as room:
         found = room.upkeep.explain(key, value=value)
     if as_json:
-        typer.echo(json.dumps(_fields(found, value), indent=2, default=str))
+        print_json(_fields(found, value))
     else:
         table = Table("", "", show_header=False)
         for name, fact in _facts(found, value):
@@ -50,11 +50,22 @@ def explain(key: Key, as_json: AsJson = False) -> None:
     with open_room_with_loaders() as room:
         found = room.upkeep.explain(key)
     if as_json:
-        typer.echo(json.dumps(_fields(found, False), indent=2))
+        print_json(_fields(found, False))
         return
     at = f" It was at {when(found.invalidated_at)} UTC." if found.invalidated_at else ""
     under_way = f" Under way: {found.loading}." if found.loading else ""
     typer.echo(f"{found.outcome}: {shown(found.why)}{at}{under_way}")
+
+
+def refresh(key: Key, as_json: AsJson = False) -> None:
+    """Have a worker load a key now, whatever is there. The entry names its loader, or STILLROOM_LOADERS knows it.
+
+    When it ends the order is written down. Readers are served what is there until the worker has stored a value.
+    """
+    with open_room_with_loaders() as room:
+        loader = order_load(room, key)
+    said = f"a worker was asked to load {shown(key)} by {shown(loader)}"
+    print_json({"key": key, "loader": loader}) if as_json else typer.echo(said)
 
 
 def loaders(minutes: Minutes = 15, as_json: AsJson = False) -> None:
@@ -66,7 +77,7 @@ def loaders(minutes: Minutes = 15, as_json: AsJson = False) -> None:
         figures = room.health.figures(minutes)
         known = _known(room)
     if as_json:
-        typer.echo(json.dumps(_as_json(figures, known), indent=2))
+        print_json(_as_json(figures, known))
         return
     table = Table(*COLUMNS)
     for one in _each(figures, known):

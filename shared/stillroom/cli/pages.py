@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from stillroom.cli.tables import AsJson, print_json
 from stillroom.errors import StillroomError, did_you_mean
 
 # In a wheel the pages are beside the package's modules, in a checkout beside the source roots.
@@ -21,6 +22,7 @@ def docs(
     page: Annotated[
         str | None, typer.Argument(help="A page, such as howto/tags; none: their list.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print a page of the documentation, or the list of all pages."""
     folder = next(found for found in _FOLDERS if (found / "llms.txt").is_file())
@@ -28,8 +30,11 @@ def docs(
         path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.md")
     }
     if page is None:
-        typer.echo((folder / "llms.txt").read_text(encoding="utf-8"))
-    elif page.removesuffix(".md") in pages:
-        typer.echo(pages[page.removesuffix(".md")].read_text(encoding="utf-8"))
-    else:
+        overview = (folder / "llms.txt").read_text(encoding="utf-8")
+        print_json(sorted(pages)) if as_json else typer.echo(overview)
+        return
+    name = page.removesuffix(".md")
+    if name not in pages:
         raise NoPage(f"there is no page {page!r}{did_you_mean(page, pages)}")
+    text = pages[name].read_text(encoding="utf-8")
+    print_json({"page": name, "text": text}) if as_json else typer.echo(text)

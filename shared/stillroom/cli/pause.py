@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import getpass
-import json
 from typing import Annotated
 
 import typer
 
-from stillroom.cli.tables import open_room
+from stillroom.cli.tables import AsJson, open_room, print_json
 from stillroom.limits.changes import read_time
 from stillroom.shown import shown
 
 What = Annotated[str, typer.Argument(help="refresh")]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 
 
 def pause(
@@ -29,7 +27,7 @@ def pause(
     with open_room() as room:
         room.upkeep.pause(what, seconds, by=getpass.getuser())
     said = f"{shown(what)} is paused for {for_}"
-    typer.echo(json.dumps({"paused": what, "seconds": seconds}) if as_json else said)
+    print_json({"paused": what, "seconds": seconds}) if as_json else typer.echo(said)
 
 
 def resume(what: What, as_json: AsJson = False) -> None:
@@ -37,4 +35,4 @@ def resume(what: What, as_json: AsJson = False) -> None:
     with open_room() as room:
         ended = room.upkeep.resume(what)
     said = f"{shown(what)} goes on" if ended else f"{shown(what)} was not paused"
-    typer.echo(json.dumps({"resumed": what, "was_paused": ended}) if as_json else said)
+    print_json({"resumed": what, "was_paused": ended}) if as_json else typer.echo(said)

@@ -1,21 +1,26 @@
-"""`stillroom routes`: which limits a path has."""
+"""`stillroom routes`: which limits a path has, by tables and by the views it may come to."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
-from stillroom.cli.application import apps_of, tables_in
-from stillroom.cli.tables import Table, print_table
+from stillroom.cli.application import apps_of
+from stillroom.cli.check_limits import InApp, in_app
+from stillroom.cli.tables import AsJson, Table, print_json, print_table
 from stillroom.errors import SettingsError
-from stillroom.limits import Limit, Route, Routes
+from stillroom.limits import Limit, Routes
 from stillroom.limits.changes import write_rate
+from stillroom.limits.routes import Counted
 from stillroom.settings import Settings
+from stillroom.web.carriers import Carried, default_of
+from stillroom.web.known_routes import Known, fits
 
-COLUMNS = ("table", "methods", "path", "limits", "cost", "counts")
+COLUMNS = ("in", "view", "methods", "path", "limits", "cost", "counts")
+OTHERS = "all others"
 
 Path = Annotated[str | None, typer.Argument(help="Only what this path has: /login")]
 App = Annotated[
@@ -25,49 +30,121 @@ App = Annotated[
     ),
 ]
 Method = Annotated[str, typer.Option(help="Of the request for the path.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 
 
 def routes(
     path: Path = None, method: Method = "GET", app: App = None, as_json: AsJson = False
 ) -> None:
-    """The tables of limits by path, or what one path has. The app's modules are imported for it.
+    """Show the limits of tables and those that views carry, or what one path has. The app's modules are imported.
 
-    What views carry themselves (`limited`) is not in a table, and comes on top.
+    A request is charged by both: by the table, and by the view it comes to. For one path each view is listed that
+    may answer it.
     """
     specs = app or list(Settings().loaders)
     if not specs:
         raise SettingsError("say where the app is: --app shop.web:app, or STILLROOM_LOADERS")
-    tables = tables_in(apps_of(specs))
-    if not tables:
-        raise SettingsError(f"there is no Routes in {', '.join(specs)}, nor an app with one")
-    rows = [row for name, table in tables.items() for row in _rows(name, table, path, method)]
+    rows = list(_rows(in_app(apps_of(specs)), path, method.upper()))
+    if not rows:
+        raise SettingsError(
+            f"there is no Routes in {', '.join(specs)}, nor an app with one or with limits on views"
+        )
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     printed = Table(*COLUMNS)
     for row in rows:
-        limits = ", ".join(_limit(one) for one in row["limits"]) or "none"
+        limits = ", ".join(_limit(one) for one in row["limits"])
+        named = limits or (f"what {row['limits_of']} says" if row["limits_of"] else "none")
         methods = " ".join(row["methods"]) or "all"
-        printed.add_row(row["table"], methods, row["path"], limits, str(row["cost"]), row["counts"])
+        counts = row["counts"] + (f", unless {row['exempt_when']}" if row["exempt_when"] else "")
+        words = (row["table"], row["view"] or "", methods, row["path"], named, row["cost"], counts)
+        printed.add_row(*map(str, words))
     print_table(printed)
 
 
-def _rows(name: str, table: Routes, path: str | None, method: str) -> Iterator[dict[str, Any]]:
-    found = [*table.routes, table.default] if path is None else [table.find(method, path)]
-    for route in found:
-        yield {
-            "table": name,
-            "methods": list(route.methods),
-            "path": "all others" if route is table.default else route.template,
-            "limits": [_as_json(limit) for limit in route.limits],
-            "cost": route.cost,
-            "counts": _counts(route),
-        }
+def _rows(app: InApp, path: str | None, method: str) -> Iterator[dict[str, Any]]:
+    for name, table in app.tables.items():
+        yield from _of_table(name, table, path, method)
+    for name, one, known in app.apps:
+        found = [route for route in known if path is None or fits(route, method, path)]
+        default = default_of(one)
+        if not default and not any(route.carries for route in known):
+            continue
+        for route in found:
+            yield from _of_view(name, route, None if path is None else method)
+        if default and not any(route.carries for route in found if path is not None):
+            limits = [_as_json(limit) for limit in default]
+            yield _row(name, OTHERS, limits, view="default")
 
 
-def _counts(route: Route) -> str:
-    return route.count if isinstance(route.count, str) else "a function of the answer"
+def _of_table(name: str, table: Routes, path: str | None, method: str) -> Iterator[dict[str, Any]]:
+    for route in [*table.routes, table.default] if path is None else [table.find(method, path)]:
+        text = OTHERS if route is table.default else route.template
+        limits = [_as_json(limit) for limit in route.limits]
+        counts = _counts(route.count)
+        yield _row(name, text, limits, methods=list(route.methods), cost=route.cost, counts=counts)
+
+
+def _of_view(name: str, known: Known, method: str | None) -> Iterator[dict[str, Any]]:
+    """Yield a row for each declaration. For one path a view that carries none is a row, too: it may be the one."""
+    carries = [one for one in known.carries if method is None or one.takes(method)]
+    for one in carries:
+        yield _of_declaration(name, known, one)
+    if not carries and method is not None:
+        methods = sorted(known.methods or ())
+        yield _row(name, known.text, [], view=known.endpoint.name, methods=methods)
+
+
+def _of_declaration(name: str, known: Known, one: Carried) -> dict[str, Any]:
+    limits = [_as_json(replace(limit, by=one.by(limit))) for limit in one.limits or ()]
+    declaration = one.declaration
+    given = declaration.limits
+    return _row(
+        name,
+        known.text,
+        limits,
+        view=known.endpoint.name,
+        methods=sorted(one.methods or ()),
+        cost=declaration.cost if isinstance(declaration.cost, int) else _named(declaration.cost),
+        counts=_counts(declaration.count),
+        limits_of=None if isinstance(given, tuple) else _named(given),
+        exempt_when=declaration.exempt_when and _named(declaration.exempt_when),
+    )
+
+
+def _row(
+    name: str,
+    path: str,
+    limits: list[dict[str, Any]],
+    *,
+    view: str | None = None,
+    methods: list[str] | tuple[str, ...] = (),
+    cost: int | str = 1,
+    counts: str = "all",
+    limits_of: str | None = None,
+    exempt_when: str | None = None,
+) -> dict[str, Any]:
+    """Return what is said of one route, with all fields. `name` is that of the table, or of the view's app."""
+    return {
+        "table": name,
+        "view": view,
+        "methods": list(methods),
+        "path": path,
+        "limits": limits,
+        "limits_of": limits_of,
+        "cost": cost,
+        "counts": counts,
+        "exempt_when": exempt_when,
+    }
+
+
+def _counts(count: Counted) -> str:
+    return count if isinstance(count, str) else "a function of the answer"
+
+
+def _named(function: Any) -> str:
+    """Return the name of a function of the request."""
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _as_json(limit: Limit) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def check(path: Path) -> None:
 
 
 def read(path: Path) -> str:
-    """A secret as it is sent: without the line break that editors put behind it. Follows no link."""
+    """Return a secret as it is sent: without the line break that editors put behind it. Follows no link."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
             text = file.read().decode("utf-8").rstrip("\r\n")

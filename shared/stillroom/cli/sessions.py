@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import typer
 
-from stillroom.cli.tables import Table, open_room, print_table, when
+from stillroom.cli.tables import AsJson, Table, open_room, print_json, print_table, when
 from stillroom.sessions import Device, Sessions
 
 app = typer.Typer(help="Who is logged in, and ending it.", no_args_is_help=True)
@@ -16,10 +17,13 @@ COLUMNS = ("handle", "last seen", "created", "ends", "tags", "meta")
 
 
 @app.command("list")
-def show(user: User) -> None:
+def show(user: User, as_json: AsJson = False) -> None:
     """List the living sessions of a user, the one seen last first."""
     with open_room() as room:
         devices = room.sessions.list_for_user(user)
+    if as_json:
+        print_json([dataclasses.asdict(device) for device in devices])
+        return
     print_table(_table(devices))
     typer.echo(f"{len(devices)} sessions")
 
@@ -32,6 +36,7 @@ def end(
     everybody: Annotated[
         bool, typer.Option("--all", help="Those of all users, and of the anonymous.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """End the sessions of a user: all of them, one, or all but one; or, with --all, everybody's.
 
@@ -42,7 +47,8 @@ def end(
     if everybody == (user is not None) or (everybody and (handle or keep)):
         raise typer.BadParameter("say whose: USER, or --all and nothing else")
     with open_room() as room:
-        typer.echo(f"{_end(room.sessions, user, handle, keep)} sessions ended")
+        ended = _end(room.sessions, user, handle, keep)
+    print_json({"ended": ended}) if as_json else typer.echo(f"{ended} sessions ended")
 
 
 def _end(sessions: Sessions, user: str | None, handle: str | None, keep: str | None) -> int:
@@ -52,10 +58,11 @@ def _end(sessions: Sessions, user: str | None, handle: str | None, keep: str | N
 
 
 @app.command()
-def count() -> None:
+def count(as_json: AsJson = False) -> None:
     """Count all sessions, with those not swept since they ended."""
     with open_room() as room:
-        typer.echo(f"{room.sessions.count()} sessions")
+        found = room.sessions.count()
+    print_json({"sessions": found}) if as_json else typer.echo(f"{found} sessions")
 
 
 def _table(devices: list[Device]) -> Table:

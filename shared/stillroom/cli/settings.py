@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from stillroom.cli.tables import Table, print_table
+from stillroom.cli.tables import AsJson, Table, print_json, print_table
 from stillroom.in_force import in_force
 from stillroom.settings import Settings
 
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 Changed = Annotated[bool, typer.Option(help="Without those that have their defaults.")]
 
 
@@ -22,7 +20,7 @@ def settings(as_json: AsJson = False, changed: Changed = False) -> None:
     """
     found = [one for one in in_force(Settings()) if not (changed and one.is_default)]
     if as_json:
-        typer.echo(json.dumps([one._asdict() for one in found], indent=2))
+        print_json([one._asdict() for one in found])
         return
     table = Table("setting", "value", "from")
     for one in found:

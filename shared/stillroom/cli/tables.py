@@ -1,23 +1,23 @@
-"""Gives the commands that look into Redis a room, a table and a time. Visitors' text is shown as text."""
+"""Gives commands what they share: a room, a table, a time, and JSON. Visitors' text is shown as text."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich import table
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from stillroom.errors import RedisUnavailable
 from stillroom.room import Stillroom
 from stillroom.shown import shown
 
-# Redis 7.0's message inside a script when a right is missing. It has no error code of its own there.
-NO_RIGHT = "The user executing the script can't"
+AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 
 
 @contextmanager
@@ -26,11 +26,6 @@ def open_room() -> Iterator[Stillroom]:
     with Stillroom() as room:
         room.connect()
         yield room
-
-
-def is_missing_right(error: RedisUnavailable) -> bool:
-    """Return whether the server answered that this user lacks the right to do that."""
-    return error.reason == "noperm" or NO_RIGHT in error.detail
 
 
 class Table(table.Table):
@@ -55,6 +50,11 @@ def when(moment: float) -> str:
         return f"{moment:g}"
     today = datetime.fromtimestamp(time.time(), UTC)
     return at.strftime("%H:%M:%S" if at.date() == today.date() else "%Y-%m-%d %H:%M")
+
+
+def print_json(found: Any) -> None:
+    """Print one JSON document in ASCII, which every terminal shows. What JSON does not know becomes text."""
+    typer.echo(json.dumps(found, indent=2, default=str))
 
 
 def print_table(table: Table) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from typing import Annotated
 
 import typer
+
+from stillroom.cli.tables import print_json
 
 BESIDE = ("redis", "hiredis", "celery", "kombu", "pydantic", "flower", "opentelemetry-api")
 
@@ -20,7 +21,7 @@ def version(context: typer.Context, version: Version = False, as_json: AsJson = 
     """The Redis services a web app shares, and the workers that keep them fresh."""
     if version:
         found = versions()
-        typer.echo(json.dumps(found, indent=2) if as_json else _line(found))
+        print_json(found) if as_json else typer.echo(_line(found))
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -61,7 +61,7 @@ def advise(measures: Measures) -> list[Advice]:
 
 
 def misconfigured(reason: str) -> Advice:
-    """The finding that the configuration keeps this process's limits from Redis. `reason`: the wire's word."""
+    """Return the finding that the configuration keeps this process's limits from Redis. `reason`: the wire's."""
     return Advice(
         code="degraded",
         severity="warn",
@@ -250,7 +250,7 @@ NO = {
     "wrongtype": "Another program writes into this namespace: give Stillroom one of its own (STILLROOM_NAMESPACE).",
 }
 
-# What is measured
+# Measurements
 
 
 def _of_servers(

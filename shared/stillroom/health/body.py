@@ -64,7 +64,7 @@ log = logging.getLogger("stillroom.health")
 
 SNAPSHOT_TASK = "stillroom.snapshot_health"
 WEBHOOK_TASK = "stillroom.tell_webhook"
-# What only beat asks for. The newest of their ends is a sign of life of beat, a few seconds old.
+# Tasks that only beat sends. The newest end of one of them is a sign of life of beat, a few seconds old.
 TICKS_OF_BEAT = (
     SNAPSHOT_TASK,
     "stillroom.log_abuse",

@@ -22,7 +22,7 @@ KEPT_COARSE = 7 * 24 * 12  # … and every fifth minute's for a week
 KEPT_S = 8 * 86_400  # without a new one
 USUAL_WEIGHT = 1 / 60  # of the newest minute in the moving average: an hour's worth of memory
 
-# What is of now only: it would be long, 1,440 times.
+# Parts that a report has and a snapshot has not: 1,440 snapshots of them would be long.
 OF_NOW = {
     "tasks": ("crew",),
     "cache": ("loaders", "errors"),

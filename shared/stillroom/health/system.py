@@ -48,7 +48,9 @@ class SystemWatch:
 
 
 def find_psutil() -> Any:
-    """The module, or None. The first time takes as long as a check may: whoever has a deadline calls it before."""
+    """Return the module, or None. The first time takes as long as a check may: whoever has a deadline calls it
+    before.
+    """
     try:
         import psutil
     except ImportError:

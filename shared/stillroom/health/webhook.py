@@ -53,7 +53,7 @@ class Webhook:
         return self._settings.webhook_url is not None
 
     def noting(self, began: Sequence[Advice], ended: Mapping[str, int]) -> list[Command]:
-        """The commands that note findings which began, and which ended after so many ms."""
+        """Return the commands that note findings which began, and which ended after so many ms."""
         events = [_began(found) for found in began]
         events += [
             {"kind": "finding over", "name": n, "lasted_s": ms / 1000} for n, ms in ended.items()

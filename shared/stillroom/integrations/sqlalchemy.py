@@ -58,7 +58,7 @@ TAGS_OPTION = "stillroom_tags"  # the execution option of a statement that says 
 if TYPE_CHECKING:  # importing it takes greenlet, which only async sessions need
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 
-    # What a user of SQLAlchemy calls a session.
+    # The two classes that SQLAlchemy calls a session.
     AnySession: TypeAlias = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any]
     Watchable: TypeAlias = (
         type[Session | AsyncSession]
@@ -150,7 +150,7 @@ class AfterCommit:
         watch(changes)
         return changes.frame(_innermost(inner))
 
-    # What sessions tell
+    # Events of SQLAlchemy's sessions
 
     def _began(
         self, session: Session, transaction: SessionTransaction, connection: Connection

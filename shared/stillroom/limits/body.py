@@ -149,7 +149,7 @@ class LimitsBody(Operating, OverShards):
             self._tell_of_degraded(outcome)
             return outcome.decision
         try:
-            request = yield from self._settled(request)
+            request = yield from self._settled(request, is_look=True)
             reply = yield from self._ask(limit_check.run(request.words(LOOK)))
             if reply[0] == _OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, LOOK)
@@ -404,15 +404,15 @@ class LimitsBody(Operating, OverShards):
             if is_misconfigured(error):
                 self.stats.mistaken(error.reason if error.reason != "breaker" else error.detail)
 
-    def _settled(self, request: Request) -> Operation[Request]:
-        """Return the request once no hit of it is owed to Redis.
+    def _settled(self, request: Request, *, is_look: bool = False) -> Operation[Request]:
+        """Return the request once no hit of it is owed to Redis. A look makes no limit known to other processes.
 
         Raises RedisUnavailable if this process decides.
         """
         if self._breaker.is_open:  # no need to put the owed hits together first
             raise RedisUnavailable("breaker", self._breaker.reason)
         if self._settling.waits or self._local.logs:
-            return (yield from self._settling.before(request))
+            return (yield from self._settling.before(request, is_look))
         return request
 
     def _passed(self, request: Request) -> Decision:

@@ -37,7 +37,7 @@ class Change:
     by: str = ""
 
     def onto(self, limit: Limit) -> Limit:
-        """The limit as it is for now."""
+        """Return the limit as it is for now."""
         return replace(limit, quota=self.quota, window=self.window)
 
 
@@ -66,7 +66,7 @@ class Changes:
         self._applied: dict[tuple[Limit, ...], tuple[Limit, ...]] = {}
 
     def applied(self, limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
-        """The limits as they are for now."""
+        """Return the limits as they are for now."""
         known = self._applied.get(limits)
         if known is None:
             if len(self._applied) >= MOST:
@@ -128,7 +128,7 @@ def read_rate(text: str) -> tuple[int, int]:
 
 
 def read_time(text: str) -> int:
-    """Seconds, as people write them: 90s, 30m, 2h, 7d. Raises InvalidLimit."""
+    """Return seconds, as people write them: 90s, 30m, 2h, 7d. Raises InvalidLimit."""
     match = _TIME.fullmatch(text.strip())
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 1 <= seconds <= LONGEST_S:
@@ -142,11 +142,35 @@ def write_rate(quota: int, window: int) -> str:
     >>> write_rate(2000, 3600), write_rate(5, 90)
     ('2,000/1h', '5/90s')
     """
-    fitting = [(unit, window // size) for unit, size in _UNITS.items() if window % size == 0]
+    return f"{quota:,}/{write_time(window)}"
+
+
+def write_time(seconds: int) -> str:
+    """Return a time as read_time reads it.
+
+    >>> write_time(3600), write_time(90)
+    ('1h', '90s')
+    """
+    fitting = [(unit, seconds // size) for unit, size in _UNITS.items() if seconds % size == 0]
     unit, count = fitting[-1]
-    return f"{quota:,}/{count}{unit}"
+    return f"{count}{unit}"
 
 
 def known_names(windows: Sequence[bytes]) -> list[str]:
-    """The names of limits that processes have, of what `ns:limits:windows` holds."""
+    """Return the names of limits that processes have, of what `ns:limits:windows` holds."""
     return sorted(name.decode(errors="replace") for name in windows)
+
+
+def known_windows(reply: Sequence[bytes]) -> dict[str, int]:
+    """The longest window of each limit, seconds by its name, of what `ns:limits:windows` holds: µs, and when.
+
+    >>> known_windows([b"auth", b"300000000 1795794217482792"])
+    {'auth': 300}
+    """
+    pairs = zip(reply[::2], reply[1::2], strict=True)
+    found = {name: said.partition(b" ")[0] for name, said in pairs}
+    return {
+        name.decode(errors="replace"): int(window) // 1_000_000
+        for name, window in found.items()
+        if window.isdigit()
+    }

@@ -60,22 +60,24 @@ class Decision(NamedTuple):
 
     @property
     def standings(self) -> tuple[Standing, ...]:
-        """One for each limit that was evaluated, the tightest first."""
+        """Return the standing of each limit that was evaluated, the tightest first."""
         return tuple([self._standing(*row) for row in self.rows()])
 
     @property
     def violated(self) -> tuple[Limit, ...]:
-        """The limits that deny this request."""
+        """Return the limits that deny this request."""
         return tuple(one.limit for one in self.standings if one.retry_after != 0)
 
     @property
     def remaining(self) -> int | None:
-        """The least that is left of any quota. None: no limit was evaluated."""
+        """Return the least that is left of any quota. None: no limit was evaluated."""
         return min((one.remaining for one in self.standings), default=None)
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds until this request would be admitted. 0: it is. None: never, its cost is over a whole quota."""
+        """Return seconds until this request would be admitted. 0: it is. None: never, its cost is over a whole
+        quota.
+        """
         if self.status == OK:
             return 0.0
         if self.wait_us:
@@ -94,7 +96,7 @@ class Decision(NamedTuple):
         return headers if self.status == OK else headers | self._refusal()
 
     def problem(self) -> dict[str, Any]:
-        """The problem details of a denial, for a body of application/problem+json. Empty if it is none."""
+        """Return the problem details of a denial, for a body of application/problem+json. Empty if it is none."""
         if self.status == OK:
             return {}
         kind, title, detail = self._explanation()
@@ -108,7 +110,7 @@ class Decision(NamedTuple):
 
     @property
     def would_deny(self) -> tuple[Limit, ...]:
-        """The limits in shadow that would have denied this request."""
+        """Return the limits in shadow that would have denied this request."""
         said = self.said
         return tuple(
             [
@@ -176,7 +178,8 @@ class Decision(NamedTuple):
 
 
 def headers_of(decisions: Sequence[Decision]) -> dict[str, str]:
-    """The headers of a response to a request about which all this was decided; the last decision may be a denial.
+    """Return the headers of a response to a request about which all this was decided; the last decision may be a
+    denial.
 
     A name that two of them share is told once, as it binds most.
     """

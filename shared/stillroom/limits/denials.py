@@ -72,7 +72,7 @@ class Denials:
         cost: int,
         now: float,
     ) -> Denial | None:
-        """The denial that answers this request too."""
+        """Return the denial that answers this request too."""
         found = self.found  # other threads take some out meanwhile
         for ban in bans:
             if (denial := found.get(ban)) is not None and now < denial.until:
@@ -84,7 +84,7 @@ class Denials:
         return None
 
     def take_unseen(self, keys: Iterable[bytes]) -> bytes:
-        """The denials of these logs that Redis has not heard of, and is about to: as limit_check takes them.
+        """Return the denials of these logs that Redis has not heard of, and is about to: as limit_check takes them.
 
         They are forgotten. Each log has its own: those of one are not to be counted against another's subject.
         """

@@ -33,7 +33,7 @@ class Clients:
         self._prefix = settings.limit_v6_prefix
 
     def subject(self, peer: str | None, headers: Iterable[Header] = ()) -> str:
-        """The subject of a request: an IPv4 address, an IPv6 network, or `unknown`, which all others share."""
+        """Return the subject of a request: an IPv4 address, an IPv6 network, or `unknown` for all others."""
         if not self._is_believed(peer):
             return subject_of(peer or "", self._prefix)
         values = list(self._values(headers))
@@ -100,7 +100,7 @@ class Crowd:
         self._began = self._its = 0
 
     def saw(self, client: str, total: int) -> bool:
-        """One request of a client, the `total`th of all. True if nearly all of the last ones were its."""
+        """Note one request of a client, the `total`th of all. True if nearly all of the last ones were its."""
         if total >= self._began + self._size or not self._suspect:
             self._suspect, self._began, self._its = client, total, 0
         self._its += client == self._suspect

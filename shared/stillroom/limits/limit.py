@@ -74,7 +74,7 @@ class Limit:
 
 
 def check_limits(limits: object) -> tuple[Limit, ...]:
-    """The limits of one request. Raises InvalidLimit for what is no list of them."""
+    """Return the limits of one request. Raises InvalidLimit for what is no list of them."""
     if isinstance(limits, Limit):
         raise InvalidLimit(limits.name, "limits are a list; did you mean [Limit(…)]?")
     if isinstance(limits, str) or not isinstance(limits, Iterable):

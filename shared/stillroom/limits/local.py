@@ -90,7 +90,7 @@ class LocalLimits:
         flying: Flying = (),
         known: Sequence[bytes] | None = None,
     ) -> tuple[int, tuple[int, ...]]:
-        """The status, and what there is to say of each limit: all of them are consumed, or none.
+        """Return the status, and what there is to say of each limit: all of them are consumed, or none.
 
         `id`: of a reservation, which may be given back. `known`: what `remember` called the logs, if not so.
         """

@@ -98,7 +98,7 @@ class Log:
         )
 
     def add(self, cost: int, now: int, id: str) -> Entry:
-        """The entry that the hits are in."""
+        """Return the entry that the hits are in."""
         newest = self._entries[-1] if self._entries else None
         apart = bool(id) and len(self._entries) < APART
         if not apart:

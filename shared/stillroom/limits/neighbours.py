@@ -27,7 +27,7 @@ class Neighbours:
     """Count the logs that each network has in a table, and hold the logs of subjects that found no room there."""
 
     def __init__(self, most: int) -> None:
-        # Of a /24 of IPv4 or a /48; of a /16 or a /32.
+        # The most networks that are counted: of a /24 of IPv4 or a /48 of IPv6, and of a /16 or a /32.
         self._most = (max(256, most // 8), max(512, most // 4))
         self._counts: Counter[bytes] = Counter()
         self._together: tuple[OrderedDict[bytes, Log], ...] = (
@@ -51,7 +51,7 @@ class Neighbours:
                 del self._counts[name]
 
     def log(self, key: bytes, limit: Limit, now: int) -> Log:
-        """The log that a subject is counted in with its neighbours: the nearest ones that there is room for."""
+        """Return the log that a subject is counted in with its neighbours: the nearest for which there is room."""
         *nearer, widest = zip(_together_with(key), self._together, strict=True)
         for name, logs in nearer:
             if name in logs or _has_room(logs, now):

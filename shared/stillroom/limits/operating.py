@@ -5,7 +5,15 @@ from __future__ import annotations
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidLimit, did_you_mean
 from stillroom.keys import Keys
-from stillroom.limits.changes import LONGEST_S, MOST, Change, checked, known_names, read_changes
+from stillroom.limits.changes import (
+    LONGEST_S,
+    MOST,
+    Change,
+    checked,
+    known_names,
+    known_windows,
+    read_changes,
+)
 from stillroom.operation import Operation
 from stillroom.scripts import limit_change
 from stillroom.wire import Server, StateServer
@@ -47,6 +55,11 @@ class Operating:
         """Return the names of the limits that processes have reported."""
         (reply,) = yield [(b"HGETALL", self._keys.limit_windows)]
         return known_names(reply[::2])
+
+    def windows(self) -> Operation[dict[str, int]]:
+        """Return the longest window of each limit that processes have reported, seconds by its name."""
+        (reply,) = yield [(b"HGETALL", self._keys.limit_windows)]
+        return known_windows(reply)
 
     def _changing(
         self, name: str, quota: int, window: int, seconds: int, by: str

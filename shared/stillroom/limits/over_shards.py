@@ -82,7 +82,7 @@ class OverShards:
 
         Does not raise for what Redis does.
         """
-        if WINDOWS in self._settling.waits:
+        if WINDOWS in self._settling.waits and mode != LOOK:
             request = yield from self._settling.with_windows(request)
         if mode == LOOK:
             verdicts = yield from self._looked(request)

@@ -98,12 +98,14 @@ class Request(NamedTuple):
 
     @property
     def logs(self) -> tuple[bytes, ...]:
-        """All logs that count it. While peppers are changed a user has a name, and a log, under each of them."""
+        """Return all logs that count it. While peppers are changed a user has a name, and a log, under each of
+        them.
+        """
         return (*self.keys, *[key for _, key in self.twins]) if self.twins else self.keys
 
     @property
     def counted(self) -> tuple[Limit, ...]:
-        """The limit of each of these logs."""
+        """Return the limit of each of these logs."""
         twins = [self.limits[number] for number, _ in self.twins]
         return (*self.limits, *twins) if twins else self.limits
 
@@ -340,7 +342,9 @@ class Requests:
         plan: Plan,
         client: Client,
     ) -> tuple[tuple[int, bytes], ...]:
-        """The logs of names under the other peppers. Each hit counts in all of them: who has one pepper sees it."""
+        """Return the logs of names under the other peppers. Each hit counts in all of them: who has one pepper sees
+        it.
+        """
         if not plan.hides or len(self._secrets()) == 1:
             return ()
         own = self._logs(limits, plan, self._values(subject, plan, client, 0))
@@ -404,7 +408,7 @@ class Requests:
         return plan
 
     def own_windows(self) -> dict[str, int]:
-        """The longest window of each limit's name in this process, µs."""
+        """Return the longest window of each limit's name in this process, µs."""
         return dict(self._own_windows)
 
     def has_window(self, name: str) -> bool:
@@ -429,7 +433,7 @@ class Requests:
             self.waits[WINDOWS] = 0.0
 
     def longest_window(self, limit: Limit) -> int:
-        """The longest window of this limit's name, µs."""
+        """Return the longest window of this limit's name, µs."""
         return max(limit.window * _US, self._windows.get(limit.name, 0))
 
     def known_as(self, key: bytes, limit: Limit) -> bytes:
@@ -451,7 +455,7 @@ class Requests:
         self._of_address.cache_clear()
 
     def bans_of(self, address: str, widths: Iterable[str]) -> list[bytes]:
-        """The keys that would ban this address as one of a network of such a width: `4/24` …"""
+        """Return the keys that would ban this address as one of a network of such a width: `4/24` …"""
         sorts: dict[str, list[int]] = {"4": [], "6": []}
         for text in widths:
             version, _, width = text.partition("/")

@@ -79,7 +79,7 @@ class Routes:
         self._joined = lru_cache(KEPT)(self._join)
 
     def find(self, method: str, path: str, whole: str = "") -> Route:
-        """The route of a request.
+        """Return the route of a request.
 
         `path` is decoded, as servers give it, and without what the app is mounted under; `whole` is with that. HEAD
         counts as GET. Where a path can be taken for several routes, the answer is a route with the limits of all.
@@ -116,7 +116,7 @@ class Routes:
 
 
 def below(root: str, path: str) -> str:
-    """The path below what the app is mounted under. A path that does not begin with that is taken as it is.
+    """Return the path below what the app is mounted under. A path that does not begin with that is taken as it is.
 
     >>> below("/api", "/api/login"), below("/api", "/apis")
     ('/login', '/apis')
@@ -127,7 +127,7 @@ def below(root: str, path: str) -> str:
 
 
 def resolved(path: str) -> str:
-    """The path without empty parts and dots.
+    """Return the path without empty parts and dots.
 
     >>> resolved("//shop/./x/../login/")
     '/shop/login'

@@ -53,10 +53,12 @@ class Settling:
         self._refunds: OrderedDict[bytes, tuple[Reservation, int]] = OrderedDict()
         self.waits.pop(REFUNDS, None)
 
-    def before(self, request: Request) -> Operation[Request]:
-        """The request, once nothing of it is owed to Redis. Raises RedisUnavailable where this process decides."""
+    def before(self, request: Request, is_look: bool = False) -> Operation[Request]:
+        """Return the request, once nothing of it is owed to Redis. Raises RedisUnavailable where this process
+        decides.
+        """
         yield from self.know_shard(request.home)
-        if WINDOWS in self.waits:
+        if WINDOWS in self.waits and not is_look:
             request = yield from self.with_windows(request)
         yield from self.charge_first(request)
         return request

@@ -1,5 +1,5 @@
 -- Counts events, each for one rule and one group. A count holds members with the time they were last seen, so an event
--- that is read twice is one event, and a user who is tried twice is one user.
+-- that is read twice counts once, and a user who is tried twice counts once.
 -- Events may be read late and in any order: a worker dies, and another reads its events. So the count of an event is the
 -- fullest window that holds it, and not all events since.
 -- The number of counts is bounded, too: a million addresses, one event each, push out the counts that grew longest ago.
@@ -37,7 +37,7 @@ local function read_rules()
   return rules
 end
 
--- An event of an uncertain time keeps the one it had when it was read first.
+-- An event whose time is uncertain keeps the time it had when it was read first.
 local function add(key, rule, member, at, is_timely)
   redis.call('ZADD', key, is_timely and 'GT' or 'NX', plain(at), member)
   redis.call('ZREMRANGEBYRANK', key, 0, -rule.most - 1)
@@ -66,7 +66,7 @@ local function row(key, rule, at)
   return {count, oldest, redis.call('ZSCORE', key, newest[1]), unpack(newest)}
 end
 
--- → how many members the fullest window between these has, its first and its last ms, and the newest of them.
+-- Returns how many members the fullest window between these times has, its first and last ms, and its newest members.
 local function fullest(key, window, after, newest)
   local found = redis.call('ZRANGEBYSCORE', key, after, newest, 'WITHSCORES')
   local best, first, last, left = 0, 1, 0, 1
@@ -91,7 +91,7 @@ local function count_one(key, rule, member, id_ms)
   local at = math.min(id_ms, now)
   local is_added = member ~= ''
   own(key, 'zset')
-  -- First what takes no memory: an old server that is full refuses a script's first write if it does.
+  -- The first write takes no memory: an old server that is full refuses a script whose first write takes some.
   redis.call('ZREMRANGEBYSCORE', key, '-inf', plain(at - rule.kept))
   local newest = tonumber(redis.call('ZREVRANGE', key, 0, 0, 'WITHSCORES')[2])
   if newest and newest > now then -- from before the clock stepped back
@@ -111,7 +111,7 @@ local function count_one(key, rule, member, id_ms)
       return {count}
     end
   end
-  -- One that is only looked at ends with the event: what came after it does not count.
+  -- Where a count is only looked at, it ends with this event: later members do not count.
   local last_ms = is_added and '(' .. plain(at + rule.window) or plain(at)
   local count, first, last, members = fullest(key, rule.window, after, last_ms)
   if count < rule.threshold then

@@ -6,8 +6,10 @@
 --       6 action  7 how many fields the log gets  8… their names and values
 --       to ban also: subject, rule, first ban's ms, longest ban's ms, jitter (share of the ban), most bans a minute,
 --       how long levels are kept, ms  how long a lifted subject is left in peace, ms
--- returns {'new' or 'again' (this event has said so before), action, level, ban ms}, {'late', 'ban', level, ban ms}
---         a ban without a line, or {'known'} in this window
+-- returns {'new', action, level, ban ms}: the pattern is logged
+--         {'again', action, level, ban ms}: this event logged it before
+--         {'late', 'ban', level, ban ms}: a ban without a line
+--         {'known'}: the pattern was logged in this window
 -- flags: allow-oom
 -- include: time own ban
 
@@ -21,7 +23,7 @@ local function is_over_the_cap(most)
   return most == 0 or (oldest and oldest <= now and now - oldest < MINUTE_MS)
 end
 
--- When the subject was lifted, ms. One of before the clock stepped back was lifted now.
+-- Returns when the ban of the subject was lifted, ms. A time from before the clock stepped back becomes now.
 local function lifted_at()
   local lifted = tonumber(redis.call('GET', KEYS[5]) or '')
   if lifted and lifted > now then
@@ -56,8 +58,8 @@ local function banning(outcome)
   return #KEYS > 2 and try_to_ban(unpack(ARGV, 8 + tonumber(ARGV[7]))) or outcome
 end
 
--- What was said in this window: of which event, what was done, when, until when another ban lasted, and the event that
--- banned later.
+-- Reads the pattern's record of this window: its event, the action, the time, until when another ban lasted, and the
+-- event that banned later.
 local function read_seen()
   local text = redis.call('GET', KEYS[1])
   local of, said, had, lasts, rest = string.match(text or '', '^([^\t]+)\t([^\t]+)\t(%d+)\t(%d+)(.*)$')
@@ -76,7 +78,7 @@ local function write_seen(seen)
   redis.call('SET', KEYS[1], table.concat(parts, '\t'), 'PX', ARGV[4])
 end
 
--- Until when the subject is banned by somebody else.
+-- Returns until when another ban of the subject lasts.
 local function free_at(outcome)
   return outcome == 'already' and now + math.max(0, redis.call('PTTL', KEYS[3])) or 0
 end

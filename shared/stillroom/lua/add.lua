@@ -1,16 +1,17 @@
--- Stores a value where the key is empty, or holds the entry that the caller read and found dead; else as put.
--- KEYS  1 entry  2 lease  3 clock  4 marks  5 its other place  6 registry of what is kept near
+-- Stores a value where the key is empty, or holds the entry that the caller read and found dead. Otherwise this script
+-- does the same as put.lua.
+-- KEYS  1 entry  2 lease  3 clock  4 marks  5 its other place  6 registry of the keys that are kept near
 --       7 the names that changed  8… indexes of its tags
 -- ARGV  1 epoch to begin  2 while the caller waits (see is_late)  3 name  4 body  5 ttl ms  6 life ms
---       7 how the dead one begins, '' for none
--- returns 1 stored, 0 something else is there, -1 too late
+--       7 the first bytes of the dead entry, '' for none
+-- returns 1 stored, 0 the key holds another entry, -1 too late
 -- include: clock entry near
 
 if is_late(ARGV[2]) then
   return -1
 end
 local there = redis.pcall('GETRANGE', KEYS[1], 0, math.max(#ARGV[7], 1) - 1)
-if type(there) == 'string' and there ~= ARGV[7] then -- no string: none of ours
+if type(there) == 'string' and there ~= ARGV[7] then -- a value that is no string is no entry
   return 0
 end
 local epoch, seq = read_clock(KEYS[3], KEYS[4], ARGV[1])

@@ -1,9 +1,9 @@
 -- Compares settings that all processes of a namespace must share. The first process sets a value, and all others are
 -- told that value and which process set it. A rule says what another value means:
---   same     it changes nothing: its process is told the agreed value
+--   same     nothing changes: the process that brings another value is told the agreed one
 --   largest  the larger number is agreed from now on
---   smallest the smaller number is
---   change   it is agreed from now on, because a person ordered it
+--   smallest the smaller number is agreed from now on
+--   change   the other value is agreed from now on, because a person ordered it
 -- The id of an agreement is the time it was made. It changes when `change` brings another value.
 -- KEYS  1 agreed
 -- ARGV  1 the calling process  2 most settings that are kept  3… name, value, rule of each setting

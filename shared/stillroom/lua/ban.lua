@@ -1,7 +1,8 @@
 -- Bans a subject by order of a person.
 -- KEYS  1 ban  2 bans  3 widths of bans: see lib/ban.lua
--- ARGV  1 subject  2 for how long, ms  3 reason  4 its width, where bans of it are not looked for anyway: '4/24' …
---       5 how many such widths there may be
+-- ARGV  1 subject  2 for how long, ms  3 reason
+--       4 its width ('4/24' …) where processes do not look for bans of this width anyway
+--       5 how many widths there may be
 -- returns {since, until} in ms; {} where there are too many widths
 -- flags: allow-oom
 -- include: time ban

@@ -1,7 +1,7 @@
--- Stores a loaded value, only while the lease is still the loader's: an invalidation of the key, a set, or another
--- loader after the lease expired takes it away. A value that is dead already (another epoch, a tag invalidated since
--- the load began), or that may be (a pattern was marked and dropped since: `*`), is not stored: no reader could use it,
--- and reclaim may have passed.
+-- Stores a loaded value, only while the lease is still the loader's. An invalidation of the key takes the lease away,
+-- and so do a set, and another loader after the lease has expired. A value that is dead already (another epoch, a tag
+-- invalidated since the load began) is not stored, nor one that may be dead (a pattern was marked and dropped since:
+-- `*`): no reader could use it, and reclaim may have passed.
 -- KEYS  1 entry  2 lease  3 clock  4 marks  5 its other place  6… indexes of its tags
 -- ARGV  1 the lease's value  2 epoch  3 stamp: the clock before the load began  4 name  5 body  6 ttl ms
 --       7 life ms  8 release  9… the marks `t:<tag>` of its tags

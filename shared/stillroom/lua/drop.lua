@@ -1,7 +1,7 @@
 -- Deletes keys and the leases of their loads under way, and tells processes that keep copies. The leases go first:
 -- without its lease no load can store its value behind this.
--- KEYS  1 clock  2 marks  3 registry of what is kept near  4 the names that changed
---       5… for each name its lease, its entry and its other place; none of them: the values stay and are others
+-- KEYS  1 clock  2 marks  3 registry of the keys that are kept near  4 the names that changed
+--       5… for each name its lease, its entry and its other place; no KEYS from 5 on: only the processes are told
 -- ARGV  1 epoch to begin if the clock or the marks are lost  2… the names
 -- returns for each name that had keys how many entries it had: 0, 1 or 2
 -- flags: allow-oom

@@ -1,7 +1,7 @@
--- Drops the patterns that a sweep of the whole keyspace was complete for: their marks are older than any load that
--- could still store what they name, so nothing they could kill is left, or will come. Should something come all the
--- same (a process with longer leases, a clock that stepped, a machine that stood still), `*` in the marks says how far
--- patterns were dropped, and what is older than that is not stored.
+-- Drops the patterns that a sweep of the whole keyspace was complete for. Their marks are older than any load that
+-- could still store a matching entry, so no entry that they kill is left, and none will come. An entry may come all the
+-- same (a process with longer leases, a clock that stepped, a machine that stood still). So `*` in the marks tells how
+-- far patterns were dropped, and an entry older than that is not stored.
 -- KEYS  1 marks  2 globs
 -- ARGV  1 when the sweep began (server time, µs)  2 the longest lease, µs
 -- returns {patterns dropped, seq of the newest that is left or nil}

@@ -1,5 +1,5 @@
--- Crosses off an order that a worker took, or makes it due again. An order that an app gave again meanwhile has another
--- due time, and stays as it is.
+-- Crosses off an order that a worker took, or makes it due again. Where an app gave the order again meanwhile, its due
+-- time is another, and it stays as it is.
 -- KEYS  1 orders  2 their tries
 -- ARGV  1 order  2 its due time when it was taken  3 ms until it is due again, '' if it is done
 -- returns 1 crossed off or put off, 0 it was asked for again

@@ -1,6 +1,6 @@
 -- Deletes entries that a reader found dead, if they are still the same.
 -- KEYS  entries
--- ARGV  how each begins
+-- ARGV  the first bytes of each entry
 -- returns how many were deleted
 -- flags: allow-oom
 

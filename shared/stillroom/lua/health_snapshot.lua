@@ -1,8 +1,8 @@
 -- Keeps the first snapshot of a minute, and remembers the open findings, so that one worker logs each of them.
 -- KEYS  1 health  2 health:week  3 health:open
--- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 s to keep them all  5… findings
--- returns {1, {findings that began}, {finding that ended, for how long it was open, ms, …}}, or {0, {}, {}}: this minute
---         has one
+-- ARGV  1 snapshot, JSON  2 most in health  3 most in health:week  4 how long all three keys are kept, s  5… findings
+-- returns {1, {findings that began}, {finding that ended, for how long it was open, ms, …}}
+--         {0, {}, {}}: this minute has a snapshot already
 -- flags: allow-oom
 -- include: time
 
@@ -15,8 +15,8 @@ local function newest(stream)
   return entry and tonumber(string.match(entry[1], '^%d+')) or 0
 end
 
--- The clock stood ahead when these were kept, and was set right. A stream takes no id below its last one, so they go,
--- and its last id with them: else nothing would be kept until the clock has caught up.
+-- Drops snapshots that were kept while the clock stood ahead. A stream takes no id below its last one, so its last id
+-- goes with them: else nothing would be kept until the clock has caught up.
 local function drop_future(stream, slot_ms)
   local future = redis.call('XREVRANGE', stream, '+', plain(now_ms + slot_ms), 'COUNT', DROPPED)
   for _, entry in ipairs(future) do

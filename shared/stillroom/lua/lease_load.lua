@@ -2,9 +2,9 @@
 -- has no value to serve.
 -- KEYS  1 lease  2 entry  3 clock  4 marks  5 the other place
 -- ARGV  1 load.<token>.<lease ms>  2 lease ms  3 epoch to begin  4 while the caller waits (see is_late)
---       5 '1': take it from an older load, whose value would be too old
--- returns {1, clock, entry or nil, foreign, other or nil} when won: the clock is the load's stamp; the entries are
---         what another loader may have stored since the caller looked; foreign = 1 if the key holds no string
+--       5 '1': take the lease from an older load, whose value would be too old
+-- returns {1, clock, entry or nil, foreign, other or nil} when the lease is taken: the clock is the load's stamp;
+--         another loader may have stored these entries since the caller looked; foreign = 1 if the key holds no string
 --         {0, holder} when another load holds it
 --         {-1} when the caller has given up before this arrived: a lease without an owner would make
 --         everybody wait for nothing

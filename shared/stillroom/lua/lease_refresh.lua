@@ -1,6 +1,6 @@
 -- Takes the lease for a refresh of the entry the caller saw: one refresh per stale period.
 -- KEYS  1 lease  2 entry
--- ARGV  1 token  2 lease ms  3 how the stale entry begins (another beginning: it was refreshed since)
+-- ARGV  1 token  2 lease ms  3 the first bytes of the stale entry (others: it was refreshed since)
 --       4 while the caller waits (see is_late)  5 how long the count of failures is kept after a backoff, ms
 -- returns the lease's value, `refresh.<token>.<lease ms>.<failures so far>`; nil if there is nothing to do; -1 too late
 -- include: time lease
@@ -17,7 +17,7 @@ if holder then
   local delay, count = string.match(holder, '^backoff%.(%d+)%.(%d+)$')
   if delay then
     local left = redis.call('PTTL', KEYS[1]) - tonumber(ARGV[5])
-    if left > 0 and left <= tonumber(delay) then -- more is left only if the clock was put back
+    if left > 0 and left <= tonumber(delay) then -- a longer rest means that the clock was put back
       return false
     end
     failures = count

@@ -7,7 +7,7 @@
 
 local now = math.floor(now_us() / 1000000)
 
--- What is over goes, and the key lives as long as the change that ends last.
+-- Drops changes that are over. The key lives as long as the change that ends last.
 local function prune()
   local last, all = 0, redis.call('HGETALL', KEYS[1])
   for i = 1, #all, 2 do

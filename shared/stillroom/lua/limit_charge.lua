@@ -1,7 +1,7 @@
 -- Counts the hits that a process admitted while the server was away, whatever the quota says. A charge may be sent
 -- again: it names the total of this log of the process, and the reservations by their ids.
 -- KEYS  1 log  2 the process' log: how much of it was told before  3… reservations
--- ARGV  1 hits but those that were reserved  2 µs since the last of them  3 quota  4 window µs
+-- ARGV  1 hits without the reserved ones  2 µs since the last of them  3 quota  4 window µs
 --       5 how many such hits there have ever been  6 longest window of the limit's name, µs
 --       7… hits of each reservation, µs since them
 -- returns {hits used, µs until some come back, 0, µs until all have, now}

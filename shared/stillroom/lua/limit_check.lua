@@ -3,7 +3,7 @@
 -- ARGV  1 'take' | 'quiet' (tells nothing of this request) | 'look' (consumes and tells nothing)
 --       2 cost  3 number of bans  4 number of limits
 --       5 denials that the process answered from memory since: '<number of the limit>:<how many>' …, '' for none
---       6 ms a reservation lives, '' for none  7 number of limits that tell of being near: the first ones
+--       6 ms a reservation lives, '' for none  7 how many of the first limits write an event near their quota
 --       8 the widths of bans as the process knows them: it has named the bans of those
 --       9 a letter for each limit, 's' for one in shadow, which denies nothing; '' where none is
 --       10… quota, window µs, and ms that its log is kept, of each limit: see lib/hits; then the fields of an event: 'ip', address,
@@ -11,7 +11,7 @@
 -- returns {1 admitted | 0 denied, now, then for each limit: hits used, µs until some come back (0: none are used),
 --          µs until this request fits (0: it does, -1: never), µs until all have come back}
 --         {-1, now, ms the ban lasts, the number of the ban}
---         {-2, now, the widths of bans}: others than the process knows. Nothing was done: it is to ask again
+--         {-2, now, the widths of bans}: others than the process knows. Nothing was done: the process asks again
 -- include: time hits
 -- flags: allow-oom
 
@@ -28,7 +28,7 @@ end
 for i = 1, bans do
   if held[1 + i] then
     local left = redis.call('PTTL', KEYS[2 + i])
-    -- A ban of before the clock stepped back would last longer by that step.
+    -- A ban from before the clock stepped back would last longer by that step.
     local since, till = string.match(held[1 + i], '"since":([%d.]+)'), string.match(held[1 + i], '"until":([%d.]+)')
     local whole = since and till and math.ceil((tonumber(till) - tonumber(since)) * 1000)
     if whole and left > whole + 1000 then
@@ -39,7 +39,7 @@ for i = 1, bans do
   end
 end
 
--- µs until the oldest hits that are too many have left.
+-- Returns µs until the oldest surplus hits have left.
 local function wait_of(log, excess, window)
   for i = 1, #log, 2 do
     excess = excess - log[i + 1]
@@ -66,7 +66,7 @@ for i = 1, count do
   denied = denied or (wait ~= 0 and not is_let_off and limits[i])
 end
 
--- One that was refunded before it came here, or that comes a second time, takes nothing.
+-- A reservation that was refunded before it came here, or that comes a second time, takes nothing.
 local is_reserved = ARGV[6] ~= '' and redis.call('EXISTS', KEYS[#KEYS]) == 1
 
 local near = nil

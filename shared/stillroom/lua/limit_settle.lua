@@ -1,10 +1,10 @@
--- Says what a reservation cost in the end, once. Less is given back, from the entries that its hits are in; nothing is
--- left of one that is refunded. More is counted now, whatever the quota says: it has been used.
+-- Settles the final cost of a reservation, once. A lower cost gives hits back, from the entries that hold them; a
+-- refund gives back all. A higher cost is counted now, whatever the quota says: it has been used.
 -- KEYS  1 reservation  2… log of each limit
 -- ARGV  1 when it was made, µs, 0 where only the server knows  2 what it consumed  3 what it cost
 --       4 how long to remember that it is over, ms: it may still be on its way; 0: it is not
 --       5… quota, window µs, and longest window of its name, µs, of each limit
--- returns 1 settled, 0 it had been before, or was committed, or its time is over, or it is not known
+-- returns 1 settled, 0 it was settled or committed before, or its time is over, or it is not known
 -- include: time hits reservation
 -- flags: allow-oom
 

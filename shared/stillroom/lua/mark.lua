@@ -1,10 +1,10 @@
--- Invalidates: moves the clock on, leaves a mark for each member, and writes down the work that follows from it. It
--- drops as many marks that are too old to matter: without a beat that trims them they must not grow for ever.
+-- Invalidates: moves the clock on, leaves a mark for each member, and writes down the work that follows. It drops as
+-- many marks that are too old to matter: without a beat that trims them they must not grow for ever.
 -- Every read has to try the globs, so there is a limit to them: at the limit a new epoch begins instead, in which
--- nothing older lives, named or not. It begins, too, where globs were lost: `?` says how new the newest must be.
+-- nothing older lives, named or not. A new epoch begins, too, where globs were lost: `?` says how new the newest must be.
 -- KEYS  1 clock  2 marks  3 globs  4 todo
 -- ARGV  1 epoch to begin if the clock, the marks or globs are lost, or the globs are too many
---       2 the longest life of an entry and of the load before it, ms: so long a mark matters, and what follows is kept
+--       2 the longest life of an entry and of the load before it, ms: for so long a mark matters, and the work is kept
 --       3… members: t:<tag> hard, s:<tag> soft, p:<glob>
 -- returns the new clock, `<epoch>.<seq>`
 -- flags: allow-oom

@@ -1,7 +1,7 @@
 -- Adds prefixes to the registry of the keys of which processes keep copies: see lib/near.lua. Too many prefixes become
 -- the empty one, with which every key begins.
 -- KEYS  1 registry
--- ARGV  1 id of a new one  2 how long it is kept when nobody joins, ms  3 most prefixes  4… prefixes
+-- ARGV  1 id of a new registry  2 how long it is kept when no process joins, ms  3 most prefixes  4… prefixes
 -- returns the registry
 -- flags: allow-oom
 -- include: near

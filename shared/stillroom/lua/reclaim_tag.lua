@@ -1,9 +1,9 @@
--- Goes on through the index of a tag, and deletes the entries that carry the tag and are older than its mark. The current
+-- Continues through the index of a tag, and deletes the entries that carry the tag and are older than its mark. The current
 -- entry decides: one that was written again lives. A missing entry, or one without the tag, leaves the index.
 -- The entries are found in the index, so they are not among KEYS; they are in the slot of KEYS.
 --
--- It goes by rank, since what stands side by side leaves the index for a third of what ZSCAN and ZREM take. The cursor is
--- the last one that stayed: ranks shift with every write, but what is dead does not move, so it is never passed by.
+-- It goes by rank, since neighbours leave the index for a third of the time that ZSCAN and ZREM take. The cursor is the
+-- last member that stayed: ranks shift with every write, but a dead member does not move, so none is skipped.
 --
 -- Other clients wait while it runs, and it runs often, so the caller passes the epoch and the mark. A mark only grows, so
 -- an entry that is dead by the mark read at the beginning stays dead; a sweep deletes entries of other epochs.
@@ -17,7 +17,7 @@ local index, tag, prefix, cursor, most = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ton
 local epoch, seq = ARGV[5], tonumber(ARGV[6])
 local carries = is_among(tag)
 
--- The rank after the one that stayed; if it has gone or moved, that of the first with its score.
+-- Returns the rank after the member that stayed; if it has gone or moved, the rank of the first with its score.
 local function first_rank()
   local score, name = string.match(cursor, '^(%S+) (.*)$')
   if not score then
@@ -33,7 +33,7 @@ end
 local first = first_rank()
 local names, dead, leaving, stayed = redis.pcall('ZRANGE', index, first, first + most - 1), {}, {}, nil
 if names.err then
-  return {'0', 0, 0} -- no sorted set: as good as none
+  return {'0', 0, 0} -- a key that is no sorted set counts as empty
 end
 for i = 1, #names do
   local name, key = names[i], prefix .. names[i]

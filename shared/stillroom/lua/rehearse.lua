@@ -1,4 +1,4 @@
--- Nothing. Whether it runs tells whether this server runs scripts, and takes these keys in one call.
+-- Does nothing. That it runs shows that this server runs scripts, and takes these keys in one call.
 -- KEYS  any number
 -- ARGV  none
 -- returns 1

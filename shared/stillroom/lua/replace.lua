@@ -1,13 +1,13 @@
--- Replaces an entry that is still the one the caller has read: by a value made from it, or by the same with another
--- end. It keeps its stamp, for it is as old as what it was made from: an invalidation in between means it too.
--- Patterns that came after the caller's look are tried by each reader; one that was dropped meanwhile (`*`) by nobody.
--- KEYS  1 entry  2 lease  3 clock  4 marks  5 registry of what is kept near  6 the names that changed
+-- Replaces the entry that the caller has read, if it is still there: by a value made from it, or by the same value with
+-- another end. The new entry keeps the stamp of the old, so that an invalidation in between kills it too.
+-- Each reader tries the patterns that came after the caller's look, but no reader one that was dropped meanwhile (`*`).
+-- KEYS  1 entry  2 lease  3 clock  4 marks  5 registry of the keys that are kept near  6 the names that changed
 --       7… indexes of its tags
--- ARGV  1 how it begins  2 epoch  3 stamp  4 name  5 body  6 ttl ms, '' to keep its end  7 life ms
+-- ARGV  1 the entry's first bytes  2 epoch  3 stamp  4 name  5 body  6 ttl ms, '' to keep its end  7 life ms
 --       8 while the caller waits (see is_late)  9 seq of the clock that the caller read with it
 --       10 '1': the value is another, and a load that is under way must not overwrite it
 --       11 epoch to begin if the clock or the marks are lost  12 the key's name, in whichever place
--- returns 1 replaced, 0 another is there now, or none, or look again, -1 too late
+-- returns 1 replaced, 0 another entry is there now, or none, or the caller has to look again, -1 too late
 -- include: time clock entry near
 
 if is_late(ARGV[8]) then

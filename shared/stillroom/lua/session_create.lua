@@ -1,16 +1,16 @@
--- Begins a session. What writes comes after what may refuse: a full server, or a full house, leaves nothing behind.
--- Also ends two that are overdue, so that sessions do not pile up even where no worker ever runs.
+-- Begins a session. All writes come after every refusal, so a full server or too many sessions leave nothing behind.
+-- It also ends two sessions that are overdue, so that sessions do not pile up even where no worker ever runs.
 -- KEYS  1 record  2… its names under other peppers  then the record that it replaces, if that is in this shard, under
 --       each pepper
 -- ARGV  1 prefix  2 user, '' for none  3 tags, one a line  4 idle µs  5 absolute µs
 --       6 most sessions of this user, 0 for any number  7 1: end the oldest to make room, 0: refuse
 --       8 meta  9 how many names under other peppers  10 how long ago it was asked for, µs
---       11 when the user last proved who he is, '' for now, '0' for never
+--       11 when the user last proved his identity, '' for now, '0' for never
 --       12 the response brings a cookie: 1 nothing is begun if what this replaces is gone and the browser is getting
 --       another one in its place, 2 others under the old name must not set theirs over it, 3 both; 0 it brings none
---       13 what the user's device is called, '' for none  14 ms it is known  15… key, JSON, key, JSON …
--- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}, how long before it was asked
---         for the grace of the name to replace was over, µs, or -1, 1 if the device is new to a user who has others}
+--       13 the name of the user's device, '' for none  14 ms it is known  15… key, JSON, key, JSON …
+-- returns {'ok', now, {h, user … of those that had expired}, {h … of those that made room}, how long before the call
+--         the grace of the name to replace was over, µs, or -1, 1 if the device is new to a user who has others}
 --         {'full', how many sessions the user has}, {'replaced'}, {'again', {h, user … of those that had expired}} some of very
 --         many were looked at and cleared away: go on, or {'never'} this call was undone before it came here
 -- include: time session session_index
@@ -24,7 +24,7 @@ local now = now_us()
 local h = string.sub(KEYS[1], #prefix + 3)
 local known = redis.call('HMGET', KEYS[1], '_c', '_never')
 if known[1] then
-  return {'ok', known[1], {}, {}, -1, 0} -- names are never chosen twice: it is this call, sent again
+  return {'ok', known[1], {}, {}, -1, 0} -- names are never chosen twice, so this call was sent again
 end
 if known[2] then
   return {'never'}

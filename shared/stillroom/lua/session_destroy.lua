@@ -1,8 +1,8 @@
--- Ends a session. Takes no memory, so it works on a server that is full.
+-- Ends a session. It takes no memory, so it works on a server that is full.
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 how long ago it was asked for, µs: a name that was rotated since still counts
---       3 the response to this 1 takes the cookie away if there was a session, 2 brings another one; 0 neither
---       4 1: only if it has no data, '' otherwise
+--       3 the response: 1 takes the cookie away if there was a session, 2 brings another cookie, 0 neither
+--       4 1: end it only if it has no data, '' otherwise
 -- returns {1} ended, {0} there was none that lived, or {0, how long before it was asked for the grace of this name was over, µs}
 -- include: time session session_index
 

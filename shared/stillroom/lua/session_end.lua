@@ -1,5 +1,5 @@
 -- Ends one session of a user by its name in Redis, which is no secret; another user's is left alone.
--- It opens nothing, so an old name counts long after its grace: the list that showed it may be some minutes old.
+-- The name opens nothing, so an old name counts long after its grace: the list that showed it may be minutes old.
 -- KEYS  1 record
 -- ARGV  1 prefix  2 user
 -- returns 1 ended, 0 there was none that lived

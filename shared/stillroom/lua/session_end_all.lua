@@ -1,7 +1,7 @@
--- Ends all sessions of this shard: they are dead from now on (`all`). Those that x knows are on a list of their own, for
+-- Ends all sessions of this shard: they are dead from now on (`all`). Those in x go to a list of their own, for
 -- workers to delete.
 -- KEYS  1 x
--- ARGV  1 prefix  2 how long the longest session lives, ms, where x does not say
+-- ARGV  1 prefix  2 how long the longest session lives, ms, where x does not tell
 -- returns how many there were, with those that had ended and were not swept
 -- flags: allow-oom
 -- include: time session session_index

@@ -1,4 +1,4 @@
--- Gives a session back that was taken out of use (session_hold). What was ended meanwhile stays so.
+-- Gives a session back that was taken out of use (session_hold). A session that was ended meanwhile stays ended.
 -- KEYS  1 record
 -- ARGV  1 prefix
 -- returns 1 it lives, 0 it was gone

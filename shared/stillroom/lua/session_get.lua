@@ -1,7 +1,8 @@
--- Reads a session, and remembers that it was seen unless that was written down a moment ago. Writes no index.
+-- Reads a session, and remembers that it was seen unless that was written down a moment ago. It writes no index.
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 µs between two touches, '' to leave it untouched
--- returns {'ok', h, what the record says of itself, its data, µs since it was written down that it was seen}, or {'missing' | 'expired' | 'revoked'}, or {'replayed', h, user}
+-- returns {'ok', h, the record's own fields, its data, µs since it was written down that it was seen}
+--         {'missing' | 'expired' | 'revoked'}, or {'replayed', h, user}
 -- include: time session
 
 local now = now_us()

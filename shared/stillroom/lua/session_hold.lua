@@ -1,5 +1,5 @@
 -- Takes a session out of use until it is known whether another may begin in its place: it reads as expired, and is
--- deleted a minute later if nobody frees it before (session_free).
+-- deleted a minute later unless session_free comes before.
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 how long ago it was asked for, µs: a name that was rotated since still counts
 -- returns {h}, {''} there was none that lived, or {'', how long before it was asked for the grace of this name was over, µs}
@@ -9,7 +9,7 @@ local HELD_US = 60000000
 local now = now_us()
 local session, _, dead, late = find(ARGV[1], now, KEYS, now - tonumber(ARGV[2]), HOPS_TO_END)
 if dead and redis.call('HEXISTS', dead.key, '_held') == 1 then
-  return {dead.h} -- it is this call, sent again
+  return {dead.h} -- this call was sent again
 end
 if not session then
   return {'', late and plain(late)}

@@ -1,8 +1,9 @@
--- A page of the living sessions of a user in this shard, without their data, the newest first; forgets those whose
--- record is gone.
+-- Returns a page of the living sessions of a user in this shard, without their data, the newest first. It forgets the
+-- sessions whose record is gone.
 -- KEYS  1 user index
--- ARGV  1 prefix  2 the stamp to go on below: `+inf`, then `(` and what the page before it returned  3 most on it
--- returns {the stamp to go on below, '' if there are no more, h, what the record says of itself, h …}
+-- ARGV  1 prefix  2 the stamp to go on below: `+inf`, then `(` and the stamp that the page before returned
+--       3 most sessions on a page
+-- returns {the stamp to go on below, '' if there are no more, h, the record's own fields, h …}
 -- include: time session
 
 local FIELDS = {'_u', '_s', '_l', '_x', '_i', '_t', '_to', '_until', '_c', '_v', '_m', '_a'} -- PARTS, and the rest of OWN

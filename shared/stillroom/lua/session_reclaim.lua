@@ -12,7 +12,7 @@ end
 local index = prefix .. oldest[1]
 local names, found = {}, {}
 
--- All sessions were ended: whatever is on this list is dead.
+-- All sessions were ended, so every session on this list is dead.
 local function take_listed()
   names = redis.call('ZRANGE', index, 0, most - 1)
   for _, member in ipairs(names) do

@@ -8,7 +8,7 @@
 
 local prefix, now, most = ARGV[1], now_us(), tonumber(ARGV[3])
 local index = table.remove(KEYS, 1)
--- Only what lives is kept: a stamp of today would bring back what was revoked a moment ago.
+-- Keeps only a living session: a new stamp would bring back a session that was revoked a moment ago.
 local kept, _, _, late = find(prefix, now, KEYS, now - tonumber(ARGV[4]))
 if late then
   return {-1, plain(late)}
@@ -36,7 +36,7 @@ local before = math.max(
   tonumber(redis.call('ZSCORE', prefix .. 'rev', ARGV[2]) or '0'), tonumber(redis.call('GET', prefix .. 'all') or '0'))
 ended = ended + redis.call('ZCOUNT', index, '(' .. plain(before), '+inf') - left
 local life = redis.call('PTTL', index)
-if life < 0 then -- somebody took its end away
+if life < 0 then -- a stranger took its end away
   life = LONGEST_MS
   keep_for(index, life)
 end

@@ -1,9 +1,10 @@
 -- Gives a session a new name. The old one leads to it for a moment, for the requests that are under way; after
 -- that, and for as long as the session may live, its use is a replay.
 -- KEYS  1… record, under each pepper; then the new name, under each pepper
--- ARGV  1 prefix  2 grace µs  3 how many names the new one has  4 1: the user has just proved who he is
+-- ARGV  1 prefix  2 grace µs  3 how many names the new one has  4 1: the user has just proved his identity
 --       5 1: the response brings the browser the new name
--- returns {'ok', h, what the record says of itself, its data}, {'conflict'} somebody else has rotated it, or why not: see session_get
+-- returns {'ok', h, the record's own fields, its data}, {'conflict'} another call has rotated it, or the reason: see
+--         session_get
 -- include: time session session_index
 
 local prefix, now = ARGV[1], now_us()
@@ -12,7 +13,7 @@ local fresh = KEYS[names + 1]
 local h = string.sub(fresh, #prefix + 3)
 local known = redis.call('HMGET', fresh, '_c', '_never')
 if known[1] then
-  return answer(h, fresh) -- names are never chosen twice: it is this call, sent again
+  return answer(h, fresh) -- names are never chosen twice, so this call was sent again
 end
 if known[2] then
   return {'conflict'} -- this call was undone before it came here
@@ -22,7 +23,7 @@ if not session then
   return refusal
 end
 
--- Under this pepper or, as long as that is the name of today, under another.
+-- The name under this pepper or, while today's name is under another pepper, under that.
 local function is_named(key)
   local alias = key ~= session.key and redis.call('HMGET', key, '_alias', '_to')
   return not alias or (alias[1] and alias[2] == session.h)

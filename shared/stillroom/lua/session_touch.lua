@@ -1,7 +1,7 @@
 -- Remembers that a session was seen, unless that was written down a moment ago.
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 µs between two touches
--- returns {'ok'}, or why not: see session_get
+-- returns {'ok'}, or the reason: see session_get
 -- include: time session
 
 local now = now_us()

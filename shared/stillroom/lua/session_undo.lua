@@ -1,6 +1,6 @@
--- Undoes a creation or a rotation whose reply nobody got, and keeps it from happening later, if it is still on its
--- way: nobody has the token. A session that was rotated has its former name again.
--- KEYS  1 the name nobody knows  2… the name it was rotated from, under each pepper
+-- Undoes a creation or a rotation whose reply was lost, and keeps it from happening later if it is still on its way:
+-- no client has the token. A session that was rotated has its former name again.
+-- KEYS  1 the name that no client has  2… the name it was rotated from, under each pepper
 -- ARGV  1 prefix
 -- returns 1 undone, 0 it had not happened
 -- include: time session session_index
@@ -9,7 +9,7 @@ local MINUTES_MS = 600000 -- no command is under way for longer
 local prefix, now = ARGV[1], now_us()
 local session = read(prefix, string.sub(KEYS[1], #prefix + 3))
 
--- The name that leads here, if it does.
+-- Finds the name that leads here, if it does.
 local function former_name()
   for i = 2, #KEYS do
     local former = read(prefix, string.sub(KEYS[i], #prefix + 3))
@@ -33,7 +33,7 @@ if former then
 elseif is_there then
   drop(prefix, session)
 end
-if not (session and session.to) then -- first what takes no memory: see session_sweep
+if not (session and session.to) then -- the first write takes no memory: see session_sweep
   redis.call('PEXPIRE', KEYS[1], plain(MINUTES_MS))
   redis.call('HSET', KEYS[1], '_never', '1')
   redis.call('PEXPIRE', KEYS[1], plain(MINUTES_MS))

@@ -1,8 +1,8 @@
--- Sets and removes keys of a session that lives; never begins one, so a logout is not undone by a slower request.
+-- Sets and removes keys of a living session. It never begins one, so a slower request does not undo a logout.
 -- KEYS  1… record, under each pepper
 -- ARGV  1 prefix  2 the version it must have, '' for any  3 most bytes  4 most keys  5 number of keys to set
 --       6… key, JSON, key, JSON … then the keys to remove
--- returns {'ok', version, h}, {'conflict', version}, {'large', bytes}, {'many', keys}, or why not: see session_get
+-- returns {'ok', version, h}, {'conflict', version}, {'large', bytes}, {'many', keys}, or the reason: see session_get
 -- include: time session
 
 local now = now_us()

@@ -1,4 +1,4 @@
--- Lets the holder of a slot keep it for another lease, while it is still there.
+-- Lets the holder of a slot keep it for another lease, while the slot is still the holder's.
 -- KEYS  1 slots
 -- ARGV  1 token  2 lease, ms
 -- returns 1 renewed, 0 it is lost

@@ -1,5 +1,5 @@
--- Takes one of the slots of a lock or semaphore, in the order of asking. Who waits asks again and again, and keeps
--- its place in the queue as long as it does. Taking twice under one token is taking once.
+-- Takes one of the slots of a lock or semaphore, in the order of asking. A waiting caller asks again and again, and
+-- keeps its place in the queue as long as it does. Taking twice under one token takes one slot.
 -- KEYS  1 slots: token → when its lease ends, µs  2 queue: token → when it came  3 waiters: token → until when its
 --       place is kept, µs  4 fence: the last fencing number
 -- ARGV  1 token  2 how many slots there are  3 lease, ms  4 how long a place in the queue is kept, ms; 0: none is
@@ -46,7 +46,7 @@ redis.call('ZREM', KEYS[3], token)
 redis.call('ZADD', KEYS[1], plain(now + tonumber(ARGV[3]) * 1000), token)
 local ends = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
 redis.call('PEXPIRE', KEYS[1], plain(math.ceil((tonumber(ends) - now) / 1000) + 1))
--- The server's time where the last number is lost, so that it grows in any case.
+-- Where the last number is lost the server's time replaces it, so that numbers grow in any case.
 local fence = math.max(now, tonumber(redis.call('GET', KEYS[4]) or '0') + 1)
 redis.call('SET', KEYS[4], plain(fence), 'PX', 86400000)
 return {1, plain(fence)}

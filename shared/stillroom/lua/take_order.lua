@@ -1,9 +1,9 @@
--- Takes the order that is due the longest, and counts the try: one that its worker does not survive must not be tried
--- for ever. It stays written down and becomes due again, should its worker die. What is due later than any delay there
--- is was written before the clock was put back: it is due now.
+-- Takes the order that is due the longest, and counts the try: an order that kills its worker must not be tried for
+-- ever. The order stays written down and becomes due again, should its worker die. An order that is due later than the
+-- longest delay was written before the clock was put back: it is due now.
 -- KEYS  1 orders  2 their tries
 -- ARGV  1 ms until it is due again  2 the longest delay, ms  3 how long orders are kept, ms
---       4 due no later than this, µs: so that a run takes each order once; 0: now
+--       4 due no later than this, µs, so that a run takes each order once; 0: now
 -- returns {order, the due time that says it is ours, tries with this one, server time in µs}, or nil if nothing is due
 -- flags: allow-oom
 -- include: time

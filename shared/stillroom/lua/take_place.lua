@@ -1,6 +1,6 @@
 -- Takes one of a loader's places, so that no more than its budget of loads run at once, in all processes. A place is
--- held no longer than a load may take; whoever finds none queues for a moment, with as many others as there are places.
--- Members that run out later than any could are of a clock that was put back.
+-- held no longer than a load may take. A load that finds none queues for a moment; the queue is as long as there are
+-- places. Members that run out later than any could were written before the clock was put back.
 -- KEYS  1 places (zset: load → until, ms)  2 queue (the same)  3 lease
 -- ARGV  1 the lease's value: the load  2 how many places  3 for how long, ms  4 how long one may queue, ms
 -- returns 1 taken, and the lease begins anew; 0 queued: ask again; -1 the queue is full

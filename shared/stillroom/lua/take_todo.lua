@@ -1,5 +1,5 @@
 -- Takes the work that is due the longest. It stays written down and becomes due again, should its worker die.
--- What is due later than any delay there is was written before the clock was put back: it is due now.
+-- Work that is due later than the longest delay was written before the clock was put back: it is due now.
 -- KEYS  1 todo
 -- ARGV  1 ms until it is due again  2 the longest delay, ms
 -- returns {member, the due time that says it is ours, server time in µs}, or nil if nothing is due

@@ -1,4 +1,4 @@
--- Takes out of an index what has run out by itself.
+-- Takes the members out of an index that have run out by themselves.
 -- KEYS  1 index
 -- ARGV  1 most members to take out
 -- returns how many were taken out

@@ -1,14 +1,15 @@
--- Begins a new epoch where the one that is there can't be trusted: it lived on another run of the server (a restart
+-- Begins a new epoch where the present one can't be trusted: it lived on another run of the server (a restart
 -- with an older state, a replica that took over, a slot that moved here), or in a cache of another number of shards,
--- or the clock has gone back. What was acknowledged since may be missing there, and nothing else would show it.
+-- or the clock has gone back. Invalidations that were acknowledged since may be missing there,
+-- and nothing else would show it.
 --
--- A replica that took over may go on with the epoch where every process had waited until a replica had what it
--- invalidated. It is one if its history continues that of the server before, and it has copied the end of it itself: a
--- server that was started with an older state says the same of its history, and has no byte of it in its backlog.
+-- A replica that took over may go on with the epoch if every process had waited until a replica had its invalidation.
+-- A server is such a replica if its history continues that of the server before, and if it has copied the end of that
+-- history itself: a server started with an older state tells the same history, and has no byte of it in its backlog.
 -- KEYS  1 clock  2 marks  3 globs  4 todo
--- ARGV  1 epoch to begin  2 how long what is to be done is kept, ms  3 an epoch the caller has seen
+-- ARGV  1 epoch to begin  2 how long the work that follows is kept, ms  3 an epoch the caller has seen
 --       4 how far its clock had got then
--- returns the clock, `<epoch>.<seq>`, or nil if there is none: whoever writes next begins an epoch
+-- returns the clock, `<epoch>.<seq>`, or nil if there is none: the next write begins an epoch
 -- flags: allow-oom
 -- include: clock todo
 

@@ -1,6 +1,6 @@
--- A worker is at work, and what it does. Those of whom nothing was heard for a while are forgotten.
+-- Writes down that a worker is at work, and its description. Workers that were silent for a while are forgotten.
 -- KEYS  1 workers  2 workers:about
--- ARGV  1 which worker  2 how long it is remembered, ms  3 what it does, JSON, or nothing
+-- ARGV  1 the worker's name  2 how long it is remembered, ms  3 its description, JSON, or nothing
 -- returns 1
 -- include: time own
 
@@ -16,7 +16,7 @@ local function forget(from, till)
   end
 end
 forget('-inf', before)
-forget(since, '+inf') -- from before the clock stepped back
+forget(since, '+inf') -- written before the clock stepped back
 redis.call('ZADD', KEYS[1], plain(now), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 if ARGV[3] ~= '' then

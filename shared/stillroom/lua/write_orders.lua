@@ -1,7 +1,7 @@
--- Writes down what an app wants done in the background. An order that waits already is one order; it is due now.
+-- Writes down work that an app wants done in the background. An order that waits already stays one; it is due now.
 -- KEYS  1 orders  2 their tries
 -- ARGV  1 most orders that may wait  2 how long they are kept, ms  3… orders
--- returns 1 written down, 0 too many wait already: none is
+-- returns 1 written down, 0 too many wait already, and none was written down
 -- include: time
 
 local new = 0

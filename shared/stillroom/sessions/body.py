@@ -220,7 +220,8 @@ class SessionsBody(Asking):
         fresh: bool = True,
         asked_us: int | None = None,
     ) -> Operation[Session[Any]]:
-        """The `create` of a login whose response brings the browser its cookie, in the place of the session before.
+        """Return the `create` of a login whose response brings the browser its cookie, in the place of the session
+        before.
 
         Responses to other requests of that browser, which are under way, do not set theirs over it. `asked_us`:
         when the request looked at the session before, by this machine's steady clock: a new token that another
@@ -294,7 +295,7 @@ class SessionsBody(Asking):
         fields, note = encoded(given, *self._limits()), encoded_meta(meta)
         labels = b"\n".join(encoded_tags(tags))
         old = None if replaces is None else self._place(replaces)
-        # Who is nobody yet stays where he was: then one script does all of it.
+        # An anonymous session stays in its shard: then one script does all of it.
         shard = shard_of(user, self._shards) if user else (None if old is None else old.shard)
         token, place = self._new_place(shard)
         ends_with = cookie & BRINGS_ANOTHER
@@ -960,7 +961,7 @@ class SessionsBody(Asking):
 
 
 def not_fresh(session: Session[Any], within: Duration) -> SessionNotFresh:
-    """The error to raise for a session that is not fresh."""
+    """Return the error to raise for a session that is not fresh."""
     proved, seconds = session.authenticated_at, seconds_of("fresh", within, least=0)
     return SessionNotFresh(seconds, None if proved is None else session.read_at - proved)
 

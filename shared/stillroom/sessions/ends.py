@@ -9,7 +9,7 @@ from stillroom.scripts import session_destroy, session_hold, session_undo
 from stillroom.wire import Command
 
 TRIES = 5  # to find out which was first, an end or a rotation; then as many that favour the end more and more
-# What the response does: see lua/session_destroy.lua and session_create.lua.
+# What a response does to the browser's cookie: see lua/session_destroy.lua and session_create.lua.
 NO_COOKIE, TAKES_AWAY, UNLESS_LATE, BRINGS_ANOTHER, BOTH = 0, 1, 1, 2, 3
 
 
@@ -34,7 +34,7 @@ class End(NamedTuple):
         return session_destroy(self.keys, self.prefix, self.age(now_us), self.cookie, self.only)
 
     def holding(self, now_us: int) -> Command:
-        """The command that takes it out of use, to be freed or ended."""
+        """Return the command that takes it out of use, to be freed or ended."""
         return session_hold(self.keys, self.prefix, self.age(now_us))
 
     def age(self, now_us: int) -> int:

@@ -80,12 +80,12 @@ class Session(Generic[T]):
 
     @property
     def token(self) -> str:
-        """The text for the cookie. Whoever has it, has the session."""
+        """Return the text for the cookie. Whoever has it, has the session."""
         return self._about[3]
 
     @property
     def read_at(self) -> float:
-        """The server's time when it was read or made, seconds since 1970."""
+        """Return the server's time when it was read or made, seconds since 1970."""
         return self.device.last_seen + self._about[4] / 1e6
 
     def is_fresh(self, seconds: Duration) -> bool:
@@ -110,7 +110,7 @@ class Session(Generic[T]):
 
     @property
     def id(self) -> SecretStr:
-        """The token as it may be handed around: nothing prints it."""
+        """Return the token as it may be handed around: nothing prints it."""
         return SecretStr(self.token)
 
     @property
@@ -198,7 +198,7 @@ class SessionEvent:
 
 
 def encoded(data: object, limit: int, keys_limit: int) -> dict[bytes, bytes]:
-    """Each top-level key and its JSON. Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
+    """Return each top-level key and its JSON. Raises SessionDataRefused, SessionUnreadable or ValueTooLarge."""
     fields: dict[bytes, bytes] = {}
     for key, value in _items(data):
         fields[checked_key(key)] = text = encoded_value(key, value)
@@ -252,7 +252,7 @@ def encoded_meta(meta: Mapping[str, Any] | None) -> bytes:
 
 
 def encoded_tags(tags: Sequence[str]) -> list[bytes]:
-    """Each once. Raises InvalidKey or SessionDataRefused."""
+    """Return each tag once. Raises InvalidKey or SessionDataRefused."""
     names = list(dict.fromkeys(map(sanitized, (tags,) if isinstance(tags, str) else tags)))
     if len(names) > TAGS_LIMIT:
         raise SessionDataRefused(f"{len(names)} tags, the limit is {TAGS_LIMIT}")
@@ -260,7 +260,7 @@ def encoded_tags(tags: Sequence[str]) -> list[bytes]:
 
 
 def decoded(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
-    """The data, as it is or checked by a type. Raises SessionUnreadable."""
+    """Return the data, as it is or checked by a type. Raises SessionUnreadable."""
     try:
         if has_marks(text):
             return _decoded_marked(text, adapter)
@@ -285,7 +285,7 @@ def _decoded_marked(text: bytes, adapter: TypeAdapter[Any] | None) -> Any:
 
 
 def joined(fields: Mapping[bytes, bytes]) -> bytes:
-    """The data as one JSON object, as lua/lib/session.lua puts it together."""
+    """Return the data as one JSON object, as lua/lib/session.lua puts it together."""
     return b"{%b}" % b",".join([b'"%b":%b' % item for item in fields.items()])
 
 

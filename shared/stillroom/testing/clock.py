@@ -113,7 +113,7 @@ def _earlier(time: bytes, us: int) -> bytes:
     return max(0, int.from_bytes(time, "big") - us).to_bytes(TIME_BYTES, "big")
 
 
-# What holds times besides its TTL, by its kind.
+# Keys that hold times besides their TTL, by kind.
 REWRITES: dict[str, Callable[[Any, bytes, int], None]] = {
     "e": _age_entry,
     "i": _age_scores(1_000),

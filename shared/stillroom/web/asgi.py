@@ -17,6 +17,7 @@ from stillroom.operation import Driver
 from stillroom.room import AsyncStillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, report_loss
+from stillroom.web.explain import ExplainASGI
 from stillroom.web.fetched import is_meant_in_scope
 from stillroom.web.gate import Asked, Middleware
 from stillroom.web.limited import Charge
@@ -75,8 +76,11 @@ class StillroomMiddleware(Middleware[App, AsyncStillroom]):
     """
 
     _kind = AsyncStillroom
+    charges_endpoints = True  # see carriers.py
 
     def _prepare(self) -> None:
+        if self._room.settings.explain_header:
+            self.app = ExplainASGI(self.app, self._room)
         self._test_cookie = self._cookie.for_test_client()
         self._at_once = Driver(self._room.state_wire.for_threads)
         self._ahead = Ahead()

@@ -40,7 +40,7 @@ def is_preflight(method: str, header: Callable[[str], str | None]) -> bool:
 
 
 def asking_for(method: str, origin: str) -> list[Header]:
-    """The headers of a preflight for such a request."""
+    """Return the headers of a preflight for such a request."""
     return [("Origin", origin), ("Access-Control-Request-Method", method)]
 
 

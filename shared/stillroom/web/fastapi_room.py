@@ -113,7 +113,7 @@ class AppLifespan:
 
 
 async def current_room(connection: HTTPConnection) -> AsyncStillroom:
-    """The room of the app that is asked. Raises SettingsError where its lifespan is not the room's."""
+    """Return the room of the app that is asked. Raises SettingsError where its lifespan is not the room's."""
     room: AsyncStillroom | None = getattr(connection.app.state, "stillroom", None)
     if room is None:
         raise SettingsError("this app has no room: FastAPI(lifespan=room.lifespan) opens one")

@@ -127,7 +127,7 @@ class FlaskSession(WebSession, SessionMixin):
     def __delitem__(self, key: str) -> None:
         super().__delitem__(key)
         if key == USER and (self._login is None or self._follows_flask_login):
-            # What is left of it is nobody's: a session of its own.
+            # The rest of the data belongs to no user: it begins an anonymous session.
             self._login, self._is_ended, self._follows_flask_login = None, True, False
 
     def _log_in(self, user_id: str) -> None:

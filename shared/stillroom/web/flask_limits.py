@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from flask import Blueprint, Flask, Response, current_app, g, request, session
@@ -18,6 +18,7 @@ from stillroom.limits.limit import check_limits
 from stillroom.limits.routes import Counted
 from stillroom.misuse import explained
 from stillroom.room import Stillroom
+from stillroom.web.carriers import FLASK_EXTENSION, LOST, WITHIN, lost_views
 from stillroom.web.cors import EXPOSE, exposing, is_preflight
 from stillroom.web.ending import lacking
 from stillroom.web.endpoints import Charger
@@ -33,9 +34,7 @@ from stillroom.web.within import budgeted
 from stillroom.web.wsgi import VISIT
 
 V = TypeVar("V")
-EXTENSION = "stillroom.limits"
 HERE = "_stillroom_visit"  # on flask.g
-WITHIN = "__stillroom_within__"  # on a view: a limited one is around it
 
 log = logging.getLogger("stillroom.web")
 
@@ -76,8 +75,8 @@ class StillroomLimits:
         exempt_when: Callable[[Any], bool] | None = None,
         render: Render | None = None,
     ) -> None:
-        limits = check_limits(default)
-        self._default = (Limited(limits),) if limits else ()
+        self.default = check_limits(default)  # for views that carry none
+        self._default = (Limited(self.default),) if self.default else ()
         self._exempt_when = exempt_when
         self._render = render
         if app is not None:
@@ -89,7 +88,7 @@ class StillroomLimits:
         gate = Gate(room, render=self._render)
         gate.reads_headers = bool(room.settings.trusted_proxies)
         self._charger = Charger(gate, room.state)
-        app.extensions[EXTENSION] = self
+        app.extensions[FLASK_EXTENSION] = self
         app.wsgi_app = budgeted(room, app.wsgi_app)  # type: ignore[method-assign]
         self._has_told = False
         # In front of what others have registered: they may be dear, and look at the session.
@@ -108,7 +107,8 @@ class StillroomLimits:
     def _begin(self) -> None:
         if not self._has_told:
             self._has_told = True
-            _tell_of_lost(current_app.view_functions)
+            for name in lost_views(current_app):
+                log.warning("the view %s %s", name, LOST)
         visit = self._visit()
         view = current_app.view_functions.get(request.endpoint or "")
         visit.exempt = (
@@ -240,7 +240,7 @@ class _Here:
 
 
 def _extension() -> StillroomLimits:
-    found: StillroomLimits | None = current_app.extensions.get(EXTENSION)
+    found: StillroomLimits | None = current_app.extensions.get(FLASK_EXTENSION)
     if found is None:
         raise SettingsError("a view is limited, and the app has no StillroomLimits(app, room)")
     return found
@@ -285,17 +285,6 @@ def _limited(view: Any, declaration: Limited) -> Any:
     with contextlib.suppress(AttributeError):  # of a bound method
         setattr(view, WITHIN, True)
     return made
-
-
-def _tell_of_lost(views: Mapping[str, Any]) -> None:
-    """Log which views are in the app without the limits that were put around them."""
-    for name, view in views.items():
-        if getattr(view, WITHIN, False):
-            log.warning(
-                "the view %s has a @limited that the app does not know, so it limits nothing: put it below "
-                "@app.route, which takes what it finds there",
-                name,
-            )
 
 
 def _limited_class(view: type, declaration: Limited) -> type:

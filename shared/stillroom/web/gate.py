@@ -44,7 +44,7 @@ class Asked(NamedTuple):
     headers: list[Header]  # empty where nobody reads them
 
 
-# What a request is counted by besides its address: kind → text, such as {"user": "ann"}.
+# Returns the subjects of a request besides its address: kind → text, as in {"user": "ann"}.
 SubjectOf = Callable[[Asked], Mapping[str, str | None]]
 ExemptWhen = Callable[[Asked], bool]
 
@@ -99,7 +99,7 @@ class Gate:
     def route(
         self, method: str, path: str, whole: str, header: Callable[[str], str | None]
     ) -> Route | None:
-        """The route whose limits a request has; None if it has none. See Routes.find."""
+        """Return the route whose limits a request has; None if it has none. See Routes.find."""
         assert self.routes is not None
         found = self.routes.find(method, path, whole)
         if not found.limits:
@@ -113,7 +113,7 @@ class Gate:
     def visit(
         self, asked: Asked, session: RequestSession | None, is_meant: Callable[[], bool]
     ) -> Visit:
-        """A request that comes in."""
+        """Return a request that comes in."""
         return Visit(asked, self.client_of(asked), session, is_meant)
 
     def asking(self, route: Route, visit: Visit) -> Operation[Decision | None]:
@@ -222,12 +222,12 @@ class Gate:
                 self._look.pop(key, None)
 
     def cookie_of(self, key: object) -> SessionCookie | None:
-        """The cookie that a framework's own session is read by, where the last request here looked at it."""
+        """Return the cookie that a framework's own session is read by, where the last request here looked at it."""
         return self._look.get(key)
 
 
 def _none() -> Operation[None]:
-    """An operation that says nothing to Redis."""
+    """Return an operation that says nothing to Redis."""
     yield from ()
 
 

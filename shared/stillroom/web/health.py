@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from stillroom.acts import act
 from stillroom.cache.loaders import Loaders
-from stillroom.errors import StillroomError
+from stillroom.errors import WHO_MAY, RedisUnavailable, StillroomError
 from stillroom.health import rfc
 from stillroom.health.metrics import MEDIA_TYPE as METRICS_TYPE
 from stillroom.health.metrics import exposition
@@ -48,7 +48,7 @@ METHODS = ("GET", "HEAD")
 
 LIVE, READY, HEALTH, METRICS, STATUS = "live", "ready", "health", "metrics", "status"
 OPERATE = "operate"
-# What opens them. A browser can't be told a bearer token, but asks its user for a password.
+# The schemes that open the details. A browser can't be given a bearer token, but asks its user for a password.
 GUARDED: Mapping[str, str] = {
     METRICS: 'Bearer realm="stillroom"',
     STATUS: 'Basic realm="stillroom", charset="UTF-8"',
@@ -118,7 +118,7 @@ class Endpoints:
         )  # or mounted at /health itself
 
     def at_once(self, request: Request) -> Response | None:
-        """The answer that needs no report, or None: one is needed."""
+        """Return the answer that needs no report, or None: one is needed."""
         route = self.route(request)
         if route is None:
             return _text(404, "not found")
@@ -134,7 +134,7 @@ class Endpoints:
         return None
 
     def answer(self, request: Request, held: Held | None) -> Response:
-        """The answer. `held` None: no report could be made in time."""
+        """Return the answer. `held` None: no report could be made in time."""
         route = self.route(request)
         if route == READY:
             return self._ready(held)
@@ -190,7 +190,7 @@ class Endpoints:
                 room.cache.loaders.adopt(loaders)
                 done = act(room, form.pop("act", ""), form, _who(request))
         except (StillroomError, ValueError, LookupError) as error:
-            return _page(200, operate.render(secret, at, wrong=f"This failed: {error}"))
+            return _page(200, operate.render(secret, at, wrong=_why(error)))
         return _page(200, operate.render(secret, at, done))
 
     def is_page(self, request: Request) -> bool:
@@ -202,7 +202,7 @@ class Endpoints:
         return view_of(request.query).choice.hours
 
     def page(self, request: Request, held: Held | None, past: Past) -> Response:
-        """The page at /status. Takes a tenth of a second of CPU: not for an event loop's thread."""
+        """Return the page at /status. Takes a tenth of a second of CPU: not for an event loop's thread."""
         if held is None:
             return _text(503, "no report in time")
         text = render(
@@ -265,6 +265,13 @@ def _networks(texts: Sequence[str]) -> list[ipaddress.IPv4Network | ipaddress.IP
     return [ipaddress.ip_network(text) for text in texts]
 
 
+def _why(error: Exception) -> str:
+    """Return why an act failed, for the operator."""
+    if isinstance(error, RedisUnavailable) and error.lacks_right:
+        return f"Not allowed: {error.detail}; {WHO_MAY}."
+    return f"This failed: {error}"
+
+
 def _who(request: Request) -> str:
     """Return the actor for the log: the name that a browser was given, and the address."""
     kind, _, given = request.headers.get("authorization", "").partition(" ")
@@ -301,7 +308,7 @@ def held_with_age(held: Held) -> tuple[Report, float]:
 
 
 def sized(response: Response) -> list[tuple[str, str]]:
-    """All headers, with the length of the body that GET gets."""
+    """Return all headers, with the length of the body that GET gets."""
     return [*response.headers, ("Content-Length", str(len(response.body)))]
 
 

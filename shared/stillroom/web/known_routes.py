@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from stillroom.errors import did_you_mean
 from stillroom.limits.routes import Route, Routes, below
 from stillroom.limits.template import REST, Parts, Template, could_meet
+from stillroom.web.carriers import (
+    DEEP,
+    Carried,
+    Endpoint,
+    around,
+    is_django,
+    layers,
+    of_django,
+    of_flask,
+    of_starlette,
+)
+from stillroom.web.limited import Limited
 
 log = logging.getLogger("stillroom.web")
 
-DEEP = 20  # apps within apps
 # A field, and its kind. Those kinds which span no slash; any other may.
 _BRACED = re.compile(r"\{[^{}:]*:?([^{}]*)\}")
 _ANGLED = re.compile(r"<(?:([^<>:]*):)?[^<>]*>")
@@ -32,13 +42,19 @@ class Known(NamedTuple):
     text: str  # as the app writes it
     parts: Parts
     methods: frozenset[str] | None  # None: any
+    endpoint: Endpoint = Endpoint()
+
+    @property
+    def carries(self) -> tuple[Carried, ...]:
+        """Return the limits that its endpoint carries."""
+        return self.endpoint.carries
 
 
 class Roots:
     """The path an app is mounted under, as a FastAPI app says of itself or else its server."""
 
     def __init__(self, app: object) -> None:
-        found = next((one for one in _inward(app) if hasattr(one, "root_path")), None)
+        found = next((one for one in layers(app) if hasattr(one, "root_path")), None)
         self._own = str(getattr(found, "root_path", ""))
 
     def of(self, root: str) -> str:
@@ -80,28 +96,38 @@ def _misfits(
 
 
 def known_routes(app: object) -> list[Known] | None:
-    """All routes of an app of Starlette, FastAPI, Flask or Django. None: they can't be seen."""
-    for one in _inward(app):
+    """Return all routes of an app of Starlette, FastAPI, Flask or Django. None: they can't be seen."""
+    for one in layers(app):
         if hasattr(one, "url_map") and hasattr(one.url_map, "iter_rules"):
-            return [_of_flask(rule) for rule in one.url_map.iter_rules()]
+            return [_of_flask(one, rule) for rule in one.url_map.iter_rules()]
         if isinstance(getattr(one, "routes", None), Sequence):
-            return list(_of_starlette(one.routes, (), "", 0))
-        if _is_django(one):
+            return list(_of_starlette(one.routes, (), "", around(app)))
+        if is_django(one):
             from django.urls import get_resolver
 
-            return list(_of_django(get_resolver().url_patterns, (), ""))
+            return list(_of_django(get_resolver().url_patterns, (), "", ()))
     return None
 
 
-def _inward(app: object) -> Iterator[Any]:
-    """Yield the app and the apps that it wraps, as far as they can be seen."""
-    seen = getattr(app, "__self__", app)  # app.wsgi_app is a method of the app
-    for _ in range(DEEP):
-        yield seen
-        inner = getattr(seen, "app", None)
-        if inner is None or inner is seen or hasattr(seen, "mounts"):  # several apps side by side
-            return
-        seen = getattr(inner, "__self__", inner)
+def inner_apps(app: object) -> Iterator[Any]:
+    """Yield the apps that an app wraps, or that are mounted in it."""
+    yield from list(layers(app))[1:]
+    yield from _mounted(getattr(app, "routes", ()), 0)
+
+
+def _mounted(routes: Any, depth: int) -> Iterator[Any]:
+    for route in routes if isinstance(routes, Sequence) and depth < DEEP else ():
+        if not hasattr(route, "endpoint"):
+            yield from layers(getattr(route, "app", None))
+            yield from _mounted(getattr(route, "routes", ()), depth + 1)
+
+
+def fits(known: Known, method: str, path: str) -> bool:
+    """Return whether a request may come to this route, as far as its template says."""
+    wanted = "GET" if method == "HEAD" else method
+    if known.methods is not None and wanted not in known.methods:
+        return False
+    return could_meet(tuple([(part,) for part in path.split("/") if part]), known.parts)
 
 
 def _could_fit(route: Route, known: Known, root: str) -> bool:
@@ -112,39 +138,47 @@ def _could_fit(route: Route, known: Known, root: str) -> bool:
     return any(could_meet(Template(form).parts, known.parts) for form in forms)
 
 
-def _of_starlette(routes: Sequence[Any], before: Parts, text: str, depth: int) -> Iterator[Known]:
+def _of_starlette(
+    routes: Sequence[Any], before: Parts, text: str, outer: Sequence[Limited], depth: int = 0
+) -> Iterator[Known]:
     for route in routes:
-        path, inner = getattr(route, "path", None), getattr(route, "routes", None)
-        if included := getattr(
-            route, "effective_route_contexts", None
-        ):  # a router in a FastAPI app
-            yield from _of_starlette(list(included()), before, text, depth + 1)
+        if included := getattr(route, "effective_route_contexts", None):  # a router in FastAPI
+            contexts = [getattr(one, "starlette_route", None) or one for one in included()]
+            yield from _of_starlette(contexts, before, text, outer, depth + 1)
             continue
+        path, inner = getattr(route, "path", None), getattr(route, "routes", None)
+        is_leaf = hasattr(route, "endpoint")
+        limits = outer if is_leaf else (*outer, *around(getattr(route, "app", None)))
         if path is None:  # by host, or of the app's own kind
-            yield Known(f"{text}/…", (*before, REST), None)
+            yield Known(f"{text}/…", (*before, REST), None, of_starlette(route, limits))
             continue
         parts = (*before, *_parts(path, _BRACED, _OF_STARLETTE))
         if inner and depth < DEEP:
-            yield from _of_starlette(inner, parts, text + path, depth + 1)
-        elif not hasattr(route, "endpoint"):  # another app is mounted there
-            yield Known(f"{text}{path}/…", (*parts, REST), None)
+            yield from _of_starlette(inner, parts, text + path, limits, depth + 1)
+        elif not is_leaf:  # another app is mounted there
+            yield Known(f"{text}{path}/…", (*parts, REST), None, of_starlette(route, limits))
         else:
-            yield Known(text + path, parts, _methods(route))
+            yield Known(text + path, parts, _methods(route), of_starlette(route, limits))
 
 
-def _of_flask(rule: Any) -> Known:
-    return Known(str(rule.rule), _parts(rule.rule, _ANGLED, _OF_FLASK), _methods(rule))
+def _of_flask(app: Any, rule: Any) -> Known:
+    parts = _parts(rule.rule, _ANGLED, _OF_FLASK)
+    return Known(str(rule.rule), parts, _methods(rule), of_flask(app, rule))
 
 
-def _of_django(patterns: Sequence[Any], before: Parts, text: str) -> Iterator[Known]:
+def _of_django(
+    patterns: Sequence[Any], before: Parts, text: str, outer: Sequence[Limited]
+) -> Iterator[Known]:
     for one in patterns:
         written = str(one.pattern)
         is_path = hasattr(one.pattern, "_route")  # else it is a regular expression, or a language
         parts = (*before, *(_parts(written, _ANGLED, _OF_DJANGO) if is_path else (REST,)))
+        limits = (*outer, *getattr(one, "declarations", ()))
         if hasattr(one, "url_patterns"):
-            yield from _of_django(one.url_patterns, parts, text + written)
+            yield from _of_django(one.url_patterns, parts, text + written, limits)
         else:
-            yield Known(f"/{text}{written}", parts, None)
+            endpoint = of_django(one.callback, limits)
+            yield Known(f"/{text}{written}", parts, None, endpoint)
 
 
 def _parts(path: str, field: re.Pattern[str], plain: Sequence[str]) -> Parts:
@@ -168,8 +202,3 @@ def _pieces(part: str, field: re.Pattern[str]) -> tuple[str, ...]:
 def _methods(route: Any) -> frozenset[str] | None:
     methods = getattr(route, "methods", None)
     return frozenset(methods) if methods else None
-
-
-def _is_django(app: object) -> bool:
-    handlers = sys.modules.get("django.core.handlers.base")
-    return handlers is not None and isinstance(app, handlers.BaseHandler)

@@ -55,7 +55,7 @@ class Here(Protocol):
     request: Any  # the argument of functions of the request
 
     def address(self) -> str:
-        """The client's, as `limits.client` makes it."""
+        """Return the client's address, as `limits.client` makes it."""
 
     def header(self, name: str) -> str | None: ...
 
@@ -92,7 +92,7 @@ class Limited:
 
     def __post_init__(self) -> None:
         if isinstance(self.limits, tuple):
-            known = (*KINDS, *([_kind_of(self.by)] if self.by else ()))
+            known = (*KINDS, *([kind_of(self.by)] if self.by else ()))
             _check_kinds(self.limits, self.by, known)
         if isinstance(self.by, str):
             _check_by(self.by)
@@ -125,16 +125,16 @@ class Limited:
         subject: dict[str, str | None] = {"ip": here.address()}
         by = self.by
         if isinstance(by, Header):
-            subject[_kind_of(by)] = here.header(by.name)
+            subject[kind_of(by)] = here.header(by.name)
         elif by is not None and not isinstance(by, str):
             given = yield by(here.request)
             if isinstance(given, Mapping):
                 subject |= {kind: _text(value) for kind, value in given.items()}
                 by = None
             else:
-                subject[_kind_of(by)] = _text(given)
+                subject[kind_of(by)] = _text(given)
         if by is not None:
-            kind = by if isinstance(by, str) else _kind_of(by)
+            kind = by if isinstance(by, str) else kind_of(by)
             limits = tuple([replace(limit, by=kind) for limit in limits])
         if any("user" in limit.kinds for limit in limits) and "user" not in subject:
             subject["user"] = yield here.user()
@@ -144,7 +144,7 @@ class Limited:
 def declared(
     limits: Sequence[Any], by: By, cost: Any, count: Counted, exempt_when: When
 ) -> Limited:
-    """The declaration in `limited(*limits, …)`: limits, one list of them, or one function of the request."""
+    """Return the declaration in `limited(*limits, …)`: limits, one list of them, or one function of the request."""
     if len(limits) == 1 and callable(limits[0]):
         return Limited(limits[0], by, cost, count, exempt_when)
     if len(limits) == 1 and isinstance(limits[0], list | tuple):
@@ -160,7 +160,7 @@ def counted_by(count: Counted, limits: Sequence[Limit]) -> tuple[Counted, ...]:
 
 
 def carried(endpoint: object) -> tuple[Limited, ...]:
-    """The declarations that an endpoint carries."""
+    """Return the declarations that an endpoint carries."""
     return getattr(endpoint, MARK, ())
 
 
@@ -192,7 +192,7 @@ async def run_async(steps: Steps[T]) -> T:
         return result
 
 
-def _kind_of(by: object) -> str:
+def kind_of(by: object) -> str:
     """Return the kind under which the names of a function or a header are counted."""
     name = by.name if isinstance(by, Header) else getattr(by, "__name__", "")
     kind = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:32]

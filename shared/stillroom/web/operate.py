@@ -31,7 +31,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Cache": ("look", "invalidate", "invalidate_tag", "invalidate_pattern", "load"),
     "Sessions": ("sessions", "end_sessions"),
     "Bans": ("bans", "ban", "lift"),
-    "Limits": ("limits", "reset"),
+    "Limits": ("limits", "peek", "reset"),
     "Workers": ("letters", "pause", "resume"),
 }
 
@@ -66,7 +66,7 @@ def form_of(body: bytes) -> dict[str, str]:
 
 
 def render(secret: bytes, now: float, done: Done | None = None, wrong: str = "") -> str:
-    """The whole page, with what came of the act before."""
+    """Return the whole page, with what came of the act before."""
     hidden = code(secret, now)
     groups = [
         el(
@@ -158,5 +158,5 @@ def _form(name: str, given: Form, hidden: str, *inner: Html) -> Html:
 
 
 def now() -> float:
-    """The time by which codes are made."""
+    """Return the time by which codes are made."""
     return time.time()

@@ -18,7 +18,7 @@ _OTHER = {
 
 
 def checked_room(room: object, kind: type[R], who: str) -> R:
-    """The room. Raises SettingsError for one of the other face, or for what is none."""
+    """Return the room. Raises SettingsError for one of the other face, or for what is none."""
     if isinstance(room, kind):
         return room
     given = type(room).__name__
@@ -29,7 +29,7 @@ def checked_room(room: object, kind: type[R], who: str) -> R:
 def app_and_room(
     given: Sequence[Any], app: Any, room: Any, kind: type[R], who: str
 ) -> tuple[Any, R]:
-    """The app, or None, and the room, by name or in whichever order they were given.
+    """Return the app, or None, and the room, by name or in whichever order they were given.
 
     Frameworks that add middleware give the app first: `app.add_middleware(HealthASGI, room=room)`.
     """
@@ -46,7 +46,7 @@ def app_and_room(
 
 
 def checked_routes(routes: object) -> Routes | None:
-    """The route table. Raises InvalidLimit for a bare list of routes, or for what is none."""
+    """Return the route table. Raises InvalidLimit for a bare list of routes, or for what is none."""
     if routes is None or isinstance(routes, Routes):
         return routes
     if isinstance(routes, list | tuple) and all(isinstance(one, Route) for one in routes):

@@ -22,14 +22,14 @@ class Answer(NamedTuple):
 
     @property
     def line(self) -> str:
-        """The status as WSGI writes it."""
+        """Return the status as WSGI writes it."""
         return f"{self.status} {HTTPStatus(self.status).phrase}"
 
 
 def answer(
     status: int, problem: Mapping[str, object], headers: Mapping[str, str], method: str = "GET"
 ) -> Answer:
-    """A problem as a response; one to HEAD has no body."""
+    """Return a problem as a response; one to HEAD has no body."""
     body = json.dumps(problem).encode()
     written = {
         "Content-Type": "application/problem+json",

@@ -26,7 +26,7 @@ class Refusal(NamedTuple):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds until it would be admitted. None: never."""
+        """Return seconds until it would be admitted. None: never."""
         return self.decision.retry_after
 
     @property
@@ -35,7 +35,7 @@ class Refusal(NamedTuple):
         return self.decision.problem()
 
     def header(self, name: str) -> str:
-        """A header of the request, such as Accept; empty where there is none."""
+        """Return a header of the request, such as Accept; empty where there is none."""
         found = [value for given, value in self.headers if given.lower() == name.lower()]
         return ", ".join(found)
 
@@ -45,7 +45,7 @@ Render = Callable[[Refusal], tuple[str, str | bytes] | None]
 
 
 def refused(refusal: Refusal, said: Sequence[Decision], render: Render | None = None) -> Answer:
-    """The answer. `said`: all that was decided about the request, the denial last."""
+    """Return the answer. `said`: all that was decided about the request, the denial last."""
     headers = headers_of(said)
     rendered = render(refusal) if render else None
     if rendered is None:

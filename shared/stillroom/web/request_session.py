@@ -110,7 +110,7 @@ class RequestSession(MutableMapping[str, Any]):
         self._is_written = False
         self._set_cookie: str | None = None
 
-    # Of the session that a middleware reads along with the limits: the cookie of who took it over (Flask, Django).
+    # The cookie of the framework (Flask, Django) that took over a session which was read along with the limits.
     taken_by: SessionCookie | None = None
 
     _touches = True  # whether to look at it keeps it alive
@@ -123,7 +123,7 @@ class RequestSession(MutableMapping[str, Any]):
     _looked_at = 0.0  # time.monotonic(), where the cookie opened nothing
     _asked_us: int | None = None  # when it was read, by this machine's steady clock
 
-    # What the app sees
+    # The app's view
 
     @property
     def user_id(self) -> str | None:
@@ -291,7 +291,7 @@ class RequestSession(MutableMapping[str, Any]):
         state = "not looked at" if self._data is None else f"{len(self._data)} keys"
         return f"<{type(self).__name__}: {state}>"
 
-    # What middleware sees
+    # The middleware's view
 
     @property
     def is_looked_at(self) -> bool:
@@ -526,7 +526,7 @@ class RequestSession(MutableMapping[str, Any]):
         made = yield from self._body.renew(self._token, is_proof=self._is_confirmed)
         return self._cookie.write(made.token, self._kept_for(made))
 
-    # What a framework may know better
+    # Answers that a framework may overrule
 
     def _settle(self) -> None:
         """Settle the request: its changes are known now."""

@@ -71,7 +71,8 @@ class SessionCookie:
             raise SettingsError(f"name={self.name!r}: browsers refuse that for http_only=False")
 
     def read(self, header: str) -> str | None:
-        """The token in a Cookie header, or None. Other cookies, and what no token looks like, are passed over.
+        """Return the token in a Cookie header, or None. Other cookies, and what no token looks like, are passed
+        over.
 
         Two different tokens are none: no browser sends two under a `__Host-` name, so one of them was planted, and
         which of them comes first is up to whoever planted it (the longer Path).

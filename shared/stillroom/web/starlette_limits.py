@@ -92,6 +92,7 @@ def limited(
         found: E = made
         return found
 
+    setattr(put_on, MARK, (declaration,))  # a Middleware(limited(…)) is known by it
     return put_on
 
 
@@ -142,11 +143,12 @@ class LimitedApp:
     def __init__(self, app: Any, declaration: Limited) -> None:
         self.app: ASGIApp = app
         self._declaration = declaration
+        setattr(self, MARK, (declaration,))
         self._is_endpoint = inspect.isroutine(app)
 
     @property
     def routes(self) -> list[Any]:
-        """The app's."""
+        """Return the app's routes."""
         return list(getattr(self.app, "routes", []))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

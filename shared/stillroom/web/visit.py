@@ -62,7 +62,7 @@ class Visit:
 
     @property
     def refused(self) -> Decision | None:
-        """The denial, if there was one."""
+        """Return the denial, if there was one."""
         last = self.decisions[-1] if self.decisions else None
         return None if last is None or last else last
 
@@ -102,7 +102,7 @@ class Visit:
     def ending(
         self, body: LimitsBody, act: Operation[T], status: int, headers: Iterable[tuple[str, str]]
     ) -> Operation[T]:
-        """The act that ends the request; in its batch is given back what, by this answer, does not count."""
+        """Return the act that ends the request; in its batch is given back what, by this answer, does not count."""
         return self._settling(body, act, status, headers) if self._held else act
 
     def _settling(

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from stillroom.room import Stillroom
+from stillroom.web.explain import ExplainWSGI
 from stillroom.wire import time_left
 
 
@@ -17,6 +18,8 @@ def within(room: Stillroom) -> AbstractContextManager[Any]:
 
 def budgeted(room: Stillroom, app: Callable[..., Iterable[bytes]]) -> Any:
     """Return the WSGI app, each request of which is within one of the room."""
+    if room.settings.explain_header:
+        app = ExplainWSGI(app, room)
 
     def called(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         with within(room):

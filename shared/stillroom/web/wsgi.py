@@ -15,6 +15,7 @@ from stillroom.misuse import explained
 from stillroom.room import Stillroom
 from stillroom.web.cors import EXPOSE, asking_for, exposing, kept, with_exposed
 from stillroom.web.ending import Header, lacking, report_loss
+from stillroom.web.explain import ExplainWSGI
 from stillroom.web.fetched import is_meant_in_environ
 from stillroom.web.gate import Asked, Middleware
 from stillroom.web.problem import Answer, failed, foreign, shed
@@ -57,6 +58,10 @@ class StillroomMiddleware(Middleware[App, Stillroom]):
     """
 
     _kind = Stillroom
+
+    def _prepare(self) -> None:
+        if self._room.settings.explain_header:
+            self.app = ExplainWSGI(self.app, self._room)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if self._misfits:
@@ -187,7 +192,7 @@ class _Response:
         self._instead: Answer | None = None
 
     def of(self, app: App, environ: Environ) -> Iterable[bytes]:
-        """The body to send. It is the app's own object where it can be, so that a file stays a file."""
+        """Return the body to send. It is the app's own object where it can be, so that a file stays a file."""
         try:
             body = app(environ, self._start)
         except (SessionStoreUnavailable, LoadShed) as error:

@@ -88,7 +88,7 @@ class Reports:
         self._thread: threading.Thread | None = None
 
     def newest(self) -> Held | None:
-        """A report of the last 2 s; if none can be had in time, one of the last 30 s; else None."""
+        """Return a report of the last 2 s; if none can be had in time, one of the last 30 s; else None."""
         if not self._is_fresh() and (thread := self._at_work()) is not None:
             thread.join(WAIT_S)
         return self._held if self._held is not None and self._held.age() < STALE_S else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import time
 import weakref
 from collections import deque
@@ -12,137 +11,21 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import hiredis
-
 from stillroom.errors import RedisRefused, RedisUnavailable
+from stillroom.wire.aio_link import AsyncLink
 from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import unavailable
-from stillroom.wire.idle import OWN_LIMIT_S, IdleTimeout, Lateness
-from stillroom.wire.outcome import PeerFailed, checked, greeted, judged, may_repeat
+from stillroom.wire.idle import IdleTimeout, Lateness
+from stillroom.wire.outcome import PeerFailed, checked, judged, may_repeat
 from stillroom.wire.server import (
-    NOT_YET,
-    TOO_MANY,
     Command,
-    ReplyError,
     Server,
     pack,
     pack_timed,
 )
 from stillroom.wire.sync import Wire
 
-_READ_SIZE = 64 * 1024
-_LATE_S = 0.005  # a timer that comes so late says that the loop was busy
-_NO_REPLY = "the server closed the connection"
 TEN_YEARS_S = 3e8
-
-
-class AsyncLink:
-    """One connection and its reader, for one event loop."""
-
-    __slots__ = (
-        "_poll",
-        "_reader",
-        "_stream",
-        "_timer",
-        "_transport",
-        "_writer",
-        "expired",
-        "generation",
-        "is_dropped",
-        "used",
-    )
-
-    def __init__(self, connection: Any, generation: int) -> None:
-        self._stream: asyncio.StreamReader = connection._reader
-        self._writer: asyncio.StreamWriter = connection._writer
-        self._transport = self._writer.transport
-        self._reader = hiredis.Reader(notEnoughData=NOT_YET)
-        self._poll = select.poll()
-        self._poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
-        connection._reader = connection._writer = None  # redis-py has done its part
-        self.generation = generation
-        self.expired = False
-        self.is_dropped = False
-        self.used = False
-
-    @classmethod
-    async def open(
-        cls, server: Server, deadline: float, lateness: Lateness
-    ) -> tuple[AsyncLink, float]:
-        """Connect, say who we are, and learn which server answers and its clock, before `deadline`.
-
-        Returns the deadline too: the loop's own work has moved it.
-        """
-        generation = server.generation
-        until = min(deadline, time.monotonic() + server.settings.connect_timeout)
-        connection = await server.connection_soon(until)
-        async with IdleTimeout(lateness, until) as wait:
-            await connection.connect()
-        deadline += wait.deadline - until
-        link = cls(connection, generation)
-        try:
-            asked_ns = time.monotonic_ns()
-            packed = pack([command for _, command in server.handshake])
-            replies = await link.exchange(packed, len(server.handshake), deadline)
-            greeted(replies, server, asked_ns, link)
-        except BaseException:
-            link.close()
-            raise
-        return link, deadline
-
-    async def exchange(
-        self, packed: bytes, count: int, deadline: float, now: float | None = None
-    ) -> list[Any]:
-        """Send, then read `count` replies before `deadline` (time.monotonic(), as `now`)."""
-        left = deadline - (time.monotonic() if now is None else now)
-        if left <= 0:
-            raise TimeoutError
-        self._timer = asyncio.get_running_loop().call_later(left, self._expire, deadline)
-        stream, reader = self._stream, self._reader
-        replies: list[Any] = []
-        try:
-            self._transport.write(packed)
-            while True:
-                data = await stream.read(_READ_SIZE)
-                if not data:
-                    refused = replies and isinstance(replies[-1], ReplyError)
-                    raise EOFError(str(replies[-1]) if refused else _NO_REPLY)
-                reader.feed(data)
-                replies.extend(iter(reader.gets, NOT_YET))
-                if len(replies) == count:
-                    return replies
-                if len(replies) > count:
-                    raise EOFError(TOO_MANY)
-        except BaseException:
-            if self.expired:
-                raise TimeoutError from None
-            raise
-        finally:
-            self._timer.cancel()
-
-    def _expire(self, deadline: float, granted: float = 0.0) -> None:
-        """Give up. If the loop was busy when this was due, read first the bytes that have arrived meanwhile."""
-        now = time.monotonic()
-        late = now - deadline
-        if late > _LATE_S and granted < OWN_LIMIT_S:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(late, self._expire, now + late, granted + late)
-            return
-        self.expired = True
-        self._transport.abort()
-
-    async def is_alive(self) -> bool:
-        """Return whether the idle connection is open and silent. Costs a system call."""
-        if self._poll.poll(0):  # what the event loop has not seen yet: it was busy since it came
-            await asyncio.sleep(0)
-            await asyncio.sleep(
-                0
-            )  # it looks at its sockets in the first round, and reads in this one
-        unread = self._stream._buffer  # type: ignore[attr-defined]  # no public way to look without reading
-        return not (self._transport.is_closing() or self._stream.at_eof() or unread)
-
-    def close(self) -> None:
-        self._transport.abort()
 
 
 class _Pool:
@@ -158,7 +41,7 @@ class _Pool:
         self.guard: AsyncGenerator[None, None] | None = None  # what closes it with its loop
 
     async def lease(self, deadline: float, *, check: bool) -> tuple[AsyncLink, float]:
-        """A connection, and the deadline as the loop's own work has moved it."""
+        """Return a connection, and the deadline as the loop's own work has moved it."""
         while True:
             if not self._idle:
                 if self.open < self._settings.pool_size:

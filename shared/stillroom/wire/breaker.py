@@ -17,7 +17,7 @@ from stillroom.errors import RedisUnavailable
 from stillroom.settings import Settings
 
 log = logging.getLogger("stillroom.wire")
-# Of its own: a thread that drew from the app's numbers would change them for an app that seeds them.
+# The prober has random numbers of its own: drawing from the app's would change them for an app that seeds them.
 _random = random.SystemRandom()
 
 

@@ -48,7 +48,7 @@ W = TypeVar("W", bound=_AnyWire)
 
 
 def slot_of(key: bytes) -> int:
-    """The slot of a key: CRC16 of what stands between its first braces, or of all of it.
+    """Return the slot of a key: CRC16 of what stands between its first braces, or of all of it.
 
     >>> slot_of(b"{shard}.clock") == slot_of(b"a.{shard}.key") == slot_of(b"shard")
     True
@@ -85,7 +85,7 @@ class Topology:
         return self._is_doubted and time.monotonic() >= self._ask_at
 
     def whom_to_ask(self) -> list[Address]:
-        """All nodes, the one in doubt last."""
+        """Return all nodes, the one in doubt last."""
         if self._owners:
             self._ask_at = time.monotonic() + ASK_EVERY_S
         nodes = dict.fromkeys([*self._nodes, self._seed])
@@ -136,7 +136,7 @@ class Moved:
         self.named = _named(self._replies[moved[0]])
 
     def merged(self, replies: Sequence[Any]) -> list[Any]:
-        """All replies, these in the places of those that were none. Raises RedisRefused if one is an error."""
+        """Return all replies, with these in their places. Raises RedisRefused if one is an error."""
         for place, reply in zip(self._places, replies, strict=True):
             self._replies[place] = reply
         if any(isinstance(reply, ReplyError) for reply in self._replies):
@@ -174,7 +174,7 @@ class _Cluster(Generic[W]):
 
     @property
     def server(self) -> Server:
-        """The node that the settings name."""
+        """Return the node that the settings name."""
         return self.at(self._seed).server
 
     @property
@@ -184,11 +184,11 @@ class _Cluster(Generic[W]):
 
     @property
     def wires(self) -> list[W]:
-        """The nodes that were spoken to."""
+        """Return the nodes that were spoken to."""
         return list(self._wires.values())
 
     def at(self, address: Address) -> W:
-        """The wire to this node."""
+        """Return the wire to this node."""
         wire = self._wires.get(address)
         if wire is None:
             with self._lock:
@@ -270,7 +270,7 @@ class _Follower(Generic[W]):
 
     @property
     def server(self) -> Server:
-        """The node that has the slot, as far as is known."""
+        """Return the node that has the slot, as far as is known."""
         try:
             return self._cluster.at(self._topology.owner(self.slot)).server
         except RedisUnavailable:
@@ -278,7 +278,7 @@ class _Follower(Generic[W]):
 
     @property
     def run(self) -> bytes:
-        """The run id of that node: a slot that has moved is on another server."""
+        """Return the run id of that node: a slot that has moved is on another server."""
         return self.server.run
 
     @property

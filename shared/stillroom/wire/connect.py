@@ -22,7 +22,7 @@ LEAST_S = 0.001
 
 
 def time_for(deadline: float, among: int = 1) -> float:
-    """Each one's part of the seconds that are left. Raises TimeoutError if there are none."""
+    """Return each one's part of the seconds that are left. Raises TimeoutError if there are none."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError

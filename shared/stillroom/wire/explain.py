@@ -61,7 +61,7 @@ REMEDIES = {
     "sentinel": "See which of them run",
     "nomaster": "Correct the name",
 }
-# What to do where the server is in a cluster: by the setting that leads there.
+# Advice where the server is in a cluster, by the setting that leads there.
 ON_ONE_SERVER = (
     "Sessions, limits and orders need one server: let REDIS_URL lead to one that is in no cluster (Sentinels may "
     "guard it), or set STILLROOM_STATE_CLUSTER=1. The cache may be on a cluster: STILLROOM_CACHE_URL names one of "

@@ -27,7 +27,7 @@ class Lateness:
         self._waits = 0
 
     def total(self) -> float:
-        """Seconds so far."""
+        """Return the seconds so far."""
         return self._sum + (max(0.0, time.monotonic() - self._due) if self._waits else 0.0)
 
     def begin(self) -> None:

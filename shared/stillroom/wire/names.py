@@ -61,7 +61,7 @@ class Lookup:
         when_done()
 
     def answer(self) -> Addresses:
-        """The addresses. Raises socket.gaierror."""
+        """Return the addresses. Raises socket.gaierror."""
         if self._error is not None:
             raise self._error
         return self._addresses
@@ -83,7 +83,7 @@ class Names:
         self._lookups: dict[str, Lookup] = {}
 
     def addresses(self, host: str, deadline: float) -> Addresses:
-        """The addresses of this name, before `deadline` (time.monotonic()).
+        """Return the addresses of this name, before `deadline` (time.monotonic()).
 
         Raises socket.gaierror for a name that has none, NameUnanswered if that can't be found out in time.
         """

@@ -16,17 +16,17 @@ from stillroom.wire.breaker import Breaker
 from stillroom.wire.failure import unavailable
 from stillroom.wire.server import Command, ReplyError, Server, words_of
 
-# What a server says that is not the one to talk to. It has done nothing that was refused with one of these.
+# Errors of a server that is the wrong one to ask. It has executed nothing that it refused with one of these.
 UNAPPLIED = {"readonly", "masterdown", "loading", "noreplicas", "noauth"}
 # The same, and whether the command was carried out is not known.
 UNKNOWN = {"unblocked", "proxy"}
 PEER = UNAPPLIED | UNKNOWN
-# Of these the other replies of the batch are good: it is the right server, and not ready for everything.
+# After these errors the other replies of the batch are good: the server is the right one, but not ready for all.
 ANSWERS_KEPT = {"masterdown", "loading", "noreplicas", "noauth"}
 # Error replies that mean the server can't serve anybody right now; they count toward the breaker.
 AWAY = {"busy", "clusterdown", "tryagain"} | PEER - {"noauth"}
 
-# What proxies say in a server's place: twemproxy the system's own words, Envoy and others what is behind them.
+# Errors that proxies answer with in a server's place: twemproxy in the system's words, Envoy with its upstream's.
 _PROXY = re.compile(
     r"upstream|closed|backend conn|host is down|no route to host|server connection"
     r"|connection (reset|refused|timed out|failed)",
@@ -71,7 +71,7 @@ class PeerFailed(RedisUnavailable):
 
 
 def checked(replies: list[Any], breaker: Breaker) -> list[Any]:
-    """The replies, unless one is an error. Raises RedisRefused, or PeerFailed."""
+    """Return the replies, unless one is an error. Raises RedisRefused, or PeerFailed."""
     breaker.calls += 1
     if ReplyError in map(type, replies):
         raise _refused(replies, breaker)
@@ -91,7 +91,7 @@ def _refused(replies: list[Any], breaker: Breaker) -> RedisUnavailable:
 
 
 def owner_of(text: str) -> str:
-    """The reason in an error reply: its code in lower case, `proxy` for what no server says."""
+    """Return the reason in an error reply: its code in lower case, `proxy` for what no server says."""
     code, _, detail = text.partition(" ")
     if code != "ERR" and _CODE.match(code):
         return code.lower()
@@ -147,7 +147,7 @@ class NodeAway(ReplyError):
 
 
 def refusal(replies: Sequence[Any]) -> RedisRefused:
-    """The first error among the replies, as ours."""
+    """Return the first error among the replies, as ours."""
     first = next(reply for reply in replies if isinstance(reply, ReplyError))
     if isinstance(first, NodeAway):
         failure = first.failure

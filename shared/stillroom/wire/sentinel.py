@@ -77,7 +77,7 @@ class Line:
         return None if self._connection is None else self._connection._get_socket()
 
     def ask(self, question: Sequence[bytes], patience_s: float) -> list[Any]:
-        """The replies. Raises OSError, EOFError, RedisUnavailable, and what redis-py raises."""
+        """Return the replies. Raises OSError, EOFError, RedisUnavailable, and what redis-py raises."""
         deadline = time.monotonic() + patience_s
         try:
             if self._connection is not None:
@@ -209,7 +209,7 @@ class Watch:
 
     @property
     def last_named(self) -> Host | None:
-        """The last primary that they have named."""
+        """Return the last primary that they have named."""
         return self._primary
 
     def said(self) -> list[tuple[str, bool, str]]:
@@ -288,7 +288,7 @@ class Watch:
                 self._bell = None
 
     def ask_all(self) -> float:
-        """One round of questions, those who answered last time first. Returns the seconds to the next one."""
+        """Ask one round of questions, those who answered last time first. Returns the seconds to the next one."""
         with self._changed:
             self._begun += 1
             number = self._begun
@@ -308,7 +308,7 @@ class Watch:
         return min(CALM_S, max(LEAST_S, left / 2)) if left > 0 else EAGER_S
 
     def listen(self) -> list[Line]:
-        """The lines on which the Sentinels tell what happens. They are no reason to wait for anybody."""
+        """Return the lines on which the Sentinels tell what happens. They are no reason to wait for anybody."""
         for host, ear in self._ears.items():
             if ear.socket is None and self.told.get(host) is not None:
                 with contextlib.suppress(

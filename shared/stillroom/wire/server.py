@@ -63,14 +63,14 @@ class Clock(Protocol):
 
     @property
     def run(self) -> bytes:
-        """The server's run id, empty while it is not known."""
+        """Return the server's run id, empty while it is not known."""
 
     @property
     def primary(self) -> str | None:
         """Return where the Sentinels say that the server is; None where no Sentinel is asked."""
 
     def now_ms(self) -> int:
-        """ms since 1970."""
+        """Return ms since 1970."""
 
     def ask_time(self) -> None:
         """See Server.ask_time."""
@@ -136,13 +136,13 @@ class Server:
         self._reading = Reading(time.time_ns() - time.monotonic_ns(), 0, 0)
 
     def reset(self) -> None:
-        """A lock that no other thread holds."""
+        """Make a lock that no other thread holds."""
         self._lock = threading.RLock()
 
     # Connecting
 
     def connection(self, deadline: float) -> Any:
-        """A new redis-py connection that will connect (TCP, TLS, socket) and no more, before `deadline`."""
+        """Return a new redis-py connection that will connect (TCP, TLS, socket) and no more, before `deadline`."""
         where = {} if self.watch is None else self.watch.primary(deadline)
         return self._connection_to(where, deadline)
 
@@ -180,10 +180,10 @@ class Server:
         return Watch(self.settings, address, connect, said_first, self.ask_time, self.leave)
 
     def explain(self, failure: RedisUnavailable) -> RedisUnavailable:
-        """The failure to make a connection, with the setting that leads there and what to do."""
+        """Return the failure to make a connection, with the setting that leads there and what to do."""
         return explained(failure, self._source)
 
-    # Who answers
+    # The peer
 
     @property
     def primary(self) -> str | None:
@@ -266,7 +266,7 @@ class Server:
     # Its clock
 
     def now_ms(self) -> int:
-        """The server's clock, in ms since 1970, as well as this process knows it."""
+        """Return the server's clock, in ms since 1970, as well as this process knows it."""
         return (time.monotonic_ns() + self._reading.offset) // 1_000_000
 
     def now_us(self) -> int:
@@ -342,7 +342,7 @@ _BYTES = {bytes}
 
 
 def pack(commands: Sequence[Command]) -> bytes:
-    """The bytes of a batch."""
+    """Return the bytes of a batch."""
     if len(commands) == 1:
         return _packed(commands[0])
     if {*map(type, commands)} == _BYTES:
@@ -351,7 +351,7 @@ def pack(commands: Sequence[Command]) -> bytes:
 
 
 def pack_timed(commands: Sequence[Command], in_time: bytes) -> bytes:
-    """The bytes of a batch whose scripts are told while its caller waits for it."""
+    """Return the bytes of a batch whose scripts are told while its caller waits for it."""
     return pack(
         [
             tuple(in_time if word is IN_TIME else word for word in words_of(command))
@@ -366,7 +366,7 @@ def _packed(command: Command) -> bytes:
 
 
 def words_of(command: Command) -> Sequence[bytes | str]:
-    """The words of a command, packed or not."""
+    """Return the words of a command, packed or not."""
     if not isinstance(command, bytes):
         return command
     reader = hiredis.Reader()  # a command looks like a reply: an array of texts

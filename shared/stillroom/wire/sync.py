@@ -103,7 +103,7 @@ class Link:
         greeted(self.exchange(packed, len(server.handshake), deadline), server, asked, self)
 
     def ping(self) -> None:
-        """One PING, and a look at who answers. Raises RedisUnavailable."""
+        """Send one PING, and look at who answers. Raises RedisUnavailable."""
         server, now, asked = self._server, time.monotonic(), time.monotonic_ns()
         look, count = server.look(now)
         pong, *looked = self.exchange(PING + look, 1 + count, now + self._patience)
@@ -249,7 +249,7 @@ class Wire:
         idempotent: bool = True,
         timed: bool = False,
     ) -> list[Any]:
-        """The replies to one batch, in order. `left`: seconds the call may still take.
+        """Return the replies to one batch, in order. `left`: seconds the call may still take.
 
         Raises RedisUnavailable, or RedisRefused if a reply is an error. The batch is sent a second time only if
         an idle connection turned out dead and doing it twice does no harm. `timed`: its scripts are told while
@@ -336,7 +336,7 @@ class Wire:
         try:
             replies = link.exchange(packed, count, deadline, now)
         except BaseException:
-            # Whatever it was, unread replies may follow on this connection: nobody may use it again.
+            # After any error unread replies may follow on this connection, so no call may use it again.
             self._drop(link)
             raise
         if riding:
@@ -428,7 +428,7 @@ class Wire:
                 return
 
     def ping(self) -> None:
-        """One PING on a connection of its own, whatever the breaker says. Raises RedisUnavailable."""
+        """Send one PING on a connection of its own, whatever the breaker says. Raises RedisUnavailable."""
         link = Link(self.server)
         try:
             patience = self._settings.connect_timeout + self._settings.command_timeout

@@ -1,8 +1,9 @@
--- Bans. One is a string that says why, and its TTL is the ban: who checks a limit need only see that it is there.
+-- Writes bans. A ban is a string that tells its reason, and its TTL is how long it lasts: a check of limits need only
+-- see that the key is there.
 
 local INDEX_MS = 31 * 86400000 -- no ban is longer
 
--- index: subject → until, so that bans can be listed. What has run out is dropped whenever one is added.
+-- Adds a ban to the index (subject → until), from which bans are listed. Each addition drops the bans that have ended.
 local function write_ban(key, index, subject, now, ms, about)
   redis.call('ZREMRANGEBYSCORE', index, '-inf', plain(now))
   about.since, about['until'] = now / 1000, (now + ms) / 1000
@@ -11,8 +12,8 @@ local function write_ban(key, index, subject, now, ms, about)
   redis.call('PEXPIRE', index, plain(INDEX_MS))
 end
 
--- The widths of networks that have bans, and until when, ms: '4/24 1700000000000,6/40 …'. Whoever checks a limit has to
--- know them to look for those bans. → false if there are too many
+-- Adds a width to those of networks that have bans, with the time they end, ms: '4/24 1700000000000,6/40 …'. A process
+-- has to know the widths to look for those bans. Returns false if there are too many widths.
 local function note_width(key, width, now, ms, most)
   local untils, names, last = {[width] = now + ms}, {width}, now + ms
   for name, till in string.gmatch(redis.call('GET', key) or '', '(%d/%d+) (%d+)') do

@@ -1,23 +1,23 @@
--- The clock of invalidations: `<epoch>.<seq>` under one key, and in `marks` the member `~<epoch>` with the
--- same seq. seq = max(TIME in µs, seq + 1): made here only, so an app's clock never orders anything.
--- A clock that is lost starts a new epoch; so do marks that were lost, because `~<epoch>` no longer equals
--- the clock. Everything stamped in another epoch is dead, so loss is a miss and never a stale read.
+-- Keeps the clock of invalidations: `<epoch>.<seq>` under one key, and in `marks` the member `~<epoch>` with the same
+-- seq. seq = max(TIME in µs, seq + 1) is made here only, so an app's clock never orders anything.
+-- A new epoch begins where the clock is lost, and where the marks are lost, because `~<epoch>` no longer equals the
+-- clock. Everything stamped in another epoch is dead, so a loss causes misses and never a stale read.
 -- The epoch is in the member so that a reader who has the clock of one epoch and, a moment later, the marks of
 -- the next can tell.
 --
--- Clock, marks and entries can also be lost together: a server comes back with an older state of all three, and
--- nothing shows. So `@` in the marks says which run of the server the epoch lives on, and `#` how many shards the
--- cache had when it began; verify_epoch.lua compares them with what is. `&` is there where every process waits until
--- a replica has what it invalidates: the id of the history that the server writes and its replicas copy.
+-- A server may also come back with an older state of clock, marks and entries together, which still agree. So `@` in
+-- the marks tells which run of the server the epoch lives on, and `#` how many shards the cache had when the epoch
+-- began; verify_epoch.lua compares them with today's. Where every process waits until a replica has its invalidation,
+-- `&` holds the id of the history that the server writes and its replicas copy.
 -- include: time
 
--- → what the server says of itself; nothing where this user may not ask.
+-- Returns the server's INFO, or nothing where this user may not ask for it.
 local function info(section)
   local text = redis.pcall('INFO', section)
   return type(text) == 'string' and text or ''
 end
 
--- → the first 48 bits of an id, which a score can hold; 0 where there is none.
+-- Returns the first 48 bits of an id, which a score can hold; 0 where there is no id.
 local function short_id(text, name)
   return tonumber(string.sub(string.match(text, name .. ':(%x+)') or '0', 1, 12), 16)
 end
@@ -33,7 +33,7 @@ local function write_clock(clock, marks, epoch, seq)
   return value
 end
 
--- Says where the epoch lives, and whether whoever takes this server's place may go on with it.
+-- Writes down where the epoch lives, and whether a server that takes this one's place may go on with it.
 local function settle_epoch(marks, is_heritable)
   redis.call('ZADD', marks, plain(this_run()), '@')
   if is_heritable then
@@ -43,8 +43,9 @@ local function settle_epoch(marks, is_heritable)
   end
 end
 
--- Begins an epoch at a seq. → its name: `begin` says how the name starts and, behind `#`, the number of shards, and `+`
--- where it may be inherited. The name ends with the seq, so that none begins twice, however often a command arrives.
+-- Begins an epoch at a seq and returns its name. `begin` holds the start of the name and, behind `#`, the number of
+-- shards, and `+` where a replica may go on with the epoch.
+-- The name ends with the seq, so that none begins twice, however often a command arrives.
 local function begin_epoch(marks, begin, seq)
   local name, shards, heritable = string.match(begin, '^(%w+)#(%d+)(%+?)$')
   redis.call('ZADD', marks, shards, '#')
@@ -52,7 +53,7 @@ local function begin_epoch(marks, begin, seq)
   return name .. string.format('%x', seq)
 end
 
--- → epoch, seq, as written; nothing where there is no clock of ours.
+-- Returns epoch and seq, as written; nothing where there is no clock of ours.
 local function known_clock(clock)
   local value = redis.call('GET', clock)
   local epoch, seq = string.match(value or '', '^(%w+)%.(%d+)$')
@@ -61,7 +62,7 @@ local function known_clock(clock)
   end
 end
 
--- → the seq of a new moment, where the clock shows `seq` or is lost.
+-- Returns the seq of a new moment, where the clock shows `seq` or is lost.
 local function next_seq(marks, seq)
   if not seq then
     local newest = redis.call('ZRANGE', marks, '+inf', '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
@@ -70,7 +71,7 @@ local function next_seq(marks, seq)
   return math.max(now_us(), seq + 1)
 end
 
--- → epoch, seq, as written. Begins an epoch where there is no clock.
+-- Returns epoch and seq, as written. Begins an epoch where there is no clock.
 local function read_clock(clock, marks, begin)
   local epoch, seq, value = known_clock(clock)
   if epoch then
@@ -81,7 +82,7 @@ local function read_clock(clock, marks, begin)
   return epoch, seq, write_clock(clock, marks, epoch, seq)
 end
 
--- → epoch, seq of a new moment, not yet written, and whether its epoch has just begun.
+-- Returns epoch and seq of a new moment, not yet written, and whether its epoch has just begun.
 local function next_moment(clock, marks, begin)
   local epoch, now = known_clock(clock)
   local seq = next_seq(marks, now)

@@ -1,6 +1,6 @@
--- Writes an entry: what the server's clocks decide in front, then the caller's part (cache/entry.py). KEYS from
+-- Writes an entry: first the part that the server's clocks decide, then the caller's part (cache/entry.py). KEYS from
 -- `first` on are the indexes of its tags, where workers look for it once a tag is invalidated. They save memory
--- and decide nothing, so an index that can't be written does not matter. Each write trims what it finds run out.
+-- and decide nothing, so an index that can't be written does not matter. Each write drops members that have run out.
 
 local TRIMMED_PER_WRITE = 2
 

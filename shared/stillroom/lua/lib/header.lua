@@ -5,11 +5,11 @@
 local HEADER = '^1\t(%w+)\t(%d+)\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*\t[^\t\n]*()'
 local BEGINS = 512 -- bytes: more are fetched of a header that is longer
 
--- → epoch, stamp, and the tags with a tab in front of each and a newline behind the last; nil where this is no entry.
+-- Returns epoch, stamp, and the tags with a tab in front of each and a newline behind the last; nil for no entry.
 local function read_header(key)
   local text = redis.pcall('GETRANGE', key, 0, BEGINS - 1)
   if type(text) ~= 'string' then
-    return nil -- not a string: none of ours
+    return nil -- a value that is no string is no entry
   end
   local stop = string.find(text, '\n', 1, true)
   if not stop and #text == BEGINS then
@@ -23,7 +23,7 @@ local function read_header(key)
   return epoch, tonumber(stamp), string.sub(text, tags, stop)
 end
 
--- → a function that says of such tags whether this one is among them.
+-- Returns a function that tells whether this tag is among an entry's tags.
 local function is_among(tag)
   local last, another = '\t' .. tag .. '\n', '\t' .. tag .. '\t'
   return function(tags)

@@ -1,10 +1,11 @@
--- The hits of one subject against one limit: a sliding log of (last µs, count), packed 7 + 4 bytes, oldest first.
+-- Keeps the hits of one subject against one limit: a sliding log of (last µs, count), packed 7 + 4 bytes, oldest first.
 -- Hits in the same 1/24 of the window share an entry that carries the LAST of their times, so none is forgotten before
 -- its window has passed: never more than the quota in any window. A window touches 25 slices where it begins in the
 -- midst of one, and each has one entry: at most 25 (one more each time the clock steps back, until they have left).
 -- A quota of up to 24 needs no sharing: its log is exact. The log knows neither quota nor window, so both may change
--- while it lives. Two limits may have one name and two windows: two plans, or a deploy that changes one. What the
--- shorter one does not count it does not drop: `keep` is the longest window of the name, in µs as all times here.
+-- while it lives. Two limits may have one name and two windows: two plans, or a deploy that changes one. A
+-- check with the shorter window keeps the hits that only the longer one counts: `keep` is the longest window of the
+-- name, in µs as all times here.
 
 local ENTRY, ONE = 11, '>I7I4'
 local SLICES = 24
@@ -16,8 +17,8 @@ local function format_of(entries)
   return entries == 1 and ONE or '>' .. string.rep('I7I4', entries)
 end
 
--- A log's key lives as long as the longest window of its name, `keep`, and a little more. As text: to make one of a
--- number costs as much as half a command.
+-- Returns the life of a log's key: the longest window of its name, `keep`, and a little more. It is text,
+-- made once, because to make text of a number costs as much as half a command.
 local function life_of(keep)
   return plain(keep / 1000 + SLACK_MS)
 end
@@ -26,7 +27,7 @@ local function keep_of(life)
   return (life - SLACK_MS) * 1000
 end
 
--- Hits that only the longer window counts. If they are many they share entries: of its slices, not of the shorter one's.
+-- Keeps hits that only the longer window counts. Many of them share entries by the longer window's slices.
 local function coalesced(old, keep)
   if #old <= 2 * SLICES then
     return old
@@ -74,8 +75,8 @@ local function follow_clock(key, log, ahead, life)
   save(key, log, life)
 end
 
--- `raw`: what a log's key holds. What is not a log of ours is none: it was written by somebody else.
--- → the hits that count, how many they are, those that only a longer window counts, and the first as they are packed
+-- Reads a log. `raw` is the content of its key; content of another shape was written by a stranger and is no log.
+-- Returns the hits that count, how many they are, those that only a longer window counts, and the first as packed.
 local function read_hits(key, raw, now, window, life)
   local size = raw and #raw / ENTRY or 0
   if size == 0 or size % 1 ~= 0 then
@@ -105,7 +106,7 @@ local function read_hits(key, raw, now, window, life)
   return log, used, old, raw
 end
 
--- → how many entries before it are as they were
+-- Returns how many entries before it are as they were.
 local function put_hits(log, at, count, quota, window)
   local place, slice = #log + 1, window / SLICES
   while place > 1 and log[place - 2] > at do
@@ -117,7 +118,7 @@ local function put_hits(log, at, count, quota, window)
     log[place], log[place + 1] = at, math.min(log[place + 1] + count, MOST)
   elseif not after then
     log[place], log[place + 1] = at, math.min(count, MOST)
-  elseif quota > SLICES and floor(after / slice) == floor(at / slice) then -- a charge, told of after a later hit
+  elseif quota > SLICES and floor(after / slice) == floor(at / slice) then -- a charge that arrives after a later hit
     log[place + 1] = math.min(log[place + 1] + count, MOST)
   else
     table.insert(log, place, at)
@@ -126,7 +127,7 @@ local function put_hits(log, at, count, quota, window)
   return (place - 1) / 2
 end
 
--- → µs until some hits come back, and until all have: 0 where there are none
+-- Returns µs until some hits come back, and until all have come back: 0 where there are none.
 local function comes_back(log, now, window)
   local n = #log
   if n == 0 then

@@ -5,8 +5,8 @@ local DENIED_MS = 600000
 -- In a cluster each of the limits' shards has such a stream: see keys.py.
 local EVENTS_KEPT = string.find(KEYS[1], ':{r%x%x}:abuse$') and 10000 or 100000
 
--- A limit that does not count by address tells of none. One by user counts guesses from everywhere: who makes the 64th
--- may be the user himself, and his address must not be banned for the 63 of others.
+-- An event names an address only if its limit counts by address. A limit by user counts guesses from everywhere: the
+-- 64th may come from the user himself, and his address must not be banned for the 63 guesses of others.
 local function first_field(limit, fields)
   local kinds = '&' .. string.match(limit.key, '{rl:([^:]+):') .. '&'
   local is_told = ARGV[fields] ~= 'ip' or string.find(kinds, '&ip&', 1, true)
@@ -15,7 +15,7 @@ end
 
 local function tell(kind, n, limit, fields)
   local name = string.match(limit.key, '[^:]+$')
-  -- A server that will not take an event still answers.
+  -- The check is answered even if the server refuses the event.
   redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', EVENTS_KEPT, '*', 'kind', kind, 'n', plain(n), 'limit', name,
     unpack(ARGV, first_field(limit, fields)))
 end
@@ -28,10 +28,10 @@ local function crosses_power_of_two(before, after)
   return power <= after
 end
 
--- However many denials there are, their events are few.
+-- Writes events at powers of two only, so that a flood of denials makes few events.
 local function count_denials(limit, more, fields)
   local key = string.match(limit.key, '^.*:') .. '!denied'
-  redis.call('UNLINK', key .. '!') -- there is none, and it takes no memory: see write
+  redis.call('UNLINK', key .. '!') -- no such key exists; as a first write that takes no memory: see write
   local n = redis.call('INCRBY', key, plain(more))
   if n == more then
     redis.call('PEXPIRE', key, DENIED_MS)

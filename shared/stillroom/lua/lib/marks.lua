@@ -1,9 +1,9 @@
--- Drops marks that are older than any entry can be, the oldest first, and remembers up to where (`!`): what is stamped
--- before that is dead without a mark. What is said of the epoch itself stays.
+-- Drops marks that are older than any entry can be, the oldest first, and remembers up to where (`!`): an entry stamped
+-- before that is dead without a mark. The members that describe the epoch itself stay.
 local STAYS = {['!'] = true, ['*'] = true, ['@'] = true, ['#'] = true, ['&'] = true}
 local STAYING = 6 -- these and `~<epoch>`; some are always the oldest
 
--- → how many were dropped. `age_us`: the longest life of an entry and of the load before it.
+-- Returns how many were dropped. `age_us`: the longest life of an entry and of the load before it.
 local function drop_old_marks(epoch, newest, marks, globs, age_us, most)
   local bound = plain(math.min(now_us() - age_us, newest))
   local old = redis.call('ZRANGE', marks, '-inf', '(' .. bound, 'BYSCORE', 'LIMIT', 0, most + STAYING, 'WITHSCORES')

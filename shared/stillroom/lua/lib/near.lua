@@ -1,9 +1,9 @@
 -- Processes may keep copies of the values whose keys begin with one of the prefixes in the registry: an id, and a
--- prefix a line. Whoever changes such a value moves the clock on and names the key, so that who kept the one before
--- reads it anew. A change by a tag or a pattern has a mark that says it.
--- There are as many names as are read by who asks often, and some more: `!` says since when they are complete, and
--- `K` in the marks how new the newest must be. So names that are lost show, and an id that is another says that the
--- registry itself was lost, and changes with it that nobody was told of.
+-- prefix a line. A script that changes such a value moves the clock on and names the key, so that a process with a copy
+-- reads it anew. A change by a tag or a pattern is told by its mark.
+-- The names are bounded: enough for a process that asks often. `!` tells since when they are complete, and `K` in the
+-- marks how new the newest must be, so a loss of names shows. Another id tells that the registry itself was lost, and
+-- with it changes that no process was told of.
 
 local NAMES_LIMIT = 10000
 local NAMES_DROPPED = 1000
@@ -18,7 +18,7 @@ local function may_be_kept(registry, name)
   return false
 end
 
--- Names the keys among these that somebody may keep. `begin`: the epoch to begin where the clock or the marks are lost.
+-- Names the keys among these that a process may keep. `begin`: the epoch to begin where the clock or the marks are lost.
 local function name_changed(near, named, clock, marks, begin, names)
   local registry = redis.call('GET', near)
   if not registry then

@@ -1,4 +1,4 @@
--- Deletes a key of another type, which a foreign writer left: it must not stop a worker that serves everybody.
+-- Deletes a key of another type, which a foreign writer left: it must not stop the worker.
 local function own(key, kind)
   local found = redis.call('TYPE', key).ok
   if found ~= 'none' and found ~= kind then

@@ -1,7 +1,7 @@
 -- A key has two places: `e:<key>`, and beside it `e:<key>%other`, for the values of a second release of the app whose
--- types differ. Each entry says in its codec whose it is, `j:<fingerprint>`; `j` alone is everybody's.
+-- types differ. The codec of an entry names its release, `j:<fingerprint>`; `j` alone is for every release.
 
--- → the fingerprint of the entry there, '' for everybody's; nil where there is none that lives in this epoch.
+-- Returns the fingerprint of the entry at a place, '' for every release; nil where no entry lives in this epoch.
 local function release_at(key, epoch)
   local text = redis.pcall('GETRANGE', key, 0, 127)
   local its_epoch, release = string.match(
@@ -9,8 +9,8 @@ local function release_at(key, epoch)
   return its_epoch == epoch and release or nil
 end
 
--- → the place for a loaded value of this release: where its own is or nobody's, else that which ends first. Its own is
--- nowhere else afterwards.
+-- Returns the place for a loaded value of this release: the one with its own entry, or an empty one, else the one that
+-- ends first. Afterwards the release has no entry in the other place.
 local function place_of(first, second, release, epoch)
   local there = release_at(first, epoch)
   if release == '' or not there or there == '' or there == release then

@@ -1,5 +1,6 @@
--- Reservations. One is a hash, `ns:{rl:!held}:<id>`, that lives as long as its longest window: the log's name → when
--- its hits were counted there, µs, and the log's birth; or `over`, where it was refunded and may still be on its way.
+-- Keeps reservations. A reservation is a hash, `ns:{rl:!held}:<id>`, that lives as long as its longest window. It maps a
+-- log's name to when its hits were counted there, µs, and the log's birth; or it holds `over`, where it was refunded and
+-- may still be on its way.
 -- A log that was reset is another log, born later: nothing of the one before is given back to it.
 
 local function keep_for(key, ms)
@@ -19,12 +20,12 @@ local function birth_of(log, now, ms)
   return plain(now)
 end
 
--- The reservation has no end yet.
+-- Notes the hits of one limit. It gives the reservation no end: its callers do.
 local function note_reserved(reservation, log, at, now, ms)
   redis.call('HSET', reservation, log, plain(at) .. ' ' .. birth_of(log, now, ms))
 end
 
--- → when it was counted in this log, or nil: it was not, or the log was reset since
+-- Returns when it was counted in this log, or nil: it was not, or the log was reset since.
 local function reserved_at(noted, log)
   local at, birth = string.match(noted or '', '^(%d+) (%d+)$')
   return birth and birth == redis.call('GET', log .. '!born') and tonumber(at) or nil

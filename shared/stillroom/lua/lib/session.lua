@@ -1,19 +1,19 @@
--- Sessions. All keys of a shard begin with one prefix and live in one slot, so each act is one script.
+-- Reads and changes sessions. All keys of a shard begin with one prefix and live in one slot: each act is one script.
 --   s:<h>     the record: _u user ('' anonymous), _c created, _l last seen, _x absolute deadline, _i idle, _s stamp,
 --             _v version, _t tags, one a line, _m meta, _b bytes of data; and the data, one JSON a key. Times: µs.
---             _a when the user last proved who he is, where that is not _c (0: never)
+--             _a when the user last proved his identity, where that is not _c (0: never)
 --             Or, where a session was rotated: _to its new name, _until the end of grace, _u user.
 --             The same with _alias, for ever: the name under another pepper, while peppers are changed.
 --             Or _never: its creation or rotation was undone, and must not happen later.
 --             A session that waits for another's creation to be accepted has _held: its _x, which is 0 meanwhile
 --   u:<user>  g:<tag>   names → stamp
---   d:<user>  what the user's devices are called → when each logged in last, µs
+--   d:<user>  the names of the user's devices → when each logged in last, µs
 --   x         <h>\n<user>\n<tags> → when to look at it again, µs: enough to clean up after a record that is gone
---   rev       u:<user>, g:<tag> revoked and not yet deleted → stamp: what was made up to it is dead
---   all       a stamp: what was made up to it is dead, whose ever it is
---   x:<stamp> what x was when that was said: those sessions are still to be deleted
+--   rev       u:<user>, g:<tag> revoked and not yet deleted → stamp: sessions made up to it are dead
+--   all       a stamp: sessions of any user made up to it are dead
+--   x:<stamp> the x of the moment when `all` was set: its sessions are still to be deleted
 --   clock     the newest stamp
---   late:<h>  the browser is getting another cookie, or none, in the place of this name's; `begun`: of one that
+--   late:<h>  the browser is getting another cookie, or none, in the place of this name's; `begun`: the name
 --             opened nothing
 -- A stamp is max(TIME in µs, newest + 1): it orders creations and revocations also where the clock steps back.
 
@@ -31,8 +31,8 @@ local function number(text)
   return text and tonumber(text)
 end
 
--- A record from its fields, in the order of PARTS. nil for what is none of ours: of another type, or cut short.
--- Such a key harms nobody but itself.
+-- Returns a record from its fields, in the order of PARTS; nil for a key that is no record: another type, or cut short.
+-- A damaged key harms no other session.
 local function parsed(h, key, f)
   if f.err then
     return nil
@@ -55,7 +55,7 @@ local function read(prefix, h)
   return parsed(h, key, redis.pcall('HMGET', key, unpack(PARTS)))
 end
 
--- Beside x: nobody lists, or revokes, the sessions of the anonymous, whose user is ''.
+-- Returns the indexes besides x. Anonymous sessions (user '') have none by user: nobody lists or revokes them by it.
 local function indexes_of(session)
   local names = {}
   if session.user ~= '' then
@@ -67,7 +67,7 @@ local function indexes_of(session)
   return names
 end
 
--- Asked once a script, for each command costs as much as all that is done with its reply.
+-- Read once a script, because each command costs as much as all the work with its reply.
 local has_revocations, all_up_to
 
 local function is_revoked(prefix, session)
@@ -94,7 +94,7 @@ local function lives(prefix, session, now)
   return now < session.deadline and not is_revoked(prefix, session)
 end
 
--- Where an old name leads, as far as its graces go that were not over when it was asked for.
+-- Follows an old name through each rotation whose grace was not over when the caller asked.
 local function follow(prefix, session, asked, hops)
   for _ = 1, hops do
     if not (session and session.to) or asked >= session.grace_until then
@@ -105,8 +105,8 @@ local function follow(prefix, session, asked, hops)
   return session
 end
 
--- The living session under one of these keys; or nil, why not, the one to be dropped if it is dead, and how long
--- before it was asked for the grace of its old name was over, µs. `asked`: when, if it was not now.
+-- Returns the living session under one of these keys; or nil, the reason, the session to drop if it is dead, and how
+-- long before the call the grace of its old name was over, µs. `asked`: the time of the call, if that is not now.
 local function find(prefix, now, keys, asked, hops)
   asked = asked or now
   for _, key in ipairs(keys) do
@@ -137,7 +137,7 @@ local function see(session, now)
   redis.call('HSET', session.key, '_l', plain(session.seen))
 end
 
--- → µs since it was written down that it was seen: 0 if that is now
+-- Writes down that the session was seen. Returns µs since that was last written down: 0 if it is now.
 local function touch(session, now, interval)
   local unseen = now - session.seen
   if unseen < math.min(interval, session.idle / 20) then
@@ -147,8 +147,8 @@ local function touch(session, now, interval)
   return 0
 end
 
--- What a record says of itself, tab between tab, and its data put together to one JSON object. Nothing is decoded:
--- the parts hold no tab, and each value is JSON already. Two strings are read faster than thirty.
+-- Returns a record's own fields, joined by tabs, and its data as one JSON object. Nothing is decoded: the fields hold
+-- no tab, and each value is JSON already. Two strings are read faster than thirty.
 local OWN = {'_u', '_c', '_l', '_x', '_i', '_v', '_a', '_t', '_m'}
 
 local function answer(h, key)

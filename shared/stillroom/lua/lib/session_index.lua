@@ -1,4 +1,4 @@
--- What writes a session's indexes, and deletes it from them. Include it behind `session`.
+-- Writes a session's indexes, and deletes the session from them. Include it behind `session`.
 
 local LONGEST_MS = 366 * 86400000 -- no session is longer
 local FOREVER = '9007199254740991'
@@ -11,7 +11,7 @@ local function keep_for(key, ms)
   end
 end
 
--- `life`: what it orders is gone after so many ms.
+-- `life`: the sessions that it orders are gone after so many ms.
 local function next_stamp(prefix, now, life)
   local newest = tonumber(redis.call('GET', prefix .. 'clock') or '') or 0
   local stamp = plain(math.max(now, newest + 1))
@@ -24,7 +24,7 @@ local function member_of(h, user, tags)
   return h .. '\n' .. user .. '\n' .. tags
 end
 
--- nil for what is no member of ours.
+-- Returns nil for a member that is not ours.
 local function read_member(member)
   local first = string.find(member, '\n', 1, true)
   local second = first and string.find(member, '\n', first + 1, true)
@@ -35,18 +35,18 @@ local function read_member(member)
   }
 end
 
--- The record itself, which alone belongs into an index: not where it went.
+-- Returns the record itself, not the one it was rotated to: only records belong into an index.
 local function read_record(prefix, h)
   local session = read(prefix, h)
   return session and not session.to and session or nil
 end
 
--- What is left of a session, ms, and a little more.
+-- Returns how long a session has left, and a little more, ms.
 local function life_of(limit, now)
   return math.max(0, math.ceil((limit - now) / 1000)) + SLACK_MS
 end
 
--- Each call costs more than what it does, so many sessions go with few: at most 1,000, or Lua's stack is full.
+-- Deletes many sessions with few calls, because a call costs more than its work. More than 1,000 fill Lua's stack.
 local function drop_all(prefix, sessions)
   local records, listed = {}, {x = {}}
   for _, session in ipairs(sessions) do
@@ -69,7 +69,7 @@ local function drop(prefix, session)
   drop_all(prefix, {session})
 end
 
--- What is no set was written by somebody else, and gives way: it must not keep others from logging in.
+-- A key that is no set was written by a stranger. It is deleted: it must not keep users from logging in.
 local function put(key, score, member)
   local done = redis.pcall('ZADD', key, plain(score), member)
   if type(done) == 'table' and done.err then
@@ -125,7 +125,7 @@ local function mark_begun(prefix, key)
   redis.pcall('SET', late_key(prefix, key), BEGUN, 'PX', LATE_MS)
 end
 
--- Whether a session must not be begun under any of these names.
+-- Returns whether a session must not be begun under any of these names.
 local function is_late(prefix, keys)
   for _, key in ipairs(keys) do
     local mark = redis.call('GET', late_key(prefix, key))

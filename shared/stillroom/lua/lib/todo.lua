@@ -1,5 +1,6 @@
--- Work that follows from invalidations, by due time in ms: `t:<tag>` reclaim what it killed, `s:<tag>` refresh what
--- it made stale, `sweep` reclaim whatever is dead in the whole keyspace. It decides nothing that a reader sees.
+-- Keeps the work that follows from invalidations, by due time in ms: `t:<tag>` reclaim the entries that the tag killed,
+-- `s:<tag>` refresh those it made stale, `sweep` reclaim the dead of the whole keyspace. It decides nothing that a
+-- reader sees.
 -- Without workers it must not grow for ever: past the limit one sweep stands for all tags.
 
 local TODO_LIMIT = 10000
@@ -13,5 +14,5 @@ local function promise(todo, members, keep_ms)
   for _, member in ipairs(members) do
     redis.call('ZADD', todo, now, member)
   end
-  redis.call('PEXPIRE', todo, keep_ms) -- by then every entry it could be about is gone
+  redis.call('PEXPIRE', todo, keep_ms) -- by then every entry that the work is about is gone
 end

@@ -29,7 +29,7 @@ _rooms: dict[
 
 
 def room() -> Stillroom:
-    """The room of this process. Raises SettingsError."""
+    """Return the room of this process. Raises SettingsError."""
     given = getattr(settings, "STILLROOM", None)
     known = _rooms.get(id(given))
     if known is None:

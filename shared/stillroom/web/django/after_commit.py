@@ -135,7 +135,7 @@ class InvalidatingQuerySet(models.QuerySet):
 InvalidatingManager = models.Manager.from_queryset(InvalidatingQuerySet, "InvalidatingManager")
 
 
-# What waits for the commit
+# Invalidations that wait for the commit
 
 
 class Delivery:

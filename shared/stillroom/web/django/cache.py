@@ -106,7 +106,8 @@ class StillroomCache(BaseCache):
         tags: Sequence[str] = (),
         swr: float = 0,
     ) -> Any:
-        """The value, or `default` (called if it can be), which one caller of all processes makes while others wait.
+        """Return the value, or `default` (called if it can be), which one caller of all processes makes while
+        others wait.
 
         An invalidation while it is made wins: what is old is given to its caller and not kept. `swr`: seconds after
         the timeout in which a stale value is served while one caller makes the next.
@@ -191,7 +192,7 @@ class StillroomCache(BaseCache):
         return self._cache.get(self._name(key, version), Any, _MISSING) is not _MISSING
 
     def clear(self) -> None:
-        """All of this LOCATION, whoever wrote it; the rest of the room's cache is left alone."""
+        """Clear all of this LOCATION, whoever wrote it; the rest of the room's cache is left alone."""
         self._cache.invalidate_by_pattern(glob_literal(self._prefix.encode()).decode() + "*")
 
     def _name(self, key: Any, version: int | None) -> str:

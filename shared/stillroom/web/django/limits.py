@@ -75,7 +75,7 @@ class LimitsMiddleware(InRequest):
         return False
 
     def render(self, refusal: Refusal) -> tuple[str, str | bytes] | None:
-        """The body of a refusal, and its content type. None: problem+json."""
+        """Return the body of a refusal, and its content type. None: problem+json."""
         return None
 
     def process_request(self, request: HttpRequest) -> None:

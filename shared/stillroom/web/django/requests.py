@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from django.http import HttpRequest
+from django.conf import settings
+from django.http import HttpRequest, HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
 
+from stillroom.room import Stillroom
 from stillroom.web.django import room
+from stillroom.web.explain import NAME, explainer_of
+from stillroom.web.visit import RENDERING
 from stillroom.web.within import within
 
 
@@ -20,9 +26,44 @@ class InRequest(MiddlewareMixin):
     def __call__(self, request: HttpRequest) -> Any:
         if self.async_mode:
             return self.__acall__(request)
-        with within(room()):
+        own = room()
+        if own.settings.explain_header:
+            return self._explained(own, request)
+        with within(own):
             return super().__call__(request)
 
     async def __acall__(self, request: HttpRequest) -> Any:
-        with within(room()):
-            return await super().__acall__(request)
+        own = room()
+        told = _told(own, request) if own.settings.explain_header else nullcontext(_as_it_is)
+        with within(own), told as tell:
+            return tell(await super().__acall__(request))
+
+    def _explained(self, own: Stillroom, request: HttpRequest) -> Any:
+        with within(own), _told(own, request) as tell:
+            return tell(super().__call__(request))
+
+
+@contextmanager
+def _told(own: Stillroom, request: HttpRequest) -> Iterator[Any]:
+    """Yield what makes of a response one that tells of the reads inside, if the request is to be told."""
+    explainer = explainer_of(own)
+    is_rendered = RENDERING in (getattr(request, "environ", None) or getattr(request, "scope", {}))
+    given = request.headers.get(NAME)
+    if explainer is None or is_rendered or not explainer.wants(given, lambda: settings.DEBUG):
+        yield _as_it_is
+        return
+    with explainer.telling() as told:
+
+        def tell(response: HttpResponseBase) -> HttpResponseBase:
+            added, without = told(list(response.items()))
+            for name in without:
+                del response.headers[name]
+            for name, value in added:
+                response.headers[name] = value
+            return response
+
+        yield tell
+
+
+def _as_it_is(response: HttpResponseBase) -> HttpResponseBase:
+    return response

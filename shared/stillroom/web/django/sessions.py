@@ -58,7 +58,7 @@ class SessionStore(SessionBase):
     _confirms = False  # … because the user has just proved their identity
     _logs_in = False  # this request has logged a user in
 
-    # What the middleware says of the request
+    # Told by the middleware about the request
     is_in_request = False
     agent = ""
     asked_us: int | None = None  # when it came in, by this machine's steady clock
@@ -279,7 +279,7 @@ class SessionStore(SessionBase):
             options["fresh"] = self._confirms or is_login
         return options
 
-    # What is known
+    # Facts about the session
 
     def _known(self) -> Mapping[str, bytes]:
         """Return the data in Redis, read now where it was replaced without a look."""
@@ -287,7 +287,7 @@ class SessionStore(SessionBase):
             self._found = self._found or room().sessions.get(self.session_key, touch=False)
             if self._found is None:
                 raise SessionEnded("missing")
-            # As it was, because the request may have changed its data in place.
+            # A copy of the data as it was read, because the request may change it in place.
             self._before = _encoded(to_data(decoded(self._found.text, None)))
         return self._before
 

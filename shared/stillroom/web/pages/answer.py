@@ -16,7 +16,7 @@ from stillroom.web.pages.policy import Policy
 from stillroom.web.pages.stored import StoredPage
 from stillroom.web.problem import Answer
 
-# What a 304 repeats, because a cache on the way updates its copy with it.
+# A 304 repeats these headers, because a cache on the way updates its copy with them.
 IN_304 = {
     "cache-control",
     "cache-status",

@@ -238,7 +238,7 @@ class Pages(Generic[R]):
                 f"Pages.install(app): FastAPI, Starlette or Flask, not {type(app).__name__}"
             )
 
-    # What middleware asks
+    # Called by middleware
 
     def find(self, endpoint: Any, visit: Visit) -> Found | None:
         """Return which page this request is for; None if the endpoint is not marked."""
@@ -257,7 +257,7 @@ class Pages(Generic[R]):
         return answer_from(page, found.marked.policy, visit.method, visit.headers, self.cdn, status)
 
     def failure(self, failed: RenderFailed, visit: Visit) -> Answer:
-        """The app's own answer with 5xx. The view is not called a second time for it."""
+        """Return the app's own answer with 5xx. The view is not called a second time for it."""
         app: Answer = failed.response
         said = [*app.headers, ("cache-status", "stillroom; fwd=miss")]
         return Answer(app.status, said, b"" if visit.method == "HEAD" else app.body)

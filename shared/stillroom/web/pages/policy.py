@@ -86,7 +86,7 @@ class Policy:
 
     @property
     def varies_by(self) -> list[str]:
-        """The request headers that decide which response is the right one."""
+        """Return the request headers that decide which response is the right one."""
         return [*self.vary, *([] if self.sessions else ["Cookie", "Authorization"])]
 
 

@@ -12,7 +12,7 @@ from stillroom.web.ending import Header
 from stillroom.web.pages.policy import Policy
 from stillroom.web.problem import Answer
 
-# Of the connection, of this one delivery, or made anew for each answer.
+# Headers of the connection or of one delivery, and those that each answer gets anew: they are not stored.
 NOT_KEPT = {
     "connection",
     "keep-alive",
@@ -64,7 +64,7 @@ class StoredPage:
         return base64.b64decode(self.data or "")
 
     def header(self, name: str) -> str | None:
-        """All values of a header, as one."""
+        """Return all values of a header, as one."""
         found = [value for given, value in self.headers if given.lower() == name]
         return ", ".join(found) if found else None
 

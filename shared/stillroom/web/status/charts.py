@@ -34,7 +34,7 @@ class Plot(NamedTuple):
 
 
 def chart(plot: Plot, says: str) -> Html:
-    """A chart; `says` tells in a sentence what it shows."""
+    """Return a chart; `says` tells in a sentence what it shows."""
     return el(
         "svg",
         *_bands("failed", plot.period.failures, plot.period.window),
@@ -51,7 +51,7 @@ def chart(plot: Plot, says: str) -> Html:
 
 
 def sparkline(rows: Sequence[Row], window: Span, says: str) -> Html:
-    """The first series of these rows, from 0 to its highest."""
+    """Return the first series of these rows, from 0 to its highest."""
     highest = max((row.values[0] or 0.0 for row in rows), default=0.0) or 1.0
     points = [(row.time, row.values[0]) for row in rows]
     path = el("path", d=line(points, window, highest), class_="line s1")
@@ -59,7 +59,7 @@ def sparkline(rows: Sequence[Row], window: Span, says: str) -> Html:
 
 
 def line(points: Iterable[tuple[float, float | None]], window: Span, top: float) -> str:
-    """A path through the points; the pen is lifted where nothing is known. A lone point is a dot."""
+    """Return a path through the points; the pen is lifted where nothing is known. A lone point is a dot."""
     path: list[str] = []
     for is_known, run in groupby(points, lambda point: point[1] is not None):
         if is_known:

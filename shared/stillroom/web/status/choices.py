@@ -49,7 +49,7 @@ class View(NamedTuple):
     reload_s: int | None = None
 
     def address(self, **changes: object) -> str:
-        """The page's address with one of them changed, for a link."""
+        """Return the page's address with one of them changed, for a link."""
         other = self._replace(**changes)  # type: ignore[arg-type]
         query = {
             **({"for": other.choice.name} if other.choice != DAY else {}),

@@ -23,7 +23,7 @@ GONE_S = 30.0  # one that was not seen for so long does not count as a worker
 
 
 def crew(tasks: TaskStats | None) -> Html:
-    """The one that was seen last first."""
+    """Show the worker first that was seen last."""
     return el("section", el("h2", "Workers", id="workers"), _told(tasks))
 
 

@@ -47,12 +47,14 @@ class Figure(NamedTuple):
         return [get for _, get in self.series]
 
     def lead(self, values: Sequence[float | None]) -> float | None:
-        """The one number of a row: the whole of what is stacked, else the first series."""
+        """Return the one number of a row: the whole of what is stacked, else the first series."""
         return whole(values) if self.is_stacked else values[0]
 
 
 def figures(report: Report) -> list[Figure]:
-    """All charts, in the order of the tiles: three of Redis, three of what apps do, three of who they do it for."""
+    """Return all charts, in the order of the tiles: three of Redis, three of what apps do, three of who they do it
+    for.
+    """
     return [
         *(_memory(server) for server in report.servers),
         Figure(
@@ -150,7 +152,7 @@ LAG = [
 
 
 def called(server: Server) -> str:
-    """A server by what it is for: cache, state, or both."""
+    """Return a server by what it is for: cache, state, or both."""
     return server.name.removeprefix("redis.") if len(server.roles) == 1 else "Redis"
 
 

@@ -14,7 +14,7 @@ class Html(str):
 
 
 def el(name: str, /, *children: str, **attributes: str | float | None) -> Html:
-    """An element. An attribute that is None is left out; `class_` is class, `aria_label` is aria-label.
+    """Return an element. An attribute that is None is left out; `class_` is class, `aria_label` is aria-label.
 
     >>> el("a", "1 < 2", href='/"', class_="x", title=None)
     '<a href="/&quot;" class="x">1 &lt; 2</a>'

@@ -28,7 +28,7 @@ class Unit(NamedTuple):
         return said(value, lambda known: self.text(known) + self.suffix)
 
     def top(self, highest: float) -> float:
-        """A round number for the top of an axis, so that half of it is round too."""
+        """Return a round number for the top of an axis, so that half of it is round too."""
         least = max(highest, self.least)
         return next(top for top in self._tops() if top >= least and self._halves(top))
 
@@ -70,7 +70,7 @@ def amount(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes, as Redis counts them: a MB is 1,024 KB.
+    """Return a number of bytes as Redis writes it: a MB is 1,024 KB.
 
     >>> size(327_155_712), size(2**30)
     ('312\\u202fMB', '1\\u202fGB')
@@ -79,7 +79,7 @@ def size(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """A ratio as percent."""
+    """Return a ratio as percent."""
     return f"{number(value * 100)}{THIN}%"
 
 
@@ -115,7 +115,7 @@ def iso(time: float) -> str:
 
 
 def clock(time: float) -> str:
-    """The time of day in UTC."""
+    """Return the time of day in UTC."""
     return f"{_utc(time):%H:%M}"
 
 
@@ -124,12 +124,12 @@ def clock_with_seconds(time: float) -> str:
 
 
 def date(time: float) -> str:
-    """The date, short: 24 Nov."""
+    """Return the date, short: 24 Nov."""
     return f"{_utc(time).day} {_utc(time):%b}"
 
 
 def dated(time: float, now: float) -> str:
-    """The time of day, with the date if that was another day."""
+    """Return the time of day, with the date if that was another day."""
     return clock(time) if date(time) == date(now) else f"{date(time)} {clock(time)}"
 
 

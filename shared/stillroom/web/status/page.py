@@ -58,7 +58,7 @@ def render(
     since: float | None = None,
     figures: Figures | None = None,
 ) -> str:
-    """The whole page.
+    """Return the whole page.
 
     `history`: the snapshots of the view's time, oldest first; `patterns`: the newest first; None: Redis did not
     tell them. `since`: when the first snapshot of all was made. `figures`: what was counted by name. `view`: which
@@ -150,7 +150,7 @@ def _verdict(report: Report) -> str:
     return f"{first}, {amount(looks)} more to look at" if looks else first
 
 
-# What to do
+# Advice
 
 
 def _findings(report: Report, now: float) -> Html:

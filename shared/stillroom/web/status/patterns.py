@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def abuse(patterns: Sequence[Pattern] | None, now: float) -> Html:
-    """The newest first; None: they can't be read."""
+    """Show the newest patterns first; None: they can't be read."""
     return el("section", el("h2", "Abuse", id="abuse"), _told(patterns, now))
 
 

@@ -62,7 +62,7 @@ class Period(NamedTuple):
         return row_s(self.window.length)
 
     def rows(self, getters: Sequence[Getter]) -> list[Row]:
-        """A row for each measurement."""
+        """Return a row for each measurement."""
         return [Row(one.time, tuple([_sane(get(one)) for get in getters])) for one in self.measures]
 
 
@@ -73,7 +73,7 @@ def period_of(
     choice: Choice = DAY,
     since: float | None = None,
 ) -> Period:
-    """The time up to now; the report is the newest measurement.
+    """Return the time up to now; the report is the newest measurement.
 
     `since`: when the first snapshot of all was made. A system that is younger than the time asked for has a shorter
     period: there is nothing missing before its beginning.
@@ -127,7 +127,7 @@ def thinned(rows: Iterable[Row], window: Span, stretches: int = STRETCHES) -> li
 
 
 def low_and_high(rows: Iterable[Row], n: int) -> tuple[float, float] | None:
-    """The least and the greatest value of a series; None if nothing is known."""
+    """Return the least and the greatest value of a series; None if nothing is known."""
     known = [value for row in rows if (value := row.values[n]) is not None]
     return (min(known), max(known)) if known else None
 

@@ -17,7 +17,7 @@ class Column(NamedTuple):
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], labelled_by: str) -> Html:
-    """A table, in a card. `labelled_by`: the id of its heading.
+    """Return a table, in a card. `labelled_by`: the id of its heading.
 
     The roles are said, because a row that is shown as a block has none for some screen readers.
     """

@@ -45,7 +45,7 @@ class Tile(NamedTuple):
 
     @property
     def shown_facts(self) -> tuple[str, ...]:
-        """None of what nothing is known of: three more dashes say no more than one."""
+        """Return no facts where nothing is known: three more dashes say no more than one."""
         return self.facts if self.state != "unknown" else ()
 
 

@@ -1,0 +1,149 @@
+"""What is read of an app's endpoints is what its requests are charged, in each framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from flask import Blueprint, Flask
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from stillroom import AUTH, AsyncStillroom, Limit, NoDispatch, Settings, Stillroom
+from stillroom.web import fastapi as on_fastapi
+from stillroom.web import flask as on_flask
+from stillroom.web import starlette as on_starlette
+from stillroom.web.asgi import StillroomMiddleware
+from stillroom.web.carriers import charges, default_of, lost_views
+from stillroom.web.known_routes import Known, fits, inner_apps, known_routes
+from tests.support.web import ask
+from tests.web.limited_apps import FRAMEWORKS, serving
+from tests.web.test_limits import read
+
+API, OUTER = Limit("api", 100, 60), Limit("outer", 100, 60)
+REQUESTS = [
+    *[("POST", path) for path in ("/guess?right=1", "/form?right=1", "/class", "/method")],
+    *[
+        ("GET", path)
+        for path in ("/cost?n=1", "/mine", "/keyed", "/tenant", "/shared/a", "/shared/b")
+    ],
+    *[("GET", path) for path in ("/probed", "/both", "/sync/7", "/async", "/class", "/method")],
+    *[("GET", path) for path in ("/touch", "/open", "/group/x", "/group/own", "/group/free")],
+]
+
+
+@contextmanager
+def app_of(framework: str, settings: Settings) -> Iterator[Any]:
+    """Make the app that `serving` serves. Django's is what its settings say just now."""
+    if framework == "flask":
+        from tests.web.limited_flask import make_app
+
+        with Stillroom(settings, dispatch=NoDispatch()) as room:
+            yield make_app(room)
+    elif framework.startswith("django"):
+        from django.core.handlers.wsgi import WSGIHandler
+
+        yield WSGIHandler()
+    else:
+        from tests.web.limited_starlette import MAKERS
+
+        yield MAKERS[framework](AsyncStillroom(settings, dispatch=NoDispatch()))
+
+
+def named(known: list[Known], method: str, path: str) -> set[str]:
+    """Return the names of the limits that are read for a request."""
+    found = [one for one in known if fits(one, method, path)]
+    assert len(found) <= 2, found  # Starlette's classes are two routes
+    return {
+        limit.name
+        for one in found
+        for carried in one.carries
+        if carried.takes(method)
+        for limit in carried.limits or ()
+    }
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_is_read_is_what_is_charged(framework: str, settings: Settings) -> None:
+    """The limits that are read for an endpoint and method are those that its response tells of."""
+    with serving(framework, settings) as port, app_of(framework, settings) as app:
+        known = known_routes(app) or []
+        assert charges(app)
+        for method, path in REQUESTS:
+            policy = ask(port, path, method).one("ratelimit-policy")
+            told = set(read(policy)) if policy else set()
+            assert named(known, method, path.partition("?")[0]) == told, (method, path)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_a_function_says_is_not_known(framework: str, settings: Settings) -> None:
+    """Limits that a function of the request returns are none that can be read, and are told apart from none."""
+    with serving(framework, settings), app_of(framework, settings) as app:
+        (tiers,) = [one for one in known_routes(app) or [] if one.text == "/tiers"]
+        (carried,) = tiers.carries
+        assert carried.limits is None
+        assert tiers.endpoint.name
+
+
+def test_limits_around_apps_are_of_all_their_endpoints() -> None:
+    """Limits around an app, in its middleware, around a mount or on a router are those of the endpoints inside."""
+    limited = on_starlette.limited
+
+    async def view(request: Any) -> Response:
+        return Response()
+
+    @on_starlette.exempt
+    async def free(request: Any) -> Response:
+        return Response()
+
+    inner = Starlette(
+        routes=[Route("/x", limited(AUTH)(view))], middleware=[Middleware(limited(API))]
+    )
+    app = limited(OUTER)(Starlette(routes=[Mount("/in", app=inner), Route("/y", free)]))
+    found = {one.text: [c.limits for c in one.carries] for one in known_routes(app) or []}
+    assert found == {"/in/x": [(OUTER,), (API,), (AUTH,)], "/y": [(OUTER,)]}
+    assert not charges(app)
+    assert charges(StillroomMiddleware(app, AsyncStillroom(dispatch=NoDispatch())))
+    assert inner in list(inner_apps(app))
+
+    needs = [Depends(on_fastapi.limited(API))]
+    router = APIRouter(prefix="/r", dependencies=needs)
+    outer = APIRouter(dependencies=[Depends(on_fastapi.limited(AUTH))])
+
+    @router.websocket("/socket")
+    async def socket(websocket: WebSocket) -> None: ...
+
+    router.add_api_route("/x", view)
+    outer.include_router(router)
+    fastapi = FastAPI(dependencies=[Depends(on_fastapi.limited(OUTER))])
+    fastapi.include_router(outer)
+    known = {one.text: one for one in known_routes(fastapi) or []}
+    assert [c.limits for c in known["/r/x"].carries] == [(OUTER,), (AUTH,), (API,)]
+    assert not known["/r/socket"].carries[0].takes("GET")
+    assert not known["/docs"].carries
+
+
+def test_blueprints_within_blueprints_and_defaults_are_read(settings: Settings) -> None:
+    """A blueprint within a blueprint has the limits of both, and a default is that of the views without any."""
+    inner = on_flask.limited(AUTH)(Blueprint("inner", __name__))
+    inner.add_url_rule("/x", "x", str)
+    outer = on_flask.limited(API)(Blueprint("outer", __name__, url_prefix="/o"))
+    outer.register_blueprint(inner)
+    app = Flask("nested")
+    app.register_blueprint(outer)
+    app.add_url_rule("/lost", "lost", view := lambda: "")
+    on_flask.limited(API)(view)
+    (nested,) = [one for one in known_routes(app) or [] if one.text == "/o/x"]
+    assert [c.limits for c in nested.carries] == [(API,), (AUTH,)]
+    assert not charges(app)
+    assert default_of(app) == ()
+    assert lost_views(app) == ["lost"]
+    with Stillroom(settings, dispatch=NoDispatch()) as room:
+        on_flask.StillroomLimits(app, room, default=[OUTER])
+    assert charges(app)
+    assert default_of(app) == (OUTER,)
