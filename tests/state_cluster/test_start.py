@@ -16,6 +16,7 @@ from stillroom import (
     Stillroom,
 )
 from stillroom.cli.check import _online
+from stillroom.cli.check_limits import InApp
 from stillroom.cli.doctor import examined
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import InvalidArgument
@@ -93,7 +94,7 @@ def test_connect_reaches_each_node(settings: Settings, cluster: RedisCluster, fa
 def test_check_and_doctor_accept_the_setting(settings: Settings) -> None:
     """Neither finds anything that fails."""
     with Stillroom(settings, dispatch=NoDispatch()) as room:
-        lines = [*examined(room), *_online(room)]
+        lines = [*examined(room), *_online(room, InApp({}, []))]
     assert [line.sentence for line in lines if line.status == "fail"] == []
     assert {"rights to sessions", "rights to limits", "rights to abuse"} <= {
         line.about for line in lines
