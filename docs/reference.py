@@ -24,7 +24,6 @@ import stillroom
 from stillroom import Settings, errors, keys
 from stillroom import cli as command_line
 from stillroom.abuse.allowance import EVENTS_A_SECOND
-from stillroom.abuse.body import EVENTS_KEPT
 from stillroom.cache import orders
 from stillroom.cache.memo import LIMIT as MEMO_LIMIT
 from stillroom.cache.ordering import ORDERS_LIMIT, TRIES_LIMIT
@@ -32,6 +31,7 @@ from stillroom.dead_letters import KEPT_S, LETTERS_LIMIT
 from stillroom.dispatch import REFRESH_MANY_TASK, REFRESH_TASK, RefreshOrder, RefreshOrders
 from stillroom.health import advice, metrics
 from stillroom.health.report import Report
+from stillroom.keys import EVENTS_KEPT
 from stillroom.limits.changes import LONGEST_S, MOST
 from stillroom.limits.denials import REMEMBERED_S
 from stillroom.limits.limit import QUOTA_LIMIT, WINDOW_LIMIT

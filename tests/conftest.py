@@ -194,6 +194,12 @@ def state_client(client: Any) -> Any:
 
 
 @pytest.fixture
+def places(server: EmbeddedServer) -> dict[str, Any]:
+    """Return the settings that say where Redis is."""
+    return {"redis_url": server.url}
+
+
+@pytest.fixture
 def settings(server: EmbeddedServer) -> Settings:
     """Return settings with patient deadlines; tests/faults tests the impatient ones."""
     return Settings(**{"redis_url": server.url} | PATIENT)

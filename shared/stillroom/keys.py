@@ -4,6 +4,11 @@
 a shard live in one Redis Cluster slot, so that one script may touch them together. In a cluster `ns:stats:…`,
 `ns:counts` and `ns:errors` have a shard's tag too, for they ride along with the shard's batches.
 
+With the setting state_cluster the state is on a cluster, too. Then the keys of a subject of the limits (`{rl:…}`)
+have the tag of a shard before them, `ns:{r00}{rl:…}` to `ns:{r3f}{rl:…}`, and each of these shards has a stream
+`ns:{r00}:abuse`, of 10,000. A ban is there for the checks, and at `ns:{one}{rl:…}`, where it is decided. Everything
+else of the state that has no tag here is at `ns:{one}:…`. See Keys.home.
+
 | key               | type   | meaning                                         | lifetime     | written by      |
 |-------------------|--------|-------------------------------------------------|--------------|-----------------|
 | ns:{0}:clock      | string | `<epoch>.<seq>`, the clock of invalidations     | none, 1 key  | lib/clock.lua   |
@@ -128,14 +133,28 @@ Celery's own keys belong to kombu. Other apps may use the same Redis, so each ha
 from __future__ import annotations
 
 import re
+from binascii import crc_hqx
 from collections.abc import Sequence
 from functools import lru_cache
+from ipaddress import ip_network
 
 from stillroom.errors import InvalidKey
+from stillroom.subject import SITE_PREFIX, UNKNOWN, site_of
 
 WOULD_DENY = (
     "limit_would_deny:"  # and the name of a limit in shadow: a field of ns:stats and ns:counts
 )
+# In a cluster: the hash tag of what there is one of, and the tags of the shards of limits (see Keys.home).
+HOUSE = b"{one}"
+EVENTS_KEPT, EVENTS_KEPT_IN_A_SHARD = (
+    100_000,
+    10_000,
+)  # in the stream, or in each of those of a cluster
+HOMES = tuple([b"{r%02x}" % number for number in range(64)])
+SHARDED_BY = {
+    False: 32,
+    True: SITE_PREFIX,
+}  # widths of the networks that have one shard, for IPv4 and IPv6
 KEY_LIMIT = 1024  # bytes of a key or tag, escaped
 OTHER = b"%other"  # behind an entry's key: its other place. No escaped key ends so
 
@@ -143,18 +162,35 @@ OTHER = b"%other"  # behind an entry's key: its other place. No escaped key ends
 # `%` is escaped so that no two keys are ever written the same.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 _GLOB_SIGNS = re.compile(rb"[*?\[\]\\]")
-_SHARDED = re.compile(rb"[^{]*\{([^}]*)\}:(.*)", re.DOTALL)
-_BAN = re.compile(rb"[^{]*\{rl:ip:([^}]*)\}:!ban")
+_SHARDED = re.compile(rb"[^{]*(?:\{\w+\}(?=\{))?\{([^}]*)\}:(.*)", re.DOTALL)
+_BAN = re.compile(rb"[^{]*(?:\{\w+\})?\{rl:ip:([^}]*)\}:!ban")
+_HOME = re.compile(rb"[^{]*(\{\w+\})\{")
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
 class Keys:
-    """The keys of one namespace, and of one shard of its cache."""
+    """The keys of one namespace, and of one shard of its cache.
 
-    def __init__(self, namespace: str, shard: int = 0, *, in_cluster: bool = False) -> None:
+    `in_cluster`: the cache is on a cluster; `state_in_cluster`: the state is.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        shard: int = 0,
+        *,
+        in_cluster: bool = False,
+        state_in_cluster: bool = False,
+    ) -> None:
         self._namespace = namespace
+        self._name = namespace.encode()
         cache = f"{namespace}:{{{shard}}}:"
-        counted = cache if in_cluster else f"{namespace}:"
+        house = f"{namespace}:{HOUSE.decode()}:" if state_in_cluster else f"{namespace}:"
+        counted = cache if in_cluster else house
+        self.events_kept = EVENTS_KEPT_IN_A_SHARD if state_in_cluster else EVENTS_KEPT
+        self.homes: Sequence[bytes] = HOMES if state_in_cluster else (b"",)
+        self._house = HOUSE if state_in_cluster else b""
+        self.is_spread = state_in_cluster
         self._stats = f"{counted}stats:"
         self.counts = f"{counted}counts".encode()
         self.errors = f"{counted}errors".encode()
@@ -166,29 +202,29 @@ class Keys:
         self.binding_deadlines = f"{namespace}:binding_deadlines"
         self.control = namespace  # kombu adds `.pidbox`
         self.events = f"{namespace}.celeryev"
-        self.orders = f"{namespace}:orders".encode()
+        self.orders = f"{house}orders".encode()
         self.order_tries = self.orders + b":tries"
-        self.dead_letters = f"{namespace}:dead-letters".encode()
-        self.agreed = f"{namespace}:agreed".encode()
-        self.abuse = f"{namespace}:abuse".encode()
+        self.dead_letters = f"{house}dead-letters".encode()
+        self.agreed = f"{house}agreed".encode()
+        self.abuse = f"{house}abuse".encode()
         self.abuse_log = self.abuse + b":log"
         self.abuse_aside = self.abuse + b":aside"
         self.abuse_groups = self.abuse + b":groups"
-        self.limit_windows = f"{namespace}:limits:windows".encode()
-        self.limit_changes = f"{namespace}:limits:changes".encode()
-        self.ban_widths = f"{namespace}:{{rl:!widths}}".encode()
-        self.bans = f"{namespace}:bans".encode()
+        self.limit_windows = f"{house}limits:windows".encode()
+        self.limit_changes = f"{house}limits:changes".encode()
+        self.ban_widths = self.widths(self._house)
+        self.bans = f"{house}bans".encode()
         self.ban_times = self.bans + b":times"
-        self.health = f"{namespace}:health".encode()
-        self.health_week = f"{namespace}:health:week".encode()
-        self.health_open = f"{namespace}:health:open".encode()
-        self._paused = f"{namespace}:paused:".encode()
-        self.webhook = f"{namespace}:webhook".encode()
+        self.health = f"{house}health".encode()
+        self.health_week = f"{house}health:week".encode()
+        self.health_open = f"{house}health:open".encode()
+        self._paused = f"{house}paused:".encode()
+        self.webhook = f"{house}webhook".encode()
         self.webhook_at = self.webhook + b":at"
         self.webhook_lease = self.webhook + b":lease"
-        self.workers = f"{namespace}:workers".encode()
+        self.workers = f"{house}workers".encode()
         self.workers_about = self.workers + b":about"
-        self.ticks = f"{namespace}:ticks".encode()
+        self.ticks = f"{house}ticks".encode()
         self.globs = f"{cache}globs".encode()
         self.todo = f"{cache}todo".encode()
         self.trimmed = f"{cache}trimmed".encode()
@@ -264,29 +300,77 @@ class Keys:
 
     def limits(self, kind: str, value: str) -> bytes:
         """Return the prefix of all keys of one subject of the limits."""
+        if self._house:
+            return self._of_subject(self.home(kind, value), kind, value)
         return b"%b%b:%b}:" % (self._limits, kind.encode(), value.encode())
+
+    def home(self, kind: str, value: str) -> bytes:
+        """Return the hash tag of the shard that has a subject of the limits; empty where there is one server.
+
+        A subject with an address lives where the address does, so that a check by both is in one slot, and an
+        address of IPv6 where its site does, so that a ban of any network within the site is in that slot, too.
+        """
+        if not self._house:
+            return b""
+        parts = dict(zip(kind.split("&"), value.split("&"), strict=False))
+        where = parts.get("ip")
+        name = f"{kind}:{value}" if where is None else site_of(where) or where
+        return HOMES[crc_hqx(name.encode(), 0) % len(HOMES)]
+
+    def homes_of_ban(self, subject: str) -> Sequence[bytes]:
+        """Return the shards whose addresses a ban concerns: one, or all for a network that several may have."""
+        if subject != UNKNOWN and ip_network(subject).prefixlen < SHARDED_BY[":" in subject]:
+            return self.homes
+        return [self.home("ip", subject)]
+
+    def _of_subject(self, home: bytes, kind: str, value: str) -> bytes:
+        return b"%b:%b{rl:%b:%b}:" % (self._name, home, kind.encode(), value.encode())
+
+    def abuse_at(self, home: bytes) -> bytes:
+        """Return the stream of the events of abuse in this shard."""
+        return b"%b:%b:abuse" % (self._name, home) if home else self.abuse
+
+    def widths(self, home: bytes) -> bytes:
+        """Return the key of the widths of networks that have bans in this shard."""
+        return b"%b:%b{rl:!widths}" % (self._name, home)
+
+    def no_widths(self, home: bytes) -> bytes:
+        """Return a key of this shard that nobody writes, for a check that looks for no bans."""
+        return b"%b:%b{rl:!none}" % (self._name, home)
+
+    def index_of_bans(self, home: bytes) -> bytes:
+        """Return the key of the bans that are in force in this shard."""
+        return b"%b:%b:bans" % (self._name, home) if home else self.bans
 
     def slots(self, name: bytes) -> list[bytes]:
         """Return the keys of a lock: slots, queue, waiters, fence."""
         prefix = b"%b%b}:" % (self._locks, name)
         return [prefix + part for part in (b"slots", b"queue", b"waiters", b"fence")]
 
-    def reservation(self, id: str) -> bytes:
-        return b"%b!held}:%b" % (self._limits, id.encode())
+    def reservation(self, id: str, home: bytes = b"") -> bytes:
+        return b"%b:%b{rl:!held}:%b" % (self._name, home, id.encode())
 
-    def told(self, log: str) -> bytes:
+    def told(self, log: str, home: bytes = b"") -> bytes:
         """Return the key for how much of a process' own admissions Redis was told. `log`: that process' log."""
-        return b"%b!told}:%b" % (self._limits, log.encode())
+        return b"%b:%b{rl:!told}:%b" % (self._name, home, log.encode())
 
     def ban(self, subject: str) -> bytes:
-        """`subject`: an address, or a network: see subject.py."""
-        return self.limits("ip", subject) + b"!ban"
+        """`subject`: an address, or a network: see subject.py. In a cluster, the ban as operators see it."""
+        return self._of_subject(self._house, "ip", subject) + b"!ban"
+
+    def ban_at(self, home: bytes, subject: str) -> bytes:
+        """Return the key that a check in this shard looks at."""
+        return self._of_subject(home, "ip", subject) + b"!ban"
 
     def ban_level(self, subject: str) -> bytes:
-        return self.limits("ip", subject) + b"!level"
+        return self._of_subject(self._house, "ip", subject) + b"!level"
 
     def ban_lifted(self, subject: str) -> bytes:
-        return self.limits("ip", subject) + b"!lifted"
+        return self._of_subject(self._house, "ip", subject) + b"!lifted"
+
+    def lifted_at(self, home: bytes, subject: str) -> bytes:
+        """Return the key that says when a ban was lifted, to the shard of this home."""
+        return self._of_subject(home, "ip", subject) + b"!lifted"
 
     def abuse_count(self, rule: str, group: str) -> bytes:
         return b"%b:c:%b:%b" % (self.abuse, rule.encode(), group.encode())
@@ -304,6 +388,25 @@ class Keys:
     def queue(self, kind: str) -> str:
         """Return the Celery queue for `refresh` (short, latency matters) or `maintenance` (bulk, in bites)."""
         return f"{self._namespace}.{kind}"
+
+
+def home_of(key: bytes) -> bytes:
+    """Return the hash tag of the shard that has this log or ban of the limits; empty where there is one server.
+
+    >>> home_of(b"shop:{r1f}{rl:ip:192.0.2.1}:auth"), home_of(b"shop:{rl:ip:192.0.2.1}:auth")
+    (b'{r1f}', b'')
+    """
+    match = _HOME.match(key)
+    return match[1] if match else b""
+
+
+def without_home(key: bytes) -> bytes:
+    """Return the key as it is where there is one server, for what a process remembers by it.
+
+    >>> without_home(b"shop:{r1f}{rl:ip:192.0.2.1}:!ban")
+    b'shop:{rl:ip:192.0.2.1}:!ban'
+    """
+    return key.replace(home, b"", 1) if b"}{" in key and (home := home_of(key)) else key
 
 
 @lru_cache(16)

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from zlib import crc32
 
-from stillroom.keys import banned_in
+from stillroom.keys import banned_in, without_home
 from stillroom.subject import width_of
 
 log = logging.getLogger("stillroom.abuse")
@@ -47,6 +47,7 @@ class KnownBans:
 
     def learn(self, key: bytes, until_ms: int) -> None:
         """Remember a ban, and tell the others. Costs nothing where it is known already."""
+        key = without_home(key)
         if self._knows(key, until_ms):
             return
         self.look()
@@ -57,12 +58,13 @@ class KnownBans:
 
     def forget(self, key: bytes) -> None:
         """Forget a ban: it was lifted."""
+        key = without_home(key)
         self.until.pop(key, None)
         self._append(key, 0)
 
     def forget_all(self, keys: Iterable[bytes]) -> None:
         """Forget these bans: Redis has none of them."""
-        for key in [key for key in keys if key in self.until]:
+        for key in [key for key in map(without_home, keys) if key in self.until]:
             self.forget(key)
 
     def look(self) -> None:
@@ -80,7 +82,7 @@ class KnownBans:
 
     def left_ms(self, keys: Iterable[bytes], now_ms: int) -> int:
         """Return how long the longest ban under one of these keys still lasts; 0: none is known."""
-        return max([0, *(self.until.get(key, 0) - now_ms for key in keys)])
+        return max([0, *(self.until.get(without_home(key), 0) - now_ms for key in keys)])
 
     def _knows(self, key: bytes, until_ms: int) -> bool:
         return abs(self.until.get(key, 0) - until_ms) < NEWS_MS

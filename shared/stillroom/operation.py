@@ -31,9 +31,12 @@ from stillroom.scripts import BY_SHA, Script
 from stillroom.wire import (
     IN_TIME,
     AsyncShardWire,
+    AsyncSpreadWire,
     AsyncWire,
     Command,
     ShardWire,
+    SpreadThreadsWire,
+    SpreadWire,
     Wire,
     load_begun,
     refusal,
@@ -65,6 +68,8 @@ __all__ = [
 
 T = TypeVar("T")
 Operation: TypeAlias = Generator[Any, Any, T]
+BlockingWire: TypeAlias = Wire | ShardWire[Any] | SpreadWire | SpreadThreadsWire
+AwaitedWire: TypeAlias = AsyncWire | AsyncShardWire | AsyncSpreadWire
 
 WAIT_SHARE = 0.7  # of the time that is left; the rest is for the replies to come back
 STATE = -1  # where a step On runs: on the state's server; shards count from 0
@@ -194,7 +199,7 @@ class Driver:
     `call_timeout`.
     """
 
-    def __init__(self, wire: Wire | ShardWire[Any], places: Sequence[Driver] = ()) -> None:
+    def __init__(self, wire: BlockingWire, places: Sequence[Driver] = ()) -> None:
         self.wire = wire
         self._places = places
         self._call_timeout = wire.server.settings.call_timeout
@@ -296,9 +301,7 @@ class Driver:
 class AsyncDriver:
     """Runs operations in the calling task. See Driver."""
 
-    def __init__(
-        self, wire: AsyncWire | AsyncShardWire, places: Sequence[AsyncDriver] = ()
-    ) -> None:
+    def __init__(self, wire: AwaitedWire, places: Sequence[AsyncDriver] = ()) -> None:
         self.wire = wire
         self._places = places
         self._call_timeout = wire.server.settings.call_timeout
@@ -574,7 +577,7 @@ def _joined(sides: Sequence[_Side]) -> Operation[None]:
             start += length
 
 
-def drivers_of(wires: Sequence[Wire | ShardWire[Any]], state: Wire | None = None) -> list[Driver]:
+def drivers_of(wires: Sequence[BlockingWire], state: BlockingWire | None = None) -> list[Driver]:
     """Return a driver for each shard's wire, which knows the others and that of the state."""
     places: list[Driver] = []
     drivers = [Driver(wire, places) for wire in wires]
@@ -583,7 +586,7 @@ def drivers_of(wires: Sequence[Wire | ShardWire[Any]], state: Wire | None = None
 
 
 def async_drivers_of(
-    wires: Sequence[AsyncWire | AsyncShardWire], state: AsyncWire | None = None
+    wires: Sequence[AwaitedWire], state: AwaitedWire | None = None
 ) -> list[AsyncDriver]:
     """Return the drivers of `wires` for asyncio; each knows all of them, and that of the state. See drivers_of."""
     places: list[AsyncDriver] = []

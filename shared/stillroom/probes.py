@@ -18,7 +18,13 @@ def wires_of_cache(settings: Settings, wires: Sequence[Any]) -> Sequence[Any]:
     """Whom to ask besides the state's: nobody where one server plays both roles; each shard of a cluster."""
     if settings.cluster:
         return wires
-    return [] if settings.cache_server == settings.redis_url else wires[:1]
+    is_one = settings.cache_server == settings.redis_url and not settings.state_cluster
+    return [] if is_one else wires[:1]
+
+
+def state_keys(settings: Settings) -> Keys:
+    """Return the keys of sessions, limits, abuse, orders and health."""
+    return Keys(settings.namespace, state_in_cluster=settings.state_cluster)
 
 
 def health_on(
@@ -31,7 +37,7 @@ def health_on(
 ) -> HealthBody:
     """Return health's operations, for drivers of `state` and then of the wires in `cache`."""
     cache_stats.breaker, state_stats.breaker = cache_breaker, state.breaker
-    keys = Keys(settings.namespace)
+    keys = state_keys(settings)
     first = Source(
         name="redis.state" if cache else "redis",
         roles=("state",) if cache else ("cache", "state"),

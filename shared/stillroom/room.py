@@ -37,7 +37,7 @@ from stillroom.errors import FINAL, InvalidArgument, RedisUnavailable, UnknownSe
 from stillroom.events import Event, Observer, Watch, hook_to, watch_drivers
 from stillroom.face import Service
 from stillroom.health import AsyncHealth, Health, HealthBody
-from stillroom.keys import Keys
+from stillroom.keys import HOUSE
 from stillroom.known_bans import KnownBans, ban_file
 from stillroom.limits import AsyncLimits, Limits, LimitsBody
 from stillroom.locks import AsyncLock, Lock, LocksBody, Terms
@@ -51,7 +51,7 @@ from stillroom.operation import (
     drivers_of,
 )
 from stillroom.pauses import Pauses
-from stillroom.probes import health_on, wires_of_cache
+from stillroom.probes import health_on, state_keys, wires_of_cache
 from stillroom.rehearsal import of_cache, of_state, rehearsal
 from stillroom.sessions import AsyncSessions, SessionEvent, Sessions, SessionsBody
 from stillroom.settings import Settings
@@ -60,12 +60,16 @@ from stillroom.upkeep import MOVED, AsyncUpkeep, Upkeep
 from stillroom.wire import (
     AsyncClusterWire,
     AsyncShardWire,
+    AsyncSpreadWire,
     AsyncWire,
     Breaker,
+    Breakers,
     Budget,
     ClusterWire,
     Server,
     ShardWire,
+    SpreadWire,
+    StateServer,
     Wire,
     request_budget,
     reset_after_fork,
@@ -94,7 +98,7 @@ class Operations(Generic[D]):
     abuse: AbuseBody
     health: HealthBody
     cache_in_threads: Cache  # the cache, for a thread that has no event loop
-    state: D  # runs operations on sessions, limits and abuse, which are on one server
+    state: D  # runs operations on sessions, limits and abuse
     # The operations that prove this process's copies of the cache, each with its place in a step On of `state`.
     # They ride in a batch of `state` itself where the cache `is_near_here`.
     proofs: Callable[[], list[tuple[int, Operation[None]]]]
@@ -124,33 +128,44 @@ class _Room:
         own = "redis_url" if self.settings.cache_url is None else "cache_url"
         self._server = Server(self.settings, self.settings.cache_server, "the cache's Redis", own)
         self.stats = Stats(self.keys)
-        self._is_one_server = self.settings.cache_server == self.settings.redis_url
+        self._state_keys = state_keys(self.settings)
+        is_spread = self.settings.state_cluster
+        self._is_one_server = (
+            self.settings.cache_server == self.settings.redis_url and not is_spread
+        )
+        self._state_server: Server | StateServer
         if self._is_one_server:
             self._state_server, self.state_stats = self._server, self.stats
         else:
-            self._state_server = Server(self.settings, self.settings.redis_url, "Redis")
-            self.state_stats = Stats(Keys(self.settings.namespace))
+            self._state_server = (
+                StateServer(self.settings, HOUSE)
+                if is_spread
+                else Server(self.settings, self.settings.redis_url, "Redis")
+            )
+            self.state_stats = Stats(self._state_keys)
         # Operations for `state`: what must be alike in all processes, and what could not be done.
-        self.agreed = Agreed(self.keys, self._state_server)
-        self.dead_letters = DeadLetters(self.keys)
-        self._pauses = Pauses(self.keys)
+        self.agreed = Agreed(self._state_keys, self._state_server)
+        self.dead_letters = DeadLetters(self._state_keys)
+        self._pauses = Pauses(self._state_keys)
         self.watch = Watch()  # the listeners to each operation: see on_event
         self._sessions_body = SessionsBody(
-            self.settings, self._state_server, self.keys, self.dispatch, self.state_stats
+            self.settings, self._state_server, self._state_keys, self.dispatch, self.state_stats
         )
         self._bans = KnownBans(partial(_ban_file, self.settings))
         reset_after_fork(self._bans)
         self._abuse_body = AbuseBody(
-            self.settings, self._state_server, self.keys, self.state_stats, self._bans
+            self.settings, self._state_server, self._state_keys, self.state_stats, self._bans
         )
-        self._locks_body = LocksBody(self.settings, self._state_server, self.keys, self.state_stats)
+        self._locks_body = LocksBody(
+            self.settings, self._state_server, self._state_keys, self.state_stats
+        )
         self.state_stats.riders.append(self._abuse_body.riding)
         self._sessions_body.on_event.append(self._tell_abuse)
 
-    def _limits(self, breaker: Breaker) -> LimitsBody:
+    def _limits(self, breaker: Breaker | Breakers) -> LimitsBody:
         """Make the limits' operations, which watch whether the state's Redis is away."""
         server, stats = self._state_server, self.state_stats
-        return LimitsBody(self.settings, server, breaker, self.keys, stats, self._bans)
+        return LimitsBody(self.settings, server, breaker, self._state_keys, stats, self._bans)
 
     def _cache(self, wires: Sequence[Any], aside: Sequence[Driver]) -> CacheParts:
         """Make the cache's operations on these wires, one for each shard."""
@@ -241,7 +256,7 @@ class _Room:
         return rehearsal(of_cache(self.keys), self.wire.server)
 
     def _rehearse_state(self) -> Operation[None]:
-        return rehearsal(of_state(Keys(self.settings.namespace)), self._state_server)
+        return rehearsal(of_state(self._state_keys), self._state_server)
 
     def _await_answer(self, name: str, ping: Callable[[], None]) -> None:
         attempts = self.settings.connect_attempts
@@ -287,12 +302,18 @@ class Stillroom(_Room):
         self.wire: Wire | ClusterWire
         wires: Sequence[Wire | ShardWire[Wire]]
         if self.settings.cluster:
-            self.wire = ClusterWire(*self._cluster())
-            self.state_wire, wires = Wire(self._state_server), self.wire.shards
+            self.wire, one = (clustered := ClusterWire(*self._cluster())), None
+            wires = clustered.shards
         else:
             self.wire = one = Wire(self._server)
-            self.state_wire = one if self._is_one_server else Wire(self._state_server)
             wires = [one] * self.settings.shards
+        self.state_wire: Wire | SpreadWire
+        if isinstance(self._state_server, StateServer):
+            self.state_wire = SpreadWire(self._state_server)
+        elif one is not None and self._is_one_server:
+            self.state_wire = one
+        else:
+            self.state_wire = Wire(self._state_server)
         drivers = drivers_of(wires, self.state_wire)
         self._cache_driver = drivers[0]
         parts = self._cache(wires, drivers)
@@ -427,16 +448,21 @@ class AsyncStillroom(_Room):
         # The dispatcher's thread has no event loop: it frees a lease through a wire of its own.
         for_threads: Sequence[Wire | ShardWire[AsyncWire]]
         if self.settings.cluster:
-            self.wire = AsyncClusterWire(*self._cluster())
-            self.state_wire, wires = AsyncWire(self._state_server), self.wire.shards
-            for_threads = self.wire.shards_for_threads
+            self.wire, one = (clustered := AsyncClusterWire(*self._cluster())), None
+            wires, for_threads = clustered.shards, clustered.shards_for_threads
         else:
             self.wire = one = AsyncWire(self._server)
-            self.state_wire = one if self._is_one_server else AsyncWire(self._state_server)
             wires, for_threads = (
                 [one] * self.settings.shards,
                 [one.for_threads] * self.settings.shards,
             )
+        self.state_wire: AsyncWire | AsyncSpreadWire
+        if isinstance(self._state_server, StateServer):
+            self.state_wire = AsyncSpreadWire(self._state_server)
+        elif one is not None and self._is_one_server:
+            self.state_wire = one
+        else:
+            self.state_wire = AsyncWire(self._state_server)
         aside = drivers_of(for_threads, self.state_wire.for_threads)
         parts = self._cache(wires, aside)
         self._cache_body = parts.cache

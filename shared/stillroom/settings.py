@@ -140,6 +140,9 @@ class Settings(BaseSettings):
     """The server that may evict (`allkeys-lfu`). Losing it is a cold cache. Default: REDIS_URL."""
     cluster: bool = False
     """Whether `cache_url` is a node of a Redis Cluster."""
+    state_cluster: bool = False
+    """Whether `REDIS_URL` is a node of a Redis Cluster: sessions, limits, bans, abuse and health are on it then.
+    It needs a `cache_url` and a `broker_url`. All processes of a namespace have the same value."""
     shards: int = Field(1, ge=1, le=64)
     """How many shards the cache has; in a cluster each is on one node. All processes of a namespace have the
     same number. A process with another one is told so (SettingsDiffer) and works without the cache;
@@ -412,18 +415,32 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_cluster(self) -> Settings:
-        if not self.cluster:
+        if self.cluster:
+            if self.cache_url is None:
+                raise ValueError("cluster is for the cache: give its cache_url")
+            if self.cache_url == self.redis_url and not self.state_cluster:
+                raise ValueError(
+                    "cluster is for the cache alone: give its cache_url, and a redis_url that is no cluster; "
+                    "or set STILLROOM_STATE_CLUSTER=1, if sessions and limits are to be on the cluster, too"
+                )
+            _check_node(self.cache_url)
+        return self
+
+    @model_validator(mode="after")
+    def _check_state_cluster(self) -> Settings:
+        if not self.state_cluster:
             return self
-        if self.cache_url is None or self.cache_url == self.redis_url:
+        _check_node(self.redis_url)
+        if self.cache_url is None or (self.cache_url == self.redis_url and not self.cluster):
             raise ValueError(
-                "cluster is for the cache alone: give its cache_url, and a redis_url that is no cluster"
+                "state_cluster is for sessions and limits alone: give a cache_url. If the cache is on a cluster, "
+                "too, set STILLROOM_CLUSTER=1"
             )
-        if is_sentinel(self.cache_url):
-            raise ValueError("a cluster fails over by itself: its URL names a node, no Sentinels")
-        parts = urlsplit(self.cache_url)
-        database = parts.path.strip("/") or parse_qs(parts.query).get("db", ["0"])[0]
-        if parts.scheme == "unix" or database != "0":
-            raise ValueError("a cluster is reached by host and port, and has no database but 0")
+        if self.broker_url is None:
+            raise ValueError(
+                "state_cluster needs a broker_url: Celery can't use a cluster as its broker. STILLROOM_BROKER_URL "
+                "leads to one server, to Sentinels, or to RabbitMQ"
+            )
         return self
 
     def is_in_code(self, field: str, name: str) -> bool:
@@ -606,3 +623,13 @@ def _given(name: str, value: object) -> str:
     if name in SECRETS:
         return "***"
     return repr(redact(value)) if name.endswith(URLS) and isinstance(value, str) else repr(value)
+
+
+def _check_node(url: str) -> None:
+    """Raise ValueError for a URL that leads to no node of a cluster."""
+    if is_sentinel(url):
+        raise ValueError("a cluster fails over by itself: its URL names a node, no Sentinels")
+    parts = urlsplit(url)
+    database = parts.path.strip("/") or parse_qs(parts.query).get("db", ["0"])[0]
+    if parts.scheme == "unix" or database != "0":
+        raise ValueError("a cluster is reached by host and port, and has no database but 0")

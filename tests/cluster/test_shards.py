@@ -27,7 +27,7 @@ from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
 from stillroom.wire import AsyncClusterWire, ClusterWire
 from stillroom.wire.cluster import slot_of
-from tests.support.cluster import NODES, RedisCluster
+from tests.support.cluster import NODES, RedisCluster, begin_move, give_away, migrate
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.faces import FACES, open_room
@@ -301,32 +301,6 @@ def test_a_replica_takes_over(state_server: EmbeddedServer, face: str) -> None:
                 "all keys are written again", lambda: all(room.cache.set_many(twos).values())
             )
             assert room.cache.get_many(NAMES) == twos
-
-
-def begin_move(cluster: RedisCluster, slot: int, old: EmbeddedServer, new: EmbeddedServer) -> None:
-    cluster.client(new).execute_command("CLUSTER SETSLOT", slot, "IMPORTING", cluster.id_of(old))
-    cluster.client(old).execute_command("CLUSTER SETSLOT", slot, "MIGRATING", cluster.id_of(new))
-
-
-def migrate(
-    cluster: RedisCluster, old: EmbeddedServer, new: EmbeddedServer, keys: list[bytes]
-) -> None:
-    if keys:
-        place = ("127.0.0.1", new.port, "", 0, 5_000, "KEYS")
-        cluster.client(old).execute_command("MIGRATE", *place, *keys)
-
-
-def give_away(
-    cluster: RedisCluster, slot: int, old: EmbeddedServer, new: EmbeddedServer, keys: list[bytes]
-) -> None:
-    begin_move(cluster, slot, old, new)
-    migrate(
-        cluster,
-        old,
-        new,
-        keys or cluster.client(old).execute_command("CLUSTER GETKEYSINSLOT", slot, 100),
-    )
-    cluster.move(slot, new)
 
 
 # The rest

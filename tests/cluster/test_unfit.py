@@ -10,6 +10,7 @@ import pytest
 
 from stillroom import AUTH, DEFAULT, Limit, NoDispatch, RedisUnavailable, Settings, Stillroom
 from stillroom.cli.check import _online
+from stillroom.cli.check_limits import InApp
 from stillroom.cli.doctor import examined
 from stillroom.embedded import EmbeddedServer
 from stillroom.errors import FINAL
@@ -145,7 +146,7 @@ def test_doctor_and_check_say_what_to_do(cluster: RedisCluster, blind_cluster: s
     """Both fail, and name the setting that would do."""
     for url in (cluster.url, blind_cluster):
         with Stillroom(settings_for(redis_url=url), dispatch=NoDispatch()) as room:
-            for lines in (list(examined(room)), list(_online(room))):
+            for lines in (list(examined(room)), list(_online(room, InApp({}, [])))):
                 said = [line.sentence for line in lines if line.status == "fail"]
                 assert any("REDIS_URL leads to one server" in sentence for sentence in said)
 

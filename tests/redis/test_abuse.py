@@ -49,9 +49,9 @@ def armed(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(server: Any, armed: Path) -> Settings:
+def settings(places: dict[str, Any], armed: Path) -> Settings:
     given = {"abuse_rules": armed, "abuse_allow": ALLOWED, "trusted_proxies": f"{PROXY}, unix"}
-    return Settings(**{"redis_url": server.url} | PATIENT | given)
+    return Settings(**places | PATIENT | given)
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_a_flood_of_reports_is_cut_short(room: Any, client: Any, monkeypatch: An
 
 def test_the_stream_is_cut(room: Any, client: Any, monkeypatch: Any) -> None:
     """Without a worker the stream keeps its newest events and never grows past its length."""
-    monkeypatch.setattr(body, "EVENTS_KEPT", 100)
+    monkeypatch.setattr(getattr(room, "inner", room)._abuse_body._keys, "events_kept", 100)
     for _ in range(450):
         room.abuse.report("auth_fail", ip=CLIENT)
     assert 100 <= client.xlen(room.keys.abuse) <= 200
@@ -512,7 +512,7 @@ def test_rotating_addresses_are_banned_as_one_site(room: Any, client: Any) -> No
         put(client, room, "denied", ip=f"2001:db8:1:{n:x}::/64", n="16")
     room.abuse.scan()
     assert [found.subject for found in room.abuse.bans()] == ["2001:db8:1::/48"]
-    assert client.exists("stillroom:{rl:ip:2001:db8:1::/48}:!ban")
+    assert client.exists(room.keys.ban("2001:db8:1::/48"))
 
 
 EACH = [

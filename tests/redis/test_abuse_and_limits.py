@@ -15,9 +15,9 @@ from tests.support.limits import age, assert_bounded, events, expire_denials, fo
 
 
 @pytest.fixture
-def settings(server: Any, tmp_path: Path) -> Settings:
+def settings(places: dict[str, Any], tmp_path: Path) -> Settings:
     (path := tmp_path / "rules.toml").write_text(ARMED)
-    return Settings(**{"redis_url": server.url} | PATIENT | {"abuse_rules": path})
+    return Settings(**places | PATIENT | {"abuse_rules": path})
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_check_looks_for_few_widths(room: Any, other: Any, client: Any) -> Non
     assert other.limits.check("203.0.113.200", [DEFAULT])
     assert getattr(other, "inner", other)._limits_body._requests.make(
         "203.0.113.200", [DEFAULT], 1, ""
-    ).bans == (room.keys.ban("203.0.113.200"),)
+    ).bans == (room.keys.ban_at(room.keys.home("ip", "203.0.113.200"), "203.0.113.200"),)
 
 
 @pytest.mark.parametrize("junk", [b"", b"x", b"4/99 1", b"6/200 9,4/ 3,", b"4/24", b"\xff" * 99])

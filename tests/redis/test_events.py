@@ -28,9 +28,8 @@ CANARY = "canary-in-a-message"
 
 
 @pytest.fixture(params=FACES)
-def room(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
-    given = {"redis_url": settings.redis_url}
-    with open_room(request.param, Settings(**given | PATIENT), InlineDispatch()) as room:
+def room(request: pytest.FixtureRequest, places: dict[str, Any]) -> Iterator[Any]:
+    with open_room(request.param, Settings(**places | PATIENT), InlineDispatch()) as room:
         yield room
 
 

@@ -19,9 +19,8 @@ pytestmark = pytest.mark.usefixtures("calm_machine")
 
 
 @pytest.fixture(params=FACES)
-def room(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
-    given = {"redis_url": settings.redis_url}
-    with open_room(request.param, Settings(**given | PATIENT), NoDispatch()) as room:
+def room(request: pytest.FixtureRequest, places: dict[str, Any]) -> Iterator[Any]:
+    with open_room(request.param, Settings(**places | PATIENT), NoDispatch()) as room:
         yield room
 
 

@@ -32,8 +32,10 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture(params=FACES)
-def room(request: pytest.FixtureRequest, settings: Settings, receiver: Receiver) -> Iterator[Any]:
-    given = {"redis_url": settings.redis_url, "webhook_url": receiver.url, "release": "shop 7"}
+def room(
+    request: pytest.FixtureRequest, places: dict[str, Any], receiver: Receiver
+) -> Iterator[Any]:
+    given = places | {"webhook_url": receiver.url, "release": "shop 7"}
     with open_room(request.param, Settings(**given | PATIENT), NoDispatch()) as room:
         yield room
 
@@ -147,11 +149,11 @@ def test_one_worker_at_a_time_tells_it(room: Any, client: Any, receiver: Receive
 
 
 def test_it_is_signed_where_there_is_a_secret(
-    settings: Settings, client: Any, receiver: Receiver
+    places: dict[str, Any], client: Any, receiver: Receiver
 ) -> None:
     """With a secret each request is signed by HMAC-SHA256 of its body, as a receiver can compute."""
     changes = {"webhook_url": receiver.url, "webhook_secret": SECRET}
-    given = {"redis_url": settings.redis_url} | changes | PATIENT
+    given = places | changes | PATIENT
     with open_room("sync", Settings(**given), NoDispatch()) as room:
         begin_finding(room, client)
         room.upkeep.tell_webhook()
@@ -206,7 +208,7 @@ def test_an_address_is_a_web_address(url: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_address_that_hangs_ends_within_its_time(
-    room: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+    room: Any, client: Any, places: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A receiver that accepts and never answers costs a task a few seconds and no more."""
     import socket
@@ -215,7 +217,7 @@ def test_an_address_that_hangs_ends_within_its_time(
     begin_finding(room, client)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        given = {"redis_url": room.settings.redis_url, "webhook_url": url} | PATIENT
+        given = places | {"webhook_url": url} | PATIENT
         with open_room("sync", Settings(**given), NoDispatch()) as other:
             done: list[Any] = []
             thread = threading.Thread(target=lambda: done.append(other.upkeep.tell_webhook()))

@@ -138,3 +138,29 @@ class RedisCluster:
             if first <= slot <= last:
                 return bool(master[1] == node.port)
         return False
+
+
+def begin_move(cluster: RedisCluster, slot: int, old: EmbeddedServer, new: EmbeddedServer) -> None:
+    cluster.client(new).execute_command("CLUSTER SETSLOT", slot, "IMPORTING", cluster.id_of(old))
+    cluster.client(old).execute_command("CLUSTER SETSLOT", slot, "MIGRATING", cluster.id_of(new))
+
+
+def migrate(
+    cluster: RedisCluster, old: EmbeddedServer, new: EmbeddedServer, keys: list[bytes]
+) -> None:
+    if keys:
+        place = ("127.0.0.1", new.port, "", 0, 5_000, "KEYS")
+        cluster.client(old).execute_command("MIGRATE", *place, *keys)
+
+
+def give_away(
+    cluster: RedisCluster, slot: int, old: EmbeddedServer, new: EmbeddedServer, keys: list[bytes]
+) -> None:
+    begin_move(cluster, slot, old, new)
+    migrate(
+        cluster,
+        old,
+        new,
+        keys or cluster.client(old).execute_command("CLUSTER GETKEYSINSLOT", slot, 100),
+    )
+    cluster.move(slot, new)

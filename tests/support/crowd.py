@@ -207,3 +207,27 @@ def hit_in_threads(url: str, count: int, hits: int, quota: int) -> None:
 
     with ThreadPoolExecutor(count) as threads:
         print("admitted", sum(threads.map(hit, range(count))), flush=True)
+
+
+def hit_by_two_kinds(
+    url: str, places: dict[str, Any], count: int, hits: int, quotas: Sequence[int]
+) -> None:
+    """`count` threads want `hits` each, of quotas by address and by user that all processes share."""
+    crowd = Crowd(url)
+    room = Stillroom(Settings(**PATIENT | places), dispatch=NoDispatch())
+    limits = [Limit("crowd", quotas[0], 3_600), Limit("by-user", quotas[1], 3_600, by="user")]
+
+    def hit(_: int) -> int:
+        crowd.ready()
+        subject = {"ip": "203.0.113.7", "user": "ann"}
+        return sum(_asks(room, subject, limits) for _ in range(hits))
+
+    with ThreadPoolExecutor(count) as threads:
+        print("admitted", sum(threads.map(hit, range(count))), flush=True)
+
+
+def _asks(room: Stillroom, subject: dict[str, str | None], limits: list[Limit]) -> bool:
+    room._limits_body._denials.reset()  # so that a denial is asked for again
+    decision = room.limits.check(subject, limits)
+    assert not decision.degraded, decision.degraded
+    return bool(decision)

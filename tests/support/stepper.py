@@ -21,7 +21,8 @@ class Stepper:
     """One operation of one room, and how far it has come."""
 
     def __init__(self, room: Stillroom, operation: Operation[Any]) -> None:
-        self._driver: Driver = room.cache._driver
+        is_spread = room.settings.state_cluster
+        self._driver: Driver = room.state if is_spread else room.cache._driver
         self.twice = (
             False  # send each command twice, as the wire does when a connection was found dead
         )

@@ -18,6 +18,7 @@ from stillroom.abuse.ban import Ban, read_ban
 from stillroom.abuse.event import Event, check_kind, cleaned, cleaned_route, kinds_of_apps
 from stillroom.abuse.rules import Rule, kinds_of, read_rules
 from stillroom.abuse.scan import EVENT_LIFE_MS, PEACE_MS, Scan
+from stillroom.abuse.spreading import WIDTHS_LIMIT, end_bans, spread_bans
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import BanRefused, EventRefused, RedisRefused, RedisUnavailable
 from stillroom.exempt import Exempt
@@ -35,19 +36,18 @@ from stillroom.subject import (
     unwrapped_network,
     width_of,
 )
-from stillroom.wire import Command, Server, reset_after_fork
+from stillroom.wire import Command, Server, StateServer, reset_after_fork
 
 log = logging.getLogger("stillroom.abuse")
 
 LOG_TASK = "stillroom.log_abuse"
-EVENTS_KEPT = 100_000
 HELD_LIMIT = 1_000  # events of one kind that wait for a batch to ride along with
 RIDING = 1_000  # of all kinds, with one batch
 BITE = 200  # events that are counted in one batch
 SCAN_S = 5.0  # one scan ends after this; the next goes on
 LONGEST_BY_HAND_S = 30 * 86_400
 BANS_LISTED = 1_000
-WIDTHS_LIMIT = 8  # of networks with bans that are not looked for anyway
+SPREAD_EVERY_S = 30.0  # how often bans are written again to the shards of a cluster
 EXEMPT_EVERY_S = 600.0  # how often the bans in force are compared with the exemptions
 V6_CLIENTS = range(56, 65)  # widths that a client's network may be set to
 
@@ -56,7 +56,12 @@ class AbuseBody:
     """The operations. A driver runs them."""
 
     def __init__(
-        self, settings: Settings, server: Server, keys: Keys, stats: Stats, bans: KnownBans
+        self,
+        settings: Settings,
+        server: Server | StateServer,
+        keys: Keys,
+        stats: Stats,
+        bans: KnownBans,
     ) -> None:
         self.settings = settings
         self._bans = bans
@@ -76,6 +81,7 @@ class AbuseBody:
         self._held: dict[str, deque[Event]] = {kind: deque() for kind in sorted(self._kinds)}
         self._allowance = Allowance()
         self._compares_exempt_at = 0.0  # time.monotonic()
+        self._spreads_at = 0.0
 
     # Events
 
@@ -153,6 +159,7 @@ class AbuseBody:
         scan = Scan(*about, self.rules, self._exempt)
         done = yield from scan.run(limit, seconds)
         yield from self._lift_exempt()
+        yield from self._spread_again()
         return done
 
     # Bans
@@ -176,6 +183,7 @@ class AbuseBody:
             raise BanRefused(
                 subject, f"there are bans of networks of {WIDTHS_LIMIT} other widths already"
             )
+        yield from spread_bans(self._keys, [name])
         since, until = map(int, times)
         self._bans.learn(keys[0], until)
         self._stats.counts["bans"] += 1
@@ -192,7 +200,9 @@ class AbuseBody:
         if "/" not in subject:  # of a client: of whatever width processes have, or had, its network
             names += prefixes_of(subject, V6_CLIENTS)
         names = list(dict.fromkeys(names))
-        lifted = yield Once(map(self._lifting, names))
+        here = yield Once(map(self._lifting, names))
+        there = yield from end_bans(self._keys, names, EVENT_LIFE_MS + PEACE_MS)
+        lifted = [bool(one) or other for one, other in zip(here, there, strict=True)]
         for name in [name for name, done in zip(names, lifted, strict=True) if done]:
             self._bans.forget(self._keys.ban(name))
             log.warning("the ban of %s was lifted", name)
@@ -215,11 +225,27 @@ class AbuseBody:
             exempt = [name for name in names if self._exempt.has(name)]
             for name in exempt:
                 yield Once([self._lifting(name)])
+                yield from end_bans(self._keys, [name], EVENT_LIFE_MS + PEACE_MS)
                 self._bans.forget(self._keys.ban(name))
                 log.warning("the ban of %s was lifted: it is exempt", name)
             start += len(page) - len(exempt)  # they have left the index
             yield Pause(0)
         self._compares_exempt_at = time.monotonic() + EXEMPT_EVERY_S
+
+    def _spread_again(self) -> Operation[None]:
+        """Write the bans in force to the shards of a cluster again, because some may have been away."""
+        if not self._keys.is_spread or time.monotonic() < self._spreads_at:
+            return
+        self._spreads_at = time.monotonic() + SPREAD_EVERY_S
+        start, page = 0, [b""]
+        while page:
+            last = b"%d" % (start + BANS_LISTED - 1)
+            (page,) = yield [(b"ZRANGE", self._keys.bans, b"%d" % start, last)]
+            try:
+                yield from spread_bans(self._keys, [name.decode(errors="replace") for name in page])
+            except RedisUnavailable as error:  # the next time
+                log.warning("bans do not hold in each shard yet: %s", error)
+            start += len(page)
 
     def bans(self, limit: int = BANS_LISTED) -> Operation[list[Ban]]:
         """Return the bans in force, up to `limit`, the one that ends last first. Redis away: RedisUnavailable."""
@@ -282,8 +308,10 @@ class AbuseBody:
         return True
 
     def _adding(self, event: Event) -> Command:
-        kept = b"%d" % EVENTS_KEPT
-        return (b"XADD", self._keys.abuse, b"MAXLEN", b"~", kept, b"*", *event.fields())
+        keys = self._keys
+        home = keys.home("ip", event.ip) if event.ip else keys.home("user", event.user)
+        kept = b"%d" % keys.events_kept
+        return (b"XADD", keys.abuse_at(home), b"MAXLEN", b"~", kept, b"*", *event.fields())
 
     def _take_held(self, most: int) -> list[Event]:
         """Take queued events, the rarest kinds first. Several threads may call this; each event is taken once."""

@@ -73,10 +73,13 @@ class Entry(NamedTuple):
 
     id: bytes
     event: Event
+    shift_ms: int = (
+        0  # in a cluster: from the clock of the stream's node to that of the node that counts
+    )
 
     @property
     def ms(self) -> int:
-        return int(self.id.partition(b"-")[0])
+        return int(self.id.partition(b"-")[0]) + self.shift_ms
 
 
 def read_event(fields: Sequence[bytes]) -> Event:

@@ -12,8 +12,8 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from stillroom.abuse.event import BadEvent, Entry, cleaned, read_event
 from stillroom.abuse.patterns import (
@@ -26,6 +26,7 @@ from stillroom.abuse.patterns import (
     samples_of,
 )
 from stillroom.abuse.rules import Rule
+from stillroom.abuse.spreading import spread_bans
 from stillroom.counted import RULE
 from stillroom.errors import OF_THE_COMMAND, RedisRefused, RedisUnavailable
 from stillroom.exempt import Exempt
@@ -35,7 +36,7 @@ from stillroom.operation import Once, Operation, Pause
 from stillroom.scripts import abuse_count, abuse_judge, abuse_tidy
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, Server
+from stillroom.wire import Command, Server, StateServer, refusal
 
 log = logging.getLogger("stillroom.abuse")
 
@@ -57,11 +58,25 @@ PEACE_MS = 600_000  # after a ban was lifted
 PART = 100  # scripts in one batch: it has to be done within `command_timeout`, by a busy server too
 AT_ONCE = 50  # samples that one script counts …
 MEMBERS_AT_ONCE = 4_000  # … and members that they may have: it takes a millisecond at the most
+OF_EACH = 50  # events that are read at a time from each of a cluster's streams
 COUNTS = ("events", "patterns", "bans", "aside", "late")
 
 Raw = tuple[
     bytes, Sequence[bytes]
 ]  # an entry as the stream has it: id, and name, value, name, value …
+
+
+class Stream(NamedTuple):
+    """Hold one of the streams of events: there is one, or one in each of a cluster's shards of limits."""
+
+    home: bytes  # the hash tag of the shard
+    key: bytes
+    shift_ms: int = 0  # see Entry
+
+    @property
+    def suffix(self) -> bytes:
+        """Return what tells the ids of this stream from those of the others."""
+        return b"@" + self.home[1:-1] if self.home else b""
 
 
 class Scan:
@@ -70,7 +85,7 @@ class Scan:
     def __init__(
         self,
         settings: Settings,
-        server: Server,
+        server: Server | StateServer,
         keys: Keys,
         stats: Stats,
         bans: KnownBans,
@@ -85,33 +100,65 @@ class Scan:
         self._rules = rules
         self._exempt = exempt
         self._done: Counter[str] = Counter()
+        self._streams = [Stream(home, keys.abuse_at(home)) for home in keys.homes]
         self._now_ms = 0  # the server's clock, as it was when the newest events were read
+        self._judges_ms = (
+            0,
+            0.0,
+        )  # in a cluster the clock of the node that counts, and when that was read
+        self._trouble: RedisUnavailable | None = None  # why a stream of a cluster could not be read
 
     def run(self, limit: int, seconds: float) -> Operation[dict[str, Any]]:
         """See AbuseBody.scan."""
         deadline = time.monotonic() + seconds
+        yield from self._read_judges_clock()
         yield from self._take_over(deadline)
-        entries = yield from self._read(limit)
-        while entries:
-            yield from self._finish(entries)
-            yield Pause(0)  # others first; and each bite has its own deadline
+        found = yield from self._read(limit)
+        while found:
+            for stream, entries in found:
+                yield from self._finish(stream, entries)
+                yield Pause(0)  # others first; and each bite has its own deadline
             if time.monotonic() > deadline:
                 break
-            entries = yield from self._read(limit)
+            found = yield from self._read(limit)
         yield from self._tidy()
-        return {name: self._done[name] for name in COUNTS} | {"done": not entries}
+        if self._trouble is not None:
+            raise self._trouble  # what it keeps is read by the next one
+        return {name: self._done[name] for name in COUNTS} | {"done": not found}
 
     # Reading
 
-    def _read(self, limit: int) -> Operation[Sequence[Raw]]:
-        """Read the next events that no worker has read."""
-        reads = (
-            *(b"XREADGROUP", b"GROUP", GROUP, CONSUMER),
-            *(b"COUNT", b"%d" % limit, b"STREAMS", self._keys.abuse, b">"),
-        )
-        reply, clock = yield from self._in_group(reads, (b"TIME",))
-        self._read_clock(clock)
-        return reply[0][1] if reply else []
+    def _read(self, limit: int) -> Operation[list[tuple[Stream, Sequence[Raw]]]]:
+        """Read the next events that no worker has read, of all streams at the same time."""
+        count = b"%d" % (limit if len(self._streams) == 1 else min(limit, OF_EACH))
+
+        def reading(stream: Stream) -> list[Command]:
+            group = (b"XREADGROUP", b"GROUP", GROUP, CONSUMER)
+            return [(*group, b"COUNT", count, b"STREAMS", stream.key, b">"), (b"TIME",)]
+
+        found: list[tuple[Stream, Sequence[Raw]]] = []
+        for stream, (reply, clock) in (yield from self._in_groups(reading)):
+            now_ms = _ms(clock)
+            if reply:
+                found.append((self._timed(stream, now_ms), reply[0][1]))
+            elif len(self._streams) == 1:
+                self._now_ms = now_ms
+        return found
+
+    def _timed(self, stream: Stream, now_ms: int) -> Stream:
+        """Return the stream with its clock as it is now, because this process's estimate may be hours off."""
+        if not self._keys.is_spread:
+            self._now_ms = now_ms
+            return stream
+        read_ms, at = self._judges_ms
+        self._now_ms = read_ms + int((time.monotonic() - at) * 1_000)
+        return stream._replace(shift_ms=self._now_ms - now_ms)
+
+    def _read_judges_clock(self) -> Operation[None]:
+        """In a cluster, read the clock that events are counted by. Ids of events are by their stream's node."""
+        if self._keys.is_spread:
+            _, clock = yield [(b"EXISTS", self._keys.bans), (b"TIME",)]
+            self._judges_ms = _ms(clock), time.monotonic()
 
     def _take_over(self, deadline: float) -> Operation[None]:
         """Take over a dead worker's unfinished events one by one, because one of them may have killed it.
@@ -119,72 +166,96 @@ class Scan:
         Not by XAUTOCLAIM: it does not say how often an entry was delivered, and what it says of an entry that the
         stream no longer has differs from version to version.
         """
-        left = yield from self._left()
-        for name, _, _, deliveries in left:
-            if time.monotonic() > deadline:
-                break
-            if deliveries < DELIVERIES:
-                yield from self._finish((yield from self._claim(name)))
-            else:
-                fields = yield from self._look_up(name)
-                yield from self._set_aside(name, f"read {deliveries} times, never finished", fields)
-            yield Pause(0)
+        for stream, (left,) in (yield from self._in_groups(self._pending)):
+            for name, _, _, deliveries in left:
+                if time.monotonic() > deadline:
+                    return
+                if deliveries < DELIVERIES:
+                    yield from self._finish(*(yield from self._claim(stream, name)))
+                else:
+                    _, fields = yield from self._look_up(stream, name)
+                    why = f"read {deliveries} times, never finished"
+                    yield from self._set_aside(stream, name, why, fields)
+                yield Pause(0)
 
-    def _left(self) -> Operation[Sequence[Any]]:
-        """Return (id, consumer, idle ms, deliveries) of the events that were read a while ago and not
+    def _pending(self, stream: Stream) -> list[Command]:
+        """Ask for (id, consumer, idle ms, deliveries) of the events that were read a while ago and not
         acknowledged.
         """
         limits = (b"IDLE", b"%d" % LEFT_AFTER_MS, b"-", b"+", b"%d" % LEFT_BITE)
-        (left,) = yield from self._in_group((b"XPENDING", self._keys.abuse, GROUP, *limits))
-        return left  # type: ignore[no-any-return]
+        return [(b"XPENDING", stream.key, GROUP, *limits)]
 
-    def _claim(self, name: bytes) -> Operation[Sequence[Raw]]:
-        """Claim the entry; return None if another worker was first or the stream no longer has it."""
+    def _claim(self, stream: Stream, name: bytes) -> Operation[tuple[Stream, Sequence[Raw]]]:
+        """Claim the entry; return nothing if another worker was first or the stream no longer has it."""
         idle = b"%d" % LEFT_AFTER_MS
-        claims = (b"XCLAIM", self._keys.abuse, GROUP, CONSUMER, idle, name)
+        claims = (b"XCLAIM", stream.key, GROUP, CONSUMER, idle, name)
         (claimed,) = yield Once([claims])
-        fields = yield from self._look_up(name)
+        stream, fields = yield from self._look_up(stream, name)
         if not fields:  # trimmed away: Redis 6.2 would keep it among the pending for ever
-            yield [self._acknowledging([name])]
-        return [(name, fields)] if claimed and fields else []
+            yield [_acknowledging(stream, [name])]
+        return stream, [(name, fields)] if claimed and fields else []
 
-    def _look_up(self, name: bytes) -> Operation[Sequence[bytes]]:
+    def _look_up(self, stream: Stream, name: bytes) -> Operation[tuple[Stream, Sequence[bytes]]]:
         """Return the fields of an entry, or none if the stream no longer has it."""
-        found, clock = yield [(b"XRANGE", self._keys.abuse, name, name), (b"TIME",)]
-        self._read_clock(clock)
-        return found[0][1] if found else []
+        found, clock = yield [(b"XRANGE", stream.key, name, name), (b"TIME",)]
+        return self._timed(stream, _ms(clock)), found[0][1] if found else []
 
-    def _read_clock(self, reply: Sequence[bytes]) -> None:
-        """Read the clock with the events, because this process's estimate may be hours off by now."""
-        self._now_ms = int(reply[0]) * 1_000 + int(reply[1]) // 1_000
+    def _in_groups(
+        self, commands: Callable[[Stream], list[Command]]
+    ) -> Operation[list[tuple[Stream, Sequence[Any]]]]:
+        """Return each stream with its replies, and make the consumer group where it is missing: at the start, and
+        after a flush.
 
-    def _in_group(self, *commands: Command) -> Operation[list[Any]]:
-        """Return the replies, and make the consumer group where it is missing: at the start, and after a flush."""
+        Raises RedisUnavailable where no stream can be read; why others can't is in `_trouble`.
+        """
+        told = yield from self._of_each(self._streams, commands)
+        missing = [stream for stream, replies in told if _reason_in(replies) == "nogroup"]
+        for stream in missing:
+            yield from self._make_group(stream)
+        if missing:
+            told = [pair for pair in told if pair[0] not in missing]
+            told += yield from self._of_each(missing, commands)
+        good = [(stream, replies) for stream, replies in told if not _reason_in(replies)]
+        if len(good) < len(told):
+            self._trouble = refusal([one for _, replies in told for one in replies])
+        if self._trouble is not None and not good:
+            raise self._trouble
+        return good
+
+    def _of_each(
+        self, streams: Sequence[Stream], commands: Callable[[Stream], list[Command]]
+    ) -> Operation[list[tuple[Stream, Sequence[Any]]]]:
+        """Return each stream with its replies, errors among them."""
+        asked = [commands(stream) for stream in streams]
+        batch = Once([command for some in asked for command in some])
+        batch.parts = [(len(some), True) for some in asked]
         try:
-            replies: list[Any] = yield Once(commands)
+            replies: Sequence[Any] = yield batch
         except RedisRefused as refused:
-            if refused.reason != "nogroup":
+            if len(refused.replies) != len(batch):
                 raise
-            yield from self._make_group()
-            replies = yield Once(commands)
-        return replies
+            replies = refused.replies
+        place = iter(replies)
+        return [
+            (one, [next(place) for _ in some]) for one, some in zip(streams, asked, strict=True)
+        ]
 
-    def _make_group(self) -> Operation[None]:
+    def _make_group(self, stream: Stream) -> Operation[None]:
         """Make the consumer group, beginning with the events that were written before there were workers."""
         try:
-            yield [(b"XGROUP", b"CREATE", self._keys.abuse, GROUP, b"0", b"MKSTREAM")]
+            yield [(b"XGROUP", b"CREATE", stream.key, GROUP, b"0", b"MKSTREAM")]
         except RedisRefused as refused:
             if refused.reason != "busygroup":  # another worker was first
                 raise
 
     # Finishing
 
-    def _finish(self, raw: Sequence[Raw]) -> Operation[None]:
+    def _finish(self, stream: Stream, raw: Sequence[Raw]) -> Operation[None]:
         """Judge these entries and acknowledge them. If one makes judging fail, all stay pending: see _take_over."""
         if not raw:
             return
         try:
-            yield from self._judge((yield from self._readable(raw)))
+            yield from self._judge((yield from self._readable(stream, raw)))
         except RedisUnavailable as error:
             if error.reason not in OF_THE_COMMAND:  # Redis is away
                 raise
@@ -193,10 +264,10 @@ class Scan:
         except Exception:
             log.exception("%d events could not be judged; they are read again", len(raw))
             return
-        yield [self._acknowledging([name for name, _ in raw])]
+        yield [_acknowledging(stream, [name for name, _ in raw])]
         self._done["events"] += len(raw)
 
-    def _readable(self, raw: Sequence[Raw]) -> Operation[list[Entry]]:
+    def _readable(self, stream: Stream, raw: Sequence[Raw]) -> Operation[list[Entry]]:
         """Return the readable entries that are not too old.
 
         Unreadable ones become dead letters; old ones are counted.
@@ -204,25 +275,24 @@ class Scan:
         entries: list[Entry] = []
         for name, fields in raw:
             try:
-                entries.append(Entry(name, read_event(fields)))
+                entries.append(Entry(name + stream.suffix, read_event(fields), stream.shift_ms))
             except BadEvent as error:
-                yield from self._set_aside(name, str(error), fields)
+                yield from self._set_aside(stream, name, str(error), fields)
         oldest = self._now_ms - EVENT_LIFE_MS
         timely = [entry for entry in entries if entry.ms >= oldest]
         self._done["late"] += len(entries) - len(timely)
         return timely
 
-    def _set_aside(self, name: bytes, reason: str, fields: Sequence[bytes]) -> Operation[None]:
+    def _set_aside(
+        self, stream: Stream, name: bytes, reason: str, fields: Sequence[bytes]
+    ) -> Operation[None]:
         """Move the event to the dead letters with its reason. It is never read again."""
         texts = [cleaned(part.decode("utf-8", "backslashreplace")) for part in fields[:20]]
         about = (b"id", name, b"reason", reason.encode(), b"event", json.dumps(texts).encode())
         adds = (b"XADD", self._keys.abuse_aside, b"MAXLEN", b"~", b"%d" % ASIDE_KEPT, b"*", *about)
-        yield Once([adds, self._acknowledging([name])])
+        yield Once([adds, _acknowledging(stream, [name])])
         log.error("the abuse event %s is now a dead letter: %s", name.decode(), reason)
         self._done["aside"] += 1
-
-    def _acknowledging(self, names: Iterable[bytes]) -> Command:
-        return (b"XACK", self._keys.abuse, GROUP, *names)
 
     def _tidy(self) -> Operation[None]:
         """Drop expired bans from the index and write the counts down."""
@@ -244,6 +314,12 @@ class Scan:
         patterns = [pattern_of(finding, self._action(finding)) for finding in found]
         commands = [self._judging(*pair) for pair in zip(found, patterns, strict=True)]
         verdicts = yield from _in_parts(commands, apart=True)
+        banned = [
+            pattern.subject
+            for pattern, (_, *outcome) in zip(patterns, verdicts, strict=True)
+            if outcome and outcome[0] == b"ban" and not pattern.shadow
+        ]
+        yield from self._spread(banned)
         for pattern, (verdict, *outcome) in zip(patterns, verdicts, strict=True):
             if verdict == b"known":
                 continue
@@ -254,6 +330,13 @@ class Scan:
                 self._tell_ban(pattern, ban_ms)
             else:
                 self._tell(pattern.judged(action.decode(), level, ban_ms), verdict == b"new")
+
+    def _spread(self, subjects: Sequence[str]) -> Operation[None]:
+        """Let bans hold in the shards of a cluster. One that is away gets them later: see AbuseBody.scan."""
+        try:
+            yield from spread_bans(self._keys, list(dict.fromkeys(subjects)))
+        except RedisUnavailable as error:
+            log.warning("bans do not hold in each shard yet: %s", error)
 
     def _passing(self, samples: Sequence[Sample]) -> Operation[list[Sample]]:
         """Return the samples without those of an address below its own threshold: see Rule.each."""
@@ -331,6 +414,20 @@ class Scan:
         self._done["bans"] += 1
         self._stats.counts["bans"] += 1
         self._count(pattern, "bans")
+
+
+def _acknowledging(stream: Stream, names: Iterable[bytes]) -> Command:
+    return (b"XACK", stream.key, GROUP, *names)
+
+
+def _ms(clock: Sequence[bytes]) -> int:
+    """Return a reply to TIME in ms."""
+    return int(clock[0]) * 1_000 + int(clock[1]) // 1_000
+
+
+def _reason_in(replies: Sequence[Any]) -> str:
+    """Return the reason of the first error among the replies; empty if there is none."""
+    return refusal(replies).reason if any(isinstance(r, Exception) for r in replies) else ""
 
 
 def _name_of(rule: Rule) -> tuple[str, int]:

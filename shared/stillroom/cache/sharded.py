@@ -37,8 +37,8 @@ def shard_of(name: bytes, shards: int) -> int:
 
 def shard_keys(settings: Settings) -> list[Keys]:
     """Return the keys of each shard."""
-    namespace, in_cluster = settings.namespace, settings.cluster
-    return [Keys(namespace, shard, in_cluster=in_cluster) for shard in range(settings.shards)]
+    how = {"in_cluster": settings.cluster, "state_in_cluster": settings.state_cluster}
+    return [Keys(settings.namespace, shard, **how) for shard in range(settings.shards)]
 
 
 # The rules: which shards run an operation of a cache, and what becomes of their results.

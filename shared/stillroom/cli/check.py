@@ -16,7 +16,7 @@ from stillroom.cli.doctor import Line, print_lines, rights
 from stillroom.cli.tables import AsJson, print_json
 from stillroom.cli.version import versions
 from stillroom.dispatch import NoDispatch
-from stillroom.errors import SettingsError, StillroomError
+from stillroom.errors import RedisUnavailable, SettingsError, StillroomError
 from stillroom.health.advice import WHY
 from stillroom.health.report import ORDER, Status, worst
 from stillroom.room import Stillroom
@@ -148,7 +148,14 @@ def _online(room: Stillroom, app: InApp) -> Iterator[Line]:
         if found.code in ("policy", "server_old", "read-only", "replica"):
             yield Line(found.severity, found.component, f"{found.what} {found.todo}")
     rules = read_rules(room.settings.abuse_rules)
-    yield from unknown_names(app, rules, room.limits.changes(), room.limits.names())
+    try:
+        changes, names = room.limits.changes(), room.limits.names()
+    except RedisUnavailable as error:
+        yield Line(
+            "fail", "limits", f"what processes and operators say of limits can't be read: {error}"
+        )
+    else:
+        yield from unknown_names(app, rules, changes, names)
     loaders = [room.cache.loaders[name] for name in room.cache.loaders.names()]
     has_swr = any(loader.keeping.keeper.life(None, loader.keeping.swr).swr for loader in loaders)
     if has_swr and report.tasks is not None and report.tasks.workers == 0:

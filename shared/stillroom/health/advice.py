@@ -102,8 +102,8 @@ WHY: dict[str, str] = {
     "proxy": "A proxy before it has lost the server: look at the proxy's log.",
     "tls": "TLS fails: look at the server's certificate, and at ssl_ca_certs in the URL.",
     "readonly": "It is a replica: let the setting lead to the primary, or see that one is promoted.",
-    "cluster": "It is a node of a Redis Cluster. REDIS_URL leads to one server; a cluster is for the cache, with "
-    "STILLROOM_CACHE_URL and STILLROOM_CLUSTER=1.",
+    "cluster": "It is a node of a Redis Cluster. REDIS_URL leads to one server, or to a node with "
+    "STILLROOM_STATE_CLUSTER=1; for the cache there are STILLROOM_CACHE_URL and STILLROOM_CLUSTER=1.",
     "old": "Update it: Redis 6.2 or newer, or Valkey.",
     "crossslot": "It is a Redis Cluster, or a proxy before one: REDIS_URL leads to one server.",
     "moved": "It is a node of a Redis Cluster: REDIS_URL leads to one server, STILLROOM_CACHE_URL too without "

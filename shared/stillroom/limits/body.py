@@ -1,7 +1,8 @@
 """The limits' operations: what they say to Redis, and when. limits.py gives them their two faces.
 
 All limits of a request are one script (lua/limit_check.lua): all of them are consumed, or none, by the server's
-clock. It takes the keys of several subjects at once: what holds the limits is never a cluster (see settings).
+clock. On a cluster the limits of one subject are in one shard; a request by several subjects may have several, and
+over_shards.py decides about it.
 While Redis is away each limit does what its `away` says: see local.py. What was admitted here is charged in an
 exchange of its own before Redis is asked about that subject again: see settling.py.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import random
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from stillroom.counted import LIMIT
 from stillroom.durations import Duration, seconds_of
 from stillroom.errors import InvalidLimit, RedisRefused, RedisUnavailable, is_misconfigured
-from stillroom.keys import WOULD_DENY, Keys
+from stillroom.keys import WOULD_DENY, Keys, home_of
 from stillroom.known_bans import KnownBans
 from stillroom.limits.changes import READ_EVERY_S
 from stillroom.limits.decision import NEVER, OK, PARTS, TOO_MANY, UNAVAILABLE, UNTOLD, Decision
@@ -26,6 +26,7 @@ from stillroom.limits.denials import REMEMBERED_S, Denial, Denials
 from stillroom.limits.limit import Limit, check_cost
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.operating import Operating
+from stillroom.limits.over_shards import LOOK, Outcome, OverShards, limits_without_redis, new_id
 from stillroom.limits.request import QUIET, Request, Requests, Subject
 from stillroom.limits.reservation import Reservation
 from stillroom.limits.settling import BITE, Settling
@@ -34,7 +35,15 @@ from stillroom.replicas import kept
 from stillroom.scripts import limit_check
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Breaker, Command, Server, reset_after_fork
+from stillroom.wire import (
+    Breaker,
+    Breakers,
+    Command,
+    Server,
+    StateServer,
+    refusal,
+    reset_after_fork,
+)
 
 log = logging.getLogger("stillroom.limits")
 
@@ -46,21 +55,20 @@ UNREAD_EVERY_S = 30.0  # a user without the right to read changes asks no more o
 TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
 RESERVATION = "a reservation"  # its name in the error when no replica has it in time
-EVENTS_KEPT = 100_000
 TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
 # The first element of limit_check's reply; else it is 1 admitted, 0 denied.
 _BANNED, _OTHER_WIDTHS = -1, -2
 _US = 1_000_000
 
 
-class LimitsBody(Operating):
+class LimitsBody(Operating, OverShards):
     """The operations. A driver runs them."""
 
     def __init__(
         self,
         settings: Settings,
-        server: Server,
-        breaker: Breaker,
+        server: Server | StateServer,
+        breaker: Breaker | Breakers,
         keys: Keys,
         stats: Stats,
         bans: KnownBans,
@@ -136,11 +144,15 @@ class LimitsBody(Operating):
         request = self._requests.make(subject, limits, cost, "")
         if request.exempt:
             return self._passed(request)
+        if request.parts:
+            outcome = yield from self._over(request, LOOK)
+            self._tell_of_degraded(outcome)
+            return outcome.decision
         try:
             request = yield from self._settled(request, is_look=True)
-            reply = yield from self._ask(limit_check.run(request.words(b"look")))
+            reply = yield from self._ask(limit_check.run(request.words(LOOK)))
             if reply[0] == _OTHER_WIDTHS:
-                request, reply = yield from self._again(request, reply, b"look")
+                request, reply = yield from self._again(request, reply, LOOK)
         except RedisUnavailable as error:
             return self._stand_in(request, error, take=False)
         return self._read(request, reply)
@@ -211,8 +223,9 @@ class LimitsBody(Operating):
         Other processes may deny from memory for 5 s more. Raises InvalidLimit. Redis away: RedisUnavailable.
         """
         request = self._requests.make(subject, limits, 0, "")
-        if request.keys:
-            yield Once([(b"UNLINK", *_with_markers(request.logs))])  # not what is counted after it
+        if request.keys:  # Once: not what is counted after it
+            logs = [part.keys for part in request.parts] or [request.logs]
+            yield Once([(b"UNLINK", *_with_markers(some)) for some in logs if some])
         self._denials.forget((*request.bans, *request.keys))
         self._local.forget((*request.logs, *request.known_as))
 
@@ -239,6 +252,8 @@ class LimitsBody(Operating):
         if self._denials.found and (denied := self._remembered(request)) is not None:
             yield from self._reading_changes()
             return denied
+        if request.parts:
+            return (yield from self._taken_over_shards(request)).decision
         asked_at, mark = self._denials.forgotten, object()
         self._flying[mark] = request
         sent = time.monotonic()
@@ -269,12 +284,14 @@ class LimitsBody(Operating):
         if self._denials.found and (denied := self._remembered(request)) is not None:
             yield from self._reading_changes()
             return Reservation(denied, request.keys)
-        name, asked_at, mark = secrets.token_urlsafe(12), self._denials.forgotten, object()
+        if request.parts:
+            return (yield from self._taken_over_shards(request, is_held=True))
+        name, asked_at, mark = new_id(), self._denials.forgotten, object()
         self._flying[mark] = request
         try:
             request = yield from self._settled(request)
             sent = time.monotonic()
-            unseen, key = self._unseen(request), self._reservation(name)
+            unseen, key = self._unseen(request), self._reservation(name, request.home)
             reply = yield from self._ask(_taking(request, unseen, key), RESERVATION)
             if reply[0] == _OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, request.mode, unseen, key)
@@ -314,6 +331,11 @@ class LimitsBody(Operating):
         """Return a decision that denies nobody: no event, no count and no memory of it."""
         if request.exempt:
             return self._passed(request)
+        if request.parts:
+            outcome = yield from self._over(request, QUIET, name := new_id())
+            self._local.let_go(name)
+            self._tell_of_degraded(outcome)
+            return outcome.decision
         try:
             request = yield from self._settled(request)
             reply = yield from self._ask(limit_check.run(request.words(QUIET)))
@@ -322,6 +344,65 @@ class LimitsBody(Operating):
         except RedisUnavailable as error:
             return self._stand_in(request, error, take=True)
         return self._read(request, reply)
+
+    def _taken_over_shards(
+        self, request: Request, *, is_held: bool = False
+    ) -> Operation[Reservation]:
+        """Take the parts of a request from their shards. `is_held`: they may be given back later."""
+        name, asked_at, mark = new_id(), self._denials.forgotten, object()
+        self._flying[mark] = request
+        sent = time.monotonic()
+        try:
+            kept_as = RESERVATION if is_held else ""
+            taking = self._over(request, request.mode, name, is_held=is_held, kept_as=kept_as)
+            outcome = yield from taking
+        finally:
+            self._flying.pop(mark, None)
+        request, decision = outcome.request, outcome.decision
+        self._learn_of_shards(outcome, asked_at, sent, RESERVED_S if is_held else REMEMBERED_S)
+        if not (is_held and decision):
+            self._local.let_go(name)
+            return Reservation(decision, request.logs)
+        is_local = bool(outcome.errors)
+        return Reservation(
+            *(decision, request.logs, name),
+            local=is_local,
+            counted=request.counted,
+            may_be_known=is_local,
+        )
+
+    def _learn_of_shards(
+        self, outcome: Outcome, asked_at: int, sent: float, longest: float
+    ) -> None:
+        """Take in what each shard said."""
+        request, decision = outcome.request, outcome.decision
+        for one in outcome.verdicts:
+            if one.error is not None:
+                continue
+            if one.ban:
+                self._bans.learn(one.part.bans[one.ban - 1], self._server.now_ms() + one.banned_ms)
+            elif self._bans.until:
+                self._bans.forget_all(one.part.bans)
+            if one.part.plan.counted_away and one.said:
+                times = _now_us(), one.now_us, int(sent * _US)
+                self._local.remember(one.part.known_as, one.said, *times)
+        self._tell_of_degraded(outcome)
+        if decision.status != OK:
+            self._count_denial(decision)
+            if asked_at == self._denials.forgotten and not outcome.errors:
+                self._remember(request, decision, longest)
+        if request.plan.letters and not outcome.errors:
+            self._tell_of_shadows(decision)
+
+    def _tell_of_degraded(self, outcome: Outcome) -> None:
+        """Count and log what this process decided about instead of a shard."""
+        for error in outcome.errors[:1]:
+            self.stats.counts["limit_degraded"] += 1
+            for limit in limits_without_redis(outcome.verdicts):
+                self._count_named("degraded", limit)
+            self.stats.say("limits", error.reason, f"decided without Redis: {error}")
+            if is_misconfigured(error):
+                self.stats.mistaken(error.reason if error.reason != "breaker" else error.detail)
 
     def _settled(self, request: Request, *, is_look: bool = False) -> Operation[Request]:
         """Return the request once no hit of it is owed to Redis. A look makes no limit known to other processes.
@@ -349,7 +430,10 @@ class LimitsBody(Operating):
         """Return the decision in this reply, and what to remember of it for how many seconds."""
         decision = self._read(request, reply)
         if reply[0] == _BANNED:
-            self._bans.learn(request.bans[reply[3] - 1], reply[1] // 1_000 + reply[2])
+            until_ms = (
+                self._server.now_ms() if request.home else reply[1] // 1_000
+            )  # of a cluster one clock is looked at
+            self._bans.learn(request.bans[reply[3] - 1], until_ms + reply[2])
         elif self._bans.until:
             self._bans.forget_all(request.bans)
         if request.plan.counted_away and decision.said:
@@ -395,7 +479,7 @@ class LimitsBody(Operating):
                 limits, TOO_MANY, request.cost, now_us, wait_us=wait_us, degraded=reason
             )
         if take and reason == "breaker":
-            self._settling.was_away()
+            self._settling.was_away(request.home)
         mistaken = is_misconfigured(error)
         if mistaken:
             self.stats.mistaken(reason if reason != "breaker" else error.detail)
@@ -500,19 +584,36 @@ class LimitsBody(Operating):
         if not self._denials.found:
             return []
         told = self._denials.take_over(time.monotonic(), TOLD_AT_ONCE)
-        return [_telling(request, key, count) for request, key, count in told]
+        return [_telling(request, self._keys, key, count) for request, key, count in told]
 
     # Asking
 
     def _ask(self, command: Command, kept_as: str = "") -> Operation[Any]:
         """Return the reply. Counts that are due are sent behind. `kept_as`: see stillroom/replicas.py."""
+        return (yield from self._ask_first([command], kept_as))[0]
+
+    def _ask_all(self, commands: Sequence[Command], kept_as: str = "") -> Operation[list[Any]]:
+        """Return the reply of each shard, or its error. See _ask."""
+        try:
+            replies = yield from self._ask_first(commands, kept_as, is_one=False)
+        except RedisUnavailable as error:
+            return [error] * len(commands)
+        return [refusal([one]) if isinstance(one, Exception) else one for one in replies]
+
+    def _ask_first(
+        self, commands: Sequence[Command], kept_as: str, *, is_one: bool = True
+    ) -> Operation[Sequence[Any]]:
+        """Return the replies to these commands. `is_one`: an error of the first is raised."""
         now = time.monotonic()
         reading: list[Command] = []
         if now > self._changes.due:
             self._changes.due = now + READ_EVERY_S
             reading = [(b"HGETALL", self._keys.limit_changes)]
         flush = self.stats.flush(self._server.now_ms()) if now > self.stats.due else []
-        batch = Once([command, *reading, *flush])
+        batch = Once([*commands, *reading, *flush])
+        if not is_one:
+            rest = len(reading) + len(flush)
+            batch.parts = [*[(1, True)] * len(commands), *([(rest, True)] if rest else [])]
         try:
             replies: Sequence[Any]
             if kept_as:
@@ -522,11 +623,11 @@ class LimitsBody(Operating):
         except RedisRefused as refused:
             # A server that is full refuses to count, not to decide.
             replies = refused.replies or [refused]
-            if isinstance(replies[0], Exception):
+            if len(replies) != len(batch) or (is_one and isinstance(replies[0], Exception)):
                 raise
         if reading:
-            self._learn_changes(replies[1])
-        return replies[0]
+            self._learn_changes(replies[len(commands)])
+        return replies[: len(commands)]
 
     def _reading_changes(self) -> Operation[None]:
         """Read the changes when due, because a client denied from memory makes no check that carries them."""
@@ -563,7 +664,7 @@ class LimitsBody(Operating):
     ) -> Operation[tuple[Request, list[int]]]:
         """Ask again with the current widths of banned networks, as often as new ones are made meanwhile."""
         while reply[0] == _OTHER_WIDTHS:
-            self._requests.learn_widths(reply[2])
+            self._requests.learn_widths(reply[2], request.home)
             request = self._requests.again(request)
             words = request.words(mode, unseen, reservation)
             reply = yield from self._ask(limit_check.run(words), RESERVATION if reservation else "")
@@ -588,15 +689,15 @@ def _check_holds_nothing(request: Request) -> None:
         )
 
 
-def _telling(request: Request, key: bytes, count: int) -> Command:
+def _telling(request: Request, keys: Keys, key: bytes, count: int) -> Command:
     """Return the event of that many denials by one limit, as lua/limit_check.lua writes it."""
     *_, name = key.split(b":")
     about = (b"kind", b"denied", b"n", b"%d" % count, b"limit", name)
     kinds = key.partition(b"{rl:")[2].partition(b":")[0].split(b"&")
     tells_too_much = request.fields[:1] == (b"ip",) and b"ip" not in kinds
     fields = request.fields[2:] if tells_too_much else request.fields
-    kept = b"%d" % EVENTS_KEPT
-    return (b"XADD", request.events, b"MAXLEN", b"~", kept, b"*", *about, *fields)
+    kept = b"%d" % keys.events_kept
+    return (b"XADD", keys.abuse_at(home_of(key)), b"MAXLEN", b"~", kept, b"*", *about, *fields)
 
 
 def _said_of(denial: Denial, request: Request) -> tuple[int, ...]:

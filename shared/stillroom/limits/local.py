@@ -15,6 +15,7 @@ from collections.abc import Container, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from stillroom.keys import home_of
 from stillroom.limits.decision import OK, PARTS, TOO_MANY, UNTOLD
 from stillroom.limits.limit import Limit
 from stillroom.limits.log import Charge, Entry, Hits, Log, Said
@@ -110,11 +111,17 @@ class LocalLimits:
             self._consume(keys, logs, cost, now, id)
             return OK, _flat([self._said(*row, flying, 0, now) for row in rows])
 
-    def owed(self, now: int, keys: Iterable[bytes] = (), most: int = 100) -> list[Charge]:
-        """Return the hits that Redis has to be told of: of these logs and so many others. Then `settle` them."""
+    def owed(
+        self, now: int, keys: Iterable[bytes] = (), most: int = 100, home: bytes = b""
+    ) -> list[Charge]:
+        """Return the hits that Redis has to be told of: of these logs and so many others. Then `settle` them.
+
+        `home`: the others are those of this shard.
+        """
         charges: list[Charge] = []
         with self._lock:
-            for key in dict.fromkeys([*keys, *islice(self.logs, most)]):
+            others = [key for key in islice(self.logs, most) if not home or home_of(key) == home]
+            for key in dict.fromkeys([*keys, *others]):
                 log = self.logs.get(key)
                 if log is None or log.charging:
                     continue

@@ -16,14 +16,14 @@ from stillroom.limits.changes import (
 )
 from stillroom.operation import Operation
 from stillroom.scripts import limit_change
-from stillroom.wire import Server
+from stillroom.wire import Server, StateServer
 
 
 class Operating:
     """The operations. A driver runs them. They raise RedisUnavailable while Redis is away."""
 
     _keys: Keys
-    _server: Server
+    _server: Server | StateServer
 
     def change(
         self, name: str, quota: int, window: int, seconds: Duration, by: str = ""

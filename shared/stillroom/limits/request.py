@@ -16,7 +16,7 @@ from stillroom.counted import LIMIT
 from stillroom.edges import CLOUDFLARE
 from stillroom.errors import InvalidLimit
 from stillroom.exempt import Exempt
-from stillroom.keys import Keys
+from stillroom.keys import Keys, home_of
 from stillroom.limits.changes import Changes
 from stillroom.limits.decision import NEVER, PARTS
 from stillroom.limits.identity import CROWD, Crowd, Networks
@@ -47,7 +47,7 @@ PLANS = 1_024  # sets of limits
 TOLD = ("ip", "user")  # of a subject, in an event
 ROUTE_LIMIT = 200  # characters, in an event
 WINDOWS_LIMIT = 1_000  # names of limits whose windows are compared
-WINDOWS = "windows"
+WINDOWS = b"windows"
 QUIET = b"quiet"  # of Request.mode
 LOG_SLACK_MS = (
     1_000  # a log is kept longer than its name's longest window by this: see lua/lib/hits.lua
@@ -70,6 +70,7 @@ class Plan(NamedTuple):
     letters: bytes  # one for each limit, if one is in shadow: see lua/limit_check.lua
     in_flight: str  # the name of the limit of requests in flight, if any
     counted_as: tuple[str, ...] = ()  # the name that a check of each limit is counted under
+    telling: bytes = b""  # how many of them, from the first, tell of being near; empty: all
 
 
 class Request(NamedTuple):
@@ -91,6 +92,9 @@ class Request(NamedTuple):
     mode: bytes  # how it is consumed: see lua/limit_check.lua
     twins: tuple[tuple[int, bytes], ...] = ()  # a limit's number, and its log under another pepper
     taking: bytes = b""  # the command that consumes it, packed, where it is kept
+    home: bytes = b""  # in a cluster the shard that has all of it, or …
+    parts: tuple[Request, ...] = ()  # … what each of several shards has of it
+    places: tuple[int, ...] = ()  # of such a part: which logs of the whole it has
 
     @property
     def logs(self) -> tuple[bytes, ...]:
@@ -126,7 +130,8 @@ class Request(NamedTuple):
         if letters and self.twins:
             letters += b"".join([letters[n : n + 1] for n, _ in self.twins])
         cost, banned = b"%d" % self.cost, b"%d" % len(bans)
-        about = (cost, banned, how_many, unseen, life, plan.how_many, widths, letters)
+        telling = plan.telling or plan.how_many
+        about = (cost, banned, how_many, unseen, life, telling, widths, letters)
         more = [part for n, _ in self.twins for part in plan.numbers[3 * n : 3 * n + 3]]
         return (b"%d" % len(keys), *keys, mode, *about, *plan.numbers, *more, *self.fields)
 
@@ -162,6 +167,12 @@ class Client(NamedTuple):
     widths: bytes
     watched: str
     exempt: bool
+    home: bytes = b""  # in a cluster, the shard that its limits and bans are in
+
+    @staticmethod
+    def nobody(widths: bytes = b"") -> Client:
+        """Return the client of a request without an address."""
+        return Client("", (), widths, "", False)
 
 
 class Requests:
@@ -172,8 +183,8 @@ class Requests:
         self._keys = keys
         self._counted_as = stats.counted_as
         self._peppers: tuple[bytes, ...] = ()
-        self.waits: dict[str, float] = {}  # the work to do before Redis is asked: see settling.py
-        self._widths = Widths()
+        self.waits: dict[bytes, float] = {}  # the work to do before Redis is asked: see settling.py
+        self._widths: dict[bytes, Widths] = {}  # by the shard of the limits that says so
         self._own_windows: dict[str, int] = {}  # of each limit's name the longest one here, µs …
         self._windows: dict[str, int] = {}  # … and in all processes
         self._exempt = Exempt(
@@ -244,7 +255,7 @@ class Requests:
         told: dict[str, str] = {kind: found for kind in TOLD if (found := values.get(kind))}
         if route:
             told["route"] = route[:ROUTE_LIMIT]
-        return Request(
+        request = Request(
             limits,
             plan,
             self._keys.abuse,
@@ -259,6 +270,46 @@ class Requests:
             b"take" if meant else QUIET,
             self._twins(subject, limits, plan, client),
         )
+        return self._placed(request, client) if self._keys.is_spread else request
+
+    # Shards
+
+    def _placed(self, request: Request, client: Client) -> Request:
+        """Return the request with the shard that has its logs and bans, or with a part for each of them."""
+        homes: dict[bytes, list[int]] = {client.home: []} if client.bans else {}
+        for place, key in enumerate(request.logs):
+            homes.setdefault(home_of(key), []).append(place)
+        if len(homes) > 1:
+            # The address's first, and then in an order that is the same for all: see over_shards.py.
+            order = sorted(homes.items(), key=lambda pair: (pair[0] != client.home, pair[0]))
+            parts = [self._part(request, client, *home) for home in order]
+            return request._replace(parts=tuple(parts))
+        home = next(iter(homes), client.home)
+        return request._replace(
+            events=self._keys.abuse_at(home), widths=self._widths_in(home, client), home=home
+        )
+
+    def _part(
+        self, request: Request, client: Client, home: bytes, places: Sequence[int]
+    ) -> Request:
+        """Return the part of a request that one shard has. Each log under another pepper is a limit of its own."""
+        logs, counted, has_bans = request.logs, request.counted, home == client.home
+        return request._replace(
+            limits=tuple([counted[n] for n in places]),
+            plan=_plan_of_part(request, places),
+            events=self._keys.abuse_at(home),
+            widths=self._widths_in(home, client if has_bans else Client.nobody()),
+            bans=client.bans if has_bans else (),
+            keys=tuple([logs[n] for n in places]),
+            twins=(),
+            home=home,
+            places=tuple(places),
+        )
+
+    def _widths_in(self, home: bytes, client: Client) -> tuple[bytes, bytes]:
+        if client.bans:
+            return self._keys.widths(home), client.widths
+        return self._keys.no_widths(home), b""
 
     def _values(
         self, subject: Mapping[str, str | None], plan: Plan, client: Client, pepper: int
@@ -304,7 +355,7 @@ class Requests:
         return tuple(twins)
 
     def _client_of(self, address: str | None) -> Client:
-        return self._client(address) if address else Client("", (), self._widths.text, "", False)
+        return self._client(address) if address else Client.nobody(self._widths_at(b"").text)
 
     def _make_client(self, address: str) -> Client:
         """Make the client of an address.
@@ -315,7 +366,8 @@ class Requests:
         subject = subject_of(address, prefix)
         _check_address(address, subject)
         banned: list[str] = []
-        widths = self._widths
+        home = self._keys.home("ip", subject)
+        widths = self._widths_at(home)
         if not self._exempt.has(subject):
             v6_widths = (prefix, *BAN_PREFIXES, SITE_PREFIX, *widths.v6)
             banned = prefixes_of(address, v6_widths, widths.v4)
@@ -326,8 +378,9 @@ class Requests:
             )
             self._tell_of_proxy("cloudflare", why, todo)
         is_nowhere = subject == UNKNOWN or is_loopback(subject)
-        bans, is_unlimited = tuple(map(self._keys.ban, banned)), self._unlimited.has(subject)
-        return Client(subject, bans, widths.text, "" if is_nowhere else subject, is_unlimited)
+        bans = tuple([self._keys.ban_at(home, name) for name in banned])
+        watched, is_unlimited = "" if is_nowhere else subject, self._unlimited.has(subject)
+        return Client(subject, bans, widths.text, watched, is_unlimited, home)
 
     def _secrets(self) -> tuple[bytes, ...]:
         if not self._peppers:
@@ -389,12 +442,15 @@ class Requests:
 
     # Widths of bans
 
-    def learn_widths(self, text: bytes) -> None:
-        """Take in of which widths there are bans, as Redis writes them."""
+    def _widths_at(self, home: bytes) -> Widths:
+        return self._widths.get(home) or Widths()
+
+    def learn_widths(self, text: bytes, home: bytes) -> None:
+        """Take in of which widths there are bans in this shard, as Redis writes them."""
         found = [(version, int(width)) for version, width in _WIDTH.findall(text)]
         v4 = tuple([width for version, width in found if version == b"4" and width <= 32])
         v6 = tuple([width for version, width in found if version == b"6" and width <= 128])
-        self._widths = Widths(text, v4, v6)
+        self._widths[home] = Widths(text, v4, v6)
         self._client.cache_clear()  # also where it knew: another thread may just have made one as before
         self._of_address.cache_clear()
 
@@ -409,12 +465,13 @@ class Requests:
     def again(self, request: Request) -> Request:
         """Return the request with what has been learned since it was made."""
         client = self._client_of(request.address)
-        return request._replace(
+        request = request._replace(
             plan=self._plan(request.limits),
             widths=(self._keys.ban_widths, client.widths),
             bans=client.bans,
             taking=b"",
         )
+        return self._placed(request, client) if self._keys.is_spread else request
 
     def _watch(self, client: str) -> None:
         """Log where nearly all requests come from one address, which is then a proxy that no setting names."""
@@ -468,6 +525,22 @@ def _plan_of(limits: tuple[Limit, ...], windows: Mapping[str, int]) -> Plan:
         tuple(memory) if any(memory := [_memory_of(limit, windows) for limit in limits]) else (),
         _letters(limits),
         next((limit.name for limit in limits if limit.in_flight), ""),
+    )
+
+
+def _plan_of_part(request: Request, places: Sequence[int]) -> Plan:
+    """Return the plan of those of a request's logs that one shard has."""
+    plan, whole = request.plan, len(request.limits)
+    numbers = [n if n < whole else request.twins[n - whole][0] for n in places]
+    letters = b"".join([plan.letters[n : n + 1] for n in numbers])
+    return plan._replace(
+        names=tuple([plan.names[n] for n in numbers]),
+        numbers=tuple([part for n in numbers for part in plan.numbers[3 * n : 3 * n + 3]]),
+        how_many=b"%d" % len(places),
+        memory=tuple([plan.memory[n] for n in numbers]) if plan.memory else (),
+        letters=letters if b"s" in letters else b"",
+        counted_as=(),
+        telling=b"%d" % sum(n < whole for n in places),
     )
 
 

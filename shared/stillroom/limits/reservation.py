@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
+from stillroom.keys import home_of
 from stillroom.limits.decision import Decision
 from stillroom.limits.limit import Limit
 
@@ -30,6 +31,18 @@ class Reservation:
 
     def of(self, limits: Container[Limit]) -> Reservation:
         """Return the part of the reservation that these limits hold, to settle it there and nowhere else, once."""
-        pairs = [pair for pair in zip(self.keys, self.counted, strict=True) if pair[1] in limits]
+        pairs = zip(self.keys, self.counted, strict=True)
+        return self._with([pair for pair in pairs if pair[1] in limits])
+
+    def by_home(self) -> dict[bytes, Reservation]:
+        """Return what each shard of a cluster has of it; one server has all of it."""
+        homes: dict[bytes, list[tuple[bytes, Limit]]] = {}
+        for key, limit in zip(self.keys, self.counted, strict=True):
+            homes.setdefault(home_of(key), []).append((key, limit))
+        if len(homes) <= 1:
+            return {next(iter(homes), b""): self}
+        return {home: self._with(pairs) for home, pairs in homes.items()}
+
+    def _with(self, pairs: Sequence[tuple[bytes, Limit]]) -> Reservation:
         keys, counted = tuple([key for key, _ in pairs]), tuple([limit for _, limit in pairs])
         return replace(self, keys=keys, counted=counted)

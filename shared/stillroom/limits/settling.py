@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from stillroom.errors import OF_THE_COMMAND, RedisRefused, RedisUnavailable
-from stillroom.keys import Keys
+from stillroom.keys import Keys, home_of
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.log import Charge
 from stillroom.limits.request import WINDOWS, WINDOWS_LIMIT, Request, Requests
@@ -28,7 +29,7 @@ BITE = 100  # charges, or refunds, in one batch …
 RIDING = 20  # … and charges of others before a request
 REFUNDS_LIMIT = 10_000  # that wait for Redis
 OVER_MS = 600_000  # no reservation is on its way for longer
-AWAY, REFUNDS = "away", "refunds"
+AWAY, REFUNDS = b"away", b"refunds"
 _US = 1_000_000
 
 
@@ -44,52 +45,65 @@ class Settling:
         self._local = local
         self._stats = stats
         # The work to do before Redis is asked. Each request looks whether there is any.
-        self.waits: dict[str, float] = requests.waits
+        self.waits: dict[bytes, float] = requests.waits
         self.reset()
 
     def reset(self) -> None:
         """Forget all that waits: a forked process leaves to its parent what is its parent's."""
-        self._refunds: OrderedDict[str, tuple[Reservation, int]] = OrderedDict()
+        self._refunds: OrderedDict[bytes, tuple[Reservation, int]] = OrderedDict()
         self.waits.pop(REFUNDS, None)
 
     def before(self, request: Request, is_look: bool = False) -> Operation[Request]:
         """Return the request, once nothing of it is owed to Redis. Raises RedisUnavailable where this process
         decides.
         """
-        if AWAY in self.waits:
-            self._await_others()
-        yield from self.tell_refunds()
+        yield from self.know_shard(request.home)
         if WINDOWS in self.waits and not is_look:
-            yield from self._compare_windows()
-            request = self._requests.again(request)
+            request = yield from self.with_windows(request)
+        yield from self.charge_first(request)
+        return request
+
+    def know_shard(self, home: bytes) -> Operation[None]:
+        """Make sure that nothing but charges is owed to this shard. Raises RedisUnavailable."""
+        if AWAY + home in self.waits:
+            self._await_others(home)
+        if REFUNDS in self.waits:
+            yield from self.tell_refunds(home)
+
+    def with_windows(self, request: Request) -> Operation[Request]:
+        """Return the request as it is once this process knows the windows of all the others."""
+        yield from self._compare_windows()
+        return self._requests.again(request)
+
+    def charge_first(self, request: Request) -> Operation[None]:
+        """Charge what is owed of these logs. Raises RedisUnavailable where this process decides."""
         others = RIDING
-        while charges := self._local.owed(_now_us(), request.logs, others):
+        while charges := self._local.owed(_now_us(), request.logs, others, request.home):
             yield from self.charge(charges)
             others = 0
         if self._local.is_owing(request.logs):
             raise RedisUnavailable(
                 "charging", "Redis is being told of what was admitted without it"
             )
-        return request
 
     # After an outage
 
-    def was_away(self) -> None:
-        """Note that Redis is away, and other processes decide by themselves too."""
+    def was_away(self, home: bytes) -> None:
+        """Note that Redis, or this shard of it, is away, and other processes decide by themselves too."""
         if self._settings.processes > 1:
-            self.waits[AWAY] = 0.0
+            self.waits[AWAY + home] = 0.0
 
-    def _await_others(self) -> None:
+    def _await_others(self, home: bytes) -> None:
         """Let this process decide until all processes have noticed that Redis is back and reported their hits.
 
         Each has its share of the quota. Redis would admit the share of a process that has not reported yet
         once more.
         """
         now = time.monotonic()
-        back_at = self.waits[AWAY] = self.waits.get(AWAY) or now
+        back_at = self.waits[AWAY + home] = self.waits.get(AWAY + home) or now
         if now < back_at + 2 * self._settings.probe_limit:
             raise RedisUnavailable("settling", "other processes tell Redis what they admitted")
-        self.waits.pop(AWAY, None)
+        self.waits.pop(AWAY + home, None)
 
     def tell_at_once(self, request: Request, error: RedisUnavailable) -> Operation[None]:
         """Tell Redis of what was decided here only because others still settle."""
@@ -112,7 +126,7 @@ class Settling:
         failure: RedisUnavailable | None = None
         sent = _now_us()
         try:
-            replies = yield Once(map(self._charging, charges))
+            replies = yield _apart(list(map(self._charging, charges)))
         except RedisRefused as refused:
             failure = refused
             if len(refused.replies) == len(charges):
@@ -137,8 +151,9 @@ class Settling:
                 self._stats.say("limits", "charge", f"Redis refuses to count hits: {reply}")
 
     def _charging(self, charge: Charge) -> Command:
-        keys = [charge.key, self._keys.told(charge.log)]
-        keys += [self._keys.reservation(one.id) for one in charge.reserved]
+        home = home_of(charge.key)
+        keys = [charge.key, self._keys.told(charge.log, home)]
+        keys += [self._keys.reservation(one.id, home) for one in charge.reserved]
         limit, longest = charge.limit, self._requests.longest_window(charge.limit)
         about = (charge.hits, charge.age_us, limit.quota, limit.window * _US, charge.total, longest)
         reserved = [number for one in charge.reserved for number in (one.hits, one.age_us)]
@@ -152,15 +167,17 @@ class Settling:
         Redis away: None if Redis may have settled it, or if it was made here and Redis may have to settle it later;
         otherwise False.
         """
+        homes = reservation.by_home()
         try:
-            (settled,) = yield Once([self._settlement(reservation, cost)])
+            settled = yield _apart([self._settlement(one, cost) for one in homes.values()])
         except RedisUnavailable as error:
             self._stats.say("refund", error.reason, f"not known to be given back: {error}")
-            if not (error.may_be_done or reservation.local):
+            # Of several shards some may have done it.
+            if not (error.may_be_done or reservation.local or len(homes) > 1):
                 return False
             self._settle_later(reservation, cost)
             return None
-        return bool(settled)
+        return all(settled)
 
     def commit(self, reservation: Reservation) -> Operation[bool | None]:
         """Return whether the reservation could be refunded until now, and can't any more. None: not known.
@@ -168,17 +185,25 @@ class Settling:
         Redis away: False.
         """
         try:
-            (done,) = yield Once([(b"UNLINK", self._keys.reservation(reservation.id))])
+            done = yield Once(
+                [
+                    (b"UNLINK", self._keys.reservation(reservation.id, home))
+                    for home in reservation.by_home()
+                ]
+            )
         except RedisUnavailable as error:
             self._stats.say("commit", error.reason, f"a reservation stays as it was: {error}")
             return None if error.may_be_done else False
-        return bool(done)
+        return any(done)
 
-    def tell_refunds(self) -> Operation[None]:
-        """Give back what could not be, and is not known to be. Raises RedisUnavailable."""
-        while bite := list(self._refunds.items())[:BITE]:
+    def tell_refunds(self, home: bytes = b"") -> Operation[None]:
+        """Give back what could not be, and is not known to be; to this shard, if one is given.
+
+        Raises RedisUnavailable.
+        """
+        while bite := self._owed_refunds(home):
             try:
-                replies: Sequence[Any] = yield Once([self._settlement(*one) for _, one in bite])
+                replies: Sequence[Any] = yield _apart([self._settlement(*one) for _, one in bite])
             except RedisRefused as refused:
                 replies = refused.replies
                 if len(replies) != len(bite) or all(map(_is_unsettled, replies)):
@@ -190,15 +215,24 @@ class Settling:
         if self._refunds:  # one that came just now
             self.waits[REFUNDS] = 0.0
 
+    def _owed_refunds(self, home: bytes) -> list[tuple[bytes, tuple[Reservation, int]]]:
+        found = (
+            pair for pair in list(self._refunds.items()) if not home or pair[0].startswith(home)
+        )
+        return list(islice(found, BITE))
+
     def _settle_later(self, reservation: Reservation, cost: int) -> None:
-        self._refunds[reservation.id] = reservation, cost
-        if len(self._refunds) > REFUNDS_LIMIT:
+        for home, one in reservation.by_home().items():
+            self._refunds[home + one.id.encode()] = one, cost
+        while len(self._refunds) > REFUNDS_LIMIT:
             self._refunds.popitem(last=False)
             self._stats.say("refund", "full", "too many wait for Redis: the oldest is given up")
         self.waits[REFUNDS] = 0.0
 
     def _settlement(self, reservation: Reservation, cost: int) -> Command:
-        keys = (self._keys.reservation(reservation.id), *reservation.keys)
+        """Return the command for a reservation of one shard."""
+        home = home_of(reservation.keys[0])
+        keys = (self._keys.reservation(reservation.id, home), *reservation.keys)
         over_ms = OVER_MS if reservation.local else 0
         numbers = [
             number
@@ -223,11 +257,14 @@ class Settling:
         try:
             (longest,) = yield [limit_windows([self._keys.limit_windows], WINDOWS_LIMIT, *words)]
         except RedisRefused as refused:
-            if refused.reason not in OF_THE_COMMAND and refused.reason != "noperm":
+            is_this_command = refused.reason in OF_THE_COMMAND or refused.reason == "noperm"
+            if not (is_this_command or self._keys.is_spread):
                 self.waits[WINDOWS] = 0.0
                 raise
             self._stats.say("limits", refused.reason, f"windows can't be compared: {refused}")
         except RedisUnavailable:
+            if self._keys.is_spread:
+                return  # the shard that is asked for hits may answer all the same: see remind
             self.waits[WINDOWS] = 0.0
             raise
         else:
@@ -239,6 +276,13 @@ def _is_unsettled(reply: Any) -> bool:
     if isinstance(reply, Exception):
         return str(reply).partition(" ")[0].lower() not in OF_THE_COMMAND
     return reply is None
+
+
+def _apart(commands: Sequence[Command]) -> Once:
+    """Return a batch of commands that have nothing to do with each other: see operation.Repair."""
+    batch = Once(commands)
+    batch.parts = [(1, True)] * len(batch)
+    return batch
 
 
 def _now_us() -> int:

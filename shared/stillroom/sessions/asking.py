@@ -25,20 +25,23 @@ from stillroom.sessions.ends import End, Undo, late_in
 from stillroom.sessions.token import SHARDS_LIMIT, Place
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, Server
+from stillroom.wire import Command, Server, StateServer
 
 log = logging.getLogger("stillroom.sessions")
 
 DEFERRED_LIMIT = 10_000
 DEFERRED_BITE = 100
 LOGOUT, ROTATION = "a logout", "a rotation"  # their names in the error where no replica has them
+ASK_AGAIN_S = 5.0
 SHARDS_SAID_S = 60.0  # how often a process says how many shards it has
 
 
 class Asking:
     """Ask Redis, for all operations of the sessions."""
 
-    def __init__(self, settings: Settings, server: Server, keys: Keys, stats: Stats) -> None:
+    def __init__(
+        self, settings: Settings, server: Server | StateServer, keys: Keys, stats: Stats
+    ) -> None:
         self.settings = settings
         self.stats = stats
         self._server = server
@@ -50,14 +53,17 @@ class Asking:
         self._deferred: dict[Place, End | Undo] = {}
 
     def _ask(
-        self, batch: Sequence[Command], kind: type[list[Command]] = list, kept_as: str = ""
+        self,
+        batch: Sequence[Command],
+        kind: Callable[[Sequence[Command]], list[Command]] = list,
+        kept_as: str = "",
     ) -> Operation[list[Any]]:
         """Return the replies. What has to be told first is told first; counts that are due ride along behind.
 
         `kept_as`: what the batch is called where it is to be on replicas when this returns.
         """
         if self._deferred:
-            yield from self._tell_ends()
+            yield from self._tell_ends_first()
         if batch and time.monotonic() <= self.stats.due:  # as nearly always
             try:
                 if kept_as:
@@ -71,14 +77,21 @@ class Asking:
         return kept(batch, self.settings.replicas, self.stats, what)
 
     def _ask_with_counts(
-        self, batch: Sequence[Command], kind: type[list[Command]], kept_as: str
+        self,
+        batch: Sequence[Command],
+        kind: Callable[[Sequence[Command]], list[Command]],
+        kept_as: str,
     ) -> Operation[list[Any]]:
         """Ask with the counts that are due. Once: no count is added twice, and no event is written twice."""
         flush = self.stats.flush(self._server.now_ms()) if time.monotonic() > self.stats.due else []
-        commands = Once([*batch, *flush]) if flush else kind(batch)
+        size = len(batch)
+        commands = kind(batch)
+        if flush:
+            own = getattr(commands, "parts", ())
+            commands = joined = Once([*batch, *flush])
+            joined.parts = [*own, (len(flush), True)] if own else ()
         if not commands:
             return []
-        size = len(batch)
         try:
             replies = (
                 (yield from self._on_replicas(commands, kept_as)) if kept_as else (yield commands)
@@ -117,6 +130,14 @@ class Asking:
         self._deferred.setdefault(place, what)  # the first of them was asked for earlier
         return True
 
+    def _tell_ends_first(self) -> Operation[None]:
+        """Tell Redis of all deferred ends. In a cluster one node that is away keeps nothing from the others."""
+        try:
+            yield from self._tell_ends()
+        except SessionStoreUnavailable:
+            if not self._keys.is_spread:
+                raise
+
     def _tell_ends(self) -> Operation[None]:
         """Tell Redis of all deferred ends, in exchanges of their own that nothing overtakes."""
         while self._deferred:
@@ -150,7 +171,7 @@ class Asking:
     def _everywhere(
         self,
         command: Callable[[int], Command],
-        kind: type[list[Command]] = list,
+        kind: Callable[[Sequence[Command]], list[Command]] = list,
         kept_as: str = "",
     ) -> Operation[list[Any]]:
         """Return the replies of all shards in order: this process's shards, and more where another
@@ -177,6 +198,27 @@ class Asking:
         """
         is_due = self._may_compare and time.monotonic() >= self._says_shards_at
         return [self._comparing_shards()] if is_due else []
+
+    def _say_shards_aside(self) -> Operation[None]:
+        """In a cluster, report this process's number of shards in an exchange of its own.
+
+        What it is reported to may be away while the session's shard is not. A process that has never reported it
+        makes no session before it has: see `_saying_shards`.
+        """
+        if not (self._keys.is_spread and (says := self._saying_shards())):
+            return
+        try:
+            (reply,) = yield says
+        except RedisUnavailable as error:
+            failure = SessionStoreUnavailable.of(error)
+            if error.reason == "noperm":
+                self._compare_no_more(failure)
+            elif not self._says_shards_at:
+                raise failure from error
+            else:
+                self._says_shards_at = time.monotonic() + ASK_AGAIN_S
+        else:
+            self._have_said_shards(reply)
 
     def _have_said_shards(self, reply: Sequence[bytes]) -> None:
         self._learn_shards(reply)
@@ -228,3 +270,13 @@ def _left_of(what: End | Undo, reply: Any, took_us: int) -> End | None:
     if isinstance(what, Undo) or isinstance(reply, Exception):
         return None
     return what.after(late_in(reply), took_us)
+
+
+def apart(commands: Sequence[Command]) -> Once:
+    """Return a batch that is sent once, with commands that each belong to another shard.
+
+    The nodes of a cluster lose their scripts one by one: see operation.Repair.
+    """
+    batch = Once(commands)
+    batch.parts = [(1, True)] * len(batch)
+    return batch

@@ -54,6 +54,7 @@ class Beginning:
         Redis away: see SessionsBody.create.
         """
         try:
+            yield from self._asking._say_shards_aside()
             reply, in_doubt = yield from self._create()
         except SessionStoreUnavailable as error:
             if error.may_be_done:

@@ -45,7 +45,7 @@ from stillroom.scripts import (
     session_touch,
     session_update,
 )
-from stillroom.sessions.asking import LOGOUT, ROTATION, Asking, steady_us
+from stillroom.sessions.asking import LOGOUT, ROTATION, Asking, apart, steady_us
 from stillroom.sessions.beginning import Beginning
 from stillroom.sessions.ends import (
     BOTH,
@@ -83,7 +83,7 @@ from stillroom.sessions.token import (
 )
 from stillroom.settings import Settings
 from stillroom.stats import Stats
-from stillroom.wire import Command, Server, pack
+from stillroom.wire import Command, Server, StateServer, pack
 
 log = logging.getLogger("stillroom.sessions")
 
@@ -113,7 +113,12 @@ class SessionsBody(Asking):
     """The operations. A driver runs them."""
 
     def __init__(
-        self, settings: Settings, server: Server, keys: Keys, dispatch: Dispatch, stats: Stats
+        self,
+        settings: Settings,
+        server: Server | StateServer,
+        keys: Keys,
+        dispatch: Dispatch,
+        stats: Stats,
     ) -> None:
         super().__init__(settings, server, keys, stats)
         self.dispatch = dispatch
@@ -587,7 +592,7 @@ class SessionsBody(Asking):
             due, prefix = self._keys.due_sessions(shard), self._keys.shard(shard)
             return session_end_all([due], prefix, longest)
 
-        ended: int = sum((yield from self._everywhere(ending_all, Once)))
+        ended: int = sum((yield from self._everywhere(ending_all, apart)))
         self.stats.counts["sessions_revoked"] += ended
         if ended and self.dispatch.inline:
             yield from self.sweep()
@@ -756,7 +761,7 @@ class SessionsBody(Asking):
             prefix = self._keys.shard(shard)
             return session_revoke([prefix + name, *names], prefix, name, BITE, age)
 
-        replies = yield from self._everywhere(revoking, Once, LOGOUT)
+        replies = yield from self._everywhere(revoking, apart, LOGOUT)
         if keep is not None and keep.shard < len(replies) and replies[keep.shard][0] < 0:
             # It did nothing there: the name to keep was rotated. After this was asked for, perhaps: see End.
             again: End | None = self._destroying(keep)._replace(asked_us=asked)

@@ -36,6 +36,8 @@ class Clock:
             seconds = seconds_of("seconds", seconds)
         except InvalidArgument as error:
             raise InvalidArgument(f"{error}: a clock is moved forward") from None
+        if self._room.settings.state_cluster:
+            raise InvalidArgument("a clock moves one server's time, and the state is on a cluster")
         for client in self._clients():
             for key in self._keys(client):
                 _shorten(client, key, seconds)

@@ -16,6 +16,7 @@ from stillroom.wire.budget import (
 from stillroom.wire.cluster import (
     AsyncClusterWire,
     AsyncShardWire,
+    Breakers,
     ClusterWire,
     ShardWire,
     slot_of,
@@ -23,6 +24,7 @@ from stillroom.wire.cluster import (
 from stillroom.wire.forks import reset_after_fork
 from stillroom.wire.outcome import AWAY, refusal
 from stillroom.wire.server import IN_TIME, Clock, Command, Server, pack, words_of
+from stillroom.wire.spread import AsyncSpreadWire, SpreadThreadsWire, SpreadWire, StateServer
 from stillroom.wire.sync import Wire
 
 __all__ = [
@@ -30,14 +32,19 @@ __all__ = [
     "IN_TIME",
     "AsyncClusterWire",
     "AsyncShardWire",
+    "AsyncSpreadWire",
     "AsyncWire",
     "Breaker",
+    "Breakers",
     "Budget",
     "Clock",
     "ClusterWire",
     "Command",
     "Server",
     "ShardWire",
+    "SpreadThreadsWire",
+    "SpreadWire",
+    "StateServer",
     "Wire",
     "load_begun",
     "loading_since",

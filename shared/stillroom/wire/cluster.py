@@ -95,12 +95,10 @@ class Topology:
         """Take in a reply to CLUSTER SLOTS: (first, last slot, master, replicas …), nodes as (host, port …)."""
         known = [(first, last, _address(master, asked)) for first, last, master, *_ in ranges]
         self._nodes = tuple(dict.fromkeys(_address(n, asked) for r in ranges for n in r[2:]))
-        self._owners = {
-            slot: node
-            for slot in self._slots
-            for first, last, node in known
-            if first <= slot <= last
-        }
+        everywhere: dict[int, Address] = {}
+        for first, last, node in known:
+            everywhere.update(dict.fromkeys(range(first, last + 1), node))
+        self._owners = {slot: everywhere[slot] for slot in self._slots if slot in everywhere}
         self._is_doubted = False
 
     def moved(self, slot: int, named: Address) -> Address:
@@ -135,8 +133,7 @@ class Moved:
         keyless = [n for n, command in enumerate(batch) if words_of(command)[0] in KEYLESS]
         self._places = sorted({*moved, *keyless})
         self.commands = [batch[place] for place in self._places]
-        host, _, port = str(self._replies[moved[0]]).split()[-1].rpartition(":")
-        self.named = host, int(port)
+        self.named = _named(self._replies[moved[0]])
 
     def merged(self, replies: Sequence[Any]) -> list[Any]:
         """Return all replies, with these in their places. Raises RedisRefused if one is an error."""
@@ -157,16 +154,18 @@ class _Cluster(Generic[W]):
         name: str,
         slots: Sequence[int],
         make: Callable[[Server], W],
+        setting: str,
     ) -> None:
         self._settings = settings
         self._url = url
         self._name = name
+        self._setting = setting
         self._make = make
         self._wires: dict[Address, W] = {}
         parts = urlsplit(url)
         self._seed = parts.hostname or "localhost", parts.port or 6379
         self.topology = Topology(self._seed, slots)
-        self.breaker = Breakers(self._wires)
+        self.breaker: Breakers = Breakers(self._wires)
         self.reset()
         reset_after_fork(self)
 
@@ -201,7 +200,7 @@ class _Cluster(Generic[W]):
         host, port = address
         url = at_address(self._url, host, port)
         name = f"{self._name}, node {len(self._wires) + 1}"
-        wire = self._make(Server(self._settings, url, name, "cache_url", is_node=True))
+        wire = self._make(Server(self._settings, url, name, self._setting, is_node=True))
         wire.breaker.recovered = self.breaker.recovered
         return wire
 
@@ -209,9 +208,19 @@ class _Cluster(Generic[W]):
 class ClusterWire(_Cluster[Wire]):
     """A cluster for threads and greenlets."""
 
-    def __init__(self, settings: Settings, url: str, name: str, slots: Sequence[int]) -> None:
-        super().__init__(settings, url, name, slots, Wire)
-        self.shards = [ShardWire(self, slot, lambda wire: wire) for slot in slots]
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        name: str,
+        slots: Sequence[int],
+        setting: str = "cache_url",
+        *,
+        followed: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(settings, url, name, slots, Wire, setting)
+        followed = slots if followed is None else followed
+        self.shards = [ShardWire(self, slot, lambda wire: wire) for slot in followed]
 
     def ping(self) -> None:
         """Ask where the slots are, and PING each node that has one. Raises RedisUnavailable."""
@@ -226,11 +235,21 @@ class ClusterWire(_Cluster[Wire]):
 class AsyncClusterWire(_Cluster[AsyncWire]):
     """A cluster for asyncio."""
 
-    def __init__(self, settings: Settings, url: str, name: str, slots: Sequence[int]) -> None:
-        super().__init__(settings, url, name, slots, AsyncWire)
-        self.shards = [AsyncShardWire(self, slot) for slot in slots]
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        name: str,
+        slots: Sequence[int],
+        setting: str = "cache_url",
+        *,
+        followed: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(settings, url, name, slots, AsyncWire, setting)
+        followed = slots if followed is None else followed
+        self.shards = [AsyncShardWire(self, slot) for slot in followed]
         # The prober's, and whoever has no event loop.
-        self.shards_for_threads = [ShardWire(self, slot, _for_threads) for slot in slots]
+        self.shards_for_threads = [ShardWire(self, slot, _for_threads) for slot in followed]
 
     def ping(self) -> None:
         """See ClusterWire.ping; blocks, so it is for start-up."""
@@ -297,7 +316,7 @@ class ShardWire(_Follower[W]):
         try:
             if self._topology.is_to_be_asked_for():
                 self.ask(deadline)
-            wire = self._at(self._topology.owner(self.slot))
+            wire = self.at(self._topology.owner(self.slot))
             return wire.execute(commands, deadline - time.monotonic(), **how)
         except RedisRefused as refused:
             self._topology.doubt(self.slot, refused)
@@ -305,7 +324,7 @@ class ShardWire(_Follower[W]):
         except RedisUnavailable as error:
             self._topology.doubt(self.slot, error)
             raise
-        wire = self._at(self._topology.moved(self.slot, moved.named))
+        wire = self.at(self._topology.moved(self.slot, moved.named))
         left = deadline - time.monotonic()
         try:
             replies = wire.execute(moved.commands, left, **how)
@@ -318,16 +337,17 @@ class ShardWire(_Follower[W]):
         failure = RedisUnavailable("refused", "no node answers")
         for address in self._topology.whom_to_ask():
             try:
-                (ranges,) = self._at(address).execute(OF_SLOTS, deadline - time.monotonic())
+                (ranges,) = self.at(address).execute(OF_SLOTS, deadline - time.monotonic())
             except RedisUnavailable as error:
-                failure = _final_if_no_cluster(error)
+                failure = _final_if_no_cluster(error, self._cluster.server)
             else:
                 return self._topology.learn(ranges, address)
         if not self._topology.owners:
             raise failure
         return None
 
-    def _at(self, address: Address) -> Wire:
+    def at(self, address: Address) -> Wire:
+        """Return the blocking wire to this node."""
         return self._pick(self._cluster.at(address))
 
 
@@ -372,7 +392,7 @@ class AsyncShardWire(_Follower[AsyncWire]):
                 wire = self._cluster.at(address)
                 (ranges,) = await wire.execute(OF_SLOTS, deadline - time.monotonic())
             except RedisUnavailable as error:
-                failure = _final_if_no_cluster(error)
+                failure = _final_if_no_cluster(error, self._cluster.server)
             else:
                 return self._topology.learn(ranges, address)
         if not self._topology.owners:
@@ -423,10 +443,11 @@ def _ping(cluster: _Cluster[Any], shard: ShardWire[Any]) -> None:
         cluster.at(address).ping()
 
 
-def _final_if_no_cluster(error: RedisUnavailable) -> RedisUnavailable:
+def _final_if_no_cluster(error: RedisUnavailable, server: Server) -> RedisUnavailable:
     """Make the error final for a server in no cluster, because another attempt would find the same."""
-    is_none = "cluster support disabled" in error.detail
-    return RedisUnavailable("nocluster", error.detail) if is_none else error
+    if "cluster support disabled" not in error.detail:
+        return error
+    return server.explain(RedisUnavailable("nocluster", error.detail))
 
 
 def _for_threads(wire: AsyncWire) -> Wire:
@@ -437,6 +458,16 @@ def _address(node: Sequence[Any], asked: Address) -> Address:
     """Return the node's address. A node without its own name has the address that was asked."""
     host = node[0].decode() if node[0] else asked[0]
     return host, int(node[1])
+
+
+def named_in(reply: Any) -> Address | None:
+    """Return the node that a reply says has the slot; None for a reply that says nothing of the kind."""
+    return _named(reply) if _is_moved(reply) else None
+
+
+def _named(reply: Any) -> Address:
+    host, _, port = str(reply).split()[-1].rpartition(":")
+    return host, int(port)
 
 
 def _is_moved(reply: Any) -> bool:

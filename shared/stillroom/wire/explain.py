@@ -37,6 +37,7 @@ TRIED = {
     "crossslot": "the server in {url} refuses keys of different slots in one call, as a Redis Cluster does",
     "moved": "the server in {url} is a node of a Redis Cluster, and sends this process to another node",
     "ask": "the server in {url} is a node of a Redis Cluster, and sends this process to another node",
+    "nocluster": "the server in {url} is in no Redis Cluster, and a setting says that it is",
     "noscript": "the server in {url} does not keep the scripts that it is given",
     "unsupported": "the server in {url}, or a proxy before it, does not know a command",
     "noperm": "the user in {url} lacks a right",
@@ -53,6 +54,7 @@ REMEDIES = {
     "time": "Give the user that command",
     "readonly": "Let the setting lead to the primary",
     "old": "Update it: Stillroom needs Redis 6.2 or newer, or Valkey",
+    "nocluster": "Let it lead to a node of a cluster, or unset STILLROOM_CLUSTER and STILLROOM_STATE_CLUSTER",
     "noscript": "Let the setting lead to one server, past any proxy that spreads commands over several",
     "unsupported": "Let the setting lead to a Redis or Valkey itself, which knows EVALSHA and SCRIPT LOAD",
     "noperm": "Give this user the commands and keys of its role; `stillroom doctor` tries what they do",
@@ -62,7 +64,8 @@ REMEDIES = {
 # Advice where the server is in a cluster, by the setting that leads there.
 ON_ONE_SERVER = (
     "Sessions, limits and orders need one server: let REDIS_URL lead to one that is in no cluster (Sentinels may "
-    "guard it). The cache may be on a cluster: STILLROOM_CACHE_URL names one of its nodes, and STILLROOM_CLUSTER=1"
+    "guard it), or set STILLROOM_STATE_CLUSTER=1. The cache may be on a cluster: STILLROOM_CACHE_URL names one of "
+    "its nodes, and STILLROOM_CLUSTER=1"
 )
 IN_CLUSTER = {
     "REDIS_URL": ON_ONE_SERVER,

@@ -85,7 +85,7 @@ def _refused(replies: list[Any], breaker: Breaker) -> RedisUnavailable:
         if isinstance(reply, ReplyError) and (reason := owner_of(str(reply))) in PEER:
             return PeerFailed(reason, str(reply).partition(" ")[2], replies)
     refused = refusal(replies)
-    if refused.reason in AWAY:
+    if refused.reason in AWAY and refused.reason != "tryagain":  # which is about one slot
         breaker.failed(refused)
     return refused
 
@@ -138,9 +138,24 @@ def _is_the_commands(failure: RedisUnavailable) -> bool:
     return isinstance(failure, RedisRefused) and failure.reason not in AWAY
 
 
+class NodeAway(ReplyError):
+    """Stands in a batch's replies for those of one node that did not answer, where other nodes did."""
+
+    def __init__(self, failure: RedisUnavailable) -> None:
+        super().__init__(f"{failure.reason.upper()} {failure.detail}")
+        self.failure = failure
+
+
 def refusal(replies: Sequence[Any]) -> RedisRefused:
     """Return the first error among the replies, as ours."""
-    text = str(next(reply for reply in replies if isinstance(reply, ReplyError)))
+    first = next(reply for reply in replies if isinstance(reply, ReplyError))
+    if isinstance(first, NodeAway):
+        failure = first.failure
+        told = RedisRefused(failure.reason, failure.detail, replies)
+        some_is_done = any(not isinstance(reply, Exception) for reply in replies)
+        told._may_be_done = failure.may_be_done or some_is_done
+        return told
+    text = str(first)
     code, _, detail = text.partition(" ")
     if code == "ERR" and _UNSUPPORTED.search(detail):
         code = "UNSUPPORTED"

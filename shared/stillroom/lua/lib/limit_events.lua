@@ -2,6 +2,8 @@
 -- `fields`: where among the arguments the fields of an event begin.
 
 local DENIED_MS = 600000
+-- In a cluster each of the limits' shards has such a stream: see keys.py.
+local EVENTS_KEPT = string.find(KEYS[1], ':{r%x%x}:abuse$') and 10000 or 100000
 
 -- An event names an address only if its limit counts by address. A limit by user counts guesses from everywhere: the
 -- 64th may come from the user himself, and his address must not be banned for the 63 guesses of others.
@@ -14,7 +16,7 @@ end
 local function tell(kind, n, limit, fields)
   local name = string.match(limit.key, '[^:]+$')
   -- The check is answered even if the server refuses the event.
-  redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', 100000, '*', 'kind', kind, 'n', plain(n), 'limit', name,
+  redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', EVENTS_KEPT, '*', 'kind', kind, 'n', plain(n), 'limit', name,
     unpack(ARGV, first_field(limit, fields)))
 end
 

@@ -1,0 +1,1 @@
+from tests.redis.test_abuse import *  # noqa: F403

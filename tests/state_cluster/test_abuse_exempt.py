@@ -1,0 +1,1 @@
+from tests.redis.test_abuse_exempt import *  # noqa: F403

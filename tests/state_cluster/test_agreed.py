@@ -1,0 +1,1 @@
+from tests.redis.test_agreed import *  # noqa: F403

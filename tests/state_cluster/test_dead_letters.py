@@ -1,0 +1,1 @@
+from tests.redis.test_dead_letters import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.redis.test_events import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.redis.test_health import *  # noqa: F403

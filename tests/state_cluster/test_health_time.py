@@ -1,0 +1,1 @@
+from tests.redis.test_health_time import *  # noqa: F403

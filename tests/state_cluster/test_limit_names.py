@@ -1,0 +1,1 @@
+from tests.redis.test_limit_names import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.redis.test_limits import *  # noqa: F403

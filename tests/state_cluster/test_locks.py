@@ -1,0 +1,1 @@
+from tests.redis.test_locks import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.redis.test_orders import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.redis.test_pauses import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.redis.test_session_bounds import *  # noqa: F403

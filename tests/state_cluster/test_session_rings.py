@@ -1,0 +1,1 @@
+from tests.redis.test_session_rings import *  # noqa: F403

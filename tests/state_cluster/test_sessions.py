@@ -1,0 +1,1 @@
+from tests.redis.test_sessions import *  # noqa: F403

@@ -1,0 +1,422 @@
+"""A check over several slots, slots that move, and nodes that are away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillroom import AUTH, DEFAULT, Limit, NoDispatch, RedisUnavailable, Settings, Stillroom
+from stillroom.abuse import spreading
+from stillroom.embedded import EmbeddedServer
+from stillroom.errors import SessionStoreUnavailable
+from stillroom.keys import HOUSE, Keys
+from stillroom.limits.over_shards import HELD_MS
+from stillroom.operation import Operation
+from stillroom.scripts import ban_spread
+from stillroom.wire import Command, slot_of
+from tests.support.abuse import ARMED
+from tests.support.cluster import NODES, RedisCluster, begin_move, give_away, migrate
+from tests.support.crowd import PATIENT, Crowd
+from tests.support.entries import Recording
+from tests.support.faces import FACES, open_room
+from tests.support.limits import assert_bounded, forget_denials
+from tests.support.processes import Program
+
+IP = "203.0.113.7"
+KEYS = Keys("stillroom", state_in_cluster=True)
+BY_USER = Limit("by-user", 5, 300, by="user", away="strict")
+HURRIED = {"command_timeout": 0.1, "call_timeout": 0.15, "connect_timeout": 0.1}
+Make = Callable[..., Stillroom]
+
+
+@pytest.fixture(autouse=True)
+def bounded(client: Any) -> Iterator[None]:
+    """Check after every test that each key of the limits has a TTL."""
+    yield
+    assert_bounded(client)
+
+
+def home_of_ip(ip: str = IP) -> bytes:
+    return KEYS.home("ip", ip)
+
+
+def ip_on(cluster: RedisCluster, node: EmbeddedServer, *, other: bool = False) -> str:
+    """Return an address whose limits are on this node, or on another one."""
+    addresses = (f"198.51.100.{number}" for number in range(256))
+    return next(ip for ip in addresses if (cluster.owner(home_of_ip(ip)) is node) is not other)
+
+
+# Over two slots
+
+
+@pytest.mark.parametrize("quotas", [(500, 500), (500, 5_000), (5_000, 500)])
+def test_many_processes_admit_exactly_the_quota_of_two_kinds(
+    places: dict[str, Any], server: EmbeddedServer, quotas: tuple[int, int], make_room: Make
+) -> None:
+    """Four processes with 16 threads each want 1,280 hits by address and by user, and together get the quota."""
+    parts = make_room()._limits_body._requests.make(
+        {"ip": IP, "user": "ann"}, [AUTH, BY_USER], 1, ""
+    )
+    assert len(parts.parts) == 2, "both limits are in one slot"
+    crowd = Crowd(server.url)
+    source = f"""
+        from tests.support.crowd import hit_by_two_kinds
+        hit_by_two_kinds({server.url!r}, {places!r}, 16, 20, {quotas!r})
+    """
+    with ExitStack() as stack:
+        programs = [stack.enter_context(Program(source, within=90)) for _ in range(4)]
+        crowd.await_ready(64)
+        crowd.give("go", 64)
+        admitted = [int(program.read_word("admitted ")) for program in programs]
+    crowd.close()
+    assert sum(admitted) == min(quotas)
+
+
+def test_a_denial_by_one_kind_is_given_back_to_the_other(room: Any) -> None:
+    """What a denied request consumed in another slot is there again when the decision returns."""
+    for _ in range(5):
+        assert room.limits.check({"ip": IP, "user": "ann"}, [DEFAULT, BY_USER])
+    for _ in range(3):
+        forget_denials(room)
+        denied = room.limits.check({"ip": IP, "user": "ann"}, [DEFAULT, BY_USER])
+        assert [limit.name for limit in denied.violated] == ["by-user"]
+        assert denied.standings[-1].remaining in (95, 0)
+    assert room.limits.peek(IP, [DEFAULT]).remaining == 95
+
+
+def test_the_headers_are_those_of_one_server(room: Any) -> None:
+    """An admitted request has the standing of every limit, whatever slot it is in."""
+    decision = room.limits.check({"ip": IP, "user": "ann"}, [DEFAULT, BY_USER])
+    assert {one.limit.name: one.remaining for one in decision.standings} == {
+        "default": 99,
+        "by-user": 4,
+    }
+
+
+def test_a_ban_of_the_address_consumes_nothing_of_the_user(room: Any) -> None:
+    """The address's slot is asked first, so a banned client uses up nobody's quota."""
+    room.abuse.ban(IP, 60)
+    assert room.limits.check({"ip": IP, "user": "ann"}, [DEFAULT, BY_USER]).banned
+    assert room.limits.peek({"ip": "198.51.100.1", "user": "ann"}, [BY_USER]).remaining == 5
+
+
+def test_a_ban_of_a_network_holds_in_all_slots(make_room: Make) -> None:
+    """A network's addresses are in many slots; its ban holds in each, and ends in each."""
+    room, other = make_room(), make_room()
+    addresses = [f"203.0.113.{number}" for number in range(0, 256, 5)]
+    assert len({home_of_ip(ip) for ip in addresses}) > 20
+    room.abuse.ban("203.0.113.0/24", 60)
+    for one in (room, other):
+        assert all(one.limits.check(ip, [DEFAULT]).banned for ip in addresses)
+    room.abuse.lift("203.0.113.0/24")
+    for one in (room, other):
+        forget_denials(one)
+        assert not any(one.limits.check(ip, [DEFAULT]).banned for ip in addresses)
+
+
+def test_a_ban_that_a_shard_missed_is_written_again(
+    make_room: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A rule's ban whose shard was away holds there once workers have looked again, and a lifted one does not."""
+    (path := tmp_path / "rules.toml").write_text(ARMED)
+    room = make_room(abuse_rules=path)
+    for number in range(25):
+        assert room.abuse.report("not_found", ip=IP, route=f"/{number}")
+    with monkeypatch.context() as patch:
+        patch.setattr(spreading, "_spreading", shard_is_away)
+        assert room.abuse.scan()["bans"] == 1
+    assert not room.limits.check(IP, [DEFAULT]).banned
+    room._abuse_body._spreads_at = 0.0
+    room.abuse.scan()
+    assert room.limits.check(IP, [DEFAULT]).banned
+    assert room.abuse.lift(IP)
+    forget_denials(room)
+    room._abuse_body._spreads_at = 0.0
+    room.abuse.scan()
+    assert not room.limits.check(IP, [DEFAULT]).banned
+
+
+def test_a_late_copy_of_a_lifted_ban_does_not_hold(room: Any, client: Any) -> None:
+    """What a worker read before a ban was lifted, and writes after it, bans nobody."""
+    room.abuse.ban(IP, 60)
+    text = client.get(KEYS.ban(IP))
+    room.abuse.lift(IP)
+    home = home_of_ip()
+    keys = [KEYS.ban_at(home, IP), KEYS.widths(home), KEYS.lifted_at(home, IP)]
+    assert room.state.run(sending(ban_spread(keys, text, 60_000, "", 8))) == [0]
+    forget_denials(room)
+    assert not room.limits.check(IP, [DEFAULT]).banned
+
+
+def sending(command: Command) -> Operation[list[Any]]:
+    return (yield [command])
+
+
+def shard_is_away(*_: Any) -> Any:
+    raise RedisUnavailable("breaker", "timeout")
+
+
+def test_a_reservation_over_slots_is_settled_once(room: Any) -> None:
+    """A refund gives back what is in each slot, once; a committed reservation stays."""
+    subject, limits = {"ip": IP, "user": "ann"}, [AUTH, BY_USER]
+    held = room.limits.reserve(subject, limits)
+    assert (room.limits.refund(held), room.limits.refund(held)) == (True, False)
+    assert room.limits.peek(subject, limits).remaining == 5
+    kept = room.limits.reserve(subject, limits)
+    assert (room.limits.commit(kept), room.limits.refund(kept)) == (True, False)
+    assert room.limits.peek(subject, limits).remaining == 4
+
+
+def test_what_a_check_holds_for_a_moment_is_not_kept(room: Any, client: Any) -> None:
+    """The notes that let a check be given back in one slot are gone after two seconds."""
+    assert room.limits.check({"ip": IP, "user": "ann"}, [AUTH, BY_USER])
+    notes = client.keys("*!held}*")
+    assert len(notes) == 1
+    assert client.pttl(notes[0]) <= HELD_MS
+
+
+# When slots move
+
+
+def test_a_slot_that_has_moved_is_followed(room: Any, cluster: RedisCluster) -> None:
+    """The quota, the sessions and the bans of a slot go on where it has moved to."""
+    room.limits.check(IP, [AUTH], cost=3)
+    session = room.sessions.create("ann", {"n": 1})
+    shard = KEYS.due_sessions(int(session.token[:2], 16))
+    for key in (home_of_ip(), shard):
+        slot, old = slot_of(key), cluster.owner(key)
+        new = next(node for node in cluster.nodes[:NODES] if node is not old)
+        give_away(cluster, slot, old, new, keys_in(cluster, slot, old))
+        try:
+            assert room.limits.check(IP, [AUTH], cost=0).remaining == 2
+            assert room.sessions.get(session.token).data == {"n": 1}
+        finally:
+            give_away(cluster, slot, new, old, keys_in(cluster, slot, new))
+    assert room.limits.check(IP, [AUTH], cost=2)
+    forget_denials(room)
+    assert not room.limits.check(IP, [AUTH])
+    assert room.sessions.destroy(session.token)
+
+
+def test_a_slot_on_its_way_is_redis_being_away(room: Any, cluster: RedisCluster) -> None:
+    """While keys of a slot are on two nodes its subjects are decided here, and its sessions are unavailable."""
+    room.limits.check(IP, [AUTH], cost=3)
+    session = room.sessions.create("ann", {"n": 1})
+    shard = KEYS.due_sessions(int(session.token[:2], 16))
+    for key in (home_of_ip(), shard):
+        slot, old = slot_of(key), cluster.owner(key)
+        new = next(node for node in cluster.nodes[:NODES] if node is not old)
+        begin_move(cluster, slot, old, new)
+        migrate(cluster, old, new, keys_in(cluster, slot, old))
+        if key is shard:
+            with pytest.raises(SessionStoreUnavailable):
+                room.sessions.get(session.token)
+        else:
+            decisions = [room.limits.check(IP, [AUTH]) for _ in range(5)]
+            assert {one.degraded for one in decisions if one} <= {"tryagain"}
+            assert sum(map(bool, decisions)) <= 2
+        cluster.move(slot, new)
+        assert room.sessions.get(session.token) is not None
+        give_away(cluster, slot, new, old, keys_in(cluster, slot, new))
+    forget_denials(room)
+    assert not room.limits.check(IP, [AUTH], cost=3)
+
+
+def test_no_quota_is_exceeded_while_slots_move(make_room: Make, cluster: RedisCluster) -> None:
+    """While the slots of address and user go from node to node under load, no more than the quota is admitted."""
+    quota = Limit("by-user", 200, 3_600, by="user", away="strict")
+    rooms = [make_room(limits_strict_503=True) for _ in range(2)]
+    part = rooms[0]._limits_body._requests.make({"ip": IP, "user": "ann"}, [quota], 1, "")
+    slots = [slot_of(key) for key in part.logs]
+    admitted: list[int] = []
+    with hammering(rooms, [Limit("crowd", 5_000, 3_600), quota], admitted):
+        for _ in range(10):
+            for slot, key in zip(slots, part.logs, strict=True):
+                old = cluster.owner(key)
+                new = next(node for node in cluster.nodes[:NODES] if node is not old)
+                begin_move(cluster, slot, old, new)
+                while keys := keys_in(cluster, slot, old):
+                    migrate(cluster, old, new, keys)
+                cluster.move(slot, new)
+    assert 0 < len(admitted) <= 200
+    for slot, key in zip(slots, part.logs, strict=True):
+        home = next(node for node in cluster.nodes[:NODES] if slot in slots_of(cluster, node))
+        if (old := cluster.owner(key)) is not home:
+            give_away(cluster, slot, old, home, keys_in(cluster, slot, old))
+
+
+def test_no_session_is_back_after_its_end_while_slots_move(
+    make_room: Make, cluster: RedisCluster
+) -> None:
+    """Sessions that ended while their slot moved stay ended, and those that live are found again."""
+    room = make_room(session_shards=1)
+    key = KEYS.due_sessions(0)
+    slot, home = slot_of(key), cluster.owner(key)
+    for _ in range(5):
+        kept = [room.sessions.create("kept", {"n": n}) for n in range(5)]
+        ended = [room.sessions.create("ended", {"n": n}) for n in range(5)]
+        old = cluster.owner(key)
+        new = next(node for node in cluster.nodes[:NODES] if node is not old)
+        begin_move(cluster, slot, old, new)
+        told = [room.sessions.destroy(session.token, defer=True) for session in ended]
+        while keys := keys_in(cluster, slot, old):
+            migrate(cluster, old, new, keys)
+        cluster.move(slot, new)
+        for session, is_told in zip(ended, told, strict=True):
+            assert not is_told or room.sessions.get(session.token) is None
+        assert all(room.sessions.get(session.token) is not None for session in kept)
+        room.sessions.destroy_for_user("ended")
+        assert not any(room.sessions.get(session.token) for session in ended)
+    if (old := cluster.owner(key)) is not home:
+        give_away(cluster, slot, old, home, keys_in(cluster, slot, old))
+
+
+def keys_in(cluster: RedisCluster, slot: int, node: EmbeddedServer) -> list[bytes]:
+    found: list[bytes] = cluster.client(node).execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
+    return found
+
+
+def slots_of(cluster: RedisCluster, node: EmbeddedServer) -> range:
+    """Return the slots that a node was given when the cluster was formed."""
+    number = cluster.nodes.index(node)
+    return range(16_384 * number // NODES, 16_384 * (number + 1) // NODES)
+
+
+@contextmanager
+def hammering(rooms: list[Stillroom], limits: list[Limit], admitted: list[int]) -> Iterator[None]:
+    """Check from several threads of each room while the block runs."""
+    ended = threading.Event()
+
+    def hammer(room: Stillroom) -> None:
+        while not ended.is_set():
+            forget_denials(room)
+            if room.limits.check({"ip": IP, "user": "ann"}, limits):
+                admitted.append(1)
+
+    threads = [threading.Thread(target=hammer, args=[room]) for room in rooms for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(30)
+
+
+# When a node is away
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_frozen_node_leaves_the_others_alone(
+    places: dict[str, Any], cluster: RedisCluster, face: str
+) -> None:
+    """Subjects and sessions of the other nodes are decided by Redis, also when the node of the counts is frozen."""
+    settings = Settings(**PATIENT | places | HURRIED)
+    with open_room(face, settings, Recording()) as room:
+        room.connect()
+        frozen = cluster.owner(HOUSE)
+        covers(cluster, "no")
+        near, far = ip_on(cluster, frozen), ip_on(cluster, frozen, other=True)
+        sessions = [room.sessions.create("ann", {"n": n}) for n in range(32)]
+        theirs = [s for s in sessions if owner_of(cluster, s) is not frozen]
+        assert room.limits.check(far, [AUTH], cost=3)
+        assert room.limits.check(near, [AUTH])
+        frozen.freeze()
+        try:
+            for _ in range(10):
+                room.limits.check(near, [DEFAULT])
+            assert room.limits.check(near, [DEFAULT]).degraded
+            assert room.limits.check(far, [AUTH]).degraded == ""
+            assert all(room.sessions.get(session.token) is not None for session in theirs)
+            assert room.sessions.destroy(theirs[0].token)
+            assert room.sessions.get(theirs[0].token) is None
+        finally:
+            frozen.thaw()
+            covers(cluster, "yes")
+        assert room.limits.check(far, [AUTH], cost=0).remaining == 1
+
+
+def test_a_part_that_nobody_decides_is_decided_here(
+    places: dict[str, Any], cluster: RedisCluster
+) -> None:
+    """Where one of two nodes is frozen its limit is decided by the process, and the other one by Redis."""
+    with Stillroom(Settings(**PATIENT | places | HURRIED), dispatch=NoDispatch()) as room:
+        make = room._limits_body._requests.make
+        part = make({"ip": IP, "user": "ann"}, [AUTH, BY_USER], 1, "")
+        address, user = map(cluster.owner, part.keys)
+        if address is user:
+            names = (f"user-{number}" for number in range(100))
+            name = next(
+                name
+                for name in names
+                if cluster.owner(make({"ip": IP, "user": name}, [BY_USER], 1, "").keys[0])
+                is not address
+            )
+        else:
+            name = "ann"
+        subject: dict[str, str | None] = {"ip": IP, "user": name}
+        assert room.limits.check(subject, [AUTH, BY_USER], cost=2)
+        user = cluster.owner(make(subject, [BY_USER], 1, "").keys[0])
+        covers(cluster, "no")
+        user.freeze()
+        try:
+            decisions = [room.limits.check(subject, [AUTH, BY_USER]) for _ in range(8)]
+            assert sum(map(bool, decisions)) <= 3
+            assert all(one.degraded for one in decisions if one)
+        finally:
+            user.thaw()
+            covers(cluster, "yes")
+        until = time.monotonic() + 10
+        while room.limits.peek(subject, [AUTH]).degraded and time.monotonic() < until:
+            time.sleep(0.05)
+        assert room.limits.peek(IP, [AUTH]).remaining is not None
+        assert room.limits.peek(IP, [AUTH]).remaining >= 0
+
+
+def covers(cluster: RedisCluster, how: str) -> None:
+    """Say whether the other nodes go on without one that is down."""
+    for node in cluster.nodes:
+        cluster.client(node).config_set("cluster-require-full-coverage", how)
+
+
+def owner_of(cluster: RedisCluster, session: Any) -> EmbeddedServer:
+    return cluster.owner(KEYS.due_sessions(int(session.token[:2], 16)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("face", FACES)
+def test_a_replica_takes_over(server: EmbeddedServer, face: str) -> None:
+    """When a node is killed its replica goes on with the quotas and the sessions that it has."""
+    with RedisCluster(replicas=NODES) as cluster:
+        places = {"redis_url": cluster.url, "cache_url": server.url, "broker_url": server.url}
+        settings = Settings(**PATIENT | places | {"state_cluster": True, "replicas": 1})
+        with open_room(face, settings, Recording()) as room:
+            room.connect()
+            held = room.limits.reserve(IP, [AUTH], cost=3)
+            session = room.sessions.create("ann", {"n": 1})
+            ended = room.sessions.create("bob", {"n": 1})
+            assert held
+            assert room.sessions.destroy(ended.token)
+            cluster.owner(home_of_ip()).kill()
+            cluster.await_that("limits are decided again", lambda: answers(room))
+            assert room.limits.peek(IP, [AUTH]).remaining == 2
+            cluster.await_that("sessions are read again", lambda: reads(room, session))
+            assert room.sessions.get(ended.token) is None
+
+
+def answers(room: Any) -> bool:
+    return not room.limits.peek(IP, [AUTH]).degraded
+
+
+def reads(room: Any, session: Any) -> bool:
+    try:
+        return room.sessions.get(session.token) is not None
+    except RedisUnavailable:
+        return False

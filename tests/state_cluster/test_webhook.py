@@ -1,0 +1,1 @@
+from tests.redis.test_webhook import *  # noqa: F403

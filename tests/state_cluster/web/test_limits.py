@@ -1,0 +1,1 @@
+from tests.web.test_limits import *  # noqa: F403

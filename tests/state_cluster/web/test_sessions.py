@@ -1,0 +1,1 @@
+from tests.web.test_sessions import *  # noqa: F403
