@@ -135,13 +135,18 @@ class LocalLimits:
         """Return whether Redis has yet to be told of hits in one of these logs, or is being told."""
         return any(key in self.logs for key in keys)
 
-    def settle(self, charges: Iterable[Charge], now: int, *, told: bool) -> None:
-        """Redis knows of these now, or (not `told`) may: then it is told again, and adds only what is new to it."""
+    def settle(
+        self, charges: Iterable[Charge], now: int, *, told: bool, arrived: bool = True
+    ) -> None:
+        """Note that Redis knows of these charges, or (not `told`) may know of them.
+
+        Then it is told again, and adds only what is new to it. `arrived=False`: they can't have come to Redis.
+        """
         with self._lock:
             for charge in charges:
                 if (log := self.logs.get(charge.key)) is None:
                     continue
-                log.settle(now, told=told)
+                log.settle(now, told=told, arrived=arrived)
                 if told and not log.is_owing(now):
                     self._put_away(charge.key, log)
 

@@ -58,7 +58,10 @@ class Entry:
 class Log:
     """The hits of one subject against one limit."""
 
-    __slots__ = ("_entries", "_id", "_keep_us", "_total", "charging", "is_shared", "limit")
+    __slots__ = (
+        *("_entries", "_id", "_keep_us", "_newly_sent", "_total"),
+        *("charging", "is_shared", "limit"),
+    )
 
     def __init__(self, limit: Limit, *, is_shared: bool = False) -> None:
         self.limit = limit
@@ -66,6 +69,9 @@ class Log:
         self.charging = False  # some are on their way to Redis
         self._keep_us = 0  # the longest window of the limits that use it
         self._entries: list[Entry] = []
+        self._newly_sent: list[
+            Entry
+        ] = []  # with the charge that is on its way, and with none before
         self._id = secrets.token_hex(8)
         self._total = 0
 
@@ -133,6 +139,7 @@ class Log:
         self._forget(now)
         owed = [entry for entry in self._entries if entry.state != TOLD]
         plain = [entry for entry in owed if not entry.id]
+        self._newly_sent = [entry for entry in owed if entry.state == OWED]
         for entry in owed:
             entry.state = SENT
         self.charging = True
@@ -146,9 +153,16 @@ class Log:
             tuple([Reserved(e.id, e.count, now - e.last) for e in owed if e.id]),
         )
 
-    def settle(self, now: int, *, told: bool) -> None:
-        """Redis knows of what was charged; or (not `told`) may: then it is charged again."""
+    def settle(self, now: int, *, told: bool, arrived: bool = True) -> None:
+        """Note that Redis knows of the charge, or (not `told`) may know of it. Then the hits are charged again.
+
+        `arrived=False`: the charge can't have come to Redis, so it knows no more than before.
+        """
         self.charging = False
+        if not arrived:
+            for entry in self._newly_sent:
+                entry.state = OWED
+        self._newly_sent = []
         for entry in self._entries:
             if told and entry.state == SENT:
                 entry.state, entry.told_at = TOLD, now

@@ -134,15 +134,18 @@ class Settling:
         except RedisUnavailable as error:
             failure = error
         finally:  # also where this operation is given up
-            self._settle(charges, replies, sent)
+            arrived = failure is None or isinstance(failure, RedisRefused) or failure.may_be_done
+            self._settle(charges, replies, sent, arrived)
         if failure is not None and any(map(_is_unsettled, replies)):
             raise failure
         return list(replies)
 
-    def _settle(self, charges: Sequence[Charge], replies: Sequence[Any], sent: int) -> None:
+    def _settle(
+        self, charges: Sequence[Charge], replies: Sequence[Any], sent: int, arrived: bool
+    ) -> None:
         now = _now_us()
         for charge, reply in zip(charges, replies, strict=True):
-            self._local.settle([charge], now, told=not _is_unsettled(reply))
+            self._local.settle([charge], now, told=not _is_unsettled(reply), arrived=arrived)
             if isinstance(reply, list):
                 *said, server_us = reply
                 known_as = self._requests.known_as(charge.key, charge.limit)
