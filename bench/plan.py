@@ -51,7 +51,9 @@ WORKER_BUSY = 0.7
 APP_BUSY = 0.7
 WIRE_LIMIT = 60e6  # bytes a second from one server, half of a 1 Gbit/s link
 MARKS_CPU_LIMIT = 0.1  # of a process' core, for marks of others
-SHARDS_LIMIT = 64  # as the setting
+SHARDS_LIMIT = 64  # of the cache, as the setting, and of limits on a cluster
+MASTERS_LEAST = 3  # of a Redis Cluster
+SPREAD = 1.3  # what the state takes of all nodes together, as a multiple of one server: docs/explanation/scaling.md
 
 
 class Load(NamedTuple):
@@ -78,7 +80,7 @@ class Plan(NamedTuple):
 
     state_cores: float  # of Redis, for sessions and limits
     cache_cores: float
-    state_servers: int  # the needed number; more than one can't be had today
+    state_servers: int  # more than one are the masters of a cluster
     cache_nodes: int
     shards: int
     app_processes: int
@@ -103,7 +105,7 @@ def planned(load: Load) -> Plan:
     plan = Plan(
         state_cores=state,
         cache_cores=cache,
-        state_servers=max(1, math.ceil(state / BUSY)),
+        state_servers=1 if state <= BUSY else max(MASTERS_LEAST, math.ceil(SPREAD * state / BUSY)),
         cache_nodes=cache_nodes,
         shards=shards,
         app_processes=max(1, processes),
@@ -162,16 +164,16 @@ def bends(plan: Plan) -> Iterator[str]:
     """Yield what does not fit, and what to do then."""
     if plan.state_servers > 1:
         yield (
-            f"sessions and limits: {plan.state_cores:.1f} cores of Redis, and one server has one. Give parts "
-            "of the app namespaces and servers of their own"
+            f"sessions and limits: {plan.state_cores:.1f} cores of Redis. "
+            f"A cluster of {plan.state_servers} masters (STILLROOM_STATE_CLUSTER=1)"
         )
     if plan.cache_nodes > 1:
         yield (
             f"the cache: {plan.cache_cores:.1f} cores of Redis. A cluster of {plan.cache_nodes} masters "
             f"(STILLROOM_CLUSTER=1, STILLROOM_SHARDS={plan.shards}), or near entries"
         )
-    if plan.cache_nodes > SHARDS_LIMIT:
-        yield f"shards: there are {SHARDS_LIMIT} at the most"
+    if max(plan.cache_nodes, plan.state_servers) > SHARDS_LIMIT:
+        yield f"shards: there are {SHARDS_LIMIT} of the cache, and of limits, at the most"
     if plan.marks_bytes_s > WIRE_LIMIT:
         yield (
             f"marks: {plan.marks_bytes_s / 1e6:,.0f} MB/s leave each shard, since each process reads each mark. "

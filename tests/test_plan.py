@@ -40,13 +40,13 @@ def test_cores_are_acts_times_what_each_costs() -> None:
 
 
 def test_a_server_is_full_before_its_core_is() -> None:
-    """One server until BUSY of its core, then two; and then the plan says that two can't be had."""
+    """One server is enough until BUSY of its core is taken; then the plan names a cluster and its setting."""
     each = UNITS["limit check"].server_us + UNITS["session read"].server_us
     most = BUSY * CORE_US / each
     fits, over = planned(Load(requests=most * 0.999)), planned(Load(requests=most * 1.001))
-    assert (fits.state_servers, over.state_servers) == (1, 2)
-    assert not any("sessions and limits" in one for one in fits.bends)
-    assert any("sessions and limits" in one for one in over.bends)
+    assert (fits.state_servers, over.state_servers) == (1, 3)
+    assert not any("STILLROOM_STATE_CLUSTER" in one for one in fits.bends)
+    assert any("STILLROOM_STATE_CLUSTER" in one for one in over.bends)
 
 
 def test_twice_the_load_takes_twice_the_cores() -> None:
