@@ -24,7 +24,7 @@ class Explaining(Protocol):
 
 def of_state(keys: Keys) -> Sequence[bytes]:
     """Return keys that one batch for sessions, limits or abuse may touch together."""
-    return [keys.abuse_log, keys.ban_widths, keys.bans, keys.counts]
+    return [keys.abuse, keys.ban_widths, keys.bans, keys.counts]
 
 
 def of_cache(keys: Keys) -> Sequence[bytes]:
