@@ -88,7 +88,7 @@ def test_flapping_ten_times_is_one_outage(
         else:
             own_server.thaw()
         back(room)
-        assert room.limits.deliver() == 0
+        until(lambda: room.limits.deliver() == 0, "the charge")  # a brisk call may be late
         assert admitted <= 10
     assert admitted == 10
     assert known(own_server, room, LOGIN) >= 10

@@ -73,7 +73,10 @@ NO_TESTS_HERE = {name: why for why, names in NOT_HERE.items() for name in names}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests about one server. The others run on one kind of it: without a cluster both kinds run them."""
     for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.any_server)
         why = NO_TESTS_HERE.get(getattr(item, "originalname", item.name))
         if why and HERE in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=f"on a cluster {why}"))
