@@ -11,38 +11,19 @@ import redis
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
 from stillroom.keys import Keys
-from tests.conftest import SERVERS, binary_of
+from tests.support import cluster_fixtures
 from tests.support.cluster import RedisCluster
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 
-
-@pytest.fixture(scope="session", params=SERVERS)
-def shared_cluster(request: pytest.FixtureRequest) -> Iterator[RedisCluster]:
-    """Start one cluster of each kind of server."""
-    with RedisCluster(binary=binary_of(request)) as cluster:
-        yield cluster
+shared_cluster, cluster = cluster_fixtures.shared_cluster, cluster_fixtures.cluster
+shared_single_server = cluster_fixtures.shared_single_server
+single_server = cluster_fixtures.single_server
 
 
 @pytest.fixture
-def cluster(shared_cluster: RedisCluster) -> RedisCluster:
-    """Return a cluster without data."""
-    shared_cluster.flush()
-    return shared_cluster
-
-
-@pytest.fixture(scope="session")
-def shared_state_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def state_server(shared_state_server: EmbeddedServer) -> EmbeddedServer:
-    """Return the server without data for what the cluster is not for."""
-    with redis.Redis.from_url(shared_state_server.url) as client:
-        client.flushall()
-    return shared_state_server
+def state_server(single_server: EmbeddedServer) -> EmbeddedServer:
+    return single_server
 
 
 @pytest.fixture

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
-import redis
 from stillroom import Settings, Stillroom
 from stillroom.embedded import EmbeddedServer
-from tests.conftest import SERVERS, binary_of
+from tests.support import cluster_fixtures
 from tests.support.cluster import RedisCluster
 from tests.support.crowd import PATIENT
 from tests.support.entries import Recording
 from tests.support.spread_client import SpreadClient
+
+shared_cluster, cluster = cluster_fixtures.shared_cluster, cluster_fixtures.cluster
+shared_single_server = cluster_fixtures.shared_single_server
+single_server = cluster_fixtures.single_server
 
 HERE = Path(__file__).parent
 # Tests of these suites that are about one server, and what of it is not so here.
@@ -82,32 +85,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"on a cluster {why}"))
 
 
-@pytest.fixture(scope="session", params=SERVERS)
-def shared_cluster(request: pytest.FixtureRequest) -> Iterator[RedisCluster]:
-    """Start one cluster of each kind of server."""
-    with RedisCluster(binary=binary_of(request)) as cluster:
-        yield cluster
-
-
 @pytest.fixture
-def cluster(shared_cluster: RedisCluster) -> RedisCluster:
-    """Return a cluster without data."""
-    shared_cluster.flush()
-    return shared_cluster
-
-
-@pytest.fixture(scope="session")
-def shared_cache_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_cache_server: EmbeddedServer) -> EmbeddedServer:
+def server(single_server: EmbeddedServer) -> EmbeddedServer:
     """Return the server of the cache, without data."""
-    with redis.Redis.from_url(shared_cache_server.url) as client:
-        client.flushall()
-    return shared_cache_server
+    return single_server
 
 
 @pytest.fixture

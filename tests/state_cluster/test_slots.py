@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from stillroom.operation import Operation
 from stillroom.scripts import ban_spread
 from stillroom.wire import Command, slot_of
 from tests.support.abuse import ARMED
+from tests.support.celery_process import until
 from tests.support.cluster import NODES, RedisCluster, begin_move, give_away, migrate
 from tests.support.crowd import PATIENT, Crowd
 from tests.support.entries import Recording
@@ -373,11 +373,12 @@ def test_a_part_that_nobody_decides_is_decided_here(
         finally:
             user.thaw()
             covers(cluster, "yes")
-        until = time.monotonic() + 10
-        while room.limits.peek(subject, [AUTH]).degraded and time.monotonic() < until:
-            time.sleep(0.05)
-        assert room.limits.peek(IP, [AUTH]).remaining is not None
-        assert room.limits.peek(IP, [AUTH]).remaining >= 0
+        until(lambda: not room.limits.peek(subject, [AUTH, BY_USER]).degraded, "recovery")
+        left = AUTH.quota - 2 - sum(map(bool, decisions))
+        until(
+            lambda: room.limits.peek(IP, [AUTH]).remaining == left,
+            "what was denied to be given back",
+        )
 
 
 def covers(cluster: RedisCluster, how: str) -> None:

@@ -58,13 +58,11 @@ def serving(face: str, settings: Settings, *hooks: Any, **options: Any) -> Itera
 
 
 @pytest.fixture
-def serve(face: str, settings: Settings) -> Serve:
+def serve(face: str, places: dict[str, Any]) -> Serve:
     """Return a function that serves the shop; `hooks` are as in apps.py, `options` are the middleware's."""
 
     def serve(*hooks: Any, changes: Mapping[str, Any] = {}, **options: Any) -> Any:
-        changed = Settings(
-            **{"redis_url": settings.redis_url, "request_timeout": 30} | PATIENT | dict(changes)
-        )
+        changed = Settings(**{"request_timeout": 30} | PATIENT | places | dict(changes))
         return serving(face, changed, *hooks, **options)
 
     return serve

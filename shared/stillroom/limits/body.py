@@ -26,7 +26,16 @@ from stillroom.limits.denials import REMEMBERED_S, Denial, Denials
 from stillroom.limits.limit import Limit, check_cost
 from stillroom.limits.local import LocalLimits
 from stillroom.limits.operating import Operating
-from stillroom.limits.over_shards import LOOK, Outcome, OverShards, limits_without_redis, new_id
+from stillroom.limits.over_shards import (
+    BANNED,
+    LOOK,
+    OTHER_WIDTHS,
+    TRY_AGAIN_US,
+    Outcome,
+    OverShards,
+    limits_without_redis,
+    new_id,
+)
 from stillroom.limits.request import QUIET, Request, Requests, Subject
 from stillroom.limits.reservation import Reservation
 from stillroom.limits.settling import BITE, Settling
@@ -52,12 +61,9 @@ RESERVED_S = (
 )
 LONGEST_WAIT_S = 3_600.0
 UNREAD_EVERY_S = 30.0  # a user without the right to read changes asks no more often
-TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
 RESERVATION = "a reservation"  # its name in the error when no replica has it in time
 TOLD_AT_ONCE = 100  # denials from memory, with one flush of the counts
-# The first element of limit_check's reply; else it is 1 admitted, 0 denied.
-_BANNED, _OTHER_WIDTHS = -1, -2
 _US = 1_000_000
 
 
@@ -151,7 +157,7 @@ class LimitsBody(Operating, OverShards):
         try:
             request = yield from self._settled(request, is_look=True)
             reply = yield from self._ask(limit_check.run(request.words(LOOK)))
-            if reply[0] == _OTHER_WIDTHS:
+            if reply[0] == OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, LOOK)
         except RedisUnavailable as error:
             return self._stand_in(request, error, take=False)
@@ -266,7 +272,7 @@ class LimitsBody(Operating, OverShards):
             else:
                 unseen = self._unseen(request)
                 (reply,) = yield Once([_taking(request, unseen)])
-            if reply[0] == _OTHER_WIDTHS:
+            if reply[0] == OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, request.mode, unseen)
             return self._learned(request, reply, asked_at, sent)
         except RedisUnavailable as error:
@@ -293,7 +299,7 @@ class LimitsBody(Operating, OverShards):
             sent = time.monotonic()
             unseen, key = self._unseen(request), self._reservation(name, request.home)
             reply = yield from self._ask(_taking(request, unseen, key), RESERVATION)
-            if reply[0] == _OTHER_WIDTHS:
+            if reply[0] == OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, request.mode, unseen, key)
             decision = self._learned(request, reply, asked_at, sent, RESERVED_S)
             held = name if decision else ""
@@ -339,7 +345,7 @@ class LimitsBody(Operating, OverShards):
         try:
             request = yield from self._settled(request)
             reply = yield from self._ask(limit_check.run(request.words(QUIET)))
-            if reply[0] == _OTHER_WIDTHS:
+            if reply[0] == OTHER_WIDTHS:
                 request, reply = yield from self._again(request, reply, QUIET)
         except RedisUnavailable as error:
             return self._stand_in(request, error, take=True)
@@ -429,7 +435,7 @@ class LimitsBody(Operating, OverShards):
     ) -> Decision:
         """Return the decision in this reply, and what to remember of it for how many seconds."""
         decision = self._read(request, reply)
-        if reply[0] == _BANNED:
+        if reply[0] == BANNED:
             until_ms = (
                 self._server.now_ms() if request.home else reply[1] // 1_000
             )  # of a cluster one clock is looked at
@@ -458,7 +464,7 @@ class LimitsBody(Operating, OverShards):
 
     def _read(self, request: Request, reply: list[int]) -> Decision:
         limits, cost, verdict, now_us = request.limits, request.cost, reply[0], reply[1]
-        if verdict == _BANNED:
+        if verdict == BANNED:
             return Decision(limits, TOO_MANY, cost, now_us, wait_us=max(0, reply[2]) * 1_000)
         said = request.folded(reply[2:])
         return Decision(limits, OK if verdict else TOO_MANY, cost, now_us, said)
@@ -663,7 +669,7 @@ class LimitsBody(Operating, OverShards):
         reservation: bytes = b"",
     ) -> Operation[tuple[Request, list[int]]]:
         """Ask again with the current widths of banned networks, as often as new ones are made meanwhile."""
-        while reply[0] == _OTHER_WIDTHS:
+        while reply[0] == OTHER_WIDTHS:
             self._requests.learn_widths(reply[2], request.home)
             request = self._requests.again(request)
             words = request.words(mode, unseen, reservation)

@@ -30,15 +30,13 @@ from stillroom.wire import Command
 
 LOOK = b"look"
 HELD_MS = 2_000  # a check that is denied elsewhere is given back within this time
-BANNED, OTHER_WIDTHS = (
-    -1,
-    -2,
-)  # the first element of limit_check's reply; else it is 1 admitted, 0 denied
-TRY_AGAIN_US = 1_000_000
+# The first element of limit_check's reply; else it is 1 admitted, 0 denied.
+BANNED, OTHER_WIDTHS = -1, -2
+TRY_AGAIN_US = 1_000_000  # Redis is looked for about this often
 
 
 class Verdict(NamedTuple):
-    """What was decided about the part of one shard."""
+    """Hold what was decided about the part of one shard."""
 
     part: Request
     status: int
@@ -51,7 +49,7 @@ class Verdict(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was decided about a request."""
+    """Hold what was decided about a request."""
 
     request: Request  # as it was asked in the end
     decision: Decision

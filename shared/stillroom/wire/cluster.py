@@ -155,12 +155,14 @@ class _Cluster(Generic[W]):
         slots: Sequence[int],
         make: Callable[[Server], W],
         setting: str,
+        followed: Sequence[int] | None,
     ) -> None:
         self._settings = settings
         self._url = url
         self._name = name
         self._setting = setting
         self._make = make
+        self._followed = slots if followed is None else followed
         self._wires: dict[Address, W] = {}
         parts = urlsplit(url)
         self._seed = parts.hostname or "localhost", parts.port or 6379
@@ -218,9 +220,8 @@ class ClusterWire(_Cluster[Wire]):
         *,
         followed: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(settings, url, name, slots, Wire, setting)
-        followed = slots if followed is None else followed
-        self.shards = [ShardWire(self, slot, lambda wire: wire) for slot in followed]
+        super().__init__(settings, url, name, slots, Wire, setting, followed)
+        self.shards = [ShardWire(self, slot, lambda wire: wire) for slot in self._followed]
 
     def ping(self) -> None:
         """Ask where the slots are, and PING each node that has one. Raises RedisUnavailable."""
@@ -245,11 +246,10 @@ class AsyncClusterWire(_Cluster[AsyncWire]):
         *,
         followed: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(settings, url, name, slots, AsyncWire, setting)
-        followed = slots if followed is None else followed
-        self.shards = [AsyncShardWire(self, slot) for slot in followed]
+        super().__init__(settings, url, name, slots, AsyncWire, setting, followed)
+        self.shards = [AsyncShardWire(self, slot) for slot in self._followed]
         # The prober's, and whoever has no event loop.
-        self.shards_for_threads = [ShardWire(self, slot, _for_threads) for slot in followed]
+        self.shards_for_threads = [ShardWire(self, slot, _for_threads) for slot in self._followed]
 
     def ping(self) -> None:
         """See ClusterWire.ping; blocks, so it is for start-up."""
