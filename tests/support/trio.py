@@ -90,7 +90,9 @@ class Trio:
                 )
 
     def _options(self) -> list[str]:
-        return [f"--aclfile {self.secrets / 'users.acl'}", "--appendonly yes", '--save ""']
+        aclfile = f"--aclfile {self.secrets / 'users.acl'}"
+        at_once = "--repl-diskless-sync-delay 0"  # a replica is not kept until others come
+        return [aclfile, "--appendonly yes", '--save ""', at_once]
 
     def _environment(self, port: int) -> dict[str, str]:
         return os.environ | {
@@ -107,6 +109,11 @@ class Trio:
             "DOWN_AFTER_MS": str(DOWN_AFTER_MS),
             "FAILOVER_TIMEOUT_MS": "4000",
         }
+
+    def heal(self) -> None:
+        """Start whoever was killed and not started again, and wait until all are well."""
+        self.start(*{*self.ports, *self.sentinel_ports} - self.running.keys())
+        self.await_formed()
 
     def kill(self, *ports: int) -> None:
         """SIGKILL, as the kernel does it when memory is short."""
@@ -162,16 +169,16 @@ class Trio:
             return dict(client.info("replication"))
 
     def await_formed(self) -> None:
-        """Until two follow the primary, and every Sentinel knows all others."""
+        """Until two have all that the primary has, and every Sentinel knows all others."""
         until(self._is_formed, "three servers and three Sentinels", FORMED_WITHIN_S)
 
     def _is_formed(self) -> bool:
         try:
             (port,) = self.named()
-            followers = self.replication(port)
-            online = sum(f"slave{n}" in followers for n in range(COUNT))
-            return followers["role"] == "master" and online == COUNT - 1 and self._all_known()
-        except (redis.RedisError, OSError, ValueError):
+            about = self.replication(port)
+            states = {about[f"slave{n}"]["state"] for n in range(COUNT - 1)}
+            return about["role"] == "master" and states == {"online"} and self._all_known()
+        except (redis.RedisError, OSError, ValueError, KeyError):  # KeyError: one is not there
             return False
 
     def _all_known(self) -> bool:
